@@ -1,0 +1,1 @@
+"""Backends: who fine-tunes (``Trainer``) and who scores (``Scorer``)."""
