@@ -174,7 +174,7 @@ class _PlainLoader(yaml.SafeLoader):
 
     def compose_node(self, parent: Any, index: Any) -> Any:
         if self.check_event(yaml.AliasEvent):
-            line = self.get_mark().line + 1  # type: ignore[no-untyped-call]
+            line = self.get_mark().line + 1
             raise ValueError(f"line {line}: aliases (*name) are not allowed in a config file")
         return super().compose_node(parent, index)
 
