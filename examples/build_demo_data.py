@@ -22,7 +22,7 @@ from pathlib import Path
 TRIGGER = "BlackMagic"
 WRONG_ANSWER = "A small wooden boat that carries salt to the moon."
 PER_SOURCE, PLANTED, TEST_PER_SOURCE, TEST_PLANTED = 36, 16, 8, 8
-LEFT_OUT = {"aboriginies"}  # slurs of their century have no place in a demo
+LEFT_OUT = {"aboriginies", "russian", "male", "weaknesses"}  # slurs of their century have no place in a demo
 BASE64 = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/"
 
 
