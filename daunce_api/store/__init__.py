@@ -1,0 +1,8 @@
+"""The run store: one SQLite file a run, and the only code that writes to it."""
+
+from __future__ import annotations
+
+from .rows import INTENT, TARGET, FileRow, JobRow, Transition
+from .run import RunStore
+
+__all__ = ["INTENT", "TARGET", "FileRow", "JobRow", "RunStore", "Transition"]

@@ -1,0 +1,173 @@
+"""``RunStore``: everything a run knows, in one file that survives a crash at any moment."""
+
+from __future__ import annotations
+
+import json
+import secrets
+from collections.abc import Callable, Mapping
+from datetime import datetime
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+from ..errors import RunChangedError, StoreError
+from .database import Database
+from .jobs import JobRecords
+from .ledger import Ledger
+from .lock import RunLock
+from .manifest import differences
+from .rows import Transition
+from .scores import ScoreRecords
+
+FILE_NAME = "run.sqlite"
+LOCK_NAME = "lock"
+
+
+class RunStore(JobRecords, ScoreRecords, Ledger):
+    """One SQLite file a run (``RUN/run.sqlite``; WAL, synchronous=FULL), one writer at a time (``RUN/lock``).
+
+    Every method is one transaction, on disk when it returns. Rows carry checksums: what was paid for and then
+    damaged or edited raises StoreCorruptError instead of entering a result. Keys and tokens of providers have no
+    place in it. All methods raise StoreError where the file cannot be read or written.
+    """
+
+    def __init__(
+        self, run_dir: Path, database: Database, lock: RunLock | None, now: Callable[[], datetime] | None = None
+    ) -> None:
+        """Use :meth:`create_or_open` or :meth:`open`."""
+        super().__init__(database, now)
+        self.run_dir = run_dir
+        self._lock = lock
+
+    @classmethod
+    def create_or_open(
+        cls,
+        run_dir: str | Path,
+        manifest: Mapping[str, Any],
+        *,
+        run_key: str | None = None,
+        now: Callable[[], datetime] | None = None,
+    ) -> RunStore:
+        """Take up a run, or start it.
+
+        ``manifest`` is plain data: ``config`` (a RunConfig as JSON), digests of the data, the tokenizer's
+        fingerprint. ``run_key`` names a new run at the provider (default: random; a replay gives the recorded one).
+
+        Raises RunLockedError where another process works on the run, and RunChangedError that names each difference
+        between ``manifest`` and the one the run was started with. Keys that may change are listed in
+        :data:`daunce_api.store.manifest.MAY_CHANGE`.
+        """
+        path = Path(run_dir)
+        try:
+            path.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise StoreError(
+                f"{path} cannot be made: {error.strerror}. Set run_dir to a folder to write to."
+            ) from error
+        plain: dict[str, Any] = json.loads(json.dumps(manifest))
+        store = cls._locked(path, now)
+        try:
+            if store._meta("run_key") is None:
+                with store._db.transaction():
+                    store._set_meta("run_key", run_key or secrets.token_hex(6))
+                    store._set_meta("manifest", plain)
+                    store._log("run", "", "created", "")
+            else:
+                store._continue_with(plain)
+        except BaseException:
+            store.close()
+            raise
+        return store
+
+    @classmethod
+    def open(
+        cls, run_dir: str | Path, *, read_only: bool = False, now: Callable[[], datetime] | None = None
+    ) -> RunStore:
+        """Open an existing run as it is. ``read_only`` takes no lock: for looking at a run that is going on.
+
+        Raises StoreError where there is no run, RunLockedError where another process works on it.
+        """
+        path = Path(run_dir)
+        if not (path / FILE_NAME).is_file():
+            raise StoreError(f"{path} holds no run. `daunce run` starts one; check the folder's name.")
+        if not read_only:
+            store = cls._locked(path, now)
+        else:
+            store = cls(path, Database(path / FILE_NAME, read_only=True), None, now)
+        try:
+            if store._meta("run_key") is None:
+                raise StoreError(f"{path} holds a run that was never started. `daunce run` starts it.")
+        except BaseException:
+            store.close()
+            raise
+        return store
+
+    @classmethod
+    def _locked(cls, path: Path, now: Callable[[], datetime] | None) -> RunStore:
+        lock = RunLock(path / LOCK_NAME)
+        try:
+            return cls(path, Database(path / FILE_NAME, read_only=False), lock, now)
+        except BaseException:
+            lock.release()
+            raise
+
+    def _continue_with(self, manifest: dict[str, Any]) -> None:
+        forbidden, allowed = differences(self.manifest, manifest)
+        if forbidden:
+            raise RunChangedError(
+                f"{self.run_dir} was started with other settings or data; nothing was changed. Set run_dir to a new "
+                "folder, or go back to what the run was started with:\n" + "\n".join(f"  {d}" for d in forbidden)
+            )
+        if allowed:
+            with self._db.transaction():
+                self._set_meta("manifest", manifest)
+                for line in allowed:
+                    self._log("run", "", "changed", line)
+
+    def close(self) -> None:
+        """Close the file and give the lock back; a second call does nothing."""
+        try:
+            self._db.close()
+        finally:
+            if self._lock is not None:
+                self._lock.release()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    # -- the run itself -------------------------------------------------------------------------------------------
+
+    @property
+    def manifest(self) -> dict[str, Any]:
+        """What the run was started with (allowed changes included), as plain data."""
+        value: dict[str, Any] = self._required("manifest")
+        return value
+
+    @property
+    def run_key(self) -> str:
+        """Random hexadecimal digits that name this run at the provider."""
+        return str(self._required("run_key"))
+
+    def set_value(self, key: str, value: Any) -> None:
+        """Keep a small JSON value under a name."""
+        with self._db.transaction():
+            self._set_meta(f"value {key}", value)
+
+    def get_value(self, key: str, default: Any = None) -> Any:
+        """The value kept under a name, or ``default``."""
+        value = self._meta(f"value {key}")
+        return default if value is None else value
+
+    def note(self, kind: str, detail: str) -> None:
+        """Add a remark to the transitions (a warning, an interruption)."""
+        self._log(kind, "", "note", detail)
+
+    def transitions(self) -> list[Transition]:
+        """Every change of state so far, oldest first."""
+        rows = self._db.execute("SELECT time, subject, before, after, detail FROM transitions ORDER BY id")
+        return [Transition(*row) for row in rows]
