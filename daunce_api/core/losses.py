@@ -1,8 +1,8 @@
 """From per-token log-probabilities to per-example losses.
 
-A loss is a negative log-likelihood in nats: ``loss = -mean(log p)`` over the tokens of the completion (METHOD: the measured
-output of a member), or ``-sum(log p)``. A training and a test example are reduced in the same way, each by its own token
-count.
+A loss is a negative log-likelihood in nats: ``loss = -mean(log p)`` over the tokens of the completion (METHOD: the
+measured output of a member), or ``-sum(log p)``. A training and a test example are reduced in the same way, each by
+its own token count.
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ def per_example_losses(
     """Reduce ragged token log-probabilities to one loss an example.
 
     Args:
-        token_logprobs: for each of N examples the natural-log probabilities of its completion tokens (length T_i >= 1), or
-            ``None`` where the example was not scored.
+        token_logprobs: for each of N examples the natural-log probabilities of its completion tokens (length T_i >=
+            1), or ``None`` where the example was not scored.
         reduction: ``"mean"`` gives nats per completion token, ``"sum"`` nats per example.
 
     Returns:
@@ -98,8 +98,8 @@ def resolve_censored(
 ) -> FloatArray:
     """Turn censored losses into values that the estimators take.
 
-    An entry is censored when the provider only says that the loss is at least so much (a token outside the top 20): its value
-    is that lower bound. Estimators know no censoring, so it is decided here, once.
+    An entry is censored when the provider only says that the loss is at least so much (a token outside the top 20):
+    its value is that lower bound. Estimators know no censoring, so it is decided here, once.
 
     Args:
         loss_KN: (K, N) losses in nats; a lower bound where censored; NaN where missing.

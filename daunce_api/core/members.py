@@ -91,7 +91,8 @@ def member_losses(
     usable = (train_state < 2) & (test_state < 2)
     if usable.sum() < 2:
         raise NotEnoughMembersError(
-            f"Scores need at least 2 members with training and test losses; {int(usable.sum())} of {train.shape[0]} have "
+            f"Scores need at least 2 members with training and test losses; {int(usable.sum())} of {train.shape[0]} "
+            "have "
             "them. What is scored stays; score more members and repeat."
         )
     kept = np.flatnonzero(usable)
@@ -111,7 +112,8 @@ def _row_states(loss: Floats, name: str) -> NDArray[np.int64]:
         missing = np.isnan(row)
         if np.isinf(row).any():
             raise DataError(
-                f"Member {k} has infinite {name} losses. A probability of zero is usually a cut-off list: mark the entry as "
+                f"Member {k} has infinite {name} losses. A probability of zero is usually a cut-off list: mark the "
+                "entry as "
                 "missing (NaN) or give its lower bound and resolve_censored()."
             )
         states[k] = 2 if missing.all() else 1

@@ -1,0 +1,251 @@
+"""Blocks of the score matrix and of its standard errors, with or without missing entries.
+
+A standard error is the infinitesimal jackknife over members: with d_k the derivative of a score with respect to the
+weight of member k, ``stderr^2 = K / (K - 1) * sum_k (d_k - mean d)^2``. For `covariance` and `whitened` (lambda fixed)
+d_k is a product of one training-side and one test-side number, so a block costs one more matrix product, on squares.
+For the other filters the same product form is an upper bound for directions of unequal eigenvalue. For `correlation`
+the derivative of the two standard deviations is included.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from daunce_api.core.estimators import Estimator, Factors
+from daunce_api.core.members import Floats, MemberLosses
+from daunce_api.core.spectrum import Setting
+from daunce_api.errors import DataError
+
+Mask = NDArray[np.bool_]
+
+
+class ScoreBlocks(Protocol):
+    """Scores that are computed where they are asked for."""
+
+    shape: tuple[int, int]
+
+    def block(self, rows: slice, columns: slice) -> Floats:
+        """(n, m) scores of some training (rows) and test examples (columns); NaN where there is no answer."""
+        ...
+
+    def stderr_block(self, rows: slice, columns: slice) -> Floats:
+        """(n, m) their standard errors."""
+        ...
+
+
+class FactorBlocks:
+    """Blocks of complete data.
+
+    Attributes:
+        shape: (N, M). factors: what they are computed from.
+    """
+
+    def __init__(self, factors: Factors) -> None:
+        self.factors = factors
+        self.shape = (factors.left_KN.shape[1], factors.right_KM.shape[1])
+
+    def select(self, rows: NDArray[np.int64], columns: NDArray[np.int64]) -> FactorBlocks:
+        """Some rows and columns, by index."""
+        f = self.factors
+        return FactorBlocks(
+            Factors(
+                f.left_KN[:, rows],
+                f.right_KM[:, columns],
+                f.error_map_KK,
+                f.error_right_KM[:, columns],
+                f.standardised,
+            )
+        )
+
+    def block(self, rows: slice, columns: slice) -> Floats:
+        """(n, m) scores."""
+        return np.asarray(self.factors.left_KN[:, rows].T @ self.factors.right_KM[:, columns])
+
+    def stderr_block(self, rows: slice, columns: slice) -> Floats:
+        """(n, m) standard errors."""
+        f = self.factors
+        left, right = error_left(f, rows), f.error_right_KM[:, columns]
+        total = (left**2).T @ right**2
+        mean_part = left.T @ right
+        members = left.shape[0]
+        if f.standardised:  # d_k = a b - r (a^2 + b^2) / 2 with unit columns; sum_k d_k = 0
+            total = (
+                total
+                - mean_part * ((left**3).T @ right + left.T @ right**3)
+                + mean_part**2 / 4 * (2 * total + (left**4).sum(axis=0)[:, None] + (right**4).sum(axis=0))
+            )
+        else:
+            total = total - mean_part**2 / members
+        return np.asarray(np.sqrt(np.maximum(total, 0) * (members / (members - 1))))
+
+
+def error_left(factors: Factors, rows: slice | NDArray[np.int64]) -> Floats:
+    """(K, n) training side of the per-member contributions."""
+    left = factors.left_KN[:, rows]
+    if factors.error_map_KK is None:
+        return left
+    return np.asarray(factors.error_map_KK.astype(left.dtype) @ left)
+
+
+class PairwiseBlocks:
+    """Moment estimators on incomplete data: each pair uses the members that have both of its losses.
+
+    A pair with fewer than two common members has score NaN, one with fewer than three a NaN standard error.
+    """
+
+    def __init__(self, estimator: Estimator, members: MemberLosses) -> None:
+        self._standardised = estimator.name == "correlation"
+        if estimator.needs_inclusion:
+            if members.inclusion_KN is None:
+                raise DataError("The inclusion estimator needs the inclusion matrix.")
+            left = -members.inclusion_KN.astype(np.float64)
+        else:
+            left = members.train_KN
+        self._left, self._left_seen = _filled(left)
+        self._right, self._right_seen = _filled(members.test_KM)
+        self.shape = (left.shape[1], members.test_KM.shape[1])
+
+    def _moments(self, rows: slice, columns: slice) -> tuple[Any, ...]:
+        x, p = self._left[:, rows], self._left_seen[:, rows]
+        y, q = self._right[:, columns], self._right_seen[:, columns]
+        count = p.T @ q
+        with np.errstate(invalid="ignore", divide="ignore"):
+            cross = x.T @ y - (x.T @ q) * (p.T @ y) / count
+        return x, p, y, q, count, cross
+
+    def block(self, rows: slice, columns: slice) -> Floats:
+        """(n, m) scores."""
+        x, p, y, q, count, cross = self._moments(rows, columns)
+        with np.errstate(invalid="ignore", divide="ignore"):
+            if self._standardised:
+                left = (x**2).T @ q - (x.T @ q) ** 2 / count
+                right = p.T @ y**2 - (p.T @ y) ** 2 / count
+                positive = (left > 0) & (right > 0)
+                score = np.where(positive, cross / np.sqrt(np.where(positive, left * right, 1.0)), 0.0)
+            else:
+                score = cross / (count - 1)
+        return np.where(count < 2, np.nan, score)
+
+    def stderr_block(self, rows: slice, columns: slice) -> Floats:
+        """(n, m) standard errors; columns are centred on their own observed members."""
+        x, _, y, _, count, cross = self._moments(rows, columns)
+        with np.errstate(invalid="ignore", divide="ignore"):
+            squares = (x**2).T @ y**2
+            if self._standardised:
+                left, right = (x**2).T @ (y * 0 + self._right_seen[:, columns]), self._left_seen[:, rows].T @ y**2
+                scale = np.sqrt(left * right)
+                r = cross / scale
+                spread = (
+                    squares / scale**2
+                    - r * ((x**3).T @ y / (left * scale) + x.T @ y**3 / (right * scale))
+                    + r**2
+                    / 4
+                    * (
+                        (x**4).T @ self._right_seen[:, columns] / left**2
+                        + self._left_seen[:, rows].T @ y**4 / right**2
+                        + 2 * squares / scale**2
+                    )
+                )
+            else:
+                spread = (squares - (x.T @ y) ** 2 / count) / (count - 1) ** 2
+            error = np.sqrt(np.maximum(spread, 0) * count / (count - 1))
+        return np.where(count < 3, np.nan, error)
+
+
+def _filled(loss_KX: Floats) -> tuple[Floats, Floats]:
+    """Columns centred on their observed members with zeros for the missing ones, and the mask of what is observed."""
+    seen = np.isfinite(loss_KX)
+    count = seen.sum(axis=0)
+    mean = np.where(seen, loss_KX, 0).sum(axis=0, dtype=np.float64) / np.maximum(count, 1)
+    return np.where(seen, loss_KX - mean, 0.0), seen.astype(np.float64)
+
+
+class PatternBlocks:
+    """Filter estimators on incomplete data: a pair is scored as if only the members that have both its losses existed.
+
+    The spectrum of those members comes from every training example that all of them scored. One decomposition is made
+    for each distinct pair of missing patterns.
+
+    Raises:
+        DataError: too many patterns, or members without a training example in common.
+    """
+
+    _LIMIT = 2e11  # multiply-adds spent on decompositions: a few seconds
+
+    def __init__(self, estimator: Estimator, members: MemberLosses, setting: Setting) -> None:
+        self.shape = (members.train_KN.shape[1], members.test_KM.shape[1])
+        train_seen, test_seen = np.isfinite(members.train_KN), np.isfinite(members.test_KM)
+        train_patterns, self._train_of = np.unique(train_seen, axis=1, return_inverse=True)
+        test_patterns, self._test_of = np.unique(test_seen, axis=1, return_inverse=True)
+        pairs = train_patterns.shape[1] * test_patterns.shape[1]
+        if pairs * 30.0 * members.count**3 > self._LIMIT:
+            raise DataError(
+                f"Entries are missing in {train_patterns.shape[1]} different patterns of training and "
+                f"{test_patterns.shape[1]} of test examples, too many for {estimator.name}, which needs one "
+                "decomposition for "
+                "each pair of patterns. Use estimator='covariance', which leaves out missing entries pair by pair, or "
+                "score the missing entries."
+            )
+        self._parts: dict[tuple[int, int], tuple[FactorBlocks, NDArray[np.int64], NDArray[np.int64]] | None] = {}
+        for p in range(train_patterns.shape[1]):
+            for q in range(test_patterns.shape[1]):
+                common: Mask = train_patterns[:, p] & test_patterns[:, q]
+                self._parts[p, q] = self._fit(estimator, members, setting, common, train_seen, test_seen)
+
+    def _fit(
+        self, estimator: Estimator, members: MemberLosses, setting: Setting, common: Mask, train: Mask, test: Mask
+    ) -> tuple[FactorBlocks, NDArray[np.int64], NDArray[np.int64]] | None:
+        if common.sum() < 2:
+            return None
+        rows, columns = np.flatnonzero(train[common].all(axis=0)), np.flatnonzero(test[common].all(axis=0))
+        part = MemberLosses(
+            members.train_KN[common][:, rows],
+            members.test_KM[common][:, columns],
+            None if members.inclusion_KN is None else members.inclusion_KN[common][:, rows],
+            members.kept[common],
+            True,
+        )
+        noise = setting.noise
+        if isinstance(noise, np.ndarray) and noise.ndim:
+            noise = noise[rows]
+        factors = estimator.factorise(part, Setting(noise, setting.rho, setting.ridge))
+        row_of, column_of = np.full(self.shape[0], -1), np.full(self.shape[1], -1)
+        row_of[rows], column_of[columns] = np.arange(rows.size), np.arange(columns.size)
+        return FactorBlocks(factors), row_of, column_of
+
+    def _gather(self, rows: slice, columns: slice, stderr: bool) -> Floats:
+        train_of, test_of = self._train_of[rows], self._test_of[columns]
+        out = np.full((train_of.size, test_of.size), np.nan)
+        first_row, first_column = rows.indices(self.shape[0])[0], columns.indices(self.shape[1])[0]
+        for p in np.unique(train_of):
+            for q in np.unique(test_of):
+                part = self._parts[int(p), int(q)]
+                if part is None:
+                    continue
+                blocks, row_of, column_of = part
+                i, j = np.flatnonzero(train_of == p), np.flatnonzero(test_of == q)
+                chosen = blocks.select(row_of[i + first_row], column_of[j + first_column])
+                everything = slice(None)
+                values = chosen.stderr_block(everything, everything) if stderr else chosen.block(everything, everything)
+                out[np.ix_(i, j)] = values
+        return out
+
+    def block(self, rows: slice, columns: slice) -> Floats:
+        """(n, m) scores."""
+        return self._gather(rows, columns, stderr=False)
+
+    def stderr_block(self, rows: slice, columns: slice) -> Floats:
+        """(n, m) standard errors."""
+        return self._gather(rows, columns, stderr=True)
+
+
+def score_blocks(estimator: Estimator, members: MemberLosses, setting: Setting) -> ScoreBlocks:
+    """Scores of one estimator, ready to be computed block by block."""
+    if members.complete:
+        return FactorBlocks(estimator.factorise(members, setting))
+    if estimator.moment:
+        return PairwiseBlocks(estimator, members)
+    return PatternBlocks(estimator, members, setting)

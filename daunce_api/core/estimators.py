@@ -1,0 +1,212 @@
+"""The estimators: one registry, one form.
+
+Notation and sign are METHOD's: A (K, N) and B (K, M) are training and test losses centred over the K members, G = A
+A^T = U diag(w) U^T, and a positive score means that the training example helps the test example. Every estimator is an
+inner product over members, ``score_NM = left_KN.T @ right_KM`` (`Factors`), which is what makes exact top-k, group sums
+and standard errors possible without ever holding an N x M matrix.
+
+Adding an estimator is one function from `(MemberLosses, Setting)` to `Factors` (for a spectral filter: from a
+`Spectrum` to weights) and one line in `ESTIMATORS`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal, TypeAlias
+
+import numpy as np
+
+from daunce_api.core.members import Floats, MemberLosses
+from daunce_api.core.spectrum import (
+    Filter,
+    Matrix,
+    Setting,
+    Spectrum,
+    Vector,
+    centred,
+    filter_slope,
+    shrunk,
+    spectrum_of,
+)
+from daunce_api.errors import ConfigurationError, DataError
+
+Question: TypeAlias = Literal["attribution", "retrieval"]
+
+QUESTIONS: dict[Question, str] = {
+    "attribution": "how much each training example moves each test example's loss (judged by LDS)",
+    "retrieval": "which training examples belong to a test example, whatever the size of their effect (judged by "
+    "average "
+    "precision)",
+}
+
+
+@dataclass(frozen=True, eq=False)
+class Factors:
+    """Scores as an inner product over members, with what their standard errors need.
+
+    Attributes:
+        left_KN: (K, N) training side.
+        right_KM: (K, M) test side; ``score = left.T @ right``.
+        error_map_KK: (K, K) or None for the identity, and
+        error_right_KM: (K, M): member k contributes ``(error_map @ left)_ki * error_right_kj`` to pair (i, j); the
+            spread of these contributions over members gives the standard error (infinitesimal jackknife; see
+            uncertainty.py).
+        standardised: columns were divided by their standard deviation, whose own error counts too (correlation).
+    """
+
+    left_KN: Floats
+    right_KM: Floats
+    error_map_KK: Matrix | None
+    error_right_KM: Floats
+    standardised: bool = False
+
+
+Factorise: TypeAlias = Callable[[MemberLosses, Setting], Factors]
+
+
+@dataclass(frozen=True)
+class Estimator:
+    """An entry of the registry.
+
+    Attributes:
+        name: what users write.
+        formula: one line.
+        question: which question it answers best.
+        factorise: complete losses to `Factors`.
+        filter: the spectral filter phi(w), for estimators of that family.
+        moment: covariances of single pairs are all it needs, so that missing entries can be left out pair by pair.
+        needs_inclusion, needs_rho: arguments it cannot do without.
+    """
+
+    name: str
+    formula: str
+    question: Question
+    factorise: Factorise
+    filter: Filter | None = None
+    moment: bool = False
+    needs_inclusion: bool = False
+    needs_rho: bool = False
+
+
+def _covariance(members: MemberLosses, setting: Setting) -> Factors:
+    a, b = centred(members.train_KN), centred(members.test_KM)
+    right = b / (members.count - 1)
+    return Factors(a, right, None, right)
+
+
+def _correlation(members: MemberLosses, setting: Setting) -> Factors:
+    a, b = _unit_columns(centred(members.train_KN)), _unit_columns(centred(members.test_KM))
+    return Factors(a, b, None, b, standardised=True)
+
+
+def _inclusion(members: MemberLosses, setting: Setting) -> Factors:
+    if members.inclusion_KN is None:
+        raise ConfigurationError("The inclusion estimator needs the inclusion matrix: pass inclusion_KN.")
+    included = centred(members.inclusion_KN.astype(members.train_KN.dtype))
+    right = centred(members.test_KM) / -(members.count - 1)
+    return Factors(included, right, None, right)
+
+
+def _unit_columns(a_KX: Floats) -> Floats:
+    norm = np.sqrt(np.einsum("kx,kx->x", a_KX, a_KX, dtype=np.float64)).astype(a_KX.dtype)
+    return np.asarray(np.divide(a_KX, norm, out=np.zeros_like(a_KX), where=norm > 0))
+
+
+def whitened_filter(spectrum: Spectrum, setting: Setting) -> Vector:
+    """1 / (s + lambda m) behind the Wiener weight; lambda m relative to the mean eigenvalue m (METHOD, items 4 and 5).
+
+    lambda defaults to 1 here; `scores` and `auto` choose it from the run when the inclusion matrix is known.
+    """
+    ridge = (1.0 if setting.ridge is None else setting.ridge) * spectrum.mean
+    return shrunk(lambda s: 1 / (s + ridge), spectrum)
+
+
+def half_whitened_filter(spectrum: Spectrum, setting: Setting) -> Vector:
+    """s^-1/2 behind the Wiener weight: the influence estimator for members trained with the target's recipe (item
+    6).""" return shrunk(lambda s: 1 / np.sqrt(s), spectrum)
+
+
+def matched_filter(spectrum: Spectrum, setting: Setting) -> Vector:
+    """1 / (sqrt(s) (f R + rho)) behind the Wiener weight, for short members started from the target (item 6)."""
+    if setting.rho is None:
+        raise ConfigurationError(
+            "The matched estimator needs rho, the ratio of the member's to the target's learning-rate time "
+            "(steps x mean learning rate). For members trained from the base use half_whitened."
+        )
+    rho = setting.rho
+    scale = np.sqrt(spectrum.members * _dispersion(spectrum))
+    return shrunk(lambda s: 1 / (np.sqrt(s) * (np.sqrt(s) / scale + rho)), spectrum)
+
+
+def _dispersion(spectrum: Spectrum) -> float:
+    if spectrum.dispersion is None:
+        raise ConfigurationError("The matched estimator needs the inclusion matrix: pass inclusion_KN.")
+    return spectrum.dispersion
+
+
+def spectral_factors(members: MemberLosses, spectrum: Spectrum, apply: Filter, setting: Setting) -> Factors:
+    """Factors of ``A^T U diag(phi) U^T B``.
+
+    Raises:
+        DataError: the scoring noise leaves no direction above it.
+    """
+    phi = apply(spectrum, setting)
+    if not (phi > 0).any():
+        raise DataError(
+            f"Scoring noise ({spectrum.noise_energy:.3g} nats^2 over all training examples) is larger than every "
+            "direction "
+            f"in which members differ (largest {spectrum.w[0]:.3g}). The losses stay usable with "
+            "estimator='covariance'; "
+            "larger members (more epochs, a higher learning rate, a larger subset) or repeated scoring would help."
+        )
+    dtype = members.train_KN.dtype
+    b = centred(members.test_KM)
+    coefficients = spectrum.u_KD.T @ b
+    right = spectrum.u_KD @ (phi[:, None] * coefficients)
+    # Infinitesimal jackknife of the whole expression, its kernel reduced to the rank one that is exact for ridge.
+    slope = np.sqrt(np.maximum(filter_slope(apply, spectrum, setting), 0.0))
+    error_map = (spectrum.u_KD * slope) @ spectrum.u_KD.T
+    error_right = spectrum.u_KD @ (slope[:, None] * coefficients)
+    return Factors(centred(members.train_KN), right.astype(dtype), error_map, error_right.astype(dtype))
+
+
+def _spectral(apply: Filter) -> Factorise:
+    def factorise(members: MemberLosses, setting: Setting) -> Factors:
+        return spectral_factors(members, spectrum_of(members, setting), apply, setting)
+
+    return factorise
+
+
+def _entry(name: str, formula: str, apply: Filter, *, needs_rho: bool = False) -> Estimator:
+    return Estimator(
+        name, formula, "attribution", _spectral(apply), apply, needs_inclusion=needs_rho, needs_rho=needs_rho
+    )
+
+
+ESTIMATORS: dict[str, Estimator] = {
+    e.name: e
+    for e in (
+        Estimator("covariance", "A^T B / (K - 1)", "attribution", _covariance, moment=True),
+        Estimator("correlation", "covariance / (sd_i sd_j)", "retrieval", _correlation, moment=True),
+        Estimator(
+            "inclusion", "-inclusion_c^T B / (K - 1)", "attribution", _inclusion, moment=True, needs_inclusion=True
+        ),
+        _entry("whitened", "A^T (G + lambda tr(G)/K I)^-1 B", whitened_filter),
+        _entry("half_whitened", "A^T G^-1/2 B", half_whitened_filter),
+        _entry("matched", "A^T U diag(1 / (sqrt(w) (f R + rho))) U^T B", matched_filter, needs_rho=True),
+    )
+}
+
+
+def estimator_named(name: str) -> Estimator:
+    """The registry entry of that name.
+
+    Raises:
+        ConfigurationError: there is none.
+    """
+    try:
+        return ESTIMATORS[name]
+    except KeyError:
+        known = ", ".join(["auto", *ESTIMATORS])
+        raise ConfigurationError(f"Unknown estimator {name!r}; there are: {known}.") from None

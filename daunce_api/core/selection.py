@@ -1,0 +1,173 @@
+"""Exact k largest inner products, streamed in blocks that stay in cache.
+
+The two inputs are point sets P (n, K) and Q (m, K); for every row of Q the k rows of P with the largest inner product
+are found. Three things make it about as cheap as the bare product:
+
+* P is visited in order of falling norm. |p.q| <= |p||q|, so a query is finished, exactly, as soon as the next norm
+  cannot beat its k-th best value. Loss deviations are heavy-tailed, so this ends early on real data.
+* Both sides are rotated so that the first coordinates carry most of P's energy. With the norm of the rest as one more
+  coordinate, a product over the first d + 1 coordinates is an upper bound of the inner product (Cauchy-Schwarz); only
+  pairs whose bound beats the threshold are computed in full. d is chosen on a sample, and is K where it would not pay.
+* What beats its query's threshold is found with one comparison and a search over eight mask bytes at a time.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from daunce_api.core.members import Floats
+
+QUERY_TILE = 256
+POINT_TILE = 2_048
+Index = NDArray[np.int64]
+
+
+class Best:
+    """The k largest values seen so far for each of m queries.
+
+    Attributes:
+        value_mk: (m, k) descending within no order, -inf where fewer than k were offered.
+        index_mk: (m, k) their indices, -1 where empty.
+        threshold: (m,) the k-th largest value: what a new one has to beat.
+    """
+
+    def __init__(self, queries: int, k: int, dtype: np.dtype[np.floating]) -> None:
+        self.k = k
+        self.value_mk: Floats = np.full((queries, k), -np.inf, dtype=dtype)
+        self.index_mk: Index = np.full((queries, k), -1, dtype=np.int64)
+        self.threshold: Floats = np.full(queries, -np.inf, dtype=dtype)
+        self._waiting: list[tuple[Index, Floats, Index]] = []
+        self._count = 0
+
+    def offer(self, query: Index, value: Floats, index: Index) -> None:
+        """Add candidates (flat, same length, any order); they count from the next `settle` on."""
+        if query.size:
+            self._waiting.append((query, value, index))
+            self._count += query.size
+            if self._count > 4 * self.value_mk.size:
+                self.settle()
+
+    def settle(self) -> None:
+        """Fold what waits into the best k and raise the thresholds."""
+        if not self._waiting:
+            return
+        query, value, index = (np.concatenate(part) for part in zip(*self._waiting, strict=True))
+        self._waiting, self._count = [], 0
+        alive = value > self.threshold[query]
+        query, value, index = query[alive], value[alive], index[alive]
+        order = np.argsort(query, kind="stable")
+        query, value, index = query[order], value[order], index[order]
+        touched, start, count = np.unique(query, return_index=True, return_counts=True)
+        if touched.size == 0:
+            return
+        width = self.k + int(count.max())
+        values = np.full((touched.size, width), -np.inf, dtype=self.value_mk.dtype)
+        indices = np.full((touched.size, width), -1, dtype=np.int64)
+        values[:, : self.k], indices[:, : self.k] = self.value_mk[touched], self.index_mk[touched]
+        row = np.repeat(np.arange(touched.size), count)
+        place = self.k + np.arange(query.size) - np.repeat(start, count)
+        values[row, place], indices[row, place] = value, index
+        keep = np.argpartition(values, width - self.k, axis=1)[:, width - self.k :]
+        self.value_mk[touched] = np.take_along_axis(values, keep, axis=1)
+        self.index_mk[touched] = np.take_along_axis(indices, keep, axis=1)
+        self.threshold[touched] = self.value_mk[touched].min(axis=1)
+
+    def sorted(self) -> tuple[Index, Floats]:
+        """(m, k) indices and values, largest first, equal values by index."""
+        self.settle()
+        order = np.lexsort((self.index_mk, -self.value_mk), axis=1)
+        return np.take_along_axis(self.index_mk, order, axis=1), np.take_along_axis(self.value_mk, order, axis=1)
+
+
+def above(block_mn: Floats, threshold_m: Floats) -> tuple[Index, Index]:
+    """Row and column of every entry above its row's threshold; n must be a multiple of 8."""
+    mask = block_mn > threshold_m[:, None]
+    words = np.flatnonzero(mask.view(np.uint64).ravel() != 0)
+    if words.size == 0:
+        return words, words
+    inner = np.flatnonzero(mask.view(np.uint64).ravel()[words].view(np.bool_))
+    flat = words[inner >> 3] * 8 + (inner & 7)
+    row, column = np.divmod(flat, block_mn.shape[1])
+    return row, column
+
+
+@dataclass(frozen=True, eq=False)
+class Points:
+    """P ready for searching.
+
+    Attributes:
+        full_nK: rows in order of falling norm, rotated, padded with zero rows to a multiple of 8.
+        order: (n,) original index of each row.
+        norm: (n + padding,) norms, descending.
+        rotation_KK: what queries have to be multiplied by.
+    """
+
+    full_nK: Floats
+    order: Index
+    norm: Floats
+    rotation_KK: Floats
+
+
+def prepare_points(points_Kn: Floats) -> Points:
+    """Rotate by the eigenvectors of P's second moment and sort by norm (one copy of P)."""
+    width, count = points_Kn.shape
+    moment = np.zeros((width, width))
+    for start in range(0, count, 65_536):
+        part = points_Kn[:, start : start + 65_536].astype(np.float64)
+        moment += part @ part.T
+    rotation = np.linalg.eigh(moment)[1][:, ::-1].astype(points_Kn.dtype)
+    norm = np.sqrt(np.einsum("kn,kn->n", points_Kn, points_Kn))
+    order = np.argsort(-norm, kind="stable")
+    full = np.zeros((-(-count // 8) * 8, width), dtype=points_Kn.dtype)
+    for start in range(0, count, 65_536):
+        pick = order[start : start + 65_536]
+        full[start : start + pick.size] = points_Kn[:, pick].T @ rotation
+    padded = np.zeros(full.shape[0], dtype=norm.dtype)
+    padded[:count] = norm[order]
+    return Points(full, order, padded, rotation)
+
+
+def largest(points: Points, queries_Km: Floats, k: int) -> tuple[Index, Floats]:
+    """For every query the k points with the largest inner product.
+
+    Args:
+        points: from `prepare_points`.
+        queries_Km: (K, m), not rotated.
+        k: at most the number of points.
+
+    Returns:
+        (m, k) original indices and (m, k) values, largest first, equal values by index.
+    """
+    queries = np.ascontiguousarray((points.rotation_KK.T @ queries_Km).T)
+    index, value = np.empty((queries.shape[0], k), dtype=np.int64), np.empty((queries.shape[0], k), dtype=queries.dtype)
+    # Queries that end at a similar place share a tile: long ones first.
+    for start in range(0, queries.shape[0], QUERY_TILE):
+        tile = slice(start, start + QUERY_TILE)
+        index[tile], value[tile] = _search(points, queries[tile], k)
+    return index, value
+
+
+def _search(points: Points, queries_mK: Floats, k: int) -> tuple[Index, Floats]:
+    best = Best(queries_mK.shape[0], k, queries_mK.dtype)
+    query_norm = np.sqrt((queries_mK**2).sum(axis=1))
+    slack = 1 + 1e-5 if queries_mK.dtype == np.float32 else 1 + 1e-12  # rounding of norms against rounding of products
+    active: Index = np.arange(queries_mK.shape[0])
+    count = points.order.size
+    for start in range(0, count, POINT_TILE):
+        alive = points.norm[start] * query_norm[active] * slack > best.threshold[active]
+        if not alive.all():
+            active = active[alive]
+            if active.size == 0:
+                break
+        block_nK = points.full_nK[start : start + POINT_TILE]
+        block = queries_mK[active] @ block_nK.T
+        real = min(count - start, block.shape[1])
+        if real < block.shape[1]:
+            block[:, real:] = -np.inf
+        row, column = above(block, best.threshold[active])
+        best.offer(active[row], block[row, column], points.order[start + column])
+        best.settle()
+    return best.sorted()

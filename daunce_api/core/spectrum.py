@@ -1,0 +1,183 @@
+"""Member space: the K x K spectrum of the training losses, and filters over it.
+
+With A (K, N) the centred training losses and B (K, M) the centred test losses, G = A A^T = U diag(w) U^T and every
+filter estimator is ``score = A^T U diag(phi(w)) U^T B`` (METHOD, estimators, items 4 to 6). This module holds w, U and
+the functions phi.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+from daunce_api.core.members import Floats, MemberLosses
+from daunce_api.errors import ConfigurationError, DataError
+
+Vector: TypeAlias = NDArray[np.float64]
+Matrix: TypeAlias = NDArray[np.float64]
+_BLOCK = 65_536
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What is known of a run besides its losses.
+
+    Attributes:
+        noise: standard deviation of the scoring noise of one loss, nats: one number, or (N,) one for each training
+            example.
+        rho: (member's steps x mean learning rate) / (target's steps x mean learning rate), for members that start from
+            the target; METHOD item 6. None: unknown, or members trained from the base.
+        ridge: lambda of ``whitened`` relative to the mean eigenvalue; None lets the estimator choose.
+    """
+
+    noise: float | Vector | None = None
+    rho: float | None = None
+    ridge: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.noise is not None and not (np.isfinite(self.noise).all() and (np.asarray(self.noise) >= 0).all()):
+            raise ConfigurationError("Scoring noise is a standard deviation in nats: finite and not negative.")
+        if self.rho is not None and not (np.isfinite(self.rho) and self.rho > 0):
+            raise ConfigurationError(f"rho is a ratio of learning-rate times and must be positive, not {self.rho}.")
+        if self.ridge is not None and not (np.isfinite(self.ridge) and self.ridge > 0):
+            raise ConfigurationError(f"The ridge lambda must be positive, not {self.ridge}.")
+
+    def noise_energy(self, count: int) -> float:
+        """Sum over ``count`` training examples of the noise variance, nats^2: what noise adds to every eigenvalue."""
+        if self.noise is None:
+            return 0.0
+        sigma = np.asarray(self.noise, dtype=np.float64)
+        if sigma.ndim and sigma.shape != (count,):
+            raise DataError(
+                f"Noise has shape {sigma.shape}; it must be one number or one for each of {count} examples."
+            )
+        return float((sigma**2).sum() if sigma.ndim else count * sigma**2)
+
+
+@dataclass(frozen=True, eq=False)
+class Spectrum:
+    """Eigenvalues and eigenvectors of G = A A^T with the null directions left out.
+
+    Attributes:
+        w: (D,) eigenvalues, nats^2, descending, all positive. D <= K - 1, since centring removes one direction.
+        u_KD: (K, D) eigenvectors.
+        mean: tr(G) / K, the unit in which a ridge lambda is measured.
+        members: K.
+        noise_energy: N sigma^2, what scoring noise adds to every eigenvalue.
+        dispersion: var(inclusion) / mean(inclusion)^2 = (1 - r) / r for subsets of ratio r, or None when unknown.
+    """
+
+    w: Vector
+    u_KD: Matrix
+    mean: float
+    members: int
+    noise_energy: float = 0.0
+    dispersion: float | None = None
+
+    @property
+    def signal(self) -> Vector:
+        """(D,) eigenvalues less the noise energy, at least zero: s of METHOD item 5."""
+        return np.maximum(self.w - self.noise_energy, 0.0)
+
+    @property
+    def response(self) -> Vector:
+        """(D,) f R, the unitless response of the training recipe in each direction: sqrt(s / (K dispersion)), item 6.
+
+        Raises:
+            ConfigurationError: the inclusion matrix is not known.
+        """
+        if self.dispersion is None:
+            raise ConfigurationError("This estimator needs the inclusion matrix: pass inclusion_KN.")
+        return np.asarray(np.sqrt(self.signal / (self.members * self.dispersion)))
+
+
+Filter: TypeAlias = Callable[[Spectrum, Setting], Vector]
+
+
+def centred(loss_KX: Floats) -> Floats:
+    """Columns less their mean over members; the dtype is kept, the mean is taken in float64."""
+    mean = loss_KX.mean(axis=0, dtype=np.float64)
+    return np.asarray(loss_KX - mean.astype(loss_KX.dtype))
+
+
+def gram(a_KN: Floats) -> Matrix:
+    """A A^T in float64, block by block, with both sides centred over members."""
+    total: Matrix = np.zeros((a_KN.shape[0],) * 2)
+    for start in range(0, a_KN.shape[1], _BLOCK):
+        block = a_KN[:, start : start + _BLOCK].astype(np.float64)
+        total += block @ block.T
+    total -= total.mean(axis=0)
+    total -= total.mean(axis=1, keepdims=True)
+    return (total + total.T) / 2
+
+
+def inclusion_dispersion(inclusion_KN: NDArray[Any]) -> float:
+    """var(inclusion) / mean^2 within members: (1 - r) / r for subsets of ratio r, about 1 / r for bootstrap subsets."""
+    mean = float(inclusion_KN.mean(dtype=np.float64))
+    if mean <= 0:
+        raise DataError("Every subset is empty: no member was trained on any example.")
+    within = float(np.mean([np.var(row, dtype=np.float64) for row in inclusion_KN]))
+    if within <= 0:
+        raise DataError(
+            "Every member was trained on every example: subsets of the training set are what attribution reads."
+        )
+    return within / mean**2
+
+
+def spectrum_of(members: MemberLosses, setting: Setting) -> Spectrum:
+    """Decompose the centred training losses of complete members.
+
+    Raises:
+        DataError: the training losses are the same in all members.
+    """
+    return decompose(gram(centred(members.train_KN)), members, setting)
+
+
+def decompose(gram_KK: Matrix, members: MemberLosses, setting: Setting) -> Spectrum:
+    """Eigendecomposition of a centred Gram matrix, null directions dropped."""
+    count = gram_KK.shape[0]
+    w, u = np.linalg.eigh(gram_KK)
+    keep = w > 100 * count * np.finfo(np.float64).eps * max(float(w[-1]), 0.0)
+    if not keep.any():
+        raise DataError("All members give every training example the same loss, so nothing tells examples apart.")
+    dispersion = None if members.inclusion_KN is None else inclusion_dispersion(members.inclusion_KN)
+    return Spectrum(
+        w[keep][::-1].copy(),
+        np.ascontiguousarray(u[:, keep][:, ::-1]),
+        float(np.trace(gram_KK)) / count,
+        count,
+        setting.noise_energy(members.train_KN.shape[1]),
+        dispersion,
+    )
+
+
+def shrunk(phi: Callable[[Vector], Vector], spectrum: Spectrum) -> Vector:
+    """(s / w)^2 phi(s): a filter meant for the signal's eigenvalue s, behind a Wiener weight (METHOD, items 5 and
+    6).""" signal = spectrum.signal
+    alive = signal > 0
+    out = np.zeros_like(signal)
+    out[alive] = (signal[alive] / spectrum.w[alive]) ** 2 * phi(signal[alive])
+    return out
+
+
+def filter_slope(apply: Filter, spectrum: Spectrum, setting: Setting) -> Vector:
+    """(D,) d(w phi) / dw, how the filtered direction answers to re-weighting members; used for standard errors.
+
+    Central difference with a relative step of 1e-4, all else (mean, noise) held fixed.
+    """
+    sides = []
+    for factor in (1 + 1e-4, 1 - 1e-4):
+        moved = Spectrum(
+            spectrum.w * factor,
+            spectrum.u_KD,
+            spectrum.mean,
+            spectrum.members,
+            spectrum.noise_energy,
+            spectrum.dispersion,
+        )
+        sides.append(moved.w * apply(moved, setting))
+    return np.asarray((sides[0] - sides[1]) / (2e-4 * spectrum.w))

@@ -1,0 +1,182 @@
+"""Proponents and opponents: the k largest or smallest scores of every example, with their uncertainty."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from daunce_api.core.blocks import FactorBlocks, ScoreBlocks, score_blocks
+from daunce_api.core.choice import choose
+from daunce_api.core.estimators import Factors, Question
+from daunce_api.core.members import Floats, member_losses
+from daunce_api.core.selection import Best, Index, above, largest, prepare_points
+from daunce_api.core.spectrum import Setting
+from daunce_api.core.uncertainty import fdr_threshold, significance_threshold
+from daunce_api.errors import ConfigurationError
+
+_ROWS = 4_096
+_PAIRS = 400_000
+
+
+@dataclass(frozen=True, eq=False)
+class Ranking:
+    """The k strongest partners of every example.
+
+    Attributes:
+        index_Mk: (M, k) int64 indices of training examples (with per="train": (N, k), of test examples), strongest
+            first; -1 where an example has fewer than k scores (missing losses).
+        score_Mk: their scores; positive = helpful. Descending for proponents, ascending for opponents.
+        stderr_Mk: standard errors over the choice of members, or None.
+        z_Mk: score / stderr, or None.
+        distinguishable_Mk: |z| above ``z_threshold``, or None: whether the score can be told from zero.
+        z_threshold: two-sided 5 % point of Student's t with K - 1 degrees of freedom, for one pair looked at by
+            itself; or the Benjamini-Hochberg threshold over all N x M pairs, when a false-discovery rate was asked for.
+        estimator, why: which estimator, and what chose it.
+        question: what a ranking by this estimator answers.
+        members: K.
+        opponents: whether these are the smallest scores.
+    """
+
+    index_Mk: Index
+    score_Mk: Floats
+    stderr_Mk: Floats | None
+    z_Mk: Floats | None
+    distinguishable_Mk: NDArray[np.bool_] | None
+    z_threshold: float | None
+    estimator: str
+    why: str
+    question: str
+    members: int
+    opponents: bool
+
+
+def top(
+    train_loss_KN: ArrayLike,
+    test_loss_KM: ArrayLike,
+    k: int,
+    estimator: str = "auto",
+    stderr: bool = True,
+    opponents: bool = False,
+    *,
+    inclusion_KN: ArrayLike | None = None,
+    noise: float | NDArray[np.float64] | None = None,
+    rho: float | None = None,
+    question: Question = "attribution",
+    per: Literal["test", "train"] = "test",
+    fdr: float | None = None,
+) -> Ranking:
+    """The k largest (or smallest) scores of every test example, exact, without the N x M matrix.
+
+    Args:
+        train_loss_KN, test_loss_KM, inclusion_KN, estimator, noise, rho: as for `scores`. Inputs may be memory-mapped.
+        k: how many; more than there are means all.
+        stderr: also standard errors, z-values and what can be told from zero.
+        opponents: the smallest scores instead of the largest.
+        question: with estimator="auto": "attribution" (effect on the loss, judged by LDS) or "retrieval" (which
+            examples belong together).
+        per: "test" ranks training examples for each test example, "train" the other way round.
+        fdr: mark as distinguishable so that at most this share of all marked pairs of the N x M is expected to be false
+            (Benjamini-Hochberg; costs a pass over all pairs).
+
+    Returns:
+        Ranking.
+
+    Raises:
+        ConfigurationError: k < 1, an unknown option, or fdr outside (0, 1). Otherwise as `scores`.
+    """
+    if k < 1 or per not in ("test", "train"):
+        raise ConfigurationError(f'top needs k >= 1 and per="test" or "train"; got k={k}, per={per!r}.')
+    if fdr is not None and not (stderr and 0 < fdr < 1):
+        raise ConfigurationError(f"A false-discovery rate lies in (0, 1) and needs standard errors; got fdr={fdr}.")
+    members = member_losses(train_loss_KN, test_loss_KM, inclusion_KN)
+    choice = choose(members, estimator, Setting(noise, rho), question)
+    blocks = score_blocks(choice.estimator, members, choice.setting)
+    if isinstance(blocks, FactorBlocks):
+        index, score = _top_of_factors(blocks.factors, k, opponents, per)
+        error = _pair_errors(blocks.factors, index, per) if stderr else None
+    else:
+        index, score, error = _top_of_blocks(blocks, k, opponents, per, stderr)
+    z = marked = threshold = None
+    if error is not None:
+        with np.errstate(invalid="ignore", divide="ignore"):
+            z = np.where(error > 0, score / error, np.nan)
+        threshold = significance_threshold(members.count) if fdr is None else fdr_threshold(blocks, members.count, fdr)
+        marked = np.abs(z) >= threshold
+    return Ranking(
+        index,
+        score,
+        error,
+        z,
+        marked,
+        threshold,
+        choice.estimator.name,
+        choice.why,
+        choice.question_text,
+        members.count,
+        opponents,
+    )
+
+
+def _top_of_factors(factors: Factors, k: int, opponents: bool, per: str) -> tuple[Index, Floats]:
+    points, queries = factors.left_KN, factors.right_KM
+    if per == "train":
+        points, queries = queries, points
+    sign = -1 if opponents else 1
+    index, value = largest(prepare_points(points), queries * sign if opponents else queries, min(k, points.shape[1]))
+    return index, value * sign if opponents else value
+
+
+def _pair_errors(factors: Factors, index_Mk: Index, per: str) -> Floats:
+    """Standard errors of chosen pairs: K multiplications each, whatever N x M is."""
+    left_NK, right_MK = np.ascontiguousarray(factors.left_KN.T), np.ascontiguousarray(factors.error_right_KM.T)
+    mapped = None if factors.error_map_KK is None else factors.error_map_KK.astype(left_NK.dtype)
+    members = left_NK.shape[1]
+    out = np.empty(index_Mk.shape, dtype=left_NK.dtype)
+    step = max(1, _PAIRS // (index_Mk.shape[1] * max(1, members // 50)))
+    for start in range(0, index_Mk.shape[0], step):
+        chosen = index_Mk[start : start + step]
+        own = np.arange(start, start + chosen.shape[0])
+        rows, columns = (chosen, own[:, None]) if per == "test" else (own[:, None], chosen)
+        left = left_NK[rows]
+        if mapped is not None:
+            left = left @ mapped  # symmetric
+        right = right_MK[columns]
+        part = left * right
+        if factors.standardised:
+            part = part - part.sum(axis=-1, keepdims=True) * (left**2 + right**2) / 2
+        spread = part.var(axis=-1, dtype=np.float64) * members
+        out[start : start + step] = np.sqrt(spread * (members / (members - 1)))
+    return out
+
+
+def _top_of_blocks(
+    blocks: ScoreBlocks, k: int, opponents: bool, per: str, stderr: bool
+) -> tuple[Index, Floats, Floats | None]:
+    """Incomplete data: the same selection over blocks, pairs without a score left out."""
+    many, few = blocks.shape if per == "test" else blocks.shape[::-1]
+    sign = -1 if opponents else 1
+    best = Best(few, min(k, many), np.dtype(np.float64))
+    whole = slice(None)
+    for start in range(0, many, _ROWS):
+        piece = slice(start, start + _ROWS)
+        block = blocks.block(piece, whole).T if per == "test" else blocks.block(whole, piece)
+        padded = np.full((few, -(-block.shape[1] // 8) * 8), -np.inf)
+        padded[:, : block.shape[1]] = np.where(np.isnan(block), -np.inf, sign * block)
+        row, column = above(padded, best.threshold)
+        best.offer(row, padded[row, column], start + column)
+        best.settle()
+    index, value = best.sorted()
+    score = np.where(index >= 0, sign * value, np.nan)
+    if not stderr:
+        return index, score, None
+    error = np.full(index.shape, np.nan)
+    for start in range(0, many, _ROWS):
+        row, place = np.nonzero((index >= start) & (index < start + _ROWS))
+        if row.size:
+            piece = slice(start, start + _ROWS)
+            block = blocks.stderr_block(piece, whole).T if per == "test" else blocks.stderr_block(whole, piece)
+            error[row, place] = block[row, index[row, place] - start]
+    return index, score, error
