@@ -123,8 +123,8 @@ def whitened_filter(spectrum: Spectrum, setting: Setting) -> Vector:
 
 
 def half_whitened_filter(spectrum: Spectrum, setting: Setting) -> Vector:
-    """s^-1/2 behind the Wiener weight: the influence estimator for members trained with the target's recipe (item
-    6).""" return shrunk(lambda s: 1 / np.sqrt(s), spectrum)
+    """s^-1/2 behind the Wiener weight: the influence estimator where members share the target's recipe (item 6)."""
+    return shrunk(lambda s: 1 / np.sqrt(s), spectrum)
 
 
 def matched_filter(spectrum: Spectrum, setting: Setting) -> Vector:

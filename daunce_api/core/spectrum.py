@@ -156,8 +156,8 @@ def decompose(gram_KK: Matrix, members: MemberLosses, setting: Setting) -> Spect
 
 
 def shrunk(phi: Callable[[Vector], Vector], spectrum: Spectrum) -> Vector:
-    """(s / w)^2 phi(s): a filter meant for the signal's eigenvalue s, behind a Wiener weight (METHOD, items 5 and
-    6).""" signal = spectrum.signal
+    """(s / w)^2 phi(s): a filter of the signal's eigenvalue s behind a Wiener weight (METHOD, items 5 and 6)."""
+    signal = spectrum.signal
     alive = signal > 0
     out = np.zeros_like(signal)
     out[alive] = (signal[alive] / spectrum.w[alive]) ** 2 * phi(signal[alive])
