@@ -82,6 +82,15 @@ class Example:
             records.append(record)
         return {"messages": records}
 
+    def to_record(self) -> dict[str, Any]:
+        """The record that :meth:`Dataset.from_records` reads back as this example."""
+        record: dict[str, Any] = {"id": self.id}
+        if self.source is not None:
+            record["source"] = self.source
+        if self.is_chat:
+            return record | {"messages": [m.to_record() for m in self.messages]}
+        return record | {"prompt": self.prompt, "completion": self.completion}
+
     @property
     def content_hash(self) -> str:
         """First 16 hexadecimal digits of the SHA-256 of the canonical content, without id and source."""
