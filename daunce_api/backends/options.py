@@ -1,0 +1,41 @@
+"""Options of one kind of backend: a pydantic model each, with the same messages as the config's own keys."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping
+from typing import Any, TypeVar
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from ..errors import ConfigurationError
+
+
+class Options(BaseModel):
+    """Base of every kind's options: frozen, unknown keys refused."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True)
+
+
+OptionsT = TypeVar("OptionsT", bound=Options)
+
+
+def parse_options(kind: type[OptionsT], given: Mapping[str, Any], where: str) -> OptionsT:
+    """Options of a backend, checked; ``where`` is the key in the config, such as ``backend.options``.
+
+    Raises ConfigurationError that lists every problem, with the close match of an unknown key.
+    """
+    try:
+        return kind.model_validate(dict(given))
+    except ValidationError as error:
+        lines = [f"{where} has problems:"]
+        for problem in error.errors():
+            place = ".".join(str(part) for part in problem["loc"])
+            if problem["type"] == "extra_forbidden":
+                close = difflib.get_close_matches(place, kind.model_fields, n=1)
+                known = ", ".join(kind.model_fields)
+                hint = f"did you mean {close[0]}?" if close else f"known keys: {known}"
+                lines.append(f"  {place}: unknown key; {hint}")
+            else:
+                lines.append(f"  {place}: {problem['msg']}")
+        raise ConfigurationError("\n".join(lines)) from None
