@@ -18,6 +18,7 @@
     │   ├── StopError                       no request can succeed: credentials, permission, money
     │   └── ContractError(ValueError)       an answer breaks the log-probability contract
     ├── NotEnoughMembersError(RuntimeError) too few members are scored for attribution
+    ├── TrainingCancelledError(RuntimeError) a local fine-tune was told to stop
     └── ReplayError(RuntimeError)           a recording does not cover what the run asks for
 
 Each class says with ``exit_code`` how the command line ends. Every message states what happened, what was kept
@@ -147,6 +148,10 @@ class NotEnoughMembersError(DaunceError, RuntimeError):
     """Fewer members are trained and scored than attribution needs."""
 
     exit_code = 7
+
+
+class TrainingCancelledError(DaunceError, RuntimeError):
+    """A fine-tune on this machine was told to stop; it left no adapter."""
 
 
 class ReplayError(DaunceError, RuntimeError):

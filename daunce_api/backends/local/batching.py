@@ -1,0 +1,36 @@
+"""How rows of different lengths are put into padded batches."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+CALL_OVERHEAD_TOKENS = 96
+"""What one more forward and backward pass costs beside its tokens, in tokens; ``tests/benchmarks/local_backend.py``
+prints the figure of a machine."""
+
+
+def split_rows(lengths: Sequence[int], *, max_tokens: int, overhead: int = CALL_OVERHEAD_TOKENS) -> list[list[int]]:
+    """Indices of ``lengths`` in groups that cost least: each group costs rows x longest row + ``overhead`` tokens.
+
+    Groups hold rows of neighbouring length and at most ``max_tokens`` padded tokens (a longer single row is a group
+    of its own). Exact (dynamic programming over the sorted rows); the same lengths give the same groups.
+    """
+    order = sorted(range(len(lengths)), key=lambda i: (-lengths[i], i))
+    best = [0.0]
+    cut = [0]
+    for end in range(1, len(order) + 1):
+        cost, start = float("inf"), end - 1
+        for first in range(end - 1, -1, -1):
+            padded = (end - first) * lengths[order[first]]
+            if padded > max_tokens and first < end - 1:
+                break
+            if best[first] + padded + overhead < cost:
+                cost, start = best[first] + padded + overhead, first
+        best.append(cost)
+        cut.append(start)
+    groups = []
+    end = len(order)
+    while end:
+        groups.append(order[cut[end] : end])
+        end = cut[end]
+    return groups[::-1]

@@ -1,0 +1,318 @@
+"""``LanguageModel``: a frozen causal language model that trains LoRA adapters and scores token ids with them."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from ...errors import ConfigurationError, DataError
+from ...tokens import EncodedExample, LocalTokenizer
+from .adapters import WEIGHTS, LoraSettings, load_adapter, save_adapter, target_modules
+from .lora import ActiveLora, AdaptedModel, Positions
+from .models import load_causal_lm, resolve_model
+from .training import Member, TrainOutcome, Weights, train_members
+
+__all__ = ["Generation", "LanguageModel", "LoraSettings", "TokenLogprobs", "TrainOutcome"]
+
+_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16, "float64": torch.float64}
+_HOT_ADAPTERS = 64
+_TRAIN_TOKENS = 2048
+
+
+@dataclass(frozen=True)
+class TokenLogprobs:
+    """Natural logarithms of probabilities, float64.
+
+    ``logprobs[t - 1]`` is log p(ids[t] | ids[:t]) for t = 1 ... len(ids) - 1. ``top_ids`` and ``top_logprobs``
+    (len(ids) - 1, top) are the most likely tokens there, best first; None where top is 0.
+    """
+
+    logprobs: NDArray[np.float64]
+    top_ids: NDArray[np.int64] | None = None
+    top_logprobs: NDArray[np.float64] | None = None
+
+
+@dataclass(frozen=True)
+class Generation:
+    """Sampled continuation: ``ids``, and at each the model's own log-probabilities (at temperature 1).
+
+    ``finished`` is True where a stop id ended it; that id is the last of ``ids``.
+    """
+
+    ids: tuple[int, ...]
+    logprobs: NDArray[np.float64]
+    top_ids: NDArray[np.int64]
+    top_logprobs: NDArray[np.float64]
+    finished: bool
+
+
+class LanguageModel:
+    """One base model in memory. Safe to call from several threads; calls take turns."""
+
+    def __init__(self, name: str, model: AdaptedModel, tokenizer: LocalTokenizer) -> None:
+        self.name = name
+        self.tokenizer = tokenizer
+        self._model = model
+        self._adapters: OrderedDict[str, tuple[tuple[int, int], ActiveLora]] = OrderedDict()
+
+    @classmethod
+    def load(
+        cls, path: str | Path, *, device: str = "cpu", dtype: str = "float32", device_map: str | None = None
+    ) -> LanguageModel:
+        """Load ``daunce-tiny`` (embedded), ``smollm2-135m``, a Hugging Face folder or a Hugging Face id.
+
+        Raises ConfigurationError for an unknown model, device or dtype.
+        """
+        if dtype not in _DTYPES:
+            raise ConfigurationError(f"dtype {dtype!r} is not known; use one of {', '.join(_DTYPES)}")
+        if device.startswith("cuda") and not torch.cuda.is_available():
+            raise ConfigurationError(f"device {device!r}: torch sees no CUDA device here. Use device: cpu.")
+        name, folder = resolve_model(path)
+        model = load_causal_lm(folder, dtype=_DTYPES[dtype], device=device, device_map=device_map)
+        return cls(name, AdaptedModel(model), LocalTokenizer(folder))
+
+    @property
+    def max_context(self) -> int:
+        """The longest sequence, in tokens, that the model's positions allow."""
+        config = self._model.model.config
+        for key in ("max_position_embeddings", "n_positions", "max_sequence_length"):
+            if isinstance(getattr(config, key, None), int):
+                return int(getattr(config, key))
+        return 2048
+
+    @property
+    def vocabulary(self) -> int:
+        """Number of token ids that the model knows."""
+        return int(self._model.model.config.vocab_size)
+
+    def adapter_shapes(self, targets: tuple[str, ...] | None) -> dict[str, tuple[int, int]]:
+        """(in, out) of every module that gets an adapter."""
+        shapes = {}
+        for name in target_modules(self._model.model, targets):
+            module = self._model.model.get_submodule(name)
+            n_in = getattr(module, "in_features", None) or int(getattr(module, "nx", 0))
+            n_out = getattr(module, "out_features", None) or int(getattr(module, "nf", 0))
+            shapes[name] = (int(n_in), int(n_out))
+        return shapes
+
+    def train(
+        self,
+        examples: Sequence[EncodedExample],
+        *,
+        settings: LoraSettings,
+        seed: int,
+        out: Path,
+        start_from: Path | None = None,
+        checkpoint: Callable[[int, Path], None] | None = None,
+        on_step: Callable[[int, int, float], None] | None = None,
+        should_stop: Callable[[], bool] | None = None,
+    ) -> TrainOutcome:
+        """Fine-tune on the completion tokens of ``examples`` and write a PEFT adapter folder to ``out``.
+
+        ``start_from`` continues the weights of an adapter of the same rank, alpha and modules. ``checkpoint(epoch, path)``
+        is called after every epoch with a folder beside ``out`` that the caller then owns. The same examples, seed,
+        settings and thread count give the same bytes on a CPU.
+
+        Raises TrainingCancelledError, DataError (an example is longer than the context, or has no target),
+        RejectedError (the loss is not finite), ConfigurationError.
+        """
+        for example in examples:
+            self._check(example.ids, f"example {example.example.id!r}")
+        shapes = self.adapter_shapes(settings.targets)
+        start = self._start(start_from, settings, shapes)
+
+        def after_step(step: int, total: int, epoch: int, losses: list[float]) -> None:
+            if on_step is not None:
+                on_step(step, total, losses[0])
+
+        def after_epoch(epoch: int, weights: list[Weights]) -> None:
+            if checkpoint is not None:
+                path = out.with_name(f"{out.name}.epoch-{epoch}")
+                save_adapter(path, weights[0], settings, self.name)
+                checkpoint(epoch, path)
+
+        weights, losses, epochs = train_members(
+            self._model,
+            [Member(examples, seed, start)],
+            shapes,
+            settings,
+            max_tokens=_TRAIN_TOKENS,
+            after_step=after_step,
+            after_epoch=after_epoch,
+            should_stop=should_stop,
+        )
+        save_adapter(out, weights[0], settings, self.name)
+        tokens = settings.n_epochs * sum(len(e.ids) for e in examples)
+        return TrainOutcome(out, tuple(losses[0]), tuple(epochs), tokens)
+
+    def token_logprobs(
+        self, ids: Sequence[Sequence[int]], *, adapter: Path | None = None, top: int = 0
+    ) -> list[TokenLogprobs]:
+        """Log-probabilities of every token after the first, one answer a sequence, in order.
+
+        Sequences are evaluated one at a time, so that an answer never depends, to the last bit, on what else is asked.
+        Raises DataError for a sequence that is empty, longer than the context, or holds an unknown id.
+        """
+        for sequence in ids:
+            self._check(sequence, "a sequence")
+        answers = []
+        with self._model.using(self._lora(adapter)), torch.inference_mode():
+            for sequence in ids:
+                if len(sequence) == 1:
+                    answers.append(_read(torch.zeros(0, self.vocabulary), torch.zeros(0, dtype=torch.long), top))
+                    continue
+                logits = self._all_logits(sequence[:-1])
+                answers.append(_read(logits, torch.tensor(sequence[1:]), top))
+        return answers
+
+    def next_token_logprobs(
+        self, ids: Sequence[Sequence[int]], *, adapter: Path | None = None, top: int
+    ) -> list[tuple[NDArray[np.int64], NDArray[np.float64]]]:
+        """The ``top`` most likely next tokens after each sequence and their log-probabilities, best first."""
+        for sequence in ids:
+            self._check(sequence, "a sequence")
+        answers = []
+        with self._model.using(self._lora(adapter)), torch.inference_mode():
+            for sequence in ids:
+                top_ids, top_logprobs = _top(self._all_logits(sequence)[-1:].cpu().double().log_softmax(-1), top)
+                answers.append((top_ids[0], top_logprobs[0]))
+        return answers
+
+    def generate(
+        self,
+        ids: Sequence[int],
+        *,
+        adapter: Path | None = None,
+        max_tokens: int,
+        temperature: float = 0.0,
+        top_p: float = 1.0,
+        seed: int = 0,
+        stop_ids: Sequence[int] = (),
+        top: int = 0,
+    ) -> Generation:
+        """Continue ``ids`` by at most ``max_tokens`` (fewer where the context ends): greedy at temperature 0, otherwise
+        sampled from the smallest set of tokens that holds ``top_p`` of the probability. The same seed gives the same
+        continuation."""
+        self._check(ids, "the prompt")
+        random = np.random.default_rng(np.random.SeedSequence(seed))
+        stops = frozenset(stop_ids)
+        made: list[int] = []
+        read: list[TokenLogprobs] = []
+        finished = False
+        with self._model.using(self._lora(adapter)), torch.inference_mode():
+            past = None
+            step = torch.tensor([list(ids)], device=self._model.device)
+            while len(made) < min(max_tokens, self.max_context - len(ids)) and not finished:
+                output = self._model.model(input_ids=step, past_key_values=past, use_cache=True)
+                past = output.past_key_values
+                logits = output.logits[0, -1:].float().cpu()
+                token = _sample(logits[0].double().numpy(), temperature, top_p, random)
+                read.append(_read(logits, torch.tensor([token]), top))
+                made.append(token)
+                finished = token in stops
+                step = torch.tensor([[token]], device=self._model.device)
+        empty_ids, empty = np.zeros((0, top), np.int64), np.zeros((0, top))
+        return Generation(
+            tuple(made),
+            np.concatenate([np.zeros(0), *(r.logprobs for r in read)]),
+            np.concatenate([empty_ids, *(r.top_ids for r in read if r.top_ids is not None)]),
+            np.concatenate([empty, *(r.top_logprobs for r in read if r.top_logprobs is not None)]),
+            finished,
+        )
+
+    def unload(self, adapter: Path) -> None:
+        """Forget an adapter that is held in memory; nothing happens where it is not."""
+        with self._model.lock:
+            self._adapters.pop(str(adapter), None)
+
+    def _all_logits(self, inputs: Sequence[int]) -> Tensor:
+        count = len(inputs)
+        row, column = torch.zeros(count, dtype=torch.long), torch.arange(count)
+        batch = torch.tensor([list(inputs)], device=self._model.device)
+        return self._model.logits(batch, Positions(row, column, row))[0].float()
+
+    def _check(self, ids: Sequence[int], what: str) -> None:
+        if not ids:
+            raise DataError(f"{what} has no tokens")
+        if len(ids) > self.max_context:
+            raise DataError(f"{what} has {len(ids):,} tokens; {self.name} takes at most {self.max_context:,}")
+        if min(ids) < 0 or max(ids) >= self.vocabulary:
+            raise DataError(f"{what} holds a token id outside 0 ... {self.vocabulary - 1} of {self.name}")
+
+    def _start(
+        self, start_from: Path | None, settings: LoraSettings, shapes: dict[str, tuple[int, int]]
+    ) -> Weights | None:
+        if start_from is None:
+            return None
+        adapter = load_adapter(start_from)
+        rank = next(iter(adapter.weights.values()))[0].shape[0]
+        if set(adapter.weights) != set(shapes) or rank != settings.rank:
+            raise ConfigurationError(
+                f"{start_from.name} has rank {rank} on other modules or at another rank than the settings "
+                f"(rank {settings.rank}); continue an adapter with the settings that it was made with."
+            )
+        if adapter.scaling != settings.alpha / settings.rank:
+            raise ConfigurationError(
+                f"{start_from.name} has alpha / rank {adapter.scaling:g}, the settings {settings.alpha / settings.rank:g}"
+            )
+        return dict(adapter.weights)
+
+    def _lora(self, adapter: Path | None) -> ActiveLora | None:
+        if adapter is None:
+            return None
+        key = str(adapter)
+        try:
+            stat = (adapter / WEIGHTS).stat()
+        except OSError as error:
+            raise ConfigurationError(f"{adapter} is no PEFT adapter folder: {error.strerror}") from error
+        stamp = (stat.st_mtime_ns, stat.st_ino)
+        with self._model.lock:
+            held = self._adapters.get(key)
+            if held is None or held[0] != stamp:
+                loaded = load_adapter(adapter)
+                unknown = [n for n in loaded.weights if n not in self._model.modules]
+                if unknown:
+                    raise ConfigurationError(
+                        f"{adapter.name} belongs to another model: {self.name} has no {unknown[0]}"
+                    )
+                device = self._model.device
+                weights = {n: (a.to(device), b.to(device)) for n, (a, b) in loaded.weights.items()}
+                held = (stamp, ActiveLora(weights, loaded.scaling))
+                self._adapters[key] = held
+            self._adapters.move_to_end(key)
+            while len(self._adapters) > _HOT_ADAPTERS:
+                self._adapters.popitem(last=False)
+            return held[1]
+
+
+def _read(logits: Tensor, target: Tensor, top: int) -> TokenLogprobs:
+    logprobs = logits.cpu().double().log_softmax(-1)
+    chosen = logprobs.gather(1, target[:, None])[:, 0].numpy()
+    if not top:
+        return TokenLogprobs(chosen)
+    return TokenLogprobs(chosen, *_top(logprobs, top))
+
+
+def _top(logprobs: Tensor, top: int) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+    values, order = logprobs.topk(min(top, logprobs.shape[1]), dim=1)
+    return order.numpy(), values.numpy()
+
+
+def _sample(logits: NDArray[np.float64], temperature: float, top_p: float, random: np.random.Generator) -> int:
+    if temperature == 0:
+        return int(np.argmax(logits))
+    scaled = logits / temperature
+    probabilities = np.exp(scaled - scaled.max())
+    probabilities /= probabilities.sum()
+    order = np.argsort(-probabilities, kind="stable")
+    cumulative = np.cumsum(probabilities[order])
+    kept = order[: int(np.searchsorted(cumulative, top_p * cumulative[-1])) + 1]
+    share = probabilities[kept] / probabilities[kept].sum()
+    return int(random.choice(kept, p=share))

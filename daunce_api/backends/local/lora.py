@@ -1,0 +1,144 @@
+"""A frozen language model whose linear layers take LoRA updates, another member's for every row of a batch.
+
+The updates are added by forward hooks, so the model's own modules (plain, transposed or quantised linear layers) stay
+as they are and one copy of the base weights serves every member.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from ...errors import CapabilityError
+
+
+@dataclass(frozen=True)
+class ActiveLora:
+    """The updates in force during a forward pass.
+
+    With ``rows`` None one adapter serves the whole batch: A (rank, in), B (out, rank). Otherwise A (K, rank, in) and
+    B (K, out, rank) hold K members and ``rows`` (R,) names the member of every row. ``masks[module]`` (R, T, in) are
+    dropout masks, already scaled by 1 / (1 - p).
+    """
+
+    weights: Mapping[str, tuple[Tensor, Tensor]]
+    scaling: float
+    rows: Tensor | None = None
+    masks: Mapping[str, Tensor] | None = None
+
+
+@dataclass(frozen=True)
+class Positions:
+    """Which positions of a padded batch (R, T) have their next-token distribution computed: ``row`` and ``column``
+    (n,). ``target`` (n,) is the token that follows there."""
+
+    row: Tensor
+    column: Tensor
+    target: Tensor
+
+
+class AdaptedModel:
+    """Hooks on a causal language model. One thread at a time may use it: hold :attr:`lock` over forward and backward."""
+
+    def __init__(self, model: PreTrainedModel) -> None:
+        """Raises CapabilityError where the model has no output head that maps hidden states to logits."""
+        self.model = model
+        self.lock = threading.RLock()
+        self._active: ActiveLora | None = None
+        self._positions: Positions | None = None
+        self._hidden: Tensor | None = None
+        self._hooked: set[str] = set()
+        self.modules = dict(model.named_modules())
+        head = model.get_output_embeddings()
+        if not isinstance(head, nn.Module):
+            raise CapabilityError(f"{model.config.model_type} has no output head; give a causal language model.")
+        self.head = head
+        head.register_forward_pre_hook(self._select)
+
+    @property
+    def device(self) -> torch.device:
+        return self.model.device
+
+    @contextmanager
+    def using(self, lora: ActiveLora | None) -> Iterator[None]:
+        """Apply ``lora`` to every forward pass, and to the passes that gradient checkpointing repeats in backward."""
+        with self.lock:
+            for name in lora.weights if lora else ():
+                if name not in self._hooked:
+                    self.modules[name].register_forward_hook(self._hook(name))
+                    self._hooked.add(name)
+            self._active = lora
+            try:
+                yield
+            finally:
+                self._active = None
+
+    def logits(self, inputs: Tensor, positions: Positions) -> tuple[Tensor, Tensor]:
+        """Logits (n, vocabulary) and last hidden states (n, width) at the given positions of right-padded ``inputs``
+        (R, T).
+
+        No attention mask is needed: attention is causal, and padding follows everything that is read.
+        """
+        self._positions = positions
+        try:
+            logits: Tensor = self.model(input_ids=inputs, use_cache=False).logits
+            hidden = self._hidden
+        finally:
+            self._positions = self._hidden = None
+        if hidden is None:
+            raise CapabilityError(f"{self.model.config.model_type} does not compute its logits with its output head.")
+        return logits[0], hidden
+
+    def _select(self, module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...] | None:
+        if self._positions is None:
+            return None
+        hidden = args[0]
+        row, column = self._positions.row.to(hidden.device), self._positions.column.to(hidden.device)
+        self._hidden = hidden[row, column]
+        return (self._hidden.unsqueeze(0), *args[1:])
+
+    def _hook(self, name: str) -> Callable[[nn.Module, tuple[Any, ...], Tensor], Tensor]:
+        def hook(module: nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor:
+            active = self._active
+            if active is None or name not in active.weights:
+                return output
+            mask = active.masks[name] if active.masks else None
+            return add_update(args[0], output, *active.weights[name], active.scaling, active.rows, mask)
+
+        return hook
+
+
+def add_update(
+    x: Tensor, output: Tensor, a: Tensor, b: Tensor, scaling: float, rows: Tensor | None, mask: Tensor | None
+) -> Tensor:
+    """``output + scaling * B A (mask * x)`` with A and B of each row's member (see :class:`ActiveLora`).
+
+    Raises CapabilityError where ``x`` does not keep rows apart (the architecture mixes them before the layer).
+    """
+    x = x.to(a.dtype)
+    if mask is not None:
+        x = x * mask
+    if rows is None:
+        update = F.linear(F.linear(x, a), b)
+        return torch.add(output, update.to(output.dtype), alpha=scaling)
+    if x.dim() != 3 or x.shape[0] != rows.shape[0]:
+        raise CapabilityError("this architecture does not keep the rows of a batch apart; train one member at a time.")
+    update = torch.bmm(torch.bmm(x, a.index_select(0, rows).mT), b.index_select(0, rows).mT)
+    return torch.add(output, update.to(output.dtype), alpha=scaling)
+
+
+def pad(sequences: Sequence[Sequence[int]], device: torch.device) -> Tensor:
+    """Token ids as one right-padded batch (R, T)."""
+    width = max(len(s) for s in sequences)
+    batch = torch.zeros(len(sequences), width, dtype=torch.long)
+    for row, sequence in enumerate(sequences):
+        batch[row, : len(sequence)] = torch.tensor(sequence, dtype=torch.long)
+    return batch.to(device)

