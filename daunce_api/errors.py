@@ -109,9 +109,10 @@ class StoreCorruptError(StoreError):
 
 
 class ProviderError(DaunceError, RuntimeError):
-    """The provider answered with an error."""
+    """The provider answered with an error. ``status`` is the HTTP status of the answer, if there was one."""
 
     exit_code = 5
+    status: int | None = None
 
 
 class TransientError(ProviderError):

@@ -12,6 +12,11 @@ from ..tokens import LocalTokenizer, TiktokenTokenizer, Tokenizer, tiktoken_enco
 EMBEDDED_MODEL = "daunce-tiny"
 
 
+def embedded_folder() -> Path:
+    """Where the model that ships with the package lies."""
+    return Path(str(files("daunce_api") / "embedded" / "model"))
+
+
 def tokenizer_of(config: RunConfig) -> Tokenizer:
     """``backend.tokenizer`` (a folder with tokenizer.json, or an OpenAI model's name), else what the model's name says.
 
@@ -19,7 +24,7 @@ def tokenizer_of(config: RunConfig) -> Tokenizer:
     """
     name = config.backend.tokenizer or config.backend.model
     if name == EMBEDDED_MODEL:
-        return LocalTokenizer(Path(str(files("daunce_api") / "embedded" / "model")))
+        return LocalTokenizer(embedded_folder())
     if (Path(name) / "tokenizer.json").is_file():
         return LocalTokenizer(name)
     if tiktoken_encoding_name(name) is not None:

@@ -191,7 +191,9 @@ class WireClient:
     def translate(self, error: openai.OpenAIError, *, doing: str, submit: bool = False) -> ProviderError:
         """The error class that says what to do; the table is in ``backends/base.py``."""
         if isinstance(error, openai.APIStatusError):
-            return self._from_status(error, doing, submit)
+            translated = self._from_status(error, doing, submit)
+            translated.status = error.status_code
+            return translated
         if isinstance(error, openai.APIConnectionError):
             timed_out = isinstance(error, openai.APITimeoutError)
             what = "did not answer in time" if timed_out else "could not be reached, or broke the connection"

@@ -20,6 +20,8 @@ IMPOSSIBLE = -9000.0
 """Log-probabilities at or below this are stand-ins (-9999) for "not known", never measurements (nats)."""
 ROUNDING = 1e-6
 """A log-probability may exceed zero by this much, for round-off in the server (nats)."""
+TOP_TOLERANCE = 1e-3
+"""Both values come from one softmax; they differ by how they are rounded for the answer (nats)."""
 
 _DATED = re.compile(r"-\d{4}-?\d{2}-?\d{2}")
 
@@ -100,6 +102,24 @@ def scores_of(
             f"Nothing was used. {hint}".rstrip()
         )
     return TokenScores(tuple(_checked(provider, example, t, logprobs[t]) for t in example.targets))
+
+
+def check_top(provider: str, example: EncodedExample, scores: TokenScores, listed: object) -> None:
+    """No target may be more likely than the most likely token that is listed for its position.
+
+    It is where log-probabilities and positions are shifted against each other. Positions without a list are passed.
+    """
+    if not isinstance(listed, list):
+        return
+    for position, value in zip(example.targets, scores.logprobs, strict=True):
+        entry = listed[position] if position < len(listed) else None
+        top = [v for v in entry.values() if isinstance(v, int | float)] if isinstance(entry, dict) else []
+        if top and value > max(top) + TOP_TOLERANCE:
+            raise ContractError(
+                f"{provider} lists {max(top):.4f} as the highest log-probability at token {position} of "
+                f"{_name(example)} and {value:.4f} for the token itself: values and positions are shifted against "
+                "each other. Nothing of the answer was used."
+            )
 
 
 def _checked(provider: str, example: EncodedExample, position: int, value: object) -> float:
