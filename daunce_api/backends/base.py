@@ -67,7 +67,12 @@ class Job:
 
 @dataclass(frozen=True, slots=True)
 class TrainerCapabilities:
-    """What a trainer can do; the plan shows it and the orchestrator keeps to it."""
+    """What a trainer can do; the plan shows it and the orchestrator keeps to it.
+
+    ``listing_lag_seconds``: how long a new job or file may be missing from the provider's lists. After a submit
+    without an answer the job is looked for so long before it is submitted again; 0 for a server whose lists are
+    never behind.
+    """
 
     provider: str
     max_concurrent_jobs: int
@@ -76,6 +81,7 @@ class TrainerCapabilities:
     starts_from_fine_tune: bool = True
     hyperparameters: frozenset[str] = frozenset()
     seconds_per_job: float | None = None
+    listing_lag_seconds: float = 15.0
     notes: tuple[str, ...] = ()
 
 
