@@ -6,11 +6,8 @@ log-probabilities and lets a malformed answer through. The SDK's own retries are
 
 from __future__ import annotations
 
-import email.utils
 import json
-import math
 import os
-import time
 from collections.abc import Awaitable, Mapping, Sequence
 from dataclasses import dataclass, field
 from types import TracebackType
@@ -20,24 +17,15 @@ from urllib.parse import urlsplit
 import httpx2
 import openai
 
-from ...errors import (
-    AmbiguousSubmitError,
-    ConfigurationError,
-    DailyLimitError,
-    ProviderError,
-    RejectedError,
-    StopError,
-    TransientError,
-)
+from ...errors import ConfigurationError, ProviderError, StopError
+from ..failures import Failures
 
 OPENAI_BASE_URL = "https://api.openai.com/v1"
 ANONYMOUS = "no-key"
 """Sent as the bearer token to servers that ask for none; the SDK insists on one."""
 
 _NEVER_SENT = (httpx2.ConnectError, httpx2.ConnectTimeout, httpx2.PoolTimeout, httpx2.UnsupportedProtocol)
-_QUOTA_CODES = {"insufficient_quota", "billing_hard_limit_reached", "billing_not_active"}
 _LOOPBACK = {"localhost", "127.0.0.1", "::1"}
-_MAX_MESSAGE = 500
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,7 +117,7 @@ class WireClient:
     def __init__(self, sdk: openai.AsyncOpenAI, *, provider: str, secrets: Sequence[str] = ()) -> None:
         self.sdk = sdk
         self.provider = provider
-        self._secrets = tuple(s for s in (*secrets, sdk.api_key) if s and s != ANONYMOUS)
+        self.failures = Failures(provider, [s for s in (*secrets, sdk.api_key) if s != ANONYMOUS])
 
     @classmethod
     def open(
@@ -164,10 +152,10 @@ class WireClient:
         except (ValueError, RecursionError):
             answer = None
         if not isinstance(answer, dict):
-            raise self._malformed(doing, submit, "a body that is not a JSON object")
+            raise self.failures.malformed(doing, submit, "a body that is not a JSON object")
         for name, kind in (needs or {}).items():
             if not isinstance(answer.get(name), kind):
-                raise self._malformed(doing, submit, f"no usable field {name!r}")
+                raise self.failures.malformed(doing, submit, f"no usable field {name!r}")
         return answer
 
     async def content(self, call: Awaitable[RawResponse], *, doing: str, submit: bool = False) -> bytes:
@@ -191,57 +179,19 @@ class WireClient:
     def translate(self, error: openai.OpenAIError, *, doing: str, submit: bool = False) -> ProviderError:
         """The error class that says what to do; the table is in ``backends/base.py``."""
         if isinstance(error, openai.APIStatusError):
-            translated = self._from_status(error, doing, submit)
-            translated.status = error.status_code
-            return translated
+            return self.failures.from_status(error.status_code, error.response, doing, submit=submit)
         if isinstance(error, openai.APIConnectionError):
-            timed_out = isinstance(error, openai.APITimeoutError)
-            what = "did not answer in time" if timed_out else "could not be reached, or broke the connection"
-            if submit and not isinstance(error.__cause__, _NEVER_SENT):
-                return self._ambiguous(doing, what)
-            return TransientError(f"{self.provider} {what} ({doing}).")
+            return self.failures.unreachable(
+                doing,
+                timed_out=isinstance(error, openai.APITimeoutError),
+                submit=submit,
+                never_sent=isinstance(error.__cause__, _NEVER_SENT),
+            )
         return StopError(self.clean(f"{doing} could not be sent to {self.provider}: {error}. Nothing was changed."))
 
     def clean(self, text: str) -> str:
         """A message of a server, fit for people: without secrets and control characters, and not too long."""
-        for secret in self._secrets:
-            text = text.replace(secret, "[key removed]")
-        text = "".join(c if c.isprintable() else " " for c in text)
-        return text if len(text) <= _MAX_MESSAGE else text[: _MAX_MESSAGE - 1] + "…"
-
-    def _from_status(self, error: openai.APIStatusError, doing: str, submit: bool) -> ProviderError:
-        status, response = error.status_code, error.response
-        message, code = _error_of(response)
-        said = self.clean(f"{self.provider} answered {status} to {doing}: {message}")
-        if code == "daily_rate_limit_exceeded":
-            return DailyLimitError(f"{said} Everything so far is kept; run the same command again in some hours.")
-        if code in _QUOTA_CODES or status == 402:
-            return StopError(f"{said} Everything so far is kept; add credit, then run the same command again.")
-        if status in (401, 403):
-            return StopError(
-                f"{said} Everything so far is kept; check the API key (backend.api_key_env) and its permissions, then "
-                "run the same command again."
-            )
-        if status == 429:
-            return TransientError(said, retry_after=retry_after(response.headers))
-        if status in (408, 409, 425) or (status >= 500 and status not in (501, 505)):
-            if submit:
-                return self._ambiguous(doing, f"answered {status}")
-            return TransientError(said, retry_after=retry_after(response.headers))
-        if status == 404 and code == "model_not_found":
-            said += " The model does not exist, was deleted, or was shut down by the provider."
-        return RejectedError(said)
-
-    def _malformed(self, doing: str, submit: bool, what: str) -> ProviderError:
-        if submit:
-            return self._ambiguous(doing, f"answered with {what}")
-        return TransientError(f"{self.provider} answered {doing} with {what}; nothing of it was used.")
-
-    def _ambiguous(self, doing: str, what: str) -> AmbiguousSubmitError:
-        return AmbiguousSubmitError(
-            f"{self.provider} {what} ({doing}), so the job may exist or not. It is looked up before anything is sent "
-            "again."
-        )
+        return self.failures.clean(text)
 
     async def close(self) -> None:
         await self.sdk.close()
@@ -262,40 +212,3 @@ class _Raw:
 
 async def _raw(call: Awaitable[httpx2.Response]) -> _Raw:
     return _Raw(await call)
-
-
-def _error_of(response: httpx2.Response) -> tuple[str, str]:
-    """Message and code of an error body: OpenAI's, vLLM's (integer code), FastAPI's ``detail``, or plain text."""
-    try:
-        body = json.loads(response.content)
-    except (ValueError, RecursionError):
-        return (response.text.strip()[:_MAX_MESSAGE] or "no message", "")
-    inner = body.get("error", body) if isinstance(body, dict) else body
-    if isinstance(inner, dict):
-        message = inner.get("message") or inner.get("detail") or inner.get("error") or "no message"
-        codes = [str(inner[name]) for name in ("code", "type") if inner.get(name) is not None]
-        known = [c for c in codes if c in _QUOTA_CODES or c == "daily_rate_limit_exceeded"]
-        return str(message), (known or codes or [""])[0]
-    return str(inner), ""
-
-
-def retry_after(headers: Mapping[str, str], *, wall_clock: float | None = None) -> float | None:
-    """Seconds that ``retry-after-ms`` or ``retry-after`` (seconds or a date) ask to wait; None if they say nothing.
-
-    ``wall_clock`` is the present as a Unix time, for tests.
-    """
-    for name, unit in (("retry-after-ms", 1000.0), ("retry-after", 1.0)):
-        try:
-            seconds = float(headers[name]) / unit
-        except (KeyError, ValueError):
-            continue
-        if math.isfinite(seconds):
-            return max(seconds, 0.0)
-    date = email.utils.parsedate_tz(headers.get("retry-after", ""))
-    if date is None:
-        return None
-    try:
-        moment = email.utils.mktime_tz(date)
-    except (OverflowError, ValueError):
-        return None
-    return max(moment - (time.time() if wall_clock is None else wall_clock), 0.0)
