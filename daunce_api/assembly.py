@@ -1,0 +1,171 @@
+"""From what the store holds to an ``Attribution``: the members whose every example is scored, in order."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .attribution import Attribution, Side, TokenTable
+from .backends.base import TokenScores
+from .config import RunConfig
+from .core import per_example_losses, resolve_censored
+from .dataset import Dataset
+from .ensemble import Ensemble
+from .errors import NotEnoughMembersError
+from .store import RunStore
+from .tokens import EncodedExample, Tokenizer
+
+MAX_TOKEN_ENTRIES = 20_000_000
+"""Token log-probabilities that an attribution carries at most (160 MB); above it, token-level views are left out."""
+
+
+@dataclass(frozen=True)
+class Material:
+    """The examples of a run, read and encoded, and its ensemble."""
+
+    train: Dataset
+    test: Dataset
+    encoded_train: tuple[EncodedExample, ...]
+    encoded_test: tuple[EncodedExample, ...]
+    ensemble: Ensemble
+
+    @property
+    def encoded(self) -> tuple[EncodedExample, ...]:
+        """Everything that a member is asked about: test examples first, since they are few and shown first."""
+        return self.encoded_test + self.encoded_train
+
+
+def complete_members(store: RunStore, material: Material) -> list[int]:
+    """Members for which every training and test example is scored, ascending."""
+    needed = {e.key for e in material.encoded}
+    return [k for k in range(material.ensemble.members) if needed <= store.scored_keys(k)]
+
+
+def assemble(store: RunStore, material: Material, config: RunConfig, tokenizer: Tokenizer | None = None) -> Attribution:
+    """The attribution of the members that are complete now.
+
+    ``tokenizer`` gives the token strings of token-level views; without it they are left out. Raises
+    NotEnoughMembersError with fewer than two complete members.
+    """
+    members = complete_members(store, material)
+    if len(members) < 2:
+        raise NotEnoughMembersError(
+            f"{len(members)} of {material.ensemble.members} members are trained and scored; attribution needs at "
+            "least 2. What is there is kept: run `daunce run` again to go on."
+        )
+    scored = [store.load_scores(k) for k in members]
+    train_KN, train_censored_KN = _losses(scored, material.encoded_train, config)
+    test_KM, test_censored_KM = _losses(scored, material.encoded_test, config)
+    censored = (train_censored_KN.sum() + test_censored_KM.sum()) / (train_censored_KN.size + test_censored_KM.size)
+    return Attribution(
+        train=material.train,
+        test=material.test,
+        members=tuple(members),
+        train_loss_KN=np.asarray(resolve_censored(train_KN, train_censored_KN), dtype=np.float64),
+        test_loss_KM=np.asarray(resolve_censored(test_KM, test_censored_KM), dtype=np.float64),
+        inclusion_KN=material.ensemble.inclusion_KN[members],
+        estimator=config.attribution.estimator,
+        noise=measured_noise(store, members, config),
+        rho=learning_time_ratio(config, len(material.train)),
+        loss=config.attribution.loss,
+        censored=float(censored),
+        tokens={} if tokenizer is None else _tokens(scored, material, tokenizer),
+        facts=_facts(store, config, material, len(members)),
+    )
+
+
+def _losses(
+    scored: Sequence[Mapping[str, TokenScores]], examples: Sequence[EncodedExample], config: RunConfig
+) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
+    loss = np.empty((len(scored), len(examples)))
+    censored = np.zeros(loss.shape, dtype=np.bool_)
+    keys = [e.key for e in examples]
+    for k, answers in enumerate(scored):
+        loss[k] = per_example_losses([answers[key].logprobs for key in keys], config.attribution.loss)
+        censored[k] = [answers[key].any_censored for key in keys]
+    return loss, censored
+
+
+def measured_noise(store: RunStore, members: Sequence[int], config: RunConfig) -> float | None:
+    """Standard deviation (nats) of the scoring noise of one loss, from examples that were scored twice.
+
+    Two answers to one question differ by sqrt(2) sigma. None where nothing was scored twice.
+    """
+    squares: list[float] = []
+    for k in members:
+        again = store.load_scores(k, replicate=1)
+        if not again:
+            continue
+        first = store.load_scores(k)
+        common = [key for key in again if key in first]
+        a = per_example_losses([first[key].logprobs for key in common], config.attribution.loss)
+        b = per_example_losses([again[key].logprobs for key in common], config.attribution.loss)
+        squares += ((a - b) ** 2 / 2).tolist()
+    return float(np.sqrt(np.mean(squares))) if squares else None
+
+
+def learning_time_ratio(config: RunConfig, n_train: int) -> float | None:
+    """rho of METHOD item 6: (member's steps x learning rate) / (target's steps x learning rate).
+
+    None for members that start from the base, and where the recipes do not say (provider defaults, a target that was
+    trained elsewhere).
+    """
+    if config.ensemble.start_from != "target" or config.ensemble.target_model is not None:
+        return None
+    member = config.training.hyperparameters
+    target = config.training.target_hyperparameters or member
+    epochs = _ratio(member, target, "n_epochs", needed=True)
+    batch = _ratio(member, target, "batch_size", needed=False)
+    rate = _ratio(member, target, "learning_rate_multiplier", needed=False)
+    if rate is not None:
+        plain = _ratio(member, target, "learning_rate", needed=False)
+        rate = None if plain is None else rate * plain
+    if epochs is None or batch is None or rate is None:
+        return None
+    subset = round(config.ensemble.subset_ratio * n_train) / n_train
+    return float(epochs * subset / batch * rate)
+
+
+def _ratio(member: Mapping[str, Any], target: Mapping[str, Any], name: str, *, needed: bool) -> float | None:
+    a, b = member.get(name), target.get(name)
+    if a == b and (a is not None or not needed) and a != "auto":
+        return 1.0
+    if isinstance(a, int | float) and isinstance(b, int | float) and b:
+        return a / b
+    return None
+
+
+def _tokens(
+    scored: Sequence[Mapping[str, TokenScores]], material: Material, tokenizer: Tokenizer
+) -> dict[Side, TokenTable]:
+    entries = len(scored) * sum(len(e.targets) for e in material.encoded)
+    if entries > MAX_TOKEN_ENTRIES:
+        return {}
+    sides: dict[Side, tuple[EncodedExample, ...]] = {"train": material.encoded_train, "test": material.encoded_test}
+    return {
+        side: TokenTable(
+            tuple(tuple(tokenizer.pieces([e.ids[t] for t in e.targets])) for e in examples),
+            tuple(np.array([answers[e.key].logprobs for answers in scored]) for e in examples),
+        )
+        for side, examples in sides.items()
+    }
+
+
+def _facts(store: RunStore, config: RunConfig, material: Material, complete: int) -> dict[str, Any]:
+    jobs = [j for j in store.jobs() if j.member >= 0]
+    return {
+        "run": config.name,
+        "provider": config.backend.kind,
+        "model": config.backend.model,
+        "start_from": config.ensemble.start_from,
+        "subset_ratio": config.ensemble.subset_ratio,
+        "members_asked": material.ensemble.members,
+        "members_complete": complete,
+        "failed_attempts": sum(j.status in ("failed", "cancelled") for j in jobs),
+        "trained_tokens": sum(j.trained_tokens or 0 for j in store.jobs()),
+        "usd": store.spent(),
+    }
