@@ -15,11 +15,12 @@ the scoring client decide that, from the class of the error (``daunce_api.errors
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from types import TracebackType
 from typing import Literal, Protocol, Self
 
+from ..errors import CapabilityError
 from ..tokens import EncodedExample
 
 Hyperparameters = Mapping[str, int | float | str]
@@ -94,7 +95,7 @@ class ScorerCapabilities:
 
     ``scope``: ``any`` exact log-probabilities of any completion; ``one_token`` completions of one token that is
     among the most likely ones (others are censored); ``first_token`` the first token of longer completions, by the
-    user's explicit choice.
+    user's explicit choice. ``price_factor`` is what the provider takes of its list price for requests sent this way.
     """
 
     provider: str
@@ -103,7 +104,31 @@ class ScorerCapabilities:
     max_prompts_per_request: int = 1
     max_tokens_per_request: int | None = None
     max_concurrent_requests: int = 8
+    price_factor: float = 1.0
     notes: tuple[str, ...] = ()
+
+    @property
+    def measured(self) -> str:
+        """What a loss from this scorer is the loss of; every output names it where it is not the whole completion."""
+        return "first completion token only" if self.scope == "first_token" else "completion"
+
+
+def within_scope(example: EncodedExample, capabilities: ScorerCapabilities) -> EncodedExample:
+    """The example with the targets that a scorer measures: all of them, or the first one for ``first_token``.
+
+    Every example goes through here before it is scored, so that its key stands for what was measured. Raises
+    CapabilityError for a longer completion where one token can be measured.
+    """
+    if capabilities.scope == "any" or len(example.targets) == 1:
+        return example
+    if capabilities.scope == "first_token":
+        return replace(example, targets=example.targets[:1])
+    raise CapabilityError(
+        f"example {example.example.id!r} has a completion of {len(example.targets)} tokens, and {capabilities.provider} "
+        "shows the log-probability of one generated token only. Score on an endpoint with echo (vLLM, Together, "
+        "Fireworks, `daunce serve`), use one-token labels, or set backend.scorer.options.first_token: true to "
+        "attribute the first token alone, which is another question."
+    )
 
 
 @dataclass(frozen=True, slots=True)
