@@ -86,7 +86,8 @@ def target_modules(model: PreTrainedModel, targets: tuple[str, ...] | None) -> l
     if not found:
         names = sorted({n.rpartition(".")[2] for n in linear})
         raise ConfigurationError(
-            f"no linear layer of {model.config.model_type} is named {', '.join(targets)}. Its layers: {', '.join(names)}"
+            f"no linear layer of {model.config.model_type} is named {', '.join(targets)}. "
+            f"Its layers: {', '.join(names)}"
         )
     return found
 
@@ -111,7 +112,7 @@ def save_adapter(
     config = LoraConfig(
         task_type="CAUSAL_LM",
         r=settings.rank,
-        lora_alpha=settings.alpha,  # type: ignore[arg-type]  # PEFT computes with it as a float
+        lora_alpha=settings.alpha,  # PEFT computes with it as a float
         lora_dropout=settings.dropout,
         target_modules=list(weights),
         base_model_name_or_path=base_model,

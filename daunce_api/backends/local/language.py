@@ -116,9 +116,9 @@ class LanguageModel:
     ) -> TrainOutcome:
         """Fine-tune on the completion tokens of ``examples`` and write a PEFT adapter folder to ``out``.
 
-        ``start_from`` continues the weights of an adapter of the same rank, alpha and modules. ``checkpoint(epoch, path)``
-        is called after every epoch with a folder beside ``out`` that the caller then owns. The same examples, seed,
-        settings and thread count give the same bytes on a CPU.
+        ``start_from`` continues the weights of an adapter of the same rank, alpha and modules.
+        ``checkpoint(epoch, path)`` is called after every epoch with a folder beside ``out`` that the caller then
+        owns. The same examples, seed, settings and thread count give the same bytes on a CPU.
 
         Raises TrainingCancelledError, DataError (an example is longer than the context, or has no target),
         RejectedError (the loss is not finite), ConfigurationError.
@@ -260,7 +260,8 @@ class LanguageModel:
             )
         if adapter.scaling != settings.alpha / settings.rank:
             raise ConfigurationError(
-                f"{start_from.name} has alpha / rank {adapter.scaling:g}, the settings {settings.alpha / settings.rank:g}"
+                f"{start_from.name} has alpha / rank {adapter.scaling:g}, "
+                f"the settings have {settings.alpha / settings.rank:g}"
             )
         return dict(adapter.weights)
 

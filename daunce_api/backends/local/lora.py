@@ -13,8 +13,8 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.functional import linear
 from transformers import PreTrainedModel
 
 from ...errors import CapabilityError
@@ -46,7 +46,7 @@ class Positions:
 
 
 class AdaptedModel:
-    """Hooks on a causal language model. One thread at a time may use it: hold :attr:`lock` over forward and backward."""
+    """Hooks on a causal language model. One thread at a time uses it: :meth:`using` holds :attr:`lock`."""
 
     def __init__(self, model: PreTrainedModel) -> None:
         """Raises CapabilityError where the model has no output head that maps hidden states to logits."""
@@ -65,7 +65,8 @@ class AdaptedModel:
 
     @property
     def device(self) -> torch.device:
-        return self.model.device
+        """Where token ids go in."""
+        return torch.device(self.model.device)
 
     @contextmanager
     def using(self, lora: ActiveLora | None) -> Iterator[None]:
@@ -127,7 +128,7 @@ def add_update(
     if mask is not None:
         x = x * mask
     if rows is None:
-        update = F.linear(F.linear(x, a), b)
+        update = linear(linear(x, a), b)
         return torch.add(output, update.to(output.dtype), alpha=scaling)
     if x.dim() != 3 or x.shape[0] != rows.shape[0]:
         raise CapabilityError("this architecture does not keep the rows of a batch apart; train one member at a time.")

@@ -71,7 +71,7 @@ def load_causal_lm(folder: Path, *, dtype: torch.dtype, device: str, device_map:
         if bars:
             logging.enable_progress_bar()
     if device_map is None:
-        model.to(device)  # type: ignore[arg-type]
+        model.to(device)
     model.eval()
     model.requires_grad_(False)
     return model

@@ -13,8 +13,8 @@ from pathlib import Path
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor
+from torch.nn.functional import cross_entropy
 
 from ...errors import DataError, RejectedError, TrainingCancelledError
 from ...tokens import EncodedExample
@@ -57,7 +57,7 @@ def stream(seed: int, *purpose: int) -> np.random.Generator:
 
 
 def batches_of(n_examples: int, settings: LoraSettings, seed: int) -> list[tuple[int, list[int]]]:
-    """(epoch from 1, example indices) of every optimiser step: a fresh order each epoch, the last batch may be short."""
+    """(epoch from 1, example indices) of every step: a fresh order each epoch; an epoch's last batch may be short."""
     random = stream(seed, _ORDER)
     steps = []
     for epoch in range(1, settings.n_epochs + 1):
@@ -181,7 +181,7 @@ def _row_losses(model: AdaptedModel, examples: Sequence[EncodedExample]) -> Tens
     positions = positions_of(examples, model.device)
     inputs = pad([e.ids[: e.targets[-1]] for e in examples], model.device)
     logits, _ = model.logits(inputs, positions)
-    nats = F.cross_entropy(logits.float(), positions.target, reduction="none")
+    nats = cross_entropy(logits.float(), positions.target, reduction="none")
     counts = torch.tensor([len(e.targets) for e in examples], device=nats.device)
     return torch.zeros(len(examples), device=nats.device).index_add(0, positions.row, nats) / counts
 
