@@ -18,7 +18,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from types import TracebackType
-from typing import Literal, Protocol, Self
+from typing import Literal, Protocol, Self, runtime_checkable
 
 from ..errors import CapabilityError
 from ..tokens import EncodedExample
@@ -124,8 +124,8 @@ def within_scope(example: EncodedExample, capabilities: ScorerCapabilities) -> E
     if capabilities.scope == "first_token":
         return replace(example, targets=example.targets[:1])
     raise CapabilityError(
-        f"example {example.example.id!r} has a completion of {len(example.targets)} tokens, and {capabilities.provider} "
-        "shows the log-probability of one generated token only. Score on an endpoint with echo (vLLM, Together, "
+        f"example {example.example.id!r} has a completion of {len(example.targets)} tokens, and "
+        f"{capabilities.provider} shows the log-probability of one generated token only. Score on an endpoint with echo (vLLM, Together, "
         "Fireworks, `daunce serve`), use one-token labels, or set backend.scorer.options.first_token: true to "
         "attribute the first token alone, which is another question."
     )
@@ -219,4 +219,23 @@ class Scorer(_Opened, Protocol):
 
         Raises ContractError where the answer does not hold what was asked for, and the classes above.
         """
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class ProbeReport:
+    """What a scorer found out about its endpoint. ``checked`` is False where the endpoint gives no means to check;
+    ``largest_difference`` is in nats, between two ways to ask for the same number."""
+
+    checked: bool
+    detail: str
+    largest_difference: float | None = None
+
+
+@runtime_checkable
+class Probing(Protocol):
+    """A scorer that can test its endpoint's numbers against the endpoint's own generation."""
+
+    async def probe(self, model: str, example: EncodedExample) -> ProbeReport:
+        """Raises ContractError where the endpoint returns numbers that are not what they seem (shifted by one)."""
         ...

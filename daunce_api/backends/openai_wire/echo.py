@@ -14,7 +14,7 @@ from pydantic import Field
 from ...config import RunConfig
 from ...errors import ContractError, RejectedError
 from ...tokens import EncodedExample
-from ..base import ScorerCapabilities, TokenScores
+from ..base import ProbeReport, ScorerCapabilities, TokenScores
 from ..options import Options, parse_options
 from ..registry import Context
 from .client import WireClient
@@ -154,6 +154,12 @@ class EchoScorer:
                 "asks for them. Nothing was used. Leave the option out if the server does not know it."
             )
         return None
+
+    async def probe(self, model: str, example: EncodedExample) -> ProbeReport:
+        """Compare echoed log-probabilities with those of greedy generation; see ``probe``."""
+        from .probe import probe_echo
+
+        return await probe_echo(self, model, example)
 
     def _scores(self, example: EncodedExample, choice: dict[str, Any]) -> TokenScores:
         provider, options = self._client.provider, self._options

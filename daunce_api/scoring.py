@@ -1,0 +1,217 @@
+"""The scoring client: which log-probabilities are missing, asked for in batches, kept as soon as they arrive.
+
+It knows the ``Scorer`` protocol and the store, and no provider. What it sends follows from what the store lacks, so
+scoring a member again after a crash repeats at most the batches that were under way.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections import deque
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import asdict
+from typing import TypeVar
+
+from tenacity import AsyncRetrying, RetryCallState, retry_if_exception_type
+
+from .backends.base import Probing, Scorer, TokenScores
+from .clock import Clock, SystemClock
+from .errors import ContractError, ProviderError, RejectedError, TransientError
+from .store import RunStore
+from .tokens import EncodedExample
+
+PROBE_VALUE = "scorer_probe"
+"""Key in the store under which the endpoint's one-time test is kept."""
+
+FIRST_WAIT, LONGEST_WAIT = 0.5, 30.0
+"""Seconds before the second try of a request, and the most between two; doubled in between."""
+
+Answer = TypeVar("Answer")
+Batch = list[tuple[str, EncodedExample]]
+Progress = Callable[[int, int, int], None]
+
+
+class ScoringClient:
+    """Scores members with one bound on concurrency for all of them together.
+
+    ``concurrency`` is the number of requests at once (default: the scorer's own limit). A request is tried at most
+    ``attempts`` times and waits ``patience`` seconds in all, then its TransientError is raised; a request that waits
+    keeps its place, so that a rate limit slows everything down instead of starting a storm. ``on_progress`` gets
+    (member, scored examples, all examples) after every batch.
+    """
+
+    def __init__(
+        self,
+        scorer: Scorer,
+        store: RunStore,
+        *,
+        concurrency: int | None = None,
+        clock: Clock | None = None,
+        attempts: int = 12,
+        patience: float = 600.0,
+        on_progress: Progress | None = None,
+    ) -> None:
+        self._scorer = scorer
+        self._store = store
+        self._concurrency = concurrency or scorer.capabilities.max_concurrent_requests
+        self._slots = asyncio.Semaphore(self._concurrency)
+        self._clock = clock or SystemClock()
+        self._attempts = attempts
+        self._patience = patience
+        self._on_progress = on_progress
+        self._jitter = random.Random()
+        self._probing = asyncio.Lock()
+        self._prepared: tuple[tuple[EncodedExample, ...], Batch] = ((), [])
+        self.requests = 0
+        """Requests sent so far, repeats included."""
+
+    async def score_member(
+        self, member: int, model: str, examples: Sequence[EncodedExample], replicate: int = 0
+    ) -> int:
+        """Score what the store lacks for this member; the number of examples scored now.
+
+        Examples with equal token ids and targets are sent once. Each batch is stored in one transaction when it
+        arrives. After an error no new batch is sent, those under way are still received and stored, and then the
+        error is raised: TransientError (given up), RejectedError and ContractError (naming the example), StopError.
+        """
+        prepared = self._prepare(examples)
+        done = self._store.scored_keys(member, replicate)
+        missing = [item for item in prepared if item[0] not in done]
+        if not missing:
+            return 0
+        await self._probe_once(model, missing[0][1])
+        capabilities = self._scorer.capabilities
+        queue = deque(batches(missing, capabilities.max_prompts_per_request, capabilities.max_tokens_per_request))
+        scored, failures = 0, list[Exception]()
+
+        def keep(batch: Batch, answers: Sequence[TokenScores]) -> None:
+            nonlocal scored
+            answered = {key: answer for (key, _), answer in zip(batch, answers, strict=True)}
+            self._store.save_scores(member, replicate, self._scorer.fingerprint, answered)
+            scored += len(batch)
+            if self._on_progress is not None:
+                self._on_progress(member, len(prepared) - len(missing) + scored, len(prepared))
+
+        async def work() -> None:
+            while queue and not failures:
+                batch = queue.popleft()
+                try:
+                    async with self._slots:
+                        await self._score_batch(member, model, batch, keep)
+                except Exception as error:
+                    failures.append(error)
+
+        async with asyncio.TaskGroup() as group:
+            for _ in range(min(self._concurrency, len(queue))):
+                group.create_task(work())
+        if failures:
+            raise failures[0]
+        return scored
+
+    async def probe_noise(self, member: int, model: str, examples: Sequence[EncodedExample], count: int) -> int:
+        """Score the first ``count`` distinct examples a second time (replicate 1); see ``measure_noise``."""
+        chosen = {example.key: example for example in examples[:count]} if count else {}
+        return await self.score_member(member, model, tuple(chosen.values()), replicate=1)
+
+    def _prepare(self, examples: Sequence[EncodedExample]) -> Batch:
+        """Distinct examples with their keys, those with equal beginnings beside each other (servers cache prefixes).
+        The result is kept, since every member is asked the same."""
+        given = tuple(examples)
+        if self._prepared[0] != given:
+            distinct = {example.key: example for example in given}
+            self._prepared = (given, sorted(distinct.items(), key=lambda item: (item[1].ids, item[1].targets)))
+        return self._prepared[1]
+
+    async def _probe_once(self, model: str, example: EncodedExample) -> None:
+        """Have the scorer test its endpoint, once a run. Raises ContractError where the endpoint fails the test."""
+        async with self._probing:
+            scorer = self._scorer
+            if not isinstance(scorer, Probing) or self._store.get_value(PROBE_VALUE) is not None:
+                return
+            report = await self._tried(lambda: scorer.probe(model, example))
+            self._store.set_value(PROBE_VALUE, {"fingerprint": scorer.fingerprint, **asdict(report)})
+
+    async def _score_batch(
+        self, member: int, model: str, batch: Batch, keep: Callable[[Batch, Sequence[TokenScores]], None]
+    ) -> None:
+        """Score and keep a batch; one that is refused is halved until the example at fault is alone."""
+        try:
+            answers = await self._ask(model, batch)
+        except (RejectedError, ContractError) as error:
+            if len(batch) == 1 or error.status == 404:
+                raise _named(error, member, batch) from error
+            middle = len(batch) // 2
+            await self._score_batch(member, model, batch[:middle], keep)
+            await self._score_batch(member, model, batch[middle:], keep)
+        else:
+            keep(batch, answers)
+
+    async def _ask(self, model: str, batch: Batch) -> list[TokenScores]:
+        examples = [example for _, example in batch]
+        answers = await self._tried(lambda: self._scorer.score(model, examples))
+        if len(answers) != len(examples):
+            raise ContractError(f"the scorer gave {len(answers)} answers for {len(examples)} examples; none was used.")
+        return answers
+
+    async def _tried(self, request: Callable[[], Awaitable[Answer]]) -> Answer:
+        """Send a request until it is answered, within the limits of the constructor."""
+        retrying = AsyncRetrying(
+            sleep=self._clock.sleep,
+            retry=retry_if_exception_type(TransientError),
+            wait=self._wait,
+            stop=self._stop,
+            reraise=True,
+        )
+
+        async def send() -> Answer:
+            self.requests += 1
+            return await request()
+
+        try:
+            return await retrying(send)
+        except TransientError as error:
+            raise TransientError(
+                f"{error} Given up after {retrying.statistics['attempt_number']} tries and "
+                f"{retrying.statistics['idle_for']:.0f} seconds of waiting. Everything scored so far is kept; run the "
+                "same command again to go on.",
+                error.retry_after,
+            ) from error
+
+    def _wait(self, state: RetryCallState) -> float:
+        """What the server asks for and a little more, or twice as long as before; spread so that requests that
+        failed together do not come back together."""
+        error = state.outcome.exception() if state.outcome is not None else None
+        asked = error.retry_after if isinstance(error, TransientError) else None
+        if asked is not None:
+            return asked + self._jitter.uniform(0.0, 0.1 * asked + 0.05)
+        longest = min(LONGEST_WAIT, FIRST_WAIT * 2.0 ** (state.attempt_number - 1))
+        return self._jitter.uniform(0.5 * longest, longest)
+
+    def _stop(self, state: RetryCallState) -> bool:
+        # Waits are added up instead of read from a clock: tenacity's own limit looks at real time.
+        return state.attempt_number >= self._attempts or state.idle_for + state.upcoming_sleep > self._patience
+
+
+def batches(items: Sequence[tuple[str, EncodedExample]], max_prompts: int, max_tokens: int | None) -> list[Batch]:
+    """Consecutive groups of at most ``max_prompts`` examples and ``max_tokens`` tokens (one example may exceed it)."""
+    result: list[Batch] = []
+    tokens = 0
+    for item in items:
+        length = len(item[1].ids)
+        full = not result or len(result[-1]) == max_prompts or (max_tokens is not None and tokens + length > max_tokens)
+        if full:
+            result.append([])
+            tokens = 0
+        result[-1].append(item)
+        tokens += length
+    return result
+
+
+def _named(error: ProviderError, member: int, batch: Batch) -> ProviderError:
+    where = f"member {member}"
+    if len(batch) == 1:
+        where += f", example {batch[0][1].example.id!r}"
+    named = type(error)(f"{where}: {error} What was scored before is kept.")
+    named.status = error.status
+    return named
