@@ -1,0 +1,47 @@
+"""OpenAI's wire format over a real language model on this machine: files, fine-tuning jobs, models, completions.
+
+It is the embedded provider of ``kind: embedded`` and what ``daunce serve`` runs. Jobs train LoRA adapters for real;
+``seed`` is honoured (the same file, seed and hyperparameters give the same bytes); state survives a restart.
+
+Where it differs from OpenAI's service:
+
+* ``echo`` answers hold a log-probability for the first id of a prompt too (OpenAI's schema has no null there): its
+  value given the end-of-text token alone.
+* ``logprobs`` of completions goes to 20; ``return_token_ids`` and ``return_tokens_as_token_ids`` are vLLM's.
+* the end token counts as generated and is among the log-probabilities, as in vLLM.
+* ``learning_rate_multiplier: 1`` is AdamW at 1e-3 on rank-8 LoRA; ``auto`` is 3 epochs, batches of 8, multiplier 1.
+* one choice a prompt (``n: 1``), no streaming, no tools, no validation file; each is refused with a 400.
+* deleting a fine-tune deletes its checkpoints; cancelling a cancelled job is no error.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from .embedded import EmbeddedServer, require_server_extra
+from .settings import InjectSettings, ServerSettings
+
+if TYPE_CHECKING:
+    from starlette.applications import Starlette
+
+__all__ = ["EmbeddedServer", "InjectSettings", "ServerSettings", "create_app", "run_server"]
+
+
+def create_app(settings: ServerSettings) -> Starlette:
+    """The ASGI application, to be run by any server. Raises MissingExtraError without the ``server`` extra."""
+    require_server_extra()
+    from .app import create_app as create
+
+    return create(settings)
+
+
+def run_server(settings: ServerSettings, host: str = "127.0.0.1", port: int = 8000) -> None:
+    """Serve until interrupted.
+
+    Without ``settings.api_key`` only loopback hosts are allowed, and requests from this machine alone. Raises
+    ConfigurationError, MissingExtraError, RunLockedError (another server uses the state folder).
+    """
+    require_server_extra()
+    from .run import serve
+
+    serve(settings, host, port)

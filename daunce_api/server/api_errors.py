@@ -1,0 +1,56 @@
+"""Errors as OpenAI's API words them: one JSON shape, a status, and codes that clients branch on."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from starlette.responses import JSONResponse
+
+
+class ApiError(Exception):
+    """Answered as ``{"error": {"message", "type", "param", "code"}}`` with an HTTP status."""
+
+    def __init__(
+        self,
+        status: int,
+        message: str,
+        *,
+        type: str = "invalid_request_error",
+        param: str | None = None,
+        code: str | None = None,
+        headers: Mapping[str, str] | None = None,
+    ) -> None:
+        super().__init__(message)
+        self.status = status
+        self.message = message
+        self.type = type
+        self.param = param
+        self.code = code
+        self.headers = dict(headers or {})
+
+    def response(self) -> JSONResponse:
+        body = {"error": {"message": self.message, "type": self.type, "param": self.param, "code": self.code}}
+        return JSONResponse(body, self.status, self.headers)
+
+
+def invalid(message: str, *, param: str | None = None, code: str | None = None) -> ApiError:
+    """400: the request is wrong and will be wrong again."""
+    return ApiError(400, message, param=param, code=code)
+
+
+def model_not_found(model: str) -> ApiError:
+    return ApiError(
+        404,
+        f"The model `{model[:200]}` does not exist or you do not have access to it.",
+        param="model",
+        code="model_not_found",
+    )
+
+
+def not_found(kind: str, identity: str, param: str) -> ApiError:
+    return ApiError(404, f"No such {kind}: {identity[:200]}", param=param)
+
+
+def unavailable(message: str, *, code: str) -> ApiError:
+    """503: the same request may succeed later."""
+    return ApiError(503, message, type="server_error", code=code, headers={"retry-after": "1"})

@@ -1,0 +1,213 @@
+"""What every request passes: identity, limits, headers, injected faults, and errors in OpenAI's shape."""
+
+from __future__ import annotations
+
+import errno
+import hmac
+import logging
+import math
+import secrets
+import sqlite3
+import time
+from collections.abc import Callable
+from ipaddress import ip_address
+from urllib.parse import urlsplit
+
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.responses import JSONResponse
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from .api_errors import ApiError, unavailable
+from .inject import BrokenConnectionError, Injector
+from .settings import ServerSettings
+
+log = logging.getLogger("daunce_api.server")
+
+MULTIPART_OVERHEAD = 64 * 1024
+
+
+class Gate:
+    """Outermost ASGI layer. Nothing of a request, and no key, is ever logged; a failure is logged by its place."""
+
+    def __init__(self, app: ASGIApp, settings: ServerSettings, injector: Injector | None, route_of: RouteOf) -> None:
+        self._app = app
+        self._settings = settings
+        self._injector = injector
+        self._route_of = route_of
+        self._limit = _RequestLimit(settings.requests_per_minute)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "lifespan":
+            await self._app(scope, receive, send)
+            return
+        if scope["type"] != "http":
+            return
+        response = _Response(send, time.perf_counter())
+        try:
+            await self._pass(scope, receive, response)
+        except BrokenConnectionError:
+            # Returning with the response unfinished makes the HTTP server close the connection.
+            return
+        except ApiError as error:
+            await response.finish(error.response(), scope, receive)
+        except Exception as error:
+            await response.finish(_failure(error), scope, receive)
+
+    async def _pass(self, scope: Scope, receive: Receive, response: _Response) -> None:
+        if not scope["path"].startswith("/v1/"):
+            await self._app(scope, receive, response.send)
+            return
+        headers = Headers(scope=scope)
+        self._identify(headers)
+        response.headers |= self._limit.take()
+        route = self._route_of(scope)
+        fault = self._injector.request_fault(route) if self._injector is not None else None
+        limited = _limit_body(headers, receive, self._body_limit(scope))
+        if fault is not None and self._injector is not None:
+            await self._injector.commit(fault, self._inner, scope, limited, response.send)
+        else:
+            await self._app(scope, limited, response.send)
+
+    async def _inner(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """The application, with its own errors as responses: an injected fault spoils those too."""
+        try:
+            await self._app(scope, receive, send)
+        except ApiError as error:
+            await error.response()(scope, receive, send)
+
+    def _identify(self, headers: Headers) -> None:
+        key = self._settings.api_key
+        if key is None:
+            # Without a key only programs of this machine may ask, and no web page through their browser.
+            if not is_loopback(urlsplit("//" + headers.get("host", "")).hostname or ""):
+                raise ApiError(403, "This server has no API key and answers requests to the local machine only.")
+            return
+        scheme, _, given = headers.get("authorization", "").partition(" ")
+        if scheme.lower() != "bearer" or not given.strip():
+            raise ApiError(
+                401,
+                "You didn't provide an API key. Provide it in an Authorization header using Bearer auth "
+                "(Authorization: Bearer YOUR_KEY).",
+                code="invalid_api_key",
+                headers={"www-authenticate": "Bearer"},
+            )
+        if not hmac.compare_digest(given.strip().encode("latin-1", "replace"), key.encode()):
+            raise ApiError(
+                401, "Incorrect API key provided.", code="invalid_api_key", headers={"www-authenticate": "Bearer"}
+            )
+
+    def _body_limit(self, scope: Scope) -> int:
+        if scope["path"].rstrip("/") == "/v1/files":
+            return self._settings.max_file_bytes + MULTIPART_OVERHEAD
+        return self._settings.max_body_bytes
+
+
+RouteOf = Callable[[Scope], str]
+
+
+def is_loopback(host: str) -> bool:
+    """True for localhost and the addresses that only this machine can reach."""
+    if host == "localhost":
+        return True
+    try:
+        return ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+class _RequestLimit:
+    """A token bucket over all clients; its state is what the ``x-ratelimit-*`` headers say."""
+
+    def __init__(self, per_minute: int) -> None:
+        self._capacity = per_minute
+        self._level = float(per_minute)
+        self._time = time.monotonic()
+
+    def take(self) -> dict[str, str]:
+        """Count one request. Raises ApiError 429 with the time until the next one is let through."""
+        moment = time.monotonic()
+        rate = self._capacity / 60
+        self._level = min(self._capacity, self._level + (moment - self._time) * rate)
+        self._time = moment
+        if self._level < 1:
+            wait = (1 - self._level) / rate
+            raise ApiError(
+                429,
+                f"Rate limit reached for requests: {self._capacity} a minute. Please try again in {wait:.3f}s.",
+                type="requests",
+                code="rate_limit_exceeded",
+                headers={"retry-after": f"{math.ceil(wait)}", "retry-after-ms": f"{math.ceil(wait * 1000)}"},
+            )
+        self._level -= 1
+        return {
+            "x-ratelimit-limit-requests": str(self._capacity),
+            "x-ratelimit-remaining-requests": str(int(self._level)),
+            "x-ratelimit-reset-requests": f"{(self._capacity - self._level) / rate:.3f}s",
+        }
+
+
+class _Response:
+    """Adds the common headers to whatever is sent, and knows whether anything was."""
+
+    def __init__(self, send: Send, started: float) -> None:
+        self._send = send
+        self._started_at = started
+        self._started = False
+        self.headers = {"x-request-id": f"req_{secrets.token_hex(16)}", "openai-version": "2020-10-01"}
+
+    async def send(self, message: Message) -> None:
+        if message["type"] == "http.response.start":
+            self._started = True
+            headers = MutableHeaders(raw=list(message["headers"]))
+            elapsed = (time.perf_counter() - self._started_at) * 1000
+            headers.update({**self.headers, "openai-processing-ms": f"{elapsed:.0f}"})
+            message = {**message, "headers": headers.raw}
+        await self._send(message)
+
+    async def finish(self, error: JSONResponse, scope: Scope, receive: Receive) -> None:
+        """Send an error, unless part of another response is out already; then the connection is cut."""
+        if not self._started:
+            await error(scope, receive, self.send)
+
+
+def _limit_body(headers: Headers, receive: Receive, limit: int) -> Receive:
+    declared = headers.get("content-length", "")
+    if declared.isdecimal() and int(declared[:20]) > limit:
+        raise _too_large(limit)
+    received = 0
+
+    async def limited() -> Message:
+        nonlocal received
+        message = await receive()
+        received += len(message.get("body", b""))
+        if received > limit:
+            raise _too_large(limit)
+        return message
+
+    return limited
+
+
+def _too_large(limit: int) -> ApiError:
+    # The rest of the body is not read, so the connection cannot be used again.
+    return ApiError(
+        413,
+        f"Maximum content size limit ({limit} bytes) exceeded.",
+        code="content_too_large",
+        headers={"connection": "close"},
+    )
+
+
+def _failure(error: Exception) -> JSONResponse:
+    if isinstance(error, sqlite3.OperationalError) or (
+        isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EROFS, errno.EDQUOT, errno.EIO)
+    ):
+        log.error("the state folder cannot be written: %s", error)
+        return unavailable(
+            "The server cannot write its state. Nothing was changed.", code="storage_unavailable"
+        ).response()
+    trace = error.__traceback__
+    while trace is not None and trace.tb_next is not None:
+        trace = trace.tb_next
+    place = f"{trace.tb_frame.f_code.co_filename}:{trace.tb_lineno}" if trace is not None else "unknown"
+    log.error("%s at %s", type(error).__name__, place)
+    return ApiError(500, "The server had an error while processing your request.", type="server_error").response()

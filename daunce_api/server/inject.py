@@ -1,0 +1,138 @@
+"""Faults on purpose: which request meets which, and how each is committed on the wire."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import math
+from collections import Counter
+
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from .api_errors import ApiError
+from .settings import REQUEST_FAULTS, InjectSettings
+
+
+class Injector:
+    """Decides faults from a seed and from counts, so that a run can be repeated."""
+
+    def __init__(self, settings: InjectSettings) -> None:
+        self.settings = settings
+        self._seen: Counter[str] = Counter()
+        self._jobs_accepted = 0
+        self._uses: Counter[str] = Counter()
+
+    def request_fault(self, route: str) -> str | None:
+        """The fault of the next request to a route (method and pattern), or None."""
+        self._seen[route] += 1
+        return self._choose(f"{route}#{self._seen[route]}", REQUEST_FAULTS)
+
+    def job_fault(self, ordinal: int) -> str | None:
+        """``job_failure``, ``job_stuck``, ``model_deleted`` or None for the n-th job ever created."""
+        return self._choose(f"job#{ordinal}", ("job_failure", "job_stuck", "model_deleted"))
+
+    def accept_job(self) -> bool:
+        """False when the daily limit is reached; it counts the jobs accepted since the server started."""
+        limit = self.settings.daily_limit_after
+        if limit is not None and self._jobs_accepted >= limit:
+            return False
+        self._jobs_accepted += 1
+        return True
+
+    def vanishes_now(self, model: str) -> bool:
+        """True at the second use of a model that is to be deleted under its users."""
+        self._uses[model] += 1
+        return self._uses[model] >= 2
+
+    def _choose(self, key: str, faults: tuple[str, ...]) -> str | None:
+        digest = hashlib.sha256(f"{self.settings.seed}:{key}".encode()).digest()
+        draw = int.from_bytes(digest[:8], "big") / 2**64
+        for fault in faults:
+            rate = float(getattr(self.settings, fault))
+            if draw < rate:
+                return fault
+            draw -= rate
+        return None
+
+    async def commit(self, fault: str, app: ASGIApp, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer a request with a fault. Raises ApiError for those that are plain answers."""
+        if fault == "rate_limit":
+            seconds = self.settings.retry_after
+            headers = {"retry-after-ms": f"{seconds * 1000:.0f}", "retry-after": f"{math.ceil(seconds)}"}
+            raise _rate_limited(headers)
+        if fault == "rate_limit_bare":
+            raise _rate_limited({})
+        if fault == "error_500":
+            raise ApiError(500, "The server had an error while processing your request.", type="server_error")
+        if fault == "error_502":
+            await _answer(send, 502, b"text/html", b"<html><body><h1>502 Bad Gateway</h1></body></html>")
+        elif fault == "timeout_before":
+            await self._hang(receive, send)
+        else:
+            recorder = _Recorder()
+            await app(scope, receive, recorder.send)
+            await self._spoil(fault, recorder, receive, send)
+
+    async def _spoil(self, fault: str, done: _Recorder, receive: Receive, send: Send) -> None:
+        half = done.body[: len(done.body) // 2]
+        kind = dict(done.headers).get(b"content-type", b"application/json")
+        if fault == "timeout_after":
+            await self._hang(receive, send)
+        elif fault == "drop":
+            headers = [(b"content-type", kind), (b"content-length", b"%d" % (len(done.body) + 1))]
+            await send({"type": "http.response.start", "status": done.status, "headers": headers})
+            await send({"type": "http.response.body", "body": half, "more_body": True})
+            raise BrokenConnectionError
+        elif fault == "truncated":
+            await _answer(send, done.status, kind, half)
+        else:
+            await _answer(send, done.status, kind, b'{"object": "list", "data": [' + half[:40] + b"\x00<!-- ")
+
+    async def _hang(self, receive: Receive, send: Send) -> None:
+        """Say nothing until the client leaves or ``hang`` seconds have passed, then break the connection."""
+
+        async def until_client_leaves() -> None:
+            while (await receive())["type"] != "http.disconnect":
+                pass
+
+        try:
+            await asyncio.wait_for(until_client_leaves(), self.settings.hang)
+        except TimeoutError:
+            headers = [(b"content-type", b"application/json"), (b"content-length", b"1")]
+            await send({"type": "http.response.start", "status": 504, "headers": headers})
+            raise BrokenConnectionError from None
+
+
+class BrokenConnectionError(Exception):
+    """The response was left unfinished on purpose: the connection has to be closed."""
+
+
+class _Recorder:
+    """Keeps a response instead of sending it."""
+
+    def __init__(self) -> None:
+        self.status = 500
+        self.headers: list[tuple[bytes, bytes]] = []
+        self.body = b""
+
+    async def send(self, message: Message) -> None:
+        if message["type"] == "http.response.start":
+            self.status, self.headers = message["status"], list(message["headers"])
+        elif message["type"] == "http.response.body":
+            self.body += message.get("body", b"")
+
+
+def _rate_limited(headers: dict[str, str]) -> ApiError:
+    return ApiError(
+        429,
+        "Rate limit reached for requests. Please try again later.",
+        type="requests",
+        code="rate_limit_exceeded",
+        headers=headers,
+    )
+
+
+async def _answer(send: Send, status: int, kind: bytes, body: bytes) -> None:
+    headers = [(b"content-type", kind), (b"content-length", b"%d" % len(body))]
+    await send({"type": "http.response.start", "status": status, "headers": headers})
+    await send({"type": "http.response.body", "body": body})

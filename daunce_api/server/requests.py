@@ -1,0 +1,235 @@
+"""Request bodies: what is accepted, and OpenAI-shaped refusals of everything else."""
+
+from __future__ import annotations
+
+import secrets
+from typing import Annotated, Any, Literal, TypeVar
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, Strict, ValidationError
+from pydantic_core import from_json
+from starlette.requests import Request
+
+from .api_errors import ApiError, invalid
+
+MAX_SEED = 2**31 - 1
+MAX_TOP_LOGPROBS = 20
+
+Int = Annotated[int, Strict()]
+Str = Annotated[str, Strict()]
+Bool = Annotated[bool, Strict()]
+Number = Annotated[float, Field(allow_inf_nan=False)]
+
+
+def _no_bool(value: Any) -> Any:
+    if isinstance(value, bool | str):
+        raise ValueError("must be a number")
+    return value
+
+
+RealNumber = Annotated[Number, BeforeValidator(_no_bool)]
+
+
+class _Body(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, hide_input_in_errors=True)
+
+
+class Hyperparameters(_Body):
+    """OpenAI's; ``auto`` is 3 epochs, batches of 8, multiplier 1."""
+
+    n_epochs: Annotated[Int, Field(ge=1, le=50)] | Literal["auto"] = "auto"
+    batch_size: Annotated[Int, Field(ge=1, le=256)] | Literal["auto"] | None = "auto"
+    learning_rate_multiplier: Annotated[RealNumber, Field(gt=0)] | Literal["auto"] = "auto"
+
+    def resolved(self) -> tuple[int, int, float]:
+        """(epochs, batch size, multiplier) with the automatic values filled in."""
+        epochs = 3 if self.n_epochs == "auto" else self.n_epochs
+        batch = 8 if self.batch_size in ("auto", None) else int(self.batch_size)
+        rate = 1.0 if self.learning_rate_multiplier == "auto" else self.learning_rate_multiplier
+        return epochs, batch, rate
+
+
+class _Supervised(_Body):
+    hyperparameters: Hyperparameters = Field(default_factory=Hyperparameters)
+
+
+class _Method(_Body):
+    type: Literal["supervised"]
+    supervised: _Supervised | None = None
+
+
+MetadataKey = Annotated[str, Strict(), Field(max_length=64)]
+MetadataValue = Annotated[str, Strict(), Field(max_length=512)]
+
+
+class CreateJob(_Body):
+    """``POST /v1/fine_tuning/jobs``."""
+
+    model: Str
+    training_file: Str
+    hyperparameters: Hyperparameters | None = None
+    method: _Method | None = None
+    suffix: Annotated[Str, Field(min_length=1, max_length=64)] | None = None
+    seed: Annotated[Int, Field(ge=0, le=MAX_SEED)] | None = None
+    metadata: Annotated[dict[MetadataKey, MetadataValue], Field(max_length=16)] | None = None
+    validation_file: None = None
+    integrations: Annotated[list[Any], Field(max_length=0)] | None = None
+
+    def chosen_hyperparameters(self) -> Hyperparameters:
+        """Those of ``method`` before the deprecated ones at the top."""
+        if self.method is not None and self.method.supervised is not None:
+            return self.method.supervised.hyperparameters
+        return self.hyperparameters or Hyperparameters()
+
+
+class _Sampling(_Body):
+    model: Str
+    n: Annotated[Int, Field(ge=1, le=1)] | None = None
+    temperature: Annotated[RealNumber, Field(ge=0, le=2)] | None = None
+    top_p: Annotated[RealNumber, Field(gt=0, le=1)] | None = None
+    seed: Annotated[Int, Field(ge=-(2**63), lt=2**63)] | None = None
+    stop: Annotated[Str, Field(min_length=1)] | Annotated[list[Str], Field(max_length=4)] | None = None
+    stream: Literal[False] | None = None
+    frequency_penalty: Annotated[RealNumber, Field(ge=0, le=0)] | None = None
+    presence_penalty: Annotated[RealNumber, Field(ge=0, le=0)] | None = None
+    logit_bias: Annotated[dict[str, Any], Field(max_length=0)] | None = None
+    user: Str | None = None
+    return_token_ids: Bool = False
+    return_tokens_as_token_ids: Bool = False
+
+    @property
+    def stops(self) -> list[str]:
+        """The stop sequences, without empty ones."""
+        given = [self.stop] if isinstance(self.stop, str) else self.stop or []
+        return [s for s in given if s]
+
+    @property
+    def sampling(self) -> dict[str, Any]:
+        """Temperature, nucleus and seed as the model takes them. OpenAI's default temperature is 1; without a seed
+        every request is sampled anew."""
+        return {
+            "temperature": 1.0 if self.temperature is None else self.temperature,
+            "top_p": 1.0 if self.top_p is None else self.top_p,
+            "seed": secrets.randbelow(2**63) if self.seed is None else self.seed % 2**63,
+        }
+
+
+Ids = list[Int]
+
+
+class CreateCompletion(_Sampling):
+    """``POST /v1/completions``; ``return_token_ids`` and ``return_tokens_as_token_ids`` as vLLM has them."""
+
+    prompt: Str | list[Str] | Ids | list[Ids]
+    echo: Bool | None = None
+    logprobs: Annotated[Int, Field(ge=0, le=MAX_TOP_LOGPROBS)] | None = None
+    max_tokens: Annotated[Int, Field(ge=0)] | None = None
+    best_of: Annotated[Int, Field(ge=1, le=1)] | None = None
+    suffix: None = None
+
+    @property
+    def prompts(self) -> list[str | list[int]]:
+        """One entry a prompt, as text or as ids."""
+        if isinstance(self.prompt, str):
+            return [self.prompt]
+        if self.prompt and isinstance(self.prompt[0], int):
+            return [self.prompt]
+        return list(self.prompt)  # type: ignore[arg-type]
+
+
+class _TextPart(_Body):
+    type: Literal["text"]
+    text: Str
+
+
+class ChatMessage(_Body):
+    """One turn of text."""
+
+    role: Literal["system", "developer", "user", "assistant", "tool"]
+    content: Str | list[_TextPart]
+    name: Str | None = None
+
+    @property
+    def text(self) -> str:
+        return self.content if isinstance(self.content, str) else "".join(p.text for p in self.content)
+
+
+class _TextFormat(_Body):
+    type: Literal["text"]
+
+
+class CreateChatCompletion(_Sampling):
+    """``POST /v1/chat/completions``."""
+
+    messages: Annotated[list[ChatMessage], Field(min_length=1, max_length=2048)]
+    logprobs: Bool | None = None
+    top_logprobs: Annotated[Int, Field(ge=0, le=MAX_TOP_LOGPROBS)] | None = None
+    max_completion_tokens: Annotated[Int, Field(ge=1)] | None = None
+    max_tokens: Annotated[Int, Field(ge=1)] | None = None
+    response_format: _TextFormat | None = None
+    store: Literal[False] | None = None
+    metadata: dict[str, str] | None = None
+    service_tier: Literal["auto", "default"] | None = None
+
+
+Body = TypeVar("Body", bound=_Body)
+
+
+async def read_body(request: Request, kind: type[Body]) -> Body:
+    """The JSON body of a request. Raises ApiError 400 that names the parameter that is wrong."""
+    content_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    if content_type != "application/json":
+        raise invalid(
+            f"Unsupported content type: '{content_type[:80]}'. This API method only accepts 'application/json' "
+            "requests, but you specified another in your Content-Type header."
+        )
+    try:
+        raw = from_json(await request.body(), allow_inf_nan=False)
+    except ValueError:
+        raise invalid(
+            "We could not parse the JSON body of your request. (HINT: This likely means you aren't using your HTTP "
+            "library correctly. The request expects a JSON payload in UTF-8.)"
+        ) from None
+    if not isinstance(raw, dict):
+        raise invalid("The body must be a JSON object.")
+    try:
+        return kind.model_validate(raw)
+    except ValidationError as error:
+        raise _refusal(kind, error) from None
+
+
+def _refusal(kind: type[_Body], error: ValidationError) -> ApiError:
+    problem = error.errors(include_input=False, include_url=False)[0]
+    place = problem["loc"]
+    top = str(place[0]) if place else ""
+    if problem["type"] == "extra_forbidden":
+        name = ".".join(map(str, place))[:100]
+        return invalid(f"Unrecognized request argument supplied: {name}", param=name, code="unknown_parameter")
+    # A union reports one problem a member, with the member's name in the place: the parameter itself is enough.
+    known = [p for p in place if isinstance(p, int) or (p.isidentifier() and p.islower())]
+    name = ".".join(map(str, known[:1] if problem["type"].startswith("literal") else known))[:100]
+    if problem["type"] == "missing":
+        return invalid(f"Missing required parameter: '{name}'.", param=name, code="missing_required_parameter")
+    message = problem["msg"].removeprefix("Value error, ")
+    if top in _UNSUPPORTED and top in kind.model_fields:
+        return invalid(
+            f"'{top}' is not supported by this server as given: {message}.", param=top, code="unsupported_value"
+        )
+    return invalid(f"Invalid value for '{name or top}': {message}.", param=top or None, code="invalid_value")
+
+
+_UNSUPPORTED = frozenset(
+    (
+        "n",
+        "stream",
+        "best_of",
+        "frequency_penalty",
+        "presence_penalty",
+        "logit_bias",
+        "method",
+        "validation_file",
+        "integrations",
+        "response_format",
+        "store",
+        "service_tier",
+    )
+)

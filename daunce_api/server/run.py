@@ -1,0 +1,89 @@
+"""Serving: bind, run, and end when asked to."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import socket
+import sys
+import threading
+from typing import IO
+
+import uvicorn
+
+from ..errors import ConfigurationError, DaunceError
+from .app import create_app
+from .gate import is_loopback
+from .settings import ServerSettings
+
+GRACE_SECONDS = 5
+"""How long requests in progress may take when the server is told to end."""
+
+
+def serve(settings: ServerSettings, host: str, port: int, *, child_of: IO[bytes] | None = None) -> None:
+    """Serve until a signal; with ``child_of`` also until that stream ends.
+
+    ``child_of`` is the pipe to the process that started this one; the port is then told on standard output.
+    Raises ConfigurationError for a host or port that cannot be used, and what the start of the model raises.
+    """
+    if settings.api_key is None and not is_loopback(host):
+        raise ConfigurationError(
+            f"{host} can be reached from other machines, and no API key is set. Set one with --api-key or "
+            "DAUNCE_SERVE_API_KEY, or serve on 127.0.0.1."
+        )
+    listener = _bind(host, port)
+    app = create_app(settings)
+    config = uvicorn.Config(
+        app, log_config=None, access_log=False, server_header=False, timeout_graceful_shutdown=GRACE_SECONDS
+    )
+    server = uvicorn.Server(config)
+    if child_of is not None:
+        _end_with(child_of, server)
+    try:
+        asyncio.run(_serve(server, listener, announce=child_of is not None))
+    except SystemExit:
+        failure = getattr(app.state, "startup_error", None)
+        if isinstance(failure, DaunceError):
+            raise failure from None
+        raise
+
+
+async def _serve(server: uvicorn.Server, listener: socket.socket, *, announce: bool) -> None:
+    task = asyncio.create_task(server.serve(sockets=[listener]))
+    port = listener.getsockname()[1]
+    while announce and not task.done():
+        if server.started:
+            sys.stdout.write(json.dumps({"port": port}) + "\n")
+            sys.stdout.flush()
+            break
+        await asyncio.sleep(0.02)
+    await task
+
+
+def _bind(host: str, port: int) -> socket.socket:
+    try:
+        family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
+        listener = socket.socket(family, socket.SOCK_STREAM)
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind((host, port))
+    except OSError as error:
+        raise ConfigurationError(
+            f"cannot listen on {host} port {port}: {error.strerror}. Choose another with --port."
+        ) from error
+    listener.setblocking(False)
+    return listener
+
+
+def _end_with(stream: IO[bytes], server: uvicorn.Server) -> None:
+    """End this process when a stream ends, at the latest ``GRACE_SECONDS`` after that."""
+
+    def watch() -> None:
+        while stream.read(4096):
+            pass
+        server.should_exit = True
+        timer = threading.Timer(GRACE_SECONDS, os._exit, (1,))
+        timer.daemon = True
+        timer.start()
+
+    threading.Thread(target=watch, daemon=True).start()

@@ -1,0 +1,130 @@
+"""What a server is started with."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any, Self
+
+import platformdirs
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from ..errors import ConfigurationError
+
+MAX_FILE_BYTES = 512 * 1024**2
+"""OpenAI's limit for an uploaded file."""
+
+BASE_LEARNING_RATE = 1e-3
+"""AdamW learning rate of the LoRA weights at ``learning_rate_multiplier: 1`` (and ``auto``)."""
+
+
+class InjectSettings(BaseModel):
+    """Faults that the server commits on purpose, so that clients can be tested against them.
+
+    Rates are probabilities from 0 to 1. Which request is hit depends on ``seed`` and on how many requests to the same
+    route came before it, and on nothing else: the same requests in the same order meet the same faults. Job faults
+    depend on ``seed`` and on how many jobs were created before.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    rate_limit: float = Field(0, ge=0, le=1, description="429 with retry-after")
+    rate_limit_bare: float = Field(0, ge=0, le=1, description="429 without retry-after")
+    error_500: float = Field(0, ge=0, le=1)
+    error_502: float = Field(0, ge=0, le=1, description="502 with an HTML body, as a proxy in between sends it")
+    timeout_before: float = Field(0, ge=0, le=1, description="hang, then close; nothing was done")
+    timeout_after: float = Field(0, ge=0, le=1, description="do what was asked for, then hang and close")
+    drop: float = Field(0, ge=0, le=1, description="do it, then break the connection in the middle of the body")
+    truncated: float = Field(0, ge=0, le=1, description="do it, then send half of the JSON as if it were all")
+    malformed: float = Field(0, ge=0, le=1, description="do it, then send a body that is not JSON")
+    job_failure: float = Field(0, ge=0, le=1, description="the job fails after it has started to run")
+    job_stuck: float = Field(0, ge=0, le=1, description="the job stays running until it is cancelled")
+    model_deleted: float = Field(0, ge=0, le=1, description="the job's model vanishes at the second use")
+    daily_limit_after: int | None = Field(None, ge=0, description="jobs accepted before the daily limit is reached")
+    retry_after: float = Field(1.0, ge=0, le=120, description="seconds asked for by rate_limit")
+    hang: float = Field(30.0, ge=0, description="seconds that the timeouts hang; longer than the client waits")
+    seed: int = 0
+
+    @classmethod
+    def parse(cls, text: str) -> InjectSettings:
+        """From a command-line option: ``rate_limit=0.1,error_500=0.05,seed=3``.
+
+        Raises ConfigurationError that names the part that is wrong and what is known.
+        """
+        values: dict[str, Any] = {}
+        for part in filter(None, (p.strip() for p in text.split(","))):
+            name, sign, value = (s.strip() for s in part.partition("="))
+            if not sign or name not in cls.model_fields:
+                raise ConfigurationError(
+                    f"--inject: {part!r} is not NAME=VALUE with a known name. Names: {', '.join(cls.model_fields)}."
+                )
+            if name in values:
+                raise ConfigurationError(f"--inject: {name} is given twice")
+            values[name] = value
+        try:
+            settings = cls.model_validate(values)
+        except ValidationError as error:
+            problems = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors())
+            raise ConfigurationError(f"--inject: {problems}") from error
+        total = sum(getattr(settings, name) for name in REQUEST_FAULTS)
+        if total > 1 + 1e-9 or not math.isfinite(total):
+            raise ConfigurationError(f"--inject: the rates of the request faults add up to {total:g}, more than 1")
+        return settings
+
+
+REQUEST_FAULTS = (
+    "rate_limit",
+    "rate_limit_bare",
+    "error_500",
+    "error_502",
+    "timeout_before",
+    "timeout_after",
+    "drop",
+    "truncated",
+    "malformed",
+)
+"""Faults of single requests; at most one of them hits a request."""
+
+
+def _default_state_dir() -> Path:
+    return platformdirs.user_state_path("daunce-api") / "server"
+
+
+class ServerSettings(BaseModel):
+    """What is served, where its state is kept, and who may ask."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    model: str = Field("daunce-tiny", description="daunce-tiny, smollm2-135m, or a Hugging Face model folder")
+    model_name: str | None = Field(
+        None, pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$", description="id of the base model; default: from `model`"
+    )
+    state_dir: Path = Field(default_factory=_default_state_dir, description="files, jobs and adapters; survives")
+    api_key: str | None = Field(None, min_length=1, repr=False, description="key to ask for; None: loopback only")
+    inject: InjectSettings | None = None
+    workers: int = Field(1, ge=1, le=64, description="jobs trained at once, one process each")
+    threads: int = Field(1, ge=1, description="torch threads of each process")
+    device: str = "cpu"
+    dtype: str = "float32"
+    requests_per_minute: int = Field(60_000, ge=1, description="rate limit over all clients")
+    max_file_bytes: int = Field(MAX_FILE_BYTES, ge=1)
+    max_body_bytes: int = Field(32 * 1024**2, ge=1, description="limit of a JSON body")
+    max_prompts: int = Field(2048, ge=1, description="prompts in one completions request")
+    max_queue: int = Field(1024, ge=1, description="requests waiting for the model before 503 is answered")
+
+    @classmethod
+    def from_options(cls, options: dict[str, Any]) -> Self:
+        """From plain data (a config section); ``inject`` may be a text as on the command line.
+
+        Raises ConfigurationError that lists every problem.
+        """
+        values = dict(options)
+        if isinstance(values.get("inject"), str):
+            values["inject"] = InjectSettings.parse(values["inject"])
+        try:
+            return cls.model_validate(values)
+        except ValidationError as error:
+            # The input is left out: it may hold the key.
+            problems = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors())
+            known = ", ".join(cls.model_fields)
+            raise ConfigurationError(f"server options: {problems}. Known options: {known}.") from None

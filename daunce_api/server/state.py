@@ -1,0 +1,273 @@
+"""The server's memory: one SQLite file (WAL) beside the folders of uploaded files and adapters.
+
+Committed changes survive the end of the process by whatever signal. Used from one thread, the event loop's.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import secrets
+import shutil
+import sqlite3
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO, Any, Literal
+
+from ..errors import ConfigurationError, RunLockedError, StoreCorruptError
+
+SCHEMA_VERSION = 1
+UNFINISHED = ("validating_files", "queued", "running")
+
+_SCHEMA = """
+CREATE TABLE files (
+    seq INTEGER PRIMARY KEY AUTOINCREMENT, id TEXT NOT NULL UNIQUE, filename TEXT NOT NULL, bytes INTEGER NOT NULL,
+    purpose TEXT NOT NULL, created_at INTEGER NOT NULL, deleted INTEGER NOT NULL DEFAULT 0);
+CREATE TABLE jobs (
+    seq INTEGER PRIMARY KEY AUTOINCREMENT, id TEXT NOT NULL UNIQUE, created_at INTEGER NOT NULL, finished_at INTEGER,
+    status TEXT NOT NULL, model TEXT NOT NULL, training_file TEXT NOT NULL, n_epochs INTEGER NOT NULL,
+    batch_size INTEGER NOT NULL, learning_rate_multiplier REAL NOT NULL, seed INTEGER NOT NULL, suffix TEXT,
+    metadata TEXT, error TEXT, fine_tuned_model TEXT, trained_tokens INTEGER, result_file TEXT,
+    estimated_finish INTEGER, fault TEXT);
+CREATE INDEX jobs_status ON jobs(status);
+CREATE INDEX jobs_file ON jobs(training_file);
+CREATE TABLE events (
+    seq INTEGER PRIMARY KEY AUTOINCREMENT, id TEXT NOT NULL UNIQUE, job TEXT NOT NULL, created_at INTEGER NOT NULL,
+    level TEXT NOT NULL, message TEXT NOT NULL, type TEXT NOT NULL, data TEXT NOT NULL);
+CREATE INDEX events_job ON events(job, seq);
+CREATE TABLE models (
+    seq INTEGER PRIMARY KEY AUTOINCREMENT, id TEXT NOT NULL UNIQUE, checkpoint_id TEXT UNIQUE, job TEXT NOT NULL,
+    base TEXT NOT NULL, created_at INTEGER NOT NULL, adapter TEXT NOT NULL, fingerprint TEXT NOT NULL, step INTEGER,
+    train_loss REAL);
+CREATE INDEX models_job ON models(job, seq);
+"""
+
+Row = sqlite3.Row
+Table = Literal["files", "jobs", "events", "models"]
+
+
+def new_id(prefix: str) -> str:
+    """An identifier of OpenAI's look: a prefix and 24 random hexadecimal digits."""
+    return f"{prefix}-{secrets.token_hex(12)}"
+
+
+def now() -> int:
+    """Seconds since the epoch, as all the API's times are."""
+    return int(time.time())
+
+
+class State:
+    """Everything that outlives the process. One server at a time: the folder is locked while it is open."""
+
+    def __init__(self, folder: Path, *, lock_timeout: float = 20.0) -> None:
+        """Raises RunLockedError where another server uses the folder, StoreCorruptError where the database is not
+        one of ours, ConfigurationError where the folder cannot be written."""
+        self.folder = folder
+        try:
+            for part in (folder, self.files_dir, self.adapters_dir):
+                part.mkdir(mode=0o700, parents=True, exist_ok=True)
+            self._lock = _lock(folder / "lock", lock_timeout)
+        except OSError as error:
+            raise ConfigurationError(f"the state folder {folder} cannot be used: {error.strerror}") from error
+        try:
+            self._db = sqlite3.connect(folder / "state.sqlite", isolation_level=None)
+            self._db.row_factory = sqlite3.Row
+            self._db.execute("PRAGMA journal_mode=WAL")
+            self._db.execute("PRAGMA synchronous=NORMAL")
+            version = self._db.execute("PRAGMA user_version").fetchone()[0]
+            if version == 0:
+                self._db.executescript(f"BEGIN;{_SCHEMA}PRAGMA user_version={SCHEMA_VERSION};COMMIT;")
+                version = SCHEMA_VERSION
+        except sqlite3.DatabaseError as error:
+            self._lock.close()
+            raise StoreCorruptError(
+                f"{folder / 'state.sqlite'} cannot be read: {error}. Start with another state_dir."
+            ) from None
+        if version != SCHEMA_VERSION:
+            self.close()
+            raise StoreCorruptError(
+                f"{folder / 'state.sqlite'} has schema {version}, this version writes {SCHEMA_VERSION}. "
+                "Start with another state_dir."
+            )
+        self._sweep()
+
+    @property
+    def files_dir(self) -> Path:
+        return self.folder / "files"
+
+    @property
+    def adapters_dir(self) -> Path:
+        return self.folder / "adapters"
+
+    def close(self) -> None:
+        self._db.close()
+        self._lock.close()
+
+    @contextmanager
+    def transaction(self) -> Iterator[None]:
+        """All of the changes inside, or none."""
+        self._db.execute("BEGIN IMMEDIATE")
+        try:
+            yield
+        except BaseException:
+            self._db.execute("ROLLBACK")
+            raise
+        self._db.execute("COMMIT")
+
+    def insert(self, table: Table, **values: Any) -> None:
+        names = ", ".join(values)
+        marks = ", ".join("?" * len(values))
+        self._db.execute(f"INSERT INTO {table} ({names}) VALUES ({marks})", tuple(values.values()))
+
+    def one(self, table: Table, identity: str) -> Row | None:
+        """The row with this id (a deleted file's too)."""
+        row: Row | None = self._db.execute(f"SELECT * FROM {table} WHERE id=?", (identity,)).fetchone()
+        return row
+
+    def rows(self, query: str, parameters: Sequence[Any] = ()) -> list[Row]:
+        return self._db.execute(query, tuple(parameters)).fetchall()
+
+    def page(
+        self,
+        table: Table,
+        *,
+        where: str = "1",
+        parameters: Sequence[Any] = (),
+        after: str | None = None,
+        limit: int,
+        ascending: bool = False,
+    ) -> tuple[list[Row], bool] | None:
+        """One page, newest first unless ``ascending``, and whether more follow; None where ``after`` is unknown."""
+        conditions, values = [where], list(parameters)
+        if after is not None:
+            found = self._db.execute(
+                f"SELECT seq FROM {table} WHERE id=?" + (" OR checkpoint_id=?" if table == "models" else ""),
+                (after, after) if table == "models" else (after,),
+            ).fetchone()
+            if found is None:
+                return None
+            conditions.append("seq > ?" if ascending else "seq < ?")
+            values.append(found["seq"])
+        order = "ASC" if ascending else "DESC"
+        rows = self.rows(
+            f"SELECT * FROM {table} WHERE {' AND '.join(f'({c})' for c in conditions)} ORDER BY seq {order} LIMIT ?",
+            [*values, limit + 1],
+        )
+        return rows[:limit], len(rows) > limit
+
+    # --- files ---------------------------------------------------------------------------------------------------
+
+    def file(self, identity: str) -> Row | None:
+        row = self.one("files", identity)
+        return None if row is None or row["deleted"] else row
+
+    def file_path(self, identity: str) -> Path:
+        """Where the content of a file lies; ids are made here, never taken from a request."""
+        return self.files_dir / identity
+
+    def delete_file(self, identity: str) -> None:
+        """Hide a file; its bytes go when no unfinished job needs them."""
+        self._db.execute("UPDATE files SET deleted=1 WHERE id=?", (identity,))
+        self.drop_unused_bytes(identity)
+
+    def drop_unused_bytes(self, identity: str) -> None:
+        """Remove the bytes of a deleted file that no unfinished job needs."""
+        row = self.one("files", identity)
+        if row is not None and row["deleted"] and not self._needed(identity):
+            self.file_path(identity).unlink(missing_ok=True)
+
+    def _needed(self, identity: str) -> bool:
+        marks = ",".join("?" * len(UNFINISHED))
+        query = f"SELECT 1 FROM jobs WHERE training_file=? AND status IN ({marks}) LIMIT 1"
+        return self._db.execute(query, (identity, *UNFINISHED)).fetchone() is not None
+
+    # --- jobs ----------------------------------------------------------------------------------------------------
+
+    def update_job(self, identity: str, **values: Any) -> bool:
+        """Change an unfinished job; False, and nothing changed, where it is finished already."""
+        names = ", ".join(f"{name}=?" for name in values)
+        marks = ",".join("?" * len(UNFINISHED))
+        cursor = self._db.execute(
+            f"UPDATE jobs SET {names} WHERE id=? AND status IN ({marks})", (*values.values(), identity, *UNFINISHED)
+        )
+        return cursor.rowcount > 0
+
+    def unfinished_jobs(self) -> list[Row]:
+        marks = ",".join("?" * len(UNFINISHED))
+        return self.rows(f"SELECT * FROM jobs WHERE status IN ({marks}) ORDER BY seq", UNFINISHED)
+
+    def job_count(self) -> int:
+        """Jobs ever created."""
+        count: int = self._db.execute("SELECT COUNT(*) FROM jobs").fetchone()[0]
+        return count
+
+    def event(
+        self, job: str, message: str, *, level: str = "info", type: str = "message", data: dict[str, Any] | None = None
+    ) -> None:
+        self.insert(
+            "events",
+            id=new_id("ftevent"),
+            job=job,
+            created_at=now(),
+            level=level,
+            message=message,
+            type=type,
+            data=json.dumps(data or {}),
+        )
+
+    # --- models --------------------------------------------------------------------------------------------------
+
+    def adapter_path(self, row: Row) -> Path:
+        return self.adapters_dir / str(row["adapter"])
+
+    def delete_models(self, rows: Sequence[Row]) -> None:
+        """Remove fine-tunes or checkpoints and their weights."""
+        for row in rows:
+            self._db.execute("DELETE FROM models WHERE id=?", (row["id"],))
+            shutil.rmtree(self.adapter_path(row), ignore_errors=True)
+
+    def models_of_job(self, job: str) -> list[Row]:
+        return self.rows("SELECT * FROM models WHERE job=? ORDER BY seq", (job,))
+
+    def _sweep(self) -> None:
+        """Remove what a killed process left half done: files without a row, adapters that no model names."""
+        known = {
+            r["id"] for r in self.rows("SELECT id, deleted FROM files") if not r["deleted"] or self._needed(r["id"])
+        }
+        for path in self.files_dir.iterdir():
+            if path.name not in known:
+                path.unlink(missing_ok=True)
+        kept = {r["adapter"] for r in self.rows("SELECT adapter FROM models")}
+        for job in self.adapters_dir.iterdir():
+            for path in list(job.iterdir()):
+                if f"{job.name}/{path.name}" not in kept:
+                    shutil.rmtree(path, ignore_errors=True)
+            if not any(job.iterdir()):
+                job.rmdir()
+
+
+def _lock(path: Path, timeout: float) -> IO[str]:
+    """An exclusive lock that ends with the process. A server that was just told to end gets ``timeout`` seconds."""
+    handle = open(path, "a+", encoding="utf-8")  # noqa: SIM115 - held as long as the state is open
+    deadline = time.monotonic() + timeout
+    while True:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            if time.monotonic() < deadline:
+                time.sleep(0.1)
+                continue
+            handle.seek(0)
+            pid = handle.read().strip()
+            handle.close()
+            raise RunLockedError(
+                f"another server (process {pid or 'unknown'}) uses {path.parent}. Stop it, or give another state_dir.",
+                int(pid) if pid.isdigit() else None,
+            ) from None
+        handle.truncate(0)
+        handle.write(str(os.getpid()))
+        handle.flush()
+        return handle

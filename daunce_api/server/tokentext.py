@@ -1,0 +1,75 @@
+"""Token ids to bytes, exactly: a token need not be whole UTF-8, and answers carry tokens, bytes and offsets."""
+
+from __future__ import annotations
+
+import codecs
+import json
+from collections.abc import Sequence
+from functools import lru_cache
+from pathlib import Path
+
+from tokenizers import Tokenizer
+
+
+@lru_cache(maxsize=1)
+def _byte_of_character() -> dict[str, int]:
+    """The characters that stand for bytes in the vocabulary of a byte-level BPE.
+
+    Printable Latin-1 stands for itself, the other bytes for the characters from U+0100 on, in order (Radford et al.,
+    2019, the GPT-2 encoding, which its successors kept).
+    """
+    printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+    table = {chr(b): b for b in printable}
+    others = [b for b in range(256) if b not in set(printable)]
+    table.update({chr(0x100 + i): b for i, b in enumerate(others)})
+    return table
+
+
+class TokenText:
+    """Bytes and printable forms of the tokens of one tokenizer folder."""
+
+    def __init__(self, folder: Path) -> None:
+        path = folder / "tokenizer.json"
+        self._tokenizer = Tokenizer.from_file(str(path))
+        description = json.loads(path.read_text(encoding="utf-8"))
+        self._byte_level = "ByteLevel" in json.dumps(description.get("decoder"))
+        self._literal = {t["id"]: t["content"].encode() for t in description.get("added_tokens", [])}
+        self._bytes: dict[int, bytes] = {}
+
+    def token_bytes(self, token: int) -> bytes:
+        """The bytes that one token stands for; added tokens stand for their own name."""
+        known = self._bytes.get(token)
+        if known is None:
+            known = self._bytes[token] = self._literal.get(token) or self._decode(token)
+        return known
+
+    def _decode(self, token: int) -> bytes:
+        piece = self._tokenizer.id_to_token(token)
+        if piece is None:
+            return b""
+        table = _byte_of_character()
+        if self._byte_level and all(c in table for c in piece):
+            return bytes(table[c] for c in piece)
+        decoded: str = self._tokenizer.decode([token], skip_special_tokens=False)
+        return decoded.encode()
+
+    def label(self, token: int) -> str:
+        """The token as OpenAI's completions print it: its text, or ``bytes:\\xe2\\x82`` where that is not UTF-8."""
+        raw = self.token_bytes(token)
+        try:
+            return raw.decode()
+        except UnicodeDecodeError:
+            return "bytes:" + "".join(f"\\x{b:02x}" for b in raw)
+
+    def text(self, ids: Sequence[int]) -> str:
+        """The ids as text; what is not UTF-8 becomes U+FFFD."""
+        return b"".join(self.token_bytes(i) for i in ids).decode(errors="replace")
+
+    def offsets(self, ids: Sequence[int]) -> list[int]:
+        """For every token the number of whole characters before it."""
+        decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
+        offsets, position = [], 0
+        for token in ids:
+            offsets.append(position)
+            position += len(decoder.decode(self.token_bytes(token)))
+        return offsets
