@@ -7,20 +7,55 @@ variable that holds the key.
 from __future__ import annotations
 
 import difflib
+import json
+import math
+import re
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
 from .dataset import LossOn
 from .errors import ConfigurationError
 
-MAX_CONFIG_BYTES = 1_000_000
+MAX_CONFIG_BYTES = 200_000
 
 
 class _Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True, allow_inf_nan=False)
+
+
+def _variable_name(value: str) -> str:
+    if not re.fullmatch(r"[A-Z_][A-Z0-9_]{0,99}", value):
+        raise ValueError("must be the name of an environment variable (A-Z, 0-9, _), never the key itself")
+    return value
+
+
+def _json_data(value: dict[str, Any]) -> dict[str, Any]:
+    try:
+        json.dumps(value, allow_nan=False)
+    except (TypeError, ValueError, RecursionError) as error:
+        raise ValueError("holds something other than texts, numbers, true/false, lists and mappings") from error
+    return value
+
+
+def _hyperparameter(value: Any) -> Any:
+    if (
+        isinstance(value, bool)
+        or not isinstance(value, int | float | str)
+        or (isinstance(value, float) and not math.isfinite(value))
+    ):
+        raise ValueError("must be a finite number or a text")
+    # YAML 1.1 reads 1e-3 (no dot) as a text.
+    if isinstance(value, str) and re.fullmatch(r"[+-]?\d+(\.\d*)?[eE][+-]?\d+", value):
+        return float(value)
+    return value
+
+
+VariableName = Annotated[str, AfterValidator(_variable_name)]
+OptionValues = Annotated[dict[str, Any], AfterValidator(_json_data)]
+HyperparameterValue = Annotated[int | float | str, BeforeValidator(_hyperparameter)]
 
 
 class DataConfig(_Section):
@@ -35,9 +70,11 @@ class ScorerConfig(_Section):
     """Where log-probabilities are read, if that is another endpoint than the one that trains."""
 
     kind: str | None = Field(None, description="scorer; default: the backend's own")
-    base_url: str | None = None
-    api_key_env: str | None = None
-    options: dict[str, Any] = Field(default_factory=dict, description="options of this kind of scorer")
+    base_url: str | None = Field(None, description="its endpoint; default: the backend's")
+    api_key_env: VariableName | None = Field(
+        None, description="environment variable that holds its API key; default: the backend's"
+    )
+    options: OptionValues = Field(default_factory=dict, description="options of this kind of scorer")
 
 
 class BackendConfig(_Section):
@@ -46,11 +83,15 @@ class BackendConfig(_Section):
     kind: str = Field("embedded", description="embedded, openai, or another registered backend")
     model: str = Field("daunce-tiny", description="base model that is fine-tuned")
     base_url: str | None = Field(None, description="endpoint of an OpenAI-wire server; default: the provider's own")
-    api_key_env: str | None = Field(None, description="environment variable that holds the API key")
+    api_key_env: VariableName | None = Field(
+        None, description="environment variable that holds the API key; default: the provider's usual one"
+    )
     tokenizer: str | None = Field(None, description="tokenizer folder or tiktoken model; default: the model's own")
-    max_concurrent_jobs: int | None = Field(None, ge=1, description="default: the provider's limit")
-    options: dict[str, Any] = Field(default_factory=dict, description="options of this kind of backend")
-    scorer: ScorerConfig = Field(default_factory=ScorerConfig)
+    max_concurrent_jobs: int | None = Field(
+        None, ge=1, description="fine-tuning jobs at once; default: the provider's limit"
+    )
+    options: OptionValues = Field(default_factory=dict, description="options of this kind of backend")
+    scorer: ScorerConfig = Field(default_factory=ScorerConfig, description="who scores, if it is somebody else")
 
 
 class StopConfig(_Section):
@@ -58,32 +99,35 @@ class StopConfig(_Section):
 
     self_lds: float | None = Field(None, gt=0, lt=1, description="stop when self_lds reaches this value")
     plateau: float | None = Field(None, gt=0, lt=1, description="stop when the last round gained less than this")
-    min_members: int = Field(10, ge=2)
+    min_members: int = Field(10, ge=2, description="members that are trained in any case")
     check_every: int = Field(5, ge=1, description="members between two looks")
 
 
 class EnsembleConfig(_Section):
+    """Which members there are. Growing ``members`` later keeps those that were trained."""
+
     members: int = Field(32, ge=2, le=100_000, description="K, the number of fine-tunes")
     subset_ratio: float = Field(0.5, gt=0, lt=1, description="share of the training set that each member sees")
     seed: int = Field(0, ge=0, lt=2**31, description="everything random follows from it")
     start_from: Literal["base", "target"] = Field("base", description="what members are fine-tuned from")
     target_model: str | None = Field(None, description="an existing fine-tune of the whole training set")
-    stop: StopConfig | None = None
+    stop: StopConfig | None = Field(None, description="stop before K members; default: never")
 
     @model_validator(mode="after")
-    def _target_needs_start(self) -> EnsembleConfig:
+    def _fits_together(self) -> EnsembleConfig:
         if self.target_model is not None and self.start_from != "target":
             raise ValueError("target_model is only used with start_from: target")
+        if self.stop is not None and self.stop.min_members > self.members:
+            raise ValueError(f"stop.min_members is {self.stop.min_members}, but there are {self.members} members")
         return self
 
 
-HyperparameterValue = Annotated[int | float | str, Field(union_mode="left_to_right")]
-
-
 class TrainingConfig(_Section):
-    """Hyperparameters by the provider's own names; those left out are the provider's defaults."""
+    """The fine-tuning jobs."""
 
-    hyperparameters: dict[str, HyperparameterValue] = Field(default_factory=dict)
+    hyperparameters: dict[str, HyperparameterValue] = Field(
+        default_factory=dict, description="by the provider's own names; those left out are the provider's defaults"
+    )
     target_hyperparameters: dict[str, HyperparameterValue] | None = Field(
         None, description="for the target fine-tune of start_from: target; default: the same"
     )
@@ -92,12 +136,16 @@ class TrainingConfig(_Section):
 
 
 class ScoringConfig(_Section):
+    """The requests for log-probabilities."""
+
     concurrency: int | None = Field(None, ge=1, description="requests at once; default: the endpoint's limit")
     noise_probe: int = Field(4, ge=0, description="examples scored twice for every member, to measure noise")
     target: bool = Field(False, description="also score the target model (start_from: target)")
 
 
 class AttributionConfig(_Section):
+    """How losses become scores; may be changed after the run."""
+
     estimator: str = Field("auto", description="auto, covariance, correlation, inclusion, whitened, ...")
     loss: Literal["mean", "sum"] = Field("mean", description="per example: nats per completion token, or their sum")
 
@@ -105,12 +153,14 @@ class AttributionConfig(_Section):
 class PriceConfig(_Section):
     """US dollars per million tokens."""
 
-    training: float | None = Field(None, ge=0)
-    input: float | None = Field(None, ge=0)
-    output: float | None = Field(None, ge=0)
+    training: float | None = Field(None, ge=0, description="trained tokens; default: the price table")
+    input: float | None = Field(None, ge=0, description="prompt tokens of the fine-tuned model")
+    output: float | None = Field(None, ge=0, description="generated tokens of the fine-tuned model")
 
 
 class BudgetConfig(_Section):
+    """What the run may cost."""
+
     max_usd: float | None = Field(None, ge=0, description="the run refuses to start or go on above this")
     price: PriceConfig | None = Field(None, description="overrides the price table")
 
@@ -121,14 +171,29 @@ class RunConfig(_Section):
     name: str = Field(
         "run", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,39}$", description="short name; goes into job names"
     )
-    run_dir: Path = Field(Path("runs/run"), description="folder of the run; relative to the config file")
-    data: DataConfig
-    backend: BackendConfig = Field(default_factory=BackendConfig)
-    ensemble: EnsembleConfig = Field(default_factory=EnsembleConfig)
-    training: TrainingConfig = Field(default_factory=TrainingConfig)
-    scoring: ScoringConfig = Field(default_factory=ScoringConfig)
-    attribution: AttributionConfig = Field(default_factory=AttributionConfig)
-    budget: BudgetConfig = Field(default_factory=BudgetConfig)
+    run_dir: Path = Field(
+        default_factory=lambda data: Path("runs", data.get("name", "run")),
+        description="folder of the run, relative to this file; default: runs/NAME",
+    )
+    data: DataConfig = Field(description="where the examples are; relative paths start from this file")
+    backend: BackendConfig = Field(default_factory=BackendConfig, description="who fine-tunes and who scores")
+    ensemble: EnsembleConfig = Field(default_factory=EnsembleConfig, description="which members there are")
+    training: TrainingConfig = Field(default_factory=TrainingConfig, description="the fine-tuning jobs")
+    scoring: ScoringConfig = Field(default_factory=ScoringConfig, description="the requests for log-probabilities")
+    attribution: AttributionConfig = Field(
+        default_factory=AttributionConfig, description="how losses become scores; may be changed after the run"
+    )
+    budget: BudgetConfig = Field(default_factory=BudgetConfig, description="what the run may cost")
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> RunConfig:
+        if self.training.min_members > self.ensemble.members:
+            raise ValueError(
+                f"training.min_members is {self.training.min_members}, but there are {self.ensemble.members} members"
+            )
+        if self.scoring.target and self.ensemble.start_from != "target":
+            raise ValueError("scoring.target needs ensemble.start_from: target")
+        return self
 
     @classmethod
     def from_yaml(cls, path: str | Path) -> RunConfig:
@@ -138,35 +203,38 @@ class RunConfig(_Section):
         """
         path = Path(path)
         try:
-            raw = path.read_bytes()
-        except OSError as error:
-            raise ConfigurationError(f"{path} cannot be read: {error.strerror}. `daunce init` writes one.") from error
+            with path.open("rb") as file:
+                raw = file.read(MAX_CONFIG_BYTES + 1)
+        except (OSError, ValueError) as error:
+            reason = getattr(error, "strerror", None) or error
+            raise ConfigurationError(f"{path} cannot be read: {reason}. `daunce init` writes one.") from error
         if len(raw) > MAX_CONFIG_BYTES:
-            raise ConfigurationError(f"{path} has {len(raw):,} bytes; a config file has at most {MAX_CONFIG_BYTES:,}.")
+            raise ConfigurationError(f"{path} is no config file: it has more than {MAX_CONFIG_BYTES:,} bytes.")
         try:
             content = yaml.load(raw, Loader=_PlainLoader)  # noqa: S506 - a SafeLoader
-        except (yaml.YAMLError, UnicodeDecodeError, ValueError, RecursionError) as error:
-            raise ConfigurationError(f"{path} is not usable YAML: {error}") from error
+        except (yaml.YAMLError, ValueError, RecursionError) as error:
+            raise ConfigurationError(f"{path} is not usable YAML: {_yaml_problem(error)}") from error
         if not isinstance(content, dict):
             raise ConfigurationError(f"{path} must hold a mapping (name:, data:, backend:, ...).")
         return cls.from_mapping(content, base=path.parent, where=str(path))
 
     @classmethod
     def from_mapping(cls, content: dict[str, Any], *, base: Path | None = None, where: str = "config") -> RunConfig:
-        """From plain data; ``base`` is the folder that relative paths start from (default: the current one)."""
+        """From plain data; ``base`` is the folder that relative paths start from (default: the current one).
+
+        Raises ConfigurationError that lists every problem with its key.
+        """
         try:
             config = cls.model_validate(content)
         except ValidationError as error:
             raise ConfigurationError("\n".join([f"{where} has problems:", *_explain(error)])) from error
         base = Path.cwd() if base is None else base
-        return config.model_copy(
-            update={
-                "run_dir": (base / config.run_dir.expanduser()).resolve(),
-                "data": config.data.model_copy(
-                    update={k: (base / getattr(config.data, k).expanduser()).resolve() for k in ("train", "test")}
-                ),
-            }
-        )
+        try:
+            data = {k: (base / getattr(config.data, k).expanduser()).resolve() for k in ("train", "test")}
+            run_dir = (base / config.run_dir.expanduser()).resolve()
+        except (OSError, ValueError, RuntimeError) as error:  # a NUL, a loop of links, the home of nobody
+            raise ConfigurationError(f"{where}: a path cannot be used: {error}") from error
+        return config.model_copy(update={"run_dir": run_dir, "data": config.data.model_copy(update=data)})
 
 
 class _PlainLoader(yaml.SafeLoader):
@@ -189,24 +257,40 @@ class _PlainLoader(yaml.SafeLoader):
         return super().construct_mapping(node, deep)
 
 
+def _yaml_problem(error: Exception) -> str:
+    """What is wrong and where, without the line itself: it may hold a key in the wrong place."""
+    if isinstance(error, yaml.MarkedYAMLError) and error.problem_mark is not None:
+        return f"line {error.problem_mark.line + 1}: {error.problem}"
+    if isinstance(error, yaml.reader.ReaderError):
+        return f"byte {error.position}: {error.reason}"
+    return "nested too deeply" if isinstance(error, RecursionError) else str(error)
+
+
 def _explain(error: ValidationError) -> list[str]:
+    """One line a problem, with its key. Values are left out: one of them may be a key in the wrong place."""
     lines = []
-    for problem in error.errors():
-        place = ".".join(str(p) for p in problem["loc"])
+    for problem in error.errors(include_input=False, include_context=False):
+        if problem["type"] == "default_factory_not_called":  # follows from another problem
+            continue
+        place = ".".join(str(p) for p in problem["loc"]) or "the whole"
         if problem["type"] == "extra_forbidden":
             known = _fields_at(problem["loc"][:-1])
             close = difflib.get_close_matches(str(problem["loc"][-1]), known, n=1)
             hint = f"did you mean {close[0]}?" if close else f"known keys: {', '.join(known)}"
             lines.append(f"  {place}: unknown key; {hint}")
         else:
-            lines.append(f"  {place}: {problem['msg']}")
+            lines.append(f"  {place}: {problem['msg'].removeprefix('Value error, ')}")
     return lines
 
 
+def section_of(annotation: Any) -> type[BaseModel] | None:
+    """The section that a field's annotation (``StopConfig | None``) stands for, or None for a plain value."""
+    candidates = [annotation, *getattr(annotation, "__args__", ())]
+    return next((c for c in candidates if isinstance(c, type) and issubclass(c, BaseModel)), None)
+
+
 def _fields_at(loc: tuple[int | str, ...]) -> list[str]:
-    section: Any = RunConfig
+    section: type[BaseModel] = RunConfig
     for part in loc:
-        annotation = section.model_fields[str(part)].annotation
-        candidates = [annotation, *getattr(annotation, "__args__", ())]
-        section = next(c for c in candidates if isinstance(c, type) and issubclass(c, BaseModel))
+        section = section_of(section.model_fields[str(part)].annotation) or section
     return list(section.model_fields)
