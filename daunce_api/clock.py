@@ -30,14 +30,28 @@ class SystemClock:
 
 
 class InstantClock:
-    """Time that passes as soon as somebody waits: each sleep moves it on and gives other tasks one turn."""
+    """Simulated time: who sleeps wakes in the order of the deadlines, and nobody really waits.
+
+    Sleeps of different tasks overlap as they do in real time. Work that really takes time (a request to a real
+    server) takes none here, so this clock is for replays and scripted providers.
+    """
 
     def __init__(self) -> None:
         self._now = 0.0
+        self._sleepers: list[tuple[float, int]] = []
+        self._count = 0
 
     def now(self) -> float:
         return self._now
 
     async def sleep(self, seconds: float) -> None:
-        self._now += max(seconds, 0.0)
-        await asyncio.sleep(0)
+        self._count += 1
+        mine = (self._now + max(seconds, 0.0), self._count)
+        self._sleepers.append(mine)
+        try:
+            await asyncio.sleep(0)
+            while min(self._sleepers) != mine:  # noqa: ASYNC110 - there is no event: everybody waits for all others
+                await asyncio.sleep(0)
+            self._now = max(self._now, mine[0])
+        finally:
+            self._sleepers.remove(mine)

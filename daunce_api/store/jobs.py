@@ -17,7 +17,8 @@ class JobRecords(Records):
 
     def file_intent(self, sha256: str, name: str, size: int) -> None:
         """To be written before an upload is asked for; ``size`` in bytes. A file that is there already stays."""
-        if not any(f.state != "deleted" for f in self._files("WHERE sha256 = ?", sha256)):
+        row = self.file(sha256)
+        if row is None or row.state == "deleted":
             self._write_file(FileRow(sha256, name, size, INTENT, None))
 
     def file_uploaded(self, sha256: str, file_id: str) -> None:
@@ -38,17 +39,24 @@ class JobRecords(Records):
             self._db.check(expected, *content)
         return [FileRow(*row[:-1]) for row in rows]
 
-    def _file(self, sha256: str) -> FileRow:
+    def file(self, sha256: str) -> FileRow | None:
+        """The file with this content, if an upload of it was ever intended."""
         for row in self._files("WHERE sha256 = ?", sha256):
             return row
-        raise StoreError(f"no intent was recorded for the file {sha256[:12]}")
+        return None
+
+    def _file(self, sha256: str) -> FileRow:
+        row = self.file(sha256)
+        if row is None:
+            raise StoreError(f"no intent was recorded for the file {sha256[:12]}")
+        return row
 
     def _write_file(self, row: FileRow) -> None:
         values = (row.sha256, row.name, row.size, row.state, row.file_id)
         with self._db.transaction():
-            before = next((f.state for f in self._files("WHERE sha256 = ?", row.sha256)), "")
+            old = self.file(row.sha256)
             self._db.execute("INSERT OR REPLACE INTO files VALUES (?, ?, ?, ?, ?, ?)", (*values, seal(*values)))
-            self._log(f"file {row.name}", before, row.state, row.file_id or "")
+            self._log(f"file {row.name}", old.state if old else "", row.state, row.file_id or "")
 
     def job_intent(self, key: str, member: int, attempt: int, request_json: str) -> None:
         """To be written before a job is submitted. Raises StoreError where this attempt exists already."""
@@ -84,9 +92,11 @@ class JobRecords(Records):
         """The provider no longer has the model of this job."""
         self._change_job(key, "model deleted", model_deleted=True)
 
-    def jobs(self) -> list[JobRow]:
-        """All jobs, by member and attempt."""
-        return self._jobs("ORDER BY member, attempt")
+    def jobs(self, member: int | None = None) -> list[JobRow]:
+        """All jobs, or one member's, by member and attempt."""
+        if member is None:
+            return self._jobs("ORDER BY member, attempt")
+        return self._jobs("WHERE member = ? ORDER BY attempt", member)
 
     def _jobs(self, clause: str, *values: Any) -> list[JobRow]:
         rows = self._db.execute(

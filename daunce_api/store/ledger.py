@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 
 from ..errors import BudgetError
 from .database import seal
@@ -19,24 +20,29 @@ class Ledger(Records):
     """
 
     def reserve(self, subject: str, usd: float, *, cap: float | None = None) -> None:
-        """Speak for money before it is spent; a subject that is there already is not counted twice.
+        """Speak for money before it is spent.
 
-        Check and reservation are one transaction. Raises BudgetError where spent and reserved money together would
-        exceed ``cap`` dollars; then nothing is reserved.
+        A subject with an open reservation is not counted twice; one that was settled is opened again with ``usd`` on
+        top. Check and reservation are one transaction. Raises BudgetError where spent and reserved money together
+        would exceed ``cap`` dollars; then nothing is reserved.
         """
         amount = _nano(usd)
         with self._db.transaction():
             rows = self._spend_rows()
+            settled = 0
             if subject in rows:
-                return
-            total = sum(reserved if settled is None else settled for reserved, settled in rows.values())
+                _, known = rows[subject]
+                if known is None:
+                    return
+                settled = known
+            total = _total(rows)
             if cap is not None and total + amount > _nano(cap):
                 raise BudgetError(
                     f"{subject} needs ${usd:,.4f}, but ${total / NANO:,.4f} of the ${cap:,.2f} in budget.max_usd are "
                     "spent or reserved. Nothing more was sent, and everything paid for is kept. Raise budget.max_usd "
                     "and run the same command again."
                 )
-            self._write_spend(subject, amount, None)
+            self._write_spend(subject, settled + amount, None)
             self._log(f"spend {subject}", "", "reserved", f"${usd:.6f}")
 
     def settle(self, subject: str, usd: float) -> None:
@@ -50,8 +56,7 @@ class Ledger(Records):
 
     def spent(self) -> float:
         """Dollars settled, plus those reserved and not settled yet."""
-        rows = self._spend_rows().values()
-        return sum(reserved if settled is None else settled for reserved, settled in rows) / NANO
+        return _total(self._spend_rows()) / NANO
 
     def unsettled(self) -> dict[str, float]:
         """Dollars reserved and not settled yet, by subject."""
@@ -66,6 +71,10 @@ class Ledger(Records):
     def _write_spend(self, subject: str, reserved: int, settled: int | None) -> None:
         row = (subject, reserved, settled)
         self._db.execute("INSERT OR REPLACE INTO spend VALUES (?, ?, ?, ?)", (*row, seal(*row)))
+
+
+def _total(rows: Mapping[str, tuple[int, int | None]]) -> int:
+    return sum(reserved if settled is None else settled for reserved, settled in rows.values())
 
 
 def _nano(usd: float) -> int:

@@ -342,6 +342,16 @@ def test_the_ledger_counts_reservations_until_they_are_settled(store: RunStore) 
     assert store.unsettled() == {}
 
 
+def test_a_settled_subject_can_be_opened_again_on_top(store: RunStore) -> None:
+    store.reserve("a", 0.5, cap=1.0)
+    store.settle("a", 0.3)
+    with pytest.raises(BudgetError):
+        store.reserve("a", 0.8, cap=1.0)
+    store.reserve("a", 0.7, cap=1.0)
+    assert store.spent() == 1.0
+    assert store.unsettled() == {"a": 1.0}
+
+
 @pytest.mark.parametrize("usd", [-1.0, float("nan"), float("inf")])
 def test_an_impossible_amount_is_a_mistake_of_the_caller(store: RunStore, usd: float) -> None:
     with pytest.raises(ValueError, match="finite and not negative"):

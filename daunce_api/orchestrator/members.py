@@ -1,0 +1,352 @@
+"""``Orchestrator``: K fine-tuning jobs, from the first upload to the last model."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import random
+from collections.abc import Awaitable, Callable, Collection, Sequence
+
+from ..backends.base import JobRequest, JobStatus, Trainer
+from ..budget import JobCosts
+from ..clock import Clock, SystemClock
+from ..config import RunConfig
+from ..dataset import Dataset
+from ..ensemble import Ensemble
+from ..errors import BudgetError, DailyLimitError, DaunceError, NotEnoughMembersError, ProviderError, RejectedError
+from ..store import INTENT, TARGET, JobRow, RunStore
+from .cleanup import cancel_jobs, clean_up
+from .desk import CANCELLED, Desk
+from .events import CancelReport, CleanReport, Event, EventKind, OnEvent, TrainingOutcome
+from .patience import Patience, Waiter
+
+OnReady = Callable[[int, str], Awaitable[None]]
+
+
+class Orchestrator:
+    """Trains the members of an ensemble with any ``Trainer``, and leaves every step in the store.
+
+    What it promises, whenever and wherever it is interrupted: an attempt at a member becomes at most one job; a
+    distinct training file is uploaded once; reserved and spent money never exceed ``budget.max_usd``; the same call
+    again does only what is missing.
+    """
+
+    def __init__(
+        self,
+        trainer: Trainer,
+        store: RunStore,
+        *,
+        ensemble: Ensemble,
+        dataset: Dataset,
+        config: RunConfig,
+        costs: JobCosts | None = None,
+        clock: Clock | None = None,
+        patience: Patience | None = None,
+        rng: random.Random | None = None,
+    ) -> None:
+        """``costs``: tokens and price of each job; without it nothing is reserved, and a config with
+        ``budget.max_usd`` is refused (BudgetError). ``rng`` spreads waiting times and nothing else."""
+        if config.budget.max_usd is not None and costs is None:
+            raise BudgetError(
+                "budget.max_usd is set, but the price of a job is not known; nothing was sent. Set budget.price, or "
+                "take max_usd out."
+            )
+        self._trainer = trainer
+        self._store = store
+        self._ensemble = ensemble
+        self._dataset = dataset
+        self._config = config
+        self._costs = costs
+        self._on_event: OnEvent | None = None
+        waiter = Waiter(clock or SystemClock(), patience or Patience(), rng or random.Random())
+        self._desk = Desk(trainer, store, waiter, self._emit)
+        self._slots = asyncio.Semaphore(
+            config.backend.max_concurrent_jobs or max(1, trainer.capabilities.max_concurrent_jobs)
+        )
+        self._parked: DaunceError | None = None
+        self._halted: str | None = None
+        self._left_out: dict[int, str] = {}
+        self._finished: frozenset[int] = frozenset()
+
+    # -- the run --------------------------------------------------------------------------------------------------
+
+    async def run(
+        self,
+        on_ready: OnReady | None = None,
+        on_event: OnEvent | None = None,
+        *,
+        finished: Collection[int] = (),
+    ) -> TrainingOutcome:
+        """Train what is missing; call ``on_ready(member, model)`` for every member as soon as it has a model.
+
+        ``on_ready`` is also called for members that were trained before, and with member -1 for the target model of
+        ``start_from: target``; calls run at the same time as other jobs and each other. ``finished``: members of
+        which nothing more is needed; they are not trained again even if their models are gone.
+
+        Jobs that fail are tried up to ``training.max_attempts`` times, then their member is left out.
+
+        Raises NotEnoughMembersError once fewer than ``training.min_members`` can remain; DailyLimitError or
+        BudgetError when no more jobs can be submitted, after the live ones have ended and been handed over; StopError
+        and everything else at once. In each case, and after cancellation (Ctrl-C), jobs go on at the provider and the
+        same call takes them up.
+        """
+        self._on_event = on_event
+        self._parked, self._halted, self._left_out = None, None, {}
+        self._finished = frozenset(finished)
+        self._settle_ended()
+        wanted = [k for k in range(self._ensemble.members) if k not in self._finished]
+        try:
+            if wanted:
+                async with asyncio.TaskGroup() as group:
+                    base = await self._base(group, on_ready)
+                    if base is not None:
+                        for member in self._live_first(wanted):
+                            group.create_task(self._member(member, base, on_ready))
+        except BaseExceptionGroup as errors:
+            raise _gravest(errors) from None
+        except asyncio.CancelledError:
+            live = sum(not _is_final(row) for row in self._store.jobs())
+            message = (
+                f"Interrupted. {live} job{'' if live == 1 else 's'} may still be running at "
+                f"{self._trainer.capabilities.provider} and nothing is lost: run the same command again to go on, or "
+                "`daunce cancel` to stop them."
+            )
+            self._store.note("interrupted", message)
+            self._emit(Event(EventKind.INTERRUPTED, message))
+            raise
+        if self._parked is not None:
+            raise self._parked
+        models = self._store.ready_models()
+        if self._config.ensemble.target_model is not None:
+            models[TARGET] = self._config.ensemble.target_model
+        self._require(len(self._finished | (models.keys() - {TARGET})))
+        return TrainingOutcome(models, dict(self._left_out), self._halted)
+
+    def halt(self, reason: str) -> None:
+        """Submit no more jobs in this run; live ones are waited for. For a rule that says that K is large enough."""
+        if self._halted is None:
+            self._halted = reason
+            self._store.note("halted", reason)
+
+    async def cancel(self) -> CancelReport:
+        """Cancel every job of the run that is not final, those found by their key included."""
+        return await cancel_jobs(self._desk)
+
+    async def clean(self) -> CleanReport:
+        """Cancel what runs, then delete the models and files that this run created: all of them and only them."""
+        return await clean_up(self._desk)
+
+    # -- one member -----------------------------------------------------------------------------------------------
+
+    async def _base(self, group: asyncio.TaskGroup, on_ready: OnReady | None) -> str | None:
+        """The model that members start from; None where no job may be submitted to make it."""
+        ensemble = self._config.ensemble
+        if ensemble.start_from == "base":
+            return self._config.backend.model
+        target = ensemble.target_model
+        if target is None:
+            async with self._slots:
+                target = await self._train(TARGET, self._config.backend.model)
+            if target is None:
+                if self._parked is None and self._halted is None:
+                    raise NotEnoughMembersError(
+                        "the target model, which every member starts from, could not be trained: "
+                        f"{self._left_out.get(TARGET)}. Everything that was uploaded is kept; mend the cause and run "
+                        "the same command again, with a higher training.max_attempts if they are used up."
+                    )
+                return None
+        if on_ready is not None:
+            group.create_task(self._hand_over(TARGET, target, on_ready))
+        return target
+
+    async def _member(self, member: int, base: str, on_ready: OnReady | None) -> None:
+        while True:
+            async with self._slots:
+                model = await self._train(member, base)
+            if model is None:
+                break
+            if on_ready is None or await self._hand_over(member, model, on_ready):
+                return
+        if member in self._left_out:
+            self._require(len({*range(self._ensemble.members)} - self._left_out.keys()))
+
+    async def _hand_over(self, member: int, model: str, on_ready: OnReady) -> bool:
+        """False where the model turned out to be gone, so that its member has to be trained again."""
+        try:
+            await on_ready(member, model)
+        except (DailyLimitError, BudgetError) as error:
+            self._park(error)
+        except RejectedError as error:
+            if await self._desk.model_exists(model) or member == TARGET:
+                raise
+            row = next(j for j in reversed(self._store.jobs(member)) if j.model == model)
+            reason = f"the provider no longer has {model} ({error})"
+            self._store.discard_scores(member, reason)
+            self._store.model_deleted(row.key)
+            self._store.job_state(row.key, JobStatus.FAILED, error=reason)
+            self._emit(Event(EventKind.FAILED, reason, member, row.attempt))
+            return False
+        return True
+
+    async def _train(self, member: int, base: str) -> str | None:
+        """The member's model; None where it is left out, or where no more jobs may be submitted."""
+        while True:
+            rows = self._store.jobs(member)
+            row = rows[-1] if rows else None
+            if row is not None and row.status == JobStatus.SUCCEEDED and row.model and not row.model_deleted:
+                self._emit(Event(EventKind.READY, f"{_name(member)} is {row.model}", member, row.attempt))
+                return row.model
+            if row is None or _is_final(row):
+                used = [j for j in rows if j.error != CANCELLED and not (j.model_deleted and j.error is None)]
+                if len(used) >= self._config.training.max_attempts:
+                    self._leave_out(member, f"{used[-1].error or used[-1].status} (attempt {len(used)})")
+                    return None
+                if self._parked is not None or self._halted is not None:
+                    return None
+            try:
+                if row is None or _is_final(row):
+                    await self._submit(member, base, row)
+                elif row.status == INTENT:
+                    await self._desk.resubmit(row)
+                row = self._store.jobs(member)[-1]
+                job = await self._desk.watch(row)
+            except (DailyLimitError, BudgetError) as error:
+                self._park(error)
+                return None
+            except RejectedError as error:
+                if not await self._rejected(member, error):
+                    self._leave_out(member, str(error))
+                    return None
+                continue
+            self._settle(row.key, member, job.trained_tokens)
+            if job.status is not JobStatus.SUCCEEDED:
+                text = f"{_name(member)}: {job.error or job.status}"
+                self._emit(Event(EventKind.FAILED, text, member, row.attempt, job))
+
+    async def _submit(self, member: int, base: str, previous: JobRow | None) -> None:
+        attempt = _next_attempt(previous)
+        key = self._key(member, previous)
+        if self._costs is not None:
+            self._store.reserve(key, self._costs.estimate(member), cap=self._config.budget.max_usd)
+        training = self._config.training
+        hyperparameters = training.hyperparameters
+        if member == TARGET and training.target_hyperparameters is not None:
+            hyperparameters = training.target_hyperparameters
+        request = JobRequest(
+            key=key,
+            model=base,
+            file_id=await self._desk.file(self._content(member), verify=attempt > 1),
+            seed=self._ensemble.target_seed if member == TARGET else int(self._ensemble.seeds_K[member]),
+            hyperparameters=dict(hyperparameters),
+            suffix=f"{self._config.name}-{self._store.run_key}-{'target' if member == TARGET else f'm{member}'}",
+        )
+        await self._desk.submit(request, member, attempt)
+
+    def _key(self, member: int, previous: JobRow | None) -> str:
+        return f"{self._store.run_key}-m{member}-a{_next_attempt(previous)}"
+
+    def _content(self, member: int) -> bytes:
+        positions = range(len(self._dataset)) if member == TARGET else self._ensemble.subset(member).tolist()
+        return self._dataset.training_file(positions, self._config.data.loss_on)
+
+    async def _rejected(self, member: int, error: RejectedError) -> bool:
+        """Record that an attempt was refused; True where another one can do better (its file was gone)."""
+        rows = self._store.jobs(member)
+        row = rows[-1] if rows else None
+        if row is None or row.status != INTENT:  # it was the file that was refused
+            self._store.settle(self._key(member, row), 0.0)
+            return False
+        self._store.job_state(row.key, JobStatus.FAILED, error=str(error))
+        self._store.settle(row.key, 0.0)
+        self._emit(Event(EventKind.FAILED, f"{_name(member)}: {error}", member, row.attempt))
+        file_id: str = json.loads(row.request_json)["file_id"]
+        return await self._desk.file(self._content(member), verify=True) != file_id
+
+    # -- bookkeeping ----------------------------------------------------------------------------------------------
+
+    def _live_first(self, members: Sequence[int]) -> list[int]:
+        """Members with a model, then those with a job, then the others: slots are given in this order, so that no
+        new job is submitted as long as live ones could fill them."""
+        rank: dict[int, int] = {}
+        for row in self._store.jobs():
+            rank[row.member] = 2 if not _is_final(row) else 3
+        rank |= dict.fromkeys(self._store.ready_models(), 1)
+        return sorted(members, key=lambda k: (rank.get(k, 3), k))
+
+    def _settle(self, key: str, member: int, trained_tokens: int | None) -> None:
+        """Book what was billed: the price of the reported tokens. Where none are reported the reservation stands,
+        since a job that failed may have been billed for its steps."""
+        if self._costs is not None:
+            usd = self._costs.estimate(member) if trained_tokens is None else self._costs.billed(trained_tokens)
+            self._store.settle(key, usd)
+
+    def _settle_ended(self) -> None:
+        """Book jobs that ended while nobody could: the run was interrupted in between, or they were cancelled."""
+        open_keys = self._store.unsettled()
+        for row in self._store.jobs():
+            if row.key in open_keys and _is_final(row):
+                self._settle(row.key, row.member, row.trained_tokens)
+
+    def _leave_out(self, member: int, reason: str) -> None:
+        self._left_out[member] = reason
+        self._store.note(f"left out {_name(member)}", reason)
+        self._emit(Event(EventKind.LEFT_OUT, f"{_name(member)} is left out: {reason}", member))
+
+    def _require(self, possible: int) -> None:
+        need = self._config.training.min_members
+        if possible < need:
+            reasons = [f"  {_name(k)}: {why}" for k, why in sorted(self._left_out.items())]
+            raise NotEnoughMembersError(
+                "\n".join(
+                    [
+                        f"only {possible} of {self._ensemble.members} members can be had, and training.min_members is "
+                        f"{need}. Models and scores so far are kept; mend the cause and run the same command again, "
+                        "with a higher training.max_attempts if attempts are used up:",
+                        *reasons[:20],
+                    ]
+                )
+            )
+
+    def _park(self, error: DaunceError) -> None:
+        if self._parked is None:
+            if isinstance(error, DailyLimitError):
+                error = DailyLimitError(
+                    f"{error} The run is parked: what was submitted was waited for, everything is kept. Run the same "
+                    "command again in some hours."
+                )
+            self._parked = error
+            self._store.note("parked", str(error))
+            self._emit(Event(EventKind.PARKED, str(error)))
+
+    def _emit(self, event: Event) -> None:
+        if self._on_event is not None:
+            self._on_event(event)
+
+
+def _is_final(row: JobRow) -> bool:
+    return row.status != INTENT and JobStatus(row.status).final
+
+
+def _next_attempt(previous: JobRow | None) -> int:
+    return 1 if previous is None else previous.attempt + 1
+
+
+def _name(member: int) -> str:
+    return "the target model" if member == TARGET else f"member {member}"
+
+
+def _gravest(errors: BaseExceptionGroup[BaseException]) -> BaseException:
+    """The error to end with: a mistake in the program before a refusal, a refusal before a missing member."""
+    leaves: list[BaseException] = []
+
+    def walk(error: BaseException) -> None:
+        if isinstance(error, BaseExceptionGroup):
+            for inner in error.exceptions:
+                walk(inner)
+        else:
+            leaves.append(error)
+
+    walk(errors)
+    ranks = (NotEnoughMembersError, ProviderError, DaunceError)
+    leaves.sort(key=lambda e: next((i for i, kind in enumerate(ranks) if isinstance(e, kind)), len(ranks)))
+    return leaves[-1]
