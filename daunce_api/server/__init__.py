@@ -16,6 +16,7 @@ Where it differs from OpenAI's service:
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from .embedded import EmbeddedServer, require_server_extra
@@ -35,8 +36,14 @@ def create_app(settings: ServerSettings) -> Starlette:
     return create(settings)
 
 
-def run_server(settings: ServerSettings, host: str = "127.0.0.1", port: int = 8000) -> None:
-    """Serve until interrupted.
+def run_server(
+    settings: ServerSettings,
+    host: str = "127.0.0.1",
+    port: int = 8000,
+    *,
+    on_ready: Callable[[str], None] | None = None,
+) -> None:
+    """Serve until interrupted; ``on_ready`` is called with the base URL once requests are answered.
 
     Without ``settings.api_key`` only loopback hosts are allowed, and requests from this machine alone. Raises
     ConfigurationError, MissingExtraError, RunLockedError (another server uses the state folder).
@@ -44,4 +51,4 @@ def run_server(settings: ServerSettings, host: str = "127.0.0.1", port: int = 80
     require_server_extra()
     from .run import serve
 
-    serve(settings, host, port)
+    serve(settings, host, port, on_ready=on_ready)

@@ -14,11 +14,16 @@ from .settings import ServerSettings
 def main() -> int:
     options = json.loads(sys.stdin.buffer.readline())
     try:
-        serve(ServerSettings.model_validate(options), "127.0.0.1", 0, child_of=sys.stdin.buffer)
+        settings = ServerSettings.model_validate(options)
+        serve(settings, "127.0.0.1", 0, on_ready=_announce, child_of=sys.stdin.buffer)
     except DaunceError as error:
         print(error, file=sys.stderr)
         return error.exit_code
     return 0
+
+
+def _announce(base_url: str) -> None:
+    print(json.dumps({"base_url": base_url}), flush=True)
 
 
 if __name__ == "__main__":

@@ -89,12 +89,14 @@ def create_app(settings: ServerSettings) -> Starlette:
             await running.close()
 
     injector = Injector(settings.inject) if settings.inject is not None else None
-    return Starlette(
+    app = Starlette(
         routes=routes,
         lifespan=lifespan,
         middleware=[Middleware(Gate, settings=settings, injector=injector, route_of=route_of)],
         exception_handlers={ApiError: _api_error, HTTPException: _http_error},
     )
+    app.router.redirect_slashes = False
+    return app
 
 
 class _Running:
@@ -129,7 +131,7 @@ class _Running:
             )
             self._scheduler = Scheduler(service, self._hello)
             groups.update(
-                files=FileRoutes(service),
+                files=FileRoutes(service, self._scheduler),
                 jobs=JobRoutes(service, self._scheduler),
                 models=ModelRoutes(service),
                 completions=CompletionRoutes(service),

@@ -20,6 +20,9 @@ import daunce_api
 from ..errors import DaunceError
 
 HEADER_BYTES = 8
+STORAGE_FULL = "storage_unavailable"
+"""Error code of a worker that could not write: the same request may succeed when there is room."""
+
 Message = dict[str, Any]
 
 

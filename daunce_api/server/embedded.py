@@ -22,7 +22,7 @@ from .settings import ServerSettings
 LOG_NAME = "server.log"
 STOP_SECONDS = 10
 _LOG_TAIL = 2000
-_PORT = TypeAdapter(dict[str, int])
+_READY = TypeAdapter(dict[str, str])
 
 
 def require_server_extra() -> None:
@@ -75,11 +75,11 @@ class EmbeddedServer:
                 start_new_session=True,
             )
         try:
-            port = self._handshake(self._process, settings)
+            base_url = self._handshake(self._process, settings)
         except BaseException:
             self.stop()
             raise
-        if port is None:
+        if base_url is None:
             code = self._process.poll()
             self.stop()
             ending = "did not answer in time" if code is None else f"ended with status {code}"
@@ -88,7 +88,7 @@ class EmbeddedServer:
                 f"the embedded server {ending}. Its last output ({self.log_path}):\n{tail or '(none)'}\n"
                 "Nothing was changed; mend the cause and run the same command again."
             )
-        self.base_url = f"http://127.0.0.1:{port}/v1"
+        self.base_url = base_url
         return self
 
     def stop(self) -> None:
@@ -114,8 +114,8 @@ class EmbeddedServer:
     ) -> None:
         self.stop()
 
-    def _handshake(self, process: subprocess.Popen[bytes], settings: ServerSettings) -> int | None:
-        """Give the settings, get the port; None where the child ended or took too long."""
+    def _handshake(self, process: subprocess.Popen[bytes], settings: ServerSettings) -> str | None:
+        """Give the settings, get the base URL; None where the child ended or took too long."""
         if process.stdin is None or process.stdout is None:
             return None
         with contextlib.suppress(BrokenPipeError):
@@ -131,7 +131,7 @@ class EmbeddedServer:
             with contextlib.suppress(subprocess.TimeoutExpired):
                 process.wait(STOP_SECONDS)
             return None
-        return _PORT.validate_json(line)["port"]
+        return _READY.validate_json(line)["base_url"]
 
     def _tail(self, offset: int) -> str:
         text = self.log_path.read_bytes()[offset:][-_LOG_TAIL:].decode(errors="replace")

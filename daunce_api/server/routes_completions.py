@@ -17,6 +17,7 @@ from .service import ServedModel, Service
 from .state import now
 
 DEFAULT_MAX_TOKENS = 16
+PORTION_TOKENS = 2048
 
 
 class _Tokens:
@@ -88,8 +89,7 @@ class CompletionRoutes:
         adapter = None if model.adapter is None else str(model.adapter)
         scores: list[dict[str, Any]] = []
         if body.echo and body.logprobs is not None:
-            answer = await self._service.infer({"op": "score", "adapter": adapter, "prompts": prompts, "top": top})
-            scores = answer["results"]
+            scores = await self._score(prompts, adapter, top)
         choices, generated = [], 0
         for index, ids in enumerate(prompts):
             tokens = _Tokens(self._service, body.return_tokens_as_token_ids)
@@ -144,6 +144,18 @@ class CompletionRoutes:
         extra = {"prompt_token_ids": ids} if body.return_token_ids else {}
         return self._answer("chatcmpl", "chat.completion", model, [choice], len(ids), len(made), extra)
 
+    async def _score(self, prompts: list[list[int]], adapter: str | None, top: int) -> list[dict[str, Any]]:
+        """Log-probabilities of all prompts, in portions: so requests that arrive meanwhile get their turn."""
+        scores: list[dict[str, Any]] = []
+        portion: list[list[int]] = []
+        for position, ids in enumerate(prompts):
+            portion.append(ids)
+            if sum(map(len, portion)) >= PORTION_TOKENS or position == len(prompts) - 1:
+                message = {"op": "score", "adapter": adapter, "prompts": portion, "top": top}
+                scores += (await self._service.infer(message))["results"]
+                portion = []
+        return scores
+
     def _prompts(self, body: CreateCompletion) -> list[list[int]]:
         limit = self._service.settings.max_prompts
         if not 1 <= len(body.prompts) <= limit:
@@ -165,6 +177,14 @@ class CompletionRoutes:
                     code="invalid_value",
                 )
             prompts.append(ids)
+        limit = self._service.settings.max_prompt_tokens
+        total = sum(map(len, prompts))
+        if total > limit:
+            raise invalid(
+                f"Invalid value for 'prompt': the prompts have {total} tokens, a request at most {limit}.",
+                param="prompt",
+                code="invalid_value",
+            )
         return prompts
 
     def _render(self, body: CreateChatCompletion) -> list[int]:

@@ -14,6 +14,7 @@ from starlette.responses import FileResponse, JSONResponse, Response
 
 from . import paging
 from .api_errors import ApiError, invalid, not_found
+from .scheduler import Scheduler
 from .service import Service
 from .state import Row, new_id, now
 
@@ -36,8 +37,9 @@ def file_object(row: Row) -> dict[str, Any]:
 
 
 class FileRoutes:
-    def __init__(self, service: Service) -> None:
+    def __init__(self, service: Service, scheduler: Scheduler) -> None:
         self._service = service
+        self._scheduler = scheduler
         self._state = service.state
 
     def _file(self, request: Request) -> Row:
@@ -86,6 +88,7 @@ class FileRoutes:
             except BaseException:
                 path.unlink(missing_ok=True)
                 raise
+        self._scheduler.warm()
         row = self._state.file(identity)
         if row is None:
             raise not_found("File object", identity, "id")

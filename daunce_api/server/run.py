@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import os
 import socket
-import sys
 import threading
+from collections.abc import Callable
 from typing import IO
 
 import uvicorn
@@ -21,10 +20,17 @@ GRACE_SECONDS = 5
 """How long requests in progress may take when the server is told to end."""
 
 
-def serve(settings: ServerSettings, host: str, port: int, *, child_of: IO[bytes] | None = None) -> None:
-    """Serve until a signal; with ``child_of`` also until that stream ends.
+def serve(
+    settings: ServerSettings,
+    host: str,
+    port: int,
+    *,
+    on_ready: Callable[[str], None] | None = None,
+    child_of: IO[bytes] | None = None,
+) -> None:
+    """Serve until a signal; with ``child_of``, the pipe to the process that started this one, also until that ends.
 
-    ``child_of`` is the pipe to the process that started this one; the port is then told on standard output.
+    ``on_ready`` is called with the base URL once requests are answered.
     Raises ConfigurationError for a host or port that cannot be used, and what the start of the model raises.
     """
     if settings.api_key is None and not is_loopback(host):
@@ -37,11 +43,17 @@ def serve(settings: ServerSettings, host: str, port: int, *, child_of: IO[bytes]
     config = uvicorn.Config(
         app, log_config=None, access_log=False, server_header=False, timeout_graceful_shutdown=GRACE_SECONDS
     )
-    server = uvicorn.Server(config)
+
+    def ready() -> None:
+        if on_ready is not None:
+            shown = f"[{host}]" if ":" in host else host
+            on_ready(f"http://{shown}:{listener.getsockname()[1]}/v1")
+
+    server = _Server(config, ready)
     if child_of is not None:
         _end_with(child_of, server)
     try:
-        asyncio.run(_serve(server, listener, announce=child_of is not None))
+        asyncio.run(server.serve(sockets=[listener]))
     except SystemExit:
         failure = getattr(app.state, "startup_error", None)
         if isinstance(failure, DaunceError):
@@ -49,16 +61,16 @@ def serve(settings: ServerSettings, host: str, port: int, *, child_of: IO[bytes]
         raise
 
 
-async def _serve(server: uvicorn.Server, listener: socket.socket, *, announce: bool) -> None:
-    task = asyncio.create_task(server.serve(sockets=[listener]))
-    port = listener.getsockname()[1]
-    while announce and not task.done():
-        if server.started:
-            sys.stdout.write(json.dumps({"port": port}) + "\n")
-            sys.stdout.flush()
-            break
-        await asyncio.sleep(0.02)
-    await task
+class _Server(uvicorn.Server):
+    """Says when requests are answered."""
+
+    def __init__(self, config: uvicorn.Config, ready: Callable[[], None]) -> None:
+        super().__init__(config)
+        self._ready = ready
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        self._ready()
 
 
 def _bind(host: str, port: int) -> socket.socket:

@@ -7,7 +7,9 @@ when it ended is done again from its start by the next one: training is determin
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import csv
+import errno
 import io
 import json
 import logging
@@ -19,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import DaunceError
-from .channel import Message, Worker, WorkerDiedError, WorkerFaultError
+from .channel import STORAGE_FULL, Message, Worker, WorkerDiedError, WorkerFaultError
 from .service import Service
 from .settings import BASE_LEARNING_RATE
 from .state import Row, new_id, now
@@ -28,6 +30,7 @@ from .training_data import TrainingFileError, read_training_file
 log = logging.getLogger("daunce_api.server")
 
 KEPT_CHECKPOINTS = 3
+STORAGE_WAIT_SECONDS = 1.0
 MAX_STARTS = 2
 """A job whose process dies is started once more, then it fails."""
 
@@ -55,6 +58,11 @@ class Scheduler:
             self.add(job["id"])
         for worker in self._workers:
             self._spawn(self._work(worker))
+
+    def warm(self) -> None:
+        """Start the processes that will be needed soon; a start that fails is reported by the job that needs it."""
+        for worker in self._workers:
+            self._spawn(_start_quietly(worker))
 
     async def close(self) -> None:
         for task in list(self._tasks):
@@ -111,7 +119,7 @@ class Scheduler:
             except (sqlite3.OperationalError, OSError) as error:
                 # A full disk: the job waits in the queue until the state can be written again.
                 log.error("job %s: the state folder cannot be written: %s", row["id"], error)
-                await asyncio.sleep(1)
+                await asyncio.sleep(STORAGE_WAIT_SECONDS)
                 self._queue.put_nowait(row["id"])
             finally:
                 self._running.pop(row["id"], None)
@@ -140,6 +148,9 @@ class Scheduler:
                     self._fail(row, "server_error", "The process that trained the job ended unexpectedly.", None)
                     return
             except WorkerFaultError as fault:
+                if fault.code == STORAGE_FULL:
+                    self._state.update_job(job, status="queued", estimated_finish=None)
+                    raise OSError(errno.ENOSPC, fault.message) from None
                 self._fail(row, fault.code, fault.message[:2000], fault.param)
                 return
             except DaunceError as error:
@@ -294,6 +305,11 @@ class _Training:
         self._state.event(self.job, f"Checkpoint created at step {self._step}")
         checkpoints = [m for m in self._state.models_of_job(self.job) if m["step"] is not None]
         self._state.delete_models(checkpoints[:-KEPT_CHECKPOINTS])
+
+
+async def _start_quietly(worker: Worker) -> None:
+    with contextlib.suppress(DaunceError, OSError):
+        await worker.start()
 
 
 def _result_csv(losses: list[float]) -> bytes:

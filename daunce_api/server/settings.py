@@ -110,6 +110,7 @@ class ServerSettings(BaseModel):
     max_file_bytes: int = Field(MAX_FILE_BYTES, ge=1)
     max_body_bytes: int = Field(32 * 1024**2, ge=1, description="limit of a JSON body")
     max_prompts: int = Field(2048, ge=1, description="prompts in one completions request")
+    max_prompt_tokens: int = Field(131_072, ge=1, description="tokens of all prompts of one completions request")
     max_queue: int = Field(1024, ge=1, description="requests waiting for the model before 503 is answered")
 
     @classmethod

@@ -81,6 +81,9 @@ class State:
             if version == 0:
                 self._db.executescript(f"BEGIN;{_SCHEMA}PRAGMA user_version={SCHEMA_VERSION};COMMIT;")
                 version = SCHEMA_VERSION
+        except sqlite3.OperationalError as error:
+            self._lock.close()
+            raise ConfigurationError(f"the state folder {folder} cannot be used: {error}") from None
         except sqlite3.DatabaseError as error:
             self._lock.close()
             raise StoreCorruptError(

@@ -5,6 +5,7 @@ One request at a time, in order; ``stop`` is heard while a job trains. The proce
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import math
 import os
@@ -16,8 +17,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
-from ..errors import DaunceError, RejectedError, TrainingCancelledError
-from .channel import Message, pack, read_message
+from ..errors import RejectedError, TrainingCancelledError
+from .channel import STORAGE_FULL, Message, pack, read_message
 from .training_data import TrainingFileError, read_training_file
 
 if TYPE_CHECKING:
@@ -59,9 +60,10 @@ class Engine:
             self.send({"id": number, "error": fault.error})
         except TrainingFileError as error:
             self.send({"id": number, "error": {"message": error.message, "code": error.code, "param": "training_file"}})
-        except (DaunceError, MemoryError, OSError, RuntimeError, ValueError) as error:
+        except Exception as error:  # whatever it is, the process goes on and the server says it
             text = str(error) or type(error).__name__
-            self.send({"id": number, "error": {"message": text, "code": "server_error", "param": None}})
+            code = STORAGE_FULL if _disk_is_full(error) else "server_error"
+            self.send({"id": number, "error": {"message": text, "code": code, "param": None}})
         else:
             self.send({"id": number, **result})
 
@@ -191,6 +193,13 @@ class Engine:
             "trained_tokens": outcome.trained_tokens,
             "digest": _adapter_digest(outcome.adapter),
         }
+
+
+def _disk_is_full(error: Exception) -> bool:
+    # safetensors has no class of its own for it: it prints what the operating system said.
+    return (isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS)) or any(
+        word in str(error) for word in ("StorageFull", "No space left", "QuotaExceeded")
+    )
 
 
 def _adapter_digest(folder: Path) -> str:
