@@ -1,0 +1,71 @@
+"""Untrusted text for people: training examples, file names and answers of servers, made harmless for where they go.
+
+Training text can hold terminal escape sequences, right-to-left overrides, rich markup or spreadsheet formulas. What
+is shown keeps every character that is one; the others are written as Python escapes.
+"""
+
+from __future__ import annotations
+
+import unicodedata
+
+from rich.cells import cell_len
+from rich.text import Text
+
+_VISIBLE = {"\n": "\\n", "\t": "\\t", "\r": "\\r"}
+_JOINERS = "\u200c\u200d"
+"""Format characters that Persian, Indic scripts and emoji are spelled with; they hide nothing."""
+_HIDDEN = frozenset({"Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"})
+"""Unicode categories that are never printed as they are: control, format, surrogate, private use, unassigned, and
+the separators that break lines."""
+_ELLIPSIS = "…"
+_STACK = 8
+"""Characters a column at most: accents can be stacked without end on one letter."""
+_FORMULA = frozenset("=+-@\t\r\n＝＋－＠")
+
+
+def terminal_text(text: str, width: int | None = None) -> str:
+    r"""One line of text that a terminal prints and does not obey.
+
+    Line breaks and tabs become ``\n``, ``\t``, other characters without a shape of their own ``\x1b``, ``\u202e``
+    and so on. With ``width`` (terminal columns, >= 1; wide characters take two) a longer text is cut and ends in an
+    ellipsis. Only as much of ``text`` is looked at as fits.
+    """
+    pieces: list[str] = []
+    used = 0
+    fits = 0  # pieces that leave room for the ellipsis
+    for character in text:
+        piece = _shown(character)
+        used += cell_len(piece)
+        if width is not None and (used > width or len(pieces) > _STACK * width):
+            return "".join(pieces[:fits]) + _ELLIPSIS
+        pieces.append(piece)
+        if width is None or used < width:
+            fits = len(pieces)
+    return "".join(pieces)
+
+
+def rich_text(text: str, width: int | None = None, *, style: str = "") -> Text:
+    """:func:`terminal_text` for tables and panels of rich, which parse a ``str`` for markup (``[red]``) and emoji
+    names (``:bomb:``) and a ``Text`` for neither. Progress columns take a ``str``: give them ``markup=False``."""
+    return Text(terminal_text(text, width), style=style)
+
+
+def csv_cell(text: str) -> str:
+    """A text cell that a spreadsheet does not take for a formula: what begins like one gets an apostrophe before it.
+
+    For exported files that people open in spreadsheets (OWASP, "CSV Injection"); quoting of commas, quotes and line
+    breaks is left to the csv module.
+    """
+    start = text.lstrip(" ")[:1]
+    return f"'{text}" if start and start in _FORMULA else text
+
+
+def _shown(character: str) -> str:
+    if character in _VISIBLE:
+        return _VISIBLE[character]
+    if unicodedata.category(character) not in _HIDDEN or character in _JOINERS:
+        return character
+    code = ord(character)
+    if code < 0x100:
+        return f"\\x{code:02x}"
+    return f"\\u{code:04x}" if code < 0x10000 else f"\\U{code:08x}"
