@@ -39,6 +39,7 @@ def trainer_capabilities(config: RunConfig) -> TrainerCapabilities:
         max_concurrent_jobs=config.backend.max_concurrent_jobs or 2 * (workers if isinstance(workers, int) else 1),
         min_examples=trainer.min_examples,
         hyperparameters=HYPERPARAMETERS,
+        listing_lag_seconds=trainer.listing_lag_seconds or 0.0,
         notes=("trains and scores on this machine",),
     )
 

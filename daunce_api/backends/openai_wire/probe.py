@@ -26,7 +26,7 @@ Value = tuple[int, float]
 
 
 async def probe_echo(scorer: EchoScorer, model: str, example: EncodedExample) -> ProbeReport:
-    """Test one model on the prompt of one example, with two or three small requests.
+    """Test one model on the prompt of one example, with two to four small requests.
 
     Where the server returns token ids, it generates a continuation greedily and then scores it: both must agree.
     Where it does not, the most likely token at some positions of the example must be what greedy generation gives
@@ -64,7 +64,7 @@ async def _by_most_likely(scorer: EchoScorer, model: str, example: EncodedExampl
     if not scorer.options.logprobs:
         return ProbeReport(False, "the endpoint returns neither token ids nor lists of likely tokens (logprobs: 0)")
     n = len(example.ids)
-    positions = sorted({max(1, n // 3), max(1, n // 2), n - 1})
+    positions = sorted({max(1, n // 2), n - 1})
     choices = [
         (await scorer.complete(model, [example.ids[:position]], max_tokens=1, echo=False))[0] for position in positions
     ]

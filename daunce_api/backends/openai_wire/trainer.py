@@ -44,6 +44,9 @@ class WireTrainerOptions(Options):
 
     timeout: float = Field(120.0, gt=0, description="seconds that a request may take (uploads: at least 600)")
     min_examples: int = Field(10, ge=1, description="fewest examples that the provider accepts in a training file")
+    listing_lag_seconds: float | None = Field(
+        None, ge=0, description="how long a new job may be missing from the provider's list; default: 15 (OpenAI), 2"
+    )
     job_events: bool = Field(False, description="also read a running job's events, for progress; doubles the polls")
 
 
@@ -62,11 +65,15 @@ def trainer_capabilities(config: RunConfig) -> TrainerCapabilities:
     """Limits of OpenAI, or of a server of its wire format; no network."""
     options = parse_options(WireTrainerOptions, config.backend.options, "backend.options")
     official = config.backend.kind == "openai"
+    lag = options.listing_lag_seconds
+    if lag is None:
+        lag = 15.0 if official else 2.0
     return TrainerCapabilities(
         provider="OpenAI" if official else "OpenAI-wire server",
         max_concurrent_jobs=config.backend.max_concurrent_jobs or 3,
         min_examples=options.min_examples,
         hyperparameters=HYPERPARAMETERS,
+        listing_lag_seconds=lag,
         notes=OPENAI_NOTES if official else (),
     )
 

@@ -1,0 +1,197 @@
+"""The echo scorer: right numbers from an honest server, no number at all from the others."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from toy_completions import CONTEXT, ToyServer, distribution
+from wire_support import Server, encoded
+
+from daunce_api.backends.openai_wire.contract import by_index, check_model, scores_of
+from daunce_api.errors import ContractError, RejectedError, TransientError
+
+LONG = encoded(range(1, 16), range(9, 15), "long")
+BATCH = [LONG, encoded([3, 4, 5, 6], [2, 3], "short"), encoded([7, 8], [1], "pair")]
+
+
+def truth(model: str, example: Any) -> tuple[float, ...]:
+    return tuple(distribution(model, example.ids[:t])[example.ids[t]] for t in example.targets)
+
+
+@pytest.mark.parametrize("options", [{}, {"max_tokens": 1}, {"logprobs": 0}, {"return_token_ids": True}])
+@pytest.mark.parametrize("fault", [None, "choices_reversed"])
+async def test_an_honest_server_is_read_exactly(options: dict[str, Any], fault: str | None) -> None:
+    server = Server(ToyServer(fault))
+    scores = await server.echo(**options).score("ft-1", BATCH)
+    assert [s.logprobs for s in scores] == [truth("ft-1", e) for e in BATCH]
+    assert not any(s.any_censored for s in scores)
+    body = server.body()
+    assert body["prompt"] == [list(e.ids) for e in BATCH]
+    assert (body["echo"], body["model"], body["temperature"]) == (True, "ft-1", 0)
+    assert body["max_tokens"] == options.get("max_tokens", 0)
+    assert body.get("return_token_ids") is (True if "return_token_ids" in options else None)
+
+
+CAUGHT = {
+    "echo_ignored": "no log-probabilities",
+    "no_logprobs": "no log-probabilities",
+    "template": "adds, drops or truncates",
+    "truncated": "adds, drops or truncates",
+    "one_short": "adds, drops or truncates",
+    "wrong_adapter": "another model",
+    "choice_missing": "2 choices for 3 prompts",
+    "index_repeated": "numbered its choices",
+    "tops_shifted": "shifted",
+    "zeros": "not measurements",
+    "null": "'None'",
+    "nan": "'NaN'",
+    "text": "'-1.0'",
+    "true": "'True'",
+    "minus_9999": "stand-in",
+    "positive": "never above 0",
+}
+
+
+@pytest.mark.parametrize(("fault", "words"), CAUGHT.items())
+async def test_wrong_answers_raise_in_plain_words(fault: str, words: str) -> None:
+    with pytest.raises(ContractError, match=words):
+        await Server(ToyServer(fault)).echo().score("ft-1", BATCH)
+
+
+async def test_ignored_echo_with_a_generated_token_names_the_way_out() -> None:
+    with pytest.raises(ContractError, match=r"ignores echo.*vLLM"):
+        await Server(ToyServer("echo_ignored")).echo(max_tokens=1).score("ft-1", BATCH)
+
+
+@pytest.mark.parametrize("fault", ["shifted_ids", "template_truncated"])
+async def test_other_ids_of_the_right_number_are_seen_where_they_are_returned(fault: str) -> None:
+    with pytest.raises(ContractError, match="other tokens than were sent"):
+        await Server(ToyServer(fault)).echo(return_token_ids=True).score("ft-1", BATCH)
+
+
+async def test_ids_that_were_asked_for_must_come() -> None:
+    with pytest.raises(ContractError, match="does not return the token ids"):
+        await Server(ToyServer(tells_ids=False)).echo(return_token_ids=True).score("ft-1", BATCH)
+
+
+async def test_ids_in_vllms_older_form() -> None:
+    honest = ToyServer()
+
+    def handler(request: Any) -> Any:
+        answer = honest(request)
+        for choice in answer["choices"]:
+            choice["logprobs"]["tokens"] = ["token_id:" + t[1:] for t in choice["logprobs"]["tokens"]]
+        return answer
+
+    server = Server(handler)
+    scores = await server.echo(return_tokens_as_token_ids=True, max_tokens=1).score("ft-1", BATCH)
+    assert scores[0].logprobs == truth("ft-1", LONG)
+    honest.fault = "shifted_ids"
+    with pytest.raises(ContractError, match="other tokens"):
+        await server.echo(return_tokens_as_token_ids=True).score("ft-1", BATCH)
+
+
+async def test_too_long_a_prompt_is_never_sent() -> None:
+    server = Server(ToyServer())
+    with pytest.raises(RejectedError, match=r"'long' has 15 tokens.*12"):
+        await server.echo(max_context_tokens=CONTEXT).score("ft-1", BATCH)
+    assert not server.requests
+    await server.echo(max_context_tokens=15).score("ft-1", BATCH)
+    with pytest.raises(RejectedError):
+        await server.echo(max_context_tokens=15, max_tokens=1).score("ft-1", BATCH)
+
+
+@pytest.mark.parametrize("answer", [{}, {"choices": None}, {"choices": [1]}, {"choices": [{"index": 0}]}])
+async def test_answers_of_another_shape(answer: dict[str, Any]) -> None:
+    with pytest.raises(ContractError):
+        await Server(lambda _: answer).echo().score("m", BATCH[:1])
+    with pytest.raises(TransientError):
+        await Server(lambda _: [answer]).echo().score("m", BATCH[:1])
+
+
+@pytest.mark.parametrize("fault", ["off_by_one", "values_shifted"])
+async def test_off_by_one_is_seen_by_the_probe(fault: str) -> None:
+    server = Server(ToyServer(fault))
+    if fault == "off_by_one":  # length, signs and lists of likely tokens are all in order
+        assert await server.echo().score("ft-1", BATCH)
+    for options in ({"return_token_ids": True}, {}):
+        with pytest.raises(ContractError, match="off by one"):
+            await server.echo(**options).probe("ft-1", LONG)
+
+
+@pytest.mark.parametrize("tells_ids", [True, False])
+@pytest.mark.parametrize("max_tokens", [0, 1])
+async def test_the_probe_passes_an_honest_server(tells_ids: bool, max_tokens: int) -> None:
+    server = Server(ToyServer(tells_ids=tells_ids))
+    scorer = server.echo(return_token_ids=tells_ids, max_tokens=max_tokens)
+    for example in BATCH:
+        report = await scorer.probe("ft-1", example)
+        assert report.checked
+        assert report.largest_difference == 0.0
+    assert len(server.requests) <= 4 * len(BATCH)
+
+
+async def test_the_probe_says_where_it_cannot_tell() -> None:
+    report = await Server(ToyServer()).echo(logprobs=0).probe("ft-1", LONG)
+    assert not report.checked
+    assert report.largest_difference is None
+
+
+@pytest.mark.parametrize(
+    ("asked", "answered", "fine"),
+    [
+        ("m", "m", True),
+        ("m", None, True),
+        ("m", "", True),
+        ("gpt-x", "gpt-x-2026-01-31", True),
+        ("m", "org/m", True),
+        ("org/m", "m", True),
+        ("adapter-1", "adapter-12", False),
+        ("ft:m:a", "m", False),
+        ("m", "m-2026", False),
+    ],
+)
+def test_model_names(asked: str, answered: object, fine: bool) -> None:
+    if fine:
+        check_model("s", asked, answered)
+    else:
+        with pytest.raises(ContractError, match="another model"):
+            check_model("s", asked, answered)
+
+
+def test_round_off_above_zero_is_zero() -> None:
+    example = encoded([1, 2, 3], [1, 2])
+    assert scores_of("s", example, [None, 1e-9, -0.25]).logprobs == (0.0, -0.25)
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5),
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=8), inner, max_size=4),
+    max_leaves=10,
+)
+
+
+@given(JSON, st.integers(0, 3))
+def test_no_json_at_all_is_taken_for_an_answer(answer: Any, count: int) -> None:
+    example = encoded([1, 2, 3], [2])
+    try:
+        by_index("s", answer, count)
+        scores = scores_of("s", example, answer)
+    except ContractError:
+        return
+    assert len(scores.logprobs) == 1
+    assert -9000 < scores.logprobs[0] <= 0
+
+
+@given(st.lists(st.none() | st.floats() | st.integers(-10, 1), max_size=6))
+def test_every_list_gives_finite_numbers_or_an_error(values: list[Any]) -> None:
+    example = encoded([1, 2, 3, 4], [2, 3])
+    try:
+        scores = scores_of("s", example, values)
+    except ContractError:
+        return
+    assert len(values) == 4
+    assert all(-9000 < v <= 0 for v in scores.logprobs)
