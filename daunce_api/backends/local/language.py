@@ -15,7 +15,7 @@ from torch import Tensor
 from ...errors import ConfigurationError, DataError
 from ...tokens import EncodedExample, LocalTokenizer
 from .adapters import WEIGHTS, LoraSettings, load_adapter, save_adapter, target_modules
-from .lora import ActiveLora, AdaptedModel, Positions
+from .lora import ActiveLora, AdaptedModel
 from .models import load_causal_lm, resolve_model
 from .training import Member, TrainOutcome, Weights, train_members
 
@@ -233,10 +233,7 @@ class LanguageModel:
             self._adapters.pop(str(adapter), None)
 
     def _all_logits(self, inputs: Sequence[int]) -> Tensor:
-        count = len(inputs)
-        row, column = torch.zeros(count, dtype=torch.long), torch.arange(count)
-        batch = torch.tensor([list(inputs)], device=self._model.device)
-        return self._model.logits(batch, Positions(row, column, row))[0].float()
+        return self._model.logits(torch.tensor([list(inputs)], device=self._model.device)).float()
 
     def _check(self, ids: Sequence[int], what: str) -> None:
         if not ids:

@@ -10,6 +10,7 @@ import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -18,6 +19,7 @@ from torch.nn.functional import linear
 from transformers import PreTrainedModel
 
 from ...errors import CapabilityError
+from .head import Head
 
 
 @dataclass(frozen=True)
@@ -63,6 +65,24 @@ class AdaptedModel:
         self.head = head
         head.register_forward_pre_hook(self._select)
 
+    @cached_property
+    def output(self) -> Head:
+        """The output head in slices, compared once with the model's own logits.
+
+        Raises CapabilityError where they differ: the family does something else after its last layer.
+        """
+        head = Head(self.model)
+        ids = torch.arange(min(4, head.vocabulary), device=self.device)
+        with self.using(None), torch.no_grad():
+            own = self.logits(ids[None]).float()
+            hidden = self.hidden(ids[None], Positions(torch.zeros_like(ids), ids, ids))
+            if not torch.allclose(head.logits(hidden, 0, head.vocabulary).float(), own, rtol=0.05, atol=0.05):
+                raise CapabilityError(
+                    f"{self.model.config.model_type} changes its logits in a way that is not known here; "
+                    "it can be scored but not trained."
+                )
+        return head
+
     @property
     def device(self) -> torch.device:
         """Where token ids go in."""
@@ -76,27 +96,32 @@ class AdaptedModel:
                 if name not in self._hooked:
                     self.modules[name].register_forward_hook(self._hook(name))
                     self._hooked.add(name)
-            self._active = lora
+            before, self._active = self._active, lora
             try:
                 yield
             finally:
-                self._active = None
+                self._active = before
 
-    def logits(self, inputs: Tensor, positions: Positions) -> tuple[Tensor, Tensor]:
-        """Logits (n, vocabulary) and last hidden states (n, width) at the given positions of right-padded ``inputs``
-        (R, T).
+    def hidden(self, inputs: Tensor, positions: Positions) -> Tensor:
+        """Last hidden states (n, width), as the output head takes them, at the given positions of right-padded
+        ``inputs`` (R, T).
 
         No attention mask is needed: attention is causal, and padding follows everything that is read.
         """
         self._positions = positions
         try:
-            logits: Tensor = self.model(input_ids=inputs, use_cache=False).logits
+            self.model(input_ids=inputs, use_cache=False)
             hidden = self._hidden
         finally:
             self._positions = self._hidden = None
         if hidden is None:
             raise CapabilityError(f"{self.model.config.model_type} does not compute its logits with its output head.")
-        return logits[0], hidden
+        return hidden
+
+    def logits(self, inputs: Tensor) -> Tensor:
+        """The model's own logits (T, vocabulary) of one sequence (1, T)."""
+        logits: Tensor = self.model(input_ids=inputs, use_cache=False).logits[0]
+        return logits
 
     def _select(self, module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...] | None:
         if self._positions is None:
@@ -104,7 +129,7 @@ class AdaptedModel:
         hidden = args[0]
         row, column = self._positions.row.to(hidden.device), self._positions.column.to(hidden.device)
         self._hidden = hidden[row, column]
-        return (self._hidden.unsqueeze(0), *args[1:])
+        return (hidden[:0], *args[1:])  # the caller applies the head itself
 
     def _hook(self, name: str) -> Callable[[nn.Module, tuple[Any, ...], Tensor], Tensor]:
         def hook(module: nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor:

@@ -14,17 +14,19 @@ from pathlib import Path
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn.functional import cross_entropy
 
 from ...errors import DataError, RejectedError, TrainingCancelledError
 from ...tokens import EncodedExample
 from .adapters import LoraSettings
 from .batching import split_rows
-from .lora import ActiveLora, AdaptedModel, Positions, pad
+from .head import Head
+from .lora import ActiveLora, AdaptedModel
+from .objectives import Objective, References, noise, row_values
+from .randomness import DROPOUT, INIT, ORDER, stream
 
 Weights = dict[str, tuple[Tensor, Tensor]]
 
-_ORDER, _INIT, _DROPOUT = range(3)
+SUBSET = Objective()
 
 
 @dataclass(frozen=True)
@@ -51,14 +53,9 @@ class Member:
     start: Mapping[str, tuple[Tensor, Tensor]] | None = None
 
 
-def stream(seed: int, *purpose: int) -> np.random.Generator:
-    """Independent random numbers for one purpose of one member; the same on every platform."""
-    return np.random.default_rng(np.random.SeedSequence(seed, spawn_key=purpose))
-
-
 def batches_of(n_examples: int, settings: LoraSettings, seed: int) -> list[tuple[int, list[int]]]:
     """(epoch from 1, example indices) of every step: a fresh order each epoch; an epoch's last batch may be short."""
-    random = stream(seed, _ORDER)
+    random = stream(seed, ORDER)
     steps = []
     for epoch in range(1, settings.n_epochs + 1):
         order = random.permutation(n_examples).tolist()
@@ -76,7 +73,7 @@ def learning_rate_at(step: int, total: int, settings: LoraSettings) -> float:
 
 def fresh_weights(shapes: Mapping[str, tuple[int, int]], rank: int, seed: int) -> Weights:
     """LoRA's start as PEFT makes it: A uniform within +-1/sqrt(in), B zero. ``shapes[module] = (in, out)``."""
-    random = stream(seed, _INIT)
+    random = stream(seed, INIT)
     weights = {}
     for name, (n_in, n_out) in shapes.items():
         bound = 1 / math.sqrt(n_in)
@@ -91,6 +88,7 @@ class _Row:
     example: EncodedExample
     place: int
     weight: float
+    xi: float
 
     @property
     def length(self) -> int:
@@ -103,14 +101,18 @@ def train_members(
     shapes: Mapping[str, tuple[int, int]],
     settings: LoraSettings,
     *,
+    objective: Objective = SUBSET,
     max_tokens: int,
+    keep_bytes: int = 1 << 28,
     after_step: Callable[[int, int, int, list[float]], None] | None = None,
     after_epoch: Callable[[int, list[Weights]], None] | None = None,
     should_stop: Callable[[], bool] | None = None,
 ) -> tuple[list[Weights], list[list[float]], list[int]]:
     """Train K members side by side; returns their weights, their losses per step, and the epoch of each step.
 
-    All members take the same number of steps. ``max_tokens`` bounds the padded tokens of one forward pass.
+    All members take the same number of steps. ``max_tokens`` bounds the padded tokens of one forward pass,
+    ``keep_bytes`` the hidden states of theta_0 (each member's start) that are kept for a perturbed objective. The
+    losses that are reported are mean nats per completion token whatever the objective.
     ``after_step(step from 1, total, epoch, losses of the K members)``. The K = 1 result is the same for the same
     examples, seed, settings and thread count, byte for byte on a CPU; in a group it differs by float32 round-off.
 
@@ -134,6 +136,10 @@ def train_members(
             pair[0].to(model.device).requires_grad_(),
             pair[1].to(model.device).requires_grad_(),
         )
+    scaling = settings.alpha / settings.rank
+    head = model.output
+    xi_K = [noise(len(m.examples), m.seed).tolist() for m in members]
+    references = _references(model, head, members, scaling, keep_bytes) if objective.perturbed else []
     flat = [p for name in names for p in parameters[name]]
     optimizer = torch.optim.AdamW(flat, lr=settings.learning_rate, weight_decay=0.0, fused=True)
     losses: list[list[float]] = [[] for _ in members]
@@ -143,7 +149,7 @@ def train_members(
             raise TrainingCancelledError(f"training was cancelled at step {step} of {total}; nothing was written")
         epoch = schedules[0][step][0]
         rows = [
-            _Row(k, members[k].examples[i], place, 1 / len(schedule[step][1]))
+            _Row(k, members[k].examples[i], place, 1 / len(schedule[step][1]), xi_K[k][i])
             for k, schedule in enumerate(schedules)
             for place, i in enumerate(schedule[step][1])
         ]
@@ -152,11 +158,13 @@ def train_members(
             chosen = [rows[i] for i in sorted(group)]
             masks = _dropout(model, shapes, settings, [members[r.member].seed for r in chosen], chosen, step)
             owner = torch.tensor([r.member for r in chosen], device=model.device) if together else None
-            with model.using(ActiveLora(parameters, settings.alpha / settings.rank, owner, masks)):
-                row_losses = _row_losses(model, [r.example for r in chosen])
-                weight = torch.tensor([r.weight for r in chosen], device=row_losses.device)
-                (row_losses * weight).sum().backward()  # type: ignore[no-untyped-call]
-            for row, value in zip(chosen, row_losses.tolist(), strict=True):
+            own = [r.example for r in chosen]
+            fixed = [references[r.member].of([r.example])[0] for r in chosen] if objective.perturbed else []
+            with model.using(ActiveLora(parameters, scaling, owner, masks)):
+                values, nats = row_values(model, head, objective, own, fixed, [r.xi for r in chosen])
+                weight = torch.tensor([r.weight for r in chosen], dtype=values.dtype, device=values.device)
+                (values * weight).sum().backward()  # type: ignore[no-untyped-call]
+            for row, value in zip(chosen, nats.tolist(), strict=True):
                 step_losses[row.member] += value * row.weight
         if not all(map(math.isfinite, step_losses)):
             raise RejectedError(
@@ -166,8 +174,8 @@ def train_members(
             group_["lr"] = learning_rate_at(step, total, settings)
         optimizer.step()
         optimizer.zero_grad()
-        for own, value in zip(losses, step_losses, strict=True):
-            own.append(value)
+        for history, value in zip(losses, step_losses, strict=True):
+            history.append(value)
         epochs.append(epoch)
         if after_step is not None:
             after_step(step + 1, total, epoch, step_losses)
@@ -176,22 +184,19 @@ def train_members(
     return _members_of(parameters, len(members)), losses, epochs
 
 
-def _row_losses(model: AdaptedModel, examples: Sequence[EncodedExample]) -> Tensor:
-    """Mean nats per completion token of each example (R,), each normalised by its own count."""
-    positions = positions_of(examples, model.device)
-    inputs = pad([e.ids[: e.targets[-1]] for e in examples], model.device)
-    logits, _ = model.logits(inputs, positions)
-    nats = cross_entropy(logits.float(), positions.target, reduction="none")
-    counts = torch.tensor([len(e.targets) for e in examples], device=nats.device)
-    return torch.zeros(len(examples), device=nats.device).index_add(0, positions.row, nats) / counts
-
-
-def positions_of(examples: Sequence[EncodedExample], device: torch.device) -> Positions:
-    """The positions before each target token, and the target tokens."""
-    row = [r for r, e in enumerate(examples) for _ in e.targets]
-    column = [t - 1 for e in examples for t in e.targets]
-    target = [e.ids[t] for e in examples for t in e.targets]
-    return Positions(*(torch.tensor(v, device=device) for v in (row, column, target)))
+def _references(
+    model: AdaptedModel, head: Head, members: Sequence[Member], scaling: float, keep_bytes: int
+) -> list[References]:
+    """theta_0 of every member; members with the same start share one."""
+    shared: dict[int, References] = {}
+    for member in members:
+        if id(member.start) not in shared:
+            start = None
+            if member.start is not None:
+                weights = {n: (a.to(model.device), b.to(model.device)) for n, (a, b) in member.start.items()}
+                start = ActiveLora(weights, scaling)
+            shared[id(member.start)] = References(model, head, start, keep_bytes)
+    return [shared[id(m.start)] for m in members]
 
 
 def _members_of(parameters: Weights, count: int) -> list[Weights]:
@@ -215,7 +220,7 @@ def _dropout(
     width = max(r.length for r in rows)
     masks = {name: torch.zeros(len(rows), width, n_in) for name, (n_in, _) in shapes.items()}
     for i, (row, seed) in enumerate(zip(rows, seeds, strict=True)):
-        random = stream(seed, _DROPOUT, step, row.place)
+        random = stream(seed, DROPOUT, step, row.place)
         for name, (n_in, _) in shapes.items():
             keep = random.random((row.length, n_in), dtype=np.float32) >= settings.dropout
             masks[name][i, : row.length] = torch.from_numpy(keep) / (1 - settings.dropout)

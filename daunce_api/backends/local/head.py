@@ -1,0 +1,164 @@
+"""The output head applied in slices of the vocabulary, so that memory does not grow with vocabulary x tokens."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import linear
+from transformers import PreTrainedModel
+
+from ...errors import CapabilityError
+
+SLICE_ELEMENTS = 1 << 22
+"""Logits held at once (tokens x slice of the vocabulary); 16 MiB in float32."""
+
+
+class Head:
+    """Logits of last hidden states (n, width), a slice of the vocabulary at a time, in float32 (float64 if they are).
+
+    Knows what some families do to logits after the linear layer: a constant factor or divisor, or a soft cap.
+    """
+
+    def __init__(self, model: PreTrainedModel) -> None:
+        """Raises CapabilityError where the output head is not one linear layer."""
+        head = model.get_output_embeddings()
+        weight = getattr(head, "weight", None)
+        if not isinstance(head, nn.Linear) or not isinstance(weight, Tensor) or not weight.is_floating_point():
+            raise CapabilityError(f"the output head of {model.config.model_type} is not a plain linear layer.")
+        self.weight = weight
+        self.bias: Tensor | None = head.bias
+        self.vocabulary = int(weight.shape[0])
+        config = model.config
+        self._cap: float | None = getattr(config, "final_logit_softcapping", None)
+        self._factor = float(getattr(config, "logit_scale", None) or 1.0)
+        self._factor /= float(getattr(config, "logits_scaling", None) or 1.0)
+
+    def slices(self, tokens: int) -> Iterator[tuple[int, int]]:
+        """(first, past the last) vocabulary index of each slice for this many tokens."""
+        size = max(1, SLICE_ELEMENTS // max(1, tokens))
+        for first in range(0, self.vocabulary, size):
+            yield first, min(first + size, self.vocabulary)
+
+    def logits(self, hidden: Tensor, first: int, last: int) -> Tensor:
+        """Logits (n, last - first) of these vocabulary entries."""
+        bias = None if self.bias is None else self.bias[first:last]
+        raw = linear(hidden.to(self.weight.device), self.weight[first:last], bias)
+        raw = raw if raw.dtype == torch.float64 else raw.float()
+        return self._after(raw)
+
+    def _after(self, raw: Tensor) -> Tensor:
+        if self._factor != 1.0:
+            raw = raw * self._factor
+        return raw if self._cap is None else torch.tanh(raw / self._cap) * self._cap
+
+    def gradient(self, logits: Tensor, gradient: Tensor, first: int, last: int) -> Tensor:
+        """Gradient for hidden states (n, width), from that for a slice of the logits (n, last - first)."""
+        if self._cap is not None:
+            gradient = gradient * (1 - (logits / self._cap) ** 2)
+        weight = self.weight[first:last]
+        return (gradient * self._factor).to(weight.dtype) @ weight
+
+
+class _TokenStatistics(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        hidden: Tensor,
+        head: Head,
+        target: Tensor,
+        hidden_0: Tensor | None,
+        log_sum_0: Tensor | None,
+        with_margin: bool,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        n = hidden.shape[0]
+        dtype = torch.float64 if hidden.dtype == torch.float64 else torch.float32
+        rows = torch.arange(n, device=hidden.device)
+        log_sum = torch.full((n,), -torch.inf, dtype=dtype, device=hidden.device)
+        log_others = log_sum.clone()
+        own = torch.zeros(n, dtype=dtype, device=hidden.device)
+        own_0 = torch.zeros_like(own)
+        shift = torch.zeros_like(own)
+        kept: Tensor | None = None
+        for first, last in head.slices(n):
+            z = head.logits(hidden, first, last)
+            inside = (target >= first) & (target < last)
+            at = (target - first).clamp(0, last - first - 1)
+            own = torch.where(inside, z[rows, at], own)
+            log_sum = torch.logaddexp(log_sum, z.logsumexp(1))
+            if with_margin:
+                others = z.clone()
+                others[rows[inside], at[inside]] = -torch.inf
+                log_others = torch.logaddexp(log_others, others.logsumexp(1))
+            if hidden_0 is not None and log_sum_0 is not None:
+                z_0 = head.logits(hidden_0, first, last)
+                own_0 = torch.where(inside, z_0[rows, at], own_0)
+                shift = shift + ((z_0 - log_sum_0[:, None]).exp() * (z - z_0)).sum(1)
+            kept = z if last - first == head.vocabulary else None
+        if hidden_0 is not None:
+            shift = shift - (own - own_0)
+        ctx.head, ctx.with_margin = head, with_margin
+        ctx.save_for_backward(hidden, target, hidden_0, log_sum_0, log_sum, log_others, kept)
+        return log_sum - own, own - log_others if with_margin else torch.zeros_like(own), shift
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        for_nats, for_margin, for_shift = gradients
+        hidden, target, hidden_0, log_sum_0, log_sum, log_others, kept = ctx.saved_tensors
+        head: Head = ctx.head
+        n = hidden.shape[0]
+        rows = torch.arange(n, device=hidden.device)
+        result = torch.zeros_like(hidden)
+        for first, last in head.slices(n):
+            z = head.logits(hidden, first, last) if kept is None else kept
+            inside = (target >= first) & (target < last)
+            chosen, at = rows[inside], (target - first)[inside]
+            gradient = for_nats[:, None] * (z - log_sum[:, None]).exp()
+            own = -for_nats
+            if ctx.with_margin:
+                own = own + for_margin
+                others = for_margin[:, None] * (z - log_others[:, None]).exp()
+                others[chosen, at] = 0
+                gradient = gradient - others
+            if hidden_0 is not None:
+                z_0 = head.logits(hidden_0, first, last)
+                gradient = gradient + for_shift[:, None] * (z_0 - log_sum_0[:, None]).exp()
+                own = own - for_shift
+            gradient[chosen, at] += own[inside]
+            result += head.gradient(z, gradient, first, last).to(result.dtype)
+        return result, None, None, None, None, None
+
+
+def token_statistics(
+    hidden: Tensor,
+    head: Head,
+    target: Tensor,
+    hidden_0: Tensor | None = None,
+    log_sum_0: Tensor | None = None,
+    *,
+    with_margin: bool = False,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Per token (n,): nats -log p_y; margin log p_y - log(1 - p_y); and <g, z - z_0>, g = softmax(z_0) - onehot(y).
+
+    ``hidden`` and ``hidden_0`` (n, width) are the last hidden states at theta and at theta_0, ``log_sum_0`` (n,) the
+    logarithm of the sum of exp(z_0). Differentiable with respect to ``hidden``; without ``hidden_0`` the third value
+    is zero, and so is the margin unless it is asked for. Logits are recomputed in the backward pass unless they fit
+    into one slice.
+    """
+    nats, margin, shift = _TokenStatistics.apply(  # type: ignore[no-untyped-call]
+        hidden, head, target, hidden_0, log_sum_0, with_margin
+    )
+    return nats, margin, shift
+
+
+def log_sum_exp(hidden: Tensor, head: Head) -> Tensor:
+    """Logarithm of the sum of exp(logits) of each hidden state (n,)."""
+    total: Tensor | None = None
+    for first, last in head.slices(hidden.shape[0]):
+        part = head.logits(hidden, first, last).logsumexp(1)
+        total = part if total is None else torch.logaddexp(total, part)
+    if total is None:
+        raise CapabilityError("the output head has no vocabulary")
+    return total

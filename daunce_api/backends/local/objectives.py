@@ -1,0 +1,151 @@
+"""What a member minimises: a plain fine-tune, or one of the two perturbed objectives of Daunce (arXiv 2505.23223).
+
+With L the mean nats per completion token of an example (its own count), z the logits, theta_0 the start, g the
+gradient of L with respect to the logits at theta_0, and xi ~ U(0, 1) drawn once per example and member:
+
+    subset      L(theta)
+    influence   gamma (L(theta) - L(theta_0)) - (1 + rho (2 xi - 1)) <g, z(theta) - z(theta_0)>
+    fisher      gamma (f(theta) - f(theta_0))^2 - rho (2 xi - 1) <g, z(theta) - z(theta_0)>
+
+f is the mean over the completion's tokens of the margin log p_y - log(1 - p_y).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ...errors import ConfigurationError
+from ...tokens import EncodedExample
+from .head import Head, log_sum_exp, token_statistics
+from .lora import ActiveLora, AdaptedModel, Positions, pad
+from .randomness import NOISE, stream
+
+ObjectiveKind = Literal["subset", "influence", "fisher"]
+
+
+@dataclass(frozen=True, slots=True)
+class Objective:
+    """``rho`` scales the noise, ``gamma`` the loss term; both are unused by ``subset``. The paper used rho = gamma = 1
+    for images and rho = 10, gamma = 1 for language models."""
+
+    kind: ObjectiveKind = "subset"
+    rho: float = 1.0
+    gamma: float = 1.0
+
+    def __post_init__(self) -> None:
+        if self.kind not in ("subset", "influence", "fisher"):
+            raise ConfigurationError(f"objective {self.kind!r} is not known; use subset, influence or fisher")
+        if self.rho < 0 or self.gamma <= 0:
+            raise ConfigurationError("an objective needs rho >= 0 and gamma > 0")
+
+    @property
+    def perturbed(self) -> bool:
+        """Whether the start theta_0 is part of the objective."""
+        return self.kind != "subset"
+
+
+def noise(n_examples: int, seed: int) -> np.ndarray[tuple[int], np.dtype[np.float64]]:
+    """xi of every example of one member (n,), uniform in [0, 1)."""
+    return stream(seed, NOISE).random(n_examples)
+
+
+def combine(
+    objective: Objective, nats: Tensor, margin: Tensor, shift: Tensor, nats_0: Tensor, margin_0: Tensor, xi: Tensor
+) -> Tensor:
+    """Value of the objective for each example (R,), from the examples' mean nats, mean margin and <g, z - z_0>."""
+    if objective.kind == "subset":
+        return nats
+    signed = objective.rho * (2 * xi - 1)
+    if objective.kind == "influence":
+        return objective.gamma * (nats - nats_0) - (1 + signed) * shift
+    return objective.gamma * (margin - margin_0) ** 2 - signed * shift
+
+
+@dataclass(frozen=True)
+class Reference:
+    """theta_0's view of one example: last hidden states (targets, width), log sum exp (targets,), mean nats, margin."""
+
+    hidden: Tensor
+    log_sum: Tensor
+    nats: float
+    margin: float
+
+
+class References:
+    """theta_0's hidden states, kept for as many examples as fit in ``keep_bytes`` and recomputed for the others."""
+
+    def __init__(self, model: AdaptedModel, head: Head, start: ActiveLora | None, keep_bytes: int) -> None:
+        self._model, self._head, self._start = model, head, start
+        self._room = keep_bytes
+        self._kept: dict[str, Reference] = {}
+
+    def of(self, examples: Sequence[EncodedExample]) -> list[Reference]:
+        """One answer an example, in order."""
+        found: dict[str, Reference] = {}
+        for example in examples:
+            key = example.key
+            if key in found:
+                continue
+            reference = self._kept.get(key) or self._compute(example)
+            found[key] = reference
+            size = reference.hidden.nbytes + reference.log_sum.nbytes
+            if key not in self._kept and size <= self._room:
+                self._room -= size
+                self._kept[key] = reference
+        return [found[e.key] for e in examples]
+
+    def _compute(self, example: EncodedExample) -> Reference:
+        positions = positions_of([example], self._model.device)
+        inputs = pad([example.ids[: example.targets[-1]]], self._model.device)
+        with self._model.using(self._start), torch.no_grad():
+            hidden = self._model.hidden(inputs, positions)
+            nats, margin, _ = token_statistics(hidden, self._head, positions.target, with_margin=True)
+            return Reference(hidden, log_sum_exp(hidden, self._head), nats.mean().item(), margin.mean().item())
+
+
+def row_values(
+    model: AdaptedModel,
+    head: Head,
+    objective: Objective,
+    examples: Sequence[EncodedExample],
+    references: Sequence[Reference],
+    xi: Sequence[float],
+) -> tuple[Tensor, Tensor]:
+    """Objective and mean nats per completion token of each example (R,), under the adapters that are in force.
+
+    ``references`` and ``xi`` are empty for ``subset``.
+    """
+    positions = positions_of(examples, model.device)
+    inputs = pad([e.ids[: e.targets[-1]] for e in examples], model.device)
+    hidden = model.hidden(inputs, positions)
+    if not objective.perturbed:
+        nats, _, _ = token_statistics(hidden, head, positions.target)
+        mean = _per_example(nats, positions.row, len(examples))
+        return mean, mean.detach()
+    hidden_0 = torch.cat([r.hidden for r in references])
+    log_sum_0 = torch.cat([r.log_sum for r in references])
+    with_margin = objective.kind == "fisher"
+    statistics = token_statistics(hidden, head, positions.target, hidden_0, log_sum_0, with_margin=with_margin)
+    mean, margin, shift = (_per_example(v, positions.row, len(examples)) for v in statistics)
+    fixed = torch.tensor([[r.nats for r in references], [r.margin for r in references], list(xi)], dtype=mean.dtype)
+    nats_0, margin_0, drawn = fixed.to(mean.device)
+    return combine(objective, mean, margin, shift, nats_0, margin_0, drawn), mean.detach()
+
+
+def positions_of(examples: Sequence[EncodedExample], device: torch.device) -> Positions:
+    """The positions before each target token, and the target tokens."""
+    row = [r for r, e in enumerate(examples) for _ in e.targets]
+    column = [t - 1 for e in examples for t in e.targets]
+    target = [e.ids[t] for e in examples for t in e.targets]
+    return Positions(*(torch.tensor(v, device=device) for v in (row, column, target)))
+
+
+def _per_example(values: Tensor, row: Tensor, count: int) -> Tensor:
+    counts = torch.bincount(row, minlength=count)
+    return torch.zeros(count, dtype=values.dtype, device=values.device).index_add(0, row, values) / counts

@@ -1,0 +1,180 @@
+"""Value and gradient of every objective, against direct double-precision formulas on whole logits."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+from transformers import AutoModelForCausalLM
+
+from daunce_api.backends.local import head as head_module
+from daunce_api.backends.local.head import Head, log_sum_exp, token_statistics
+from daunce_api.backends.local.language import LanguageModel, LoraSettings
+from daunce_api.backends.local.lora import ActiveLora, AdaptedModel
+from daunce_api.backends.local.objectives import Objective, References, noise, row_values
+from daunce_api.backends.local.training import Member, train_members
+from daunce_api.errors import ConfigurationError
+from daunce_api.tokens import EncodedExample
+
+SCALING = 2.0
+
+
+@pytest.fixture(params=[1 << 22, 40], ids=["one slice", "slices"])
+def slices(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(head_module, "SLICE_ELEMENTS", request.param)
+
+
+@pytest.fixture(scope="module")
+def double(model_folder: Path) -> AdaptedModel:
+    causal = AutoModelForCausalLM.from_pretrained(model_folder, dtype=torch.float64)
+    return AdaptedModel(causal.eval().requires_grad_(False))
+
+
+def random_weights(model: LanguageModel, seed: int, scale: float) -> dict[str, tuple[Tensor, Tensor]]:
+    generator = torch.Generator().manual_seed(seed)
+    return {
+        name: tuple(torch.randn(s, generator=generator, dtype=torch.float64) * scale for s in ((3, n_in), (n_out, 3)))
+        for name, (n_in, n_out) in model.adapter_shapes(None).items()
+    }
+
+
+def statistics_directly(
+    logits: Tensor, target: Tensor, logits_0: Tensor, with_margin: bool = True
+) -> tuple[Tensor, Tensor, Tensor]:
+    rows = torch.arange(len(target))
+    p = logits.softmax(1)[rows, target]
+    onehot = torch.nn.functional.one_hot(target, logits.shape[1])
+    shift = ((logits_0.softmax(1) - onehot) * (logits - logits_0)).sum(1)
+    return -p.log(), p.log() - (1 - p).log(), shift
+
+
+@pytest.mark.usefixtures("slices")
+@pytest.mark.parametrize("cap", [None, 1.5])
+def test_token_statistics_and_their_gradients(double: AdaptedModel, cap: float | None):
+    head = Head(double.model)
+    head._cap, head._factor = cap, 0.7
+    torch.manual_seed(0)
+    hidden = torch.randn(7, 32, dtype=torch.float64, requires_grad=True)
+    hidden_0 = torch.randn(7, 32, dtype=torch.float64)
+    target = torch.randint(0, head.vocabulary, (7,))
+    weight = torch.randn(3, 7, dtype=torch.float64)
+
+    def logits(h: Tensor) -> Tensor:
+        raw = h @ head.weight.T * 0.7
+        return raw if cap is None else cap * torch.tanh(raw / cap)
+
+    expected = torch.stack(statistics_directly(logits(hidden), target, logits(hidden_0)))
+    (gradient,) = torch.autograd.grad((weight * expected).sum(), hidden)
+    got = torch.stack(token_statistics(hidden, head, target, hidden_0, log_sum_exp(hidden_0, head), with_margin=True))
+    torch.testing.assert_close(got, expected, rtol=1e-10, atol=1e-10)
+    torch.testing.assert_close(torch.autograd.grad((weight * got).sum(), hidden)[0], gradient, rtol=1e-9, atol=1e-9)
+    torch.testing.assert_close(log_sum_exp(hidden_0, head), logits(hidden_0).logsumexp(1))
+
+
+def directly(
+    double: AdaptedModel,
+    objective: Objective,
+    example: EncodedExample,
+    weights: ActiveLora,
+    start: ActiveLora | None,
+    xi: float,
+) -> Tensor:
+    def target_logits(lora: ActiveLora | None) -> Tensor:
+        with double.using(lora):
+            return double.logits(torch.tensor([example.ids]))[[t - 1 for t in example.targets]]
+
+    target = torch.tensor([example.ids[t] for t in example.targets])
+    with torch.no_grad():
+        logits_0 = target_logits(start)
+    logits = target_logits(weights)
+    nats, margin, shift = (v.mean() for v in statistics_directly(logits, target, logits_0))
+    nats_0, margin_0, _ = (v.mean() for v in statistics_directly(logits_0, target, logits_0))
+    if objective.kind == "subset":
+        return nats
+    if objective.kind == "influence":
+        return objective.gamma * (nats - nats_0) - (1 + objective.rho * (2 * xi - 1)) * shift
+    return objective.gamma * (margin - margin_0) ** 2 - objective.rho * (2 * xi - 1) * shift
+
+
+@pytest.mark.usefixtures("slices")
+@pytest.mark.parametrize("kind", ["subset", "influence", "fisher"])
+@pytest.mark.parametrize("keep_bytes", [0, 1 << 20])
+def test_objectives_equal_the_formulas(
+    double: AdaptedModel, model: LanguageModel, examples: list[EncodedExample], kind: str, keep_bytes: int
+):
+    objective = Objective(kind, rho=3.0, gamma=0.7)
+    start = ActiveLora(random_weights(model, 1, 0.2), SCALING)
+    weights = {n: (a.requires_grad_(), b.requires_grad_()) for n, (a, b) in random_weights(model, 2, 0.2).items()}
+    flat = [t for pair in weights.values() for t in pair]
+    chosen, xi = examples[:3], [0.1, 0.8, 0.6]
+    head = Head(double.model)
+    references = References(double, head, start, keep_bytes).of(chosen) if objective.perturbed else []
+    with double.using(ActiveLora(weights, SCALING)):
+        values, _ = row_values(double, head, objective, chosen, references, xi)
+        gradient = torch.autograd.grad((values * torch.tensor([1.0, 2.0, -1.0])).sum(), flat)
+    expected = torch.stack(
+        [
+            directly(double, objective, e, ActiveLora(weights, SCALING), start, x)
+            for e, x in zip(chosen, xi, strict=True)
+        ]
+    )
+    torch.testing.assert_close(values, expected, rtol=1e-8, atol=1e-8)
+    for got, want in zip(
+        gradient, torch.autograd.grad((expected * torch.tensor([1.0, 2.0, -1.0])).sum(), flat), strict=True
+    ):
+        torch.testing.assert_close(got, want, rtol=1e-6, atol=1e-9)
+
+
+@pytest.mark.parametrize(("rho", "zero"), [(0.0, True), (1.0, False)])
+def test_the_influence_gradient_vanishes_at_the_start_without_noise(
+    double: AdaptedModel, model: LanguageModel, examples: list[EncodedExample], rho: float, zero: bool
+):
+    weights = {n: (a.requires_grad_(), b.requires_grad_()) for n, (a, b) in random_weights(model, 1, 0.2).items()}
+    flat = [t for pair in weights.values() for t in pair]
+    head = Head(double.model)
+    active = ActiveLora(weights, SCALING)
+    references = References(double, head, active, 1 << 20).of(examples)
+    with double.using(active):
+        values, _ = row_values(
+            double, head, Objective("influence", rho=rho), examples, references, noise(len(examples), 4).tolist()
+        )
+        gradient = torch.autograd.grad(values.sum(), flat)
+    largest = max(g.abs().max().item() for g in gradient)
+    assert (largest < 1e-12) == zero
+    torch.testing.assert_close(values, torch.zeros_like(values), rtol=0, atol=1e-12)
+
+
+def test_every_objective_trains(model: LanguageModel, examples: list[EncodedExample]):
+    chosen = LoraSettings(rank=3, n_epochs=2, learning_rate=1e-4)
+    start = {n: (a.float(), b.float()) for n, (a, b) in random_weights(model, 1, 0.1).items()}
+    moved = {}
+    for kind, rho in (("influence", 5.0), ("fisher", 5.0), ("subset", 0.0)):
+        trained, losses, _ = train_members(
+            model._model,
+            [Member(examples, 3, start)],
+            model.adapter_shapes(None),
+            chosen,
+            objective=Objective(kind, rho=rho),
+            max_tokens=512,
+        )
+        moved[kind, rho] = max((trained[0][n][1] - b).abs().max().item() for n, (_, b) in start.items())
+        assert losses[0][0] > 1
+    assert min(moved.values()) > 1e-4
+    assert len(set(moved.values())) == 3
+
+
+def test_noise_is_uniform_and_a_members_own():
+    xi = noise(20_000, 3)
+    assert 0 <= xi.min() <= xi.max() < 1
+    np.testing.assert_allclose([xi.mean(), xi.var()], [1 / 2, 1 / 12], atol=0.01)
+    assert not np.array_equal(xi[:5], noise(5, 4))
+    np.testing.assert_array_equal(xi[:5], noise(5, 3))
+
+
+@pytest.mark.parametrize("wrong", [{"kind": "other"}, {"rho": -1.0}, {"gamma": 0.0}])
+def test_impossible_objectives_are_refused(wrong: dict):
+    with pytest.raises(ConfigurationError):
+        Objective(**wrong)
