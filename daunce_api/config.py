@@ -25,6 +25,15 @@ MAX_CONFIG_BYTES = 200_000
 class _Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True, allow_inf_nan=False)
 
+    @model_validator(mode="before")
+    @classmethod
+    def _empty_section_is_default(cls, content: Any) -> Any:
+        """A section whose lines are all commented out reads as null; it means its defaults."""
+        if not isinstance(content, dict):
+            return content
+        plain_sections = {k for k, f in cls.model_fields.items() if isinstance(f.annotation, type(BaseModel))}
+        return {k: v for k, v in content.items() if v is not None or k not in plain_sections}
+
 
 def _variable_name(value: str) -> str:
     if not re.fullmatch(r"[A-Z_][A-Z0-9_]{0,99}", value):
