@@ -15,7 +15,7 @@ from typing import TypeVar
 
 from tenacity import AsyncRetrying, RetryCallState, retry_if_exception_type
 
-from .backends.base import Probing, Scorer, TokenScores
+from .backends.base import ProbeReport, Probing, Scorer, TokenScores
 from .clock import Clock, SystemClock
 from .errors import ContractError, ProviderError, RejectedError, TransientError
 from .store import RunStore
@@ -23,6 +23,8 @@ from .tokens import EncodedExample
 
 PROBE_VALUE = "scorer_probe"
 """Key in the store under which the endpoint's one-time test is kept."""
+
+PROBED_MEMBER = 0
 
 FIRST_WAIT, LONGEST_WAIT = 0.5, 30.0
 """Seconds before the second try of a request, and the most between two; doubled in between."""
@@ -75,12 +77,18 @@ class ScoringClient:
         arrives. After an error no new batch is sent, those under way are still received and stored, and then the
         error is raised: TransientError (given up), RejectedError and ContractError (naming the example), StopError.
         """
-        prepared = self._prepare(examples)
+        given = tuple(examples)
+        if self._prepared[0] != given:  # kept, since every member is asked the same
+            self._prepared = (given, _prepare(given))
+        return await self._score(member, model, self._prepared[1], replicate)
+
+    async def _score(self, member: int, model: str, prepared: Batch, replicate: int) -> int:
         done = self._store.scored_keys(member, replicate)
         missing = [item for item in prepared if item[0] not in done]
         if not missing:
             return 0
-        await self._probe_once(model, missing[0][1])
+        if member == PROBED_MEMBER and replicate == 0:
+            await self.probe(model, missing[0][1])
         capabilities = self._scorer.capabilities
         queue = deque(batches(missing, capabilities.max_prompts_per_request, capabilities.max_tokens_per_request))
         scored, failures = 0, list[Exception]()
@@ -111,26 +119,29 @@ class ScoringClient:
 
     async def probe_noise(self, member: int, model: str, examples: Sequence[EncodedExample], count: int) -> int:
         """Score the first ``count`` distinct examples a second time (replicate 1); see ``measure_noise``."""
-        chosen = {example.key: example for example in examples[:count]} if count else {}
-        return await self.score_member(member, model, tuple(chosen.values()), replicate=1)
+        return await self._score(member, model, _prepare(examples[:count]), replicate=1)
 
-    def _prepare(self, examples: Sequence[EncodedExample]) -> Batch:
-        """Distinct examples with their keys, those with equal beginnings beside each other (servers cache prefixes).
-        The result is kept, since every member is asked the same."""
-        given = tuple(examples)
-        if self._prepared[0] != given:
-            distinct = {example.key: example for example in given}
-            self._prepared = (given, sorted(distinct.items(), key=lambda item: (item[1].ids, item[1].targets)))
-        return self._prepared[1]
+    async def probe(self, model: str, example: EncodedExample) -> ProbeReport | None:
+        """Have the scorer test its endpoint with one model and one example, once a run; the report, or None where
+        the scorer has no test.
 
-    async def _probe_once(self, model: str, example: EncodedExample) -> None:
-        """Have the scorer test its endpoint, once a run. Raises ContractError where the endpoint fails the test."""
+        Best called with the base model before anything is trained. Otherwise member 0 is tested when it is scored: a
+        fixed one, not the first to be ready, so that a replay sends the same requests. Raises ContractError where the
+        endpoint fails the test; an endpoint that does not serve the model is tested with member 0.
+        """
+        scorer = self._scorer
+        if not isinstance(scorer, Probing):
+            return None
         async with self._probing:
-            scorer = self._scorer
-            if not isinstance(scorer, Probing) or self._store.get_value(PROBE_VALUE) is not None:
-                return
-            report = await self._tried(lambda: scorer.probe(model, example))
-            self._store.set_value(PROBE_VALUE, {"fingerprint": scorer.fingerprint, **asdict(report)})
+            known = self._store.get_value(PROBE_VALUE)
+            if known is not None:
+                return ProbeReport(known["checked"], known["detail"], known["largest_difference"])
+            try:
+                report = await self._tried(lambda: scorer.probe(model, example))
+            except RejectedError as error:
+                return ProbeReport(False, f"the endpoint could not be tested with {model}: {error}")
+            self._store.set_value(PROBE_VALUE, asdict(report))
+            return report
 
     async def _score_batch(
         self, member: int, model: str, batch: Batch, keep: Callable[[Batch, Sequence[TokenScores]], None]
@@ -191,6 +202,12 @@ class ScoringClient:
     def _stop(self, state: RetryCallState) -> bool:
         # Waits are added up instead of read from a clock: tenacity's own limit looks at real time.
         return state.attempt_number >= self._attempts or state.idle_for + state.upcoming_sleep > self._patience
+
+
+def _prepare(examples: Sequence[EncodedExample]) -> Batch:
+    """Distinct examples with their keys, those with equal beginnings beside each other (servers cache prefixes)."""
+    distinct = {example.key: example for example in examples}
+    return sorted(distinct.items(), key=lambda item: (item[1].ids, item[1].targets))
 
 
 def batches(items: Sequence[tuple[str, EncodedExample]], max_prompts: int, max_tokens: int | None) -> list[Batch]:

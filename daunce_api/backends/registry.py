@@ -7,7 +7,8 @@ holds its dependencies. Such a module defines, for the roles that it has,
     scorer_capabilities(config: RunConfig) -> ScorerCapabilities       no network, no key
     open_trainer(context: Context) -> Trainer
     open_scorer(context: Context) -> Scorer
-    open_tokenizer(config: RunConfig) -> Tokenizer                     optional; default: ``backends.tokenizers``
+    open_tokenizer(config: RunConfig) -> Tokenizer                     optional, the scorer's before the trainer's;
+                                                                       default: ``backends.tokenizers``
     start_server(config: RunConfig) -> tuple[Endpoint, Callable[[], None]]   optional: a server of the run's own
 """
 
@@ -56,6 +57,10 @@ class BackendKind:
 
 
 KindT = TypeVar("KindT")
+KeyOf = Callable[[str], str]
+
+REPLAYED = "replayed-key"
+"""Stands for every key in a replay."""
 
 _HERE = "daunce_api.backends"
 
@@ -135,23 +140,29 @@ class Backend:
                 stop()
 
 
-def open_backend(config: RunConfig, *, http_client: httpx2.AsyncClient | None = None) -> Backend:
+def open_backend(
+    config: RunConfig, *, http_client: httpx2.AsyncClient | None = None, replaying: bool = False
+) -> Backend:
     """Trainer, scorer and tokenizer of a config. Sends nothing yet, but starts the server of kind ``embedded``.
 
-    ``http_client`` replaces the connections of OpenAI-wire kinds (tests). Raises ConfigurationError for an unknown
+    ``http_client`` replaces the connections of OpenAI-wire kinds (tests). ``replaying`` says that a recording answers
+    every request: no key is needed and no server is started. Raises ConfigurationError for an unknown
     kind, a missing API key or address, and MissingExtraError.
     """
     kind, module = _backend(config)
     scorer_module = _scorer_module(config, kind)
     stop: Callable[[], None] | None = None
-    if hasattr(module, "start_server"):
-        endpoint, stop = module.start_server(config)
+    key_of = (lambda _: REPLAYED) if replaying else api_key_from
+    if not hasattr(module, "start_server"):
+        endpoint = _trainer_endpoint(config, kind, key_of)
+    elif replaying:
+        endpoint = Endpoint("http://127.0.0.1/v1", REPLAYED, kind.provider)
     else:
-        endpoint = _trainer_endpoint(config, kind)
+        endpoint, stop = module.start_server(config)
     try:
         shared: dict[str, Any] = {}
         trainer = module.open_trainer(Context(config, endpoint, http_client, shared))
-        scorer_endpoint = _scorer_endpoint(config, kind, endpoint)
+        scorer_endpoint = _scorer_endpoint(config, kind, endpoint, key_of)
         scorer = scorer_module.open_scorer(Context(config, scorer_endpoint, http_client, shared))
     except BaseException:
         if stop is not None:
@@ -169,10 +180,11 @@ def capabilities_of(config: RunConfig) -> tuple[TrainerCapabilities, ScorerCapab
 
 def open_tokenizer(config: RunConfig) -> Tokenizer:
     """The tokenizer of the config's model. Raises ConfigurationError where it is not known."""
-    _, module = _backend(config)
-    if hasattr(module, "open_tokenizer"):
-        tokenizer: Tokenizer = module.open_tokenizer(config)
-        return tokenizer
+    kind, module = _backend(config)
+    for part in (_scorer_module(config, kind), module):
+        if hasattr(part, "open_tokenizer"):
+            tokenizer: Tokenizer = part.open_tokenizer(config)
+            return tokenizer
     from .tokenizers import tokenizer_of
 
     return tokenizer_of(config)
@@ -212,7 +224,7 @@ def _load(module: str, extra: str | None, name: str) -> ModuleType:
         raise MissingExtraError(f"backend {name!r} ({error.name})", extra) from error
 
 
-def _trainer_endpoint(config: RunConfig, kind: BackendKind) -> Endpoint | None:
+def _trainer_endpoint(config: RunConfig, kind: BackendKind, key_of: KeyOf) -> Endpoint | None:
     if not kind.remote:
         return None
     base_url = config.backend.base_url or kind.base_url
@@ -226,10 +238,11 @@ def _trainer_endpoint(config: RunConfig, kind: BackendKind) -> Endpoint | None:
         checked_base_url(base_url) if base_url else "",
         config.backend.api_key_env or (kind.key_variable if own else None),
         kind.provider,
+        key_of,
     )
 
 
-def _scorer_endpoint(config: RunConfig, kind: BackendKind, trainer: Endpoint | None) -> Endpoint | None:
+def _scorer_endpoint(config: RunConfig, kind: BackendKind, trainer: Endpoint | None, key_of: KeyOf) -> Endpoint | None:
     """The scorer's own address and key where it has one; otherwise the trainer's."""
     settings = config.backend.scorer
     scorer = SCORERS[scorer_kind(config)]
@@ -237,12 +250,12 @@ def _scorer_endpoint(config: RunConfig, kind: BackendKind, trainer: Endpoint | N
     if base_url is None:
         if settings.api_key_env is None or trainer is None:
             return trainer
-        return Endpoint(trainer.base_url, api_key_from(settings.api_key_env), trainer.provider)
+        return Endpoint(trainer.base_url, key_of(settings.api_key_env), trainer.provider)
     own = settings.base_url is None or settings.base_url.rstrip("/") == scorer.base_url
     variable = settings.api_key_env or (scorer.key_variable if own else None)
-    return _endpoint(checked_base_url(base_url), variable, "the scoring server")
+    return _endpoint(checked_base_url(base_url), variable, "the scoring server", key_of)
 
 
-def _endpoint(base_url: str, variable: str | None, provider: str) -> Endpoint:
-    key = ANONYMOUS if variable is None else api_key_from(variable)
+def _endpoint(base_url: str, variable: str | None, provider: str, key_of: KeyOf) -> Endpoint:
+    key = ANONYMOUS if variable is None else key_of(variable)
     return Endpoint(base_url, key, provider)
