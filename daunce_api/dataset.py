@@ -201,6 +201,16 @@ class Dataset(Sequence[Example]):
         ]
         return ("\n".join(lines) + "\n").translate(_LINE_BREAKS).encode()
 
+    def to_jsonl(self, path: str | Path) -> None:
+        """Write the examples, ids and sources included, so that :meth:`from_jsonl` gives a data set of the same
+        digest. Written beside the old file and then renamed."""
+        path = Path(path)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        part = path.with_name(path.name + ".part")
+        lines = (json.dumps(e.to_record(), ensure_ascii=False, separators=(",", ":")) + "\n" for e in self)
+        part.write_text("".join(lines), encoding="utf-8")
+        part.replace(path)
+
     @classmethod
     def from_jsonl(cls, path: str | Path) -> Dataset:
         """Read a JSONL file in UTF-8, one record a line; blank lines are skipped.
