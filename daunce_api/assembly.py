@@ -16,6 +16,7 @@ from .core import per_example_losses, resolve_censored
 from .dataset import Dataset
 from .ensemble import Ensemble
 from .errors import NotEnoughMembersError
+from .noise import measure_noise
 from .store import RunStore
 from .tokens import EncodedExample, Tokenizer
 
@@ -58,6 +59,7 @@ def assemble(store: RunStore, material: Material, config: RunConfig, tokenizer: 
             "least 2. What is there is kept: run `daunce run` again to go on."
         )
     scored = [store.load_scores(k) for k in members]
+    noise = measure_noise(store, members, config.attribution.loss)
     train_KN, train_censored_KN = _losses(scored, material.encoded_train, config)
     test_KM, test_censored_KM = _losses(scored, material.encoded_test, config)
     censored = (train_censored_KN.sum() + test_censored_KM.sum()) / (train_censored_KN.size + test_censored_KM.size)
@@ -69,7 +71,7 @@ def assemble(store: RunStore, material: Material, config: RunConfig, tokenizer: 
         test_loss_KM=np.asarray(resolve_censored(test_KM, test_censored_KM), dtype=np.float64),
         inclusion_KN=material.ensemble.inclusion_KN[members],
         estimator=config.attribution.estimator,
-        noise=measured_noise(store, members, config),
+        noise=noise.sigma_example if noise.pairs else None,
         rho=learning_time_ratio(config, len(material.train)),
         loss=config.attribution.loss,
         censored=float(censored),
@@ -88,24 +90,6 @@ def _losses(
         loss[k] = per_example_losses([answers[key].logprobs for key in keys], config.attribution.loss)
         censored[k] = [answers[key].any_censored for key in keys]
     return loss, censored
-
-
-def measured_noise(store: RunStore, members: Sequence[int], config: RunConfig) -> float | None:
-    """Standard deviation (nats) of the scoring noise of one loss, from examples that were scored twice.
-
-    Two answers to one question differ by sqrt(2) sigma. None where nothing was scored twice.
-    """
-    squares: list[float] = []
-    for k in members:
-        again = store.load_scores(k, replicate=1)
-        if not again:
-            continue
-        first = store.load_scores(k)
-        common = [key for key in again if key in first]
-        a = per_example_losses([first[key].logprobs for key in common], config.attribution.loss)
-        b = per_example_losses([again[key].logprobs for key in common], config.attribution.loss)
-        squares += ((a - b) ** 2 / 2).tolist()
-    return float(np.sqrt(np.mean(squares))) if squares else None
 
 
 def learning_time_ratio(config: RunConfig, n_train: int) -> float | None:

@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from .backends.base import TokenScores
+from .core.losses import Reduction
 from .errors import ContractError
 from .store import RunStore
 
@@ -22,7 +23,7 @@ SERVES_BASE_RATIO = 1.5
 class Noise:
     """Standard deviation of one measurement, from examples that were scored twice.
 
-    ``sigma_token`` is of one token's log-probability, ``sigma_example`` of an example's mean loss, both in nats;
+    ``sigma_token`` is of one token's log-probability, ``sigma_example`` of an example's loss, both in nats;
     ``pairs`` is the number of (member, example) pairs behind them. Zero pairs: not measured, sigmas are NaN.
     """
 
@@ -31,8 +32,9 @@ class Noise:
     pairs: int
 
 
-def measure_noise(store: RunStore, members: Iterable[int]) -> Noise:
-    """Noise from replicates 0 and 1 of these members; examples with censored tokens are left out.
+def measure_noise(store: RunStore, members: Iterable[int], reduction: Reduction = "mean") -> Noise:
+    """Noise from replicates 0 and 1 of these members; examples with censored tokens are left out. ``reduction``: how
+    token losses become an example's (nats per token, or their sum).
 
     A difference of two measurements has twice the variance of one.
     """
@@ -46,7 +48,8 @@ def measure_noise(store: RunStore, members: Iterable[int]) -> Noise:
     if not per_token:
         return Noise(float("nan"), float("nan"), 0)
     token = float(np.sqrt(np.mean(np.concatenate(per_token) ** 2) / 2))
-    example = float(np.sqrt(np.mean([np.mean(d) ** 2 for d in per_token]) / 2))
+    reduce = np.mean if reduction == "mean" else np.sum
+    example = float(np.sqrt(np.mean([reduce(d) ** 2 for d in per_token]) / 2))
     return Noise(token, example, len(per_token))
 
 

@@ -1,0 +1,96 @@
+"""How far a run is: from its store alone, also while another process works on it."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from .assembly import Material, assemble, complete_members
+from .backends.base import JobStatus
+from .config import RunConfig
+from .core import SelfLDS
+from .errors import NotEnoughMembersError
+from .store import INTENT, TARGET, RunStore
+
+
+@dataclass(frozen=True)
+class RunStatus:
+    """The state of a run.
+
+    ``members_asked`` K; ``members_trained`` those with a model; ``members_scored`` those whose every example is
+    scored; ``members_running`` those with a job that is not final; ``members_failed`` those whose last attempt
+    failed. ``target``: state of the target model's job, None without one. ``usd``: reserved and settled so far.
+    ``noise``: scoring noise of one loss in nats, None where nothing was scored twice. ``recent``: the last changes.
+    """
+
+    run_dir: str
+    name: str
+    provider: str
+    model: str
+    members_asked: int
+    members_trained: int
+    members_scored: int
+    members_running: int
+    members_failed: int
+    target: str | None
+    trained_tokens: int
+    usd: float
+    self_lds: SelfLDS | None
+    noise: float | None
+    estimator: str | None
+    why: str | None
+    recent: tuple[str, ...]
+
+    @property
+    def complete(self) -> bool:
+        """Every member is scored."""
+        return self.members_scored == self.members_asked
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain data, as ``daunce status --json`` prints it."""
+        return {**asdict(self), "complete": self.complete}
+
+
+def status_of(store: RunStore, material: Material, config: RunConfig) -> RunStatus:
+    """Read the state of a run."""
+    last = {job.member: job for job in store.jobs()}  # attempts are in order
+    states = Counter(_state(job.status) for member, job in last.items() if member != TARGET)
+    ready = store.ready_models()
+    quality = noise = estimator = why = None
+    try:
+        attribution = assemble(store, material, config)
+    except NotEnoughMembersError:
+        pass
+    else:
+        quality, noise = attribution.self_lds, attribution.noise
+        estimator, why = attribution.choice.estimator.name, attribution.choice.why
+    target = last.get(TARGET)
+    return RunStatus(
+        run_dir=str(config.run_dir),
+        name=config.name,
+        provider=config.backend.kind,
+        model=config.backend.model,
+        members_asked=material.ensemble.members,
+        members_trained=len(ready.keys() - {TARGET}),
+        members_scored=len(complete_members(store, material)),
+        members_running=states["running"],
+        members_failed=states["failed"],
+        target=None if target is None else target.status,
+        trained_tokens=sum(job.trained_tokens or 0 for job in store.jobs()),
+        usd=store.spent(),
+        self_lds=quality,
+        noise=noise,
+        estimator=estimator,
+        why=why,
+        recent=tuple(
+            f"{t.time} {t.subject}: {t.before or '-'} -> {t.after}{f' ({t.detail})' if t.detail else ''}"
+            for t in store.transitions()[-5:]
+        ),
+    )
+
+
+def _state(status: str) -> str:
+    if status == INTENT or not JobStatus(status).final:
+        return "running"
+    return "trained" if status == JobStatus.SUCCEEDED else "failed"
