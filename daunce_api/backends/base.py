@@ -125,9 +125,9 @@ def within_scope(example: EncodedExample, capabilities: ScorerCapabilities) -> E
         return replace(example, targets=example.targets[:1])
     raise CapabilityError(
         f"example {example.example.id!r} has a completion of {len(example.targets)} tokens, and "
-        f"{capabilities.provider} shows the log-probability of one generated token only. Score on an endpoint with echo (vLLM, Together, "
-        "Fireworks, `daunce serve`), use one-token labels, or set backend.scorer.options.first_token: true to "
-        "attribute the first token alone, which is another question."
+        f"{capabilities.provider} shows the log-probability of one generated token only. Score on an endpoint with "
+        "echo (vLLM, Together, Fireworks, `daunce serve`), use one-token labels, or set "
+        "backend.scorer.options.first_token: true to attribute the first token alone, which is another question."
     )
 
 

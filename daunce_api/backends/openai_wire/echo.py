@@ -19,6 +19,7 @@ from ..options import Options, parse_options
 from ..registry import Context
 from .client import WireClient
 from .contract import by_index, check_ids, check_model, check_top, scores_of
+from .dialects import Dialect, presets
 
 IGNORED_ECHO = (
     "Use an endpoint that echoes prompts with their log-probabilities: vLLM, Together, Fireworks or `daunce serve`."
@@ -38,12 +39,16 @@ class EchoOptions(Options):
     return_token_ids: bool = Field(False, description="ask for the ids that the server read, and compare them")
     return_tokens_as_token_ids: bool = Field(False, description="the same, by vLLM's older option")
     check_model_name: bool = Field(True, description="the answer must name the model that was asked")
+    extra_body: dict[str, Any] = Field(default_factory=dict, description="fields of the server's own, sent besides")
+    dialect: Dialect = Field("auto", description="presets for a kind of server: auto goes by its address")
     timeout: float = Field(120.0, gt=0, description="seconds that a request may take")
 
 
 def echo_options(config: RunConfig) -> EchoOptions:
-    """The scorer's options; those not given follow from the embedded server where that is used."""
+    """The scorer's options; those not given follow from the server's dialect, or from the embedded server."""
     given = dict(config.backend.scorer.options)
+    address = config.backend.scorer.base_url or config.backend.base_url
+    given = {**presets(given.get("dialect", "auto"), address), **given}
     if config.backend.kind == "embedded":
         from ..embedded import context_tokens
 
@@ -53,14 +58,19 @@ def echo_options(config: RunConfig) -> EchoOptions:
 
 def scorer_capabilities(config: RunConfig) -> ScorerCapabilities:
     """Any completion, exactly; no network."""
-    options = echo_options(config)
+    return echo_capabilities(echo_options(config), provider="completions with echo")
+
+
+def echo_capabilities(options: EchoOptions, *, provider: str, notes: tuple[str, ...] = ()) -> ScorerCapabilities:
+    """What an echo scorer with these options can do."""
     return ScorerCapabilities(
-        provider="completions with echo",
+        provider=provider,
         scope="any",
         max_context_tokens=options.max_context_tokens,
         max_prompts_per_request=options.prompts_per_request,
         max_tokens_per_request=options.tokens_per_request,
         max_concurrent_requests=options.concurrency,
+        notes=notes,
     )
 
 
@@ -83,9 +93,9 @@ class EchoScorer:
         self._client = client
         self._capabilities = capabilities
         self._options = options
-        self._extra: dict[str, Any] = {
-            name: True for name in ("return_token_ids", "return_tokens_as_token_ids") if getattr(options, name)
-        }
+        asked = ("return_token_ids", "return_tokens_as_token_ids")
+        self._asks_for_ids = [name for name in asked if getattr(options, name)]
+        self._extra: dict[str, Any] = {**options.extra_body, **dict.fromkeys(self._asks_for_ids, True)}
 
     @property
     def capabilities(self) -> ScorerCapabilities:
@@ -133,7 +143,7 @@ class EchoScorer:
         return by_index(self._client.provider, answer.get("choices"), len(prompts))
 
     def read_ids(self, choice: dict[str, Any], sent: int) -> list[object] | None:
-        """The prompt's ids as the server read them, in either of two forms; None where it does not tell.
+        """The prompt's ids as the server read them, in any of three forms; None where it does not tell.
 
         Raises ContractError where they were asked for and are missing.
         """
@@ -141,6 +151,9 @@ class EchoScorer:
         if isinstance(returned, list):
             return returned
         logprobs = choice.get("logprobs")
+        listed = logprobs.get("token_ids") if isinstance(logprobs, dict) else None
+        if isinstance(listed, list):
+            return listed[:sent]
         tokens = logprobs.get("tokens") if isinstance(logprobs, dict) else None
         if (
             isinstance(tokens, list)
@@ -148,10 +161,11 @@ class EchoScorer:
             and all(isinstance(t, str) and t.startswith(_TOKEN_ID) and t[len(_TOKEN_ID) :].isdigit() for t in tokens)
         ):
             return [int(t[len(_TOKEN_ID) :]) for t in tokens[:sent]]
-        if self._extra:
+        if self._asks_for_ids:
             raise ContractError(
-                f"{self._client.provider} does not return the token ids that it read, though {', '.join(self._extra)} "
-                "asks for them. Nothing was used. Leave the option out if the server does not know it."
+                f"{self._client.provider} does not return the token ids that it read, though "
+                f"{', '.join(self._asks_for_ids)} asks for them. Nothing was used. Leave the option out if the server "
+                "does not know it."
             )
         return None
 

@@ -1,0 +1,283 @@
+"""Supervised fine-tuning jobs at Fireworks (SDK ``fireworks-ai`` 1).
+
+The client chooses a job's id, so the id is a hash of the job's key: a repeated submit is refused by the provider, and
+a lost job is read by its id. Jobs take no seed, so two members on one subset would differ for reasons unknown.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Mapping
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Self
+
+from pydantic import Field
+
+from ...config import RunConfig
+from ...errors import ConfigurationError, MissingExtraError, RejectedError, StopError
+from ..base import Job, JobRequest, JobStatus, ModelInfo, TrainerCapabilities
+from ..failures import Failures
+from ..options import Options, parse_options
+from ..registry import Context
+from ..sdk_calls import SdkCalls
+
+if TYPE_CHECKING:
+    from fireworks import AsyncFireworks
+
+ACCOUNT_VARIABLE = "FIREWORKS_ACCOUNT_ID"
+HYPERPARAMETERS = frozenset(
+    {
+        "epochs",
+        "batch_size",
+        "batch_size_samples",
+        "gradient_accumulation_steps",
+        "learning_rate",
+        "learning_rate_warmup_steps",
+        "lora_rank",
+        "max_context_length",
+        "optimizer_weight_decay",
+    }
+)
+NOTES = (
+    "Fireworks takes no seed: what differs between two members of one subset cannot be repeated",
+    "fine-tunes answer only on a dedicated deployment, paid by the GPU second; one holds up to 100 of them",
+)
+_QUEUED = {"CREATING", "PENDING", "VALIDATING", "RE_QUEUEING", "CREATING_INPUT_DATASET"}
+_FINAL = {
+    "COMPLETED": JobStatus.SUCCEEDED,
+    "EARLY_STOPPED": JobStatus.SUCCEEDED,
+    "FAILED": JobStatus.FAILED,
+    "EXPIRED": JobStatus.FAILED,
+    "CANCELLED": JobStatus.CANCELLED,
+    "DELETING": JobStatus.CANCELLED,
+    "DELETING_CLEANING_UP": JobStatus.CANCELLED,
+}
+
+
+class FireworksOptions(Options):
+    """``backend.options`` of the Fireworks trainer."""
+
+    account_id: str | None = Field(None, description=f"account; default: the environment variable {ACCOUNT_VARIABLE}")
+    timeout: float = Field(120.0, gt=0, description="seconds that a request may take (uploads: at least 600)")
+    min_examples: int = Field(3, ge=1)
+
+
+def trainer_capabilities(config: RunConfig) -> TrainerCapabilities:
+    """Limits of Fireworks' fine-tuning; no network. Its limit on jobs at once is not published: 4 is cautious."""
+    options = parse_options(FireworksOptions, config.backend.options, "backend.options")
+    return TrainerCapabilities(
+        provider="Fireworks",
+        max_concurrent_jobs=config.backend.max_concurrent_jobs or 4,
+        min_examples=options.min_examples,
+        honours_seed=False,
+        hyperparameters=HYPERPARAMETERS,
+        listing_lag_seconds=2.0,
+        notes=NOTES,
+    )
+
+
+def open_trainer(context: Context) -> FireworksTrainer:
+    """A trainer on the SDK's own client, without its retries."""
+    options = parse_options(FireworksOptions, context.config.backend.options, "backend.options")
+    sdk, calls = open_sdk(context, account_id=options.account_id, timeout=options.timeout)
+    return FireworksTrainer(sdk, calls, trainer_capabilities(context.config), base_model=context.config.backend.model)
+
+
+def open_sdk(context: Context, *, account_id: str | None, timeout: float) -> tuple[AsyncFireworks, SdkCalls]:
+    """The SDK's client for the config's endpoint.
+
+    Raises MissingExtraError where the SDK is not installed, ConfigurationError where no account is named.
+    """
+    try:
+        import fireworks
+    except ImportError as error:
+        raise MissingExtraError("Fireworks' fine-tuning", "fireworks") from error
+    account = account_id or os.environ.get(ACCOUNT_VARIABLE, "").strip()
+    if not account:
+        raise ConfigurationError(
+            f"Fireworks needs the account's id: set backend.options.account_id or the variable {ACCOUNT_VARIABLE}."
+        )
+    endpoint = context.wire_endpoint
+    sdk = fireworks.AsyncFireworks(
+        api_key=endpoint.api_key,
+        account_id=account,
+        base_url=endpoint.base_url.removesuffix("/v1").removesuffix("/inference"),
+        max_retries=0,
+        timeout=timeout,
+    )
+    return sdk, SdkCalls(fireworks, Failures("Fireworks", [endpoint.api_key]))
+
+
+def job_id_of(key: str) -> str:
+    """The id that a job with this key is created under; the model gets the same."""
+    return f"daunce-{hashlib.sha256(key.encode()).hexdigest()[:32]}"
+
+
+class FireworksTrainer:
+    """``Trainer`` at Fireworks. Closing it closes the client.
+
+    ``base_model`` is the model that is fine-tuned from scratch; a job on any other one continues that fine-tune.
+    Files are data set resources, whose ids follow from the files' names.
+    """
+
+    def __init__(
+        self, sdk: AsyncFireworks, calls: SdkCalls, capabilities: TrainerCapabilities, *, base_model: str
+    ) -> None:
+        self._sdk = sdk
+        self._calls = calls
+        self._capabilities = capabilities
+        self._base_model = base_model
+
+    @property
+    def capabilities(self) -> TrainerCapabilities:
+        return self._capabilities
+
+    async def model_info(self, model: str) -> ModelInfo:
+        """Raises RejectedError where the model (``accounts/ACCOUNT/models/ID``) does not exist."""
+        account, model_id = split_model(model)
+        call = self._sdk.models.get(model_id, account_id=account)
+        await self._calls.call(call, doing=f"reading model {model}")
+        return ModelInfo(model)
+
+    async def upload(self, name: str, content: bytes) -> str:
+        """Create the data set and upload its one file; the data set's resource name."""
+        dataset = dataset_id_of(name)
+        lines = content.count(b"\n")
+        chat = content.lstrip().startswith(b'{"messages"')
+        create = self._sdk.datasets.create(
+            dataset_id=dataset,
+            dataset={"user_uploaded": {}, "example_count": str(lines), "format": "CHAT" if chat else "COMPLETION"},
+        )
+        try:
+            await self._calls.call(create, doing=f"creating data set {dataset}")
+        except Exception as error:
+            # 409: it exists, from an upload that was interrupted; its file is sent again.
+            if getattr(error, "status", None) != 409:
+                raise
+        send = self._sdk.datasets.upload(dataset, file=(name, content, "application/jsonl"), timeout=600.0)
+        await self._calls.call(send, doing=f"uploading {name}")
+        return self._resource("datasets", dataset)
+
+    async def find_file(self, name: str, size: int) -> str | None:
+        """The data set of this name, where its file arrived whole (the name carries the content's hash)."""
+        dataset = dataset_id_of(name)
+        try:
+            answer = await self._calls.fields(self._sdk.datasets.get(dataset), doing=f"reading data set {dataset}")
+        except RejectedError as error:
+            if error.status == 404:
+                return None
+            raise
+        return self._resource("datasets", dataset) if answer.get("state") == "READY" else None
+
+    async def submit(self, request: JobRequest) -> Job:
+        """Create a job, once; one of the same id is refused by Fireworks. Raises AmbiguousSubmitError when no answer
+        tells what happened."""
+        job_id = job_id_of(request.key)
+        options: dict[str, Any] = _known(request.hyperparameters)
+        options["base_model" if request.model == self._base_model else "warm_start_from"] = request.model
+        call = self._sdk.supervised_fine_tuning_jobs.create(
+            dataset=request.file_id,
+            supervised_fine_tuning_job_id=job_id,
+            output_model=self._resource("models", job_id),
+            display_name=request.suffix,
+            eval_auto_carveout=False,  # every example of the subset is trained on
+            early_stop=False,
+            **options,
+        )
+        answer = await self._calls.fields(call, doing=f"creating job {request.key}", submit=True)
+        return self._job(job_id, answer)
+
+    async def find_job(self, key: str) -> Job | None:
+        """The job with this key, by its id."""
+        try:
+            return await self.get(job_id_of(key))
+        except RejectedError as error:
+            if error.status == 404:
+                return None
+            raise
+
+    async def get(self, job_id: str) -> Job:
+        call = self._sdk.supervised_fine_tuning_jobs.get(job_id)
+        return self._job(job_id, await self._calls.fields(call, doing=f"reading job {job_id}"))
+
+    async def cancel(self, job_id: str) -> Job:
+        """Ask for cancellation; a job that is already final is returned as it is."""
+        call = self._sdk.supervised_fine_tuning_jobs.cancel(job_id, body={})
+        try:
+            await self._calls.call(call, doing=f"cancelling job {job_id}")
+        except RejectedError:
+            job = await self.get(job_id)
+            if job.status.final:
+                return job
+            raise
+        return await self.get(job_id)
+
+    async def delete_file(self, file_id: str) -> bool:
+        dataset = file_id.rsplit("/", 1)[-1]
+        return await self._delete(self._sdk.datasets.delete(dataset), f"deleting data set {dataset}")
+
+    async def delete_model(self, model: str) -> bool:
+        account, model_id = split_model(model)
+        return await self._delete(self._sdk.models.delete(model_id, account_id=account), f"deleting model {model}")
+
+    async def _delete(self, call: Any, doing: str) -> bool:
+        try:
+            await self._calls.call(call, doing=doing)
+        except (RejectedError, StopError) as error:
+            if error.status == 401:
+                raise
+            # Not found means gone; any other refusal (no permission to delete, still deployed) that it is kept.
+            return error.status == 404
+        return True
+
+    def _resource(self, kind: str, name: str) -> str:
+        return f"accounts/{self._sdk.account_id}/{kind}/{name}"
+
+    def _job(self, job_id: str, answer: dict[str, Any]) -> Job:
+        state = str(answer.get("state") or "").removeprefix("JOB_STATE_")
+        status = _FINAL.get(state, JobStatus.QUEUED if state in _QUEUED else JobStatus.RUNNING)
+        found = answer.get("status")
+        said = found.get("message") if isinstance(found, dict) else None
+        progress = answer.get("jobProgress")
+        percent = progress.get("percent") if isinstance(progress, dict) else None
+        model = answer.get("outputModel") or self._resource("models", job_id)
+        reason = self._calls.failures.clean(str(said or "the provider gave no reason"))
+        return Job(
+            id=job_id,
+            status=status,
+            model=str(model) if status is JobStatus.SUCCEEDED else None,
+            error=reason if status is JobStatus.FAILED else None,
+            progress=min(percent / 100.0, 1.0) if isinstance(percent, int) else None,
+        )
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self._sdk.close()
+
+
+def dataset_id_of(name: str) -> str:
+    """The id of the data set that holds a file: lower case, letters, digits and hyphens."""
+    stem = name.removesuffix(".jsonl").lower()
+    return "".join(c if c.isascii() and c.isalnum() else "-" for c in stem)
+
+
+def split_model(model: str) -> tuple[str, str]:
+    """Account and id of ``accounts/ACCOUNT/models/ID``. Raises RejectedError for any other form."""
+    parts = model.split("/")
+    if len(parts) != 4 or parts[0] != "accounts" or parts[2] != "models":
+        raise RejectedError(f"{model!r} is not a model of Fireworks; its names are accounts/ACCOUNT/models/ID.")
+    return parts[1], parts[3]
+
+
+def _known(hyperparameters: Mapping[str, int | float | str]) -> dict[str, Any]:
+    unknown = sorted(set(hyperparameters) - HYPERPARAMETERS)
+    if unknown:
+        raise RejectedError(
+            f"Fireworks has no hyperparameter {', '.join(unknown)}. It takes {', '.join(sorted(HYPERPARAMETERS))}."
+        )
+    return dict(hyperparameters)

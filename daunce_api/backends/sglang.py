@@ -1,0 +1,134 @@
+"""Exact log-probabilities through SGLang's native ``/generate``.
+
+SGLang's OpenAI route reads ``logprobs: 0`` as off and has no echo of log-probabilities; the native route takes token
+ids and returns ``[log-probability, id, text]`` from a chosen position on, so ids are compared one by one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from types import TracebackType
+from typing import Any, Self
+
+from pydantic import Field
+
+from ..config import RunConfig
+from ..errors import ContractError
+from ..tokens import EncodedExample
+from .base import ScorerCapabilities, TokenScores
+from .openai_wire.client import WireClient
+from .openai_wire.contract import check_ids, scores_of
+from .openai_wire.prompt_logprobs import refuse_long
+from .options import Options, parse_options
+from .registry import Context
+
+IGNORED = "It does not answer as SGLang's /generate with return_logprob does. Check base_url."
+
+
+class SGLangOptions(Options):
+    """``backend.scorer.options`` of the SGLang scorer."""
+
+    adapters: bool = Field(True, description="send the model's name as lora_path; false where models are served whole")
+    max_context_tokens: int | None = Field(None, ge=1, description="the server's --context-length")
+    concurrency: int = Field(32, ge=1, description="requests that the endpoint takes at once")
+    timeout: float = Field(120.0, gt=0, description="seconds that a request may take")
+
+
+def sglang_options(config: RunConfig) -> SGLangOptions:
+    """The scorer's options, checked."""
+    return parse_options(SGLangOptions, config.backend.scorer.options, "backend.scorer.options")
+
+
+def scorer_capabilities(config: RunConfig) -> ScorerCapabilities:
+    """Any completion, exactly; no network. The server batches by itself, so a request holds one prompt."""
+    options = sglang_options(config)
+    return ScorerCapabilities(
+        provider="SGLang",
+        scope="any",
+        max_context_tokens=options.max_context_tokens,
+        max_concurrent_requests=options.concurrency,
+    )
+
+
+def open_scorer(context: Context) -> SGLangScorer:
+    """A scorer of the config's SGLang server; a trailing ``/v1`` of its address is overlooked."""
+    options = sglang_options(context.config)
+    client = WireClient.open(
+        context.wire_endpoint,
+        http_client=context.http_client,
+        timeout=options.timeout,
+        connections=max(options.concurrency, context.config.scoring.concurrency or 1),
+    )
+    return SGLangScorer(client, scorer_capabilities(context.config), options, context.config.backend.model)
+
+
+class SGLangScorer:
+    """``Scorer`` over ``POST /generate``. Closing it closes the client. ``base`` is the model without adapter."""
+
+    def __init__(self, client: WireClient, capabilities: ScorerCapabilities, options: SGLangOptions, base: str) -> None:
+        self.client = client
+        self._capabilities = capabilities
+        self._options = options
+        self._base = base
+        self._url = str(client.sdk.base_url).rstrip("/").removesuffix("/v1") + "/generate"
+
+    @property
+    def capabilities(self) -> ScorerCapabilities:
+        return self._capabilities
+
+    @property
+    def fingerprint(self) -> str:
+        return "sglang-generate"
+
+    async def score(self, model: str, batch: Sequence[EncodedExample]) -> list[TokenScores]:
+        """Log-probabilities (nats) of each example's targets, a request each.
+
+        Raises RejectedError for an example over the context length, ContractError for an answer that does not hold
+        what was asked for.
+        """
+        return [await self._score(model, example) for example in batch]
+
+    async def _score(self, model: str, example: EncodedExample) -> TokenScores:
+        refuse_long(example, 1, self._options.max_context_tokens)
+        start = example.targets[0] - 1
+        body: dict[str, Any] = {
+            "input_ids": list(example.ids),
+            "sampling_params": {"max_new_tokens": 1, "temperature": 0},
+            "return_logprob": True,
+            "logprob_start_len": start,
+        }
+        if self._options.adapters and model != self._base:
+            body["lora_path"] = model
+        answer = await self.client.post(self._url, body, doing=f"scoring example {example.example.id!r} under {model}")
+        return triple_scores(self.client.provider, example, answer.get("meta_info"), start)
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.client.close()
+
+
+def triple_scores(provider: str, example: EncodedExample, meta: object, start: int) -> TokenScores:
+    """The targets' log-probabilities in ``meta_info.input_token_logprobs``, which begins at position ``start``.
+
+    Raises ContractError where the number of prompt tokens, the ids or the values break the contract.
+    """
+    triples = meta.get("input_token_logprobs") if isinstance(meta, dict) else None
+    if not isinstance(meta, dict) or not isinstance(triples, list) or not triples:
+        return scores_of(provider, example, None, hint=IGNORED)
+    prompt_tokens = meta.get("prompt_tokens")
+    if isinstance(prompt_tokens, int) and prompt_tokens != len(example.ids):
+        raise ContractError(
+            f"{provider} read {prompt_tokens} tokens of example {example.example.id!r} where {len(example.ids)} were "
+            "sent: it adds or truncates. Nothing was used."
+        )
+    if not all(isinstance(t, list) and len(t) >= 2 for t in triples):
+        raise ContractError(
+            f"{provider} sent malformed log-probabilities for example {example.example.id!r}. {IGNORED}"
+        )
+    check_ids(provider, example, [*example.ids[:start], *(t[1] for t in triples)])
+    values: list[object] = [*([None] * start), *(t[0] for t in triples)]
+    return scores_of(provider, example, values, hint=IGNORED)

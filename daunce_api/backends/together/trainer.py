@@ -1,0 +1,299 @@
+"""Fine-tuning jobs at Together (SDK ``together`` 3).
+
+Jobs have no metadata; what finds a lost one again is the suffix of the model's name, which carries a hash of the job's
+key. ``random_seed`` is always sent: left out, every member of an ensemble gets Together's default of 42.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Self
+
+from pydantic import Field
+
+from ...config import RunConfig
+from ...errors import MissingExtraError, RejectedError, StopError
+from ..base import Job, JobRequest, JobStatus, ModelInfo, TrainerCapabilities
+from ..failures import Failures
+from ..options import Options, parse_options
+from ..registry import Context
+from ..sdk_calls import SdkCalls, plain
+
+if TYPE_CHECKING:
+    from together import AsyncTogether
+
+SUFFIX_CHARACTERS = 40
+_HASH_CHARACTERS = 20
+HYPERPARAMETERS = frozenset(
+    {
+        "n_epochs",
+        "batch_size",
+        "gradient_accumulation_steps",
+        "learning_rate",
+        "lr_scheduler_type",
+        "min_lr_ratio",
+        "scheduler_num_cycles",
+        "warmup_ratio",
+        "max_grad_norm",
+        "weight_decay",
+        "max_seq_length",
+        "packing",
+        "lora",
+        "lora_r",
+        "lora_alpha",
+        "lora_dropout",
+        "lora_trainable_modules",
+    }
+)
+NOTES = (
+    "a fine-tune answers only on a dedicated endpoint, which is paid by the minute",
+    "jobs are found again by a hash in the model's name: do not rename models while a run is going on",
+)
+_STATUSES = {
+    "pending": JobStatus.QUEUED,
+    "queued": JobStatus.QUEUED,
+    "completed": JobStatus.SUCCEEDED,
+    "cancelled": JobStatus.CANCELLED,
+    "error": JobStatus.FAILED,
+    "user_error": JobStatus.FAILED,
+}
+
+
+class TogetherOptions(Options):
+    """``backend.options`` of the Together trainer."""
+
+    timeout: float = Field(120.0, gt=0, description="seconds that a request may take")
+    min_examples: int = Field(1, ge=1)
+    project_id: str | None = Field(None, description="project of the account; needed to delete models")
+
+
+def trainer_capabilities(config: RunConfig) -> TrainerCapabilities:
+    """Limits of Together's fine-tuning; no network. Its limit on jobs at once is not published: 4 is cautious."""
+    options = parse_options(TogetherOptions, config.backend.options, "backend.options")
+    return TrainerCapabilities(
+        provider="Together",
+        max_concurrent_jobs=config.backend.max_concurrent_jobs or 4,
+        min_examples=options.min_examples,
+        hyperparameters=HYPERPARAMETERS,
+        notes=NOTES,
+    )
+
+
+def open_trainer(context: Context) -> TogetherTrainer:
+    """A trainer on the SDK's own client, without its retries."""
+    options = parse_options(TogetherOptions, context.config.backend.options, "backend.options")
+    sdk, calls = open_sdk(context, timeout=options.timeout, project_id=options.project_id)
+    return TogetherTrainer(sdk, calls, trainer_capabilities(context.config), base_model=context.config.backend.model)
+
+
+def open_sdk(context: Context, *, timeout: float, project_id: str | None = None) -> tuple[AsyncTogether, SdkCalls]:
+    """The SDK's client for the config's endpoint. Raises MissingExtraError where the SDK is not installed."""
+    try:
+        import together
+    except ImportError as error:
+        raise MissingExtraError("Together's fine-tuning", "together") from error
+    endpoint = context.wire_endpoint
+    sdk = together.AsyncTogether(
+        api_key=endpoint.api_key,
+        project_id=project_id,
+        base_url=endpoint.base_url.removesuffix("/v1"),
+        max_retries=0,
+        timeout=timeout,
+    )
+    return sdk, SdkCalls(together, Failures("Together", [endpoint.api_key]))
+
+
+def names_of(model: str) -> tuple[str, str]:
+    """Names in the registry that belong to a fine-tune: the model and its bare adapter."""
+    return model, f"{model}-adapter"
+
+
+async def registered(sdk: AsyncTogether, calls: SdkCalls) -> list[tuple[str, str]]:
+    """(name, id) of every model in the project's registry."""
+
+    async def read() -> list[tuple[str, str]]:
+        return [(str(item.name), str(item.id)) async for item in sdk.models.list()]
+
+    return await calls.call(read(), doing="listing models")
+
+
+def key_hash(key: str) -> str:
+    """What stands for a job's key in a model's name."""
+    return hashlib.sha256(key.encode()).hexdigest()[:_HASH_CHARACTERS]
+
+
+class TogetherTrainer:
+    """``Trainer`` at Together. Closing it closes the client.
+
+    ``base_model`` is the model that is fine-tuned from scratch; a job on any other one continues that fine-tune.
+    """
+
+    def __init__(
+        self, sdk: AsyncTogether, calls: SdkCalls, capabilities: TrainerCapabilities, *, base_model: str
+    ) -> None:
+        self._sdk = sdk
+        self._calls = calls
+        self._capabilities = capabilities
+        self._base_model = base_model
+        self._limits: dict[str, Any] = {}
+
+    @property
+    def capabilities(self) -> TrainerCapabilities:
+        return self._capabilities
+
+    async def model_info(self, model: str) -> ModelInfo:
+        """Raises RejectedError where Together does not fine-tune this model."""
+        await self._limits_of(model)
+        return ModelInfo(model)
+
+    async def upload(self, name: str, content: bytes) -> str:
+        """Upload a training file; its id. Together answers an upload of equal content with the file it has."""
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder) / name
+            path.write_bytes(content)
+            call = self._sdk.files.upload(path, purpose="fine-tune", check=False)
+            answer = await self._calls.fields(call, doing=f"uploading {name}")
+        return str(answer["id"])
+
+    async def find_file(self, name: str, size: int) -> str | None:
+        """Id of a file with this name and number of bytes; one that failed the provider's check does not count."""
+        answer = await self._calls.fields(self._sdk.files.list(), doing="listing files")
+        for item in _objects(answer.get("data")):
+            broken = item.get("processing_status") in ("FAILED", "INVALID_FORMAT")
+            if item.get("filename") == name and item.get("bytes") == size and not broken:
+                return str(item["id"])
+        return None
+
+    async def submit(self, request: JobRequest) -> Job:
+        """Create a job, once. Raises AmbiguousSubmitError when no answer tells what happened."""
+        continued = request.model != self._base_model
+        options: dict[str, Any] = _typed(request.hyperparameters)
+        options["from_checkpoint" if continued else "model"] = request.model
+        limits = await self._limits_of(request.model)
+        call = self._sdk.fine_tuning.create(
+            training_file=request.file_id,
+            random_seed=request.seed,
+            suffix=suffix_of(request),
+            train_on_inputs=False,  # the loss is on the completion, as it is measured
+            model_limits=limits,
+            **options,
+        )
+        answer = await self._calls.fields(call, doing=f"creating job {request.key}", submit=True)
+        if not isinstance(answer.get("id"), str):
+            raise self._calls.failures.malformed(f"creating job {request.key}", True, "no job id")
+        return self._job(answer)
+
+    async def find_job(self, key: str) -> Job | None:
+        """The job whose model carries the hash of this key; of two, the older one."""
+        answer = await self._calls.fields(self._sdk.fine_tuning.list(), doing=f"looking up job {key}")
+        mark = key_hash(key)
+        found = [
+            item
+            for item in _objects(answer.get("data"))
+            if str(item.get("suffix") or "").endswith(mark) or mark in str(item.get("model_output_name") or "")
+        ]
+        if not found:
+            return None
+        oldest = min(found, key=lambda item: str(item.get("created_at") or ""))
+        return await self.get(str(oldest["id"]))
+
+    async def get(self, job_id: str) -> Job:
+        return self._job(
+            await self._calls.fields(self._sdk.fine_tuning.retrieve(job_id), doing=f"reading job {job_id}")
+        )
+
+    async def cancel(self, job_id: str) -> Job:
+        """Ask for cancellation; a job that is already final is returned as it is."""
+        try:
+            call = self._sdk.fine_tuning.cancel(job_id)
+            return self._job(await self._calls.fields(call, doing=f"cancelling job {job_id}"))
+        except RejectedError:
+            job = await self.get(job_id)
+            if job.status.final:
+                return job
+            raise
+
+    async def delete_file(self, file_id: str) -> bool:
+        return await self._delete(self._sdk.files.delete(file_id), f"deleting file {file_id}")
+
+    async def delete_model(self, model: str) -> bool:
+        """Deletes a fine-tune and its adapter from the project's registry; False without ``project_id``, for which
+        Together asks, and where a deployment still uses it."""
+        if not self._sdk.project_id:
+            return False
+        found = [i for name, i in await registered(self._sdk, self._calls) if name in names_of(model)]
+        return all([await self._delete(self._sdk.models.delete(i), f"deleting model {model}") for i in found])
+
+    async def _delete(self, call: Any, doing: str) -> bool:
+        try:
+            await self._calls.call(call, doing=doing)
+        except (RejectedError, StopError) as error:
+            if error.status == 401:
+                raise
+            # Not found means gone; any other refusal (no permission to delete, still in use) that it is kept.
+            return error.status == 404
+        return True
+
+    async def _limits_of(self, model: str) -> Any:
+        if model not in self._limits:
+            call = self._sdk.fine_tuning.model_limits(model_name=model)
+            self._limits[model] = await self._calls.call(call, doing=f"reading the limits of {model}")
+        return self._limits[model]
+
+    def _job(self, answer: dict[str, Any]) -> Job:
+        status = _STATUSES.get(str(answer.get("status")), JobStatus.RUNNING)
+        model = answer.get("model_output_name")
+        if status is JobStatus.SUCCEEDED and not isinstance(model, str):
+            status = JobStatus.RUNNING  # the name follows in a moment
+        tokens, done, steps = (answer.get(k) for k in ("token_count", "steps_completed", "total_steps"))
+        return Job(
+            id=str(answer["id"]),
+            status=status,
+            model=model if status is JobStatus.SUCCEEDED else None,
+            error=self._calls.failures.clean(_reason(answer)) if status is JobStatus.FAILED else None,
+            trained_tokens=tokens if isinstance(tokens, int) and tokens > 0 else None,
+            progress=min(done / steps, 1.0) if isinstance(done, int) and isinstance(steps, int) and steps else None,
+        )
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self._sdk.close()
+
+
+def suffix_of(request: JobRequest) -> str:
+    """The model's suffix: as much of the readable one as fits, then the hash of the key."""
+    mark = key_hash(request.key)
+    room = SUFFIX_CHARACTERS - len(mark) - 1
+    return f"{request.suffix[:room]}-{mark}"
+
+
+def _typed(hyperparameters: Mapping[str, int | float | str]) -> dict[str, Any]:
+    """Hyperparameters by the SDK's names; switches arrive as 0 and 1."""
+    unknown = sorted(set(hyperparameters) - HYPERPARAMETERS)
+    if unknown:
+        raise RejectedError(
+            f"Together has no hyperparameter {', '.join(unknown)}. It takes {', '.join(sorted(HYPERPARAMETERS))}."
+        )
+    return {k: bool(v) if k in ("lora", "packing") else v for k, v in hyperparameters.items()}
+
+
+def _reason(answer: dict[str, Any]) -> str:
+    messages = [
+        str(event["message"])
+        for event in _objects(answer.get("events"))
+        if str(event.get("type", "")).endswith("ERROR") and event.get("message")
+    ]
+    return messages[-1] if messages else "the provider gave no reason"
+
+
+def _objects(value: object) -> list[dict[str, Any]]:
+    found = [plain(item) for item in value] if isinstance(value, list) else []
+    return [item for item in found if item is not None]
