@@ -12,6 +12,7 @@ from .events import CancelReport, CleanReport
 async def cancel_jobs(desk: Desk) -> CancelReport:
     """Cancel every job that the store does not know to be final."""
     report = CancelReport()
+    desk.release_unsent()
     for row in desk.store.jobs():
         if row.status != INTENT and JobStatus(row.status).final:
             continue

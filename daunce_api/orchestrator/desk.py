@@ -40,6 +40,13 @@ class Desk:
     def _lag(self) -> float:
         return self.trainer.capabilities.listing_lag_seconds
 
+    def release_unsent(self) -> None:
+        """Free money that was reserved for jobs of which not even an intent was recorded: they were never sent."""
+        known = {row.key for row in self.store.jobs()}
+        for subject in self.store.unsettled():
+            if subject.startswith(f"{self.store.run_key}-m") and subject not in known:
+                self.store.settle(subject, 0.0)
+
     async def file(self, content: bytes, *, verify: bool = False) -> str:
         """Id of the uploaded file with this content; uploaded once, however many members share it.
 
@@ -50,7 +57,7 @@ class Desk:
         async with self._uploads.setdefault(sha256, asyncio.Lock()):
             row = self.store.file(sha256)
             if row is not None and row.state == "uploaded" and row.file_id is not None:
-                if not verify or await self.find_file(name, len(content), lag=0.0) is not None:
+                if not verify or await self.find_file(name, len(content)) is not None:
                     return row.file_id
                 self.store.file_deleted(sha256)
             # An intent without an answer: an upload was under way when the run ended, and may have arrived.

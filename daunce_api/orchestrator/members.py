@@ -95,6 +95,7 @@ class Orchestrator:
         self._finished = frozenset(finished)
         self._settle_ended()
         wanted = [k for k in range(self._ensemble.members) if k not in self._finished]
+        failure: BaseException | None = None
         try:
             if wanted:
                 async with asyncio.TaskGroup() as group:
@@ -103,7 +104,7 @@ class Orchestrator:
                         for member in self._live_first(wanted):
                             group.create_task(self._member(member, base, on_ready))
         except BaseExceptionGroup as errors:
-            raise _gravest(errors) from None
+            failure = _gravest(errors)
         except asyncio.CancelledError:
             live = sum(not _is_final(row) for row in self._store.jobs())
             message = (
@@ -114,6 +115,8 @@ class Orchestrator:
             self._store.note("interrupted", message)
             self._emit(Event(EventKind.INTERRUPTED, message))
             raise
+        if failure is not None:
+            raise failure
         if self._parked is not None:
             raise self._parked
         models = self._store.ready_models()
@@ -235,7 +238,7 @@ class Orchestrator:
         request = JobRequest(
             key=key,
             model=base,
-            file_id=await self._desk.file(self._content(member), verify=attempt > 1),
+            file_id=await self._desk.file(self._content(member)),
             seed=self._ensemble.target_seed if member == TARGET else int(self._ensemble.seeds_K[member]),
             hyperparameters=dict(hyperparameters),
             suffix=f"{self._config.name}-{self._store.run_key}-{'target' if member == TARGET else f'm{member}'}",
@@ -282,6 +285,7 @@ class Orchestrator:
 
     def _settle_ended(self) -> None:
         """Book jobs that ended while nobody could: the run was interrupted in between, or they were cancelled."""
+        self._desk.release_unsent()
         open_keys = self._store.unsettled()
         for row in self._store.jobs():
             if row.key in open_keys and _is_final(row):

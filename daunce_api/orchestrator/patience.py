@@ -57,6 +57,9 @@ class Waiter:
         """
         started = self.clock.now()
 
+        async def act() -> T:  # tenacity awaits coroutine functions only, not what a lambda returns
+            return await action()
+
         def wait(state: RetryCallState) -> float:
             told = _told(state)
             if told is None:
@@ -84,7 +87,7 @@ class Waiter:
             reraise=True,
         )
         try:
-            return await retrying(action)
+            return await retrying(act)
         except TransientError as error:
             if error.retry_after is not None and error.retry_after > self.patience.park:
                 raise DailyLimitError(
