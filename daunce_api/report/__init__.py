@@ -1,0 +1,9 @@
+"""The report of a run: one HTML file that needs nothing else, and the view of an `Attribution` in a notebook."""
+
+from __future__ import annotations
+
+from daunce_api.report.facts import QualityPoint, RunFacts
+from daunce_api.report.notebook import notebook_html
+from daunce_api.report.page import write_report
+
+__all__ = ["QualityPoint", "RunFacts", "notebook_html", "write_report"]

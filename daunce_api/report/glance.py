@@ -1,0 +1,113 @@
+"""The run at a glance: a few numbers with the words that make them readable, and what a reader should be warned of."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from daunce_api.attribution import Attribution
+from daunce_api.report.facts import RunFacts
+from daunce_api.report.ranked import OVERLAP
+
+
+@dataclass(frozen=True, slots=True)
+class Tile:
+    """One number: what it is, its value, and one line on how to read it."""
+
+    label: str
+    value: str
+    detail: str
+
+
+def glance(attribution: Attribution, run: RunFacts, distinguishable: float, overlap: float) -> list[Tile]:
+    """The tiles of a report; facts that are not known have none."""
+    choice, quality = attribution.choice, attribution.self_lds
+    tiles = [
+        Tile(
+            "Members",
+            _members(attribution, run),
+            f"each saw {attribution.inclusion_KN.mean():.0%} of the training examples"
+            + (f"; {run.members_failed} failed" if run.members_failed else ""),
+        ),
+        Tile(
+            "Quality (self-LDS)",
+            "unknown" if quality is None else f"{quality.value:.2f}",
+            "needs at least 8 members"
+            if quality is None
+            else f"95 % interval {quality.low:.2f} to {quality.high:.2f}; 1 = held-out members are predicted perfectly",
+        ),
+        Tile("Estimator", choice.estimator.name.replace("_", "-"), choice.why),
+        Tile(
+            "Told from zero",
+            f"{distinguishable:.0%}",
+            "of all pairs, at 5 %: about 5 % would be by chance alone",
+        ),
+        Tile(
+            "Shared with BM25",
+            f"{overlap:.0%}",
+            f"of our first {min(OVERLAP, len(attribution.train))} are in a text search's first "
+            f"{min(OVERLAP, len(attribution.train))}",
+        ),
+    ]
+    if run.dollars is not None or run.training_tokens is not None:
+        value = "unknown" if run.dollars is None else f"${run.dollars:,.2f}"
+        tokens = [
+            f"{count:,} tokens {verb}"
+            for count, verb in ((run.training_tokens, "trained"), (run.scoring_tokens, "scored"))
+            if count is not None
+        ]
+        tiles.append(Tile("Cost", value, ", ".join(tokens)))
+    if run.seconds is not None:
+        tiles.append(Tile("Time", duration(run.seconds), _when(run)))
+    tiles.append(
+        Tile(
+            "Scoring noise",
+            "not measured" if attribution.noise is None else f"{attribution.noise:.2g}",
+            "set scoring.noise_probe to measure it"
+            if attribution.noise is None
+            else "nats, standard deviation of one loss scored twice",
+        )
+    )
+    if attribution.censored:
+        tiles.append(Tile("Censored", f"{attribution.censored:.1%}", "of losses are known only as lower bounds"))
+    return tiles
+
+
+def notes(attribution: Attribution, run: RunFacts, *, shown_tests: int, cut: int | None, shown_train: int) -> list[str]:
+    """Warnings of the run, and what this page leaves out."""
+    out = [*run.warnings, *run.failures]
+    if run.stopped:
+        out.append(run.stopped)
+    if shown_tests < len(attribution.test):
+        out.append(
+            f"The page shows the first {shown_tests:,} of {len(attribution.test):,} test examples; the run holds the "
+            "scores of all."
+        )
+    if shown_train < len(attribution.train):
+        out.append(
+            f"The page holds {shown_train:,} of {len(attribution.train):,} training examples: all that are listed and "
+            "the most suspicious ones."
+        )
+    if cut is not None:
+        out.append(f"Texts longer than {cut:,} characters are cut to keep the page small.")
+    return out
+
+
+def duration(seconds: float) -> str:
+    """Hours, minutes or seconds, in the two largest units."""
+    whole = round(seconds)
+    if whole >= 3600:
+        return f"{whole // 3600} h {whole % 3600 // 60} min"
+    if whole >= 60:
+        return f"{whole // 60} min {whole % 60} s"
+    return f"{seconds:.1f} s" if seconds < 10 else f"{whole} s"
+
+
+def _members(attribution: Attribution, run: RunFacts) -> str:
+    scored = len(attribution.members)
+    return f"{scored}" if run.members_asked in (None, scored) else f"{scored} of {run.members_asked}"
+
+
+def _when(run: RunFacts) -> str:
+    """Dates come as ISO text; the minute is precise enough to read."""
+    times = [t[:16].replace("T", " ") for t in (run.started_at, run.finished_at) if t]
+    return " to ".join(times)

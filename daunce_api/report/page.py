@@ -1,0 +1,250 @@
+"""``write_report``: everything about a run in one HTML file.
+
+The file opens from disk, asks the network for nothing and runs no script but its own: its content-security policy lists
+the hashes of what it carries. Texts reach the page only as text nodes, never as markup.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from functools import cache
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import jinja2
+import numpy as np
+
+from daunce_api.attribution import Attribution
+from daunce_api.dataset import Dataset, Example
+from daunce_api.errors import MissingExtraError
+from daunce_api.report.facts import RunFacts
+from daunce_api.report.glance import Tile, glance, notes
+from daunce_api.report.overview import (
+    SourceScores,
+    TrainView,
+    loss_picture,
+    quality_curve,
+    source_scores,
+    train_view,
+)
+from daunce_api.report.pack import Arrays, deflate, fit_texts, json_block, policy
+from daunce_api.report.ranked import Listings, listings
+from daunce_api.report.tokens import DEPTH, TokenView, token_view
+
+MAX_TESTS = 500
+MAX_TRAIN = 20_000
+MAX_CHARACTERS = 12_000_000
+_PARTNERS = 3
+_SCRIPTS = ("base.js", "list.js", "answers.js", "training.js", "plots.js", "main.js")
+
+
+@dataclass(frozen=True, eq=False)
+class _Parts:
+    """Everything that goes into the page, computed."""
+
+    columns: list[int]
+    listings: Listings
+    train: TrainView
+    sources: SourceScores
+    tokens: TokenView | None
+
+
+def write_report(attribution: Attribution, path: Path, *, run: RunFacts | None = None) -> Path:
+    """Write the report of an attribution.
+
+    Args:
+        attribution: what is shown.
+        path: of the HTML file; what is there is replaced once the new file is whole.
+        run: facts about the run; without them the provider and model in ``attribution.facts`` are shown.
+
+    Returns:
+        the path.
+
+    Raises:
+        MissingExtraError: the extra `report` (plots) is not installed.
+        NotEnoughMembersError: fewer than two members are scored.
+    """
+    page = report_html(attribution, run)
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(path.name + ".part")
+    part.write_text(page, encoding="utf-8")
+    os.replace(part, path)
+    return path
+
+
+def report_html(attribution: Attribution, run: RunFacts | None = None) -> str:
+    """The report as a string; see :func:`write_report`."""
+    plots = _plot_library()
+    run = RunFacts() if run is None else run
+    columns = list(range(min(len(attribution.test), MAX_TESTS)))
+    ranked = listings(attribution, columns)
+    parts = _Parts(
+        columns,
+        ranked,
+        train_view(attribution),
+        source_scores(attribution, columns),
+        token_view(attribution, columns, ranked.proponents.index_Mk, ranked.opponents.index_Mk),
+    )
+    content, arrays, cut = _content(attribution, run, parts)
+    tiles: list[Tile] = glance(attribution, run, parts.train.distinguishable, ranked.overlap)
+    style = _static("report.css")
+    script = "(() => {\n'use strict';\n" + "\n".join(_static(name) for name in _SCRIPTS) + "\n})();"
+    return _template().render(
+        title=run.name or "attribution",
+        run=run,
+        attribution=attribution,
+        tiles=tiles,
+        notes=notes(attribution, run, shown_tests=len(columns), cut=cut, shown_train=len(content["train"]["id"])),
+        policy=policy([script, plots], [style]),
+        style=style,
+        script=script,
+        data=json_block(content),
+        numbers=arrays.block(),
+        plots=deflate(plots.encode()),
+        provider=run.provider or str(attribution.facts.get("provider", "")),
+        model=run.model or str(attribution.facts.get("model", "")),
+    )
+
+
+def _content(attribution: Attribution, run: RunFacts, parts: _Parts) -> tuple[dict[str, Any], Arrays, int | None]:
+    shown = _shown_train(attribution, parts)
+    position = np.full(len(attribution.train) + 1, -1)  # the last entry answers for index -1
+    position[shown] = np.arange(shown.size)
+    train, test = (
+        _examples(dataset, picks) for dataset, picks in ((attribution.train, shown), (attribution.test, parts.columns))
+    )
+    cut = fit_texts([side[name] for side in (train, test) for name in ("prompt", "answer")], MAX_CHARACTERS)
+    sources = sorted({s for side in (train, test) for s in side["source"]})
+    for side in (train, test):
+        side["source"] = [sources.index(s) for s in side["source"]]
+    arrays = Arrays()
+    for name, listing in (("pro", parts.listings.proponents), ("opp", parts.listings.opponents)):
+        arrays.add(f"{name}_index", position[listing.index_Mk], "i")
+        arrays.add(f"{name}_score", listing.score_Mk, "f")
+        arrays.add(f"{name}_half", listing.half_Mk, "f")
+        arrays.add(f"{name}_bm25", listing.bm25_rank_Mk, "i")
+    arrays.add("mean_score", parts.train.mean_score_N[shown], "f")
+    arrays.add("self_influence", parts.train.self_influence_N[shown], "f")
+    arrays.add("suspicion", parts.train.suspicion_N[shown], "f")
+    arrays.add("included", parts.train.included_N[shown], "i")
+    for name, opponents in (("helps", False), ("hurts", True)):
+        index, score = _partners(attribution, opponents)
+        arrays.add(f"{name}_index", np.where(index[shown] < len(parts.columns), index[shown], -1), "i")
+        arrays.add(f"{name}_score", score[shown], "f")
+    test_loss = attribution.test_loss_KM[:, parts.columns]
+    arrays.add("test_loss", np.nan_to_num(np.nanmean(test_loss, axis=0)), "f")
+    arrays.add("test_spread", np.nan_to_num(np.nanstd(test_loss, axis=0)), "f")
+    picture, limit, widths = loss_picture(attribution)
+    arrays.add("picture", picture, "b")
+    tokens = _add_tokens(arrays, parts.tokens)
+    curve = run.quality or quality_curve(attribution)
+    s = parts.sources
+    content = {
+        "train": train,
+        "test": test,
+        "sources": sources,
+        "tokens": tokens,
+        "curve": [[p.members, p.value, p.low, p.high] for p in curve],
+        "members_asked": run.members_asked,
+        "stopped": run.stopped,
+        "picture": {"limit": limit, "widths": widths, "members": len(attribution.members)},
+        "heat": {
+            "rows": s.rows,
+            "columns": s.columns,
+            "total": _plain(s.total_ST),
+            "stderr": _plain(s.stderr_ST),
+            "rows_count": s.rows_count,
+            "columns_count": s.columns_count,
+            "threshold": s.threshold,
+        },
+        "arrays": arrays.directory,
+    }
+    return content, arrays, cut
+
+
+def _shown_train(attribution: Attribution, parts: _Parts) -> np.ndarray[Any, np.dtype[np.int64]]:
+    """Positions of the training examples in the page: all, or those that are listed and the most suspicious ones."""
+    count = len(attribution.train)
+    if count <= MAX_TRAIN:
+        return np.arange(count)
+    listed = np.unique(
+        np.concatenate([x.index_Mk.ravel() for x in (parts.listings.proponents, parts.listings.opponents)])
+    )
+    worst = np.argsort(-parts.train.suspicion_N, kind="stable")[:MAX_TRAIN]
+    return np.union1d(listed[listed >= 0], worst)
+
+
+def _partners(attribution: Attribution, opponents: bool) -> tuple[Any, Any]:
+    """The test examples that each training example helps (or hurts) most; -1 where the sign is the other one."""
+    from daunce_api import core
+
+    ranking = core.top(
+        attribution.train_loss_KN,
+        attribution.test_loss_KM,
+        _PARTNERS,
+        attribution.choice.estimator.name,
+        stderr=False,
+        opponents=opponents,
+        inclusion_KN=attribution.inclusion_KN,
+        noise=attribution.noise,
+        rho=attribution.rho,
+        per="train",
+    )
+    score = np.nan_to_num(ranking.score_Mk)
+    right = (ranking.index_Mk >= 0) & ((score < 0) if opponents else (score > 0))
+    return np.where(right, ranking.index_Mk, -1), np.where(right, score, 0)
+
+
+def _examples(dataset: Dataset, picks: Any) -> dict[str, list[Any]]:
+    chosen = [dataset[int(i)] for i in picks]
+    return {
+        "id": [e.id for e in chosen],
+        "source": [e.source or "(none)" for e in chosen],
+        "prompt": [_prompt(e) for e in chosen],
+        "answer": [e.completion_text() for e in chosen],
+    }
+
+
+def _prompt(example: Example) -> str:
+    """The prompt; with the speakers' roles where there is more than one turn before the answer."""
+    last = max((i for i, turn in enumerate(example.messages) if turn.role == "assistant"), default=0)
+    turns = example.messages[:last]
+    if len(turns) < 2:
+        return example.prompt_text()
+    return "\n".join(f"{turn.role}: {turn.content}" for turn in turns)
+
+
+def _add_tokens(arrays: Arrays, tokens: TokenView | None) -> dict[str, Any] | None:
+    if tokens is None:
+        return None
+    arrays.add("token_edges", tokens.edges, "i")
+    arrays.add("token_loss", tokens.loss_T, "f")
+    arrays.add("token_pro", tokens.part_proponents, "b")
+    arrays.add("token_opp", tokens.part_opponents, "b")
+    return {"pieces": tokens.pieces, "depth": DEPTH}
+
+
+def _plain(matrix: Any) -> list[list[float | None]]:
+    return [[float(f"{v:.6g}") if np.isfinite(v) else None for v in row] for row in matrix]
+
+
+@cache
+def _static(name: str) -> str:
+    return (files("daunce_api.report") / "static" / name).read_text(encoding="utf-8")
+
+
+def _template() -> jinja2.Template:
+    environment = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
+    return environment.from_string(_static("report.html.j2"))
+
+
+@cache
+def _plot_library() -> str:
+    try:
+        from plotly.offline import get_plotlyjs
+    except ImportError as error:
+        raise MissingExtraError("The report with its plots", "report") from error
+    return str(get_plotlyjs())

@@ -1,0 +1,83 @@
+"""What the report lists: strongest pairs with their intervals, and where a text search would have put them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from daunce_api import core
+from daunce_api.attribution import Attribution
+from daunce_api.core.uncertainty import significance_threshold
+from daunce_api.evaluation.baselines import Bm25, example_texts
+
+_PAIRS = 40_000
+_MINIMUM_DEPTH = 20
+_BM25_CELLS = 20_000_000
+OVERLAP = 10
+
+
+@dataclass(frozen=True, eq=False)
+class Listing:
+    """The k strongest training examples of one sign for each of M test examples.
+
+    Attributes:
+        index_Mk: positions in the training set, -1 past the last one of this sign.
+        score_Mk: positive = helpful.
+        half_Mk: half width of the 95 % interval of the score.
+        bm25_rank_Mk: place (1 = best) that BM25 gives the same example for the same test example; 0 where they share
+            no word.
+    """
+
+    index_Mk: NDArray[np.int64]
+    score_Mk: NDArray[Any]
+    half_Mk: NDArray[Any]
+    bm25_rank_Mk: NDArray[np.int64]
+
+
+@dataclass(frozen=True, eq=False)
+class Listings:
+    """Both signs, and how much of our first ten BM25 also has in its first ten (mean over test examples, 0 to 1)."""
+
+    proponents: Listing
+    opponents: Listing
+    overlap: float
+
+
+def listings(attribution: Attribution, columns: list[int]) -> Listings:
+    """Rank the training examples for some test examples, deeper where there are fewer of them."""
+    depth = min(len(attribution.train), max(_MINIMUM_DEPTH, _PAIRS // len(columns)))
+    found = [_signed(attribution.ranking(depth, opponents=sign < 0, columns=columns), sign) for sign in (1, -1)]
+    ranks = [np.zeros(index.shape, dtype=np.int64) for index, _, _ in found]
+    bm25 = Bm25(example_texts(attribution.train))
+    texts = example_texts(attribution.test[j] for j in columns)
+    wanted = min(OVERLAP, len(attribution.train))
+    shared: list[float] = []
+    step = max(1, _BM25_CELLS // len(attribution.train))
+    for start in range(0, len(columns), step):
+        score = bm25.scores(texts[start : start + step])
+        for c in range(score.shape[1]):
+            column, j = score[:, c], start + c
+            descending = -np.sort(-column)
+            for (index, _, _), rank in zip(found, ranks, strict=True):
+                seen = index[j] >= 0
+                value = column[index[j][seen]]
+                # Equal scores share the best place among them.
+                place = np.searchsorted(-descending, -value, side="left") + 1
+                rank[j][seen] = np.where(value > 0, place, 0)
+            first = ranks[0][j][:wanted]
+            shared.append(float(((first > 0) & (first <= wanted)).sum()) / wanted)
+    proponents, opponents = (Listing(*part, rank) for part, rank in zip(found, ranks, strict=True))
+    return Listings(proponents, opponents, float(np.mean(shared)))
+
+
+def _signed(ranking: core.Ranking, sign: int) -> tuple[NDArray[np.int64], NDArray[Any], NDArray[Any]]:
+    """Only the entries of the wanted sign: the weakest "proponents" of a ranking can have negative scores."""
+    right = (ranking.index_Mk >= 0) & (sign * np.nan_to_num(ranking.score_Mk) > 0)
+    stderr = np.full(right.shape, np.nan) if ranking.stderr_Mk is None else ranking.stderr_Mk
+    half = significance_threshold(ranking.members) * stderr
+    width = max(1, int(right.sum(axis=1).max()))
+    index = np.where(right, ranking.index_Mk, -1)[:, :width]
+    return index, np.where(right, ranking.score_Mk, 0)[:, :width], np.where(right, half, 0)[:, :width]

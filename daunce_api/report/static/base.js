@@ -1,0 +1,70 @@
+// Small helpers: elements without markup strings, numbers as text, and the compressed blocks of this file.
+
+const byId = (id) => document.getElementById(id);
+
+// Children that are strings become text nodes: whatever a text contains, it is never parsed as markup.
+function element(tag, attributes, ...children) {
+  const node = document.createElement(tag);
+  for (const [name, value] of Object.entries(attributes || {})) {
+    if (name.startsWith('on')) node.addEventListener(name.slice(2), value);
+    else if (value === true) node.setAttribute(name, '');
+    else if (value !== false && value !== null) node.setAttribute(name, value);
+  }
+  node.append(...children.filter((c) => c !== null && c !== ''));
+  return node;
+}
+
+function drawing(tag, attributes, ...children) {
+  const node = document.createElementNS('http://www.w3.org/2000/svg', tag);
+  for (const [name, value] of Object.entries(attributes)) node.setAttribute(name, value);
+  node.append(...children);
+  return node;
+}
+
+async function inflate(id) {
+  const binary = atob(byId(id).textContent);
+  const bytes = new Uint8Array(binary.length);
+  for (let i = 0; i < binary.length; i++) bytes[i] = binary.charCodeAt(i);
+  const stream = new Blob([bytes]).stream().pipeThrough(new DecompressionStream('gzip'));
+  return new Response(stream).arrayBuffer();
+}
+
+function views(directory, buffer) {
+  const kinds = { f: Float32Array, i: Int32Array, u: Uint8Array, b: Int8Array };
+  const out = {};
+  for (const [name, entry] of Object.entries(directory)) {
+    out[name] = new kinds[entry.kind](buffer, entry.at, entry.count);
+    out[name].shape = entry.shape;
+  }
+  return out;
+}
+
+// Three significant digits and a real minus sign; very small numbers keep their exponent.
+function digits(x) {
+  if (!Number.isFinite(x)) return 'unknown';
+  if (x === 0) return '0';
+  const size = Math.abs(x);
+  const text = size < 1e-4 || size >= 1e6 ? size.toExponential(1) : String(Number(size.toPrecision(3)));
+  return (x < 0 ? '−' : '') + text;
+}
+const signed = (x) => (x > 0 ? '+' : '') + digits(x);
+const color = (name) => getComputedStyle(document.documentElement).getPropertyValue('--' + name).trim();
+
+function tag(side, i) {
+  return element('span', { class: 'tag' }, data.sources[side.source[i]]);
+}
+
+function fillSources(select, side, everything) {
+  const used = [...new Set(side.source)].sort((a, b) => a - b);
+  select.append(element('option', { value: '-1' }, everything));
+  for (const s of used) select.append(element('option', { value: String(s) }, data.sources[s]));
+  select.hidden = used.length < 2;
+}
+
+// Lower-case text of each example, made once: what searches look at.
+function haystack(side) {
+  return side.id.map((id, i) => (id + '\n' + side.prompt[i] + '\n' + side.answer[i]).toLowerCase());
+}
+
+let data = null;
+let numbers = null;

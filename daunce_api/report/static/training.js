@@ -1,0 +1,82 @@
+// All training examples: sortable, searchable, the suspicious ones first.
+
+const training = { list: null, order: 'suspicion' };
+const ORDERS = {
+  id: { label: 'Example', value: (i) => -i },
+  text: { label: 'Answer', value: null },
+  suspicion: { label: 'Suspicion', value: (i) => numbers.suspicion[i], num: true },
+  mean_score: { label: 'Mean score', value: (i) => -numbers.mean_score[i], num: true },
+  self_influence: { label: 'Self-influence', value: (i) => numbers.self_influence[i], num: true },
+  included: { label: 'Subsets', value: (i) => numbers.included[i], num: true },
+};
+
+function startTraining() {
+  fillSources(byId('train-source'), data.train, 'all sources');
+  const head = byId('train-head');
+  head.classList.add('grid');
+  head.append(...Object.entries(ORDERS).map(([name, entry]) => (!entry.value ? element('span', {}, entry.label) : element('button', {
+    type: 'button', class: entry.num ? 'num' : '', 'data-order': name, title: 'Sort by this',
+    onclick: () => { training.order = name; drawTraining(); byId('train-list').scrollTop = 0; },
+  }, entry.label))));
+  training.list = new VirtualList(byId('train-list'), 38, (i) => [element('div', { class: 'grid' },
+    element('span', { class: 'one' }, element('span', { class: 'id' }, data.train.id[i])),
+    element('span', { class: 'one' }, data.train.answer[i]),
+    element('span', { class: 'num' }, numbers.suspicion[i].toFixed(2)),
+    element('span', { class: 'num ' + (numbers.mean_score[i] < 0 ? 'harmful' : '') }, signed(numbers.mean_score[i])),
+    element('span', { class: 'num' }, digits(numbers.self_influence[i])),
+    element('span', { class: 'num' }, String(numbers.included[i])))], showTraining);
+  for (const id of ['train-search', 'train-source']) byId(id).addEventListener('input', drawTraining);
+  drawTraining();
+  training.list.pick(training.list.items[0]);
+}
+
+function drawTraining() {
+  const words = byId('train-search').value.toLowerCase().trim();
+  const source = Number(byId('train-source').value);
+  const value = ORDERS[training.order].value;
+  const found = [];
+  for (let i = 0; i < answers.trainHay.length; i++) {
+    if ((source < 0 || data.train.source[i] === source) && (!words || answers.trainHay[i].includes(words))) found.push(i);
+  }
+  const known = (x) => (Number.isFinite(x) ? x : -Infinity);
+  found.sort((a, b) => known(value(b)) - known(value(a)) || a - b);
+  for (const button of byId('train-head').querySelectorAll('button')) {
+    button.setAttribute('aria-pressed', String(button.dataset.order === training.order));
+  }
+  byId('train-count').textContent = found.length.toLocaleString('en') + ' of ' + answers.trainHay.length.toLocaleString('en');
+  training.list.show(found);
+}
+
+function showTraining(i) {
+  byId('train-detail').replaceChildren(
+    element('div', { class: 'meta' }, element('span', { class: 'id' }, data.train.id[i]), tag(data.train, i)),
+    element('p', { class: 'prompt' }, data.train.prompt[i]),
+    element('p', { class: 'reply' }, data.train.answer[i]),
+    element('dl', { class: 'facts' },
+      element('dt', {}, 'Suspicion'), element('dd', {}, numbers.suspicion[i].toFixed(2) + ' of 1'),
+      element('dt', {}, 'Mean score'), element('dd', {}, signed(numbers.mean_score[i])),
+      element('dt', {}, 'Self-influence'), element('dd', {}, digits(numbers.self_influence[i]) + ' nats'),
+      element('dt', {}, 'In subsets'), element('dd', {}, numbers.included[i] + ' of ' + data.picture.members)),
+    ...partners(i, 'helps', 'Helps most'), ...partners(i, 'hurts', 'Hurts most'));
+}
+
+function partners(i, name, title) {
+  const width = numbers[name + '_index'].shape[1];
+  const rows = [];
+  for (let place = 0; place < width; place++) {
+    const j = numbers[name + '_index'][i * width + place];
+    if (j < 0) continue;
+    rows.push(element('li', {}, element('button', { type: 'button', onclick: () => goToAnswer(j) },
+      element('span', { class: 'number ' + (name === 'helps' ? 'helpful' : 'harmful') }, signed(numbers[name + '_score'][i * width + place])),
+      element('span', { class: 'one' }, data.test.answer[j]))));
+  }
+  return rows.length ? [element('h3', {}, title), element('ul', { class: 'links' }, ...rows)] : [];
+}
+
+function goToAnswer(j) {
+  byId('test-search').value = '';
+  byId('test-source').value = '-1';
+  filterAnswers();
+  answers.list.pick(j);
+  byId('answers').scrollIntoView();
+}

@@ -1,0 +1,59 @@
+"""Attributions whose truth is known: losses move by a chosen effect when an example is in a member's subset."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from daunce_api.attribution import Attribution, TokenTable
+from daunce_api.dataset import Dataset
+
+
+def made_attribution(
+    train: Dataset,
+    test: Dataset,
+    *,
+    members: int = 40,
+    seed: int = 0,
+    noise: float = 0.01,
+    tokens: bool = False,
+    facts: dict[str, Any] | None = None,
+) -> Attribution:
+    """Losses fall by .02 nats for each kept example of the same source, and by .25 (.5 where planted) for the example
+    itself; elsewhere they rise by .005 for each kept planted one."""
+    rng = np.random.default_rng(seed)
+    inclusion = rng.random((members, len(train))).argsort(axis=1) < len(train) // 2
+    kept = inclusion - 0.5
+    names = np.array([s or "" for s in train.sources])
+
+    def losses(side: Dataset) -> np.ndarray[Any, np.dtype[np.float64]]:
+        own = np.array([s or "" for s in side.sources])
+        effect = -0.02 * (names[:, None] == own) + 0.005 * ((names[:, None] == "planted") & (own != "planted"))
+        effect = effect * rng.gamma(2.0, 0.5, effect.shape)
+        return 2.5 + kept @ effect + rng.normal(0, noise, (members, len(side)))
+
+    train_loss, test_loss = losses(train), losses(test)
+    odd = np.where(names == "planted", 0.5, 0.25)
+    train_loss = train_loss - kept * odd
+    table = {}
+    if tokens:
+        pieces, logprobs = [], []
+        for j, example in enumerate(test):
+            words = example.completion_text().split(" ")
+            parts = tuple(w if n == 0 else " " + w for n, w in enumerate(words))
+            shift = rng.gamma(1.5, 0.8, len(parts))
+            values = test_loss[:, [j]] + (shift - shift.mean()) + 0.3 * rng.normal(0, 0.05, (members, len(parts)))
+            pieces.append(parts)
+            logprobs.append(-values)
+        table = {"test": TokenTable(tuple(pieces), tuple(logprobs))}
+    return Attribution(
+        train=train,
+        test=test,
+        members=tuple(range(members)),
+        train_loss_KN=train_loss,
+        test_loss_KM=test_loss,
+        inclusion_KN=inclusion,
+        tokens=table,
+        facts=facts or {},
+    )

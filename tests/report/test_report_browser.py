@@ -1,0 +1,311 @@
+"""The report in a real browser: what a reader sees, clicks and types."""
+
+from __future__ import annotations
+
+import re
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from made_attribution import made_attribution
+
+from daunce_api.attribution import Attribution, ranking_row
+from daunce_api.dataset import Dataset
+from daunce_api.evaluation.baselines import bm25_scores, example_texts
+from daunce_api.report import write_report
+
+
+def test_opens_from_disk_without_network_error_or_refusal(report: Path, open_page: Any) -> None:
+    page = open_page(report)
+    assert page.problems == []
+    assert page.evaluate("window.broken") is None
+    assert page.locator("#failed").is_hidden()
+
+
+def test_a_foreign_script_does_not_run(report: Path, tmp_path: Path, open_page: Any) -> None:
+    path = tmp_path / "edited.html"
+    path.write_text(report.read_text().replace("</main>", "<script>window.broken = 3</script></main>"))
+    page = open_page(path)
+    assert page.evaluate("window.broken") is None
+    assert any("Content Security Policy" in p for p in page.problems)
+
+
+def test_an_edited_plot_library_does_not_run(report: Path, tmp_path: Path, open_page: Any) -> None:
+    page = open_page(report)
+    ran = page.evaluate(
+        "() => { const s = document.createElement('script'); s.textContent = 'window.broken = 4';"
+        "document.head.append(s); return window.broken; }"
+    )
+    assert ran is None
+
+
+def test_texts_are_shown_as_they_are(report: Path, open_page: Any, attribution: Attribution) -> None:
+    page = open_page(report)
+    assert page.locator("#answer .reply").inner_text() == attribution.test[0].completion
+    page.locator("#train-search").fill("evil text")
+    assert page.locator("#train-count").inner_text() == "1 of 60"
+    page.locator("#train-list .row").first.click()
+    assert "</script><script>" in page.locator("#train-detail .reply").inner_text()
+    assert page.evaluate("window.broken") is None
+
+
+def test_the_run_at_a_glance(report: Path, open_page: Any) -> None:
+    text = open_page(report).locator("#glance").inner_text()
+    for part in (
+        "daunce-tiny on embedded",
+        "32 of 40",
+        "1 failed",
+        "$3.20",
+        "812,345 tokens trained",
+        "2 min 11 s",
+        "half-whitened",
+        "95 % interval",
+        "not measured",
+        "<b>and were kept</b>",
+        "Member 7 was given up",
+        "Stopped after 32 members",
+    ):
+        assert part in text
+
+
+def test_proponents_and_opponents_are_the_rankings(report: Path, open_page: Any, attribution: Attribution) -> None:
+    page = open_page(report)
+    page.locator("#test-list .row").nth(2).click()
+    for box, opponents in (("#pro", False), ("#opp", True)):
+        ranking = attribution.ranking(3, opponents=opponents, columns=[2])
+        for place in range(3):
+            card = page.locator(f"{box} .card").nth(place)
+            example = attribution.train[int(ranking.index_Mk[0, place])]
+            row = ranking_row(ranking, 0, place)
+            assert card.get_attribute("data-train") == example.id
+            assert card.locator(".reply").inner_text() == example.completion
+            score = card.locator(".number").inner_text().replace("−", "-")
+            assert float(score) == pytest.approx(row["score"], rel=0.006)
+            half = float(card.locator(".spread").inner_text().replace("±", ""))
+            assert half == pytest.approx((row["high"] - row["low"]) / 2, rel=0.006)
+            assert ("faint" in card.get_attribute("class")) == (not row["distinguishable"])
+
+
+def test_the_rank_of_a_text_search_stands_beside(report: Path, open_page: Any, attribution: Attribution) -> None:
+    score = bm25_scores(example_texts(attribution.train), example_texts(attribution.test))[:, 0]
+    card = open_page(report).locator("#pro .card").first
+    i = attribution.train.position(card.get_attribute("data-train"))
+    expected = f"BM25 #{int((score > score[i]).sum()) + 1}" if score[i] > 0 else "BM25 —"
+    assert card.locator(".bm25").inner_text() == expected
+
+
+def test_filters_of_pairs(report: Path, open_page: Any) -> None:
+    page = open_page(report)
+    everything = int(page.locator("#pro-count").inner_text())
+    page.locator("#pair-source").select_option(label="fish")
+    assert 0 < int(page.locator("#pro-count").inner_text()) < everything
+    assert set(page.locator("#pro .tag").all_inner_texts()) == {"fish"}
+    page.locator("#pair-source").select_option("-1")
+    page.locator("#pair-marked").check()
+    assert page.locator(".card.faint").count() == 0
+    page.locator("#pair-search").fill("no such words")
+    assert page.locator("#pro .none").inner_text() == "None that fits these filters."
+
+
+def test_more_entries_are_shown_on_demand(report: Path, open_page: Any) -> None:
+    page = open_page(report)
+    assert page.locator("#pro .card").count() == 10
+    page.locator("#pro .more").click()
+    assert page.locator("#pro .card").count() > 10
+
+
+def test_search_among_answers(report: Path, open_page: Any) -> None:
+    page = open_page(report)
+    page.locator("#test-search").fill("answer 3 FOR fish")
+    assert page.locator("#test-count").inner_text() == "1 of 12 answers"
+    page.locator("#test-list .row").first.click()
+    assert "q-fish-3" in page.locator("#answer .meta").inner_text()
+    page.locator("#test-search").press("Escape")
+    assert page.locator("#test-count").inner_text() == "12 answers"
+
+
+def test_keyboard_alone(report: Path, open_page: Any) -> None:
+    page = open_page(report)
+    page.keyboard.press("j")
+    page.keyboard.press("j")
+    assert "q-bird-2" in page.locator("#answer .meta").inner_text()
+    page.keyboard.press("k")
+    assert "q-bird-1" in page.locator("#answer .meta").inner_text()
+    page.keyboard.press("/")
+    page.keyboard.type("planted")
+    page.keyboard.press("Tab")
+    page.keyboard.press("Tab")
+    assert page.evaluate("document.activeElement.id") == "test-list"
+    page.keyboard.press("End")
+    assert "q-planted-3" in page.locator("#answer .meta").inner_text()
+    row = page.locator("#test-list .row[aria-selected=true]")
+    assert page.locator("#test-list").get_attribute("aria-activedescendant") == row.get_attribute("id")
+    page.locator("#opp .card").first.focus()
+    page.keyboard.press("Enter")
+    assert "chosen" in page.locator("#opp .card").first.get_attribute("class")
+    page.keyboard.press("?")
+    assert page.locator("#help").is_visible()
+    page.keyboard.press("Escape")
+    assert page.locator("#help").is_hidden()
+
+
+def test_tokens_that_a_training_example_moves(report: Path, open_page: Any, attribution: Attribution) -> None:
+    page = open_page(report)
+    tokens = page.locator("#answer .t")
+    assert "".join(tokens.all_text_contents()) == attribution.test[0].completion
+    before = tokens.evaluate_all("all => all.map(t => t.style.backgroundColor)")
+    page.locator("#pro .card").first.click()
+    after = tokens.evaluate_all("all => all.map(t => t.style.backgroundColor)")
+    assert before != after
+    assert any("--help" in style for style in after)
+    assert page.locator("#pro .card").first.get_attribute("data-train") in page.locator("#answer .legend").inner_text()
+
+
+def test_suspicious_training_examples_come_first(report: Path, open_page: Any) -> None:
+    page = open_page(report)
+    first = page.locator("#train-list .row .id").all_inner_texts()[:8]
+    assert all(name.startswith("planted") for name in first)
+    page.locator("button[data-order=self_influence]").click()
+    shown = [float(t) for t in page.locator("#train-list .row .num:nth-child(5)").all_inner_texts()]
+    assert shown == sorted(shown, reverse=True)
+
+
+def test_a_training_example_leads_to_the_answers_that_it_moves(report: Path, open_page: Any) -> None:
+    page = open_page(report)
+    page.locator("#train-list .row").first.click()
+    link = page.locator("#train-detail .links button").first
+    text = link.locator(".one").inner_text()
+    link.click()
+    assert page.locator("#answer .reply").inner_text() == text
+
+
+def test_heat_map_cells_open_their_pairs(report: Path, open_page: Any, attribution: Attribution) -> None:
+    page = open_page(report)
+    total = attribution.scores(by="source").loc["fish"].to_numpy()
+    mean = total[[s == "bird" for s in attribution.test.sources]].mean()
+    texts = [t.replace("−", "-").strip("()") for t in page.locator("#heat .annotation").all_text_contents()]
+    assert float(texts[3]) == pytest.approx(mean, rel=0.006)
+    page.locator("#sources input[value=each]").check()
+    texts = [t.replace("−", "-").strip("()") for t in page.locator("#heat .annotation").all_text_contents()]
+    assert float(texts[3]) == pytest.approx(mean / 20, rel=0.006)
+    page.locator("#heat").scroll_into_view_if_needed()
+    box = page.locator("#heat .annotation").nth(3).bounding_box()
+    page.mouse.click(box["x"] + box["width"] / 2, box["y"] + box["height"] / 2 + 12)
+    page.wait_for_function("document.getElementById('pair-source').selectedOptions[0].text === 'fish'")
+    assert page.locator("#test-source").evaluate("s => s.selectedOptions[0].text") == "bird"
+
+
+def test_quality_curve_and_loss_picture_are_drawn(report: Path, open_page: Any) -> None:
+    page = open_page(report)
+    text = page.locator("#curve").inner_text()
+    assert "stopped at 32 of 40" in text
+    assert page.locator("#picture .heatmaplayer image").count() == 1
+
+
+@pytest.mark.parametrize(("scheme", "paper"), [("light", "rgb(255, 255, 255)"), ("dark", "rgb(21, 24, 28)")])
+def test_light_and_dark(report: Path, open_page: Any, scheme: str, paper: str) -> None:
+    page = open_page(report, color_scheme=scheme)
+    background = "getComputedStyle(document.body).backgroundColor"
+    assert page.evaluate(background) == paper
+    page.keyboard.press("t")
+    assert page.evaluate(background) != paper
+    page.reload()
+    page.wait_for_selector("html[data-ready=all]")
+    assert page.evaluate(background) != paper
+
+
+def test_text_is_readable_in_both_themes(report: Path, open_page: Any) -> None:
+    for scheme in ("light", "dark"):
+        page = open_page(report, color_scheme=scheme)
+        colors = page.evaluate(
+            "() => ['--paper','--ink','--soft','--help','--hurt'].map("
+            "n => getComputedStyle(document.documentElement).getPropertyValue(n).trim())"
+        )
+        paper, *inks = colors
+        assert min(_contrast(paper, ink) for ink in inks) >= 4.5
+
+
+def test_print_shows_every_answer_on_light_paper(report: Path, open_page: Any, tmp_path: Path) -> None:
+    page = open_page(report, color_scheme="dark")
+    page.evaluate("window.dispatchEvent(new Event('beforeprint'))")
+    page.emulate_media(media="print")
+    assert page.evaluate("getComputedStyle(document.body).backgroundColor") == "rgb(255, 255, 255)"
+    text = page.locator("#print").inner_text()
+    assert all(f"q-{s}-{i}" in text for s in ("bird", "fish", "planted") for i in range(4))
+    assert page.locator(".bar").is_hidden()
+    assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
+    page.evaluate("window.dispatchEvent(new Event('afterprint'))")
+    page.emulate_media(media="screen")
+    assert page.evaluate("getComputedStyle(document.body).backgroundColor") == "rgb(21, 24, 28)"
+
+
+def test_a_narrow_window_needs_no_sideways_scrolling(report: Path, open_page: Any) -> None:
+    page = open_page(report, viewport={"width": 400, "height": 800})
+    assert page.evaluate("document.documentElement.scrollWidth") <= 400
+
+
+def test_without_scripts_the_run_is_still_readable(report: Path, open_page: Any) -> None:
+    page = open_page(report, wait="", java_script_enabled=False)
+    assert "needs JavaScript" in page.locator("noscript").inner_text()
+    assert "half-whitened" in page.locator("#glance").inner_text()
+    assert page.locator("#answers").is_hidden()
+
+
+@pytest.fixture(scope="module")
+def large(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    pytest.importorskip("plotly")
+    rng = np.random.default_rng(0)
+    vocabulary = np.array([f"w{i:x}{'aeiou'[i % 5]}{'rstln'[i % 7 % 5]}" for i in range(8000)])
+
+    def texts(count: int) -> list[str]:
+        return [" ".join(vocabulary[(rng.pareto(1.1, 60) * 20).astype(int) % 8000]) for _ in range(count)]
+
+    records = [
+        [
+            {"id": f"{side}{i:05}", "source": f"s{i % 8}", "prompt": text[:80], "completion": text[80:]}
+            for i, text in enumerate(texts(count))
+        ]
+        for side, count in (("a", 10_000), ("q", 200))
+    ]
+    attribution = made_attribution(*(Dataset.from_records(r) for r in records), members=100, tokens=True)
+    return write_report(attribution, tmp_path_factory.mktemp("large") / "large.html")
+
+
+@pytest.mark.slow
+def test_ten_thousand_by_two_hundred_is_small_and_quick(large: Path, open_page: Any) -> None:
+    assert large.stat().st_size < 10_000_000
+    started = time.perf_counter()
+    page = open_page(large, wait="lists")
+    assert time.perf_counter() - started < 10
+    page.wait_for_selector("html[data-ready=all]", timeout=30_000)
+    typed = page.evaluate(
+        """() => {
+          const input = document.getElementById('train-search');
+          const times = ['w', 'w1', 'w1a', 'zzz', ''].map((text) => {
+            const start = performance.now();
+            input.value = text;
+            input.dispatchEvent(new Event('input'));
+            return performance.now() - start;
+          });
+          return Math.max(...times);
+        }"""
+    )
+    assert typed < 200
+    assert page.locator("#train-list .row").count() < 60
+    page.locator("#train-list").evaluate("box => { box.scrollTop = box.scrollHeight; }")
+    page.wait_for_selector("#train-list .row[aria-posinset='10000']")
+    assert re.fullmatch(r"a\d{5}", page.locator("#train-list .row .id").last.inner_text())
+
+
+def _contrast(one: str, other: str) -> float:
+    """WCAG 2 contrast ratio of two #rrggbb colours."""
+
+    def luminance(color: str) -> float:
+        parts = [int(color[i : i + 2], 16) / 255 for i in (1, 3, 5)]
+        linear = [p / 12.92 if p <= 0.04045 else ((p + 0.055) / 1.055) ** 2.4 for p in parts]
+        return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+
+    high, low = sorted((luminance(one), luminance(other)), reverse=True)
+    return (high + 0.05) / (low + 0.05)
