@@ -80,7 +80,8 @@ def encode_example(example: Example, tokenizer: Tokenizer, loss_on: LossOn = "la
 
     The whole text is encoded at once. The targets are the tokens that cover at least one character of the
     completion (of a trained turn with what the template writes to end it), so a token that covers both prompt and
-    completion belongs to the completion, and a token of the prompt alone never does.
+    completion belongs to the completion, and a token of the prompt alone never does. The very first token of the
+    whole is never a target: nothing stands before it.
 
     Raises DataError where the chat template refuses the messages or does not extend its own prefix, or where
     nothing is left to measure.

@@ -120,7 +120,10 @@ def test_what_is_refused_and_in_which_words(record: Any, problem: str) -> None:
         ({"role": "user", "content": "a", "weight": 1}, ".weight belongs on assistant turns only"),
         ({"role": "assistant", "content": None}, ".content is missing"),
         ({"role": "user", "content": [{"type": "text"}]}, ".content must be a text"),
-        ({"role": "assistant", "content": None, "tool_calls": [{}]}, " calls a tool; only text turns can be attributed"),
+        (
+            {"role": "assistant", "content": None, "tool_calls": [{}]},
+            " calls a tool; only text turns can be attributed",
+        ),
     ],
 )
 def test_problems_of_one_message(message: dict[str, Any], problem: str) -> None:

@@ -60,7 +60,11 @@ def test_chats_and_prompts_may_be_mixed_in_one_frame() -> None:
         np.array(CHAT, dtype=object),
         tuple(CHAT),
         {"role": ["user", "assistant"], "content": ["u", "a"]},
-        {"role": np.array(["user", "assistant"]), "content": np.array(["u", "a"]), "weight": np.array([np.nan, np.nan])},
+        {
+            "role": np.array(["user", "assistant"]),
+            "content": np.array(["u", "a"]),
+            "weight": np.array([np.nan, np.nan]),
+        },
         [{**m, "weight": float("nan"), "tool_calls": None} for m in CHAT],
     ],
     ids=["array", "tuple", "struct of lists", "struct of arrays", "missing weights"],
@@ -85,7 +89,10 @@ def test_lists_of_unequal_length_are_refused() -> None:
 
 def test_columns_that_nothing_reads_are_named() -> None:
     frame = pd.DataFrame({"prompt": ["p"], "completion": ["c"], "topic": ["t"], 5: [1]})
-    assert Dataset.from_pandas(frame, name="f").warnings == ("f: column 'topic' is not used", "f: column '5' is not used")
+    assert Dataset.from_pandas(frame, name="f").warnings == (
+        "f: column 'topic' is not used",
+        "f: column '5' is not used",
+    )
 
 
 def test_a_column_twice_is_refused() -> None:

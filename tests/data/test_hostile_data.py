@@ -91,17 +91,21 @@ RECORDS = st.dictionaries(KEYS, JSONISH | MESSAGES, max_size=5) | JSONISH
 
 
 def accepts_or_refuses(make: Any) -> None:
+    refusal, data = None, None
     try:
         data = make()
     except DataError as error:
-        assert error.problems
-        assert all(p.split(": ")[0].startswith("d") for p in error.problems)
-    else:
-        assert len(data) >= 1
-        for e in data:
-            assert e.trained_turns("last") or not e.is_chat
-            assert e.completion_text()
-        assert len(data.training_file(range(len(data)), "all").splitlines()) == len(data)
+        refusal = error
+    if data is None:
+        assert refusal is not None
+        assert refusal.problems
+        assert all(p.split(": ")[0].startswith("d") for p in refusal.problems)
+        return
+    assert len(data) >= 1
+    for e in data:
+        assert e.trained_turns("last") or not e.is_chat
+        assert e.completion_text()
+    assert len(data.training_file(range(len(data)), "all").splitlines()) == len(data)
 
 
 @given(st.lists(RECORDS, max_size=4))
