@@ -11,7 +11,7 @@ import hashlib
 import json
 import os
 import secrets
-from importlib.metadata import PackageNotFoundError, version
+from importlib.metadata import version
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal, Self
@@ -106,8 +106,8 @@ class Session:
         label = Label(
             server=LOCAL if local else LIVE,
             run_key=self.run_key,
-            daunce_api=_version("daunce-api"),
-            vcrpy=_version("vcrpy"),
+            daunce_api=version("daunce-api"),
+            vcrpy=version("vcrpy"),
             exchanges=len(tape),
             complete=complete,
         )
@@ -172,13 +172,6 @@ def _checked(path: Path) -> Label:
 def _sha256(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _version(package: str) -> str:
-    try:
-        return version(package)
-    except PackageNotFoundError:  # run from a source tree
-        return "not installed"
 
 
 def _require_vcr() -> None:
