@@ -9,8 +9,9 @@ from numpy.typing import ArrayLike, NDArray
 
 from daunce_api.core.blocks import score_blocks
 from daunce_api.core.choice import choose
+from daunce_api.core.heldout import HeldOut
 from daunce_api.core.members import member_losses
-from daunce_api.core.quality import SelfLDS, held_out_predictions, judge
+from daunce_api.core.quality import SelfLDS, estimate
 from daunce_api.core.spectrum import Setting
 
 _ROWS = 16_384
@@ -70,5 +71,4 @@ def self_lds(
     """
     members = member_losses(train_loss_KN, test_loss_KM, inclusion_KN)
     choice = choose(members, estimator, Setting(noise, rho))
-    prediction = held_out_predictions(members, [(choice.estimator, choice.setting)])[0]
-    return judge(prediction, members, choice.estimator.name)
+    return estimate(HeldOut(members), (choice.estimator, choice.setting))

@@ -9,6 +9,7 @@ the derivative of the two standard deviations is included.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any, Protocol
 
 import numpy as np
@@ -16,7 +17,7 @@ from numpy.typing import NDArray
 
 from daunce_api.core.estimators import Estimator, Factors
 from daunce_api.core.members import Floats, MemberLosses
-from daunce_api.core.spectrum import Setting
+from daunce_api.core.spectrum import Setting, stabilised
 from daunce_api.errors import DataError
 
 Mask = NDArray[np.bool_]
@@ -211,7 +212,7 @@ class PatternBlocks:
         noise = setting.noise
         if isinstance(noise, np.ndarray) and noise.ndim:
             noise = noise[rows]
-        factors = estimator.factorise(part, Setting(noise, setting.rho, setting.ridge))
+        factors = estimator.factorise(part, replace(setting, noise=noise))
         row_of, column_of = np.full(self.shape[0], -1), np.full(self.shape[1], -1)
         row_of[rows], column_of[columns] = np.arange(rows.size), np.arange(columns.size)
         return FactorBlocks(factors), row_of, column_of
@@ -244,6 +245,8 @@ class PatternBlocks:
 
 def score_blocks(estimator: Estimator, members: MemberLosses, setting: Setting) -> ScoreBlocks:
     """Scores of one estimator, ready to be computed block by block."""
+    if setting.log_offset is not None:
+        members = replace(members, test_KM=stabilised(members.test_KM, setting.log_offset))
     if members.complete:
         return FactorBlocks(estimator.factorise(members, setting))
     if estimator.moment:

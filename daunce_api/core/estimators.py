@@ -74,7 +74,7 @@ class Estimator:
         formula: one line.
         question: which question it answers best.
         factorise: complete losses to `Factors`.
-        filter: the spectral filter phi(w), for estimators of that family.
+        filter: the spectral filter phi(w), for estimators of that family (covariance: a constant).
         moment: covariances of single pairs are all it needs, so that missing entries can be left out pair by pair.
         needs_inclusion, needs_rho: arguments it cannot do without.
     """
@@ -111,6 +111,11 @@ def _inclusion(members: MemberLosses, setting: Setting) -> Factors:
 def _unit_columns(a_KX: Floats) -> Floats:
     norm = np.sqrt(np.einsum("kx,kx->x", a_KX, a_KX, dtype=np.float64)).astype(a_KX.dtype)
     return np.asarray(np.divide(a_KX, norm, out=np.zeros_like(a_KX), where=norm > 0))
+
+
+def _flat(spectrum: Spectrum, setting: Setting) -> Vector:
+    """1 / (K - 1): covariance as a filter."""
+    return np.full(spectrum.w.shape, 1 / (spectrum.members - 1))
 
 
 def whitened_filter(spectrum: Spectrum, setting: Setting) -> Vector:
@@ -187,7 +192,7 @@ def _entry(name: str, formula: str, apply: Filter, *, needs_rho: bool = False) -
 ESTIMATORS: dict[str, Estimator] = {
     e.name: e
     for e in (
-        Estimator("covariance", "A^T B / (K - 1)", "attribution", _covariance, moment=True),
+        Estimator("covariance", "A^T B / (K - 1)", "attribution", _covariance, _flat, moment=True),
         Estimator("correlation", "covariance / (sd_i sd_j)", "retrieval", _correlation, moment=True),
         Estimator(
             "inclusion", "-inclusion_c^T B / (K - 1)", "attribution", _inclusion, moment=True, needs_inclusion=True

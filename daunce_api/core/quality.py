@@ -2,29 +2,57 @@
 
 Members are split into folds. Scores fitted on the other folds predict the test losses of a held-out member from its
 inclusion row, ``-inclusion @ score``, and the prediction is compared with what was measured, by Spearman's rank
-correlation over members, for each test example (METHOD, "What else was measured", lambda). It is the LDS of the run
-judged
-on its own members: no fine-tune is spent on it.
+correlation over members, for each test example (METHOD, "What else was measured", lambda). No fine-tune is spent on it.
+
+That correlation, ``raw``, is an LDS against single training runs. The LDS of the literature averages the truth over
+several seeds, which takes the seeds' luck out of it. For members that share the target's recipe (no rho) the luck can
+be estimated
+from the run: predictions from n members reach ``raw(n)^2 = 1 / (a + b / n)``, and as n grows nothing but the luck (and
+scoring noise) stays: a^-1/2. The ceiling is its geometric mean with an expectation of .8, and ``value = raw /
+ceiling``. Members that are short runs from the target answer differently from a retrained model, which lowers the true
+LDS by about as much as luck lowers ``raw``: for them the ceiling is left at 1.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy.stats import rankdata
 
-from daunce_api.core.blocks import ScoreBlocks, score_blocks
-from daunce_api.core.estimators import Estimator
-from daunce_api.core.members import Floats, MemberLosses
-from daunce_api.core.spectrum import Setting, centred, spectrum_of
-from daunce_api.errors import ConfigurationError, NotEnoughMembersError
+from daunce_api.core.heldout import Candidate, HeldOut
+from daunce_api.core.members import Floats
+from daunce_api.errors import NotEnoughMembersError
 
 FOLDS = 10
 MINIMUM_MEMBERS = 8
-_ROWS = 8_192
+DRAWS = 400
+# The curve's limit is known to 10 or 20 % only: half of the weight goes to this, near what the benchmark's tasks had.
+CEILING_PRIOR = 0.8
+CEILING_LEAST = 0.5
+
+
+@dataclass(frozen=True)
+class Curve:
+    """raw(n) = (a + b / n)^-1/2: how held-out correlation grows with the number of members.
+
+    Attributes:
+        a, b: the two constants; a >= 1.
+    """
+
+    a: float
+    b: float
+
+    def at(self, members: ArrayLike) -> NDArray[np.float64]:
+        """Held-out correlation expected with so many members."""
+        squared: NDArray[np.float64] = self.a + self.b / np.asarray(members, dtype=np.float64)
+        return np.asarray(1 / np.sqrt(squared))
+
+    @property
+    def limit(self) -> float:
+        """Held-out correlation with endlessly many members."""
+        return float(self.a**-0.5)
 
 
 @dataclass(frozen=True)
@@ -32,11 +60,13 @@ class SelfLDS:
     """An estimate of the LDS of a run, made from the run's own members.
 
     Attributes:
-        value: mean over test examples of the Spearman correlation between predicted and measured losses of held-out
-            members; 1 is perfect, 0 is chance.
+        value: estimated LDS against a truth averaged over seeds; 1 is perfect, 0 is chance.
         low, high: 95 % bootstrap interval over members.
         estimator: which estimator it is about.
         members: K.
+        raw: correlation with single held-out members.
+        ceiling: what the luck of single training runs lets ``raw`` reach at most.
+        curve: raw against the number of members, or None where the run is too poor for one (raw near zero).
     """
 
     value: float
@@ -44,59 +74,15 @@ class SelfLDS:
     high: float
     estimator: str
     members: int
+    raw: float
+    ceiling: float
+    curve: Curve | None
 
-
-def fold_of(members: int, folds: int = FOLDS) -> NDArray[np.int64]:
-    """(K,) fold of each member, round-robin, so that the split depends on nothing but K."""
-    return np.arange(members) % min(folds, members)
-
-
-def held_out_predictions(
-    members: MemberLosses, estimators: Sequence[tuple[Estimator, Setting]], folds: int = FOLDS
-) -> list[NDArray[np.float64]]:
-    """Predict every member's test losses from its inclusion row with scores fitted on the other folds.
-
-    Filter estimators share one decomposition a fold, so that judging twenty of them costs little more than one.
-
-    Returns:
-        one (K, M) array for each estimator, in nats up to the estimator's own scale and offset.
-    """
-    if members.inclusion_KN is None:
-        raise ConfigurationError("self_lds compares members by their subsets: pass inclusion_KN.")
-    if members.count < MINIMUM_MEMBERS:
-        raise NotEnoughMembersError(
-            f"self_lds needs at least {MINIMUM_MEMBERS} members, {members.count} are scored. Scores can be computed "
-            "already; "
-            "their quality is known when more members are."
-        )
-    fold = fold_of(members.count, folds)
-    out = [np.full(members.test_KM.shape, np.nan) for _ in estimators]
-    for f in range(int(fold.max()) + 1):
-        held, rest = fold == f, members.rows(fold != f)
-        inclusion = np.asarray(members.inclusion_KN[held], dtype=np.float64)
-        inclusion -= np.asarray(rest.inclusion_KN).mean(axis=0, dtype=np.float64)
-        shared = None
-        if rest.complete and any(e.filter is not None for e, _ in estimators):
-            spectrum = spectrum_of(rest, Setting())
-            projected = (inclusion @ centred(rest.train_KN).T.astype(np.float64)) @ spectrum.u_KD
-            shared = projected, spectrum.u_KD.T @ centred(rest.test_KM), spectrum
-        for index, (estimator, setting) in enumerate(estimators):
-            if shared is not None and estimator.filter is not None:
-                noisy = replace(shared[2], noise_energy=setting.noise_energy(rest.train_KN.shape[1]))
-                phi = estimator.filter(noisy, setting)
-                out[index][held] = -(shared[0] * phi) @ shared[1]
-            else:
-                out[index][held] = -_weighted_sum(inclusion, score_blocks(estimator, rest, setting))
-    return out
-
-
-def _weighted_sum(weight_SN: Floats, blocks: ScoreBlocks) -> NDArray[np.float64]:
-    """(S, M) weight @ score without the N x M matrix; pairs without a score count as zero."""
-    total = np.zeros((weight_SN.shape[0], blocks.shape[1]))
-    for start in range(0, blocks.shape[0], _ROWS):
-        rows = slice(start, start + _ROWS)
-        total += weight_SN[:, rows] @ np.nan_to_num(blocks.block(rows, slice(None)))
-    return total
+    def expected(self, members: ArrayLike) -> NDArray[np.float64]:
+        """Estimated LDS with another number of members; NaN without a curve."""
+        if self.curve is None:
+            return np.full(np.shape(members), np.nan)
+        return np.asarray(np.minimum(self.curve.at(members) / self.ceiling, 1.0))
 
 
 def column_spearman(x_SM: ArrayLike, y_SM: ArrayLike) -> NDArray[np.float64]:
@@ -104,37 +90,82 @@ def column_spearman(x_SM: ArrayLike, y_SM: ArrayLike) -> NDArray[np.float64]:
 
     NaN where fewer than 3 rows are observed.
     """
+    x, y = _ranks(x_SM, y_SM)
+    return _weighted_correlation(x, y, np.ones((1, x.shape[0])))[0]
+
+
+def _ranks(x_SM: ArrayLike, y_SM: ArrayLike) -> tuple[Floats, Floats]:
+    """Ranks over the rows where both are observed, NaN elsewhere."""
     x, y = np.array(x_SM, dtype=np.float64), np.array(y_SM, dtype=np.float64)
-    both = np.isfinite(x) & np.isfinite(y)
-    if both.all():
-        return _rank_correlation(x, y)
-    out = np.full(x.shape[1], np.nan)
-    for j in range(x.shape[1]):
-        seen = both[:, j]
-        if seen.sum() >= 3:
-            out[j] = _rank_correlation(x[seen, j : j + 1], y[seen, j : j + 1])[0]
-    return out
+    gap = ~(np.isfinite(x) & np.isfinite(y))
+    x[gap] = y[gap] = np.nan
+    policy = "omit" if gap.any() else "propagate"  # "omit" is many times slower
+    return rankdata(x, axis=0, nan_policy=policy), rankdata(y, axis=0, nan_policy=policy)
 
 
-def _rank_correlation(x_SM: Floats, y_SM: Floats) -> NDArray[np.float64]:
-    x, y = rankdata(x_SM, axis=0), rankdata(y_SM, axis=0)
-    x -= x.mean(axis=0)
-    y -= y.mean(axis=0)
-    scale = np.sqrt((x**2).sum(axis=0) * (y**2).sum(axis=0))
-    cross = (x * y).sum(axis=0)
-    return np.asarray(np.divide(cross, scale, out=np.zeros_like(cross), where=scale > 0))
+def _weighted_correlation(x_SM: Floats, y_SM: Floats, weight_DS: Floats) -> NDArray[np.float64]:
+    """(D, M) Pearson correlation of columns under each row of weights; NaN with fewer than 3 rows, 0 if constant."""
+    seen = np.isfinite(x_SM).astype(np.float64)
+    few = seen.sum(axis=0) < 3
+    middle = (x_SM.shape[0] + 1) / 2  # keeps the sums of squares small
+    x, y = np.nan_to_num(x_SM - middle), np.nan_to_num(y_SM - middle)
+    total = np.maximum(weight_DS @ seen, 1e-300)
+    mean_x, mean_y = weight_DS @ x / total, weight_DS @ y / total
+    cross = weight_DS @ (x * y) / total - mean_x * mean_y
+    scale = (weight_DS @ (x * x) / total - mean_x**2) * (weight_DS @ (y * y) / total - mean_y**2)
+    good = scale > 1e-9 * np.maximum(total, 1)
+    out = np.where(good, cross / np.sqrt(np.where(good, scale, 1.0)), 0.0)
+    out[:, few] = np.nan
+    return np.asarray(out)
 
 
-def judge(prediction_KM: Floats, members: MemberLosses, estimator: str, *, draws: int = 200, seed: int = 0) -> SelfLDS:
-    """Compare held-out predictions with what the members measured, with a bootstrap interval over members."""
-    value = float(np.nanmean(column_spearman(prediction_KM, members.test_KM)))
-    rng = np.random.default_rng(seed)
-    values = np.array(
-        [
-            np.nanmean(column_spearman(prediction_KM[pick], members.test_KM[pick]))
-            for pick in rng.integers(0, members.count, size=(draws, members.count))
-        ]
+def fit_curve(full: float, half: float, members: int) -> Curve | None:
+    """The curve through held-out correlations from all other folds and from half of them; None if one is near 0."""
+    if min(full, half) < 0.02:
+        return None
+    n = members * (1 - 1 / min(FOLDS, members))
+    slope = max(half**-2 - full**-2, 0.0) * n
+    return Curve(max(full**-2 - slope / n, 1.0), slope)
+
+
+def estimate(held: HeldOut, candidate: Candidate, *, seed: int = 0) -> SelfLDS:
+    """The quality of one candidate.
+
+    Raises:
+        NotEnoughMembersError: fewer than 8 members.
+    """
+    count = held.members.count
+    if count < MINIMUM_MEMBERS:
+        raise NotEnoughMembersError(
+            f"self_lds needs at least {MINIMUM_MEMBERS} members, {count} are scored. Scores can be computed already; "
+            "their "
+            "quality is known when more members are."
+        )
+    estimator, setting = candidate
+    draws = np.random.default_rng(seed).multinomial(count, np.full(count, 1 / count), DRAWS)
+    weights = np.vstack([np.ones(count), draws])
+    raws = np.nanmean(
+        _weighted_correlation(*_ranks(held.folded([candidate], FOLDS)[0], held.target_KM), weights), axis=1
     )
+    curve, ceiling = None, 1.0
+    ceilings = np.ones(DRAWS + 1)
+    halves = np.nanmean(
+        _weighted_correlation(*_ranks(held.folded([candidate], FOLDS, halved=True)[0], held.target_KM), weights), axis=1
+    )
+    curve = fit_curve(float(raws[0]), float(halves[0]), count)
+    if setting.rho is None and curve is not None:
+        ceilings = np.array([_ceiling(raw, half, count) for raw, half in zip(raws, halves, strict=True)])
+        ceiling = float(ceilings[0])
+    values = np.minimum(raws / ceilings, 1.0)
     # Repeated members shift the bootstrap's centre; its spread is what carries over.
-    low, high = np.nanquantile(values - np.nanmean(values), [0.025, 0.975])
-    return SelfLDS(value, value + float(low), value + float(high), estimator, members.count)
+    low, high = np.quantile(values[1:] - np.median(values[1:]), [0.025, 0.975])
+    value = float(values[0])
+    return SelfLDS(
+        value, value + float(low), min(value + float(high), 1.0), estimator.name, count, float(raws[0]), ceiling, curve
+    )
+
+
+def _ceiling(full: float, half: float, members: int) -> float:
+    curve = fit_curve(full, half, members)
+    limit = CEILING_PRIOR if curve is None else curve.limit
+    return float(max((limit * CEILING_PRIOR) ** 0.5, full, CEILING_LEAST))

@@ -8,7 +8,7 @@ the functions phi.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -31,12 +31,14 @@ class Setting:
             example.
         rho: (member's steps x mean learning rate) / (target's steps x mean learning rate), for members that start from
             the target; METHOD item 6. None: unknown, or members trained from the base.
-        ridge: lambda of ``whitened`` relative to the mean eigenvalue; None lets the estimator choose.
+        ridge: lambda of ``whitened`` relative to the mean eigenvalue; None means 1.
+        log_offset: c of `stabilised`, nats, or None to take test losses as they are.
     """
 
     noise: float | Vector | None = None
     rho: float | None = None
     ridge: float | None = None
+    log_offset: float | None = None
 
     def __post_init__(self) -> None:
         if self.noise is not None and not (np.isfinite(self.noise).all() and (np.asarray(self.noise) >= 0).all()):
@@ -45,6 +47,8 @@ class Setting:
             raise ConfigurationError(f"rho is a ratio of learning-rate times and must be positive, not {self.rho}.")
         if self.ridge is not None and not (np.isfinite(self.ridge) and self.ridge > 0):
             raise ConfigurationError(f"The ridge lambda must be positive, not {self.ridge}.")
+        if self.log_offset is not None and not (np.isfinite(self.log_offset) and self.log_offset > 0):
+            raise ConfigurationError(f"The offset under the logarithm must be positive, not {self.log_offset}.")
 
     def noise_energy(self, count: int) -> float:
         """Sum over ``count`` training examples of the noise variance, nats^2: what noise adds to every eigenvalue."""
@@ -94,6 +98,10 @@ class Spectrum:
             raise ConfigurationError("This estimator needs the inclusion matrix: pass inclusion_KN.")
         return np.asarray(np.sqrt(self.signal / (self.members * self.dispersion)))
 
+    def with_noise(self, noise_energy: float) -> Spectrum:
+        """The same spectrum under another scoring noise."""
+        return replace(self, noise_energy=noise_energy)
+
 
 Filter: TypeAlias = Callable[[Spectrum, Setting], Vector]
 
@@ -134,25 +142,45 @@ def spectrum_of(members: MemberLosses, setting: Setting) -> Spectrum:
     Raises:
         DataError: the training losses are the same in all members.
     """
-    return decompose(gram(centred(members.train_KN)), members, setting)
+    return decompose(
+        gram(centred(members.train_KN)),
+        dispersion=None if members.inclusion_KN is None else inclusion_dispersion(members.inclusion_KN),
+        noise_energy=setting.noise_energy(members.train_KN.shape[1]),
+    )
 
 
-def decompose(gram_KK: Matrix, members: MemberLosses, setting: Setting) -> Spectrum:
-    """Eigendecomposition of a centred Gram matrix, null directions dropped."""
+def decompose(gram_KK: Matrix, *, dispersion: float | None, noise_energy: float) -> Spectrum:
+    """Eigendecomposition of a centred Gram matrix, null directions dropped.
+
+    Raises:
+        DataError: the matrix is zero.
+    """
     count = gram_KK.shape[0]
     w, u = np.linalg.eigh(gram_KK)
     keep = w > 100 * count * np.finfo(np.float64).eps * max(float(w[-1]), 0.0)
     if not keep.any():
         raise DataError("All members give every training example the same loss, so nothing tells examples apart.")
-    dispersion = None if members.inclusion_KN is None else inclusion_dispersion(members.inclusion_KN)
     return Spectrum(
         w[keep][::-1].copy(),
         np.ascontiguousarray(u[:, keep][:, ::-1]),
         float(np.trace(gram_KK)) / count,
         count,
-        setting.noise_energy(members.train_KN.shape[1]),
+        noise_energy,
         dispersion,
     )
+
+
+def stabilised(test_KM: Floats, log_offset: float | None) -> Floats:
+    """Test losses on the scale on which they answer linearly to parameters; the paper's plain losses with None.
+
+    ``(mean + c) log(loss + c)``: a loss near zero is about exp(-margin), and it is the margin that moves linearly.
+    Each column keeps its order over members, and to first order its deviations in nats. c must be well above the
+    scoring noise, which the logarithm would blow up.
+    """
+    if log_offset is None:
+        return test_KM
+    level = np.nanmean(test_KM, axis=0) if np.isnan(test_KM).any() else test_KM.mean(axis=0)
+    return np.asarray((level + log_offset) * np.log(np.maximum(test_KM + log_offset, log_offset / 2)), test_KM.dtype)
 
 
 def shrunk(phi: Callable[[Vector], Vector], spectrum: Spectrum) -> Vector:
@@ -171,13 +199,6 @@ def filter_slope(apply: Filter, spectrum: Spectrum, setting: Setting) -> Vector:
     """
     sides = []
     for factor in (1 + 1e-4, 1 - 1e-4):
-        moved = Spectrum(
-            spectrum.w * factor,
-            spectrum.u_KD,
-            spectrum.mean,
-            spectrum.members,
-            spectrum.noise_energy,
-            spectrum.dispersion,
-        )
+        moved = replace(spectrum, w=spectrum.w * factor)
         sides.append(moved.w * apply(moved, setting))
     return np.asarray((sides[0] - sides[1]) / (2e-4 * spectrum.w))

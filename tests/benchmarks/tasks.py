@@ -1,0 +1,307 @@
+"""Real fine-tunes for the estimator study: many members at once, raw losses cached outside the repository.
+
+Three tasks, each with two kinds of ensemble (members from the base on halves with the target's own recipe; short
+members from the target) and a truth (models on random halves that are never members, several seeds each):
+
+* digits: a two-layer network (64-32-10) fine-tuned on 1,000 8x8 digits, 10 % of the labels wrong, from a base that saw
+  497 others; 300 test examples. SGD.
+* fashion: a two-layer network (196-64-10) trained from random weights on 5,000 Fashion-MNIST images (2x2 mean-pooled),
+  10 % of the labels wrong; 300 test examples. SGD with momentum, cosine decay.
+* lm: a LoRA fine-tune (rank 8, query and value projections) of the package's embedded language model on the demo data,
+  160 training and 40 test examples. AdamW, linear decay.
+
+All members of a chunk are trained together, as one batched matrix product a layer.
+"""
+
+from __future__ import annotations
+
+import gzip
+import json
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+CACHE = Path(os.environ.get("DAUNCE_BENCHMARK_CACHE", Path.home() / ".cache" / "daunce-benchmarks"))
+FASHION = Path(os.environ.get("FASHION_MNIST_DIR", "/usr/share/datasets/fashion-mnist"))
+CHUNK = 50
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How a model is trained: passes over its subset, batch size, peak learning rate, momentum, learning-rate decay."""
+
+    epochs: int
+    batch: int
+    rate: float
+    momentum: float = 0.0
+    decay: str = "constant"
+
+    def rates(self, subset: int) -> np.ndarray:
+        """(steps,) learning rate of every step."""
+        steps = self.epochs * max(1, round(subset / self.batch))
+        t = (np.arange(steps) + 0.5) / steps
+        shape = {"constant": np.ones(steps), "linear": 1 - t, "cosine": (1 + np.cos(np.pi * t)) / 2}[self.decay]
+        return self.rate * shape
+
+
+@dataclass(frozen=True)
+class Kind:
+    """One kind of model of a task: where it starts, the subset ratio, the recipe, how many are made."""
+
+    start: str
+    ratio: float
+    recipe: Recipe
+    count: int
+    seeds: int = 1
+
+
+@dataclass(frozen=True)
+class Task:
+    """A data set, a model and its kinds of ensemble; `train` trains one chunk of models and returns their losses."""
+
+    name: str
+    size: int
+    target: Recipe
+    kinds: dict[str, Kind]
+    train: Callable[[str, Recipe, np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray]]
+
+    def rho(self, kind: str) -> float | None:
+        """Member's learning-rate time over the target's, for members that start from the target (METHOD item 6)."""
+        k = self.kinds[kind]
+        if k.start != "target":
+            return None
+        member = k.recipe.rates(round(k.ratio * self.size)).sum()
+        return float(member / self.target.rates(self.size).sum())
+
+
+def losses(task: Task, kind: str) -> dict[str, np.ndarray]:
+    """train (K, N), test (K, M) and inclusion (K, N) of all models of a kind; trains what the cache lacks.
+
+    Models of one subset with different seeds are averaged in the truth ("per_seed" holds each).
+    """
+    spec = task.kinds[kind]
+    folder = CACHE / task.name / kind
+    folder.mkdir(parents=True, exist_ok=True)
+    total = spec.count * spec.seeds
+    parts = []
+    for start in range(0, total, CHUNK):
+        path = folder / f"{start:05d}.npz"
+        if not path.exists():
+            ids = np.arange(start, min(start + CHUNK, total))
+            subsets = np.stack([_subset(task, kind, int(i) // spec.seeds) for i in ids])
+            seeds = np.array([_number(task.name, kind, int(i)) for i in ids])
+            train, test = task.train(spec.start, spec.recipe, subsets, seeds)
+            temporary = path.with_suffix(".part.npz")
+            np.savez(temporary, train=train, test=test, inclusion=subsets)
+            temporary.rename(path)
+        with np.load(path) as stored:
+            parts.append({name: stored[name] for name in stored.files})
+    out = {name: np.concatenate([p[name] for p in parts]) for name in parts[0]}
+    if spec.seeds > 1:
+        per_seed = out["test"].reshape(spec.count, spec.seeds, -1)
+        out = {"inclusion": out["inclusion"][:: spec.seeds], "test": per_seed.mean(axis=1), "per_seed": per_seed}
+    return out
+
+
+def _number(*parts: object) -> int:
+    return int(np.random.SeedSequence([*json.dumps(parts).encode()]).generate_state(1)[0])
+
+
+def _subset(task: Task, kind: str, index: int) -> np.ndarray:
+    rng = np.random.default_rng(_number(task.name, kind, "subset", index))
+    mask = np.zeros(task.size, dtype=bool)
+    mask[rng.permutation(task.size)[: round(task.kinds[kind].ratio * task.size)]] = True
+    return mask
+
+
+# --- classifiers: all members of a chunk in one batched product -------------------------------------------------------
+
+
+def _logits(weights: list[Tensor], x: Tensor) -> Tensor:
+    """x (K, B, D) or (B, D) under K two-layer networks: (K, B, C)."""
+    w1, b1, w2, b2 = weights
+    hidden = torch.relu(torch.matmul(x, w1) + b1)
+    return torch.matmul(hidden, w2) + b2
+
+
+def _fit(weights: list[Tensor], x: Tensor, y: Tensor, recipe: Recipe, subsets: np.ndarray, seeds: np.ndarray) -> None:
+    """SGD on every member's own subset, in place."""
+    chosen = [np.flatnonzero(mask) for mask in subsets]
+    generators = [np.random.default_rng(int(seed)) for seed in seeds]
+    rates = recipe.rates(len(chosen[0]))
+    per_epoch = len(rates) // recipe.epochs
+    velocity = [torch.zeros_like(w) for w in weights]
+    for epoch in range(recipe.epochs):
+        order = np.stack([g.permutation(c) for g, c in zip(generators, chosen, strict=True)])
+        for step, batch in enumerate(np.array_split(order, per_epoch, axis=1)):
+            index = torch.from_numpy(batch)
+            live = [w.requires_grad_(True) for w in weights]
+            logits = _logits(live, x[index])
+            loss = torch.nn.functional.cross_entropy(logits.flatten(0, 1), y[index].flatten(), reduction="sum")
+            gradients = torch.autograd.grad(loss / index.shape[1], live)
+            with torch.no_grad():
+                for w, v, g in zip(weights, velocity, gradients, strict=True):
+                    v.mul_(recipe.momentum).add_(g)
+                    w.sub_(float(rates[epoch * per_epoch + step]) * v)
+    for w in weights:
+        w.requires_grad_(False)
+
+
+def _all_losses(weights: list[Tensor], x: Tensor, y: Tensor) -> np.ndarray:
+    parts = []
+    with torch.no_grad():
+        for start in range(0, len(x), 500):
+            log_p = torch.log_softmax(_logits(weights, x[start : start + 500]), dim=-1)
+            label = y[start : start + 500].expand(log_p.shape[0], -1)[..., None]
+            parts.append(-log_p.gather(-1, label)[..., 0])
+    return torch.cat(parts, dim=1).numpy()
+
+
+def _initial(count: int, sizes: tuple[int, int, int], seeds: np.ndarray) -> list[Tensor]:
+    inputs, hidden, classes = sizes
+    out: list[list[np.ndarray]] = []
+    for seed in np.resize(seeds, count):
+        rng = np.random.default_rng([int(seed), 1])
+        out.append(
+            [
+                rng.normal(0, np.sqrt(2 / inputs), (inputs, hidden)),
+                np.zeros((1, hidden)),
+                rng.normal(0, np.sqrt(1 / hidden), (hidden, classes)),
+                np.zeros((1, classes)),
+            ]
+        )
+    return [torch.tensor(np.stack(w), dtype=torch.float32) for w in zip(*out, strict=True)]
+
+
+class _Classifier:
+    """Data and starting points of a classifier task; everything deterministic, targets cached."""
+
+    def __init__(
+        self,
+        sizes: tuple[int, int, int],
+        load: Callable[[], dict[str, np.ndarray]],
+        target: Recipe,
+        base: Recipe | None,
+    ) -> None:
+        self.sizes, self.load, self.target, self.base = sizes, load, target, base
+        self.data: dict[str, Tensor] = {}
+        self._base: list[Tensor] | None = None
+        self._target: list[Tensor] | None = None
+
+    def start(self, where: str, count: int, seeds: np.ndarray) -> list[Tensor]:
+        if not self.data:
+            self.data = {name: torch.from_numpy(value) for name, value in self.load().items()}
+        if where == "base" and self.base is None:
+            return _initial(count, self.sizes, seeds)
+        if where == "base":
+            if self._base is None:
+                self._base = _initial(1, self.sizes, np.array([7]))
+                x, y = self.data["base_x"], self.data["base_y"]
+                assert self.base is not None
+                _fit(self._base, x, y, self.base, np.ones((1, len(x)), dtype=bool), np.array([8]))
+            return [w.repeat(count, 1, 1) for w in self._base]
+        if self._target is None:
+            self._target = self.start("base", 1, np.array([9]))
+            whole = np.ones((1, len(self.data["x"])), dtype=bool)
+            _fit(self._target, self.data["x"], self.data["y"], self.target, whole, np.array([10]))
+        return [w.repeat(count, 1, 1) for w in self._target]
+
+    def train(
+        self, start: str, recipe: Recipe, subsets: np.ndarray, seeds: np.ndarray
+    ) -> tuple[np.ndarray, np.ndarray]:
+        weights = self.start(start, len(subsets), seeds)
+        _fit(weights, self.data["x"], self.data["y"], recipe, subsets, seeds)
+        return (
+            _all_losses(weights, self.data["x"], self.data["y"]),
+            _all_losses(weights, self.data["test_x"], self.data["test_y"]),
+        )
+
+
+def _with_wrong_labels(y: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    y = y.copy()
+    wrong = rng.permutation(len(y))[: len(y) // 10]
+    y[wrong] = (y[wrong] + rng.integers(1, 10, len(wrong))) % 10
+    return y
+
+
+def _load_digits() -> dict[str, np.ndarray]:
+    from sklearn.datasets import load_digits
+
+    data = load_digits()
+    rng = np.random.default_rng(0)
+    order = rng.permutation(len(data.target))
+    x, y = (data.data[order] / 16).astype(np.float32), data.target[order].astype(np.int64)
+    return {
+        "x": x[:1000],
+        "y": _with_wrong_labels(y[:1000], rng),
+        "test_x": x[1000:1300],
+        "test_y": y[1000:1300],
+        "base_x": x[1300:],
+        "base_y": y[1300:],
+    }
+
+
+def _read_idx(name: str) -> np.ndarray:
+    with gzip.open(FASHION / f"{name}.gz") as file:
+        raw = file.read()
+    dims = raw[3]
+    shape = [int.from_bytes(raw[4 + 4 * i : 8 + 4 * i], "big") for i in range(dims)]
+    return np.frombuffer(raw, dtype=np.uint8, offset=4 + 4 * dims).reshape(shape)
+
+
+def _load_fashion() -> dict[str, np.ndarray]:
+    rng = np.random.default_rng(1)
+    out: dict[str, np.ndarray] = {}
+    for split, count, prefix in (("train", 5000, ""), ("t10k", 300, "test_")):
+        images, labels = _read_idx(f"{split}-images-idx3-ubyte"), _read_idx(f"{split}-labels-idx1-ubyte")
+        pick = rng.permutation(len(labels))[:count]
+        pooled = images[pick].reshape(count, 14, 2, 14, 2).mean(axis=(2, 4)).reshape(count, 196)
+        out[prefix + "x"] = ((pooled - 72.0) / 82.0).astype(np.float32)
+        out[prefix + "y"] = labels[pick].astype(np.int64)
+    out["y"] = _with_wrong_labels(out["y"], rng)
+    return out
+
+
+def classifier_tasks() -> dict[str, Task]:
+    """digits and fashion."""
+    digits_target = Recipe(6, 25, 0.1)
+    digits = _Classifier((64, 64, 10), _load_digits, digits_target, Recipe(10, 25, 0.2))
+    fashion_target = Recipe(10, 50, 0.03, 0.9, "cosine")
+    fashion = _Classifier((196, 64, 10), _load_fashion, fashion_target, None)
+    return {
+        "digits": Task(
+            "digits",
+            1000,
+            digits_target,
+            {
+                "base": Kind("base", 0.5, digits_target, 600),
+                "target": Kind("target", 0.3, Recipe(1, 25, 0.1), 600),
+                "truth": Kind("base", 0.5, digits_target, 100, seeds=10),
+            },
+            digits.train,
+        ),
+        "fashion": Task(
+            "fashion",
+            5000,
+            fashion_target,
+            {
+                "base": Kind("base", 0.5, fashion_target, 400),
+                "target": Kind("target", 0.3, Recipe(1, 50, 0.03, 0.9, "cosine"), 400),
+                "truth": Kind("base", 0.5, fashion_target, 100, seeds=5),
+            },
+            fashion.train,
+        ),
+    }
+
+
+def all_tasks() -> dict[str, Any]:
+    """Every task by name; the language model is imported only when asked for."""
+    from tests.benchmarks.tasks_lm import lm_task
+
+    return {**classifier_tasks(), "lm": lm_task()}

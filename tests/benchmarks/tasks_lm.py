@@ -1,0 +1,165 @@
+"""The language-model task: LoRA fine-tunes of the embedded model, all members of a chunk in one batch."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+import daunce_api
+from tests.benchmarks.tasks import Kind, Recipe, Task
+
+RANK = 8
+GROUP = 10  # members trained side by side; more do not fit a cache
+
+
+class StackedLoRA(nn.Module):
+    """A frozen linear layer with one LoRA adapter for each of K members; the batch is K groups of equal size."""
+
+    def __init__(self, base: nn.Linear) -> None:
+        super().__init__()
+        self.base = base
+        self.a = torch.zeros(0)
+        self.b = torch.zeros(0)
+
+    def forward(self, x: Tensor) -> Tensor:
+        members = self.a.shape[0]
+        grouped = x.reshape(members, -1, x.shape[-1])
+        delta = torch.bmm(torch.bmm(grouped, self.a), self.b) * 2.0
+        return self.base(x) + delta.reshape(*x.shape[:-1], -1)
+
+
+class _LanguageModel:
+    def __init__(self) -> None:
+        self.ready = False
+
+    def _load(self) -> None:
+        from transformers import AutoModelForCausalLM, AutoTokenizer
+
+        folder = Path(daunce_api.__file__).parent
+        self.model: Any = AutoModelForCausalLM.from_pretrained(folder / "embedded" / "model", dtype=torch.float32)
+        tokenizer: Any = AutoTokenizer.from_pretrained(folder / "embedded" / "model")
+        for p in self.model.parameters():
+            p.requires_grad_(False)
+        self.layers: list[StackedLoRA] = []
+        for layer in self.model.model.layers:
+            for name in ("q_proj", "v_proj"):
+                stacked = StackedLoRA(getattr(layer.self_attn, name))
+                setattr(layer.self_attn, name, stacked)
+                self.layers.append(stacked)
+        self.examples: dict[str, tuple[Tensor, Tensor]] = {}
+        for split in ("train", "test"):
+            lines = (folder / "demo" / "data" / f"{split}.jsonl").read_text().splitlines()
+            rows = []
+            for line in lines:
+                messages = json.loads(line)["messages"]
+                prompt = tokenizer.apply_chat_template(messages[:-1], tokenize=False, add_generation_prompt=True)
+                whole = tokenizer.apply_chat_template(messages, tokenize=False)
+                start = len(tokenizer(prompt, add_special_tokens=False)["input_ids"])
+                ids = tokenizer(whole, add_special_tokens=False)["input_ids"]
+                rows.append((ids, start))
+            width = max(len(ids) for ids, _ in rows)
+            tokens = torch.zeros(len(rows), width, dtype=torch.long)
+            mask = torch.zeros(len(rows), width)
+            for i, (ids, start) in enumerate(rows):
+                tokens[i, : len(ids)] = torch.tensor(ids)
+                mask[i, start : len(ids)] = 1
+            self.examples[split] = tokens, mask
+        generator = torch.Generator().manual_seed(3)
+        self.first = [torch.randn(layer.base.in_features, RANK, generator=generator) / RANK for layer in self.layers]
+        self.target: list[Tensor] | None = None
+        self.ready = True
+
+    def _adapters(self, start: str, count: int) -> list[Tensor]:
+        if start == "base":
+            stacks = []
+            for layer, a in zip(self.layers, self.first, strict=True):
+                stacks += [a[None].repeat(count, 1, 1), torch.zeros(count, RANK, layer.base.out_features)]
+            return stacks
+        if self.target is None:
+            adapters = self._adapters("base", 1)
+            size = len(self.examples["train"][0])
+            self._fit(adapters, TARGET, np.ones((1, size), dtype=bool), np.array([10]))
+            self.target = adapters
+        return [w.repeat(count, 1, 1) for w in self.target]
+
+    def _losses(self, tokens: Tensor, mask: Tensor) -> Tensor:
+        """(B,) mean nats per completion token."""
+        width = int(mask.sum(0).nonzero().max()) + 1
+        tokens, mask = tokens[:, :width], mask[:, :width]
+        logits = self.model(tokens[:, :-1], attention_mask=torch.ones_like(tokens[:, :-1])).logits
+        nll = nn.functional.cross_entropy(logits.flatten(0, 1), tokens[:, 1:].flatten(), reduction="none")
+        nll = nll.reshape(tokens.shape[0], -1) * mask[:, 1:]
+        return nll.sum(1) / mask[:, 1:].sum(1)
+
+    def _use(self, adapters: list[Tensor]) -> None:
+        for i, layer in enumerate(self.layers):
+            layer.a, layer.b = adapters[2 * i], adapters[2 * i + 1]
+
+    def _fit(self, adapters: list[Tensor], recipe: Recipe, subsets: np.ndarray, seeds: np.ndarray) -> None:
+        tokens, mask = self.examples["train"]
+        chosen = [np.flatnonzero(s) for s in subsets]
+        generators = [np.random.default_rng(int(s)) for s in seeds]
+        rates = recipe.rates(len(chosen[0]))
+        per_epoch = len(rates) // recipe.epochs
+        for w in adapters:
+            w.requires_grad_(True)
+        self._use(adapters)
+        optimiser = torch.optim.AdamW(adapters, lr=recipe.rate, weight_decay=0.0)
+        for epoch in range(recipe.epochs):
+            order = np.stack([g.permutation(c) for g, c in zip(generators, chosen, strict=True)])
+            for step, batch in enumerate(np.array_split(order, per_epoch, axis=1)):
+                index = torch.from_numpy(batch).flatten()
+                loss = self._losses(tokens[index], mask[index]).sum() / batch.shape[1]
+                optimiser.zero_grad()
+                loss.backward()
+                optimiser.param_groups[0]["lr"] = float(rates[epoch * per_epoch + step])
+                optimiser.step()
+        for w in adapters:
+            w.requires_grad_(False)
+
+    def _score(self, adapters: list[Tensor], split: str) -> np.ndarray:
+        tokens, mask = self.examples[split]
+        self._use(adapters)
+        members = adapters[0].shape[0]
+        length = mask.cumsum(1).argmax(1)
+        order = torch.argsort(length)
+        out = np.empty((members, len(tokens)), dtype=np.float32)
+        with torch.no_grad():
+            for start in range(0, len(tokens), 8):
+                pick = order[start : start + 8]
+                loss = self._losses(tokens[pick].repeat(members, 1), mask[pick].repeat(members, 1))
+                out[:, pick.numpy()] = loss.reshape(members, -1).numpy()
+        return out
+
+    def train(
+        self, start: str, recipe: Recipe, subsets: np.ndarray, seeds: np.ndarray
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Losses of one chunk of members."""
+        if not self.ready:
+            self._load()
+        train, test = [], []
+        for first in range(0, len(subsets), GROUP):
+            part = slice(first, first + GROUP)
+            adapters = self._adapters(start, len(subsets[part]))
+            self._fit(adapters, recipe, subsets[part], seeds[part])
+            train.append(self._score(adapters, "train"))
+            test.append(self._score(adapters, "test"))
+        return np.concatenate(train), np.concatenate(test)
+
+
+TARGET = Recipe(4, 8, 5e-3, decay="linear")
+
+
+def lm_task() -> Task:
+    """LoRA fine-tunes of the embedded model on the demo data."""
+    kinds = {
+        "base": Kind("base", 0.5, TARGET, 400),
+        "target": Kind("target", 0.3, Recipe(1, 8, 2.5e-3, decay="linear"), 400),
+        "truth": Kind("base", 0.5, TARGET, 50, seeds=3),
+    }
+    return Task("lm", 160, TARGET, kinds, _LanguageModel().train)

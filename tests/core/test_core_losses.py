@@ -1,0 +1,68 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from daunce_api.core import per_example_losses, resolve_censored, segment_losses
+from daunce_api.errors import ConfigurationError, DataError
+
+
+def test_mean_and_sum_over_an_examples_own_tokens() -> None:
+    rows = [[-1.0, -3.0], [-0.5]]
+    assert per_example_losses(rows).tolist() == [2.0, 0.5]
+    assert per_example_losses(rows, "sum").tolist() == [4.0, 0.5]
+
+
+def test_an_example_that_was_not_scored_is_nan() -> None:
+    assert np.isnan(per_example_losses([None, [-1.0]])).tolist() == [True, False]
+    assert np.isnan(per_example_losses([None])).all()
+    assert per_example_losses([]).shape == (0,)
+
+
+@given(st.lists(st.lists(st.floats(-20, 0), min_size=1, max_size=9), min_size=1, max_size=9))
+def test_flat_and_ragged_agree(rows: list[list[float]]) -> None:
+    flat = segment_losses(np.concatenate(rows), [len(r) for r in rows])
+    assert np.allclose(flat, [-np.mean(r) for r in rows])
+    assert np.array_equal(per_example_losses(rows), flat)
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("-inf"), 0.5])
+def test_an_impossible_log_probability_names_its_example(bad: float) -> None:
+    with pytest.raises(DataError, match="example 1"):
+        per_example_losses([[-1.0], [-1.0, bad]])
+
+
+def test_a_slightly_positive_log_probability_is_rounding() -> None:
+    assert per_example_losses([[1e-4]])[0] == pytest.approx(-1e-4)
+
+
+def test_an_example_without_tokens_is_refused() -> None:
+    with pytest.raises(DataError, match="example 0"):
+        per_example_losses([[]])
+
+
+def test_token_counts_must_fit() -> None:
+    with pytest.raises(DataError, match="3 log-probabilities"):
+        segment_losses([-1, -1, -1], [1, 1])
+    with pytest.raises(ConfigurationError):
+        segment_losses([-1], [1], "median")  # type: ignore[arg-type]
+
+
+def test_censored_entries_stay_as_bounds_unless_they_are_the_majority() -> None:
+    loss = np.array([[1.0, 5.0, 2.0], [2.0, 5.5, 5.0], [3.0, 1.0, 1.0]])
+    censored = np.array([[0, 1, 0], [0, 1, 1], [0, 0, 0]], dtype=bool)
+    kept = resolve_censored(loss, censored)
+    assert np.isnan(kept[:, 1]).all()
+    assert np.array_equal(kept[:, [0, 2]], loss[:, [0, 2]])
+    missing = resolve_censored(loss, censored, policy="missing")
+    assert np.array_equal(np.isnan(missing), censored)
+    assert np.isfinite(loss).all(), "the input is not changed"
+
+
+def test_censoring_needs_matching_shapes_and_a_known_policy() -> None:
+    with pytest.raises(DataError):
+        resolve_censored(np.zeros((2, 2)), np.zeros((2, 3), dtype=bool))
+    with pytest.raises(ConfigurationError):
+        resolve_censored(np.zeros((2, 2)), np.zeros((2, 2), dtype=bool), policy="guess")  # type: ignore[arg-type]
