@@ -59,7 +59,7 @@ class Pool:
         try:
             try:
                 served = await asyncio.shield(held.loaded)
-            except ProviderError:
+            except Exception:
                 if self._held.get(model) is held:
                     del self._held[model]
                 raise
@@ -89,8 +89,10 @@ class Pool:
 
     async def _drop(self, model: str) -> None:
         held = self._held.pop(model)
-        if held.loaded.done() and held.loaded.exception() is None:
-            await self.host.unload(model, held.loaded.result())
+        # One whose users gave up may still be on its way.
+        (served,) = await asyncio.gather(held.loaded, return_exceptions=True)
+        if isinstance(served, str):
+            await self.host.unload(model, served)
 
     async def close(self) -> None:
         """Unload everything that this pool loaded, then close the host. The first failure is raised at the end."""

@@ -63,6 +63,10 @@ REPLAYED = "replayed-key"
 """Stands for every key in a replay."""
 
 _HERE = "daunce_api.backends"
+TOGETHER_BASE_URL = "https://api.together.ai/v1"
+FIREWORKS_BASE_URL = "https://api.fireworks.ai/inference/v1"
+TINKER_BASE_URL = "https://tinker.thinkingmachines.dev/services/tinker-prod"
+AZURE_KEY_VARIABLE = "AZURE_OPENAI_API_KEY"
 
 BACKENDS: Mapping[str, BackendKind] = {
     "embedded": BackendKind(f"{_HERE}.embedded", "echo", extra="server", provider="the embedded server"),
@@ -75,12 +79,49 @@ BACKENDS: Mapping[str, BackendKind] = {
     ),
     "openai_wire": BackendKind(f"{_HERE}.openai_wire.trainer", "echo", provider="the server", needs_url=True),
     "local": BackendKind(f"{_HERE}.local.backend", "local", extra="local", provider="this machine", remote=False),
+    "together": BackendKind(
+        f"{_HERE}.together.trainer",
+        "together",
+        extra="together",
+        provider="Together",
+        base_url=TOGETHER_BASE_URL,
+        key_variable="TOGETHER_API_KEY",
+    ),
+    "fireworks": BackendKind(
+        f"{_HERE}.fireworks.trainer",
+        "fireworks",
+        extra="fireworks",
+        provider="Fireworks",
+        base_url=FIREWORKS_BASE_URL,
+        key_variable="FIREWORKS_API_KEY",
+    ),
+    "tinker": BackendKind(
+        f"{_HERE}.tinker.trainer",
+        "tinker",
+        extra="tinker",
+        provider="Tinker",
+        base_url=TINKER_BASE_URL,
+        key_variable="TINKER_API_KEY",
+    ),
+    "azure": BackendKind(
+        f"{_HERE}.azure", "azure", provider="Azure OpenAI", key_variable=AZURE_KEY_VARIABLE, needs_url=True
+    ),
 }
 
 SCORERS: Mapping[str, ScorerKind] = {
     "echo": ScorerKind(f"{_HERE}.openai_wire.echo"),
     "chat_token": ScorerKind(f"{_HERE}.openai_wire.chat_token"),
     "local": ScorerKind(f"{_HERE}.local.backend", extra="local"),
+    "vllm": ScorerKind(f"{_HERE}.openai_wire.adapters"),
+    "prompt_logprobs": ScorerKind(f"{_HERE}.openai_wire.prompt_logprobs"),
+    "sglang": ScorerKind(f"{_HERE}.sglang"),
+    "tgi": ScorerKind(f"{_HERE}.tgi"),
+    "together": ScorerKind(f"{_HERE}.together.scorer", base_url=TOGETHER_BASE_URL, key_variable="TOGETHER_API_KEY"),
+    "fireworks": ScorerKind(f"{_HERE}.fireworks.scorer", base_url=FIREWORKS_BASE_URL, key_variable="FIREWORKS_API_KEY"),
+    "tinker": ScorerKind(
+        f"{_HERE}.tinker.scorer", extra="tinker", base_url=TINKER_BASE_URL, key_variable="TINKER_API_KEY"
+    ),
+    "azure": ScorerKind(f"{_HERE}.azure"),
 }
 
 

@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 
 from pydantic import ValidationError
 
-from ..errors import DaunceError, ProviderError, RejectedError, StopError
+from ..errors import DaunceError, ProviderError, RejectedError, StopError, TransientError
 from .failures import Failures
 
 _NEVER_SENT = {"ConnectError", "ConnectTimeout", "PoolTimeout", "UnsupportedProtocol"}
@@ -62,6 +62,10 @@ class SdkCalls:
                 submit=submit,
                 never_sent=type(error.__cause__).__name__ in _NEVER_SENT,
             )
+        if type(error).__name__ == "RequestFailedError":  # Tinker's, of a request that was accepted and then failed
+            said = self.failures.clean(f"{doing} failed at {self.failures.provider}: {error}")
+            users = str(getattr(getattr(error, "category", ""), "value", "")).lower() == "user"
+            return RejectedError(said) if users else TransientError(said)
         if isinstance(error, sdk.APIError):
             return self.failures.malformed(doing, submit, "a body that its SDK cannot read")
         if isinstance(error, json.JSONDecodeError | ValidationError):

@@ -19,8 +19,6 @@ from ...tokens import EncodedExample
 from ..base import ScorerCapabilities, TokenScores
 from .chat_token import ChatTokenScorer
 
-MAX_REQUESTS = 50_000
-"""Requests that OpenAI takes in one batch."""
 ROUNDS = 3
 """Batches tried for a request that fails."""
 KEY_FIELD = "daunce_batch"

@@ -17,7 +17,7 @@ from ...config import RunConfig
 from ...dataset import LossOn
 from ...errors import CapabilityError, ContractError
 from ...tokens import EncodedExample, Tokenizer
-from ..base import ScorerCapabilities, TokenScores
+from ..base import Scorer, ScorerCapabilities, TokenScores
 from ..hidden_template import HiddenTemplateTokenizer
 from ..options import Options, parse_options
 from ..registry import Context
@@ -25,6 +25,8 @@ from ..tokenizers import tokenizer_of
 from .client import WireClient
 from .contract import IMPOSSIBLE, ROUNDING, by_index, check_model
 
+BATCH_REQUESTS = 50_000
+"""Requests that OpenAI takes in one batch."""
 NO_LIST = (
     "Reasoning models and some servers offer none. Use a model that lists them, or an endpoint with echo (vLLM, "
     "Together, Fireworks, `daunce serve`)."
@@ -53,21 +55,23 @@ def chat_options(config: RunConfig) -> ChatTokenOptions:
 
 def scorer_capabilities(config: RunConfig) -> ScorerCapabilities:
     """One token of the most likely ones, or the first token by choice; no network."""
-    options = chat_options(config)
-    notes = [f"a token outside the {options.top_logprobs} most likely ones is censored: its loss is a lower bound"]
-    if options.first_token:
-        notes.append("measures the first completion token only (first_token: true)")
-    if options.batch_api:
-        from .batch_api import MAX_REQUESTS
+    return chat_capabilities(chat_options(config), provider="one-token chat")
 
-        notes.append("Batch API: half the list price, answers within 24 hours")
+
+def chat_capabilities(options: ChatTokenOptions, *, provider: str, notes: tuple[str, ...] = ()) -> ScorerCapabilities:
+    """What a one-token chat scorer with these options can do."""
+    said = [f"a token outside the {options.top_logprobs} most likely ones is censored: its loss is a lower bound"]
+    if options.first_token:
+        said.append("measures the first completion token only (first_token: true)")
+    if options.batch_api:
+        said.append("Batch API: half the list price, answers within 24 hours")
     return ScorerCapabilities(
-        provider="one-token chat",
+        provider=provider,
         scope="first_token" if options.first_token else "one_token",
-        max_prompts_per_request=MAX_REQUESTS if options.batch_api else 1,
+        max_prompts_per_request=BATCH_REQUESTS if options.batch_api else 1,
         max_concurrent_requests=options.concurrency,
         price_factor=0.5 if options.batch_api else 1.0,
-        notes=tuple(notes),
+        notes=(*said, *notes),
     )
 
 
@@ -76,7 +80,7 @@ def open_tokenizer(config: RunConfig) -> Tokenizer:
     return HiddenTemplateTokenizer(tokenizer_of(config))
 
 
-def open_scorer(context: Context) -> Any:
+def open_scorer(context: Context) -> Scorer:
     """A one-token scorer of the config's endpoint, through single requests or through the Batch API."""
     options = chat_options(context.config)
     client = WireClient.open(
@@ -85,18 +89,15 @@ def open_scorer(context: Context) -> Any:
         timeout=options.timeout,
         connections=max(options.concurrency, context.config.scoring.concurrency or 1),
     )
-    return scorer_on(client, context.config)
+    return scorer_on(client, context.config, options, scorer_capabilities(context.config))
 
 
-def scorer_on(client: WireClient, config: RunConfig) -> Any:
+def scorer_on(
+    client: WireClient, config: RunConfig, options: ChatTokenOptions, capabilities: ScorerCapabilities
+) -> Scorer:
     """The same on a client that is already open (Azure's has its own)."""
-    options = chat_options(config)
     scorer = ChatTokenScorer(
-        client,
-        scorer_capabilities(config),
-        options,
-        tokenizer=open_tokenizer(config),
-        loss_on=config.data.loss_on,
+        client, capabilities, options, tokenizer=open_tokenizer(config), loss_on=config.data.loss_on
     )
     if options.batch_api:
         from .batch_api import BatchScorer

@@ -172,6 +172,10 @@ class WireClient:
         """POST to a path outside the SDK's surface, relative to ``base_url`` (an absolute URL is taken as it is)."""
         return await self.json(_raw(self.sdk.post(path, cast_to=httpx2.Response, body=body)), doing=doing)
 
+    async def command(self, path: str, body: Mapping[str, Any], *, doing: str) -> None:
+        """POST whose answer, if it is no error, says nothing of interest."""
+        await self.content(_raw(self.sdk.post(path, cast_to=httpx2.Response, body=body)), doing=doing)
+
     async def get(self, path: str, *, doing: str) -> dict[str, Any]:
         """GET of a path outside the SDK's surface."""
         return await self.json(_raw(self.sdk.get(path, cast_to=httpx2.Response)), doing=doing)

@@ -45,7 +45,11 @@ def prompt_options(config: RunConfig) -> PromptLogprobsOptions:
 
 def scorer_capabilities(config: RunConfig) -> ScorerCapabilities:
     """Any completion, exactly; no network."""
-    options = prompt_options(config)
+    return prompt_capabilities(prompt_options(config))
+
+
+def prompt_capabilities(options: PromptLogprobsOptions) -> ScorerCapabilities:
+    """What a scorer with these options can do."""
     return ScorerCapabilities(
         provider=f"vLLM prompt_logprobs ({options.route})",
         scope="any",
