@@ -9,6 +9,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import pytest
 import torch
+from local_records import records
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
@@ -60,17 +61,6 @@ def model_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def model(model_folder: Path) -> LanguageModel:
     return LanguageModel.load(model_folder)
-
-
-def records(count: int) -> list[dict[str, str]]:
-    words = ["river", "stone", "garden", "engine", "winter", "song", "bridge"]
-    return [
-        {
-            "prompt": f"Q: {words[i % 7]} {i}\nA:",
-            "completion": " " + " ".join(words[(i * j + j) % 7] for j in range(1, 2 + i % 5)) + ".",
-        }
-        for i in range(count)
-    ]
 
 
 @pytest.fixture(scope="session")

@@ -153,7 +153,7 @@ def test_every_objective_trains(model: LanguageModel, examples: list[EncodedExam
     moved = {}
     for kind, rho in (("influence", 5.0), ("fisher", 5.0), ("subset", 0.0)):
         trained, losses, _ = train_members(
-            model._model,
+            model.adapted,
             [Member(examples, 3, start)],
             model.adapter_shapes(None),
             chosen,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -59,15 +59,24 @@ class LanguageModel:
     def __init__(self, name: str, model: AdaptedModel, tokenizer: LocalTokenizer) -> None:
         self.name = name
         self.tokenizer = tokenizer
-        self._model = model
+        self.adapted = model
         self._adapters: OrderedDict[str, tuple[tuple[int, int], ActiveLora]] = OrderedDict()
 
     @classmethod
     def load(
-        cls, path: str | Path, *, device: str = "cpu", dtype: str = "float32", device_map: str | None = None
+        cls,
+        path: str | Path,
+        *,
+        device: str = "cpu",
+        dtype: str = "float32",
+        device_map: str | None = None,
+        quantisation: str | None = None,
+        gradient_checkpointing: bool = False,
     ) -> LanguageModel:
         """Load ``daunce-tiny`` (embedded), ``smollm2-135m``, a Hugging Face folder or a Hugging Face id.
 
+        ``device_map`` spreads a large model over several GPUs, ``quantisation`` (``8bit``, ``4bit``; bitsandbytes)
+        shrinks the frozen weights, ``gradient_checkpointing`` computes activations twice instead of keeping them.
         Raises ConfigurationError for an unknown model, device or dtype.
         """
         if dtype not in _DTYPES:
@@ -75,13 +84,15 @@ class LanguageModel:
         if device.startswith("cuda") and not torch.cuda.is_available():
             raise ConfigurationError(f"device {device!r}: torch sees no CUDA device here. Use device: cpu.")
         name, folder = resolve_model(path)
-        model = load_causal_lm(folder, dtype=_DTYPES[dtype], device=device, device_map=device_map)
-        return cls(name, AdaptedModel(model), LocalTokenizer(folder))
+        model = load_causal_lm(
+            folder, dtype=_DTYPES[dtype], device=device, device_map=device_map, quantisation=quantisation
+        )
+        return cls(name, AdaptedModel(model, checkpointing=gradient_checkpointing), LocalTokenizer(folder))
 
     @property
     def max_context(self) -> int:
         """The longest sequence, in tokens, that the model's positions allow."""
-        config = self._model.model.config
+        config = self.adapted.model.config
         for key in ("max_position_embeddings", "n_positions", "max_sequence_length"):
             if isinstance(getattr(config, key, None), int):
                 return int(getattr(config, key))
@@ -90,13 +101,13 @@ class LanguageModel:
     @property
     def vocabulary(self) -> int:
         """Number of token ids that the model knows."""
-        return int(self._model.model.config.vocab_size)
+        return int(self.adapted.model.config.vocab_size)
 
     def adapter_shapes(self, targets: tuple[str, ...] | None) -> dict[str, tuple[int, int]]:
         """(in, out) of every module that gets an adapter."""
         shapes = {}
-        for name in target_modules(self._model.model, targets):
-            module = self._model.model.get_submodule(name)
+        for name in target_modules(self.adapted.model, targets):
+            module = self.adapted.model.get_submodule(name)
             n_in = getattr(module, "in_features", None) or int(getattr(module, "nx", 0))
             n_out = getattr(module, "out_features", None) or int(getattr(module, "nf", 0))
             shapes[name] = (int(n_in), int(n_out))
@@ -126,7 +137,7 @@ class LanguageModel:
         for example in examples:
             self._check(example.ids, f"example {example.example.id!r}")
         shapes = self.adapter_shapes(settings.targets)
-        start = self._start(start_from, settings, shapes)
+        start = None if start_from is None else self.start_weights(start_from, settings, shapes)
 
         def after_step(step: int, total: int, epoch: int, losses: list[float]) -> None:
             if on_step is not None:
@@ -139,7 +150,7 @@ class LanguageModel:
                 checkpoint(epoch, path)
 
         weights, losses, epochs = train_members(
-            self._model,
+            self.adapted,
             [Member(examples, seed, start)],
             shapes,
             settings,
@@ -163,7 +174,7 @@ class LanguageModel:
         for sequence in ids:
             self._check(sequence, "a sequence")
         answers = []
-        with self._model.using(self._lora(adapter)), torch.inference_mode():
+        with self.adapted.using(self._lora(adapter)), torch.inference_mode():
             for sequence in ids:
                 if len(sequence) == 1:
                     answers.append(_read(torch.zeros(0, self.vocabulary), torch.zeros(0, dtype=torch.long), top))
@@ -179,7 +190,7 @@ class LanguageModel:
         for sequence in ids:
             self._check(sequence, "a sequence")
         answers = []
-        with self._model.using(self._lora(adapter)), torch.inference_mode():
+        with self.adapted.using(self._lora(adapter)), torch.inference_mode():
             for sequence in ids:
                 top_ids, top_logprobs = _top(self._all_logits(sequence)[-1:].cpu().double().log_softmax(-1), top)
                 answers.append((top_ids[0], top_logprobs[0]))
@@ -206,18 +217,18 @@ class LanguageModel:
         made: list[int] = []
         read: list[TokenLogprobs] = []
         finished = False
-        with self._model.using(self._lora(adapter)), torch.inference_mode():
+        with self.adapted.using(self._lora(adapter)), torch.inference_mode():
             past = None
-            step = torch.tensor([list(ids)], device=self._model.device)
+            step = torch.tensor([list(ids)], device=self.adapted.device)
             while len(made) < min(max_tokens, self.max_context - len(ids)) and not finished:
-                output = self._model.model(input_ids=step, past_key_values=past, use_cache=True)
+                output = self.adapted.model(input_ids=step, past_key_values=past, use_cache=True)
                 past = output.past_key_values
                 logits = output.logits[0, -1:].float().cpu()
                 token = _sample(logits[0].double().numpy(), temperature, top_p, random)
                 read.append(_read(logits, torch.tensor([token]), top))
                 made.append(token)
                 finished = token in stops
-                step = torch.tensor([[token]], device=self._model.device)
+                step = torch.tensor([[token]], device=self.adapted.device)
         empty_ids, empty = np.zeros((0, top), np.int64), np.zeros((0, top))
         return Generation(
             tuple(made),
@@ -229,11 +240,11 @@ class LanguageModel:
 
     def unload(self, adapter: Path) -> None:
         """Forget an adapter that is held in memory; nothing happens where it is not."""
-        with self._model.lock:
+        with self.adapted.lock:
             self._adapters.pop(str(adapter), None)
 
     def _all_logits(self, inputs: Sequence[int]) -> Tensor:
-        return self._model.logits(torch.tensor([list(inputs)], device=self._model.device)).float()
+        return self.adapted.logits(torch.tensor([list(inputs)], device=self.adapted.device)).float()
 
     def _check(self, ids: Sequence[int], what: str) -> None:
         if not ids:
@@ -243,11 +254,11 @@ class LanguageModel:
         if min(ids) < 0 or max(ids) >= self.vocabulary:
             raise DataError(f"{what} holds a token id outside 0 ... {self.vocabulary - 1} of {self.name}")
 
-    def _start(
-        self, start_from: Path | None, settings: LoraSettings, shapes: dict[str, tuple[int, int]]
-    ) -> Weights | None:
-        if start_from is None:
-            return None
+    def start_weights(self, start_from: Path, settings: LoraSettings, shapes: Mapping[str, tuple[int, int]]) -> Weights:
+        """Weights of an adapter folder that training can continue.
+
+        Raises ConfigurationError where it was made with another rank, alpha or other modules than the settings.
+        """
         adapter = load_adapter(start_from)
         rank = next(iter(adapter.weights.values()))[0].shape[0]
         if set(adapter.weights) != set(shapes) or rank != settings.rank:
@@ -271,16 +282,16 @@ class LanguageModel:
         except OSError as error:
             raise ConfigurationError(f"{adapter} is no PEFT adapter folder: {error.strerror}") from error
         stamp = (stat.st_mtime_ns, stat.st_ino)
-        with self._model.lock:
+        with self.adapted.lock:
             held = self._adapters.get(key)
             if held is None or held[0] != stamp:
                 loaded = load_adapter(adapter)
-                unknown = [n for n in loaded.weights if n not in self._model.modules]
+                unknown = [n for n in loaded.weights if n not in self.adapted.modules]
                 if unknown:
                     raise ConfigurationError(
                         f"{adapter.name} belongs to another model: {self.name} has no {unknown[0]}"
                     )
-                device = self._model.device
+                device = self.adapted.device
                 weights = {n: (a.to(device), b.to(device)) for n, (a, b) in loaded.weights.items()}
                 held = (stamp, ActiveLora(weights, loaded.scaling))
                 self._adapters[key] = held

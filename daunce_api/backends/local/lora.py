@@ -20,6 +20,7 @@ from transformers import PreTrainedModel
 
 from ...errors import CapabilityError
 from .head import Head
+from .models import enable_checkpointing
 
 
 @dataclass(frozen=True)
@@ -50,9 +51,15 @@ class Positions:
 class AdaptedModel:
     """Hooks on a causal language model. One thread at a time uses it: :meth:`using` holds :attr:`lock`."""
 
-    def __init__(self, model: PreTrainedModel) -> None:
-        """Raises CapabilityError where the model has no output head that maps hidden states to logits."""
+    def __init__(self, model: PreTrainedModel, *, checkpointing: bool = False) -> None:
+        """``checkpointing`` keeps activations at layer boundaries only and computes the rest again in backward.
+
+        Raises CapabilityError where the model has no output head that maps hidden states to logits.
+        """
         self.model = model
+        self.checkpointing = checkpointing
+        if checkpointing:
+            enable_checkpointing(model)
         self.lock = threading.RLock()
         self._active: ActiveLora | None = None
         self._positions: Positions | None = None
@@ -64,6 +71,19 @@ class AdaptedModel:
             raise CapabilityError(f"{model.config.model_type} has no output head; give a causal language model.")
         self.head = head
         head.register_forward_pre_hook(self._select)
+
+    @contextmanager
+    def training(self) -> Iterator[None]:
+        """Training mode where activations are checkpointed (layers do it in that mode alone), otherwise no change."""
+        if not self.checkpointing:
+            yield
+            return
+        with self.lock:
+            self.model.train()
+            try:
+                yield
+            finally:
+                self.model.eval()
 
     @cached_property
     def output(self) -> Head:

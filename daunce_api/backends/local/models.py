@@ -8,6 +8,7 @@ import tempfile
 from importlib.resources import files
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import torch
 from platformdirs import user_cache_path
@@ -51,11 +52,19 @@ def resolve_model(path: str | Path) -> tuple[str, Path]:
         ) from error
 
 
-def load_causal_lm(folder: Path, *, dtype: torch.dtype, device: str, device_map: str | None = None) -> PreTrainedModel:
+def load_causal_lm(
+    folder: Path,
+    *,
+    dtype: torch.dtype,
+    device: str,
+    device_map: str | None = None,
+    quantisation: str | None = None,
+) -> PreTrainedModel:
     """A frozen causal language model in evaluation mode; weights from safetensors only (never a pickle).
 
     ``device_map`` (accelerate's, for example ``auto``) spreads a model that is larger than one GPU; ``device`` is
-    then not used. Raises ConfigurationError where the folder holds no causal language model.
+    then not used. ``quantisation`` is ``8bit`` or ``4bit`` (NF4), computed with bitsandbytes in ``dtype``.
+    Raises ConfigurationError where the folder holds no causal language model.
     """
     from transformers.utils import logging
 
@@ -63,18 +72,48 @@ def load_causal_lm(folder: Path, *, dtype: torch.dtype, device: str, device_map:
     logging.disable_progress_bar()
     try:
         model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
-            folder, dtype=dtype, device_map=device_map, use_safetensors=True, local_files_only=True
+            folder,
+            dtype=dtype,
+            device_map=device_map or (device if quantisation else None),
+            quantization_config=_quantised(quantisation, dtype),
+            use_safetensors=True,
+            local_files_only=True,
         )
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError, KeyError, ImportError) as error:
         raise ConfigurationError(f"{folder} cannot be loaded as a causal language model: {error}") from error
     finally:
         if bars:
             logging.enable_progress_bar()
-    if device_map is None:
+    if device_map is None and quantisation is None:
         model.to(device)
     model.eval()
     model.requires_grad_(False)
     return model
+
+
+def _quantised(kind: str | None, dtype: torch.dtype) -> Any:
+    from transformers import BitsAndBytesConfig
+
+    if kind is None:
+        return None
+    if kind == "8bit":
+        return BitsAndBytesConfig(load_in_8bit=True)
+    if kind == "4bit":
+        return BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=dtype)
+    raise ConfigurationError(f"quantisation {kind!r} is not known; use 8bit or 4bit")
+
+
+def enable_checkpointing(model: PreTrainedModel) -> None:
+    """Keep activations at layer boundaries only and compute the rest again in the backward pass.
+
+    Layers do so in training mode only, so the model's own dropout is taken out: the base is the same in both modes.
+    """
+    model.gradient_checkpointing_enable({"use_reentrant": False})
+    for module in model.modules():
+        if isinstance(module, torch.nn.Dropout):
+            module.p = 0.0
+        if isinstance(getattr(module, "attention_dropout", None), float):
+            module.attention_dropout = 0.0
 
 
 def cache_folder() -> Path:

@@ -160,7 +160,7 @@ def train_members(
             owner = torch.tensor([r.member for r in chosen], device=model.device) if together else None
             own = [r.example for r in chosen]
             fixed = [references[r.member].of([r.example])[0] for r in chosen] if objective.perturbed else []
-            with model.using(ActiveLora(parameters, scaling, owner, masks)):
+            with model.training(), model.using(ActiveLora(parameters, scaling, owner, masks)):
                 values, nats = row_values(model, head, objective, own, fixed, [r.xi for r in chosen])
                 weight = torch.tensor([r.weight for r in chosen], dtype=values.dtype, device=values.device)
                 (values * weight).sum().backward()  # type: ignore[no-untyped-call]

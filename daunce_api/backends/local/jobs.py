@@ -1,0 +1,126 @@
+"""Files, jobs and adapters of the local backend: plain files in the run folder, each written whole or not at all."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+import shutil
+import tempfile
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from ..base import Job, JobRequest, JobStatus
+
+
+_OWN_ID = re.compile(r"(file|ft)-[0-9a-f]{20}")
+
+
+@dataclass(frozen=True, slots=True)
+class JobRecord:
+    """One job. ``group`` names the jobs that it is trained with, fixed when training starts: a batch that was
+    interrupted is repeated with the same members, and so gives the same numbers."""
+
+    id: str
+    key: str
+    model: str
+    file_id: str
+    seed: int
+    hyperparameters: Mapping[str, Any]
+    status: str = JobStatus.QUEUED.value
+    error: str | None = None
+    trained_tokens: int | None = None
+    group: tuple[str, ...] = field(default=())
+
+    @property
+    def public(self) -> Job:
+        """As the orchestrator sees it; a finished job's model carries the job's id."""
+        status = JobStatus(self.status)
+        model = model_id(self.id) if status is JobStatus.SUCCEEDED else None
+        return Job(self.id, status, model, self.error, self.trained_tokens)
+
+
+def model_id(job_id: str) -> str:
+    """Name of the model that a job makes."""
+    return job_id.replace("job-", "ft-", 1)
+
+
+class JobFolder:
+    """``files/``, ``jobs/`` and ``models/`` of one run."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        for name in ("files", "jobs", "models"):
+            (root / name).mkdir(parents=True, exist_ok=True)
+
+    def file_id(self, name: str, size: int) -> str:
+        """Id that a file of this name and size has; names carry a hash of the content."""
+        return f"file-{hashlib.sha256(f'{name}|{size}'.encode()).hexdigest()[:20]}"
+
+    def write_file(self, name: str, content: bytes) -> str:
+        file_id = self.file_id(name, len(content))
+        _write(self.root / "files" / file_id, content)
+        return file_id
+
+    def file(self, file_id: str) -> Path | None:
+        """Path of an uploaded file, or None. Ids hold no path."""
+        path = self.root / "files" / file_id
+        return path if _OWN_ID.fullmatch(file_id) and path.is_file() else None
+
+    def job_id(self, key: str) -> str:
+        return f"job-{hashlib.sha256(key.encode()).hexdigest()[:20]}"
+
+    def create(self, request: JobRequest) -> JobRecord:
+        record = JobRecord(
+            self.job_id(request.key),
+            request.key,
+            request.model,
+            request.file_id,
+            request.seed,
+            dict(request.hyperparameters),
+        )
+        self.write(record)
+        return record
+
+    def write(self, record: JobRecord) -> None:
+        _write(self.root / "jobs" / f"{record.id}.json", json.dumps(asdict(record), indent=1).encode())
+
+    def read(self) -> dict[str, JobRecord]:
+        """Every job, by id. A job that was running when the last process ended is queued again, with its group."""
+        jobs = {}
+        for path in sorted((self.root / "jobs").glob("job-*.json")):
+            content = json.loads(path.read_text())
+            record = JobRecord(**{**content, "group": tuple(content["group"])})
+            if record.status == JobStatus.RUNNING:
+                record = replace(record, status=JobStatus.QUEUED.value)
+            jobs[record.id] = record
+        return jobs
+
+    def adapter(self, model: str) -> Path | None:
+        """Folder of a model that a job made, or None."""
+        path = self.root / "models" / model
+        return path if _OWN_ID.fullmatch(model) and path.is_dir() else None
+
+    def write_adapter(self, model: str, files: Mapping[str, bytes]) -> None:
+        target = self.root / "models" / model
+        part = Path(tempfile.mkdtemp(dir=target.parent, prefix=".part-"))
+        try:
+            for name, content in files.items():
+                _write(part / name, content)
+            if target.exists():
+                shutil.rmtree(target)
+            part.rename(target)
+        finally:
+            shutil.rmtree(part, ignore_errors=True)
+
+
+def _write(path: Path, content: bytes) -> None:
+    handle, part = tempfile.mkstemp(dir=path.parent, prefix=".part-")
+    with os.fdopen(handle, "wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(part, path)

@@ -1,0 +1,88 @@
+"""How many members are trained at once, and how many tokens go through the model at once, within a memory limit."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from .lora import ActiveLora, AdaptedModel, Positions
+
+CPU_TOKENS = 2048
+"""More tokens at once gain nothing on a CPU (``tests/benchmarks/local_backend.py``): activations leave its caches."""
+CUDA_TOKENS = 32768
+COPIES = 5
+"""Float32 copies of a member's adapter: weights, gradient, two moments of AdamW, and the start."""
+
+
+@dataclass(frozen=True, slots=True)
+class MemoryPlan:
+    """``members`` trained at once, ``max_tokens`` padded tokens a forward pass, ``keep_bytes`` for the hidden states of
+    theta_0, and the ``estimate`` in bytes of all that beside the frozen model itself."""
+
+    members: int
+    max_tokens: int
+    keep_bytes: int
+    estimate: int
+
+
+def plan_memory(
+    model: AdaptedModel, shapes: Mapping[str, tuple[int, int]], rank: int, *, wanted: int, longest: int, limit: int
+) -> MemoryPlan:
+    """The largest plan of at most ``wanted`` members that ``limit`` bytes allow.
+
+    One member and one row of the ``longest`` example are planned even where they need more than the limit.
+    """
+    per_member = 4 * COPIES * rank * sum(n_in + n_out for n_in, n_out in shapes.values())
+    per_token = activation_bytes_per_token(model, shapes, rank)
+    preferred = CPU_TOKENS if model.device.type == "cpu" else CUDA_TOKENS
+    left = limit - per_member
+    max_tokens = max(longest, min(preferred, int(left / 2 / per_token)))
+    left -= int(max_tokens * per_token)
+    keep_bytes = max(0, left // 4)
+    members = 1 + max(0, min(wanted - 1, (left - keep_bytes) // per_member))
+    estimate = members * per_member + int(max_tokens * per_token) + keep_bytes
+    return MemoryPlan(members, max_tokens, keep_bytes, estimate)
+
+
+def activation_bytes_per_token(model: AdaptedModel, shapes: Mapping[str, tuple[int, int]], rank: int) -> float:
+    """What a forward pass keeps for its backward pass, per token of a padded batch: counted on a small batch.
+
+    A quarter is added for what lives only during the pass itself.
+    """
+    weights = {
+        name: (
+            torch.zeros(1, rank, n_in, device=model.device, requires_grad=True),
+            torch.zeros(1, n_out, rank, device=model.device, requires_grad=True),
+        )
+        for name, (n_in, n_out) in shapes.items()
+    }
+    known = {p.untyped_storage().data_ptr() for p in model.model.parameters()}
+    saved: dict[int, int] = {}
+
+    def count(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in known:
+            saved[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    rows, width = 4, 16
+    inputs = torch.zeros(rows, width, dtype=torch.long, device=model.device)
+    at = torch.arange(rows * width, device=model.device)
+    positions = Positions(at // width, at % width, torch.zeros_like(at))
+    owner = torch.zeros(rows, dtype=torch.long, device=model.device)
+    active = ActiveLora(weights, 1.0, owner)
+    with model.using(active), torch.autograd.graph.saved_tensors_hooks(count, lambda t: t):
+        hidden = model.hidden(inputs, positions)
+    bytes_per_token = (sum(saved.values()) + hidden.nbytes) / (rows * width)
+    return 1.25 * max(1.0, bytes_per_token)
+
+
+def default_limit(device: torch.device, workers: int) -> int:
+    """Bytes that a worker may use beside the model: half of what is free now, shared by the workers of a CPU."""
+    if device.type == "cuda":
+        return int(torch.cuda.mem_get_info(device)[0]) // 2
+    return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // (2 * workers)

@@ -1,0 +1,136 @@
+"""Options of ``kind: local``, and how hyperparameters of a job become LoRA settings."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from typing import Any, Literal
+
+from pydantic import Field, model_validator
+
+from ...config import RunConfig
+from ...errors import ConfigurationError, RejectedError
+from ..options import Options, parse_options
+from .adapters import LoraSettings
+from .objectives import Objective
+from .tasks import ModelSpec
+
+BASE_LEARNING_RATE = 1e-3
+"""AdamW's rate at ``learning_rate_multiplier: 1``, as ``daunce serve`` has it."""
+
+HYPERPARAMETERS = frozenset(
+    {
+        "n_epochs",
+        "batch_size",
+        "learning_rate",
+        "learning_rate_multiplier",
+        "warmup_ratio",
+        "lora_rank",
+        "lora_alpha",
+        "lora_dropout",
+        "lora_targets",
+    }
+)
+
+
+class RayOptions(Options):
+    """The cluster of ``engine: ray``."""
+
+    address: str | None = Field(None, description="auto, or a cluster's address; default: one on this machine")
+    cpus: float = Field(1.0, ge=0, description="CPUs of a task (one batch of members)")
+    gpus: float = Field(0.0, ge=0, description="GPUs of a task")
+    retries: int = Field(3, ge=0, description="times that a lost worker's task is run again")
+
+    @model_validator(mode="after")
+    def _needs_something(self) -> RayOptions:
+        if not (self.cpus or self.gpus):
+            raise ValueError("a task needs CPUs or GPUs")
+        return self
+
+
+class LocalOptions(Options):
+    """``backend.options`` of ``kind: local``."""
+
+    device: str = Field("cpu", description="torch device: cpu, cuda, cuda:1, ...")
+    dtype: Literal["float32", "bfloat16", "float16", "float64"] = Field("float32", description="of the frozen model")
+    device_map: str | None = Field(None, description="auto: spread a model that is larger than one GPU over several")
+    quantisation: Literal["8bit", "4bit"] | None = Field(None, description="frozen weights through bitsandbytes")
+    gradient_checkpointing: bool = Field(False, description="less memory, about a third more computing")
+    threads: int = Field(1, ge=1, description="torch threads of a worker on the CPU")
+    objective: Literal["subset", "influence", "fisher"] = Field("subset", description="what members minimise")
+    rho: float = Field(10.0, ge=0, description="noise of the perturbed objectives")
+    gamma: float = Field(1.0, gt=0, description="weight of their loss term")
+    engine: Literal["processes", "thread", "ray"] = Field("processes", description="where members are trained")
+    workers: int | None = Field(None, ge=1, description="processes; default: one a core on the CPU, one on a GPU")
+    members_at_a_time: int | None = Field(None, ge=1, description="at most; default: as many as memory allows")
+    memory_limit_gib: float | None = Field(None, gt=0, description="of a worker beside the model; default: half of it")
+    ray: RayOptions = Field(default_factory=RayOptions)
+
+    @property
+    def worker_count(self) -> int:
+        """Worker processes of this machine."""
+        if self.engine == "thread" or (self.workers is None and self.device != "cpu"):
+            return 1
+        return self.workers or max(1, (os.cpu_count() or 1) // self.threads)
+
+    def spec(self, model: str) -> ModelSpec:
+        """The model as a worker holds it."""
+        return ModelSpec(
+            path=model,
+            device=self.device,
+            dtype=self.dtype,
+            device_map=self.device_map,
+            quantisation=self.quantisation,
+            gradient_checkpointing=self.gradient_checkpointing,
+            threads=self.threads,
+        )
+
+
+def options_of(config: RunConfig) -> LocalOptions:
+    """Options of the local backend, checked against the rest of the config. Raises ConfigurationError."""
+    local = config.backend.kind == "local"
+    given = config.backend.options if local else config.backend.scorer.options
+    options = parse_options(LocalOptions, given, "backend.options" if local else "backend.scorer.options")
+    if options.objective != "subset" and config.ensemble.start_from != "target":
+        raise ConfigurationError(
+            f"backend.options.objective: {options.objective} perturbs members around the target model. "
+            "Set ensemble.start_from: target, or objective: subset."
+        )
+    if options.device_map and options.engine != "thread":
+        raise ConfigurationError(
+            "backend.options.device_map spreads one copy of the model: use it with engine: thread."
+        )
+    return options
+
+
+def objective_of(options: LocalOptions, *, from_base: bool) -> Objective:
+    """The objective of one job: a job that starts from the base model makes the target, by a plain fine-tune."""
+    return Objective() if from_base else Objective(options.objective, options.rho, options.gamma)
+
+
+def settings_of(hyperparameters: Mapping[str, Any]) -> LoraSettings:
+    """LoRA settings of a job's hyperparameters; ``auto`` and those left out are the defaults.
+
+    Raises RejectedError for an unknown name or a value out of range.
+    """
+    given = {k: v for k, v in hyperparameters.items() if v != "auto"}
+    unknown = sorted(set(given) - HYPERPARAMETERS)
+    if unknown:
+        raise RejectedError(
+            f"hyperparameter {unknown[0]!r} is not known here; known: {', '.join(sorted(HYPERPARAMETERS))}"
+        )
+    if "learning_rate" in given and "learning_rate_multiplier" in given:
+        raise RejectedError("give learning_rate or learning_rate_multiplier, not both")
+    try:
+        values: dict[str, Any] = {k: int(given[k]) for k in ("n_epochs", "batch_size") if k in given}
+        values |= {k: float(given[k]) for k in ("learning_rate", "warmup_ratio") if k in given}
+        if "learning_rate_multiplier" in given:
+            values["learning_rate"] = BASE_LEARNING_RATE * float(given["learning_rate_multiplier"])
+        for name, kind in (("rank", int), ("alpha", float), ("dropout", float)):
+            if f"lora_{name}" in given:
+                values[name] = kind(given[f"lora_{name}"])
+        if "lora_targets" in given:
+            values["targets"] = tuple(t.strip() for t in str(given["lora_targets"]).split(",") if t.strip())
+        return LoraSettings(**values)
+    except (ConfigurationError, ValueError) as error:
+        raise RejectedError(f"hyperparameters cannot be used: {error}") from error

@@ -1,0 +1,293 @@
+"""``kind: local`` through the common interface, with workers that the tests control."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from concurrent.futures import Future
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from local_records import records
+
+from daunce_api.backends.base import Job, JobRequest, JobStatus
+from daunce_api.backends.local import tasks
+from daunce_api.backends.local.backend import LocalScorer, LocalTrainer, Workshop
+from daunce_api.backends.local.engines import ProcessEngine
+from daunce_api.backends.local.language import LanguageModel
+from daunce_api.backends.local.options import options_of, settings_of
+from daunce_api.backends.registry import capabilities_of, open_backend
+from daunce_api.config import RunConfig
+from daunce_api.dataset import Dataset
+from daunce_api.errors import ConfigurationError, RejectedError, TransientError
+from daunce_api.tokens import EncodedExample
+
+DATA = Dataset.from_records(records(24))
+HYPERPARAMETERS = {"n_epochs": 2, "batch_size": 5, "learning_rate": 5e-3, "lora_rank": 4, "lora_alpha": 8}
+
+
+class ScriptedEngine:
+    """Runs tasks at once, in this thread, unless a script says what happens instead."""
+
+    workers = 1
+    shares_files = True
+
+    def __init__(self, *script: BaseException | None) -> None:
+        self.script = list(script)
+        self.tasks: list[Any] = []
+
+    def submit(self, function: Callable[[Any], Any], task: Any) -> Future[Any]:
+        self.tasks.append(task)
+        future: Future[Any] = Future()
+        planned = self.script.pop(0) if self.script else None
+        if isinstance(planned, asyncio.CancelledError):
+            return future  # never answers
+        if planned is not None:
+            future.set_exception(planned)
+        else:
+            future.set_result(function(task))
+        return future
+
+    def close(self) -> None: ...
+
+    @property
+    def batches(self) -> list[list[str]]:
+        return [[m.key for m in t.members] for t in self.tasks if isinstance(t, tasks.TrainTask)]
+
+
+@pytest.fixture
+def config(tmp_path: Path, model_folder: Path) -> Callable[..., RunConfig]:
+    def make(*, start_from: str = "base", **options: Any) -> RunConfig:
+        return RunConfig.from_mapping(
+            {
+                "run_dir": str(tmp_path / "run"),
+                "data": {"train": "t.jsonl", "test": "q.jsonl"},
+                "backend": {"kind": "local", "model": str(model_folder), "options": options},
+                "ensemble": {"start_from": start_from},
+            }
+        )
+
+    return make
+
+
+async def until(condition: Callable[[], Awaitable[bool]]) -> None:
+    while not await condition():  # noqa: ASYNC110 - what is waited for is the trainer's state, which has no event
+        await asyncio.sleep(0.005)
+
+
+async def finished(trainer: LocalTrainer, *job_ids: str) -> list[Job]:
+    async def all_final() -> bool:
+        return all([(await trainer.get(j)).status.final for j in job_ids])
+
+    await until(all_final)
+    return [await trainer.get(j) for j in job_ids]
+
+
+async def running(trainer: LocalTrainer, job_id: str) -> None:
+    async def is_running() -> bool:
+        return (await trainer.get(job_id)).status is JobStatus.RUNNING
+
+    await until(is_running)
+
+
+async def submit(
+    trainer: LocalTrainer, member: int, *, model: str, positions: range | None = None, **changes: Any
+) -> Job:
+    content = DATA.training_file(positions or range(member, 20 + member), "last")
+    file_id = await trainer.upload(f"subset-{member}.jsonl", content)
+    request = JobRequest(f"run-m{member}-a1", model, file_id, member, {**HYPERPARAMETERS, **changes}, f"m{member}")
+    return await trainer.submit(request)
+
+
+async def test_members_are_trained_together_and_equal_single_fine_tunes(
+    config: Callable[..., RunConfig], model: LanguageModel, examples: list[EncodedExample], tmp_path: Path
+):
+    chosen = config()
+    engine = ScriptedEngine()
+    workshop = Workshop(chosen, engine)
+    async with LocalTrainer(workshop) as trainer, LocalScorer(workshop) as scorer:
+        jobs = [await submit(trainer, k, model=chosen.backend.model) for k in range(4)]
+        done = await finished(trainer, *(j.id for j in jobs))
+        assert engine.batches == [[f"run-m{k}-a1" for k in range(4)]]
+        for k, job in enumerate(done):
+            assert job.status is JobStatus.SUCCEEDED
+            assert job.model is not None
+            subset = examples[k : 20 + k]
+            outcome = model.train(subset, settings=settings_of(HYPERPARAMETERS), seed=k, out=tmp_path / f"single-{k}")
+            assert job.trained_tokens == outcome.trained_tokens
+            scores = await scorer.score(job.model, examples)
+            alone = model.token_logprobs([e.ids for e in examples], adapter=outcome.adapter)
+            for example, got, want in zip(examples, scores, alone, strict=True):
+                expected = want.logprobs[[t - 1 for t in example.targets]]
+                np.testing.assert_allclose(got.logprobs, expected, atol=2e-4)
+        base = await scorer.score(chosen.backend.model, examples[:2])
+        plain = model.token_logprobs([e.ids for e in examples[:2]])
+        assert base[0].logprobs == tuple(plain[0].logprobs[[t - 1 for t in examples[0].targets]])
+
+
+async def test_a_batch_that_was_interrupted_is_repeated_with_the_same_bits(config: Callable[..., RunConfig]):
+    chosen = config()
+    contents = []
+    for folder, script in (("whole", ()), ("broken", (asyncio.CancelledError(),))):
+        local = chosen.model_copy(update={"run_dir": chosen.run_dir / folder})
+        async with LocalTrainer(Workshop(local, ScriptedEngine(*script))) as trainer:
+            jobs = [await submit(trainer, k, model=chosen.backend.model) for k in range(3)]
+            if script:
+                await running(trainer, jobs[0].id)
+            else:
+                await finished(trainer, *(j.id for j in jobs))
+        engine = ScriptedEngine()
+        async with LocalTrainer(Workshop(local, engine)) as trainer:
+            extra = await submit(trainer, 4, model=chosen.backend.model) if script else None
+            await finished(trainer, *(j.id for j in (*jobs, *([extra] if extra else []))))
+            if script:
+                assert engine.batches == [[f"run-m{k}-a1" for k in range(3)], ["run-m4-a1"]]
+            else:
+                assert engine.batches == []
+        models = sorted((local.run_dir / "local" / "models").glob("*"))
+        contents.append({p.name: (p / "adapter_model.safetensors").read_bytes() for p in models})
+    assert contents[0].items() <= contents[1].items()
+    assert len(contents[1]) == 4
+
+
+async def test_a_lost_worker_is_tried_again_a_few_times(config: Callable[..., RunConfig]):
+    chosen = config()
+    lost = TransientError("worker lost")
+    async with LocalTrainer(Workshop(chosen, ScriptedEngine(lost, lost))) as trainer:
+        job = await submit(trainer, 0, model=chosen.backend.model)
+        assert [j.status for j in await finished(trainer, job.id)] == [JobStatus.SUCCEEDED]
+    engine = ScriptedEngine(lost, lost, lost)
+    async with LocalTrainer(Workshop(chosen, engine)) as trainer:
+        job = await submit(trainer, 1, model=chosen.backend.model)
+        done = (await finished(trainer, job.id))[0]
+        assert (done.status, done.error, len(engine.tasks)) == (JobStatus.FAILED, "worker lost", 3)
+
+
+async def test_one_bad_member_does_not_fail_its_batch(config: Callable[..., RunConfig]):
+    chosen = config()
+    async with LocalTrainer(Workshop(chosen, ScriptedEngine())) as trainer:
+        good = await submit(trainer, 0, model=chosen.backend.model)
+        broken = await trainer.upload("b.jsonl", b'{"prompt": "a", "completion": "' + b"b" * 500 + b'"}\n')
+        bad = await trainer.submit(
+            JobRequest("bad", chosen.backend.model, broken, 1, HYPERPARAMETERS, "bad"),
+        )
+        done = await finished(trainer, good.id, bad.id)
+    assert [j.status for j in done] == [JobStatus.SUCCEEDED, JobStatus.FAILED]
+    assert done[1].error is not None
+    assert "training file:1" in done[1].error
+    assert "128" in done[1].error
+
+
+async def test_perturbed_members_start_from_the_target(
+    config: Callable[..., RunConfig], examples: list[EncodedExample]
+):
+    chosen = config(start_from="target", objective="influence", rho=5.0)
+    engine = ScriptedEngine()
+    workshop = Workshop(chosen, engine)
+    async with LocalTrainer(workshop) as trainer, LocalScorer(workshop) as scorer:
+        target = await submit(trainer, 0, model=chosen.backend.model, positions=range(24))
+        target_model = (await finished(trainer, target.id))[0].model
+        assert target_model is not None
+        jobs = [await submit(trainer, k, model=target_model, n_epochs=1) for k in (1, 2)]
+        done = await finished(trainer, *(j.id for j in jobs))
+        assert [t.objective.kind for t in engine.tasks] == ["subset", "influence"]
+        losses = [
+            [-np.mean(s.logprobs) for s in await scorer.score(str(m), examples)]
+            for m in (target_model, *(j.model for j in done))
+        ]
+    spread = np.std(np.array(losses[1:]) - losses[0], axis=1)
+    assert (spread > 1e-3).all()
+    assert not np.allclose(losses[1], losses[2], atol=1e-4)
+
+
+async def test_jobs_are_found_cancelled_and_deleted(config: Callable[..., RunConfig]):
+    chosen = config()
+    workshop = Workshop(chosen, ScriptedEngine(asyncio.CancelledError()))
+    async with LocalTrainer(workshop) as trainer:
+        job = await submit(trainer, 0, model=chosen.backend.model)
+        assert await trainer.find_job("run-m0-a1") == job
+        assert await submit(trainer, 0, model=chosen.backend.model) == job
+        assert await trainer.find_job("other") is None
+        await running(trainer, job.id)
+        assert (await trainer.cancel(job.id)).status is JobStatus.CANCELLED
+    async with LocalTrainer(Workshop(chosen, ScriptedEngine())) as trainer:
+        assert (await trainer.get(job.id)).status is JobStatus.CANCELLED
+        other = (await finished(trainer, (await submit(trainer, 1, model=chosen.backend.model)).id))[0]
+        assert other.model is not None
+        assert (await trainer.cancel(other.id)) == other
+        content = DATA.training_file(range(1, 21), "last")
+        file_id = await trainer.find_file("subset-1.jsonl", len(content))
+        assert file_id is not None
+        assert await trainer.delete_file(file_id)
+        assert await trainer.find_file("subset-1.jsonl", len(content)) is None
+        assert await trainer.delete_model(other.model)
+        assert await trainer.delete_model(other.model)
+        with pytest.raises(RejectedError, match=other.model):
+            await trainer.model_info(other.model)
+
+
+@pytest.mark.parametrize("name", ["../jobs", "/etc", "..", "job-1"])
+async def test_unknown_models_and_files_are_refused(config: Callable[..., RunConfig], name: str):
+    chosen = config()
+    workshop = Workshop(chosen, ScriptedEngine())
+    async with LocalTrainer(workshop) as trainer, LocalScorer(workshop) as scorer:
+        file_id = await trainer.upload("a.jsonl", DATA.training_file(range(20), "last"))
+        with pytest.raises(RejectedError):
+            await trainer.submit(JobRequest("k", name, file_id, 1, {}, "s"))
+        with pytest.raises(RejectedError):
+            await trainer.submit(JobRequest("k", chosen.backend.model, name, 1, {}, "s"))
+        with pytest.raises(RejectedError):
+            await scorer.score(name, [])
+
+
+@pytest.mark.parametrize(
+    ("given", "problem"),
+    [({"epochs": 3}, "epochs"), ({"n_epochs": 0}, "at least 1"), ({"lora_rank": "many"}, "cannot be used")],
+)
+def test_hyperparameters_are_checked(given: dict[str, Any], problem: str):
+    with pytest.raises(RejectedError, match=problem):
+        settings_of(given)
+
+
+def test_hyperparameters_mean_what_they_mean_to_the_server():
+    chosen = settings_of({"n_epochs": "auto", "learning_rate_multiplier": 3, "lora_targets": "q_proj, v_proj"})
+    assert (chosen.n_epochs, chosen.learning_rate, chosen.targets) == (3, pytest.approx(3e-3), ("q_proj", "v_proj"))
+
+
+def test_options_are_checked(config: Callable[..., RunConfig]):
+    with pytest.raises(ConfigurationError, match=r"start_from: target"):
+        options_of(config(objective="influence"))
+    with pytest.raises(ConfigurationError, match="did you mean dtype"):
+        options_of(config(dtpe="float32"))
+
+
+async def test_the_registry_opens_it(config: Callable[..., RunConfig]):
+    trainer, scorer = capabilities_of(config())
+    assert scorer.scope == "any"
+    assert scorer.max_context_tokens == 128
+    assert trainer.listing_lag_seconds == 0
+    async with open_backend(config(engine="thread")) as backend:
+        assert backend.tokenizer().encode("a") == [64]
+        assert isinstance(backend.scorer, LocalScorer)
+
+
+@pytest.mark.slow
+async def test_a_killed_worker_process_costs_nothing_but_time(config: Callable[..., RunConfig]):
+    chosen = config(workers=1)
+    engine = ProcessEngine(1)
+    try:
+        async with LocalTrainer(Workshop(chosen, engine)) as trainer:
+            job = await submit(trainer, 0, model=chosen.backend.model, n_epochs=400)
+            await running(trainer, job.id)
+
+            async def started() -> bool:
+                return bool(engine._pool._processes)
+
+            await until(started)
+            next(iter(engine._pool._processes.values())).kill()
+            done = await finished(trainer, job.id)
+    finally:
+        engine.close()
+    assert done[0].status is JobStatus.SUCCEEDED
