@@ -204,18 +204,31 @@ def _refusal(kind: type[_Body], error: ValidationError) -> ApiError:
     if problem["type"] == "extra_forbidden":
         name = ".".join(map(str, place))[:100]
         return invalid(f"Unrecognized request argument supplied: {name}", param=name, code="unknown_parameter")
-    # A union reports one problem a member, with the member's name in the place: the parameter itself is enough.
-    known = [p for p in place if isinstance(p, int) or (p.isidentifier() and p.islower())]
-    name = ".".join(map(str, known[:1] if problem["type"].startswith("literal") else known))[:100]
+    name = _parameter(place)
     if problem["type"] == "missing":
         return invalid(f"Missing required parameter: '{name}'.", param=name, code="missing_required_parameter")
     message = problem["msg"].removeprefix("Value error, ")
     if top in _UNSUPPORTED and top in kind.model_fields:
         return invalid(
-            f"'{top}' is not supported by this server as given: {message}.", param=top, code="unsupported_value"
+            f"'{name}' is not supported by this server as given: {message}.", param=name, code="unsupported_value"
         )
-    return invalid(f"Invalid value for '{name or top}': {message}.", param=top or None, code="invalid_value")
+    return invalid(f"Invalid value for '{name}': {message}.", param=name or None, code="invalid_value")
 
+
+def _parameter(place: tuple[str | int, ...]) -> str:
+    """The parameter's own name out of pydantic's path, which also names the members of unions."""
+    kept: list[str] = []
+    for part in place:
+        if part in _FIELDS or (kept == ["messages"] and isinstance(part, int)) or kept == ["metadata"]:
+            kept.append(str(part))
+    return ".".join(kept)[:100]
+
+
+_FIELDS = frozenset(
+    name
+    for kind in (CreateJob, CreateCompletion, CreateChatCompletion, Hyperparameters, ChatMessage, _Method, _TextPart)
+    for name in kind.model_fields
+)
 
 _UNSUPPORTED = frozenset(
     (

@@ -11,7 +11,7 @@ from typing import IO
 
 import uvicorn
 
-from ..errors import ConfigurationError, DaunceError
+from ..errors import ConfigurationError
 from .app import create_app
 from .gate import is_loopback
 from .settings import ServerSettings
@@ -41,7 +41,13 @@ def serve(
     listener = _bind(host, port)
     app = create_app(settings)
     config = uvicorn.Config(
-        app, log_config=None, access_log=False, server_header=False, timeout_graceful_shutdown=GRACE_SECONDS
+        app,
+        log_config=None,
+        # Its errors are those of the application, which our own layers log without anybody's text in them.
+        log_level="critical",
+        access_log=False,
+        server_header=False,
+        timeout_graceful_shutdown=GRACE_SECONDS,
     )
 
     def ready() -> None:
@@ -56,9 +62,9 @@ def serve(
         asyncio.run(server.serve(sockets=[listener]))
     except SystemExit:
         failure = getattr(app.state, "startup_error", None)
-        if isinstance(failure, DaunceError):
-            raise failure from None
-        raise
+        if failure is None:
+            raise
+        raise failure from None
 
 
 class _Server(uvicorn.Server):

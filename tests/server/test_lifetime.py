@@ -1,0 +1,162 @@
+"""Starting, ending, dying and coming back."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import httpx2
+import openai
+import psutil
+import pytest
+
+from daunce_api.errors import ConfigurationError, RunLockedError, StopError, StoreCorruptError
+from daunce_api.server import EmbeddedServer, ServerSettings
+from daunce_api.server.channel import child_environment
+from daunce_api.server.run import serve
+from daunce_api.server.state import State
+
+from .conftest import connect, echo, jsonl, records, submit, upload, wait
+
+
+def _gone(pids: list[int], seconds: float = 10) -> bool:
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        if not any(psutil.pid_exists(p) and psutil.Process(p).status() != psutil.STATUS_ZOMBIE for p in pids):
+            return True
+        time.sleep(0.05)
+    return False
+
+
+def test_state_survives_sigkill_and_jobs_end_as_undisturbed(
+    state_dir: Path, client: openai.OpenAI, server: EmbeddedServer, training_file: str
+) -> None:
+    """Killed with one job running and one waiting; the next server ends both, with the weights of a quiet run."""
+    first = EmbeddedServer(ServerSettings(state_dir=state_dir)).start()
+    killed = connect(first)
+    file = upload(killed, jsonl(records()))
+    done = wait(killed, submit(killed, file, seed=1).id)
+    running = submit(killed, file, seed=2, n_epochs=15)
+    waiting = submit(killed, file, seed=3, metadata={"daunce_key": "k"})
+    wait(killed, running.id, until=lambda j: j.estimated_finish is not None)
+    before = echo(killed, done.fine_tuned_model, [[3, 30, 40]])
+    family = [first.pid or 0, *(p.pid for p in psutil.Process(first.pid).children(recursive=True))]
+    assert len(family) >= 3
+    os.kill(first.pid or 0, signal.SIGKILL)
+    assert _gone(family[1:])  # the model's processes end with the server
+    first.stop()
+
+    with EmbeddedServer(ServerSettings(state_dir=state_dir)) as second:
+        client_2 = connect(second)
+        assert client_2.fine_tuning.jobs.retrieve(done.id).status == "succeeded"
+        assert echo(client_2, done.fine_tuned_model, [[3, 30, 40]]) == before
+        assert client_2.files.content(file).content == jsonl(records())
+        again, last = wait(client_2, running.id), wait(client_2, waiting.id)
+        assert (again.status, last.status) == ("succeeded", "succeeded")
+        assert [j.id for j in client_2.fine_tuning.jobs.list(metadata={"daunce_key": "k"})] == [waiting.id]
+        steps = [p.step_number for p in client_2.fine_tuning.jobs.checkpoints.list(running.id)]
+        assert steps == [45, 42, 39]
+        quiet = wait(client, submit(client, training_file, seed=2, n_epochs=15).id)
+        part = Path("final") / "adapter_model.safetensors"
+        mine, theirs = state_dir / "adapters" / running.id, server.log_path.parent / "adapters" / quiet.id
+        assert (mine / part).read_bytes() == (theirs / part).read_bytes()
+
+
+@pytest.mark.slow
+def test_the_server_dies_with_its_parent(state_dir: Path) -> None:
+    script = (
+        "import json, sys, time\n"
+        "from pathlib import Path\n"
+        "from daunce_api.server import EmbeddedServer, ServerSettings\n"
+        "server = EmbeddedServer(ServerSettings(state_dir=Path(sys.argv[1]))).start()\n"
+        "print(json.dumps([server.pid, server.base_url]), flush=True)\n"
+        "time.sleep(60)\n"
+    )
+    parent = subprocess.Popen(
+        [sys.executable, "-c", script, str(state_dir)], stdout=subprocess.PIPE, env=child_environment()
+    )
+    assert parent.stdout is not None
+    pid, base_url = json.loads(parent.stdout.readline())
+    family = [pid, *(p.pid for p in psutil.Process(pid).children(recursive=True))]
+    assert httpx2.get(base_url.removesuffix("/v1") + "/health").status_code == 200
+    parent.kill()
+    parent.wait()
+    parent.stdout.close()
+    assert _gone(family)
+
+
+def test_a_server_that_cannot_start_says_why(state_dir: Path) -> None:
+    state_dir.mkdir()
+    (state_dir / "state.sqlite").write_bytes(b"not a database at all" * 100)
+    with pytest.raises(StopError, match=r"state\.sqlite cannot be read") as caught:
+        EmbeddedServer(ServerSettings(state_dir=state_dir, api_key="marked")).start()
+    assert "Traceback" not in str(caught.value)
+    assert "marked" not in str(caught.value) + (state_dir / "server.log").read_text()
+
+
+@pytest.mark.slow
+def test_a_model_that_cannot_be_loaded_is_named(state_dir: Path, tmp_path: Path) -> None:
+    with pytest.raises(StopError, match="no Hugging Face model folder") as caught:
+        EmbeddedServer(ServerSettings(state_dir=state_dir, model=str(tmp_path / "nothing"))).start()
+    assert "Traceback" not in str(caught.value)
+
+
+def test_a_port_that_is_taken_is_named(server: EmbeddedServer, state_dir: Path) -> None:
+    port = int(server.base_url.rpartition(":")[2].removesuffix("/v1"))
+    with pytest.raises(ConfigurationError, match=f"port {port}"):
+        serve(ServerSettings(state_dir=state_dir), "127.0.0.1", port)
+
+
+def test_one_server_a_folder(server: EmbeddedServer) -> None:
+    with pytest.raises(RunLockedError) as caught:
+        State(server.log_path.parent, lock_timeout=0.1)
+    assert caught.value.pid == server.pid
+
+
+def test_damaged_state_is_refused(state_dir: Path) -> None:
+    State(state_dir).close()
+    (state_dir / "state.sqlite").write_bytes(b"not a database at all" * 100)
+    with pytest.raises(StoreCorruptError):
+        State(state_dir)
+    other = state_dir / "other"
+    State(other).close()
+    import sqlite3
+
+    with sqlite3.connect(other / "state.sqlite") as db:
+        db.execute("PRAGMA user_version=99")
+    db.close()
+    with pytest.raises(StoreCorruptError, match="schema 99"):
+        State(other)
+
+
+def test_leftovers_of_a_crash_are_swept(state_dir: Path) -> None:
+    state = State(state_dir)
+    state.insert("files", id="file-kept", filename="a", bytes=1, purpose="fine-tune", created_at=1)
+    state.file_path("file-kept").write_bytes(b"x")
+    for name in ("file-torn.part", "file-without-row"):
+        (state.files_dir / name).write_bytes(b"x")
+    (state.adapters_dir / "ftjob-1" / "final.epoch-1").mkdir(parents=True)
+    state.close()
+    State(state_dir).close()
+    assert [p.name for p in state.files_dir.iterdir()] == ["file-kept"]
+    assert list(state.adapters_dir.iterdir()) == []
+
+
+def test_the_state_folder_is_private(server: EmbeddedServer) -> None:
+    assert server.log_path.parent.joinpath("files").stat().st_mode & 0o077 == 0
+
+
+def test_the_key_is_nowhere_in_the_state(server: EmbeddedServer, client: openai.OpenAI, training_file: str) -> None:
+    with pytest.raises(openai.AuthenticationError):
+        client.with_options(api_key=server.api_key + "x").models.list()
+    for path in server.log_path.parent.rglob("*"):
+        assert not path.is_file() or server.api_key.encode() not in path.read_bytes()
+    process = psutil.Process(server.pid)
+    for p in [process, *process.children(recursive=True)]:
+        assert server.api_key not in " ".join(p.cmdline())
+        assert server.api_key not in p.environ().values()
