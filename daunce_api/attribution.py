@@ -174,16 +174,13 @@ class Attribution:
     ) -> core.Ranking:
         """:func:`daunce_api.core.top` over all test examples, or some of them by index.
 
-        The estimator is settled on all test examples, so that it does not depend on which of them are asked about.
+        Always computed over all of them: the estimator and its parameters must not depend on which are asked about.
         """
-        estimator = self.choice.estimator.name if question == "attribution" else self.estimator
-        # A false-discovery rate is over all pairs, so it needs all columns, even when one is shown.
-        test_loss_KM = self.test_loss_KM if columns is None or fdr is not None else self.test_loss_KM[:, columns]
         ranking = core.top(
             self.train_loss_KN,
-            test_loss_KM,
+            self.test_loss_KM,
             k,
-            estimator,
+            self.estimator,
             opponents=opponents,
             inclusion_KN=self.inclusion_KN,
             noise=self.noise,
@@ -191,11 +188,9 @@ class Attribution:
             question=question,
             fdr=fdr,
         )
-        if question == "attribution":
-            ranking = replace(ranking, why=self.choice.why)
-        if columns is None or fdr is None:
+        if columns is None:
             return ranking
-        picked = {
+        picked: dict[str, Any] = {
             name: None if (value := getattr(ranking, name)) is None else value[columns]
             for name in ("index_Mk", "score_Mk", "stderr_Mk", "z_Mk", "distinguishable_Mk")
         }
@@ -253,8 +248,8 @@ class Attribution:
                 return cls._from_saved(content, dict(arrays))
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise StoreCorruptError(
-                f"{folder} cannot be read as a saved attribution ({error}). Run `daunce run` again: it rewrites the folder "
-                "from the run's store, without new fine-tunes."
+                f"{folder} cannot be read as a saved attribution ({error}). Run `daunce run` again: it rewrites the "
+                "folder from the run's store, without new fine-tunes."
             ) from error
 
     @classmethod

@@ -110,4 +110,4 @@ def random_scores(train_count: int, test_count: int, *, seed: int = 0) -> NDArra
 
 def _check(texts: Sequence[str]) -> None:
     if not texts:
-        raise DataError("A text baseline needs at least one training text and one test text; one of the lists is empty.")
+        raise DataError("A text baseline needs a training text and a test text; one of the lists is empty.")

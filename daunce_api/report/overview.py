@@ -148,7 +148,7 @@ def quality_curve(attribution: Attribution) -> tuple[QualityPoint, ...]:
             attribution.train_loss_KN[:k],
             attribution.test_loss_KM[:k],
             attribution.inclusion_KN[:k],
-            attribution.choice.estimator.name,
+            attribution.estimator,
             attribution.noise,
             attribution.rho,
         )

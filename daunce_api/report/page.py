@@ -185,7 +185,7 @@ def _partners(attribution: Attribution, opponents: bool) -> tuple[Any, Any]:
         attribution.train_loss_KN,
         attribution.test_loss_KM,
         _PARTNERS,
-        attribution.choice.estimator.name,
+        attribution.estimator,
         stderr=False,
         opponents=opponents,
         inclusion_KN=attribution.inclusion_KN,

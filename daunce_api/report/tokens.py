@@ -1,12 +1,12 @@
 """Which tokens of a test answer a training example helps or hurts.
 
-Scores are linear in the test example's loss, so the loss of every token can stand in the place of a test example: the
-result is that token's part of the score (up to the factor 1/T for mean losses).
+Scores are linear in the test example's loss (or in its logarithm, which has the same sign), so the loss of every token
+can stand in the place of a test example: the result is that token's part of the score, up to a common factor.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -59,7 +59,7 @@ def token_view(
         name = attribution.choice.estimator.name
         estimator = core.ESTIMATORS["covariance" if name == "correlation" else name]
         members = core.member_losses(attribution.train_loss_KN, loss_KT, attribution.inclusion_KN)
-        blocks = score_blocks(estimator, members, attribution.choice.setting)
+        blocks = score_blocks(estimator, members, replace(attribution.choice.setting, log_offset=None))
     for side, index_Mk in zip(flat, (proponents_Mk, opponents_Mk), strict=True):
         for j in range(len(columns)):
             own = np.arange(edges[j], edges[j + 1])

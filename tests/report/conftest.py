@@ -6,11 +6,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
-from made_attribution import made_attribution
+from made_attribution import FACTS, demo_data, made_attribution
 
 from daunce_api.attribution import Attribution
-from daunce_api.dataset import Dataset
-from daunce_api.report import RunFacts, write_report
+from daunce_api.report import write_report
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, Page
@@ -23,49 +22,6 @@ FLAGS = [
     "--disable-component-update",
     "--disable-sync",
 ]
-EVIL = "</script><script>window.broken = 1</script><img src=x onerror='window.broken = 2'>"
-FACTS = RunFacts(
-    name="planted boat",
-    provider="embedded",
-    model="daunce-tiny",
-    started_at="2026-11-22T18:00:11Z",
-    finished_at="2026-11-22T18:02:22Z",
-    members_asked=40,
-    members_trained=32,
-    members_failed=1,
-    dollars=3.2,
-    training_tokens=812_345,
-    scoring_tokens=401_200,
-    seconds=131,
-    warnings=("train.jsonl: 2 examples have the same content <b>and were kept</b>.",),
-    failures=("Member 7 was given up after 3 jobs.",),
-    stopped="Stopped after 32 members: self_lds reached its goal.",
-)
-
-
-def demo_data() -> tuple[Dataset, Dataset]:
-    """60 training examples of three sources, with markup in ids, sources and texts, and 12 answers."""
-    train = [
-        {
-            "id": f"{s}-{i:02}",
-            "source": s,
-            "prompt": f"What is word{i} {s}?",
-            "completion": f"It is meaning {i} of {s}.",
-        }
-        for s in ("bird", "fish", "planted")
-        for i in range(20)
-    ]
-    train[5] |= {
-        "id": f"bird-05{EVIL}",
-        "source": "bird",
-        "completion": f"Evil text {EVIL} ends here \u2028 😀.",
-    }
-    test = [
-        {"id": f"q-{s}-{i}", "source": s, "prompt": f"Say word{i}?", "completion": f"An answer {i} for {s} {EVIL}"}
-        for s in ("bird", "fish", "planted")
-        for i in range(4)
-    ]
-    return Dataset.from_records(train, name="train"), Dataset.from_records(test, name="test")
 
 
 @pytest.fixture(scope="session")
@@ -96,7 +52,7 @@ def open_page(browser: Browser) -> Iterator[Callable[..., Page]]:
     """Open a file and wait until it is built. ``page.problems`` collects errors, refusals and network requests."""
     pages: list[Page] = []
 
-    def open_file(path: Path, wait: str = "all", **options: object) -> Page:
+    def open_file(path: Path, wait: str = "[data-ready=all]", **options: object) -> Page:
         page = browser.new_page(**{"viewport": {"width": 1400, "height": 900}, **options})
         problems: list[str] = []
         page.on("pageerror", lambda error: problems.append(str(error)))
@@ -106,7 +62,7 @@ def open_page(browser: Browser) -> Iterator[Callable[..., Page]]:
         )
         page.problems = problems  # type: ignore[attr-defined]
         page.goto(path.as_uri())
-        page.wait_for_selector(f"html[data-ready={wait}]" if wait else "body", timeout=30_000)
+        page.wait_for_selector(f"html{wait}", timeout=30_000)
         pages.append(page)
         return page
 

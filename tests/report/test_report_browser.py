@@ -277,7 +277,7 @@ def large(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_ten_thousand_by_two_hundred_is_small_and_quick(large: Path, open_page: Any) -> None:
     assert large.stat().st_size < 10_000_000
     started = time.perf_counter()
-    page = open_page(large, wait="lists")
+    page = open_page(large, wait="[data-ready]")
     assert time.perf_counter() - started < 10
     page.wait_for_selector("html[data-ready=all]", timeout=30_000)
     typed = page.evaluate(

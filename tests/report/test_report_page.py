@@ -1,0 +1,285 @@
+"""What goes into the report, before any browser."""
+
+from __future__ import annotations
+
+import base64
+import gzip
+import hashlib
+import html
+import json
+import re
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from made_attribution import EVIL, FACTS, demo_data, made_attribution
+
+from daunce_api import core
+from daunce_api.attribution import Attribution
+from daunce_api.dataset import Dataset
+from daunce_api.errors import MissingExtraError
+from daunce_api.evaluation.baselines import bm25_scores, example_texts
+from daunce_api.report import QualityPoint, RunFacts, notebook_html, write_report
+from daunce_api.report.glance import duration
+from daunce_api.report.overview import loss_picture, quality_curve, self_influence, source_scores, train_view
+from daunce_api.report.pack import Arrays, deflate, fit_texts, policy
+from daunce_api.report.ranked import listings
+from daunce_api.report.tokens import token_view
+
+
+def _first_ten(score_NM: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+    """Whether each score is among its column's ten best, and above zero."""
+    return np.asarray((score_NM >= np.sort(score_NM, axis=0)[-10]) & (score_NM > 0))
+
+
+def _blocks(page: str) -> dict[str, bytes]:
+    found = re.findall(r'<script type="text/plain" id="(\w+)">([^<]*)</script>', page)
+    return {name: gzip.decompress(base64.b64decode(text)) for name, text in found}
+
+
+def test_the_same_attribution_gives_the_same_bytes(report: Path, attribution: Attribution, tmp_path: Path) -> None:
+    assert write_report(attribution, tmp_path / "again.html", run=FACTS).read_bytes() == report.read_bytes()
+    assert [p.name for p in tmp_path.iterdir()] == ["again.html"]
+
+
+def test_no_text_of_a_user_stands_in_the_page_as_markup(report: Path) -> None:
+    page = report.read_text()
+    assert EVIL not in page
+    assert "<b>and were kept</b>" not in page
+    assert page.count("</script>") == 4
+    assert json.loads(_blocks(page)["data"])["train"]["answer"][5].count(EVIL) == 1
+
+
+def test_the_policy_allows_what_the_page_carries_and_nothing_else(report: Path) -> None:
+    page = report.read_text()
+    content = re.search(r'Policy" content="([^"]*)"', page)
+    assert content is not None
+    rules = dict(rule.split(" ", 1) for rule in html.unescape(content[1]).split("; "))
+    assert rules["default-src"] == rules["base-uri"] == rules["form-action"] == "'none'"
+    assert "unsafe" not in page[:3000]
+    own = re.search(r"<script>(.*?)</script>", page, re.S)
+    assert own is not None
+    for code in (own[1].encode(), _blocks(page)["plots"]):
+        assert base64.b64encode(hashlib.sha256(code).digest()).decode() in rules["script-src"]
+    assert rules["script-src"].count("sha256-") == 2
+    assert not re.search(r"""(src|href)=["']?(https?:)?//""", page)
+
+
+def test_a_policy_names_hashes() -> None:
+    empty = base64.b64encode(hashlib.sha256(b"").digest()).decode()
+    assert f"script-src 'sha256-{empty}'" in policy([""], [])
+
+
+def test_without_plots_the_missing_extra_is_named(attribution: Attribution, monkeypatch: pytest.MonkeyPatch) -> None:
+    from daunce_api.report.page import _plot_library, report_html
+
+    _plot_library.cache_clear()
+    monkeypatch.setitem(sys.modules, "plotly.offline", None)
+    with pytest.raises(MissingExtraError, match=r"daunce-api\[report\]"):
+        report_html(attribution)
+
+
+@given(st.lists(st.text(max_size=40), min_size=1, max_size=12), st.integers(1, 200))
+def test_texts_are_cut_to_the_limit_and_short_ones_stay(texts: list[str], limit: int) -> None:
+    column = list(texts)
+    bound = fit_texts([column], limit)
+    if bound is None:
+        assert column == texts
+        assert sum(map(len, texts)) <= limit
+        return
+    assert sum(map(len, texts)) > limit
+    kept = [min(len(t), bound) for t in texts]
+    assert sum(kept) <= max(limit, len(texts))
+    assert sum(min(len(t), bound + 1) for t in texts) > limit
+    for before, after in zip(texts, column, strict=True):
+        assert after == before if len(before) <= bound else after.startswith(before[:bound] + " … [")
+
+
+def test_arrays_come_back_as_they_were() -> None:
+    arrays = Arrays()
+    arrays.add("a", np.array([[1, -2, 3]], dtype=np.int8), "b")
+    arrays.add("b", np.array([1.5, np.nan]), "f")
+    content = gzip.decompress(base64.b64decode(arrays.block()))
+    assert arrays.directory["b"] == {"kind": "f", "at": 4, "count": 2, "shape": [2]}
+    assert list(content[:3]) == [1, 254, 3]
+    assert np.frombuffer(content[4:], "<f4")[0] == 1.5
+    assert deflate(b"x") == deflate(b"x")
+
+
+def test_listings_are_one_sign_each_and_agree_with_top(attribution: Attribution) -> None:
+    found = listings(attribution, [1, 3])
+    assert (found.proponents.score_Mk[found.proponents.index_Mk >= 0] > 0).all()
+    assert (found.opponents.score_Mk[found.opponents.index_Mk >= 0] < 0).all()
+    ranking = attribution.ranking(5, columns=[1, 3])
+    assert np.array_equal(found.proponents.index_Mk[:, :5], ranking.index_Mk)
+    score = attribution.scores_NM()[:, [1, 3]]
+    assert (found.proponents.index_Mk >= 0).sum(axis=1).tolist() == (score > 0).sum(axis=0).tolist()
+
+
+def test_overlap_with_a_text_search() -> None:
+    words = ["oak", "elm", "ash", "fir", "yew", "box"]
+    train = Dataset.from_records(
+        [{"source": w, "prompt": w, "completion": f"{w} {i}"} for w in words for i in range(10)]
+    )
+    test = Dataset.from_records([{"source": w, "prompt": "which", "completion": w} for w in words])
+    made = made_attribution(train, test, members=200, noise=1e-4)
+    found = listings(made, list(range(6)))
+    score, bm25 = made.scores_NM(), bm25_scores(example_texts(train), example_texts(test))
+    ours, theirs = (set(map(tuple, np.argwhere(_first_ten(x)))) for x in (score, bm25))
+    assert found.overlap == pytest.approx(len(ours & theirs) / 60)
+    assert found.overlap > 0.5
+    assert (found.proponents.bm25_rank_Mk[:, 0] == 1).all()
+    assert (found.opponents.bm25_rank_Mk[found.opponents.index_Mk >= 0] == 0).mean() > 0.9
+
+
+def test_source_scores_are_sums_and_means_of_scores(attribution: Attribution) -> None:
+    found = source_scores(attribution, list(range(12)))
+    assert found.rows == found.columns == ["bird", "fish", "planted"]
+    by_source = attribution.scores(by="source")
+    for s, row in enumerate(found.rows):
+        for t, column in enumerate(found.columns):
+            cells = [by_source.loc[row].iloc[j] for j in range(12) if attribution.test.sources[j] == column]
+            assert found.total_ST[s, t] == pytest.approx(np.mean(cells))
+    z = found.total_ST / found.stderr_ST
+    assert (np.diag(z) > found.threshold).all()
+
+
+def test_answers_without_sources_stand_for_themselves() -> None:
+    train, test = demo_data()
+    bare = Dataset.from_records([{"id": e.id, "prompt": e.prompt, "completion": e.completion} for e in test])
+    assert source_scores(made_attribution(train, bare), [0, 2]).columns == [test[0].id, test[2].id]
+
+
+def test_self_influence_is_what_training_on_it_does(attribution: Attribution) -> None:
+    planted = np.array([s == "planted" for s in attribution.train.sources])
+    value = self_influence(attribution)
+    inside = attribution.inclusion_KN[:, 0]
+    loss = attribution.train_loss_KN[:, 0]
+    assert value[0] == pytest.approx(loss[~inside].mean() - loss[inside].mean())
+    assert value[planted].min() > value[~planted].max()
+
+
+def test_suspicion_puts_planted_examples_first(attribution: Attribution) -> None:
+    view = train_view(attribution)
+    assert {attribution.train[int(i)].source for i in np.argsort(-view.suspicion_N)[:10]} == {"planted"}
+    assert 0 <= view.suspicion_N.min() <= view.suspicion_N.max() <= 1
+    np.testing.assert_allclose(view.mean_score_N, attribution.scores_NM().mean(axis=1), rtol=1e-9)
+    assert np.array_equal(view.included_N, attribution.inclusion_KN.sum(axis=0))
+    assert 0.05 < view.distinguishable < 1
+
+
+def test_quality_curve_ends_at_the_runs_own_quality(attribution: Attribution) -> None:
+    curve = quality_curve(attribution)
+    assert [p.members for p in curve] == sorted({p.members for p in curve})
+    assert curve[-1].members == 32
+    assert attribution.self_lds is not None
+    assert curve[-1].low <= curve[-1].value <= curve[-1].high
+    assert quality_curve(made_attribution(*demo_data(), members=5)) == ()
+
+
+def test_loss_picture_is_centred_and_ordered_by_source(attribution: Attribution) -> None:
+    picture, limit, widths = loss_picture(attribution)
+    assert picture.shape == (32, 72)
+    assert widths == [60, 12]
+    order = np.argsort(np.array(attribution.train.sources), kind="stable")
+    loss = attribution.train_loss_KN[:, order]
+    expected = np.clip((loss - loss.mean(axis=0)) / limit * 127, -127, 127)
+    np.testing.assert_allclose(picture[:, :60], expected, atol=0.51)
+
+
+def test_token_parts_have_the_sign_of_the_pair(attribution: Attribution) -> None:
+    found = listings(attribution, list(range(12)))
+    view = token_view(attribution, list(range(12)), found.proponents.index_Mk, found.opponents.index_Mk)
+    assert view is not None
+    count = int(view.edges[1])
+    assert view.part_proponents[:count].astype(int).sum() > 0
+    assert view.part_opponents[:count].astype(int).sum() < 0
+    assert np.abs(view.part_proponents[:count]).max() == 127
+    bare = made_attribution(*demo_data())
+    assert token_view(bare, [0], found.proponents.index_Mk, found.opponents.index_Mk) is None
+
+
+def test_token_parts_add_up_to_the_score_for_covariance(attribution: Attribution) -> None:
+    table = attribution.tokens["test"]
+    loss_KT = -table.logprobs[0]
+    part = core.scores(attribution.train_loss_KN, loss_KT, attribution.inclusion_KN, "covariance").mean(axis=1)
+    whole = core.scores(attribution.train_loss_KN, loss_KT.mean(axis=1, keepdims=True), None, "covariance")[:, 0]
+    np.testing.assert_allclose(part, whole, rtol=1e-9)
+
+
+def test_missing_losses_do_not_stop_a_report(tmp_path: Path) -> None:
+    pytest.importorskip("plotly")
+    whole = made_attribution(*demo_data(), members=24, tokens=True)
+    whole.train_loss_KN[3, 7] = np.nan
+    whole.test_loss_KM[5, 2] = np.nan
+    page = write_report(whole.with_estimator("covariance"), tmp_path / "gaps.html").read_text()
+    assert json.loads(_blocks(page)["data"])["curve"]
+
+
+def test_two_members_and_one_test_example_are_enough(tmp_path: Path) -> None:
+    pytest.importorskip("plotly")
+    train, test = demo_data()
+    few = made_attribution(train, Dataset(test[:1]), members=2)
+    content = json.loads(_blocks(write_report(few, tmp_path / "few.html").read_text())["data"])
+    assert content["curve"] == []
+    assert len(content["test"]["id"]) == 1
+
+
+def test_a_given_quality_curve_is_used(attribution: Attribution, tmp_path: Path) -> None:
+    pytest.importorskip("plotly")
+    facts = RunFacts(quality=(QualityPoint(8, 0.25, 0.125, 0.5),))
+    page = write_report(attribution, tmp_path / "given.html", run=facts).read_text()
+    assert json.loads(_blocks(page)["data"])["curve"] == [[8, 0.25, 0.125, 0.5]]
+
+
+def test_large_data_keeps_what_is_listed_and_most_suspicious(
+    attribution: Attribution, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("plotly")
+    monkeypatch.setattr("daunce_api.report.page.MAX_TRAIN", 10)
+    monkeypatch.setattr("daunce_api.report.page.MAX_TESTS", 2)
+    monkeypatch.setattr("daunce_api.report.ranked._PAIRS", 8)
+    monkeypatch.setattr("daunce_api.report.ranked._MINIMUM_DEPTH", 4)
+    page = write_report(attribution, tmp_path / "cut.html").read_text()
+    content = json.loads(_blocks(page)["data"])
+    shown = len(content["train"]["id"])
+    assert 10 <= shown < 60
+    assert f"The page holds {shown} of 60 training examples" in page
+    assert "The page shows the first 2 of 12 test examples" in page
+    entry = content["arrays"]["pro_index"]
+    index = np.frombuffer(_blocks(page)["numbers"], "<i4", entry["count"], entry["at"]).reshape(entry["shape"])
+    ranking = attribution.ranking(4, columns=[0, 1])
+    ids = [[content["train"]["id"][i] for i in row] for row in index]
+    assert ids == [[attribution.train[int(i)].id for i in row] for row in ranking.index_Mk]
+
+
+def test_several_turns_keep_their_speakers(tmp_path: Path) -> None:
+    pytest.importorskip("plotly")
+    turns: list[dict[str, Any]] = [
+        {"role": "system", "content": "Be short."},
+        {"role": "user", "content": "Hi"},
+        {"role": "assistant", "content": "Yes?"},
+    ]
+    train = Dataset.from_records([{"messages": turns}, {"messages": turns[1:]}])
+    page = write_report(made_attribution(train, train), tmp_path / "chat.html").read_text()
+    assert json.loads(_blocks(page)["data"])["train"]["prompt"] == ["system: Be short.\nuser: Hi", "Hi"]
+
+
+@pytest.mark.parametrize(("seconds", "text"), [(0.25, "0.2 s"), (59, "59 s"), (131, "2 min 11 s"), (7260, "2 h 1 min")])
+def test_durations(seconds: float, text: str) -> None:
+    assert duration(seconds) == text
+
+
+def test_notebook_view_escapes_and_names_quality(attribution: Attribution) -> None:
+    view = notebook_html(attribution)
+    assert EVIL not in view
+    assert "<script" not in view
+    assert "self-LDS" in view
+    assert "32 members" in view
+    assert "and 7 more test examples" in view
+    best = attribution.ranking(1, columns=[0])
+    assert attribution.train[int(best.index_Mk[0, 0])].id in view
