@@ -18,6 +18,7 @@ from tenacity import AsyncRetrying, RetryCallState, retry_if_exception_type
 from .backends.base import ProbeReport, Probing, Scorer, TokenScores
 from .clock import Clock, SystemClock
 from .errors import ContractError, ProviderError, RejectedError, TransientError
+from .group_commit import GroupCommit
 from .store import RunStore
 from .tokens import EncodedExample
 
@@ -31,6 +32,7 @@ FIRST_WAIT, LONGEST_WAIT = 0.5, 30.0
 
 Answer = TypeVar("Answer")
 Batch = list[tuple[str, EncodedExample]]
+Keep = Callable[[Batch, Sequence[TokenScores]], Awaitable[None]]
 Progress = Callable[[int, int, int], None]
 
 
@@ -57,6 +59,7 @@ class ScoringClient:
         self._scorer = scorer
         self._store = store
         self._concurrency = concurrency or scorer.capabilities.max_concurrent_requests
+        self._writer = GroupCommit(store, scorer.fingerprint)
         self._slots = asyncio.Semaphore(self._concurrency)
         self._clock = clock or SystemClock()
         self._attempts = attempts
@@ -93,10 +96,10 @@ class ScoringClient:
         queue = deque(batches(missing, capabilities.max_prompts_per_request, capabilities.max_tokens_per_request))
         scored, failures = 0, list[Exception]()
 
-        def keep(batch: Batch, answers: Sequence[TokenScores]) -> None:
+        async def keep(batch: Batch, answers: Sequence[TokenScores]) -> None:
             nonlocal scored
             answered = {key: answer for (key, _), answer in zip(batch, answers, strict=True)}
-            self._store.save_scores(member, replicate, self._scorer.fingerprint, answered)
+            await self._writer.save(member, replicate, answered)
             scored += len(batch)
             if self._on_progress is not None:
                 self._on_progress(member, len(prepared) - len(missing) + scored, len(prepared))
@@ -143,9 +146,7 @@ class ScoringClient:
             self._store.set_value(PROBE_VALUE, asdict(report))
             return report
 
-    async def _score_batch(
-        self, member: int, model: str, batch: Batch, keep: Callable[[Batch, Sequence[TokenScores]], None]
-    ) -> None:
+    async def _score_batch(self, member: int, model: str, batch: Batch, keep: Keep) -> None:
         """Score and keep a batch; one that is refused is halved until the example at fault is alone."""
         try:
             answers = await self._ask(model, batch)
@@ -156,7 +157,7 @@ class ScoringClient:
             await self._score_batch(member, model, batch[:middle], keep)
             await self._score_batch(member, model, batch[middle:], keep)
         else:
-            keep(batch, answers)
+            await keep(batch, answers)
 
     async def _ask(self, model: str, batch: Batch) -> list[TokenScores]:
         examples = [example for _, example in batch]

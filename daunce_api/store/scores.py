@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from ..backends.base import TokenScores
 from ..errors import RunChangedError
@@ -27,10 +27,17 @@ class ScoreRecords(Records):
         ``fingerprint`` is the scorer's; one run has one. Raises RunChangedError for another one, since losses that
         were measured in two ways cannot be compared over members.
         """
+        self.save_score_batches(fingerprint, [(member, replicate, scores)])
+
+    def save_score_batches(
+        self, fingerprint: str, batches: Sequence[tuple[int, int, Mapping[str, TokenScores]]]
+    ) -> None:
+        """:meth:`save_scores` for several (member, replicate, scores) in one transaction."""
         rows = []
-        for key, value in scores.items():
-            row = (member, replicate, key, *pack(value))
-            rows.append((*row, seal(*row)))
+        for member, replicate, scores in batches:
+            for key, value in scores.items():
+                row = (member, replicate, key, *pack(value))
+                rows.append((*row, seal(*row)))
         with self._db.transaction():
             known = self._meta("fingerprint")
             if known is None:

@@ -128,16 +128,17 @@ class EchoScorer:
         self, model: str, prompts: Sequence[Sequence[int]], *, max_tokens: int | None = None, echo: bool = True
     ) -> list[dict[str, Any]]:
         """Choices of a completions request, one a prompt and in its order; temperature 0."""
-        call = self._client.sdk.completions.with_raw_response.create(
-            model=model,
-            prompt=[list(ids) for ids in prompts],
-            echo=echo,
-            logprobs=self._options.logprobs,
-            max_tokens=self._options.max_tokens if max_tokens is None else max_tokens,
-            temperature=0,
-            extra_body=self._extra or None,
-        )
-        answer = await self._client.json(call, doing=f"scoring {len(prompts)} prompts under {model}")
+        # The SDK's typed method walks through every token id of the prompts before it sends them as they are.
+        body = {
+            "model": model,
+            "prompt": [list(ids) for ids in prompts],
+            "echo": echo,
+            "logprobs": self._options.logprobs,
+            "max_tokens": self._options.max_tokens if max_tokens is None else max_tokens,
+            "temperature": 0,
+            **self._extra,
+        }
+        answer = await self._client.post("/completions", body, doing=f"scoring {len(prompts)} prompts under {model}")
         if self._options.check_model_name:
             check_model(self._client.provider, model, answer.get("model"))
         return by_index(self._client.provider, answer.get("choices"), len(prompts))
