@@ -8,7 +8,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import pytest
 from scripted_scorer import ScriptedScorer, example
 
 from daunce_api.backends.base import TokenScores
@@ -25,11 +24,13 @@ class SlowStore:
     """Holds every write until it is let go."""
 
     def __init__(self) -> None:
+        self.started = threading.Semaphore(0)
         self.go = threading.Semaphore(0)
         self.groups: list[int] = []
         self.error: Exception | None = None
 
     def save_score_batches(self, fingerprint: str, batches: Sequence[Any]) -> None:
+        self.started.release()
         self.go.acquire()
         self.groups.append(len(batches))
         if self.error is not None:
@@ -40,8 +41,7 @@ async def test_what_waits_is_written_together() -> None:
     store: Any = SlowStore()
     writer = GroupCommit(store, "f")
     saves = [asyncio.create_task(writer.save(k, 0, {"key": ONE})) for k in range(5)]
-    while writer._waiting:
-        await asyncio.sleep(0)
+    await asyncio.to_thread(store.started.acquire)
     late = [asyncio.create_task(writer.save(k, 1, {"key": ONE})) for k in range(3)]
     store.go.release()
     await asyncio.gather(*saves)
