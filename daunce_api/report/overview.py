@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -30,7 +30,7 @@ class SourceScores:
     Attributes:
         rows, columns: names of the S training groups and T test groups.
         total_ST: sum of scores over the group's training examples, mean over the group's test examples; > 0 helps.
-        stderr_ST: its standard error over members, NaN where it is not known.
+        stderr_ST: its standard error over members, NaN where it is not known (correlation, missing losses).
         rows_count, columns_count: examples in each group.
         threshold: |z| from which a total can be told from zero (two-sided 5 %).
     """
@@ -82,13 +82,11 @@ def source_scores(attribution: Attribution, columns: list[int]) -> SourceScores:
     group_MT = np.eye(T)[column_of] / np.bincount(column_of)
     threshold = significance_threshold(len(attribution.members))
     blocks = _blocks(attribution)
-    if isinstance(blocks, FactorBlocks):
+    if isinstance(blocks, FactorBlocks) and not blocks.factors.standardised:
         f = blocks.factors
-        right, error_right = f.right_KM[:, columns], f.error_right_KM[:, columns]
-        grouped = FactorBlocks(
-            core.Factors(f.left_KN @ group_NS, right @ group_MT, f.error_map_KK, error_right @ group_MT)
-        )
-        total, stderr = (g(slice(None), slice(None)) for g in (grouped.block, grouped.stderr_block))
+        errors = tuple(replace(term, right_KM=term.right_KM[:, columns] @ group_MT) for term in f.errors)
+        grouped = FactorBlocks(core.Factors(f.left_KN @ group_NS, f.right_KM[:, columns] @ group_MT, errors))
+        total, stderr = (part(slice(None), slice(None)) for part in (grouped.block, grouped.stderr_block))
     else:
         total, stderr = np.zeros((S, T)), np.full((S, T), np.nan)
         for start in range(0, len(attribution.train), _ROWS):

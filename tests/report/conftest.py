@@ -52,7 +52,7 @@ def open_page(browser: Browser) -> Iterator[Callable[..., Page]]:
     """Open a file and wait until it is built. ``page.problems`` collects errors, refusals and network requests."""
     pages: list[Page] = []
 
-    def open_file(path: Path, wait: str = "[data-ready=all]", **options: object) -> Page:
+    def open_file(path: Path, wait: str = "[data-ready]", **options: object) -> Page:
         page = browser.new_page(**{"viewport": {"width": 1400, "height": 900}, **options})
         problems: list[str] = []
         page.on("pageerror", lambda error: problems.append(str(error)))

@@ -16,9 +16,11 @@ from daunce_api.dataset import Dataset
 from daunce_api.evaluation.baselines import bm25_scores, example_texts
 from daunce_api.report import write_report
 
+PLOTS = "[data-ready=all]"
+
 
 def test_opens_from_disk_without_network_error_or_refusal(report: Path, open_page: Any) -> None:
-    page = open_page(report)
+    page = open_page(report, wait=PLOTS)
     assert page.problems == []
     assert page.evaluate("window.broken") is None
     assert page.locator("#failed").is_hidden()
@@ -182,7 +184,7 @@ def test_a_training_example_leads_to_the_answers_that_it_moves(report: Path, ope
 
 
 def test_heat_map_cells_open_their_pairs(report: Path, open_page: Any, attribution: Attribution) -> None:
-    page = open_page(report)
+    page = open_page(report, wait=PLOTS)
     total = attribution.scores(by="source").loc["fish"].to_numpy()
     mean = total[[s == "bird" for s in attribution.test.sources]].mean()
     texts = [t.replace("−", "-").strip("()") for t in page.locator("#heat .annotation").all_text_contents()]
@@ -198,7 +200,7 @@ def test_heat_map_cells_open_their_pairs(report: Path, open_page: Any, attributi
 
 
 def test_quality_curve_and_loss_picture_are_drawn(report: Path, open_page: Any) -> None:
-    page = open_page(report)
+    page = open_page(report, wait=PLOTS)
     text = page.locator("#curve").inner_text()
     assert "stopped at 32 of 40" in text
     assert page.locator("#picture .heatmaplayer image").count() == 1
@@ -228,7 +230,7 @@ def test_text_is_readable_in_both_themes(report: Path, open_page: Any) -> None:
 
 
 def test_print_shows_every_answer_on_light_paper(report: Path, open_page: Any, tmp_path: Path) -> None:
-    page = open_page(report, color_scheme="dark")
+    page = open_page(report, wait=PLOTS, color_scheme="dark")
     page.evaluate("window.dispatchEvent(new Event('beforeprint'))")
     page.emulate_media(media="print")
     assert page.evaluate("getComputedStyle(document.body).backgroundColor") == "rgb(255, 255, 255)"
@@ -277,7 +279,7 @@ def large(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_ten_thousand_by_two_hundred_is_small_and_quick(large: Path, open_page: Any) -> None:
     assert large.stat().st_size < 10_000_000
     started = time.perf_counter()
-    page = open_page(large, wait="[data-ready]")
+    page = open_page(large)
     assert time.perf_counter() - started < 10
     page.wait_for_selector("html[data-ready=all]", timeout=30_000)
     typed = page.evaluate(
