@@ -79,7 +79,7 @@ class Gate:
         key = self._settings.api_key
         if key is None:
             # Without a key only programs of this machine may ask, and no web page through their browser.
-            if not is_loopback(urlsplit("//" + headers.get("host", "")).hostname or ""):
+            if "origin" in headers or not is_loopback(_host_name(headers.get("host", ""))):
                 raise ApiError(403, "This server has no API key and answers requests to the local machine only.")
             return
         scheme, _, given = headers.get("authorization", "").partition(" ")
@@ -103,6 +103,13 @@ class Gate:
 
 
 RouteOf = Callable[[Scope], str]
+
+
+def _host_name(host: str) -> str:
+    try:
+        return urlsplit("//" + host).hostname or ""
+    except ValueError:
+        return ""
 
 
 def is_loopback(host: str) -> bool:

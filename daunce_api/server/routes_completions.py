@@ -86,10 +86,9 @@ class CompletionRoutes:
         for position, ids in enumerate(prompts):
             self._check_length(len(ids), max_tokens, f"prompt {position}: " if len(prompts) > 1 else "", "prompt")
         top = body.logprobs or 0
-        adapter = None if model.adapter is None else str(model.adapter)
         scores: list[dict[str, Any]] = []
         if body.echo and body.logprobs is not None:
-            scores = await self._score(prompts, adapter, top)
+            scores = await self._score(model, prompts, top)
         choices, generated = [], 0
         for index, ids in enumerate(prompts):
             tokens = _Tokens(self._service, body.return_tokens_as_token_ids)
@@ -100,7 +99,7 @@ class CompletionRoutes:
             reason, text = "length", ""
             if max_tokens:
                 made, reason, text, answer = await self._generate(
-                    ids, adapter, body.stops, {**body.sampling, "max_tokens": max_tokens, "top": top}
+                    model, ids, body.stops, {**body.sampling, "max_tokens": max_tokens, "top": top}
                 )
                 tokens.add(made, answer, top)
                 generated += len(made)
@@ -127,9 +126,8 @@ class CompletionRoutes:
         self._check_length(len(ids), asked or 1, "", "messages")
         max_tokens = asked or self._service.base.max_context - len(ids)
         top = body.top_logprobs or 0
-        adapter = None if model.adapter is None else str(model.adapter)
         made, reason, text, answer = await self._generate(
-            ids, adapter, body.stops, {**body.sampling, "max_tokens": max_tokens, "top": top}
+            model, ids, body.stops, {**body.sampling, "max_tokens": max_tokens, "top": top}
         )
         tokens = _Tokens(self._service, body.return_tokens_as_token_ids)
         tokens.add(made, answer, top)
@@ -144,15 +142,15 @@ class CompletionRoutes:
         extra = {"prompt_token_ids": ids} if body.return_token_ids else {}
         return self._answer("chatcmpl", "chat.completion", model, [choice], len(ids), len(made), extra)
 
-    async def _score(self, prompts: list[list[int]], adapter: str | None, top: int) -> list[dict[str, Any]]:
+    async def _score(self, model: ServedModel, prompts: list[list[int]], top: int) -> list[dict[str, Any]]:
         """Log-probabilities of all prompts, in portions: so requests that arrive meanwhile get their turn."""
         scores: list[dict[str, Any]] = []
         portion: list[list[int]] = []
         for position, ids in enumerate(prompts):
             portion.append(ids)
             if sum(map(len, portion)) >= PORTION_TOKENS or position == len(prompts) - 1:
-                message = {"op": "score", "adapter": adapter, "prompts": portion, "top": top}
-                scores += (await self._service.infer(message))["results"]
+                message = {"op": "score", "prompts": portion, "top": top}
+                scores += (await self._service.infer(model, message))["results"]
                 portion = []
         return scores
 
@@ -217,7 +215,7 @@ class CompletionRoutes:
         )
 
     async def _generate(
-        self, ids: list[int], adapter: str | None, stops: list[str], options: dict[str, Any]
+        self, model: ServedModel, ids: list[int], stops: list[str], options: dict[str, Any]
     ) -> tuple[list[int], str, str, dict[str, Any]]:
         """Generated ids, finish reason, text, and the model's answer cut to these ids.
 
@@ -225,8 +223,8 @@ class CompletionRoutes:
         """
         base = self._service.base
         stop_ids = [] if base.end is None else [base.end]
-        message = {"op": "generate", "prompt": ids, "adapter": adapter, "stop_ids": stop_ids, **options}
-        answer = await self._service.infer(message)
+        message = {"op": "generate", "prompt": ids, "stop_ids": stop_ids, **options}
+        answer = await self._service.infer(model, message)
         made, reason = answer["ids"], "length"
         if answer["finished"]:
             reason = "stop"

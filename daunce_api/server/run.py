@@ -28,7 +28,8 @@ def serve(
     on_ready: Callable[[str], None] | None = None,
     child_of: IO[bytes] | None = None,
 ) -> None:
-    """Serve until a signal; with ``child_of``, the pipe to the process that started this one, also until that ends.
+    """Serve until Ctrl-C or a signal; with ``child_of``, the pipe to the process that started this one, also until
+    that ends.
 
     ``on_ready`` is called with the base URL once requests are answered.
     Raises ConfigurationError for a host or port that cannot be used, and what the start of the model raises.
@@ -60,6 +61,9 @@ def serve(
         _end_with(child_of, server)
     try:
         asyncio.run(server.serve(sockets=[listener]))
+    except KeyboardInterrupt:
+        # Ctrl-C is how a server is meant to be ended; everything is closed by now.
+        return
     except SystemExit:
         failure = getattr(app.state, "startup_error", None)
         if failure is None:

@@ -97,11 +97,13 @@ class Service:
         for deleted in rows:
             await self.scorer.tell({"op": "unload", "id": 0, "adapter": str(self.state.adapter_path(deleted))})
 
-    async def infer(self, message: dict[str, Any]) -> dict[str, Any]:
+    async def infer(self, model: ServedModel, message: dict[str, Any]) -> dict[str, Any]:
         """Ask the model's process; requests are answered in the order of their arrival.
 
-        Raises ApiError 503 where too many wait or the process died twice, 500 where the model fails.
+        Raises ApiError 503 where too many wait or the process died twice, 404 where the model was deleted meanwhile,
+        500 where it fails.
         """
+        message = {**message, "adapter": None if model.adapter is None else str(model.adapter)}
         if self.waiting >= self.settings.max_queue:
             raise unavailable("Too many requests are waiting for the model.", code="overloaded")
         self.waiting += 1
@@ -113,6 +115,8 @@ class Service:
                     continue
             raise unavailable("The model's process ended. It is started again at the next request.", code="engine_lost")
         except WorkerFaultError as fault:
+            if model.adapter is not None and not model.adapter.exists():
+                raise model_not_found(model.id) from None
             raise ApiError(500, f"The model failed: {fault.message[:300]}", type="server_error") from None
         finally:
             self.waiting -= 1

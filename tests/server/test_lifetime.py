@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -110,6 +111,64 @@ def test_a_port_that_is_taken_is_named(server: EmbeddedServer, state_dir: Path) 
     port = int(server.base_url.rpartition(":")[2].removesuffix("/v1"))
     with pytest.raises(ConfigurationError, match=f"port {port}"):
         serve(ServerSettings(state_dir=state_dir), "127.0.0.1", port)
+
+
+@pytest.mark.slow
+def test_ctrl_c_ends_the_server_and_its_processes(state_dir: Path) -> None:
+    script = (
+        "import sys\n"
+        "from pathlib import Path\n"
+        "from daunce_api.server import ServerSettings, run_server\n"
+        "ready = lambda url: print(url, flush=True)\n"
+        "run_server(ServerSettings(state_dir=Path(sys.argv[1])), port=0, on_ready=ready)\n"
+    )
+    process = subprocess.Popen(
+        [sys.executable, "-c", script, str(state_dir)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        env=child_environment(),
+        text=True,
+    )
+    assert process.stdout is not None
+    url = process.stdout.readline().strip()
+    assert openai.OpenAI(base_url=url, api_key="any").models.list().data[0].id == "daunce-tiny"
+    family = [p.pid for p in psutil.Process(process.pid).children(recursive=True)]
+    process.send_signal(signal.SIGINT)
+    out, err = process.communicate(timeout=20)
+    assert (process.returncode, out, err) == (0, "", "")
+    assert _gone(family)
+
+
+@pytest.mark.slow
+def test_a_full_disk_delays_and_loses_nothing(tmp_path: Path) -> None:
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    if subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=4m", "tmpfs", disk], check=False, capture_output=True
+    ).returncode:
+        pytest.skip("needs the right to mount a small file system")
+    try:
+        with EmbeddedServer(ServerSettings(state_dir=disk / "state")) as server:
+            client = connect(server)
+            file = upload(client, jsonl(records()))
+            job = submit(client, file, n_epochs=20)
+            wait(client, job.id, until=lambda j: j.estimated_finish is not None)
+            filler = disk / "filler"
+            with contextlib.suppress(OSError), filler.open("wb", buffering=0) as full:
+                while True:
+                    full.write(b"x" * 4096)
+            for _ in range(20):
+                with pytest.raises(openai.InternalServerError) as caught:
+                    upload(client, jsonl(records(100)))
+                assert (caught.value.status_code, caught.value.code) == (503, "storage_unavailable")
+            time.sleep(3)  # long enough for the job to have ended, had there been room
+            assert client.fine_tuning.jobs.retrieve(job.id).status == "running"
+            filler.unlink()
+            assert wait(client, job.id).status == "succeeded"
+            assert client.files.content(file).content == jsonl(records())
+            assert wait(client, submit(client, file).id).status == "succeeded"
+    finally:
+        subprocess.run(["umount", disk], check=True)
 
 
 def test_one_server_a_folder(server: EmbeddedServer) -> None:
