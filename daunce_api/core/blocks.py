@@ -1,10 +1,12 @@
 """Blocks of the score matrix and of its standard errors, with or without missing entries.
 
-A standard error is the infinitesimal jackknife over members: with d_k the derivative of a score with respect to the
-weight of member k, ``stderr^2 = K / (K - 1) * sum_k (d_k - mean d)^2``. For `covariance` and `whitened` (lambda fixed)
-d_k is a product of one training-side and one test-side number, so a block costs one more matrix product, on squares.
-For the other filters the same product form is an upper bound for directions of unequal eigenvalue. For `correlation`
-the derivative of the two standard deviations is included.
+A standard error is the jackknife over members (Efron and Stein 1981): with d_k the difference that leaving out member k
+makes, ``stderr^2 = (K - 1) / K * sum_k (d_k - mean d)^2``. For `covariance` and `inclusion` d_k is a product of one
+training-side and one test-side number. So it is for `whitened`, as for any ridge: with R = (G + c)^-1,
+``d_k = (R A)_ki (R B)_kj / R_kk``, exactly (lambda and the mean over members held fixed); a block costs one more matrix
+product, on squares. `half_whitened` and `matched` are mixtures of ridges and d_k is the same mixture. For
+`correlation` the column
+norms change too: ``r_-k = (r - c a b) / sqrt((1 - c a^2) (1 - c b^2))`` with unit columns a, b and c = K / (K - 1).
 """
 
 from __future__ import annotations
@@ -51,15 +53,8 @@ class FactorBlocks:
     def select(self, rows: NDArray[np.int64], columns: NDArray[np.int64]) -> FactorBlocks:
         """Some rows and columns, by index."""
         f = self.factors
-        return FactorBlocks(
-            Factors(
-                f.left_KN[:, rows],
-                f.right_KM[:, columns],
-                f.error_map_KK,
-                f.error_right_KM[:, columns],
-                f.standardised,
-            )
-        )
+        errors = tuple(replace(term, right_KM=term.right_KM[:, columns]) for term in f.errors)
+        return FactorBlocks(Factors(f.left_KN[:, rows], f.right_KM[:, columns], errors, f.standardised))
 
     def block(self, rows: slice, columns: slice) -> Floats:
         """(n, m) scores."""
@@ -67,28 +62,40 @@ class FactorBlocks:
 
     def stderr_block(self, rows: slice, columns: slice) -> Floats:
         """(n, m) standard errors."""
-        f = self.factors
-        left, right = error_left(f, rows), f.error_right_KM[:, columns]
-        total = (left**2).T @ right**2
-        mean_part = left.T @ right
-        members = left.shape[0]
-        if f.standardised:  # d_k = a b - r (a^2 + b^2) / 2 with unit columns; sum_k d_k = 0
-            total = (
-                total
-                - mean_part * ((left**3).T @ right + left.T @ right**3)
-                + mean_part**2 / 4 * (2 * total + (left**4).sum(axis=0)[:, None] + (right**4).sum(axis=0))
-            )
+        terms = [(t.left(self.factors.left_KN[:, rows]), t.right_KM[:, columns]) for t in self.factors.errors]
+        members, zero = self.factors.left_KN.shape[0], np.zeros((), self.factors.left_KN.dtype)
+        squares, total = zero, sum((left.T @ right for left, right in terms), zero)
+        if self.factors.standardised:
+            left, right = terms[0]
+            score, total, squares = total, np.zeros_like(total), np.zeros_like(total)
+            for k in range(members):
+                change = score - correlation_without(score, left[k][:, None], right[k], members)
+                total += change
+                squares += change**2
         else:
-            total = total - mean_part**2 / members
-        return np.asarray(np.sqrt(np.maximum(total, 0) * (members / (members - 1))))
+            squares = sum(
+                (
+                    (left * other_left).T @ (right * other_right)
+                    for left, right in terms
+                    for other_left, other_right in terms
+                ),
+                zero,
+            )
+        return jackknife(squares, total, members)
 
 
-def error_left(factors: Factors, rows: slice | NDArray[np.int64]) -> Floats:
-    """(K, n) training side of the per-member contributions."""
-    left = factors.left_KN[:, rows]
-    if factors.error_map_KK is None:
-        return left
-    return np.asarray(factors.error_map_KK.astype(left.dtype) @ left)
+def correlation_without(r: Floats, a: Floats, b: Floats, members: int | Floats) -> Floats:
+    """Correlation after leaving out the member at which the unit columns are a and b."""
+    c = members / (members - 1)
+    rest = np.maximum((1 - c * a**2) * (1 - c * b**2), 1e-6)
+    return np.asarray(np.clip((r - c * a * b) / np.sqrt(rest), -1, 1))
+
+
+def jackknife(squares: Floats, total: Floats, members: int) -> Floats:
+    """Standard error from sum_k d_k^2 and sum_k d_k; NaN for fewer than three members."""
+    if members < 3:
+        return np.full_like(squares, np.nan)
+    return np.asarray(np.sqrt(np.maximum(squares - total**2 / members, 0) * ((members - 1) / members)))
 
 
 class PairwiseBlocks:
@@ -132,27 +139,27 @@ class PairwiseBlocks:
 
     def stderr_block(self, rows: slice, columns: slice) -> Floats:
         """(n, m) standard errors; columns are centred on their own observed members."""
-        x, _, y, _, count, cross = self._moments(rows, columns)
+        x, _, y, _, count, _ = self._moments(rows, columns)
         with np.errstate(invalid="ignore", divide="ignore"):
-            squares = (x**2).T @ y**2
             if self._standardised:
-                left, right = (x**2).T @ (y * 0 + self._right_seen[:, columns]), self._left_seen[:, rows].T @ y**2
-                scale = np.sqrt(left * right)
-                r = cross / scale
-                spread = (
-                    squares / scale**2
-                    - r * ((x**3).T @ y / (left * scale) + x.T @ y**3 / (right * scale))
-                    + r**2
-                    / 4
-                    * (
-                        (x**4).T @ self._right_seen[:, columns] / left**2
-                        + self._left_seen[:, rows].T @ y**4 / right**2
-                        + 2 * squares / scale**2
-                    )
-                )
-            else:
-                spread = (squares - (x.T @ y) ** 2 / count) / (count - 1) ** 2
-            error = np.sqrt(np.maximum(spread, 0) * count / (count - 1))
+                return self._correlation_errors(rows, columns)
+            left_out = count / ((count - 1) * (count - 2))
+            spread = (x**2).T @ y**2 - (x.T @ y) ** 2 / count
+            error = left_out * np.sqrt(np.maximum(spread, 0) * (count - 1) / count)
+        return np.where(count < 3, np.nan, error)
+
+    def _correlation_errors(self, rows: slice, columns: slice) -> Floats:
+        x, p, y, q, count, _ = self._moments(rows, columns)
+        left, right = np.sqrt((x**2).T @ q), np.sqrt(p.T @ y**2)
+        score = x.T @ y / (left * right)
+        total, squares = np.zeros_like(score), np.zeros_like(score)
+        for k in range(x.shape[0]):
+            both = np.outer(p[k], q[k])
+            without = correlation_without(score, x[k][:, None] / left, y[k] / right, count)
+            change = np.where(both > 0, score - without, 0.0)
+            total += change
+            squares += change**2
+        error = np.sqrt(np.maximum(squares - total**2 / count, 0) * (count - 1) / count)
         return np.where(count < 3, np.nan, error)
 
 

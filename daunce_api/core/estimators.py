@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
 import numpy as np
+from scipy.optimize import nnls
 
 from daunce_api.core.members import Floats, MemberLosses
 from daunce_api.core.spectrum import (
@@ -25,7 +26,6 @@ from daunce_api.core.spectrum import (
     Spectrum,
     Vector,
     centred,
-    filter_slope,
     shrunk,
     spectrum_of,
 )
@@ -42,23 +42,35 @@ QUESTIONS: dict[Question, str] = {
 
 
 @dataclass(frozen=True, eq=False)
+class ErrorTerm:
+    """One product in the change of a score when member k is left out: ``(map @ left)_ki * right_kj``.
+
+    Attributes:
+        map_KK: (K, K), symmetric, or None for the identity. right_KM: (K, M).
+    """
+
+    map_KK: Matrix | None
+    right_KM: Floats
+
+    def left(self, left_KX: Floats) -> Floats:
+        """(K, n) training side of the change, from columns of `Factors.left_KN`."""
+        return left_KX if self.map_KK is None else np.asarray(self.map_KK.astype(left_KX.dtype) @ left_KX)
+
+
+@dataclass(frozen=True, eq=False)
 class Factors:
     """Scores as an inner product over members, with what their standard errors need.
 
     Attributes:
         left_KN: (K, N) training side.
         right_KM: (K, M) test side; ``score = left.T @ right``.
-        error_map_KK: (K, K) or None for the identity, and
-        error_right_KM: (K, M): member k contributes ``(error_map @ left)_ki * error_right_kj`` to pair (i, j); the
-            spread of these contributions over members gives the standard error (infinitesimal jackknife; see
-            uncertainty.py).
+        errors: what leaving out one member changes, as a sum of products (see blocks.py).
         standardised: columns were divided by their standard deviation, whose own error counts too (correlation).
     """
 
     left_KN: Floats
     right_KM: Floats
-    error_map_KK: Matrix | None
-    error_right_KM: Floats
+    errors: tuple[ErrorTerm, ...]
     standardised: bool = False
 
 
@@ -91,21 +103,25 @@ class Estimator:
 
 def _covariance(members: MemberLosses, setting: Setting) -> Factors:
     a, b = centred(members.train_KN), centred(members.test_KM)
-    right = b / (members.count - 1)
-    return Factors(a, right, None, right)
+    return Factors(a, b / (members.count - 1), (ErrorTerm(None, b * _left_out(members.count)),))
+
+
+def _left_out(members: int) -> float:
+    """What a product of deviations counts for when its member is left out of a covariance: K / ((K - 1) (K - 2))."""
+    return members / ((members - 1) * max(members - 2, 1))
 
 
 def _correlation(members: MemberLosses, setting: Setting) -> Factors:
     a, b = _unit_columns(centred(members.train_KN)), _unit_columns(centred(members.test_KM))
-    return Factors(a, b, None, b, standardised=True)
+    return Factors(a, b, (ErrorTerm(None, b),), standardised=True)
 
 
 def _inclusion(members: MemberLosses, setting: Setting) -> Factors:
     if members.inclusion_KN is None:
         raise ConfigurationError("The inclusion estimator needs the inclusion matrix: pass inclusion_KN.")
     included = centred(members.inclusion_KN.astype(members.train_KN.dtype))
-    right = centred(members.test_KM) / -(members.count - 1)
-    return Factors(included, right, None, right)
+    b = centred(members.test_KM)
+    return Factors(included, b / -(members.count - 1), (ErrorTerm(None, b * _left_out(members.count)),))
 
 
 def _unit_columns(a_KX: Floats) -> Floats:
@@ -169,11 +185,30 @@ def spectral_factors(members: MemberLosses, spectrum: Spectrum, apply: Filter, s
     b = centred(members.test_KM)
     coefficients = spectrum.u_KD.T @ b
     right = spectrum.u_KD @ (phi[:, None] * coefficients)
-    # Infinitesimal jackknife of the whole expression, its kernel reduced to the rank one that is exact for ridge.
-    slope = np.sqrt(np.maximum(filter_slope(apply, spectrum, setting), 0.0))
-    error_map = (spectrum.u_KD * slope) @ spectrum.u_KD.T
-    error_right = spectrum.u_KD @ (slope[:, None] * coefficients)
-    return Factors(centred(members.train_KN), right.astype(dtype), error_map, error_right.astype(dtype))
+    energy = spectrum.u_KD**2
+    outside = np.maximum(1 - 1 / spectrum.members - energy.sum(axis=1), 0)  # centred directions in which A is zero
+    terms = []
+    for ridge, scale in _ridge_mixture(spectrum.w, phi):
+        resolvent = 1 / (spectrum.w + ridge)
+        own = np.maximum(energy @ resolvent + outside / ridge, 1e-300)
+        fitted = spectrum.u_KD @ (resolvent[:, None] * coefficients)
+        terms.append(
+            ErrorTerm((spectrum.u_KD * resolvent) @ spectrum.u_KD.T, (fitted * (scale / own)[:, None]).astype(dtype))
+        )
+    return Factors(centred(members.train_KN), right.astype(dtype), tuple(terms))
+
+
+def _ridge_mixture(w: Vector, phi: Vector) -> list[tuple[float, float]]:
+    """(c, alpha) pairs with sum alpha / (w + c) close to phi on the eigenvalues, each weighted as it counts in scores.
+
+    `whitened` is one such term, `half_whitened` and `matched` are mixtures of them (all are Stieltjes functions of w).
+    """
+    grid = float(np.mean(w)) * np.geomspace(1e-4, 1e4, 49)
+    basis = w[:, None] / (w[:, None] + grid)
+    norm = np.sqrt((basis**2).sum(axis=0))
+    weight, _ = nnls(basis / norm, w * phi)
+    used = np.flatnonzero(weight > 1e-6 * weight.max())
+    return [(float(grid[t]), float(weight[t] / norm[t])) for t in used]
 
 
 def _spectral(apply: Filter) -> Factorise:

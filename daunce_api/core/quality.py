@@ -91,7 +91,7 @@ def column_spearman(x_SM: ArrayLike, y_SM: ArrayLike) -> NDArray[np.float64]:
     NaN where fewer than 3 rows are observed.
     """
     x, y = _ranks(x_SM, y_SM)
-    return _weighted_correlation(x, y, np.ones((1, x.shape[0])))[0]
+    return np.asarray(_weighted_correlation(x, y, np.ones((1, x.shape[0])))[0])
 
 
 def _ranks(x_SM: ArrayLike, y_SM: ArrayLike) -> tuple[Floats, Floats]:

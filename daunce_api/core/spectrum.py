@@ -190,15 +190,3 @@ def shrunk(phi: Callable[[Vector], Vector], spectrum: Spectrum) -> Vector:
     out = np.zeros_like(signal)
     out[alive] = (signal[alive] / spectrum.w[alive]) ** 2 * phi(signal[alive])
     return out
-
-
-def filter_slope(apply: Filter, spectrum: Spectrum, setting: Setting) -> Vector:
-    """(D,) d(w phi) / dw, how the filtered direction answers to re-weighting members; used for standard errors.
-
-    Central difference with a relative step of 1e-4, all else (mean, noise) held fixed.
-    """
-    sides = []
-    for factor in (1 + 1e-4, 1 - 1e-4):
-        moved = replace(spectrum, w=spectrum.w * factor)
-        sides.append(moved.w * apply(moved, setting))
-    return np.asarray((sides[0] - sides[1]) / (2e-4 * spectrum.w))

@@ -8,7 +8,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from daunce_api.core.blocks import FactorBlocks, ScoreBlocks, score_blocks
+from daunce_api.core.blocks import FactorBlocks, ScoreBlocks, correlation_without, jackknife, score_blocks
 from daunce_api.core.choice import choose
 from daunce_api.core.estimators import Factors, Question
 from daunce_api.core.members import Floats, member_losses
@@ -131,24 +131,28 @@ def _top_of_factors(factors: Factors, k: int, opponents: bool, per: str) -> tupl
 
 def _pair_errors(factors: Factors, index_Mk: Index, per: str) -> Floats:
     """Standard errors of chosen pairs: K multiplications each, whatever N x M is."""
-    left_NK, right_MK = np.ascontiguousarray(factors.left_KN.T), np.ascontiguousarray(factors.error_right_KM.T)
-    mapped = None if factors.error_map_KK is None else factors.error_map_KK.astype(left_NK.dtype)
+    left_NK = np.ascontiguousarray(factors.left_KN.T)
+    terms = [
+        (None if t.map_KK is None else t.map_KK.astype(left_NK.dtype), np.ascontiguousarray(t.right_KM.T))
+        for t in factors.errors
+    ]
     members = left_NK.shape[1]
     out = np.empty(index_Mk.shape, dtype=left_NK.dtype)
-    step = max(1, _PAIRS // (index_Mk.shape[1] * max(1, members // 50)))
+    step = max(1, _PAIRS * 50 // (index_Mk.shape[1] * members))
     for start in range(0, index_Mk.shape[0], step):
         chosen = index_Mk[start : start + step]
         own = np.arange(start, start + chosen.shape[0])
         rows, columns = (chosen, own[:, None]) if per == "test" else (own[:, None], chosen)
         left = left_NK[rows]
-        if mapped is not None:
-            left = left @ mapped  # symmetric
-        right = right_MK[columns]
-        part = left * right
+        change = sum(
+            ((left if maps is None else left @ maps) * right_MK[columns] for maps, right_MK in terms),
+            np.zeros((), left.dtype),
+        )
         if factors.standardised:
-            part = part - part.sum(axis=-1, keepdims=True) * (left**2 + right**2) / 2
-        spread = part.var(axis=-1, dtype=np.float64) * members
-        out[start : start + step] = np.sqrt(spread * (members / (members - 1)))
+            score = change.sum(axis=-1, keepdims=True)
+            change = score - correlation_without(score, left, terms[0][1][columns], members)
+        squares = np.einsum("...k,...k->...", change, change)
+        out[start : start + step] = jackknife(squares, change.sum(axis=-1), members)
     return out
 
 

@@ -1,0 +1,97 @@
+"""Which tokens carry a pair's score.
+
+An example's loss is the mean (or sum) of its token losses, and `covariance` and the filters are linear in the loss
+deviations of either side. So a pair's score is a sum over pairs of tokens, exactly.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from daunce_api.core.estimators import estimator_named
+from daunce_api.core.losses import Reduction
+from daunce_api.core.members import Floats, member_losses
+from daunce_api.core.spectrum import Setting, centred, spectrum_of
+from daunce_api.errors import ConfigurationError, DataError
+
+
+@dataclass(frozen=True, eq=False)
+class TokenScores:
+    """A pair's score, split over tokens. Positive = helpful, as for whole examples.
+
+    Attributes:
+        score_TU: (T, U) share of training token t and test token u.
+        train_T: (T,) share of each training token, summed over test tokens.
+        test_U: (U,) share of each test token, summed over training tokens.
+        total: the pair's score, the sum of everything.
+    """
+
+    score_TU: Floats
+    train_T: Floats
+    test_U: Floats
+    total: float
+
+
+def token_scores(
+    train_logprobs_KT: ArrayLike,
+    test_logprobs_KU: ArrayLike,
+    estimator: str = "covariance",
+    *,
+    train_loss_KN: ArrayLike | None = None,
+    inclusion_KN: ArrayLike | None = None,
+    noise: float | None = None,
+    rho: float | None = None,
+    ridge: float | None = None,
+    reduction: Reduction = "mean",
+) -> TokenScores:
+    """Split the score of one training and one test example over their completion tokens.
+
+    Args:
+        train_logprobs_KT: (K, T) natural-log probabilities of the training example's completion tokens under each
+            member.
+        test_logprobs_KU: (K, U) those of the test example.
+        estimator: `covariance`, or a filter (`whitened`, `half_whitened`, `matched`).
+        train_loss_KN: (K, N) losses of the whole training set, which a filter's spectrum comes from.
+        inclusion_KN, noise, rho, ridge: as for `scores` and `Setting`.
+        reduction: how losses are reduced to examples; the total is the score under that reduction.
+
+    Returns:
+        TokenScores; the total equals the pair's entry of `scores` for the same arguments (test losses taken as they
+        are, as every estimator but "auto" does).
+
+    Raises:
+        ConfigurationError: an estimator that is not linear in the losses, or a filter without the training losses.
+        DataError: missing entries.
+    """
+    train, test = -np.asarray(train_logprobs_KT, dtype=np.float64), -np.asarray(test_logprobs_KU, dtype=np.float64)
+    if train.ndim != 2 or test.ndim != 2 or train.shape[0] != test.shape[0] or not train.size or not test.size:
+        raise DataError(
+            f"Token log-probabilities must be (K, T) and (K, U), none empty; got {train.shape}, {test.shape}."
+        )
+    if not (np.isfinite(train).all() and np.isfinite(test).all()):
+        raise DataError(
+            "Token scores need every token's log-probability under every member; leave out incomplete members."
+        )
+    entry = estimator_named(estimator)
+    if entry.filter is None:
+        raise ConfigurationError(f"{entry.name} is not linear in the losses of both sides; token scores need a filter.")
+    a, b = centred(train), centred(test)
+    if reduction == "mean":
+        a, b = a / train.shape[1], b / test.shape[1]
+    if entry.name == "covariance":
+        weighted = b / (train.shape[0] - 1)
+    else:
+        if train_loss_KN is None:
+            raise ConfigurationError(f"{entry.name} takes its spectrum from the training losses: pass train_loss_KN.")
+        members = member_losses(train_loss_KN, test, inclusion_KN)
+        if not members.complete or members.count != train.shape[0]:
+            raise DataError("Token scores need complete training losses of the same members.")
+        setting = Setting(noise, rho, ridge)
+        spectrum = spectrum_of(members, setting)
+        phi = entry.filter(spectrum, setting)
+        weighted = spectrum.u_KD @ (phi[:, None] * (spectrum.u_KD.T @ b))
+    score = a.T @ weighted
+    return TokenScores(score, score.sum(axis=1), score.sum(axis=0), float(score.sum()))
