@@ -278,7 +278,7 @@ def _yaml_problem(error: Exception) -> str:
 def _explain(error: ValidationError) -> list[str]:
     """One line a problem, with its key. Values are left out: one of them may be a key in the wrong place."""
     lines = []
-    for problem in error.errors(include_input=False, include_context=False):
+    for problem in error.errors():
         if problem["type"] == "default_factory_not_called":  # follows from another problem
             continue
         place = ".".join(str(p) for p in problem["loc"]) or "the whole"

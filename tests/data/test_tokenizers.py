@@ -78,6 +78,12 @@ def test_where_a_bos_comes_from(tmp_path: Path, settings: dict[str, Any], begin:
     assert LocalTokenizer(folder_with(tmp_path, **settings)).begin == begin
 
 
+def test_offsets_include_the_white_space_of_a_token(tmp_path: Path) -> None:
+    """The tokenizer's file asks for it to be cut off, which would leave characters that no token covers."""
+    _, offsets = LocalTokenizer(folder_with(tmp_path)).encode_with_offsets("the sum of  two")
+    assert [a for a, _ in offsets[1:]] == [b for _, b in offsets[:-1]]
+
+
 def test_special_tokens_may_stand_in_their_own_file(tmp_path: Path) -> None:
     folder = folder_with(tmp_path)
     (folder / "special_tokens_map.json").write_text(json.dumps({"eos_token": {"content": "</s>"}}))
