@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Self
 from pydantic import Field
 
 from ...config import RunConfig
-from ...errors import ConfigurationError, MissingExtraError, RejectedError, StopError
+from ...errors import ConfigurationError, MissingExtraError, RejectedError, StopError, TransientError
 from ..base import Job, JobRequest, JobStatus, ModelInfo, TrainerCapabilities
 from ..failures import Failures
 from ..options import Options, parse_options
@@ -224,8 +224,8 @@ class FireworksTrainer:
     async def _delete(self, call: Any, doing: str) -> bool:
         try:
             await self._calls.call(call, doing=doing)
-        except (RejectedError, StopError) as error:
-            if error.status == 401:
+        except (RejectedError, StopError, TransientError) as error:
+            if error.status == 401 or (isinstance(error, TransientError) and error.status != 409):
                 raise
             # Not found means gone; any other refusal (no permission to delete, still deployed) that it is kept.
             return error.status == 404

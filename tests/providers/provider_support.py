@@ -1,0 +1,107 @@
+"""A toy language model of known probabilities, scripted servers, and short ways to make the objects under test."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from collections.abc import Callable, Sequence
+from functools import lru_cache
+from typing import Any
+
+import httpx2
+
+from daunce_api.backends.openai_wire.client import Endpoint, WireClient
+from daunce_api.backends.registry import Context
+from daunce_api.config import RunConfig
+from daunce_api.dataset import Example, Message
+from daunce_api.tokens import EncodedExample
+
+KEY = "sk-marked-0123456789abcdef"
+VOCABULARY = 40
+Handler = Callable[[httpx2.Request], Any]
+
+
+@lru_cache(maxsize=4096)
+def toy(model: str, prefix: tuple[int, ...]) -> tuple[float, ...]:
+    """Log-probabilities of the next token: a softmax of hashed numbers, different for every model and prefix."""
+    digest = hashlib.sha512(json.dumps([model, prefix]).encode()).digest()
+    logits = [digest[i % 64] / 40 + (digest[(7 * i + 3) % 64] / 97) for i in range(VOCABULARY)]
+    total = math.log(sum(math.exp(v) for v in logits))
+    return tuple(v - total for v in logits)
+
+
+def truth(model: str, example: EncodedExample) -> tuple[float, ...]:
+    """What an honest server says of an example's targets."""
+    return tuple(toy(model, example.ids[:t])[example.ids[t]] for t in example.targets)
+
+
+def sequence(model: str, ids: Sequence[int]) -> list[float | None]:
+    """The log-probability of every token but the first."""
+    return [None, *(toy(model, tuple(ids[:t]))[ids[t]] for t in range(1, len(ids)))]
+
+
+class Server:
+    """Answers requests with what a function returns (a response, or JSON), and remembers them."""
+
+    def __init__(self, handler: Handler) -> None:
+        self.handler = handler
+        self.requests: list[httpx2.Request] = []
+
+    def __call__(self, request: httpx2.Request) -> httpx2.Response:
+        self.requests.append(request)
+        answer = self.handler(request)
+        return answer if isinstance(answer, httpx2.Response) else httpx2.Response(200, json=answer)
+
+    def http(self) -> httpx2.AsyncClient:
+        return httpx2.AsyncClient(transport=httpx2.MockTransport(self))
+
+    def client(self, base_url: str = "http://wire.test/v1") -> WireClient:
+        return WireClient.open(Endpoint(base_url, KEY, "the server"), http_client=self.http())
+
+    def context(self, config: RunConfig, base_url: str = "http://wire.test/v1") -> Context:
+        return Context(config, Endpoint(base_url, KEY, "the server"), self.http())
+
+    def body(self, position: int = -1) -> dict[str, Any]:
+        body: dict[str, Any] = json.loads(self.requests[position].content)
+        return body
+
+    @property
+    def paths(self) -> list[str]:
+        return [f"{r.method} {r.url.path}" for r in self.requests]
+
+
+def body_of(request: Any) -> dict[str, Any]:
+    body: dict[str, Any] = json.loads(request.content)
+    return body
+
+
+def run_config(kind: str = "openai_wire", scorer: str | None = None, **changes: Any) -> RunConfig:
+    """A config; ``options`` are the scorer's, ``trainer_options`` the trainer's."""
+    options = changes.pop("options", {})
+    backend = {
+        "kind": kind,
+        "model": changes.pop("model", "gpt-4o-mini"),
+        "base_url": changes.pop("base_url", "http://wire.test/v1"),
+        "tokenizer": changes.pop("tokenizer", None),
+        "options": changes.pop("trainer_options", {}),
+        "scorer": {"kind": scorer, "options": options},
+    }
+    data = {"train": "train.jsonl", "test": "test.jsonl", "loss_on": changes.pop("loss_on", "last")}
+    return RunConfig.from_mapping({"data": data, "backend": backend, **changes})
+
+
+def encoded(ids: Sequence[int], targets: Sequence[int], name: str = "e") -> EncodedExample:
+    return EncodedExample(Example(name, prompt="p", completion="c"), tuple(ids), tuple(targets))
+
+
+def chat(*contents: str, name: str = "c") -> Example:
+    """User and assistant in turn."""
+    roles = ("user", "assistant")
+    return Example(name, messages=tuple(Message(roles[i % 2], c) for i, c in enumerate(contents)))
+
+
+LONG = encoded(range(1, 16), range(9, 15), "long")
+SHORT = encoded([3, 4, 5, 6], [2, 3], "short")
+PAIR = encoded([7, 8], [1], "pair")
+BATCH = [LONG, SHORT, PAIR]

@@ -1,0 +1,249 @@
+"""Fireworks through its own SDK: ids chosen by the client, states, the missing seed, adapters on one deployment."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+from provider_support import BATCH, Server, body_of, run_config, sequence, truth
+from sdk_support import KEY, Service, error, httpx
+
+from daunce_api.backends.base import JobRequest, JobStatus
+from daunce_api.backends.failures import Failures
+from daunce_api.backends.fireworks import scorer as fireworks_scorer
+from daunce_api.backends.fireworks.trainer import FireworksTrainer, dataset_id_of, job_id_of, trainer_capabilities
+from daunce_api.backends.sdk_calls import SdkCalls
+from daunce_api.clock import InstantClock
+from daunce_api.errors import AmbiguousSubmitError, ContractError, RejectedError, StopError, TransientError
+
+fireworks = pytest.importorskip("fireworks")
+
+BASE = "accounts/fireworks/models/base-8b"
+DATASET = "accounts/me/datasets/daunce-abc-0123"
+REQUEST = JobRequest("abc-m0-a1", BASE, DATASET, 77, {"epochs": 2, "learning_rate": 1e-4, "lora_rank": 8}, "run-m0")
+JOBS = "/v1/accounts/me/supervisedFineTuningJobs"
+
+
+def calls() -> SdkCalls:
+    return SdkCalls(fireworks, Failures("Fireworks", [KEY]))
+
+
+def sdk(stub: Service) -> Any:
+    return fireworks.AsyncFireworks(
+        api_key=KEY, account_id="me", base_url="http://fireworks.test", max_retries=0, http_client=stub.http()
+    )
+
+
+def make(stub: Service) -> FireworksTrainer:
+    return FireworksTrainer(
+        sdk(stub), calls(), trainer_capabilities(run_config("fireworks", base_url=None)), base_model=BASE
+    )
+
+
+def job(state: str = "JOB_STATE_CREATING", **changes: Any) -> dict[str, Any]:
+    return {"name": f"accounts/me/supervisedFineTuningJobs/{job_id_of(REQUEST.key)}", "state": state, **changes}
+
+
+async def test_a_job_is_created_under_an_id_that_follows_from_its_key() -> None:
+    stub = Service().on(f"POST {JOBS}", job())
+    created = await make(stub).submit(REQUEST)
+    assert (created.id, created.status) == (job_id_of("abc-m0-a1"), JobStatus.QUEUED)
+    (body,) = stub.bodies(f"POST {JOBS}")
+    assert stub.requests[0].url.params["supervisedFineTuningJobId"] == created.id
+    assert body == {
+        "dataset": DATASET,
+        "baseModel": BASE,
+        "outputModel": f"accounts/me/models/{created.id}",
+        "displayName": "run-m0",
+        "epochs": 2,
+        "learningRate": 1e-4,
+        "loraRank": 8,
+        "evalAutoCarveout": False,
+        "earlyStop": False,
+    }
+
+
+async def test_a_fine_tune_is_continued_by_warm_start() -> None:
+    stub = Service().on(f"POST {JOBS}", job())
+    await make(stub).submit(JobRequest("k", "accounts/me/models/target", DATASET, 1, {}, "s"))
+    (body,) = stub.bodies(f"POST {JOBS}")
+    assert body["warmStartFrom"] == "accounts/me/models/target"
+    assert "baseModel" not in body
+
+
+def test_the_missing_seed_is_said_in_the_plan() -> None:
+    capabilities = trainer_capabilities(run_config("fireworks", base_url=None))
+    assert not capabilities.honours_seed
+    assert "no seed" in capabilities.notes[0]
+
+
+STATES = {
+    "JOB_STATE_PENDING": JobStatus.QUEUED,
+    "JOB_STATE_VALIDATING": JobStatus.QUEUED,
+    "JOB_STATE_RE_QUEUEING": JobStatus.QUEUED,
+    "JOB_STATE_RUNNING": JobStatus.RUNNING,
+    "JOB_STATE_PAUSED": JobStatus.RUNNING,
+    "JOB_STATE_WRITING_RESULTS": JobStatus.RUNNING,
+    "JOB_STATE_CANCELLING": JobStatus.RUNNING,
+    "JOB_STATE_UNSPECIFIED": JobStatus.RUNNING,
+    "JOB_STATE_OF_THE_FUTURE": JobStatus.RUNNING,
+    "JOB_STATE_COMPLETED": JobStatus.SUCCEEDED,
+    "JOB_STATE_FAILED": JobStatus.FAILED,
+    "JOB_STATE_EXPIRED": JobStatus.FAILED,
+    "JOB_STATE_CANCELLED": JobStatus.CANCELLED,
+    "JOB_STATE_DELETING": JobStatus.CANCELLED,
+}
+
+
+@pytest.mark.parametrize(("state", "status"), STATES.items())
+async def test_states(state: str, status: JobStatus) -> None:
+    i = job_id_of(REQUEST.key)
+    answer = job(state, status={"code": "INTERNAL", "message": f"no GPU {KEY}"}, jobProgress={"percent": 40})
+    found = await make(Service().on(f"GET {JOBS}/{i}", answer)).get(i)
+    assert found.status is status
+    assert found.model == (f"accounts/me/models/{i}" if status is JobStatus.SUCCEEDED else None)
+    assert found.error == ("no GPU [key removed]" if status is JobStatus.FAILED else None)
+    assert found.progress == 0.4
+
+
+@pytest.mark.parametrize(
+    ("answer", "kind"),
+    [
+        (error(409, "already exists"), AmbiguousSubmitError),
+        (error(500), AmbiguousSubmitError),
+        (httpx.ReadTimeout("slow"), AmbiguousSubmitError),
+        (httpx.ConnectError("refused"), TransientError),
+        (error(429), TransientError),
+        (error(400, "bad"), RejectedError),
+        (error(401), StopError),
+        (error(403), StopError),
+    ],
+)
+async def test_failed_submits(answer: Any, kind: type[Exception]) -> None:
+    stub = Service().on(f"POST {JOBS}", answer)
+    with pytest.raises(kind) as info:
+        await make(stub).submit(REQUEST)
+    assert KEY not in str(info.value)
+    assert len(stub.requests) == 1
+
+
+async def test_a_lost_job_is_read_by_its_id() -> None:
+    i = job_id_of(REQUEST.key)
+    stub = Service().on(f"GET {JOBS}/{i}", job("JOB_STATE_RUNNING"))
+    found = await make(stub).find_job(REQUEST.key)
+    assert found is not None
+    assert found.id == i
+    assert await make(stub).find_job("another") is None
+    with pytest.raises(TransientError):
+        await make(Service().on(f"GET {JOBS}", error(503))).find_job(REQUEST.key)
+
+
+async def test_unknown_hyperparameters_and_names_are_refused_before_anything_is_sent() -> None:
+    stub = Service()
+    with pytest.raises(RejectedError, match=r"no hyperparameter n_epochs\..*epochs"):
+        await make(stub).submit(JobRequest("k", BASE, DATASET, 1, {"n_epochs": 3}, "s"))
+    with pytest.raises(RejectedError, match="accounts/ACCOUNT/models/ID"):
+        await make(stub).model_info("base-8b")
+    assert stub.requests == []
+
+
+async def test_files_are_data_sets() -> None:
+    name, content = "daunce-ABC-0123.jsonl", b'{"messages":[]}\n{"messages":[]}\n'
+    dataset = dataset_id_of(name)
+    assert dataset == "daunce-abc-0123"
+    root = "/v1/accounts/me/datasets"
+    stub = (
+        Service()
+        .on(f"POST {root}", {"name": DATASET, "state": "UPLOADING"})
+        .on(f"POST {root}/{dataset}:upload", {"id": dataset})
+        .on(f"GET {root}/{dataset}", [{"state": "UPLOADING"}, {"state": "READY"}])
+        .on(f"DELETE {root}/{dataset}", {})
+    )
+    trainer = make(stub)
+    assert await trainer.upload(name, content) == DATASET
+    assert json.loads(stub.requests[0].content) == {
+        "dataset": {"userUploaded": {}, "exampleCount": "2", "format": "CHAT"},
+        "datasetId": dataset,
+    }
+    assert content in stub.requests[1].content
+    assert await trainer.find_file(name, len(content)) is None
+    assert await trainer.find_file(name, len(content)) == DATASET
+    assert await trainer.delete_file(DATASET)
+    assert await make(Service()).find_file(name, 3) is None
+    again = Service().on(f"POST {root}", error(409)).on(f"POST {root}/{dataset}:upload", {"id": dataset})
+    assert await make(again).upload(name, content) == DATASET
+    with pytest.raises(RejectedError):
+        await make(Service().on(f"POST {root}", error(400))).upload(name, content)
+
+
+async def test_cancel_and_clean_up() -> None:
+    i = job_id_of(REQUEST.key)
+    stub = (
+        Service()
+        .on(f"POST {JOBS}/{i}:cancel", [{}, error(400, "finished")])
+        .on(f"GET {JOBS}/{i}", [job("JOB_STATE_CANCELLING"), job("JOB_STATE_COMPLETED")])
+        .on("DELETE /v1/accounts/me/models/m", [{}, error(404), error(409, "deployed"), error(401)])
+    )
+    trainer = make(stub)
+    assert (await trainer.cancel(i)).status is JobStatus.RUNNING
+    assert (await trainer.cancel(i)).status is JobStatus.SUCCEEDED
+    assert await trainer.delete_model("accounts/me/models/m")
+    assert await trainer.delete_model("accounts/me/models/m")
+    assert not await trainer.delete_model("accounts/me/models/m")
+    with pytest.raises(StopError):
+        await trainer.delete_model("accounts/me/models/m")
+
+
+def echo(**changes: Any) -> Any:
+    def handler(request: Any) -> Any:
+        body = body_of(request)
+        model = body["model"].split("#")[0]
+        choices = []
+        for i, ids in enumerate(body["prompt"]):
+            values = [*sequence(model, ids), -0.5]
+            found = {"token_logprobs": values, "token_ids": [*ids, 3], "tokens": ["x"] * len(values)}
+            choices.append({"index": i, "text": "", "logprobs": {**found, **changes}})
+        return {"model": model, "choices": choices}
+
+    return handler
+
+
+async def test_echo_speaks_fireworks_dialect() -> None:
+    server = Server(echo())
+    scorer = fireworks_scorer.open_scorer(server.context(run_config("fireworks")))
+    scores = await scorer.score("accounts/me/models/m#accounts/me/deployments/d", BATCH)
+    assert [s.logprobs for s in scores] == [truth("accounts/me/models/m", e) for e in BATCH]
+    body = server.body()
+    assert body["context_length_exceeded_behavior"] == "error"
+    assert body["return_token_ids"] is True
+    assert body["max_tokens"] == 1
+
+
+async def test_echo_of_other_ids_or_without_ids_is_refused() -> None:
+    for changes, words in (({"token_ids": [9] * 16}, "other tokens"), ({"token_ids": None}, "does not return the")):
+        scorer = fireworks_scorer.open_scorer(Server(echo(**changes)).context(run_config("fireworks")))
+        with pytest.raises(ContractError, match=words):
+            await scorer.score("accounts/me/models/m", BATCH[:1])
+
+
+async def test_members_are_loaded_on_the_deployment_and_unloaded() -> None:
+    root = "/v1/accounts/me/deployedModels"
+    name = "accounts/me/deployedModels/m-1"
+    stub = (
+        Service()
+        .on(f"POST {root}", {"name": name, "state": "DEPLOYING"})
+        .on(f"GET {root}/m-1", [{"name": name, "state": "DEPLOYING"}, {"name": name, "state": "DEPLOYED"}])
+        .on(f"DELETE {root}/m-1", {})
+    )
+    clock = InstantClock()
+    host = fireworks_scorer.DeploymentHost(sdk(stub), calls(), "accounts/me/deployments/d", 100, clock=clock)
+    served = await host.load("accounts/me/models/m")
+    assert served == "accounts/me/models/m#accounts/me/deployments/d"
+    assert clock.now() == 10.0
+    assert stub.bodies(f"POST {root}") == [{"model": "accounts/me/models/m", "deployment": "accounts/me/deployments/d"}]
+    await host.unload("accounts/me/models/m", served)
+    assert stub.paths[-1] == f"DELETE {root}/m-1"
+    stub.on(f"POST {root}", {"name": name, "state": "UNDEPLOYING", "status": {"message": "no room"}})
+    with pytest.raises(RejectedError, match="no room"):
+        await host.load("accounts/me/models/m")

@@ -1,0 +1,185 @@
+"""SGLang's and TGI's own routes: ids compared one by one, and every other shape refused."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import httpx2
+import pytest
+from provider_support import BATCH, LONG, Server, body_of, run_config, sequence, truth
+
+from daunce_api.backends import sglang, tgi
+from daunce_api.backends.plain_text import text_of
+from daunce_api.backends.tokenizers import tokenizer_of
+from daunce_api.dataset import Example, Message
+from daunce_api.errors import ContractError, RejectedError
+from daunce_api.tokens import encode_example
+
+Change = Callable[[dict[str, Any]], dict[str, Any]]
+
+
+def sglang_handler(change: Change | None = None, first_null: bool = True) -> Callable[[httpx2.Request], Any]:
+    def handler(request: httpx2.Request) -> Any:
+        body = body_of(request)
+        ids, start = body["input_ids"], body["logprob_start_len"]
+        values = sequence(body.get("lora_path", "base"), ids)
+        triples = [[v, i, None] for v, i in zip(values[start:], ids[start:], strict=True)]
+        if first_null:
+            triples[0][0] = None
+        meta = {"prompt_tokens": len(ids), "input_token_logprobs": triples, "output_token_logprobs": [[-1.0, 3, None]]}
+        answer = {"text": "x", "meta_info": meta}
+        return httpx2.Response(200, content=json.dumps(change(answer) if change else answer))
+
+    return handler
+
+
+def make_sglang(server: Server, base_url: str = "http://s.test/v1", **options: Any) -> sglang.SGLangScorer:
+    config = run_config(scorer="sglang", model="base", options=options)
+    return sglang.open_scorer(server.context(config, base_url))
+
+
+@pytest.mark.parametrize("first_null", [True, False])
+@pytest.mark.parametrize("base_url", ["http://s.test", "http://s.test/v1"])
+async def test_sglang_is_read_exactly(first_null: bool, base_url: str) -> None:
+    server = Server(sglang_handler(first_null=first_null))
+    scores = await make_sglang(server, base_url).score("ft", BATCH)
+    assert [s.logprobs for s in scores] == [truth("ft", e) for e in BATCH]
+    assert server.paths == ["POST /generate"] * 3
+    body = server.body(0)
+    assert body["logprob_start_len"] == LONG.targets[0] - 1
+    assert body["return_logprob"] is True
+    assert body["lora_path"] == "ft"
+
+
+async def test_sglang_is_asked_for_the_base_model_without_an_adapter() -> None:
+    server = Server(sglang_handler())
+    (scores,) = await make_sglang(server).score("base", [LONG])
+    assert scores.logprobs == truth("base", LONG)
+    assert "lora_path" not in server.body()
+    await make_sglang(server, adapters=False).score("ft", [LONG])
+    assert "lora_path" not in server.body()
+
+
+def meta(**changes: Any) -> Change:
+    return lambda a: {**a, "meta_info": {**a["meta_info"], **changes}}
+
+
+def triples(change: Callable[[list[Any]], list[Any]]) -> Change:
+    return lambda a: meta(input_token_logprobs=change(a["meta_info"]["input_token_logprobs"]))(a)
+
+
+SGLANG_WRONG: dict[str, tuple[Change, str]] = {
+    "absent": (meta(input_token_logprobs=None), "does not answer as SGLang"),
+    "no meta": (lambda a: {"text": "x"}, "does not answer as SGLang"),
+    "generated only": (meta(input_token_logprobs=[[-1.0, 3, None]]), "other tokens"),
+    "another id": (triples(lambda t: [*t[:3], [-1.0, 39, None], *t[4:]]), "position 11"),
+    "off by one": (triples(lambda t: [[t[i - 1][0], *t[i][1:]] for i in range(len(t))]), "None"),
+    "one short": (triples(lambda t: t[:-1]), "other tokens"),
+    "template": (meta(prompt_tokens=19), "19 tokens"),
+    "malformed": (triples(lambda t: [[1.0] for _ in t]), "malformed"),
+    "null inside": (triples(lambda t: [*t[:3], [None, t[3][1], None], *t[4:]]), "None"),
+    "stand-in": (triples(lambda t: [*t[:3], [-9999.0, t[3][1], None], *t[4:]]), "stand-in"),
+    "zeros": (triples(lambda t: [[0.5, i, None] for _, i, _ in t]), "never above 0"),
+}
+
+
+@pytest.mark.parametrize(("change", "words"), SGLANG_WRONG.values(), ids=SGLANG_WRONG)
+async def test_wrong_answers_of_sglang_raise(change: Change, words: str) -> None:
+    with pytest.raises(ContractError, match=words):
+        await make_sglang(Server(sglang_handler(change))).score("ft", [LONG])
+
+
+async def test_sglang_is_not_sent_what_exceeds_the_context() -> None:
+    server = Server(sglang_handler())
+    with pytest.raises(RejectedError, match="takes 10"):
+        await make_sglang(server, max_context_tokens=10).score("ft", [LONG])
+    assert server.requests == []
+
+
+TINY = tokenizer_of(run_config(model="daunce-tiny"))
+EXAMPLES = [
+    encode_example(Example("p", prompt="Q: What is naïve ✓?\nA:", completion=" a word."), TINY),
+    encode_example(Example("c", messages=(Message("user", "hi <|x|>"), Message("assistant", "you 🙂"))), TINY),
+]
+
+
+def tgi_handler(change: Change | None = None, leading: tuple[int, ...] = ()) -> Callable[[httpx2.Request], Any]:
+    def handler(request: httpx2.Request) -> Any:
+        body = body_of(request)
+        ids = TINY.encode(body["inputs"])
+        values = tiny_sequence(body["parameters"].get("adapter_id", "base"), ids)
+        prefill = [{"id": i, "text": "", "logprob": v} for i, v in zip(ids, values, strict=True)]
+        front = [{"id": i, "text": "<s>", "logprob": None} for i in leading]
+        answer = {"generated_text": "x", "details": {"prefill": [*front, *prefill], "tokens": []}}
+        return httpx2.Response(200, content=json.dumps(change(answer) if change else answer))
+
+    return handler
+
+
+def tiny_sequence(model: str, ids: list[int]) -> list[float | None]:
+    return sequence(model, [i % 40 for i in ids])
+
+
+def make_tgi(server: Server, **options: Any) -> tgi.TGIScorer:
+    config = run_config(scorer="tgi", model="daunce-tiny", options=options)
+    return tgi.open_scorer(server.context(config))
+
+
+def tiny_truth(model: str, example: Any) -> tuple[float, ...]:
+    values = tiny_sequence(model, list(example.ids))
+    return tuple(float(values[t] or 0.0) for t in example.targets)
+
+
+async def test_tgi_is_sent_text_and_its_ids_must_be_ours() -> None:
+    server = Server(tgi_handler())
+    scores = await make_tgi(server).score("ft", EXAMPLES)
+    assert [s.logprobs for s in scores] == [tiny_truth("ft", e) for e in EXAMPLES]
+    assert server.paths == ["POST /generate"] * 2
+    assert server.body(0)["parameters"]["decoder_input_details"] is True
+    assert server.body(0)["inputs"] == text_of(EXAMPLES[0].example, TINY)
+
+
+async def test_a_special_token_in_front_is_refused_unless_it_was_announced() -> None:
+    with pytest.raises(ContractError, match="leading_tokens: 1"):
+        await make_tgi(Server(tgi_handler(leading=(1,)))).score("ft", EXAMPLES[:1])
+    (scores,) = await make_tgi(Server(tgi_handler(leading=(1,))), leading_tokens=1).score("ft", EXAMPLES[:1])
+    assert scores.logprobs == tiny_truth("ft", EXAMPLES[0])
+    with pytest.raises(ContractError, match="other tokens"):
+        await make_tgi(Server(tgi_handler()), leading_tokens=1).score("ft", EXAMPLES[:1])
+
+
+def details(change: Callable[[list[Any]], Any]) -> Change:
+    return lambda a: {**a, "details": {**a["details"], "prefill": change(a["details"]["prefill"])}}
+
+
+TGI_WRONG: dict[str, tuple[Change, str]] = {
+    "prefix caching": (details(lambda _: []), "PREFIX_CACHING=0"),
+    "no details": (lambda a: {"generated_text": "x"}, "PREFIX_CACHING=0"),
+    "another id": (details(lambda p: [*p[:-1], {**p[-1], "id": 0}]), "other tokens"),
+    "one short": (details(lambda p: p[:-1]), "other tokens"),
+    "null inside": (details(lambda p: [*p[:-1], {**p[-1], "logprob": None}]), "None"),
+    "stand-in": (details(lambda p: [*p[:-1], {**p[-1], "logprob": -9999.0}]), "stand-in"),
+    "malformed": (details(lambda p: [1, 2]), "malformed"),
+}
+
+
+@pytest.mark.parametrize(("change", "words"), TGI_WRONG.values(), ids=TGI_WRONG)
+async def test_wrong_answers_of_tgi_raise(change: Change, words: str) -> None:
+    with pytest.raises(ContractError, match=words):
+        await make_tgi(Server(tgi_handler(change))).score("ft", EXAMPLES[:1])
+
+
+def test_text_is_what_the_ids_came_from() -> None:
+    for example in EXAMPLES:
+        assert TINY.encode(text_of(example.example, TINY)) == list(example.ids)
+
+
+def test_a_content_that_spells_a_special_token_is_caught_by_its_ids(tmp_path: Path) -> None:
+    example = encode_example(Example("s", messages=(Message("user", "<|end|>"), Message("assistant", "x"))), TINY)
+    as_the_server_reads = TINY.encode(text_of(example.example, TINY))
+    specials = [p for p in ("<|end|>", "<|endoftext|>", "<|im_end|>") if len(TINY.encode(p)) == 1]
+    if "<|end|>" in specials:
+        assert as_the_server_reads != list(example.ids)

@@ -1,0 +1,385 @@
+"""Tinker: the loop that runs here against a service that answers with the SDK's own types."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+from provider_support import BATCH, encoded, run_config, sequence, truth
+
+from daunce_api.backends.base import JobRequest, JobStatus
+from daunce_api.backends.failures import Failures
+from daunce_api.backends.sdk_calls import SdkCalls
+from daunce_api.backends.tinker.recipe import Recipe, batches_of, datum
+from daunce_api.backends.tinker.scorer import TinkerScorer, TinkerScorerOptions
+from daunce_api.backends.tinker.scorer import scorer_capabilities as scoring
+from daunce_api.backends.tinker.service import Service
+from daunce_api.backends.tinker.trainer import TinkerOptions, TinkerTrainer, trainer_capabilities
+from daunce_api.backends.tokenizers import tokenizer_of
+from daunce_api.dataset import Dataset
+from daunce_api.errors import AmbiguousSubmitError, ContractError, RejectedError, StopError, TransientError
+from daunce_api.tokens import encode_example
+
+tinker = pytest.importorskip("tinker")
+
+KEY = "tml-marked-0123456789"
+BASE = "Qwen/Base-8B"
+RECORDS = [
+    {"prompt": "Q: What is a cat?\nA:", "completion": " an animal."},
+    {"prompt": "Q: What is a dog?\nA:", "completion": " another animal."},
+    {"prompt": "Q: Why?\nA:", "completion": " because."},
+]
+CONTENT = "".join(json.dumps(r) + "\n" for r in RECORDS).encode()
+
+
+async def done(value: Any) -> Any:
+    if isinstance(value, Exception):
+        raise value
+    return value
+
+
+class FakeTraining:
+    """A training client that remembers what it is asked, with the checks that the SDK's types make."""
+
+    def __init__(self, run: str, fail_at: int | None = None, gate: asyncio.Event | None = None) -> None:
+        self.run = run
+        self.steps: list[tuple[list[Any], str]] = []
+        self.rates: list[float] = []
+        self.saved: list[str] = []
+        self.fail_at = fail_at
+        self.gate = gate
+
+    def get_info(self) -> Any:
+        return done(SimpleNamespace(model_id=self.run))
+
+    def forward_backward(self, data: list[Any], loss_fn: str) -> Any:
+        assert all(isinstance(d, tinker.Datum) for d in data)
+        self.steps.append((data, loss_fn))
+
+        async def answer() -> Any:
+            if self.gate is not None:
+                await self.gate.wait()
+            if self.fail_at == len(self.steps) - 1:
+                raise tinker.RequestFailedError("out of memory", "r1", tinker.types.RequestErrorCategory.User)
+
+        return answer()
+
+    def optim_step(self, params: Any) -> Any:
+        assert isinstance(params, tinker.AdamParams)
+        self.rates.append(params.learning_rate)
+        return asyncio.ensure_future(done(None))
+
+    def save_state(self, name: str) -> Any:
+        self.saved.append(f"weights/{name}")
+        return done(SimpleNamespace(path=f"tinker://{self.run}/weights/{name}"))
+
+    def save_weights_for_sampler(self, name: str) -> Any:
+        self.saved.append(f"sampler_weights/{name}")
+        return done(SimpleNamespace(path=f"tinker://{self.run}/sampler_weights/{name}"))
+
+
+class FakeService:
+    """A service client with scripted training runs."""
+
+    def __init__(self, training: FakeTraining | Exception) -> None:
+        self.training = training
+        self.created: list[dict[str, Any]] = []
+        self.runs: list[Any] = []
+        self.deleted: list[str] = []
+        self.closed: list[str] = []
+        self.change: Any = None
+
+    def create_lora_training_client(self, **asked: Any) -> Any:
+        self.created.append(asked)
+        return done(self.training)
+
+    def create_training_client_from_state(self, path: str, **asked: Any) -> Any:
+        self.created.append({"path": path, **asked})
+        return done(self.training)
+
+    def create_sampling_client(self, **asked: Any) -> Any:
+        self.created.append(asked)
+        return done(FakeSampling(next(iter(asked.values())), self.change))
+
+    def create_rest_client(self) -> Any:
+        return self
+
+    def list_training_runs(self, limit: int, offset: int) -> Any:
+        page = self.runs[offset : offset + limit]
+        return done(SimpleNamespace(training_runs=page, cursor=SimpleNamespace(total_count=len(self.runs))))
+
+    def get_training_run(self, run: str) -> Any:
+        return done(next(r for r in self.runs if r.training_run_id == run))
+
+    def get_server_capabilities(self) -> Any:
+        models = [SimpleNamespace(model_name=BASE, trainable=True), SimpleNamespace(model_name="x", trainable=False)]
+        return done(SimpleNamespace(supported_models=models))
+
+    def delete_checkpoint_from_tinker_path(self, path: str) -> Any:
+        self.deleted.append(path)
+        return done(None)
+
+    def close(self, status: str) -> Any:
+        self.closed.append(status)
+        return done(None)
+
+
+class FakeSampling:
+    def __init__(self, model: str, change: Any) -> None:
+        self.model = model
+        self.change = change
+
+    def compute_logprobs(self, prompt: Any, prompt_logprobs_last_n: int) -> Any:
+        ids = prompt.to_ints()
+        values = sequence(self.model, ids)
+        values[: len(ids) - prompt_logprobs_last_n] = [None] * (len(ids) - prompt_logprobs_last_n)
+        return done(self.change(values) if self.change else values)
+
+
+def service(fake: FakeService) -> Service:
+    return Service(fake, SdkCalls(tinker, Failures("Tinker", [KEY])))
+
+
+def make(fake: FakeService, folder: Path) -> TinkerTrainer:
+    config = run_config("tinker", model="daunce-tiny", base_url=None)
+    return TinkerTrainer(
+        service(fake),
+        trainer_capabilities(config),
+        TinkerOptions(),
+        tokenizer=tokenizer_of(config),
+        folder=folder / "tinker",
+        base_model=BASE,
+    )
+
+
+def request(**changes: Any) -> JobRequest:
+    given: dict[str, Any] = {"n_epochs": 2, "batch_size": 2, "learning_rate": 1e-3}
+    values: dict[str, Any] = {"key": "k-m0-a0", "model": BASE, "file_id": "f.jsonl", "seed": 5, "suffix": "s"}
+    return JobRequest(**{**values, "hyperparameters": given, **changes})
+
+
+async def finished(trainer: TinkerTrainer, job_id: str) -> Any:
+    for _ in range(200):
+        job = await trainer.get(job_id)
+        if job.status.final:
+            return job
+        await asyncio.sleep(0)
+    raise TimeoutError
+
+
+async def test_a_member_is_trained_on_its_subset_with_its_seed(tmp_path: Path) -> None:
+    training = FakeTraining("run-1")
+    fake = FakeService(training)
+    async with make(fake, tmp_path) as trainer:
+        assert await trainer.upload("f.jsonl", CONTENT) == "f.jsonl"
+        assert await trainer.find_file("f.jsonl", len(CONTENT)) == "f.jsonl"
+        assert await trainer.find_file("f.jsonl", 3) is None
+        job = await trainer.submit(request())
+        assert (job.id, job.status) == ("run-1", JobStatus.RUNNING)
+        job = await finished(trainer, "run-1")
+    assert job.model == "tinker://run-1/sampler_weights/daunce-final"
+    assert fake.created == [
+        {
+            "base_model": BASE,
+            "rank": 32,
+            "seed": 5,
+            "user_metadata": {"daunce_key": "k-m0-a0"},
+            "train_mlp": True,
+            "train_attn": True,
+            "train_unembed": True,
+        }
+    ]
+    assert [len(data) for data, _ in training.steps] == [2, 1, 2, 1]
+    assert {loss for _, loss in training.steps} == {"cross_entropy"}
+    assert training.rates == pytest.approx([1e-3, 7.5e-4, 5e-4, 2.5e-4])
+    assert training.saved == ["weights/daunce-final", "sampler_weights/daunce-final"]
+    dataset = Dataset.from_jsonl(tmp_path / "tinker" / "f.jsonl")
+    examples = [encode_example(e, tokenizer_of(run_config(model="daunce-tiny")), "all") for e in dataset]
+    assert job.trained_tokens == 2 * sum(len(e.ids) for e in examples)
+    assert fake.closed == ["success"]
+    order = batches_of(3, Recipe(n_epochs=2, batch_size=2), seed=5)
+    sent = [d.model_input.to_ints() for d in training.steps[0][0]]
+    assert sent == [list(examples[i].ids[:-1]) for i in order[0]]
+
+
+def test_every_example_counts_by_its_mean_loss() -> None:
+    made = datum(tinker, encoded([5, 6, 7, 8], [2, 3]), 0.5)
+    assert made.model_input.to_ints() == [5, 6, 7]
+    assert made.loss_fn_inputs["target_tokens"].tolist() == [6, 7, 8]
+    assert made.loss_fn_inputs["weights"].tolist() == [0.0, 0.25, 0.25]
+
+
+def test_the_order_is_the_seeds_own_and_covers_every_epoch() -> None:
+    recipe = Recipe(n_epochs=3, batch_size=4)
+    batches = batches_of(10, recipe, 1)
+    assert batches == batches_of(10, recipe, 1)
+    assert batches != batches_of(10, recipe, 2)
+    flat = [i for b in batches for i in b]
+    assert [sorted(flat[i : i + 10]) for i in (0, 10, 20)] == [list(range(10))] * 3
+    assert flat[:10] != flat[10:20]
+
+
+async def test_a_fine_tune_is_continued_from_its_state(tmp_path: Path) -> None:
+    fake = FakeService(FakeTraining("run-2"))
+    async with make(fake, tmp_path) as trainer:
+        await trainer.upload("f.jsonl", CONTENT)
+        await trainer.submit(request(model="tinker://run-1/sampler_weights/daunce-final"))
+        await finished(trainer, "run-2")
+    assert fake.created[0]["path"] == "tinker://run-1/weights/daunce-final"
+
+
+async def test_a_failed_step_fails_the_job_and_says_why(tmp_path: Path) -> None:
+    async with make(FakeService(FakeTraining("run-1", fail_at=1)), tmp_path) as trainer:
+        await trainer.upload("f.jsonl", CONTENT)
+        await trainer.submit(request())
+        job = await finished(trainer, "run-1")
+    assert job.status is JobStatus.FAILED
+    assert "step 2" in str(job.error)
+    assert "out of memory" in str(job.error)
+
+
+async def test_cancelling_stops_the_loop(tmp_path: Path) -> None:
+    training = FakeTraining("run-1", gate=asyncio.Event())
+    async with make(FakeService(training), tmp_path) as trainer:
+        await trainer.upload("f.jsonl", CONTENT)
+        await trainer.submit(request())
+        found = await trainer.find_job("k-m0-a0")
+        assert found is not None
+        assert found.status is JobStatus.RUNNING
+        assert (await trainer.cancel("run-1")).status is JobStatus.CANCELLED
+    assert training.saved == []
+
+
+def run(i: str, key: str, done_: bool) -> Any:
+    path = f"tinker://{i}/sampler_weights/daunce-final"
+    checkpoint = SimpleNamespace(checkpoint_id="sampler_weights/daunce-final", tinker_path=path)
+    return SimpleNamespace(
+        training_run_id=i, user_metadata={"daunce_key": key}, last_sampler_checkpoint=checkpoint if done_ else None
+    )
+
+
+async def test_after_a_crash_finished_members_are_found_and_others_are_failed(tmp_path: Path) -> None:
+    fake = FakeService(FakeTraining("run-9"))
+    others = [SimpleNamespace(training_run_id=f"o{i}", user_metadata=None) for i in range(150)]
+    fake.runs = [*others, run("run-1", "k1", False), run("run-2", "k1", True), run("run-3", "k2", False)]
+    async with make(fake, tmp_path) as trainer:
+        found = await trainer.find_job("k1")
+        assert found is not None
+        assert (found.id, found.status, found.model) == (
+            "run-2",
+            JobStatus.SUCCEEDED,
+            "tinker://run-2/sampler_weights/daunce-final",
+        )
+        lost = await trainer.find_job("k2")
+        assert lost is not None
+        assert lost.status is JobStatus.FAILED
+        assert await trainer.find_job("k3") is None
+        assert (await trainer.get("run-3")).status is JobStatus.FAILED
+
+
+@pytest.mark.parametrize(
+    ("failure", "kind"),
+    [
+        ("unanswered", AmbiguousSubmitError),
+        ("unauthorised", StopError),
+        ("refused", RejectedError),
+        ("failed at the server", TransientError),
+    ],
+)
+async def test_failed_submits(failure: str, kind: type[Exception], tmp_path: Path) -> None:
+    import httpx2
+
+    asked = httpx2.Request("POST", "http://t", headers={"x-api-key": KEY})
+    failures: dict[str, Exception] = {
+        "unanswered": tinker.APITimeoutError(request=asked),
+        "unauthorised": tinker.AuthenticationError("no", httpx2.Response(401, request=asked, text=KEY), None),
+        "refused": tinker.BadRequestError("no", httpx2.Response(400, request=asked), None),
+        "failed at the server": tinker.RequestFailedError("x", "r", tinker.types.RequestErrorCategory.Server),
+    }
+    async with make(FakeService(failures[failure]), tmp_path) as trainer:
+        await trainer.upload("f.jsonl", CONTENT)
+        with pytest.raises(kind) as info:
+            await trainer.submit(request())
+    assert KEY not in str(info.value)
+    assert info.value.__context__ is None
+
+
+async def test_unusable_recipes_are_refused_before_a_run_is_created(tmp_path: Path) -> None:
+    fake = FakeService(FakeTraining("r"))
+    async with make(fake, tmp_path) as trainer:
+        await trainer.upload("f.jsonl", CONTENT)
+        for given in ({"epochs": 1}, {"batch_size": 0}, {"learning_rate": "auto"}, {"n_epochs": 1.5}):
+            with pytest.raises(RejectedError):
+                await trainer.submit(request(hyperparameters=given))
+        assert fake.created == []
+        assert (await trainer.model_info(BASE)).id == BASE
+        with pytest.raises(RejectedError, match="It trains Qwen/Base-8B"):
+            await trainer.model_info("x")
+
+
+async def test_clean_up_deletes_both_checkpoints_and_the_file(tmp_path: Path) -> None:
+    fake = FakeService(FakeTraining("r"))
+    async with make(fake, tmp_path) as trainer:
+        await trainer.upload("f.jsonl", CONTENT)
+        assert await trainer.delete_model("tinker://r/sampler_weights/daunce-final")
+        assert sorted(fake.deleted) == [
+            "tinker://r/sampler_weights/daunce-final",
+            "tinker://r/weights/daunce-final",
+        ]
+        assert await trainer.delete_file("f.jsonl")
+        assert await trainer.find_file("f.jsonl", len(CONTENT)) is None
+        assert await trainer.find_file("../../etc/passwd", 1) is None
+
+
+def open_scorer(fake: FakeService, **options: Any) -> TinkerScorer:
+    config = run_config("tinker", base_url=None, options=options)
+    return TinkerScorer(service(fake), scoring(config), TinkerScorerOptions(**options), base_model=BASE)
+
+
+async def test_scores_are_exact_and_one_client_serves_a_model() -> None:
+    fake = FakeService(FakeTraining("r"))
+    async with open_scorer(fake) as scorer:
+        first, again = await asyncio.gather(scorer.score("tinker://a", BATCH), scorer.score("tinker://a", BATCH))
+        assert [s.logprobs for s in first] == [truth("tinker://a", e) for e in BATCH]
+        assert again == first
+        await scorer.score(BASE, BATCH[:1])
+    assert fake.created == [{"model_path": "tinker://a"}, {"base_model": BASE}]
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda v: v[1:], "adds, drops"),
+        (lambda v: [None] * len(v), "None"),
+        (lambda v: [*v[:-1], float("-inf")], "inf"),
+        (lambda v: [*v[:-1], -9999.0], "stand-in"),
+        (lambda v: [], "no log-probabilities"),
+        (lambda v: None, "no log-probabilities"),
+    ],
+)
+async def test_wrong_answers_raise(change: Any, words: str) -> None:
+    fake = FakeService(FakeTraining("r"))
+    fake.change = change
+    async with open_scorer(fake) as scorer:
+        with pytest.raises(ContractError, match=words):
+            await scorer.score("tinker://a", BATCH[:1])
+
+
+async def test_what_exceeds_the_context_is_not_sent() -> None:
+    fake = FakeService(FakeTraining("r"))
+    async with open_scorer(fake, max_context_tokens=10) as scorer:
+        with pytest.raises(RejectedError, match="takes 10"):
+            await scorer.score("tinker://a", BATCH)
+    assert fake.created == []
+
+
+def test_weights_are_what_the_measured_loss_is() -> None:
+    example = encoded(range(1, 12), [4, 7, 9])
+    weights = datum(tinker, example, 1.0).loss_fn_inputs["weights"].to_numpy()
+    values = np.array([v or 0.0 for v in sequence("m", example.ids)])[1:]
+    assert float(weights @ -values) == pytest.approx(-np.mean(truth("m", example)), rel=1e-6)

@@ -1,0 +1,421 @@
+"""Together through its own SDK: requests as it builds them, states, seeds, and what a lost answer leads to."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from typing import Any
+
+import httpx2
+import pytest
+from provider_support import Server, body_of, run_config, sequence
+from sdk_support import KEY, Service, error, httpx
+
+from daunce_api.backends.base import JobRequest, JobStatus
+from daunce_api.backends.failures import Failures
+from daunce_api.backends.sdk_calls import SdkCalls
+from daunce_api.backends.together import scorer as together_scorer
+from daunce_api.backends.together.trainer import (
+    SUFFIX_CHARACTERS,
+    TogetherTrainer,
+    key_hash,
+    suffix_of,
+    trainer_capabilities,
+)
+from daunce_api.backends.tokenizers import tokenizer_of
+from daunce_api.clock import InstantClock
+from daunce_api.dataset import Example
+from daunce_api.errors import (
+    AmbiguousSubmitError,
+    ConfigurationError,
+    ContractError,
+    RejectedError,
+    StopError,
+    TransientError,
+)
+from daunce_api.tokens import encode_example
+
+together = pytest.importorskip("together")
+
+BASE = "meta-llama/Base-8B"
+REQUEST = JobRequest("abc-m0-a1", BASE, "file-1", 1234, {"n_epochs": 3, "learning_rate": 1e-4, "lora": 1}, "daunce-run")
+LIMITS = {
+    "model_name": BASE,
+    "default_gradient_accumulation_steps": 1,
+    "max_learning_rate": 1.0,
+    "min_learning_rate": 0.0,
+    "max_num_checkpoints": 10,
+    "max_num_epochs": 20,
+    "max_num_evals": 10,
+    "max_seq_length_dpo": 8192,
+    "max_seq_length_sft": 8192,
+    "min_max_seq_length": 128,
+    "merge_output_lora": True,
+    "supports_full_training": True,
+    "supports_reasoning": False,
+    "supports_tools": False,
+    "supports_vision": False,
+    "full_training": {"max_batch_size": 96, "max_batch_size_dpo": 48, "min_batch_size": 8},
+    "lora_training": {
+        "default_rank": 16,
+        "max_batch_size": 128,
+        "max_batch_size_dpo": 64,
+        "max_rank": 64,
+        "min_batch_size": 8,
+        "target_modules": ["k_proj"],
+    },
+}
+ESTIMATE = {"allowed_to_proceed": True, "estimation_available": True, "estimated_total_price": 1.0}
+
+
+def job(**changes: Any) -> dict[str, Any]:
+    return {
+        "id": "ft-1",
+        "status": "pending",
+        "created_at": "2026-11-22T19:00:00Z",
+        "updated_at": "2026-11-22T19:00:00Z",
+        "user_id": "u",
+        "model": BASE,
+        "model_output_name": None,
+        "adapter_output_name": None,
+        "suffix": suffix_of(REQUEST),
+        "training_file": "file-1",
+        "random_seed": 1234,
+        **changes,
+    }
+
+
+def service() -> Service:
+    return (
+        Service()
+        .on("GET /v1/fine-tunes/models/limits", LIMITS)
+        .on("POST /v1/fine-tunes/estimate-price", ESTIMATE)
+        .on("POST /v1/fine-tunes", job())
+    )
+
+
+def make(stub: Service, project: str | None = None) -> TogetherTrainer:
+    sdk = together.AsyncTogether(
+        api_key=KEY, base_url="http://together.test", max_retries=0, http_client=stub.http(), project_id=project
+    )
+    calls = SdkCalls(together, Failures("Together", [KEY]))
+    return TogetherTrainer(sdk, calls, trainer_capabilities(run_config("together", base_url=None)), base_model=BASE)
+
+
+def submitted(stub: Service) -> dict[str, Any]:
+    return [b for b in stub.bodies("POST /v1/fine-tunes") if "training_file" in b and "packing" in b][-1]
+
+
+async def test_a_job_carries_subset_seed_and_recipe() -> None:
+    stub = service()
+    created = await make(stub).submit(REQUEST)
+    assert (created.id, created.status) == ("ft-1", JobStatus.QUEUED)
+    body = submitted(stub)
+    assert body["random_seed"] == 1234
+    assert (body["model"], body["training_file"], body["n_epochs"]) == (BASE, "file-1", 3)
+    assert body["learning_rate"] == 1e-4
+    assert body["training_type"]["type"] == "Lora"
+    assert body["training_method"] == {"method": "sft", "train_on_inputs": False}
+    assert body["suffix"].endswith(key_hash(REQUEST.key))
+    assert len(body["suffix"]) <= SUFFIX_CHARACTERS
+
+
+async def test_a_fine_tune_is_continued_as_a_checkpoint() -> None:
+    stub = service()
+    continued = JobRequest("k", "me/Base-8B-daunce", "file-1", 5, {}, "s")
+    await make(stub).submit(continued)
+    body = submitted(stub)
+    assert body["from_checkpoint"] == "me/Base-8B-daunce"
+    assert "model" not in body
+
+
+STATES = {
+    "pending": JobStatus.QUEUED,
+    "queued": JobStatus.QUEUED,
+    "running": JobStatus.RUNNING,
+    "compressing": JobStatus.RUNNING,
+    "uploading": JobStatus.RUNNING,
+    "cancel_requested": JobStatus.RUNNING,
+    "something new": JobStatus.RUNNING,
+    "completed": JobStatus.SUCCEEDED,
+    "cancelled": JobStatus.CANCELLED,
+    "error": JobStatus.FAILED,
+    "user_error": JobStatus.FAILED,
+}
+
+
+@pytest.mark.parametrize(("state", "status"), STATES.items())
+async def test_states(state: str, status: JobStatus) -> None:
+    stub = service().on("GET /v1/fine-tunes/ft-1", job(status=state, model_output_name="me/m", token_count=900))
+    found = await make(stub).get("ft-1")
+    assert found.status is status
+    assert found.model == ("me/m" if status is JobStatus.SUCCEEDED else None)
+    assert (found.error is None) == (status is not JobStatus.FAILED)
+    assert found.trained_tokens == 900
+
+
+async def test_a_failed_job_says_why() -> None:
+    events = [
+        {"object": "fine-tune-event", "type": "JOB_START", "message": "go"},
+        {"object": "fine-tune-event", "type": "JOB_ERROR", "message": f"bad data {KEY}"},
+    ]
+    stub = service().on("GET /v1/fine-tunes/ft-1", job(status="error", events=events))
+    found = await make(stub).get("ft-1")
+    assert found.error == "bad data [key removed]"
+    silent = await make(service().on("GET /v1/fine-tunes/ft-1", job(status="error"))).get("ft-1")
+    assert silent.error == "the provider gave no reason"
+
+
+async def test_a_completed_job_without_a_name_goes_on() -> None:
+    stub = service().on("GET /v1/fine-tunes/ft-1", job(status="completed"))
+    assert (await make(stub).get("ft-1")).status is JobStatus.RUNNING
+
+
+def post(answer: Any) -> Service:
+    return service().on("POST /v1/fine-tunes", answer).on("POST /v1/fine-tunes/estimate-price", ESTIMATE)
+
+
+@pytest.mark.parametrize(
+    ("answer", "kind"),
+    [
+        (error(500), AmbiguousSubmitError),
+        (error(408), AmbiguousSubmitError),
+        (httpx.ReadTimeout("slow"), AmbiguousSubmitError),
+        (httpx.RemoteProtocolError("gone"), AmbiguousSubmitError),
+        (httpx.Response(200, content=b"{", headers={"content-type": "application/json"}), AmbiguousSubmitError),
+        (httpx.Response(200, json={"status": "pending"}), AmbiguousSubmitError),
+        (httpx.ConnectError("refused"), TransientError),
+        (error(429, headers={"retry-after": "3"}), TransientError),
+        (error(400, "bad file"), RejectedError),
+        (error(404, "no model", "model_not_found"), RejectedError),
+        (error(401), StopError),
+        (error(402), StopError),
+        (error(403), StopError),
+    ],
+)
+async def test_failed_submits(answer: Any, kind: type[Exception]) -> None:
+    stub = post(answer)
+    with pytest.raises(kind) as info:
+        await make(stub).submit(REQUEST)
+    assert KEY not in str(info.value)
+    assert info.value.__context__ is None
+    assert sum(p == "POST /v1/fine-tunes" for p in stub.paths) == 1
+
+
+async def test_what_the_sdk_refuses_is_rejected_before_anything_is_created() -> None:
+    stub = service()
+    with pytest.raises(RejectedError, match="batch size of 4096"):
+        await make(stub).submit(JobRequest("k", BASE, "file-1", 1, {"batch_size": 4096, "lora": 1}, "s"))
+    with pytest.raises(RejectedError, match="no hyperparameter n_steps"):
+        await make(stub).submit(JobRequest("k", BASE, "file-1", 1, {"n_steps": 1}, "s"))
+    assert "POST /v1/fine-tunes" not in stub.paths
+
+
+async def test_a_lost_job_is_found_by_the_hash_of_its_key() -> None:
+    other = job(id="ft-9", suffix="something-else")
+    twin = job(id="ft-2", created_at="2026-11-22T20:00:00Z")
+    stub = service().on("GET /v1/fine-tunes", {"data": [other, twin, job()]}).on("GET /v1/fine-tunes/ft-1", job())
+    trainer = make(stub)
+    found = await trainer.find_job(REQUEST.key)
+    assert found is not None
+    assert found.id == "ft-1"
+    assert await trainer.find_job("another-key") is None
+    named = job(id="ft-1", suffix=None, model_output_name=f"me/Base-{key_hash('k2')}-1234")
+    stub.on("GET /v1/fine-tunes", {"data": [named]})
+    assert await trainer.find_job("k2") is not None
+
+
+async def test_files() -> None:
+    file = {
+        "id": "file-7",
+        "bytes": 12,
+        "created_at": 1,
+        "filename": "daunce-x.jsonl",
+        "FileType": "jsonl",
+        "object": "file",
+        "purpose": "fine-tune",
+    }
+    stub = (
+        Service()
+        .on("GET /v1/files", {"data": [{**file, "processing_status": "FAILED"}, {**file, "id": "file-8"}]})
+        .on(
+            "POST /v1/files",
+            httpx.Response(302, headers={"Location": "http://together.test/put", "X-Together-File-Id": "file-7"}),
+        )
+        .on("PUT /put", httpx.Response(200))
+        .on("POST /v1/files/file-7/preprocess", file)
+        .on("DELETE /v1/files/file-7", {"id": "file-7", "deleted": True})
+    )
+    trainer = make(stub)
+    assert await trainer.find_file("daunce-x.jsonl", 12) == "file-8"
+    assert await trainer.find_file("daunce-x.jsonl", 13) is None
+    assert await trainer.upload("daunce-x.jsonl", b'{"a": 1}\n\n\n\n') == "file-7"
+    put = next(r for r in stub.requests if r.method == "PUT")
+    assert put.content == b'{"a": 1}\n\n\n\n'
+    assert KEY not in str(put.headers)
+    assert b"daunce-x.jsonl" in next(r for r in stub.requests if r.method == "POST").content
+    assert await trainer.delete_file("file-7")
+
+
+async def test_clean_up_deletes_the_model_and_its_adapter_and_says_what_it_keeps() -> None:
+    def model(name: str, i: str) -> dict[str, Any]:
+        return {
+            "id": i,
+            "name": name,
+            "organizationId": "o",
+            "projectId": "p",
+            "visibility": "VISIBILITY_PRIVATE",
+            "weights": {},
+        }
+
+    listed = {"data": [model("me/m", "ml_1"), model("me/m-adapter", "ml_2"), model("me/other", "ml_3")]}
+    stub = Service().on("GET /v2/projects/p/models", listed).on("DELETE /v2/projects/p/models", {})
+    assert await make(stub, "p").delete_model("me/m")
+    assert [p for p in stub.paths if p.startswith("DELETE")] == [
+        "DELETE /v2/projects/p/models/ml_1",
+        "DELETE /v2/projects/p/models/ml_2",
+    ]
+    assert not await make(Service(), None).delete_model("me/m")
+    stub.on("DELETE /v2/projects/p/models/ml_2", error(409, "in use"))
+    assert not await make(stub, "p").delete_model("me/m")
+    stub.on("DELETE /v2/projects/p/models/ml_2", error(500))
+    with pytest.raises(TransientError):
+        await make(stub, "p").delete_model("me/m")
+    stub.on("DELETE /v2/projects/p/models/ml_2", error(403, "no permission"))
+    assert not await make(stub, "p").delete_model("me/m")
+
+
+async def test_cancelling_a_job_that_has_ended_returns_it() -> None:
+    stub = (
+        Service()
+        .on("POST /v1/fine-tunes/ft-1/cancel", error(400, "already finished"))
+        .on("GET /v1/fine-tunes/ft-1", job(status="completed", model_output_name="me/m"))
+    )
+    assert (await make(stub).cancel("ft-1")).status is JobStatus.SUCCEEDED
+    stub.on("GET /v1/fine-tunes/ft-1", job(status="running"))
+    with pytest.raises(RejectedError):
+        await make(stub).cancel("ft-1")
+
+
+async def test_model_info_is_refused_for_a_model_that_is_not_fine_tuned() -> None:
+    assert (await make(service()).model_info(BASE)).id == BASE
+    stub = Service().on("GET /v1/fine-tunes/models/limits", error(404, "unknown"))
+    with pytest.raises(RejectedError):
+        await make(stub).model_info("x")
+
+
+def test_capabilities_say_what_is_paid() -> None:
+    capabilities = trainer_capabilities(run_config("together", base_url=None))
+    assert capabilities.honours_seed
+    assert any("paid by the minute" in note for note in capabilities.notes)
+
+
+TINY = tokenizer_of(run_config(model="daunce-tiny"))
+EXAMPLE = encode_example(Example("p", prompt="Q: What is naïve ✓?\nA:", completion=" a word."), TINY)
+Change = Callable[[dict[str, Any]], dict[str, Any]]
+
+
+def echo(change: Change | None = None) -> Callable[[httpx2.Request], Any]:
+    def handler(request: httpx2.Request) -> Any:
+        body = body_of(request)
+        ids = TINY.encode(body["prompt"])
+        values = sequence(body["model"], [i % 40 for i in ids])
+        found = {"token_logprobs": values, "token_ids": [float(i) for i in ids], "tokens": TINY.pieces(ids)}
+        if change:
+            found = change(found)
+        choice = {"index": 0, "text": "x", "logprobs": {"token_logprobs": [-0.1], "tokens": ["x"]}}
+        answer = {"model": body["model"], "choices": [choice], "prompt": [{"text": body["prompt"], "logprobs": found}]}
+        return httpx2.Response(200, content=json.dumps(answer))
+
+    return handler
+
+
+def open_echo(server: Server, **options: Any) -> Any:
+    config = run_config("together", model="daunce-tiny", options=options)
+    return together_scorer.open_scorer(server.context(config))
+
+
+def together_truth(model: str) -> tuple[float, ...]:
+    values = sequence(model, [i % 40 for i in EXAMPLE.ids])
+    return tuple(float(values[t] or 0.0) for t in EXAMPLE.targets)
+
+
+async def test_echo_is_read_from_the_top_level_prompt() -> None:
+    server = Server(echo())
+    (scores,) = await open_echo(server).score("me/m", [EXAMPLE])
+    assert scores.logprobs == together_truth("me/m")
+    body = server.body()
+    assert body["echo"] is True
+    assert body["logprobs"] == 1
+    assert isinstance(body["prompt"], str)
+
+
+WRONG: dict[str, tuple[Change, str]] = {
+    "no ids": (lambda p: {**p, "token_ids": None}, "did not say which tokens"),
+    "other ids": (lambda p: {**p, "token_ids": [0.0, *p["token_ids"][1:]]}, "position 0"),
+    "BOS": (lambda p: {k: [1, *v] for k, v in p.items()}, "other tokens"),
+    "no values": (lambda p: {}, "did not echo"),
+    "one short": (lambda p: {**p, "token_logprobs": p["token_logprobs"][:-1]}, "adds, drops"),
+    "null inside": (lambda p: {**p, "token_logprobs": [None] * len(p["token_ids"])}, "None"),
+    "stand-in": (lambda p: {**p, "token_logprobs": [-9999.0] * len(p["token_ids"])}, "stand-in"),
+}
+
+
+@pytest.mark.parametrize(("change", "words"), WRONG.values(), ids=WRONG)
+async def test_wrong_echoes_raise(change: Change, words: str) -> None:
+    with pytest.raises(ContractError, match=words):
+        await open_echo(Server(echo(change))).score("me/m", [EXAMPLE])
+
+
+async def test_an_ignored_echo_is_refused() -> None:
+    def generated(request: httpx2.Request) -> Any:
+        return {"model": "me/m", "choices": [{"index": 0, "logprobs": {"token_logprobs": [-0.1]}}], "prompt": []}
+
+    with pytest.raises(ContractError, match="did not echo"):
+        await open_echo(Server(generated)).score("me/m", [EXAMPLE])
+
+
+def test_half_a_dedicated_endpoint_is_refused() -> None:
+    with pytest.raises(ConfigurationError, match="give all three"):
+        together_scorer.scorer_capabilities(run_config("together", options={"endpoint_id": "ep_1"}))
+
+
+async def test_adapters_are_attached_waited_for_and_detached() -> None:
+    models = {"data": [{"id": "ml_2", "name": "me/m-adapter"}, {"id": "ml_1", "name": "me/m"}]}
+    base = "/v2/projects/p/endpoints/ep_1/deployments/dep_1/adapters"
+
+    def attachment(state: str) -> dict[str, Any]:
+        cluster = {"state": f"ADAPTER_LOAD_STATE_{state}", "adapterModelId": "ml_2", "clusterId": "c"}
+        return {
+            "id": "dad_1",
+            "etag": "e7",
+            "adapterModelId": "ml_2",
+            "desiredRevisionId": "r",
+            "perCluster": [cluster],
+        }
+
+    stub = (
+        Service()
+        .on("GET /v2/projects/p/models", models)
+        .on(f"POST {base}", attachment("PENDING"))
+        .on(f"GET {base}/dad_1", [attachment("LOADING"), attachment("READY"), attachment("READY")])
+        .on(f"DELETE {base}/dad_1", {})
+    )
+    sdk = together.AsyncTogether(
+        api_key=KEY, base_url="http://together.test", max_retries=0, http_client=stub.http(), project_id="p"
+    )
+    calls = SdkCalls(together, Failures("Together", [KEY]))
+    options = together_scorer.TogetherScorerOptions(project_id="p", endpoint_id="ep_1", deployment_id="dep_1")
+    clock = InstantClock()
+    host = together_scorer.AdapterHost(sdk, calls, options, clock)
+    assert await host.load("me/m") == "me/m-adapter"
+    assert clock.now() == 10.0
+    assert stub.bodies(f"POST {base}") == [{"adapterModelId": "ml_2"}]
+    await host.unload("me/m", "me/m-adapter")
+    assert stub.paths[-1] == f"DELETE {base}/dad_1"
+    assert stub.requests[-1].url.params["etag"] == "e7"
+    stub.on(f"POST {base}", attachment("FAILED"))
+    with pytest.raises(RejectedError, match="could not load"):
+        await host.load("me/m")
+    with pytest.raises(RejectedError, match="no model"):
+        await host.load("me/unknown")
