@@ -111,11 +111,18 @@ def test_filters_of_pairs(report: Path, open_page: Any) -> None:
     assert page.locator("#pro .none").inner_text() == "None that fits these filters."
 
 
-def test_more_entries_are_shown_on_demand(report: Path, open_page: Any) -> None:
+def test_more_entries_on_demand_with_faint_ones_not_told_from_zero(
+    report: Path, open_page: Any, attribution: Attribution
+) -> None:
     page = open_page(report)
     assert page.locator("#pro .card").count() == 10
-    page.locator("#pro .more").click()
-    assert page.locator("#pro .card").count() > 10
+    while page.locator("#pro .more").count():
+        page.locator("#pro .more").click()
+    shown = page.locator("#pro .card").count()
+    ranking = attribution.ranking(shown, columns=[0])
+    assert ranking.distinguishable_Mk is not None
+    faint = shown - int(ranking.distinguishable_Mk.sum())
+    assert page.locator("#pro .card.faint").count() == faint > 0
 
 
 def test_search_among_answers(report: Path, open_page: Any) -> None:
