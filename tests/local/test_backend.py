@@ -279,7 +279,7 @@ async def test_a_killed_worker_process_costs_nothing_but_time(config: Callable[.
     engine = ProcessEngine(1)
     try:
         async with LocalTrainer(Workshop(chosen, engine)) as trainer:
-            job = await submit(trainer, 0, model=chosen.backend.model, n_epochs=400)
+            job = await submit(trainer, 0, model=chosen.backend.model, n_epochs=40)
             await running(trainer, job.id)
 
             async def started() -> bool:

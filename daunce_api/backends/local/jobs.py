@@ -15,7 +15,6 @@ from typing import Any
 
 from ..base import Job, JobRequest, JobStatus
 
-
 _OWN_ID = re.compile(r"(file|ft)-[0-9a-f]{20}")
 
 

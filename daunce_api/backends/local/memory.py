@@ -75,7 +75,7 @@ def activation_bytes_per_token(model: AdaptedModel, shapes: Mapping[str, tuple[i
     positions = Positions(at // width, at % width, torch.zeros_like(at))
     owner = torch.zeros(rows, dtype=torch.long, device=model.device)
     active = ActiveLora(weights, 1.0, owner)
-    with model.using(active), torch.autograd.graph.saved_tensors_hooks(count, lambda t: t):
+    with model.training(), model.using(active), torch.autograd.graph.saved_tensors_hooks(count, lambda t: t):
         hidden = model.hidden(inputs, positions)
     bytes_per_token = (sum(saved.values()) + hidden.nbytes) / (rows * width)
     return 1.25 * max(1.0, bytes_per_token)

@@ -1,0 +1,193 @@
+"""Language-model members trained together: the same numbers as one at a time, within the memory they were given."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from local_records import records
+from transformers import GPT2Config, GPT2LMHeadModel, GPTNeoXConfig, GPTNeoXForCausalLM
+
+from daunce_api.backends.local import tasks
+from daunce_api.backends.local.language import LanguageModel, LoraSettings
+from daunce_api.backends.local.memory import activation_bytes_per_token, plan_memory
+from daunce_api.backends.local.objectives import Objective
+from daunce_api.backends.local.tasks import MemberTask, ModelSpec, TrainTask, run_train
+from daunce_api.backends.local.training import Member, Weights, train_members
+from daunce_api.dataset import Dataset
+from daunce_api.errors import CapabilityError
+from daunce_api.tokens import EncodedExample
+
+SHORT = LoraSettings(rank=4, alpha=8.0, n_epochs=2, batch_size=5, learning_rate=5e-3)
+
+
+def train(
+    model: LanguageModel, members: list[Member], settings: LoraSettings, max_tokens: int, objective: Objective
+) -> tuple[list[Weights], np.ndarray]:
+    weights, losses, _ = train_members(
+        model.adapted,
+        members,
+        model.adapter_shapes(settings.targets),
+        settings,
+        objective=objective,
+        max_tokens=max_tokens,
+    )
+    return weights, np.array(losses)
+
+
+def assert_close(one: list[Weights], other: list[Weights], tolerance: float) -> None:
+    for a, b in zip(one, other, strict=True):
+        for name in a:
+            torch.testing.assert_close(a[name], b[name], rtol=0, atol=tolerance)
+
+
+@pytest.mark.parametrize("kind", ["subset", "influence", "fisher"])
+@pytest.mark.parametrize("dropout", [0.0, 0.3])
+@pytest.mark.parametrize("max_tokens", [40, 4096])
+def test_members_together_are_members_alone(
+    model: LanguageModel, examples: list[EncodedExample], kind: str, dropout: float, max_tokens: int
+):
+    settings, objective = replace(SHORT, dropout=dropout), Objective(kind, rho=2.0)
+    starts, _ = train(model, [Member(examples, 0)], SHORT, 2048, Objective())
+    members = [Member(examples[k : 18 + k], 10 + k, starts[0]) for k in range(3)]
+    together, losses = train(model, members, settings, max_tokens, objective)
+    alone = [train(model, [m], settings, 2048, objective) for m in members]
+    np.testing.assert_allclose(losses, np.concatenate([a[1] for a in alone]), rtol=1e-4)
+    assert_close(together, [a[0][0] for a in alone], 2e-4)
+    if dropout:
+        undisturbed, _ = train(model, members[:1], SHORT, 2048, objective)
+        with pytest.raises(AssertionError):
+            assert_close(undisturbed, together[:1], 2e-4)
+
+
+@pytest.mark.parametrize(
+    ("make", "projection"),
+    [
+        (
+            lambda v: GPT2LMHeadModel(GPT2Config(vocab_size=v, n_embd=32, n_layer=2, n_head=2, n_positions=128)),
+            "c_attn",
+        ),
+        (
+            lambda v: GPTNeoXForCausalLM(
+                GPTNeoXConfig(
+                    vocab_size=v,
+                    hidden_size=32,
+                    intermediate_size=64,
+                    num_hidden_layers=2,
+                    num_attention_heads=2,
+                    max_position_embeddings=128,
+                )
+            ),
+            "query_key_value",
+        ),
+    ],
+    ids=["gpt2", "neox"],
+)
+def test_other_architectures(
+    make: Callable[[int], Any],
+    projection: str,
+    model: LanguageModel,
+    model_folder: Path,
+    examples: list[EncodedExample],
+    tmp_path: Path,
+):
+    torch.manual_seed(1)
+    make(model.vocabulary).save_pretrained(tmp_path / "m")
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        (tmp_path / "m" / name).write_bytes((model_folder / name).read_bytes())
+    other = LanguageModel.load(tmp_path / "m")
+    assert {n.rpartition(".")[2] for n in other.adapter_shapes(None)} == {projection}
+    members = [Member(examples[k : 18 + k], k) for k in range(2)]
+    together, losses = train(other, members, SHORT, 2048, Objective())
+    assert_close(together, [train(other, [m], SHORT, 2048, Objective())[0][0] for m in members], 2e-4)
+    assert (losses[:, -1] < losses[:, 0]).all()
+
+
+def test_an_unknown_architecture_adapts_every_linear_layer_but_the_head(
+    model: LanguageModel, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(model.adapted.model.config, "model_type", "something-new")
+    names = {n.rpartition(".")[2] for n in model.adapter_shapes(None)}
+    assert names == {"q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"}
+
+
+def test_checkpointed_activations_change_nothing(
+    model: LanguageModel, model_folder: Path, examples: list[EncodedExample]
+):
+    frugal = LanguageModel.load(model_folder, gradient_checkpointing=True)
+    members = [Member(examples, 1), Member(examples, 2)]
+    plain, checkpointed = (train(m, members, SHORT, 2048, Objective())[0] for m in (model, frugal))
+    assert_close(checkpointed, plain, 1e-6)
+    assert not frugal.adapted.model.training
+    kept = [activation_bytes_per_token(m.adapted, m.adapter_shapes(None), 4) for m in (model, frugal)]
+    assert kept[1] < 0.5 * kept[0]
+
+
+def test_bfloat16_is_near_float32(model: LanguageModel, model_folder: Path, examples: list[EncodedExample]):
+    half = LanguageModel.load(model_folder, dtype="bfloat16")
+    members = [Member(examples, 1), Member(examples, 2)]
+    losses = [train(m, members, SHORT, 2048, Objective())[1] for m in (model, half)]
+    assert 0 < abs(losses[0] - losses[1]).max() < 0.1
+
+
+def test_the_memory_plan_keeps_to_the_limit(model: LanguageModel):
+    shapes = model.adapter_shapes(None)
+    adapter = 4 * 4 * sum(n_in + n_out for n_in, n_out in shapes.values())
+    plans = [
+        plan_memory(model.adapted, shapes, 4, wanted=50, longest=60, limit=limit)
+        for limit in (0, 500_000, 2_000_000, 1 << 30)
+    ]
+    assert [p.members for p in plans] == sorted(p.members for p in plans)
+    assert (plans[0].members, plans[0].max_tokens) == (1, 60)
+    assert 1 < plans[1].members < plans[2].members <= plans[3].members == 50
+    for plan, limit in zip(plans[1:], (500_000, 2_000_000, 1 << 30), strict=True):
+        assert 5 * adapter * plan.members < plan.estimate <= limit
+
+
+def test_members_are_split_by_memory_and_by_steps_and_keep_their_order(
+    model_folder: Path, monkeypatch: pytest.MonkeyPatch
+):
+    data = Dataset.from_records(records(24))
+    sizes = []
+    original = tasks.train_members
+
+    def spy(model: Any, members: Any, *rest: Any, **options: Any) -> Any:
+        sizes.append(len(members))
+        return original(model, members, *rest, **options)
+
+    monkeypatch.setattr(tasks, "train_members", spy)
+    counts = [20, 20, 9, 20, 20, 20]
+    members = tuple(MemberTask(f"m{k}", data.training_file(range(n), "last"), k) for k, n in enumerate(counts))
+    task = TrainTask(ModelSpec(str(model_folder)), SHORT, Objective(), members, at_once=3)
+    results = run_train(task)
+    assert [r.key for r in results] == [f"m{k}" for k in range(6)]
+    assert sizes == [3, 2, 1]
+    assert [len(r.losses) for r in results] == [8, 8, 4, 8, 8, 8]
+    assert all(set(r.files) == {"adapter_config.json", "adapter_model.safetensors"} for r in results)
+
+
+def test_what_cannot_be_trained_together_is_trained_alone(model_folder: Path, monkeypatch: pytest.MonkeyPatch):
+    data = Dataset.from_records(records(24))
+    sizes = []
+    original = tasks.train_members
+
+    def only_one(model: Any, members: Any, *rest: Any, **options: Any) -> Any:
+        sizes.append(len(members))
+        if len(members) > 1:
+            raise CapabilityError("not together")
+        return original(model, members, *rest, **options)
+
+    members = tuple(MemberTask(f"m{k}", data.training_file(range(k, 20 + k), "last"), k) for k in range(4))
+    task = TrainTask(ModelSpec(str(model_folder)), SHORT, Objective(), members)
+    whole = run_train(task)
+    monkeypatch.setattr(tasks, "train_members", only_one)
+    alone = run_train(task)
+    assert sizes == [4, 2, 1, 1, 2, 1, 1]
+    for a, b in zip(whole, alone, strict=True):
+        assert a.key == b.key
+        np.testing.assert_allclose(a.losses, b.losses, rtol=1e-4)
