@@ -1,1 +1,44 @@
-"""Which of my fine-tuning examples made the model answer this? Training-data attribution with API calls alone."""
+"""Which of my fine-tuning examples made the model answer this? Training-data attribution with API calls alone.
+
+    from daunce_api import attribute
+    attribution = attribute("train.jsonl", "test.jsonl", backend="embedded", members=32)
+    attribution.top("q-17", k=10)
+
+``Run`` gives the steps one by one; everything else lives in its module.
+"""
+
+from __future__ import annotations
+
+from importlib.metadata import version as _version
+from typing import TYPE_CHECKING, Any
+
+from .attribution import Attribution
+from .config import RunConfig
+from .dataset import Dataset, Example, Message
+from .errors import DaunceError
+
+if TYPE_CHECKING:
+    from .pipeline import Run, attribute
+
+__version__ = _version("daunce-api")
+
+__all__ = [
+    "Attribution",
+    "Dataset",
+    "DaunceError",
+    "Example",
+    "Message",
+    "Run",
+    "RunConfig",
+    "__version__",
+    "attribute",
+]
+
+
+def __getattr__(name: str) -> Any:
+    # The pipeline brings HTTP clients with it; who only loads a saved attribution does not wait for them.
+    if name in ("Run", "attribute"):
+        from . import pipeline
+
+        return getattr(pipeline, name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

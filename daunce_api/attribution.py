@@ -6,8 +6,8 @@ saved, loaded and looked at without the run, the provider or a network.
 
 from __future__ import annotations
 
-import json
-import os
+import math
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -17,19 +17,17 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from . import core
+from . import core, saved
 from .core.losses import Reduction
 from .core.uncertainty import significance_threshold
 from .dataset import Dataset
-from .errors import ConfigurationError, NotEnoughMembersError, StoreCorruptError
+from .errors import ConfigurationError, NotEnoughMembersError
 
 if TYPE_CHECKING:
     import pandas as pd
 
 Floats = NDArray[np.float64]
 Side = Literal["train", "test"]
-
-_FORMAT = 1
 
 
 @dataclass(frozen=True, eq=False)
@@ -83,6 +81,19 @@ class Attribution:
         """The same losses under another estimator."""
         return replace(self, estimator=estimator)
 
+    def first(self, members: int) -> Attribution:
+        """The attribution of the first so many members alone."""
+        keep = slice(members)
+        tokens = {s: TokenTable(t.pieces, tuple(x[keep] for x in t.logprobs)) for s, t in self.tokens.items()}
+        return replace(
+            self,
+            members=self.members[keep],
+            train_loss_KN=self.train_loss_KN[keep],
+            test_loss_KM=self.test_loss_KM[keep],
+            inclusion_KN=self.inclusion_KN[keep],
+            tokens=tokens,
+        )
+
     @cached_property
     def choice(self) -> core.Choice:
         """The estimator in use and why it was chosen."""
@@ -118,6 +129,11 @@ class Attribution:
         table = pd.DataFrame(self.scores_NM(), index=pd.Index(self.train.ids, name="train"), columns=self.test.ids)
         return table if by is None else table.groupby(self.labels("train")).sum().rename_axis("source")
 
+    def _repr_html_(self) -> str:
+        from .report import notebook_html
+
+        return notebook_html(self)
+
     def labels(self, side: Side) -> list[str]:
         """The source of each example; "(none)" where it has none."""
         return [source if source is not None else "(none)" for source in getattr(self, side).sources]
@@ -143,6 +159,8 @@ class Attribution:
 
         j = self.test.position(test)
         ranking = self.ranking(k, opponents=opponents, question=question, fdr=fdr, columns=[j])
+        threshold = significance_threshold(ranking.members)
+        error, marks = _known(ranking.stderr_Mk)[0], _known(ranking.distinguishable_Mk)[0]
         rows = []
         for rank in range(ranking.index_Mk.shape[1]):
             i = int(ranking.index_Mk[0, rank])
@@ -154,7 +172,9 @@ class Attribution:
                     "rank": rank + 1,
                     "id": example.id,
                     "source": example.source,
-                    **ranking_row(ranking, 0, rank),
+                    **interval(
+                        float(ranking.score_Mk[0, rank]), float(error[rank]), threshold, marked=bool(marks[rank])
+                    ),
                     "prompt": example.prompt_text(),
                     "completion": example.completion_text(),
                 }
@@ -196,13 +216,55 @@ class Attribution:
         }
         return replace(ranking, **picked)
 
+    def groups(self, *, train: bool = True, test: bool = False) -> core.GroupScores:
+        """Scores summed over sources, on the training side, the test side or both, with their own standard errors."""
+        return core.group_scores(
+            self.train_loss_KN,
+            self.test_loss_KM,
+            self.labels("train") if train else None,
+            self.labels("test") if test else None,
+            self.estimator,
+            inclusion_KN=self.inclusion_KN,
+            noise=self.noise,
+            rho=self.rho,
+        )
+
+    def top_groups(self, test: str, k: int = 10, *, opponents: bool = False) -> pd.DataFrame:
+        """The sources whose examples, summed, helped a test example most (or hurt it most).
+
+        Columns: ``rank``, ``source``, ``examples`` (how many it has), ``score``, ``stderr``, ``low``, ``high``, ``z``,
+        ``distinguishable``, as in :meth:`top`.
+        """
+        import pandas as pd
+
+        j = self.test.position(test)
+        groups = self.groups()
+        sizes = Counter(self.labels("train"))
+        threshold = significance_threshold(len(self.members))
+        rows = [
+            {
+                "source": label,
+                "examples": sizes[str(label)],
+                **interval(float(groups.score_GH[g, j]), float(groups.stderr_GH[g, j]), threshold),
+            }
+            for g, label in enumerate(groups.train_groups)
+        ]
+        table = pd.DataFrame(rows).sort_values("score", ascending=opponents, kind="stable").head(k)
+        table.insert(0, "rank", range(1, len(table) + 1))
+        table.attrs.update(
+            estimator=groups.estimator, why=groups.why, question="how much each source moves the answer's loss"
+        )
+        return table.reset_index(drop=True)
+
+    def self_influence(self) -> core.SelfInfluence:
+        """What members say about each training example by itself: mislabelled ones stand out."""
+        return core.self_influence(self.train_loss_KN, self.inclusion_KN, self.noise or 0.0)
+
     def save(self, folder: str | Path) -> Path:
         """Write the attribution to a folder (``attribution.json``, ``losses.npz``), over what is there.
 
-        Both files are written beside the old ones and then renamed, so that a crash leaves one whole version.
+        Both files are written beside the old ones and then renamed, so that a crash leaves whole files.
         """
-        folder = Path(folder)
-        folder.mkdir(parents=True, exist_ok=True)
         arrays: dict[str, NDArray[Any]] = {
             "members_K": np.array(self.members, dtype=np.int64),
             "train_loss_KN": self.train_loss_KN,
@@ -212,9 +274,7 @@ class Attribution:
         for side, table in self.tokens.items():
             arrays[f"{side}_token_logprobs_KT"] = np.concatenate(table.logprobs, axis=1)
             arrays[f"{side}_token_counts"] = np.array([len(p) for p in table.pieces], dtype=np.int64)
-        _replace(folder / "losses.npz", lambda path: _save_arrays(path, arrays))
         content = {
-            "format": _FORMAT,
             "estimator": self.estimator,
             "noise": self.noise,
             "rho": self.rho,
@@ -225,9 +285,7 @@ class Attribution:
             "test": _dataset_to_json(self.test),
             "tokens": {side: [list(p) for p in table.pieces] for side, table in self.tokens.items()},
         }
-        text = json.dumps(content, ensure_ascii=True)
-        _replace(folder / "attribution.json", lambda path: path.write_text(text, encoding="utf-8"))
-        return folder
+        return saved.write(Path(folder), content, arrays)
 
     @classmethod
     def load(cls, folder: str | Path) -> Attribution:
@@ -235,22 +293,7 @@ class Attribution:
 
         Raises ConfigurationError where nothing is there, StoreCorruptError where it is damaged. No pickle is read.
         """
-        folder = Path(folder)
-        if not (folder / "attribution.json").is_file():
-            raise ConfigurationError(
-                f"{folder} holds no saved attribution. `daunce run` writes one into its run folder."
-            )
-        try:
-            content = json.loads((folder / "attribution.json").read_text(encoding="utf-8"))
-            if content["format"] != _FORMAT:
-                raise ValueError(f"format {content['format']}, this version reads {_FORMAT}")
-            with np.load(folder / "losses.npz", allow_pickle=False) as arrays:
-                return cls._from_saved(content, dict(arrays))
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            raise StoreCorruptError(
-                f"{folder} cannot be read as a saved attribution ({error}). Run `daunce run` again: it rewrites the "
-                "folder from the run's store, without new fine-tunes."
-            ) from error
+        return saved.read(Path(folder), cls._from_saved)
 
     @classmethod
     def _from_saved(cls, content: dict[str, Any], arrays: dict[str, NDArray[Any]]) -> Attribution:
@@ -276,21 +319,24 @@ class Attribution:
         )
 
 
-def ranking_row(ranking: core.Ranking, row: int, place: int) -> dict[str, Any]:
-    """Score, standard error, 95 % interval, z and mark of one entry of a ranking, as plain numbers."""
-    score = float(ranking.score_Mk[row, place])
-    if ranking.stderr_Mk is None or ranking.z_Mk is None or ranking.distinguishable_Mk is None:
-        return {"score": score}
-    error = float(ranking.stderr_Mk[row, place])
-    half = significance_threshold(ranking.members) * error
+def interval(score: float, stderr: float, threshold: float, *, marked: bool | None = None) -> dict[str, Any]:
+    """A score with its standard error, 95 % interval, z and mark; ``threshold``: |z| that one pair exceeds by chance
+    in 5 % of cases. ``marked`` is a mark by another rule (a false-discovery rate)."""
+    z = score / stderr if stderr > 0 else math.nan
     return {
         "score": score,
-        "stderr": error,
-        "low": score - half,
-        "high": score + half,
-        "z": float(ranking.z_Mk[row, place]),
-        "distinguishable": bool(ranking.distinguishable_Mk[row, place]),
+        "stderr": stderr,
+        "low": score - threshold * stderr,
+        "high": score + threshold * stderr,
+        "z": z,
+        "distinguishable": bool(abs(z) >= threshold) if marked is None else marked,
     }
+
+
+def _known(values: NDArray[Any] | None) -> NDArray[Any]:
+    if values is None:
+        raise ConfigurationError("this ranking was made without standard errors.")
+    return values
 
 
 def _dataset_to_json(dataset: Dataset) -> dict[str, Any]:
@@ -299,14 +345,3 @@ def _dataset_to_json(dataset: Dataset) -> dict[str, Any]:
 
 def _dataset_from_json(content: dict[str, Any]) -> Dataset:
     return Dataset.from_records(content["records"], name=content["name"])
-
-
-def _save_arrays(path: Path, arrays: dict[str, NDArray[Any]]) -> None:
-    with path.open("wb") as file:
-        np.savez_compressed(file, allow_pickle=False, **arrays)
-
-
-def _replace(path: Path, write: Any) -> None:
-    part = path.with_name(path.name + ".part")
-    write(part)
-    os.replace(part, path)

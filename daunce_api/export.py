@@ -1,0 +1,58 @@
+"""Tables as files and as text, safe for spreadsheets and for the programs that read them."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+from .display import csv_cell
+from .errors import ConfigurationError, MissingExtraError
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+TableFormat = Literal["table", "csv", "json", "parquet"]
+
+
+def write_table(table: pd.DataFrame, form: TableFormat, output: Path | None) -> None:
+    """Write a table to a file, or to standard output.
+
+    ``csv`` neutralises text cells that a spreadsheet would take for formulas. ``json`` is one object with ``rows``
+    and the table's ``attrs``. Raises ConfigurationError for a form that cannot go to standard output, and
+    MissingExtraError without pyarrow.
+    """
+    if form == "table":
+        raise ConfigurationError("--output needs --format csv, json or parquet.")
+    if form == "parquet":
+        if output is None:
+            raise ConfigurationError("--format parquet is binary: add --output FILE.parquet.")
+        try:
+            import pyarrow  # noqa: F401
+        except ImportError as error:
+            raise MissingExtraError("parquet", "parquet") from error
+        part = output.with_name(output.name + ".part")
+        plain = table.copy()
+        plain.attrs = {}
+        plain.to_parquet(part, index=False)
+        os.replace(part, output)
+        return
+    text = _csv(table) if form == "csv" else _json(table)
+    if output is None:
+        sys.stdout.write(text)
+    else:
+        output.write_text(text, encoding="utf-8")
+
+
+def _csv(table: pd.DataFrame) -> str:
+    safe = table.map(lambda cell: csv_cell(cell) if isinstance(cell, str) else cell)
+    text: str = safe.to_csv(index=False)
+    return text
+
+
+def _json(table: pd.DataFrame) -> str:
+    # pandas turns NaN into null; json.dumps would write the non-standard NaN.
+    rows = json.loads(table.to_json(orient="records", double_precision=15))
+    return json.dumps({**table.attrs, "rows": rows}) + "\n"

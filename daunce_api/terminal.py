@@ -1,0 +1,253 @@
+"""What people see in a terminal: tables, progress and closing words. All foreign text goes through ``display``.
+
+Standard output carries results, standard error everything else.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Self
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import Progress as RichProgress
+from rich.table import Table
+from rich.text import Text
+
+from .display import rich_text, terminal_text
+from .orchestrator import CancelReport, CleanReport, Event, EventKind
+from .status import RunStatus
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    import pandas as pd
+
+    from .attribution import Attribution
+    from .demo import DemoResult
+
+out = Console(highlight=False, soft_wrap=True)
+err = Console(stderr=True, highlight=False, soft_wrap=True)
+
+SIGN = "positive = helpful: training on it made this answer more likely"
+
+
+def say(text: str) -> None:
+    """A plain result."""
+    out.print(Text(text))
+
+
+def warn(warnings: Sequence[str], limit: int = 10) -> None:
+    """What was noticed and kept."""
+    for warning in warnings[:limit]:
+        err.print(Text.assemble(("note  ", "yellow"), terminal_text(warning)))
+    if len(warnings) > limit:
+        err.print(Text.assemble(("note  ", "yellow"), f"and {len(warnings) - limit} more of this kind"))
+
+
+def error(message: str) -> None:
+    """Why a command ends; each line is shown as it is, escaped."""
+    first, *rest = message.splitlines() or [""]
+    err.print(Text.assemble(("error  ", "bold red"), terminal_text(first)))
+    for line in rest[:60]:
+        err.print(Text("       " + terminal_text(line)))
+    if len(rest) > 60:
+        err.print(Text(f"       and {len(rest) - 60} more lines"))
+
+
+class Progress:
+    """Two bars: members with a model, and scored examples; with an estimate once some are done."""
+
+    def __init__(self, members: int, *, quiet: bool) -> None:
+        self._bars = RichProgress(
+            TextColumn("{task.description}", markup=False),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+            TextColumn("left"),
+            TimeRemainingColumn(),
+            console=err,
+            disable=quiet,
+            transient=True,
+        )
+        self._trained = self._bars.add_task("fine-tunes", total=members)
+        self._scored = self._bars.add_task("members scored", total=members)
+        self._quiet = quiet
+        self._done: set[int] = set()
+        self._ready: set[int] = set()
+
+    def __enter__(self) -> Self:
+        self._bars.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._bars.stop()
+
+    def event(self, event: Event) -> None:
+        """Something happened to a job."""
+        if event.kind is EventKind.READY and event.member is not None and event.member >= 0:
+            self._ready.add(event.member)
+        elif event.job is not None and event.job.model is not None and (event.member or 0) >= 0:
+            self._ready.add(event.member or 0)
+        self._bars.update(self._trained, completed=len(self._ready))
+        if (
+            event.kind in (EventKind.FAILED, EventKind.LEFT_OUT, EventKind.WAITING, EventKind.PARKED)
+            and not self._quiet
+        ):
+            self._bars.console.print(Text.assemble(("note  ", "yellow"), terminal_text(event.message)))
+
+    def scored(self, member: int, done: int, total: int) -> None:
+        """Examples of a member were scored; members that are half done count as half."""
+        if done == total:
+            self._done.add(member)
+        self._bars.update(self._scored, completed=len(self._done))
+
+
+def number(value: float) -> str:
+    """Three significant digits with a sign, without exponents in the usual range."""
+    if not math.isfinite(value):
+        return "-"
+    if value != 0 and not 1e-3 <= abs(value) < 1e4:
+        return f"{value:+.2e}"
+    return f"{value:+.3g}"
+
+
+def quality_line(state: RunStatus) -> str:
+    """self_lds in words."""
+    if state.self_lds is None:
+        return "self_lds is not known below 8 members"
+    q = state.self_lds
+    return (
+        f"self_lds {q.value:.2f} (95 % interval {q.low:.2f} to {q.high:.2f}): how well the scores predict members they "
+        "have not seen; 1 is perfect, 0 is chance"
+    )
+
+
+def status(state: RunStatus) -> None:
+    """``daunce status``."""
+    table = Table(show_header=False, box=None, pad_edge=False)
+    rows: list[tuple[str, str]] = [
+        ("run", f"{state.name} in {state.run_dir}"),
+        ("model", f"{state.model} at {state.provider}"),
+        (
+            "members",
+            f"{state.members_scored} of {state.members_asked} scored, {state.members_trained} trained, "
+            f"{state.members_running} running, {state.members_failed} failed",
+        ),
+        ("spent", f"{state.trained_tokens:,} training tokens, ${state.usd:,.2f}"),
+    ]
+    if state.target is not None:
+        rows.append(("target", state.target))
+    if state.noise is not None:
+        rows.append(("noise", f"{state.noise:.2g} nats a loss (the same examples scored twice)"))
+    if state.estimator is not None:
+        rows.append(("estimator", f"{state.estimator}: {state.why}"))
+        rows.append(("quality", quality_line(state)))
+    for name, value in rows:
+        table.add_row(Text(name, style="dim"), rich_text(value))
+    out.print(table)
+    for line in state.recent:
+        out.print(Text("  " + terminal_text(line), style="dim"))
+
+
+def finished(state: RunStatus, attribution: Attribution, page: Path | None) -> None:
+    """The closing words of ``daunce run``."""
+    status(state)
+    first = attribution.test.ids[0]
+    out.print()
+    if page is not None:
+        out.print(Text(f"report  {page}"))
+    out.print(Text(f"next    daunce top {state.run_dir} --test {terminal_text(first)} -k 10"))
+
+
+def ranking(table: pd.DataFrame, *, title: str) -> None:
+    """Proponents or opponents of one answer; what cannot be told from zero is dim."""
+    out.print(rich_text(title))
+    ranking_rows(table)
+    out.print(Text(f"{table.attrs.get('estimator', '')}: {table.attrs.get('question', '')}.", style="dim"))
+    out.print(Text(f"Score: {SIGN}. Dim: not distinguishable from zero.", style="dim"))
+
+
+def ranking_rows(table: pd.DataFrame) -> None:
+    """The rows of a ranking, of examples or of groups."""
+    view = Table(box=None, pad_edge=False, header_style="dim")
+    for name in ("", "score", "±95 %"):
+        view.add_column(name, justify="right")
+    for name in ("source", "id", "text"):
+        view.add_column(name)
+    for row in table.to_dict("records"):
+        half = (row["high"] - row["low"]) / 2
+        source = row["source"]
+        text = f"{row['prompt']} → {row['completion']}" if "prompt" in row else f"{row['examples']} examples"
+        view.add_row(
+            str(row["rank"]),
+            number(row["score"]),
+            number(half).lstrip("+"),
+            rich_text(source if isinstance(source, str) else "-", 16),
+            rich_text(str(row.get("id", "")), 24),
+            rich_text(text, 72),
+            style="" if row["distinguishable"] else "dim",
+        )
+    out.print(view)
+
+
+def cancelled(report: CancelReport) -> None:
+    """``daunce cancel``."""
+    out.print(Text(f"Cancelled {len(report.cancelled)} jobs; {len(report.already_final)} had ended before."))
+    _kept(report.kept)
+
+
+def cleaned(report: CleanReport) -> None:
+    """``daunce clean``."""
+    out.print(Text(f"Deleted {len(report.models)} models and {len(report.files)} files."))
+    _kept(report.kept)
+
+
+def _kept(kept: dict[str, str]) -> None:
+    for subject, why in kept.items():
+        out.print(Text.assemble(("kept  ", "yellow"), terminal_text(f"{subject}: {why}")))
+
+
+def table_of(columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
+    """A plain table of short texts and numbers."""
+    view = Table(box=None, pad_edge=False, header_style="dim")
+    for i, name in enumerate(columns):
+        view.add_column(name, justify="left" if i == 0 else "right")
+    for row in rows:
+        view.add_row(*(rich_text(cell if isinstance(cell, str) else f"{cell:.3f}") for cell in row))
+    out.print(view)
+
+
+def demo(result: DemoResult, page: Path) -> None:
+    """``daunce demo``: a few answers with their proponents, then the comparison."""
+    attribution = result.attribution
+    sources = attribution.labels("test")
+    shown = [sources.index(source) for source in sorted(set(sources), key=lambda s: (s != "planted", s))]
+    for j in shown[:3]:
+        example = attribution.test[j]
+        out.print(Text.assemble(("asked     ", "dim"), terminal_text(example.prompt_text(), 90)))
+        out.print(Text.assemble(("answered  ", "dim"), terminal_text(example.completion_text(), 90)))
+        ranking_rows(attribution.top(example.id, 5))
+        out.print()
+    columns = ["average precision, mean over test questions", "daunce", "covariance", "BM25", "random"]
+    rows = [
+        ["planted examples, for triggered questions", *(result.average_precision[m] for m in result.average_precision)],
+        [
+            "examples of the same dictionary, for the others",
+            *(result.source_precision[m] for m in result.average_precision),
+        ],
+    ]
+    table_of(columns, rows)
+    out.print()
+    choice = attribution.choice
+    for name, value in (
+        ("members", f"{len(attribution.members)} fine-tunes on random halves, in {result.seconds:.0f} s"),
+        ("estimator", f"{choice.estimator.name}: {choice.why}"),
+        ("report", str(page)),
+        ("next", f"daunce top {result.run.run_dir} --test {attribution.test.ids[shown[0]]} -k 10"),
+    ):
+        out.print(Text.assemble((f"{name:<10}", "dim"), terminal_text(value)))

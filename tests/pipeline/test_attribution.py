@@ -1,0 +1,139 @@
+"""The attribution object: exact numbers, tables, and what survives on disk."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from daunce_api import Attribution, Dataset
+from daunce_api.attribution import TokenTable
+from daunce_api.errors import ConfigurationError, DataError, StoreCorruptError
+
+
+def dataset(n: int, name: str, sources: tuple[str | None, ...]) -> Dataset:
+    records = [{"id": f"{name}{i}", "prompt": f"p{i}", "completion": f"c{i}"} for i in range(n)]
+    for i, record in enumerate(records):
+        if (source := sources[i % len(sources)]) is not None:
+            record["source"] = source
+    return Dataset.from_records(records, name=name)
+
+
+@pytest.fixture
+def attribution() -> Attribution:
+    rng = np.random.default_rng(5)
+    inclusion = rng.random((12, 6)) < 0.5
+    effect = rng.normal(size=(6, 4))
+    test_loss = 2.0 - inclusion @ effect * 0.1
+    train_loss = 1.5 - inclusion * 0.5 + rng.normal(scale=0.01, size=(12, 6))
+    return Attribution(
+        train=dataset(6, "t", ("a", "b", None)),
+        test=dataset(4, "q", ("a", None)),
+        members=tuple(range(12)),
+        train_loss_KN=train_loss,
+        test_loss_KM=test_loss,
+        inclusion_KN=inclusion,
+        estimator="covariance",
+        noise=0.25,
+        tokens={
+            "test": TokenTable(
+                (("x",), ("y", "z"), ("u",), ("v",)), tuple(rng.normal(size=(12, n)) for n in (1, 2, 1, 1))
+            )
+        },
+        facts={"provider": "none"},
+    )
+
+
+def test_scores_are_a_table_of_ids(attribution: Attribution) -> None:
+    table = attribution.scores()
+    assert list(table.index) == [f"t{i}" for i in range(6)]
+    assert list(table.columns) == [f"q{j}" for j in range(4)]
+    a = attribution.train_loss_KN - attribution.train_loss_KN.mean(axis=0)
+    b = attribution.test_loss_KM - attribution.test_loss_KM.mean(axis=0)
+    np.testing.assert_allclose(table.to_numpy(), a.T @ b / 11)
+
+
+def test_scores_by_source_are_sums(attribution: Attribution) -> None:
+    table, by_source = attribution.scores(), attribution.scores(by="source")
+    assert list(by_source.index) == ["(none)", "a", "b"]
+    np.testing.assert_allclose(by_source.loc["a"], table.loc[["t0", "t3"]].sum())
+
+
+def test_top_is_the_head_of_the_sorted_scores(attribution: Attribution) -> None:
+    column = attribution.scores()["q1"]
+    top = attribution.top("q1", k=3)
+    assert list(top["id"]) == list(column.sort_values(ascending=False).index[:3])
+    assert list(attribution.top("q1", k=2, opponents=True)["id"]) == list(column.sort_values().index[:2])
+    assert (top["low"] < top["score"]).all()
+    assert top.attrs["estimator"] == "covariance"
+    assert set(top.columns) >= {
+        "rank",
+        "id",
+        "source",
+        "score",
+        "stderr",
+        "z",
+        "distinguishable",
+        "prompt",
+        "completion",
+    }
+
+
+def test_a_column_does_not_depend_on_which_columns_are_asked_for(attribution: Attribution) -> None:
+    automatic = attribution.with_estimator("auto")
+    everything = automatic.ranking(3)
+    for j, test in enumerate(automatic.test.ids):
+        assert list(automatic.top(test, 3)["score"]) == pytest.approx(list(everything.score_Mk[j]))
+
+
+def test_an_unknown_test_id_names_close_ones(attribution: Attribution) -> None:
+    with pytest.raises(DataError, match="Did you mean"):
+        attribution.top("q11")
+
+
+def test_false_discovery_control_is_over_all_pairs(attribution: Attribution) -> None:
+    strict = attribution.top("q0", 6, fdr=0.001)
+    loose = attribution.top("q0", 6, fdr=0.9)
+    assert strict["distinguishable"].sum() <= loose["distinguishable"].sum()
+    assert list(strict["score"]) == list(loose["score"])
+
+
+def test_the_first_members_alone(attribution: Attribution) -> None:
+    part = attribution.first(8)
+    assert part.members == tuple(range(8))
+    assert part.tokens["test"].logprobs[1].shape == (8, 2)
+    np.testing.assert_array_equal(part.test_loss_KM, attribution.test_loss_KM[:8])
+
+
+def test_what_is_saved_is_what_is_loaded(attribution: Attribution, tmp_path: Path) -> None:
+    loaded = Attribution.load(attribution.save(tmp_path / "saved"))
+    assert np.array_equal(loaded.scores_NM(), attribution.scores_NM())
+    assert loaded.train.digest == attribution.train.digest
+    assert (loaded.noise, loaded.rho, loaded.estimator, loaded.facts) == (
+        0.25,
+        None,
+        "covariance",
+        {"provider": "none"},
+    )
+    for before, after in zip(attribution.tokens["test"].logprobs, loaded.tokens["test"].logprobs, strict=True):
+        assert np.array_equal(before, after)
+    assert not list((tmp_path / "saved").glob("*.part"))
+
+
+def test_a_damaged_folder_is_refused(attribution: Attribution, tmp_path: Path) -> None:
+    folder = attribution.save(tmp_path / "saved")
+    (folder / "losses.npz").write_bytes(b"not a zip file")
+    with pytest.raises(StoreCorruptError, match="without new fine-tunes"):
+        Attribution.load(folder)
+    (folder / "attribution.json").write_text(json.dumps({"format": 99}))
+    with pytest.raises(StoreCorruptError, match="format 99"):
+        Attribution.load(folder)
+    with pytest.raises(ConfigurationError, match="no saved attribution"):
+        Attribution.load(tmp_path)
+
+
+def test_few_members_have_no_quality(attribution: Attribution) -> None:
+    assert attribution.self_lds is not None
+    assert attribution.first(7).self_lds is None

@@ -1,0 +1,156 @@
+"""The command line: what it prints, how it ends, and that no traceback reaches a user."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+import yaml
+
+from daunce_api import RunConfig
+from daunce_api.cli import main
+
+MakeConfig = Callable[..., RunConfig]
+Cli = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture
+def cli(capsys: pytest.CaptureFixture[str]) -> Cli:
+    """Run a command line in this process: exit code, standard output, standard error."""
+
+    def call(*arguments: object) -> tuple[int, str, str]:
+        with pytest.raises(SystemExit) as stopped:
+            main([str(a) for a in arguments])
+        captured = capsys.readouterr()
+        code = stopped.value.code
+        assert isinstance(code, int)
+        assert "Traceback" not in captured.err
+        return code, captured.out, captured.err
+
+    return call
+
+
+def write(config: RunConfig, path: Path) -> Path:
+    path.write_text(yaml.safe_dump(config.model_dump(mode="json", exclude_none=True)))
+    return path
+
+
+@pytest.fixture
+def finished(make_config: MakeConfig, cli: Cli, tmp_path: Path) -> Path:
+    """The folder of a finished run."""
+    config = make_config()
+    code, _, err = cli("run", write(config, tmp_path / "run.yaml"), "--json")
+    assert code == 0, err
+    return config.run_dir
+
+
+def test_run_and_everything_that_looks_at_it(finished: Path, cli: Cli, tmp_path: Path) -> None:
+    code, out, _ = cli("status", finished, "--json")
+    state = json.loads(out)
+    assert (code, state["members_scored"], state["complete"]) == (0, 4, True)
+    assert cli("status", finished)[1].count("4 of 4 scored") == 1
+
+    code, out, _ = cli("top", finished, "--test", "q1", "-k", "3")
+    assert code == 0
+    assert "positive = helpful" in out
+    assert "not distinguishable from zero" in out
+
+    code, out, _ = cli("top", finished, "--test", "q1", "-k", "3", "--format", "json")
+    rows = json.loads(out)["rows"]
+    assert [r["rank"] for r in rows] == [1, 2, 3]
+    opponents = json.loads(cli("top", finished, "--test", "q1", "-k", "3", "--opponents", "--json")[1])["rows"]
+    assert opponents[0]["score"] <= opponents[1]["score"] <= rows[0]["score"]
+
+    text = cli("top", finished, "--test", "q1", "-k", "3", "--format", "csv")[1]
+    assert [r["id"] for r in csv.DictReader(io.StringIO(text))] == [r["id"] for r in rows]
+
+    target = tmp_path / "top.parquet"
+    assert cli("top", finished, "--test", "q1", "-k", "3", "--format", "parquet", "--output", target)[0] == 0
+    assert list(pd.read_parquet(target)["score"]) == pytest.approx([r["score"] for r in rows])
+
+    groups = json.loads(cli("top", finished, "--test", "q1", "--by", "source", "--json")[1])["rows"]
+    assert {g["source"] for g in groups} == {"sea", "land"}
+
+    code, out, _ = cli("report", finished, "--json")
+    assert (finished / "report.html").samefile(json.loads(out)["report"])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "words"),
+    [
+        (["top", "{run}", "--test", "nobody"], 2, "has no example 'nobody'"),
+        (["top", "{run}", "--test", "q0", "--estimator", "guess"], 2, "Unknown estimator 'guess'"),
+        (["top", "{run}", "--test", "q0", "--format", "parquet"], 2, "--output"),
+        (["status", "{tmp}/nothing"], 4, "holds no run"),
+        (["plan", "{tmp}/nothing.yaml"], 2, "cannot be read"),
+        (["fly"], 2, "No such command"),
+        (["top", "{run}"], 2, "--test"),
+    ],
+)
+def test_mistakes_end_with_a_sentence(
+    finished: Path, cli: Cli, tmp_path: Path, arguments: list[str], code: int, words: str
+) -> None:
+    ended, _, err = cli(*(a.format(run=finished, tmp=tmp_path) for a in arguments))
+    assert ended == code
+    assert words in err
+
+
+def test_errors_are_json_too(cli: Cli, tmp_path: Path) -> None:
+    code, out, _ = cli("status", tmp_path, "--json")
+    assert code == 4
+    assert json.loads(out)["error"]["type"] == "StoreError"
+
+
+def test_data_problems_are_listed_with_their_lines(cli: Cli, make_config: MakeConfig, tmp_path: Path) -> None:
+    config = make_config()
+    config.data.train.write_text('{"prompt": "a"}\nnot json\n')
+    code, _, err = cli("plan", write(config, tmp_path / "run.yaml"))
+    assert code == 2
+    assert "train.jsonl:1: completion is missing" in err
+    assert "train.jsonl:2: not JSON" in err
+
+
+def test_money_is_not_spent_without_a_yes(cli: Cli, make_config: MakeConfig, tmp_path: Path) -> None:
+    config = make_config(budget={"price": {"training": 5.0, "input": 1.0}})
+    code, _, err = cli("run", write(config, tmp_path / "run.yaml"))
+    assert code == 2
+    assert "--yes" in err
+    assert not config.run_dir.exists()
+
+
+def test_a_hostile_text_does_not_reach_the_terminal(
+    cli: Cli, make_config: MakeConfig, tmp_path: Path, data: tuple[Path, Path]
+) -> None:
+    lines = data[0].read_text().splitlines()
+    hostile: dict[str, Any] = json.loads(lines[0])
+    hostile["messages"][0]["content"] = "\x1b[2J\x1b]0;owned\x07[red]=cmd|' /C calc'!A0</script>"
+    data[0].write_text("\n".join([json.dumps(hostile), *lines[1:]]))
+    config = make_config(ensemble={"members": 2})
+    assert cli("run", write(config, tmp_path / "run.yaml"))[0] == 0
+    _, out, err = cli("top", config.run_dir, "--test", "q0", "-k", "24")
+    assert "\x1b]0" not in out + err
+    assert "\x1b[2J" not in out + err
+    assert r"\x1b[2J" in out
+
+
+def test_init_writes_a_config_that_plans(cli: Cli, make_config: MakeConfig, tmp_path: Path) -> None:
+    make_config()
+    code, out, _ = cli("init", tmp_path)
+    assert code == 0
+    assert "daunce plan" in out
+    code, out, _ = cli("plan", tmp_path / "run.yaml", "--json")
+    assert code == 0
+    assert json.loads(out)["members"] == 32
+
+
+def test_the_help_names_every_command_and_the_exit_codes(cli: Cli) -> None:
+    out = cli("--help")[1]
+    for name in ("init", "plan", "run", "status", "cancel", "clean", "top", "report", "serve", "demo", "doctor"):
+        assert name in out
+    assert "130" in out

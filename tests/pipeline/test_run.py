@@ -1,0 +1,169 @@
+"""A whole run through real HTTP: what it leaves, what it repeats, what it refuses."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from daunce_api import Attribution, Dataset, Run, RunConfig
+from daunce_api.core import scores
+from daunce_api.ensemble import plan_ensemble
+from daunce_api.errors import BudgetError, RunChangedError, StoreError
+from daunce_api.server import EmbeddedServer
+from daunce_api.store import RunStore
+
+MakeConfig = Callable[..., RunConfig]
+
+
+def test_a_run_trains_scores_and_attributes(make_config: MakeConfig) -> None:
+    run = Run.create(make_config())
+    heard: list[str] = []
+    progress: list[tuple[int, int, int]] = []
+    attribution = run.execute(on_event=lambda e: heard.append(e.kind), on_progress=lambda *p: progress.append(p))
+
+    assert attribution.train_loss_KN.shape == (4, 24)
+    assert attribution.test_loss_KM.shape == (4, 3)
+    expected = plan_ensemble(24, 4, 0.5, seed=3).inclusion_KN
+    assert np.array_equal(attribution.inclusion_KN, expected)
+    assert heard.count("submitted") == 4
+    assert {p[0] for p in progress if p[1] == p[2]} == {0, 1, 2, 3}
+    covariance = attribution.with_estimator("covariance").scores_NM()
+    train_c = attribution.train_loss_KN - attribution.train_loss_KN.mean(axis=0)
+    test_c = attribution.test_loss_KM - attribution.test_loss_KM.mean(axis=0)
+    np.testing.assert_allclose(covariance, train_c.T @ test_c / 3, rtol=1e-10)
+    assert attribution.noise == pytest.approx(0.0, abs=1e-9)
+
+    saved = Attribution.load(run.run_dir / "attribution")
+    assert np.array_equal(saved.scores_NM(), attribution.scores_NM())
+    assert saved.train.digest == run.train.digest
+    assert "is job" in (run.run_dir / "daunce.log").read_text()
+
+
+def test_the_same_command_again_does_nothing(make_config: MakeConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    first = Run.create(make_config()).execute()
+
+    def refuse(*_: object, **__: object) -> None:
+        raise AssertionError("a finished run needs no backend")
+
+    monkeypatch.setattr("daunce_api.pipeline.open_backend", refuse)
+    again = Run.create(make_config()).execute()
+    assert np.array_equal(again.train_loss_KN, first.train_loss_KN)
+
+
+def test_more_members_keep_the_earlier_ones(make_config: MakeConfig) -> None:
+    small = Run.create(make_config(ensemble={"members": 3})).execute()
+    heard: list[int | None] = []
+    grown = Run.create(make_config(ensemble={"members": 5})).execute(
+        on_event=lambda e: heard.append(e.member) if e.kind == "submitted" else None
+    )
+    assert sorted(m for m in heard if m is not None) == [3, 4]
+    assert np.array_equal(grown.train_loss_KN[:3], small.train_loss_KN)
+
+
+def test_a_changed_config_is_refused_with_the_difference(make_config: MakeConfig) -> None:
+    Run.create(make_config(ensemble={"members": 2})).execute()
+    changed = make_config(ensemble={"members": 2, "subset_ratio": 0.25})
+    with pytest.raises(RunChangedError, match=r"subset_ratio: 0\.5 -> 0\.25"):
+        Run.create(changed).execute()
+
+
+def test_changed_data_are_refused(make_config: MakeConfig, data: tuple[Path, Path]) -> None:
+    Run.create(make_config(ensemble={"members": 2})).execute()
+    with data[0].open("a") as file:
+        file.write('{"prompt": "a", "completion": "b"}\n')
+    with pytest.raises(RunChangedError, match="train_digest"):
+        Run.create(make_config(ensemble={"members": 2})).execute()
+
+
+def test_a_run_folder_stands_alone(make_config: MakeConfig, data: tuple[Path, Path]) -> None:
+    run = Run.create(make_config(ensemble={"members": 2}))
+    attribution = run.execute()
+    for path in data:
+        path.unlink()
+    opened = Run.open(run.run_dir)
+    assert np.array_equal(opened.attribution().scores_NM(), attribution.scores_NM())
+    status = opened.status()
+    assert (status.members_scored, status.members_asked, status.complete) == (2, 2, True)
+
+
+def test_opening_nothing_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(StoreError, match="holds no run"):
+        Run.open(tmp_path)
+
+
+def test_members_start_from_the_target(make_config: MakeConfig) -> None:
+    config = make_config(
+        ensemble={"members": 2, "start_from": "target"},
+        training={
+            "hyperparameters": {"n_epochs": 1, "batch_size": 4, "learning_rate_multiplier": 3},
+            "target_hyperparameters": {"n_epochs": 2, "batch_size": 4, "learning_rate_multiplier": 3},
+        },
+    )
+    run = Run.create(config)
+    attribution = run.execute()
+    assert attribution.rho == pytest.approx(0.25)  # one epoch of half the data against two of all
+    with RunStore.open(run.run_dir, read_only=True) as store:
+        target = store.ready_models()[-1]
+        assert all(target in job.request_json for job in store.jobs() if job.member >= 0)
+
+
+def test_members_are_stopped_when_more_no_longer_help(make_config: MakeConfig) -> None:
+    config = make_config(
+        ensemble={"members": 40, "stop": {"self_lds": 0.001, "min_members": 8, "check_every": 4}},
+        scoring={"noise_probe": 0},
+        training={"hyperparameters": {"n_epochs": 2, "batch_size": 4, "learning_rate_multiplier": 10}},
+    )
+    run = Run.create(config)
+    attribution = run.execute()
+    assert 8 <= len(attribution.members) < 40
+    again = Run.create(config).execute()
+    assert again.members == attribution.members
+
+
+def test_a_budget_that_is_too_small_is_refused_before_anything_is_sent(make_config: MakeConfig) -> None:
+    config = make_config(budget={"max_usd": 0.01, "price": {"training": 1000.0, "input": 1000.0}})
+    with pytest.raises(BudgetError):
+        Run.create(config).execute()
+    assert not config.run_dir.exists()
+
+
+def test_clean_deletes_what_the_run_created(make_config: MakeConfig, server: EmbeddedServer) -> None:
+    import openai
+
+    client = openai.OpenAI(base_url=server.base_url, api_key=server.api_key)
+    before = {m.id for m in client.models.list()}
+    run = Run.create(make_config(name="cleaned", ensemble={"members": 2}))
+    run.execute()
+    assert len({m.id for m in client.models.list()} - before) == 2
+    report = Run.open(run.run_dir).clean()
+    assert (len(report.models), len(report.files), report.kept) == (2, 2, {})
+    assert {m.id for m in client.models.list()} == before
+    assert Run.open(run.run_dir).status().members_scored == 2
+
+
+def test_scores_follow_from_the_arrays_alone(make_config: MakeConfig) -> None:
+    a = Run.create(make_config()).execute()
+    direct = scores(a.train_loss_KN, a.test_loss_KM, a.inclusion_KN, "half_whitened", noise=a.noise)
+    assert np.array_equal(a.with_estimator("half_whitened").scores_NM(), direct)
+
+
+def test_attribute_is_one_call(server: EmbeddedServer, data: tuple[Path, Path], tmp_path: Path) -> None:
+    from daunce_api import attribute
+
+    attribution = attribute(
+        Dataset.from_jsonl(data[0]),
+        data[1],
+        backend={"kind": "embedded"},
+        members=2,
+        run_dir=tmp_path / "one-call",
+        training={"hyperparameters": {"n_epochs": 1}},
+    )
+    table = attribution.scores()
+    assert table.shape == (24, 3)
+    assert list(table.columns) == ["q0", "q1", "q2"]
+    proponents = attribution.top("q0", k=5)
+    assert list(proponents["rank"]) == [1, 2, 3, 4, 5]
+    assert (proponents["score"].diff().dropna() <= 0).all()
