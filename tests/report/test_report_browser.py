@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from made_attribution import made_attribution
 
-from daunce_api.attribution import Attribution, ranking_row
+from daunce_api.attribution import Attribution
 from daunce_api.dataset import Dataset
 from daunce_api.evaluation.baselines import bm25_scores, example_texts
 from daunce_api.report import write_report
@@ -76,13 +76,11 @@ def test_proponents_and_opponents_are_the_rankings(report: Path, open_page: Any,
     page = open_page(report)
     page.locator("#test-list .row").nth(2).click()
     for box, opponents in (("#pro", False), ("#opp", True)):
-        ranking = attribution.ranking(3, opponents=opponents, columns=[2])
-        for place in range(3):
+        table = attribution.top(attribution.test[2].id, 3, opponents=opponents)
+        for place, row in enumerate(table.to_dict("records")):
             card = page.locator(f"{box} .card").nth(place)
-            example = attribution.train[int(ranking.index_Mk[0, place])]
-            row = ranking_row(ranking, 0, place)
-            assert card.get_attribute("data-train") == example.id
-            assert card.locator(".reply").inner_text() == example.completion
+            assert card.get_attribute("data-train") == row["id"]
+            assert card.locator(".reply").inner_text() == row["completion"]
             score = card.locator(".number").inner_text().replace("−", "-")
             assert float(score) == pytest.approx(row["score"], rel=0.006)
             half = float(card.locator(".spread").inner_text().replace("±", ""))
