@@ -174,11 +174,12 @@ def ranking(table: pd.DataFrame, *, title: str) -> None:
 
 def ranking_rows(table: pd.DataFrame) -> None:
     """The rows of a ranking, of examples or of groups."""
-    view = Table(box=None, pad_edge=False, header_style="dim")
+    view = Table(box=None, pad_edge=False, header_style="dim", expand=True)
     for name in ("", "score", "±95 %"):
-        view.add_column(name, justify="right")
-    for name in ("source", "id", "text"):
-        view.add_column(name)
+        view.add_column(name, justify="right", no_wrap=True)
+    view.add_column("source", no_wrap=True)
+    view.add_column("id", no_wrap=True)
+    view.add_column("text", no_wrap=True, overflow="ellipsis", ratio=1)
     for row in table.to_dict("records"):
         half = (row["high"] - row["low"]) / 2
         source = row["source"]
@@ -189,7 +190,7 @@ def ranking_rows(table: pd.DataFrame) -> None:
             number(half).lstrip("+"),
             rich_text(source if isinstance(source, str) else "-", 16),
             rich_text(str(row.get("id", "")), 24),
-            rich_text(text, 72),
+            rich_text(text, 200),
             style="" if row["distinguishable"] else "dim",
         )
     out.print(view)
@@ -233,9 +234,9 @@ def demo(result: DemoResult, page: Path) -> None:
         out.print(Text.assemble(("answered  ", "dim"), terminal_text(example.completion_text(), 90)))
         ranking_rows(attribution.top(example.id, 5))
         out.print()
-    columns = ["average precision, mean over test questions", "daunce", "covariance", "BM25", "random"]
+    columns = ["average precision", "daunce", "covariance", "BM25", "random"]
     rows = [
-        ["planted examples, for triggered questions", *(result.average_precision[m] for m in result.average_precision)],
+        ["planted, for triggered questions", *(result.average_precision[m] for m in result.average_precision)],
         [
             "examples of the same dictionary, for the others",
             *(result.source_precision[m] for m in result.average_precision),

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import cache
 from typing import Any
+
+from ..config import RunConfig
 
 MAY_CHANGE = (
     "attribution.",
@@ -15,6 +18,7 @@ MAY_CHANGE = (
     "data.train",
     "ensemble.stop",
     "run_dir",
+    "scoring.cache",
     "scoring.concurrency",
     "scoring.noise_probe",
     "scoring.target",
@@ -55,9 +59,17 @@ def differences(before: Mapping[str, Any], after: Mapping[str, Any]) -> tuple[li
         if a == b and type(a) is type(b):
             continue
         line = f"{key}: {_show(a)} -> {_show(b)}"
+        if a == MISSING and b == _defaults().get(key, MISSING):
+            continue  # a key that this version has and the run's did not: what it did then is the default now
         grows = key == "ensemble.members" and isinstance(a, int) and isinstance(b, int) and b > a
         (allowed if grows or _may_change(key) else forbidden).append(line)
     return forbidden, allowed
+
+
+@cache
+def _defaults() -> dict[str, Any]:
+    """The value of every config key that has a default."""
+    return flatten({"config": RunConfig.from_mapping({"data": {"train": "-", "test": "-"}}).model_dump(mode="json")})
 
 
 def _may_change(key: str) -> bool:

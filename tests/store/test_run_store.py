@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 
 from daunce_api.backends.base import JobStatus, TokenScores
+from daunce_api.config import RunConfig
 from daunce_api.errors import BudgetError, RunChangedError, RunLockedError, StoreCorruptError, StoreError
 from daunce_api.store import FileRow, JobRow, RunStore, Transition
 
@@ -362,3 +363,16 @@ def test_many_small_sums_are_exact(store: RunStore) -> None:
     for i in range(10):
         store.reserve(f"s{i}", 0.1, cap=1.0)
     assert store.spent() == 1.0
+
+
+def test_a_key_that_came_with_a_later_version_does_not_lock_an_older_run_out(tmp_path: Path) -> None:
+    config = RunConfig.from_mapping({"data": {"train": "a", "test": "b"}}).model_dump(mode="json")
+    older = {"config": {**config, "training": {k: v for k, v in config["training"].items() if k != "max_attempts"}}}
+    older["config"]["backend"] = {k: v for k, v in config["backend"].items() if k != "kind"}
+    RunStore.create_or_open(tmp_path, older).close()
+    with RunStore.create_or_open(tmp_path, {"config": config}):
+        pass
+    other = {"config": {**config, "backend": {**config["backend"], "kind": "local"}}}
+    RunStore.create_or_open(tmp_path / "other", older).close()
+    with pytest.raises(RunChangedError, match=r"backend\.kind: \(not set\) -> local"):
+        RunStore.create_or_open(tmp_path / "other", other)
