@@ -19,6 +19,7 @@ from .api_errors import ApiError
 from .channel import Worker
 from .gate import Gate
 from .inject import Injector
+from .openapi import document
 from .routes_completions import CompletionRoutes
 from .routes_files import FileRoutes
 from .routes_jobs import JobRoutes
@@ -67,6 +68,12 @@ def create_app(settings: ServerSettings) -> Starlette:
 
     routes = [Route(path, handler(group, name), methods=[method]) for method, path, group, name in _ROUTES]
     routes.append(Route("/health", _health))
+    description = document((method, path, name) for method, path, _, name in _ROUTES)
+
+    async def openapi(request: Request) -> Response:
+        return JSONResponse(description)
+
+    routes.append(Route("/openapi.json", openapi))
 
     def route_of(scope: Scope) -> str:
         """Method and pattern of a request, for counting; unknown paths count together."""

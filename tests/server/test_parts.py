@@ -1,0 +1,139 @@
+"""The pure parts: tokens as bytes, paging, training files, settings, the pipe's framing."""
+
+from __future__ import annotations
+
+import io
+import json
+import sqlite3
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from pydantic import ValidationError
+
+from daunce_api.errors import ConfigurationError
+from daunce_api.server import InjectSettings, ServerSettings
+from daunce_api.server.channel import pack, read_message
+from daunce_api.server.routes_files import _display_name
+from daunce_api.server.routes_jobs import _suffix
+from daunce_api.server.state import State
+from daunce_api.server.tokentext import TokenText
+from daunce_api.server.training_data import TrainingFileError, read_training_file
+from daunce_api.tokens import LocalTokenizer
+
+from .conftest import jsonl, records
+
+EMBEDDED = Path(__file__).parents[2] / "daunce_api" / "embedded" / "model"
+TEXT = TokenText(EMBEDDED)
+TOKENIZER = LocalTokenizer(EMBEDDED)
+
+plain_text = st.text(st.characters(exclude_categories=["Cs"]), max_size=40)
+
+
+@given(plain_text)
+def test_ids_give_back_the_text_and_its_offsets(text: str) -> None:
+    ids = TOKENIZER.encode(text)
+    assert TEXT.text(ids) == text
+    offsets = TEXT.offsets(ids)
+    assert offsets == sorted(offsets)
+    assert all(0 <= o <= len(text) for o in offsets)
+    whole = b"".join(TEXT.token_bytes(i) for i in ids)
+    assert whole == text.encode()
+    for at, i in zip(offsets, ids, strict=True):
+        label = TEXT.label(i)
+        if not label.startswith("bytes:") and "\ufffd" not in text:
+            assert text[at : at + len(label)] == label
+
+
+def test_a_token_that_is_half_a_character_is_named_by_its_bytes() -> None:
+    ids = TOKENIZER.encode("日")
+    assert [TEXT.label(i) for i in ids] == ["bytes:\\xe6", "bytes:\\x97", "bytes:\\xa5"]
+    assert TEXT.offsets(ids) == [0, 0, 0]
+
+
+@given(st.recursive(st.none() | st.integers() | st.text(), lambda x: st.lists(x) | st.dictionaries(st.text(), x)))
+def test_framing_is_lossless(value: object) -> None:
+    stream = io.BytesIO(pack({"id": 1, "value": value}) * 2)
+    assert read_message(stream) == read_message(stream) == {"id": 1, "value": value}
+    assert read_message(stream) is None
+    assert read_message(io.BytesIO(pack({"id": 1})[:-1])) is None
+
+
+@pytest.mark.parametrize(
+    ("given_suffix", "stands"),
+    [("Demo Set", "demo-set"), ("a:b/../c", "a-b-..-c"), ("ñ", "-"), ("run.1_x-2", "run.1_x-2"), (None, None)],
+)
+def test_suffixes_cannot_break_a_model_name(given_suffix: str | None, stands: str | None) -> None:
+    assert _suffix(given_suffix) == stands
+
+
+@given(st.text(max_size=300))
+def test_file_names_are_shown_without_paths_and_control_characters(name: str) -> None:
+    shown = _display_name(name)
+    assert 1 <= len(shown) <= 255
+    assert shown.isprintable()
+    assert not set(shown) & set("/\\")
+    shown.encode()
+
+
+@given(st.lists(st.binary(max_size=60), max_size=14))
+def test_no_training_file_breaks_the_reader(tmp_path_factory: pytest.TempPathFactory, lines: list[bytes]) -> None:
+    path = tmp_path_factory.mktemp("f") / "file"
+    path.write_bytes(b"\n".join(lines))
+    with pytest.raises(TrainingFileError) as caught:
+        read_training_file(path, TOKENIZER, 512)
+    assert caught.value.code in ("invalid_training_file", "invalid_n_examples")
+    assert len(caught.value.message) < 5000
+
+
+def test_long_lists_of_problems_are_cut(tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    path.write_bytes(b"{\n" * 500)
+    with pytest.raises(TrainingFileError, match="and 490 more"):
+        read_training_file(path, TOKENIZER, 512)
+    path.write_bytes(jsonl(records(10)))
+    assert len(read_training_file(path, TOKENIZER, 512)) == 10
+
+
+def test_pages_cover_everything_once(tmp_path: Path) -> None:
+    state = State(tmp_path)
+    for i in range(7):
+        state.insert("files", id=f"file-{i}", filename=str(i), bytes=1, purpose="fine-tune", created_at=i)
+    for ascending in (False, True):
+        seen: list[str] = []
+        more = True
+        while more:
+            page = state.page("files", after=seen[-1] if seen else None, limit=3, ascending=ascending)
+            assert page is not None
+            rows, more = page
+            assert 1 <= len(rows) <= 3
+            seen += [r["id"] for r in rows]
+        assert seen == sorted((f"file-{i}" for i in range(7)), reverse=not ascending)
+    assert state.page("files", after="file-9", limit=3) is None
+    state.close()
+
+
+def test_a_transaction_is_all_or_nothing(tmp_path: Path) -> None:
+    state = State(tmp_path)
+    row = {"id": "file-a", "filename": "a", "bytes": 1, "purpose": "fine-tune", "created_at": 1}
+
+    def insert_twice() -> None:
+        with state.transaction():
+            state.insert("files", **row)
+            state.insert("files", **row)
+
+    with pytest.raises(sqlite3.IntegrityError):
+        insert_twice()
+    assert state.one("files", "file-a") is None
+    state.close()
+
+
+def test_options_are_checked_and_named() -> None:
+    made = ServerSettings.from_options({"workers": 2, "inject": "drop=0.1,seed=2", "state_dir": "/x"})
+    assert made.inject == InjectSettings(drop=0.1, seed=2)
+    assert ServerSettings.model_validate(json.loads(made.model_dump_json())) == made
+    with pytest.raises(ConfigurationError, match=r"wrokers.*Known options: model"):
+        ServerSettings.from_options({"wrokers": 2})
+    with pytest.raises(ValidationError):
+        ServerSettings(workers=0)
