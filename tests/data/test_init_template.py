@@ -105,6 +105,12 @@ def test_data_files_beside_it_are_found(tmp_path: Path, present: list[str], trai
     assert (read.data.train, read.data.test) == (tmp_path / train, tmp_path / test)
 
 
+def test_a_line_break_in_a_file_name_breaks_no_line() -> None:
+    text = template(train="train\nb.jsonl", test="t.jsonl")
+    assert len(text.splitlines()) == len(template(train="a", test="b").splitlines())
+    assert yaml.safe_load(text)["data"]["train"] == "train\nb.jsonl"
+
+
 def test_a_file_name_that_is_not_utf_8_is_passed_over(tmp_path: Path) -> None:
     (tmp_path / "train\udcff.jsonl").touch()
     assert RunConfig.from_yaml(write_template(tmp_path)).data.train == tmp_path / "train.jsonl"
