@@ -9,15 +9,16 @@
 
 from __future__ import annotations
 
+from importlib import import_module as _import
 from importlib.metadata import version as _version
 from typing import TYPE_CHECKING, Any
 
-from .attribution import Attribution
 from .config import RunConfig
 from .dataset import Dataset, Example, Message
 from .errors import DaunceError
 
 if TYPE_CHECKING:
+    from .attribution import Attribution
     from .pipeline import Run, attribute
 
 __version__ = _version("daunce-api")
@@ -35,10 +36,11 @@ __all__ = [
 ]
 
 
-def __getattr__(name: str) -> Any:
-    # The pipeline brings HTTP clients with it; who only loads a saved attribution does not wait for them.
-    if name in ("Run", "attribute"):
-        from . import pipeline
+# SciPy, pandas and HTTP clients come with these; who does not use them (every process of the server) does not wait.
+_DEFERRED = {"Attribution": ".attribution", "Run": ".pipeline", "attribute": ".pipeline"}
 
-        return getattr(pipeline, name)
+
+def __getattr__(name: str) -> Any:
+    if name in _DEFERRED:
+        return getattr(_import(_DEFERRED[name], __name__), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
