@@ -10,18 +10,16 @@
 from __future__ import annotations
 
 from importlib import import_module as _import
-from importlib.metadata import version as _version
 from typing import TYPE_CHECKING, Any
 
 from .config import RunConfig
 from .dataset import Dataset, Example, Message
 from .errors import DaunceError
+from .version import __version__
 
 if TYPE_CHECKING:
     from .attribution import Attribution
     from .pipeline import Run, attribute
-
-__version__ = _version("daunce-api")
 
 __all__ = [
     "Attribution",

@@ -11,8 +11,9 @@ from typing import Annotated, Any
 
 import typer
 
-from . import __version__, terminal
+from . import terminal
 from .errors import ConfigurationError, DaunceError
+from .version import __version__
 
 EXIT_CODES = (
     "Exit codes: 0 done; 1 an unexpected failure; 2 config, data or arguments are wrong; 3 refused before spending "
