@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -12,6 +13,7 @@ from wire_support import Server, encoded
 
 from daunce_api.backends.openai_wire.contract import by_index, check_model, scores_of
 from daunce_api.errors import ContractError, RejectedError, TransientError
+from daunce_api.noise import check_members_differ
 
 LONG = encoded(range(1, 16), range(9, 15), "long")
 BATCH = [LONG, encoded([3, 4, 5, 6], [2, 3], "short"), encoded([7, 8], [1], "pair")]
@@ -120,6 +122,20 @@ async def test_off_by_one_is_seen_by_the_probe(fault: str) -> None:
     for options in ({"return_token_ids": True}, {}):
         with pytest.raises(ContractError, match="off by one"):
             await server.echo(**options).probe("ft-1", LONG)
+
+
+@pytest.mark.parametrize("fault", [None, "base_model"])
+async def test_a_server_of_the_base_model_shows_as_no_variance_over_members(fault: str | None) -> None:
+    """Every single answer is in order, so only the members together tell."""
+    scorer = Server(ToyServer(fault)).echo(return_token_ids=True)
+    models = ["ft-0", "ft-1", "ft-2"]
+    assert (await scorer.probe(models[0], LONG)).checked
+    loss_KN = np.array([[-np.mean(s.logprobs) for s in await scorer.score(model, BATCH)] for model in models])
+    if fault is None:
+        check_members_differ(loss_KN, models, sigma=0.01)
+    else:
+        with pytest.raises(ContractError, match="base model"):
+            check_members_differ(loss_KN, models)
 
 
 @pytest.mark.parametrize("tells_ids", [True, False])
