@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from collections import Counter
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -11,13 +12,14 @@ from scipy.stats import rankdata
 
 from daunce_api import core
 from daunce_api.attribution import Attribution
-from daunce_api.core.blocks import FactorBlocks, score_blocks
+from daunce_api.core.blocks import score_blocks
 from daunce_api.core.quality import MINIMUM_MEMBERS
 from daunce_api.core.uncertainty import significance_threshold
 from daunce_api.report.facts import QualityPoint
 
 _ROWS = 4_096
 _CURVE_POINTS = 7
+MAX_COLUMNS = 200
 _PICTURE = (96, 480)
 
 Floats = NDArray[np.float64]
@@ -30,7 +32,7 @@ class SourceScores:
     Attributes:
         rows, columns: names of the S training groups and T test groups.
         total_ST: sum of scores over the group's training examples, mean over the group's test examples; > 0 helps.
-        stderr_ST: its standard error over members, NaN where it is not known (correlation, missing losses).
+        stderr_ST: its standard error over members, NaN where it is not known.
         rows_count, columns_count: examples in each group.
         threshold: |z| from which a total can be told from zero (two-sided 5 %).
     """
@@ -64,42 +66,32 @@ class TrainView:
     distinguishable: float
 
 
-def source_scores(attribution: Attribution, columns: list[int]) -> SourceScores:
-    """Scores summed by source. Test examples without sources stand for themselves."""
-    labels = [attribution.labels("test")[j] for j in columns]
-    if len(set(labels)) == 1:
-        labels = [attribution.test[j].id for j in columns]
-    names, first = np.unique(np.array(labels), return_index=True)
-    column_names = [str(n) for n in names[np.argsort(first)]]
-    column_of = np.array([column_names.index(label) for label in labels])
-    # Rows in the order of the columns, so that what helps itself stands on the diagonal.
-    of_train = attribution.labels("train")
-    place = {name: t for t, name in enumerate(column_names)}
-    row_names = sorted(set(of_train), key=lambda name: (place.get(name, len(place)), name))
-    row_of = np.array([row_names.index(label) for label in of_train])
-    S, T = len(row_names), len(column_names)
-    group_NS = np.eye(S)[row_of]
-    group_MT = np.eye(T)[column_of] / np.bincount(column_of)
-    threshold = significance_threshold(len(attribution.members))
-    blocks = _blocks(attribution)
-    if isinstance(blocks, FactorBlocks) and not blocks.factors.standardised:
-        f = blocks.factors
-        errors = tuple(replace(term, right_KM=term.right_KM[:, columns] @ group_MT) for term in f.errors)
-        grouped = FactorBlocks(core.Factors(f.left_KN @ group_NS, f.right_KM[:, columns] @ group_MT, errors))
-        total, stderr = (part(slice(None), slice(None)) for part in (grouped.block, grouped.stderr_block))
+def source_scores(attribution: Attribution) -> SourceScores:
+    """Scores summed by source. Test examples without sources stand for themselves, the first ones of many."""
+    sizes = Counter(attribution.labels("train"))
+    by_test = Counter(attribution.labels("test"))
+    single = len(by_test) == 1
+    found = attribution.groups(test=not single)
+    if single:
+        columns = attribution.test.ids[:MAX_COLUMNS]
+        columns_count = [1] * len(columns)
     else:
-        total, stderr = np.zeros((S, T)), np.full((S, T), np.nan)
-        for start in range(0, len(attribution.train), _ROWS):
-            rows = slice(start, start + _ROWS)
-            total += group_NS[rows].T @ np.nan_to_num(blocks.block(rows, slice(None)))[:, columns] @ group_MT
+        columns = [str(name) for name in found.test_groups]
+        columns_count = [by_test[name] for name in columns]
+    of_row = [str(name) for name in found.train_groups]
+    # Rows in the order of the columns, so that what helps itself stands on the diagonal.
+    place = {name: t for t, name in enumerate(columns)}
+    rows = sorted(of_row, key=lambda name: (place.get(name, len(place)), name))
+    order = [of_row.index(name) for name in rows]
+    score, stderr = (x[order][:, : len(columns)] / columns_count for x in (found.score_GH, found.stderr_GH))
     return SourceScores(
-        row_names,
-        column_names,
-        np.asarray(total, dtype=np.float64),
+        rows,
+        columns,
+        np.asarray(score, dtype=np.float64),
         np.asarray(stderr, dtype=np.float64),
-        np.bincount(row_of, minlength=S).tolist(),
-        np.bincount(column_of, minlength=T).tolist(),
-        threshold,
+        [sizes[name] for name in rows],
+        columns_count,
+        significance_threshold(len(attribution.members)),
     )
 
 
@@ -117,22 +109,11 @@ def train_view(attribution: Attribution) -> TrainView:
         seen = np.isfinite(score)
         mean.append(np.where(seen, score, 0).sum(axis=1) / np.maximum(seen.sum(axis=1), 1))
     mean_N = np.concatenate(mean).astype(np.float64)
-    self_N = self_influence(attribution)
+    memorised = attribution.self_influence().memorised_N
+    self_N = np.full(mean_N.shape, np.nan) if memorised is None else memorised
     suspicion = (_share_below(self_N) + _share_below(-mean_N)) / 2
     included = attribution.inclusion_KN.astype(bool).sum(axis=0)
     return TrainView(mean_N, self_N, suspicion, included, marked / max(pairs, 1))
-
-
-def self_influence(attribution: Attribution) -> Floats:
-    """(N,) loss left out minus loss trained on, nats; NaN where an example was in no subset, or in all of them."""
-    inside = attribution.inclusion_KN.astype(bool)
-    loss, seen = attribution.train_loss_KN, np.isfinite(attribution.train_loss_KN)
-    out = []
-    for mask in (seen & ~inside, seen & inside):
-        count = mask.sum(axis=0)
-        total = np.where(mask, loss, 0).sum(axis=0, dtype=np.float64)
-        out.append(np.divide(total, count, out=np.full(count.shape, np.nan), where=count > 0))
-    return np.asarray(out[0] - out[1])
 
 
 def quality_curve(attribution: Attribution) -> tuple[QualityPoint, ...]:

@@ -85,7 +85,7 @@ def report_html(attribution: Attribution, run: RunFacts | None = None) -> str:
         columns,
         ranked,
         train_view(attribution),
-        source_scores(attribution, columns),
+        source_scores(attribution),
         token_view(attribution, columns, ranked.proponents.index_Mk, ranked.opponents.index_Mk),
     )
     content, arrays, cut = _content(attribution, run, parts)
@@ -148,6 +148,7 @@ def _content(attribution: Attribution, run: RunFacts, parts: _Parts) -> tuple[di
         "sources": sources,
         "tokens": tokens,
         "curve": [[p.members, p.value, p.low, p.high] for p in curve],
+        "expected": _expected(attribution),
         "members_asked": run.members_asked,
         "stopped": run.stopped,
         "picture": {"limit": limit, "widths": widths, "members": len(attribution.members)},
@@ -175,6 +176,16 @@ def _shown_train(attribution: Attribution, parts: _Parts) -> np.ndarray[Any, np.
     )
     worst = np.argsort(-parts.train.suspicion_N, kind="stable")[:MAX_TRAIN]
     return np.union1d(listed[listed >= 0], worst)
+
+
+def _expected(attribution: Attribution) -> list[list[float]]:
+    """[members, self_lds] from the members at hand to twice as many; empty where it cannot be foreseen."""
+    members = len(attribution.members)
+    if attribution.self_lds is None:
+        return []
+    counts = np.linspace(members, 2 * members, 9).round()
+    values = attribution.self_lds.expected(counts)
+    return np.stack([counts, values], axis=1).tolist() if np.isfinite(values).all() else []
 
 
 def _partners(attribution: Attribution, opponents: bool) -> tuple[Any, Any]:

@@ -25,7 +25,7 @@ from daunce_api.errors import MissingExtraError
 from daunce_api.evaluation.baselines import bm25_scores, example_texts
 from daunce_api.report import QualityPoint, RunFacts, notebook_html, write_report
 from daunce_api.report.glance import duration
-from daunce_api.report.overview import loss_picture, quality_curve, self_influence, source_scores, train_view
+from daunce_api.report.overview import loss_picture, quality_curve, source_scores, train_view
 from daunce_api.report.pack import Arrays, deflate, fit_texts, policy
 from daunce_api.report.ranked import listings
 from daunce_api.report.tokens import token_view
@@ -137,7 +137,7 @@ def test_overlap_with_a_text_search() -> None:
 
 
 def test_source_scores_are_sums_and_means_of_scores(attribution: Attribution) -> None:
-    found = source_scores(attribution, list(range(12)))
+    found = source_scores(attribution)
     assert found.rows == found.columns == ["bird", "fish", "planted"]
     by_source = attribution.scores(by="source")
     for s, row in enumerate(found.rows):
@@ -151,12 +151,14 @@ def test_source_scores_are_sums_and_means_of_scores(attribution: Attribution) ->
 def test_answers_without_sources_stand_for_themselves() -> None:
     train, test = demo_data()
     bare = Dataset.from_records([{"id": e.id, "prompt": e.prompt, "completion": e.completion} for e in test])
-    assert source_scores(made_attribution(train, bare), [0, 2]).columns == [test[0].id, test[2].id]
+    found = source_scores(made_attribution(train, bare))
+    assert found.columns == test.ids
+    assert found.total_ST.shape == (3, 12)
 
 
 def test_self_influence_is_what_training_on_it_does(attribution: Attribution) -> None:
     planted = np.array([s == "planted" for s in attribution.train.sources])
-    value = self_influence(attribution)
+    value = train_view(attribution).self_influence_N
     inside = attribution.inclusion_KN[:, 0]
     loss = attribution.train_loss_KN[:, 0]
     assert value[0] == pytest.approx(loss[~inside].mean() - loss[inside].mean())

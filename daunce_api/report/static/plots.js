@@ -110,6 +110,8 @@ function drawCurve() {
     { x: [...x, ...x.slice().reverse()], y: [...curve.map((p) => p[3]), ...curve.map((p) => p[2]).reverse()], fill: 'toself', mode: 'lines', line: { width: 0 }, fillcolor: color('help-wash'), hoverinfo: 'skip' },
     { x, y: curve.map((p) => p[1]), mode: 'lines+markers', line: { color: color('help'), width: 2 }, marker: { size: 7 },
       hovertemplate: '%{x} members: %{y:.2f} [%{customdata[0]:.2f}, %{customdata[1]:.2f}]<extra></extra>', customdata: curve.map((p) => [p[2], p[3]]) },
+    { x: data.expected.map((p) => p[0]), y: data.expected.map((p) => p[1]), mode: 'lines', line: { color: color('help'), width: 2, dash: 'dot' },
+      hovertemplate: '%{x} members: %{y:.2f} expected<extra></extra>' },
   ], layout({
     height: 320, shapes, annotations: notes, xaxis: { label: 'members', rangemode: 'tozero', showgrid: false },
     yaxis: { label: 'self-LDS', range: [Math.min(0, ...curve.map((p) => p[2])), 1] },
