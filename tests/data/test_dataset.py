@@ -313,7 +313,7 @@ def test_records_survive_the_way_through_a_file(tmp_path_factory: pytest.TempPat
     data = Dataset.from_records(records)
     assert len(data) == len(records) == len(set(data.ids))
     path = tmp_path_factory.mktemp("d") / "d.jsonl"
-    write(path, *(e.to_record() for e in data))
+    data.to_jsonl(path)
     again = Dataset.from_jsonl(path)
     assert list(again) == list(data)
     assert again.digest == data.digest
