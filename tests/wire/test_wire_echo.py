@@ -106,7 +106,21 @@ async def test_too_long_a_prompt_is_never_sent() -> None:
         await server.echo(max_context_tokens=15, max_tokens=1).score("ft-1", BATCH)
 
 
-@pytest.mark.parametrize("answer", [{}, {"choices": None}, {"choices": [1]}, {"choices": [{"index": 0}]}])
+LLAMA_CPP = {"content": [{"id": 5, "token": "x", "logprob": -0.5, "top_logprobs": []}]}
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        {},
+        {"choices": None},
+        {"choices": [1]},
+        {"choices": [{"index": 0}]},
+        {"choices": [{"index": 0, "logprobs": []}]},
+        {"choices": [{"index": 0, "logprobs": LLAMA_CPP}]},
+        {"error": {"message": "a gateway's error with status 200"}},
+    ],
+)
 async def test_answers_of_another_shape(answer: dict[str, Any]) -> None:
     with pytest.raises(ContractError):
         await Server(lambda _: answer).echo().score("m", BATCH[:1])
