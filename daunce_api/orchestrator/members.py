@@ -285,7 +285,6 @@ class Orchestrator:
 
     def _settle_ended(self) -> None:
         """Book jobs that ended while nobody could: the run was interrupted in between, or they were cancelled."""
-        self._desk.release_unsent()
         open_keys = self._store.unsettled()
         for row in self._store.jobs():
             if row.key in open_keys and _is_final(row):

@@ -200,6 +200,15 @@ def test_a_lost_answer_to_an_upload_uploads_nothing_twice(world: World) -> None:
     assert len(world.provider.uploads) == len(set(world.provider.uploads)) == 3
 
 
+@pytest.mark.parametrize(("call", "fault"), [("upload", Fault.CRASH_AFTER), ("submit", Fault.CRASH_AFTER)])
+def test_a_crash_before_the_answer_is_recorded_repeats_nothing(world: World, call: str, fault: Fault) -> None:
+    world.provider.listing_lag = 10.0
+    with pytest.raises(Crash):
+        world.run(FakeTrainer(world.provider, once((call, fault))))
+    world.run()
+    assert len(world.provider.uploads) == len(world.provider.jobs) == 3
+
+
 def test_rate_limits_are_waited_for_as_long_as_told(world: World) -> None:
     trainer = FakeTrainer(world.provider, once(("submit", Fault.RATE_LIMIT)))
     trainer.retry_after = 77.0

@@ -1,0 +1,8 @@
+"""Tokens, money and time of a run, before anything is spent."""
+
+from __future__ import annotations
+
+from .plan import Plan, make_plan
+from .prices import JobCosts, Price
+
+__all__ = ["JobCosts", "Plan", "Price", "make_plan"]

@@ -1,0 +1,39 @@
+"""How often a job goes over its examples, where the config leaves that to the provider."""
+
+from __future__ import annotations
+
+from ..config import RunConfig
+from .prices import provider_of
+
+_NAMES = ("n_epochs", "epochs")
+_DEFAULTS = {"embedded": 3, "local": 3, "tinker": 3}
+"""Documented defaults of the kinds that this package implements itself."""
+
+
+def epochs_of(config: RunConfig, n_examples: int, *, target: bool) -> tuple[int, str | None]:
+    """Epochs of a job on ``n_examples``, and what had to be assumed for it (None where nothing had to).
+
+    OpenAI's ``auto`` follows its cookbook's estimate: 3 epochs, more for fewer than 34 examples (up to 25), fewer
+    for more than 8,333.
+    """
+    training = config.training
+    given = training.hyperparameters
+    if target and training.target_hyperparameters is not None:
+        given = training.target_hyperparameters
+    for name in _NAMES:
+        value = given.get(name)
+        if isinstance(value, int | float) and value >= 1:
+            return int(value), None
+    provider = provider_of(config.backend.kind, config.backend.base_url)
+    if provider in _DEFAULTS:
+        return _DEFAULTS[provider], None
+    epochs = 3
+    if provider == "openai":
+        if n_examples * 3 < 100:
+            epochs = max(1, min(25, 100 // max(n_examples, 1)))
+        elif n_examples * 3 > 25_000:
+            epochs = max(1, 25_000 // n_examples)
+    return epochs, (
+        f"the number of epochs is left to the provider and taken to be {epochs}; set training.hyperparameters.n_epochs "
+        "to be sure of the price"
+    )
