@@ -150,6 +150,7 @@ class ScoringConfig(_Section):
     concurrency: int | None = Field(None, ge=1, description="requests at once; default: the endpoint's limit")
     noise_probe: int = Field(4, ge=0, description="examples scored twice for every member, to measure noise")
     target: bool = Field(False, description="also score the target model (start_from: target)")
+    cache: bool = Field(True, description="reuse what any run of yours paid a remote endpoint for before")
 
 
 class AttributionConfig(_Section):

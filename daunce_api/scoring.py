@@ -15,10 +15,12 @@ from typing import TypeVar
 
 from tenacity import AsyncRetrying, RetryCallState, retry_if_exception_type
 
-from .backends.base import ProbeReport, Probing, Scorer, TokenScores
+from .backends.base import Metered, ProbeReport, Probing, Scorer, TokenScores
 from .clock import Clock, SystemClock
 from .errors import ContractError, ProviderError, RejectedError, TransientError
 from .group_commit import GroupCommit
+from .rate_limits import AdaptiveSlots
+from .scored_cache import ScoredCache
 from .store import RunStore
 from .tokens import EncodedExample
 
@@ -39,10 +41,11 @@ Progress = Callable[[int, int, int], None]
 class ScoringClient:
     """Scores members with one bound on concurrency for all of them together.
 
-    ``concurrency`` is the number of requests at once (default: the scorer's own limit). A request is tried at most
-    ``attempts`` times and waits ``patience`` seconds in all, then its TransientError is raised; a request that waits
-    keeps its place, so that a rate limit slows everything down instead of starting a storm. ``on_progress`` gets
-    (member, scored examples, all examples) after every batch.
+    ``concurrency`` is the most requests at once (default: the scorer's own limit); rate limits lower it for a while
+    (:mod:`daunce_api.rate_limits`). What ``cache`` knows is not asked for, except for replicates. A request is tried
+    at most ``attempts`` times and waits ``patience`` seconds in all, then its TransientError is raised; a request
+    that waits keeps its place, so that a rate limit slows everything down instead of starting a storm.
+    ``on_progress`` gets (member, scored examples, all examples) after every batch.
     """
 
     def __init__(
@@ -55,13 +58,17 @@ class ScoringClient:
         attempts: int = 12,
         patience: float = 600.0,
         on_progress: Progress | None = None,
+        cache: ScoredCache | None = None,
     ) -> None:
         self._scorer = scorer
+        self._cache = cache
         self._store = store
         self._concurrency = concurrency or scorer.capabilities.max_concurrent_requests
         self._writer = GroupCommit(store, scorer.fingerprint)
-        self._slots = asyncio.Semaphore(self._concurrency)
         self._clock = clock or SystemClock()
+        self._slots = AdaptiveSlots(self._concurrency, self._clock)
+        if isinstance(scorer, Metered):
+            scorer.watch(self._slots.observe)
         self._attempts = attempts
         self._patience = patience
         self._on_progress = on_progress
@@ -88,6 +95,11 @@ class ScoringClient:
     async def _score(self, member: int, model: str, prepared: Batch, replicate: int) -> int:
         done = self._store.scored_keys(member, replicate)
         missing = [item for item in prepared if item[0] not in done]
+        cache = self._cache if replicate == 0 else None  # a replicate is there to be measured again
+        if cache is not None and missing:
+            known = cache.lookup(self._scorer.fingerprint, model, (key for key, _ in missing))
+            self._store.save_scores(member, replicate, self._scorer.fingerprint, known)
+            missing = [item for item in missing if item[0] not in known]
         if not missing:
             return 0
         if member == PROBED_MEMBER and replicate == 0:
@@ -100,6 +112,8 @@ class ScoringClient:
             nonlocal scored
             answered = {key: answer for (key, _), answer in zip(batch, answers, strict=True)}
             await self._writer.save(member, replicate, answered)
+            if cache is not None:
+                cache.save(self._scorer.fingerprint, model, answered)
             scored += len(batch)
             if self._on_progress is not None:
                 self._on_progress(member, len(prepared) - len(missing) + scored, len(prepared))
@@ -178,7 +192,14 @@ class ScoringClient:
 
         async def send() -> Answer:
             self.requests += 1
-            return await request()
+            try:
+                answer = await request()
+            except TransientError as error:
+                if error.status == 429:
+                    self._slots.limited()
+                raise
+            self._slots.succeeded()
+            return answer
 
         try:
             return await retrying(send)

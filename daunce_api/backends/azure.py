@@ -18,7 +18,7 @@ from ..config import RunConfig
 from ..errors import ConfigurationError, ProviderError, RejectedError
 from .base import Scorer, ScorerCapabilities, TrainerCapabilities
 from .failures import Failures
-from .hosting import HostedScorer
+from .hosting import hosted
 from .openai_wire.chat_token import ChatTokenOptions, chat_capabilities, open_tokenizer, scorer_on
 from .openai_wire.client import WireClient, api_key_from
 from .openai_wire.trainer import HYPERPARAMETERS, WireTrainer, WireTrainerOptions
@@ -108,7 +108,7 @@ def open_scorer(context: Context) -> Scorer:
         return scorer
     token = api_key_from(options.management_token_env)
     http = context.http_client or httpx2.AsyncClient(timeout=options.timeout)
-    return HostedScorer(scorer, DeploymentHost(http, options, token))
+    return hosted(scorer, DeploymentHost(http, options, token))
 
 
 def _client(context: Context, api_version: str, timeout: float) -> WireClient:

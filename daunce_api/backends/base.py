@@ -14,7 +14,7 @@ the scoring client decide that, from the class of the error (``daunce_api.errors
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from types import TracebackType
@@ -230,6 +230,15 @@ class ProbeReport:
     checked: bool
     detail: str
     largest_difference: float | None = None
+
+
+@runtime_checkable
+class Metered(Protocol):
+    """A scorer that shows the headers of its endpoint's answers, in which rate limits are told."""
+
+    def watch(self, observer: Callable[[Mapping[str, str]], None]) -> None:
+        """Have ``observer`` called with the headers of every answer."""
+        ...
 
 
 @runtime_checkable

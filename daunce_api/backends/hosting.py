@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import OrderedDict
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from types import TracebackType
@@ -16,7 +16,7 @@ from typing import Protocol, Self
 
 from ..errors import ProviderError
 from ..tokens import EncodedExample
-from .base import Scorer, ScorerCapabilities, TokenScores
+from .base import Metered, ProbeReport, Probing, Scorer, ScorerCapabilities, TokenScores
 
 
 class Host(Protocol):
@@ -127,6 +127,11 @@ class HostedScorer:
         async with self.pool.serving(model) as served:
             return await self.inner.score(served, batch)
 
+    def watch(self, observer: Callable[[Mapping[str, str]], None]) -> None:
+        """Have ``observer`` called with the headers of every answer, where the inner scorer shows them."""
+        if isinstance(self.inner, Metered):
+            self.inner.watch(observer)
+
     async def __aenter__(self) -> Self:
         await self.inner.__aenter__()
         return self
@@ -138,3 +143,19 @@ class HostedScorer:
             await self.pool.close()
         finally:
             await self.inner.__aexit__(kind, error, trace)
+
+
+class ProbedHostedScorer(HostedScorer):
+    """The same, of a scorer that can test its endpoint."""
+
+    async def probe(self, model: str, example: EncodedExample) -> ProbeReport:
+        """As the inner scorer, on the model's served name."""
+        if not isinstance(self.inner, Probing):
+            return ProbeReport(False, "this scorer has no test of its endpoint")
+        async with self.pool.serving(model) as served:
+            return await self.inner.probe(served, example)
+
+
+def hosted(scorer: Scorer, host: Host) -> HostedScorer:
+    """A scorer whose models are loaded by a host; it can be probed where the scorer can."""
+    return ProbedHostedScorer(scorer, host) if isinstance(scorer, Probing) else HostedScorer(scorer, host)

@@ -236,6 +236,21 @@ def scorer_kind(config: RunConfig) -> str:
     return config.backend.scorer.kind or _known(BACKENDS, config.backend.kind, "backend.kind").scorer
 
 
+def scoring_address(config: RunConfig) -> str | None:
+    """Kind and address that log-probabilities come from, without a key; None where that is this machine, or where the
+    models are trained on it."""
+    trainer = _known(BACKENDS, config.backend.kind, "backend.kind")
+    if config.backend.kind == "embedded" or not trainer.remote:
+        return None
+    name = scorer_kind(config)
+    scorer = _known(SCORERS, name, "backend.scorer.kind")
+    own = scorer.base_url if config.backend.scorer.kind not in (None, trainer.scorer) else None
+    address = config.backend.scorer.base_url or own or config.backend.base_url or trainer.base_url
+    if address is None or Endpoint(address).loopback:
+        return None
+    return f"{name} {address.rstrip('/')}"
+
+
 def _backend(config: RunConfig) -> tuple[BackendKind, ModuleType]:
     kind = _known(BACKENDS, config.backend.kind, "backend.kind")
     return kind, _load(kind.module, kind.extra, config.backend.kind)

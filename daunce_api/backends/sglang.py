@@ -7,8 +7,7 @@ ids and returns ``[log-probability, id, text]`` from a chosen position on, so id
 from __future__ import annotations
 
 from collections.abc import Sequence
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 from pydantic import Field
 
@@ -19,6 +18,7 @@ from .base import ScorerCapabilities, TokenScores
 from .openai_wire.client import WireClient
 from .openai_wire.contract import check_ids, scores_of
 from .openai_wire.prompt_logprobs import refuse_long
+from .openai_wire.wire_scorer import WireScorer
 from .options import Options, parse_options
 from .registry import Context
 
@@ -62,19 +62,14 @@ def open_scorer(context: Context) -> SGLangScorer:
     return SGLangScorer(client, scorer_capabilities(context.config), options, context.config.backend.model)
 
 
-class SGLangScorer:
+class SGLangScorer(WireScorer):
     """``Scorer`` over ``POST /generate``. Closing it closes the client. ``base`` is the model without adapter."""
 
     def __init__(self, client: WireClient, capabilities: ScorerCapabilities, options: SGLangOptions, base: str) -> None:
-        self.client = client
-        self._capabilities = capabilities
+        super().__init__(client, capabilities)
         self._options = options
         self._base = base
         self._url = str(client.sdk.base_url).rstrip("/").removesuffix("/v1") + "/generate"
-
-    @property
-    def capabilities(self) -> ScorerCapabilities:
-        return self._capabilities
 
     @property
     def fingerprint(self) -> str:
@@ -101,14 +96,6 @@ class SGLangScorer:
             body["lora_path"] = model
         answer = await self.client.post(self._url, body, doing=f"scoring example {example.example.id!r} under {model}")
         return triple_scores(self.client.provider, example, answer.get("meta_info"), start)
-
-    async def __aenter__(self) -> Self:
-        return self
-
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        await self.client.close()
 
 
 def triple_scores(provider: str, example: EncodedExample, meta: object, start: int) -> TokenScores:

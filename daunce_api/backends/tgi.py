@@ -7,8 +7,7 @@ answer, and must be those of the example.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 from pydantic import Field
 
@@ -19,6 +18,7 @@ from .base import ScorerCapabilities, TokenScores
 from .openai_wire.client import WireClient
 from .openai_wire.contract import check_ids, scores_of
 from .openai_wire.prompt_logprobs import refuse_long
+from .openai_wire.wire_scorer import WireScorer
 from .options import Options, parse_options
 from .plain_text import text_of
 from .registry import Context
@@ -72,22 +72,17 @@ def open_scorer(context: Context) -> TGIScorer:
     return TGIScorer(client, scorer_capabilities(config), options, tokenizer_of(config), config.backend.model)
 
 
-class TGIScorer:
+class TGIScorer(WireScorer):
     """``Scorer`` over ``POST /generate``. Closing it closes the client. ``base`` is the model without adapter."""
 
     def __init__(
         self, client: WireClient, capabilities: ScorerCapabilities, options: TGIOptions, tokenizer: Tokenizer, base: str
     ) -> None:
-        self.client = client
-        self._capabilities = capabilities
+        super().__init__(client, capabilities)
         self._options = options
         self._tokenizer = tokenizer
         self._base = base
         self._url = str(client.sdk.base_url).rstrip("/").removesuffix("/v1") + "/generate"
-
-    @property
-    def capabilities(self) -> ScorerCapabilities:
-        return self._capabilities
 
     @property
     def fingerprint(self) -> str:
@@ -114,14 +109,6 @@ class TGIScorer:
         body = {"inputs": text_of(example.example, self._tokenizer), "parameters": parameters}
         answer = await self.client.post(self._url, body, doing=f"scoring example {example.example.id!r} under {model}")
         return prefill_scores(self.client.provider, example, answer.get("details"), self._options.leading_tokens)
-
-    async def __aenter__(self) -> Self:
-        return self
-
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        await self.client.close()
 
 
 def prefill_scores(provider: str, example: EncodedExample, details: object, leading: int) -> TokenScores:

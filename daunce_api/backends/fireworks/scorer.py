@@ -14,7 +14,7 @@ from ...clock import Clock, SystemClock
 from ...config import RunConfig
 from ...errors import RejectedError
 from ..base import Scorer, ScorerCapabilities
-from ..hosting import HostedScorer
+from ..hosting import hosted
 from ..openai_wire.client import WireClient
 from ..openai_wire.dialects import presets
 from ..openai_wire.echo import EchoOptions, EchoScorer, echo_capabilities
@@ -61,7 +61,7 @@ def open_scorer(context: Context) -> Scorer:
         return scorer
     account = options.account_id or config.backend.options.get("account_id")
     sdk, calls = open_sdk(context, account_id=account, timeout=options.timeout)
-    return HostedScorer(scorer, DeploymentHost(sdk, calls, options.deployment, options.max_adapters))
+    return hosted(scorer, DeploymentHost(sdk, calls, options.deployment, options.max_adapters))
 
 
 class DeploymentHost:

@@ -15,7 +15,7 @@ from pydantic import Field
 from ...config import RunConfig
 from ...errors import ConfigurationError, ProviderError, RejectedError
 from ..base import Scorer, ScorerCapabilities
-from ..hosting import HostedScorer
+from ..hosting import hosted
 from ..options import Options, parse_options
 from ..registry import Context
 from .client import WireClient
@@ -82,7 +82,7 @@ def open_scorer(context: Context) -> Scorer:
     if not options.adapters:
         return scorer
     host = AdapterHost(client, config.run_dir / LOCAL_MODELS, config.backend.model, options)
-    return HostedScorer(scorer, host)
+    return hosted(scorer, host)
 
 
 def _shared(options: VllmOptions) -> dict[str, object]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from types import TracebackType
 from typing import Any, Self
 
@@ -50,6 +50,10 @@ class BatchScorer:
     @property
     def fingerprint(self) -> str:
         return self._scorer.fingerprint
+
+    def watch(self, observer: Callable[[Mapping[str, str]], None]) -> None:
+        """Have ``observer`` called with the headers of every answer."""
+        self._scorer.watch(observer)
 
     async def score(self, model: str, batch: Sequence[EncodedExample]) -> list[TokenScores]:
         """The scores of every example, in order.

@@ -8,8 +8,7 @@ log-probability is at most that of the last one listed. What is listed as -9999 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from types import TracebackType
-from typing import Any, Literal, Self
+from typing import Any, Literal
 
 from pydantic import Field
 
@@ -24,6 +23,7 @@ from ..registry import Context
 from ..tokenizers import tokenizer_of
 from .client import WireClient
 from .contract import IMPOSSIBLE, ROUNDING, by_index, check_model
+from .wire_scorer import WireScorer
 
 BATCH_REQUESTS = 50_000
 """Requests that OpenAI takes in one batch."""
@@ -106,7 +106,7 @@ def scorer_on(
     return scorer
 
 
-class ChatTokenScorer:
+class ChatTokenScorer(WireScorer):
     """``Scorer`` over ``POST /chat/completions`` with ``top_logprobs``. Closing it closes the client."""
 
     def __init__(
@@ -118,15 +118,10 @@ class ChatTokenScorer:
         tokenizer: Tokenizer,
         loss_on: LossOn = "last",
     ) -> None:
-        self.client = client
-        self._capabilities = capabilities
+        super().__init__(client, capabilities)
         self._options = options
         self._tokenizer = tokenizer
         self._loss_on: LossOn = loss_on
-
-    @property
-    def capabilities(self) -> ScorerCapabilities:
-        return self._capabilities
 
     @property
     def fingerprint(self) -> str:
@@ -179,14 +174,6 @@ class ChatTokenScorer:
                 "a chat endpoint's list of tokens does not show reliably. Use an endpoint with echo."
             )
         return token_scores(self.client.provider, example, choice, wanted)
-
-    async def __aenter__(self) -> Self:
-        return self
-
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        await self.client.close()
 
 
 def token_scores(provider: str, example: EncodedExample, choice: dict[str, Any], wanted: str) -> TokenScores:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Awaitable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Any, Protocol, Self
@@ -117,6 +117,8 @@ class WireClient:
     def __init__(self, sdk: openai.AsyncOpenAI, *, provider: str, secrets: Sequence[str] = ()) -> None:
         self.sdk = sdk
         self.provider = provider
+        self.observer: Callable[[Mapping[str, str]], None] | None = None
+        """Gets the headers of every answer."""
         self.failures = Failures(provider, [s for s in (*secrets, sdk.api_key) if s != ANONYMOUS])
 
     @classmethod
@@ -162,8 +164,12 @@ class WireClient:
         """The bytes that a ``with_raw_response`` call is answered with; errors as in :meth:`json`."""
         failure: ProviderError
         try:
-            return (await call).http_response.content
+            response = (await call).http_response
+            self._seen(response.headers)
+            return response.content
         except openai.OpenAIError as error:
+            if isinstance(error, openai.APIStatusError):
+                self._seen(error.response.headers)
             failure = self.translate(error, doing=doing, submit=submit)
         # Raised outside the handler: the SDK's error holds the request with its Authorization header.
         raise failure
@@ -192,6 +198,10 @@ class WireClient:
                 never_sent=isinstance(error.__cause__, _NEVER_SENT),
             )
         return StopError(self.clean(f"{doing} could not be sent to {self.provider}: {error}. Nothing was changed."))
+
+    def _seen(self, headers: Mapping[str, str]) -> None:
+        if self.observer is not None:
+            self.observer(headers)
 
     def clean(self, text: str) -> str:
         """A message of a server, fit for people: without secrets and control characters, and not too long."""

@@ -5,7 +5,7 @@ Token ids are sent, so the server has nothing to tokenize; every answer passes `
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from types import TracebackType
 from typing import Any, Literal, Self
 
@@ -105,6 +105,10 @@ class EchoScorer:
     def client(self) -> WireClient:
         """The connection, for the probe."""
         return self._client
+
+    def watch(self, observer: Callable[[Mapping[str, str]], None]) -> None:
+        """Have ``observer`` called with the headers of every answer."""
+        self._client.observer = observer
 
     @property
     def options(self) -> EchoOptions:

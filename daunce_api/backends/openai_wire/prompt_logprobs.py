@@ -8,8 +8,7 @@ tokens must be those of the client's own rendering.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from types import TracebackType
-from typing import Literal, Self
+from typing import Literal
 
 from pydantic import Field
 
@@ -21,6 +20,7 @@ from ..options import Options, parse_options
 from ..registry import Context
 from .client import WireClient
 from .contract import by_index, check_ids, check_model, scores_of
+from .wire_scorer import WireScorer
 
 IGNORED = (
     "The server ignores prompt_logprobs, which vLLM has. Use scorer kind echo on Together, Fireworks or daunce serve."
@@ -72,17 +72,12 @@ def open_scorer(context: Context) -> PromptLogprobsScorer:
     return PromptLogprobsScorer(client, scorer_capabilities(context.config), options)
 
 
-class PromptLogprobsScorer:
+class PromptLogprobsScorer(WireScorer):
     """``Scorer`` over vLLM's ``prompt_logprobs``. Closing it closes the client."""
 
     def __init__(self, client: WireClient, capabilities: ScorerCapabilities, options: PromptLogprobsOptions) -> None:
-        self.client = client
-        self._capabilities = capabilities
+        super().__init__(client, capabilities)
         self._options = options
-
-    @property
-    def capabilities(self) -> ScorerCapabilities:
-        return self._capabilities
 
     @property
     def fingerprint(self) -> str:
@@ -131,14 +126,6 @@ class PromptLogprobsScorer:
         return table_scores(
             self.client.provider, example, answer.get("prompt_logprobs"), answer.get("prompt_token_ids")
         )
-
-    async def __aenter__(self) -> Self:
-        return self
-
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        await self.client.close()
 
 
 def refuse_long(example: EncodedExample, generated: int, limit: int | None) -> None:

@@ -8,8 +8,7 @@ off again within its limit.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 from pydantic import Field
 
@@ -18,10 +17,11 @@ from ...config import RunConfig
 from ...errors import ConfigurationError, ContractError, RejectedError
 from ...tokens import EncodedExample, Tokenizer
 from ..base import Scorer, ScorerCapabilities, TokenScores
-from ..hosting import HostedScorer
+from ..hosting import hosted
 from ..openai_wire.client import WireClient
 from ..openai_wire.contract import check_ids, check_model, scores_of
 from ..openai_wire.prompt_logprobs import refuse_long
+from ..openai_wire.wire_scorer import WireScorer
 from ..options import Options, parse_options
 from ..plain_text import text_of
 from ..registry import Context
@@ -85,10 +85,10 @@ def open_scorer(context: Context) -> Scorer:
     if options.endpoint_id is None:
         return scorer
     sdk, calls = open_sdk(context, timeout=options.timeout, project_id=options.project_id)
-    return HostedScorer(scorer, AdapterHost(sdk, calls, options))
+    return hosted(scorer, AdapterHost(sdk, calls, options))
 
 
-class TogetherScorer:
+class TogetherScorer(WireScorer):
     """``Scorer`` over ``POST /completions`` with text. Closing it closes the client."""
 
     def __init__(
@@ -98,14 +98,9 @@ class TogetherScorer:
         options: TogetherScorerOptions,
         tokenizer: Tokenizer,
     ) -> None:
-        self.client = client
-        self._capabilities = capabilities
+        super().__init__(client, capabilities)
         self._options = options
         self._tokenizer = tokenizer
-
-    @property
-    def capabilities(self) -> ScorerCapabilities:
-        return self._capabilities
 
     @property
     def fingerprint(self) -> str:
@@ -132,14 +127,6 @@ class TogetherScorer:
         answer = await self.client.json(call, doing=f"scoring example {example.example.id!r} under {model}")
         check_model(self.client.provider, model, answer.get("model"))
         return prompt_scores(self.client.provider, example, answer.get("prompt"), self._options.leading_tokens)
-
-    async def __aenter__(self) -> Self:
-        return self
-
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        await self.client.close()
 
 
 def prompt_scores(provider: str, example: EncodedExample, prompt: object, leading: int) -> TokenScores:

@@ -1,0 +1,100 @@
+"""How many requests are on their way at once: fewer when the provider says so, more again when it does not."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import re
+from collections.abc import Mapping
+from types import TracebackType
+
+from .clock import Clock, SystemClock
+
+_PARTS = re.compile(r"(\d+(?:\.\d+)?)(ms|s|m|h|d)")
+_UNITS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
+_ONE_CUT_SECONDS = 1.0
+
+
+class AdaptiveSlots:
+    """A bound on concurrency between 1 and ``ceiling``, as an asynchronous context manager.
+
+    A rate limit halves it (once for requests that fail together), every answered request raises it by 1/bound; and
+    while the provider's headers say that fewer requests remain until a reset, no more than these are sent at once.
+    """
+
+    def __init__(self, ceiling: int, clock: Clock | None = None) -> None:
+        self._ceiling = ceiling
+        self._clock = clock or SystemClock()
+        self._bound = float(ceiling)
+        self._remaining = math.inf
+        self._reset_at = -math.inf
+        self._cut_at = -math.inf
+        self._busy = 0
+        self._changed = asyncio.Condition()
+
+    @property
+    def allowed(self) -> int:
+        """Requests that may be on their way now."""
+        remaining = self._remaining if self._clock.now() < self._reset_at else math.inf
+        return max(1, int(min(self._bound, remaining)))
+
+    def succeeded(self) -> None:
+        """A request was answered."""
+        self._bound = min(float(self._ceiling), self._bound + 1.0 / self._bound)
+
+    def limited(self) -> None:
+        """A request was refused by a rate limit."""
+        now = self._clock.now()
+        if now - self._cut_at >= _ONE_CUT_SECONDS:
+            self._bound = max(1.0, self._bound / 2.0)
+            self._cut_at = now
+
+    def observe(self, headers: Mapping[str, str]) -> None:
+        """Take in an answer's ``x-ratelimit-*`` headers; without them nothing changes."""
+        left = [
+            (float(value), seconds_of(headers.get(f"x-ratelimit-reset-{what}", "")))
+            for what in ("requests", "tokens")
+            if (value := _share(headers, what)) is not None
+        ]
+        if left:
+            self._remaining, reset = min(left)
+            self._reset_at = self._clock.now() + reset
+
+    async def __aenter__(self) -> None:
+        async with self._changed:
+            while self._busy >= self.allowed:
+                await self._changed.wait()
+            self._busy += 1
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        async with self._changed:
+            self._busy -= 1
+            self._changed.notify_all()
+
+
+def _share(headers: Mapping[str, str], what: str) -> float | None:
+    """Requests that fit into what remains; for tokens, as many as the used part of the limit paid for is not known,
+    so that only an empty remainder counts."""
+    try:
+        remaining = float(headers[f"x-ratelimit-remaining-{what}"])
+    except (KeyError, ValueError):
+        return None
+    if not math.isfinite(remaining) or remaining < 0:
+        return None
+    if what == "requests":
+        return remaining
+    return 1.0 if remaining == 0 else None
+
+
+def seconds_of(duration: str) -> float:
+    """Seconds of a duration such as ``1s``, ``6m0s``, ``20ms`` or a bare number; 0 for anything else."""
+    text = duration.strip()
+    try:
+        bare = float(text)
+    except ValueError:
+        if not text or _PARTS.sub("", text):
+            return 0.0
+        return sum(float(number) * _UNITS[unit] for number, unit in _PARTS.findall(text))
+    return bare if math.isfinite(bare) and bare >= 0 else 0.0
