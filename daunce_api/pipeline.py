@@ -31,6 +31,7 @@ from .noise import check_members_differ
 from .orchestrator import CancelReport, CleanReport, Event, OnEvent, Orchestrator
 from .replay import Session
 from .runlog import logger, logging_to
+from .scored_cache import open_cache
 from .scoring import Progress, ScoringClient
 from .status import RunStatus, status_of
 from .store import TARGET, RunStore
@@ -284,7 +285,9 @@ class _Work:
             return
         recording: AbstractContextManager[Any] = self._session or nullcontext()
         replaying = self._session is not None and self._session.replaying
-        with recording:
+        # A recording holds every request, so nothing may be answered from elsewhere while one is made or replayed.
+        cache = None if self._session is not None else open_cache(run.config)
+        with recording, cache or nullcontext():
             async with open_backend(run.config, replaying=replaying) as backend:
                 self._plan.check_model(await backend.trainer.model_info(run.config.backend.model))
                 self._client = ScoringClient(
@@ -293,6 +296,7 @@ class _Work:
                     concurrency=run.config.scoring.concurrency,
                     clock=self._clock,
                     on_progress=self._on_progress,
+                    cache=cache,
                 )
                 self._orchestrator = run._orchestrator(backend, store, self._plan, self._clock)
                 await self._orchestrator.run(self._score, self._tell, finished=finished)

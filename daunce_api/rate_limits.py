@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import math
 import re
+from collections import deque
 from collections.abc import Mapping
 from types import TracebackType
 
@@ -30,13 +31,15 @@ class AdaptiveSlots:
         self._reset_at = -math.inf
         self._cut_at = -math.inf
         self._busy = 0
-        self._changed = asyncio.Condition()
+        self._waiters: deque[asyncio.Future[None]] = deque()
 
     @property
     def allowed(self) -> int:
         """Requests that may be on their way now."""
-        remaining = self._remaining if self._clock.now() < self._reset_at else math.inf
-        return max(1, int(min(self._bound, remaining)))
+        bound = self._bound
+        if self._remaining < bound and self._clock.now() < self._reset_at:
+            bound = self._remaining
+        return max(1, int(bound))
 
     def succeeded(self) -> None:
         """A request was answered."""
@@ -61,22 +64,34 @@ class AdaptiveSlots:
             self._reset_at = self._clock.now() + reset
 
     async def __aenter__(self) -> None:
-        async with self._changed:
-            while self._busy >= self.allowed:
-                await self._changed.wait()
-            self._busy += 1
+        while self._busy >= self.allowed:
+            waiter = asyncio.get_running_loop().create_future()
+            self._waiters.append(waiter)
+            try:
+                await waiter
+            except BaseException:
+                if waiter in self._waiters:
+                    self._waiters.remove(waiter)
+                self._wake()
+                raise
+        self._busy += 1
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        async with self._changed:
-            self._busy -= 1
-            self._changed.notify_all()
+        self._busy -= 1
+        self._wake()
+
+    def _wake(self) -> None:
+        for _ in range(min(self.allowed - self._busy, len(self._waiters))):
+            waiter = self._waiters.popleft()
+            if not waiter.done():
+                waiter.set_result(None)
 
 
 def _share(headers: Mapping[str, str], what: str) -> float | None:
-    """Requests that fit into what remains; for tokens, as many as the used part of the limit paid for is not known,
-    so that only an empty remainder counts."""
+    """Requests that remain; None where the headers do not say. How many requests the remaining tokens are enough for
+    is not known, so of tokens only an empty remainder counts."""
     try:
         remaining = float(headers[f"x-ratelimit-remaining-{what}"])
     except (KeyError, ValueError):
