@@ -124,8 +124,9 @@ def fit_curve(full: float, half: float, members: int) -> Curve | None:
     if min(full, half) < 0.02:
         return None
     n = members * (1 - 1 / min(FOLDS, members))
-    slope = max(half**-2 - full**-2, 0.0) * n
-    return Curve(max(full**-2 - slope / n, 1.0), slope)
+    rise = max(half**-2 - full**-2, 0.0)
+    rise = min(rise, full**-2 - 1)  # the limit is a correlation: a >= 1
+    return Curve(full**-2 - rise, rise * n)
 
 
 def estimate(held: HeldOut, candidate: Candidate, *, seed: int = 0) -> SelfLDS:
