@@ -180,12 +180,15 @@ def _shown_train(attribution: Attribution, parts: _Parts) -> np.ndarray[Any, np.
 
 def _expected(attribution: Attribution) -> list[list[float]]:
     """[members, self_lds] from the members at hand to twice as many; empty where it cannot be foreseen."""
-    members = len(attribution.members)
-    if attribution.self_lds is None:
+    members, quality = len(attribution.members), attribution.self_lds
+    if quality is None:
         return []
     counts = np.linspace(members, 2 * members, 9).round()
-    values = attribution.self_lds.expected(counts)
-    return np.stack([counts, values], axis=1).tolist() if np.isfinite(values).all() else []
+    values = quality.expected(counts)
+    # A fit that misses what was measured here foresees nothing.
+    if not np.isfinite(values).all() or values[0] < quality.value - 0.02:
+        return []
+    return [[int(n), float(v)] for n, v in zip(counts, values, strict=True)]
 
 
 def _partners(attribution: Attribution, opponents: bool) -> tuple[Any, Any]:

@@ -56,18 +56,22 @@ function drawHeat() {
   const label = (s, t) => (clear(s, t) ? signed(z[s][t]) : '(' + signed(z[s][t]) + ')');
   const few = heat.columns.length <= 14;
   const half = (s, t) => (heat.stderr[s][t] === null ? '' : ' ± ' + digits(heat.threshold * heat.stderr[s][t] * scale(s)));
+  // Shades grow with the square root, so that one strong cell does not turn all others white.
+  const shade = (v) => (v === null ? null : Math.sign(v) * Math.sqrt(Math.abs(v) / limit));
+  const ticks = [-1, -0.5, 0, 0.5, 1];
   const trace = {
-    type: 'heatmap', z, zmin: -limit, zmax: limit, colorscale: diverging(), xgap: 2, ygap: 2, showscale: !few,
+    type: 'heatmap', z: z.map((row) => row.map(shade)), zmin: -1, zmax: 1, colorscale: diverging(), xgap: 2, ygap: 2, showscale: !few,
     x: heat.columns.map((_, t) => t), y: heat.rows.map((_, s) => s),
     hovertext: z.map((row, s) => row.map((_, t) => plain(heat.rows[s]) + ' (' + heat.rows_count[s] + ') on ' + plain(heat.columns[t])
       + ' (' + heat.columns_count[t] + ')<br><b>' + label(s, t) + '</b>' + half(s, t))),
-    hoverinfo: 'text', colorbar: { thickness: 10, outlinewidth: 0, tickfont: { size: 11 } },
+    hoverinfo: 'text',
+    colorbar: { thickness: 10, outlinewidth: 0, tickfont: { size: 11 }, tickvals: ticks, ticktext: ticks.map((t) => signed(t * Math.abs(t) * limit)) },
   };
   const notes = [];
   if (few) {
     z.forEach((row, s) => row.forEach((v, t) => notes.push({
       x: t, y: s, text: label(s, t), showarrow: false,
-      font: { size: 13, color: Math.abs(v) > 0.6 * limit ? color('paper') : clear(s, t) ? color('ink') : color('soft') },
+      font: { size: 13, color: Math.abs(shade(v)) > 0.7 ? color('paper') : clear(s, t) ? color('ink') : color('soft') },
     })));
   }
   const box = byId('heat');
