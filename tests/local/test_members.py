@@ -46,9 +46,10 @@ def assert_close(one: list[Weights], other: list[Weights], tolerance: float) -> 
             torch.testing.assert_close(a[name], b[name], rtol=0, atol=tolerance)
 
 
-@pytest.mark.parametrize("kind", ["subset", "influence", "fisher"])
-@pytest.mark.parametrize("dropout", [0.0, 0.3])
-@pytest.mark.parametrize("max_tokens", [40, 4096])
+@pytest.mark.parametrize(
+    ("kind", "dropout", "max_tokens"),
+    [("subset", 0.0, 40), ("subset", 0.3, 4096), ("influence", 0.0, 4096), ("fisher", 0.3, 100)],
+)
 def test_members_together_are_members_alone(
     model: LanguageModel, examples: list[EncodedExample], kind: str, dropout: float, max_tokens: int
 ):

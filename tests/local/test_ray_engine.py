@@ -1,0 +1,104 @@
+"""Members on a Ray cluster of two workers on this machine."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from local_records import records
+
+from daunce_api.backends.base import JobRequest, JobStatus
+from daunce_api.backends.local.adapters import LoraSettings
+from daunce_api.backends.local.backend import LocalScorer, LocalTrainer, Workshop
+from daunce_api.backends.local.engines import RayEngine
+from daunce_api.backends.local.objectives import Objective
+from daunce_api.backends.local.tasks import MemberResult, MemberTask, ModelSpec, TrainTask, run_train
+from daunce_api.config import RunConfig
+from daunce_api.dataset import Dataset
+from daunce_api.errors import ConfigurationError, DataError
+from daunce_api.tokens import EncodedExample
+
+ray = pytest.importorskip("ray")
+pytestmark = pytest.mark.slow
+
+DATA = Dataset.from_records(records(24))
+SHORT = LoraSettings(rank=4, alpha=8.0, n_epochs=1, batch_size=5)
+
+
+@pytest.fixture(scope="module")
+def engine() -> Iterator[RayEngine]:
+    ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
+    engine = RayEngine(address=None, cpus=1, gpus=0, retries=2)
+    yield engine
+    engine.close()
+    assert ray.is_initialized()  # a cluster that was there before is left alone
+    ray.shutdown()
+
+
+def task(model_folder: Path, member: int) -> TrainTask:
+    content = DATA.training_file(range(member, 20 + member), "last")
+    return TrainTask(ModelSpec(str(model_folder)), SHORT, Objective(), (MemberTask(f"m{member}", content, member),))
+
+
+def test_a_killed_workers_members_are_trained_again(engine: RayEngine, model_folder: Path, tmp_path: Path):
+    marker = tmp_path / "killed"
+
+    def dies_once(given: TrainTask) -> list[MemberResult]:
+        results = run_train(given)
+        if not marker.exists():
+            marker.write_text("")
+            os.kill(os.getpid(), signal.SIGKILL)
+        return results
+
+    assert engine.workers == 2
+    futures = [engine.submit(dies_once, task(model_folder, 0)), engine.submit(run_train, task(model_folder, 1))]
+    results = [f.result(timeout=240)[0] for f in futures]
+    assert marker.exists()
+    for member, result in enumerate(results):
+        here = run_train(task(model_folder, member))[0]
+        assert result.key == here.key
+        assert result.files == here.files
+
+
+def test_errors_of_a_task_arrive_as_themselves(engine: RayEngine):
+    def fails(_: int) -> None:
+        raise DataError("a problem", ["here"])
+
+    with pytest.raises(DataError, match="a problem"):
+        engine.submit(fails, 0).result(timeout=120)
+
+
+def test_tasks_that_fit_nowhere_are_refused(engine: RayEngine):
+    with pytest.raises(ConfigurationError, match="no room"):
+        RayEngine(address=None, cpus=64, gpus=0, retries=0)
+
+
+async def test_a_run_on_ray_keeps_everything_in_its_own_folder(
+    engine: RayEngine, model_folder: Path, examples: list[EncodedExample], tmp_path: Path
+):
+    import asyncio
+
+    config = RunConfig.from_mapping(
+        {
+            "run_dir": str(tmp_path / "run"),
+            "data": {"train": "t.jsonl", "test": "q.jsonl"},
+            "backend": {"kind": "local", "model": str(model_folder), "options": {"engine": "ray"}},
+        }
+    )
+    workshop = Workshop(config, engine)
+    async with LocalTrainer(workshop) as trainer, LocalScorer(workshop) as scorer:
+        jobs = []
+        for k in range(4):
+            file_id = await trainer.upload(f"s{k}.jsonl", DATA.training_file(range(k, 20 + k), "last"))
+            jobs.append(await trainer.submit(JobRequest(f"k{k}", str(model_folder), file_id, k, {"n_epochs": 1}, "s")))
+        async with asyncio.timeout(240):
+            while not all([(await trainer.get(j.id)).status.final for j in jobs]):  # noqa: ASYNC110
+                await asyncio.sleep(0.05)
+        done = [await trainer.get(j.id) for j in jobs]
+        assert [j.status for j in done] == [JobStatus.SUCCEEDED] * 4
+        scores = [await scorer.score(str(j.model), examples[:3]) for j in done]
+    assert len({s[0].logprobs for s in scores}) == 4
+    assert len(list((tmp_path / "run" / "local" / "models").iterdir())) == 4
