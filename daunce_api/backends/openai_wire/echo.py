@@ -52,7 +52,9 @@ def echo_options(config: RunConfig) -> EchoOptions:
     if config.backend.kind == "embedded":
         from ..embedded import context_tokens
 
-        given = {"return_token_ids": True, "max_context_tokens": context_tokens(config), **given}
+        # With the ids compared, lists of likely tokens would only make answers and recordings longer.
+        embedded = {"return_token_ids": True, "logprobs": 0, "max_context_tokens": context_tokens(config)}
+        given = {**embedded, **given}
     return parse_options(EchoOptions, given, "backend.scorer.options")
 
 
