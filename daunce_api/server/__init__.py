@@ -6,7 +6,7 @@ It is the embedded provider of ``kind: embedded`` and what ``daunce serve`` runs
 Where it differs from OpenAI's service:
 
 * ``echo`` answers hold a log-probability for the first id of a prompt too (OpenAI's schema has no null there): its
-  value given the end-of-text token alone.
+  value given the beginning-of-text token alone or, where the model has none, the end-of-text token.
 * ``logprobs`` of completions goes to 20; ``return_token_ids`` and ``return_tokens_as_token_ids`` are vLLM's.
 * the end token counts as generated and is among the log-probabilities, as in vLLM.
 * ``learning_rate_multiplier: 1`` is AdamW at 1e-3 on rank-8 LoRA; ``auto`` is 3 epochs, batches of 8, multiplier 1.

@@ -77,7 +77,7 @@ class CompletionRoutes:
         """Text completion; with ``echo`` and ``max_tokens: 0`` it scores the prompts.
 
         With ``echo`` every id of the prompt has a log-probability, the first too: that of a text that begins with it,
-        given the end-of-text token alone. So the lists are as long as the ids, and hold no null.
+        given the token that begins or ends texts alone. So the lists are as long as the ids, and hold no null.
         """
         body = await read_body(request, CreateCompletion)
         model = await self._service.for_inference(body.model)
@@ -189,9 +189,9 @@ class CompletionRoutes:
         messages = [Message(m.role, m.text) for m in body.messages]
         try:
             text = self._service.tokenizer.render(messages, generation_prompt=True)
+            return self._encode(text, "messages")
         except DaunceError as error:
             raise invalid(f"Invalid value for 'messages': {error}", param="messages") from None
-        return self._encode(text, "messages")
 
     def _encode(self, text: str, param: str) -> list[int]:
         # A token is at least one character, but for texts far beyond the context encoding alone would be work for

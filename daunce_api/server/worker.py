@@ -76,7 +76,8 @@ class Engine:
         self._model = LanguageModel.load(request["model"], device=request["device"], dtype=request["dtype"])
         tokenizer = self._model.tokenizer
         end = tokenizer.encode(tokenizer.end) if tokenizer.end else []
-        self._start_token = end[-1] if end else 0
+        begin = tokenizer.encode(tokenizer.begin) if tokenizer.begin else end
+        self._start_token = begin[-1] if begin else 0
         return {
             "name": self._model.name,
             "tokenizer": str(tokenizer.folder),
@@ -96,7 +97,8 @@ class Engine:
         """Log-probabilities (nats) of every id of every prompt.
 
         The first id of a prompt has nothing before it: its value is that of a text that starts there, that is given
-        the model's end-of-text token alone (OpenAI's rule for an empty prompt).
+        the model's beginning-of-text token alone or, where it has none, its end-of-text token (OpenAI's rule for an
+        empty prompt).
         """
         adapter, top, prompts = request["adapter"], int(request["top"]), request["prompts"]
         path = Path(adapter) if adapter else None

@@ -164,7 +164,7 @@ def test_same_seed_gives_the_same_bytes(server: EmbeddedServer, client: openai.O
 
 
 def test_a_fine_tune_can_be_continued(client: openai.OpenAI, fine_tune: Any, training_file: str) -> None:
-    job = wait(client, submit(client, training_file, model=fine_tune.fine_tuned_model, suffix="more").id)
+    job = wait(client, submit(client, training_file, model=fine_tune.fine_tuned_model, suffix="more", seed=7).id)
     assert job.status == "succeeded"
     assert job.model == fine_tune.fine_tuned_model
     assert job.fine_tuned_model.startswith("ft:daunce-tiny:daunce:more:")
@@ -172,7 +172,7 @@ def test_a_fine_tune_can_be_continued(client: openai.OpenAI, fine_tune: Any, tra
     first = float(client.files.content(result).text.splitlines()[1].split(",")[1])
     [base_result] = fine_tune.result_files
     fresh = float(client.files.content(base_result).text.splitlines()[1].split(",")[1])
-    assert first < fresh - 0.1  # it starts from what the fine-tune has learnt
+    assert first < fresh  # the same seed, so the same first batch: what differs is where it starts from
 
 
 def test_weight_zero_takes_a_turn_out_of_training(server: EmbeddedServer, client: openai.OpenAI) -> None:
