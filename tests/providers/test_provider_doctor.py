@@ -1,0 +1,176 @@
+"""What the doctor says of good, noisy, slow, shifted and useless endpoints."""
+
+from __future__ import annotations
+
+import itertools
+import json
+from collections.abc import Callable
+from typing import Any
+
+import httpx2
+import pytest
+from provider_support import BATCH, SHORT, Server, body_of, run_config, sequence, toy
+from test_provider_chat_token import LISTED, answer, entry, example
+
+from daunce_api import doctor
+from daunce_api.backends.openai_wire.dialects import presets
+from daunce_api.backends.registry import open_backend
+from daunce_api.doctor import Findings, examine_backend
+from daunce_api.errors import ConfigurationError
+
+Change = Callable[[list[Any], list[int], int], list[Any]]
+
+
+class Echo:
+    """Completions with echo and greedy generation over the toy model; ``change`` spoils the echoed values."""
+
+    def __init__(self, change: Change | None = None, owner: str = "me", busy: int = 0) -> None:
+        self.change = change
+        self.owner = owner
+        self.busy = busy
+        self.seen = 0
+
+    def __call__(self, request: httpx2.Request) -> Any:
+        if request.method == "GET" and request.url.path.endswith("/models"):
+            return {"data": [{"id": "m", "owned_by": self.owner}]}
+        if request.method == "GET":
+            return {"id": request.url.path.rsplit("/", 1)[-1], "shutdown_date": "2027-01-14"}
+        self.seen += 1
+        if 0 < self.busy < self.seen:
+            return httpx2.Response(429, json={"error": {"message": "slow down"}}, headers={"retry-after": "0"})
+        body = body_of(request)
+        choices = []
+        for index, prompt in enumerate(body["prompt"]):
+            ids, values = list(prompt), sequence(body["model"], prompt)
+            tops: list[Any] = [None, *({"x": max(toy(body["model"], tuple(ids[:t])))} for t in range(1, len(ids)))]
+            if self.change is not None and body["echo"]:
+                values = self.change(values, ids, len(body["prompt"]))
+            made: list[int] = []
+            for _ in range(body["max_tokens"]):
+                following = toy(body["model"], (*ids, *made))
+                best = max(range(len(following)), key=following.__getitem__)
+                made.append(best)
+                values.append(following[best])
+                tops.append({"x": following[best]})
+            if not body["echo"]:
+                values, tops = values[len(ids) :], tops[len(ids) :]
+            logprobs = {"token_logprobs": values, "top_logprobs": tops, "tokens": ["x"] * len(values)}
+            choices.append({"index": index, "text": "", "token_ids": made, "logprobs": logprobs})
+        return httpx2.Response(200, content=json.dumps({"model": body["model"], "choices": choices}))
+
+
+async def look(handler: Any, *, scorer: str = "echo", examples: Any = BATCH, **options: Any) -> Findings:
+    server = Server(handler)
+    config = run_config(scorer=scorer, options=options)
+    async with open_backend(config, http_client=server.http()) as backend:
+        return await examine_backend(backend, "m", examples, Findings())
+
+
+def check(findings: Findings, name: str) -> doctor.Check:
+    return next(c for c in findings.checks if c.name == name)
+
+
+async def test_an_honest_endpoint_is_found_usable() -> None:
+    findings = await look(Echo())
+    assert findings.ok
+    assert check(findings, "base model").detail == "m is there; it shuts down on 2027-01-14"
+    assert findings.sigma_example == 0.0
+    assert check(findings, "batches").ok
+    assert check(findings, "alignment").ok
+    assert check(findings, "speed").detail.endswith("a second")
+    assert "return_token_ids: true" in findings.advice[0]
+    assert "This endpoint can be used." in findings.text()
+    assert json.loads(json.dumps(findings.to_json()))["ok"] is True
+
+
+async def test_vllm_is_recognised_and_its_dialect_advised() -> None:
+    findings = await look(Echo(owner="vllm"))
+    assert check(findings, "server").detail == "it is vllm"
+    assert "dialect: vllm" in findings.advice[0]
+    assert presets("vllm", None)["return_token_ids"] is True
+
+
+async def test_noise_is_measured_and_advice_follows() -> None:
+    noise = itertools.cycle([0.0, 0.02, -0.02, 0.01])
+
+    def shake(values: list[Any], ids: list[int], prompts: int) -> list[Any]:
+        shift = next(noise)
+        return [None, *(min(v - 0.03 + shift, 0.0) for v in values[1:])]
+
+    findings = await look(Echo(shake))
+    assert findings.ok
+    assert findings.sigma_example == pytest.approx(0.0167, abs=0.002)
+    assert any("noisy" in a for a in findings.advice)
+
+
+async def test_values_that_depend_on_the_batch_fail() -> None:
+    def beside(values: list[Any], ids: list[int], prompts: int) -> list[Any]:
+        return [None, *(v - 0.1 * (prompts > 1) for v in values[1:])]
+
+    findings = await look(Echo(beside))
+    assert not findings.ok
+    assert any("prompts_per_request: 1" in a for a in findings.advice)
+
+
+async def test_values_of_the_next_position_fail() -> None:
+    def shifted(values: list[Any], ids: list[int], prompts: int) -> list[Any]:
+        return [None, *values[2:], values[-1]]
+
+    findings = await look(Echo(shifted))
+    assert not findings.ok
+    assert "cannot be used" in findings.text()
+
+
+async def test_an_endpoint_without_echo_says_what_to_use() -> None:
+    findings = await look(Echo(lambda values, ids, prompts: []))
+    assert "daunce serve" in check(findings, "log-probabilities").detail
+    assert not findings.ok
+
+
+async def test_being_turned_away_at_once_becomes_advice() -> None:
+    # Five for the noise, one batch and two for the alignment; then three of eight at once.
+    findings = await look(Echo(busy=11))
+    assert findings.ok
+    assert any("scoring.concurrency to 3" in a for a in findings.advice)
+
+
+async def test_a_missing_model_and_a_wrong_key_are_findings() -> None:
+    gone = {"error": {"message": "no such model", "code": "model_not_found"}}
+    findings = await look(lambda _: httpx2.Response(404, json=gone))
+    assert check(findings, "base model").ok is False
+    assert check(findings, "log-probabilities").ok is False
+    findings = await look(lambda _: httpx2.Response(401, json={"error": {"message": "bad key"}}))
+    assert "backend.api_key_env" in check(findings, "base model").detail
+
+
+async def test_a_chat_endpoint_that_censors_says_so() -> None:
+    def handler(request: httpx2.Request) -> Any:
+        if request.method == "GET":
+            return {"id": "m"}
+        return {**answer([*LISTED, entry("odd", -5.0)]), "model": "m"}
+
+    server = Server(handler)
+    config = run_config(scorer="chat_token", model="gpt-4o-mini", tokenizer=None)
+    from test_provider_chat_token import make
+
+    async with open_backend(config, http_client=server.http()) as backend:
+        backend.scorer = make(server)
+        findings = await examine_backend(backend, "m", [example("Is it?", "never")], Findings())
+    assert findings.ok
+    assert "at least 5.000 nats (censored)" in check(findings, "log-probabilities").detail
+    assert any("endpoint with echo" in a for a in findings.advice)
+
+
+async def test_text_of_a_server_is_shown_and_not_obeyed() -> None:
+    findings = await look(lambda _: httpx2.Response(400, json={"error": {"message": "\x1b[2Jgone"}}), examples=[SHORT])
+    assert "\x1b" not in findings.text()
+
+
+def test_dialects_follow_the_address_or_the_config() -> None:
+    assert presets("auto", "https://api.fireworks.ai/inference/v1")["max_tokens"] == 1
+    assert presets("auto", "http://localhost:8000/v1") == {}
+    assert presets("auto", None) == {}
+    with pytest.raises(ConfigurationError, match=r"scorer\.kind: together"):
+        presets("auto", "https://api.together.ai/v1")
+    with pytest.raises(ConfigurationError, match="auto, plain, vllm, fireworks"):
+        presets("llama", None)
