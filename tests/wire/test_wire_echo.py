@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
@@ -190,6 +191,15 @@ def test_model_names(asked: str, answered: object, fine: bool) -> None:
     else:
         with pytest.raises(ContractError, match="another model"):
             check_model("s", asked, answered)
+
+
+@pytest.mark.parametrize("odd", [math.nan, math.inf, -math.inf, -9999.0, 0.1])
+@pytest.mark.parametrize("place", [0, 1, 2])
+def test_one_odd_value_among_good_ones(odd: float, place: int) -> None:
+    values: list[Any] = [-1.0, -3.0, -2.0]
+    values[place] = odd
+    with pytest.raises(ContractError):
+        scores_of("s", encoded([1, 2, 3, 4], [1, 2, 3]), [None, *values])
 
 
 def test_round_off_above_zero_is_zero() -> None:
