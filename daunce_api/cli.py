@@ -228,7 +228,12 @@ def serve(
     from .server import ServerSettings, run_server
 
     options = {"model": model, "state_dir": state_dir, "api_key": api_key, "workers": workers, "inject": inject}
-    run_server(ServerSettings.from_options({k: v for k, v in options.items() if v is not None}), host, port)
+    settings = ServerSettings.from_options({k: v for k, v in options.items() if v is not None})
+
+    def ready(base_url: str) -> None:
+        terminal.say(f"Serving {model} at {base_url} (Ctrl-C stops it)")
+
+    run_server(settings, host, port, on_ready=ready)
 
 
 @app.command()
@@ -298,7 +303,7 @@ def main(arguments: list[str] | None = None) -> None:
         terminal.error("Interrupted. Everything so far is kept: the same command goes on, `daunce cancel` stops jobs.")
         code = 130
     except typer.TyperException as error:
-        terminal.error(f"{error} `daunce --help` and `daunce COMMAND --help` show what there is.")
+        terminal.error(f"{error.format_message()} `daunce --help` and `daunce COMMAND --help` show what there is.")
         code = 2
     except BrokenPipeError:
         code = 0

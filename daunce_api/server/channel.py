@@ -95,6 +95,8 @@ class Worker:
                 stdin=asyncio.subprocess.PIPE,
                 stdout=asyncio.subprocess.PIPE,
                 env=child_environment(),
+                # Ctrl-C goes to the server alone, which ends its processes itself.
+                start_new_session=True,
             )
             future = self._expect(0)
             self._reader = asyncio.create_task(self._read(self._process))

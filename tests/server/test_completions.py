@@ -13,6 +13,7 @@ import pytest
 
 from daunce_api.backends.local.language import LanguageModel
 from daunce_api.server import EmbeddedServer
+from daunce_api.server.routes_completions import PORTION_TOKENS
 
 from .conftest import MODEL, connect_async, echo
 
@@ -50,9 +51,10 @@ def test_echo_gives_every_id_its_logprob_bit_for_bit(
 
 
 def test_an_answer_does_not_depend_on_the_batch(client: openai.OpenAI) -> None:
-    asked = prompts(30, seed=3)
+    asked = prompts(140, seed=3)
+    assert sum(map(len, asked)) > PORTION_TOKENS  # so the server answers in more than one portion
     together = echo(client, MODEL, asked)
-    assert [echo(client, MODEL, [p])[0] for p in asked[:8]] == together[:8]
+    assert [echo(client, MODEL, [p])[0] for p in asked[:4] + asked[-4:]] == together[:4] + together[-4:]
     assert echo(client, MODEL, asked[::-1], logprobs=3) == together[::-1]
 
 

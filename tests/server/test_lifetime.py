@@ -128,12 +128,13 @@ def test_ctrl_c_ends_the_server_and_its_processes(state_dir: Path) -> None:
         stderr=subprocess.PIPE,
         env=child_environment(),
         text=True,
+        start_new_session=True,
     )
     assert process.stdout is not None
     url = process.stdout.readline().strip()
     assert openai.OpenAI(base_url=url, api_key="any").models.list().data[0].id == "daunce-tiny"
     family = [p.pid for p in psutil.Process(process.pid).children(recursive=True)]
-    process.send_signal(signal.SIGINT)
+    os.killpg(process.pid, signal.SIGINT)  # as a terminal sends it
     out, err = process.communicate(timeout=20)
     assert (process.returncode, out, err) == (0, "", "")
     assert _gone(family)
