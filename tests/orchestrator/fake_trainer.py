@@ -79,6 +79,7 @@ class FakeProvider:
     states: Callable[[JobRequest], tuple[JobStatus, ...]] = lambda request: HAPPY
     listing_lag: float = 0.0
     max_concurrent: int = 3
+    upload_seconds: float = 0.0
     trained_tokens: int | None = 100
     files: dict[str, tuple[str, bytes, float]] = field(default_factory=dict)
     jobs: dict[str, FakeJob] = field(default_factory=dict)
@@ -180,6 +181,7 @@ class FakeTrainer:
 
     async def upload(self, name: str, content: bytes) -> str:
         after = await self._enter("upload")
+        await self.provider.clock.sleep(self.provider.upload_seconds)
         file_id = f"file-{len(self.provider.uploads)}"
         assert hashlib.sha256(content).hexdigest()[:12] in name
         self.provider.files[file_id] = (name, content, self.provider.clock.now())

@@ -89,6 +89,7 @@ def test_no_more_jobs_than_the_provider_takes_at_once(world: World) -> None:
 
 def test_identical_subsets_are_uploaded_once(world: World) -> None:
     world.n_train, world.members = 2, 8  # subsets of one of two examples: at most two files
+    world.provider.upload_seconds = 5.0  # so that members ask for the same file while it is on its way
     world.run()
     assert len(world.provider.uploads) == len(set(world.provider.uploads)) == 2
     assert all(n.startswith("daunce-abc-") and n.endswith(".jsonl") for n in world.provider.uploads)
@@ -400,6 +401,18 @@ def test_reported_tokens_are_what_is_booked(world: World) -> None:
     world.run()
     with world.open() as store:
         assert store.spent() == 1.5
+
+
+def test_a_job_that_ended_just_before_a_crash_is_booked_later(world: World) -> None:
+    with world.open() as store:
+        store.reserve("abc-m0-a1", 1.0)
+        store.job_intent("abc-m0-a1", 0, 1, "{}")
+        store.job_submitted("abc-m0-a1", "job-x")
+        store.job_state("abc-m0-a1", JobStatus.SUCCEEDED, "ft-x", trained_tokens=25)
+    world.run()
+    with world.open() as store:
+        assert store.spent() == 2.25
+        assert store.unsettled() == {}
 
 
 def test_a_cap_without_a_price_is_refused(world: World) -> None:
