@@ -10,6 +10,8 @@ from ..errors import ConfigurationError
 from ..tokens import LocalTokenizer, TiktokenTokenizer, Tokenizer, tiktoken_encoding_name
 
 EMBEDDED_MODEL = "daunce-tiny"
+SERVER = "server"
+"""Value of ``backend.tokenizer``: ask the scoring server, which must be vLLM."""
 
 
 def embedded_folder() -> Path:
@@ -18,11 +20,14 @@ def embedded_folder() -> Path:
 
 
 def tokenizer_of(config: RunConfig) -> Tokenizer:
-    """``backend.tokenizer`` (a folder with tokenizer.json, or an OpenAI model's name), else what the model's name says.
+    """``backend.tokenizer`` (a folder with tokenizer.json, an OpenAI model's name, or ``server``), else what the
+    model's name says.
 
     Raises ConfigurationError where neither is known.
     """
     name = config.backend.tokenizer or config.backend.model
+    if config.backend.tokenizer == SERVER:
+        return _of_server(config)
     if name == EMBEDDED_MODEL:
         return LocalTokenizer(embedded_folder())
     if (Path(name) / "tokenizer.json").is_file():
@@ -38,3 +43,15 @@ def tokenizer_of(config: RunConfig) -> Tokenizer:
         f"the tokenizer of model {name!r} is not known. Set backend.tokenizer to the model's folder with "
         "tokenizer.json (save_pretrained() of its tokenizer writes one)."
     )
+
+
+def _of_server(config: RunConfig) -> Tokenizer:
+    from .openai_wire.client import ANONYMOUS, Endpoint, api_key_from, checked_base_url
+    from .server_tokenizer import ServerTokenizer
+
+    scorer = config.backend.scorer
+    address, variable = scorer.base_url or config.backend.base_url, scorer.api_key_env or config.backend.api_key_env
+    if address is None:
+        raise ConfigurationError("backend.tokenizer: server needs the address of the server: backend.base_url.")
+    key = ANONYMOUS if variable is None else api_key_from(variable)
+    return ServerTokenizer(Endpoint(checked_base_url(address), key, "the server"), config.backend.model)
