@@ -7,13 +7,16 @@ import sys
 from collections.abc import Callable
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from . import terminal
 from .errors import ConfigurationError, DaunceError
 from .version import __version__
+
+if TYPE_CHECKING:
+    from .budget import Plan
 
 EXIT_CODES = (
     "Exit codes: 0 done; 1 an unexpected failure; 2 config, data or arguments are wrong; 3 refused before spending "
@@ -211,6 +214,46 @@ def report(
 
 
 @app.command()
+def evaluate(
+    run: RunArgument,
+    retrieval: Annotated[
+        Path | None, typer.Option(help="JSON: known training ids, as a list or by test id; nothing is trained")
+    ] = None,
+    lds: Annotated[bool, typer.Option("--lds", help="retrain on random subsets and compare with predictions")] = False,
+    removal: Annotated[bool, typer.Option("--removal", help="retrain without each answer's top k")] = False,
+    subsets: Annotated[int, typer.Option(help="for --lds")] = 100,
+    seeds: Annotated[int, typer.Option(help="for --lds: fine-tunes on each subset")] = 1,
+    k: Annotated[int, typer.Option("-k", help="for --removal: examples left out")] = 10,
+    test: Annotated[list[str] | None, typer.Option(help="for --removal: ids; default: the first five")] = None,
+    yes: YesOption = False,
+    as_json: JsonOption = False,
+) -> None:
+    """How good the attribution is, beside BM25, embeddings and chance. The same command again goes on."""
+    from . import experiments
+    from .pipeline import Run
+
+    if retrieval is None and not lds and not removal:
+        raise ConfigurationError("Nothing to evaluate: add --retrieval LABELS, --lds or --removal.")
+    job = Run.open(run)
+    tables = []
+    if retrieval is not None:
+        attribution = job.attribution()
+        tables.append(experiments.retrieval_table(attribution, experiments.read_labels(retrieval, attribution)))
+    if lds:
+        truth = experiments.lds_truth(job, subsets=subsets, seeds=seeds)
+        _ask_for(truth.plan(), "--lds", yes=yes, as_json=as_json)
+        with terminal.Progress(truth.ensemble.members, quiet=as_json) as progress:
+            tables.append(experiments.lds_table(job, truth, on_event=progress.event, on_progress=progress.scored))
+    if removal:
+        experiment = experiments.removal_truth(job, k=k, tests=test or ())
+        _ask_for(experiment.truth.plan(), "--removal", yes=yes, as_json=as_json)
+        with terminal.Progress(experiment.truth.ensemble.members, quiet=as_json) as progress:
+            tables.append(experiments.removal_table(experiment, on_event=progress.event, on_progress=progress.scored))
+    text = "\n\n".join(f"{table.name}\n{table.text()}" for table in tables)
+    _print(as_json, {"tables": [table.to_json() for table in tables]}, lambda: terminal.say(text))
+
+
+@app.command()
 def serve(
     model: Annotated[str, typer.Option(help="daunce-tiny, smollm2-135m, or a model folder")] = "daunce-tiny",
     host: Annotated[str, typer.Option(help="address; others than loopback need an API key")] = "127.0.0.1",
@@ -261,6 +304,16 @@ def demo(
     page = write_report_of(result.run, result.attribution)
     content = result.to_json() | {"report": str(page)}
     _print(as_json, content, lambda: terminal.demo(result, page))
+
+
+def _ask_for(planned: Plan, what: str, *, yes: bool, as_json: bool) -> None:
+    """Show the price of an experiment first, and ask where it costs money."""
+    planned.check()
+    if not as_json:
+        terminal.say(planned.text())
+    if planned.costs_money and not yes:
+        price = "an unknown price" if planned.usd is None else f"about ${planned.usd:,.2f}"
+        _confirm(f"Train the models of {what} for {price}?")
 
 
 def _session(record: Path | None, replay: Path | None) -> Any:

@@ -10,6 +10,7 @@ import pytest
 
 from daunce_api.config import RunConfig
 from daunce_api.dataset import Dataset
+from daunce_api.pipeline import Run
 from daunce_api.server import EmbeddedServer, ServerSettings
 
 WORDS = ("amber", "basalt", "cedar", "delta", "ember", "fjord", "grove", "heath", "islet", "jetty", "knoll", "lagoon")
@@ -21,8 +22,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[EmbeddedServer]
         yield running
 
 
-@pytest.fixture
-def data(tmp_path: Path) -> tuple[Path, Path]:
+def write_data(folder: Path) -> tuple[Path, Path]:
     """24 training and 3 test examples in two voices."""
     train = [
         {
@@ -36,37 +36,55 @@ def data(tmp_path: Path) -> tuple[Path, Path]:
         for i, word in enumerate(WORDS * 2)
     ]
     test = [{**train[i], "id": f"q{i}"} for i in range(3)]
-    paths = tmp_path / "train.jsonl", tmp_path / "test.jsonl"
+    paths = folder / "train.jsonl", folder / "test.jsonl"
     for path, records in zip(paths, (train, test), strict=True):
         Dataset.from_records(records, name=path.name).to_jsonl(path)
     return paths
+
+
+def small_config(server: EmbeddedServer, folder: Path, data: tuple[Path, Path], **sections: Any) -> RunConfig:
+    """A small run on the shared server; keyword arguments replace keys of sections."""
+    content: dict[str, Any] = {
+        "name": "small",
+        "run_dir": str(folder / "run"),
+        "data": {"train": str(data[0]), "test": str(data[1])},
+        "backend": {
+            "kind": "openai_wire",
+            "model": "daunce-tiny",
+            "base_url": server.base_url,
+            "api_key_env": "TEST_SERVER_KEY",
+            "options": {"listing_lag_seconds": 0},
+        },
+        "ensemble": {"members": 4, "seed": 3},
+        "training": {"hyperparameters": {"n_epochs": 1, "batch_size": 4, "learning_rate_multiplier": 3}},
+        "scoring": {"noise_probe": 2},
+    }
+    for name, section in sections.items():
+        content[name] = {**content.get(name, {}), **section} if isinstance(section, dict) else section
+    return RunConfig.from_mapping(content)
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> tuple[Path, Path]:
+    """Training and test file, of this test alone."""
+    return write_data(tmp_path)
 
 
 @pytest.fixture
 def make_config(
     server: EmbeddedServer, data: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> Callable[..., RunConfig]:
-    """A config of a small run on the shared server; keyword arguments replace sections."""
+    """:func:`small_config` in this test's own folder."""
     monkeypatch.setenv("TEST_SERVER_KEY", server.api_key)
+    return lambda **sections: small_config(server, tmp_path, data, **sections)
 
-    def make(**sections: Any) -> RunConfig:
-        content: dict[str, Any] = {
-            "name": "small",
-            "run_dir": str(tmp_path / "run"),
-            "data": {"train": str(data[0]), "test": str(data[1])},
-            "backend": {
-                "kind": "openai_wire",
-                "model": "daunce-tiny",
-                "base_url": server.base_url,
-                "api_key_env": "TEST_SERVER_KEY",
-                "options": {"listing_lag_seconds": 0},
-            },
-            "ensemble": {"members": 4, "seed": 3},
-            "training": {"hyperparameters": {"n_epochs": 1, "batch_size": 4, "learning_rate_multiplier": 3}},
-            "scoring": {"noise_probe": 2},
-        }
-        for name, section in sections.items():
-            content[name] = {**content[name], **section} if isinstance(section, dict) else section
-        return RunConfig.from_mapping(content)
 
-    return make
+@pytest.fixture(scope="session")
+def finished(server: EmbeddedServer, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a finished run, for tests that only look at it."""
+    folder = tmp_path_factory.mktemp("finished")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TEST_SERVER_KEY", server.api_key)
+        run = Run.create(small_config(server, folder, write_data(folder)))
+        run.execute()
+    return run.run_dir

@@ -41,16 +41,16 @@ def write(config: RunConfig, path: Path) -> Path:
     return path
 
 
-@pytest.fixture
-def finished(make_config: MakeConfig, cli: Cli, tmp_path: Path) -> Path:
-    """The folder of a finished run."""
-    config = make_config()
-    code, _, err = cli("run", write(config, tmp_path / "run.yaml"), "--json")
+def test_run_prints_what_it_found(make_config: MakeConfig, cli: Cli, tmp_path: Path) -> None:
+    config = make_config(ensemble={"members": 2})
+    code, out, err = cli("run", write(config, tmp_path / "run.yaml"))
     assert code == 0, err
-    return config.run_dir
+    assert "2 of 2 scored" in out
+    assert f"daunce top {config.run_dir}" in out
+    assert (config.run_dir / "report.html").is_file()
 
 
-def test_run_and_everything_that_looks_at_it(finished: Path, cli: Cli, tmp_path: Path) -> None:
+def test_everything_that_looks_at_a_run(finished: Path, cli: Cli, tmp_path: Path) -> None:
     code, out, _ = cli("status", finished, "--json")
     state = json.loads(out)
     assert (code, state["members_scored"], state["complete"]) == (0, 4, True)

@@ -65,8 +65,8 @@ def test_more_members_keep_the_earlier_ones(make_config: MakeConfig) -> None:
 
 def test_a_changed_config_is_refused_with_the_difference(make_config: MakeConfig) -> None:
     Run.create(make_config(ensemble={"members": 2})).execute()
-    changed = make_config(ensemble={"members": 2, "subset_ratio": 0.25})
-    with pytest.raises(RunChangedError, match=r"subset_ratio: 0\.5 -> 0\.25"):
+    changed = make_config(ensemble={"members": 2, "subset_ratio": 0.75})
+    with pytest.raises(RunChangedError, match=r"subset_ratio: 0\.5 -> 0\.75"):
         Run.create(changed).execute()
 
 
