@@ -286,3 +286,20 @@ async def test_azure_failures(answer: httpx2.Response, kind: type[Exception]) ->
 def test_half_an_azure_resource_is_refused() -> None:
     with pytest.raises(ConfigurationError, match="give all three"):
         azure_options(run_config("azure", options={"account": "x"}))
+
+
+def test_the_example_config_of_local_training_and_vllm_scoring_is_valid() -> None:
+    from daunce_api.backends.registry import SCORERS, scorer_kind
+    from daunce_api.config import RunConfig
+
+    path = Path(__file__).parents[2] / "examples" / "local_training_vllm_scoring.yaml"
+    config = RunConfig.from_yaml(path)
+    assert (config.backend.kind, scorer_kind(config)) == ("local", "vllm")
+    assert SCORERS["vllm"].module.endswith("adapters")
+    options = adapters.vllm_options(config)
+    assert options.max_adapters == 4
+    capabilities = adapters.scorer_capabilities(config)
+    assert (capabilities.scope, capabilities.max_context_tokens) == ("any", 4096)
+    from daunce_api.backends.local.options import HYPERPARAMETERS
+
+    assert set(config.training.hyperparameters) <= HYPERPARAMETERS

