@@ -20,7 +20,7 @@ from daunce_api.backends.local.objectives import Objective
 from daunce_api.backends.local.tasks import MemberTask, ModelSpec, TrainTask, run_train
 from daunce_api.backends.local.training import Member, Weights, train_members
 from daunce_api.dataset import Dataset
-from daunce_api.errors import CapabilityError
+from daunce_api.errors import CapabilityError, ConfigurationError
 from daunce_api.tokens import EncodedExample
 
 SHORT = LoraSettings(rank=4, alpha=8.0, n_epochs=2, batch_size=5, learning_rate=5e-3)
@@ -134,6 +134,18 @@ def test_bfloat16_is_near_float32(model: LanguageModel, model_folder: Path, exam
     members = [Member(examples, 1), Member(examples, 2)]
     losses = [train(m, members, SHORT, 2048, Objective())[1] for m in (model, half)]
     assert 0 < abs(losses[0] - losses[1]).max() < 0.1
+
+
+def test_a_quantised_base_is_near_the_plain_one(
+    model: LanguageModel, model_folder: Path, examples: list[EncodedExample]
+):
+    pytest.importorskip("bitsandbytes")
+    small = LanguageModel.load(model_folder, quantisation="8bit")
+    members = [Member(examples, 1), Member(examples, 2)]
+    losses = [train(m, members, SHORT, 2048, Objective())[1] for m in (model, small)]
+    assert 0 < abs(losses[0] - losses[1]).max() < 0.2
+    with pytest.raises(ConfigurationError, match="CUDA"):
+        LanguageModel.load(model_folder, quantisation="4bit")
 
 
 def test_the_memory_plan_keeps_to_the_limit(model: LanguageModel):

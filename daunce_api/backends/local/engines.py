@@ -123,7 +123,7 @@ class RayEngine:
     def submit(self, function: Callable[[ArgumentT], ResultT], task: ArgumentT) -> Future[ResultT]:
         remote = self._ray.remote(**self._options)(function)
         inner: Future[ResultT] = remote.remote(task).future()
-        return _translated(inner, self._ray.exceptions.RaySystemError, self._ray.exceptions.WorkerCrashedError)
+        return _translated(inner, self._ray.exceptions.RayError)
 
     def close(self) -> None:
         if self._own:
@@ -138,10 +138,13 @@ def _translated(inner: Future[ResultT], *lost: type[Exception]) -> Future[Result
 
     def done(finished: Future[ResultT]) -> None:
         error = None if finished.cancelled() else finished.exception()
-        if finished.cancelled() or isinstance(error, lost):
+        cause = getattr(error, "cause", None)  # Ray wraps what a task raised; its other errors are its own
+        if isinstance(cause, BaseException):
+            outer.set_exception(cause)
+        elif finished.cancelled() or isinstance(error, lost):
             outer.set_exception(TransientError("a local worker was lost while it worked; its task can be repeated"))
         elif error is not None:
-            outer.set_exception(getattr(error, "cause", None) or error)
+            outer.set_exception(error)
         else:
             outer.set_result(finished.result())
 

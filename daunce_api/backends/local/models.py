@@ -14,7 +14,7 @@ import torch
 from platformdirs import user_cache_path
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
-from ...errors import ConfigurationError
+from ...errors import ConfigurationError, MissingExtraError
 
 EMBEDDED = "daunce-tiny"
 SMOLLM2 = "smollm2-135m"
@@ -75,7 +75,7 @@ def load_causal_lm(
             folder,
             dtype=dtype,
             device_map=device_map or (device if quantisation else None),
-            quantization_config=_quantised(quantisation, dtype),
+            quantization_config=_quantised(quantisation, dtype, device),
             use_safetensors=True,
             local_files_only=True,
         )
@@ -91,14 +91,18 @@ def load_causal_lm(
     return model
 
 
-def _quantised(kind: str | None, dtype: torch.dtype) -> Any:
-    from transformers import BitsAndBytesConfig
-
+def _quantised(kind: str | None, dtype: torch.dtype, device: str) -> Any:
     if kind is None:
         return None
+    if find_spec("bitsandbytes") is None:
+        raise MissingExtraError(f"a model in {kind}", "quantised")
+    from transformers import BitsAndBytesConfig
+
     if kind == "8bit":
         return BitsAndBytesConfig(load_in_8bit=True)
     if kind == "4bit":
+        if device == "cpu":  # bitsandbytes' CPU kernel of one row has no gradient
+            raise ConfigurationError("quantisation: 4bit needs a CUDA device; use 8bit, or dtype: bfloat16, on the CPU")
         return BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=dtype)
     raise ConfigurationError(f"quantisation {kind!r} is not known; use 8bit or 4bit")
 
