@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 
-from daunce_api import Run, RunConfig
+from daunce_api import Attribution, Dataset, Run, RunConfig
 from daunce_api.cli import app
 from daunce_api.errors import BudgetError, ConfigurationError, DataError
 from daunce_api.evaluation.lds import lds
@@ -138,11 +138,16 @@ def test_retrieval_by_labels(run: Run, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("content", ["{", '"t1"', '{"q0": "t1"}', '["t99"]', '{"q99": ["t1"]}'])
-def test_labels_that_cannot_be_used_are_refused(run: Run, tmp_path: Path, content: str) -> None:
+def test_labels_that_cannot_be_used_are_refused(tmp_path: Path, content: str) -> None:
     path = tmp_path / "labels.json"
     path.write_text(content)
+    sides = [
+        Dataset.from_records([{"id": f"{x}{i}", "prompt": "p", "completion": "c"} for i in range(3)]) for x in "tq"
+    ]
+    losses = np.random.default_rng(0).normal(2, 0.1, (3, 3))
+    attribution = Attribution(sides[0], sides[1], (0, 1, 2), losses, losses, losses > 2)
     with pytest.raises(DataError):
-        read_labels(path, run.attribution())
+        read_labels(path, attribution)
 
 
 def test_the_command(run: Run, tmp_path: Path) -> None:

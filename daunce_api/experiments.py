@@ -1,0 +1,243 @@
+"""How good a run's attribution is, by experiment: LDS, retrieval and removal, each beside text-only baselines."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import stats
+
+from .attribution import Attribution
+from .ensemble import Ensemble, plan_ensemble
+from .errors import ConfigurationError, DataError
+from .evaluation.lds import lds
+from .evaluation.methods import Scores, method_scores
+from .evaluation.retrieval import retrieval
+from .orchestrator import OnEvent
+from .pipeline import Run
+from .scoring import Progress
+from .truth import Truth
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One method of a table: its name and its figures, None where they are not known."""
+
+    method: str
+    figures: Mapping[str, float | None]
+
+
+@dataclass(frozen=True, slots=True)
+class Table:
+    """What an evaluation found.
+
+    Attributes:
+        name: ``lds``, ``retrieval`` or ``removal``.
+        rows: one for each method, ours first.
+        notes: on how much it rests, and how to read it.
+    """
+
+    name: str
+    rows: tuple[Row, ...]
+    notes: tuple[str, ...]
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain data: ``name``, ``rows`` (``method`` and its figures), ``notes``."""
+        return asdict(self)
+
+    def text(self) -> str:
+        """Columns for a terminal."""
+        names = list(self.rows[0].figures)
+        width = max(len(row.method) for row in self.rows)
+        lines = [" " * width + "".join(f"{name:>12}" for name in names)]
+        for row in self.rows:
+            cells = ("-" if value is None else f"{value:.3f}" for value in row.figures.values())
+            lines.append(f"{row.method:<{width}}" + "".join(f"{cell:>12}" for cell in cells))
+        return "\n".join([*lines, *self.notes])
+
+
+# -- retrieval: from the scores at hand ---------------------------------------------------------------------------
+
+
+def read_labels(path: str | Path, attribution: Attribution) -> NDArray[np.bool_]:
+    """(N, M) which training examples are known to be behind which test example.
+
+    The file is JSON: a list of training ids (for all test examples), or an object from test ids to such lists (test
+    examples that are not in it do not count). Raises DataError for an unknown id or another shape.
+    """
+    path = Path(path)
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise DataError(f"{path} cannot be read as JSON: {error}.") from error
+    train, test = attribution.train, attribution.test
+    everywhere = content if isinstance(content, list) else None
+    by_test = dict.fromkeys(test.ids, everywhere) if everywhere is not None else content
+    if not isinstance(by_test, dict) or not all(isinstance(ids, list) for ids in by_test.values()):
+        raise DataError(f"{path} must hold a list of training ids, or an object from test ids to such lists.")
+    known = np.zeros((len(train), len(test)), dtype=np.bool_)
+    for test_id, ids in by_test.items():
+        known[[train.position(str(i)) for i in ids], test.position(str(test_id))] = True
+    return known
+
+
+def retrieval_table(attribution: Attribution, known_NM: NDArray[np.bool_]) -> Table:
+    """How well each method ranks the known training examples first: average precision, precision at their number, mean
+    reciprocal rank. Nothing is trained. Raises DataError where nothing is known."""
+    rows = []
+    for method, score_NM in method_scores(attribution).items():
+        found = retrieval(score_NM, known_NM)
+        rows.append(
+            Row(method, {"AP": found.average_precision, "P@planted": found.precision, "MRR": found.mrr}),
+        )
+        tests = found.tests
+    share = float(known_NM[:, known_NM.any(axis=0)].mean())
+    return Table(
+        "retrieval", tuple(rows), (f"{tests} test examples; {share:.1%} of the training examples are known ones.",)
+    )
+
+
+# -- LDS: retrain on random subsets -------------------------------------------------------------------------------
+
+
+def lds_truth(run: Run, *, subsets: int = 100, ratio: float = 0.5, seeds: int = 1) -> Truth:
+    """The models that LDS needs: ``seeds`` fine-tunes on each of ``subsets`` random subsets, none of them a member's.
+
+    Asking for more subsets later keeps the earlier ones. Raises ConfigurationError for fewer than 3 subsets, or where
+    a subset is also a member's (a training set of a few examples).
+    """
+    if subsets < 3 or seeds < 1:
+        raise ConfigurationError(f"LDS needs at least 3 subsets and 1 seed; got {subsets} and {seeds}.")
+    drawn = plan_ensemble(len(run.train), subsets, ratio, _seed(run, "subsets"))
+    member = {row.tobytes() for row in run.material.ensemble.inclusion_KN}
+    if any(row.tobytes() in member for row in drawn.inclusion_KN):
+        raise ConfigurationError("A subset of the truth is also a member's: the training set is too small for LDS.")
+    trained = plan_ensemble(len(run.train), subsets * seeds, ratio, _seed(run, "training"))
+    design = Ensemble(drawn.inclusion_KN.repeat(seeds, axis=0), trained.seeds_K, trained.target_seed)
+    return Truth(run, f"lds-r{ratio:g}-s{seeds}", design)
+
+
+def lds_table(run: Run, truth: Truth, *, on_event: OnEvent | None = None, on_progress: Progress | None = None) -> Table:
+    """Train what is missing, then compare each method's predictions with the retrained models' losses.
+
+    Raises any DaunceError; the same call again goes on.
+    """
+    attribution = run.attribution()
+    measured = truth.measure(on_event=on_event, on_progress=on_progress)
+    # Seeds of one subset are averaged; a subset counts if any of its models is there.
+    subset, of = np.unique(measured.inclusion_SN, axis=0, return_inverse=True)
+    of = of.ravel()
+    loss = np.stack([measured.loss_SM[of == s].mean(axis=0) for s in range(len(subset))])
+    rows = []
+    for method, score_NM in method_scores(attribution).items():
+        found = lds(score_NM, subset, loss)
+        rows.append(Row(method, {"LDS": found.value, "low": found.low, "high": found.high}))
+    notes = [f"{len(subset)} subsets, {len(measured.models)} models; 95 % intervals over subsets."]
+    if attribution.self_lds is not None:
+        notes.append(f"The run's own estimate (self_lds) is {attribution.self_lds.value:.3f}.")
+    return Table("lds", tuple(rows), tuple(notes))
+
+
+# -- removal: retrain without the top examples ---------------------------------------------------------------------
+
+
+@dataclass(frozen=True, eq=False)
+class Removal:
+    """A removal experiment: its models, and which of them lacks what.
+
+    Attributes:
+        truth: the models: for each method and test example one without that method's top k, then some without k
+            random ones.
+        methods, columns: of the first models, method by method; positions of the test examples.
+    """
+
+    truth: Truth
+    methods: tuple[str, ...]
+    columns: tuple[int, ...]
+
+
+def removal_truth(run: Run, *, k: int, tests: Sequence[str] = (), randoms: int = 5) -> Removal:
+    """The models that a removal experiment needs.
+
+    Args:
+        run: a run whose members are scored.
+        k: how many training examples are left out.
+        tests: ids of test examples; default: the first five.
+        randoms: models without k random examples.
+
+    Raises:
+        ConfigurationError: k or ``randoms`` out of range. DataError: an unknown id.
+    """
+    attribution = run.attribution()
+    count = len(run.train)
+    if not 1 <= k < count or randoms < 2:
+        raise ConfigurationError(f"Removal needs k between 1 and {count - 1} and at least 2 random removals.")
+    columns = [run.test.position(t) for t in tests] or list(range(min(5, len(run.test))))
+    compared = {name: s for name, s in method_scores(attribution).items() if _is_compared(name)}
+    masks = [_without(np.argsort(-s[:, j], kind="stable")[:k], count) for s in compared.values() for j in columns]
+    rng = np.random.default_rng(_seed(run, "removal"))
+    masks += [_without(rng.permutation(count)[:k], count) for _ in range(randoms)]
+    seeds = plan_ensemble(count, len(masks), 0.5, _seed(run, "training"))
+    design = Ensemble(np.stack(masks), seeds.seeds_K, seeds.target_seed)
+    # What is removed depends on the members scored so far: another ranking is another experiment.
+    return Removal(Truth(run, f"removal-{design.digest[:8]}", design), tuple(compared), tuple(columns))
+
+
+def removal_table(
+    experiment: Removal, *, on_event: OnEvent | None = None, on_progress: Progress | None = None
+) -> Table:
+    """Train what is missing, then compare losses without a method's top k with losses without k random examples.
+
+    ``rise``: mean over test examples, nats; higher = the removed ones mattered more. Raises any DaunceError.
+    """
+    measured = experiment.truth.measure(on_event=on_event, on_progress=on_progress)
+    loss_of = dict(zip(measured.models, measured.loss_SM, strict=True))
+    columns = list(experiment.columns)
+    chosen = len(experiment.methods) * len(columns)
+    random = [loss_of[m][columns] for m in range(chosen, experiment.truth.ensemble.members) if m in loss_of]
+    if not random:
+        raise DataError("No model without random examples is there, so there is nothing to compare with; run it again.")
+    usual = np.mean(random, axis=0)
+    rows = []
+    for number, method in enumerate(experiment.methods):
+        first = number * len(columns)
+        rise = [loss_of[first + p][j] - usual[p] for p, j in enumerate(columns) if first + p in loss_of]
+        rows.append(Row(method, _mean_with_interval(np.array(rise))))
+    spread = float(np.std(random, axis=0, ddof=1).mean()) if len(random) > 1 else float("nan")
+    notes = (
+        f"{len(columns)} test examples; rise of the loss in nats over the mean of {len(random)} random removals, with "
+        "95 % t intervals over test examples.",
+        f"One random removal differs from another by {spread:.3g} nats (standard deviation).",
+    )
+    return Table("removal", tuple(rows), notes)
+
+
+def _is_compared(name: str) -> bool:
+    return name.startswith("attribution") or name == "BM25"
+
+
+def _mean_with_interval(values: Scores) -> dict[str, float | None]:
+    if not values.size:
+        return {"rise": None, "low": None, "high": None}
+    mean = float(values.mean())
+    if values.size < 2:
+        return {"rise": mean, "low": None, "high": None}
+    half = float(stats.t.ppf(0.975, values.size - 1) * values.std(ddof=1) / np.sqrt(values.size))
+    return {"rise": mean, "low": mean - half, "high": mean + half}
+
+
+def _without(removed: NDArray[np.int64], count: int) -> NDArray[np.bool_]:
+    kept = np.ones(count, dtype=np.bool_)
+    kept[removed] = False
+    return kept
+
+
+def _seed(run: Run, purpose: str) -> int:
+    """A seed apart from the ensemble's own, for each purpose."""
+    words = [run.config.ensemble.seed, *purpose.encode()]
+    return int(np.random.SeedSequence(words).generate_state(1)[0] & 0x7FFFFFFF)

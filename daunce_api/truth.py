@@ -1,0 +1,183 @@
+"""Ground truth for evaluations: models retrained on chosen subsets through the run's own backend.
+
+Each experiment is a folder inside the run's folder, with a store of its own: it is resumed, paid for and cleaned like a
+run. Its models start from the base with the target's recipe, never serve as members, and are asked about the test
+examples alone.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from contextlib import nullcontext
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .backends.registry import capabilities_of, open_backend
+from .budget import Plan, make_plan
+from .budget.counting import count
+from .budget.epochs import epochs_of
+from .config import RunConfig
+from .core import per_example_losses
+from .ensemble import Ensemble
+from .errors import BudgetError
+from .orchestrator import OnEvent, Orchestrator
+from .pipeline import LOG_NAME, Run
+from .runlog import logging_to
+from .scored_cache import open_cache
+from .scoring import Progress, ScoringClient
+from .store import RunStore
+
+EVALUATION_FOLDER = "evaluation"
+
+
+@dataclass(frozen=True, eq=False)
+class TruthLosses:
+    """What the retrained models say.
+
+    Attributes:
+        models: which of the asked models are there (those that failed for good are left out), ascending.
+        inclusion_SN: (S, N) bool, what each of them was trained on.
+        loss_SM: (S, M) their losses, as the run measures them.
+    """
+
+    models: tuple[int, ...]
+    inclusion_SN: NDArray[np.bool_]
+    loss_SM: NDArray[np.float64]
+
+
+class Truth:
+    """Models retrained on the subsets of ``ensemble``, kept in ``RUN/evaluation/name``."""
+
+    def __init__(self, run: Run, name: str, ensemble: Ensemble) -> None:
+        self._run = run
+        self.ensemble = ensemble
+        self.folder = run.run_dir / EVALUATION_FOLDER / name
+        self.config = _config_of(run.config, self.folder, name, ensemble)
+
+    def plan(self) -> Plan:
+        """Jobs, tokens and dollars of the whole experiment; nothing is sent. ``budget.max_usd`` holds for it alone."""
+        run, config = self._run, self.config
+        trainer, scorer = capabilities_of(config)
+        general = make_plan(config, run.train, run.test, run.tokenizer, trainer, scorer)
+        counts = count(config, run.train, run.test, run.tokenizer, scorer)
+        asked = count(config, run.test, run.test, run.tokenizer, scorer)  # nothing is asked about training examples
+        tokens = {}
+        for k in range(self.ensemble.members):
+            subset = self.ensemble.subset(k)
+            epochs, _ = epochs_of(config, len(subset), target=False)
+            tokens[k] = epochs * sum(counts.training_N[i] for i in subset)
+        plan = replace(
+            general,
+            subset=int(self.ensemble.inclusion_KN.sum(axis=1).max()),
+            training_tokens=tokens,
+            scoring_input_tokens=asked.input,
+            scoring_output_tokens=asked.output,
+            refusals=tuple(r for r in general.refusals if not isinstance(r, BudgetError)),
+        )
+        cap = config.budget.max_usd
+        if cap is not None and (plan.usd is None or plan.usd > cap):
+            price = "has no known price" if plan.usd is None else f"costs about ${plan.usd:,.2f}"
+            refusal = BudgetError(
+                f"This experiment {price}, and budget.max_usd is ${cap:,.2f}. Nothing was spent. Ask for fewer models, "
+                "or raise the cap in the run's config."
+            )
+            plan = replace(plan, refusals=(*plan.refusals, refusal))
+        return plan
+
+    def measure(self, *, on_event: OnEvent | None = None, on_progress: Progress | None = None) -> TruthLosses:
+        """Train and score what is missing; the same call again does only that.
+
+        Raises any DaunceError; what was trained and scored is kept.
+        """
+        return asyncio.run(self._measure(on_event, on_progress))
+
+    async def _measure(self, on_event: OnEvent | None, on_progress: Progress | None) -> TruthLosses:
+        plan = self.plan()
+        plan.check()
+        with RunStore.create_or_open(self.folder, self._manifest()) as store, logging_to(self.folder / LOG_NAME):
+            if len(self._complete(store)) < self.ensemble.members:
+                await self._train_and_score(store, plan, on_event, on_progress)
+            return self._losses(store)
+
+    async def _train_and_score(
+        self, store: RunStore, plan: Plan, on_event: OnEvent | None, on_progress: Progress | None
+    ) -> None:
+        config, examples = self.config, self._run.material.encoded_test
+        cost = plan.scoring_usd_per_model or 0.0
+        cache = open_cache(config)
+        with cache or nullcontext():
+            async with open_backend(config) as backend:
+                plan.check_model(await backend.trainer.model_info(config.backend.model))
+                client = ScoringClient(
+                    backend.scorer,
+                    store,
+                    concurrency=config.scoring.concurrency,
+                    on_progress=on_progress,
+                    cache=cache,
+                )
+
+                async def score(member: int, model: str) -> None:
+                    subject = f"scoring of member {member}"
+                    store.reserve(subject, cost, cap=config.budget.max_usd)
+                    await client.score_member(member, model, examples)
+                    store.settle(subject, cost)
+
+                orchestrator = Orchestrator(
+                    backend.trainer,
+                    store,
+                    ensemble=self.ensemble,
+                    dataset=self._run.train,
+                    config=config,
+                    costs=plan.costs,
+                )
+                await orchestrator.run(score, on_event, finished=self._complete(store))
+
+    def _complete(self, store: RunStore) -> list[int]:
+        needed = {e.key for e in self._run.material.encoded_test}
+        return [k for k in range(self.ensemble.members) if needed <= store.scored_keys(k)]
+
+    def _losses(self, store: RunStore) -> TruthLosses:
+        models = self._complete(store)
+        keys = [e.key for e in self._run.material.encoded_test]
+        loss = np.empty((len(models), len(keys)))
+        for row, k in enumerate(models):
+            answers = store.load_scores(k)
+            loss[row] = per_example_losses([answers[key].logprobs for key in keys], self.config.attribution.loss)
+        return TruthLosses(tuple(models), self.ensemble.inclusion_KN[models], loss)
+
+    def _manifest(self) -> dict[str, Any]:
+        return {
+            "config": self.config.model_dump(mode="json"),
+            "train_digest": self._run.train.digest,
+            "test_digest": self._run.test.digest,
+            "tokenizer": self._run.tokenizer.fingerprint,
+        }
+
+
+def _config_of(config: RunConfig, folder: Path, name: str, ensemble: Ensemble) -> RunConfig:
+    """The run's config with the experiment's place and models, and the target's recipe for each of them."""
+    shape, training = config.ensemble, config.training
+    hyperparameters = training.target_hyperparameters or training.hyperparameters
+    return config.model_copy(
+        update={
+            "name": f"{config.name[: 39 - len(name)]}-{name}",
+            "run_dir": folder,
+            "ensemble": shape.model_copy(
+                update={
+                    "members": ensemble.members,
+                    "subset_ratio": min(float(ensemble.inclusion_KN.mean()), 1 - 1 / ensemble.inclusion_KN.shape[1]),
+                    "start_from": "base",
+                    "target_model": None,
+                    "stop": None,
+                }
+            ),
+            "training": training.model_copy(
+                update={"hyperparameters": hyperparameters, "target_hyperparameters": None, "min_members": 2}
+            ),
+            "scoring": config.scoring.model_copy(update={"noise_probe": 0, "target": False}),
+        }
+    )
