@@ -4,11 +4,10 @@ The two inputs are point sets P (n, K) and Q (m, K); for every row of Q the k ro
 are found. Three things make it about as cheap as the bare product:
 
 * P is visited in order of falling norm. |p.q| <= |p||q|, so a query is finished, exactly, as soon as the next norm
-  cannot beat its k-th best value. Loss deviations are heavy-tailed, so this ends early on real data.
-* Both sides are rotated so that the first coordinates carry most of P's energy. With the norm of the rest as one more
-  coordinate, a product over the first d + 1 coordinates is an upper bound of the inner product (Cauchy-Schwarz); only
-  pairs whose bound beats the threshold are computed in full. d is chosen on a sample, and is K where it would not pay.
+  cannot beat its k-th best value. Loss deviations are heavy-tailed, so on real data this ends early.
 * What beats its query's threshold is found with one comparison and a search over eight mask bytes at a time.
+* Candidates are gathered and folded into the best k only when there are many of them: a threshold that is a little old
+  lets a few more through and costs less than keeping it fresh.
 """
 
 from __future__ import annotations
@@ -20,8 +19,9 @@ from numpy.typing import NDArray
 
 from daunce_api.core.members import Floats
 
-QUERY_TILE = 256
+QUERY_TILE = 512
 POINT_TILE = 2_048
+_COPY = 8_192
 Index = NDArray[np.int64]
 
 
@@ -47,7 +47,7 @@ class Best:
         if query.size:
             self._waiting.append((query, value, index))
             self._count += query.size
-            if self._count > 4 * self.value_mk.size:
+            if self._count >= self.value_mk.size // 4:
                 self.settle()
 
     def settle(self) -> None:
@@ -82,13 +82,15 @@ class Best:
         return np.take_along_axis(self.index_mk, order, axis=1), np.take_along_axis(self.value_mk, order, axis=1)
 
 
-def above(block_mn: Floats, threshold_m: Floats) -> tuple[Index, Index]:
-    """Row and column of every entry above its row's threshold; n must be a multiple of 8."""
-    mask = block_mn > threshold_m[:, None]
-    words = np.flatnonzero(mask.view(np.uint64).ravel() != 0)
+def above(block_mn: Floats, threshold_m: Floats, mask_mn: NDArray[np.bool_] | None = None) -> tuple[Index, Index]:
+    """Row and column of every entry above its row's threshold; n must be a multiple of 8. ``mask_mn`` is
+    overwritten."""
+    mask = np.greater(block_mn, threshold_m[:, None], out=mask_mn)
+    eights = mask.view(np.uint64).ravel()
+    words = np.flatnonzero(eights != 0)
     if words.size == 0:
         return words, words
-    inner = np.flatnonzero(mask.view(np.uint64).ravel()[words].view(np.bool_))
+    inner = np.flatnonzero(eights[words].view(np.bool_))
     flat = words[inner >> 3] * 8 + (inner & 7)
     row, column = np.divmod(flat, block_mn.shape[1])
     return row, column
@@ -99,35 +101,28 @@ class Points:
     """P ready for searching.
 
     Attributes:
-        full_nK: rows in order of falling norm, rotated, padded with zero rows to a multiple of 8.
+        rows_nK: rows in order of falling norm, padded with zero rows to a multiple of 8.
         order: (n,) original index of each row.
-        norm: (n + padding,) norms, descending.
-        rotation_KK: what queries have to be multiplied by.
+        norm: (n,) norms, descending.
     """
 
-    full_nK: Floats
+    rows_nK: Floats
     order: Index
     norm: Floats
-    rotation_KK: Floats
 
 
 def prepare_points(points_Kn: Floats) -> Points:
-    """Rotate by the eigenvectors of P's second moment and sort by norm (one copy of P)."""
+    """Sort by norm (one copy of P)."""
     width, count = points_Kn.shape
-    moment = np.zeros((width, width))
-    for start in range(0, count, 65_536):
-        part = points_Kn[:, start : start + 65_536].astype(np.float64)
-        moment += part @ part.T
-    rotation = np.linalg.eigh(moment)[1][:, ::-1].astype(points_Kn.dtype)
     norm = np.sqrt(np.einsum("kn,kn->n", points_Kn, points_Kn))
     order = np.argsort(-norm, kind="stable")
-    full = np.zeros((-(-count // 8) * 8, width), dtype=points_Kn.dtype)
-    for start in range(0, count, 65_536):
-        pick = order[start : start + 65_536]
-        full[start : start + pick.size] = points_Kn[:, pick].T @ rotation
-    padded = np.zeros(full.shape[0], dtype=norm.dtype)
-    padded[:count] = norm[order]
-    return Points(full, order, padded, rotation)
+    rows = np.zeros((-(-count // 8) * 8, width), dtype=points_Kn.dtype)
+    place = np.empty_like(order)
+    place[order] = np.arange(count)
+    for start in range(0, count, _COPY):  # read in sequence, write by whole rows
+        piece = slice(start, start + _COPY)
+        rows[place[piece]] = np.ascontiguousarray(points_Kn[:, piece].T)
+    return Points(rows, order, norm[order])
 
 
 def largest(points: Points, queries_Km: Floats, k: int) -> tuple[Index, Floats]:
@@ -135,15 +130,14 @@ def largest(points: Points, queries_Km: Floats, k: int) -> tuple[Index, Floats]:
 
     Args:
         points: from `prepare_points`.
-        queries_Km: (K, m), not rotated.
+        queries_Km: (K, m).
         k: at most the number of points.
 
     Returns:
         (m, k) original indices and (m, k) values, largest first, equal values by index.
     """
-    queries = np.ascontiguousarray((points.rotation_KK.T @ queries_Km).T)
+    queries = np.ascontiguousarray(queries_Km.T)
     index, value = np.empty((queries.shape[0], k), dtype=np.int64), np.empty((queries.shape[0], k), dtype=queries.dtype)
-    # Queries that end at a similar place share a tile: long ones first.
     for start in range(0, queries.shape[0], QUERY_TILE):
         tile = slice(start, start + QUERY_TILE)
         index[tile], value[tile] = _search(points, queries[tile], k)
@@ -151,23 +145,29 @@ def largest(points: Points, queries_Km: Floats, k: int) -> tuple[Index, Floats]:
 
 
 def _search(points: Points, queries_mK: Floats, k: int) -> tuple[Index, Floats]:
-    best = Best(queries_mK.shape[0], k, queries_mK.dtype)
+    count, dtype = points.order.size, queries_mK.dtype
+    best = Best(queries_mK.shape[0], k, dtype)
     query_norm = np.sqrt((queries_mK**2).sum(axis=1))
-    slack = 1 + 1e-5 if queries_mK.dtype == np.float32 else 1 + 1e-12  # rounding of norms against rounding of products
+    slack = 1 + 1e-5 if dtype == np.float32 else 1 + 1e-12  # rounding of norms against rounding of products
     active: Index = np.arange(queries_mK.shape[0])
-    count = points.order.size
-    for start in range(0, count, POINT_TILE):
+    queries = queries_mK
+    # Memory that is used again stays in cache and costs no page faults.
+    products, masks = np.empty(QUERY_TILE * POINT_TILE, dtype), np.empty(QUERY_TILE * POINT_TILE, np.bool_)
+    start, width = 0, min(POINT_TILE, -(-2 * k // 8) * 8)  # the first thresholds come from few points
+    while start < count:
         alive = points.norm[start] * query_norm[active] * slack > best.threshold[active]
         if not alive.all():
-            active = active[alive]
+            active, queries = active[alive], queries[alive]
             if active.size == 0:
                 break
-        block_nK = points.full_nK[start : start + POINT_TILE]
-        block = queries_mK[active] @ block_nK.T
-        real = min(count - start, block.shape[1])
-        if real < block.shape[1]:
-            block[:, real:] = -np.inf
-        row, column = above(block, best.threshold[active])
+        rows_nK = points.rows_nK[start : start + width]
+        shape = (active.size, rows_nK.shape[0])
+        block = products[: shape[0] * shape[1]].reshape(shape)
+        np.matmul(queries, rows_nK.T, out=block)
+        if count - start < shape[1]:
+            block[:, count - start :] = -np.inf
+        row, column = above(block, best.threshold[active], masks[: block.size].reshape(shape))
         best.offer(active[row], block[row, column], points.order[start + column])
-        best.settle()
+        start += shape[1]
+        width = min(POINT_TILE, 2 * width)
     return best.sorted()
