@@ -6,6 +6,7 @@ import asyncio
 import json
 import random
 from collections.abc import Awaitable, Callable, Collection, Sequence
+from contextlib import suppress
 
 from ..backends.base import JobRequest, JobStatus, Trainer
 from ..budget import JobCosts
@@ -13,7 +14,16 @@ from ..clock import Clock, SystemClock
 from ..config import RunConfig
 from ..dataset import Dataset
 from ..ensemble import Ensemble
-from ..errors import BudgetError, DailyLimitError, DaunceError, NotEnoughMembersError, ProviderError, RejectedError
+from ..errors import (
+    BudgetError,
+    DailyLimitError,
+    DaunceError,
+    NotEnoughMembersError,
+    ProviderError,
+    RejectedError,
+    StoreError,
+    TransientError,
+)
 from ..store import INTENT, TARGET, JobRow, RunStore
 from .cleanup import cancel_jobs, clean_up
 from .desk import CANCELLED, Desk
@@ -112,7 +122,8 @@ class Orchestrator:
                 f"{self._trainer.capabilities.provider} and nothing is lost: run the same command again to go on, or "
                 "`daunce cancel` to stop them."
             )
-            self._store.note("interrupted", message)
+            with suppress(StoreError):  # a full disk must not hide the interruption
+                self._store.note("interrupted", message)
             self._emit(Event(EventKind.INTERRUPTED, message))
             raise
         if failure is not None:
@@ -350,6 +361,6 @@ def _gravest(errors: BaseExceptionGroup[BaseException]) -> BaseException:
             leaves.append(error)
 
     walk(errors)
-    ranks = (NotEnoughMembersError, ProviderError, DaunceError)
+    ranks = (NotEnoughMembersError, TransientError, ProviderError, DaunceError)
     leaves.sort(key=lambda e: next((i for i, kind in enumerate(ranks) if isinstance(e, kind)), len(ranks)))
     return leaves[-1]
