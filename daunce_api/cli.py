@@ -12,11 +12,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from . import terminal
-from .errors import ConfigurationError, DaunceError
+from .errors import ConfigurationError, DaunceError, MissingExtraError
 from .version import __version__
 
 if TYPE_CHECKING:
+    from .attribution import Attribution
     from .budget import Plan
+    from .pipeline import Run
 
 EXIT_CODES = (
     "Exit codes: 0 done; 1 an unexpected failure; 2 config, data or arguments are wrong; 3 refused before spending "
@@ -24,6 +26,9 @@ EXIT_CODES = (
     "daily quota returns; 7 too few members are scored; 8 a recording does not cover the run; 130 interrupted with "
     "Ctrl-C, to be taken up by the same command."
 )
+
+INTERRUPTED = 130
+"""What typer returns after Ctrl-C."""
 
 app = typer.Typer(
     name="daunce",
@@ -107,7 +112,6 @@ def run(
 ) -> None:
     """Train the members, score them, attribute. The same command again does only what is missing."""
     from .pipeline import Run
-    from .summary import write_report_of
 
     job = Run.create(config)
     planned = job.plan()
@@ -122,7 +126,7 @@ def run(
     with terminal.Progress(job.config.ensemble.members, quiet=as_json) as progress:
         attribution = job.execute(on_event=progress.event, on_progress=progress.scored, session=session)
     status = job.status()
-    page = write_report_of(job, attribution) if report else None
+    page = _report_at_the_end(job, attribution) if report else None
     content = status.to_json() | {"report": None if page is None else str(page)}
     _print(as_json, content, lambda: terminal.finished(status, attribution, page))
 
@@ -297,12 +301,11 @@ def demo(
 ) -> None:
     """The main job on real data with the embedded provider: find a planted backdoor. No key, no configuration."""
     from .demo import run_demo
-    from .summary import write_report_of
 
     with terminal.Progress(members, quiet=as_json) as progress:
         result = run_demo(folder, members=members, on_event=progress.event, on_progress=progress.scored)
-    page = write_report_of(result.run, result.attribution)
-    content = result.to_json() | {"report": str(page)}
+    page = _report_at_the_end(result.run, result.attribution)
+    content = result.to_json() | {"report": None if page is None else str(page)}
     _print(as_json, content, lambda: terminal.demo(result, page))
 
 
@@ -314,6 +317,17 @@ def _ask_for(planned: Plan, what: str, *, yes: bool, as_json: bool) -> None:
     if planned.costs_money and not yes:
         price = "an unknown price" if planned.usd is None else f"about ${planned.usd:,.2f}"
         _confirm(f"Train the models of {what} for {price}?")
+
+
+def _report_at_the_end(job: Run, attribution: Attribution) -> Path | None:
+    """The report, or a word on what it lacks: the run itself is done and kept."""
+    from .summary import write_report_of
+
+    try:
+        return write_report_of(job, attribution)
+    except MissingExtraError as missing:
+        terminal.warn([f"{missing}; then: daunce report {job.run_dir}"])
+        return None
 
 
 def _session(record: Path | None, replay: Path | None) -> Any:
@@ -344,6 +358,8 @@ def main(arguments: list[str] | None = None) -> None:
     as_json = "--json" in (sys.argv[1:] if arguments is None else arguments)
     try:
         code = app(arguments, standalone_mode=False) or 0
+        if code == INTERRUPTED:
+            terminal.error("Interrupted. What was done is kept: the same command goes on, `daunce cancel` stops jobs.")
     except DaunceError as error:
         if as_json:
             typer.echo(json.dumps({"error": {"type": type(error).__name__, "message": str(error)}}))
@@ -351,10 +367,7 @@ def main(arguments: list[str] | None = None) -> None:
         code = error.exit_code
     except typer.Abort:
         terminal.error("Stopped; nothing was sent.")
-        code = 130
-    except KeyboardInterrupt:
-        terminal.error("Interrupted. Everything so far is kept: the same command goes on, `daunce cancel` stops jobs.")
-        code = 130
+        code = INTERRUPTED
     except typer.TyperException as error:
         terminal.error(f"{error.format_message()} `daunce --help` and `daunce COMMAND --help` show what there is.")
         code = 2

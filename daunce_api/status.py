@@ -85,7 +85,7 @@ def status_of(store: RunStore, material: Material, config: RunConfig) -> RunStat
         why=why,
         recent=tuple(
             f"{t.time} {t.subject}: {t.before or '-'} -> {t.after}{f' ({t.detail})' if t.detail else ''}"
-            for t in store.transitions()[-5:]
+            for t in [t for t in store.transitions() if not t.subject.startswith("spend ")][-5:]
         ),
     )
 
