@@ -223,7 +223,7 @@ def table_of(columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
     out.print(view)
 
 
-def demo(result: DemoResult, page: Path) -> None:
+def demo(result: DemoResult, page: Path | None) -> None:
     """``daunce demo``: a few answers with their proponents, then the comparison."""
     attribution = result.attribution
     sources = attribution.labels("test")
@@ -248,7 +248,7 @@ def demo(result: DemoResult, page: Path) -> None:
     for name, value in (
         ("members", f"{len(attribution.members)} fine-tunes on random halves, in {result.seconds:.0f} s"),
         ("estimator", f"{choice.estimator.name}: {choice.why}"),
-        ("report", str(page)),
+        ("report", "not written" if page is None else str(page)),
         ("next", f"daunce top {result.run.run_dir} --test {attribution.test.ids[shown[0]]} -k 10"),
     ):
         out.print(Text.assemble((f"{name:<10}", "dim"), terminal_text(value)))
