@@ -1,0 +1,59 @@
+"""Whole runs of ``kind: local``, and the same run through the embedded server: one implementation, two doors."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from local_records import records
+
+from daunce_api import Dataset, Run, RunConfig
+
+
+@pytest.fixture
+def content(tmp_path: Path) -> dict[str, Any]:
+    data = records(16)
+    Dataset.from_records([{**r, "id": f"t{i}"} for i, r in enumerate(data)]).to_jsonl(tmp_path / "train.jsonl")
+    Dataset.from_records([{**r, "id": f"q{i}"} for i, r in enumerate(data[:3])]).to_jsonl(tmp_path / "test.jsonl")
+    return {
+        "run_dir": str(tmp_path / "local"),
+        "data": {"train": str(tmp_path / "train.jsonl"), "test": str(tmp_path / "test.jsonl")},
+        "backend": {"kind": "local", "model": "daunce-tiny", "options": {"engine": "thread"}},
+        "ensemble": {"members": 3, "subset_ratio": 0.7, "seed": 3},
+        "training": {"hyperparameters": {"n_epochs": 2, "batch_size": 4, "learning_rate_multiplier": 3}},
+    }
+
+
+def test_a_run_trains_scores_and_attributes(content: dict[str, Any]):
+    attribution = Run.create(RunConfig.from_mapping(content)).execute()
+    assert attribution.train_loss_KN.shape == (3, 16)
+    assert (attribution.train_loss_KN.std(axis=0) > 1e-3).all()
+    assert attribution.noise == 0.0  # scoring twice gives the same bits
+    again = Run.create(RunConfig.from_mapping(content)).execute()
+    np.testing.assert_array_equal(again.train_loss_KN, attribution.train_loss_KN)
+
+
+def test_perturbed_members_around_a_target(content: dict[str, Any], tmp_path: Path):
+    content["backend"]["options"] |= {"objective": "influence", "rho": 5.0}
+    content["ensemble"]["start_from"] = "target"
+    attribution = Run.create(RunConfig.from_mapping(content)).execute()
+    assert attribution.train_loss_KN.shape == (3, 16)
+    assert (attribution.train_loss_KN.std(axis=0) > 1e-5).all()
+
+
+@pytest.mark.slow
+def test_the_embedded_server_gives_the_same_losses(content: dict[str, Any], tmp_path: Path):
+    losses = []
+    for kind, options in (
+        ("local", {"engine": "thread"}),
+        ("local", {"engine": "thread", "members_at_a_time": 1}),
+        ("embedded", {}),
+    ):
+        content["run_dir"] = str(tmp_path / f"{kind}-{len(losses)}")
+        content["backend"] |= {"kind": kind, "options": options}
+        attribution = Run.create(RunConfig.from_mapping(content)).execute()
+        losses.append(np.hstack([attribution.train_loss_KN, attribution.test_loss_KM]))
+    np.testing.assert_allclose(losses[0], losses[2], atol=1e-4)
+    np.testing.assert_allclose(losses[1], losses[2], atol=1e-9)
