@@ -99,6 +99,9 @@ class BackendConfig(_Section):
     max_concurrent_jobs: int | None = Field(
         None, ge=1, description="fine-tuning jobs at once; default: the provider's limit"
     )
+    minutes_per_job: float | None = Field(
+        None, gt=0, description="how long a job takes, for the plan's hours; default: not known"
+    )
     options: OptionValues = Field(default_factory=dict, description="options of this kind of backend")
     scorer: ScorerConfig = Field(default_factory=ScorerConfig, description="who scores, if it is somebody else")
 

@@ -47,6 +47,8 @@ class Plan:
     hours: float | None
     concurrent_jobs: int
     today: date
+    n_scored: int | None = None
+    """Examples that each model is asked about, where it is not all of them."""
     notes: tuple[str, ...] = ()
     refusals: tuple[DaunceError, ...] = field(default=(), compare=False)
 
@@ -165,9 +167,10 @@ class Plan:
         members = [tokens for k, tokens in self.training_tokens.items() if k != TARGET]
         spread = f"{min(members):,} to {max(members):,} a member" if members else "none"
         scored = (self.scoring_input_tokens + self.scoring_output_tokens) * self.scored_models
+        asked = self.n_train + self.n_test if self.n_scored is None else self.n_scored
         rows = [
             ("Jobs", jobs),
-            ("Scoring", f"{self.n_train + self.n_test:,} examples on {self.scored_models} models, by {self.scorer}"),
+            ("Scoring", f"{asked:,} examples on {self.scored_models} models, by {self.scorer}"),
             ("Training tokens", f"{self.total_training_tokens:,} ({spread}, all epochs)"),
             ("Scoring tokens", f"{scored:,}"),
             ("Training", _dollars(self.training_usd, self.training_price)),
@@ -231,9 +234,11 @@ def make_plan(
     jobs = config.ensemble.members + (TARGET in tokens)
     concurrent = config.backend.max_concurrent_jobs or max(1, trainer.max_concurrent_jobs)
     hours = None
-    if trainer.seconds_per_job is not None:
+    minutes = config.backend.minutes_per_job
+    seconds = trainer.seconds_per_job if minutes is None else 60 * minutes
+    if seconds is not None:
         rounds = math.ceil(config.ensemble.members / concurrent) + (TARGET in tokens)
-        hours = rounds * trainer.seconds_per_job / 3600
+        hours = rounds * seconds / 3600
     plan = Plan(
         provider=trainer.provider,
         scorer=scorer.provider,
@@ -279,7 +284,9 @@ def _trainer_refusals(config: RunConfig, trainer: TrainerCapabilities) -> list[D
         close = difflib.get_close_matches(name, trainer.hyperparameters, n=1)
         hint = f"did you mean {close[0]}?" if close else f"it knows {', '.join(sorted(trainer.hyperparameters))}."
         refusals.append(
-            ConfigurationError(f"training.hyperparameters.{name}: {trainer.provider} does not know it; {hint} Nothing was sent.")
+            ConfigurationError(
+                f"training.hyperparameters.{name}: {trainer.provider} does not know it; {hint} Nothing was sent."
+            )
         )
     return refusals
 
@@ -345,5 +352,5 @@ def _total(usd: float | None, cap: float | None) -> str:
 def _time(hours: float | None, concurrent: int) -> str:
     at_once = f"{concurrent} job{'' if concurrent == 1 else 's'} at once"
     if hours is None:
-        return f"not known ({at_once}; how long a job takes is up to the provider)"
+        return f"not known ({at_once}); set backend.minutes_per_job to how long a job takes to see hours"
     return f"about {hours:.1f} hours of training ({at_once})"

@@ -12,6 +12,7 @@ MAY_CHANGE = (
     "attribution.",
     "backend.api_key_env",
     "backend.max_concurrent_jobs",
+    "backend.minutes_per_job",
     "backend.scorer.api_key_env",
     "budget.",
     "data.test",

@@ -284,6 +284,12 @@ def test_time_is_given_only_where_a_job_has_a_known_length() -> None:
     assert plan_of(config(backend={"max_concurrent_jobs": 4}), trainer=timed).hours == 0.5
 
 
+def test_the_config_can_say_how_long_a_job_takes() -> None:
+    given = config(backend={"kind": "openai", "model": "gpt-4.1-mini", "minutes_per_job": 30})
+    plan = make_plan(given, chats(20), chats(2), open_tokenizer(given), TRAINER, ONE_TOKEN, today=TODAY)
+    assert plan.hours == 1.0  # four jobs, three at once: two rounds of half an hour
+
+
 def test_a_model_that_is_shut_down_before_the_end_is_refused() -> None:
     slow = replace(TRAINER, seconds_per_job=86_400.0)  # two rounds: two days
     plan = plan_of(trainer=slow)
