@@ -138,8 +138,12 @@ def lds_table(run: Run, truth: Truth, *, on_event: OnEvent | None = None, on_pro
         found = lds(score_NM, subset, loss)
         rows.append(Row(method, {"LDS": found.value, "low": found.low, "high": found.high}))
     notes = [f"{len(subset)} subsets, {len(measured.models)} models; 95 % intervals over subsets."]
-    if attribution.self_lds is not None:
-        notes.append(f"The run's own estimate (self_lds) is {attribution.self_lds.value:.3f}.")
+    quality = attribution.self_lds
+    if quality is not None:
+        notes.append(
+            f"The run's own estimate is {quality.raw:.3f} against single fine-tunes, {quality.value:.3f} (self_lds) "
+            "against fine-tunes averaged over many seeds."
+        )
     return Table("lds", tuple(rows), tuple(notes))
 
 

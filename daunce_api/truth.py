@@ -74,6 +74,7 @@ class Truth:
             general,
             subset=int(self.ensemble.inclusion_KN.sum(axis=1).max()),
             training_tokens=tokens,
+            n_scored=len(run.test),
             scoring_input_tokens=asked.input,
             scoring_output_tokens=asked.output,
             refusals=tuple(r for r in general.refusals if not isinstance(r, BudgetError)),

@@ -87,6 +87,7 @@ def test_the_price_of_an_experiment_is_known_before_it(make_config: MakeConfig) 
     plan = lds_truth(run, subsets=10).plan()
     whole = run.plan()
     assert plan.jobs == 10
+    assert "3 examples on 10 models" in plan.text()
     assert plan.training_usd == pytest.approx(plan.total_training_tokens * 10 / 1e6)
     assert plan.scoring_input_tokens < whole.scoring_input_tokens / 2
     with pytest.raises(BudgetError, match="This experiment costs about"):
