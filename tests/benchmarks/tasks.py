@@ -268,6 +268,17 @@ def _load_fashion() -> dict[str, np.ndarray]:
     return out
 
 
+def wrong_labels(name: str) -> np.ndarray:
+    """(N,) which training labels of a classifier task were made wrong."""
+    if name == "digits":
+        from sklearn.datasets import load_digits
+
+        true = load_digits().target[np.random.default_rng(0).permutation(1797)][:1000]
+        return _load_digits()["y"] != true
+    labels = _read_idx("train-labels-idx1-ubyte")
+    return _load_fashion()["y"] != labels[np.random.default_rng(1).permutation(len(labels))[:5000]]
+
+
 def classifier_tasks() -> dict[str, Task]:
     """digits and fashion."""
     digits_target = Recipe(6, 25, 0.1)

@@ -1,0 +1,303 @@
+"""The estimator study: every estimator on real fine-tunes, against retrained models.
+
+    python -m tests.benchmarks.make_losses      # trains what the cache lacks, hours in all, can be interrupted
+    python -m tests.benchmarks.estimators       # judges what is in the cache, minutes; prints Markdown
+
+Each cell is the mean over ensembles (disjoint sets of K members) of the LDS against models retrained on random halves
+that are members of no ensemble, averaged over seeds. A new estimator is judged by adding it to the registry.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+import daunce_api
+from daunce_api.core import Setting, choose, member_losses, scores, self_influence, self_lds
+from daunce_api.core.estimators import ESTIMATORS
+from daunce_api.core.quality import column_spearman
+from daunce_api.core.spectrum import Spectrum, centred, spectrum_of, stabilised
+from daunce_api.evaluation import lds
+from tests.benchmarks.tasks import CACHE, CHUNK, Task, all_tasks, losses
+
+COUNTS = (10, 25, 50, 100, 200)
+NOISES = (0.0, 0.01, 0.03)
+ENSEMBLES = 3
+RIDGES = 10.0 ** np.arange(-2, 1.3, 0.25)
+
+
+@dataclass(frozen=True, eq=False)
+class Ensemble:
+    """K members with scoring noise added, and the truth."""
+
+    train: np.ndarray
+    test: np.ndarray
+    inclusion: np.ndarray
+    noise: float | None
+    rho: float | None
+    truth_inclusion: np.ndarray
+    truth_loss: np.ndarray
+
+    def judge(self, score: np.ndarray) -> float:
+        """LDS of scores."""
+        return float(column_spearman(-(self.truth_inclusion @ score), self.truth_loss).mean())
+
+
+def cached(task: Task, kind: str) -> dict[str, np.ndarray] | None:
+    """What the cache holds of a kind, without training; None if nothing or an incomplete truth."""
+    spec = task.kinds[kind]
+    folder = CACHE / task.name / kind
+    files = sorted(folder.glob("[0-9]*[0-9].npz"))
+    if kind == "truth":
+        return losses(task, kind) if len(files) * CHUNK >= spec.count * spec.seeds else None
+    if not files:
+        return None
+    parts = [dict(np.load(file)) for file in files]
+    return {name: np.concatenate([p[name] for p in parts]) for name in parts[0]}
+
+
+def ensembles(task: Task, kind: str, count: int, noise: float) -> Iterator[Ensemble]:
+    """Disjoint ensembles of one cell."""
+    members, truth = cached(task, kind), cached(task, "truth")
+    if members is None or truth is None:
+        return
+    for index in range(min(ENSEMBLES, len(members["train"]) // count)):
+        rows = slice(index * count, (index + 1) * count)
+        rng = np.random.default_rng([index, count, int(1000 * noise)])
+        train = members["train"][rows] + noise * rng.normal(size=members["train"][rows].shape)
+        test = members["test"][rows] + noise * rng.normal(size=members["test"][rows].shape)
+        yield Ensemble(
+            train,
+            test,
+            members["inclusion"][rows],
+            noise or None,
+            task.rho(kind),
+            truth["inclusion"].astype(np.float64),
+            truth["test"],
+        )
+
+
+class Filters:
+    """Filter estimators of one ensemble, judged through K x K matrices instead of N x M scores."""
+
+    def __init__(self, e: Ensemble) -> None:
+        self.ensemble = e
+        members = member_losses(e.train, e.test, e.inclusion)
+        self.setting = Setting(noise=e.noise, rho=e.rho)
+        self.spectrum: Spectrum = spectrum_of(members, self.setting)
+        self._projected = (e.truth_inclusion @ centred(members.train_KN).T) @ self.spectrum.u_KD
+
+    def judge(self, phi: np.ndarray, log_offset: float | None = None) -> float:
+        """LDS of ``A^T U diag(phi) U^T B``."""
+        b = centred(stabilised(self.ensemble.test, log_offset))
+        return float(
+            column_spearman(-(self._projected * phi) @ (self.spectrum.u_KD.T @ b), self.ensemble.truth_loss).mean()
+        )
+
+    def named(self, name: str) -> float:
+        """LDS of a registered filter at its own defaults."""
+        entry = ESTIMATORS[name]
+        assert entry.filter is not None
+        phi = entry.filter(self.spectrum, self.setting)
+        return self.judge(phi) if (phi > 0).any() else float("nan")
+
+    def hindsight(self) -> float:
+        """LDS of the best ridge, on plain or log losses: what nobody can know without the truth."""
+        offsets = (None, 0.01 + 10 * (self.ensemble.noise or 0.0))
+        entry = ESTIMATORS["whitened"]
+        assert entry.filter is not None
+        best = -1.0
+        for ridge in RIDGES:
+            phi = entry.filter(self.spectrum, Setting(noise=self.ensemble.noise, ridge=float(ridge)))
+            best = max(best, *(self.judge(phi, offset) for offset in offsets))
+        return best
+
+
+def table(task: Task, kind: str) -> None:
+    """Print one Markdown table: rows are cells, columns are estimators."""
+    print(
+        "| noise | K | ensembles | covariance | correlation | inclusion | whitened 1 | half | matched | **auto** "
+        "| best ridge in hindsight | auto / cov. | self_lds | error | raw |\n" + "|---" * 15 + "|",
+        flush=True,
+    )
+    for noise in NOISES:
+        for count in COUNTS:
+            rows = []
+            for e in ensembles(task, kind, count, noise):
+                filters = Filters(e)
+                known = {"noise": e.noise, "rho": e.rho}
+                members = member_losses(e.train, e.test, e.inclusion)
+                choice = choose(members, setting=Setting(**known))  # type: ignore[arg-type]
+                score = scores(e.train, e.test, e.inclusion, **known)  # type: ignore[arg-type]
+                auto = lds(score, e.truth_inclusion, e.truth_loss, draws=300)
+                quality = self_lds(e.train, e.test, e.inclusion, **known)  # type: ignore[arg-type]
+                assert quality.estimator == choice.estimator.name
+                rows.append(
+                    [
+                        filters.named("covariance"),
+                        e.judge(scores(e.train, e.test, estimator="correlation")),
+                        e.judge(scores(e.train, e.test, e.inclusion, "inclusion")),
+                        filters.named("whitened"),
+                        filters.named("half_whitened"),
+                        filters.named("matched") if e.rho else np.nan,
+                        auto.value,
+                        filters.hindsight(),
+                        quality.value,
+                        quality.raw,
+                        auto.low,
+                        auto.high,
+                    ]
+                )
+            if not rows:
+                continue
+            m = np.mean(rows, axis=0)
+            cells = [f"{x:.3f}" if np.isfinite(x) else "-" for x in m]
+            cells[6] = f"**{m[6]:.3f}** [{m[10]:.3f}, {m[11]:.3f}]"
+            line = (
+                f"| {noise} | {count} | {len(rows)} | "
+                + " | ".join(cells[:8])
+                + f" | {m[6] / m[0]:.2f} | {cells[8]} | {m[8] - m[6]:+.3f} | {cells[9]} |"
+            )
+            print(line, flush=True)
+
+
+# --- what was tried and is not in the registry ------------------------------------------------------------------------
+
+
+def _ridge(a: np.ndarray, b: np.ndarray, gram: np.ndarray, ridge: float) -> np.ndarray:
+    return a.T @ np.linalg.solve(gram + ridge * np.trace(gram) / len(gram) * np.eye(len(gram)), b)
+
+
+def variants(e: Ensemble) -> dict[str, Callable[[float], np.ndarray]]:
+    """Ideas as functions of a ridge; each is judged at its best ridge in hindsight, beside plain ridge at its best."""
+    a, b = centred(e.train), centred(e.test)
+    m = e.inclusion - e.inclusion.mean(axis=0)
+    sd = a.std(axis=0) + 1e-12
+    log_b = centred(stabilised(e.test, 0.01 + 10 * (e.noise or 0.0)))
+    own = a - m * ((m * a).sum(axis=0) / (m**2).sum(axis=0))
+    clipped, clipped_b = (
+        np.clip(x, np.median(x, 0) - 2.5 * x.std(0), np.median(x, 0) + 2.5 * x.std(0)) for x in (e.train, e.test)
+    )
+    cross = -(m @ a.T)
+    nystrom = (cross + cross.T) / 2
+    w, u = np.linalg.eigh(nystrom)
+    psd = (u * np.maximum(w, 0)) @ u.T
+    return {
+        "ridge": lambda r: _ridge(a, b, a @ a.T, r),
+        "ridge, log test losses (in auto)": lambda r: _ridge(a, log_b, a @ a.T, r),
+        "losses and inclusion: Nystrom, A^T (M A^T)^-1 B": lambda r: _ridge(a, b, psd, r),
+        "losses and inclusion: regression on subsets within the span of A": lambda r: (
+            a.T
+            @ (cross.T @ np.linalg.solve(cross @ cross.T + r * np.trace(cross @ cross.T) / len(a) * np.eye(len(a)), b))
+        ),
+        "double centring": lambda r: _ridge(a - a.mean(axis=1, keepdims=True), b, centred(a.T).T @ centred(a.T), r),
+        "losses clipped at 2.5 sd": lambda r: _ridge(
+            centred(clipped), centred(clipped_b), centred(clipped) @ centred(clipped).T, r
+        ),
+        "columns weighted by 1 / sd in the Gram matrix": lambda r: _ridge(a, b, (a / sd) @ a.T, r),
+        "columns weighted by 1 / variance in the Gram matrix": lambda r: _ridge(a, b, (a / sd**2) @ a.T, r),
+        "test losses in the Gram matrix too": lambda r: _ridge(a, b, a @ a.T + b @ b.T, r),
+        "own membership taken out of each column": lambda r: _ridge(own, b, own @ own.T, r),
+        "own membership taken out of the Gram matrix only": lambda r: _ridge(a, b, own @ own.T, r),
+    }
+
+
+def variant_table(tasks: dict[str, Task]) -> list[str]:
+    """Best LDS over the ridge for each idea, one ensemble of K = 50 a column."""
+    columns: dict[str, dict[str, float]] = {}
+    for name, task in tasks.items():
+        for kind in ("base", "target"):
+            for noise in (0.0, 0.03):
+                e = next(ensembles(task, kind, 50, noise), None)
+                if e is not None:
+                    made = variants(e)
+                    columns[f"{name} {kind} {noise}"] = {
+                        idea: max(e.judge(make(r)) for r in (0.03, 0.1, 0.3, 1.0, 3.0)) for idea, make in made.items()
+                    }
+    if not columns:
+        return []
+    ideas = list(next(iter(columns.values())))
+    lines = ["| idea | " + " | ".join(columns) + " |", "|---" * (len(columns) + 1) + "|"]
+    lines += [f"| {idea} | " + " | ".join(f"{c[idea]:.3f}" for c in columns.values()) + " |" for idea in ideas]
+    return lines
+
+
+# --- other questions --------------------------------------------------------------------------------------------------
+
+
+def _average_precision(score_N: np.ndarray, relevant_N: np.ndarray) -> float:
+    hits = relevant_N[np.argsort(-score_N, kind="stable")]
+    return float((np.cumsum(hits) / np.arange(1, len(hits) + 1))[hits].mean())
+
+
+def retrieval_table(task: Task) -> list[str]:
+    """Average precision of the planted examples of the demo data, by estimator and K, mean over planted test
+    examples."""
+    folder = Path(daunce_api.__file__).parent / "demo" / "data"
+    planted = {
+        side: np.array(
+            [json.loads(line)["source"] == "planted" for line in (folder / f"{side}.jsonl").read_text().splitlines()]
+        )
+        for side in ("train", "test")
+    }
+    lines = ["| K | " + " | ".join(ESTIMATORS) + " |", "|---" * (len(ESTIMATORS) + 1) + "|"]
+    for count in (8, 16, 24, 50):
+        cells = {name: [] for name in ESTIMATORS if name != "matched"}
+        for e in ensembles(task, "base", count, 0.0):
+            for name, values in cells.items():
+                score = scores(e.train, e.test, e.inclusion, name)
+                columns = np.flatnonzero(planted["test"])
+                values.append(np.mean([_average_precision(score[:, j], planted["train"]) for j in columns]))
+        if any(cells.values()):
+            shown = [f"{np.mean(cells[name]):.2f}" if name in cells else "-" for name in ESTIMATORS]
+            lines.append(f"| {count} | " + " | ".join(shown) + " |")
+    return lines
+
+
+def main() -> None:
+    """Print the report as Markdown."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("tasks", nargs="*", default=["digits", "fashion", "lm"])
+    arguments = parser.parse_args()
+    tasks = {name: task for name, task in all_tasks().items() if name in arguments.tasks}
+    for name, task in tasks.items():
+        for kind in ("base", "target"):
+            rho = task.rho(kind)
+            print(f"\n### {name}, members from {kind}" + (f" (rho = {rho:.3f})" if rho else "") + "\n", flush=True)
+            table(task, kind)
+    print("\n### Ideas that were tried, each at its best ridge in hindsight (K = 50, one ensemble)\n")
+    print("\n".join(variant_table(tasks)), flush=True)
+    if "lm" in tasks:
+        print("\n### Planted examples: average precision\n")
+        print("\n".join(retrieval_table(tasks["lm"])), flush=True)
+    mislabelled(tasks)
+
+
+def mislabelled(tasks: dict[str, Task]) -> None:
+    """Average precision of finding wrong labels by self-influence (10 % of the labels are wrong)."""
+    from tests.benchmarks.tasks import wrong_labels
+
+    print("\n### Wrong labels found by self-influence: average precision (10 % are wrong)\n")
+    print("| task | members | K | variance | within | memorised | mean loss |\n" + "|---" * 7 + "|")
+    for name in ("digits", "fashion"):
+        if name not in tasks:
+            continue
+        wrong = wrong_labels(name)
+        for kind in ("base", "target"):
+            for count in (10, 50):
+                e = next(ensembles(tasks[name], kind, count, 0.0), None)
+                if e is None:
+                    continue
+                found = self_influence(e.train, e.inclusion)
+                columns = (found.variance_N, found.within_N, found.memorised_N, e.train.mean(axis=0))
+                values = [_average_precision(np.nan_to_num(c), wrong) for c in columns]
+                print(f"| {name} | {kind} | {count} | " + " | ".join(f"{v:.3f}" for v in values) + " |", flush=True)
+
+
+if __name__ == "__main__":
+    main()
