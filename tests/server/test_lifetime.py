@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import httpx2
 import openai
@@ -66,6 +67,27 @@ def test_state_survives_sigkill_and_jobs_end_as_undisturbed(
         part = Path("final") / "adapter_model.safetensors"
         mine, theirs = state_dir / "adapters" / running.id, server.log_path.parent / "adapters" / quiet.id
         assert (mine / part).read_bytes() == (theirs / part).read_bytes()
+
+
+@pytest.mark.slow
+def test_a_process_that_dies_is_replaced(
+    server: EmbeddedServer, client: openai.OpenAI, training_file: str, fine_tune: Any
+) -> None:
+    """Scoring goes on; the job that was in a dead process is done again, to the same bytes."""
+    before = echo(client, fine_tune.fine_tuned_model, [[3, 30, 40]])
+    quiet = wait(client, submit(client, training_file, seed=2, n_epochs=40).id)
+    job = submit(client, training_file, seed=2, n_epochs=40)
+    wait(client, job.id, until=lambda j: j.estimated_finish is not None)
+    for child in psutil.Process(server.pid).children():
+        child.kill()
+    assert echo(client, fine_tune.fine_tuned_model, [[3, 30, 40]]) == before
+    assert wait(client, job.id).status == "succeeded"
+    parts = [
+        server.log_path.parent / "adapters" / j / "final" / "adapter_model.safetensors" for j in (quiet.id, job.id)
+    ]
+    assert parts[0].read_bytes() == parts[1].read_bytes()
+    steps = [p.step_number for p in client.fine_tuning.jobs.checkpoints.list(job.id)]
+    assert steps == [120, 117, 114]
 
 
 @pytest.mark.slow

@@ -52,7 +52,13 @@ def test_a_token_that_is_half_a_character_is_named_by_its_bytes() -> None:
     assert TEXT.offsets(ids) == [0, 0, 0]
 
 
-@given(st.recursive(st.none() | st.integers() | st.text(), lambda x: st.lists(x) | st.dictionaries(st.text(), x)))
+@given(
+    st.recursive(
+        st.none() | st.integers() | st.text(),
+        lambda x: st.lists(x, max_size=3) | st.dictionaries(st.text(), x, max_size=3),
+        max_leaves=5,
+    )
+)
 def test_framing_is_lossless(value: object) -> None:
     stream = io.BytesIO(pack({"id": 1, "value": value}) * 2)
     assert read_message(stream) == read_message(stream) == {"id": 1, "value": value}
