@@ -1,0 +1,42 @@
+"""The public names, pinned: a name that comes or goes is a decision."""
+
+from __future__ import annotations
+
+import daunce_api
+from daunce_api import core
+
+
+def test_the_public_names_are_these() -> None:
+    assert sorted(daunce_api.__all__) == [
+        "Attribution",
+        "Dataset",
+        "DaunceError",
+        "Example",
+        "Message",
+        "Run",
+        "RunConfig",
+        "__version__",
+        "attribute",
+    ]
+    for name in daunce_api.__all__:
+        assert getattr(daunce_api, name) is not None
+
+
+def test_the_core_has_its_entry_points() -> None:
+    assert {"scores", "self_lds", "top", "group_scores", "self_influence", "token_scores"} <= set(core.__all__)
+    for name in core.__all__:
+        assert (getattr(core, name).__doc__ or "").strip() or name in ("ESTIMATORS", "QUESTIONS", "Question")
+
+
+def test_the_core_install_needs_no_torch() -> None:
+    """Importing the package and its command line loads nothing of an extra."""
+    import subprocess
+    import sys
+
+    code = (
+        "import sys, daunce_api, daunce_api.cli, daunce_api.pipeline, daunce_api.init, daunce_api.core;"
+        "extras = {'torch', 'transformers', 'peft', 'starlette', 'vcr', 'plotly', 'pyarrow'} & set(sys.modules);"
+        "sys.exit(f'loaded {extras}' if extras else 0)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
