@@ -139,8 +139,13 @@ def whitened_filter(spectrum: Spectrum, setting: Setting) -> Vector:
 
     lambda defaults to 1 here; `scores` and `auto` choose it from the run when the inclusion matrix is known.
     """
-    ridge = (1.0 if setting.ridge is None else setting.ridge) * spectrum.mean
+    ridge = _ridge(spectrum, setting)
     return shrunk(lambda s: 1 / (s + ridge), spectrum)
+
+
+def _ridge(spectrum: Spectrum, setting: Setting) -> float:
+    """lambda m, nats^2."""
+    return (1.0 if setting.ridge is None else setting.ridge) * spectrum.mean
 
 
 def half_whitened_filter(spectrum: Spectrum, setting: Setting) -> Vector:
@@ -188,7 +193,7 @@ def spectral_factors(members: MemberLosses, spectrum: Spectrum, apply: Filter, s
     energy = spectrum.u_KD**2
     outside = np.maximum(1 - 1 / spectrum.members - energy.sum(axis=1), 0)  # centred directions in which A is zero
     terms = []
-    for ridge, scale in _ridge_mixture(spectrum.w, phi):
+    for ridge, scale in _ridge_mixture(spectrum, setting, phi):
         resolvent = 1 / (spectrum.w + ridge)
         own = np.maximum(energy @ resolvent + outside / ridge, 1e-300)
         fitted = spectrum.u_KD @ (resolvent[:, None] * coefficients)
@@ -198,12 +203,13 @@ def spectral_factors(members: MemberLosses, spectrum: Spectrum, apply: Filter, s
     return Factors(centred(members.train_KN), right.astype(dtype), tuple(terms))
 
 
-def _ridge_mixture(w: Vector, phi: Vector) -> list[tuple[float, float]]:
+def _ridge_mixture(spectrum: Spectrum, setting: Setting, phi: Vector) -> list[tuple[float, float]]:
     """(c, alpha) pairs with sum alpha / (w + c) close to phi on the eigenvalues, each weighted as it counts in scores.
 
     `whitened` is one such term, `half_whitened` and `matched` are mixtures of them (all are Stieltjes functions of w).
     """
-    grid = float(np.mean(w)) * np.geomspace(1e-4, 1e4, 49)
+    w = spectrum.w
+    grid = np.append(spectrum.mean * np.geomspace(1e-4, 1e4, 49), _ridge(spectrum, setting))
     basis = w[:, None] / (w[:, None] + grid)
     norm = np.sqrt((basis**2).sum(axis=0))
     weight, _ = nnls(basis / norm, w * phi)

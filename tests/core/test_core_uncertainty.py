@@ -1,0 +1,101 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from daunce_api.core import Setting, member_losses, scores, top
+from daunce_api.core.blocks import score_blocks
+from daunce_api.core.estimators import estimator_named
+from daunce_api.core.uncertainty import fdr_threshold, significance_threshold
+from tests.core.problems import linear_problem
+
+WHOLE = slice(None)
+P = linear_problem(members=24, train=30, test=7)
+
+
+def _errors(train: np.ndarray, test: np.ndarray, inclusion: np.ndarray, name: str) -> tuple[np.ndarray, np.ndarray]:
+    blocks = score_blocks(estimator_named(name), member_losses(train, test, inclusion), Setting(rho=0.3, ridge=1.0))
+    return blocks.block(WHOLE, WHOLE), blocks.stderr_block(WHOLE, WHOLE)
+
+
+@pytest.mark.parametrize("name", ["covariance", "correlation", "inclusion"])
+def test_the_standard_error_is_the_jackknife(name: str) -> None:
+    without = []
+    for k in range(24):
+        rest = np.arange(24) != k
+        without.append(scores(P.train[rest], P.test[rest], P.inclusion[rest], name))
+    expected = np.sqrt(23 / 24 * ((without - np.mean(without, axis=0)) ** 2).sum(axis=0))
+    assert np.allclose(_errors(P.train, P.test, P.inclusion, name)[1], expected)
+
+
+def test_the_jackknife_of_a_ridge_is_exact_too() -> None:
+    a = P.train - P.train.mean(axis=0)
+    ridge = np.trace(a @ a.T) / 24
+    without = []
+    for k in range(24):
+        rest = np.arange(24) != k
+        x, y = (z[rest] - z[rest].mean(axis=0) for z in (P.train, P.test))
+        without.append(x.T @ np.linalg.solve(x @ x.T + ridge * np.eye(23), y))
+    expected = np.sqrt(23 / 24 * ((without - np.mean(without, axis=0)) ** 2).sum(axis=0))
+    got = _errors(P.train, P.test, P.inclusion, "whitened")[1]
+    assert np.allclose(got, expected, rtol=1e-3)
+
+
+@pytest.mark.parametrize("name", ["covariance", "whitened", "half_whitened"])
+def test_intervals_cover_what_redrawn_ensembles_give(name: str) -> None:
+    pool = linear_problem(members=3000, train=60, test=20)
+    rng = np.random.default_rng(0)
+    train, test = (x + 0.3 * x.std() * rng.normal(size=x.shape) for x in (pool.train, pool.test))
+    size, drawn = 40, 75
+    parts = [slice(i * size, (i + 1) * size) for i in range(drawn)]
+    score, error = map(
+        np.array, zip(*(_errors(train[p], test[p], pool.inclusion[p], name) for p in parts), strict=True)
+    )
+    # The mean over ensembles stands for the truth; each ensemble is 1 / 75 of it.
+    width = significance_threshold(size) * error * np.sqrt(1 - 1 / drawn)
+    coverage = (np.abs(score - score.mean(axis=0)) < width).mean()
+    assert 0.93 <= coverage <= 0.97
+
+
+def test_two_members_have_no_standard_error() -> None:
+    ranking = top(P.train[:2], P.test[:2], 3, "covariance")
+    assert ranking.stderr_Mk is not None
+    assert np.isnan(ranking.stderr_Mk).all()
+    assert ranking.distinguishable_Mk is not None
+    assert not ranking.distinguishable_Mk.any()
+
+
+def test_the_threshold_is_students() -> None:
+    assert significance_threshold(20) == pytest.approx(2.093, abs=1e-3)
+    assert significance_threshold(10_000) == pytest.approx(1.960, abs=1e-3)
+
+
+def test_noise_is_not_distinguishable_and_signal_is() -> None:
+    rng = np.random.default_rng(3)
+    train, test = rng.normal(size=(60, 400)), rng.normal(size=(60, 10))
+    plain = top(train, test, 400, "covariance")
+    strict = top(train, test, 400, "covariance", fdr=0.1)
+    assert plain.distinguishable_Mk is not None
+    assert strict.distinguishable_Mk is not None
+    assert plain.distinguishable_Mk.mean() == pytest.approx(0.05, abs=0.02)
+    assert strict.distinguishable_Mk.mean() < 0.002
+    test += 2 * train[:, :10]
+    found = top(train, test, 400, "covariance", fdr=0.1)
+    marked = found.distinguishable_Mk
+    assert marked is not None
+    true = found.index_Mk == np.arange(10)[:, None]
+    assert marked[true].all(), "the planted pairs are found"
+    assert (marked & ~true).sum() <= 0.25 * marked.sum()
+
+
+def test_the_histogram_is_never_less_strict_than_benjamini_hochberg() -> None:
+    rng = np.random.default_rng(4)
+    train, test = rng.normal(size=(40, 300)), rng.normal(size=(40, 8))
+    test += 3 * train[:, :8]
+    blocks = score_blocks(estimator_named("covariance"), member_losses(train, test), Setting())
+    z = np.abs(blocks.block(WHOLE, WHOLE) / blocks.stderr_block(WHOLE, WHOLE)).ravel()
+    p = np.sort(2 * stats.t.sf(z, 39))
+    passed = np.flatnonzero(p <= 0.1 * np.arange(1, p.size + 1) / p.size)
+    marked = (z >= fdr_threshold(blocks, 40, 0.1)).sum()
+    assert 0.8 * (passed[-1] + 1) <= marked <= passed[-1] + 1
