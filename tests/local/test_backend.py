@@ -14,10 +14,11 @@ from local_records import records
 
 from daunce_api.backends.base import Job, JobRequest, JobStatus
 from daunce_api.backends.local import tasks
-from daunce_api.backends.local.backend import LocalScorer, LocalTrainer, Workshop
+from daunce_api.backends.local.backend import LocalScorer, LocalTrainer
 from daunce_api.backends.local.engines import ProcessEngine
 from daunce_api.backends.local.language import LanguageModel
 from daunce_api.backends.local.options import options_of, settings_of
+from daunce_api.backends.local.workshop import Workshop
 from daunce_api.backends.registry import capabilities_of, open_backend
 from daunce_api.config import RunConfig
 from daunce_api.dataset import Dataset

@@ -116,6 +116,13 @@ class JobFolder:
             shutil.rmtree(part, ignore_errors=True)
 
 
+def remove_folder(folder: Path) -> None:
+    """Delete an adapter folder: plain files only, so that a wrong path can do no harm."""
+    for path in folder.iterdir():
+        path.unlink()
+    folder.rmdir()
+
+
 def _write(path: Path, content: bytes) -> None:
     handle, part = tempfile.mkstemp(dir=path.parent, prefix=".part-")
     with os.fdopen(handle, "wb") as file:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +14,7 @@ from torch import Tensor
 from ...errors import ConfigurationError, DataError
 from ...tokens import EncodedExample, LocalTokenizer
 from .adapters import WEIGHTS, LoraSettings, load_adapter, save_adapter, target_modules
+from .logprobs import Generation, TokenLogprobs, most_likely, read_logprobs, sample
 from .lora import ActiveLora, AdaptedModel
 from .models import load_causal_lm, resolve_model
 from .training import Member, TrainOutcome, Weights, train_members
@@ -24,33 +24,6 @@ __all__ = ["Generation", "LanguageModel", "LoraSettings", "TokenLogprobs", "Trai
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16, "float64": torch.float64}
 _HOT_ADAPTERS = 64
 _TRAIN_TOKENS = 2048
-
-
-@dataclass(frozen=True)
-class TokenLogprobs:
-    """Natural logarithms of probabilities, float64.
-
-    ``logprobs[t - 1]`` is log p(ids[t] | ids[:t]) for t = 1 ... len(ids) - 1. ``top_ids`` and ``top_logprobs``
-    (len(ids) - 1, top) are the most likely tokens there, best first; None where top is 0.
-    """
-
-    logprobs: NDArray[np.float64]
-    top_ids: NDArray[np.int64] | None = None
-    top_logprobs: NDArray[np.float64] | None = None
-
-
-@dataclass(frozen=True)
-class Generation:
-    """Sampled continuation: ``ids``, and at each the model's own log-probabilities (at temperature 1).
-
-    ``finished`` is True where a stop id ended it; that id is the last of ``ids``.
-    """
-
-    ids: tuple[int, ...]
-    logprobs: NDArray[np.float64]
-    top_ids: NDArray[np.int64]
-    top_logprobs: NDArray[np.float64]
-    finished: bool
 
 
 class LanguageModel:
@@ -177,10 +150,12 @@ class LanguageModel:
         with self.adapted.using(self._lora(adapter)), torch.inference_mode():
             for sequence in ids:
                 if len(sequence) == 1:
-                    answers.append(_read(torch.zeros(0, self.vocabulary), torch.zeros(0, dtype=torch.long), top))
+                    answers.append(
+                        read_logprobs(torch.zeros(0, self.vocabulary), torch.zeros(0, dtype=torch.long), top)
+                    )
                     continue
                 logits = self._all_logits(sequence[:-1])
-                answers.append(_read(logits, torch.tensor(sequence[1:]), top))
+                answers.append(read_logprobs(logits, torch.tensor(sequence[1:]), top))
         return answers
 
     def next_token_logprobs(
@@ -192,7 +167,7 @@ class LanguageModel:
         answers = []
         with self.adapted.using(self._lora(adapter)), torch.inference_mode():
             for sequence in ids:
-                top_ids, top_logprobs = _top(self._all_logits(sequence)[-1:].cpu().double().log_softmax(-1), top)
+                top_ids, top_logprobs = most_likely(self._all_logits(sequence)[-1:].cpu().double().log_softmax(-1), top)
                 answers.append((top_ids[0], top_logprobs[0]))
         return answers
 
@@ -224,8 +199,8 @@ class LanguageModel:
                 output = self.adapted.model(input_ids=step, past_key_values=past, use_cache=True)
                 past = output.past_key_values
                 logits = output.logits[0, -1:].float().cpu()
-                token = _sample(logits[0].double().numpy(), temperature, top_p, random)
-                read.append(_read(logits, torch.tensor([token]), top))
+                token = sample(logits[0].double().numpy(), temperature, top_p, random)
+                read.append(read_logprobs(logits, torch.tensor([token]), top))
                 made.append(token)
                 finished = token in stops
                 step = torch.tensor([[token]], device=self.adapted.device)
@@ -299,29 +274,3 @@ class LanguageModel:
             while len(self._adapters) > _HOT_ADAPTERS:
                 self._adapters.popitem(last=False)
             return held[1]
-
-
-def _read(logits: Tensor, target: Tensor, top: int) -> TokenLogprobs:
-    logprobs = logits.cpu().double().log_softmax(-1)
-    chosen = logprobs.gather(1, target[:, None])[:, 0].numpy()
-    if not top:
-        return TokenLogprobs(chosen)
-    return TokenLogprobs(chosen, *_top(logprobs, top))
-
-
-def _top(logprobs: Tensor, top: int) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
-    values, order = logprobs.topk(min(top, logprobs.shape[1]), dim=1)
-    return order.numpy(), values.numpy()
-
-
-def _sample(logits: NDArray[np.float64], temperature: float, top_p: float, random: np.random.Generator) -> int:
-    if temperature == 0:
-        return int(np.argmax(logits))
-    scaled = logits / temperature
-    probabilities = np.exp(scaled - scaled.max())
-    probabilities /= probabilities.sum()
-    order = np.argsort(-probabilities, kind="stable")
-    cumulative = np.cumsum(probabilities[order])
-    kept = order[: int(np.searchsorted(cumulative, top_p * cumulative[-1])) + 1]
-    share = probabilities[kept] / probabilities[kept].sum()
-    return int(random.choice(kept, p=share))

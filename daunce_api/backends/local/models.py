@@ -112,7 +112,9 @@ def enable_checkpointing(model: PreTrainedModel) -> None:
 
     Layers do so in training mode only, so the model's own dropout is taken out: the base is the same in both modes.
     """
-    model.gradient_checkpointing_enable({"use_reentrant": False})
+    # The name changes with transformers 6; the newer one is in 5.x already.
+    enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
+    enable({"use_reentrant": False})
     for module in model.modules():
         if isinstance(module, torch.nn.Dropout):
             module.p = 0.0

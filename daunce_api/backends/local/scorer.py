@@ -1,0 +1,77 @@
+"""Exact log-probabilities from this machine or a Ray cluster, behind the interface of every scorer."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+from collections.abc import Sequence
+from types import TracebackType
+from typing import Self
+
+from ...config import RunConfig
+from ...errors import DaunceError, RejectedError, TransientError
+from ...tokens import EncodedExample
+from ..base import ScorerCapabilities, TokenScores
+from .models import resolve_model
+from .options import options_of
+from .tasks import ScoreTask, run_score
+from .workshop import Workshop, adapter_files
+
+
+def scorer_capabilities(config: RunConfig) -> ScorerCapabilities:
+    """Exact log-probabilities of any completion."""
+    return ScorerCapabilities(
+        provider="this machine",
+        scope="any",
+        max_context_tokens=context_tokens(config),
+        max_prompts_per_request=256,
+        max_concurrent_requests=2 * options_of(config).worker_count,
+    )
+
+
+def context_tokens(config: RunConfig) -> int | None:
+    """Longest sequence of the model, from its config.json."""
+    content = json.loads((resolve_model(config.backend.model)[1] / "config.json").read_text())
+    value = content.get("max_position_embeddings", content.get("n_positions"))
+    return value if isinstance(value, int) else None
+
+
+class LocalScorer:
+    """Exact log-probabilities from this machine's workers; the same to the last bit however examples are batched."""
+
+    def __init__(self, workshop: Workshop) -> None:
+        self._workshop = workshop
+
+    @property
+    def capabilities(self) -> ScorerCapabilities:
+        return scorer_capabilities(self._workshop.config)
+
+    @property
+    def fingerprint(self) -> str:
+        spec = self._workshop.spec
+        return f"local:{spec.path}:{spec.device.partition(':')[0]}:{spec.dtype}:{spec.quantisation or 'plain'}"
+
+    async def __aenter__(self) -> Self:
+        self._workshop.enter()
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        with contextlib.suppress(asyncio.CancelledError):
+            await asyncio.to_thread(self._workshop.leave)
+
+    async def score(self, model: str, batch: Sequence[EncodedExample]) -> list[TokenScores]:
+        """Raises RejectedError for an unknown model or an example that the model cannot read."""
+        folder = self._workshop.adapter(model)
+        engine = await asyncio.to_thread(lambda: self._workshop.engine)
+        adapter = folder if engine.shares_files else await asyncio.to_thread(adapter_files, folder)
+        task = ScoreTask(self._workshop.spec, adapter, tuple((e.ids, e.targets) for e in batch))
+        try:
+            answers = await asyncio.wrap_future(engine.submit(run_score, task))
+        except DaunceError as error:
+            if isinstance(error, TransientError):
+                raise
+            raise RejectedError(f"{model} could not score the batch: {error}") from error
+        return [TokenScores(answer) for answer in answers]

@@ -1,0 +1,249 @@
+"""Fine-tuning jobs on this machine or on a Ray cluster, behind the interface of every trainer."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+from types import TracebackType
+from typing import Self
+
+from ...config import RunConfig
+from ...errors import ConfigurationError, DaunceError, RejectedError, TransientError
+from ..base import Job, JobRequest, JobStatus, ModelInfo, TrainerCapabilities
+from .jobs import JobRecord, model_id, remove_folder
+from .models import resolve_model
+from .options import HYPERPARAMETERS, objective_of, options_of, settings_of
+from .tasks import MemberTask, TrainTask, run_train
+from .workshop import Workshop, adapter_files
+
+_JOBS_AT_ONCE = 64
+_GATHER_SECONDS = 0.05
+_LOST_WORKERS = 2
+
+
+def trainer_capabilities(config: RunConfig) -> TrainerCapabilities:
+    """Many jobs at once, because members that wait together are trained together."""
+    options = options_of(config)
+    return TrainerCapabilities(
+        provider="this machine" if options.engine != "ray" else "the Ray cluster",
+        max_concurrent_jobs=config.backend.max_concurrent_jobs or _JOBS_AT_ONCE,
+        hyperparameters=HYPERPARAMETERS,
+        listing_lag_seconds=0.0,
+        notes=(f"objective: {options.objective}",),
+    )
+
+
+class LocalTrainer:
+    """Fine-tuning jobs on this machine. Jobs that wait together and agree in all but subset and seed are trained as
+    one batch a worker."""
+
+    def __init__(self, workshop: Workshop) -> None:
+        self._workshop = workshop
+        self._folder = workshop.folder
+        self._jobs: dict[str, JobRecord] = {}
+        self._lost: dict[str, int] = {}
+        self._batches: set[asyncio.Task[None]] = set()
+        self._wake = asyncio.Event()
+        self._dispatcher: asyncio.Task[None] | None = None
+
+    @property
+    def capabilities(self) -> TrainerCapabilities:
+        return trainer_capabilities(self._workshop.config)
+
+    async def __aenter__(self) -> Self:
+        self._workshop.enter()
+        self._jobs = self._folder.read()
+        self._dispatcher = asyncio.create_task(self._dispatch())
+        self._wake.set()
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        tasks = [t for t in (self._dispatcher, *self._batches) if t is not None]
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        await asyncio.to_thread(self._workshop.leave)
+
+    async def model_info(self, model: str) -> ModelInfo:
+        """Raises RejectedError where there is no such model."""
+        self._workshop.adapter(model)
+        try:
+            resolve_model(self._workshop.model)
+        except ConfigurationError as error:
+            raise RejectedError(str(error)) from error
+        return ModelInfo(model)
+
+    async def upload(self, name: str, content: bytes) -> str:
+        """The same name and size give the same id, so that a repeated upload changes nothing."""
+        return self._folder.write_file(name, content)
+
+    async def find_file(self, name: str, size: int) -> str | None:
+        file_id = self._folder.file_id(name, size)
+        return file_id if self._folder.file(file_id) else None
+
+    async def submit(self, request: JobRequest) -> Job:
+        """Queue a job; a second submit with the same key returns the first one's job."""
+        known = self._jobs.get(self._folder.job_id(request.key))
+        if known is not None:
+            return known.public
+        self._workshop.adapter(request.model)
+        settings_of(request.hyperparameters)
+        if self._folder.file(request.file_id) is None:
+            raise RejectedError(f"training file {request.file_id!r} does not exist")
+        record = self._folder.create(request)
+        self._jobs[record.id] = record
+        self._wake.set()
+        return record.public
+
+    async def find_job(self, key: str) -> Job | None:
+        record = self._jobs.get(self._folder.job_id(key))
+        return None if record is None else record.public
+
+    async def get(self, job_id: str) -> Job:
+        return self._record(job_id).public
+
+    async def cancel(self, job_id: str) -> Job:
+        """A queued job never starts; a running one's result is thrown away (its batch goes on for the others)."""
+        record = self._record(job_id)
+        if not JobStatus(record.status).final:
+            record = self._update(record, status=JobStatus.CANCELLED)
+        return record.public
+
+    async def delete_file(self, file_id: str) -> bool:
+        path = self._folder.file(file_id)
+        if path is not None:
+            path.unlink()
+        return True
+
+    async def delete_model(self, model: str) -> bool:
+        folder = self._folder.adapter(model)
+        if folder is not None:
+            await asyncio.to_thread(remove_folder, folder)
+        return True
+
+    def _record(self, job_id: str) -> JobRecord:
+        if job_id not in self._jobs:
+            raise RejectedError(f"job {job_id!r} does not exist in {self._folder.root}")
+        return self._jobs[job_id]
+
+    def _update(
+        self,
+        record: JobRecord,
+        *,
+        status: JobStatus,
+        error: str | None = None,
+        trained_tokens: int | None = None,
+        group: tuple[str, ...] | None = None,
+    ) -> JobRecord:
+        changed = replace(
+            record,
+            status=status.value,
+            error=error,
+            trained_tokens=trained_tokens,
+            group=record.group if group is None else group,
+        )
+        self._jobs[record.id] = changed
+        self._folder.write(changed)
+        return changed
+
+    async def _dispatch(self) -> None:
+        while True:
+            await self._wake.wait()
+            # Jobs are submitted one by one; those that come now are trained together.
+            await asyncio.sleep(_GATHER_SECONDS)
+            self._wake.clear()
+            engine = await asyncio.to_thread(lambda: self._workshop.engine) if self._queued() else None
+            free = engine.workers - len(self._batches) if engine else 0
+            for group in list(self._groups(free))[: max(0, free)]:
+                names = tuple(r.id for r in group)
+                for record in group:
+                    if record.status == JobStatus.QUEUED:
+                        self._update(record, status=JobStatus.RUNNING, group=names)
+                task = asyncio.create_task(self._run(group))
+                self._batches.add(task)
+                task.add_done_callback(self._batch_done)
+
+    def _batch_done(self, task: asyncio.Task[None]) -> None:
+        self._batches.discard(task)
+        self._wake.set()
+
+    def _queued(self) -> list[JobRecord]:
+        return [r for r in self._jobs.values() if r.status == JobStatus.QUEUED]
+
+    def _groups(self, workers: int) -> Iterable[list[JobRecord]]:
+        """Queued jobs in batches: first interrupted batches, whole, so that they give the same numbers; then equal
+        jobs, spread evenly."""
+        fresh: dict[str, list[JobRecord]] = {}
+        again: dict[tuple[str, ...], list[JobRecord]] = {}
+        for record in self._queued():
+            if record.group:
+                again[record.group] = [self._jobs[name] for name in record.group if name in self._jobs]
+            else:
+                alike = json.dumps([record.model, dict(record.hyperparameters)], sort_keys=True)
+                fresh.setdefault(alike, []).append(record)
+        yield from again.values()
+        for records in fresh.values():
+            size = -(-len(records) // max(1, workers))
+            yield from (records[i : i + size] for i in range(0, len(records), size))
+
+    async def _run(self, records: Sequence[JobRecord]) -> None:
+        try:
+            task, records = await asyncio.to_thread(self._task, records)
+            results = await asyncio.wrap_future(self._workshop.engine.submit(run_train, task))
+        except TransientError as error:
+            for record in records:
+                self._lost[record.id] = self._lost.get(record.id, 0) + 1
+                final = self._lost[record.id] > _LOST_WORKERS
+                self._finish(record, JobStatus.FAILED if final else JobStatus.QUEUED, str(error) if final else None)
+            return
+        except DaunceError as error:
+            for record in records:
+                self._finish(record, JobStatus.FAILED, str(error))
+            return
+        except Exception as error:  # a worker may fail in any way; the member is lost, the run is not
+            for record in records:
+                self._finish(record, JobStatus.FAILED, f"{type(error).__name__}: {error}")
+            return
+        for record, result in zip(records, results, strict=True):
+            if result.error is not None:
+                self._finish(record, JobStatus.FAILED, result.error)
+            elif self._jobs[record.id].status == JobStatus.RUNNING:
+                await asyncio.to_thread(self._folder.write_adapter, model_id(record.id), result.files)
+                self._finish(record, JobStatus.SUCCEEDED, trained_tokens=result.trained_tokens)
+
+    def _finish(
+        self, record: JobRecord, status: JobStatus, error: str | None = None, trained_tokens: int | None = None
+    ) -> None:
+        """Members of a repeated batch that were final before stay as they are."""
+        if self._jobs[record.id].status == JobStatus.RUNNING:
+            self._update(record, status=status, error=error, trained_tokens=trained_tokens)
+
+    def _task(self, records: Sequence[JobRecord]) -> tuple[TrainTask, list[JobRecord]]:
+        options = self._workshop.options
+        first = records[0]
+        start = adapter_files(self._workshop.adapter(first.model))
+        members, kept = [], []
+        for record in records:
+            path = self._folder.file(record.file_id)
+            if path is None:
+                self._finish(
+                    record, JobStatus.FAILED, f"training file {record.file_id!r} was deleted before it was read"
+                )
+                continue
+            kept.append(record)
+            members.append(MemberTask(record.key, path.read_bytes(), record.seed, start))
+        limit = options.memory_limit_gib
+        task = TrainTask(
+            self._workshop.spec,
+            settings_of(first.hyperparameters),
+            objective_of(options, from_base=start is None),
+            tuple(members),
+            memory_limit=None if limit is None else int(limit * 2**30),
+            at_once=options.members_at_a_time,
+            workers=options.worker_count,
+        )
+        return task, kept

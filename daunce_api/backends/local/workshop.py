@@ -1,0 +1,71 @@
+"""What the trainer and the scorer of one run share: its folder and its workers."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from ...config import RunConfig
+from ...errors import RejectedError
+from .adapters import CONFIG
+from .engines import Engine, ProcessEngine, RayEngine, ThreadEngine
+from .jobs import JobFolder
+from .options import LocalOptions, options_of
+from .tasks import Files
+
+FOLDER = "local"
+"""Inside the run folder."""
+
+
+class Workshop:
+    """What the trainer and the scorer of one run share: the folder and the workers."""
+
+    def __init__(self, config: RunConfig, engine: Engine | None = None) -> None:
+        """``engine`` replaces the one that the options name; the caller closes it."""
+        self.config = config
+        self.options = options_of(config)
+        self.model = config.backend.model
+        self.spec = self.options.spec(self.model)
+        self.folder = JobFolder(config.run_dir / FOLDER)
+        self._engine = engine
+        self._own = engine is None
+        self._users = 0
+
+    @property
+    def engine(self) -> Engine:
+        """The workers, started at first use."""
+        if self._engine is None:
+            self._engine = _start_engine(self.options)
+        return self._engine
+
+    def enter(self) -> None:
+        self._users += 1
+
+    def leave(self) -> None:
+        """The last one to leave stops the workers."""
+        self._users -= 1
+        if self._users == 0 and self._own and self._engine is not None:
+            engine, self._engine = self._engine, None
+            engine.close()
+
+    def adapter(self, model: str) -> Path | None:
+        """Adapter folder of a model id; None for the base model. Raises RejectedError for an unknown id."""
+        if model == self.model:
+            return None
+        folder = self.folder.adapter(model)
+        if folder is not None:
+            return folder
+        if (Path(model) / CONFIG).is_file():
+            return Path(model)
+        raise RejectedError(f"model {model!r} is neither {self.model}, a model of this run, nor a PEFT adapter folder")
+
+
+def _start_engine(options: LocalOptions) -> Engine:
+    if options.engine == "ray":
+        ray = options.ray
+        return RayEngine(address=ray.address, cpus=ray.cpus, gpus=ray.gpus, retries=ray.retries)
+    return ThreadEngine() if options.engine == "thread" else ProcessEngine(options.worker_count)
+
+
+def adapter_files(folder: Path | None) -> Files | None:
+    """Content of an adapter folder."""
+    return None if folder is None else {p.name: p.read_bytes() for p in sorted(folder.iterdir()) if p.is_file()}
