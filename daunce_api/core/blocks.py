@@ -25,6 +25,17 @@ from daunce_api.errors import DataError
 Mask = NDArray[np.bool_]
 
 
+PATTERN_PAIRS = 2_000  # decompositions that filters are given for incomplete data; some seconds
+
+
+def few_patterns(members: MemberLosses) -> bool:
+    """Whether the gaps in the losses are regular enough for filters (see `PatternBlocks`)."""
+    if members.complete:
+        return True
+    patterns = [np.unique(np.isfinite(x), axis=1).shape[1] for x in (members.train_KN, members.test_KM)]
+    return bool(patterns[0] * patterns[1] <= PATTERN_PAIRS)
+
+
 class ScoreBlocks(Protocol):
     """Scores that are computed where they are asked for."""
 
@@ -181,15 +192,12 @@ class PatternBlocks:
         DataError: too many patterns, or members without a training example in common.
     """
 
-    _LIMIT = 2e11  # multiply-adds spent on decompositions: a few seconds
-
     def __init__(self, estimator: Estimator, members: MemberLosses, setting: Setting) -> None:
         self.shape = (members.train_KN.shape[1], members.test_KM.shape[1])
         train_seen, test_seen = np.isfinite(members.train_KN), np.isfinite(members.test_KM)
         train_patterns, self._train_of = np.unique(train_seen, axis=1, return_inverse=True)
         test_patterns, self._test_of = np.unique(test_seen, axis=1, return_inverse=True)
-        pairs = train_patterns.shape[1] * test_patterns.shape[1]
-        if pairs * 30.0 * members.count**3 > self._LIMIT:
+        if train_patterns.shape[1] * test_patterns.shape[1] > PATTERN_PAIRS:
             raise DataError(
                 f"Entries are missing in {train_patterns.shape[1]} different patterns of training and "
                 f"{test_patterns.shape[1]} of test examples, too many for {estimator.name}, which needs one "

@@ -16,6 +16,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from daunce_api.core.blocks import few_patterns
 from daunce_api.core.estimators import QUESTIONS, Estimator, Question, estimator_named
 from daunce_api.core.heldout import Candidate, HeldOut
 from daunce_api.core.members import MemberLosses
@@ -101,6 +102,9 @@ def _can_judge(members: MemberLosses) -> bool:
 
 def _auto(members: MemberLosses, setting: Setting) -> Choice:
     whitened, covariance = estimator_named("whitened"), estimator_named("covariance")
+    if not few_patterns(members):
+        why = "covariance: losses are missing all over, and filters need them in few patterns"
+        return Choice(covariance, setting, why, "attribution")
     noise = 0.0 if setting.noise is None else float(np.sqrt(np.mean(np.square(setting.noise))))
     if not _can_judge(members):
         if noise and members.complete and not spectrum_of(members, setting).signal.any():

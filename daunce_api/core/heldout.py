@@ -27,6 +27,9 @@ _BLOCK = 16_384
 class HeldOut:
     """Fits estimators on some members and predicts others.
 
+    A missing loss counts as its example's mean here, whatever the estimator does with it in scores: to judge by, that
+    is enough, and it costs nothing.
+
     Attributes:
         members: the losses.
         target_KM: what predictions are compared with: the test losses as measured.
@@ -38,7 +41,10 @@ class HeldOut:
         self.members = members
         self.target_KM: Floats = members.test_KM
         self._inclusion = members.inclusion_KN
-        self._products: tuple[Matrix, Matrix] | None = self._multiply() if members.complete else None
+        self._train, self._test = members.train_KN, members.test_KM
+        if not members.complete:
+            self._train, self._test = _at_mean(self._train), _at_mean(self._test)
+        self._products = self._multiply()
         self._dispersion = inclusion_dispersion(self._inclusion)
 
     def _multiply(self) -> tuple[Matrix, Matrix]:
@@ -46,7 +52,7 @@ class HeldOut:
         gram, cross = np.zeros((count, count)), np.zeros((count, count))
         for start in range(0, examples, _BLOCK):
             piece = slice(start, start + _BLOCK)
-            a = centred(self.members.train_KN[:, piece].astype(np.float64))
+            a = centred(self._train[:, piece].astype(np.float64))
             gram += a @ a.T
             cross += centred(self._inclusion[:, piece].astype(np.float64)) @ a.T
         return gram, cross
@@ -59,7 +65,7 @@ class HeldOut:
         out = []
         shared: tuple[Spectrum, Matrix] | None = None
         for estimator, setting in candidates:
-            if self._products is None or estimator.filter is None:
+            if estimator.filter is None:
                 out.append(self._predict_by_blocks(estimator, setting, fit, held))
                 continue
             if shared is None:
@@ -67,7 +73,7 @@ class HeldOut:
             spectrum, projected = shared
             spectrum = spectrum.with_noise(setting.noise_energy(self.members.train_KN.shape[1]))
             phi = estimator.filter(spectrum, setting)
-            b = centred(stabilised(self.members.test_KM, setting.log_offset)[fit])
+            b = centred(stabilised(self._test, setting.log_offset)[fit])
             out.append(-(projected * phi) @ (spectrum.u_KD.T @ b))
         return out
 
@@ -105,3 +111,10 @@ class HeldOut:
             for filled, part in zip(out, self.predict(candidates, rest, held), strict=True):
                 filled[held] = part
         return out
+
+
+def _at_mean(loss_KX: Floats) -> Floats:
+    """The same losses with missing ones at their column's mean (zero where a column has none)."""
+    seen = np.isfinite(loss_KX)
+    mean = np.where(seen, loss_KX, 0).sum(axis=0) / np.maximum(seen.sum(axis=0), 1)
+    return np.asarray(np.where(seen, loss_KX, mean), loss_KX.dtype)

@@ -3,7 +3,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from daunce_api.core import ESTIMATORS, member_losses, scores, top
+from daunce_api.core import ESTIMATORS, choose, member_losses, scores, top
 from daunce_api.core.blocks import score_blocks
 from daunce_api.core.estimators import estimator_named
 from daunce_api.core.spectrum import Setting
@@ -65,6 +65,18 @@ def test_gaps_all_over_are_refused_by_filters_with_an_alternative() -> None:
     with pytest.raises(DataError, match="estimator='covariance'"):
         scores(train, test, estimator="half_whitened")
     assert np.isfinite(scores(train, test, estimator="covariance")).all()
+    assert choose(member_losses(train, test)).estimator.name == "covariance"
+
+
+def test_auto_on_a_run_with_some_gaps() -> None:
+    p = linear_problem(members=40, train=40, test=6)
+    train, test = p.train.copy(), p.test.copy()
+    train[[3, 7, 30], [5, 5, 9]] = np.nan
+    test[4, 1] = np.nan
+    whole, gaps = scores(p.train, p.test, p.inclusion), scores(train, test, p.inclusion)
+    assert np.isfinite(gaps).all()
+    assert np.corrcoef(whole.ravel(), gaps.ravel())[0, 1] > 0.98
+    assert "held-out" in choose(member_losses(train, test, p.inclusion)).why
 
 
 @pytest.mark.parametrize("name", ESTIMATORS)
