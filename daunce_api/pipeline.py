@@ -289,7 +289,6 @@ class _Work:
         cache = None if self._session is not None else open_cache(run.config)
         with recording, cache or nullcontext():
             async with open_backend(run.config, replaying=replaying) as backend:
-                self._plan.check_model(await backend.trainer.model_info(run.config.backend.model))
                 self._client = ScoringClient(
                     backend.scorer,
                     store,
@@ -299,6 +298,7 @@ class _Work:
                     cache=cache,
                 )
                 self._orchestrator = run._orchestrator(backend, store, self._plan, self._clock)
+                self._plan.check_model(await self._orchestrator.model_info(run.config.backend.model))
                 await self._orchestrator.run(self._score, self._tell, finished=finished)
 
     def _tell(self, event: Event) -> None:

@@ -9,7 +9,7 @@ from collections.abc import Awaitable, Callable
 from dataclasses import asdict
 from typing import TypeVar
 
-from ..backends.base import Job, JobRequest, JobStatus, Trainer
+from ..backends.base import Job, JobRequest, JobStatus, ModelInfo, Trainer
 from ..errors import AmbiguousSubmitError, RejectedError, TransientError
 from ..store import INTENT, JobRow, RunStore
 from .events import Event, EventKind
@@ -198,10 +198,14 @@ class Desk:
             job = await self._repeat(lambda: self.trainer.get(job_id), f"look at {key}")
         return job
 
+    async def model_info(self, model: str) -> ModelInfo:
+        """What the provider says of a model. Raises RejectedError where it has none of this name."""
+        return await self._repeat(lambda: self.trainer.model_info(model), f"look for {model}")
+
     async def model_exists(self, model: str) -> bool:
         """Whether the provider still serves a model."""
         try:
-            await self._repeat(lambda: self.trainer.model_info(model), f"look for {model}")
+            await self.model_info(model)
         except RejectedError:
             return False
         return True

@@ -8,7 +8,7 @@ import random
 from collections.abc import Awaitable, Callable, Collection, Sequence
 from contextlib import suppress
 
-from ..backends.base import JobRequest, JobStatus, Trainer
+from ..backends.base import JobRequest, JobStatus, ModelInfo, Trainer
 from ..budget import JobCosts
 from ..clock import Clock, SystemClock
 from ..config import RunConfig
@@ -141,6 +141,11 @@ class Orchestrator:
         if self._halted is None:
             self._halted = reason
             self._store.note("halted", reason)
+
+    async def model_info(self, model: str) -> ModelInfo:
+        """What the provider says of a model, asked as patiently as everything else. Raises RejectedError where it has
+        none of this name."""
+        return await self._desk.model_info(model)
 
     async def cancel(self) -> CancelReport:
         """Cancel every job of the run that is not final, those found by their key included."""

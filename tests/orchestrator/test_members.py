@@ -493,3 +493,12 @@ def test_time_is_simulated_in_order() -> None:
 
     asyncio.run(main())
     assert woke == [(1.0, 1.0), (2.0, 2.0), (3.0, 3.0)]
+
+
+def test_a_model_is_looked_for_patiently_and_missed_clearly(world: World) -> None:
+    script = once(("model_info", Fault.LOST_BEFORE), ("model_info", Fault.RATE_LIMIT))
+    with world.open() as store:
+        orchestrator = world.orchestrator(store, FakeTrainer(world.provider, script))
+        assert asyncio.run(orchestrator.model_info("base")).id == "base"
+        with pytest.raises(RejectedError, match="does not exist"):
+            asyncio.run(orchestrator.model_info("nobody"))
