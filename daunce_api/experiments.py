@@ -144,7 +144,7 @@ def lds_table(run: Run, truth: Truth, *, on_event: OnEvent | None = None, on_pro
             f"The run's own estimate is {quality.raw:.3f} against single fine-tunes, {quality.value:.3f} (self_lds) "
             "against fine-tunes averaged over many seeds."
         )
-    return Table("lds", tuple(rows), tuple(notes))
+    return Table("lds", tuple(rows), (*notes, _kept(truth)))
 
 
 # -- removal: retrain without the top examples ---------------------------------------------------------------------
@@ -218,7 +218,11 @@ def removal_table(
         "95 % t intervals over test examples.",
         f"One random removal differs from another by {spread:.3g} nats (standard deviation).",
     )
-    return Table("removal", tuple(rows), notes)
+    return Table("removal", tuple(rows), (*notes, _kept(experiment.truth)))
+
+
+def _kept(truth: Truth) -> str:
+    return f"The models belong to {truth.folder}, a run folder of its own: `daunce clean` deletes them."
 
 
 def _is_compared(name: str) -> bool:

@@ -1,8 +1,7 @@
 """Ground truth for evaluations: models retrained on chosen subsets through the run's own backend.
 
-Each experiment is a folder inside the run's folder, with a store of its own: it is resumed, paid for and cleaned like a
-run. Its models start from the base with the target's recipe, never serve as members, and are asked about the test
-examples alone.
+Each experiment is a run folder inside the run's folder: it is resumed, paid for, cancelled and cleaned like a run. Its
+models start from the base with the target's recipe, never serve as members, and are asked about the test examples alone.
 """
 
 from __future__ import annotations
@@ -25,7 +24,7 @@ from .core import per_example_losses
 from .ensemble import Ensemble
 from .errors import BudgetError
 from .orchestrator import OnEvent, Orchestrator
-from .pipeline import LOG_NAME, Run
+from .pipeline import DATA_FOLDER, LOG_NAME, Run
 from .runlog import logging_to
 from .scored_cache import open_cache
 from .scoring import Progress, ScoringClient
@@ -100,6 +99,7 @@ class Truth:
         plan = self.plan()
         plan.check()
         with RunStore.create_or_open(self.folder, self._manifest()) as store, logging_to(self.folder / LOG_NAME):
+            self._keep_data()
             if len(self._complete(store)) < self.ensemble.members:
                 await self._train_and_score(store, plan, on_event, on_progress)
             return self._losses(store)
@@ -149,6 +149,13 @@ class Truth:
             answers = store.load_scores(k)
             loss[row] = per_example_losses([answers[key].logprobs for key in keys], self.config.attribution.loss)
         return TruthLosses(tuple(models), self.ensemble.inclusion_KN[models], loss)
+
+    def _keep_data(self) -> None:
+        """With the examples in it, the folder is a run folder: `daunce status`, `cancel` and `clean` take it."""
+        for side, dataset in (("train", self._run.train), ("test", self._run.test)):
+            path = self.folder / DATA_FOLDER / f"{side}.jsonl"
+            if not path.exists():
+                dataset.to_jsonl(path)
 
     def _manifest(self) -> dict[str, Any]:
         return {

@@ -62,6 +62,15 @@ def test_lds_goes_on_where_it_stopped(run: Run) -> None:
     assert np.array_equal(more.inclusion_SN[:3], first.inclusion_SN)
 
 
+def test_an_experiment_is_cleaned_like_a_run(run: Run) -> None:
+    truth = lds_truth(run, subsets=3)
+    truth.measure()
+    cleaned = Run.open(truth.folder).clean()
+    assert len(cleaned.models) == 3
+    assert run.clean().models
+    assert not Run.open(truth.folder).clean().models
+
+
 def test_members_of_the_run_stay_as_they_were(run: Run) -> None:
     before = run.attribution()
     lds_truth(run, subsets=3).measure()
