@@ -62,7 +62,8 @@ def test_the_ceiling_takes_the_luck_of_single_runs_out() -> None:
     prediction = -(
         fresh.inclusion[200:].astype(float) @ scores(problem.train, luck, problem.inclusion, "half_whitened")
     )
-    assert judged.value == pytest.approx(column_spearman(prediction, truth).mean(), abs=0.08)
+    without_luck = column_spearman(prediction, truth).mean()
+    assert abs(judged.value - without_luck) < 0.5 * abs(judged.raw - without_luck)
 
 
 def test_members_from_the_target_have_no_ceiling() -> None:
