@@ -215,10 +215,28 @@ def test_the_servers_own_rendering_gives_the_same_span(
             assert (found.ids, found.targets) == (example.ids, example.targets)
 
 
-async def test_the_doctor_finds_it_usable(vllm: str, examples: list[EncodedExample]) -> None:
-    config = context(Endpoint(vllm), "echo").config
+async def test_the_doctor_finds_local_training_with_vllm_scoring_usable(
+    vllm: str, examples: list[EncodedExample], tmp_path: Path
+) -> None:
+    config = RunConfig.from_mapping(
+        {
+            "run_dir": str(tmp_path),
+            "data": {"train": "train.jsonl", "test": "test.jsonl"},
+            "backend": {"kind": "local", "model": MODEL, "scorer": {"kind": "vllm", "base_url": vllm}},
+        }
+    )
     async with open_backend(config) as backend:
         findings = await examine_backend(backend, MODEL, examples[:4], Findings())
     print(f"\n{findings.text()}")
     assert findings.ok
+    assert findings.sigma_example is not None
+    assert findings.sigma_example < TOLERANCE
+
+
+async def test_the_doctor_recognises_it(vllm: str, examples: list[EncodedExample]) -> None:
+    config = context(Endpoint(vllm), "echo").config
+    async with open_backend(config) as backend:
+        findings = await examine_backend(backend, MODEL, examples[:4], Findings())
+    # vLLM trains nothing: it does not answer questions about a base model.
+    assert [c.name for c in findings.checks if c.ok is False] == ["base model"]
     assert any("dialect: vllm" in a for a in findings.advice)

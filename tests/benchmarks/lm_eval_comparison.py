@@ -1,0 +1,132 @@
+"""lm-evaluation-harness's ``local-completions`` and our scoring client on one server: same numbers, and how fast.
+
+    DAUNCE_LM_EVAL_PYTHON=... python tests/benchmarks/lm_eval_comparison.py [BASE_URL MODEL]
+
+``DAUNCE_LM_EVAL_PYTHON`` is a Python that has ``lm-eval[api]`` and transformers. Without BASE_URL a ``daunce serve`` of
+the embedded model is started. Each side gets the same token ids of the demo's examples; rounds alternate, and the
+figures are medians of examples a second. Prints one JSON object.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+from daunce_api.backends.openai_wire.client import Endpoint, WireClient
+from daunce_api.backends.openai_wire.echo import EchoOptions, EchoScorer, echo_capabilities
+from daunce_api.backends.tokenizers import embedded_folder
+from daunce_api.dataset import Dataset
+from daunce_api.scoring import ScoringClient
+from daunce_api.server import EmbeddedServer, ServerSettings
+from daunce_api.store import RunStore
+from daunce_api.tokens import EncodedExample, LocalTokenizer, encode_example
+
+ROUNDS = 3
+SETTINGS = {"default": (1, 1), "concurrent": (1, 8), "batched": (16, 1), "both": (16, 8)}
+"""lm-eval's (batch_size, num_concurrent)."""
+HARNESS = """
+import json, sys, time
+from lm_eval.models.openai_completions import LocalCompletionsAPI
+job = json.load(open(sys.argv[1]))
+model = LocalCompletionsAPI(
+    model=job["model"], base_url=job["base_url"] + "/completions", tokenizer=job["tokenizer"],
+    tokenizer_backend="huggingface", batch_size=job["batch_size"], num_concurrent=job["concurrent"],
+)
+requests = [(("", ""), context, completion) for context, completion in job["pairs"]]
+start = time.perf_counter()
+found = model._loglikelihood_tokens(requests)
+json.dump({"seconds": time.perf_counter() - start, "values": [v for v, _ in found]}, open(sys.argv[2], "w"))
+"""
+
+
+def examples() -> list[EncodedExample]:
+    tokenizer = LocalTokenizer(embedded_folder())
+    folder = Path(str(files("daunce_api") / "demo" / "data"))
+    data = [*Dataset.from_jsonl(folder / "train.jsonl"), *Dataset.from_jsonl(folder / "test.jsonl")]
+    distinct = {e.key: e for e in (encode_example(example, tokenizer) for example in data)}
+    return list(distinct.values())
+
+
+def harness(endpoint: Endpoint, model: str, chosen: list[EncodedExample], setting: str) -> tuple[list[float], float]:
+    """Summed log-probabilities (nats) by lm-eval, and the seconds that it took without its start."""
+    batch_size, concurrent = SETTINGS[setting]
+    pairs = [(list(e.ids[: e.targets[0]]), list(e.ids[e.targets[0] :])) for e in chosen]
+    job = {
+        "model": model,
+        "base_url": endpoint.base_url,
+        "tokenizer": str(embedded_folder()),
+        "batch_size": batch_size,
+        "concurrent": concurrent,
+        "pairs": pairs,
+    }
+    with tempfile.TemporaryDirectory() as folder:
+        paths = [Path(folder) / name for name in ("harness.py", "job.json", "answer.json")]
+        paths[0].write_text(HARNESS)
+        paths[1].write_text(json.dumps(job))
+        environment = os.environ | {"OPENAI_API_KEY": endpoint.api_key, "HF_HUB_OFFLINE": "1"}
+        subprocess.run(
+            [os.environ["DAUNCE_LM_EVAL_PYTHON"], *map(str, paths)], env=environment, check=True, capture_output=True
+        )
+        answer = json.loads(paths[2].read_text())
+    return answer["values"], answer["seconds"]
+
+
+async def ours(endpoint: Endpoint, model: str, chosen: list[EncodedExample]) -> tuple[list[float], float]:
+    """The same by the scoring client, with every check and the store's transactions."""
+    options = EchoOptions(return_token_ids=True)
+    scorer = EchoScorer(WireClient.open(endpoint), echo_capabilities(options, provider="the server"), options)
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        RunStore.create_or_open(Path(folder) / "run", {"config": {}}) as store,
+    ):
+        async with scorer:
+            client = ScoringClient(scorer, store)
+            start = time.perf_counter()
+            await client.score_member(1, model, chosen)
+            seconds = time.perf_counter() - start
+        scores = store.load_scores(1)
+    return [sum(scores[e.key].logprobs) for e in chosen], seconds
+
+
+def compare(endpoint: Endpoint, model: str) -> dict[str, Any]:
+    chosen = examples()
+    reference, _ = asyncio.run(ours(endpoint, model, chosen))
+    seconds: dict[str, list[float]] = {"ours": [], **{name: [] for name in SETTINGS}}
+    furthest = 0.0
+    for _ in range(ROUNDS):
+        for setting in SETTINGS:
+            values, took = harness(endpoint, model, chosen, setting)
+            seconds[setting].append(took)
+            furthest = max(furthest, *(abs(a - b) for a, b in zip(values, reference, strict=True)))
+        seconds["ours"].append(asyncio.run(ours(endpoint, model, chosen))[1])
+    rate = {name: len(chosen) / statistics.median(took) for name, took in seconds.items()}
+    best = max(rate[name] for name in SETTINGS)
+    return {
+        "examples": len(chosen),
+        "largest_difference_nats": furthest,
+        "examples_per_second": {name: round(value, 1) for name, value in rate.items()},
+        "ours_over_default": round(rate["ours"] / rate["default"], 2),
+        "ours_over_best": round(rate["ours"] / best, 2),
+    }
+
+
+def main() -> None:
+    if len(sys.argv) == 3:
+        result = compare(Endpoint(sys.argv[1]), sys.argv[2])
+    else:
+        with tempfile.TemporaryDirectory() as folder, EmbeddedServer(ServerSettings(state_dir=Path(folder))) as server:
+            result = compare(Endpoint(server.base_url, server.api_key), "daunce-tiny")
+    print(json.dumps(result, indent=1))
+
+
+if __name__ == "__main__":
+    main()
