@@ -1,7 +1,8 @@
 """Ground truth for evaluations: models retrained on chosen subsets through the run's own backend.
 
 Each experiment is a run folder inside the run's folder: it is resumed, paid for, cancelled and cleaned like a run. Its
-models start from the base with the target's recipe, never serve as members, and are asked about the test examples alone.
+models start from the base with the target's recipe, never serve as members, and are asked about the test examples
+alone.
 """
 
 from __future__ import annotations

@@ -75,7 +75,27 @@ class Arrays:
 
 
 def json_block(content: Mapping[str, Any]) -> str:
-    return deflate(json.dumps(content, ensure_ascii=True, separators=(",", ":"), allow_nan=False).encode())
+    """Plain data as compressed JSON; half a surrogate pair, which UTF-8 cannot carry, shows as a replacement mark."""
+    text = json.dumps(content, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
+    return deflate(text.encode("utf-8", "surrogatepass"))
+
+
+def fitting_block(content: Mapping[str, Any], columns: Sequence[list[str]], characters: int) -> tuple[str, int | None]:
+    """``json_block`` of at most ``characters``; where it would be longer, the texts in ``columns`` are cut until it is
+    not. Scripts differ in how well they compress, so this is found by trying.
+
+    Returns:
+        the block, and the bound that texts were cut to (None where they were not).
+    """
+    whole = [list(column) for column in columns]
+    limit = sum(len(text) for column in whole for text in column)
+    bound = None
+    while len(block := json_block(content)) > characters and limit > 1:
+        limit = int(limit * min(0.9, 0.95 * characters / len(block)))
+        for column, texts in zip(columns, whole, strict=True):
+            column[:] = texts
+        bound = fit_texts(columns, limit)
+    return block, bound
 
 
 def fit_texts(columns: Sequence[list[str]], limit: int) -> int | None:

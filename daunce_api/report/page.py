@@ -29,13 +29,14 @@ from daunce_api.report.overview import (
     source_scores,
     train_view,
 )
-from daunce_api.report.pack import Arrays, deflate, fit_texts, json_block, policy
+from daunce_api.report.pack import Arrays, deflate, fitting_block, policy
 from daunce_api.report.ranked import Listings, listings
 from daunce_api.report.tokens import DEPTH, TokenView, token_view
 
 MAX_TESTS = 500
 MAX_TRAIN = 20_000
-MAX_CHARACTERS = 12_000_000
+MAX_TEXT = 5_500_000
+"""Characters of the block of texts, which leaves room below 10 MB for plots and numbers."""
 _PARTNERS = 3
 _SCRIPTS = ("base.js", "list.js", "answers.js", "training.js", "plots.js", "main.js")
 
@@ -88,7 +89,9 @@ def report_html(attribution: Attribution, run: RunFacts | None = None) -> str:
         source_scores(attribution),
         token_view(attribution, columns, ranked.proponents.index_Mk, ranked.opponents.index_Mk),
     )
-    content, arrays, cut = _content(attribution, run, parts)
+    content, arrays = _content(attribution, run, parts)
+    texts = [content[side][name] for side in ("train", "test") for name in ("prompt", "answer")]
+    block, cut = fitting_block(content, texts, MAX_TEXT)
     tiles: list[Tile] = glance(attribution, run, parts.train.distinguishable, ranked.overlap)
     style = _static("report.css")
     script = "(() => {\n'use strict';\n" + "\n".join(_static(name) for name in _SCRIPTS) + "\n})();"
@@ -101,7 +104,7 @@ def report_html(attribution: Attribution, run: RunFacts | None = None) -> str:
         policy=policy([script, plots], [style]),
         style=style,
         script=script,
-        data=json_block(content),
+        data=block,
         numbers=arrays.block(),
         plots=deflate(plots.encode()),
         provider=run.provider or str(attribution.facts.get("provider", "")),
@@ -109,14 +112,13 @@ def report_html(attribution: Attribution, run: RunFacts | None = None) -> str:
     )
 
 
-def _content(attribution: Attribution, run: RunFacts, parts: _Parts) -> tuple[dict[str, Any], Arrays, int | None]:
+def _content(attribution: Attribution, run: RunFacts, parts: _Parts) -> tuple[dict[str, Any], Arrays]:
     shown = _shown_train(attribution, parts)
     position = np.full(len(attribution.train) + 1, -1)  # the last entry answers for index -1
     position[shown] = np.arange(shown.size)
     train, test = (
         _examples(dataset, picks) for dataset, picks in ((attribution.train, shown), (attribution.test, parts.columns))
     )
-    cut = fit_texts([side[name] for side in (train, test) for name in ("prompt", "answer")], MAX_CHARACTERS)
     sources = sorted({s for side in (train, test) for s in side["source"]})
     for side in (train, test):
         side["source"] = [sources.index(s) for s in side["source"]]
@@ -163,7 +165,7 @@ def _content(attribution: Attribution, run: RunFacts, parts: _Parts) -> tuple[di
         },
         "arrays": arrays.directory,
     }
-    return content, arrays, cut
+    return content, arrays
 
 
 def _shown_train(attribution: Attribution, parts: _Parts) -> np.ndarray[Any, np.dtype[np.int64]]:

@@ -204,6 +204,21 @@ def test_heat_map_cells_open_their_pairs(report: Path, open_page: Any, attributi
     assert page.locator("#test-source").evaluate("s => s.selectedOptions[0].text") == "bird"
 
 
+def test_markup_in_the_name_of_a_source_stays_text(tmp_path: Path, open_page: Any) -> None:
+    pytest.importorskip("plotly")
+    name = '<a href="https://example.org">x</a><b>y</b>'
+    sides = [
+        [{"id": f"{side}{i}", "source": (name, "z")[i % 2], "prompt": "p", "completion": f"c{i}"} for i in range(8)]
+        for side in "ab"
+    ]
+    made = made_attribution(*(Dataset.from_records(records) for records in sides))
+    page = open_page(write_report(made, tmp_path / "names.html"), wait=PLOTS)
+    assert page.locator("#heat a, #heat tspan[style*=bold]").count() == 0
+    assert "‹a href" in page.locator("#heat .yaxislayer-above").text_content()
+    assert name in page.locator("#test-source").text_content()
+    assert page.problems == []
+
+
 def test_quality_curve_and_loss_picture_are_drawn(report: Path, open_page: Any) -> None:
     page = open_page(report, wait=PLOTS)
     text = page.locator("#curve").inner_text()

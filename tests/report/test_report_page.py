@@ -26,7 +26,7 @@ from daunce_api.evaluation.baselines import bm25_scores, example_texts
 from daunce_api.report import QualityPoint, RunFacts, notebook_html, write_report
 from daunce_api.report.glance import duration
 from daunce_api.report.overview import loss_picture, quality_curve, source_scores, train_view
-from daunce_api.report.pack import Arrays, deflate, fit_texts, policy
+from daunce_api.report.pack import Arrays, deflate, fit_texts, fitting_block, json_block, policy
 from daunce_api.report.ranked import listings
 from daunce_api.report.tokens import token_view
 
@@ -97,6 +97,22 @@ def test_texts_are_cut_to_the_limit_and_short_ones_stay(texts: list[str], limit:
     assert sum(min(len(t), bound + 1) for t in texts) > limit
     for before, after in zip(texts, column, strict=True):
         assert after == before if len(before) <= bound else after.startswith(before[:bound] + " … [")
+
+
+def test_what_does_not_compress_is_cut_until_it_fits() -> None:
+    rng = np.random.default_rng(0)
+    texts = ["".join(map(chr, rng.integers(0x4E00, 0x9FFF, 2_000))) for _ in range(50)]
+    content = {"texts": list(texts), "short": ["a"]}
+    block, bound = fitting_block(content, [content["texts"], content["short"]], 100_000)
+    assert 50_000 < len(block) <= 100_000
+    assert bound is not None
+    assert all(after.startswith(before[:bound] + " … [") for before, after in zip(texts, content["texts"], strict=True))
+    assert content["short"] == ["a"]
+    assert fitting_block({"texts": texts}, [texts], 10**9)[1] is None
+
+
+def test_half_a_surrogate_pair_does_not_stop_a_report() -> None:
+    assert gzip.decompress(base64.b64decode(json_block({"a": "\ud83d"})))
 
 
 def test_arrays_come_back_as_they_were() -> None:
