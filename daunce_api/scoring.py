@@ -19,6 +19,7 @@ from .backends.base import Metered, ProbeReport, Probing, Scorer, TokenScores
 from .clock import Clock, SystemClock
 from .errors import ContractError, ProviderError, RejectedError, TransientError
 from .group_commit import GroupCommit
+from .leases import ModelLeases
 from .rate_limits import AdaptiveSlots
 from .scored_cache import ScoredCache
 from .store import RunStore
@@ -67,6 +68,7 @@ class ScoringClient:
         self._writer = GroupCommit(store, scorer.fingerprint)
         self._clock = clock or SystemClock()
         self._slots = AdaptiveSlots(self._concurrency, self._clock)
+        self._leases = ModelLeases(scorer.capabilities.max_models)
         if isinstance(scorer, Metered):
             scorer.watch(self._slots.observe)
         self._attempts = attempts
@@ -95,15 +97,20 @@ class ScoringClient:
     async def _score(self, member: int, model: str, prepared: Batch, replicate: int) -> int:
         done = self._store.scored_keys(member, replicate)
         missing = [item for item in prepared if item[0] not in done]
-        cache = self._cache if replicate == 0 else None  # a replicate is there to be measured again
+        cache = self._cached(replicate)
         if cache is not None and missing:
             known = cache.lookup(self._scorer.fingerprint, model, (key for key, _ in missing))
             self._store.save_scores(member, replicate, self._scorer.fingerprint, known)
             missing = [item for item in missing if item[0] not in known]
         if not missing:
             return 0
+        async with self._leases.lease(model):
+            return await self._score_missing(member, model, prepared, missing, replicate)
+
+    async def _score_missing(self, member: int, model: str, prepared: Batch, missing: Batch, replicate: int) -> int:
         if member == PROBED_MEMBER and replicate == 0:
             await self.probe(model, missing[0][1])
+        cache = self._cached(replicate)
         capabilities = self._scorer.capabilities
         queue = deque(batches(missing, capabilities.max_prompts_per_request, capabilities.max_tokens_per_request))
         scored, failures = 0, list[Exception]()
@@ -133,6 +140,10 @@ class ScoringClient:
         if failures:
             raise failures[0]
         return scored
+
+    def _cached(self, replicate: int) -> ScoredCache | None:
+        """The cache; none for a replicate, which is there to be measured again."""
+        return self._cache if replicate == 0 else None
 
     async def probe_noise(self, member: int, model: str, examples: Sequence[EncodedExample], count: int) -> int:
         """Score the first ``count`` distinct examples a second time (replicate 1); see ``measure_noise``."""

@@ -95,7 +95,8 @@ class ScorerCapabilities:
 
     ``scope``: ``any`` exact log-probabilities of any completion; ``one_token`` completions of one token that is
     among the most likely ones (others are censored); ``first_token`` the first token of longer completions, by the
-    user's explicit choice. ``price_factor`` is what the provider takes of its list price for requests sent this way.
+    user's explicit choice. ``max_models``: how many models the endpoint holds at once, where changing them takes
+    time. ``price_factor`` is what the provider takes of its list price for requests sent this way.
     """
 
     provider: str
@@ -104,6 +105,7 @@ class ScorerCapabilities:
     max_prompts_per_request: int = 1
     max_tokens_per_request: int | None = None
     max_concurrent_requests: int = 8
+    max_models: int | None = None
     price_factor: float = 1.0
     notes: tuple[str, ...] = ()
 

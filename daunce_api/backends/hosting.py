@@ -10,7 +10,7 @@ import asyncio
 from collections import OrderedDict
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from types import TracebackType
 from typing import Protocol, Self
 
@@ -116,7 +116,7 @@ class HostedScorer:
 
     @property
     def capabilities(self) -> ScorerCapabilities:
-        return self.inner.capabilities
+        return replace(self.inner.capabilities, max_models=self.pool.host.limit)
 
     @property
     def fingerprint(self) -> str:
