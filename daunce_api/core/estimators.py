@@ -1,9 +1,9 @@
 """The estimators: one registry, one form.
 
-Notation and sign are METHOD's: A (K, N) and B (K, M) are training and test losses centred over the K members, G = A
-A^T = U diag(w) U^T, and a positive score means that the training example helps the test example. Every estimator is an
-inner product over members, ``score_NM = left_KN.T @ right_KM`` (`Factors`), which is what makes exact top-k, group sums
-and standard errors possible without ever holding an N x M matrix.
+Notation and sign are those of `daunce_api.core`: A (K, N) and B (K, M) are training and test losses centred over the K
+members, G = A A^T = U diag(w) U^T, and a positive score means that the training example helps the test example. Every
+estimator is an inner product over members, ``score_NM = left_KN.T @ right_KM`` (`Factors`), which is what makes exact
+top-k, group sums and standard errors possible without ever holding an N x M matrix.
 
 Adding an estimator is one function from `(MemberLosses, Setting)` to `Factors` (for a spectral filter: from a
 `Spectrum` to weights) and one line in `ESTIMATORS`.

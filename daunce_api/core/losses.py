@@ -1,6 +1,6 @@
 """From per-token log-probabilities to per-example losses.
 
-A loss is a negative log-likelihood in nats: ``loss = -mean(log p)`` over the tokens of the completion (METHOD: the
+A loss is a negative log-likelihood in nats: ``loss = -mean(log p)`` over the tokens of the completion (the
 measured output of a member), or ``-sum(log p)``. A training and a test example are reduced in the same way, each by
 its own token count.
 """

@@ -2,7 +2,7 @@
 
 Members are split into folds. Scores fitted on the other folds predict the test losses of a held-out member from its
 inclusion row, ``-inclusion @ score``, and the prediction is compared with what was measured, by Spearman's rank
-correlation over members, for each test example (METHOD, "What else was measured", lambda). No fine-tune is spent on it.
+correlation over members, for each test example. No fine-tune is spent on it.
 
 That correlation, ``raw``, is an LDS against single training runs. The LDS of the literature averages the truth over
 several seeds, which takes the seeds' luck out of it. For members that share the target's recipe (no rho) the luck can

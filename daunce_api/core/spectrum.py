@@ -1,8 +1,8 @@
 """Member space: the K x K spectrum of the training losses, and filters over it.
 
 With A (K, N) the centred training losses and B (K, M) the centred test losses, G = A A^T = U diag(w) U^T and every
-filter estimator is ``score = A^T U diag(phi(w)) U^T B`` (METHOD, estimators, items 4 to 6). This module holds w, U and
-the functions phi.
+filter estimator is ``score = A^T U diag(phi(w)) U^T B`` (METHOD in `daunce_api.core`, items 4 to 6). This module holds
+w, U and the functions phi.
 """
 
 from __future__ import annotations
