@@ -35,8 +35,9 @@ from daunce_api.report.tokens import DEPTH, TokenView, token_view
 
 MAX_TESTS = 500
 MAX_TRAIN = 20_000
-MAX_TEXT = 5_500_000
-"""Characters of the block of texts, which leaves room below 10 MB for plots and numbers."""
+MAX_PAGE = 9_800_000
+"""Characters of the page, as far as cutting long texts can keep it below that."""
+_LEAST_TEXT = 1_000_000
 _PARTNERS = 3
 _SCRIPTS = ("base.js", "list.js", "answers.js", "training.js", "plots.js", "main.js")
 
@@ -91,10 +92,12 @@ def report_html(attribution: Attribution, run: RunFacts | None = None) -> str:
     )
     content, arrays = _content(attribution, run, parts)
     texts = [content[side][name] for side in ("train", "test") for name in ("prompt", "answer")]
-    block, cut = fitting_block(content, texts, MAX_TEXT)
-    tiles: list[Tile] = glance(attribution, run, parts.train.distinguishable, ranked.overlap)
     style = _static("report.css")
     script = "(() => {\n'use strict';\n" + "\n".join(_static(name) for name in _SCRIPTS) + "\n})();"
+    plots_block, numbers = deflate(plots.encode()), arrays.block()
+    rest = len(plots_block) + len(numbers) + len(script) + len(style)
+    block, cut = fitting_block(content, texts, max(MAX_PAGE - rest, _LEAST_TEXT))
+    tiles: list[Tile] = glance(attribution, run, parts.train.distinguishable, ranked.overlap)
     return _template().render(
         title=run.name or "attribution",
         run=run,
@@ -105,8 +108,8 @@ def report_html(attribution: Attribution, run: RunFacts | None = None) -> str:
         style=style,
         script=script,
         data=block,
-        numbers=arrays.block(),
-        plots=deflate(plots.encode()),
+        numbers=numbers,
+        plots=plots_block,
         provider=run.provider or str(attribution.facts.get("provider", "")),
         model=run.model or str(attribution.facts.get("model", "")),
     )

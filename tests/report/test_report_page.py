@@ -301,3 +301,16 @@ def test_notebook_view_escapes_and_names_quality(attribution: Attribution) -> No
     assert "and 7 more test examples" in view
     best = attribution.ranking(1, columns=[0])
     assert attribution.train[int(best.index_Mk[0, 0])].id in view
+
+
+def test_long_texts_are_cut_to_keep_the_page_small(
+    attribution: Attribution, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("plotly")
+    whole = write_report(attribution, tmp_path / "whole.html").read_text()
+    monkeypatch.setattr("daunce_api.report.page._LEAST_TEXT", 2_000)
+    monkeypatch.setattr("daunce_api.report.page.MAX_PAGE", 0)
+    cut = write_report(attribution, tmp_path / "cut.html").read_text()
+    assert "are cut to keep the page small" in cut
+    assert "are cut to keep the page small" not in whole
+    assert len(_blocks(cut)["data"]) < len(_blocks(whole)["data"])
