@@ -15,6 +15,7 @@ from test_provider_chat_token import LISTED, answer, entry, example
 from daunce_api import doctor
 from daunce_api.backends.openai_wire.dialects import presets
 from daunce_api.backends.registry import open_backend
+from daunce_api.backends.tokenizers import embedded_folder
 from daunce_api.doctor import Findings, examine_backend
 from daunce_api.errors import ConfigurationError
 
@@ -150,7 +151,7 @@ async def test_a_chat_endpoint_that_censors_says_so() -> None:
         return {**answer([*LISTED, entry("odd", -5.0)]), "model": "m"}
 
     server = Server(handler)
-    config = run_config(scorer="chat_token", model="gpt-4o-mini", tokenizer=None)
+    config = run_config(scorer="chat_token", tokenizer=str(embedded_folder()))
     from test_provider_chat_token import make
 
     async with open_backend(config, http_client=server.http()) as backend:
