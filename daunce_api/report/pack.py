@@ -118,5 +118,5 @@ def fit_texts(columns: Sequence[list[str]], limit: int) -> int | None:
     for column in columns:
         for i, text in enumerate(column):
             if len(text) > bound:
-                column[i] = text[:bound] + f" … [{len(text) - bound:,} more characters in the data file]"
+                column[i] = text[:bound] + f" … [+{len(text) - bound:,} characters]"
     return bound
