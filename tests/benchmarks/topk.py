@@ -1,3 +1,4 @@
+# ruff: noqa: E402 - thread counts are set before NumPy is imported
 """What exact top-k costs against its floors: ``python -m tests.benchmarks.topk [--full] [--faiss PATH]``.
 
 Everything on one thread, in CPU seconds of this process (the machine may be busy with others). Two kinds of losses:
@@ -24,9 +25,9 @@ from collections.abc import Callable
 for variable in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
     os.environ[variable] = "1"
 
-import numpy as np  # noqa: E402 - after the thread counts
+import numpy as np
 
-from daunce_api.core import selection, top  # noqa: E402
+from daunce_api.core import selection, top
 
 MEMBERS, K_BEST = 100, 100
 

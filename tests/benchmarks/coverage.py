@@ -1,0 +1,57 @@
+# ruff: noqa: E402 - thread counts are set before NumPy is imported
+"""Do 95 % intervals cover? Re-drawn ensembles of the digits task: ``python -m tests.benchmarks.coverage``.
+
+The pool of 600 members is cut into disjoint ensembles; the mean score over ensembles stands for the expected score
+(its own error is allowed for), and each ensemble's interval score +- t * stderr is asked whether it covers it.
+"""
+
+from __future__ import annotations
+
+import os
+
+for variable in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
+    os.environ.setdefault(variable, "1")
+
+import numpy as np
+
+from daunce_api.core import Setting, member_losses
+from daunce_api.core.blocks import score_blocks
+from daunce_api.core.estimators import estimator_named
+from daunce_api.core.uncertainty import significance_threshold
+from tests.benchmarks.estimators import cached
+from tests.benchmarks.tasks import classifier_tasks
+
+NAMES = ("covariance", "correlation", "inclusion", "whitened", "half_whitened")
+
+
+def coverage(losses: dict[str, np.ndarray], name: str, count: int) -> float:
+    """Share of pairs (300 x 100 of them) and ensembles whose interval covers the expected score."""
+    drawn = len(losses["train"]) // count
+    scores, errors = [], []
+    for index in range(drawn):
+        rows = slice(index * count, (index + 1) * count)
+        members = member_losses(
+            losses["train"][rows].astype(np.float64), losses["test"][rows].astype(np.float64), losses["inclusion"][rows]
+        )
+        blocks = score_blocks(estimator_named(name), members, Setting(ridge=1.0))
+        scores.append(blocks.block(slice(0, 300), slice(0, 100)))
+        errors.append(blocks.stderr_block(slice(0, 300), slice(0, 100)))
+    score, width = np.array(scores), significance_threshold(count) * np.array(errors) * np.sqrt(1 - 1 / drawn)
+    return float((np.abs(score - score.mean(axis=0)) < width).mean())
+
+
+def main() -> None:
+    """Print a Markdown table."""
+    task = classifier_tasks()["digits"]
+    print("| members from | K | " + " | ".join(NAMES) + " |\n" + "|---" * (2 + len(NAMES)) + "|")
+    for kind in ("base", "target"):
+        losses = cached(task, kind)
+        if losses is None:
+            continue
+        for count in (10, 25, 40):
+            shares = " | ".join(f"{coverage(losses, name, count):.3f}" for name in NAMES)
+            print(f"| {kind} | {count} | {shares} |", flush=True)
+
+
+if __name__ == "__main__":
+    main()
