@@ -3,7 +3,7 @@
     python tests/benchmarks/local_backend.py [tiny] [mlp] [resnet] [smollm]
 
 Every variant runs in a process of its own with one torch thread. Times are CPU seconds of the process per member and
-optimiser step, the best of three repeats that alternate between the variants; peak memory is the growth of the resident
+optimiser step, the best of two repeats that alternate between the variants; peak memory is the growth of the resident
 set over what the process held before training. A loop's time per member does not depend on the number of members, so
 loops are measured on fewer. ``floor`` is the arithmetic of one member alone (counted by torch) at the rate of a 1024 x
 1024 product measured beside it.
@@ -22,7 +22,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-REPEATS = 3
+REPEATS = 2
 MEMBERS = 32
 EXAMPLES = 80
 

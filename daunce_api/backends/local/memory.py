@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from .head import SLICE_ELEMENTS
 from .lora import ActiveLora, AdaptedModel, Positions
 
 CPU_TOKENS = 2048
@@ -16,6 +17,10 @@ CPU_TOKENS = 2048
 CUDA_TOKENS = 32768
 COPIES = 5
 """Float32 copies of a member's adapter: weights, gradient, two moments of AdamW, and the start."""
+HEAD_COPIES = 5
+"""Float32 copies of a slice of logits that are alive at once in a pass through the head."""
+ACTIVATION_FACTOR = 2.0
+"""Memory of a pass over what is saved for the backward pass: gradients, temporaries, the allocator's own losses."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,21 +43,26 @@ def plan_memory(
     """
     per_member = 4 * COPIES * rank * sum(n_in + n_out for n_in, n_out in shapes.values())
     per_token = activation_bytes_per_token(model, shapes, rank)
-    preferred = CPU_TOKENS if model.device.type == "cpu" else CUDA_TOKENS
+    vocabulary = model.output.vocabulary
+
+    def pass_bytes(tokens: int) -> int:
+        return int(tokens * per_token) + 4 * HEAD_COPIES * min(SLICE_ELEMENTS, tokens * vocabulary)
+
     left = limit - per_member
-    max_tokens = max(longest, min(preferred, int(left / 2 / per_token)))
-    left -= int(max_tokens * per_token)
+    max_tokens = CPU_TOKENS if model.device.type == "cpu" else CUDA_TOKENS
+    while max_tokens > longest and pass_bytes(max_tokens) > left / 2:
+        max_tokens = max_tokens * 3 // 4
+    max_tokens = max(longest, max_tokens)
+    left -= pass_bytes(max_tokens)
     keep_bytes = max(0, left // 4)
     members = 1 + max(0, min(wanted - 1, (left - keep_bytes) // per_member))
-    estimate = members * per_member + int(max_tokens * per_token) + keep_bytes
+    estimate = members * per_member + pass_bytes(max_tokens) + keep_bytes
     return MemoryPlan(members, max_tokens, keep_bytes, estimate)
 
 
 def activation_bytes_per_token(model: AdaptedModel, shapes: Mapping[str, tuple[int, int]], rank: int) -> float:
-    """What a forward pass keeps for its backward pass, per token of a padded batch: counted on a small batch.
-
-    A quarter is added for what lives only during the pass itself.
-    """
+    """What the layers take in training per token of a padded batch: ``ACTIVATION_FACTOR`` times what a small batch
+    saves for its backward pass, which is counted."""
     weights = {
         name: (
             torch.zeros(1, rank, n_in, device=model.device, requires_grad=True),
@@ -78,7 +88,7 @@ def activation_bytes_per_token(model: AdaptedModel, shapes: Mapping[str, tuple[i
     with model.training(), model.using(active), torch.autograd.graph.saved_tensors_hooks(count, lambda t: t):
         hidden = model.hidden(inputs, positions)
     bytes_per_token = (sum(saved.values()) + hidden.nbytes) / (rows * width)
-    return 1.25 * max(1.0, bytes_per_token)
+    return ACTIVATION_FACTOR * max(1.0, bytes_per_token)
 
 
 def default_limit(device: torch.device, workers: int) -> int:
