@@ -58,6 +58,7 @@ class Attribution:
         noise: measured scoring noise of one loss, nats (standard deviation), or None.
         rho: for members started from the target, see METHOD item 6 in :mod:`daunce_api.core`; else None.
         loss: how token losses became example losses, "mean" (nats per token) or "sum".
+        measured: what a loss is the loss of: "completion", or "first completion token only".
         censored: share of scored losses that are lower bounds.
         tokens: token tables by side ("train", "test"), where they were kept.
         facts: provider, model and other plain facts of the run, for display.
@@ -73,6 +74,7 @@ class Attribution:
     noise: float | None = None
     rho: float | None = None
     loss: Reduction = "mean"
+    measured: str = "completion"
     censored: float = 0.0
     tokens: Mapping[Side, TokenTable] = field(default_factory=dict)
     facts: Mapping[str, Any] = field(default_factory=dict)
@@ -151,7 +153,8 @@ class Attribution:
 
         Columns: ``rank``, ``id``, ``source``, ``score`` (positive = helpful), ``stderr``, ``low``, ``high`` (95 %),
         ``z``, ``distinguishable`` (from zero: by itself at 5 %, or with a false-discovery rate ``fdr`` over all
-        pairs), ``prompt``, ``completion``. ``DataFrame.attrs`` holds ``estimator``, ``why`` and ``question``.
+        pairs), ``prompt``, ``completion``. ``DataFrame.attrs`` holds ``estimator``, ``why``, ``question``
+        and ``measured``.
 
         Raises DataError for an unknown test id, and what :func:`daunce_api.core.top` raises.
         """
@@ -180,7 +183,9 @@ class Attribution:
                 }
             )
         table = pd.DataFrame(rows)
-        table.attrs.update(estimator=ranking.estimator, why=ranking.why, question=ranking.question)
+        table.attrs.update(
+            estimator=ranking.estimator, why=ranking.why, question=ranking.question, measured=self.measured
+        )
         return table
 
     def ranking(
@@ -252,7 +257,10 @@ class Attribution:
         table = pd.DataFrame(rows).sort_values("score", ascending=opponents, kind="stable").head(k)
         table.insert(0, "rank", range(1, len(table) + 1))
         table.attrs.update(
-            estimator=groups.estimator, why=groups.why, question="how much each source moves the answer's loss"
+            estimator=groups.estimator,
+            why=groups.why,
+            question="how much each source moves the answer's loss",
+            measured=self.measured,
         )
         return table.reset_index(drop=True)
 
@@ -263,7 +271,8 @@ class Attribution:
     def save(self, folder: str | Path) -> Path:
         """Write the attribution to a folder (``attribution.json``, ``losses.npz``), over what is there.
 
-        Both files are written beside the old ones and then renamed, so that a crash leaves whole files.
+        Both files are written beside the old ones and then renamed, so that a crash leaves whole files. Raises
+        StoreError where the folder cannot be written.
         """
         arrays: dict[str, NDArray[Any]] = {
             "members_K": np.array(self.members, dtype=np.int64),
@@ -279,6 +288,7 @@ class Attribution:
             "noise": self.noise,
             "rho": self.rho,
             "loss": self.loss,
+            "measured": self.measured,
             "censored": self.censored,
             "facts": dict(self.facts),
             "train": _dataset_to_json(self.train),
@@ -313,6 +323,7 @@ class Attribution:
             noise=content["noise"],
             rho=content["rho"],
             loss=content["loss"],
+            measured=content["measured"],
             censored=content["censored"],
             tokens=tokens,
             facts=content["facts"],

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Literal, overload
 
 from .errors import DataError
 from .records import RECORD_FIELDS, ROLES, parse_lines, record_of_row, record_problems, unknown_fields
+from .writing import writing
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -203,13 +204,14 @@ class Dataset(Sequence[Example]):
 
     def to_jsonl(self, path: str | Path) -> None:
         """Write the examples, ids and sources included, so that :meth:`from_jsonl` gives a data set of the same
-        digest. Written beside the old file and then renamed."""
+        digest. Written beside the old file and then renamed. Raises StoreError where that fails."""
         path = Path(path)
-        path.parent.mkdir(parents=True, exist_ok=True)
         part = path.with_name(path.name + ".part")
         lines = (json.dumps(e.to_record(), ensure_ascii=False, separators=(",", ":")) + "\n" for e in self)
-        part.write_text("".join(lines), encoding="utf-8")
-        part.replace(path)
+        with writing(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            part.write_text("".join(lines), encoding="utf-8")
+            part.replace(path)
 
     @classmethod
     def from_jsonl(cls, path: str | Path) -> Dataset:

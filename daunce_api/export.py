@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Literal
 
 from .display import csv_cell
 from .errors import ConfigurationError, MissingExtraError
+from .writing import writing
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -21,8 +22,8 @@ def write_table(table: pd.DataFrame, form: TableFormat, output: Path | None) -> 
     """Write a table to a file, or to standard output.
 
     ``csv`` neutralises text cells that a spreadsheet would take for formulas. ``json`` is one object with ``rows``
-    and the table's ``attrs``. Raises ConfigurationError for a form that cannot go to standard output, and
-    MissingExtraError without pyarrow.
+    and the table's ``attrs``. Raises ConfigurationError for a form that cannot go to standard output,
+    StoreError where a file cannot be written, and MissingExtraError without pyarrow.
     """
     if form == "table":
         raise ConfigurationError("--output needs --format csv, json or parquet.")
@@ -36,14 +37,16 @@ def write_table(table: pd.DataFrame, form: TableFormat, output: Path | None) -> 
         part = output.with_name(output.name + ".part")
         plain = table.copy()
         plain.attrs = {}
-        plain.to_parquet(part, index=False)
-        os.replace(part, output)
+        with writing(output):
+            plain.to_parquet(part, index=False)
+            os.replace(part, output)
         return
     text = _csv(table) if form == "csv" else _json(table)
     if output is None:
         sys.stdout.write(text)
     else:
-        output.write_text(text, encoding="utf-8")
+        with writing(output):
+            output.write_text(text, encoding="utf-8")
 
 
 def _csv(table: pd.DataFrame) -> str:

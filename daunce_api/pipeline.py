@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Coroutine, Mapping
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, nullcontext, suppress
 from functools import cached_property, reduce
 from html import escape
 from operator import or_
@@ -26,13 +26,13 @@ from .core.stopping import AtLeast, Condition, Plateau, Reached
 from .dataset import Dataset
 from .display import terminal_text
 from .ensemble import plan_ensemble
-from .errors import ConfigurationError, DataError
+from .errors import ConfigurationError, DataError, DaunceError, StoreCorruptError
 from .noise import check_members_differ
 from .orchestrator import CancelReport, CleanReport, Event, OnEvent, Orchestrator
 from .replay import Session
 from .runlog import logger, logging_to
 from .scored_cache import open_cache
-from .scoring import Progress, ScoringClient
+from .scoring import PROBED_MEMBER, Progress, ScoringClient
 from .status import RunStatus, status_of
 from .store import TARGET, RunStore
 from .tokens import EncodedExample, Tokenizer, encode_example
@@ -71,13 +71,19 @@ class Run:
     def open(cls, run_dir: str | Path) -> Run:
         """An existing run folder, as it was started; the original data files are not needed.
 
-        Raises StoreError where there is no run.
+        Raises StoreError where there is no run, StoreCorruptError where the kept examples are not those of the run.
         """
         run_dir = Path(run_dir)
         with RunStore.open(run_dir, read_only=True) as store:
-            content = dict(store.manifest["config"])
-        content["run_dir"] = str(run_dir.resolve())
+            manifest = store.manifest
+        content = {**manifest["config"], "run_dir": str(run_dir.resolve())}
         data = {side: Dataset.from_jsonl(_data_file(run_dir, side)) for side in ("train", "test")}
+        for side, dataset in data.items():
+            if dataset.digest != manifest[f"{side}_digest"]:
+                raise StoreCorruptError(
+                    f"{_data_file(run_dir, side)} does not hold the examples that the run was started with: it was "
+                    "edited or damaged. Nothing was changed. `daunce run` with the original data writes it anew."
+                )
         return cls(RunConfig.from_mapping(content), data["train"], data["test"])
 
     @property
@@ -113,6 +119,7 @@ class Run:
         return Material(
             self.train,
             self.test,
+            scorer.measured,
             self._encoded(self.train, scorer),
             self._encoded(self.test, scorer),
             plan_ensemble(
@@ -174,8 +181,11 @@ class Run:
                 work = _Work(self, store, plan, on_event, on_progress, session, clock)
                 try:
                     await work.train_and_score()
-                finally:
-                    self._save(store)
+                except BaseException:
+                    with suppress(DaunceError):  # what ended the run is what has to be said
+                        self._save(store)
+                    raise
+                self._save(store)
                 attribution = assemble(store, self.material, self.config, self.tokenizer)
                 _check_differ(store, attribution)
                 return attribution
@@ -246,7 +256,7 @@ class Run:
         """Copies of the examples, so that the run folder stands alone; written before anything is bought."""
         for side, dataset in (("train", self.train), ("test", self.test)):
             path = _data_file(self.run_dir, side)
-            if not path.exists():
+            if not _holds(path, dataset):
                 dataset.to_jsonl(path)
 
     def _save(self, store: RunStore) -> None:
@@ -313,9 +323,12 @@ class _Work:
             return
         subject = f"scoring of member {member}"
         self._store.reserve(subject, self._plan.scoring_usd_per_model or 0.0, cap=run.config.budget.max_usd)
-        await self._client.score_member(member, model, run.material.encoded)
+        if member == PROBED_MEMBER:
+            await self._client.probe(model, min(run.material.encoded, key=lambda e: (e.ids, e.targets)))
         if member != TARGET:
+            # Before the scores: a member that has them all is complete, and never asked again.
             await self._client.probe_noise(member, model, run.material.encoded_train, run.config.scoring.noise_probe)
+        await self._client.score_member(member, model, run.material.encoded)
         self._store.settle(subject, self._plan.scoring_usd_per_model or 0.0)
         reason = self._enough(complete_members(self._store, run.material))
         if reason is not None:
@@ -358,6 +371,14 @@ def _check_differ(store: RunStore, attribution: Attribution) -> None:
 
 def _data_file(run_dir: Path, side: str) -> Path:
     return run_dir / DATA_FOLDER / f"{side}.jsonl"
+
+
+def _holds(path: Path, dataset: Dataset) -> bool:
+    """Whether a file holds these examples; a torn or edited one does not."""
+    try:
+        return path.exists() and Dataset.from_jsonl(path).digest == dataset.digest
+    except DataError:
+        return False
 
 
 def attribute(

@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .errors import ConfigurationError, StoreCorruptError
+from .writing import writing
 
 FORMAT = 1
 CONTENT_NAME, ARRAYS_NAME = "attribution.json", "losses.npz"
@@ -22,15 +23,19 @@ Arrays = dict[str, NDArray[Any]]
 
 
 def write(folder: Path, content: Mapping[str, Any], arrays: Arrays) -> Path:
-    """Write both files into a folder, each under another name first, and return the folder."""
-    folder.mkdir(parents=True, exist_ok=True)
-    part = folder / (ARRAYS_NAME + ".part")
-    with part.open("wb") as file:
-        np.savez_compressed(file, allow_pickle=False, **arrays)
-    os.replace(part, folder / ARRAYS_NAME)
-    part = folder / (CONTENT_NAME + ".part")
-    part.write_text(json.dumps({"format": FORMAT, **content}, ensure_ascii=True), encoding="utf-8")
-    os.replace(part, folder / CONTENT_NAME)
+    """Write both files into a folder, each under another name first, and return the folder.
+
+    Raises StoreError where that fails.
+    """
+    with writing(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        part = folder / (ARRAYS_NAME + ".part")
+        with part.open("wb") as file:
+            np.savez_compressed(file, allow_pickle=False, **arrays)
+        os.replace(part, folder / ARRAYS_NAME)
+        part = folder / (CONTENT_NAME + ".part")
+        part.write_text(json.dumps({"format": FORMAT, **content}, ensure_ascii=True), encoding="utf-8")
+        os.replace(part, folder / CONTENT_NAME)
     return folder
 
 

@@ -21,6 +21,7 @@ from .backends.base import TokenScores
 from .backends.registry import scoring_address
 from .config import RunConfig
 from .errors import StoreCorruptError
+from .runlog import logger
 from .store.rows import pack, unpack
 
 FILE_NAME = "scores.sqlite"
@@ -35,15 +36,21 @@ CREATE TABLE IF NOT EXISTS scores (
 
 def open_cache(config: RunConfig, folder: Path | None = None) -> ScoredCache | None:
     """The user's cache for the config's endpoint, or None: it is off (``scoring.cache: false``), or the endpoint is
-    this machine, where nothing is paid and a model's name may stand for other weights tomorrow."""
+    this machine, where nothing is paid and a model's name may stand for other weights tomorrow, or its file cannot be
+    opened."""
     address = scoring_address(config) if config.scoring.cache else None
     if address is None:
         return None
-    return ScoredCache(folder or user_cache_path("daunce"), address)
+    try:
+        return ScoredCache(folder or user_cache_path("daunce"), address)
+    except (OSError, sqlite3.Error) as error:
+        logger.warning("the cache of scores is not used: %s", error)
+        return None
 
 
 class ScoredCache:
-    """Scores of one endpoint in a file that several processes may use. A damaged file is set aside, not used."""
+    """Scores of one endpoint in a file that several processes may use. A damaged file is set aside, not used, and one
+    that can no longer be read or written (a full disk) costs the run nothing but what it would have saved."""
 
     def __init__(self, folder: Path, address: str) -> None:
         self._address = address
@@ -77,10 +84,13 @@ class ScoredCache:
         for start in range(0, len(hashes), _LOOKUP):
             part = hashes[start : start + _LOOKUP]
             marks = ",".join("?" * len(part))
-            rows = self._database.execute(
-                f"SELECT key, logprobs, censored, checksum FROM scores WHERE key IN ({marks})",
-                part,
-            )
+            try:
+                rows = self._database.execute(
+                    f"SELECT key, logprobs, censored, checksum FROM scores WHERE key IN ({marks})", part
+                ).fetchall()
+            except sqlite3.DatabaseError as error:
+                logger.warning("the cache of scores could not be read: %s", error)
+                break
             for name, logprobs, censored, checksum in rows:
                 if checksum == _checksum(name, logprobs, censored):
                     with contextlib.suppress(StoreCorruptError):
@@ -95,9 +105,12 @@ class ScoredCache:
             name = self._key(fingerprint, model, key)
             logprobs, censored = pack(score)
             rows.append((name, logprobs, censored, _checksum(name, logprobs, censored)))
-        self._database.execute("BEGIN IMMEDIATE")
-        with self._database:
-            self._database.executemany("INSERT OR REPLACE INTO scores VALUES (?, ?, ?, ?)", rows)
+        try:
+            self._database.execute("BEGIN IMMEDIATE")
+            with self._database:
+                self._database.executemany("INSERT OR REPLACE INTO scores VALUES (?, ?, ?, ?)", rows)
+        except sqlite3.DatabaseError as error:
+            logger.warning("the cache of scores could not be written: %s", error)
 
     def _key(self, fingerprint: str, model: str, key: str) -> bytes:
         parts = "\0".join((self._address, fingerprint, model, key))

@@ -160,7 +160,7 @@ class ScoringClient:
         scorer = self._scorer
         if not isinstance(scorer, Probing):
             return None
-        async with self._probing:
+        async with self._leases.lease(model), self._probing:
             known = self._store.get_value(PROBE_VALUE)
             if known is not None:
                 return ProbeReport(known["checked"], known["detail"], known["largest_difference"])

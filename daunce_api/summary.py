@@ -8,14 +8,21 @@ from .attribution import Attribution
 from .pipeline import Run
 from .report import RunFacts, write_report
 from .store import RunStore
+from .writing import writing
 
 REPORT_NAME = "report.html"
 """Inside the run folder."""
 
 
 def write_report_of(run: Run, attribution: Attribution, output: Path | None = None) -> Path:
-    """Write the HTML report of a run and return its path (default: ``report.html`` in the run folder)."""
-    return write_report(attribution, output or run.run_dir / REPORT_NAME, run=facts_of(run, attribution))
+    """Write the HTML report of a run and return its path (default: ``report.html`` in the run folder).
+
+    Raises StoreError where it cannot be written, MissingExtraError without the extra ``report``.
+    """
+    path = output or run.run_dir / REPORT_NAME
+    facts = facts_of(run, attribution)
+    with writing(path):
+        return write_report(attribution, path, run=facts)
 
 
 def facts_of(run: Run, attribution: Attribution) -> RunFacts:
@@ -36,7 +43,17 @@ def facts_of(run: Run, attribution: Attribution) -> RunFacts:
             members_failed=len({t.subject for t in left_out}),
             dollars=store.spent(),
             training_tokens=sum(job.trained_tokens or 0 for job in jobs),
-            warnings=run.warnings,
+            warnings=(*_measurement(attribution), *run.warnings),
             failures=tuple(f"{t.subject.removeprefix('left out ')}: {t.detail}" for t in left_out),
             stopped=halted[-1] if halted else "",
         )
+
+
+def _measurement(attribution: Attribution) -> list[str]:
+    """What has to be known of the losses before a score is read."""
+    notes = []
+    if attribution.measured != "completion":
+        notes.append(f"Measured: {attribution.measured}. Scores are about that, not about whole answers.")
+    if attribution.censored:
+        notes.append(f"{attribution.censored:.1%} of the losses are lower bounds: the token was not listed.")
+    return notes

@@ -6,6 +6,7 @@ import os
 from pathlib import Path
 
 from ..errors import RunLockedError, StoreError
+from ..writing import WHAT_TO_DO
 
 
 class RunLock:
@@ -26,7 +27,9 @@ class RunLock:
         try:
             self._fd: int | None = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
         except OSError as error:
-            raise StoreError(f"{path} cannot be written: {error.strerror}. Nothing was changed.") from error
+            raise StoreError(
+                f"{path} cannot be written: {error.strerror}. Nothing was changed. {WHAT_TO_DO}"
+            ) from error
         try:
             fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
@@ -43,7 +46,9 @@ class RunLock:
             os.pwrite(self._fd, f"{os.getpid()}\n".encode(), 0)
         except OSError as error:
             self._close()
-            raise StoreError(f"{path} cannot be written: {error.strerror}. Nothing was changed.") from error
+            raise StoreError(
+                f"{path} cannot be written: {error.strerror}. Nothing was changed. {WHAT_TO_DO}"
+            ) from error
 
     def release(self) -> None:
         """Give the lock back; a second call does nothing."""

@@ -1,0 +1,22 @@
+"""Writing files that may not fit, or may not be written at all, with an error that says so."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from .errors import StoreError
+
+WHAT_TO_DO = "Check free space and permissions of the folder, then run the same command again."
+
+
+@contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Raises StoreError for whatever the operating system has against writing ``path``."""
+    try:
+        yield
+    except OSError as error:
+        raise StoreError(
+            f"{path} could not be written: {error.strerror or error}. What was stored before is kept. {WHAT_TO_DO}"
+        ) from error

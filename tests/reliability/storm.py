@@ -1,0 +1,35 @@
+"""The long forms: ``python -m tests.reliability.storm --kills 300 --server-kills 30 --load-seconds 600``."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import tempfile
+from pathlib import Path
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+
+def main() -> None:
+    """Run what was asked for; ends with status 1 at the first broken promise."""
+    from .crashes import crash_storm
+
+    parser = argparse.ArgumentParser(description="Storms of crashes, faults and load against a real server.")
+    parser.add_argument("--kills", type=int, default=0, help="times that the client is killed")
+    parser.add_argument("--server-kills", type=int, default=0, help="times that the server is killed")
+    parser.add_argument("--seed", type=int, default=0)
+    given = parser.parse_args()
+
+    def tell(line: str) -> None:
+        print(line, flush=True)
+
+    with tempfile.TemporaryDirectory(prefix="daunce-storm-") as folder:
+        if given.kills or given.server_kills:
+            tally = crash_storm(
+                Path(folder), kills=given.kills, server_kills=given.server_kills, seed=given.seed, tell=tell
+            )
+            tell(tally.text())
+
+
+if __name__ == "__main__":
+    main()

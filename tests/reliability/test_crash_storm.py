@@ -1,0 +1,23 @@
+"""The crash storm in short; ``python -m tests.reliability.storm --kills 300 --server-kills 30`` is the long form."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from .crashes import crash_storm
+
+
+def test_a_client_killed_again_and_again_pays_for_nothing_twice(tmp_path: Path) -> None:
+    tally = crash_storm(tmp_path, kills=6, seed=1)
+    assert tally.client_kills == 6
+    print(tally.text())
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_client_and_server_killed_again_and_again(tmp_path: Path) -> None:
+    tally = crash_storm(tmp_path, kills=12, server_kills=4, seed=2)
+    assert (tally.client_kills >= 12, tally.server_kills >= 4) == (True, True)
+    print(tally.text())

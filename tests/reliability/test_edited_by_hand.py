@@ -1,0 +1,87 @@
+"""What was edited or damaged in a run folder is refused, not trusted; a broken cache costs nothing but its savings."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import sqlite3
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from daunce_api import Run, RunConfig
+from daunce_api.errors import StoreCorruptError
+from daunce_api.scored_cache import open_cache
+from daunce_api.store.run import FILE_NAME
+
+Quiet = tuple[RunConfig, dict[str, Any]]
+
+
+@pytest.fixture
+def folder(quiet: Quiet, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(quiet[0].run_dir, tmp_path / "run"))
+
+
+def test_examples_edited_in_the_run_folder_are_refused_and_written_anew(quiet: Quiet, folder: Path) -> None:
+    path = folder / "data" / "train.jsonl"
+    before = path.read_bytes()
+    path.write_bytes(before.replace(b'"source":"sea"', b'"source":"sky"', 1))
+    assert path.read_bytes() != before
+    with pytest.raises(StoreCorruptError, match="edited or damaged"):
+        Run.open(folder)
+    Run.create(quiet[0].model_copy(update={"run_dir": folder})).execute()
+    assert path.read_bytes() == before
+    assert len(Run.open(folder).attribution().members) == 4
+
+
+@pytest.mark.parametrize(
+    "statement",
+    [
+        "UPDATE scores SET logprobs = zeroblob(length(logprobs)) WHERE rowid_is_first",
+        "UPDATE jobs SET model = 'ft:another' WHERE member = 1",
+        "UPDATE spend SET settled = 0, reserved = 0",
+        "UPDATE meta SET value = replace(value, '0.5', '0.4') WHERE key = 'manifest'",
+    ],
+    ids=["scores", "jobs", "spend", "manifest"],
+)
+def test_a_store_edited_by_hand_is_refused(folder: Path, statement: str) -> None:
+    first = "(member, replicate, example_key) IN (SELECT member, replicate, example_key FROM scores LIMIT 1)"
+    with sqlite3.connect(folder / FILE_NAME) as database:
+        assert database.execute(statement.replace("rowid_is_first", first)).rowcount >= 1
+    database.close()
+    with pytest.raises(StoreCorruptError, match="checksum"):
+        Run.open(folder).attribution()
+
+
+def test_a_saved_attribution_that_is_not_one_is_refused(folder: Path) -> None:
+    from daunce_api import Attribution
+
+    path = folder / "attribution" / "attribution.json"
+    content = json.loads(path.read_text())
+    path.write_text(json.dumps({**content, "format": 99}))
+    with pytest.raises(StoreCorruptError):
+        Attribution.load(folder / "attribution")
+
+
+def remote(config: RunConfig) -> RunConfig:
+    return config.model_copy(update={"backend": config.backend.model_copy(update={"base_url": "https://api.test/v1"})})
+
+
+def test_a_cache_that_cannot_be_opened_is_left_out(quiet: Quiet, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("not a folder")
+    assert open_cache(remote(quiet[0]), tmp_path / "file") is None
+    assert open_cache(remote(quiet[0]), tmp_path / "folder") is not None
+
+
+def test_a_cache_that_fails_later_is_only_a_miss(quiet: Quiet, tmp_path: Path) -> None:
+    from daunce_api.backends.base import TokenScores
+
+    cache = open_cache(remote(quiet[0]), tmp_path)
+    assert cache is not None
+    with cache, sqlite3.connect(tmp_path / "scores.sqlite") as other:
+        other.execute("DROP TABLE scores")
+        other.commit()
+        cache.save("print", "model", {"key": TokenScores((-1.0,))})
+        assert cache.lookup("print", "model", ["key"]) == {}
+    other.close()
