@@ -30,6 +30,8 @@ class Material:
 
     train: Dataset
     test: Dataset
+    measured: str
+    """What a loss is the loss of; see ``ScorerCapabilities.measured``."""
     encoded_train: tuple[EncodedExample, ...]
     encoded_test: tuple[EncodedExample, ...]
     ensemble: Ensemble
@@ -74,6 +76,7 @@ def assemble(store: RunStore, material: Material, config: RunConfig, tokenizer: 
         noise=noise.sigma_example if noise.pairs else None,
         rho=learning_time_ratio(config, len(material.train)),
         loss=config.attribution.loss,
+        measured=material.measured,
         censored=float(censored),
         tokens={} if tokenizer is None else _tokens(scored, material, tokenizer),
         facts=_facts(store, config, material, len(members)),

@@ -21,6 +21,7 @@ class RunStatus:
     ``members_asked`` K; ``members_trained`` those with a model; ``members_scored`` those whose every example is
     scored; ``members_running`` those with a job that is not final; ``members_failed`` those whose last attempt
     failed. ``target``: state of the target model's job, None without one. ``usd``: reserved and settled so far.
+    ``measured``: what a loss is the loss of; ``censored``: share of the losses that are lower bounds.
     ``noise``: scoring noise of one loss in nats, None where nothing was scored twice. ``recent``: the last changes.
     """
 
@@ -38,6 +39,8 @@ class RunStatus:
     usd: float
     self_lds: SelfLDS | None
     noise: float | None
+    measured: str
+    censored: float | None
     estimator: str | None
     why: str | None
     recent: tuple[str, ...]
@@ -57,13 +60,13 @@ def status_of(store: RunStore, material: Material, config: RunConfig) -> RunStat
     last = {job.member: job for job in store.jobs()}  # attempts are in order
     states = Counter(_state(job.status) for member, job in last.items() if member != TARGET)
     ready = store.ready_models()
-    quality = noise = estimator = why = None
+    quality = noise = censored = estimator = why = None
     try:
         attribution = assemble(store, material, config)
     except NotEnoughMembersError:
         pass
     else:
-        quality, noise = attribution.self_lds, attribution.noise
+        quality, noise, censored = attribution.self_lds, attribution.noise, attribution.censored
         estimator, why = attribution.choice.estimator.name, attribution.choice.why
     target = last.get(TARGET)
     return RunStatus(
@@ -81,6 +84,8 @@ def status_of(store: RunStore, material: Material, config: RunConfig) -> RunStat
         usd=store.spent(),
         self_lds=quality,
         noise=noise,
+        measured=material.measured,
+        censored=censored,
         estimator=estimator,
         why=why,
         recent=tuple(

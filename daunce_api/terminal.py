@@ -142,6 +142,9 @@ def status(state: RunStatus) -> None:
     ]
     if state.target is not None:
         rows.append(("target", state.target))
+    if state.measured != "completion" or state.censored:
+        bounds = f", {state.censored:.1%} of the losses are lower bounds" if state.censored else ""
+        rows.append(("measured", f"{state.measured}{bounds}"))
     if state.noise is not None:
         rows.append(("noise", f"{state.noise:.2g} nats a loss (the same examples scored twice)"))
     if state.estimator is not None:
@@ -170,6 +173,8 @@ def ranking(table: pd.DataFrame, *, title: str) -> None:
     ranking_rows(table)
     out.print(Text(f"{table.attrs.get('estimator', '')}: {table.attrs.get('question', '')}.", style="dim"))
     out.print(Text(f"Score: {SIGN}. Dim: not distinguishable from zero.", style="dim"))
+    if table.attrs.get("measured", "completion") != "completion":
+        out.print(Text(f"Measured: {table.attrs['measured']}.", style="yellow"))
 
 
 def ranking_rows(table: pd.DataFrame) -> None:

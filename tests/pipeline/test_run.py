@@ -11,7 +11,7 @@ import pytest
 from daunce_api import Attribution, Dataset, Run, RunConfig
 from daunce_api.core import scores
 from daunce_api.ensemble import plan_ensemble
-from daunce_api.errors import BudgetError, RunChangedError, StoreError
+from daunce_api.errors import BudgetError, CapabilityError, RunChangedError, StoreError
 from daunce_api.server import EmbeddedServer
 from daunce_api.store import RunStore
 
@@ -167,3 +167,30 @@ def test_attribute_is_one_call(server: EmbeddedServer, data: tuple[Path, Path], 
     proponents = attribution.top("q0", k=5)
     assert list(proponents["rank"]) == [1, 2, 3, 4, 5]
     assert (proponents["score"].diff().dropna() <= 0).all()
+
+
+def test_the_first_token_alone_is_named_in_every_output(
+    make_config: MakeConfig, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from daunce_api import terminal
+    from daunce_api.summary import facts_of
+
+    scorer = {"kind": "chat_token", "options": {"first_token": True}}
+    config = make_config(ensemble={"members": 2}, scoring={"noise_probe": 0}, backend={"scorer": scorer})
+    run = Run.create(config)
+    attribution = run.execute()
+    said = "first completion token only"
+    assert attribution.measured == said
+    assert 0 <= attribution.censored <= 1
+    terminal.status(run.status())
+    terminal.ranking(attribution.top("q0", 2), title="q0")
+    assert capsys.readouterr().out.count(said) == 2
+    assert any(said in warning for warning in facts_of(run, attribution).warnings)
+    assert Attribution.load(run.run_dir / "attribution").measured == said
+
+
+def test_a_longer_completion_is_refused_where_one_token_can_be_measured(make_config: MakeConfig) -> None:
+    config = make_config(backend={"scorer": {"kind": "chat_token"}})
+    with pytest.raises(CapabilityError, match="first_token"):
+        Run.create(config).execute()
+    assert not config.run_dir.exists()
