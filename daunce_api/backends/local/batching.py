@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 CALL_OVERHEAD_TOKENS = 96
-"""What one more forward and backward pass costs beside its tokens, in tokens; ``tests/benchmarks/local_backend.py``
-prints the figure of a machine."""
+"""What one more forward and backward pass is taken to cost, in tokens. It decides about speed alone."""
 
 
 def split_rows(lengths: Sequence[int], *, max_tokens: int, overhead: int = CALL_OVERHEAD_TOKENS) -> list[list[int]]:

@@ -63,7 +63,9 @@ class LocalOptions(Options):
     engine: Literal["processes", "thread", "ray"] = Field("processes", description="where members are trained")
     workers: int | None = Field(None, ge=1, description="processes; default: one a core on the CPU, one on a GPU")
     members_at_a_time: int | None = Field(None, ge=1, description="at most; default: as many as memory allows")
-    memory_limit_gib: float | None = Field(None, gt=0, description="of a worker beside the model; default: half of it")
+    memory_limit_gib: float | None = Field(
+        None, gt=0, description="of a worker, beside the model; default: half of what is free"
+    )
     ray: RayOptions = Field(default_factory=RayOptions)
 
     @property
