@@ -35,7 +35,8 @@ def report(attribution: Attribution, tmp_path_factory: pytest.TempPathFactory) -
     return write_report(attribution, tmp_path_factory.mktemp("report") / "report.html", run=FACTS)
 
 
-@pytest.fixture(scope="session")
+# Not for the session: while Playwright runs, its event loop does, and later tests could not run one of their own.
+@pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
     api = pytest.importorskip("playwright.sync_api")
     chromium = shutil.which("chromium")
