@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,9 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 from daunce_api import RunConfig
 
+from .faults import without_polls
 from .harness import KEY, KEY_VARIABLE, Client, Provider, config_of, save_config, write_data
+from .proxy import Sent
 
 
 @pytest.fixture(scope="session")
@@ -38,7 +41,15 @@ def key(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture(scope="session")
-def quiet(provider: Provider, tmp_path_factory: pytest.TempPathFactory) -> tuple[RunConfig, dict[str, Any]]:
+def requests_of() -> list[Sent]:
+    """Filled with the requests of the undisturbed run."""
+    return []
+
+
+@pytest.fixture(scope="session")
+def quiet(
+    provider: Provider, requests_of: list[Sent], tmp_path_factory: pytest.TempPathFactory
+) -> tuple[RunConfig, dict[str, Any]]:
     """The undisturbed run, and its outcome."""
     from .crashes import undisturbed
 
@@ -46,7 +57,14 @@ def quiet(provider: Provider, tmp_path_factory: pytest.TempPathFactory) -> tuple
     write_data(folder)
     provider.proxy.sent.clear()
     found = undisturbed(provider, folder)
+    requests_of.extend(provider.proxy.sent)
     return config_of(folder, folder / "undisturbed", provider.proxy.base_url), found
+
+
+@pytest.fixture(scope="session")
+def needed(quiet: tuple[RunConfig, dict[str, Any]], requests_of: list[Sent]) -> Counter[str]:
+    """The requests of the undisturbed run, by route, without looks at jobs."""
+    return without_polls(requests_of)
 
 
 @pytest.fixture

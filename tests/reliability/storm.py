@@ -1,4 +1,7 @@
-"""The long forms: ``python -m tests.reliability.storm --kills 300 --server-kills 30 --load-seconds 600``."""
+"""The long forms, by one command:
+
+    python -m tests.reliability.storm --kills 300 --server-kills 30 --fault-runs 10 --load-seconds 600
+"""
 
 from __future__ import annotations
 
@@ -13,10 +16,14 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 def main() -> None:
     """Run what was asked for; ends with status 1 at the first broken promise."""
     from .crashes import crash_storm
+    from .faults import fault_run, good_weather, mixed
+    from .load import load_alone
 
     parser = argparse.ArgumentParser(description="Storms of crashes, faults and load against a real server.")
     parser.add_argument("--kills", type=int, default=0, help="times that the client is killed")
     parser.add_argument("--server-kills", type=int, default=0, help="times that the server is killed")
+    parser.add_argument("--load-seconds", type=float, default=0, help="time under 64 connections")
+    parser.add_argument("--fault-runs", type=int, default=0, help="runs in which 30 %% of the requests fail")
     parser.add_argument("--seed", type=int, default=0)
     given = parser.parse_args()
 
@@ -29,6 +36,12 @@ def main() -> None:
                 Path(folder), kills=given.kills, server_kills=given.server_kills, seed=given.seed, tell=tell
             )
             tell(tally.text())
+        if given.fault_runs:
+            good = good_weather(Path(folder) / "good")
+            for seed in range(given.seed, given.seed + given.fault_runs):
+                tell(fault_run(Path(folder) / f"faults-{seed}", mixed(0.3, seed), *good).text())
+        if given.load_seconds:
+            tell(load_alone(Path(folder) / "load", given.load_seconds).text())
 
 
 if __name__ == "__main__":

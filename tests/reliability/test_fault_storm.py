@@ -1,0 +1,142 @@
+"""Faults of the server in whole runs: the same scores, or the right exit code and sentence; no storm of retries."""
+
+from __future__ import annotations
+
+from collections import Counter
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from daunce_api import Run, RunConfig
+from daunce_api.backends.base import JobStatus
+from daunce_api.orchestrator.patience import Patience
+from daunce_api.store import RunStore
+
+from .faults import fault_run, mixed
+from .harness import KEY, KEY_VARIABLE, MEMBERS, Client, Provider, config_of, jobs_of, outcome, save_config, write_data
+
+Quiet = tuple[RunConfig, dict[str, Any]]
+
+
+Good = tuple[dict[str, Any], Counter[str]]
+
+
+@pytest.fixture(scope="session")
+def good(quiet: Quiet, needed: Counter[str]) -> Good:
+    """Outcome and requests of the run without faults."""
+    return quiet[1], needed
+
+
+def test_every_fifth_request_fails_in_some_way(tmp_path: Path, good: Good) -> None:
+    weather = fault_run(tmp_path, mixed(0.2, seed=3), *good)
+    print(weather.text())
+    assert weather.ratio <= 2
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize("seed", [1, 2])
+def test_nearly_every_third_request_fails_in_some_way(tmp_path: Path, good: Good, seed: int) -> None:
+    weather = fault_run(tmp_path, mixed(0.3, seed), *good)
+    print(weather.text())
+    assert weather.ratio <= 2
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize(
+    "fault", ["rate_limit", "rate_limit_bare", "error_500", "error_502", "timeout_after", "drop", "truncated"]
+)
+def test_one_fault_at_thirty_percent(tmp_path: Path, good: Good, fault: str) -> None:
+    weather = fault_run(tmp_path, f"{fault}=0.3,retry_after=0.2,hang=6,seed=5", *good)
+    print(weather.text())
+    assert weather.ratio <= 2
+
+
+class Stormy:
+    """A server of a test's own, and a run on it in this process."""
+
+    def __init__(self, folder: Path, inject: str, **sections: dict[str, Any]) -> None:
+        write_data(folder)
+        self.provider = Provider(folder / "server", inject)
+        self.folder = folder
+        self.sections = sections
+
+    def __enter__(self) -> Stormy:
+        self.provider.__enter__()
+        self.config = config_of(self.folder, self.folder / "run", self.provider.proxy.base_url, **self.sections)
+        self.client = Client(
+            ["run", str(save_config(self.config, self.folder / "run.yaml")), "--yes"], self.folder / "output.txt"
+        )
+        return self
+
+    def __exit__(self, *details: Any) -> None:
+        self.provider.__exit__(*details)
+
+
+@pytest.fixture
+def stormy(tmp_path: Path, key: None) -> Any:
+    return partial(Stormy, tmp_path)
+
+
+def same_scores(config: RunConfig, quiet: Quiet) -> None:
+    found = outcome(config.run_dir)
+    assert {name: found[name] for name in ("scores", "train", "test")} == {
+        name: quiet[1][name] for name in ("scores", "train", "test")
+    }
+
+
+def test_a_daily_quota_in_mid_run_parks_it_and_the_next_day_ends_it(stormy: Any, quiet: Quiet) -> None:
+    with stormy("daily_limit_after=2") as storm:
+        assert storm.client.run() == 6
+        assert "same command again in some hours" in storm.client.printed()
+        assert "Traceback" not in storm.client.printed()
+        assert len(jobs_of(storm.provider, storm.config.run_dir)) == 2
+        assert Run.open(storm.config.run_dir).status().members_scored == 2  # what was bought was waited for and used
+        storm.provider.restart()
+        assert storm.client.run() == 0
+        assert len(jobs_of(storm.provider, storm.config.run_dir)) == MEMBERS
+        same_scores(storm.config, quiet)
+
+
+def test_failed_and_stuck_jobs_are_tried_again(stormy: Any, quiet: Quiet, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A stuck job is cancelled once it has taken longer than patience allows."""
+    monkeypatch.setattr("daunce_api.orchestrator.members.Patience", partial(Patience, job_timeout=20.0))
+    with stormy("job_failure=0.35,job_stuck=0.25,seed=8", training={"max_attempts": 8}) as storm:
+        Run.create(storm.config).execute()
+        jobs = jobs_of(storm.provider, storm.config.run_dir)
+        states = [job.status for job in jobs]
+        assert states.count("succeeded") == MEMBERS
+        assert {"failed", "cancelled"} <= set(states), states
+        same_scores(storm.config, quiet)
+        with RunStore.open(storm.config.run_dir, read_only=True) as store:
+            assert len({j.key for j in store.jobs()}) == len(jobs)
+            assert all(JobStatus(j.status).final for j in store.jobs())
+            assert not store.unsettled()
+
+
+def test_models_deleted_under_a_run_are_trained_again(stormy: Any, quiet: Quiet) -> None:
+    with stormy("model_deleted=0.5,seed=4", training={"max_attempts": 8}) as storm:
+        assert storm.client.run() == 0, storm.client.printed()
+        jobs = jobs_of(storm.provider, storm.config.run_dir)
+        assert len(jobs) > MEMBERS
+        same_scores(storm.config, quiet)
+
+
+def test_a_server_that_never_recovers_ends_the_run_with_a_sentence(stormy: Any) -> None:
+    with stormy("job_failure=1") as storm:
+        assert storm.client.run() == 7
+        printed = storm.client.printed()
+        assert "training.max_attempts" in printed
+        assert "Traceback" not in printed
+
+
+def test_a_refused_key_stops_at_once(stormy: Any) -> None:
+    with stormy("seed=0") as storm:
+        storm.client.environment[KEY_VARIABLE] = KEY + "-wrong"
+        assert storm.client.run() == 5
+        assert "api_key_env" in storm.client.printed()
+        assert KEY not in storm.client.printed()
+        assert len(storm.provider.proxy.sent) == 1
