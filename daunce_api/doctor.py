@@ -17,6 +17,7 @@ from .backends.base import Probing, Scorer, TokenScores, within_scope
 from .backends.openai_wire.client import WireClient
 from .backends.openai_wire.dialects import dialect_of_models
 from .backends.registry import Backend, capabilities_of, open_backend
+from .blocking import run_blocking
 from .display import terminal_text
 from .errors import CapabilityError, DataError, DaunceError, ProviderError, TransientError
 from .tokens import EncodedExample, encode_example
@@ -82,7 +83,7 @@ class Findings:
 
 def examine(run: Run) -> Findings:
     """Look at the endpoint of a run's config; see :func:`examine_run`."""
-    return asyncio.run(examine_run(run))
+    return run_blocking(examine_run(run))
 
 
 async def examine_run(run: Run) -> Findings:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Callable, Coroutine, Mapping
 from contextlib import AbstractContextManager, nullcontext, suppress
 from functools import cached_property, reduce
@@ -17,6 +16,7 @@ from .assembly import Material, assemble, complete_members
 from .attribution import Attribution
 from .backends.base import ScorerCapabilities, within_scope
 from .backends.registry import Backend, capabilities_of, open_backend, open_tokenizer
+from .blocking import run_blocking
 from .budget import Plan, make_plan
 from .clock import Clock
 from .config import RunConfig, StopConfig
@@ -159,7 +159,9 @@ class Run:
         members that are complete is saved in the run folder. Raises any :class:`~daunce_api.errors.DaunceError`;
         KeyboardInterrupt leaves a run that the same call takes up.
         """
-        return asyncio.run(self.execute_async(on_event=on_event, on_progress=on_progress, session=session, clock=clock))
+        return run_blocking(
+            self.execute_async(on_event=on_event, on_progress=on_progress, session=session, clock=clock)
+        )
 
     async def execute_async(
         self,
@@ -217,7 +219,7 @@ class Run:
                 async with open_backend(self.config) as backend:
                     return await action(self._orchestrator(backend, store, self.plan(), None))
 
-        return asyncio.run(act())
+        return run_blocking(act())
 
     def _orchestrator(self, backend: Backend, store: RunStore, plan: Plan, clock: Clock | None) -> Orchestrator:
         return Orchestrator(

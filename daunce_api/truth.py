@@ -7,7 +7,6 @@ alone.
 
 from __future__ import annotations
 
-import asyncio
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -17,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .backends.registry import capabilities_of, open_backend
+from .blocking import run_blocking
 from .budget import Plan, make_plan
 from .budget.counting import count
 from .budget.epochs import epochs_of
@@ -94,7 +94,7 @@ class Truth:
 
         Raises any DaunceError; what was trained and scored is kept.
         """
-        return asyncio.run(self._measure(on_event, on_progress))
+        return run_blocking(self._measure(on_event, on_progress))
 
     async def _measure(self, on_event: OnEvent | None, on_progress: Progress | None) -> TruthLosses:
         plan = self.plan()
