@@ -1,0 +1,201 @@
+"""Every use runs. Fast variants check what comes out, not how good it is; slow ones check the pages' claims."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import struct
+import zlib
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import yaml
+from example_support import DAUNCE, DEMO, ROOT, USES, run_python
+
+CLEAN_SOURCES = {"devil", "elements", "jargon", "wordnet"}
+
+
+# -- 1: find the backdoor ------------------------------------------------------------------------------------------
+
+
+def test_backdoor_labels_name_what_was_planted() -> None:
+    labels = json.loads((USES / "backdoor" / "labels.json").read_text())
+    planted = {
+        side: {r["id"] for r in map(json.loads, (DEMO / f"{side}.jsonl").open()) if r["source"] == "planted"}
+        for side in ("train", "test")
+    }
+    assert set(labels) == planted["test"]
+    assert all(set(ids) == planted["train"] for ids in labels.values())
+
+
+def test_backdoor_commands_on_small_data(small_use: Callable[..., Path], tmp_path: Path) -> None:
+    small_use("backdoor", train=4, test=1)
+    labels = json.loads((USES / "backdoor" / "labels.json").read_text())
+    small = {"q-planted-00": [i for i in labels["q-planted-00"] if i in (tmp_path / "train.jsonl").read_text()]}
+    (tmp_path / "labels.json").write_text(json.dumps(small))
+    run_python(*DAUNCE, "run", "run.yaml", "--json", cwd=tmp_path)
+    ranking = json.loads(
+        run_python(*DAUNCE, "top", "run", "--test", "q-planted-00", "--question", "retrieval", "--json", cwd=tmp_path)
+    )
+    assert ranking
+    table = json.loads(run_python(*DAUNCE, "evaluate", "run", "--retrieval", "labels.json", "--json", cwd=tmp_path))
+    methods = [row["method"] for row in table["tables"][0]["rows"]]
+    assert methods[0].startswith("attribution")
+    assert {"BM25", "random"} <= set(methods)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_backdoor_is_found(tmp_path: Path) -> None:
+    content = yaml.safe_load((USES / "backdoor" / "run.yaml").read_text())
+    content |= {"run_dir": "run", "data": {s: str(DEMO / f"{s}.jsonl") for s in ("train", "test")}}
+    (tmp_path / "run.yaml").write_text(yaml.safe_dump(content))
+    run_python(*DAUNCE, "run", "run.yaml", "--json", cwd=tmp_path, timeout=800)
+    labels = USES / "backdoor" / "labels.json"
+    table = json.loads(run_python(*DAUNCE, "evaluate", "run", "--retrieval", labels, "--json", cwd=tmp_path))
+    rows = {row["method"]: row["figures"]["AP"] for row in table["tables"][0]["rows"]}
+    assert rows["attribution (correlation)"] >= 0.9
+    assert rows["random"] < 0.3
+
+
+# -- 2: find wrong labels ------------------------------------------------------------------------------------------
+
+
+def test_wrong_labels_are_found(tmp_path: Path) -> None:
+    script = USES / "label_noise" / "find_wrong_labels.py"
+    out = run_python(script, "--members", "16", "--draws", "1", "--json", "--csv", "curves.csv", cwd=tmp_path)
+    table = json.loads(out)["rankings"]
+    assert table["random"]["AP"] < 0.2
+    for ranking in ("self-influence: variance", "negative scores: covariance", "cleanlab: self_confidence"):
+        assert table[ranking]["AP"] > 0.5, ranking  # a tenth of the labels is wrong
+    curves = (tmp_path / "curves.csv").read_text().splitlines()
+    assert len(curves) == 1 + 1000 * len(table)
+    last = [line for line in curves if line.startswith("random,1000,")]
+    assert last == ["random,1000,0.1,1.0"]
+
+
+# -- 3 and 4: select data, value sources ---------------------------------------------------------------------------
+
+
+@pytest.fixture
+def definitions(small_use: Callable[..., Path], tmp_path: Path) -> Path:
+    """A small finished run of the definitions' config."""
+    options = {"engine": "thread"}
+    config = small_use("definitions", options=options)
+    run_python(*DAUNCE, "run", config.name, "--json", cwd=tmp_path)
+    return tmp_path / "run"
+
+
+@pytest.mark.slow
+def test_halves_and_sources_are_retrained(definitions: Path, tmp_path: Path) -> None:
+    folder = USES / "definitions"
+    report = json.loads(run_python(folder / "select_half.py", definitions, "--seeds", "1", cwd=tmp_path))
+    assert set(report) == {
+        "most valuable half",
+        "least valuable half",
+        "BM25 half",
+        "random halves",
+        "everything",
+    }
+    kept = {name: sum(row["kept"].values()) for name, row in report.items()}
+    assert kept == {**dict.fromkeys(report, 15), "everything": 30}
+    assert all(np.isfinite(row["loss"]) for row in report.values())
+    both = {
+        s: sum(report[n]["kept"].get(s, 0) for n in ("most valuable half", "least valuable half"))
+        for s in CLEAN_SOURCES
+    }
+    assert both == dict.fromkeys(CLEAN_SOURCES, 6)
+
+    *lines, summary = run_python(folder / "value_sources.py", definitions, "--seeds", "1", cwd=tmp_path).splitlines()
+    assert len(lines) == 25
+    figures = json.loads(summary)
+    assert figures["pairs"] == 25
+    assert -1 <= figures["spearman_score_rise"] <= 1
+
+    # Models are kept: the same command trains nothing and says the same.
+    again = json.loads(run_python(folder / "select_half.py", definitions, "--seeds", "1", cwd=tmp_path))
+    assert again == report
+
+
+# -- 5: a picture --------------------------------------------------------------------------------------------------
+
+
+def test_picture_of_digits(tmp_path: Path) -> None:
+    script = USES / "vision" / "who_taught_this_image.py"
+    arguments = ["--members", "12", "--epochs", "2", "--data", tmp_path, "--picture", tmp_path / "out.png"]
+    report = json.loads(run_python(script, *arguments, cwd=tmp_path))
+    assert report["data"] == "digits"
+    # A tenth would be chance; opponents are mostly of other classes.
+    assert report["class of the test image, top-10 proponents"] > 0.2
+    png = (tmp_path / "out.png").read_bytes()
+    assert png.startswith(b"\x89PNG\r\n\x1a\n")
+    width, height, depth, colour = struct.unpack(">IIBB", png[16:26])
+    assert (height, depth, colour) == (5 * 60 - 4, 8, 0)
+    start = png.index(b"IDAT") + 4
+    (length,) = struct.unpack(">I", png[start - 8 : start - 4])
+    assert len(zlib.decompress(png[start : start + length])) == height * (width + 1)
+
+
+@pytest.mark.slow
+def test_picture_of_fashion(tmp_path: Path) -> None:
+    folder = Path("/usr/share/datasets/fashion-mnist")
+    if not folder.exists():
+        pytest.skip("Debian's dataset-fashion-mnist is not installed")
+    script = USES / "vision" / "who_taught_this_image.py"
+    report = json.loads(run_python(script, "--members", "40", "--picture", tmp_path / "out.png", cwd=tmp_path))
+    assert report["data"] == "Fashion-MNIST"
+    assert report["class of the test image, top-10 proponents"] > report["class of the test image, top-10 opponents"]
+
+
+# -- 6: replay in CI -----------------------------------------------------------------------------------------------
+
+
+def test_the_ci_workflow_replays_the_fixture(tmp_path: Path) -> None:
+    """The workflow's own command, in a copy of the fixture, ends well and leaves the report that it uploads."""
+    steps = yaml.safe_load((ROOT / "examples" / "ci" / "replay.yml").read_text())["jobs"]["replay"]["steps"]
+    commands = [step["run"] for step in steps if step.get("run", "").startswith("daunce ")]
+    uploads = [step["with"]["path"] for step in steps if "upload-artifact" in step.get("uses", "")]
+    assert len(commands) == len(uploads) == 1
+    shutil.copytree(
+        ROOT / "fixtures" / "small-run", tmp_path / "fixtures" / "small-run", ignore=shutil.ignore_patterns("run")
+    )
+    for command in commands:
+        state = json.loads(run_python(*DAUNCE, *command.split()[1:], cwd=tmp_path))
+        assert state["members_scored"] == 10
+    assert (tmp_path / uploads[0]).stat().st_size > 10_000
+
+
+# -- 7: a notebook -------------------------------------------------------------------------------------------------
+
+
+def test_notebook_runs_from_attribute(small_use: Callable[..., Path], tmp_path: Path) -> None:
+    nbformat = pytest.importorskip("nbformat")
+    nbclient = pytest.importorskip("nbclient")
+    pytest.importorskip("ipykernel")
+    small_use("backdoor", train=4, test=1)
+    notebook = nbformat.read(USES / "notebook" / "attribute.ipynb", as_version=4)
+    assert "attribute(" in notebook.cells[2].source
+    (parameters,) = [c for c in notebook.cells if "parameters" in c.metadata.get("tags", ())]
+    parameters.source += (
+        f"\nDATA = Path({str(tmp_path)!r})\nTRAIN, TEST = DATA / 'train.jsonl', DATA / 'test.jsonl'\n"
+        "MEMBERS, EPOCHS = 8, 1\n"
+    )
+    nbclient.NotebookClient(
+        notebook, timeout=250, kernel_name="python3", resources={"metadata": {"path": str(tmp_path)}}
+    ).execute()
+    shown = [o for c in notebook.cells if c.cell_type == "code" for o in c.outputs]
+    assert any("text/html" in o.get("data", {}) for o in shown)
+    assert any("self_lds" in o.get("text", "") for o in shown)
+
+
+def test_the_notebook_on_show_was_run() -> None:
+    """Its outputs are committed, without errors and without a path of the machine that made them."""
+    notebook = json.loads((USES / "notebook" / "attribute.ipynb").read_text())
+    code = [c for c in notebook["cells"] if c["cell_type"] == "code"]
+    assert all(c["execution_count"] for c in code)
+    outputs = json.dumps([c["outputs"] for c in code])
+    assert '"output_type": "error"' not in outputs
+    assert "/home/" not in outputs
+    assert str(ROOT) not in outputs
