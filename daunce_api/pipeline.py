@@ -3,38 +3,30 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Coroutine, Mapping
-from contextlib import AbstractContextManager, nullcontext, suppress
-from functools import cached_property, reduce
+from contextlib import suppress
+from functools import cached_property
 from html import escape
-from operator import or_
 from pathlib import Path
 from typing import Any, TypeVar
-
-import numpy as np
 
 from .assembly import Material, assemble, complete_members
 from .attribution import Attribution
 from .backends.base import ScorerCapabilities, within_scope
-from .backends.registry import Backend, capabilities_of, open_backend, open_tokenizer
+from .backends.registry import capabilities_of, open_backend, open_tokenizer
 from .blocking import run_blocking
 from .budget import Plan, make_plan
 from .clock import Clock
-from .config import RunConfig, StopConfig
-from .core import SelfLDS
-from .core.quality import MINIMUM_MEMBERS
-from .core.stopping import AtLeast, Condition, Plateau, Reached
+from .config import RunConfig
 from .dataset import Dataset
-from .display import terminal_text
 from .ensemble import plan_ensemble
-from .errors import ConfigurationError, DataError, DaunceError, StoreCorruptError
-from .noise import check_members_differ
-from .orchestrator import CancelReport, CleanReport, Event, OnEvent, Orchestrator
+from .errors import DataError, DaunceError, StoreCorruptError
+from .execution import Execution, check_served
+from .orchestrator import CancelReport, CleanReport, OnEvent, Orchestrator
 from .replay import Session
-from .runlog import logger, logging_to
-from .scored_cache import open_cache
-from .scoring import PROBED_MEMBER, Progress, ScoringClient
+from .runlog import logging_to
+from .scoring import Progress
 from .status import RunStatus, status_of
-from .store import TARGET, RunStore
+from .store import RunStore
 from .tokens import EncodedExample, Tokenizer, encode_example
 
 DATA_FOLDER, ATTRIBUTION_FOLDER, LOG_NAME = "data", "attribution", "daunce.log"
@@ -180,16 +172,18 @@ class Run:
                 session.check_run(store.run_key)
             self._keep_data()
             with logging_to(self.run_dir / LOG_NAME):
-                work = _Work(self, store, plan, on_event, on_progress, session, clock)
+                work = Execution(
+                    self.config, self.material, store, plan, on_event=on_event, on_progress=on_progress, clock=clock
+                )
                 try:
-                    await work.train_and_score()
+                    await work.train_and_score(session)
                 except BaseException:
                     with suppress(DaunceError):  # what ended the run is what has to be said
                         self._save(store)
                     raise
                 self._save(store)
                 attribution = assemble(store, self.material, self.config, self.tokenizer)
-                _check_differ(store, attribution)
+                check_served(store, attribution)
                 return attribution
 
     def attribution(self) -> Attribution:
@@ -217,20 +211,10 @@ class Run:
         async def act() -> T:
             with RunStore.open(self.run_dir) as store:
                 async with open_backend(self.config) as backend:
-                    return await action(self._orchestrator(backend, store, self.plan(), None))
+                    work = Execution(self.config, self.material, store, self.plan())
+                    return await action(work.orchestrator(backend))
 
         return run_blocking(act())
-
-    def _orchestrator(self, backend: Backend, store: RunStore, plan: Plan, clock: Clock | None) -> Orchestrator:
-        return Orchestrator(
-            backend.trainer,
-            store,
-            ensemble=self.material.ensemble,
-            dataset=self.train,
-            config=self.config,
-            costs=plan.costs,
-            clock=clock,
-        )
 
     def _repr_html_(self) -> str:
         state = self.status()
@@ -264,111 +248,6 @@ class Run:
     def _save(self, store: RunStore) -> None:
         if len(complete_members(store, self.material)) >= 2:
             assemble(store, self.material, self.config, self.tokenizer).save(self.run_dir / ATTRIBUTION_FOLDER)
-
-
-class _Work:
-    """One execution of a run: the objects that live only while it trains and scores."""
-
-    def __init__(
-        self,
-        run: Run,
-        store: RunStore,
-        plan: Plan,
-        on_event: OnEvent | None,
-        on_progress: Progress | None,
-        session: Session | None,
-        clock: Clock | None,
-    ) -> None:
-        self._run = run
-        self._store = store
-        self._plan = plan
-        self._on_event = on_event
-        self._on_progress = on_progress
-        self._session = session
-        self._clock = session.clock if session is not None and clock is None else clock
-        self._stop = run.config.ensemble.stop
-        self._history: dict[int, SelfLDS] = {}
-
-    async def train_and_score(self) -> None:
-        """Everything that is missing; opens no backend where nothing is."""
-        run, store = self._run, self._store
-        finished = complete_members(store, run.material)
-        if len(finished) == run.material.ensemble.members or self._enough(finished) is not None:
-            return
-        recording: AbstractContextManager[Any] = self._session or nullcontext()
-        replaying = self._session is not None and self._session.replaying
-        # A recording holds every request, so nothing may be answered from elsewhere while one is made or replayed.
-        cache = None if self._session is not None else open_cache(run.config)
-        with recording, cache or nullcontext():
-            async with open_backend(run.config, replaying=replaying) as backend:
-                self._client = ScoringClient(
-                    backend.scorer,
-                    store,
-                    concurrency=run.config.scoring.concurrency,
-                    clock=self._clock,
-                    on_progress=self._on_progress,
-                    cache=cache,
-                )
-                self._orchestrator = run._orchestrator(backend, store, self._plan, self._clock)
-                self._plan.check_model(await self._orchestrator.model_info(run.config.backend.model))
-                await self._orchestrator.run(self._score, self._tell, finished=finished)
-
-    def _tell(self, event: Event) -> None:
-        logger.info("%s", terminal_text(event.message))
-        if self._on_event is not None:
-            self._on_event(event)
-
-    async def _score(self, member: int, model: str) -> None:
-        """Everything that is asked of one model, as soon as it is there."""
-        run = self._run
-        if member == TARGET and not run.config.scoring.target:
-            return
-        subject = f"scoring of member {member}"
-        self._store.reserve(subject, self._plan.scoring_usd_per_model or 0.0, cap=run.config.budget.max_usd)
-        if member == PROBED_MEMBER:
-            await self._client.probe(model, min(run.material.encoded, key=lambda e: (e.ids, e.targets)))
-        if member != TARGET:
-            # Before the scores: a member that has them all is complete, and never asked again.
-            await self._client.probe_noise(member, model, run.material.encoded_train, run.config.scoring.noise_probe)
-        await self._client.score_member(member, model, run.material.encoded)
-        self._store.settle(subject, self._plan.scoring_usd_per_model or 0.0)
-        reason = self._enough(complete_members(self._store, run.material))
-        if reason is not None:
-            self._orchestrator.halt(reason)
-
-    def _enough(self, members: list[int]) -> str | None:
-        """Why no further member is needed, by ``ensemble.stop``; looks at every ``check_every``-th complete member."""
-        if self._stop is None:
-            return None
-        every = self._stop.check_every
-        latest = len(members) // every * every
-        for count in (latest - every, latest):
-            if count >= MINIMUM_MEMBERS and count not in self._history:
-                attribution = assemble(self._store, self._run.material, self._run.config)
-                quality = attribution.first(count).self_lds
-                if quality is not None:
-                    self._history[count] = quality
-        return stop_condition(self._stop).met([self._history[count] for count in sorted(self._history)])
-
-
-def stop_condition(stop: StopConfig) -> Condition:
-    """The condition that ``ensemble.stop`` describes. Raises ConfigurationError where it names none."""
-    conditions: list[Condition] = []
-    if stop.self_lds is not None:
-        conditions.append(Reached(stop.self_lds))
-    if stop.plateau is not None:
-        conditions.append(Plateau(stop.plateau))
-    if not conditions:
-        raise ConfigurationError("ensemble.stop needs self_lds, plateau, or both.")
-    return reduce(or_, conditions) & AtLeast(stop.min_members)
-
-
-def _check_differ(store: RunStore, attribution: Attribution) -> None:
-    """Raises ContractError where the members' answers show that the endpoint does not serve the fine-tunes."""
-    models = store.ready_models()
-    loss_KX = np.concatenate([attribution.test_loss_KM, attribution.train_loss_KN], axis=1)
-    names = [models.get(k, f"member {k}") for k in attribution.members]
-    check_members_differ(loss_KX, names, sigma=attribution.noise or 0.0)
 
 
 def _data_file(run_dir: Path, side: str) -> Path:

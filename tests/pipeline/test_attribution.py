@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -59,6 +60,14 @@ def test_scores_by_source_are_sums(attribution: Attribution) -> None:
     table, by_source = attribution.scores(), attribution.scores(by="source")
     assert list(by_source.index) == ["(none)", "a", "b"]
     np.testing.assert_allclose(by_source.loc["a"], table.loc[["t0", "t3"]].sum())
+
+
+def test_sources_may_be_named_like_test_examples(attribution: Attribution) -> None:
+    expected = attribution.scores(by="source").to_numpy()
+    named = replace(attribution, train=dataset(6, "t", ("q1", "q2", "q0")))
+    by_source = named.scores(by="source")
+    assert list(by_source.index) == ["q0", "q1", "q2"]
+    np.testing.assert_allclose(by_source.to_numpy(), expected)
 
 
 def test_top_is_the_head_of_the_sorted_scores(attribution: Attribution) -> None:

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from daunce_api import Attribution, Dataset, Run, RunConfig
+from daunce_api.backends.base import TokenScores
+from daunce_api.backends.openai_wire.echo import EchoScorer
 from daunce_api.core import scores
 from daunce_api.ensemble import plan_ensemble
-from daunce_api.errors import BudgetError, CapabilityError, RunChangedError, StoreError
+from daunce_api.errors import BudgetError, CapabilityError, ContractError, RunChangedError, StoreError
 from daunce_api.server import EmbeddedServer
 from daunce_api.store import RunStore
+from daunce_api.tokens import EncodedExample
 
 MakeConfig = Callable[..., RunConfig]
 
@@ -48,7 +51,7 @@ def test_the_same_command_again_does_nothing(make_config: MakeConfig, monkeypatc
     def refuse(*_: object, **__: object) -> None:
         raise AssertionError("a finished run needs no backend")
 
-    monkeypatch.setattr("daunce_api.pipeline.open_backend", refuse)
+    monkeypatch.setattr("daunce_api.execution.open_backend", refuse)
     again = Run.create(make_config()).execute()
     assert np.array_equal(again.train_loss_KN, first.train_loss_KN)
 
@@ -194,3 +197,20 @@ def test_a_longer_completion_is_refused_where_one_token_can_be_measured(make_con
     with pytest.raises(CapabilityError, match="first_token"):
         Run.create(config).execute()
     assert not config.run_dir.exists()
+
+
+def test_a_server_that_answers_with_the_base_model_ends_the_run_early(
+    make_config: MakeConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The costliest wrong number: it is found with the first two members, not after all are paid for."""
+    honest = EchoScorer.score
+
+    async def base_model_only(self: EchoScorer, model: str, batch: Sequence[EncodedExample]) -> list[TokenScores]:
+        return await honest(self, "daunce-tiny", batch)
+
+    monkeypatch.setattr(EchoScorer, "score", base_model_only)
+    run = Run.create(make_config(ensemble={"members": 12}, backend={"max_concurrent_jobs": 1}))
+    with pytest.raises(ContractError, match="answers with the base model"):
+        run.execute()
+    with RunStore.open(run.run_dir, read_only=True) as store:
+        assert 2 <= len(store.jobs()) <= 4

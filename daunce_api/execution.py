@@ -1,0 +1,161 @@
+"""One execution of a run: train, score each member as soon as it is there, stop when there are enough."""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager, nullcontext
+from functools import reduce
+from operator import or_
+from typing import Any
+
+import numpy as np
+
+from .assembly import Material, assemble, complete_members
+from .attribution import Attribution
+from .backends.registry import Backend, open_backend
+from .budget import Plan
+from .clock import Clock
+from .config import RunConfig, StopConfig
+from .core import SelfLDS
+from .core.quality import MINIMUM_MEMBERS
+from .core.stopping import AtLeast, Condition, Plateau, Reached
+from .display import terminal_text
+from .errors import ConfigurationError
+from .noise import check_members_differ
+from .orchestrator import Event, OnEvent, Orchestrator
+from .replay import Session
+from .runlog import logger
+from .scored_cache import open_cache
+from .scoring import PROBED_MEMBER, Progress, ScoringClient
+from .store import TARGET, RunStore
+
+
+class Execution:
+    """The objects that live only while a run trains and scores; everything that lasts is in the store."""
+
+    def __init__(
+        self,
+        config: RunConfig,
+        material: Material,
+        store: RunStore,
+        plan: Plan,
+        *,
+        on_event: OnEvent | None = None,
+        on_progress: Progress | None = None,
+        clock: Clock | None = None,
+    ) -> None:
+        self._config = config
+        self._material = material
+        self._store = store
+        self._plan = plan
+        self._on_event = on_event
+        self._on_progress = on_progress
+        self._clock = clock
+        self._history: dict[int, SelfLDS] = {}
+        self._compared = False
+
+    def orchestrator(self, backend: Backend) -> Orchestrator:
+        """The jobs of this run, at an opened backend."""
+        return Orchestrator(
+            backend.trainer,
+            self._store,
+            ensemble=self._material.ensemble,
+            dataset=self._material.train,
+            config=self._config,
+            costs=self._plan.costs,
+            clock=self._clock,
+        )
+
+    async def train_and_score(self, session: Session | None = None) -> None:
+        """Everything that is missing; opens no backend where nothing is.
+
+        Raises ContractError as soon as two members show that the endpoint does not serve the fine-tunes.
+        """
+        finished = complete_members(self._store, self._material)
+        self._compare(finished)
+        if len(finished) == self._material.ensemble.members or self._enough(finished) is not None:
+            return
+        recording: AbstractContextManager[Any] = session or nullcontext()
+        if session is not None and self._clock is None:
+            self._clock = session.clock
+        # A recording holds every request, so nothing may be answered from elsewhere while one is made or replayed.
+        cache = None if session is not None else open_cache(self._config)
+        with recording, cache or nullcontext():
+            async with open_backend(self._config, replaying=session is not None and session.replaying) as backend:
+                self._client = ScoringClient(
+                    backend.scorer,
+                    self._store,
+                    concurrency=self._config.scoring.concurrency,
+                    clock=self._clock,
+                    on_progress=self._on_progress,
+                    cache=cache,
+                )
+                self._orchestrator = self.orchestrator(backend)
+                self._plan.check_model(await self._orchestrator.model_info(self._config.backend.model))
+                await self._orchestrator.run(self._score, self._tell, finished=finished)
+
+    def _tell(self, event: Event) -> None:
+        logger.info("%s", terminal_text(event.message))
+        if self._on_event is not None:
+            self._on_event(event)
+
+    async def _score(self, member: int, model: str) -> None:
+        """Everything that is asked of one model, as soon as it is there."""
+        config, material = self._config, self._material
+        if member == TARGET and not config.scoring.target:
+            return
+        subject = f"scoring of member {member}"
+        self._store.reserve(subject, self._plan.scoring_usd_per_model or 0.0, cap=config.budget.max_usd)
+        if member == PROBED_MEMBER:
+            await self._client.probe(model, min(material.encoded, key=lambda e: (e.ids, e.targets)))
+        if member != TARGET:
+            # Before the scores: a member that has them all is complete, and never asked again.
+            await self._client.probe_noise(member, model, material.encoded_train, config.scoring.noise_probe)
+        await self._client.score_member(member, model, material.encoded)
+        self._store.settle(subject, self._plan.scoring_usd_per_model or 0.0)
+        if self._compared and config.ensemble.stop is None:
+            return
+        members = complete_members(self._store, material)
+        self._compare(members)
+        reason = self._enough(members)
+        if reason is not None:
+            self._orchestrator.halt(reason)
+
+    def _compare(self, members: list[int]) -> None:
+        """Hold the first complete members against each other, before more of them are paid for."""
+        if self._compared or len(members) < 2:
+            return
+        check_served(self._store, assemble(self._store, self._material, self._config))
+        self._compared = True
+
+    def _enough(self, members: list[int]) -> str | None:
+        """Why no further member is needed, by ``ensemble.stop``; looks at every ``check_every``-th complete member."""
+        stop = self._config.ensemble.stop
+        if stop is None:
+            return None
+        latest = len(members) // stop.check_every * stop.check_every
+        for count in (latest - stop.check_every, latest):
+            if count >= MINIMUM_MEMBERS and count not in self._history:
+                quality = assemble(self._store, self._material, self._config).first(count).self_lds
+                if quality is not None:
+                    self._history[count] = quality
+        return stop_condition(stop).met([self._history[count] for count in sorted(self._history)])
+
+
+def stop_condition(stop: StopConfig) -> Condition:
+    """The condition that ``ensemble.stop`` describes. Raises ConfigurationError where it names none."""
+    conditions: list[Condition] = []
+    if stop.self_lds is not None:
+        conditions.append(Reached(stop.self_lds))
+    if stop.plateau is not None:
+        conditions.append(Plateau(stop.plateau))
+    if not conditions:
+        raise ConfigurationError("ensemble.stop needs self_lds, plateau, or both.")
+    return reduce(or_, conditions) & AtLeast(stop.min_members)
+
+
+def check_served(store: RunStore, attribution: Attribution) -> None:
+    """Raises ContractError where the members' answers show that the endpoint does not serve the fine-tunes."""
+    models = store.ready_models()
+    loss_KX = np.concatenate([attribution.test_loss_KM, attribution.train_loss_KN], axis=1)
+    names = [models.get(k, f"member {k}") for k in attribution.members]
+    check_members_differ(loss_KX, names, sigma=attribution.noise or 0.0)
