@@ -129,7 +129,16 @@ class Attribution:
         import pandas as pd
 
         table = pd.DataFrame(self.scores_NM(), index=pd.Index(self.train.ids, name="train"), columns=self.test.ids)
-        return table if by is None else table.groupby(self.labels("train")).sum().rename_axis("source")
+        if by is None:
+            return table
+        # As an array: pandas takes a list for names of columns where every source is also the id of a test example.
+        return table.groupby(np.array(self.labels("train"))).sum().rename_axis("source")
+
+    def __repr__(self) -> str:
+        return (
+            f"Attribution({len(self.members)} members, {len(self.train)} training x {len(self.test)} test examples, "
+            f"estimator={self.estimator!r})"
+        )
 
     def _repr_html_(self) -> str:
         from .report import notebook_html

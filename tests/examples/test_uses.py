@@ -30,6 +30,7 @@ def test_backdoor_labels_name_what_was_planted() -> None:
     assert all(set(ids) == planted["train"] for ids in labels.values())
 
 
+@pytest.mark.slow
 def test_backdoor_commands_on_small_data(small_use: Callable[..., Path], tmp_path: Path) -> None:
     small_use("backdoor", train=4, test=1)
     labels = json.loads((USES / "backdoor" / "labels.json").read_text())
@@ -124,7 +125,16 @@ def test_halves_and_sources_are_retrained(definitions: Path, tmp_path: Path) -> 
 
 def test_picture_of_digits(tmp_path: Path) -> None:
     script = USES / "vision" / "who_taught_this_image.py"
-    arguments = ["--members", "12", "--epochs", "2", "--data", tmp_path, "--picture", tmp_path / "out.png"]
+    arguments: list[str | Path] = [
+        "--members",
+        "12",
+        "--epochs",
+        "2",
+        "--data",
+        tmp_path,
+        "--picture",
+        tmp_path / "out.png",
+    ]
     report = json.loads(run_python(script, *arguments, cwd=tmp_path))
     assert report["data"] == "digits"
     # A tenth would be chance; opponents are mostly of other classes.
@@ -170,6 +180,7 @@ def test_the_ci_workflow_replays_the_fixture(tmp_path: Path) -> None:
 # -- 7: a notebook -------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_notebook_runs_from_attribute(small_use: Callable[..., Path], tmp_path: Path) -> None:
     nbformat = pytest.importorskip("nbformat")
     nbclient = pytest.importorskip("nbclient")
@@ -185,6 +196,8 @@ def test_notebook_runs_from_attribute(small_use: Callable[..., Path], tmp_path: 
     nbclient.NotebookClient(
         notebook, timeout=250, kernel_name="python3", resources={"metadata": {"path": str(tmp_path)}}
     ).execute()
+    (report,) = [c.outputs for c in notebook.cells if c.source == "attribution"]
+    assert "Helped most by" in report[0]["data"]["text/html"]
     shown = [o for c in notebook.cells if c.cell_type == "code" for o in c.outputs]
     assert any("text/html" in o.get("data", {}) for o in shown)
     assert any("self_lds" in o.get("text", "") for o in shown)

@@ -109,6 +109,10 @@ def test_false_discovery_control_is_over_all_pairs(attribution: Attribution) -> 
     assert list(strict["score"]) == list(loose["score"])
 
 
+def test_it_prints_as_one_line(attribution: Attribution) -> None:
+    assert repr(attribution) == "Attribution(12 members, 6 training x 4 test examples, estimator='covariance')"
+
+
 def test_the_first_members_alone(attribution: Attribution) -> None:
     part = attribution.first(8)
     assert part.members == tuple(range(8))
