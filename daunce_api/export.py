@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import os
 import sys
@@ -51,7 +52,8 @@ def write_table(table: pd.DataFrame, form: TableFormat, output: Path | None) -> 
 
 def _csv(table: pd.DataFrame) -> str:
     safe = table.map(lambda cell: csv_cell(cell) if isinstance(cell, str) else cell)
-    text: str = safe.to_csv(index=False)
+    # Every text is quoted: by default a carriage return is not, and what follows it would begin a row of its own.
+    text: str = safe.to_csv(index=False, quoting=csv.QUOTE_NONNUMERIC)
     return text
 
 

@@ -30,7 +30,7 @@ def _quiet_proxy(request: pytest.FixtureRequest) -> Iterator[None]:
     yield
     if "provider" in request.fixturenames:
         proxy = request.getfixturevalue("provider").proxy
-        proxy.hook = proxy.change_request = proxy.change_answer = None
+        proxy.hook = proxy.change_request = proxy.change_answer = proxy.refuse = None
         proxy.sent.clear()
 
 

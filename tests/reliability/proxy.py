@@ -37,12 +37,14 @@ class Sent:
 
 Hook = Callable[[Sent, str], None]
 Change = Callable[[Sent], bytes]
+Refusal = Callable[[Sent], tuple[int, bytes] | None]
 
 
 class Proxy:
     """Listens on one loopback port for as long as it lives, whatever becomes of the server behind it.
 
-    ``hook`` is called around every request; ``change_request`` and ``change_answer`` return other bytes for a body.
+    ``hook`` is called around every request; ``change_request`` and ``change_answer`` return other bytes for a body;
+    ``refuse`` may answer a request with a status and a body instead of the server.
     A server that cannot be reached, or breaks off, is passed on as a broken connection.
     """
 
@@ -52,6 +54,7 @@ class Proxy:
         self.hook: Hook | None = None
         self.change_request: Change | None = None
         self.change_answer: Change | None = None
+        self.refuse: Refusal | None = None
         self._client = httpx2.Client(
             timeout=600, trust_env=False, limits=httpx2.Limits(max_connections=200, max_keepalive_connections=0)
         )
@@ -98,9 +101,16 @@ class Proxy:
     def _handle(self, handler: BaseHTTPRequestHandler) -> None:
         length = int(handler.headers.get("content-length") or 0)
         sent = Sent(handler.command, handler.path, handler.rfile.read(length))
+        if len(sent.body) < length:  # the client died while it was sending
+            handler.close_connection = True
+            return
         self.sent.append(sent)
         if self.hook is not None:
             self.hook(sent, BEFORE)
+        refused = None if self.refuse is None else self.refuse(sent)
+        if refused is not None:
+            _reply(handler, refused[0], {"content-type": "application/json"}, refused[1])
+            return
         body = sent.body if self.change_request is None else self.change_request(sent)
         headers = {k: v for k, v in handler.headers.items() if k.lower() not in _NOT_FORWARDED}
         try:
@@ -115,11 +125,15 @@ class Proxy:
         if self.hook is not None:
             self.hook(sent, AFTER)
         content = answer.content if self.change_answer is None else self.change_answer(sent)
-        handler.send_response(answer.status_code)
-        for name, value in answer.headers.items():
-            if name.lower() not in _NOT_FORWARDED:
-                handler.send_header(name, value)
-        handler.send_header("content-length", str(len(content)))
-        handler.end_headers()
-        handler.wfile.write(content)
-        handler.wfile.flush()
+        _reply(handler, answer.status_code, dict(answer.headers.items()), content)
+
+
+def _reply(handler: BaseHTTPRequestHandler, status: int, headers: dict[str, str], content: bytes) -> None:
+    handler.send_response(status)
+    for name, value in headers.items():
+        if name.lower() not in _NOT_FORWARDED:
+            handler.send_header(name, value)
+    handler.send_header("content-length", str(len(content)))
+    handler.end_headers()
+    handler.wfile.write(content)
+    handler.wfile.flush()

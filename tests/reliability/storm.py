@@ -1,7 +1,4 @@
-"""The long forms, by one command:
-
-    python -m tests.reliability.storm --kills 300 --server-kills 30 --fault-runs 10 --load-seconds 600
-"""
+"""The long forms: ``python -m tests.reliability.storm --kills 300 --server-kills 20 --load-seconds 600``."""
 
 from __future__ import annotations
 

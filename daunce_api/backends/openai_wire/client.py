@@ -151,6 +151,8 @@ class WireClient:
         content = await self.content(call, doing=doing, submit=submit)
         try:
             answer = json.loads(content)
+            if b"\\ud" in content.lower():  # half of a surrogate pair cannot be stored, logged or sent
+                json.dumps(answer, ensure_ascii=False).encode()
         except (ValueError, RecursionError):
             answer = None
         if not isinstance(answer, dict):
