@@ -128,7 +128,14 @@ def quality_line(state: RunStatus) -> str:
 
 
 def status(state: RunStatus) -> None:
-    """``daunce status``."""
+    """``daunce status``: how far the run is, and what changed last."""
+    summary(state)
+    for line in state.recent:
+        out.print(Text("  " + terminal_text(line), style="dim"))
+
+
+def summary(state: RunStatus) -> None:
+    """How far a run is."""
     table = Table(show_header=False, box=None, pad_edge=False)
     rows: list[tuple[str, str]] = [
         ("run", f"{state.name} in {state.run_dir}"),
@@ -148,18 +155,16 @@ def status(state: RunStatus) -> None:
     if state.noise is not None:
         rows.append(("noise", f"{state.noise:.2g} nats a loss (the same examples scored twice)"))
     if state.estimator is not None:
-        rows.append(("estimator", f"{state.estimator}: {state.why}"))
+        rows.append(("estimator", str(state.why)))
         rows.append(("quality", quality_line(state)))
     for name, value in rows:
         table.add_row(Text(name, style="dim"), rich_text(value))
     out.print(table)
-    for line in state.recent:
-        out.print(Text("  " + terminal_text(line), style="dim"))
 
 
 def finished(state: RunStatus, attribution: Attribution, page: Path | None) -> None:
     """The closing words of ``daunce run``."""
-    status(state)
+    summary(state)
     first = attribution.test.ids[0]
     out.print()
     if page is not None:
@@ -252,7 +257,7 @@ def demo(result: DemoResult, page: Path | None) -> None:
     choice = attribution.choice
     for name, value in (
         ("members", f"{len(attribution.members)} fine-tunes on random halves, in {result.seconds:.0f} s"),
-        ("estimator", f"{choice.estimator.name}: {choice.why}"),
+        ("estimator", choice.why),
         ("report", "not written" if page is None else str(page)),
         ("next", f"daunce top {result.run.run_dir} --test {attribution.test.ids[shown[0]]} -k 10"),
     ):
