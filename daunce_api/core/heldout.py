@@ -44,18 +44,44 @@ class HeldOut:
         self._train, self._test = members.train_KN, members.test_KM
         if not members.complete:
             self._train, self._test = _at_mean(self._train), _at_mean(self._test)
-        self._products = self._multiply()
+        gram, cross, self._overlap = self._multiply()
+        self._products = gram, cross
         self._dispersion = inclusion_dispersion(self._inclusion)
 
-    def _multiply(self) -> tuple[Matrix, Matrix]:
+    def _multiply(self) -> tuple[Matrix, Matrix, Matrix]:
         count, examples = self.members.train_KN.shape
-        gram, cross = np.zeros((count, count)), np.zeros((count, count))
+        gram, cross, overlap = np.zeros((count, count)), np.zeros((count, count)), np.zeros((count, count))
         for start in range(0, examples, _BLOCK):
             piece = slice(start, start + _BLOCK)
             a = centred(self._train[:, piece].astype(np.float64))
             gram += a @ a.T
-            cross += centred(self._inclusion[:, piece].astype(np.float64)) @ a.T
-        return gram, cross
+            included = centred(self._inclusion[:, piece].astype(np.float64))
+            cross += included @ a.T
+            overlap += included @ included.T
+        return gram, cross, overlap
+
+    def explained(self) -> tuple[float, float]:
+        """Share of the test losses' variance that subsets explain linearly, and its standard error.
+
+        Haseman and Elston's regression (1972): over pairs of members, the product of their standardised test losses,
+        mean over test examples, against the overlap of their subsets, scaled so that a member's with itself is 1.
+        Luck of training and scoring noise are no part of it. The error takes pairs to be independent.
+        """
+        count = self.members.count
+        overlap = self._overlap - self._overlap.mean(axis=1, keepdims=True)
+        overlap = overlap - overlap.mean(axis=0)
+        b = centred(self._test.astype(np.float64))
+        spread = b.std(axis=0)
+        b = b[:, spread > 0] / spread[spread > 0]
+        if b.shape[1] == 0 or not np.trace(overlap) > 0:
+            return 0.0, float("inf")
+        pairs = np.triu_indices(count, 1)
+        x, y = (overlap / np.trace(overlap) * count)[pairs], (b @ b.T / b.shape[1])[pairs]
+        x, y = x - x.mean(), y - y.mean()
+        squares = float((x**2).sum())
+        if squares <= 1e-12 * x.size:
+            return 0.0, float("inf")
+        return float(x @ y) / squares, float(np.sqrt((y**2).mean() / squares))
 
     def predict(self, candidates: Sequence[Candidate], fit: Members, held: Members) -> list[NDArray[np.float64]]:
         """Test losses of members ``held`` (H, M), predicted with scores from members ``fit``, for each candidate.
@@ -76,6 +102,11 @@ class HeldOut:
             b = centred(stabilised(self._test, setting.log_offset)[fit])
             out.append(-(projected * phi) @ (spectrum.u_KD.T @ b))
         return out
+
+    def spectrum(self, setting: Setting) -> Spectrum:
+        """The spectrum of all members' training losses."""
+        energy = setting.noise_energy(self.members.train_KN.shape[1])
+        return decompose(self._products[0], dispersion=self._dispersion, noise_energy=energy)
 
     def _fit(self, gram_KK: Matrix, cross_KK: Matrix, fit: Members, held: Members) -> tuple[Spectrum, Matrix]:
         gram = gram_KK[np.ix_(fit, fit)]

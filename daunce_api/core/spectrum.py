@@ -20,6 +20,7 @@ from daunce_api.errors import ConfigurationError, DataError
 Vector: TypeAlias = NDArray[np.float64]
 Matrix: TypeAlias = NDArray[np.float64]
 _BLOCK = 65_536
+SAME_ANSWER = 10.0  # f R / rho of the leading direction up to which members answer like the target (see choice.py)
 
 
 @dataclass(frozen=True)
@@ -97,6 +98,10 @@ class Spectrum:
         if self.dispersion is None:
             raise ConfigurationError("This estimator needs the inclusion matrix: pass inclusion_KN.")
         return np.asarray(np.sqrt(self.signal / (self.members * self.dispersion)))
+
+    def answers_like_target(self, rho: float | None) -> bool:
+        """Whether members and target answer to re-weighting alike: no rho, or a leading f R of at most 10 rho."""
+        return rho is None or bool(self.response[0] <= SAME_ANSWER * rho)
 
     def with_noise(self, noise_energy: float) -> Spectrum:
         """The same spectrum under another scoring noise."""

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from scipy.stats import spearmanr
 
 from daunce_api.core import Setting, choose, member_losses, scores, self_lds
-from daunce_api.core.choice import RIDGES
+from daunce_api.core.choice import RIDGES, SHORTFALL, shortfall
 from daunce_api.core.estimators import estimator_named
 from daunce_api.core.heldout import HeldOut
 from daunce_api.core.quality import Curve, column_spearman, estimate, fit_curve
@@ -66,8 +66,45 @@ def test_the_ceiling_takes_the_luck_of_single_runs_out() -> None:
     assert abs(judged.value - without_luck) < 0.5 * abs(judged.raw - without_luck)
 
 
-def test_members_from_the_target_have_no_ceiling() -> None:
-    assert self_lds(P.train, P.test, P.inclusion, rho=0.1).ceiling == 1.0
+def test_the_ceiling_of_members_from_the_target_depends_on_how_alike_they_answer() -> None:
+    rng = np.random.default_rng(2)
+    test = P.test + rng.normal(size=P.test.shape) * P.test.std(axis=0)  # keeps raw below any ceiling
+    assert self_lds(P.train, test, P.inclusion, "covariance", rho=1e-6).ceiling == 1.0
+    alike = self_lds(P.train, test, P.inclusion, "covariance", rho=1e6)
+    assert alike.ceiling == pytest.approx(0.92)
+    noise = 0.2 * float(test.std(axis=0).min())
+    noisy = self_lds(P.train, test, P.inclusion, "covariance", rho=1e6, noise=noise)
+    expected = 0.92 * np.sqrt(1 - noise**2 / test.var(axis=0)).mean()
+    assert noisy.ceiling == pytest.approx(expected)
+
+
+def test_the_explained_share_is_what_subsets_explain() -> None:
+    problem = linear_problem(members=400)
+    rng = np.random.default_rng(3)
+    for luck, share in ((0.0, 1.0), (1.0, 0.5)):
+        test = problem.test + luck * rng.normal(size=problem.test.shape) * problem.test.std(axis=0)
+        found, error = HeldOut(member_losses(problem.train, test, problem.inclusion)).explained()
+        assert 0 < error < 0.1
+        assert abs(found - share) < 3 * error
+    nothing, error = HeldOut(member_losses(problem.train, np.ones_like(problem.test), problem.inclusion)).explained()
+    assert (nothing, error) == (0.0, float("inf"))
+
+
+def test_auto_follows_held_out_members_where_they_answer_like_the_target() -> None:
+    def ridge(rho: float | None) -> float:
+        choice = choose(member_losses(P.train, P.test, P.inclusion), setting=Setting(rho=rho))
+        return choice.setting.ridge or 0.0
+
+    assert ridge(1e6) == ridge(None)
+    held = HeldOut(member_losses(P.train, P.test, P.inclusion))
+    assert shortfall(held, Setting()) == shortfall(held, Setting(rho=1e6)) == 0
+    assert shortfall(held, Setting(rho=1e-6)) == pytest.approx(SHORTFALL)
+    energy = 0.5 * held.spectrum(Setting()).w[-1]
+    noise = float(np.sqrt(energy / P.train.shape[1]))
+    spectrum = held.spectrum(Setting(noise=noise))
+    share = spectrum.signal.sum() / spectrum.w.sum()
+    assert share < 1
+    assert shortfall(held, Setting(noise=noise, rho=1e-6)) == pytest.approx(SHORTFALL * share**4)
 
 
 def test_the_curve_goes_through_what_it_was_fitted_to() -> None:
