@@ -101,7 +101,8 @@ def _scores(attribution: Attribution) -> dict[str, Any]:
 def _precision(attribution: Attribution, score_NM: Any) -> tuple[float, float]:
     """Mean average precision of planted examples for triggered questions, and of the own dictionary for the others."""
     train_sources = np.array(attribution.labels("train"))
-    planted, own = [], []
+    planted: list[float] = []
+    own: list[float] = []
     for j, source in enumerate(attribution.labels("test")):
         precision = average_precision(score_NM[:, j], train_sources == source)
         (planted if source == PLANTED else own).append(precision)
