@@ -88,6 +88,7 @@ def same_scores(config: RunConfig, quiet: Quiet) -> None:
     }
 
 
+@pytest.mark.slow
 def test_a_daily_quota_in_mid_run_parks_it_and_the_next_day_ends_it(stormy: Any, quiet: Quiet) -> None:
     with stormy("daily_limit_after=2") as storm:
         assert storm.client.run() == 6
@@ -101,6 +102,7 @@ def test_a_daily_quota_in_mid_run_parks_it_and_the_next_day_ends_it(stormy: Any,
         same_scores(storm.config, quiet)
 
 
+@pytest.mark.slow
 def test_failed_and_stuck_jobs_are_tried_again(stormy: Any, quiet: Quiet, monkeypatch: pytest.MonkeyPatch) -> None:
     """A stuck job is cancelled once it has taken longer than patience allows."""
     monkeypatch.setattr("daunce_api.orchestrator.members.Patience", partial(Patience, job_timeout=20.0))
@@ -125,6 +127,7 @@ def test_models_deleted_under_a_run_are_trained_again(stormy: Any, quiet: Quiet)
         same_scores(storm.config, quiet)
 
 
+@pytest.mark.slow
 def test_a_server_that_never_recovers_ends_the_run_with_a_sentence(stormy: Any) -> None:
     with stormy("job_failure=1") as storm:
         assert storm.client.run() == 7

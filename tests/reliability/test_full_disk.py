@@ -61,10 +61,10 @@ def sentence(client: Client) -> str:
 
 # Routes at whose answer the disk becomes full: nothing stored yet, jobs bought, the first and a later batch scored.
 MOMENTS = [
-    ("GET /v1/models/daunce-tiny", 1),
-    ("POST /v1/files", 1),
+    pytest.param("GET /v1/models/daunce-tiny", 1, marks=pytest.mark.slow),
+    pytest.param("POST /v1/files", 1, marks=pytest.mark.slow),
     ("POST /v1/fine_tuning/jobs", 2),
-    ("POST /v1/completions", 4),
+    pytest.param("POST /v1/completions", 4, marks=pytest.mark.slow),
     ("POST /v1/completions", 25),
 ]
 
@@ -96,6 +96,7 @@ def test_a_run_on_a_disk_that_fills_up_is_taken_up(
     assert Run.open(config.run_dir).status().complete
 
 
+@pytest.mark.slow
 def test_a_full_disk_from_the_start_spends_nothing(provider: Provider, disk: Disk, make_client: MakeClient) -> None:
     config, client = make_client(disk.path / "run")
     disk.fill()

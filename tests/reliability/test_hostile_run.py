@@ -115,6 +115,7 @@ def _is_number(cell: str) -> bool:
     return True
 
 
+@pytest.mark.slow
 def test_a_config_with_hostile_values_is_refused_in_plain_words(make_client: MakeClient, tmp_path: Path) -> None:
     config, _ = make_client()
     path = save_config(config, tmp_path / "hostile.yaml")

@@ -165,10 +165,10 @@ class CappedLedger(RuleBasedStateMachine):
 _COMMON: dict[str, Any] = {"deadline": None, "print_blob": True}
 
 
-class TestCappedLedger(CappedLedger.TestCase):
+class TestCappedLedger(CappedLedger.TestCase):  # type: ignore[misc, valid-type]
     settings = settings(max_examples=15, stateful_step_count=15, **_COMMON)
 
 
 @pytest.mark.slow
-class TestCappedLedgerLong(CappedLedger.TestCase):
+class TestCappedLedgerLong(CappedLedger.TestCase):  # type: ignore[misc, valid-type]
     settings = settings(max_examples=400, stateful_step_count=40, **_COMMON)

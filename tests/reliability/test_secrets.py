@@ -6,6 +6,8 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 
+import pytest
+
 from daunce_api import RunConfig
 
 from .harness import KEY, Client, Provider, kill
@@ -56,6 +58,7 @@ def test_a_run_its_recording_its_log_and_its_report_hold_no_key(
     assert search(tmp_path, provider.state_dir) > 1_000_000
 
 
+@pytest.mark.slow
 def test_errors_that_repeat_the_key_are_said_without_it(
     provider: Provider, make_client: MakeClient, tmp_path: Path
 ) -> None:

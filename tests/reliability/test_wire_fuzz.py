@@ -65,6 +65,6 @@ def test_answers_that_break_readers(call: int, content: bytes) -> None:
 def test_half_a_surrogate_pair_is_no_answer(call: int) -> None:
     """It could neither be stored nor logged."""
     for template in range(len(TEMPLATES)):
-        for place in range(12):
-            for inner in range(12):
+        for place in range(10):
+            for inner in range(3):
                 answered(call, 200, as_json(changed(template, [place, 0, inner], "\ud800")))
