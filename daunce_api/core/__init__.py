@@ -34,6 +34,7 @@ from daunce_api.core.spectrum import Setting
 from daunce_api.core.stopping import AtLeast, Condition, Plateau, Reached
 from daunce_api.core.tokens import TokenScores, token_scores
 from daunce_api.core.topk import Ranking, top
+from daunce_api.core.uncertainty import confidence_interval
 
 __all__ = [
     "ESTIMATORS",
@@ -54,6 +55,7 @@ __all__ = [
     "Setting",
     "TokenScores",
     "choose",
+    "confidence_interval",
     "group_scores",
     "member_losses",
     "per_example_losses",

@@ -14,7 +14,7 @@ from daunce_api.core.estimators import Factors, Question
 from daunce_api.core.members import Floats, member_losses
 from daunce_api.core.selection import Best, Index, above, largest, prepare_points
 from daunce_api.core.spectrum import Setting
-from daunce_api.core.uncertainty import fdr_threshold, significance_threshold
+from daunce_api.core.uncertainty import fdr_threshold, significance_threshold, z_values
 from daunce_api.errors import ConfigurationError
 
 _ROWS = 4_096
@@ -30,7 +30,7 @@ class Ranking:
             first; -1 where an example has fewer than k scores (missing losses).
         score_Mk: their scores; positive = helpful. Descending for proponents, ascending for opponents.
         stderr_Mk: standard errors over the choice of members, or None.
-        z_Mk: score / stderr, or None.
+        z_Mk: score / stderr (correlations on Fisher's scale, see `uncertainty.z_values`), or None.
         distinguishable_Mk: |z| above ``z_threshold``, or None: whether the score can be told from zero.
         z_threshold: two-sided 5 % point of Student's t with K - 1 degrees of freedom, for one pair looked at by
             itself; or the Benjamini-Hochberg threshold over all N x M pairs, when a false-discovery rate was asked for.
@@ -101,9 +101,12 @@ def top(
         index, score, error = _top_of_blocks(blocks, k, opponents, per, stderr)
     z = marked = threshold = None
     if error is not None:
-        with np.errstate(invalid="ignore", divide="ignore"):
-            z = np.where(error > 0, score / error, np.nan)
-        threshold = significance_threshold(members.count) if fdr is None else fdr_threshold(blocks, members.count, fdr)
+        fisher = choice.estimator.name == "correlation"
+        z = z_values(score, error, correlation=fisher)
+        if fdr is None:
+            threshold = significance_threshold(members.count)
+        else:
+            threshold = fdr_threshold(blocks, members.count, fdr, correlation=fisher)
         marked = np.abs(z) >= threshold
     return Ranking(
         index,

@@ -6,6 +6,7 @@ import numpy as np
 from scipy import stats
 
 from daunce_api.core.blocks import ScoreBlocks
+from daunce_api.core.members import Floats
 
 _BINS = 4_096
 _Z_MAX = 64.0
@@ -17,7 +18,40 @@ def significance_threshold(members: int, level: float = 0.95) -> float:
     return float(stats.t.ppf((1 + level) / 2, members - 1))
 
 
-def fdr_threshold(blocks: ScoreBlocks, members: int, rate: float) -> float:
+def z_values(score: Floats, stderr: Floats, *, correlation: bool = False) -> Floats:
+    """How many standard errors scores are from zero; NaN where the error is zero or unknown.
+
+    A correlation's error shrinks as it nears 1, so correlations are compared on Fisher's scale (1921):
+    ``arctanh(r) / (stderr / (1 - r^2))``.
+    """
+    with np.errstate(invalid="ignore", divide="ignore"):
+        z = _fisher(score) * (1 - np.square(score)) if correlation else score
+        return np.asarray(np.where(stderr > 0, z / stderr, np.nan))
+
+
+def confidence_interval(
+    score: Floats, stderr: Floats, members: int, *, correlation: bool = False, level: float = 0.95
+) -> tuple[Floats, Floats]:
+    """Lower and upper end of an interval for the expected score: Student's t with K - 1 degrees of freedom.
+
+    Args:
+        score, stderr: any matching shape. members: K. level: nominal coverage.
+        correlation: scores are correlations; the interval is symmetric on Fisher's scale and stays within -1 to 1.
+    """
+    width = significance_threshold(members, level) * np.asarray(stderr)
+    if not correlation:
+        return np.asarray(score - width), np.asarray(score + width)
+    middle = _fisher(score)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        width = width / (1 - np.tanh(middle) ** 2)
+    return np.asarray(np.tanh(middle - width)), np.asarray(np.tanh(middle + width))
+
+
+def _fisher(correlation: Floats) -> Floats:
+    return np.asarray(np.arctanh(np.clip(correlation, -1 + 1e-6, 1 - 1e-6)))
+
+
+def fdr_threshold(blocks: ScoreBlocks, members: int, rate: float, *, correlation: bool = False) -> float:
     """|z| from which on pairs can be called distinguishable at a false-discovery rate (Benjamini and Hochberg 1995).
 
     One pass over all pairs fills a histogram of |z|; thresholds are its bin edges, so the result is never
@@ -27,9 +61,8 @@ def fdr_threshold(blocks: ScoreBlocks, members: int, rate: float) -> float:
     counts = np.zeros(_BINS, dtype=np.int64)
     for start in range(0, blocks.shape[0], _ROWS):
         rows = slice(start, start + _ROWS)
-        error = blocks.stderr_block(rows, slice(None))
-        with np.errstate(invalid="ignore", divide="ignore"):
-            z = np.abs(blocks.block(rows, slice(None)) / error)
+        scores, errors = blocks.block(rows, slice(None)), blocks.stderr_block(rows, slice(None))
+        z = np.abs(z_values(scores, errors, correlation=correlation))
         z = z[np.isfinite(z)]
         place = np.minimum((z * (_BINS / _Z_MAX)).astype(np.int64), _BINS - 1)
         counts += np.bincount(place, minlength=_BINS)

@@ -2,7 +2,7 @@
 """Do 95 % intervals cover? Re-drawn ensembles of the digits task: ``python -m tests.benchmarks.coverage``.
 
 The pool of 600 members is cut into disjoint ensembles; the mean score over ensembles stands for the expected score
-(its own error is allowed for), and each ensemble's interval score +- t * stderr is asked whether it covers it.
+(its own error is allowed for), and each ensemble's interval (`confidence_interval`) is asked whether it covers it.
 """
 
 from __future__ import annotations
@@ -14,10 +14,9 @@ for variable in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
 
 import numpy as np
 
-from daunce_api.core import Setting, member_losses
+from daunce_api.core import Setting, confidence_interval, member_losses
 from daunce_api.core.blocks import score_blocks
 from daunce_api.core.estimators import estimator_named
-from daunce_api.core.uncertainty import significance_threshold
 from tests.benchmarks.estimators import cached
 from tests.benchmarks.tasks import classifier_tasks
 
@@ -36,8 +35,11 @@ def coverage(losses: dict[str, np.ndarray], name: str, count: int) -> float:
         blocks = score_blocks(estimator_named(name), members, Setting(ridge=1.0))
         scores.append(blocks.block(slice(0, 300), slice(0, 100)))
         errors.append(blocks.stderr_block(slice(0, 300), slice(0, 100)))
-    score, width = np.array(scores), significance_threshold(count) * np.array(errors) * np.sqrt(1 - 1 / drawn)
-    return float((np.abs(score - score.mean(axis=0)) < width).mean())
+    # The mean over ensembles holds the ensemble in question too, hence the factor.
+    error = np.array(errors) * np.sqrt(1 - 1 / drawn)
+    low, high = confidence_interval(np.array(scores), error, count, correlation=name == "correlation")
+    expected = np.mean(scores, axis=0)
+    return float(((low < expected) & (expected < high)).mean())
 
 
 def main() -> None:

@@ -13,7 +13,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -171,67 +171,6 @@ def table(task: Task, kind: str) -> None:
             print(line, flush=True)
 
 
-# --- what was tried and is not in the registry ------------------------------------------------------------------------
-
-
-def _ridge(a: np.ndarray, b: np.ndarray, gram: np.ndarray, ridge: float) -> np.ndarray:
-    return a.T @ np.linalg.solve(gram + ridge * np.trace(gram) / len(gram) * np.eye(len(gram)), b)
-
-
-def variants(e: Ensemble) -> dict[str, Callable[[float], np.ndarray]]:
-    """Ideas as functions of a ridge; each is judged at its best ridge in hindsight, beside plain ridge at its best."""
-    a, b = centred(e.train), centred(e.test)
-    m = e.inclusion - e.inclusion.mean(axis=0)
-    sd = a.std(axis=0) + 1e-12
-    log_b = centred(stabilised(e.test, 0.01 + 10 * (e.noise or 0.0)))
-    own = a - m * ((m * a).sum(axis=0) / (m**2).sum(axis=0))
-    clipped, clipped_b = (
-        np.clip(x, np.median(x, 0) - 2.5 * x.std(0), np.median(x, 0) + 2.5 * x.std(0)) for x in (e.train, e.test)
-    )
-    cross = -(m @ a.T)
-    nystrom = (cross + cross.T) / 2
-    w, u = np.linalg.eigh(nystrom)
-    psd = (u * np.maximum(w, 0)) @ u.T
-    return {
-        "ridge": lambda r: _ridge(a, b, a @ a.T, r),
-        "ridge, log test losses (in auto)": lambda r: _ridge(a, log_b, a @ a.T, r),
-        "losses and inclusion: Nystrom, A^T (M A^T)^-1 B": lambda r: _ridge(a, b, psd, r),
-        "losses and inclusion: regression on subsets within the span of A": lambda r: (
-            a.T
-            @ (cross.T @ np.linalg.solve(cross @ cross.T + r * np.trace(cross @ cross.T) / len(a) * np.eye(len(a)), b))
-        ),
-        "double centring": lambda r: _ridge(a - a.mean(axis=1, keepdims=True), b, centred(a.T).T @ centred(a.T), r),
-        "losses clipped at 2.5 sd": lambda r: _ridge(
-            centred(clipped), centred(clipped_b), centred(clipped) @ centred(clipped).T, r
-        ),
-        "columns weighted by 1 / sd in the Gram matrix": lambda r: _ridge(a, b, (a / sd) @ a.T, r),
-        "columns weighted by 1 / variance in the Gram matrix": lambda r: _ridge(a, b, (a / sd**2) @ a.T, r),
-        "test losses in the Gram matrix too": lambda r: _ridge(a, b, a @ a.T + b @ b.T, r),
-        "own membership taken out of each column": lambda r: _ridge(own, b, own @ own.T, r),
-        "own membership taken out of the Gram matrix only": lambda r: _ridge(a, b, own @ own.T, r),
-    }
-
-
-def variant_table(tasks: dict[str, Task]) -> list[str]:
-    """Best LDS over the ridge for each idea, one ensemble of K = 50 a column."""
-    columns: dict[str, dict[str, float]] = {}
-    for name, task in tasks.items():
-        for kind in ("base", "target"):
-            for noise in (0.0, 0.03):
-                e = next(ensembles(task, kind, 50, noise), None)
-                if e is not None:
-                    made = variants(e)
-                    columns[f"{name} {kind} {noise}"] = {
-                        idea: max(e.judge(make(r)) for r in (0.03, 0.1, 0.3, 1.0, 3.0)) for idea, make in made.items()
-                    }
-    if not columns:
-        return []
-    ideas = list(next(iter(columns.values())))
-    lines = ["| idea | " + " | ".join(columns) + " |", "|---" * (len(columns) + 1) + "|"]
-    lines += [f"| {idea} | " + " | ".join(f"{c[idea]:.3f}" for c in columns.values()) + " |" for idea in ideas]
-    return lines
-
-
 # --- other questions --------------------------------------------------------------------------------------------------
 
 
@@ -275,8 +214,6 @@ def main() -> None:
             rho = task.rho(kind)
             print(f"\n### {name}, members from {kind}" + (f" (rho = {rho:.3f})" if rho else "") + "\n", flush=True)
             table(task, kind)
-    print("\n### Ideas that were tried, each at its best ridge in hindsight (K = 50, one ensemble)\n")
-    print("\n".join(variant_table(tasks)), flush=True)
     if "lm" in tasks:
         print("\n### Planted examples: average precision\n")
         print("\n".join(retrieval_table(tasks["lm"])), flush=True)

@@ -9,6 +9,7 @@ from daunce_api.core import ESTIMATORS, choose, member_losses, scores, top
 from daunce_api.core.blocks import score_blocks
 from daunce_api.core.selection import Best, above, largest, prepare_points
 from daunce_api.core.spectrum import Setting
+from daunce_api.core.uncertainty import z_values
 from daunce_api.errors import ConfigurationError
 from tests.core.problems import linear_problem
 
@@ -49,7 +50,8 @@ def test_standard_errors_of_chosen_pairs_are_those_of_the_blocks(name: str, per:
     assert ranking.stderr_Mk is not None
     assert np.allclose(ranking.stderr_Mk, np.take_along_axis(table, ranking.index_Mk, axis=1))
     assert ranking.z_Mk is not None
-    assert np.allclose(ranking.z_Mk, ranking.score_Mk / ranking.stderr_Mk)
+    expected = z_values(ranking.score_Mk, ranking.stderr_Mk, correlation=name == "correlation")
+    assert np.allclose(ranking.z_Mk, expected)
 
 
 @settings(max_examples=60, deadline=None)

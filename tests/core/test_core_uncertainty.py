@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from daunce_api.core import Setting, member_losses, scores, top
+from daunce_api.core import Setting, confidence_interval, member_losses, scores, top
 from daunce_api.core.blocks import score_blocks
 from daunce_api.core.estimators import estimator_named
-from daunce_api.core.uncertainty import fdr_threshold, significance_threshold
+from daunce_api.core.uncertainty import fdr_threshold, significance_threshold, z_values
 from tests.core.problems import linear_problem
 
 WHOLE = slice(None)
@@ -99,3 +99,36 @@ def test_the_histogram_is_never_less_strict_than_benjamini_hochberg() -> None:
     passed = np.flatnonzero(p <= 0.1 * np.arange(1, p.size + 1) / p.size)
     marked = (z >= fdr_threshold(blocks, 40, 0.1)).sum()
     assert 0.8 * (passed[-1] + 1) <= marked <= passed[-1] + 1
+
+
+def test_intervals_of_correlations_cover_at_few_members() -> None:
+    rng = np.random.default_rng(5)
+    size, drawn, true = 10, 300, 0.8
+    x = rng.normal(size=(drawn, size, 40))
+    y = true * x + np.sqrt(1 - true**2) * rng.normal(size=x.shape)
+    covered, plain = [], []
+    for a, b in zip(x, y, strict=True):
+        blocks = score_blocks(estimator_named("correlation"), member_losses(a, b), Setting())
+        score, error = np.diag(blocks.block(WHOLE, WHOLE)), np.diag(blocks.stderr_block(WHOLE, WHOLE))
+        low, high = confidence_interval(score, error, size, correlation=True)
+        assert (low >= -1).all()
+        assert (high <= 1).all()
+        covered.append((low < true) & (true < high))
+        low, high = confidence_interval(score, error, size)
+        plain.append((low < true) & (true < high))
+    assert 0.93 <= np.mean(covered) <= 0.97
+    assert np.mean(plain) < 0.91, "without Fisher's scale they would not"
+
+
+def test_z_values_of_correlations_are_on_fishers_scale() -> None:
+    score, error = np.array([0.5, 0.5, 0.1]), np.array([0.1, 0.0, np.nan])
+    assert np.allclose(z_values(score, error), [5, np.nan, np.nan], equal_nan=True)
+    assert np.allclose(
+        z_values(score, error, correlation=True), [np.arctanh(0.5) * 7.5, np.nan, np.nan], equal_nan=True
+    )
+    ranking = top(P.train, P.test, 3, "correlation")
+    assert ranking.z_Mk is not None
+    assert ranking.stderr_Mk is not None
+    assert np.allclose(ranking.z_Mk, z_values(ranking.score_Mk, ranking.stderr_Mk, correlation=True))
+    low, high = confidence_interval(np.array([2.0]), np.array([1.0]), 20)
+    assert (low[0], high[0]) == pytest.approx((2 - 2.093, 2 + 2.093), abs=1e-3)

@@ -1,0 +1,160 @@
+# ruff: noqa: E402 - thread counts are set before NumPy is imported
+"""What was tried and is not in the registry: ``python -m tests.benchmarks.ideas``, on what make_losses.py cached."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+
+for variable in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
+    os.environ.setdefault(variable, "1")
+
+from dataclasses import replace
+
+import numpy as np
+
+from daunce_api.core import Setting, member_losses
+from daunce_api.core.spectrum import centred, shrunk, spectrum_of, stabilised
+from tests.benchmarks.estimators import Ensemble, ensembles
+from tests.benchmarks.tasks import Task, _number, all_tasks
+
+RIDGES = (0.03, 0.1, 0.3, 1.0, 3.0)
+
+
+def _ridge(a: np.ndarray, b: np.ndarray, gram: np.ndarray, ridge: float) -> np.ndarray:
+    return a.T @ np.linalg.solve(gram + ridge * np.trace(gram) / len(gram) * np.eye(len(gram)), b)
+
+
+def variants(e: Ensemble) -> dict[str, Callable[[float], np.ndarray]]:
+    """Ideas as functions of a ridge; each is judged at its best ridge in hindsight, beside plain ridge at its best."""
+    a, b = centred(e.train), centred(e.test)
+    m = e.inclusion - e.inclusion.mean(axis=0)
+    sd = a.std(axis=0) + 1e-12
+    log_b = centred(stabilised(e.test, 0.01 + 10 * (e.noise or 0.0)))
+    own = a - m * ((m * a).sum(axis=0) / (m**2).sum(axis=0))
+    clipped, clipped_b = (
+        np.clip(x, np.median(x, 0) - 2.5 * x.std(0), np.median(x, 0) + 2.5 * x.std(0)) for x in (e.train, e.test)
+    )
+    cross = -(m @ a.T)
+    nystrom = (cross + cross.T) / 2
+    w, u = np.linalg.eigh(nystrom)
+    psd = (u * np.maximum(w, 0)) @ u.T
+    return {
+        "ridge": lambda r: _ridge(a, b, a @ a.T, r),
+        "ridge, log test losses (in auto)": lambda r: _ridge(a, log_b, a @ a.T, r),
+        "losses and inclusion: Nystrom, A^T (M A^T)^-1 B": lambda r: _ridge(a, b, psd, r),
+        "losses and inclusion: regression on subsets within the span of A": lambda r: (
+            a.T
+            @ (cross.T @ np.linalg.solve(cross @ cross.T + r * np.trace(cross @ cross.T) / len(a) * np.eye(len(a)), b))
+        ),
+        "double centring": lambda r: _ridge(a - a.mean(axis=1, keepdims=True), b, centred(a.T).T @ centred(a.T), r),
+        "losses clipped at 2.5 sd": lambda r: _ridge(
+            centred(clipped), centred(clipped_b), centred(clipped) @ centred(clipped).T, r
+        ),
+        "columns weighted by 1 / sd in the Gram matrix": lambda r: _ridge(a, b, (a / sd) @ a.T, r),
+        "columns weighted by 1 / variance in the Gram matrix": lambda r: _ridge(a, b, (a / sd**2) @ a.T, r),
+        "test losses in the Gram matrix too": lambda r: _ridge(a, b, a @ a.T + b @ b.T, r),
+        "own membership taken out of each column": lambda r: _ridge(own, b, own @ own.T, r),
+        "own membership taken out of the Gram matrix only": lambda r: _ridge(a, b, own @ own.T, r),
+        "response (1 - exp(-c f)) / f instead of a ridge": lambda r: _saturating(e, log_b),
+    }
+
+
+def variant_table(tasks: dict[str, Task]) -> list[str]:
+    """Best LDS over the ridge for each idea, one ensemble of K = 50 a column."""
+    columns: dict[str, dict[str, float]] = {}
+    for name, task in tasks.items():
+        for kind in ("base", "target"):
+            for noise in (0.0, 0.03):
+                e = next(ensembles(task, kind, 50, noise), None)
+                if e is not None:
+                    made = variants(e)
+                    columns[f"{name} {kind} {noise}"] = {
+                        idea: max(e.judge(make(r)) for r in RIDGES) for idea, make in made.items()
+                    }
+    if not columns:
+        return []
+    ideas = list(next(iter(columns.values())))
+    lines = ["| idea | " + " | ".join(columns) + " |", "|---" * (len(columns) + 1) + "|"]
+    lines += [f"| {idea} | " + " | ".join(f"{c[idea]:.3f}" for c in columns.values()) + " |" for idea in ideas]
+    return lines
+
+
+def _saturating(e: Ensemble, b: np.ndarray) -> np.ndarray:
+    """Scores under R = (1 - exp(-c f)) / f for members and target, f read off the spectrum (METHOD item 6).
+
+    f R = 1 - exp(-c f) cannot exceed 1; where the measured response does, it is taken for .999.
+    """
+    members = member_losses(e.train, e.test, e.inclusion)
+    spectrum = spectrum_of(members, Setting(noise=e.noise))
+    scale = spectrum.members * (spectrum.dispersion or 1.0)
+    target_over_member = 1.0 if e.rho is None else 1 / e.rho
+
+    def phi(s: np.ndarray) -> np.ndarray:
+        member = np.minimum(np.sqrt(s / scale), 0.999)
+        target = 1 - (1 - member) ** target_over_member
+        return np.asarray(target / member**2)
+
+    weight = shrunk(phi, spectrum)[:, None]
+    return np.asarray(centred(e.train).T @ (spectrum.u_KD @ (weight * (spectrum.u_KD.T @ b))))
+
+
+def checkpoint_table(task: Task) -> list[str]:
+    """Checkpoints of each job as further members (digits from base, constant rate: e epochs are the run cut at e)."""
+    spec = task.kinds["base"]
+    lines = ["| K | epochs used | covariance | best ridge |", "|---" * 4 + "|"]
+    for count in (10, 25, 50):
+        made: dict[tuple[int, ...], list[tuple[float, float]]] = {}
+        for index, e in enumerate(ensembles(task, "base", count, 0.0)):
+            seeds = np.array([_number(task.name, "base", index * count + i) for i in range(count)])
+            runs = {
+                epochs: task.train(spec.start, replace(spec.recipe, epochs=epochs), e.inclusion, seeds)
+                for epochs in (2, 4, 6)
+            }
+            for used in ((6,), (4, 6), (2, 4, 6)):
+                a = np.concatenate([centred(runs[i][0].astype(np.float64)) for i in used])
+                b = np.concatenate([centred(stabilised(runs[i][1].astype(np.float64), 0.01)) for i in used])
+                plain = np.concatenate([centred(runs[i][1].astype(np.float64)) for i in used])
+                best = max(e.judge(_ridge(a, b, a @ a.T, r)) for r in RIDGES)
+                made.setdefault(used, []).append((e.judge(a.T @ plain), best))
+        for used, values in made.items():
+            mean = np.mean(values, axis=0)
+            lines.append(f"| {count} | {', '.join(map(str, used))} | {mean[0]:.3f} | {mean[1]:.3f} |")
+    return lines
+
+
+def heteroscedastic_table(tasks: dict[str, Task]) -> list[str]:
+    """Noise that differs between training examples (.03 x log-normal, sigma 1), known, K = 50, means of ensembles."""
+    lines = ["| task | members | ridge | Gram matrix weighted by precision | columns shrunk | both |", "|---" * 6 + "|"]
+    for name, task in tasks.items():
+        for kind in ("base", "target"):
+            rows = []
+            for index, e in enumerate(ensembles(task, kind, 50, 0.0)):
+                rng = np.random.default_rng([index, 99])
+                sigma = 0.03 * np.exp(rng.normal(size=e.train.shape[1]))
+                a = centred(e.train + sigma * rng.normal(size=e.train.shape))
+                b = centred(e.test + 0.03 * rng.normal(size=e.test.shape))
+                variance = a.var(axis=0)
+                kept = np.maximum(variance - sigma**2, 0) / variance
+                weight = 1 / (sigma**2 + np.maximum(variance - sigma**2, 0).mean())
+                grams = (a @ a.T, (a * weight) @ a.T)
+                made = [(a, grams[0]), (a, grams[1]), (a * kept, grams[0]), (a * kept, grams[1])]
+                rows.append([max(e.judge(_ridge(left, b, gram, r)) for r in RIDGES) for left, gram in made])
+            if rows:
+                lines.append(f"| {name} | {kind} | " + " | ".join(f"{x:.3f}" for x in np.mean(rows, axis=0)) + " |")
+    return lines
+
+
+def main() -> None:
+    """Print the tables as Markdown."""
+    tasks = all_tasks()
+    print("### Checkpoints of each job as further members (digits, from base)\n")
+    print("\n".join(checkpoint_table(tasks["digits"])), flush=True)
+    print("\n### Scoring noise that differs between examples (each at its best ridge)\n")
+    print("\n".join(heteroscedastic_table(tasks)), flush=True)
+    print("\n### Ideas that were tried, each at its best ridge in hindsight (K = 50, one ensemble)\n")
+    print("\n".join(variant_table(tasks)), flush=True)
+
+
+if __name__ == "__main__":
+    main()
