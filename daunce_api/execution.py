@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from contextlib import AbstractContextManager, nullcontext
-from functools import reduce
+from functools import cached_property, reduce
 from operator import or_
 from typing import Any
 
@@ -27,6 +27,7 @@ from .runlog import logger
 from .scored_cache import open_cache
 from .scoring import PROBED_MEMBER, Progress, ScoringClient
 from .store import TARGET, RunStore
+from .tokens import EncodedExample
 
 
 class Execution:
@@ -90,13 +91,22 @@ class Execution:
                     cache=cache,
                 )
                 self._orchestrator = self.orchestrator(backend)
-                self._plan.check_model(await self._orchestrator.model_info(self._config.backend.model))
+                base = self._config.backend.model
+                self._plan.check_model(await self._orchestrator.model_info(base))
+                if backend.scorer.capabilities.max_models is None:
+                    # Before anything is paid for. An endpoint that has to load each model is tested with member 0.
+                    await self._client.probe(base, self._shortest)
                 await self._orchestrator.run(self._score, self._tell, finished=finished)
 
     def _tell(self, event: Event) -> None:
         logger.info("%s", terminal_text(event.message))
         if self._on_event is not None:
             self._on_event(event)
+
+    @cached_property
+    def _shortest(self) -> EncodedExample:
+        """What the endpoint is tested with: any example will do, the same one every time, cheap."""
+        return min(self._material.encoded, key=lambda e: (len(e.ids), e.ids, e.targets))
 
     async def _score(self, member: int, model: str) -> None:
         """Everything that is asked of one model, as soon as it is there."""
@@ -106,7 +116,7 @@ class Execution:
         subject = f"scoring of member {member}"
         self._store.reserve(subject, self._plan.scoring_usd_per_model or 0.0, cap=config.budget.max_usd)
         if member == PROBED_MEMBER:
-            await self._client.probe(model, min(material.encoded, key=lambda e: (e.ids, e.targets)))
+            await self._client.probe(model, self._shortest)
         if member != TARGET:
             # Before the scores: a member that has them all is complete, and never asked again.
             await self._client.probe_noise(member, model, material.encoded_train, config.scoring.noise_probe)

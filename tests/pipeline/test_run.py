@@ -214,3 +214,21 @@ def test_a_server_that_answers_with_the_base_model_ends_the_run_early(
         run.execute()
     with RunStore.open(run.run_dir, read_only=True) as store:
         assert 2 <= len(store.jobs()) <= 4
+
+
+def test_the_endpoint_is_tested_before_anything_is_paid_for(
+    make_config: MakeConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[str] = []
+
+    async def shifted(self: EchoScorer, model: str, example: EncodedExample) -> None:
+        asked.append(model)
+        raise ContractError("the values are shifted by one position")
+
+    monkeypatch.setattr(EchoScorer, "probe", shifted)
+    run = Run.create(make_config())
+    with pytest.raises(ContractError, match="shifted"):
+        run.execute()
+    assert asked == ["daunce-tiny"]
+    with RunStore.open(run.run_dir, read_only=True) as store:
+        assert (store.jobs(), store.files()) == ([], [])
