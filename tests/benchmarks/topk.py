@@ -1,5 +1,5 @@
 # ruff: noqa: E402 - thread counts are set before NumPy is imported
-"""What exact top-k costs against its floors: ``python -m tests.benchmarks.topk [--full] [--faiss PATH]``.
+"""What exact top-k costs against its floors: ``python -m tests.benchmarks.topk [--full]``.
 
 Everything on one thread, in CPU seconds of this process (the machine may be busy with others). Two kinds of losses:
 
