@@ -6,7 +6,6 @@ saved, loaded and looked at without the run, the provider or a network.
 
 from __future__ import annotations
 
-import math
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
@@ -171,7 +170,8 @@ class Attribution:
 
         j = self.test.position(test)
         ranking = self.ranking(k, opponents=opponents, question=question, fdr=fdr, columns=[j])
-        threshold = significance_threshold(ranking.members)
+        score, z = ranking.score_Mk[0], _known(ranking.z_Mk)[0]
+        correlation = ranking.estimator == "correlation"
         error, marks = _known(ranking.stderr_Mk)[0], _known(ranking.distinguishable_Mk)[0]
         rows = []
         for rank in range(ranking.index_Mk.shape[1]):
@@ -184,8 +184,8 @@ class Attribution:
                     "rank": rank + 1,
                     "id": example.id,
                     "source": example.source,
-                    **interval(
-                        float(ranking.score_Mk[0, rank]), float(error[rank]), threshold, marked=bool(marks[rank])
+                    **_interval(
+                        score[rank], error[rank], z[rank], bool(marks[rank]), len(self.members), correlation=correlation
                     ),
                     "prompt": example.prompt_text(),
                     "completion": example.completion_text(),
@@ -255,11 +255,13 @@ class Attribution:
         groups = self.groups()
         sizes = Counter(self.labels("train"))
         threshold = significance_threshold(len(self.members))
+        score, error = groups.score_GH[:, j], groups.stderr_GH[:, j]
+        z = np.divide(score, error, out=np.full(score.shape, np.nan), where=error > 0)
         rows = [
             {
                 "source": label,
                 "examples": sizes[str(label)],
-                **interval(float(groups.score_GH[g, j]), float(groups.stderr_GH[g, j]), threshold),
+                **_interval(score[g], error[g], z[g], bool(abs(z[g]) >= threshold), len(self.members)),
             }
             for g, label in enumerate(groups.train_groups)
         ]
@@ -339,17 +341,18 @@ class Attribution:
         )
 
 
-def interval(score: float, stderr: float, threshold: float, *, marked: bool | None = None) -> dict[str, Any]:
-    """A score with its standard error, 95 % interval, z and mark; ``threshold``: |z| that one pair exceeds by chance
-    in 5 % of cases. ``marked`` is a mark by another rule (a false-discovery rate)."""
-    z = score / stderr if stderr > 0 else math.nan
+def _interval(
+    score: float, stderr: float, z: float, marked: bool, members: int, *, correlation: bool = False
+) -> dict[str, Any]:
+    """A score with its standard error, 95 % interval, z and mark, as plain numbers."""
+    low, high = core.confidence_interval(np.asarray(score), np.asarray(stderr), members, correlation=correlation)
     return {
-        "score": score,
-        "stderr": stderr,
-        "low": score - threshold * stderr,
-        "high": score + threshold * stderr,
-        "z": z,
-        "distinguishable": bool(abs(z) >= threshold) if marked is None else marked,
+        "score": float(score),
+        "stderr": float(stderr),
+        "low": float(low),
+        "high": float(high),
+        "z": float(z),
+        "distinguishable": marked,
     }
 
 

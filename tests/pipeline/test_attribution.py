@@ -150,3 +150,10 @@ def test_a_damaged_folder_is_refused(attribution: Attribution, tmp_path: Path) -
 def test_few_members_have_no_quality(attribution: Attribution) -> None:
     assert attribution.self_lds is not None
     assert attribution.first(7).self_lds is None
+
+
+def test_intervals_of_correlations_stay_within_one(attribution: Attribution) -> None:
+    table = attribution.with_estimator("correlation").top("q1", 6)
+    assert (table["high"] <= 1).all()
+    assert (table["low"] >= -1).all()
+    assert (table["low"] <= table["score"]).all()
