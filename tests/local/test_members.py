@@ -193,7 +193,10 @@ run(1, 128)
 held = int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
 plan = plan_memory(model.adapted, shapes, 8, wanted=16, longest=80, limit=400 << 20)
 run(plan.members, plan.max_tokens)
-print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 - held, plan.estimate - plan.keep_bytes)
+# Not ru_maxrss: a child inherits that of the process that started it.
+status = Path("/proc/self/status").read_text()
+peak = next(int(line.split()[1]) for line in status.splitlines() if line.startswith("VmHWM:"))
+print(peak * 1024 - held, plan.estimate - plan.keep_bytes)
 """
 
 

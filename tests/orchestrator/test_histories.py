@@ -175,6 +175,6 @@ class TestHistories(Histories.TestCase):
     settings = settings(max_examples=25, stateful_step_count=6, **_COMMON)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 class TestManyHistories(Histories.TestCase):
     settings = settings(max_examples=600, stateful_step_count=12, **_COMMON)

@@ -241,10 +241,10 @@ def files_of(provider: Provider, run_dir: Path) -> list[Any]:
 
 
 def asked(sent: list[Sent]) -> Counter[tuple[str, tuple[int, ...]]]:
-    """How often each (model, token ids) was sent to be scored."""
+    """How often each (model, token ids) was scored: a request that met a dead server was not."""
     counts: Counter[tuple[str, tuple[int, ...]]] = Counter()
     for request in sent:
-        if request.route == "POST /v1/completions":
+        if request.route == "POST /v1/completions" and request.status == 200:
             body = json.loads(request.body)
             if body.get("echo"):
                 counts.update((body["model"], tuple(ids)) for ids in body["prompt"])

@@ -15,7 +15,7 @@ def test_a_client_killed_again_and_again_pays_for_nothing_twice(tmp_path: Path) 
     print(tally.text())
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.timeout(900)
 def test_client_and_server_killed_again_and_again(tmp_path: Path) -> None:
     tally = crash_storm(tmp_path, kills=12, server_kills=4, seed=2)

@@ -35,7 +35,7 @@ def test_every_fifth_request_fails_in_some_way(tmp_path: Path, good: Good) -> No
     assert weather.ratio <= 2
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.timeout(900)
 @pytest.mark.parametrize("seed", [1, 2])
 def test_nearly_every_third_request_fails_in_some_way(tmp_path: Path, good: Good, seed: int) -> None:
@@ -44,7 +44,7 @@ def test_nearly_every_third_request_fails_in_some_way(tmp_path: Path, good: Good
     assert weather.ratio <= 2
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.timeout(900)
 @pytest.mark.parametrize(
     "fault", ["rate_limit", "rate_limit_bare", "error_500", "error_502", "timeout_after", "drop", "truncated"]

@@ -46,7 +46,7 @@ def test_any_answer_at_all(call: int, status: int, content: bytes, wait: str) ->
     answered(call, status, content, {"retry-after": wait, "retry-after-ms": wait})
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @settings(max_examples=5000, deadline=None)
 @given(**COMMON)
 def test_many_good_answers_with_one_odd_place(
