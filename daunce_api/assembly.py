@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -41,11 +42,15 @@ class Material:
         """Everything that a member is asked about: test examples first, since they are few and shown first."""
         return self.encoded_test + self.encoded_train
 
+    @cached_property
+    def keys(self) -> frozenset[str]:
+        """``EncodedExample.key`` of everything that a member is asked about."""
+        return frozenset(e.key for e in self.encoded)
+
 
 def complete_members(store: RunStore, material: Material) -> list[int]:
     """Members for which every training and test example is scored, ascending."""
-    needed = {e.key for e in material.encoded}
-    return [k for k in range(material.ensemble.members) if needed <= store.scored_keys(k)]
+    return [k for k in range(material.ensemble.members) if material.keys <= store.scored_keys(k)]
 
 
 def assemble(store: RunStore, material: Material, config: RunConfig, tokenizer: Tokenizer | None = None) -> Attribution:

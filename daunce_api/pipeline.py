@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Coroutine, Mapping
 from contextlib import suppress
+from datetime import UTC, datetime
 from functools import cached_property
 from html import escape
 from pathlib import Path
@@ -11,7 +12,7 @@ from typing import Any, TypeVar
 
 from .assembly import Material, assemble, complete_members
 from .attribution import Attribution
-from .backends.base import ScorerCapabilities, within_scope
+from .backends.base import within_scope
 from .backends.registry import capabilities_of, open_backend, open_tokenizer
 from .blocking import run_blocking
 from .budget import Plan, make_plan
@@ -27,7 +28,7 @@ from .runlog import logging_to
 from .scoring import Progress
 from .status import RunStatus, status_of
 from .store import RunStore
-from .tokens import EncodedExample, Tokenizer, encode_example
+from .tokens import EncodedExample, Tokenizer, encode_dataset
 
 DATA_FOLDER, ATTRIBUTION_FOLDER, LOG_NAME = "data", "attribution", "daunce.log"
 """Inside the run folder: the examples as they were read, the saved attribution, and the log."""
@@ -46,6 +47,8 @@ class Run:
         self.config = config
         self.train = train
         self.test = test
+        self._encoded: dict[Dataset, tuple[EncodedExample, ...]] = {}
+        self._plan: Plan | None = None
 
     @classmethod
     def create(cls, config: RunConfig | Mapping[str, Any] | str | Path) -> Run:
@@ -95,13 +98,26 @@ class Run:
         """The tokenizer of the config's model."""
         return open_tokenizer(self.config)
 
+    def encoded(self, dataset: Dataset) -> tuple[EncodedExample, ...]:
+        """A data set as token ids of the run's tokenizer, with the run's ``loss_on``; encoded once.
+
+        Raises DataError that lists every line that cannot be encoded.
+        """
+        if dataset not in self._encoded:
+            self._encoded[dataset] = encode_dataset(dataset, self.tokenizer, self.config.data.loss_on)
+        return self._encoded[dataset]
+
     def plan(self) -> Plan:
-        """Jobs, tokens, dollars and time of the whole run. No network, no key, nothing is written.
+        """Jobs, tokens, dollars and time of the whole run. No network, no key, nothing is written. Made once a day,
+        since it knows when providers close.
 
         Raises DataError, ConfigurationError, and what the plan refuses (:meth:`Plan.check`) is in it as text.
         """
-        trainer, scorer = capabilities_of(self.config)
-        return make_plan(self.config, self.train, self.test, self.tokenizer, trainer, scorer)
+        today = datetime.now(UTC).date()
+        if self._plan is None or self._plan.today != today:
+            trainer, scorer = capabilities_of(self.config)
+            self._plan = make_plan(self.config, self.train, self.test, self.encoded, trainer, scorer, today=today)
+        return self._plan
 
     @cached_property
     def material(self) -> Material:
@@ -112,8 +128,8 @@ class Run:
             self.train,
             self.test,
             scorer.measured,
-            self._encoded(self.train, scorer),
-            self._encoded(self.test, scorer),
+            tuple(within_scope(e, scorer) for e in self.encoded(self.train)),
+            tuple(within_scope(e, scorer) for e in self.encoded(self.test)),
             plan_ensemble(
                 len(self.train),
                 self.config.ensemble.members,
@@ -122,17 +138,6 @@ class Run:
                 min_subset=trainer.min_examples,
             ),
         )
-
-    def _encoded(self, dataset: Dataset, scorer: ScorerCapabilities) -> tuple[EncodedExample, ...]:
-        encoded, problems = [], []
-        for position, example in enumerate(dataset):
-            try:
-                encoded.append(within_scope(encode_example(example, self.tokenizer, self.config.data.loss_on), scorer))
-            except DataError as error:
-                problems.append(f"{dataset.where(position)}: {error}")
-        if problems:
-            raise DataError(f"{dataset.name} cannot be encoded; nothing was sent. Mend these lines:", problems)
-        return tuple(encoded)
 
     # -- the run --------------------------------------------------------------------------------------------------
 

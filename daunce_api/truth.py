@@ -62,9 +62,9 @@ class Truth:
         """Jobs, tokens and dollars of the whole experiment; nothing is sent. ``budget.max_usd`` holds for it alone."""
         run, config = self._run, self.config
         trainer, scorer = capabilities_of(config)
-        general = make_plan(config, run.train, run.test, run.tokenizer, trainer, scorer)
-        counts = count(config, run.train, run.test, run.tokenizer, scorer)
-        asked = count(config, run.test, run.test, run.tokenizer, scorer)  # nothing is asked about training examples
+        general = make_plan(config, run.train, run.test, run.encoded, trainer, scorer)
+        counts = count(config, run.train, run.test, run.encoded, trainer, scorer)
+        asked = count(config, run.test, run.test, run.encoded, trainer, scorer)  # training examples are not asked about
         tokens = {}
         for k in range(self.ensemble.members):
             subset = self.ensemble.subset(k)

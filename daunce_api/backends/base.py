@@ -56,7 +56,11 @@ class JobRequest:
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """A provider's view of one job. ``error`` is set for failed jobs only; ``trained_tokens`` when it is reported."""
+    """A provider's view of one job. ``error`` is set for failed jobs only; ``trained_tokens`` when it is reported.
+
+    ``refused`` says of a failed job that what was asked for is at fault (its file, a hyperparameter): another attempt
+    would fail in the same way.
+    """
 
     id: str
     status: JobStatus
@@ -64,6 +68,7 @@ class Job:
     error: str | None = None
     trained_tokens: int | None = None
     progress: float | None = None
+    refused: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,7 +77,7 @@ class TrainerCapabilities:
 
     ``listing_lag_seconds``: how long a new job or file may be missing from the provider's lists. After a submit
     without an answer the job is looked for so long before it is submitted again; 0 for a server whose lists are
-    never behind.
+    never behind. ``max_context_tokens``: the longest training example, None where it is not known.
     """
 
     provider: str
@@ -83,6 +88,7 @@ class TrainerCapabilities:
     hyperparameters: frozenset[str] = frozenset()
     seconds_per_job: float | None = None
     listing_lag_seconds: float = 15.0
+    max_context_tokens: int | None = None
     notes: tuple[str, ...] = ()
 
 

@@ -40,6 +40,7 @@ def trainer_capabilities(config: RunConfig) -> TrainerCapabilities:
         min_examples=trainer.min_examples,
         hyperparameters=HYPERPARAMETERS,
         listing_lag_seconds=trainer.listing_lag_seconds or 0.0,
+        max_context_tokens=context_tokens(config),
         notes=("trains and scores on this machine",),
     )
 

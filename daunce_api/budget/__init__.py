@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from .plan import Plan, make_plan
+from .plan import Plan
+from .planning import make_plan
 from .prices import JobCosts, Price
 
 __all__ = ["JobCosts", "Plan", "Price", "make_plan"]

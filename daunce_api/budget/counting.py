@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
-from ..backends.base import ScorerCapabilities, within_scope
+from ..backends.base import ScorerCapabilities, TrainerCapabilities, within_scope
 from ..config import RunConfig
 from ..dataset import Dataset, Example
 from ..errors import CapabilityError, DataError, DaunceError
-from ..tokens import EncodedExample, TiktokenTokenizer, Tokenizer, encode_example, tiktoken_encoding_name
+from ..tokens import Encode, EncodedExample, TiktokenTokenizer, tiktoken_encoding_name
 from .prices import provider_of
 
 _NAMED = 5
@@ -28,8 +28,15 @@ class Counts:
     refusals: tuple[DaunceError, ...]
 
 
-def count(config: RunConfig, train: Dataset, test: Dataset, tokenizer: Tokenizer, scorer: ScorerCapabilities) -> Counts:
-    """Count a run's tokens.
+def count(
+    config: RunConfig,
+    train: Dataset,
+    test: Dataset,
+    encode: Encode,
+    trainer: TrainerCapabilities,
+    scorer: ScorerCapabilities,
+) -> Counts:
+    """Count a run's tokens. ``encode`` is only called where token ids can be had.
 
     OpenAI's chat template is not public: there, training and prompts are counted by its published rule (contents,
     three tokens a message, three for the reply) with tiktoken, or estimated where tiktoken's rank file is out of
@@ -47,8 +54,11 @@ def count(config: RunConfig, train: Dataset, test: Dataset, tokenizer: Tokenizer
             False,
             (),
         )
-    encoded_train, encoded_test = (_encode(config, side, tokenizer) for side in (train, test))
-    refusals = list(_context_refusals(((train, encoded_train), (test, encoded_test)), scorer))
+    encoded_train, encoded_test = encode(train), encode(test)
+    refusals = [
+        *_context_refusals(scorer.provider, scorer.max_context_tokens, (train, encoded_train), (test, encoded_test)),
+        *_context_refusals(trainer.provider, _below(trainer, scorer), (train, encoded_train)),
+    ]
     scoped_train, unmeasured = _scope(train, encoded_train, scorer)
     scoped_test, unmeasured_test = _scope(test, encoded_test, scorer)
     refusals += _scope_refusals([*unmeasured_test, *unmeasured])
@@ -79,22 +89,16 @@ def _prompt(example: Example, tokenizer: TiktokenTokenizer) -> int:
     return tokenizer.count(replace(example, messages=example.messages[:-1]))
 
 
-def _encode(config: RunConfig, dataset: Dataset, tokenizer: Tokenizer) -> list[EncodedExample]:
-    encoded, problems = [], []
-    for position, example in enumerate(dataset):
-        try:
-            encoded.append(encode_example(example, tokenizer, config.data.loss_on))
-        except DataError as error:
-            problems.append(f"{dataset.where(position)}: {error}")
-    if problems:
-        raise DataError(f"{dataset.name} cannot be encoded; nothing was sent. Mend these lines:", problems)
-    return encoded
+def _below(trainer: TrainerCapabilities, scorer: ScorerCapabilities) -> int | None:
+    """The trainer's limit where it is the narrower one: what exceeds the scorer's is named once."""
+    limit, other = trainer.max_context_tokens, scorer.max_context_tokens
+    return None if limit is None or (other is not None and other <= limit) else limit
 
 
 def _context_refusals(
-    sides: Iterable[tuple[Dataset, list[EncodedExample]]], scorer: ScorerCapabilities
+    provider: str, limit: int | None, *sides: tuple[Dataset, Sequence[EncodedExample]]
 ) -> Iterable[DaunceError]:
-    limit = scorer.max_context_tokens
+    """The examples that are longer than what a trainer or a scorer takes, where it says so."""
     if limit is None:
         return
     problems = [
@@ -105,14 +109,14 @@ def _context_refusals(
     ]
     if problems:
         yield DataError(
-            f"{scorer.provider} takes {limit:,} tokens at most, and shortened examples would be measured wrongly. "
-            "Nothing was sent. Shorten or drop these:",
+            f"{provider} takes {limit:,} tokens at most, and shortened examples would be trained and measured "
+            "wrongly. Nothing was sent. Shorten or drop these:",
             problems,
         )
 
 
 def _scope(
-    dataset: Dataset, encoded: list[EncodedExample], scorer: ScorerCapabilities
+    dataset: Dataset, encoded: Sequence[EncodedExample], scorer: ScorerCapabilities
 ) -> tuple[list[EncodedExample], list[tuple[str, CapabilityError]]]:
     """What is measured of each example, and the examples of which nothing can be, with their places."""
     scoped, refused = [], []

@@ -2,22 +2,14 @@
 
 from __future__ import annotations
 
-import difflib
-import math
-from dataclasses import dataclass, field, replace
-from datetime import UTC, date, datetime, timedelta
+from dataclasses import dataclass, field
+from datetime import date, timedelta
 from typing import Any
 
-from ..backends.base import ModelInfo, ScorerCapabilities, TrainerCapabilities
-from ..config import RunConfig
-from ..dataset import Dataset
-from ..ensemble import Ensemble, plan_ensemble
-from ..errors import BudgetError, CapabilityError, ConfigurationError, DaunceError
+from ..backends.base import ModelInfo
+from ..errors import CapabilityError, DaunceError
 from ..store import TARGET
-from ..tokens import Tokenizer
-from .counting import count
-from .epochs import epochs_of
-from .prices import MILLION, JobCosts, Price, closing_of, prices_of
+from .prices import MILLION, JobCosts, Price
 
 
 @dataclass(frozen=True, slots=True)
@@ -182,158 +174,6 @@ class Plan:
         lines += [f"Note: {note}." for note in self.notes]
         lines += [f"Refused: {error}" for error in self.refusals]
         return "\n".join(lines)
-
-
-def make_plan(
-    config: RunConfig,
-    train: Dataset,
-    test: Dataset,
-    tokenizer: Tokenizer,
-    trainer: TrainerCapabilities,
-    scorer: ScorerCapabilities,
-    model_info: ModelInfo | None = None,
-    *,
-    today: date | None = None,
-) -> Plan:
-    """Plan a run; nothing is sent, and no key is needed.
-
-    ``model_info``, where the provider was asked, adds its shutdown date to the reasons not to start. ``today``
-    defaults to the present day in UTC. Raises DataError where examples cannot be encoded; all other reasons not to
-    start are in ``Plan.refusals``.
-    """
-    today = today or datetime.now(UTC).date()
-    counts = count(config, train, test, tokenizer, scorer)
-    refusals: list[DaunceError] = list(counts.refusals)
-    notes: list[str] = [*trainer.notes, *scorer.notes]
-    if not counts.exact:
-        notes.append(
-            "tiktoken's rank file is out of reach, so tokens are estimated from bytes (four a token), and whether "
-            "completions are single tokens is not checked"
-        )
-    ensemble: Ensemble | None = None
-    try:
-        shape = config.ensemble
-        ensemble = plan_ensemble(len(train), shape.members, shape.subset_ratio, shape.seed, trainer.min_examples)
-    except ConfigurationError as error:
-        refusals.append(error)
-    refusals += _trainer_refusals(config, trainer)
-    if not trainer.honours_seed:
-        notes.append(f"{trainer.provider} takes no seed: the same job twice gives two models")
-    tokens: dict[int, int] = {}
-    if config.ensemble.start_from == "target" and config.ensemble.target_model is None:
-        epochs, assumed = epochs_of(config, len(train), target=True)
-        tokens[TARGET] = epochs * sum(counts.training_N)
-        notes += [f"target model: {assumed}"] if assumed else []
-    subset = 0
-    if ensemble is not None:
-        subset = int(ensemble.inclusion_KN[0].sum())
-        epochs, assumed = epochs_of(config, subset, target=False)
-        notes += [assumed] if assumed else []
-        tokens |= {k: epochs * sum(counts.training_N[i] for i in ensemble.subset(k)) for k in range(ensemble.members)}
-    training_price, scoring_price = prices_of(config)
-    jobs = config.ensemble.members + (TARGET in tokens)
-    concurrent = config.backend.max_concurrent_jobs or max(1, trainer.max_concurrent_jobs)
-    hours = None
-    minutes = config.backend.minutes_per_job
-    seconds = trainer.seconds_per_job if minutes is None else 60 * minutes
-    if seconds is not None:
-        rounds = math.ceil(config.ensemble.members / concurrent) + (TARGET in tokens)
-        hours = rounds * seconds / 3600
-    plan = Plan(
-        provider=trainer.provider,
-        scorer=scorer.provider,
-        model=config.backend.model,
-        members=config.ensemble.members,
-        jobs=jobs,
-        n_train=len(train),
-        n_test=len(test),
-        subset=subset,
-        training_tokens=tokens,
-        scored_models=config.ensemble.members + (config.scoring.target and config.ensemble.start_from == "target"),
-        scoring_input_tokens=counts.input,
-        scoring_output_tokens=counts.output,
-        training_price=training_price,
-        scoring_price=scoring_price,
-        price_factor=scorer.price_factor,
-        max_usd=config.budget.max_usd,
-        hours=hours,
-        concurrent_jobs=concurrent,
-        today=today,
-        notes=tuple(dict.fromkeys(notes)),
-    )
-    refusals += [*_closing_refusals(config, plan), *_budget_refusals(plan)]
-    if model_info is not None:
-        try:
-            plan.check_model(model_info)
-        except CapabilityError as error:
-            refusals.append(error)
-    return replace(plan, refusals=tuple(refusals))
-
-
-def _trainer_refusals(config: RunConfig, trainer: TrainerCapabilities) -> list[DaunceError]:
-    refusals: list[DaunceError] = []
-    if config.ensemble.start_from == "target" and not trainer.starts_from_fine_tune:
-        refusals.append(
-            CapabilityError(
-                f"{trainer.provider} cannot fine-tune a fine-tune, which start_from: target needs. Use start_from: "
-                "base, or another backend."
-            )
-        )
-    given = {**config.training.hyperparameters, **(config.training.target_hyperparameters or {})}
-    for name in sorted(given.keys() - trainer.hyperparameters) if trainer.hyperparameters else ():
-        close = difflib.get_close_matches(name, trainer.hyperparameters, n=1)
-        hint = f"did you mean {close[0]}?" if close else f"it knows {', '.join(sorted(trainer.hyperparameters))}."
-        refusals.append(
-            ConfigurationError(
-                f"training.hyperparameters.{name}: {trainer.provider} does not know it; {hint} Nothing was sent."
-            )
-        )
-    return refusals
-
-
-def _closing_refusals(config: RunConfig, plan: Plan) -> list[DaunceError]:
-    closing = closing_of(config)
-    if closing is None:
-        return []
-    if plan.last_day >= date.fromisoformat(closing.no_new_jobs_from):
-        return [
-            CapabilityError(
-                f"{plan.provider} takes no new fine-tuning jobs from {closing.no_new_jobs_from} ({closing.source}), "
-                f"and this run would go on until {plan.last_day}. Nothing was spent. Use another provider."
-            )
-        ]
-    if closing.models_end is not None and plan.last_day >= date.fromisoformat(closing.models_end):
-        return [
-            CapabilityError(
-                f"{plan.provider} shuts {plan.model} and its fine-tunes down on {closing.models_end} "
-                f"({closing.source}), before this run would end ({plan.last_day}). Choose another model."
-            )
-        ]
-    return []
-
-
-def _budget_refusals(plan: Plan) -> list[DaunceError]:
-    if plan.max_usd is None:
-        return []
-    if plan.usd is None:
-        missing = " and ".join(
-            name for name, usd in (("training", plan.training_usd), ("scoring", plan.scoring_usd)) if usd is None
-        )
-        return [
-            BudgetError(
-                f"budget.max_usd is set, but the price of {missing} is not known for {plan.model} at {plan.provider}. "
-                "Nothing was sent. Set budget.price (US dollars per million tokens), or take max_usd out."
-            )
-        ]
-    if plan.usd > plan.max_usd:
-        return [
-            BudgetError(
-                f"the run would cost about ${plan.usd:,.2f} (training ${plan.training_usd:,.2f}, scoring "
-                f"${plan.scoring_usd:,.2f}), more than budget.max_usd: ${plan.max_usd:,.2f}. Nothing was sent. Use "
-                "fewer members, a smaller subset_ratio or fewer epochs, or raise budget.max_usd."
-            )
-        ]
-    return []
 
 
 def _dollars(usd: float | None, price: Price) -> str:

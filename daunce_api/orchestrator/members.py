@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import random
 from collections.abc import Awaitable, Callable, Collection, Sequence
 from contextlib import suppress
 
-from ..backends.base import JobRequest, JobStatus, ModelInfo, Trainer
+from ..backends.base import JobStatus, ModelInfo, Trainer
 from ..budget import JobCosts
 from ..clock import Clock, SystemClock
 from ..config import RunConfig
@@ -24,9 +23,10 @@ from ..errors import (
     StoreError,
     TransientError,
 )
-from ..store import INTENT, TARGET, JobRow, RunStore
+from ..store import TARGET, RunStore
+from .attempts import Attempts, is_final, name_of
 from .cleanup import cancel_jobs, clean_up
-from .desk import CANCELLED, Desk
+from .desk import Desk
 from .events import CancelReport, CleanReport, Event, EventKind, OnEvent, TrainingOutcome
 from .patience import Patience, Waiter
 
@@ -64,18 +64,16 @@ class Orchestrator:
         self._trainer = trainer
         self._store = store
         self._ensemble = ensemble
-        self._dataset = dataset
         self._config = config
-        self._costs = costs
         self._on_event: OnEvent | None = None
         waiter = Waiter(clock or SystemClock(), patience or Patience(), rng or random.Random())
         self._desk = Desk(trainer, store, waiter, self._emit)
         self._slots = asyncio.Semaphore(
             config.backend.max_concurrent_jobs or max(1, trainer.capabilities.max_concurrent_jobs)
         )
-        self._parked: DaunceError | None = None
-        self._halted: str | None = None
-        self._left_out: dict[int, str] = {}
+        self._attempts = Attempts(
+            self._desk, store, ensemble=ensemble, dataset=dataset, config=config, costs=costs, emit=self._emit
+        )
         self._finished: frozenset[int] = frozenset()
 
     # -- the run --------------------------------------------------------------------------------------------------
@@ -101,9 +99,8 @@ class Orchestrator:
         same call takes them up.
         """
         self._on_event = on_event
-        self._parked, self._halted, self._left_out = None, None, {}
         self._finished = frozenset(finished)
-        self._settle_ended()
+        self._attempts.begin()
         wanted = [k for k in range(self._ensemble.members) if k not in self._finished]
         failure: BaseException | None = None
         try:
@@ -116,7 +113,7 @@ class Orchestrator:
         except BaseExceptionGroup as errors:
             failure = _gravest(errors)
         except asyncio.CancelledError:
-            live = sum(not _is_final(row) for row in self._store.jobs())
+            live = sum(not is_final(row) for row in self._store.jobs())
             message = (
                 f"Interrupted. {live} job{'' if live == 1 else 's'} may still be running at "
                 f"{self._trainer.capabilities.provider} and nothing is lost: run the same command again to go on, or "
@@ -128,19 +125,17 @@ class Orchestrator:
             raise
         if failure is not None:
             raise failure
-        if self._parked is not None:
-            raise self._parked
+        if self._attempts.parked is not None:
+            raise self._attempts.parked
         models = self._store.ready_models()
         if self._config.ensemble.target_model is not None:
             models[TARGET] = self._config.ensemble.target_model
         self._require(len(self._finished | (models.keys() - {TARGET})))
-        return TrainingOutcome(models, dict(self._left_out), self._halted)
+        return TrainingOutcome(models, dict(self._attempts.left_out), self._attempts.halted)
 
     def halt(self, reason: str) -> None:
         """Submit no more jobs in this run; live ones are waited for. For a rule that says that K is large enough."""
-        if self._halted is None:
-            self._halted = reason
-            self._store.note("halted", reason)
+        self._attempts.halt(reason)
 
     async def model_info(self, model: str) -> ModelInfo:
         """What the provider says of a model, asked as patiently as everything else. Raises RejectedError where it has
@@ -165,13 +160,13 @@ class Orchestrator:
         target = ensemble.target_model
         if target is None:
             async with self._slots:
-                target = await self._train(TARGET, self._config.backend.model)
+                target = await self._attempts.train(TARGET, self._config.backend.model)
             if target is None:
-                if self._parked is None and self._halted is None:
+                if self._attempts.may_submit:
                     raise NotEnoughMembersError(
                         "the target model, which every member starts from, could not be trained: "
-                        f"{self._left_out.get(TARGET)}. Everything that was uploaded is kept; mend the cause and run "
-                        "the same command again, with a higher training.max_attempts if they are used up."
+                        f"{self._attempts.left_out.get(TARGET)}. Everything that was uploaded is kept; mend the cause "
+                        "and run the same command again, with a higher training.max_attempts if they are used up."
                     )
                 return None
         if on_ready is not None:
@@ -181,20 +176,20 @@ class Orchestrator:
     async def _member(self, member: int, base: str, on_ready: OnReady | None) -> None:
         while True:
             async with self._slots:
-                model = await self._train(member, base)
+                model = await self._attempts.train(member, base)
             if model is None:
                 break
             if on_ready is None or await self._hand_over(member, model, on_ready):
                 return
-        if member in self._left_out:
-            self._require(len({*range(self._ensemble.members)} - self._left_out.keys()))
+        if member in self._attempts.left_out:
+            self._require(len({*range(self._ensemble.members)} - self._attempts.left_out.keys()))
 
     async def _hand_over(self, member: int, model: str, on_ready: OnReady) -> bool:
         """False where the model turned out to be gone, so that its member has to be trained again."""
         try:
             await on_ready(member, model)
         except (DailyLimitError, BudgetError) as error:
-            self._park(error)
+            self._attempts.park(error)
         except RejectedError as error:
             if await self._desk.model_exists(model) or member == TARGET:
                 raise
@@ -207,80 +202,6 @@ class Orchestrator:
             return False
         return True
 
-    async def _train(self, member: int, base: str) -> str | None:
-        """The member's model; None where it is left out, or where no more jobs may be submitted."""
-        while True:
-            rows = self._store.jobs(member)
-            row = rows[-1] if rows else None
-            if row is not None and row.status == JobStatus.SUCCEEDED and row.model and not row.model_deleted:
-                self._emit(Event(EventKind.READY, f"{_name(member)} is {row.model}", member, row.attempt))
-                return row.model
-            if row is None or _is_final(row):
-                used = [j for j in rows if j.error != CANCELLED and not (j.model_deleted and j.error is None)]
-                if len(used) >= self._config.training.max_attempts:
-                    self._leave_out(member, f"{used[-1].error or used[-1].status} (attempt {len(used)})")
-                    return None
-                if self._parked is not None or self._halted is not None:
-                    return None
-            try:
-                if row is None or _is_final(row):
-                    await self._submit(member, base, row)
-                elif row.status == INTENT:
-                    await self._desk.resubmit(row)
-                row = self._store.jobs(member)[-1]
-                job = await self._desk.watch(row)
-            except (DailyLimitError, BudgetError) as error:
-                self._park(error)
-                return None
-            except RejectedError as error:
-                if not await self._rejected(member, error):
-                    self._leave_out(member, str(error))
-                    return None
-                continue
-            self._settle(row.key, member, job.trained_tokens)
-            if job.status is not JobStatus.SUCCEEDED:
-                text = f"{_name(member)}: {job.error or job.status}"
-                self._emit(Event(EventKind.FAILED, text, member, row.attempt, job))
-
-    async def _submit(self, member: int, base: str, previous: JobRow | None) -> None:
-        attempt = _next_attempt(previous)
-        key = self._key(member, previous)
-        if self._costs is not None:
-            self._store.reserve(key, self._costs.estimate(member), cap=self._config.budget.max_usd)
-        training = self._config.training
-        hyperparameters = training.hyperparameters
-        if member == TARGET and training.target_hyperparameters is not None:
-            hyperparameters = training.target_hyperparameters
-        request = JobRequest(
-            key=key,
-            model=base,
-            file_id=await self._desk.file(self._content(member)),
-            seed=self._ensemble.target_seed if member == TARGET else int(self._ensemble.seeds_K[member]),
-            hyperparameters=dict(hyperparameters),
-            suffix=f"{self._config.name}-{self._store.run_key}-{'target' if member == TARGET else f'm{member}'}",
-        )
-        await self._desk.submit(request, member, attempt)
-
-    def _key(self, member: int, previous: JobRow | None) -> str:
-        return f"{self._store.run_key}-m{member}-a{_next_attempt(previous)}"
-
-    def _content(self, member: int) -> bytes:
-        positions = range(len(self._dataset)) if member == TARGET else self._ensemble.subset(member).tolist()
-        return self._dataset.training_file(positions, self._config.data.loss_on)
-
-    async def _rejected(self, member: int, error: RejectedError) -> bool:
-        """Record that an attempt was refused; True where another one can do better (its file was gone)."""
-        rows = self._store.jobs(member)
-        row = rows[-1] if rows else None
-        if row is None or row.status != INTENT:  # it was the file that was refused
-            self._store.settle(self._key(member, row), 0.0)
-            return False
-        self._store.job_state(row.key, JobStatus.FAILED, error=str(error))
-        self._store.settle(row.key, 0.0)
-        self._emit(Event(EventKind.FAILED, f"{_name(member)}: {error}", member, row.attempt))
-        file_id: str = json.loads(row.request_json)["file_id"]
-        return await self._desk.file(self._content(member), verify=True) != file_id
-
     # -- bookkeeping ----------------------------------------------------------------------------------------------
 
     def _live_first(self, members: Sequence[int]) -> list[int]:
@@ -288,33 +209,14 @@ class Orchestrator:
         new job is submitted as long as live ones could fill them."""
         rank: dict[int, int] = {}
         for row in self._store.jobs():
-            rank[row.member] = 2 if not _is_final(row) else 3
+            rank[row.member] = 2 if not is_final(row) else 3
         rank |= dict.fromkeys(self._store.ready_models(), 1)
         return sorted(members, key=lambda k: (rank.get(k, 3), k))
-
-    def _settle(self, key: str, member: int, trained_tokens: int | None) -> None:
-        """Book what was billed: the price of the reported tokens. Where none are reported the reservation stands,
-        since a job that failed may have been billed for its steps."""
-        if self._costs is not None:
-            usd = self._costs.estimate(member) if trained_tokens is None else self._costs.billed(trained_tokens)
-            self._store.settle(key, usd)
-
-    def _settle_ended(self) -> None:
-        """Book jobs that ended while nobody could: the run was interrupted in between, or they were cancelled."""
-        open_keys = self._store.unsettled()
-        for row in self._store.jobs():
-            if row.key in open_keys and _is_final(row):
-                self._settle(row.key, row.member, row.trained_tokens)
-
-    def _leave_out(self, member: int, reason: str) -> None:
-        self._left_out[member] = reason
-        self._store.note(f"left out {_name(member)}", reason)
-        self._emit(Event(EventKind.LEFT_OUT, f"{_name(member)} is left out: {reason}", member))
 
     def _require(self, possible: int) -> None:
         need = self._config.training.min_members
         if possible < need:
-            reasons = [f"  {_name(k)}: {why}" for k, why in sorted(self._left_out.items())]
+            reasons = [f"  {name_of(k)}: {why}" for k, why in sorted(self._attempts.left_out.items())]
             raise NotEnoughMembersError(
                 "\n".join(
                     [
@@ -326,32 +228,9 @@ class Orchestrator:
                 )
             )
 
-    def _park(self, error: DaunceError) -> None:
-        if self._parked is None:
-            if isinstance(error, DailyLimitError):
-                error = DailyLimitError(
-                    f"{error} The run is parked: what was submitted was waited for, everything is kept. Run the same "
-                    "command again in some hours."
-                )
-            self._parked = error
-            self._store.note("parked", str(error))
-            self._emit(Event(EventKind.PARKED, str(error)))
-
     def _emit(self, event: Event) -> None:
         if self._on_event is not None:
             self._on_event(event)
-
-
-def _is_final(row: JobRow) -> bool:
-    return row.status != INTENT and JobStatus(row.status).final
-
-
-def _next_attempt(previous: JobRow | None) -> int:
-    return 1 if previous is None else previous.attempt + 1
-
-
-def _name(member: int) -> str:
-    return "the target model" if member == TARGET else f"member {member}"
 
 
 def _gravest(errors: BaseExceptionGroup[BaseException]) -> BaseException:

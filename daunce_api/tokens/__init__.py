@@ -9,15 +9,17 @@ written with: no chat message can end its own turn or open another one. A prompt
 rendering of a text and is encoded as written, special tokens included.
 """
 
-from .examples import EncodedExample, Tokenizer, encode_example
+from .examples import Encode, EncodedExample, Tokenizer, encode_dataset, encode_example
 from .folder import LocalTokenizer
 from .openai_models import TiktokenTokenizer, tiktoken_encoding_name
 
 __all__ = [
+    "Encode",
     "EncodedExample",
     "LocalTokenizer",
     "TiktokenTokenizer",
     "Tokenizer",
+    "encode_dataset",
     "encode_example",
     "tiktoken_encoding_name",
 ]

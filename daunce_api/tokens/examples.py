@@ -5,11 +5,11 @@ from __future__ import annotations
 import hashlib
 import json
 from bisect import bisect_left, bisect_right
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from ..dataset import Example, LossOn, Message
+from ..dataset import Dataset, Example, LossOn, Message
 from ..errors import DataError
 
 Span = tuple[int, int]
@@ -103,6 +103,24 @@ def encode_example(example: Example, tokenizer: Tokenizer, loss_on: LossOn = "la
     if not targets:
         raise DataError(f"example {example.id!r} has no completion token that a model could predict")
     return EncodedExample(example, tuple(ids), tuple(sorted(targets)), moved)
+
+
+def encode_dataset(dataset: Dataset, tokenizer: Tokenizer, loss_on: LossOn = "last") -> tuple[EncodedExample, ...]:
+    """Every example of a data set as token ids, in order. Raises DataError that lists every line that cannot be
+    encoded."""
+    encoded, problems = [], []
+    for position, example in enumerate(dataset):
+        try:
+            encoded.append(encode_example(example, tokenizer, loss_on))
+        except DataError as error:
+            problems.append(f"{dataset.where(position)}: {error}")
+    if problems:
+        raise DataError(f"{dataset.name} cannot be encoded; nothing was sent. Mend these lines:", problems)
+    return tuple(encoded)
+
+
+Encode = Callable[[Dataset], Sequence[EncodedExample]]
+"""A data set as token ids, in order; :func:`encode_dataset` with its tokenizer, or what is known from it already."""
 
 
 def _chat(example: Example, tokenizer: Tokenizer, loss_on: LossOn) -> tuple[str, list[Span]]:

@@ -6,6 +6,7 @@ import json
 import re
 from dataclasses import replace
 from datetime import date
+from functools import partial
 from importlib.resources import files
 from typing import Any
 
@@ -23,7 +24,7 @@ from daunce_api.config import RunConfig
 from daunce_api.dataset import Dataset
 from daunce_api.ensemble import plan_ensemble
 from daunce_api.errors import BudgetError, CapabilityError, ConfigurationError, DataError
-from daunce_api.tokens import encode_example
+from daunce_api.tokens import Encode, encode_dataset, encode_example
 
 TODAY = date(2026, 11, 22)
 TRAINER = TrainerCapabilities(
@@ -65,6 +66,10 @@ def config(**sections: Any) -> RunConfig:
     return RunConfig.from_mapping(content)
 
 
+def encoder(settings: RunConfig) -> Encode:
+    return partial(encode_dataset, tokenizer=open_tokenizer(settings), loss_on=settings.data.loss_on)
+
+
 def plan_of(
     settings: RunConfig | None = None,
     train: Dataset | None = None,
@@ -74,7 +79,7 @@ def plan_of(
 ) -> Plan:
     settings = settings or config()
     options.setdefault("today", TODAY)
-    return make_plan(settings, train or chats(40), chats(2), open_tokenizer(settings), trainer, scorer, **options)
+    return make_plan(settings, train or chats(40), chats(2), encoder(settings), trainer, scorer, **options)
 
 
 # One of these chats: 3 for the reply, 3 a message, "user" and "assistant", three digits and one letter.
@@ -136,7 +141,7 @@ def test_embedded_tokens_are_those_of_the_ids_that_are_trained_on(
     train = Dataset.from_records(
         [{"prompt": f"What is {i}? ", "completion": "a number " * (i % 5 + 1)} for i in range(n)]
     )
-    plan = make_plan(settings, train, train, open_tokenizer(settings), TRAINER, ECHO, today=TODAY)
+    plan = make_plan(settings, train, train, encoder(settings), TRAINER, ECHO, today=TODAY)
     tokenizer = open_tokenizer(settings)
     lengths = [len(encode_example(e, tokenizer).ids) for e in train]
     ensemble = plan_ensemble(n, members, ratio, 0)
@@ -263,6 +268,20 @@ def test_examples_over_the_context_are_named_by_line() -> None:
     assert [p.split(" tokens")[0].split(": ")[0] for p in caught.value.problems] == ["train.jsonl:41"]
 
 
+def test_a_trainer_that_takes_less_than_the_scorer_is_held_to_the_training_examples() -> None:
+    settings = config(backend={"kind": "embedded", "model": "daunce-tiny"})
+    long = Dataset.from_records([{"prompt": "word " * 40, "completion": "b"}] * 20, name="train.jsonl")
+    asked: dict[str, Any] = {"settings": settings, "train": long, "scorer": ECHO}
+    assert plan_of(**asked, trainer=TRAINER).refusals == ()
+    plan = plan_of(**asked, trainer=replace(TRAINER, max_context_tokens=30))
+    assert len(plan.refusals) == 1
+    with pytest.raises(DataError, match="OpenAI takes 30 tokens at most") as caught:
+        plan.check()
+    assert len(caught.value.problems) == 20
+    asked |= {"scorer": replace(ECHO, max_context_tokens=20)}
+    assert len(plan_of(**asked, trainer=replace(TRAINER, max_context_tokens=20)).refusals) == 1  # named once
+
+
 def test_too_small_subsets_are_refused() -> None:
     with pytest.raises(ConfigurationError, match=r"8 of 16 examples, fewer than the 10"):
         plan_of(train=chats(16)).check()
@@ -288,7 +307,7 @@ def test_time_is_given_only_where_a_job_has_a_known_length() -> None:
 
 def test_the_config_can_say_how_long_a_job_takes() -> None:
     given = config(backend={"kind": "openai", "model": "gpt-4.1-mini", "minutes_per_job": 30})
-    plan = make_plan(given, chats(20), chats(2), open_tokenizer(given), TRAINER, ONE_TOKEN, today=TODAY)
+    plan = make_plan(given, chats(20), chats(2), encoder(given), TRAINER, ONE_TOKEN, today=TODAY)
     assert plan.hours == 1.0  # four jobs, three at once: two rounds of half an hour
 
 

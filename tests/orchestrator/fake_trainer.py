@@ -61,6 +61,7 @@ class FakeJob:
     withheld: bool = False
     gone: bool = False
     stubborn: bool = False
+    refused: bool = False
 
     @property
     def status(self) -> JobStatus:
@@ -77,6 +78,7 @@ class FakeProvider:
 
     clock: Clock = field(default_factory=InstantClock)
     states: Callable[[JobRequest], tuple[JobStatus, ...]] = lambda request: HAPPY
+    refuses: Callable[[JobRequest], bool] = lambda request: False
     listing_lag: float = 0.0
     max_concurrent: int = 3
     upload_seconds: float = 0.0
@@ -94,6 +96,8 @@ class FakeProvider:
         if request.file_id not in self.files:
             raise RejectedError(f"training_file {request.file_id} does not exist")
         job = FakeJob(f"job-{len(self.jobs)}", request, self.states(request), self.clock.now())
+        if self.refuses(request):
+            job.states, job.refused = (QUEUED, FAILED), True
         self.jobs[job.id] = job
         self.most_live = max(self.most_live, sum(j.live for j in self.jobs.values()))
         return job
@@ -107,7 +111,8 @@ class FakeProvider:
                 job.shown = True
                 self.models.add(model)
         tokens = self.trained_tokens if status is SUCCEEDED else None
-        return Job(job.id, status, model, "bad luck" if status is FAILED else None, tokens)
+        error = "bad luck" if status is FAILED else None
+        return Job(job.id, status, model, error, tokens, refused=job.refused and status is FAILED)
 
     def of_member(self, member: int) -> list[FakeJob]:
         return [j for j in self.jobs.values() if f"-m{member}-a" in j.request.key]

@@ -279,6 +279,24 @@ def test_a_refused_file_takes_the_member_out_without_paying(world: World) -> Non
         assert store.spent() == 2.0
 
 
+def test_a_job_that_is_refused_for_what_it_asks_is_not_tried_again(world: World) -> None:
+    world.provider.refuses = lambda request: "-m1-" in request.key
+    outcome = world.run()
+    assert outcome.left_out == {1: "bad luck"}
+    assert [job["key"] for job in world.requests(1)] == ["abc-m1-a1"]
+
+
+def test_a_job_refused_because_its_file_vanished_is_tried_with_a_new_one(world: World) -> None:
+    def refuses(request: JobRequest) -> bool:
+        if request.key != "abc-m1-a1":
+            return False
+        del world.provider.files[request.file_id]
+        return True
+
+    world.provider.refuses = refuses
+    assert world.run().models[1] == "ft-abc-m1-a2"
+
+
 def test_a_file_that_vanished_is_uploaded_again(world: World) -> None:
     world.n_train, world.members = 2, 2  # two possible subsets, so later members share a file with earlier ones
     world.run()

@@ -11,6 +11,7 @@ import subprocess
 import sys
 import textwrap
 import time
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -23,6 +24,7 @@ from daunce_api.ensemble import plan_ensemble
 from daunce_api.orchestrator import Orchestrator
 from daunce_api.server import EmbeddedServer, ServerSettings
 from daunce_api.store import RunStore
+from daunce_api.tokens import encode_dataset
 
 WORDS = ["amber", "basalt", "cedar", "delta", "ember", "fjord", "grove", "heath", "islet", "jetty", "knoll", "lagoon"]
 
@@ -50,7 +52,7 @@ def test_tokens_planned_are_tokens_trained(tmp_path: Path) -> None:
     ] + [{"prompt": f"{w}: ", "completion": f"a {w}, naïve “quoted” 東京 🙂"} for w in WORDS]
     train = Dataset.from_records(records, name="train.jsonl")
     trainer, scorer = capabilities_of(config)
-    plan = make_plan(config, train, train, open_tokenizer(config), trainer, scorer)
+    plan = make_plan(config, train, train, partial(encode_dataset, tokenizer=open_tokenizer(config)), trainer, scorer)
     plan.check()
 
     async def main(store: RunStore) -> None:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,12 +13,21 @@ import pytest
 from daunce_api import Attribution, Dataset, Run, RunConfig
 from daunce_api.backends.base import TokenScores
 from daunce_api.backends.openai_wire.echo import EchoScorer
+from daunce_api.budget import Plan, make_plan
 from daunce_api.core import scores
+from daunce_api.dataset import Example
 from daunce_api.ensemble import plan_ensemble
-from daunce_api.errors import BudgetError, CapabilityError, ContractError, RunChangedError, StoreError
+from daunce_api.errors import (
+    BudgetError,
+    CapabilityError,
+    ContractError,
+    NotEnoughMembersError,
+    RunChangedError,
+    StoreError,
+)
 from daunce_api.server import EmbeddedServer
 from daunce_api.store import RunStore
-from daunce_api.tokens import EncodedExample
+from daunce_api.tokens import EncodedExample, encode_example
 
 MakeConfig = Callable[..., RunConfig]
 
@@ -54,6 +65,43 @@ def test_the_same_command_again_does_nothing(make_config: MakeConfig, monkeypatc
     monkeypatch.setattr("daunce_api.execution.open_backend", refuse)
     again = Run.create(make_config()).execute()
     assert np.array_equal(again.train_loss_KN, first.train_loss_KN)
+
+
+def test_one_run_encodes_every_example_once_and_plans_once(
+    make_config: MakeConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    encoded: list[str] = []
+    plans: list[object] = []
+
+    def counted(example: Example, *options: Any) -> EncodedExample:
+        encoded.append(example.id)
+        return encode_example(example, *options)
+
+    def planned(*given: Any, **options: Any) -> Plan:
+        plans.append(given)
+        return make_plan(*given, **options)
+
+    monkeypatch.setattr("daunce_api.tokens.examples.encode_example", counted)
+    monkeypatch.setattr("daunce_api.pipeline.make_plan", planned)
+    run = Run.create(make_config(ensemble={"members": 2}))
+    run.plan().check()
+    run.execute()
+    assert run.status().complete
+    assert len(plans) == 1
+    assert sorted(encoded) == sorted([*run.train.ids, *run.test.ids])
+
+
+def test_a_training_file_that_is_too_long_is_asked_for_once(make_config: MakeConfig, data: tuple[Path, Path]) -> None:
+    """The server's context is not known beforehand here: `openai_wire` is any server."""
+    with data[0].open("a") as file:
+        file.write(json.dumps({"prompt": "word " * 3000, "completion": "b"}) + "\n")
+    config = make_config(ensemble={"members": 2, "subset_ratio": 0.95})
+    run = Run.create(config)
+    assert run.material.ensemble.inclusion_KN[:, -1].all()
+    with pytest.raises(NotEnoughMembersError, match="the model's context length is"):
+        run.execute()
+    with RunStore.open(run.run_dir, read_only=True) as store:
+        assert [job.attempt for job in store.jobs()] == [1, 1]
 
 
 def test_more_members_keep_the_earlier_ones(make_config: MakeConfig) -> None:

@@ -77,6 +77,10 @@ async def test_a_failed_job_says_why() -> None:
     error = {"code": "invalid_training_file", "message": "line 3\x1b is bad", "param": "training_file"}
     job = await Server(lambda _: job_object(status="failed", error=error)).trainer().get("ftjob-1")
     assert job.error == "invalid_training_file: line 3  is bad: training_file"
+    assert job.refused
+    crashed = {"code": "server_error", "message": "internal error", "param": None}
+    job = await Server(lambda _: job_object(status="failed", error=crashed)).trainer().get("ftjob-1")
+    assert not job.refused
 
 
 async def test_a_withheld_model_is_a_failure_and_a_late_name_is_not() -> None:

@@ -250,6 +250,7 @@ class WireTrainer:
             error=None if error is None else self._client.clean(error),
             trained_tokens=_number(answer.get("trained_tokens")),
             progress=progress,
+            refused=status is JobStatus.FAILED and _at_fault(answer.get("error")),
         )
 
     async def _progress(self, job_id: str) -> float | None:
@@ -276,6 +277,11 @@ def _reason(error: object) -> str:
         if parts:
             return ": ".join(parts)
     return "the provider gave no reason"
+
+
+def _at_fault(error: object) -> bool:
+    """Whether a failed job names the parameter that was invalid (``training_file``, most often)."""
+    return isinstance(error, dict) and isinstance(error.get("param"), str)
 
 
 def _event(item: dict[str, Any]) -> JobEvent:
