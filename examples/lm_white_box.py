@@ -21,9 +21,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from daunce_api.backends.local.adapters import LoraSettings
 from daunce_api.backends.local.language import LanguageModel
 from daunce_api.backends.local.objectives import Objective
+from daunce_api.backends.local.recipes import LoraSettings
 from daunce_api.backends.local.tasks import Files, MemberTask, ModelSpec, ScoreTask, TrainTask, run_score, run_train
 from daunce_api.core import scores
 from daunce_api.dataset import Dataset

@@ -64,7 +64,8 @@ class Language:
         return random.Random(member).sample(self.examples, self.size)
 
     def ours(self, members: int, max_tokens: int = 2048) -> Step:
-        from daunce_api.backends.local.training import Member, train_members
+        from daunce_api.backends.local.trainees import Member
+        from daunce_api.backends.local.training import train_members
 
         shapes = self.model.adapter_shapes(self.settings.targets)
 
@@ -166,7 +167,8 @@ class Language:
         import torch
         from torch.utils.flop_counter import FlopCounterMode
 
-        from daunce_api.backends.local.training import Member, batches_of, train_members
+        from daunce_api.backends.local.trainees import Member
+        from daunce_api.backends.local.training import batches_of, train_members
 
         counter = FlopCounterMode(display=False)
         shapes = self.model.adapter_shapes(self.settings.targets)

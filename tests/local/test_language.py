@@ -17,7 +17,8 @@ from transformers import AutoModelForCausalLM
 from daunce_api.backends.local.adapters import save_adapter
 from daunce_api.backends.local.batching import split_rows
 from daunce_api.backends.local.language import LanguageModel, LoraSettings
-from daunce_api.backends.local.training import batches_of, fresh_weights, learning_rate_at
+from daunce_api.backends.local.trainees import fresh_weights
+from daunce_api.backends.local.training import batches_of, learning_rate_at
 from daunce_api.errors import ConfigurationError, DataError, RejectedError, TrainingCancelledError
 from daunce_api.tokens import EncodedExample
 

@@ -20,7 +20,8 @@ from daunce_api.backends.local.language import LanguageModel, LoraSettings
 from daunce_api.backends.local.memory import activation_bytes_per_token, plan_memory
 from daunce_api.backends.local.objectives import Objective
 from daunce_api.backends.local.tasks import MemberTask, ModelSpec, TrainTask, run_train
-from daunce_api.backends.local.training import Member, Weights, train_members
+from daunce_api.backends.local.trainees import Member, Weights
+from daunce_api.backends.local.training import train_members
 from daunce_api.dataset import Dataset
 from daunce_api.errors import CapabilityError, ConfigurationError
 from daunce_api.tokens import EncodedExample
@@ -170,7 +171,8 @@ import torch
 from pathlib import Path
 from daunce_api.backends.local.language import LanguageModel, LoraSettings
 from daunce_api.backends.local.memory import plan_memory
-from daunce_api.backends.local.training import Member, train_members
+from daunce_api.backends.local.trainees import Member
+from daunce_api.backends.local.training import train_members
 from daunce_api.dataset import Dataset
 from daunce_api.tokens import encode_example
 

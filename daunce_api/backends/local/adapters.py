@@ -1,4 +1,4 @@
-"""LoRA settings, and adapters as standard PEFT folders (``adapter_model.safetensors``, ``adapter_config.json``)."""
+"""LoRA adapters as standard PEFT folders (``adapter_model.safetensors``, ``adapter_config.json``)."""
 
 from __future__ import annotations
 
@@ -17,46 +17,11 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from ...errors import ConfigurationError
+from .recipes import LoraSettings
 
 WEIGHTS = "adapter_model.safetensors"
 CONFIG = "adapter_config.json"
 _PREFIX = "base_model.model."
-
-
-@dataclass(frozen=True, slots=True)
-class LoraSettings:
-    """LoRA (Hu et al., 2021) and its training: AdamW without weight decay, linear warm-up, cosine to zero.
-
-    ``targets`` are module names as PEFT matches them (the last part, or the whole path); None takes PEFT's table for
-    the architecture and, for architectures that are not in it, every linear layer but the output head.
-    ``warmup_ratio`` is the share of all optimiser steps. The update added to a layer is (alpha / rank) B A x.
-    """
-
-    rank: int = 8
-    alpha: float = 16.0
-    dropout: float = 0.0
-    targets: tuple[str, ...] | None = None
-    n_epochs: int = 3
-    batch_size: int = 8
-    learning_rate: float = 1e-3
-    warmup_ratio: float = 0.03
-
-    def __post_init__(self) -> None:
-        wrong = [
-            f"{name} = {getattr(self, name)} ({rule})"
-            for name, rule, good in (
-                ("rank", "at least 1", self.rank >= 1),
-                ("alpha", "above 0", self.alpha > 0),
-                ("dropout", "from 0 to below 1", 0 <= self.dropout < 1),
-                ("n_epochs", "at least 1", self.n_epochs >= 1),
-                ("batch_size", "at least 1", self.batch_size >= 1),
-                ("learning_rate", "above 0", self.learning_rate > 0),
-                ("warmup_ratio", "from 0 to 1", 0 <= self.warmup_ratio <= 1),
-            )
-            if not good
-        ]
-        if wrong:
-            raise ConfigurationError(f"LoRA settings out of range: {', '.join(wrong)}")
 
 
 @dataclass(frozen=True)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
@@ -36,6 +37,12 @@ class Head:
         self._factor = float(getattr(config, "logit_scale", None) or 1.0)
         self._factor /= float(getattr(config, "logits_scaling", None) or 1.0)
 
+    def at(self, weight: Tensor, bias: Tensor | None) -> Self:
+        """The same head with other weights."""
+        other = copy.copy(self)
+        other.weight, other.bias = weight, bias
+        return other
+
     def slices(self, tokens: int) -> Iterator[tuple[int, int]]:
         """(first, past the last) vocabulary index of each slice for this many tokens."""
         size = max(1, SLICE_ELEMENTS // max(1, tokens))
@@ -54,12 +61,13 @@ class Head:
             raw = raw * self._factor
         return raw if self._cap is None else torch.tanh(raw / self._cap) * self._cap
 
-    def gradient(self, logits: Tensor, gradient: Tensor, first: int, last: int) -> Tensor:
-        """Gradient for hidden states (n, width), from that for a slice of the logits (n, last - first)."""
+    def before(self, logits: Tensor, gradient: Tensor) -> Tensor:
+        """Gradient for the linear layer's output, from that for the logits; both (n, slice)."""
         if self._cap is not None:
             gradient = gradient * (1 - (logits / self._cap) ** 2)
-        weight = self.weight[first:last]
-        return (gradient * self._factor).to(weight.dtype) @ weight
+        if self._factor != 1.0:
+            gradient = gradient * self._factor
+        return gradient.to(self.weight.dtype)
 
 
 class _TokenStatistics(torch.autograd.Function):
@@ -67,8 +75,11 @@ class _TokenStatistics(torch.autograd.Function):
     def forward(
         ctx: Any,
         hidden: Tensor,
+        weight: Tensor,  # the head's own, here so that it gets a gradient where it is trained
+        bias: Tensor | None,
         head: Head,
         target: Tensor,
+        head_0: Head,
         hidden_0: Tensor | None,
         log_sum_0: Tensor | None,
         with_margin: bool,
@@ -93,13 +104,13 @@ class _TokenStatistics(torch.autograd.Function):
                 others[rows[inside], at[inside]] = -torch.inf
                 log_others = torch.logaddexp(log_others, others.logsumexp(1))
             if hidden_0 is not None and log_sum_0 is not None:
-                z_0 = head.logits(hidden_0, first, last)
+                z_0 = head_0.logits(hidden_0, first, last)
                 own_0 = torch.where(inside, z_0[rows, at], own_0)
                 shift = shift + ((z_0 - log_sum_0[:, None]).exp() * (z - z_0)).sum(1)
             kept = z if last - first == head.vocabulary else None
         if hidden_0 is not None:
             shift = shift - (own - own_0)
-        ctx.head, ctx.with_margin = head, with_margin
+        ctx.head, ctx.head_0, ctx.with_margin = head, head_0, with_margin
         ctx.save_for_backward(hidden, target, hidden_0, log_sum_0, log_sum, log_others, kept)
         return log_sum - own, own - log_others if with_margin else torch.zeros_like(own), shift
 
@@ -110,7 +121,9 @@ class _TokenStatistics(torch.autograd.Function):
         head: Head = ctx.head
         n = hidden.shape[0]
         rows = torch.arange(n, device=hidden.device)
-        result = torch.zeros_like(hidden)
+        for_hidden = torch.zeros_like(hidden)
+        for_weight = torch.zeros_like(head.weight) if ctx.needs_input_grad[1] else None
+        for_bias = torch.zeros_like(head.bias) if head.bias is not None and ctx.needs_input_grad[2] else None
         for first, last in head.slices(n):
             z = head.logits(hidden, first, last) if kept is None else kept
             inside = (target >= first) & (target < last)
@@ -123,12 +136,17 @@ class _TokenStatistics(torch.autograd.Function):
                 others[chosen, at] = 0
                 gradient = gradient - others
             if hidden_0 is not None:
-                z_0 = head.logits(hidden_0, first, last)
+                z_0 = ctx.head_0.logits(hidden_0, first, last)
                 gradient = gradient + for_shift[:, None] * (z_0 - log_sum_0[:, None]).exp()
                 own = own - for_shift
             gradient[chosen, at] += own[inside]
-            result += head.gradient(z, gradient, first, last).to(result.dtype)
-        return result, None, None, None, None, None
+            raw = head.before(z, gradient)
+            for_hidden += (raw @ head.weight[first:last]).to(hidden)
+            if for_weight is not None:
+                for_weight[first:last] = raw.mT @ hidden.to(raw)
+            if for_bias is not None:
+                for_bias[first:last] = raw.sum(0)
+        return for_hidden, for_weight, for_bias, None, None, None, None, None, None
 
 
 def token_statistics(
@@ -138,17 +156,18 @@ def token_statistics(
     hidden_0: Tensor | None = None,
     log_sum_0: Tensor | None = None,
     *,
+    head_0: Head | None = None,
     with_margin: bool = False,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Per token (n,): nats -log p_y; margin log p_y - log(1 - p_y); and <g, z - z_0>, g = softmax(z_0) - onehot(y).
 
     ``hidden`` and ``hidden_0`` (n, width) are the last hidden states at theta and at theta_0, ``log_sum_0`` (n,) the
-    logarithm of the sum of exp(z_0). Differentiable with respect to ``hidden``; without ``hidden_0`` the third value
-    is zero, and so is the margin unless it is asked for. Logits are recomputed in the backward pass unless they fit
-    into one slice.
+    logarithm of the sum of exp(z_0), ``head_0`` theta_0's head where it is another one. Differentiable with respect to
+    ``hidden`` and the head's weights; without ``hidden_0`` the third value is zero, and so is the margin unless it is
+    asked for. Logits are recomputed in the backward pass unless they fit into one slice.
     """
     nats, margin, shift = _TokenStatistics.apply(  # type: ignore[no-untyped-call]
-        hidden, head, target, hidden_0, log_sum_0, with_margin
+        hidden, head.weight, head.bias, head, target, head_0 or head, hidden_0, log_sum_0, with_margin
     )
     return nats, margin, shift
 

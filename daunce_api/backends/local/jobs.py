@@ -103,21 +103,30 @@ class JobFolder:
         path = self.root / "models" / model
         return path if _OWN_ID.fullmatch(model) and path.is_dir() else None
 
-    def write_adapter(self, model: str, files: Mapping[str, bytes]) -> None:
-        target = self.root / "models" / model
-        part = Path(tempfile.mkdtemp(dir=target.parent, prefix=".part-"))
-        try:
+    def part(self, job_id: str) -> Path:
+        """Where a worker leaves a large result before it counts."""
+        return self.root / "models" / f".part-{job_id}"
+
+    def keep_model(self, job_id: str, files: Mapping[str, bytes]) -> None:
+        """Make a job's result its model: ``files``, or what the worker left in :meth:`part`."""
+        target = self.root / "models" / model_id(job_id)
+        part = self.part(job_id)
+        if files:
+            shutil.rmtree(part, ignore_errors=True)
+            part.mkdir()
             for name, content in files.items():
                 _write(part / name, content)
-            if target.exists():
-                shutil.rmtree(target)
-            part.rename(target)
-        finally:
-            shutil.rmtree(part, ignore_errors=True)
+        if target.exists():
+            shutil.rmtree(target)
+        part.rename(target)
+
+    def discard_part(self, job_id: str) -> None:
+        """Forget what a worker left of a job that no longer counts."""
+        shutil.rmtree(self.part(job_id), ignore_errors=True)
 
 
 def remove_folder(folder: Path) -> None:
-    """Delete an adapter folder: plain files only, so that a wrong path can do no harm."""
+    """Delete a model's folder: plain files only, so that a wrong path can do no harm."""
     for path in folder.iterdir():
         path.unlink()
     folder.rmdir()

@@ -1,8 +1,7 @@
-"""``LanguageModel``: a frozen causal language model that trains LoRA adapters and scores token ids with them."""
+"""``LanguageModel``: a causal language model that is fine-tuned (LoRA, or all weights) and scores token ids."""
 
 from __future__ import annotations
 
-from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
@@ -13,16 +12,19 @@ from torch import Tensor
 
 from ...errors import ConfigurationError, DataError
 from ...tokens import EncodedExample, LocalTokenizer
-from .adapters import WEIGHTS, LoraSettings, load_adapter, save_adapter, target_modules
+from .adapters import load_adapter, save_adapter, target_modules
+from .full import check_trainable, is_full, load_full, save_full
+from .hot import HotFineTunes
 from .logprobs import Generation, TokenLogprobs, most_likely, read_logprobs, sample
-from .lora import ActiveLora, AdaptedModel
+from .lora import Active, AdaptedModel
 from .models import load_causal_lm, resolve_model
-from .training import Member, TrainOutcome, Weights, train_members
+from .recipes import FullSettings, LoraSettings
+from .trainees import FullWeights, Member, Weights
+from .training import TrainOutcome, train_full, train_members
 
-__all__ = ["Generation", "LanguageModel", "LoraSettings", "TokenLogprobs", "TrainOutcome"]
+__all__ = ["FullSettings", "Generation", "LanguageModel", "LoraSettings", "TokenLogprobs", "TrainOutcome"]
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16, "float64": torch.float64}
-_HOT_ADAPTERS = 64
 _TRAIN_TOKENS = 2048
 
 
@@ -33,7 +35,7 @@ class LanguageModel:
         self.name = name
         self.tokenizer = tokenizer
         self.adapted = model
-        self._adapters: OrderedDict[str, tuple[tuple[int, int], ActiveLora]] = OrderedDict()
+        self._hot = HotFineTunes(name, model)
 
     @classmethod
     def load(
@@ -90,7 +92,7 @@ class LanguageModel:
         self,
         examples: Sequence[EncodedExample],
         *,
-        settings: LoraSettings,
+        settings: LoraSettings | FullSettings,
         seed: int,
         out: Path,
         start_from: Path | None = None,
@@ -98,9 +100,10 @@ class LanguageModel:
         on_step: Callable[[int, int, float], None] | None = None,
         should_stop: Callable[[], bool] | None = None,
     ) -> TrainOutcome:
-        """Fine-tune on the completion tokens of ``examples`` and write a PEFT adapter folder to ``out``.
+        """Fine-tune on the completion tokens of ``examples`` and write to ``out``: a PEFT adapter folder, or with
+        FullSettings a model folder.
 
-        ``start_from`` continues the weights of an adapter of the same rank, alpha and modules.
+        ``start_from`` continues the weights of an adapter of the same rank, alpha and modules, or of a model folder.
         ``checkpoint(epoch, path)`` is called after every epoch with a folder beside ``out`` that the caller then
         owns. The same examples, seed, settings and thread count give the same bytes on a CPU.
 
@@ -109,32 +112,61 @@ class LanguageModel:
         """
         for example in examples:
             self._check(example.ids, f"example {example.example.id!r}")
-        shapes = self.adapter_shapes(settings.targets)
-        start = None if start_from is None else self.start_weights(start_from, settings, shapes)
 
         def after_step(step: int, total: int, epoch: int, losses: list[float]) -> None:
             if on_step is not None:
                 on_step(step, total, losses[0])
 
-        def after_epoch(epoch: int, weights: list[Weights]) -> None:
+        def keep(epoch: int, save: Callable[[Path], None]) -> None:
             if checkpoint is not None:
                 path = out.with_name(f"{out.name}.epoch-{epoch}")
-                save_adapter(path, weights[0], settings, self.name)
+                save(path)
                 checkpoint(epoch, path)
 
-        weights, losses, epochs = train_members(
-            self.adapted,
-            [Member(examples, seed, start)],
-            shapes,
-            settings,
-            max_tokens=_TRAIN_TOKENS,
-            after_step=after_step,
-            after_epoch=after_epoch,
-            should_stop=should_stop,
-        )
-        save_adapter(out, weights[0], settings, self.name)
+        if isinstance(settings, FullSettings):
+            whole, losses, epochs = train_full(
+                self.adapted,
+                Member(examples, seed),
+                None if start_from is None else self.full_weights(start_from),
+                settings,
+                max_tokens=_TRAIN_TOKENS,
+                after_step=after_step,
+                after_epoch=lambda epoch, now: keep(epoch, lambda path: self.save_full(path, now)),
+                should_stop=should_stop,
+            )
+            self.save_full(out, whole)
+        else:
+            shapes = self.adapter_shapes(settings.targets)
+            start = None if start_from is None else self.start_weights(start_from, settings, shapes)
+            weights, all_losses, epochs = train_members(
+                self.adapted,
+                [Member(examples, seed, start)],
+                shapes,
+                settings,
+                max_tokens=_TRAIN_TOKENS,
+                after_step=after_step,
+                after_epoch=lambda epoch, now: keep(
+                    epoch, lambda path: save_adapter(path, now[0], settings, self.name)
+                ),
+                should_stop=should_stop,
+            )
+            losses = all_losses[0]
+            save_adapter(out, weights[0], settings, self.name)
         tokens = settings.n_epochs * sum(len(e.ids) for e in examples)
-        return TrainOutcome(out, tuple(losses[0]), tuple(epochs), tokens)
+        return TrainOutcome(out, tuple(losses), tuple(epochs), tokens)
+
+    def full_weights(self, folder: Path) -> FullWeights:
+        """Weights of a full fine-tune that training can continue. Raises ConfigurationError."""
+        check_trainable(self.adapted)
+        if not is_full(folder):
+            raise ConfigurationError(
+                f"{folder.name} is no model folder; a full fine-tune continues a full fine-tune, not a LoRA adapter."
+            )
+        return load_full(folder, self.adapted)
+
+    def save_full(self, out: Path, weights: FullWeights) -> None:
+        """Write a model folder with these weights and this model's tokenizer."""
+        save_full(out, self.adapted, weights, self.tokenizer.folder)
 
     def token_logprobs(
         self, ids: Sequence[Sequence[int]], *, adapter: Path | None = None, top: int = 0
@@ -147,7 +179,7 @@ class LanguageModel:
         for sequence in ids:
             self._check(sequence, "a sequence")
         answers = []
-        with self.adapted.using(self._lora(adapter)), torch.inference_mode():
+        with self.adapted.using(self._tuned(adapter)), torch.inference_mode():
             for sequence in ids:
                 if len(sequence) == 1:
                     answers.append(
@@ -165,7 +197,7 @@ class LanguageModel:
         for sequence in ids:
             self._check(sequence, "a sequence")
         answers = []
-        with self.adapted.using(self._lora(adapter)), torch.inference_mode():
+        with self.adapted.using(self._tuned(adapter)), torch.inference_mode():
             for sequence in ids:
                 top_ids, top_logprobs = most_likely(self._all_logits(sequence)[-1:].cpu().double().log_softmax(-1), top)
                 answers.append((top_ids[0], top_logprobs[0]))
@@ -192,7 +224,7 @@ class LanguageModel:
         made: list[int] = []
         read: list[TokenLogprobs] = []
         finished = False
-        with self.adapted.using(self._lora(adapter)), torch.inference_mode():
+        with self.adapted.using(self._tuned(adapter)), torch.inference_mode():
             past = None
             step = torch.tensor([list(ids)], device=self.adapted.device)
             while len(made) < min(max_tokens, self.max_context - len(ids)) and not finished:
@@ -215,8 +247,7 @@ class LanguageModel:
 
     def unload(self, adapter: Path) -> None:
         """Forget an adapter that is held in memory; nothing happens where it is not."""
-        with self.adapted.lock:
-            self._adapters.pop(str(adapter), None)
+        self._hot.drop(adapter)
 
     def _all_logits(self, inputs: Sequence[int]) -> Tensor:
         return self.adapted.logits(torch.tensor([list(inputs)], device=self.adapted.device)).float()
@@ -248,29 +279,5 @@ class LanguageModel:
             )
         return dict(adapter.weights)
 
-    def _lora(self, adapter: Path | None) -> ActiveLora | None:
-        if adapter is None:
-            return None
-        key = str(adapter)
-        try:
-            stat = (adapter / WEIGHTS).stat()
-        except OSError as error:
-            raise ConfigurationError(f"{adapter} is no PEFT adapter folder: {error.strerror}") from error
-        stamp = (stat.st_mtime_ns, stat.st_ino)
-        with self.adapted.lock:
-            held = self._adapters.get(key)
-            if held is None or held[0] != stamp:
-                loaded = load_adapter(adapter)
-                unknown = [n for n in loaded.weights if n not in self.adapted.modules]
-                if unknown:
-                    raise ConfigurationError(
-                        f"{adapter.name} belongs to another model: {self.name} has no {unknown[0]}"
-                    )
-                device = self.adapted.device
-                weights = {n: (a.to(device), b.to(device)) for n, (a, b) in loaded.weights.items()}
-                held = (stamp, ActiveLora(weights, loaded.scaling))
-                self._adapters[key] = held
-            self._adapters.move_to_end(key)
-            while len(self._adapters) > _HOT_ADAPTERS:
-                self._adapters.popitem(last=False)
-            return held[1]
+    def _tuned(self, folder: Path | None) -> Active | None:
+        return None if folder is None else self._hot.get(folder)

@@ -1,4 +1,5 @@
-"""A frozen language model whose linear layers take LoRA updates, another member's for every row of a batch.
+"""A language model whose linear layers take LoRA updates, another member's for every row of a batch, or whose weights
+are replaced as a whole for a while.
 
 The updates are added by forward hooks, so the model's own modules (plain, transposed or quantised linear layers) stay
 as they are and one copy of the base weights serves every member.
@@ -38,6 +39,20 @@ class ActiveLora:
     masks: Mapping[str, Tensor] | None = None
 
 
+@dataclass(frozen=True, eq=False)
+class ActiveFull:
+    """Tensors that stand in for all of the model's own weights, by the names of ``named_parameters``.
+
+    With ``trained`` the model's parameters collect gradients while they are in force.
+    """
+
+    weights: Mapping[str, Tensor]
+    trained: bool = False
+
+
+Active = ActiveLora | ActiveFull
+
+
 @dataclass(frozen=True)
 class Positions:
     """Which positions of a padded batch (R, T) have their next-token distribution computed: ``row`` and ``column``
@@ -61,7 +76,11 @@ class AdaptedModel:
         if checkpointing:
             enable_checkpointing(model)
         self.lock = threading.RLock()
-        self._active: ActiveLora | None = None
+        self._active: Active | None = None
+        self._full: ActiveFull | None = None
+        self.parameters = dict(model.named_parameters())
+        self.own_weights: Mapping[str, Tensor] = {n: p.data for n, p in self.parameters.items()}
+        """The base model's, whatever stands in for them."""
         self._positions: Positions | None = None
         self._hidden: Tensor | None = None
         self._hooked: set[str] = set()
@@ -109,18 +128,30 @@ class AdaptedModel:
         return torch.device(self.model.device)
 
     @contextmanager
-    def using(self, lora: ActiveLora | None) -> Iterator[None]:
-        """Apply ``lora`` to every forward pass, and to the passes that gradient checkpointing repeats in backward."""
+    def using(self, active: Active | None) -> Iterator[None]:
+        """Have every forward pass computed with ``active`` (None: the base model alone), also the passes that gradient
+        checkpointing repeats in backward."""
         with self.lock:
-            for name in lora.weights if lora else ():
+            for name in active.weights if isinstance(active, ActiveLora) else ():
                 if name not in self._hooked:
                     self.modules[name].register_forward_hook(self._hook(name))
                     self._hooked.add(name)
-            before, self._active = self._active, lora
+            before = self._active
+            self._switch(active)
             try:
                 yield
             finally:
-                self._active = before
+                self._switch(before)
+
+    def _switch(self, active: Active | None) -> None:
+        full = active if isinstance(active, ActiveFull) else None
+        if full is not self._full:
+            weights = self.own_weights if full is None else full.weights
+            for name, parameter in self.parameters.items():
+                parameter.data = weights[name]
+                parameter.requires_grad_(full is not None and full.trained)
+            self._full = full
+        self._active = active
 
     def hidden(self, inputs: Tensor, positions: Positions) -> Tensor:
         """Last hidden states (n, width), as the output head takes them, at the given positions of right-padded
@@ -154,7 +185,7 @@ class AdaptedModel:
     def _hook(self, name: str) -> Callable[[nn.Module, tuple[Any, ...], Tensor], Tensor]:
         def hook(module: nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor:
             active = self._active
-            if active is None or name not in active.weights:
+            if not isinstance(active, ActiveLora) or name not in active.weights:
                 return output
             mask = active.masks[name] if active.masks else None
             return add_update(args[0], output, *active.weights[name], active.scaling, active.rows, mask)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from .head import SLICE_ELEMENTS
-from .lora import ActiveLora, AdaptedModel, Positions
+from .lora import Active, ActiveFull, ActiveLora, AdaptedModel, Positions
 
 CPU_TOKENS = 2048
 """Padded tokens of a pass on a CPU; 4,096 and 8,192 were no faster with the embedded model."""
@@ -19,6 +19,9 @@ COPIES = 5
 """Float32 copies of a member's adapter: weights, gradient, two moments of AdamW, and the start."""
 HEAD_COPIES = 5
 """Float32 copies of a slice of logits that are alive at once in a pass through the head."""
+FULL_BYTES = 20
+"""Bytes that a full fine-tune takes a weight beside the base model: weights, float32 copies where the model is held in
+half precision, gradient, two moments of AdamW, and the start."""
 ACTIVATION_FACTOR = 2.0
 """Memory of a pass over what is saved for the backward pass: gradients, temporaries, the allocator's own losses."""
 
@@ -42,27 +45,47 @@ def plan_memory(
     One member and one row of the ``longest`` example are planned even where they need more than the limit.
     """
     per_member = 4 * COPIES * rank * sum(n_in + n_out for n_in, n_out in shapes.values())
-    per_token = activation_bytes_per_token(model, shapes, rank)
+    max_tokens, pass_bytes = _plan_pass(model, _adapted(model, shapes, rank), longest, limit - per_member)
+    left = limit - per_member - pass_bytes
+    keep_bytes = max(0, left // 4)
+    members = 1 + max(0, min(wanted - 1, (left - keep_bytes) // per_member))
+    return MemoryPlan(members, max_tokens, keep_bytes, members * per_member + pass_bytes + keep_bytes)
+
+
+def plan_full_memory(model: AdaptedModel, *, longest: int, limit: int) -> MemoryPlan:
+    """The plan of one full fine-tune; it needs what it needs for weights and optimiser even above the limit."""
+    weights = FULL_BYTES * sum(t.numel() for t in model.own_weights.values())
+    trained = ActiveFull(model.own_weights, trained=True)
+    max_tokens, pass_bytes = _plan_pass(model, trained, longest, limit - weights)
+    keep_bytes = max(0, (limit - weights - pass_bytes) // 4)
+    return MemoryPlan(1, max_tokens, keep_bytes, weights + pass_bytes + keep_bytes)
+
+
+def _plan_pass(model: AdaptedModel, active: Active, longest: int, left: int) -> tuple[int, int]:
+    """Padded tokens of a forward pass that takes at most half of ``left`` bytes, and the bytes that it takes."""
+    per_token = _activation_bytes(model, active)
     vocabulary = model.output.vocabulary
 
     def pass_bytes(tokens: int) -> int:
         return int(tokens * per_token) + 4 * HEAD_COPIES * min(SLICE_ELEMENTS, tokens * vocabulary)
 
-    left = limit - per_member
     max_tokens = CPU_TOKENS if model.device.type == "cpu" else CUDA_TOKENS
     while max_tokens > longest and pass_bytes(max_tokens) > left / 2:
         max_tokens = max_tokens * 3 // 4
     max_tokens = max(longest, max_tokens)
-    left -= pass_bytes(max_tokens)
-    keep_bytes = max(0, left // 4)
-    members = 1 + max(0, min(wanted - 1, (left - keep_bytes) // per_member))
-    estimate = members * per_member + pass_bytes(max_tokens) + keep_bytes
-    return MemoryPlan(members, max_tokens, keep_bytes, estimate)
+    return max_tokens, pass_bytes(max_tokens)
 
 
 def activation_bytes_per_token(model: AdaptedModel, shapes: Mapping[str, tuple[int, int]], rank: int) -> float:
     """What the layers take in training per token of a padded batch: ``ACTIVATION_FACTOR`` times what a small batch
     saves for its backward pass, which is counted."""
+    return _activation_bytes(model, _adapted(model, shapes, rank))
+
+
+_ROWS, _WIDTH = 4, 16
+
+
+def _adapted(model: AdaptedModel, shapes: Mapping[str, tuple[int, int]], rank: int) -> ActiveLora:
     weights = {
         name: (
             torch.zeros(1, rank, n_in, device=model.device, requires_grad=True),
@@ -70,7 +93,11 @@ def activation_bytes_per_token(model: AdaptedModel, shapes: Mapping[str, tuple[i
         )
         for name, (n_in, n_out) in shapes.items()
     }
-    known = {p.untyped_storage().data_ptr() for p in model.model.parameters()}
+    return ActiveLora(weights, 1.0, torch.zeros(_ROWS, dtype=torch.long, device=model.device))
+
+
+def _activation_bytes(model: AdaptedModel, active: Active) -> float:
+    known = {t.untyped_storage().data_ptr() for t in model.own_weights.values()}
     saved: dict[int, int] = {}
 
     def count(tensor: Tensor) -> Tensor:
@@ -79,15 +106,12 @@ def activation_bytes_per_token(model: AdaptedModel, shapes: Mapping[str, tuple[i
             saved[storage.data_ptr()] = storage.nbytes()
         return tensor
 
-    rows, width = 4, 16
-    inputs = torch.zeros(rows, width, dtype=torch.long, device=model.device)
-    at = torch.arange(rows * width, device=model.device)
-    positions = Positions(at // width, at % width, torch.zeros_like(at))
-    owner = torch.zeros(rows, dtype=torch.long, device=model.device)
-    active = ActiveLora(weights, 1.0, owner)
+    inputs = torch.zeros(_ROWS, _WIDTH, dtype=torch.long, device=model.device)
+    at = torch.arange(_ROWS * _WIDTH, device=model.device)
+    positions = Positions(at // _WIDTH, at % _WIDTH, torch.zeros_like(at))
     with model.training(), model.using(active), torch.autograd.graph.saved_tensors_hooks(count, lambda t: t):
         hidden = model.hidden(inputs, positions)
-    bytes_per_token = (sum(saved.values()) + hidden.nbytes) / (rows * width)
+    bytes_per_token = (sum(saved.values()) + hidden.nbytes) / (_ROWS * _WIDTH)
     return ACTIVATION_FACTOR * max(1.0, bytes_per_token)
 
 

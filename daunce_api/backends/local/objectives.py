@@ -23,7 +23,7 @@ from torch import Tensor
 from ...errors import ConfigurationError
 from ...tokens import EncodedExample
 from .head import Head, log_sum_exp, token_statistics
-from .lora import ActiveLora, AdaptedModel, Positions, pad
+from .lora import Active, AdaptedModel, Positions, pad
 from .randomness import NOISE, stream
 
 ObjectiveKind = Literal["subset", "influence", "fisher"]
@@ -80,8 +80,9 @@ class Reference:
 class References:
     """theta_0's hidden states, kept for as many examples as fit in ``keep_bytes`` and recomputed for the others."""
 
-    def __init__(self, model: AdaptedModel, head: Head, start: ActiveLora | None, keep_bytes: int) -> None:
-        self._model, self._head, self._start = model, head, start
+    def __init__(self, model: AdaptedModel, head: Head, start: Active | None, keep_bytes: int) -> None:
+        self.head = head
+        self._model, self._start = model, start
         self._room = keep_bytes
         self._kept: dict[str, Reference] = {}
 
@@ -105,8 +106,8 @@ class References:
         inputs = pad([example.ids[: example.targets[-1]]], self._model.device)
         with self._model.using(self._start), torch.no_grad():
             hidden = self._model.hidden(inputs, positions)
-            nats, margin, _ = token_statistics(hidden, self._head, positions.target, with_margin=True)
-            return Reference(hidden, log_sum_exp(hidden, self._head), nats.mean().item(), margin.mean().item())
+            nats, margin, _ = token_statistics(hidden, self.head, positions.target, with_margin=True)
+            return Reference(hidden, log_sum_exp(hidden, self.head), nats.mean().item(), margin.mean().item())
 
 
 def row_values(
@@ -116,10 +117,11 @@ def row_values(
     examples: Sequence[EncodedExample],
     references: Sequence[Reference],
     xi: Sequence[float],
+    head_0: Head | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """Objective and mean nats per completion token of each example (R,), under the adapters that are in force.
+    """Objective and mean nats per completion token of each example (R,), under the weights that are in force.
 
-    ``references`` and ``xi`` are empty for ``subset``.
+    ``references`` and ``xi`` are empty for ``subset``; ``head_0`` is theta_0's output head where it is another one.
     """
     positions = positions_of(examples, model.device)
     inputs = pad([e.ids[: e.targets[-1]] for e in examples], model.device)
@@ -131,7 +133,9 @@ def row_values(
     hidden_0 = torch.cat([r.hidden for r in references])
     log_sum_0 = torch.cat([r.log_sum for r in references])
     with_margin = objective.kind == "fisher"
-    statistics = token_statistics(hidden, head, positions.target, hidden_0, log_sum_0, with_margin=with_margin)
+    statistics = token_statistics(
+        hidden, head, positions.target, hidden_0, log_sum_0, head_0=head_0, with_margin=with_margin
+    )
     mean, margin, shift = (_per_example(v, positions.row, len(examples)) for v in statistics)
     fixed = torch.tensor([[r.nats for r in references], [r.margin for r in references], list(xi)], dtype=mean.dtype)
     nats_0, margin_0, drawn = fixed.to(mean.device)

@@ -1,4 +1,4 @@
-"""Options of ``kind: local``, and how hyperparameters of a job become LoRA settings."""
+"""Options of ``kind: local``, and how hyperparameters of a job become training settings."""
 
 from __future__ import annotations
 
@@ -11,26 +11,16 @@ from pydantic import Field, model_validator
 from ...config import RunConfig
 from ...errors import ConfigurationError, RejectedError
 from ..options import Options, parse_options
-from .adapters import LoraSettings
 from .objectives import Objective
+from .recipes import FullSettings, LoraSettings
 from .tasks import ModelSpec
 
-BASE_LEARNING_RATE = 1e-3
-"""AdamW's rate at ``learning_rate_multiplier: 1``, as ``daunce serve`` has it."""
-
-HYPERPARAMETERS = frozenset(
-    {
-        "n_epochs",
-        "batch_size",
-        "learning_rate",
-        "learning_rate_multiplier",
-        "warmup_ratio",
-        "lora_rank",
-        "lora_alpha",
-        "lora_dropout",
-        "lora_targets",
-    }
-)
+FineTuning = Literal["lora", "full"]
+_RECIPE = frozenset({"n_epochs", "batch_size", "learning_rate", "learning_rate_multiplier", "warmup_ratio"})
+HYPERPARAMETERS: Mapping[FineTuning, frozenset[str]] = {
+    "lora": _RECIPE | {"lora_rank", "lora_alpha", "lora_dropout", "lora_targets"},
+    "full": _RECIPE,
+}
 
 
 class RayOptions(Options):
@@ -57,6 +47,7 @@ class LocalOptions(Options):
     quantisation: Literal["8bit", "4bit"] | None = Field(None, description="frozen weights through bitsandbytes")
     gradient_checkpointing: bool = Field(False, description="less memory, about a third more computing")
     threads: int = Field(1, ge=1, description="torch threads of a worker on the CPU")
+    fine_tuning: FineTuning = Field("lora", description="lora, or full: all weights of the model are trained")
     objective: Literal["subset", "influence", "fisher"] = Field("subset", description="what members minimise")
     rho: float = Field(10.0, ge=0, description="noise of the perturbed objectives")
     gamma: float = Field(1.0, gt=0, description="weight of their loss term")
@@ -93,6 +84,11 @@ def options_of(config: RunConfig) -> LocalOptions:
     local = config.backend.kind == "local"
     given = config.backend.options if local else config.backend.scorer.options
     options = parse_options(LocalOptions, given, "backend.options" if local else "backend.scorer.options")
+    if options.fine_tuning == "full" and (options.quantisation or options.dtype == "float16"):
+        raise ConfigurationError(
+            "backend.options.fine_tuning: full trains the model's own weights, which float16 and quantised weights "
+            "cannot take. Use dtype: float32 or bfloat16, or fine_tuning: lora."
+        )
     if options.objective != "subset" and config.ensemble.start_from != "target":
         raise ConfigurationError(
             f"backend.options.objective: {options.objective} perturbs members around the target model. "
@@ -110,29 +106,33 @@ def objective_of(options: LocalOptions, *, from_base: bool) -> Objective:
     return Objective() if from_base else Objective(options.objective, options.rho, options.gamma)
 
 
-def settings_of(hyperparameters: Mapping[str, Any]) -> LoraSettings:
-    """LoRA settings of a job's hyperparameters; ``auto`` and those left out are the defaults.
+def settings_of(hyperparameters: Mapping[str, Any], fine_tuning: FineTuning = "lora") -> LoraSettings | FullSettings:
+    """Training settings of a job's hyperparameters; ``auto`` and those left out are the defaults, and
+    ``learning_rate_multiplier`` multiplies the default rate (LoRA: 1e-3, full: 5e-5).
 
     Raises RejectedError for an unknown name or a value out of range.
     """
     given = {k: v for k, v in hyperparameters.items() if v != "auto"}
-    unknown = sorted(set(given) - HYPERPARAMETERS)
+    known = HYPERPARAMETERS[fine_tuning]
+    unknown = sorted(set(given) - known)
     if unknown:
         raise RejectedError(
-            f"hyperparameter {unknown[0]!r} is not known here; known: {', '.join(sorted(HYPERPARAMETERS))}"
+            f"hyperparameter {unknown[0]!r} is not known with fine_tuning: {fine_tuning}; "
+            f"known: {', '.join(sorted(known))}"
         )
     if "learning_rate" in given and "learning_rate_multiplier" in given:
         raise RejectedError("give learning_rate or learning_rate_multiplier, not both")
+    kind = FullSettings if fine_tuning == "full" else LoraSettings
     try:
         values: dict[str, Any] = {k: int(given[k]) for k in ("n_epochs", "batch_size") if k in given}
         values |= {k: float(given[k]) for k in ("learning_rate", "warmup_ratio") if k in given}
         if "learning_rate_multiplier" in given:
-            values["learning_rate"] = BASE_LEARNING_RATE * float(given["learning_rate_multiplier"])
-        for name, kind in (("rank", int), ("alpha", float), ("dropout", float)):
+            values["learning_rate"] = kind().learning_rate * float(given["learning_rate_multiplier"])
+        for name, number in (("rank", int), ("alpha", float), ("dropout", float)):
             if f"lora_{name}" in given:
-                values[name] = kind(given[f"lora_{name}"])
+                values[name] = number(given[f"lora_{name}"])
         if "lora_targets" in given:
             values["targets"] = tuple(t.strip() for t in str(given["lora_targets"]).split(",") if t.strip())
-        return LoraSettings(**values)
+        return kind(**values)
     except (ConfigurationError, ValueError) as error:
         raise RejectedError(f"hyperparameters cannot be used: {error}") from error

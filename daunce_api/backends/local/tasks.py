@@ -7,9 +7,9 @@ import hashlib
 import json
 import os
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 
 import torch
@@ -17,14 +17,17 @@ import torch
 from ...dataset import Dataset
 from ...errors import CapabilityError, DataError, DaunceError, RejectedError
 from ...tokens import EncodedExample, encode_example
-from .adapters import LoraSettings, save_adapter
+from .adapters import save_adapter
+from .full import check_trainable
 from .language import LanguageModel
-from .memory import default_limit, plan_memory
+from .memory import MemoryPlan, default_limit, plan_full_memory, plan_memory
 from .objectives import Objective
-from .training import Member, Weights, batches_of, train_members
+from .recipes import FullSettings, LoraSettings
+from .trainees import Member, Weights
+from .training import batches_of, train_full, train_members
 
 Files = Mapping[str, bytes]
-"""An adapter folder: file name to content."""
+"""The folder of a fine-tune: file name to content."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,12 +48,17 @@ class ModelSpec:
 
 @dataclass(frozen=True, slots=True)
 class MemberTask:
-    """One fine-tune: its training file, seed, and the adapter that it starts from (None: the base model)."""
+    """One fine-tune: its training file, seed, and the fine-tune that it starts from (None: the base model).
+
+    A full fine-tune is written to ``out`` where the worker shares this machine's folders: it is as large as the model.
+    Otherwise, and for adapters, the result carries the files.
+    """
 
     key: str
     content: bytes
     seed: int
-    start: Files | None = None
+    start: Path | Files | None = None
+    out: Path | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,7 +67,7 @@ class TrainTask:
     shared by ``workers`` processes. ``at_once`` bounds the members in one batch further."""
 
     model: ModelSpec
-    settings: LoraSettings
+    settings: LoraSettings | FullSettings
     objective: Objective
     members: tuple[MemberTask, ...]
     memory_limit: int | None = None
@@ -69,7 +77,7 @@ class TrainTask:
 
 @dataclass(frozen=True, slots=True)
 class MemberResult:
-    """The adapter of one member, or why there is none."""
+    """The fine-tune of one member (its files, or none where they are in its task's ``out``), or why there is none."""
 
     key: str
     files: Files = field(default_factory=dict)
@@ -80,7 +88,7 @@ class MemberResult:
 
 @dataclass(frozen=True, slots=True)
 class ScoreTask:
-    """Log-probabilities of the ``targets`` of token-id sequences under one adapter (a folder here, or its files)."""
+    """Log-probabilities of the ``targets`` of token-id sequences under one fine-tune (a folder here, or its files)."""
 
     model: ModelSpec
     adapter: Path | Files | None
@@ -106,7 +114,7 @@ def run_score(task: ScoreTask) -> list[tuple[float, ...]]:
     """Log-probabilities (nats) of each sequence's targets. Sequences are evaluated one at a time (see
     ``LanguageModel.token_logprobs``), so the answers do not depend on how they are grouped."""
     model = loaded(task.model)
-    adapter = task.adapter if task.adapter is None or isinstance(task.adapter, Path) else _unpacked(task.adapter)
+    adapter = _folder(task.adapter)
     answers = model.token_logprobs([ids for ids, _ in task.sequences], adapter=adapter)
     return [
         tuple(answer.logprobs[[t - 1 for t in targets]].tolist())
@@ -129,7 +137,8 @@ def run_train(task: TrainTask) -> list[MemberResult]:
         steps = len(batches_of(len(examples), task.settings, member.seed))
         ready.setdefault(steps, []).append((member, examples))
     for group in ready.values():
-        results.update({r.key: r for r in _train_group(model, task, group)})
+        train = _train_lora if isinstance(task.settings, LoraSettings) else _train_whole
+        results.update({r.key: r for r in train(model, task, group)})
     return [results[m.key] for m in task.members]
 
 
@@ -156,15 +165,60 @@ def read_examples(content: bytes, model: LanguageModel) -> list[EncodedExample]:
     return encoded
 
 
-def _train_group(
-    model: LanguageModel, task: TrainTask, group: Sequence[tuple[MemberTask, list[EncodedExample]]]
-) -> list[MemberResult]:
+Group = Sequence[tuple[MemberTask, list[EncodedExample]]]
+
+
+def _train_whole(model: LanguageModel, task: TrainTask, group: Group) -> list[MemberResult]:
+    """Full fine-tunes, one at a time."""
+    results = []
+    for member, examples in group:
+        try:
+            results.append(_train_one(model, task, member, examples))
+        except (DaunceError, MemoryError, torch.OutOfMemoryError) as error:
+            results.append(MemberResult(member.key, error=str(error)))
+    return results
+
+
+def _train_one(
+    model: LanguageModel, task: TrainTask, member: MemberTask, examples: list[EncodedExample]
+) -> MemberResult:
+    settings = task.settings
+    if not isinstance(settings, FullSettings):
+        raise CapabilityError("adapters are trained together")
+    check_trainable(model.adapted)
+    start = _folder(member.start)
+    plan = plan_full_memory(
+        model.adapted,
+        longest=max(len(e.ids) for e in examples),
+        limit=task.memory_limit or default_limit(model.adapted.device, task.workers),
+    )
+    weights, losses, _ = train_full(
+        model.adapted,
+        Member(examples, member.seed),
+        None if start is None else model.full_weights(start),
+        settings,
+        objective=task.objective,
+        max_tokens=plan.max_tokens,
+        keep_bytes=plan.keep_bytes,
+    )
+    files: Files = {}
+    if member.out is not None:
+        model.save_full(member.out, weights)
+    else:
+        files = _packed(lambda out: model.save_full(out, weights))
+    return MemberResult(member.key, files, tuple(losses), settings.n_epochs * sum(len(e.ids) for e in examples))
+
+
+def _train_lora(model: LanguageModel, task: TrainTask, group: Group) -> list[MemberResult]:
+    settings = task.settings
+    if not isinstance(settings, LoraSettings):
+        raise CapabilityError("full fine-tunes are trained one at a time")
     device = model.adapted.device
-    shapes = model.adapter_shapes(task.settings.targets)
+    shapes = model.adapter_shapes(settings.targets)
     plan = plan_memory(
         model.adapted,
         shapes,
-        task.settings.rank,
+        settings.rank,
         wanted=min(len(group), task.at_once or len(group)),
         longest=max(len(e.ids) for _, examples in group for e in examples),
         limit=task.memory_limit or default_limit(device, task.workers),
@@ -174,7 +228,7 @@ def _train_group(
     while chunks:
         chunk = chunks.pop(0)
         try:
-            results += _train_chunk(model, task, chunk, shapes, plan.max_tokens, plan.keep_bytes)
+            results += _train_chunk(model, settings, task.objective, chunk, shapes, plan)
         except (CapabilityError, RejectedError, MemoryError, torch.OutOfMemoryError) as error:
             if len(chunk) == 1:
                 results.append(MemberResult(chunk[0][0].key, error=str(error)))
@@ -188,43 +242,48 @@ def _train_group(
 
 def _train_chunk(
     model: LanguageModel,
-    task: TrainTask,
-    chunk: Sequence[tuple[MemberTask, list[EncodedExample]]],
+    settings: LoraSettings,
+    objective: Objective,
+    chunk: Group,
     shapes: Mapping[str, tuple[int, int]],
-    max_tokens: int,
-    keep_bytes: int,
+    plan: MemoryPlan,
 ) -> list[MemberResult]:
-    starts: dict[str, Weights] = {}
+    starts: dict[Path, Weights] = {}
     members = []
     for member, examples in chunk:
         start = None
-        if member.start is not None:
-            digest = _digest(member.start)
-            if digest not in starts:
-                starts[digest] = model.start_weights(_unpacked(member.start), task.settings, shapes)
-            start = starts[digest]
+        folder = _folder(member.start)
+        if folder is not None:
+            if folder not in starts:
+                starts[folder] = model.start_weights(folder, settings, shapes)
+            start = starts[folder]
         members.append(Member(examples, member.seed, start))
     weights, losses, _ = train_members(
         model.adapted,
         members,
         shapes,
-        task.settings,
-        objective=task.objective,
-        max_tokens=max_tokens,
-        keep_bytes=keep_bytes,
+        settings,
+        objective=objective,
+        max_tokens=plan.max_tokens,
+        keep_bytes=plan.keep_bytes,
     )
     results = []
     for (member, examples), own, history in zip(chunk, weights, losses, strict=True):
-        tokens = task.settings.n_epochs * sum(len(e.ids) for e in examples)
-        results.append(MemberResult(member.key, _packed(model, own, task.settings), tuple(history), tokens))
+        tokens = settings.n_epochs * sum(len(e.ids) for e in examples)
+        files = _packed(partial(save_adapter, weights=own, settings=settings, base_model=model.name))
+        results.append(MemberResult(member.key, files, tuple(history), tokens))
     return results
 
 
-def _packed(model: LanguageModel, weights: Weights, settings: LoraSettings) -> Files:
-    with tempfile.TemporaryDirectory(prefix="daunce-adapter-") as folder:
-        out = Path(folder) / "adapter"
-        save_adapter(out, weights, settings, model.name)
+def _packed(save: Callable[[Path], None]) -> Files:
+    with tempfile.TemporaryDirectory(prefix="daunce-finetune-") as folder:
+        out = Path(folder) / "model"
+        save(out)
         return {path.name: path.read_bytes() for path in sorted(out.iterdir())}
+
+
+def _folder(given: Path | Files | None) -> Path | None:
+    return given if given is None or isinstance(given, Path) else _unpacked(given)
 
 
 def _digest(files: Files) -> str:

@@ -12,7 +12,7 @@ from typing import Self
 from ...config import RunConfig
 from ...errors import ConfigurationError, DaunceError, RejectedError, TransientError
 from ..base import Job, JobRequest, JobStatus, ModelInfo, TrainerCapabilities
-from .jobs import JobRecord, model_id, remove_folder
+from .jobs import JobRecord, remove_folder
 from .models import resolve_model
 from .options import HYPERPARAMETERS, objective_of, options_of, settings_of
 from .tasks import MemberTask, TrainTask, run_train
@@ -29,9 +29,9 @@ def trainer_capabilities(config: RunConfig) -> TrainerCapabilities:
     return TrainerCapabilities(
         provider="this machine" if options.engine != "ray" else "the Ray cluster",
         max_concurrent_jobs=config.backend.max_concurrent_jobs or _JOBS_AT_ONCE,
-        hyperparameters=HYPERPARAMETERS,
+        hyperparameters=HYPERPARAMETERS[options.fine_tuning],
         listing_lag_seconds=0.0,
-        notes=(f"objective: {options.objective}",),
+        notes=(f"objective: {options.objective}", f"fine_tuning: {options.fine_tuning}"),
     )
 
 
@@ -91,7 +91,7 @@ class LocalTrainer:
         if known is not None:
             return known.public
         self._workshop.adapter(request.model)
-        settings_of(request.hyperparameters)
+        settings_of(request.hyperparameters, self._workshop.options.fine_tuning)
         if self._folder.file(request.file_id) is None:
             raise RejectedError(f"training file {request.file_id!r} does not exist")
         record = self._folder.create(request)
@@ -212,8 +212,10 @@ class LocalTrainer:
             if result.error is not None:
                 self._finish(record, JobStatus.FAILED, result.error)
             elif self._jobs[record.id].status == JobStatus.RUNNING:
-                await asyncio.to_thread(self._folder.write_adapter, model_id(record.id), result.files)
+                await asyncio.to_thread(self._folder.keep_model, record.id, result.files)
                 self._finish(record, JobStatus.SUCCEEDED, trained_tokens=result.trained_tokens)
+            else:
+                await asyncio.to_thread(self._folder.discard_part, record.id)
 
     def _finish(
         self, record: JobRecord, status: JobStatus, error: str | None = None, trained_tokens: int | None = None
@@ -225,7 +227,9 @@ class LocalTrainer:
     def _task(self, records: Sequence[JobRecord]) -> tuple[TrainTask, list[JobRecord]]:
         options = self._workshop.options
         first = records[0]
-        start = adapter_files(self._workshop.adapter(first.model))
+        folder = self._workshop.adapter(first.model)
+        shared = self._workshop.engine.shares_files
+        start = folder if shared else adapter_files(folder)
         members, kept = [], []
         for record in records:
             path = self._folder.file(record.file_id)
@@ -235,11 +239,12 @@ class LocalTrainer:
                 )
                 continue
             kept.append(record)
-            members.append(MemberTask(record.key, path.read_bytes(), record.seed, start))
+            out = self._folder.part(record.id) if shared and options.fine_tuning == "full" else None
+            members.append(MemberTask(record.key, path.read_bytes(), record.seed, start, out))
         limit = options.memory_limit_gib
         task = TrainTask(
             self._workshop.spec,
-            settings_of(first.hyperparameters),
+            settings_of(first.hyperparameters, options.fine_tuning),
             objective_of(options, from_base=start is None),
             tuple(members),
             memory_limit=None if limit is None else int(limit * 2**30),

@@ -8,6 +8,7 @@ from ...config import RunConfig
 from ...errors import RejectedError
 from .adapters import CONFIG
 from .engines import Engine, ProcessEngine, RayEngine, ThreadEngine
+from .full import is_full
 from .jobs import JobFolder
 from .options import LocalOptions, options_of
 from .tasks import Files
@@ -48,15 +49,18 @@ class Workshop:
             engine.close()
 
     def adapter(self, model: str) -> Path | None:
-        """Adapter folder of a model id; None for the base model. Raises RejectedError for an unknown id."""
+        """Folder of a fine-tune's model id, an adapter or a whole model; None for the base model. Raises RejectedError
+        for an unknown id."""
         if model == self.model:
             return None
         folder = self.folder.adapter(model)
         if folder is not None:
             return folder
-        if (Path(model) / CONFIG).is_file():
+        if (Path(model) / CONFIG).is_file() or is_full(Path(model)):
             return Path(model)
-        raise RejectedError(f"model {model!r} is neither {self.model}, a model of this run, nor a PEFT adapter folder")
+        raise RejectedError(
+            f"model {model!r} is neither {self.model}, a model of this run, nor the folder of an adapter or a model"
+        )
 
 
 def _start_engine(options: LocalOptions) -> Engine:
@@ -67,5 +71,5 @@ def _start_engine(options: LocalOptions) -> Engine:
 
 
 def adapter_files(folder: Path | None) -> Files | None:
-    """Content of an adapter folder."""
+    """Content of a fine-tune's folder."""
     return None if folder is None else {p.name: p.read_bytes() for p in sorted(folder.iterdir()) if p.is_file()}
