@@ -61,6 +61,7 @@ class Attribution:
         censored: share of scored losses that are lower bounds.
         tokens: token tables by side ("train", "test"), where they were kept.
         facts: provider, model and other plain facts of the run, for display.
+        earlier: losses of the same members at earlier checkpoints of their training, in nats, or None.
     """
 
     train: Dataset
@@ -77,6 +78,7 @@ class Attribution:
     censored: float = 0.0
     tokens: Mapping[Side, TokenTable] = field(default_factory=dict)
     facts: Mapping[str, Any] = field(default_factory=dict)
+    earlier: core.Checkpoints | None = None
 
     def with_estimator(self, estimator: str) -> Attribution:
         """The same losses under another estimator."""
@@ -93,12 +95,13 @@ class Attribution:
             test_loss_KM=self.test_loss_KM[keep],
             inclusion_KN=self.inclusion_KN[keep],
             tokens=tokens,
+            earlier=None if self.earlier is None else self.earlier.members(keep),
         )
 
     @cached_property
     def choice(self) -> core.Choice:
         """The estimator in use and why it was chosen."""
-        members = core.member_losses(self.train_loss_KN, self.test_loss_KM, self.inclusion_KN)
+        members = core.member_losses(self.train_loss_KN, self.test_loss_KM, self.inclusion_KN, self.earlier)
         return core.choose(members, self.estimator, core.Setting(self.noise, self.rho))
 
     @cached_property
@@ -112,6 +115,7 @@ class Attribution:
                 estimator=self.estimator,
                 noise=self.noise,
                 rho=self.rho,
+                earlier=self.earlier,
             )
         except NotEnoughMembersError:
             return None
@@ -119,7 +123,13 @@ class Attribution:
     def scores_NM(self) -> NDArray[Any]:
         """(N, M) scores; positive = helpful."""
         return core.scores(
-            self.train_loss_KN, self.test_loss_KM, self.inclusion_KN, self.estimator, noise=self.noise, rho=self.rho
+            self.train_loss_KN,
+            self.test_loss_KM,
+            self.inclusion_KN,
+            self.estimator,
+            noise=self.noise,
+            rho=self.rho,
+            earlier=self.earlier,
         )
 
     def scores(self, by: Literal["source"] | None = None) -> pd.DataFrame:
@@ -134,9 +144,10 @@ class Attribution:
         return table.groupby(np.array(self.labels("train"))).sum().rename_axis("source")
 
     def __repr__(self) -> str:
+        checkpoints = "" if self.earlier is None else f" with {len(self.earlier)} earlier checkpoints"
         return (
-            f"Attribution({len(self.members)} members, {len(self.train)} training x {len(self.test)} test examples, "
-            f"estimator={self.estimator!r})"
+            f"Attribution({len(self.members)} members{checkpoints}, "
+            f"{len(self.train)} training x {len(self.test)} test examples, estimator={self.estimator!r})"
         )
 
     def _repr_html_(self) -> str:
@@ -221,6 +232,7 @@ class Attribution:
             rho=self.rho,
             question=question,
             fdr=fdr,
+            earlier=self.earlier,
         )
         if columns is None:
             return ranking
@@ -241,6 +253,7 @@ class Attribution:
             inclusion_KN=self.inclusion_KN,
             noise=self.noise,
             rho=self.rho,
+            earlier=self.earlier,
         )
 
     def top_groups(self, test: str, k: int = 10, *, opponents: bool = False) -> pd.DataFrame:
@@ -291,6 +304,9 @@ class Attribution:
             "test_loss_KM": self.test_loss_KM,
             "inclusion_KN": self.inclusion_KN,
         }
+        if self.earlier is not None:
+            arrays["earlier_train_loss_SKN"] = self.earlier.train_loss_SKN
+            arrays["earlier_test_loss_SKM"] = self.earlier.test_loss_SKM
         for side, table in self.tokens.items():
             arrays[f"{side}_token_logprobs_KT"] = np.concatenate(table.logprobs, axis=1)
             arrays[f"{side}_token_counts"] = np.array([len(p) for p in table.pieces], dtype=np.int64)
@@ -323,6 +339,9 @@ class Attribution:
             edges = np.cumsum(arrays[f"{side}_token_counts"])[:-1]
             logprobs = np.split(arrays[f"{side}_token_logprobs_KT"], edges, axis=1)
             tokens[side] = TokenTable(tuple(tuple(p) for p in pieces), tuple(logprobs))
+        earlier = None
+        if "earlier_train_loss_SKN" in arrays:
+            earlier = core.Checkpoints(arrays["earlier_train_loss_SKN"], arrays["earlier_test_loss_SKM"])
         return cls(
             train=_dataset_from_json(content["train"]),
             test=_dataset_from_json(content["test"]),
@@ -338,6 +357,7 @@ class Attribution:
             censored=content["censored"],
             tokens=tokens,
             facts=content["facts"],
+            earlier=earlier,
         )
 
 

@@ -23,6 +23,7 @@ members; G = A A^T = U diag(w) U^T, m = mean(w).
 """
 
 from daunce_api.core.api import scores, self_lds
+from daunce_api.core.checkpoints import Checkpoints
 from daunce_api.core.choice import Choice, choose
 from daunce_api.core.estimators import ESTIMATORS, QUESTIONS, Estimator, Factors, Question
 from daunce_api.core.groups import GroupScores, group_scores
@@ -40,6 +41,7 @@ __all__ = [
     "ESTIMATORS",
     "QUESTIONS",
     "AtLeast",
+    "Checkpoints",
     "Choice",
     "Condition",
     "Estimator",

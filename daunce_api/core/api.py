@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from daunce_api.core.blocks import score_blocks
+from daunce_api.core.checkpoints import Checkpoints
 from daunce_api.core.choice import choose
 from daunce_api.core.heldout import HeldOut
 from daunce_api.core.members import member_losses
@@ -24,6 +25,7 @@ def scores(
     estimator: str = "auto",
     noise: float | NDArray[np.float64] | None = None,
     rho: float | None = None,
+    earlier: Checkpoints | None = None,
 ) -> NDArray[Any]:
     """Attribution scores of every training example to every test example.
 
@@ -34,6 +36,8 @@ def scores(
         estimator: a name in `ESTIMATORS`, or "auto" (see `choose`).
         noise: standard deviation of the scoring noise of one training loss, nats, or (N,) of them.
         rho: for members started from the target, their learning-rate time relative to the target's (METHOD item 6).
+        earlier: losses of the same members at earlier checkpoints, which are further rows; see `checkpoints`. Named
+            estimators use them where they are given.
 
     Returns:
         (N, M) scores; positive = helpful: up-weighting the training example lowers the test example's loss. Units are
@@ -44,7 +48,7 @@ def scores(
     Raises:
         DataError, NotEnoughMembersError, ConfigurationError: see `member_losses` and the estimator.
     """
-    members = member_losses(train_loss_KN, test_loss_KM, inclusion_KN)
+    members = member_losses(train_loss_KN, test_loss_KM, inclusion_KN, earlier)
     choice = choose(members, estimator, Setting(noise, rho))
     blocks = score_blocks(choice.estimator, members, choice.setting)
     parts = [blocks.block(slice(start, start + _ROWS), slice(None)) for start in range(0, blocks.shape[0], _ROWS)]
@@ -58,6 +62,7 @@ def self_lds(
     estimator: str = "auto",
     noise: float | NDArray[np.float64] | None = None,
     rho: float | None = None,
+    earlier: Checkpoints | None = None,
 ) -> SelfLDS:
     """The quality of a run, estimated from its own members; see `quality`.
 
@@ -69,6 +74,6 @@ def self_lds(
     Raises:
         NotEnoughMembersError: fewer than 8 members. Otherwise as `scores`.
     """
-    members = member_losses(train_loss_KN, test_loss_KM, inclusion_KN)
+    members = member_losses(train_loss_KN, test_loss_KM, inclusion_KN, earlier)
     choice = choose(members, estimator, Setting(noise, rho))
     return estimate(HeldOut(members), (choice.estimator, choice.setting))

@@ -19,9 +19,9 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from daunce_api.core.blocks import few_patterns
 from daunce_api.core.estimators import QUESTIONS, Estimator, Question, estimator_named
 from daunce_api.core.heldout import Candidate, HeldOut
+from daunce_api.core.incomplete import few_patterns
 from daunce_api.core.members import MemberLosses
 from daunce_api.core.quality import FOLDS, column_spearman
 from daunce_api.core.spectrum import Setting, spectrum_of

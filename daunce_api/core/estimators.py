@@ -1,9 +1,10 @@
 """The estimators: one registry, one form.
 
-Notation and sign are those of `daunce_api.core`: A (K, N) and B (K, M) are training and test losses centred over the K
-members, G = A A^T = U diag(w) U^T, and a positive score means that the training example helps the test example. Every
-estimator is an inner product over members, ``score_NM = left_KN.T @ right_KM`` (`Factors`), which is what makes exact
-top-k, group sums and standard errors possible without ever holding an N x M matrix.
+Notation and sign are those of `daunce_api.core`: A (R, N) and B (R, M) are training and test losses centred over the
+members of their stage, G = A A^T = U diag(w) U^T, and a positive score means that the training example helps the test
+example. R = K without earlier checkpoints (`checkpoints`). Every estimator is an inner product over rows,
+``score_NM = left_RN.T @ right_RM`` (`Factors`), which is what makes exact top-k, group sums and standard errors
+possible without ever holding an N x M matrix.
 
 Adding an estimator is one function from `(MemberLosses, Setting)` to `Factors` (for a spectral filter: from a
 `Spectrum` to weights) and one line in `ESTIMATORS`.
@@ -18,14 +19,14 @@ from typing import Literal, TypeAlias
 import numpy as np
 from scipy.optimize import nnls
 
-from daunce_api.core.members import Floats, MemberLosses
+from daunce_api.core.checkpoints import Floats, Stages, stacked
+from daunce_api.core.members import MemberLosses
 from daunce_api.core.spectrum import (
     Filter,
     Matrix,
     Setting,
     Spectrum,
     Vector,
-    centred,
     shrunk,
     spectrum_of,
 )
@@ -43,34 +44,37 @@ QUESTIONS: dict[Question, str] = {
 
 @dataclass(frozen=True, eq=False)
 class ErrorTerm:
-    """One product in the change of a score when member k is left out: ``(map @ left)_ki * right_kj``.
+    """One product in the change of a score when member k is left out: the sum over its rows of
+    ``(map @ left)_ri * right_rj``.
 
     Attributes:
-        map_KK: (K, K), symmetric, or None for the identity. right_KM: (K, M).
+        map_RR: (R, R), symmetric, or None for the identity. right_RM: (R, M).
     """
 
-    map_KK: Matrix | None
-    right_KM: Floats
+    map_RR: Matrix | None
+    right_RM: Floats
 
-    def left(self, left_KX: Floats) -> Floats:
-        """(K, n) training side of the change, from columns of `Factors.left_KN`."""
-        return left_KX if self.map_KK is None else np.asarray(self.map_KK.astype(left_KX.dtype) @ left_KX)
+    def left(self, left_RX: Floats) -> Floats:
+        """(R, n) training side of the change, from columns of `Factors.left_RN`."""
+        return left_RX if self.map_RR is None else np.asarray(self.map_RR.astype(left_RX.dtype) @ left_RX)
 
 
 @dataclass(frozen=True, eq=False)
 class Factors:
-    """Scores as an inner product over members, with what their standard errors need.
+    """Scores as an inner product over rows, with what their standard errors need.
 
     Attributes:
-        left_KN: (K, N) training side.
-        right_KM: (K, M) test side; ``score = left.T @ right``.
+        left_RN: (R, N) training side.
+        right_RM: (R, M) test side; ``score = left.T @ right``.
         errors: what leaving out one member changes, as a sum of products (see blocks.py).
+        stages: which rows belong to one member.
         standardised: columns were divided by their standard deviation, whose own error counts too (correlation).
     """
 
-    left_KN: Floats
-    right_KM: Floats
+    left_RN: Floats
+    right_RM: Floats
     errors: tuple[ErrorTerm, ...]
+    stages: Stages
     standardised: bool = False
 
 
@@ -102,26 +106,27 @@ class Estimator:
 
 
 def _covariance(members: MemberLosses, setting: Setting) -> Factors:
-    a, b = centred(members.train_KN), centred(members.test_KM)
-    return Factors(a, b / (members.count - 1), (ErrorTerm(None, b * _left_out(members.count)),))
+    return _moment(members.train_rows(), members.test_rows(), members.stages)
 
 
-def _left_out(members: int) -> float:
-    """What a product of deviations counts for when its member is left out of a covariance: K / ((K - 1) (K - 2))."""
-    return members / ((members - 1) * max(members - 2, 1))
+def _moment(a_RN: Floats, b_RM: Floats, stages: Stages) -> Factors:
+    """``a^T b / freedom``: with checkpoints, the covariance pooled over stages."""
+    weight = stages.left_out().astype(b_RM.dtype)[:, None]
+    return Factors(a_RN, b_RM / stages.freedom, (ErrorTerm(None, b_RM * weight),), stages)
 
 
 def _correlation(members: MemberLosses, setting: Setting) -> Factors:
-    a, b = _unit_columns(centred(members.train_KN)), _unit_columns(centred(members.test_KM))
-    return Factors(a, b, (ErrorTerm(None, b),), standardised=True)
+    a, b = _unit_columns(members.train_rows()), _unit_columns(members.test_rows())
+    return Factors(a, b, (ErrorTerm(None, b),), members.stages, standardised=True)
 
 
 def _inclusion(members: MemberLosses, setting: Setting) -> Factors:
     if members.inclusion_KN is None:
         raise ConfigurationError("The inclusion estimator needs the inclusion matrix: pass inclusion_KN.")
-    included = centred(members.inclusion_KN.astype(members.train_KN.dtype))
-    b = centred(members.test_KM)
-    return Factors(included, b / -(members.count - 1), (ErrorTerm(None, b * _left_out(members.count)),))
+    stages = members.stages
+    included = -members.inclusion_KN.astype(members.train_KN.dtype)
+    rows = stacked([stages.centre_stage(t, included) for t in range(stages.count)])
+    return _moment(rows, members.test_rows(), stages)
 
 
 def _unit_columns(a_KX: Floats) -> Floats:
@@ -131,7 +136,7 @@ def _unit_columns(a_KX: Floats) -> Floats:
 
 def _flat(spectrum: Spectrum, setting: Setting) -> Vector:
     """1 / (K - 1): covariance as a filter."""
-    return np.full(spectrum.w.shape, 1 / (spectrum.members - 1))
+    return np.full(spectrum.w.shape, 1 / spectrum.stages.freedom)
 
 
 def whitened_filter(spectrum: Spectrum, setting: Setting) -> Vector:
@@ -161,7 +166,7 @@ def matched_filter(spectrum: Spectrum, setting: Setting) -> Vector:
             "(steps x mean learning rate). For members trained from the base use half_whitened."
         )
     rho = setting.rho
-    scale = np.sqrt(spectrum.members * _dispersion(spectrum))
+    scale = np.sqrt(spectrum.stages.rows * _dispersion(spectrum))
     return shrunk(lambda s: 1 / (np.sqrt(s) * (np.sqrt(s) / scale + rho)), spectrum)
 
 
@@ -187,20 +192,31 @@ def spectral_factors(members: MemberLosses, spectrum: Spectrum, apply: Filter, s
             "larger members (more epochs, a higher learning rate, a larger subset) or repeated scoring would help."
         )
     dtype = members.train_KN.dtype
-    b = centred(members.test_KM)
-    coefficients = spectrum.u_KD.T @ b
-    right = spectrum.u_KD @ (phi[:, None] * coefficients)
-    energy = spectrum.u_KD**2
-    outside = np.maximum(1 - 1 / spectrum.members - energy.sum(axis=1), 0)  # centred directions in which A is zero
+    b = members.test_rows()
+    coefficients = spectrum.u_RD.T @ b
+    outside = b - spectrum.u_RD @ coefficients  # test losses in directions in which no training loss differs
+    right = spectrum.u_RD @ (phi[:, None] * coefficients)
     terms = []
     for ridge, scale in _ridge_mixture(spectrum, setting, phi):
         resolvent = 1 / (spectrum.w + ridge)
-        own = np.maximum(energy @ resolvent + outside / ridge, 1e-300)
-        fitted = spectrum.u_KD @ (resolvent[:, None] * coefficients)
-        terms.append(
-            ErrorTerm((spectrum.u_KD * resolvent) @ spectrum.u_KD.T, (fitted * (scale / own)[:, None]).astype(dtype))
-        )
-    return Factors(centred(members.train_KN), right.astype(dtype), tuple(terms))
+        fitted = spectrum.u_RD @ (resolvent[:, None] * coefficients) + outside / ridge
+        changed = scale * _by_own_inverse(spectrum, ridge, resolvent, fitted)
+        terms.append(ErrorTerm((spectrum.u_RD * resolvent) @ spectrum.u_RD.T, changed.astype(dtype)))
+    return Factors(members.train_rows(), right.astype(dtype), tuple(terms), spectrum.stages)
+
+
+def _by_own_inverse(spectrum: Spectrum, ridge: float, resolvent_D: Vector, fitted_RM: Floats) -> Floats:
+    """(R, M) ``R_kk^-1 (R B)_k`` for every member k, R_kk the block of its own rows of R = (G + ridge)^-1.
+
+    R lives in the space of centred rows: there it is ``1 / ridge`` in every direction in which A is zero.
+    """
+    stages = spectrum.stages
+    u_KTD = stages.by_member(spectrum.u_RD)
+    size = stages.present_TK.sum(axis=1)
+    own = (u_KTD * (resolvent_D - 1 / ridge)) @ u_KTD.swapaxes(1, 2)
+    kept = np.where(stages.present_TK, (1 - 1 / np.maximum(size, 1))[:, None] / ridge, 1.0)
+    own += kept.T[:, :, None] * np.eye(stages.count)
+    return np.asarray(np.linalg.solve(own, stages.by_member(fitted_RM)).swapaxes(0, 1).reshape(fitted_RM.shape))
 
 
 def _ridge_mixture(spectrum: Spectrum, setting: Setting, phi: Vector) -> list[tuple[float, float]]:

@@ -14,9 +14,10 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from daunce_api.core.blocks import FactorBlocks, ScoreBlocks, score_blocks
+from daunce_api.core.checkpoints import Checkpoints, Floats
 from daunce_api.core.choice import choose
 from daunce_api.core.estimators import Factors
-from daunce_api.core.members import Floats, member_losses
+from daunce_api.core.members import member_losses
 from daunce_api.core.spectrum import Setting
 from daunce_api.errors import DataError
 
@@ -54,12 +55,13 @@ def group_scores(
     inclusion_KN: ArrayLike | None = None,
     noise: float | NDArray[np.float64] | None = None,
     rho: float | None = None,
+    earlier: Checkpoints | None = None,
 ) -> GroupScores:
     """Sum scores over groups on either side.
 
     Args:
         train_labels_N, test_labels_M: any hashable labels, or None for every example by itself.
-        train_loss_KN, test_loss_KM, estimator, inclusion_KN, noise, rho: as for `scores`.
+        train_loss_KN, test_loss_KM, estimator, inclusion_KN, noise, rho, earlier: as for `scores`.
 
     Returns:
         GroupScores.
@@ -67,7 +69,7 @@ def group_scores(
     Raises:
         DataError: a label sequence of the wrong length. Otherwise as `scores`.
     """
-    members = member_losses(train_loss_KN, test_loss_KM, inclusion_KN)
+    members = member_losses(train_loss_KN, test_loss_KM, inclusion_KN, earlier)
     rows, row_of = _numbered(train_labels_N, members.train_KN.shape[1], "training")
     columns, column_of = _numbered(test_labels_M, members.test_KM.shape[1], "test")
     choice = choose(members, estimator, Setting(noise, rho))
@@ -93,18 +95,21 @@ def _numbered(
     return tuple(number), of
 
 
-def _add_up(values_KX: Floats, group_of: NDArray[np.int64], groups: int) -> Floats:
-    """(K, G) sums of columns."""
+def _add_up(values_RX: Floats, group_of: NDArray[np.int64], groups: int) -> Floats:
+    """(R, G) sums of columns."""
     order = np.argsort(group_of, kind="stable")
     starts = np.searchsorted(group_of[order], np.arange(groups))
-    return np.asarray(np.add.reduceat(values_KX[:, order], starts, axis=1))
+    return np.asarray(np.add.reduceat(values_RX[:, order], starts, axis=1))
 
 
 def _grouped(f: Factors, row_of: NDArray[np.int64], rows: int, column_of: NDArray[np.int64], columns: int) -> Factors:
     single = rows == row_of.size and columns == column_of.size
-    errors = tuple(replace(term, right_KM=_add_up(term.right_KM, column_of, columns)) for term in f.errors)
-    return Factors(
-        _add_up(f.left_KN, row_of, rows), _add_up(f.right_KM, column_of, columns), errors, f.standardised and single
+    return replace(
+        f,
+        left_RN=_add_up(f.left_RN, row_of, rows),
+        right_RM=_add_up(f.right_RM, column_of, columns),
+        errors=tuple(replace(term, right_RM=_add_up(term.right_RM, column_of, columns)) for term in f.errors),
+        standardised=f.standardised and single,
     )
 
 

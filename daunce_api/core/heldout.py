@@ -2,8 +2,11 @@
 
 A filter estimator fitted on some members predicts the test losses of another member k from its inclusion row:
 ``-(m_k - mean m) @ score = -[(m_k - mean m) A^T] U phi(w) U^T B``. Everything about the N training examples enters
-through two K x K matrices, A A^T and (inclusion) A^T, which are computed once; a fold, a half or a bootstrap is then a
-sub-block of them. Judging twenty filters on ten folds costs about as much as one.
+through two matrices, A A^T (R x R) and (inclusion) A^T (K x R), which are computed once; a fold, a half or a bootstrap
+is then a sub-block of them. Judging twenty filters on ten folds costs about as much as one.
+
+With earlier checkpoints a member's rows go together: all of them are fitted on, or none, and what is predicted are the
+test losses of its final model.
 """
 
 from __future__ import annotations
@@ -14,9 +17,18 @@ import numpy as np
 from numpy.typing import NDArray
 
 from daunce_api.core.blocks import score_blocks
+from daunce_api.core.checkpoints import Floats, centred, stacked
 from daunce_api.core.estimators import Estimator
-from daunce_api.core.members import Floats, MemberLosses
-from daunce_api.core.spectrum import Matrix, Setting, Spectrum, centred, decompose, inclusion_dispersion, stabilised
+from daunce_api.core.members import MemberLosses
+from daunce_api.core.spectrum import (
+    Matrix,
+    Setting,
+    Spectrum,
+    centred_gram,
+    decompose,
+    inclusion_dispersion,
+    stabilised,
+)
 from daunce_api.errors import ConfigurationError
 
 Candidate = tuple[Estimator, Setting]
@@ -32,7 +44,7 @@ class HeldOut:
 
     Attributes:
         members: the losses.
-        target_KM: what predictions are compared with: the test losses as measured.
+        target_KM: what predictions are compared with: the test losses of the final models as measured.
     """
 
     def __init__(self, members: MemberLosses) -> None:
@@ -41,19 +53,22 @@ class HeldOut:
         self.members = members
         self.target_KM: Floats = members.test_KM
         self._inclusion = members.inclusion_KN
-        self._train, self._test = members.train_KN, members.test_KM
-        if not members.complete:
-            self._train, self._test = _at_mean(self._train), _at_mean(self._test)
+        self._stages = members.stages
+        whole = members.complete and self._stages.present_TK.all()
+        self._train, self._test = (
+            side if whole else tuple(_at_mean(x) for x in side) for side in (members.train_stages, members.test_stages)
+        )
         gram, cross, self._overlap = self._multiply()
         self._products = gram, cross
         self._dispersion = inclusion_dispersion(self._inclusion)
 
     def _multiply(self) -> tuple[Matrix, Matrix, Matrix]:
         count, examples = self.members.train_KN.shape
-        gram, cross, overlap = np.zeros((count, count)), np.zeros((count, count)), np.zeros((count, count))
+        rows = self._stages.count * count
+        gram, cross, overlap = np.zeros((rows, rows)), np.zeros((count, rows)), np.zeros((count, count))
         for start in range(0, examples, _BLOCK):
             piece = slice(start, start + _BLOCK)
-            a = centred(self._train[:, piece].astype(np.float64))
+            a = self._stages.centre(np.concatenate([x[:, piece].astype(np.float64) for x in self._train]))
             gram += a @ a.T
             included = centred(self._inclusion[:, piece].astype(np.float64))
             cross += included @ a.T
@@ -70,7 +85,7 @@ class HeldOut:
         count = self.members.count
         overlap = self._overlap - self._overlap.mean(axis=1, keepdims=True)
         overlap = overlap - overlap.mean(axis=0)
-        b = centred(self._test.astype(np.float64))
+        b = centred(self._test[-1].astype(np.float64))
         spread = b.std(axis=0)
         b = b[:, spread > 0] / spread[spread > 0]
         if b.shape[1] == 0 or not np.trace(overlap) > 0:
@@ -89,32 +104,40 @@ class HeldOut:
         The scale and offset of a prediction are the estimator's own; only its order over members carries meaning.
         """
         out = []
-        shared: tuple[Spectrum, Matrix] | None = None
+        shared: dict[bool, tuple[Spectrum, Matrix]] = {}
         for estimator, setting in candidates:
             if estimator.filter is None:
                 out.append(self._predict_by_blocks(estimator, setting, fit, held))
                 continue
-            if shared is None:
-                shared = self._fit(*self._products, fit, held)
-            spectrum, projected = shared
+            if setting.checkpoints not in shared:
+                shared[setting.checkpoints] = self._fit(setting.checkpoints, fit, held)
+            spectrum, projected = shared[setting.checkpoints]
             spectrum = spectrum.with_noise(setting.noise_energy(self.members.train_KN.shape[1]))
             phi = estimator.filter(spectrum, setting)
-            b = centred(stabilised(self._test, setting.log_offset)[fit])
-            out.append(-(projected * phi) @ (spectrum.u_KD.T @ b))
+            tests = self._test if setting.checkpoints else self._test[-1:]
+            b = spectrum.stages.centre(stacked([stabilised(x, setting.log_offset)[fit] for x in tests]))
+            out.append(-(projected * phi) @ (spectrum.u_RD.T @ b))
         return out
 
     def spectrum(self, setting: Setting) -> Spectrum:
-        """The spectrum of all members' training losses."""
+        """The spectrum of the final models' training losses, of all members."""
         energy = setting.noise_energy(self.members.train_KN.shape[1])
-        return decompose(self._products[0], dispersion=self._dispersion, noise_energy=energy)
+        count = self.members.count
+        stages = self.members.final().stages
+        final = self._products[0][-count:, -count:]
+        return decompose(final, stages=stages, dispersion=self._dispersion, noise_energy=energy)
 
-    def _fit(self, gram_KK: Matrix, cross_KK: Matrix, fit: Members, held: Members) -> tuple[Spectrum, Matrix]:
-        gram = gram_KK[np.ix_(fit, fit)]
-        gram = gram - gram.mean(axis=0)
-        gram = gram - gram.mean(axis=1, keepdims=True)
-        spectrum = decompose((gram + gram.T) / 2, dispersion=self._dispersion, noise_energy=0.0)
-        block = cross_KK[np.ix_(held, fit)] - cross_KK[np.ix_(fit, fit)].mean(axis=0)
-        return spectrum, (block - block.mean(axis=1, keepdims=True)) @ spectrum.u_KD
+    def _fit(self, checkpoints: bool, fit: Members, held: Members) -> tuple[Spectrum, Matrix]:
+        gram, cross = self._products
+        stages = self._stages if checkpoints else self.members.final().stages
+        first = gram.shape[0] - stages.count * stages.members
+        rows = first + stages.members_rows(fit)
+        part = stages.some(fit)
+        spectrum = decompose(
+            centred_gram(gram[np.ix_(rows, rows)], part), stages=part, dispersion=self._dispersion, noise_energy=0.0
+        )
+        block = cross[np.ix_(held, rows)] - cross[np.ix_(fit, rows)].mean(axis=0)
+        return spectrum, part.centre(block.T).T @ spectrum.u_RD
 
     def _predict_by_blocks(
         self, estimator: Estimator, setting: Setting, fit: Members, held: Members

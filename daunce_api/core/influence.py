@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from daunce_api.core.members import Floats
+from daunce_api.core.checkpoints import Floats
 from daunce_api.errors import DataError
 
 

@@ -1,7 +1,8 @@
 """From per-token log-probabilities to per-example losses.
 
 A loss is a negative log-likelihood in nats: ``loss = -mean(log p)`` over the tokens of the completion (the
-measured output of a member), or ``-sum(log p)``. A training and a test example are reduced in the same way, each by
+measured output of a member), or ``-sum(log p)``. For classifiers it can be the negative margin instead,
+``-mean(log p - log(1 - p))``, which Daunce (arXiv 2505.23223) measures for images. A training and a test example are reduced in the same way, each by
 its own token count.
 """
 
@@ -15,11 +16,13 @@ from numpy.typing import ArrayLike, NDArray
 
 from daunce_api.errors import ConfigurationError, DataError
 
-Reduction: TypeAlias = Literal["mean", "sum"]
+Reduction: TypeAlias = Literal["mean", "sum", "margin"]
 FloatArray: TypeAlias = NDArray[np.floating]
 
 # Servers compute log-softmax in float32 or bfloat16 and can return slightly more than log 1.
 _POSITIVE_TOLERANCE = 1e-3
+_SUREST = -1e-12
+"""Logarithm of the largest probability with a margin of its own (27.6): what float64 holds of 1 - p below it is noise."""
 
 
 def per_example_losses(
@@ -30,7 +33,8 @@ def per_example_losses(
     Args:
         token_logprobs: for each of N examples the natural-log probabilities of its completion tokens (length T_i >=
             1), or ``None`` where the example was not scored.
-        reduction: ``"mean"`` gives nats per completion token, ``"sum"`` nats per example.
+        reduction: ``"mean"`` gives nats per completion token, ``"sum"`` nats per example, ``"margin"`` the negative
+            mean margin of the tokens (of either sign).
 
     Returns:
         (N,) float64 losses in nats, NaN where the input is ``None``. Higher is worse.
@@ -60,7 +64,7 @@ def segment_losses(logprobs_T: ArrayLike, lengths_N: ArrayLike, reduction: Reduc
     Args:
         logprobs_T: (T,) natural-log probabilities, example after example.
         lengths_N: (N,) number of tokens of each example, all >= 1, summing to T.
-        reduction: ``"mean"`` (nats per token) or ``"sum"`` (nats per example).
+        reduction: ``"mean"`` (nats per token), ``"sum"`` (nats per example) or ``"margin"`` (minus log-odds a token).
 
     Returns:
         (N,) float64 losses in nats.
@@ -69,8 +73,8 @@ def segment_losses(logprobs_T: ArrayLike, lengths_N: ArrayLike, reduction: Reduc
         DataError: lengths do not fit, or a log-probability is NaN, -inf or clearly positive.
         ConfigurationError: unknown reduction.
     """
-    if reduction not in ("mean", "sum"):
-        raise ConfigurationError(f'Unknown reduction {reduction!r}: use "mean" (nats per token) or "sum".')
+    if reduction not in ("mean", "sum", "margin"):
+        raise ConfigurationError(f'Unknown reduction {reduction!r}: use "mean" (nats per token), "sum" or "margin".')
     values = np.asarray(logprobs_T, dtype=np.float64).ravel()
     lengths = np.asarray(lengths_N, dtype=np.int64).ravel()
     if lengths.size == 0:
@@ -89,8 +93,11 @@ def segment_losses(logprobs_T: ArrayLike, lengths_N: ArrayLike, reduction: Reduc
             "score these examples again or mark them as missing.",
             places,
         )
+    if reduction == "margin":
+        sure = np.minimum(values, _SUREST)
+        values = sure - np.log(-np.expm1(sure))
     sums = -np.add.reduceat(values, np.concatenate([[0], np.cumsum(lengths)[:-1]]))
-    return np.asarray(sums / lengths if reduction == "mean" else sums)
+    return np.asarray(sums if reduction == "sum" else sums / lengths)
 
 
 def resolve_censored(

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any, TypeAlias
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from daunce_api.core.checkpoints import Checkpoints, Floats, Mask, Stages, stacked, usable_checkpoints
 from daunce_api.errors import DataError, NotEnoughMembersError
-
-Floats: TypeAlias = NDArray[Any]  # float32 or float64; NumPy's own float generics do not survive most operations
 
 
 @dataclass(frozen=True, eq=False)
@@ -22,7 +20,9 @@ class MemberLosses:
         test_KM: (K, M) loss of test example j under member k, nats.
         inclusion_KN: (K, N) bool or multiplicities, or None when unknown.
         kept: (K,) indices of these members among the rows that were given.
-        complete: no entry is NaN.
+        complete: no entry of the final models is NaN.
+        earlier: the same members' losses at earlier checkpoints, with the gaps of the final losses, or None.
+        present_SK: (S, K) which of those count, or None.
     """
 
     train_KN: Floats
@@ -30,11 +30,41 @@ class MemberLosses:
     inclusion_KN: Floats | None
     kept: NDArray[np.int64]
     complete: bool
+    earlier: Checkpoints | None = None
+    present_SK: Mask | None = None
 
     @property
     def count(self) -> int:
         """K, the number of usable members."""
         return int(self.train_KN.shape[0])
+
+    @property
+    def stages(self) -> Stages:
+        """Which member has a row at which stage of training, the final models last."""
+        final = np.ones((1, self.count), dtype=np.bool_)
+        return Stages.of(final if self.present_SK is None else np.concatenate([self.present_SK, final]))
+
+    @property
+    def train_stages(self) -> tuple[Floats, ...]:
+        """T = S + 1 arrays (K, N), the final models last."""
+        return (*(() if self.earlier is None else self.earlier.train_loss_SKN), self.train_KN)
+
+    @property
+    def test_stages(self) -> tuple[Floats, ...]:
+        """T = S + 1 arrays (K, M), the final models last."""
+        return (*(() if self.earlier is None else self.earlier.test_loss_SKM), self.test_KM)
+
+    def train_rows(self) -> Floats:
+        """(R, N) training losses of complete members, each stage centred over its members."""
+        return stacked([self.stages.centre_stage(t, x) for t, x in enumerate(self.train_stages)])
+
+    def test_rows(self) -> Floats:
+        """(R, M) test losses, likewise."""
+        return stacked([self.stages.centre_stage(t, x) for t, x in enumerate(self.test_stages)])
+
+    def final(self) -> MemberLosses:
+        """The final models alone."""
+        return replace(self, earlier=None, present_SK=None)
 
     def rows(self, members: ArrayLike) -> MemberLosses:
         """The same losses of some members only (indices or a boolean mask over the K usable ones)."""
@@ -45,17 +75,22 @@ class MemberLosses:
             None if self.inclusion_KN is None else self.inclusion_KN[pick],
             self.kept[pick],
             self.complete,
+            None if self.earlier is None else self.earlier.members(pick),
+            None if self.present_SK is None else self.present_SK[:, pick],
         )
 
     def test_columns(self, columns: ArrayLike) -> MemberLosses:
         """The same members with some test examples only."""
-        return MemberLosses(
-            self.train_KN, self.test_KM[:, np.asarray(columns)], self.inclusion_KN, self.kept, self.complete
-        )
+        pick = np.asarray(columns)
+        earlier = None if self.earlier is None else self.earlier.columns(test=pick)
+        return replace(self, test_KM=self.test_KM[:, pick], earlier=earlier)
 
 
 def member_losses(
-    train_loss_KN: ArrayLike, test_loss_KM: ArrayLike, inclusion_KN: ArrayLike | None = None
+    train_loss_KN: ArrayLike,
+    test_loss_KM: ArrayLike,
+    inclusion_KN: ArrayLike | None = None,
+    earlier: Checkpoints | None = None,
 ) -> MemberLosses:
     """Check the loss matrices and leave out members that have no losses at all.
 
@@ -63,9 +98,11 @@ def member_losses(
         train_loss_KN: (K, N) losses in nats, NaN = missing. float32 stays float32 if both matrices are.
         test_loss_KM: (K, M) losses in nats, NaN = missing.
         inclusion_KN: (K, N) whether example i is in member k's subset (bool), or how often (bootstrap subsets).
+        earlier: losses of the same K members at earlier checkpoints of their training; see `Checkpoints`.
 
     Returns:
-        MemberLosses. A member whose row is all NaN in either matrix is left out.
+        MemberLosses. A member whose row is all NaN in either matrix is left out, with its checkpoints. A checkpoint
+        that lacks a loss that its member's final model has is left out for that member.
 
     Raises:
         DataError: wrong shapes, infinite losses, or NaN in the inclusion matrix.
@@ -100,7 +137,15 @@ def member_losses(
         train, test = train[kept], test[kept]
         inclusion = None if inclusion is None else inclusion[kept]
     complete = bool((train_state[kept] == 0).all() and (test_state[kept] == 0).all())
-    return MemberLosses(train, test, inclusion, kept.astype(np.int64), complete)
+    if earlier is None or not len(earlier):
+        return MemberLosses(train, test, inclusion, kept.astype(np.int64), complete)
+    if earlier.train_loss_SKN.shape[1] != usable.size:
+        raise DataError(
+            f"Checkpoints are of {earlier.train_loss_SKN.shape[1]} members, the final losses of {usable.size}; a "
+            "member without checkpoints has NaN there."
+        )
+    cleaned, present = usable_checkpoints(earlier, train, test, kept, complete)
+    return MemberLosses(train, test, inclusion, kept.astype(np.int64), complete, cleaned, present)
 
 
 def _row_states(loss: Floats, name: str) -> NDArray[np.int64]:

@@ -28,8 +28,8 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy.stats import rankdata
 
+from daunce_api.core.checkpoints import Floats
 from daunce_api.core.heldout import Candidate, HeldOut
-from daunce_api.core.members import Floats
 from daunce_api.core.spectrum import Setting
 from daunce_api.errors import NotEnoughMembersError
 

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from daunce_api.core.members import Floats
+from daunce_api.core.checkpoints import Floats
 
 QUERY_TILE = 512
 POINT_TILE = 2_048

@@ -1,8 +1,9 @@
-"""Member space: the K x K spectrum of the training losses, and filters over it.
+"""Member space: the R x R spectrum of the training losses, and filters over it.
 
-With A (K, N) the centred training losses and B (K, M) the centred test losses, G = A A^T = U diag(w) U^T and every
-filter estimator is ``score = A^T U diag(phi(w)) U^T B`` (METHOD in `daunce_api.core`, items 4 to 6). This module holds
-w, U and the functions phi.
+With A (R, N) the centred training losses and B (R, M) the centred test losses, G = A A^T = U diag(w) U^T and every
+filter estimator is ``score = A^T U diag(phi(w)) U^T B`` (METHOD in `daunce_api.core`, items 4 to 6). There are R = K
+rows, one for each member, or as many more as earlier checkpoints are given (`checkpoints`). This module holds w, U and
+the functions phi.
 """
 
 from __future__ import annotations
@@ -14,7 +15,8 @@ from typing import Any, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from daunce_api.core.members import Floats, MemberLosses
+from daunce_api.core.checkpoints import Floats, Stages
+from daunce_api.core.members import MemberLosses
 from daunce_api.errors import ConfigurationError, DataError
 
 Vector: TypeAlias = NDArray[np.float64]
@@ -34,12 +36,14 @@ class Setting:
             the target; METHOD item 6. None: unknown, or members trained from the base.
         ridge: lambda of ``whitened`` relative to the mean eigenvalue; None means 1.
         log_offset: c of `stabilised`, nats, or None to take test losses as they are.
+        checkpoints: whether losses at earlier checkpoints are used, where they are given.
     """
 
     noise: float | Vector | None = None
     rho: float | None = None
     ridge: float | None = None
     log_offset: float | None = None
+    checkpoints: bool = True
 
     def __post_init__(self) -> None:
         if self.noise is not None and not (np.isfinite(self.noise).all() and (np.asarray(self.noise) >= 0).all()):
@@ -68,18 +72,19 @@ class Spectrum:
     """Eigenvalues and eigenvectors of G = A A^T with the null directions left out.
 
     Attributes:
-        w: (D,) eigenvalues, nats^2, descending, all positive. D <= K - 1, since centring removes one direction.
-        u_KD: (K, D) eigenvectors.
-        mean: tr(G) / K, the unit in which a ridge lambda is measured.
-        members: K.
-        noise_energy: N sigma^2, what scoring noise adds to every eigenvalue.
+        w: (D,) eigenvalues, nats^2, descending, all positive. D <= K - 1, since centring removes one direction (with
+            checkpoints: at most `Stages.freedom`).
+        u_RD: (R, D) eigenvectors.
+        mean: tr(G) / (number of rows), the unit in which a ridge lambda is measured.
+        stages: which member has a row at which stage.
+        noise_energy: N sigma^2, what scoring noise, which is another in every row, adds to every eigenvalue.
         dispersion: var(inclusion) / mean(inclusion)^2 = (1 - r) / r for subsets of ratio r, or None when unknown.
     """
 
     w: Vector
-    u_KD: Matrix
+    u_RD: Matrix
     mean: float
-    members: int
+    stages: Stages
     noise_energy: float = 0.0
     dispersion: float | None = None
 
@@ -90,14 +95,16 @@ class Spectrum:
 
     @property
     def response(self) -> Vector:
-        """(D,) f R, the unitless response of the training recipe in each direction: sqrt(s / (K dispersion)), item 6.
+        """(D,) f R, the unitless response of the training recipe in each direction: sqrt(s / (R dispersion)), item 6.
+
+        R is the number of rows; with checkpoints this is the root mean square of the responses at all stages.
 
         Raises:
             ConfigurationError: the inclusion matrix is not known.
         """
         if self.dispersion is None:
             raise ConfigurationError("This estimator needs the inclusion matrix: pass inclusion_KN.")
-        return np.asarray(np.sqrt(self.signal / (self.members * self.dispersion)))
+        return np.asarray(np.sqrt(self.signal / (self.stages.rows * self.dispersion)))
 
     def answers_like_target(self, rho: float | None) -> bool:
         """Whether members and target answer to re-weighting alike: no rho, or a leading f R of at most 10 rho."""
@@ -111,21 +118,19 @@ class Spectrum:
 Filter: TypeAlias = Callable[[Spectrum, Setting], Vector]
 
 
-def centred(loss_KX: Floats) -> Floats:
-    """Columns less their mean over members; the dtype is kept, the mean is taken in float64."""
-    mean = loss_KX.mean(axis=0, dtype=np.float64)
-    return np.asarray(loss_KX - mean.astype(loss_KX.dtype))
-
-
-def gram(a_KN: Floats) -> Matrix:
-    """A A^T in float64, block by block, with both sides centred over members."""
-    total: Matrix = np.zeros((a_KN.shape[0],) * 2)
-    for start in range(0, a_KN.shape[1], _BLOCK):
-        block = a_KN[:, start : start + _BLOCK].astype(np.float64)
+def gram(a_RN: Floats, stages: Stages) -> Matrix:
+    """A A^T in float64, block by block, with both sides centred over the members of each stage."""
+    total: Matrix = np.zeros((a_RN.shape[0],) * 2)
+    for start in range(0, a_RN.shape[1], _BLOCK):
+        block = a_RN[:, start : start + _BLOCK].astype(np.float64)
         total += block @ block.T
-    total -= total.mean(axis=0)
-    total -= total.mean(axis=1, keepdims=True)
-    return (total + total.T) / 2
+    return centred_gram(total, stages)
+
+
+def centred_gram(gram_RR: Matrix, stages: Stages) -> Matrix:
+    """A Gram matrix centred over the members of each stage on both sides."""
+    total = stages.centre(stages.centre(gram_RR).T)
+    return np.asarray((total + total.T) / 2)
 
 
 def inclusion_dispersion(inclusion_KN: NDArray[Any]) -> float:
@@ -147,36 +152,37 @@ def spectrum_of(members: MemberLosses, setting: Setting) -> Spectrum:
     Raises:
         DataError: the training losses are the same in all members.
     """
+    stages = members.stages
     return decompose(
-        gram(centred(members.train_KN)),
+        gram(members.train_rows(), stages),
+        stages=stages,
         dispersion=None if members.inclusion_KN is None else inclusion_dispersion(members.inclusion_KN),
         noise_energy=setting.noise_energy(members.train_KN.shape[1]),
     )
 
 
-def decompose(gram_KK: Matrix, *, dispersion: float | None, noise_energy: float) -> Spectrum:
+def decompose(gram_RR: Matrix, *, stages: Stages, dispersion: float | None, noise_energy: float) -> Spectrum:
     """Eigendecomposition of a centred Gram matrix, null directions dropped.
 
     Raises:
         DataError: the matrix is zero.
     """
-    count = gram_KK.shape[0]
-    w, u = np.linalg.eigh(gram_KK)
-    keep = w > 100 * count * np.finfo(np.float64).eps * max(float(w[-1]), 0.0)
+    w, u = np.linalg.eigh(gram_RR)
+    keep = w > 100 * w.size * np.finfo(np.float64).eps * max(float(w[-1]), 0.0)
     if not keep.any():
         raise DataError("All members give every training example the same loss, so nothing tells examples apart.")
     return Spectrum(
         w[keep][::-1].copy(),
         np.ascontiguousarray(u[:, keep][:, ::-1]),
-        float(np.trace(gram_KK)) / count,
-        count,
+        float(np.trace(gram_RR)) / stages.rows,
+        stages,
         noise_energy,
         dispersion,
     )
 
 
 def stabilised(test_KM: Floats, log_offset: float | None) -> Floats:
-    """Test losses on the scale on which they answer linearly to parameters; the paper's plain losses with None.
+    """One stage's test losses on the scale on which they answer linearly to parameters; the plain losses with None.
 
     ``(mean + c) log(loss + c)``: a loss near zero is about exp(-margin), and it is the margin that moves linearly.
     Each column keeps its order over members, and to first order its deviations in nats. c must be well above the

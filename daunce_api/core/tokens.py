@@ -11,10 +11,11 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import ArrayLike
 
+from daunce_api.core.checkpoints import Floats, centred
 from daunce_api.core.estimators import estimator_named
 from daunce_api.core.losses import Reduction
-from daunce_api.core.members import Floats, member_losses
-from daunce_api.core.spectrum import Setting, centred, spectrum_of
+from daunce_api.core.members import member_losses
+from daunce_api.core.spectrum import Setting, spectrum_of
 from daunce_api.errors import ConfigurationError, DataError
 
 
@@ -92,6 +93,6 @@ def token_scores(
         setting = Setting(noise, rho, ridge)
         spectrum = spectrum_of(members, setting)
         phi = entry.filter(spectrum, setting)
-        weighted = spectrum.u_KD @ (phi[:, None] * (spectrum.u_KD.T @ b))
+        weighted = spectrum.u_RD @ (phi[:, None] * (spectrum.u_RD.T @ b))
     score = a.T @ weighted
     return TokenScores(score, score.sum(axis=1), score.sum(axis=0), float(score.sum()))

@@ -8,10 +8,12 @@ from typing import Literal
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from daunce_api.core.blocks import FactorBlocks, ScoreBlocks, correlation_without, jackknife, score_blocks
+from daunce_api.core.blocks import FactorBlocks, ScoreBlocks, score_blocks
+from daunce_api.core.checkpoints import Checkpoints, Floats
 from daunce_api.core.choice import choose
+from daunce_api.core.complete import correlation_without, jackknife
 from daunce_api.core.estimators import Factors, Question
-from daunce_api.core.members import Floats, member_losses
+from daunce_api.core.members import member_losses
 from daunce_api.core.selection import Best, Index, above, largest, prepare_points
 from daunce_api.core.spectrum import Setting
 from daunce_api.core.uncertainty import fdr_threshold, significance_threshold, z_values
@@ -67,11 +69,13 @@ def top(
     question: Question = "attribution",
     per: Literal["test", "train"] = "test",
     fdr: float | None = None,
+    earlier: Checkpoints | None = None,
 ) -> Ranking:
     """The k largest (or smallest) scores of every test example, exact, without the N x M matrix.
 
     Args:
-        train_loss_KN, test_loss_KM, inclusion_KN, estimator, noise, rho: as for `scores`. Inputs may be memory-mapped.
+        train_loss_KN, test_loss_KM, inclusion_KN, estimator, noise, rho, earlier: as for `scores`. Inputs may be
+            memory-mapped.
         k: how many; more than there are means all.
         stderr: also standard errors, z-values and what can be told from zero.
         opponents: the smallest scores instead of the largest.
@@ -91,7 +95,7 @@ def top(
         raise ConfigurationError(f'top needs k >= 1 and per="test" or "train"; got k={k}, per={per!r}.')
     if fdr is not None and not (stderr and 0 < fdr < 1):
         raise ConfigurationError(f"A false-discovery rate lies in (0, 1) and needs standard errors; got fdr={fdr}.")
-    members = member_losses(train_loss_KN, test_loss_KM, inclusion_KN)
+    members = member_losses(train_loss_KN, test_loss_KM, inclusion_KN, earlier)
     choice = choose(members, estimator, Setting(noise, rho), question)
     blocks = score_blocks(choice.estimator, members, choice.setting)
     if isinstance(blocks, FactorBlocks):
@@ -124,7 +128,7 @@ def top(
 
 
 def _top_of_factors(factors: Factors, k: int, opponents: bool, per: str) -> tuple[Index, Floats]:
-    points, queries = factors.left_KN, factors.right_KM
+    points, queries = factors.left_RN, factors.right_RM
     if per == "train":
         points, queries = queries, points
     sign = -1 if opponents else 1
@@ -133,29 +137,40 @@ def _top_of_factors(factors: Factors, k: int, opponents: bool, per: str) -> tupl
 
 
 def _pair_errors(factors: Factors, index_Mk: Index, per: str) -> Floats:
-    """Standard errors of chosen pairs: K multiplications each, whatever N x M is."""
-    left_NK = np.ascontiguousarray(factors.left_KN.T)
+    """Standard errors of chosen pairs: R multiplications each, whatever N x M is."""
+    left_NR = np.ascontiguousarray(factors.left_RN.T)
     terms = [
-        (None if t.map_KK is None else t.map_KK.astype(left_NK.dtype), np.ascontiguousarray(t.right_KM.T))
+        (None if t.map_RR is None else t.map_RR.astype(left_NR.dtype), np.ascontiguousarray(t.right_RM.T))
         for t in factors.errors
     ]
-    members = left_NK.shape[1]
-    out = np.empty(index_Mk.shape, dtype=left_NK.dtype)
-    step = max(1, _PAIRS * 50 // (index_Mk.shape[1] * members))
+    stages = factors.stages
+    inflation = stages.inflation().astype(left_NR.dtype)
+    out = np.empty(index_Mk.shape, dtype=left_NR.dtype)
+    step = max(1, _PAIRS * 50 // (index_Mk.shape[1] * left_NR.shape[1]))
+
+    def by_member(values: Floats) -> Floats:
+        """Sums over the rows of each member, on the last axis."""
+        return np.asarray(values.reshape(*values.shape[:-1], stages.count, stages.members).sum(axis=-2))
+
     for start in range(0, index_Mk.shape[0], step):
         chosen = index_Mk[start : start + step]
         own = np.arange(start, start + chosen.shape[0])
         rows, columns = (chosen, own[:, None]) if per == "test" else (own[:, None], chosen)
-        left = left_NK[rows]
-        change = sum(
-            ((left if maps is None else left @ maps) * right_MK[columns] for maps, right_MK in terms),
-            np.zeros((), left.dtype),
-        )
+        left = left_NR[rows]
         if factors.standardised:
-            score = change.sum(axis=-1, keepdims=True)
-            change = score - correlation_without(score, left, terms[0][1][columns], members)
+            right = terms[0][1][columns]
+            score = (left * right).sum(axis=-1, keepdims=True)
+            parts = (by_member(inflation * x * y) for x, y in ((left, right), (left, left), (right, right)))
+            change = score - correlation_without(score, *parts)
+        else:
+            change = by_member(
+                sum(
+                    ((left if maps is None else left @ maps) * right_MR[columns] for maps, right_MR in terms),
+                    np.zeros((), left.dtype),
+                )
+            )
         squares = np.einsum("...k,...k->...", change, change)
-        out[start : start + step] = jackknife(squares, change.sum(axis=-1), members)
+        out[start : start + step] = jackknife(squares, change.sum(axis=-1), stages.members)
     return out
 
 

@@ -6,7 +6,7 @@ import numpy as np
 from scipy import stats
 
 from daunce_api.core.blocks import ScoreBlocks
-from daunce_api.core.members import Floats
+from daunce_api.core.checkpoints import Floats
 
 _BINS = 4_096
 _Z_MAX = 64.0

@@ -24,11 +24,12 @@ import numpy as np
 
 import daunce_api
 from daunce_api.core import Setting, choose, member_losses, scores, self_influence, self_lds
+from daunce_api.core.checkpoints import centred
 from daunce_api.core.estimators import ESTIMATORS
 from daunce_api.core.quality import column_spearman
-from daunce_api.core.spectrum import Spectrum, centred, spectrum_of, stabilised
+from daunce_api.core.spectrum import Spectrum, spectrum_of, stabilised
 from daunce_api.evaluation import lds
-from tests.benchmarks.tasks import CACHE, CHUNK, Task, all_tasks, losses
+from tests.benchmarks.tasks import CACHE, CHUNK, Task, all_tasks, chunk_files, joined, losses, read_chunk
 
 COUNTS = (10, 25, 50, 100, 200)
 NOISES = (0.0, 0.01, 0.03)
@@ -62,8 +63,7 @@ def cached(task: Task, kind: str) -> dict[str, np.ndarray] | None:
         return losses(task, kind) if len(files) * CHUNK >= spec.count * spec.seeds else None
     if not files:
         return None
-    parts = [dict(np.load(file)) for file in files]
-    return {name: np.concatenate([p[name] for p in parts]) for name in parts[0]}
+    return joined([read_chunk(chunk_files(folder, int(file.stem))) for file in files])
 
 
 def ensembles(task: Task, kind: str, count: int, noise: float) -> Iterator[Ensemble]:
@@ -95,13 +95,13 @@ class Filters:
         members = member_losses(e.train, e.test, e.inclusion)
         self.setting = Setting(noise=e.noise, rho=e.rho)
         self.spectrum: Spectrum = spectrum_of(members, self.setting)
-        self._projected = (e.truth_inclusion @ centred(members.train_KN).T) @ self.spectrum.u_KD
+        self._projected = (e.truth_inclusion @ centred(members.train_KN).T) @ self.spectrum.u_RD
 
     def judge(self, phi: np.ndarray, log_offset: float | None = None) -> float:
         """LDS of ``A^T U diag(phi) U^T B``."""
         b = centred(stabilised(self.ensemble.test, log_offset))
         return float(
-            column_spearman(-(self._projected * phi) @ (self.spectrum.u_KD.T @ b), self.ensemble.truth_loss).mean()
+            column_spearman(-(self._projected * phi) @ (self.spectrum.u_RD.T @ b), self.ensemble.truth_loss).mean()
         )
 
     def named(self, name: str) -> float:

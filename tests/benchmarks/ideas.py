@@ -14,7 +14,8 @@ from dataclasses import replace
 import numpy as np
 
 from daunce_api.core import Setting, member_losses
-from daunce_api.core.spectrum import centred, shrunk, spectrum_of, stabilised
+from daunce_api.core.checkpoints import centred
+from daunce_api.core.spectrum import shrunk, spectrum_of, stabilised
 from tests.benchmarks.estimators import Ensemble, ensembles
 from tests.benchmarks.tasks import Task, _number, all_tasks
 
@@ -87,7 +88,7 @@ def _saturating(e: Ensemble, b: np.ndarray) -> np.ndarray:
     """
     members = member_losses(e.train, e.test, e.inclusion)
     spectrum = spectrum_of(members, Setting(noise=e.noise))
-    scale = spectrum.members * (spectrum.dispersion or 1.0)
+    scale = spectrum.stages.rows * (spectrum.dispersion or 1.0)
     target_over_member = 1.0 if e.rho is None else 1 / e.rho
 
     def phi(s: np.ndarray) -> np.ndarray:
@@ -96,7 +97,7 @@ def _saturating(e: Ensemble, b: np.ndarray) -> np.ndarray:
         return np.asarray(target / member**2)
 
     weight = shrunk(phi, spectrum)[:, None]
-    return np.asarray(centred(e.train).T @ (spectrum.u_KD @ (weight * (spectrum.u_KD.T @ b))))
+    return np.asarray(centred(e.train).T @ (spectrum.u_RD @ (weight * (spectrum.u_RD.T @ b))))
 
 
 def checkpoint_table(task: Task) -> list[str]:

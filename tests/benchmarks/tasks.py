@@ -1,6 +1,6 @@
 """Real fine-tunes for the estimator study: many members at once, raw losses cached outside the repository.
 
-Three tasks, each with two kinds of ensemble (members from the base on halves with the target's own recipe; short
+Four tasks, each with two kinds of ensemble (members from the base on halves with the target's own recipe; short
 members from the target) and a truth (models on random halves that are never members, several seeds each):
 
 * digits: a two-layer network (64-32-10) fine-tuned on 1,000 8x8 digits, 10 % of the labels wrong, from a base that saw
@@ -9,6 +9,8 @@ members from the target) and a truth (models on random halves that are never mem
   10 % of the labels wrong; 300 test examples. SGD with momentum, cosine decay.
 * lm: a LoRA fine-tune (rank 8, query and value projections) of the package's embedded language model on the demo data,
   160 training and 40 test examples. AdamW, linear decay.
+
+* resnet: ResNet-9 from random weights on 2,000 Fashion-MNIST images (tasks_resnet.py).
 
 All members of a chunk are trained together, as one batched matrix product a layer.
 """
@@ -49,6 +51,13 @@ class Recipe:
         shape = {"constant": np.ones(steps), "linear": 1 - t, "cosine": (1 + np.cos(np.pi * t)) / 2}[self.decay]
         return self.rate * shape
 
+    def checkpoints(self, subset: int) -> list[int]:
+        """Steps after which checkpoints are scored, the last step not among them: the ends of epochs, or the quarters
+        of a single epoch."""
+        steps = self.epochs * max(1, round(subset / self.batch))
+        parts = self.epochs if self.epochs > 1 else 4
+        return [round(steps * i / parts) for i in range(1, parts)]
+
 
 @dataclass(frozen=True)
 class Kind:
@@ -63,13 +72,17 @@ class Kind:
 
 @dataclass(frozen=True)
 class Task:
-    """A data set, a model and its kinds of ensemble; `train` trains one chunk of models and returns their losses."""
+    """A data set, a model and its kinds of ensemble.
+
+    `train` trains one chunk of models, from a starting point by a recipe on subsets with seeds, and returns their
+    losses (S + 1, K, N) and (S + 1, K, M) after the S given numbers of steps and at the end.
+    """
 
     name: str
     size: int
     target: Recipe
     kinds: dict[str, Kind]
-    train: Callable[[str, Recipe, np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray]]
+    train: Callable[[str, Recipe, np.ndarray, np.ndarray, list[int]], tuple[np.ndarray, np.ndarray]]
 
     def rho(self, kind: str) -> float | None:
         """Member's learning-rate time over the target's, for members that start from the target (METHOD item 6)."""
@@ -83,7 +96,8 @@ class Task:
 def losses(task: Task, kind: str) -> dict[str, np.ndarray]:
     """train (K, N), test (K, M) and inclusion (K, N) of all models of a kind; trains what the cache lacks.
 
-    Models of one subset with different seeds are averaged in the truth ("per_seed" holds each).
+    Members (not the truth) also have earlier_train (S, K, N) and earlier_test (S, K, M), the losses at their
+    checkpoints. Models of one subset with different seeds are averaged in the truth ("per_seed" holds each).
     """
     spec = task.kinds[kind]
     folder = CACHE / task.name / kind
@@ -91,22 +105,58 @@ def losses(task: Task, kind: str) -> dict[str, np.ndarray]:
     total = spec.count * spec.seeds
     parts = []
     for start in range(0, total, CHUNK):
-        path = folder / f"{start:05d}.npz"
-        if not path.exists():
-            ids = np.arange(start, min(start + CHUNK, total))
-            subsets = np.stack([_subset(task, kind, int(i) // spec.seeds) for i in ids])
-            seeds = np.array([_number(task.name, kind, int(i)) for i in ids])
-            train, test = task.train(spec.start, spec.recipe, subsets, seeds)
-            temporary = path.with_suffix(".part.npz")
-            np.savez(temporary, train=train, test=test, inclusion=subsets)
-            temporary.rename(path)
-        with np.load(path) as stored:
-            parts.append({name: stored[name] for name in stored.files})
-    out = {name: np.concatenate([p[name] for p in parts]) for name in parts[0]}
+        files = chunk_files(folder, start)
+        if not all(path.exists() for path in files[: 1 if spec.seeds > 1 else 2]):
+            _train_chunk(task, kind, np.arange(start, min(start + CHUNK, total)), files)
+        parts.append(read_chunk(files))
+    out = joined(parts)
     if spec.seeds > 1:
         per_seed = out["test"].reshape(spec.count, spec.seeds, -1)
         out = {"inclusion": out["inclusion"][:: spec.seeds], "test": per_seed.mean(axis=1), "per_seed": per_seed}
     return out
+
+
+def chunk_files(folder: Path, start: int) -> tuple[Path, Path]:
+    """Where the losses of final models and of checkpoints are, of the models from number ``start`` on."""
+    return folder / f"{start:05d}.npz", folder / f"{start:05d}.earlier.npz"
+
+
+def read_chunk(files: tuple[Path, Path]) -> dict[str, np.ndarray]:
+    """The arrays of one chunk; earlier ones where they are there."""
+    with np.load(files[0]) as stored:
+        out = {name: stored[name] for name in stored.files}
+    if files[1].exists():
+        with np.load(files[1]) as stored:
+            out |= {f"earlier_{name}": stored[name] for name in stored.files}
+    return out
+
+
+def joined(parts: list[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
+    """Chunks in a row: members are the last axis but one."""
+    names = set(parts[0]).intersection(*parts[1:])
+    return {name: np.concatenate([p[name] for p in parts], axis=-2) for name in names}
+
+
+def _train_chunk(task: Task, kind: str, ids: np.ndarray, files: tuple[Path, Path]) -> None:
+    spec = task.kinds[kind]
+    subsets = np.stack([_subset(task, kind, int(i) // spec.seeds) for i in ids])
+    seeds = np.array([_number(task.name, kind, int(i)) for i in ids])
+    points = [] if spec.seeds > 1 else spec.recipe.checkpoints(int(subsets[0].sum()))
+    train, test = task.train(spec.start, spec.recipe, subsets, seeds, points)
+    if files[0].exists():
+        with np.load(files[0]) as stored:
+            if not np.allclose(stored["test"], test[-1], atol=1e-3):
+                raise RuntimeError(f"{files[0]} was made by other code or another machine: delete {files[0].parent}.")
+    else:
+        _save(files[0], train=train[-1], test=test[-1], inclusion=subsets)
+    if points:
+        _save(files[1], train=train[:-1], test=test[:-1])
+
+
+def _save(path: Path, **arrays: np.ndarray) -> None:
+    temporary = path.with_suffix(".part.npz")
+    np.savez(temporary, **arrays)  # type: ignore[arg-type]
+    temporary.rename(path)
 
 
 def _number(*parts: object) -> int:
@@ -130,8 +180,16 @@ def _logits(weights: list[Tensor], x: Tensor) -> Tensor:
     return torch.matmul(hidden, w2) + b2
 
 
-def _fit(weights: list[Tensor], x: Tensor, y: Tensor, recipe: Recipe, subsets: np.ndarray, seeds: np.ndarray) -> None:
-    """SGD on every member's own subset, in place."""
+def _fit(
+    weights: list[Tensor],
+    x: Tensor,
+    y: Tensor,
+    recipe: Recipe,
+    subsets: np.ndarray,
+    seeds: np.ndarray,
+    after: Callable[[int], None] = lambda step: None,
+) -> None:
+    """SGD on every member's own subset, in place; ``after`` is told the number of steps done."""
     chosen = [np.flatnonzero(mask) for mask in subsets]
     generators = [np.random.default_rng(int(seed)) for seed in seeds]
     rates = recipe.rates(len(chosen[0]))
@@ -149,6 +207,7 @@ def _fit(weights: list[Tensor], x: Tensor, y: Tensor, recipe: Recipe, subsets: n
                 for w, v, g in zip(weights, velocity, gradients, strict=True):
                     v.mul_(recipe.momentum).add_(g)
                     w.sub_(float(rates[epoch * per_epoch + step]) * v)
+            after(epoch * per_epoch + step + 1)
     for w in weights:
         w.requires_grad_(False)
 
@@ -213,14 +272,19 @@ class _Classifier:
         return [w.repeat(count, 1, 1) for w in self._target]
 
     def train(
-        self, start: str, recipe: Recipe, subsets: np.ndarray, seeds: np.ndarray
+        self, start: str, recipe: Recipe, subsets: np.ndarray, seeds: np.ndarray, points: list[int]
     ) -> tuple[np.ndarray, np.ndarray]:
         weights = self.start(start, len(subsets), seeds)
-        _fit(weights, self.data["x"], self.data["y"], recipe, subsets, seeds)
-        return (
-            _all_losses(weights, self.data["x"], self.data["y"]),
-            _all_losses(weights, self.data["test_x"], self.data["test_y"]),
-        )
+        train, test = [], []
+
+        def score(step: int) -> None:
+            if step in points:
+                train.append(_all_losses(weights, self.data["x"], self.data["y"]))
+                test.append(_all_losses(weights, self.data["test_x"], self.data["test_y"]))
+
+        points = [*points, len(recipe.rates(int(subsets[0].sum())))]
+        _fit(weights, self.data["x"], self.data["y"], recipe, subsets, seeds, score)
+        return np.stack(train), np.stack(test)
 
 
 def _with_wrong_labels(y: np.ndarray, rng: np.random.Generator) -> np.ndarray:
@@ -314,5 +378,6 @@ def classifier_tasks() -> dict[str, Task]:
 def all_tasks() -> dict[str, Any]:
     """Every task by name; the language model is imported only when asked for."""
     from tests.benchmarks.tasks_lm import lm_task
+    from tests.benchmarks.tasks_resnet import resnet_task
 
-    return {**classifier_tasks(), "lm": lm_task()}
+    return {**classifier_tasks(), "lm": lm_task(), "resnet": resnet_task()}

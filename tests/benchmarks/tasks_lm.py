@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -100,7 +101,14 @@ class _LanguageModel:
         for i, layer in enumerate(self.layers):
             layer.a, layer.b = adapters[2 * i], adapters[2 * i + 1]
 
-    def _fit(self, adapters: list[Tensor], recipe: Recipe, subsets: np.ndarray, seeds: np.ndarray) -> None:
+    def _fit(
+        self,
+        adapters: list[Tensor],
+        recipe: Recipe,
+        subsets: np.ndarray,
+        seeds: np.ndarray,
+        after: Callable[[int], None] = lambda step: None,
+    ) -> None:
         tokens, mask = self.examples["train"]
         chosen = [np.flatnonzero(s) for s in subsets]
         generators = [np.random.default_rng(int(s)) for s in seeds]
@@ -119,6 +127,7 @@ class _LanguageModel:
                 loss.backward()
                 optimiser.param_groups[0]["lr"] = float(rates[epoch * per_epoch + step])
                 optimiser.step()
+                after(epoch * per_epoch + step + 1)
         for w in adapters:
             w.requires_grad_(False)
 
@@ -137,19 +146,32 @@ class _LanguageModel:
         return out
 
     def train(
-        self, start: str, recipe: Recipe, subsets: np.ndarray, seeds: np.ndarray
+        self, start: str, recipe: Recipe, subsets: np.ndarray, seeds: np.ndarray, points: list[int]
     ) -> tuple[np.ndarray, np.ndarray]:
-        """Losses of one chunk of members."""
+        """Losses of one chunk of members, after so many steps and at the end."""
         if not self.ready:
             self._load()
-        train, test = [], []
+        points = [*points, len(recipe.rates(int(subsets[0].sum())))]
+        groups = []
         for first in range(0, len(subsets), GROUP):
             part = slice(first, first + GROUP)
             adapters = self._adapters(start, len(subsets[part]))
-            self._fit(adapters, recipe, subsets[part], seeds[part])
-            train.append(self._score(adapters, "train"))
-            test.append(self._score(adapters, "test"))
-        return np.concatenate(train), np.concatenate(test)
+            groups.append(self._trained(adapters, recipe, subsets[part], seeds[part], points))
+        train, test = (np.concatenate(side, axis=1) for side in zip(*groups, strict=True))
+        return train, test
+
+    def _trained(
+        self, adapters: list[Tensor], recipe: Recipe, subsets: np.ndarray, seeds: np.ndarray, points: list[int]
+    ) -> tuple[np.ndarray, np.ndarray]:
+        train, test = [], []
+
+        def score(step: int) -> None:
+            if step in points:
+                train.append(self._score(adapters, "train"))
+                test.append(self._score(adapters, "test"))
+
+        self._fit(adapters, recipe, subsets, seeds, score)
+        return np.stack(train), np.stack(test)
 
 
 TARGET = Recipe(4, 8, 5e-3, decay="linear")

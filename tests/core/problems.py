@@ -6,6 +6,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from daunce_api.core import Checkpoints
+
 
 @dataclass(frozen=True, eq=False)
 class LinearProblem:
@@ -40,3 +42,18 @@ def linear_problem(
 def mean_correlation(score: np.ndarray, truth: np.ndarray) -> float:
     """Mean over test examples of the correlation of scores with the true influence."""
     return float(np.mean([np.corrcoef(score[:, j], truth[:, j])[0, 1] for j in range(truth.shape[1])]))
+
+
+def with_checkpoints(problem: LinearProblem, count: int, luck: float = 0.05, seed: int = 1) -> Checkpoints:
+    """Earlier checkpoints of the same members: a share of the way, at a higher mean loss, with luck of their own."""
+    rng = np.random.default_rng(seed)
+    sides = []
+    for final in (problem.train, problem.test):
+        stages = [
+            (1 + share) * final.mean(axis=0)
+            + share * (final - final.mean(axis=0))
+            + luck * final.std() * rng.normal(size=final.shape)
+            for share in np.arange(1, count + 1) / (count + 1)
+        ]
+        sides.append(np.stack(stages))
+    return Checkpoints(*sides)
