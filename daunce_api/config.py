@@ -178,6 +178,7 @@ class BudgetConfig(_Section):
     price: PriceConfig | None = Field(None, description="overrides the price table")
 
 
+    hosting: float | None = Field(None, ge=0, description="US dollars per hour of the endpoint, all its GPUs together")
 class RunConfig(_Section):
     """One run. ``run_dir`` is where everything is kept."""
 
@@ -185,6 +186,9 @@ class RunConfig(_Section):
         "run", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,39}$", description="short name; goes into job names"
     )
     run_dir: Path = Field(
+    hosting_hours: float | None = Field(
+        None, gt=0, description="how long the endpoint that scores is paid for, where that goes by the hour"
+    )
         default_factory=lambda data: Path("runs", data.get("name", "run")),
         description="folder of the run, relative to this file; default: runs/NAME",
     )

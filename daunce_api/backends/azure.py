@@ -7,6 +7,7 @@ own) and which is paid by the hour. Deployments are made when a member is scored
 from __future__ import annotations
 
 import hashlib
+from dataclasses import replace
 from typing import Any
 
 import httpx2
@@ -32,7 +33,13 @@ MANAGEMENT_VERSION = "2024-10-01"
 NOTES = (
     "every fine-tune that is scored needs a deployment of its own, which Azure bills by the hour",
     "jobs are found again by their metadata; that Azure keeps it was not tested against the service",
+    "by default an Azure resource runs 1 fine-tuning job at a time and keeps 100 in all, files 50 (1 GB)",
 )
+DEVELOPER_SKU = "developertier"
+"""Deployments of this kind cost nothing by the hour; Azure removes them after a day."""
+JOBS_AT_ONCE = 1
+"""Fine-tuning jobs that one Azure OpenAI resource runs at a time; 20 more may queue, 100 are kept in all
+(https://learn.microsoft.com/azure/ai-foundry/openai/quotas-limits, a copy of 2025)."""
 _POLL_SECONDS = 15.0
 
 
@@ -65,7 +72,7 @@ def trainer_capabilities(config: RunConfig) -> TrainerCapabilities:
     options = parse_options(AzureTrainerOptions, config.backend.options, "backend.options")
     return TrainerCapabilities(
         provider="Azure OpenAI",
-        max_concurrent_jobs=config.backend.max_concurrent_jobs or 3,
+        max_concurrent_jobs=config.backend.max_concurrent_jobs or JOBS_AT_ONCE,
         min_examples=options.min_examples,
         hyperparameters=HYPERPARAMETERS,
         notes=NOTES,
@@ -93,7 +100,9 @@ def azure_options(config: RunConfig) -> AzureScorerOptions:
 
 def scorer_capabilities(config: RunConfig) -> ScorerCapabilities:
     """One token of the most likely ones, or the first token by choice; no network."""
-    return chat_capabilities(azure_options(config), provider="Azure one-token chat", notes=NOTES[:1])
+    options = azure_options(config)
+    capabilities = chat_capabilities(options, provider="Azure one-token chat", notes=NOTES[:1])
+    return replace(capabilities, hourly=options.sku.lower() != DEVELOPER_SKU)
 
 
 def open_scorer(context: Context) -> Scorer:

@@ -102,7 +102,8 @@ class ScorerCapabilities:
     ``scope``: ``any`` exact log-probabilities of any completion; ``one_token`` completions of one token that is
     among the most likely ones (others are censored); ``first_token`` the first token of longer completions, by the
     user's explicit choice. ``max_models``: how many models the endpoint holds at once, where changing them takes
-    time. ``price_factor`` is what the provider takes of its list price for requests sent this way.
+    time. ``price_factor`` is what the provider takes of its list price for requests sent this way. ``hourly``: the
+    endpoint is paid for by the hour.
     """
 
     provider: str
@@ -115,6 +116,7 @@ class ScorerCapabilities:
     price_factor: float = 1.0
     notes: tuple[str, ...] = ()
 
+    hourly: bool = False
     @property
     def measured(self) -> str:
         """What a loss from this scorer is the loss of; every output names it where it is not the whole completion."""

@@ -4,6 +4,6 @@ from __future__ import annotations
 
 from .plan import Plan
 from .planning import make_plan
-from .prices import JobCosts, Price
+from .prices import Hosting, JobCosts, Price
 
-__all__ = ["JobCosts", "Plan", "Price", "make_plan"]
+__all__ = ["Hosting", "JobCosts", "Plan", "Price", "make_plan"]

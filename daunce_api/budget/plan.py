@@ -9,7 +9,7 @@ from typing import Any
 from ..backends.base import ModelInfo
 from ..errors import CapabilityError, DaunceError
 from ..store import TARGET
-from .prices import MILLION, JobCosts, Price
+from .prices import MILLION, Hosting, JobCosts, Price
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +39,8 @@ class Plan:
     hours: float | None
     concurrent_jobs: int
     today: date
+    hosting: Hosting | None = None
+    """What the hours of the endpoint that scores cost; None where it is not paid for by the hour."""
     n_scored: int | None = None
     """Examples that each model is asked about, where it is not all of them."""
     notes: tuple[str, ...] = ()
@@ -57,7 +59,10 @@ class Plan:
 
     @property
     def scoring_usd_per_model(self) -> float | None:
-        """Dollars of measuring one model on every example."""
+        """Dollars of measuring one model on every example, its share of the endpoint's hours included."""
+        hosting = 0.0 if self.hosting is None else self.hosting.usd
+        if hosting is None:
+            return None
         total = 0.0
         for tokens, price in (
             (self.scoring_input_tokens, self.scoring_price.input),
@@ -66,7 +71,7 @@ class Plan:
             if tokens and price is None:
                 return None
             total += tokens * (price or 0.0)
-        return total * self.price_factor / MILLION
+        return total * self.price_factor / MILLION + hosting / self.scored_models
 
     @property
     def scoring_usd(self) -> float | None:
@@ -144,6 +149,10 @@ class Plan:
             "hours": self.hours,
             "concurrent_jobs": self.concurrent_jobs,
             "notes": list(self.notes),
+            "hosting_usd": 0.0 if self.hosting is None else self.hosting.usd,
+            "hosting_usd_per_hour": None if self.hosting is None else self.hosting.usd_per_hour,
+            "hosting_hours": None if self.hosting is None else self.hosting.hours,
+            "hosting_price_source": None if self.hosting is None else self.hosting.source,
             "refused": [str(error) for error in self.refusals],
         }
 
@@ -166,7 +175,7 @@ class Plan:
             ("Training tokens", f"{self.total_training_tokens:,} ({spread}, all epochs)"),
             ("Scoring tokens", f"{scored:,}"),
             ("Training", _dollars(self.training_usd, self.training_price)),
-            ("Scoring cost", _dollars(self.scoring_usd, self.scoring_price)),
+            ("Scoring cost", self._scoring_text()),
             ("Together", _total(self.usd, self.max_usd)),
             ("Time", _time(self.hours, self.concurrent_jobs)),
         ]
@@ -179,6 +188,12 @@ class Plan:
 def _dollars(usd: float | None, price: Price) -> str:
     if usd is None:
         return "price not known; set budget.price to see it"
+    def _scoring_text(self) -> str:
+        if self.hosting is None:
+            return _dollars(self.scoring_usd, self.scoring_price)
+        total = "not known" if self.scoring_usd is None else f"${self.scoring_usd:,.2f}"
+        return f"{total} (tokens: {self.scoring_price.source}; endpoint: {self.hosting.text})"
+
     if usd == 0:
         return f"$0 ({price.source})"
     return f"${usd:,.2f} ({price.source})"

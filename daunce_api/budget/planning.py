@@ -16,7 +16,7 @@ from ..tokens import Encode
 from .counting import count
 from .epochs import epochs_of
 from .plan import Plan
-from .prices import prices_of
+from .prices import hosting_of, prices_of
 from .refusals import budget_refusals, closing_refusals, trainer_refusals
 
 
@@ -94,6 +94,7 @@ def make_plan(
         price_factor=scorer.price_factor,
         max_usd=config.budget.max_usd,
         hours=hours,
+        hosting=hosting_of(config, scorer),
         concurrent_jobs=concurrent,
         today=today,
         notes=tuple(dict.fromkeys(notes)),

@@ -63,8 +63,8 @@ def budget_refusals(plan: Plan) -> list[DaunceError]:
         )
         return [
             BudgetError(
-                f"budget.max_usd is set, but the price of {missing} is not known for {plan.model} at {plan.provider}. "
-                "Nothing was sent. Set budget.price (US dollars per million tokens), or take max_usd out."
+                f"budget.max_usd is set, but the price of {missing} is not known for {plan.model} at {plan.provider}."
+                f"{wanted} Nothing was sent. Set budget.price (US dollars per million tokens), or take max_usd out."
             )
         ]
     if plan.usd > plan.max_usd:
@@ -76,3 +76,4 @@ def budget_refusals(plan: Plan) -> list[DaunceError]:
             )
         ]
     return []
+        wanted = "" if plan.hosting is None else f" {plan.scorer} is paid for by the hour: {plan.hosting.text}."

@@ -1,20 +1,21 @@
 """lm-evaluation-harness's ``local-completions`` and our scoring client on one server: same numbers, and how fast.
 
-    DAUNCE_LM_EVAL_PYTHON=... python tests/benchmarks/lm_eval_comparison.py [BASE_URL MODEL]
+    DAUNCE_LM_EVAL_PYTHON=... python tests/benchmarks/lm_eval_comparison.py [--url BASE_URL --model MODEL] [--keep FILE]
 
-``DAUNCE_LM_EVAL_PYTHON`` is a Python that has ``lm-eval[api]`` and transformers. Without BASE_URL a ``daunce serve`` of
-the embedded model is started. Each side gets the same token ids of the demo's examples; rounds alternate, and the
-figures are medians of examples a second. Prints one JSON object.
+``DAUNCE_LM_EVAL_PYTHON`` is a Python that has ``lm-eval[api]`` and transformers. Without ``--url`` a ``daunce serve``
+of the embedded model is started. Each side gets the same token ids of the demo's examples; rounds alternate, and the
+figures are medians of examples a second. ``--keep`` adds the rounds of earlier calls that are kept in a file, so that
+a long comparison can be measured in parts. Prints one JSON object.
 """
 
 from __future__ import annotations
 
+import argparse
 import asyncio
 import json
 import os
 import statistics
 import subprocess
-import sys
 import tempfile
 import time
 from importlib.resources import files
@@ -30,21 +31,23 @@ from daunce_api.server import EmbeddedServer, ServerSettings
 from daunce_api.store import RunStore
 from daunce_api.tokens import EncodedExample, LocalTokenizer, encode_example
 
-ROUNDS = 3
 SETTINGS = {"default": (1, 1), "concurrent": (1, 8), "batched": (16, 1), "both": (16, 8)}
 """lm-eval's (batch_size, num_concurrent)."""
 HARNESS = """
 import json, sys, time
 from lm_eval.models.openai_completions import LocalCompletionsAPI
 job = json.load(open(sys.argv[1]))
-model = LocalCompletionsAPI(
-    model=job["model"], base_url=job["base_url"] + "/completions", tokenizer=job["tokenizer"],
-    tokenizer_backend="huggingface", batch_size=job["batch_size"], num_concurrent=job["concurrent"],
-)
 requests = [(("", ""), context, completion) for context, completion in job["pairs"]]
-start = time.perf_counter()
-found = model._loglikelihood_tokens(requests)
-json.dump({"seconds": time.perf_counter() - start, "values": [v for v, _ in found]}, open(sys.argv[2], "w"))
+found = {}
+for name, (batch_size, concurrent) in job["settings"].items():
+    model = LocalCompletionsAPI(
+        model=job["model"], base_url=job["base_url"] + "/completions", tokenizer=job["tokenizer"],
+        tokenizer_backend="huggingface", batch_size=batch_size, num_concurrent=concurrent,
+    )
+    start = time.perf_counter()
+    values = model._loglikelihood_tokens(requests)
+    found[name] = {"seconds": time.perf_counter() - start, "values": [v for v, _ in values]}
+json.dump(found, open(sys.argv[2], "w"))
 """
 
 
@@ -56,17 +59,14 @@ def examples() -> list[EncodedExample]:
     return list(distinct.values())
 
 
-def harness(endpoint: Endpoint, model: str, chosen: list[EncodedExample], setting: str) -> tuple[list[float], float]:
-    """Summed log-probabilities (nats) by lm-eval, and the seconds that it took without its start."""
-    batch_size, concurrent = SETTINGS[setting]
-    pairs = [(list(e.ids[: e.targets[0]]), list(e.ids[e.targets[0] :])) for e in chosen]
+def harness(endpoint: Endpoint, model: str, chosen: list[EncodedExample]) -> dict[str, dict[str, Any]]:
+    """By setting: summed log-probabilities (nats) by lm-eval, and the seconds that it took without its start."""
     job = {
         "model": model,
         "base_url": endpoint.base_url,
         "tokenizer": str(embedded_folder()),
-        "batch_size": batch_size,
-        "concurrent": concurrent,
-        "pairs": pairs,
+        "settings": SETTINGS,
+        "pairs": [(list(e.ids[: e.targets[0]]), list(e.ids[e.targets[0] :])) for e in chosen],
     }
     with tempfile.TemporaryDirectory() as folder:
         paths = [Path(folder) / name for name in ("harness.py", "job.json", "answer.json")]
@@ -76,8 +76,8 @@ def harness(endpoint: Endpoint, model: str, chosen: list[EncodedExample], settin
         subprocess.run(
             [os.environ["DAUNCE_LM_EVAL_PYTHON"], *map(str, paths)], env=environment, check=True, capture_output=True
         )
-        answer = json.loads(paths[2].read_text())
-    return answer["values"], answer["seconds"]
+        answer: dict[str, dict[str, Any]] = json.loads(paths[2].read_text())
+    return answer
 
 
 async def ours(endpoint: Endpoint, model: str, chosen: list[EncodedExample]) -> tuple[list[float], float]:
@@ -97,21 +97,23 @@ async def ours(endpoint: Endpoint, model: str, chosen: list[EncodedExample]) -> 
     return [sum(scores[e.key].logprobs) for e in chosen], seconds
 
 
-def compare(endpoint: Endpoint, model: str) -> dict[str, Any]:
+def compare(endpoint: Endpoint, model: str, rounds: int, kept: list[dict[str, float]]) -> dict[str, Any]:
+    """Measure ``rounds`` more rounds, which are added to ``kept``; the figures of all of them together."""
     chosen = examples()
     reference, _ = asyncio.run(ours(endpoint, model, chosen))
-    seconds: dict[str, list[float]] = {"ours": [], **{name: [] for name in SETTINGS}}
     furthest = 0.0
-    for _ in range(ROUNDS):
-        for setting in SETTINGS:
-            values, took = harness(endpoint, model, chosen, setting)
-            seconds[setting].append(took)
-            furthest = max(furthest, *(abs(a - b) for a, b in zip(values, reference, strict=True)))
-        seconds["ours"].append(asyncio.run(ours(endpoint, model, chosen))[1])
-    rate = {name: len(chosen) / statistics.median(took) for name, took in seconds.items()}
+    for _ in range(rounds):
+        seconds = {}
+        for name, answer in harness(endpoint, model, chosen).items():
+            seconds[name] = answer["seconds"]
+            furthest = max(furthest, *(abs(a - b) for a, b in zip(answer["values"], reference, strict=True)))
+        seconds["ours"] = statistics.median(asyncio.run(ours(endpoint, model, chosen))[1] for _ in range(3))
+        kept.append(seconds)
+    rate = {name: len(chosen) / statistics.median(k[name] for k in kept) for name in kept[0]}
     best = max(rate[name] for name in SETTINGS)
     return {
         "examples": len(chosen),
+        "rounds": len(kept),
         "largest_difference_nats": furthest,
         "examples_per_second": {name: round(value, 1) for name, value in rate.items()},
         "ours_over_default": round(rate["ours"] / rate["default"], 2),
@@ -120,11 +122,20 @@ def compare(endpoint: Endpoint, model: str) -> dict[str, Any]:
 
 
 def main() -> None:
-    if len(sys.argv) == 3:
-        result = compare(Endpoint(sys.argv[1]), sys.argv[2])
+    parser = argparse.ArgumentParser(description="Compare with lm-evaluation-harness on one server.")
+    parser.add_argument("--url", help="base URL of a completions server; default: a server of the embedded model")
+    parser.add_argument("--model", default="daunce-tiny")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--keep", type=Path, help="file of the rounds measured so far")
+    given = parser.parse_args()
+    kept = json.loads(given.keep.read_text()) if given.keep and given.keep.exists() else []
+    if given.url:
+        result = compare(Endpoint(given.url), given.model, given.rounds, kept)
     else:
         with tempfile.TemporaryDirectory() as folder, EmbeddedServer(ServerSettings(state_dir=Path(folder))) as server:
-            result = compare(Endpoint(server.base_url, server.api_key), "daunce-tiny")
+            result = compare(Endpoint(server.base_url, server.api_key), given.model, given.rounds, kept)
+    if given.keep:
+        given.keep.write_text(json.dumps(kept))
     print(json.dumps(result, indent=1))
 
 

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import json
-import re
 from dataclasses import replace
 from datetime import date
 from functools import partial
-from importlib.resources import files
 from typing import Any
 
 import pytest
@@ -213,19 +211,8 @@ def test_another_scorer_does_not_have_the_trainers_price() -> None:
     assert here.training_usd
     elsewhere = plan_of(config(backend={"scorer": {"base_url": "https://vllm.example/v1"}}))
     assert elsewhere.scoring_usd is None
-    with_its_own = prices_of(config(backend={"scorer": {"kind": "together"}}))
+    with_its_own = prices_of(config(backend={"scorer": {"kind": "tinker"}}))
     assert (with_its_own[0].training, with_its_own[1].input) == (5.0, None)
-
-
-def test_every_price_has_a_date_and_a_source() -> None:
-    table = json.loads((files("daunce_api.budget") / "prices.json").read_text())
-    assert table["prices"]
-    for entry in table["prices"]:
-        assert entry["source"].startswith("https://")
-        assert re.fullmatch(r"\d{4}(-\d\d)?", entry["as_of"])
-        assert entry["as_of"] <= TODAY.isoformat()
-        assert all(entry[kind] > 0 for kind in ("training", "input", "output"))
-    assert len({(e["backend"], e["model"]) for e in table["prices"]}) == len(table["prices"])
 
 
 def test_above_the_cap_a_run_is_refused_with_the_figures() -> None:
@@ -294,6 +281,33 @@ def test_what_the_trainer_cannot_do_is_refused() -> None:
     with pytest.raises(ConfigurationError, match="did you mean n_epochs"):
         plan_of(config(training={"hyperparameters": {"n_epoch": 3}})).check()
     assert any("takes no seed" in n for n in plan_of(trainer=replace(TRAINER, honours_seed=False)).notes)
+
+
+def test_checkpoints_multiply_scoring_and_nothing_else() -> None:
+    keeping = replace(TRAINER, checkpoints=3)
+    one, two = plan_of(trainer=keeping), plan_of(config(ensemble={"checkpoints": 2}), trainer=keeping)
+    two.check()
+    assert (one.scored_models, two.scored_models) == (4, 8)
+    assert two.scoring_usd == pytest.approx(2 * (one.scoring_usd or 0))
+    assert two.scoring_usd_per_model == one.scoring_usd_per_model
+    assert (two.training_usd, two.training_tokens, two.jobs) == (one.training_usd, one.training_tokens, one.jobs)
+    assert two.to_json()["scoring_input_tokens"] == 2 * one.to_json()["scoring_input_tokens"]
+    assert "42 examples on 8 models (2 of each member)" in two.text()
+    assert "of each member" not in one.text()
+    target = config(ensemble={"checkpoints": 2, "start_from": "target"}, scoring={"target": True})
+    assert plan_of(target, trainer=keeping).scored_models == 9
+
+
+def test_more_checkpoints_than_there_are_are_refused_with_the_way_out() -> None:
+    with pytest.raises(CapabilityError, match=r"OpenAI offers one model of each job.*Set it to 1, or train where"):
+        plan_of(config(ensemble={"checkpoints": 2})).check()
+    keeping = replace(TRAINER, checkpoints=3)
+    with pytest.raises(CapabilityError, match="OpenAI offers 3 models of each job"):
+        plan_of(config(ensemble={"checkpoints": 4}), trainer=keeping).check()
+    with pytest.raises(ConfigurationError, match=r"job of 2 epochs makes only 2 models.*n_epochs to 3 or more"):
+        plan_of(config(ensemble={"checkpoints": 3}), trainer=keeping).check()
+    unknown = config(ensemble={"checkpoints": 3}, training={"hyperparameters": {"n_epochs": "auto"}})
+    plan_of(unknown, trainer=keeping).check()
 
 
 def test_time_is_given_only_where_a_job_has_a_known_length() -> None:

@@ -302,4 +302,4 @@ def test_the_example_config_of_local_training_and_vllm_scoring_is_valid() -> Non
     assert (capabilities.scope, capabilities.max_context_tokens) == ("any", 4096)
     from daunce_api.backends.local.options import HYPERPARAMETERS
 
-    assert set(config.training.hyperparameters) <= HYPERPARAMETERS
+    assert set(config.training.hyperparameters) <= HYPERPARAMETERS["lora"]

@@ -172,6 +172,6 @@ def test_the_toy_server_speaks_of_the_same_numbers() -> None:
 
 def test_capabilities() -> None:
     both = prompt_logprobs.scorer_capabilities(run_config(scorer="prompt_logprobs"))
-    assert (both.scope, both.max_prompts_per_request) == ("any", 16)
+    assert (both.scope, both.max_prompts_per_request) == ("any", 32)
     chat = prompt_logprobs.scorer_capabilities(run_config(scorer="prompt_logprobs", options={"route": "chat"}))
     assert chat.max_prompts_per_request == 1

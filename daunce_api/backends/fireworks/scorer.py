@@ -6,6 +6,7 @@ is always sent, and the ids that the server read are compared.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 from pydantic import Field
@@ -43,7 +44,8 @@ def fireworks_options(config: RunConfig) -> FireworksScorerOptions:
 def scorer_capabilities(config: RunConfig) -> ScorerCapabilities:
     """Any completion, exactly; no network."""
     note = "fine-tunes answer only on a dedicated deployment, which is paid by the GPU second"
-    return echo_capabilities(fireworks_options(config), provider="Fireworks", notes=(note,))
+    capabilities = echo_capabilities(fireworks_options(config), provider="Fireworks", notes=(note,))
+    return replace(capabilities, hourly=True)
 
 
 def open_scorer(context: Context) -> Scorer:

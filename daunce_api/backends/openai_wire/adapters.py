@@ -37,7 +37,7 @@ class VllmOptions(Options):
     max_adapters: int = Field(1, ge=1, description="adapters that the server holds: its --max-loras")
     local_root: Path | None = Field(None, description="folder here that the server sees as server_root")
     server_root: str | None = None
-    prompts_per_request: int = Field(16, ge=1, le=2048)
+    prompts_per_request: int = Field(32, ge=1, le=2048)
     tokens_per_request: int = Field(16_384, ge=1)
     max_context_tokens: int | None = Field(None, ge=1, description="the server's --max-model-len")
     concurrency: int = Field(8, ge=1, description="requests that the server takes at once")

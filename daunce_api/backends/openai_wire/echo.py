@@ -30,7 +30,7 @@ _TOKEN_ID = "token_id:"
 class EchoOptions(Options):
     """``backend.scorer.options`` of the echo scorer."""
 
-    prompts_per_request: int = Field(16, ge=1, le=2048)
+    prompts_per_request: int = Field(32, ge=1, le=2048)
     tokens_per_request: int = Field(16_384, ge=1)
     max_context_tokens: int | None = Field(None, ge=1, description="longest prompt of the model; default: unknown")
     concurrency: int = Field(8, ge=1, description="requests that the endpoint takes at once")

@@ -31,7 +31,7 @@ class PromptLogprobsOptions(Options):
     """``backend.scorer.options`` of the vLLM scorer."""
 
     route: Literal["completions", "chat"] = Field("completions", description="chat lets the server render the chat")
-    prompts_per_request: int = Field(16, ge=1, le=2048, description="completions only; chat takes one")
+    prompts_per_request: int = Field(32, ge=1, le=2048, description="completions only; chat takes one")
     tokens_per_request: int = Field(16_384, ge=1)
     max_context_tokens: int | None = Field(None, ge=1, description="the server's --max-model-len")
     concurrency: int = Field(8, ge=1, description="requests that the endpoint takes at once")

@@ -67,6 +67,7 @@ def scorer_capabilities(config: RunConfig) -> ScorerCapabilities:
         scope="any",
         max_context_tokens=options.max_context_tokens,
         max_concurrent_requests=options.concurrency,
+        hourly=True,
         notes=("a fine-tune answers only on a dedicated endpoint, which is paid by the minute",),
     )
 

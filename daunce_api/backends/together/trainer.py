@@ -53,6 +53,7 @@ NOTES = (
     "a fine-tune answers only on a dedicated endpoint, which is paid by the minute",
     "jobs are found again by a hash in the model's name: do not rename models while a run is going on",
 )
+UNPACKED = "without packing Together bills every example as max_seq_length tokens; this plan counts its own tokens only"
 _STATUSES = {
     "pending": JobStatus.QUEUED,
     "queued": JobStatus.QUEUED,
@@ -74,12 +75,13 @@ class TogetherOptions(Options):
 def trainer_capabilities(config: RunConfig) -> TrainerCapabilities:
     """Limits of Together's fine-tuning; no network. Its limit on jobs at once is not published: 4 is cautious."""
     options = parse_options(TogetherOptions, config.backend.options, "backend.options")
+    packed = bool(config.training.hyperparameters.get("packing", 1))
     return TrainerCapabilities(
         provider="Together",
         max_concurrent_jobs=config.backend.max_concurrent_jobs or 4,
         min_examples=options.min_examples,
         hyperparameters=HYPERPARAMETERS,
-        notes=NOTES,
+        notes=NOTES if packed else (*NOTES, UNPACKED),
     )
 
 
