@@ -84,8 +84,7 @@ def choose(
         if question == "retrieval":
             why = (
                 "correlation finds related examples with the fewest members: an example whose loss varies much does "
-                "not "
-                "crowd out the others"
+                "not crowd out the others"
             )
             return Choice(estimator_named("correlation"), setting, why, question)
         return _auto(members, setting)
@@ -117,16 +116,21 @@ def _auto(members: MemberLosses, setting: Setting) -> Choice:
         why = f"whitened with lambda = {ridge}: the fixed choice while there is too little to judge by (" + (
             "no inclusion matrix)" if members.inclusion_KN is None else f"{members.count} members)"
         )
-        return Choice(whitened, replace(setting, ridge=ridge, log_offset=_offset(noise)), why, "attribution")
+        known = replace(setting, ridge=ridge, log_offset=_offset(noise))
+        return Choice(whitened, known, why + _checkpoints_used(members, known), "attribution")
     offsets = [_offset(noise)] if setting.noise is not None else [_offset(0.0), _offset(0.01), _offset(0.1)]
+    used = [replace(setting, checkpoints=use) for use in ([True] if members.earlier is None else [True, False])]
     groups: list[list[Candidate]] = [
-        [(whitened, replace(setting, ridge=ridge, log_offset=offset)) for ridge in RIDGES] for offset in offsets
+        [(whitened, replace(known, ridge=ridge, log_offset=offset)) for ridge in RIDGES]
+        for known in used
+        for offset in offsets
     ]
-    others: list[Candidate] = [(covariance, setting)]
+    others: list[Candidate] = [(covariance, known) for known in used]
     held = _judged(members)
     allowed = shortfall(held, setting)
     if not allowed:
-        others += [(estimator_named("half_whitened"), replace(setting, log_offset=offset)) for offset in offsets]
+        half = estimator_named("half_whitened")
+        others += [(half, replace(known, log_offset=offset)) for known in used for offset in offsets]
     values = _values(held, [c for group in groups for c in group] + others)
     split = [values[i * len(RIDGES) : (i + 1) * len(RIDGES)] for i in range(len(groups))]
     best = int(np.argmax([part.max() for part in split]))
@@ -134,7 +138,7 @@ def _auto(members: MemberLosses, setting: Setting) -> Choice:
     rest = values[len(groups) * len(RIDGES) :]
     if rest.max() > value:
         chosen, value = others[int(rest.argmax())], float(rest.max())
-    plain = float(rest[0])
+    plain = float(rest[: len(used)].max())
     what = chosen[0].name + (f" (lambda = {chosen[1].ridge:.2g})" if chosen[1].ridge is not None else "")
     if chosen[0].name == "covariance":
         why = f"covariance predicts held-out members best ({plain:.3f})"
@@ -143,10 +147,17 @@ def _auto(members: MemberLosses, setting: Setting) -> Choice:
     else:
         why = (
             f"{what}: the strongest whitening that held-out members bear (best {value:.3f}; covariance {plain:.3f}), "
-            "since "
-            "members are short runs from the target"
+            "since members are short runs from the target"
         )
-    return Choice(*chosen, why, "attribution")
+    return Choice(*chosen, why + _checkpoints_used(members, chosen[1]), "attribution")
+
+
+def _checkpoints_used(members: MemberLosses, setting: Setting) -> str:
+    if members.earlier is None:
+        return ""
+    if setting.checkpoints:
+        return f"; with the losses at {len(members.earlier)} earlier checkpoints as further rows"
+    return "; without the losses at earlier checkpoints, which predict held-out members worse"
 
 
 def _offset(noise: float) -> float:

@@ -2,8 +2,8 @@
 
 A loss is a negative log-likelihood in nats: ``loss = -mean(log p)`` over the tokens of the completion (the
 measured output of a member), or ``-sum(log p)``. For classifiers it can be the negative margin instead,
-``-mean(log p - log(1 - p))``, which Daunce (arXiv 2505.23223) measures for images. A training and a test example are reduced in the same way, each by
-its own token count.
+``-mean(log p - log(1 - p))``, which Daunce (arXiv 2505.23223) measures for images. A training and a test example are
+reduced in the same way, each by its own token count.
 """
 
 from __future__ import annotations
@@ -22,7 +22,17 @@ FloatArray: TypeAlias = NDArray[np.floating]
 # Servers compute log-softmax in float32 or bfloat16 and can return slightly more than log 1.
 _POSITIVE_TOLERANCE = 1e-3
 _SUREST = -1e-12
-"""Logarithm of the largest probability with a margin of its own (27.6): what float64 holds of 1 - p below it is noise."""
+"""Logarithm of the largest probability with a margin of its own (27.6): beyond it, 1 - p is lost in round-off."""
+
+
+def token_losses(logprobs: ArrayLike, reduction: Reduction = "mean") -> NDArray[np.float64]:
+    """What is averaged or summed over an example's tokens, in the shape of ``logprobs`` (nats): ``-log p``, or
+    ``-(log p - log(1 - p))`` for ``"margin"``."""
+    values = np.asarray(logprobs, dtype=np.float64)
+    if reduction != "margin":
+        return -values
+    sure = np.minimum(values, _SUREST)
+    return np.asarray(np.log(-np.expm1(sure)) - sure)
 
 
 def per_example_losses(
@@ -93,10 +103,7 @@ def segment_losses(logprobs_T: ArrayLike, lengths_N: ArrayLike, reduction: Reduc
             "score these examples again or mark them as missing.",
             places,
         )
-    if reduction == "margin":
-        sure = np.minimum(values, _SUREST)
-        values = sure - np.log(-np.expm1(sure))
-    sums = -np.add.reduceat(values, np.concatenate([[0], np.cumsum(lengths)[:-1]]))
+    sums = np.add.reduceat(token_losses(values, reduction), np.concatenate([[0], np.cumsum(lengths)[:-1]]))
     return np.asarray(sums if reduction == "sum" else sums / lengths)
 
 

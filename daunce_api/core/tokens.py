@@ -13,7 +13,7 @@ from numpy.typing import ArrayLike
 
 from daunce_api.core.checkpoints import Floats, centred
 from daunce_api.core.estimators import estimator_named
-from daunce_api.core.losses import Reduction
+from daunce_api.core.losses import Reduction, token_losses
 from daunce_api.core.members import member_losses
 from daunce_api.core.spectrum import Setting, spectrum_of
 from daunce_api.errors import ConfigurationError, DataError
@@ -67,7 +67,7 @@ def token_scores(
         ConfigurationError: an estimator that is not linear in the losses, or a filter without the training losses.
         DataError: missing entries.
     """
-    train, test = -np.asarray(train_logprobs_KT, dtype=np.float64), -np.asarray(test_logprobs_KU, dtype=np.float64)
+    train, test = (token_losses(values, reduction) for values in (train_logprobs_KT, test_logprobs_KU))
     if train.ndim != 2 or test.ndim != 2 or train.shape[0] != test.shape[0] or not train.size or not test.size:
         raise DataError(
             f"Token log-probabilities must be (K, T) and (K, U), none empty; got {train.shape}, {test.shape}."
@@ -80,7 +80,7 @@ def token_scores(
     if entry.filter is None:
         raise ConfigurationError(f"{entry.name} is not linear in the losses of both sides; token scores need a filter.")
     a, b = centred(train), centred(test)
-    if reduction == "mean":
+    if reduction != "sum":
         a, b = a / train.shape[1], b / test.shape[1]
     if entry.name == "covariance":
         weighted = b / (train.shape[0] - 1)
