@@ -169,6 +169,7 @@ class PriceConfig(_Section):
     training: float | None = Field(None, ge=0, description="trained tokens; default: the price table")
     input: float | None = Field(None, ge=0, description="prompt tokens of the fine-tuned model")
     output: float | None = Field(None, ge=0, description="generated tokens of the fine-tuned model")
+    hosting: float | None = Field(None, ge=0, description="US dollars per hour of the endpoint, all its GPUs together")
 
 
 class BudgetConfig(_Section):
@@ -176,9 +177,11 @@ class BudgetConfig(_Section):
 
     max_usd: float | None = Field(None, ge=0, description="the run refuses to start or go on above this")
     price: PriceConfig | None = Field(None, description="overrides the price table")
+    hosting_hours: float | None = Field(
+        None, gt=0, description="how long the endpoint that scores is paid for, where that goes by the hour"
+    )
 
 
-    hosting: float | None = Field(None, ge=0, description="US dollars per hour of the endpoint, all its GPUs together")
 class RunConfig(_Section):
     """One run. ``run_dir`` is where everything is kept."""
 
@@ -186,9 +189,6 @@ class RunConfig(_Section):
         "run", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,39}$", description="short name; goes into job names"
     )
     run_dir: Path = Field(
-    hosting_hours: float | None = Field(
-        None, gt=0, description="how long the endpoint that scores is paid for, where that goes by the hour"
-    )
         default_factory=lambda data: Path("runs", data.get("name", "run")),
         description="folder of the run, relative to this file; default: runs/NAME",
     )

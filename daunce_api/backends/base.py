@@ -114,9 +114,9 @@ class ScorerCapabilities:
     max_concurrent_requests: int = 8
     max_models: int | None = None
     price_factor: float = 1.0
+    hourly: bool = False
     notes: tuple[str, ...] = ()
 
-    hourly: bool = False
     @property
     def measured(self) -> str:
         """What a loss from this scorer is the loss of; every output names it where it is not the whole completion."""

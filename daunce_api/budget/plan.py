@@ -75,7 +75,7 @@ class Plan:
 
     @property
     def scoring_usd(self) -> float | None:
-        """Dollars of measuring all models."""
+        """Dollars of measuring all models, the endpoint's hours included."""
         one = self.scoring_usd_per_model
         return None if one is None else one * self.scored_models
 
@@ -146,13 +146,13 @@ class Plan:
             "max_usd": self.max_usd,
             "training_price_source": self.training_price.source,
             "scoring_price_source": self.scoring_price.source,
-            "hours": self.hours,
-            "concurrent_jobs": self.concurrent_jobs,
-            "notes": list(self.notes),
             "hosting_usd": 0.0 if self.hosting is None else self.hosting.usd,
             "hosting_usd_per_hour": None if self.hosting is None else self.hosting.usd_per_hour,
             "hosting_hours": None if self.hosting is None else self.hosting.hours,
             "hosting_price_source": None if self.hosting is None else self.hosting.source,
+            "hours": self.hours,
+            "concurrent_jobs": self.concurrent_jobs,
+            "notes": list(self.notes),
             "refused": [str(error) for error in self.refusals],
         }
 
@@ -184,16 +184,16 @@ class Plan:
         lines += [f"Refused: {error}" for error in self.refusals]
         return "\n".join(lines)
 
-
-def _dollars(usd: float | None, price: Price) -> str:
-    if usd is None:
-        return "price not known; set budget.price to see it"
     def _scoring_text(self) -> str:
         if self.hosting is None:
             return _dollars(self.scoring_usd, self.scoring_price)
         total = "not known" if self.scoring_usd is None else f"${self.scoring_usd:,.2f}"
         return f"{total} (tokens: {self.scoring_price.source}; endpoint: {self.hosting.text})"
 
+
+def _dollars(usd: float | None, price: Price) -> str:
+    if usd is None:
+        return "price not known; set budget.price to see it"
     if usd == 0:
         return f"$0 ({price.source})"
     return f"${usd:,.2f} ({price.source})"

@@ -61,6 +61,7 @@ def budget_refusals(plan: Plan) -> list[DaunceError]:
         missing = " and ".join(
             name for name, usd in (("training", plan.training_usd), ("scoring", plan.scoring_usd)) if usd is None
         )
+        wanted = "" if plan.hosting is None else f" {plan.scorer} is paid for by the hour: {plan.hosting.text}."
         return [
             BudgetError(
                 f"budget.max_usd is set, but the price of {missing} is not known for {plan.model} at {plan.provider}."
@@ -76,4 +77,3 @@ def budget_refusals(plan: Plan) -> list[DaunceError]:
             )
         ]
     return []
-        wanted = "" if plan.hosting is None else f" {plan.scorer} is paid for by the hour: {plan.hosting.text}."
