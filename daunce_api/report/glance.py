@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import numpy as np
+
 from daunce_api.attribution import Attribution
 from daunce_api.report.facts import RunFacts
 from daunce_api.report.ranked import OVERLAP
@@ -25,8 +27,9 @@ def glance(attribution: Attribution, run: RunFacts, distinguishable: float, over
         Tile(
             "Members",
             _members(attribution, run),
-            f"each saw {attribution.inclusion_KN.mean():.0%} of the training examples"
-            + (f"; {run.members_failed} failed" if run.members_failed else ""),
+            f"each trained on {_percent(attribution.inclusion_KN.mean())} of the training examples"
+            + (f"; {run.members_failed} failed" if run.members_failed else "")
+            + (f"; {earlier}" if (earlier := checkpoints(attribution)) else ""),
         ),
         Tile(
             "Quality (self-LDS)",
@@ -38,13 +41,13 @@ def glance(attribution: Attribution, run: RunFacts, distinguishable: float, over
         Tile("Estimator", choice.estimator.name.replace("_", "-"), choice.why),
         Tile(
             "Told from zero",
-            f"{distinguishable:.0%}",
-            "of all pairs, at 5 %: about 5 % would be by chance alone",
+            _percent(distinguishable),
+            "of all pairs, each at 5 %: about 5 % would be by chance alone",
         ),
         Tile(
             "Shared with BM25",
-            f"{overlap:.0%}",
-            f"of our first {min(OVERLAP, len(attribution.train))} are in a text search's first "
+            _percent(overlap),
+            f"of the first {min(OVERLAP, len(attribution.train))} proponents are also in a text search's first "
             f"{min(OVERLAP, len(attribution.train))}",
         ),
     ]
@@ -61,22 +64,21 @@ def glance(attribution: Attribution, run: RunFacts, distinguishable: float, over
     tiles.append(
         Tile(
             "Scoring noise",
-            "not measured" if attribution.noise is None else f"{attribution.noise:.2g}",
+            "not measured" if attribution.noise is None else f"{attribution.noise:.2g} nats",
             "set scoring.noise_probe to measure it"
             if attribution.noise is None
-            else "nats, standard deviation of one loss scored twice",
+            else "standard deviation of one loss that is scored twice",
         )
     )
     if attribution.censored:
-        tiles.append(Tile("Censored", f"{attribution.censored:.1%}", "of losses are known only as lower bounds"))
+        tiles.append(Tile("Censored", _percent(attribution.censored, 1), "of losses are known only as lower bounds"))
     return tiles
 
 
 def notes(attribution: Attribution, run: RunFacts, *, shown_tests: int, cut: int | None, shown_train: int) -> list[str]:
     """Warnings of the run, and what this page leaves out."""
-    out = [*run.warnings, *run.failures]
-    if run.stopped:
-        out.append(run.stopped)
+    out = [run.stopped] if run.stopped else []
+    out += [*run.failures, *run.warnings]
     if shown_tests < len(attribution.test):
         out.append(
             f"The page shows the first {shown_tests:,} of {len(attribution.test):,} test examples; the run holds the "
@@ -100,6 +102,33 @@ def duration(seconds: float) -> str:
     if whole >= 60:
         return f"{whole // 60} min {whole % 60} s"
     return f"{seconds:.1f} s" if seconds < 10 else f"{whole} s"
+
+
+def checkpoints(attribution: Attribution) -> str:
+    """What earlier checkpoints add to the members' losses, and whether the estimator uses it; "" without them."""
+    earlier = attribution.earlier
+    if earlier is None:
+        return ""
+    rows = int((np.isfinite(earlier.train_loss_SKN).any(axis=2) & np.isfinite(earlier.test_loss_SKM).any(axis=2)).sum())
+    if not attribution.choice.setting.checkpoints:
+        return f"{rows} earlier checkpoints were scored and are not used"
+    return f"{rows} earlier checkpoints add as many rows of losses"
+
+
+def unit(attribution: Attribution) -> str:
+    """What scores are measured in, one sentence."""
+    name = attribution.choice.estimator.name
+    if name == "covariance":
+        return "A score is in nats²: loss of the training example times loss of the answer."
+    if name == "correlation":
+        return "A score is a correlation, between −1 and 1."
+    if name == "whitened":
+        return "A score has no unit: compare scores within one answer."
+    return "A score is in nats, up to a factor that all pairs share: compare scores within one answer."
+
+
+def _percent(share: float, decimals: int = 0) -> str:
+    return f"{100 * share:.{decimals}f} %"
 
 
 def _members(attribution: Attribution, run: RunFacts) -> str:

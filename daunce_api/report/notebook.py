@@ -7,6 +7,7 @@ from html import escape
 import numpy as np
 
 from daunce_api.attribution import Attribution
+from daunce_api.report.glance import checkpoints
 
 _TESTS = 5
 _TOP = 3
@@ -22,6 +23,8 @@ def notebook_html(attribution: Attribution) -> str:
         f"{len(attribution.members)} members · {len(attribution.train):,} training × {len(attribution.test):,} test "
         f"examples · {choice.estimator.name}"
     )
+    if earlier := checkpoints(attribution):
+        head += f" · {earlier}"
     if quality is not None:
         head += f" · self-LDS {quality.value:.2f} [{quality.low:.2f}, {quality.high:.2f}]"
     columns = list(range(min(_TESTS, len(attribution.test))))

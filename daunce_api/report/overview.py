@@ -14,7 +14,7 @@ from daunce_api import core
 from daunce_api.attribution import Attribution
 from daunce_api.core.blocks import score_blocks
 from daunce_api.core.quality import MINIMUM_MEMBERS
-from daunce_api.core.uncertainty import significance_threshold
+from daunce_api.core.uncertainty import significance_threshold, z_values
 from daunce_api.report.facts import QualityPoint
 
 _ROWS = 4_096
@@ -103,9 +103,9 @@ def train_view(attribution: Attribution) -> TrainView:
     for start in range(0, len(attribution.train), _ROWS):
         rows = slice(start, start + _ROWS)
         score, stderr = blocks.block(rows, slice(None)), blocks.stderr_block(rows, slice(None))
-        known = np.isfinite(score) & np.isfinite(stderr)
-        marked += int((np.abs(score[known]) >= threshold * stderr[known]).sum())
-        pairs += int(known.sum())
+        z = np.abs(z_values(score, stderr, correlation=attribution.choice.estimator.name == "correlation"))
+        marked += int((z >= threshold).sum())
+        pairs += int(np.isfinite(z).sum())
         seen = np.isfinite(score)
         mean.append(np.where(seen, score, 0).sum(axis=1) / np.maximum(seen.sum(axis=1), 1))
     mean_N = np.concatenate(mean).astype(np.float64)
@@ -123,15 +123,9 @@ def quality_curve(attribution: Attribution) -> tuple[QualityPoint, ...]:
         return ()
     points = []
     for k in np.unique(np.geomspace(MINIMUM_MEMBERS, members, _CURVE_POINTS).round().astype(int)):
-        found = core.self_lds(
-            attribution.train_loss_KN[:k],
-            attribution.test_loss_KM[:k],
-            attribution.inclusion_KN[:k],
-            attribution.estimator,
-            attribution.noise,
-            attribution.rho,
-        )
-        points.append(QualityPoint(int(k), found.value, found.low, found.high))
+        found = attribution.first(int(k)).self_lds
+        if found is not None:
+            points.append(QualityPoint(int(k), found.value, found.low, found.high))
     return tuple(points)
 
 
@@ -181,5 +175,7 @@ def _share_below(value_N: Floats) -> Floats:
 
 
 def _blocks(attribution: Attribution) -> Any:
-    members = core.member_losses(attribution.train_loss_KN, attribution.test_loss_KM, attribution.inclusion_KN)
+    members = core.member_losses(
+        attribution.train_loss_KN, attribution.test_loss_KM, attribution.inclusion_KN, attribution.earlier
+    )
     return score_blocks(attribution.choice.estimator, members, attribution.choice.setting)

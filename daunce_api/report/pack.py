@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 _TYPES: dict[str, np.dtype[Any]] = {
     "f": np.dtype("<f4"),
     "i": np.dtype("<i4"),
-    "u": np.dtype("u1"),
+    "h": np.dtype("<u2"),
     "b": np.dtype("i1"),
 }
 
@@ -63,7 +63,7 @@ class Arrays:
     size: int = 0
 
     def add(self, name: str, array: NDArray[Any], kind: str) -> None:
-        """``kind``: f float32, i int32, u uint8, b int8."""
+        """``kind``: f float32, i int32, h uint16, b int8."""
         content = np.ascontiguousarray(array, dtype=_TYPES[kind]).tobytes()
         content += bytes(-len(content) % 4)
         self.directory[name] = {"kind": kind, "at": self.size, "count": int(np.size(array)), "shape": list(array.shape)}

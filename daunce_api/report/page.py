@@ -20,7 +20,7 @@ from daunce_api.attribution import Attribution
 from daunce_api.dataset import Dataset, Example
 from daunce_api.errors import MissingExtraError
 from daunce_api.report.facts import RunFacts
-from daunce_api.report.glance import Tile, glance, notes
+from daunce_api.report.glance import Tile, glance, notes, unit
 from daunce_api.report.overview import (
     SourceScores,
     TrainView,
@@ -30,8 +30,9 @@ from daunce_api.report.overview import (
     train_view,
 )
 from daunce_api.report.pack import Arrays, deflate, fitting_block, policy
+from daunce_api.report.packed_tokens import add_tokens
 from daunce_api.report.ranked import Listings, listings
-from daunce_api.report.tokens import DEPTH, TokenView, token_view
+from daunce_api.report.tokens import TokenView, token_view
 
 MAX_TESTS = 500
 MAX_TRAIN = 20_000
@@ -39,7 +40,8 @@ MAX_PAGE = 9_800_000
 """Characters of the page, as far as cutting long texts can keep it below that."""
 _LEAST_TEXT = 1_000_000
 _PARTNERS = 3
-_SCRIPTS = ("base.js", "list.js", "answers.js", "training.js", "plots.js", "main.js")
+_NOTES = 8
+_SCRIPTS = ("base.js", "list.js", "tokens.js", "answers.js", "training.js", "plots.js", "main.js")
 
 
 @dataclass(frozen=True, eq=False)
@@ -92,6 +94,8 @@ def report_html(attribution: Attribution, run: RunFacts | None = None) -> str:
     )
     content, arrays = _content(attribution, run, parts)
     texts = [content[side][name] for side in ("train", "test") for name in ("prompt", "answer")]
+    if content["tokens"] is not None:
+        texts.append(content["tokens"]["instead"])
     style = _static("report.css")
     script = "(() => {\n'use strict';\n" + "\n".join(_static(name) for name in _SCRIPTS) + "\n})();"
     plots_block, numbers = deflate(plots.encode()), arrays.block()
@@ -103,6 +107,8 @@ def report_html(attribution: Attribution, run: RunFacts | None = None) -> str:
         run=run,
         attribution=attribution,
         tiles=tiles,
+        unit=unit(attribution),
+        most_notes=_NOTES,
         notes=notes(attribution, run, shown_tests=len(columns), cut=cut, shown_train=len(content["train"]["id"])),
         policy=policy([script, plots], [style]),
         style=style,
@@ -129,7 +135,9 @@ def _content(attribution: Attribution, run: RunFacts, parts: _Parts) -> tuple[di
     for name, listing in (("pro", parts.listings.proponents), ("opp", parts.listings.opponents)):
         arrays.add(f"{name}_index", position[listing.index_Mk], "i")
         arrays.add(f"{name}_score", listing.score_Mk, "f")
-        arrays.add(f"{name}_half", listing.half_Mk, "f")
+        arrays.add(f"{name}_low", listing.low_Mk, "f")
+        arrays.add(f"{name}_high", listing.high_Mk, "f")
+        arrays.add(f"{name}_clear", listing.clear_Mk, "b")
         arrays.add(f"{name}_bm25", listing.bm25_rank_Mk, "i")
     arrays.add("mean_score", parts.train.mean_score_N[shown], "f")
     arrays.add("self_influence", parts.train.self_influence_N[shown], "f")
@@ -139,12 +147,12 @@ def _content(attribution: Attribution, run: RunFacts, parts: _Parts) -> tuple[di
         index, score = _partners(attribution, opponents)
         arrays.add(f"{name}_index", np.where(index[shown] < len(parts.columns), index[shown], -1), "i")
         arrays.add(f"{name}_score", score[shown], "f")
-    test_loss = attribution.test_loss_KM[:, parts.columns]
-    arrays.add("test_loss", np.nan_to_num(np.nanmean(test_loss, axis=0)), "f")
-    arrays.add("test_spread", np.nan_to_num(np.nanstd(test_loss, axis=0)), "f")
+    test_loss = np.ma.masked_invalid(attribution.test_loss_KM[:, parts.columns])
+    arrays.add("test_loss", test_loss.mean(axis=0).filled(np.nan), "f")
+    arrays.add("test_spread", test_loss.std(axis=0).filled(np.nan), "f")
     picture, limit, widths = loss_picture(attribution)
     arrays.add("picture", picture, "b")
-    tokens = _add_tokens(arrays, parts.tokens)
+    tokens = None if parts.tokens is None else add_tokens(arrays, parts.tokens, parts.columns, shown.tolist())
     curve = run.quality or quality_curve(attribution)
     s = parts.sources
     content = {
@@ -211,6 +219,7 @@ def _partners(attribution: Attribution, opponents: bool) -> tuple[Any, Any]:
         noise=attribution.noise,
         rho=attribution.rho,
         per="train",
+        earlier=attribution.earlier,
     )
     score = np.nan_to_num(ranking.score_Mk)
     right = (ranking.index_Mk >= 0) & ((score < 0) if opponents else (score > 0))
@@ -234,16 +243,6 @@ def _prompt(example: Example) -> str:
     if len(turns) < 2:
         return example.prompt_text()
     return "\n".join(f"{turn.role}: {turn.content}" for turn in turns)
-
-
-def _add_tokens(arrays: Arrays, tokens: TokenView | None) -> dict[str, Any] | None:
-    if tokens is None:
-        return None
-    arrays.add("token_edges", tokens.edges, "i")
-    arrays.add("token_loss", tokens.loss_T, "f")
-    arrays.add("token_pro", tokens.part_proponents, "b")
-    arrays.add("token_opp", tokens.part_opponents, "b")
-    return {"pieces": tokens.pieces, "depth": DEPTH}
 
 
 def _plain(matrix: Any) -> list[list[float | None]]:

@@ -10,13 +10,14 @@ from numpy.typing import NDArray
 
 from daunce_api import core
 from daunce_api.attribution import Attribution
-from daunce_api.core.uncertainty import significance_threshold
 from daunce_api.evaluation.baselines import Bm25, example_texts
 
 _PAIRS = 40_000
 _MINIMUM_DEPTH = 20
 _BM25_CELLS = 20_000_000
 OVERLAP = 10
+
+_Signed = tuple[NDArray[np.int64], NDArray[Any], NDArray[Any], NDArray[Any], NDArray[np.bool_]]
 
 
 @dataclass(frozen=True, eq=False)
@@ -26,14 +27,17 @@ class Listing:
     Attributes:
         index_Mk: positions in the training set, -1 past the last one of this sign.
         score_Mk: positive = helpful.
-        half_Mk: half width of the 95 % interval of the score.
+        low_Mk, high_Mk: ends of the score's 95 % interval, NaN where it is not known.
+        clear_Mk: whether the score can be told from zero.
         bm25_rank_Mk: place (1 = best) that BM25 gives the same example for the same test example; 0 where they share
             no word.
     """
 
     index_Mk: NDArray[np.int64]
     score_Mk: NDArray[Any]
-    half_Mk: NDArray[Any]
+    low_Mk: NDArray[Any]
+    high_Mk: NDArray[Any]
+    clear_Mk: NDArray[np.bool_]
     bm25_rank_Mk: NDArray[np.int64]
 
 
@@ -50,7 +54,7 @@ def listings(attribution: Attribution, columns: list[int]) -> Listings:
     """Rank the training examples for some test examples, deeper where there are fewer of them."""
     depth = min(len(attribution.train), max(_MINIMUM_DEPTH, _PAIRS // len(columns)))
     found = [_signed(attribution.ranking(depth, opponents=sign < 0, columns=columns), sign) for sign in (1, -1)]
-    ranks = [np.zeros(index.shape, dtype=np.int64) for index, _, _ in found]
+    ranks = [np.zeros(index.shape, dtype=np.int64) for index, *_ in found]
     bm25 = Bm25(example_texts(attribution.train))
     texts = example_texts(attribution.test[j] for j in columns)
     wanted = min(OVERLAP, len(attribution.train))
@@ -61,7 +65,7 @@ def listings(attribution: Attribution, columns: list[int]) -> Listings:
         for c in range(score.shape[1]):
             column, j = score[:, c], start + c
             descending = -np.sort(-column)
-            for (index, _, _), rank in zip(found, ranks, strict=True):
+            for (index, *_), rank in zip(found, ranks, strict=True):
                 seen = index[j] >= 0
                 value = column[index[j][seen]]
                 # Equal scores share the best place among them.
@@ -73,11 +77,15 @@ def listings(attribution: Attribution, columns: list[int]) -> Listings:
     return Listings(proponents, opponents, float(np.mean(shared)))
 
 
-def _signed(ranking: core.Ranking, sign: int) -> tuple[NDArray[np.int64], NDArray[Any], NDArray[Any]]:
+def _signed(ranking: core.Ranking, sign: int) -> _Signed:
     """Only the entries of the wanted sign: the weakest "proponents" of a ranking can have negative scores."""
     right = (ranking.index_Mk >= 0) & (sign * np.nan_to_num(ranking.score_Mk) > 0)
     stderr = np.full(right.shape, np.nan) if ranking.stderr_Mk is None else ranking.stderr_Mk
-    half = significance_threshold(ranking.members) * stderr
+    clear = np.zeros(right.shape, np.bool_) if ranking.distinguishable_Mk is None else ranking.distinguishable_Mk
+    low, high = core.confidence_interval(
+        ranking.score_Mk, stderr, ranking.members, correlation=ranking.estimator == "correlation"
+    )
     width = max(1, int(right.sum(axis=1).max()))
     index = np.where(right, ranking.index_Mk, -1)[:, :width]
-    return index, np.where(right, ranking.score_Mk, 0)[:, :width], np.where(right, half, 0)[:, :width]
+    score, low, high = (np.where(right, x, 0)[:, :width] for x in (ranking.score_Mk, low, high))
+    return index, score, low, high, (right & clear)[:, :width]

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from daunce_api.attribution import Attribution, TokenTable
+from daunce_api.attribution import Attribution, Side, TokenTable
 from daunce_api.dataset import Dataset
 from daunce_api.report import RunFacts
 
@@ -81,17 +81,8 @@ def made_attribution(
     train_loss, test_loss = losses(train), losses(test)
     odd = np.where(names == "planted", 0.5, 0.25)
     train_loss = train_loss - kept * odd
-    table = {}
-    if tokens:
-        pieces, logprobs = [], []
-        for j, example in enumerate(test):
-            words = example.completion_text().split(" ")
-            parts = tuple(w if n == 0 else " " + w for n, w in enumerate(words))
-            shift = rng.gamma(1.5, 0.8, len(parts))
-            values = test_loss[:, [j]] + (shift - shift.mean()) + 0.3 * rng.normal(0, 0.05, (members, len(parts)))
-            pieces.append(parts)
-            logprobs.append(-values)
-        table = {"test": TokenTable(tuple(pieces), tuple(logprobs))}
+    sides: tuple[tuple[Side, Dataset, Any], ...] = (("test", test, test_loss), ("train", train, train_loss))
+    table = {side: _tokens(rng, data, loss) for side, data, loss in sides} if tokens else {}
     return Attribution(
         train=train,
         test=test,
@@ -102,3 +93,18 @@ def made_attribution(
         tokens=table,
         facts=facts or {},
     )
+
+
+def _tokens(rng: np.random.Generator, data: Dataset, loss_KX: np.ndarray[Any, Any]) -> TokenTable:
+    """Words as tokens, whose losses differ and move apart, with the example's loss as their exact mean."""
+    pieces, logprobs = [], []
+    for x, example in enumerate(data):
+        words = example.completion_text().split(" ")
+        parts = tuple(w if n == 0 else " " + w for n, w in enumerate(words))
+        shift = rng.gamma(1.5, 0.8, len(parts))
+        weight = rng.dirichlet(np.ones(len(parts))) * len(parts)
+        apart = rng.normal(0, 0.02, (len(loss_KX), len(parts)))
+        values = 2.5 + shift - shift.mean() + (loss_KX[:, [x]] - 2.5) * weight
+        pieces.append(parts)
+        logprobs.append(-(values + apart - apart.mean(axis=1, keepdims=True)))
+    return TokenTable(tuple(pieces), tuple(logprobs))

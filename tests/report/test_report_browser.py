@@ -9,12 +9,13 @@ from typing import Any
 
 import numpy as np
 import pytest
-from made_attribution import made_attribution
+from made_attribution import demo_data, made_attribution
 
 from daunce_api.attribution import Attribution
 from daunce_api.dataset import Dataset
 from daunce_api.evaluation.baselines import bm25_scores, example_texts
-from daunce_api.report import write_report
+from daunce_api.report import RunFacts, write_report
+from daunce_api.report.tokens import Split
 
 PLOTS = "[data-ready=all]"
 
@@ -85,6 +86,7 @@ def test_proponents_and_opponents_are_the_rankings(report: Path, open_page: Any,
             assert float(score) == pytest.approx(row["score"], rel=0.006)
             half = float(card.locator(".spread").inner_text().replace("±", ""))
             assert half == pytest.approx((row["high"] - row["low"]) / 2, rel=0.006)
+            assert ("not told from zero" in card.inner_text()) == (not row["distinguishable"])
             assert ("faint" in card.get_attribute("class")) == (not row["distinguishable"])
 
 
@@ -149,25 +151,135 @@ def test_keyboard_alone(report: Path, open_page: Any) -> None:
     assert "q-planted-3" in page.locator("#answer .meta").inner_text()
     row = page.locator("#test-list .row[aria-selected=true]")
     assert page.locator("#test-list").get_attribute("aria-activedescendant") == row.get_attribute("id")
-    page.locator("#opp .card").first.focus()
+    page.locator("#opp .open").first.focus()
     page.keyboard.press("Enter")
     assert "chosen" in page.locator("#opp .card").first.get_attribute("class")
+    assert page.evaluate("document.activeElement.closest('.card').classList.contains('chosen')")
+    page.keyboard.press("Space")
+    assert page.locator(".card.chosen").count() == 0
+    page.keyboard.press("Enter")
+    page.keyboard.press("Escape")
+    assert page.locator(".card.chosen").count() == 0
     page.keyboard.press("?")
     assert page.locator("#help").is_visible()
     page.keyboard.press("Escape")
     assert page.locator("#help").is_hidden()
 
 
-def test_tokens_that_a_training_example_moves(report: Path, open_page: Any, attribution: Attribution) -> None:
+def colours(tokens: Any) -> list[str]:
+    found: list[str] = tokens.evaluate_all("all => all.map(t => t.style.backgroundColor)")
+    return found
+
+
+def test_tokens_that_carry_the_score_of_a_pair(report: Path, open_page: Any, attribution: Attribution) -> None:
     page = open_page(report)
-    tokens = page.locator("#answer .t")
-    assert "".join(tokens.all_text_contents()) == attribution.test[0].completion
-    before = tokens.evaluate_all("all => all.map(t => t.style.backgroundColor)")
-    page.locator("#pro .card").first.click()
-    after = tokens.evaluate_all("all => all.map(t => t.style.backgroundColor)")
-    assert before != after
-    assert any("--help" in style for style in after)
-    assert page.locator("#pro .card").first.get_attribute("data-train") in page.locator("#answer .legend").inner_text()
+    answer = page.locator("#answer .t")
+    assert "".join(answer.all_text_contents()) == attribution.test[0].completion
+    before = colours(answer)
+    card = page.locator("#pro .card").first
+    card.locator(".reply").click()
+    i = attribution.train.position(card.get_attribute("data-train"))
+    split = Split(attribution)
+    for tokens, parts in ((answer, split.test_parts(i, 0)), (card.locator(".reply .t"), split.train_parts(i, 0))):
+        shades = colours(tokens)
+        assert len(shades) == len(parts)
+        assert shades != before
+        share = parts / np.abs(parts).max()
+        for shade, part, title in zip(shades, share, tokens.evaluate_all("all => all.map(t => t.title)"), strict=True):
+            if abs(part) > 0.05:
+                assert ("--hurt" if part < 0 else "--help") in shade
+                assert int(re.findall(r"(\d+)%", shade)[0]) == pytest.approx(55 * abs(part), abs=1)
+            value = float(title.removesuffix(" of the score").replace("−", "-"))
+            assert value == pytest.approx(part * np.abs(parts).max(), abs=np.abs(parts).max() / 100)
+    assert "".join(card.locator(".reply .t").all_text_contents()) == attribution.train[i].completion
+
+
+def test_the_legend_says_what_token_colours_mean(report: Path, open_page: Any, attribution: Attribution) -> None:
+    page = open_page(report)
+    legend = page.locator("#answer .legend")
+    assert "higher its loss" in legend.inner_text()
+    card = page.locator("#opp .card").first
+    card.locator(".open").click()
+    text = legend.inner_text()
+    assert card.get_attribute("data-train") in text
+    total = float(re.findall(r"add up to ([−+]\d[\d.e−]*\d)", text)[0].replace("−", "-"))
+    assert total == pytest.approx(float(card.locator(".number").inner_text().replace("−", "-")), rel=0.01)
+    assert "raises" in text
+    assert "lowers" in text
+    i = attribution.train.position(card.get_attribute("data-train"))
+    parts = Split(attribution).train_parts(i, 0)
+    largest = attribution.tokens["train"].pieces[i][int(np.abs(parts).argmax())].strip()
+    assert f"Largest: {largest} " in card.locator(".legend").inner_text()
+
+
+def test_a_chosen_pair_is_folded_by_a_second_click(report: Path, open_page: Any) -> None:
+    page = open_page(report)
+    before = colours(page.locator("#answer .t"))
+    page.locator("#pro .open").nth(1).click()
+    assert page.locator("#pro .open").nth(1).get_attribute("aria-expanded") == "true"
+    page.locator("#pro .open").nth(1).click()
+    assert page.locator(".card.chosen").count() == 0
+    assert colours(page.locator("#answer .t")) == before
+
+
+def test_pairs_beyond_those_with_tokens_say_so(report: Path, open_page: Any) -> None:
+    page = open_page(report)
+    page.locator("#pro .more").click()
+    page.locator("#pro .open").nth(12).click()
+    assert "for the first 10 on each side" in page.locator("#pro .card.chosen .legend").inner_text()
+    assert page.locator("#pro .card.chosen .t").count() == 0
+
+
+def test_intervals_of_correlations_are_those_of_top(attribution: Attribution, tmp_path: Path, open_page: Any) -> None:
+    pytest.importorskip("plotly")
+    made = attribution.with_estimator("correlation")
+    page = open_page(write_report(made, tmp_path / "correlation.html"))
+    row = made.top(made.test[0].id, 1).to_dict("records")[0]
+    low, high = (float(x.replace("−", "-")) for x in page.locator("#pro .spread").first.inner_text().split(" to "))
+    assert (low, high) == (pytest.approx(row["low"], rel=0.006), pytest.approx(row["high"], rel=0.006))
+
+
+def test_the_heat_map_as_a_table_opens_pairs_by_keys(report: Path, open_page: Any) -> None:
+    page = open_page(report, wait=PLOTS)
+    page.locator("#sources summary").focus()
+    page.keyboard.press("Enter")
+    cell = page.locator("#heat-table td button").nth(3)
+    assert cell.inner_text().split(" ± ")[0] in page.locator("#heat .annotation").all_text_contents()
+    cell.focus()
+    page.keyboard.press("Enter")
+    assert page.locator("#pair-source").evaluate("s => s.selectedOptions[0].text") == "fish"
+    assert page.locator("#test-source").evaluate("s => s.selectedOptions[0].text") == "bird"
+
+
+def test_without_sources_nothing_is_said_of_them(tmp_path: Path, open_page: Any) -> None:
+    pytest.importorskip("plotly")
+    train, test = demo_data()
+    bare = Dataset.from_records([{"prompt": e.prompt, "completion": e.completion} for e in train])
+    one = Dataset.from_records([{"id": "only", "prompt": test[0].prompt, "completion": test[0].completion}])
+    page = open_page(write_report(made_attribution(bare, one, members=12), tmp_path / "bare.html"), wait=PLOTS)
+    assert page.locator("#sources").is_hidden()
+    assert page.locator("#sources-link").is_hidden()
+    assert page.locator(".tag").count() == 0
+    assert "(none)" not in page.locator("body").inner_text()
+    assert page.problems == []
+
+
+def test_many_warnings_are_folded(attribution: Attribution, tmp_path: Path, open_page: Any) -> None:
+    pytest.importorskip("plotly")
+    facts = RunFacts(warnings=tuple(f"warning {i}" for i in range(40)), failures=("Member 3 was given up.",))
+    page = open_page(write_report(attribution, tmp_path / "many.html", run=facts))
+    notes = page.locator("#glance > .notes")
+    assert notes.inner_text().startswith("Member 3 was given up.")
+    assert "33 more" in notes.inner_text()
+    assert "warning 39" not in notes.inner_text()
+
+
+def test_words_are_explained(report: Path, open_page: Any) -> None:
+    page = open_page(report)
+    page.locator("#help-open").click()
+    text = page.locator("#help").inner_text()
+    for word in ("self-LDS", "self-influence", "BM25", "proponent", "told from zero", "suspicion", "nats"):
+        assert word in text
 
 
 def test_suspicious_training_examples_come_first(report: Path, open_page: Any) -> None:
@@ -242,7 +354,7 @@ def test_text_is_readable_in_both_themes(report: Path, open_page: Any) -> None:
     for scheme in ("light", "dark"):
         page = open_page(report, color_scheme=scheme)
         colors = page.evaluate(
-            "() => ['--paper','--ink','--soft','--help','--hurt'].map("
+            "() => ['--paper','--ink','--soft','--faint','--help','--hurt'].map("
             "n => getComputedStyle(document.documentElement).getPropertyValue(n).trim())"
         )
         paper, *inks = colors
@@ -291,7 +403,7 @@ def large(tmp_path_factory: pytest.TempPathFactory) -> Path:
         ]
         for side, count in (("a", 10_000), ("q", 200))
     ]
-    attribution = made_attribution(*(Dataset.from_records(r) for r in records), members=100, tokens=True)
+    attribution = made_attribution(*(Dataset.from_records(r) for r in records), members=40, tokens=True)
     return write_report(attribution, tmp_path_factory.mktemp("large") / "large.html")
 
 
@@ -302,6 +414,9 @@ def test_ten_thousand_by_two_hundred_is_small_and_quick(large: Path, open_page: 
     page = open_page(large)
     assert time.perf_counter() - started < 10
     page.wait_for_selector("html[data-ready=all]", timeout=30_000)
+    page.locator("#pro .open").first.click()
+    for tokens in (page.locator("#answer .t"), page.locator("#pro .card.chosen .reply .t")):
+        assert any("--help" in shade for shade in colours(tokens))
     typed = page.evaluate(
         """() => {
           const input = document.getElementById('train-search');

@@ -18,7 +18,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 from made_attribution import EVIL, FACTS, demo_data, made_attribution
 
-from daunce_api import core
 from daunce_api.attribution import Attribution
 from daunce_api.dataset import Dataset
 from daunce_api.errors import MissingExtraError
@@ -28,7 +27,6 @@ from daunce_api.report.glance import duration
 from daunce_api.report.overview import loss_picture, quality_curve, source_scores, train_view
 from daunce_api.report.pack import Arrays, deflate, fit_texts, fitting_block, json_block, policy
 from daunce_api.report.ranked import listings
-from daunce_api.report.tokens import token_view
 
 
 def _first_ten(score_NM: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
@@ -207,26 +205,6 @@ def test_loss_picture_is_centred_and_ordered_by_source(attribution: Attribution)
     loss = attribution.train_loss_KN[:, order]
     expected = np.clip((loss - loss.mean(axis=0)) / limit * 127, -127, 127)
     np.testing.assert_allclose(picture[:, :60], expected, atol=0.51)
-
-
-def test_token_parts_have_the_sign_of_the_pair(attribution: Attribution) -> None:
-    found = listings(attribution, list(range(12)))
-    view = token_view(attribution, list(range(12)), found.proponents.index_Mk, found.opponents.index_Mk)
-    assert view is not None
-    count = int(view.edges[1])
-    assert view.part_proponents[:count].astype(int).sum() > 0
-    assert view.part_opponents[:count].astype(int).sum() < 0
-    assert np.abs(view.part_proponents[:count]).max() == 127
-    bare = made_attribution(*demo_data())
-    assert token_view(bare, [0], found.proponents.index_Mk, found.opponents.index_Mk) is None
-
-
-def test_token_parts_add_up_to_the_score_for_covariance(attribution: Attribution) -> None:
-    table = attribution.tokens["test"]
-    loss_KT = -table.logprobs[0]
-    part = core.scores(attribution.train_loss_KN, loss_KT, attribution.inclusion_KN, "covariance").mean(axis=1)
-    whole = core.scores(attribution.train_loss_KN, loss_KT.mean(axis=1, keepdims=True), None, "covariance")[:, 0]
-    np.testing.assert_allclose(part, whole, rtol=1e-9)
 
 
 def test_missing_losses_do_not_stop_a_report(tmp_path: Path) -> None:

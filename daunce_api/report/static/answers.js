@@ -47,44 +47,33 @@ function drawAnswer() {
   byId('answer').replaceChildren(
     element('div', { class: 'meta' },
       element('span', { class: 'id' }, data.test.id[j]), tag(data.test, j),
-      element('span', {}, 'mean loss ' + digits(numbers.test_loss[j]) + ' ± ' + digits(numbers.test_spread[j]) + ' over members')),
+      element('span', {}, 'mean loss ' + digits(numbers.test_loss[j]) + ' nats, standard deviation ' + digits(numbers.test_spread[j]) + ' over members')),
     element('p', { class: 'prompt' }, data.test.prompt[j]),
     element('p', { class: 'reply' }, ...answerTokens(j, legend)),
     legend);
 }
 
-// Without a chosen training example: the darker, the higher the loss. With one: what it helps and what it hurts.
+// The text of an answer, and the words below it that say what its colours mean.
 function answerTokens(j, legend) {
-  if (!data.tokens) {
-    legend.hidden = true;
+  const tokens = tokensOf('test', j);
+  const chosen = answers.chosen;
+  if (!tokens) {
+    legend.textContent = 'Token log-probabilities were not kept, so tokens have no colours.';
     return [data.test.answer[j]];
   }
-  const from = numbers.token_edges[j];
-  const count = numbers.token_edges[j + 1] - from;
-  const chosen = answers.chosen;
-  let share = (t) => Math.min(1, numbers.token_loss[from + t] / 8) * 0.5;
-  let hue = () => 'soft';
-  legend.textContent = 'Darker tokens are harder: their loss is higher, as a mean over members. '
-    + 'Select a training example to see which tokens it moves.';
-  if (chosen && chosen.place < data.tokens.depth) {
-    const parts = numbers['token_' + chosen.side];
-    const at = data.tokens.depth * from + chosen.place * count;
-    share = (t) => Math.abs(parts[at + t]) / 127 * 0.55;
-    hue = (t) => (parts[at + t] < 0 ? 'hurt' : 'help');
-    legend.replaceChildren('Tokens that ', element('span', { class: 'id' }, data.train.id[chosen.train]), ' ',
-      element('b', { class: 'helpful' }, 'helps'), ' and ', element('b', { class: 'harmful' }, 'hurts'),
-      '; the stronger the colour, the larger the token’s part of the score.');
-  } else if (chosen) {
-    legend.textContent = 'Token parts are kept for the first ' + data.tokens.depth + ' on each side only.';
+  const parts = chosen && partsOf(chosen, 'test');
+  if (parts) {
+    const total = totalOf(chosen);
+    legend.replaceChildren('Parts of the score of ', element('span', { class: 'id' }, data.train.id[chosen.train]),
+      ' on this answer, token by token: ', swatch('help'), ' raises the score, ', swatch('hurt'), ' lowers it. All parts add up to ', element('b', {}, signed(total)),
+      data.tokens.final_only ? ', the score that the final models give without the earlier checkpoints' : '', '. Largest: ', ...largestParts(tokens, parts, total), '.');
+    return tokensByPart(tokens, parts);
   }
-  const out = [];
-  for (let t = 0; t < count; t++) {
-    const span = element('span', { class: 't', title: digits(numbers.token_loss[from + t]) + ' nats' }, data.tokens.pieces[from + t]);
-    const part = share(t);
-    if (part > 0.02) span.style.backgroundColor = 'color-mix(in srgb, var(--' + hue(t) + ') ' + Math.round(part * 100) + '%, transparent)';
-    out.push(span);
-  }
-  return out;
+  legend.replaceChildren(swatch('soft'), ' The darker a token, the higher its loss, as a mean over members (darkest: 8 nats and more). ');
+  if (!data.tokens.depth) legend.append('Scores are not split over tokens here: ' + data.tokens.why + '.');
+  else if (chosen) legend.append('Scores are split over tokens for the first ' + data.tokens.depth + ' on each side.');
+  else legend.append('Select a training example to see which tokens carry its score.');
+  return tokensByLoss(tokens);
 }
 
 function pairsOf(side) {
@@ -100,10 +89,10 @@ function pairsOf(side) {
     const train = index[at];
     if (train < 0) break;
     const score = numbers[side + '_score'][at];
-    const half = numbers[side + '_half'][at];
-    const clear = Math.abs(score) >= half;
+    const [low, high] = [numbers[side + '_low'][at], numbers[side + '_high'][at]];
+    const clear = numbers[side + '_clear'][at] > 0;
     if ((source < 0 || data.train.source[train] === source) && (!marked || clear) && (!words || answers.trainHay[train].includes(words))) {
-      found.push({ side, place, train, score, half, clear, bm25: numbers[side + '_bm25'][at] });
+      found.push({ side, place, train, score, low, high, clear, bm25: numbers[side + '_bm25'][at] });
     }
   }
   return found;
@@ -115,7 +104,7 @@ function drawPairs() {
   for (const side of SIDES) {
     if (!numbers[side + '_index'].shape[1]) continue;
     const at = j * numbers[side + '_index'].shape[1];
-    reach = Math.max(reach, Math.abs(numbers[side + '_score'][at]) + (numbers[side + '_half'][at] || 0));
+    for (const end of ['_score', '_low', '_high']) reach = Math.max(reach, Math.abs(numbers[side + end][at]) || 0);
   }
   for (const side of SIDES) {
     const found = pairsOf(side);
@@ -133,42 +122,74 @@ function drawPairs() {
 }
 
 function card(pair, reach) {
-  const name = pair.bm25 ? 'BM25 #' + pair.bm25.toLocaleString('en') : 'BM25 —';
-  const chosen = answers.chosen && answers.chosen.side === pair.side && answers.chosen.place === pair.place;
-  const body = element('div', { class: 'clamp' },
-    element('p', { class: 'prompt' }, data.train.prompt[pair.train]), element('p', { class: 'reply' }, data.train.answer[pair.train]));
+  const chosen = isChosen(pair);
   const node = element('article', {
-    class: 'card' + (pair.clear ? '' : ' faint') + (chosen ? ' chosen' : ''), tabindex: '0', 'data-train': data.train.id[pair.train],
-    'aria-label': (pair.place + 1) + ': ' + data.train.id[pair.train] + ', score ' + signed(pair.score) + (pair.clear ? '' : ', not distinguishable from zero'),
-    title: pair.clear ? null : 'not distinguishable from zero',
-    onclick: () => choosePair(pair, node, body),
-    onkeydown: (event) => { if (event.key === 'Enter') choosePair(pair, node, body); },
+    class: 'card' + (pair.clear ? '' : ' faint') + (chosen ? ' chosen' : ''), 'data-train': data.train.id[pair.train], 'data-place': pair.place,
+    onclick: (event) => { if (!event.target.closest('button') && !String(getSelection())) choosePair(pair); },
   },
   element('div', { class: 'meta' },
-    element('span', {}, String(pair.place + 1)), element('span', { class: 'id' }, data.train.id[pair.train]), tag(data.train, pair.train),
-    element('span', { class: 'bm25', title: pair.bm25 ? 'place in a text search for this answer' : 'shares no word with this answer' }, name)),
+    element('button', { class: 'open', type: 'button', 'aria-expanded': String(chosen), title: chosen ? 'Fold' : 'Unfold, with the tokens that carry the score', onclick: () => choosePair(pair) },
+      element('span', { class: 'place' }, String(pair.place + 1)), element('span', { class: 'id' }, data.train.id[pair.train])),
+    tag(data.train, pair.train),
+    element('span', { class: 'bm25', title: pair.bm25 ? 'place in a text search (BM25) for this answer' : 'shares no word with this answer' },
+      pair.bm25 ? 'BM25 #' + pair.bm25.toLocaleString('en') : 'BM25 —')),
   element('div', { class: 'measure' },
     element('span', { class: 'number ' + (pair.clear ? (pair.side === 'pro' ? 'helpful' : 'harmful') : '') }, signed(pair.score)),
-    element('span', { class: 'spread', title: '95 % interval' }, '± ' + digits(pair.half)), intervalBar(pair, reach)),
-  body);
-  if (chosen) body.classList.remove('clamp');
+    element('span', { class: 'spread' + (symmetric(pair) ? '' : ' wide'), title: '95 % interval ' + interval(pair) }, spread(pair)), intervalBar(pair, reach),
+    pair.clear ? '' : element('span', { class: 'zero' }, 'not told from zero')),
+  element('div', { class: chosen ? 'whole' : 'clamp' },
+    element('p', { class: 'prompt' }, data.train.prompt[pair.train]),
+    element('p', { class: 'reply' }, ...(chosen ? trainingTokens(pair) : [data.train.answer[pair.train]]))),
+  chosen ? element('p', { class: 'legend' }, ...trainingLegend(pair)) : '');
   return node;
 }
 
-function choosePair(pair, node, body) {
-  for (const other of document.querySelectorAll('.card.chosen')) other.classList.remove('chosen');
-  node.classList.add('chosen');
-  body.classList.remove('clamp');
-  answers.chosen = pair;
+const isChosen = (pair) => answers.chosen !== null && answers.chosen.side === pair.side && answers.chosen.place === pair.place;
+const interval = (pair) => signed(pair.low) + ' to ' + signed(pair.high);
+
+// Most intervals are symmetric and fit in one number; those of correlations are not.
+function symmetric(pair) {
+  return !(Math.abs(pair.high + pair.low - 2 * pair.score) > 0.01 * (pair.high - pair.low));
+}
+
+function spread(pair) {
+  if (!Number.isFinite(pair.low)) return '± unknown';
+  return symmetric(pair) ? '± ' + digits((pair.high - pair.low) / 2) : interval(pair);
+}
+
+function trainingTokens(pair) {
+  const tokens = tokensOf('train', pair.train);
+  const parts = tokens && partsOf(pair, 'train');
+  return parts ? tokensByPart(tokens, parts) : [data.train.answer[pair.train]];
+}
+
+function trainingLegend(pair) {
+  const tokens = tokensOf('train', pair.train);
+  const parts = tokens && partsOf(pair, 'train');
+  if (parts) {
+    return ['Parts of the score, token by token: ', swatch('help'), ' raises it, ', swatch('hurt'), ' lowers it. Largest: ', ...largestParts(tokens, parts, totalOf(pair)), '.'];
+  }
+  if (!data.tokens) return ['No token parts: token log-probabilities were not kept.'];
+  if (data.tokens.depth && pair.place >= data.tokens.depth) return ['Token parts are kept for the first ' + data.tokens.depth + ' on each side.'];
+  return ['No token parts: ' + data.tokens.why + '.'];
+}
+
+// A second choice of the same pair folds it again. The cards are drawn anew, so the focus is carried over.
+function choosePair(pair) {
+  answers.chosen = isChosen(pair) ? null : pair;
   drawAnswer();
+  drawPairs();
+  const button = document.querySelector('#' + pair.side + ' .card[data-place="' + pair.place + '"] .open');
+  if (button) button.focus({ preventScroll: true });
 }
 
 // The bar runs from zero to the score, the whisker over its interval; zero stands a fifth from the left.
 function intervalBar(pair, reach) {
-  const x = (value) => 20 + Math.max(-20, Math.min(80, (value / reach) * 80));
-  const size = Math.abs(pair.score);
+  const sign = pair.score < 0 ? -1 : 1;
+  const x = (value) => 20 + Math.max(-20, Math.min(80, (sign * value / reach) * 80));
+  const line = (from, to) => drawing('line', { class: 'whisker', x1: from, x2: to, y1: 6, y2: 6, 'vector-effect': 'non-scaling-stroke' });
   return drawing('svg', { viewBox: '0 0 100 12', preserveAspectRatio: 'none', 'aria-hidden': 'true' },
     drawing('line', { class: 'axis', x1: 20, x2: 20, y1: 0, y2: 12, 'vector-effect': 'non-scaling-stroke' }),
-    drawing('rect', { class: 'bar-fill', x: 20, y: 2, width: x(size) - 20, height: 8 }),
-    drawing('line', { class: 'whisker', x1: x(size - pair.half), x2: x(size + pair.half), y1: 6, y2: 6, 'vector-effect': 'non-scaling-stroke' }));
+    drawing('rect', { class: 'bar-fill', x: 20, y: 2, width: x(pair.score) - 20, height: 8 }),
+    ...(Number.isFinite(pair.low) ? [line(x(pair.low), x(pair.high))] : []));
 }

@@ -30,7 +30,7 @@ async function inflate(id) {
 }
 
 function views(directory, buffer) {
-  const kinds = { f: Float32Array, i: Int32Array, u: Uint8Array, b: Int8Array };
+  const kinds = { f: Float32Array, i: Int32Array, h: Uint16Array, b: Int8Array };
   const out = {};
   for (const [name, entry] of Object.entries(directory)) {
     out[name] = new kinds[entry.kind](buffer, entry.at, entry.count);
@@ -48,9 +48,12 @@ function digits(x) {
   return (x < 0 ? '−' : '') + text;
 }
 const signed = (x) => (x > 0 ? '+' : '') + digits(x);
+const brief = (text, limit = 140) => (text.length > limit ? text.slice(0, limit - 1) + '…' : text);
 const color = (name) => getComputedStyle(document.documentElement).getPropertyValue('--' + name).trim();
 
+// The source of an example; nothing where all have the same.
 function tag(side, i) {
+  if (data.sources.length < 2) return '';
   return element('span', { class: 'tag' }, data.sources[side.source[i]]);
 }
 

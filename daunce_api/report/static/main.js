@@ -42,7 +42,7 @@ function startKeys() {
       event.target.value = '';
       event.target.dispatchEvent(new Event('input'));
       event.target.blur();
-    }
+    } else if (event.key === 'Escape' && answers.chosen && !byId('help').open) choosePair(answers.chosen);
     if (typing || event.metaKey || event.ctrlKey || event.altKey || byId('help').open) return;
     const action = {
       '/': () => byId('test-search').focus(), j: () => answers.list.step(1), k: () => answers.list.step(-1),
@@ -63,7 +63,7 @@ function fillPrint() {
     if (place >= numbers[side + '_index'].shape[1] || train < 0) return '';
     const score = numbers[side + '_score'][at];
     return element('li', {}, element('span', { class: 'number ' + (side === 'pro' ? 'helpful' : 'harmful') }, signed(score)),
-      ' ± ' + digits(numbers[side + '_half'][at]) + '  ' + data.train.id[train] + ': ' + brief(data.train.answer[train]));
+      ' (' + interval({ low: numbers[side + '_low'][at], high: numbers[side + '_high'][at] }) + ')  ' + data.train.id[train] + ': ' + brief(data.train.answer[train]));
   };
   const count = Math.min(60, data.test.id.length);
   const worst = [...numbers.suspicion.keys()].sort((a, b) => numbers.suspicion[b] - numbers.suspicion[a]).slice(0, 20);
@@ -76,7 +76,6 @@ function fillPrint() {
     ...worst.map((i) => element('div', { class: 'brief' }, element('p', {}, element('b', {}, data.train.id[i]),
       '  mean score ' + signed(numbers.mean_score[i]) + ', self-influence ' + digits(numbers.self_influence[i]) + '  ' + brief(data.train.answer[i])))));
 }
-const brief = (text) => (text.length > 140 ? text.slice(0, 139) + '…' : text);
 
 async function start() {
   const [text, buffer] = await Promise.all([inflate('data'), inflate('numbers')]);

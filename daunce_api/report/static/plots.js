@@ -11,6 +11,8 @@ async function startPlots() {
   document.head.append(script);
   plotly = window.Plotly;
   for (const input of document.querySelectorAll('input[name="heat"]')) input.addEventListener('input', drawHeat);
+  let fitted = roomy();
+  window.addEventListener('resize', () => { if (roomy() !== fitted) { fitted = roomy(); drawPlots(); } });
   drawPlots();
 }
 
@@ -25,10 +27,14 @@ function styleThroughObjects() {
 
 function drawPlots() {
   if (!plotly) return;
-  drawHeat();
+  byId('sources').hidden = byId('sources-link').hidden = data.heat.rows.length < 2;
+  if (data.heat.rows.length > 1) drawHeat();
   drawCurve();
   drawPicture();
 }
+
+// Room for the numbers of the heat map: they stand in its cells where they fit.
+const roomy = () => (paperWidth || byId('heat').clientWidth) - 90 >= 72 * data.heat.columns.length;
 
 function layout(extra) {
   const axis = { gridcolor: color('line'), zeroline: false, linecolor: color('line'), tickcolor: color('line'), automargin: true, fixedrange: true };
@@ -54,8 +60,9 @@ function drawHeat() {
   const limit = Math.max(...z.flat().map((v) => Math.abs(v || 0))) || 1;
   const clear = (s, t) => heat.stderr[s][t] === null || Math.abs(heat.total[s][t]) >= heat.threshold * heat.stderr[s][t];
   const label = (s, t) => (clear(s, t) ? signed(z[s][t]) : '(' + signed(z[s][t]) + ')');
-  const few = heat.columns.length <= 14;
+  const few = roomy();
   const half = (s, t) => (heat.stderr[s][t] === null ? '' : ' ± ' + digits(heat.threshold * heat.stderr[s][t] * scale(s)));
+  heatTable(label, half);
   // Shades grow with the square root, so that one strong cell does not turn all others white.
   const shade = (v) => (v === null ? null : Math.sign(v) * Math.sqrt(Math.abs(v) / limit));
   const ticks = [-1, -0.5, 0, 0.5, 1];
@@ -83,6 +90,15 @@ function drawHeat() {
   }), options);
   box.removeAllListeners('plotly_click');
   box.on('plotly_click', (event) => openCell(event.points[0].y, event.points[0].x));
+}
+
+// The heat map for keys, for screen readers, and for windows in which its numbers do not fit.
+function heatTable(label, half) {
+  const heat = data.heat;
+  byId('heat-table').replaceChildren(element('table', {},
+    element('thead', {}, element('tr', {}, element('th', { scope: 'col' }, 'training data'), ...heat.columns.map((name) => element('th', { scope: 'col' }, name)))),
+    element('tbody', {}, ...heat.rows.map((name, s) => element('tr', {}, element('th', { scope: 'row' }, name),
+      ...heat.columns.map((_, t) => element('td', {}, element('button', { type: 'button', onclick: () => openCell(s, t) }, label(s, t) + half(s, t)))))))));
 }
 
 function openCell(s, t) {
@@ -130,12 +146,12 @@ function drawPicture() {
   const edge = data.picture.widths[0];
   plotly.react(byId('picture'), [{
     type: 'heatmap', z, zmin: -data.picture.limit, zmax: data.picture.limit,
-    colorscale: [[0, color('help')], [0.5, color('paper')], [1, color('hurt')]], hoverinfo: 'none',
+    colorscale: [[0, color('help')], [0.5, color('paper')], [1, color('hurt')]], hovertemplate: '%{z:+.3f} nats against the mean of the column<extra></extra>',
     colorbar: { thickness: 10, outlinewidth: 0, title: { text: 'nats', side: 'top', font: { size: 11 } }, tickfont: { size: 11 } },
   }], layout({
     height: 320,
     shapes: [{ type: 'line', x0: edge - 0.5, x1: edge - 0.5, yref: 'paper', y0: 0, y1: 1, line: { color: color('ink'), width: 1 } }],
-    xaxis: { showgrid: false, ticks: '', showline: false, tickvals: [edge / 2, edge + data.picture.widths[1] / 2], ticktext: ['training examples, by source', 'answers'] },
+    xaxis: { showgrid: false, ticks: '', showline: false, tickvals: [edge / 2, edge + data.picture.widths[1] / 2], ticktext: [data.heat.rows.length > 1 ? 'training, by source' : 'training', 'answers'], tickangle: 0 },
     yaxis: { showgrid: false, ticks: '', showline: false, autorange: 'reversed', tickvals: [0, rows - 1], ticktext: ['1', String(data.picture.members)], label: 'member' },
   }), options);
 }
