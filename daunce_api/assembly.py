@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from .attribution import Attribution, Side, TokenTable
 from .backends.base import TokenScores
 from .config import RunConfig
-from .core import per_example_losses, resolve_censored
+from .core import Checkpoints, per_example_losses, resolve_censored
 from .dataset import Dataset
 from .ensemble import Ensemble
 from .errors import NotEnoughMembersError
@@ -36,6 +36,8 @@ class Material:
     encoded_train: tuple[EncodedExample, ...]
     encoded_test: tuple[EncodedExample, ...]
     ensemble: Ensemble
+    models: int = 1
+    """Models of each job that are scored, the final one included (``ensemble.checkpoints``)."""
 
     @property
     def encoded(self) -> tuple[EncodedExample, ...]:
@@ -49,8 +51,23 @@ class Material:
 
 
 def complete_members(store: RunStore, material: Material) -> list[int]:
-    """Members for which every training and test example is scored, ascending."""
-    return [k for k in range(material.ensemble.members) if material.keys <= store.scored_keys(k)]
+    """Members of which every model that is asked for is scored on every example, ascending."""
+    return [k for k in range(material.ensemble.members) if is_complete(store, material, k)]
+
+
+def is_complete(store: RunStore, material: Material, member: int) -> bool:
+    """Whether nothing is left to be scored of a member. A job that has fewer checkpoints than asked for, or of which
+    some are gone, is complete without them."""
+    if not material.keys <= store.scored_keys(member):
+        return False
+    wanted = store.wanted_checkpoints(member, material.models)
+    return wanted is not None and all(material.keys <= store.scored_keys(member, checkpoint=n) for n in wanted)
+
+
+def models_scored(store: RunStore, material: Material) -> int:
+    """Models that are scored on every example, earlier checkpoints included."""
+    places = [(k, n) for k in range(material.ensemble.members) for n in range(material.models)]
+    return sum(material.keys <= store.scored_keys(k, checkpoint=n) for k, n in places)
 
 
 def assemble(store: RunStore, material: Material, config: RunConfig, tokenizer: Tokenizer | None = None) -> Attribution:
@@ -77,6 +94,7 @@ def assemble(store: RunStore, material: Material, config: RunConfig, tokenizer: 
         train_loss_KN=np.asarray(resolve_censored(train_KN, train_censored_KN), dtype=np.float64),
         test_loss_KM=np.asarray(resolve_censored(test_KM, test_censored_KM), dtype=np.float64),
         inclusion_KN=material.ensemble.inclusion_KN[members],
+        earlier=_earlier(store, material, members, config),
         estimator=config.attribution.estimator,
         noise=noise.sigma_example if noise.pairs else None,
         rho=learning_time_ratio(config, len(material.train)),
@@ -86,6 +104,27 @@ def assemble(store: RunStore, material: Material, config: RunConfig, tokenizer: 
         tokens={} if tokenizer is None else _tokens(scored, material, tokenizer),
         facts=_facts(store, config, material, len(members)),
     )
+
+
+def _earlier(store: RunStore, material: Material, members: Sequence[int], config: RunConfig) -> Checkpoints | None:
+    """Losses of the members' earlier checkpoints, ascending by epoch; NaN where a member has fewer than others."""
+    stages: list[tuple[NDArray[np.float64], NDArray[np.float64]]] = []
+    for number in range(material.models - 1, 0, -1):
+        scored = {row: store.load_scores(k, checkpoint=number) for row, k in enumerate(members)}
+        scored = {row: answers for row, answers in scored.items() if material.keys <= answers.keys()}
+        if not scored:
+            continue
+        sides = []
+        for examples in (material.encoded_train, material.encoded_test):
+            found, censored = _losses(list(scored.values()), examples, config)
+            loss = np.full((len(members), len(examples)), np.nan)
+            # Bounds stay whatever their share: one example less would cost the whole stage.
+            loss[list(scored)] = resolve_censored(found, censored, max_share=1.0)
+            sides.append(loss)
+        stages.append((sides[0], sides[1]))
+    if not stages:
+        return None
+    return Checkpoints(np.stack([train for train, _ in stages]), np.stack([test for _, test in stages]))
 
 
 def _losses(

@@ -123,6 +123,13 @@ class EnsembleConfig(_Section):
     seed: int = Field(0, ge=0, lt=2**31, description="everything random follows from it")
     start_from: Literal["base", "target"] = Field("base", description="what members are fine-tuned from")
     target_model: str | None = Field(None, description="an existing fine-tune of the whole training set")
+    checkpoints: int = Field(
+        1,
+        ge=1,
+        le=100,
+        description="models of each job that are scored: the final one and those of the epochs before it; scoring "
+        "costs so many times as much, training nothing more",
+    )
     stop: StopConfig | None = Field(None, description="stop before K members; default: never")
 
     @model_validator(mode="after")
@@ -160,7 +167,9 @@ class AttributionConfig(_Section):
     """How losses become scores; may be changed after the run."""
 
     estimator: str = Field("auto", description="auto, covariance, correlation, inclusion, whitened, ...")
-    loss: Literal["mean", "sum"] = Field("mean", description="per example: nats per completion token, or their sum")
+    loss: Literal["mean", "sum", "margin"] = Field(
+        "mean", description="per example: nats per completion token, their sum, or minus the mean log-odds"
+    )
 
 
 class PriceConfig(_Section):

@@ -13,7 +13,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from .backends.base import Probing, Scorer, TokenScores, within_scope
+from .backends.base import Probing, Scorer, TokenScores, TrainerCapabilities, within_scope
 from .backends.openai_wire.client import WireClient
 from .backends.openai_wire.dialects import dialect_of_models
 from .backends.registry import Backend, capabilities_of, open_backend
@@ -99,6 +99,7 @@ async def examine_run(run: Run) -> Findings:
         f"{trainer.provider}: {trainer.max_concurrent_jobs} jobs at once, at least {trainer.min_examples} examples, "
         f"{'takes a seed' if trainer.honours_seed else 'takes no seed'}",
     )
+    _checkpoints(run.config.ensemble.checkpoints, trainer, findings)
     scopes = {"any": "any completion, exactly", "one_token": "completions of one token", "first_token": scorer.measured}
     findings.add("scoring", None, f"{scorer.provider} measures {scopes[scorer.scope]}")
     for note in dict.fromkeys((*trainer.notes, *scorer.notes)):
@@ -132,6 +133,18 @@ async def examine_backend(
     except DaunceError as error:
         findings.add("log-probabilities", False, str(error))
     return findings
+
+
+def _checkpoints(asked: int, trainer: TrainerCapabilities, findings: Findings) -> None:
+    """Whether the models of earlier epochs can be scored, and as many as the config asks for."""
+    kept = trainer.checkpoints
+    if asked == 1 and kept == 1:
+        return
+    models = "only the final model" if kept == 1 else f"the last {kept} models"
+    asks = f"; ensemble.checkpoints asks for {asked}"
+    findings.add("checkpoints", None if asked == 1 else asked <= kept, f"{models} of each job can be scored{asks}")
+    if asked > kept:
+        findings.advice.append(f"set ensemble.checkpoints to {kept}: {trainer.provider} offers no more.")
 
 
 def _short_examples(run: Run, findings: Findings) -> list[EncodedExample]:

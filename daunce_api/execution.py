@@ -19,7 +19,7 @@ from .core import SelfLDS
 from .core.quality import MINIMUM_MEMBERS
 from .core.stopping import AtLeast, Condition, Plateau, Reached
 from .display import terminal_text
-from .errors import ConfigurationError
+from .errors import ConfigurationError, RejectedError
 from .noise import check_members_differ
 from .orchestrator import Event, OnEvent, Orchestrator
 from .replay import Session
@@ -53,6 +53,7 @@ class Execution:
         self._clock = clock
         self._history: dict[int, SelfLDS] = {}
         self._compared = False
+        self._shares: dict[int, tuple[int, int]] = {}
 
     def orchestrator(self, backend: Backend) -> Orchestrator:
         """The jobs of this run, at an opened backend."""
@@ -87,7 +88,7 @@ class Execution:
                     self._store,
                     concurrency=self._config.scoring.concurrency,
                     clock=self._clock,
-                    on_progress=self._on_progress,
+                    on_progress=self._progressed,
                     cache=cache,
                 )
                 self._orchestrator = self.orchestrator(backend)
@@ -103,25 +104,31 @@ class Execution:
         if self._on_event is not None:
             self._on_event(event)
 
+    def _progressed(self, member: int, done: int, total: int) -> None:
+        """Progress over all models of a member."""
+        before, models = self._shares[member]
+        if self._on_progress is not None:
+            self._on_progress(member, before * total + done, models * total)
+
     @cached_property
     def _shortest(self) -> EncodedExample:
         """What the endpoint is tested with: any example will do, the same one every time, cheap."""
         return min(self._material.encoded, key=lambda e: (len(e.ids), e.ids, e.targets))
 
     async def _score(self, member: int, model: str) -> None:
-        """Everything that is asked of one model, as soon as it is there."""
+        """Everything that is asked of one member's models, as soon as they are there."""
         config, material = self._config, self._material
-        if member == TARGET and not config.scoring.target:
+        if member == TARGET:
+            if config.scoring.target:
+                self._shares[member] = (0, 1)
+                await self._score_final(member, model)
             return
-        subject = f"scoring of member {member}"
-        self._store.reserve(subject, self._plan.scoring_usd_per_model or 0.0, cap=config.budget.max_usd)
-        if member == PROBED_MEMBER:
-            await self._client.probe(model, self._shortest)
-        if member != TARGET:
-            # Before the scores: a member that has them all is complete, and never asked again.
-            await self._client.probe_noise(member, model, material.encoded_train, config.scoring.noise_probe)
-        await self._client.score_member(member, model, material.encoded)
-        self._store.settle(subject, self._plan.scoring_usd_per_model or 0.0)
+        earlier = await self._orchestrator.checkpoints(member)
+        self._shares[member] = (0, 1 + len(earlier))
+        await self._score_final(member, model)
+        for rank, (number, checkpoint) in enumerate(earlier.items(), start=1):
+            self._shares[member] = (rank, 1 + len(earlier))
+            await self._score_checkpoint(member, number, checkpoint)
         if self._compared and config.ensemble.stop is None:
             return
         members = complete_members(self._store, material)
@@ -129,6 +136,35 @@ class Execution:
         reason = self._enough(members)
         if reason is not None:
             self._orchestrator.halt(reason)
+
+    async def _score_final(self, member: int, model: str) -> None:
+        config, material = self._config, self._material
+        if material.keys <= self._store.scored_keys(member):
+            return
+        subject, usd = f"scoring of member {member}", self._plan.scoring_usd_per_model or 0.0
+        self._store.reserve(subject, usd, cap=config.budget.max_usd)
+        if member == PROBED_MEMBER:
+            await self._client.probe(model, self._shortest)
+        if member != TARGET:
+            # Before the scores: a model that has them all is never asked again.
+            await self._client.probe_noise(member, model, material.encoded_train, config.scoring.noise_probe)
+        await self._client.score_member(member, model, material.encoded)
+        self._store.settle(subject, usd)
+
+    async def _score_checkpoint(self, member: int, number: int, model: str) -> None:
+        """One of the models from before the end of the member's job; one that is gone is left out."""
+        material = self._material
+        if material.keys <= self._store.scored_keys(member, checkpoint=number):
+            return
+        subject = f"scoring of member {member}, checkpoint {number}"
+        usd = self._plan.scoring_usd_per_model or 0.0
+        self._store.reserve(subject, usd, cap=self._config.budget.max_usd)
+        try:
+            await self._client.score_member(member, model, material.encoded, checkpoint=number)
+        except RejectedError as error:
+            if not await self._orchestrator.checkpoint_is_gone(member, number, model, error):
+                raise
+        self._store.settle(subject, usd)
 
     def _compare(self, members: list[int]) -> None:
         """Hold the first complete members against each other, before more of them are paid for."""
@@ -169,3 +205,10 @@ def check_served(store: RunStore, attribution: Attribution) -> None:
     loss_KX = np.concatenate([attribution.test_loss_KM, attribution.train_loss_KN], axis=1)
     names = [models.get(k, f"member {k}") for k in attribution.members]
     check_members_differ(loss_KX, names, sigma=attribution.noise or 0.0)
+    if attribution.earlier is None:
+        return
+    for train_KN, test_KM in zip(attribution.earlier.train_loss_SKN, attribution.earlier.test_loss_SKM, strict=True):
+        loss_KX = np.concatenate([test_KM, train_KN], axis=1)
+        has_K = np.isfinite(loss_KX).any(axis=1)
+        earlier = [f"{name} (checkpoint)" for name, has in zip(names, has_K, strict=True) if has]
+        check_members_differ(loss_KX[has_K], earlier, sigma=attribution.noise or 0.0)

@@ -6,10 +6,7 @@ import asyncio
 from collections.abc import Mapping
 
 from .backends.base import TokenScores
-from .store import RunStore
-
-Entry = tuple[int, int, Mapping[str, TokenScores]]
-"""(member, replicate, scores by example key)."""
+from .store import RunStore, ScoreBatch
 
 
 class GroupCommit:
@@ -22,13 +19,13 @@ class GroupCommit:
     def __init__(self, store: RunStore, fingerprint: str) -> None:
         self._store = store
         self._fingerprint = fingerprint
-        self._waiting: list[tuple[Entry, asyncio.Future[None]]] = []
+        self._waiting: list[tuple[ScoreBatch, asyncio.Future[None]]] = []
         self._writer: asyncio.Task[None] | None = None
 
-    async def save(self, member: int, replicate: int, scores: Mapping[str, TokenScores]) -> None:
+    async def save(self, member: int, replicate: int, scores: Mapping[str, TokenScores], checkpoint: int = 0) -> None:
         """Store a batch, all of it or none. Raises StoreError and RunChangedError as the store does."""
         done = asyncio.get_running_loop().create_future()
-        self._waiting.append(((member, replicate, scores), done))
+        self._waiting.append(((member, replicate, checkpoint, scores), done))
         if self._writer is None:
             self._writer = asyncio.create_task(self._write())
         await done

@@ -137,6 +137,7 @@ class Run:
                 self.config.ensemble.seed,
                 min_subset=trainer.min_examples,
             ),
+            self.config.ensemble.checkpoints,
         )
 
     # -- the run --------------------------------------------------------------------------------------------------

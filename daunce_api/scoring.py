@@ -81,9 +81,10 @@ class ScoringClient:
         """Requests sent so far, repeats included."""
 
     async def score_member(
-        self, member: int, model: str, examples: Sequence[EncodedExample], replicate: int = 0
+        self, member: int, model: str, examples: Sequence[EncodedExample], replicate: int = 0, checkpoint: int = 0
     ) -> int:
-        """Score what the store lacks for this member; the number of examples scored now.
+        """Score what the store lacks for this member; the number of examples scored now. ``checkpoint`` numbers its
+        models from the final one (0) backwards.
 
         Examples with equal token ids and targets are sent once. Each batch is stored in one transaction when it
         arrives. After an error no new batch is sent, those under way are still received and stored, and then the
@@ -92,22 +93,24 @@ class ScoringClient:
         given = tuple(examples)
         if self._prepared[0] != given:  # kept, since every member is asked the same
             self._prepared = (given, _prepare(given))
-        return await self._score(member, model, self._prepared[1], replicate)
+        return await self._score(member, model, self._prepared[1], replicate, checkpoint)
 
-    async def _score(self, member: int, model: str, prepared: Batch, replicate: int) -> int:
-        done = self._store.scored_keys(member, replicate)
+    async def _score(self, member: int, model: str, prepared: Batch, replicate: int, checkpoint: int) -> int:
+        done = self._store.scored_keys(member, replicate, checkpoint)
         missing = [item for item in prepared if item[0] not in done]
         cache = self._cached(replicate)
         if cache is not None and missing:
             known = cache.lookup(self._scorer.fingerprint, model, (key for key, _ in missing))
-            self._store.save_scores(member, replicate, self._scorer.fingerprint, known)
+            self._store.save_scores(member, replicate, self._scorer.fingerprint, known, checkpoint)
             missing = [item for item in missing if item[0] not in known]
         if not missing:
             return 0
         async with self._leases.lease(model):
-            return await self._score_missing(member, model, prepared, missing, replicate)
+            return await self._score_missing(member, model, prepared, missing, replicate, checkpoint)
 
-    async def _score_missing(self, member: int, model: str, prepared: Batch, missing: Batch, replicate: int) -> int:
+    async def _score_missing(
+        self, member: int, model: str, prepared: Batch, missing: Batch, replicate: int, checkpoint: int
+    ) -> int:
         if member == PROBED_MEMBER and replicate == 0:
             await self.probe(model, missing[0][1])
         cache = self._cached(replicate)
@@ -118,7 +121,7 @@ class ScoringClient:
         async def keep(batch: Batch, answers: Sequence[TokenScores]) -> None:
             nonlocal scored
             answered = {key: answer for (key, _), answer in zip(batch, answers, strict=True)}
-            await self._writer.save(member, replicate, answered)
+            await self._writer.save(member, replicate, answered, checkpoint)
             if cache is not None:
                 cache.save(self._scorer.fingerprint, model, answered)
             scored += len(batch)
@@ -147,7 +150,7 @@ class ScoringClient:
 
     async def probe_noise(self, member: int, model: str, examples: Sequence[EncodedExample], count: int) -> int:
         """Score the first ``count`` distinct examples a second time (replicate 1); see ``measure_noise``."""
-        return await self._score(member, model, _prepare(examples[:count]), replicate=1)
+        return await self._score(member, model, _prepare(examples[:count]), replicate=1, checkpoint=0)
 
     async def probe(self, model: str, example: EncodedExample) -> ProbeReport | None:
         """Have the scorer test its endpoint with one model and one example, once a run; the report, or None where

@@ -6,12 +6,13 @@ from collections import Counter
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from .assembly import Material, assemble, complete_members
+from .assembly import Material, assemble, complete_members, models_scored
 from .backends.base import JobStatus
 from .config import RunConfig
 from .core import SelfLDS
 from .errors import NotEnoughMembersError
 from .store import INTENT, TARGET, RunStore
+from .usage import usage_of
 
 
 @dataclass(frozen=True)
@@ -19,8 +20,10 @@ class RunStatus:
     """The state of a run.
 
     ``members_asked`` K; ``members_trained`` those with a model; ``members_scored`` those whose every example is
-    scored; ``members_running`` those with a job that is not final; ``members_failed`` those whose last attempt
-    failed. ``target``: state of the target model's job, None without one. ``usd``: reserved and settled so far.
+    scored; ``models_asked`` and ``models_scored`` count the models of all members, earlier checkpoints included
+    (``ensemble.checkpoints``); ``members_running`` those with a job that is not final; ``members_failed`` those whose
+    last attempt failed. ``target``: state of the target model's job, None without one. ``usd``: reserved and settled.
+    ``trained_tokens``, ``scored_tokens``, ``seconds``, ``job_seconds``: see :class:`~daunce_api.usage.Usage`.
     ``measured``: what a loss is the loss of; ``censored``: share of the losses that are lower bounds.
     ``noise``: scoring noise of one loss in nats, None where nothing was scored twice. ``recent``: the last changes.
     """
@@ -32,11 +35,16 @@ class RunStatus:
     members_asked: int
     members_trained: int
     members_scored: int
+    models_asked: int
+    models_scored: int
     members_running: int
     members_failed: int
     target: str | None
     trained_tokens: int
+    scored_tokens: int
     usd: float
+    seconds: float
+    job_seconds: float
     self_lds: SelfLDS | None
     noise: float | None
     measured: str
@@ -69,6 +77,7 @@ def status_of(store: RunStore, material: Material, config: RunConfig) -> RunStat
         quality, noise, censored = attribution.self_lds, attribution.noise, attribution.censored
         estimator, why = attribution.choice.estimator.name, attribution.choice.why
     target = last.get(TARGET)
+    used = usage_of(store, material.encoded)
     return RunStatus(
         run_dir=str(config.run_dir),
         name=config.name,
@@ -77,11 +86,16 @@ def status_of(store: RunStore, material: Material, config: RunConfig) -> RunStat
         members_asked=material.ensemble.members,
         members_trained=len(ready.keys() - {TARGET}),
         members_scored=len(complete_members(store, material)),
+        models_asked=material.ensemble.members * material.models,
+        models_scored=models_scored(store, material),
         members_running=states["running"],
         members_failed=states["failed"],
         target=None if target is None else target.status,
-        trained_tokens=sum(job.trained_tokens or 0 for job in store.jobs()),
-        usd=store.spent(),
+        trained_tokens=used.trained_tokens,
+        scored_tokens=used.scored_tokens,
+        usd=used.usd,
+        seconds=used.seconds,
+        job_seconds=used.job_seconds,
         self_lds=quality,
         noise=noise,
         measured=material.measured,

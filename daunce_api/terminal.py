@@ -16,7 +16,7 @@ from rich.progress import Progress as RichProgress
 from rich.table import Table
 from rich.text import Text
 
-from .display import rich_text, terminal_text
+from .display import duration, rich_text, terminal_text
 from .orchestrator import CancelReport, CleanReport, Event, EventKind
 from .status import RunStatus
 
@@ -30,6 +30,15 @@ if TYPE_CHECKING:
 
 out = Console(highlight=False, soft_wrap=True)
 err = Console(stderr=True, highlight=False, soft_wrap=True)
+
+_TOLD = (
+    EventKind.FAILED,
+    EventKind.LEFT_OUT,
+    EventKind.FEWER_MODELS,
+    EventKind.WAITING,
+    EventKind.PARKED,
+)
+"""Events that people are told of."""
 
 SIGN = "positive = helpful: training on it made this answer more likely"
 
@@ -94,10 +103,7 @@ class Progress:
         elif event.job is not None and event.job.model is not None and (event.member or 0) >= 0:
             self._ready.add(event.member or 0)
         self._bars.update(self._trained, completed=len(self._ready))
-        if (
-            event.kind in (EventKind.FAILED, EventKind.LEFT_OUT, EventKind.WAITING, EventKind.PARKED)
-            and not self._quiet
-        ):
+        if event.kind in _TOLD and not self._quiet:
             self._bars.console.print(Text.assemble(("note  ", "yellow"), terminal_text(event.message)))
 
     def scored(self, member: int, done: int, total: int) -> None:
@@ -137,6 +143,8 @@ def status(state: RunStatus) -> None:
 def summary(state: RunStatus) -> None:
     """How far a run is."""
     table = Table(show_header=False, box=None, pad_edge=False)
+    models = f"{state.models_scored} of {state.models_asked} scored, the checkpoints of earlier epochs among them"
+    checkpoints = [("models", models)] if state.models_asked > state.members_asked else []
     rows: list[tuple[str, str]] = [
         ("run", f"{state.name} in {state.run_dir}"),
         ("model", f"{state.model} at {state.provider}"),
@@ -145,7 +153,13 @@ def summary(state: RunStatus) -> None:
             f"{state.members_scored} of {state.members_asked} scored, {state.members_trained} trained, "
             f"{state.members_running} running, {state.members_failed} failed",
         ),
-        ("spent", f"{state.trained_tokens:,} training tokens, ${state.usd:,.2f}"),
+        *checkpoints,
+        ("spent", f"${state.usd:,.2f}, {state.trained_tokens:,} tokens trained, {state.scored_tokens:,} tokens scored"),
+        (
+            "time",
+            f"{duration(state.seconds)} from the start to the last result; the jobs took "
+            f"{duration(state.job_seconds)} in all",
+        ),
     ]
     if state.target is not None:
         rows.append(("target", state.target))

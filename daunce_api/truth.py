@@ -182,6 +182,7 @@ def _config_of(config: RunConfig, folder: Path, name: str, ensemble: Ensemble) -
                     "start_from": "base",
                     "target_model": None,
                     "stop": None,
+                    "checkpoints": 1,
                 }
             ),
             "training": training.model_copy(

@@ -22,7 +22,7 @@ from .failures import Failures
 from .hosting import hosted
 from .openai_wire.chat_token import ChatTokenOptions, chat_capabilities, open_tokenizer, scorer_on
 from .openai_wire.client import WireClient, api_key_from
-from .openai_wire.trainer import HYPERPARAMETERS, WireTrainer, WireTrainerOptions
+from .openai_wire.trainer import HYPERPARAMETERS, KEPT_CHECKPOINTS, WireTrainer, WireTrainerOptions
 from .options import parse_options
 from .registry import Context
 
@@ -31,7 +31,7 @@ __all__ = ["open_scorer", "open_tokenizer", "open_trainer", "scorer_capabilities
 MANAGEMENT_URL = "https://management.azure.com"
 MANAGEMENT_VERSION = "2024-10-01"
 NOTES = (
-    "every fine-tune that is scored needs a deployment of its own, which Azure bills by the hour",
+    "every model that is scored needs a deployment of its own, which Azure bills by the hour",
     "jobs are found again by their metadata; that Azure keeps it was not tested against the service",
     "by default an Azure resource runs 1 fine-tuning job at a time and keeps 100 in all, files 50 (1 GB)",
 )
@@ -75,6 +75,7 @@ def trainer_capabilities(config: RunConfig) -> TrainerCapabilities:
         max_concurrent_jobs=config.backend.max_concurrent_jobs or JOBS_AT_ONCE,
         min_examples=options.min_examples,
         hyperparameters=HYPERPARAMETERS,
+        checkpoints=KEPT_CHECKPOINTS,
         notes=NOTES,
     )
 

@@ -77,7 +77,8 @@ class TrainerCapabilities:
 
     ``listing_lag_seconds``: how long a new job or file may be missing from the provider's lists. After a submit
     without an answer the job is looked for so long before it is submitted again; 0 for a server whose lists are
-    never behind. ``max_context_tokens``: the longest training example, None where it is not known.
+    never behind. ``max_context_tokens``: the longest training example, None where it is not known. ``checkpoints``:
+    how many models of a job can be scored, the final one and those of the epochs before it (:class:`Checkpointing`).
     """
 
     provider: str
@@ -89,6 +90,7 @@ class TrainerCapabilities:
     seconds_per_job: float | None = None
     listing_lag_seconds: float = 15.0
     max_context_tokens: int | None = None
+    checkpoints: int = 1
     notes: tuple[str, ...] = ()
 
 
@@ -210,6 +212,16 @@ class Trainer(_Opened, Protocol):
 
     async def delete_model(self, model: str) -> bool:
         """True when it is gone now or was already; False when the provider keeps it."""
+        ...
+
+
+@runtime_checkable
+class Checkpointing(Protocol):
+    """A trainer that keeps models of a job from before its end, which are scored like the final one."""
+
+    async def checkpoints(self, job_id: str) -> list[str]:
+        """Models of a succeeded job from before its end, ascending by training step: neither its final model nor one
+        of the same weights. Raises RejectedError where the job is not known."""
         ...
 
 

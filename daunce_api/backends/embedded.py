@@ -16,7 +16,7 @@ from ..errors import ConfigurationError
 from ..tokens import LocalTokenizer, Tokenizer
 from .base import TrainerCapabilities
 from .openai_wire.client import Endpoint, WireClient
-from .openai_wire.trainer import HYPERPARAMETERS, WireTrainer, WireTrainerOptions
+from .openai_wire.trainer import HYPERPARAMETERS, KEPT_CHECKPOINTS, WireTrainer, WireTrainerOptions
 from .options import parse_options
 from .registry import Context
 from .tokenizers import EMBEDDED_MODEL, embedded_folder
@@ -41,6 +41,7 @@ def trainer_capabilities(config: RunConfig) -> TrainerCapabilities:
         hyperparameters=HYPERPARAMETERS,
         listing_lag_seconds=trainer.listing_lag_seconds or 0.0,
         max_context_tokens=context_tokens(config),
+        checkpoints=KEPT_CHECKPOINTS,
         notes=("trains and scores on this machine",),
     )
 

@@ -39,6 +39,8 @@ class Plan:
     hours: float | None
     concurrent_jobs: int
     today: date
+    checkpoints: int = 1
+    """Models of each member that are scored, its final one included."""
     hosting: Hosting | None = None
     """What the hours of the endpoint that scores cost; None where it is not paid for by the hour."""
     n_scored: int | None = None
@@ -138,6 +140,7 @@ class Plan:
             "training_tokens_first_member": per_member,
             "training_tokens_target": self.training_tokens.get(TARGET),
             "scored_models": self.scored_models,
+            "checkpoints": self.checkpoints,
             "scoring_input_tokens": self.scoring_input_tokens * self.scored_models,
             "scoring_output_tokens": self.scoring_output_tokens * self.scored_models,
             "training_usd": self.training_usd,
@@ -169,9 +172,10 @@ class Plan:
         spread = f"{min(members):,} to {max(members):,} a member" if members else "none"
         scored = (self.scoring_input_tokens + self.scoring_output_tokens) * self.scored_models
         asked = self.n_train + self.n_test if self.n_scored is None else self.n_scored
+        of_each = f" ({self.checkpoints} of each member)" if self.checkpoints > 1 else ""
         rows = [
             ("Jobs", jobs),
-            ("Scoring", f"{asked:,} examples on {self.scored_models} models, by {self.scorer}"),
+            ("Scoring", f"{asked:,} examples on {self.scored_models} models{of_each}, by {self.scorer}"),
             ("Training tokens", f"{self.total_training_tokens:,} ({spread}, all epochs)"),
             ("Scoring tokens", f"{scored:,}"),
             ("Training", _dollars(self.training_usd, self.training_price)),

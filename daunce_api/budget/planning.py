@@ -17,7 +17,7 @@ from .counting import count
 from .epochs import epochs_of
 from .plan import Plan
 from .prices import hosting_of, prices_of
-from .refusals import budget_refusals, closing_refusals, trainer_refusals
+from .refusals import budget_refusals, checkpoint_refusals, closing_refusals, trainer_refusals
 
 
 def make_plan(
@@ -47,9 +47,9 @@ def make_plan(
             "tiktoken's rank file is out of reach, so tokens are estimated from bytes (four a token), and whether "
             "completions are single tokens is not checked"
         )
+    shape = config.ensemble
     ensemble: Ensemble | None = None
     try:
-        shape = config.ensemble
         ensemble = plan_ensemble(len(train), shape.members, shape.subset_ratio, shape.seed, trainer.min_examples)
     except ConfigurationError as error:
         refusals.append(error)
@@ -57,7 +57,7 @@ def make_plan(
     if not trainer.honours_seed:
         notes.append(f"{trainer.provider} takes no seed: the same job twice gives two models")
     tokens: dict[int, int] = {}
-    if config.ensemble.start_from == "target" and config.ensemble.target_model is None:
+    if shape.start_from == "target" and shape.target_model is None:
         epochs, assumed = epochs_of(config, len(train), target=True)
         tokens[TARGET] = epochs * sum(counts.training_N)
         notes += [f"target model: {assumed}"] if assumed else []
@@ -66,27 +66,29 @@ def make_plan(
         subset = int(ensemble.inclusion_KN[0].sum())
         epochs, assumed = epochs_of(config, subset, target=False)
         notes += [assumed] if assumed else []
+        refusals += checkpoint_refusals(config, trainer, None if assumed else epochs)
         tokens |= {k: epochs * sum(counts.training_N[i] for i in ensemble.subset(k)) for k in range(ensemble.members)}
     training_price, scoring_price = prices_of(config)
-    jobs = config.ensemble.members + (TARGET in tokens)
+    jobs = shape.members + (TARGET in tokens)
     concurrent = config.backend.max_concurrent_jobs or max(1, trainer.max_concurrent_jobs)
     hours = None
     minutes = config.backend.minutes_per_job
     seconds = trainer.seconds_per_job if minutes is None else 60 * minutes
     if seconds is not None:
-        rounds = math.ceil(config.ensemble.members / concurrent) + (TARGET in tokens)
+        rounds = math.ceil(shape.members / concurrent) + (TARGET in tokens)
         hours = rounds * seconds / 3600
     plan = Plan(
         provider=trainer.provider,
         scorer=scorer.provider,
         model=config.backend.model,
-        members=config.ensemble.members,
+        members=shape.members,
         jobs=jobs,
         n_train=len(train),
         n_test=len(test),
         subset=subset,
         training_tokens=tokens,
-        scored_models=config.ensemble.members + (config.scoring.target and config.ensemble.start_from == "target"),
+        scored_models=shape.members * shape.checkpoints + (config.scoring.target and shape.start_from == "target"),
+        checkpoints=shape.checkpoints,
         scoring_input_tokens=counts.input,
         scoring_output_tokens=counts.output,
         training_price=training_price,

@@ -33,6 +33,30 @@ def trainer_refusals(config: RunConfig, trainer: TrainerCapabilities) -> list[Da
     return refusals
 
 
+def checkpoint_refusals(config: RunConfig, trainer: TrainerCapabilities, epochs: int | None) -> list[DaunceError]:
+    """Why the models that ``ensemble.checkpoints`` asks for cannot be had. ``epochs`` of a member's job, where they are
+    known: one model is kept after each."""
+    asked, kept = config.ensemble.checkpoints, trainer.checkpoints
+    if asked > kept:
+        has = "one model" if kept == 1 else f"{kept} models"
+        return [
+            CapabilityError(
+                f"ensemble.checkpoints is {asked}, but {trainer.provider} offers {has} of each job to score. Nothing "
+                f"was sent. Set it to {kept}, or train where the models of earlier epochs are kept (embedded, OpenAI "
+                "and servers of its wire format: 3)."
+            )
+        ]
+    if epochs is not None and asked > epochs:
+        return [
+            ConfigurationError(
+                f"ensemble.checkpoints is {asked}, but a job of {epochs} epoch{'' if epochs == 1 else 's'} makes only "
+                f"{epochs} model{'' if epochs == 1 else 's'}: one after each. Nothing was sent. Set it to {epochs}, or "
+                f"training.hyperparameters.n_epochs to {asked} or more."
+            )
+        ]
+    return []
+
+
 def closing_refusals(config: RunConfig, plan: Plan) -> list[DaunceError]:
     closing = closing_of(config)
     if closing is None:

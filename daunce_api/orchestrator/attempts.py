@@ -125,6 +125,8 @@ class Attempts:
     async def _submit(self, member: int, base: str, previous: JobRow | None) -> None:
         attempt = _next_attempt(previous)
         key = self._key(member, previous)
+        if previous is not None and previous.model_deleted and previous.status == JobStatus.SUCCEEDED:
+            self._store.discard_scores(member, f"{previous.model} was deleted before everything was scored")
         if self._costs is not None:
             self._store.reserve(key, self._costs.estimate(member), cap=self._config.budget.max_usd)
         training = self._config.training

@@ -52,6 +52,7 @@ async def clean_up(desk: Desk) -> CleanReport:
     report.kept.update((await cancel_jobs(desk)).kept)
     for row in desk.store.jobs():
         try:
+            await _delete_checkpoints(desk, row, report)
             await _delete_model(desk, row, report)
         except StopError:
             raise
@@ -87,3 +88,18 @@ async def _delete_model(desk: Desk, row: JobRow, report: CleanReport) -> None:
         report.models.append(model)
     else:
         report.kept[model] = "the provider keeps the model"
+
+
+async def _delete_checkpoints(desk: Desk, row: JobRow, report: CleanReport) -> None:
+    """Delete what a job left beside its final model: not every provider takes it away with that."""
+    models = desk.store.checkpoints(row.key) or ()
+    if row.status == JobStatus.SUCCEEDED and not row.model_deleted:
+        models = await desk.checkpoints(row)
+    for number, model in enumerate(reversed(models), start=1):
+        if model is None:
+            continue
+        if await desk.delete_model(model):
+            desk.store.checkpoint_gone(row.key, number, "cleaned up")
+            report.models.append(model)
+        else:
+            report.kept[model] = "the provider keeps the model"

@@ -9,7 +9,7 @@ from collections.abc import Awaitable, Callable
 from dataclasses import asdict
 from typing import TypeVar
 
-from ..backends.base import Job, JobRequest, JobStatus, ModelInfo, Trainer
+from ..backends.base import Checkpointing, Job, JobRequest, JobStatus, ModelInfo, Trainer
 from ..errors import AmbiguousSubmitError, RejectedError, TransientError
 from ..store import INTENT, JobRow, RunStore
 from .events import Event, EventKind
@@ -209,6 +209,20 @@ class Desk:
         except RejectedError:
             return False
         return True
+
+    async def checkpoints(self, row: JobRow) -> tuple[str | None, ...]:
+        """Models of a succeeded job from before its end, ascending by step, None in place of one that is gone. The
+        provider is asked once; a job that it no longer knows has none."""
+        found = self.store.checkpoints(row.key)
+        trainer, job_id = self.trainer, row.job_id
+        if found is None and job_id is not None and isinstance(trainer, Checkpointing):
+            listing = trainer.checkpoints
+            try:
+                found = tuple(await self._repeat(lambda: listing(job_id), f"look for checkpoints of {row.key}"))
+            except RejectedError:
+                found = ()
+            self.store.checkpoints_found(row.key, found)
+        return found or ()
 
     async def delete_model(self, model: str) -> bool:
         """True where the model is gone now."""

@@ -19,6 +19,7 @@ class EventKind(StrEnum):
     READY = "ready"
     FAILED = "failed"
     LEFT_OUT = "left_out"
+    FEWER_MODELS = "fewer_models"
     WAITING = "waiting"
     PARKED = "parked"
     INTERRUPTED = "interrupted"

@@ -142,6 +142,31 @@ class Orchestrator:
         none of this name."""
         return await self._desk.model_info(model)
 
+    async def checkpoints(self, member: int) -> dict[int, str]:
+        """The member's models from before the end of its job that ``ensemble.checkpoints`` asks for, by their number:
+        1 is the last one before the final model. Fewer, where the provider has fewer."""
+        asked = self._config.ensemble.checkpoints
+        row = self._store.trained_by(member)
+        if asked == 1 or row is None:
+            return {}
+        known = self._store.checkpoints(row.key) is not None
+        found = await self._desk.checkpoints(row)
+        models = {n: model for n, model in enumerate(reversed(found), start=1) if n < asked and model is not None}
+        if not known and len(models) < asked - 1:
+            text = f"{name_of(member)} has {1 + len(models)} of the {asked} models that ensemble.checkpoints asks for"
+            self._emit(Event(EventKind.FEWER_MODELS, text, member, row.attempt))
+        return models
+
+    async def checkpoint_is_gone(self, member: int, number: int, model: str, error: RejectedError) -> bool:
+        """Whether a refused request means that the provider no longer has this checkpoint; then it is left out."""
+        row = self._store.trained_by(member)
+        if row is None or (error.status != 404 and await self._desk.model_exists(model)):
+            return False
+        self._store.checkpoint_gone(row.key, number, str(error))
+        text = f"{name_of(member)} is used without {model}: {error}"
+        self._emit(Event(EventKind.FEWER_MODELS, text, member, row.attempt))
+        return True
+
     async def cancel(self) -> CancelReport:
         """Cancel every job of the run that is not final, those found by their key included."""
         return await cancel_jobs(self._desk)

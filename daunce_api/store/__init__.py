@@ -4,5 +4,6 @@ from __future__ import annotations
 
 from .rows import INTENT, TARGET, FileRow, JobRow, Transition
 from .run import RunStore
+from .scores import Batch as ScoreBatch
 
-__all__ = ["INTENT", "TARGET", "FileRow", "JobRow", "RunStore", "Transition"]
+__all__ = ["INTENT", "TARGET", "FileRow", "JobRow", "RunStore", "ScoreBatch", "Transition"]

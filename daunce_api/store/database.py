@@ -14,7 +14,7 @@ from urllib.parse import quote
 
 from ..errors import StoreCorruptError, StoreError
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 
 _SCHEMA = """
 CREATE TABLE meta (key TEXT PRIMARY KEY, value TEXT NOT NULL, seal BLOB NOT NULL);
@@ -30,6 +30,14 @@ CREATE TABLE spend (subject TEXT PRIMARY KEY, reserved INTEGER NOT NULL, settled
 CREATE TABLE transitions (id INTEGER PRIMARY KEY, time TEXT NOT NULL, subject TEXT NOT NULL, before TEXT NOT NULL,
                           after TEXT NOT NULL, detail TEXT NOT NULL);
 """
+
+_CHECKPOINTS_SCHEMA = """
+CREATE TABLE checkpoints (key TEXT PRIMARY KEY, models TEXT NOT NULL, seal BLOB NOT NULL);
+CREATE TABLE checkpoint_scores (member INTEGER NOT NULL, replicate INTEGER NOT NULL, checkpoint INTEGER NOT NULL,
+                                example_key TEXT NOT NULL, logprobs BLOB NOT NULL, censored BLOB, seal BLOB NOT NULL,
+                                PRIMARY KEY (member, replicate, checkpoint, example_key)) WITHOUT ROWID
+"""
+"""What version 2 adds; empty in runs that were started before."""
 
 
 def seal(*values: Any) -> bytes:
@@ -84,7 +92,15 @@ class Database:
         tables = self._connection.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]
         if version == 0 and tables == 0 and not read_only:
             with self.transaction():
-                for statement in _SCHEMA.split(";"):
+                for statement in (_SCHEMA + _CHECKPOINTS_SCHEMA).split(";"):
+                    self._connection.execute(statement)
+                self._connection.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
+        elif version == 1 and read_only:
+            for statement in _CHECKPOINTS_SCHEMA.replace("CREATE TABLE", "CREATE TEMP TABLE").split(";"):
+                self._connection.execute(statement)
+        elif version == 1:
+            with self.transaction():
+                for statement in _CHECKPOINTS_SCHEMA.split(";"):
                     self._connection.execute(statement)
                 self._connection.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
         elif version > SCHEMA_VERSION:

@@ -17,6 +17,7 @@ MAY_CHANGE = (
     "budget.",
     "data.test",
     "data.train",
+    "ensemble.checkpoints",
     "ensemble.stop",
     "run_dir",
     "scoring.cache",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 from ..backends.base import TokenScores
 from ..errors import RunChangedError
@@ -10,34 +11,41 @@ from .database import seal
 from .records import Records
 from .rows import pack, unpack
 
+Batch = tuple[int, int, int, Mapping[str, TokenScores]]
+"""(member, replicate, checkpoint, scores by ``EncodedExample.key``)."""
+
 
 class ScoreRecords(Records):
-    """The part of the store that the scoring client writes to."""
+    """The part of the store that the scoring client writes to.
 
-    def scored_keys(self, member: int, replicate: int = 0) -> set[str]:
-        """Keys (``EncodedExample.key``) that this member has been measured on."""
-        rows = self._db.execute(
-            "SELECT example_key FROM scores WHERE member = ? AND replicate = ?", (member, replicate)
-        )
-        return {key for (key,) in rows}
+    A measurement belongs to a ``member``, a ``replicate`` (0; 1 where the same was measured again for its noise), and
+    a ``checkpoint``: 0 for the member's final model, 1 for the last one before it, 2 for the one before that.
+    """
 
-    def save_scores(self, member: int, replicate: int, fingerprint: str, scores: Mapping[str, TokenScores]) -> None:
+    def scored_keys(self, member: int, replicate: int = 0, checkpoint: int = 0) -> set[str]:
+        """Keys (``EncodedExample.key``) that this model has been measured on."""
+        place, values = _place(member, replicate, checkpoint)
+        return {key for (key,) in self._db.execute(f"SELECT example_key FROM {place}", values)}
+
+    def save_scores(
+        self, member: int, replicate: int, fingerprint: str, scores: Mapping[str, TokenScores], checkpoint: int = 0
+    ) -> None:
         """Keep a batch of measurements, by ``EncodedExample.key``: all of it or none. What is there already stays.
 
         ``fingerprint`` is the scorer's; one run has one. Raises RunChangedError for another one, since losses that
         were measured in two ways cannot be compared over members.
         """
-        self.save_score_batches(fingerprint, [(member, replicate, scores)])
+        self.save_score_batches(fingerprint, [(member, replicate, checkpoint, scores)])
 
-    def save_score_batches(
-        self, fingerprint: str, batches: Sequence[tuple[int, int, Mapping[str, TokenScores]]]
-    ) -> None:
-        """:meth:`save_scores` for several (member, replicate, scores) in one transaction."""
-        rows = []
-        for member, replicate, scores in batches:
+    def save_score_batches(self, fingerprint: str, batches: Sequence[Batch]) -> None:
+        """:meth:`save_scores` for several batches in one transaction."""
+        final: list[tuple[Any, ...]] = []
+        earlier: list[tuple[Any, ...]] = []
+        for member, replicate, checkpoint, scores in batches:
+            _, values = _place(member, replicate, checkpoint)
             for key, value in scores.items():
-                row = (member, replicate, key, *pack(value))
-                rows.append((*row, seal(*row)))
+                row = (*values, key, *pack(value))
+                (earlier if checkpoint else final).append((*row, seal(*row)))
         with self._db.transaction():
             known = self._meta("fingerprint")
             if known is None:
@@ -47,20 +55,36 @@ class ScoreRecords(Records):
                     f"this run was scored with {known}, and now with {fingerprint}; nothing was stored. Go back to the "
                     "first scorer, or set run_dir to a new folder."
                 )
-            self._db.executemany("INSERT OR IGNORE INTO scores VALUES (?, ?, ?, ?, ?, ?)", rows)
+            self._db.executemany("INSERT OR IGNORE INTO scores VALUES (?, ?, ?, ?, ?, ?)", final)
+            self._db.executemany("INSERT OR IGNORE INTO checkpoint_scores VALUES (?, ?, ?, ?, ?, ?, ?)", earlier)
 
-    def load_scores(self, member: int, replicate: int = 0) -> dict[str, TokenScores]:
-        """All measurements of a member, by ``EncodedExample.key``."""
-        rows = self._db.execute(
-            "SELECT example_key, logprobs, censored, seal FROM scores WHERE member = ? AND replicate = ?",
-            (member, replicate),
-        )
+    def load_scores(self, member: int, replicate: int = 0, checkpoint: int = 0) -> dict[str, TokenScores]:
+        """All measurements of a model, by ``EncodedExample.key``."""
+        place, values = _place(member, replicate, checkpoint)
+        rows = self._db.execute(f"SELECT example_key, logprobs, censored, seal FROM {place}", values)
         for key, logprobs, censored, expected in rows:
-            self._db.check(expected, member, replicate, key, logprobs, censored)
+            self._db.check(expected, *values, key, logprobs, censored)
         return {key: unpack(logprobs, censored) for key, logprobs, censored, _ in rows}
 
+    def times_scored(self) -> dict[str, int]:
+        """How many measurements there are by ``EncodedExample.key``: over members, replicates and checkpoints."""
+        rows = self._db.execute(
+            "SELECT example_key, COUNT(*) FROM (SELECT example_key FROM scores "
+            "UNION ALL SELECT example_key FROM checkpoint_scores) GROUP BY example_key"
+        )
+        return {str(key): int(times) for key, times in rows}
+
     def discard_scores(self, member: int, reason: str) -> None:
-        """Forget what a model was measured to answer: its member is trained anew, and two models never mix."""
+        """Forget what a member's models were measured to answer: it is trained anew, and two models never mix."""
         with self._db.transaction():
-            self._db.execute("DELETE FROM scores WHERE member = ?", (member,))
+            for table in ("scores", "checkpoint_scores"):
+                self._db.execute(f"DELETE FROM {table} WHERE member = ?", (member,))
             self._log(f"scores of member {member}", "", "discarded", reason)
+
+
+def _place(member: int, replicate: int, checkpoint: int) -> tuple[str, tuple[int, ...]]:
+    """Where a model's measurements lie: final models have a table of their own, the only one of older runs."""
+    if checkpoint == 0:
+        return "scores WHERE member = ? AND replicate = ?", (member, replicate)
+    where = "checkpoint_scores WHERE member = ? AND replicate = ? AND checkpoint = ?"
+    return where, (member, replicate, checkpoint)

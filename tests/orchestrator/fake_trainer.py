@@ -74,7 +74,8 @@ class FakeJob:
 
 @dataclass
 class FakeProvider:
-    """``states``: the successive states of each look at a job; ``listing_lag`` seconds until lists show new things."""
+    """``states``: the successive states of each look at a job; ``listing_lag`` seconds until lists show new things;
+    ``earlier``: how many models a job leaves beside its final one."""
 
     clock: Clock = field(default_factory=InstantClock)
     states: Callable[[JobRequest], tuple[JobStatus, ...]] = lambda request: HAPPY
@@ -83,6 +84,7 @@ class FakeProvider:
     max_concurrent: int = 3
     upload_seconds: float = 0.0
     trained_tokens: int | None = 100
+    earlier: Callable[[JobRequest], int] = lambda request: 0
     files: dict[str, tuple[str, bytes, float]] = field(default_factory=dict)
     jobs: dict[str, FakeJob] = field(default_factory=dict)
     models: set[str] = field(default_factory=lambda: {"base"})
@@ -109,10 +111,13 @@ class FakeProvider:
             model = f"ft-{job.request.key}"
             if not job.shown:
                 job.shown = True
-                self.models.add(model)
+                self.models |= {model, *self.earlier_models(job)}
         tokens = self.trained_tokens if status is SUCCEEDED else None
         error = "bad luck" if status is FAILED else None
         return Job(job.id, status, model, error, tokens, refused=job.refused and status is FAILED)
+
+    def earlier_models(self, job: FakeJob) -> list[str]:
+        return [f"ft-{job.request.key}:step-{i + 1}" for i in range(self.earlier(job.request))]
 
     def of_member(self, member: int) -> list[FakeJob]:
         return [j for j in self.jobs.values() if f"-m{member}-a" in j.request.key]
@@ -238,6 +243,12 @@ class FakeTrainer:
             job.states, job.looks = (CANCELLED,), 0
         after()
         return self.provider.view(job)
+
+    async def checkpoints(self, job_id: str) -> list[str]:
+        after = await self._enter("checkpoints")
+        job = self._job(job_id)
+        after()
+        return [model for model in self.provider.earlier_models(job) if model in self.provider.models]
 
     async def delete_file(self, file_id: str) -> bool:
         after = await self._enter("delete_file")

@@ -10,7 +10,7 @@ from fake_trainer import CANCELLED, FAILED, HAPPY, RUNNING, Crash, FakeTrainer, 
 from world import World
 
 from daunce_api.backends.base import JobRequest
-from daunce_api.errors import StopError
+from daunce_api.errors import RejectedError, StopError
 from daunce_api.orchestrator import CancelReport, CleanReport
 from daunce_api.store import RunStore
 
@@ -75,6 +75,36 @@ def test_a_cancelled_attempt_does_not_count_when_the_run_goes_on(world: World) -
     interrupt_at(world, "get", Fault.CRASH_BEFORE)
     cancel(world)
     assert world.run().left_out == {}
+
+
+def test_clean_deletes_checkpoints_too_asked_for_or_not(world: World) -> None:
+    world.provider.earlier = lambda request: 2 if "-m1-" in request.key else 0
+    world.run()
+    world.provider.keeps = {"ft-abc-m1-a1:step-1"}
+    report = clean(world)
+    assert report.models == ["ft-abc-m0-a1", "ft-abc-m1-a1:step-2", "ft-abc-m1-a1", "ft-abc-m2-a1"]
+    assert report.kept == {"ft-abc-m1-a1:step-1": "the provider keeps the model"}
+    world.provider.keeps = set()
+    assert clean(world).models == ["ft-abc-m1-a1:step-1"]
+    assert world.provider.models == {"base"}
+    assert clean(world).models == []
+
+
+def test_checkpoints_of_a_job_whose_final_model_vanished_are_deleted_as_well(world: World) -> None:
+    world.settings = {"ensemble": {"checkpoints": 2}, "training": {"max_attempts": 1}}
+    world.provider.earlier = lambda request: 1
+    with world.open() as store:
+        orchestrator = world.orchestrator(store)
+
+        async def vanishing(member: int, model: str) -> None:
+            assert list((await orchestrator.checkpoints(member)).values()) == [f"{model}:step-1"]
+            if member == 1:
+                world.provider.models.discard(model)
+                raise RejectedError(f"no model {model}")
+
+        asyncio.run(orchestrator.run(vanishing))
+    assert "ft-abc-m1-a1:step-1" in clean(world).models
+    assert world.provider.models == {"base"}
 
 
 def test_cancel_finds_a_job_whose_submit_was_never_answered(world: World) -> None:

@@ -25,6 +25,7 @@ from world import USD, World
 
 from daunce_api.backends.base import JobRequest, JobStatus
 from daunce_api.errors import BudgetError, DaunceError, NotEnoughMembersError
+from daunce_api.orchestrator import OnReady, Orchestrator
 from daunce_api.store import RunStore
 
 FAULTS = [f for f in Fault if f is not Fault.REJECTED]
@@ -67,8 +68,11 @@ class Histories(RuleBasedStateMachine):
         slots=st.integers(1, 3),
         from_target=st.booleans(),
         failing=st.sets(st.sampled_from(["abc-m0-a1", "abc-m1-a1", "abc-m1-a2", "abc-m2-a3"]), max_size=3),
+        checkpoints=st.integers(1, 3),
     )
-    def begin(self, lag: float, cap: float | None, slots: int, from_target: bool, failing: set[str]) -> None:
+    def begin(
+        self, lag: float, cap: float | None, slots: int, from_target: bool, failing: set[str], checkpoints: int
+    ) -> None:
         self.folder = Path(tempfile.mkdtemp(prefix="daunce-history-"))
         self.failing = failing
 
@@ -76,11 +80,12 @@ class Histories(RuleBasedStateMachine):
             return (QUEUED, RUNNING, FAILED) if request.key in failing else HAPPY
 
         self.provider = FakeProvider(states=states, listing_lag=lag, max_concurrent=slots)
+        self.provider.earlier = lambda request: 0 if "-m2-" in request.key else 2
         self.cap = cap
         self.world = World(self.folder / "run", self.provider, members=4)
         self.world.settings = {
             "budget": {"max_usd": cap},
-            "ensemble": {"start_from": "target" if from_target else "base"},
+            "ensemble": {"start_from": "target" if from_target else "base", "checkpoints": checkpoints},
             "training": {"max_attempts": 3},
         }
 
@@ -90,7 +95,20 @@ class Histories(RuleBasedStateMachine):
             orchestrator = self.world.orchestrator(store, trainer)
             DyingStore(store, dies_at, after)
             with suppress(Crash, DaunceError):
-                asyncio.run(orchestrator.run(self.world.on_ready))
+                asyncio.run(orchestrator.run(self.asking(orchestrator)))
+
+    def asking(self, orchestrator: Orchestrator) -> OnReady:
+        """What scoring does first: ask which models there are besides the final one."""
+
+        async def on_ready(member: int, model: str) -> None:
+            await self.world.on_ready(member, model)
+            if member >= 0:
+                found = await orchestrator.checkpoints(member)
+                asked = self.world.config.ensemble.checkpoints
+                expected = [(1, f"{model}:step-2"), (2, f"{model}:step-1")][: asked - 1] if member != 2 else []
+                assert list(found.items()) == expected
+
+        return on_ready
 
     @rule(
         faults=st.dictionaries(st.integers(0, 40), st.sampled_from(FAULTS), max_size=6),
@@ -136,6 +154,8 @@ class Histories(RuleBasedStateMachine):
                     row = rows[job.request.key]
                     assert row.job_id in (None, job.id)
                     assert row.job_id is not None or row.status == "intent"
+                    known = store.checkpoints(row.key)
+                    assert known is None or list(known) == self.provider.earlier_models(job)
                 assert self.cap is None or store.spent() <= self.cap
 
     def teardown(self) -> None:
@@ -148,7 +168,7 @@ class Histories(RuleBasedStateMachine):
                 orchestrator = self.world.orchestrator(store, trainer)
                 # A cap or a target model that keeps failing may end the run before every member has had its turn.
                 with suppress(BudgetError, NotEnoughMembersError):
-                    outcome = asyncio.run(orchestrator.run(self.world.on_ready))
+                    outcome = asyncio.run(orchestrator.run(self.asking(orchestrator)))
                     assert outcome.models.keys() - {-1} | outcome.left_out.keys() == set(range(4))
                 self.promises()
                 asyncio.run(orchestrator.clean())

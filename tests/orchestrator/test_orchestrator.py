@@ -297,6 +297,67 @@ def test_a_job_refused_because_its_file_vanished_is_tried_with_a_new_one(world: 
     assert world.run().models[1] == "ft-abc-m1-a2"
 
 
+def test_checkpoints_are_looked_up_once_and_fewer_are_said(world: World) -> None:
+    world.settings = {"ensemble": {"checkpoints": 3}}
+    world.provider.earlier = lambda request: {"0": 4, "1": 1, "2": 0}[request.key[5]]
+    trainer = FakeTrainer(world.provider, once(("checkpoints", Fault.LOST_AFTER)))
+    found: dict[int, dict[int, str]] = {}
+
+    def live() -> None:
+        with world.open() as store:
+            orchestrator = world.orchestrator(store, trainer)
+
+            async def ask(member: int, model: str) -> None:
+                found[member] = await orchestrator.checkpoints(member)
+
+            asyncio.run(orchestrator.run(ask, world.events.append))
+
+    live()
+    expected = {0: {1: "ft-abc-m0-a1:step-4", 2: "ft-abc-m0-a1:step-3"}, 1: {1: "ft-abc-m1-a1:step-1"}, 2: {}}
+    assert found == expected
+    assert sorted(e.message for e in world.events if e.kind is EventKind.FEWER_MODELS) == [
+        "member 1 has 2 of the 3 models that ensemble.checkpoints asks for",
+        "member 2 has 1 of the 3 models that ensemble.checkpoints asks for",
+    ]
+    assert trainer.calls.count("checkpoints") == 4
+    live()
+    assert found == expected
+    assert trainer.calls.count("checkpoints") == 4
+
+
+def test_without_checkpoints_asked_for_nobody_looks_for_them(world: World) -> None:
+    world.provider.earlier = lambda request: 2
+    trainer = FakeTrainer(world.provider)
+    with world.open() as store:
+        orchestrator = world.orchestrator(store, trainer)
+        asyncio.run(orchestrator.run())
+        assert asyncio.run(orchestrator.checkpoints(0)) == {}
+    assert "checkpoints" not in trainer.calls
+
+
+def test_a_job_that_the_provider_forgot_has_no_checkpoints(world: World) -> None:
+    world.settings = {"ensemble": {"checkpoints": 2}}
+    world.provider.earlier = lambda request: 1
+    world.run()
+    world.provider.jobs["job-0"].gone = True
+    with world.open() as store:
+        orchestrator = world.orchestrator(store)
+        (member,) = (j.member for j in store.jobs() if j.job_id == "job-0")
+        assert asyncio.run(orchestrator.checkpoints(member)) == {}
+        assert store.wanted_checkpoints(member, 2) == ()
+
+
+def test_a_member_that_was_cleaned_up_half_scored_is_scored_anew(world: World) -> None:
+    """Scores of two models never mix, even if the second comes from the same request."""
+    world.run()
+    with world.open() as store:
+        store.save_scores(1, 0, "f", {"a": TokenScores((-1.0,))})
+        asyncio.run(world.orchestrator(store).clean())
+    assert world.run().models[1] == "ft-abc-m1-a2"
+    with world.open() as store:
+        assert store.scored_keys(1) == set()
+
+
 def test_a_file_that_vanished_is_uploaded_again(world: World) -> None:
     world.n_train, world.members = 2, 2  # two possible subsets, so later members share a file with earlier ones
     world.run()

@@ -108,6 +108,7 @@ def test_other_settings_or_data_are_refused_by_name(tmp_path: Path, manifest: di
     "manifest",
     [
         changed("ensemble", "members", 32),
+        changed("ensemble", "checkpoints", 3),
         changed("ensemble", "stop", {"self_lds": 0.7}),
         changed("budget", "max_usd", 5.0),
         changed("budget", "price", {"training": 1.0}),
@@ -272,7 +273,79 @@ def test_discarding_takes_one_member_with_all_replicates(store: RunStore) -> Non
     assert [store.scored_keys(m, r) for m, r in ((0, 0), (0, 1), (1, 0))] == [set(), set(), {"a"}]
 
 
+def test_scores_of_checkpoints_are_kept_apart_from_the_final_models(store: RunStore) -> None:
+    places = [(0, 0, 0), (0, 0, 1), (0, 0, 2), (0, 1, 0), (1, 0, 1)]
+    for i, (member, replicate, checkpoint) in enumerate(places):
+        store.save_scores(member, replicate, "f", {"a": TokenScores((-float(i),))}, checkpoint)
+        store.save_scores(member, replicate, "f", {"a": TokenScores((-9.0,))}, checkpoint)  # the first one stays
+    assert [store.load_scores(*p)["a"].logprobs[0] for p in places] == [0.0, -1.0, -2.0, -3.0, -4.0]
+    with pytest.raises(RunChangedError):
+        store.save_scores(0, 0, "other", {"b": TokenScores((-1.0,))}, 2)
+    store.discard_scores(0, "model gone")
+    assert [store.scored_keys(*p) for p in places] == [set(), set(), set(), set(), {"a"}]
+
+
+def trained(store: RunStore, key: str = "k-m0-a1", attempt: int = 1) -> None:
+    store.job_intent(key, 0, attempt, "{}")
+    store.job_state(key, JobStatus.SUCCEEDED, f"ft:{key}")
+
+
+def test_checkpoints_are_numbered_from_the_end(store: RunStore) -> None:
+    assert store.wanted_checkpoints(0, 3) is None  # no job yet
+    assert store.wanted_checkpoints(0, 1) == ()
+    trained(store)
+    assert store.checkpoints("k-m0-a1") is None
+    assert store.wanted_checkpoints(0, 3) is None  # nobody asked the provider yet
+    store.checkpoints_found("k-m0-a1", ["step-1", "step-2", "step-3"])
+    assert store.wanted_checkpoints(0, 3) == (1, 2)
+    assert store.wanted_checkpoints(0, 9) == (1, 2, 3)
+    store.checkpoint_gone("k-m0-a1", 1, "404")
+    assert store.checkpoints("k-m0-a1") == ("step-1", "step-2", None)
+    assert store.wanted_checkpoints(0, 3) == (2,)
+    with pytest.raises(StoreError, match="no checkpoint 4"):
+        store.checkpoint_gone("k-m0-a1", 4, "404")
+
+
+def test_a_job_without_checkpoints_is_not_asked_about_again(store: RunStore) -> None:
+    trained(store)
+    store.checkpoints_found("k-m0-a1", [])
+    assert store.checkpoints("k-m0-a1") == ()
+    assert store.wanted_checkpoints(0, 3) == ()
+
+
+def test_nobody_waits_for_checkpoints_of_a_model_that_was_cleaned_up(store: RunStore) -> None:
+    trained(store)
+    store.model_deleted("k-m0-a1")
+    assert store.wanted_checkpoints(0, 3) == ()
+    trained(store, "k-m0-a2", 2)
+    assert store.wanted_checkpoints(0, 3) is None
+
+
+def test_a_run_of_an_older_version_is_read_and_taken_up(tmp_path: Path) -> None:
+    with RunStore.create_or_open(tmp_path, MANIFEST) as store:
+        store.save_scores(0, 0, "f", {"a": TokenScores((-1.0,))})
+    with sqlite3.connect(tmp_path / "run.sqlite") as other:
+        other.executescript("DROP TABLE checkpoints; DROP TABLE checkpoint_scores; PRAGMA user_version = 1")
+    other.close()
+    before = (tmp_path / "run.sqlite").read_bytes()
+    with RunStore.open(tmp_path, read_only=True) as store:
+        assert store.load_scores(0) == {"a": TokenScores((-1.0,))}
+        assert store.scored_keys(0, checkpoint=1) == set()
+        assert store.checkpoints("k") is None
+    assert (tmp_path / "run.sqlite").read_bytes() == before
+    with RunStore.create_or_open(tmp_path, MANIFEST) as store:
+        store.checkpoints_found("k", ["m"])
+        store.save_scores(0, 0, "f", {"a": TokenScores((-2.0,))}, 1)
+    with RunStore.open(tmp_path, read_only=True) as store:
+        assert store.load_scores(0) == {"a": TokenScores((-1.0,))}
+        assert store.load_scores(0, checkpoint=1) == {"a": TokenScores((-2.0,))}
+        assert store.checkpoints("k") == ("m",)
+
+
 EDITS = {
+    "UPDATE checkpoints SET models = '[]'": lambda s: s.checkpoints("k"),
+    "UPDATE checkpoint_scores SET checkpoint = 2": lambda s: s.load_scores(0, checkpoint=2),
+    "UPDATE checkpoint_scores SET logprobs = x'0000000000000000'": lambda s: s.load_scores(0, checkpoint=1),
     "UPDATE jobs SET model = 'other'": lambda s: s.jobs(),
     "UPDATE files SET file_id = 'other'": lambda s: s.files(),
     "UPDATE scores SET member = 9": lambda s: s.load_scores(9),
@@ -288,6 +361,8 @@ def test_what_was_edited_by_hand_is_refused(store: RunStore, edit: str) -> None:
     store.file_intent(SHA, "n", 3)
     store.job_intent("k", 0, 1, "{}")
     store.save_scores(0, 0, "f", {"a": TokenScores((-1.0,))})
+    store.save_scores(0, 0, "f", {"a": TokenScores((-1.0,))}, 1)
+    store.checkpoints_found("k", ["m"])
     store.reserve("k", 1.0)
     EDITS[edit](store)
     with sqlite3.connect(store.run_dir / "run.sqlite") as other:

@@ -8,7 +8,7 @@ import httpx2
 import pytest
 from wire_support import Server, failing, job_object, openai_error
 
-from daunce_api.backends.base import JobRequest, JobStatus, ModelInfo
+from daunce_api.backends.base import Checkpointing, JobRequest, JobStatus, ModelInfo
 from daunce_api.errors import AmbiguousSubmitError, RejectedError, StopError, TransientError
 
 REQUEST = JobRequest("abc-m3-a0", "base", "file-1", 17, {"n_epochs": 2, "learning_rate_multiplier": 0.5}, "run-m3")
@@ -96,6 +96,29 @@ async def test_a_withheld_model_is_a_failure_and_a_late_name_is_not() -> None:
     assert job.status is JobStatus.FAILED
     assert job.error is not None
     assert "refused by a safety check" in job.error
+
+
+async def test_checkpoints_are_the_models_before_the_final_one() -> None:
+    """By step, whatever the order of the list; the highest step holds the final model's weights."""
+    names = {80: "ft:base::x:ckpt-step-80", 160: "ft:base::x:ckpt-step-160", 240: "ft:base::x"}
+    items: list[Any] = [
+        {"id": f"ckpt-{step}", "step_number": step, "fine_tuned_model_checkpoint": names[step]}
+        for step in (240, 80, 160)
+    ]
+    asked: list[httpx2.Request] = []
+
+    def handler(request: httpx2.Request) -> Any:
+        asked.append(request)
+        after = request.url.params.get("after")
+        rest = items if after is None else items[[i["id"] for i in items].index(after) + 1 :]
+        return {"object": "list", "data": [*rest[:2], "junk"], "has_more": len(rest) > 2}
+
+    trainer = Server(handler).trainer()
+    assert isinstance(trainer, Checkpointing)
+    assert await trainer.checkpoints("ftjob-1") == [names[80], names[160]]
+    assert [r.url.path.rpartition("/v1")[2] for r in asked] == ["/fine_tuning/jobs/ftjob-1/checkpoints"] * 2
+    del items[:]
+    assert await trainer.checkpoints("ftjob-1") == []
 
 
 async def test_progress_comes_from_events_where_asked_for() -> None:

@@ -7,7 +7,6 @@ is looked up by this metadata and never repeated blindly.
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Awaitable, Callable
-from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Self
 
@@ -19,16 +18,19 @@ from ..base import Job, JobRequest, JobStatus, ModelInfo, TrainerCapabilities
 from ..options import Options, parse_options
 from ..registry import Context
 from .client import RawResponse, WireClient
+from .job_answers import JobEvent, event_of, names_a_parameter, number, reason_of
 
 KEY_FIELD, RUN_FIELD = "daunce_key", "daunce_run"
 SUFFIX_CHARACTERS = 64
+KEPT_CHECKPOINTS = 3
+"""One an epoch, and the last three of a job are kept; the last one is the final model."""
 HYPERPARAMETERS = frozenset({"n_epochs", "batch_size", "learning_rate_multiplier"})
 OPENAI_NOTES = (
     "OpenAI takes no new fine-tuning jobs from 6 January 2027, and shuts down gpt-4o, gpt-4o-mini, gpt-4.1, "
     "gpt-4.1-mini and their fine-tunes on 14 January 2027",
 )
 
-_JOBS_PAGE, _FILES_PAGE, _EVENTS_PAGE = 100, 1000, 50
+_JOBS_PAGE, _FILES_PAGE, _EVENTS_PAGE, _CHECKPOINTS_PAGE = 100, 1000, 50, 100
 _UPLOAD_TIMEOUT = 600.0
 _STATUSES = {
     "validating_files": JobStatus.QUEUED,
@@ -50,17 +52,6 @@ class WireTrainerOptions(Options):
     job_events: bool = Field(False, description="also read a running job's events, for progress; doubles the polls")
 
 
-@dataclass(frozen=True, slots=True)
-class JobEvent:
-    """One line of a job's log. ``step`` of ``total_steps`` where the event tells of training steps."""
-
-    message: str
-    kind: str
-    created_at: int
-    step: int | None = None
-    total_steps: int | None = None
-
-
 def trainer_capabilities(config: RunConfig) -> TrainerCapabilities:
     """Limits of OpenAI, or of a server of its wire format; no network."""
     options = parse_options(WireTrainerOptions, config.backend.options, "backend.options")
@@ -74,6 +65,7 @@ def trainer_capabilities(config: RunConfig) -> TrainerCapabilities:
         min_examples=options.min_examples,
         hyperparameters=HYPERPARAMETERS,
         listing_lag_seconds=lag,
+        checkpoints=KEPT_CHECKPOINTS,
         notes=OPENAI_NOTES if official else (),
     )
 
@@ -157,7 +149,7 @@ class WireTrainer:
         ]
         if not found:
             return None
-        return await self._job(min(found, key=lambda job: _number(job.get("created_at")) or 0))
+        return await self._job(min(found, key=lambda job: number(job.get("created_at")) or 0))
 
     async def get(self, job_id: str) -> Job:
         answer = await self._client.json(
@@ -189,7 +181,25 @@ class WireTrainer:
             doing=f"reading events of job {job_id}",
             needs={"data": list},
         )
-        return [_event(item) for item in answer["data"] if isinstance(item, dict)]
+        return [event_of(item) for item in answer["data"] if isinstance(item, dict)]
+
+    async def checkpoints(self, job_id: str) -> list[str]:
+        """Models of a succeeded job from before its last epoch, ascending by step.
+
+        The checkpoint with the highest step holds the weights of the final model, under its name or one of its own.
+        """
+
+        def page(after: dict[str, Any]) -> Awaitable[RawResponse]:
+            return self._sdk.fine_tuning.jobs.checkpoints.with_raw_response.list(
+                job_id, limit=_CHECKPOINTS_PAGE, **after
+            )
+
+        models: dict[int, str] = {}
+        async for item in self._pages(page, f"listing checkpoints of job {job_id}"):
+            step, model = number(item.get("step_number")), item.get("fine_tuned_model_checkpoint")
+            if step is not None and isinstance(model, str):
+                models[step] = model
+        return [models[step] for step in sorted(models)[:-1]]
 
     async def delete_file(self, file_id: str) -> bool:
         call = self._sdk.files.with_raw_response.delete(file_id)
@@ -233,7 +243,7 @@ class WireTrainer:
         job_id = str(answer["id"])
         status = _STATUSES.get(answer["status"], JobStatus.RUNNING)
         model = answer.get("fine_tuned_model")
-        error = _reason(answer.get("error")) if status is JobStatus.FAILED else None
+        error = reason_of(answer.get("error")) if status is JobStatus.FAILED else None
         progress = None
         if status is JobStatus.SUCCEEDED and not isinstance(model, str):
             # Either the name follows in a moment, or a safety check withholds the model for good.
@@ -248,9 +258,9 @@ class WireTrainer:
             status=status,
             model=model if isinstance(model, str) else None,
             error=None if error is None else self._client.clean(error),
-            trained_tokens=_number(answer.get("trained_tokens")),
+            trained_tokens=number(answer.get("trained_tokens")),
             progress=progress,
-            refused=status is JobStatus.FAILED and _at_fault(answer.get("error")),
+            refused=status is JobStatus.FAILED and names_a_parameter(answer.get("error")),
         )
 
     async def _progress(self, job_id: str) -> float | None:
@@ -268,33 +278,3 @@ class WireTrainer:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         await self._client.close()
-
-
-def _reason(error: object) -> str:
-    """Text of a failed job's ``error``, which may be ``{}``, null or hold nulls only."""
-    if isinstance(error, dict):
-        parts = [str(error[name]) for name in ("code", "message", "param") if error.get(name)]
-        if parts:
-            return ": ".join(parts)
-    return "the provider gave no reason"
-
-
-def _at_fault(error: object) -> bool:
-    """Whether a failed job names the parameter that was invalid (``training_file``, most often)."""
-    return isinstance(error, dict) and isinstance(error.get("param"), str)
-
-
-def _event(item: dict[str, Any]) -> JobEvent:
-    raw = item.get("data")
-    data: dict[str, Any] = raw if isinstance(raw, dict) else {}
-    return JobEvent(
-        message=str(item.get("message", "")),
-        kind=str(item.get("type", "")),
-        created_at=_number(item.get("created_at")) or 0,
-        step=_number(data.get("step")),
-        total_steps=_number(data.get("total_steps")),
-    )
-
-
-def _number(value: object) -> int | None:
-    return value if isinstance(value, int) and not isinstance(value, bool) else None
