@@ -1,5 +1,6 @@
-"""Untrusted text for people: training examples, file names and answers of servers, made harmless for where they go.
+"""Text for people.
 
+Untrusted text (training examples, file names, answers of servers) is made harmless for where it goes.
 Training text can hold terminal escape sequences, right-to-left overrides, rich markup or spreadsheet formulas. What
 is shown keeps every character that is one; the others are written as Python escapes.
 """
@@ -58,6 +59,16 @@ def csv_cell(text: str) -> str:
     """
     start = text.lstrip(" ")[:1]
     return f"'{text}" if start and start in _FORMULA else text
+
+
+def duration(seconds: float) -> str:
+    """Hours, minutes or seconds, in the two largest units."""
+    whole = round(seconds)
+    if whole >= 3600:
+        return f"{whole // 3600} h {whole % 3600 // 60} min"
+    if whole >= 60:
+        return f"{whole // 60} min {whole % 60} s"
+    return f"{seconds:.1f} s" if seconds < 10 else f"{whole} s"
 
 
 def _shown(character: str) -> str:

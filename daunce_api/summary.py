@@ -8,6 +8,7 @@ from .attribution import Attribution
 from .pipeline import Run
 from .report import RunFacts, write_report
 from .store import RunStore
+from .usage import usage_of
 from .writing import writing
 
 REPORT_NAME = "report.html"
@@ -29,20 +30,23 @@ def facts_of(run: Run, attribution: Attribution) -> RunFacts:
     """The run at a glance, from its store."""
     with RunStore.open(run.run_dir, read_only=True) as store:
         transitions = store.transitions()
+        used = usage_of(store, run.material.encoded)
         left_out = [t for t in transitions if t.subject.startswith("left out")]
         halted = [t.detail for t in transitions if t.subject == "halted"]
-        jobs = store.jobs()
         return RunFacts(
             name=run.config.name,
             provider=run.config.backend.kind,
             model=run.config.backend.model,
-            started_at=transitions[0].time if transitions else "",
-            finished_at=transitions[-1].time if transitions else "",
+            started_at=used.started_at,
+            finished_at=used.finished_at,
             members_asked=run.config.ensemble.members,
             members_trained=len(attribution.members),
             members_failed=len({t.subject for t in left_out}),
-            dollars=store.spent(),
-            training_tokens=sum(job.trained_tokens or 0 for job in jobs),
+            dollars=used.usd,
+            training_tokens=used.trained_tokens,
+            scoring_tokens=used.scored_tokens,
+            seconds=used.seconds,
+            job_seconds=used.job_seconds,
             warnings=(*_measurement(attribution), *run.warnings),
             failures=tuple(f"{t.subject.removeprefix('left out ')}: {t.detail}" for t in left_out),
             stopped=halted[-1] if halted else "",

@@ -25,8 +25,10 @@ class RunFacts:
         started_at, finished_at: ISO 8601 times.
         members_asked, members_trained, members_failed: fine-tunes asked for, that succeeded, that were given up.
         dollars: spent, in US dollars; None = unknown.
-        training_tokens, scoring_tokens: billed tokens.
-        seconds: wall time.
+        training_tokens: as the provider counted them.
+        scoring_tokens: prompts and completions of everything that was scored.
+        seconds: from the start to the last result.
+        job_seconds: what the fine-tuning jobs took, one after the other.
         warnings: one sentence each, shown at the top.
         failures: one sentence for each member that was given up.
         quality: self_lds against members, as the run saw it; without it the report computes it from the losses.
@@ -45,6 +47,7 @@ class RunFacts:
     training_tokens: int | None = None
     scoring_tokens: int | None = None
     seconds: float | None = None
+    job_seconds: float | None = None
     warnings: tuple[str, ...] = ()
     failures: tuple[str, ...] = ()
     quality: tuple[QualityPoint, ...] = field(default=())

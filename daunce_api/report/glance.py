@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from daunce_api.attribution import Attribution
+from daunce_api.display import duration
 from daunce_api.report.facts import RunFacts
 from daunce_api.report.ranked import OVERLAP
 
@@ -60,7 +61,8 @@ def glance(attribution: Attribution, run: RunFacts, distinguishable: float, over
         ]
         tiles.append(Tile("Cost", value, ", ".join(tokens)))
     if run.seconds is not None:
-        tiles.append(Tile("Time", duration(run.seconds), _when(run)))
+        jobs = "" if run.job_seconds is None else f"; the jobs took {duration(run.job_seconds)} in all"
+        tiles.append(Tile("Time", duration(run.seconds), f"{_when(run)}{jobs}"))
     tiles.append(
         Tile(
             "Scoring noise",
@@ -92,16 +94,6 @@ def notes(attribution: Attribution, run: RunFacts, *, shown_tests: int, cut: int
     if cut is not None:
         out.append(f"Texts longer than {cut:,} characters are cut to keep the page small.")
     return out
-
-
-def duration(seconds: float) -> str:
-    """Hours, minutes or seconds, in the two largest units."""
-    whole = round(seconds)
-    if whole >= 3600:
-        return f"{whole // 3600} h {whole % 3600 // 60} min"
-    if whole >= 60:
-        return f"{whole // 60} min {whole % 60} s"
-    return f"{seconds:.1f} s" if seconds < 10 else f"{whole} s"
 
 
 def checkpoints(attribution: Attribution) -> str:
@@ -139,4 +131,6 @@ def _members(attribution: Attribution, run: RunFacts) -> str:
 def _when(run: RunFacts) -> str:
     """Dates come as ISO text; the minute is precise enough to read."""
     times = [t[:16].replace("T", " ") for t in (run.started_at, run.finished_at) if t]
-    return " to ".join(times)
+    if len(times) == 2 and times[0][:10] == times[1][:10]:
+        times[1] = times[1][11:]
+    return " to ".join(times) + (" UTC" if times else "")

@@ -102,8 +102,10 @@ def token_view(
     spelled: dict[Side, dict[int, Spelling]] = {"test": answers, "train": examples}
     if not depth:
         return TokenView(0, spelled, loss, None, None, why)
-    parts = [_side_parts(split, columns, x[:, :depth], depth, spelled) for x in (proponents_Mk, opponents_Mk)]
-    return TokenView(depth, spelled, loss, *parts, why, split.final_only)
+    proponents, opponents = (
+        _side_parts(split, columns, x[:, :depth], depth, spelled) for x in (proponents_Mk, opponents_Mk)
+    )
+    return TokenView(depth, spelled, loss, proponents, opponents, why, split.final_only)
 
 
 class Split:

@@ -23,7 +23,7 @@ from daunce_api.dataset import Dataset
 from daunce_api.errors import MissingExtraError
 from daunce_api.evaluation.baselines import bm25_scores, example_texts
 from daunce_api.report import QualityPoint, RunFacts, notebook_html, write_report
-from daunce_api.report.glance import duration
+from daunce_api.display import duration
 from daunce_api.report.overview import loss_picture, quality_curve, source_scores, train_view
 from daunce_api.report.pack import Arrays, deflate, fit_texts, fitting_block, json_block, policy
 from daunce_api.report.ranked import listings

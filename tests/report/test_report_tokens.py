@@ -14,6 +14,7 @@ from made_attribution import demo_data, made_attribution
 from daunce_api import core
 from daunce_api.attribution import Attribution, TokenTable
 from daunce_api.core.blocks import score_blocks
+from daunce_api.core.losses import Reduction
 from daunce_api.report.ranked import listings
 from daunce_api.report.spelling import spell
 from daunce_api.report.tokens import DEPTH, Floats, SideParts, Split, TokenView, token_view
@@ -27,9 +28,7 @@ def view_of(attribution: Attribution, columns: list[int] | None = None) -> Token
 
 @pytest.mark.parametrize("estimator", ["auto", *core.ESTIMATORS])
 @pytest.mark.parametrize("loss", ["mean", "sum"])
-def test_parts_add_up_to_the_score_on_both_sides(
-    attribution: Attribution, estimator: str, loss: core.Reduction
-) -> None:
+def test_parts_add_up_to_the_score_on_both_sides(attribution: Attribution, estimator: str, loss: Reduction) -> None:
     rho = 0.2 if estimator == "matched" else None
     made = replace(attribution.with_estimator(estimator), loss=loss, rho=rho)
     if loss == "sum":
