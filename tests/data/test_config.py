@@ -11,7 +11,8 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from daunce_api.config import MAX_CONFIG_BYTES, RunConfig
+from daunce_api.config import RunConfig
+from daunce_api.config_file import MAX_CONFIG_BYTES
 from daunce_api.errors import ConfigurationError
 
 DATA = {"train": "train.jsonl", "test": "test.jsonl"}
@@ -81,7 +82,7 @@ def test_every_problem_is_listed_with_its_key() -> None:
 
 
 def test_an_unknown_key_like_no_other_gets_the_list() -> None:
-    assert problems(budget={"zzz": 1}) == ["budget.zzz: unknown key; known keys: max_usd, price"]
+    assert problems(budget={"zzz": 1}) == ["budget.zzz: unknown key; known keys: max_usd, price, hosting_hours"]
 
 
 @pytest.mark.parametrize(
