@@ -42,8 +42,8 @@ def checkpoint_refusals(config: RunConfig, trainer: TrainerCapabilities, epochs:
         return [
             CapabilityError(
                 f"ensemble.checkpoints is {asked}, but {trainer.provider} offers {has} of each job to score. Nothing "
-                f"was sent. Set it to {kept}, or train where the models of earlier epochs are kept (embedded, OpenAI "
-                "and servers of its wire format: 3)."
+                f"was sent. Set it to {kept}, or train where the models of earlier epochs are kept (embedded, "
+                "openai, azure and openai_wire: the last 3; tinker: all)."
             )
         ]
     if epochs is not None and asked > epochs:

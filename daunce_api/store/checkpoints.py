@@ -27,7 +27,6 @@ class CheckpointRecords(JobRecords):
         """What a job left before its final model, ascending by step; empty where that is nothing."""
         with self._db.transaction():
             self._write_checkpoints(key, models)
-            self._log(f"job {key}", "", "checkpoints", ", ".join(m for m in models if m is not None))
 
     def checkpoint_gone(self, key: str, number: int, reason: str) -> None:
         """The provider no longer has this one."""
@@ -37,7 +36,7 @@ class CheckpointRecords(JobRecords):
                 raise StoreError(f"the job {key} has no checkpoint {number}")
             models[-number] = None
             self._write_checkpoints(key, models)
-            self._log(f"job {key}", "", f"checkpoint {number} gone", reason)
+            self._log(f"checkpoint {number} of job {key}", "", "deleted", reason)
 
     def checkpoints(self, key: str) -> tuple[str | None, ...] | None:
         """Models of a job before its final one, ascending by step, None in place of one that is gone. None as a whole

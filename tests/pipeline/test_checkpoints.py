@@ -232,7 +232,9 @@ def test_clean_deletes_checkpoints_and_leaves_a_complete_run(
     with RunStore.open(run.run_dir, read_only=True) as store:
         models = [m for job in store.jobs() for m in (job.model, *(store.checkpoints(job.key) or ())) if m]
     assert len(models) == 6  # two epochs before the last are kept, whatever is asked for
+    took = run.status().seconds
     report = Run.open(run.run_dir).clean()
+    assert run.status().seconds == took  # deleting is no part of the run
     assert sorted(report.models) == sorted(models)
     client = openai.OpenAI(base_url=server.base_url, api_key=server.api_key, max_retries=0)
     for model in models:
