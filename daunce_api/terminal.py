@@ -136,8 +136,14 @@ def quality_line(state: RunStatus) -> str:
 def status(state: RunStatus) -> None:
     """``daunce status``: how far the run is, and what changed last."""
     summary(state)
+    changes = Table(show_header=False, box=None, pad_edge=False, style="dim")
     for line in state.recent:
-        out.print(Text("  " + terminal_text(line), style="dim"))
+        time, _, change = line.partition(" ")
+        changes.add_row(Text(time[:19].replace("T", " ")), rich_text(change))
+    if state.recent:
+        out.print()
+        out.print(Text("last changes (UTC)", style="dim"))
+        out.print(changes)
 
 
 def summary(state: RunStatus) -> None:
@@ -157,8 +163,7 @@ def summary(state: RunStatus) -> None:
         ("spent", f"${state.usd:,.2f}, {state.trained_tokens:,} tokens trained, {state.scored_tokens:,} tokens scored"),
         (
             "time",
-            f"{duration(state.seconds)} from the start to the last result; the jobs took "
-            f"{duration(state.job_seconds)} in all",
+            f"{duration(state.seconds)} from start to last result, {duration(state.job_seconds)} of fine-tuning jobs",
         ),
     ]
     if state.target is not None:
@@ -190,30 +195,38 @@ def ranking(table: pd.DataFrame, *, title: str) -> None:
     """Proponents or opponents of one answer; what cannot be told from zero is dim."""
     out.print(rich_text(title))
     ranking_rows(table)
-    out.print(Text(f"{table.attrs.get('estimator', '')}: {table.attrs.get('question', '')}.", style="dim"))
-    out.print(Text(f"Score: {SIGN}. Dim: not distinguishable from zero.", style="dim"))
+    sentence(f"{table.attrs.get('estimator', '')}: {table.attrs.get('question', '')}.", style="dim")
+    sentence(f"Score: {SIGN}. Dim: not distinguishable from zero.", style="dim")
     if table.attrs.get("measured", "completion") != "completion":
-        out.print(Text(f"Measured: {table.attrs['measured']}.", style="yellow"))
+        sentence(f"Measured: {table.attrs['measured']}.", style="yellow")
+
+
+def sentence(text: str, *, style: str = "") -> None:
+    """Prose, broken between words in a terminal; paths and commands are printed whole, to be copied."""
+    out.print(Text(text, style=style), soft_wrap=not out.is_terminal)
 
 
 def ranking_rows(table: pd.DataFrame) -> None:
     """The rows of a ranking, of examples or of groups."""
     view = Table(box=None, pad_edge=False, header_style="dim", expand=True)
-    for name in ("", "score", "±95 %"):
+    # The interval of a correlation is not symmetric.
+    correlation = table.attrs.get("estimator") == "correlation" and "prompt" in table
+    for name in ("", "score", "95 % interval" if correlation else "±95 %"):
         view.add_column(name, justify="right", no_wrap=True)
     view.add_column("source", no_wrap=True)
-    view.add_column("id", no_wrap=True)
-    view.add_column("text", no_wrap=True, overflow="ellipsis", ratio=1)
+    if "id" in table:
+        view.add_column("id", no_wrap=True)
+    view.add_column("text" if "prompt" in table else "examples", no_wrap=True, overflow="ellipsis", ratio=1)
     for row in table.to_dict("records"):
-        half = (row["high"] - row["low"]) / 2
+        half = number((row["high"] - row["low"]) / 2).lstrip("+")
         source = row["source"]
-        text = f"{row['prompt']} → {row['completion']}" if "prompt" in row else f"{row['examples']} examples"
+        text = f"{row['prompt']} → {row['completion']}" if "prompt" in row else f"{row['examples']:,}"
         view.add_row(
             str(row["rank"]),
             number(row["score"]),
-            number(half).lstrip("+"),
+            f"{number(row['low'])} to {number(row['high'])}" if correlation else half,
             rich_text(source if isinstance(source, str) else "-", 16),
-            rich_text(str(row.get("id", "")), 24),
+            *([rich_text(str(row["id"]), 24)] if "id" in row else []),
             rich_text(text, 200),
             style="" if row["distinguishable"] else "dim",
         )

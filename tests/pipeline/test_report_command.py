@@ -10,7 +10,8 @@ import pytest
 from typer.testing import CliRunner
 
 from daunce_api import Run, RunConfig
-from daunce_api.cli import _report_at_the_end, app
+from daunce_api.cli import app
+from daunce_api.cli.running import _report_at_the_end
 from daunce_api.report.page import _plot_library
 
 MakeConfig = Callable[..., RunConfig]

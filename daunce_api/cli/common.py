@@ -1,0 +1,88 @@
+"""What all commands share: the app, arguments, and how they print and ask."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from .. import terminal
+from ..errors import ConfigurationError, DaunceError
+from ..version import __version__
+
+EXIT_CODES = (
+    "Exit codes: 0 done; 1 an unexpected failure; 2 config, data or arguments are wrong; 3 refused before spending "
+    "(budget, capability, shut-down date); 4 the run folder cannot be used; 5 the provider refused; 6 parked until a "
+    "daily quota returns; 7 too few members are scored; 8 a recording does not cover the run; 130 interrupted with "
+    "Ctrl-C, to be taken up by the same command."
+)
+
+INTERRUPTED = 130
+"""What typer returns after Ctrl-C."""
+
+app = typer.Typer(
+    name="daunce",
+    help="Which of my fine-tuning examples made the model answer this? Found with API calls alone.\n\n"
+    "It fine-tunes small members on random parts of the training data, asks each for the log-probabilities of all "
+    "examples, and turns these losses into scores. In order: init, plan, run, top, report. To see it work without a "
+    "key: demo.",
+    epilog=EXIT_CODES,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    add_completion=False,
+)
+
+MAKE, LOOK, ENDPOINT = "Make a run", "Look at a run", "Endpoints"
+"""Headings of the commands in `daunce --help`."""
+
+ConfigArgument = Annotated[Path, typer.Argument(help="config file in YAML; `daunce init` writes one", metavar="CONFIG")]
+RunArgument = Annotated[Path, typer.Argument(help="folder of the run (run_dir in its config)", metavar="RUN")]
+JsonOption = Annotated[bool, typer.Option("--json", help="print one JSON object on standard output, nothing else")]
+YesOption = Annotated[bool, typer.Option("--yes", "-y", help="do not ask before money is spent or things are deleted")]
+
+
+@app.callback(invoke_without_command=True)
+def _root(version: Annotated[bool, typer.Option("--version", help="print the version and stop")] = False) -> None:
+    if version:
+        typer.echo(__version__)
+        raise typer.Exit
+
+
+def confirm(question: str) -> None:
+    if not sys.stdin.isatty():
+        raise ConfigurationError(f"{question} There is nobody to ask: add --yes to say so beforehand.")
+    typer.confirm(question, abort=True, err=True)
+
+
+def show(as_json: bool, content: dict[str, Any], show: Callable[[], None]) -> None:
+    if as_json:
+        typer.echo(json.dumps(content, allow_nan=False, default=str))
+    else:
+        show()
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Run the command line and exit with its code; no traceback reaches a user for an error of this package."""
+    as_json = "--json" in (sys.argv[1:] if arguments is None else arguments)
+    try:
+        code = app(arguments, standalone_mode=False) or 0
+        if code == INTERRUPTED:
+            terminal.error("Interrupted. What was done is kept: the same command goes on, `daunce cancel` stops jobs.")
+    except DaunceError as error:
+        if as_json:
+            typer.echo(json.dumps({"error": {"type": type(error).__name__, "message": str(error)}}))
+        terminal.error(str(error))
+        code = error.exit_code
+    except typer.Abort:
+        terminal.error("Stopped; nothing was sent.")
+        code = INTERRUPTED
+    except typer.TyperException as error:
+        terminal.error(f"{error.format_message()} `daunce --help` and `daunce COMMAND --help` show what there is.")
+        code = 2
+    except BrokenPipeError:
+        code = 0
+    sys.exit(code)

@@ -1,0 +1,54 @@
+"""Commands about the other side: what an endpoint can do, and an endpoint of one's own."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from .. import terminal
+from .common import ENDPOINT, ConfigArgument, JsonOption, app, show
+
+
+@app.command(rich_help_panel=ENDPOINT)
+def serve(
+    model: Annotated[str, typer.Option(help="daunce-tiny, smollm2-135m, or a model folder")] = "daunce-tiny",
+    host: Annotated[str, typer.Option(help="address; others than loopback need an API key")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=0, max=65535)] = 8000,
+    api_key: Annotated[
+        str | None, typer.Option(envvar="DAUNCE_SERVE_API_KEY", help="key that clients must send", show_envvar=True)
+    ] = None,
+    state_dir: Annotated[
+        Path | None, typer.Option(help="folder of files, jobs and models; default: the user's state folder")
+    ] = None,
+    workers: Annotated[int, typer.Option(min=1, help="fine-tuning jobs at once")] = 1,
+    inject: Annotated[str | None, typer.Option(help="faults, such as rate_limit=0.1,error_500=0.05,seed=3")] = None,
+) -> None:
+    """Serve OpenAI's wire format (fine-tuning, echo log-probabilities) over a local model.
+
+    A provider of one's own: point a config at it with kind: openai_wire and its base_url. Needs the extras `server` and
+    `local`.
+    """
+    from ..server import ServerSettings, run_server
+
+    options = {"model": model, "state_dir": state_dir, "api_key": api_key, "workers": workers, "inject": inject}
+    settings = ServerSettings.from_options({k: v for k, v in options.items() if v is not None})
+
+    def ready(base_url: str) -> None:
+        terminal.say(f"Serving {model} at {base_url} (Ctrl-C stops it)")
+
+    run_server(settings, host, port, on_ready=ready)
+
+
+@app.command(rich_help_panel=ENDPOINT)
+def doctor(config: ConfigArgument, as_json: JsonOption = False) -> None:
+    """Ask the configured endpoint for one tiny example: what it can do, how noisy and fast it is, what to change.
+
+    Costs a few tokens. Needs the key that the config names, and no run.
+    """
+    from ..doctor import examine
+    from ..pipeline import Run
+
+    findings = examine(Run.create(config))
+    show(as_json, findings.to_json(), lambda: terminal.say(findings.text()))

@@ -1,0 +1,155 @@
+"""Commands that make a run, carry it on, and end it: what they send is said before, and asked for where it costs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from .. import terminal
+from ..errors import ConfigurationError, MissingExtraError
+from .common import MAKE, ConfigArgument, JsonOption, RunArgument, YesOption, app, confirm, show
+
+if TYPE_CHECKING:
+    from ..attribution import Attribution
+    from ..pipeline import Run
+
+
+@app.command(rich_help_panel=MAKE)
+def init(
+    folder: Annotated[Path, typer.Argument(help="folder of the new run.yaml")] = Path(),
+    train: Annotated[Path | None, typer.Option(help="training examples; default: a JSONL file found there")] = None,
+    test: Annotated[Path | None, typer.Option(help="answers to explain; default: a JSONL file found there")] = None,
+    backend: Annotated[str, typer.Option(help="embedded, openai, openai_wire, local, ...")] = "embedded",
+    as_json: JsonOption = False,
+) -> None:
+    """Write a run.yaml in which every key is explained.
+
+    Training examples and answers to explain are JSONL files, chat (messages) or prompt and completion; those found in
+    the folder are entered. Next: daunce plan run.yaml
+    """
+    from ..init import write_template
+
+    path = write_template(folder, train=train, test=test, backend=backend)
+    show(as_json, {"config": str(path)}, lambda: terminal.say(f"Wrote {path}. Next: daunce plan {path}"))
+
+
+@app.command(rich_help_panel=MAKE)
+def plan(config: ConfigArgument, as_json: JsonOption = False) -> None:
+    """Jobs, tokens, dollars and time of a run. Nothing is sent, nothing is spent, no key is needed.
+
+    Ends with exit code 3 where `daunce run` would refuse to start: above budget.max_usd, beyond what the endpoint can
+    do, or past the day on which the model shuts down.
+    """
+    from ..pipeline import Run
+
+    job = Run.create(config)
+    planned = job.plan()
+    terminal.warn(job.warnings)
+    show(as_json, planned.to_json(), lambda: terminal.say(planned.text()))
+    planned.check()
+
+
+@app.command(rich_help_panel=MAKE)
+def run(
+    config: ConfigArgument,
+    yes: YesOption = False,
+    record: Annotated[Path | None, typer.Option(help="record the API traffic into this new folder")] = None,
+    replay: Annotated[Path | None, typer.Option(help="answer from a recording: no network, no key")] = None,
+    report: Annotated[bool, typer.Option(help="write report.html into the run folder at the end")] = True,
+    as_json: JsonOption = False,
+) -> None:
+    """Train the members, score them, attribute. The same command again does only what is missing.
+
+    Shows the plan and asks before money is spent. It may be interrupted or killed at any moment: what was trained and
+    scored is kept, and no job is paid for twice. Ends with report.html in the run folder.
+    """
+    from ..pipeline import Run
+
+    job = Run.create(config)
+    planned = job.plan()
+    terminal.warn(job.warnings)
+    planned.check()
+    if not as_json:
+        terminal.say(planned.text())
+    if planned.costs_money and not yes and replay is None:
+        price = "an unknown price" if planned.usd is None else f"about ${planned.usd:,.2f}"
+        confirm(f"Start this run for {price}?")
+    session = _session(record, replay)
+    with terminal.Progress(job.config.ensemble.members, quiet=as_json) as progress:
+        attribution = job.execute(on_event=progress.event, on_progress=progress.scored, session=session)
+    status = job.status()
+    page = _report_at_the_end(job, attribution) if report else None
+    content = status.to_json() | {"report": None if page is None else str(page)}
+    show(as_json, content, lambda: terminal.finished(status, attribution, page))
+
+
+@app.command(rich_help_panel=MAKE)
+def cancel(run: RunArgument, as_json: JsonOption = False) -> None:
+    """Stop the jobs of a run that are still going on. What is trained and scored is kept.
+
+    `daunce run` with the run's config takes it up again.
+    """
+    from ..pipeline import Run
+
+    report = Run.open(run).cancel()
+    content = {"cancelled": report.cancelled, "already_final": report.already_final, "kept": report.kept}
+    show(as_json, content, lambda: terminal.cancelled(report))
+
+
+@app.command(rich_help_panel=MAKE)
+def clean(run: RunArgument, yes: YesOption = False, as_json: JsonOption = False) -> None:
+    """Delete the files and models that a run created at the provider, and nothing else. Scores are kept.
+
+    Rankings and reports go on working; members that are not scored yet would have to be trained again.
+    """
+    from ..pipeline import Run
+
+    job = Run.open(run)
+    if not yes:
+        confirm(f"Delete the remote files and models of {job.config.name}? Scores stay, the models are gone.")
+    report = job.clean()
+    content = {"models": report.models, "files": report.files, "kept": report.kept}
+    show(as_json, content, lambda: terminal.cleaned(report))
+
+
+@app.command(rich_help_panel=MAKE)
+def demo(
+    members: Annotated[int, typer.Option(min=8, help="fine-tunes")] = 24,
+    folder: Annotated[Path, typer.Option(help="folder of the run")] = Path("daunce-demo"),
+    as_json: JsonOption = False,
+) -> None:
+    """The main job on real data with the embedded provider: find a planted backdoor. No key, no configuration.
+
+    Fine-tunes members of a small language model through OpenAI's wire format, served on this machine. Needs the extras
+    `server`, `local` and `report`.
+    """
+    from ..demo import run_demo
+
+    with terminal.Progress(members, quiet=as_json) as progress:
+        result = run_demo(folder, members=members, on_event=progress.event, on_progress=progress.scored)
+    page = _report_at_the_end(result.run, result.attribution)
+    content = result.to_json() | {"report": None if page is None else str(page)}
+    show(as_json, content, lambda: terminal.demo(result, page))
+
+
+def _report_at_the_end(job: Run, attribution: Attribution) -> Path | None:
+    """The report, or a word on what it lacks: the run itself is done and kept."""
+    from ..summary import write_report_of
+
+    try:
+        return write_report_of(job, attribution)
+    except MissingExtraError as missing:
+        terminal.warn([f"{missing}; then: daunce report {job.run_dir}"])
+        return None
+
+
+def _session(record: Path | None, replay: Path | None) -> Any:
+    from .. import replay as recording
+
+    if record is not None and replay is not None:
+        raise ConfigurationError("--record and --replay exclude each other: a replay sends nothing to record.")
+    if record is not None:
+        return recording.record(record)
+    return None if replay is None else recording.replay(replay)
