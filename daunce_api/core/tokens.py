@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import ArrayLike
 
-from daunce_api.core.checkpoints import Floats, centred
+from daunce_api.core.checkpoints import Checkpoints, Floats, Stages
 from daunce_api.core.estimators import estimator_named
 from daunce_api.core.losses import Reduction, token_losses
 from daunce_api.core.members import member_losses
@@ -50,17 +50,21 @@ def token_scores(
 ) -> TokenScores:
     """Split the score of one training and one test example over their completion tokens.
 
+    With earlier checkpoints every array of losses or log-probabilities has an axis of S + 1 stages in front, the final
+    models last. Without them the split is that of the final models' score, also where the pair's score uses
+    checkpoints.
+
     Args:
-        train_logprobs_KT: (K, T) natural-log probabilities of the training example's completion tokens under each
-            member.
-        test_logprobs_KU: (K, U) those of the test example.
+        train_logprobs_KT: (K, T) or (S + 1, K, T) natural-log probabilities of the training example's completion tokens
+            under each member.
+        test_logprobs_KU: (K, U) or (S + 1, K, U) those of the test example.
         estimator: `covariance`, or a filter (`whitened`, `half_whitened`, `matched`).
-        train_loss_KN: (K, N) losses of the whole training set, which a filter's spectrum comes from.
+        train_loss_KN: (K, N) or (S + 1, K, N) losses of the whole training set, which a filter's spectrum comes from.
         inclusion_KN, noise, rho, ridge: as for `scores` and `Setting`.
         reduction: how losses are reduced to examples; the total is the score under that reduction.
 
     Returns:
-        TokenScores; the total equals the pair's entry of `scores` for the same arguments (test losses taken as they
+        TokenScores; the total equals the pair's entry of `scores` for the same losses (test losses taken as they
         are, as every estimator but "auto" does).
 
     Raises:
@@ -68,9 +72,10 @@ def token_scores(
         DataError: missing entries.
     """
     train, test = (token_losses(values, reduction) for values in (train_logprobs_KT, test_logprobs_KU))
-    if train.ndim != 2 or test.ndim != 2 or train.shape[0] != test.shape[0] or not train.size or not test.size:
+    if train.ndim not in (2, 3) or train.shape[:-1] != test.shape[:-1] or not train.size or not test.size:
         raise DataError(
-            f"Token log-probabilities must be (K, T) and (K, U), none empty; got {train.shape}, {test.shape}."
+            "Token log-probabilities must be (K, T) and (K, U), or (S + 1, K, T) and (S + 1, K, U), none empty; got "
+            f"{train.shape}, {test.shape}."
         )
     if not (np.isfinite(train).all() and np.isfinite(test).all()):
         raise DataError(
@@ -79,16 +84,22 @@ def token_scores(
     entry = estimator_named(estimator)
     if entry.filter is None:
         raise ConfigurationError(f"{entry.name} is not linear in the losses of both sides; token scores need a filter.")
-    a, b = centred(train), centred(test)
+    train, test = (x if x.ndim == 3 else x[None] for x in (train, test))
+    stages = Stages.of(np.ones(train.shape[:2], dtype=np.bool_))
+    a, b = (stages.centre(x.reshape(-1, x.shape[2])) for x in (train, test))
     if reduction != "sum":
-        a, b = a / train.shape[1], b / test.shape[1]
+        a, b = a / train.shape[2], b / test.shape[2]
     if entry.name == "covariance":
-        weighted = b / (train.shape[0] - 1)
+        weighted = b / stages.freedom
     else:
         if train_loss_KN is None:
             raise ConfigurationError(f"{entry.name} takes its spectrum from the training losses: pass train_loss_KN.")
-        members = member_losses(train_loss_KN, test, inclusion_KN)
-        if not members.complete or members.count != train.shape[0]:
+        whole = np.asarray(train_loss_KN)
+        whole = whole if whole.ndim == 3 else whole[None]
+        if whole.shape[:2] != train.shape[:2]:
+            raise DataError(f"Training losses {whole.shape} and log-probabilities differ in stages or members.")
+        members = member_losses(whole[-1], test[-1], inclusion_KN, Checkpoints(whole[:-1], test[:-1]))
+        if not members.complete or members.count != train.shape[1] or not members.stages.present_TK.all():
             raise DataError("Token scores need complete training losses of the same members.")
         setting = Setting(noise, rho, ridge)
         spectrum = spectrum_of(members, setting)

@@ -13,8 +13,8 @@ from __future__ import annotations
 import argparse
 import json
 import os
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 for variable in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
@@ -23,10 +23,11 @@ for variable in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
 import numpy as np
 
 import daunce_api
-from daunce_api.core import Setting, choose, member_losses, scores, self_influence, self_lds
-from daunce_api.core.checkpoints import centred
+from daunce_api.core import Checkpoints, Setting, choose, member_losses, scores, self_influence, self_lds
+from daunce_api.core.blocks import score_blocks
 from daunce_api.core.estimators import ESTIMATORS
-from daunce_api.core.quality import column_spearman
+from daunce_api.core.heldout import HeldOut
+from daunce_api.core.quality import column_spearman, estimate
 from daunce_api.core.spectrum import Spectrum, spectrum_of, stabilised
 from daunce_api.evaluation import lds
 from tests.benchmarks.tasks import CACHE, CHUNK, Task, all_tasks, chunk_files, joined, losses, read_chunk
@@ -48,10 +49,18 @@ class Ensemble:
     rho: float | None
     truth_inclusion: np.ndarray
     truth_loss: np.ndarray
+    earlier: Checkpoints | None = None
 
     def judge(self, score: np.ndarray) -> float:
         """LDS of scores."""
         return float(column_spearman(-(self.truth_inclusion @ score), self.truth_loss).mean())
+
+    def using(self, stages: Sequence[int]) -> Ensemble:
+        """The same members with some of their earlier checkpoints only."""
+        if self.earlier is None or not stages:
+            return replace(self, earlier=None)
+        pick = list(stages)
+        return replace(self, earlier=Checkpoints(self.earlier.train_loss_SKN[pick], self.earlier.test_loss_SKM[pick]))
 
 
 def cached(task: Task, kind: str) -> dict[str, np.ndarray] | None:
@@ -76,6 +85,10 @@ def ensembles(task: Task, kind: str, count: int, noise: float) -> Iterator[Ensem
         rng = np.random.default_rng([index, count, int(1000 * noise)])
         train = members["train"][rows] + noise * rng.normal(size=members["train"][rows].shape)
         test = members["test"][rows] + noise * rng.normal(size=members["test"][rows].shape)
+        earlier = None
+        if "earlier_train" in members:
+            sides = (members[f"earlier_{side}"][:, rows].astype(np.float64) for side in ("train", "test"))
+            earlier = Checkpoints(*(loss + noise * rng.normal(size=loss.shape) for loss in sides))
         yield Ensemble(
             train,
             test,
@@ -84,6 +97,7 @@ def ensembles(task: Task, kind: str, count: int, noise: float) -> Iterator[Ensem
             task.rho(kind),
             truth["inclusion"].astype(np.float64),
             truth["test"],
+            earlier,
         )
 
 
@@ -92,14 +106,15 @@ class Filters:
 
     def __init__(self, e: Ensemble) -> None:
         self.ensemble = e
-        members = member_losses(e.train, e.test, e.inclusion)
+        self.members = member_losses(e.train, e.test, e.inclusion, e.earlier)
         self.setting = Setting(noise=e.noise, rho=e.rho)
-        self.spectrum: Spectrum = spectrum_of(members, self.setting)
-        self._projected = (e.truth_inclusion @ centred(members.train_KN).T) @ self.spectrum.u_RD
+        self.spectrum: Spectrum = spectrum_of(self.members, self.setting)
+        self._projected = (e.truth_inclusion @ self.members.train_rows().T) @ self.spectrum.u_RD
 
     def judge(self, phi: np.ndarray, log_offset: float | None = None) -> float:
         """LDS of ``A^T U diag(phi) U^T B``."""
-        b = centred(stabilised(self.ensemble.test, log_offset))
+        stages = self.members.stages
+        b = stages.centre(np.concatenate([stabilised(x, log_offset) for x in self.members.test_stages]))
         return float(
             column_spearman(-(self._projected * phi) @ (self.spectrum.u_RD.T @ b), self.ensemble.truth_loss).mean()
         )
@@ -133,10 +148,11 @@ def table(task: Task, kind: str) -> None:
     for noise in NOISES:
         for count in COUNTS:
             rows = []
-            for e in ensembles(task, kind, count, noise):
+            for given in ensembles(task, kind, count, noise):
+                e = given.using(())
                 filters = Filters(e)
+                members = filters.members
                 known = {"noise": e.noise, "rho": e.rho}
-                members = member_losses(e.train, e.test, e.inclusion)
                 choice = choose(members, setting=Setting(**known))  # type: ignore[arg-type]
                 score = scores(e.train, e.test, e.inclusion, **known)  # type: ignore[arg-type]
                 auto = lds(score, e.truth_inclusion, e.truth_loss, draws=300)
@@ -169,6 +185,53 @@ def table(task: Task, kind: str) -> None:
                 + f" | {m[6] / m[0]:.2f} | {cells[8]} | {m[8] - m[6]:+.3f} | {cells[9]} |"
             )
             print(line, flush=True)
+
+
+def checkpoint_table(task: Task, kind: str) -> None:
+    """Print one Markdown table: auto without and with the losses at earlier checkpoints of the same jobs."""
+    steps = len(task.kinds[kind].recipe.checkpoints(round(task.kinds[kind].ratio * task.size)))
+    sets = {
+        "the last two": (steps - 2, steps - 1),
+        "two, evenly": (round((steps + 1) / 3) - 1, round(2 * (steps + 1) / 3) - 1),
+        "all": tuple(range(steps)) if steps <= 5 else tuple(range(0, steps, 2)),
+    }
+    names = [
+        name if name != "all" else f"all ({steps})" if steps <= 5 else f"{len(sets[name])} of {steps}" for name in sets
+    ]
+    print(
+        "| noise | K | ensembles | covariance | auto | "
+        + " | ".join(f"covariance, {n} | auto, {n}" for n in names)
+        + " | best ridge in hindsight | auto / cov. | self_lds | error | used |\n"
+        + "|---" * (10 + 2 * len(sets))
+        + "|",
+        flush=True,
+    )
+    for noise in (0.0, 0.03):
+        for count in COUNTS:
+            rows = []
+            for e in ensembles(task, kind, count, noise):
+                if e.earlier is not None:
+                    rows.append(_checkpoint_row(e, list(sets.values())))
+            if rows:
+                *m, auto, best, quality, used = np.mean(rows, axis=0)
+                shown = " | ".join(f"{x:.3f}" for x in (*m, auto, best))
+                print(
+                    f"| {noise} | {count} | {len(rows)} | {shown} | {auto / m[0]:.2f} | {quality:.3f} "
+                    f"| {quality - auto:+.3f} | {used:.2f} |",
+                    flush=True,
+                )
+
+
+def _checkpoint_row(e: Ensemble, sets: list[tuple[int, ...]]) -> list[float]:
+    row: list[float] = []
+    for stages in ((), *sets):
+        part = e.using(stages)
+        filters = Filters(part)
+        choice = choose(filters.members, setting=filters.setting)
+        score = score_blocks(choice.estimator, filters.members, choice.setting).block(slice(None), slice(None))
+        row += [filters.named("covariance"), part.judge(score)]
+    quality = estimate(HeldOut(filters.members), (choice.estimator, choice.setting))
+    return [*row, filters.hindsight(), quality.value, float(choice.setting.checkpoints)]
 
 
 # --- other questions --------------------------------------------------------------------------------------------------
@@ -207,13 +270,20 @@ def main() -> None:
     """Print the report as Markdown."""
     parser = argparse.ArgumentParser()
     parser.add_argument("tasks", nargs="*", default=["digits", "fashion", "lm"])
+    parser.add_argument("--checkpoints", action="store_true", help="the tables of earlier checkpoints instead")
+    parser.add_argument("--kinds", nargs="+", default=["base", "target"])
     arguments = parser.parse_args()
     tasks = {name: task for name, task in all_tasks().items() if name in arguments.tasks}
     for name, task in tasks.items():
-        for kind in ("base", "target"):
+        for kind in arguments.kinds:
             rho = task.rho(kind)
             print(f"\n### {name}, members from {kind}" + (f" (rho = {rho:.3f})" if rho else "") + "\n", flush=True)
-            table(task, kind)
+            if arguments.checkpoints:
+                checkpoint_table(task, kind)
+            else:
+                table(task, kind)
+    if arguments.checkpoints:
+        return
     if "lm" in tasks:
         print("\n### Planted examples: average precision\n")
         print("\n".join(retrieval_table(tasks["lm"])), flush=True)

@@ -1,20 +1,33 @@
 from __future__ import annotations
 
+from dataclasses import replace
+from typing import Literal
+
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from daunce_api.core import (
     ESTIMATORS,
     Checkpoints,
     Setting,
+    choose,
+    confidence_interval,
+    group_scores,
     member_losses,
     scores,
     self_lds,
+    token_scores,
     top,
 )
-from daunce_api.core.blocks import score_blocks
+from daunce_api.core.blocks import FactorBlocks, score_blocks
+from daunce_api.core.checkpoints import Stages
 from daunce_api.core.estimators import estimator_named
-from tests.core.problems import linear_problem, with_checkpoints
+from daunce_api.core.heldout import HeldOut
+from daunce_api.core.uncertainty import significance_threshold
+from daunce_api.errors import DataError
+from tests.core.problems import linear_problem, mean_correlation, with_checkpoints
 
 WHOLE = slice(None)
 P = linear_problem(members=24, train=30, test=7)
@@ -98,3 +111,255 @@ def test_the_jackknife_of_a_ridge_is_exact_too(examples: int, gaps: bool) -> Non
     if not gaps:
         half = _errors(train[2], test[2], np.eye(20, examples), earlier, "half_whitened")[1]
         assert np.isfinite(half).all()
+
+
+@pytest.mark.parametrize("name", ["covariance", "correlation", "inclusion", "whitened", "half_whitened"])
+def test_intervals_cover_with_correlated_stages(name: str) -> None:
+    """Stages of one member share its luck: rows taken for members would give intervals far too narrow."""
+    size, drawn = 40, 75
+    pool = linear_problem(members=size * drawn, train=40, test=10)
+    rng = np.random.default_rng(0)
+    train, test = (x + 0.3 * x.std() * rng.normal(size=x.shape) for x in (pool.train, pool.test))
+    earlier = with_checkpoints(replace(pool, train=train, test=test), 2, luck=0.1)
+    parts = [np.arange(i * size, (i + 1) * size) for i in range(drawn)]
+    fitted = [_errors(train[p], test[p], pool.inclusion[p], earlier.members(p), name) for p in parts]
+    score, error = (np.array(x) for x in zip(*fitted, strict=True))
+    shrunk = error * np.sqrt(1 - 1 / drawn)  # the mean over ensembles stands for the truth
+    low, high = confidence_interval(score, shrunk, size, correlation=name == "correlation")
+    expected = score.mean(axis=0)
+    assert 0.93 <= ((low < expected) & (expected < high)).mean() <= 0.97
+    if name == "covariance":
+        first = member_losses(train[parts[0]], test[parts[0]], None, earlier.members(parts[0]))
+        blocks = score_blocks(estimator_named(name), first, Setting())
+        assert isinstance(blocks, FactorBlocks)
+        rows = Stages(np.ones((1, 3 * size), dtype=bool))  # the same rows as members of their own
+        naive = FactorBlocks(replace(blocks.factors, stages=rows)).stderr_block(WHOLE, WHOLE)
+        assert np.median(naive / error[0]) < 0.75
+
+
+@pytest.mark.parametrize("name", ESTIMATORS)
+def test_held_out_predictions_are_fitted_on_whole_members(name: str) -> None:
+    members = member_losses(P.train, P.test, P.inclusion, STAGES)
+    fit, held = np.arange(6, 24), np.arange(6)
+    for use in (True, False):
+        setting = Setting(noise=0.01, rho=0.3, ridge=0.5, checkpoints=use)
+        got = HeldOut(members).predict([(estimator_named(name), setting)], fit, held)[0]
+        score = score_blocks(estimator_named(name), members.rows(fit), setting).block(WHOLE, WHOLE)
+        expected = -(P.inclusion[held] - P.inclusion[fit].mean(axis=0)) @ score
+        # matched reads the dispersion of the inclusion matrix, which is taken over all members there and some here.
+        tolerance = 2e-2 if name == "matched" else 1e-9
+        assert np.abs(got - expected).max() < tolerance * np.abs(expected).max()
+
+
+@pytest.mark.parametrize("name", ["covariance", "whitened", "correlation"])
+def test_no_fold_splits_a_member(name: str) -> None:
+    """Whatever the held-out members' earlier rows hold, predictions for them stay what they were."""
+    estimator, setting = estimator_named(name), Setting(ridge=1.0)
+    plain = HeldOut(member_losses(P.train, P.test, P.inclusion, STAGES)).folded([(estimator, setting)], 4)[0]
+    for fold in range(4):
+        train, test = STAGES.train_loss_SKN.copy(), STAGES.test_loss_SKM.copy()
+        train[:, fold::4], test[:, fold::4] = 7.0, 1e3
+        changed = HeldOut(member_losses(P.train, P.test, P.inclusion, Checkpoints(train, test)))
+        assert np.allclose(changed.folded([(estimator, setting)], 4)[0][fold::4], plain[fold::4])
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.integers(0, 10_000), st.sampled_from(list(ESTIMATORS)))
+def test_members_may_come_in_any_order(seed: int, name: str) -> None:
+    order = np.random.default_rng(seed).permutation(24)
+    plain = _errors(P.train, P.test, P.inclusion, STAGES, name)
+    moved = _errors(P.train[order], P.test[order], P.inclusion[order], STAGES.members(order), name)
+    for one, other in zip(plain, moved, strict=True):
+        assert np.allclose(one, other, rtol=1e-6, atol=1e-9 * np.abs(one).max())
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.integers(0, 10_000), st.sampled_from(list(ESTIMATORS)))
+def test_what_all_members_share_at_a_stage_does_not_count(seed: int, name: str) -> None:
+    rng = np.random.default_rng(seed)
+    level = rng.normal(size=(2, 1, 30)), rng.normal(size=(2, 1, 7))
+    shifted = Checkpoints(STAGES.train_loss_SKN + level[0], STAGES.test_loss_SKM + level[1])
+    for one, other in zip(
+        _errors(P.train, P.test, P.inclusion, STAGES, name),
+        _errors(P.train, P.test, P.inclusion, shifted, name),
+        strict=True,
+    ):
+        assert np.allclose(one, other, rtol=1e-6, atol=1e-9 * np.abs(one).max())
+
+
+@settings(max_examples=20, deadline=None)
+@given(st.integers(0, 10_000), st.sampled_from(list(ESTIMATORS)))
+def test_a_stage_that_repeats_the_final_models_says_nothing_new(seed: int, name: str) -> None:
+    repeated = Checkpoints(P.train[None], P.test[None])
+    plain = _errors(P.train, P.test, P.inclusion, None, name)
+    twice = _errors(P.train, P.test, P.inclusion, repeated, name)
+    if name == "whitened":  # lambda counts against twice the eigenvalues
+        assert np.corrcoef(plain[0].ravel(), twice[0].ravel())[0, 1] > 0.99
+        return
+    factor = np.sqrt(2) if name in ("half_whitened", "matched") else 1.0
+    pair = tuple(np.random.default_rng(seed).integers(0, (30, 7)))
+    assert twice[0][pair] == pytest.approx(factor * plain[0][pair])
+    if name == "covariance":  # (K - 1) / (K - 2) is taken over 2 (K - 1) degrees of freedom there
+        assert twice[1][pair] == pytest.approx(plain[1][pair])
+
+
+@pytest.mark.parametrize("name", ESTIMATORS)
+@pytest.mark.parametrize("per", ["test", "train"])
+def test_top_is_the_sorted_scores_with_their_errors(name: str, per: Literal["test", "train"]) -> None:
+    score = scores(P.train, P.test, P.inclusion, name, rho=0.2, earlier=STAGES)
+    members = member_losses(P.train, P.test, P.inclusion, STAGES)
+    choice = choose(members, name, Setting(rho=0.2))
+    error = score_blocks(choice.estimator, members, choice.setting).stderr_block(WHOLE, WHOLE)
+    ranking = top(P.train, P.test, 5, name, inclusion_KN=P.inclusion, rho=0.2, per=per, earlier=STAGES)
+    table, errors = (score.T, error.T) if per == "test" else (score, error)
+    assert np.allclose(ranking.score_Mk, -np.sort(-table, axis=1)[:, :5])
+    assert ranking.stderr_Mk is not None
+    assert np.allclose(ranking.stderr_Mk, np.take_along_axis(errors, ranking.index_Mk, axis=1))
+    assert ranking.members == 24, "degrees of freedom are those of members, not of rows"
+    assert ranking.z_threshold == significance_threshold(24)
+
+
+def test_groups_are_sums_with_their_own_errors() -> None:
+    labels = [i % 3 for i in range(30)]
+    grouped = group_scores(P.train, P.test, labels, estimator="covariance", earlier=STAGES)
+    score = scores(P.train, P.test, estimator="covariance", earlier=STAGES)
+    assert np.allclose(grouped.score_GH, [score[g::3].sum(axis=0) for g in range(3)])
+    summed = Checkpoints(
+        np.stack([STAGES.train_loss_SKN[:, :, g::3].sum(axis=2) for g in range(3)], axis=2), STAGES.test_loss_SKM
+    )
+    sums = np.stack([P.train[:, g::3].sum(axis=1) for g in range(3)], axis=1)
+    assert np.allclose(grouped.stderr_GH, _errors(sums, P.test, P.inclusion[:, :3], summed, "covariance")[1])
+
+
+@pytest.mark.parametrize("name", ESTIMATORS)
+def test_a_missing_checkpoint_leaves_out_that_stage_of_that_member(name: str) -> None:
+    train, test = STAGES.train_loss_SKN.copy(), STAGES.test_loss_SKM.copy()
+    train[0, 3, 11] = np.nan  # one loss is enough
+    test[1, 5] = np.nan
+    members = member_losses(P.train, P.test, P.inclusion, Checkpoints(train, test))
+    present = np.ones((3, 24), dtype=bool)
+    present[0, 3] = present[1, 5] = False
+    assert np.array_equal(members.stages.present_TK, present)
+    assert (members.stages.rows, members.stages.freedom) == (70, 67)
+    rows = members.train_rows()
+    assert not rows[[3, 24 + 5]].any()
+    others = np.delete(STAGES.train_loss_SKN[0], 3, axis=0)
+    assert np.allclose(rows[:24][np.arange(24) != 3], others - others.mean(axis=0))
+    whole = _errors(P.train, P.test, P.inclusion, STAGES, name)
+    gaps = _errors(P.train, P.test, P.inclusion, members.earlier, name)
+    assert np.isfinite(gaps[0]).all()
+    assert np.corrcoef(whole[0].ravel(), gaps[0].ravel())[0, 1] > 0.97
+    assert np.corrcoef(whole[1].ravel(), gaps[1].ravel())[0, 1] > 0.9
+
+
+@pytest.mark.parametrize("name", ESTIMATORS)
+def test_gaps_of_the_final_models_are_gaps_at_every_stage(name: str) -> None:
+    train, test = P.train.copy(), P.test.copy()
+    train[3, 5] = test[4, 1] = np.nan
+    score, error = _errors(train, test, P.inclusion, STAGES, name)
+    rest = np.delete(np.arange(24), [3, 4])
+    seen = np.delete(np.arange(30), 5) if name in ("whitened", "half_whitened", "matched") else np.arange(30)
+    if name != "inclusion":
+        alone = _errors(P.train[rest], P.test[rest], P.inclusion[rest], STAGES.members(rest), name)
+        assert score[5, 1] == pytest.approx(alone[0][5, 1])
+        assert error[5, 1] == pytest.approx(alone[1][5, 1], rel=0.05)
+    untouched = _errors(P.train[:, seen], P.test[:, :1], P.inclusion[:, seen], STAGES.columns(seen, [0]), name)
+    assert np.allclose(np.delete(score[:, 0], 5), np.delete(untouched[0][:, 0], [5] if seen.size == 30 else []))
+
+
+def test_a_member_without_final_losses_goes_with_its_checkpoints() -> None:
+    train = P.train.copy()
+    train[2] = np.nan
+    members = member_losses(train, P.test, P.inclusion, STAGES)
+    rest = np.delete(np.arange(24), 2)
+    assert members.earlier is not None
+    assert np.array_equal(members.earlier.train_loss_SKN, STAGES.train_loss_SKN[:, rest])
+
+
+def test_float32_stays_float32() -> None:
+    final = [x.astype(np.float32) for x in (P.train, P.test)]
+    earlier = Checkpoints(STAGES.train_loss_SKN.astype(np.float32), STAGES.test_loss_SKM.astype(np.float32))
+    for name in ESTIMATORS:
+        score, error = _errors(*final, P.inclusion, earlier, name)
+        assert score.dtype == error.dtype == np.float32
+        exact = _errors(P.train, P.test, P.inclusion, STAGES, name)
+        assert np.abs(score - exact[0]).max() < 1e-3 * np.abs(exact[0]).max()
+
+
+def test_auto_uses_checkpoints_that_help_and_leaves_out_those_that_do_not() -> None:
+    rng = np.random.default_rng(4)
+    problem = linear_problem(members=40, train=60, test=12)
+    noisy = replace(problem, train=problem.train + 0.5 * problem.train.std() * rng.normal(size=problem.train.shape))
+    helpful = with_checkpoints(problem, 2, luck=0.02)
+    members = member_losses(noisy.train, noisy.test, noisy.inclusion, helpful)
+    choice = choose(members)
+    assert choice.setting.checkpoints
+    assert "2 earlier checkpoints" in choice.why
+    useless = Checkpoints(*(20 * x.std() * rng.normal(size=(2, *x.shape)) for x in (noisy.train, noisy.test)))
+    members = member_losses(noisy.train, noisy.test, noisy.inclusion, useless)
+    choice = choose(members)
+    assert not choice.setting.checkpoints
+    assert "without the losses at earlier checkpoints" in choice.why
+    score = scores(noisy.train, noisy.test, noisy.inclusion, earlier=useless)
+    assert np.array_equal(score, scores(noisy.train, noisy.test, noisy.inclusion))
+    few = choose(members.rows(np.arange(12)))
+    assert few.setting.checkpoints, "too few members to ask"
+    assert "2 earlier checkpoints" in few.why
+
+
+def test_better_scores_and_a_better_self_lds() -> None:
+    problem = linear_problem(members=24, train=200, test=20, rank=40)
+    rng = np.random.default_rng(5)
+    gradients = np.linspace(0.2, 1, 3)[:, None, None]
+    luck = [0.4 * x.std() * rng.normal(size=(3, *x.shape)) for x in (problem.train, problem.test)]
+    exact = (problem.train, problem.test)
+    train, test = (gradients * (x - x.mean(axis=0)) + e for x, e in zip(exact, luck, strict=True))
+    earlier = Checkpoints(train[:2], test[:2])
+
+    def quality(score: np.ndarray) -> float:
+        return mean_correlation(score, problem.influence)
+
+    without = scores(train[2], test[2], problem.inclusion, "covariance")
+    assert quality(scores(train[2], test[2], problem.inclusion, "covariance", earlier=earlier)) > quality(without)
+    assert (
+        self_lds(train[2], test[2], problem.inclusion, "covariance", earlier=earlier).raw
+        > self_lds(train[2], test[2], problem.inclusion, "covariance").raw
+    )
+
+
+def test_margins_are_not_put_on_a_log_scale() -> None:
+    members = member_losses(P.train, P.test - 30, P.inclusion)
+    assert choose(members).setting.log_offset is None
+    assert choose(members.rows(np.arange(10))).setting.log_offset is None
+    assert choose(member_losses(P.train, P.test + 30, P.inclusion).rows(np.arange(10))).setting.log_offset is not None
+
+
+@pytest.mark.parametrize(
+    ("train", "test"),
+    [((2, 24, 30), (1, 24, 7)), ((24, 30), (24, 7)), ((2, 23, 30), (2, 23, 7)), ((2, 24, 29), (2, 24, 7))],
+)
+def test_shapes_that_do_not_belong_together_are_refused(train: tuple[int, ...], test: tuple[int, ...]) -> None:
+    with pytest.raises(DataError):
+        scores(P.train, P.test, earlier=Checkpoints(np.ones(train), np.ones(test)))
+
+
+def test_infinite_losses_at_a_checkpoint_are_refused() -> None:
+    train = STAGES.train_loss_SKN.copy()
+    train[1, 2, 3] = np.inf
+    with pytest.raises(DataError, match="Checkpoint 1 of member 2"):
+        scores(P.train, P.test, earlier=Checkpoints(train, STAGES.test_loss_SKM))
+
+
+@pytest.mark.parametrize("name", ["covariance", "whitened"])
+def test_token_scores_of_all_stages_sum_to_the_pairs_score(name: str) -> None:
+    rng = np.random.default_rng(6)
+    train, test = -rng.exponential(size=(3, 19, 5)), -rng.exponential(size=(3, 19, 4))
+    whole = rng.normal(size=(3, 19, 30))
+    whole[:, :, 0] = -train.mean(axis=2)
+    got = token_scores(train, test, name, train_loss_KN=whole, ridge=1.0)
+    earlier = Checkpoints(whole[:2], -test[:2].mean(axis=2, keepdims=True))
+    expected = scores(whole[2], -test[2].mean(axis=1, keepdims=True), None, name, earlier=earlier)[0, 0]
+    assert got.total == pytest.approx(expected)
+    assert got.train_T.sum() == pytest.approx(expected)
+    with pytest.raises(DataError, match="stages"):
+        token_scores(train, test, "whitened", train_loss_KN=whole[2])
