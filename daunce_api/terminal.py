@@ -193,7 +193,7 @@ def finished(state: RunStatus, attribution: Attribution, page: Path | None) -> N
 
 def ranking(table: pd.DataFrame, *, title: str) -> None:
     """Proponents or opponents of one answer; what cannot be told from zero is dim."""
-    out.print(rich_text(title))
+    out.print(rich_text(title, 200), soft_wrap=not out.is_terminal)
     ranking_rows(table)
     sentence(f"{table.attrs.get('estimator', '')}: {table.attrs.get('question', '')}.", style="dim")
     sentence(f"Score: {SIGN}. Dim: not distinguishable from zero.", style="dim")

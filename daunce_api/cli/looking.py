@@ -69,8 +69,9 @@ def top(
 ) -> None:
     """The training examples behind one answer, ranked; positive scores made the answer more likely.
 
-    Every score comes with its 95 % interval; what cannot be told from zero is dim. Example: daunce top RUN --test q-17
-    --by source
+    Every score comes with its 95 % interval; what cannot be told from zero is dim.
+
+    Example: daunce top RUN --test q-17 --by source
     """
     from ..export import write_table
     from ..pipeline import Run

@@ -9,6 +9,7 @@ import html
 import json
 import re
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,12 +19,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 from made_attribution import EVIL, FACTS, demo_data, made_attribution
 
+from daunce_api import core
 from daunce_api.attribution import Attribution
 from daunce_api.dataset import Dataset
+from daunce_api.display import duration
 from daunce_api.errors import MissingExtraError
 from daunce_api.evaluation.baselines import bm25_scores, example_texts
 from daunce_api.report import QualityPoint, RunFacts, notebook_html, write_report
-from daunce_api.display import duration
+from daunce_api.report.glance import checkpoints
 from daunce_api.report.overview import loss_picture, quality_curve, source_scores, train_view
 from daunce_api.report.pack import Arrays, deflate, fit_texts, fitting_block, json_block, policy
 from daunce_api.report.ranked import listings
@@ -292,3 +295,33 @@ def test_long_texts_are_cut_to_keep_the_page_small(
     assert "are cut to keep the page small" in cut
     assert "are cut to keep the page small" not in whole
     assert any(" characters]" in text for text in json.loads(_blocks(cut)["data"])["train"]["answer"])
+
+
+def test_earlier_checkpoints_are_counted(attribution: Attribution, tmp_path: Path) -> None:
+    pytest.importorskip("plotly")
+    rng = np.random.default_rng(1)
+    sides = [
+        np.stack([x + rng.normal(0, 0.01, x.shape)] * 2) for x in (attribution.train_loss_KN, attribution.test_loss_KM)
+    ]
+    sides[0][0, 5] = np.nan
+    made = replace(attribution, earlier=core.Checkpoints(*sides), estimator="covariance")
+    assert checkpoints(made) == "63 earlier checkpoints add as many rows of losses"
+    assert "63 earlier checkpoints add as many rows of losses" in notebook_html(made)
+    page = write_report(made, tmp_path / "earlier.html").read_text()
+    assert "63 earlier checkpoints add as many rows of losses" in page
+    content = json.loads(_blocks(page)["data"])
+    assert content["tokens"]["final_only"]
+    assert checkpoints(attribution) == ""
+    made.__dict__["choice"] = replace(made.choice, setting=replace(made.choice.setting, checkpoints=False))
+    assert checkpoints(made) == "63 earlier checkpoints were scored and are not used"
+
+
+def test_views_of_a_run_with_checkpoints_use_them(attribution: Attribution) -> None:
+    rng = np.random.default_rng(1)
+    sides = [
+        x[None] + rng.normal(0, 0.05, (1, *x.shape)) for x in (attribution.train_loss_KN, attribution.test_loss_KM)
+    ]
+    made = replace(attribution, earlier=core.Checkpoints(*sides), estimator="covariance")
+    np.testing.assert_allclose(train_view(made).mean_score_N, made.scores_NM().mean(axis=1), rtol=1e-6)
+    assert made.self_lds is not None
+    assert quality_curve(made)[-1].value == pytest.approx(made.self_lds.value)
