@@ -47,17 +47,7 @@ def facts_of(run: Run, attribution: Attribution) -> RunFacts:
             scoring_tokens=used.scored_tokens,
             seconds=used.seconds,
             job_seconds=used.job_seconds,
-            warnings=(*_measurement(attribution), *run.warnings),
+            warnings=run.warnings,
             failures=tuple(f"{t.subject.removeprefix('left out ')}: {t.detail}" for t in left_out),
             stopped=halted[-1] if halted else "",
         )
-
-
-def _measurement(attribution: Attribution) -> list[str]:
-    """What has to be known of the losses before a score is read."""
-    notes = []
-    if attribution.measured != "completion":
-        notes.append(f"Measured: {attribution.measured}. Scores are about that, not about whole answers.")
-    if attribution.censored:
-        notes.append(f"{attribution.censored:.1%} of the losses are lower bounds: the token was not listed.")
-    return notes

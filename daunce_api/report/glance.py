@@ -73,14 +73,18 @@ def glance(attribution: Attribution, run: RunFacts, distinguishable: float, over
         )
     )
     if attribution.censored:
-        tiles.append(Tile("Censored", _percent(attribution.censored, 1), "of losses are known only as lower bounds"))
+        detail = "of losses are known only as lower bounds: the token was not listed"
+        tiles.append(Tile("Censored", _percent(attribution.censored, 1), detail))
     return tiles
 
 
 def notes(attribution: Attribution, run: RunFacts, *, shown_tests: int, cut: int | None, shown_train: int) -> list[str]:
     """Warnings of the run, and what this page leaves out."""
     out = [run.stopped] if run.stopped else []
-    out += [*run.failures, *run.warnings]
+    out += run.failures
+    if attribution.measured != "completion":
+        out.append(f"Measured: {attribution.measured}. Scores are about that, not about whole answers.")
+    out += run.warnings
     if shown_tests < len(attribution.test):
         out.append(
             f"The page shows the first {shown_tests:,} of {len(attribution.test):,} test examples; the run holds the "

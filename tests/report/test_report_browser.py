@@ -376,9 +376,30 @@ def test_print_shows_every_answer_on_light_paper(report: Path, open_page: Any, t
     assert page.evaluate("getComputedStyle(document.body).backgroundColor") == "rgb(21, 24, 28)"
 
 
-def test_a_narrow_window_needs_no_sideways_scrolling(report: Path, open_page: Any) -> None:
-    page = open_page(report, viewport={"width": 400, "height": 800})
-    assert page.evaluate("document.documentElement.scrollWidth") <= 400
+@pytest.mark.parametrize("width", [400, 1280])
+def test_no_window_needs_sideways_scrolling(report: Path, open_page: Any, width: int) -> None:
+    page = open_page(report, wait=PLOTS, viewport={"width": width, "height": 800})
+    assert page.evaluate("document.documentElement.scrollWidth") <= width
+
+
+def test_long_names_and_texts_stay_within_the_window(tmp_path: Path, open_page: Any) -> None:
+    pytest.importorskip("plotly")
+    records = [
+        {
+            "id": "x" * 120 + str(i),
+            "source": "a long name " * 8 + str(i % 9),
+            "prompt": "w " * 400,
+            "completion": "W" * 900,
+        }
+        for i in range(27)
+    ]
+    data = Dataset.from_records(records)
+    path = write_report(made_attribution(data, data, members=12), tmp_path / "long.html", run=RunFacts(name="n" * 300))
+    for width in (400, 1280):
+        page = open_page(path, wait=PLOTS, viewport={"width": width, "height": 800})
+        page.locator("#pro .open").first.click()
+        assert page.evaluate("document.documentElement.scrollWidth") <= width
+        assert page.locator("#answer .reply").evaluate("box => box.clientHeight < innerHeight / 2")
 
 
 def test_without_scripts_the_run_is_still_readable(report: Path, open_page: Any) -> None:

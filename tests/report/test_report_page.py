@@ -325,3 +325,12 @@ def test_views_of_a_run_with_checkpoints_use_them(attribution: Attribution) -> N
     np.testing.assert_allclose(train_view(made).mean_score_N, made.scores_NM().mean(axis=1), rtol=1e-6)
     assert made.self_lds is not None
     assert quality_curve(made)[-1].value == pytest.approx(made.self_lds.value)
+
+
+def test_what_was_measured_is_said_where_it_is_less_than_the_answer(attribution: Attribution, tmp_path: Path) -> None:
+    pytest.importorskip("plotly")
+    made = replace(attribution, measured="first completion token only", censored=0.123)
+    page = write_report(made, tmp_path / "first.html").read_text()
+    assert "Measured: first completion token only." in page
+    assert "12.3 %" in page
+    assert "Measured:" not in write_report(attribution, tmp_path / "whole.html").read_text()
