@@ -4,7 +4,9 @@ Members are split into folds. Scores fitted on the other folds predict the test 
 inclusion row, ``-inclusion @ score``, and the prediction is compared with what was measured, by Spearman's rank
 correlation over members, for each test example. No fine-tune is spent on it.
 
-That correlation, ``raw``, is an LDS against single training runs. The LDS of the literature averages the truth over
+Over K members a sample's rank correlation is expected to be ((K - 2) rho + 3 tau) / (K + 1) (Kendall and Gibbons 1990,
+section 9.7), which is K / (K + 1) rho as long as tau = 2 / 3 rho, as in weakly correlated data; that is made good. The
+correlation so found, ``raw``, is an LDS against single training runs. The LDS of the literature averages the truth over
 several seeds, which takes the seeds' luck out of it: ``value = raw / ceiling``. What the ceiling is depends on the
 members.
 
@@ -74,7 +76,7 @@ class SelfLDS:
         low, high: 95 % bootstrap interval over members.
         estimator: which estimator it is about.
         members: K.
-        raw: correlation with single held-out members.
+        raw: correlation with single held-out members, times (K + 1) / K.
         ceiling: what the luck of single training runs lets ``raw`` reach at most.
         curve: raw against the number of members, or None where the run is too poor for one (raw near zero).
     """
@@ -155,12 +157,7 @@ def estimate(held: HeldOut, candidate: Candidate, *, seed: int = 0) -> SelfLDS:
     estimator, setting = candidate
     draws = np.random.default_rng(seed).multinomial(count, np.full(count, 1 / count), DRAWS)
     weights = np.vstack([np.ones(count), draws])
-    raws = np.nanmean(
-        _weighted_correlation(*_ranks(held.folded([candidate], FOLDS)[0], held.target_KM), weights), axis=1
-    )
-    halves = np.nanmean(
-        _weighted_correlation(*_ranks(held.folded([candidate], FOLDS, halved=True)[0], held.target_KM), weights), axis=1
-    )
+    raws, halves = (_raws(held, candidate, weights, halved=halved) for halved in (False, True))
     curve = fit_curve(float(raws[0]), float(halves[0]), count)
     ceilings = np.maximum(_ceilings(held, setting, seed), raws)
     ceiling = float(ceilings[0])
@@ -171,6 +168,14 @@ def estimate(held: HeldOut, candidate: Candidate, *, seed: int = 0) -> SelfLDS:
     return SelfLDS(
         value, value + float(low), min(value + float(high), 1.0), estimator.name, count, float(raws[0]), ceiling, curve
     )
+
+
+def _raws(held: HeldOut, candidate: Candidate, weights: Floats, *, halved: bool) -> NDArray[np.float64]:
+    """Mean held-out correlation under each row of weights over members, with the small sample made good."""
+    count = held.members.count
+    ranks = _ranks(held.folded([candidate], FOLDS, halved=halved)[0], held.target_KM)
+    mean = np.nanmean(_weighted_correlation(*ranks, weights), axis=1)
+    return np.asarray(np.clip(mean * (count + 1) / count, -1, 1))
 
 
 def _ceilings(held: HeldOut, setting: Setting, seed: int) -> NDArray[np.float64]:

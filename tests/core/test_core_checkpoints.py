@@ -302,9 +302,11 @@ def test_auto_uses_checkpoints_that_help_and_leaves_out_those_that_do_not() -> N
     assert "without the losses at earlier checkpoints" in choice.why
     score = scores(noisy.train, noisy.test, noisy.inclusion, earlier=useless)
     assert np.array_equal(score, scores(noisy.train, noisy.test, noisy.inclusion))
-    few = choose(members.rows(np.arange(12)))
-    assert few.setting.checkpoints, "too few members to ask"
-    assert "2 earlier checkpoints" in few.why
+    assert "held-out" in choose(members.rows(np.arange(10))).why
+    for few, rho in ((members.rows(np.arange(9)), None), (members.rows(np.arange(19)), 0.05)):
+        fixed = choose(few, setting=Setting(rho=rho))
+        assert fixed.setting.checkpoints, "too few members to ask"
+        assert "2 earlier checkpoints" in fixed.why
 
 
 def test_better_scores_and_a_better_self_lds() -> None:

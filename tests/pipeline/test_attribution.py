@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from daunce_api import Attribution, Dataset
+from daunce_api import Attribution, Dataset, core
 from daunce_api.attribution import TokenTable
 from daunce_api.errors import ConfigurationError, DataError, StoreCorruptError
 
@@ -157,3 +157,47 @@ def test_intervals_of_correlations_stay_within_one(attribution: Attribution) -> 
     assert (table["high"] <= 1).all()
     assert (table["low"] >= -1).all()
     assert (table["low"] <= table["score"]).all()
+
+
+@pytest.fixture
+def with_checkpoints(attribution: Attribution) -> Attribution:
+    rng = np.random.default_rng(8)
+    train, test = (
+        np.stack([share * x + 0.02 * rng.normal(size=x.shape) for share in (0.4, 0.8)])
+        for x in (attribution.train_loss_KN, attribution.test_loss_KM)
+    )
+    train[0, 3] = np.nan  # a checkpoint that was not scored
+    return replace(attribution, earlier=core.Checkpoints(train, test))
+
+
+def test_earlier_checkpoints_reach_every_question(with_checkpoints: Attribution) -> None:
+    without = replace(with_checkpoints, earlier=None)
+    arrays = (without.train_loss_KN, without.test_loss_KM, without.inclusion_KN)
+    known = {"estimator": "covariance", "noise": 0.25, "earlier": with_checkpoints.earlier}
+    scores_NM = core.scores(*arrays, **known)
+    np.testing.assert_array_equal(with_checkpoints.scores_NM(), scores_NM)
+    assert not np.allclose(scores_NM, without.scores_NM())
+    assert with_checkpoints.self_lds == core.self_lds(*arrays, **known)
+    assert with_checkpoints.self_lds != without.self_lds
+    best = with_checkpoints.top("q1", k=3)
+    assert list(best["score"]) == pytest.approx(list(-np.sort(-scores_NM[:, 1])[:3]))
+    errors = core.top(*arrays[:2], 3, inclusion_KN=arrays[2], **known).stderr_Mk
+    assert errors is not None
+    assert list(best["stderr"]) == pytest.approx(list(errors[1]))
+    np.testing.assert_allclose(with_checkpoints.groups().score_GH[0], scores_NM[[0, 3]].sum(axis=0))
+    assert with_checkpoints.choice.setting.checkpoints
+
+
+def test_earlier_checkpoints_are_shown_cut_and_saved(with_checkpoints: Attribution, tmp_path: Path) -> None:
+    assert repr(with_checkpoints).startswith("Attribution(12 members with 2 earlier checkpoints, 6 training")
+    part = with_checkpoints.first(8).earlier
+    assert part is not None
+    assert part.train_loss_SKN.shape == (2, 8, 6)
+    assert part.test_loss_SKM.shape == (2, 8, 4)
+    loaded = Attribution.load(with_checkpoints.save(tmp_path / "a"))
+    assert loaded.earlier is not None
+    assert with_checkpoints.earlier is not None
+    np.testing.assert_array_equal(loaded.earlier.train_loss_SKN, with_checkpoints.earlier.train_loss_SKN)
+    np.testing.assert_array_equal(loaded.earlier.test_loss_SKM, with_checkpoints.earlier.test_loss_SKM)
+    np.testing.assert_array_equal(loaded.scores_NM(), with_checkpoints.scores_NM())
+    assert Attribution.load(replace(with_checkpoints, earlier=None).save(tmp_path / "b")).earlier is None
