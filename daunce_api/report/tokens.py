@@ -1,9 +1,10 @@
 """Which tokens carry a pair's score: those of the answer and those of the training example.
 
 Every estimator is ``a_i^T W b_j`` with W (K, K), a the centred training losses and b the test losses (`correlation`
-divides by both norms). An example's loss is the mean or sum of its token losses, so a pair's score is a sum over the
-tokens of either side, exactly. Where test losses are taken on the log scale, ``f(l_k) - f(mean l)`` is split over the
-answer's tokens in proportion to each token's share of ``l_k - mean l``, member by member, which keeps the sum exact.
+divides by both norms). An example's loss is the mean or sum over its tokens (of losses or margins), so a pair's score
+is a sum over the tokens of either side, exactly. Where test losses are taken on the log scale, ``f(l_k) - f(mean l)``
+is split over the answer's tokens in proportion to each token's share of ``l_k - mean l``, member by member, which keeps
+the sum exact.
 `inclusion` does not look at training losses: there only the answer's side can be split.
 """
 
@@ -17,6 +18,7 @@ from numpy.typing import NDArray
 
 from daunce_api import core
 from daunce_api.attribution import Attribution, Side, TokenTable
+from daunce_api.core.losses import token_losses
 from daunce_api.core.spectrum import stabilised
 from daunce_api.report.spelling import Spelling, spell
 
@@ -178,8 +180,9 @@ class Split:
 
     def _losses(self, side: Side, position: int) -> Floats:
         """(K, T) losses of an example's tokens, which sum to the example's loss."""
-        loss_KT = -self._attribution.tokens[side].logprobs[position][self._members.kept]
-        return np.asarray(loss_KT / (loss_KT.shape[1] if self._attribution.loss == "mean" else 1))
+        reduction = self._attribution.loss
+        loss_KT = token_losses(self._attribution.tokens[side].logprobs[position][self._members.kept], reduction)
+        return np.asarray(loss_KT / (1 if reduction == "sum" else loss_KT.shape[1]))
 
     def _left(self, i: int) -> Floats:
         """(K,) what the estimator takes from the training example."""

@@ -101,8 +101,9 @@ def _tokens(rng: np.random.Generator, data: Dataset, loss_KX: np.ndarray[Any, An
     for x, example in enumerate(data):
         words = example.completion_text().split(" ")
         parts = tuple(w if n == 0 else " " + w for n, w in enumerate(words))
-        shift = rng.gamma(1.5, 0.8, len(parts))
-        weight = rng.dirichlet(np.ones(len(parts))) * len(parts)
+        shift = rng.uniform(-0.9, 0.9, len(parts))
+        weight = rng.uniform(0.2, 1.8, len(parts))
+        weight = weight / weight.mean()
         apart = rng.normal(0, 0.02, (len(loss_KX), len(parts)))
         values = 2.5 + shift - shift.mean() + (loss_KX[:, [x]] - 2.5) * weight
         pieces.append(parts)

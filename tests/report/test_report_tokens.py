@@ -14,7 +14,7 @@ from made_attribution import demo_data, made_attribution
 from daunce_api import core
 from daunce_api.attribution import Attribution, TokenTable
 from daunce_api.core.blocks import score_blocks
-from daunce_api.core.losses import Reduction
+from daunce_api.core.losses import Reduction, per_example_losses
 from daunce_api.report.ranked import listings
 from daunce_api.report.spelling import spell
 from daunce_api.report.tokens import DEPTH, Floats, SideParts, Split, TokenView, token_view
@@ -27,13 +27,15 @@ def view_of(attribution: Attribution, columns: list[int] | None = None) -> Token
 
 
 @pytest.mark.parametrize("estimator", ["auto", *core.ESTIMATORS])
-@pytest.mark.parametrize("loss", ["mean", "sum"])
+@pytest.mark.parametrize("loss", ["mean", "sum", "margin"])
 def test_parts_add_up_to_the_score_on_both_sides(attribution: Attribution, estimator: str, loss: Reduction) -> None:
     rho = 0.2 if estimator == "matched" else None
     made = replace(attribution.with_estimator(estimator), loss=loss, rho=rho)
-    if loss == "sum":
-        sizes = [np.array([len(p) for p in made.tokens[side].pieces]) for side in ("train", "test")]
-        made = replace(made, train_loss_KN=made.train_loss_KN * sizes[0], test_loss_KM=made.test_loss_KM * sizes[1])
+    train, test = (
+        np.stack([per_example_losses(list(member), loss) for member in zip(*table.logprobs, strict=True)])
+        for table in (made.tokens["train"], made.tokens["test"])
+    )
+    made = replace(made, train_loss_KN=train, test_loss_KM=test)
     split, score = Split(made), made.scores_NM()
     assert split.why == ""
     assert split.has_train == (estimator != "inclusion")
