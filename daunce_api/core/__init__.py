@@ -20,6 +20,13 @@ members; G = A A^T = U diag(w) U^T, m = mean(w).
    whatever R is (``half_whitened``), and short members from the target (R = c, R_T = 1 / (f + d)) want
    phi = 1 / (sqrt(w) (f R + rho)) with f R = sqrt(w r / (K (1 - r))) (``matched``), where rho = c d = (member's steps
    x mean learning rate) / (target's steps x mean learning rate).
+7. Earlier checkpoints of the same fine-tunes are further rows (R in place of K): each stage of training is centred over
+   its members, then A and B are stacked. In a direction f a member's rows at all stages carry the same deviation of its
+   subset, times R_t(f); so stages tell directions of different f apart that K members alone would mix, and the rank
+   grows from K - 1 to at most the sum over stages of (members - 1). Rows of one member are not independent: folds,
+   jackknife and bootstrap leave out members, never rows, and degrees of freedom for intervals are K - 1. `covariance`
+   divides by the rows' degrees of freedom (the covariance pooled over stages), lambda is relative to tr(G) / R, the
+   noise energy of a row stays N sigma^2, and f R of item 6 becomes the root mean square over stages.
 """
 
 from daunce_api.core.api import scores, self_lds

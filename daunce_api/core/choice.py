@@ -34,7 +34,6 @@ from daunce_api.errors import ConfigurationError
 RIDGES = tuple(float(x) for x in np.round(10.0 ** np.arange(-1, 1.01, 0.25), 3))
 SHORTFALL = 0.08
 MEMBERS_TO_CHOOSE = 20  # held-out correlations of fewer are too noisy to choose by; fixed values did as well or better
-MEMBERS_WITH_CHECKPOINTS = 10  # the same where members share the target's recipe and have earlier checkpoints
 JUDGED_TESTS = 1_000
 
 
@@ -76,7 +75,7 @@ def choose(
 
     Returns:
         Choice. A named estimator is taken as it is, except that `whitened` gets its lambda from held-out members when
-        the inclusion matrix is known and there are at least 20 members, or 10 with checkpoints (lambda = 1 otherwise).
+        the inclusion matrix is known and there are at least 20 members (lambda = 1 otherwise).
         "auto" takes `correlation` for retrieval; for attribution see the module's text.
 
     Raises:
@@ -95,7 +94,7 @@ def choose(
         return _auto(members, setting)
     entry = estimator_named(estimator)
     why = f"{entry.name} was asked for"
-    if entry.name == "whitened" and setting.ridge is None and _can_judge(members, setting):
+    if entry.name == "whitened" and setting.ridge is None and _can_judge(members):
         candidates = [(entry, replace(setting, ridge=ridge)) for ridge in RIDGES]
         held = _judged(members)
         best = candidates[_take(_values(held, candidates), shortfall(held, setting))]
@@ -104,10 +103,8 @@ def choose(
     return Choice(entry, setting, why, entry.question)
 
 
-def _can_judge(members: MemberLosses, setting: Setting) -> bool:
-    more = members.earlier is not None and setting.rho is None
-    enough = MEMBERS_WITH_CHECKPOINTS if more else MEMBERS_TO_CHOOSE
-    return members.inclusion_KN is not None and members.count >= enough
+def _can_judge(members: MemberLosses) -> bool:
+    return members.inclusion_KN is not None and members.count >= MEMBERS_TO_CHOOSE
 
 
 def _auto(members: MemberLosses, setting: Setting) -> Choice:
@@ -116,7 +113,7 @@ def _auto(members: MemberLosses, setting: Setting) -> Choice:
         why = "covariance: losses are missing all over, and filters need them in few patterns"
         return Choice(covariance, setting, why, "attribution")
     noise = 0.0 if setting.noise is None else float(np.sqrt(np.mean(np.square(setting.noise))))
-    if not _can_judge(members, setting):
+    if not _can_judge(members):
         if noise and members.complete and not spectrum_of(members, setting).signal.any():
             return Choice(covariance, setting, "the scoring noise is larger than what filters could use", "attribution")
         ridge = 1.0 if setting.rho is None else 0.3

@@ -138,7 +138,7 @@ class Filters:
         return best
 
 
-def table(task: Task, kind: str) -> None:
+def table(task: Task, kind: str, counts: Sequence[int]) -> None:
     """Print one Markdown table: rows are cells, columns are estimators."""
     print(
         "| noise | K | ensembles | covariance | correlation | inclusion | whitened 1 | half | matched | **auto** "
@@ -146,7 +146,7 @@ def table(task: Task, kind: str) -> None:
         flush=True,
     )
     for noise in NOISES:
-        for count in COUNTS:
+        for count in counts:
             rows = []
             for given in ensembles(task, kind, count, noise):
                 e = given.using(())
@@ -187,7 +187,7 @@ def table(task: Task, kind: str) -> None:
             print(line, flush=True)
 
 
-def checkpoint_table(task: Task, kind: str) -> None:
+def checkpoint_table(task: Task, kind: str, counts: Sequence[int]) -> None:
     """Print one Markdown table: auto without and with the losses at earlier checkpoints of the same jobs."""
     steps = len(task.kinds[kind].recipe.checkpoints(round(task.kinds[kind].ratio * task.size)))
     sets = {
@@ -207,7 +207,7 @@ def checkpoint_table(task: Task, kind: str) -> None:
         flush=True,
     )
     for noise in (0.0, 0.03):
-        for count in COUNTS:
+        for count in counts:
             rows = []
             for e in ensembles(task, kind, count, noise):
                 if e.earlier is not None:
@@ -254,15 +254,18 @@ def retrieval_table(task: Task) -> list[str]:
     }
     lines = ["| K | " + " | ".join(ESTIMATORS) + " |", "|---" * (len(ESTIMATORS) + 1) + "|"]
     for count in (8, 16, 24, 50):
-        cells = {name: [] for name in ESTIMATORS if name != "matched"}
-        for e in ensembles(task, "base", count, 0.0):
-            for name, values in cells.items():
-                score = scores(e.train, e.test, e.inclusion, name)
-                columns = np.flatnonzero(planted["test"])
-                values.append(np.mean([_average_precision(score[:, j], planted["train"]) for j in columns]))
-        if any(cells.values()):
-            shown = [f"{np.mean(cells[name]):.2f}" if name in cells else "-" for name in ESTIMATORS]
-            lines.append(f"| {count} | " + " | ".join(shown) + " |")
+        for checkpoints in (False, True):
+            cells: dict[str, list[float]] = {name: [] for name in ESTIMATORS if name != "matched"}
+            for given in ensembles(task, "base", count, 0.0):
+                e = given if checkpoints else given.using(())
+                for name, values in cells.items():
+                    score = scores(e.train, e.test, e.inclusion, name, earlier=e.earlier)
+                    columns = np.flatnonzero(planted["test"])
+                    values.append(float(np.mean([_average_precision(score[:, j], planted["train"]) for j in columns])))
+            if any(cells.values()):
+                shown = [f"{np.mean(cells[name]):.2f}" if name in cells else "-" for name in ESTIMATORS]
+                label = f"{count}, with all checkpoints" if checkpoints else count
+                lines.append(f"| {label} | " + " | ".join(shown) + " |")
     return lines
 
 
@@ -271,6 +274,7 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("tasks", nargs="*", default=["digits", "fashion", "lm"])
     parser.add_argument("--checkpoints", action="store_true", help="the tables of earlier checkpoints instead")
+    parser.add_argument("--counts", nargs="+", type=int, default=COUNTS, help="numbers of members")
     parser.add_argument("--kinds", nargs="+", default=["base", "target"])
     arguments = parser.parse_args()
     tasks = {name: task for name, task in all_tasks().items() if name in arguments.tasks}
@@ -279,9 +283,9 @@ def main() -> None:
             rho = task.rho(kind)
             print(f"\n### {name}, members from {kind}" + (f" (rho = {rho:.3f})" if rho else "") + "\n", flush=True)
             if arguments.checkpoints:
-                checkpoint_table(task, kind)
+                checkpoint_table(task, kind, arguments.counts)
             else:
-                table(task, kind)
+                table(task, kind, arguments.counts)
     if arguments.checkpoints:
         return
     if "lm" in tasks:
@@ -307,7 +311,7 @@ def mislabelled(tasks: dict[str, Task]) -> None:
                     continue
                 found = self_influence(e.train, e.inclusion)
                 columns = (found.variance_N, found.within_N, found.memorised_N, e.train.mean(axis=0))
-                values = [_average_precision(np.nan_to_num(c), wrong) for c in columns]
+                values = [_average_precision(np.nan_to_num(c), wrong) for c in columns if c is not None]
                 print(f"| {name} | {kind} | {count} | " + " | ".join(f"{v:.3f}" for v in values) + " |", flush=True)
 
 

@@ -9,21 +9,19 @@ from collections.abc import Callable
 for variable in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
     os.environ.setdefault(variable, "1")
 
-from dataclasses import replace
-
 import numpy as np
 
-from daunce_api.core import Setting, member_losses
+from daunce_api.core import Checkpoints, Setting, member_losses
 from daunce_api.core.checkpoints import centred
 from daunce_api.core.spectrum import shrunk, spectrum_of, stabilised
 from tests.benchmarks.estimators import Ensemble, ensembles
-from tests.benchmarks.tasks import Task, _number, all_tasks
+from tests.benchmarks.tasks import Task, all_tasks
 
 RIDGES = (0.03, 0.1, 0.3, 1.0, 3.0)
 
 
 def _ridge(a: np.ndarray, b: np.ndarray, gram: np.ndarray, ridge: float) -> np.ndarray:
-    return a.T @ np.linalg.solve(gram + ridge * np.trace(gram) / len(gram) * np.eye(len(gram)), b)
+    return np.asarray(a.T @ np.linalg.solve(gram + ridge * np.trace(gram) / len(gram) * np.eye(len(gram)), b))
 
 
 def variants(e: Ensemble) -> dict[str, Callable[[float], np.ndarray]]:
@@ -100,59 +98,59 @@ def _saturating(e: Ensemble, b: np.ndarray) -> np.ndarray:
     return np.asarray(centred(e.train).T @ (spectrum.u_RD @ (weight * (spectrum.u_RD.T @ b))))
 
 
-def checkpoint_table(task: Task) -> list[str]:
-    """Checkpoints of each job as further members (digits from base, constant rate: e epochs are the run cut at e)."""
-    spec = task.kinds["base"]
-    lines = ["| K | epochs used | covariance | best ridge |", "|---" * 4 + "|"]
-    for count in (10, 25, 50):
-        made: dict[tuple[int, ...], list[tuple[float, float]]] = {}
-        for index, e in enumerate(ensembles(task, "base", count, 0.0)):
-            seeds = np.array([_number(task.name, "base", index * count + i) for i in range(count)])
-            runs = {
-                epochs: task.train(spec.start, replace(spec.recipe, epochs=epochs), e.inclusion, seeds)
-                for epochs in (2, 4, 6)
-            }
-            for used in ((6,), (4, 6), (2, 4, 6)):
-                a = np.concatenate([centred(runs[i][0].astype(np.float64)) for i in used])
-                b = np.concatenate([centred(stabilised(runs[i][1].astype(np.float64), 0.01)) for i in used])
-                plain = np.concatenate([centred(runs[i][1].astype(np.float64)) for i in used])
-                best = max(e.judge(_ridge(a, b, a @ a.T, r)) for r in RIDGES)
-                made.setdefault(used, []).append((e.judge(a.T @ plain), best))
-        for used, values in made.items():
-            mean = np.mean(values, axis=0)
-            lines.append(f"| {count} | {', '.join(map(str, used))} | {mean[0]:.3f} | {mean[1]:.3f} |")
-    return lines
+def shrinkage_table(tasks: dict[str, Task]) -> list[str]:
+    """Columns shrunk by what of their variance is scoring noise, K = 50, means of ensembles, each at its best ridge.
 
-
-def heteroscedastic_table(tasks: dict[str, Task]) -> list[str]:
-    """Noise that differs between training examples (.03 x log-normal, sigma 1), known, K = 50, means of ensembles."""
-    lines = ["| task | members | ridge | Gram matrix weighted by precision | columns shrunk | both |", "|---" * 6 + "|"]
+    The noise is known: .03 for every loss ("even"), or .03 x log-normal, sigma 1, for training examples ("uneven").
+    """
+    lines = [
+        "| task | members | noise | checkpoints | ridge | Gram matrix weighted by precision | columns x kept "
+        "| columns x kept^1/2 |",
+        "|---" * 8 + "|",
+    ]
     for name, task in tasks.items():
         for kind in ("base", "target"):
-            rows = []
-            for index, e in enumerate(ensembles(task, kind, 50, 0.0)):
-                rng = np.random.default_rng([index, 99])
-                sigma = 0.03 * np.exp(rng.normal(size=e.train.shape[1]))
-                a = centred(e.train + sigma * rng.normal(size=e.train.shape))
-                b = centred(e.test + 0.03 * rng.normal(size=e.test.shape))
-                variance = a.var(axis=0)
-                kept = np.maximum(variance - sigma**2, 0) / variance
-                weight = 1 / (sigma**2 + np.maximum(variance - sigma**2, 0).mean())
-                grams = (a @ a.T, (a * weight) @ a.T)
-                made = [(a, grams[0]), (a, grams[1]), (a * kept, grams[0]), (a * kept, grams[1])]
-                rows.append([max(e.judge(_ridge(left, b, gram, r)) for r in RIDGES) for left, gram in made])
-            if rows:
-                lines.append(f"| {name} | {kind} | " + " | ".join(f"{x:.3f}" for x in np.mean(rows, axis=0)) + " |")
+            for even in (True, False):
+                for checkpoints in (False, True):
+                    rows = [
+                        _shrinkage(e, index, even, checkpoints)
+                        for index, e in enumerate(ensembles(task, kind, 50, 0.0))
+                        if e.earlier is not None or not checkpoints
+                    ]
+                    if rows:
+                        shown = " | ".join(f"{x:.3f}" for x in np.mean(rows, axis=0))
+                        noise, used = "even" if even else "uneven", "the last two" if checkpoints else "none"
+                        lines.append(f"| {name} | {kind} | {noise} | {used} | {shown} |")
     return lines
+
+
+def _shrinkage(e: Ensemble, index: int, even: bool, checkpoints: bool) -> list[float]:
+    rng = np.random.default_rng([index, 99])
+    sigma = 0.03 * (np.ones(e.train.shape[1]) if even else np.exp(rng.normal(size=e.train.shape[1])))
+
+    def noisy(loss: np.ndarray, scale: np.ndarray | float) -> np.ndarray:
+        return loss + scale * rng.normal(size=loss.shape)
+
+    earlier = None
+    if checkpoints and e.earlier is not None:
+        last = e.using((len(e.earlier) - 2, len(e.earlier) - 1)).earlier
+        assert last is not None
+        earlier = Checkpoints(noisy(last.train_loss_SKN, sigma), noisy(last.test_loss_SKM, 0.03))
+    members = member_losses(noisy(e.train, sigma), noisy(e.test, 0.03), e.inclusion, earlier)
+    a, b = members.train_rows(), members.test_rows()
+    variance = (a**2).sum(axis=0) / members.stages.freedom
+    kept = np.maximum(variance - sigma**2, 0) / variance
+    weight = 1 / (sigma**2 + np.maximum(variance - sigma**2, 0).mean())
+    plain = a @ a.T
+    made = [(a, plain), (a, (a * weight) @ a.T), (a * kept, plain), (a * np.sqrt(kept), plain)]
+    return [max(e.judge(_ridge(left, b, gram, r)) for r in RIDGES) for left, gram in made]
 
 
 def main() -> None:
     """Print the tables as Markdown."""
     tasks = all_tasks()
-    print("### Checkpoints of each job as further members (digits, from base)\n")
-    print("\n".join(checkpoint_table(tasks["digits"])), flush=True)
-    print("\n### Scoring noise that differs between examples (each at its best ridge)\n")
-    print("\n".join(heteroscedastic_table(tasks)), flush=True)
+    print("### Columns shrunk by their scoring noise\n")
+    print("\n".join(shrinkage_table(tasks)), flush=True)
     print("\n### Ideas that were tried, each at its best ridge in hindsight (K = 50, one ensemble)\n")
     print("\n".join(variant_table(tasks)), flush=True)
 
