@@ -63,21 +63,26 @@ class Ensemble:
         return replace(self, earlier=Checkpoints(self.earlier.train_loss_SKN[pick], self.earlier.test_loss_SKM[pick]))
 
 
-def cached(task: Task, kind: str) -> dict[str, np.ndarray] | None:
-    """What the cache holds of a kind, without training; None if nothing or an incomplete truth."""
+def cached(task: Task, kind: str, checkpoints: bool = False) -> dict[str, np.ndarray] | None:
+    """What the cache holds of a kind, without training; None if nothing or an incomplete truth.
+
+    With ``checkpoints`` only members whose earlier checkpoints are there too.
+    """
     spec = task.kinds[kind]
     folder = CACHE / task.name / kind
     files = sorted(folder.glob("[0-9]*[0-9].npz"))
     if kind == "truth":
         return losses(task, kind) if len(files) * CHUNK >= spec.count * spec.seeds else None
+    if checkpoints:
+        files = [file for file in files if chunk_files(folder, int(file.stem))[1].exists()]
     if not files:
         return None
     return joined([read_chunk(chunk_files(folder, int(file.stem))) for file in files])
 
 
-def ensembles(task: Task, kind: str, count: int, noise: float) -> Iterator[Ensemble]:
-    """Disjoint ensembles of one cell."""
-    members, truth = cached(task, kind), cached(task, "truth")
+def ensembles(task: Task, kind: str, count: int, noise: float, checkpoints: bool = False) -> Iterator[Ensemble]:
+    """Disjoint ensembles of one cell; with ``checkpoints`` of the members that have them."""
+    members, truth = cached(task, kind, checkpoints), cached(task, "truth")
     if members is None or truth is None:
         return
     for index in range(min(ENSEMBLES, len(members["train"]) // count)):
@@ -209,9 +214,8 @@ def checkpoint_table(task: Task, kind: str, counts: Sequence[int]) -> None:
     for noise in (0.0, 0.03):
         for count in counts:
             rows = []
-            for e in ensembles(task, kind, count, noise):
-                if e.earlier is not None:
-                    rows.append(_checkpoint_row(e, list(sets.values())))
+            for e in ensembles(task, kind, count, noise, checkpoints=True):
+                rows.append(_checkpoint_row(e, list(sets.values())))
             if rows:
                 *m, auto, best, quality, used = np.mean(rows, axis=0)
                 shown = " | ".join(f"{x:.3f}" for x in (*m, auto, best))
