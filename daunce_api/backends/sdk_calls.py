@@ -53,6 +53,11 @@ class SdkCalls:
 
     def _translate(self, error: Exception, doing: str, submit: bool) -> ProviderError | None:
         sdk = self._sdk
+        if type(error) is ValueError and isinstance(error.__cause__, Exception):
+            # Tinker's SDK wraps what the service answers when it is asked for the result of an earlier request.
+            if not isinstance(error.__cause__, sdk.APIError):
+                return self.failures.malformed(doing, submit, "a body that its SDK cannot read")
+            error = error.__cause__
         if isinstance(error, sdk.APIStatusError):
             return self.failures.from_status(error.status_code, error.response, doing, submit=submit)
         if isinstance(error, sdk.APIConnectionError):

@@ -5,7 +5,8 @@
 ``DAUNCE_LM_EVAL_PYTHON`` is a Python that has ``lm-eval[api]`` and transformers. Without ``--url`` a ``daunce serve``
 of the embedded model is started. Each side gets the same token ids of the demo's examples; rounds alternate, and the
 figures are medians of examples a second. ``--keep`` adds the rounds of earlier calls that are kept in a file, so that
-a long comparison can be measured in parts. Prints one JSON object.
+a long comparison can be measured in parts. ``--prompt-logprobs`` measures our scorer of that name too, which vLLM
+serves. Prints one JSON object.
 """
 
 from __future__ import annotations
@@ -18,12 +19,18 @@ import statistics
 import subprocess
 import tempfile
 import time
+from collections.abc import Callable
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
 from daunce_api.backends.openai_wire.client import Endpoint, WireClient
 from daunce_api.backends.openai_wire.echo import EchoOptions, EchoScorer, echo_capabilities
+from daunce_api.backends.openai_wire.prompt_logprobs import (
+    PromptLogprobsOptions,
+    PromptLogprobsScorer,
+    prompt_capabilities,
+)
 from daunce_api.backends.tokenizers import embedded_folder
 from daunce_api.dataset import Dataset
 from daunce_api.scoring import ScoringClient
@@ -31,6 +38,8 @@ from daunce_api.server import EmbeddedServer, ServerSettings
 from daunce_api.store import RunStore
 from daunce_api.tokens import EncodedExample, LocalTokenizer, encode_example
 
+Answer = tuple[list[float], float]
+"""Summed log-probabilities (nats) of every example, and seconds."""
 SETTINGS = {"default": (1, 1), "concurrent": (1, 8), "batched": (16, 1), "both": (16, 8)}
 """lm-eval's (batch_size, num_concurrent)."""
 HARNESS = """
@@ -49,6 +58,9 @@ for name, (batch_size, concurrent) in job["settings"].items():
     found[name] = {"seconds": time.perf_counter() - start, "values": [v for v, _ in values]}
 json.dump(found, open(sys.argv[2], "w"))
 """
+
+
+Scorers = dict[str, Callable[[Endpoint], EchoScorer | PromptLogprobsScorer]]
 
 
 def examples() -> list[EncodedExample]:
@@ -80,10 +92,18 @@ def harness(endpoint: Endpoint, model: str, chosen: list[EncodedExample]) -> dic
     return answer
 
 
-async def ours(endpoint: Endpoint, model: str, chosen: list[EncodedExample]) -> tuple[list[float], float]:
-    """The same by the scoring client, with every check and the store's transactions."""
+def echo(endpoint: Endpoint) -> EchoScorer:
     options = EchoOptions(return_token_ids=True)
-    scorer = EchoScorer(WireClient.open(endpoint), echo_capabilities(options, provider="the server"), options)
+    return EchoScorer(WireClient.open(endpoint), echo_capabilities(options, provider="the server"), options)
+
+
+def prompt_logprobs(endpoint: Endpoint) -> PromptLogprobsScorer:
+    options = PromptLogprobsOptions()
+    return PromptLogprobsScorer(WireClient.open(endpoint), prompt_capabilities(options), options)
+
+
+async def ours(scorer: EchoScorer | PromptLogprobsScorer, model: str, chosen: list[EncodedExample]) -> Answer:
+    """The same by the scoring client, with every check and the store's transactions."""
     with (
         tempfile.TemporaryDirectory() as folder,
         RunStore.create_or_open(Path(folder) / "run", {"config": {}}) as store,
@@ -97,17 +117,21 @@ async def ours(endpoint: Endpoint, model: str, chosen: list[EncodedExample]) -> 
     return [sum(scores[e.key].logprobs) for e in chosen], seconds
 
 
-def compare(endpoint: Endpoint, model: str, rounds: int, kept: list[dict[str, float]]) -> dict[str, Any]:
+def compare(
+    endpoint: Endpoint, model: str, scorers: Scorers, rounds: int, kept: list[dict[str, float]]
+) -> dict[str, Any]:
     """Measure ``rounds`` more rounds, which are added to ``kept``; the figures of all of them together."""
     chosen = examples()
-    reference, _ = asyncio.run(ours(endpoint, model, chosen))
+    reference, _ = asyncio.run(ours(echo(endpoint), model, chosen))
     furthest = 0.0
     for _ in range(rounds):
         seconds = {}
         for name, answer in harness(endpoint, model, chosen).items():
             seconds[name] = answer["seconds"]
             furthest = max(furthest, *(abs(a - b) for a, b in zip(answer["values"], reference, strict=True)))
-        seconds["ours"] = statistics.median(asyncio.run(ours(endpoint, model, chosen))[1] for _ in range(3))
+        for name, open_scorer in scorers.items():
+            runs = [asyncio.run(ours(open_scorer(endpoint), model, chosen)) for _ in range(3)]
+            seconds[name] = statistics.median(took for _, took in runs)
         kept.append(seconds)
     rate = {name: len(chosen) / statistics.median(k[name] for k in kept) for name in kept[0]}
     best = max(rate[name] for name in SETTINGS)
@@ -116,8 +140,8 @@ def compare(endpoint: Endpoint, model: str, rounds: int, kept: list[dict[str, fl
         "rounds": len(kept),
         "largest_difference_nats": furthest,
         "examples_per_second": {name: round(value, 1) for name, value in rate.items()},
-        "ours_over_default": round(rate["ours"] / rate["default"], 2),
-        "ours_over_best": round(rate["ours"] / best, 2),
+        "ours_over_default": {name: round(rate[name] / rate["default"], 2) for name in scorers},
+        "ours_over_best": {name: round(rate[name] / best, 2) for name in scorers},
     }
 
 
@@ -127,13 +151,18 @@ def main() -> None:
     parser.add_argument("--model", default="daunce-tiny")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--keep", type=Path, help="file of the rounds measured so far")
+    parser.add_argument("--prompt-logprobs", action="store_true")
     given = parser.parse_args()
+    scorers: Scorers = {"echo": echo}
+    if given.prompt_logprobs:
+        scorers["prompt_logprobs"] = prompt_logprobs
     kept = json.loads(given.keep.read_text()) if given.keep and given.keep.exists() else []
     if given.url:
-        result = compare(Endpoint(given.url), given.model, given.rounds, kept)
+        result = compare(Endpoint(given.url), given.model, scorers, given.rounds, kept)
     else:
         with tempfile.TemporaryDirectory() as folder, EmbeddedServer(ServerSettings(state_dir=Path(folder))) as server:
-            result = compare(Endpoint(server.base_url, server.api_key), given.model, given.rounds, kept)
+            endpoint = Endpoint(server.base_url, server.api_key)
+            result = compare(endpoint, given.model, scorers, given.rounds, kept)
     if given.keep:
         given.keep.write_text(json.dumps(kept))
     print(json.dumps(result, indent=1))

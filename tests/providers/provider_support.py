@@ -83,6 +83,7 @@ def run_config(kind: str = "openai_wire", scorer: str | None = None, **changes: 
         "kind": kind,
         "model": changes.pop("model", "gpt-4o-mini"),
         "base_url": changes.pop("base_url", "http://wire.test/v1"),
+        "api_key_env": changes.pop("api_key_env", None),
         "tokenizer": changes.pop("tokenizer", None),
         "options": changes.pop("trainer_options", {}),
         "scorer": {"kind": scorer, "options": options},

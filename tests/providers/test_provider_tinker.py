@@ -55,7 +55,7 @@ class FakeTraining:
         self.gate = gate
 
     def get_info(self) -> Any:
-        return done(SimpleNamespace(model_id=self.run))
+        return SimpleNamespace(model_id=self.run)
 
     def forward_backward(self, data: list[Any], loss_fn: str) -> Any:
         assert all(isinstance(d, tinker.Datum) for d in data)
@@ -106,9 +106,6 @@ class FakeService:
         self.created.append(asked)
         return done(FakeSampling(next(iter(asked.values())), self.change))
 
-    def create_rest_client(self) -> Any:
-        return self
-
     def list_training_runs(self, limit: int, offset: int) -> Any:
         page = self.runs[offset : offset + limit]
         return done(SimpleNamespace(training_runs=page, cursor=SimpleNamespace(total_count=len(self.runs))))
@@ -142,7 +139,7 @@ class FakeSampling:
 
 
 def service(fake: FakeService) -> Service:
-    return Service(fake, SdkCalls(tinker, Failures("Tinker", [KEY])))
+    return Service(lambda: fake, lambda: fake, SdkCalls(tinker, Failures("Tinker", [KEY])))
 
 
 def make(fake: FakeService, folder: Path) -> TinkerTrainer:

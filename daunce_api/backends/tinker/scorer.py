@@ -100,11 +100,7 @@ class TinkerScorer:
 
     async def _client(self, model: str) -> Any:
         if model not in self._clients:
-            which = {"base_model": model} if model == self._base_model else {"model_path": model}
-            opening = self._service.start(
-                lambda: self._service.client.create_sampling_client(**which), doing=f"opening {model}"
-            )
-            self._clients[model] = asyncio.create_task(opening)
+            self._clients[model] = asyncio.create_task(self._open(model))
             while len(self._clients) > _CLIENTS:
                 self._clients.popitem(last=False)
         self._clients.move_to_end(model)
@@ -115,6 +111,11 @@ class TinkerScorer:
             if self._clients.get(model) is task:
                 del self._clients[model]
             raise
+
+    async def _open(self, model: str) -> Any:
+        client = await self._service.client()
+        which = {"base_model": model} if model == self._base_model else {"model_path": model}
+        return await self._service.start(lambda: client.create_sampling_client(**which), doing=f"opening {model}")
 
     async def __aenter__(self) -> Self:
         self._service.enter()

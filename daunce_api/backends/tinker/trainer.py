@@ -26,6 +26,9 @@ from .service import Service, open_service
 
 KEY_FIELD = "daunce_key"
 CHECKPOINT = "daunce-final"
+EPOCH_CHECKPOINT = "daunce-epoch-"
+"""Before the number of an epoch, from 1; with leading zeros, so that names sort as epochs do."""
+MOST_CHECKPOINTS = 100
 FILES_FOLDER = "tinker"
 """Inside the run folder."""
 NOTES = (
@@ -50,6 +53,7 @@ def trainer_capabilities(config: RunConfig) -> TrainerCapabilities:
         provider="Tinker",
         max_concurrent_jobs=config.backend.max_concurrent_jobs or 4,
         hyperparameters=HYPERPARAMETERS,
+        checkpoints=MOST_CHECKPOINTS,
         notes=NOTES,
     )
 
@@ -64,6 +68,7 @@ def open_trainer(context: Context) -> TinkerTrainer:
         tokenizer=tokenizer_of(config),
         folder=config.run_dir / FILES_FOLDER,
         base_model=config.backend.model,
+        scored=config.ensemble.checkpoints,
     )
 
 
@@ -82,7 +87,10 @@ class _Loop:
 
 
 class TinkerTrainer:
-    """``Trainer`` on Tinker. Closing it stops the loops that still run."""
+    """``Trainer`` on Tinker, ``Checkpointing``. Closing it stops the loops that still run.
+
+    ``scored`` models of each job are kept: the final one and those after the epochs before it.
+    """
 
     def __init__(
         self,
@@ -93,6 +101,7 @@ class TinkerTrainer:
         tokenizer: Tokenizer,
         folder: Path,
         base_model: str,
+        scored: int = 1,
     ) -> None:
         self._service = service
         self._capabilities = capabilities
@@ -100,6 +109,7 @@ class TinkerTrainer:
         self._tokenizer = tokenizer
         self._folder = folder
         self._base_model = base_model
+        self._scored = scored
         self._loops: dict[str, _Loop] = {}
 
     @property
@@ -110,8 +120,8 @@ class TinkerTrainer:
         """Raises RejectedError where Tinker does not train this model."""
         if model.startswith("tinker://"):
             return ModelInfo(model)
-        client = await asyncio.to_thread(self._service.client.create_rest_client)
-        answer = await self._service.start(client.get_server_capabilities, doing="listing models")
+        rest = await self._service.rest()
+        answer = await self._service.start(rest.get_server_capabilities, doing="listing models")
         names = sorted(str(m.model_name) for m in answer.supported_models if m.trainable is not False)
         if model not in names:
             raise RejectedError(f"Tinker does not train {model!r}. It trains {', '.join(names)}.")
@@ -135,7 +145,7 @@ class TinkerTrainer:
         recipe = Recipe.of(request.hyperparameters)
         examples = self._examples(request.file_id)
         metadata = {KEY_FIELD: request.key}
-        client = self._service.client
+        client = await self._service.client()
         doing = f"creating the training run of {request.key}"
         if request.model == self._base_model:
             training = await self._service.start(
@@ -156,8 +166,7 @@ class TinkerTrainer:
                 doing=doing,
                 submit=True,
             )
-        info = await self._service.start(training.get_info, doing=doing, submit=True)
-        job_id = str(info.model_id)
+        job_id = str(training.get_info().model_id)
         tokens = recipe.n_epochs * sum(len(e.ids) for e in examples)
         progress = _Progress(request.key)
         task = asyncio.create_task(self._train(training, examples, recipe, request.seed, progress))
@@ -172,6 +181,7 @@ class TinkerTrainer:
 
         batches = batches_of(len(examples), recipe, seed)
         progress.steps = len(batches)
+        per_epoch = len(batches) // recipe.n_epochs
         call = self._service.calls.call
         for progress.step, batch in enumerate(batches):
             data = [datum(tinker, examples[i], 1.0 / len(batch)) for i in batch]
@@ -184,6 +194,10 @@ class TinkerTrainer:
             update = training.optim_step(params)
             await call(gradients, doing=f"step {progress.step + 1} of {progress.key}")
             await call(update, doing=f"step {progress.step + 1} of {progress.key}")
+            epoch, rest = divmod(progress.step + 1, per_epoch)
+            if rest == 0 and recipe.n_epochs - self._scored < epoch < recipe.n_epochs:
+                name = f"{EPOCH_CHECKPOINT}{epoch:04}"
+                await call(training.save_weights_for_sampler(name), doing=f"saving {progress.key}")
         progress.step = progress.steps
         await call(training.save_state(CHECKPOINT), doing=f"saving {progress.key}")
         saved = await call(training.save_weights_for_sampler(CHECKPOINT), doing=f"saving {progress.key}")
@@ -194,7 +208,7 @@ class TinkerTrainer:
         for job_id, loop in self._loops.items():
             if loop.progress.key == key:
                 return await self.get(job_id)
-        rest = await asyncio.to_thread(self._service.client.create_rest_client)
+        rest = await self._service.rest()
         found: list[Any] = []
         offset, total = 0, 1
         while offset < total:
@@ -210,7 +224,7 @@ class TinkerTrainer:
     async def get(self, job_id: str) -> Job:
         loop = self._loops.get(job_id)
         if loop is None:
-            rest = await asyncio.to_thread(self._service.client.create_rest_client)
+            rest = await self._service.rest()
             run = await self._service.start(lambda: rest.get_training_run(job_id), doing=f"reading run {job_id}")
             return _ended(run)
         if not loop.task.done():
@@ -223,6 +237,14 @@ class TinkerTrainer:
         if error is not None:
             return Job(job_id, JobStatus.FAILED, error=str(error))
         return Job(job_id, JobStatus.SUCCEEDED, model=loop.task.result(), trained_tokens=loop.tokens, progress=1.0)
+
+    async def checkpoints(self, job_id: str) -> list[str]:
+        """Paths of the sampler's weights after the epochs before the last, in order."""
+        rest = await self._service.rest()
+        answer = await self._service.start(lambda: rest.list_checkpoints(job_id), doing=f"listing models of {job_id}")
+        prefix = f"sampler_weights/{EPOCH_CHECKPOINT}"
+        kept = [c for c in answer.checkpoints if str(c.checkpoint_id).startswith(prefix)]
+        return [str(c.tinker_path) for c in sorted(kept, key=lambda c: str(c.checkpoint_id))]
 
     async def cancel(self, job_id: str) -> Job:
         """Stop the loop; what was trained so far stays on Tinker without a checkpoint."""
@@ -238,7 +260,7 @@ class TinkerTrainer:
 
     async def delete_model(self, model: str) -> bool:
         """Deletes both checkpoints of a finished member."""
-        rest = await asyncio.to_thread(self._service.client.create_rest_client)
+        rest = await self._service.rest()
         gone = True
         for path in {model, model.replace("/sampler_weights/", "/weights/")}:
             try:
