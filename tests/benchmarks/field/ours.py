@@ -1,0 +1,224 @@
+"""Ours: from the cached losses of black-box members, and with white-box members of the local backend."""
+
+from __future__ import annotations
+
+import copy
+import time
+from functools import partial
+from typing import Any
+
+import numpy as np
+import torch
+
+from daunce_api.backends.local.classifier import Classifier, ClassifierSettings, Members
+from daunce_api.backends.local.objectives import Objective, noise
+from daunce_api.core import scores
+from daunce_api.core.checkpoints import Checkpoints
+from tests.benchmarks.field.cells import Method, Result, read_cell
+from tests.benchmarks.field.subjects import Subject
+from tests.benchmarks.tasks import CACHE, CHUNK, _number, _subset, chunk_files, joined, read_chunk
+
+COUNTS = (10, 25, 50, 100)
+ENSEMBLES = 3
+TIMED = {"digits": 50, "fashion": 50, "resnet": 16, "lm": 10}  # members that are trained for the figure of seconds
+BLACK, WHITE = "fine-tuning and scoring by API", "weights, gradients"
+
+
+def black_box(subject: Subject, start: str, count: int, estimator: str, checkpoints: bool = False) -> Result:
+    """Scores of up to three disjoint ensembles of K members."""
+    folder = CACHE / subject.name / start
+    files = [chunk_files(folder, first) for first in range(0, subject.task.kinds[start].count, CHUNK)]
+    if checkpoints:
+        files = [pair for pair in files if pair[1].exists()]
+    held = [read_chunk(pair) for pair in files if pair[0].exists()]
+    found = joined(held) if held else {"train": np.empty(0)}
+    if len(found["train"]) < count:
+        raise ValueError(f"fewer than {count} members are in the cache")
+    rho = subject.task.rho(start)
+    out = []
+    for index in range(min(ENSEMBLES, len(found["train"]) // count)):
+        rows = slice(index * count, (index + 1) * count)
+        earlier = None
+        if checkpoints:
+            earlier = Checkpoints(found["earlier_train"][:, rows], found["earlier_test"][:, rows])
+        arrays = (found["train"][rows], found["test"][rows], found["inclusion"][rows])
+        out.append(scores(*arrays, estimator, rho=rho, earlier=earlier))
+    stored = read_cell(subject.name, f"members-from-{start}{'--with-checkpoints' if checkpoints else ''}")
+    if stored is None:
+        raise ValueError(f"members from {start} are not timed yet")
+    timed = stored["rows"][0]
+    return Result(out, count * timed["seconds_each"], f"members' peak {timed['peak_mib']:.0f} MiB")
+
+
+def time_members(subject: Subject, start: str, checkpoints: bool = False) -> Result:
+    """Train a few members as the cached ones were trained; their seconds are multiplied by K."""
+    kind = subject.task.kinds[start]
+    count = TIMED[subject.name]
+    subsets = np.stack([_subset(subject.task, start, i) for i in range(count)])
+    seeds = np.array([_number(subject.task.name, start, i) for i in range(count)])
+    owner: Any = subject.task.train.__self__  # type: ignore[attr-defined]
+    if subject.name == "lm":
+        owner._adapters(start, 1)
+    elif subject.name == "resnet":
+        owner.target()
+    else:
+        owner.start(start, 1, seeds[:1])
+    points = kind.recipe.checkpoints(int(subsets[0].sum())) if checkpoints else []
+    began = time.process_time()
+    subject.task.train(kind.start, kind.recipe, subsets, seeds, points)
+    return Result([], (time.process_time() - began) / count, f"{count} members")
+
+
+def white_box(
+    subject: Subject,
+    objective: str,
+    count: int,
+    estimator: str = "auto",
+    rho: float = 1.0,
+    rate: float = 0.03,
+    epochs: int = 1,
+    ratio: float = 0.3,
+) -> Result:
+    """Members that minimise a perturbed objective around the target."""
+    rng = np.random.default_rng([20, count])
+    size = len(subject.train[0])
+    inclusion = np.zeros((count, size), dtype=bool)
+    for row in inclusion:
+        row[rng.permutation(size)[: round(ratio * size)]] = True
+    goal = Objective(objective, rho=rho)  # type: ignore[arg-type]
+    seeds = list(range(5000, 5000 + count))
+    began = time.process_time()
+    if subject.texts is None:
+        train, test = _image_members(subject, inclusion, seeds, goal, rate, epochs)
+    else:
+        train, test = _text_members(subject, inclusion, seeds, goal, rate, epochs)
+    trained = time.process_time() - began
+    found = scores(train, test, _weights_of(inclusion, seeds), estimator)
+    return Result([found], 0.0, f"{trained:.1f} s for members")
+
+
+def _weights_of(inclusion: np.ndarray, seeds: list[int]) -> np.ndarray:
+    """How much each member weighs each example, up to a constant and a factor: what takes the place of inclusion.
+
+    The objectives take out the target's own gradient, so that the noise alone moves a member: by -(2 xi - 1) times the
+    example's gradient, for the examples of its subset.
+    """
+    out = np.ones(inclusion.shape)
+    for row, mask, seed in zip(out, inclusion, seeds, strict=True):
+        row[mask] -= 2 * noise(int(mask.sum()), seed) - 1
+    return out
+
+
+def _image_members(
+    subject: Subject, inclusion: np.ndarray, seeds: list[int], goal: Objective, rate: float, epochs: int
+) -> tuple[np.ndarray, np.ndarray]:
+    classifier = Classifier(partial(copy.deepcopy, subject.model))
+    settings = ClassifierSettings(
+        n_epochs=epochs,
+        batch_size=subject.task.target.batch,
+        learning_rate=rate,
+        momentum=0.9,
+        schedule="cosine",
+    )
+    start = {n: t.clone() for n, t in subject.loaded(subject.target or {}).state_dict().items()}
+    members: Members = classifier.train(*subject.train, inclusion, seeds, settings, start=start, objective=goal)
+    return classifier.measure(members, *subject.train), classifier.measure(members, *subject.test)
+
+
+def _text_members(
+    subject: Subject, inclusion: np.ndarray, seeds: list[int], goal: Objective, rate: float, epochs: int
+) -> tuple[np.ndarray, np.ndarray]:
+    import daunce_api
+    from daunce_api.backends.local.language import LanguageModel
+    from daunce_api.backends.local.recipes import LoraSettings
+    from daunce_api.backends.local.trainees import Member
+    from daunce_api.backends.local.training import train_members
+    from daunce_api.dataset import Dataset
+    from daunce_api.tokens import encode_example
+
+    model = LanguageModel.load("daunce-tiny")
+    data = Dataset.from_jsonl(f"{next(iter(daunce_api.__path__))}/demo/data/train.jsonl")
+    examples = [encode_example(e, model.tokenizer) for e in data]
+    settings = LoraSettings(
+        n_epochs=epochs, batch_size=8, learning_rate=rate, warmup_ratio=0.03, targets=("q_proj", "v_proj")
+    )
+    shapes = model.adapter_shapes(settings.targets)
+    target = subject.target or {}
+    start = {name: (target[f"inner.{name}.a.weight"], target[f"inner.{name}.b.weight"]) for name in shapes}
+    sides: tuple[list[np.ndarray], list[np.ndarray]] = ([], [])
+    for first in range(0, len(seeds), 10):
+        rows = range(first, min(first + 10, len(seeds)))
+        group = [Member([examples[i] for i in np.flatnonzero(inclusion[k])], seeds[k], start) for k in rows]
+        weights, _, _ = train_members(model.adapted, group, shapes, settings, objective=goal, max_tokens=2048)
+        for one in weights:
+            state = {f"inner.{n}.{'ab'[i]}.weight": w for n, pair in one.items() for i, w in enumerate(pair)}
+            subject.loaded(state)
+            for side, (x, y) in zip(sides, (subject.train, subject.test), strict=True):
+                with torch.no_grad():
+                    parts = [subject.losses(subject.model(a), b) for a, b in zip(x.split(40), y.split(40), strict=True)]
+                side.append(torch.cat(parts).numpy())
+    subject.loaded(target)
+    return np.stack(sides[0]), np.stack(sides[1])
+
+
+IMAGES = {"rho": 1.0, "rate": 0.03, "epochs": 1}  # the paper's settings
+TEXT = {"rho": 10.0, "rate": 1e-3, "epochs": 1}
+
+
+def _white(objective: str, count: int) -> tuple[Method, ...]:
+    """Two settings of one method: the paper's for images and for language models."""
+    name = f"white box, {objective}, auto, K = {count}"
+    fixed = {"objective": objective, "count": count}
+    images = Method(
+        name,
+        WHITE,
+        white_box,
+        fixed | IMAGES,
+        tuple(fixed | IMAGES | more for more in ({"epochs": 3}, {"epochs": 6}, {"epochs": 3, "rate": 0.1})),
+        refuses=lambda task: "text" if task == "lm" or (task == "resnet" and count > 100) else "",
+    )
+    text = Method(
+        name,
+        WHITE,
+        white_box,
+        fixed | TEXT,
+        tuple(fixed | TEXT | more for more in ({"epochs": 4}, {"rate": 5e-3}, {"rate": 5e-3, "epochs": 4})),
+        refuses=lambda task: "" if task == "lm" and count <= 100 else "images",
+    )
+    return images, text
+
+
+TIMINGS = tuple(
+    Method(
+        f"members from {start}{', with checkpoints' if more else ''}",
+        BLACK,
+        time_members,
+        {"start": start, "checkpoints": more},
+    )
+    for start in ("base", "target")
+    for more in (False, True)
+)
+METHODS = (
+    *(
+        Method(
+            f"black box, from {start}, {estimator}, K = {count}",
+            BLACK,
+            black_box,
+            {"start": start, "count": count, "estimator": estimator},
+        )
+        for start in ("base", "target")
+        for estimator in ("covariance", "auto")
+        for count in COUNTS
+    ),
+    *(
+        Method(
+            f"black box, from {start}, auto + checkpoints, K = {count}",
+            BLACK,
+            black_box,
+            {"start": start, "count": count, "estimator": "auto", "checkpoints": True},
+        )
+        for start in ("base", "target")
+        for count in COUNTS
+    ),
+    *(method for objective in ("influence", "fisher") for count in (100, 400) for method in _white(objective, count)),
+)
