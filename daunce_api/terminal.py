@@ -137,6 +137,8 @@ def status(state: RunStatus) -> None:
     """``daunce status``: how far the run is, and what changed last."""
     summary(state)
     changes = Table(show_header=False, box=None, pad_edge=False, style="dim")
+    changes.add_column(no_wrap=True)
+    changes.add_column(overflow="fold")
     for line in state.recent:
         time, _, change = line.partition(" ")
         changes.add_row(Text(time[:19].replace("T", " ")), rich_text(change))

@@ -123,7 +123,8 @@ def test_halves_and_sources_are_retrained(definitions: Path, tmp_path: Path) -> 
 # -- 5: a picture --------------------------------------------------------------------------------------------------
 
 
-def test_picture_of_digits(tmp_path: Path) -> None:
+@pytest.mark.parametrize("start", [[], ["--from-scratch"]])
+def test_picture_of_digits(tmp_path: Path, start: list[str]) -> None:
     script = USES / "vision" / "who_taught_this_image.py"
     arguments: list[str | Path] = [
         "--members",
@@ -134,6 +135,7 @@ def test_picture_of_digits(tmp_path: Path) -> None:
         tmp_path,
         "--picture",
         tmp_path / "out.png",
+        *start,
     ]
     report = json.loads(run_python(script, *arguments, cwd=tmp_path))
     assert report["data"] == "digits"

@@ -104,6 +104,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--members", type=int, default=100)
     parser.add_argument("--epochs", type=int, default=TARGET.n_epochs, help="of the target model")
+    parser.add_argument(
+        "--from-scratch", action="store_true", help="members with the target's recipe on halves, instead of from it"
+    )
     parser.add_argument("--data", type=Path, default=FASHION)
     parser.add_argument("--picture", type=Path, default=Path("picture.png"))
     args = parser.parse_args()
@@ -114,11 +117,15 @@ def main() -> None:
     rng = np.random.default_rng(1)
     inclusion_KN = np.zeros((args.members, n), dtype=np.bool_)
     for row in inclusion_KN:
-        row[rng.permutation(n)[: round(RATIO * n)]] = True
+        row[rng.permutation(n)[: round((0.5 if args.from_scratch else RATIO) * n)]] = True
     train, test = ((torch.from_numpy(a), torch.from_numpy(b)) for a, b in ((x, y), (test_x, test_y)))
     whole = np.ones((1, n), dtype=np.bool_)
-    target = classifier.train(*train, whole, [7], replace(TARGET, n_epochs=args.epochs)).state(0)
-    trained = classifier.train(*train, inclusion_KN, range(args.members), MEMBER, start=target)
+    recipe = replace(TARGET, n_epochs=args.epochs)
+    if args.from_scratch:
+        trained = classifier.train(*train, inclusion_KN, range(args.members), recipe)
+    else:
+        target = classifier.train(*train, whole, [7], recipe).state(0)
+        trained = classifier.train(*train, inclusion_KN, range(args.members), MEMBER, start=target)
     train_KN, test_KM = classifier.measure(trained, *train), classifier.measure(trained, *test)
 
     proponents = top(train_KN, test_KM, 10, inclusion_KN=inclusion_KN)
