@@ -7,7 +7,7 @@ import json
 from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from ..dataset import Dataset, Example, LossOn, Message
 from ..errors import DataError
@@ -55,6 +55,13 @@ class Tokenizer(Protocol):
         ...
 
 
+@runtime_checkable
+class ExampleEncoder(Protocol):
+    """A tokenizer for a model that reads no text (an image classifier): it says itself what ids an example has."""
+
+    def encode_example(self, example: Example) -> EncodedExample: ...
+
+
 @dataclass(frozen=True, slots=True)
 class EncodedExample:
     """An example as token ids.
@@ -86,6 +93,8 @@ def encode_example(example: Example, tokenizer: Tokenizer, loss_on: LossOn = "la
     Raises DataError where the chat template refuses the messages or does not extend its own prefix, or where
     nothing is left to measure.
     """
+    if isinstance(tokenizer, ExampleEncoder):
+        return tokenizer.encode_example(example)
     if example.is_chat:
         whole, spans = _chat(example, tokenizer, loss_on)
     else:

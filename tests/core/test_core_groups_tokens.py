@@ -3,7 +3,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from daunce_api.core import ESTIMATORS, group_scores, scores, self_influence, token_scores, top
+from daunce_api.core import ESTIMATORS, group_scores, per_example_losses, scores, self_influence, token_scores, top
 from daunce_api.errors import ConfigurationError, DataError
 from tests.core.problems import linear_problem
 
@@ -82,15 +82,15 @@ def test_self_influence_leaves_out_what_is_missing() -> None:
         self_influence(loss, np.ones((2, 2)))
 
 
-@pytest.mark.parametrize("reduction", ["mean", "sum"])
+@pytest.mark.parametrize("reduction", ["mean", "sum", "margin"])
 @pytest.mark.parametrize("name", ["covariance", "whitened", "half_whitened", "matched"])
 def test_token_scores_sum_to_the_pairs_score(name: str, reduction: str) -> None:
     rng = np.random.default_rng(0)
     train, test = -rng.exponential(size=(19, 5)), -rng.exponential(size=(19, 3))
-    reduce = np.mean if reduction == "mean" else np.sum
+    reduced = [per_example_losses(list(rows), reduction) for rows in (train, test)]  # type: ignore[arg-type]
     others = P.train.copy()
-    others[:, 0] = -reduce(train, axis=1)
-    whole = scores(others, -reduce(test, axis=1)[:, None], P.inclusion, name, rho=0.3)[0, 0]
+    others[:, 0] = reduced[0]
+    whole = scores(others, reduced[1][:, None], P.inclusion, name, rho=0.3)[0, 0]
     got = token_scores(
         train,
         test,

@@ -66,3 +66,11 @@ def test_censoring_needs_matching_shapes_and_a_known_policy() -> None:
         resolve_censored(np.zeros((2, 2)), np.zeros((2, 3), dtype=bool))
     with pytest.raises(ConfigurationError):
         resolve_censored(np.zeros((2, 2)), np.zeros((2, 2), dtype=bool), policy="guess")  # type: ignore[arg-type]
+
+
+def test_margins_are_log_odds_and_stay_finite() -> None:
+    p = np.array([0.2, 0.5, 0.99])
+    got = per_example_losses([np.log(p), np.log(p[:1])], "margin")
+    assert got == pytest.approx([np.log((1 - p) / p).mean(), np.log(4.0)])
+    sure = per_example_losses([[0.0], [-1e-9], [-800.0]], "margin")
+    assert sure == pytest.approx([np.log(1e-12), np.log(1e-9), 800.0], rel=1e-6)

@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 from ...config import RunConfig
-from ...tokens import LocalTokenizer, Tokenizer
+from ...tokens import Tokenizer
 from ..registry import Context
-from .models import resolve_model
-from .scorer import LocalScorer, context_tokens, scorer_capabilities
+from .kits import kit_of
+from .scorer import LocalScorer, scorer_capabilities
 from .trainer import LocalTrainer, trainer_capabilities
 from .workshop import Workshop
 
 __all__ = [
     "LocalScorer",
     "LocalTrainer",
-    "context_tokens",
     "open_scorer",
     "open_tokenizer",
     "open_trainer",
@@ -24,7 +23,7 @@ __all__ = [
 
 def open_tokenizer(config: RunConfig) -> Tokenizer:
     """The tokenizer of the model."""
-    return LocalTokenizer(config.backend.tokenizer or resolve_model(config.backend.model)[1])
+    return kit_of(config).tokenizer()
 
 
 def open_trainer(context: Context) -> LocalTrainer:

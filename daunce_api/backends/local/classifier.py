@@ -11,7 +11,7 @@ import copy
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -58,6 +58,20 @@ class ClassifierSettings:
     momentum: float = 0.0
     weight_decay: float = 0.0
     schedule: Literal["constant", "linear", "cosine"] = "constant"
+
+    def __post_init__(self) -> None:
+        good = {
+            "n_epochs": self.n_epochs >= 1,
+            "batch_size": self.batch_size >= 1,
+            "learning_rate": self.learning_rate > 0,
+            "momentum": 0 <= self.momentum < 1,
+            "weight_decay": self.weight_decay >= 0,
+            "optimizer": self.optimizer in ("sgd", "adamw"),
+            "schedule": self.schedule in ("constant", "linear", "cosine"),
+        }
+        wrong = [f"{name}: {getattr(self, name)}" for name, fits in good.items() if not fits]
+        if wrong:
+            raise ConfigurationError(f"training settings out of range: {', '.join(wrong)}")
 
     def rate(self, step: int, total: int) -> float:
         """Learning rate of a step (from 0), at the middle of its share of the schedule."""
@@ -135,11 +149,30 @@ class Classifier:
             raise ConfigurationError("inclusion_KN needs a row for every seed and a column for every example")
         if len(seeds) == 0 or sizes.min() != sizes.max() or sizes[0] == 0:
             raise ConfigurationError("every member needs a subset of the same size, of at least one example")
+        subsets = np.stack([np.flatnonzero(row) for row in inclusion_KN])
+        return self.train_subsets(inputs, labels, subsets, seeds, settings, start=start, objective=objective)
+
+    def train_subsets(
+        self,
+        inputs: Tensor,
+        labels: Tensor,
+        subset_Kn: NDArray[np.integer[Any]],
+        seeds: Sequence[int],
+        settings: ClassifierSettings,
+        *,
+        start: State | None = None,
+        objective: Objective = SUBSET,
+        memory_limit: int | None = None,
+        at_once: int | None = None,
+    ) -> Members:
+        """:meth:`train` with each member's examples as positions (K, n). ``memory_limit`` replaces the constructor's,
+        ``at_once`` bounds the members trained together further."""
         if objective.perturbed and start is None:
             raise ConfigurationError(f"objective {objective.kind} perturbs around a start: give start=")
         inputs, labels = inputs.to(self._device), labels.to(self._device)
         reference = self._logits_of(start, inputs) if objective.perturbed and start is not None else None
-        at_once = self._at_once(inputs[: settings.batch_size], settings) if self._can_batch(inputs) else 1
+        fitting = self._at_once(inputs[: settings.batch_size], settings, memory_limit) if self._can_batch(inputs) else 1
+        at_once = min(fitting, at_once or fitting)
         parts = []
         for first in range(0, len(seeds), at_once):
             chunk = slice(first, first + at_once)
@@ -147,7 +180,7 @@ class Classifier:
             members = self._stacked(own)
             with torch.random.fork_rng():
                 torch.manual_seed(seeds[first])  # for dropout in the model
-                self._fit(members, inputs, labels, inclusion_KN[chunk], seeds[chunk], settings, objective, reference)
+                self._fit(members, inputs, labels, subset_Kn[chunk], seeds[chunk], settings, objective, reference)
             parts.append(members)
         return Members(
             {n: torch.cat([p.parameters[n] for p in parts]) for n in parts[0].parameters},
@@ -165,6 +198,18 @@ class Classifier:
                 rows = [self._measure_one(z, y) for z in self._each_logits(members, x)]
                 columns.append(torch.stack(rows).double().cpu())
         return torch.cat(columns, dim=1).numpy()
+
+    def log_probabilities(self, state: State, inputs: Tensor, labels: Tensor) -> NDArray[np.float64]:
+        """log p_y (nats) of every example (n,) under one model, in evaluation mode; computed from logits in double
+        precision so that 1 - p keeps its digits."""
+        logits = self._logits_of(state, inputs.to(self._device)).double()
+        return -torch.nn.functional.softplus(-margin(logits, labels.to(self._device)), threshold=700).cpu().numpy()
+
+    def check(self, state: State) -> None:
+        """Raises ConfigurationError where these are no weights of this model."""
+        own = self._skeleton.state_dict()
+        if state.keys() != own.keys() or any(state[n].shape != own[n].shape for n in own):
+            raise ConfigurationError("the weights belong to another model than model_factory() makes")
 
     def _measure_one(self, logits: Tensor, labels: Tensor) -> Tensor:
         return self._loss(logits, labels) if self._measured == "loss" else -margin(logits, labels)
@@ -206,13 +251,12 @@ class Classifier:
         members: Members,
         inputs: Tensor,
         labels: Tensor,
-        inclusion_KN: NDArray[np.bool_],
+        subsets: NDArray[np.integer[Any]],
         seeds: Sequence[int],
         settings: ClassifierSettings,
         objective: Objective,
         reference: Tensor | None,
     ) -> None:
-        subsets = [np.flatnonzero(row) for row in inclusion_KN]
         randoms = [stream(seed, ORDER) for seed in seeds]
         xi = [torch.from_numpy(noise(len(s), seed)).to(inputs) for s, seed in zip(subsets, seeds, strict=True)]
         n = len(subsets[0])
@@ -261,8 +305,8 @@ class Classifier:
                 self._together = False
         return self._together
 
-    def _at_once(self, sample: Tensor, settings: ClassifierSettings) -> int:
-        limit = self._limit or (CPU_BYTES if self._device.type == "cpu" else default_limit(self._device, 1))
+    def _at_once(self, sample: Tensor, settings: ClassifierSettings, given: int | None) -> int:
+        limit = given or self._limit or (CPU_BYTES if self._device.type == "cpu" else default_limit(self._device, 1))
         return max(1, limit // self.bytes_per_member(sample, settings))
 
     def bytes_per_member(self, sample: Tensor, settings: ClassifierSettings) -> int:

@@ -11,8 +11,10 @@ from pydantic import Field, model_validator
 from ...config import RunConfig
 from ...errors import ConfigurationError, RejectedError
 from ..options import Options, parse_options
+from .classifier import ClassifierSettings
 from .objectives import Objective
 from .recipes import FullSettings, LoraSettings
+from .task import FRESH, TaskSpec
 from .tasks import ModelSpec
 
 FineTuning = Literal["lora", "full"]
@@ -21,6 +23,18 @@ HYPERPARAMETERS: Mapping[FineTuning, frozenset[str]] = {
     "lora": _RECIPE | {"lora_rank", "lora_alpha", "lora_dropout", "lora_targets"},
     "full": _RECIPE,
 }
+
+_CLASSIFIER = {
+    "n_epochs": int,
+    "batch_size": int,
+    "learning_rate": float,
+    "optimizer": str,
+    "momentum": float,
+    "weight_decay": float,
+    "schedule": str,
+}
+CLASSIFIER_HYPERPARAMETERS = frozenset(_CLASSIFIER)
+_LANGUAGE_ONLY = {"dtype", "device_map", "quantisation", "gradient_checkpointing", "fine_tuning"}
 
 
 class RayOptions(Options):
@@ -49,8 +63,12 @@ class LocalOptions(Options):
     threads: int = Field(1, ge=1, description="torch threads of a worker on the CPU")
     fine_tuning: FineTuning = Field("lora", description="lora, or full: all weights of the model are trained")
     objective: Literal["subset", "influence", "fisher"] = Field("subset", description="what members minimise")
-    rho: float = Field(10.0, ge=0, description="noise of the perturbed objectives")
+    rho: float | None = Field(None, ge=0, description="noise of the perturbed objectives; default: 10, a task's 1")
     gamma: float = Field(1.0, gt=0, description="weight of their loss term")
+    task: str | None = Field(
+        None, description="a classifier instead of a language model: file.py:name or module:name; ITS CODE IS RUN"
+    )
+    inputs: str | None = Field(None, description="of a task: .npz (array x) or .npy; a record's prompt is a row number")
     engine: Literal["processes", "thread", "ray"] = Field("processes", description="where members are trained")
     workers: int | None = Field(None, ge=1, description="processes; default: one a core on the CPU, one on a GPU")
     members_at_a_time: int | None = Field(None, ge=1, description="at most; default: as many as memory allows")
@@ -66,6 +84,11 @@ class LocalOptions(Options):
             return 1
         return self.workers or max(1, (os.cpu_count() or 1) // self.threads)
 
+    @property
+    def memory_limit(self) -> int | None:
+        """:attr:`memory_limit_gib` in bytes."""
+        return None if self.memory_limit_gib is None else int(self.memory_limit_gib * 2**30)
+
     def spec(self, model: str) -> ModelSpec:
         """The model as a worker holds it."""
         return ModelSpec(
@@ -75,6 +98,23 @@ class LocalOptions(Options):
             device_map=self.device_map,
             quantisation=self.quantisation,
             gradient_checkpointing=self.gradient_checkpointing,
+            threads=self.threads,
+        )
+
+    def task_spec(self, config: RunConfig) -> TaskSpec:
+        """The classifier as a worker holds it; its files are looked up from the folder of the training data.
+
+        Raises ConfigurationError where there is no task.
+        """
+        folder = config.data.train.parent
+        if self.task is None:
+            raise ConfigurationError("backend.options.task is not set")
+        return TaskSpec(
+            task=self.task,
+            folder=str(folder),
+            inputs=None if self.inputs is None else str(folder / self.inputs),
+            start=None if config.backend.model == FRESH else str(folder / config.backend.model),
+            device=self.device,
             threads=self.threads,
         )
 
@@ -94,6 +134,11 @@ def options_of(config: RunConfig) -> LocalOptions:
             f"backend.options.objective: {options.objective} perturbs members around the target model. "
             "Set ensemble.start_from: target, or objective: subset."
         )
+    unused = sorted(_LANGUAGE_ONLY & options.model_fields_set) if options.task else []
+    if unused:
+        raise ConfigurationError(f"backend.options.{unused[0]} is for language models; a task has no use for it.")
+    if options.inputs and not options.task:
+        raise ConfigurationError("backend.options.inputs belongs to a task: set backend.options.task too.")
     if options.device_map and options.engine != "thread":
         raise ConfigurationError(
             "backend.options.device_map spreads one copy of the model: use it with engine: thread."
@@ -103,7 +148,23 @@ def options_of(config: RunConfig) -> LocalOptions:
 
 def objective_of(options: LocalOptions, *, from_base: bool) -> Objective:
     """The objective of one job: a job that starts from the base model makes the target, by a plain fine-tune."""
-    return Objective() if from_base else Objective(options.objective, options.rho, options.gamma)
+    default = 10.0 if options.task is None else 1.0  # the paper's
+    rho = default if options.rho is None else options.rho
+    return Objective() if from_base else Objective(options.objective, rho, options.gamma)
+
+
+def classifier_settings_of(hyperparameters: Mapping[str, Any]) -> ClassifierSettings:
+    """Settings of a task's job; those left out are the defaults. Raises RejectedError for an unknown name or a value
+    out of range."""
+    unknown = sorted(set(hyperparameters) - CLASSIFIER_HYPERPARAMETERS)
+    if unknown:
+        raise RejectedError(
+            f"hyperparameter {unknown[0]!r} is not known to a task; known: {', '.join(sorted(_CLASSIFIER))}"
+        )
+    try:
+        return ClassifierSettings(**{k: _CLASSIFIER[k](v) for k, v in hyperparameters.items() if v != "auto"})
+    except (ConfigurationError, ValueError) as error:
+        raise RejectedError(f"hyperparameters cannot be used: {error}") from error
 
 
 def settings_of(hyperparameters: Mapping[str, Any], fine_tuning: FineTuning = "lora") -> LoraSettings | FullSettings:

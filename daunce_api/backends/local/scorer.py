@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import json
 from collections.abc import Sequence
 from types import TracebackType
 from typing import Self
@@ -13,28 +12,21 @@ from ...config import RunConfig
 from ...errors import DaunceError, RejectedError, TransientError
 from ...tokens import EncodedExample
 from ..base import ScorerCapabilities, TokenScores
-from .models import resolve_model
+from .kits import kit_of
 from .options import options_of
-from .tasks import ScoreTask, run_score
 from .workshop import Workshop, adapter_files
 
 
 def scorer_capabilities(config: RunConfig) -> ScorerCapabilities:
     """Exact log-probabilities of any completion."""
+    kit = kit_of(config)
     return ScorerCapabilities(
         provider="this machine",
         scope="any",
-        max_context_tokens=context_tokens(config),
-        max_prompts_per_request=256,
+        max_context_tokens=kit.context_tokens,
+        max_prompts_per_request=kit.prompts_per_request,
         max_concurrent_requests=2 * options_of(config).worker_count,
     )
-
-
-def context_tokens(config: RunConfig) -> int | None:
-    """Longest sequence of the model, from its config.json."""
-    content = json.loads((resolve_model(config.backend.model)[1] / "config.json").read_text())
-    value = content.get("max_position_embeddings", content.get("n_positions"))
-    return value if isinstance(value, int) else None
 
 
 class LocalScorer:
@@ -49,8 +41,7 @@ class LocalScorer:
 
     @property
     def fingerprint(self) -> str:
-        spec = self._workshop.spec
-        return f"local:{spec.path}:{spec.device.partition(':')[0]}:{spec.dtype}:{spec.quantisation or 'plain'}"
+        return self._workshop.kit.fingerprint
 
     async def __aenter__(self) -> Self:
         self._workshop.enter()
@@ -67,9 +58,9 @@ class LocalScorer:
         folder = self._workshop.adapter(model)
         engine = await asyncio.to_thread(lambda: self._workshop.engine)
         adapter = folder if engine.shares_files else await asyncio.to_thread(adapter_files, folder)
-        task = ScoreTask(self._workshop.spec, adapter, tuple((e.ids, e.targets) for e in batch))
+        work = self._workshop.kit.score(adapter, batch)
         try:
-            answers = await asyncio.wrap_future(engine.submit(run_score, task))
+            answers = await asyncio.wrap_future(engine.submit(work.function, work.task))
         except DaunceError as error:
             if isinstance(error, TransientError):
                 raise

@@ -13,9 +13,9 @@ from ...config import RunConfig
 from ...errors import ConfigurationError, DaunceError, RejectedError, TransientError
 from ..base import Job, JobRequest, JobStatus, ModelInfo, TrainerCapabilities
 from .jobs import JobRecord, remove_folder
-from .models import resolve_model
-from .options import HYPERPARAMETERS, objective_of, options_of, settings_of
-from .tasks import MemberTask, TrainTask, run_train
+from .kits import Work, kit_of
+from .options import options_of
+from .tasks import MemberTask
 from .workshop import Workshop, adapter_files
 
 _JOBS_AT_ONCE = 64
@@ -25,13 +25,14 @@ _LOST_WORKERS = 2
 
 def trainer_capabilities(config: RunConfig) -> TrainerCapabilities:
     """Many jobs at once, because members that wait together are trained together."""
-    options = options_of(config)
+    options, kit = options_of(config), kit_of(config)
     return TrainerCapabilities(
         provider="this machine" if options.engine != "ray" else "the Ray cluster",
         max_concurrent_jobs=config.backend.max_concurrent_jobs or _JOBS_AT_ONCE,
-        hyperparameters=HYPERPARAMETERS[options.fine_tuning],
+        hyperparameters=kit.hyperparameters,
         listing_lag_seconds=0.0,
-        notes=(f"objective: {options.objective}", f"fine_tuning: {options.fine_tuning}"),
+        max_context_tokens=kit.context_tokens,
+        notes=(f"objective: {options.objective}",),
     )
 
 
@@ -72,7 +73,10 @@ class LocalTrainer:
         """Raises RejectedError where there is no such model."""
         self._workshop.adapter(model)
         try:
-            resolve_model(self._workshop.model)
+            work = self._workshop.kit.check_base()
+            if work is not None:
+                engine = await asyncio.to_thread(lambda: self._workshop.engine)
+                await asyncio.wrap_future(engine.submit(work.function, work.task))
         except ConfigurationError as error:
             raise RejectedError(str(error)) from error
         return ModelInfo(model)
@@ -91,7 +95,7 @@ class LocalTrainer:
         if known is not None:
             return known.public
         self._workshop.adapter(request.model)
-        settings_of(request.hyperparameters, self._workshop.options.fine_tuning)
+        self._workshop.kit.check(request.hyperparameters)
         if self._folder.file(request.file_id) is None:
             raise RejectedError(f"training file {request.file_id!r} does not exist")
         record = self._folder.create(request)
@@ -192,8 +196,10 @@ class LocalTrainer:
 
     async def _run(self, records: Sequence[JobRecord]) -> None:
         try:
-            task, records = await asyncio.to_thread(self._task, records)
-            results = await asyncio.wrap_future(self._workshop.engine.submit(run_train, task))
+            work, records = await asyncio.to_thread(self._work, records)
+            if work is None:
+                return
+            results = await asyncio.wrap_future(self._workshop.engine.submit(work.function, work.task))
         except TransientError as error:
             for record in records:
                 self._lost[record.id] = self._lost.get(record.id, 0) + 1
@@ -224,8 +230,8 @@ class LocalTrainer:
         if self._jobs[record.id].status == JobStatus.RUNNING:
             self._update(record, status=status, error=error, trained_tokens=trained_tokens)
 
-    def _task(self, records: Sequence[JobRecord]) -> tuple[TrainTask, list[JobRecord]]:
-        options = self._workshop.options
+    def _work(self, records: Sequence[JobRecord]) -> tuple[Work | None, list[JobRecord]]:
+        kit = self._workshop.kit
         first = records[0]
         folder = self._workshop.adapter(first.model)
         shared = self._workshop.engine.shares_files
@@ -239,16 +245,6 @@ class LocalTrainer:
                 )
                 continue
             kept.append(record)
-            out = self._folder.part(record.id) if shared and options.fine_tuning == "full" else None
+            out = self._folder.part(record.id) if shared and kit.writes_folders else None
             members.append(MemberTask(record.key, path.read_bytes(), record.seed, start, out))
-        limit = options.memory_limit_gib
-        task = TrainTask(
-            self._workshop.spec,
-            settings_of(first.hyperparameters, options.fine_tuning),
-            objective_of(options, from_base=start is None),
-            tuple(members),
-            memory_limit=None if limit is None else int(limit * 2**30),
-            at_once=options.members_at_a_time,
-            workers=options.worker_count,
-        )
-        return task, kept
+        return kit.train(first.hyperparameters, members) if members else None, kept

@@ -6,10 +6,9 @@ from pathlib import Path
 
 from ...config import RunConfig
 from ...errors import RejectedError
-from .adapters import CONFIG
 from .engines import Engine, ProcessEngine, RayEngine, ThreadEngine
-from .full import is_full
 from .jobs import JobFolder
+from .kits import kit_of
 from .options import LocalOptions, options_of
 from .tasks import Files
 
@@ -25,7 +24,7 @@ class Workshop:
         self.config = config
         self.options = options_of(config)
         self.model = config.backend.model
-        self.spec = self.options.spec(self.model)
+        self.kit = kit_of(config)
         self.folder = JobFolder(config.run_dir / FOLDER)
         self._engine = engine
         self._own = engine is None
@@ -56,7 +55,7 @@ class Workshop:
         folder = self.folder.adapter(model)
         if folder is not None:
             return folder
-        if (Path(model) / CONFIG).is_file() or is_full(Path(model)):
+        if self.kit.is_model(Path(model)):
             return Path(model)
         raise RejectedError(
             f"model {model!r} is neither {self.model}, a model of this run, nor the folder of an adapter or a model"

@@ -1,0 +1,204 @@
+"""What a user says of a classifier of their own, and how it is found from a config.
+
+    backend:
+      kind: local
+      model: fresh                    # or a safetensors file of weights that everything starts from
+      options:
+        task: digits_task.py:task     # a file beside the training data, or an installed package.module:name
+        inputs: digits.npz            # its array x: a record's prompt is a row number
+
+A record of the data is ``{"prompt": "17", "completion": "cat"}``: which input, and its class.
+
+**Importing a task runs its code** with the rights of who starts the run, in the workers that train and score. It is the
+only option that does so; nothing is imported where a run is only read (status, report). Run configs of others only
+after reading the file that ``task`` names.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib
+import importlib.util
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from ...errors import ConfigurationError, DataError
+from .classifier import ExampleLoss, example_cross_entropy
+
+FRESH = "fresh"
+"""As ``backend.model``: every fine-tune of the base starts from weights of its own seed."""
+_KEPT_BYTES = 1 << 30
+_WRONG = (
+    AttributeError,
+    ImportError,
+    OSError,
+    SyntaxError,
+    NameError,
+    TypeError,
+    ValueError,
+    RuntimeError,
+    LookupError,
+)
+
+
+@dataclass(frozen=True)
+class ClassifierTask:
+    """A classifier: ``model_factory`` makes modules that map inputs (B, ...) to logits (B, classes).
+
+    ``classes`` names them in order; None where completions are class numbers. ``loss`` is what training minimises,
+    (logits (B, classes), labels (B,)) -> (B,) nats. ``read`` maps the prompts of n records to inputs (n, ...), and is
+    needed where the config names no ``inputs``. Any object or module with these names will do in its place.
+    """
+
+    model_factory: Callable[[], nn.Module]
+    classes: Sequence[str] | None = None
+    loss: ExampleLoss = example_cross_entropy
+    read: Callable[[Sequence[str]], Tensor] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class TaskSpec:
+    """A task and how a worker holds it. ``start``: file of the weights that everything starts from; None: fresh."""
+
+    task: str
+    folder: str
+    inputs: str | None = None
+    start: str | None = None
+    device: str = "cpu"
+    threads: int = 1
+
+    def digest(self) -> str:
+        """SHA-256 of the task's file, the inputs and the start; imports nothing. Raises ConfigurationError."""
+        sha = hashlib.sha256(f"{self.task}\n{self.inputs}\n{self.start}\n".encode())
+        place, _ = _split(self.task, self.folder)
+        for part in (place if isinstance(place, Path) else None, self.inputs, self.start):
+            if part is not None:
+                _update(sha, Path(part))
+        return sha.hexdigest()
+
+
+def _update(sha: Any, path: Path) -> None:
+    try:
+        with path.open("rb") as file:
+            while chunk := file.read(1 << 20):
+                sha.update(chunk)
+    except OSError as error:
+        raise ConfigurationError(f"{path} cannot be read: {error.strerror}. Check backend.options.") from error
+
+
+def _split(task: str, folder: str) -> tuple[Path | str, str]:
+    """File or module name, and the name in it ('' for the module itself)."""
+    place, _, name = task.partition(":")
+    return (Path(folder, place).resolve() if place.endswith(".py") else place), name
+
+
+def load_task(spec: TaskSpec) -> ClassifierTask:
+    """Import what ``spec.task`` names. Raises ConfigurationError where that fails or it is no task."""
+    place, name = _split(spec.task, spec.folder)
+    try:
+        module = _import_file(place) if isinstance(place, Path) else importlib.import_module(place)
+        found: Any = getattr(module, name) if name else module
+    except _WRONG as error:
+        raise ConfigurationError(
+            f"backend.options.task {spec.task!r} cannot be imported: {type(error).__name__}: {error}"
+        ) from error
+    if isinstance(found, ClassifierTask):
+        return found
+    if not callable(getattr(found, "model_factory", None)):
+        raise ConfigurationError(f"backend.options.task {spec.task!r} has no model_factory; see ClassifierTask.")
+    given = {key: getattr(found, key) for key in ("classes", "loss", "read") if getattr(found, key, None) is not None}
+    return ClassifierTask(found.model_factory, **given)
+
+
+def _import_file(path: Path) -> ModuleType:
+    name = f"daunce_task_{hashlib.sha256(str(path).encode()).hexdigest()[:16]}"
+    found = importlib.util.spec_from_file_location(name, path)
+    if found is None or found.loader is None or not path.is_file():
+        raise FileNotFoundError(f"{path} does not exist")
+    if str(path.parent) not in sys.path:
+        sys.path.append(str(path.parent))  # the file may import its neighbours
+    module = importlib.util.module_from_spec(found)
+    sys.modules[name] = module
+    try:
+        found.loader.exec_module(module)
+    except BaseException:
+        del sys.modules[name]
+        raise
+    return module
+
+
+class Material:
+    """Inputs and labels of records, read once as far as memory allows."""
+
+    def __init__(self, task: ClassifierTask, inputs: str | None) -> None:
+        """Raises ConfigurationError where neither the config nor the task says where inputs come from."""
+        self._task = task
+        self._array = None if inputs is None else _array(Path(inputs))
+        if self._array is None and task.read is None:
+            raise ConfigurationError("set backend.options.inputs (an .npz or .npy file), or give the task a read().")
+        self._classes = None if task.classes is None else {str(c): i for i, c in enumerate(task.classes)}
+        self._kept: dict[str, Tensor] = {}
+        self._room = _KEPT_BYTES
+
+    def read(self, records: Sequence[tuple[str, str]]) -> tuple[Tensor, Tensor]:
+        """Inputs (n, ...) and labels (n,) of (prompt, completion) pairs. Raises DataError that lists every problem."""
+        problems = [
+            p for prompt, completion in records for p in (self._row(prompt)[1], self._label(completion)[1]) if p
+        ]
+        if problems:
+            raise DataError("records do not fit the task; nothing was computed.", sorted(set(problems)))
+        labels = torch.tensor([self._label(completion)[0] for _, completion in records])
+        if self._array is not None:
+            return self._array[torch.tensor([self._row(prompt)[0] for prompt, _ in records])], labels
+        return self._user_inputs([prompt for prompt, _ in records]), labels
+
+    def _user_inputs(self, prompts: Sequence[str]) -> Tensor:
+        new = [p for p in dict.fromkeys(prompts) if p not in self._kept]
+        if self._task.read is None or not new:
+            return torch.stack([self._kept[p] for p in prompts])
+        try:
+            inputs = torch.as_tensor(self._task.read(new))
+        except Exception as error:  # the user's code may fail in any way
+            raise DataError(f"the task's read() failed: {type(error).__name__}: {error}") from error
+        if len(inputs) != len(new):
+            raise DataError(f"the task's read() gave {len(inputs)} inputs for {len(new)} prompts")
+        known = self._kept | dict(zip(new, inputs, strict=True))
+        for prompt, value in zip(new, inputs, strict=True):
+            if value.nbytes <= self._room:
+                self._room -= value.nbytes
+                self._kept[prompt] = value
+        return torch.stack([known[p] for p in prompts])
+
+    def _row(self, prompt: str) -> tuple[int, str]:
+        if self._array is None:
+            return 0, ""
+        good = prompt.isascii() and prompt.isdigit() and int(prompt) < len(self._array)
+        return (int(prompt), "") if good else (0, f"prompt {prompt[:40]!r} is no row number below {len(self._array)}")
+
+    def _label(self, completion: str) -> tuple[int, str]:
+        if self._classes is None:
+            good = completion.isascii() and completion.isdigit()
+            return (int(completion), "") if good else (0, f"completion {completion[:40]!r} is no class number")
+        known = completion in self._classes
+        return (
+            (self._classes[completion], "") if known else (0, f"completion {completion[:40]!r} is no class of the task")
+        )
+
+
+def _array(path: Path) -> Tensor:
+    try:
+        loaded = np.load(path, allow_pickle=False)
+        array = loaded["x"] if isinstance(loaded, Mapping) else loaded
+    except KeyError as error:
+        raise ConfigurationError(f"{path.name} holds no array x; backend.options.inputs needs one.") from error
+    except (OSError, ValueError) as error:
+        raise ConfigurationError(f"{path} cannot be read as an array: {error}") from error
+    return torch.from_numpy(np.ascontiguousarray(array))
