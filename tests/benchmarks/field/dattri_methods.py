@@ -37,7 +37,7 @@ def _function(subject: Subject, values: Callable[[Tensor, Tensor], Tensor]) -> C
 
 def _states(subject: Subject, count: int) -> list[Any]:
     chosen = [subject.target] if count == 1 else (subject.checkpoints or [])[:count]
-    buffers = {n: t for n, t in subject.model.state_dict().items()}
+    buffers = dict(subject.model.state_dict())
     return [buffers | (state or {}) for state in chosen]
 
 

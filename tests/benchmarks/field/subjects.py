@@ -1,8 +1,9 @@
 """What every method is given: the same model, data, fine-tuned weights and ground truth, in plain PyTorch.
 
-A subject's model has exactly the trained weights as parameters (of the language model the LoRA matrices; its frozen base
-are buffers), so that "the gradient" is the same thing for every library. ``model(x)`` gives logits and
-``losses(logits, y)`` the nats of each example: cross-entropy, or the mean over completion tokens (labels -100 elsewhere).
+A subject's model has exactly the trained weights as parameters (of the language model the LoRA matrices; its frozen
+base are buffers), so that "the gradient" is the same thing for every library. ``model(x)`` gives logits and
+``losses(logits, y)`` the nats of each example: cross-entropy, or the mean over completion tokens (labels -100
+elsewhere).
 """
 
 from __future__ import annotations

@@ -79,6 +79,8 @@ def trak(subject: Subject, models: int, lambda_reg: float, projection: int = 512
                 batch = [t[first : first + step] for t in subject.train]
                 solver.featurize(batch, num_samples=len(batch[0]))
         solver.finalize_features()
+        if models == 1:  # the library has freed the matrix and makes a new one only for another model
+            projector.generate_sketch_matrix(projector.generator_states[0])
         for i, state in enumerate(states):
             solver.start_scoring_checkpoint(
                 "test", buffers | (state or {}), model_id=i, num_targets=len(subject.test[0])

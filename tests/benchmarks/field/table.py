@@ -1,0 +1,181 @@
+"""Markdown table and plot from the cells that are there."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+from tests.benchmarks.field.cells import Method, read_cell
+
+ROOT = Path(__file__).parents[3]
+RESULTS = ROOT / "tests" / "benchmarks" / "RESULTS-peers.md"
+PLOT = ROOT / "examples" / "guide" / "peers.svg"
+TITLES = {
+    "digits": "Digits, fine-tuned MLP (1,000 examples)",
+    "fashion": "Fashion-MNIST, MLP from scratch (5,000 examples)",
+    "resnet": "Fashion-MNIST, ResNet-9 from scratch (2,000 examples)",
+    "lm": "Language model, LoRA fine-tune (160 definitions from several sources)",
+}
+OURS = ("black box", "white box")
+HEADER = (
+    "| method | needs | LDS, default [95 %] | LDS, best of a grid (optimistic) | seconds | peak MiB |\n"
+    + "|---" * 6
+    + "|"
+)
+
+
+def best(rows: Sequence[dict[str, Any]]) -> dict[str, Any] | None:
+    """The row with the highest LDS."""
+    judged = [row for row in rows if "lds" in row]
+    return max(judged, key=lambda row: float(row["lds"])) if judged else None
+
+
+def seconds(row: dict[str, Any]) -> float:
+    """CPU seconds of one thread, training of members or further models included."""
+    return float(row["cpu_seconds"]) + float(row["trained_seconds"])
+
+
+def line(method: Method, content: dict[str, Any] | None, refusal: str) -> str:
+    """One row of the table."""
+    start = f"| {method.name} | {method.needs} | "
+    if refusal:
+        return start + f"cannot: {refusal} | - | - | - |"
+    if content is None:
+        return start + "not run | - | - | - |"
+    first, top = content["rows"][0], best(content["rows"])
+    if "lds" in first:
+        shown = f"{first['lds']:.3f} [{first['low']:.3f}, {first['high']:.3f}]"
+        if first["not_finite"]:
+            shown += f" ({first['not_finite']:.0%} not finite)"
+    else:
+        shown = f"fails: {first['error'][:60]}"
+    tuned = "-"
+    if top is not None and len(content["rows"]) > 1:
+        changed = {k: v for k, v in top["setting"].items() if v != first["setting"].get(k)}
+        tuned = f"{top['lds']:.3f}" + (f" ({', '.join(f'{k} {v}' for k, v in changed.items())})" if changed else "")
+    timed = first if "lds" in first else top
+    if timed is None:
+        return start + f"{shown} | - | - | - |"
+    return start + f"{shown} | {tuned} | {_short(seconds(timed))} | {timed['peak_mib']:.0f} |"
+
+
+def _short(value: float) -> str:
+    return f"{value:.2g}" if value < 10 else f"{value:,.0f}"
+
+
+def rows_of(
+    task: str, methods: Iterable[Method], root: Path | None = None
+) -> list[tuple[Method, dict[str, Any] | None]]:
+    """Methods with their cells, best default first; those without a result last. A name has one row: a second method
+    of the name stands where the first does not apply."""
+    chosen: dict[str, Method] = {}
+    for method in methods:
+        if method.name not in chosen or chosen[method.name].refuses(task):
+            chosen[method.name] = method
+    pairs = [
+        (m, None if m.refuses(task) else read_cell(task, m.key, root))
+        for m in chosen.values()
+        if not m.name.startswith("members from")
+    ]
+    return sorted(pairs, key=lambda pair: -_value(pair[1]))
+
+
+def _value(content: dict[str, Any] | None) -> float:
+    return float(content["rows"][0].get("lds", -2.0)) if content else -3.0
+
+
+def markdown(task: str, methods: Sequence[Method], root: Path | None = None) -> str:
+    """One task's table; our rows in bold."""
+    lines = [HEADER]
+    for method, content in rows_of(task, methods, root):
+        text = line(method, content, method.refuses(task))
+        if method.name.startswith(OURS):
+            text = text.replace(f"| {method.name} |", f"| **{method.name}** |", 1)
+        lines.append(text)
+    return "\n".join(lines)
+
+
+def verdicts(tasks: Sequence[str], methods: Sequence[Method], root: Path | None = None) -> list[str]:
+    """What became of the goals, from the default settings in the cells."""
+
+    def value(task: str, *words: str) -> float | None:
+        found = [
+            _value(content)
+            for method, content in rows_of(task, methods, root)
+            if content is not None and all(word in method.name for word in words)
+        ]
+        return max((v for v in found if v > -2), default=None)
+
+    out = []
+    for other in (("TRAK-10",), ("gradient cosine",), ("EK-FAC",)):
+        parts = []
+        for task in tasks:
+            ours, theirs = value(task, "black box", "auto, K = 100"), value(task, *other)
+            if ours is None or theirs is None:
+                parts.append(f"{task} not measured")
+            else:
+                parts.append(f"{task} {ours:.3f} against {theirs:.3f} ({'above' if ours > theirs else 'below'})")
+        out.append(f"* black box, auto, K = 100 (better start) against {other[0]}: " + "; ".join(parts) + ".")
+    parts = []
+    for task in tasks:
+        ranked = [m.name for m, content in rows_of(task, methods, root) if content is not None]
+        place = next((i + 1 for i, name in enumerate(ranked) if name.startswith("white box")), None)
+        parts.append(f"{task} {'not measured' if place is None else f'place {place} of {len(ranked)}'}")
+    out.append("* best white box, auto, by default settings: " + "; ".join(parts) + ".")
+    return out
+
+
+def plot(tasks: Sequence[str], methods: Sequence[Method], path: Path) -> None:
+    """LDS at default settings against seconds, one panel a task, legible on light and dark pages."""
+    import matplotlib
+
+    matplotlib.use("svg")
+    matplotlib.rcParams["svg.hashsalt"] = "peers"
+    import matplotlib.pyplot as plt
+
+    grey = "#808080"
+    figure, panels = plt.subplots(2, 2, figsize=(11, 8))
+    for panel, task in zip(panels.flat, tasks, strict=False):
+        lines: dict[str, list[tuple[float, float]]] = {}
+        for method, content in rows_of(task, methods):
+            if content is None or "lds" not in content["rows"][0] or method.name == "random":
+                continue
+            row = content["rows"][0]
+            point = max(seconds(row), 1e-3), float(row["lds"])
+            if method.name.startswith(OURS):
+                lines.setdefault(method.name.rpartition(", K = ")[0], []).append(point)
+                continue
+            panel.plot(*point, "x", color="#c46210", markersize=5)
+            panel.annotate(method.name, point, color=grey, fontsize=6, xytext=(3, 2), textcoords="offset points")
+        colours = plt.get_cmap("tab10")
+        for i, (name, points) in enumerate(sorted(lines.items())):
+            panel.plot(
+                *zip(*sorted(points), strict=True), "o-", markersize=3, linewidth=1, color=colours(i), label=name
+            )
+        panel.set_xscale("log")
+        panel.set_title(TITLES[task], color=grey, fontsize=9)
+        panel.set_xlabel("CPU seconds of one thread, training of members included", color=grey, fontsize=7)
+        panel.set_ylabel("LDS, default settings", color=grey, fontsize=7)
+        panel.tick_params(colors=grey, labelsize=7)
+        panel.patch.set_alpha(0)
+        for spine in panel.spines.values():
+            spine.set_color(grey)
+        panel.legend(fontsize=5, frameon=False, labelcolor=grey)
+    figure.tight_layout()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, transparent=True, metadata={"Date": None})
+
+
+def write_all(tasks: Sequence[str]) -> None:
+    """RESULTS-peers.md (what follows its marker) and the plot."""
+    from tests.benchmarks.peers import methods
+
+    found = methods()
+    text = RESULTS.read_text() if RESULTS.exists() else "# Side by side with the field\n\n<!-- tables -->\n"
+    head = text.partition("<!-- tables -->")[0] + "<!-- tables -->\n"
+    parts = ["\n## Goals\n", *verdicts(tasks, found)]
+    for task in tasks:
+        parts += [f"\n## {TITLES[task]}\n", markdown(task, found)]
+    RESULTS.write_text(head + "\n".join(parts) + "\n")
+    plot(tasks, found, PLOT)
