@@ -278,6 +278,7 @@ def test_many_warnings_are_folded(attribution: Attribution, tmp_path: Path, open
 def test_words_are_explained(report: Path, open_page: Any) -> None:
     page = open_page(report)
     page.locator("#help-open").click()
+    assert page.locator("#help").evaluate("box => box.scrollTop") == 0
     text = page.locator("#help").inner_text()
     for word in ("self-LDS", "self-influence", "BM25", "proponent", "told from zero", "suspicion", "nats"):
         assert word in text
@@ -371,6 +372,9 @@ def test_print_shows_every_answer_on_light_paper(report: Path, open_page: Any, t
     assert all(f"q-{s}-{i}" in text for s in ("bird", "fish", "planted") for i in range(4))
     assert page.locator(".bar").is_hidden()
     assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
+    page.set_viewport_size({"width": 690, "height": 900})
+    zero = page.locator(".zero").first
+    assert zero.evaluate("z => z.getBoundingClientRect().right <= z.closest('.card').getBoundingClientRect().right")
     page.evaluate("window.dispatchEvent(new Event('afterprint'))")
     page.emulate_media(media="screen")
     assert page.evaluate("getComputedStyle(document.body).backgroundColor") == "rgb(21, 24, 28)"
