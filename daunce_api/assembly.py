@@ -22,7 +22,7 @@ from .store import RunStore
 from .tokens import EncodedExample, Tokenizer
 
 MAX_TOKEN_ENTRIES = 20_000_000
-"""Token log-probabilities that an attribution carries at most (160 MB); above it, token-level views are left out."""
+"""Token log-probabilities that an attribution carries at most of a side (160 MB); above it, that side is left out."""
 
 
 @dataclass(frozen=True)
@@ -173,17 +173,15 @@ def _ratio(member: Mapping[str, Any], target: Mapping[str, Any], name: str, *, n
 def _tokens(
     scored: Sequence[Mapping[str, TokenScores]], material: Material, tokenizer: Tokenizer
 ) -> dict[Side, TokenTable]:
-    entries = len(scored) * sum(len(e.targets) for e in material.encoded)
-    if entries > MAX_TOKEN_ENTRIES:
-        return {}
-    sides: dict[Side, tuple[EncodedExample, ...]] = {"train": material.encoded_train, "test": material.encoded_test}
-    return {
-        side: TokenTable(
-            tuple(tuple(tokenizer.pieces([e.ids[t] for t in e.targets])) for e in examples),
-            tuple(np.array([answers[e.key].logprobs for answers in scored]) for e in examples),
-        )
-        for side, examples in sides.items()
-    }
+    sides: dict[Side, tuple[EncodedExample, ...]] = {"test": material.encoded_test, "train": material.encoded_train}
+    tables: dict[Side, TokenTable] = {}
+    for side, examples in sides.items():
+        if len(scored) * sum(len(e.targets) for e in examples) <= MAX_TOKEN_ENTRIES:
+            tables[side] = TokenTable(
+                tuple(tuple(tokenizer.pieces([e.ids[t] for t in e.targets])) for e in examples),
+                tuple(np.array([answers[e.key].logprobs for answers in scored]) for e in examples),
+            )
+    return tables
 
 
 def _facts(store: RunStore, config: RunConfig, material: Material, complete: int) -> dict[str, Any]:

@@ -79,6 +79,16 @@ def test_time_ends_with_the_last_result_and_jobs_are_added_up(store: RunStore, c
     assert used.finished_at.startswith("2026-11-22T18:01:30")
 
 
+def test_tokens_of_the_answers_are_kept_where_those_of_the_training_data_are_too_many(
+    finished: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = Run.open(finished)
+    assert set(run.attribution().tokens) == {"train", "test"}
+    entries = 4 * sum(len(e.targets) for e in run.material.encoded_test)
+    monkeypatch.setattr("daunce_api.assembly.MAX_TOKEN_ENTRIES", entries)
+    assert set(run.attribution().tokens) == {"test"}
+
+
 def test_status_and_report_say_what_a_run_has_used(finished: Path) -> None:
     run = Run.open(finished)
     material = run.material
