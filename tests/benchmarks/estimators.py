@@ -276,7 +276,7 @@ def retrieval_table(task: Task) -> list[str]:
 def main() -> None:
     """Print the report as Markdown."""
     parser = argparse.ArgumentParser()
-    parser.add_argument("tasks", nargs="*", default=["digits", "fashion", "lm"])
+    parser.add_argument("tasks", nargs="*", default=["digits", "fashion", "lm", "resnet"])
     parser.add_argument("--checkpoints", action="store_true", help="the tables of earlier checkpoints instead")
     parser.add_argument("--counts", nargs="+", type=int, default=COUNTS, help="numbers of members")
     parser.add_argument("--kinds", nargs="+", default=["base", "target"])
