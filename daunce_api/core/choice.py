@@ -12,8 +12,8 @@ much as the noise in the small directions, which held-out members do see, allows
 share in the losses (the fourth power of the signal's share was the best of 0, 1, 2 and 4).
 
 Losses at earlier checkpoints (`checkpoints`) are used where held-out members are predicted better with them, and always
-while there are too few members to ask. On the fine-tunes of tests/benchmarks they helped in every cell but those of 200
-members of one task, where they changed nothing, and held-out members said so.
+while there are too few members to ask. On the fine-tunes of tests/benchmarks that gained up to .20 LDS and lost at most
+.008 (members from the target, K = 200).
 """
 
 from __future__ import annotations
