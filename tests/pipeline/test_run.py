@@ -224,7 +224,7 @@ def test_the_first_token_alone_is_named_in_every_output(
     make_config: MakeConfig, capsys: pytest.CaptureFixture[str]
 ) -> None:
     from daunce_api import terminal
-    from daunce_api.summary import facts_of
+    from daunce_api.summary import write_report_of
 
     scorer = {"kind": "chat_token", "options": {"first_token": True}}
     config = make_config(ensemble={"members": 2}, scoring={"noise_probe": 0}, backend={"scorer": scorer})
@@ -236,7 +236,7 @@ def test_the_first_token_alone_is_named_in_every_output(
     terminal.status(run.status())
     terminal.ranking(attribution.top("q0", 2), title="q0")
     assert capsys.readouterr().out.count(said) == 2
-    assert any(said in warning for warning in facts_of(run, attribution).warnings)
+    assert said in write_report_of(run, attribution).read_text()
     assert Attribution.load(run.run_dir / "attribution").measured == said
 
 
