@@ -116,7 +116,11 @@ def verdicts(tasks: Sequence[str], methods: Sequence[Method], root: Path | None 
                 parts.append(f"{task} not measured")
             else:
                 parts.append(f"{task} {ours:.3f} against {theirs:.3f} ({'above' if ours > theirs else 'below'})")
-        out.append(f"* black box, auto, K = 100 (better start) against {other[0]}: " + "; ".join(parts) + ".")
+        out.append(
+            f"* black box, auto, K = 100 (better start) against the best default of {other[0]}: "
+            + "; ".join(parts)
+            + "."
+        )
     parts = []
     for task in tasks:
         ranked = [m.name for m, content in rows_of(task, methods, root) if content is not None]
@@ -124,6 +128,47 @@ def verdicts(tasks: Sequence[str], methods: Sequence[Method], root: Path | None 
         parts.append(f"{task} {'not measured' if place is None else f'place {place} of {len(ranked)}'}")
     out.append("* best white box, auto, by default settings: " + "; ".join(parts) + ".")
     return out
+
+
+SHORT = (
+    "black box, from base, auto, K = 100",
+    "black box, from base, auto + checkpoints, K = 100",
+    "black box, from target, auto, K = 100",
+    "white box, influence, auto, K = 100",
+    "white box, fisher, auto, K = 100",
+    "TRAK-10 (traker)",
+    "dattri TRAK-10",
+    "EK-FAC (kronfluence)",
+    "EK-FAC (kronfluence), damping None",
+    "dattri IF-CG",
+    "dattri LoGra",
+    "dattri TracIn",
+    "gradient dot",
+    "gradient cosine",
+    "BM25",
+    "embeddings, all-MiniLM-L6-v2",
+    "random",
+)
+
+
+def summary(tasks: Sequence[str], methods: Sequence[Method], root: Path | None = None) -> str:
+    """The README's table: default LDS and, in brackets, the best of a grid; a task a column."""
+    cells = {(task, m.name): content for task in tasks for m, content in rows_of(task, methods, root)}
+    refusals = {(task, m.name) for task in tasks for m, _ in rows_of(task, methods, root) if m.refuses(task)}
+    lines = ["| LDS, default (best of a grid) | " + " | ".join(tasks) + " |", "|---" * (len(tasks) + 1) + "|"]
+    for name in SHORT:
+        shown = []
+        for task in tasks:
+            content = cells.get((task, name))
+            if content is None:
+                shown.append("cannot" if (task, name) in refusals else "not run")
+                continue
+            top = best(content["rows"])
+            default = f"{content['rows'][0]['lds']:.3f}" if "lds" in content["rows"][0] else "fails"
+            more = f" ({top['lds']:.3f})" if top is not None and len(content["rows"]) > 1 else ""
+            shown.append(default + more)
+        lines.append(f"| {name} | " + " | ".join(shown) + " |")
+    return "\n".join(lines)
 
 
 def plot(tasks: Sequence[str], methods: Sequence[Method], path: Path) -> None:
@@ -174,7 +219,7 @@ def write_all(tasks: Sequence[str]) -> None:
     found = methods()
     text = RESULTS.read_text() if RESULTS.exists() else "# Side by side with the field\n\n<!-- tables -->\n"
     head = text.partition("<!-- tables -->")[0] + "<!-- tables -->\n"
-    parts = ["\n## Goals\n", *verdicts(tasks, found)]
+    parts = ["\n## In short\n", summary(tasks, found), "\n## Goals\n", *verdicts(tasks, found)]
     for task in tasks:
         parts += [f"\n## {TITLES[task]}\n", markdown(task, found)]
     RESULTS.write_text(head + "\n".join(parts) + "\n")
