@@ -14,7 +14,7 @@ target. Printed is the LDS (mean over 300 test examples of the Spearman correlat
 from __future__ import annotations
 
 import argparse
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -63,7 +63,13 @@ def subsets(count: int, size: int, ratio: float, seed: int) -> NDArray[np.bool_]
     return inclusion
 
 
-def run(members: int, truth_seeds: int, seed: int = 0) -> dict[tuple[str, str], float]:
+def run(
+    members: int,
+    truth_seeds: int,
+    seed: int = 0,
+    target_recipe: ClassifierSettings = TARGET,
+    short_recipe: ClassifierSettings = SHORT,
+) -> dict[tuple[str, str], float]:
     """LDS by (ensemble, estimator)."""
     data = read_digits()
     (x, y), test = data.train, data.test
@@ -74,30 +80,34 @@ def run(members: int, truth_seeds: int, seed: int = 0) -> dict[tuple[str, str], 
         return classifier.train(inputs, labels, whole, [seed + 7], settings, start=start).state(0)
 
     base = fine_tune(*data.base, BASE, None)
-    target = fine_tune(x, y, TARGET, base)
+    target = fine_tune(x, y, target_recipe, base)
 
     kept = subsets(100, len(x), 0.5, seed + 1)
     repeated = np.repeat(kept, truth_seeds, axis=0)
-    models = classifier.train(x, y, repeated, range(10_000, 10_000 + len(repeated)), TARGET, start=base)
+    models = classifier.train(x, y, repeated, range(10_000, 10_000 + len(repeated)), target_recipe, start=base)
     truth = classifier.measure(models, *test).reshape(len(kept), truth_seeds, -1)
 
     halves, thirds = subsets(members, len(x), 0.5, seed + 2), subsets(members, len(x), 0.3, seed + 3)
     seeds = range(members)
     ensembles = {
-        "base": (halves, classifier.train(x, y, halves, seeds, TARGET, start=base)),
-        "target": (thirds, classifier.train(x, y, thirds, seeds, SHORT, start=target)),
+        "base": (halves, classifier.train(x, y, halves, seeds, target_recipe, start=base)),
+        "target": (thirds, classifier.train(x, y, thirds, seeds, short_recipe, start=target)),
         "influence": (
             thirds,
-            classifier.train(x, y, thirds, seeds, SHORT, start=target, objective=Objective("influence", rho=1.0)),
+            classifier.train(
+                x, y, thirds, seeds, short_recipe, start=target, objective=Objective("influence", rho=1.0)
+            ),
         ),
     }
-    learning_time = 0.3 * SHORT.n_epochs / TARGET.n_epochs  # relative to the target's: equal rates and batches
+    learning_time = 0.3 * short_recipe.n_epochs * short_recipe.learning_rate  # relative to the target's, equal batches
+    learning_time /= target_recipe.n_epochs * target_recipe.learning_rate
     result = {}
     for name, (inclusion, trained) in ensembles.items():
         losses = classifier.measure(trained, x, y), classifier.measure(trained, *test)
         parts = {name: members}
         if name == "base":
-            parts["base, equal tokens"] = max(2, members // 10)  # 0.5 x 6 epochs against 0.3 x 1 epoch
+            share = 0.3 * short_recipe.n_epochs / (0.5 * target_recipe.n_epochs)
+            parts["base, equal tokens"] = max(2, round(share * members))
         for part, count in parts.items():
             train_loss_KN, test_loss_KM = (v[:count] for v in losses)
             for estimator in ("covariance", "whitened", "half_whitened", "matched"):
@@ -114,9 +124,14 @@ def main() -> None:
     parser.add_argument("--members", type=int, default=100)
     parser.add_argument("--truth-seeds", type=int, default=10)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--rate", type=float, default=TARGET.learning_rate, help="learning rate of the target's recipe")
+    parser.add_argument("--epochs", type=int, default=TARGET.n_epochs, help="epochs of the target's recipe")
+    parser.add_argument("--short-rate", type=float, default=SHORT.learning_rate, help="learning rate from the target")
     args = parser.parse_args()
     torch.set_num_threads(1)
-    for (ensemble, estimator), value in run(args.members, args.truth_seeds, args.seed).items():
+    target = replace(TARGET, n_epochs=args.epochs, learning_rate=args.rate)
+    short = replace(SHORT, learning_rate=args.short_rate)
+    for (ensemble, estimator), value in run(args.members, args.truth_seeds, args.seed, target, short).items():
         print(f"{ensemble:18s} {estimator:14s} LDS {value:.3f}")
 
 

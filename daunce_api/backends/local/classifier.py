@@ -11,7 +11,8 @@ import copy
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from functools import partial
+from typing import Any, Literal, Protocol
 
 import numpy as np
 import torch
@@ -92,7 +93,13 @@ class Members:
 
     def state(self, member: int) -> State:
         """State dict of one member, for ``load_state_dict``."""
-        return {n: t[member].clone() for n, t in (self.parameters | self.buffers).items()}
+        return {n: t[member].detach().clone() for n, t in (self.parameters | self.buffers).items()}
+
+
+class EpochView(Protocol):
+    """Called after each epoch (from 1) with members ``first``, ``first`` + 1, ... of all."""
+
+    def __call__(self, epoch: int, first: int, members: Members) -> None: ...
 
 
 class Classifier:
@@ -164,9 +171,11 @@ class Classifier:
         objective: Objective = SUBSET,
         memory_limit: int | None = None,
         at_once: int | None = None,
+        after_epoch: EpochView | None = None,
     ) -> Members:
         """:meth:`train` with each member's examples as positions (K, n). ``memory_limit`` replaces the constructor's,
-        ``at_once`` bounds the members trained together further."""
+        ``at_once`` bounds the members trained together further. The members that ``after_epoch``
+        is shown go on changing."""
         if objective.perturbed and start is None:
             raise ConfigurationError(f"objective {objective.kind} perturbs around a start: give start=")
         inputs, labels = inputs.to(self._device), labels.to(self._device)
@@ -180,7 +189,10 @@ class Classifier:
             members = self._stacked(own)
             with torch.random.fork_rng():
                 torch.manual_seed(seeds[first])  # for dropout in the model
-                self._fit(members, inputs, labels, subset_Kn[chunk], seeds[chunk], settings, objective, reference)
+                shown = None if after_epoch is None else partial(after_epoch, first=first, members=members)
+                self._fit(
+                    members, inputs, labels, subset_Kn[chunk], seeds[chunk], settings, objective, reference, shown
+                )
             parts.append(members)
         return Members(
             {n: torch.cat([p.parameters[n] for p in parts]) for n in parts[0].parameters},
@@ -256,6 +268,7 @@ class Classifier:
         settings: ClassifierSettings,
         objective: Objective,
         reference: Tensor | None,
+        after_epoch: Callable[[int], None] | None,
     ) -> None:
         randoms = [stream(seed, ORDER) for seed in seeds]
         xi = [torch.from_numpy(noise(len(s), seed)).to(inputs) for s, seed in zip(subsets, seeds, strict=True)]
@@ -265,7 +278,7 @@ class Classifier:
         optimizer = _optimizer(list(members.parameters.values()), settings)
         self._skeleton.train(not objective.perturbed)
         step = 0
-        for _ in range(settings.n_epochs):
+        for epoch in range(1, settings.n_epochs + 1):
             order = np.stack([random.permutation(n) for random in randoms])
             for first in range(0, n, settings.batch_size):
                 within = order[:, first : first + settings.batch_size]
@@ -285,6 +298,8 @@ class Classifier:
                 optimizer.step()
                 optimizer.zero_grad()
                 step += 1
+            if after_epoch is not None:
+                after_epoch(epoch)
         for tensor in members.parameters.values():
             tensor.requires_grad_(False)
             if not bool(tensor.isfinite().all()):

@@ -15,7 +15,8 @@ from typing import Any
 
 from ..base import Job, JobRequest, JobStatus
 
-_OWN_ID = re.compile(r"(file|ft)-[0-9a-f]{20}")
+_OWN_FILE = re.compile(r"file-[0-9a-f]{20}")
+_OWN_MODEL = re.compile(r"ft-[0-9a-f]{20}(-e[1-9][0-9]{0,5})?")
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,9 +43,9 @@ class JobRecord:
         return Job(self.id, status, model, self.error, self.trained_tokens)
 
 
-def model_id(job_id: str) -> str:
-    """Name of the model that a job makes."""
-    return job_id.replace("job-", "ft-", 1)
+def model_id(job_id: str, epoch: int | None = None) -> str:
+    """Name of the model that a job makes, or of the one that it was after an earlier epoch (from 1)."""
+    return job_id.replace("job-", "ft-", 1) + ("" if epoch is None else f"-e{epoch}")
 
 
 class JobFolder:
@@ -67,7 +68,7 @@ class JobFolder:
     def file(self, file_id: str) -> Path | None:
         """Path of an uploaded file, or None. Ids hold no path."""
         path = self.root / "files" / file_id
-        return path if _OWN_ID.fullmatch(file_id) and path.is_file() else None
+        return path if _OWN_FILE.fullmatch(file_id) and path.is_file() else None
 
     def job_id(self, key: str) -> str:
         return f"job-{hashlib.sha256(key.encode()).hexdigest()[:20]}"
@@ -101,16 +102,22 @@ class JobFolder:
     def adapter(self, model: str) -> Path | None:
         """Folder of a model that a job made, or None."""
         path = self.root / "models" / model
-        return path if _OWN_ID.fullmatch(model) and path.is_dir() else None
+        return path if _OWN_MODEL.fullmatch(model) and path.is_dir() else None
+
+    def checkpoints(self, job_id: str) -> list[str]:
+        """Models that a job was after earlier epochs, ascending."""
+        own = model_id(job_id)
+        found = {int(p.name.removeprefix(f"{own}-e")): p.name for p in (self.root / "models").glob(f"{own}-e*")}
+        return [found[epoch] for epoch in sorted(found)]
 
     def part(self, job_id: str) -> Path:
-        """Where a worker leaves a large result before it counts."""
+        """Where a worker leaves a large result before it counts (see :func:`beside`)."""
         return self.root / "models" / f".part-{job_id}"
 
-    def keep_model(self, job_id: str, files: Mapping[str, bytes]) -> None:
+    def keep_model(self, job_id: str, files: Mapping[str, bytes], epoch: int | None = None) -> None:
         """Make a job's result its model: ``files``, or what the worker left in :meth:`part`."""
-        target = self.root / "models" / model_id(job_id)
-        part = self.part(job_id)
+        target = self.root / "models" / model_id(job_id, epoch)
+        part = beside(self.part(job_id), epoch)
         if files:
             shutil.rmtree(part, ignore_errors=True)
             part.mkdir()
@@ -122,7 +129,13 @@ class JobFolder:
 
     def discard_part(self, job_id: str) -> None:
         """Forget what a worker left of a job that no longer counts."""
-        shutil.rmtree(self.part(job_id), ignore_errors=True)
+        for part in self.part(job_id).parent.glob(f"{self.part(job_id).name}*"):
+            shutil.rmtree(part, ignore_errors=True)
+
+
+def beside(folder: Path, epoch: int | None) -> Path:
+    """Where what ``folder`` was after an earlier epoch is left."""
+    return folder if epoch is None else folder.with_name(f"{folder.name}-e{epoch}")
 
 
 def remove_folder(folder: Path) -> None:

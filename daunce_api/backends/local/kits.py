@@ -76,6 +76,12 @@ def kit_of(config: RunConfig) -> Kit:
     return TaskKit(config, options) if options.task else LanguageKit(config, options)
 
 
+def _kept_epochs(config: RunConfig, members: Sequence[MemberTask]) -> int:
+    """Epochs before the last one whose models are kept: none of the target's, which is not scored epoch by epoch."""
+    is_target = config.ensemble.start_from == "target" and members[0].start is None
+    return 0 if is_target else config.ensemble.checkpoints - 1
+
+
 class LanguageKit:
     """Causal language models, by LoRA or full fine-tuning."""
 
@@ -118,6 +124,7 @@ class LanguageKit:
             memory_limit=options.memory_limit,
             at_once=options.members_at_a_time,
             workers=options.worker_count,
+            checkpoints=_kept_epochs(self._config, members),
         )
         return Work(run_train, task)
 
@@ -129,7 +136,7 @@ class TaskKit:
     """A classifier of the user's own. Nothing of it is imported here, only in workers."""
 
     def __init__(self, config: RunConfig, options: LocalOptions) -> None:
-        self._options = options
+        self._config, self._options = config, options
         self._spec = options.task_spec(config)
         self.hyperparameters = CLASSIFIER_HYPERPARAMETERS
         self.prompts_per_request = 4096
@@ -162,6 +169,7 @@ class TaskKit:
             tuple(members),
             memory_limit=options.memory_limit,
             at_once=options.members_at_a_time,
+            checkpoints=_kept_epochs(self._config, members),
         )
         return Work(run_task_training, task)
 

@@ -131,7 +131,9 @@ class LanguageModel:
                 settings,
                 max_tokens=_TRAIN_TOKENS,
                 after_step=after_step,
-                after_epoch=lambda epoch, now: keep(epoch, lambda path: self.save_full(path, now)),
+                after_epoch=None
+                if checkpoint is None
+                else lambda epoch, now: keep(epoch, lambda path: self.save_full(path, now)),
                 should_stop=should_stop,
             )
             self.save_full(out, whole)
@@ -145,9 +147,9 @@ class LanguageModel:
                 settings,
                 max_tokens=_TRAIN_TOKENS,
                 after_step=after_step,
-                after_epoch=lambda epoch, now: keep(
-                    epoch, lambda path: save_adapter(path, now[0], settings, self.name)
-                ),
+                after_epoch=None
+                if checkpoint is None
+                else lambda epoch, now: keep(epoch, lambda path: save_adapter(path, now[0], settings, self.name)),
                 should_stop=should_stop,
             )
             losses = all_losses[0]

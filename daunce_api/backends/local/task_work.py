@@ -15,10 +15,10 @@ from safetensors.torch import load, load_file, save
 
 from ...dataset import Dataset
 from ...errors import ConfigurationError, DaunceError, RejectedError
-from .classifier import Classifier, ClassifierSettings, State
+from .classifier import Classifier, ClassifierSettings, Members, State
 from .objectives import Objective
 from .task import Material, TaskSpec, load_task
-from .tasks import Files, MemberResult, MemberTask
+from .tasks import Files, MemberResult, MemberTask, wanted
 
 WEIGHTS = "model.safetensors"
 IDS_PER_EXAMPLE = 2
@@ -29,7 +29,8 @@ Records = list[tuple[str, str]]
 
 @dataclass(frozen=True, slots=True)
 class TaskTraining:
-    """Members that are trained side by side; ``memory_limit`` in bytes bounds how many at once."""
+    """Members that are trained side by side; ``memory_limit`` in bytes bounds how many at once. ``checkpoints``: of
+    how many epochs before the last one the result is kept too."""
 
     spec: TaskSpec
     settings: ClassifierSettings
@@ -37,6 +38,7 @@ class TaskTraining:
     members: tuple[MemberTask, ...]
     memory_limit: int | None = None
     at_once: int | None = None
+    checkpoints: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,6 +129,13 @@ def _train(task: TaskTraining, group: Sequence[tuple[MemberTask, Records]]) -> l
     state = None if start is None else read_state(start)
     if state is not None:
         classifier.check(state)
+    earlier: list[dict[int, Files]] = [{} for _ in group]
+
+    def after_epoch(epoch: int, first: int, members: Members) -> None:
+        if wanted(epoch, task.settings.n_epochs, task.checkpoints):
+            for k in range(len(members)):
+                earlier[first + k][epoch] = _files(members.state(k))
+
     members = classifier.train_subsets(
         inputs,
         labels,
@@ -137,16 +146,22 @@ def _train(task: TaskTraining, group: Sequence[tuple[MemberTask, Records]]) -> l
         objective=task.objective,
         memory_limit=task.memory_limit,
         at_once=task.at_once,
+        after_epoch=after_epoch if task.checkpoints else None,
     )
     count = task.settings.n_epochs * IDS_PER_EXAMPLE
     return [
         MemberResult(
             member.key,
-            {WEIGHTS: save({n: t.cpu().contiguous() for n, t in members.state(k).items()})},
+            _files(members.state(k)),
             trained_tokens=count * len(records),
+            earlier=earlier[k],
         )
         for k, (member, records) in enumerate(group)
     ]
+
+
+def _files(state: State) -> Files:
+    return {WEIGHTS: save({n: t.cpu().contiguous() for n, t in state.items()})}
 
 
 def run_task_scoring(task: TaskScoring) -> list[tuple[float]]:

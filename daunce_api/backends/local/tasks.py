@@ -19,11 +19,12 @@ from ...errors import CapabilityError, DataError, DaunceError, RejectedError
 from ...tokens import EncodedExample, encode_example
 from .adapters import save_adapter
 from .full import check_trainable
+from .jobs import beside
 from .language import LanguageModel
 from .memory import MemoryPlan, default_limit, plan_full_memory, plan_memory
 from .objectives import Objective
 from .recipes import FullSettings, LoraSettings
-from .trainees import Member, Weights
+from .trainees import FullWeights, Member, Weights
 from .training import batches_of, train_full, train_members
 
 Files = Mapping[str, bytes]
@@ -64,7 +65,8 @@ class MemberTask:
 @dataclass(frozen=True, slots=True)
 class TrainTask:
     """Members that are trained side by side. ``memory_limit`` in bytes beside the model; None: half of what is free,
-    shared by ``workers`` processes. ``at_once`` bounds the members in one batch further."""
+    shared by ``workers`` processes. ``at_once`` bounds the members in one batch further. ``checkpoints``: of how many
+    epochs before the last one the result is kept too."""
 
     model: ModelSpec
     settings: LoraSettings | FullSettings
@@ -73,6 +75,7 @@ class TrainTask:
     memory_limit: int | None = None
     at_once: int | None = None
     workers: int = 1
+    checkpoints: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,6 +87,8 @@ class MemberResult:
     losses: tuple[float, ...] = ()
     trained_tokens: int = 0
     error: str | None = None
+    earlier: Mapping[int, Files] = field(default_factory=dict)
+    """By epoch (from 1); empty files where they are in folders beside the task's ``out``."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -192,6 +197,18 @@ def _train_one(
         longest=max(len(e.ids) for e in examples),
         limit=task.memory_limit or default_limit(model.adapted.device, task.workers),
     )
+    earlier: dict[int, Files] = {}
+
+    def keep(weights: FullWeights, epoch: int | None = None) -> Files:
+        if member.out is None:
+            return _packed(lambda out: model.save_full(out, weights))
+        model.save_full(beside(member.out, epoch), weights)
+        return {}
+
+    def after_epoch(epoch: int, weights: FullWeights) -> None:
+        if wanted(epoch, settings.n_epochs, task.checkpoints):
+            earlier[epoch] = keep(weights, epoch)
+
     weights, losses, _ = train_full(
         model.adapted,
         Member(examples, member.seed),
@@ -200,13 +217,15 @@ def _train_one(
         objective=task.objective,
         max_tokens=plan.max_tokens,
         keep_bytes=plan.keep_bytes,
+        after_epoch=after_epoch if task.checkpoints else None,
     )
-    files: Files = {}
-    if member.out is not None:
-        model.save_full(member.out, weights)
-    else:
-        files = _packed(lambda out: model.save_full(out, weights))
-    return MemberResult(member.key, files, tuple(losses), settings.n_epochs * sum(len(e.ids) for e in examples))
+    tokens = settings.n_epochs * sum(len(e.ids) for e in examples)
+    return MemberResult(member.key, keep(weights), tuple(losses), tokens, earlier=earlier)
+
+
+def wanted(epoch: int, n_epochs: int, checkpoints: int) -> bool:
+    """Whether an epoch (from 1) is one of the last ``checkpoints`` before the final one."""
+    return n_epochs - checkpoints <= epoch < n_epochs
 
 
 def _train_lora(model: LanguageModel, task: TrainTask, group: Group) -> list[MemberResult]:
@@ -228,7 +247,7 @@ def _train_lora(model: LanguageModel, task: TrainTask, group: Group) -> list[Mem
     while chunks:
         chunk = chunks.pop(0)
         try:
-            results += _train_chunk(model, settings, task.objective, chunk, shapes, plan)
+            results += _train_chunk(model, settings, task, chunk, shapes, plan)
         except (CapabilityError, RejectedError, MemoryError, torch.OutOfMemoryError) as error:
             if len(chunk) == 1:
                 results.append(MemberResult(chunk[0][0].key, error=str(error)))
@@ -243,7 +262,7 @@ def _train_lora(model: LanguageModel, task: TrainTask, group: Group) -> list[Mem
 def _train_chunk(
     model: LanguageModel,
     settings: LoraSettings,
-    objective: Objective,
+    task: TrainTask,
     chunk: Group,
     shapes: Mapping[str, tuple[int, int]],
     plan: MemoryPlan,
@@ -258,20 +277,30 @@ def _train_chunk(
                 starts[folder] = model.start_weights(folder, settings, shapes)
             start = starts[folder]
         members.append(Member(examples, member.seed, start))
+    earlier: list[dict[int, Files]] = [{} for _ in chunk]
+
+    def pack(own: Weights) -> Files:
+        return _packed(partial(save_adapter, weights=own, settings=settings, base_model=model.name))
+
+    def after_epoch(epoch: int, weights: list[Weights]) -> None:
+        if wanted(epoch, settings.n_epochs, task.checkpoints):
+            for kept, own in zip(earlier, weights, strict=True):
+                kept[epoch] = pack(own)
+
     weights, losses, _ = train_members(
         model.adapted,
         members,
         shapes,
         settings,
-        objective=objective,
+        objective=task.objective,
         max_tokens=plan.max_tokens,
         keep_bytes=plan.keep_bytes,
+        after_epoch=after_epoch if task.checkpoints else None,
     )
     results = []
-    for (member, examples), own, history in zip(chunk, weights, losses, strict=True):
+    for (member, examples), own, history, kept in zip(chunk, weights, losses, earlier, strict=True):
         tokens = settings.n_epochs * sum(len(e.ids) for e in examples)
-        files = _packed(partial(save_adapter, weights=own, settings=settings, base_model=model.name))
-        results.append(MemberResult(member.key, files, tuple(history), tokens))
+        results.append(MemberResult(member.key, pack(own), tuple(history), tokens, earlier=kept))
     return results
 
 

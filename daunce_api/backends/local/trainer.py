@@ -21,6 +21,8 @@ from .workshop import Workshop, adapter_files
 _JOBS_AT_ONCE = 64
 _GATHER_SECONDS = 0.05
 _LOST_WORKERS = 2
+_CHECKPOINTS = 100
+"""As many as a config may ask for: every epoch's, if need be."""
 
 
 def trainer_capabilities(config: RunConfig) -> TrainerCapabilities:
@@ -32,6 +34,7 @@ def trainer_capabilities(config: RunConfig) -> TrainerCapabilities:
         hyperparameters=kit.hyperparameters,
         listing_lag_seconds=0.0,
         max_context_tokens=kit.context_tokens,
+        checkpoints=_CHECKPOINTS,
         notes=(f"objective: {options.objective}",),
     )
 
@@ -109,6 +112,11 @@ class LocalTrainer:
 
     async def get(self, job_id: str) -> Job:
         return self._record(job_id).public
+
+    async def checkpoints(self, job_id: str) -> list[str]:
+        """Models of the job after the epochs before its last one, as many as the config's ``ensemble.checkpoints`` asks
+        for, ascending. Raises RejectedError where the job is not known."""
+        return self._folder.checkpoints(self._record(job_id).id)
 
     async def cancel(self, job_id: str) -> Job:
         """A queued job never starts; a running one's result is thrown away (its batch goes on for the others)."""
@@ -218,6 +226,8 @@ class LocalTrainer:
             if result.error is not None:
                 self._finish(record, JobStatus.FAILED, result.error)
             elif self._jobs[record.id].status == JobStatus.RUNNING:
+                for epoch, files in result.earlier.items():
+                    await asyncio.to_thread(self._folder.keep_model, record.id, files, epoch)
                 await asyncio.to_thread(self._folder.keep_model, record.id, result.files)
                 self._finish(record, JobStatus.SUCCEEDED, trained_tokens=result.trained_tokens)
             else:
