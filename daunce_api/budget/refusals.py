@@ -43,7 +43,7 @@ def checkpoint_refusals(config: RunConfig, trainer: TrainerCapabilities, epochs:
             CapabilityError(
                 f"ensemble.checkpoints is {asked}, but {trainer.provider} offers {has} of each job to score. Nothing "
                 f"was sent. Set it to {kept}, or train where the models of earlier epochs are kept (embedded, "
-                "openai, azure and openai_wire: the last 3; tinker: all)."
+                "openai, azure and openai_wire: the last 3; local and tinker: all)."
             )
         ]
     if epochs is not None and asked > epochs:
