@@ -7,13 +7,14 @@ function translates them all.
 from __future__ import annotations
 
 import json
-from collections.abc import Awaitable, Mapping
-from types import ModuleType
-from typing import Any, TypeVar
+from collections.abc import Awaitable, Mapping, Set
+from types import ModuleType, TracebackType
+from typing import Any, Self, TypeVar
 
 from pydantic import ValidationError
 
 from ..errors import DaunceError, ProviderError, RejectedError, StopError, TransientError
+from .base import Hyperparameters, TrainerCapabilities
 from .failures import Failures
 
 _NEVER_SENT = {"ConnectError", "ConnectTimeout", "PoolTimeout", "UnsupportedProtocol"}
@@ -51,6 +52,16 @@ class SdkCalls:
             raise self.failures.malformed(doing, submit, "a body that is not an object")
         return found
 
+    async def delete(self, call: Awaitable[Any], *, doing: str) -> bool:
+        """True where a thing is gone now or was already; False where it is kept (no permission to delete, in use)."""
+        try:
+            await self.call(call, doing=doing)
+        except (RejectedError, StopError, TransientError) as error:
+            if error.status == 401 or (isinstance(error, TransientError) and error.status != 409):
+                raise
+            return error.status == 404
+        return True
+
     def _translate(self, error: Exception, doing: str, submit: bool) -> ProviderError | None:
         sdk = self._sdk
         if type(error) is ValueError and isinstance(error.__cause__, Exception):
@@ -82,6 +93,41 @@ class SdkCalls:
         if type(error).__module__.split(".")[0] == sdk.__name__:
             return StopError(self.failures.clean(f"{doing} failed in the SDK of {self.failures.provider}: {error}"))
         return None
+
+
+class SdkTrainer:
+    """What trainers on an SDK's client share. Closing one closes the client.
+
+    ``base_model`` is the model that is fine-tuned from scratch; a job on any other one continues that fine-tune.
+    """
+
+    def __init__(self, sdk: Any, calls: SdkCalls, capabilities: TrainerCapabilities, *, base_model: str) -> None:
+        self._sdk = sdk
+        self._calls = calls
+        self._capabilities = capabilities
+        self._base_model = base_model
+
+    @property
+    def capabilities(self) -> TrainerCapabilities:
+        return self._capabilities
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self._sdk.close()
+
+
+def known_hyperparameters(provider: str, given: Hyperparameters, known: Set[str]) -> dict[str, int | float | str]:
+    """The hyperparameters of a job. Raises RejectedError where there are others than the provider knows."""
+    unknown = sorted(set(given) - known)
+    if unknown:
+        raise RejectedError(
+            f"{provider} has no hyperparameter {', '.join(unknown)}. It takes {', '.join(sorted(known))}."
+        )
+    return dict(given)
 
 
 def plain(answer: object) -> dict[str, Any] | None:

@@ -6,7 +6,6 @@ ids and returns ``[log-probability, id, text]`` from a chosen position on, so id
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 from pydantic import Field
@@ -18,7 +17,7 @@ from .base import ScorerCapabilities, TokenScores
 from .openai_wire.client import WireClient
 from .openai_wire.contract import check_ids, scores_of
 from .openai_wire.prompt_logprobs import refuse_long
-from .openai_wire.wire_scorer import WireScorer
+from .openai_wire.wire_scorer import OneByOneScorer, open_client
 from .options import Options, parse_options
 from .registry import Context
 
@@ -53,16 +52,11 @@ def scorer_capabilities(config: RunConfig) -> ScorerCapabilities:
 def open_scorer(context: Context) -> SGLangScorer:
     """A scorer of the config's SGLang server; a trailing ``/v1`` of its address is overlooked."""
     options = sglang_options(context.config)
-    client = WireClient.open(
-        context.wire_endpoint,
-        http_client=context.http_client,
-        timeout=options.timeout,
-        connections=max(options.concurrency, context.config.scoring.concurrency or 1),
-    )
+    client = open_client(context, timeout=options.timeout, concurrency=options.concurrency)
     return SGLangScorer(client, scorer_capabilities(context.config), options, context.config.backend.model)
 
 
-class SGLangScorer(WireScorer):
+class SGLangScorer(OneByOneScorer):
     """``Scorer`` over ``POST /generate``. Closing it closes the client. ``base`` is the model without adapter."""
 
     def __init__(self, client: WireClient, capabilities: ScorerCapabilities, options: SGLangOptions, base: str) -> None:
@@ -74,14 +68,6 @@ class SGLangScorer(WireScorer):
     @property
     def fingerprint(self) -> str:
         return "sglang-generate"
-
-    async def score(self, model: str, batch: Sequence[EncodedExample]) -> list[TokenScores]:
-        """Log-probabilities (nats) of each example's targets, a request each.
-
-        Raises RejectedError for an example over the context length, ContractError for an answer that does not hold
-        what was asked for.
-        """
-        return [await self._score(model, example) for example in batch]
 
     async def _score(self, model: str, example: EncodedExample) -> TokenScores:
         refuse_long(example, 1, self._options.max_context_tokens)

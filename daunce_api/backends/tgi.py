@@ -6,7 +6,6 @@ answer, and must be those of the example.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 from pydantic import Field
@@ -18,7 +17,7 @@ from .base import ScorerCapabilities, TokenScores
 from .openai_wire.client import WireClient
 from .openai_wire.contract import check_ids, scores_of
 from .openai_wire.prompt_logprobs import refuse_long
-from .openai_wire.wire_scorer import WireScorer
+from .openai_wire.wire_scorer import OneByOneScorer, open_client
 from .options import Options, parse_options
 from .plain_text import text_of
 from .registry import Context
@@ -63,16 +62,11 @@ def open_scorer(context: Context) -> TGIScorer:
     """A scorer of the config's TGI server; a trailing ``/v1`` of its address is overlooked."""
     config = context.config
     options = tgi_options(config)
-    client = WireClient.open(
-        context.wire_endpoint,
-        http_client=context.http_client,
-        timeout=options.timeout,
-        connections=max(options.concurrency, config.scoring.concurrency or 1),
-    )
+    client = open_client(context, timeout=options.timeout, concurrency=options.concurrency)
     return TGIScorer(client, scorer_capabilities(config), options, tokenizer_of(config), config.backend.model)
 
 
-class TGIScorer(WireScorer):
+class TGIScorer(OneByOneScorer):
     """``Scorer`` over ``POST /generate``. Closing it closes the client. ``base`` is the model without adapter."""
 
     def __init__(
@@ -87,14 +81,6 @@ class TGIScorer(WireScorer):
     @property
     def fingerprint(self) -> str:
         return f"tgi-prefill leading={self._options.leading_tokens}"
-
-    async def score(self, model: str, batch: Sequence[EncodedExample]) -> list[TokenScores]:
-        """Log-probabilities (nats) of each example's targets, a request each.
-
-        Raises RejectedError for an example over the context length, ContractError for an answer that does not hold
-        what was asked for.
-        """
-        return [await self._score(model, example) for example in batch]
 
     async def _score(self, model: str, example: EncodedExample) -> TokenScores:
         refuse_long(example, 1 + self._options.leading_tokens, self._options.max_context_tokens)

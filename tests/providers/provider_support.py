@@ -5,21 +5,33 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import lru_cache
 from typing import Any
 
-import httpx2
-
-from daunce_api.backends.openai_wire.client import Endpoint, WireClient
+from daunce_api.backends.openai_wire.client import Endpoint
 from daunce_api.backends.registry import Context
 from daunce_api.config import RunConfig
 from daunce_api.dataset import Example, Message
 from daunce_api.tokens import EncodedExample
+from tests.scripted_server import KEY, ScriptedServer, encoded
 
-KEY = "sk-marked-0123456789abcdef"
+__all__ = [
+    "BATCH",
+    "KEY",
+    "LONG",
+    "SHORT",
+    "Server",
+    "body_of",
+    "chat",
+    "encoded",
+    "run_config",
+    "sequence",
+    "toy",
+    "truth",
+]
+
 VOCABULARY = 40
-Handler = Callable[[httpx2.Request], Any]
 
 
 @lru_cache(maxsize=4096)
@@ -41,30 +53,9 @@ def sequence(model: str, ids: Sequence[int]) -> list[float | None]:
     return [None, *(toy(model, tuple(ids[:t]))[ids[t]] for t in range(1, len(ids)))]
 
 
-class Server:
-    """Answers requests with what a function returns (a response, or JSON), and remembers them."""
-
-    def __init__(self, handler: Handler) -> None:
-        self.handler = handler
-        self.requests: list[httpx2.Request] = []
-
-    def __call__(self, request: httpx2.Request) -> httpx2.Response:
-        self.requests.append(request)
-        answer = self.handler(request)
-        return answer if isinstance(answer, httpx2.Response) else httpx2.Response(200, json=answer)
-
-    def http(self) -> httpx2.AsyncClient:
-        return httpx2.AsyncClient(transport=httpx2.MockTransport(self))
-
-    def client(self, base_url: str = "http://wire.test/v1") -> WireClient:
-        return WireClient.open(Endpoint(base_url, KEY, "the server"), http_client=self.http())
-
+class Server(ScriptedServer):
     def context(self, config: RunConfig, base_url: str = "http://wire.test/v1") -> Context:
         return Context(config, Endpoint(base_url, KEY, "the server"), self.http())
-
-    def body(self, position: int = -1) -> dict[str, Any]:
-        body: dict[str, Any] = json.loads(self.requests[position].content)
-        return body
 
     @property
     def paths(self) -> list[str]:
@@ -90,10 +81,6 @@ def run_config(kind: str = "openai_wire", scorer: str | None = None, **changes: 
     }
     data = {"train": "train.jsonl", "test": "test.jsonl", "loss_on": changes.pop("loss_on", "last")}
     return RunConfig.from_mapping({"data": data, "backend": backend, **changes})
-
-
-def encoded(ids: Sequence[int], targets: Sequence[int], name: str = "e") -> EncodedExample:
-    return EncodedExample(Example(name, prompt="p", completion="c"), tuple(ids), tuple(targets))
 
 
 def chat(*contents: str, name: str = "c") -> Example:

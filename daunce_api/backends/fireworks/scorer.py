@@ -16,9 +16,9 @@ from ...config import RunConfig
 from ...errors import RejectedError
 from ..base import Scorer, ScorerCapabilities
 from ..hosting import hosted
-from ..openai_wire.client import WireClient
 from ..openai_wire.dialects import presets
 from ..openai_wire.echo import EchoOptions, EchoScorer, echo_capabilities
+from ..openai_wire.wire_scorer import open_client
 from ..options import parse_options
 from ..registry import Context
 from ..sdk_calls import SdkCalls
@@ -52,12 +52,7 @@ def open_scorer(context: Context) -> Scorer:
     """An echo scorer of Fireworks' completions; with a deployment, members are loaded on it in turn."""
     config = context.config
     options = fireworks_options(config)
-    client = WireClient.open(
-        context.wire_endpoint,
-        http_client=context.http_client,
-        timeout=options.timeout,
-        connections=max(options.concurrency, config.scoring.concurrency or 1),
-    )
+    client = open_client(context, timeout=options.timeout, concurrency=options.concurrency)
     scorer = EchoScorer(client, scorer_capabilities(config), options)
     if options.deployment is None:
         return scorer

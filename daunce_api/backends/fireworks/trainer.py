@@ -8,19 +8,17 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Mapping
-from types import TracebackType
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any
 
 from pydantic import Field
 
 from ...config import RunConfig
-from ...errors import ConfigurationError, MissingExtraError, RejectedError, StopError, TransientError
+from ...errors import ConfigurationError, MissingExtraError, RejectedError
 from ..base import Job, JobRequest, JobStatus, ModelInfo, TrainerCapabilities
 from ..failures import Failures
 from ..options import Options, parse_options
 from ..registry import Context
-from ..sdk_calls import SdkCalls
+from ..sdk_calls import SdkCalls, SdkTrainer, known_hyperparameters
 
 if TYPE_CHECKING:
     from fireworks import AsyncFireworks
@@ -114,24 +112,10 @@ def job_id_of(key: str) -> str:
     return f"daunce-{hashlib.sha256(key.encode()).hexdigest()[:32]}"
 
 
-class FireworksTrainer:
-    """``Trainer`` at Fireworks. Closing it closes the client.
+class FireworksTrainer(SdkTrainer):
+    """``Trainer`` at Fireworks. Files are data set resources, whose ids follow from the files' names."""
 
-    ``base_model`` is the model that is fine-tuned from scratch; a job on any other one continues that fine-tune.
-    Files are data set resources, whose ids follow from the files' names.
-    """
-
-    def __init__(
-        self, sdk: AsyncFireworks, calls: SdkCalls, capabilities: TrainerCapabilities, *, base_model: str
-    ) -> None:
-        self._sdk = sdk
-        self._calls = calls
-        self._capabilities = capabilities
-        self._base_model = base_model
-
-    @property
-    def capabilities(self) -> TrainerCapabilities:
-        return self._capabilities
+    _sdk: AsyncFireworks
 
     async def model_info(self, model: str) -> ModelInfo:
         """Raises RejectedError where the model (``accounts/ACCOUNT/models/ID``) does not exist."""
@@ -174,7 +158,7 @@ class FireworksTrainer:
         """Create a job, once; one of the same id is refused by Fireworks. Raises AmbiguousSubmitError when no answer
         tells what happened."""
         job_id = job_id_of(request.key)
-        options: dict[str, Any] = _known(request.hyperparameters)
+        options: dict[str, Any] = known_hyperparameters("Fireworks", request.hyperparameters, HYPERPARAMETERS)
         options["base_model" if request.model == self._base_model else "warm_start_from"] = request.model
         call = self._sdk.supervised_fine_tuning_jobs.create(
             dataset=request.file_id,
@@ -215,21 +199,13 @@ class FireworksTrainer:
 
     async def delete_file(self, file_id: str) -> bool:
         dataset = file_id.rsplit("/", 1)[-1]
-        return await self._delete(self._sdk.datasets.delete(dataset), f"deleting data set {dataset}")
+        return await self._calls.delete(self._sdk.datasets.delete(dataset), doing=f"deleting data set {dataset}")
 
     async def delete_model(self, model: str) -> bool:
         account, model_id = split_model(model)
-        return await self._delete(self._sdk.models.delete(model_id, account_id=account), f"deleting model {model}")
-
-    async def _delete(self, call: Any, doing: str) -> bool:
-        try:
-            await self._calls.call(call, doing=doing)
-        except (RejectedError, StopError, TransientError) as error:
-            if error.status == 401 or (isinstance(error, TransientError) and error.status != 409):
-                raise
-            # Not found means gone; any other refusal (no permission to delete, still deployed) that it is kept.
-            return error.status == 404
-        return True
+        return await self._calls.delete(
+            self._sdk.models.delete(model_id, account_id=account), doing=f"deleting model {model}"
+        )
 
     def _resource(self, kind: str, name: str) -> str:
         return f"accounts/{self._sdk.account_id}/{kind}/{name}"
@@ -251,14 +227,6 @@ class FireworksTrainer:
             progress=min(percent / 100.0, 1.0) if isinstance(percent, int) else None,
         )
 
-    async def __aenter__(self) -> Self:
-        return self
-
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        await self._sdk.close()
-
 
 def dataset_id_of(name: str) -> str:
     """The id of the data set that holds a file: lower case, letters, digits and hyphens."""
@@ -272,12 +240,3 @@ def split_model(model: str) -> tuple[str, str]:
     if len(parts) != 4 or parts[0] != "accounts" or parts[2] != "models":
         raise RejectedError(f"{model!r} is not a model of Fireworks; its names are accounts/ACCOUNT/models/ID.")
     return parts[1], parts[3]
-
-
-def _known(hyperparameters: Mapping[str, int | float | str]) -> dict[str, Any]:
-    unknown = sorted(set(hyperparameters) - HYPERPARAMETERS)
-    if unknown:
-        raise RejectedError(
-            f"Fireworks has no hyperparameter {', '.join(unknown)}. It takes {', '.join(sorted(HYPERPARAMETERS))}."
-        )
-    return dict(hyperparameters)

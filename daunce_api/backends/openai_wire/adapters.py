@@ -21,6 +21,7 @@ from ..registry import Context
 from .client import WireClient
 from .echo import EchoOptions, EchoScorer, echo_capabilities
 from .prompt_logprobs import PromptLogprobsOptions, PromptLogprobsScorer, prompt_capabilities
+from .wire_scorer import open_client
 
 WEIGHTS = "adapter_model.safetensors"
 LOCAL_MODELS = Path("local") / "models"
@@ -64,16 +65,7 @@ def open_scorer(context: Context) -> Scorer:
     """A scorer of the config's vLLM server, which loads members' adapters unless ``adapters`` is off."""
     config = context.config
     options = vllm_options(config)
-
-    def connect() -> WireClient:
-        return WireClient.open(
-            context.wire_endpoint,
-            http_client=context.http_client,
-            timeout=options.timeout,
-            connections=max(options.concurrency, config.scoring.concurrency or 1),
-        )
-
-    client = connect()
+    client = open_client(context, timeout=options.timeout, concurrency=options.concurrency)
     scorer: Scorer
     if options.route == "echo":
         scorer = EchoScorer(client, scorer_capabilities(config), _echo(options))

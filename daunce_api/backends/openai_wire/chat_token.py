@@ -23,7 +23,7 @@ from ..registry import Context
 from ..tokenizers import tokenizer_of
 from .client import WireClient
 from .contract import IMPOSSIBLE, ROUNDING, by_index, check_model
-from .wire_scorer import WireScorer
+from .wire_scorer import WireScorer, open_client
 
 BATCH_REQUESTS = 50_000
 """Requests that OpenAI takes in one batch."""
@@ -83,12 +83,7 @@ def open_tokenizer(config: RunConfig) -> Tokenizer:
 def open_scorer(context: Context) -> Scorer:
     """A one-token scorer of the config's endpoint, through single requests or through the Batch API."""
     options = chat_options(context.config)
-    client = WireClient.open(
-        context.wire_endpoint,
-        http_client=context.http_client,
-        timeout=options.timeout,
-        connections=max(options.concurrency, context.config.scoring.concurrency or 1),
-    )
+    client = open_client(context, timeout=options.timeout, concurrency=options.concurrency)
     return scorer_on(client, context.config, options, scorer_capabilities(context.config))
 
 

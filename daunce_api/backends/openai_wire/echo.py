@@ -20,6 +20,7 @@ from ..registry import Context
 from .client import WireClient
 from .contract import by_index, check_ids, check_model, check_top, scores_of
 from .dialects import Dialect, presets
+from .wire_scorer import open_client
 
 IGNORED_ECHO = (
     "Use an endpoint that echoes prompts with their log-probabilities: vLLM, Together, Fireworks or `daunce serve`."
@@ -79,12 +80,7 @@ def echo_capabilities(options: EchoOptions, *, provider: str, notes: tuple[str, 
 def open_scorer(context: Context) -> EchoScorer:
     """An echo scorer of the config's endpoint."""
     options = echo_options(context.config)
-    client = WireClient.open(
-        context.wire_endpoint,
-        http_client=context.http_client,
-        timeout=options.timeout,
-        connections=max(options.concurrency, context.config.scoring.concurrency or 1),
-    )
+    client = open_client(context, timeout=options.timeout, concurrency=options.concurrency)
     return EchoScorer(client, scorer_capabilities(context.config), options)
 
 

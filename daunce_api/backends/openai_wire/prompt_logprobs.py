@@ -20,7 +20,7 @@ from ..options import Options, parse_options
 from ..registry import Context
 from .client import WireClient
 from .contract import by_index, check_ids, check_model, scores_of
-from .wire_scorer import WireScorer
+from .wire_scorer import WireScorer, open_client
 
 IGNORED = (
     "The server ignores prompt_logprobs, which vLLM has. Use scorer kind echo on Together, Fireworks or daunce serve."
@@ -63,12 +63,7 @@ def prompt_capabilities(options: PromptLogprobsOptions) -> ScorerCapabilities:
 def open_scorer(context: Context) -> PromptLogprobsScorer:
     """A vLLM scorer of the config's endpoint."""
     options = prompt_options(context.config)
-    client = WireClient.open(
-        context.wire_endpoint,
-        http_client=context.http_client,
-        timeout=options.timeout,
-        connections=max(options.concurrency, context.config.scoring.concurrency or 1),
-    )
+    client = open_client(context, timeout=options.timeout, concurrency=options.concurrency)
     return PromptLogprobsScorer(client, scorer_capabilities(context.config), options)
 
 

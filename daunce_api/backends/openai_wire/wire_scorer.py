@@ -2,12 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
 from types import TracebackType
 from typing import Self
 
-from ..base import ScorerCapabilities
+from ...tokens import EncodedExample
+from ..base import ScorerCapabilities, TokenScores
+from ..registry import Context
 from .client import WireClient
+
+
+def open_client(context: Context, *, timeout: float, concurrency: int) -> WireClient:
+    """A client of the config's endpoint with a connection for each of the requests that may be under way."""
+    return WireClient.open(
+        context.wire_endpoint,
+        http_client=context.http_client,
+        timeout=timeout,
+        connections=max(concurrency, context.config.scoring.concurrency or 1),
+    )
 
 
 class WireScorer:
@@ -32,3 +45,18 @@ class WireScorer:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         await self.client.close()
+
+
+class OneByOneScorer(WireScorer, ABC):
+    """A scorer of servers that take one prompt a request."""
+
+    async def score(self, model: str, batch: Sequence[EncodedExample]) -> list[TokenScores]:
+        """Log-probabilities (nats) of each example's targets, a request each.
+
+        Raises RejectedError for an example over the context length, ContractError for an answer that does not hold
+        what was asked for.
+        """
+        return [await self._score(model, example) for example in batch]
+
+    @abstractmethod
+    async def _score(self, model: str, example: EncodedExample) -> TokenScores: ...

@@ -10,6 +10,7 @@ import numpy as np
 
 from ...errors import RejectedError
 from ...tokens import EncodedExample
+from ..sdk_calls import known_hyperparameters
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,12 +27,8 @@ class Recipe:
     @classmethod
     def of(cls, given: Mapping[str, int | float | str]) -> Recipe:
         """Raises RejectedError for unknown names and unusable values."""
-        unknown = sorted(set(given) - HYPERPARAMETERS)
-        if unknown:
-            known = ", ".join(sorted(HYPERPARAMETERS))
-            raise RejectedError(f"Tinker has no hyperparameter {', '.join(unknown)}. It takes {known}.")
         values: dict[str, Any] = {}
-        for name, value in given.items():
+        for name, value in known_hyperparameters("Tinker", given, HYPERPARAMETERS).items():
             whole = name in ("n_epochs", "batch_size", "rank")
             usable = isinstance(value, int) if whole else isinstance(value, int | float)
             if not usable or float(value) < (1 if whole else 0):

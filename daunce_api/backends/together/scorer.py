@@ -7,7 +7,6 @@ off again within its limit.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 from pydantic import Field
@@ -21,7 +20,7 @@ from ..hosting import hosted
 from ..openai_wire.client import WireClient
 from ..openai_wire.contract import check_ids, check_model, scores_of
 from ..openai_wire.prompt_logprobs import refuse_long
-from ..openai_wire.wire_scorer import WireScorer
+from ..openai_wire.wire_scorer import OneByOneScorer, open_client
 from ..options import Options, parse_options
 from ..plain_text import text_of
 from ..registry import Context
@@ -76,12 +75,7 @@ def open_scorer(context: Context) -> Scorer:
     """A scorer of Together's completions; with a dedicated endpoint, members are attached to it in turn."""
     config = context.config
     options = together_options(config)
-    client = WireClient.open(
-        context.wire_endpoint,
-        http_client=context.http_client,
-        timeout=options.timeout,
-        connections=max(options.concurrency, config.scoring.concurrency or 1),
-    )
+    client = open_client(context, timeout=options.timeout, concurrency=options.concurrency)
     scorer = TogetherScorer(client, scorer_capabilities(config), options, tokenizer_of(config))
     if options.endpoint_id is None:
         return scorer
@@ -89,7 +83,7 @@ def open_scorer(context: Context) -> Scorer:
     return hosted(scorer, AdapterHost(sdk, calls, options))
 
 
-class TogetherScorer(WireScorer):
+class TogetherScorer(OneByOneScorer):
     """``Scorer`` over ``POST /completions`` with text. Closing it closes the client."""
 
     def __init__(
@@ -106,14 +100,6 @@ class TogetherScorer(WireScorer):
     @property
     def fingerprint(self) -> str:
         return f"together-echo leading={self._options.leading_tokens}"
-
-    async def score(self, model: str, batch: Sequence[EncodedExample]) -> list[TokenScores]:
-        """Log-probabilities (nats) of each example's targets, a request each.
-
-        Raises RejectedError for an example over the context length, ContractError for an answer that does not hold
-        what was asked for.
-        """
-        return [await self._score(model, example) for example in batch]
 
     async def _score(self, model: str, example: EncodedExample) -> TokenScores:
         refuse_long(example, 1 + self._options.leading_tokens, self._options.max_context_tokens)

@@ -8,20 +8,18 @@ from __future__ import annotations
 
 import hashlib
 import tempfile
-from collections.abc import Mapping
 from pathlib import Path
-from types import TracebackType
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any
 
 from pydantic import Field
 
 from ...config import RunConfig
-from ...errors import MissingExtraError, RejectedError, StopError, TransientError
-from ..base import Job, JobRequest, JobStatus, ModelInfo, TrainerCapabilities
+from ...errors import MissingExtraError, RejectedError
+from ..base import Hyperparameters, Job, JobRequest, JobStatus, ModelInfo, TrainerCapabilities
 from ..failures import Failures
 from ..options import Options, parse_options
 from ..registry import Context
-from ..sdk_calls import SdkCalls, plain
+from ..sdk_calls import SdkCalls, SdkTrainer, known_hyperparameters, plain
 
 if TYPE_CHECKING:
     from together import AsyncTogether
@@ -128,24 +126,16 @@ def key_hash(key: str) -> str:
     return hashlib.sha256(key.encode()).hexdigest()[:_HASH_CHARACTERS]
 
 
-class TogetherTrainer:
-    """``Trainer`` at Together. Closing it closes the client.
+class TogetherTrainer(SdkTrainer):
+    """``Trainer`` at Together."""
 
-    ``base_model`` is the model that is fine-tuned from scratch; a job on any other one continues that fine-tune.
-    """
+    _sdk: AsyncTogether
 
     def __init__(
         self, sdk: AsyncTogether, calls: SdkCalls, capabilities: TrainerCapabilities, *, base_model: str
     ) -> None:
-        self._sdk = sdk
-        self._calls = calls
-        self._capabilities = capabilities
-        self._base_model = base_model
+        super().__init__(sdk, calls, capabilities, base_model=base_model)
         self._limits: dict[str, Any] = {}
-
-    @property
-    def capabilities(self) -> TrainerCapabilities:
-        return self._capabilities
 
     async def model_info(self, model: str) -> ModelInfo:
         """Raises RejectedError where Together does not fine-tune this model."""
@@ -220,7 +210,7 @@ class TogetherTrainer:
             raise
 
     async def delete_file(self, file_id: str) -> bool:
-        return await self._delete(self._sdk.files.delete(file_id), f"deleting file {file_id}")
+        return await self._calls.delete(self._sdk.files.delete(file_id), doing=f"deleting file {file_id}")
 
     async def delete_model(self, model: str) -> bool:
         """Deletes a fine-tune and its adapter from the project's registry; False without ``project_id``, for which
@@ -228,17 +218,9 @@ class TogetherTrainer:
         if not self._sdk.project_id:
             return False
         found = [i for name, i in await registered(self._sdk, self._calls) if name in names_of(model)]
-        return all([await self._delete(self._sdk.models.delete(i), f"deleting model {model}") for i in found])
-
-    async def _delete(self, call: Any, doing: str) -> bool:
-        try:
-            await self._calls.call(call, doing=doing)
-        except (RejectedError, StopError, TransientError) as error:
-            if error.status == 401 or (isinstance(error, TransientError) and error.status != 409):
-                raise
-            # Not found means gone; any other refusal (no permission to delete, still in use) that it is kept.
-            return error.status == 404
-        return True
+        return all(
+            [await self._calls.delete(self._sdk.models.delete(i), doing=f"deleting model {model}") for i in found]
+        )
 
     async def _limits_of(self, model: str) -> Any:
         if model not in self._limits:
@@ -261,14 +243,6 @@ class TogetherTrainer:
             progress=min(done / steps, 1.0) if isinstance(done, int) and isinstance(steps, int) and steps else None,
         )
 
-    async def __aenter__(self) -> Self:
-        return self
-
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        await self._sdk.close()
-
 
 def suffix_of(request: JobRequest) -> str:
     """The model's suffix: as much of the readable one as fits, then the hash of the key."""
@@ -277,14 +251,10 @@ def suffix_of(request: JobRequest) -> str:
     return f"{request.suffix[:room]}-{mark}"
 
 
-def _typed(hyperparameters: Mapping[str, int | float | str]) -> dict[str, Any]:
+def _typed(hyperparameters: Hyperparameters) -> dict[str, Any]:
     """Hyperparameters by the SDK's names; switches arrive as 0 and 1."""
-    unknown = sorted(set(hyperparameters) - HYPERPARAMETERS)
-    if unknown:
-        raise RejectedError(
-            f"Together has no hyperparameter {', '.join(unknown)}. It takes {', '.join(sorted(HYPERPARAMETERS))}."
-        )
-    return {k: bool(v) if k in ("lora", "packing") else v for k, v in hyperparameters.items()}
+    known = known_hyperparameters("Together", hyperparameters, HYPERPARAMETERS)
+    return {k: bool(v) if k in ("lora", "packing") else v for k, v in known.items()}
 
 
 def _reason(answer: dict[str, Any]) -> str:
