@@ -176,7 +176,7 @@ def plot(tasks: Sequence[str], methods: Sequence[Method], path: Path) -> None:
     import matplotlib
 
     matplotlib.use("svg")
-    matplotlib.rcParams["svg.hashsalt"] = "peers"
+    matplotlib.rcParams.update({"svg.hashsalt": "peers", "svg.fonttype": "none"})
     import matplotlib.pyplot as plt
 
     grey = "#808080"
