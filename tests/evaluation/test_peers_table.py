@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import signal
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -68,10 +71,71 @@ def test_goals_compare_the_better_start_with_the_best_of_the_others(tmp_path: Pa
     listed = [method(name) for name in names]
     for one in listed:
         cells.write_cell("lm", one.key, {"rows": [row(names[one.name])]}, tmp_path)
-    against_trak, cosine, _, white = table.verdicts(["lm"], listed, tmp_path)
+    against_trak, cosine, _, later, *_, white = table.verdicts(["lm"], listed, tmp_path)
     assert "lm 0.700 against 0.650 (above)" in against_trak
     assert "lm not measured" in cosine
-    assert "lm place 1 of 4" in white
+    assert "auto + checkpoints" in later
+    assert "not measured" in later
+    assert white.endswith("lm 0.800, place 1.")
+
+
+def test_the_place_of_a_white_box_counts_those_above_and_names_the_first(tmp_path: Path):
+    names = {"white box, fisher, auto, K = 100": 0.6, "EK-FAC (kronfluence)": 0.7, "TRAK-10 (traker)": 0.65, "x": 0.1}
+    listed = [method(name) for name in names]
+    for one in listed:
+        cells.write_cell("lm", one.key, {"rows": [row(names[one.name])]}, tmp_path)
+    assert "lm 0.600, place 3 (first: EK-FAC (kronfluence))" in table.verdicts(["lm"], listed, tmp_path)[-1]
+
+
+def test_a_task_s_table_names_what_does_not_apply_and_what_was_not_run(tmp_path: Path):
+    listed = [method("BM25", "needs text"), method("TRAK"), method("black box, auto, K = 10"), method("dot")]
+    for one in listed[2:]:
+        cells.write_cell("digits", one.key, {"rows": [row(0.5)]}, tmp_path)
+    text = table.markdown("digits", listed, tmp_path)
+    assert "Does not apply: BM25 (needs text)." in text
+    assert "Not run: TRAK." in text
+    assert "| dot |" in text
+    assert "K = 10" not in text
+    assert "| digits, auto | 0.500 | - | - | - |" in table.members_table(["digits"], listed, tmp_path)
+    assert [m.name for m in table.anywhere(["digits"], listed, tmp_path)] == ["black box, auto, K = 10", "dot"]
+
+
+class Judge:
+    """A subject with a truth that the scores of ``perfect`` explain."""
+
+    name = "tiny"
+
+    def __init__(self) -> None:
+        rng = np.random.default_rng(0)
+        self.perfect = rng.normal(size=(6, 2))
+        self.inclusion = rng.random((20, 6)) < 0.5
+
+    def truth(self) -> tuple[np.ndarray, np.ndarray]:
+        return self.inclusion, -(self.inclusion @ self.perfect)
+
+
+def test_a_cell_is_there_after_every_setting_and_the_grid_is_optional():
+    def run(subject: Judge, factor: float) -> Result:
+        if factor == 0:
+            raise ValueError("singular")
+        return Result([subject.perfect * factor])
+
+    tried = Method("m", "text", run, {"factor": 1.0}, ({"factor": 0.0}, {"factor": np.nan}))
+    subject: Any = Judge()
+    lengths = [len(content["rows"]) for content in cells.run_cell(tried, subject, True, 1e6)]
+    assert lengths == [1, 2, 3]
+    *_, whole = cells.run_cell(tried, subject, True, 1e6)
+    assert whole["rows"][0]["lds"] == pytest.approx(1.0)
+    assert whole["rows"][1]["error"] == "ValueError: singular"
+    assert whole["rows"][2]["error"] == "no score is finite"
+    assert [len(content["rows"]) for content in cells.run_cell(tried, subject, False, 1e6)] == [1]
+
+
+@pytest.mark.slow
+def test_a_process_ends_at_its_limit_of_cpu_seconds():
+    code = "from tests.benchmarks.field.cells import limit_seconds\nlimit_seconds(0.1)\nwhile True: pass"
+    done = subprocess.run([sys.executable, "-c", code], check=False, cwd=Path(__file__).parents[2], timeout=60)
+    assert done.returncode == -signal.SIGXCPU
 
 
 def test_scores_that_are_not_finite_count_as_zero_and_are_reported():

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import json
 import os
+import resource
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import torch
 
 from daunce_api.evaluation import lds
 from tests.benchmarks.tasks import CACHE
@@ -97,11 +99,24 @@ def forget_peak() -> None:
     Path("/proc/self/clear_refs").write_text("5")
 
 
-def run_cell(method: Method, subject: Subject) -> dict[str, Any]:
-    """Run the default and the grid of a method on a subject and judge each."""
+def limit_seconds(seconds: float) -> None:
+    """End this process when it has used so many more CPU seconds."""
+    used = resource.getrusage(resource.RUSAGE_SELF)
+    _, hard = resource.getrlimit(resource.RLIMIT_CPU)
+    resource.setrlimit(resource.RLIMIT_CPU, (int(used.ru_utime + used.ru_stime + seconds) + 1, hard))
+
+
+def run_cell(method: Method, subject: Subject, grid: bool, limit: float) -> Iterator[dict[str, Any]]:
+    """Run the default of a method on a subject and judge it, then its grid: the cell so far, after each setting.
+
+    Each setting may take ``limit`` CPU seconds.
+    """
     truth_inclusion, truth_loss = subject.truth()
-    rows = []
-    for setting in (method.default, *method.grid):
+    rows: list[dict[str, Any]] = []
+    cell = {"task": subject.name, "method": method.name, "date": time.strftime("%Y-%m-%d"), "rows": rows}
+    for setting in (method.default, *(method.grid if grid else ())):
+        limit_seconds(limit)
+        torch.manual_seed(0)
         forget_peak()
         before, wall, cpu = peak_mib(), time.perf_counter(), time.process_time()
         try:
@@ -110,11 +125,17 @@ def run_cell(method: Method, subject: Subject) -> dict[str, Any]:
             if os.environ.get("PEERS_RAISE"):
                 raise
             rows.append({"setting": setting, "error": f"{type(error).__name__}: {error}"[:300]})
+            yield cell
             continue
         wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
         if not result.scores:
             seconds = {"seconds_each": result.trained_seconds, "peak_mib": peak_mib(), "note": result.note}
             rows.append({"setting": setting, **seconds})
+            yield cell
+            continue
+        if not any(np.isfinite(score).any() for score in result.scores):
+            rows.append({"setting": setting, "error": "no score is finite"})
+            yield cell
             continue
         repeats = len(result.scores)
         rows.append(
@@ -129,4 +150,4 @@ def run_cell(method: Method, subject: Subject) -> dict[str, Any]:
                 "note": result.note,
             }
         )
-    return {"task": subject.name, "method": method.name, "date": time.strftime("%Y-%m-%d"), "rows": rows}
+        yield cell

@@ -109,7 +109,7 @@ class _Sequence(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Outputs of the layer."""
-        out: Tensor = self.inner(x[:, None])[:, 0]
+        out: Tensor = self.inner(x.unsqueeze(-2)).squeeze(-2)
         return out
 
 

@@ -41,7 +41,7 @@ def _library_task(subject: Subject) -> Any:
         def get_attention_mask(self, batch: Batch) -> Tensor | None:
             if subject.texts is None:
                 return None
-            return ((batch[1] >= 0).flip(1).cumsum(1).flip(1) > 0).float()
+            return ((batch[1] >= 0).flip(1).cumsum(1).flip(1) > 0).long()  # the library counts tokens in integers
 
     return Fit()
 

@@ -174,7 +174,10 @@ def _white(objective: str, count: int) -> tuple[Method, ...]:
         WHITE,
         white_box,
         fixed | IMAGES,
-        tuple(fixed | IMAGES | more for more in ({"epochs": 3}, {"epochs": 6}, {"epochs": 3, "rate": 0.1})),
+        tuple(
+            fixed | IMAGES | more
+            for more in ({"epochs": 3}, {"epochs": 6}, {"epochs": 3, "rate": 0.1}, {"rate": 0.003})
+        ),
         refuses=lambda task: "text" if task == "lm" or (task == "resnet" and count > 100) else "",
     )
     text = Method(
@@ -183,7 +186,7 @@ def _white(objective: str, count: int) -> tuple[Method, ...]:
         white_box,
         fixed | TEXT,
         tuple(fixed | TEXT | more for more in ({"epochs": 4}, {"rate": 5e-3}, {"rate": 5e-3, "epochs": 4})),
-        refuses=lambda task: "" if task == "lm" and count <= 100 else "images",
+        refuses=lambda task: "" if task == "lm" and count <= 100 else "run with the two MLPs alone",
     )
     return images, text
 

@@ -85,15 +85,55 @@ def _value(content: dict[str, Any] | None) -> float:
     return float(content["rows"][0].get("lds", -2.0)) if content else -3.0
 
 
+def by_members(name: str) -> bool:
+    """Whether a row belongs into the table of members: all of ours below the largest ensemble."""
+    return name.startswith("black box") and not name.endswith(", K = 100")
+
+
 def markdown(task: str, methods: Sequence[Method], root: Path | None = None) -> str:
-    """One task's table; our rows in bold."""
-    lines = [HEADER]
-    for method, content in rows_of(task, methods, root):
-        text = line(method, content, method.refuses(task))
-        if method.name.startswith(OURS):
-            text = text.replace(f"| {method.name} |", f"| **{method.name}** |", 1)
-        lines.append(text)
+    """One task's table, our rows in bold; below it what does not apply or was not run on this task."""
+    pairs = [(m, content) for m, content in rows_of(task, methods, root) if not by_members(m.name)]
+    lines, refused, missing = [HEADER], [], []
+    for method, content in pairs:
+        refusal = method.refuses(task)
+        if refusal:
+            refused.append(f"{method.name} ({refusal})")
+        elif content is None:
+            missing.append(method.name)
+        else:
+            text = line(method, content, refusal)
+            if method.name.startswith(OURS):
+                text = text.replace(f"| {method.name} |", f"| **{method.name}** |", 1)
+            lines.append(text)
+    if refused:
+        lines.append("\nDoes not apply: " + "; ".join(refused) + ".")
+    if missing:
+        lines.append("\nNot run: " + "; ".join(missing) + ".")
     return "\n".join(lines)
+
+
+def members_table(tasks: Sequence[str], methods: Sequence[Method], root: Path | None = None) -> str:
+    """LDS of black-box members by their number: a row for each task, start and estimator."""
+    counts = (10, 25, 50, 100)
+    lines = ["| black box, LDS | " + " | ".join(f"K = {k}" for k in counts) + " |", "|---" * (len(counts) + 1) + "|"]
+    for task in tasks:
+        cells = {m.name: content for m, content in rows_of(task, methods, root) if m.name.startswith("black box")}
+        for kind in dict.fromkeys(name.rpartition(", K = ")[0] for name in sorted(cells)):
+            found = [cells.get(f"{kind}, K = {k}") for k in counts]
+            if any(found):
+                shown = [_default(content) if content else "-" for content in found]
+                lines.append(f"| {task}, {kind.removeprefix('black box, ')} | " + " | ".join(shown) + " |")
+    return "\n".join(lines)
+
+
+def _default(content: dict[str, Any]) -> str:
+    first = content["rows"][0]
+    return f"{first['lds']:.3f}" if "lds" in first else "fails"
+
+
+def anywhere(tasks: Sequence[str], methods: Sequence[Method], root: Path | None = None) -> list[Method]:
+    """Methods with a cell on at least one task."""
+    return [m for m in methods if any(read_cell(task, m.key, root) is not None for task in tasks)]
 
 
 def verdicts(tasks: Sequence[str], methods: Sequence[Method], root: Path | None = None) -> list[str]:
@@ -108,41 +148,48 @@ def verdicts(tasks: Sequence[str], methods: Sequence[Method], root: Path | None 
         return max((v for v in found if v > -2), default=None)
 
     out = []
-    for other in (("TRAK-10",), ("gradient cosine",), ("EK-FAC",)):
-        parts = []
-        for task in tasks:
-            ours, theirs = value(task, "black box", "auto, K = 100"), value(task, *other)
-            if ours is None or theirs is None:
-                parts.append(f"{task} not measured")
-            else:
-                parts.append(f"{task} {ours:.3f} against {theirs:.3f} ({'above' if ours > theirs else 'below'})")
-        out.append(
-            f"* black box, auto, K = 100 (better start) against the best default of {other[0]}: "
-            + "; ".join(parts)
-            + "."
-        )
+    for ending in ("auto, K = 100", "auto + checkpoints, K = 100"):
+        for other in ("TRAK-10", "gradient cosine", "EK-FAC"):
+            parts = []
+            for task in tasks:
+                ours, theirs = value(task, "black box", ending), value(task, other)
+                if ours is None or theirs is None:
+                    parts.append(f"{task} not measured")
+                else:
+                    parts.append(f"{task} {ours:.3f} against {theirs:.3f} ({'above' if ours > theirs else 'below'})")
+            out.append(f"* black box, {ending} (better start) against the best default of {other}: " + "; ".join(parts))
     parts = []
     for task in tasks:
-        ranked = [m.name for m, content in rows_of(task, methods, root) if content is not None]
-        place = next((i + 1 for i, name in enumerate(ranked) if name.startswith("white box")), None)
-        parts.append(f"{task} {'not measured' if place is None else f'place {place} of {len(ranked)}'}")
-    out.append("* best white box, auto, by default settings: " + "; ".join(parts) + ".")
-    return out
+        white = value(task, "white box")
+        above = [
+            m.name
+            for m, content in rows_of(task, methods, root)
+            if white is not None and not m.name.startswith("white box") and _value(content) > white
+        ]
+        if white is None:
+            parts.append(f"{task} fails" if value(task, "random") is not None else f"{task} not measured")
+        else:
+            parts.append(f"{task} {white:.3f}, place {len(above) + 1}" + (f" (first: {above[0]})" if above else ""))
+    out.append("* best white box, auto, by default settings: " + "; ".join(parts))
+    return [text + "." for text in out]
 
 
 SHORT = (
     "black box, from base, auto, K = 100",
     "black box, from base, auto + checkpoints, K = 100",
     "black box, from target, auto, K = 100",
+    "black box, from target, auto + checkpoints, K = 100",
     "white box, influence, auto, K = 100",
     "white box, fisher, auto, K = 100",
     "TRAK-10 (traker)",
+    "TRAK-1 (traker)",
     "dattri TRAK-10",
     "EK-FAC (kronfluence)",
     "EK-FAC (kronfluence), damping None",
     "dattri IF-CG",
     "dattri LoGra",
     "dattri TracIn",
+    "bergson",
     "gradient dot",
     "gradient cosine",
     "BM25",
@@ -155,8 +202,11 @@ def summary(tasks: Sequence[str], methods: Sequence[Method], root: Path | None =
     """The README's table: default LDS and, in brackets, the best of a grid; a task a column."""
     cells = {(task, m.name): content for task in tasks for m, content in rows_of(task, methods, root)}
     refusals = {(task, m.name) for task in tasks for m, _ in rows_of(task, methods, root) if m.refuses(task)}
+    known = {name for _, name in cells}
     lines = ["| LDS, default (best of a grid) | " + " | ".join(tasks) + " |", "|---" * (len(tasks) + 1) + "|"]
     for name in SHORT:
+        if name not in known:
+            continue
         shown = []
         for task in tasks:
             content = cells.get((task, name))
@@ -164,7 +214,7 @@ def summary(tasks: Sequence[str], methods: Sequence[Method], root: Path | None =
                 shown.append("cannot" if (task, name) in refusals else "not run")
                 continue
             top = best(content["rows"])
-            default = f"{content['rows'][0]['lds']:.3f}" if "lds" in content["rows"][0] else "fails"
+            default = _default(content)
             more = f" ({top['lds']:.3f})" if top is not None and len(content["rows"]) > 1 else ""
             shown.append(default + more)
         lines.append(f"| {name} | " + " | ".join(shown) + " |")
@@ -216,11 +266,12 @@ def write_all(tasks: Sequence[str]) -> None:
     """RESULTS-peers.md (what follows its marker) and the plot."""
     from tests.benchmarks.peers import methods
 
-    found = methods()
+    found = anywhere(tasks, methods())
     text = RESULTS.read_text() if RESULTS.exists() else "# Side by side with the field\n\n<!-- tables -->\n"
     head = text.partition("<!-- tables -->")[0] + "<!-- tables -->\n"
     parts = ["\n## In short\n", summary(tasks, found), "\n## Goals\n", *verdicts(tasks, found)]
     for task in tasks:
         parts += [f"\n## {TITLES[task]}\n", markdown(task, found)]
+    parts += ["\n## By the number of members\n", members_table(tasks, found)]
     RESULTS.write_text(head + "\n".join(parts) + "\n")
     plot(tasks, found, PLOT)
