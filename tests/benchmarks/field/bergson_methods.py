@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import logging
 import tempfile
 from typing import Any
 
@@ -42,6 +43,7 @@ def preconditioned(subject: Subject, damping: float, projection: int = 16) -> Re
     from bergson.hessians.preconditioner import DensePreconditioner
     from datasets import Dataset
 
+    logging.disable(logging.INFO)
     model: Any = _Transformer(subject.model)
     processor = GradientProcessor(projection_dim=projection)
 
@@ -72,6 +74,7 @@ def preconditioned(subject: Subject, damping: float, projection: int = 16) -> Re
     solver = DensePreconditioner.from_processor(processor, inversion_cfg=InversionConfig(damping_factor=damping))
     test = solver.apply(queries)
     score = torch.stack([train[name] @ test[name].float().T for name in train]).sum(0)
+    logging.disable(logging.NOTSET)
     return Result([score.numpy()])
 
 
