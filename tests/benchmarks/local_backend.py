@@ -1,12 +1,12 @@
 """The local backend against the usual loops: ratios, peak memory and the floor, all measured in one run.
 
-    python tests/benchmarks/local_backend.py [tiny] [mlp] [resnet] [smollm]
+    python tests/benchmarks/local_backend.py [tiny] [mlp] [resnet] [smollm] [scoring]
 
 Every variant runs in a process of its own with one torch thread. Times are CPU seconds of the process per member and
 optimiser step, the best of two repeats that alternate between the variants; peak memory is the growth of the resident
 set over what the process held before training. A loop's time per member does not depend on the number of members, so
 loops are measured on fewer. ``floor`` is the arithmetic of one member alone (counted by torch) at the rate of a 1024 x
-1024 product measured beside it.
+1024 product measured beside it. ``scoring`` is CPU time an example, the median of five repeats.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import argparse
 import contextlib
 import json
 import resource
+import statistics
 import subprocess
 import sys
 import time
@@ -181,6 +182,44 @@ class Language:
         return {"gflop": counter.get_total_flops() / steps / 1e9, "gflop_per_second": 2 * 1024**3 / best / 1e9}
 
 
+class Scoring:
+    """The log-probabilities of the same completions under each of several rank-8 adapters."""
+
+    def __init__(self, name: str, members: int, examples: int) -> None:
+        import tempfile
+
+        import torch
+
+        from daunce_api.backends.local.adapters import save_adapter
+        from daunce_api.backends.local.language import LanguageModel, LoraSettings
+        from daunce_api.backends.local.trainees import fresh_weights
+        from daunce_api.dataset import Dataset
+        from daunce_api.tokens import encode_example
+
+        self.model = LanguageModel.load(name)
+        encoded = [encode_example(e, self.model.tokenizer) for e in Dataset.from_records(texts(examples))]
+        self.sequences = [(e.ids, e.targets) for e in encoded]
+        self.held = tempfile.TemporaryDirectory()
+        self.adapters = [Path(self.held.name) / str(k) for k in range(members)]
+        generator = torch.Generator().manual_seed(0)
+        for k, folder in enumerate(self.adapters):
+            fresh = fresh_weights(self.model.adapter_shapes(None), 8, k)
+            weights = {n: (a, torch.randn(b.shape, generator=generator) / 50) for n, (a, b) in fresh.items()}
+            save_adapter(folder, weights, LoraSettings(), self.model.name)
+
+    def together(self) -> tuple[int, Any]:
+        found = [self.model.target_logprobs(self.sequences, adapter=a) for a in self.adapters]
+        return len(found) * len(self.sequences), [float(v) for answers in found for answer in answers for v in answer]
+
+    def alone(self) -> tuple[int, Any]:
+        found = []
+        for adapter in self.adapters:
+            answers = self.model.token_logprobs([ids for ids, _ in self.sequences], adapter=adapter)
+            for answer, (_, targets) in zip(answers, self.sequences, strict=True):
+                found += [float(answer.logprobs[t - 1]) for t in targets]
+        return len(self.adapters) * len(self.sequences), found
+
+
 def _collate(rows: list[dict[str, list[int]]]) -> dict[str, Any]:
     import torch
 
@@ -269,6 +308,10 @@ def _resident_mib() -> float:
 def variant(name: str) -> Step:
     """The work of one variant, by its name on this script's command line."""
     kind, _, rest = name.partition(":")
+    if kind.startswith("score "):
+        path = kind.removeprefix("score ")
+        scoring = Scoring(path, *((4, 200) if path == "daunce-tiny" else (2, 24)))
+        return scoring.together if rest == "together" else scoring.alone
     if kind in ("tiny", "smollm"):
         what, _, dtype = rest.partition("@")
         path, members, examples = ("daunce-tiny", MEMBERS, EXAMPLES) if kind == "tiny" else ("smollm2-135m", 4, 16)
@@ -303,8 +346,11 @@ def child(name: str) -> None:
         print(json.dumps({"seconds": seconds, "peak_mib": peak, "found": found}), flush=True)
 
 
-def measure(names: list[str], repeats: int = REPEATS) -> dict[str, dict[str, Any]]:
-    """Best time of each variant; repeats alternate, so that a busy machine disturbs all alike."""
+def measure(
+    names: list[str], repeats: int = REPEATS, of_repeats: Callable[[list[float]], float] = min
+) -> dict[str, dict[str, Any]]:
+    """Best time of each variant, or what else ``of_repeats`` takes of its times; repeats alternate, so that a busy
+    machine disturbs all alike."""
     children = {}
     for name in names:
         command = [sys.executable, __file__, "--child", name]
@@ -317,6 +363,7 @@ def measure(names: list[str], repeats: int = REPEATS) -> dict[str, dict[str, Any
                 raise SystemExit(f"{name} did not start")
         children[name] = process
     results: dict[str, dict[str, Any]] = {}
+    seconds: dict[str, list[float]] = {name: [] for name in names}
     for _ in range(repeats):
         for name, process in children.items():
             assert process.stdin is not None
@@ -324,8 +371,8 @@ def measure(names: list[str], repeats: int = REPEATS) -> dict[str, dict[str, Any
             process.stdin.write("\n")
             process.stdin.flush()
             answer = json.loads(process.stdout.readline())
-            best = min(answer["seconds"], results.get(name, answer)["seconds"])
-            results[name] = {**answer, "seconds": best}
+            seconds[name].append(answer["seconds"])
+            results[name] = {**answer, "seconds": of_repeats(seconds[name])}
     for process in children.values():
         process.communicate()
     return results
@@ -346,7 +393,7 @@ def report(title: str, names: list[str], repeats: int = REPEATS) -> dict[str, di
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", nargs="*", default=["tiny", "mlp", "resnet", "smollm"])
+    parser.add_argument("what", nargs="*", default=["tiny", "mlp", "resnet", "smollm", "scoring"])
     parser.add_argument("--child", help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.child:
@@ -368,11 +415,26 @@ def main() -> None:
     if "resnet" in args.what:
         for width in (4, 8, 16):
             report(f"8 ResNet-9 members (width {width}, 16 x 16)", [f"resnet{width}:together", f"resnet{width}:loop"])
+    if "scoring" in args.what:
+        for path in ("daunce-tiny", "smollm2-135m"):
+            score(path)
     if "smollm" in args.what:
         names = ["smollm:together", "smollm:alone", "smollm:peft loop"]
         full = report("4 LoRA members of SmolLM2-135M", names, 1)
         half = report("The same with the frozen model in bfloat16", ["smollm:together@bfloat16"], 1)
         _loss_change(full["smollm:together"], half["smollm:together@bfloat16"])
+
+
+def score(path: str) -> None:
+    names = [f"score {path}:together", f"score {path}:alone"]
+    results = measure(names, 5, statistics.median)
+    print(f"\nLog-probabilities under adapters of {path}")
+    for name in names:
+        r = results[name]
+        print(f"  {name:32s} {1 / r['seconds']:9.1f} examples a CPU second, peak +{r['peak_mib']:.0f} MiB")
+    together, alone = (results[name] for name in names)
+    change = max(abs(a - b) for a, b in zip(together["found"], alone["found"], strict=True))
+    print(f"  together: {alone['seconds'] / together['seconds']:.2f} x as fast; differs by {change:.1g} nats at most")
 
 
 def _loss_change(full: dict[str, Any], half: dict[str, Any]) -> None:

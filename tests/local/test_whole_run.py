@@ -56,4 +56,4 @@ def test_the_embedded_server_gives_the_same_losses(content: dict[str, Any], tmp_
         attribution = Run.create(RunConfig.from_mapping(content)).execute()
         losses.append(np.hstack([attribution.train_loss_KN, attribution.test_loss_KM]))
     np.testing.assert_allclose(losses[0], losses[2], atol=1e-4)
-    np.testing.assert_allclose(losses[1], losses[2], atol=1e-9)
+    np.testing.assert_allclose(losses[1], losses[2], atol=1e-5)  # the same models; scored in padded passes, or alone

@@ -18,6 +18,7 @@ from .hot import HotFineTunes
 from .logprobs import Generation, TokenLogprobs, most_likely, read_logprobs, sample
 from .lora import Active, AdaptedModel
 from .models import load_causal_lm, resolve_model
+from .passes import Scored, ScoringPasses
 from .recipes import FullSettings, LoraSettings
 from .trainees import FullWeights, Member, Weights
 from .training import TrainOutcome, train_full, train_members
@@ -36,6 +37,7 @@ class LanguageModel:
         self.tokenizer = tokenizer
         self.adapted = model
         self._hot = HotFineTunes(name, model)
+        self._passes: ScoringPasses | None = None
 
     @classmethod
     def load(
@@ -191,6 +193,24 @@ class LanguageModel:
                 logits = self._all_logits(sequence[:-1])
                 answers.append(read_logprobs(logits, torch.tensor(sequence[1:]), top))
         return answers
+
+    def target_logprobs(self, sequences: Sequence[Scored], *, adapter: Path | None = None) -> list[NDArray[np.float64]]:
+        """Log-probabilities (nats) of each sequence's targets: several sequences in a pass where that gives the same
+        bits as one (see :class:`ScoringPasses`), otherwise as :meth:`token_logprobs`.
+
+        Either way an answer never depends, to the last bit, on what else is asked. In float32 it is within rounding
+        (measured: 2e-5 nats) of that of :meth:`token_logprobs`, which does not pad. Raises DataError as it does.
+        """
+        tuned = self._tuned(adapter)
+        with self.adapted.lock:
+            if self._passes is None:
+                self._passes = ScoringPasses(self.adapted)
+            if self._passes.supports(tuned):
+                for ids, _ in sequences:
+                    self._check(ids, "a sequence")
+                return self._passes.logprobs(sequences, tuned)
+        answers = self.token_logprobs([ids for ids, _ in sequences], adapter=adapter)
+        return [a.logprobs[[t - 1 for t in targets]] for a, (_, targets) in zip(answers, sequences, strict=True)]
 
     def next_token_logprobs(
         self, ids: Sequence[Sequence[int]], *, adapter: Path | None = None, top: int

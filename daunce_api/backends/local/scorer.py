@@ -30,7 +30,13 @@ def scorer_capabilities(config: RunConfig) -> ScorerCapabilities:
 
 
 class LocalScorer:
-    """Exact log-probabilities from this machine's workers; the same to the last bit however examples are batched."""
+    """Exact log-probabilities from this machine's workers; the same to the last bit however examples are batched.
+
+    A member's examples go through its adapter and the frozen base several at a time, in passes whose shape follows
+    from an example's own length (:class:`daunce_api.backends.local.passes.ScoringPasses`). Members are not mixed in a
+    pass: which of them wait together is a matter of timing, and a full pass of one member has read the base's weights
+    for as many tokens as a mixed one.
+    """
 
     def __init__(self, workshop: Workshop) -> None:
         self._workshop = workshop

@@ -116,15 +116,10 @@ def loaded(spec: ModelSpec) -> LanguageModel:
 
 
 def run_score(task: ScoreTask) -> list[tuple[float, ...]]:
-    """Log-probabilities (nats) of each sequence's targets. Sequences are evaluated one at a time (see
-    ``LanguageModel.token_logprobs``), so the answers do not depend on how they are grouped."""
-    model = loaded(task.model)
-    adapter = _folder(task.adapter)
-    answers = model.token_logprobs([ids for ids, _ in task.sequences], adapter=adapter)
-    return [
-        tuple(answer.logprobs[[t - 1 for t in targets]].tolist())
-        for answer, (_, targets) in zip(answers, task.sequences, strict=True)
-    ]
+    """Log-probabilities (nats) of each sequence's targets; they do not depend on how sequences are grouped (see
+    ``LanguageModel.target_logprobs``)."""
+    answers = loaded(task.model).target_logprobs(task.sequences, adapter=_folder(task.adapter))
+    return [tuple(answer.tolist()) for answer in answers]
 
 
 def run_train(task: TrainTask) -> list[MemberResult]:
