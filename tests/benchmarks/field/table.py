@@ -230,9 +230,13 @@ def plot(tasks: Sequence[str], methods: Sequence[Method], path: Path) -> None:
     import matplotlib.pyplot as plt
 
     grey = "#808080"
-    figure, panels = plt.subplots(2, 2, figsize=(11, 8))
+    figure, panels = plt.subplots(2, 2, figsize=(11, 8.6))
+    ours = sorted({m.name.rpartition(", K = ")[0] for m in methods if m.name.startswith(OURS)})
+    colours = dict(zip(ours, plt.get_cmap("tab10").colors, strict=False))
+    handles = {}
     for panel, task in zip(panels.flat, tasks, strict=False):
         lines: dict[str, list[tuple[float, float]]] = {}
+        others: list[tuple[float, float, str]] = []
         for method, content in rows_of(task, methods):
             if content is None or "lds" not in content["rows"][0] or method.name == "random":
                 continue
@@ -240,15 +244,27 @@ def plot(tasks: Sequence[str], methods: Sequence[Method], path: Path) -> None:
             point = max(seconds(row), 1e-3), float(row["lds"])
             if method.name.startswith(OURS):
                 lines.setdefault(method.name.rpartition(", K = ")[0], []).append(point)
-                continue
-            panel.plot(*point, "x", color="#c46210", markersize=5)
-            panel.annotate(method.name, point, color=grey, fontsize=6, xytext=(3, 2), textcoords="offset points")
-        colours = plt.get_cmap("tab10")
-        for i, (name, points) in enumerate(sorted(lines.items())):
-            panel.plot(
-                *zip(*sorted(points), strict=True), "o-", markersize=3, linewidth=1, color=colours(i), label=name
+            else:
+                others.append((*point, method.name))
+        for name, points in sorted(lines.items()):
+            (handles[name],) = panel.plot(
+                *zip(*sorted(points), strict=True), "o-", markersize=3, linewidth=1, color=colours[name], label=name
             )
         panel.set_xscale("log")
+        drawn = [x for points in lines.values() for x, _ in points] + [x for x, _, _ in others]
+        middle = (min(drawn) * max(drawn)) ** 0.5
+        for x, y, name in others:
+            left = x > middle
+            panel.plot(x, y, "x", color="#c46210", markersize=5)
+            panel.annotate(
+                name,
+                (x, y),
+                color=grey,
+                fontsize=6,
+                xytext=(-4 if left else 4, -6 if "dattri" in name else 3),
+                textcoords="offset points",
+                ha="right" if left else "left",
+            )
         panel.set_title(TITLES[task], color=grey, fontsize=9)
         panel.set_xlabel("CPU seconds of one thread, training of members included", color=grey, fontsize=7)
         panel.set_ylabel("LDS, default settings", color=grey, fontsize=7)
@@ -256,8 +272,16 @@ def plot(tasks: Sequence[str], methods: Sequence[Method], path: Path) -> None:
         panel.patch.set_alpha(0)
         for spine in panel.spines.values():
             spine.set_color(grey)
-        panel.legend(fontsize=5, frameon=False, labelcolor=grey)
-    figure.tight_layout()
+    figure.legend(
+        [handles[name] for name in sorted(handles)],
+        sorted(handles),
+        loc="lower center",
+        ncols=4,
+        fontsize=7,
+        frameon=False,
+        labelcolor=grey,
+    )
+    figure.tight_layout(rect=(0, 0.06, 1, 1))
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, transparent=True, metadata={"Date": None})
 
