@@ -47,7 +47,7 @@ def test_backdoor_commands_on_small_data(small_use: Callable[..., Path], tmp_pat
     assert {"BM25", "random"} <= set(methods)
 
 
-@pytest.mark.slow
+@pytest.mark.long  # on small data above, and planted examples are found in pipeline/test_demo.py
 @pytest.mark.timeout(900)
 def test_backdoor_is_found(tmp_path: Path) -> None:
     content = yaml.safe_load((USES / "backdoor" / "run.yaml").read_text())
