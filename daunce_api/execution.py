@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import cached_property, reduce
 from operator import or_
 from typing import Any
@@ -141,29 +142,32 @@ class Execution:
         config, material = self._config, self._material
         if material.keys <= self._store.scored_keys(member):
             return
-        subject, usd = f"scoring of member {member}", self._plan.scoring_usd_per_model or 0.0
-        self._store.reserve(subject, usd, cap=config.budget.max_usd)
-        if member == PROBED_MEMBER:
-            await self._client.probe(model, self._shortest)
-        if member != TARGET:
-            # Before the scores: a model that has them all is never asked again.
-            await self._client.probe_noise(member, model, material.encoded_train, config.scoring.noise_probe)
-        await self._client.score_member(member, model, material.encoded)
-        self._store.settle(subject, usd)
+        with self._booked(f"scoring of member {member}"):
+            if member == PROBED_MEMBER:
+                await self._client.probe(model, self._shortest)
+            if member != TARGET:
+                # Before the scores: a model that has them all is never asked again.
+                await self._client.probe_noise(member, model, material.encoded_train, config.scoring.noise_probe)
+            await self._client.score_member(member, model, material.encoded)
 
     async def _score_checkpoint(self, member: int, number: int, model: str) -> None:
         """One of the models from before the end of the member's job; one that is gone is left out."""
         material = self._material
         if material.keys <= self._store.scored_keys(member, checkpoint=number):
             return
-        subject = f"scoring of member {member}, checkpoint {number}"
+        with self._booked(f"scoring of member {member}, checkpoint {number}"):
+            try:
+                await self._client.score_member(member, model, material.encoded, checkpoint=number)
+            except RejectedError as error:
+                if not await self._orchestrator.checkpoint_is_gone(member, number, model, error):
+                    raise
+
+    @contextmanager
+    def _booked(self, subject: str) -> Iterator[None]:
+        """Reserve the price of scoring one model before, and book it after; what fails keeps its reservation."""
         usd = self._plan.scoring_usd_per_model or 0.0
         self._store.reserve(subject, usd, cap=self._config.budget.max_usd)
-        try:
-            await self._client.score_member(member, model, material.encoded, checkpoint=number)
-        except RejectedError as error:
-            if not await self._orchestrator.checkpoint_is_gone(member, number, model, error):
-                raise
+        yield
         self._store.settle(subject, usd)
 
     def _compare(self, members: list[int]) -> None:

@@ -11,7 +11,7 @@ from .backends.base import JobStatus
 from .config import RunConfig
 from .core import SelfLDS
 from .errors import NotEnoughMembersError
-from .store import INTENT, TARGET, RunStore
+from .store import FINAL, TARGET, RunStore
 from .usage import usage_of
 
 
@@ -110,6 +110,6 @@ def status_of(store: RunStore, material: Material, config: RunConfig) -> RunStat
 
 
 def _state(status: str) -> str:
-    if status == INTENT or not JobStatus(status).final:
+    if status not in FINAL:
         return "running"
     return "trained" if status == JobStatus.SUCCEEDED else "failed"

@@ -6,11 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
 
-from .backends.base import JobStatus
-from .store import INTENT, RunStore, Transition
+from .store import FINAL, INTENT, RunStore, Transition
 from .tokens import EncodedExample
-
-_FINAL = frozenset(status.value for status in JobStatus if status.final)
 
 
 @dataclass(frozen=True)
@@ -58,7 +55,7 @@ def _job_seconds(changes: Sequence[Transition]) -> float:
     for change in changes:
         if not change.subject.startswith("job "):
             continue
-        if change.after in _FINAL:
+        if change.after in FINAL:
             if change.subject in begun:
                 total += _between(begun.pop(change.subject), change.time)
         elif change.after != INTENT:

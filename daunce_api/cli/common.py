@@ -6,13 +6,16 @@ import json
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from .. import terminal
 from ..errors import ConfigurationError, DaunceError
 from ..version import __version__
+
+if TYPE_CHECKING:
+    from ..budget import Plan
 
 EXIT_CODES = (
     "Exit codes: 0 done; 1 an unexpected failure; 2 config, data or arguments are wrong; 3 refused before spending "
@@ -56,6 +59,12 @@ def confirm(question: str) -> None:
     if not sys.stdin.isatty():
         raise ConfigurationError(f"{question} There is nobody to ask: add --yes to say so beforehand.")
     typer.confirm(question, abort=True, err=True)
+
+
+def confirm_price(planned: Plan, what: str) -> None:
+    """Ask whether to go on with something that costs money: "WHAT for about $2.10?"."""
+    price = "an unknown price" if planned.usd is None else f"about ${planned.usd:,.2f}"
+    confirm(f"{what} for {price}?")
 
 
 def show(as_json: bool, content: dict[str, Any], show: Callable[[], None]) -> None:

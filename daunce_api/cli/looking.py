@@ -10,7 +10,7 @@ import typer
 
 from .. import terminal
 from ..errors import ConfigurationError
-from .common import LOOK, JsonOption, RunArgument, YesOption, app, confirm, show
+from .common import LOOK, JsonOption, RunArgument, YesOption, app, confirm_price, show
 
 if TYPE_CHECKING:
     from ..budget import Plan
@@ -172,5 +172,4 @@ def _ask_for(planned: Plan, what: str, *, yes: bool, as_json: bool) -> None:
     if not as_json:
         terminal.say(planned.text())
     if planned.costs_money and not yes:
-        price = "an unknown price" if planned.usd is None else f"about ${planned.usd:,.2f}"
-        confirm(f"Train the models of {what} for {price}?")
+        confirm_price(planned, f"Train the models of {what}")

@@ -9,7 +9,7 @@ import typer
 
 from .. import terminal
 from ..errors import ConfigurationError, MissingExtraError
-from .common import MAKE, ConfigArgument, JsonOption, RunArgument, YesOption, app, confirm, show
+from .common import MAKE, ConfigArgument, JsonOption, RunArgument, YesOption, app, confirm, confirm_price, show
 
 if TYPE_CHECKING:
     from ..attribution import Attribution
@@ -74,8 +74,7 @@ def run(
     if not as_json:
         terminal.say(planned.text())
     if planned.costs_money and not yes and replay is None:
-        price = "an unknown price" if planned.usd is None else f"about ${planned.usd:,.2f}"
-        confirm(f"Start this run for {price}?")
+        confirm_price(planned, "Start this run")
     session = _session(record, replay)
     with terminal.Progress(job.config.ensemble.members, quiet=as_json) as progress:
         attribution = job.execute(on_event=progress.event, on_progress=progress.scored, session=session)

@@ -10,7 +10,7 @@ from ..config import RunConfig
 from ..dataset import Dataset
 from ..ensemble import Ensemble
 from ..errors import BudgetError, DailyLimitError, DaunceError, RejectedError
-from ..store import INTENT, TARGET, JobRow, RunStore
+from ..store import FINAL, INTENT, TARGET, JobRow, RunStore
 from .desk import CANCELLED, Desk
 from .events import Event, EventKind, OnEvent
 
@@ -52,7 +52,7 @@ class Attempts:
         self.parked, self.halted, self.left_out = None, None, {}
         open_keys = self._store.unsettled()
         for row in self._store.jobs():
-            if row.key in open_keys and is_final(row):
+            if row.key in open_keys and row.status in FINAL:
                 self._settle(row.key, row.member, row.trained_tokens)
 
     @property
@@ -87,7 +87,7 @@ class Attempts:
             if row is not None and row.status == JobStatus.SUCCEEDED and row.model and not row.model_deleted:
                 self._emit(Event(EventKind.READY, f"{name_of(member)} is {row.model}", member, row.attempt))
                 return row.model
-            if row is None or is_final(row):
+            if row is None or row.status in FINAL:
                 used = [j for j in rows if j.error != CANCELLED and not (j.model_deleted and j.error is None)]
                 if len(used) >= self._config.training.max_attempts:
                     self._leave_out(member, f"{used[-1].error or used[-1].status} (attempt {len(used)})")
@@ -95,7 +95,7 @@ class Attempts:
                 if not self.may_submit:
                     return None
             try:
-                if row is None or is_final(row):
+                if row is None or row.status in FINAL:
                     await self._submit(member, base, row)
                 elif row.status == INTENT:
                     await self._desk.resubmit(row)
@@ -178,11 +178,6 @@ class Attempts:
         self.left_out[member] = reason
         self._store.note(f"left out {name_of(member)}", reason)
         self._emit(Event(EventKind.LEFT_OUT, f"{name_of(member)} is left out: {reason}", member))
-
-
-def is_final(row: JobRow) -> bool:
-    """Whether nothing more happens to a job, as far as the store knows."""
-    return row.status != INTENT and JobStatus(row.status).final
 
 
 def name_of(member: int) -> str:

@@ -23,8 +23,8 @@ from ..errors import (
     StoreError,
     TransientError,
 )
-from ..store import TARGET, RunStore
-from .attempts import Attempts, is_final, name_of
+from ..store import FINAL, TARGET, RunStore
+from .attempts import Attempts, name_of
 from .cleanup import cancel_jobs, clean_up
 from .desk import Desk
 from .events import CancelReport, CleanReport, Event, EventKind, OnEvent, TrainingOutcome
@@ -113,7 +113,7 @@ class Orchestrator:
         except BaseExceptionGroup as errors:
             failure = _gravest(errors)
         except asyncio.CancelledError:
-            live = sum(not is_final(row) for row in self._store.jobs())
+            live = sum(row.status not in FINAL for row in self._store.jobs())
             message = (
                 f"Interrupted. {live} job{'' if live == 1 else 's'} may still be running at "
                 f"{self._trainer.capabilities.provider} and nothing is lost: run the same command again to go on, or "
@@ -234,7 +234,7 @@ class Orchestrator:
         new job is submitted as long as live ones could fill them."""
         rank: dict[int, int] = {}
         for row in self._store.jobs():
-            rank[row.member] = 2 if not is_final(row) else 3
+            rank[row.member] = 2 if row.status not in FINAL else 3
         rank |= dict.fromkeys(self._store.ready_models(), 1)
         return sorted(members, key=lambda k: (rank.get(k, 3), k))
 

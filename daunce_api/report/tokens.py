@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from daunce_api import core
 from daunce_api.attribution import Attribution, Side, TokenTable
+from daunce_api.core.checkpoints import centred
 from daunce_api.core.losses import token_losses
 from daunce_api.core.spectrum import stabilised
 from daunce_api.report.spelling import Spelling, spell
@@ -144,13 +145,13 @@ class Split:
 
     def train_parts(self, i: int, j: int) -> Floats:
         """(T,) part of each token of training example i in its score to test example j; they sum to the score."""
-        tokens_KT = _centred(self._losses("train", i))
+        tokens_KT = centred(self._losses("train", i))
         return np.asarray(tokens_KT.T @ (self._map_KK @ self._test_loss(j)) * self._factor(i, j))
 
     def test_parts(self, i: int, j: int) -> Floats:
         """(U,) part of each token of test example j in the score of training example i to it; they sum to the score."""
         losses_KU = self._losses("test", j)
-        tokens_KU = _centred(losses_KU)
+        tokens_KU = centred(losses_KU)
         if self._offset is not None:
             loss_K = losses_KU.sum(axis=1)
             away_K = loss_K - loss_K.mean()
@@ -195,13 +196,8 @@ class Split:
         """1, and for correlations what makes one of a covariance."""
         if not self._correlation:
             return 1.0
-        norms = np.linalg.norm(self._left(i)) * np.linalg.norm(_centred(self._test_loss(j)))
+        norms = np.linalg.norm(self._left(i)) * np.linalg.norm(centred(self._test_loss(j)))
         return float((self._members.count - 1) / norms) if norms else 0.0
-
-
-def _centred(loss_KX: Floats) -> Floats:
-    """Less the mean over members."""
-    return np.asarray(loss_KX - loss_KX.mean(axis=0))
 
 
 def _depth(columns: list[int], indices: tuple[Index, ...], test: TokenTable, train: TokenTable | None) -> int:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from .rows import INTENT, TARGET, FileRow, JobRow, Transition
+from .rows import FINAL, INTENT, TARGET, FileRow, JobRow, Transition
 from .run import RunStore
 from .scores import Batch as ScoreBatch
 
-__all__ = ["INTENT", "TARGET", "FileRow", "JobRow", "RunStore", "ScoreBatch", "Transition"]
+__all__ = ["FINAL", "INTENT", "TARGET", "FileRow", "JobRow", "RunStore", "ScoreBatch", "Transition"]

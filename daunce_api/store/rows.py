@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ..backends.base import TokenScores
+from ..backends.base import JobStatus, TokenScores
 from ..errors import StoreCorruptError, StoreError
 
 TARGET = -1
@@ -14,6 +14,9 @@ TARGET = -1
 
 INTENT = "intent"
 """State of a job whose submit may or may not have reached the provider; every other state is a ``JobStatus``."""
+
+FINAL = frozenset(status.value for status in JobStatus if status.final)
+"""States of a job to which nothing more happens, as far as the store knows."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,14 +10,16 @@ import numpy as np
 import pytest
 import torch
 from local_records import records
+from plain_training import memory_used, train_plainly
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
 from daunce_api import Dataset, Run, RunConfig
 from daunce_api.backends.local.full import load_full
 from daunce_api.backends.local.language import FullSettings, LanguageModel, LoraSettings
+from daunce_api.backends.local.member_work import MemberTask
 from daunce_api.backends.local.objectives import Objective, noise
 from daunce_api.backends.local.options import options_of, settings_of
-from daunce_api.backends.local.tasks import MemberTask, ModelSpec, ScoreTask, TrainTask, run_score, run_train
+from daunce_api.backends.local.tasks import ModelSpec, ScoreTask, TrainTask, run_score, run_train
 from daunce_api.backends.local.trainees import Member
 from daunce_api.backends.local.training import batches_of, learning_rate_at, train_full
 from daunce_api.errors import ConfigurationError, RejectedError
@@ -48,21 +48,7 @@ def plain_training(
 ) -> tuple[Any, list[float]]:
     """The same fine-tune with transformers' model alone: one example at a time, plain AdamW over all its weights."""
     model = AutoModelForCausalLM.from_pretrained(folder)
-    optimizer = torch.optim.AdamW(model.parameters(), weight_decay=0.0)
-    steps = batches_of(len(examples), chosen, seed)
-    losses = []
-    for step, (_, batch) in enumerate(steps):
-        loss = torch.zeros(())
-        for i in batch:
-            ids, targets = examples[i].ids, list(examples[i].targets)
-            logprobs = model(input_ids=torch.tensor([ids])).logits[0].log_softmax(-1)
-            loss = loss - logprobs[[t - 1 for t in targets], [ids[t] for t in targets]].mean() / len(batch)
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.param_groups[0]["lr"] = learning_rate_at(step, len(steps), chosen)
-        optimizer.step()
-        losses.append(loss.item())
-    return model, losses
+    return model, train_plainly(model, examples, chosen, seed)
 
 
 def logprobs_of(model: torch.nn.Module, ids: tuple[int, ...]) -> np.ndarray:
@@ -260,42 +246,20 @@ def test_what_does_not_go_together_is_refused(model_folder: Path):
             options_of(config(**options))
 
 
-MEASURED = """
-from pathlib import Path
-import resource
-import torch
-from daunce_api.backends.local.language import FullSettings, LanguageModel
-from daunce_api.backends.local.memory import plan_full_memory
-from daunce_api.backends.local.trainees import Member
-from daunce_api.backends.local.training import train_full
-from daunce_api.dataset import Dataset
-from daunce_api.tokens import encode_example
-
-torch.set_num_threads(1)
-model = LanguageModel.load("daunce-tiny")
-words = "river stone garden engine winter song bridge ".split()
-texts = [
-    {"prompt": f"Q: {i}\\nA:", "completion": " " + " ".join(words[i * j % 7] for j in range(40))}
-    for i in range(64)
-]
-examples = [encode_example(e, model.tokenizer) for e in Dataset.from_records(texts)]
+@pytest.mark.slow
+def test_the_memory_that_is_used_stays_below_the_estimate():
+    used, estimate = memory_used(
+        """
 settings = FullSettings(n_epochs=1, batch_size=64)
 
 def run(examples, max_tokens):
     train_full(model.adapted, Member(examples, 1), None, settings, max_tokens=max_tokens)
 
 run(examples[:1], 128)
-held = int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
+""",
+        """
 plan = plan_full_memory(model.adapted, longest=80, limit=400 << 20)
 run(examples, plan.max_tokens)
-status = Path("/proc/self/status").read_text()
-peak = next(int(line.split()[1]) for line in status.splitlines() if line.startswith("VmHWM:"))
-print(peak * 1024 - held, plan.estimate - plan.keep_bytes)
-"""
-
-
-@pytest.mark.slow
-def test_the_memory_that_is_used_stays_below_the_estimate():
-    done = subprocess.run([sys.executable, "-c", MEASURED], capture_output=True, text=True, check=True)
-    used, estimate = map(int, done.stdout.split())
+""",
+    )
     assert 0.3 * estimate < used <= estimate

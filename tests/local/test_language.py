@@ -12,6 +12,7 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from peft import PeftModel
+from plain_training import train_plainly
 from transformers import AutoModelForCausalLM
 
 from daunce_api.backends.local.adapters import save_adapter
@@ -66,22 +67,7 @@ def peft_training(
 ) -> tuple[PeftModel, list[float]]:
     """The same fine-tune with PEFT's own layers, one example at a time, and a plain AdamW."""
     model = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(folder), start, is_trainable=True)
-    trained = [p for p in model.parameters() if p.requires_grad]
-    optimizer = torch.optim.AdamW(trained, weight_decay=0.0)
-    steps = batches_of(len(examples), chosen, seed)
-    losses = []
-    for step, (_, batch) in enumerate(steps):
-        loss = torch.zeros(())
-        for i in batch:
-            ids, targets = examples[i].ids, list(examples[i].targets)
-            logprobs = model(input_ids=torch.tensor([ids])).logits[0].log_softmax(-1)
-            loss = loss - logprobs[[t - 1 for t in targets], [ids[t] for t in targets]].mean() / len(batch)
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.param_groups[0]["lr"] = learning_rate_at(step, len(steps), chosen)
-        optimizer.step()
-        losses.append(loss.item())
-    return model, losses
+    return model, train_plainly(model, examples, chosen, seed)
 
 
 @pytest.mark.parametrize("targets", [None, ("gate_proj", "down_proj")])

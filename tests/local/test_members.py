@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -13,13 +11,15 @@ import numpy as np
 import pytest
 import torch
 from local_records import records
+from plain_training import memory_used
 from transformers import GPT2Config, GPT2LMHeadModel, GPTNeoXConfig, GPTNeoXForCausalLM
 
 from daunce_api.backends.local import tasks
 from daunce_api.backends.local.language import LanguageModel, LoraSettings
+from daunce_api.backends.local.member_work import MemberTask
 from daunce_api.backends.local.memory import activation_bytes_per_token, plan_memory
 from daunce_api.backends.local.objectives import Objective
-from daunce_api.backends.local.tasks import MemberTask, ModelSpec, TrainTask, run_train
+from daunce_api.backends.local.tasks import ModelSpec, TrainTask, run_train
 from daunce_api.backends.local.trainees import Member, Weights
 from daunce_api.backends.local.training import train_members
 from daunce_api.dataset import Dataset
@@ -165,25 +165,10 @@ def test_the_memory_plan_keeps_to_the_limit(model: LanguageModel):
         assert 5 * adapter * plan.members < plan.estimate <= limit
 
 
-MEASURED = """
-import resource
-import torch
-from pathlib import Path
-from daunce_api.backends.local.language import LanguageModel, LoraSettings
-from daunce_api.backends.local.memory import plan_memory
-from daunce_api.backends.local.trainees import Member
-from daunce_api.backends.local.training import train_members
-from daunce_api.dataset import Dataset
-from daunce_api.tokens import encode_example
-
-torch.set_num_threads(1)
-model = LanguageModel.load("daunce-tiny")
-words = "river stone garden engine winter song bridge ".split()
-texts = [
-    {"prompt": f"Q: {i}\\nA:", "completion": " " + " ".join(words[i * j % 7] for j in range(40))}
-    for i in range(16)
-]
-examples = [encode_example(e, model.tokenizer) for e in Dataset.from_records(texts)]
+@pytest.mark.slow
+def test_the_memory_that_is_used_stays_below_the_estimate():
+    used, estimate = memory_used(
+        """
 settings = LoraSettings(n_epochs=1, batch_size=16)
 shapes = model.adapter_shapes(None)
 
@@ -192,20 +177,12 @@ def run(members, max_tokens):
     train_members(model.adapted, group, shapes, settings, max_tokens=max_tokens)
 
 run(1, 128)
-held = int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
+""",
+        """
 plan = plan_memory(model.adapted, shapes, 8, wanted=16, longest=80, limit=400 << 20)
 run(plan.members, plan.max_tokens)
-# Not ru_maxrss: a child inherits that of the process that started it.
-status = Path("/proc/self/status").read_text()
-peak = next(int(line.split()[1]) for line in status.splitlines() if line.startswith("VmHWM:"))
-print(peak * 1024 - held, plan.estimate - plan.keep_bytes)
-"""
-
-
-@pytest.mark.slow
-def test_the_memory_that_is_used_stays_below_the_estimate():
-    done = subprocess.run([sys.executable, "-c", MEASURED], capture_output=True, text=True, check=True)
-    used, estimate = map(int, done.stdout.split())
+""",
+    )
     assert 0.3 * estimate < used <= estimate
 
 

@@ -16,11 +16,11 @@ from safetensors.torch import load_file, save_file
 
 from daunce_api import Run, RunConfig
 from daunce_api.backends.local.classifier import Classifier, ClassifierSettings
+from daunce_api.backends.local.member_work import MemberTask
 from daunce_api.backends.local.objectives import Objective
 from daunce_api.backends.local.options import classifier_settings_of, options_of
 from daunce_api.backends.local.task import ClassifierTask, Material, TaskSpec, load_task
 from daunce_api.backends.local.task_work import TaskScoring, TaskTraining, run_task_scoring, run_task_training
-from daunce_api.backends.local.tasks import MemberTask
 from daunce_api.errors import ConfigurationError, DataError, RejectedError, StoreError
 from daunce_api.report.page import write_report
 

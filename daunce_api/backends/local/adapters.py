@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import shutil
-import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +14,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from ...errors import ConfigurationError
+from .jobs import whole_folder
 from .recipes import LoraSettings
 
 WEIGHTS = "adapter_model.safetensors"
@@ -85,20 +83,9 @@ def save_adapter(
     ).to_dict()
     # PEFT holds the names as a set, whose order changes from one process to the next.
     config["target_modules"] = sorted(weights)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    part = Path(tempfile.mkdtemp(dir=out.parent, prefix=f".{out.name}.part-"))
-    try:
+    with whole_folder(out) as part:
         save_file(tensors, part / WEIGHTS, metadata={"format": "pt"})
         (part / CONFIG).write_text(json.dumps(config, indent=2, sort_keys=True, default=_plain) + "\n")
-        for path in (part / WEIGHTS, part / CONFIG):
-            with path.open("rb") as file:
-                os.fsync(file.fileno())
-        if out.exists():
-            shutil.rmtree(out)
-        part.chmod(0o755)
-        part.rename(out)
-    finally:
-        shutil.rmtree(part, ignore_errors=True)
 
 
 def _plain(value: object) -> object:

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import os
 import shutil
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -12,6 +10,7 @@ import torch
 from torch import Tensor
 
 from ...errors import ConfigurationError
+from .jobs import whole_folder
 from .lora import ActiveFull, AdaptedModel
 from .models import load_causal_lm
 from .trainees import FullWeights
@@ -38,23 +37,12 @@ def save_full(out: Path, model: AdaptedModel, weights: Mapping[str, Tensor], tok
 
     It appears whole (written under another name, then renamed) and replaces an old one.
     """
-    out.parent.mkdir(parents=True, exist_ok=True)
-    part = Path(tempfile.mkdtemp(dir=out.parent, prefix=f".{out.name}.part-"))
-    try:
+    with whole_folder(out) as part:
         with model.using(ActiveFull(weights)):
             model.model.save_pretrained(part)
         for name in TOKENIZER_FILES:
             if (tokenizer / name).is_file():
                 shutil.copyfile(tokenizer / name, part / name)
-        for path in part.iterdir():
-            with path.open("rb") as file:
-                os.fsync(file.fileno())
-        if out.exists():
-            shutil.rmtree(out)
-        part.chmod(0o755)
-        part.rename(out)
-    finally:
-        shutil.rmtree(part, ignore_errors=True)
 
 
 def load_full(folder: Path, model: AdaptedModel) -> FullWeights:

@@ -8,7 +8,8 @@ import os
 import re
 import shutil
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -136,6 +137,25 @@ class JobFolder:
 def beside(folder: Path, epoch: int | None) -> Path:
     """Where what ``folder`` was after an earlier epoch is left."""
     return folder if epoch is None else folder.with_name(f"{folder.name}-e{epoch}")
+
+
+@contextmanager
+def whole_folder(out: Path) -> Iterator[Path]:
+    """A new folder to write plain files into, which becomes ``out`` when all of it is there and on disk, in place of an
+    old one; nothing is left of it where writing fails."""
+    out.parent.mkdir(parents=True, exist_ok=True)
+    part = Path(tempfile.mkdtemp(dir=out.parent, prefix=f".{out.name}.part-"))
+    try:
+        yield part
+        for path in part.iterdir():
+            with path.open("rb") as file:
+                os.fsync(file.fileno())
+        if out.exists():
+            shutil.rmtree(out)
+        part.chmod(0o755)
+        part.rename(out)
+    finally:
+        shutil.rmtree(part, ignore_errors=True)
 
 
 def remove_folder(folder: Path) -> None:

@@ -12,6 +12,7 @@ from ...config import RunConfig
 from ...tokens import EncodedExample, LocalTokenizer, Tokenizer
 from .adapters import CONFIG
 from .full import is_full
+from .member_work import Files, MemberTask
 from .models import resolve_model
 from .options import (
     CLASSIFIER_HYPERPARAMETERS,
@@ -24,7 +25,7 @@ from .options import (
 )
 from .task_tokens import TaskTokenizer
 from .task_work import WEIGHTS, TaskScoring, TaskTraining, check_task, run_task_scoring, run_task_training
-from .tasks import Files, MemberTask, ScoreTask, TrainTask, run_score, run_train
+from .tasks import ScoreTask, TrainTask, run_score, run_train
 
 
 @dataclass(frozen=True, slots=True)

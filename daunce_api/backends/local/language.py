@@ -21,7 +21,7 @@ from .models import load_causal_lm, resolve_model
 from .passes import Scored, ScoringPasses
 from .recipes import FullSettings, LoraSettings
 from .trainees import FullWeights, Member, Weights
-from .training import TrainOutcome, train_full, train_members
+from .training import TrainOutcome, train_full, train_members, trained_tokens
 
 __all__ = ["FullSettings", "Generation", "LanguageModel", "LoraSettings", "TokenLogprobs", "TrainOutcome"]
 
@@ -156,8 +156,7 @@ class LanguageModel:
             )
             losses = all_losses[0]
             save_adapter(out, weights[0], settings, self.name)
-        tokens = settings.n_epochs * sum(len(e.ids) for e in examples)
-        return TrainOutcome(out, tuple(losses), tuple(epochs), tokens)
+        return TrainOutcome(out, tuple(losses), tuple(epochs), trained_tokens(examples, settings))
 
     def full_weights(self, folder: Path) -> FullWeights:
         """Weights of a full fine-tune that training can continue. Raises ConfigurationError."""

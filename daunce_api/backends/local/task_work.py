@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -13,12 +12,11 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load, load_file, save
 
-from ...dataset import Dataset
 from ...errors import ConfigurationError, DaunceError, RejectedError
 from .classifier import Classifier, ClassifierSettings, Members, State
+from .member_work import Files, MemberResult, MemberTask, train_in_halves, training_records, wanted
 from .objectives import Objective
 from .task import Material, TaskSpec, load_task
-from .tasks import Files, MemberResult, MemberTask, wanted
 
 WEIGHTS = "model.safetensors"
 IDS_PER_EXAMPLE = 2
@@ -88,27 +86,14 @@ def run_task_training(task: TaskTraining) -> list[MemberResult]:
     groups: dict[tuple[int, str], list[tuple[MemberTask, Records]]] = {}
     for member in task.members:
         try:
-            data = Dataset.from_records(
-                [json.loads(line) for line in member.content.split(b"\n") if line.strip()], name="training file"
-            )
+            data = training_records(member.content)
         except DaunceError as error:
             results[member.key] = MemberResult(member.key, error=str(error))
             continue
         records = [(e.prompt, e.completion) for e in data]
         groups.setdefault((len(records), repr(member.start)), []).append((member, records))
-    waiting = list(groups.values())
-    while waiting:
-        group = waiting.pop(0)
-        try:
-            found = _train(task, group)
-        except (DaunceError, MemoryError, torch.OutOfMemoryError) as error:
-            if len(group) == 1:
-                found = [MemberResult(group[0][0].key, error=str(error))]
-            else:
-                half = (len(group) + 1) // 2
-                waiting[:0] = [group[:half], group[half:]]
-                continue
-        results.update({r.key: r for r in found})
+    trained = train_in_halves(groups.values(), lambda group: _train(task, group), halve_on=(DaunceError,))
+    results.update({r.key: r for r in trained})
     return [results[m.key] for m in task.members]
 
 

@@ -4,31 +4,27 @@ thread, a process or a Ray worker on another machine can run them."""
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import lru_cache, partial
 from pathlib import Path
 
 import torch
 
-from ...dataset import Dataset
 from ...errors import CapabilityError, DataError, DaunceError, RejectedError
 from ...tokens import EncodedExample, encode_example
 from .adapters import save_adapter
 from .full import check_trainable
 from .jobs import beside
 from .language import LanguageModel
+from .member_work import Files, MemberResult, MemberTask, train_in_halves, training_records, wanted
 from .memory import MemoryPlan, default_limit, plan_full_memory, plan_memory
 from .objectives import Objective
 from .recipes import FullSettings, LoraSettings
 from .trainees import FullWeights, Member, Weights
-from .training import batches_of, train_full, train_members
-
-Files = Mapping[str, bytes]
-"""The folder of a fine-tune: file name to content."""
+from .training import batches_of, train_full, train_members, trained_tokens
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,21 +44,6 @@ class ModelSpec:
 
 
 @dataclass(frozen=True, slots=True)
-class MemberTask:
-    """One fine-tune: its training file, seed, and the fine-tune that it starts from (None: the base model).
-
-    A full fine-tune is written to ``out`` where the worker shares this machine's folders: it is as large as the model.
-    Otherwise, and for adapters, the result carries the files.
-    """
-
-    key: str
-    content: bytes
-    seed: int
-    start: Path | Files | None = None
-    out: Path | None = None
-
-
-@dataclass(frozen=True, slots=True)
 class TrainTask:
     """Members that are trained side by side. ``memory_limit`` in bytes beside the model; None: half of what is free,
     shared by ``workers`` processes. ``at_once`` bounds the members in one batch further. ``checkpoints``: of how many
@@ -76,19 +57,6 @@ class TrainTask:
     at_once: int | None = None
     workers: int = 1
     checkpoints: int = 0
-
-
-@dataclass(frozen=True, slots=True)
-class MemberResult:
-    """The fine-tune of one member (its files, or none where they are in its task's ``out``), or why there is none."""
-
-    key: str
-    files: Files = field(default_factory=dict)
-    losses: tuple[float, ...] = ()
-    trained_tokens: int = 0
-    error: str | None = None
-    earlier: Mapping[int, Files] = field(default_factory=dict)
-    """By epoch (from 1); empty files where they are in folders beside the task's ``out``."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,8 +115,7 @@ def read_examples(content: bytes, model: LanguageModel) -> list[EncodedExample]:
 
     Raises DataError that lists every problem with its line.
     """
-    records = [json.loads(line) for line in content.split(b"\n") if line.strip()]
-    data = Dataset.from_records(records, name="training file")
+    data = training_records(content)
     encoded, problems = [], []
     for position, example in enumerate(data):
         try:
@@ -170,13 +137,8 @@ Group = Sequence[tuple[MemberTask, list[EncodedExample]]]
 
 def _train_whole(model: LanguageModel, task: TrainTask, group: Group) -> list[MemberResult]:
     """Full fine-tunes, one at a time."""
-    results = []
-    for member, examples in group:
-        try:
-            results.append(_train_one(model, task, member, examples))
-        except (DaunceError, MemoryError, torch.OutOfMemoryError) as error:
-            results.append(MemberResult(member.key, error=str(error)))
-    return results
+    alone = [[member] for member in group]
+    return train_in_halves(alone, lambda batch: [_train_one(model, task, *batch[0])], halve_on=())
 
 
 def _train_one(
@@ -214,13 +176,7 @@ def _train_one(
         keep_bytes=plan.keep_bytes,
         after_epoch=after_epoch if task.checkpoints else None,
     )
-    tokens = settings.n_epochs * sum(len(e.ids) for e in examples)
-    return MemberResult(member.key, keep(weights), tuple(losses), tokens, earlier=earlier)
-
-
-def wanted(epoch: int, n_epochs: int, checkpoints: int) -> bool:
-    """Whether an epoch (from 1) is one of the last ``checkpoints`` before the final one."""
-    return n_epochs - checkpoints <= epoch < n_epochs
+    return MemberResult(member.key, keep(weights), tuple(losses), trained_tokens(examples, settings), earlier=earlier)
 
 
 def _train_lora(model: LanguageModel, task: TrainTask, group: Group) -> list[MemberResult]:
@@ -237,21 +193,11 @@ def _train_lora(model: LanguageModel, task: TrainTask, group: Group) -> list[Mem
         longest=max(len(e.ids) for _, examples in group for e in examples),
         limit=task.memory_limit or default_limit(device, task.workers),
     )
-    chunks = [group[i : i + plan.members] for i in range(0, len(group), plan.members)]
-    results = []
-    while chunks:
-        chunk = chunks.pop(0)
-        try:
-            results += _train_chunk(model, settings, task, chunk, shapes, plan)
-        except (CapabilityError, RejectedError, MemoryError, torch.OutOfMemoryError) as error:
-            if len(chunk) == 1:
-                results.append(MemberResult(chunk[0][0].key, error=str(error)))
-            else:
-                half = (len(chunk) + 1) // 2
-                chunks[:0] = [chunk[:half], chunk[half:]]
-        except DaunceError as error:
-            results += [MemberResult(m.key, error=str(error)) for m, _ in chunk]
-    return results
+    return train_in_halves(
+        (group[i : i + plan.members] for i in range(0, len(group), plan.members)),
+        lambda chunk: _train_chunk(model, settings, task, chunk, shapes, plan),
+        halve_on=(CapabilityError, RejectedError),
+    )
 
 
 def _train_chunk(
@@ -294,7 +240,7 @@ def _train_chunk(
     )
     results = []
     for (member, examples), own, history, kept in zip(chunk, weights, losses, earlier, strict=True):
-        tokens = settings.n_epochs * sum(len(e.ids) for e in examples)
+        tokens = trained_tokens(examples, settings)
         results.append(MemberResult(member.key, pack(own), tuple(history), tokens, earlier=kept))
     return results
 

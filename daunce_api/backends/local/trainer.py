@@ -14,8 +14,8 @@ from ...errors import ConfigurationError, DaunceError, RejectedError, TransientE
 from ..base import Job, JobRequest, JobStatus, ModelInfo, TrainerCapabilities
 from .jobs import JobRecord, remove_folder
 from .kits import Work, kit_of
+from .member_work import MemberTask
 from .options import options_of
-from .tasks import MemberTask
 from .workshop import Workshop, adapter_files
 
 _JOBS_AT_ONCE = 64

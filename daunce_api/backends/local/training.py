@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from ...errors import DataError, RejectedError, TrainingCancelledError
+from ...tokens import EncodedExample
 from .batching import split_rows
 from .lora import AdaptedModel
 from .objectives import Objective, noise, row_values
@@ -34,7 +35,7 @@ class TrainOutcome:
 
     ``adapter`` is the folder: a LoRA adapter, or a whole model. ``losses``: one value an optimiser step, the mean over
     the batch's examples of each one's nats per completion token, before the step. ``epoch_of_step`` counts from 1.
-    ``trained_tokens``: all tokens seen over all epochs, as a provider bills them.
+    ``trained_tokens``: see :func:`trained_tokens`.
     """
 
     adapter: Path
@@ -51,6 +52,11 @@ def batches_of(n_examples: int, recipe: Recipe, seed: int) -> list[tuple[int, li
         order = random.permutation(n_examples).tolist()
         steps += [(epoch, order[i : i + recipe.batch_size]) for i in range(0, n_examples, recipe.batch_size)]
     return steps
+
+
+def trained_tokens(examples: Sequence[EncodedExample], recipe: Recipe) -> int:
+    """All tokens seen over all epochs, as a provider bills them."""
+    return recipe.n_epochs * sum(len(e.ids) for e in examples)
 
 
 def learning_rate_at(step: int, total: int, recipe: Recipe) -> float:

@@ -9,8 +9,8 @@ from ...errors import RejectedError
 from .engines import Engine, ProcessEngine, RayEngine, ThreadEngine
 from .jobs import JobFolder
 from .kits import kit_of
+from .member_work import Files
 from .options import LocalOptions, options_of
-from .tasks import Files
 
 FOLDER = "local"
 """Inside the run folder."""
