@@ -120,6 +120,54 @@ def test_models_that_cannot_be_batched_are_trained_one_at_a_time():
     np.testing.assert_allclose(losses[0], losses[1], atol=1e-5)
 
 
+class Doubled(nn.Sequential):
+    """A sequence that does not run as one."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(2 * x)
+
+
+def hooked() -> nn.Module:
+    model = nn.Sequential(nn.Linear(6, 4))
+    model[0].register_forward_hook(lambda _, __, out: 2 * out)
+    return model
+
+
+PLAIN = {
+    "nested, with a shape to flatten": lambda: nn.Sequential(
+        nn.Flatten(), nn.Sequential(nn.Linear(6, 5), nn.Tanh()), nn.Identity(), nn.Linear(5, 4)
+    ),
+    "positions beside the examples": lambda: nn.Sequential(nn.Linear(3, 2), nn.GELU(), nn.Flatten(), nn.Linear(4, 4)),
+}
+OTHERS = {
+    "no bias": lambda: nn.Sequential(nn.Linear(6, 4, bias=False)),
+    "own forward": lambda: Doubled(nn.Linear(6, 4)),
+    "hook": hooked,
+    "normalised": lambda: nn.Sequential(nn.LayerNorm(6), nn.Linear(6, 4)),
+    "dropout": lambda: nn.Sequential(nn.Dropout(0.0), nn.Linear(6, 4)),
+    "part of a shape flattened": lambda: nn.Sequential(nn.Flatten(2), nn.Linear(6, 4), nn.Flatten()),
+    "parametrized": lambda: nn.Sequential(nn.utils.parametrizations.weight_norm(nn.Linear(6, 4))),
+}
+
+
+@pytest.mark.parametrize("name", [*PLAIN, *OTHERS])
+def test_plain_networks_run_as_batched_products_and_give_what_vmap_gives(name: str):
+    factory = (PLAIN | OTHERS)[name]
+    shape = (2, 3) if name in PLAIN else (1, 6) if "shape" in name else (6,)
+    inputs, labels, inclusion = problem(*shape)
+    chosen = ClassifierSettings(n_epochs=2, batch_size=8, momentum=0.5)
+    classifier = Classifier(factory)
+    assert (classifier._layers is not None) is (name in PLAIN)
+    members = classifier.train(inputs, labels, inclusion, range(K), chosen)
+    under_vmap = Classifier(factory)
+    under_vmap._layers = None
+    expected = under_vmap.train(inputs, labels, inclusion, range(K), chosen)
+    for weight, value in expected.parameters.items():
+        torch.testing.assert_close(members.parameters[weight], value, rtol=1e-4, atol=1e-6)
+    losses = [c.measure(m, inputs, labels) for c, m in ((classifier, members), (under_vmap, expected))]
+    np.testing.assert_allclose(*losses, rtol=1e-4, atol=1e-6)
+
+
 def test_the_memory_limit_decides_how_many_are_trained_at_once(monkeypatch: pytest.MonkeyPatch):
     inputs, labels, inclusion = problem(6)
     chosen = ClassifierSettings(n_epochs=1, batch_size=8)
