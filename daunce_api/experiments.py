@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,13 +15,14 @@ from scipy import stats
 from .attribution import Attribution
 from .ensemble import Ensemble, plan_ensemble
 from .errors import ConfigurationError, DataError
-from .evaluation.lds import lds
+from .evaluation import lds, load_truth, save_truth
 from .evaluation.methods import Scores, method_scores
 from .evaluation.retrieval import retrieval
 from .orchestrator import OnEvent
 from .pipeline import Run
 from .scoring import Progress
-from .truth import Truth
+from .store import RunStore
+from .truth import EVALUATION_FOLDER, Truth
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,13 +114,44 @@ def lds_truth(run: Run, *, subsets: int = 100, ratio: float = 0.5, seeds: int = 
     """
     if subsets < 3 or seeds < 1:
         raise ConfigurationError(f"LDS needs at least 3 subsets and 1 seed; got {subsets} and {seeds}.")
-    drawn = plan_ensemble(len(run.train), subsets, ratio, _seed(run, "subsets"))
-    member = {row.tobytes() for row in run.material.ensemble.inclusion_KN}
-    if any(row.tobytes() in member for row in drawn.inclusion_KN):
+    design = _lds_design(run, subsets, ratio, seeds)
+    if _shares_a_subset(run, design.inclusion_KN):
         raise ConfigurationError("A subset of the truth is also a member's: the training set is too small for LDS.")
-    trained = plan_ensemble(len(run.train), subsets * seeds, ratio, _seed(run, "training"))
-    design = Ensemble(drawn.inclusion_KN.repeat(seeds, axis=0), trained.seeds_K, trained.target_seed)
     return Truth(run, f"lds-r{ratio:g}-s{seeds}", design)
+
+
+def kept_lds_truth(run: Run, seeds: int | None = None) -> Truth:
+    """The truth of an earlier LDS of this run, as it was asked for; ``seeds`` says which, where there are several.
+
+    Raises ConfigurationError where there is none, or more than one.
+    """
+    folders = sorted(f for f in (run.run_dir / EVALUATION_FOLDER).glob("lds-r*-s*") if f.is_dir())
+    found = [(f, int(f.name.rpartition("-s")[2])) for f in folders]
+    fitting = [(folder, count) for folder, count in found if seeds in (None, count)]
+    if not fitting:
+        there = f" with {seeds} seeds" if seeds is not None and found else ""
+        raise ConfigurationError(
+            f"{run.run_dir} holds no retrained models for LDS{there}. `daunce evaluate {run.run_dir} --lds` trains "
+            "them; its plan and price come first. Scores alone can be exported as npy, parquet or bergson."
+        )
+    if len(fitting) > 1:
+        names = ", ".join(folder.name for folder, _ in fitting)
+        raise ConfigurationError(f"{run.run_dir} holds more than one truth of LDS ({names}): say which with seeds.")
+    folder, count = fitting[0]
+    with RunStore.open(folder, read_only=True) as store:
+        shape = store.manifest["config"]["ensemble"]
+    return Truth(run, folder.name, _lds_design(run, shape["members"] // count, shape["subset_ratio"], count))
+
+
+def _lds_design(run: Run, subsets: int, ratio: float, seeds: int) -> Ensemble:
+    drawn = plan_ensemble(len(run.train), subsets, ratio, _seed(run, "subsets"))
+    trained = plan_ensemble(len(run.train), subsets * seeds, ratio, _seed(run, "training"))
+    return Ensemble(drawn.inclusion_KN.repeat(seeds, axis=0), trained.seeds_K, trained.target_seed)
+
+
+def _shares_a_subset(run: Run, inclusion_SN: NDArray[np.bool_]) -> bool:
+    member = {row.tobytes() for row in run.material.ensemble.inclusion_KN}
+    return any(row.tobytes() in member for row in inclusion_SN)
 
 
 def lds_table(run: Run, truth: Truth, *, on_event: OnEvent | None = None, on_progress: Progress | None = None) -> Table:
@@ -127,24 +159,52 @@ def lds_table(run: Run, truth: Truth, *, on_event: OnEvent | None = None, on_pro
 
     Raises any DaunceError; the same call again goes on.
     """
-    attribution = run.attribution()
     measured = truth.measure(on_event=on_event, on_progress=on_progress)
-    # Seeds of one subset are averaged; a subset counts if any of its models is there.
-    subset, of = np.unique(measured.inclusion_SN, axis=0, return_inverse=True)
-    of = of.ravel()
-    loss = np.stack([measured.loss_SM[of == s].mean(axis=0) for s in range(len(subset))])
+    subset, loss = measured.by_subset()
+    table = _lds_table(run.attribution(), subset, loss, f"{len(subset)} subsets, {len(measured.models)} models")
+    return replace(table, notes=(*table.notes, _kept(truth)))
+
+
+def lds_table_of_file(run: Run, path: str | Path) -> Table:
+    """Compare each method's predictions with a truth from elsewhere (`daunce_api.evaluation.load_truth`); nothing is
+    trained.
+
+    Raises DataError where the file is no truth for this run, or one of its subsets is also a member's.
+    """
+    subset, loss = load_truth(path, run.train.ids, run.test.ids)
+    if _shares_a_subset(run, subset):
+        raise DataError(f"A subset in {path} is also a member's; a truth must not have been trained on by members.")
+    return _lds_table(run.attribution(), subset, loss, f"{len(subset)} subsets of {path}")
+
+
+def export_truth(run: Run, path: str | Path, attribution: Attribution, *, seeds: int | None = None) -> Path:
+    """Write what an earlier LDS of this run has measured, with the scores, for dattri (see `save_truth`).
+
+    Raises ConfigurationError where nothing is measured yet; see also `kept_lds_truth`.
+    """
+    measured = kept_lds_truth(run, seeds).kept()
+    if not measured.models:
+        raise ConfigurationError(
+            f"No model of the truth is scored yet. `daunce evaluate {run.run_dir} --lds` goes on with them."
+        )
+    return save_truth(path, *measured.by_subset(), run.train.ids, run.test.ids, attribution.scores_NM())
+
+
+def _lds_table(
+    attribution: Attribution, inclusion_SN: NDArray[np.bool_], loss_SM: NDArray[np.float64], basis: str
+) -> Table:
     rows = []
     for method, score_NM in method_scores(attribution).items():
-        found = lds(score_NM, subset, loss)
+        found = lds(score_NM, inclusion_SN, loss_SM)
         rows.append(Row(method, {"LDS": found.value, "low": found.low, "high": found.high}))
-    notes = [f"{len(subset)} subsets, {len(measured.models)} models; 95 % intervals over subsets."]
+    notes = [f"{basis}; 95 % intervals over subsets."]
     quality = attribution.self_lds
     if quality is not None:
         notes.append(
             f"The run's own estimate is {quality.raw:.3f} against single fine-tunes, {quality.value:.3f} (self_lds) "
             "against fine-tunes averaged over many seeds."
         )
-    return Table("lds", tuple(rows), (*notes, _kept(truth)))
+    return Table("lds", tuple(rows), tuple(notes))
 
 
 # -- removal: retrain without the top examples ---------------------------------------------------------------------

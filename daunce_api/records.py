@@ -67,14 +67,14 @@ def _no_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 def record_of_row(row: Mapping[Any, Any]) -> dict[str, Any]:
     """The known columns of a table's row as a record. Missing cells are left out; an id that a table with missing
     ids turned into a float is a whole number again."""
-    record = {str(k): _plain(v) for k, v in row.items() if k in RECORD_FIELDS}
+    record = {str(k): plain_cell(v) for k, v in row.items() if k in RECORD_FIELDS}
     identity = record.get("id")
     if isinstance(identity, float) and identity.is_integer():
         record["id"] = int(identity)
     return {k: v for k, v in record.items() if v is not None}
 
 
-def _plain(value: Any, depth: int = 0) -> Any:
+def plain_cell(value: Any, depth: int = 0) -> Any:
     """A table cell as plain Python data: arrays become lists, missing values (NaN, NA, NaT) None, and a struct of
     equally long lists under ``role`` (how some tables store a list of messages) the list of its rows."""
     if depth > _MAX_DEPTH:  # no field is as deep; whatever it is will be reported
@@ -82,10 +82,10 @@ def _plain(value: Any, depth: int = 0) -> Any:
     if hasattr(value, "tolist"):
         value = value.tolist()
     if isinstance(value, Mapping):
-        columns = {k: _plain(v, depth + 1) for k, v in value.items()}
+        columns = {k: plain_cell(v, depth + 1) for k, v in value.items()}
         return _rows(columns) if isinstance(columns.get("role"), list) else columns
     if isinstance(value, list | tuple):
-        return [_plain(v, depth + 1) for v in value]
+        return [plain_cell(v, depth + 1) for v in value]
     if type(value).__name__ in ("NAType", "NaTType") or (isinstance(value, float) and math.isnan(value)):
         return None
     return value

@@ -48,6 +48,12 @@ class TruthLosses:
     inclusion_SN: NDArray[np.bool_]
     loss_SM: NDArray[np.float64]
 
+    def by_subset(self) -> tuple[NDArray[np.bool_], NDArray[np.float64]]:
+        """(S', N) different subsets and (S', M) losses, averaged over the models of each that are there."""
+        subset, of = np.unique(self.inclusion_SN, axis=0, return_inverse=True)
+        of = of.ravel()
+        return subset, np.stack([self.loss_SM[of == s].mean(axis=0) for s in range(len(subset))])
+
 
 class Truth:
     """Models retrained on the subsets of ``ensemble``, kept in ``RUN/evaluation/name``."""
@@ -95,6 +101,11 @@ class Truth:
         Raises any DaunceError; what was trained and scored is kept.
         """
         return run_blocking(self._measure(on_event, on_progress))
+
+    def kept(self) -> TruthLosses:
+        """What is measured by now; nothing is trained. Raises StoreError where the experiment was never started."""
+        with RunStore.open(self.folder, read_only=True) as store:
+            return self._losses(store)
 
     async def _measure(self, on_event: OnEvent | None, on_progress: Progress | None) -> TruthLosses:
         plan = self.plan()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -20,3 +21,20 @@ def writing(path: Path) -> Iterator[None]:
         raise StoreError(
             f"{path} could not be written: {error.strerror or error}. What was stored before is kept. {WHAT_TO_DO}"
         ) from error
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """A file beside ``path`` to write to, which takes its place at the end: no reader ever sees half of it.
+
+    Folders above it are made. Whatever ends it early takes the half-written file away and leaves what was there.
+    Raises StoreError for whatever the operating system has against it.
+    """
+    part = path.with_name(path.name + ".part")
+    with writing(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            yield part
+            os.replace(part, path)
+        finally:
+            part.unlink(missing_ok=True)

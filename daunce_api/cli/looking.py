@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, cast
 
 import typer
 
@@ -13,6 +13,7 @@ from ..errors import ConfigurationError
 from .common import LOOK, JsonOption, RunArgument, YesOption, app, confirm_price, show
 
 if TYPE_CHECKING:
+    from ..attribution import ScoreFormat
     from ..budget import Plan
 
 
@@ -30,6 +31,24 @@ class Question(StrEnum):
 
     ATTRIBUTION = "attribution"
     RETRIEVAL = "retrieval"
+
+
+class ExportFormat(StrEnum):
+    """What ``daunce export`` writes."""
+
+    NPY = "npy"
+    PARQUET = "parquet"
+    BERGSON = "bergson"
+    DATTRI = "dattri"
+
+
+EXPORT_FOLDER = "export"
+EXPORT_NAMES = {
+    ExportFormat.NPY: "scores.npy",
+    ExportFormat.PARQUET: "scores.parquet",
+    ExportFormat.BERGSON: "bergson",
+    ExportFormat.DATTRI: "dattri.npz",
+}
 
 
 class Group(StrEnum):
@@ -61,7 +80,9 @@ def top(
     question: Annotated[
         Question, typer.Option(help="effect on the loss, or which examples belong to the answer")
     ] = Question.ATTRIBUTION,
-    fdr: Annotated[float | None, typer.Option(help="mark with this false-discovery rate over all pairs")] = None,
+    fdr: Annotated[
+        float | None, typer.Option(help="mark with this false-discovery rate over all pairs (sources and answers)")
+    ] = None,
     estimator: Annotated[str | None, typer.Option(help="another estimator than the config's")] = None,
     form: Annotated[Format, typer.Option("--format", help="how to print")] = Format.TABLE,
     output: Annotated[Path | None, typer.Option(help="write to this file")] = None,
@@ -82,7 +103,7 @@ def top(
     table = (
         attribution.top(test, k, opponents=opponents, question=question.value, fdr=fdr)
         if by is None
-        else attribution.top_groups(test, k, opponents=opponents)
+        else attribution.top_groups(test, k, by=by.value, opponents=opponents, question=question.value, fdr=fdr)
     )
     if as_json:
         form = Format.JSON
@@ -94,6 +115,52 @@ def top(
         terminal.ranking(table, title=f"{kind} of {test}: {example.prompt_text()} → {example.completion_text()}")
     else:
         write_table(table, form.value, output)
+
+
+@app.command(rich_help_panel=LOOK)
+def export(
+    run: RunArgument,
+    form: Annotated[ExportFormat, typer.Option("--format", help="what to write")],
+    output: Annotated[
+        Path | None, typer.Option(help="file, for bergson a folder; default: in RUN/export, named by the format")
+    ] = None,
+    estimator: Annotated[str | None, typer.Option(help="another estimator than the config's")] = None,
+    seeds: Annotated[
+        int | None, typer.Option(help="for dattri: which truth, where --lds ran with several numbers of --seeds")
+    ] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Write the scores of all pairs in a form that other tools read; positive = helpful.
+
+    npy: one array, training examples down, answers across, in the order of RUN/data. parquet: one row a pair
+    (train_id, test_id, score). bergson: its score folder, to be read as higher_is_better. dattri: one .npz with score,
+    and the values and indices that dattri's lds takes, from the models that `daunce evaluate RUN --lds` retrained;
+    `daunce evaluate OTHER_RUN --lds --truth FILE` reads it.
+
+    Example: daunce export RUN --format parquet
+    """
+    from .. import experiments
+    from ..pipeline import Run
+
+    job = Run.open(run)
+    attribution = job.attribution()
+    if estimator is not None:
+        attribution = attribution.with_estimator(estimator)
+    path = output or job.run_dir / EXPORT_FOLDER / EXPORT_NAMES[form]
+    if form is ExportFormat.DATTRI:
+        experiments.export_truth(job, path, attribution, seeds=seeds)
+    else:
+        attribution.export(path, cast("ScoreFormat", form.value))
+    content = {
+        "path": str(path),
+        "format": form.value,
+        "train": len(attribution.train),
+        "test": len(attribution.test),
+        "estimator": attribution.choice.estimator.name,
+        "why": attribution.choice.why,
+    }
+    pairs = f"{len(attribution.train):,} training x {len(attribution.test):,} test examples"
+    show(as_json, content, lambda: terminal.say(f"Wrote {path} ({pairs}, {content['estimator']})"))
 
 
 @app.command(rich_help_panel=LOOK)
@@ -125,6 +192,10 @@ def evaluate(
         bool,
         typer.Option("--lds", help="linear datamodeling score: retrain on random subsets, compare with predictions"),
     ] = False,
+    truth: Annotated[
+        Path | None,
+        typer.Option(help="for --lds: a .npz with retrained models' losses from elsewhere; nothing is trained"),
+    ] = None,
     removal: Annotated[
         bool, typer.Option("--removal", help="loss after retraining without each answer's top k, against random k")
     ] = False,
@@ -140,23 +211,29 @@ def evaluate(
     """How good the attribution is, beside BM25, embeddings and chance. The same command again goes on.
 
     --retrieval needs nothing but labels. --lds and --removal fine-tune new models through the run's own backend, none
-    of them in the ensemble; the plan and its price come first.
+    of them in the ensemble; the plan and its price come first. With --truth FILE, LDS takes models from elsewhere: an
+    .npz with dattri's values and indices (`daunce export --format dattri` writes one), or with inclusion (subsets x
+    training examples) and loss (subsets x answers), in the order of RUN/data.
     """
     from .. import experiments
     from ..pipeline import Run
 
     if retrieval is None and not lds and not removal:
         raise ConfigurationError("Nothing to evaluate: add --retrieval LABELS, --lds or --removal.")
+    if truth is not None and not lds:
+        raise ConfigurationError("--truth FILE is what --lds compares with: add --lds.")
     job = Run.open(run)
     tables = []
     if retrieval is not None:
         attribution = job.attribution()
         tables.append(experiments.retrieval_table(attribution, experiments.read_labels(retrieval, attribution)))
-    if lds:
-        truth = experiments.lds_truth(job, subsets=subsets, seeds=seeds)
-        _ask_for(truth.plan(), "--lds", yes=yes, as_json=as_json)
-        with terminal.Progress(truth.ensemble.members, quiet=as_json) as progress:
-            tables.append(experiments.lds_table(job, truth, on_event=progress.event, on_progress=progress.scored))
+    if truth is not None:
+        tables.append(experiments.lds_table_of_file(job, truth))
+    elif lds:
+        retrained = experiments.lds_truth(job, subsets=subsets, seeds=seeds)
+        _ask_for(retrained.plan(), "--lds", yes=yes, as_json=as_json)
+        with terminal.Progress(retrained.ensemble.members, quiet=as_json) as progress:
+            tables.append(experiments.lds_table(job, retrained, on_event=progress.event, on_progress=progress.scored))
     if removal:
         experiment = experiments.removal_truth(job, k=k, tests=test or ())
         _ask_for(experiment.truth.plan(), "--removal", yes=yes, as_json=as_json)

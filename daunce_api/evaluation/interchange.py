@@ -1,16 +1,13 @@
-"""Scores and truths in the forms that other tools read, so that theirs can judge ours.
+"""Truths of LDS in the forms that other tools read and write, so that theirs can judge ours and ours theirs.
 
-* scores as ``.npy`` and ``.parquet`` (one row a pair, or a wide table), and as bergson's score folder (``scores.bin``
-  and ``info.json``; bergson 2.5, read there with ``bergson.data.load_scores``);
-* truths as the pair (loss, indices) that dattri's ``dattri.metric.lds`` takes.
-
-Everything is written to a ``.part`` and then renamed, so that a reader never sees half a file.
+dattri's ``dattri.metric.lds(score, (values, indices))`` takes what `to_dattri` gives. As a file a truth is one ``.npz``
+(`save_truth`, `load_truth`).
 """
 
 from __future__ import annotations
 
-import json
-import os
+import zipfile
+import zlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -18,144 +15,121 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from daunce_api.errors import DataError, MissingExtraError
+from daunce_api.errors import DataError
+from daunce_api.writing import replacing
+
+Bools = NDArray[np.bool_]
+Floats = NDArray[np.float64]
 
 
-def save_npy(path: str | Path, score_NM: ArrayLike) -> None:
-    """Write (N, M) scores as one ``.npy`` array; positive = helpful."""
-    part = _part(path)
-    with part.open("wb") as file:
-        np.save(file, np.asarray(score_NM))
-    os.replace(part, path)
-
-
-def save_parquet(path: str | Path, score_NM: ArrayLike, train_ids: Sequence[str], test_ids: Sequence[str]) -> None:
-    """Write (N, M) scores as a parquet table: column ``train_id`` and one column a test id; positive = helpful.
-
-    Raises:
-        DataError: ids do not fit the scores or repeat.
-        MissingExtraError: pyarrow is not installed (extra ``parquet``).
-    """
-    try:
-        import pyarrow as pa
-        import pyarrow.parquet as pq
-    except ImportError as error:
-        raise MissingExtraError("Writing parquet", "parquet") from error
-    score = np.asarray(score_NM)
-    if score.shape != (len(train_ids), len(test_ids)):
-        raise DataError(f"Scores {score.shape} do not fit {len(train_ids)} training and {len(test_ids)} test ids.")
-    names = ["train_id", *test_ids]
-    if len(set(names)) != len(names):
-        raise DataError('Test ids must differ from each other and from "train_id" to be column names.')
-    columns = [pa.array(list(train_ids)), *(pa.array(np.ascontiguousarray(column)) for column in score.T)]
-    table = pa.table(dict(zip(names, columns, strict=True)), metadata={"sign": "positive = helpful"})
-    part = _part(path)
-    pq.write_table(table, part)
-    os.replace(part, path)
-
-
-def save_bergson(folder: str | Path, score_NM: ArrayLike) -> None:
-    """Write (N, M) scores as bergson's score folder: one record a training example, one field a test example.
-
-    The sign stays ours, positive = helpful; bergson calls that ``higher_is_better`` (pass it where its commands ask).
-
-    Raises:
-        DataError: scores are not (N, M) and finite.
-    """
-    score = np.asarray(score_NM)
-    score = score.astype(np.float32 if score.dtype == np.float32 else np.float64, copy=False)
-    if score.ndim != 2 or not np.isfinite(score).all():
-        raise DataError("bergson's folder holds one finite score for every pair; leave out examples without scores.")
-    layout = _layout(score.shape[1], score.dtype)
-    rows = np.zeros(score.shape[0], dtype=np.dtype(layout))
-    for j in range(score.shape[1]):
-        rows[f"score_{j}"] = score[:, j]
-        rows[f"written_{j}"] = True
-    folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    info = {
-        "attribute_tokens": False,
-        "num_items": score.shape[0],
-        "num_rows": score.shape[0],
-        "num_scores": score.shape[1],
-        "dtype": layout,
-    }
-    part = _part(folder / "scores.bin")
-    rows.tofile(part)
-    os.replace(part, folder / "scores.bin")
-    part = _part(folder / "info.json")
-    part.write_text(json.dumps(info, indent=2))
-    os.replace(part, folder / "info.json")
-
-
-def load_bergson(folder: str | Path) -> NDArray[Any]:
-    """Read a bergson score folder (one row a document) as (N, M) scores; the sign is the folder's.
-
-    Raises:
-        DataError: not such a folder, or scores in it were never written.
-    """
-    folder = Path(folder)
-    try:
-        info = json.loads((folder / "info.json").read_text())
-        record = np.dtype(info["dtype"])
-        rows = np.memmap(folder / "scores.bin", dtype=record, mode="r", shape=(int(info["num_rows"]),))
-        count = int(info["num_scores"])
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise DataError(f"{folder} is not a score folder of bergson ({error}).") from error
-    if info.get("attribute_tokens"):
-        raise DataError(f"{folder} holds scores of tokens; only scores of documents can be read.")
-    if not all(rows[f"written_{j}"].all() for j in range(count)):
-        raise DataError(f"{folder} has scores that were never written; finish the run that makes it.")
-    return np.stack([np.asarray(rows[f"score_{j}"]) for j in range(count)], axis=1)
-
-
-def _layout(scores: int, dtype: np.dtype[Any]) -> Any:
-    """bergson's record, as ``np.dtype`` takes it: value and flag alternate, each value aligned to its size."""
-    width = dtype.itemsize
-    return {
-        "names": [name for j in range(scores) for name in (f"score_{j}", f"written_{j}")],
-        "formats": [dtype.name, "bool"] * scores,
-        "offsets": [offset for j in range(scores) for offset in (2 * width * j, 2 * width * j + width)],
-        "itemsize": 2 * width * scores,
-    }
-
-
-def to_dattri(truth_inclusion_SN: ArrayLike, truth_loss_SM: ArrayLike) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
+def to_dattri(truth_inclusion_SN: ArrayLike, truth_loss_SM: ArrayLike) -> tuple[Floats, NDArray[np.int64]]:
     """A truth as dattri's ``lds(score, (values, indices))`` takes it (there as tensors).
 
     dattri correlates ``+sum of kept scores`` with the values, so the values are negated losses: then helpful =
     positive on both sides.
 
+    Args:
+        truth_inclusion_SN: (S, N) bool, subsets of one size.
+        truth_loss_SM: (S, M) losses in nats, or (S, R, M) with R training seeds, which are averaged.
+
     Returns:
         (S, M) negated losses and (S, n) indices of each subset.
 
     Raises:
-        DataError: subsets differ in size, which dattri's form cannot hold.
+        DataError: subsets differ in size, which dattri's form cannot hold, or the two do not fit.
     """
-    inclusion = np.asarray(truth_inclusion_SN).astype(bool)
+    inclusion, loss = _fitting(truth_inclusion_SN, truth_loss_SM)
     sizes = inclusion.sum(axis=1)
     if len(set(sizes.tolist())) > 1:
         raise DataError(f"dattri's form needs subsets of one size; these have {sizes.min()} to {sizes.max()} examples.")
-    loss = np.asarray(truth_loss_SM, dtype=np.float64)
     return -loss, np.nonzero(inclusion)[1].reshape(len(inclusion), -1).astype(np.int64)
 
 
-def from_dattri(
-    values_SM: ArrayLike, indices_Sn: ArrayLike, train_size: int
-) -> tuple[NDArray[Any], NDArray[np.float64]]:
+def from_dattri(values_SM: ArrayLike, indices_Sn: ArrayLike, train_size: int) -> tuple[Bools, Floats]:
     """The inverse of `to_dattri`: (S, N) inclusion and (S, M) losses.
 
     Raises:
-        DataError: an index outside the training set.
+        DataError: an index outside the training set, or arrays that do not fit.
     """
     indices = np.asarray(indices_Sn, dtype=np.int64)
+    if indices.ndim != 2:
+        raise DataError(f"Indices of subsets must be (S, n); these are {indices.shape}.")
     if indices.size and not (indices.min() >= 0 and indices.max() < train_size):
         raise DataError(f"Indices run from {indices.min()} to {indices.max()}, outside {train_size} training examples.")
     inclusion = np.zeros((indices.shape[0], train_size), dtype=bool)
     np.put_along_axis(inclusion, indices, True, axis=1)
-    return inclusion, -np.asarray(values_SM, dtype=np.float64)
+    return _fitting(inclusion, -np.asarray(values_SM, dtype=np.float64))
 
 
-def _part(path: str | Path) -> Path:
+def save_truth(
+    path: str | Path,
+    truth_inclusion_SN: ArrayLike,
+    truth_loss_SM: ArrayLike,
+    train_ids: Sequence[str],
+    test_ids: Sequence[str],
+    score_NM: ArrayLike | None = None,
+) -> Path:
+    """Write a truth as one ``.npz`` for dattri: ``values`` and ``indices`` of `to_dattri`, ``train_ids``, ``test_ids``,
+    and with them ``score``, the (N, M) scores that it is to judge.
+
+    Raises:
+        DataError: as `to_dattri`. StoreError: the file cannot be written.
+    """
+    values, indices = to_dattri(truth_inclusion_SN, truth_loss_SM)
+    arrays = {"values": values, "indices": indices, "train_ids": np.array(train_ids), "test_ids": np.array(test_ids)}
+    if score_NM is not None:
+        arrays["score"] = np.asarray(score_NM)
     path = Path(path)
-    return path.with_name(path.name + ".part")
+    with replacing(path) as part, part.open("wb") as file:
+        np.savez(file, allow_pickle=False, **arrays)
+    return path
+
+
+def load_truth(path: str | Path, train_ids: Sequence[str], test_ids: Sequence[str]) -> tuple[Bools, Floats]:
+    """Read a truth: what retrained models lose, and what each was trained on.
+
+    The ``.npz`` holds ``values`` (S, M) and ``indices`` (S, n) as `save_truth` writes them, or ``inclusion`` (S, N) and
+    ``loss`` (S, M), or (S, R, M) with R training seeds, as `daunce_api.evaluation.lds` takes them. Examples are in the
+    run's order; where the file has ``train_ids`` and ``test_ids``, that is checked.
+
+    Returns:
+        (S, N) inclusion and (S, M) losses in nats, seeds averaged.
+
+    Raises:
+        DataError: not such a file, or of other examples.
+    """
+    path = Path(path)
+    try:
+        file = np.load(path, allow_pickle=False)
+        arrays: dict[str, NDArray[Any]] = dict(file) if isinstance(file, np.lib.npyio.NpzFile) else {}
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+        raise DataError(f"{path} cannot be read as a truth in .npz: {error}.") from error
+    for name, ids in (("train_ids", train_ids), ("test_ids", test_ids)):
+        if name in arrays and not np.array_equal(arrays[name], np.array(ids)):
+            raise DataError(f"{path} is a truth of other examples than the run's, or in another order ({name} differ).")
+    try:
+        if {"values", "indices"} <= arrays.keys():
+            inclusion, loss = from_dattri(arrays["values"], arrays["indices"], len(train_ids))
+        elif {"inclusion", "loss"} <= arrays.keys():
+            inclusion, loss = _fitting(arrays["inclusion"], arrays["loss"])
+        else:
+            raise DataError("it holds neither values and indices nor inclusion and loss")
+        if (inclusion.shape[1], loss.shape[1]) != (len(train_ids), len(test_ids)):
+            raise DataError(
+                f"it has {inclusion.shape[1]} training and {loss.shape[1]} test examples, the run {len(train_ids)} and "
+                f"{len(test_ids)}"
+            )
+    except (DataError, TypeError, ValueError) as error:
+        raise DataError(f"{path} is no truth for this run: {error}") from error
+    return inclusion, loss
+
+
+def _fitting(inclusion_SN: ArrayLike, loss_SM: ArrayLike) -> tuple[Bools, Floats]:
+    inclusion, loss = np.asarray(inclusion_SN).astype(bool), np.asarray(loss_SM, dtype=np.float64)
+    if loss.ndim == 3:
+        loss = loss.mean(axis=1)
+    if inclusion.ndim != 2 or loss.ndim != 2 or len(inclusion) != len(loss):
+        raise DataError(
+            f"A truth is (S, N) inclusion and (S, M) or (S, R, M) losses; got {inclusion.shape}, {np.shape(loss_SM)}."
+        )
+    return inclusion, loss

@@ -4,15 +4,12 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy.stats import rankdata
 
-from daunce_api import core
 from daunce_api.attribution import Attribution
-from daunce_api.core.blocks import score_blocks
 from daunce_api.core.quality import MINIMUM_MEMBERS
 from daunce_api.core.uncertainty import significance_threshold, z_values
 from daunce_api.report.facts import QualityPoint
@@ -71,7 +68,7 @@ def source_scores(attribution: Attribution) -> SourceScores:
     sizes = Counter(attribution.labels("train"))
     by_test = Counter(attribution.labels("test"))
     single = len(by_test) == 1
-    found = attribution.groups(test=not single)
+    found = attribution.groups(test=None if single else "source")
     if single:
         columns = attribution.test.ids[:MAX_COLUMNS]
         columns_count = [1] * len(columns)
@@ -97,7 +94,7 @@ def source_scores(attribution: Attribution) -> SourceScores:
 
 def train_view(attribution: Attribution) -> TrainView:
     """Mean score, self-influence and suspicion of every training example, in one pass over all pairs."""
-    blocks = _blocks(attribution)
+    blocks = attribution.score_blocks()
     threshold = significance_threshold(len(attribution.members))
     mean, marked, pairs = [], 0, 0
     for start in range(0, len(attribution.train), _ROWS):
@@ -172,10 +169,3 @@ def _share_below(value_N: Floats) -> Floats:
     if known.sum() > 1:
         out[known] = (rankdata(value_N[known]) - 1) / (known.sum() - 1)
     return out
-
-
-def _blocks(attribution: Attribution) -> Any:
-    members = core.member_losses(
-        attribution.train_loss_KN, attribution.test_loss_KM, attribution.inclusion_KN, attribution.earlier
-    )
-    return score_blocks(attribution.choice.estimator, members, attribution.choice.setting)

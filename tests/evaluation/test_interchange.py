@@ -1,89 +1,21 @@
+"""Truths of LDS, to dattri's form and back, as arrays and as files."""
+
 from __future__ import annotations
 
-import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from scipy.stats import spearmanr
 
 from daunce_api.errors import DataError
-from daunce_api.evaluation import lds
-from daunce_api.evaluation.interchange import (
-    from_dattri,
-    load_bergson,
-    save_bergson,
-    save_npy,
-    save_parquet,
-    to_dattri,
-)
+from daunce_api.evaluation import from_dattri, lds, load_truth, save_truth, to_dattri
 
-SCORE = np.random.default_rng(0).normal(size=(6, 3))
-
-
-@pytest.mark.parametrize("dtype", [np.float32, np.float64])
-def test_a_bergson_folder_comes_back(tmp_path: Path, dtype: type) -> None:
-    save_bergson(tmp_path / "scores", SCORE.astype(dtype))
-    back = load_bergson(tmp_path / "scores")
-    assert back.dtype == dtype
-    assert np.array_equal(back, SCORE.astype(dtype))
-    assert sorted(p.name for p in (tmp_path / "scores").iterdir()) == ["info.json", "scores.bin"]
-
-
-def test_a_bergson_folder_has_the_layout_of_its_writer(tmp_path: Path) -> None:
-    """bergson 2.5.1 aligns each (score, written) pair to the next power of two: 8 bytes in single precision."""
-    save_bergson(tmp_path, SCORE[:, :2].astype(np.float32))
-    info = json.loads((tmp_path / "info.json").read_text())
-    assert info == {
-        "attribute_tokens": False,
-        "num_items": 6,
-        "num_rows": 6,
-        "num_scores": 2,
-        "dtype": {
-            "names": ["score_0", "written_0", "score_1", "written_1"],
-            "formats": ["float32", "bool", "float32", "bool"],
-            "offsets": [0, 4, 8, 12],
-            "itemsize": 16,
-        },
-    }
-    raw = (tmp_path / "scores.bin").read_bytes()
-    assert len(raw) == 96
-    assert np.frombuffer(raw[8:12], np.float32)[0] == np.float32(SCORE[0, 1])
-    assert raw[4] == raw[12] == 1
-
-
-def test_unfinished_and_foreign_folders_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="not a score folder"):
-        load_bergson(tmp_path)
-    save_bergson(tmp_path, SCORE)
-    raw = bytearray((tmp_path / "scores.bin").read_bytes())
-    raw[8] = 0
-    (tmp_path / "scores.bin").write_bytes(raw)
-    with pytest.raises(DataError, match="never written"):
-        load_bergson(tmp_path)
-    with pytest.raises(DataError, match="finite"):
-        save_bergson(tmp_path, np.full((2, 2), np.nan))
-
-
-def test_npy_and_parquet_come_back(tmp_path: Path) -> None:
-    save_npy(tmp_path / "s.npy", SCORE)
-    assert np.array_equal(np.load(tmp_path / "s.npy"), SCORE)
-    pq = pytest.importorskip("pyarrow.parquet")
-    save_parquet(tmp_path / "s.parquet", SCORE, [f"t{i}" for i in range(6)], ["a", "b", "c"])
-    table = pq.read_table(tmp_path / "s.parquet")
-    assert table.column_names == ["train_id", "a", "b", "c"]
-    assert table["train_id"].to_pylist()[2] == "t2"
-    assert np.array_equal(table["b"].to_numpy(), SCORE[:, 1])
-    assert table.schema.metadata[b"sign"] == b"positive = helpful"
-    assert not list(tmp_path.glob("*.part"))
-
-
-def test_ids_must_fit_and_differ(tmp_path: Path) -> None:
-    pytest.importorskip("pyarrow")
-    with pytest.raises(DataError, match="do not fit"):
-        save_parquet(tmp_path / "s", SCORE, ["t"], ["a", "b", "c"])
-    with pytest.raises(DataError, match="differ"):
-        save_parquet(tmp_path / "s", SCORE, [f"t{i}" for i in range(6)], ["a", "a", "train_id"])
+TRAIN, TEST = [f"t{i}" for i in range(14)], ["a", "b", "c"]
+RNG = np.random.default_rng(1)
+INCLUSION = np.array([RNG.permutation([True] * 7 + [False] * 7) for _ in range(10)])
+LOSS = RNG.normal(size=(10, 3))
 
 
 def test_a_truth_goes_to_dattri_and_back() -> None:
@@ -106,3 +38,57 @@ def test_dattris_form_needs_one_size_and_known_indices() -> None:
         to_dattri([[1, 0], [1, 1]], np.zeros((2, 1)))
     with pytest.raises(DataError, match="outside"):
         from_dattri(np.zeros((1, 1)), [[7]], 6)
+
+
+def test_seeds_are_averaged_for_dattri() -> None:
+    by_seed = np.stack([LOSS + 1, LOSS - 1], axis=1)
+    assert np.allclose(to_dattri(INCLUSION, by_seed)[0], -LOSS)
+    with pytest.raises(DataError, match=r"\(S, N\) inclusion"):
+        to_dattri(INCLUSION[:3], LOSS)
+
+
+def test_a_truth_comes_back_from_its_file(tmp_path: Path) -> None:
+    score = RNG.normal(size=(14, 3))
+    path = save_truth(tmp_path / "new" / "truth.npz", INCLUSION, LOSS, TRAIN, TEST, score)
+    assert [f.name for f in path.parent.iterdir()] == ["truth.npz"]
+    inclusion, loss = load_truth(path, TRAIN, TEST)
+    assert np.array_equal(inclusion, INCLUSION)
+    assert np.array_equal(loss, LOSS)
+    with np.load(path, allow_pickle=False) as file:
+        assert np.array_equal(file["score"], score)
+        assert np.array_equal(file["values"], -LOSS)
+        assert file["indices"].shape == (10, 7)
+
+
+def test_a_truth_as_lds_takes_it_is_read_too(tmp_path: Path) -> None:
+    by_seed = np.stack([LOSS + 1, LOSS - 1], axis=1)
+    np.savez(tmp_path / "truth.npz", inclusion=INCLUSION, loss=by_seed)
+    inclusion, loss = load_truth(tmp_path / "truth.npz", TRAIN, TEST)
+    assert np.array_equal(inclusion, INCLUSION)
+    assert np.allclose(loss, LOSS)
+
+
+@pytest.mark.parametrize(
+    ("arrays", "words"),
+    [
+        ({"loss": LOSS}, "neither values and indices nor inclusion and loss"),
+        ({"inclusion": INCLUSION, "loss": LOSS[:, :2]}, "14 training and 2 test examples, the run 14 and 3"),
+        ({"inclusion": INCLUSION[:, :9], "loss": LOSS}, "9 training and 3 test"),
+        ({"values": LOSS, "indices": np.full((10, 2), 14)}, "outside 14"),
+        ({"inclusion": INCLUSION, "loss": LOSS, "test_ids": np.array(["a", "c", "b"])}, "in another order"),
+        ({"inclusion": INCLUSION, "loss": np.array([{}], dtype=object)}, "cannot be read"),
+    ],
+)
+def test_truths_of_something_else_are_refused(tmp_path: Path, arrays: dict[str, Any], words: str) -> None:
+    np.savez(tmp_path / "truth.npz", **arrays)
+    with pytest.raises(DataError, match=words):
+        load_truth(tmp_path / "truth.npz", TRAIN, TEST)
+
+
+def test_files_that_are_no_truth_are_refused(tmp_path: Path) -> None:
+    np.save(tmp_path / "one.npy", LOSS)
+    (tmp_path / "text.npz").write_text("hello")
+    (tmp_path / "empty.npz").write_text("")
+    for name in ("one.npy", "text.npz", "empty.npz", "nothing.npz"):
+        with pytest.raises(DataError, match=name):
+            load_truth(tmp_path / name, TRAIN, TEST)

@@ -9,11 +9,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import pytest
 import yaml
 
-from daunce_api import RunConfig
+from daunce_api import Attribution, RunConfig
+from daunce_api.attribution.score_files import load_bergson
 from daunce_api.cli import main
 
 MakeConfig = Callable[..., RunConfig]
@@ -76,9 +78,32 @@ def test_everything_that_looks_at_a_run(finished: Path, cli: Cli, tmp_path: Path
 
     groups = json.loads(cli("top", finished, "--test", "q1", "--by", "source", "--json")[1])["rows"]
     assert {g["source"] for g in groups} == {"sea", "land"}
+    related = json.loads(
+        cli("top", finished, "--test", "q1", "--by", "source", "--question", "retrieval", "--fdr", "1e-9", "--json")[1]
+    )
+    assert related["estimator"] == "correlation"
+    assert not any(g["distinguishable"] for g in related["rows"])
 
     code, out, _ = cli("report", finished, "--json")
     assert (finished / "report.html").samefile(json.loads(out)["report"])
+
+
+def test_scores_are_exported(finished: Path, cli: Cli, tmp_path: Path) -> None:
+    score = Attribution.load(finished / "attribution").scores_NM()
+    code, out, _ = cli("export", finished, "--format", "npy", "--json")
+    content = json.loads(out)
+    assert code == 0
+    assert (content["train"], content["test"]) == (24, 3)
+    assert Path(content["path"]).samefile(finished / "export" / "scores.npy")
+    np.testing.assert_allclose(np.load(content["path"]), score)
+    code, out, _ = cli("export", finished, "--format", "parquet", "--output", tmp_path / "s.parquet")
+    assert code == 0
+    assert f"Wrote {tmp_path / 's.parquet'} (24 training x 3 test examples" in out
+    np.testing.assert_allclose(pd.read_parquet(tmp_path / "s.parquet")["score"], score.reshape(-1))
+    command = ("export", finished, "--format", "bergson", "--output", tmp_path / "b", "--estimator", "covariance")
+    assert cli(*command)[0] == 0
+    expected = Attribution.load(finished / "attribution").with_estimator("covariance").scores_NM()
+    np.testing.assert_allclose(load_bergson(tmp_path / "b"), expected)
 
 
 @pytest.mark.parametrize(
@@ -87,6 +112,14 @@ def test_everything_that_looks_at_a_run(finished: Path, cli: Cli, tmp_path: Path
         (["top", "{run}", "--test", "nobody"], 2, "has no example 'nobody'"),
         (["top", "{run}", "--test", "q0", "--estimator", "guess"], 2, "Unknown estimator 'guess'"),
         (["top", "{run}", "--test", "q0", "--format", "parquet"], 2, "--output"),
+        (["top", "{run}", "--test", "q0", "--by", "source", "--fdr", "2"], 2, "lies in (0, 1)"),
+        (["export", "{run}"], 2, "--format"),
+        (["export", "{run}", "--format", "csv"], 2, "csv"),
+        (["export", "{run}", "--format", "npy", "--estimator", "guess"], 2, "Unknown estimator 'guess'"),
+        (["export", "{run}", "--format", "dattri"], 2, "daunce evaluate"),
+        (["export", "{tmp}/nothing", "--format", "npy"], 4, "holds no run"),
+        (["evaluate", "{run}", "--retrieval", "x", "--truth", "{tmp}/t.npz"], 2, "add --lds"),
+        (["evaluate", "{run}", "--lds", "--truth", "{tmp}/t.npz"], 2, "cannot be read as a truth"),
         (["status", "{tmp}/nothing"], 4, "holds no run"),
         (["plan", "{tmp}/nothing.yaml"], 2, "cannot be read"),
         (["fly"], 2, "No such command"),
@@ -151,6 +184,19 @@ def test_init_writes_a_config_that_plans(cli: Cli, make_config: MakeConfig, tmp_
 
 def test_the_help_names_every_command_and_the_exit_codes(cli: Cli) -> None:
     out = cli("--help")[1]
-    for name in ("init", "plan", "run", "status", "cancel", "clean", "top", "report", "serve", "demo", "doctor"):
+    for name in (
+        "init",
+        "plan",
+        "run",
+        "status",
+        "cancel",
+        "clean",
+        "top",
+        "export",
+        "report",
+        "serve",
+        "demo",
+        "doctor",
+    ):
         assert name in out
     assert "130" in out

@@ -13,10 +13,14 @@ from typer.testing import CliRunner
 from daunce_api import Attribution, Dataset, Run, RunConfig
 from daunce_api.cli import app
 from daunce_api.errors import BudgetError, ConfigurationError, DataError
+from daunce_api.evaluation import save_truth
 from daunce_api.evaluation.lds import lds
 from daunce_api.evaluation.methods import method_scores
 from daunce_api.experiments import (
+    export_truth,
+    kept_lds_truth,
     lds_table,
+    lds_table_of_file,
     lds_truth,
     read_labels,
     removal_table,
@@ -49,6 +53,45 @@ def test_lds_retrains_on_subsets_that_no_member_has_seen(run: Run) -> None:
     assert table.rows[0].figures["LDS"] == pytest.approx(expected.value)
     assert [row.method for row in table.rows][-2:] == ["BM25", "random"]
     assert "4 subsets, 8 models" in table.notes[0]
+
+
+def test_a_truth_goes_out_and_comes_back(run: Run, tmp_path: Path) -> None:
+    truth = lds_truth(run, subsets=4, seeds=2)
+    expected = lds_table(run, truth)
+    path = export_truth(run, tmp_path / "truth.npz", run.attribution())
+    with np.load(path, allow_pickle=False) as file:
+        score, values, indices = (file[name] for name in ("score", "values", "indices"))
+        assert file["test_ids"].tolist() == run.test.ids
+    assert np.array_equal(score, run.attribution().scores_NM())
+    mean = truth.measure().loss_SM.reshape(4, 2, 3).mean(axis=1)
+    for row, kept in enumerate(indices):
+        s = truth.ensemble.inclusion_KN[::2, kept].all(axis=1).argmax()
+        np.testing.assert_allclose(-values[row], mean[s])
+    table = lds_table_of_file(run, path)
+    assert table.rows == expected.rows
+    assert table.notes[0] == f"4 subsets of {path}; 95 % intervals over subsets."
+
+
+def test_which_truth_is_exported(run: Run, tmp_path: Path) -> None:
+    with pytest.raises(ConfigurationError, match="daunce evaluate"):
+        kept_lds_truth(run)
+    lds_truth(run, subsets=3, ratio=0.4).measure()
+    lds_truth(run, subsets=4, ratio=0.4).measure()  # grown later
+    kept = kept_lds_truth(run)
+    assert np.array_equal(kept.kept().inclusion_SN, lds_truth(run, subsets=4, ratio=0.4).ensemble.inclusion_KN)
+    lds_truth(run, subsets=3, seeds=2).measure()
+    with pytest.raises(ConfigurationError, match=r"more than one truth of LDS \(lds-r0.4-s1, lds-r0.5-s2\)"):
+        kept_lds_truth(run)
+    assert kept_lds_truth(run, seeds=2).kept().loss_SM.shape == (6, 3)
+    with pytest.raises(ConfigurationError, match="for LDS with 5 seeds"):
+        kept_lds_truth(run, seeds=5)
+
+
+def test_a_truth_that_members_have_seen_is_refused(run: Run, tmp_path: Path) -> None:
+    inclusion = run.material.ensemble.inclusion_KN
+    path = save_truth(tmp_path / "t.npz", inclusion, np.zeros((4, 3)), run.train.ids, run.test.ids)
+    with pytest.raises(DataError, match="also a member's"):
+        lds_table_of_file(run, path)
 
 
 def test_lds_goes_on_where_it_stopped(run: Run) -> None:
@@ -169,5 +212,10 @@ def test_the_command(run: Run, tmp_path: Path) -> None:
     assert [t["name"] for t in json.loads(result.stdout)["tables"]] == ["retrieval", "lds"]
     plain = CliRunner().invoke(app, ["evaluate", folder, "--retrieval", str(labels)], catch_exceptions=False)
     assert "P@planted" in plain.stdout
+    export = ["export", folder, "--format", "dattri", "--json"]
+    file = json.loads(CliRunner().invoke(app, export, catch_exceptions=False).stdout)["path"]
+    again = ["evaluate", folder, "--lds", "--truth", file, "--json"]
+    tables = json.loads(CliRunner().invoke(app, again, catch_exceptions=False).stdout)["tables"]
+    assert tables[0]["rows"] == json.loads(result.stdout)["tables"][1]["rows"]
     with pytest.raises(ConfigurationError, match="Nothing to evaluate"):
         CliRunner().invoke(app, ["evaluate", folder], catch_exceptions=False)

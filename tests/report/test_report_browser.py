@@ -12,10 +12,10 @@ import pytest
 from made_attribution import demo_data, made_attribution
 
 from daunce_api.attribution import Attribution
+from daunce_api.attribution.tokens import Split
 from daunce_api.dataset import Dataset
 from daunce_api.evaluation.baselines import bm25_scores, example_texts
 from daunce_api.report import RunFacts, write_report
-from daunce_api.report.tokens import Split
 
 PLOTS = "[data-ready=all]"
 

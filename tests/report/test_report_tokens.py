@@ -13,11 +13,12 @@ from made_attribution import demo_data, made_attribution
 
 from daunce_api import core
 from daunce_api.attribution import Attribution, TokenTable
+from daunce_api.attribution.tokens import Split
 from daunce_api.core.blocks import score_blocks
 from daunce_api.core.losses import Reduction, per_example_losses
 from daunce_api.report.ranked import listings
 from daunce_api.report.spelling import spell
-from daunce_api.report.tokens import DEPTH, Floats, SideParts, Split, TokenView, token_view
+from daunce_api.report.tokens import DEPTH, Floats, SideParts, TokenView, token_view
 
 
 def view_of(attribution: Attribution, columns: list[int] | None = None) -> TokenView | None:
@@ -38,10 +39,10 @@ def test_parts_add_up_to_the_score_on_both_sides(attribution: Attribution, estim
     made = replace(made, train_loss_KN=train, test_loss_KM=test)
     split, score = Split(made), made.scores_NM()
     assert split.why == ""
-    assert split.has_train == (estimator != "inclusion")
+    assert (split.why_not_train == "") == (estimator != "inclusion")
     for i, j in ((0, 0), (41, 3), (12, 11)):
         assert split.test_parts(i, j).sum() == pytest.approx(score[i, j], rel=1e-6)
-        if split.has_train:
+        if not split.why_not_train:
             assert split.train_parts(i, j).sum() == pytest.approx(score[i, j], rel=1e-6)
 
 

@@ -26,7 +26,7 @@ from daunce_api.core.uncertainty import significance_threshold
 
 def value(attribution: Attribution) -> list[dict[str, Any]]:
     """One row a pair of training source and answers' source: score (mean over the answers), low, high."""
-    groups = attribution.groups(train=True, test=True)
+    groups = attribution.groups(train="source", test="source")
     threshold = significance_threshold(len(attribution.members))
     labels = attribution.labels("test")
     rows = []

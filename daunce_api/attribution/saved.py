@@ -1,0 +1,125 @@
+"""An attribution on disk: one JSON file for what can be read, one ``.npz`` for arrays. No pickle, ever."""
+
+from __future__ import annotations
+
+import json
+import os
+import zipfile
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from daunce_api import core
+from daunce_api.attribution.labels import Side
+from daunce_api.attribution.tokens import TokenTable
+from daunce_api.dataset import Dataset
+from daunce_api.errors import ConfigurationError, StoreCorruptError
+from daunce_api.writing import writing
+
+if TYPE_CHECKING:
+    from daunce_api.attribution.attribution import Attribution
+
+FORMAT = 1
+CONTENT_NAME, ARRAYS_NAME = "attribution.json", "losses.npz"
+
+T = TypeVar("T")
+Arrays = dict[str, NDArray[Any]]
+
+
+def write(folder: Path, content: Mapping[str, Any], arrays: Arrays) -> Path:
+    """Write both files into a folder, each under another name first, and return the folder.
+
+    Raises StoreError where that fails.
+    """
+    with writing(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        part = folder / (ARRAYS_NAME + ".part")
+        with part.open("wb") as file:
+            np.savez_compressed(file, allow_pickle=False, **arrays)
+        os.replace(part, folder / ARRAYS_NAME)
+        part = folder / (CONTENT_NAME + ".part")
+        part.write_text(json.dumps({"format": FORMAT, **content}, ensure_ascii=True), encoding="utf-8")
+        os.replace(part, folder / CONTENT_NAME)
+    return folder
+
+
+def read(folder: Path, build: Callable[[dict[str, Any], Arrays], T]) -> T:
+    """Read both files and build something of them.
+
+    Raises ConfigurationError where nothing is there, StoreCorruptError where it cannot be read or built.
+    """
+    if not (folder / CONTENT_NAME).is_file():
+        raise ConfigurationError(f"{folder} holds no saved attribution. `daunce run` writes one into its run folder.")
+    try:
+        content = json.loads((folder / CONTENT_NAME).read_text(encoding="utf-8"))
+        if content["format"] != FORMAT:
+            raise ValueError(f"format {content['format']}, this version reads {FORMAT}")
+        with np.load(folder / ARRAYS_NAME, allow_pickle=False) as arrays:
+            return build(content, dict(arrays))
+    except (OSError, ValueError, KeyError, TypeError, zipfile.BadZipFile) as error:
+        raise StoreCorruptError(
+            f"{folder} cannot be read as a saved attribution ({error}). Run `daunce run` again: it rewrites the "
+            "folder from the run's store, without new fine-tunes."
+        ) from error
+
+
+def contents_of(attribution: Attribution) -> tuple[dict[str, Any], Arrays]:
+    """Everything that an attribution holds, for `write`."""
+    arrays: Arrays = {
+        "members_K": np.array(attribution.members, dtype=np.int64),
+        "train_loss_KN": attribution.train_loss_KN,
+        "test_loss_KM": attribution.test_loss_KM,
+        "inclusion_KN": attribution.inclusion_KN,
+    }
+    if attribution.earlier is not None:
+        arrays["earlier_train_loss_SKN"] = attribution.earlier.train_loss_SKN
+        arrays["earlier_test_loss_SKM"] = attribution.earlier.test_loss_SKM
+    for side, table in attribution.tokens.items():
+        arrays[f"{side}_token_logprobs_KT"] = np.concatenate(table.logprobs, axis=1)
+        arrays[f"{side}_token_counts"] = np.array([len(p) for p in table.pieces], dtype=np.int64)
+    content = {
+        "estimator": attribution.estimator,
+        "noise": attribution.noise,
+        "rho": attribution.rho,
+        "loss": attribution.loss,
+        "measured": attribution.measured,
+        "censored": attribution.censored,
+        "facts": dict(attribution.facts),
+        "train": _dataset_to_json(attribution.train),
+        "test": _dataset_to_json(attribution.test),
+        "tokens": {side: [list(p) for p in table.pieces] for side, table in attribution.tokens.items()},
+    }
+    return content, arrays
+
+
+def fields_of(content: Mapping[str, Any], arrays: Arrays) -> dict[str, Any]:
+    """The arguments that make an equal attribution."""
+    tokens: dict[Side, TokenTable] = {}
+    for side, pieces in content["tokens"].items():
+        edges = np.cumsum(arrays[f"{side}_token_counts"])[:-1]
+        logprobs = np.split(arrays[f"{side}_token_logprobs_KT"], edges, axis=1)
+        tokens[side] = TokenTable(tuple(tuple(p) for p in pieces), tuple(logprobs))
+    earlier = None
+    if "earlier_train_loss_SKN" in arrays:
+        earlier = core.Checkpoints(arrays["earlier_train_loss_SKN"], arrays["earlier_test_loss_SKM"])
+    plain = ("estimator", "noise", "rho", "loss", "measured", "censored", "facts")
+    return {
+        "train": _dataset_from_json(content["train"]),
+        "test": _dataset_from_json(content["test"]),
+        "members": tuple(int(m) for m in arrays["members_K"]),
+        **{name: arrays[name] for name in ("train_loss_KN", "test_loss_KM", "inclusion_KN")},
+        **{name: content[name] for name in plain},
+        "tokens": tokens,
+        "earlier": earlier,
+    }
+
+
+def _dataset_to_json(dataset: Dataset) -> dict[str, Any]:
+    return {"name": dataset.name, "records": [e.to_record() for e in dataset]}
+
+
+def _dataset_from_json(content: dict[str, Any]) -> Dataset:
+    return Dataset.from_records(content["records"], name=content["name"])

@@ -1,0 +1,162 @@
+"""Scores in the forms that other tools read, written block by block: the N x M scores need not fit into memory.
+
+* ``npy``: one (N, M) array for ``numpy.load``;
+* ``parquet``: one row a pair (``train_id``, ``test_id``, ``score``), for pandas, polars, DuckDB, ...;
+* ``bergson``: bergson's score folder (``scores.bin`` and ``info.json``; bergson 2.5, read there with
+  ``bergson.data.load_scores``), one record a training example, one field a test example.
+
+The sign is ours everywhere, positive = helpful; bergson calls that ``higher_is_better`` (pass it where its commands
+ask). Everything is written to a ``.part`` and then renamed, so that a reader never sees half a file.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from itertools import chain
+from pathlib import Path
+from typing import Any, Literal, TypeAlias, get_args
+
+import numpy as np
+from numpy.typing import NDArray
+
+from daunce_api.errors import ConfigurationError, DataError, MissingExtraError
+from daunce_api.writing import replacing
+
+ScoreFormat = Literal["npy", "parquet", "bergson"]
+Blocks: TypeAlias = Iterable[NDArray[Any]]
+"""(n, M) scores of consecutive training examples, N rows in all."""
+
+
+def write_scores(path: Path, form: str, blocks: Blocks, train_ids: Sequence[str], test_ids: Sequence[str]) -> Path:
+    """Write scores, and return where.
+
+    Args:
+        path: the file, or with ``bergson`` the folder; folders above it are made.
+        form: a `ScoreFormat`.
+        blocks: (n, M) scores in the order of ``train_ids``, float32 or float64; positive = helpful.
+        train_ids, test_ids: N and M ids; only ``parquet`` keeps them.
+
+    Raises:
+        ConfigurationError: an unknown form.
+        DataError: blocks that do not make up (N, M), or with ``bergson`` scores that are missing.
+        MissingExtraError: ``parquet`` without pyarrow.
+        StoreError: the file cannot be written.
+    """
+    write: dict[str, Callable[..., None]] = {"npy": _npy, "parquet": _parquet, "bergson": _bergson}
+    if form not in write:
+        raise ConfigurationError(
+            f"Scores cannot be written as {form!r}; there are: {', '.join(get_args(ScoreFormat))}."
+        )
+    write[form](path, _checked(blocks, len(train_ids), len(test_ids)), train_ids, test_ids)
+    return path
+
+
+def load_bergson(folder: str | Path) -> NDArray[Any]:
+    """Read a bergson score folder (one row a document) as (N, M) scores; the sign is the folder's.
+
+    Raises:
+        DataError: not such a folder, or scores in it were never written.
+    """
+    folder = Path(folder)
+    try:
+        info = json.loads((folder / "info.json").read_text())
+        record = np.dtype(info["dtype"])
+        rows = np.memmap(folder / "scores.bin", dtype=record, mode="r", shape=(int(info["num_rows"]),))
+        count = int(info["num_scores"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise DataError(f"{folder} is not a score folder of bergson ({error}).") from error
+    if info.get("attribute_tokens"):
+        raise DataError(f"{folder} holds scores of tokens; only scores of documents can be read.")
+    if not all(rows[f"written_{j}"].all() for j in range(count)):
+        raise DataError(f"{folder} has scores that were never written; finish the run that makes it.")
+    return np.stack([np.asarray(rows[f"score_{j}"]) for j in range(count)], axis=1)
+
+
+def _checked(blocks: Blocks, rows: int, columns: int) -> Iterator[NDArray[Any]]:
+    """Blocks of one type that make up (rows, columns)."""
+    seen = 0
+    dtype: np.dtype[Any] | None = None
+    for given in blocks:
+        block = np.asarray(given)
+        if dtype is None:
+            dtype = np.dtype(np.float32 if block.dtype == np.float32 else np.float64)
+        if block.ndim != 2 or block.shape[1] != columns or seen + len(block) > rows:
+            raise DataError(f"A block of scores {block.shape} at row {seen} does not fit ({rows}, {columns}) scores.")
+        seen += len(block)
+        yield np.ascontiguousarray(block, dtype=dtype)
+    if seen != rows:
+        raise DataError(f"Scores of {seen} training examples were given for {rows} training ids.")
+
+
+def _npy(path: Path, blocks: Iterator[NDArray[Any]], train_ids: Sequence[str], test_ids: Sequence[str]) -> None:
+    first = next(blocks)
+    header = {"descr": first.dtype.str, "fortran_order": False, "shape": (len(train_ids), len(test_ids))}
+    with replacing(path) as part, part.open("wb") as file:
+        np.lib.format.write_array_header_1_0(file, header)
+        for block in chain([first], blocks):
+            block.tofile(file)
+
+
+def _parquet(path: Path, blocks: Iterator[NDArray[Any]], train_ids: Sequence[str], test_ids: Sequence[str]) -> None:
+    try:
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+    except ImportError as error:
+        raise MissingExtraError("Writing parquet", "parquet") from error
+    first = next(blocks)
+    text = pa.dictionary(pa.int32(), pa.string())
+    fields = [("train_id", text), ("test_id", text), ("score", pa.from_numpy_dtype(first.dtype))]
+    schema = pa.schema(fields, metadata={"sign": "positive = helpful"})
+    test_names = pa.array(list(test_ids), pa.string())
+    start = 0
+    with replacing(path) as part, pq.ParquetWriter(part, schema) as writer:
+        for block in chain([first], blocks):
+            rows, columns = block.shape
+            train = np.arange(rows, dtype=np.int32).repeat(columns)
+            test = np.tile(np.arange(columns, dtype=np.int32), rows)
+            train_names = pa.array(list(train_ids[start : start + rows]), pa.string())
+            writer.write_table(
+                pa.table(
+                    [
+                        pa.DictionaryArray.from_arrays(pa.array(train), train_names),
+                        pa.DictionaryArray.from_arrays(pa.array(test), test_names),
+                        pa.array(block.reshape(-1), from_pandas=True),  # NaN becomes null
+                    ],
+                    schema=schema,
+                )
+            )
+            start += rows
+
+
+def _bergson(path: Path, blocks: Iterator[NDArray[Any]], train_ids: Sequence[str], test_ids: Sequence[str]) -> None:
+    first = next(blocks)
+    rows, columns, width = len(train_ids), len(test_ids), first.dtype.itemsize
+    # bergson aligns each (score, written) pair to the next power of two.
+    pair = np.dtype(
+        {"names": ["score", "written"], "formats": [first.dtype, bool], "offsets": [0, width], "itemsize": 2 * width}
+    )
+    with replacing(path / "scores.bin") as part, part.open("wb") as file:
+        for block in chain([first], blocks):
+            if not np.isfinite(block).all():
+                raise DataError(
+                    "bergson's folder holds one finite score for every pair, and some pairs have none; nothing was "
+                    "written. Leave out the examples that members have not scored, or take npy or parquet."
+                )
+            pairs = np.zeros(block.shape, dtype=pair)
+            pairs["score"], pairs["written"] = block, True
+            pairs.tofile(file)
+    info = {
+        "attribute_tokens": False,
+        "num_items": rows,
+        "num_rows": rows,
+        "num_scores": columns,
+        "dtype": {
+            "names": [name for j in range(columns) for name in (f"score_{j}", f"written_{j}")],
+            "formats": [first.dtype.name, "bool"] * columns,
+            "offsets": [offset for j in range(columns) for offset in (2 * width * j, 2 * width * j + width)],
+            "itemsize": 2 * width * columns,
+        },
+    }
+    with replacing(path / "info.json") as part:
+        part.write_text(json.dumps(info, indent=2))

@@ -1,0 +1,161 @@
+"""Scores of an attribution as tables for people: rankings of examples and of groups, and sums over labels."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Hashable
+from typing import TYPE_CHECKING, Any, cast
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import stats
+
+from daunce_api import core
+from daunce_api.attribution.labels import Label, Labels, in_order, labels_of
+from daunce_api.core.uncertainty import significance_threshold
+from daunce_api.errors import ConfigurationError
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from daunce_api.attribution.attribution import Attribution
+
+_GROUP_QUESTIONS: dict[core.Question, str] = {
+    "attribution": "how much each {what} moves the answer's loss",
+    "retrieval": "whose examples belong to the answer, by {what}",
+}
+
+
+def score_table(attribution: Attribution, by: Labels | None, test_by: Labels | None) -> pd.DataFrame:
+    """See :meth:`Attribution.scores`."""
+    import pandas as pd
+
+    train, test = attribution.train, attribution.test
+    if by is None and test_by is None:
+        return pd.DataFrame(attribution.scores_NM(), index=pd.Index(train.ids, name="train"), columns=test.ids)
+    groups = attribution.groups(train=by, test=test_by)
+    rows = train.ids if by is None else list(groups.train_groups)
+    columns = test.ids if test_by is None else list(groups.test_groups)
+    table = pd.DataFrame(groups.score_GH, index=pd.Index(rows, name=_name(by, "train")), columns=columns)
+    if by is not None:
+        table = table.loc[_sorted(groups.train_groups)]
+    return table if test_by is None else table[_sorted(groups.test_groups)]
+
+
+def ranking_table(attribution: Attribution, ranking: core.Ranking) -> pd.DataFrame:
+    """The examples of a ranking for one answer; see :meth:`Attribution.top`."""
+    import pandas as pd
+
+    score, z = ranking.score_Mk[0], _known(ranking.z_Mk)[0]
+    correlation = ranking.estimator == "correlation"
+    error, marks = _known(ranking.stderr_Mk)[0], _known(ranking.distinguishable_Mk)[0]
+    members = len(attribution.members)
+    rows = []
+    for rank in range(ranking.index_Mk.shape[1]):
+        i = int(ranking.index_Mk[0, rank])
+        if i < 0:
+            break
+        example = attribution.train[i]
+        rows.append(
+            {
+                "rank": rank + 1,
+                "id": example.id,
+                "source": example.source,
+                **_interval(score[rank], error[rank], z[rank], bool(marks[rank]), members, correlation=correlation),
+                "prompt": example.prompt_text(),
+                "completion": example.completion_text(),
+            }
+        )
+    table = pd.DataFrame(rows)
+    table.attrs.update(
+        estimator=ranking.estimator, why=ranking.why, question=ranking.question, measured=attribution.measured
+    )
+    return table
+
+
+def group_ranking_table(
+    attribution: Attribution,
+    test: str,
+    k: int,
+    *,
+    by: Labels,
+    opponents: bool,
+    question: core.Question,
+    fdr: float | None,
+) -> pd.DataFrame:
+    """See :meth:`Attribution.top_groups`."""
+    import pandas as pd
+
+    j = attribution.test.position(test)
+    members = len(attribution.members)
+    groups = attribution.groups(train=by, question=question)
+    sizes = Counter(labels_of(attribution.train, by))
+    score_GM, error_GM = groups.score_GH, groups.stderr_GH
+    z_GM = np.divide(score_GM, error_GM, out=np.full(score_GM.shape, np.nan), where=error_GM > 0)
+    mark_GM = _told_apart(z_GM, members, fdr)
+    name = _name(by, "train")
+    rows = [
+        {
+            name: label,
+            "examples": sizes[cast("Label", label)],
+            **_interval(score_GM[g, j], error_GM[g, j], z_GM[g, j], bool(mark_GM[g, j]), members),
+        }
+        for g, label in enumerate(groups.train_groups)
+    ]
+    table = pd.DataFrame(rows).sort_values("score", ascending=opponents, kind="stable").head(k)
+    table.insert(0, "rank", range(1, len(table) + 1))
+    table.attrs.update(
+        estimator=groups.estimator,
+        why=groups.why,
+        question=_GROUP_QUESTIONS[question].format(what=name),
+        measured=attribution.measured,
+    )
+    return table.reset_index(drop=True)
+
+
+def _sorted(groups: tuple[Hashable, ...]) -> list[Label]:
+    return in_order(cast("tuple[Label, ...]", groups))
+
+
+def _name(by: Labels | None, single: str) -> str:
+    """What one row is, as the name of its column."""
+    if by is None:
+        return single
+    return "source" if isinstance(by, str) else "group"
+
+
+def _told_apart(z_GM: NDArray[Any], members: int, fdr: float | None) -> NDArray[np.bool_]:
+    """Which sums can be told from zero: each by itself at 5 %, or with a false-discovery rate over all of them
+    (Benjamini and Hochberg 1995)."""
+    size = np.abs(z_GM)
+    if fdr is None:
+        return np.asarray(size >= significance_threshold(members))
+    if not 0 < fdr < 1:
+        raise ConfigurationError(f"A false-discovery rate lies in (0, 1); got fdr={fdr}.")
+    known = np.isfinite(size)
+    marks = np.zeros(size.shape, dtype=np.bool_)
+    if known.any():
+        p_value = 2 * stats.t.sf(size[known], members - 1)
+        marks[known] = stats.false_discovery_control(p_value) <= fdr
+    return marks
+
+
+def _interval(
+    score: float, stderr: float, z: float, marked: bool, members: int, *, correlation: bool = False
+) -> dict[str, Any]:
+    """A score with its standard error, 95 % interval, z and mark, as plain numbers."""
+    low, high = core.confidence_interval(np.asarray(score), np.asarray(stderr), members, correlation=correlation)
+    return {
+        "score": float(score),
+        "stderr": float(stderr),
+        "low": float(low),
+        "high": float(high),
+        "z": float(z),
+        "distinguishable": marked,
+    }
+
+
+def _known(values: NDArray[Any] | None) -> NDArray[Any]:
+    if values is None:
+        raise ConfigurationError("this ranking was made without standard errors.")
+    return values

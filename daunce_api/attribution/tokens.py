@@ -1,0 +1,175 @@
+"""Which tokens carry a pair's score: those of the answer and those of the training example.
+
+Every estimator is ``a_i^T W b_j`` with W (K, K), a the centred training losses and b the test losses (`correlation`
+divides by both norms). An example's loss is the mean or sum over its tokens (of losses or margins), so a pair's score
+is a sum over the tokens of either side, exactly. Where test losses are taken on the log scale, ``f(l_k) - f(mean l)``
+is split over the answer's tokens in proportion to each token's share of ``l_k - mean l``, member by member, which keeps
+the sum exact.
+`inclusion` does not look at training losses: there only the answer's side can be split.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+from daunce_api import core
+from daunce_api.attribution.labels import Side
+from daunce_api.core.checkpoints import centred
+from daunce_api.core.losses import token_losses
+from daunce_api.core.spectrum import stabilised
+from daunce_api.errors import DataError
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from daunce_api.attribution.attribution import Attribution
+
+Floats = NDArray[np.float64]
+
+
+@dataclass(frozen=True, eq=False)
+class TokenTable:
+    """Token log-probabilities of every member, for token-level views.
+
+    ``pieces`` holds the completion tokens of each example as printable strings, ``logprobs`` one (K, T_i) array an
+    example in nats, NaN where a member has not scored it.
+    """
+
+    pieces: tuple[tuple[str, ...], ...]
+    logprobs: tuple[Floats, ...]
+
+
+class Split:
+    """The scores of an attribution, split over tokens.
+
+    Attributes:
+        why: why they cannot be; "" where they can.
+        why_not_train: why the training side cannot; "" where it can.
+        final_only: the scores also use earlier checkpoints, of which tokens are not kept: what is split is the score of
+            the same estimator on the final models.
+    """
+
+    def __init__(self, attribution: Attribution) -> None:
+        self._attribution = attribution
+        choice = attribution.choice
+        self.final_only = attribution.earlier is not None and choice.setting.checkpoints
+        self._correlation = choice.estimator.name == "correlation"
+        # A correlation is a covariance over two norms, which all tokens share.
+        self._estimator = core.ESTIMATORS["covariance"] if self._correlation else choice.estimator
+        self._setting = replace(choice.setting, log_offset=None)
+        self._offset = choice.setting.log_offset
+        self._members = core.member_losses(
+            attribution.train_loss_KN, attribution.test_loss_KM, attribution.inclusion_KN
+        )
+        self._whole_N = np.asarray(np.isfinite(self._members.train_KN).all(axis=0))
+        whole_M = np.asarray(np.isfinite(self._members.test_KM).all(axis=0))
+        # An example that nobody has scored has no pairs; one that some have scored makes every pair a case of its own.
+        gaps = any(
+            (np.isfinite(loss).any(axis=0) & ~whole).any()
+            for loss, whole in ((self._members.train_KN, self._whole_N), (self._members.test_KM, whole_M))
+        )
+        if "test" not in attribution.tokens:
+            self.why = "token log-probabilities of the answers were not kept"
+        else:
+            self.why = "some members have not scored every example" if gaps or not self._whole_N.any() else ""
+        if choice.estimator.name == "inclusion":
+            self.why_not_train = "inclusion does not look at the losses of training examples"
+        elif "train" not in attribution.tokens:
+            self.why_not_train = "token log-probabilities of the training examples were not kept"
+        else:
+            self.why_not_train = ""
+
+    def train_parts(self, i: int, j: int) -> Floats:
+        """(T,) part of each token of training example i in its score to test example j; they sum to the score."""
+        tokens_KT = centred(self._losses("train", i))
+        return np.asarray(tokens_KT.T @ (self._map_KK @ self._test_loss(j)) * self._factor(i, j))
+
+    def test_parts(self, i: int, j: int) -> Floats:
+        """(U,) part of each token of test example j in the score of training example i to it; they sum to the score."""
+        losses_KU = self._losses("test", j)
+        tokens_KU = centred(losses_KU)
+        if self._offset is not None:
+            loss_K = losses_KU.sum(axis=1)
+            away_K = loss_K - loss_K.mean()
+            moved_K = stabilised(np.append(loss_K, loss_K.mean())[:, None], self._offset)[:, 0]
+            slope_K = np.divide(
+                moved_K[:-1] - moved_K[-1], away_K, out=np.ones_like(away_K), where=np.abs(away_K) > 1e-12
+            )
+            tokens_KU = tokens_KU * slope_K[:, None]
+        return np.asarray(self._left(i) @ self._map_KK @ tokens_KU * self._factor(i, j))
+
+    @cached_property
+    def _map_KK(self) -> Floats:
+        """W: what the estimator makes of a test column, one column for each member; centring included."""
+        return np.asarray(self._factors.right_RM)
+
+    @cached_property
+    def _factors(self) -> core.Factors:
+        members = self._members
+        columns = replace(
+            members,
+            train_KN=members.train_KN[:, self._whole_N].astype(np.float64),
+            test_KM=np.eye(members.count),
+            inclusion_KN=None if members.inclusion_KN is None else members.inclusion_KN[:, self._whole_N],
+            complete=True,
+        )
+        return self._estimator.factorise(columns, self._setting)
+
+    def _losses(self, side: Side, position: int) -> Floats:
+        """(K, T) losses of an example's tokens, which sum to the example's loss."""
+        reduction = self._attribution.loss
+        loss_KT = token_losses(self._attribution.tokens[side].logprobs[position][self._members.kept], reduction)
+        return np.asarray(loss_KT / (1 if reduction == "sum" else loss_KT.shape[1]))
+
+    def _left(self, i: int) -> Floats:
+        """(K,) what the estimator takes from the training example."""
+        return np.asarray(self._factors.left_RN[:, int(self._whole_N[:i].sum())])
+
+    def _test_loss(self, j: int) -> Floats:
+        return stabilised(self._members.test_KM[:, [j]].astype(np.float64), self._offset)[:, 0]
+
+    def _factor(self, i: int, j: int) -> float:
+        """1, and for correlations what makes one of a covariance."""
+        if not self._correlation:
+            return 1.0
+        norms = np.linalg.norm(self._left(i)) * np.linalg.norm(centred(self._test_loss(j)))
+        return float((self._members.count - 1) / norms) if norms else 0.0
+
+
+def pair_tokens(attribution: Attribution, train: str, test: str) -> pd.DataFrame:
+    """See :meth:`Attribution.token_scores`."""
+    import pandas as pd
+
+    i, j = attribution.train.position(train), attribution.test.position(test)
+    split = attribution.token_split
+    if split.why:
+        raise DataError(f"Scores of this attribution cannot be split over tokens: {split.why}.")
+    for side, position, losses in (("train", i, attribution.train_loss_KN), ("test", j, attribution.test_loss_KM)):
+        if not np.isfinite(losses[:, position]).any():
+            raise DataError(f"No member has scored {side} example {getattr(attribution, side).ids[position]!r}.")
+    parts: list[tuple[Side, int, Floats]] = [("test", j, split.test_parts(i, j))]
+    if not split.why_not_train:
+        parts.append(("train", i, split.train_parts(i, j)))
+    table = pd.DataFrame(
+        {
+            "side": [side for side, _, part in parts for _ in part],
+            "position": [t for _, _, part in parts for t in range(len(part))],
+            "token": [piece for side, position, _ in parts for piece in attribution.tokens[side].pieces[position]],
+            "score": np.concatenate([part for _, _, part in parts]),
+        }
+    )
+    table.attrs.update(
+        train=train,
+        test=test,
+        score=float(parts[0][2].sum()),
+        estimator=attribution.choice.estimator.name,
+        why=attribution.choice.why,
+        left_out=split.why_not_train,
+        final_only=split.final_only,
+    )
+    return table
