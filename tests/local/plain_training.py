@@ -38,13 +38,14 @@ import torch
 from pathlib import Path
 from daunce_api.backends.local.language import FullSettings, LanguageModel, LoraSettings
 from daunce_api.backends.local.memory import plan_full_memory, plan_memory
+from daunce_api.backends.local.objectives import Objective
 from daunce_api.backends.local.trainees import Member
 from daunce_api.backends.local.training import train_full, train_members
 from daunce_api.dataset import Dataset
 from daunce_api.tokens import encode_example
 
 torch.set_num_threads(1)
-model = LanguageModel.load("daunce-tiny")
+model = LanguageModel.load("daunce-tiny", gradient_checkpointing=checkpointing)
 words = "river stone garden engine winter song bridge ".split()
 texts = [
     {"prompt": f"Q: {i}\\nA:", "completion": " " + " ".join(words[i * j % 7] for j in range(40))}
@@ -65,10 +66,12 @@ print(peak * 1024 - held, plan.estimate - plan.keep_bytes)
 """
 
 
-def memory_used(warm_up: str, planned: str) -> tuple[int, int]:
+def memory_used(warm_up: str, planned: str, **names: object) -> tuple[int, int]:
     """Bytes that a process of its own grows by while it runs ``planned``, which sets ``plan``, and what ``plan``
-    expected. ``warm_up`` runs before; both have ``model`` and 64 ``examples``."""
-    code = _BEFORE + warm_up + _HELD + planned + _AFTER
+    expected. ``warm_up`` runs before; both have ``model``, 64 ``examples`` and these ``names``; ``checkpointing`` is
+    the model's."""
+    given = "".join(f"{name} = {value!r}\n" for name, value in ({"checkpointing": False} | names).items())
+    code = given + _BEFORE + warm_up + _HELD + planned + _AFTER
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     used, estimate = map(int, done.stdout.split())
     return used, estimate

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -14,13 +16,13 @@ from local_records import records
 from plain_training import memory_used
 from transformers import GPT2Config, GPT2LMHeadModel, GPTNeoXConfig, GPTNeoXForCausalLM
 
-from daunce_api.backends.local import tasks
+from daunce_api.backends.local import memory, tasks
 from daunce_api.backends.local.language import LanguageModel, LoraSettings
 from daunce_api.backends.local.member_work import MemberTask
 from daunce_api.backends.local.memory import activation_bytes_per_token, plan_memory
 from daunce_api.backends.local.objectives import Objective
 from daunce_api.backends.local.tasks import ModelSpec, TrainTask, run_train
-from daunce_api.backends.local.trainees import Member, Weights
+from daunce_api.backends.local.trainees import LoraTrainee, Member, Weights
 from daunce_api.backends.local.training import train_members
 from daunce_api.dataset import Dataset
 from daunce_api.errors import CapabilityError, ConfigurationError
@@ -129,7 +131,7 @@ def test_checkpointed_activations_change_nothing(
     assert_close(checkpointed, plain, 1e-6)
     assert not frugal.adapted.model.training
     kept = [activation_bytes_per_token(m.adapted, m.adapter_shapes(None), 4) for m in (model, frugal)]
-    assert kept[1] < 0.5 * kept[0]
+    assert kept[1] < 0.8 * kept[0]  # one of its two layers is there while it is computed again
 
 
 def test_bfloat16_is_near_float32(model: LanguageModel, model_folder: Path, examples: list[EncodedExample]):
@@ -165,25 +167,54 @@ def test_the_memory_plan_keeps_to_the_limit(model: LanguageModel):
         assert 5 * adapter * plan.members < plan.estimate <= limit
 
 
+MODES: dict[str, dict[str, object]] = {
+    "plain": {},
+    "checkpointed, with dropout": {"checkpointing": True, "dropout": 0.1, "targets": ("gate_proj", "down_proj")},
+    "influence": {"kind": "influence"},
+    "fisher": {"kind": "fisher"},
+}
+
+
 @pytest.mark.slow
-def test_the_memory_that_is_used_stays_below_the_estimate():
+@pytest.mark.parametrize("mode", MODES)
+def test_the_memory_that_is_used_stays_below_the_estimate(mode: str):
     used, estimate = memory_used(
         """
-settings = LoraSettings(n_epochs=1, batch_size=16)
-shapes = model.adapter_shapes(None)
+settings = LoraSettings(n_epochs=1, batch_size=16, dropout=dropout, targets=targets)
+shapes = model.adapter_shapes(targets)
 
-def run(members, max_tokens):
+def run(members, max_tokens, keep_bytes):
     group = [Member(examples[:16], k) for k in range(members)]
-    train_members(model.adapted, group, shapes, settings, max_tokens=max_tokens)
+    train_members(
+        model.adapted, group, shapes, settings, objective=Objective(kind), max_tokens=max_tokens, keep_bytes=keep_bytes
+    )
 
-run(1, 128)
+run(1, 128, 0)
 """,
         """
-plan = plan_memory(model.adapted, shapes, 8, wanted=16, longest=80, limit=400 << 20)
-run(plan.members, plan.max_tokens)
+plan = plan_memory(
+    model.adapted, shapes, 8, wanted=16, longest=80, limit=400 << 20, dropout=dropout > 0, objective=kind
+)
+run(plan.members, plan.max_tokens, 0)
 """,
+        **{"dropout": 0.0, "targets": None, "kind": "subset", **MODES[mode]},
     )
-    assert 0.3 * estimate < used <= estimate
+    assert 0.3 * estimate < used <= estimate, (used >> 20, estimate >> 20)
+
+
+def test_free_memory_is_shared_and_a_containers_limit_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    cpu = torch.device("cpu")
+    monkeypatch.setattr(memory, "_container_rest", lambda: [])
+    monkeypatch.setattr(memory.psutil, "virtual_memory", lambda: SimpleNamespace(available=4000))
+    assert (memory.default_limit(cpu, 1), memory.default_limit(cpu, 2)) == (2000, 1000)
+    monkeypatch.setattr(memory, "_container_rest", lambda: [600])
+    assert memory.default_limit(cpu, 1) == 300
+    monkeypatch.undo()
+    assert memory._container_rest(tmp_path) == []
+    (tmp_path / "memory.current").write_text("700\n")
+    for limit, rest in (("max", []), ("1000", [300]), ("500", [0])):
+        (tmp_path / "memory.max").write_text(f"{limit}\n")
+        assert memory._container_rest(tmp_path) == rest
 
 
 def test_members_are_split_by_memory_and_by_steps_and_keep_their_order(
@@ -228,3 +259,25 @@ def test_what_cannot_be_trained_together_is_trained_alone(model_folder: Path, mo
     for a, b in zip(whole, alone, strict=True):
         assert a.key == b.key
         np.testing.assert_allclose(a.losses, b.losses, rtol=1e-4)
+
+
+def test_adapters_lie_where_their_modules_are(model: LanguageModel, examples: list[EncodedExample]):
+    """Two GPUs, played by a CPU and by torch's device without storage."""
+    shapes = model.adapter_shapes(None)
+    first, *others = shapes
+    elsewhere = copy.deepcopy(model.adapted.modules[first]).to("meta")
+    adapted = copy.copy(model.adapted)
+    adapted.modules = {**model.adapted.modules, first: elsewhere}
+    trainee = LoraTrainee(adapted, [Member(examples, 1), Member(examples, 2)], shapes, SHORT)
+    held = trainee.active([], 0).weights
+    assert {t.device.type for t in held[first]} == {"meta"}
+    assert {t.device.type for name in others for t in held[name]} == {"cpu"}
+
+
+def test_a_model_that_does_not_fit_its_gpus_is_refused(model_folder: Path, monkeypatch: pytest.MonkeyPatch):
+    def partly_loaded(*_: object, **__: object) -> torch.nn.Module:
+        return torch.nn.Sequential(torch.nn.Linear(2, 2), torch.nn.Linear(2, 2, device="meta"))
+
+    monkeypatch.setattr("daunce_api.backends.local.models.AutoModelForCausalLM.from_pretrained", partly_loaded)
+    with pytest.raises(ConfigurationError, match="does not fit into the memory of the GPUs"):
+        LanguageModel.load(model_folder, device_map="auto")

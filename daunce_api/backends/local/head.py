@@ -166,6 +166,10 @@ def token_statistics(
     ``hidden`` and the head's weights; without ``hidden_0`` the third value is zero, and so is the margin unless it is
     asked for. Logits are recomputed in the backward pass unless they fit into one slice.
     """
+    device = head.weight.device  # with device_map the head may be on another one than the tokens
+    hidden, target = hidden.to(device), target.to(device)
+    if hidden_0 is not None and log_sum_0 is not None:
+        hidden_0, log_sum_0 = hidden_0.to(device), log_sum_0.to(device)
     nats, margin, shift = _TokenStatistics.apply(  # type: ignore[no-untyped-call]
         hidden, head.weight, head.bias, head, target, head_0 or head, hidden_0, log_sum_0, with_margin
     )

@@ -62,5 +62,4 @@ class HotFineTunes:
         unknown = [n for n in loaded.weights if n not in self._model.modules]
         if unknown:
             raise ConfigurationError(f"{folder.name} belongs to another model: {self._name} has no {unknown[0]}")
-        device = self._model.device
-        return ActiveLora({n: (a.to(device), b.to(device)) for n, (a, b) in loaded.weights.items()}, loaded.scaling)
+        return ActiveLora(self._model.placed(loaded.weights), loaded.scaling)

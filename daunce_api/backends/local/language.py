@@ -46,7 +46,7 @@ class LanguageModel:
         *,
         device: str = "cpu",
         dtype: str = "float32",
-        device_map: str | None = None,
+        device_map: str | Mapping[str, int | str] | None = None,
         quantisation: str | None = None,
         gradient_checkpointing: bool = False,
     ) -> LanguageModel:

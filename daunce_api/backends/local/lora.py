@@ -127,6 +127,11 @@ class AdaptedModel:
         """Where token ids go in."""
         return torch.device(self.model.device)
 
+    def placed(self, weights: Mapping[str, tuple[Tensor, Tensor]]) -> dict[str, tuple[Tensor, Tensor]]:
+        """An adapter, each part where the module is that it belongs to: with ``device_map`` not all are on one GPU."""
+        devices = {name: next(self.modules[name].parameters()).device for name in weights}
+        return {name: (a.to(devices[name]), b.to(devices[name])) for name, (a, b) in weights.items()}
+
     @contextmanager
     def using(self, active: Active | None) -> Iterator[None]:
         """Have every forward pass computed with ``active`` (None: the base model alone), also the passes that gradient
@@ -202,12 +207,13 @@ def add_update(
     """
     x = x.to(a.dtype)
     if mask is not None:
-        x = x * mask
+        x = x * mask.to(x.device)
     if rows is None:
         update = linear(linear(x, a), b)
         return torch.add(output, update.to(output.dtype), alpha=scaling)
     if x.dim() != 3 or x.shape[0] != rows.shape[0]:
         raise CapabilityError("this architecture does not keep the rows of a batch apart; train one member at a time.")
+    rows = rows.to(a.device)
     update = torch.bmm(torch.bmm(x, a.index_select(0, rows).mT), b.index_select(0, rows).mT)
     return torch.add(output, update.to(output.dtype), alpha=scaling)
 

@@ -2,26 +2,30 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 
+import psutil
 import torch
 from torch import Tensor
 
 from .head import SLICE_ELEMENTS
 from .lora import Active, ActiveFull, ActiveLora, AdaptedModel, Positions
+from .objectives import ObjectiveKind
 
 CPU_TOKENS = 2048
 """Padded tokens of a pass on a CPU; 4,096 and 8,192 were no faster with the embedded model."""
 CUDA_TOKENS = 32768
 COPIES = 5
 """Float32 copies of a member's adapter: weights, gradient, two moments of AdamW, and the start."""
-HEAD_COPIES = 5
+HEAD_COPIES: Mapping[ObjectiveKind, int] = {"subset": 5, "influence": 8, "fisher": 10}
 """Float32 copies of a slice of logits that are alive at once in a pass through the head."""
 FULL_BYTES = 20
 """Bytes that a full fine-tune takes a weight beside the base model: weights, float32 copies where the model is held in
 half precision, gradient, two moments of AdamW, and the start."""
+MASK_COPIES = 3
+"""Float32 copies of what is adapted, where there is dropout: the masks, and the masked inputs that backward needs."""
 ACTIVATION_FACTOR = 2.0
 """Memory of a pass over what is saved for the backward pass: gradients, temporaries, the allocator's own losses."""
 
@@ -38,36 +42,50 @@ class MemoryPlan:
 
 
 def plan_memory(
-    model: AdaptedModel, shapes: Mapping[str, tuple[int, int]], rank: int, *, wanted: int, longest: int, limit: int
+    model: AdaptedModel,
+    shapes: Mapping[str, tuple[int, int]],
+    rank: int,
+    *,
+    wanted: int,
+    longest: int,
+    limit: int,
+    dropout: bool = False,
+    objective: ObjectiveKind = "subset",
 ) -> MemoryPlan:
     """The largest plan of at most ``wanted`` members that ``limit`` bytes allow.
 
     One member and one row of the ``longest`` example are planned even where they need more than the limit.
     """
     per_member = 4 * COPIES * rank * sum(n_in + n_out for n_in, n_out in shapes.values())
-    max_tokens, pass_bytes = _plan_pass(model, _adapted(model, shapes, rank), longest, limit - per_member)
+    per_token = _activation_bytes(model, _adapted(model, shapes, rank))
+    if dropout:
+        per_token += 4 * MASK_COPIES * sum(n_in for n_in, _ in shapes.values())
+    max_tokens, pass_bytes = _plan_pass(model, per_token, longest, limit - per_member, objective)
     left = limit - per_member - pass_bytes
     keep_bytes = max(0, left // 4)
     members = 1 + max(0, min(wanted - 1, (left - keep_bytes) // per_member))
     return MemoryPlan(members, max_tokens, keep_bytes, members * per_member + pass_bytes + keep_bytes)
 
 
-def plan_full_memory(model: AdaptedModel, *, longest: int, limit: int) -> MemoryPlan:
+def plan_full_memory(
+    model: AdaptedModel, *, longest: int, limit: int, objective: ObjectiveKind = "subset"
+) -> MemoryPlan:
     """The plan of one full fine-tune; it needs what it needs for weights and optimiser even above the limit."""
     weights = FULL_BYTES * sum(t.numel() for t in model.own_weights.values())
     trained = ActiveFull(model.own_weights, trained=True)
-    max_tokens, pass_bytes = _plan_pass(model, trained, longest, limit - weights)
+    max_tokens, pass_bytes = _plan_pass(model, _activation_bytes(model, trained), longest, limit - weights, objective)
     keep_bytes = max(0, (limit - weights - pass_bytes) // 4)
     return MemoryPlan(1, max_tokens, keep_bytes, weights + pass_bytes + keep_bytes)
 
 
-def _plan_pass(model: AdaptedModel, active: Active, longest: int, left: int) -> tuple[int, int]:
+def _plan_pass(
+    model: AdaptedModel, per_token: float, longest: int, left: int, objective: ObjectiveKind
+) -> tuple[int, int]:
     """Padded tokens of a forward pass that takes at most half of ``left`` bytes, and the bytes that it takes."""
-    per_token = _activation_bytes(model, active)
     vocabulary = model.output.vocabulary
 
     def pass_bytes(tokens: int) -> int:
-        return int(tokens * per_token) + 4 * HEAD_COPIES * min(SLICE_ELEMENTS, tokens * vocabulary)
+        return int(tokens * per_token) + 4 * HEAD_COPIES[objective] * min(SLICE_ELEMENTS, tokens * vocabulary)
 
     max_tokens = CPU_TOKENS if model.device.type == "cpu" else CUDA_TOKENS
     while max_tokens > longest and pass_bytes(max_tokens) > left / 2:
@@ -87,16 +105,24 @@ _ROWS, _WIDTH = 4, 16
 
 def _adapted(model: AdaptedModel, shapes: Mapping[str, tuple[int, int]], rank: int) -> ActiveLora:
     weights = {
-        name: (
-            torch.zeros(1, rank, n_in, device=model.device, requires_grad=True),
-            torch.zeros(1, n_out, rank, device=model.device, requires_grad=True),
-        )
+        name: (torch.zeros(1, rank, n_in, requires_grad=True), torch.zeros(1, n_out, rank, requires_grad=True))
         for name, (n_in, n_out) in shapes.items()
     }
-    return ActiveLora(weights, 1.0, torch.zeros(_ROWS, dtype=torch.long, device=model.device))
+    return ActiveLora(model.placed(weights), 1.0, torch.zeros(_ROWS, dtype=torch.long, device=model.device))
 
 
 def _activation_bytes(model: AdaptedModel, active: Active) -> float:
+    """Bytes a token: with checkpointing what is kept at the layers' boundaries, and what one layer saves when it is
+    computed again."""
+    with model.training():
+        saved = _saved_bytes(model, active)
+    if model.checkpointing:  # outside of training mode nothing is checkpointed
+        saved += _saved_bytes(model, active) / max(1, int(model.model.config.num_hidden_layers))
+    return ACTIVATION_FACTOR * max(1.0, saved)
+
+
+def _saved_bytes(model: AdaptedModel, active: Active) -> float:
+    """Bytes a token that a forward pass saves for its backward pass, counted on a small batch."""
     known = {t.untyped_storage().data_ptr() for t in model.own_weights.values()}
     saved: dict[int, int] = {}
 
@@ -109,14 +135,27 @@ def _activation_bytes(model: AdaptedModel, active: Active) -> float:
     inputs = torch.zeros(_ROWS, _WIDTH, dtype=torch.long, device=model.device)
     at = torch.arange(_ROWS * _WIDTH, device=model.device)
     positions = Positions(at // _WIDTH, at % _WIDTH, torch.zeros_like(at))
-    with model.training(), model.using(active), torch.autograd.graph.saved_tensors_hooks(count, lambda t: t):
+    with model.using(active), torch.autograd.graph.saved_tensors_hooks(count, lambda t: t):
         hidden = model.hidden(inputs, positions)
-    bytes_per_token = (sum(saved.values()) + hidden.nbytes) / (_ROWS * _WIDTH)
-    return ACTIVATION_FACTOR * max(1.0, bytes_per_token)
+    return (sum(saved.values()) + hidden.nbytes) / (_ROWS * _WIDTH)
 
 
 def default_limit(device: torch.device, workers: int) -> int:
-    """Bytes that a worker may use beside the model: half of what is free now, shared by the workers of a CPU."""
+    """Bytes that a worker may use beside the model: half of what is free now, shared by the workers."""
+    return _free(device) // (2 * workers)
+
+
+def _free(device: torch.device) -> int:
     if device.type == "cuda":
-        return int(torch.cuda.mem_get_info(device)[0]) // 2
-    return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // (2 * workers)
+        idle = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        return int(torch.cuda.mem_get_info(device)[0]) + idle
+    return min([int(psutil.virtual_memory().available), *_container_rest()])
+
+
+def _container_rest(folder: Path = Path("/sys/fs/cgroup")) -> list[int]:
+    """What this process's container has left, where it has a limit (cgroup 2)."""
+    try:
+        limit, used = ((folder / name).read_text().strip() for name in ("memory.max", "memory.current"))
+        return [] if limit == "max" else [max(0, int(limit) - int(used))]
+    except (OSError, ValueError):
+        return []

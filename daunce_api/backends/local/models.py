@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import tempfile
+from collections.abc import Mapping
 from importlib.resources import files
 from importlib.util import find_spec
 from pathlib import Path
@@ -57,7 +58,7 @@ def load_causal_lm(
     *,
     dtype: torch.dtype,
     device: str,
-    device_map: str | None = None,
+    device_map: str | Mapping[str, int | str] | None = None,
     quantisation: str | None = None,
 ) -> PreTrainedModel:
     """A frozen causal language model in evaluation mode; weights from safetensors only (never a pickle).
@@ -86,6 +87,11 @@ def load_causal_lm(
             logging.enable_progress_bar()
     if device_map is None and quantisation is None:
         model.to(device)
+    if any(p.device.type == "meta" for p in model.parameters()):
+        raise ConfigurationError(
+            f"{folder.name} does not fit into the memory of the GPUs here, and parts that wait on the CPU or on disk "
+            "cannot be trained. Use more GPUs, quantisation: 8bit or 4bit, or a smaller dtype."
+        )
     model.eval()
     model.requires_grad_(False)
     return model

@@ -151,5 +151,6 @@ def positions_of(examples: Sequence[EncodedExample], device: torch.device) -> Po
 
 
 def _per_example(values: Tensor, row: Tensor, count: int) -> Tensor:
+    row = row.to(values.device)
     counts = torch.bincount(row, minlength=count)
     return torch.zeros(count, dtype=values.dtype, device=values.device).index_add(0, row, values) / counts

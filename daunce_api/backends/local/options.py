@@ -82,7 +82,7 @@ class LocalOptions(Options):
         """Worker processes of this machine."""
         if self.engine == "thread" or (self.workers is None and self.device != "cpu"):
             return 1
-        return self.workers or max(1, (os.cpu_count() or 1) // self.threads)
+        return self.workers or max(1, usable_cores() // self.threads)
 
     @property
     def memory_limit(self) -> int | None:
@@ -117,6 +117,12 @@ class LocalOptions(Options):
             device=self.device,
             threads=self.threads,
         )
+
+
+def usable_cores() -> int:
+    """Cores that this process may run on."""
+    affinity = getattr(os, "sched_getaffinity", None)  # not on every system
+    return len(affinity(0)) if affinity is not None else os.cpu_count() or 1
 
 
 def options_of(config: RunConfig) -> LocalOptions:

@@ -153,6 +153,7 @@ def _train_one(
         model.adapted,
         longest=max(len(e.ids) for e in examples),
         limit=task.memory_limit or default_limit(model.adapted.device, task.workers),
+        objective=task.objective.kind,
     )
     earlier: dict[int, Files] = {}
 
@@ -192,6 +193,8 @@ def _train_lora(model: LanguageModel, task: TrainTask, group: Group) -> list[Mem
         wanted=min(len(group), task.at_once or len(group)),
         longest=max(len(e.ids) for _, examples in group for e in examples),
         limit=task.memory_limit or default_limit(device, task.workers),
+        dropout=settings.dropout > 0,
+        objective=task.objective.kind,
     )
     return train_in_halves(
         (group[i : i + plan.members] for i in range(0, len(group), plan.members)),

@@ -99,13 +99,14 @@ class LoraTrainee:
         self._together = len(members) > 1
         self._scaling = settings.alpha / settings.rank
         starts = [m.start or fresh_weights(shapes, settings.rank, m.seed) for m in members]
-        self._weights: Weights = {}
+        stacked: Weights = {}
         for name in shapes:
             a, b = (
                 torch.stack([s[name][i] for s in starts]) if self._together else starts[0][name][i].clone()
                 for i in (0, 1)
             )
-            self._weights[name] = (a.to(model.device).requires_grad_(), b.to(model.device).requires_grad_())
+            stacked[name] = (a, b)
+        self._weights = {n: (a.requires_grad_(), b.requires_grad_()) for n, (a, b) in model.placed(stacked).items()}
 
     @property
     def parameters(self) -> list[Tensor]:
@@ -122,9 +123,7 @@ class LoraTrainee:
             if id(member.start) not in shared:
                 start = None
                 if member.start is not None:
-                    device = self._model.device
-                    weights = {n: (a.to(device), b.to(device)) for n, (a, b) in member.start.items()}
-                    start = ActiveLora(weights, self._scaling)
+                    start = ActiveLora(self._model.placed(member.start), self._scaling)
                 shared[id(member.start)] = References(self._model, head, start, keep_bytes)
         return [shared[id(m.start)] for m in self._members]
 

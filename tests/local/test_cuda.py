@@ -1,0 +1,116 @@
+"""What needs a GPU: skipped where there is none. Tolerances are those of float32 on other hardware, not of bits."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from daunce_api.backends.local.adapters import save_adapter
+from daunce_api.backends.local.classifier import Classifier, ClassifierSettings
+from daunce_api.backends.local.language import LanguageModel, LoraSettings
+from daunce_api.backends.local.memory import default_limit, plan_memory
+from daunce_api.backends.local.objectives import Objective
+from daunce_api.backends.local.trainees import Member
+from daunce_api.backends.local.training import train_members
+from daunce_api.tokens import EncodedExample
+
+SETTINGS = LoraSettings(n_epochs=1, batch_size=8, rank=4, learning_rate=1e-3)
+OBJECTIVES = [Objective(), Objective("influence", rho=2.0), Objective("fisher")]
+
+gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU is here")
+two_gpus = pytest.mark.skipif(torch.cuda.device_count() < 2, reason="fewer than two GPUs are here")
+
+
+def trained(model: LanguageModel, examples: list[EncodedExample], objective: Objective = OBJECTIVES[0]) -> np.ndarray:
+    """(2, steps) losses of two members."""
+    shapes = model.adapter_shapes(None)
+    members = [Member(examples, 1), Member(examples, 2)]
+    _, losses, _ = train_members(model.adapted, members, shapes, SETTINGS, objective=objective, max_tokens=2048)
+    return np.array(losses)
+
+
+@gpu
+@pytest.mark.parametrize("objective", OBJECTIVES, ids=lambda o: o.kind)
+def test_training_is_that_of_the_cpu(
+    model: LanguageModel, model_folder: Path, examples: list[EncodedExample], objective: Objective
+):
+    on_gpu = LanguageModel.load(model_folder, device="cuda")
+    np.testing.assert_allclose(
+        trained(on_gpu, examples, objective), trained(model, examples, objective), rtol=1e-3, atol=1e-3
+    )
+
+
+@gpu
+@pytest.mark.parametrize(
+    "options", [{"dtype": "bfloat16"}, {"gradient_checkpointing": True}, {"quantisation": "4bit"}], ids=str
+)
+def test_every_way_to_hold_the_model_trains_about_the_same(
+    model: LanguageModel, model_folder: Path, examples: list[EncodedExample], options: dict[str, str | bool]
+):
+    if "quantisation" in options:
+        pytest.importorskip("bitsandbytes")
+    held = LanguageModel.load(model_folder, device="cuda", **options)
+    exact = "gradient_checkpointing" in options
+    assert abs(trained(held, examples) - trained(model, examples)).max() < (1e-3 if exact else 0.3)
+
+
+@gpu
+def test_scoring_is_that_of_the_cpu(
+    model: LanguageModel, model_folder: Path, examples: list[EncodedExample], tmp_path: Path
+):
+    shapes = model.adapter_shapes(None)
+    weights, _, _ = train_members(model.adapted, [Member(examples, 1)], shapes, SETTINGS, max_tokens=2048)
+    save_adapter(tmp_path / "adapter", weights[0], SETTINGS, "model")
+    sequences = [(e.ids, e.targets) for e in examples]
+    on_gpu = LanguageModel.load(model_folder, device="cuda")
+    answers = [m.target_logprobs(sequences, adapter=tmp_path / "adapter") for m in (model, on_gpu)]
+    for here, there in zip(*answers, strict=True):
+        np.testing.assert_allclose(here, there, atol=1e-4)
+
+
+@gpu
+def test_memory_stays_below_the_plan(model_folder: Path, examples: list[EncodedExample]):
+    model = LanguageModel.load(model_folder, device="cuda")
+    shapes = model.adapter_shapes(None)
+    limit = min(default_limit(model.adapted.device, 1), 1 << 30)
+    plan = plan_memory(model.adapted, shapes, 4, wanted=16, longest=max(len(e.ids) for e in examples), limit=limit)
+    held = torch.cuda.memory_allocated()
+    torch.cuda.reset_peak_memory_stats()
+    group = [Member(examples, k) for k in range(plan.members)]
+    train_members(model.adapted, group, shapes, SETTINGS, max_tokens=plan.max_tokens, keep_bytes=plan.keep_bytes)
+    assert torch.cuda.max_memory_allocated() - held <= plan.estimate
+
+
+@gpu
+def test_classifiers_are_those_of_the_cpu():
+    inputs, labels = torch.randn(40, 6), torch.arange(40) % 4
+    inclusion = np.random.default_rng(0).permuted(np.tile(np.arange(40) < 20, (5, 1)), axis=1)
+    losses = []
+    for device in ("cpu", "cuda"):
+        classifier = Classifier(
+            lambda: torch.nn.Sequential(torch.nn.Linear(6, 8), torch.nn.ReLU(), torch.nn.Linear(8, 4)), device=device
+        )
+        members = classifier.train(inputs, labels, inclusion, range(5), ClassifierSettings(n_epochs=2, batch_size=8))
+        losses.append(classifier.measure(members, inputs, labels))
+    np.testing.assert_allclose(*losses, atol=1e-3)
+
+
+@two_gpus
+@pytest.mark.parametrize("objective", OBJECTIVES, ids=lambda o: o.kind)
+def test_a_model_spread_over_two_gpus_trains_and_scores(
+    model: LanguageModel, model_folder: Path, examples: list[EncodedExample], objective: Objective, tmp_path: Path
+):
+    spread = LanguageModel.load(
+        model_folder,
+        device="cuda",
+        device_map={"model.embed_tokens": 0, "model.layers.0": 0, "model.layers.1": 1, "model.norm": 1, "lm_head": 1},
+    )
+    np.testing.assert_allclose(
+        trained(spread, examples, objective), trained(model, examples, objective), rtol=1e-3, atol=1e-3
+    )
+    sequences = [(e.ids, e.targets) for e in examples]
+    for here, there in zip(model.target_logprobs(sequences), spread.target_logprobs(sequences), strict=True):
+        np.testing.assert_allclose(here, there, atol=1e-4)
