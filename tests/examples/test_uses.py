@@ -3,8 +3,13 @@
 from __future__ import annotations
 
 import json
+import os
+import re
 import shutil
 import struct
+import subprocess
+import sys
+import tomllib
 import zlib
 from collections.abc import Callable
 from pathlib import Path
@@ -14,6 +19,7 @@ import pytest
 import yaml
 from example_support import DAUNCE, DEMO, ROOT, USES, run_python
 
+CI = ROOT / "examples" / "ci"
 CLEAN_SOURCES = {"devil", "elements", "jargon", "wordnet"}
 
 
@@ -164,19 +170,46 @@ def test_picture_of_fashion(tmp_path: Path) -> None:
 # -- 6: replay in CI -----------------------------------------------------------------------------------------------
 
 
-def test_the_ci_workflow_replays_the_fixture(tmp_path: Path) -> None:
-    """The workflow's own command, in a copy of the fixture, ends well and leaves the report that it uploads."""
-    steps = yaml.safe_load((ROOT / "examples" / "ci" / "replay.yml").read_text())["jobs"]["replay"]["steps"]
-    commands = [step["run"] for step in steps if step.get("run", "").startswith("daunce ")]
-    uploads = [step["with"]["path"] for step in steps if "upload-artifact" in step.get("uses", "")]
-    assert len(commands) == len(uploads) == 1
-    shutil.copytree(
-        ROOT / "fixtures" / "small-run", tmp_path / "fixtures" / "small-run", ignore=shutil.ignore_patterns("run")
-    )
-    for command in commands:
-        state = json.loads(run_python(*DAUNCE, *command.split()[1:], cwd=tmp_path))
-        assert state["members_scored"] == 10
-    assert (tmp_path / uploads[0]).stat().st_size > 10_000
+def test_the_ci_workflow_replays_in_another_repository(tmp_path: Path) -> None:
+    """The workflow as it is but for its three values, beside files of other names: it replays, and finds the report."""
+    workflow = yaml.safe_load((CI / "replay.yml").read_text())
+    steps = workflow["jobs"]["replay"]["steps"]
+    assert "${{ env.INSTALL }}" in [step.get("run") for step in steps]
+    (replay,) = [step for step in steps if step.get("id") == "replay"]
+    (upload,) = [step["with"]["path"] for step in steps if "upload-artifact" in step.get("uses", "")]
+    assert upload == "${{ steps.replay.outputs.report }}"
+    assert not any(path in str(workflow["jobs"]) for path in ("fixtures", "small-run"))
+    shutil.copytree(ROOT / "fixtures" / "small-run", tmp_path / "attribution", ignore=shutil.ignore_patterns("run"))
+    program = tmp_path / "bin" / "daunce"
+    program.parent.mkdir()
+    program.write_text(f"#!{sys.executable}\nfrom daunce_api.cli import main\nmain()\n")
+    program.chmod(0o755)
+    values = {"CONFIG": "attribution/run.yaml", "RECORDING": "attribution/recording"}
+    assert workflow["env"].keys() == {"INSTALL", *values}
+    environment = {
+        **os.environ,
+        **values,
+        "PATH": f"{program.parent}:{Path(sys.executable).parent}:{os.environ['PATH']}",
+        "PYTHONPATH": str(ROOT),
+        "GITHUB_OUTPUT": str(tmp_path / "output"),
+    }
+    subprocess.run(["bash", "-e", "-c", replay["run"]], cwd=tmp_path, env=environment, check=True, timeout=280)
+    assert json.loads((tmp_path / "replayed.json").read_text())["members_scored"] == 10
+    name, _, report = (tmp_path / "output").read_text().strip().partition("=")
+    assert name == "report"
+    assert (tmp_path / report).stat().st_size > 10_000
+
+
+def test_the_ci_workflow_installs_what_it_needs_and_the_guide_says_the_same() -> None:
+    workflow = yaml.safe_load((CI / "replay.yml").read_text())
+    install = workflow["env"]["INSTALL"]
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    asked = re.findall(r"daunce-api\[([\w,]+)\]", install)[0].split(",")
+    assert {"replay", "report"} == set(asked) <= set(extras)
+    guide = (ROOT / "examples" / "guide" / "docs" / "replay.md").read_text()
+    assert yaml.safe_load(re.findall(r"```yaml\n(.*?)```", guide, re.DOTALL)[-1])["env"] == workflow["env"]
+    for value in workflow["env"]:
+        assert f"| `{value}` |" in (CI / "README.md").read_text()
 
 
 # -- 7: a notebook -------------------------------------------------------------------------------------------------
