@@ -13,6 +13,7 @@ import tomllib
 import zlib
 from collections.abc import Callable
 from pathlib import Path
+from xml.etree import ElementTree
 
 import numpy as np
 import pytest
@@ -72,7 +73,8 @@ def test_backdoor_is_found(tmp_path: Path) -> None:
 
 def test_wrong_labels_are_found(tmp_path: Path) -> None:
     script = USES / "label_noise" / "find_wrong_labels.py"
-    out = run_python(script, "--members", "16", "--draws", "1", "--json", "--csv", "curves.csv", cwd=tmp_path)
+    options = ("--json", "--csv", "curves.csv", "--svg", "curves.svg")
+    out = run_python(script, "--members", "16", "--draws", "1", *options, cwd=tmp_path)
     table = json.loads(out)["rankings"]
     assert table["random"]["AP"] < 0.2
     for ranking in ("self-influence: variance", "negative scores: covariance", "cleanlab: self_confidence"):
@@ -81,6 +83,39 @@ def test_wrong_labels_are_found(tmp_path: Path) -> None:
     assert len(curves) == 1 + 1000 * len(table)
     last = [line for line in curves if line.startswith("random,1000,")]
     assert last == ["random,1000,0.1,1.0"]
+    drawn = curves_in(tmp_path / "curves.svg")
+    assert len(drawn) == 5
+    for points in drawn.values():
+        assert (points[:, 0] >= 0).all()
+        assert np.all(np.diff(points[:, 0]) > 0)
+        assert points[-1, 0] == pytest.approx(1.0, abs=0.01)
+    # A tenth of the labels is wrong, whatever the order in which all are checked.
+    assert drawn["random"][-1, 1] == pytest.approx(0.1, abs=0.02)
+    first = np.array([line.split(",")[1:] for line in curves if line.startswith("cleanlab: self_confidence,")], float)
+    for recall, precision in drawn["cleanlab: self-confidence"]:
+        near = np.abs(first[:, 2] - recall) < 0.01
+        assert np.abs(first[near, 1] - precision).min() < 0.01
+
+
+def test_the_picture_on_show_is_the_script_s() -> None:
+    """The committed picture has the curves that the script draws, and the page shows it."""
+    names = re.findall(r'^    "(.*)",$', (USES / "label_noise" / "find_wrong_labels.py").read_text(), re.MULTILINE)
+    drawn = curves_in(USES / "label_noise" / "curves.svg")
+    assert list(drawn) == [name.replace("_", "-") for name in names]
+    assert (USES / "label_noise" / "curves.svg").stat().st_size < 20_000
+    assert "](curves.svg)" in (USES / "label_noise" / "README.md").read_text()
+
+
+def curves_in(path: Path) -> dict[str, np.ndarray]:
+    """(P, 2) recall and precision of each curve of the picture, by its name in the legend."""
+    picture = ElementTree.fromstring(path.read_text(encoding="utf-8"))
+    space = "{http://www.w3.org/2000/svg}"
+    names = [str(text.text) for text in picture.findall(f"{space}text")][-5:]
+    out = {}
+    for name, line in zip(names, picture.findall(f"{space}polyline"), strict=True):
+        xy = np.array([pair.split(",") for pair in line.attrib["points"].split()], float)
+        out[name] = np.column_stack([(xy[:, 0] - 56) / 280, 1 - (xy[:, 1] - 16) / 280])
+    return out
 
 
 # -- 3 and 4: select data, value sources ---------------------------------------------------------------------------
