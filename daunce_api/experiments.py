@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -10,27 +11,31 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import stats
 
 from .attribution import Attribution
 from .ensemble import Ensemble, plan_ensemble
 from .errors import ConfigurationError, DataError
 from .evaluation import lds, load_truth, save_truth
-from .evaluation.methods import Scores, method_scores
+from .evaluation.methods import method_scores
+from .evaluation.removal import removal_rise
 from .evaluation.retrieval import retrieval
 from .orchestrator import OnEvent
 from .pipeline import Run
 from .scoring import Progress
 from .store import RunStore
-from .truth import EVALUATION_FOLDER, Truth
+from .truth import EVALUATION_FOLDER, Truth, kept_models
 
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One method of a table: its name and its figures, None where they are not known."""
+    """One method of a table: its name and its figures, None where they are not known (a NaN becomes None)."""
 
     method: str
     figures: Mapping[str, float | None]
+
+    def __post_init__(self) -> None:
+        known = {name: None if v is None or math.isnan(v) else v for name, v in self.figures.items()}
+        object.__setattr__(self, "figures", known)
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,15 +114,18 @@ def retrieval_table(attribution: Attribution, known_NM: NDArray[np.bool_]) -> Ta
 def lds_truth(run: Run, *, subsets: int = 100, ratio: float = 0.5, seeds: int = 1) -> Truth:
     """The models that LDS needs: ``seeds`` fine-tunes on each of ``subsets`` random subsets, none of them a member's.
 
-    Asking for more subsets later keeps the earlier ones. Raises ConfigurationError for fewer than 3 subsets, or where
-    a subset is also a member's (a training set of a few examples).
+    Asking for more subsets later keeps the earlier ones; asking for fewer takes the first of those that are there.
+    Raises ConfigurationError for fewer than 3 subsets, or where a subset is also a member's (a training set of a few
+    examples).
     """
     if subsets < 3 or seeds < 1:
         raise ConfigurationError(f"LDS needs at least 3 subsets and 1 seed; got {subsets} and {seeds}.")
-    design = _lds_design(run, subsets, ratio, seeds)
+    name = f"lds-r{ratio:g}-s{seeds}"
+    models = max(subsets * seeds, kept_models(run, name))
+    design = _lds_design(run, -(-models // seeds), ratio, seeds)
     if _shares_a_subset(run, design.inclusion_KN):
         raise ConfigurationError("A subset of the truth is also a member's: the training set is too small for LDS.")
-    return Truth(run, f"lds-r{ratio:g}-s{seeds}", design)
+    return Truth(run, name, design, models=subsets * seeds)
 
 
 def kept_lds_truth(run: Run, seeds: int | None = None) -> Truth:
@@ -193,11 +201,16 @@ def export_truth(run: Run, path: str | Path, attribution: Attribution, *, seeds:
 def _lds_table(
     attribution: Attribution, inclusion_SN: NDArray[np.bool_], loss_SM: NDArray[np.float64], basis: str
 ) -> Table:
-    rows = []
+    rows, notes = [], [f"{basis}; 95 % intervals over subsets."]
     for method, score_NM in method_scores(attribution).items():
         found = lds(score_NM, inclusion_SN, loss_SM)
         rows.append(Row(method, {"LDS": found.value, "low": found.low, "high": found.high}))
-    notes = [f"{basis}; 95 % intervals over subsets."]
+        undefined = int(np.isnan(found.per_test_M).sum())
+        if undefined:
+            notes.append(
+                f"{method}: {undefined} of {found.per_test_M.size} answers have no correlation and do not count, since "
+                "predictions or losses do not vary over subsets."
+            )
     quality = attribution.self_lds
     if quality is not None:
         notes.append(
@@ -242,7 +255,7 @@ def removal_truth(run: Run, *, k: int, tests: Sequence[str] = (), randoms: int =
     if not 1 <= k < count or randoms < 2:
         raise ConfigurationError(f"Removal needs k between 1 and {count - 1} and at least 2 random removals.")
     columns = [run.test.position(t) for t in tests] or list(range(min(5, len(run.test))))
-    compared = {name: s for name, s in method_scores(attribution).items() if _is_compared(name)}
+    compared = method_scores(attribution)
     masks = [_without(np.argsort(-s[:, j], kind="stable")[:k], count) for s in compared.values() for j in columns]
     rng = np.random.default_rng(_seed(run, "removal"))
     masks += [_without(rng.permutation(count)[:k], count) for _ in range(randoms)]
@@ -257,7 +270,8 @@ def removal_table(
 ) -> Table:
     """Train what is missing, then compare losses without a method's top k with losses without k random examples.
 
-    ``rise``: mean over test examples, nats; higher = the removed ones mattered more. Raises any DaunceError.
+    ``rise``: mean over test examples, nats; higher = the removed ones mattered more. Its interval is that of
+    :func:`~daunce_api.evaluation.removal.removal_rise`. Raises any DaunceError.
     """
     measured = experiment.truth.measure(on_event=on_event, on_progress=on_progress)
     loss_of = dict(zip(measured.models, measured.loss_SM, strict=True))
@@ -266,37 +280,28 @@ def removal_table(
     random = [loss_of[m][columns] for m in range(chosen, experiment.truth.ensemble.members) if m in loss_of]
     if not random:
         raise DataError("No model without random examples is there, so there is nothing to compare with; run it again.")
-    usual = np.mean(random, axis=0)
+    random_RT = np.stack(random)
     rows = []
     for number, method in enumerate(experiment.methods):
         first = number * len(columns)
-        rise = [loss_of[first + p][j] - usual[p] for p, j in enumerate(columns) if first + p in loss_of]
-        rows.append(Row(method, _mean_with_interval(np.array(rise))))
-    spread = float(np.std(random, axis=0, ddof=1).mean()) if len(random) > 1 else float("nan")
-    notes = (
+        there = [p for p in range(len(columns)) if first + p in loss_of]
+        figures = dict.fromkeys(("rise", "low", "high"))
+        if there:
+            found = removal_rise([loss_of[first + p][columns[p]] for p in there], random_RT[:, there])
+            figures = {"rise": found.value, "low": found.low, "high": found.high}
+        rows.append(Row(method, figures))
+    notes = [
         f"{len(columns)} test examples; rise of the loss in nats over the mean of {len(random)} random removals, with "
-        "95 % t intervals over test examples.",
-        f"One random removal differs from another by {spread:.3g} nats (standard deviation).",
-    )
+        "95 % intervals for the choice of answers, one fine-tune each, and the random removals that they share."
+    ]
+    if len(random) > 1:
+        spread = float(np.std(random_RT, axis=0, ddof=1).mean())
+        notes.append(f"One random removal differs from another by {spread:.3g} nats (standard deviation).")
     return Table("removal", tuple(rows), (*notes, _kept(experiment.truth)))
 
 
 def _kept(truth: Truth) -> str:
     return f"The models belong to {truth.folder}, a run folder of its own: `daunce clean` deletes them."
-
-
-def _is_compared(name: str) -> bool:
-    return name.startswith("attribution") or name == "BM25"
-
-
-def _mean_with_interval(values: Scores) -> dict[str, float | None]:
-    if not values.size:
-        return {"rise": None, "low": None, "high": None}
-    mean = float(values.mean())
-    if values.size < 2:
-        return {"rise": mean, "low": None, "high": None}
-    half = float(stats.t.ppf(0.975, values.size - 1) * values.std(ddof=1) / np.sqrt(values.size))
-    return {"rise": mean, "low": mean - half, "high": mean + half}
 
 
 def _without(removed: NDArray[np.int64], count: int) -> NDArray[np.bool_]:

@@ -23,7 +23,7 @@ from .budget.epochs import epochs_of
 from .config import RunConfig
 from .core import per_example_losses
 from .ensemble import Ensemble
-from .errors import BudgetError
+from .errors import BudgetError, StoreError
 from .orchestrator import OnEvent, Orchestrator
 from .pipeline import DATA_FOLDER, LOG_NAME, Run
 from .runlog import logging_to
@@ -56,30 +56,31 @@ class TruthLosses:
 
 
 class Truth:
-    """Models retrained on the subsets of ``ensemble``, kept in ``RUN/evaluation/name``."""
+    """Models retrained on the subsets of an ensemble, kept in ``RUN/evaluation/name``.
 
-    def __init__(self, run: Run, name: str, ensemble: Ensemble) -> None:
+    ``models``: only the first so many are asked for (default: all), which are :attr:`ensemble`. The others stay part of
+    the folder, so that a folder with more models can be asked for fewer.
+    """
+
+    def __init__(self, run: Run, name: str, design: Ensemble, *, models: int | None = None) -> None:
         self._run = run
-        self.ensemble = ensemble
+        self._design = design
+        self.ensemble = Ensemble(design.inclusion_KN[:models], design.seeds_K[:models], design.target_seed)
         self.folder = run.run_dir / EVALUATION_FOLDER / name
-        self.config = _config_of(run.config, self.folder, name, ensemble)
+        self.config = _config_of(run.config, self.folder, name, design)
 
     def plan(self) -> Plan:
         """Jobs, tokens and dollars of the whole experiment; nothing is sent. ``budget.max_usd`` holds for it alone."""
-        run, config = self._run, self.config
+        run = self._run
+        shape = self.config.ensemble.model_copy(update={"members": self.ensemble.members})
+        config = self.config.model_copy(update={"ensemble": shape})
         trainer, scorer = capabilities_of(config)
         general = make_plan(config, run.train, run.test, run.encoded, trainer, scorer)
-        counts = count(config, run.train, run.test, run.encoded, trainer, scorer)
         asked = count(config, run.test, run.test, run.encoded, trainer, scorer)  # training examples are not asked about
-        tokens = {}
-        for k in range(self.ensemble.members):
-            subset = self.ensemble.subset(k)
-            epochs, _ = epochs_of(config, len(subset), target=False)
-            tokens[k] = epochs * sum(counts.training_N[i] for i in subset)
         plan = replace(
             general,
             subset=int(self.ensemble.inclusion_KN.sum(axis=1).max()),
-            training_tokens=tokens,
+            training_tokens=self._tokens(self.ensemble),
             n_scored=len(run.test),
             scoring_input_tokens=asked.input,
             scoring_output_tokens=asked.output,
@@ -95,6 +96,14 @@ class Truth:
             plan = replace(plan, refusals=(*plan.refusals, refusal))
         return plan
 
+    def missing(self) -> int:
+        """How many of the models asked for are not trained and scored yet. Nothing is sent."""
+        try:
+            with RunStore.open(self.folder, read_only=True) as store:
+                return self.ensemble.members - len(self._complete(store))
+        except StoreError:
+            return self.ensemble.members
+
     def measure(self, *, on_event: OnEvent | None = None, on_progress: Progress | None = None) -> TruthLosses:
         """Train and score what is missing; the same call again does only that.
 
@@ -109,7 +118,8 @@ class Truth:
 
     async def _measure(self, on_event: OnEvent | None, on_progress: Progress | None) -> TruthLosses:
         plan = self.plan()
-        plan.check()
+        if self.missing():  # what is there can be read whatever the plan would refuse now
+            plan.check()
         with RunStore.create_or_open(self.folder, self._manifest()) as store, logging_to(self.folder / LOG_NAME):
             self._keep_data()
             if len(self._complete(store)) < self.ensemble.members:
@@ -145,9 +155,21 @@ class Truth:
                     ensemble=self.ensemble,
                     dataset=self._run.train,
                     config=config,
-                    costs=plan.costs,
+                    # Jobs of models that are not asked for now may have to be booked.
+                    costs=replace(plan, training_tokens=self._tokens(self._design)).costs,
                 )
                 await orchestrator.run(score, on_event, finished=self._complete(store))
+
+    def _tokens(self, ensemble: Ensemble) -> dict[int, int]:
+        """Billed training tokens of each model."""
+        run, config = self._run, self.config
+        counts = count(config, run.train, run.test, run.encoded, *capabilities_of(config))
+        tokens = {}
+        for k in range(ensemble.members):
+            subset = ensemble.subset(k)
+            epochs, _ = epochs_of(config, len(subset), target=False)
+            tokens[k] = epochs * sum(counts.training_N[i] for i in subset)
+        return tokens
 
     def _complete(self, store: RunStore) -> list[int]:
         needed = {e.key for e in self._run.material.encoded_test}
@@ -176,6 +198,15 @@ class Truth:
             "test_digest": self._run.test.digest,
             "tokenizer": self._run.tokenizer.fingerprint,
         }
+
+
+def kept_models(run: Run, name: str) -> int:
+    """How many models the folder ``RUN/evaluation/name`` was last started with; 0 where there is none."""
+    try:
+        with RunStore.open(run.run_dir / EVALUATION_FOLDER / name, read_only=True) as store:
+            return int(store.manifest["config"]["ensemble"]["members"])
+    except StoreError:
+        return 0
 
 
 def _config_of(config: RunConfig, folder: Path, name: str, ensemble: Ensemble) -> RunConfig:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -61,9 +61,10 @@ def confirm(question: str) -> None:
     typer.confirm(question, abort=True, err=True)
 
 
-def confirm_price(planned: Plan, what: str) -> None:
-    """Ask whether to go on with something that costs money: "WHAT for about $2.10?"."""
-    price = "an unknown price" if planned.usd is None else f"about ${planned.usd:,.2f}"
+def confirm_price(plans: Sequence[Plan], what: str) -> None:
+    """Ask whether to go on with what costs money, one or several plans together: "WHAT for about $2.10?"."""
+    known = [plan.usd for plan in plans if plan.usd is not None]
+    price = f"about ${sum(known):,.2f}" if len(known) == len(plans) else "an unknown price"
     confirm(f"{what} for {price}?")
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from enum import StrEnum
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, cast
 
@@ -15,6 +17,7 @@ from .common import LOOK, JsonOption, RunArgument, YesOption, app, confirm_price
 if TYPE_CHECKING:
     from ..attribution import ScoreFormat
     from ..budget import Plan
+    from ..truth import Truth
 
 
 class Format(StrEnum):
@@ -211,8 +214,8 @@ def evaluate(
     """How good the attribution is, beside BM25, embeddings and chance. The same command again goes on.
 
     --retrieval needs nothing but labels. --lds and --removal fine-tune new models through the run's own backend, none
-    of them in the ensemble; the plan and its price come first. With --truth FILE, LDS takes models from elsewhere: an
-    .npz with dattri's values and indices (`daunce export --format dattri` writes one), or with inclusion (subsets x
+    of them in the ensemble; all plans and their prices come first. With --truth FILE, LDS takes models from elsewhere:
+    an .npz with dattri's values and indices (`daunce export --format dattri` writes one), or with inclusion (subsets x
     training examples) and loss (subsets x answers), in the order of RUN/data.
     """
     from .. import experiments
@@ -227,26 +230,36 @@ def evaluate(
     if retrieval is not None:
         attribution = job.attribution()
         tables.append(experiments.retrieval_table(attribution, experiments.read_labels(retrieval, attribution)))
+    work: dict[str, tuple[Truth, Callable[..., experiments.Table]]] = {}
     if truth is not None:
         tables.append(experiments.lds_table_of_file(job, truth))
     elif lds:
         retrained = experiments.lds_truth(job, subsets=subsets, seeds=seeds)
-        _ask_for(retrained.plan(), "--lds", yes=yes, as_json=as_json)
-        with terminal.Progress(retrained.ensemble.members, quiet=as_json) as progress:
-            tables.append(experiments.lds_table(job, retrained, on_event=progress.event, on_progress=progress.scored))
+        work["lds"] = retrained, partial(experiments.lds_table, job, retrained)
     if removal:
         experiment = experiments.removal_truth(job, k=k, tests=test or ())
-        _ask_for(experiment.truth.plan(), "--removal", yes=yes, as_json=as_json)
-        with terminal.Progress(experiment.truth.ensemble.members, quiet=as_json) as progress:
-            tables.append(experiments.removal_table(experiment, on_event=progress.event, on_progress=progress.scored))
+        work["removal"] = experiment.truth, partial(experiments.removal_table, experiment)
+    plans = {name: models.plan() for name, (models, _) in work.items()}
+    _ask_for(plans, [name for name, (models, _) in work.items() if models.missing()], yes=yes, as_json=as_json)
+    for models, measure in work.values():
+        with terminal.Progress(models.ensemble.members, quiet=as_json) as progress:
+            tables.append(measure(on_event=progress.event, on_progress=progress.scored))
     text = "\n\n".join(f"{table.name}\n{table.text()}" for table in tables)
-    show(as_json, {"tables": [table.to_json() for table in tables]}, lambda: terminal.say(text))
+    content = {
+        "plans": {name: planned.to_json() for name, planned in plans.items()},
+        "tables": [table.to_json() for table in tables],
+    }
+    show(as_json, content, lambda: terminal.say(text))
 
 
-def _ask_for(planned: Plan, what: str, *, yes: bool, as_json: bool) -> None:
-    """Show the price of an experiment first, and ask where it costs money."""
-    planned.check()
+def _ask_for(plans: dict[str, Plan], unfinished: Sequence[str], *, yes: bool, as_json: bool) -> None:
+    """Show the prices of all experiments first, and ask once where an unfinished one costs money."""
+    for name in unfinished:
+        plans[name].check()
     if not as_json:
-        terminal.say(planned.text())
-    if planned.costs_money and not yes:
-        confirm_price(planned, f"Train the models of {what}")
+        for name, planned in plans.items():
+            terminal.say(f"{name}\n{planned.text()}\n")
+    paid = [name for name in unfinished if plans[name].costs_money]
+    if paid and not yes:
+        options = " and ".join(f"--{name}" for name in paid)
+        confirm_price([plans[name] for name in paid], f"Train the models of {options}")

@@ -74,7 +74,7 @@ def run(
     if not as_json:
         terminal.say(planned.text())
     if planned.costs_money and not yes and replay is None:
-        confirm_price(planned, "Start this run")
+        confirm_price([planned], "Start this run")
     session = _session(record, replay)
     with terminal.Progress(job.config.ensemble.members, quiet=as_json) as progress:
         attribution = job.execute(on_event=progress.event, on_progress=progress.scored, session=session)

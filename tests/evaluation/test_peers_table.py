@@ -15,6 +15,7 @@ pytest.importorskip("torch")
 import torch
 from torch import nn
 
+from tests.benchmarks import peers
 from tests.benchmarks.field import cells, table
 from tests.benchmarks.field.cells import Method, Result
 from tests.benchmarks.field.simple import gradient_product
@@ -98,6 +99,42 @@ def test_a_task_s_table_names_what_does_not_apply_and_what_was_not_run(tmp_path:
     assert "K = 10" not in text
     assert "| digits, auto | 0.500 | - | - | - |" in table.members_table(["digits"], listed, tmp_path)
     assert [m.name for m in table.anywhere(["digits"], listed, tmp_path)] == ["black box, auto, K = 10", "dot"]
+
+
+@pytest.fixture
+def results(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A text on show, and an empty cache of cells."""
+    monkeypatch.setattr(cells, "CACHE", tmp_path / "cache")
+    monkeypatch.setattr(table, "PLOT", tmp_path / "peers.svg")
+    monkeypatch.setattr(table, "RESULTS", tmp_path / "RESULTS.md")
+    monkeypatch.setattr(peers, "methods", lambda: [method("TRAK"), method("random")])
+    (tmp_path / "RESULTS.md").write_text("# Kept\n<!-- tables -->\nold tables\n")
+    return tmp_path / "RESULTS.md"
+
+
+def test_without_cells_the_tables_on_show_stay(results: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(table, "plot", lambda *_: pytest.fail("there is nothing to draw"))
+    cells.write_cell("lm", "trak", {"rows": [row(0.5)]})
+    with pytest.raises(SystemExit, match=r"No cell of digits is in .*cache/peers/digits, so nothing was written"):
+        table.write_all(["lm", "digits"])
+    assert "old tables" in results.read_text()
+
+
+def test_a_plot_that_fails_leaves_the_text_alone(results: Path, monkeypatch: pytest.MonkeyPatch):
+    def fails(*_: object) -> None:
+        raise ImportError("matplotlib")
+
+    cells.write_cell("lm", "trak", {"rows": [row(0.5)]})
+    monkeypatch.setattr(table, "plot", fails)
+    with pytest.raises(ImportError):
+        table.write_all(["lm"])
+    assert "old tables" in results.read_text()
+    monkeypatch.setattr(table, "plot", lambda *_: None)
+    table.write_all(["lm"])
+    text = results.read_text()
+    assert text.startswith("# Kept\n<!-- tables -->\n")
+    assert "| TRAK | text | 0.500 [0.400, 0.600] |" in text
+    assert "old tables" not in text
 
 
 class Judge:

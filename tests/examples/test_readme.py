@@ -21,6 +21,7 @@ PAGES = sorted(
         ROOT / "README.md",
         *(ROOT / "examples" / "guide" / "docs").glob("*.md"),
         *(ROOT / "examples").glob("uses/**/*.md"),
+        ROOT / "examples" / "ci" / "README.md",
     ]
 )
 FENCE = re.compile(r"^```(\w+)[^\n]*\n(.*?)^```", re.MULTILINE | re.DOTALL)

@@ -3,17 +3,24 @@
 from __future__ import annotations
 
 import json
+import os
+import re
 import shutil
 import struct
+import subprocess
+import sys
+import tomllib
 import zlib
 from collections.abc import Callable
 from pathlib import Path
+from xml.etree import ElementTree
 
 import numpy as np
 import pytest
 import yaml
 from example_support import DAUNCE, DEMO, ROOT, USES, run_python
 
+CI = ROOT / "examples" / "ci"
 CLEAN_SOURCES = {"devil", "elements", "jargon", "wordnet"}
 
 
@@ -66,7 +73,8 @@ def test_backdoor_is_found(tmp_path: Path) -> None:
 
 def test_wrong_labels_are_found(tmp_path: Path) -> None:
     script = USES / "label_noise" / "find_wrong_labels.py"
-    out = run_python(script, "--members", "16", "--draws", "1", "--json", "--csv", "curves.csv", cwd=tmp_path)
+    options = ("--json", "--csv", "curves.csv", "--svg", "curves.svg")
+    out = run_python(script, "--members", "16", "--draws", "1", *options, cwd=tmp_path)
     table = json.loads(out)["rankings"]
     assert table["random"]["AP"] < 0.2
     for ranking in ("self-influence: variance", "negative scores: covariance", "cleanlab: self_confidence"):
@@ -75,6 +83,39 @@ def test_wrong_labels_are_found(tmp_path: Path) -> None:
     assert len(curves) == 1 + 1000 * len(table)
     last = [line for line in curves if line.startswith("random,1000,")]
     assert last == ["random,1000,0.1,1.0"]
+    drawn = curves_in(tmp_path / "curves.svg")
+    assert len(drawn) == 5
+    for points in drawn.values():
+        assert (points[:, 0] >= 0).all()
+        assert np.all(np.diff(points[:, 0]) > 0)
+        assert points[-1, 0] == pytest.approx(1.0, abs=0.01)
+    # A tenth of the labels is wrong, whatever the order in which all are checked.
+    assert drawn["random"][-1, 1] == pytest.approx(0.1, abs=0.02)
+    first = np.array([line.split(",")[1:] for line in curves if line.startswith("cleanlab: self_confidence,")], float)
+    for recall, precision in drawn["cleanlab: self-confidence"]:
+        near = np.abs(first[:, 2] - recall) < 0.01
+        assert np.abs(first[near, 1] - precision).min() < 0.01
+
+
+def test_the_picture_on_show_is_the_script_s() -> None:
+    """The committed picture has the curves that the script draws, and the page shows it."""
+    names = re.findall(r'^    "(.*)",$', (USES / "label_noise" / "find_wrong_labels.py").read_text(), re.MULTILINE)
+    drawn = curves_in(USES / "label_noise" / "curves.svg")
+    assert list(drawn) == [name.replace("_", "-") for name in names]
+    assert (USES / "label_noise" / "curves.svg").stat().st_size < 20_000
+    assert "](curves.svg)" in (USES / "label_noise" / "README.md").read_text()
+
+
+def curves_in(path: Path) -> dict[str, np.ndarray]:
+    """(P, 2) recall and precision of each curve of the picture, by its name in the legend."""
+    picture = ElementTree.fromstring(path.read_text(encoding="utf-8"))
+    space = "{http://www.w3.org/2000/svg}"
+    names = [str(text.text) for text in picture.findall(f"{space}text")][-5:]
+    out = {}
+    for name, line in zip(names, picture.findall(f"{space}polyline"), strict=True):
+        xy = np.array([pair.split(",") for pair in line.attrib["points"].split()], float)
+        out[name] = np.column_stack([(xy[:, 0] - 56) / 280, 1 - (xy[:, 1] - 16) / 280])
+    return out
 
 
 # -- 3 and 4: select data, value sources ---------------------------------------------------------------------------
@@ -164,19 +205,46 @@ def test_picture_of_fashion(tmp_path: Path) -> None:
 # -- 6: replay in CI -----------------------------------------------------------------------------------------------
 
 
-def test_the_ci_workflow_replays_the_fixture(tmp_path: Path) -> None:
-    """The workflow's own command, in a copy of the fixture, ends well and leaves the report that it uploads."""
-    steps = yaml.safe_load((ROOT / "examples" / "ci" / "replay.yml").read_text())["jobs"]["replay"]["steps"]
-    commands = [step["run"] for step in steps if step.get("run", "").startswith("daunce ")]
-    uploads = [step["with"]["path"] for step in steps if "upload-artifact" in step.get("uses", "")]
-    assert len(commands) == len(uploads) == 1
-    shutil.copytree(
-        ROOT / "fixtures" / "small-run", tmp_path / "fixtures" / "small-run", ignore=shutil.ignore_patterns("run")
-    )
-    for command in commands:
-        state = json.loads(run_python(*DAUNCE, *command.split()[1:], cwd=tmp_path))
-        assert state["members_scored"] == 10
-    assert (tmp_path / uploads[0]).stat().st_size > 10_000
+def test_the_ci_workflow_replays_in_another_repository(tmp_path: Path) -> None:
+    """The workflow as it is but for its three values, beside files of other names: it replays, and finds the report."""
+    workflow = yaml.safe_load((CI / "replay.yml").read_text())
+    steps = workflow["jobs"]["replay"]["steps"]
+    assert "${{ env.INSTALL }}" in [step.get("run") for step in steps]
+    (replay,) = [step for step in steps if step.get("id") == "replay"]
+    (upload,) = [step["with"]["path"] for step in steps if "upload-artifact" in step.get("uses", "")]
+    assert upload == "${{ steps.replay.outputs.report }}"
+    assert not any(path in str(workflow["jobs"]) for path in ("fixtures", "small-run"))
+    shutil.copytree(ROOT / "fixtures" / "small-run", tmp_path / "attribution", ignore=shutil.ignore_patterns("run"))
+    program = tmp_path / "bin" / "daunce"
+    program.parent.mkdir()
+    program.write_text(f"#!{sys.executable}\nfrom daunce_api.cli import main\nmain()\n")
+    program.chmod(0o755)
+    values = {"CONFIG": "attribution/run.yaml", "RECORDING": "attribution/recording"}
+    assert workflow["env"].keys() == {"INSTALL", *values}
+    environment = {
+        **os.environ,
+        **values,
+        "PATH": f"{program.parent}:{Path(sys.executable).parent}:{os.environ['PATH']}",
+        "PYTHONPATH": str(ROOT),
+        "GITHUB_OUTPUT": str(tmp_path / "output"),
+    }
+    subprocess.run(["bash", "-e", "-c", replay["run"]], cwd=tmp_path, env=environment, check=True, timeout=280)
+    assert json.loads((tmp_path / "replayed.json").read_text())["members_scored"] == 10
+    name, _, report = (tmp_path / "output").read_text().strip().partition("=")
+    assert name == "report"
+    assert (tmp_path / report).stat().st_size > 10_000
+
+
+def test_the_ci_workflow_installs_what_it_needs_and_the_guide_says_the_same() -> None:
+    workflow = yaml.safe_load((CI / "replay.yml").read_text())
+    install = workflow["env"]["INSTALL"]
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    asked = re.findall(r"daunce-api\[([\w,]+)\]", install)[0].split(",")
+    assert {"replay", "report"} == set(asked) <= set(extras)
+    guide = (ROOT / "examples" / "guide" / "docs" / "replay.md").read_text()
+    assert yaml.safe_load(re.findall(r"```yaml\n(.*?)```", guide, re.DOTALL)[-1])["env"] == workflow["env"]
+    for value in workflow["env"]:
+        assert f"| `{value}` |" in (CI / "README.md").read_text()
 
 
 # -- 7: a notebook -------------------------------------------------------------------------------------------------

