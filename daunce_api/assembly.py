@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from .attribution import Attribution, Side, TokenTable
 from .backends.base import TokenScores
+from .backends.objective import Objective
 from .config import RunConfig
 from .core import Checkpoints, per_example_losses, resolve_censored
 from .dataset import Dataset
@@ -94,6 +95,7 @@ def assemble(store: RunStore, material: Material, config: RunConfig, tokenizer: 
         train_loss_KN=np.asarray(resolve_censored(train_KN, train_censored_KN), dtype=np.float64),
         test_loss_KM=np.asarray(resolve_censored(test_KM, test_censored_KM), dtype=np.float64),
         inclusion_KN=material.ensemble.inclusion_KN[members],
+        weight_KN=_weights(config, material.ensemble, members),
         earlier=_earlier(store, material, members, config),
         estimator=config.attribution.estimator,
         noise=noise.sigma_example if noise.pairs else None,
@@ -104,6 +106,14 @@ def assemble(store: RunStore, material: Material, config: RunConfig, tokenizer: 
         tokens={} if tokenizer is None else _tokens(scored, material, tokenizer),
         facts=_facts(store, config, material, len(members)),
     )
+
+
+def _weights(config: RunConfig, ensemble: Ensemble, members: Sequence[int]) -> NDArray[np.float64] | None:
+    """What moved members that the local backend perturbed by more than their subsets."""
+    if config.backend.kind != "local":
+        return None
+    objective = Objective.of_options(config.backend.options)
+    return objective.weights_KN(ensemble.inclusion_KN[members], ensemble.seeds_K[members])
 
 
 def _earlier(store: RunStore, material: Material, members: Sequence[int], config: RunConfig) -> Checkpoints | None:

@@ -24,7 +24,7 @@ from sklearn.datasets import load_digits
 from torch import Tensor, nn
 
 from daunce_api.backends.local.classifier import Classifier, ClassifierSettings, State
-from daunce_api.backends.local.objectives import Objective
+from daunce_api.backends.objective import Objective
 from daunce_api.core import scores
 from daunce_api.evaluation import lds
 
@@ -89,22 +89,21 @@ def run(
     models = classifier.train(x, y, repeated, range(10_000, 10_000 + len(repeated)), target_recipe, start=base)
     truth = classifier.measure(models, *test).reshape(len(kept), truth_seeds, -1)
 
+    perturbed = Objective("influence", rho=1.0)
     halves, thirds = subsets(members, len(x), 0.5, seed + 2), subsets(members, len(x), 0.3, seed + 3)
     seeds = range(members)
     ensembles = {
         "base": (halves, classifier.train(x, y, halves, seeds, target_recipe, start=base)),
         "target": (thirds, classifier.train(x, y, thirds, seeds, short_recipe, start=target)),
         "influence": (
-            thirds,
-            classifier.train(
-                x, y, thirds, seeds, short_recipe, start=target, objective=Objective("influence", rho=1.0)
-            ),
+            perturbed.weights_KN(thirds, np.arange(members)),
+            classifier.train(x, y, thirds, seeds, short_recipe, start=target, objective=perturbed),
         ),
     }
     learning_time = 0.3 * short_recipe.n_epochs * short_recipe.learning_rate  # relative to the target's, equal batches
     learning_time /= target_recipe.n_epochs * target_recipe.learning_rate
     result = {}
-    for name, (inclusion, trained) in ensembles.items():
+    for name, (design_KN, trained) in ensembles.items():
         losses = classifier.measure(trained, x, y), classifier.measure(trained, *test)
         parts = {name: members}
         if name == "base":
@@ -112,11 +111,11 @@ def run(
             parts["base, equal tokens"] = max(2, round(share * members))
         for part, count in parts.items():
             train_loss_KN, test_loss_KM = (v[:count] for v in losses)
-            for estimator in ("covariance", "whitened", "half_whitened", "matched"):
+            for estimator in ("covariance", "whitened", "half_whitened", "matched", "auto"):
                 if estimator == "matched" and name == "base":
                     continue
-                rho = learning_time if estimator == "matched" else None
-                score_NM = scores(train_loss_KN, test_loss_KM, inclusion[:count], estimator=estimator, rho=rho)
+                rho = None if name == "base" else learning_time
+                score_NM = scores(train_loss_KN, test_loss_KM, design_KN[:count], estimator=estimator, rho=rho)
                 result[part, estimator] = lds(score_NM, kept, truth).value
             result[part, "best ridge"] = max(
                 lds(ridge(train_loss_KN, test_loss_KM, strength), kept, truth).value for strength in STRENGTHS

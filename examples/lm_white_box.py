@@ -23,9 +23,9 @@ from numpy.typing import NDArray
 
 from daunce_api.backends.local.language import LanguageModel
 from daunce_api.backends.local.member_work import Files, MemberTask
-from daunce_api.backends.local.objectives import Objective
 from daunce_api.backends.local.recipes import LoraSettings
 from daunce_api.backends.local.tasks import ModelSpec, ScoreTask, TrainTask, run_score, run_train
+from daunce_api.backends.objective import Objective
 from daunce_api.core import scores
 from daunce_api.dataset import Dataset
 from daunce_api.evaluation import lds

@@ -45,6 +45,8 @@ class Attribution:
         members: (K,) member numbers, in the order of the rows below.
         train_loss_KN, test_loss_KM: per-example losses in nats, NaN where not scored.
         inclusion_KN: (K, N) bool, whether an example was in a member's subset.
+        weight_KN: (K, N) how much a member's objective weighs an example, where members are perturbed by more than
+            their subsets (:meth:`daunce_api.backends.objective.Objective.weights_KN`), or None.
         estimator: a registry name or "auto".
         noise: measured scoring noise of one loss, nats (standard deviation), or None.
         rho: for members started from the target, see METHOD item 6 in :mod:`daunce_api.core`; else None.
@@ -62,6 +64,7 @@ class Attribution:
     train_loss_KN: Floats
     test_loss_KM: Floats
     inclusion_KN: NDArray[np.bool_]
+    weight_KN: Floats | None = None
     estimator: str = "auto"
     noise: float | None = None
     rho: float | None = None
@@ -71,6 +74,11 @@ class Attribution:
     tokens: Mapping[Side, TokenTable] = field(default_factory=dict)
     facts: Mapping[str, Any] = field(default_factory=dict)
     earlier: core.Checkpoints | None = None
+
+    @property
+    def design_KN(self) -> NDArray[Any]:
+        """(K, N) what moved the members: their subsets, or the weights of a perturbed objective."""
+        return self.inclusion_KN if self.weight_KN is None else self.weight_KN
 
     def with_estimator(self, estimator: str) -> Attribution:
         """The same losses under another estimator."""
@@ -86,6 +94,7 @@ class Attribution:
             train_loss_KN=self.train_loss_KN[keep],
             test_loss_KM=self.test_loss_KM[keep],
             inclusion_KN=self.inclusion_KN[keep],
+            weight_KN=None if self.weight_KN is None else self.weight_KN[keep],
             tokens=tokens,
             earlier=None if self.earlier is None else self.earlier.members(keep),
         )
@@ -96,7 +105,7 @@ class Attribution:
         return core.choose(self._member_losses(), self.estimator, core.Setting(self.noise, self.rho))
 
     def _member_losses(self) -> core.MemberLosses:
-        return core.member_losses(self.train_loss_KN, self.test_loss_KM, self.inclusion_KN, self.earlier)
+        return core.member_losses(self.train_loss_KN, self.test_loss_KM, self.design_KN, self.earlier)
 
     @cached_property
     def self_lds(self) -> core.SelfLDS | None:
@@ -105,7 +114,7 @@ class Attribution:
             return core.self_lds(
                 self.train_loss_KN,
                 self.test_loss_KM,
-                self.inclusion_KN,
+                self.design_KN,
                 estimator=self.estimator,
                 noise=self.noise,
                 rho=self.rho,
@@ -119,7 +128,7 @@ class Attribution:
         return core.scores(
             self.train_loss_KN,
             self.test_loss_KM,
-            self.inclusion_KN,
+            self.design_KN,
             self.estimator,
             noise=self.noise,
             rho=self.rho,
@@ -221,7 +230,7 @@ class Attribution:
             k,
             self.estimator,
             opponents=opponents,
-            inclusion_KN=self.inclusion_KN,
+            inclusion_KN=self.design_KN,
             noise=self.noise,
             rho=self.rho,
             question=question,
@@ -260,7 +269,7 @@ class Attribution:
             None if train is None else labels_of(self.train, train),
             None if test is None else labels_of(self.test, test),
             estimator,
-            inclusion_KN=self.inclusion_KN,
+            inclusion_KN=self.design_KN,
             noise=self.noise,
             rho=self.rho,
             earlier=self.earlier,

@@ -74,6 +74,8 @@ def contents_of(attribution: Attribution) -> tuple[dict[str, Any], Arrays]:
         "test_loss_KM": attribution.test_loss_KM,
         "inclusion_KN": attribution.inclusion_KN,
     }
+    if attribution.weight_KN is not None:
+        arrays["weight_KN"] = attribution.weight_KN
     if attribution.earlier is not None:
         arrays["earlier_train_loss_SKN"] = attribution.earlier.train_loss_SKN
         arrays["earlier_test_loss_SKM"] = attribution.earlier.test_loss_SKM
@@ -111,6 +113,7 @@ def fields_of(content: Mapping[str, Any], arrays: Arrays) -> dict[str, Any]:
         "test": _dataset_from_json(content["test"]),
         "members": tuple(int(m) for m in arrays["members_K"]),
         **{name: arrays[name] for name in ("train_loss_KN", "test_loss_KM", "inclusion_KN")},
+        "weight_KN": arrays.get("weight_KN"),
         **{name: content[name] for name in plain},
         "tokens": tokens,
         "earlier": earlier,

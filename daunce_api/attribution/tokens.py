@@ -63,9 +63,7 @@ class Split:
         self._estimator = core.ESTIMATORS["covariance"] if self._correlation else choice.estimator
         self._setting = replace(choice.setting, log_offset=None)
         self._offset = choice.setting.log_offset
-        self._members = core.member_losses(
-            attribution.train_loss_KN, attribution.test_loss_KM, attribution.inclusion_KN
-        )
+        self._members = core.member_losses(attribution.train_loss_KN, attribution.test_loss_KM, attribution.design_KN)
         self._whole_N = np.asarray(np.isfinite(self._members.train_KN).all(axis=0))
         whole_M = np.asarray(np.isfinite(self._members.test_KM).all(axis=0))
         # An example that nobody has scored has no pairs; one that some have scored makes every pair a case of its own.

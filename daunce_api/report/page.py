@@ -215,7 +215,7 @@ def _partners(attribution: Attribution, opponents: bool) -> tuple[Any, Any]:
         attribution.estimator,
         stderr=False,
         opponents=opponents,
-        inclusion_KN=attribution.inclusion_KN,
+        inclusion_KN=attribution.design_KN,
         noise=attribution.noise,
         rho=attribution.rho,
         per="train",

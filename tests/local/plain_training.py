@@ -38,7 +38,7 @@ import torch
 from pathlib import Path
 from daunce_api.backends.local.language import FullSettings, LanguageModel, LoraSettings
 from daunce_api.backends.local.memory import plan_full_memory, plan_memory
-from daunce_api.backends.local.objectives import Objective
+from daunce_api.backends.objective import Objective
 from daunce_api.backends.local.trainees import Member
 from daunce_api.backends.local.training import train_full, train_members
 from daunce_api.dataset import Dataset

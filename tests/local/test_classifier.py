@@ -13,8 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from daunce_api.backends.local.classifier import Classifier, ClassifierSettings, example_cross_entropy, margin
-from daunce_api.backends.local.objectives import Objective, noise
-from daunce_api.backends.local.randomness import ORDER, stream
+from daunce_api.backends.objective import Objective, noise
+from daunce_api.backends.randomness import ORDER, stream
 from daunce_api.errors import ConfigurationError, RejectedError
 
 N, K = 40, 5
@@ -228,6 +228,30 @@ def test_one_step_of_a_perturbed_objective_is_its_gradient(kind: str):
             value = 0.6 * moved**2 - 2.0 * (2 * xi - 1) * shift
         weights = weights - rate * torch.autograd.grad(value.mean(), live)[0]
         torch.testing.assert_close(members.parameters["weight"][0], weights, rtol=1e-10, atol=1e-12)
+
+
+@pytest.mark.parametrize("objective", [Objective("influence", rho=2.0, gamma=0.6), Objective("fisher", rho=2.0)])
+def test_a_members_first_step_is_the_sum_of_the_examples_gradients_by_its_weights(objective: Objective):
+    inputs, labels, inclusion = problem(6, dtype=torch.float64)
+    classifier = Classifier(lambda: nn.Linear(6, 4, bias=False).double())
+    start = classifier.fresh(1)
+    one_step = ClassifierSettings(n_epochs=1, batch_size=N, learning_rate=0.1)
+    members = classifier.train(inputs, labels, inclusion, range(K), one_step, start=start, objective=objective)
+    weight = start["weight"].clone().requires_grad_()
+    losses = example_cross_entropy(inputs @ weight.T, labels)
+    gradients = torch.stack([torch.autograd.grad(loss, weight, retain_graph=True)[0] for loss in losses])
+    weights = objective.weights_KN(inclusion, np.arange(K))
+    assert weights is not None
+    factors = torch.from_numpy(weights - 22 / N)
+    assert (factors[torch.from_numpy(~inclusion)] == 0).all()
+    expected = start["weight"] - 0.1 / 22 * torch.einsum("kn,nco->kco", factors, gradients)
+    torch.testing.assert_close(members.parameters["weight"], expected, rtol=1e-9, atol=1e-12)
+
+
+def test_members_that_no_noise_moves_have_no_weights_of_their_own():
+    inclusion = np.ones((1, 3), dtype=bool)
+    for objective in (Objective(), Objective("influence", rho=0.0)):
+        assert objective.weights_KN(inclusion, np.arange(1)) is None
 
 
 def test_without_noise_the_influence_objective_stays_at_the_start():

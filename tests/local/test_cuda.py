@@ -12,9 +12,9 @@ from daunce_api.backends.local.adapters import save_adapter
 from daunce_api.backends.local.classifier import Classifier, ClassifierSettings
 from daunce_api.backends.local.language import LanguageModel, LoraSettings
 from daunce_api.backends.local.memory import default_limit, plan_memory
-from daunce_api.backends.local.objectives import Objective
 from daunce_api.backends.local.trainees import Member
 from daunce_api.backends.local.training import train_members
+from daunce_api.backends.objective import Objective
 from daunce_api.tokens import EncodedExample
 
 SETTINGS = LoraSettings(n_epochs=1, batch_size=8, rank=4, learning_rate=1e-3)

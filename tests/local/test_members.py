@@ -20,10 +20,10 @@ from daunce_api.backends.local import memory, tasks
 from daunce_api.backends.local.language import LanguageModel, LoraSettings
 from daunce_api.backends.local.member_work import MemberTask
 from daunce_api.backends.local.memory import activation_bytes_per_token, plan_memory
-from daunce_api.backends.local.objectives import Objective
 from daunce_api.backends.local.tasks import ModelSpec, TrainTask, run_train
 from daunce_api.backends.local.trainees import LoraTrainee, Member, Weights
 from daunce_api.backends.local.training import train_members
+from daunce_api.backends.objective import Objective
 from daunce_api.dataset import Dataset
 from daunce_api.errors import CapabilityError, ConfigurationError
 from daunce_api.tokens import EncodedExample

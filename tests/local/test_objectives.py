@@ -14,9 +14,10 @@ from daunce_api.backends.local import head as head_module
 from daunce_api.backends.local.head import Head, log_sum_exp, token_statistics
 from daunce_api.backends.local.language import LanguageModel, LoraSettings
 from daunce_api.backends.local.lora import ActiveLora, AdaptedModel
-from daunce_api.backends.local.objectives import Objective, References, noise, row_values
+from daunce_api.backends.local.objectives import References, row_values
 from daunce_api.backends.local.trainees import Member
 from daunce_api.backends.local.training import train_members
+from daunce_api.backends.objective import Objective, noise
 from daunce_api.errors import ConfigurationError
 from daunce_api.tokens import EncodedExample
 

@@ -14,10 +14,10 @@ from daunce_api.backends.base import JobRequest, JobStatus
 from daunce_api.backends.local.backend import LocalScorer, LocalTrainer
 from daunce_api.backends.local.engines import RayEngine
 from daunce_api.backends.local.member_work import MemberResult, MemberTask
-from daunce_api.backends.local.objectives import Objective
 from daunce_api.backends.local.recipes import LoraSettings
 from daunce_api.backends.local.tasks import ModelSpec, TrainTask, run_train
 from daunce_api.backends.local.workshop import Workshop
+from daunce_api.backends.objective import Objective
 from daunce_api.config import RunConfig
 from daunce_api.dataset import Dataset
 from daunce_api.errors import ConfigurationError, DataError

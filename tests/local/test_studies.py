@@ -34,4 +34,6 @@ def test_digits_shows_the_pattern_of_the_method():
     assert found["base", "covariance"] == pytest.approx(0.69, abs=0.08)
     assert found["base", "whitened"] == pytest.approx(0.79, abs=0.08)
     assert found["target", "covariance"] == pytest.approx(0.51, abs=0.08)
+    # A run knows the noise that moved its perturbed members, and needs no strength picked on the truth.
+    assert found["influence", "auto"] > found["influence", "covariance"] + 0.15
     assert found["target", "half_whitened"] > found["base, equal tokens", "half_whitened"] + 0.1

@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,13 +15,13 @@ import torch
 import yaml
 from safetensors.torch import load_file, save_file
 
-from daunce_api import Run, RunConfig
+from daunce_api import Attribution, Run, RunConfig
 from daunce_api.backends.local.classifier import Classifier, ClassifierSettings
 from daunce_api.backends.local.member_work import MemberTask
-from daunce_api.backends.local.objectives import Objective
 from daunce_api.backends.local.options import classifier_settings_of, options_of
 from daunce_api.backends.local.task import ClassifierTask, Material, TaskSpec, load_task
 from daunce_api.backends.local.task_work import TaskScoring, TaskTraining, run_task_scoring, run_task_training
+from daunce_api.backends.objective import Objective
 from daunce_api.errors import ConfigurationError, DataError, RejectedError, StoreError
 from daunce_api.report.page import write_report
 
@@ -66,6 +67,18 @@ def test_the_perceptron_of_the_examples_from_the_target(content: Any, folder: Pa
     assert (attribution.train_loss_KN.std(axis=0) > 1e-5).all()
     assert attribution.noise == pytest.approx(0.0, abs=1e-12)
     assert attribution.rho == pytest.approx(2 * 18 / 60 / 12)
+    ensemble = run.material.ensemble
+    weights = Objective(objective).weights_KN(ensemble.inclusion_KN, ensemble.seeds_K)  # type: ignore[arg-type]
+    if weights is None:
+        assert attribution.weight_KN is None
+        np.testing.assert_array_equal(attribution.design_KN, attribution.inclusion_KN)
+    else:
+        np.testing.assert_array_equal(attribution.design_KN, weights)
+        by_inclusion = replace(attribution, weight_KN=None).with_estimator("inclusion").scores_NM()
+        assert not np.allclose(attribution.with_estimator("inclusion").scores_NM(), by_inclusion)
+        loaded = Attribution.load(attribution.save(run.run_dir / "saved"))
+        np.testing.assert_array_equal(loaded.weight_KN, weights)
+        np.testing.assert_array_equal(attribution.first(3).weight_KN, weights[:3])
     again = Run.open(run.run_dir).attribution()
     np.testing.assert_array_equal(again.train_loss_KN, attribution.train_loss_KN)
     if objective == "subset":

@@ -22,9 +22,10 @@ from torch.func import functional_call, vmap
 from torch.nn.functional import one_hot
 
 from ...errors import ConfigurationError, RejectedError
+from ..objective import Objective, noise
+from ..randomness import ORDER, stream
 from .memory import default_limit
-from .objectives import Objective, combine, noise
-from .randomness import ORDER, stream
+from .objectives import combine
 from .stacked import run_layers, stacked_layers
 
 State = dict[str, Tensor]

@@ -10,9 +10,9 @@ import psutil
 import torch
 from torch import Tensor
 
+from ..objective import ObjectiveKind
 from .head import SLICE_ELEMENTS
 from .lora import Active, ActiveFull, ActiveLora, AdaptedModel, Positions
-from .objectives import ObjectiveKind
 
 CPU_TOKENS = 2048
 """Padded tokens of a pass on a CPU; 4,096 and 8,192 were no faster with the embedded model."""

@@ -1,58 +1,17 @@
-"""What a member minimises: a plain fine-tune, or one of the two perturbed objectives of Daunce (arXiv 2505.23223).
-
-With L the mean nats per completion token of an example (its own count), z the logits, theta_0 the start, g the
-gradient of L with respect to the logits at theta_0, and xi ~ U(0, 1) drawn once per example and member:
-
-    subset      L(theta)
-    influence   gamma (L(theta) - L(theta_0)) - (1 + rho (2 xi - 1)) <g, z(theta) - z(theta_0)>
-    fisher      gamma (f(theta) - f(theta_0))^2 - rho (2 xi - 1) <g, z(theta) - z(theta_0)>
-
-f is the mean over the completion's tokens of the margin log p_y - log(1 - p_y).
-"""
+"""The objectives of :mod:`daunce_api.backends.objective`, computed."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from ...errors import ConfigurationError
 from ...tokens import EncodedExample
+from ..objective import Objective
 from .head import Head, log_sum_exp, token_statistics
 from .lora import Active, AdaptedModel, Positions, pad
-from .randomness import NOISE, stream
-
-ObjectiveKind = Literal["subset", "influence", "fisher"]
-
-
-@dataclass(frozen=True, slots=True)
-class Objective:
-    """``rho`` scales the noise, ``gamma`` the loss term; both are unused by ``subset``. The paper used rho = gamma = 1
-    for images and rho = 10, gamma = 1 for language models."""
-
-    kind: ObjectiveKind = "subset"
-    rho: float = 1.0
-    gamma: float = 1.0
-
-    def __post_init__(self) -> None:
-        if self.kind not in ("subset", "influence", "fisher"):
-            raise ConfigurationError(f"objective {self.kind!r} is not known; use subset, influence or fisher")
-        if self.rho < 0 or self.gamma <= 0:
-            raise ConfigurationError("an objective needs rho >= 0 and gamma > 0")
-
-    @property
-    def perturbed(self) -> bool:
-        """Whether the start theta_0 is part of the objective."""
-        return self.kind != "subset"
-
-
-def noise(n_examples: int, seed: int) -> np.ndarray[tuple[int], np.dtype[np.float64]]:
-    """xi of every example of one member (n,), uniform in [0, 1)."""
-    return stream(seed, NOISE).random(n_examples)
 
 
 def combine(

@@ -10,9 +10,9 @@ from pydantic import Field, model_validator
 
 from ...config import RunConfig
 from ...errors import ConfigurationError, RejectedError
+from ..objective import Objective
 from ..options import Options, parse_options
 from .classifier import ClassifierSettings
-from .objectives import Objective
 from .recipes import FullSettings, LoraSettings
 from .task import FRESH, TaskSpec
 from .tasks import ModelSpec
@@ -154,9 +154,7 @@ def options_of(config: RunConfig) -> LocalOptions:
 
 def objective_of(options: LocalOptions, *, from_base: bool) -> Objective:
     """The objective of one job: a job that starts from the base model makes the target, by a plain fine-tune."""
-    default = 10.0 if options.task is None else 1.0  # the paper's
-    rho = default if options.rho is None else options.rho
-    return Objective() if from_base else Objective(options.objective, rho, options.gamma)
+    return Objective() if from_base else Objective.of_options(options.model_dump())
 
 
 def classifier_settings_of(hyperparameters: Mapping[str, Any]) -> ClassifierSettings:

@@ -13,9 +13,9 @@ from safetensors import SafetensorError
 from safetensors.torch import load, load_file, save
 
 from ...errors import ConfigurationError, DaunceError, RejectedError
+from ..objective import Objective
 from .classifier import Classifier, ClassifierSettings, Members, State
 from .member_work import Files, MemberResult, MemberTask, train_in_halves, training_records, wanted
-from .objectives import Objective
 from .task import Material, TaskSpec, load_task
 
 WEIGHTS = "model.safetensors"

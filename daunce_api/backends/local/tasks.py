@@ -15,13 +15,13 @@ import torch
 
 from ...errors import CapabilityError, DataError, DaunceError, RejectedError
 from ...tokens import EncodedExample, encode_example
+from ..objective import Objective
 from .adapters import save_adapter
 from .full import check_trainable
 from .jobs import beside
 from .language import LanguageModel
 from .member_work import Files, MemberResult, MemberTask, train_in_halves, training_records, wanted
 from .memory import MemoryPlan, default_limit, plan_full_memory, plan_memory
-from .objectives import Objective
 from .recipes import FullSettings, LoraSettings
 from .trainees import FullWeights, Member, Weights
 from .training import batches_of, train_full, train_members, trained_tokens

@@ -12,10 +12,10 @@ import torch
 from torch import Tensor
 
 from ...tokens import EncodedExample
+from ..randomness import DROPOUT, INIT, stream
 from .head import Head
 from .lora import Active, ActiveFull, ActiveLora, AdaptedModel
 from .objectives import References
-from .randomness import DROPOUT, INIT, stream
 from .recipes import LoraSettings
 
 Weights = dict[str, tuple[Tensor, Tensor]]

@@ -16,10 +16,11 @@ from torch import Tensor
 
 from ...errors import DataError, RejectedError, TrainingCancelledError
 from ...tokens import EncodedExample
+from ..objective import Objective, noise
+from ..randomness import ORDER, stream
 from .batching import split_rows
 from .lora import AdaptedModel
-from .objectives import Objective, noise, row_values
-from .randomness import ORDER, stream
+from .objectives import row_values
 from .recipes import FullSettings, LoraSettings, Recipe
 from .trainees import FullTrainee, FullWeights, LoraTrainee, Member, Row, Trainee, Weights
 

@@ -11,12 +11,12 @@ import numpy as np
 import torch
 
 from daunce_api.backends.local.classifier import Classifier, ClassifierSettings, Members
-from daunce_api.backends.local.objectives import Objective, noise
+from daunce_api.backends.objective import Objective
 from daunce_api.core import scores
 from daunce_api.core.checkpoints import Checkpoints
 from tests.benchmarks.field.cells import Method, Result, read_cell
 from tests.benchmarks.field.subjects import Subject
-from tests.benchmarks.tasks import CACHE, CHUNK, _number, _subset, chunk_files, joined, read_chunk
+from tests.benchmarks.tasks import CACHE, CHUNK, Recipe, _number, _subset, chunk_files, joined, read_chunk
 
 COUNTS = (10, 25, 50, 100)
 ENSEMBLES = 3
@@ -93,20 +93,11 @@ def white_box(
     else:
         train, test = _text_members(subject, inclusion, seeds, goal, rate, epochs)
     trained = time.process_time() - began
-    found = scores(train, test, _weights_of(inclusion, seeds), estimator)
+    member = Recipe(epochs, subject.task.target.batch, rate, 0.9 if subject.texts is None else 0.0, "cosine")
+    learning_time = float(member.rates(round(ratio * size)).sum() / subject.task.target.rates(size).sum())
+    design_KN = goal.weights_KN(inclusion, np.array(seeds))
+    found = scores(train, test, design_KN, estimator, rho=learning_time)
     return Result([found], 0.0, f"{trained:.1f} s for members")
-
-
-def _weights_of(inclusion: np.ndarray, seeds: list[int]) -> np.ndarray:
-    """How much each member weighs each example, up to a constant and a factor: what takes the place of inclusion.
-
-    The objectives take out the target's own gradient, so that the noise alone moves a member: by -(2 xi - 1) times the
-    example's gradient, for the examples of its subset.
-    """
-    out = np.ones(inclusion.shape)
-    for row, mask, seed in zip(out, inclusion, seeds, strict=True):
-        row[mask] -= 2 * noise(int(mask.sum()), seed) - 1
-    return out
 
 
 def _image_members(
