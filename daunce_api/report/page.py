@@ -21,17 +21,11 @@ from daunce_api.dataset import Dataset, Example
 from daunce_api.errors import MissingExtraError
 from daunce_api.report.facts import RunFacts
 from daunce_api.report.glance import Tile, glance, notes, unit
-from daunce_api.report.overview import (
-    SourceScores,
-    TrainView,
-    loss_picture,
-    quality_curve,
-    source_scores,
-    train_view,
-)
+from daunce_api.report.overview import TrainView, loss_picture, quality_curve, train_view
 from daunce_api.report.pack import Arrays, deflate, fitting_block, policy
 from daunce_api.report.packed_tokens import add_tokens
 from daunce_api.report.ranked import Listings, listings
+from daunce_api.report.sources import SourceScores, source_scores
 from daunce_api.report.tokens import TokenView, token_view
 
 MAX_TESTS = 500
@@ -89,7 +83,7 @@ def report_html(attribution: Attribution, run: RunFacts | None = None) -> str:
         columns,
         ranked,
         train_view(attribution),
-        source_scores(attribution),
+        source_scores(attribution, columns),
         token_view(attribution, columns, ranked.proponents.index_Mk, ranked.opponents.index_Mk),
     )
     content, arrays = _content(attribution, run, parts)
@@ -108,6 +102,7 @@ def report_html(attribution: Attribution, run: RunFacts | None = None) -> str:
         attribution=attribution,
         tiles=tiles,
         unit=unit(attribution),
+        heat_note=parts.sources.note,
         most_notes=_NOTES,
         notes=notes(attribution, run, shown_tests=len(columns), cut=cut, shown_train=len(content["train"]["id"])),
         policy=policy([script, plots], [style]),
@@ -128,9 +123,12 @@ def _content(attribution: Attribution, run: RunFacts, parts: _Parts) -> tuple[di
     train, test = (
         _examples(dataset, picks) for dataset, picks in ((attribution.train, shown), (attribution.test, parts.columns))
     )
-    sources = sorted({s for side in (train, test) for s in side["source"]})
+    s = parts.sources
+    names = {name for name in (*s.rows, *s.columns) if isinstance(name, str)}
+    sources = sorted(names.union(train["source"], test["source"]))
+    number: dict[Any, int | None] = {None: None} | {name: n for n, name in enumerate(sources)}
     for side in (train, test):
-        side["source"] = [sources.index(s) for s in side["source"]]
+        side["source"] = [number[name] for name in side["source"]]
     arrays = Arrays()
     for name, listing in (("pro", parts.listings.proponents), ("opp", parts.listings.opponents)):
         arrays.add(f"{name}_index", position[listing.index_Mk], "i")
@@ -154,7 +152,6 @@ def _content(attribution: Attribution, run: RunFacts, parts: _Parts) -> tuple[di
     arrays.add("picture", picture, "b")
     tokens = None if parts.tokens is None else add_tokens(arrays, parts.tokens, parts.columns, shown.tolist())
     curve = run.quality or quality_curve(attribution)
-    s = parts.sources
     content = {
         "train": train,
         "test": test,
@@ -166,8 +163,10 @@ def _content(attribution: Attribution, run: RunFacts, parts: _Parts) -> tuple[di
         "stopped": run.stopped,
         "picture": {"limit": limit, "widths": widths, "members": len(attribution.members)},
         "heat": {
-            "rows": s.rows,
-            "columns": s.columns,
+            # Numbers of sources, or positions of answers; null for all others together.
+            "row_source": [number[name] for name in s.rows],
+            "column_source": [] if s.of_answers else [number[name] for name in s.columns],
+            "column_answer": s.columns if s.of_answers else [],
             "total": _plain(s.total_ST),
             "stderr": _plain(s.stderr_ST),
             "rows_count": s.rows_count,

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from made_attribution import demo_data, made_attribution
+from made_attribution import demo_data, file_data, made_attribution
 
 from daunce_api.attribution import Attribution
 from daunce_api.dataset import Dataset
@@ -250,6 +250,57 @@ def test_the_heat_map_as_a_table_opens_pairs_by_keys(report: Path, open_page: An
     page.keyboard.press("Enter")
     assert page.locator("#pair-source").evaluate("s => s.selectedOptions[0].text") == "fish"
     assert page.locator("#test-source").evaluate("s => s.selectedOptions[0].text") == "bird"
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    pytest.importorskip("plotly")
+    made = made_attribution(*file_data(300, 90), members=12)
+    return write_report(made, tmp_path_factory.mktemp("files") / "files.html")
+
+
+def test_the_table_of_the_heat_map_is_made_when_it_is_opened(files: Path, open_page: Any) -> None:
+    page = open_page(files, wait=PLOTS)
+    cells = page.locator("#heat-table button")
+    assert cells.count() == 0
+    page.locator("#heat-fold summary").click()
+    cells.first.wait_for()
+    assert cells.count() == 61 * 61
+    first = cells.first.inner_text()
+    page.locator("#sources input[value=each]").check()
+    page.locator("#sources input[value=total]").check()
+    assert cells.first.inner_text() == first
+    assert page.problems == []
+
+
+def test_the_row_of_all_others_opens_what_the_map_does_not_name(files: Path, open_page: Any) -> None:
+    page = open_page(files, wait=PLOTS)
+    page.locator("#heat-fold summary").click()
+    rows = page.locator("#heat-table tbody tr")
+    assert rows.last.locator("th").inner_text() == "all others"
+    named = set(rows.locator("th").all_inner_texts())
+    rows.last.locator("button").first.click()
+    shown = set(page.locator(".card .tag").all_inner_texts())
+    assert shown
+    assert not shown & named
+    rows.nth(2).locator("button").last.click()
+    assert page.locator("#test-count").inner_text() == "30 of 90 answers"
+    assert (
+        page.locator("#pair-source").evaluate("s => s.selectedOptions[0].text")
+        == rows.nth(2).locator("th").inner_text()
+    )
+
+
+def test_a_cell_of_an_answer_without_source_opens_that_answer(tmp_path: Path, open_page: Any) -> None:
+    pytest.importorskip("plotly")
+    made = made_attribution(*file_data(12, 30, sources=False), members=12)
+    page = open_page(write_report(made, tmp_path / "numbers.html"), wait=PLOTS)
+    page.locator("#heat-fold summary").click()
+    cells = page.locator("#heat-table tbody tr").nth(1).locator("button")
+    for j in (3, 29, 0):
+        cells.nth(j).click()
+        assert page.locator("#answer .id").inner_text() == str(j)
+        assert page.locator("#test-count").inner_text() == "30 answers"
 
 
 def test_without_sources_nothing_is_said_of_them(tmp_path: Path, open_page: Any) -> None:

@@ -11,7 +11,7 @@ const ORDERS = {
 };
 
 function startTraining() {
-  fillSources(byId('train-source'), data.train, 'all sources');
+  fillSources(byId('train-source'), data.train);
   const head = byId('train-head');
   head.classList.add('grid');
   head.append(...Object.entries(ORDERS).map(([name, entry]) => (!entry.value ? element('span', {}, entry.label) : element('button', {
@@ -36,7 +36,7 @@ function drawTraining() {
   const value = ORDERS[training.order].value;
   const found = [];
   for (let i = 0; i < answers.trainHay.length; i++) {
-    if ((source < 0 || data.train.source[i] === source) && (!words || answers.trainHay[i].includes(words))) found.push(i);
+    if (ofSource(data.train, i, source) && (!words || answers.trainHay[i].includes(words))) found.push(i);
   }
   const known = (x) => (Number.isFinite(x) ? x : -Infinity);
   found.sort((a, b) => known(value(b)) - known(value(a)) || a - b);
@@ -75,7 +75,7 @@ function partners(i, name, title) {
 
 function goToAnswer(j) {
   byId('test-search').value = '';
-  byId('test-source').value = '-1';
+  byId('test-source').value = ANY;
   filterAnswers();
   answers.list.pick(j);
   byId('answers').scrollIntoView();
