@@ -141,9 +141,13 @@ def _content(attribution: Attribution, run: RunFacts, parts: _Parts) -> tuple[di
     arrays.add("self_influence", parts.train.self_influence_N[shown], "f")
     arrays.add("suspicion", parts.train.suspicion_N[shown], "f")
     arrays.add("included", parts.train.included_N[shown], "i")
-    for name, opponents in (("helps", False), ("hurts", True)):
-        index, score = _partners(attribution, opponents)
-        arrays.add(f"{name}_index", np.where(index[shown] < len(parts.columns), index[shown], -1), "i")
+    partners = {"helps": _partners(attribution, opponents=False), "hurts": _partners(attribution, opponents=True)}
+    found = np.unique(np.concatenate([index[shown] for index, _ in partners.values()]))
+    elsewhere = found[found >= len(parts.columns)]  # answers that the page has no room for: their ids alone
+    place = np.concatenate([np.arange(len(attribution.test)), [-1]])
+    place[elsewhere] = len(parts.columns) + np.arange(elsewhere.size)
+    for name, (index, score) in partners.items():
+        arrays.add(f"{name}_index", place[index[shown]], "i")
         arrays.add(f"{name}_score", score[shown], "f")
     test_loss = np.ma.masked_invalid(attribution.test_loss_KM[:, parts.columns])
     arrays.add("test_loss", test_loss.mean(axis=0).filled(np.nan), "f")
@@ -151,16 +155,17 @@ def _content(attribution: Attribution, run: RunFacts, parts: _Parts) -> tuple[di
     picture, limit, widths = loss_picture(attribution)
     arrays.add("picture", picture, "b")
     tokens = None if parts.tokens is None else add_tokens(arrays, parts.tokens, parts.columns, shown.tolist())
-    curve = run.quality or quality_curve(attribution)
+    curve = quality_curve(attribution)
     content = {
         "train": train,
         "test": test,
+        "elsewhere": [attribution.test[int(j)].id for j in elsewhere],
         "sources": sources,
         "tokens": tokens,
         "curve": [[p.members, p.value, p.low, p.high] for p in curve],
         "expected": _expected(attribution),
         "members_asked": run.members_asked,
-        "stopped": run.stopped,
+        "stopped": bool(run.stopped),
         "picture": {"limit": limit, "widths": widths, "members": len(attribution.members)},
         "heat": {
             # Numbers of sources, or positions of answers; null for all others together.
@@ -203,8 +208,9 @@ def _expected(attribution: Attribution) -> list[list[float]]:
     return [[int(n), float(v)] for n, v in zip(counts, values, strict=True)]
 
 
-def _partners(attribution: Attribution, opponents: bool) -> tuple[Any, Any]:
-    """The test examples that each training example helps (or hurts) most; -1 where the sign is the other one."""
+def _partners(attribution: Attribution, *, opponents: bool) -> tuple[Any, Any]:
+    """The test examples, of all, that each training example helps (or hurts) most; -1 where the sign is the other
+    one."""
     from daunce_api import core
 
     ranking = core.top(

@@ -391,6 +391,30 @@ def test_quality_curve_and_loss_picture_are_drawn(report: Path, open_page: Any) 
     assert page.locator("#picture .heatmaplayer image").count() == 1
 
 
+def test_members_that_failed_do_not_make_it_a_stop(attribution: Attribution, tmp_path: Path, open_page: Any) -> None:
+    pytest.importorskip("plotly")
+    facts = RunFacts(members_asked=33, failures=("member 7: 3 jobs failed",))
+    page = open_page(write_report(attribution, tmp_path / "failed.html", run=facts), wait=PLOTS)
+    text = page.locator("#curve").inner_text()
+    assert "32 of 33 scored" in text
+    assert "stopped" not in page.locator("body").inner_text().lower()
+
+
+def test_answers_that_are_not_on_the_page_are_named(
+    attribution: Attribution, tmp_path: Path, open_page: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("plotly")
+    monkeypatch.setattr("daunce_api.report.page.MAX_TESTS", 2)
+    page = open_page(write_report(attribution, tmp_path / "two.html"))
+    i = attribution.train.position(page.locator("#train-detail .id").first.inner_text())
+    score_M = attribution.scores_NM()[i]
+    best = [attribution.test.ids[j] for j in np.argsort(-score_M)[:3] if j >= 2]
+    assert best
+    away = page.locator("#train-detail .links").first.locator(".away")
+    assert away.locator(".id").all_inner_texts() == best
+    assert away.first.inner_text().endswith("not on this page")
+
+
 @pytest.mark.parametrize(("scheme", "paper"), [("light", "rgb(255, 255, 255)"), ("dark", "rgb(21, 24, 28)")])
 def test_light_and_dark(report: Path, open_page: Any, scheme: str, paper: str) -> None:
     page = open_page(report, color_scheme=scheme)

@@ -25,7 +25,7 @@ from daunce_api.dataset import Dataset
 from daunce_api.display import duration
 from daunce_api.errors import MissingExtraError
 from daunce_api.evaluation.baselines import bm25_scores, example_texts
-from daunce_api.report import QualityPoint, RunFacts, notebook_html, write_report
+from daunce_api.report import notebook_html, write_report
 from daunce_api.report.glance import checkpoints
 from daunce_api.report.overview import loss_picture, quality_curve, train_view
 from daunce_api.report.pack import Arrays, deflate, fit_texts, fitting_block, json_block, policy
@@ -295,11 +295,41 @@ def test_two_members_and_one_test_example_are_enough(tmp_path: Path) -> None:
     assert len(content["test"]["id"]) == 1
 
 
-def test_a_given_quality_curve_is_used(attribution: Attribution, tmp_path: Path) -> None:
+def test_partners_are_sought_among_all_answers(
+    attribution: Attribution, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     pytest.importorskip("plotly")
-    facts = RunFacts(quality=(QualityPoint(8, 0.25, 0.125, 0.5),))
-    page = write_report(attribution, tmp_path / "given.html", run=facts).read_text()
-    assert json.loads(_blocks(page)["data"])["curve"] == [[8, 0.25, 0.125, 0.5]]
+    monkeypatch.setattr("daunce_api.report.page.MAX_TESTS", 2)
+    page = write_report(attribution, tmp_path / "two.html").read_text()
+    content = json.loads(_blocks(page)["data"])
+    ids = [*content["test"]["id"], *content["elsewhere"]]
+    assert content["test"]["id"] == attribution.test.ids[:2]
+    score_NM = attribution.scores_NM()
+    for name, sign in (("helps", 1), ("hurts", -1)):
+        entry = content["arrays"][f"{name}_index"]
+        index = np.frombuffer(_blocks(page)["numbers"], "<i4", entry["count"], entry["at"]).reshape(entry["shape"])
+        for i, row in enumerate(index):
+            best = [j for j in np.argsort(-sign * score_NM[i])[:3] if sign * score_NM[i, j] > 0]
+            assert [ids[j] for j in row if j >= 0] == [attribution.test.ids[j] for j in best]
+    assert set(content["elsewhere"]) <= set(attribution.test.ids[2:])
+
+
+def test_measured_noise_is_said(attribution: Attribution, tmp_path: Path) -> None:
+    pytest.importorskip("plotly")
+    made = replace(attribution, noise=0.01234)
+    page = write_report(made, tmp_path / "noise.html").read_text()
+    assert '<dd class="value">0.012 nats</dd>' in page
+    assert "standard deviation of one loss that is scored twice" in page
+    assert "not measured" not in page
+
+
+@pytest.mark.parametrize(("estimator", "question"), [("covariance", "attribution"), ("correlation", "retrieval")])
+def test_the_page_says_which_question_its_rankings_answer(
+    attribution: Attribution, tmp_path: Path, estimator: str, question: core.Question
+) -> None:
+    pytest.importorskip("plotly")
+    page = write_report(attribution.with_estimator(estimator), tmp_path / "question.html").read_text()
+    assert f"Rankings say {core.QUESTIONS[question]}." in html.unescape(page)
 
 
 def test_large_data_keeps_what_is_listed_and_most_suspicious(

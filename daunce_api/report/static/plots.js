@@ -140,7 +140,7 @@ function drawCurve() {
   const notes = [];
   if (data.members_asked && data.members_asked > last[0]) {
     shapes.push({ type: 'line', x0: last[0], x1: last[0], yref: 'paper', y0: 0, y1: 1, line: { color: color('soft'), width: 1, dash: 'dot' } });
-    notes.push({ x: last[0], yref: 'paper', y: 1, text: 'stopped at ' + last[0] + ' of ' + data.members_asked, showarrow: false, xanchor: 'right', xshift: -6, font: { color: color('soft') } });
+    notes.push({ x: last[0], yref: 'paper', y: 1, text: (data.stopped ? 'stopped at ' : '') + last[0] + ' of ' + data.members_asked + (data.stopped ? '' : ' scored'), showarrow: false, xanchor: 'right', xshift: -6, font: { color: color('soft') } });
   }
   plotly.react(byId('curve'), [
     { x: [...x, ...x.slice().reverse()], y: [...curve.map((p) => p[3]), ...curve.map((p) => p[2]).reverse()], fill: 'toself', mode: 'lines', line: { width: 0 }, fillcolor: color('help-wash'), hoverinfo: 'skip' },

@@ -66,9 +66,11 @@ function partners(i, name, title) {
   for (let place = 0; place < width; place++) {
     const j = numbers[name + '_index'][i * width + place];
     if (j < 0) continue;
-    rows.push(element('li', {}, element('button', { type: 'button', onclick: () => goToAnswer(j) },
-      element('span', { class: 'number ' + (name === 'helps' ? 'helpful' : 'harmful') }, signed(numbers[name + '_score'][i * width + place])),
-      element('span', { class: 'one' }, data.test.answer[j]))));
+    const score = element('span', { class: 'number ' + (name === 'helps' ? 'helpful' : 'harmful') }, signed(numbers[name + '_score'][i * width + place]));
+    const away = j - data.test.id.length; // the page holds the first answers; of others it knows the id
+    rows.push(element('li', {}, away < 0
+      ? element('button', { type: 'button', onclick: () => goToAnswer(j) }, score, element('span', { class: 'one' }, data.test.answer[j]))
+      : element('span', { class: 'away' }, score, element('span', { class: 'id one' }, data.elsewhere[away]), 'not on this page')));
   }
   return rows.length ? [element('h3', {}, title), element('ul', { class: 'links' }, ...rows)] : [];
 }
