@@ -273,6 +273,37 @@ def test_the_table_of_the_heat_map_is_made_when_it_is_opened(files: Path, open_p
     assert page.problems == []
 
 
+def test_names_of_columns_are_left_out_where_they_would_overlap(files: Path, open_page: Any) -> None:
+    page = open_page(files, wait=PLOTS)
+    names = page.locator("#heat .xaxislayer-above text, #heat .xaxislayer-below text")
+    assert names.count() == 61
+    page.set_viewport_size({"width": 600, "height": 900})
+    page.wait_for_function("document.querySelectorAll('#heat .xaxislayer-above text').length === 0")
+    assert names.count() == 0
+    assert page.locator("#heat .yaxislayer-above text").count() == 61
+    page.wait_for_function("document.documentElement.scrollWidth <= innerWidth")
+
+
+@pytest.mark.parametrize(
+    ("name", "shown"),
+    [
+        ("docs/deep/deep/deep/deep/page-{}/index.html", "…deep/deep/deep/deep/page-{}…"),
+        ("part-{} of a book with a long title", "part-{}…"),
+        ("{} a name that ends in its number {}", "{} a name that … its number {}"),
+    ],
+)
+def test_long_names_of_sources_keep_what_tells_them_apart(
+    name: str, shown: str, tmp_path: Path, open_page: Any
+) -> None:
+    pytest.importorskip("plotly")
+    train, test = demo_data()
+    long = [{**e.to_record(), "source": name.format(*[i % 3] * 2)} for i, e in enumerate(train)]
+    made = made_attribution(Dataset.from_records(long), test, members=12)
+    page = open_page(write_report(made, tmp_path / "long.html"), wait=PLOTS)
+    names = page.locator("#heat .yaxislayer-above text").all_text_contents()
+    assert names == [shown.format(i, i) for i in range(3)]
+
+
 def test_the_row_of_all_others_opens_what_the_map_does_not_name(files: Path, open_page: Any) -> None:
     page = open_page(files, wait=PLOTS)
     page.locator("#heat-fold summary").click()

@@ -1,5 +1,6 @@
 // The three plots. The library stands compressed in this file; the policy knows its hash.
 
+const REST = 'all others';
 let plotly = null;
 let paperWidth = null; // pixels while the page is printed: paper does not resize plots
 
@@ -12,8 +13,11 @@ async function startPlots() {
   plotly = window.Plotly;
   for (const input of document.querySelectorAll('input[name="heat"]')) input.addEventListener('input', drawHeat);
   byId('heat-fold').addEventListener('toggle', heatTable);
-  let fitted = roomy();
-  window.addEventListener('resize', () => { if (roomy() !== fitted) { fitted = roomy(); drawPlots(); } });
+  let fitted = JSON.stringify(room());
+  window.addEventListener('resize', () => {
+    const now = JSON.stringify(room());
+    if (now !== fitted) { fitted = now; drawPlots(); }
+  });
   drawPlots();
 }
 
@@ -34,8 +38,13 @@ function drawPlots() {
   drawPicture();
 }
 
-// Room for the numbers of the heat map: they stand in its cells where they fit.
-const roomy = () => (paperWidth || byId('heat').clientWidth) - 90 >= 72 * data.heat.columns_count.length;
+// What the heat map has room for: numbers in its cells, names above its columns, letters of a name.
+function room() {
+  const width = paperWidth || byId('heat').clientWidth;
+  const columns = data.heat.columns_count.length;
+  const letters = width < 700 ? 16 : 28;
+  return { numbers: width - 90 >= 72 * columns, names: (width - 7 * letters - 70) / columns >= 12, letters };
+}
 
 function layout(extra) {
   const axis = { gridcolor: color('line'), zeroline: false, linecolor: color('line'), tickcolor: color('line'), automargin: true, fixedrange: true };
@@ -51,20 +60,38 @@ const options = { displayModeBar: false, responsive: true };
 const diverging = () => [[0, color('hurt')], [0.5, color('paper')], [1, color('help')]];
 // Plot labels understand a little markup, so names are made harmless first.
 const plain = (text) => text.replace(/[<>&]/g, (c) => ({ '<': '‹', '>': '›', '&': '＆' })[c]);
-const short = (text) => plain(text.length > 28 ? text.slice(0, 27) + '…' : text);
+
+// Names that are too long lose what all of them end with and begin with, as far as needed, and then their middle.
+function shortened(names, letters) {
+  const all = names.filter((name) => name !== REST);
+  const most = all.length > 1 ? Math.min(...all.map((name) => name.length)) : 0;
+  const shared = (at, limit) => { let n = 0; while (n < limit && all.every((name) => name.at(at(n)) === all[0].at(at(n)))) n++; return n; };
+  const start = shared((n) => n, most);
+  const end = shared((n) => -1 - n, most - start);
+  return names.map((name) => {
+    if (name.length <= letters || name === REST) return plain(name);
+    const to = name.length - end;
+    const from = Math.min(start, Math.max(0, to - letters + 2));
+    const [before, after] = [from ? '…' : '', end ? '…' : ''];
+    const kept = name.slice(from, to);
+    const space = letters - before.length - after.length;
+    const half = Math.floor(space / 2);
+    return plain(before + (kept.length > space ? kept.slice(0, half) + '…' + kept.slice(kept.length - space + half + 1) : kept) + after);
+  });
+}
 
 // What the cells of the heat map say: names of rows and columns, and text of a cell, for the chosen unit.
 function heatTexts() {
   const heat = data.heat;
   const each = document.querySelector('input[name="heat"]:checked').value === 'each';
   const scale = (s) => (each ? 1 / heat.rows_count[s] : 1);
-  const named = (s) => (s === null ? 'all others' : data.sources[s]);
+  const named = (s) => (s === null ? REST : data.sources[s]);
   const z = heat.total.map((row, s) => row.map((v) => (v === null ? null : v * scale(s))));
   const clear = (s, t) => heat.stderr[s][t] === null || Math.abs(heat.total[s][t]) >= heat.threshold * heat.stderr[s][t];
   return {
     z, clear,
     rows: heat.row_source.map(named),
-    columns: heat.column_answer.length ? heat.column_answer.map((j) => (j === null ? 'all others' : data.test.id[j])) : heat.column_source.map(named),
+    columns: heat.column_answer.length ? heat.column_answer.map((j) => (j === null ? REST : data.test.id[j])) : heat.column_source.map(named),
     label: (s, t) => (clear(s, t) ? signed(z[s][t]) : '(' + signed(z[s][t]) + ')'),
     half: (s, t) => (heat.stderr[s][t] === null ? '' : ' ± ' + digits(heat.threshold * heat.stderr[s][t] * scale(s))),
   };
@@ -74,13 +101,13 @@ function drawHeat() {
   const heat = data.heat;
   const { z, clear, rows, columns, label, half } = heatTexts();
   const limit = z.flat().reduce((most, v) => Math.max(most, Math.abs(v || 0)), 0) || 1;
-  const few = roomy();
+  const { numbers: few, names: named, letters } = room();
   heatTable();
   // Shades grow with the square root, so that one strong cell does not turn all others white.
   const shade = (v) => (v === null ? null : Math.sign(v) * Math.sqrt(Math.abs(v) / limit));
   const ticks = [-1, -0.5, 0, 0.5, 1];
   const trace = {
-    type: 'heatmap', z: z.map((row) => row.map(shade)), zmin: -1, zmax: 1, colorscale: diverging(), xgap: 2, ygap: 2, showscale: !few,
+    type: 'heatmap', z: z.map((row) => row.map(shade)), zmin: -1, zmax: 1, colorscale: diverging(), xgap: named ? 2 : 0.5, ygap: named ? 2 : 0.5, showscale: !few,
     x: columns.map((_, t) => t), y: rows.map((_, s) => s),
     hovertext: z.map((row, s) => row.map((_, t) => plain(rows[s]) + ' (' + heat.rows_count[s] + ') on ' + plain(columns[t])
       + ' (' + heat.columns_count[t] + ')<br><b>' + label(s, t) + '</b>' + half(s, t))),
@@ -97,8 +124,8 @@ function drawHeat() {
   const box = byId('heat');
   plotly.react(box, [trace], layout({
     height: 90 + Math.max(18 * rows.length, Math.min(44 * rows.length, 810)), annotations: notes,
-    xaxis: { showgrid: false, tickvals: columns.map((_, t) => t), ticktext: columns.map(short), side: 'top', showline: false, ticks: '' },
-    yaxis: { showgrid: false, tickvals: rows.map((_, s) => s), ticktext: rows.map(short), autorange: 'reversed', showline: false, ticks: '' },
+    xaxis: { showgrid: false, tickvals: columns.map((_, t) => t), ticktext: shortened(columns, letters), showticklabels: named, side: 'top', showline: false, ticks: '' },
+    yaxis: { showgrid: false, tickvals: rows.map((_, s) => s), ticktext: shortened(rows, letters), autorange: 'reversed', showline: false, ticks: '' },
     margin: { l: 60, r: 10, t: 36, b: 10 },
   }), options);
   box.removeAllListeners('plotly_click');
