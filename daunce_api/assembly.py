@@ -39,6 +39,8 @@ class Material:
     ensemble: Ensemble
     models: int = 1
     """Models of each job that are scored, the final one included (``ensemble.checkpoints``)."""
+    priced: bool = True
+    """Whether every price of the run is known; the ledger holds only what is."""
 
     @property
     def encoded(self) -> tuple[EncodedExample, ...]:
@@ -206,5 +208,5 @@ def _facts(store: RunStore, config: RunConfig, material: Material, complete: int
         "members_complete": complete,
         "failed_attempts": sum(j.status in ("failed", "cancelled") for j in jobs),
         "trained_tokens": sum(j.trained_tokens or 0 for j in store.jobs()),
-        "usd": store.spent(),
+        "usd": store.spent() if material.priced else None,
     }

@@ -61,6 +61,11 @@ def csv_cell(text: str) -> str:
     return f"'{text}" if start and start in _FORMULA else text
 
 
+def dollars(usd: float | None) -> str:
+    """An amount of money; what is not known is said to be unknown."""
+    return "unknown" if usd is None else f"${usd:,.2f}"
+
+
 def duration(seconds: float) -> str:
     """Hours, minutes or seconds, in the two largest units."""
     whole = round(seconds)

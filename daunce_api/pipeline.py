@@ -6,7 +6,6 @@ from collections.abc import Callable, Coroutine, Mapping
 from contextlib import suppress
 from datetime import UTC, datetime
 from functools import cached_property
-from html import escape
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -138,6 +137,7 @@ class Run:
                 min_subset=trainer.min_examples,
             ),
             self.config.ensemble.checkpoints,
+            priced=self.plan().usd is not None,
         )
 
     # -- the run --------------------------------------------------------------------------------------------------
@@ -223,16 +223,14 @@ class Run:
         return run_blocking(act())
 
     def _repr_html_(self) -> str:
-        state = self.status()
-        shown = {
-            "run": f"{state.name} in {state.run_dir}",
-            "model": f"{state.model} at {state.provider}",
-            "members": f"{state.members_scored} of {state.members_asked} scored",
-            "self_lds": "-" if state.self_lds is None else f"{state.self_lds.value:.2f}",
-            "spent": f"${state.usd:,.2f}",
-        }
-        rows = "".join(f"<tr><th>{escape(name)}</th><td>{escape(value)}</td></tr>" for name, value in shown.items())
-        return f"<table>{rows}</table>"
+        from .report import rows_html
+
+        try:
+            if RunStore.exists(self.run_dir):
+                return rows_html("Run", self.status().rows())
+            return rows_html("Run, not started", [("Folder", str(self.run_dir)), *self.plan().rows()])
+        except DaunceError as error:  # a notebook shows what can be said, no traceback
+            return rows_html("Run", [("folder", str(self.run_dir)), (type(error).__name__, str(error))])
 
     # -- what is kept ---------------------------------------------------------------------------------------------
 

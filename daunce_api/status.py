@@ -10,9 +10,14 @@ from .assembly import Material, assemble, complete_members, models_scored
 from .backends.base import JobStatus
 from .config import RunConfig
 from .core import SelfLDS
+from .display import dollars, duration
 from .errors import NotEnoughMembersError
 from .store import FINAL, TARGET, RunStore
 from .usage import usage_of
+
+_TOLD = 3
+"""Failures that are told one by one."""
+_LEFT_OUT = "left out "
 
 
 @dataclass(frozen=True)
@@ -22,10 +27,11 @@ class RunStatus:
     ``members_asked`` K; ``members_trained`` those with a model; ``members_scored`` those whose every example is
     scored; ``models_asked`` and ``models_scored`` count the models of all members, earlier checkpoints included
     (``ensemble.checkpoints``); ``members_running`` those with a job that is not final; ``members_failed`` those whose
-    last attempt failed. ``target``: state of the target model's job, None without one. ``usd``: reserved and settled.
-    ``trained_tokens``, ``scored_tokens``, ``seconds``, ``job_seconds``: see :class:`~daunce_api.usage.Usage`.
+    last attempt failed. ``target``: state of the target model's job, None without one. ``usd``, ``trained_tokens``,
+    ``scored_tokens``, ``seconds``, ``job_seconds``: see :class:`~daunce_api.usage.Usage`.
     ``measured``: what a loss is the loss of; ``censored``: share of the losses that are lower bounds.
-    ``noise``: scoring noise of one loss in nats, None where nothing was scored twice. ``recent``: the last changes.
+    ``noise``: scoring noise of one loss in nats, None where nothing was scored twice. ``failures``: members that
+    were given up, and why. ``recent``: the last changes.
     """
 
     run_dir: str
@@ -42,7 +48,7 @@ class RunStatus:
     target: str | None
     trained_tokens: int
     scored_tokens: int
-    usd: float
+    usd: float | None
     seconds: float
     job_seconds: float
     self_lds: SelfLDS | None
@@ -51,12 +57,56 @@ class RunStatus:
     censored: float | None
     estimator: str | None
     why: str | None
+    failures: tuple[str, ...]
     recent: tuple[str, ...]
 
     @property
     def complete(self) -> bool:
         """Every member is scored."""
         return self.members_scored == self.members_asked
+
+    def rows(self) -> list[tuple[str, str]]:
+        """The state in words, each with its name."""
+        rows = [
+            ("run", f"{self.name} in {self.run_dir}"),
+            ("model", f"{self.model} at {self.provider}"),
+            (
+                "members",
+                f"{self.members_scored} of {self.members_asked} scored, {self.members_trained} trained, "
+                f"{self.members_running} running, {self.members_failed} failed",
+            ),
+        ]
+        if self.failures:
+            more = len(self.failures) - _TOLD
+            rows.append(("given up", "; ".join(self.failures[:_TOLD]) + (f"; and {more} more" if more > 0 else "")))
+        if self.models_asked > self.members_asked:
+            models = f"{self.models_scored} of {self.models_asked} scored, the checkpoints of earlier epochs among them"
+            rows.append(("models", models))
+        tokens = f"{self.trained_tokens:,} tokens trained, {self.scored_tokens:,} tokens scored"
+        jobs = f"{duration(self.job_seconds)} of fine-tuning jobs"
+        rows += [
+            ("spent", f"{dollars(self.usd)}, {tokens}"),
+            ("time", f"{duration(self.seconds)} from start to last result, {jobs}"),
+        ]
+        if self.target is not None:
+            rows.append(("target", self.target))
+        if self.measured != "completion" or self.censored:
+            bounds = f", {self.censored:.1%} of the losses are lower bounds" if self.censored else ""
+            rows.append(("measured", f"{self.measured}{bounds}"))
+        if self.noise is not None:
+            rows.append(("noise", f"{self.noise:.2g} nats a loss (the same examples scored twice)"))
+        if self.estimator is not None:
+            rows += [("estimator", str(self.why)), ("quality", self._quality())]
+        return rows
+
+    def _quality(self) -> str:
+        q = self.self_lds
+        if q is None:
+            return "self_lds is not known below 8 members"
+        return (
+            f"self_lds {q.value:.2f} (95 % interval {q.low:.2f} to {q.high:.2f}): how well the scores predict members "
+            "they have not seen; 1 is perfect, 0 is chance"
+        )
 
     def to_json(self) -> dict[str, Any]:
         """Plain data, as ``daunce status --json`` prints it."""
@@ -77,7 +127,7 @@ def status_of(store: RunStore, material: Material, config: RunConfig) -> RunStat
         quality, noise, censored = attribution.self_lds, attribution.noise, attribution.censored
         estimator, why = attribution.choice.estimator.name, attribution.choice.why
     target = last.get(TARGET)
-    used = usage_of(store, material.encoded)
+    used = usage_of(store, material.encoded, priced=material.priced)
     return RunStatus(
         run_dir=str(config.run_dir),
         name=config.name,
@@ -102,11 +152,19 @@ def status_of(store: RunStore, material: Material, config: RunConfig) -> RunStat
         censored=censored,
         estimator=estimator,
         why=why,
+        failures=failures_of(store),
         recent=tuple(
             f"{t.time} {t.subject}: {t.before or '-'} -> {t.after}{f' ({t.detail})' if t.detail else ''}"
             for t in [t for t in store.transitions() if not t.subject.startswith("spend ")][-5:]
         ),
     )
+
+
+def failures_of(store: RunStore) -> tuple[str, ...]:
+    """Members that were given up, one sentence each."""
+    # A member can be given up again by a later execution: the last reason counts.
+    gone = {t.subject.removeprefix(_LEFT_OUT): t.detail for t in store.transitions() if t.subject.startswith(_LEFT_OUT)}
+    return tuple(f"{member}: {reason}" for member, reason in gone.items())
 
 
 def _state(status: str) -> str:

@@ -7,6 +7,7 @@ from pathlib import Path
 from .attribution import Attribution
 from .pipeline import Run
 from .report import RunFacts, write_report
+from .status import failures_of
 from .store import RunStore
 from .usage import usage_of
 from .writing import writing
@@ -30,8 +31,8 @@ def facts_of(run: Run, attribution: Attribution) -> RunFacts:
     """The run at a glance, from its store."""
     with RunStore.open(run.run_dir, read_only=True) as store:
         transitions = store.transitions()
-        used = usage_of(store, run.material.encoded)
-        left_out = [t for t in transitions if t.subject.startswith("left out")]
+        used = usage_of(store, run.material.encoded, priced=run.material.priced)
+        failures = failures_of(store)
         halted = [t.detail for t in transitions if t.subject == "halted"]
         return RunFacts(
             name=run.config.name,
@@ -41,13 +42,13 @@ def facts_of(run: Run, attribution: Attribution) -> RunFacts:
             finished_at=used.finished_at,
             members_asked=run.config.ensemble.members,
             members_trained=len(attribution.members),
-            members_failed=len({t.subject for t in left_out}),
+            members_failed=len(failures),
             dollars=used.usd,
             training_tokens=used.trained_tokens,
             scoring_tokens=used.scored_tokens,
             seconds=used.seconds,
             job_seconds=used.job_seconds,
             warnings=run.warnings,
-            failures=tuple(f"{t.subject.removeprefix('left out ')}: {t.detail}" for t in left_out),
+            failures=failures,
             stopped=halted[-1] if halted else "",
         )

@@ -16,7 +16,7 @@ from rich.progress import Progress as RichProgress
 from rich.table import Table
 from rich.text import Text
 
-from .display import duration, rich_text, terminal_text
+from .display import rich_text, terminal_text
 from .orchestrator import CancelReport, CleanReport, Event, EventKind
 from .status import RunStatus
 
@@ -122,17 +122,6 @@ def number(value: float) -> str:
     return f"{value:+.3g}"
 
 
-def quality_line(state: RunStatus) -> str:
-    """self_lds in words."""
-    if state.self_lds is None:
-        return "self_lds is not known below 8 members"
-    q = state.self_lds
-    return (
-        f"self_lds {q.value:.2f} (95 % interval {q.low:.2f} to {q.high:.2f}): how well the scores predict members they "
-        "have not seen; 1 is perfect, 0 is chance"
-    )
-
-
 def status(state: RunStatus) -> None:
     """``daunce status``: how far the run is, and what changed last."""
     summary(state)
@@ -151,34 +140,7 @@ def status(state: RunStatus) -> None:
 def summary(state: RunStatus) -> None:
     """How far a run is."""
     table = Table(show_header=False, box=None, pad_edge=False)
-    models = f"{state.models_scored} of {state.models_asked} scored, the checkpoints of earlier epochs among them"
-    checkpoints = [("models", models)] if state.models_asked > state.members_asked else []
-    rows: list[tuple[str, str]] = [
-        ("run", f"{state.name} in {state.run_dir}"),
-        ("model", f"{state.model} at {state.provider}"),
-        (
-            "members",
-            f"{state.members_scored} of {state.members_asked} scored, {state.members_trained} trained, "
-            f"{state.members_running} running, {state.members_failed} failed",
-        ),
-        *checkpoints,
-        ("spent", f"${state.usd:,.2f}, {state.trained_tokens:,} tokens trained, {state.scored_tokens:,} tokens scored"),
-        (
-            "time",
-            f"{duration(state.seconds)} from start to last result, {duration(state.job_seconds)} of fine-tuning jobs",
-        ),
-    ]
-    if state.target is not None:
-        rows.append(("target", state.target))
-    if state.measured != "completion" or state.censored:
-        bounds = f", {state.censored:.1%} of the losses are lower bounds" if state.censored else ""
-        rows.append(("measured", f"{state.measured}{bounds}"))
-    if state.noise is not None:
-        rows.append(("noise", f"{state.noise:.2g} nats a loss (the same examples scored twice)"))
-    if state.estimator is not None:
-        rows.append(("estimator", str(state.why)))
-        rows.append(("quality", quality_line(state)))
-    for name, value in rows:
+    for name, value in state.rows():
         table.add_row(Text(name, style="dim"), rich_text(value))
     out.print(table)
 

@@ -17,7 +17,7 @@ class Usage:
     Attributes:
         trained_tokens: as the provider counted them, the target model included.
         scored_tokens: of prompts and completions, over all models and repeated measurements that are kept.
-        usd: reserved and settled.
+        usd: reserved and settled; None where a price of the run is not known.
         started_at, finished_at: first and last change, ISO 8601; deleting remote models later is none. "" without any.
         seconds: between the two, breaks between executions included.
         job_seconds: time that final jobs spent at the provider, queues included, one after the other.
@@ -25,15 +25,16 @@ class Usage:
 
     trained_tokens: int
     scored_tokens: int
-    usd: float
+    usd: float | None
     started_at: str
     finished_at: str
     seconds: float
     job_seconds: float
 
 
-def usage_of(store: RunStore, examples: Sequence[EncodedExample]) -> Usage:
-    """Read what a run has used; ``examples`` are all that its models are asked about."""
+def usage_of(store: RunStore, examples: Sequence[EncodedExample], *, priced: bool) -> Usage:
+    """Read what a run has used; ``examples`` are all that its models are asked about, ``priced`` whether every price of
+    the run is known."""
     sizes = {example.key: len(example.ids) for example in examples}
     # What is deleted later is no result: a file says so in its state, a model in a job whose state stays.
     changes = [t for t in store.transitions() if t.after not in ("deleted", t.before)]
@@ -41,7 +42,7 @@ def usage_of(store: RunStore, examples: Sequence[EncodedExample]) -> Usage:
     return Usage(
         trained_tokens=sum(job.trained_tokens or 0 for job in store.jobs()),
         scored_tokens=sum(sizes.get(key, 0) * times for key, times in store.times_scored().items()),
-        usd=store.spent(),
+        usd=store.spent() if priced else None,
         started_at=started,
         finished_at=finished,
         seconds=_between(started, finished) if changes else 0.0,

@@ -159,8 +159,8 @@ class Plan:
             "refused": [str(error) for error in self.refusals],
         }
 
-    def text(self) -> str:
-        """The plan for a reader."""
+    def rows(self) -> list[tuple[str, str]]:
+        """The plan in words, each with its name; its notes and why it may not start come last."""
         target = TARGET in self.training_tokens
         jobs = f"{self.jobs} fine-tunes of {self.model} at {self.provider}"
         if target:
@@ -173,7 +173,7 @@ class Plan:
         scored = (self.scoring_input_tokens + self.scoring_output_tokens) * self.scored_models
         asked = self.n_train + self.n_test if self.n_scored is None else self.n_scored
         of_each = f" ({self.checkpoints} of each member)" if self.checkpoints > 1 else ""
-        rows = [
+        return [
             ("Jobs", jobs),
             ("Scoring", f"{asked:,} examples on {self.scored_models} models{of_each}, by {self.scorer}"),
             ("Training tokens", f"{self.total_training_tokens:,} ({spread}, all epochs)"),
@@ -182,11 +182,16 @@ class Plan:
             ("Scoring cost", self._scoring_text()),
             ("Together", _total(self.usd, self.max_usd)),
             ("Time", _time(self.hours, self.concurrent_jobs)),
+            *(("Note", f"{note}.") for note in self.notes),
+            *(("Refused", str(error)) for error in self.refusals),
         ]
-        lines = [f"{name + ':':17}{value}" for name, value in rows]
-        lines += [f"Note: {note}." for note in self.notes]
-        lines += [f"Refused: {error}" for error in self.refusals]
-        return "\n".join(lines)
+
+    def text(self) -> str:
+        """The plan for a reader."""
+        return "\n".join(
+            f"{name}: {value}" if name in ("Note", "Refused") else f"{name + ':':17}{value}"
+            for name, value in self.rows()
+        )
 
     def _scoring_text(self) -> str:
         if self.hosting is None:

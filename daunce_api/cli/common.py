@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import typer
 
@@ -46,6 +47,21 @@ ConfigArgument = Annotated[Path, typer.Argument(help="config file in YAML; `daun
 RunArgument = Annotated[Path, typer.Argument(help="folder of the run (run_dir in its config)", metavar="RUN")]
 JsonOption = Annotated[bool, typer.Option("--json", help="print one JSON object on standard output, nothing else")]
 YesOption = Annotated[bool, typer.Option("--yes", "-y", help="do not ask before money is spent or things are deleted")]
+
+
+Command = TypeVar("Command", bound=Callable[..., None])
+
+
+def command(panel: str) -> Callable[[Command], Command]:
+    """A command under one of the headings. Its docstring is its help: typer keeps the line breaks of all but the first
+    paragraph, so lines are joined before."""
+
+    def register(function: Command) -> Command:
+        paragraphs = inspect.cleandoc(function.__doc__ or "").split("\n\n")
+        help_text = "\n\n".join(" ".join(paragraph.split()) for paragraph in paragraphs)
+        return app.command(help=help_text, rich_help_panel=panel)(function)
+
+    return register
 
 
 @app.callback(invoke_without_command=True)

@@ -8,14 +8,14 @@ from typing import Annotated
 import typer
 
 from .. import terminal
-from .common import ENDPOINT, ConfigArgument, JsonOption, app, show
+from .common import ENDPOINT, ConfigArgument, JsonOption, command, show
 
 
-@app.command(rich_help_panel=ENDPOINT)
+@command(ENDPOINT)
 def serve(
     model: Annotated[str, typer.Option(help="daunce-tiny, smollm2-135m, or a model folder")] = "daunce-tiny",
     host: Annotated[str, typer.Option(help="address; others than loopback need an API key")] = "127.0.0.1",
-    port: Annotated[int, typer.Option(min=0, max=65535)] = 8000,
+    port: Annotated[int, typer.Option(min=0, max=65535, help="0 takes any that is free")] = 8000,
     api_key: Annotated[
         str | None, typer.Option(envvar="DAUNCE_SERVE_API_KEY", help="key that clients must send", show_envvar=True)
     ] = None,
@@ -41,7 +41,7 @@ def serve(
     run_server(settings, host, port, on_ready=ready)
 
 
-@app.command(rich_help_panel=ENDPOINT)
+@command(ENDPOINT)
 def doctor(config: ConfigArgument, as_json: JsonOption = False) -> None:
     """Ask the configured endpoint for one tiny example: what it can do, how noisy and fast it is, what to change.
 

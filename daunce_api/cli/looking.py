@@ -12,7 +12,7 @@ import typer
 
 from .. import terminal
 from ..errors import ConfigurationError
-from .common import LOOK, JsonOption, RunArgument, YesOption, app, confirm_price, show
+from .common import LOOK, JsonOption, RunArgument, YesOption, command, confirm_price, show
 
 if TYPE_CHECKING:
     from ..attribution import ScoreFormat
@@ -60,7 +60,7 @@ class Group(StrEnum):
     SOURCE = "source"
 
 
-@app.command(rich_help_panel=LOOK)
+@command(LOOK)
 def status(run: RunArgument, as_json: JsonOption = False) -> None:
     """How far a run is, also while it is going on.
 
@@ -73,7 +73,7 @@ def status(run: RunArgument, as_json: JsonOption = False) -> None:
     show(as_json, state.to_json(), lambda: terminal.status(state))
 
 
-@app.command(rich_help_panel=LOOK)
+@command(LOOK)
 def top(
     run: RunArgument,
     test: Annotated[str, typer.Option(help="id of the answer to explain, as in the test file")],
@@ -120,7 +120,7 @@ def top(
         write_table(table, form.value, output)
 
 
-@app.command(rich_help_panel=LOOK)
+@command(LOOK)
 def export(
     run: RunArgument,
     form: Annotated[ExportFormat, typer.Option("--format", help="what to write")],
@@ -166,7 +166,7 @@ def export(
     show(as_json, content, lambda: terminal.say(f"Wrote {path} ({pairs}, {content['estimator']})"))
 
 
-@app.command(rich_help_panel=LOOK)
+@command(LOOK)
 def report(
     run: RunArgument,
     output: Annotated[Path | None, typer.Option(help="default: RUN/report.html")] = None,
@@ -185,7 +185,7 @@ def report(
     show(as_json, {"report": str(page)}, lambda: terminal.say(f"Wrote {page}"))
 
 
-@app.command(rich_help_panel=LOOK)
+@command(LOOK)
 def evaluate(
     run: RunArgument,
     retrieval: Annotated[

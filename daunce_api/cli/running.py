@@ -9,14 +9,14 @@ import typer
 
 from .. import terminal
 from ..errors import ConfigurationError, MissingExtraError
-from .common import MAKE, ConfigArgument, JsonOption, RunArgument, YesOption, app, confirm, confirm_price, show
+from .common import MAKE, ConfigArgument, JsonOption, RunArgument, YesOption, command, confirm, confirm_price, show
 
 if TYPE_CHECKING:
     from ..attribution import Attribution
     from ..pipeline import Run
 
 
-@app.command(rich_help_panel=MAKE)
+@command(MAKE)
 def init(
     folder: Annotated[Path, typer.Argument(help="folder of the new run.yaml")] = Path(),
     train: Annotated[Path | None, typer.Option(help="training examples; default: a JSONL file found there")] = None,
@@ -35,7 +35,7 @@ def init(
     show(as_json, {"config": str(path)}, lambda: terminal.say(f"Wrote {path}. Next: daunce plan {path}"))
 
 
-@app.command(rich_help_panel=MAKE)
+@command(MAKE)
 def plan(config: ConfigArgument, as_json: JsonOption = False) -> None:
     """Jobs, tokens, dollars and time of a run. Nothing is sent, nothing is spent, no key is needed.
 
@@ -51,7 +51,7 @@ def plan(config: ConfigArgument, as_json: JsonOption = False) -> None:
     planned.check()
 
 
-@app.command(rich_help_panel=MAKE)
+@command(MAKE)
 def run(
     config: ConfigArgument,
     yes: YesOption = False,
@@ -84,7 +84,7 @@ def run(
     show(as_json, content, lambda: terminal.finished(status, attribution, page))
 
 
-@app.command(rich_help_panel=MAKE)
+@command(MAKE)
 def cancel(run: RunArgument, as_json: JsonOption = False) -> None:
     """Stop the jobs of a run that are still going on. What is trained and scored is kept.
 
@@ -97,7 +97,7 @@ def cancel(run: RunArgument, as_json: JsonOption = False) -> None:
     show(as_json, content, lambda: terminal.cancelled(report))
 
 
-@app.command(rich_help_panel=MAKE)
+@command(MAKE)
 def clean(run: RunArgument, yes: YesOption = False, as_json: JsonOption = False) -> None:
     """Delete the files and models that a run created at the provider, and nothing else. Scores are kept.
 
@@ -113,7 +113,7 @@ def clean(run: RunArgument, yes: YesOption = False, as_json: JsonOption = False)
     show(as_json, content, lambda: terminal.cleaned(report))
 
 
-@app.command(rich_help_panel=MAKE)
+@command(MAKE)
 def demo(
     members: Annotated[int, typer.Option(min=8, help="fine-tunes")] = 24,
     folder: Annotated[Path, typer.Option(help="folder of the run")] = Path("daunce-demo"),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,7 +31,6 @@ class RunFacts:
         job_seconds: what the fine-tuning jobs took, one after the other.
         warnings: one sentence each, shown at the top.
         failures: one sentence for each member that was given up.
-        quality: self_lds against members, as the run saw it; without it the report computes it from the losses.
         stopped: why the run ended before all members, if it did.
     """
 
@@ -50,5 +49,4 @@ class RunFacts:
     job_seconds: float | None = None
     warnings: tuple[str, ...] = ()
     failures: tuple[str, ...] = ()
-    quality: tuple[QualityPoint, ...] = field(default=())
     stopped: str = ""

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from daunce_api.attribution import Attribution
-from daunce_api.display import duration
+from daunce_api.display import dollars, duration
 from daunce_api.report.facts import RunFacts
 from daunce_api.report.ranked import OVERLAP
 
@@ -53,13 +53,12 @@ def glance(attribution: Attribution, run: RunFacts, distinguishable: float, over
         ),
     ]
     if run.dollars is not None or run.training_tokens is not None:
-        value = "unknown" if run.dollars is None else f"${run.dollars:,.2f}"
         tokens = [
             f"{count:,} tokens {verb}"
             for count, verb in ((run.training_tokens, "trained"), (run.scoring_tokens, "scored"))
             if count is not None
         ]
-        tiles.append(Tile("Cost", value, ", ".join(tokens)))
+        tiles.append(Tile("Cost", dollars(run.dollars), ", ".join(tokens)))
     if run.seconds is not None:
         jobs = "" if run.job_seconds is None else f"; the jobs took {duration(run.job_seconds)} in all"
         tiles.append(Tile("Time", duration(run.seconds), f"{_when(run)}{jobs}"))

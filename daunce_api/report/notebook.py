@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from html import escape
 
 import numpy as np
@@ -55,6 +56,18 @@ def notebook_html(attribution: Attribution) -> str:
         'told from zero.</span></p><table style="border-collapse:collapse;width:100%">'
         f"<tr>{titles}</tr>{''.join(rows)}</table>"
         f"{more}</div>"
+    )
+
+
+def rows_html(title: str, rows: Sequence[tuple[str, str]]) -> str:
+    """A small table of names and values, in the same style; all text is escaped."""
+    cells = "".join(
+        f'<tr><th style="{_CELL};white-space:nowrap">{escape(name)}</th><td style="{_CELL}">{escape(value)}</td></tr>'
+        for name, value in rows
+    )
+    return (
+        f'<div style="max-width:70em"><p><strong>{escape(title)}</strong></p>'
+        f'<table style="border-collapse:collapse">{cells}</table></div>'
     )
 
 

@@ -1,8 +1,7 @@
-"""What the report says about the run as a whole: sources, suspicious examples, quality and the loss matrix."""
+"""What the report says about the run as a whole: suspicious examples, quality and the loss matrix."""
 
 from __future__ import annotations
 
-from collections import Counter
 from dataclasses import dataclass
 
 import numpy as np
@@ -16,31 +15,9 @@ from daunce_api.report.facts import QualityPoint
 
 _ROWS = 4_096
 _CURVE_POINTS = 7
-MAX_COLUMNS = 200
 _PICTURE = (96, 480)
 
 Floats = NDArray[np.float64]
-
-
-@dataclass(frozen=True, eq=False)
-class SourceScores:
-    """Total scores between groups.
-
-    Attributes:
-        rows, columns: names of the S training groups and T test groups.
-        total_ST: sum of scores over the group's training examples, mean over the group's test examples; > 0 helps.
-        stderr_ST: its standard error over members, NaN where it is not known.
-        rows_count, columns_count: examples in each group.
-        threshold: |z| from which a total can be told from zero (two-sided 5 %).
-    """
-
-    rows: list[str]
-    columns: list[str]
-    total_ST: Floats
-    stderr_ST: Floats
-    rows_count: list[int]
-    columns_count: list[int]
-    threshold: float
 
 
 @dataclass(frozen=True, eq=False)
@@ -61,35 +38,6 @@ class TrainView:
     suspicion_N: Floats
     included_N: NDArray[np.int64]
     distinguishable: float
-
-
-def source_scores(attribution: Attribution) -> SourceScores:
-    """Scores summed by source. Test examples without sources stand for themselves, the first ones of many."""
-    sizes = Counter(attribution.labels("train"))
-    by_test = Counter(attribution.labels("test"))
-    single = len(by_test) == 1
-    found = attribution.groups(test=None if single else "source")
-    if single:
-        columns = attribution.test.ids[:MAX_COLUMNS]
-        columns_count = [1] * len(columns)
-    else:
-        columns = [str(name) for name in found.test_groups]
-        columns_count = [by_test[name] for name in columns]
-    of_row = [str(name) for name in found.train_groups]
-    # Rows in the order of the columns, so that what helps itself stands on the diagonal.
-    place = {name: t for t, name in enumerate(columns)}
-    rows = sorted(of_row, key=lambda name: (place.get(name, len(place)), name))
-    order = [of_row.index(name) for name in rows]
-    score, stderr = (x[order][:, : len(columns)] / columns_count for x in (found.score_GH, found.stderr_GH))
-    return SourceScores(
-        rows,
-        columns,
-        np.asarray(score, dtype=np.float64),
-        np.asarray(stderr, dtype=np.float64),
-        [sizes[name] for name in rows],
-        columns_count,
-        significance_threshold(len(attribution.members)),
-    )
 
 
 def train_view(attribution: Attribution) -> TrainView:

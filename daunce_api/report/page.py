@@ -21,17 +21,11 @@ from daunce_api.dataset import Dataset, Example
 from daunce_api.errors import MissingExtraError
 from daunce_api.report.facts import RunFacts
 from daunce_api.report.glance import Tile, glance, notes, unit
-from daunce_api.report.overview import (
-    SourceScores,
-    TrainView,
-    loss_picture,
-    quality_curve,
-    source_scores,
-    train_view,
-)
+from daunce_api.report.overview import TrainView, loss_picture, quality_curve, train_view
 from daunce_api.report.pack import Arrays, deflate, fitting_block, policy
 from daunce_api.report.packed_tokens import add_tokens
 from daunce_api.report.ranked import Listings, listings
+from daunce_api.report.sources import SourceScores, source_scores
 from daunce_api.report.tokens import TokenView, token_view
 
 MAX_TESTS = 500
@@ -89,7 +83,7 @@ def report_html(attribution: Attribution, run: RunFacts | None = None) -> str:
         columns,
         ranked,
         train_view(attribution),
-        source_scores(attribution),
+        source_scores(attribution, columns),
         token_view(attribution, columns, ranked.proponents.index_Mk, ranked.opponents.index_Mk),
     )
     content, arrays = _content(attribution, run, parts)
@@ -108,6 +102,7 @@ def report_html(attribution: Attribution, run: RunFacts | None = None) -> str:
         attribution=attribution,
         tiles=tiles,
         unit=unit(attribution),
+        heat_note=parts.sources.note,
         most_notes=_NOTES,
         notes=notes(attribution, run, shown_tests=len(columns), cut=cut, shown_train=len(content["train"]["id"])),
         policy=policy([script, plots], [style]),
@@ -128,9 +123,12 @@ def _content(attribution: Attribution, run: RunFacts, parts: _Parts) -> tuple[di
     train, test = (
         _examples(dataset, picks) for dataset, picks in ((attribution.train, shown), (attribution.test, parts.columns))
     )
-    sources = sorted({s for side in (train, test) for s in side["source"]})
+    s = parts.sources
+    names = {name for name in (*s.rows, *s.columns) if isinstance(name, str)}
+    sources = sorted(names.union(train["source"], test["source"]))
+    number: dict[Any, int | None] = {None: None} | {name: n for n, name in enumerate(sources)}
     for side in (train, test):
-        side["source"] = [sources.index(s) for s in side["source"]]
+        side["source"] = [number[name] for name in side["source"]]
     arrays = Arrays()
     for name, listing in (("pro", parts.listings.proponents), ("opp", parts.listings.opponents)):
         arrays.add(f"{name}_index", position[listing.index_Mk], "i")
@@ -143,9 +141,13 @@ def _content(attribution: Attribution, run: RunFacts, parts: _Parts) -> tuple[di
     arrays.add("self_influence", parts.train.self_influence_N[shown], "f")
     arrays.add("suspicion", parts.train.suspicion_N[shown], "f")
     arrays.add("included", parts.train.included_N[shown], "i")
-    for name, opponents in (("helps", False), ("hurts", True)):
-        index, score = _partners(attribution, opponents)
-        arrays.add(f"{name}_index", np.where(index[shown] < len(parts.columns), index[shown], -1), "i")
+    partners = {"helps": _partners(attribution, opponents=False), "hurts": _partners(attribution, opponents=True)}
+    found = np.unique(np.concatenate([index[shown] for index, _ in partners.values()]))
+    elsewhere = found[found >= len(parts.columns)]  # answers that the page has no room for: their ids alone
+    place = np.concatenate([np.arange(len(attribution.test)), [-1]])
+    place[elsewhere] = len(parts.columns) + np.arange(elsewhere.size)
+    for name, (index, score) in partners.items():
+        arrays.add(f"{name}_index", place[index[shown]], "i")
         arrays.add(f"{name}_score", score[shown], "f")
     test_loss = np.ma.masked_invalid(attribution.test_loss_KM[:, parts.columns])
     arrays.add("test_loss", test_loss.mean(axis=0).filled(np.nan), "f")
@@ -153,21 +155,23 @@ def _content(attribution: Attribution, run: RunFacts, parts: _Parts) -> tuple[di
     picture, limit, widths = loss_picture(attribution)
     arrays.add("picture", picture, "b")
     tokens = None if parts.tokens is None else add_tokens(arrays, parts.tokens, parts.columns, shown.tolist())
-    curve = run.quality or quality_curve(attribution)
-    s = parts.sources
+    curve = quality_curve(attribution)
     content = {
         "train": train,
         "test": test,
+        "elsewhere": [attribution.test[int(j)].id for j in elsewhere],
         "sources": sources,
         "tokens": tokens,
         "curve": [[p.members, p.value, p.low, p.high] for p in curve],
         "expected": _expected(attribution),
         "members_asked": run.members_asked,
-        "stopped": run.stopped,
+        "stopped": bool(run.stopped),
         "picture": {"limit": limit, "widths": widths, "members": len(attribution.members)},
         "heat": {
-            "rows": s.rows,
-            "columns": s.columns,
+            # Numbers of sources, or positions of answers; null for all others together.
+            "row_source": [number[name] for name in s.rows],
+            "column_source": [] if s.of_answers else [number[name] for name in s.columns],
+            "column_answer": s.columns if s.of_answers else [],
             "total": _plain(s.total_ST),
             "stderr": _plain(s.stderr_ST),
             "rows_count": s.rows_count,
@@ -204,8 +208,9 @@ def _expected(attribution: Attribution) -> list[list[float]]:
     return [[int(n), float(v)] for n, v in zip(counts, values, strict=True)]
 
 
-def _partners(attribution: Attribution, opponents: bool) -> tuple[Any, Any]:
-    """The test examples that each training example helps (or hurts) most; -1 where the sign is the other one."""
+def _partners(attribution: Attribution, *, opponents: bool) -> tuple[Any, Any]:
+    """The test examples, of all, that each training example helps (or hurts) most; -1 where the sign is the other
+    one."""
     from daunce_api import core
 
     ranking = core.top(

@@ -79,6 +79,11 @@ class RunStore(CheckpointRecords, ScoreRecords, Ledger):
             raise
         return store
 
+    @staticmethod
+    def exists(run_dir: str | Path) -> bool:
+        """Whether a run was begun in this folder."""
+        return (Path(run_dir) / FILE_NAME).is_file()
+
     @classmethod
     def open(
         cls, run_dir: str | Path, *, read_only: bool = False, now: Callable[[], datetime] | None = None
@@ -88,7 +93,7 @@ class RunStore(CheckpointRecords, ScoreRecords, Ledger):
         Raises StoreError where there is no run, RunLockedError where another process works on it.
         """
         path = Path(run_dir)
-        if not (path / FILE_NAME).is_file():
+        if not cls.exists(path):
             raise StoreError(f"{path} holds no run. `daunce run` starts one; check the folder's name.")
         if not read_only:
             store = cls._locked(path, now)

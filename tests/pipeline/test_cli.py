@@ -6,16 +6,19 @@ import csv
 import io
 import json
 from collections.abc import Callable
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 import pytest
+import typer
 import yaml
 
 from daunce_api import Attribution, RunConfig
 from daunce_api.attribution.score_files import load_bergson
+from daunce_api.cli import app
 
 MakeConfig = Callable[..., RunConfig]
 Cli = Callable[..., tuple[int, str, str]]
@@ -167,19 +170,29 @@ def test_init_writes_a_config_that_plans(cli: Cli, make_config: MakeConfig, tmp_
 
 def test_the_help_names_every_command_and_the_exit_codes(cli: Cli) -> None:
     out = cli("--help")[1]
-    for name in (
-        "init",
-        "plan",
-        "run",
-        "status",
-        "cancel",
-        "clean",
-        "top",
-        "export",
-        "report",
-        "serve",
-        "demo",
-        "doctor",
-    ):
-        assert name in out
+    commands = set(_commands())
+    assert commands == {
+        *("init", "plan", "run", "cancel", "clean", "demo"),
+        *("status", "top", "report", "evaluate", "export"),
+        *("serve", "doctor"),
+    }
+    for name in commands:
+        assert f" {name} " in out
     assert "130" in out
+
+
+def _commands() -> dict[str, Any]:
+    return dict(vars(typer.main.get_command(app))["commands"])
+
+
+@pytest.mark.parametrize("name", sorted(_commands()))
+def test_the_help_of_a_command_stands_alone(name: str, cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+    command = _commands()[name]
+    assert [p.name for p in command.params if not p.help] == []
+    # In a window of any width, lines break where they are full.
+    monkeypatch.setenv("COLUMNS", "90")
+    monkeypatch.setattr("typer.rich_utils.MAX_WIDTH", 90)
+    text = cli(name, "--help")[1].split("╭")[0]
+    paragraphs = [p.split("\n") for p in "\n".join(line.strip() for line in text.splitlines()).split("\n\n")]
+    for line, following in (pair for lines in paragraphs for pair in pairwise(line for line in lines if line)):
+        assert len(line) + 1 + len(following.split()[0]) > 85, (line, following)

@@ -53,7 +53,7 @@ def test_tokens_are_counted_for_every_measurement(store: RunStore) -> None:
     store.save_scores(1, 1, "f", {three.key: answer})
     store.save_scores(1, 0, "f", {five.key: answer}, 1)
     assert store.times_scored() == {three.key: 3, five.key: 2}
-    assert usage_of(store, (three, five)).scored_tokens == 3 * 3 + 2 * 5
+    assert usage_of(store, (three, five), priced=True).scored_tokens == 3 * 3 + 2 * 5
 
 
 def test_time_ends_with_the_last_result_and_jobs_are_added_up(store: RunStore, clock: Clock) -> None:
@@ -71,7 +71,7 @@ def test_time_ends_with_the_last_result_and_jobs_are_added_up(store: RunStore, c
     store.note("parked", "until tomorrow")
     clock.seconds = 5_000
     store.model_deleted("k-m0-a1")
-    used = usage_of(store, ())
+    used = usage_of(store, (), priced=True)
     assert used.trained_tokens == 80
     assert used.job_seconds == 60 + 30
     assert used.seconds == 90

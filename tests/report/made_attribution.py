@@ -55,6 +55,20 @@ def demo_data() -> tuple[Dataset, Dataset]:
     return Dataset.from_records(train, name="train"), Dataset.from_records(test, name="test")
 
 
+def file_data(files: int, answers: int, *, sources: bool = True) -> tuple[Dataset, Dataset]:
+    """One training example from each of so many files, and answers with numbers as ids, of the first files."""
+    train = [
+        {"id": f"t{i}", "source": f"docs/{i:05}.md", "prompt": f"What is {i}?", "completion": f"It is {i} of {i % 97}."}
+        for i in range(files)
+    ]
+    test = [
+        {"id": str(j), "prompt": f"Say {j}?", "completion": f"It is {j}."}
+        | ({"source": f"docs/{j:05}.md"} if sources else {})
+        for j in range(answers)
+    ]
+    return Dataset.from_records(train, name="train"), Dataset.from_records(test, name="test")
+
+
 def made_attribution(
     train: Dataset,
     test: Dataset,

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from made_attribution import demo_data, made_attribution
+from made_attribution import demo_data, file_data, made_attribution
 
 from daunce_api.attribution import Attribution
 from daunce_api.attribution.tokens import Split
@@ -252,6 +252,88 @@ def test_the_heat_map_as_a_table_opens_pairs_by_keys(report: Path, open_page: An
     assert page.locator("#test-source").evaluate("s => s.selectedOptions[0].text") == "bird"
 
 
+@pytest.fixture(scope="module")
+def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    pytest.importorskip("plotly")
+    made = made_attribution(*file_data(300, 90), members=12)
+    return write_report(made, tmp_path_factory.mktemp("files") / "files.html")
+
+
+def test_the_table_of_the_heat_map_is_made_when_it_is_opened(files: Path, open_page: Any) -> None:
+    page = open_page(files, wait=PLOTS)
+    cells = page.locator("#heat-table button")
+    assert cells.count() == 0
+    page.locator("#heat-fold summary").click()
+    cells.first.wait_for()
+    assert cells.count() == 61 * 61
+    first = cells.first.inner_text()
+    page.locator("#sources input[value=each]").check()
+    page.locator("#sources input[value=total]").check()
+    assert cells.first.inner_text() == first
+    assert page.problems == []
+
+
+def test_names_of_columns_are_left_out_where_they_would_overlap(files: Path, open_page: Any) -> None:
+    page = open_page(files, wait=PLOTS)
+    names = page.locator("#heat .xaxislayer-above text, #heat .xaxislayer-below text")
+    assert names.count() == 61
+    page.set_viewport_size({"width": 600, "height": 900})
+    names.first.wait_for(state="detached")
+    assert page.locator("#heat .yaxislayer-above text").count() == 61
+    narrow = open_page(files, wait=PLOTS, viewport={"width": 600, "height": 900})
+    assert narrow.evaluate("document.documentElement.scrollWidth") <= 600
+
+
+@pytest.mark.parametrize(
+    ("name", "shown"),
+    [
+        ("docs/deep/deep/deep/deep/page-{}/index.html", "…deep/deep/deep/deep/page-{}…"),
+        ("part-{} of a book with a long title", "part-{}…"),
+        ("{} a name that ends in its number {}", "{} a name that … its number {}"),
+    ],
+)
+def test_long_names_of_sources_keep_what_tells_them_apart(
+    name: str, shown: str, tmp_path: Path, open_page: Any
+) -> None:
+    pytest.importorskip("plotly")
+    train, test = demo_data()
+    long = [{**e.to_record(), "source": name.format(*[i % 3] * 2)} for i, e in enumerate(train)]
+    made = made_attribution(Dataset.from_records(long), test, members=12)
+    page = open_page(write_report(made, tmp_path / "long.html"), wait=PLOTS)
+    names = page.locator("#heat .yaxislayer-above text").all_text_contents()
+    assert names == [shown.format(i, i) for i in range(3)]
+
+
+def test_the_row_of_all_others_opens_what_the_map_does_not_name(files: Path, open_page: Any) -> None:
+    page = open_page(files, wait=PLOTS)
+    page.locator("#heat-fold summary").click()
+    rows = page.locator("#heat-table tbody tr")
+    assert rows.last.locator("th").inner_text() == "all others"
+    named = set(rows.locator("th").all_inner_texts())
+    rows.last.locator("button").first.click()
+    shown = set(page.locator(".card .tag").all_inner_texts())
+    assert shown
+    assert not shown & named
+    rows.nth(2).locator("button").last.click()
+    assert page.locator("#test-count").inner_text() == "30 of 90 answers"
+    assert (
+        page.locator("#pair-source").evaluate("s => s.selectedOptions[0].text")
+        == rows.nth(2).locator("th").inner_text()
+    )
+
+
+def test_a_cell_of_an_answer_without_source_opens_that_answer(tmp_path: Path, open_page: Any) -> None:
+    pytest.importorskip("plotly")
+    made = made_attribution(*file_data(12, 30, sources=False), members=12)
+    page = open_page(write_report(made, tmp_path / "numbers.html"), wait=PLOTS)
+    page.locator("#heat-fold summary").click()
+    cells = page.locator("#heat-table tbody tr").nth(1).locator("button")
+    for j in (3, 29, 0):
+        cells.nth(j).click()
+        assert page.locator("#answer .id").inner_text() == str(j)
+        assert page.locator("#test-count").inner_text() == "30 answers"
+
+
 def test_without_sources_nothing_is_said_of_them(tmp_path: Path, open_page: Any) -> None:
     pytest.importorskip("plotly")
     train, test = demo_data()
@@ -338,6 +420,30 @@ def test_quality_curve_and_loss_picture_are_drawn(report: Path, open_page: Any) 
     text = page.locator("#curve").inner_text()
     assert "stopped at 32 of 40" in text
     assert page.locator("#picture .heatmaplayer image").count() == 1
+
+
+def test_members_that_failed_do_not_make_it_a_stop(attribution: Attribution, tmp_path: Path, open_page: Any) -> None:
+    pytest.importorskip("plotly")
+    facts = RunFacts(members_asked=33, failures=("member 7: 3 jobs failed",))
+    page = open_page(write_report(attribution, tmp_path / "failed.html", run=facts), wait=PLOTS)
+    text = page.locator("#curve").inner_text()
+    assert "32 of 33 scored" in text
+    assert "stopped" not in page.locator("body").inner_text().lower()
+
+
+def test_answers_that_are_not_on_the_page_are_named(
+    attribution: Attribution, tmp_path: Path, open_page: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("plotly")
+    monkeypatch.setattr("daunce_api.report.page.MAX_TESTS", 2)
+    page = open_page(write_report(attribution, tmp_path / "two.html"))
+    i = attribution.train.position(page.locator("#train-detail .id").first.inner_text())
+    score_M = attribution.scores_NM()[i]
+    best = [attribution.test.ids[j] for j in np.argsort(-score_M)[:3] if j >= 2]
+    assert best
+    away = page.locator("#train-detail .links").first.locator(".away")
+    assert away.locator(".id").all_inner_texts() == best
+    assert away.first.inner_text().endswith("not on this page")
 
 
 @pytest.mark.parametrize(("scheme", "paper"), [("light", "rgb(255, 255, 255)"), ("dark", "rgb(21, 24, 28)")])

@@ -17,19 +17,20 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from made_attribution import EVIL, FACTS, demo_data, made_attribution
+from made_attribution import EVIL, FACTS, demo_data, file_data, made_attribution
 
 from daunce_api import core
-from daunce_api.attribution import Attribution
+from daunce_api.attribution import Attribution, Side
 from daunce_api.dataset import Dataset
 from daunce_api.display import duration
 from daunce_api.errors import MissingExtraError
 from daunce_api.evaluation.baselines import bm25_scores, example_texts
-from daunce_api.report import QualityPoint, RunFacts, notebook_html, write_report
+from daunce_api.report import notebook_html, write_report
 from daunce_api.report.glance import checkpoints
-from daunce_api.report.overview import loss_picture, quality_curve, source_scores, train_view
+from daunce_api.report.overview import loss_picture, quality_curve, train_view
 from daunce_api.report.pack import Arrays, deflate, fit_texts, fitting_block, json_block, policy
 from daunce_api.report.ranked import listings
+from daunce_api.report.sources import MAX_GROUPS, SourceScores, source_scores
 
 
 def _first_ten(score_NM: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
@@ -154,8 +155,8 @@ def test_overlap_with_a_text_search() -> None:
 
 
 def test_source_scores_are_sums_and_means_of_scores(attribution: Attribution) -> None:
-    found = source_scores(attribution)
-    assert found.rows == found.columns == ["bird", "fish", "planted"]
+    found = source_scores(attribution, range(12))
+    assert found.rows == found.columns == ("bird", "fish", "planted")
     by_source = attribution.scores(by="source")
     for s, row in enumerate(found.rows):
         for t, column in enumerate(found.columns):
@@ -168,9 +169,75 @@ def test_source_scores_are_sums_and_means_of_scores(attribution: Attribution) ->
 def test_answers_without_sources_stand_for_themselves() -> None:
     train, test = demo_data()
     bare = Dataset.from_records([{"id": e.id, "prompt": e.prompt, "completion": e.completion} for e in test])
-    found = source_scores(made_attribution(train, bare))
-    assert found.columns == test.ids
+    found = source_scores(made_attribution(train, bare), range(12))
+    assert found.columns == tuple(range(12))
     assert found.total_ST.shape == (3, 12)
+
+
+def test_many_sources_are_added_up_in_one_row_and_one_column(attribution: Attribution) -> None:
+    made = made_attribution(*file_data(300, 90))
+    found = source_scores(made, range(90))
+    assert (len(found.rows), len(found.columns)) == (MAX_GROUPS + 1, MAX_GROUPS + 1)
+    assert (found.rows[-1], found.columns[-1]) == (None, None)
+    assert (found.other_rows, found.other_columns) == (240, 30)
+    assert (found.rows_count[-1], found.columns_count[-1]) == (240, 30)
+    named = {*found.rows} & {*found.columns} - {None}
+    assert [r for r in found.rows if r in named] == [c for c in found.columns if c in named]
+    labels = [[x if x in kept else None for x in made.labels(side)] for side, kept in _sides(found)]
+    whole = core.group_scores(made.train_loss_KN, made.test_loss_KM, *labels, inclusion_KN=made.inclusion_KN)
+    for s, row in enumerate(found.rows):
+        for t, column in enumerate(found.columns):
+            cell = whole.train_groups.index(row), whole.test_groups.index(column)
+            assert found.total_ST[s, t] == pytest.approx(whole.score_GH[cell] / found.columns_count[t])
+            assert found.stderr_ST[s, t] == pytest.approx(whole.stderr_GH[cell] / found.columns_count[t])
+    every = made.groups(test="source")
+    z = np.abs(every.score_GH / every.stderr_GH).max(axis=1)
+    kept = [name in found.rows for name in every.train_groups]
+    assert z[kept].min() >= z[np.logical_not(kept)].max()
+    assert found.note.startswith("Shown are the 60 of 300 sources and the 60 of 90 groups of answers whose effects")
+    assert source_scores(attribution, range(12)).note == ""
+
+
+def _sides(found: SourceScores) -> tuple[tuple[Side, set[Any]], tuple[Side, set[Any]]]:
+    return ("train", {*found.rows}), ("test", {*found.columns})
+
+
+def test_many_answers_without_sources_are_added_up_too() -> None:
+    made = made_attribution(*file_data(20, 90, sources=False))
+    found = source_scores(made, range(70))
+    assert found.of_answers
+    assert {*found.columns[:-1]} < {*range(70)}
+    assert found.columns[-1] is None
+    rest = [j for j in range(90) if j not in found.columns]
+    assert (found.other_columns, found.columns_count[-1]) == (30, 30)
+    np.testing.assert_allclose(found.total_ST[:, -1], made.scores_NM()[:, rest].mean(axis=1), rtol=1e-9)
+    assert found.note.startswith("Shown are the 60 of 90 answers whose")
+
+
+def test_where_errors_are_not_known_the_largest_totals_are_kept() -> None:
+    train, test = file_data(150, 3, sources=False)
+    pairs = Dataset.from_records([e.to_record() | {"source": f"s{i // 2}"} for i, e in enumerate(train)])
+    made = made_attribution(pairs, test).with_estimator("covariance")
+    made.train_loss_KN[3, 7] = np.nan
+    found = source_scores(made, range(3))
+    assert np.isnan(found.stderr_ST).any()
+    every = made.groups()
+    size = np.abs(every.score_GH).max(axis=1)
+    kept = [name in found.rows for name in every.train_groups]
+    assert sum(kept) == MAX_GROUPS
+    assert size[kept].min() >= size[np.logical_not(kept)].max()
+
+
+def test_three_thousand_sources_make_a_small_page(tmp_path: Path) -> None:
+    pytest.importorskip("plotly")
+    made = made_attribution(*file_data(3_000, 200), members=8)
+    path = write_report(made, tmp_path / "files.html")
+    assert path.stat().st_size < 5_000_000
+    page = path.read_text()
+    heat = json.loads(_blocks(page)["data"])["heat"]
+    assert len(heat["total"]) == len(heat["row_source"]) == len(heat["rows_count"]) == MAX_GROUPS + 1
+    assert {len(row) for row in heat["total"] + heat["stderr"]} == {MAX_GROUPS + 1}
+    assert "Shown are the 60 of 3,000 sources and the 60 of 200 groups of answers" in page
 
 
 def test_self_influence_is_what_training_on_it_does(attribution: Attribution) -> None:
@@ -228,11 +295,41 @@ def test_two_members_and_one_test_example_are_enough(tmp_path: Path) -> None:
     assert len(content["test"]["id"]) == 1
 
 
-def test_a_given_quality_curve_is_used(attribution: Attribution, tmp_path: Path) -> None:
+def test_partners_are_sought_among_all_answers(
+    attribution: Attribution, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     pytest.importorskip("plotly")
-    facts = RunFacts(quality=(QualityPoint(8, 0.25, 0.125, 0.5),))
-    page = write_report(attribution, tmp_path / "given.html", run=facts).read_text()
-    assert json.loads(_blocks(page)["data"])["curve"] == [[8, 0.25, 0.125, 0.5]]
+    monkeypatch.setattr("daunce_api.report.page.MAX_TESTS", 2)
+    page = write_report(attribution, tmp_path / "two.html").read_text()
+    content = json.loads(_blocks(page)["data"])
+    ids = [*content["test"]["id"], *content["elsewhere"]]
+    assert content["test"]["id"] == attribution.test.ids[:2]
+    score_NM = attribution.scores_NM()
+    for name, sign in (("helps", 1), ("hurts", -1)):
+        entry = content["arrays"][f"{name}_index"]
+        index = np.frombuffer(_blocks(page)["numbers"], "<i4", entry["count"], entry["at"]).reshape(entry["shape"])
+        for i, row in enumerate(index):
+            best = [j for j in np.argsort(-sign * score_NM[i])[:3] if sign * score_NM[i, j] > 0]
+            assert [ids[j] for j in row if j >= 0] == [attribution.test.ids[j] for j in best]
+    assert set(content["elsewhere"]) <= set(attribution.test.ids[2:])
+
+
+def test_measured_noise_is_said(attribution: Attribution, tmp_path: Path) -> None:
+    pytest.importorskip("plotly")
+    made = replace(attribution, noise=0.01234)
+    page = write_report(made, tmp_path / "noise.html").read_text()
+    assert '<dd class="value">0.012 nats</dd>' in page
+    assert "standard deviation of one loss that is scored twice" in page
+    assert "not measured" not in page
+
+
+@pytest.mark.parametrize(("estimator", "question"), [("covariance", "attribution"), ("correlation", "retrieval")])
+def test_the_page_says_which_question_its_rankings_answer(
+    attribution: Attribution, tmp_path: Path, estimator: str, question: core.Question
+) -> None:
+    pytest.importorskip("plotly")
+    page = write_report(attribution.with_estimator(estimator), tmp_path / "question.html").read_text()
+    assert f"Rankings say {core.QUESTIONS[question]}." in html.unescape(page)
 
 
 def test_large_data_keeps_what_is_listed_and_most_suspicious(

@@ -6,8 +6,8 @@ const SIDES = ['pro', 'opp'];
 function startAnswers() {
   answers.hay = haystack(data.test);
   answers.trainHay = haystack(data.train);
-  fillSources(byId('test-source'), data.test, 'all sources');
-  fillSources(byId('pair-source'), data.train, 'all sources');
+  fillSources(byId('test-source'), data.test);
+  fillSources(byId('pair-source'), data.train);
   answers.list = new VirtualList(byId('test-list'), 52, (j) => [
     element('span', { class: 'one' }, data.test.answer[j]),
     element('span', { class: 'under' }, element('span', { class: 'id one' }, data.test.id[j]), tag(data.test, j)),
@@ -25,9 +25,9 @@ function filterAnswers() {
   const source = Number(byId('test-source').value);
   const found = [];
   for (let j = 0; j < answers.hay.length; j++) {
-    if ((source < 0 || data.test.source[j] === source) && (!words || answers.hay[j].includes(words))) found.push(j);
+    if (ofSource(data.test, j, source) && (!words || answers.hay[j].includes(words))) found.push(j);
   }
-  byId('test-count').textContent = found.length === answers.hay.length
+  byId('test-count').textContent = !found.length ? 'None of the answers on this page' : found.length === answers.hay.length
     ? found.length.toLocaleString('en') + (found.length === 1 ? ' answer' : ' answers')
     : found.length.toLocaleString('en') + ' of ' + answers.hay.length.toLocaleString('en') + ' answers';
   answers.list.show(found);
@@ -91,7 +91,7 @@ function pairsOf(side) {
     const score = numbers[side + '_score'][at];
     const [low, high] = [numbers[side + '_low'][at], numbers[side + '_high'][at]];
     const clear = numbers[side + '_clear'][at] > 0;
-    if ((source < 0 || data.train.source[train] === source) && (!marked || clear) && (!words || answers.trainHay[train].includes(words))) {
+    if (ofSource(data.train, train, source) && (!marked || clear) && (!words || answers.trainHay[train].includes(words))) {
       found.push({ side, place, train, score, low, high, clear, bm25: numbers[side + '_bm25'][at] });
     }
   }

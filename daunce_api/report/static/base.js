@@ -57,11 +57,18 @@ function tag(side, i) {
   return element('span', { class: 'tag' }, data.sources[side.source[i]]);
 }
 
-function fillSources(select, side, everything) {
-  const used = [...new Set(side.source)].sort((a, b) => a - b);
-  select.append(element('option', { value: '-1' }, everything));
-  for (const s of used) select.append(element('option', { value: String(s) }, data.sources[s]));
-  select.hidden = used.length < 2;
+// Choices in a list of sources: any, or those that the heat map adds up under "all others".
+const ANY = -1;
+const OTHERS = -2;
+const ofSource = (side, i, chosen) => chosen === ANY || (chosen === OTHERS ? !side.named.has(side.source[i]) : side.source[i] === chosen);
+
+function fillSources(select, side) {
+  const used = new Set(side.source);
+  for (const s of side.named) if (s !== null) used.add(s);
+  select.append(element('option', { value: ANY }, 'all sources'));
+  for (const s of [...used].sort((a, b) => a - b)) select.append(element('option', { value: s }, data.sources[s]));
+  if (side.named.has(null)) select.append(element('option', { value: OTHERS }, 'all others in the heat map'));
+  select.hidden = used.size < 2;
 }
 
 // Lower-case text of each example, made once: what searches look at.

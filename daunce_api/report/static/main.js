@@ -81,6 +81,8 @@ async function start() {
   const [text, buffer] = await Promise.all([inflate('data'), inflate('numbers')]);
   data = JSON.parse(new TextDecoder().decode(text));
   numbers = views(data.arrays, buffer);
+  data.train.named = new Set(data.heat.row_source);
+  data.test.named = new Set(data.heat.column_source);
   for (const section of document.querySelectorAll('main > section[hidden]')) section.hidden = false;
   startTheme();
   startAnswers();

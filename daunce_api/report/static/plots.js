@@ -1,5 +1,6 @@
 // The three plots. The library stands compressed in this file; the policy knows its hash.
 
+const REST = 'all others';
 let plotly = null;
 let paperWidth = null; // pixels while the page is printed: paper does not resize plots
 
@@ -11,8 +12,12 @@ async function startPlots() {
   document.head.append(script);
   plotly = window.Plotly;
   for (const input of document.querySelectorAll('input[name="heat"]')) input.addEventListener('input', drawHeat);
-  let fitted = roomy();
-  window.addEventListener('resize', () => { if (roomy() !== fitted) { fitted = roomy(); drawPlots(); } });
+  byId('heat-fold').addEventListener('toggle', heatTable);
+  let fitted = JSON.stringify(room());
+  window.addEventListener('resize', () => {
+    const now = JSON.stringify(room());
+    if (now !== fitted) { fitted = now; drawPlots(); }
+  });
   drawPlots();
 }
 
@@ -27,14 +32,19 @@ function styleThroughObjects() {
 
 function drawPlots() {
   if (!plotly) return;
-  byId('sources').hidden = byId('sources-link').hidden = data.heat.rows.length < 2;
-  if (data.heat.rows.length > 1) drawHeat();
+  byId('sources').hidden = byId('sources-link').hidden = data.heat.row_source.length < 2;
+  if (data.heat.row_source.length > 1) drawHeat();
   drawCurve();
   drawPicture();
 }
 
-// Room for the numbers of the heat map: they stand in its cells where they fit.
-const roomy = () => (paperWidth || byId('heat').clientWidth) - 90 >= 72 * data.heat.columns.length;
+// What the heat map has room for: numbers in its cells, names above its columns, letters of a name.
+function room() {
+  const width = paperWidth || byId('heat').clientWidth;
+  const columns = data.heat.columns_count.length;
+  const letters = width < 700 ? 16 : 28;
+  return { numbers: width - 90 >= 72 * columns, names: (width - 7 * letters - 70) / columns >= 12, letters };
+}
 
 function layout(extra) {
   const axis = { gridcolor: color('line'), zeroline: false, linecolor: color('line'), tickcolor: color('line'), automargin: true, fixedrange: true };
@@ -50,26 +60,56 @@ const options = { displayModeBar: false, responsive: true };
 const diverging = () => [[0, color('hurt')], [0.5, color('paper')], [1, color('help')]];
 // Plot labels understand a little markup, so names are made harmless first.
 const plain = (text) => text.replace(/[<>&]/g, (c) => ({ '<': '‹', '>': '›', '&': '＆' })[c]);
-const short = (text) => plain(text.length > 28 ? text.slice(0, 27) + '…' : text);
 
-function drawHeat() {
+// Names that are too long lose what all of them end with and begin with, as far as needed, and then their middle.
+function shortened(names, letters) {
+  const all = names.filter((name) => name !== REST);
+  const most = all.length > 1 ? Math.min(...all.map((name) => name.length)) : 0;
+  const shared = (at, limit) => { let n = 0; while (n < limit && all.every((name) => name.at(at(n)) === all[0].at(at(n)))) n++; return n; };
+  const start = shared((n) => n, most);
+  const end = shared((n) => -1 - n, most - start);
+  return names.map((name) => {
+    if (name.length <= letters || name === REST) return plain(name);
+    const to = name.length - end;
+    const from = Math.min(start, Math.max(0, to - letters + 2));
+    const [before, after] = [from ? '…' : '', end ? '…' : ''];
+    const kept = name.slice(from, to);
+    const space = letters - before.length - after.length;
+    const half = Math.floor(space / 2);
+    return plain(before + (kept.length > space ? kept.slice(0, half) + '…' + kept.slice(kept.length - space + half + 1) : kept) + after);
+  });
+}
+
+// What the cells of the heat map say: names of rows and columns, and text of a cell, for the chosen unit.
+function heatTexts() {
   const heat = data.heat;
   const each = document.querySelector('input[name="heat"]:checked').value === 'each';
   const scale = (s) => (each ? 1 / heat.rows_count[s] : 1);
+  const named = (s) => (s === null ? REST : data.sources[s]);
   const z = heat.total.map((row, s) => row.map((v) => (v === null ? null : v * scale(s))));
-  const limit = Math.max(...z.flat().map((v) => Math.abs(v || 0))) || 1;
   const clear = (s, t) => heat.stderr[s][t] === null || Math.abs(heat.total[s][t]) >= heat.threshold * heat.stderr[s][t];
-  const label = (s, t) => (clear(s, t) ? signed(z[s][t]) : '(' + signed(z[s][t]) + ')');
-  const few = roomy();
-  const half = (s, t) => (heat.stderr[s][t] === null ? '' : ' ± ' + digits(heat.threshold * heat.stderr[s][t] * scale(s)));
-  heatTable(label, half);
+  return {
+    z, clear,
+    rows: heat.row_source.map(named),
+    columns: heat.column_answer.length ? heat.column_answer.map((j) => (j === null ? REST : data.test.id[j])) : heat.column_source.map(named),
+    label: (s, t) => (clear(s, t) ? signed(z[s][t]) : '(' + signed(z[s][t]) + ')'),
+    half: (s, t) => (heat.stderr[s][t] === null ? '' : ' ± ' + digits(heat.threshold * heat.stderr[s][t] * scale(s))),
+  };
+}
+
+function drawHeat() {
+  const heat = data.heat;
+  const { z, clear, rows, columns, label, half } = heatTexts();
+  const limit = z.flat().reduce((most, v) => Math.max(most, Math.abs(v || 0)), 0) || 1;
+  const { numbers: few, names: named, letters } = room();
+  heatTable();
   // Shades grow with the square root, so that one strong cell does not turn all others white.
   const shade = (v) => (v === null ? null : Math.sign(v) * Math.sqrt(Math.abs(v) / limit));
   const ticks = [-1, -0.5, 0, 0.5, 1];
   const trace = {
-    type: 'heatmap', z: z.map((row) => row.map(shade)), zmin: -1, zmax: 1, colorscale: diverging(), xgap: 2, ygap: 2, showscale: !few,
-    x: heat.columns.map((_, t) => t), y: heat.rows.map((_, s) => s),
-    hovertext: z.map((row, s) => row.map((_, t) => plain(heat.rows[s]) + ' (' + heat.rows_count[s] + ') on ' + plain(heat.columns[t])
+    type: 'heatmap', z: z.map((row) => row.map(shade)), zmin: -1, zmax: 1, colorscale: diverging(), xgap: named ? 2 : 0.5, ygap: named ? 2 : 0.5, showscale: !few,
+    x: columns.map((_, t) => t), y: rows.map((_, s) => s),
+    hovertext: z.map((row, s) => row.map((_, t) => plain(rows[s]) + ' (' + heat.rows_count[s] + ') on ' + plain(columns[t])
       + ' (' + heat.columns_count[t] + ')<br><b>' + label(s, t) + '</b>' + half(s, t))),
     hoverinfo: 'text',
     colorbar: { thickness: 10, outlinewidth: 0, tickfont: { size: 11 }, tickvals: ticks, ticktext: ticks.map((t) => signed(t * Math.abs(t) * limit)) },
@@ -83,32 +123,35 @@ function drawHeat() {
   }
   const box = byId('heat');
   plotly.react(box, [trace], layout({
-    height: Math.min(900, 90 + 44 * heat.rows.length), annotations: notes,
-    xaxis: { showgrid: false, tickvals: heat.columns.map((_, t) => t), ticktext: heat.columns.map(short), side: 'top', showline: false, ticks: '' },
-    yaxis: { showgrid: false, tickvals: heat.rows.map((_, s) => s), ticktext: heat.rows.map(short), autorange: 'reversed', showline: false, ticks: '' },
+    height: 90 + Math.max(18 * rows.length, Math.min(44 * rows.length, 810)), annotations: notes,
+    xaxis: { showgrid: false, tickvals: columns.map((_, t) => t), ticktext: shortened(columns, letters), showticklabels: named, side: 'top', showline: false, ticks: '' },
+    yaxis: { showgrid: false, tickvals: rows.map((_, s) => s), ticktext: shortened(rows, letters), autorange: 'reversed', showline: false, ticks: '' },
     margin: { l: 60, r: 10, t: 36, b: 10 },
   }), options);
   box.removeAllListeners('plotly_click');
   box.on('plotly_click', (event) => openCell(event.points[0].y, event.points[0].x));
 }
 
-// The heat map for keys, for screen readers, and for windows in which its numbers do not fit.
-function heatTable(label, half) {
-  const heat = data.heat;
+// The heat map for keys, for screen readers, and for windows in which its numbers do not fit; made once it is unfolded.
+function heatTable() {
+  if (!byId('heat-fold').open) return;
+  const { rows, columns, label, half } = heatTexts();
   byId('heat-table').replaceChildren(element('table', {},
-    element('thead', {}, element('tr', {}, element('th', { scope: 'col' }, 'training data'), ...heat.columns.map((name) => element('th', { scope: 'col' }, name)))),
-    element('tbody', {}, ...heat.rows.map((name, s) => element('tr', {}, element('th', { scope: 'row' }, name),
-      ...heat.columns.map((_, t) => element('td', {}, element('button', { type: 'button', onclick: () => openCell(s, t) }, label(s, t) + half(s, t)))))))));
+    element('thead', {}, element('tr', {}, element('th', { scope: 'col' }, 'training data'), ...columns.map((name) => element('th', { scope: 'col' }, name)))),
+    element('tbody', {}, ...rows.map((name, s) => element('tr', {}, element('th', { scope: 'row' }, name),
+      ...columns.map((_, t) => element('td', {}, element('button', { type: 'button', onclick: () => openCell(s, t) }, label(s, t) + half(s, t)))))))));
 }
 
 function openCell(s, t) {
-  const test = data.sources.indexOf(data.heat.columns[t]);
-  const bySource = [...byId('test-source').options].some((o) => o.value === String(test));
-  byId('test-source').value = bySource ? String(test) : '-1';
-  byId('test-search').value = bySource ? '' : data.heat.columns[t];
-  byId('pair-source').value = String(data.sources.indexOf(data.heat.rows[s]));
+  const heat = data.heat;
+  const single = heat.column_answer.length > 0;
+  byId('test-search').value = '';
+  byId('test-source').value = single ? ANY : heat.column_source[t] ?? OTHERS;
+  byId('pair-source').value = heat.row_source[s] ?? OTHERS;
   filterAnswers();
-  if (answers.list.items.length) answers.list.pick(answers.list.items[0]);
+  const found = answers.list.items;
+  const j = single ? heat.column_answer[t] ?? found.find((other) => !heat.column_answer.includes(other)) : found[0];
+  if (j !== undefined) answers.list.pick(j);
   byId('answers').scrollIntoView();
 }
 
@@ -124,7 +167,7 @@ function drawCurve() {
   const notes = [];
   if (data.members_asked && data.members_asked > last[0]) {
     shapes.push({ type: 'line', x0: last[0], x1: last[0], yref: 'paper', y0: 0, y1: 1, line: { color: color('soft'), width: 1, dash: 'dot' } });
-    notes.push({ x: last[0], yref: 'paper', y: 1, text: 'stopped at ' + last[0] + ' of ' + data.members_asked, showarrow: false, xanchor: 'right', xshift: -6, font: { color: color('soft') } });
+    notes.push({ x: last[0], yref: 'paper', y: 1, text: (data.stopped ? 'stopped at ' : '') + last[0] + ' of ' + data.members_asked + (data.stopped ? '' : ' scored'), showarrow: false, xanchor: 'right', xshift: -6, font: { color: color('soft') } });
   }
   plotly.react(byId('curve'), [
     { x: [...x, ...x.slice().reverse()], y: [...curve.map((p) => p[3]), ...curve.map((p) => p[2]).reverse()], fill: 'toself', mode: 'lines', line: { width: 0 }, fillcolor: color('help-wash'), hoverinfo: 'skip' },
@@ -151,7 +194,7 @@ function drawPicture() {
   }], layout({
     height: 320,
     shapes: [{ type: 'line', x0: edge - 0.5, x1: edge - 0.5, yref: 'paper', y0: 0, y1: 1, line: { color: color('ink'), width: 1 } }],
-    xaxis: { showgrid: false, ticks: '', showline: false, tickvals: [edge / 2, edge + data.picture.widths[1] / 2], ticktext: [data.heat.rows.length > 1 ? 'training, by source' : 'training', 'answers'], tickangle: 0 },
+    xaxis: { showgrid: false, ticks: '', showline: false, tickvals: [edge / 2, edge + data.picture.widths[1] / 2], ticktext: [data.heat.row_source.length > 1 ? 'training, by source' : 'training', 'answers'], tickangle: 0 },
     yaxis: { showgrid: false, ticks: '', showline: false, autorange: 'reversed', tickvals: [0, rows - 1], ticktext: ['1', String(data.picture.members)], label: 'member' },
   }), options);
 }

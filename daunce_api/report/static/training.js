@@ -11,7 +11,7 @@ const ORDERS = {
 };
 
 function startTraining() {
-  fillSources(byId('train-source'), data.train, 'all sources');
+  fillSources(byId('train-source'), data.train);
   const head = byId('train-head');
   head.classList.add('grid');
   head.append(...Object.entries(ORDERS).map(([name, entry]) => (!entry.value ? element('span', {}, entry.label) : element('button', {
@@ -36,7 +36,7 @@ function drawTraining() {
   const value = ORDERS[training.order].value;
   const found = [];
   for (let i = 0; i < answers.trainHay.length; i++) {
-    if ((source < 0 || data.train.source[i] === source) && (!words || answers.trainHay[i].includes(words))) found.push(i);
+    if (ofSource(data.train, i, source) && (!words || answers.trainHay[i].includes(words))) found.push(i);
   }
   const known = (x) => (Number.isFinite(x) ? x : -Infinity);
   found.sort((a, b) => known(value(b)) - known(value(a)) || a - b);
@@ -66,16 +66,18 @@ function partners(i, name, title) {
   for (let place = 0; place < width; place++) {
     const j = numbers[name + '_index'][i * width + place];
     if (j < 0) continue;
-    rows.push(element('li', {}, element('button', { type: 'button', onclick: () => goToAnswer(j) },
-      element('span', { class: 'number ' + (name === 'helps' ? 'helpful' : 'harmful') }, signed(numbers[name + '_score'][i * width + place])),
-      element('span', { class: 'one' }, data.test.answer[j]))));
+    const score = element('span', { class: 'number ' + (name === 'helps' ? 'helpful' : 'harmful') }, signed(numbers[name + '_score'][i * width + place]));
+    const away = j - data.test.id.length; // the page holds the first answers; of others it knows the id
+    rows.push(element('li', {}, away < 0
+      ? element('button', { type: 'button', onclick: () => goToAnswer(j) }, score, element('span', { class: 'one' }, data.test.answer[j]))
+      : element('span', { class: 'away' }, score, element('span', { class: 'id one' }, data.elsewhere[away]), 'not on this page')));
   }
   return rows.length ? [element('h3', {}, title), element('ul', { class: 'links' }, ...rows)] : [];
 }
 
 function goToAnswer(j) {
   byId('test-search').value = '';
-  byId('test-source').value = '-1';
+  byId('test-source').value = ANY;
   filterAnswers();
   answers.list.pick(j);
   byId('answers').scrollIntoView();
