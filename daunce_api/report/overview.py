@@ -14,7 +14,7 @@ from daunce_api import core
 from daunce_api.attribution import Attribution
 from daunce_api.core.blocks import score_blocks
 from daunce_api.core.quality import MINIMUM_MEMBERS
-from daunce_api.core.uncertainty import significance_threshold, z_values
+from daunce_api.core.uncertainty import significance_threshold, z_block
 from daunce_api.report.facts import QualityPoint
 
 _ROWS = 4_096
@@ -83,7 +83,9 @@ def source_scores(attribution: Attribution) -> SourceScores:
     place = {name: t for t, name in enumerate(columns)}
     rows = sorted(of_row, key=lambda name: (place.get(name, len(place)), name))
     order = [of_row.index(name) for name in rows]
-    score, stderr = (x[order][:, : len(columns)] / columns_count for x in (found.score_GH, found.stderr_GH))
+    score, stderr = (
+        x[order][:, : len(columns)] / columns_count for x in (np.nan_to_num(found.score_GH), found.stderr_GH)
+    )
     return SourceScores(
         rows,
         columns,
@@ -102,8 +104,9 @@ def train_view(attribution: Attribution) -> TrainView:
     mean, marked, pairs = [], 0, 0
     for start in range(0, len(attribution.train), _ROWS):
         rows = slice(start, start + _ROWS)
-        score, stderr = blocks.block(rows, slice(None)), blocks.stderr_block(rows, slice(None))
-        z = np.abs(z_values(score, stderr, correlation=attribution.choice.estimator.name == "correlation"))
+        fisher = attribution.choice.estimator.name == "correlation"
+        score, z = z_block(blocks, rows, slice(None), len(attribution.members), correlation=fisher)
+        z = np.abs(z)
         marked += int((z >= threshold).sum())
         pairs += int(np.isfinite(z).sum())
         seen = np.isfinite(score)
