@@ -133,11 +133,23 @@ def lds_table(run: Run, truth: Truth, *, on_event: OnEvent | None = None, on_pro
     subset, of = np.unique(measured.inclusion_SN, axis=0, return_inverse=True)
     of = of.ravel()
     loss = np.stack([measured.loss_SM[of == s].mean(axis=0) for s in range(len(subset))])
+    scores = method_scores(attribution)
+    # An example that too few members have scored has no score to judge; no method is asked about it.
+    known_NM = np.asarray(np.isfinite(np.stack(list(scores.values()))).all(axis=0))
+    tests = known_NM.any(axis=0) & np.isfinite(loss).all(axis=0)
+    if not tests.any():
+        raise DataError("No test example has scores and retrained losses to compare. All models are kept; score more.")
+    train = known_NM[:, tests].all(axis=1)
     rows = []
-    for method, score_NM in method_scores(attribution).items():
-        found = lds(score_NM, subset, loss)
+    for method, score_NM in scores.items():
+        found = lds(score_NM[np.ix_(train, tests)], subset[:, train], loss[:, tests])
         rows.append(Row(method, {"LDS": found.value, "low": found.low, "high": found.high}))
     notes = [f"{len(subset)} subsets, {len(measured.models)} models; 95 % intervals over subsets."]
+    if not (train.all() and tests.all()):
+        notes.append(
+            f"{(~train).sum()} of {train.size} training and {(~tests).sum()} of {tests.size} test examples are left "
+            "out for all methods: their losses are missing, or mere lower bounds in most models."
+        )
     quality = attribution.self_lds
     if quality is not None:
         notes.append(

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 from typer.testing import CliRunner
 
-from daunce_api import Attribution, Dataset, Run, RunConfig
+from daunce_api import Attribution, Dataset, Run, RunConfig, experiments
 from daunce_api.cli import app
 from daunce_api.errors import BudgetError, ConfigurationError, DataError
 from daunce_api.evaluation.lds import lds
@@ -49,6 +50,27 @@ def test_lds_retrains_on_subsets_that_no_member_has_seen(run: Run) -> None:
     assert table.rows[0].figures["LDS"] == pytest.approx(expected.value)
     assert [row.method for row in table.rows][-2:] == ["BM25", "random"]
     assert "4 subsets, 8 models" in table.notes[0]
+
+
+def test_lds_leaves_out_examples_without_scores_and_says_so(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A top-20 list censors some examples in most members: they have no losses left, and no scores."""
+    truth = lds_truth(run, subsets=4)
+    whole = run.attribution()
+    train_loss, test_loss = whole.train_loss_KN.copy(), whole.test_loss_KM.copy()
+    train_loss[:, [0, 2]] = test_loss[:, 1] = np.nan
+    gaps = replace(whole, train_loss_KN=train_loss, test_loss_KM=test_loss)
+    monkeypatch.setattr(Run, "attribution", lambda self: gaps)
+    table = lds_table(run, truth)
+    measured = truth.measure()
+    keep = np.isfinite(train_loss).all(axis=0)
+    score = gaps.scores_NM()[np.ix_(keep, [0, 2])]
+    order = np.unique(measured.inclusion_SN, axis=0, return_index=True)[1]
+    expected = lds(score, measured.inclusion_SN[order][:, keep], measured.loss_SM[order][:, [0, 2]])
+    assert table.rows[0].figures["LDS"] == pytest.approx(expected.value)
+    assert f"2 of {keep.size} training and 1 of 3 test examples are left out" in table.notes[1]
+    monkeypatch.setattr(experiments, "method_scores", lambda _: {"attribution": np.full((keep.size, 3), np.nan)})
+    with pytest.raises(DataError, match="No test example has scores"):
+        lds_table(run, truth)
 
 
 def test_lds_goes_on_where_it_stopped(run: Run) -> None:
