@@ -99,10 +99,13 @@ class Attribution:
         )
 
     @cached_property
+    def _losses(self) -> core.MemberLosses:
+        return core.member_losses(self.train_loss_KN, self.test_loss_KM, self.inclusion_KN, self.earlier)
+
+    @cached_property
     def choice(self) -> core.Choice:
         """The estimator in use and why it was chosen."""
-        members = core.member_losses(self.train_loss_KN, self.test_loss_KM, self.inclusion_KN, self.earlier)
-        return core.choose(members, self.estimator, core.Setting(self.noise, self.rho))
+        return core.choose(self._losses, self.estimator, core.Setting(self.noise, self.rho))
 
     @cached_property
     def self_lds(self) -> core.SelfLDS | None:
@@ -184,6 +187,7 @@ class Attribution:
         score, z = ranking.score_Mk[0], _known(ranking.z_Mk)[0]
         correlation = ranking.estimator == "correlation"
         error, marks = _known(ranking.stderr_Mk)[0], _known(ranking.distinguishable_Mk)[0]
+        members = np.full(score.shape, ranking.members) if ranking.common_Mk is None else ranking.common_Mk[0]
         rows = []
         for rank in range(ranking.index_Mk.shape[1]):
             i = int(ranking.index_Mk[0, rank])
@@ -196,7 +200,7 @@ class Attribution:
                     "id": example.id,
                     "source": example.source,
                     **_interval(
-                        score[rank], error[rank], z[rank], bool(marks[rank]), len(self.members), correlation=correlation
+                        score[rank], error[rank], z[rank], bool(marks[rank]), members[rank], correlation=correlation
                     ),
                     "prompt": example.prompt_text(),
                     "completion": example.completion_text(),
@@ -219,26 +223,19 @@ class Attribution:
     ) -> core.Ranking:
         """:func:`daunce_api.core.top` over all test examples, or some of them by index.
 
-        Always computed over all of them: the estimator and its parameters must not depend on which are asked about.
+        The estimator and its parameters are always chosen over all of them, and a false-discovery rate is over all
+        pairs: neither may depend on which are asked about.
         """
-        ranking = core.top(
-            self.train_loss_KN,
-            self.test_loss_KM,
-            k,
-            self.estimator,
-            opponents=opponents,
-            inclusion_KN=self.inclusion_KN,
-            noise=self.noise,
-            rho=self.rho,
-            question=question,
-            fdr=fdr,
-            earlier=self.earlier,
-        )
-        if columns is None:
-            return ranking
+        choice = self.choice
+        if question != "attribution":
+            choice = core.choose(self._losses, self.estimator, core.Setting(self.noise, self.rho), question)
+        if columns is None or fdr is None:
+            losses = self._losses if columns is None else self._losses.columns(test=columns)
+            return core.ranked(losses, choice, k, opponents=opponents, fdr=fdr)
+        ranking = core.ranked(self._losses, choice, k, opponents=opponents, fdr=fdr)
         picked: dict[str, Any] = {
             name: None if (value := getattr(ranking, name)) is None else value[columns]
-            for name in ("index_Mk", "score_Mk", "stderr_Mk", "z_Mk", "distinguishable_Mk")
+            for name in ("index_Mk", "score_Mk", "stderr_Mk", "z_Mk", "distinguishable_Mk", "common_Mk")
         }
         return replace(ranking, **picked)
 
