@@ -6,7 +6,7 @@ final models have both of its losses, with all their rows.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 
 import numpy as np
@@ -16,12 +16,13 @@ from daunce_api.core.checkpoints import Floats, Mask
 from daunce_api.core.complete import FactorBlocks
 from daunce_api.core.estimators import Estimator, spectral_factors
 from daunce_api.core.grouping import Groups, group_error, group_sums, is_single
+from daunce_api.core.leaving_out import MOST_MATRICES, ErrorTerm
 from daunce_api.core.members import MemberLosses
 from daunce_api.core.spectrum import Filter, Setting, Spectrum, spectrum_of
 from daunce_api.errors import ConfigurationError, DataError
 
 PATTERN_PAIRS = 2_000  # decompositions that filters are given for incomplete data; some seconds
-PATTERN_BYTES = 2**28  # that their eigenvectors may take
+PATTERN_BYTES = 2**28  # that their eigenvectors may take, and as much that is kept of what their errors need
 
 
 def few_patterns(members: MemberLosses) -> bool:
@@ -63,6 +64,8 @@ class PatternBlocks:
                 "Use estimator='covariance', which leaves out missing entries pair by pair, or score the missing "
                 "entries."
             )
+        self._errors: dict[tuple[int, int], Callable[[], tuple[ErrorTerm, ...]]] = {}
+        self._room = PATTERN_BYTES // (8 * MOST_MATRICES * members.stages.rows**2)
         self._spectra: dict[tuple[int, int], Spectrum] = {}
         for p, q in np.ndindex(train_count, test_count):
             common = self._common(p, q)
@@ -87,7 +90,10 @@ class PatternBlocks:
     def _fitted(self, pair: tuple[int, int], train: NDArray[np.int64], test: NDArray[np.int64]) -> FactorBlocks:
         """Scores of examples that have these patterns."""
         some = replace(self._members.columns(train, test).rows(self._common(*pair)), complete=True)
-        return FactorBlocks(spectral_factors(some, self._spectra[pair], self._filter, self._setting))
+        factors = spectral_factors(some, self._spectra[pair], self._filter, self._setting)
+        if pair not in self._errors and len(self._errors) < self._room:
+            self._errors[pair] = factors.errors
+        return FactorBlocks(replace(factors, errors=self._errors.get(pair, factors.errors)))
 
     def _gather(self, rows: slice, columns: slice, stderr: bool) -> Floats:
         first_row, first_column = rows.indices(self.shape[0])[0], columns.indices(self.shape[1])[0]

@@ -16,6 +16,7 @@ from daunce_api.core.checkpoints import Floats, Stages
 from daunce_api.core.spectrum import Matrix, Spectrum, Vector
 
 _RIDGES = 17  # in a mixture: 49 fit half_whitened no better than to 1e-4, and cost three times as much
+MOST_MATRICES = 2 * (_RIDGES + 1)  # (R, R), that the terms of a filter hold
 _ITERATIONS = 10_000  # of the fit, which takes some dozens; SciPy's default is three for each ridge
 
 

@@ -5,7 +5,7 @@ import tracemalloc
 import numpy as np
 import pytest
 
-from daunce_api.core import ESTIMATORS, choose, incomplete, member_losses, ranked, scores, self_lds, top
+from daunce_api.core import ESTIMATORS, choose, estimators, incomplete, member_losses, ranked, scores, self_lds, top
 from daunce_api.core.blocks import score_blocks
 from daunce_api.core.estimators import estimator_named
 from daunce_api.core.incomplete import few_patterns
@@ -179,3 +179,18 @@ def test_patterns_are_capped_by_what_their_eigenvectors_take(monkeypatch: pytest
         scores(train, test, estimator="half_whitened")
     monkeypatch.setattr(incomplete, "PATTERN_BYTES", 8 * 19**2 * 6)
     assert few_patterns(members)
+
+
+@pytest.mark.parametrize("kept", [0, 4, 6])
+def test_what_errors_need_is_computed_once_while_there_is_room(kept: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    train, test, _ = _with_gaps()
+    members, whole = member_losses(train, test), slice(None)
+    expected = score_blocks(estimator_named("half_whitened"), members, Setting()).stderr_block(whole, whole)
+    computed = []
+    true = estimators.filter_terms
+    monkeypatch.setattr(estimators, "filter_terms", lambda *a: (computed.append(1), true(*a))[1])
+    monkeypatch.setattr(incomplete, "MOST_MATRICES", incomplete.PATTERN_BYTES / 8 / 19**2 / (kept + 0.5))
+    blocks = score_blocks(estimator_named("half_whitened"), members, Setting())
+    for _ in range(3):
+        assert np.allclose(blocks.stderr_block(whole, whole), expected)
+    assert len(computed) == kept + 3 * (6 - kept)
