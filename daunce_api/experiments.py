@@ -201,9 +201,16 @@ def export_truth(run: Run, path: str | Path, attribution: Attribution, *, seeds:
 def _lds_table(
     attribution: Attribution, inclusion_SN: NDArray[np.bool_], loss_SM: NDArray[np.float64], basis: str
 ) -> Table:
+    scores = method_scores(attribution)
+    # An example that too few members have scored has no score to judge; no method is asked about it.
+    known_NM = np.asarray(np.isfinite(np.stack(list(scores.values()))).all(axis=0))
+    tests = known_NM.any(axis=0) & np.isfinite(loss_SM).all(axis=0)
+    if not tests.any():
+        raise DataError("No test example has scores and retrained losses to compare. All models are kept; score more.")
+    train = known_NM[:, tests].all(axis=1)
     rows, notes = [], [f"{basis}; 95 % intervals over subsets."]
-    for method, score_NM in method_scores(attribution).items():
-        found = lds(score_NM, inclusion_SN, loss_SM)
+    for method, score_NM in scores.items():
+        found = lds(score_NM[np.ix_(train, tests)], inclusion_SN[:, train], loss_SM[:, tests])
         rows.append(Row(method, {"LDS": found.value, "low": found.low, "high": found.high}))
         undefined = int(np.isnan(found.per_test_M).sum())
         if undefined:
@@ -211,6 +218,11 @@ def _lds_table(
                 f"{method}: {undefined} of {found.per_test_M.size} answers have no correlation and do not count, since "
                 "predictions or losses do not vary over subsets."
             )
+    if not (train.all() and tests.all()):
+        notes.append(
+            f"{(~train).sum()} of {train.size} training and {(~tests).sum()} of {tests.size} test examples are left "
+            "out for all methods: their losses are missing, or mere lower bounds in most models."
+        )
     quality = attribution.self_lds
     if quality is not None:
         notes.append(

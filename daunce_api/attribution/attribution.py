@@ -100,12 +100,13 @@ class Attribution:
         )
 
     @cached_property
+    def _losses(self) -> core.MemberLosses:
+        return core.member_losses(self.train_loss_KN, self.test_loss_KM, self.design_KN, self.earlier)
+
+    @cached_property
     def choice(self) -> core.Choice:
         """The estimator in use and why it was chosen."""
-        return core.choose(self._member_losses(), self.estimator, core.Setting(self.noise, self.rho))
-
-    def _member_losses(self) -> core.MemberLosses:
-        return core.member_losses(self.train_loss_KN, self.test_loss_KM, self.design_KN, self.earlier)
+        return core.choose(self._losses, self.estimator, core.Setting(self.noise, self.rho))
 
     @cached_property
     def self_lds(self) -> core.SelfLDS | None:
@@ -137,7 +138,7 @@ class Attribution:
 
     def score_blocks(self) -> ScoreBlocks:
         """Scores and standard errors of any rows and columns, computed where they are asked for."""
-        return score_blocks(self.choice.estimator, self._member_losses(), self.choice.setting)
+        return score_blocks(self.choice.estimator, self._losses, self.choice.setting)
 
     def scores(self, by: Labels | None = None, *, test_by: Labels | None = None) -> pd.DataFrame:
         """Scores as a table: rows are training examples, columns test examples, or groups of them; positive = helpful.
@@ -222,26 +223,19 @@ class Attribution:
     ) -> core.Ranking:
         """:func:`daunce_api.core.top` over all test examples, or some of them by index.
 
-        Always computed over all of them: the estimator and its parameters must not depend on which are asked about.
+        The estimator and its parameters are always chosen over all of them, and a false-discovery rate is over all
+        pairs: neither may depend on which are asked about.
         """
-        ranking = core.top(
-            self.train_loss_KN,
-            self.test_loss_KM,
-            k,
-            self.estimator,
-            opponents=opponents,
-            inclusion_KN=self.design_KN,
-            noise=self.noise,
-            rho=self.rho,
-            question=question,
-            fdr=fdr,
-            earlier=self.earlier,
-        )
-        if columns is None:
-            return ranking
+        choice = self.choice
+        if question != "attribution":
+            choice = core.choose(self._losses, self.estimator, core.Setting(self.noise, self.rho), question)
+        if columns is None or fdr is None:
+            losses = self._losses if columns is None else self._losses.columns(test=columns)
+            return core.ranked(losses, choice, k, opponents=opponents, fdr=fdr)
+        ranking = core.ranked(self._losses, choice, k, opponents=opponents, fdr=fdr)
         picked: dict[str, Any] = {
             name: None if (value := getattr(ranking, name)) is None else value[columns]
-            for name in ("index_Mk", "score_Mk", "stderr_Mk", "z_Mk", "distinguishable_Mk")
+            for name in ("index_Mk", "score_Mk", "stderr_Mk", "z_Mk", "distinguishable_Mk", "common_Mk")
         }
         return replace(ranking, **picked)
 
@@ -262,7 +256,7 @@ class Attribution:
         """
         estimator = self.estimator
         if question != "attribution":
-            estimator = core.choose(self._member_losses(), estimator, question=question).estimator.name
+            estimator = core.choose(self._losses, estimator, question=question).estimator.name
         return core.group_scores(
             self.train_loss_KN,
             self.test_loss_KM,

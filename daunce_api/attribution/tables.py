@@ -49,7 +49,7 @@ def ranking_table(attribution: Attribution, ranking: core.Ranking) -> pd.DataFra
     score, z = ranking.score_Mk[0], _known(ranking.z_Mk)[0]
     correlation = ranking.estimator == "correlation"
     error, marks = _known(ranking.stderr_Mk)[0], _known(ranking.distinguishable_Mk)[0]
-    members = len(attribution.members)
+    members = np.full(score.shape, ranking.members) if ranking.common_Mk is None else ranking.common_Mk[0]
     rows = []
     for rank in range(ranking.index_Mk.shape[1]):
         i = int(ranking.index_Mk[0, rank])
@@ -61,7 +61,9 @@ def ranking_table(attribution: Attribution, ranking: core.Ranking) -> pd.DataFra
                 "rank": rank + 1,
                 "id": example.id,
                 "source": example.source,
-                **_interval(score[rank], error[rank], z[rank], bool(marks[rank]), members, correlation=correlation),
+                **_interval(
+                    score[rank], error[rank], z[rank], bool(marks[rank]), members[rank], correlation=correlation
+                ),
                 "prompt": example.prompt_text(),
                 "completion": example.completion_text(),
             }

@@ -41,7 +41,7 @@ from daunce_api.core.quality import SelfLDS
 from daunce_api.core.spectrum import Setting
 from daunce_api.core.stopping import AtLeast, Condition, Plateau, Reached
 from daunce_api.core.tokens import TokenScores, token_scores
-from daunce_api.core.topk import Ranking, top
+from daunce_api.core.topk import Ranking, ranked, top
 from daunce_api.core.uncertainty import confidence_interval
 
 __all__ = [
@@ -68,6 +68,7 @@ __all__ = [
     "group_scores",
     "member_losses",
     "per_example_losses",
+    "ranked",
     "resolve_censored",
     "scores",
     "segment_losses",

@@ -75,5 +75,6 @@ def self_lds(
         NotEnoughMembersError: fewer than 8 members. Otherwise as `scores`.
     """
     members = member_losses(train_loss_KN, test_loss_KM, inclusion_KN, earlier)
-    choice = choose(members, estimator, Setting(noise, rho))
-    return estimate(HeldOut(members), (choice.estimator, choice.setting))
+    part, rows, _ = members.observed()
+    choice = choose(part, estimator, Setting(noise, rho).of_examples(rows, members.train_KN.shape[1]))
+    return estimate(HeldOut(part), (choice.estimator, choice.setting))

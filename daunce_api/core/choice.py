@@ -71,7 +71,7 @@ def choose(
         members: checked losses.
         estimator: a registry name, or "auto".
         setting: noise and rho, as far as they are known.
-        question: with "auto", what the scores are for.
+        question: with "auto", what the scores are for. A named estimator answers its own question.
 
     Returns:
         Choice. A named estimator is taken as it is, except that `whitened` gets its lambda from held-out members when
@@ -79,11 +79,16 @@ def choose(
         "auto" takes `correlation` for retrieval; for attribution see the module's text.
 
     Raises:
-        ConfigurationError: unknown estimator or question, or an argument that the estimator needs is missing.
+        ConfigurationError: unknown estimator or question, an argument that the estimator needs is missing, or retrieval
+            is asked of a named estimator that is not for it.
     """
     setting = setting or Setting()
     if question not in QUESTIONS:
         raise ConfigurationError(f"Unknown question {question!r}; there are: {', '.join(QUESTIONS)}.")
+    part, rows, _ = members.observed()
+    if part is not members:
+        found = choose(part, estimator, setting.of_examples(rows, members.train_KN.shape[1]), question)
+        return replace(found, setting=replace(found.setting, noise=setting.noise))
     if estimator == "auto":
         if question == "retrieval":
             why = (
@@ -93,6 +98,11 @@ def choose(
             return Choice(estimator_named("correlation"), setting, why, question)
         return _auto(members, setting)
     entry = estimator_named(estimator)
+    if question == "retrieval" and entry.question != question:
+        raise ConfigurationError(
+            f"{entry.name} was asked for by name, and it answers {QUESTIONS[entry.question]}; which examples belong "
+            "together is answered by correlation. Leave the estimator to 'auto', or name 'correlation'."
+        )
     why = f"{entry.name} was asked for"
     if entry.name == "whitened" and setting.ridge is None and _can_judge(members):
         candidates = [(entry, replace(setting, ridge=ridge)) for ridge in RIDGES]
@@ -176,7 +186,7 @@ def _offsets(members: MemberLosses, noises: Sequence[float]) -> list[float | Non
 def _judged(members: MemberLosses) -> HeldOut:
     """Held-out members, on at most 1,000 test examples."""
     step = -(-members.test_KM.shape[1] // JUDGED_TESTS)
-    return HeldOut(members.test_columns(np.arange(0, members.test_KM.shape[1], step)))
+    return HeldOut(members.columns(test=slice(None, None, step)))
 
 
 def _values(held: HeldOut, candidates: Sequence[Candidate]) -> np.ndarray:

@@ -4,7 +4,8 @@ A standard error is the jackknife over members (Efron and Stein 1981): with d_k 
 makes, ``stderr^2 = (K - 1) / K * sum_k (d_k - mean d)^2``. A member's rows at all stages (`checkpoints`) are left out
 together, so d_k is a sum over them: ``d_k = sum_t l_ti r_tj`` with one training-side and one test-side number for each
 row, and ``sum_k d_k^2 = sum_tt' (l_t l_t')^T (r_t r_t')``: matrix products on products of two stages, on squares where
-there is one.
+there is one. Where there are many parts (a mixture of ridges at several stages), d_k itself is made, member by member,
+so that the cost grows with their number and not with its square.
 
 For `covariance` and `inclusion` l and r are the deviations themselves (the divisor held fixed where members have
 different numbers of rows). For `whitened`, as for any ridge, with R = (G + c)^-1 and P the rows of member k,
@@ -22,6 +23,12 @@ from numpy.typing import NDArray
 
 from daunce_api.core.checkpoints import Floats
 from daunce_api.core.estimators import Factors
+from daunce_api.core.grouping import is_single, sum_groups
+
+_TILE = (2_048, 512)
+_STRIP = 128  # rows whose changes stay in cache while members are gone through
+LEAST_FOR_CORRELATION = 4  # of three members two are left, whose correlation is 1 or -1 whatever they are
+_FEW_PARTS = 5  # up to which products on pairs of parts are faster than one member after the other
 
 
 class FactorBlocks:
@@ -35,12 +42,6 @@ class FactorBlocks:
         self.factors = factors
         self.shape = (factors.left_RN.shape[1], factors.right_RM.shape[1])
 
-    def select(self, rows: NDArray[np.int64], columns: NDArray[np.int64]) -> FactorBlocks:
-        """Some training (rows) and test examples (columns), by index."""
-        f = self.factors
-        errors = tuple(replace(term, right_RM=term.right_RM[:, columns]) for term in f.errors)
-        return FactorBlocks(replace(f, left_RN=f.left_RN[:, rows], right_RM=f.right_RM[:, columns], errors=errors))
-
     def block(self, rows: slice, columns: slice) -> Floats:
         """(n, m) scores."""
         return np.asarray(self.factors.left_RN[:, rows].T @ self.factors.right_RM[:, columns])
@@ -48,21 +49,81 @@ class FactorBlocks:
     def stderr_block(self, rows: slice, columns: slice) -> Floats:
         """(n, m) standard errors."""
         f = self.factors
-        terms = [(t.left(f.left_RN[:, rows]), t.right_RM[:, columns]) for t in f.errors]
+        left_RX, tests_RX = f.left_RN[:, rows], f.tests_RM[:, columns]
         if f.standardised:
-            return self._correlation_errors(*terms[0])
-        total = sum((left.T @ right for left, right in terms), np.zeros((), f.left_RN.dtype))
-        parts = [
-            pair
-            for left, right in terms
-            for pair in zip(np.split(left, f.stages.count), np.split(right, f.stages.count), strict=True)
-        ]
-        squares = np.zeros_like(total)
-        for p, (left, right) in enumerate(parts):
-            squares += (left * left).T @ (right * right)
-            for other_left, other_right in parts[:p]:
-                squares += 2 * ((left * other_left).T @ (right * other_right))
-        return jackknife(squares, total, f.stages.members)
+            return self._correlation_errors(left_RX, tests_RX)
+        terms = f.errors()
+        out = np.empty((left_RX.shape[1], tests_RX.shape[1]), dtype=left_RX.dtype)
+        for i in range(0, out.shape[0], _TILE[0]):
+            left_RT = left_RX[:, i : i + _TILE[0]]
+            lefts = np.stack([t.left(left_RT) for t in terms])
+            for j in range(0, out.shape[1], _TILE[1]):
+                rights = np.stack([t.right(tests_RX[:, j : j + _TILE[1]]) for t in terms])
+                # The left maps are symmetric, so the sum over members is one product, however many terms there are.
+                total = left_RT.T @ sum(t.left(right) for t, right in zip(terms, rights, strict=True))
+                out[i : i + _TILE[0], j : j + _TILE[1]] = jackknife(
+                    self._squares(lefts, rights), total, f.stages.members
+                )
+        return out
+
+    def count_block(self, rows: slice, columns: slice) -> Floats:
+        """(n, m) members that have both losses: all of them."""
+        size = (len(range(*x.indices(count))) for x, count in zip((rows, columns), self.shape, strict=True))
+        return np.full(tuple(size), self.factors.stages.members)
+
+    def group_block(self, row_of: NDArray[np.int64], column_of: NDArray[np.int64]) -> tuple[Floats, Floats]:
+        """(G, H) sums of scores over groups of examples, and their standard errors.
+
+        Sums of columns come before the product, so it costs no more than single examples do. Norms of summed
+        correlations are taken as known, see `unit_terms`.
+        """
+        whole = slice(None)
+        if is_single(row_of) and is_single(column_of):
+            return self.block(whole, whole), self.stderr_block(whole, whole)
+        f = self.factors
+        left, right, tests = (
+            sum_groups(x, of) for x, of in ((f.left_RN, row_of), (f.right_RM, column_of), (f.tests_RM, column_of))
+        )
+        sums = FactorBlocks(replace(f, left_RN=left, right_RM=right, tests_RM=tests, standardised=False))
+        error = sums.stderr_block(whole, whole)
+        if f.standardised and f.stages.members < LEAST_FOR_CORRELATION:
+            error[:] = np.nan
+        return sums.block(whole, whole), error
+
+    def changes(self, row_of: NDArray[np.int64], column_of: NDArray[np.int64]) -> Floats:
+        """(K, G, H) what each member adds to sums over groups of a filter's scores, about their mean; their standard
+        error is the root of the sum of squares."""
+        f = self.factors
+        left, tests = sum_groups(f.left_RN, row_of), sum_groups(f.tests_RM, column_of)
+        shape = (-1, f.stages.members)
+        lefts, rights = (
+            np.concatenate(x).reshape(*shape, x[0].shape[1])
+            for x in ([t.left(left) for t in f.errors()], [t.right(tests) for t in f.errors()])
+        )
+        change = lefts.transpose(1, 2, 0) @ rights.swapaxes(0, 1)
+        return np.asarray((change - change.mean(axis=0)) * np.sqrt(1 - 1 / f.stages.members))
+
+    def _squares(self, lefts_PRX: Floats, rights_PRY: Floats) -> Floats:
+        """(n, m) sums over members of d_k^2."""
+        # (parts, K, n): a term at a stage is a part, and the change is the sum over parts.
+        left, right = (x.reshape(-1, self.factors.stages.members, x.shape[2]) for x in (lefts_PRX, rights_PRY))
+        squares = np.zeros((left.shape[2], right.shape[2]), dtype=left.dtype)
+        if left.shape[0] <= _FEW_PARTS:
+            for p in range(left.shape[0]):
+                squares += (left[p] * left[p]).T @ (right[p] * right[p])
+                for q in range(p):
+                    squares += 2 * ((left[p] * left[q]).T @ (right[p] * right[q]))
+        else:
+            left_KXP, right_KPY = (np.ascontiguousarray(x) for x in (left.transpose(1, 2, 0), right.swapaxes(0, 1)))
+            change = np.empty((min(_STRIP, squares.shape[0]), squares.shape[1]), dtype=squares.dtype)
+            for i in range(0, squares.shape[0], _STRIP):
+                into = squares[i : i + _STRIP]
+                part = change[: into.shape[0]]
+                for one, other in zip(left_KXP[:, i : i + _STRIP], right_KPY, strict=True):
+                    np.matmul(one, other, out=part)
+                    part *= part
+                    into += part
+        return squares
 
     def _correlation_errors(self, left_RX: Floats, right_RY: Floats) -> Floats:
         stages = self.factors.stages
@@ -74,7 +135,7 @@ class FactorBlocks:
             change = score - correlation_without(score, a.T @ b, (a**2).sum(axis=0)[:, None], (b**2).sum(axis=0))
             total += change
             squares += change**2
-        return jackknife(squares, total, stages.members)
+        return jackknife(squares, total, stages.members, least=LEAST_FOR_CORRELATION)
 
 
 def correlation_without(r: Floats, cross: Floats, left: Floats, right: Floats) -> Floats:
@@ -84,8 +145,8 @@ def correlation_without(r: Floats, cross: Floats, left: Floats, right: Floats) -
     return np.asarray(np.clip((r - cross) / np.sqrt(rest), -1, 1))
 
 
-def jackknife(squares: Floats, total: Floats, members: int) -> Floats:
-    """Standard error from sum_k d_k^2 and sum_k d_k; NaN for fewer than three members."""
-    if members < 3:
+def jackknife(squares: Floats, total: Floats, members: int, least: int = 3) -> Floats:
+    """Standard error from sum_k d_k^2 and sum_k d_k; NaN for fewer than ``least`` members."""
+    if members < least:
         return np.full_like(squares, np.nan)
     return np.asarray(np.sqrt(np.maximum(squares - total**2 / members, 0) * ((members - 1) / members)))

@@ -14,16 +14,16 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
 from typing import Literal, TypeAlias
 
 import numpy as np
-from scipy.optimize import nnls
 
 from daunce_api.core.checkpoints import Floats, Stages, stacked
+from daunce_api.core.leaving_out import ErrorTerm, filter_terms, moment_terms, unit_terms
 from daunce_api.core.members import MemberLosses
 from daunce_api.core.spectrum import (
     Filter,
-    Matrix,
     Setting,
     Spectrum,
     Vector,
@@ -43,37 +43,23 @@ QUESTIONS: dict[Question, str] = {
 
 
 @dataclass(frozen=True, eq=False)
-class ErrorTerm:
-    """One product in the change of a score when member k is left out: the sum over its rows of
-    ``(map @ left)_ri * right_rj``.
-
-    Attributes:
-        map_RR: (R, R), symmetric, or None for the identity. right_RM: (R, M).
-    """
-
-    map_RR: Matrix | None
-    right_RM: Floats
-
-    def left(self, left_RX: Floats) -> Floats:
-        """(R, n) training side of the change, from columns of `Factors.left_RN`."""
-        return left_RX if self.map_RR is None else np.asarray(self.map_RR.astype(left_RX.dtype) @ left_RX)
-
-
-@dataclass(frozen=True, eq=False)
 class Factors:
     """Scores as an inner product over rows, with what their standard errors need.
 
     Attributes:
         left_RN: (R, N) training side.
         right_RM: (R, M) test side; ``score = left.T @ right``.
-        errors: what leaving out one member changes, as a sum of products (see blocks.py).
+        tests_RM: (R, M) centred test losses, from which the test side of `errors` comes.
+        errors: gives what leaving out one member changes, as a sum of products (see `leaving_out`); computed when first
+            asked for, since scores do without.
         stages: which rows belong to one member.
         standardised: columns were divided by their standard deviation, whose own error counts too (correlation).
     """
 
     left_RN: Floats
     right_RM: Floats
-    errors: tuple[ErrorTerm, ...]
+    tests_RM: Floats
+    errors: Callable[[], tuple[ErrorTerm, ...]]
     stages: Stages
     standardised: bool = False
 
@@ -111,13 +97,13 @@ def _covariance(members: MemberLosses, setting: Setting) -> Factors:
 
 def _moment(a_RN: Floats, b_RM: Floats, stages: Stages) -> Factors:
     """``a^T b / freedom``: with checkpoints, the covariance pooled over stages."""
-    weight = stages.left_out().astype(b_RM.dtype)[:, None]
-    return Factors(a_RN, b_RM / stages.freedom, (ErrorTerm(None, b_RM * weight),), stages)
+    return Factors(a_RN, b_RM / stages.freedom, b_RM, lambda: moment_terms(stages), stages)
 
 
 def _correlation(members: MemberLosses, setting: Setting) -> Factors:
     a, b = _unit_columns(members.train_rows()), _unit_columns(members.test_rows())
-    return Factors(a, b, (ErrorTerm(None, b),), members.stages, standardised=True)
+    stages = members.stages
+    return Factors(a, b, b, lambda: unit_terms(stages), stages, standardised=True)
 
 
 def _inclusion(members: MemberLosses, setting: Setting) -> Factors:
@@ -191,46 +177,14 @@ def spectral_factors(members: MemberLosses, spectrum: Spectrum, apply: Filter, s
             "estimator='covariance'; "
             "larger members (more epochs, a higher learning rate, a larger subset) or repeated scoring would help."
         )
-    dtype = members.train_KN.dtype
     b = members.test_rows()
-    coefficients = spectrum.u_RD.T @ b
-    outside = b - spectrum.u_RD @ coefficients  # test losses in directions in which no training loss differs
-    right = spectrum.u_RD @ (phi[:, None] * coefficients)
-    terms = []
-    for ridge, scale in _ridge_mixture(spectrum, setting, phi):
-        resolvent = 1 / (spectrum.w + ridge)
-        fitted = spectrum.u_RD @ (resolvent[:, None] * coefficients) + outside / ridge
-        changed = scale * _by_own_inverse(spectrum, ridge, resolvent, fitted)
-        terms.append(ErrorTerm((spectrum.u_RD * resolvent) @ spectrum.u_RD.T, changed.astype(dtype)))
-    return Factors(members.train_rows(), right.astype(dtype), tuple(terms), spectrum.stages)
+    right = spectrum.u_RD @ (phi[:, None] * (spectrum.u_RD.T @ b))
 
+    @cache
+    def errors() -> tuple[ErrorTerm, ...]:
+        return filter_terms(spectrum, phi, _ridge(spectrum, setting))
 
-def _by_own_inverse(spectrum: Spectrum, ridge: float, resolvent_D: Vector, fitted_RM: Floats) -> Floats:
-    """(R, M) ``R_kk^-1 (R B)_k`` for every member k, R_kk the block of its own rows of R = (G + ridge)^-1.
-
-    R lives in the space of centred rows: there it is ``1 / ridge`` in every direction in which A is zero.
-    """
-    stages = spectrum.stages
-    u_KTD = stages.by_member(spectrum.u_RD)
-    size = stages.present_TK.sum(axis=1)
-    own = (u_KTD * (resolvent_D - 1 / ridge)) @ u_KTD.swapaxes(1, 2)
-    kept = np.where(stages.present_TK, (1 - 1 / np.maximum(size, 1))[:, None] / ridge, 1.0)
-    own += kept.T[:, :, None] * np.eye(stages.count)
-    return np.asarray(np.linalg.solve(own, stages.by_member(fitted_RM)).swapaxes(0, 1).reshape(fitted_RM.shape))
-
-
-def _ridge_mixture(spectrum: Spectrum, setting: Setting, phi: Vector) -> list[tuple[float, float]]:
-    """(c, alpha) pairs with sum alpha / (w + c) close to phi on the eigenvalues, each weighted as it counts in scores.
-
-    `whitened` is one such term, `half_whitened` and `matched` are mixtures of them (all are Stieltjes functions of w).
-    """
-    w = spectrum.w
-    grid = np.append(spectrum.mean * np.geomspace(1e-4, 1e4, 49), _ridge(spectrum, setting))
-    basis = w[:, None] / (w[:, None] + grid)
-    norm = np.sqrt((basis**2).sum(axis=0))
-    weight, _ = nnls(basis / norm, w * phi)
-    used = np.flatnonzero(weight > 1e-6 * weight.max())
-    return [(float(grid[t]), float(weight[t] / norm[t])) for t in used]
+    return Factors(members.train_rows(), right.astype(members.train_KN.dtype), b, errors, spectrum.stages)
 
 
 def _spectral(apply: Filter) -> Factorise:

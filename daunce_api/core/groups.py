@@ -8,20 +8,17 @@ share is counted as shared.
 from __future__ import annotations
 
 from collections.abc import Hashable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from daunce_api.core.blocks import FactorBlocks, ScoreBlocks, score_blocks
+from daunce_api.core.blocks import score_blocks
 from daunce_api.core.checkpoints import Checkpoints, Floats
 from daunce_api.core.choice import choose
-from daunce_api.core.estimators import Factors
 from daunce_api.core.members import member_losses
 from daunce_api.core.spectrum import Setting
 from daunce_api.errors import DataError
-
-_ROWS = 4_096
 
 
 @dataclass(frozen=True, eq=False)
@@ -31,9 +28,11 @@ class GroupScores:
     Attributes:
         train_groups, test_groups: (G,) and (H,) labels, in order of first appearance; indices where no labels were
             given.
-        score_GH: (G, H) sums of scores; positive = helpful. Pairs without a score count as zero.
-        stderr_GH: (G, H) standard errors of the sums over the choice of members; NaN where losses are missing and a
-            group has more than one example. For `correlation` column norms are taken as known.
+        score_GH: (G, H) sums of scores; positive = helpful. Examples without a single loss are left out, so that a
+            group's score is that of its other examples, and NaN where it has none. Of the others, pairs without a score
+            count as zero.
+        stderr_GH: (G, H) standard errors of the sums over the choice of members, of the same pairs. Where losses are
+            missing a member counts for the pairs of which it has both; NaN if a pair has a score but no standard error.
         estimator, why: as in `top`.
     """
 
@@ -73,13 +72,7 @@ def group_scores(
     rows, row_of = _numbered(train_labels_N, members.train_KN.shape[1], "training")
     columns, column_of = _numbered(test_labels_M, members.test_KM.shape[1], "test")
     choice = choose(members, estimator, Setting(noise, rho))
-    blocks = score_blocks(choice.estimator, members, choice.setting)
-    whole = slice(None)
-    if isinstance(blocks, FactorBlocks):
-        grouped = FactorBlocks(_grouped(blocks.factors, row_of, len(rows), column_of, len(columns)))
-        score, error = grouped.block(whole, whole), grouped.stderr_block(whole, whole)
-    else:
-        score, error = _summed(blocks, row_of, len(rows), column_of, len(columns))
+    score, error = score_blocks(choice.estimator, members, choice.setting).group_block(row_of, column_of)
     return GroupScores(rows, columns, score, error, choice.estimator.name, choice.why)
 
 
@@ -93,36 +86,3 @@ def _numbered(
     number: dict[Hashable, int] = {}
     of = np.array([number.setdefault(label, len(number)) for label in labels], dtype=np.int64)
     return tuple(number), of
-
-
-def _add_up(values_RX: Floats, group_of: NDArray[np.int64], groups: int) -> Floats:
-    """(R, G) sums of columns."""
-    order = np.argsort(group_of, kind="stable")
-    starts = np.searchsorted(group_of[order], np.arange(groups))
-    return np.asarray(np.add.reduceat(values_RX[:, order], starts, axis=1))
-
-
-def _grouped(f: Factors, row_of: NDArray[np.int64], rows: int, column_of: NDArray[np.int64], columns: int) -> Factors:
-    single = rows == row_of.size and columns == column_of.size
-    return replace(
-        f,
-        left_RN=_add_up(f.left_RN, row_of, rows),
-        right_RM=_add_up(f.right_RM, column_of, columns),
-        errors=tuple(replace(term, right_RM=_add_up(term.right_RM, column_of, columns)) for term in f.errors),
-        standardised=f.standardised and single,
-    )
-
-
-def _summed(
-    blocks: ScoreBlocks, row_of: NDArray[np.int64], rows: int, column_of: NDArray[np.int64], columns: int
-) -> tuple[Floats, Floats]:
-    score, error = np.zeros((rows, columns)), np.full((rows, columns), np.nan)
-    alone_row, alone_column = np.bincount(row_of) == 1, np.bincount(column_of) == 1
-    for start in range(0, blocks.shape[0], _ROWS):
-        piece = slice(start, start + _ROWS)
-        block = np.nan_to_num(blocks.block(piece, slice(None)))
-        np.add.at(score, row_of[piece], _add_up(block, column_of, columns))
-        single = np.ix_(np.flatnonzero(alone_row[row_of[piece]]), np.flatnonzero(alone_column[column_of]))
-        place = np.ix_(row_of[piece][single[0].ravel()], column_of[single[1].ravel()])
-        error[place] = blocks.stderr_block(piece, slice(None))[single]
-    return score, error

@@ -79,11 +79,32 @@ class MemberLosses:
             None if self.present_SK is None else self.present_SK[:, pick],
         )
 
-    def test_columns(self, columns: ArrayLike) -> MemberLosses:
-        """The same members with some test examples only."""
-        pick = np.asarray(columns)
-        earlier = None if self.earlier is None else self.earlier.columns(test=pick)
-        return replace(self, test_KM=self.test_KM[:, pick], earlier=earlier)
+    def columns(self, train: ArrayLike | slice = slice(None), test: ArrayLike | slice = slice(None)) -> MemberLosses:
+        """The same members with some training and test examples only."""
+        rows, columns = (x if isinstance(x, slice) else np.asarray(x) for x in (train, test))
+        return replace(
+            self,
+            train_KN=self.train_KN[:, rows],
+            test_KM=self.test_KM[:, columns],
+            inclusion_KN=None if self.inclusion_KN is None else self.inclusion_KN[:, rows],
+            earlier=None if self.earlier is None else self.earlier.columns(rows, columns),
+        )
+
+    def observed(self) -> tuple[MemberLosses, NDArray[np.int64], NDArray[np.int64]]:
+        """Without the examples that no member has a loss of, and the indices of the training and test examples left.
+
+        Such an example has no score and tells nothing about others, but one would make everything incomplete. This
+        object itself where there are none.
+        """
+        everything = np.arange(self.train_KN.shape[1]), np.arange(self.test_KM.shape[1])
+        if self.complete:
+            return self, *everything
+        rows, columns = (np.flatnonzero(np.isfinite(x).any(axis=0)) for x in (self.train_KN, self.test_KM))
+        if rows.size == everything[0].size and columns.size == everything[1].size:
+            return self, *everything
+        part = self.columns(rows, columns)
+        complete = bool(np.isfinite(part.train_KN).all() and np.isfinite(part.test_KM).all())
+        return replace(part, complete=complete), rows, columns
 
 
 def member_losses(

@@ -55,16 +55,27 @@ class Setting:
         if self.log_offset is not None and not (np.isfinite(self.log_offset) and self.log_offset > 0):
             raise ConfigurationError(f"The offset under the logarithm must be positive, not {self.log_offset}.")
 
+    def of_examples(self, train: NDArray[np.int64], count: int) -> Setting:
+        """The same setting for some of ``count`` training examples, by index.
+
+        Raises:
+            DataError: the noise is that of another number of examples.
+        """
+        sigma = self._sigma(count)
+        return replace(self, noise=sigma[train]) if sigma.ndim else self
+
     def noise_energy(self, count: int) -> float:
         """Sum over ``count`` training examples of the noise variance, nats^2: what noise adds to every eigenvalue."""
-        if self.noise is None:
-            return 0.0
-        sigma = np.asarray(self.noise, dtype=np.float64)
+        sigma = self._sigma(count)
+        return float((sigma**2).sum() if sigma.ndim else count * sigma**2)
+
+    def _sigma(self, count: int) -> Vector:
+        sigma = np.asarray(0.0 if self.noise is None else self.noise, dtype=np.float64)
         if sigma.ndim and sigma.shape != (count,):
             raise DataError(
                 f"Noise has shape {sigma.shape}; it must be one number or one for each of {count} examples."
             )
-        return float((sigma**2).sum() if sigma.ndim else count * sigma**2)
+        return sigma
 
 
 @dataclass(frozen=True, eq=False)

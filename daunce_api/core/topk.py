@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from daunce_api.core.blocks import FactorBlocks, ScoreBlocks, score_blocks
 from daunce_api.core.checkpoints import Checkpoints, Floats
-from daunce_api.core.choice import choose
-from daunce_api.core.complete import correlation_without, jackknife
+from daunce_api.core.choice import Choice, choose
+from daunce_api.core.complete import LEAST_FOR_CORRELATION, correlation_without, jackknife
 from daunce_api.core.estimators import Factors, Question
-from daunce_api.core.members import member_losses
+from daunce_api.core.members import MemberLosses, member_losses
 from daunce_api.core.selection import Best, Index, above, largest, prepare_points
 from daunce_api.core.spectrum import Setting
-from daunce_api.core.uncertainty import fdr_threshold, significance_threshold, z_values
+from daunce_api.core.uncertainty import fdr_threshold, same_p, significance_threshold, z_values
 from daunce_api.errors import ConfigurationError
 
 _ROWS = 4_096
@@ -32,7 +32,8 @@ class Ranking:
             first; -1 where an example has fewer than k scores (missing losses).
         score_Mk: their scores; positive = helpful. Descending for proponents, ascending for opponents.
         stderr_Mk: standard errors over the choice of members, or None.
-        z_Mk: score / stderr (correlations on Fisher's scale, see `uncertainty.z_values`), or None.
+        z_Mk: score / stderr (correlations on Fisher's scale, see `uncertainty.z_values`), or None. Where a pair has
+            fewer members in common than K: the value for K members with the same p-value, so that one threshold serves.
         distinguishable_Mk: |z| above ``z_threshold``, or None: whether the score can be told from zero.
         z_threshold: two-sided 5 % point of Student's t with K - 1 degrees of freedom, for one pair looked at by
             itself; or the Benjamini-Hochberg threshold over all N x M pairs, when a false-discovery rate was asked for.
@@ -40,6 +41,7 @@ class Ranking:
         question: what a ranking by this estimator answers.
         members: K.
         opponents: whether these are the smallest scores.
+        common_Mk: how many members have both losses of the pair, or None where all K have all.
     """
 
     index_Mk: Index
@@ -53,6 +55,7 @@ class Ranking:
     question: str
     members: int
     opponents: bool
+    common_Mk: Floats | None = None
 
 
 def top(
@@ -80,7 +83,7 @@ def top(
         stderr: also standard errors, z-values and what can be told from zero.
         opponents: the smallest scores instead of the largest.
         question: with estimator="auto": "attribution" (effect on the loss, judged by LDS) or "retrieval" (which
-            examples belong together).
+            examples belong together). A named estimator answers its own, and refuses retrieval if that is not it.
         per: "test" ranks training examples for each test example, "train" the other way round.
         fdr: mark as distinguishable so that at most this share of all marked pairs of the N x M is expected to be false
             (Benjamini-Hochberg; costs a pass over all pairs).
@@ -91,22 +94,53 @@ def top(
     Raises:
         ConfigurationError: k < 1, an unknown option, or fdr outside (0, 1). Otherwise as `scores`.
     """
+    members = member_losses(train_loss_KN, test_loss_KM, inclusion_KN, earlier)
+    choice = choose(members, estimator, Setting(noise, rho), question)
+    return ranked(members, choice, k, stderr=stderr, opponents=opponents, per=per, fdr=fdr)
+
+
+def ranked(
+    members: MemberLosses,
+    choice: Choice,
+    k: int,
+    *,
+    stderr: bool = True,
+    opponents: bool = False,
+    per: Literal["test", "train"] = "test",
+    fdr: float | None = None,
+) -> Ranking:
+    """`top` with an estimator that is chosen already. Of ``members``, test examples may be left out afterwards: without
+    ``fdr`` a pair's entry does not depend on which others there are."""
     if k < 1 or per not in ("test", "train"):
         raise ConfigurationError(f'top needs k >= 1 and per="test" or "train"; got k={k}, per={per!r}.')
     if fdr is not None and not (stderr and 0 < fdr < 1):
         raise ConfigurationError(f"A false-discovery rate lies in (0, 1) and needs standard errors; got fdr={fdr}.")
-    members = member_losses(train_loss_KN, test_loss_KM, inclusion_KN, earlier)
-    choice = choose(members, estimator, Setting(noise, rho), question)
-    blocks = score_blocks(choice.estimator, members, choice.setting)
+    part, rows, columns = members.observed()
+    setting = choice.setting.of_examples(rows, members.train_KN.shape[1])
+    blocks = score_blocks(choice.estimator, part, setting)
+    error = common = None
     if isinstance(blocks, FactorBlocks):
         index, score = _top_of_factors(blocks.factors, k, opponents, per)
         error = _pair_errors(blocks.factors, index, per) if stderr else None
     else:
-        index, score, error = _top_of_blocks(blocks, k, opponents, per, stderr)
+        index, score, error, common = _top_of_blocks(blocks, k, opponents, per, stderr)
+    if part is not members:
+        points, queries, count = (rows, columns, members.test_KM.shape[1])
+        if per == "train":
+            points, queries, count = (columns, rows, members.train_KN.shape[1])
+        many = members.train_KN.shape[1] if per == "test" else members.test_KM.shape[1]
+        shape = (count, min(k, many))
+        index = _placed(np.where(index >= 0, points[index], -1), queries, shape, -1)
+        score = _placed(score, queries, shape, np.nan)
+        error, common = (
+            None if x is None else _placed(x, queries, shape, fill) for x, fill in ((error, np.nan), (common, 0))
+        )
     z = marked = threshold = None
     if error is not None:
         fisher = choice.estimator.name == "correlation"
         z = z_values(score, error, correlation=fisher)
+        if common is not None:
+            z = same_p(z, common, members.count)
         if fdr is None:
             threshold = significance_threshold(members.count)
         else:
@@ -124,7 +158,15 @@ def top(
         choice.question_text,
         members.count,
         opponents,
+        common,
     )
+
+
+def _placed(part_Xk: NDArray[Any], rows: NDArray[np.int64], shape: tuple[int, int], missing: float) -> NDArray[Any]:
+    """Rows in their places among all examples; what is not there is missing."""
+    out = np.full(shape, missing, dtype=part_Xk.dtype)
+    out[rows, : part_Xk.shape[1]] = part_Xk
+    return out
 
 
 def _top_of_factors(factors: Factors, k: int, opponents: bool, per: str) -> tuple[Index, Floats]:
@@ -140,8 +182,11 @@ def _pair_errors(factors: Factors, index_Mk: Index, per: str) -> Floats:
     """Standard errors of chosen pairs: R multiplications each, whatever N x M is."""
     left_NR = np.ascontiguousarray(factors.left_RN.T)
     terms = [
-        (None if t.map_RR is None else t.map_RR.astype(left_NR.dtype), np.ascontiguousarray(t.right_RM.T))
-        for t in factors.errors
+        (
+            None if t.left_map is None else t.left_map.astype(left_NR.dtype),
+            np.ascontiguousarray((factors.right_RM if factors.standardised else t.right(factors.tests_RM)).T),
+        )
+        for t in factors.errors()
     ]
     stages = factors.stages
     inflation = stages.inflation().astype(left_NR.dtype)
@@ -170,13 +215,14 @@ def _pair_errors(factors: Factors, index_Mk: Index, per: str) -> Floats:
                 )
             )
         squares = np.einsum("...k,...k->...", change, change)
-        out[start : start + step] = jackknife(squares, change.sum(axis=-1), stages.members)
+        least = LEAST_FOR_CORRELATION if factors.standardised else 3
+        out[start : start + step] = jackknife(squares, change.sum(axis=-1), stages.members, least)
     return out
 
 
 def _top_of_blocks(
     blocks: ScoreBlocks, k: int, opponents: bool, per: str, stderr: bool
-) -> tuple[Index, Floats, Floats | None]:
+) -> tuple[Index, Floats, Floats | None, Floats | None]:
     """Incomplete data: the same selection over blocks, pairs without a score left out."""
     many, few = blocks.shape if per == "test" else blocks.shape[::-1]
     sign = -1 if opponents else 1
@@ -193,12 +239,13 @@ def _top_of_blocks(
     index, value = best.sorted()
     score = np.where(index >= 0, sign * value, np.nan)
     if not stderr:
-        return index, score, None
-    error = np.full(index.shape, np.nan)
+        return index, score, None, None
+    error, common = np.full(index.shape, np.nan), np.zeros(index.shape)
     for start in range(0, many, _ROWS):
         row, place = np.nonzero((index >= start) & (index < start + _ROWS))
         if row.size:
             piece = slice(start, start + _ROWS)
-            block = blocks.stderr_block(piece, whole).T if per == "test" else blocks.stderr_block(whole, piece)
-            error[row, place] = block[row, index[row, place] - start]
-    return index, score, error
+            for out, of in ((error, blocks.stderr_block), (common, blocks.count_block)):
+                block = of(piece, whole).T if per == "test" else of(whole, piece)
+                out[row, place] = block[row, index[row, place] - start]
+    return index, score, error, common

@@ -29,16 +29,39 @@ def z_values(score: Floats, stderr: Floats, *, correlation: bool = False) -> Flo
         return np.asarray(np.where(stderr > 0, z / stderr, np.nan))
 
 
+def same_p(z: Floats, common: Floats, members: int) -> Floats:
+    """z-values of K members that have the p-values of ``z`` from as many members as a pair has in common.
+
+    So pairs with fewer members can be held against one threshold; where all K are there z stays as it is.
+    """
+    fewer = (common < members) & np.isfinite(z)
+    if not fewer.any():
+        return z
+    out = np.array(z)
+    tail = stats.t.sf(np.abs(z[fewer]), common[fewer] - 1)
+    out[fewer] = np.copysign(stats.t.isf(tail, members - 1), z[fewer])
+    return out
+
+
+def z_block(
+    blocks: ScoreBlocks, rows: slice, columns: slice, members: int, *, correlation: bool = False
+) -> tuple[Floats, Floats]:
+    """(n, m) scores and their z-values, on the scale of K members (`same_p`)."""
+    score, stderr = blocks.block(rows, columns), blocks.stderr_block(rows, columns)
+    return score, same_p(z_values(score, stderr, correlation=correlation), blocks.count_block(rows, columns), members)
+
+
 def confidence_interval(
-    score: Floats, stderr: Floats, members: int, *, correlation: bool = False, level: float = 0.95
+    score: Floats, stderr: Floats, members: int | Floats, *, correlation: bool = False, level: float = 0.95
 ) -> tuple[Floats, Floats]:
     """Lower and upper end of an interval for the expected score: Student's t with K - 1 degrees of freedom.
 
     Args:
-        score, stderr: any matching shape. members: K. level: nominal coverage.
+        score, stderr: any matching shape. members: K, or for each score how many members it rests on. level: nominal
+            coverage.
         correlation: scores are correlations; the interval is symmetric on Fisher's scale and stays within -1 to 1.
     """
-    width = significance_threshold(members, level) * np.asarray(stderr)
+    width = stats.t.ppf((1 + level) / 2, np.maximum(np.asarray(members) - 1, 1)) * np.asarray(stderr)
     if not correlation:
         return np.asarray(score - width), np.asarray(score + width)
     middle = _fisher(score)
@@ -61,8 +84,7 @@ def fdr_threshold(blocks: ScoreBlocks, members: int, rate: float, *, correlation
     counts = np.zeros(_BINS, dtype=np.int64)
     for start in range(0, blocks.shape[0], _ROWS):
         rows = slice(start, start + _ROWS)
-        scores, errors = blocks.block(rows, slice(None)), blocks.stderr_block(rows, slice(None))
-        z = np.abs(z_values(scores, errors, correlation=correlation))
+        z = np.abs(z_block(blocks, rows, slice(None), members, correlation=correlation)[1])
         z = z[np.isfinite(z)]
         place = np.minimum((z * (_BINS / _Z_MAX)).astype(np.int64), _BINS - 1)
         counts += np.bincount(place, minlength=_BINS)

@@ -10,7 +10,7 @@ from scipy.stats import rankdata
 
 from daunce_api.attribution import Attribution
 from daunce_api.core.quality import MINIMUM_MEMBERS
-from daunce_api.core.uncertainty import significance_threshold, z_values
+from daunce_api.core.uncertainty import significance_threshold, z_block
 from daunce_api.report.facts import QualityPoint
 
 _ROWS = 4_096
@@ -47,8 +47,9 @@ def train_view(attribution: Attribution) -> TrainView:
     mean, marked, pairs = [], 0, 0
     for start in range(0, len(attribution.train), _ROWS):
         rows = slice(start, start + _ROWS)
-        score, stderr = blocks.block(rows, slice(None)), blocks.stderr_block(rows, slice(None))
-        z = np.abs(z_values(score, stderr, correlation=attribution.choice.estimator.name == "correlation"))
+        fisher = attribution.choice.estimator.name == "correlation"
+        score, z = z_block(blocks, rows, slice(None), len(attribution.members), correlation=fisher)
+        z = np.abs(z)
         marked += int((z >= threshold).sum())
         pairs += int(np.isfinite(z).sum())
         seen = np.isfinite(score)

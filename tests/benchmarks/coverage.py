@@ -2,7 +2,10 @@
 """Do 95 % intervals cover? Re-drawn ensembles of the digits task: ``python -m tests.benchmarks.coverage``.
 
 The pool of 600 members is cut into disjoint ensembles; the mean score over ensembles stands for the expected score
-(its own error is allowed for), and each ensemble's interval (`confidence_interval`) is asked whether it covers it.
+(its own error is allowed for), and each ensemble's interval (`confidence_interval`) is asked whether it covers it. A
+cell is the share for single pairs (300 x 100 of them), then for sums over ten groups of training examples. Scoring
+noise is added to every loss and told to the estimator. `auto` chooses on the first ensemble, for all: scores of another
+choice have another unit.
 """
 
 from __future__ import annotations
@@ -14,50 +17,98 @@ for variable in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
 
 import numpy as np
 
-from daunce_api.core import Checkpoints, Setting, confidence_interval, member_losses
+from daunce_api.core import (
+    Checkpoints,
+    Choice,
+    MemberLosses,
+    Setting,
+    choose,
+    confidence_interval,
+    member_losses,
+)
 from daunce_api.core.blocks import score_blocks
-from daunce_api.core.estimators import estimator_named
+from daunce_api.core.estimators import ESTIMATORS, estimator_named
 from tests.benchmarks.estimators import cached
 from tests.benchmarks.tasks import classifier_tasks
 
-NAMES = ("covariance", "correlation", "inclusion", "whitened", "half_whitened")
+NAMES = (*ESTIMATORS, "auto")
+NOISES = (0.0, 0.03)
+TRAIN, TESTS, GROUPS = 300, 100, 10
 
 
-def coverage(losses: dict[str, np.ndarray], name: str, count: int, checkpoints: bool) -> float:
-    """Share of pairs (300 x 100 of them) and ensembles whose interval covers the expected score."""
-    drawn = len(losses["train"]) // count
-    scores, errors = [], []
-    for index in range(drawn):
-        rows = slice(index * count, (index + 1) * count)
-        train, test = (losses[side][rows].astype(np.float64) for side in ("train", "test"))
+def ensembles(losses: dict[str, np.ndarray], count: int, checkpoints: bool, noise: float) -> list[MemberLosses]:
+    """Disjoint ensembles of the pool, with scoring noise of their own."""
+    rng = np.random.default_rng(0)
+
+    def scored(loss: np.ndarray) -> np.ndarray:
+        exact = loss.astype(np.float64)
+        return exact + noise * rng.normal(size=exact.shape) if noise else exact
+
+    out = []
+    for start in range(0, len(losses["train"]) - count + 1, count):
+        rows = slice(start, start + count)
+        train, test = scored(losses["train"][rows]), scored(losses["test"][rows])
         earlier = None
         if checkpoints:
-            earlier = Checkpoints(
-                *(losses[f"earlier_{side}"][-2:, rows].astype(np.float64) for side in ("train", "test"))
-            )
-        members = member_losses(train, test, losses["inclusion"][rows], earlier)
-        blocks = score_blocks(estimator_named(name), members, Setting(ridge=1.0))
-        scores.append(blocks.block(slice(0, 300), slice(0, 100)))
-        errors.append(blocks.stderr_block(slice(0, 300), slice(0, 100)))
-    # The mean over ensembles holds the ensemble in question too, hence the factor.
-    error = np.array(errors) * np.sqrt(1 - 1 / drawn)
-    low, high = confidence_interval(np.array(scores), error, count, correlation=name == "correlation")
-    expected = np.mean(scores, axis=0)
-    return float(((low < expected) & (expected < high)).mean())
+            earlier = Checkpoints(*(scored(losses[f"earlier_{side}"][-2:, rows]) for side in ("train", "test")))
+        out.append(member_losses(train, test, losses["inclusion"][rows], earlier))
+    return out
+
+
+def chosen(name: str, first: MemberLosses, setting: Setting) -> Choice:
+    """The estimator and its parameters, for all ensembles."""
+    if name == "auto":
+        return choose(first, name, setting)
+    entry = estimator_named(name)
+    return Choice(entry, Setting(setting.noise, setting.rho, ridge=1.0), "", entry.question)
+
+
+def coverage(drawn: list[MemberLosses], choice: Choice) -> tuple[float, float]:
+    """Share of pairs and of groups, over ensembles, whose interval covers the expected score."""
+    pairs, groups = [], []
+    for whole in drawn:
+        members = whole.columns(test=slice(TESTS))
+        blocks = score_blocks(choice.estimator, members, choice.setting)
+        rows = slice(0, TRAIN)
+        pairs.append((blocks.block(rows, slice(None)), blocks.stderr_block(rows, slice(None))))
+        groups.append(blocks.group_block(np.arange(blocks.shape[0]) % GROUPS, np.arange(TESTS)))
+    shares = []
+    for found, correlation in ((pairs, choice.estimator.name == "correlation"), (groups, False)):
+        score, error = (np.array(x) for x in zip(*found, strict=True))
+        # The mean over ensembles holds the ensemble in question too, hence the factor.
+        error *= np.sqrt(1 - 1 / len(drawn))
+        low, high = confidence_interval(score, error, drawn[0].count, correlation=correlation)
+        expected = score.mean(axis=0)
+        shares.append(float(((low < expected) & (expected < high)).mean()))
+    return shares[0], shares[1]
 
 
 def main() -> None:
     """Print a Markdown table."""
     task = classifier_tasks()["digits"]
-    print("| members from | checkpoints | K | " + " | ".join(NAMES) + " |\n" + "|---" * (3 + len(NAMES)) + "|")
+    head = ("members from", "checkpoints", "noise", "K", *NAMES)
+    print("| " + " | ".join(head) + " |\n" + "|---" * len(head) + "|")
     for kind in ("base", "target"):
-        losses = cached(task, kind)
-        if losses is None:
-            continue
+        rho = task.rho(kind)
         for checkpoints in (False, True):
-            for count in (10, 25, 40):
-                shares = " | ".join(f"{coverage(losses, name, count, checkpoints):.3f}" for name in NAMES)
-                print(f"| {kind} | {'the last two' if checkpoints else 'none'} | {count} | {shares} |", flush=True)
+            losses = cached(task, kind, checkpoints)
+            if losses is None:
+                continue
+            for noise in NOISES:
+                for count in (10, 25, 40):
+                    drawn = ensembles(losses, count, checkpoints, noise)
+                    cells = []
+                    for name in NAMES:
+                        if ESTIMATORS.get(name) is not None and ESTIMATORS[name].needs_rho and rho is None:
+                            cells.append("-")
+                            continue
+                        choice = chosen(name, drawn[0], Setting(noise or None, rho))
+                        what = f" ({choice.estimator.name})" if name == "auto" else ""
+                        cells.append("{:.3f}, {:.3f}".format(*coverage(drawn, choice)) + what)
+                    stages = "the last two" if checkpoints else "none"
+                    print(
+                        f"| {kind} | {stages} | {noise or 'none'} | {count} | " + " | ".join(cells) + " |", flush=True
+                    )
 
 
 if __name__ == "__main__":

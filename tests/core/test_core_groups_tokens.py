@@ -1,9 +1,24 @@
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
-from daunce_api.core import ESTIMATORS, group_scores, per_example_losses, scores, self_influence, token_scores, top
+from daunce_api.core import (
+    ESTIMATORS,
+    Setting,
+    group_scores,
+    member_losses,
+    per_example_losses,
+    scores,
+    self_influence,
+    token_scores,
+    top,
+)
+from daunce_api.core.blocks import score_blocks
+from daunce_api.core.estimators import estimator_named
+from daunce_api.core.uncertainty import significance_threshold
 from daunce_api.errors import ConfigurationError, DataError
 from tests.core.problems import linear_problem
 
@@ -45,9 +60,92 @@ def test_groups_with_missing_losses_still_add_up() -> None:
     got = group_scores(train, P.test, SOURCES, estimator="covariance")
     score = scores(train, P.test, estimator="covariance")
     assert np.allclose(got.score_GH[1], score[[i for i, s in enumerate(SOURCES) if s == "a"]].sum(axis=0))
-    assert np.isnan(got.stderr_GH).all()
+    assert np.isfinite(got.stderr_GH).all()
     alone = group_scores(train, P.test, estimator="covariance")
     assert np.isfinite(alone.stderr_GH).all()
+
+
+@pytest.mark.parametrize("name", sorted(ESTIMATORS))
+@pytest.mark.parametrize("columns", [AUTHORS, None])
+def test_a_groups_error_does_not_depend_on_how_it_was_found(name: str, columns: list[str] | None) -> None:
+    """Marked as incomplete without a gap, losses take the way of incomplete ones."""
+    members = member_losses(P.train, P.test, P.inclusion)
+    marked = replace(members, complete=False)
+    row_of = np.array([0, 1, 2, 1] * 10)
+    column_of = np.arange(6) if columns is None else np.array([0, 1, 0, 0, 1, 2])
+    estimator, setting = estimator_named(name), Setting(rho=0.3, ridge=1.0)
+    whole, gaps = (score_blocks(estimator, m, setting).group_block(row_of, column_of) for m in (members, marked))
+    assert np.allclose(whole[0], gaps[0])
+    assert np.allclose(whole[1], gaps[1])
+
+
+@pytest.mark.parametrize("name", ["covariance", "half_whitened"])
+def test_a_groups_error_with_gaps_covers(name: str) -> None:
+    size, drawn = 20, 120
+    pool = linear_problem(members=size * drawn, train=24, test=3)
+    rng = np.random.default_rng(0)
+    train, test = (x + 0.5 * x.std() * rng.normal(size=x.shape) for x in (pool.train, pool.test))
+    for column in (0, 1, 2, 7):
+        train[rng.random(len(train)) < 0.2, column] = np.nan
+    labels = ["a", "b", "a", "b"] * 6
+    got = [
+        group_scores(train[i : i + size], test[i : i + size], labels, estimator=name)
+        for i in range(0, len(train), size)
+    ]
+    score, error = (np.array([getattr(x, side) for x in got]) for side in ("score_GH", "stderr_GH"))
+    width = significance_threshold(size) * error * np.sqrt(1 - 1 / drawn)
+    assert 0.92 <= (np.abs(score - score.mean(axis=0)) < width).mean() <= 0.98
+
+
+def test_a_group_with_a_pair_of_two_members_has_no_error() -> None:
+    train = P.train.copy()
+    train[2:, 5] = np.nan
+    for name in ("covariance", "half_whitened"):
+        got = group_scores(train, P.test, SOURCES, estimator=name)
+        assert np.isfinite(got.score_GH).all()
+        assert np.isnan(got.stderr_GH).all(axis=1).tolist() == [False, True, False]
+
+
+@pytest.mark.parametrize("name", ["auto", *ESTIMATORS])
+def test_an_example_without_losses_leaves_its_groups_theirs(name: str) -> None:
+    train, test = P.train.copy(), P.test.copy()
+    train[:, [0, 5]] = test[:, 2] = np.nan
+    seen, asked = np.isfinite(train).all(axis=0), np.isfinite(test).all(axis=0)
+    labels = ["only", *SOURCES[1:]]
+    arguments = {"inclusion_KN": P.inclusion, "rho": 0.3, "noise": np.full(40, 1e-3)}
+    got = group_scores(train, test, labels, AUTHORS, name, **arguments)
+    arguments |= {"inclusion_KN": P.inclusion[:, seen], "noise": np.full(38, 1e-3)}
+    rest = group_scores(
+        train[:, seen],
+        test[:, asked],
+        [s for s, known in zip(labels, seen, strict=True) if known],
+        [s for s, known in zip(AUTHORS, asked, strict=True) if known],
+        name,
+        **arguments,
+    )
+    assert got.train_groups == ("only", "a", "c", "b")
+    assert np.isnan(got.score_GH[0]).all()
+    assert np.isnan(got.stderr_GH[0]).all()
+    order = [rest.train_groups.index(g) for g in got.train_groups[1:]]
+    assert np.allclose(got.score_GH[1:], rest.score_GH[order])
+    assert np.allclose(got.stderr_GH[1:], rest.stderr_GH[order])
+    assert got.estimator == rest.estimator
+
+
+@pytest.mark.parametrize("size", [8, 10, 20])
+def test_intervals_of_summed_correlations_cover(size: int) -> None:
+    drawn = 500
+    pool = linear_problem(members=size * drawn, train=20, test=6)
+    rng = np.random.default_rng(0)
+    train, test = (x + x.std() * rng.normal(size=x.shape) for x in (pool.train, pool.test))
+    groups = np.arange(20) % 4, np.arange(6) // 3
+    found = []
+    for i in range(0, len(train), size):
+        members = member_losses(train[i : i + size], test[i : i + size])
+        found.append(score_blocks(estimator_named("correlation"), members, Setting()).group_block(*groups))
+    score, error = (np.array(x) for x in zip(*found, strict=True))
+    width = significance_threshold(size) * error * np.sqrt(1 - 1 / drawn)
+    assert 0.93 <= (np.abs(score - score.mean(axis=0)) < width).mean() <= 0.97
 
 
 def test_every_example_needs_a_label() -> None:

@@ -1,11 +1,14 @@
 from __future__ import annotations
 
+import tracemalloc
+
 import numpy as np
 import pytest
 
-from daunce_api.core import ESTIMATORS, choose, member_losses, scores, top
+from daunce_api.core import ESTIMATORS, choose, estimators, incomplete, member_losses, ranked, scores, self_lds, top
 from daunce_api.core.blocks import score_blocks
 from daunce_api.core.estimators import estimator_named
+from daunce_api.core.incomplete import few_patterns
 from daunce_api.core.spectrum import Setting
 from daunce_api.errors import DataError
 from tests.core.problems import linear_problem
@@ -89,3 +92,105 @@ def test_no_gap_gives_the_same_numbers_either_way(name: str) -> None:
     assert type(plain) is not type(gaps)
     assert np.allclose(plain.block(whole, whole), gaps.block(whole, whole))
     assert np.allclose(plain.stderr_block(whole, whole), gaps.stderr_block(whole, whole))
+
+
+@pytest.mark.parametrize("name", ["auto", *ESTIMATORS])
+@pytest.mark.filterwarnings("error")
+def test_examples_without_a_loss_are_set_aside(name: str) -> None:
+    p = linear_problem(members=24, train=40, test=6)
+    train, test, noise = p.train.copy(), p.test.copy(), np.linspace(1e-3, 2e-3, 40)
+    train[:, [5, 30]] = test[:, 1] = np.nan
+    seen, asked = np.isfinite(train).all(axis=0), np.isfinite(test).all(axis=0)
+    apart = train[:, seen], test[:, asked], p.inclusion[:, seen]
+    score = scores(train, test, p.inclusion, name, noise=noise, rho=0.2)
+    assert np.isnan(score[~seen]).all()
+    assert np.isnan(score[:, 1]).all()
+    assert np.array_equal(score[np.ix_(seen, asked)], scores(*apart, estimator=name, noise=noise[seen], rho=0.2)), (
+        "to the same bits"
+    )
+    for per, many in (("test", 40), ("train", 6)):
+        options = {"per": per, "fdr": 0.1, "rho": 0.2}
+        got = top(train, test, 40, name, inclusion_KN=p.inclusion, noise=noise, **options)  # type: ignore[arg-type]
+        rest = top(*apart[:2], 40, name, inclusion_KN=apart[2], noise=noise[seen], **options)  # type: ignore[arg-type]
+        points, queries = (seen, asked) if per == "test" else (asked, seen)
+        assert got.index_Mk.shape[1] == many
+        assert (got.index_Mk[~queries] == -1).all()
+        width = rest.index_Mk.shape[1]
+        assert np.array_equal(got.index_Mk[queries, :width], np.flatnonzero(points)[rest.index_Mk])
+        assert (got.index_Mk[:, width:] == -1).all()
+        assert got.z_threshold == rest.z_threshold
+        for side in ("score_Mk", "stderr_Mk", "z_Mk", "distinguishable_Mk"):
+            assert np.array_equal(getattr(got, side)[queries, :width], getattr(rest, side), equal_nan=True)
+    whole, part = (
+        self_lds(*x, noise=y, rho=0.2) for x, y in (((train, test, p.inclusion), noise), (apart, noise[seen]))
+    )
+    assert whole == part
+
+
+def test_a_block_knows_where_examples_without_a_loss_belong() -> None:
+    train, test, _ = _with_gaps()
+    train[:, [0, 12]] = test[:, 3] = np.nan
+    blocks = score_blocks(estimator_named("covariance"), member_losses(train, test), Setting())
+    whole = slice(None)
+    for of in (blocks.block, blocks.stderr_block, blocks.count_block):
+        everything = of(whole, whole)
+        pieces = [of(slice(i, i + 7), slice(1, 5)) for i in range(0, 40, 7)]
+        assert np.array_equal(np.concatenate(pieces), everything[:, 1:5], equal_nan=True)
+
+
+def test_all_test_examples_of_a_ranking_may_lack_losses() -> None:
+    train, test, inclusion = _with_gaps()
+    test[:, 3] = np.nan
+    members = member_losses(train, test, inclusion)
+    found = ranked(members.columns(test=[3]), choose(members, "covariance"), 4)
+    assert (found.index_Mk == -1).all()
+    assert found.index_Mk.shape == (1, 4)
+
+
+def test_noise_of_another_number_of_examples_is_refused() -> None:
+    train, test, inclusion = _with_gaps()
+    train[:, 0] = np.nan
+    for noise in (np.full(39, 0.1), np.full(41, 0.1)):
+        with pytest.raises(DataError, match="40 examples"):
+            scores(train, test, inclusion, "half_whitened", noise=noise)
+
+
+def test_patterns_keep_no_copy_of_the_losses() -> None:
+    p = linear_problem(members=20, train=20_000, test=30)
+    train, test = p.train.copy(), p.test.copy()
+    for k in range(9):
+        train[k, k] = test[k, k] = np.nan
+    members = member_losses(train, test, p.inclusion)
+    tracemalloc.start()
+    blocks = score_blocks(estimator_named("half_whitened"), members, Setting())
+    kept, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert blocks.shape == (20_000, 30)
+    assert kept < train.nbytes / 2, "100 pairs of patterns"
+    assert peak < 10 * train.nbytes
+
+
+def test_patterns_are_capped_by_what_their_eigenvectors_take(monkeypatch: pytest.MonkeyPatch) -> None:
+    train, test, inclusion = _with_gaps()
+    members = member_losses(train, test, inclusion)
+    monkeypatch.setattr(incomplete, "PATTERN_BYTES", 8 * 19**2 * 5)  # there are six pairs
+    assert not few_patterns(members)
+    with pytest.raises(DataError, match="3 different patterns of training and 2 of test"):
+        scores(train, test, estimator="half_whitened")
+    monkeypatch.setattr(incomplete, "PATTERN_BYTES", 8 * 19**2 * 6)
+    assert few_patterns(members)
+
+
+@pytest.mark.parametrize("kept", [0, 4, 6])
+def test_what_errors_need_is_computed_once_while_there_is_room(kept: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    train, test, _ = _with_gaps()
+    members, whole = member_losses(train, test), slice(None)
+    expected = score_blocks(estimator_named("half_whitened"), members, Setting()).stderr_block(whole, whole)
+    computed = []
+    true = estimators.filter_terms
+    monkeypatch.setattr(estimators, "filter_terms", lambda *a: (computed.append(1), true(*a))[1])
+    monkeypatch.setattr(incomplete, "MOST_MATRICES", incomplete.PATTERN_BYTES / 8 / 19**2 / (kept + 0.5))
+    blocks = score_blocks(estimator_named("half_whitened"), members, Setting())
+    for _ in range(3):
+        assert np.allclose(blocks.stderr_block(whole, whole), expected)
+    assert len(computed) == kept + 3 * (6 - kept)

@@ -124,6 +124,12 @@ def test_it_says_which_question_it_answers() -> None:
     assert retrieval.why != attribution.why
 
 
+def test_retrieval_is_not_answered_by_an_estimator_that_is_for_something_else() -> None:
+    with pytest.raises(ConfigurationError, match="name 'correlation'"):
+        top(P.train, P.test, 3, "covariance", question="retrieval")
+    assert top(P.train, P.test, 3, "correlation", question="retrieval").estimator == "correlation"
+
+
 def test_without_standard_errors_there_is_no_z() -> None:
     ranking = top(P.train, P.test, 3, stderr=False)
     assert ranking.stderr_Mk is ranking.z_Mk is ranking.distinguishable_Mk is None

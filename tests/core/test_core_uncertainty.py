@@ -4,11 +4,11 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from daunce_api.core import Setting, confidence_interval, member_losses, scores, top
-from daunce_api.core.blocks import score_blocks
+from daunce_api.core import Setting, complete, confidence_interval, estimators, group_scores, member_losses, scores, top
+from daunce_api.core.blocks import FactorBlocks, score_blocks
 from daunce_api.core.estimators import estimator_named
 from daunce_api.core.uncertainty import fdr_threshold, significance_threshold, z_values
-from tests.core.problems import linear_problem
+from tests.core.problems import linear_problem, with_checkpoints
 
 WHOLE = slice(None)
 P = linear_problem(members=24, train=30, test=7)
@@ -132,3 +132,95 @@ def test_z_values_of_correlations_are_on_fishers_scale() -> None:
     assert np.allclose(ranking.z_Mk, z_values(ranking.score_Mk, ranking.stderr_Mk, correlation=True))
     low, high = confidence_interval(np.array([2.0]), np.array([1.0]), 20)
     assert (low[0], high[0]) == pytest.approx((2 - 2.093, 2 + 2.093), abs=1e-3)
+
+
+@pytest.mark.parametrize("rho", [0.01, 0.03, 0.05, 0.1])
+@pytest.mark.parametrize("checkpoints", [0, 2])
+def test_matched_has_scores_and_errors_at_the_ratios_of_real_recipes(rho: float, checkpoints: int) -> None:
+    for members, seed in ((16, 0), (40, 1), (60, 2), (200, 3)):
+        p = linear_problem(members=members, train=80, test=4, response="flat", seed=seed)
+        rng = np.random.default_rng(seed)
+        noisy = p.train + 0.3 * p.train.std() * rng.normal(size=p.train.shape)
+        earlier = with_checkpoints(p, checkpoints) if checkpoints else None
+        ranking = top(noisy, p.test, 5, "matched", inclusion_KN=p.inclusion, rho=rho, earlier=earlier)
+        assert ranking.stderr_Mk is not None
+        assert (ranking.stderr_Mk > 0).all()
+
+
+def test_scores_do_not_pay_for_errors(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*arguments: object) -> None:
+        raise AssertionError("nobody asked for standard errors")
+
+    monkeypatch.setattr(estimators, "filter_terms", refuse)
+    for name in ("whitened", "half_whitened", "matched"):
+        assert np.isfinite(scores(P.train, P.test, P.inclusion, name, rho=0.05)).all()
+        assert top(P.train, P.test, 3, name, stderr=False, inclusion_KN=P.inclusion, rho=0.05).stderr_Mk is None
+        with pytest.raises(AssertionError):
+            top(P.train, P.test, 3, name, inclusion_KN=P.inclusion, rho=0.05)
+
+
+@pytest.mark.parametrize("unit", [1e-6, 1e6])
+def test_a_filter_is_a_mixture_of_few_ridges_whatever_the_unit(unit: float) -> None:
+    p = linear_problem(members=100, train=400, test=4)
+    noisy = p.train + 0.1 * np.random.default_rng(0).normal(size=p.train.shape)
+    blocks = score_blocks(estimator_named("half_whitened"), member_losses(noisy, p.test), Setting())
+    assert isinstance(blocks, FactorBlocks)
+    assert 4 < len(blocks.factors.errors()) <= 18
+    plain, scaled = (_errors(x, p.test, p.inclusion, "half_whitened")[1] for x in (noisy, unit * noisy))
+    assert np.allclose(plain, scaled, rtol=1e-3)
+
+
+@pytest.mark.parametrize("count", [0, 2])
+def test_many_parts_are_summed_member_by_member(count: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    p = linear_problem(members=24, train=300, test=17)
+    earlier = with_checkpoints(p, count) if count else None
+    members = member_losses(p.train, p.test, p.inclusion, earlier)
+    blocks = score_blocks(estimator_named("half_whitened"), members, Setting())
+    found = blocks.stderr_block(WHOLE, WHOLE)
+    monkeypatch.setattr(complete, "_FEW_PARTS", 10_000)
+    assert np.allclose(found, blocks.stderr_block(WHOLE, WHOLE))
+    monkeypatch.setattr(complete, "_TILE", (70, 5))
+    monkeypatch.setattr(complete, "_FEW_PARTS", 1)
+    monkeypatch.setattr(complete, "_STRIP", 32)
+    assert np.allclose(found, blocks.stderr_block(WHOLE, WHOLE))
+
+
+def test_three_members_have_no_error_of_a_correlation() -> None:
+    rng = np.random.default_rng(0)
+    train, test = rng.normal(size=(3, 500)), rng.normal(size=(3, 40))
+    found = top(train, test, 500, "correlation", fdr=0.1)
+    assert found.distinguishable_Mk is not None
+    assert not found.distinguishable_Mk.any()
+    assert found.stderr_Mk is not None
+    assert np.isnan(found.stderr_Mk).all()
+    groups = group_scores(train, test, ["a", "b"] * 250, estimator="correlation")
+    assert np.isnan(groups.stderr_GH).all()
+    four = top(rng.normal(size=(4, 50)), rng.normal(size=(4, 4)), 5, "correlation")
+    assert four.stderr_Mk is not None
+    assert np.isfinite(four.stderr_Mk).all()
+
+
+@pytest.mark.parametrize("name", ["covariance", "correlation"])
+def test_a_pair_is_judged_by_the_members_it_has(name: str) -> None:
+    rng = np.random.default_rng(1)
+    train, test = rng.normal(size=(40, 300)), rng.normal(size=(40, 12))
+    test[5:, :6] = np.nan  # five members each
+    ranking = top(train, test, 300, name, inclusion_KN=None)
+    assert ranking.common_Mk is not None
+    assert (ranking.common_Mk[:6] == 5).all()
+    assert (ranking.common_Mk[6:] == 40).all()
+    assert ranking.stderr_Mk is not None
+    assert ranking.z_Mk is not None
+    own = z_values(ranking.score_Mk, ranking.stderr_Mk, correlation=name == "correlation")
+    expected = 2 * stats.t.sf(np.abs(own[:6]), 4)
+    assert np.allclose(2 * stats.t.sf(np.abs(ranking.z_Mk[:6]), 39), expected)
+    assert np.array_equal(np.sign(ranking.z_Mk[:6]), np.sign(own[:6]))
+    assert np.array_equal(ranking.z_Mk[6:], own[6:])
+    marked = top(train, test, 300, name, fdr=0.1).distinguishable_Mk
+    assert marked is not None
+    assert marked.mean() < 0.003
+    low, high = confidence_interval(
+        np.array([1.0, 1.0]), np.array([1.0, 1.0]), np.array([5.0, 40.0]), correlation=False
+    )
+    assert high[0] - low[0] == pytest.approx(2 * 2.776, abs=1e-3)
+    assert high[1] - low[1] == pytest.approx(2 * 2.023, abs=1e-3)

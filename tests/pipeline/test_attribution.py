@@ -56,6 +56,47 @@ def test_scores_are_a_table_of_ids(attribution: Attribution) -> None:
     np.testing.assert_allclose(table.to_numpy(), a.T @ b / 11)
 
 
+@pytest.mark.parametrize("question", ["attribution", "retrieval"])
+def test_top_ranks_the_one_test_example_and_chooses_once(
+    attribution: Attribution, monkeypatch: pytest.MonkeyPatch, question: core.Question
+) -> None:
+    auto = replace(attribution, estimator="auto")
+    whole = auto.ranking(4, question=question)
+    ranked, chosen = [], []
+    true_ranked, true_choose = core.ranked, core.choose
+    monkeypatch.setattr(
+        core, "ranked", lambda m, *a, **o: (ranked.append(m.test_KM.shape[1]), true_ranked(m, *a, **o))[1]
+    )
+    monkeypatch.setattr(core, "choose", lambda *a: (chosen.append(1), true_choose(*a))[1])
+    for j, test in enumerate(auto.test.ids):
+        table = auto.top(test, k=4, question=question)
+        assert table["id"].tolist() == [f"t{i}" for i in whole.index_Mk[j]]
+        for column, values in (("score", whole.score_Mk), ("stderr", whole.stderr_Mk), ("z", whole.z_Mk)):
+            assert values is not None
+            np.testing.assert_allclose(table[column], values[j])
+    assert ranked == [1] * 4
+    assert len(chosen) == (0 if question == "attribution" else 4)
+    auto.top("q0", k=4, question=question, fdr=0.1)
+    assert ranked[4:] == [4], "a false-discovery rate is over all pairs"
+
+
+@pytest.mark.filterwarnings("error")
+def test_a_test_example_without_losses_has_an_empty_ranking(attribution: Attribution) -> None:
+    loss = attribution.test_loss_KM.copy()
+    loss[:, 2] = np.nan
+    gaps = replace(attribution, test_loss_KM=loss)
+    assert gaps.top("q2").empty
+    assert gaps.top("q1")["id"].tolist() == attribution.top("q1")["id"].tolist()
+    assert np.isfinite(gaps.groups().stderr_GH).all(axis=0).tolist() == [True, True, False, True]
+
+
+def test_the_interval_of_a_pair_is_that_of_the_members_it_has(attribution: Attribution) -> None:
+    loss = attribution.test_loss_KM.copy()
+    loss[5:, 2] = np.nan
+    row = replace(attribution, test_loss_KM=loss).top("q2").iloc[0]
+    assert (row["high"] - row["low"]) / row["stderr"] == pytest.approx(2 * 2.776, abs=1e-2)
+
+
 def test_scores_by_source_are_sums(attribution: Attribution) -> None:
     table, by_source = attribution.scores(), attribution.scores(by="source")
     assert list(by_source.index) == ["(none)", "a", "b"]

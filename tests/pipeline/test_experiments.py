@@ -5,12 +5,13 @@ from __future__ import annotations
 import json
 import signal
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from daunce_api import Attribution, Dataset, Run, RunConfig
+from daunce_api import Attribution, Dataset, Run, RunConfig, experiments
 from daunce_api.backends.base import JobStatus
 from daunce_api.errors import BudgetError, ConfigurationError, DataError
 from daunce_api.evaluation import save_truth
@@ -97,6 +98,27 @@ def test_a_truth_that_members_have_seen_is_refused(run: Run, tmp_path: Path) -> 
     path = save_truth(tmp_path / "t.npz", inclusion, np.zeros((4, 3)), run.train.ids, run.test.ids)
     with pytest.raises(DataError, match="also a member's"):
         lds_table_of_file(run, path)
+
+
+def test_lds_leaves_out_examples_without_scores_and_says_so(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A top-20 list censors some examples in most members: they have no losses left, and no scores."""
+    truth = lds_truth(run, subsets=4)
+    whole = run.attribution()
+    train_loss, test_loss = whole.train_loss_KN.copy(), whole.test_loss_KM.copy()
+    train_loss[:, [0, 2]] = test_loss[:, 1] = np.nan
+    gaps = replace(whole, train_loss_KN=train_loss, test_loss_KM=test_loss)
+    monkeypatch.setattr(Run, "attribution", lambda self: gaps)
+    table = lds_table(run, truth)
+    measured = truth.measure()
+    keep = np.isfinite(train_loss).all(axis=0)
+    score = gaps.scores_NM()[np.ix_(keep, [0, 2])]
+    order = np.unique(measured.inclusion_SN, axis=0, return_index=True)[1]
+    expected = lds(score, measured.inclusion_SN[order][:, keep], measured.loss_SM[order][:, [0, 2]])
+    assert table.rows[0].figures["LDS"] == pytest.approx(expected.value)
+    assert f"2 of {keep.size} training and 1 of 3 test examples are left out" in table.notes[1]
+    monkeypatch.setattr(experiments, "method_scores", lambda _: {"attribution": np.full((keep.size, 3), np.nan)})
+    with pytest.raises(DataError, match="No test example has scores"):
+        lds_table(run, truth)
 
 
 def test_lds_goes_on_where_it_stopped(run: Run) -> None:
