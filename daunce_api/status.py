@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from .assembly import Material, assemble, complete_members, models_scored
@@ -16,6 +16,17 @@ from .usage import usage_of
 
 
 @dataclass(frozen=True)
+class More:
+    """What ``members`` more members are expected to add to self_lds, and the 95 % interval of what they will have
+    added."""
+
+    members: int
+    gain: float
+    low: float
+    high: float
+
+
+@dataclass(frozen=True)
 class RunStatus:
     """The state of a run.
 
@@ -24,6 +35,7 @@ class RunStatus:
     (``ensemble.checkpoints``); ``members_running`` those with a job that is not final; ``members_failed`` those whose
     last attempt failed. ``target``: state of the target model's job, None without one. ``usd``: reserved and settled.
     ``trained_tokens``, ``scored_tokens``, ``seconds``, ``job_seconds``: see :class:`~daunce_api.usage.Usage`.
+    ``more``: what half as many members again are expected to add to ``self_lds``.
     ``measured``: what a loss is the loss of; ``censored``: share of the losses that are lower bounds.
     ``noise``: scoring noise of one loss in nats, None where nothing was scored twice. ``recent``: the last changes.
     """
@@ -58,9 +70,24 @@ class RunStatus:
         """Every member is scored."""
         return self.members_scored == self.members_asked
 
+    @property
+    def more(self) -> More | None:
+        """What half as many members again would bring; None where that cannot be foreseen."""
+        quality = self.self_lds
+        if quality is None or quality.curve is None:
+            return None
+        members = quality.members // 2
+        return More(members, *quality.gain(members))
+
     def to_json(self) -> dict[str, Any]:
         """Plain data, as ``daunce status --json`` prints it."""
-        return {**asdict(self), "complete": self.complete}
+        quality, more = self.self_lds, self.more
+        if quality is not None:
+            quality = replace(quality, forecast=None)
+        plain = asdict(replace(self, self_lds=quality))
+        if quality is not None:
+            del plain["self_lds"]["forecast"]
+        return {**plain, "more": None if more is None else asdict(more), "complete": self.complete}
 
 
 def status_of(store: RunStore, material: Material, config: RunConfig) -> RunStatus:

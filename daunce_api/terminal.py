@@ -127,10 +127,19 @@ def quality_line(state: RunStatus) -> str:
     if state.self_lds is None:
         return "self_lds is not known below 8 members"
     q = state.self_lds
+    rough = "; a rough guess below 20 members" if q.rough else ""
     return (
-        f"self_lds {q.value:.2f} (95 % interval {q.low:.2f} to {q.high:.2f}): how well the scores predict members they "
-        "have not seen; 1 is perfect, 0 is chance"
+        f"self_lds {q.value:.2f} (95 % interval {q.low:.2f} to {q.high:.2f}{rough}): how well the scores predict "
+        "members they have not seen; 1 is perfect, 0 is chance"
     )
+
+
+def more_line(state: RunStatus) -> str | None:
+    """What half as many members again would add, in words; None where that cannot be foreseen."""
+    if state.more is None:
+        return None
+    added = ", ".join(f"{round(x, 2) + 0.0:.2f}" for x in (state.more.low, state.more.high))
+    return f"{state.more.members} more members would be expected to add {round(state.more.gain, 2) + 0.0:.2f} [{added}]"
 
 
 def status(state: RunStatus) -> None:
@@ -178,6 +187,8 @@ def summary(state: RunStatus) -> None:
     if state.estimator is not None:
         rows.append(("estimator", str(state.why)))
         rows.append(("quality", quality_line(state)))
+    if (more := more_line(state)) is not None:
+        rows.append(("more", more))
     for name, value in rows:
         table.add_row(Text(name, style="dim"), rich_text(value))
     out.print(table)

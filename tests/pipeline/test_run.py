@@ -15,7 +15,7 @@ from daunce_api.backends.base import TokenScores
 from daunce_api.backends.openai_wire.echo import EchoScorer
 from daunce_api.budget import Plan, make_plan
 from daunce_api.core import SelfLDS, scores
-from daunce_api.core.quality import Curve
+from daunce_api.core.forecast import Curve
 from daunce_api.dataset import Example
 from daunce_api.ensemble import plan_ensemble
 from daunce_api.errors import (
