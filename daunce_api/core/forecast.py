@@ -6,7 +6,7 @@ p is 1 in theory and between .8 and 1.4 on the fine-tunes of tests/benchmarks; w
 towards 1 by its standard error, and below 20 members, where a quarter is two to four of them, it is taken to be 1.
 
 Intervals put together what is known to be unknown, draw by draw: the bootstrap over members of all three levels; p; the
-form of the curve, which is taken to be right up to a factor in what is left to gain (standard deviation .4 of its
+form of the curve, which is taken to be right up to a factor in what is left to gain (standard deviation .25 of its
 logarithm) and up to 5 % of raw for everything that is not a curve (another lambda is chosen with more members; below 20
 members, where none is chosen yet, 25 %); and, in `Forecast.gain`, the luck of the members to come. The constants are
 measured (RESULTS-estimators.md).
@@ -25,7 +25,7 @@ Vector = NDArray[np.float64]
 NEAR_ZERO = 0.02
 FEW = 20
 POWER_RATIO = (0.5, 0.25)  # 2^-p, and the spread of its logarithm
-FORM = 0.4
+FORM = 0.25
 OTHERWISE, OTHERWISE_FEW = 0.05, 0.25
 
 
@@ -63,7 +63,6 @@ class Ceiling:
             used.
         prior: mean and spread of such shares.
         least: of any ceiling.
-        spread: what else is not known of it, as a standard deviation of its logarithm.
     """
 
     middle: float
@@ -71,7 +70,6 @@ class Ceiling:
     error: float = 0.0
     prior: tuple[float, float] = (0.0, 1.0)
     least: float = 0.0
-    spread: float = 0.1
 
     def expected(self, luck: ArrayLike = 0.0, gained: float = 1.0) -> Vector:
         """The ceiling at standard normal deviations of what is not known of it.

@@ -20,8 +20,8 @@ members.
   about as much as luck and noise lower ``raw``: 1. Not equally much: with few members ``raw`` is up to 1.4 times the
   LDS, with 200 down to .9 of it.
 
-The interval takes the ceiling to be known to 10 %, in the last case to 15 %, besides the error of h. What it covers is
-measured in RESULTS-estimators.md. Below 20 members it is a rough guess: nine members predict one, and the estimator is
+The interval takes the ceiling to be known to 10 %, besides the error of h. What it covers is measured in
+RESULTS-estimators.md. Below 20 members it is a rough guess: nine members predict one, and the estimator is
 not yet chosen by what they say.
 """
 
@@ -50,7 +50,7 @@ FOLDS = 10
 MINIMUM_MEMBERS = 8
 DRAWS = 400
 CEILING_LEAST = 0.4
-STEEP_SPREAD = 0.15
+CEILING_SPREAD = 0.1
 EXPLAINED = (0.55, 0.2)
 BEYOND_LINEAR = 1.15
 LIKE_TARGET = 0.92
@@ -163,7 +163,7 @@ def estimate(held: HeldOut, candidate: Candidate, *, seed: int = 0) -> SelfLDS:
     ceiling = _ceiling(held, setting)
     normal = np.random.default_rng([seed, 1]).standard_normal((2, DRAWS + 1))
     normal[:, 0] = 0
-    ceilings = np.maximum(ceiling.expected(normal[0]) * np.exp(ceiling.spread * normal[1]), raw_LD[0])
+    ceilings = np.maximum(ceiling.expected(normal[0]) * np.exp(CEILING_SPREAD * normal[1]), raw_LD[0])
     values = np.minimum(raw_LD[0] / ceilings, 1.0)
     low, high = interval_around(values, count)
     forecast = fit_forecast(raw_LD, count, ceiling, ceilings, np.random.default_rng([seed, 2]))
@@ -198,7 +198,7 @@ def _ceiling(held: HeldOut, setting: Setting) -> Ceiling:
     if setting.rho is None:
         return Ceiling(BEYOND_LINEAR, *held.explained(), EXPLAINED, CEILING_LEAST)
     if not held.spectrum(setting).answers_like_target(setting.rho):
-        return Ceiling(1.0, spread=STEEP_SPREAD)
+        return Ceiling(1.0)
     noise = 0.0 if setting.noise is None else float(np.mean(np.square(setting.noise)))
     spread_M = np.nanvar(held.target_KM.astype(np.float64), axis=0)
     kept = np.maximum(spread_M - noise, 0) / np.where(spread_M > 0, spread_M, 1)
