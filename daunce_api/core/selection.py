@@ -6,8 +6,6 @@ are found. Three things make it about as cheap as the bare product:
 * P is visited in order of falling norm. |p.q| <= |p||q|, so a query is finished, exactly, as soon as the next norm
   cannot beat its k-th best value. Loss deviations are heavy-tailed, so on real data this ends early.
 * What beats its query's threshold is found with one comparison and a search over eight mask bytes at a time.
-* A query's first threshold is guessed from every so-manieth row of P: what a few of those exceed, about four times k of
-  all will. A query for which fewer than k did is searched again without the guess, so that the result stays exact.
 * Candidates are gathered and folded into the best k only when there are many of them: a threshold that is a little old
   lets a few more through and costs less than keeping it fresh.
 """
@@ -22,10 +20,7 @@ from numpy.typing import NDArray
 from daunce_api.core.checkpoints import Floats
 
 QUERY_TILE = 512
-POINT_TILE = 1_024
-SAMPLED = 2.0
-"""How many of a query's best k are expected among the rows that its first threshold is guessed from."""
-LEAST_SAMPLE = 1_024
+POINT_TILE = 2_048
 WHOLE = 20
 """Up to how many times k points whole rows of products are partitioned."""
 _COPY = 8_192
@@ -38,14 +33,14 @@ class Best:
     Attributes:
         value_mk: (m, k) descending within no order, -inf where fewer than k were offered.
         index_mk: (m, k) their indices, -1 where empty.
-        threshold: (m,) the k-th largest value, or ``least_m`` if that is larger: what a new one has to beat.
+        threshold: (m,) the k-th largest value: what a new one has to beat.
     """
 
-    def __init__(self, queries: int, k: int, dtype: np.dtype[np.floating], least_m: Floats | None = None) -> None:
+    def __init__(self, queries: int, k: int, dtype: np.dtype[np.floating]) -> None:
         self.k = k
         self.value_mk: Floats = np.full((queries, k), -np.inf, dtype=dtype)
         self.index_mk: Index = np.full((queries, k), -1, dtype=np.int64)
-        self.threshold: Floats = np.full(queries, -np.inf, dtype=dtype) if least_m is None else least_m.copy()
+        self.threshold: Floats = np.full(queries, -np.inf, dtype=dtype)
         self._waiting: list[tuple[Index, Floats, Index]] = []
         self._count = 0
 
@@ -86,13 +81,7 @@ class Best:
         keep = np.argpartition(values, width - self.k, axis=1)[:, width - self.k :]
         self.value_mk[touched] = np.take_along_axis(values, keep, axis=1)
         self.index_mk[touched] = np.take_along_axis(indices, keep, axis=1)
-        self.threshold[touched] = np.maximum(self.threshold[touched], self.value_mk[touched].min(axis=1))
-
-    @property
-    def short(self) -> Index:
-        """Queries for which fewer than k values were found."""
-        self.settle()
-        return np.flatnonzero((self.index_mk < 0).any(axis=1))
+        self.threshold[touched] = self.value_mk[touched].min(axis=1)
 
     def sorted(self) -> tuple[Index, Floats]:
         """(m, k) indices and values, largest first, equal values by index."""
@@ -165,49 +154,11 @@ def largest(points: Points, queries_Km: Floats, k: int) -> tuple[Index, Floats]:
     """
     queries = np.ascontiguousarray(queries_Km.T)
     index, value = np.empty((queries.shape[0], k), dtype=np.int64), np.empty((queries.shape[0], k), dtype=queries.dtype)
-    if points.order.size <= WHOLE * k:
-        for start in range(0, queries.shape[0], QUERY_TILE):
-            tile = slice(start, start + QUERY_TILE)
-            index[tile], value[tile] = _partitioned(points, queries[tile], k)
-        return index, value
-    sample = _sample(points, k)
-    short = []
+    find = _partitioned if points.order.size <= WHOLE * k else _search
     for start in range(0, queries.shape[0], QUERY_TILE):
         tile = slice(start, start + QUERY_TILE)
-        least = None if sample is None else _guessed(*sample, queries[tile])
-        best = _search(points, queries[tile], k, least)
-        short.append(start + best.short)
-        index[tile], value[tile] = best.sorted()
-    again = np.concatenate(short) if short else np.empty(0, np.int64)
-    for start in range(0, again.size, QUERY_TILE):
-        tile_m = again[start : start + QUERY_TILE]
-        index[tile_m], value[tile_m] = _search(points, queries[tile_m], k).sorted()
+        index[tile], value[tile] = find(points, queries[tile], k)
     return index, value
-
-
-def _sample(points: Points, k: int) -> tuple[Floats, int] | None:
-    """Every so-manieth row, and which of a query's products with them to guess its threshold by; None for few rows.
-
-    Of the query's k best ``SAMPLED`` are expected in the sample. Taken is a rank that more than these reach only in
-    about one of a thousand queries.
-    """
-    count = points.order.size
-    step = max(round(k / SAMPLED), 25)
-    if count < LEAST_SAMPLE * step:
-        return None
-    expected = k / step
-    rows_sK = points.rows_nK[:count:step]
-    return rows_sK[: rows_sK.shape[0] // 8 * 8].copy(), int(np.ceil(expected + 3 * np.sqrt(expected) + 1.5))
-
-
-def _guessed(rows_sK: Floats, rank: int, queries_mK: Floats) -> Floats:
-    """(m,) at most the ``rank``-th largest product of each query with the sample."""
-    best = queries_mK @ rows_sK.T
-    for _ in range(3):  # the largest of eight each, which are few enough to sort
-        half = best.shape[1] // 2
-        best = np.maximum(best[:, :half], best[:, half:])
-    place = best.shape[1] - rank
-    return np.asarray(np.partition(best, place, axis=1)[:, place])
 
 
 def _partitioned(points: Points, queries_mK: Floats, k: int) -> tuple[Index, Floats]:
@@ -218,17 +169,16 @@ def _partitioned(points: Points, queries_mK: Floats, k: int) -> tuple[Index, Flo
     return _in_order(points.order[keep], np.take_along_axis(block, keep, axis=1))
 
 
-def _search(points: Points, queries_mK: Floats, k: int, least_m: Floats | None = None) -> Best:
+def _search(points: Points, queries_mK: Floats, k: int) -> tuple[Index, Floats]:
     count, dtype = points.order.size, queries_mK.dtype
-    best = Best(queries_mK.shape[0], k, dtype, least_m)
+    best = Best(queries_mK.shape[0], k, dtype)
     query_norm = np.sqrt((queries_mK**2).sum(axis=1))
     slack = 1 + 1e-5 if dtype == np.float32 else 1 + 1e-12  # rounding of norms against rounding of products
     active: Index = np.arange(queries_mK.shape[0])
     queries = queries_mK
     # Memory that is used again stays in cache and costs no page faults.
     products, masks = np.empty(QUERY_TILE * POINT_TILE, dtype), np.empty(QUERY_TILE * POINT_TILE, np.bool_)
-    # Without a guess the first thresholds come from few points.
-    start, width = 0, POINT_TILE if least_m is not None else min(POINT_TILE, -(-2 * k // 8) * 8)
+    start, width = 0, min(POINT_TILE, -(-2 * k // 8) * 8)  # the first thresholds come from few points
     while start < count:
         alive = points.norm[start] * query_norm[active] * slack > best.threshold[active]
         if not alive.all():
@@ -245,4 +195,4 @@ def _search(points: Points, queries_mK: Floats, k: int, least_m: Floats | None =
         best.offer(active[row], block[row, column], points.order[start + column])
         start += shape[1]
         width = min(POINT_TILE, 2 * width)
-    return best
+    return best.sorted()

@@ -26,7 +26,7 @@ from daunce_api.core.blocks import score_blocks
 from daunce_api.core.heldout import HeldOut
 from daunce_api.core.quality import estimate
 from tests.benchmarks.estimators import Ensemble, cached
-from tests.benchmarks.tasks import Task, all_tasks
+from tests.benchmarks.tasks import Task, all_tasks, classifier_tasks
 
 COUNTS = (10, 25, 50, 100, 200)
 PAIRS = ((10, 25), (25, 50), (50, 100), (100, 200), (25, 100), (50, 200))
@@ -147,7 +147,7 @@ def main() -> None:
             made = [toys(rank, luck, arguments.sequences, max(counts)) for rank, luck in cases]
             tables("toy", made, [f"rank {rank}, luck {luck}" for rank, luck in cases], counts)
             continue
-        task = all_tasks()[name]
+        task = (classifier_tasks() if name in ("digits", "fashion") else all_tasks())[name]
         cells = [(kind, noise) for kind in ("base", "target") for noise in (0.0, 0.03)]
         made = [drawn(task, kind, noise, arguments.sequences, max(counts)) for kind, noise in cells]
         tables(name, made, [f"{kind}, {noise}" for kind, noise in cells], counts)

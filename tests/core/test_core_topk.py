@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from daunce_api.core import ESTIMATORS, choose, member_losses, scores, selection, top
+from daunce_api.core import ESTIMATORS, choose, member_losses, scores, top
 from daunce_api.core.blocks import score_blocks
 from daunce_api.core.selection import Best, above, largest, prepare_points
 from daunce_api.core.spectrum import Setting
@@ -75,53 +75,17 @@ def test_selection_is_exact_for_any_shape_and_tail(n: int, m: int, width: int, k
     assert all(len(set(row)) == k for row in index.tolist())
 
 
-@pytest.mark.parametrize("tail", [0.0, 1.0])
-@pytest.mark.parametrize("k", [1, 7, 60])
-def test_selection_with_guessed_thresholds_is_exact(tail: float, k: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(selection, "LEAST_SAMPLE", 128)
-    rng = np.random.default_rng(k)
-    points = rng.normal(size=(6, 5_003)) * np.exp(tail * rng.normal(size=5_003))
-    queries = rng.normal(size=(6, 700))
-    prepared = prepare_points(points)
-    assert selection._sample(prepared, k) is not None
-    index, value = largest(prepared, queries, k)
+@pytest.mark.parametrize("count", [140, 141])
+def test_whole_rows_and_streamed_tiles_give_the_same(count: int) -> None:
+    """Up to 20 k points are partitioned at once; equal values come by index in both."""
+    rng = np.random.default_rng(count)
+    points, queries = rng.integers(-3, 4, (2, count)).astype(float), rng.integers(-3, 4, (2, 600)).astype(float)
+    index, value = largest(prepare_points(points), queries, 7)
     table = queries.T @ points
-    assert np.allclose(value, -np.sort(-table, axis=1)[:, :k])
-    assert np.allclose(np.take_along_axis(table, index, axis=1), value)
-
-
-def test_a_guess_that_is_too_high_is_taken_back(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(selection, "LEAST_SAMPLE", 128)
-    rng = np.random.default_rng(4)
-    points, queries = rng.normal(size=(3, 4_000)), rng.normal(size=(3, 600))
-    table = queries.T @ points
-    kth = -np.sort(-table, axis=1)[:, 9]
-    too_high = rng.random(600) < 0.5
-    asked: list[int] = []
-
-    def guessed(rows: np.ndarray, rank: int, queries_mK: np.ndarray) -> np.ndarray:
-        start = sum(asked)
-        asked.append(len(queries_mK))
-        mine = slice(start, start + len(queries_mK))
-        return np.where(too_high[mine], kth[mine] + 0.01, kth[mine] - 0.01)
-
-    monkeypatch.setattr(selection, "_guessed", guessed)
-    index, value = largest(prepare_points(points), queries, 10)
-    assert sum(asked) == 600
-    assert np.allclose(value, -np.sort(-table, axis=1)[:, :10])
-    assert np.allclose(np.take_along_axis(table, index, axis=1), value)
-
-
-def test_a_guess_is_passed_by_enough_and_not_by_many() -> None:
-    rng = np.random.default_rng(5)
-    points, queries = rng.normal(size=(20, 60_000)), rng.normal(size=(20, 200))
-    prepared = prepare_points(points)
-    sample = selection._sample(prepared, 100)
-    assert sample is not None
-    least = selection._guessed(*sample, np.ascontiguousarray(queries.T))
-    passed = (queries.T @ points > least[:, None]).sum(axis=1)
-    assert (passed >= 100).mean() > 0.98
-    assert passed.mean() < 550
+    assert np.array_equal(value, -np.sort(-table, axis=1)[:, :7])
+    assert np.array_equal(np.take_along_axis(table, index, axis=1), value)
+    assert all(len(set(row)) == 7 for row in index.tolist())
+    assert np.array_equal(np.lexsort((index, -value), axis=1), np.tile(np.arange(7), (600, 1)))
 
 
 def test_equal_scores_keep_the_order_of_the_examples() -> None:
