@@ -108,9 +108,22 @@ class StopConfig(_Section):
     """Stop paying for members when more of them no longer help."""
 
     self_lds: float | None = Field(None, gt=0, lt=1, description="stop when self_lds reaches this value")
-    plateau: float | None = Field(None, gt=0, lt=1, description="stop when the last round gained less than this")
+    surely: bool = Field(False, description="self_lds counts as reached when the lower end of its 95 % interval is")
+    plateau: float | None = Field(
+        None,
+        gt=0,
+        lt=1,
+        description="stop when half as many members again are expected to gain less self_lds than this, and the last "
+        "check_every gained less too",
+    )
     min_members: int = Field(10, ge=2, description="members that are trained in any case")
     check_every: int = Field(5, ge=1, description="members between two looks")
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> StopConfig:
+        if self.surely and self.self_lds is None:
+            raise ValueError("surely is about self_lds, which is not given")
+        return self
 
 
 class EnsembleConfig(_Section):

@@ -195,7 +195,7 @@ def stop_condition(stop: StopConfig) -> Condition:
     """The condition that ``ensemble.stop`` describes. Raises ConfigurationError where it names none."""
     conditions: list[Condition] = []
     if stop.self_lds is not None:
-        conditions.append(Reached(stop.self_lds))
+        conditions.append(Reached(stop.self_lds, surely=stop.surely))
     if stop.plateau is not None:
         conditions.append(Plateau(stop.plateau))
     if not conditions:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from .assembly import Material, assemble, complete_members, models_scored
@@ -21,6 +21,17 @@ _LEFT_OUT = "left out "
 
 
 @dataclass(frozen=True)
+class More:
+    """What ``members`` more members are expected to add to self_lds, and the 95 % interval of what they will have
+    added."""
+
+    members: int
+    gain: float
+    low: float
+    high: float
+
+
+@dataclass(frozen=True)
 class RunStatus:
     """The state of a run.
 
@@ -29,6 +40,7 @@ class RunStatus:
     (``ensemble.checkpoints``); ``members_running`` those with a job that is not final; ``members_failed`` those whose
     last attempt failed. ``target``: state of the target model's job, None without one. ``usd``, ``trained_tokens``,
     ``scored_tokens``, ``seconds``, ``job_seconds``: see :class:`~daunce_api.usage.Usage`.
+    ``more``: what half as many members again are expected to add to ``self_lds``.
     ``measured``: what a loss is the loss of; ``censored``: share of the losses that are lower bounds.
     ``noise``: scoring noise of one loss in nats, None where nothing was scored twice. ``failures``: members that
     were given up, and why. ``recent``: the last changes.
@@ -96,21 +108,48 @@ class RunStatus:
         if self.noise is not None:
             rows.append(("noise", f"{self.noise:.2g} nats a loss (the same examples scored twice)"))
         if self.estimator is not None:
-            rows += [("estimator", str(self.why)), ("quality", self._quality())]
+            rows += [("estimator", str(self.why)), ("quality", self.quality_text())]
+        if (more := self.more_text()) is not None:
+            rows.append(("more", more))
         return rows
 
-    def _quality(self) -> str:
+    def quality_text(self) -> str:
+        """self_lds in words."""
         q = self.self_lds
         if q is None:
             return "self_lds is not known below 8 members"
+        rough = "; a rough guess below 20 members" if q.rough else ""
         return (
-            f"self_lds {q.value:.2f} (95 % interval {q.low:.2f} to {q.high:.2f}): how well the scores predict members "
-            "they have not seen; 1 is perfect, 0 is chance"
+            f"self_lds {q.value:.2f} (95 % interval {q.low:.2f} to {q.high:.2f}{rough}): how well the scores predict "
+            "members they have not seen; 1 is perfect, 0 is chance"
         )
+
+    def more_text(self) -> str | None:
+        """What half as many members again would add, in words; None where that cannot be foreseen."""
+        more = self.more
+        if more is None:
+            return None
+        gain, low, high = (f"{round(x, 2) + 0.0:.2f}" for x in (more.gain, more.low, more.high))
+        return f"{more.members} more members would be expected to add {gain} [{low}, {high}]"
+
+    @property
+    def more(self) -> More | None:
+        """What half as many members again would bring; None where that cannot be foreseen."""
+        quality = self.self_lds
+        if quality is None or quality.curve is None:
+            return None
+        members = quality.members // 2
+        return More(members, *quality.gain(members))
 
     def to_json(self) -> dict[str, Any]:
         """Plain data, as ``daunce status --json`` prints it."""
-        return {**asdict(self), "complete": self.complete}
+        quality, more = self.self_lds, self.more
+        if quality is not None:
+            quality = replace(quality, forecast=None)
+        plain = asdict(replace(self, self_lds=quality))
+        if quality is not None:
+            del plain["self_lds"]["forecast"]
+        return {**plain, "more": None if more is None else asdict(more), "complete": self.complete}
 
 
 def status_of(store: RunStore, material: Material, config: RunConfig) -> RunStatus:

@@ -150,20 +150,21 @@ class HeldOut:
             total -= weight[:, rows] @ np.nan_to_num(blocks.block(rows, slice(None)))
         return total
 
-    def folded(self, candidates: Sequence[Candidate], folds: int, halved: bool = False) -> list[NDArray[np.float64]]:
-        """(K, M) predictions of every member by members of the other folds, or by half of those.
+    def folded(
+        self, candidates: Sequence[Candidate], folds: int, part: int = 1, turn: int = 0
+    ) -> list[NDArray[np.float64]]:
+        """(K, M) predictions of every member by members of the other folds, or by one ``part``-th of those.
 
-        The split is round-robin and depends on nothing but K; ``halved`` takes every other of the remaining members.
+        The split is round-robin and depends on nothing but K; ``turn`` says which of the parts.
         """
         count = self.members.count
         fold = np.arange(count) % min(folds, count)
         out = [np.full(self.target_KM.shape, np.nan) for _ in candidates]
         for f in range(int(fold.max()) + 1):
             held, rest = np.flatnonzero(fold == f), np.flatnonzero(fold != f)
-            if halved:
-                rest = rest[f % 2 :: 2]
-            for filled, part in zip(out, self.predict(candidates, rest, held), strict=True):
-                filled[held] = part
+            rest = rest[(f + turn) % part :: part]
+            for filled, predicted in zip(out, self.predict(candidates, rest, held), strict=True):
+                filled[held] = predicted
         return out
 
 

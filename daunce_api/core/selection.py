@@ -21,6 +21,8 @@ from daunce_api.core.checkpoints import Floats
 
 QUERY_TILE = 512
 POINT_TILE = 2_048
+WHOLE = 20
+"""Up to how many times k points whole rows of products are partitioned."""
 _COPY = 8_192
 Index = NDArray[np.int64]
 
@@ -47,7 +49,7 @@ class Best:
         if query.size:
             self._waiting.append((query, value, index))
             self._count += query.size
-            if self._count >= self.value_mk.size // 4:
+            if self._count >= self.value_mk.size:
                 self.settle()
 
     def settle(self) -> None:
@@ -56,13 +58,19 @@ class Best:
             return
         query, value, index = (np.concatenate(part) for part in zip(*self._waiting, strict=True))
         self._waiting, self._count = [], 0
-        alive = value > self.threshold[query]
+        alive = np.flatnonzero(value > self.threshold[query])
         query, value, index = query[alive], value[alive], index[alive]
-        order = np.argsort(query, kind="stable")
-        query, value, index = query[order], value[order], index[order]
-        touched, start, count = np.unique(query, return_index=True, return_counts=True)
-        if touched.size == 0:
+        if query.size == 0:
             return
+        small = self.value_mk.shape[0] <= np.iinfo(np.uint16).max
+        order = np.argsort(
+            query.astype(np.uint16) if small else query, kind="stable"
+        )  # short integers sort in one pass
+        query, value, index = query[order], value[order], index[order]
+        count = np.bincount(query)
+        touched = np.flatnonzero(count)
+        count = count[touched]
+        start = np.cumsum(count) - count
         width = self.k + int(count.max())
         values = np.full((touched.size, width), -np.inf, dtype=self.value_mk.dtype)
         indices = np.full((touched.size, width), -1, dtype=np.int64)
@@ -78,8 +86,16 @@ class Best:
     def sorted(self) -> tuple[Index, Floats]:
         """(m, k) indices and values, largest first, equal values by index."""
         self.settle()
-        order = np.lexsort((self.index_mk, -self.value_mk), axis=1)
-        return np.take_along_axis(self.index_mk, order, axis=1), np.take_along_axis(self.value_mk, order, axis=1)
+        return _in_order(self.index_mk, self.value_mk)
+
+
+def _in_order(index_mk: Index, value_mk: Floats) -> tuple[Index, Floats]:
+    """Largest first, equal values by index."""
+    order = np.argsort(-value_mk, axis=1)
+    index_mk, value_mk = np.take_along_axis(index_mk, order, axis=1), np.take_along_axis(value_mk, order, axis=1)
+    tied = np.flatnonzero((value_mk[:, 1:] == value_mk[:, :-1]).any(axis=1))
+    index_mk[tied] = np.take_along_axis(index_mk[tied], np.lexsort((index_mk[tied], -value_mk[tied]), axis=1), axis=1)
+    return index_mk, value_mk
 
 
 def above(block_mn: Floats, threshold_m: Floats, mask_mn: NDArray[np.bool_] | None = None) -> tuple[Index, Index]:
@@ -138,10 +154,19 @@ def largest(points: Points, queries_Km: Floats, k: int) -> tuple[Index, Floats]:
     """
     queries = np.ascontiguousarray(queries_Km.T)
     index, value = np.empty((queries.shape[0], k), dtype=np.int64), np.empty((queries.shape[0], k), dtype=queries.dtype)
+    find = _partitioned if points.order.size <= WHOLE * k else _search
     for start in range(0, queries.shape[0], QUERY_TILE):
         tile = slice(start, start + QUERY_TILE)
-        index[tile], value[tile] = _search(points, queries[tile], k)
+        index[tile], value[tile] = find(points, queries[tile], k)
     return index, value
+
+
+def _partitioned(points: Points, queries_mK: Floats, k: int) -> tuple[Index, Floats]:
+    """All products at once, where so few points are there that most of them are candidates at some time."""
+    count = points.order.size
+    block = queries_mK @ points.rows_nK[:count].T
+    keep = np.argpartition(block, count - k, axis=1)[:, count - k :]
+    return _in_order(points.order[keep], np.take_along_axis(block, keep, axis=1))
 
 
 def _search(points: Points, queries_mK: Floats, k: int) -> tuple[Index, Floats]:

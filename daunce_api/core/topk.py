@@ -21,6 +21,9 @@ from daunce_api.errors import ConfigurationError
 
 _ROWS = 4_096
 _PAIRS = 400_000
+_BLOCK = 4_000_000
+_DENSE = 200
+"""How many pairs of a block cost as much as one chosen pair that is gathered (measured: 90 to 300)."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -179,7 +182,13 @@ def _top_of_factors(factors: Factors, k: int, opponents: bool, per: str) -> tupl
 
 
 def _pair_errors(factors: Factors, index_Mk: Index, per: str) -> Floats:
-    """Standard errors of chosen pairs: R multiplications each, whatever N x M is."""
+    """Standard errors of chosen pairs: R multiplications each, whatever N x M is, or picked from whole blocks where the
+    chosen ones are a fair share of all."""
+    count = len(factors.errors) * factors.stages.count
+    many = (factors.left_RN if per == "test" else factors.right_RM).shape[1]
+    products = count * (count + 1) // 2 + 3
+    if not factors.standardised and many * products <= _DENSE * count * index_Mk.shape[1]:
+        return _picked_errors(FactorBlocks(factors), index_Mk, per)
     left_NR = np.ascontiguousarray(factors.left_RN.T)
     terms = [
         (
@@ -217,6 +226,17 @@ def _pair_errors(factors: Factors, index_Mk: Index, per: str) -> Floats:
         squares = np.einsum("...k,...k->...", change, change)
         least = LEAST_FOR_CORRELATION if factors.standardised else 3
         out[start : start + step] = jackknife(squares, change.sum(axis=-1), stages.members, least)
+    return out
+
+
+def _picked_errors(blocks: FactorBlocks, index_Mk: Index, per: str) -> Floats:
+    out = np.empty(index_Mk.shape, dtype=blocks.factors.left_RN.dtype)
+    whole = slice(None)
+    step = max(1, _BLOCK // blocks.shape[0 if per == "test" else 1])
+    for start in range(0, index_Mk.shape[0], step):
+        piece = slice(start, start + step)
+        error = blocks.stderr_block(whole, piece).T if per == "test" else blocks.stderr_block(piece, whole)
+        out[piece] = np.take_along_axis(error, index_Mk[piece], axis=1)
     return out
 
 

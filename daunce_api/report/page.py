@@ -196,16 +196,12 @@ def _shown_train(attribution: Attribution, parts: _Parts) -> np.ndarray[Any, np.
 
 
 def _expected(attribution: Attribution) -> list[list[float]]:
-    """[members, self_lds] from the members at hand to twice as many; empty where it cannot be foreseen."""
+    """[members, self_lds, low, high] from the members at hand to twice as many; empty where it cannot be foreseen."""
     members, quality = len(attribution.members), attribution.self_lds
-    if quality is None:
+    if quality is None or quality.curve is None:
         return []
-    counts = np.linspace(members, 2 * members, 9).round()
-    values = quality.expected(counts)
-    # A fit that misses what was measured here foresees nothing.
-    if not np.isfinite(values).all() or values[0] < quality.value - 0.02:
-        return []
-    return [[int(n), float(v)] for n, v in zip(counts, values, strict=True)]
+    counts = [int(n) for n in np.linspace(members, 2 * members, 9).round()]
+    return [[n, float(quality.expected(n)), *quality.interval(n)] for n in counts]
 
 
 def _partners(attribution: Attribution, *, opponents: bool) -> tuple[Any, Any]:

@@ -10,7 +10,7 @@ from daunce_api.core import Setting, choose, member_losses, scores, self_lds
 from daunce_api.core.choice import RIDGES, SHORTFALL, shortfall
 from daunce_api.core.estimators import estimator_named
 from daunce_api.core.heldout import HeldOut
-from daunce_api.core.quality import Curve, column_spearman, estimate, fit_curve
+from daunce_api.core.quality import column_spearman, estimate
 from daunce_api.errors import ConfigurationError, NotEnoughMembersError
 from tests.core.problems import linear_problem
 
@@ -105,23 +105,6 @@ def test_auto_follows_held_out_members_where_they_answer_like_the_target() -> No
     share = spectrum.signal.sum() / spectrum.w.sum()
     assert share < 1
     assert shortfall(held, Setting(noise=noise, rho=1e-6)) == pytest.approx(SHORTFALL * share**4)
-
-
-def test_the_curve_goes_through_what_it_was_fitted_to() -> None:
-    curve = fit_curve(0.6, 0.5, 100)
-    assert curve is not None
-    assert curve.at(90) == pytest.approx(0.6)
-    assert curve.at(45) == pytest.approx(0.5)
-    assert curve.limit > 0.6
-    assert fit_curve(0.6, 0.01, 100) is None
-    assert Curve(1.0, 0.0).at([5, 50]).tolist() == [1.0, 1.0]
-
-
-def test_more_members_are_expected_to_help() -> None:
-    judged = self_lds(P.train, P.test, P.inclusion, "covariance")
-    expected = judged.expected([20, 40, 80])
-    assert (np.diff(expected) > 0).all()
-    assert (expected <= 1).all()
 
 
 @settings(max_examples=30, deadline=None)

@@ -3,7 +3,8 @@ from __future__ import annotations
 import pytest
 
 from daunce_api.core import self_lds
-from daunce_api.core.quality import Curve, SelfLDS
+from daunce_api.core.forecast import Curve
+from daunce_api.core.quality import SelfLDS
 from daunce_api.core.stopping import AtLeast, Plateau, Reached
 from daunce_api.errors import ConfigurationError
 from tests.core.problems import linear_problem

@@ -75,6 +75,19 @@ def test_selection_is_exact_for_any_shape_and_tail(n: int, m: int, width: int, k
     assert all(len(set(row)) == k for row in index.tolist())
 
 
+@pytest.mark.parametrize("count", [140, 141])
+def test_whole_rows_and_streamed_tiles_give_the_same(count: int) -> None:
+    """Up to 20 k points are partitioned at once; equal values come by index in both."""
+    rng = np.random.default_rng(count)
+    points, queries = rng.integers(-3, 4, (2, count)).astype(float), rng.integers(-3, 4, (2, 600)).astype(float)
+    index, value = largest(prepare_points(points), queries, 7)
+    table = queries.T @ points
+    assert np.array_equal(value, -np.sort(-table, axis=1)[:, :7])
+    assert np.array_equal(np.take_along_axis(table, index, axis=1), value)
+    assert all(len(set(row)) == 7 for row in index.tolist())
+    assert np.array_equal(np.lexsort((index, -value), axis=1), np.tile(np.arange(7), (600, 1)))
+
+
 def test_equal_scores_keep_the_order_of_the_examples() -> None:
     index, value = largest(prepare_points(np.ones((2, 5))), np.ones((2, 1)), 5)
     assert index.tolist() == [[0, 1, 2, 3, 4]]

@@ -97,6 +97,7 @@ def test_an_unknown_key_like_no_other_gets_the_list() -> None:
         ({"ensemble": {"start_from": "bse"}}, "ensemble.start_from: Input should be 'base' or 'target'"),
         ({"ensemble": {"target_model": "ft:x"}}, "ensemble: target_model is only used with start_from: target"),
         ({"ensemble": {"members": 5, "stop": {"min_members": 6}}}, "ensemble: stop.min_members is 6, but there are 5"),
+        ({"ensemble": {"stop": {"plateau": 0.1, "surely": True}}}, "ensemble.stop: surely is about self_lds, which is"),
         ({"ensemble": {"members": 2}, "training": {"min_members": 3}}, "the whole: training.min_members is 3, but"),
         ({"scoring": {"target": True}}, "the whole: scoring.target needs ensemble.start_from: target"),
         ({"ensemble": "x"}, "ensemble: Input should be a valid dictionary"),

@@ -14,7 +14,8 @@ from daunce_api import Attribution, Dataset, Run, RunConfig
 from daunce_api.backends.base import TokenScores
 from daunce_api.backends.openai_wire.echo import EchoScorer
 from daunce_api.budget import Plan, make_plan
-from daunce_api.core import scores
+from daunce_api.core import SelfLDS, scores
+from daunce_api.core.forecast import Curve
 from daunce_api.dataset import Example
 from daunce_api.ensemble import plan_ensemble
 from daunce_api.errors import (
@@ -172,6 +173,37 @@ def test_members_are_stopped_when_more_no_longer_help(make_config: MakeConfig) -
     assert 8 <= len(attribution.members) < 40
     again = Run.create(config).execute()
     assert again.members == attribution.members
+
+
+def quality(members: int, value: float, limit: float) -> SelfLDS:
+    """An estimate of .1 either way, and a curve through it that rises to a limit."""
+    curve = Curve(limit**-2, members * (value**-2 - limit**-2))
+    return SelfLDS(value, value - 0.1, value + 0.1, "whitened", members, value, 1.0, curve)
+
+
+@pytest.mark.parametrize(
+    ("rule", "reason"),
+    [
+        ({"plateau": 0.02}, "3 more members would add about 0.00"),
+        ({"self_lds": 0.55}, "self_lds is 0.600 [0.500, 0.700] with 5 members"),
+        ({"self_lds": 0.55, "surely": True}, "self_lds is 0.690 [0.590, 0.790] with 7 members"),
+    ],
+)
+def test_the_rule_that_is_asked_for_decides_when_a_run_stops(
+    make_config: MakeConfig, monkeypatch: pytest.MonkeyPatch, rule: dict[str, Any], reason: str
+) -> None:
+    """Member 5 brings a gain, 6 none (with a flat curve), 7 much again."""
+    values = {3: (0.3, 0.9), 4: (0.5, 0.9), 5: (0.6, 0.61), 6: (0.61, 0.615), 7: (0.69, 0.9)}
+    monkeypatch.setattr("daunce_api.execution.MINIMUM_MEMBERS", 3)
+    monkeypatch.setattr(
+        Attribution, "self_lds", property(lambda a: quality(len(a.members), *values[min(len(a.members), 7)]))
+    )
+    stop = {**rule, "min_members": 3, "check_every": 1}
+    config = make_config(ensemble={"members": 12, "stop": stop}, backend={"max_concurrent_jobs": 1})
+    run = Run.create(config)
+    assert len(run.execute().members) < 12
+    with RunStore.open(run.run_dir, read_only=True) as store:
+        assert [reason in t.detail for t in store.transitions() if t.subject == "halted"] == [True]
 
 
 def test_a_budget_that_is_too_small_is_refused_before_anything_is_sent(make_config: MakeConfig) -> None:

@@ -419,6 +419,7 @@ def test_quality_curve_and_loss_picture_are_drawn(report: Path, open_page: Any) 
     page = open_page(report, wait=PLOTS)
     text = page.locator("#curve").inner_text()
     assert "stopped at 32 of 40" in text
+    assert page.locator("#curve path.js-fill").count() == 2, "the interval so far, and that of what is expected"
     assert page.locator("#picture .heatmaplayer image").count() == 1
 
 

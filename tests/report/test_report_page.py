@@ -267,6 +267,19 @@ def test_quality_curve_ends_at_the_runs_own_quality(attribution: Attribution) ->
     assert quality_curve(made_attribution(*demo_data(), members=5)) == ()
 
 
+def test_the_plot_goes_on_with_what_is_expected_and_how_sure_that_is(attribution: Attribution, report: Path) -> None:
+    quality = attribution.self_lds
+    assert quality is not None
+    rows = json.loads(_blocks(report.read_text())["data"])["expected"]
+    members, value, low, high = np.array(rows).T
+    assert (members[0], members[-1]) == (32, 64)
+    np.testing.assert_allclose(rows[0][1:], [quality.value, quality.low, quality.high])
+    np.testing.assert_allclose(value, quality.expected(members))
+    assert (low <= value).all()
+    assert (value <= high).all()
+    assert (low[-1], high[-1]) == quality.interval(64)
+
+
 def test_loss_picture_is_centred_and_ordered_by_source(attribution: Attribution) -> None:
     picture, limit, widths = loss_picture(attribution)
     assert picture.shape == (32, 72)

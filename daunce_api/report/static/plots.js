@@ -169,15 +169,19 @@ function drawCurve() {
     shapes.push({ type: 'line', x0: last[0], x1: last[0], yref: 'paper', y0: 0, y1: 1, line: { color: color('soft'), width: 1, dash: 'dot' } });
     notes.push({ x: last[0], yref: 'paper', y: 1, text: (data.stopped ? 'stopped at ' : '') + last[0] + ' of ' + data.members_asked + (data.stopped ? '' : ' scored'), showarrow: false, xanchor: 'right', xshift: -6, font: { color: color('soft') } });
   }
+  const band = (points, opacity) => ({
+    x: [...points.map((p) => p[0]), ...points.map((p) => p[0]).reverse()], y: [...points.map((p) => p[3]), ...points.map((p) => p[2]).reverse()],
+    fill: 'toself', mode: 'lines', line: { width: 0 }, fillcolor: color('help-wash'), opacity, hoverinfo: 'skip',
+  });
   plotly.react(byId('curve'), [
-    { x: [...x, ...x.slice().reverse()], y: [...curve.map((p) => p[3]), ...curve.map((p) => p[2]).reverse()], fill: 'toself', mode: 'lines', line: { width: 0 }, fillcolor: color('help-wash'), hoverinfo: 'skip' },
+    band(curve, 1), band(data.expected, 0.5),
     { x, y: curve.map((p) => p[1]), mode: 'lines+markers', line: { color: color('help'), width: 2 }, marker: { size: 7 },
       hovertemplate: '%{x} members: %{y:.2f} [%{customdata[0]:.2f}, %{customdata[1]:.2f}]<extra></extra>', customdata: curve.map((p) => [p[2], p[3]]) },
     { x: data.expected.map((p) => p[0]), y: data.expected.map((p) => p[1]), mode: 'lines', line: { color: color('help'), width: 2, dash: 'dot' },
-      hovertemplate: '%{x} members: %{y:.2f} expected<extra></extra>' },
+      hovertemplate: '%{x} members: %{y:.2f} [%{customdata[0]:.2f}, %{customdata[1]:.2f}] expected<extra></extra>', customdata: data.expected.map((p) => [p[2], p[3]]) },
   ], layout({
     height: 320, shapes, annotations: notes, xaxis: { label: 'members', rangemode: 'tozero', showgrid: false },
-    yaxis: { label: 'self-LDS', range: [Math.min(0, ...curve.map((p) => p[2])), 1] },
+    yaxis: { label: 'self-LDS', range: [Math.min(0, ...[...curve, ...data.expected].map((p) => p[2])), 1] },
   }), options);
 }
 
