@@ -109,8 +109,8 @@ class RunStatus:
             rows.append(("noise", f"{self.noise:.2g} nats a loss (the same examples scored twice)"))
         if self.estimator is not None:
             rows += [("estimator", str(self.why)), ("quality", self.quality_text())]
-        if (more := self.more_text()) is not None:
-            rows.append(("more", more))
+        if (to_come := self.more_text()) is not None:
+            rows.append(("more", to_come))
         return rows
 
     def quality_text(self) -> str:

@@ -79,6 +79,7 @@ class TrainerCapabilities:
     without an answer the job is looked for so long before it is submitted again; 0 for a server whose lists are
     never behind. ``max_context_tokens``: the longest training example, None where it is not known. ``checkpoints``:
     how many models of a job can be scored, the final one and those of the epochs before it (:class:`Checkpointing`).
+    ``own_queue``: jobs wait for the user's own machines, where a long queue is no sign of a job that is stuck.
     """
 
     provider: str
@@ -91,6 +92,7 @@ class TrainerCapabilities:
     listing_lag_seconds: float = 15.0
     max_context_tokens: int | None = None
     checkpoints: int = 1
+    own_queue: bool = False
     notes: tuple[str, ...] = ()
 
 

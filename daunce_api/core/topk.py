@@ -184,7 +184,8 @@ def _top_of_factors(factors: Factors, k: int, opponents: bool, per: str) -> tupl
 def _pair_errors(factors: Factors, index_Mk: Index, per: str) -> Floats:
     """Standard errors of chosen pairs: R multiplications each, whatever N x M is, or picked from whole blocks where the
     chosen ones are a fair share of all."""
-    count = len(factors.errors) * factors.stages.count
+    errors = factors.errors()
+    count = len(errors) * factors.stages.count
     many = (factors.left_RN if per == "test" else factors.right_RM).shape[1]
     products = count * (count + 1) // 2 + 3
     if not factors.standardised and many * products <= _DENSE * count * index_Mk.shape[1]:
@@ -195,7 +196,7 @@ def _pair_errors(factors: Factors, index_Mk: Index, per: str) -> Floats:
             None if t.left_map is None else t.left_map.astype(left_NR.dtype),
             np.ascontiguousarray((factors.right_RM if factors.standardised else t.right(factors.tests_RM)).T),
         )
-        for t in factors.errors()
+        for t in errors
     ]
     stages = factors.stages
     inflation = stages.inflation().astype(left_NR.dtype)

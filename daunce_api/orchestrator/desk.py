@@ -145,7 +145,8 @@ class Desk:
         """
         patience, clock = self.waiter.patience, self.waiter.clock
         job_id = row.job_id or ""
-        started = clock.now()
+        own_queue = self.trainer.capabilities.own_queue
+        started = begun = clock.now()
         finished: float | None = None
         last: JobStatus | None = None
         while True:
@@ -155,8 +156,10 @@ class Desk:
                 if clock.now() - finished >= patience.withheld:
                     job = _failed(job, "the job succeeded, but its model is withheld (a provider's safety check?)")
             age = clock.now() - started
-            if not job.status.final and age >= patience.job_timeout:
-                job = await self._give_up(row, job, age)
+            if job.status is JobStatus.QUEUED and own_queue:
+                begun = clock.now()
+            if not job.status.final and clock.now() - begun >= patience.job_timeout:
+                job = await self._give_up(row, job, clock.now() - begun)
             if job.status is not last:
                 last = job.status
                 self._emit(Event(EventKind.STATE, f"{row.key} is {job.status}", row.member, row.attempt, job))

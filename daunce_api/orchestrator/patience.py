@@ -22,8 +22,8 @@ class Patience:
     A job is looked at after ``poll``, then whenever a tenth of its age has passed, at most ``poll_max`` apart. A
     request is repeated after ``retry``, doubling up to ``retry_max``, until ``give_up`` has passed; a provider's
     ``retry-after`` is honoured up to ``park``, and above that the run is parked. ``job_timeout``: a job that takes
-    longer is cancelled and its attempt counts as failed. ``withheld``: how long a finished job may take to show its
-    model. Every wait is spread by up to a fifth.
+    longer is cancelled and its attempt counts as failed; time in a queue counts, unless the queue is for the user's own
+    machines. ``withheld``: how long a finished job may take to show its model. Every wait is spread by up to a fifth.
     """
 
     poll: float = 0.5

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import json
+import shutil
 from collections.abc import Awaitable, Callable
 from concurrent.futures import Future
 from pathlib import Path
@@ -23,7 +25,7 @@ from daunce_api.backends.registry import capabilities_of, open_backend
 from daunce_api.config import RunConfig
 from daunce_api.dataset import Dataset
 from daunce_api.errors import ConfigurationError, RejectedError, TransientError
-from daunce_api.tokens import EncodedExample
+from daunce_api.tokens import EncodedExample, encode_example
 
 DATA = Dataset.from_records(records(24))
 HYPERPARAMETERS = {"n_epochs": 2, "batch_size": 5, "learning_rate": 5e-3, "lora_rank": 4, "lora_alpha": 8}
@@ -263,6 +265,58 @@ def test_options_are_checked(config: Callable[..., RunConfig]):
         options_of(config(objective="influence"))
     with pytest.raises(ConfigurationError, match="did you mean dtype"):
         options_of(config(dtpe="float32"))
+    with pytest.raises(ConfigurationError, match="gpus: 0 hides every GPU"):
+        options_of(config(engine="ray", device="cuda", ray={"gpus": 0}))
+    with pytest.raises(ConfigurationError, match="Use device: cuda"):
+        options_of(config(engine="ray", device="cuda:1"))
+
+
+@pytest.mark.parametrize(
+    ("device", "given", "gpus"),
+    [("cpu", {}, 0), ("cuda", {}, 1), ("cuda", {"gpus": 0.5}, 0.5), ("cpu", {"gpus": 2}, 2)],
+)
+def test_a_task_on_ray_gets_the_gpu_that_its_device_needs(
+    config: Callable[..., RunConfig], monkeypatch: pytest.MonkeyPatch, device: str, given: dict[str, float], gpus: float
+):
+    asked: list[float] = []
+    monkeypatch.setattr("daunce_api.backends.local.workshop.RayEngine", lambda **o: asked.append(o["gpus"]))
+    assert Workshop(config(engine="ray", device=device, ray=given)).engine is None
+    assert asked == [gpus]
+
+
+async def test_a_device_that_is_not_there_ends_the_run_before_anything_is_trained(config: Callable[..., RunConfig]):
+    chosen = config(device="xpu:7")
+    async with LocalTrainer(Workshop(chosen, ScriptedEngine())) as trainer:
+        with pytest.raises(RejectedError, match="'xpu:7' is not there; torch has: cpu"):
+            await trainer.model_info(chosen.backend.model)
+    with pytest.raises(ConfigurationError, match="'nonsense' is not there"):
+        LanguageModel.load(chosen.backend.model, device="nonsense")
+
+
+async def test_members_are_trained_with_the_tokenizer_of_the_config(
+    config: Callable[..., RunConfig], model: LanguageModel, tmp_path: Path
+):
+    # Another tokenizer of the same model: its letters have other ids.
+    other = tmp_path / "tokenizer"
+    shutil.copytree(model.tokenizer.folder, other)
+    content = json.loads((other / "tokenizer.json").read_text())
+    content["model"]["vocab"] = {letter: 255 - i for letter, i in content["model"]["vocab"].items()}
+    (other / "tokenizer.json").write_text(json.dumps(content))
+    losses = []
+    for name, given in (("own", None), ("other", str(other))):
+        chosen = config(engine="thread")
+        backend = chosen.backend.model_copy(update={"tokenizer": given})
+        chosen = chosen.model_copy(update={"run_dir": tmp_path / name, "backend": backend})
+        engine = ScriptedEngine()
+        async with LocalTrainer(Workshop(chosen, engine)) as trainer:
+            done = await finished(trainer, (await submit(trainer, 0, model=chosen.backend.model)).id)
+            assert done[0].status is JobStatus.SUCCEEDED
+        (task,) = engine.tasks
+        trained = tasks.read_examples(DATA.training_file(range(3), "last"), tasks.loaded(task.model))
+        scored = Workshop(chosen).kit.tokenizer()
+        assert [e.ids for e in trained] == [encode_example(e, scored).ids for e in DATA[:3]]
+        losses.append(trained[0].ids)
+    assert losses[0] != losses[1]
 
 
 async def test_the_registry_opens_it(config: Callable[..., RunConfig]):

@@ -229,9 +229,11 @@ def test_members_are_split_by_memory_and_by_steps_and_keep_their_order(
         return original(model, members, *rest, **options)
 
     monkeypatch.setattr(tasks, "train_members", spy)
+    plan = tasks.plan_memory
+    monkeypatch.setattr(tasks, "plan_memory", lambda *a, wanted, **o: plan(*a, wanted=min(wanted, 3), **o))
     counts = [20, 20, 9, 20, 20, 20]
     members = tuple(MemberTask(f"m{k}", data.training_file(range(n), "last"), k) for k, n in enumerate(counts))
-    task = TrainTask(ModelSpec(str(model_folder)), SHORT, Objective(), members, at_once=3)
+    task = TrainTask(ModelSpec(str(model_folder)), SHORT, Objective(), members)
     results = run_train(task)
     assert [r.key for r in results] == [f"m{k}" for k in range(6)]
     assert sizes == [3, 2, 1]

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -71,6 +74,58 @@ def test_errors_of_a_task_arrive_as_themselves(engine: RayEngine):
 
     with pytest.raises(DataError, match="a problem"):
         engine.submit(fails, 0).result(timeout=120)
+
+
+CONNECT = """
+import functools, sys
+import ray
+from ray._private import services
+from daunce_api.backends.local.engines import RayEngine
+from daunce_api.errors import ConfigurationError
+
+services.find_gcs_addresses = functools.cache(set)
+services.find_bootstrap_address = lambda _: None
+try:
+    engine = RayEngine(address=sys.argv[1] or None, cpus=1, gpus=0, retries=0)
+except ConfigurationError as error:
+    print("refused:", error)
+else:
+    print("workers:", engine.workers)
+    engine.close()
+    print("left:", not ray.is_initialized())
+"""
+
+
+def connect(address: str, **environment: str) -> str:
+    """What a process without a cluster of its own says of an address. It finds no other cluster of this machine."""
+    inherited = {k: v for k, v in os.environ.items() if k != "RAY_ADDRESS"}
+    done = subprocess.run(
+        [sys.executable, "-c", CONNECT, address],
+        check=False,
+        env=inherited | environment,
+        capture_output=True,
+        text=True,
+        timeout=200,
+    )
+    return done.stdout or done.stderr
+
+
+def test_a_given_cluster_is_used_and_left_running(engine: RayEngine):
+    address = ray.get_runtime_context().gcs_address
+    assert connect(address) == "workers: 2\nleft: True\n"
+    assert connect("auto", RAY_ADDRESS=address) == "workers: 2\nleft: True\n"
+    assert engine.submit(lambda x: 2 * x, 3).result(timeout=120) == 6
+
+
+def test_a_cluster_that_is_not_there_is_refused_soon():
+    with socket.socket() as taken:  # nothing listens there
+        taken.bind(("127.0.0.1", 0))
+        dead = f"127.0.0.1:{taken.getsockname()[1]}"
+        for answer in (connect(dead), connect(f"ray://{dead}"), connect("auto", RAY_ADDRESS=dead)):
+            assert answer.startswith("refused: the Ray cluster at '")
+            assert dead in answer
+            assert "Connection refused" in answer
+    assert connect("auto").startswith("refused: the Ray cluster at 'auto' cannot be reached")
 
 
 def test_tasks_that_fit_nowhere_are_refused(engine: RayEngine):

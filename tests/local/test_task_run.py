@@ -20,7 +20,13 @@ from daunce_api.backends.local.classifier import Classifier, ClassifierSettings
 from daunce_api.backends.local.member_work import MemberTask
 from daunce_api.backends.local.options import classifier_settings_of, options_of
 from daunce_api.backends.local.task import ClassifierTask, Material, TaskSpec, load_task
-from daunce_api.backends.local.task_work import TaskScoring, TaskTraining, run_task_scoring, run_task_training
+from daunce_api.backends.local.task_work import (
+    TaskScoring,
+    TaskTraining,
+    check_task,
+    run_task_scoring,
+    run_task_training,
+)
 from daunce_api.backends.objective import Objective
 from daunce_api.errors import ConfigurationError, DataError, RejectedError, StoreError
 from daunce_api.report.page import write_report
@@ -240,6 +246,13 @@ def test_options_that_do_not_fit_a_task_are_refused(content: Any, folder: Path):
     for options, problem in (({"dtype": "bfloat16"}, "language models"), ({"fine_tuning": "full"}, "language models")):
         with pytest.raises(ConfigurationError, match=problem):
             options_of(RunConfig.from_mapping(content("mlp", **options), base=folder))
+    named = content("mlp")
+    named["backend"]["tokenizer"] = "gpt-4o"
+    with pytest.raises(ConfigurationError, match="tokenizer is for language models"):
+        options_of(RunConfig.from_mapping(named, base=folder))
+    spec = TaskSpec("digits_task.py:mlp", str(folder), inputs=str(folder / "digits.npz"), device="cuda:9")
+    with pytest.raises(ConfigurationError, match=r"'cuda:9' is not there; torch has: cpu"):
+        check_task(spec)
     with pytest.raises(RejectedError, match="lora_rank"):
         classifier_settings_of({"lora_rank": 3})
     with pytest.raises(RejectedError, match="momentum"):

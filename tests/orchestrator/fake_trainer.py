@@ -81,6 +81,7 @@ class FakeProvider:
     states: Callable[[JobRequest], tuple[JobStatus, ...]] = lambda request: HAPPY
     refuses: Callable[[JobRequest], bool] = lambda request: False
     listing_lag: float = 0.0
+    own_queue: bool = False
     max_concurrent: int = 3
     upload_seconds: float = 0.0
     trained_tokens: int | None = 100
@@ -138,6 +139,7 @@ class FakeTrainer:
             provider="fake",
             max_concurrent_jobs=self.provider.max_concurrent,
             listing_lag_seconds=self.provider.listing_lag,
+            own_queue=self.provider.own_queue,
         )
 
     async def __aenter__(self) -> Self:

@@ -411,6 +411,24 @@ def test_a_stuck_job_is_cancelled_and_tried_again(world: World) -> None:
     assert world.provider.jobs["job-0"].status is CANCELLED
 
 
+@pytest.mark.parametrize(("own_queue", "attempt"), [(False, 2), (True, 1)])
+def test_a_long_queue_for_ones_own_machines_is_waited_for(world: World, own_queue: bool, attempt: int) -> None:
+    def states(request: JobRequest) -> tuple[JobStatus, ...]:
+        return (*[QUEUED] * 40, RUNNING, JobStatus.SUCCEEDED) if request.key == "abc-m0-a1" else HAPPY
+
+    world.provider.states = states
+    world.provider.own_queue = own_queue
+    assert world.run(job_timeout=100.0).models[0] == f"ft-abc-m0-a{attempt}"
+    assert world.provider.clock.now() > 100
+
+
+def test_a_job_that_runs_too_long_is_cancelled_however_long_it_was_queued(world: World) -> None:
+    world.provider.states = lambda r: (*[QUEUED] * 40, RUNNING) if r.key == "abc-m0-a1" else HAPPY
+    world.provider.own_queue = True
+    assert world.run(job_timeout=100.0).models[0] == "ft-abc-m0-a2"
+    assert world.provider.jobs["job-0"].status is CANCELLED
+
+
 def test_a_stuck_job_that_cannot_be_cancelled_is_given_up(world: World) -> None:
     world.provider.states = lambda r: (RUNNING,) if r.key == "abc-m0-a1" else HAPPY
     create = world.provider.create

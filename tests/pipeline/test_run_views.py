@@ -53,7 +53,7 @@ def test_quality_comes_with_its_interval_and_failures_with_their_reasons(
     known = replace(state, self_lds=SelfLDS(0.625, 0.5, 0.75, "whitened", 8, 0.5, 0.8, None))
     monkeypatch.setattr(run, "status", lambda: known)
     view = run._repr_html_()
-    assert "self_lds 0.62 (95 % interval 0.50 to 0.75)" in view
+    assert "self_lds 0.62 (95 % interval 0.50 to 0.75; a rough guess below 20 members)" in view
     assert "member 2: 4 jobs failed: &lt;out of memory&gt;" in view
     many = dict(replace(state, failures=tuple(f"member {k}: gone" for k in range(9))).rows())
     assert many["given up"] == "member 0: gone; member 1: gone; member 2: gone; and 6 more"

@@ -2,15 +2,14 @@
 
 All that is asked of a model is a factory of ``torch.nn.Module`` whose call maps inputs (B, ...) to logits (B, classes).
 Members' parameters are stacked along a first axis and the module runs under ``torch.func.vmap``: one batched product a
-layer serves all of them. Modules that vmap cannot run are trained one at a time, with the same numbers.
+layer serves all of them. Modules that vmap cannot run, that draw random numbers (dropout) or that are faster so are
+trained one at a time, with the same numbers.
 """
 
 from __future__ import annotations
 
-import copy
-import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Literal, Protocol
 
@@ -18,84 +17,40 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
-from torch.func import functional_call, vmap
-from torch.nn.functional import one_hot
+from torch.func import vmap
 
 from ...errors import ConfigurationError, RejectedError
 from ..objective import Objective, noise
-from ..randomness import ORDER, stream
-from .memory import default_limit
-from .objectives import combine
+from ..randomness import DROPOUT, ORDER, stream
+from .class_losses import ExampleLoss, example_cross_entropy, margin, perturbed_loss
+from .recipes import ClassifierSettings
 from .stacked import run_layers, stacked_layers
+from .tied import TiedNames
+from .together import members_at_once, one_at_a_time
+
+__all__ = ["Classifier", "ClassifierSettings", "Members", "State", "example_cross_entropy", "margin"]
 
 State = dict[str, Tensor]
-ExampleLoss = Callable[[Tensor, Tensor], Tensor]
-"""(logits (B, classes), labels (B,)) -> losses (B,), in nats."""
-
 SUBSET = Objective()
-CPU_BYTES = 64 << 20
-"""Parameters, optimiser state and activations of the members trained at once on a CPU: more leaves its caches."""
-
-
-def example_cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
-    """-log p_y of each example (B,)."""
-    # For few classes this takes a third of the time of torch's cross_entropy, forward and backward.
-    return logits.logsumexp(1) - logits.gather(1, labels[:, None])[:, 0]
-
-
-def margin(logits: Tensor, labels: Tensor) -> Tensor:
-    """log p_y - log(1 - p_y) of each example (B,)."""
-    own = logits.gather(1, labels[:, None])
-    others = logits.scatter(1, labels[:, None], -torch.inf)
-    return own[:, 0] - others.logsumexp(1)
-
-
-@dataclass(frozen=True, slots=True)
-class ClassifierSettings:
-    """SGD (with momentum) or AdamW. ``schedule`` lowers the rate to 0 over all steps, or keeps it."""
-
-    n_epochs: int = 1
-    batch_size: int = 25
-    learning_rate: float = 0.1
-    optimizer: Literal["sgd", "adamw"] = "sgd"
-    momentum: float = 0.0
-    weight_decay: float = 0.0
-    schedule: Literal["constant", "linear", "cosine"] = "constant"
-
-    def __post_init__(self) -> None:
-        good = {
-            "n_epochs": self.n_epochs >= 1,
-            "batch_size": self.batch_size >= 1,
-            "learning_rate": self.learning_rate > 0,
-            "momentum": 0 <= self.momentum < 1,
-            "weight_decay": self.weight_decay >= 0,
-            "optimizer": self.optimizer in ("sgd", "adamw"),
-            "schedule": self.schedule in ("constant", "linear", "cosine"),
-        }
-        wrong = [f"{name}: {getattr(self, name)}" for name, fits in good.items() if not fits]
-        if wrong:
-            raise ConfigurationError(f"training settings out of range: {', '.join(wrong)}")
-
-    def rate(self, step: int, total: int) -> float:
-        """Learning rate of a step (from 0), at the middle of its share of the schedule."""
-        t = (step + 0.5) / total
-        factor = {"constant": 1.0, "linear": 1 - t, "cosine": (1 + math.cos(math.pi * t)) / 2}[self.schedule]
-        return self.learning_rate * factor
 
 
 @dataclass(frozen=True)
 class Members:
-    """K trained models: parameters and buffers, each stacked along a first axis."""
+    """K trained models: parameters and buffers, each stacked along a first axis. Weights that a model holds under
+    several names are here once, under the first; ``tied`` has the others."""
 
     parameters: State
     buffers: State
+    tied: Mapping[str, str] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(next(iter(self.parameters.values())))
 
     def state(self, member: int) -> State:
         """State dict of one member, for ``load_state_dict``."""
-        return {n: t[member].detach().clone() for n, t in (self.parameters | self.buffers).items()}
+        own = self.parameters | self.buffers
+        names = {**{n: n for n in own}, **self.tied}
+        return {n: own[held][member].detach().clone() for n, held in names.items()}
 
 
 class EpochView(Protocol):
@@ -127,7 +82,8 @@ class Classifier:
         self._device = torch.device(device)
         self._limit = memory_limit
         self._skeleton = model_factory().to(self._device)
-        self._together: bool | None = None
+        self._names = TiedNames(self._skeleton)
+        self._together: dict[bool, bool] = {}
         self._layers = stacked_layers(self._skeleton, frozenset(name for name, _ in self._skeleton.named_parameters()))
 
     def fresh(self, seed: int) -> State:
@@ -158,7 +114,8 @@ class Classifier:
         Every member starts at ``start`` (the target model, or a common base), or where None at fresh weights of its
         own seed. With a perturbed ``objective`` (it needs ``start``) the model runs in evaluation mode, so that an
         example's logits do not depend on its batch. Members do not depend on which others are trained beside them,
-        but for float32 round-off. Raises ConfigurationError, and RejectedError where a loss is not finite.
+        but for float32 round-off; a model that draws random numbers in training draws each member's own. Raises
+        ConfigurationError, and RejectedError where a loss is not finite.
         """
         sizes = inclusion_KN.sum(axis=1)
         if len(seeds) != len(inclusion_KN) or inclusion_KN.shape[1] != len(inputs):
@@ -179,24 +136,25 @@ class Classifier:
         start: State | None = None,
         objective: Objective = SUBSET,
         memory_limit: int | None = None,
-        at_once: int | None = None,
         after_epoch: EpochView | None = None,
     ) -> Members:
-        """:meth:`train` with each member's examples as positions (K, n). ``memory_limit`` replaces the constructor's,
-        ``at_once`` bounds the members trained together further. The members that ``after_epoch``
-        is shown go on changing."""
+        """:meth:`train` with each member's examples as positions (K, n). ``memory_limit`` replaces the constructor's.
+        The members that ``after_epoch`` is shown go on changing."""
         if objective.perturbed and start is None:
             raise ConfigurationError(f"objective {objective.kind} perturbs around a start: give start=")
         inputs, labels = inputs.to(self._device), labels.to(self._device)
         reference = self._logits_of(start, inputs) if objective.perturbed and start is not None else None
-        fitting = self._at_once(inputs[: settings.batch_size], settings, memory_limit) if self._can_batch(inputs) else 1
-        at_once = min(fitting, at_once or fitting)
+        together = not one_at_a_time(self._skeleton, self._device) and self._can_batch(
+            inputs, training=not objective.perturbed
+        )
+        at_once = self._at_once(inputs[: settings.batch_size], settings, memory_limit) if together else 1
         parts = []
         for first in range(0, len(seeds), at_once):
             chunk = slice(first, first + at_once)
             members = self._stacked([start] * len(seeds[chunk]) if start else self._fresh(seeds[chunk]))
             with torch.random.fork_rng():
-                torch.manual_seed(seeds[first])  # for dropout in the model
+                # For dropout: such a model is alone here.
+                torch.manual_seed(int(stream(seeds[first], DROPOUT).integers(2**63)))
                 shown = None if after_epoch is None else partial(after_epoch, first=first, members=members)
                 self._fit(
                     members, inputs, labels, subset_Kn[chunk], seeds[chunk], settings, objective, reference, shown
@@ -205,6 +163,7 @@ class Classifier:
         return Members(
             {n: torch.cat([p.parameters[n] for p in parts]) for n in parts[0].parameters},
             {n: torch.cat([p.buffers[n] for p in parts]) for n in parts[0].buffers},
+            self._names.others,
         )
 
     def measure(self, members: Members, inputs: Tensor, labels: Tensor, *, batch: int = 512) -> NDArray[np.float64]:
@@ -244,36 +203,39 @@ class Classifier:
             return
         for k in range(len(members)):
             state = {n: t[k] for n, t in (members.parameters | members.buffers).items()}
-            yield functional_call(self._skeleton, state, (x,))
+            yield self._names.call(state, x)
 
     def _logits_of(self, state: Mapping[str, Tensor], inputs: Tensor, batch: int = 512) -> Tensor:
         self._skeleton.eval()
-        held = {n: t.to(self._device) for n, t in state.items()}
+        held = {n: t.to(self._device) for n, t in self._names.once(state).items()}
         with torch.no_grad():
-            parts = [functional_call(self._skeleton, held, (x,)) for x in torch.split(inputs, batch)]
+            parts = [self._names.call(held, x) for x in torch.split(inputs, batch)]
         return torch.cat(parts)
 
     def _stacked(self, states: Sequence[State]) -> Members:
         names = dict(self._skeleton.named_parameters())
-        stacked = {n: torch.stack([s[n] for s in states]).to(self._device) for n in states[0]}
+        stacked = {n: torch.stack([s[n] for s in states]).to(self._device) for n in self._names.once(states[0])}
         parameters = {n: t.requires_grad_() for n, t in stacked.items() if n in names}
-        return Members(parameters, {n: t for n, t in stacked.items() if n not in names})
+        return Members(parameters, {n: t for n, t in stacked.items() if n not in names}, self._names.others)
 
-    def _forward(self, members: Members, x: Tensor) -> Tensor:
+    def _held(self, members: Members) -> list[Tensor]:
+        """The module's own parameters and buffers, made those of a single member, in the same memory; returns the
+        parameters. A member that is alone is trained so: an indirect call costs a tenth more."""
+        for name, tensor in (*self._skeleton.named_parameters(), *self._skeleton.named_buffers()):
+            stacked = members.parameters.get(name, members.buffers.get(name))
+            if stacked is not None:
+                tensor.data = stacked.detach()[0]
+        return [parameter.requires_grad_() for parameter in self._skeleton.parameters()]
+
+    def _forward(self, weights: State, buffers: State, x: Tensor) -> Tensor:
         """Logits (K, B, classes) of inputs (K, B, ...); running statistics in the buffers are updated in place."""
-        if len(members) == 1:
-            state = {n: t[0] for n, t in (members.parameters | members.buffers).items()}
-            logits: Tensor = functional_call(self._skeleton, state, (x[0],))
-            return logits[None]
-
         if self._layers is not None:
-            return run_layers(self._layers, members.parameters, x)
+            return run_layers(self._layers, weights, x)
 
         def one(parameters: State, buffers: State, inputs: Tensor) -> Tensor:
-            out: Tensor = functional_call(self._skeleton, (parameters, buffers), (inputs,))
-            return out
+            return self._names.call(parameters | buffers, inputs)
 
-        together: Tensor = vmap(one, randomness="different")(members.parameters, members.buffers, x)
+        together: Tensor = vmap(one)(weights, buffers, x)
         return together
 
     def _fit(
@@ -289,11 +251,12 @@ class Classifier:
         after_epoch: Callable[[int], None] | None,
     ) -> None:
         randoms = [stream(seed, ORDER) for seed in seeds]
-        xi = [torch.from_numpy(noise(len(s), seed)).to(inputs) for s, seed in zip(subsets, seeds, strict=True)]
+        xi = [torch.from_numpy(noise(len(s), seed)) for s, seed in zip(subsets, seeds, strict=True)]
         n = len(subsets[0])
         steps_per_epoch = -(-n // settings.batch_size)
         total = settings.n_epochs * steps_per_epoch
-        optimizer = _optimizer(list(members.parameters.values()), settings)
+        alone = len(members) == 1
+        optimizer = _optimizer(self._held(members) if alone else list(members.parameters.values()), settings)
         self._skeleton.train(not objective.perturbed)
         step = 0
         for epoch in range(1, settings.n_epochs + 1):
@@ -301,14 +264,14 @@ class Classifier:
             for first in range(0, n, settings.batch_size):
                 within = order[:, first : first + settings.batch_size]
                 chosen = torch.from_numpy(np.take_along_axis(subsets, within, 1)).to(self._device)
-                z, y = self._forward(members, _rows(inputs, chosen)), _rows(labels, chosen)
+                x, y = _rows(inputs, chosen), _rows(labels, chosen)
+                z = self._skeleton(x[0])[None] if alone else self._forward(members.parameters, members.buffers, x)
                 if reference is None:
                     loss = self._loss(z.flatten(0, 1), y.flatten())
                 else:
-                    drawn = torch.stack([v[torch.from_numpy(i)] for v, i in zip(xi, within, strict=True)])
-                    loss = _perturbed(
-                        objective, z.flatten(0, 1), y.flatten(), reference[chosen.flatten()], drawn.flatten()
-                    )
+                    drawn = torch.cat([v[torch.from_numpy(i)] for v, i in zip(xi, within, strict=True)])
+                    z_0 = reference[chosen.flatten()]
+                    loss = perturbed_loss(objective, self._loss, z.flatten(0, 1), y.flatten(), z_0, drawn.to(z_0))
                 (loss.sum() / within.shape[1]).backward()
                 for group in optimizer.param_groups:
                     group["lr"] = settings.rate(step, total)
@@ -322,42 +285,24 @@ class Classifier:
             if not bool(tensor.isfinite().all()):
                 raise RejectedError("training diverged: weights are not finite. Use a smaller learning rate.")
 
-    def _can_batch(self, inputs: Tensor) -> bool:
-        """Whether vmap runs this module: tried once, with two members on two examples."""
-        if self._together is None:
+    def _can_batch(self, inputs: Tensor, *, training: bool) -> bool:
+        """Whether vmap runs this module in this mode: tried once, with two members on two examples. It runs none that
+        draws random numbers, whose members would depend on one another."""
+        if training not in self._together:
             pair = self._stacked(self._fresh([0, 1]))
-            self._skeleton.train()
+            self._skeleton.train(training)
             sample = (
                 inputs[:2].expand(2, *inputs[:2].shape) if len(inputs) > 1 else inputs[None].expand(2, *inputs.shape)
             )
             try:
-                self._forward(pair, sample)
-                self._together = True
+                self._forward(pair.parameters, pair.buffers, sample)
+                self._together[training] = True
             except (RuntimeError, ValueError, TypeError):
-                self._together = False
-        return self._together
+                self._together[training] = False
+        return self._together[training]
 
     def _at_once(self, sample: Tensor, settings: ClassifierSettings, given: int | None) -> int:
-        limit = given or self._limit or (CPU_BYTES if self._device.type == "cpu" else default_limit(self._device, 1))
-        return max(1, limit // self.bytes_per_member(sample, settings))
-
-    def bytes_per_member(self, sample: Tensor, settings: ClassifierSettings) -> int:
-        """Estimate of what one member takes in training on a batch like ``sample``: weights, gradient, optimiser state,
-        activations (counted), and a quarter for what lives only during a pass."""
-        model = copy.deepcopy(self._skeleton).train()
-        weights = sum(p.nbytes for p in model.parameters())
-        own = {t.untyped_storage().data_ptr() for t in (*model.parameters(), *model.buffers())}
-        saved: dict[int, int] = {}
-
-        def count(tensor: Tensor) -> Tensor:
-            if tensor.untyped_storage().data_ptr() not in own:
-                saved[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
-            return tensor
-
-        with torch.autograd.graph.saved_tensors_hooks(count, lambda t: t):
-            logits = model(sample)
-        states = 2 if settings.optimizer == "adamw" else int(settings.momentum > 0)
-        return (2 + states) * weights + int(1.25 * (sum(saved.values()) + logits.nbytes)) + sample.nbytes
+        return members_at_once(self._skeleton, sample, settings, self._device, given or self._limit)
 
 
 def _optimizer(parameters: list[Tensor], settings: ClassifierSettings) -> torch.optim.Optimizer:
@@ -371,10 +316,3 @@ def _optimizer(parameters: list[Tensor], settings: ClassifierSettings) -> torch.
 def _rows(values: Tensor, chosen: Tensor) -> Tensor:
     """``values[chosen]``; on a CPU several times as fast."""
     return values.index_select(0, chosen.flatten()).view(*chosen.shape, *values.shape[1:])
-
-
-def _perturbed(objective: Objective, logits: Tensor, labels: Tensor, logits_0: Tensor, xi: Tensor) -> Tensor:
-    onehot = one_hot(labels, logits.shape[1])
-    shift = ((logits_0.softmax(1) - onehot) * (logits - logits_0)).sum(1)
-    nats, nats_0 = example_cross_entropy(logits, labels), example_cross_entropy(logits_0, labels)
-    return combine(objective, nats, margin(logits, labels), shift, nats_0, margin(logits_0, labels), xi)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import socket
 import threading
 import time
 from collections.abc import Callable
@@ -12,6 +13,8 @@ from concurrent.futures.process import BrokenProcessPool
 from typing import Any, Protocol, TypeVar
 
 from ...errors import ConfigurationError, MissingExtraError, TransientError
+
+_PROBE_SECONDS = 10.0
 
 ArgumentT = TypeVar("ArgumentT")
 ResultT = TypeVar("ResultT")
@@ -108,10 +111,12 @@ class RayEngine:
         self._ray = ray
         self._own = not ray.is_initialized()
         if self._own:
+            named = os.environ.get("RAY_ADDRESS")
+            _check_address(named if named and address in (None, "auto") else address)
             try:
                 ray.init(address=address, log_to_driver=False, include_dashboard=False, logging_level="ERROR")
             except (ConnectionError, RuntimeError, ValueError) as error:
-                raise ConfigurationError(f"the Ray cluster at {address!r} cannot be reached: {error}") from error
+                raise _unreachable(address, error) from error
         total = ray.cluster_resources()
         fits = [total.get("CPU", 0) / cpus if cpus else None, total.get("GPU", 0) / gpus if gpus else None]
         self.workers = int(min(f for f in fits if f is not None))
@@ -129,6 +134,24 @@ class RayEngine:
         if self._own:
             self._ray.shutdown()
             self._own = False
+
+
+def _check_address(address: str | None) -> None:
+    """Raises ConfigurationError where nothing listens at ``host:port``, which Ray itself would look for in more than a
+    minute and then end this process."""
+    host, _, port = (address or "").removeprefix("ray://").rpartition(":")
+    if host and port.isdigit():
+        try:
+            socket.create_connection((host.strip("[]"), int(port)), timeout=_PROBE_SECONDS).close()
+        except (OSError, OverflowError) as error:
+            raise _unreachable(address, error) from error
+
+
+def _unreachable(address: str | None, error: Exception) -> ConfigurationError:
+    return ConfigurationError(
+        f"the Ray cluster at {address!r} cannot be reached: {error}. Check backend.options.ray.address, or leave it "
+        "out for a cluster on this machine. What was trained is kept."
+    )
 
 
 def _translated(inner: Future[ResultT], *lost: type[Exception]) -> Future[ResultT]:

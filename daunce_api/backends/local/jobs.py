@@ -23,7 +23,8 @@ _OWN_MODEL = re.compile(r"ft-[0-9a-f]{20}(-e[1-9][0-9]{0,5})?")
 @dataclass(frozen=True, slots=True)
 class JobRecord:
     """One job. ``group`` names the jobs that it is trained with, fixed when training starts: a batch that was
-    interrupted is repeated with the same members, and so gives the same numbers."""
+    interrupted is repeated with the same members, and so gives the same numbers. ``number`` counts the jobs of a run in
+    the order of their submission."""
 
     id: str
     key: str
@@ -35,6 +36,7 @@ class JobRecord:
     error: str | None = None
     trained_tokens: int | None = None
     group: tuple[str, ...] = field(default=())
+    number: int = 0
 
     @property
     def public(self) -> Job:
@@ -74,7 +76,7 @@ class JobFolder:
     def job_id(self, key: str) -> str:
         return f"job-{hashlib.sha256(key.encode()).hexdigest()[:20]}"
 
-    def create(self, request: JobRequest) -> JobRecord:
+    def create(self, request: JobRequest, number: int) -> JobRecord:
         record = JobRecord(
             self.job_id(request.key),
             request.key,
@@ -82,6 +84,7 @@ class JobFolder:
             request.file_id,
             request.seed,
             dict(request.hyperparameters),
+            number=number,
         )
         self.write(record)
         return record

@@ -11,6 +11,7 @@ from typing import Any, Protocol
 from ...config import RunConfig
 from ...tokens import EncodedExample, LocalTokenizer, Tokenizer
 from .adapters import CONFIG
+from .devices import check_device
 from .full import is_full
 from .member_work import Files, MemberTask
 from .models import resolve_model
@@ -27,6 +28,10 @@ from .task_tokens import TaskTokenizer
 from .task_work import WEIGHTS, TaskScoring, TaskTraining, check_task, run_task_scoring, run_task_training
 from .tasks import ScoreTask, TrainTask, run_score, run_train
 
+# What a run gains from larger groups, against later results: tests/benchmarks/RESULTS-local.md.
+_ADAPTERS = 8
+_CLASSIFIERS = 32
+
 
 @dataclass(frozen=True, slots=True)
 class Work:
@@ -42,6 +47,8 @@ class Kit(Protocol):
     hyperparameters: frozenset[str]
     prompts_per_request: int
     fingerprint: str
+    members_at_a_time: int
+    """Of a group, where the options do not say."""
     writes_folders: bool
     """Whether workers that share this machine's folders write a fine-tune themselves, because it is large."""
 
@@ -88,12 +95,14 @@ class LanguageKit:
 
     def __init__(self, config: RunConfig, options: LocalOptions) -> None:
         self._config, self._options = config, options
-        self._spec = spec = options.spec(config.backend.model)
+        own = config.backend.kind == "local"  # otherwise the tokenizer belongs to whoever trains
+        self._spec = spec = options.spec(config.backend.model, config.backend.tokenizer if own else None)
         self.hyperparameters = HYPERPARAMETERS[options.fine_tuning]
         self.prompts_per_request = 256
         self.fingerprint = (
             f"local:{spec.path}:{spec.device.partition(':')[0]}:{spec.dtype}:{spec.quantisation or 'plain'}"
         )
+        self.members_at_a_time = 1 if options.fine_tuning == "full" else _ADAPTERS
         self.writes_folders = options.fine_tuning == "full"
 
     @property
@@ -108,6 +117,8 @@ class LanguageKit:
 
     def check_base(self) -> None:
         resolve_model(self._config.backend.model)
+        if self._options.engine != "ray":  # the machines of a cluster have devices of their own
+            check_device(self._options.device)
 
     def check(self, hyperparameters: Mapping[str, Any]) -> None:
         settings_of(hyperparameters, self._options.fine_tuning)
@@ -123,7 +134,6 @@ class LanguageKit:
             objective_of(options, from_base=members[0].start is None),
             tuple(members),
             memory_limit=options.memory_limit,
-            at_once=options.members_at_a_time,
             workers=options.worker_count,
             checkpoints=_kept_epochs(self._config, members),
         )
@@ -142,6 +152,7 @@ class TaskKit:
         self.hyperparameters = CLASSIFIER_HYPERPARAMETERS
         self.prompts_per_request = 4096
         self.fingerprint = f"local:{self._spec.task}:{options.device.partition(':')[0]}"
+        self.members_at_a_time = _CLASSIFIERS
         self.writes_folders = False
 
     @property
@@ -169,7 +180,6 @@ class TaskKit:
             objective_of(options, from_base=members[0].start is None),
             tuple(members),
             memory_limit=options.memory_limit,
-            at_once=options.members_at_a_time,
             checkpoints=_kept_epochs(self._config, members),
         )
         return Work(run_task_training, task)

@@ -13,6 +13,7 @@ from torch import Tensor
 from ...errors import ConfigurationError, DataError
 from ...tokens import EncodedExample, LocalTokenizer
 from .adapters import load_adapter, save_adapter, target_modules
+from .devices import check_device
 from .full import check_trainable, is_full, load_full, save_full
 from .hot import HotFineTunes
 from .logprobs import Generation, TokenLogprobs, most_likely, read_logprobs, sample
@@ -49,22 +50,23 @@ class LanguageModel:
         device_map: str | Mapping[str, int | str] | None = None,
         quantisation: str | None = None,
         gradient_checkpointing: bool = False,
+        tokenizer: str | Path | None = None,
     ) -> LanguageModel:
         """Load ``daunce-tiny`` (embedded), ``smollm2-135m``, a Hugging Face folder or a Hugging Face id.
 
         ``device_map`` spreads a large model over several GPUs, ``quantisation`` (``8bit``, ``4bit``; bitsandbytes)
         shrinks the frozen weights, ``gradient_checkpointing`` computes activations twice instead of keeping them.
+        ``tokenizer`` is the folder of another tokenizer than the model's own.
         Raises ConfigurationError for an unknown model, device or dtype.
         """
         if dtype not in _DTYPES:
             raise ConfigurationError(f"dtype {dtype!r} is not known; use one of {', '.join(_DTYPES)}")
-        if device.startswith("cuda") and not torch.cuda.is_available():
-            raise ConfigurationError(f"device {device!r}: torch sees no CUDA device here. Use device: cpu.")
+        check_device(device)
         name, folder = resolve_model(path)
         model = load_causal_lm(
             folder, dtype=_DTYPES[dtype], device=device, device_map=device_map, quantisation=quantisation
         )
-        return cls(name, AdaptedModel(model, checkpointing=gradient_checkpointing), LocalTokenizer(folder))
+        return cls(name, AdaptedModel(model, checkpointing=gradient_checkpointing), LocalTokenizer(tokenizer or folder))
 
     @property
     def max_context(self) -> int:

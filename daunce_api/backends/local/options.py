@@ -12,8 +12,7 @@ from ...config import RunConfig
 from ...errors import ConfigurationError, RejectedError
 from ..objective import Objective
 from ..options import Options, parse_options
-from .classifier import ClassifierSettings
-from .recipes import FullSettings, LoraSettings
+from .recipes import ClassifierSettings, FullSettings, LoraSettings
 from .task import FRESH, TaskSpec
 from .tasks import ModelSpec
 
@@ -42,12 +41,12 @@ class RayOptions(Options):
 
     address: str | None = Field(None, description="auto, or a cluster's address; default: one on this machine")
     cpus: float = Field(1.0, ge=0, description="CPUs of a task (one batch of members)")
-    gpus: float = Field(0.0, ge=0, description="GPUs of a task")
+    gpus: float | None = Field(None, ge=0, description="GPUs of a task; default: one where device is cuda, else none")
     retries: int = Field(3, ge=0, description="times that a lost worker's task is run again")
 
     @model_validator(mode="after")
     def _needs_something(self) -> RayOptions:
-        if not (self.cpus or self.gpus):
+        if not self.cpus and self.gpus == 0:
             raise ValueError("a task needs CPUs or GPUs")
         return self
 
@@ -71,7 +70,12 @@ class LocalOptions(Options):
     inputs: str | None = Field(None, description="of a task: .npz (array x) or .npy; a record's prompt is a row number")
     engine: Literal["processes", "thread", "ray"] = Field("processes", description="where members are trained")
     workers: int | None = Field(None, ge=1, description="processes; default: one a core on the CPU, one on a GPU")
-    members_at_a_time: int | None = Field(None, ge=1, description="at most; default: as many as memory allows")
+    members_at_a_time: int | None = Field(
+        None,
+        ge=1,
+        description="members of one group, whose results arrive together; default: 8 adapters, 32 classifiers or one "
+        "full fine-tune, fewer where workers would have none. Memory decides how many of them are trained side by side",
+    )
     memory_limit_gib: float | None = Field(
         None, gt=0, description="of a worker, beside the model; default: half of what is free"
     )
@@ -89,7 +93,12 @@ class LocalOptions(Options):
         """:attr:`memory_limit_gib` in bytes."""
         return None if self.memory_limit_gib is None else int(self.memory_limit_gib * 2**30)
 
-    def spec(self, model: str) -> ModelSpec:
+    @property
+    def gpus_per_task(self) -> float:
+        """GPUs that a task takes of a Ray cluster, which hides all others from it."""
+        return self.ray.gpus if self.ray.gpus is not None else float(self.device.startswith("cuda"))
+
+    def spec(self, model: str, tokenizer: str | None = None) -> ModelSpec:
         """The model as a worker holds it."""
         return ModelSpec(
             path=model,
@@ -99,6 +108,7 @@ class LocalOptions(Options):
             quantisation=self.quantisation,
             gradient_checkpointing=self.gradient_checkpointing,
             threads=self.threads,
+            tokenizer=tokenizer,
         )
 
     def task_spec(self, config: RunConfig) -> TaskSpec:
@@ -145,6 +155,18 @@ def options_of(config: RunConfig) -> LocalOptions:
         raise ConfigurationError(f"backend.options.{unused[0]} is for language models; a task has no use for it.")
     if options.inputs and not options.task:
         raise ConfigurationError("backend.options.inputs belongs to a task: set backend.options.task too.")
+    if options.task and local and config.backend.tokenizer:
+        raise ConfigurationError("backend.tokenizer is for language models; a task reads its inputs itself.")
+    if options.engine == "ray" and options.device.startswith("cuda"):
+        if options.ray.gpus == 0:
+            raise ConfigurationError(
+                "backend.options.ray.gpus: 0 hides every GPU from a task that has device: cuda. Give it one, or a "
+                "share (0.5: two tasks on a GPU), or leave it out."
+            )
+        if options.device != "cuda":
+            raise ConfigurationError(
+                f"backend.options.device: {options.device}: Ray chooses each task's GPU. Use device: cuda."
+            )
     if options.device_map and options.engine != "thread":
         raise ConfigurationError(
             "backend.options.device_map spreads one copy of the model: use it with engine: thread."

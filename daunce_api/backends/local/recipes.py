@@ -1,9 +1,12 @@
-"""How a fine-tune is trained: what every kind has in common, and what is LoRA's or a full fine-tune's own."""
+"""How a fine-tune is trained: what language models have in common, what is LoRA's or a full fine-tune's own, and what a
+classifier takes."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Literal
 
 from ...errors import ConfigurationError
 
@@ -56,3 +59,36 @@ class FullSettings(Recipe):
     """Every weight of the model is trained."""
 
     learning_rate: float = 5e-5
+
+
+@dataclass(frozen=True, slots=True)
+class ClassifierSettings:
+    """Of a classifier: SGD (with momentum) or AdamW. ``schedule`` lowers the rate to 0 over all steps, or keeps it."""
+
+    n_epochs: int = 1
+    batch_size: int = 25
+    learning_rate: float = 0.1
+    optimizer: Literal["sgd", "adamw"] = "sgd"
+    momentum: float = 0.0
+    weight_decay: float = 0.0
+    schedule: Literal["constant", "linear", "cosine"] = "constant"
+
+    def __post_init__(self) -> None:
+        good = {
+            "n_epochs": self.n_epochs >= 1,
+            "batch_size": self.batch_size >= 1,
+            "learning_rate": self.learning_rate > 0,
+            "momentum": 0 <= self.momentum < 1,
+            "weight_decay": self.weight_decay >= 0,
+            "optimizer": self.optimizer in ("sgd", "adamw"),
+            "schedule": self.schedule in ("constant", "linear", "cosine"),
+        }
+        wrong = [f"{name}: {getattr(self, name)}" for name, fits in good.items() if not fits]
+        if wrong:
+            raise ConfigurationError(f"training settings out of range: {', '.join(wrong)}")
+
+    def rate(self, step: int, total: int) -> float:
+        """Learning rate of a step (from 0), at the middle of its share of the schedule."""
+        t = (step + 0.5) / total
+        factor = {"constant": 1.0, "linear": 1 - t, "cosine": (1 + math.cos(math.pi * t)) / 2}[self.schedule]
+        return self.learning_rate * factor

@@ -31,7 +31,7 @@ import torch
 from torch import Tensor, nn
 
 from ...errors import ConfigurationError, DataError
-from .classifier import ExampleLoss, example_cross_entropy
+from .class_losses import ExampleLoss, example_cross_entropy
 
 FRESH = "fresh"
 """As ``backend.model``: every fine-tune of the base starts from weights of its own seed."""

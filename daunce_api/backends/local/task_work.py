@@ -14,8 +14,10 @@ from safetensors.torch import load, load_file, save
 
 from ...errors import ConfigurationError, DaunceError, RejectedError
 from ..objective import Objective
-from .classifier import Classifier, ClassifierSettings, Members, State
+from .classifier import Classifier, Members, State
+from .devices import check_device
 from .member_work import Files, MemberResult, MemberTask, train_in_halves, training_records, wanted
+from .recipes import ClassifierSettings
 from .task import Material, TaskSpec, load_task
 
 WEIGHTS = "model.safetensors"
@@ -35,7 +37,6 @@ class TaskTraining:
     objective: Objective
     members: tuple[MemberTask, ...]
     memory_limit: int | None = None
-    at_once: int | None = None
     checkpoints: int = 0
 
 
@@ -53,6 +54,7 @@ def opened(spec: TaskSpec) -> tuple[Classifier, Material]:
     """The classifier and the data of a spec, in this process. Imports the task."""
     if spec.device == "cpu":
         torch.set_num_threads(spec.threads)
+    check_device(spec.device)
     task = load_task(spec)
     try:
         classifier = Classifier(task.model_factory, loss=task.loss, device=spec.device)
@@ -130,7 +132,6 @@ def _train(task: TaskTraining, group: Sequence[tuple[MemberTask, Records]]) -> l
         start=state,
         objective=task.objective,
         memory_limit=task.memory_limit,
-        at_once=task.at_once,
         after_epoch=after_epoch if task.checkpoints else None,
     )
     count = task.settings.n_epochs * IDS_PER_EXAMPLE

@@ -32,6 +32,7 @@ class ModelSpec:
     """A model and how a worker holds it; equal specs share one copy in a process.
 
     ``quantisation``: None, ``8bit`` or ``4bit`` (bitsandbytes, on CUDA). ``threads``: torch threads of the worker.
+    ``tokenizer``: folder of another tokenizer than the model's own.
     """
 
     path: str
@@ -41,20 +42,19 @@ class ModelSpec:
     quantisation: str | None = None
     gradient_checkpointing: bool = False
     threads: int = 1
+    tokenizer: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class TrainTask:
     """Members that are trained side by side. ``memory_limit`` in bytes beside the model; None: half of what is free,
-    shared by ``workers`` processes. ``at_once`` bounds the members in one batch further. ``checkpoints``: of how many
-    epochs before the last one the result is kept too."""
+    shared by ``workers`` processes. ``checkpoints``: of how many epochs before the last one the result is kept too."""
 
     model: ModelSpec
     settings: LoraSettings | FullSettings
     objective: Objective
     members: tuple[MemberTask, ...]
     memory_limit: int | None = None
-    at_once: int | None = None
     workers: int = 1
     checkpoints: int = 0
 
@@ -80,6 +80,7 @@ def loaded(spec: ModelSpec) -> LanguageModel:
         device_map=spec.device_map,
         quantisation=spec.quantisation,
         gradient_checkpointing=spec.gradient_checkpointing,
+        tokenizer=spec.tokenizer,
     )
 
 
@@ -190,7 +191,7 @@ def _train_lora(model: LanguageModel, task: TrainTask, group: Group) -> list[Mem
         model.adapted,
         shapes,
         settings.rank,
-        wanted=min(len(group), task.at_once or len(group)),
+        wanted=len(group),
         longest=max(len(e.ids) for _, examples in group for e in examples),
         limit=task.memory_limit or default_limit(device, task.workers),
         dropout=settings.dropout > 0,

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import asyncio
-import json
-from collections.abc import Iterable, Sequence
+import itertools
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from types import TracebackType
 from typing import Self
 
 from ...config import RunConfig
-from ...errors import ConfigurationError, DaunceError, RejectedError, TransientError
+from ...errors import ConfigurationError, DaunceError, RejectedError, StopError, TransientError
 from ..base import Job, JobRequest, JobStatus, ModelInfo, TrainerCapabilities
+from .engines import Engine
+from .groups import group_size, groups_of
 from .jobs import JobRecord, remove_folder
 from .kits import Work, kit_of
 from .member_work import MemberTask
@@ -19,29 +21,34 @@ from .options import options_of
 from .workshop import Workshop, adapter_files
 
 _JOBS_AT_ONCE = 64
-_GATHER_SECONDS = 0.05
+_QUEUED_AT_MOST = 2048
+_GATHER_SECONDS = 0.2
+_REFILL_SECONDS = 75.0
+"""A client looks at a job once in 60 to 72 seconds at the latest."""
 _LOST_WORKERS = 2
 _CHECKPOINTS = 100
 """As many as a config may ask for: every epoch's, if need be."""
 
 
 def trainer_capabilities(config: RunConfig) -> TrainerCapabilities:
-    """Many jobs at once, because members that wait together are trained together."""
+    """All jobs at once, because members that wait together are trained together; fewer where a rule may end the run."""
     options, kit = options_of(config), kit_of(config)
+    whole = 0 if config.ensemble.stop else min(config.ensemble.members, _QUEUED_AT_MOST)
     return TrainerCapabilities(
         provider="this machine" if options.engine != "ray" else "the Ray cluster",
-        max_concurrent_jobs=config.backend.max_concurrent_jobs or _JOBS_AT_ONCE,
+        max_concurrent_jobs=config.backend.max_concurrent_jobs or max(_JOBS_AT_ONCE, whole),
         hyperparameters=kit.hyperparameters,
         listing_lag_seconds=0.0,
         max_context_tokens=kit.context_tokens,
         checkpoints=_CHECKPOINTS,
+        own_queue=True,
         notes=(f"objective: {options.objective}",),
     )
 
 
 class LocalTrainer:
-    """Fine-tuning jobs on this machine. Jobs that wait together and agree in all but subset and seed are trained as
-    one batch a worker."""
+    """Fine-tuning jobs on this machine. Jobs that agree in all but subset and seed are trained in groups of a fixed
+    size (``groups``), one a worker at a time."""
 
     def __init__(self, workshop: Workshop) -> None:
         self._workshop = workshop
@@ -51,6 +58,8 @@ class LocalTrainer:
         self._batches: set[asyncio.Task[None]] = set()
         self._wake = asyncio.Event()
         self._dispatcher: asyncio.Task[None] | None = None
+        self._last_submit = 0.0
+        self._failure: DaunceError | None = None
 
     @property
     def capabilities(self) -> TrainerCapabilities:
@@ -59,7 +68,9 @@ class LocalTrainer:
     async def __aenter__(self) -> Self:
         self._workshop.enter()
         self._jobs = self._folder.read()
+        self._last_submit = asyncio.get_running_loop().time()
         self._dispatcher = asyncio.create_task(self._dispatch())
+        self._dispatcher.add_done_callback(self._ended)
         self._wake.set()
         return self
 
@@ -101,8 +112,10 @@ class LocalTrainer:
         self._workshop.kit.check(request.hyperparameters)
         if self._folder.file(request.file_id) is None:
             raise RejectedError(f"training file {request.file_id!r} does not exist")
-        record = self._folder.create(request)
+        number = 1 + max((r.number for r in self._jobs.values()), default=0)
+        record = self._folder.create(request, number)
         self._jobs[record.id] = record
+        self._last_submit = asyncio.get_running_loop().time()
         self._wake.set()
         return record.public
 
@@ -111,7 +124,12 @@ class LocalTrainer:
         return None if record is None else record.public
 
     async def get(self, job_id: str) -> Job:
-        return self._record(job_id).public
+        """Raises why jobs cannot be trained here (ConfigurationError where the workers cannot start) instead of showing
+        a job that would never be final; it stays queued for the next run."""
+        job = self._record(job_id).public
+        if self._failure is not None and not job.status.final:
+            raise self._failure
+        return job
 
     async def checkpoints(self, job_id: str) -> list[str]:
         """Models of the job after the epochs before its last one, as many as the config's ``ensemble.checkpoints`` asks
@@ -163,46 +181,63 @@ class LocalTrainer:
         return changed
 
     async def _dispatch(self) -> None:
+        loop = asyncio.get_running_loop()
         while True:
             await self._wake.wait()
-            # Jobs are submitted one by one; those that come now are trained together.
-            await asyncio.sleep(_GATHER_SECONDS)
             self._wake.clear()
-            engine = await asyncio.to_thread(lambda: self._workshop.engine) if self._queued() else None
-            free = engine.workers - len(self._batches) if engine else 0
-            for group in list(self._groups(free))[: max(0, free)]:
+            if not any(r.status == JobStatus.QUEUED for r in self._jobs.values()):
+                continue
+            engine = await asyncio.to_thread(lambda: self._workshop.engine)
+            quiet = loop.time() - self._last_submit
+            wait = _REFILL_SECONDS if self._more_will_come() else _GATHER_SECONDS
+            groups = self._groups(engine, partial=quiet >= wait)
+            for group in itertools.islice(groups, max(0, engine.workers - len(self._batches))):
                 names = tuple(r.id for r in group)
                 for record in group:
                     if record.status == JobStatus.QUEUED:
                         self._update(record, status=JobStatus.RUNNING, group=names)
-                task = asyncio.create_task(self._run(group))
+                task = asyncio.create_task(self._run(names))
                 self._batches.add(task)
                 task.add_done_callback(self._batch_done)
+            if quiet < wait:
+                loop.call_later(wait - quiet, self._wake.set)
+
+    def _ended(self, task: asyncio.Task[None]) -> None:
+        """A dispatcher or a batch that ended with an error of its own has left jobs that would never be final."""
+        error = None if task.cancelled() else task.exception()
+        if error is not None and self._failure is None:
+            if not isinstance(error, DaunceError):
+                error = StopError(
+                    f"jobs cannot go on here: {type(error).__name__}: {error}. What is finished is kept; run the same "
+                    "command again when the cause is mended."
+                )
+            self._failure = error
 
     def _batch_done(self, task: asyncio.Task[None]) -> None:
         self._batches.discard(task)
+        self._ended(task)
         self._wake.set()
 
-    def _queued(self) -> list[JobRecord]:
-        return [r for r in self._jobs.values() if r.status == JobStatus.QUEUED]
+    def _more_will_come(self) -> bool:
+        """Whether the client submits further members only when others are finished, and looks for that now and then."""
+        members = self._workshop.config.ensemble.members
+        return self.capabilities.max_concurrent_jobs < members and len(self._jobs) < members
 
-    def _groups(self, workers: int) -> Iterable[list[JobRecord]]:
-        """Queued jobs in batches: first interrupted batches, whole, so that they give the same numbers; then equal
-        jobs, spread evenly."""
-        fresh: dict[str, list[JobRecord]] = {}
-        again: dict[tuple[str, ...], list[JobRecord]] = {}
-        for record in self._queued():
-            if record.group:
-                again[record.group] = [self._jobs[name] for name in record.group if name in self._jobs]
-            else:
-                alike = json.dumps([record.model, dict(record.hyperparameters)], sort_keys=True)
-                fresh.setdefault(alike, []).append(record)
-        yield from again.values()
-        for records in fresh.values():
-            size = -(-len(records) // max(1, workers))
-            yield from (records[i : i + size] for i in range(0, len(records), size))
+    def _groups(self, engine: Engine, *, partial: bool) -> Iterator[list[JobRecord]]:
+        workshop = self._workshop
+        size = group_size(
+            workshop.config,
+            workshop.options,
+            workshop.kit.members_at_a_time,
+            workers=engine.workers,
+            jobs_at_once=self.capabilities.max_concurrent_jobs,
+        )
+        from_target = workshop.config.ensemble.start_from == "target"
+        # A list: jobs change while the groups are started.
+        return iter([*groups_of(self._jobs, size, base=workshop.model, target_is_trained=from_target, partial=partial)])
 
-    async def _run(self, records: Sequence[JobRecord]) -> None:
+    async def _run(self, names: Sequence[str]) -> None:
+        records = [self._jobs[name] for name in names if name in self._jobs]
         try:
             work, records = await asyncio.to_thread(self._work, records)
             if work is None:
@@ -236,9 +271,10 @@ class LocalTrainer:
     def _finish(
         self, record: JobRecord, status: JobStatus, error: str | None = None, trained_tokens: int | None = None
     ) -> None:
-        """Members of a repeated batch that were final before stay as they are."""
-        if self._jobs[record.id].status == JobStatus.RUNNING:
-            self._update(record, status=status, error=error, trained_tokens=trained_tokens)
+        """Members of a repeated batch that were final before stay as they are, and all stay in their group."""
+        now = self._jobs[record.id]
+        if now.status == JobStatus.RUNNING:
+            self._update(now, status=status, error=error, trained_tokens=trained_tokens)
 
     def _work(self, records: Sequence[JobRecord]) -> tuple[Work | None, list[JobRecord]]:
         kit = self._workshop.kit

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from pathlib import Path
 
 from ...config import RunConfig
@@ -29,13 +30,15 @@ class Workshop:
         self._engine = engine
         self._own = engine is None
         self._users = 0
+        self._starting = threading.Lock()
 
     @property
     def engine(self) -> Engine:
-        """The workers, started at first use."""
-        if self._engine is None:
-            self._engine = _start_engine(self.options)
-        return self._engine
+        """The workers, started at first use. Raises ConfigurationError or MissingExtraError where they cannot be."""
+        with self._starting:  # the trainer and the scorer ask from threads of their own
+            if self._engine is None:
+                self._engine = _start_engine(self.options)
+            return self._engine
 
     def enter(self) -> None:
         self._users += 1
@@ -65,7 +68,7 @@ class Workshop:
 def _start_engine(options: LocalOptions) -> Engine:
     if options.engine == "ray":
         ray = options.ray
-        return RayEngine(address=ray.address, cpus=ray.cpus, gpus=ray.gpus, retries=ray.retries)
+        return RayEngine(address=ray.address, cpus=ray.cpus, gpus=options.gpus_per_task, retries=ray.retries)
     return ThreadEngine() if options.engine == "thread" else ProcessEngine(options.worker_count)
 
 
