@@ -14,15 +14,14 @@ from pydantic import Field
 from ...clock import Clock, SystemClock
 from ...config import RunConfig
 from ...errors import ConfigurationError, ContractError, RejectedError
-from ...tokens import EncodedExample, Tokenizer
-from ..base import Scorer, ScorerCapabilities, TokenScores
+from ...tokens import Tokenizer
+from ..base import Scorer, ScorerCapabilities
 from ..hosting import hosted
 from ..openai_wire.client import WireClient
-from ..openai_wire.contract import check_ids, check_model, scores_of
-from ..openai_wire.prompt_logprobs import refuse_long
-from ..openai_wire.wire_scorer import OneByOneScorer, open_client
+from ..openai_wire.contract import check_model
+from ..openai_wire.wire_scorer import open_client
 from ..options import Options, parse_options
-from ..plain_text import text_of
+from ..plain_text import Reading, TextScorer
 from ..registry import Context
 from ..sdk_calls import SdkCalls
 from ..tokenizers import tokenizer_of
@@ -36,7 +35,7 @@ IGNORED = (
 class TogetherScorerOptions(Options):
     """``backend.scorer.options`` of the Together scorer."""
 
-    leading_tokens: int = Field(0, ge=0, le=4, description="special tokens put in front of every text (BOS: 1)")
+    leading_tokens: int = Field(0, ge=0, le=4, description="special tokens in front that members were trained without")
     max_context_tokens: int | None = Field(None, ge=1)
     concurrency: int = Field(8, ge=1, description="requests that the endpoint takes at once")
     timeout: float = Field(120.0, gt=0, description="seconds that a request may take")
@@ -83,7 +82,7 @@ def open_scorer(context: Context) -> Scorer:
     return hosted(scorer, AdapterHost(sdk, calls, options))
 
 
-class TogetherScorer(OneByOneScorer):
+class TogetherScorer(TextScorer):
     """``Scorer`` over ``POST /completions`` with text. Closing it closes the client."""
 
     def __init__(
@@ -93,47 +92,47 @@ class TogetherScorer(OneByOneScorer):
         options: TogetherScorerOptions,
         tokenizer: Tokenizer,
     ) -> None:
-        super().__init__(client, capabilities)
+        leading, limit = options.leading_tokens, options.max_context_tokens
+        super().__init__(client, capabilities, tokenizer, leading=leading, limit=limit, hint=IGNORED)
         self._options = options
-        self._tokenizer = tokenizer
 
     @property
     def fingerprint(self) -> str:
         return f"together-echo leading={self._options.leading_tokens}"
 
-    async def _score(self, model: str, example: EncodedExample) -> TokenScores:
-        refuse_long(example, 1 + self._options.leading_tokens, self._options.max_context_tokens)
+    async def _read(self, model: str, text: str, *, doing: str, count: int = 1) -> Reading:
         call = self.client.sdk.completions.with_raw_response.create(
-            model=model,
-            prompt=text_of(example.example, self._tokenizer),
-            echo=True,
-            logprobs=1,
-            max_tokens=1,
-            temperature=0,
+            model=model, prompt=text, echo=True, logprobs=1, max_tokens=count, temperature=0
         )
-        answer = await self.client.json(call, doing=f"scoring example {example.example.id!r} under {model}")
+        answer = await self.client.json(call, doing=doing)
         check_model(self.client.provider, model, answer.get("model"))
-        return prompt_scores(self.client.provider, example, answer.get("prompt"), self._options.leading_tokens)
-
-
-def prompt_scores(provider: str, example: EncodedExample, prompt: object, leading: int) -> TokenScores:
-    """The targets' log-probabilities in ``prompt[0].logprobs``, behind ``leading`` special tokens of the server's own.
-
-    Raises ContractError where no ids come with them, or ids or values break the contract.
-    """
-    item = prompt[0] if isinstance(prompt, list) and len(prompt) == 1 else None
-    found = item.get("logprobs") if isinstance(item, dict) else None
-    logprobs: dict[str, Any] = found if isinstance(found, dict) else {}
-    values, ids = logprobs.get("token_logprobs"), logprobs.get("token_ids")
-    if not isinstance(values, list) or not values:
-        return scores_of(provider, example, None, hint=IGNORED)
-    if not isinstance(ids, list):
-        raise ContractError(
-            f"{provider} did not say which tokens it read of example {example.example.id!r}. It tokenizes the text by "
-            "itself, so without ids no value can be trusted; nothing was used."
+        prompt = _logprobs(answer.get("prompt"))
+        values, ids = prompt.get("token_logprobs"), prompt.get("token_ids")
+        if not isinstance(values, list) or not values:
+            return Reading([], [])
+        if not isinstance(ids, list):
+            raise ContractError(
+                f"{self.client.provider} did not say which tokens it read ({doing}). It tokenizes the text by itself, "
+                "so without ids no value can be trusted; nothing was used."
+            )
+        made = _logprobs(answer.get("choices"))
+        lists = [made.get(name) or [] for name in ("token_ids", "token_logprobs", "tokens")]
+        said = zip(*lists, strict=False) if all(isinstance(part, list) for part in lists) else ()
+        return Reading(
+            [_whole(i) for i in ids], values, [(_whole(token), value, str(piece)) for token, value, piece in said]
         )
-    check_ids(provider, example, ids[leading:])
-    return scores_of(provider, example, values[leading:], hint=IGNORED)
+
+
+def _whole(number: object) -> object:
+    """Together writes ids as floating-point numbers."""
+    return int(number) if isinstance(number, float) and number.is_integer() else number
+
+
+def _logprobs(items: object) -> dict[str, Any]:
+    """``[0].logprobs`` of a list with one item; nothing for any other shape."""
+    item = items[0] if isinstance(items, list) and len(items) == 1 else None
+    found = item.get("logprobs") if isinstance(item, dict) else None
+    return found if isinstance(found, dict) else {}
 
 
 class AdapterHost:
