@@ -103,7 +103,11 @@ def scorer_capabilities(config: RunConfig) -> ScorerCapabilities:
     """One token of the most likely ones, or the first token by choice; no network."""
     options = azure_options(config)
     capabilities = chat_capabilities(options, provider="Azure one-token chat", notes=NOTES[:1])
-    return replace(capabilities, hourly=options.sku.lower() != DEVELOPER_SKU)
+    return replace(
+        capabilities,
+        hourly=options.sku.lower() != DEVELOPER_SKU,
+        tried_on="fine_tune" if options.subscription is None else "nothing",
+    )
 
 
 def open_scorer(context: Context) -> Scorer:

@@ -105,7 +105,8 @@ class ScorerCapabilities:
     among the most likely ones (others are censored); ``first_token`` the first token of longer completions, by the
     user's explicit choice. ``max_models``: how many models the endpoint holds at once, where changing them takes
     time. ``price_factor`` is what the provider takes of its list price for requests sent this way. ``hourly``: the
-    endpoint is paid for by the hour.
+    endpoint is paid for by the hour. ``tried_on``: what a trial before a run may be sent to; a fine-tune where the
+    base model is not served, nothing where every model has to be deployed for money first.
     """
 
     provider: str
@@ -117,6 +118,7 @@ class ScorerCapabilities:
     max_models: int | None = None
     price_factor: float = 1.0
     hourly: bool = False
+    tried_on: Literal["base", "fine_tune", "nothing"] = "base"
     notes: tuple[str, ...] = ()
 
     @property

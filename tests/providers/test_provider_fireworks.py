@@ -227,6 +227,12 @@ async def test_echo_of_other_ids_or_without_ids_is_refused() -> None:
             await scorer.score("accounts/me/models/m", BATCH[:1])
 
 
+def deployment(stub: Service, clock: InstantClock | None = None) -> fireworks_scorer.DeploymentHost:
+    return fireworks_scorer.DeploymentHost(
+        sdk(stub), calls(), "accounts/me/deployments/d", 100, base=BASE, clock=clock or InstantClock()
+    )
+
+
 async def test_members_are_loaded_on_the_deployment_and_unloaded() -> None:
     root = "/v1/accounts/me/deployedModels"
     name = "accounts/me/deployedModels/m-1"
@@ -237,7 +243,7 @@ async def test_members_are_loaded_on_the_deployment_and_unloaded() -> None:
         .on(f"DELETE {root}/m-1", {})
     )
     clock = InstantClock()
-    host = fireworks_scorer.DeploymentHost(sdk(stub), calls(), "accounts/me/deployments/d", 100, clock=clock)
+    host = deployment(stub, clock)
     served = await host.load("accounts/me/models/m")
     assert served == "accounts/me/models/m#accounts/me/deployments/d"
     assert clock.now() == 10.0

@@ -58,11 +58,13 @@ def open_scorer(context: Context) -> Scorer:
         return scorer
     account = options.account_id or config.backend.options.get("account_id")
     sdk, calls = open_sdk(context, account_id=account, timeout=options.timeout)
-    return hosted(scorer, DeploymentHost(sdk, calls, options.deployment, options.max_adapters))
+    host = DeploymentHost(sdk, calls, options.deployment, options.max_adapters, base=config.backend.model)
+    return hosted(scorer, host)
 
 
 class DeploymentHost:
-    """Loads fine-tunes on a deployment of their base model, and unloads them. ``polls`` are five seconds apart."""
+    """Loads fine-tunes on a deployment of their base model ``base``, which answers there as it is, and unloads them.
+    ``polls`` are five seconds apart."""
 
     def __init__(
         self,
@@ -71,6 +73,7 @@ class DeploymentHost:
         deployment: str,
         limit: int,
         *,
+        base: str,
         clock: Clock | None = None,
         polls: int = 240,
     ) -> None:
@@ -78,6 +81,7 @@ class DeploymentHost:
         self._sdk = sdk
         self._calls = calls
         self._deployment = deployment
+        self._base = base
         self._clock = clock or SystemClock()
         self._polls = polls
         self._loaded: dict[str, str] = {}
@@ -85,6 +89,8 @@ class DeploymentHost:
     async def load(self, model: str) -> str:
         """Load the adapter and wait until it is deployed: the name ``MODEL#DEPLOYMENT`` that it answers under."""
         served = f"{model}#{self._deployment}"
+        if model == self._base:
+            return served
         call = self._sdk.lora.load(model=model, deployment=self._deployment)
         answer = await self._calls.fields(call, doing=f"loading {model}")
         deployed = str(answer.get("name") or "").rsplit("/", 1)[-1]

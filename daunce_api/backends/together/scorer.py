@@ -66,6 +66,7 @@ def scorer_capabilities(config: RunConfig) -> ScorerCapabilities:
         max_context_tokens=options.max_context_tokens,
         max_concurrent_requests=options.concurrency,
         hourly=True,
+        tried_on="base" if options.endpoint_id is None else "fine_tune",
         notes=("a fine-tune answers only on a dedicated endpoint, which is paid by the minute",),
     )
 
