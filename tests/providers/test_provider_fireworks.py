@@ -35,10 +35,9 @@ def sdk(stub: Service) -> Any:
     )
 
 
-def make(stub: Service) -> FireworksTrainer:
-    return FireworksTrainer(
-        sdk(stub), calls(), trainer_capabilities(run_config("fireworks", base_url=None)), base_model=BASE
-    )
+def make(stub: Service, clock: InstantClock | None = None) -> FireworksTrainer:
+    capabilities = trainer_capabilities(run_config("fireworks", base_url=None))
+    return FireworksTrainer(sdk(stub), calls(), capabilities, base_model=BASE, clock=clock or InstantClock())
 
 
 def job(state: str = "JOB_STATE_CREATING", **changes: Any) -> dict[str, Any]:
@@ -125,7 +124,7 @@ async def test_failed_submits(answer: Any, kind: type[Exception]) -> None:
     with pytest.raises(kind) as info:
         await make(stub).submit(REQUEST)
     assert KEY not in str(info.value)
-    assert len(stub.requests) == 1
+    assert sum(r.startswith("POST") for r in stub.paths) == 1
 
 
 async def test_a_lost_job_is_read_by_its_id() -> None:
@@ -148,33 +147,100 @@ async def test_unknown_hyperparameters_and_names_are_refused_before_anything_is_
     assert stub.requests == []
 
 
+NAME, CONTENT = "daunce-ABC-0123.jsonl", b'{"messages":[]}\n{"messages":[]}\n'
+ID = "daunce-abc-0123"
+DATASETS = "/v1/accounts/me/datasets"
+
+
+class SlowData:
+    """A service whose data set is ready after some looks at it, and that refuses jobs until then."""
+
+    def __init__(self, looks: int, **changes: Any) -> None:
+        self.looks = looks
+        self.stub = (
+            Service()
+            .on(f"POST {DATASETS}", {"name": DATASET, "state": "UPLOADING"})
+            .on(f"POST {DATASETS}/{ID}:upload", {"id": ID})
+            .on(f"POST {DATASETS}/{ID}:validateUpload", {})
+            .on(f"GET {DATASETS}/{ID}", self.look)
+            .on(f"POST {JOBS}", self.submit)
+        )
+        for route, answer in changes.items():
+            self.stub.on(f"POST {DATASETS}/{ID}:{route}", answer)
+
+    def look(self, request: Any) -> dict[str, Any]:
+        self.looks -= 1
+        return {"state": "READY" if self.looks < 0 else "UPLOADING"}
+
+    def submit(self, request: Any) -> Any:
+        return job() if self.looks < 0 else error(400, "dataset is not in a READY state")
+
+
 async def test_files_are_data_sets() -> None:
-    name, content = "daunce-ABC-0123.jsonl", b'{"messages":[]}\n{"messages":[]}\n'
-    dataset = dataset_id_of(name)
-    assert dataset == "daunce-abc-0123"
-    root = "/v1/accounts/me/datasets"
-    stub = (
-        Service()
-        .on(f"POST {root}", {"name": DATASET, "state": "UPLOADING"})
-        .on(f"POST {root}/{dataset}:upload", {"id": dataset})
-        .on(f"GET {root}/{dataset}", [{"state": "UPLOADING"}, {"state": "READY"}])
-        .on(f"DELETE {root}/{dataset}", {})
-    )
-    trainer = make(stub)
-    assert await trainer.upload(name, content) == DATASET
+    assert dataset_id_of(NAME) == ID
+    stub, clock = SlowData(0).stub, InstantClock()
+    trainer = make(stub, clock)
+    assert await trainer.upload(NAME, CONTENT) == DATASET
+    assert clock.now() == 0.0
     assert json.loads(stub.requests[0].content) == {
         "dataset": {"userUploaded": {}, "exampleCount": "2", "format": "CHAT"},
-        "datasetId": dataset,
+        "datasetId": ID,
     }
-    assert content in stub.requests[1].content
-    assert await trainer.find_file(name, len(content)) is None
-    assert await trainer.find_file(name, len(content)) == DATASET
+    assert CONTENT in stub.requests[1].content
+    stub.on(f"GET {DATASETS}/{ID}", [{"state": "UPLOADING"}, {"state": "READY"}]).on(f"DELETE {DATASETS}/{ID}", {})
+    assert await trainer.find_file(NAME, len(CONTENT)) is None
+    assert await trainer.find_file(NAME, len(CONTENT)) == DATASET
     assert await trainer.delete_file(DATASET)
-    assert await make(Service()).find_file(name, 3) is None
-    again = Service().on(f"POST {root}", error(409)).on(f"POST {root}/{dataset}:upload", {"id": dataset})
-    assert await make(again).upload(name, content) == DATASET
+    assert await make(Service()).find_file(NAME, 3) is None
+    again = SlowData(0).stub.on(f"POST {DATASETS}", error(409))
+    again.on(f"POST {DATASETS}/{ID}:upload", {"id": ID})
+    assert await make(again).upload(NAME, CONTENT) == DATASET
     with pytest.raises(RejectedError):
-        await make(Service().on(f"POST {root}", error(400))).upload(name, content)
+        await make(Service().on(f"POST {DATASETS}", error(400))).upload(NAME, CONTENT)
+
+
+async def test_an_upload_is_validated_and_waited_for_before_a_job_is_submitted() -> None:
+    slow, clock = SlowData(5), InstantClock()
+    trainer = make(slow.stub, clock)
+    assert await trainer.upload(NAME, CONTENT) == DATASET
+    assert slow.stub.paths.count(f"POST {DATASETS}/{ID}:validateUpload") == 1
+    assert clock.now() == 20.0
+    assert (await trainer.submit(REQUEST)).status is JobStatus.QUEUED
+
+
+async def test_a_job_on_data_that_is_not_ready_is_tried_again() -> None:
+    slow = SlowData(1)
+    trainer = make(slow.stub)
+    with pytest.raises(TransientError, match="not ready yet"):
+        await trainer.submit(REQUEST)
+    with pytest.raises(RejectedError, match="READY state"):  # it was ready when the reason was looked for
+        await trainer.submit(REQUEST)
+    assert (await trainer.submit(REQUEST)).status is JobStatus.QUEUED
+    gone = Service().on(f"POST {JOBS}", error(400, "no such dataset"))
+    with pytest.raises(RejectedError, match="no such dataset"):
+        await make(gone).submit(REQUEST)
+
+
+async def test_what_is_refused_while_an_earlier_upload_is_validated_is_no_failure() -> None:
+    refusals = {"upload": error(400, "has a file"), "validateUpload": error(400, "is being validated")}
+    slow = SlowData(4, **refusals)
+    slow.stub.on(f"POST {DATASETS}", error(409))
+    assert await make(slow.stub).upload(NAME, CONTENT) == DATASET
+    never = SlowData(1000, **refusals)
+    never.stub.on(f"POST {DATASETS}", error(409))
+    with pytest.raises(RejectedError, match="has a file"):
+        await make(never.stub).upload(NAME, CONTENT)
+    fresh = SlowData(4, upload=error(400, "too big"))
+    with pytest.raises(RejectedError, match="too big"):
+        await make(fresh.stub).upload(NAME, CONTENT)
+
+
+async def test_data_at_fault_and_data_that_takes_too_long() -> None:
+    broken = {"state": "UPLOADING", "status": {"code": "INVALID_ARGUMENT", "message": f"line 2 {KEY}"}}
+    with pytest.raises(RejectedError, match=r"line 2 \[key removed\]"):
+        await make(SlowData(9).stub.on(f"GET {DATASETS}/{ID}", broken)).upload(NAME, CONTENT)
+    with pytest.raises(TransientError, match="not ready after 600 seconds"):
+        await make(SlowData(1000).stub).upload(NAME, CONTENT)
 
 
 async def test_cancel_and_clean_up() -> None:

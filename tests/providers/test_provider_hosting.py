@@ -15,7 +15,8 @@ from hypothesis import strategies as st
 from provider_support import BATCH, KEY, Server, body_of, run_config, truth
 from test_provider_prompt_logprobs import completions
 
-from daunce_api.backends.azure import AzureScorerOptions, DeploymentHost, azure_options
+from daunce_api.backends.azure import AzureScorerOptions, azure_options
+from daunce_api.backends.azure_deployments import DeploymentHost
 from daunce_api.backends.base import ScorerCapabilities, TokenScores
 from daunce_api.backends.hosting import HostedScorer, Pool
 from daunce_api.backends.openai_wire import adapters
