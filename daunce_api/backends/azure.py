@@ -7,6 +7,7 @@ own) and which is paid by the hour. Deployments are made when a member is scored
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import httpx2
@@ -61,6 +62,9 @@ class AzureScorerOptions(ChatTokenOptions):
     account: str | None = Field(None, description="name of the Azure OpenAI resource")
     management_token_env: str = Field(
         "AZURE_MANAGEMENT_TOKEN", description="variable with a token of `az account get-access-token`"
+    )
+    management_token_file: Path | None = Field(
+        None, description="file with such a token instead, read at every request: a token lasts for about an hour"
     )
     sku: str = "Standard"
     capacity: int = Field(1, ge=1, description="thousands of tokens per minute of each deployment")
@@ -175,9 +179,23 @@ def open_scorer(context: Context) -> Scorer:
     scorer = scorer_on(client, config, plain, scorer_capabilities(config))
     if options.subscription is None:
         return scorer
-    token = api_key_from(options.management_token_env)
+    management_token(options)  # where there is none, nothing is started
     http = context.http_client or httpx2.AsyncClient(timeout=options.timeout)
-    return hosted(scorer, DeploymentHost(http, options, token))
+    return hosted(scorer, DeploymentHost(http, options, lambda: management_token(options)))
+
+
+def management_token(options: AzureScorerOptions) -> str:
+    """The management service's token as it is now. Raises ConfigurationError where there is none."""
+    path = options.management_token_file
+    if path is None:
+        return api_key_from(options.management_token_env)
+    try:
+        token = path.expanduser().read_text(encoding="ascii").strip()
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigurationError(f"the token file {path} cannot be read: {type(error).__name__}.") from None
+    if not token.isprintable() or not token or " " in token:
+        raise ConfigurationError(f"the file {path} holds no token. `az account get-access-token` prints one.")
+    return token
 
 
 def _client(context: Context, api_version: str, timeout: float) -> WireClient:

@@ -265,6 +265,31 @@ class Metered(Protocol):
         ...
 
 
+class HostRecords(Protocol):
+    """Keeps which models may stand on a server, so that they can be taken off after a crash too."""
+
+    def load_intent(self, model: str) -> None:
+        """To be written before a model is asked for; one that is there already stays."""
+        ...
+
+    def unloaded(self, model: str) -> None:
+        """The server no longer holds the model."""
+        ...
+
+
+@runtime_checkable
+class Hosting(Protocol):
+    """A scorer that puts models on a server for as long as they are scored."""
+
+    def record(self, records: HostRecords) -> None:
+        """Keep in ``records`` what is put on the server and taken off."""
+        ...
+
+    async def take_off(self, models: Sequence[str]) -> dict[str, str]:
+        """Take off what an earlier process left there; why not, by model, where that failed."""
+        ...
+
+
 @runtime_checkable
 class Probing(Protocol):
     """A scorer that can test its endpoint's numbers against the endpoint's own generation."""

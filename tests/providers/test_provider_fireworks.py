@@ -314,8 +314,41 @@ async def test_members_are_loaded_on_the_deployment_and_unloaded() -> None:
     assert served == "accounts/me/models/m#accounts/me/deployments/d"
     assert clock.now() == 10.0
     assert stub.bodies(f"POST {root}") == [{"model": "accounts/me/models/m", "deployment": "accounts/me/deployments/d"}]
-    await host.unload("accounts/me/models/m", served)
+    await host.unload("accounts/me/models/m")
     assert stub.paths[-1] == f"DELETE {root}/m-1"
     stub.on(f"POST {root}", {"name": name, "state": "UNDEPLOYING", "status": {"message": "no room"}})
     with pytest.raises(RejectedError, match="no room"):
         await host.load("accounts/me/models/m")
+
+
+async def test_what_another_process_left_on_the_deployment_is_found_and_unloaded() -> None:
+    root = "/v1/accounts/me/deployedModels"
+
+    def item(name: str, model: str, where: str = "d") -> dict[str, Any]:
+        deployment = f"accounts/me/deployments/{where}"
+        return {
+            "name": f"accounts/me/deployedModels/{name}",
+            "model": f"accounts/me/models/{model}",
+            "deployment": deployment,
+        }
+
+    first = {"deployedModels": [item("m-1", "m"), item("m-2", "other")], "nextPageToken": "next"}
+    second = {"deployedModels": [item("m-3", "m", "elsewhere"), item("m-4", "m")]}
+    stub = Service().on(f"GET {root}", [first, second]).on(f"DELETE {root}/m-1", {})
+    await deployment(stub).unload("accounts/me/models/m")
+    assert [p for p in stub.paths if p.startswith("DELETE")] == [f"DELETE {root}/m-1", f"DELETE {root}/m-4"]
+    await deployment(Service()).unload(BASE)
+    none = Service().on(f"GET {root}", {"deployedModels": []})
+    await deployment(none).unload("accounts/me/models/m")
+    assert len(none.requests) == 1
+
+
+async def test_a_busy_answer_while_a_model_is_loaded_is_no_failure() -> None:
+    root = "/v1/accounts/me/deployedModels"
+    name = "accounts/me/deployedModels/m-1"
+    stub = (
+        Service()
+        .on(f"POST {root}", {"name": name, "state": "DEPLOYING"})
+        .on(f"GET {root}/m-1", [error(503), {"name": name, "state": "DEPLOYED"}])
+    )
+    assert (await deployment(stub).load("accounts/me/models/m")).startswith("accounts/me/models/m#")

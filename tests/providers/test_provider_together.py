@@ -414,7 +414,7 @@ async def test_adapters_are_attached_waited_for_and_detached() -> None:
     assert await host.load("me/m") == "me/m-adapter"
     assert clock.now() == 10.0
     assert stub.bodies(f"POST {ADAPTERS}") == [{"adapterModelId": "ml_2"}]
-    await host.unload("me/m", "me/m-adapter")
+    await host.unload("me/m")
     assert stub.paths[-1] == f"DELETE {ADAPTERS}/dad_1"
     assert stub.requests[-1].url.params["etag"] == "e7"
     stub.on(f"POST {ADAPTERS}", attachment("FAILED"))
@@ -422,3 +422,19 @@ async def test_adapters_are_attached_waited_for_and_detached() -> None:
         await host.load("me/m")
     with pytest.raises(RejectedError, match="no model"):
         await host.load("me/unknown")
+
+
+async def test_what_another_process_left_attached_is_found_and_detached() -> None:
+    other = {**attachment("READY"), "id": "dad_2", "adapterModelId": "ml_9"}
+    listed = {"data": [other, attachment("READY")]}
+    stub = attaching().on(f"GET {ADAPTERS}", listed).on(f"GET {ADAPTERS}/dad_1", attachment("READY"))
+    await adapter_host(stub).unload("me/m")
+    assert [p for p in stub.paths if p.startswith("DELETE")] == [f"DELETE {ADAPTERS}/dad_1"]
+    stub.on(f"DELETE {ADAPTERS}/dad_1", error(404))
+    await adapter_host(stub).unload("me/m")
+    await adapter_host(stub).unload("me/unknown")
+
+
+async def test_a_busy_answer_while_an_adapter_is_attached_is_no_failure() -> None:
+    stub = attaching().on(f"GET {ADAPTERS}/dad_1", [error(503), attachment("READY")])
+    assert await adapter_host(stub).load("me/m") == "me/m-adapter"

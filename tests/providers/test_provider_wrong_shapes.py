@@ -109,7 +109,7 @@ class Engine:
         for i, value, read in list(zip(ids, self.values(model, ids), self.rows(model, ids), strict=True))[1:]:
             assert read is not None
             best = max(range(VOCABULARY), key=read.__getitem__)
-            rank = sorted(read, reverse=True).index(read[i]) + 1
+            rank = sorted(read, reverse=True).index(read[i % VOCABULARY]) + 1
             entries = {str(best): {"logprob": read[best], "rank": 1}, str(i): {"logprob": value, "rank": rank}}
             found.append(dict(reversed(entries.items())) if self.reverse else entries)
         return found

@@ -7,13 +7,14 @@ off again within its limit.
 
 from __future__ import annotations
 
+from contextlib import suppress
 from typing import Any
 
 from pydantic import Field
 
 from ...clock import Clock, SystemClock
 from ...config import RunConfig
-from ...errors import ConfigurationError, ContractError, RejectedError
+from ...errors import ConfigurationError, ContractError, RejectedError, TransientError
 from ...tokens import Tokenizer
 from ..base import Scorer, ScorerCapabilities
 from ..hosting import hosted
@@ -30,6 +31,7 @@ from .trainer import names_of, open_sdk, registered
 IGNORED = (
     "It did not echo the prompt. Check that the model runs on a dedicated endpoint that returns log-probabilities."
 )
+_POLL_SECONDS = 5.0
 
 
 class TogetherScorerOptions(Options):
@@ -144,47 +146,60 @@ class AdapterHost:
     ) -> None:
         self.limit = options.max_adapters
         self._sdk = sdk
+        self._adapters = sdk.endpoints.adapters
         self._calls = calls
         self._where = {"endpoint_id": options.endpoint_id, "deployment_id": options.deployment_id}
         self._clock = clock or SystemClock()
         self._polls = polls
-        self._attached: dict[str, str] = {}
+        self._known: dict[str, str] = {}
 
     async def load(self, model: str) -> str:
         """Attach the adapter and wait until it is ready in every cluster: the adapter's name."""
-        known = dict(await registered(self._sdk, self._calls))
-        name = next((n for n in reversed(names_of(model)) if n in known), None)
-        if name is None:
+        name, adapter = await self._adapter(model)
+        if adapter is None:
             raise RejectedError(f"Together's registry has no model {model!r}: it was deleted, or is another project's.")
-        resource = self._sdk.endpoints.adapters
-        call = resource.create(adapter_model_id=known[name], **self._where)
+        call = self._adapters.create(adapter_model_id=adapter, **self._where)
         answer = await self._calls.fields(call, doing=f"attaching {name}")
+        self._known[model] = str(answer.get("id") or "")
         for _ in range(self._polls):
             states = [str(c.get("state", "")) for c in answer.get("perCluster") or () if isinstance(c, dict)]
             if any(state.endswith("FAILED") for state in states):
                 raise RejectedError(f"Together could not load adapter {name!r} on the endpoint.")
             if states and all(state.endswith("READY") for state in states):
-                self._attached[name] = str(answer["id"])
                 return name
-            await self._clock.sleep(5.0)
-            call = resource.retrieve(id=str(answer["id"]), **self._where)
-            answer = await self._calls.fields(call, doing=f"waiting for {name}")
-        raise RejectedError(f"adapter {name!r} was not ready after {self._polls * 5} seconds.")
+            await self._clock.sleep(_POLL_SECONDS)
+            call = self._adapters.retrieve(id=self._known[model], **self._where)
+            with suppress(TransientError):  # what is attached goes on loading
+                answer = await self._calls.fields(call, doing=f"waiting for {name}")
+        raise RejectedError(f"adapter {name!r} was not ready after {self._polls * _POLL_SECONDS:.0f} seconds.")
 
-    async def unload(self, model: str, served: str) -> None:
-        """Detach it; one that is gone already is no error."""
-        attached = self._attached.pop(served, None)
-        if attached is None:
-            return
-        resource = self._sdk.endpoints.adapters
-        try:
-            call = resource.retrieve(id=attached, **self._where)
-            answer = await self._calls.fields(call, doing=f"reading {served}")
-            call = resource.delete(id=attached, etag=str(answer.get("etag", "")), **self._where)
-            await self._calls.call(call, doing=f"detaching {served}")
-        except RejectedError as error:
-            if error.status != 404:
-                raise
+    async def unload(self, model: str) -> None:
+        """Detach it, whoever attached it; one that is gone already is no error."""
+        known = self._known.pop(model, None)
+        for attached in [known] if known else await self._listed(model):
+            try:
+                call = self._adapters.retrieve(id=attached, **self._where)
+                answer = await self._calls.fields(call, doing=f"reading the adapter of {model}")
+                call = self._adapters.delete(id=attached, etag=str(answer.get("etag", "")), **self._where)
+                await self._calls.call(call, doing=f"detaching {model}")
+            except RejectedError as error:
+                if error.status != 404:
+                    raise
+
+    async def _adapter(self, model: str) -> tuple[str, str | None]:
+        """Name and id in the registry of what is attached for a model: its bare adapter where there is one."""
+        known = dict(await registered(self._sdk, self._calls))
+        name = next((n for n in reversed(names_of(model)) if n in known), model)
+        return name, known.get(name)
+
+    async def _listed(self, model: str) -> list[str]:
+        """Ids of a model's attachments to the deployment."""
+        _, adapter = await self._adapter(model)
+
+        async def read() -> list[str]:
+            return [str(a.id) async for a in self._adapters.list(**self._where) if a.adapter_model_id == adapter]
+
+        return [] if adapter is None else await self._calls.call(read(), doing="listing what is attached")
 
     async def close(self) -> None:
         await self._sdk.close()
