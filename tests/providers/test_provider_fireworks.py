@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from typing import Any
 
 import pytest
 from provider_support import BATCH, Server, body_of, run_config, sequence, truth
 from sdk_support import KEY, Service, error, httpx
 
+from daunce_api import Dataset, Run
 from daunce_api.backends.base import JobRequest, JobStatus
 from daunce_api.backends.failures import Failures
 from daunce_api.backends.fireworks import scorer as fireworks_scorer
 from daunce_api.backends.fireworks.trainer import FireworksTrainer, dataset_id_of, job_id_of, trainer_capabilities
 from daunce_api.backends.sdk_calls import SdkCalls
+from daunce_api.backends.tokenizers import embedded_folder
 from daunce_api.clock import InstantClock
 from daunce_api.errors import AmbiguousSubmitError, ContractError, RejectedError, StopError, TransientError
 
@@ -71,10 +74,25 @@ async def test_a_fine_tune_is_continued_by_warm_start() -> None:
     assert "baseModel" not in body
 
 
-def test_the_missing_seed_is_said_in_the_plan() -> None:
-    capabilities = trainer_capabilities(run_config("fireworks", base_url=None))
-    assert not capabilities.honours_seed
-    assert "no seed" in capabilities.notes[0]
+def test_the_missing_seed_is_said_in_the_plan(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In its text, for people and for programs, before a key is needed."""
+    monkeypatch.delenv("FIREWORKS_API_KEY", raising=False)
+    for side, count in (("train", 12), ("test", 2)):
+        records = [{"id": f"{side}{i}", "prompt": f"p{i}", "completion": f" c{i}"} for i in range(count)]
+        Dataset.from_records(records).to_jsonl(tmp_path / f"{side}.jsonl")
+    run = Run.create(
+        {
+            "run_dir": str(tmp_path / "run"),
+            "data": {side: str(tmp_path / f"{side}.jsonl") for side in ("train", "test")},
+            "backend": {"kind": "fireworks", "model": BASE, "tokenizer": str(embedded_folder())},
+            "ensemble": {"members": 3},
+            "training": {"hyperparameters": {"epochs": 1}},
+        }
+    )
+    plan = run.plan()
+    assert "Note: Fireworks takes no seed" in plan.text()
+    assert any("takes no seed" in note for note in plan.to_json()["notes"])
+    assert not trainer_capabilities(run.config).honours_seed
 
 
 STATES = {
