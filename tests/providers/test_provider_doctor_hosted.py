@@ -59,6 +59,7 @@ async def test_together_is_tried_with_a_fine_tune_of_the_run_or_not_at_all(train
         together_scorer.scorer_capabilities(config),
         together_scorer.together_options(config),
         together_tests.TINY,
+        together_tests.BASE,
     )
     scorer = hosted(inner, together_tests.adapter_host(attached))
     findings = await examined(

@@ -375,6 +375,15 @@ async def test_an_ignored_echo_is_refused() -> None:
         await open_echo(Server(generated)).score("me/m", [EXAMPLE])
 
 
+async def test_the_probe_waits_for_a_fine_tune() -> None:
+    """The base model may answer serverless, which tells nothing of a fine-tune's endpoint."""
+    server = Server(echo(lambda p: {**p, "token_ids": None}))
+    with pytest.raises(RejectedError, match="endpoints of their own"):
+        await open_echo(server).probe("daunce-tiny", EXAMPLE)
+    assert server.requests == []
+    assert together_scorer.scorer_capabilities(run_config("together")).tried_on == "fine_tune"
+
+
 def test_half_a_dedicated_endpoint_is_refused() -> None:
     with pytest.raises(ConfigurationError, match="give all three"):
         together_scorer.scorer_capabilities(run_config("together", options={"endpoint_id": "ep_1"}))

@@ -15,8 +15,8 @@ from pydantic import Field
 from ...clock import Clock, SystemClock
 from ...config import RunConfig
 from ...errors import ConfigurationError, ContractError, RejectedError, TransientError
-from ...tokens import Tokenizer
-from ..base import Scorer, ScorerCapabilities
+from ...tokens import EncodedExample, Tokenizer
+from ..base import ProbeReport, Scorer, ScorerCapabilities
 from ..hosting import hosted
 from ..openai_wire.client import WireClient
 from ..openai_wire.contract import check_model
@@ -68,7 +68,7 @@ def scorer_capabilities(config: RunConfig) -> ScorerCapabilities:
         max_context_tokens=options.max_context_tokens,
         max_concurrent_requests=options.concurrency,
         hourly=True,
-        tried_on="base" if options.endpoint_id is None else "fine_tune",
+        tried_on="fine_tune",
         notes=("a fine-tune answers only on a dedicated endpoint, which is paid by the minute",),
     )
 
@@ -78,7 +78,8 @@ def open_scorer(context: Context) -> Scorer:
     config = context.config
     options = together_options(config)
     client = open_client(context, timeout=options.timeout, concurrency=options.concurrency)
-    scorer = TogetherScorer(client, scorer_capabilities(config), options, tokenizer_of(config))
+    tokenizer, base = tokenizer_of(config), config.backend.model
+    scorer = TogetherScorer(client, scorer_capabilities(config), options, tokenizer, base)
     if options.endpoint_id is None:
         return scorer
     sdk, calls = open_sdk(context, timeout=options.timeout, project_id=options.project_id)
@@ -86,7 +87,7 @@ def open_scorer(context: Context) -> Scorer:
 
 
 class TogetherScorer(TextScorer):
-    """``Scorer`` over ``POST /completions`` with text. Closing it closes the client."""
+    """``Scorer`` over ``POST /completions`` with text, of fine-tunes of ``base``. Closing it closes the client."""
 
     def __init__(
         self,
@@ -94,14 +95,25 @@ class TogetherScorer(TextScorer):
         capabilities: ScorerCapabilities,
         options: TogetherScorerOptions,
         tokenizer: Tokenizer,
+        base: str,
     ) -> None:
         leading, limit = options.leading_tokens, options.max_context_tokens
         super().__init__(client, capabilities, tokenizer, leading=leading, limit=limit, hint=IGNORED)
         self._options = options
+        self._base = base
 
     @property
     def fingerprint(self) -> str:
         return f"together-echo leading={self._options.leading_tokens}"
+
+    async def probe(self, model: str, example: EncodedExample) -> ProbeReport:
+        """As other scorers of texts. Raises RejectedError for the base model too: what answers for it, if anything
+        does, is not the endpoint that fine-tunes answer on."""
+        if model == self._base:
+            raise RejectedError(
+                f"Together serves fine-tunes on endpoints of their own, of which {model} tells nothing."
+            )
+        return await super().probe(model, example)
 
     async def _read(self, model: str, text: str, *, doing: str, count: int = 1) -> Reading:
         call = self.client.sdk.completions.with_raw_response.create(
