@@ -1,7 +1,8 @@
 """``daunce doctor``: one tiny example to the configured endpoint, and in plain words what came of it.
 
-It trains nothing. A base model is asked for the log-probabilities of one short example, alone and beside others, once
-and several times: whether it answers, whether the numbers are what they seem, how noisy and how fast they are.
+It trains nothing and deploys nothing. A base model, or a fine-tune of the run where the endpoint serves those alone, is
+asked for the log-probabilities of one short example, alone and beside others, once and several times: whether it
+answers, whether the numbers are what they seem, how noisy and how fast they are.
 """
 
 from __future__ import annotations
@@ -10,20 +11,23 @@ import asyncio
 import statistics
 import time
 from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import asdict, dataclass, field
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
-from .backends.base import Probing, Scorer, TokenScores, TrainerCapabilities, within_scope
+from .backends.base import Probing, Scorer, ScorerCapabilities, TokenScores, TrainerCapabilities, within_scope
 from .backends.openai_wire.client import WireClient
 from .backends.openai_wire.dialects import dialect_of_models
 from .backends.registry import Backend, capabilities_of, open_backend
 from .blocking import run_blocking
-from .display import terminal_text
-from .errors import CapabilityError, DataError, DaunceError, ProviderError, TransientError
+from .config import RunConfig
+from .errors import CapabilityError, DataError, DaunceError, ProviderError, StoreError, TransientError
+from .findings import Check, Findings
+from .store import RunStore
 from .tokens import EncodedExample, encode_example
 
 if TYPE_CHECKING:
     from .pipeline import Run
+
+__all__ = ["Check", "Findings", "examine", "examine_backend", "examine_run", "fine_tunes_of"]
 
 REPEATS = 5
 """Times that the one example is scored, to measure noise."""
@@ -38,47 +42,6 @@ SAME = 1e-3
 
 _WAITS = (1.0, 4.0)
 Answer = TypeVar("Answer")
-
-
-@dataclass(frozen=True, slots=True)
-class Check:
-    """One thing that was looked at. ``ok`` is None where it is neither good nor bad, or could not be told."""
-
-    name: str
-    ok: bool | None
-    detail: str
-
-
-@dataclass(slots=True)
-class Findings:
-    """What the doctor found. ``sigma_token`` and ``sigma_example`` are standard deviations of one measurement in nats;
-    ``advice`` says what to change."""
-
-    checks: list[Check] = field(default_factory=list)
-    advice: list[str] = field(default_factory=list)
-    sigma_token: float | None = None
-    sigma_example: float | None = None
-    seconds_per_request: float | None = None
-    requests_per_second: float | None = None
-
-    @property
-    def ok(self) -> bool:
-        """Whether nothing was found that stops a run."""
-        return all(check.ok is not False for check in self.checks)
-
-    def add(self, name: str, ok: bool | None, detail: str) -> None:
-        self.checks.append(Check(name, ok, detail))
-
-    def to_json(self) -> dict[str, Any]:
-        return {"ok": self.ok, **asdict(self)}
-
-    def text(self) -> str:
-        """Lines for people; nothing of a server's text is obeyed by the terminal."""
-        marks = {True: "ok  ", False: "FAIL", None: "-   "}
-        lines = [f"{marks[c.ok]}  {c.name}: {terminal_text(c.detail)}" for c in self.checks]
-        lines += ["", *(f"Change: {terminal_text(a)}" for a in self.advice)] if self.advice else []
-        lines += ["", "This endpoint can be used." if self.ok else "This endpoint cannot be used as it is configured."]
-        return "\n".join(lines)
 
 
 def examine(run: Run) -> Findings:
@@ -108,14 +71,32 @@ async def examine_run(run: Run) -> Findings:
     if not examples:
         return findings
     async with open_backend(run.config) as backend:
-        await examine_backend(backend, run.config.backend.model, examples, findings)
+        known = fine_tunes_of(run.config)
+        await examine_backend(backend, run.config.backend.model, examples, findings, fine_tunes=known)
     return findings
 
 
+def fine_tunes_of(config: RunConfig) -> list[str]:
+    """Fine-tunes that a run has by now: its own target model first, then those that it trained."""
+    given = config.ensemble.target_model
+    try:
+        with RunStore.open(config.run_dir, read_only=True) as store:
+            trained = store.ready_models()
+    except StoreError:
+        trained = {}
+    return [*([given] if given else []), *(trained[member] for member in sorted(trained))]
+
+
 async def examine_backend(
-    backend: Backend, model: str, examples: Sequence[EncodedExample], findings: Findings
+    backend: Backend,
+    model: str,
+    examples: Sequence[EncodedExample],
+    findings: Findings,
+    *,
+    fine_tunes: Sequence[str] = (),
 ) -> Findings:
-    """Add to ``findings`` what a backend answers about a model; the first example is the one that is repeated."""
+    """Add to ``findings`` what a backend answers about a base model, or about one of ``fine_tunes`` where its scorer
+    serves only such; the first example is the one that is repeated."""
     try:
         info = await _patient(lambda: backend.trainer.model_info(model))
     except ProviderError as error:
@@ -125,14 +106,35 @@ async def examine_backend(
         findings.add("base model", True, f"{info.id} is there{late}")
     scorer = backend.scorer
     await _dialect(scorer, findings)
+    asked = _model_to_try(scorer.capabilities, model, fine_tunes, findings)
+    if asked is None:
+        return findings
     try:
-        first = await _noise(scorer, model, examples[0], findings)
-        await _together(scorer, model, examples, first, findings)
-        await _alignment(scorer, model, examples[0], findings)
-        await _speed(scorer, model, examples[0], findings)
+        first = await _noise(scorer, asked, examples[0], findings)
+        await _together(scorer, asked, examples, first, findings)
+        await _alignment(scorer, asked, examples[0], findings)
+        await _speed(scorer, asked, examples[0], findings)
     except DaunceError as error:
         findings.add("log-probabilities", False, str(error))
     return findings
+
+
+def _model_to_try(scorer: ScorerCapabilities, base: str, fine_tunes: Sequence[str], findings: Findings) -> str | None:
+    """The model that log-probabilities are asked of; None where that has to wait."""
+    if scorer.tried_on == "base":
+        return base
+    if scorer.tried_on == "fine_tune" and fine_tunes:
+        findings.add("log-probabilities of", None, f"{fine_tunes[0]}, since {scorer.provider} does not serve {base}")
+        return fine_tunes[0]
+    findings.tried = False
+    why = (
+        f"{scorer.provider} cannot be tried before a member is trained: only fine-tunes can be asked there"
+        if scorer.tried_on == "fine_tune"
+        else f"{scorer.provider} is not tried: a model would have to be deployed first, which is billed by the hour. "
+        "The run deploys each member when it is scored, and checks every answer"
+    )
+    findings.add("log-probabilities", None, why)
+    return None
 
 
 def _checkpoints(asked: int, trainer: TrainerCapabilities, findings: Findings) -> None:

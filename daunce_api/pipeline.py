@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 
 from .assembly import Material, assemble, complete_members
 from .attribution import Attribution
-from .backends.base import within_scope
+from .backends.base import Scorer, within_scope
 from .backends.registry import capabilities_of, open_backend, open_tokenizer
 from .blocking import run_blocking
 from .budget import Plan, make_plan
@@ -21,6 +21,7 @@ from .dataset import Dataset
 from .ensemble import plan_ensemble
 from .errors import DataError, DaunceError, StoreCorruptError
 from .execution import Execution, check_served
+from .leftovers import take_off, take_off_before
 from .orchestrator import CancelReport, CleanReport, OnEvent, Orchestrator
 from .replay import Session
 from .runlog import logging_to
@@ -178,6 +179,8 @@ class Run:
                 session.check_run(store.run_key)
             self._keep_data()
             with logging_to(self.run_dir / LOG_NAME):
+                if session is None:
+                    await take_off_before(self.config, store)
                 work = Execution(
                     self.config, self.material, store, plan, on_event=on_event, on_progress=on_progress, clock=clock
                 )
@@ -207,18 +210,28 @@ class Run:
 
     def cancel(self) -> CancelReport:
         """Stop the jobs of the run that are not final; what is trained and scored is kept."""
-        return self._at_provider(lambda orchestrator: orchestrator.cancel())
+        return self._at_provider(lambda orchestrator, scorer, store: orchestrator.cancel())
 
     def clean(self) -> CleanReport:
-        """Delete what the run created at the provider: its jobs' models and its files, and nothing else."""
-        return self._at_provider(lambda orchestrator: orchestrator.clean())
+        """Delete what the run created at the provider: its jobs' models and its files, and nothing else. What it left
+        on the scoring server (deployments, adapters) is taken off first."""
 
-    def _at_provider(self, action: Callable[[Orchestrator], Coroutine[Any, Any, T]]) -> T:
+        async def act(orchestrator: Orchestrator, scorer: Scorer, store: RunStore) -> CleanReport:
+            left = store.hosted()
+            kept = await take_off(scorer, store)
+            report = await orchestrator.clean()
+            report.unloaded = [model for model in left if model not in kept]
+            report.kept.update({f"{model} on the scoring server": why for model, why in kept.items()})
+            return report
+
+        return self._at_provider(act)
+
+    def _at_provider(self, action: Callable[[Orchestrator, Scorer, RunStore], Coroutine[Any, Any, T]]) -> T:
         async def act() -> T:
             with RunStore.open(self.run_dir) as store:
                 async with open_backend(self.config) as backend:
                     work = Execution(self.config, self.material, store, self.plan())
-                    return await action(work.orchestrator(backend))
+                    return await action(work.orchestrator(backend), backend.scorer, store)
 
         return run_blocking(act())
 

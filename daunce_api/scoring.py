@@ -15,7 +15,7 @@ from typing import TypeVar
 
 from tenacity import AsyncRetrying, RetryCallState, retry_if_exception_type
 
-from .backends.base import Metered, ProbeReport, Probing, Scorer, TokenScores
+from .backends.base import Hosting, Metered, ProbeReport, Probing, Scorer, TokenScores
 from .clock import Clock, SystemClock
 from .errors import ContractError, ProviderError, RejectedError, TransientError
 from .group_commit import GroupCommit
@@ -71,6 +71,8 @@ class ScoringClient:
         self._leases = ModelLeases(scorer.capabilities.max_models)
         if isinstance(scorer, Metered):
             scorer.watch(self._slots.observe)
+        if isinstance(scorer, Hosting):
+            scorer.record(store)
         self._attempts = attempts
         self._patience = patience
         self._on_progress = on_progress

@@ -206,6 +206,8 @@ def cancelled(report: CancelReport) -> None:
 def cleaned(report: CleanReport) -> None:
     """``daunce clean``."""
     out.print(Text(f"Deleted {len(report.models)} models and {len(report.files)} files."))
+    if report.unloaded:
+        out.print(Text(f"Took {len(report.unloaded)} models off the scoring server."))
     _kept(report.kept)
 
 

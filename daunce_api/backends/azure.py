@@ -6,8 +6,8 @@ own) and which is paid by the hour. Deployments are made when a member is scored
 
 from __future__ import annotations
 
-import hashlib
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import httpx2
@@ -16,9 +16,9 @@ from pydantic import Field
 
 from ..clock import Clock, SystemClock
 from ..config import RunConfig
-from ..errors import ConfigurationError, ProviderError, RejectedError
-from .base import Scorer, ScorerCapabilities, TrainerCapabilities
-from .failures import Failures
+from ..errors import ConfigurationError, RejectedError, TransientError
+from .azure_deployments import DeploymentHost
+from .base import Job, JobRequest, Scorer, ScorerCapabilities, TrainerCapabilities
 from .hosting import hosted
 from .openai_wire.chat_token import ChatTokenOptions, chat_capabilities, open_tokenizer, scorer_on
 from .openai_wire.client import WireClient, api_key_from
@@ -28,8 +28,6 @@ from .registry import Context
 
 __all__ = ["open_scorer", "open_tokenizer", "open_trainer", "scorer_capabilities", "trainer_capabilities"]
 
-MANAGEMENT_URL = "https://management.azure.com"
-MANAGEMENT_VERSION = "2024-10-01"
 NOTES = (
     "every model that is scored needs a deployment of its own, which Azure bills by the hour",
     "jobs are found again by their metadata; that Azure keeps it was not tested against the service",
@@ -40,7 +38,10 @@ DEVELOPER_SKU = "developertier"
 JOBS_AT_ONCE = 1
 """Fine-tuning jobs that one Azure OpenAI resource runs at a time; 20 more may queue, 100 are kept in all
 (https://learn.microsoft.com/azure/ai-foundry/openai/quotas-limits, a copy of 2025)."""
-_POLL_SECONDS = 15.0
+_FILE_POLL_SECONDS = 5.0
+_WAITING = {"uploaded", "pending", "running", "notRunning"}
+"""States of a file that is not read yet; jobs on it are refused."""
+_BROKEN = {"error", "failed", "canceled", "deleting", "deleted"}
 
 
 class AzureTrainerOptions(WireTrainerOptions):
@@ -62,6 +63,9 @@ class AzureScorerOptions(ChatTokenOptions):
     management_token_env: str = Field(
         "AZURE_MANAGEMENT_TOKEN", description="variable with a token of `az account get-access-token`"
     )
+    management_token_file: Path | None = Field(
+        None, description="file with such a token instead, read at every request: a token lasts for about an hour"
+    )
     sku: str = "Standard"
     capacity: int = Field(1, ge=1, description="thousands of tokens per minute of each deployment")
     max_deployments: int = Field(1, ge=1, description="deployments at once")
@@ -80,11 +84,66 @@ def trainer_capabilities(config: RunConfig) -> TrainerCapabilities:
     )
 
 
-def open_trainer(context: Context) -> WireTrainer:
+def open_trainer(context: Context) -> AzureTrainer:
     """The OpenAI-wire trainer on an ``AsyncAzureOpenAI``."""
     options = parse_options(AzureTrainerOptions, context.config.backend.options, "backend.options")
     client = _client(context, options.api_version, options.timeout)
-    return WireTrainer(client, trainer_capabilities(context.config), job_events=options.job_events)
+    return AzureTrainer(client, trainer_capabilities(context.config), job_events=options.job_events)
+
+
+class AzureTrainer(WireTrainer):
+    """OpenAI's, with files that Azure reads before a job may use them. ``polls`` of a file are five seconds apart."""
+
+    def __init__(
+        self,
+        client: WireClient,
+        capabilities: TrainerCapabilities,
+        *,
+        job_events: bool = False,
+        clock: Clock | None = None,
+        polls: int = 120,
+    ) -> None:
+        super().__init__(client, capabilities, job_events=job_events)
+        self._clock = clock or SystemClock()
+        self._polls = polls
+
+    async def upload(self, name: str, content: bytes) -> str:
+        """Upload a training file and wait until Azure has read it; its id.
+
+        Raises RejectedError where Azure finds fault with the file, TransientError where it takes too long.
+        """
+        file_id = await super().upload(name, content)
+        for _ in range(self._polls):
+            answer = await self._file(file_id)
+            if answer.get("status") not in _WAITING:
+                break
+            await self._clock.sleep(_FILE_POLL_SECONDS)
+        else:
+            raise TransientError(f"file {file_id} was not read after {self._polls * _FILE_POLL_SECONDS:.0f} seconds.")
+        if answer.get("status") in _BROKEN:
+            said = self._client.clean(str(answer.get("status_details") or answer["status"]))
+            raise RejectedError(f"Azure finds fault with {name}: {said}")
+        return file_id
+
+    async def submit(self, request: JobRequest) -> Job:
+        """Create a supervised job, once. Raises AmbiguousSubmitError when no answer tells what happened, and
+        TransientError where the file is not read yet."""
+        try:
+            return await super().submit(request)
+        except RejectedError as error:
+            if error.status == 400 and await self._waits(request.file_id):
+                raise TransientError(f"{error} Its file is not read yet.") from error
+            raise
+
+    async def _waits(self, file_id: str) -> bool:
+        try:
+            return (await self._file(file_id)).get("status") in _WAITING
+        except RejectedError:
+            return False  # it is gone, which is not a matter of time
+
+    async def _file(self, file_id: str) -> dict[str, Any]:
+        call = self._sdk.files.with_raw_response.retrieve(file_id)
+        return await self._client.json(call, doing=f"reading file {file_id}")
 
 
 def azure_options(config: RunConfig) -> AzureScorerOptions:
@@ -103,7 +162,11 @@ def scorer_capabilities(config: RunConfig) -> ScorerCapabilities:
     """One token of the most likely ones, or the first token by choice; no network."""
     options = azure_options(config)
     capabilities = chat_capabilities(options, provider="Azure one-token chat", notes=NOTES[:1])
-    return replace(capabilities, hourly=options.sku.lower() != DEVELOPER_SKU)
+    return replace(
+        capabilities,
+        hourly=options.sku.lower() != DEVELOPER_SKU,
+        tried_on="fine_tune" if options.subscription is None else "nothing",
+    )
 
 
 def open_scorer(context: Context) -> Scorer:
@@ -116,9 +179,23 @@ def open_scorer(context: Context) -> Scorer:
     scorer = scorer_on(client, config, plain, scorer_capabilities(config))
     if options.subscription is None:
         return scorer
-    token = api_key_from(options.management_token_env)
+    management_token(options)  # where there is none, nothing is started
     http = context.http_client or httpx2.AsyncClient(timeout=options.timeout)
-    return hosted(scorer, DeploymentHost(http, options, token))
+    return hosted(scorer, DeploymentHost(http, options, lambda: management_token(options)))
+
+
+def management_token(options: AzureScorerOptions) -> str:
+    """The management service's token as it is now. Raises ConfigurationError where there is none."""
+    path = options.management_token_file
+    if path is None:
+        return api_key_from(options.management_token_env)
+    try:
+        token = path.expanduser().read_text(encoding="ascii").strip()
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigurationError(f"the token file {path} cannot be read: {type(error).__name__}.") from None
+    if not token.isprintable() or not token or " " in token:
+        raise ConfigurationError(f"the file {path} holds no token. `az account get-access-token` prints one.")
+    return token
 
 
 def _client(context: Context, api_version: str, timeout: float) -> WireClient:
@@ -133,83 +210,3 @@ def _client(context: Context, api_version: str, timeout: float) -> WireClient:
         http_client=context.http_client,
     )
     return WireClient(sdk, provider="Azure OpenAI")
-
-
-class DeploymentHost:
-    """Makes and deletes deployments through Azure's management service. ``polls`` are 15 seconds apart."""
-
-    def __init__(
-        self,
-        http: httpx2.AsyncClient,
-        options: AzureScorerOptions,
-        token: str,
-        *,
-        clock: Clock | None = None,
-        polls: int = 240,
-    ) -> None:
-        self.limit = options.max_deployments
-        self._http = http
-        self._options = options
-        self._token = token
-        self._failures = Failures("Azure's management service", [token])
-        self._clock = clock or SystemClock()
-        self._polls = polls
-
-    async def load(self, model: str) -> str:
-        """Deploy a fine-tune and wait until it answers: the deployment's name."""
-        name = f"daunce-{hashlib.sha256(model.encode()).hexdigest()[:24]}"
-        body = {
-            "sku": {"name": self._options.sku, "capacity": self._options.capacity},
-            "properties": {"model": {"format": "OpenAI", "name": model, "version": "1"}},
-        }
-        answer = await self._request("PUT", name, f"deploying {model}", body)
-        for _ in range(self._polls):
-            properties = answer.get("properties")
-            state = properties.get("provisioningState") if isinstance(properties, dict) else None
-            if state == "Succeeded":
-                return name
-            if state in ("Failed", "Canceled", "Disabled"):
-                raise RejectedError(f"Azure could not deploy {model}: {state}.")
-            await self._clock.sleep(_POLL_SECONDS)
-            answer = await self._request("GET", name, f"waiting for {model}")
-        raise RejectedError(f"{model} was not deployed after {self._polls * _POLL_SECONDS / 60:.0f} minutes.")
-
-    async def unload(self, model: str, served: str) -> None:
-        """Delete the deployment; one that is gone already is no error. The fine-tune stays."""
-        try:
-            await self._request("DELETE", served, f"deleting the deployment of {model}")
-        except RejectedError as error:
-            if error.status != 404:
-                raise
-
-    async def close(self) -> None:
-        await self._http.aclose()
-
-    async def _request(self, method: str, name: str, doing: str, body: dict[str, Any] | None = None) -> dict[str, Any]:
-        options = self._options
-        url = (
-            f"{MANAGEMENT_URL}/subscriptions/{options.subscription}/resourceGroups/{options.resource_group}/providers/"
-            f"Microsoft.CognitiveServices/accounts/{options.account}/deployments/{name}"
-        )
-        failure: ProviderError
-        try:
-            response = await self._http.request(
-                method,
-                url,
-                params={"api-version": MANAGEMENT_VERSION},
-                headers={"Authorization": f"Bearer {self._token}"},
-                json=body,
-            )
-        except httpx2.TransportError as error:
-            failure = self._failures.unreachable(doing, timed_out=isinstance(error, httpx2.TimeoutException))
-        else:
-            if response.status_code >= 400:
-                raise self._failures.from_status(response.status_code, response, doing)
-            try:
-                answer = response.json() if response.content else {}
-            except ValueError:
-                answer = None
-            if isinstance(answer, dict):
-                return answer
-            failure = self._failures.malformed(doing, False, "a body that is not a JSON object")
-        raise failure

@@ -107,7 +107,8 @@ class ScorerCapabilities:
     among the most likely ones (others are censored); ``first_token`` the first token of longer completions, by the
     user's explicit choice. ``max_models``: how many models the endpoint holds at once, where changing them takes
     time. ``price_factor`` is what the provider takes of its list price for requests sent this way. ``hourly``: the
-    endpoint is paid for by the hour.
+    endpoint is paid for by the hour. ``tried_on``: what a trial before a run may be sent to; a fine-tune where the
+    base model is not served, nothing where every model has to be deployed for money first.
     """
 
     provider: str
@@ -119,6 +120,7 @@ class ScorerCapabilities:
     max_models: int | None = None
     price_factor: float = 1.0
     hourly: bool = False
+    tried_on: Literal["base", "fine_tune", "nothing"] = "base"
     notes: tuple[str, ...] = ()
 
     @property
@@ -262,6 +264,31 @@ class Metered(Protocol):
 
     def watch(self, observer: Callable[[Mapping[str, str]], None]) -> None:
         """Have ``observer`` called with the headers of every answer."""
+        ...
+
+
+class HostRecords(Protocol):
+    """Keeps which models may stand on a server, so that they can be taken off after a crash too."""
+
+    def load_intent(self, model: str) -> None:
+        """To be written before a model is asked for; one that is there already stays."""
+        ...
+
+    def unloaded(self, model: str) -> None:
+        """The server no longer holds the model."""
+        ...
+
+
+@runtime_checkable
+class Hosting(Protocol):
+    """A scorer that puts models on a server for as long as they are scored."""
+
+    def record(self, records: HostRecords) -> None:
+        """Keep in ``records`` what is put on the server and taken off."""
+        ...
+
+    async def take_off(self, models: Sequence[str]) -> dict[str, str]:
+        """Take off what an earlier process left there; why not, by model, where that failed."""
         ...
 
 

@@ -9,14 +9,18 @@ from __future__ import annotations
 import asyncio
 from collections import OrderedDict
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field, replace
 from types import TracebackType
 from typing import Protocol, Self
 
-from ..errors import ProviderError
+from ..clock import Clock, SystemClock
+from ..errors import DaunceError, ProviderError, StopError, TransientError
 from ..tokens import EncodedExample
-from .base import Metered, ProbeReport, Probing, Scorer, ScorerCapabilities, TokenScores
+from .base import HostRecords, Metered, ProbeReport, Probing, Scorer, ScorerCapabilities, TokenScores
+
+RETRY_SECONDS = (1.0, 5.0)
+"""Waits before a model that could not be taken off is tried again: what stays may be paid for by the hour."""
 
 
 class Host(Protocol):
@@ -28,8 +32,9 @@ class Host(Protocol):
         """Make a model answer requests; the name under which it does. Loading one that is there already succeeds."""
         ...
 
-    async def unload(self, model: str, served: str) -> None:
-        """Take it off; one that is gone already is no error."""
+    async def unload(self, model: str) -> None:
+        """Take off whatever is there of a model: loaded, half loaded, or left by another process. Nothing there is no
+        error."""
         ...
 
     async def close(self) -> None: ...
@@ -43,10 +48,14 @@ class _Held:
 
 @dataclass
 class Pool:
-    """The models on a host, least recently used first."""
+    """The models on a host, least recently used first. What does not load is taken off again."""
 
     host: Host
+    clock: Clock = field(default_factory=SystemClock)
+    records: HostRecords | None = None
     _held: OrderedDict[str, _Held] = field(default_factory=OrderedDict)
+    _left: dict[str, None] = field(default_factory=dict)
+    """Models of which something may be on the server although nobody holds them."""
     _free: asyncio.Condition = field(default_factory=asyncio.Condition)
 
     @asynccontextmanager
@@ -76,7 +85,7 @@ class Pool:
                 if held is not None:
                     break
                 if len(self._held) < self.host.limit:
-                    held = self._held[model] = _Held(asyncio.create_task(self.host.load(model)))
+                    held = self._held[model] = _Held(asyncio.create_task(self._load(model)))
                     break
                 idle = next((name for name, h in self._held.items() if h.users == 0), None)
                 if idle is None:
@@ -87,20 +96,53 @@ class Pool:
             self._held.move_to_end(model)
             return held
 
+    async def _load(self, model: str) -> str:
+        """Load a model, written down before; whatever ends this early (a failure, a closing pool) undoes it."""
+        if self.records is not None:
+            self.records.load_intent(model)
+        try:
+            return await self.host.load(model)
+        except BaseException:
+            with suppress(DaunceError):  # it stays written down, and closing tries again
+                await self._put_off(model)
+            raise
+
+    async def take_off(self, model: str) -> None:
+        """Take a model off the server, whoever put it there. Raises the last failure after some tries."""
+        for wait in RETRY_SECONDS:
+            try:
+                await self.host.unload(model)
+                break
+            except TransientError:
+                await self.clock.sleep(wait)
+        else:
+            await self.host.unload(model)
+        if self.records is not None:
+            self.records.unloaded(model)
+
+    async def _put_off(self, model: str) -> None:
+        self._left[model] = None
+        await self.take_off(model)
+        del self._left[model]
+
     async def _drop(self, model: str) -> None:
         held = self._held.pop(model)
-        # One whose users gave up may still be on its way.
+        if not held.loaded.done():  # its users gave up
+            held.loaded.cancel()
         (served,) = await asyncio.gather(held.loaded, return_exceptions=True)
         if isinstance(served, str):
-            await self.host.unload(model, served)
+            await self._put_off(model)
 
     async def close(self) -> None:
         """Unload everything that this pool loaded, then close the host. The first failure is raised at the end."""
-        failure: ProviderError | None = None
+        failure: DaunceError | None = None
         for model in list(self._held):
-            try:
+            with suppress(DaunceError):  # tried once more below
                 await self._drop(model)
-            except ProviderError as error:
+        for model in list(self._left):
+            try:
+                await self._put_off(model)
+            except DaunceError as error:
                 failure = failure or error
         await self.host.close()
         if failure is not None:
@@ -110,9 +152,9 @@ class Pool:
 class HostedScorer:
     """A scorer of models that a host has to load first. Closing it unloads them and closes the scorer."""
 
-    def __init__(self, scorer: Scorer, host: Host) -> None:
+    def __init__(self, scorer: Scorer, host: Host, *, clock: Clock | None = None) -> None:
         self.inner = scorer
-        self.pool = Pool(host)
+        self.pool = Pool(host, clock or SystemClock())
 
     @property
     def capabilities(self) -> ScorerCapabilities:
@@ -126,6 +168,25 @@ class HostedScorer:
         """As the inner scorer, under the name that the host gave the model."""
         async with self.pool.serving(model) as served:
             return await self.inner.score(served, batch)
+
+    def record(self, records: HostRecords) -> None:
+        """Keep in ``records`` what is put on the server and taken off."""
+        self.pool.records = records
+
+    async def take_off(self, models: Sequence[str]) -> dict[str, str]:
+        """Take off what an earlier process left on the server; why not, by model, where that failed.
+
+        Raises StopError where credentials do not allow it.
+        """
+        kept: dict[str, str] = {}
+        for model in models:
+            try:
+                await self.pool.take_off(model)
+            except StopError:
+                raise
+            except ProviderError as error:
+                kept[model] = str(error)
+        return kept
 
     def watch(self, observer: Callable[[Mapping[str, str]], None]) -> None:
         """Have ``observer`` called with the headers of every answer, where the inner scorer shows them."""

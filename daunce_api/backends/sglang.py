@@ -6,6 +6,7 @@ ids and returns ``[log-probability, id, text]`` from a chosen position on, so id
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from pydantic import Field
@@ -13,9 +14,10 @@ from pydantic import Field
 from ..config import RunConfig
 from ..errors import ContractError
 from ..tokens import EncodedExample
-from .base import ScorerCapabilities, TokenScores
+from .base import ProbeReport, ScorerCapabilities, TokenScores
 from .openai_wire.client import WireClient
 from .openai_wire.contract import check_ids, scores_of
+from .openai_wire.probe import GENERATED, Generated, generated, probe_generated
 from .openai_wire.prompt_logprobs import refuse_long
 from .openai_wire.wire_scorer import OneByOneScorer, open_client
 from .options import Options, parse_options
@@ -72,16 +74,40 @@ class SGLangScorer(OneByOneScorer):
     async def _score(self, model: str, example: EncodedExample) -> TokenScores:
         refuse_long(example, 1, self._options.max_context_tokens)
         start = example.targets[0] - 1
+        doing = f"scoring example {example.example.id!r} under {model}"
+        meta = await self._ask(model, example.ids, doing=doing, logprob_start_len=start)
+        return triple_scores(self.client.provider, example, meta, start)
+
+    async def probe(self, model: str, example: EncodedExample) -> ProbeReport:
+        """Compare input log-probabilities with those of greedy generation. Raises as
+        :func:`.openai_wire.probe.probe_generated`."""
+        return await probe_generated(
+            self,
+            model,
+            example,
+            provider=self.client.provider,
+            generate=lambda prompt: self._generate(model, prompt),
+            limit=self._options.max_context_tokens,
+        )
+
+    async def _generate(self, model: str, prompt: tuple[int, ...]) -> Generated | None:
+        meta = await self._ask(model, prompt, doing=f"testing {model}", count=GENERATED)
+        made = meta.get("output_token_logprobs") if isinstance(meta, dict) else None
+        if not isinstance(made, list) or not all(isinstance(t, list) and len(t) >= 2 for t in made):
+            return None
+        return generated([t[1] for t in made], [t[0] for t in made])
+
+    async def _ask(self, model: str, ids: Sequence[int], *, doing: str, count: int = 1, **fields: Any) -> object:
+        """``meta_info`` of an answer that continues the ids by ``count`` tokens."""
         body: dict[str, Any] = {
-            "input_ids": list(example.ids),
-            "sampling_params": {"max_new_tokens": 1, "temperature": 0},
+            "input_ids": list(ids),
+            "sampling_params": {"max_new_tokens": count, "temperature": 0},
             "return_logprob": True,
-            "logprob_start_len": start,
+            **fields,
         }
         if self._options.adapters and model != self._base:
             body["lora_path"] = model
-        answer = await self.client.post(self._url, body, doing=f"scoring example {example.example.id!r} under {model}")
-        return triple_scores(self.client.provider, example, answer.get("meta_info"), start)
+        return (await self.client.post(self._url, body, doing=doing)).get("meta_info")
 
 
 def triple_scores(provider: str, example: EncodedExample, meta: object, start: int) -> TokenScores:

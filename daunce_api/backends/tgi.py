@@ -1,7 +1,7 @@
 """Exact log-probabilities through Text Generation Inference's ``/generate`` with ``decoder_input_details``.
 
-TGI takes text and tokenizes it itself, special tokens in front included. The ids that it read come back with every
-answer, and must be those of the example.
+TGI takes text and tokenizes it itself, special tokens in front included (a BOS token that the example begins with is
+left to it). The ids that it read come back with every answer, and must be those of the example.
 """
 
 from __future__ import annotations
@@ -12,14 +12,12 @@ from pydantic import Field
 
 from ..config import RunConfig
 from ..errors import ContractError
-from ..tokens import EncodedExample, Tokenizer
-from .base import ScorerCapabilities, TokenScores
+from ..tokens import Tokenizer
+from .base import ScorerCapabilities
 from .openai_wire.client import WireClient
-from .openai_wire.contract import check_ids, scores_of
-from .openai_wire.prompt_logprobs import refuse_long
-from .openai_wire.wire_scorer import OneByOneScorer, open_client
+from .openai_wire.wire_scorer import open_client
 from .options import Options, parse_options
-from .plain_text import text_of
+from .plain_text import Reading, TextScorer
 from .registry import Context
 from .tokenizers import tokenizer_of
 
@@ -32,7 +30,7 @@ class TGIOptions(Options):
     """``backend.scorer.options`` of the TGI scorer."""
 
     leading_tokens: int = Field(
-        0, ge=0, le=4, description="special tokens that the server puts in front of every text (a BOS token: 1)"
+        0, ge=0, le=4, description="special tokens in front of every text that members were trained without"
     )
     adapters: bool = Field(True, description="send the model's name as adapter_id")
     max_context_tokens: int | None = Field(None, ge=1, description="the server's --max-input-tokens")
@@ -66,15 +64,15 @@ def open_scorer(context: Context) -> TGIScorer:
     return TGIScorer(client, scorer_capabilities(config), options, tokenizer_of(config), config.backend.model)
 
 
-class TGIScorer(OneByOneScorer):
+class TGIScorer(TextScorer):
     """``Scorer`` over ``POST /generate``. Closing it closes the client. ``base`` is the model without adapter."""
 
     def __init__(
         self, client: WireClient, capabilities: ScorerCapabilities, options: TGIOptions, tokenizer: Tokenizer, base: str
     ) -> None:
-        super().__init__(client, capabilities)
+        leading, limit = options.leading_tokens, options.max_context_tokens
+        super().__init__(client, capabilities, tokenizer, leading=leading, limit=limit, hint=IGNORED)
         self._options = options
-        self._tokenizer = tokenizer
         self._base = base
         self._url = str(client.sdk.base_url).rstrip("/").removesuffix("/v1") + "/generate"
 
@@ -82,37 +80,32 @@ class TGIScorer(OneByOneScorer):
     def fingerprint(self) -> str:
         return f"tgi-prefill leading={self._options.leading_tokens}"
 
-    async def _score(self, model: str, example: EncodedExample) -> TokenScores:
-        refuse_long(example, 1 + self._options.leading_tokens, self._options.max_context_tokens)
+    async def _read(self, model: str, text: str, *, doing: str, count: int = 1) -> Reading:
         parameters: dict[str, Any] = {
-            "max_new_tokens": 1,
+            "max_new_tokens": count,
             "do_sample": False,
             "details": True,
             "decoder_input_details": True,
         }
         if self._options.adapters and model != self._base:
             parameters["adapter_id"] = model
-        body = {"inputs": text_of(example.example, self._tokenizer), "parameters": parameters}
-        answer = await self.client.post(self._url, body, doing=f"scoring example {example.example.id!r} under {model}")
-        return prefill_scores(self.client.provider, example, answer.get("details"), self._options.leading_tokens)
+        body = {"inputs": text, "parameters": parameters}
+        answer = await self.client.post(self._url, body, doing=doing)
+        details = answer.get("details")
+        prefill = _entries(self.client.provider, details, "prefill", doing)
+        said = []
+        for token in _entries(self.client.provider, details, "tokens", doing):
+            if token.get("special"):
+                break
+            said.append((token.get("id"), token.get("logprob"), str(token.get("text") or "")))
+        return Reading([entry.get("id") for entry in prefill], [entry.get("logprob") for entry in prefill], said)
 
 
-def prefill_scores(provider: str, example: EncodedExample, details: object, leading: int) -> TokenScores:
-    """The targets' log-probabilities in ``details.prefill``, behind ``leading`` special tokens of the server's own.
-
-    Raises ContractError where the ids or the values break the contract.
-    """
-    prefill = details.get("prefill") if isinstance(details, dict) else None
-    if not isinstance(prefill, list) or not prefill:
-        return scores_of(provider, example, None, hint=IGNORED)
-    if not all(isinstance(entry, dict) for entry in prefill):
-        raise ContractError(f"{provider} sent a malformed prefill for example {example.example.id!r}. {IGNORED}")
-    ids = [entry.get("id") for entry in prefill]
-    if leading == 0 and ids[1:] == list(example.ids):
-        raise ContractError(
-            f"{provider} puts a special token (id {ids[0]}) in front of example {example.example.id!r}, and it was "
-            "trained without one. Nothing was used. Serve a tokenizer that adds none, or accept it with "
-            "backend.scorer.options.leading_tokens: 1."
-        )
-    check_ids(provider, example, ids[leading:])
-    return scores_of(provider, example, [entry.get("logprob") for entry in prefill[leading:]], hint=IGNORED)
+def _entries(provider: str, details: object, name: str, doing: str) -> list[dict[str, Any]]:
+    """``details.NAME``: an object a token; none where it is missing."""
+    found = details.get(name) if isinstance(details, dict) else None
+    if not isinstance(found, list):
+        return []
+    if not all(isinstance(entry, dict) for entry in found):
+        raise ContractError(f"{provider} answered {doing} with a malformed {name}. {IGNORED}")
+    return found

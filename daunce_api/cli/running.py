@@ -99,7 +99,8 @@ def cancel(run: RunArgument, as_json: JsonOption = False) -> None:
 
 @command(MAKE)
 def clean(run: RunArgument, yes: YesOption = False, as_json: JsonOption = False) -> None:
-    """Delete the files and models that a run created at the provider, and nothing else. Scores are kept.
+    """Delete the files and models that a run created at the provider, and what it left on the scoring server
+    (deployments, adapters); nothing else. Scores are kept.
 
     Rankings and reports go on working; members that are not scored yet would have to be trained again.
     """
@@ -109,7 +110,12 @@ def clean(run: RunArgument, yes: YesOption = False, as_json: JsonOption = False)
     if not yes:
         confirm(f"Delete the remote files and models of {job.config.name}? Scores stay, the models are gone.")
     report = job.clean()
-    content = {"models": report.models, "files": report.files, "kept": report.kept}
+    content = {
+        "models": report.models,
+        "files": report.files,
+        "unloaded": report.unloaded,
+        "kept": report.kept,
+    }
     show(as_json, content, lambda: terminal.cleaned(report))
 
 

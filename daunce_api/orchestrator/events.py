@@ -63,8 +63,10 @@ class CancelReport:
 
 @dataclass(slots=True)
 class CleanReport:
-    """What :meth:`Orchestrator.clean` deleted; ``kept`` names what it could not and why."""
+    """What :meth:`Orchestrator.clean` deleted; ``kept`` names what it could not and why. ``unloaded``: models that an
+    interrupted run had left on the scoring server, and that were taken off it."""
 
     models: list[str] = field(default_factory=list)
     files: list[str] = field(default_factory=list)
+    unloaded: list[str] = field(default_factory=list)
     kept: dict[str, str] = field(default_factory=dict)

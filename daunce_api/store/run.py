@@ -13,6 +13,7 @@ from typing import Any, Self
 from ..errors import RunChangedError, StoreError
 from .checkpoints import CheckpointRecords
 from .database import Database
+from .hosted import HostedRecords
 from .ledger import Ledger
 from .lock import RunLock
 from .manifest import differences
@@ -23,7 +24,7 @@ FILE_NAME = "run.sqlite"
 LOCK_NAME = "lock"
 
 
-class RunStore(CheckpointRecords, ScoreRecords, Ledger):
+class RunStore(CheckpointRecords, ScoreRecords, HostedRecords, Ledger):
     """One SQLite file a run (``RUN/run.sqlite``; WAL, synchronous=FULL), one writer at a time (``RUN/lock``).
 
     Every method is one transaction, on disk when it returns. Rows carry checksums: what was paid for and then

@@ -40,8 +40,15 @@ from daunce_api.tokens import EncodedExample, LocalTokenizer, encode_example
 
 Answer = tuple[list[float], float]
 """Summed log-probabilities (nats) of every example, and seconds."""
-SETTINGS = {"default": (1, 1), "concurrent": (1, 8), "batched": (16, 1), "both": (16, 8)}
-"""lm-eval's (batch_size, num_concurrent)."""
+SETTINGS = {
+    "default": (1, 1),
+    "concurrent": (1, 8),
+    "batched": (16, 1),
+    "both": (16, 8),
+    "as ours": (32, 8),  # our scorers' own batches and concurrency
+    "larger": (64, 8),
+}
+"""lm-eval's (batch_size, num_concurrent); the fastest of them is what ours is held against."""
 HARNESS = """
 import json, sys, time
 from lm_eval.models.openai_completions import LocalCompletionsAPI
@@ -157,6 +164,8 @@ def main() -> None:
     if given.prompt_logprobs:
         scorers["prompt_logprobs"] = prompt_logprobs
     kept = json.loads(given.keep.read_text()) if given.keep and given.keep.exists() else []
+    if any(seconds.keys() != {*SETTINGS, *scorers} for seconds in kept):
+        parser.error(f"{given.keep} holds rounds of other settings or scorers; name another file.")
     if given.url:
         result = compare(Endpoint(given.url), given.model, scorers, given.rounds, kept)
     else:

@@ -14,7 +14,8 @@ from daunce_api.backends.base import JobRequest, JobStatus
 from daunce_api.backends.hosting import HostedScorer
 from daunce_api.backends.registry import open_backend
 from daunce_api.backends.tokenizers import embedded_folder
-from daunce_api.errors import ConfigurationError, StopError
+from daunce_api.clock import InstantClock
+from daunce_api.errors import ConfigurationError, RejectedError, StopError, TransientError
 from daunce_api.tokens import EncodedExample, encode_example
 
 URL = "https://res.openai.azure.com"
@@ -60,6 +61,109 @@ async def test_a_lost_job_is_found_by_its_metadata() -> None:
     found = await trainer.find_job("k-m0-a0")
     assert found is not None
     assert found.id == "ftjob-1"
+
+
+def file(status: str, **changes: Any) -> dict[str, Any]:
+    return {"id": "file-1", "object": "file", "filename": "daunce-x.jsonl", "bytes": 3, "status": status, **changes}
+
+
+def azure_trainer(server: Server, clock: InstantClock | None = None) -> azure.AzureTrainer:
+    capabilities = azure.trainer_capabilities(config())
+    return azure.AzureTrainer(server.client(URL), capabilities, clock=clock or InstantClock())
+
+
+async def test_files_are_uploaded_read_found_and_deleted() -> None:
+    states = iter(["pending", "running", "notRunning", "processed"])
+
+    def handler(request: httpx2.Request) -> Any:
+        if request.method == "DELETE":
+            return {"id": "file-1", "deleted": True}
+        if request.url.path.endswith("/files/file-1"):
+            return file(next(states))
+        if request.method == "POST":
+            return file("pending")
+        listed = [file("error", id="file-0"), file("pending", id="file-2", bytes=4), file("processed")]
+        return {"data": listed, "has_more": False}
+
+    server, clock = Server(handler), InstantClock()
+    trainer = azure_trainer(server, clock)
+    assert await trainer.upload("daunce-x.jsonl", b"{}\n") == "file-1"
+    assert clock.now() == 15.0, "a job on a file that is not read yet is refused"
+    assert await trainer.find_file("daunce-x.jsonl", 3) == "file-1"
+    assert await trainer.find_file("daunce-x.jsonl", 5) is None
+    assert await trainer.delete_file("file-1")
+    gone = Server(lambda _: httpx2.Response(404, json={"error": {"code": "NotFound", "message": "gone"}}))
+    assert await azure_trainer(gone).delete_file("file-1")
+    kept = Server(lambda _: httpx2.Response(400, json={"error": {"code": "InUse", "message": "in use"}}))
+    assert not await azure_trainer(kept).delete_file("file-1")
+    assert not await azure_trainer(kept).delete_model("ft:m")
+
+
+@pytest.mark.parametrize(
+    ("status", "kind", "words"),
+    [
+        ("error", RejectedError, "line 3 is no chat"),
+        ("deleted", RejectedError, "line 3 is no chat"),
+        ("running", TransientError, "not read after 600 seconds"),
+    ],
+)
+async def test_files_at_fault_and_files_that_take_too_long(status: str, kind: type[Exception], words: str) -> None:
+    server = Server(lambda _: file(status, status_details=f"line 3 is no chat {KEY}"))
+    with pytest.raises(kind, match=words) as info:
+        await azure_trainer(server).upload("x.jsonl", b"{}\n")
+    assert KEY not in str(info.value)
+
+
+async def test_a_job_on_a_file_that_is_not_read_yet_is_tried_again() -> None:
+    refused = httpx2.Response(400, json={"error": {"code": "invalidPayload", "message": "the file is not ready"}})
+    gone = httpx2.Response(404, json={"error": {"message": "gone"}})
+    looks = iter([file("running"), file("processed"), gone])
+
+    def handler(request: httpx2.Request) -> Any:
+        return refused if request.method == "POST" else next(looks)
+
+    trainer = azure_trainer(Server(handler))
+    request = JobRequest("k-m0-a0", "gpt-4o-mini", "file-1", 7, {}, "s")
+    with pytest.raises(TransientError, match="not read yet"):
+        await trainer.submit(request)
+    for _ in range(2):  # read by now, then gone: neither is a matter of time
+        with pytest.raises(RejectedError, match="not ready"):
+            await trainer.submit(request)
+
+
+STATES = {
+    "notRunning": JobStatus.RUNNING,
+    "pending": JobStatus.RUNNING,
+    "validating_files": JobStatus.QUEUED,
+    "queued": JobStatus.QUEUED,
+    "running": JobStatus.RUNNING,
+    "paused": JobStatus.RUNNING,
+    "succeeded": JobStatus.SUCCEEDED,
+    "failed": JobStatus.FAILED,
+    "cancelled": JobStatus.CANCELLED,
+}
+
+
+@pytest.mark.parametrize(("state", "status"), STATES.items())
+async def test_states_of_jobs(state: str, status: JobStatus) -> None:
+    answer = job(status=state, fine_tuned_model="ft:m", trained_tokens=9, error={"code": "x", "message": f"bad {KEY}"})
+    found = await azure_trainer(Server(lambda _: answer)).get("ftjob-1")
+    assert (found.status, found.trained_tokens) == (status, 9)
+    assert (found.error is not None) is (status is JobStatus.FAILED)
+    assert KEY not in str(found.error)
+
+
+async def test_jobs_are_cancelled_and_models_deleted() -> None:
+    def handler(request: httpx2.Request) -> Any:
+        if request.method == "DELETE":
+            return {"id": "ft:m", "deleted": True}
+        return job(status="cancelled" if request.url.path.endswith("/cancel") else "running")
+
+    server = Server(handler)
+    trainer = azure_trainer(server)
+    assert (await trainer.cancel("ftjob-1")).status is JobStatus.CANCELLED
+    assert await trainer.delete_model("ft:m")
+    assert server.paths[-1].startswith("DELETE ")
 
 
 @pytest.mark.parametrize("address", [URL, f"{URL}/openai/v1", f"{URL}/openai"])

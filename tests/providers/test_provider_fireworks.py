@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from typing import Any
 
 import pytest
 from provider_support import BATCH, Server, body_of, run_config, sequence, truth
 from sdk_support import KEY, Service, error, httpx
 
+from daunce_api import Dataset, Run
 from daunce_api.backends.base import JobRequest, JobStatus
 from daunce_api.backends.failures import Failures
 from daunce_api.backends.fireworks import scorer as fireworks_scorer
 from daunce_api.backends.fireworks.trainer import FireworksTrainer, dataset_id_of, job_id_of, trainer_capabilities
 from daunce_api.backends.sdk_calls import SdkCalls
+from daunce_api.backends.tokenizers import embedded_folder
 from daunce_api.clock import InstantClock
 from daunce_api.errors import AmbiguousSubmitError, ContractError, RejectedError, StopError, TransientError
 
@@ -35,10 +38,9 @@ def sdk(stub: Service) -> Any:
     )
 
 
-def make(stub: Service) -> FireworksTrainer:
-    return FireworksTrainer(
-        sdk(stub), calls(), trainer_capabilities(run_config("fireworks", base_url=None)), base_model=BASE
-    )
+def make(stub: Service, clock: InstantClock | None = None) -> FireworksTrainer:
+    capabilities = trainer_capabilities(run_config("fireworks", base_url=None))
+    return FireworksTrainer(sdk(stub), calls(), capabilities, base_model=BASE, clock=clock or InstantClock())
 
 
 def job(state: str = "JOB_STATE_CREATING", **changes: Any) -> dict[str, Any]:
@@ -72,10 +74,25 @@ async def test_a_fine_tune_is_continued_by_warm_start() -> None:
     assert "baseModel" not in body
 
 
-def test_the_missing_seed_is_said_in_the_plan() -> None:
-    capabilities = trainer_capabilities(run_config("fireworks", base_url=None))
-    assert not capabilities.honours_seed
-    assert "no seed" in capabilities.notes[0]
+def test_the_missing_seed_is_said_in_the_plan(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In its text, for people and for programs, before a key is needed."""
+    monkeypatch.delenv("FIREWORKS_API_KEY", raising=False)
+    for side, count in (("train", 12), ("test", 2)):
+        records = [{"id": f"{side}{i}", "prompt": f"p{i}", "completion": f" c{i}"} for i in range(count)]
+        Dataset.from_records(records).to_jsonl(tmp_path / f"{side}.jsonl")
+    run = Run.create(
+        {
+            "run_dir": str(tmp_path / "run"),
+            "data": {side: str(tmp_path / f"{side}.jsonl") for side in ("train", "test")},
+            "backend": {"kind": "fireworks", "model": BASE, "tokenizer": str(embedded_folder())},
+            "ensemble": {"members": 3},
+            "training": {"hyperparameters": {"epochs": 1}},
+        }
+    )
+    plan = run.plan()
+    assert "Note: Fireworks takes no seed" in plan.text()
+    assert any("takes no seed" in note for note in plan.to_json()["notes"])
+    assert not trainer_capabilities(run.config).honours_seed
 
 
 STATES = {
@@ -125,7 +142,7 @@ async def test_failed_submits(answer: Any, kind: type[Exception]) -> None:
     with pytest.raises(kind) as info:
         await make(stub).submit(REQUEST)
     assert KEY not in str(info.value)
-    assert len(stub.requests) == 1
+    assert sum(r.startswith("POST") for r in stub.paths) == 1
 
 
 async def test_a_lost_job_is_read_by_its_id() -> None:
@@ -148,33 +165,100 @@ async def test_unknown_hyperparameters_and_names_are_refused_before_anything_is_
     assert stub.requests == []
 
 
+NAME, CONTENT = "daunce-ABC-0123.jsonl", b'{"messages":[]}\n{"messages":[]}\n'
+ID = "daunce-abc-0123"
+DATASETS = "/v1/accounts/me/datasets"
+
+
+class SlowData:
+    """A service whose data set is ready after some looks at it, and that refuses jobs until then."""
+
+    def __init__(self, looks: int, **changes: Any) -> None:
+        self.looks = looks
+        self.stub = (
+            Service()
+            .on(f"POST {DATASETS}", {"name": DATASET, "state": "UPLOADING"})
+            .on(f"POST {DATASETS}/{ID}:upload", {"id": ID})
+            .on(f"POST {DATASETS}/{ID}:validateUpload", {})
+            .on(f"GET {DATASETS}/{ID}", self.look)
+            .on(f"POST {JOBS}", self.submit)
+        )
+        for route, answer in changes.items():
+            self.stub.on(f"POST {DATASETS}/{ID}:{route}", answer)
+
+    def look(self, request: Any) -> dict[str, Any]:
+        self.looks -= 1
+        return {"state": "READY" if self.looks < 0 else "UPLOADING"}
+
+    def submit(self, request: Any) -> Any:
+        return job() if self.looks < 0 else error(400, "dataset is not in a READY state")
+
+
 async def test_files_are_data_sets() -> None:
-    name, content = "daunce-ABC-0123.jsonl", b'{"messages":[]}\n{"messages":[]}\n'
-    dataset = dataset_id_of(name)
-    assert dataset == "daunce-abc-0123"
-    root = "/v1/accounts/me/datasets"
-    stub = (
-        Service()
-        .on(f"POST {root}", {"name": DATASET, "state": "UPLOADING"})
-        .on(f"POST {root}/{dataset}:upload", {"id": dataset})
-        .on(f"GET {root}/{dataset}", [{"state": "UPLOADING"}, {"state": "READY"}])
-        .on(f"DELETE {root}/{dataset}", {})
-    )
-    trainer = make(stub)
-    assert await trainer.upload(name, content) == DATASET
+    assert dataset_id_of(NAME) == ID
+    stub, clock = SlowData(0).stub, InstantClock()
+    trainer = make(stub, clock)
+    assert await trainer.upload(NAME, CONTENT) == DATASET
+    assert clock.now() == 0.0
     assert json.loads(stub.requests[0].content) == {
         "dataset": {"userUploaded": {}, "exampleCount": "2", "format": "CHAT"},
-        "datasetId": dataset,
+        "datasetId": ID,
     }
-    assert content in stub.requests[1].content
-    assert await trainer.find_file(name, len(content)) is None
-    assert await trainer.find_file(name, len(content)) == DATASET
+    assert CONTENT in stub.requests[1].content
+    stub.on(f"GET {DATASETS}/{ID}", [{"state": "UPLOADING"}, {"state": "READY"}]).on(f"DELETE {DATASETS}/{ID}", {})
+    assert await trainer.find_file(NAME, len(CONTENT)) is None
+    assert await trainer.find_file(NAME, len(CONTENT)) == DATASET
     assert await trainer.delete_file(DATASET)
-    assert await make(Service()).find_file(name, 3) is None
-    again = Service().on(f"POST {root}", error(409)).on(f"POST {root}/{dataset}:upload", {"id": dataset})
-    assert await make(again).upload(name, content) == DATASET
+    assert await make(Service()).find_file(NAME, 3) is None
+    again = SlowData(0).stub.on(f"POST {DATASETS}", error(409))
+    again.on(f"POST {DATASETS}/{ID}:upload", {"id": ID})
+    assert await make(again).upload(NAME, CONTENT) == DATASET
     with pytest.raises(RejectedError):
-        await make(Service().on(f"POST {root}", error(400))).upload(name, content)
+        await make(Service().on(f"POST {DATASETS}", error(400))).upload(NAME, CONTENT)
+
+
+async def test_an_upload_is_validated_and_waited_for_before_a_job_is_submitted() -> None:
+    slow, clock = SlowData(5), InstantClock()
+    trainer = make(slow.stub, clock)
+    assert await trainer.upload(NAME, CONTENT) == DATASET
+    assert slow.stub.paths.count(f"POST {DATASETS}/{ID}:validateUpload") == 1
+    assert clock.now() == 20.0
+    assert (await trainer.submit(REQUEST)).status is JobStatus.QUEUED
+
+
+async def test_a_job_on_data_that_is_not_ready_is_tried_again() -> None:
+    slow = SlowData(1)
+    trainer = make(slow.stub)
+    with pytest.raises(TransientError, match="not ready yet"):
+        await trainer.submit(REQUEST)
+    with pytest.raises(RejectedError, match="READY state"):  # it was ready when the reason was looked for
+        await trainer.submit(REQUEST)
+    assert (await trainer.submit(REQUEST)).status is JobStatus.QUEUED
+    gone = Service().on(f"POST {JOBS}", error(400, "no such dataset"))
+    with pytest.raises(RejectedError, match="no such dataset"):
+        await make(gone).submit(REQUEST)
+
+
+async def test_what_is_refused_while_an_earlier_upload_is_validated_is_no_failure() -> None:
+    refusals = {"upload": error(400, "has a file"), "validateUpload": error(400, "is being validated")}
+    slow = SlowData(4, **refusals)
+    slow.stub.on(f"POST {DATASETS}", error(409))
+    assert await make(slow.stub).upload(NAME, CONTENT) == DATASET
+    never = SlowData(1000, **refusals)
+    never.stub.on(f"POST {DATASETS}", error(409))
+    with pytest.raises(RejectedError, match="has a file"):
+        await make(never.stub).upload(NAME, CONTENT)
+    fresh = SlowData(4, upload=error(400, "too big"))
+    with pytest.raises(RejectedError, match="too big"):
+        await make(fresh.stub).upload(NAME, CONTENT)
+
+
+async def test_data_at_fault_and_data_that_takes_too_long() -> None:
+    broken = {"state": "UPLOADING", "status": {"code": "INVALID_ARGUMENT", "message": f"line 2 {KEY}"}}
+    with pytest.raises(RejectedError, match=r"line 2 \[key removed\]"):
+        await make(SlowData(9).stub.on(f"GET {DATASETS}/{ID}", broken)).upload(NAME, CONTENT)
+    with pytest.raises(TransientError, match="not ready after 600 seconds"):
+        await make(SlowData(1000).stub).upload(NAME, CONTENT)
 
 
 async def test_cancel_and_clean_up() -> None:
@@ -227,6 +311,12 @@ async def test_echo_of_other_ids_or_without_ids_is_refused() -> None:
             await scorer.score("accounts/me/models/m", BATCH[:1])
 
 
+def deployment(stub: Service, clock: InstantClock | None = None) -> fireworks_scorer.DeploymentHost:
+    return fireworks_scorer.DeploymentHost(
+        sdk(stub), calls(), "accounts/me/deployments/d", 100, base=BASE, clock=clock or InstantClock()
+    )
+
+
 async def test_members_are_loaded_on_the_deployment_and_unloaded() -> None:
     root = "/v1/accounts/me/deployedModels"
     name = "accounts/me/deployedModels/m-1"
@@ -237,13 +327,46 @@ async def test_members_are_loaded_on_the_deployment_and_unloaded() -> None:
         .on(f"DELETE {root}/m-1", {})
     )
     clock = InstantClock()
-    host = fireworks_scorer.DeploymentHost(sdk(stub), calls(), "accounts/me/deployments/d", 100, clock=clock)
+    host = deployment(stub, clock)
     served = await host.load("accounts/me/models/m")
     assert served == "accounts/me/models/m#accounts/me/deployments/d"
     assert clock.now() == 10.0
     assert stub.bodies(f"POST {root}") == [{"model": "accounts/me/models/m", "deployment": "accounts/me/deployments/d"}]
-    await host.unload("accounts/me/models/m", served)
+    await host.unload("accounts/me/models/m")
     assert stub.paths[-1] == f"DELETE {root}/m-1"
     stub.on(f"POST {root}", {"name": name, "state": "UNDEPLOYING", "status": {"message": "no room"}})
     with pytest.raises(RejectedError, match="no room"):
         await host.load("accounts/me/models/m")
+
+
+async def test_what_another_process_left_on_the_deployment_is_found_and_unloaded() -> None:
+    root = "/v1/accounts/me/deployedModels"
+
+    def item(name: str, model: str, where: str = "d") -> dict[str, Any]:
+        deployment = f"accounts/me/deployments/{where}"
+        return {
+            "name": f"accounts/me/deployedModels/{name}",
+            "model": f"accounts/me/models/{model}",
+            "deployment": deployment,
+        }
+
+    first = {"deployedModels": [item("m-1", "m"), item("m-2", "other")], "nextPageToken": "next"}
+    second = {"deployedModels": [item("m-3", "m", "elsewhere"), item("m-4", "m")]}
+    stub = Service().on(f"GET {root}", [first, second]).on(f"DELETE {root}/m-1", {})
+    await deployment(stub).unload("accounts/me/models/m")
+    assert [p for p in stub.paths if p.startswith("DELETE")] == [f"DELETE {root}/m-1", f"DELETE {root}/m-4"]
+    await deployment(Service()).unload(BASE)
+    none = Service().on(f"GET {root}", {"deployedModels": []})
+    await deployment(none).unload("accounts/me/models/m")
+    assert len(none.requests) == 1
+
+
+async def test_a_busy_answer_while_a_model_is_loaded_is_no_failure() -> None:
+    root = "/v1/accounts/me/deployedModels"
+    name = "accounts/me/deployedModels/m-1"
+    stub = (
+        Service()
+        .on(f"POST {root}", {"name": name, "state": "DEPLOYING"})
+        .on(f"GET {root}/m-1", [error(503), {"name": name, "state": "DEPLOYED"}])
+    )
+    assert (await deployment(stub).load("accounts/me/models/m")).startswith("accounts/me/models/m#")

@@ -12,10 +12,9 @@ import httpx2
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from provider_support import BATCH, KEY, Server, body_of, run_config, truth
+from provider_support import BATCH, Server, body_of, run_config, truth
 from test_provider_prompt_logprobs import completions
 
-from daunce_api.backends.azure import AzureScorerOptions, DeploymentHost, azure_options
 from daunce_api.backends.base import ScorerCapabilities, TokenScores
 from daunce_api.backends.hosting import HostedScorer, Pool
 from daunce_api.backends.openai_wire import adapters
@@ -31,7 +30,11 @@ class FakeHost:
         self.limit = limit
         self.held: set[str] = set()
         self.loads: list[str] = []
+        self.unloads: list[str] = []
         self.failing: set[str] = set()
+        self.refusals: list[Exception] = []
+        self.stuck: asyncio.Event | None = None
+        self.reached = asyncio.Event()
         self.closed = False
 
     async def load(self, model: str) -> str:
@@ -42,14 +45,33 @@ class FakeHost:
         self.loads.append(model)
         self.held.add(f"served-{model}")
         assert len(self.held) <= self.limit
+        self.reached.set()
+        if self.stuck is not None:
+            await self.stuck.wait()
         return f"served-{model}"
 
-    async def unload(self, model: str, served: str) -> None:
+    async def unload(self, model: str) -> None:
         await asyncio.sleep(0)
-        self.held.remove(served)
+        if self.refusals:
+            raise self.refusals.pop(0)
+        self.unloads.append(model)
+        self.held.discard(f"served-{model}")
 
     async def close(self) -> None:
         self.closed = True
+
+
+class Records:
+    """What a store keeps, in a list."""
+
+    def __init__(self, *models: str) -> None:
+        self.models = list(models)
+
+    def load_intent(self, model: str) -> None:
+        self.models.append(model)
+
+    def unloaded(self, model: str) -> None:
+        self.models.remove(model)
 
 
 class Inner:
@@ -136,14 +158,78 @@ async def test_a_cancelled_user_leaves_nothing_loaded_behind() -> None:
     assert host.held == set()
 
 
+async def test_a_load_that_failed_or_was_interrupted_is_undone() -> None:
+    """The host had done its part already; nobody would ever take it off again."""
+    host, records = FakeHost(2), Records()
+    pool = Pool(host, InstantClock(), records)
+    host.stuck = asyncio.Event()
+
+    async def use() -> None:
+        async with pool.serving("a"):
+            pass
+
+    task = asyncio.create_task(use())
+    await host.reached.wait()
+    task.cancel()
+    await asyncio.gather(task, return_exceptions=True)
+    assert records.models == ["a"]
+    await asyncio.wait_for(pool.close(), 5)
+    assert (host.held, host.unloads, records.models) == (set(), ["a"], [])
+    host.stuck, host.failing = None, {"b"}
+    with pytest.raises(RejectedError, match="b does not load"):
+        async with Pool(host, InstantClock(), records).serving("b"):
+            pass
+    assert (host.unloads, records.models) == (["a", "b"], [])
+
+
+async def test_what_cannot_be_taken_off_is_tried_again_and_stays_written_down() -> None:
+    host, records, clock = FakeHost(2), Records("a"), InstantClock()
+    pool = Pool(host, clock, records)
+    async with pool.serving("b"):
+        pass
+    host.refusals = [TransientError("busy"), TransientError("busy")]
+    await pool.take_off("a")
+    assert clock.now() == 6.0
+    host.refusals = [StopError("expired")] * 2
+    with pytest.raises(StopError):
+        await pool.close()
+    assert host.closed
+    assert (host.held, records.models) == ({"served-b"}, ["b"])
+    scorer = HostedScorer(Inner(host), host, clock=clock)
+    scorer.record(records)
+    host.refusals = [TransientError("busy")] * 3
+    assert await scorer.take_off(["b"]) == {"b": "busy"}
+    assert await scorer.take_off(["b"]) == {}
+    assert (host.held, records.models) == (set(), [])
+    host.refusals = [StopError("expired")]
+    records.models = ["c"]
+    with pytest.raises(StopError):
+        await scorer.take_off(["c"])
+
+
+async def test_a_member_whose_place_was_not_freed_is_taken_off_at_the_end() -> None:
+    host, records = FakeHost(1), Records()
+    pool = Pool(host, InstantClock(), records)
+    async with pool.serving("a"):
+        pass
+    host.refusals = [RejectedError("locked")]
+    with pytest.raises(RejectedError):
+        async with pool.serving("b"):
+            pass
+    await pool.close()
+    assert (host.held, records.models) == (set(), [])
+
+
 # vLLM's adapters.
 
 
 class Vllm:
-    """Loads adapters like vLLM does, and answers completions of those only."""
+    """Loads adapters like vLLM does, and answers completions of those and of the base model only."""
 
-    def __init__(self, runtime: bool = True) -> None:
+    def __init__(self, runtime: bool = True, base: str = "base", answer: Any = None) -> None:
         self.runtime = runtime
+        self.base = base
+        self.answer = answer or completions()
         self.adapters: dict[str, str] = {}
 
     def __call__(self, request: httpx2.Request) -> Any:
@@ -161,8 +247,8 @@ class Vllm:
             if self.adapters.pop(body["lora_name"], None) is None:
                 return httpx2.Response(404, json={"error": {"message": "adapter cannot be found", "code": 404}})
             return httpx2.Response(200, text="Success")
-        assert body["model"] == "base" or body["model"] in self.adapters
-        return completions()(request)
+        assert body["model"] == self.base or body["model"] in self.adapters
+        return self.answer(request)
 
 
 def adapter(folder: Path, content: bytes) -> Path:
@@ -197,11 +283,18 @@ async def test_names_stand_for_weights_not_for_places(tmp_path: Path) -> None:
     one, two = adapter(tmp_path / "a", b"same"), adapter(tmp_path / "b", b"same")
     other = adapter(tmp_path / "c", b"other")
     vllm = Vllm()
-    scorer, _ = hosted(vllm, tmp_path, max_adapters=4)
+    scorer, server = hosted(vllm, tmp_path, max_adapters=4)
     names = [await scorer.pool.host.load(str(p)) for p in (one, two, other)]
     assert names[0] == names[1] != names[2]
     assert await scorer.pool.host.load("base") == "base"
-    await scorer.pool.host.unload("base", "base")
+    requests = len(server.requests)
+    await scorer.pool.host.unload("base")
+    assert len(server.requests) == requests
+    # Another process finds the name again; a folder that is gone is no error.
+    again, _ = hosted(vllm, tmp_path, max_adapters=4)
+    await again.pool.host.unload(str(one))
+    assert list(vllm.adapters) == [names[2]]
+    await again.pool.host.unload(str(tmp_path / "gone"))
 
 
 async def test_paths_are_those_that_the_server_sees(tmp_path: Path) -> None:
@@ -228,7 +321,8 @@ async def test_what_does_not_load_says_what_to_do(tmp_path: Path) -> None:
         await scorer.pool.host.load(str(tmp_path / "missing"))
     with pytest.raises(RejectedError, match="no adapter folder"):
         await scorer.pool.host.load("ft-unknown")
-    await scorer.pool.host.unload("ft", "never-loaded")
+    await scorer.pool.host.unload("ft-unknown")
+    await scorer.pool.host.unload(str(tmp_path / "missing"))
 
 
 @pytest.mark.parametrize("route", ["completions", "echo"])
@@ -236,56 +330,6 @@ async def test_names_that_are_served_already_are_used_as_they_are(route: str, tm
     scorer, _ = hosted(Vllm(), tmp_path, adapters=False, route=route)
     assert not isinstance(scorer, HostedScorer)
     assert scorer.capabilities.scope == "any"
-
-
-# Azure's deployments.
-
-AZURE = {"subscription": "sub", "resource_group": "group", "account": "acct"}
-
-
-async def test_azure_deploys_a_fine_tune_and_deletes_the_deployment() -> None:
-    states = iter(["Creating", "Creating", "Succeeded"])
-    server = Server(
-        lambda r: (
-            httpx2.Response(202)
-            if r.method == "DELETE"
-            else httpx2.Response(200, json={"properties": {"provisioningState": next(states)}})
-        )
-    )
-    clock = InstantClock()
-    host = DeploymentHost(server.http(), AzureScorerOptions(**AZURE), KEY, clock=clock)
-    name = await host.load("ft:gpt-4o-mini:x")
-    assert clock.now() == 30.0
-    put = server.requests[0]
-    assert put.method == "PUT"
-    assert put.url.path.endswith(
-        f"/subscriptions/sub/resourceGroups/group/providers/Microsoft.CognitiveServices/accounts/acct/deployments/{name}"
-    )
-    assert put.url.params["api-version"]
-    assert server.body(0)["properties"]["model"] == {"format": "OpenAI", "name": "ft:gpt-4o-mini:x", "version": "1"}
-    await host.unload("ft:gpt-4o-mini:x", name)
-    assert server.requests[-1].method == "DELETE"
-
-
-@pytest.mark.parametrize(
-    ("answer", "kind"),
-    [
-        (httpx2.Response(200, json={"properties": {"provisioningState": "Failed"}}), RejectedError),
-        (httpx2.Response(403, json={"error": {"code": "AuthorizationFailed", "message": f"no {KEY}"}}), StopError),
-        (httpx2.Response(429, json={"error": {"message": "slow"}}), TransientError),
-        (httpx2.Response(200, content=b"<html>"), TransientError),
-    ],
-)
-async def test_azure_failures(answer: httpx2.Response, kind: type[Exception]) -> None:
-    host = DeploymentHost(Server(lambda _: answer).http(), AzureScorerOptions(**AZURE), KEY, clock=InstantClock())
-    with pytest.raises(kind) as info:
-        await host.load("ft:m")
-    assert KEY not in str(info.value)
-
-
-def test_half_an_azure_resource_is_refused() -> None:
-    with pytest.raises(ConfigurationError, match="give all three"):
-        azure_options(run_config("azure", options={"account": "x"}))
 
 
 def test_the_example_config_of_local_training_and_vllm_scoring_is_valid() -> None:

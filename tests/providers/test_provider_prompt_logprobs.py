@@ -76,6 +76,10 @@ WRONG: dict[str, tuple[Change, str]] = {
     "not a number": (at(9, {"10": {"logprob": float("nan")}}), "nan"),
     "text": (at(9, {"10": {"logprob": "-1"}}), "'-1'|-1"),
     "positive": (at(9, {"10": {"logprob": 0.5}}), "never above 0"),
+    "above rank 1": (
+        at(9, {"39": {"logprob": -1.0, "rank": 1}, "10": {"logprob": -0.5, "rank": 2}}),
+        "ranks a token of log-probability -1.0000 first at position 9",
+    ),
     "truncated": (lambda t: t[:-1], "adds, drops or truncates"),
     "truncated at the left": (lambda t: [None, *t[2:]], "another token"),
     "a template": (lambda t: [None, {"39": {"logprob": -1.0}}, *t[1:]], "another token"),
@@ -89,6 +93,21 @@ async def test_wrong_answers_raise_in_plain_words(change: Change, words: str) ->
     server = Server(completions(change))
     with pytest.raises(ContractError, match=words):
         await make(server).score("ft", [LONG])
+
+
+async def test_the_chat_route_is_probed_on_completions() -> None:
+    def both(request: httpx2.Request) -> Any:
+        body = body_of(request)
+        if "messages" in body:
+            return chats()(request)
+        if not body.get("return_token_ids"):
+            return completions()(request)
+        made = [1] * body["max_tokens"]
+        values = sequence(body["model"], [*body["prompt"][0], *made])[-len(made) :]
+        return {"model": "ft", "choices": [{"index": 0, "token_ids": made, "logprobs": {"token_logprobs": values}}]}
+
+    report = await make(Server(both), route="chat").probe("ft", CHAT)
+    assert (report.checked, report.largest_difference) == (True, 0.0)
 
 
 async def test_ids_that_the_server_says_it_read_are_compared() -> None:

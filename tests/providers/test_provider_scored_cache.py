@@ -126,7 +126,9 @@ def client(server: Server, run_dir: Path, cache: ScoredCache) -> tuple[ScoringCl
 
 
 def prompts(server: Server) -> int:
-    return sum(len(json.loads(r.content)["prompt"]) for r in server.requests)
+    """Prompts that were scored; the probe's generation is none."""
+    bodies = [json.loads(r.content) for r in server.requests]
+    return sum(len(body["prompt"]) for body in bodies if "prompt_logprobs" in body)
 
 
 async def test_a_second_run_sends_only_what_no_run_has_paid_for(tmp_path: Path) -> None:

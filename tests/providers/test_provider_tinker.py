@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from provider_support import BATCH, encoded, run_config, sequence, truth
+from provider_support import BATCH, LONG, encoded, run_config, sequence, truth
 
 from daunce_api.backends.base import JobRequest, JobStatus
 from daunce_api.backends.failures import Failures
@@ -136,6 +136,13 @@ class FakeSampling:
         values = sequence(self.model, ids)
         values[: len(ids) - prompt_logprobs_last_n] = [None] * (len(ids) - prompt_logprobs_last_n)
         return done(self.change(values) if self.change else values)
+
+    def sample(self, prompt: Any, num_samples: int, sampling_params: Any) -> Any:
+        assert (num_samples, sampling_params.temperature, sampling_params.stop) == (1, 1.0, [])
+        ids = prompt.to_ints()
+        made = [(3 * t + 1) % 40 for t in range(sampling_params.max_tokens)]
+        values = sequence(self.model, [*ids, *made])[len(ids) :]
+        return done(SimpleNamespace(sequences=[SimpleNamespace(tokens=made, logprobs=values)]))
 
 
 def service(fake: FakeService) -> Service:
@@ -365,6 +372,25 @@ async def test_wrong_answers_raise(change: Any, words: str) -> None:
     async with open_scorer(fake) as scorer:
         with pytest.raises(ContractError, match=words):
             await scorer.score("tinker://a", BATCH[:1])
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda v: [*v[1:], v[-1]], "off by one"),
+        (lambda v: [None, *v[:-1]], "None"),  # nothing was asked for before the tokens that are measured
+    ],
+)
+async def test_values_of_a_neighbour_are_seen_by_the_probe(change: Any, words: str) -> None:
+    """The left ones pass every other check: Tinker returns as many values as were asked for, and no ids."""
+    fake = FakeService(FakeTraining("r"))
+    async with open_scorer(fake) as scorer:
+        report = await scorer.probe("tinker://a", LONG)
+        assert (report.checked, report.largest_difference) == (True, 0.0)
+    fake.change = change
+    async with open_scorer(fake) as scorer:
+        with pytest.raises(ContractError, match=words):
+            await scorer.probe("tinker://a", LONG)
 
 
 async def test_what_exceeds_the_context_is_not_sent() -> None:

@@ -375,47 +375,75 @@ async def test_an_ignored_echo_is_refused() -> None:
         await open_echo(Server(generated)).score("me/m", [EXAMPLE])
 
 
+async def test_the_probe_waits_for_a_fine_tune() -> None:
+    """The base model may answer serverless, which tells nothing of a fine-tune's endpoint."""
+    server = Server(echo(lambda p: {**p, "token_ids": None}))
+    with pytest.raises(RejectedError, match="endpoints of their own"):
+        await open_echo(server).probe("daunce-tiny", EXAMPLE)
+    assert server.requests == []
+    assert together_scorer.scorer_capabilities(run_config("together")).tried_on == "fine_tune"
+
+
 def test_half_a_dedicated_endpoint_is_refused() -> None:
     with pytest.raises(ConfigurationError, match="give all three"):
         together_scorer.scorer_capabilities(run_config("together", options={"endpoint_id": "ep_1"}))
 
 
-async def test_adapters_are_attached_waited_for_and_detached() -> None:
-    models = {"data": [{"id": "ml_2", "name": "me/m-adapter"}, {"id": "ml_1", "name": "me/m"}]}
-    base = "/v2/projects/p/endpoints/ep_1/deployments/dep_1/adapters"
+REGISTRY = {"data": [{"id": "ml_2", "name": "me/m-adapter"}, {"id": "ml_1", "name": "me/m"}]}
+ADAPTERS = "/v2/projects/p/endpoints/ep_1/deployments/dep_1/adapters"
 
-    def attachment(state: str) -> dict[str, Any]:
-        cluster = {"state": f"ADAPTER_LOAD_STATE_{state}", "adapterModelId": "ml_2", "clusterId": "c"}
-        return {
-            "id": "dad_1",
-            "etag": "e7",
-            "adapterModelId": "ml_2",
-            "desiredRevisionId": "r",
-            "perCluster": [cluster],
-        }
 
-    stub = (
+def attachment(state: str) -> dict[str, Any]:
+    cluster = {"state": f"ADAPTER_LOAD_STATE_{state}", "adapterModelId": "ml_2", "clusterId": "c"}
+    return {"id": "dad_1", "etag": "e7", "adapterModelId": "ml_2", "desiredRevisionId": "r", "perCluster": [cluster]}
+
+
+def attaching() -> Service:
+    return (
         Service()
-        .on("GET /v2/projects/p/models", models)
-        .on(f"POST {base}", attachment("PENDING"))
-        .on(f"GET {base}/dad_1", [attachment("LOADING"), attachment("READY"), attachment("READY")])
-        .on(f"DELETE {base}/dad_1", {})
+        .on("GET /v2/projects/p/models", REGISTRY)
+        .on(f"POST {ADAPTERS}", attachment("PENDING"))
+        .on(f"GET {ADAPTERS}/dad_1", [attachment("LOADING"), attachment("READY"), attachment("READY")])
+        .on(f"DELETE {ADAPTERS}/dad_1", {})
     )
+
+
+def adapter_host(stub: Service, clock: InstantClock | None = None) -> together_scorer.AdapterHost:
     sdk = together.AsyncTogether(
         api_key=KEY, base_url="http://together.test", max_retries=0, http_client=stub.http(), project_id="p"
     )
     calls = SdkCalls(together, Failures("Together", [KEY]))
     options = together_scorer.TogetherScorerOptions(project_id="p", endpoint_id="ep_1", deployment_id="dep_1")
-    clock = InstantClock()
-    host = together_scorer.AdapterHost(sdk, calls, options, clock)
+    return together_scorer.AdapterHost(sdk, calls, options, clock or InstantClock())
+
+
+async def test_adapters_are_attached_waited_for_and_detached() -> None:
+    stub, clock = attaching(), InstantClock()
+    host = adapter_host(stub, clock)
     assert await host.load("me/m") == "me/m-adapter"
     assert clock.now() == 10.0
-    assert stub.bodies(f"POST {base}") == [{"adapterModelId": "ml_2"}]
-    await host.unload("me/m", "me/m-adapter")
-    assert stub.paths[-1] == f"DELETE {base}/dad_1"
+    assert stub.bodies(f"POST {ADAPTERS}") == [{"adapterModelId": "ml_2"}]
+    await host.unload("me/m")
+    assert stub.paths[-1] == f"DELETE {ADAPTERS}/dad_1"
     assert stub.requests[-1].url.params["etag"] == "e7"
-    stub.on(f"POST {base}", attachment("FAILED"))
+    stub.on(f"POST {ADAPTERS}", attachment("FAILED"))
     with pytest.raises(RejectedError, match="could not load"):
         await host.load("me/m")
     with pytest.raises(RejectedError, match="no model"):
         await host.load("me/unknown")
+
+
+async def test_what_another_process_left_attached_is_found_and_detached() -> None:
+    other = {**attachment("READY"), "id": "dad_2", "adapterModelId": "ml_9"}
+    listed = {"data": [other, attachment("READY")]}
+    stub = attaching().on(f"GET {ADAPTERS}", listed).on(f"GET {ADAPTERS}/dad_1", attachment("READY"))
+    await adapter_host(stub).unload("me/m")
+    assert [p for p in stub.paths if p.startswith("DELETE")] == [f"DELETE {ADAPTERS}/dad_1"]
+    stub.on(f"DELETE {ADAPTERS}/dad_1", error(404))
+    await adapter_host(stub).unload("me/m")
+    await adapter_host(stub).unload("me/unknown")
+
+
+async def test_a_busy_answer_while_an_adapter_is_attached_is_no_failure() -> None:
+    stub = attaching().on(f"GET {ADAPTERS}/dad_1", [error(503), attachment("READY")])
+    assert await adapter_host(stub).load("me/m") == "me/m-adapter"

@@ -197,6 +197,17 @@ async def test_adapters_are_loaded_scored_and_unloaded(
     assert [m["id"] for m in listed] == [MODEL]
 
 
+@pytest.mark.parametrize("route", ["completions", "chat"])
+async def test_prompt_logprobs_agree_with_its_own_generation(
+    route: str, vllm: str, examples: list[EncodedExample]
+) -> None:
+    async with prompt_logprobs.open_scorer(context(Endpoint(vllm), "prompt_logprobs", route=route)) as scorer:
+        report = await scorer.probe(MODEL, next(e for e in examples if e.example.is_chat))
+    assert report.checked
+    assert report.largest_difference is not None
+    assert report.largest_difference < TOLERANCE
+
+
 async def test_a_missing_model_keeps_its_meaning(vllm: str, examples: list[EncodedExample]) -> None:
     scorer = prompt_logprobs.open_scorer(context(Endpoint(vllm), "prompt_logprobs"))
     async with scorer:

@@ -13,7 +13,7 @@ import pytest
 from provider_support import BATCH, LONG, run_config, truth
 from tinker_stub import BASE, TinkerStub, serving
 
-from daunce_api.backends.base import Checkpointing, Job, JobRequest, JobStatus
+from daunce_api.backends.base import Checkpointing, Job, JobRequest, JobStatus, Probing
 from daunce_api.backends.registry import Backend, open_backend
 from daunce_api.backends.tinker.recipe import Recipe, batches_of
 from daunce_api.backends.tokenizers import embedded_folder
@@ -56,6 +56,14 @@ async def trained(backend: Backend, key: str = "run-m0-a0", epochs: int = 2) -> 
             return job
         await asyncio.sleep(0.05)
     raise TimeoutError
+
+
+async def test_what_is_scored_agrees_with_what_is_sampled(stub: TinkerStub, tmp_path: Path) -> None:
+    async with opened(stub, tmp_path) as backend:
+        assert isinstance(backend.scorer, Probing)
+        report = await backend.scorer.probe(BASE, LONG)
+    assert report.checked
+    assert report.largest_difference == pytest.approx(0.0, abs=1e-6)
 
 
 async def test_a_member_is_trained_over_http_with_the_tokens_and_weights_of_its_recipe(

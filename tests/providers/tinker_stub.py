@@ -131,11 +131,16 @@ class TinkerStub:
 
     def _asample(self, body: Any) -> Answer:
         ids = [i for chunk in body["prompt"]["chunks"] for i in chunk["tokens"]]
-        values = sequence(self.samplers[body["sampling_session_id"]], ids)
+        model = self.samplers[body["sampling_session_id"]]
+        values = sequence(model, ids)
+        made_ids = [1] * (body["sampling_params"].get("max_tokens") or 1)
+        made_values = sequence(model, [*ids, *made_ids])[len(ids) :]
         last = body.get("prompt_logprobs_last_n") or len(ids)
         shown = [np.nan if value is None or i < len(ids) - last else value for i, value in enumerate(values)]
         made = pb.SampledSequence(
-            tokens=np.array([1], np.int32).tobytes(), logprobs=np.array([-1], np.float32).tobytes(), stop_reason=1
+            tokens=np.array(made_ids, np.int32).tobytes(),
+            logprobs=np.array(made_values, np.float32).tobytes(),
+            stop_reason=1,
         )
         answer = pb.SampleResponse(sequences=[made], prompt_logprobs=np.array(shown, np.float32).tobytes())
         status, promise = self._promise(answer)

@@ -451,3 +451,18 @@ def test_a_key_that_came_with_a_later_version_does_not_lock_an_older_run_out(tmp
     RunStore.create_or_open(tmp_path / "other", older).close()
     with pytest.raises(RunChangedError, match=r"backend\.kind: \(not set\) -> local"):
         RunStore.create_or_open(tmp_path / "other", other)
+
+
+def test_what_is_put_on_the_scoring_server_is_known_until_it_is_taken_off(tmp_path: Path) -> None:
+    with RunStore.create_or_open(tmp_path, MANIFEST) as store:
+        assert store.hosted() == []
+        for model in ("ft:a", "ft:b", "ft:a"):
+            store.load_intent(model)
+        store.unloaded("ft:unknown")
+    with RunStore.create_or_open(tmp_path, MANIFEST) as store:
+        assert store.hosted() == ["ft:a", "ft:b"]
+        store.unloaded("ft:a")
+        changes = [(t.subject, t.after) for t in store.transitions() if t.subject.startswith("hosted")]
+    assert changes == [("hosted ft:a", "intent"), ("hosted ft:b", "intent"), ("hosted ft:a", "unloaded")]
+    with RunStore.open(tmp_path, read_only=True) as store:
+        assert store.hosted() == ["ft:b"]

@@ -6,6 +6,7 @@ is always sent, and the ids that the server read are compared.
 
 from __future__ import annotations
 
+from contextlib import suppress
 from dataclasses import replace
 from typing import Any
 
@@ -13,7 +14,7 @@ from pydantic import Field
 
 from ...clock import Clock, SystemClock
 from ...config import RunConfig
-from ...errors import RejectedError
+from ...errors import RejectedError, TransientError
 from ..base import Scorer, ScorerCapabilities
 from ..hosting import hosted
 from ..openai_wire.dialects import presets
@@ -25,6 +26,7 @@ from ..sdk_calls import SdkCalls
 from .trainer import open_sdk
 
 _POLL_SECONDS = 5.0
+_PAGE = 200
 
 
 class FireworksScorerOptions(EchoOptions):
@@ -58,11 +60,13 @@ def open_scorer(context: Context) -> Scorer:
         return scorer
     account = options.account_id or config.backend.options.get("account_id")
     sdk, calls = open_sdk(context, account_id=account, timeout=options.timeout)
-    return hosted(scorer, DeploymentHost(sdk, calls, options.deployment, options.max_adapters))
+    host = DeploymentHost(sdk, calls, options.deployment, options.max_adapters, base=config.backend.model)
+    return hosted(scorer, host)
 
 
 class DeploymentHost:
-    """Loads fine-tunes on a deployment of their base model, and unloads them. ``polls`` are five seconds apart."""
+    """Loads fine-tunes on a deployment of their base model ``base``, which answers there as it is, and unloads them.
+    ``polls`` are five seconds apart."""
 
     def __init__(
         self,
@@ -71,6 +75,7 @@ class DeploymentHost:
         deployment: str,
         limit: int,
         *,
+        base: str,
         clock: Clock | None = None,
         polls: int = 240,
     ) -> None:
@@ -78,19 +83,21 @@ class DeploymentHost:
         self._sdk = sdk
         self._calls = calls
         self._deployment = deployment
+        self._base = base
         self._clock = clock or SystemClock()
         self._polls = polls
-        self._loaded: dict[str, str] = {}
+        self._known: dict[str, str] = {}
 
     async def load(self, model: str) -> str:
         """Load the adapter and wait until it is deployed: the name ``MODEL#DEPLOYMENT`` that it answers under."""
         served = f"{model}#{self._deployment}"
+        if model == self._base:
+            return served
         call = self._sdk.lora.load(model=model, deployment=self._deployment)
         answer = await self._calls.fields(call, doing=f"loading {model}")
-        deployed = str(answer.get("name") or "").rsplit("/", 1)[-1]
+        self._known[model] = deployed = _id_of(answer.get("name"))
         for _ in range(self._polls):
             if answer.get("state") == "DEPLOYED":
-                self._loaded[served] = deployed
                 return served
             found = answer.get("status")
             if answer.get("state") == "UNDEPLOYING":
@@ -99,19 +106,33 @@ class DeploymentHost:
                     self._calls.failures.clean(f"Fireworks could not load {model}: {said or 'no reason'}")
                 )
             await self._clock.sleep(_POLL_SECONDS)
-            answer = await self._calls.fields(self._sdk.lora.get(deployed), doing=f"waiting for {model}")
+            with suppress(TransientError):  # what is loading goes on
+                answer = await self._calls.fields(self._sdk.lora.get(deployed), doing=f"waiting for {model}")
         raise RejectedError(f"{model} was not deployed after {self._polls * _POLL_SECONDS:.0f} seconds.")
 
-    async def unload(self, model: str, served: str) -> None:
-        """Unload it; one that is gone already is no error."""
-        deployed = self._loaded.pop(served, None)
-        if deployed is None:
+    async def unload(self, model: str) -> None:
+        """Unload it, whoever loaded it here; one that is gone already is no error."""
+        if model == self._base:
             return
-        try:
-            await self._calls.call(self._sdk.lora.unload(deployed), doing=f"unloading {model}")
-        except RejectedError as error:
-            if error.status != 404:
-                raise
+        known = self._known.pop(model, None)
+        found = [known] if known else await self._calls.call(self._listed(model), doing="listing what is loaded")
+        for deployed in found:
+            try:
+                await self._calls.call(self._sdk.lora.unload(deployed), doing=f"unloading {model}")
+            except RejectedError as error:
+                if error.status != 404:
+                    raise
+
+    async def _listed(self, model: str) -> list[str]:
+        """Ids under which a model is loaded on the deployment."""
+        where = _id_of(self._deployment)
+        found = [item async for item in self._sdk.lora.list(page_size=_PAGE)]
+        return [_id_of(item.name) for item in found if item.model == model and _id_of(item.deployment) == where]
 
     async def close(self) -> None:
         await self._sdk.close()
+
+
+def _id_of(resource: object) -> str:
+    """The last part of a resource's name."""
+    return str(resource or "").rsplit("/", 1)[-1]

@@ -12,13 +12,15 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import Field
 
+from ...clock import Clock, SystemClock
 from ...config import RunConfig
-from ...errors import ConfigurationError, MissingExtraError, RejectedError
+from ...errors import ConfigurationError, MissingExtraError, RejectedError, TransientError
 from ..base import Job, JobRequest, JobStatus, ModelInfo, TrainerCapabilities
 from ..failures import Failures
 from ..options import Options, parse_options
 from ..registry import Context
 from ..sdk_calls import SdkCalls, SdkTrainer, known_hyperparameters
+from .datasets import READY, DataSets, dataset_id_of
 
 if TYPE_CHECKING:
     from fireworks import AsyncFireworks
@@ -117,6 +119,20 @@ class FireworksTrainer(SdkTrainer):
 
     _sdk: AsyncFireworks
 
+    def __init__(
+        self,
+        sdk: AsyncFireworks,
+        calls: SdkCalls,
+        capabilities: TrainerCapabilities,
+        *,
+        base_model: str,
+        clock: Clock | None = None,
+        polls: int = 120,
+    ) -> None:
+        """A data set is looked at ``polls`` times, five seconds apart, until it is ready."""
+        super().__init__(sdk, calls, capabilities, base_model=base_model)
+        self._data = DataSets(sdk, calls, clock or SystemClock(), polls)
+
     async def model_info(self, model: str) -> ModelInfo:
         """Raises RejectedError where the model (``accounts/ACCOUNT/models/ID``) does not exist."""
         account, model_id = split_model(model)
@@ -125,38 +141,20 @@ class FireworksTrainer(SdkTrainer):
         return ModelInfo(model)
 
     async def upload(self, name: str, content: bytes) -> str:
-        """Create the data set and upload its one file; the data set's resource name."""
-        dataset = dataset_id_of(name)
-        lines = content.count(b"\n")
-        chat = content.lstrip().startswith(b'{"messages"')
-        create = self._sdk.datasets.create(
-            dataset_id=dataset,
-            dataset={"user_uploaded": {}, "example_count": str(lines), "format": "CHAT" if chat else "COMPLETION"},
-        )
-        try:
-            await self._calls.call(create, doing=f"creating data set {dataset}")
-        except Exception as error:
-            # 409: it exists, from an upload that was interrupted; its file is sent again.
-            if getattr(error, "status", None) != 409:
-                raise
-        send = self._sdk.datasets.upload(dataset, file=(name, content, "application/jsonl"), timeout=600.0)
-        await self._calls.call(send, doing=f"uploading {name}")
-        return self._resource("datasets", dataset)
+        """Create the data set, upload its one file and wait until jobs may use it; the data set's resource name.
+
+        Raises RejectedError where Fireworks finds fault with the file, TransientError where it takes too long.
+        """
+        return self._resource("datasets", await self._data.upload(name, content))
 
     async def find_file(self, name: str, size: int) -> str | None:
         """The data set of this name, where its file arrived whole (the name carries the content's hash)."""
         dataset = dataset_id_of(name)
-        try:
-            answer = await self._calls.fields(self._sdk.datasets.get(dataset), doing=f"reading data set {dataset}")
-        except RejectedError as error:
-            if error.status == 404:
-                return None
-            raise
-        return self._resource("datasets", dataset) if answer.get("state") == "READY" else None
+        return self._resource("datasets", dataset) if await self._data.state(dataset) == READY else None
 
     async def submit(self, request: JobRequest) -> Job:
         """Create a job, once; one of the same id is refused by Fireworks. Raises AmbiguousSubmitError when no answer
-        tells what happened."""
+        tells what happened, TransientError where the data set is not ready yet."""
         job_id = job_id_of(request.key)
         options: dict[str, Any] = known_hyperparameters("Fireworks", request.hyperparameters, HYPERPARAMETERS)
         options["base_model" if request.model == self._base_model else "warm_start_from"] = request.model
@@ -169,7 +167,13 @@ class FireworksTrainer(SdkTrainer):
             early_stop=False,
             **options,
         )
-        answer = await self._calls.fields(call, doing=f"creating job {request.key}", submit=True)
+        try:
+            answer = await self._calls.fields(call, doing=f"creating job {request.key}", submit=True)
+        except RejectedError as error:
+            state = await self._data.state(request.file_id.rsplit("/", 1)[-1]) if error.status == 400 else None
+            if state not in (None, READY):
+                raise TransientError(f"{error} Its data set is not ready yet.") from error
+            raise
         return self._job(job_id, answer)
 
     async def find_job(self, key: str) -> Job | None:
@@ -226,12 +230,6 @@ class FireworksTrainer(SdkTrainer):
             error=reason if status is JobStatus.FAILED else None,
             progress=min(percent / 100.0, 1.0) if isinstance(percent, int) else None,
         )
-
-
-def dataset_id_of(name: str) -> str:
-    """The id of the data set that holds a file: lower case, letters, digits and hyphens."""
-    stem = name.removesuffix(".jsonl").lower()
-    return "".join(c if c.isascii() and c.isalnum() else "-" for c in stem)
 
 
 def split_model(model: str) -> tuple[str, str]:

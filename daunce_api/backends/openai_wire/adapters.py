@@ -109,7 +109,7 @@ class AdapterHost:
         if model == self._base:
             return model
         folder = self._folder(model)
-        name = f"daunce-{hashlib.sha256((folder / WEIGHTS).read_bytes()).hexdigest()[:24]}"
+        name = name_of(folder)
         body = {"lora_name": name, "lora_path": self._seen_by_server(folder)}
         try:
             await self._client.command("load_lora_adapter", body, doing=f"loading adapter {model}")
@@ -124,12 +124,16 @@ class AdapterHost:
             raise
         return name
 
-    async def unload(self, model: str, served: str) -> None:
-        """Take it off; one that is gone already is no error."""
-        if served == self._base:
+    async def unload(self, model: str) -> None:
+        """Take it off; one that is gone already is no error, and neither is a folder that is no longer here."""
+        if model == self._base:
             return
         try:
-            await self._client.command("unload_lora_adapter", {"lora_name": served}, doing=f"unloading adapter {model}")
+            name = name_of(self._folder(model))
+        except RejectedError:
+            return  # the name came from its weights; the server forgets it when it restarts
+        try:
+            await self._client.command("unload_lora_adapter", {"lora_name": name}, doing=f"unloading adapter {model}")
         except ProviderError as error:
             if error.status != 404:
                 raise
@@ -156,3 +160,8 @@ class AdapterHost:
                 "see it."
             ) from None
         return f"{options.server_root.rstrip('/')}/{inside.as_posix()}"
+
+
+def name_of(folder: Path) -> str:
+    """The name that an adapter is served under."""
+    return f"daunce-{hashlib.sha256((folder / WEIGHTS).read_bytes()).hexdigest()[:24]}"

@@ -1,18 +1,19 @@
-"""Does an echo endpoint report the log-probabilities of the tokens it says it does?
+"""Does an endpoint report the log-probabilities of the tokens it says it does?
 
-Lengths and ids can all be right while every value belongs to the token beside it. A greedy generation tells: its
-tokens are the most likely ones, with known log-probabilities, and echo must report the same values for them.
+Lengths and ids can all be right while every value belongs to the token beside it. A generation tells: its tokens have
+log-probabilities that the endpoint gives when it makes them, and scoring them must give the same values.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from ...errors import ContractError, RejectedError
 from ...tokens import EncodedExample
-from ..base import ProbeReport
+from ..base import ProbeReport, Scorer, TokenScores
 
 if TYPE_CHECKING:
     from .echo import EchoScorer
@@ -22,7 +23,64 @@ GENERATED = 8
 TOLERANCE = 0.2
 """Generation and echo run through different kernels, so bfloat16 servers differ by some hundredths (nats)."""
 
-Value = tuple[int, float]
+
+@dataclass(frozen=True, slots=True)
+class Generated:
+    """Tokens that an endpoint made, with the log-probability (nats) that it gave for each."""
+
+    ids: tuple[int, ...]
+    values: tuple[object, ...]
+
+
+def generated(ids: object, values: object) -> Generated | None:
+    """What an endpoint made; None where it does not tell every token's id and value."""
+    known = isinstance(ids, list) and ids and all(type(i) is int for i in ids)
+    if not known or not isinstance(values, list) or not isinstance(ids, list) or len(values) != len(ids):
+        return None
+    return Generated(tuple(ids), tuple(values))
+
+
+async def probe_generated(
+    scorer: Scorer,
+    model: str,
+    example: EncodedExample,
+    *,
+    provider: str,
+    generate: Callable[[tuple[int, ...]], Awaitable[Generated | None]],
+    limit: int | None,
+    score: Callable[[str, Sequence[EncodedExample]], Awaitable[list[TokenScores]]] | None = None,
+) -> ProbeReport:
+    """Test one model of a scorer of token ids: ``generate`` continues a prompt by up to ``GENERATED`` tokens, which
+    are then scored (by ``score`` where the scorer's own does not take ids) and must have the same log-probabilities.
+
+    ``limit`` is the longest prompt, None where it is not known. Raises ContractError where they differ by more than
+    ``TOLERANCE`` nats, and RejectedError where the endpoint does not know the model.
+    """
+    prompt = example.ids[: example.targets[0]]
+    if limit is not None:
+        prompt = prompt[: max(1, limit - GENERATED - 1)]
+    try:
+        made = await generate(prompt)
+    except RejectedError as error:
+        return await does_not_generate(scorer, model, example, error)
+    if made is None:
+        return ProbeReport(False, "the endpoint does not tell ids and log-probabilities of what it generates")
+    positions = tuple(range(len(prompt), len(prompt) + len(made.ids)))
+    whole = replace(example, ids=(*prompt, *made.ids), targets=positions, boundary_moved=False)
+    (scores,) = await (score or scorer.score)(model, [whole])
+    return compare(provider, list(zip(positions, made.values, scores.logprobs, strict=True)))
+
+
+async def does_not_generate(scorer: Scorer, model: str, example: EncodedExample, error: RejectedError) -> ProbeReport:
+    """The report on an endpoint that refused to generate. Raises RejectedError where it is the model that it refuses:
+    then another one has to be tested."""
+    await scorer.score(model, [example])
+    return not_generating(error)
+
+
+def not_generating(error: RejectedError) -> ProbeReport:
+    """The report on an endpoint that scores a model and refused to generate with it."""
+    return ProbeReport(False, f"the endpoint does not generate, so its alignment could not be tested: {error}")
 
 
 async def probe_echo(scorer: EchoScorer, model: str, example: EncodedExample) -> ProbeReport:
@@ -30,7 +88,8 @@ async def probe_echo(scorer: EchoScorer, model: str, example: EncodedExample) ->
 
     Where the server returns token ids, it generates a continuation greedily and then scores it: both must agree.
     Where it does not, the most likely token at some positions of the example must be what greedy generation gives
-    there. Raises ContractError where they differ by more than ``TOLERANCE`` nats.
+    there. Raises ContractError where they differ by more than ``TOLERANCE`` nats, and RejectedError where the
+    endpoint does not know the model.
     """
     prompt = list(example.ids[: example.targets[0]])
     limit = scorer.options.max_context_tokens
@@ -39,25 +98,24 @@ async def probe_echo(scorer: EchoScorer, model: str, example: EncodedExample) ->
     try:
         choice = (await scorer.complete(model, [prompt], max_tokens=GENERATED, echo=False))[0]
     except RejectedError as error:
-        return ProbeReport(False, f"the endpoint does not generate, so its alignment could not be tested: {error}")
-    ids, values = choice.get("token_ids"), _values(choice)
-    if isinstance(ids, list) and ids and all(type(i) is int for i in ids) and len(values) == len(ids):
-        return await _by_generated_text(scorer, model, prompt, ids, values)
+        return await does_not_generate(scorer, model, example, error)
+    made = generated(choice.get("token_ids"), values_of(choice))
+    if made is not None:
+        return await _by_generated_text(scorer, model, prompt, made)
     return await _by_most_likely(scorer, model, example)
 
 
-async def _by_generated_text(
-    scorer: EchoScorer, model: str, prompt: list[int], ids: list[int], generated: Sequence[object]
-) -> ProbeReport:
-    choice = (await scorer.complete(model, [[*prompt, *ids]]))[0]
-    echoed = _values(choice)
-    if len(echoed) < len(prompt) + len(ids):
+async def _by_generated_text(scorer: EchoScorer, model: str, prompt: list[int], made: Generated) -> ProbeReport:
+    # The bare values, since the contract's own checks would only say that something is wrong.
+    choice = (await scorer.complete(model, [[*prompt, *made.ids]]))[0]
+    echoed = values_of(choice)
+    if len(echoed) < len(prompt) + len(made.ids):
         raise ContractError(
-            f"{scorer.client.provider} echoes {len(echoed)} log-probabilities for {len(prompt) + len(ids)} tokens. "
-            "Use an endpoint that echoes prompts with their log-probabilities, or scorer option max_tokens: 1."
+            f"{scorer.client.provider} echoes {len(echoed)} log-probabilities for {len(prompt) + len(made.ids)} "
+            "tokens. Use an endpoint that echoes prompts with their log-probabilities, or scorer option max_tokens: 1."
         )
-    pairs = [(len(prompt) + i, value, echoed[len(prompt) + i]) for i, value in enumerate(generated)]
-    return _compare(scorer.client.provider, pairs)
+    pairs = [(len(prompt) + i, value, echoed[len(prompt) + i]) for i, value in enumerate(made.values)]
+    return compare(scorer.client.provider, pairs)
 
 
 async def _by_most_likely(scorer: EchoScorer, model: str, example: EncodedExample) -> ProbeReport:
@@ -76,29 +134,34 @@ async def _by_most_likely(scorer: EchoScorer, model: str, example: EncodedExampl
     for position, choice in zip(positions, choices, strict=True):
         entry = listed[position]
         top = [v for v in entry.values() if _number(v)] if isinstance(entry, dict) else []
-        value = (_values(choice) or [None])[0]
+        value = (values_of(choice) or [None])[0]
         if top and value is not None:
             pairs.append((position, value, max(top)))
     if not pairs:
         return ProbeReport(False, "the endpoint generated nothing that could be compared")
-    return _compare(scorer.client.provider, pairs)
+    return compare(scorer.client.provider, pairs)
 
 
-def _compare(provider: str, pairs: Sequence[tuple[int, object, object]]) -> ProbeReport:
+def compare(provider: str, pairs: Sequence[tuple[int, object, object]]) -> ProbeReport:
+    """The report on (position, log-probability when generated, log-probability when scored).
+
+    Raises ContractError where two differ by more than ``TOLERANCE`` nats.
+    """
     largest = 0.0
-    for position, generated, echoed in pairs:
-        difference = abs(generated - echoed) if _number(generated) and _number(echoed) else math.inf  # type: ignore[operator]
+    for position, made, echoed in pairs:
+        difference = abs(made - echoed) if _number(made) and _number(echoed) else math.inf  # type: ignore[operator]
         largest = max(largest, difference)
         if difference > TOLERANCE:
             raise ContractError(
-                f"{provider} generates token {position} with log-probability {generated} and echoes {echoed} for it: "
+                f"{provider} generates token {position} with log-probability {made} and echoes {echoed} for it: "
                 "its echoed values belong to other positions (some servers are off by one), or to another model. "
                 "Nothing was scored. Use another server, or update this one."
             )
     return ProbeReport(True, f"echo agrees with greedy generation at {len(pairs)} tokens", largest)
 
 
-def _values(choice: dict[str, Any]) -> list[object]:
+def values_of(choice: dict[str, Any]) -> list[object]:
+    """The log-probabilities of a completions choice; none where it has none."""
     logprobs = choice.get("logprobs")
     values = logprobs.get("token_logprobs") if isinstance(logprobs, dict) else None
     return values if isinstance(values, list) else []

@@ -8,18 +8,19 @@ tokens must be those of the client's own rendering.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import Field
 
 from ...config import RunConfig
 from ...errors import CapabilityError, ContractError, RejectedError
 from ...tokens import EncodedExample
-from ..base import ScorerCapabilities, TokenScores
+from ..base import ProbeReport, ScorerCapabilities, TokenScores
 from ..options import Options, parse_options
 from ..registry import Context
 from .client import WireClient
-from .contract import by_index, check_ids, check_model, scores_of
+from .contract import TOP_TOLERANCE, by_index, check_ids, check_model, scores_of
+from .probe import GENERATED, Generated, generated, probe_generated, values_of
 from .wire_scorer import WireScorer, open_client
 
 IGNORED = (
@@ -88,6 +89,37 @@ class PromptLogprobsScorer(WireScorer):
             refuse_long(example, 1, self._options.max_context_tokens)
         if self._options.route == "chat":
             return [await self._score_chat(model, example) for example in batch]
+        return await self._score_ids(model, batch)
+
+    async def probe(self, model: str, example: EncodedExample) -> ProbeReport:
+        """Compare prompt log-probabilities with those of greedy generation, on the completions route: the chat route
+        reads the same ones. Raises as :func:`.probe.probe_generated`."""
+        limit, provider = self._options.max_context_tokens, self.client.provider
+        return await probe_generated(
+            self,
+            model,
+            example,
+            provider=provider,
+            generate=lambda prompt: self._generate(model, prompt),
+            limit=limit,
+            score=self._score_ids,
+        )
+
+    async def _generate(self, model: str, prompt: tuple[int, ...]) -> Generated | None:
+        call = self.client.sdk.completions.with_raw_response.create(
+            model=model,
+            prompt=[list(prompt)],
+            max_tokens=GENERATED,
+            temperature=0,
+            logprobs=1,
+            extra_body={"return_token_ids": True},
+        )
+        answer = await self.client.json(call, doing=f"testing {model}")
+        check_model(self.client.provider, model, answer.get("model"))
+        (choice,) = by_index(self.client.provider, answer.get("choices"), 1)
+        return generated(choice.get("token_ids"), values_of(choice))
+
+    async def _score_ids(self, model: str, batch: Sequence[EncodedExample]) -> list[TokenScores]:
         call = self.client.sdk.completions.with_raw_response.create(
             model=model,
             prompt=[list(example.ids) for example in batch],
@@ -136,7 +168,8 @@ def table_scores(provider: str, example: EncodedExample, tables: object, read: o
     """The targets' log-probabilities in vLLM's list of ``{id: {logprob, rank, decoded_token}}``, by id.
 
     ``read`` are the ids that the server says it read, where it does. The first entry is null: nothing comes before
-    the first token. Raises ContractError where length, ids or values break the contract.
+    the first token. Raises ContractError where length, ids or values break the contract, or where a token is more
+    likely than the one that is ranked first: then values and positions are shifted against each other.
     """
     if isinstance(read, list):
         check_ids(provider, example, read)
@@ -154,6 +187,22 @@ def table_scores(provider: str, example: EncodedExample, tables: object, read: o
                 f"{example.example.id!r}: its template or tokenizer differs, or it truncates. Nothing was used. Point "
                 "backend.tokenizer to the served model's own folder."
             )
+        _check_rank(provider, example, position, entry, table)
         values.append(entry.get("logprob"))
     values += [None] * (len(tables) - len(values))
     return scores_of(provider, example, values, hint=IGNORED)
+
+
+def _check_rank(
+    provider: str, example: EncodedExample, position: int, entry: dict[str, Any], table: dict[str, Any]
+) -> None:
+    """The token's value may not exceed that of rank 1. Costs nothing: every table lists that one too."""
+    value = entry.get("logprob")
+    first = [e.get("logprob") for e in table.values() if isinstance(e, dict) and e.get("rank") == 1]
+    for top in first:
+        if isinstance(value, float) and isinstance(top, int | float) and value > top + TOP_TOLERANCE:
+            raise ContractError(
+                f"{provider} ranks a token of log-probability {top:.4f} first at position {position} of example "
+                f"{example.example.id!r}, and gives {value:.4f} to the token itself: values and positions are shifted "
+                "against each other. Nothing of the answer was used."
+            )

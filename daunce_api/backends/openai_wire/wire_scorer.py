@@ -50,6 +50,10 @@ class WireScorer:
 class OneByOneScorer(WireScorer, ABC):
     """A scorer of servers that take one prompt a request."""
 
+    @property
+    @abstractmethod
+    def fingerprint(self) -> str: ...
+
     async def score(self, model: str, batch: Sequence[EncodedExample]) -> list[TokenScores]:
         """Log-probabilities (nats) of each example's targets, a request each.
 

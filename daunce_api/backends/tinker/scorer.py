@@ -12,8 +12,9 @@ from pydantic import Field
 
 from ...config import RunConfig
 from ...tokens import EncodedExample
-from ..base import ScorerCapabilities, TokenScores
+from ..base import ProbeReport, ScorerCapabilities, TokenScores
 from ..openai_wire.contract import scores_of
+from ..openai_wire.probe import GENERATED, Generated, generated, probe_generated
 from ..openai_wire.prompt_logprobs import refuse_long
 from ..options import Options, parse_options
 from ..registry import Context
@@ -97,6 +98,28 @@ class TinkerScorer:
             )
             scores.append(scores_of("Tinker", example, list(values) if isinstance(values, Sequence) else values))
         return scores
+
+    async def probe(self, model: str, example: EncodedExample) -> ProbeReport:
+        """Compare log-probabilities with those of a sample. Raises as :func:`..openai_wire.probe.probe_generated`."""
+        return await probe_generated(
+            self,
+            model,
+            example,
+            provider="Tinker",
+            generate=lambda prompt: self._sample(model, prompt),
+            limit=self._options.max_context_tokens,
+        )
+
+    async def _sample(self, model: str, prompt: tuple[int, ...]) -> Generated | None:
+        import tinker
+
+        client = await self._client(model)
+        # At temperature 1 a sample's log-probabilities are the model's own, whichever way a service reports them.
+        how = tinker.SamplingParams(max_tokens=GENERATED, temperature=1.0, seed=1, stop=[])
+        call = client.sample(tinker.ModelInput.from_ints(list(prompt)), num_samples=1, sampling_params=how)
+        answer = await self._service.calls.call(call, doing=f"testing {model}")
+        made = answer.sequences[0] if answer.sequences else None
+        return None if made is None else generated(made.tokens, made.logprobs)
 
     async def _client(self, model: str) -> Any:
         if model not in self._clients:

@@ -7,22 +7,22 @@ off again within its limit.
 
 from __future__ import annotations
 
+from contextlib import suppress
 from typing import Any
 
 from pydantic import Field
 
 from ...clock import Clock, SystemClock
 from ...config import RunConfig
-from ...errors import ConfigurationError, ContractError, RejectedError
+from ...errors import ConfigurationError, ContractError, RejectedError, TransientError
 from ...tokens import EncodedExample, Tokenizer
-from ..base import Scorer, ScorerCapabilities, TokenScores
+from ..base import ProbeReport, Scorer, ScorerCapabilities
 from ..hosting import hosted
 from ..openai_wire.client import WireClient
-from ..openai_wire.contract import check_ids, check_model, scores_of
-from ..openai_wire.prompt_logprobs import refuse_long
-from ..openai_wire.wire_scorer import OneByOneScorer, open_client
+from ..openai_wire.contract import check_model
+from ..openai_wire.wire_scorer import open_client
 from ..options import Options, parse_options
-from ..plain_text import text_of
+from ..plain_text import Reading, TextScorer
 from ..registry import Context
 from ..sdk_calls import SdkCalls
 from ..tokenizers import tokenizer_of
@@ -31,12 +31,13 @@ from .trainer import names_of, open_sdk, registered
 IGNORED = (
     "It did not echo the prompt. Check that the model runs on a dedicated endpoint that returns log-probabilities."
 )
+_POLL_SECONDS = 5.0
 
 
 class TogetherScorerOptions(Options):
     """``backend.scorer.options`` of the Together scorer."""
 
-    leading_tokens: int = Field(0, ge=0, le=4, description="special tokens put in front of every text (BOS: 1)")
+    leading_tokens: int = Field(0, ge=0, le=4, description="special tokens in front that members were trained without")
     max_context_tokens: int | None = Field(None, ge=1)
     concurrency: int = Field(8, ge=1, description="requests that the endpoint takes at once")
     timeout: float = Field(120.0, gt=0, description="seconds that a request may take")
@@ -67,6 +68,7 @@ def scorer_capabilities(config: RunConfig) -> ScorerCapabilities:
         max_context_tokens=options.max_context_tokens,
         max_concurrent_requests=options.concurrency,
         hourly=True,
+        tried_on="fine_tune",
         notes=("a fine-tune answers only on a dedicated endpoint, which is paid by the minute",),
     )
 
@@ -76,15 +78,16 @@ def open_scorer(context: Context) -> Scorer:
     config = context.config
     options = together_options(config)
     client = open_client(context, timeout=options.timeout, concurrency=options.concurrency)
-    scorer = TogetherScorer(client, scorer_capabilities(config), options, tokenizer_of(config))
+    tokenizer, base = tokenizer_of(config), config.backend.model
+    scorer = TogetherScorer(client, scorer_capabilities(config), options, tokenizer, base)
     if options.endpoint_id is None:
         return scorer
     sdk, calls = open_sdk(context, timeout=options.timeout, project_id=options.project_id)
     return hosted(scorer, AdapterHost(sdk, calls, options))
 
 
-class TogetherScorer(OneByOneScorer):
-    """``Scorer`` over ``POST /completions`` with text. Closing it closes the client."""
+class TogetherScorer(TextScorer):
+    """``Scorer`` over ``POST /completions`` with text, of fine-tunes of ``base``. Closing it closes the client."""
 
     def __init__(
         self,
@@ -92,48 +95,59 @@ class TogetherScorer(OneByOneScorer):
         capabilities: ScorerCapabilities,
         options: TogetherScorerOptions,
         tokenizer: Tokenizer,
+        base: str,
     ) -> None:
-        super().__init__(client, capabilities)
+        leading, limit = options.leading_tokens, options.max_context_tokens
+        super().__init__(client, capabilities, tokenizer, leading=leading, limit=limit, hint=IGNORED)
         self._options = options
-        self._tokenizer = tokenizer
+        self._base = base
 
     @property
     def fingerprint(self) -> str:
         return f"together-echo leading={self._options.leading_tokens}"
 
-    async def _score(self, model: str, example: EncodedExample) -> TokenScores:
-        refuse_long(example, 1 + self._options.leading_tokens, self._options.max_context_tokens)
+    async def probe(self, model: str, example: EncodedExample) -> ProbeReport:
+        """As other scorers of texts. Raises RejectedError for the base model too: what answers for it, if anything
+        does, is not the endpoint that fine-tunes answer on."""
+        if model == self._base:
+            raise RejectedError(
+                f"Together serves fine-tunes on endpoints of their own, of which {model} tells nothing."
+            )
+        return await super().probe(model, example)
+
+    async def _read(self, model: str, text: str, *, doing: str, count: int = 1) -> Reading:
         call = self.client.sdk.completions.with_raw_response.create(
-            model=model,
-            prompt=text_of(example.example, self._tokenizer),
-            echo=True,
-            logprobs=1,
-            max_tokens=1,
-            temperature=0,
+            model=model, prompt=text, echo=True, logprobs=1, max_tokens=count, temperature=0
         )
-        answer = await self.client.json(call, doing=f"scoring example {example.example.id!r} under {model}")
+        answer = await self.client.json(call, doing=doing)
         check_model(self.client.provider, model, answer.get("model"))
-        return prompt_scores(self.client.provider, example, answer.get("prompt"), self._options.leading_tokens)
-
-
-def prompt_scores(provider: str, example: EncodedExample, prompt: object, leading: int) -> TokenScores:
-    """The targets' log-probabilities in ``prompt[0].logprobs``, behind ``leading`` special tokens of the server's own.
-
-    Raises ContractError where no ids come with them, or ids or values break the contract.
-    """
-    item = prompt[0] if isinstance(prompt, list) and len(prompt) == 1 else None
-    found = item.get("logprobs") if isinstance(item, dict) else None
-    logprobs: dict[str, Any] = found if isinstance(found, dict) else {}
-    values, ids = logprobs.get("token_logprobs"), logprobs.get("token_ids")
-    if not isinstance(values, list) or not values:
-        return scores_of(provider, example, None, hint=IGNORED)
-    if not isinstance(ids, list):
-        raise ContractError(
-            f"{provider} did not say which tokens it read of example {example.example.id!r}. It tokenizes the text by "
-            "itself, so without ids no value can be trusted; nothing was used."
+        prompt = _logprobs(answer.get("prompt"))
+        values, ids = prompt.get("token_logprobs"), prompt.get("token_ids")
+        if not isinstance(values, list) or not values:
+            return Reading([], [])
+        if not isinstance(ids, list):
+            raise ContractError(
+                f"{self.client.provider} did not say which tokens it read ({doing}). It tokenizes the text by itself, "
+                "so without ids no value can be trusted; nothing was used."
+            )
+        made = _logprobs(answer.get("choices"))
+        lists = [made.get(name) or [] for name in ("token_ids", "token_logprobs", "tokens")]
+        said = zip(*lists, strict=False) if all(isinstance(part, list) for part in lists) else ()
+        return Reading(
+            [_whole(i) for i in ids], values, [(_whole(token), value, str(piece)) for token, value, piece in said]
         )
-    check_ids(provider, example, ids[leading:])
-    return scores_of(provider, example, values[leading:], hint=IGNORED)
+
+
+def _whole(number: object) -> object:
+    """Together writes ids as floating-point numbers."""
+    return int(number) if isinstance(number, float) and number.is_integer() else number
+
+
+def _logprobs(items: object) -> dict[str, Any]:
+    """``[0].logprobs`` of a list with one item; nothing for any other shape."""
+    item = items[0] if isinstance(items, list) and len(items) == 1 else None
+    found = item.get("logprobs") if isinstance(item, dict) else None
+    return found if isinstance(found, dict) else {}
 
 
 class AdapterHost:
@@ -144,47 +158,60 @@ class AdapterHost:
     ) -> None:
         self.limit = options.max_adapters
         self._sdk = sdk
+        self._adapters = sdk.endpoints.adapters
         self._calls = calls
         self._where = {"endpoint_id": options.endpoint_id, "deployment_id": options.deployment_id}
         self._clock = clock or SystemClock()
         self._polls = polls
-        self._attached: dict[str, str] = {}
+        self._known: dict[str, str] = {}
 
     async def load(self, model: str) -> str:
         """Attach the adapter and wait until it is ready in every cluster: the adapter's name."""
-        known = dict(await registered(self._sdk, self._calls))
-        name = next((n for n in reversed(names_of(model)) if n in known), None)
-        if name is None:
+        name, adapter = await self._adapter(model)
+        if adapter is None:
             raise RejectedError(f"Together's registry has no model {model!r}: it was deleted, or is another project's.")
-        resource = self._sdk.endpoints.adapters
-        call = resource.create(adapter_model_id=known[name], **self._where)
+        call = self._adapters.create(adapter_model_id=adapter, **self._where)
         answer = await self._calls.fields(call, doing=f"attaching {name}")
+        self._known[model] = str(answer.get("id") or "")
         for _ in range(self._polls):
             states = [str(c.get("state", "")) for c in answer.get("perCluster") or () if isinstance(c, dict)]
             if any(state.endswith("FAILED") for state in states):
                 raise RejectedError(f"Together could not load adapter {name!r} on the endpoint.")
             if states and all(state.endswith("READY") for state in states):
-                self._attached[name] = str(answer["id"])
                 return name
-            await self._clock.sleep(5.0)
-            call = resource.retrieve(id=str(answer["id"]), **self._where)
-            answer = await self._calls.fields(call, doing=f"waiting for {name}")
-        raise RejectedError(f"adapter {name!r} was not ready after {self._polls * 5} seconds.")
+            await self._clock.sleep(_POLL_SECONDS)
+            call = self._adapters.retrieve(id=self._known[model], **self._where)
+            with suppress(TransientError):  # what is attached goes on loading
+                answer = await self._calls.fields(call, doing=f"waiting for {name}")
+        raise RejectedError(f"adapter {name!r} was not ready after {self._polls * _POLL_SECONDS:.0f} seconds.")
 
-    async def unload(self, model: str, served: str) -> None:
-        """Detach it; one that is gone already is no error."""
-        attached = self._attached.pop(served, None)
-        if attached is None:
-            return
-        resource = self._sdk.endpoints.adapters
-        try:
-            call = resource.retrieve(id=attached, **self._where)
-            answer = await self._calls.fields(call, doing=f"reading {served}")
-            call = resource.delete(id=attached, etag=str(answer.get("etag", "")), **self._where)
-            await self._calls.call(call, doing=f"detaching {served}")
-        except RejectedError as error:
-            if error.status != 404:
-                raise
+    async def unload(self, model: str) -> None:
+        """Detach it, whoever attached it; one that is gone already is no error."""
+        known = self._known.pop(model, None)
+        for attached in [known] if known else await self._listed(model):
+            try:
+                call = self._adapters.retrieve(id=attached, **self._where)
+                answer = await self._calls.fields(call, doing=f"reading the adapter of {model}")
+                call = self._adapters.delete(id=attached, etag=str(answer.get("etag", "")), **self._where)
+                await self._calls.call(call, doing=f"detaching {model}")
+            except RejectedError as error:
+                if error.status != 404:
+                    raise
+
+    async def _adapter(self, model: str) -> tuple[str, str | None]:
+        """Name and id in the registry of what is attached for a model: its bare adapter where there is one."""
+        known = dict(await registered(self._sdk, self._calls))
+        name = next((n for n in reversed(names_of(model)) if n in known), model)
+        return name, known.get(name)
+
+    async def _listed(self, model: str) -> list[str]:
+        """Ids of a model's attachments to the deployment."""
+        _, adapter = await self._adapter(model)
+
+        async def read() -> list[str]:
+            return [str(a.id) async for a in self._adapters.list(**self._where) if a.adapter_model_id == adapter]
+
+        return [] if adapter is None else await self._calls.call(read(), doing="listing what is attached")
 
     async def close(self) -> None:
         await self._sdk.close()
