@@ -12,6 +12,7 @@ import numpy as np
 
 from .assembly import Material, assemble, complete_members
 from .attribution import Attribution
+from .backends.base import Deferred
 from .backends.registry import Backend, open_backend
 from .budget import Plan
 from .clock import Clock
@@ -22,7 +23,7 @@ from .core.stopping import AtLeast, Condition, Plateau, Reached
 from .display import terminal_text
 from .errors import ConfigurationError, RejectedError
 from .noise import check_members_differ
-from .orchestrator import Event, OnEvent, Orchestrator
+from .orchestrator import CleanReport, Event, OnEvent, Orchestrator
 from .replay import Session
 from .runlog import logger
 from .scored_cache import open_cache
@@ -67,6 +68,15 @@ class Execution:
             costs=self._plan.costs,
             clock=self._clock,
         )
+
+    async def clean(self, backend: Backend) -> CleanReport:
+        """Delete what the run created at the provider: models and files of its jobs, batches of its scoring."""
+        report = await self.orchestrator(backend).clean()
+        if isinstance(backend.scorer, Deferred):
+            swept = await backend.scorer.sweep(self._store.models())
+            report.files += swept.files
+            report.kept |= swept.kept
+        return report
 
     async def train_and_score(self, session: Session | None = None) -> None:
         """Everything that is missing; opens no backend where nothing is.

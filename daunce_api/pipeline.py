@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 from .assembly import Material, assemble, complete_members
 from .attribution import Attribution
 from .backends.base import within_scope
-from .backends.registry import capabilities_of, open_backend, open_tokenizer
+from .backends.registry import Backend, capabilities_of, open_backend, open_tokenizer
 from .blocking import run_blocking
 from .budget import Plan, make_plan
 from .clock import Clock
@@ -22,7 +22,7 @@ from .dataset import Dataset
 from .ensemble import plan_ensemble
 from .errors import DataError, DaunceError, StoreCorruptError
 from .execution import Execution, check_served
-from .orchestrator import CancelReport, CleanReport, OnEvent, Orchestrator
+from .orchestrator import CancelReport, CleanReport, OnEvent
 from .replay import Session
 from .runlog import logging_to
 from .scoring import Progress
@@ -207,18 +207,18 @@ class Run:
 
     def cancel(self) -> CancelReport:
         """Stop the jobs of the run that are not final; what is trained and scored is kept."""
-        return self._at_provider(lambda orchestrator: orchestrator.cancel())
+        return self._at_provider(lambda work, backend: work.orchestrator(backend).cancel())
 
     def clean(self) -> CleanReport:
         """Delete what the run created at the provider: its jobs' models and its files, and nothing else."""
-        return self._at_provider(lambda orchestrator: orchestrator.clean())
+        return self._at_provider(lambda work, backend: work.clean(backend))
 
-    def _at_provider(self, action: Callable[[Orchestrator], Coroutine[Any, Any, T]]) -> T:
+    def _at_provider(self, action: Callable[[Execution, Backend], Coroutine[Any, Any, T]]) -> T:
         async def act() -> T:
             with RunStore.open(self.run_dir) as store:
                 async with open_backend(self.config) as backend:
                     work = Execution(self.config, self.material, store, self.plan())
-                    return await action(work.orchestrator(backend))
+                    return await action(work, backend)
 
         return run_blocking(act())
 

@@ -46,6 +46,13 @@ class CheckpointRecords(JobRecords):
             return tuple(json.loads(models))
         return None
 
+    def models(self) -> list[str]:
+        """Every model that the run's jobs made, earlier checkpoints included, be they deleted since."""
+        found = [job.model for job in self.jobs()]
+        for job in self.jobs():
+            found += self.checkpoints(job.key) or ()
+        return [model for model in found if model is not None]
+
     def wanted_checkpoints(self, member: int, models: int) -> tuple[int, ...] | None:
         """Numbers of the member's checkpoints that are scored where ``models`` of each job are asked for, final one
         included: those that there are. None where that is not known before the provider is asked."""

@@ -46,6 +46,7 @@ class ChatTokenOptions(Options):
     timeout: float = Field(120.0, gt=0, description="seconds that a request may take")
     batch_api: bool = Field(False, description="send requests through the Batch API: half the price, up to 24 hours")
     batch_poll_seconds: float = Field(60.0, gt=0)
+    batch_concurrency: int = Field(64, ge=1, description="batches under way at once; each may take 24 hours")
 
 
 def chat_options(config: RunConfig) -> ChatTokenOptions:
@@ -69,7 +70,7 @@ def chat_capabilities(options: ChatTokenOptions, *, provider: str, notes: tuple[
         provider=provider,
         scope="first_token" if options.first_token else "one_token",
         max_prompts_per_request=BATCH_REQUESTS if options.batch_api else 1,
-        max_concurrent_requests=options.concurrency,
+        max_concurrent_requests=options.batch_concurrency if options.batch_api else options.concurrency,
         price_factor=0.5 if options.batch_api else 1.0,
         notes=(*said, *notes),
     )
@@ -83,22 +84,23 @@ def open_tokenizer(config: RunConfig) -> Tokenizer:
 def open_scorer(context: Context) -> Scorer:
     """A one-token scorer of the config's endpoint, through single requests or through the Batch API."""
     options = chat_options(context.config)
-    client = open_client(context, timeout=options.timeout, concurrency=options.concurrency)
-    return scorer_on(client, context.config, options, scorer_capabilities(context.config))
+    capabilities = scorer_capabilities(context.config)
+    client = open_client(context, timeout=options.timeout, concurrency=capabilities.max_concurrent_requests)
+    return scorer_on(client, context.config, options, capabilities)
 
 
 def scorer_on(
     client: WireClient, config: RunConfig, options: ChatTokenOptions, capabilities: ScorerCapabilities
 ) -> Scorer:
     """The same on a client that is already open (Azure's has its own)."""
-    scorer = ChatTokenScorer(
-        client, capabilities, options, tokenizer=open_tokenizer(config), loss_on=config.data.loss_on
-    )
-    if options.batch_api:
-        from .batch_api import BatchScorer
+    tokenizer, loss_on = open_tokenizer(config), config.data.loss_on
+    if not options.batch_api:
+        return ChatTokenScorer(client, capabilities, options, tokenizer=tokenizer, loss_on=loss_on)
+    from .batch_api import BatchScorer
 
-        return BatchScorer(scorer, poll_seconds=options.batch_poll_seconds)
-    return scorer
+    single = chat_capabilities(options.model_copy(update={"batch_api": False}), provider=capabilities.provider)
+    scorer = ChatTokenScorer(client, single, options, tokenizer=tokenizer, loss_on=loss_on)
+    return BatchScorer(scorer, capabilities, poll_seconds=options.batch_poll_seconds)
 
 
 class ChatTokenScorer(WireScorer):
