@@ -15,7 +15,7 @@ from ..errors import ContractError
 from ..tokens import EncodedExample
 from .base import ScorerCapabilities, TokenScores
 from .openai_wire.client import WireClient
-from .openai_wire.contract import check_ids, scores_of
+from .openai_wire.contract import BEFORE_TARGETS, check_ids, scores_of
 from .openai_wire.prompt_logprobs import refuse_long
 from .openai_wire.wire_scorer import OneByOneScorer, open_client
 from .options import Options, parse_options
@@ -67,11 +67,11 @@ class SGLangScorer(OneByOneScorer):
 
     @property
     def fingerprint(self) -> str:
-        return "sglang-generate"
+        return "sglang-generate" if self._options.adapters else "sglang-generate adapters=off"
 
     async def _score(self, model: str, example: EncodedExample) -> TokenScores:
         refuse_long(example, 1, self._options.max_context_tokens)
-        start = example.targets[0] - 1
+        start = max(0, example.targets[0] - 1 - BEFORE_TARGETS)
         body: dict[str, Any] = {
             "input_ids": list(example.ids),
             "sampling_params": {"max_new_tokens": 1, "temperature": 0},
@@ -104,4 +104,4 @@ def triple_scores(provider: str, example: EncodedExample, meta: object, start: i
         )
     check_ids(provider, example, [*example.ids[:start], *(t[1] for t in triples)])
     values: list[object] = [*([None] * start), *(t[0] for t in triples)]
-    return scores_of(provider, example, values, hint=IGNORED)
+    return scores_of(provider, example, values, asked_from=start + 1, hint=IGNORED)

@@ -80,7 +80,8 @@ class TGIScorer(OneByOneScorer):
 
     @property
     def fingerprint(self) -> str:
-        return f"tgi-prefill leading={self._options.leading_tokens}"
+        adapters = "" if self._options.adapters else " adapters=off"
+        return f"tgi-prefill leading={self._options.leading_tokens}{adapters}"
 
     async def _score(self, model: str, example: EncodedExample) -> TokenScores:
         refuse_long(example, 1 + self._options.leading_tokens, self._options.max_context_tokens)

@@ -107,6 +107,17 @@ async def test_too_long_a_prompt_is_never_sent() -> None:
         await server.echo(max_context_tokens=15, max_tokens=1).score("ft-1", BATCH)
 
 
+def test_fields_of_the_servers_own_are_part_of_the_fingerprint() -> None:
+    """A cached score of one template or adapter setting is not that of another."""
+    server = Server(ToyServer())
+    plain = server.echo().fingerprint
+    assert plain == "completions-echo max_tokens=0"
+    one, other = (server.echo(extra_body={"a": 1, "b": b}).fingerprint for b in (1, 2))
+    assert len({plain, one, other}) == 3
+    assert server.echo(extra_body={"b": 1, "a": 1}).fingerprint == one
+    assert server.echo(extra_body={}).fingerprint == plain
+
+
 LLAMA_CPP = {"content": [{"id": 5, "token": "x", "logprob": -0.5, "top_logprobs": []}]}
 
 
@@ -200,6 +211,18 @@ def test_one_odd_value_among_good_ones(odd: float, place: int) -> None:
     values[place] = odd
     with pytest.raises(ContractError):
         scores_of("s", encoded([1, 2, 3, 4], [1, 2, 3]), [None, *values])
+
+
+@pytest.mark.parametrize("values", [[None, None, 0.0, 0.0], [None, 0.0, 0.0, 0.0], [0.0, None, 0.0, 0.0]])
+def test_zeros_behind_a_prompt_that_is_left_out_are_no_measurements(values: list[Any]) -> None:
+    with pytest.raises(ContractError, match="not measurements"):
+        scores_of("s", encoded([1, 2, 3, 4], [2, 3]), values)
+
+
+def test_one_certain_token_is_a_measurement() -> None:
+    assert scores_of("s", encoded([1, 2], [1]), [None, 0.0]).logprobs == (0.0,)
+    assert scores_of("s", encoded([1, 2, 3, 4], [3]), [None, None, None, 0.0]).logprobs == (0.0,)
+    assert scores_of("s", encoded([1, 2, 3, 4], [2, 3]), [None, -1.0, 0.0, 0.0]).logprobs == (0.0, 0.0)
 
 
 def test_round_off_above_zero_is_zero() -> None:

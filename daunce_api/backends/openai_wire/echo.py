@@ -5,6 +5,8 @@ Token ids are sent, so the server has nothing to tokenize; every answer passes `
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Callable, Mapping, Sequence
 from types import TracebackType
 from typing import Any, Literal, Self
@@ -114,7 +116,12 @@ class EchoScorer:
 
     @property
     def fingerprint(self) -> str:
-        return f"completions-echo max_tokens={self._options.max_tokens}"
+        extra = self._options.extra_body
+        name = f"completions-echo max_tokens={self._options.max_tokens}"
+        if not extra:
+            return name
+        digest = hashlib.sha256(json.dumps(extra, sort_keys=True).encode()).hexdigest()
+        return f"{name} extra_body={digest[:16]}"
 
     async def score(self, model: str, batch: Sequence[EncodedExample]) -> list[TokenScores]:
         """Log-probabilities (nats) of each example's targets, in one request.
