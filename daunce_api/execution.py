@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import cached_property, reduce
 from operator import or_
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from .assembly import Material, assemble, complete_members
 from .attribution import Attribution
@@ -21,13 +22,13 @@ from .core import SelfLDS
 from .core.quality import MINIMUM_MEMBERS
 from .core.stopping import AtLeast, Condition, Plateau, Reached
 from .display import terminal_text
-from .errors import ConfigurationError, RejectedError
+from .errors import ConfigurationError, MembersAlikeError, RejectedError
 from .noise import check_members_differ
 from .orchestrator import CleanReport, Event, OnEvent, Orchestrator
 from .replay import Session
 from .runlog import logger
 from .scored_cache import open_cache
-from .scoring import PROBED_MEMBER, Progress, ScoringClient
+from .scoring import PROBE_VALUE, PROBED_MEMBER, Progress, ScoringClient
 from .store import TARGET, RunStore
 from .tokens import EncodedExample
 
@@ -81,8 +82,15 @@ class Execution:
     async def train_and_score(self, session: Session | None = None) -> None:
         """Everything that is missing; opens no backend where nothing is.
 
-        Raises ContractError as soon as two members show that the endpoint does not serve the fine-tunes.
+        Raises MembersAlikeError as soon as two members show that the endpoint does not serve the fine-tunes. What it
+        answered for them is forgotten, so that the same call asks again.
         """
+        try:
+            await self._train_and_score(session)
+        except MembersAlikeError as error:
+            raise self._discarded(error, cached=session is None) from error
+
+    async def _train_and_score(self, session: Session | None) -> None:
         finished = complete_members(self._store, self._material)
         self._compare(finished)
         if len(finished) == self._material.ensemble.members or self._enough(finished) is not None:
@@ -108,7 +116,37 @@ class Execution:
                 if backend.scorer.capabilities.max_models is None:
                     # Before anything is paid for. An endpoint that has to load each model is tested with member 0.
                     await self._client.probe(base, self._shortest)
-                await self._orchestrator.run(self._score, self._tell, finished=finished)
+                try:
+                    await self._orchestrator.run(self._score, self._tell, finished=finished)
+                except MembersAlikeError:
+                    await self._client.drain()
+                    raise
+        self._compared = False
+        self._compare(complete_members(self._store, self._material))
+
+    def _discarded(self, error: MembersAlikeError, *, cached: bool) -> MembersAlikeError:
+        """Forget the scores that are not those of their models, here and in the cache."""
+        store, keys = self._store, self._material.keys
+        members = store.scored_members() if error.members is None else error.members
+        fingerprint = store.scored_with
+        cache = open_cache(self._config) if cached and fingerprint is not None else None
+        with cache or nullcontext():
+            for member in members:
+                if cache is not None and fingerprint is not None:
+                    for model in self._models_of(member):
+                        cache.discard(fingerprint, model, keys)
+                store.discard_scores(member, str(error))
+        if error.members is None:
+            store.set_value(PROBE_VALUE, None)  # an endpoint that served something else is tested again
+        return MembersAlikeError(
+            f"{error} What was scored of {_listed(members)} is discarded; the models are kept. Once the endpoint "
+            "serves them, run the same command: it asks for these scores again, and they are paid for again.",
+            members,
+        )
+
+    def _models_of(self, member: int) -> list[str]:
+        given = self._config.ensemble.target_model
+        return [given] if member == TARGET and given is not None else self._store.models(member)
 
     def _tell(self, event: Event) -> None:
         logger.info("%s", terminal_text(event.message))
@@ -214,15 +252,28 @@ def stop_condition(stop: StopConfig) -> Condition:
 
 
 def check_served(store: RunStore, attribution: Attribution) -> None:
-    """Raises ContractError where the members' answers show that the endpoint does not serve the fine-tunes."""
+    """Raises MembersAlikeError where the members' answers show that the endpoint does not serve the fine-tunes."""
     models = store.ready_models()
-    loss_KX = np.concatenate([attribution.test_loss_KM, attribution.train_loss_KN], axis=1)
-    names = [models.get(k, f"member {k}") for k in attribution.members]
-    check_members_differ(loss_KX, names, sigma=attribution.noise or 0.0)
+    members = np.array(attribution.members)
+
+    def check(loss_KX: NDArray[np.float64], member_K: NDArray[np.int64], which: str = "") -> None:
+        names = [f"{models.get(int(k), f'member {k}')}{which}" for k in member_K]
+        try:
+            check_members_differ(loss_KX, names, sigma=attribution.noise or 0.0)
+        except MembersAlikeError as error:
+            rows = error.members
+            raise MembersAlikeError(str(error), rows and [int(member_K[row]) for row in rows]) from error
+
+    check(np.concatenate([attribution.test_loss_KM, attribution.train_loss_KN], axis=1), members)
     if attribution.earlier is None:
         return
     for train_KN, test_KM in zip(attribution.earlier.train_loss_SKN, attribution.earlier.test_loss_SKM, strict=True):
         loss_KX = np.concatenate([test_KM, train_KN], axis=1)
         has_K = np.isfinite(loss_KX).any(axis=1)
-        earlier = [f"{name} (checkpoint)" for name, has in zip(names, has_K, strict=True) if has]
-        check_members_differ(loss_KX[has_K], earlier, sigma=attribution.noise or 0.0)
+        check(loss_KX[has_K], members[has_K], " (checkpoint)")
+
+
+def _listed(members: Sequence[int]) -> str:
+    numbers = [str(k) for k in members if k != TARGET]
+    named = f"member{'' if len(numbers) == 1 else 's'} {', '.join(numbers)}"
+    return f"{named} and the target model" if TARGET in members else named

@@ -21,7 +21,7 @@ from .config import RunConfig
 from .dataset import Dataset
 from .ensemble import plan_ensemble
 from .errors import DataError, DaunceError, StoreCorruptError
-from .execution import Execution, check_served
+from .execution import Execution
 from .orchestrator import CancelReport, CleanReport, OnEvent
 from .replay import Session
 from .runlog import logging_to
@@ -188,9 +188,7 @@ class Run:
                         self._save(store)
                     raise
                 self._save(store)
-                attribution = assemble(store, self.material, self.config, self.tokenizer)
-                check_served(store, attribution)
-                return attribution
+                return assemble(store, self.material, self.config, self.tokenizer)
 
     def attribution(self) -> Attribution:
         """The attribution of the members that are complete by now; also while another process works on the run.

@@ -146,6 +146,10 @@ class ScoringClient:
             raise failures[0]
         return scored
 
+    async def drain(self) -> None:
+        """Wait until every answer that arrived is in the store, also after an error."""
+        await self._writer.drain()
+
     def _cached(self, replicate: int) -> ScoredCache | None:
         """The cache; none for a replicate, which is there to be measured again."""
         return self._cache if replicate == 0 else None

@@ -46,10 +46,11 @@ class CheckpointRecords(JobRecords):
             return tuple(json.loads(models))
         return None
 
-    def models(self) -> list[str]:
-        """Every model that the run's jobs made, earlier checkpoints included, be they deleted since."""
-        found = [job.model for job in self.jobs()]
-        for job in self.jobs():
+    def models(self, member: int | None = None) -> list[str]:
+        """Every model that the run's jobs made (or those of one member), earlier checkpoints included, be they deleted
+        since."""
+        found = [job.model for job in self.jobs(member)]
+        for job in self.jobs(member):
             found += self.checkpoints(job.key) or ()
         return [model for model in found if model is not None]
 

@@ -74,8 +74,20 @@ class ScoreRecords(Records):
         )
         return {str(key): int(times) for key, times in rows}
 
+    @property
+    def scored_with(self) -> str | None:
+        """Fingerprint of the scorer that the run is measured with; None before anything is."""
+        fingerprint: str | None = self._meta("fingerprint")
+        return fingerprint
+
+    def scored_members(self) -> list[int]:
+        """Members (-1: the target) of which anything is measured, ascending."""
+        rows = self._db.execute("SELECT member FROM scores UNION SELECT member FROM checkpoint_scores ORDER BY member")
+        return [int(member) for (member,) in rows]
+
     def discard_scores(self, member: int, reason: str) -> None:
-        """Forget what a member's models were measured to answer: it is trained anew, and two models never mix."""
+        """Forget what a member's models were measured to answer: it is trained anew, and two models never mix, or
+        other models answered for it."""
         with self._db.transaction():
             for table in ("scores", "checkpoint_scores"):
                 self._db.execute(f"DELETE FROM {table} WHERE member = ?", (member,))
