@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -124,6 +125,20 @@ def test_removal_leaves_out_what_the_ranking_names(run: Run) -> None:
     rise = np.mean([measured.loss_SM[0, 1] - usual[0], measured.loss_SM[1, 2] - usual[1]])
     assert table.rows[0].figures["rise"] == pytest.approx(rise)
     assert "2 random removals" in table.notes[0]
+
+
+def test_every_table_names_what_was_measured_where_that_is_not_the_completion(
+    run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = run.attribution()
+    known = np.zeros((24, 3), dtype=np.bool_)
+    known[:3] = True
+    monkeypatch.setattr(run, "attribution", lambda: replace(whole, measured="first completion token only"))
+    experiment = removal_truth(run, k=3, tests=["q1"], randoms=2)
+    tables = [retrieval_table(run.attribution(), known), lds_table(run, lds_truth(run, subsets=3))]
+    tables.append(removal_table(experiment))
+    assert [table.notes.count("Measured: first completion token only.") for table in tables] == [1, 1, 1]
+    assert not any("Measured" in note for note in retrieval_table(whole, known).notes)
 
 
 def test_removal_needs_a_sensible_k(run: Run) -> None:

@@ -15,7 +15,7 @@ from pydantic import Field
 from ...config import RunConfig
 from ...dataset import LossOn
 from ...errors import CapabilityError, ContractError
-from ...tokens import EncodedExample, Tokenizer
+from ...tokens import EncodedExample
 from ..base import Scorer, ScorerCapabilities, TokenScores
 from ..hidden_template import HiddenTemplateTokenizer
 from ..options import Options, parse_options
@@ -76,7 +76,7 @@ def chat_capabilities(options: ChatTokenOptions, *, provider: str, notes: tuple[
     )
 
 
-def open_tokenizer(config: RunConfig) -> Tokenizer:
+def open_tokenizer(config: RunConfig) -> HiddenTemplateTokenizer:
     """Ids of the contents alone: the endpoint renders the chat itself."""
     return HiddenTemplateTokenizer(tokenizer_of(config))
 
@@ -112,7 +112,7 @@ class ChatTokenScorer(WireScorer):
         capabilities: ScorerCapabilities,
         options: ChatTokenOptions,
         *,
-        tokenizer: Tokenizer,
+        tokenizer: HiddenTemplateTokenizer,
         loss_on: LossOn = "last",
     ) -> None:
         super().__init__(client, capabilities)
@@ -164,20 +164,21 @@ class ChatTokenScorer(WireScorer):
         if self._options.check_model_name:
             check_model(self.client.provider, model, answer.get("model"))
         (choice,) = by_index(self.client.provider, answer.get("choices"), 1)
-        wanted = self._tokenizer.pieces([example.ids[example.targets[0]]])[0]
-        if "\ufffd" in wanted:
+        wanted = self._tokenizer.bytes_of(example.ids[example.targets[0]])
+        if wanted is None:
             raise CapabilityError(
-                f"the first token of the completion of example {example.example.id!r} is a part of a character, which "
-                "a chat endpoint's list of tokens does not show reliably. Use an endpoint with echo."
+                f"the first token of the completion of example {example.example.id!r} is a part of a character whose "
+                "bytes the tokenizer does not tell. Use the model's own encoding, or an endpoint with echo."
             )
         return token_scores(self.client.provider, example, choice, wanted)
 
 
-def token_scores(provider: str, example: EncodedExample, choice: dict[str, Any], wanted: str) -> TokenScores:
-    """The log-probability of the token spelled ``wanted`` in a chat choice's first list, or a bound of it.
+def token_scores(provider: str, example: EncodedExample, choice: dict[str, Any], wanted: bytes) -> TokenScores:
+    """The log-probability of the token with the bytes ``wanted`` in a chat choice's first list, or a bound of it.
 
-    Tokens are compared by their bytes where the answer has them. Raises ContractError where there is no list, a value
-    in it is impossible, or the probabilities were taken after a mask or a temperature.
+    Tokens are compared by their bytes where the answer has them; one that is a part of a character needs them. Raises
+    ContractError where there is no list, a value in it is impossible, the bytes are missing, or the probabilities were
+    taken after a mask or a temperature.
     """
     name = f"example {example.example.id!r}"
     logprobs = choice.get("logprobs")
@@ -206,9 +207,8 @@ def token_scores(provider: str, example: EncodedExample, choice: dict[str, Any],
             "taken after a mask or a temperature, and measure nothing. Switch structured output off, or let the "
             "server report log-probabilities before sampling."
         )
-    target = wanted.encode()
-    matching = {value for spelled, value in known if spelled == target}
-    if not matching and _bytes(content[0]) == target:
+    matching = {value for spelled, value in known if spelled == wanted}
+    if not matching and _bytes(content[0]) == wanted:
         own = _value(provider, name, content[0])
         matching = {own} if own > IMPOSSIBLE else set()
     if len(matching) > 1:
@@ -217,7 +217,27 @@ def token_scores(provider: str, example: EncodedExample, choice: dict[str, Any],
         )
     if matching:
         return TokenScores((min(matching.pop(), 0.0),), (False,))
+    if _is_part(wanted) and any(_hides_bytes(entry) for entry in (*listed, content[0])):
+        raise ContractError(
+            f"{provider} lists parts of characters without their bytes, and the first token of the completion of "
+            f"{name} is one: whether it is among them cannot be told, and nothing was used. Use an endpoint with echo, "
+            "or leave the example out."
+        )
     return TokenScores((min(*(value for _, value in known), 0.0),), (True,))
+
+
+def _is_part(spelled: bytes) -> bool:
+    """Whether a token is no text by itself."""
+    try:
+        spelled.decode()
+    except UnicodeDecodeError:
+        return True
+    return False
+
+
+def _hides_bytes(entry: dict[str, Any]) -> bool:
+    """Whether a listed token is a part of a character that is not shown as it is."""
+    return "\ufffd".encode() in _bytes(entry) or (entry.get("bytes") is None and "\\x" in str(entry.get("token")))
 
 
 def _bytes(entry: dict[str, Any]) -> bytes:
