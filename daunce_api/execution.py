@@ -190,7 +190,7 @@ class Execution:
         config, material = self._config, self._material
         if material.keys <= self._store.scored_keys(member):
             return
-        with self._booked(f"scoring of member {member}"):
+        with self._booked(f"scoring of member {member}", member):
             if member == PROBED_MEMBER:
                 await self._client.probe(model, self._shortest)
             if member != TARGET:
@@ -203,20 +203,26 @@ class Execution:
         material = self._material
         if material.keys <= self._store.scored_keys(member, checkpoint=number):
             return
-        with self._booked(f"scoring of member {member}, checkpoint {number}"):
+        with self._booked(f"scoring of member {member}, checkpoint {number}", member, number):
             try:
                 await self._client.score_member(member, model, material.encoded, checkpoint=number)
             except RejectedError as error:
                 if not await self._orchestrator.checkpoint_is_gone(member, number, model, error):
                     raise
 
-    @contextmanager
-    def _booked(self, subject: str) -> Iterator[None]:
-        """Reserve the price of scoring one model before, and book it after; what fails keeps its reservation."""
+    def _booked(self, subject: str, member: int, checkpoint: int = 0) -> AbstractContextManager[None]:
         usd = self._plan.scoring_usd_per_model or 0.0
-        self._store.reserve(subject, usd, cap=self._config.budget.max_usd)
-        yield
-        self._store.settle(subject, usd)
+        probed = checkpoint == 0 and member != TARGET
+        tokens = self._tokens + (self._probe_tokens if probed else 0)
+        return booked(self._store, subject, usd, tokens, member, checkpoint, cap=self._config.budget.max_usd)
+
+    @cached_property
+    def _tokens(self) -> int:
+        return tokens_of(self._material.encoded)
+
+    @cached_property
+    def _probe_tokens(self) -> int:
+        return tokens_of(self._material.encoded_train[: self._config.scoring.noise_probe])
 
     def _compare(self, members: list[int]) -> None:
         """Hold the first complete members against each other, before more of them are paid for."""
@@ -237,6 +243,31 @@ class Execution:
                 if quality is not None:
                     self._history[count] = quality
         return stop_condition(stop).met([self._history[count] for count in sorted(self._history)])
+
+
+@contextmanager
+def booked(
+    store: RunStore,
+    subject: str,
+    usd: float,
+    tokens: int,
+    member: int,
+    checkpoint: int = 0,
+    *,
+    cap: float | None,
+) -> Iterator[None]:
+    """Reserve the price ``usd`` of scoring one model, of so many ``tokens``, before; after it, book what was not in the
+    cache, by its share of the tokens. What fails keeps its reservation."""
+    store.reserve(subject, usd, cap=cap)
+    yield
+    saved = usd * min(1.0, store.cached_tokens(member, checkpoint) / tokens)
+    # The reservation holds what earlier measurements of this model were billed, too.
+    store.settle(subject, max(0.0, store.unsettled().get(subject, usd) - saved))
+
+
+def tokens_of(examples: Sequence[EncodedExample]) -> int:
+    """Tokens of the distinct examples."""
+    return sum(len(example.ids) for example in {e.key: e for e in examples}.values())
 
 
 def stop_condition(stop: StopConfig) -> Condition:

@@ -102,6 +102,9 @@ class ScoringClient:
         if cache is not None and missing:
             known = cache.lookup(self._scorer.fingerprint, model, (key for key, _ in missing))
             self._store.save_scores(member, replicate, self._scorer.fingerprint, known, checkpoint)
+            if known:
+                tokens = sum(len(example.ids) for key, example in missing if key in known)
+                self._store.add_cached(member, checkpoint, len(known), tokens)
             missing = [item for item in missing if item[0] not in known]
         if not missing:
             return 0

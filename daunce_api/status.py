@@ -24,6 +24,7 @@ class RunStatus:
     (``ensemble.checkpoints``); ``members_running`` those with a job that is not final; ``members_failed`` those whose
     last attempt failed. ``target``: state of the target model's job, None without one. ``usd``: reserved and settled.
     ``trained_tokens``, ``scored_tokens``, ``seconds``, ``job_seconds``: see :class:`~daunce_api.usage.Usage`.
+    ``cached_scores``: scores that an earlier run had paid for and that came from the cache.
     ``measured``: what a loss is the loss of; ``censored``: share of the losses that are lower bounds.
     ``noise``: scoring noise of one loss in nats, None where nothing was scored twice. ``recent``: the last changes.
     """
@@ -42,6 +43,7 @@ class RunStatus:
     target: str | None
     trained_tokens: int
     scored_tokens: int
+    cached_scores: int
     usd: float
     seconds: float
     job_seconds: float
@@ -93,6 +95,7 @@ def status_of(store: RunStore, material: Material, config: RunConfig) -> RunStat
         target=None if target is None else target.status,
         trained_tokens=used.trained_tokens,
         scored_tokens=used.scored_tokens,
+        cached_scores=store.cached_scores(),
         usd=used.usd,
         seconds=used.seconds,
         job_seconds=used.job_seconds,

@@ -153,6 +153,8 @@ def summary(state: RunStatus) -> None:
     table = Table(show_header=False, box=None, pad_edge=False)
     models = f"{state.models_scored} of {state.models_asked} scored, the checkpoints of earlier epochs among them"
     checkpoints = [("models", models)] if state.models_asked > state.members_asked else []
+    cached = f", {state.cached_scores:,} scores from the cache" if state.cached_scores else ""
+    spent = f"${state.usd:,.2f}, {state.trained_tokens:,} tokens trained, {state.scored_tokens:,} tokens scored{cached}"
     rows: list[tuple[str, str]] = [
         ("run", f"{state.name} in {state.run_dir}"),
         ("model", f"{state.model} at {state.provider}"),
@@ -162,7 +164,7 @@ def summary(state: RunStatus) -> None:
             f"{state.members_running} running, {state.members_failed} failed",
         ),
         *checkpoints,
-        ("spent", f"${state.usd:,.2f}, {state.trained_tokens:,} tokens trained, {state.scored_tokens:,} tokens scored"),
+        ("spent", spent),
         (
             "time",
             f"{duration(state.seconds)} from start to last result, {duration(state.job_seconds)} of fine-tuning jobs",
