@@ -13,7 +13,7 @@ import time
 from collections.abc import Awaitable, Callable, Sequence
 from typing import TYPE_CHECKING, TypeVar
 
-from .backends.base import Probing, Scorer, ScorerCapabilities, TokenScores, TrainerCapabilities, within_scope
+from .backends.base import Deferred, Probing, Scorer, ScorerCapabilities, TokenScores, TrainerCapabilities, within_scope
 from .backends.openai_wire.client import WireClient
 from .backends.openai_wire.dialects import dialect_of_models
 from .backends.registry import Backend, capabilities_of, open_backend
@@ -105,6 +105,9 @@ async def examine_backend(
         late = f"; it shuts down on {info.shutdown_date}" if info.shutdown_date else ""
         findings.add("base model", True, f"{info.id} is there{late}")
     scorer = backend.scorer
+    if isinstance(scorer, Deferred):
+        scorer = scorer.immediate
+        findings.add("batches", None, "a run sends batches; what follows was asked by single requests at full price")
     await _dialect(scorer, findings)
     asked = _model_to_try(scorer.capabilities, model, fine_tunes, findings)
     if asked is None:

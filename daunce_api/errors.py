@@ -17,6 +17,7 @@
     │   ├── DailyLimitError                 a daily quota is used up: go on in some hours
     │   ├── StopError                       no request can succeed: credentials, permission, money
     │   └── ContractError(ValueError)       an answer breaks the log-probability contract
+    │       └── MembersAlikeError           fine-tunes answer alike: they are not what is served; ``.members``
     ├── NotEnoughMembersError(RuntimeError) too few members are scored for attribution
     ├── TrainingCancelledError(RuntimeError) a local fine-tune was told to stop
     └── ReplayError(RuntimeError)           a recording does not cover what the run asks for
@@ -143,6 +144,15 @@ class StopError(ProviderError):
 
 class ContractError(ProviderError, ValueError):
     """An answer does not hold the log-probabilities that were asked for; nothing of it is used."""
+
+
+class MembersAlikeError(ContractError):
+    """Answers of fine-tunes that must differ do not: the endpoint serves another model for them. ``members`` are those
+    concerned; None says that it is all of them."""
+
+    def __init__(self, message: str, members: Sequence[int] | None = None) -> None:
+        self.members = None if members is None else tuple(members)
+        super().__init__(message)
 
 
 class NotEnoughMembersError(DaunceError, RuntimeError):

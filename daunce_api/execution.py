@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import cached_property, reduce
 from operator import or_
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from .assembly import Material, assemble, complete_members
 from .attribution import Attribution
+from .backends.base import Deferred
 from .backends.registry import Backend, open_backend
 from .budget import Plan
 from .clock import Clock
@@ -20,13 +22,14 @@ from .core import SelfLDS
 from .core.quality import MINIMUM_MEMBERS
 from .core.stopping import AtLeast, Condition, Plateau, Reached
 from .display import terminal_text
-from .errors import ConfigurationError, RejectedError
+from .errors import ConfigurationError, MembersAlikeError, RejectedError
+from .leftovers import take_off
 from .noise import check_members_differ
-from .orchestrator import Event, OnEvent, Orchestrator
+from .orchestrator import CleanReport, Event, OnEvent, Orchestrator
 from .replay import Session
 from .runlog import logger
 from .scored_cache import open_cache
-from .scoring import PROBED_MEMBER, Progress, ScoringClient
+from .scoring import PROBE_VALUE, PROBED_MEMBER, Progress, ScoringClient
 from .store import TARGET, RunStore
 from .tokens import EncodedExample
 
@@ -68,11 +71,32 @@ class Execution:
             clock=self._clock,
         )
 
+    async def clean(self, backend: Backend) -> CleanReport:
+        """Delete what the run created at the provider: models and files of its jobs, batches of its scoring; what it
+        left on the scoring server is taken off first."""
+        left = self._store.hosted()
+        hosted = await take_off(backend.scorer, self._store)
+        report = await self.orchestrator(backend).clean()
+        report.unloaded = [model for model in left if model not in hosted]
+        report.kept.update({f"{model} on the scoring server": why for model, why in hosted.items()})
+        if isinstance(backend.scorer, Deferred):
+            swept = await backend.scorer.sweep(self._store.models())
+            report.files += swept.files
+            report.kept |= swept.kept
+        return report
+
     async def train_and_score(self, session: Session | None = None) -> None:
         """Everything that is missing; opens no backend where nothing is.
 
-        Raises ContractError as soon as two members show that the endpoint does not serve the fine-tunes.
+        Raises MembersAlikeError as soon as two members show that the endpoint does not serve the fine-tunes. What it
+        answered for them is forgotten, so that the same call asks again.
         """
+        try:
+            await self._train_and_score(session)
+        except MembersAlikeError as error:
+            raise self._discarded(error, cached=session is None) from error
+
+    async def _train_and_score(self, session: Session | None) -> None:
         finished = complete_members(self._store, self._material)
         self._compare(finished)
         if len(finished) == self._material.ensemble.members or self._enough(finished) is not None:
@@ -98,7 +122,37 @@ class Execution:
                 if backend.scorer.capabilities.max_models is None:
                     # Before anything is paid for. An endpoint that has to load each model is tested with member 0.
                     await self._client.probe(base, self._shortest)
-                await self._orchestrator.run(self._score, self._tell, finished=finished)
+                try:
+                    await self._orchestrator.run(self._score, self._tell, finished=finished)
+                except MembersAlikeError:
+                    await self._client.drain()
+                    raise
+        self._compared = False
+        self._compare(complete_members(self._store, self._material))
+
+    def _discarded(self, error: MembersAlikeError, *, cached: bool) -> MembersAlikeError:
+        """Forget the scores that are not those of their models, here and in the cache."""
+        store, keys = self._store, self._material.keys
+        members = store.scored_members() if error.members is None else error.members
+        fingerprint = store.scored_with
+        cache = open_cache(self._config) if cached and fingerprint is not None else None
+        with cache or nullcontext():
+            for member in members:
+                if cache is not None and fingerprint is not None:
+                    for model in self._models_of(member):
+                        cache.discard(fingerprint, model, keys)
+                store.discard_scores(member, str(error))
+        if error.members is None:
+            store.set_value(PROBE_VALUE, None)  # an endpoint that served something else is tested again
+        return MembersAlikeError(
+            f"{error} What was scored of {_listed(members)} is discarded; the models are kept. Once the endpoint "
+            "serves them, run the same command: it asks for these scores again, and they are paid for again.",
+            members,
+        )
+
+    def _models_of(self, member: int) -> list[str]:
+        given = self._config.ensemble.target_model
+        return [given] if member == TARGET and given is not None else self._store.models(member)
 
     def _tell(self, event: Event) -> None:
         logger.info("%s", terminal_text(event.message))
@@ -142,7 +196,7 @@ class Execution:
         config, material = self._config, self._material
         if material.keys <= self._store.scored_keys(member):
             return
-        with self._booked(f"scoring of member {member}"):
+        with self._booked(f"scoring of member {member}", member):
             if member == PROBED_MEMBER:
                 await self._client.probe(model, self._shortest)
             if member != TARGET:
@@ -155,20 +209,26 @@ class Execution:
         material = self._material
         if material.keys <= self._store.scored_keys(member, checkpoint=number):
             return
-        with self._booked(f"scoring of member {member}, checkpoint {number}"):
+        with self._booked(f"scoring of member {member}, checkpoint {number}", member, number):
             try:
                 await self._client.score_member(member, model, material.encoded, checkpoint=number)
             except RejectedError as error:
                 if not await self._orchestrator.checkpoint_is_gone(member, number, model, error):
                     raise
 
-    @contextmanager
-    def _booked(self, subject: str) -> Iterator[None]:
-        """Reserve the price of scoring one model before, and book it after; what fails keeps its reservation."""
+    def _booked(self, subject: str, member: int, checkpoint: int = 0) -> AbstractContextManager[None]:
         usd = self._plan.scoring_usd_per_model or 0.0
-        self._store.reserve(subject, usd, cap=self._config.budget.max_usd)
-        yield
-        self._store.settle(subject, usd)
+        probed = checkpoint == 0 and member != TARGET
+        tokens = self._tokens + (self._probe_tokens if probed else 0)
+        return booked(self._store, subject, usd, tokens, member, checkpoint, cap=self._config.budget.max_usd)
+
+    @cached_property
+    def _tokens(self) -> int:
+        return tokens_of(self._material.encoded)
+
+    @cached_property
+    def _probe_tokens(self) -> int:
+        return tokens_of(self._material.encoded_train[: self._config.scoring.noise_probe])
 
     def _compare(self, members: list[int]) -> None:
         """Hold the first complete members against each other, before more of them are paid for."""
@@ -191,6 +251,31 @@ class Execution:
         return stop_condition(stop).met([self._history[count] for count in sorted(self._history)])
 
 
+@contextmanager
+def booked(
+    store: RunStore,
+    subject: str,
+    usd: float,
+    tokens: int,
+    member: int,
+    checkpoint: int = 0,
+    *,
+    cap: float | None,
+) -> Iterator[None]:
+    """Reserve the price ``usd`` of scoring one model, of so many ``tokens``, before; after it, book what was not in the
+    cache, by its share of the tokens. What fails keeps its reservation."""
+    store.reserve(subject, usd, cap=cap)
+    yield
+    saved = usd * min(1.0, store.cached_tokens(member, checkpoint) / tokens)
+    # The reservation holds what earlier measurements of this model were billed, too.
+    store.settle(subject, max(0.0, store.unsettled().get(subject, usd) - saved))
+
+
+def tokens_of(examples: Sequence[EncodedExample]) -> int:
+    """Tokens of the distinct examples."""
+    return sum(len(example.ids) for example in {e.key: e for e in examples}.values())
+
+
 def stop_condition(stop: StopConfig) -> Condition:
     """The condition that ``ensemble.stop`` describes. Raises ConfigurationError where it names none."""
     conditions: list[Condition] = []
@@ -204,15 +289,28 @@ def stop_condition(stop: StopConfig) -> Condition:
 
 
 def check_served(store: RunStore, attribution: Attribution) -> None:
-    """Raises ContractError where the members' answers show that the endpoint does not serve the fine-tunes."""
+    """Raises MembersAlikeError where the members' answers show that the endpoint does not serve the fine-tunes."""
     models = store.ready_models()
-    loss_KX = np.concatenate([attribution.test_loss_KM, attribution.train_loss_KN], axis=1)
-    names = [models.get(k, f"member {k}") for k in attribution.members]
-    check_members_differ(loss_KX, names, sigma=attribution.noise or 0.0)
+    members = np.array(attribution.members)
+
+    def check(loss_KX: NDArray[np.float64], member_K: NDArray[np.int64], which: str = "") -> None:
+        names = [f"{models.get(int(k), f'member {k}')}{which}" for k in member_K]
+        try:
+            check_members_differ(loss_KX, names, sigma=attribution.noise or 0.0)
+        except MembersAlikeError as error:
+            rows = error.members
+            raise MembersAlikeError(str(error), rows and [int(member_K[row]) for row in rows]) from error
+
+    check(np.concatenate([attribution.test_loss_KM, attribution.train_loss_KN], axis=1), members)
     if attribution.earlier is None:
         return
     for train_KN, test_KM in zip(attribution.earlier.train_loss_SKN, attribution.earlier.test_loss_SKM, strict=True):
         loss_KX = np.concatenate([test_KM, train_KN], axis=1)
         has_K = np.isfinite(loss_KX).any(axis=1)
-        earlier = [f"{name} (checkpoint)" for name, has in zip(names, has_K, strict=True) if has]
-        check_members_differ(loss_KX[has_K], earlier, sigma=attribution.noise or 0.0)
+        check(loss_KX[has_K], members[has_K], " (checkpoint)")
+
+
+def _listed(members: Sequence[int]) -> str:
+    numbers = [str(k) for k in members if k != TARGET]
+    named = f"member{'' if len(numbers) == 1 else 's'} {', '.join(numbers)}"
+    return f"{named} and the target model" if TARGET in members else named

@@ -103,9 +103,8 @@ def retrieval_table(attribution: Attribution, known_NM: NDArray[np.bool_]) -> Ta
         )
         tests = found.tests
     share = float(known_NM[:, known_NM.any(axis=0)].mean())
-    return Table(
-        "retrieval", tuple(rows), (f"{tests} test examples; {share:.1%} of the training examples are known ones.",)
-    )
+    notes = f"{tests} test examples; {share:.1%} of the training examples are known ones."
+    return Table("retrieval", tuple(rows), (notes, *_measured(attribution.measured)))
 
 
 # -- LDS: retrain on random subsets -------------------------------------------------------------------------------
@@ -229,7 +228,7 @@ def _lds_table(
             f"The run's own estimate is {quality.raw:.3f} against single fine-tunes, {quality.value:.3f} (self_lds) "
             "against fine-tunes averaged over many seeds."
         )
-    return Table("lds", tuple(rows), tuple(notes))
+    return Table("lds", tuple(rows), (*notes, *_measured(attribution.measured)))
 
 
 # -- removal: retrain without the top examples ---------------------------------------------------------------------
@@ -243,11 +242,13 @@ class Removal:
         truth: the models: for each method and test example one without that method's top k, then some without k
             random ones.
         methods, columns: of the first models, method by method; positions of the test examples.
+        measured: what a loss is the loss of.
     """
 
     truth: Truth
     methods: tuple[str, ...]
     columns: tuple[int, ...]
+    measured: str = "completion"
 
 
 def removal_truth(run: Run, *, k: int, tests: Sequence[str] = (), randoms: int = 5) -> Removal:
@@ -274,7 +275,9 @@ def removal_truth(run: Run, *, k: int, tests: Sequence[str] = (), randoms: int =
     seeds = plan_ensemble(count, len(masks), 0.5, _seed(run, "training"))
     design = Ensemble(np.stack(masks), seeds.seeds_K, seeds.target_seed)
     # What is removed depends on the members scored so far: another ranking is another experiment.
-    return Removal(Truth(run, f"removal-{design.digest[:8]}", design), tuple(compared), tuple(columns))
+    return Removal(
+        Truth(run, f"removal-{design.digest[:8]}", design), tuple(compared), tuple(columns), attribution.measured
+    )
 
 
 def removal_table(
@@ -309,11 +312,16 @@ def removal_table(
     if len(random) > 1:
         spread = float(np.std(random_RT, axis=0, ddof=1).mean())
         notes.append(f"One random removal differs from another by {spread:.3g} nats (standard deviation).")
-    return Table("removal", tuple(rows), (*notes, _kept(experiment.truth)))
+    return Table("removal", tuple(rows), (*notes, *_measured(experiment.measured), _kept(experiment.truth)))
 
 
 def _kept(truth: Truth) -> str:
     return f"The models belong to {truth.folder}, a run folder of its own: `daunce clean` deletes them."
+
+
+def _measured(measured: str) -> tuple[str, ...]:
+    """What the losses are of, where that is not the whole completion."""
+    return () if measured == "completion" else (f"Measured: {measured}.",)
 
 
 def _without(removed: NDArray[np.int64], count: int) -> NDArray[np.bool_]:

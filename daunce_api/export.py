@@ -23,9 +23,13 @@ def write_table(table: pd.DataFrame, form: TableFormat, output: Path | None) -> 
     """Write a table to a file, or to standard output.
 
     ``csv`` neutralises text cells that a spreadsheet would take for formulas. ``json`` is one object with ``rows``
-    and the table's ``attrs``. Raises ConfigurationError for a form that cannot go to standard output,
+    and the table's ``attrs``; in the other forms a column ``measured`` says what was measured where that is not the
+    whole completion. Raises ConfigurationError for a form that cannot go to standard output,
     StoreError where a file cannot be written, and MissingExtraError without pyarrow.
     """
+    if form != "json":
+        measured = table.attrs.get("measured", "completion")
+        table = table if measured == "completion" else table.assign(measured=measured)
     if form == "table":
         raise ConfigurationError("--output needs --format csv, json or parquet.")
     if form == "parquet":

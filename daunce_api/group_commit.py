@@ -30,6 +30,11 @@ class GroupCommit:
             self._writer = asyncio.create_task(self._write())
         await done
 
+    async def drain(self) -> None:
+        """Wait until what was given so far is on disk, also that of tasks that were cancelled."""
+        while self._writer is not None:
+            await asyncio.wait({self._writer})
+
     async def _write(self) -> None:
         try:
             while self._waiting:

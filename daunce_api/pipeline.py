@@ -11,8 +11,8 @@ from typing import Any, TypeVar
 
 from .assembly import Material, assemble, complete_members
 from .attribution import Attribution
-from .backends.base import Scorer, within_scope
-from .backends.registry import capabilities_of, open_backend, open_tokenizer
+from .backends.base import within_scope
+from .backends.registry import Backend, capabilities_of, open_backend, open_tokenizer
 from .blocking import run_blocking
 from .budget import Plan, make_plan
 from .clock import Clock
@@ -20,9 +20,9 @@ from .config import RunConfig
 from .dataset import Dataset
 from .ensemble import plan_ensemble
 from .errors import DataError, DaunceError, StoreCorruptError
-from .execution import Execution, check_served
-from .leftovers import take_off, take_off_before
-from .orchestrator import CancelReport, CleanReport, OnEvent, Orchestrator
+from .execution import Execution
+from .leftovers import take_off_before
+from .orchestrator import CancelReport, CleanReport, OnEvent
 from .replay import Session
 from .runlog import logging_to
 from .scoring import Progress
@@ -191,9 +191,7 @@ class Run:
                         self._save(store)
                     raise
                 self._save(store)
-                attribution = assemble(store, self.material, self.config, self.tokenizer)
-                check_served(store, attribution)
-                return attribution
+                return assemble(store, self.material, self.config, self.tokenizer)
 
     def attribution(self) -> Attribution:
         """The attribution of the members that are complete by now; also while another process works on the run.
@@ -210,28 +208,19 @@ class Run:
 
     def cancel(self) -> CancelReport:
         """Stop the jobs of the run that are not final; what is trained and scored is kept."""
-        return self._at_provider(lambda orchestrator, scorer, store: orchestrator.cancel())
+        return self._at_provider(lambda work, backend: work.orchestrator(backend).cancel())
 
     def clean(self) -> CleanReport:
         """Delete what the run created at the provider: its jobs' models and its files, and nothing else. What it left
         on the scoring server (deployments, adapters) is taken off first."""
+        return self._at_provider(lambda work, backend: work.clean(backend))
 
-        async def act(orchestrator: Orchestrator, scorer: Scorer, store: RunStore) -> CleanReport:
-            left = store.hosted()
-            kept = await take_off(scorer, store)
-            report = await orchestrator.clean()
-            report.unloaded = [model for model in left if model not in kept]
-            report.kept.update({f"{model} on the scoring server": why for model, why in kept.items()})
-            return report
-
-        return self._at_provider(act)
-
-    def _at_provider(self, action: Callable[[Orchestrator, Scorer, RunStore], Coroutine[Any, Any, T]]) -> T:
+    def _at_provider(self, action: Callable[[Execution, Backend], Coroutine[Any, Any, T]]) -> T:
         async def act() -> T:
             with RunStore.open(self.run_dir) as store:
                 async with open_backend(self.config) as backend:
                     work = Execution(self.config, self.material, store, self.plan())
-                    return await action(work.orchestrator(backend), backend.scorer, store)
+                    return await action(work, backend)
 
         return run_blocking(act())
 

@@ -14,6 +14,8 @@ from .clock import Clock, SystemClock
 _PARTS = re.compile(r"(\d+(?:\.\d+)?)(ms|s|m|h|d)")
 _UNITS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
 _ONE_CUT_SECONDS = 1.0
+_UNTOLD_RESET = 1.0
+"""Seconds that a remainder holds where the provider does not say when it is reset."""
 
 
 class AdaptiveSlots:
@@ -55,7 +57,7 @@ class AdaptiveSlots:
     def observe(self, headers: Mapping[str, str]) -> None:
         """Take in an answer's ``x-ratelimit-*`` headers; without them nothing changes."""
         left = [
-            (float(value), seconds_of(headers.get(f"x-ratelimit-reset-{what}", "")))
+            (float(value), seconds_of(told) if (told := headers.get(f"x-ratelimit-reset-{what}")) else _UNTOLD_RESET)
             for what in ("requests", "tokens")
             if (value := _share(headers, what)) is not None
         ]

@@ -112,6 +112,16 @@ class ScoredCache:
         except sqlite3.DatabaseError as error:
             logger.warning("the cache of scores could not be written: %s", error)
 
+    def discard(self, fingerprint: str, model: str, keys: Iterable[str]) -> None:
+        """Forget the scores of these examples: another model answered."""
+        names = [(self._key(fingerprint, model, key),) for key in keys]
+        try:
+            self._database.execute("BEGIN IMMEDIATE")
+            with self._database:
+                self._database.executemany("DELETE FROM scores WHERE key = ?", names)
+        except sqlite3.DatabaseError as error:
+            logger.warning("the cache of scores could not be written: %s", error)
+
     def _key(self, fingerprint: str, model: str, key: str) -> bytes:
         parts = "\0".join((self._address, fingerprint, model, key))
         return hashlib.sha256(parts.encode()).digest()

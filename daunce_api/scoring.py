@@ -15,7 +15,7 @@ from typing import TypeVar
 
 from tenacity import AsyncRetrying, RetryCallState, retry_if_exception_type
 
-from .backends.base import Hosting, Metered, ProbeReport, Probing, Scorer, TokenScores
+from .backends.base import Deferred, Hosting, Metered, ProbeReport, Probing, Scorer, TokenScores
 from .clock import Clock, SystemClock
 from .errors import ContractError, ProviderError, RejectedError, TransientError
 from .group_commit import GroupCommit
@@ -104,6 +104,9 @@ class ScoringClient:
         if cache is not None and missing:
             known = cache.lookup(self._scorer.fingerprint, model, (key for key, _ in missing))
             self._store.save_scores(member, replicate, self._scorer.fingerprint, known, checkpoint)
+            if known:
+                tokens = sum(len(example.ids) for key, example in missing if key in known)
+                self._store.add_cached(member, checkpoint, len(known), tokens)
             missing = [item for item in missing if item[0] not in known]
         if not missing:
             return 0
@@ -126,6 +129,8 @@ class ScoringClient:
             await self._writer.save(member, replicate, answered, checkpoint)
             if cache is not None:
                 cache.save(self._scorer.fingerprint, model, answered)
+            if isinstance(self._scorer, Deferred):
+                await self._scorer.release(model, [example for _, example in batch], replicate)
             scored += len(batch)
             if self._on_progress is not None:
                 self._on_progress(member, len(prepared) - len(missing) + scored, len(prepared))
@@ -135,7 +140,7 @@ class ScoringClient:
                 batch = queue.popleft()
                 try:
                     async with self._slots:
-                        await self._score_batch(member, model, batch, keep)
+                        await self._score_batch(member, model, batch, replicate, keep)
                 except Exception as error:
                     failures.append(error)
 
@@ -145,6 +150,10 @@ class ScoringClient:
         if failures:
             raise failures[0]
         return scored
+
+    async def drain(self) -> None:
+        """Wait until every answer that arrived is in the store, also after an error."""
+        await self._writer.drain()
 
     def _cached(self, replicate: int) -> ScoredCache | None:
         """The cache; none for a replicate, which is there to be measured again."""
@@ -176,22 +185,25 @@ class ScoringClient:
             self._store.set_value(PROBE_VALUE, asdict(report))
             return report
 
-    async def _score_batch(self, member: int, model: str, batch: Batch, keep: Keep) -> None:
+    async def _score_batch(self, member: int, model: str, batch: Batch, replicate: int, keep: Keep) -> None:
         """Score and keep a batch; one that is refused is halved until the example at fault is alone."""
         try:
-            answers = await self._ask(model, batch)
+            answers = await self._ask(model, batch, replicate)
         except (RejectedError, ContractError) as error:
             if len(batch) == 1 or error.status == 404:
                 raise _named(error, member, batch) from error
             middle = len(batch) // 2
-            await self._score_batch(member, model, batch[:middle], keep)
-            await self._score_batch(member, model, batch[middle:], keep)
+            await self._score_batch(member, model, batch[:middle], replicate, keep)
+            await self._score_batch(member, model, batch[middle:], replicate, keep)
         else:
             await keep(batch, answers)
 
-    async def _ask(self, model: str, batch: Batch) -> list[TokenScores]:
-        examples = [example for _, example in batch]
-        answers = await self._tried(lambda: self._scorer.score(model, examples))
+    async def _ask(self, model: str, batch: Batch, replicate: int) -> list[TokenScores]:
+        scorer, examples = self._scorer, [example for _, example in batch]
+        if isinstance(scorer, Deferred):
+            answers = await self._tried(lambda: scorer.score_replicate(model, examples, replicate))
+        else:
+            answers = await self._tried(lambda: scorer.score(model, examples))
         if len(answers) != len(examples):
             raise ContractError(f"the scorer gave {len(answers)} answers for {len(examples)} examples; none was used.")
         return answers

@@ -39,7 +39,8 @@ class RunStatus:
     scored; ``models_asked`` and ``models_scored`` count the models of all members, earlier checkpoints included
     (``ensemble.checkpoints``); ``members_running`` those with a job that is not final; ``members_failed`` those whose
     last attempt failed. ``target``: state of the target model's job, None without one. ``usd``, ``trained_tokens``,
-    ``scored_tokens``, ``seconds``, ``job_seconds``: see :class:`~daunce_api.usage.Usage`.
+    ``scored_tokens``, ``seconds``, ``job_seconds``: see :class:`~daunce_api.usage.Usage`. ``cached_scores``: scores
+    that an earlier run had paid for and that came from the cache.
     ``more``: what half as many members again are expected to add to ``self_lds``.
     ``measured``: what a loss is the loss of; ``censored``: share of the losses that are lower bounds.
     ``noise``: scoring noise of one loss in nats, None where nothing was scored twice. ``failures``: members that
@@ -60,6 +61,7 @@ class RunStatus:
     target: str | None
     trained_tokens: int
     scored_tokens: int
+    cached_scores: int
     usd: float | None
     seconds: float
     job_seconds: float
@@ -94,7 +96,8 @@ class RunStatus:
         if self.models_asked > self.members_asked:
             models = f"{self.models_scored} of {self.models_asked} scored, the checkpoints of earlier epochs among them"
             rows.append(("models", models))
-        tokens = f"{self.trained_tokens:,} tokens trained, {self.scored_tokens:,} tokens scored"
+        cached = f", {self.cached_scores:,} scores from the cache" if self.cached_scores else ""
+        tokens = f"{self.trained_tokens:,} tokens trained, {self.scored_tokens:,} tokens scored{cached}"
         jobs = f"{duration(self.job_seconds)} of fine-tuning jobs"
         rows += [
             ("spent", f"{dollars(self.usd)}, {tokens}"),
@@ -182,6 +185,7 @@ def status_of(store: RunStore, material: Material, config: RunConfig) -> RunStat
         target=None if target is None else target.status,
         trained_tokens=used.trained_tokens,
         scored_tokens=used.scored_tokens,
+        cached_scores=store.cached_scores(),
         usd=used.usd,
         seconds=used.seconds,
         job_seconds=used.job_seconds,

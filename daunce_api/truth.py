@@ -24,6 +24,7 @@ from .config import RunConfig
 from .core import per_example_losses
 from .ensemble import Ensemble
 from .errors import BudgetError, StoreError
+from .execution import booked, tokens_of
 from .orchestrator import OnEvent, Orchestrator
 from .pipeline import DATA_FOLDER, LOG_NAME, Run
 from .runlog import logging_to
@@ -130,7 +131,7 @@ class Truth:
         self, store: RunStore, plan: Plan, on_event: OnEvent | None, on_progress: Progress | None
     ) -> None:
         config, examples = self.config, self._run.material.encoded_test
-        cost = plan.scoring_usd_per_model or 0.0
+        cost, tokens = plan.scoring_usd_per_model or 0.0, tokens_of(examples)
         cache = open_cache(config)
         with cache or nullcontext():
             async with open_backend(config) as backend:
@@ -145,9 +146,8 @@ class Truth:
 
                 async def score(member: int, model: str) -> None:
                     subject = f"scoring of member {member}"
-                    store.reserve(subject, cost, cap=config.budget.max_usd)
-                    await client.score_member(member, model, examples)
-                    store.settle(subject, cost)
+                    with booked(store, subject, cost, tokens, member, cap=config.budget.max_usd):
+                        await client.score_member(member, model, examples)
 
                 orchestrator = Orchestrator(
                     backend.trainer,

@@ -15,6 +15,7 @@ from daunce_api import errors
 from daunce_api.errors import (
     DataError,
     DaunceError,
+    MembersAlikeError,
     MissingExtraError,
     RunLockedError,
     TransientError,
@@ -71,6 +72,7 @@ def test_every_error_survives_pickling_and_copying(kind: type[DaunceError]) -> N
     [
         (TransientError("wait", retry_after=2.5), "retry_after", 2.5),
         (RunLockedError("busy", pid=41), "pid", 41),
+        (MembersAlikeError("alike", [1, 2]), "members", (1, 2)),
         (DataError("bad", ["a:1: x", "a:2: y"]), "problems", ("a:1: x", "a:2: y")),
         (MissingExtraError("the server", "server"), "extra", "server"),
     ],
@@ -94,7 +96,7 @@ def test_exit_codes() -> None:
         **dict.fromkeys(["CapabilityError", "BudgetError"], 3),
         **dict.fromkeys(["StoreError", "RunLockedError", "RunChangedError", "StoreCorruptError"], 4),
         **dict.fromkeys(["ProviderError", "TransientError", "AmbiguousSubmitError", "RejectedError"], 5),
-        **dict.fromkeys(["StopError", "ContractError"], 5),
+        **dict.fromkeys(["StopError", "ContractError", "MembersAlikeError"], 5),
         "DailyLimitError": 6,
         "NotEnoughMembersError": 7,
         "ReplayError": 8,

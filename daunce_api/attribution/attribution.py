@@ -45,8 +45,6 @@ class Attribution:
         members: (K,) member numbers, in the order of the rows below.
         train_loss_KN, test_loss_KM: per-example losses in nats, NaN where not scored.
         inclusion_KN: (K, N) bool, whether an example was in a member's subset.
-        weight_KN: (K, N) how much a member's objective weighs an example, where members are perturbed by more than
-            their subsets (:meth:`daunce_api.backends.objective.Objective.weights_KN`), or None.
         estimator: a registry name or "auto".
         noise: measured scoring noise of one loss, nats (standard deviation), or None.
         rho: for members started from the target, see METHOD item 6 in :mod:`daunce_api.core`; else None.
@@ -56,6 +54,8 @@ class Attribution:
         tokens: token tables by side ("train", "test"), where they were kept.
         facts: provider, model and other plain facts of the run, for display.
         earlier: losses of the same members at earlier checkpoints of their training, in nats, or None.
+        weight_KN: (K, N) how much a member's objective weighs an example, where members are perturbed by more than
+            their subsets (:meth:`daunce_api.backends.objective.Objective.weights_KN`), or None.
     """
 
     train: Dataset
@@ -64,7 +64,6 @@ class Attribution:
     train_loss_KN: Floats
     test_loss_KM: Floats
     inclusion_KN: NDArray[np.bool_]
-    weight_KN: Floats | None = None
     estimator: str = "auto"
     noise: float | None = None
     rho: float | None = None
@@ -74,6 +73,7 @@ class Attribution:
     tokens: Mapping[Side, TokenTable] = field(default_factory=dict)
     facts: Mapping[str, Any] = field(default_factory=dict)
     earlier: core.Checkpoints | None = None
+    weight_KN: Floats | None = None
 
     @property
     def design_KN(self) -> NDArray[Any]:

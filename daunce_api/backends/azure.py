@@ -155,6 +155,11 @@ def azure_options(config: RunConfig) -> AzureScorerOptions:
             "backend.scorer.options: subscription, resource_group and account name the Azure resource together; give "
             "all three, or none where the fine-tunes are deployed already."
         )
+    if options.batch_api:
+        raise ConfigurationError(
+            "backend.scorer.options.batch_api: Azure runs batches only on deployments of their own kind (GlobalBatch), "
+            "which are not made here. Leave it out: Azure is asked by single requests. backend.kind: openai has it."
+        )
     return options
 
 

@@ -299,3 +299,34 @@ class Probing(Protocol):
     async def probe(self, model: str, example: EncodedExample) -> ProbeReport:
         """Raises ContractError where the endpoint returns numbers that are not what they seem (shifted by one)."""
         ...
+
+
+@dataclass(slots=True)
+class Swept:
+    """What was deleted at a provider; ``kept`` names what could not be, and why."""
+
+    files: list[str] = field(default_factory=list)
+    kept: dict[str, str] = field(default_factory=dict)
+
+
+@runtime_checkable
+class Deferred(Protocol):
+    """A scorer whose answers come hours later and stay at the provider until they are safe, so that an interrupted run
+    finds what it has paid for."""
+
+    @property
+    def immediate(self) -> Scorer:
+        """The scorer of the same numbers that answers at once, for whoever only looks at the endpoint."""
+        ...
+
+    async def score_replicate(self, model: str, batch: Sequence[EncodedExample], replicate: int) -> list[TokenScores]:
+        """As ``score``; ``replicate`` tells measurements of the same examples apart."""
+        ...
+
+    async def release(self, model: str, batch: Sequence[EncodedExample], replicate: int) -> None:
+        """The answers to these examples are on disk: what the provider keeps of them may be deleted."""
+        ...
+
+    async def sweep(self, models: Sequence[str]) -> Swept:
+        """Stop what is under way for these models, and delete what earlier calls left at the provider."""
+        ...

@@ -16,7 +16,7 @@ from ..errors import ContractError
 from ..tokens import EncodedExample
 from .base import ProbeReport, ScorerCapabilities, TokenScores
 from .openai_wire.client import WireClient
-from .openai_wire.contract import check_ids, scores_of
+from .openai_wire.contract import BEFORE_TARGETS, check_ids, scores_of
 from .openai_wire.probe import GENERATED, Generated, generated, probe_generated
 from .openai_wire.prompt_logprobs import refuse_long
 from .openai_wire.wire_scorer import OneByOneScorer, open_client
@@ -69,11 +69,11 @@ class SGLangScorer(OneByOneScorer):
 
     @property
     def fingerprint(self) -> str:
-        return "sglang-generate"
+        return "sglang-generate" if self._options.adapters else "sglang-generate adapters=off"
 
     async def _score(self, model: str, example: EncodedExample) -> TokenScores:
         refuse_long(example, 1, self._options.max_context_tokens)
-        start = example.targets[0] - 1
+        start = max(0, example.targets[0] - 1 - BEFORE_TARGETS)
         doing = f"scoring example {example.example.id!r} under {model}"
         meta = await self._ask(model, example.ids, doing=doing, logprob_start_len=start)
         return triple_scores(self.client.provider, example, meta, start)
@@ -130,4 +130,4 @@ def triple_scores(provider: str, example: EncodedExample, meta: object, start: i
         )
     check_ids(provider, example, [*example.ids[:start], *(t[1] for t in triples)])
     values: list[object] = [*([None] * start), *(t[0] for t in triples)]
-    return scores_of(provider, example, values, hint=IGNORED)
+    return scores_of(provider, example, values, asked_from=start + 1, hint=IGNORED)

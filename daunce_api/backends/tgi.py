@@ -78,7 +78,8 @@ class TGIScorer(TextScorer):
 
     @property
     def fingerprint(self) -> str:
-        return f"tgi-prefill leading={self._options.leading_tokens}"
+        adapters = "" if self._options.adapters else " adapters=off"
+        return f"tgi-prefill leading={self._options.leading_tokens}{adapters}"
 
     async def _read(self, model: str, text: str, *, doing: str, count: int = 1) -> Reading:
         parameters: dict[str, Any] = {

@@ -46,6 +46,14 @@ class CheckpointRecords(JobRecords):
             return tuple(json.loads(models))
         return None
 
+    def models(self, member: int | None = None) -> list[str]:
+        """Every model that the run's jobs made (or those of one member), earlier checkpoints included, be they deleted
+        since."""
+        found = [job.model for job in self.jobs(member)]
+        for job in self.jobs(member):
+            found += self.checkpoints(job.key) or ()
+        return [model for model in found if model is not None]
+
     def wanted_checkpoints(self, member: int, models: int) -> tuple[int, ...] | None:
         """Numbers of the member's checkpoints that are scored where ``models`` of each job are asked for, final one
         included: those that there are. None where that is not known before the provider is asked."""

@@ -14,6 +14,8 @@ from .rows import pack, unpack
 Batch = tuple[int, int, int, Mapping[str, TokenScores]]
 """(member, replicate, checkpoint, scores by ``EncodedExample.key``)."""
 
+_CACHED = "cached"
+
 
 class ScoreRecords(Records):
     """The part of the store that the scoring client writes to.
@@ -74,11 +76,41 @@ class ScoreRecords(Records):
         )
         return {str(key): int(times) for key, times in rows}
 
+    @property
+    def scored_with(self) -> str | None:
+        """Fingerprint of the scorer that the run is measured with; None before anything is."""
+        fingerprint: str | None = self._meta("fingerprint")
+        return fingerprint
+
+    def scored_members(self) -> list[int]:
+        """Members (-1: the target) of which anything is measured, ascending."""
+        rows = self._db.execute("SELECT member FROM scores UNION SELECT member FROM checkpoint_scores ORDER BY member")
+        return [int(member) for (member,) in rows]
+
+    def add_cached(self, member: int, checkpoint: int, examples: int, tokens: int) -> None:
+        """Note that so many scores of a model, of so many tokens, came from the cache and cost nothing."""
+        with self._db.transaction():
+            known = self._meta(_CACHED) or {}
+            before = known.get(f"{member}/{checkpoint}", [0, 0])
+            known[f"{member}/{checkpoint}"] = [before[0] + examples, before[1] + tokens]
+            self._set_meta(_CACHED, known)
+
+    def cached_tokens(self, member: int, checkpoint: int = 0) -> int:
+        """Tokens of the model's scores that came from the cache."""
+        return int((self._meta(_CACHED) or {}).get(f"{member}/{checkpoint}", [0, 0])[1])
+
+    def cached_scores(self) -> int:
+        """Scores of all models that came from the cache."""
+        return sum(int(examples) for examples, _ in (self._meta(_CACHED) or {}).values())
+
     def discard_scores(self, member: int, reason: str) -> None:
-        """Forget what a member's models were measured to answer: it is trained anew, and two models never mix."""
+        """Forget what a member's models were measured to answer: it is trained anew, and two models never mix, or
+        other models answered for it."""
         with self._db.transaction():
             for table in ("scores", "checkpoint_scores"):
                 self._db.execute(f"DELETE FROM {table} WHERE member = ?", (member,))
+            known = self._meta(_CACHED) or {}
+            self._set_meta(_CACHED, {place: n for place, n in known.items() if not place.startswith(f"{member}/")})
             self._log(f"scores of member {member}", "", "discarded", reason)
 
 

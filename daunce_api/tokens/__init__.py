@@ -9,7 +9,7 @@ written with: no chat message can end its own turn or open another one. A prompt
 rendering of a text and is encoded as written, special tokens included.
 """
 
-from .examples import Encode, EncodedExample, Tokenizer, encode_dataset, encode_example
+from .examples import Encode, EncodedExample, SpellingTokenizer, Tokenizer, encode_dataset, encode_example
 from .folder import LocalTokenizer
 from .openai_models import TiktokenTokenizer, tiktoken_encoding_name
 
@@ -17,6 +17,7 @@ __all__ = [
     "Encode",
     "EncodedExample",
     "LocalTokenizer",
+    "SpellingTokenizer",
     "TiktokenTokenizer",
     "Tokenizer",
     "encode_dataset",

@@ -82,6 +82,15 @@ class EncodedExample:
         return hashlib.sha256(json.dumps([self.ids, self.targets]).encode()).hexdigest()
 
 
+@runtime_checkable
+class SpellingTokenizer(Protocol):
+    """A tokenizer that knows the bytes of its tokens, also of those that are parts of a character."""
+
+    def spell(self, ids: Sequence[int]) -> list[bytes]:
+        """The bytes of each token."""
+        ...
+
+
 def encode_example(example: Example, tokenizer: Tokenizer, loss_on: LossOn = "last") -> EncodedExample:
     """Token ids and completion positions of one example.
 

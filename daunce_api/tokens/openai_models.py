@@ -115,6 +115,9 @@ class TiktokenTokenizer:
     def pieces(self, ids: Sequence[int]) -> list[str]:
         return [self._ranks().decode([i]) for i in ids]
 
+    def spell(self, ids: Sequence[int]) -> list[bytes]:
+        return [bytes(token) for token in self._ranks().decode_tokens_bytes(list(ids))]
+
     def render(self, messages: Sequence[Message], *, generation_prompt: bool = False) -> str:
         """Always raises ConfigurationError."""
         raise ConfigurationError(

@@ -14,6 +14,7 @@ from daunce_api.dataset import Example, Message
 from daunce_api.errors import ConfigurationError, DataError
 from daunce_api.tokens import (
     LocalTokenizer,
+    SpellingTokenizer,
     TiktokenTokenizer,
     encode_example,
     openai_models,
@@ -203,6 +204,16 @@ def test_counts_of_openai_models(tokenizers_of: GetTokenizer) -> None:
     # Three a message and three for the reply; user, assistant and the words are one token each.
     assert tokenizer.count(Example("x", messages=(Message("user", "hello"), Message("assistant", " world")))) == 13
     assert tokenizer.count(Example("x", prompt="hello", completion=" world")) == 2
+
+
+def test_tiktoken_tells_the_bytes_of_parts_of_characters(tokenizers_of: GetTokenizer) -> None:
+    tokenizer = tokenizers_of("o200k_base")
+    assert isinstance(tokenizer, SpellingTokenizer)
+    text = "🦩 über 𝔘"
+    ids = tokenizer.encode(text)
+    assert b"".join(tokenizer.spell(ids)) == text.encode()
+    assert any("\ufffd" in piece for piece in tokenizer.pieces(ids))
+    assert not isinstance(tokenizers_of("embedded"), SpellingTokenizer)
 
 
 def test_texts_that_tiktoken_cannot_split_are_counted_and_otherwise_refused(tokenizers_of: GetTokenizer) -> None:

@@ -277,6 +277,20 @@ def test_every_table_has_all_baselines(run: Run, word_embeddings: None, tmp_path
         assert set(np.flatnonzero(removed)) == set(np.argsort(-score[method][:, 1], kind="stable")[:2])
 
 
+def test_every_table_names_what_was_measured_where_that_is_not_the_completion(
+    run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = run.attribution()
+    known = np.zeros((24, 3), dtype=np.bool_)
+    known[:3] = True
+    monkeypatch.setattr(run, "attribution", lambda: replace(whole, measured="first completion token only"))
+    experiment = removal_truth(run, k=3, tests=["q1"], randoms=2)
+    tables = [retrieval_table(run.attribution(), known), lds_table(run, lds_truth(run, subsets=3))]
+    tables.append(removal_table(experiment))
+    assert [table.notes.count("Measured: first completion token only.") for table in tables] == [1, 1, 1]
+    assert not any("Measured" in note for note in retrieval_table(whole, known).notes)
+
+
 def test_removal_needs_a_sensible_k(run: Run) -> None:
     for k in (0, 24):
         with pytest.raises(ConfigurationError, match="between 1 and 23"):

@@ -1,19 +1,32 @@
-"""The Batch API: submitted once, polled, merged by id, failed lines asked again."""
+"""The Batch API: submitted once, polled, merged by id, failed lines asked again, nothing left behind."""
 
 from __future__ import annotations
 
+import asyncio
 import json
-from typing import Any
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, cast
 
 import httpx2
 import pytest
 from provider_support import Server, run_config
 from test_provider_chat_token import TOKENIZER, answer, entry, example
 
+from daunce_api.backends.base import JobStatus
 from daunce_api.backends.openai_wire import chat_token
 from daunce_api.backends.openai_wire.batch_api import ROUNDS, BatchScorer
+from daunce_api.backends.registry import Backend, capabilities_of, open_backend
+from daunce_api.backends.tokenizers import embedded_folder
 from daunce_api.clock import InstantClock
-from daunce_api.errors import ContractError, RejectedError, StopError, TransientError
+from daunce_api.doctor import Findings, examine_backend
+from daunce_api.errors import ConfigurationError, ContractError, RejectedError, StopError, TransientError
+from daunce_api.execution import Execution
+from daunce_api.noise import measure_noise
+from daunce_api.orchestrator import CleanReport
+from daunce_api.scoring import ScoringClient
+from daunce_api.store import RunStore
+from daunce_api.tokens import EncodedExample, encode_example
 
 EXAMPLES = [example(f"question {i}", f"word{i}", name=f"e{i}") for i in range(4)]
 
@@ -23,24 +36,40 @@ class OpenAI:
 
     def __init__(self) -> None:
         self.files: dict[str, bytes] = {}
+        self.names: dict[str, str] = {}
+        self.uploads = 0
         self.batches: dict[str, dict[str, Any]] = {}
         self.fail: dict[str, int] = {}
+        self.refuse: dict[str, tuple[int, str]] = {}
         self.end = "completed"
         self.lose_answer = 0
-        self.polls = 0
+        self.token_limit = 99
+        self.noise = 0.0
+        self.polls = self.busy = 0
         self.other: Any = None
 
     def __call__(self, request: httpx2.Request) -> Any:
         path = request.url.path.removeprefix("/v1/")
         if self.other is not None:
             return self.other
+        if request.method == "DELETE":
+            gone = self.files.pop(path.split("/")[1], None) is None
+            return httpx2.Response(404, json={"error": {"message": "no file"}}) if gone else {"deleted": True}
+        if path == "files" and request.method == "GET":
+            listed = [{"id": name, "filename": self.names.get(name, name)} for name in self.files]
+            return {"object": "list", "data": listed, "has_more": False}
         if path == "files":
+            name = request.content.split(b'filename="')[1].split(b'"')[0].decode()
+            self.uploads += 1
+            self.names[f"file-{self.uploads - 1}"] = name
             content = request.content.split(b"\r\n\r\n")[-1].rsplit(b"\r\n--", 1)[0]
             raw = next(p for p in request.content.split(b"\r\n\r\n") if p.startswith(b'{"custom_id"'))
-            self.files[f"file-{len(self.files)}"] = raw.rsplit(b"\r\n--", 1)[0] or content
-            return {"id": f"file-{len(self.files) - 1}"}
+            self.files[f"file-{self.uploads - 1}"] = raw.rsplit(b"\r\n--", 1)[0] or content
+            return {"id": f"file-{self.uploads - 1}"}
         if path.startswith("files/"):
-            return httpx2.Response(200, content=self.files[path.split("/")[1]])
+            found = self.files.get(path.split("/")[1])
+            missing = httpx2.Response(404, json={"error": {"message": "no file"}})
+            return missing if found is None else httpx2.Response(200, content=found)
         if path == "batches" and request.method == "POST":
             body = json.loads(request.content)
             batch = {"id": f"batch-{len(self.batches)}", "status": "validating", **body}
@@ -52,9 +81,19 @@ class OpenAI:
         if path == "batches":
             return {"object": "list", "data": list(self.batches.values()), "has_more": False}
         batch = self.batches[path.split("/")[1]]
+        if path.endswith("/cancel"):
+            batch["status"] = "cancelling"
+            return batch
         self.polls += 1
+        if self.busy:
+            self.busy -= 1
+            return httpx2.Response(503, json={"error": {"message": "busy"}})
         if batch["status"] == "validating":
+            running = sum(b["status"] == "in_progress" for b in self.batches.values())
             batch["status"] = "in_progress"
+            if running >= self.token_limit:
+                said = {"code": "token_limit_exceeded", "message": "Enqueued token limit reached for ft:m"}
+                batch.update(status="failed", errors={"data": [said]})
         elif batch["status"] == "in_progress":
             self.finish(batch)
         return batch
@@ -73,36 +112,47 @@ class OpenAI:
                 error = {"error": {"message": "overloaded"}}
                 bad.append({"custom_id": asked["custom_id"], "response": {"status_code": 500, "body": error}})
                 continue
+            if question in self.refuse:
+                status, message = self.refuse[question]
+                body = {"error": {"message": message}}
+                bad.append({"custom_id": asked["custom_id"], "response": {"status_code": status, "body": body}})
+                continue
             word = f"word{question.split()[1]}"
-            body = answer([entry("other", -1.0), entry(word, -2.0 - float(question.split()[1]))])
+            body = answer([entry("other", -1.0), entry(word, -2.0 - float(question.split()[1]) + self.noise)])
             good.append(
                 {"custom_id": asked["custom_id"], "response": {"status_code": 200, "body": {**body, "model": "ft:m"}}}
             )
         for name, lines in (("output_file_id", good[::-1]), ("error_file_id", bad)):
             if lines:
-                file = f"out-{len(self.files)}"
+                file = f"out-{name[:3]}-{batch['id']}"
                 self.files[file] = "".join(json.dumps(x) + "\n" for x in lines).encode() + b"not json\n"
                 batch[name] = file
 
 
-def make(service: OpenAI) -> tuple[BatchScorer, Server, InstantClock]:
+def make(service: OpenAI, **options: Any) -> tuple[BatchScorer, Server, InstantClock]:
     server, clock = Server(service), InstantClock()
+    single = run_config(scorer="chat_token")
     config = run_config(scorer="chat_token", options={"batch_api": True})
     scorer = chat_token.ChatTokenScorer(
         server.client(),
-        chat_token.scorer_capabilities(config),
+        chat_token.scorer_capabilities(single),
         chat_token.chat_options(config),
         tokenizer=TOKENIZER,
     )
-    return BatchScorer(scorer, poll_seconds=60, clock=clock), server, clock
+    capabilities = chat_token.scorer_capabilities(config)
+    return BatchScorer(scorer, capabilities, poll_seconds=60, clock=clock, **options), server, clock
 
 
 TRUTH = [(-2.0,), (-3.0,), (-4.0,), (-5.0,)]
 
 
+async def values(scorer: BatchScorer, examples: list[EncodedExample] = EXAMPLES, replicate: int = 0) -> list[Any]:
+    return [s.logprobs for s in await scorer.score_replicate("ft:m", examples, replicate)]
+
+
 async def test_a_batch_is_submitted_polled_and_merged_in_order() -> None:
     service = OpenAI()
-    scorer, server, clock = make(service)
+    scorer, _, clock = make(service)
     assert [s.logprobs for s in await scorer.score("ft:m", EXAMPLES)] == TRUTH
     (batch,) = service.batches.values()
     assert batch["endpoint"] == "/v1/chat/completions"
@@ -112,9 +162,10 @@ async def test_a_batch_is_submitted_polled_and_merged_in_order() -> None:
     assert {x["url"] for x in lines} == {"/v1/chat/completions"}
     assert {x["body"]["model"] for x in lines} == {"ft:m"}
     assert all(len(x["custom_id"]) <= 64 for x in lines)
-    sent = len(server.requests)
-    assert [s.logprobs for s in await scorer.score("ft:m", EXAMPLES[:2])] == TRUTH[:2]
-    assert len(server.requests) == sent
+    # What was returned is not answered from memory.
+    service.noise = 0.5
+    assert await values(scorer, EXAMPLES[:2]) == [(-1.5,), (-2.5,)]
+    assert len(service.batches) == 2
 
 
 async def test_failed_lines_are_asked_again_alone() -> None:
@@ -136,6 +187,23 @@ async def test_a_line_that_keeps_failing_is_named_and_the_others_are_kept() -> N
     assert len(service.batches) == ROUNDS
     service.fail = {}
     assert [s.logprobs for s in await scorer.score("ft:m", EXAMPLES)] == TRUTH
+    assert len(service.batches) == ROUNDS + 1
+
+
+async def test_failed_lines_can_be_asked_again_by_another_process() -> None:
+    """The old batches, all of whose lines failed, are not what it reads."""
+    service = OpenAI()
+    service.fail = {"question 2": 99}
+    for life in (1, 2):
+        with pytest.raises(TransientError, match="failed 3 times") as caught:
+            await make(service)[0].score("ft:m", EXAMPLES)
+        # The first process asks for everything once, the others only for what failed; an hour is longer than the
+        # scoring client's patience, which would otherwise send further batches at once.
+        assert len(service.batches) == ROUNDS * life
+        assert caught.value.retry_after == 3600.0
+    service.fail = {}
+    assert await values(make(service)[0]) == TRUTH
+    assert len(service.batches) == ROUNDS * 2 + 1
 
 
 async def test_an_interrupted_run_finds_the_batch_that_it_paid_for() -> None:
@@ -144,8 +212,6 @@ async def test_an_interrupted_run_finds_the_batch_that_it_paid_for() -> None:
     await first.score("ft:m", EXAMPLES)
     second, _, _ = make(service)
     assert [s.logprobs for s in await second.score("ft:m", EXAMPLES)] == TRUTH
-    assert len(service.batches) == 1
-    await second.score("ft:m", EXAMPLES[:1])
     assert len(service.batches) == 1
 
 
@@ -189,4 +255,238 @@ def test_half_the_price_is_in_the_capabilities() -> None:
     assert batched.price_factor == 0.5
     assert batched.max_prompts_per_request == 50_000
     assert any("half the list price" in note for note in batched.notes)
-    assert chat_token.scorer_capabilities(run_config(scorer="chat_token")).price_factor == 1.0
+    assert batched.max_concurrent_requests == 64
+    single = chat_token.scorer_capabilities(run_config(scorer="chat_token"))
+    assert (single.price_factor, single.max_concurrent_requests) == (1.0, 8)
+
+
+# -- measured twice -------------------------------------------------------------------------------------------------
+
+
+async def test_a_replicate_is_measured_and_not_answered_by_the_first_measurement(tmp_path: Path) -> None:
+    """As the scoring client asks: noise first, then the scores; and both in a process of their own."""
+    service = OpenAI()
+    service.noise = 0.25
+    for life in range(2):
+        scorer, _, clock = make(service)
+        with RunStore.create_or_open(tmp_path / "run", {"config": {}}) as store:
+            scoring = ScoringClient(scorer, store, clock=clock)
+            if life == 0:
+                await scoring.probe_noise(0, "ft:m", EXAMPLES, 4)
+                service.noise = 0.0
+            else:
+                await scoring.score_member(0, "ft:m", EXAMPLES)
+            noise = measure_noise(store, [0])
+    assert noise.pairs == 4
+    assert noise.sigma_example == pytest.approx(0.25 / 2**0.5)
+    assert len(service.batches) == 2
+
+
+async def test_an_interrupted_replicate_is_found_again_and_not_taken_for_the_first_measurement() -> None:
+    service = OpenAI()
+    service.noise = 0.25
+    await values(make(service)[0], replicate=1)
+    service.noise = 0.0
+    assert await values(make(service)[0], replicate=0) == TRUTH
+    assert await values(make(service)[0], replicate=1) == [(-1.75,), (-2.75,), (-3.75,), (-4.75,)]
+    assert len(service.batches) == 2
+
+
+async def test_the_doctor_asks_by_single_requests() -> None:
+    service = OpenAI()
+
+    def handler(request: httpx2.Request) -> Any:
+        if request.url.path.endswith("/chat/completions"):
+            return {**answer([entry("word0", -2.0), entry("no", -3.0)]), "model": "ft:m"}
+        return {"id": "ft:m"} if "/models/" in request.url.path else service(request)
+
+    server = Server(handler)
+    config = run_config(
+        scorer="chat_token", options={"batch_api": True, "batch_poll_seconds": 1e-6}, tokenizer=str(embedded_folder())
+    )
+    async with open_backend(config, http_client=server.http()) as backend:
+        assert isinstance(backend.scorer, BatchScorer)
+        assert backend.scorer.capabilities.max_prompts_per_request == 50_000
+        question = encode_example(EXAMPLES[0].example, backend.tokenizer())
+        first = replace(question, targets=question.targets[:1])
+        findings = await examine_backend(backend, "ft:m", [first, first], Findings())
+    assert findings.ok, findings.text()
+    assert service.batches == {}
+    assert "single requests" in findings.text()
+    assert findings.seconds_per_request is not None
+
+
+# -- refused, delayed, too large -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("status", [400, 404, 422])
+async def test_a_line_that_will_never_be_answered_is_named_at_once(status: int) -> None:
+    service = OpenAI()
+    service.refuse = {"question 2": (status, "this prompt is not allowed")}
+    scorer, _, _ = make(service)
+    with pytest.raises(RejectedError, match=r"'e2' under ft:m: this prompt is not allowed") as caught:
+        await scorer.score("ft:m", EXAMPLES)
+    assert caught.value.status == status
+    assert len(service.batches) == 1
+    # Halving, as the scoring client does, sends nothing again.
+    assert await values(scorer, EXAMPLES[:2]) == TRUTH[:2]
+    with pytest.raises(RejectedError):
+        await scorer.score("ft:m", EXAMPLES[2:])
+    assert await values(scorer, EXAMPLES[3:]) == TRUTH[3:]
+    assert len(service.batches) == 1
+
+
+@pytest.mark.parametrize("status", [408, 409, 429, 500, 503])
+async def test_a_line_that_may_be_answered_later_is_asked_again(status: int) -> None:
+    service = OpenAI()
+    service.refuse = {"question 2": (status, "later")}
+    with pytest.raises(TransientError, match="later"):
+        await make(service)[0].score("ft:m", EXAMPLES)
+    assert len(service.batches) == ROUNDS
+
+
+async def test_the_example_at_fault_is_found_with_one_batch_and_the_others_are_stored(tmp_path: Path) -> None:
+    service = OpenAI()
+    service.refuse = {"question 1": (400, "not allowed")}
+    scorer, _, clock = make(service)
+    with RunStore.create_or_open(tmp_path / "run", {"config": {}}) as store:
+        scoring = ScoringClient(scorer, store, clock=clock)
+        with pytest.raises(RejectedError, match="member 0, example 'e1'"):
+            await scoring.score_member(0, "ft:m", EXAMPLES)
+        assert len(store.scored_keys(0)) >= 1
+    assert len(service.batches) == 1
+
+
+async def test_a_line_without_credit_stops_everything() -> None:
+    service = OpenAI()
+    service.refuse = {"question 2": (402, "no credit")}
+    with pytest.raises(StopError, match="no credit"):
+        await make(service)[0].score("ft:m", EXAMPLES)
+
+
+async def test_a_batch_over_the_token_limit_waits_for_the_others_and_is_not_uploaded_again() -> None:
+    service = OpenAI()
+    service.token_limit = 1
+    busy = {"id": "batch-x", "status": "in_progress", "input_file_id": "none", "metadata": {}}
+    service.batches["batch-x"] = busy
+    scorer, _, clock = make(service)
+    waiting = asyncio.create_task(values(scorer))
+    while len(service.batches) < 5 and not waiting.done():  # noqa: ASYNC110
+        await asyncio.sleep(0)
+    assert not waiting.done()
+    busy["status"] = "completed"
+    assert await waiting == TRUTH
+    assert service.uploads == 1
+    assert clock.now() > 1800
+
+
+async def test_a_batch_over_the_token_limit_by_itself_is_refused_so_that_it_is_halved() -> None:
+    service = OpenAI()
+    service.token_limit = 0
+    with pytest.raises(RejectedError, match=r"too large, with no other under way: Enqueued token limit"):
+        await make(service)[0].score("ft:m", EXAMPLES)
+
+
+async def test_a_few_failed_polls_in_a_day_are_no_failure_of_the_request() -> None:
+    service = OpenAI()
+    service.busy = 9
+    assert await values(make(service)[0]) == TRUTH
+    service.busy = 10
+    with pytest.raises(TransientError):
+        await values(make(service)[0], replicate=1)
+
+
+async def test_a_cancelled_batch_keeps_what_it_answered_and_the_rest_is_asked_again() -> None:
+    service = OpenAI()
+    service.end = "cancelled"
+    service.fail = {"question 2": 1}
+    assert await values(make(service)[0]) == TRUTH
+    assert len(service.batches) == 2
+
+
+async def test_lines_beyond_the_limit_on_bytes_go_into_further_batches() -> None:
+    service = OpenAI()
+    scorer, _, clock = make(service, max_bytes=700)
+    assert await values(scorer) == TRUTH
+    assert len(service.batches) > 1
+    assert all(len(content) <= 700 for name, content in service.files.items() if name.startswith("file-"))
+    asked = b"".join(content for name, content in service.files.items() if name.startswith("file-"))
+    assert asked.count(b"custom_id") == 4
+    # All were submitted before the first was waited for.
+    assert clock.now() <= 120.0 * len(service.batches)
+    assert await values(make(service, max_bytes=700)[0]) == TRUTH
+    assert len(service.batches) == len({b["metadata"]["daunce_batch"] for b in service.batches.values()})
+
+
+# -- nothing left behind -------------------------------------------------------------------------------------------
+
+
+async def test_files_are_deleted_once_their_answers_are_stored(tmp_path: Path) -> None:
+    service = OpenAI()
+    scorer, _, clock = make(service)
+    await scorer.score("ft:m", EXAMPLES)
+    assert len(service.files) == 2  # a run that ended here would find the answers again
+    await scorer.release("ft:m", EXAMPLES[:3], 0)
+    assert len(service.files) == 2
+    await scorer.release("ft:m", EXAMPLES[3:], 0)
+    assert service.files == {}
+    with RunStore.create_or_open(tmp_path / "run", {"config": {}}) as store:
+        assert await ScoringClient(scorer, store, clock=clock).score_member(0, "ft:m", EXAMPLES) == 4
+    assert service.files == {}
+    assert len(service.batches) == 2
+
+
+async def test_a_batch_whose_files_are_gone_is_asked_again() -> None:
+    service = OpenAI()
+    scorer, _, _ = make(service)
+    await scorer.score("ft:m", EXAMPLES)
+    await scorer.release("ft:m", EXAMPLES, 0)
+    assert await values(make(service)[0]) == TRUTH
+    assert len(service.batches) == 2
+
+
+async def test_sweeping_finds_what_an_interrupted_run_left() -> None:
+    service = OpenAI()
+    await make(service)[0].score("ft:m", EXAMPLES)
+    await make(service)[0].score("ft:m", EXAMPLES[:1])
+    under_way = list(service.batches.values())[1]
+    under_way["status"] = "in_progress"
+    service.files["file-9"], service.names["file-9"] = b"orphan", service.names["file-0"]
+    service.files["file-other"] = b"of somebody else"
+    swept = await make(service)[0].sweep(["ft:m"])
+    assert set(service.files) == {"file-other"}
+    assert sorted(swept.files) == sorted({"file-0", "file-1", "file-9", "out-out-batch-0", "out-out-batch-1"})
+    assert under_way["status"] == "cancelling"
+    assert "clean again" in swept.kept[under_way["id"]]
+    assert (await make(service)[0].sweep(["ft:other"])).files == []
+
+
+def test_azure_is_refused_with_the_alternative() -> None:
+    config = run_config("azure", options={"batch_api": True}, api_key_env="KEY", base_url="https://x.openai.azure.com")
+    with pytest.raises(ConfigurationError, match=r"batch_api.*Azure.*single requests|backend\.kind: openai"):
+        capabilities_of(config)
+
+
+async def test_clean_takes_the_batches_of_every_model_of_the_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    service = OpenAI()
+    scorer, _, _ = make(service)
+    for model in ("ft:final", "ft:earlier", "ft:of-another-run"):
+        batch = await scorer._batches.submit(b'{"custom_id": "x"}\n', model, model)
+        service.batches[batch["id"]]["status"] = "failed"
+
+    class Jobs:
+        async def clean(self) -> CleanReport:
+            return CleanReport(["ft:final"], ["training-file"], {})
+
+    with RunStore.create_or_open(tmp_path / "run", {"config": {}}) as store:
+        store.job_intent("k-m0-a1", 0, 1, "{}")
+        store.job_submitted("k-m0-a1", "job-1")
+        store.job_state("k-m0-a1", JobStatus.SUCCEEDED, "ft:final")
+        store.checkpoints_found("k-m0-a1", ["ft:earlier", None])
+        work = Execution(run_config(), cast(Any, None), store, cast(Any, None))
+        monkeypatch.setattr(work, "orchestrator", lambda _: Jobs())
+        report = await work.clean(Backend(cast(Any, None), scorer, cast(Any, None), None))
+    assert report.files == ["training-file", "file-0", "file-1"]
+    assert list(service.files) == ["file-2"]

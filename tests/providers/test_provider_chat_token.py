@@ -12,9 +12,9 @@ from provider_support import Server, chat, run_config
 from daunce_api.backends.base import within_scope
 from daunce_api.backends.hidden_template import HiddenTemplateTokenizer
 from daunce_api.backends.openai_wire import chat_token
-from daunce_api.dataset import Example, Message
+from daunce_api.dataset import Dataset, Example, Message
 from daunce_api.errors import CapabilityError, ContractError, DataError
-from daunce_api.tokens import EncodedExample, encode_example
+from daunce_api.tokens import EncodedExample, encode_dataset, encode_example
 
 
 class Words:
@@ -221,6 +221,66 @@ async def test_a_token_that_is_part_of_a_character_is_refused() -> None:
     scorer._tokenizer = HiddenTemplateTokenizer(Halves())
     with pytest.raises(CapabilityError, match="part of a character"):
         await scorer.score("ft:m", [example("a", "yes")])
+
+
+class Bytes(Words):
+    """Tokens are single bytes, and it says which."""
+
+    def encode_with_offsets(self, text: str) -> tuple[list[int], list[tuple[int, int]]]:
+        character = [i for i, c in enumerate(text) for _ in range(len(c.encode()))]
+        return list(text.encode()), [(i, i + 1) for i in character]
+
+    def pieces(self, ids: Any) -> list[str]:
+        return [bytes([i]).decode(errors="replace") for i in ids]
+
+
+class Spelled(Bytes):
+    def spell(self, ids: Any) -> list[bytes]:
+        return [bytes([i]) for i in ids]
+
+
+def part(number: int, logprob: float, raw: Any) -> dict[str, Any]:
+    """A part of a character, as OpenAI lists it."""
+    return {"token": f"\\x{number:x}", "logprob": logprob, "bytes": raw}
+
+
+async def emoji(listed: list[dict[str, Any]], chosen: dict[str, Any] | None = None) -> Any:
+    scorer = make(Server(lambda _: answer(listed, chosen)), first_token=True)
+    scorer._tokenizer = HiddenTemplateTokenizer(Spelled())
+    question = encode_example(chat("Well?", "🙂 yes"), scorer._tokenizer)
+    assert scorer._tokenizer.bytes_of(question.ids[question.targets[0]]) == b"\xf0"
+    (scores,) = await scorer.score("ft:m", [within_scope(question, scorer.capabilities)])
+    return scores
+
+
+async def test_the_first_part_of_a_character_is_measured_by_its_bytes() -> None:
+    scores = await emoji([entry("no", -0.5), part(0xE2, -1.0, [0xE2]), part(0xF0, -1.5, [0xF0])])
+    assert (scores.logprobs, scores.censored) == ((-1.5,), (False,))
+    scores = await emoji([entry("no", -0.5), part(0xE2, -1.0, [0xE2])], entry("no", -0.5))
+    assert (scores.logprobs, scores.censored) == ((-1.0,), (True,))
+
+
+@pytest.mark.parametrize("hidden", [part(0xF0, -1.5, None), entry("\ufffd", -1.5), entry("\ufffd", -1.5, raw=False)])
+async def test_parts_of_characters_without_their_bytes_are_not_taken_for_others(hidden: dict[str, Any]) -> None:
+    with pytest.raises(ContractError, match=r"parts of characters without their bytes.*echo"):
+        await emoji([entry("no", -0.5), hidden])
+
+
+def test_an_answer_whose_first_bytes_nobody_knows_is_refused_before_anything_is_sent() -> None:
+    """The data set is encoded for the plan."""
+    tokenizer = HiddenTemplateTokenizer(Bytes())
+    data = Dataset.from_records(
+        [
+            {"messages": [{"role": r, "content": c} for r, c in zip(("user", "assistant"), texts, strict=True)]}
+            for texts in (("🙂?", "yes"), ("Well?", "🙂"))
+        ],
+        name="train.jsonl",
+    )
+    with pytest.raises(DataError, match=r"part of a character.*backend\.tokenizer.*echo") as caught:
+        encode_dataset(data, tokenizer)
+    assert len(caught.value.problems) == 1
+    assert caught.value.problems[0].startswith("train.jsonl:2")
+    assert encode_dataset(data, HiddenTemplateTokenizer(Spelled()))
 
 
 def test_hidden_templates_tell_examples_apart_without_ids_of_a_template() -> None:

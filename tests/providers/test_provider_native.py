@@ -9,9 +9,10 @@ from typing import Any
 
 import httpx2
 import pytest
-from provider_support import BATCH, LONG, Server, body_of, run_config, sequence, truth
+from provider_support import BATCH, LONG, Server, body_of, encoded, run_config, sequence, truth
 
 from daunce_api.backends import sglang, tgi
+from daunce_api.backends.openai_wire.contract import BEFORE_TARGETS
 from daunce_api.backends.plain_text import text_of
 from daunce_api.backends.tokenizers import tokenizer_of
 from daunce_api.dataset import Example, Message
@@ -49,7 +50,7 @@ async def test_sglang_is_read_exactly(first_null: bool, base_url: str) -> None:
     assert [s.logprobs for s in scores] == [truth("ft", e) for e in BATCH]
     assert server.paths == ["POST /generate"] * 3
     body = server.body(0)
-    assert body["logprob_start_len"] == LONG.targets[0] - 1
+    assert body["logprob_start_len"] == 0  # some of the prompt with it, to tell a server's zeros from certainty
     assert body["return_logprob"] is True
     assert body["lora_path"] == "ft"
 
@@ -75,14 +76,17 @@ SGLANG_WRONG: dict[str, tuple[Change, str]] = {
     "absent": (meta(input_token_logprobs=None), "does not answer as SGLang"),
     "no meta": (lambda a: {"text": "x"}, "does not answer as SGLang"),
     "generated only": (meta(input_token_logprobs=[[-1.0, 3, None]]), "other tokens"),
-    "another id": (triples(lambda t: [*t[:3], [-1.0, 39, None], *t[4:]]), "position 11"),
+    "another id": (triples(lambda t: [*t[:3], [-1.0, 39, None], *t[4:]]), "position 3"),
     "off by one": (triples(lambda t: [[t[i - 1][0], *t[i][1:]] for i in range(len(t))]), "None"),
     "one short": (triples(lambda t: t[:-1]), "other tokens"),
     "template": (meta(prompt_tokens=19), "19 tokens"),
     "malformed": (triples(lambda t: [[1.0] for _ in t]), "malformed"),
-    "null inside": (triples(lambda t: [*t[:3], [None, t[3][1], None], *t[4:]]), "None"),
-    "stand-in": (triples(lambda t: [*t[:3], [-9999.0, t[3][1], None], *t[4:]]), "stand-in"),
-    "zeros": (triples(lambda t: [[0.5, i, None] for _, i, _ in t]), "never above 0"),
+    "off by one, two nulls": (triples(lambda t: [t[0], [None, *t[1][1:]], *t[2:]]), "None"),
+    "null inside": (triples(lambda t: [*t[:11], [None, t[11][1], None], *t[12:]]), "None"),
+    "stand-in": (triples(lambda t: [*t[:11], [-9999.0, t[11][1], None], *t[12:]]), "stand-in"),
+    "positive": (triples(lambda t: [[0.5, i, None] for _, i, _ in t]), "never above 0"),
+    "zeros": (triples(lambda t: [[0.0, i, None] for _, i, _ in t]), "not measurements"),
+    "zeros after a null": (triples(lambda t: [t[0], *([0.0, i, None] for _, i, _ in t[1:])]), "not measurements"),
 }
 
 
@@ -90,6 +94,33 @@ SGLANG_WRONG: dict[str, tuple[Change, str]] = {
 async def test_wrong_answers_of_sglang_raise(change: Change, words: str) -> None:
     with pytest.raises(ContractError, match=words):
         await make_sglang(Server(sglang_handler(change))).score("ft", [LONG])
+
+
+async def test_sglang_is_asked_for_a_part_of_a_long_prompt_only() -> None:
+    long = encoded(range(1, 39), range(35, 38), "longer")
+    server = Server(sglang_handler())
+    (scores,) = await make_sglang(server).score("ft", [long])
+    assert scores.logprobs == truth("ft", long)
+    assert server.body()["logprob_start_len"] == 34 - BEFORE_TARGETS
+    zeros = sglang_handler(triples(lambda t: [t[0], *([0.0, i, None] for _, i, _ in t[1:])]))
+    with pytest.raises(ContractError, match="not measurements"):
+        await make_sglang(Server(zeros)).score("ft", [long])
+
+
+async def test_an_answer_that_is_certain_is_a_measurement() -> None:
+    """A label and the token that ends it, after a prompt that is not certain."""
+    label = encoded(range(1, 12), [9, 10], "label")
+    certain = sglang_handler(triples(lambda t: [*t[:9], *([0.0, i, None] for _, i, _ in t[9:])]))
+    (scores,) = await make_sglang(Server(certain)).score("ft", [label])
+    assert scores.logprobs == (0.0, 0.0)
+
+
+def test_fingerprints_name_what_changes_the_answer() -> None:
+    server = Server(lambda _: {})
+    assert make_sglang(server).fingerprint == "sglang-generate"
+    assert make_sglang(server, adapters=False).fingerprint != "sglang-generate"
+    assert make_tgi(server).fingerprint == "tgi-prefill leading=0"
+    assert make_tgi(server, adapters=False).fingerprint != make_tgi(server).fingerprint
 
 
 async def test_sglang_is_not_sent_what_exceeds_the_context() -> None:
@@ -162,6 +193,7 @@ TGI_WRONG: dict[str, tuple[Change, str]] = {
     "one short": (details(lambda p: p[:-1]), "other tokens"),
     "null inside": (details(lambda p: [*p[:-1], {**p[-1], "logprob": None}]), "None"),
     "stand-in": (details(lambda p: [*p[:-1], {**p[-1], "logprob": -9999.0}]), "stand-in"),
+    "zeros": (details(lambda p: [p[0], *({**e, "logprob": 0.0} for e in p[1:])]), "not measurements"),
     "malformed": (details(lambda p: [1, 2]), "malformed"),
 }
 

@@ -68,6 +68,15 @@ async def test_a_refusal_halves_once_a_burst_and_answers_bring_it_back() -> None
     assert slots.allowed == 1
 
 
+async def test_a_remainder_without_a_reset_holds_for_a_moment() -> None:
+    clock = InstantClock()
+    slots = AdaptiveSlots(8, clock)
+    slots.observe({"x-ratelimit-remaining-requests": "2"})
+    assert slots.allowed == 2
+    await clock.sleep(1)
+    assert slots.allowed == 8
+
+
 @pytest.mark.parametrize(
     ("text", "seconds"),
     [

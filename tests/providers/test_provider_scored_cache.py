@@ -46,6 +46,16 @@ def test_another_endpoint_scorer_model_or_example_is_another_question(
         assert cache.lookup(fingerprint, model, [key]) == {}
 
 
+def test_what_another_model_answered_can_be_forgotten(tmp_path: Path) -> None:
+    with ScoredCache(tmp_path, "a") as cache:
+        cache.save("f", "m", SCORES)
+        cache.save("f", "other", SCORES)
+        cache.discard("f", "m", ["k1", "k3"])
+    with ScoredCache(tmp_path, "a") as cache:
+        assert cache.lookup("f", "m", SCORES) == {"k2": SCORES["k2"]}
+        assert cache.lookup("f", "other", SCORES) == SCORES
+
+
 def test_damaged_rows_are_not_known_and_a_damaged_file_is_set_aside(tmp_path: Path) -> None:
     with ScoredCache(tmp_path, "a") as cache:
         cache.save("f", "m", SCORES)

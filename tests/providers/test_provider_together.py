@@ -358,6 +358,7 @@ WRONG: dict[str, tuple[Change, str]] = {
     "one short": (lambda p: {**p, "token_logprobs": p["token_logprobs"][:-1]}, "adds, drops"),
     "null inside": (lambda p: {**p, "token_logprobs": [None] * len(p["token_ids"])}, "None"),
     "stand-in": (lambda p: {**p, "token_logprobs": [-9999.0] * len(p["token_ids"])}, "stand-in"),
+    "zeros": (lambda p: {**p, "token_logprobs": [None] + [0.0] * (len(p["token_ids"]) - 1)}, "not measurements"),
 }
 
 

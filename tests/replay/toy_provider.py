@@ -62,6 +62,8 @@ class Provider:
 
     def _answer(self, request: httpx2.Request) -> tuple[int, dict[str, Any], dict[str, str]]:
         path = request.url.path.removeprefix("/v1")
+        if path == "/models":
+            return 200, {"object": "list", "data": []}, {}
         if path == "/files":
             return 200, {"id": f"file-{self.requests}", "object": "file"}, {}
         if path == "/fine_tuning/jobs":

@@ -133,6 +133,35 @@ async def test_retry_after_is_honoured(store: RunStore) -> None:
     assert all(20.0 <= wait <= 22.1 for wait in clock.waits)
 
 
+async def test_what_the_headers_say_bounds_the_requests_at_once(store: RunStore) -> None:
+    class Metered(ScriptedScorer):
+        def watch(self, observer: Any) -> None:
+            self.observer = observer
+
+        async def score(self, model: str, batch: Sequence[EncodedExample]) -> list[TokenScores]:
+            self.observer({"x-ratelimit-remaining-requests": "1", "x-ratelimit-reset-requests": "60s"})
+            return await super().score(model, batch)
+
+    scorer = Metered(prompts=1)
+    scoring = client(scorer, store, concurrency=8)
+    await scoring.score_member(0, "ft", EXAMPLES[:1])
+    await scoring.score_member(0, "ft", EXAMPLES)
+    assert len(scorer.sent) == 10
+    assert scorer.most_running == 1
+
+
+@pytest.mark.parametrize(("status", "most"), [(429, 5), (503, 8)])
+async def test_a_rate_limit_halves_the_requests_at_once(store: RunStore, status: int, most: int) -> None:
+    error = TransientError("slow down", retry_after=0.1)
+    error.status = status
+    scorer = ScriptedScorer(failing_times(1, error), prompts=1)
+    scoring = client(scorer, store, concurrency=8)
+    await scoring.score_member(0, "ft", EXAMPLES[:1])
+    await scoring.score_member(0, "ft", EXAMPLES)
+    assert scorer.most_running <= most
+    assert (scorer.most_running == 8) == (most == 8)
+
+
 @pytest.mark.parametrize(("retry_after", "tries"), [(None, 12), (700.0, 1), (250.0, 3)])
 async def test_patience_is_bounded(store: RunStore, retry_after: float | None, tries: int) -> None:
     scorer = ScriptedScorer(failing_times(99, TransientError("down", retry_after)))

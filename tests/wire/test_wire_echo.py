@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+import asyncio
 import math
 from typing import Any
 
+import httpx2
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from toy_completions import CONTEXT, ToyServer, distribution
-from wire_support import Server, encoded
+from wire_support import KEY, Server, encoded
 
+from daunce_api.backends.openai_wire.client import Endpoint
 from daunce_api.backends.openai_wire.contract import by_index, check_model, scores_of
+from daunce_api.backends.openai_wire.echo import EchoScorer, open_scorer
+from daunce_api.backends.registry import Context
+from daunce_api.config import RunConfig
 from daunce_api.errors import ContractError, RejectedError, TransientError
 from daunce_api.noise import check_members_differ
 
@@ -80,6 +86,61 @@ async def test_ids_that_were_asked_for_must_come() -> None:
         await Server(ToyServer(tells_ids=False)).echo(return_token_ids=True).score("ft-1", BATCH)
 
 
+def opened(server: Server, address: str = "http://wire.test/v1", **options: Any) -> EchoScorer:
+    content: dict[str, Any] = {
+        "data": {"train": "a", "test": "b"},
+        "backend": {"kind": "openai_wire", "base_url": address, "scorer": {"kind": "echo", "options": options}},
+    }
+    endpoint = Endpoint(address, KEY, "the server")
+    return open_scorer(Context(RunConfig.from_mapping(content), endpoint, server.http()))
+
+
+class Listing:
+    """A toy server that says whose it is, or answers with what it is given."""
+
+    def __init__(self, owner: str | None, fault: str | None = None, tells_ids: bool = True) -> None:
+        self.owner = owner
+        self.toy = ToyServer(fault, tells_ids=tells_ids)
+
+    def __call__(self, request: httpx2.Request) -> Any:
+        if request.method != "GET":
+            return self.toy(request)
+        if self.owner is None:
+            return httpx2.Response(404, json={"detail": "Not Found"})
+        return {"object": "list", "data": [{"id": "m", "owned_by": self.owner}]}
+
+
+async def test_ids_are_compared_where_the_server_says_that_it_is_vllm() -> None:
+    """No dialect in the config; the server is asked once."""
+    server = Server(Listing("vllm"))
+    scorer = opened(server)
+    first, again = await asyncio.gather(scorer.score("ft-1", BATCH), scorer.score("ft-1", BATCH))
+    assert [s.logprobs for s in first] == [s.logprobs for s in again] == [truth("ft-1", e) for e in BATCH]
+    assert [r.url.path for r in server.requests] == ["/v1/models", "/v1/completions", "/v1/completions"]
+    assert all(server.body(i)["return_token_ids"] is True for i in (1, 2))
+    with pytest.raises(ContractError, match="other tokens than were sent"):
+        await opened(Server(Listing("vllm", "shifted_ids"))).score("ft-1", BATCH)
+    # An older version that returns none is scored as before.
+    assert await opened(Server(Listing("vllm", tells_ids=False))).score("ft-1", BATCH)
+
+
+@pytest.mark.parametrize("owner", ["me", None])
+async def test_another_server_is_not_asked_for_ids(owner: str | None) -> None:
+    server = Server(Listing(owner))
+    assert await opened(server).score("ft-1", BATCH)
+    assert "return_token_ids" not in server.body()
+
+
+@pytest.mark.parametrize(
+    "options", [{"dialect": "plain"}, {"return_token_ids": False}, {"return_token_ids": True}, {"dialect": "vllm"}]
+)
+async def test_a_config_that_says_what_to_do_is_followed_without_a_look(options: dict[str, Any]) -> None:
+    server = Server(Listing("vllm"))
+    await opened(server, **options).score("ft-1", BATCH)
+    assert [r.url.path for r in server.requests] == ["/v1/completions"]
+    assert ("return_token_ids" in server.body()) == (options in ({"return_token_ids": True}, {"dialect": "vllm"}))
+
+
 async def test_ids_in_vllms_older_form() -> None:
     honest = ToyServer()
 
@@ -105,6 +166,17 @@ async def test_too_long_a_prompt_is_never_sent() -> None:
     await server.echo(max_context_tokens=15).score("ft-1", BATCH)
     with pytest.raises(RejectedError):
         await server.echo(max_context_tokens=15, max_tokens=1).score("ft-1", BATCH)
+
+
+def test_fields_of_the_servers_own_are_part_of_the_fingerprint() -> None:
+    """A cached score of one template or adapter setting is not that of another."""
+    server = Server(ToyServer())
+    plain = server.echo().fingerprint
+    assert plain == "completions-echo max_tokens=0"
+    one, other = (server.echo(extra_body={"a": 1, "b": b}).fingerprint for b in (1, 2))
+    assert len({plain, one, other}) == 3
+    assert server.echo(extra_body={"b": 1, "a": 1}).fingerprint == one
+    assert server.echo(extra_body={}).fingerprint == plain
 
 
 LLAMA_CPP = {"content": [{"id": 5, "token": "x", "logprob": -0.5, "top_logprobs": []}]}
@@ -200,6 +272,18 @@ def test_one_odd_value_among_good_ones(odd: float, place: int) -> None:
     values[place] = odd
     with pytest.raises(ContractError):
         scores_of("s", encoded([1, 2, 3, 4], [1, 2, 3]), [None, *values])
+
+
+@pytest.mark.parametrize("values", [[None, None, 0.0, 0.0], [None, 0.0, 0.0, 0.0], [0.0, None, 0.0, 0.0]])
+def test_zeros_behind_a_prompt_that_is_left_out_are_no_measurements(values: list[Any]) -> None:
+    with pytest.raises(ContractError, match="not measurements"):
+        scores_of("s", encoded([1, 2, 3, 4], [2, 3]), values)
+
+
+def test_one_certain_token_is_a_measurement() -> None:
+    assert scores_of("s", encoded([1, 2], [1]), [None, 0.0]).logprobs == (0.0,)
+    assert scores_of("s", encoded([1, 2, 3, 4], [3]), [None, None, None, 0.0]).logprobs == (0.0,)
+    assert scores_of("s", encoded([1, 2, 3, 4], [2, 3]), [None, -1.0, 0.0, 0.0]).logprobs == (0.0, 0.0)
 
 
 def test_round_off_above_zero_is_zero() -> None:

@@ -76,8 +76,8 @@ async def test_trainer_and_scorer_talk_to_the_address(monkeypatch: pytest.Monkey
         assert isinstance(backend.trainer, WireTrainer)
         assert isinstance(backend.scorer, EchoScorer)
         await backend.scorer.score("ft", [encoded([1, 2, 3], [2])])
-    assert str(server.requests[0].url) == "http://wire.test/v1/completions"
-    assert server.requests[0].headers["authorization"] == f"Bearer {KEY}"
+    assert [str(r.url) for r in server.requests] == ["http://wire.test/v1/models", "http://wire.test/v1/completions"]
+    assert {r.headers["authorization"] for r in server.requests} == {f"Bearer {KEY}"}
     assert KEY not in json.dumps(repr(backend.__dict__))
 
 
@@ -117,8 +117,8 @@ async def test_which_key_goes_where(
     server = Server(ToyServer())
     async with open_backend(config(backend), http_client=server.http()) as opened:
         await opened.scorer.score("ft", [encoded([1, 2, 3], [2])])
-    assert str(server.requests[0].url) == url + "/completions"
-    assert server.requests[0].headers["authorization"] == f"Bearer {key}"
+    assert [str(r.url) for r in server.requests] == [url + "/models", url + "/completions"]
+    assert {r.headers["authorization"] for r in server.requests} == {f"Bearer {key}"}
 
 
 def test_tokenizers(tmp_path: Any) -> None:

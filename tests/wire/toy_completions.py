@@ -30,6 +30,8 @@ class ToyServer:
         self.tells_ids = tells_ids
 
     def __call__(self, request: httpx2.Request) -> dict[str, Any]:
+        if request.method == "GET":
+            return {"object": "list", "data": []}
         body = json.loads(request.content)
         model = "base" if self.fault == "base_model" else body["model"]
         choices = [self._choice(i, model, ids, body) for i, ids in enumerate(body["prompt"])]

@@ -1,8 +1,7 @@
 """One-token chat scoring through OpenAI's Batch API: half the list price, an answer within 24 hours.
 
-A batch holds one model's requests. Its metadata carries a hash of what is asked, so a run that was interrupted finds
-the batch it paid for instead of sending another. Lines that fail are asked again in a batch of their own; the others
-are kept.
+A batch holds one model's requests and is found again by a mark, so a run that was interrupted reads the batch it paid
+for instead of sending another. Lines that fail are asked again in a batch of their own; the others are kept.
 """
 
 from __future__ import annotations
@@ -10,160 +9,227 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Any, Self
 
 from ...clock import Clock, SystemClock
-from ...errors import AmbiguousSubmitError, RejectedError, TransientError
+from ...errors import CapabilityError, ContractError, DaunceError, ProviderError, RejectedError, TransientError
 from ...tokens import EncodedExample
-from ..base import ScorerCapabilities, TokenScores
+from ..base import ScorerCapabilities, Swept, TokenScores
+from .batches import ENDPOINT, Batch, Batches, files_of
 from .chat_token import ChatTokenScorer
 
 ROUNDS = 3
-"""Batches tried for a request that fails."""
-KEY_FIELD = "daunce_batch"
+"""Times that requests which fail are submitted before a call gives up."""
+MAX_BYTES = 200_000_000
+"""Of a batch's input file; OpenAI's limit."""
+ANOTHER_HOUR = 3600.0
+"""Seconds until requests that failed in every round are worth another try."""
 
-_FAILED = {"failed", "cancelled"}
-_ENDED = _FAILED | {"completed", "expired"}
-_LOOKUPS = 3
-_LIST_LIMIT = 100
+_ID_CHARACTERS = 48
+"""Of an example's key, as ``custom_id``: short of OpenAI's limit of 64."""
+
+Question = tuple[str, str, int]
+"""Model, example key, replicate."""
+Asked = dict[Question, EncodedExample]
+
+
+@dataclass(frozen=True, slots=True)
+class _Part:
+    """The lines of one batch, and the mark that it is found again by."""
+
+    content: bytes
+    mark: str
+
+
+@dataclass(slots=True)
+class _Left:
+    """Files of a batch that was read, and the answers of it that are not safe elsewhere yet."""
+
+    files: list[str]
+    open: set[Question]
+
+
+@dataclass(frozen=True, slots=True)
+class _Refusal:
+    """The answer to one line, as the table of failures reads answers."""
+
+    content: bytes
+    headers: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def text(self) -> str:
+        return self.content.decode(errors="replace")
 
 
 class BatchScorer:
-    """``Scorer`` that sends the requests of a :class:`ChatTokenScorer` as batches. Closing it closes that scorer.
+    """``Deferred`` scorer: sends the requests of a :class:`ChatTokenScorer` as batches. Closing it closes that scorer.
 
-    ``score`` returns when the batch has ended. What has been answered stays known for the life of the scorer, so
-    that repeating a call after an error asks only for the rest.
+    ``score`` returns when its batches have ended. Answers that a call got and could not return, since others failed,
+    are used by the next call; what was returned is forgotten, so that asking again measures again.
     """
 
-    def __init__(self, scorer: ChatTokenScorer, *, poll_seconds: float = 60.0, clock: Clock | None = None) -> None:
+    def __init__(
+        self,
+        scorer: ChatTokenScorer,
+        capabilities: ScorerCapabilities,
+        *,
+        poll_seconds: float = 60.0,
+        clock: Clock | None = None,
+        max_bytes: int = MAX_BYTES,
+    ) -> None:
         self._scorer = scorer
+        self._capabilities = capabilities
         self._client = scorer.client
-        self._poll_seconds = poll_seconds
-        self._clock = clock or SystemClock()
-        self._known: dict[tuple[str, str], TokenScores] = {}
+        self._batches = Batches(scorer.client, poll_seconds=poll_seconds, clock=clock or SystemClock())
+        self._max_bytes = max_bytes
+        self._known: dict[Question, TokenScores] = {}
+        self._refused: dict[Question, DaunceError] = {}
+        self._left: list[_Left] = []
 
     @property
     def capabilities(self) -> ScorerCapabilities:
-        return self._scorer.capabilities
+        return self._capabilities
 
     @property
     def fingerprint(self) -> str:
         return self._scorer.fingerprint
+
+    @property
+    def immediate(self) -> ChatTokenScorer:
+        """The scorer of the same numbers by single requests, at their full price."""
+        return self._scorer
 
     def watch(self, observer: Callable[[Mapping[str, str]], None]) -> None:
         """Have ``observer`` called with the headers of every answer."""
         self._scorer.watch(observer)
 
     async def score(self, model: str, batch: Sequence[EncodedExample]) -> list[TokenScores]:
+        """:meth:`score_replicate` of the first measurement."""
+        return await self.score_replicate(model, batch, 0)
+
+    async def score_replicate(self, model: str, batch: Sequence[EncodedExample], replicate: int) -> list[TokenScores]:
         """The scores of every example, in order.
 
-        Raises RejectedError where the batch or a request of it is refused, TransientError where requests still fail
-        after all rounds, ContractError for an answer that does not hold what was asked for.
+        Raises RejectedError where a batch is refused or the provider will never answer a request of it, ContractError
+        for an answer that does not hold what was asked for, TransientError where requests still fail after
+        ``ROUNDS`` batches of this call. The answers to the others are kept.
         """
-        failures: dict[str, str] = {}
-        for round_number in range(ROUNDS):
-            missing = {e.key: e for e in batch if (model, e.key) not in self._known}
+        asked = {(model, e.key, replicate): e for e in batch}
+        said: dict[Question, str] = {}
+        read: set[str] = set()
+        rounds = 0
+        while True:
+            refused = next((self._refused[q] for q in asked if q in self._refused), None)
+            if refused is not None:
+                raise refused
+            missing = {q: e for q, e in asked.items() if q not in self._known}
             if not missing:
                 break
-            failures = await self._round(model, missing, round_number)
-        missing_now = [e for e in batch if (model, e.key) not in self._known]
-        if missing_now:
-            first = missing_now[0]
-            said = self._client.clean(failures.get(first.key[:_ID_CHARACTERS], "no answer"))
-            raise TransientError(
-                f"{len(missing_now)} of {len(batch)} requests of the batch failed {ROUNDS} times, the first for "
-                f"example {first.example.id!r}: {said}. The answers to the others are kept."
-            )
-        return [self._known[model, e.key] for e in batch]
+            parts = list(self._parts(model, missing, replicate))
+            found = [(part, await self._batches.find(part.mark, read)) for part in parts]
+            if any(job is None for _, job in found):
+                if rounds == ROUNDS:
+                    raise self._given_up(missing, said, len(batch))
+                rounds += 1
+            jobs = [(part, job or await self._batches.submit(part.content, model, part.mark)) for part, job in found]
+            await self._take(model, jobs, asked, said, read)
+        answers = [self._known[model, e.key, replicate] for e in batch]
+        for question in asked:
+            del self._known[question]
+        return answers
 
-    async def _round(self, model: str, missing: dict[str, EncodedExample], round_number: int) -> dict[str, str]:
-        """One batch: keeps what it answers, returns what it says of the lines that failed."""
-        content = self._lines(model, missing)
-        mark = hashlib.sha256(content + str(round_number).encode()).hexdigest()[:32]
-        job = await self._find(mark) or await self._submit(content, mark)
-        while job.get("status") not in _ENDED:
-            await self._clock.sleep(self._poll_seconds)
-            call = self._client.sdk.batches.with_raw_response.retrieve(str(job["id"]))
-            job = await self._client.json(call, doing=f"reading batch {job['id']}", needs={"status": str})
-        if job["status"] in _FAILED:
-            raise RejectedError(self._client.clean(f"batch {job['id']} {job['status']}: {_problems(job)}"))
-        by_id = {key[:_ID_CHARACTERS]: example for key, example in missing.items()}
-        failures: dict[str, str] = {}
-        for name in ("output_file_id", "error_file_id"):
-            if isinstance(job.get(name), str):
-                for line in await self._read(job[name]):
-                    example = by_id.get(str(line.get("custom_id")))
-                    if example is not None:
-                        self._keep(model, example, line, failures)
-        return failures
+    async def release(self, model: str, batch: Sequence[EncodedExample], replicate: int) -> None:
+        """The answers to these examples are on disk: delete the provider's files once all of theirs are."""
+        kept = {(model, e.key, replicate) for e in batch}
+        done = []
+        for left in self._left:
+            left.open -= kept
+            if not left.open:
+                done += left.files
+        self._left = [left for left in self._left if left.open]
+        await self._batches.forget(done)
 
-    def _lines(self, model: str, missing: dict[str, EncodedExample]) -> bytes:
-        records = [
-            {
+    async def sweep(self, models: Sequence[str]) -> Swept:
+        """Cancel batches that ask these models, and delete their files."""
+        return await self._batches.sweep(models)
+
+    async def _take(
+        self, model: str, jobs: Sequence[tuple[_Part, Batch]], asked: Asked, said: dict[Question, str], read: set[str]
+    ) -> None:
+        """Wait for batches and keep what they answer; all are read before a refusal of one is raised."""
+        by_id = {question[1][:_ID_CHARACTERS]: question for question in asked}
+        failure: ProviderError | None = None
+        for part, job in jobs:
+            try:
+                ended = await self._batches.ended(job, model, part.mark)
+            except RejectedError as error:
+                failure = failure or error
+                continue
+            answered: set[Question] = set()
+            for line in await self._batches.lines(ended):
+                question = by_id.get(str(line.get("custom_id")))
+                if question is None:
+                    continue
+                try:
+                    self._known[question] = self._answer(model, asked[question], line)
+                    answered.add(question)
+                except TransientError as error:
+                    said[question] = str(error)
+                except (RejectedError, ContractError, CapabilityError) as error:
+                    self._refused[question] = error
+                except ProviderError as error:  # no credit, no permission, a daily limit: nothing else will do better
+                    failure = error
+            # Only now: a batch that could not be read is one to come back to.
+            read.add(str(ended["id"]))
+            if answered:
+                self._left.append(_Left(files_of(ended), answered))
+            else:
+                await self._batches.forget(files_of(ended))
+        if failure is not None:
+            raise failure
+
+    def _parts(self, model: str, missing: Asked, replicate: int) -> Iterator[_Part]:
+        """Groups of lines within the limit on bytes, always the same for the same question."""
+        lines: list[bytes] = []
+        size = 0
+        for (_, key, _), example in sorted(missing.items()):
+            record = {
                 "custom_id": key[:_ID_CHARACTERS],
                 "method": "POST",
-                "url": "/v1/chat/completions",
+                "url": ENDPOINT,
                 "body": self._scorer.request(model, example),
             }
-            for key, example in sorted(missing.items())
-        ]
-        return "".join(json.dumps(r, ensure_ascii=False) + "\n" for r in records).encode()
+            line = (json.dumps(record, ensure_ascii=False) + "\n").encode()
+            if lines and size + len(line) > self._max_bytes:
+                yield _part(lines, replicate)
+                lines, size = [], 0
+            lines.append(line)
+            size += len(line)
+        yield _part(lines, replicate)
 
-    async def _find(self, mark: str) -> dict[str, Any] | None:
-        """A batch with this mark that has not failed, by its metadata."""
-        after: dict[str, Any] = {}
-        while True:
-            call = self._client.sdk.batches.with_raw_response.list(limit=_LIST_LIMIT, **after)
-            page = await self._client.json(call, doing="listing batches", needs={"data": list})
-            listed = [b for b in page["data"] if isinstance(b, dict) and isinstance(b.get("id"), str)]
-            for job in listed:
-                metadata = job.get("metadata")
-                if isinstance(metadata, dict) and metadata.get(KEY_FIELD) == mark and job.get("status") not in _FAILED:
-                    return job
-            if not page.get("has_more") or not listed:
-                return None
-            after = {"after": listed[-1]["id"]}
-
-    async def _submit(self, content: bytes, mark: str) -> dict[str, Any]:
-        upload = self._client.sdk.files.with_raw_response.create(
-            file=(f"daunce-batch-{mark}.jsonl", content, "application/jsonl"), purpose="batch"
-        )
-        file = await self._client.json(upload, doing="uploading a batch", needs={"id": str})
-        call = self._client.sdk.batches.with_raw_response.create(
-            input_file_id=file["id"],
-            endpoint="/v1/chat/completions",
-            completion_window="24h",
-            metadata={KEY_FIELD: mark},
-        )
-        try:
-            return await self._client.json(
-                call, doing="creating a batch", submit=True, needs={"id": str, "status": str}
-            )
-        except AmbiguousSubmitError as error:
-            unanswered = error
-        for _ in range(_LOOKUPS):
-            await self._clock.sleep(self._poll_seconds)
-            found = await self._find(mark)
-            if found is not None:
-                return found
-        raise TransientError(f"{unanswered} No batch with this mark appeared; it is sent again.")
-
-    async def _read(self, file_id: str) -> Iterator[dict[str, Any]]:
-        content = await self._client.content(
-            self._client.sdk.files.with_raw_response.content(file_id), doing=f"reading {file_id}"
-        )
-        return (line for raw in content.splitlines() if (line := _object(raw)) is not None)
-
-    def _keep(self, model: str, example: EncodedExample, line: dict[str, Any], failures: dict[str, str]) -> None:
+    def _answer(self, model: str, example: EncodedExample, line: dict[str, Any]) -> TokenScores:
+        """The scores in a line of an answer. Raises what a single request with this answer would."""
         response = line.get("response")
         body = response.get("body") if isinstance(response, dict) else None
-        if isinstance(body, dict) and isinstance(response, dict) and response.get("status_code") == 200:
-            self._known[model, example.key] = self._scorer.read(model, example, body)
-            return
-        problem = line.get("error") or (body.get("error") if isinstance(body, dict) else None)
-        said = problem.get("message") if isinstance(problem, dict) else problem
-        failures[example.key[:_ID_CHARACTERS]] = str(said or "no answer")
+        status = response.get("status_code") if isinstance(response, dict) else None
+        if status == 200 and isinstance(body, dict):
+            return self._scorer.read(model, example, body)
+        doing = f"scoring example {example.example.id!r} under {model}"
+        if isinstance(status, int) and status >= 400:
+            raise self._client.failures.from_status(status, _Refusal(json.dumps(body).encode()), doing)
+        problem = line.get("error")
+        message = problem.get("message") if isinstance(problem, dict) else problem
+        raise TransientError(self._client.clean(f"{self._client.provider} did not answer {doing}: {message}"))
+
+    def _given_up(self, missing: Asked, said: Mapping[Question, str], count: int) -> TransientError:
+        question, example = next(iter(missing.items()))
+        return TransientError(
+            f"{len(missing)} of {count} requests of the batch failed {ROUNDS} times, the first for example "
+            f"{example.example.id!r}: {said.get(question, 'no answer')} The answers to the others are kept.",
+            ANOTHER_HOUR,
+        )
 
     async def __aenter__(self) -> Self:
         return self
@@ -174,20 +240,7 @@ class BatchScorer:
         await self._scorer.__aexit__(kind, error, trace)
 
 
-_ID_CHARACTERS = 48
-"""Of an example's key, as ``custom_id``: short of OpenAI's limit of 64."""
-
-
-def _object(raw: bytes) -> dict[str, Any] | None:
-    try:
-        line = json.loads(raw)
-    except (ValueError, RecursionError):
-        return None
-    return line if isinstance(line, dict) else None
-
-
-def _problems(job: dict[str, Any]) -> str:
-    found = job.get("errors")
-    listed = found.get("data") if isinstance(found, dict) else None
-    messages = [str(e["message"]) for e in listed or () if isinstance(e, dict) and e.get("message")]
-    return "; ".join(messages[:3]) or "the provider gave no reason"
+def _part(lines: Sequence[bytes], replicate: int) -> _Part:
+    content = b"".join(lines)
+    # Without the replicate, a second measurement would be answered by the first one's batch: no noise at all.
+    return _Part(content, hashlib.sha256(content + str(replicate).encode()).hexdigest()[:32])

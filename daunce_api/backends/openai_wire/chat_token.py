@@ -15,7 +15,7 @@ from pydantic import Field
 from ...config import RunConfig
 from ...dataset import LossOn
 from ...errors import CapabilityError, ContractError
-from ...tokens import EncodedExample, Tokenizer
+from ...tokens import EncodedExample
 from ..base import Scorer, ScorerCapabilities, TokenScores
 from ..hidden_template import HiddenTemplateTokenizer
 from ..options import Options, parse_options
@@ -46,6 +46,7 @@ class ChatTokenOptions(Options):
     timeout: float = Field(120.0, gt=0, description="seconds that a request may take")
     batch_api: bool = Field(False, description="send requests through the Batch API: half the price, up to 24 hours")
     batch_poll_seconds: float = Field(60.0, gt=0)
+    batch_concurrency: int = Field(64, ge=1, description="batches under way at once; each may take 24 hours")
 
 
 def chat_options(config: RunConfig) -> ChatTokenOptions:
@@ -69,13 +70,13 @@ def chat_capabilities(options: ChatTokenOptions, *, provider: str, notes: tuple[
         provider=provider,
         scope="first_token" if options.first_token else "one_token",
         max_prompts_per_request=BATCH_REQUESTS if options.batch_api else 1,
-        max_concurrent_requests=options.concurrency,
+        max_concurrent_requests=options.batch_concurrency if options.batch_api else options.concurrency,
         price_factor=0.5 if options.batch_api else 1.0,
         notes=(*said, *notes),
     )
 
 
-def open_tokenizer(config: RunConfig) -> Tokenizer:
+def open_tokenizer(config: RunConfig) -> HiddenTemplateTokenizer:
     """Ids of the contents alone: the endpoint renders the chat itself."""
     return HiddenTemplateTokenizer(tokenizer_of(config))
 
@@ -83,22 +84,23 @@ def open_tokenizer(config: RunConfig) -> Tokenizer:
 def open_scorer(context: Context) -> Scorer:
     """A one-token scorer of the config's endpoint, through single requests or through the Batch API."""
     options = chat_options(context.config)
-    client = open_client(context, timeout=options.timeout, concurrency=options.concurrency)
-    return scorer_on(client, context.config, options, scorer_capabilities(context.config))
+    capabilities = scorer_capabilities(context.config)
+    client = open_client(context, timeout=options.timeout, concurrency=capabilities.max_concurrent_requests)
+    return scorer_on(client, context.config, options, capabilities)
 
 
 def scorer_on(
     client: WireClient, config: RunConfig, options: ChatTokenOptions, capabilities: ScorerCapabilities
 ) -> Scorer:
     """The same on a client that is already open (Azure's has its own)."""
-    scorer = ChatTokenScorer(
-        client, capabilities, options, tokenizer=open_tokenizer(config), loss_on=config.data.loss_on
-    )
-    if options.batch_api:
-        from .batch_api import BatchScorer
+    tokenizer, loss_on = open_tokenizer(config), config.data.loss_on
+    if not options.batch_api:
+        return ChatTokenScorer(client, capabilities, options, tokenizer=tokenizer, loss_on=loss_on)
+    from .batch_api import BatchScorer
 
-        return BatchScorer(scorer, poll_seconds=options.batch_poll_seconds)
-    return scorer
+    single = chat_capabilities(options.model_copy(update={"batch_api": False}), provider=capabilities.provider)
+    scorer = ChatTokenScorer(client, single, options, tokenizer=tokenizer, loss_on=loss_on)
+    return BatchScorer(scorer, capabilities, poll_seconds=options.batch_poll_seconds)
 
 
 class ChatTokenScorer(WireScorer):
@@ -110,7 +112,7 @@ class ChatTokenScorer(WireScorer):
         capabilities: ScorerCapabilities,
         options: ChatTokenOptions,
         *,
-        tokenizer: Tokenizer,
+        tokenizer: HiddenTemplateTokenizer,
         loss_on: LossOn = "last",
     ) -> None:
         super().__init__(client, capabilities)
@@ -162,20 +164,21 @@ class ChatTokenScorer(WireScorer):
         if self._options.check_model_name:
             check_model(self.client.provider, model, answer.get("model"))
         (choice,) = by_index(self.client.provider, answer.get("choices"), 1)
-        wanted = self._tokenizer.pieces([example.ids[example.targets[0]]])[0]
-        if "\ufffd" in wanted:
+        wanted = self._tokenizer.bytes_of(example.ids[example.targets[0]])
+        if wanted is None:
             raise CapabilityError(
-                f"the first token of the completion of example {example.example.id!r} is a part of a character, which "
-                "a chat endpoint's list of tokens does not show reliably. Use an endpoint with echo."
+                f"the first token of the completion of example {example.example.id!r} is a part of a character whose "
+                "bytes the tokenizer does not tell. Use the model's own encoding, or an endpoint with echo."
             )
         return token_scores(self.client.provider, example, choice, wanted)
 
 
-def token_scores(provider: str, example: EncodedExample, choice: dict[str, Any], wanted: str) -> TokenScores:
-    """The log-probability of the token spelled ``wanted`` in a chat choice's first list, or a bound of it.
+def token_scores(provider: str, example: EncodedExample, choice: dict[str, Any], wanted: bytes) -> TokenScores:
+    """The log-probability of the token with the bytes ``wanted`` in a chat choice's first list, or a bound of it.
 
-    Tokens are compared by their bytes where the answer has them. Raises ContractError where there is no list, a value
-    in it is impossible, or the probabilities were taken after a mask or a temperature.
+    Tokens are compared by their bytes where the answer has them; one that is a part of a character needs them. Raises
+    ContractError where there is no list, a value in it is impossible, the bytes are missing, or the probabilities were
+    taken after a mask or a temperature.
     """
     name = f"example {example.example.id!r}"
     logprobs = choice.get("logprobs")
@@ -204,9 +207,8 @@ def token_scores(provider: str, example: EncodedExample, choice: dict[str, Any],
             "taken after a mask or a temperature, and measure nothing. Switch structured output off, or let the "
             "server report log-probabilities before sampling."
         )
-    target = wanted.encode()
-    matching = {value for spelled, value in known if spelled == target}
-    if not matching and _bytes(content[0]) == target:
+    matching = {value for spelled, value in known if spelled == wanted}
+    if not matching and _bytes(content[0]) == wanted:
         own = _value(provider, name, content[0])
         matching = {own} if own > IMPOSSIBLE else set()
     if len(matching) > 1:
@@ -215,7 +217,27 @@ def token_scores(provider: str, example: EncodedExample, choice: dict[str, Any],
         )
     if matching:
         return TokenScores((min(matching.pop(), 0.0),), (False,))
+    if _is_part(wanted) and any(_hides_bytes(entry) for entry in (*listed, content[0])):
+        raise ContractError(
+            f"{provider} lists parts of characters without their bytes, and the first token of the completion of "
+            f"{name} is one: whether it is among them cannot be told, and nothing was used. Use an endpoint with echo, "
+            "or leave the example out."
+        )
     return TokenScores((min(*(value for _, value in known), 0.0),), (True,))
+
+
+def _is_part(spelled: bytes) -> bool:
+    """Whether a token is no text by itself."""
+    try:
+        spelled.decode()
+    except UnicodeDecodeError:
+        return True
+    return False
+
+
+def _hides_bytes(entry: dict[str, Any]) -> bool:
+    """Whether a listed token is a part of a character that is not shown as it is."""
+    return "\ufffd".encode() in _bytes(entry) or (entry.get("bytes") is None and "\\x" in str(entry.get("token")))
 
 
 def _bytes(entry: dict[str, Any]) -> bytes:

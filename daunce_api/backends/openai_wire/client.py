@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Any, Protocol, Self
@@ -17,7 +17,7 @@ from urllib.parse import urlsplit
 import httpx2
 import openai
 
-from ...errors import ConfigurationError, ProviderError, StopError
+from ...errors import ConfigurationError, ProviderError, RejectedError, StopError
 from ..failures import Failures
 
 OPENAI_BASE_URL = "https://api.openai.com/v1"
@@ -187,6 +187,37 @@ class WireClient:
     async def get(self, path: str, *, doing: str) -> dict[str, Any]:
         """GET of a path outside the SDK's surface."""
         return await self.json(_raw(self.sdk.get(path, cast_to=httpx2.Response)), doing=doing)
+
+    async def pages(
+        self, page: Callable[[dict[str, Any]], Awaitable[RawResponse]], *, doing: str
+    ) -> AsyncIterator[dict[str, Any]]:
+        """Every object of a paginated list. Stops where a server repeats a page instead of going on."""
+        seen: set[str] = set()
+        after: dict[str, Any] = {}
+        while True:
+            answer = await self.json(page(after), doing=doing, needs={"data": list})
+            fresh = [
+                item
+                for item in answer["data"]
+                if isinstance(item, dict) and isinstance(item.get("id"), str) and item["id"] not in seen
+            ]
+            for item in fresh:
+                seen.add(item["id"])
+                yield item
+            if not answer.get("has_more") or not fresh:
+                return
+            after = {"after": fresh[-1]["id"]}
+
+    async def delete(self, call: Awaitable[RawResponse], *, doing: str) -> bool:
+        """True when what the call deletes is gone now or was already; False when the provider keeps it."""
+        try:
+            answer = await self.json(call, doing=doing)
+        except (RejectedError, StopError) as error:
+            if error.status == 401:
+                raise
+            # Not found means gone; any other refusal (no permission to delete, still in use) that it is kept.
+            return error.status == 404
+        return answer.get("deleted") is True
 
     def translate(self, error: openai.OpenAIError, *, doing: str, submit: bool = False) -> ProviderError:
         """The error class that says what to do; the table is in ``backends/base.py``."""

@@ -20,6 +20,9 @@ IMPOSSIBLE = -9000.0
 """Log-probabilities at or below this are stand-ins (-9999) for "not known", never measurements (nats)."""
 ROUNDING = 1e-6
 """A log-probability may exceed zero by this much, for round-off in the server (nats)."""
+BEFORE_TARGETS = 16
+"""Positions before the targets that are asked for where a scorer chooses: an answer that is certain, and ended by a
+token that is certain, has the log-probability 0 by right, and the prompt before it tells that from a server's zeros."""
 TOP_TOLERANCE = 1e-3
 """Both values come from one softmax; they differ by how they are rounded for the answer (nats)."""
 
@@ -74,12 +77,19 @@ def check_ids(provider: str, example: EncodedExample, returned: Sequence[object]
 
 
 def scores_of(
-    provider: str, example: EncodedExample, logprobs: object, *, generated: int = 0, hint: str = ""
+    provider: str,
+    example: EncodedExample,
+    logprobs: object,
+    *,
+    generated: int = 0,
+    asked_from: int | None = None,
+    hint: str = "",
 ) -> TokenScores:
     """The log-probabilities of the targets, from one entry a sent token (the first may be null).
 
-    ``generated`` tokens at the end that were asked for besides are dropped. ``hint`` says what to use instead when
-    nothing was echoed. Raises ContractError where length or values break the contract.
+    ``generated`` tokens at the end that were asked for besides are dropped. ``asked_from``: the first of the positions
+    that were asked for, none of which may be null; a null among them says that the values are shifted. ``hint`` says
+    what to use instead when nothing was echoed. Raises ContractError where length or values break the contract.
     """
     sent = len(example.ids)
     if not isinstance(logprobs, list) or not logprobs:
@@ -97,11 +107,14 @@ def scores_of(
             f"{provider} sent {len(logprobs)} log-probabilities for {sent + generated} tokens of {_name(example)}: "
             f"{problem}. Nothing was used. {hint}".rstrip()
         )
-    if sent > 2 and all(value == 0 for value in logprobs[1:sent]):
+    known = [value for value in logprobs[1:sent] if value is not None]  # some servers leave most of the prompt out
+    if len(known) > 1 and all(value == 0 for value in known):
         raise ContractError(
             f"{provider} sent the log-probability 0 for every token of {_name(example)}: these are not measurements. "
             f"Nothing was used. {hint}".rstrip()
         )
+    if asked_from is not None and None in logprobs[asked_from:sent]:
+        _checked(provider, example, logprobs.index(None, asked_from), None)
     values = tuple([logprobs[t] for t in example.targets])
     if not _in_order(values):
         values = tuple([_checked(provider, example, t, logprobs[t]) for t in example.targets])

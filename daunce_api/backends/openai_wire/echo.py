@@ -5,6 +5,9 @@ Token ids are sent, so the server has nothing to tokenize; every answer passes `
 
 from __future__ import annotations
 
+import asyncio
+import hashlib
+import json
 from collections.abc import Callable, Mapping, Sequence
 from types import TracebackType
 from typing import Any, Literal, Self
@@ -12,20 +15,21 @@ from typing import Any, Literal, Self
 from pydantic import Field
 
 from ...config import RunConfig
-from ...errors import ContractError, RejectedError
+from ...errors import ContractError, ProviderError, RejectedError
 from ...tokens import EncodedExample
 from ..base import ProbeReport, ScorerCapabilities, TokenScores
 from ..options import Options, parse_options
 from ..registry import Context
 from .client import WireClient
 from .contract import by_index, check_ids, check_model, check_top, scores_of
-from .dialects import Dialect, presets
+from .dialects import Dialect, dialect_of_models, presets
 from .wire_scorer import open_client
 
 IGNORED_ECHO = (
     "Use an endpoint that echoes prompts with their log-probabilities: vLLM, Together, Fireworks or `daunce serve`."
 )
 _TOKEN_ID = "token_id:"
+_ID_OPTIONS = ("return_token_ids", "return_tokens_as_token_ids")
 
 
 class EchoOptions(Options):
@@ -81,19 +85,30 @@ def open_scorer(context: Context) -> EchoScorer:
     """An echo scorer of the config's endpoint."""
     options = echo_options(context.config)
     client = open_client(context, timeout=options.timeout, concurrency=options.concurrency)
-    return EchoScorer(client, scorer_capabilities(context.config), options)
+    return EchoScorer(client, scorer_capabilities(context.config), options, detect=_is_open(options))
+
+
+def _is_open(options: EchoOptions) -> bool:
+    """Whether the server is asked which kind it is: the config says neither that nor whether ids are compared."""
+    return options.dialect == "auto" and options.model_fields_set.isdisjoint(_ID_OPTIONS)
 
 
 class EchoScorer:
-    """``Scorer`` over ``POST /completions`` with ``echo``. Closing it closes the client."""
+    """``Scorer`` over ``POST /completions`` with ``echo``. Closing it closes the client.
 
-    def __init__(self, client: WireClient, capabilities: ScorerCapabilities, options: EchoOptions) -> None:
+    With ``detect`` it looks once at what the server says of its models, and compares token ids where that is vLLM.
+    """
+
+    def __init__(
+        self, client: WireClient, capabilities: ScorerCapabilities, options: EchoOptions, *, detect: bool = False
+    ) -> None:
         self._client = client
         self._capabilities = capabilities
         self._options = options
-        asked = ("return_token_ids", "return_tokens_as_token_ids")
-        self._asks_for_ids = [name for name in asked if getattr(options, name)]
+        self._asks_for_ids = [name for name in _ID_OPTIONS if getattr(options, name)]
         self._extra: dict[str, Any] = {**options.extra_body, **dict.fromkeys(self._asks_for_ids, True)}
+        self._known = not detect
+        self._looking = asyncio.Lock()
 
     @property
     def capabilities(self) -> ScorerCapabilities:
@@ -114,7 +129,12 @@ class EchoScorer:
 
     @property
     def fingerprint(self) -> str:
-        return f"completions-echo max_tokens={self._options.max_tokens}"
+        extra = self._options.extra_body
+        name = f"completions-echo max_tokens={self._options.max_tokens}"
+        if not extra:
+            return name
+        digest = hashlib.sha256(json.dumps(extra, sort_keys=True).encode()).hexdigest()
+        return f"{name} extra_body={digest[:16]}"
 
     async def score(self, model: str, batch: Sequence[EncodedExample]) -> list[TokenScores]:
         """Log-probabilities (nats) of each example's targets, in one request.
@@ -130,6 +150,7 @@ class EchoScorer:
         self, model: str, prompts: Sequence[Sequence[int]], *, max_tokens: int | None = None, echo: bool = True
     ) -> list[dict[str, Any]]:
         """Choices of a completions request, one a prompt and in its order; temperature 0."""
+        await self._look()
         # The SDK's typed method walks through every token id of the prompts before it sends them as they are.
         body = {
             "model": model,
@@ -144,6 +165,20 @@ class EchoScorer:
         if self._options.check_model_name:
             check_model(self._client.provider, model, answer.get("model"))
         return by_index(self._client.provider, answer.get("choices"), len(prompts))
+
+    async def _look(self) -> None:
+        """Ask once which kind of server this is; one that does not say is taken as it is."""
+        async with self._looking:
+            if self._known:
+                return
+            try:
+                listed = (await self._client.get("models", doing="listing models")).get("data")
+            except ProviderError:
+                listed = None
+            if dialect_of_models(listed) == "vllm":
+                # Not among those that must come: versions before 0.10.2 return none, and were scored without.
+                self._extra = {"return_token_ids": True, **self._extra}
+            self._known = True
 
     def read_ids(self, choice: dict[str, Any], sent: int) -> list[object] | None:
         """The prompt's ids as the server read them, in any of three forms; None where it does not tell.

@@ -6,14 +6,14 @@ is looked up by this metadata and never repeated blindly.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import Awaitable
 from types import TracebackType
 from typing import Any, Self
 
 from pydantic import Field
 
 from ...config import RunConfig
-from ...errors import RejectedError, StopError, TransientError
+from ...errors import RejectedError, TransientError
 from ..base import Job, JobRequest, JobStatus, ModelInfo, TrainerCapabilities
 from ..options import Options, parse_options
 from ..registry import Context
@@ -112,7 +112,7 @@ class WireTrainer:
         def page(after: dict[str, Any]) -> Awaitable[RawResponse]:
             return self._sdk.files.with_raw_response.list(purpose="fine-tune", limit=_FILES_PAGE, **after)
 
-        async for item in self._pages(page, "listing files"):
+        async for item in self._client.pages(page, doing="listing files"):
             if item.get("filename") == name and item.get("bytes") == size and item.get("status") != "error":
                 return str(item["id"])
         return None
@@ -144,7 +144,7 @@ class WireTrainer:
         # A server may ignore the filter, so every page is read and every job's own metadata decides.
         found = [
             job
-            async for job in self._pages(page, f"looking up job {key}")
+            async for job in self._client.pages(page, doing=f"looking up job {key}")
             if isinstance(job.get("metadata"), dict) and job["metadata"].get(KEY_FIELD) == key
         ]
         if not found:
@@ -195,7 +195,7 @@ class WireTrainer:
             )
 
         models: dict[int, str] = {}
-        async for item in self._pages(page, f"listing checkpoints of job {job_id}"):
+        async for item in self._client.pages(page, doing=f"listing checkpoints of job {job_id}"):
             step, model = number(item.get("step_number")), item.get("fine_tuned_model_checkpoint")
             if step is not None and isinstance(model, str):
                 models[step] = model
@@ -203,41 +203,11 @@ class WireTrainer:
 
     async def delete_file(self, file_id: str) -> bool:
         call = self._sdk.files.with_raw_response.delete(file_id)
-        return await self._delete(call, f"deleting file {file_id}")
+        return await self._client.delete(call, doing=f"deleting file {file_id}")
 
     async def delete_model(self, model: str) -> bool:
         call = self._sdk.models.with_raw_response.delete(model)
-        return await self._delete(call, f"deleting model {model}")
-
-    async def _delete(self, call: Awaitable[RawResponse], doing: str) -> bool:
-        try:
-            answer = await self._client.json(call, doing=doing)
-        except (RejectedError, StopError) as error:
-            if error.status == 401:
-                raise
-            # Not found means gone; any other refusal (no permission to delete, still in use) that it is kept.
-            return error.status == 404
-        return answer.get("deleted") is True
-
-    async def _pages(
-        self, page: Callable[[dict[str, Any]], Awaitable[RawResponse]], doing: str
-    ) -> AsyncIterator[dict[str, Any]]:
-        """Every object of a paginated list. Stops where a server repeats a page instead of going on."""
-        seen: set[str] = set()
-        after: dict[str, Any] = {}
-        while True:
-            answer = await self._client.json(page(after), doing=doing, needs={"data": list})
-            fresh = [
-                item
-                for item in answer["data"]
-                if isinstance(item, dict) and isinstance(item.get("id"), str) and item["id"] not in seen
-            ]
-            for item in fresh:
-                seen.add(item["id"])
-                yield item
-            if not answer.get("has_more") or not fresh:
-                return
-            after = {"after": fresh[-1]["id"]}
+        return await self._client.delete(call, doing=f"deleting model {model}")
 
     async def _job(self, answer: dict[str, Any]) -> Job:
         job_id = str(answer["id"])

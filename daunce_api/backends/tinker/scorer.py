@@ -13,7 +13,7 @@ from pydantic import Field
 from ...config import RunConfig
 from ...tokens import EncodedExample
 from ..base import ProbeReport, ScorerCapabilities, TokenScores
-from ..openai_wire.contract import scores_of
+from ..openai_wire.contract import BEFORE_TARGETS, scores_of
 from ..openai_wire.probe import GENERATED, Generated, generated, probe_generated
 from ..openai_wire.prompt_logprobs import refuse_long
 from ..options import Options, parse_options
@@ -91,12 +91,13 @@ class TinkerScorer:
         scores = []
         for example in batch:
             prompt = tinker.ModelInput.from_ints(list(example.ids))
-            last = len(example.ids) - example.targets[0]
+            last = min(len(example.ids) - 1, len(example.ids) - example.targets[0] + BEFORE_TARGETS)
             values = await self._service.calls.call(
                 client.compute_logprobs(prompt, prompt_logprobs_last_n=last),
                 doing=f"scoring example {example.example.id!r} under {model}",
             )
-            scores.append(scores_of("Tinker", example, list(values) if isinstance(values, Sequence) else values))
+            listed = list(values) if isinstance(values, Sequence) else values
+            scores.append(scores_of("Tinker", example, listed, asked_from=len(example.ids) - last))
         return scores
 
     async def probe(self, model: str, example: EncodedExample) -> ProbeReport:
