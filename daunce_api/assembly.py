@@ -22,6 +22,8 @@ from .noise import measure_noise
 from .store import RunStore
 from .tokens import EncodedExample, Tokenizer
 
+_MEAN_RATE = {"constant": 1.0, "linear": 0.5, "cosine": 0.5}
+"""Mean learning rate over a schedule, as a share of its peak."""
 MAX_TOKEN_ENTRIES = 20_000_000
 """Token log-probabilities that an attribution carries at most of a side (160 MB); above it, that side is left out."""
 
@@ -167,10 +169,23 @@ def learning_time_ratio(config: RunConfig, n_train: int) -> float | None:
     if rate is not None:
         plain = _ratio(member, target, "learning_rate", needed=False)
         rate = None if plain is None else rate * plain
-    if epochs is None or batch is None or rate is None:
+    here, there = _reach(member), _reach(target)
+    if epochs is None or batch is None or rate is None or here is None or there is None:
         return None
+    if member.get("optimizer") != target.get("optimizer"):
+        return None
+    rate *= here / there
     subset = round(config.ensemble.subset_ratio * n_train) / n_train
     return float(epochs * subset / batch * rate)
+
+
+def _reach(recipe: Mapping[str, Any]) -> float | None:
+    """How far a step at peak rate 1 goes on average, by what a classifier's recipe may say: the schedule, and momentum,
+    which repeats each step 1 / (1 - momentum) times. None where it says something else."""
+    rate, momentum = _MEAN_RATE.get(recipe.get("schedule", "constant")), recipe.get("momentum", 0.0)
+    if rate is None or not isinstance(momentum, int | float) or not 0 <= momentum < 1:
+        return None
+    return rate / (1 - momentum)
 
 
 def _ratio(member: Mapping[str, Any], target: Mapping[str, Any], name: str, *, needed: bool) -> float | None:

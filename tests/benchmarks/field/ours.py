@@ -93,8 +93,10 @@ def white_box(
     else:
         train, test = _text_members(subject, inclusion, seeds, goal, rate, epochs)
     trained = time.process_time() - began
-    member = Recipe(epochs, subject.task.target.batch, rate, 0.9 if subject.texts is None else 0.0, "cosine")
-    learning_time = float(member.rates(round(ratio * size)).sum() / subject.task.target.rates(size).sum())
+    target = subject.task.target
+    member = Recipe(epochs, target.batch, rate, 0.9 if subject.texts is None else 0.0, "cosine")
+    learning_time = float(member.rates(round(ratio * size)).sum() / target.rates(size).sum())
+    learning_time *= (1 - target.momentum) / (1 - member.momentum)
     design_KN = goal.weights_KN(inclusion, np.array(seeds))
     found = scores(train, test, design_KN, estimator, rho=learning_time)
     return Result([found], 0.0, f"{trained:.1f} s for members")
