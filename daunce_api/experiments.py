@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import json
-import math
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,53 +17,12 @@ from .evaluation import lds, load_truth, save_truth
 from .evaluation.methods import method_scores
 from .evaluation.removal import removal_rise
 from .evaluation.retrieval import retrieval
+from .evaluation.table import Row, Table
 from .orchestrator import OnEvent
 from .pipeline import Run
 from .scoring import Progress
 from .store import RunStore
 from .truth import EVALUATION_FOLDER, Truth, kept_models
-
-
-@dataclass(frozen=True, slots=True)
-class Row:
-    """One method of a table: its name and its figures, None where they are not known (a NaN becomes None)."""
-
-    method: str
-    figures: Mapping[str, float | None]
-
-    def __post_init__(self) -> None:
-        known = {name: None if v is None or math.isnan(v) else v for name, v in self.figures.items()}
-        object.__setattr__(self, "figures", known)
-
-
-@dataclass(frozen=True, slots=True)
-class Table:
-    """What an evaluation found.
-
-    Attributes:
-        name: ``lds``, ``retrieval`` or ``removal``.
-        rows: one for each method, ours first.
-        notes: on how much it rests, and how to read it.
-    """
-
-    name: str
-    rows: tuple[Row, ...]
-    notes: tuple[str, ...]
-
-    def to_json(self) -> dict[str, Any]:
-        """Plain data: ``name``, ``rows`` (``method`` and its figures), ``notes``."""
-        return asdict(self)
-
-    def text(self) -> str:
-        """Columns for a terminal."""
-        names = list(self.rows[0].figures)
-        width = max(len(row.method) for row in self.rows)
-        lines = [" " * width + "".join(f"{name:>12}" for name in names)]
-        for row in self.rows:
-            cells = ("-" if value is None else f"{value:.3f}" for value in row.figures.values())
-            lines.append(f"{row.method:<{width}}" + "".join(f"{cell:>12}" for cell in cells))
-        return "\n".join([*lines, *self.notes])
-
 
 # -- retrieval: from the scores at hand ---------------------------------------------------------------------------
 

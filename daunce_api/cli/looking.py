@@ -17,6 +17,7 @@ from .common import LOOK, JsonOption, RunArgument, YesOption, command, confirm_p
 if TYPE_CHECKING:
     from ..attribution import ScoreFormat
     from ..budget import Plan
+    from ..evaluation.table import Table
     from ..truth import Truth
 
 
@@ -230,7 +231,7 @@ def evaluate(
     if retrieval is not None:
         attribution = job.attribution()
         tables.append(experiments.retrieval_table(attribution, experiments.read_labels(retrieval, attribution)))
-    work: dict[str, tuple[Truth, Callable[..., experiments.Table]]] = {}
+    work: dict[str, tuple[Truth, Callable[..., Table]]] = {}
     if truth is not None:
         tables.append(experiments.lds_table_of_file(job, truth))
     elif lds:

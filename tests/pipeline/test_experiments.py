@@ -18,9 +18,8 @@ from daunce_api.evaluation import save_truth
 from daunce_api.evaluation.lds import lds
 from daunce_api.evaluation.methods import method_scores
 from daunce_api.evaluation.removal import removal_rise
+from daunce_api.evaluation.table import Row, Table
 from daunce_api.experiments import (
-    Row,
-    Table,
     export_truth,
     kept_lds_truth,
     lds_table,
