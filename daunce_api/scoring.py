@@ -17,7 +17,7 @@ from tenacity import AsyncRetrying, RetryCallState, retry_if_exception_type
 
 from .backends.base import Deferred, Hosting, Metered, ProbeReport, Probing, Scorer, TokenScores
 from .clock import Clock, SystemClock
-from .errors import ContractError, ProviderError, RejectedError, TransientError
+from .errors import ContractError, ProviderError, RejectedError, StoreError, TransientError
 from .group_commit import GroupCommit
 from .leases import ModelLeases
 from .rate_limits import AdaptiveSlots
@@ -78,6 +78,7 @@ class ScoringClient:
         self._on_progress = on_progress
         self._jitter = random.Random()
         self._probing = asyncio.Lock()
+        self._full: StoreError | None = None
         self._prepared: tuple[tuple[EncodedExample, ...], Batch] = ((), [])
         self.requests = 0
         """Requests sent so far, repeats included."""
@@ -140,7 +141,12 @@ class ScoringClient:
                 batch = queue.popleft()
                 try:
                     async with self._slots:
+                        if self._full is not None:  # an answer that cannot be kept is not asked for
+                            raise self._full
                         await self._score_batch(member, model, batch, replicate, keep)
+                except StoreError as error:
+                    self._full = error
+                    failures.append(error)
                 except Exception as error:
                     failures.append(error)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import given
+from hypothesis import assume, given
 from hypothesis import strategies as st
 from test_token_boundaries import SOME_TEXT, TEXT
 
@@ -23,6 +23,12 @@ def chat(turns: list[tuple[str, str]]) -> Example:
     return Example("x", messages=tuple(message for pair in pairs for message in pair))
 
 
+def assume_encodable(hidden: HiddenTemplateTokenizer, *chats: list[tuple[str, str]]) -> None:
+    """An answer whose first token is a part of a character is refused where the tokenizer does not tell its bytes."""
+    for turns in chats:
+        assume(hidden.bytes_of(hidden.encode(turns[-1][1])[0]) is not None)
+
+
 @pytest.mark.parametrize("tokenizer", FAMILIES, indirect=True)
 @given(turns=CHATS)
 def test_the_targets_are_the_answers_own_tokens_whatever_stands_before(
@@ -30,6 +36,7 @@ def test_the_targets_are_the_answers_own_tokens_whatever_stands_before(
 ) -> None:
     """So an answer of one token has one target; nothing merges over a turn, and nothing ends one."""
     hidden = HiddenTemplateTokenizer(tokenizer)
+    assume_encodable(hidden, turns)
     example = chat(turns)
     encoded = encode_example(example, hidden)
     own = tokenizer.encode(turns[-1][1])
@@ -46,6 +53,7 @@ def test_the_targets_are_the_answers_own_tokens_whatever_stands_before(
 @given(turns=CHATS)
 def test_ids_offsets_and_contents_belong_together(tokenizer: Tokenizer, turns: list[tuple[str, str]]) -> None:
     hidden = HiddenTemplateTokenizer(tokenizer)
+    assume_encodable(hidden, turns)
     messages = chat(turns).messages
     text = hidden.render(messages)
     ids, offsets = hidden.encode_with_offsets(text)
@@ -72,6 +80,7 @@ def test_chats_that_differ_have_keys_that_differ(
     tokenizer: Tokenizer, one: list[tuple[str, str]], other: list[tuple[str, str]]
 ) -> None:
     hidden = HiddenTemplateTokenizer(tokenizer)
+    assume_encodable(hidden, one, other)
     keys = [encode_example(chat(turns), hidden).key for turns in (one, other)]
     assert (keys[0] == keys[1]) == (one == other)
 
@@ -82,6 +91,7 @@ def test_where_a_turn_ends_is_part_of_the_key(tokenizer: Tokenizer, question: st
     hidden = HiddenTemplateTokenizer(tokenizer)
     text = f"{question}tail"
     cuts = {min(cut, len(text) - 1), len(text) - 1}
+    assume_encodable(hidden, *([(text[:c], text[c:])] for c in cuts))
     keys = {encode_example(chat([(text[:c], text[c:])]), hidden).key for c in cuts}
     assert len(keys) == len(cuts)
 

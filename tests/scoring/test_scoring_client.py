@@ -15,7 +15,7 @@ from scripted_scorer import ProbingScorer, ScriptedScorer, example, scores
 
 from daunce_api.backends.base import ProbeReport, TokenScores
 from daunce_api.clock import InstantClock
-from daunce_api.errors import ContractError, RejectedError, StopError, TransientError
+from daunce_api.errors import ContractError, RejectedError, StopError, StoreError, TransientError
 from daunce_api.scoring import ScoringClient, batches
 from daunce_api.store import RunStore
 from daunce_api.tokens import EncodedExample
@@ -315,3 +315,21 @@ def test_interrupted_anywhere_the_scores_are_the_same(data: st.DataObject, tmp_p
             kept = store.scored_keys(0)
     with RunStore.open(path, read_only=True) as store:
         assert store.load_scores(0) == {e.key: scores("ft", e) for e in EXAMPLES}
+
+
+async def test_when_the_store_takes_nothing_more_no_member_sends_anything_more(
+    store: RunStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is under way is lost with the disk; nothing else is asked for, whichever member would be next."""
+    scorer = ScriptedScorer(prompts=1)
+
+    def full(*_: object) -> None:
+        raise StoreError("no space is left")
+
+    monkeypatch.setattr(store, "save_score_batches", full)
+    scoring = client(scorer, store)
+    found = await asyncio.gather(
+        *(scoring.score_member(k, f"ft-{k}", EXAMPLES) for k in (1, 2, 3)), return_exceptions=True
+    )
+    assert [type(error) for error in found] == [StoreError] * 3
+    assert len(scorer.sent) <= scorer.capabilities.max_concurrent_requests
