@@ -19,7 +19,7 @@ CPU_TOKENS = 2048
 CUDA_TOKENS = 32768
 COPIES = 5
 """Float32 copies of a member's adapter: weights, gradient, two moments of AdamW, and the start."""
-HEAD_COPIES: Mapping[ObjectiveKind, int] = {"subset": 5, "influence": 8, "fisher": 10}
+HEAD_COPIES: Mapping[ObjectiveKind, int] = {"subset": 5, "influence": 11, "fisher": 13}
 """Float32 copies of a slice of logits that are alive at once in a pass through the head."""
 FULL_BYTES = 20
 """Bytes that a full fine-tune takes a weight beside the base model: weights, float32 copies where the model is held in
