@@ -113,3 +113,15 @@ def test_links_between_pages_lead_somewhere(page: Path) -> None:
     links = re.findall(r"\]\((?!https?:|#)([^)#]+)", page.read_text(encoding="utf-8"))
     missing = [link for link in links if not (page.parent / link).exists()]
     assert not missing
+
+
+def test_the_comparison_is_the_measured_one() -> None:
+    """Every row of the folded tables stands in the results, task by task."""
+    measured = (ROOT / "tests" / "benchmarks" / "RESULTS-peers.md").read_text()
+    folded = (ROOT / "README.md").read_text().partition("<details>")[2].partition("</details>")[0]
+    for name in ("Digits", "Fashion-MNIST, MLP", "Fashion-MNIST, ResNet-9", "Language model"):
+        shown = folded.partition(f"**{name}")[2].partition("\n\n**")[0]
+        section = measured.partition(f"## {name}")[2].partition("\n## ")[0]
+        rows = [line for line in shown.splitlines() if line.startswith("|")]
+        assert len(rows) > 15
+        assert rows == [line for line in section.splitlines() if line.startswith("|")]
