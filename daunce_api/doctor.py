@@ -59,7 +59,8 @@ async def examine_run(run: Run) -> Findings:
     findings.add(
         "training",
         None,
-        f"{trainer.provider}: {trainer.max_concurrent_jobs} jobs at once, at least {trainer.min_examples} examples, "
+        f"{trainer.provider}: {trainer.workers or trainer.max_concurrent_jobs} jobs at once, at least "
+        f"{trainer.min_examples} examples, "
         f"{'takes a seed' if trainer.honours_seed else 'takes no seed'}",
     )
     _checkpoints(run.config.ensemble.checkpoints, trainer, findings)

@@ -80,6 +80,7 @@ class TrainerCapabilities:
     never behind. ``max_context_tokens``: the longest training example, None where it is not known. ``checkpoints``:
     how many models of a job can be scored, the final one and those of the epochs before it (:class:`Checkpointing`).
     ``own_queue``: jobs wait for the user's own machines, where a long queue is no sign of a job that is stuck.
+    ``workers``: how many of them are trained at once, where that is fewer than may be submitted.
     """
 
     provider: str
@@ -93,6 +94,7 @@ class TrainerCapabilities:
     max_context_tokens: int | None = None
     checkpoints: int = 1
     own_queue: bool = False
+    workers: int | None = None
     notes: tuple[str, ...] = ()
 
 

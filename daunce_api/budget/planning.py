@@ -70,7 +70,8 @@ def make_plan(
         tokens |= {k: epochs * sum(counts.training_N[i] for i in ensemble.subset(k)) for k in range(ensemble.members)}
     training_price, scoring_price = prices_of(config)
     jobs = shape.members + (TARGET in tokens)
-    concurrent = config.backend.max_concurrent_jobs or max(1, trainer.max_concurrent_jobs)
+    submitted = config.backend.max_concurrent_jobs or max(1, trainer.max_concurrent_jobs)
+    concurrent = min(submitted, trainer.workers or submitted)
     hours = None
     minutes = config.backend.minutes_per_job
     seconds = trainer.seconds_per_job if minutes is None else 60 * minutes

@@ -317,6 +317,7 @@ def test_time_is_given_only_where_a_job_has_a_known_length() -> None:
     assert plan_of(trainer=timed).hours == 1.0  # four jobs, three at once: two rounds
     assert plan_of(config(ensemble={"start_from": "target"}), trainer=timed).hours == 1.5
     assert plan_of(config(backend={"max_concurrent_jobs": 4}), trainer=timed).hours == 0.5
+    assert plan_of(trainer=replace(timed, workers=1)).hours == 2.0  # three are submitted at once, one is worked on
 
 
 def test_the_config_can_say_how_long_a_job_takes() -> None:

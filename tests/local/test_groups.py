@@ -180,6 +180,7 @@ def test_groups_follow_from_the_config_and_the_workers(config: Callable[..., Run
 
 def test_all_members_can_wait_together_unless_a_rule_may_end_the_run(config: Callable[..., RunConfig]):
     assert trainer_capabilities(config(members=300)).max_concurrent_jobs == 300
+    assert trainer_capabilities(config(members=300, options={"workers": 3})).workers == 3  # a plan's hours go by these
     assert trainer_capabilities(config(members=300, stop={"self_lds": 0.5})).max_concurrent_jobs == 64
     assert trainer_capabilities(config(members=300, cap=7)).max_concurrent_jobs == 7
 

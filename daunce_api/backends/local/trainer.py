@@ -42,6 +42,7 @@ def trainer_capabilities(config: RunConfig) -> TrainerCapabilities:
         max_context_tokens=kit.context_tokens,
         checkpoints=_CHECKPOINTS,
         own_queue=True,
+        workers=None if options.engine == "ray" else options.worker_count,
         notes=(f"objective: {options.objective}",),
     )
 
