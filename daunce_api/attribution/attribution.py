@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -220,6 +220,8 @@ class Attribution:
         question: core.Question = "attribution",
         fdr: float | None = None,
         columns: list[int] | None = None,
+        stderr: bool = True,
+        per: Literal["test", "train"] = "test",
     ) -> core.Ranking:
         """:func:`daunce_api.core.top` over all test examples, or some of them by index.
 
@@ -231,8 +233,8 @@ class Attribution:
             choice = core.choose(self._losses, self.estimator, core.Setting(self.noise, self.rho), question)
         if columns is None or fdr is None:
             losses = self._losses if columns is None else self._losses.columns(test=columns)
-            return core.ranked(losses, choice, k, opponents=opponents, fdr=fdr)
-        ranking = core.ranked(self._losses, choice, k, opponents=opponents, fdr=fdr)
+            return core.ranked(losses, choice, k, stderr=stderr, opponents=opponents, per=per, fdr=fdr)
+        ranking = core.ranked(self._losses, choice, k, stderr=stderr, opponents=opponents, per=per, fdr=fdr)
         picked: dict[str, Any] = {
             name: None if (value := getattr(ranking, name)) is None else value[columns]
             for name in ("index_Mk", "score_Mk", "stderr_Mk", "z_Mk", "distinguishable_Mk", "common_Mk")

@@ -207,21 +207,7 @@ def _expected(attribution: Attribution) -> list[list[float]]:
 def _partners(attribution: Attribution, *, opponents: bool) -> tuple[Any, Any]:
     """The test examples, of all, that each training example helps (or hurts) most; -1 where the sign is the other
     one."""
-    from daunce_api import core
-
-    ranking = core.top(
-        attribution.train_loss_KN,
-        attribution.test_loss_KM,
-        _PARTNERS,
-        attribution.estimator,
-        stderr=False,
-        opponents=opponents,
-        inclusion_KN=attribution.design_KN,
-        noise=attribution.noise,
-        rho=attribution.rho,
-        per="train",
-        earlier=attribution.earlier,
-    )
+    ranking = attribution.ranking(_PARTNERS, opponents=opponents, stderr=False, per="train")
     score = np.nan_to_num(ranking.score_Mk)
     right = (ranking.index_Mk >= 0) & ((score < 0) if opponents else (score > 0))
     return np.where(right, ranking.index_Mk, -1), np.where(right, score, 0)
