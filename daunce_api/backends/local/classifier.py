@@ -169,12 +169,14 @@ class Classifier:
     def measure(self, members: Members, inputs: Tensor, labels: Tensor, *, batch: int = 512) -> NDArray[np.float64]:
         """Loss, or negative margin, of every example under every member (K, N), in evaluation mode."""
         self._skeleton.eval()
+        sample = inputs[:batch].to(self._device)
+        at_once = 1 if self._layers is None else self._at_once(sample, ClassifierSettings(), None)
         columns = []
         with torch.no_grad():
             for first in range(0, len(inputs), batch):
                 x = inputs[first : first + batch].to(self._device)
                 y = labels[first : first + batch].to(self._device)
-                rows = [self._measure_one(z, y) for z in self._each_logits(members, x)]
+                rows = [self._measure_one(z, y) for z in self._each_logits(members, x, at_once)]
                 columns.append(torch.stack(rows).double().cpu())
         return torch.cat(columns, dim=1).numpy()
 
@@ -193,12 +195,11 @@ class Classifier:
     def _measure_one(self, logits: Tensor, labels: Tensor) -> Tensor:
         return self._loss(logits, labels) if self._measured == "loss" else -margin(logits, labels)
 
-    def _each_logits(self, members: Members, x: Tensor) -> Iterator[Tensor]:
+    def _each_logits(self, members: Members, x: Tensor, at_once: int) -> Iterator[Tensor]:
         if self._layers is not None:
-            fitting = self._at_once(x, ClassifierSettings(), None)
-            for first in range(0, len(members), fitting):
-                weights = {n: t[first : first + fitting] for n, t in members.parameters.items()}
-                own = min(fitting, len(members) - first)
+            for first in range(0, len(members), at_once):
+                weights = {n: t[first : first + at_once] for n, t in members.parameters.items()}
+                own = min(at_once, len(members) - first)
                 yield from run_layers(self._layers, weights, x.expand(own, *x.shape))
             return
         for k in range(len(members)):
