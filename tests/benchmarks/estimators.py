@@ -126,14 +126,14 @@ class Filters:
         self.members = member_losses(e.train, e.test, e.inclusion, e.earlier)
         self.setting = Setting(noise=e.noise, rho=e.rho)
         self.spectrum: Spectrum = spectrum_of(self.members, self.setting)
-        self._projected = (e.truth_inclusion @ self.members.train_rows().T) @ self.spectrum.u_RD
+        self.projected = (e.truth_inclusion @ self.members.train_rows().T) @ self.spectrum.u_RD
 
     def judge(self, phi: np.ndarray, log_offset: float | None = None) -> float:
         """LDS of ``A^T U diag(phi) U^T B``."""
         stages = self.members.stages
         b = stages.centre(np.concatenate([stabilised(x, log_offset) for x in self.members.test_stages]))
         return float(
-            column_spearman(-(self._projected * phi) @ (self.spectrum.u_RD.T @ b), self.ensemble.truth_loss).mean()
+            column_spearman(-(self.projected * phi) @ (self.spectrum.u_RD.T @ b), self.ensemble.truth_loss).mean()
         )
 
     def weighted(self, phi: np.ndarray, log_offset: float | None, amounts: Sequence[float]) -> float:
