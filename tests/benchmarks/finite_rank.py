@@ -1,7 +1,7 @@
 # ruff: noqa: E402 - thread counts are set before NumPy is imported
 """Finite K against the rank of the gradients: do filters of the sample's eigenvalues want shrinking first?
 
-    python -m tests.benchmarks.shrinkage              # simulated linear models, then what make_losses.py cached
+    python -m tests.benchmarks.finite_rank              # simulated linear models, then what make_losses.py cached
 
 Written up in RESULTS-estimators.md, "The derivation". With rows of second moment T (eigenvalues tau, K members,
 G = X X^T) a ridge acts in expectation as T (T + kappa)^-1, 1 / kappa = tr (G + c)^-1. Beside the library's filters:
