@@ -333,7 +333,8 @@ async def test_names_that_are_served_already_are_used_as_they_are(route: str, tm
 
 
 def test_the_example_config_of_local_training_and_vllm_scoring_is_valid() -> None:
-    from daunce_api.backends.registry import SCORERS, scorer_kind
+    from daunce_api.backends.kinds import SCORERS
+    from daunce_api.backends.registry import scorer_kind
     from daunce_api.config import RunConfig
 
     path = Path(__file__).parents[2] / "examples" / "local_training_vllm_scoring.yaml"
