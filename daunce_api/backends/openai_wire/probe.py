@@ -157,7 +157,9 @@ def compare(provider: str, pairs: Sequence[tuple[int, object, object]]) -> Probe
                 "its echoed values belong to other positions (some servers are off by one), or to another model. "
                 "Nothing was scored. Use another server, or update this one."
             )
-    return ProbeReport(True, f"echo agrees with greedy generation at {len(pairs)} tokens", largest)
+    return ProbeReport(
+        True, f"echo agrees with greedy generation at {len(pairs)} token{'s' * (len(pairs) > 1)}", largest
+    )
 
 
 def values_of(choice: dict[str, Any]) -> list[object]:
