@@ -113,7 +113,8 @@ def main(arguments: list[str] | None = None) -> None:
         code = INTERRUPTED
     except typer.TyperException as error:
         said = error.format_message().replace("Value error, ", "").rstrip(".")
-        terminal.error(f"{said}. `daunce --help` and `daunce COMMAND --help` show what there is.")
+        if said:  # nothing where no command was named: the help is what is shown then
+            terminal.error(f"{said}. `daunce --help` and `daunce COMMAND --help` show what there is.")
         code = 2
     except BrokenPipeError:
         code = 0

@@ -19,6 +19,8 @@ import yaml
 from daunce_api import Attribution, RunConfig
 from daunce_api.attribution.score_files import load_bergson
 from daunce_api.cli import app
+from daunce_api.demo.experiment import run_demo
+from daunce_api.server import EmbeddedServer
 
 MakeConfig = Callable[..., RunConfig]
 Cli = Callable[..., tuple[int, str, str]]
@@ -169,6 +171,29 @@ def test_init_writes_a_config_that_plans(cli: Cli, make_config: MakeConfig, tmp_
     code, out, _ = cli("plan", tmp_path / "run.yaml", "--json")
     assert code == 0
     assert json.loads(out)["members"] == 32
+
+
+def test_without_a_command_the_help_is_all_that_is_said(cli: Cli) -> None:
+    code, out, err = cli()
+    assert "Usage" in out
+    assert (code, err) == (2, "")
+
+
+def test_a_run_whose_jobs_have_ended_has_none_to_cancel(
+    finished: Path, server: EmbeddedServer, monkeypatch: pytest.MonkeyPatch, cli: Cli
+) -> None:
+    monkeypatch.setenv("TEST_SERVER_KEY", server.api_key)
+    assert cli("cancel", finished) == (0, "No job was going on.\n", "")
+
+
+@pytest.mark.filterwarnings("ignore:Mean of empty slice", "ignore:invalid value")  # the data have no planted source
+def test_a_demo_that_was_made_before_took_no_time(
+    monkeypatch: pytest.MonkeyPatch, make_config: MakeConfig, cli: Cli, tmp_path: Path
+) -> None:
+    config = make_config(ensemble={"members": 3})
+    monkeypatch.setattr("daunce_api.demo.experiment.demo_config", lambda folder, members: config)
+    assert run_demo(tmp_path).seconds > 0
+    assert run_demo(tmp_path).seconds == 0
 
 
 def test_init_makes_the_folder_and_says_what_is_missing(cli: Cli, tmp_path: Path) -> None:
