@@ -15,7 +15,8 @@ from typing import TypeVar
 
 from tenacity import AsyncRetrying, RetryCallState, retry_if_exception_type
 
-from .backends.base import Deferred, Hosting, Metered, ProbeReport, Probing, Scorer, TokenScores
+from .backends.abilities import Deferred, Hosting, Metered, ProbeReport, Probing
+from .backends.base import Scorer, TokenScores
 from .clock import Clock, SystemClock
 from .errors import ContractError, ProviderError, RejectedError, ReplayError, StoreError, TransientError
 from .group_commit import GroupCommit

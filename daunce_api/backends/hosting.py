@@ -17,7 +17,8 @@ from typing import Any, Protocol, Self
 from ..clock import Clock, SystemClock
 from ..errors import DaunceError, ProviderError, RejectedError, StopError, TransientError
 from ..tokens import EncodedExample
-from .base import HostRecords, Metered, ProbeReport, Probing, Scorer, ScorerCapabilities, TokenScores
+from .abilities import HostRecords, Metered, ProbeReport, Probing
+from .base import Scorer, ScorerCapabilities, TokenScores
 
 RETRY_SECONDS = (1.0, 5.0)
 """Waits before a model that could not be taken off is tried again: what stays may be paid for by the hour."""

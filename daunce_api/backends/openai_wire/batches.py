@@ -14,7 +14,7 @@ from typing import Any, Final
 
 from ...clock import Clock
 from ...errors import AmbiguousSubmitError, DailyLimitError, ProviderError, RejectedError, StopError, TransientError
-from ..base import Swept
+from ..abilities import Swept
 from ..refusals import NO_REASON, gone_already
 from .client import WireClient
 

@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Any
 
 from ...errors import ContractError, RejectedError
 from ...tokens import EncodedExample
-from ..base import ProbeReport, Scorer, TokenScores
+from ..abilities import ProbeReport
+from ..base import Scorer, TokenScores
 
 if TYPE_CHECKING:
     from .echo import EchoScorer

@@ -16,7 +16,8 @@ from ...clock import Clock, SystemClock
 from ...config import RunConfig
 from ...errors import ConfigurationError, ContractError, RejectedError
 from ...tokens import EncodedExample, Tokenizer
-from ..base import ProbeReport, Scorer, ScorerCapabilities
+from ..abilities import ProbeReport
+from ..base import Scorer, ScorerCapabilities
 from ..hosting import Patience, hosted
 from ..openai_wire.client import WireClient
 from ..openai_wire.contract import check_model
