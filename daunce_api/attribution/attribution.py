@@ -6,7 +6,7 @@ saved, loaded and looked at without the run, the provider or a network.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -252,18 +252,18 @@ class Attribution:
 
         Raises DataError where labels are missing, and what :func:`daunce_api.core.group_scores` raises.
         """
-        estimator = self.estimator if question == "attribution" else self._chosen_for(question).estimator.name
-        return core.group_scores(
-            self.train_loss_KN,
-            self.test_loss_KM,
-            None if train is None else labels_of(self.train, train),
-            None if test is None else labels_of(self.test, test),
-            estimator,
-            inclusion_KN=self.design_KN,
-            noise=self.noise,
-            rho=self.rho,
-            earlier=self.earlier,
-        )
+        train_labels_N = None if train is None else labels_of(self.train, train)
+        test_labels_M = None if test is None else labels_of(self.test, test)
+        return self.grouped(train_labels_N, test_labels_M, question)
+
+    def grouped(
+        self,
+        train_labels_N: Sequence[Hashable] | None,
+        test_labels_M: Sequence[Hashable] | None,
+        question: core.Question = "attribution",
+    ) -> core.GroupScores:
+        """:meth:`groups` of any hashable labels, one for every example in the data's order, taken as they are."""
+        return core.grouped(self._losses, self._chosen_for(question), train_labels_N, test_labels_M)
 
     def top_groups(
         self,

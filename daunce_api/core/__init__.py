@@ -46,7 +46,7 @@ from daunce_api.core.api import scores, self_lds
 from daunce_api.core.checkpoints import Checkpoints
 from daunce_api.core.choice import Choice, choose
 from daunce_api.core.estimators import ESTIMATORS, QUESTIONS, Estimator, Factors, Question
-from daunce_api.core.groups import GroupScores, group_scores
+from daunce_api.core.groups import GroupScores, group_scores, grouped
 from daunce_api.core.influence import SelfInfluence, self_influence
 from daunce_api.core.losses import per_example_losses, resolve_censored, segment_losses
 from daunce_api.core.members import MemberLosses, member_losses
@@ -79,6 +79,7 @@ __all__ = [
     "choose",
     "confidence_interval",
     "group_scores",
+    "grouped",
     "member_losses",
     "per_example_losses",
     "ranked",

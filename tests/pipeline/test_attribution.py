@@ -12,6 +12,7 @@ import pytest
 from daunce_api import Attribution, Dataset, core
 from daunce_api.attribution import TokenTable
 from daunce_api.errors import ConfigurationError, DataError, StoreCorruptError
+from daunce_api.report.sources import source_scores
 
 
 def dataset(n: int, name: str, sources: tuple[str | None, ...]) -> Dataset:
@@ -99,6 +100,11 @@ def test_scores_are_those_of_the_estimator_that_is_chosen_already(
     assert auto.choice.estimator.name != "covariance"
     monkeypatch.setattr("daunce_api.core.choice.HeldOut", None)
     np.testing.assert_allclose(auto.scores_NM(), expected, rtol=1e-9)
+    np.testing.assert_allclose(auto.groups(train=None).score_GH, expected, rtol=1e-9)
+    sources = source_scores(auto, [0, 1])
+    np.testing.assert_allclose(
+        sources.total_ST.sum(axis=0) * sources.columns_count, expected.sum(axis=0).reshape(2, 2).sum(axis=0)
+    )
 
 
 @pytest.mark.filterwarnings("error")
