@@ -40,6 +40,9 @@ members; G = A A^T = U diag(w) U^T, m = mean(w).
    jackknife and bootstrap leave out members, never rows, and degrees of freedom for intervals are K - 1. `covariance`
    divides by the rows' degrees of freedom (the covariance pooled over stages), lambda is relative to tr(G) / R, the
    noise energy of a row stays N sigma^2, and f R of item 6 becomes the root mean square over stages.
+8. Influence is heavy-tailed, and of many small scores most is chance: a filter's score S is multiplied by
+   z^2 / (z^2 + c), z = S sqrt(d) / (|a| |b|) being its size in units of what unrelated examples make (`shrinkage`).
+   Named estimators do without; ``auto`` takes c from held-out members.
 """
 
 from daunce_api.core.api import scores, self_lds
