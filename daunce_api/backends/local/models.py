@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import shutil
 import tempfile
@@ -67,16 +68,17 @@ def load_causal_lm(
     then not used. ``quantisation`` is ``8bit`` or ``4bit`` (NF4), computed with bitsandbytes in ``dtype``.
     Raises ConfigurationError where the folder holds no causal language model.
     """
-    from transformers.utils import logging
+    from transformers.utils.logging import disable_progress_bar, enable_progress_bar, is_progress_bar_enabled
 
-    bars = logging.is_progress_bar_enabled()
-    logging.disable_progress_bar()
+    quantised = _quantised(quantisation, dtype)
+    bars = is_progress_bar_enabled()
+    disable_progress_bar()
     try:
         model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
             folder,
             dtype=dtype,
             device_map=device_map or (device if quantisation else None),
-            quantization_config=_quantised(quantisation, dtype, device),
+            quantization_config=quantised,
             use_safetensors=True,
             local_files_only=True,
         )
@@ -84,9 +86,13 @@ def load_causal_lm(
         raise ConfigurationError(f"{folder} cannot be loaded as a causal language model: {error}") from error
     finally:
         if bars:
-            logging.enable_progress_bar()
+            enable_progress_bar()
     if device_map is None and quantisation is None:
         model.to(device)
+    for module in model.modules():
+        # What bitsandbytes repacks a layer's weights for on some CPUs has no gradient; without it both ways work.
+        if hasattr(module, "support_avx512bf16_for_cpu"):
+            module.support_avx512bf16_for_cpu = False
     if any(p.device.type == "meta" for p in model.parameters()):
         raise ConfigurationError(
             f"{folder.name} does not fit into the memory of the GPUs here, and parts that wait on the CPU or on disk "
@@ -97,18 +103,18 @@ def load_causal_lm(
     return model
 
 
-def _quantised(kind: str | None, dtype: torch.dtype, device: str) -> Any:
+def _quantised(kind: str | None, dtype: torch.dtype) -> Any:
     if kind is None:
         return None
     if find_spec("bitsandbytes") is None:
         raise MissingExtraError(f"a model in {kind}", "quantised")
     from transformers import BitsAndBytesConfig
 
+    # At every product it says that the inputs are cast.
+    logging.getLogger("bitsandbytes.autograd._functions").setLevel(logging.ERROR)
     if kind == "8bit":
         return BitsAndBytesConfig(load_in_8bit=True)
     if kind == "4bit":
-        if device == "cpu":  # bitsandbytes' CPU kernel of one row has no gradient
-            raise ConfigurationError("quantisation: 4bit needs a CUDA device; use 8bit, or dtype: bfloat16, on the CPU")
         return BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=dtype)
     raise ConfigurationError(f"quantisation {kind!r} is not known; use 8bit or 4bit")
 

@@ -31,7 +31,7 @@ from .training import batches_of, train_full, train_members, trained_tokens
 class ModelSpec:
     """A model and how a worker holds it; equal specs share one copy in a process.
 
-    ``quantisation``: None, ``8bit`` or ``4bit`` (bitsandbytes, on CUDA). ``threads``: torch threads of the worker.
+    ``quantisation``: None, ``8bit`` or ``4bit`` (bitsandbytes). ``threads``: torch threads of the worker.
     ``tokenizer``: folder of another tokenizer than the model's own.
     """
 
