@@ -38,17 +38,31 @@ def resolve_model(path: str | Path) -> tuple[str, Path]:
             f"{name} is no Hugging Face model folder (config.json is not there). Give such a folder, an id of the "
             f"form owner/name, {EMBEDDED!r} or {SMOLLM2!r}."
         )
-    from huggingface_hub import snapshot_download
+    return name, _of_hub(name)
+
+
+def _of_hub(name: str) -> Path:
+    from huggingface_hub import constants, snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
     patterns = ["*.json", "*.safetensors", "*.jinja", "*.txt", "*.model"]
+    here = f"the cache of Hugging Face models ({constants.HF_HUB_CACHE})"
+    get = f"run `hf download {name}`" + (" without HF_HUB_OFFLINE" if constants.HF_HUB_OFFLINE else "")
     try:
-        return name, Path(snapshot_download(name, allow_patterns=patterns))
+        folder = Path(snapshot_download(name, allow_patterns=patterns))
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
+        why = "HF_HUB_OFFLINE forbids to download it" if constants.HF_HUB_OFFLINE else "it could not be downloaded"
         raise ConfigurationError(
-            f"the model {name} is neither a folder here nor could it be downloaded ({type(error).__name__}). "
-            "Check the name and the connection, or give a folder."
+            f"the model {name} is neither a folder here nor in {here}, and {why} ({type(error).__name__}). Check the "
+            f"name; {get}, or give a folder, {EMBEDDED!r} or {SMOLLM2!r}."
         ) from error
+    missing = [what for what in ("config.json", "*.safetensors") if not any(folder.glob(what))]
+    if missing:
+        raise ConfigurationError(
+            f"the model {name} has no {' and no '.join(missing)} in {here}. Where the model has such files, {get}; "
+            "weights in other formats are not read."
+        )
+    return folder
 
 
 def load_causal_lm(
