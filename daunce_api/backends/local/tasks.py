@@ -85,8 +85,8 @@ def loaded(spec: ModelSpec) -> LanguageModel:
 
 
 def run_score(task: ScoreTask) -> list[tuple[float, ...]]:
-    """Log-probabilities (nats) of each sequence's targets; they do not depend on how sequences are grouped (see
-    ``LanguageModel.target_logprobs``)."""
+    """Log-probabilities (nats) of each sequence's targets; on a CPU they do not depend on how sequences are grouped
+    (see ``LanguageModel.target_logprobs``)."""
     answers = loaded(task.model).target_logprobs(task.sequences, adapter=_folder(task.adapter))
     return [tuple(answer.tolist()) for answer in answers]
 
