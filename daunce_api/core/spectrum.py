@@ -149,8 +149,12 @@ def centred_gram(gram_RR: Matrix, stages: Stages) -> Matrix:
 
 
 def inclusion_dispersion(inclusion_KN: NDArray[Any]) -> float:
-    """var(inclusion) / mean^2 within members: (1 - r) / r for subsets of ratio r, about 1 / r for bootstrap subsets."""
-    mean = float(inclusion_KN.mean(dtype=np.float64))
+    """var(inclusion) / r^2 within members, r being the mean: (1 - r) / r for subsets of ratio r, about 1 / r for
+    bootstrap subsets. Where examples are weighed by noise, whose mean says nothing, r is the share that has a weight:
+    an objective is a mean over its examples.
+    """
+    counts = inclusion_KN.dtype.kind != "f" or bool((inclusion_KN == np.rint(inclusion_KN)).all())
+    mean = float(inclusion_KN.mean(dtype=np.float64) if counts else (inclusion_KN != 0).mean())
     if mean <= 0:
         raise DataError("Every subset is empty: no member was trained on any example.")
     within = float(np.mean([np.var(row, dtype=np.float64) for row in inclusion_KN]))
