@@ -29,7 +29,8 @@ from daunce_api.core.shrinkage import Shrinkage
 _TILE = (2_048, 512)
 _STRIP = 128  # rows whose changes stay in cache while members are gone through
 LEAST_FOR_CORRELATION = 4  # of three members two are left, whose correlation is 1 or -1 whatever they are
-_PAIRS = 1_000_000  # whose changes are held at a time
+_PAIRS = 1_000_000  # that are weighted at a time
+_CHANGES = 10_000_000  # of groups by members that are held at a time
 _FEW_PARTS = 5  # up to which products on pairs of parts are faster than one member after the other
 
 
@@ -107,29 +108,34 @@ class FactorBlocks:
         """(K, G, H) what each member adds to sums over groups of a filter's scores, about their mean; their standard
         error is the root of the sum of squares."""
         f = self.factors
-        left, tests = f.left_RN, f.tests_RM
-        if f.shrinkage is None:
-            left, tests = sum_groups(left, row_of), sum_groups(tests, column_of)
-        lefts, rights = (
-            np.concatenate(x).reshape(-1, f.stages.members, x[0].shape[1]).swapaxes(0, 1)
-            for x in ([t.left(left) for t in f.errors()], [t.right(tests) for t in f.errors()])
-        )
-        if f.shrinkage is None:
-            change = lefts.swapaxes(1, 2) @ rights
+        if f.shrinkage is not None:
+            change = self._weighted_changes(row_of, column_of)
         else:
-            change = self._weighted_changes(lefts, rights, row_of, column_of)
+            left, tests = sum_groups(f.left_RN, row_of), sum_groups(f.tests_RM, column_of)
+            change = self._lefts(left).swapaxes(1, 2) @ self._rights(tests)
         return np.asarray((change - change.mean(axis=0)) * np.sqrt(1 - 1 / f.stages.members))
 
-    def _weighted_changes(
-        self, left_KPN: Floats, right_KPM: Floats, row_of: NDArray[np.int64], column_of: NDArray[np.int64]
-    ) -> Floats:
+    def _lefts(self, left_RX: Floats) -> Floats:
+        """(K, P, n) training side of each member's parts: a term at a stage is a part."""
+        return self._by_member([t.left(left_RX) for t in self.factors.errors()])
+
+    def _rights(self, tests_RX: Floats) -> Floats:
+        """(K, P, m) test side."""
+        return self._by_member([t.right(tests_RX) for t in self.factors.errors()])
+
+    def _by_member(self, terms: list[Floats]) -> Floats:
+        stacked = np.concatenate(terms)
+        return stacked.reshape(-1, self.factors.stages.members, stacked.shape[1]).swapaxes(0, 1)
+
+    def _weighted_changes(self, row_of: NDArray[np.int64], column_of: NDArray[np.int64]) -> Floats:
         """(K, G, H) sums over groups of what each member changes in a pair's score, times the pair's weight."""
-        change = np.zeros((left_KPN.shape[0], int(row_of.max()) + 1, int(column_of.max()) + 1))
+        right_KPM = self._rights(self.factors.tests_RM)
+        change = np.zeros((right_KPM.shape[0], int(row_of.max()) + 1, int(column_of.max()) + 1))
         step = max(1, _PAIRS // right_KPM.shape[2])
         for start in range(0, row_of.size, step):
             rows = slice(start, start + step)
             weight, own = self._weight(rows, slice(None)), Groups.of(row_of[rows])
-            for into, left, right in zip(change, left_KPN[:, :, rows], right_KPM, strict=True):
+            for into, left, right in zip(change, self._lefts(self.factors.left_RN[:, rows]), right_KPM, strict=True):
                 into[own.present] += own.sums(sum_groups((left.T @ right) * weight, column_of))
         return change
 
@@ -137,10 +143,10 @@ class FactorBlocks:
         self, shrinkage: Shrinkage, row_of: NDArray[np.int64], column_of: NDArray[np.int64]
     ) -> Floats:
         """(G, H) standard errors of sums of weighted scores, some groups of training examples after the others, since
-        changes of all members together would not fit for many."""
+        changes of all members in all of them may be many."""
         f = self.factors
         error = np.empty((int(row_of.max()) + 1, int(column_of.max()) + 1), dtype=f.left_RN.dtype)
-        step = max(1, _PAIRS // error.shape[1])
+        step = max(1, _CHANGES // (f.stages.members * error.shape[1]))
         for start in range(0, error.shape[0], step):
             rows = np.flatnonzero((row_of >= start) & (row_of < start + step))
             part = FactorBlocks(replace(f, left_RN=f.left_RN[:, rows], shrinkage=shrinkage.some(rows)))

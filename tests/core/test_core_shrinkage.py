@@ -154,6 +154,7 @@ def brute_force_group_errors(name: str, row_of: np.ndarray, column_of: np.ndarra
 @pytest.mark.parametrize("name", FILTERS)
 def test_groups_sum_weighted_scores_and_their_errors(name: str, pairs: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("daunce_api.core.complete._PAIRS", pairs)
+    monkeypatch.setattr("daunce_api.core.complete._CHANGES", pairs)
     row_of, column_of = np.arange(300) * 7 % 11, np.arange(17) % 3
     blocks = score_blocks(estimator_named(name), MEMBERS, SETTING)
     score, error = blocks.group_block(row_of, column_of)
