@@ -165,6 +165,7 @@ def test_the_memory_limit_decides_how_many_are_trained_at_once(monkeypatch: pyte
     one = bytes_per_member(nn.Linear(6, 4), inputs[:8], chosen)
     weights = 4 * (6 * 4 + 4)
     assert one >= 2 * weights + 4 * 8 * (6 + 4)
+    assert one == bytes_per_member(nn.Linear(6, 4), inputs.repeat(100, 1)[:8], chosen)  # others' inputs are not its own
     counts = []
     whole = Classifier(lambda: nn.Linear(6, 4)).train(inputs, labels, inclusion, range(K), chosen)
     classifier = Classifier(lambda: nn.Linear(6, 4), memory_limit=2 * one + 1)

@@ -1,9 +1,10 @@
 """Members of any classifier (vision models and others), trained and measured many at a time.
 
 All that is asked of a model is a factory of ``torch.nn.Module`` whose call maps inputs (B, ...) to logits (B, classes).
-Members' parameters are stacked along a first axis and the module runs under ``torch.func.vmap``: one batched product a
-layer serves all of them. Modules that vmap cannot run, that draw random numbers (dropout) or that are faster so are
-trained one at a time, with the same numbers.
+Members' parameters are stacked along a first axis: one batched product a layer serves all of them. Plain networks have
+these products, and their gradients, written out (``stacked``); other modules run under ``torch.func.vmap``. Those that
+vmap cannot run, that draw random numbers (dropout) or that are faster so are trained one at a time, with the same
+numbers.
 """
 
 from __future__ import annotations
@@ -139,6 +140,8 @@ class Classifier:
                     shown,
                 )
             parts.append(members)
+        if len(parts) == 1:
+            return parts[0]
         return Members(
             {n: torch.cat([p.parameters[n] for p in parts]) for n in parts[0].parameters},
             {n: torch.cat([p.buffers[n] for p in parts]) for n in parts[0].buffers},

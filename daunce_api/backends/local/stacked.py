@@ -7,7 +7,7 @@ gradient of the weights is added to them within the product that computes it.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence, Set
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 import torch
@@ -64,6 +64,8 @@ class _Elementwise:
     function: Callable[[Tensor], Tensor]
     gradient: Callable[[Tensor, Tensor, Tensor], Tensor]
     """Of x, by the gradient of what comes out, x, and what comes out."""
+    in_place: Callable[[Tensor], Tensor] | None = None
+    """``function`` that overwrites x, where its gradient does not need x."""
 
     def forward(self, weights: Weights, x: Tensor) -> Tensor:
         return self.function(x)
@@ -92,7 +94,7 @@ class PlainNetwork:
         """What ``module`` does; None where it holds anything else, a layer used twice, or several kinds of numbers."""
         names = {name: parameter.dtype for name, parameter in module.named_parameters()}
         layers = _layers(module, names.keys(), "")
-        return None if layers is None or len(set(names.values())) != 1 else cls(layers)
+        return None if layers is None or len(set(names.values())) != 1 else cls(_in_place(layers))
 
     def logits(self, weights: Weights, x: Tensor) -> Tensor:
         """(K, B, classes) of inputs (K, B, ...)."""
@@ -108,7 +110,7 @@ class PlainNetwork:
             passed.append(layer.forward(weights, passed[-1]))
         grad = gradient(passed[-1])
         for i in reversed(range(self._first, len(self._layers))):
-            layer, x, out = self._layers[i], passed[i], passed[i + 1]
+            layer, out, x = self._layers[i], passed.pop(), passed[-1]
             of_x = layer.backward(weights, x, out, grad) if i > self._first else grad
             if isinstance(layer, _Linear):
                 layer.update(x, grad, update)
@@ -134,12 +136,26 @@ def _layers(module: nn.Module, names: Set[str], prefix: str) -> list[_Layer] | N
     return [_ELEMENTWISE[type(module)](module)] if type(module) in _ELEMENTWISE else None
 
 
+def _in_place(layers: Sequence[_Layer]) -> list[_Layer]:
+    """Functions overwrite what comes from a linear layer, whose gradient does not need it either."""
+    after = [None, *layers]
+    return [
+        replace(layer, function=layer.in_place)
+        if isinstance(layer, _Elementwise) and layer.in_place and isinstance(before, _Linear)
+        else layer
+        for before, layer in zip(after, layers, strict=False)
+    ]
+
+
 _functional, _aten = nn.functional, torch.ops.aten
-# Never in place: a layer's gradient may need what came in.
 _ELEMENTWISE: Mapping[type[nn.Module], Callable[[Any], _Elementwise]] = {
-    nn.ReLU: lambda _: _Elementwise(torch.relu, lambda grad, x, out: _aten.threshold_backward(grad, out, 0)),
-    nn.Tanh: lambda _: _Elementwise(torch.tanh, lambda grad, x, out: _aten.tanh_backward(grad, out)),
-    nn.Sigmoid: lambda _: _Elementwise(torch.sigmoid, lambda grad, x, out: _aten.sigmoid_backward(grad, out)),
+    nn.ReLU: lambda _: _Elementwise(
+        torch.relu, lambda grad, x, out: _aten.threshold_backward(grad, out, 0), torch.relu_
+    ),
+    nn.Tanh: lambda _: _Elementwise(torch.tanh, lambda grad, x, out: _aten.tanh_backward(grad, out), torch.tanh_),
+    nn.Sigmoid: lambda _: _Elementwise(
+        torch.sigmoid, lambda grad, x, out: _aten.sigmoid_backward(grad, out), torch.sigmoid_
+    ),
     nn.SiLU: lambda _: _Elementwise(_functional.silu, lambda grad, x, out: _aten.silu_backward(grad, x)),
     nn.GELU: lambda m: _Elementwise(
         lambda x: _functional.gelu(x, approximate=m.approximate),
