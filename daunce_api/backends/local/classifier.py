@@ -61,8 +61,7 @@ class Classifier:
         self._skeleton = model_factory().to(self._device)
         self._names = TiedNames(self._skeleton)
         self._together: dict[bool, bool] = {}
-        self._plain = PlainNetwork.of(self._skeleton)
-        self._fresh = FreshWeights(model_factory)
+        self._plain, self._fresh = PlainNetwork.of(self._skeleton), FreshWeights(model_factory)
 
     def fresh(self, seed: int) -> State:
         """Initial weights under a seed (torch's generators are left as they were)."""

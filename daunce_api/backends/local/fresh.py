@@ -77,7 +77,7 @@ class _Draws:
     draws: Sequence[tuple[str, _Draw]]
 
     def repeated(self, seeds: Sequence[int]) -> State:
-        stacked = {n: t.detach().expand(len(seeds), *t.shape).clone() for n, t in self.state.items()}
+        stacked = {n: torch.stack([t.detach()] * len(seeds)) for n, t in self.state.items()}
         steps = [
             (draw.operation, self._targets(stacked[name], draw.target), draw.values, draw.named)
             for name, draw in self.draws

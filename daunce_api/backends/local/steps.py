@@ -27,12 +27,11 @@ class ByAutograd:
     ) -> None:
         self._forward = forward
         self._optimizer: torch.optim.Optimizer
+        decay = settings.weight_decay
         if settings.optimizer == "adamw":
-            self._optimizer = torch.optim.AdamW(parameters, weight_decay=settings.weight_decay)
+            self._optimizer = torch.optim.AdamW(parameters, weight_decay=decay, fused=True)
         else:
-            self._optimizer = torch.optim.SGD(
-                parameters, momentum=settings.momentum, weight_decay=settings.weight_decay
-            )
+            self._optimizer = torch.optim.SGD(parameters, momentum=settings.momentum, weight_decay=decay, fused=True)
 
     def step(self, x: Tensor, loss: BatchLoss, rate: float) -> None:
         mean = loss.values(self._forward(x).flatten(0, 1)).sum() / x.shape[1]
