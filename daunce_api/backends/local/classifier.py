@@ -10,6 +10,7 @@ numbers.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import replace
 from functools import partial
 from typing import Any, Literal
@@ -25,6 +26,7 @@ from ..objective import Objective, noise
 from ..randomness import DROPOUT, ORDER, stream
 from .class_losses import BatchLoss, ExampleLoss, example_cross_entropy, margin
 from .fresh import FreshWeights
+from .images import SideBySide, channels_last, channels_last_weights
 from .members import EpochView, Members, State
 from .recipes import ClassifierSettings
 from .stacked import PlainNetwork
@@ -61,6 +63,8 @@ class Classifier:
         self._skeleton = model_factory().to(self._device)
         self._names = TiedNames(self._skeleton)
         self._together: dict[bool, bool] = {}
+        self._channels_last: frozenset[str] | None = None
+        self._side_by_side = self._device.type == "cpu"
         self._plain, self._fresh = PlainNetwork.of(self._skeleton), FreshWeights(model_factory)
 
     def fresh(self, seed: int) -> State:
@@ -112,6 +116,8 @@ class Classifier:
         if objective.perturbed and start is None:
             raise ConfigurationError(f"objective {objective.kind} perturbs around a start: give start=")
         inputs, labels = inputs.to(self._device), labels.to(self._device)
+        if self._channels_last is None:
+            self._channels_last = channels_last_weights(self._skeleton, inputs[:2])
         reference = self._logits_of(start, inputs) if objective.perturbed and start is not None else None
         together = not one_at_a_time(self._skeleton, self._device) and self._can_batch(
             inputs, training=not objective.perturbed
@@ -203,6 +209,7 @@ class Classifier:
     def _members(self, stacked: State) -> Members:
         names = dict(self._skeleton.named_parameters())
         held = {n: t.to(self._device) for n, t in self._names.once(stacked).items()}
+        held = channels_last(held, self._channels_last or frozenset())
         parameters = {n: t.requires_grad_() for n, t in held.items() if n in names}
         return Members(parameters, {n: t for n, t in held.items() if n not in names}, self._names.others)
 
@@ -223,7 +230,8 @@ class Classifier:
         def one(parameters: State, buffers: State, inputs: Tensor) -> Tensor:
             return self._names.call(parameters | buffers, inputs)
 
-        together: Tensor = vmap(one)(weights, buffers, x)
+        with SideBySide() if self._side_by_side else nullcontext():
+            together: Tensor = vmap(one)(weights, buffers, x)
         return together
 
     def _steps(self, members: Members, settings: ClassifierSettings, *, by_hand: bool) -> Steps:
@@ -283,12 +291,18 @@ class Classifier:
             sample = (
                 inputs[:2].expand(2, *inputs[:2].shape) if len(inputs) > 1 else inputs[None].expand(2, *inputs.shape)
             )
-            try:
-                self._forward(pair.parameters, pair.buffers, sample)
-                self._together[training] = True
-            except (RuntimeError, ValueError, TypeError):
-                self._together[training] = False
+            self._together[training] = self._runs(pair, sample)
+            if self._side_by_side and not self._together[training]:
+                self._side_by_side = False
+                self._together[training] = self._runs(pair, sample)
         return self._together[training]
+
+    def _runs(self, pair: Members, sample: Tensor) -> bool:
+        try:
+            self._forward(pair.parameters, pair.buffers, sample)
+        except (RuntimeError, ValueError, TypeError):
+            return False
+        return True
 
     def _at_once(self, sample: Tensor, settings: ClassifierSettings, given: int | None) -> int:
         return members_at_once(self._skeleton, sample, settings, self._device, given or self._limit)

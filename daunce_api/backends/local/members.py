@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Protocol
 
+import torch
 from torch import Tensor
 
 State = dict[str, Tensor]
@@ -27,7 +28,7 @@ class Members:
         """State dict of one member, for ``load_state_dict``."""
         own = self.parameters | self.buffers
         names = {**{n: n for n in own}, **self.tied}
-        return {n: own[held][member].detach().clone() for n, held in names.items()}
+        return {n: own[held][member].detach().clone(memory_format=torch.contiguous_format) for n, held in names.items()}
 
 
 class EpochView(Protocol):
