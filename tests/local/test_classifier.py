@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from classifier_problem import N, problem
 from torch import Tensor, nn
 
 from daunce_api.backends.local.classifier import Classifier, ClassifierSettings, example_cross_entropy, margin
@@ -18,7 +19,7 @@ from daunce_api.backends.objective import Objective, noise
 from daunce_api.backends.randomness import ORDER, stream
 from daunce_api.errors import ConfigurationError, RejectedError
 
-N, K = 40, 5
+K = 5
 
 
 def load_example(name: str) -> ModuleType:
@@ -39,17 +40,6 @@ class Branching(nn.Linear):
 
     def forward(self, x: Tensor) -> Tensor:
         return super().forward(x if x.abs().sum().item() > 0 else -x)
-
-
-def problem(*shape: int, dtype: torch.dtype = torch.float32) -> tuple[Tensor, Tensor, np.ndarray]:
-    generator = torch.Generator().manual_seed(0)
-    inputs = torch.randn(N, *shape, generator=generator, dtype=dtype)
-    labels = torch.randint(0, 4, (N,), generator=generator)
-    random = np.random.default_rng(1)
-    inclusion = np.zeros((K, N), dtype=bool)
-    for row in inclusion:
-        row[random.permutation(N)[:22]] = True
-    return inputs, labels, inclusion
 
 
 def plain_training(
@@ -92,7 +82,7 @@ def test_members_equal_plain_training_of_each(chosen: ClassifierSettings, shape:
         model: nn.Module = vision.MLP(6, 5, 4) if len(shape) == 1 else vision.ResNet9(channels=1, classes=4, width=2)
         return model
 
-    inputs, labels, inclusion = problem(*shape)
+    inputs, labels, inclusion = problem(*shape, members=K)
     classifier = Classifier(factory)
     members = classifier.train(inputs, labels, inclusion, range(K), chosen)
     assert len(members) == K
@@ -110,7 +100,7 @@ def test_members_equal_plain_training_of_each(chosen: ClassifierSettings, shape:
 
 
 def test_models_that_cannot_be_batched_are_trained_one_at_a_time():
-    inputs, labels, inclusion = problem(6)
+    inputs, labels, inclusion = problem(6, members=K)
     chosen = ClassifierSettings(n_epochs=2, batch_size=8)
     losses = []
     for factory in (lambda: Branching(6, 4), lambda: nn.Linear(6, 4)):
@@ -155,13 +145,13 @@ OTHERS = {
 def test_plain_networks_run_as_batched_products_and_give_what_vmap_gives(name: str):
     factory = (PLAIN | OTHERS)[name]
     shape = (2, 3) if name in PLAIN else (1, 6) if "shape" in name else (6,)
-    inputs, labels, inclusion = problem(*shape)
+    inputs, labels, inclusion = problem(*shape, members=K)
     chosen = ClassifierSettings(n_epochs=2, batch_size=8, momentum=0.5)
     classifier = Classifier(factory)
-    assert (classifier._layers is not None) is (name in PLAIN)
+    assert (classifier._plain is not None) is (name in PLAIN)
     members = classifier.train(inputs, labels, inclusion, range(K), chosen)
     under_vmap = Classifier(factory)
-    under_vmap._layers = None
+    under_vmap._plain = None
     expected = under_vmap.train(inputs, labels, inclusion, range(K), chosen)
     for weight, value in expected.parameters.items():
         torch.testing.assert_close(members.parameters[weight], value, rtol=1e-4, atol=1e-6)
@@ -170,11 +160,12 @@ def test_plain_networks_run_as_batched_products_and_give_what_vmap_gives(name: s
 
 
 def test_the_memory_limit_decides_how_many_are_trained_at_once(monkeypatch: pytest.MonkeyPatch):
-    inputs, labels, inclusion = problem(6)
+    inputs, labels, inclusion = problem(6, members=K)
     chosen = ClassifierSettings(n_epochs=1, batch_size=8)
     one = bytes_per_member(nn.Linear(6, 4), inputs[:8], chosen)
     weights = 4 * (6 * 4 + 4)
     assert one >= 2 * weights + 4 * 8 * (6 + 4)
+    assert one == bytes_per_member(nn.Linear(6, 4), inputs.repeat(100, 1)[:8], chosen)  # others' inputs are not its own
     counts = []
     whole = Classifier(lambda: nn.Linear(6, 4)).train(inputs, labels, inclusion, range(K), chosen)
     classifier = Classifier(lambda: nn.Linear(6, 4), memory_limit=2 * one + 1)
@@ -195,7 +186,7 @@ def test_margin_and_loss_are_the_formulas():
 
 
 def test_the_measured_output_can_be_the_margin():
-    inputs, labels, inclusion = problem(6)
+    inputs, labels, inclusion = problem(6, members=K)
     by_loss, by_margin = Classifier(lambda: nn.Linear(6, 4)), Classifier(lambda: nn.Linear(6, 4), measured="margin")
     members = by_loss.train(inputs, labels, inclusion, range(K), ClassifierSettings())
     p = np.exp(-by_loss.measure(members, inputs, labels))
@@ -204,7 +195,7 @@ def test_the_measured_output_can_be_the_margin():
 
 @pytest.mark.parametrize("kind", ["influence", "fisher"])
 def test_one_step_of_a_perturbed_objective_is_its_gradient(kind: str):
-    inputs, labels, inclusion = problem(6, dtype=torch.float64)
+    inputs, labels, inclusion = problem(6, dtype=torch.float64, members=K)
     objective = Objective(kind, rho=2.0, gamma=0.6)
     classifier = Classifier(lambda: nn.Linear(6, 4, bias=False).double())
     start = classifier.fresh(3)
@@ -233,7 +224,7 @@ def test_one_step_of_a_perturbed_objective_is_its_gradient(kind: str):
 
 @pytest.mark.parametrize("objective", [Objective("influence", rho=2.0, gamma=0.6), Objective("fisher", rho=2.0)])
 def test_a_members_first_step_is_the_sum_of_the_examples_gradients_by_its_weights(objective: Objective):
-    inputs, labels, inclusion = problem(6, dtype=torch.float64)
+    inputs, labels, inclusion = problem(6, dtype=torch.float64, members=K)
     classifier = Classifier(lambda: nn.Linear(6, 4, bias=False).double())
     start = classifier.fresh(1)
     one_step = ClassifierSettings(n_epochs=1, batch_size=N, learning_rate=0.1)
@@ -256,7 +247,7 @@ def test_members_that_no_noise_moves_have_no_weights_of_their_own():
 
 
 def test_without_noise_the_influence_objective_stays_at_the_start():
-    inputs, labels, inclusion = problem(1, 8, 8)
+    inputs, labels, inclusion = problem(1, 8, 8, members=K)
     classifier = Classifier(lambda: vision.ResNet9(channels=1, classes=4, width=2))
     start = classifier.fresh(3)
     chosen = ClassifierSettings(n_epochs=2, batch_size=8)
@@ -271,7 +262,7 @@ def test_without_noise_the_influence_objective_stays_at_the_start():
 
 
 def test_impossible_requests_are_refused():
-    inputs, labels, inclusion = problem(6)
+    inputs, labels, inclusion = problem(6, members=K)
     classifier = Classifier(lambda: nn.Linear(6, 4))
     with pytest.raises(ConfigurationError, match="start="):
         classifier.train(inputs, labels, inclusion, range(K), ClassifierSettings(), objective=Objective("fisher"))

@@ -8,23 +8,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from classifier_problem import N, problem
 from torch import Tensor, nn
 
 from daunce_api.backends.local.classifier import Classifier, ClassifierSettings, Members
 from daunce_api.backends.objective import Objective, noise
 
-N, K = 40, 4
-
-
-def problem(*shape: int) -> tuple[Tensor, Tensor, np.ndarray]:
-    generator = torch.Generator().manual_seed(0)
-    inputs = torch.randn(N, *shape, generator=generator)
-    labels = torch.randint(0, 4, (N,), generator=generator)
-    random = np.random.default_rng(1)
-    inclusion = np.zeros((K, N), dtype=bool)
-    for row in inclusion:
-        row[random.permutation(N)[:22]] = True
-    return inputs, labels, inclusion
+K = 4
 
 
 class Pixels(nn.Linear):
@@ -36,7 +26,7 @@ class Pixels(nn.Linear):
 
 @pytest.mark.parametrize("kind", ["influence", "fisher"])
 def test_images_of_bytes_are_perturbed_as_their_floats_are(kind: str):
-    inputs, labels, inclusion = problem(6)
+    inputs, labels, inclusion = problem(6, members=K)
     as_bytes = ((inputs.clamp(-2, 2) + 2) * 60).to(torch.uint8)
     classifier = Classifier(lambda: Pixels(6, 4))
     start = classifier.fresh(3)
@@ -72,7 +62,7 @@ RANDOM = {
 
 @pytest.mark.parametrize("name", RANDOM)
 def test_members_with_dropout_do_not_depend_on_their_group(name: str):
-    inputs, labels, inclusion = problem(6)
+    inputs, labels, inclusion = problem(6, members=K)
     chosen = ClassifierSettings(n_epochs=2, batch_size=8)
     classifier = Classifier(RANDOM[name])
     together = classifier.train(inputs, labels, inclusion, range(K), chosen)
@@ -91,7 +81,7 @@ def test_members_with_dropout_do_not_depend_on_their_group(name: str):
 
 @pytest.mark.parametrize("name", RANDOM)
 def test_a_perturbed_objective_has_no_dropout_and_trains_members_together(name: str, monkeypatch: pytest.MonkeyPatch):
-    inputs, labels, inclusion = problem(6)
+    inputs, labels, inclusion = problem(6, members=K)
     classifier = Classifier(RANDOM[name])
     start = classifier.fresh(3)
     counts: list[int] = []
@@ -109,7 +99,7 @@ def smoothed(logits: Tensor, labels: Tensor) -> Tensor:
 
 @pytest.mark.parametrize("kind", ["influence", "fisher"])
 def test_a_perturbed_objective_is_around_the_tasks_own_loss(kind: str):
-    inputs, labels, inclusion = problem(6)
+    inputs, labels, inclusion = problem(6, members=K)
     inputs = inputs.double()
     objective = Objective(kind, rho=2.0, gamma=0.6)
     classifier = Classifier(lambda: nn.Linear(6, 4, bias=False).double(), loss=smoothed)
@@ -160,7 +150,7 @@ def members_of(
 
 @pytest.mark.parametrize("factory", [twice, normalised_twice, shared_weight])
 def test_weights_that_a_model_holds_twice_are_trained_as_one(factory: Callable[[], nn.Module]):
-    inputs, labels, inclusion = problem(4)
+    inputs, labels, inclusion = problem(4, members=K)
     classifier = Classifier(factory)
     members = members_of(classifier, inputs, labels, inclusion)
     losses = classifier.measure(members, inputs, labels)
@@ -194,7 +184,7 @@ def test_wide_convolutions_are_trained_one_at_a_time_on_a_cpu(
         shrink = nn.Sequential(nn.ReLU(), nn.AdaptiveMaxPool2d(1), nn.Flatten())
         return nn.Sequential(nn.Conv2d(1, channels, 3), shrink, nn.Linear(channels, 4))
 
-    inputs, labels, inclusion = problem(1, 4, 4)
+    inputs, labels, inclusion = problem(1, 4, 4, members=K)
     classifier = Classifier(factory)
     counts: list[int] = []
     fit = classifier._fit

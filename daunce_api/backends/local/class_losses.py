@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -37,3 +38,32 @@ def perturbed_loss(
     shift = (g * (logits - logits_0)).sum(1)
     value, margins = loss(logits, labels), (margin(logits, labels), margin(logits_0, labels))
     return combine(objective, value, margins[0], shift, value_0.detach(), margins[1], xi)
+
+
+@dataclass(frozen=True, slots=True)
+class BatchLoss:
+    """What is minimised on n examples, by their logits alone; ``logits_0`` and ``xi`` where the objective is
+    perturbed."""
+
+    loss: ExampleLoss
+    labels: Tensor
+    objective: Objective
+    logits_0: Tensor | None = None
+    xi: Tensor | None = None
+
+    def values(self, logits: Tensor) -> Tensor:
+        """Of each example (n,), from logits (n, classes)."""
+        if self.logits_0 is None or self.xi is None:
+            return self.loss(logits, self.labels)
+        return perturbed_loss(self.objective, self.loss, logits, self.labels, self.logits_0, self.xi)
+
+    def gradient(self, logits: Tensor) -> Tensor:
+        """Of the sum of all values by the logits (n, classes), which it may overwrite."""
+        if self.loss is example_cross_entropy and self.logits_0 is None:
+            # p - 1[y]. torch.softmax takes five times as long for few classes.
+            p = logits.sub_(logits.amax(1, keepdim=True)).exp_()
+            p.div_(p.sum(1, keepdim=True))
+            return p.scatter_add_(1, self.labels[:, None], p.new_full((len(p), 1), -1.0))
+        with torch.enable_grad():
+            live = logits.detach().requires_grad_()
+            return torch.autograd.grad(self.values(live).sum(), live)[0]

@@ -1,17 +1,19 @@
 """Members of any classifier (vision models and others), trained and measured many at a time.
 
 All that is asked of a model is a factory of ``torch.nn.Module`` whose call maps inputs (B, ...) to logits (B, classes).
-Members' parameters are stacked along a first axis and the module runs under ``torch.func.vmap``: one batched product a
-layer serves all of them. Modules that vmap cannot run, that draw random numbers (dropout) or that are faster so are
-trained one at a time, with the same numbers.
+Members' parameters are stacked along a first axis: one batched product a layer serves all of them. Plain networks have
+these products, and their gradients, written out (``stacked``); other modules run under ``torch.func.vmap``. Those that
+vmap cannot run, that draw random numbers (dropout) or that are faster so are trained one at a time, with the same
+numbers.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from contextlib import nullcontext
+from dataclasses import replace
 from functools import partial
-from typing import Any, Literal, Protocol
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -22,41 +24,19 @@ from torch.func import vmap
 from ...errors import ConfigurationError, RejectedError
 from ..objective import Objective, noise
 from ..randomness import DROPOUT, ORDER, stream
-from .class_losses import ExampleLoss, example_cross_entropy, margin, perturbed_loss
+from .class_losses import BatchLoss, ExampleLoss, example_cross_entropy, margin
+from .fresh import FreshWeights
+from .images import SideBySide, channels_last, channels_last_weights
+from .members import EpochView, Members, State
 from .recipes import ClassifierSettings
-from .stacked import run_layers, stacked_layers
+from .stacked import PlainNetwork
+from .steps import ByAutograd, ByHand, Steps
 from .tied import TiedNames
 from .together import members_at_once, one_at_a_time
 
 __all__ = ["Classifier", "ClassifierSettings", "Members", "State", "example_cross_entropy", "margin"]
 
-State = dict[str, Tensor]
 SUBSET = Objective()
-
-
-@dataclass(frozen=True)
-class Members:
-    """K trained models: parameters and buffers, each stacked along a first axis. Weights that a model holds under
-    several names are here once, under the first; ``tied`` has the others."""
-
-    parameters: State
-    buffers: State
-    tied: Mapping[str, str] = field(default_factory=dict)
-
-    def __len__(self) -> int:
-        return len(next(iter(self.parameters.values())))
-
-    def state(self, member: int) -> State:
-        """State dict of one member, for ``load_state_dict``."""
-        own = self.parameters | self.buffers
-        names = {**{n: n for n in own}, **self.tied}
-        return {n: own[held][member].detach().clone() for n, held in names.items()}
-
-
-class EpochView(Protocol):
-    """Called after each epoch (from 1) with members ``first``, ``first`` + 1, ... of all."""
-
-    def __call__(self, epoch: int, first: int, members: Members) -> None: ...
 
 
 class Classifier:
@@ -76,7 +56,6 @@ class Classifier:
         ``memory_limit`` bytes bound the members trained at once; default: what a CPU's caches gain from, or half of a
         GPU's free memory.
         """
-        self._factory = model_factory
         self._loss = loss
         self._measured = measured
         self._device = torch.device(device)
@@ -84,19 +63,13 @@ class Classifier:
         self._skeleton = model_factory().to(self._device)
         self._names = TiedNames(self._skeleton)
         self._together: dict[bool, bool] = {}
-        self._layers = stacked_layers(self._skeleton, frozenset(name for name, _ in self._skeleton.named_parameters()))
+        self._channels_last: frozenset[str] | None = None
+        self._side_by_side = self._device.type == "cpu"
+        self._plain, self._fresh = PlainNetwork.of(self._skeleton), FreshWeights(model_factory)
 
     def fresh(self, seed: int) -> State:
         """Initial weights under a seed (torch's generators are left as they were)."""
-        return {n: t.clone() for n, t in self._fresh([seed])[0].items()}
-
-    def _fresh(self, seeds: Sequence[int]) -> list[State]:
-        states = []
-        with torch.random.fork_rng(devices=[]):
-            for seed in seeds:
-                torch.default_generator.manual_seed(seed)  # torch.manual_seed takes longer than a small model's weights
-                states.append(dict(self._factory().state_dict()))
-        return states
+        return {n: t[0] for n, t in self._fresh.of([seed]).items()}
 
     def train(
         self,
@@ -143,6 +116,8 @@ class Classifier:
         if objective.perturbed and start is None:
             raise ConfigurationError(f"objective {objective.kind} perturbs around a start: give start=")
         inputs, labels = inputs.to(self._device), labels.to(self._device)
+        if self._channels_last is None:
+            self._channels_last = channels_last_weights(self._skeleton, inputs[:2])
         reference = self._logits_of(start, inputs) if objective.perturbed and start is not None else None
         together = not one_at_a_time(self._skeleton, self._device) and self._can_batch(
             inputs, training=not objective.perturbed
@@ -151,15 +126,27 @@ class Classifier:
         parts = []
         for first in range(0, len(seeds), at_once):
             chunk = slice(first, first + at_once)
-            members = self._stacked([start] * len(seeds[chunk]) if start else self._fresh(seeds[chunk]))
+            members = self._stacked([start] * len(seeds[chunk])) if start else self._fresh_members(seeds[chunk])
             with torch.random.fork_rng():
                 # For dropout: such a model is alone here.
                 torch.manual_seed(int(stream(seeds[first], DROPOUT).integers(2**63)))
                 shown = None if after_epoch is None else partial(after_epoch, first=first, members=members)
+                steps = self._steps(members, settings, by_hand=together and self._plain is not None)
                 self._fit(
-                    members, inputs, labels, subset_Kn[chunk], seeds[chunk], settings, objective, reference, shown
+                    members,
+                    steps,
+                    inputs,
+                    labels,
+                    subset_Kn[chunk],
+                    seeds[chunk],
+                    settings,
+                    objective,
+                    reference,
+                    shown,
                 )
             parts.append(members)
+        if len(parts) == 1:
+            return parts[0]
         return Members(
             {n: torch.cat([p.parameters[n] for p in parts]) for n in parts[0].parameters},
             {n: torch.cat([p.buffers[n] for p in parts]) for n in parts[0].buffers},
@@ -170,7 +157,7 @@ class Classifier:
         """Loss, or negative margin, of every example under every member (K, N), in evaluation mode."""
         self._skeleton.eval()
         sample = inputs[:batch].to(self._device)
-        at_once = 1 if self._layers is None else self._at_once(sample, ClassifierSettings(), None)
+        at_once = 1 if self._plain is None else self._at_once(sample, ClassifierSettings(), None)
         columns = []
         with torch.no_grad():
             for first in range(0, len(inputs), batch):
@@ -196,11 +183,11 @@ class Classifier:
         return self._loss(logits, labels) if self._measured == "loss" else -margin(logits, labels)
 
     def _each_logits(self, members: Members, x: Tensor, at_once: int) -> Iterator[Tensor]:
-        if self._layers is not None:
+        if self._plain is not None:
             for first in range(0, len(members), at_once):
                 weights = {n: t[first : first + at_once] for n, t in members.parameters.items()}
                 own = min(at_once, len(members) - first)
-                yield from run_layers(self._layers, weights, x.expand(own, *x.shape))
+                yield from self._plain.logits(weights, x.expand(own, *x.shape))
             return
         for k in range(len(members)):
             state = {n: t[k] for n, t in (members.parameters | members.buffers).items()}
@@ -214,10 +201,17 @@ class Classifier:
         return torch.cat(parts)
 
     def _stacked(self, states: Sequence[State]) -> Members:
+        return self._members({n: torch.stack([s[n] for s in states]) for n in states[0]})
+
+    def _fresh_members(self, seeds: Sequence[int]) -> Members:
+        return self._members(self._fresh.of(seeds))
+
+    def _members(self, stacked: State) -> Members:
         names = dict(self._skeleton.named_parameters())
-        stacked = {n: torch.stack([s[n] for s in states]).to(self._device) for n in self._names.once(states[0])}
-        parameters = {n: t.requires_grad_() for n, t in stacked.items() if n in names}
-        return Members(parameters, {n: t for n, t in stacked.items() if n not in names}, self._names.others)
+        held = {n: t.to(self._device) for n, t in self._names.once(stacked).items()}
+        held = channels_last(held, self._channels_last or frozenset())
+        parameters = {n: t.requires_grad_() for n, t in held.items() if n in names}
+        return Members(parameters, {n: t for n, t in held.items() if n not in names}, self._names.others)
 
     def _held(self, members: Members) -> list[Tensor]:
         """The module's own parameters and buffers, made those of a single member, in the same memory; returns the
@@ -230,18 +224,28 @@ class Classifier:
 
     def _forward(self, weights: State, buffers: State, x: Tensor) -> Tensor:
         """Logits (K, B, classes) of inputs (K, B, ...); running statistics in the buffers are updated in place."""
-        if self._layers is not None:
-            return run_layers(self._layers, weights, x)
+        if self._plain is not None:
+            return self._plain.logits(weights, x)
 
         def one(parameters: State, buffers: State, inputs: Tensor) -> Tensor:
             return self._names.call(parameters | buffers, inputs)
 
-        together: Tensor = vmap(one)(weights, buffers, x)
+        with SideBySide() if self._side_by_side else nullcontext():
+            together: Tensor = vmap(one)(weights, buffers, x)
         return together
+
+    def _steps(self, members: Members, settings: ClassifierSettings, *, by_hand: bool) -> Steps:
+        if by_hand and self._plain is not None:
+            return ByHand(self._plain, members.parameters, settings)
+        if len(members) == 1:
+            return ByAutograd(lambda x: self._skeleton(x[0])[None], self._held(members), settings)
+        forward = partial(self._forward, members.parameters, members.buffers)
+        return ByAutograd(forward, list(members.parameters.values()), settings)
 
     def _fit(
         self,
         members: Members,
+        steps: Steps,
         inputs: Tensor,
         labels: Tensor,
         subsets: NDArray[np.integer[Any]],
@@ -252,32 +256,24 @@ class Classifier:
         after_epoch: Callable[[int], None] | None,
     ) -> None:
         randoms = [stream(seed, ORDER) for seed in seeds]
-        xi = [torch.from_numpy(noise(len(s), seed)) for s, seed in zip(subsets, seeds, strict=True)]
         n = len(subsets[0])
-        steps_per_epoch = -(-n // settings.batch_size)
-        total = settings.n_epochs * steps_per_epoch
-        alone = len(members) == 1
-        optimizer = _optimizer(self._held(members) if alone else list(members.parameters.values()), settings)
+        subset_Kn = torch.from_numpy(np.asarray(subsets, dtype=np.int64))
+        noise_Kn = None if reference is None else torch.from_numpy(np.stack([noise(n, seed) for seed in seeds]))
+        total = settings.n_epochs * -(-n // settings.batch_size)
         self._skeleton.train(not objective.perturbed)
         step = 0
         for epoch in range(1, settings.n_epochs + 1):
-            order = np.stack([random.permutation(n) for random in randoms])
+            order_Kn = torch.from_numpy(np.stack([random.permutation(n) for random in randoms]))
+            chosen_Kn = subset_Kn.gather(1, order_Kn).to(self._device)
+            xi_Kn = None if noise_Kn is None else noise_Kn.gather(1, order_Kn).to(self._device)
             for first in range(0, n, settings.batch_size):
-                within = order[:, first : first + settings.batch_size]
-                chosen = torch.from_numpy(np.take_along_axis(subsets, within, 1)).to(self._device)
-                x, y = _rows(inputs, chosen), _rows(labels, chosen)
-                z = self._skeleton(x[0])[None] if alone else self._forward(members.parameters, members.buffers, x)
-                if reference is None:
-                    loss = self._loss(z.flatten(0, 1), y.flatten())
-                else:
-                    drawn = torch.cat([v[torch.from_numpy(i)] for v, i in zip(xi, within, strict=True)])
-                    z_0 = reference[chosen.flatten()]
-                    loss = perturbed_loss(objective, self._loss, z.flatten(0, 1), y.flatten(), z_0, drawn.to(z_0))
-                (loss.sum() / within.shape[1]).backward()
-                for group in optimizer.param_groups:
-                    group["lr"] = settings.rate(step, total)
-                optimizer.step()
-                optimizer.zero_grad()
+                batch = slice(first, first + settings.batch_size)
+                chosen = chosen_Kn[:, batch]
+                loss = BatchLoss(self._loss, _rows(labels, chosen).flatten(), objective)
+                if reference is not None and xi_Kn is not None:
+                    z_0 = _rows(reference, chosen).flatten(0, 1)
+                    loss = replace(loss, logits_0=z_0, xi=xi_Kn[:, batch].flatten().to(z_0))
+                steps.step(_rows(inputs, chosen), loss, settings.rate(step, total))
                 step += 1
             if after_epoch is not None:
                 after_epoch(epoch)
@@ -290,28 +286,26 @@ class Classifier:
         """Whether vmap runs this module in this mode: tried once, with two members on two examples. It runs none that
         draws random numbers, whose members would depend on one another."""
         if training not in self._together:
-            pair = self._stacked(self._fresh([0, 1]))
+            pair = self._fresh_members([0, 1])
             self._skeleton.train(training)
             sample = (
                 inputs[:2].expand(2, *inputs[:2].shape) if len(inputs) > 1 else inputs[None].expand(2, *inputs.shape)
             )
-            try:
-                self._forward(pair.parameters, pair.buffers, sample)
-                self._together[training] = True
-            except (RuntimeError, ValueError, TypeError):
-                self._together[training] = False
+            self._together[training] = self._runs(pair, sample)
+            if self._side_by_side and not self._together[training]:
+                self._side_by_side = False
+                self._together[training] = self._runs(pair, sample)
         return self._together[training]
+
+    def _runs(self, pair: Members, sample: Tensor) -> bool:
+        try:
+            self._forward(pair.parameters, pair.buffers, sample)
+        except (RuntimeError, ValueError, TypeError):
+            return False
+        return True
 
     def _at_once(self, sample: Tensor, settings: ClassifierSettings, given: int | None) -> int:
         return members_at_once(self._skeleton, sample, settings, self._device, given or self._limit)
-
-
-def _optimizer(parameters: list[Tensor], settings: ClassifierSettings) -> torch.optim.Optimizer:
-    if settings.optimizer == "adamw":
-        return torch.optim.AdamW(parameters, lr=settings.learning_rate, weight_decay=settings.weight_decay)
-    return torch.optim.SGD(
-        parameters, lr=settings.learning_rate, momentum=settings.momentum, weight_decay=settings.weight_decay
-    )
 
 
 def _rows(values: Tensor, chosen: Tensor) -> Tensor:
