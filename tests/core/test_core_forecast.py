@@ -131,3 +131,29 @@ def test_gains_fall_into_their_interval_as_often_as_they_should() -> None:
         _, low, high = before.gain(25)
         inside.append(low <= after.value - before.value <= high)
     assert np.mean(inside) >= 0.85
+
+
+def test_a_ceiling_may_depend_on_the_number_of_members() -> None:
+    ceiling = Ceiling(0.8, few=2.0, members=20)
+    assert float(ceiling.expected()) == pytest.approx(0.9)
+    assert float(ceiling.growth(20)) == 1.0
+    assert float(ceiling.growth(100)) == pytest.approx(0.82 / 0.9)
+    assert float(Ceiling(0.8, few=2.0, members=5).expected()) == 1.0
+    assert float(Ceiling(1.1, share=0.5).growth(50)) == 1.0
+    assert made((0.4, 0.3), members=20, ceiling=Ceiling(0.82)) is not None
+    plain, falling = (made((0.4, 0.3), members=20, ceiling=c) for c in (Ceiling(0.9), ceiling))
+    assert plain is not None
+    assert falling is not None
+    assert falling.interval(20) == plain.interval(20)
+    for low, high in ((plain.interval(100), falling.interval(100)), (plain.gain(100), falling.gain(100))):
+        assert high[0] > low[0]
+        assert high[1] > low[1]
+
+
+def test_what_is_expected_follows_the_ceiling() -> None:
+    quality = self_lds(P.train, LUCK, P.inclusion, "covariance", rho=1e-6)
+    assert quality.forecast is not None
+    assert quality.curve is not None
+    later = min((0.84 + 1.6 / 200), 1)
+    assert float(quality.expected(200)) == pytest.approx(float(quality.curve.at(200)) / later)
+    assert float(quality.expected(48)) == pytest.approx(quality.value)

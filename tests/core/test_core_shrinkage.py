@@ -9,10 +9,10 @@ from hypothesis import strategies as st
 
 from daunce_api.core import Setting, choose, group_scores, member_losses, ranked, scores, self_lds
 from daunce_api.core.blocks import FactorBlocks, score_blocks
-from daunce_api.core.choice import AMOUNT_UNTOLD, Choice
+from daunce_api.core.choice import AMOUNT_UNTOLD, RIDGES, Choice
 from daunce_api.core.estimators import estimator_named
 from daunce_api.core.heldout import HeldOut
-from daunce_api.core.quality import column_spearman
+from daunce_api.core.quality import FOLDS, column_spearman
 from daunce_api.core.selection import WHOLE, largest, prepare_points
 from daunce_api.core.shrinkage import Shrinkage, directions, shrinkage_of
 from daunce_api.core.spectrum import spectrum_of
@@ -256,3 +256,55 @@ def test_group_scores_of_auto_are_sums_of_its_scores() -> None:
 def test_an_amount_that_is_none_is_refused(amount: float) -> None:
     with pytest.raises(ConfigurationError, match="amount of shrinkage"):
         Setting(shrinkage=amount)
+
+
+def test_the_filter_is_chosen_again_with_the_amount() -> None:
+    train, test, inclusion, *_ = sparse_problem(60, seed=2)
+    members = member_losses(train, test, inclusion)
+    choice = choose(members)
+    held = HeldOut(members)
+
+    def judged(ridge: float, amount: float | None) -> float:
+        candidate = estimator_named("whitened"), replace(choice.setting, ridge=ridge, shrinkage=amount)
+        return float(column_spearman(held.folded([candidate], FOLDS)[0], held.target_KM).mean())
+
+    plain, weighted = (max(RIDGES, key=lambda r: judged(r, amount)) for amount in (None, choice.setting.shrinkage))
+    assert plain < weighted == choice.setting.ridge
+
+
+def test_members_from_the_target_are_drawn_where_held_out_members_are_for_leaving_it() -> None:
+    rng = np.random.default_rng(0)
+    scale = np.geomspace(3, 0.1, 15)
+    g, t = (rng.standard_t(2.5, size=(n, 15)) * scale for n in (200, 30))
+    inclusion = rng.random((40, 200)) < 0.5
+    moved = -(inclusion - 0.5) @ g / 200
+    members = member_losses(*(x + 0.02 * rng.normal(size=x.shape) for x in (moved @ g.T, moved @ t.T)), inclusion)
+    assert choose(members).setting.shrinkage is None
+    assert choose(members, setting=Setting(rho=0.05)).setting.shrinkage == 0.5
+
+
+def test_few_members_from_the_target_with_checkpoints_are_whitened_more() -> None:
+    few = linear_problem(members=12)
+    earlier = with_checkpoints(few, 2)
+    both, alone = (member_losses(few.train, few.test, few.inclusion, given) for given in (earlier, None))
+    assert choose(both, setting=Setting(rho=0.1)).setting.ridge == 0.1
+    assert choose(both, setting=Setting(rho=0.1, noise=0.01)).setting.ridge == 0.3
+    assert choose(alone, setting=Setting(rho=0.1)).setting.ridge == 0.3
+    assert choose(both).setting.ridge == 1.0
+
+
+def test_of_scales_that_are_as_good_the_one_nearest_to_the_margin_is_taken() -> None:
+    problem = linear_problem(members=40, seed=0)
+    rng = np.random.default_rng(0)
+    test = 1 + 0.15 * (problem.test - 1) + 0.01 * rng.normal(size=problem.test.shape)
+    members = member_losses(problem.train, test, problem.inclusion)
+    held = HeldOut(members)
+
+    def judged(offset: float) -> float:
+        candidates = [(estimator_named("whitened"), Setting(ridge=ridge, log_offset=offset)) for ridge in RIDGES]
+        predicted = held.folded(candidates, FOLDS)
+        return max(float(column_spearman(x, held.target_KM).mean()) for x in predicted)
+
+    values = [judged(offset) for offset in (0.01, 0.11, 1.01)]
+    assert 0.99 * max(values) <= values[0] < max(values)
+    assert choose(members).setting.log_offset == 0.01
