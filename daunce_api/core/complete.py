@@ -31,6 +31,7 @@ _STRIP = 128  # rows whose changes stay in cache while members are gone through
 LEAST_FOR_CORRELATION = 4  # of three members two are left, whose correlation is 1 or -1 whatever they are
 _PAIRS = 1_000_000  # that are weighted at a time
 _CHANGES = 10_000_000  # of groups by members that are held at a time
+_ALL = slice(None)
 _FEW_PARTS = 5  # up to which products on pairs of parts are faster than one member after the other
 
 
@@ -47,16 +48,12 @@ class FactorBlocks:
 
     def block(self, rows: slice, columns: slice) -> Floats:
         """(n, m) scores."""
-        score = np.asarray(self.factors.left_RN[:, rows].T @ self.factors.right_RM[:, columns])
-        shrinkage = self.factors.shrinkage
+        score, shrinkage = self._unweighted(rows, columns), self.factors.shrinkage
         return score if shrinkage is None else shrinkage.shrunk(score, rows, columns)
 
-    def _weight(self, rows: slice, columns: slice) -> Floats:
-        """(n, m) what scores are multiplied by."""
-        f = self.factors
-        if f.shrinkage is None:
-            return np.ones((1, 1), dtype=f.left_RN.dtype)
-        return f.shrinkage.weight(f.left_RN[:, rows].T @ f.right_RM[:, columns], rows, columns)
+    def _unweighted(self, rows: slice, columns: slice) -> Floats:
+        """(n, m) scores before weights."""
+        return np.asarray(self.factors.left_RN[:, rows].T @ self.factors.right_RM[:, columns])
 
     def stderr_block(self, rows: slice, columns: slice) -> Floats:
         """(n, m) standard errors."""
@@ -76,7 +73,7 @@ class FactorBlocks:
                 out[i : i + _TILE[0], j : j + _TILE[1]] = jackknife(
                     self._squares(lefts, rights), total, f.stages.members
                 )
-        return out if f.shrinkage is None else out * self._weight(rows, columns)
+        return out if f.shrinkage is None else out * f.shrinkage.weight(self._unweighted(rows, columns), rows, columns)
 
     def count_block(self, rows: slice, columns: slice) -> Floats:
         """(n, m) members that have both losses: all of them."""
@@ -109,7 +106,7 @@ class FactorBlocks:
         error is the root of the sum of squares."""
         f = self.factors
         if f.shrinkage is not None:
-            change = self._weighted_changes(row_of, column_of)
+            change = self._weighted_changes(f.shrinkage, row_of, column_of)
         else:
             left, tests = sum_groups(f.left_RN, row_of), sum_groups(f.tests_RM, column_of)
             change = self._lefts(left).swapaxes(1, 2) @ self._rights(tests)
@@ -127,16 +124,19 @@ class FactorBlocks:
         stacked = np.concatenate(terms)
         return stacked.reshape(-1, self.factors.stages.members, stacked.shape[1]).swapaxes(0, 1)
 
-    def _weighted_changes(self, row_of: NDArray[np.int64], column_of: NDArray[np.int64]) -> Floats:
-        """(K, G, H) sums over groups of what each member changes in a pair's score, times the pair's weight."""
+    def _weighted_changes(
+        self, shrinkage: Shrinkage, row_of: NDArray[np.int64], column_of: NDArray[np.int64]
+    ) -> Floats:
+        """(K, G, H) sums over groups of what each member changes in a pair's score before weights, times what that
+        makes of the weighted one: in a sum, that weights follow chance does not average out."""
         right_KPM = self._rights(self.factors.tests_RM)
         change = np.zeros((right_KPM.shape[0], int(row_of.max()) + 1, int(column_of.max()) + 1))
         step = max(1, _PAIRS // right_KPM.shape[2])
         for start in range(0, row_of.size, step):
             rows = slice(start, start + step)
-            weight, own = self._weight(rows, slice(None)), Groups.of(row_of[rows])
+            slope, own = shrinkage.slope(self._unweighted(rows, _ALL), rows, _ALL), Groups.of(row_of[rows])
             for into, left, right in zip(change, self._lefts(self.factors.left_RN[:, rows]), right_KPM, strict=True):
-                into[own.present] += own.sums(sum_groups((left.T @ right) * weight, column_of))
+                into[own.present] += own.sums(sum_groups((left.T @ right) * slope, column_of))
         return change
 
     def _weighted_group_errors(

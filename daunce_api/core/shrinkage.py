@@ -28,6 +28,7 @@ from numpy.typing import NDArray
 from daunce_api.core.checkpoints import Floats
 
 _BLOCK = 16_384
+_ROOT_OF_FIVE = 5**0.5
 
 
 @dataclass(frozen=True, eq=False)
@@ -53,6 +54,16 @@ class Shrinkage:
     def shrunk(self, score: Floats, rows: slice | NDArray[np.int64], columns: slice | NDArray[np.int64]) -> Floats:
         """Scores times their weights; arguments as for `weight`."""
         return np.asarray(score * self.weight(score, rows, columns))
+
+    def slope(self, score: Floats, rows: slice | NDArray[np.int64], columns: slice | NDArray[np.int64]) -> Floats:
+        """What a deviation of the score makes of ``shrunk``, root mean square: w (5^1/2 - (5^1/2 - 1) w), w the weight.
+
+        1 for a score that stands out. For one that is chance alone, normal about zero, a small ``shrunk`` is its cube,
+        whose variance is 15 where that of w times it, with E w^2 = 3, is 3: five times as much. Arguments as for
+        `weight`.
+        """
+        weight = self.weight(score, rows, columns)
+        return np.asarray(weight * (_ROOT_OF_FIVE - (_ROOT_OF_FIVE - 1) * weight))
 
     def swapped(self) -> Shrinkage:
         """With the sides exchanged."""

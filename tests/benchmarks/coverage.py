@@ -6,7 +6,7 @@ The pool of 600 members is cut into disjoint ensembles; the mean score over ense
 cell is the share for single pairs (300 x 100 of them), then for sums over ten groups of training examples. Scoring
 noise is added to every loss and told to the estimator. `auto` chooses on the first ensemble, for all: scores of another
 choice have another unit. Where it draws scores towards zero, the expected score is that without, times the ensemble's
-own weights, which its intervals take as known.
+own weights, which its intervals of pairs take as known; those of groups are for the expected sum of weighted scores.
 """
 
 from __future__ import annotations
@@ -76,14 +76,15 @@ def coverage(drawn: list[MemberLosses], choice: Choice) -> tuple[float, float]:
     group_of, rows = np.arange(len(mean)) % GROUPS, slice(0, TRAIN)
     correlation = choice.estimator.name == "correlation"
     inside: tuple[list[float], list[float]] = ([], [])
-    for m, score in zip(members, unweighted, strict=True):
-        blocks = score_blocks(choice.estimator, m, choice.setting)
+    made = [score_blocks(choice.estimator, m, choice.setting) for m in members]
+    sums = [blocks.group_block(group_of, np.arange(TESTS)) for blocks in made]
+    grouped = np.mean([score for score, _ in sums], axis=0)
+    for m, blocks, score, own_sums in zip(members, made, unweighted, sums, strict=True):
         weighted = blocks.block(every, every)
         expected = mean * np.divide(weighted, score, out=np.ones_like(score), where=score != 0)
-        grouped = np.stack([expected[group_of == g].sum(axis=0) for g in range(GROUPS)])
         found = (
             (weighted[rows], blocks.stderr_block(rows, every), expected[rows], correlation),
-            (*blocks.group_block(group_of, np.arange(TESTS)), grouped, False),
+            (*own_sums, grouped, False),
         )
         for shares, (middle, error, wanted, fisher) in zip(inside, found, strict=True):
             # The mean over ensembles holds the ensemble in question too, hence the factor.

@@ -52,6 +52,16 @@ def test_the_weight_is_z_squared_over_z_squared_plus_c() -> None:
     assert shrinkage.swapped().shrunk(score.T, ALL, ALL) == pytest.approx(shrinkage.shrunk(score, ALL, ALL).T)
 
 
+def test_sums_of_chance_have_the_spread_that_is_said() -> None:
+    rng = np.random.default_rng(0)
+    chance = rng.normal(size=(1, 2_000_000))
+    for amount, mean in ((1e4, 0.0), (1e-4, 0.0), (4.0, 8.0)):
+        shrinkage = shrinkage_of(amount, 1.0, np.ones(1), np.ones(chance.size))
+        score = chance + mean
+        said = np.sqrt((shrinkage.slope(score, ALL, ALL) ** 2).mean())
+        assert said == pytest.approx(shrinkage.shrunk(score, ALL, ALL).std(), rel=0.15)
+
+
 @settings(max_examples=50, deadline=None)
 @given(st.integers(0, 10_000), st.floats(0.01, 100), st.floats(1, 50))
 def test_scores_keep_their_sign_and_order_and_never_grow(seed: int, amount: float, spread: float) -> None:
@@ -139,13 +149,14 @@ def test_streamed_selection_is_exact_with_weights(n: int, m: int, k: int, seed: 
 
 
 def brute_force_group_errors(name: str, row_of: np.ndarray, column_of: np.ndarray) -> np.ndarray:
-    """Jackknife of group sums with weights and lambda held fixed."""
+    """Jackknife of group sums: each pair's change before weights, times what that makes of the weighted score."""
     plain = replace(SETTING, shrinkage=None)
     blocks = score_blocks(estimator_named(name), MEMBERS, SETTING)
     unweighted = score_blocks(estimator_named(name), MEMBERS, plain)
     weight = blocks.block(ALL, ALL) / unweighted.block(ALL, ALL)
+    slope = weight * (np.sqrt(5) - (np.sqrt(5) - 1) * weight)
     assert isinstance(unweighted, FactorBlocks)
-    changes = unweighted.changes(np.arange(300), np.arange(17)) * weight
+    changes = unweighted.changes(np.arange(300), np.arange(17)) * slope
     rows, columns = (np.eye(of.max() + 1)[:, of] for of in (row_of, column_of))
     return np.sqrt(((rows @ changes @ columns.T) ** 2).sum(axis=0))
 
