@@ -18,7 +18,8 @@ from ...errors import DataError, RejectedError, TrainingCancelledError
 from ...tokens import EncodedExample
 from ..objective import Objective, noise
 from ..randomness import ORDER, stream
-from .batching import split_rows
+from .allocation import keep_freed_memory
+from .batching import PACKED_TOKENS, consecutive_rows, split_rows
 from .lora import AdaptedModel
 from .objectives import row_values
 from .recipes import FullSettings, LoraSettings, Recipe
@@ -176,6 +177,9 @@ def _train(
     xi_K = [noise(len(m.examples), m.seed).tolist() for m in members]
     references = trainee.references(head, keep_bytes) if objective.perturbed else []
     optimizer = torch.optim.AdamW(trainee.parameters, lr=recipe.learning_rate, weight_decay=0.0, fused=True)
+    packed = model.packs(trainee.adapted)
+    if model.device.type == "cpu":
+        keep_freed_memory()
     losses: list[list[float]] = [[] for _ in members]
     epochs: list[int] = []
     for step in range(total):
@@ -188,7 +192,12 @@ def _train(
             for place, i in enumerate(schedule[step][1])
         ]
         step_losses = [0.0] * len(members)
-        for group in split_rows([r.length for r in rows], max_tokens=max_tokens):
+        lengths = [r.length for r in rows]
+        if packed:
+            groups = consecutive_rows(lengths, max_tokens=min(max_tokens, PACKED_TOKENS))
+        else:
+            groups = split_rows(lengths, max_tokens=max_tokens)
+        for group in groups:
             chosen = [rows[i] for i in sorted(group)]
             own = [r.example for r in chosen]
             fixed = [references[r.member].of([r.example])[0] for r in chosen] if objective.perturbed else []
