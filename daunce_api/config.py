@@ -13,7 +13,16 @@ import re
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 
 from .config_file import read_yaml
 from .dataset import LossOn
@@ -87,7 +96,10 @@ class ScorerConfig(_Section):
 class BackendConfig(_Section):
     """Who fine-tunes and who scores."""
 
-    kind: str = Field("embedded", description="embedded, openai, or another registered backend")
+    kind: str = Field(
+        "embedded",
+        description="embedded, local, openai, azure, together, fireworks, tinker, or openai_wire (any server)",
+    )
     model: str = Field("daunce-tiny", description="base model that is fine-tuned")
     base_url: str | None = Field(None, description="endpoint of an OpenAI-wire server; default: the provider's own")
     api_key_env: VariableName | None = Field(
@@ -177,10 +189,21 @@ class ScoringConfig(_Section):
 class AttributionConfig(_Section):
     """How losses become scores; may be changed after the run."""
 
-    estimator: str = Field("auto", description="auto, covariance, correlation, inclusion, whitened, ...")
+    estimator: str = Field(
+        "auto", description="auto, covariance, correlation, inclusion, whitened, half_whitened or matched"
+    )
     loss: Literal["mean", "sum", "margin"] = Field(
         "mean", description="per example: nats per completion token, their sum, or minus the mean log-odds"
     )
+
+    @field_validator("estimator")
+    @classmethod
+    def _is_known(cls, name: str) -> str:
+        if name != "auto":  # found out now, not when everything has been trained and scored
+            from .core.estimators import estimator_named
+
+            estimator_named(name)
+        return name
 
 
 class PriceConfig(_Section):

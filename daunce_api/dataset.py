@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Literal, overload
 
 from .errors import DataError
 from .records import RECORD_FIELDS, ROLES, parse_lines, record_of_row, record_problems, unknown_fields
-from .writing import writing
+from .writing import replacing
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -204,14 +204,10 @@ class Dataset(Sequence[Example]):
 
     def to_jsonl(self, path: str | Path) -> None:
         """Write the examples, ids and sources included, so that :meth:`from_jsonl` gives a data set of the same
-        digest. Written beside the old file and then renamed. Raises StoreError where that fails."""
-        path = Path(path)
-        part = path.with_name(path.name + ".part")
+        digest. What is there is replaced once the new file is whole. Raises StoreError where that fails."""
         lines = (json.dumps(e.to_record(), ensure_ascii=False, separators=(",", ":")) + "\n" for e in self)
-        with writing(path):
-            path.parent.mkdir(parents=True, exist_ok=True)
+        with replacing(Path(path)) as part:
             part.write_text("".join(lines), encoding="utf-8")
-            part.replace(path)
 
     @classmethod
     def from_jsonl(cls, path: str | Path) -> Dataset:

@@ -13,7 +13,8 @@ import time
 from collections.abc import Awaitable, Callable, Sequence
 from typing import TYPE_CHECKING, TypeVar
 
-from .backends.base import Deferred, Probing, Scorer, ScorerCapabilities, TokenScores, TrainerCapabilities, within_scope
+from .backends.abilities import Deferred, Probing
+from .backends.base import Scorer, ScorerCapabilities, TokenScores, TrainerCapabilities, within_scope
 from .backends.openai_wire.client import WireClient
 from .backends.openai_wire.dialects import dialect_of_models
 from .backends.registry import Backend, capabilities_of, open_backend

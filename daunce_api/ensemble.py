@@ -62,9 +62,10 @@ def plan_ensemble(n_train: int, members: int, subset_ratio: float, seed: int, mi
     size = round(subset_ratio * n_train)
     if size < max(min_subset, 1):
         need = max(min_subset, 1)
+        change = f"Raise ensemble.subset_ratio to at least {need / n_train:.3g}, or add" if need < n_train else "Add"
         raise ConfigurationError(
-            f"subsets would have {size} of {n_train} examples, fewer than the {need} that a fine-tune needs. Raise "
-            f"ensemble.subset_ratio to at least {need / n_train:.3g}, or add examples."
+            f"subsets would have {size} of {n_train} examples, fewer than the {need} that a fine-tune needs. {change} "
+            "examples."
         )
     if size >= n_train:
         raise ConfigurationError(

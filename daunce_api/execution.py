@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from .assembly import Material, assemble, complete_members
 from .attribution import Attribution
-from .backends.base import Deferred
+from .backends.abilities import Deferred
 from .backends.registry import Backend, open_backend
 from .budget import Plan
 from .clock import Clock

@@ -36,7 +36,9 @@ def read_labels(path: str | Path, attribution: Attribution) -> NDArray[np.bool_]
     path = Path(path)
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except OSError as error:
+        raise DataError(f"{path} cannot be read: {error.strerror or error}.") from error
+    except ValueError as error:
         raise DataError(f"{path} cannot be read as JSON: {error}.") from error
     train, test = attribution.train, attribution.test
     everywhere = content if isinstance(content, list) else None

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import csv
 import json
-import os
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from .display import csv_cell
 from .errors import ConfigurationError, MissingExtraError
-from .writing import writing
+from .writing import replacing
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -39,19 +38,17 @@ def write_table(table: pd.DataFrame, form: TableFormat, output: Path | None) -> 
             import pyarrow  # noqa: F401
         except ImportError as error:
             raise MissingExtraError("parquet", "parquet") from error
-        part = output.with_name(output.name + ".part")
         plain = table.copy()
         plain.attrs = {}
-        with writing(output):
+        with replacing(output) as part:
             plain.to_parquet(part, index=False)
-            os.replace(part, output)
         return
     text = _csv(table) if form == "csv" else _json(table)
     if output is None:
         sys.stdout.write(text)
     else:
-        with writing(output):
-            output.write_text(text, encoding="utf-8")
+        with replacing(output) as part:
+            part.write_text(text, encoding="utf-8")
 
 
 def _csv(table: pd.DataFrame) -> str:

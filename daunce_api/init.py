@@ -48,14 +48,14 @@ _COMMENT_COLUMN = 34
 def write_template(
     folder: str | Path, *, train: str | Path | None = None, test: str | Path | None = None, backend: str = "embedded"
 ) -> Path:
-    """Write ``run.yaml`` into a folder and return its path.
+    """Write ``run.yaml`` into a folder, which is made where it is missing, and return its path.
 
     Data files that are not given are looked for in the folder: JSONL files whose names say train or test (query,
     eval, valid, dev), or the one other file beside such a one. Where none is found the names ``train.jsonl`` and
     ``test.jsonl`` are written.
 
     Raises ConfigurationError where the file is there already (it is left as it is), a given data file is not, or the
-    folder cannot be written.
+    folder cannot be written. ``backend`` is taken as it is: an unknown kind is found when the config is used.
     """
     folder = Path(folder)
     path = folder / FILE_NAME
@@ -66,13 +66,14 @@ def write_template(
             test=_seen_from(folder, test) if test else found[1] or "test.jsonl",
             backend=backend,
         )
+        folder.mkdir(parents=True, exist_ok=True)
         with path.open("x", encoding="utf-8", newline="\n") as file:
             file.write(text)
-    except FileExistsError:
-        raise ConfigurationError(f"{path} exists and was left as it is. Edit it, or name another folder.") from None
     except (OSError, ValueError) as error:
         if isinstance(error, ConfigurationError):
             raise
+        if isinstance(error, FileExistsError) and path.exists():
+            raise ConfigurationError(f"{path} exists and was left as it is. Edit it, or name another folder.") from None
         reason = getattr(error, "strerror", None) or error
         raise ConfigurationError(f"{path} cannot be written: {reason}. Choose another folder.") from error
     return path

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from .backends.base import Hosting, Scorer
+from .backends.abilities import Hosting
+from .backends.base import Scorer
 from .backends.registry import open_backend
 from .config import RunConfig
 from .store import RunStore

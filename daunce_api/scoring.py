@@ -15,9 +15,10 @@ from typing import TypeVar
 
 from tenacity import AsyncRetrying, RetryCallState, retry_if_exception_type
 
-from .backends.base import Deferred, Hosting, Metered, ProbeReport, Probing, Scorer, TokenScores
+from .backends.abilities import Deferred, Hosting, Metered, ProbeReport, Probing
+from .backends.base import Scorer, TokenScores
 from .clock import Clock, SystemClock
-from .errors import ContractError, ProviderError, RejectedError, StoreError, TransientError
+from .errors import ContractError, ProviderError, RejectedError, ReplayError, StoreError, TransientError
 from .group_commit import GroupCommit
 from .leases import ModelLeases
 from .rate_limits import AdaptiveSlots
@@ -188,6 +189,11 @@ class ScoringClient:
                 report = await self._tried(lambda: scorer.probe(model, example))
             except RejectedError as error:
                 return ProbeReport(False, f"the endpoint could not be tested with {model}: {error}")
+            except ReplayError as error:
+                raise ReplayError(
+                    f"{error} The request is part of the endpoint's test, which recordings of earlier versions lack: "
+                    "make a new one with daunce run CONFIG --record NEW_DIR."
+                ) from error
             self._store.set_value(PROBE_VALUE, asdict(report))
             return report
 

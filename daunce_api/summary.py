@@ -10,7 +10,6 @@ from .report import RunFacts, write_report
 from .status import failures_of
 from .store import RunStore
 from .usage import usage_of
-from .writing import writing
 
 REPORT_NAME = "report.html"
 """Inside the run folder."""
@@ -22,9 +21,7 @@ def write_report_of(run: Run, attribution: Attribution, output: Path | None = No
     Raises StoreError where it cannot be written, MissingExtraError without the extra ``report``.
     """
     path = output or run.run_dir / REPORT_NAME
-    facts = facts_of(run, attribution)
-    with writing(path):
-        return write_report(attribution, path, run=facts)
+    return write_report(attribution, path, run=facts_of(run, attribution))
 
 
 def facts_of(run: Run, attribution: Attribution) -> RunFacts:

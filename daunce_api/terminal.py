@@ -199,7 +199,10 @@ def ranking_rows(table: pd.DataFrame) -> None:
 
 def cancelled(report: CancelReport) -> None:
     """``daunce cancel``."""
-    out.print(Text(f"Cancelled {len(report.cancelled)} jobs; {len(report.already_final)} had ended before."))
+    if report.cancelled or report.already_final or report.kept:
+        out.print(Text(f"Cancelled {len(report.cancelled)} jobs; {len(report.already_final)} had ended before."))
+    else:
+        out.print(Text("No job was going on."))
     _kept(report.kept)
 
 
@@ -248,8 +251,9 @@ def demo(result: DemoResult, page: Path | None) -> None:
     table_of(columns, rows)
     out.print()
     choice = attribution.choice
+    took = f"in {result.seconds:.0f} s" if result.seconds else "made before"
     for name, value in (
-        ("members", f"{len(attribution.members)} fine-tunes on random halves, in {result.seconds:.0f} s"),
+        ("members", f"{len(attribution.members)} fine-tunes on random halves, {took}"),
         ("estimator", choice.why),
         ("report", "not written" if page is None else str(page)),
         ("next", f"daunce top {result.run.run_dir} --test {attribution.test.ids[shown[0]]} -k 10"),

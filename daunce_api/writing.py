@@ -27,11 +27,16 @@ def writing(path: Path) -> Iterator[None]:
 def replacing(path: Path) -> Iterator[Path]:
     """A file beside ``path`` to write to, which takes its place at the end: no reader ever sees half of it.
 
-    Folders above it are made. Whatever ends it early takes the half-written file away and leaves what was there.
-    Raises StoreError for whatever the operating system has against it.
+    Folders above it are made. Whatever ends it early takes the half-written file away and leaves what was there. A
+    link keeps pointing at the file it points at, and what is no plain file (``/dev/stdout``, a named pipe) is written
+    to as it is: nothing may take its place. Raises StoreError for whatever the operating system has against it.
     """
-    part = path.with_name(path.name + ".part")
     with writing(path):
+        if path.exists() and not path.is_file():
+            yield path
+            return
+        path = path.resolve()
+        part = path.with_name(path.name + ".part")
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
             yield part

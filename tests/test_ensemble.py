@@ -63,3 +63,5 @@ def test_another_seed_gives_another_design() -> None:
 def test_a_subset_below_the_provider_minimum_names_the_ratio_that_would_do() -> None:
     with pytest.raises(ConfigurationError, match=r"6 of 12 examples, fewer than the 10 .* at least 0\.833"):
         plan_ensemble(12, 2, 0.5, 0, min_subset=10)
+    with pytest.raises(ConfigurationError, match=r"fewer than the 10 that a fine-tune needs\. Add examples\."):
+        plan_ensemble(8, 2, 0.5, 0, min_subset=10)

@@ -6,7 +6,7 @@ saved, loaded and looked at without the run, the provider or a network.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -108,6 +108,11 @@ class Attribution:
         """The estimator in use and why it was chosen."""
         return core.choose(self._losses, self.estimator, core.Setting(self.noise, self.rho))
 
+    def _chosen_for(self, question: core.Question) -> core.Choice:
+        if question == "attribution":
+            return self.choice
+        return core.choose(self._losses, self.estimator, core.Setting(self.noise, self.rho), question)
+
     @cached_property
     def self_lds(self) -> core.SelfLDS | None:
         """Estimated quality of the ranking (see :func:`daunce_api.core.self_lds`); None with too few members."""
@@ -125,16 +130,9 @@ class Attribution:
             return None
 
     def scores_NM(self) -> NDArray[Any]:
-        """(N, M) scores; positive = helpful."""
-        return core.scores(
-            self.train_loss_KN,
-            self.test_loss_KM,
-            self.design_KN,
-            self.estimator,
-            noise=self.noise,
-            rho=self.rho,
-            earlier=self.earlier,
-        )
+        """(N, M) scores by :attr:`choice`; positive = helpful. Units, and what is raised, as of
+        :func:`daunce_api.core.scores`."""
+        return np.concatenate(list(self._score_rows()))
 
     def score_blocks(self) -> ScoreBlocks:
         """Scores and standard errors of any rows and columns, computed where they are asked for."""
@@ -228,9 +226,7 @@ class Attribution:
         The estimator and its parameters are always chosen over all of them, and a false-discovery rate is over all
         pairs: neither may depend on which are asked about.
         """
-        choice = self.choice
-        if question != "attribution":
-            choice = core.choose(self._losses, self.estimator, core.Setting(self.noise, self.rho), question)
+        choice = self._chosen_for(question)
         if columns is None or fdr is None:
             losses = self._losses if columns is None else self._losses.columns(test=columns)
             return core.ranked(losses, choice, k, stderr=stderr, opponents=opponents, per=per, fdr=fdr)
@@ -256,20 +252,18 @@ class Attribution:
 
         Raises DataError where labels are missing, and what :func:`daunce_api.core.group_scores` raises.
         """
-        estimator = self.estimator
-        if question != "attribution":
-            estimator = core.choose(self._losses, estimator, question=question).estimator.name
-        return core.group_scores(
-            self.train_loss_KN,
-            self.test_loss_KM,
-            None if train is None else labels_of(self.train, train),
-            None if test is None else labels_of(self.test, test),
-            estimator,
-            inclusion_KN=self.design_KN,
-            noise=self.noise,
-            rho=self.rho,
-            earlier=self.earlier,
-        )
+        train_labels_N = None if train is None else labels_of(self.train, train)
+        test_labels_M = None if test is None else labels_of(self.test, test)
+        return self.grouped(train_labels_N, test_labels_M, question)
+
+    def grouped(
+        self,
+        train_labels_N: Sequence[Hashable] | None,
+        test_labels_M: Sequence[Hashable] | None,
+        question: core.Question = "attribution",
+    ) -> core.GroupScores:
+        """:meth:`groups` of any hashable labels, one for every example in the data's order, taken as they are."""
+        return core.grouped(self._losses, self._chosen_for(question), train_labels_N, test_labels_M)
 
     def top_groups(
         self,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import zipfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -17,7 +16,7 @@ from daunce_api.attribution.labels import Side
 from daunce_api.attribution.tokens import TokenTable
 from daunce_api.dataset import Dataset
 from daunce_api.errors import ConfigurationError, StoreCorruptError
-from daunce_api.writing import writing
+from daunce_api.writing import replacing
 
 if TYPE_CHECKING:
     from daunce_api.attribution.attribution import Attribution
@@ -30,19 +29,11 @@ Arrays = dict[str, NDArray[Any]]
 
 
 def write(folder: Path, content: Mapping[str, Any], arrays: Arrays) -> Path:
-    """Write both files into a folder, each under another name first, and return the folder.
-
-    Raises StoreError where that fails.
-    """
-    with writing(folder):
-        folder.mkdir(parents=True, exist_ok=True)
-        part = folder / (ARRAYS_NAME + ".part")
-        with part.open("wb") as file:
-            np.savez_compressed(file, allow_pickle=False, **arrays)
-        os.replace(part, folder / ARRAYS_NAME)
-        part = folder / (CONTENT_NAME + ".part")
+    """Write both files into a folder, and return it. Raises StoreError where that fails."""
+    with replacing(folder / ARRAYS_NAME) as part, part.open("wb") as file:
+        np.savez_compressed(file, allow_pickle=False, **arrays)
+    with replacing(folder / CONTENT_NAME) as part:
         part.write_text(json.dumps({"format": FORMAT, **content}, ensure_ascii=True), encoding="utf-8")
-        os.replace(part, folder / CONTENT_NAME)
     return folder
 
 

@@ -1,10 +1,10 @@
 """Which tokens carry a pair's score: those of the answer and those of the training example.
 
 Every estimator is ``a_i^T W b_j`` with W (K, K), a the centred training losses and b the test losses (`correlation`
-divides by both norms). An example's loss is the mean or sum over its tokens (of losses or margins), so a pair's score
-is a sum over the tokens of either side, exactly. Where test losses are taken on the log scale, ``f(l_k) - f(mean l)``
-is split over the answer's tokens in proportion to each token's share of ``l_k - mean l``, member by member, which keeps
-the sum exact.
+divides by both norms, and a score that is drawn towards zero has a weight). An example's loss is the mean or sum over
+its tokens (of losses or margins), so a pair's score is a sum over the tokens of either side, exactly. Where test losses
+are taken on the log scale, ``f(l_k) - f(mean l)`` is split over the answer's tokens in proportion to each token's share
+of ``l_k - mean l``, member by member, which keeps the sum exact.
 `inclusion` does not look at training losses: there only the answer's side can be split.
 """
 
@@ -21,6 +21,7 @@ from daunce_api import core
 from daunce_api.attribution.labels import Side
 from daunce_api.core.checkpoints import centred
 from daunce_api.core.losses import token_losses
+from daunce_api.core.shrinkage import directions, shrinkage_of
 from daunce_api.core.spectrum import stabilised
 from daunce_api.errors import DataError
 
@@ -61,7 +62,8 @@ class Split:
         self._correlation = choice.estimator.name == "correlation"
         # A correlation is a covariance over two norms, which all tokens share.
         self._estimator = core.ESTIMATORS["covariance"] if self._correlation else choice.estimator
-        self._setting = replace(choice.setting, log_offset=None)
+        self._setting = replace(choice.setting, log_offset=None, shrinkage=None)
+        self._shrinkage = choice.setting.shrinkage
         self._offset = choice.setting.log_offset
         self._members = core.member_losses(attribution.train_loss_KN, attribution.test_loss_KM, attribution.design_KN)
         self._whole_N = np.asarray(np.isfinite(self._members.train_KN).all(axis=0))
@@ -118,6 +120,12 @@ class Split:
         )
         return self._estimator.factorise(columns, self._setting)
 
+    @cached_property
+    def _directions(self) -> float:
+        """d of `core.shrinkage`: the filtered spectrum is that of W G."""
+        left_KN = self._factors.left_RN
+        return directions(np.linalg.eigvals(self._map_KK @ (left_KN @ left_KN.T)).real)
+
     def _losses(self, side: Side, position: int) -> Floats:
         """(K, T) losses of an example's tokens, which sum to the example's loss."""
         reduction = self._attribution.loss
@@ -132,7 +140,14 @@ class Split:
         return stabilised(self._members.test_KM[:, [j]].astype(np.float64), self._offset)[:, 0]
 
     def _factor(self, i: int, j: int) -> float:
-        """1, and for correlations what makes one of a covariance."""
+        """What the product of both sides is multiplied by: the pair's weight where scores are drawn towards zero, what
+        makes a correlation of a covariance, or 1."""
+        if self._shrinkage is not None:
+            test_K = centred(self._test_loss(j))
+            sides = np.stack([self._left(i), test_K])
+            products = sides @ self._map_KK @ sides.T
+            shrinkage = shrinkage_of(self._shrinkage, self._directions, products[0, :1], products[1, 1:])
+            return float(shrinkage.weight(products[:1, 1], np.array([0]), np.array([0]))[0])
         if not self._correlation:
             return 1.0
         norms = np.linalg.norm(self._left(i)) * np.linalg.norm(centred(self._test_loss(j)))

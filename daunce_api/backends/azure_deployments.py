@@ -6,15 +6,17 @@ The service has an address and a token of its own. A deployment is paid for by t
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Mapping
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import httpx2
 
 from ..clock import Clock, SystemClock
-from ..errors import ProviderError, RejectedError, StopError, TransientError
+from ..errors import ProviderError, RejectedError, StopError
 from .failures import Failures
+from .hosting import Patience
+from .refusals import gone_already
 
 if TYPE_CHECKING:
     from .azure import AzureScorerOptions
@@ -44,8 +46,7 @@ class DeploymentHost:
         self._http = http
         self._options = options
         self._token = token
-        self._clock = clock or SystemClock()
-        self._polls = polls
+        self._patience = Patience(clock or SystemClock(), _POLL_SECONDS, polls)
 
     async def load(self, model: str) -> str:
         """Deploy a fine-tune and wait until it answers: the deployment's name."""
@@ -54,26 +55,23 @@ class DeploymentHost:
             "sku": {"name": self._options.sku, "capacity": self._options.capacity},
             "properties": {"model": {"format": "OpenAI", "name": model, "version": "1"}},
         }
-        answer = await self._request("PUT", name, f"deploying {model}", body)
-        for _ in range(self._polls):
+
+        def ready(answer: Mapping[str, Any]) -> bool:
             properties = answer.get("properties")
             state = properties.get("provisioningState") if isinstance(properties, dict) else None
-            if state == "Succeeded":
-                return name
             if state in ("Failed", "Canceled", "Disabled"):
                 raise RejectedError(f"Azure could not deploy {model}: {state}.")
-            await self._clock.sleep(_POLL_SECONDS)
-            with suppress(TransientError):  # what is being deployed goes on
-                answer = await self._request("GET", name, f"waiting for {model}")
-        raise RejectedError(f"{model} was not deployed after {self._polls * _POLL_SECONDS / 60:.0f} minutes.")
+            return state == "Succeeded"
+
+        answer = await self._request("PUT", name, f"deploying {model}", body)
+        look = partial(self._request, "GET", name, f"waiting for {model}")
+        await self._patience.until(ready, answer, look, f"the deployment of {model}")
+        return name
 
     async def unload(self, model: str) -> None:
         """Delete the deployment of a model; one that is gone already is no error. The fine-tune stays."""
-        try:
+        with gone_already():
             await self._request("DELETE", name_of(model), f"deleting the deployment of {model}")
-        except RejectedError as error:
-            if error.status != 404:
-                raise
 
     async def close(self) -> None:
         await self._http.aclose()

@@ -8,16 +8,17 @@ from __future__ import annotations
 
 import asyncio
 from collections import OrderedDict
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field, replace
 from types import TracebackType
-from typing import Protocol, Self
+from typing import Any, Protocol, Self
 
 from ..clock import Clock, SystemClock
-from ..errors import DaunceError, ProviderError, StopError, TransientError
+from ..errors import DaunceError, ProviderError, RejectedError, StopError, TransientError
 from ..tokens import EncodedExample
-from .base import HostRecords, Metered, ProbeReport, Probing, Scorer, ScorerCapabilities, TokenScores
+from .abilities import HostRecords, Metered, ProbeReport, Probing
+from .base import Scorer, ScorerCapabilities, TokenScores
 
 RETRY_SECONDS = (1.0, 5.0)
 """Waits before a model that could not be taken off is tried again: what stays may be paid for by the hour."""
@@ -38,6 +39,33 @@ class Host(Protocol):
         ...
 
     async def close(self) -> None: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Patience:
+    """How long a host is waited for: it is looked at ``polls`` times, ``seconds`` apart."""
+
+    clock: Clock
+    seconds: float
+    polls: int
+
+    async def until(
+        self,
+        ready: Callable[[Mapping[str, Any]], bool],
+        answer: Mapping[str, Any],
+        look: Callable[[], Awaitable[Mapping[str, Any]]],
+        what: str,
+    ) -> None:
+        """Look until the latest answer says that ``what`` is ready; a look that fails in passing is no answer, since
+        what is being loaded goes on. Raises RejectedError where it takes too long, and what ``ready`` raises."""
+        for _ in range(self.polls):
+            if ready(answer):
+                return
+            await self.clock.sleep(self.seconds)
+            with suppress(TransientError):
+                answer = await look()
+        if not ready(answer):
+            raise RejectedError(f"{what} was not ready after {self.polls * self.seconds / 60:.0f} minutes.")
 
 
 @dataclass

@@ -15,7 +15,8 @@ from ..dataset import Example
 from ..errors import ContractError, RejectedError
 from ..tokens import EncodedExample, Tokenizer
 from ..tokens.literal import MARK
-from .base import ProbeReport, ScorerCapabilities, TokenScores
+from .abilities import ProbeReport
+from .base import ScorerCapabilities, TokenScores
 from .openai_wire.client import WireClient
 from .openai_wire.contract import check_ids, scores_of
 from .openai_wire.probe import GENERATED, compare, not_generating

@@ -1,7 +1,6 @@
-"""Which kinds of backend there are, and how one is opened from a config.
+"""How a backend is opened from a config.
 
-A kind is one line in ``BACKENDS`` or ``SCORERS``: a module that is imported when it is asked for, and the extra that
-holds its dependencies. Such a module defines, for the roles that it has,
+The module of a kind (``kinds``) is imported when it is asked for. It defines, for the roles that it has,
 
     trainer_capabilities(config: RunConfig) -> TrainerCapabilities     no network, no key
     scorer_capabilities(config: RunConfig) -> ScorerCapabilities       no network, no key
@@ -14,13 +13,12 @@ holds its dependencies. Such a module defines, for the roles that it has,
 
 from __future__ import annotations
 
-import difflib
 import importlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
 from types import ModuleType, TracebackType
-from typing import Any, Self, TypeVar
+from typing import Any, Self
 
 import httpx2
 
@@ -28,101 +26,13 @@ from ..config import RunConfig
 from ..errors import ConfigurationError, MissingExtraError
 from ..tokens import Tokenizer
 from .base import Scorer, ScorerCapabilities, Trainer, TrainerCapabilities
-from .openai_wire.client import ANONYMOUS, OPENAI_BASE_URL, Endpoint, api_key_from, checked_base_url
+from .kinds import BACKENDS, SCORERS, BackendKind, known
+from .openai_wire.client import ANONYMOUS, Endpoint, api_key_from, checked_base_url
 
-
-@dataclass(frozen=True, slots=True)
-class ScorerKind:
-    """A way to read log-probabilities. ``base_url`` and ``key_variable`` are defaults of an endpoint of its own."""
-
-    module: str
-    extra: str | None = None
-    base_url: str | None = None
-    key_variable: str | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class BackendKind:
-    """A provider of fine-tuning. ``scorer`` is the kind used where the config names none; ``needs_url`` says that
-    ``backend.base_url`` has no default; ``remote`` that requests leave the process."""
-
-    module: str
-    scorer: str
-    extra: str | None = None
-    provider: str = ""
-    base_url: str | None = None
-    key_variable: str | None = None
-    remote: bool = True
-    needs_url: bool = False
-
-
-KindT = TypeVar("KindT")
 KeyOf = Callable[[str], str]
 
 REPLAYED = "replayed-key"
 """Stands for every key in a replay."""
-
-_HERE = "daunce_api.backends"
-TOGETHER_BASE_URL = "https://api.together.ai/v1"
-FIREWORKS_BASE_URL = "https://api.fireworks.ai/inference/v1"
-TINKER_BASE_URL = "https://tinker.thinkingmachines.dev/services/tinker-prod"
-AZURE_KEY_VARIABLE = "AZURE_OPENAI_API_KEY"
-
-BACKENDS: Mapping[str, BackendKind] = {
-    "embedded": BackendKind(f"{_HERE}.embedded", "echo", extra="server", provider="the embedded server"),
-    "openai": BackendKind(
-        f"{_HERE}.openai_wire.trainer",
-        "chat_token",
-        provider="OpenAI",
-        base_url=OPENAI_BASE_URL,
-        key_variable="OPENAI_API_KEY",
-    ),
-    "openai_wire": BackendKind(f"{_HERE}.openai_wire.trainer", "echo", provider="the server", needs_url=True),
-    "local": BackendKind(f"{_HERE}.local.backend", "local", extra="local", provider="this machine", remote=False),
-    "together": BackendKind(
-        f"{_HERE}.together.trainer",
-        "together",
-        extra="together",
-        provider="Together",
-        base_url=TOGETHER_BASE_URL,
-        key_variable="TOGETHER_API_KEY",
-    ),
-    "fireworks": BackendKind(
-        f"{_HERE}.fireworks.trainer",
-        "fireworks",
-        extra="fireworks",
-        provider="Fireworks",
-        base_url=FIREWORKS_BASE_URL,
-        key_variable="FIREWORKS_API_KEY",
-    ),
-    "tinker": BackendKind(
-        f"{_HERE}.tinker.trainer",
-        "tinker",
-        extra="tinker",
-        provider="Tinker",
-        base_url=TINKER_BASE_URL,
-        key_variable="TINKER_API_KEY",
-    ),
-    "azure": BackendKind(
-        f"{_HERE}.azure", "azure", provider="Azure OpenAI", key_variable=AZURE_KEY_VARIABLE, needs_url=True
-    ),
-}
-
-SCORERS: Mapping[str, ScorerKind] = {
-    "echo": ScorerKind(f"{_HERE}.openai_wire.echo"),
-    "chat_token": ScorerKind(f"{_HERE}.openai_wire.chat_token"),
-    "local": ScorerKind(f"{_HERE}.local.backend", extra="local"),
-    "vllm": ScorerKind(f"{_HERE}.openai_wire.adapters"),
-    "prompt_logprobs": ScorerKind(f"{_HERE}.openai_wire.prompt_logprobs"),
-    "sglang": ScorerKind(f"{_HERE}.sglang"),
-    "tgi": ScorerKind(f"{_HERE}.tgi"),
-    "together": ScorerKind(f"{_HERE}.together.scorer", base_url=TOGETHER_BASE_URL, key_variable="TOGETHER_API_KEY"),
-    "fireworks": ScorerKind(f"{_HERE}.fireworks.scorer", base_url=FIREWORKS_BASE_URL, key_variable="FIREWORKS_API_KEY"),
-    "tinker": ScorerKind(
-        f"{_HERE}.tinker.scorer", extra="tinker", base_url=TINKER_BASE_URL, key_variable="TINKER_API_KEY"
-    ),
-    "azure": ScorerKind(f"{_HERE}.azure"),
-}
 
 
 @dataclass(frozen=True)
@@ -233,17 +143,17 @@ def open_tokenizer(config: RunConfig) -> Tokenizer:
 
 def scorer_kind(config: RunConfig) -> str:
     """Name of the scorer that the config uses."""
-    return config.backend.scorer.kind or _known(BACKENDS, config.backend.kind, "backend.kind").scorer
+    return config.backend.scorer.kind or known(BACKENDS, config.backend.kind, "backend.kind").scorer
 
 
 def scoring_address(config: RunConfig) -> str | None:
     """Kind and address that log-probabilities come from, without a key; None where that is this machine, or where the
     models are trained on it."""
-    trainer = _known(BACKENDS, config.backend.kind, "backend.kind")
+    trainer = known(BACKENDS, config.backend.kind, "backend.kind")
     if config.backend.kind == "embedded" or not trainer.remote:
         return None
     name = scorer_kind(config)
-    scorer = _known(SCORERS, name, "backend.scorer.kind")
+    scorer = known(SCORERS, name, "backend.scorer.kind")
     own = scorer.base_url if config.backend.scorer.kind not in (None, trainer.scorer) else None
     address = config.backend.scorer.base_url or own or config.backend.base_url or trainer.base_url
     if address is None or Endpoint(address).loopback:
@@ -252,22 +162,14 @@ def scoring_address(config: RunConfig) -> str | None:
 
 
 def _backend(config: RunConfig) -> tuple[BackendKind, ModuleType]:
-    kind = _known(BACKENDS, config.backend.kind, "backend.kind")
+    kind = known(BACKENDS, config.backend.kind, "backend.kind")
     return kind, _load(kind.module, kind.extra, config.backend.kind)
 
 
 def _scorer_module(config: RunConfig, kind: BackendKind) -> ModuleType:
     name = config.backend.scorer.kind or kind.scorer
-    scorer = _known(SCORERS, name, "backend.scorer.kind")
+    scorer = known(SCORERS, name, "backend.scorer.kind")
     return _load(scorer.module, scorer.extra, name)
-
-
-def _known(table: Mapping[str, KindT], name: str, key: str) -> KindT:
-    if name in table:
-        return table[name]
-    close = difflib.get_close_matches(name, table, n=1)
-    hint = f"did you mean {close[0]}?" if close else f"it can be {', '.join(table)}."
-    raise ConfigurationError(f"{key}: {name!r} is not known; {hint}")
 
 
 def _load(module: str, extra: str | None, name: str) -> ModuleType:

@@ -13,7 +13,7 @@ from typing import Any, Self, TypeVar
 
 from pydantic import ValidationError
 
-from ..errors import DaunceError, ProviderError, RejectedError, StopError, TransientError
+from ..errors import DaunceError, ProviderError, RejectedError, ReplayError, StopError, TransientError
 from .base import Hyperparameters, TrainerCapabilities
 from .failures import Failures
 
@@ -62,8 +62,10 @@ class SdkCalls:
             return error.status == 404
         return True
 
-    def _translate(self, error: Exception, doing: str, submit: bool) -> ProviderError | None:
+    def _translate(self, error: Exception, doing: str, submit: bool) -> ProviderError | ReplayError | None:
         sdk = self._sdk
+        if isinstance(error, sdk.APIConnectionError) and isinstance(error.__cause__, ReplayError):
+            return error.__cause__  # the SDKs take whatever a transport raises for a failed connection
         if type(error) is ValueError and isinstance(error.__cause__, Exception):
             # Tinker's SDK wraps what the service answers when it is asked for the result of an earlier request.
             if not isinstance(error.__cause__, sdk.APIError):

@@ -14,7 +14,8 @@ from pydantic import Field
 from ..config import RunConfig
 from ..errors import ContractError
 from ..tokens import EncodedExample
-from .base import ProbeReport, ScorerCapabilities, TokenScores
+from .abilities import ProbeReport
+from .base import ScorerCapabilities, TokenScores
 from .openai_wire.client import WireClient
 from .openai_wire.contract import BEFORE_TARGETS, check_ids, scores_of
 from .openai_wire.probe import GENERATED, Generated, generated, probe_generated

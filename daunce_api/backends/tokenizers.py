@@ -41,7 +41,8 @@ def tokenizer_of(config: RunConfig) -> Tokenizer:
         )
     raise ConfigurationError(
         f"the tokenizer of model {name!r} is not known. Set backend.tokenizer to the model's folder with "
-        "tokenizer.json (save_pretrained() of its tokenizer writes one)."
+        "tokenizer.json (save_pretrained() of its tokenizer writes one), or, for a model of OpenAI, to the name of "
+        "one with the same tokenizer."
     )
 
 

@@ -166,10 +166,10 @@ class Plan:
         if target:
             jobs += f" (the target model on all {self.n_train:,} examples, then {self.members} members"
             jobs += f" on {self.subset:,} each)"
-        else:
+        elif self.subset:
             jobs += f", each on {self.subset:,} of {self.n_train:,} examples"
         members = [tokens for k, tokens in self.training_tokens.items() if k != TARGET]
-        spread = f"{min(members):,} to {max(members):,} a member" if members else "none"
+        spread = f"{min(members):,} to {max(members):,} a member" if members else "no subsets can be drawn"
         scored = (self.scoring_input_tokens + self.scoring_output_tokens) * self.scored_models
         asked = self.n_train + self.n_test if self.n_scored is None else self.n_scored
         of_each = f" ({self.checkpoints} of each member)" if self.checkpoints > 1 else ""

@@ -91,6 +91,11 @@ def show(as_json: bool, content: dict[str, Any], show: Callable[[], None]) -> No
         show()
 
 
+def error_content(error: DaunceError) -> dict[str, Any]:
+    """An error as --json prints it."""
+    return {"error": {"type": type(error).__name__, "message": str(error)}}
+
+
 def main(arguments: list[str] | None = None) -> None:
     """Run the command line and exit with its code; no traceback reaches a user for an error of this package."""
     as_json = "--json" in (sys.argv[1:] if arguments is None else arguments)
@@ -100,14 +105,16 @@ def main(arguments: list[str] | None = None) -> None:
             terminal.error("Interrupted. What was done is kept: the same command goes on, `daunce cancel` stops jobs.")
     except DaunceError as error:
         if as_json:
-            typer.echo(json.dumps({"error": {"type": type(error).__name__, "message": str(error)}}))
+            typer.echo(json.dumps(error_content(error)))
         terminal.error(str(error))
         code = error.exit_code
     except typer.Abort:
         terminal.error("Stopped; nothing was sent.")
         code = INTERRUPTED
     except typer.TyperException as error:
-        terminal.error(f"{error.format_message()} `daunce --help` and `daunce COMMAND --help` show what there is.")
+        said = error.format_message().replace("Value error, ", "").rstrip(".")
+        if said:  # nothing where no command was named: the help is what is shown then
+            terminal.error(f"{said}. `daunce --help` and `daunce COMMAND --help` show what there is.")
         code = 2
     except BrokenPipeError:
         code = 0

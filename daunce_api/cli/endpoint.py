@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from .. import terminal
+from ..errors import ProviderError
 from .common import ENDPOINT, ConfigArgument, JsonOption, command, show
 
 
@@ -45,10 +46,13 @@ def serve(
 def doctor(config: ConfigArgument, as_json: JsonOption = False) -> None:
     """Ask the configured endpoint for one tiny example: what it can do, how noisy and fast it is, what to change.
 
-    Costs a few tokens. Needs the key that the config names, and no run.
+    Costs a few tokens. Needs the key that the config names, and no run. Ends with exit code 5 where the endpoint cannot
+    be used.
     """
     from ..doctor import examine
     from ..pipeline import Run
 
     findings = examine(Run.create(config))
     show(as_json, findings.to_json(), lambda: terminal.say(findings.text()))
+    if not findings.ok:
+        raise typer.Exit(ProviderError.exit_code)

@@ -9,7 +9,18 @@ import typer
 
 from .. import terminal
 from ..errors import ConfigurationError, MissingExtraError
-from .common import MAKE, ConfigArgument, JsonOption, RunArgument, YesOption, command, confirm, confirm_price, show
+from .common import (
+    MAKE,
+    ConfigArgument,
+    JsonOption,
+    RunArgument,
+    YesOption,
+    command,
+    confirm,
+    confirm_price,
+    error_content,
+    show,
+)
 
 if TYPE_CHECKING:
     from ..attribution import Attribution
@@ -21,7 +32,9 @@ def init(
     folder: Annotated[Path, typer.Argument(help="folder of the new run.yaml")] = Path(),
     train: Annotated[Path | None, typer.Option(help="training examples; default: a JSONL file found there")] = None,
     test: Annotated[Path | None, typer.Option(help="answers to explain; default: a JSONL file found there")] = None,
-    backend: Annotated[str, typer.Option(help="embedded, openai, openai_wire, local, ...")] = "embedded",
+    backend: Annotated[
+        str, typer.Option(help="embedded, local, openai, azure, together, fireworks, tinker, openai_wire")
+    ] = "embedded",
     as_json: JsonOption = False,
 ) -> None:
     """Write a run.yaml in which every key is explained.
@@ -29,10 +42,17 @@ def init(
     Training examples and answers to explain are JSONL files, chat (messages) or prompt and completion; those found in
     the folder are entered. Next: daunce plan run.yaml
     """
+    from ..backends.kinds import BACKENDS, known
+    from ..config import RunConfig
     from ..init import write_template
 
+    known(BACKENDS, backend, "--backend")
     path = write_template(folder, train=train, test=test, backend=backend)
-    show(as_json, {"config": str(path)}, lambda: terminal.say(f"Wrote {path}. Next: daunce plan {path}"))
+    data = RunConfig.from_yaml(path).data
+    missing = [str(file) for file in (data.train, data.test) if not file.is_file()]
+    put = f" Put your examples into {' and '.join(missing)}, or name other files under data:." if missing else ""
+    content = {"config": str(path), "missing": missing}
+    show(as_json, content, lambda: terminal.say(f"Wrote {path}.{put} Next: daunce plan {path}"))
 
 
 @command(MAKE)
@@ -47,8 +67,11 @@ def plan(config: ConfigArgument, as_json: JsonOption = False) -> None:
     job = Run.create(config)
     planned = job.plan()
     terminal.warn(job.warnings)
-    show(as_json, planned.to_json(), lambda: terminal.say(planned.text()))
-    planned.check()
+    refusal = next(iter(planned.refusals), None)
+    content = planned.to_json() | ({} if refusal is None else error_content(refusal))
+    show(as_json, content, lambda: terminal.say(planned.text()))
+    if refusal is not None:  # the plan says why
+        raise typer.Exit(refusal.exit_code)
 
 
 @command(MAKE)

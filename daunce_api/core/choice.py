@@ -1,7 +1,6 @@
 """Which estimator: `auto`, how lambda is chosen, and the words for why.
 
-Without rho (members share the target's recipe) the candidate with the highest held-out correlation is taken. On the
-fine-tunes of tests/benchmarks it stayed within .012 LDS of the best ridge in hindsight (RESULTS-estimators.md).
+Without rho (members share the target's recipe) the candidate with the highest held-out correlation is taken.
 
 With rho (members are short runs from the target) held-out members answer to re-weighting with their own response c,
 the target with 1 / (f + d) (METHOD item 6). Where f / d = f R / rho is small the two agree, up to a factor, and the
@@ -11,9 +10,14 @@ cost up to .2 LDS. There the strongest whitening is taken whose held-out correla
 much as the noise in the small directions, which held-out members do see, allows; less so where scoring noise has a
 share in the losses (the fourth power of the signal's share was the best of 0, 1, 2 and 4).
 
-Losses at earlier checkpoints (`checkpoints`) are used where held-out members are predicted better with them, and always
-while there are too few members to ask. On the fine-tunes of tests/benchmarks that gained up to .20 LDS and lost at most
-.008 (members from the target, K = 200).
+Then scores are drawn towards zero (`shrinkage`) by the amount that held-out members are predicted best with, and where
+the members answer like the target the filter is chosen once more with it. Held-out members of short runs want less of
+that, too, than retrained models do: there the largest amount within 5 % of the best is taken. With too few members to
+ask, c = 4, which cost at most .002 LDS with 10 members and gained up to .13.
+
+Losses at earlier checkpoints (`checkpoints`) are used unless held-out members are predicted better, by 1 %, without
+them, and always while there are too few members to ask. Of the scales of test losses (`stabilised`) the one nearest to
+the margin is taken that is within 1 % of the best. What all this gained and cost is in RESULTS-estimators.md.
 """
 
 from __future__ import annotations
@@ -35,6 +39,11 @@ RIDGES = tuple(float(x) for x in np.round(10.0 ** np.arange(-1, 1.01, 0.25), 3))
 SHORTFALL = 0.08
 MEMBERS_TO_CHOOSE = 20  # held-out correlations of fewer are too noisy to choose by; fixed values did as well or better
 JUDGED_TESTS = 1_000
+JUDGED_PAIRS, JUDGED_LEAST = 600_000, 40  # of weighted scores: so many pairs, or those of so many test examples
+AMOUNTS = (None, 0.5, 1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0)
+AMOUNT_UNTOLD = 4.0  # while there is too little to judge by
+SHORT_OF_BEST = 0.05
+TOO_CLOSE = 0.01
 
 
 @dataclass(frozen=True)
@@ -126,12 +135,13 @@ def _auto(members: MemberLosses, setting: Setting) -> Choice:
     if not _can_judge(members):
         if noise and members.complete and not spectrum_of(members, setting).signal.any():
             return Choice(covariance, setting, "the scoring noise is larger than what filters could use", "attribution")
-        ridge = 1.0 if setting.rho is None else 0.3
+        ridge = 1.0 if setting.rho is None else 0.3 if noise or members.earlier is None else 0.1
         why = f"whitened with lambda = {ridge}: the fixed choice while there is too little to judge by (" + (
             "no inclusion matrix)" if members.inclusion_KN is None else f"{members.count} members)"
         )
-        known = replace(setting, ridge=ridge, log_offset=_offsets(members, [noise])[0])
-        return Choice(whitened, known, why + _checkpoints_used(members, known), "attribution")
+        offset = _offsets(members, [noise])[0]
+        known = replace(setting, ridge=ridge, log_offset=offset, shrinkage=AMOUNT_UNTOLD)
+        return Choice(whitened, known, why + _besides(members, known), "attribution")
     noises = [noise] if setting.noise is not None else [0.0, 0.01, 0.1]
     used = [replace(setting, checkpoints=use) for use in ([True] if members.earlier is None else [True, False])]
     scales = [
@@ -147,13 +157,16 @@ def _auto(members: MemberLosses, setting: Setting) -> Choice:
         others += [(estimator_named("half_whitened"), scale) for scale in scales]
     values = _values(held, [c for group in groups for c in group] + others)
     split = [values[i * len(RIDGES) : (i + 1) * len(RIDGES)] for i in range(len(groups))]
-    best = int(np.argmax([part.max() for part in split]))
+    tops = np.array([part.max() for part in split])
+    # In this order: with checkpoints first, and the scale that is nearest to the margin.
+    best = int(np.flatnonzero(tops >= min((1 - TOO_CLOSE) * tops.max(), tops.max()))[0])
     chosen, value = groups[best][_take(split[best], allowed)], float(split[best].max())
     rest = values[len(groups) * len(RIDGES) :]
     if rest.max() > value:
         chosen, value = others[int(rest.argmax())], float(rest.max())
+    chosen = _shrunk(held, chosen, refine=not allowed)
     plain = float(rest[: len(used)].max())
-    what = chosen[0].name + (f" (lambda = {chosen[1].ridge:.2g})" if chosen[1].ridge is not None else "")
+    what = chosen[0].name + (f" (lambda = {chosen[1].ridge:.2g})" if chosen[0].name == "whitened" else "")
     if chosen[0].name == "covariance":
         why = f"covariance predicts held-out members best ({plain:.3f})"
     elif not allowed:
@@ -163,15 +176,41 @@ def _auto(members: MemberLosses, setting: Setting) -> Choice:
             f"{what}: the strongest whitening that held-out members bear (best {value:.3f}; covariance {plain:.3f}), "
             "since members are short runs from the target"
         )
-    return Choice(*chosen, why + _checkpoints_used(members, chosen[1]), "attribution")
+    return Choice(*chosen, why + _besides(members, chosen[1]), "attribution")
 
 
-def _checkpoints_used(members: MemberLosses, setting: Setting) -> str:
+def _shrunk(held: HeldOut, chosen: Candidate, refine: bool) -> Candidate:
+    """The same with the shrinkage that held-out members bear; with ``refine`` also with the filter that goes with it.
+
+    Members from the target get the strongest within 5 % of the best, since they tell too little of it.
+    """
+    held = held.some_tests(JUDGED_PAIRS, JUDGED_LEAST)
+
+    def at(estimator: Estimator, setting: Setting) -> Candidate:
+        amounts = [replace(setting, shrinkage=amount) for amount in AMOUNTS]
+        values = _values(held, [(estimator, known) for known in amounts])
+        best = int(values.argmax())
+        if setting.rho is not None and values[best] > 0:
+            best = int(np.flatnonzero(values >= (1 - SHORT_OF_BEST) * values[best])[-1])
+        return estimator, amounts[best]
+
+    estimator, setting = at(*chosen)
+    if not refine or setting.shrinkage is None:
+        return estimator, setting
+    filters = [(estimator_named("whitened"), replace(setting, ridge=ridge)) for ridge in RIDGES]
+    filters.append((estimator_named("half_whitened"), replace(setting, ridge=None)))
+    return at(*filters[int(_values(held, filters).argmax())])
+
+
+def _besides(members: MemberLosses, setting: Setting) -> str:
+    why = ""
+    if setting.shrinkage is not None:
+        why = f"; scores are drawn towards zero as far as chance would make them (c = {setting.shrinkage:g})"
     if members.earlier is None:
-        return ""
+        return why
     if setting.checkpoints:
-        return f"; with the losses at {len(members.earlier)} earlier checkpoints as further rows"
-    return "; without the losses at earlier checkpoints, which predict held-out members worse"
+        return f"{why}; with the losses at {len(members.earlier)} earlier checkpoints as further rows"
+    return f"{why}; without the losses at earlier checkpoints, which predict held-out members worse"
 
 
 def _offsets(members: MemberLosses, noises: Sequence[float]) -> list[float | None]:

@@ -23,11 +23,14 @@ from numpy.typing import NDArray
 
 from daunce_api.core.checkpoints import Floats
 from daunce_api.core.estimators import Factors
-from daunce_api.core.grouping import is_single, sum_groups
+from daunce_api.core.grouping import Groups, group_error, group_sums, is_single, sum_groups
+from daunce_api.core.shrinkage import Shrinkage
 
 _TILE = (2_048, 512)
 _STRIP = 128  # rows whose changes stay in cache while members are gone through
 LEAST_FOR_CORRELATION = 4  # of three members two are left, whose correlation is 1 or -1 whatever they are
+_PAIRS = 1_000_000  # that are weighted at a time
+_CHANGES = 10_000_000  # of groups by members that are held at a time
 _FEW_PARTS = 5  # up to which products on pairs of parts are faster than one member after the other
 
 
@@ -44,7 +47,16 @@ class FactorBlocks:
 
     def block(self, rows: slice, columns: slice) -> Floats:
         """(n, m) scores."""
-        return np.asarray(self.factors.left_RN[:, rows].T @ self.factors.right_RM[:, columns])
+        score = np.asarray(self.factors.left_RN[:, rows].T @ self.factors.right_RM[:, columns])
+        shrinkage = self.factors.shrinkage
+        return score if shrinkage is None else shrinkage.shrunk(score, rows, columns)
+
+    def _weight(self, rows: slice, columns: slice) -> Floats:
+        """(n, m) what scores are multiplied by."""
+        f = self.factors
+        if f.shrinkage is None:
+            return np.ones((1, 1), dtype=f.left_RN.dtype)
+        return f.shrinkage.weight(f.left_RN[:, rows].T @ f.right_RM[:, columns], rows, columns)
 
     def stderr_block(self, rows: slice, columns: slice) -> Floats:
         """(n, m) standard errors."""
@@ -64,7 +76,7 @@ class FactorBlocks:
                 out[i : i + _TILE[0], j : j + _TILE[1]] = jackknife(
                     self._squares(lefts, rights), total, f.stages.members
                 )
-        return out
+        return out if f.shrinkage is None else out * self._weight(rows, columns)
 
     def count_block(self, rows: slice, columns: slice) -> Floats:
         """(n, m) members that have both losses: all of them."""
@@ -74,13 +86,15 @@ class FactorBlocks:
     def group_block(self, row_of: NDArray[np.int64], column_of: NDArray[np.int64]) -> tuple[Floats, Floats]:
         """(G, H) sums of scores over groups of examples, and their standard errors.
 
-        Sums of columns come before the product, so it costs no more than single examples do. Norms of summed
-        correlations are taken as known, see `unit_terms`.
+        Sums of columns come before the product, so it costs no more than single examples do; where pairs have weights,
+        about what all pairs cost. Norms of summed correlations are taken as known, see `unit_terms`.
         """
         whole = slice(None)
         if is_single(row_of) and is_single(column_of):
             return self.block(whole, whole), self.stderr_block(whole, whole)
         f = self.factors
+        if f.shrinkage is not None:
+            return group_sums(self, row_of, column_of), self._weighted_group_errors(f.shrinkage, row_of, column_of)
         left, right, tests = (
             sum_groups(x, of) for x, of in ((f.left_RN, row_of), (f.right_RM, column_of), (f.tests_RM, column_of))
         )
@@ -94,14 +108,50 @@ class FactorBlocks:
         """(K, G, H) what each member adds to sums over groups of a filter's scores, about their mean; their standard
         error is the root of the sum of squares."""
         f = self.factors
-        left, tests = sum_groups(f.left_RN, row_of), sum_groups(f.tests_RM, column_of)
-        shape = (-1, f.stages.members)
-        lefts, rights = (
-            np.concatenate(x).reshape(*shape, x[0].shape[1])
-            for x in ([t.left(left) for t in f.errors()], [t.right(tests) for t in f.errors()])
-        )
-        change = lefts.transpose(1, 2, 0) @ rights.swapaxes(0, 1)
+        if f.shrinkage is not None:
+            change = self._weighted_changes(row_of, column_of)
+        else:
+            left, tests = sum_groups(f.left_RN, row_of), sum_groups(f.tests_RM, column_of)
+            change = self._lefts(left).swapaxes(1, 2) @ self._rights(tests)
         return np.asarray((change - change.mean(axis=0)) * np.sqrt(1 - 1 / f.stages.members))
+
+    def _lefts(self, left_RX: Floats) -> Floats:
+        """(K, P, n) training side of each member's parts: a term at a stage is a part."""
+        return self._by_member([t.left(left_RX) for t in self.factors.errors()])
+
+    def _rights(self, tests_RX: Floats) -> Floats:
+        """(K, P, m) test side."""
+        return self._by_member([t.right(tests_RX) for t in self.factors.errors()])
+
+    def _by_member(self, terms: list[Floats]) -> Floats:
+        stacked = np.concatenate(terms)
+        return stacked.reshape(-1, self.factors.stages.members, stacked.shape[1]).swapaxes(0, 1)
+
+    def _weighted_changes(self, row_of: NDArray[np.int64], column_of: NDArray[np.int64]) -> Floats:
+        """(K, G, H) sums over groups of what each member changes in a pair's score, times the pair's weight."""
+        right_KPM = self._rights(self.factors.tests_RM)
+        change = np.zeros((right_KPM.shape[0], int(row_of.max()) + 1, int(column_of.max()) + 1))
+        step = max(1, _PAIRS // right_KPM.shape[2])
+        for start in range(0, row_of.size, step):
+            rows = slice(start, start + step)
+            weight, own = self._weight(rows, slice(None)), Groups.of(row_of[rows])
+            for into, left, right in zip(change, self._lefts(self.factors.left_RN[:, rows]), right_KPM, strict=True):
+                into[own.present] += own.sums(sum_groups((left.T @ right) * weight, column_of))
+        return change
+
+    def _weighted_group_errors(
+        self, shrinkage: Shrinkage, row_of: NDArray[np.int64], column_of: NDArray[np.int64]
+    ) -> Floats:
+        """(G, H) standard errors of sums of weighted scores, some groups of training examples after the others, since
+        changes of all members in all of them may be many."""
+        f = self.factors
+        error = np.empty((int(row_of.max()) + 1, int(column_of.max()) + 1), dtype=f.left_RN.dtype)
+        step = max(1, _CHANGES // (f.stages.members * error.shape[1]))
+        for start in range(0, error.shape[0], step):
+            rows = np.flatnonzero((row_of >= start) & (row_of < start + step))
+            part = FactorBlocks(replace(f, left_RN=f.left_RN[:, rows], shrinkage=shrinkage.some(rows)))
+            error[start : start + step] = group_error(part.changes(row_of[rows] - start, column_of))
+        return error
 
     def _squares(self, lefts_PRX: Floats, rights_PRY: Floats) -> Floats:
         """(n, m) sums over members of d_k^2."""

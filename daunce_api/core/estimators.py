@@ -4,7 +4,8 @@ Notation and sign are those of `daunce_api.core`: A (R, N) and B (R, M) are trai
 members of their stage, G = A A^T = U diag(w) U^T, and a positive score means that the training example helps the test
 example. R = K without earlier checkpoints (`checkpoints`). Every estimator is an inner product over rows,
 ``score_NM = left_RN.T @ right_RM`` (`Factors`), which is what makes exact top-k, group sums and standard errors
-possible without ever holding an N x M matrix.
+possible without ever holding an N x M matrix. A filter's scores may besides be drawn towards zero, each by a weight of
+its own (`shrinkage`).
 
 Adding an estimator is one function from `(MemberLosses, Setting)` to `Factors` (for a spectral filter: from a
 `Spectrum` to weights) and one line in `ESTIMATORS`.
@@ -13,7 +14,7 @@ Adding an estimator is one function from `(MemberLosses, Setting)` to `Factors` 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from typing import Literal, TypeAlias
 
@@ -22,6 +23,7 @@ import numpy as np
 from daunce_api.core.checkpoints import Floats, Stages, stacked
 from daunce_api.core.leaving_out import ErrorTerm, filter_terms, moment_terms, unit_terms
 from daunce_api.core.members import MemberLosses
+from daunce_api.core.shrinkage import Shrinkage, directions, shrinkage_of, squared_lengths
 from daunce_api.core.spectrum import (
     Filter,
     Setting,
@@ -54,6 +56,7 @@ class Factors:
             asked for, since scores do without.
         stages: which rows belong to one member.
         standardised: columns were divided by their standard deviation, whose own error counts too (correlation).
+        shrinkage: with it, a score is the product times the pair's weight.
     """
 
     left_RN: Floats
@@ -62,6 +65,7 @@ class Factors:
     errors: Callable[[], tuple[ErrorTerm, ...]]
     stages: Stages
     standardised: bool = False
+    shrinkage: Shrinkage | None = None
 
 
 Factorise: TypeAlias = Callable[[MemberLosses, Setting], Factors]
@@ -92,7 +96,11 @@ class Estimator:
 
 
 def _covariance(members: MemberLosses, setting: Setting) -> Factors:
-    return _moment(members.train_rows(), members.test_rows(), members.stages)
+    factors = _moment(members.train_rows(), members.test_rows(), members.stages)
+    if setting.shrinkage is None:
+        return factors
+    shrinkage = spectral_factors(members, spectrum_of(members, setting), _flat, setting).shrinkage
+    return replace(factors, shrinkage=shrinkage)
 
 
 def _moment(a_RN: Floats, b_RM: Floats, stages: Stages) -> Factors:
@@ -177,14 +185,19 @@ def spectral_factors(members: MemberLosses, spectrum: Spectrum, apply: Filter, s
             "estimator='covariance'; "
             "larger members (more epochs, a higher learning rate, a larger subset) or repeated scoring would help."
         )
-    b = members.test_rows()
+    a, b = members.train_rows(), members.test_rows()
     right = spectrum.u_RD @ (phi[:, None] * (spectrum.u_RD.T @ b))
 
     @cache
     def errors() -> tuple[ErrorTerm, ...]:
         return filter_terms(spectrum, phi, _ridge(spectrum, setting))
 
-    return Factors(members.train_rows(), right.astype(members.train_KN.dtype), b, errors, spectrum.stages)
+    shrinkage = None
+    if setting.shrinkage is not None:
+        half_DR = (np.sqrt(phi)[:, None] * spectrum.u_RD.T).astype(a.dtype)
+        squares = (squared_lengths(half_DR, x) for x in (a, b.astype(a.dtype, copy=False)))
+        shrinkage = shrinkage_of(setting.shrinkage, directions(spectrum.w * phi), *squares)
+    return Factors(a, right.astype(a.dtype), b, errors, spectrum.stages, shrinkage=shrinkage)
 
 
 def _spectral(apply: Filter) -> Factorise:

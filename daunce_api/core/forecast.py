@@ -63,6 +63,8 @@ class Ceiling:
             used.
         prior: mean and spread of such shares.
         least: of any ceiling.
+        few: what few members add to ``middle``, times their number.
+        members: K.
     """
 
     middle: float
@@ -70,6 +72,14 @@ class Ceiling:
     error: float = 0.0
     prior: tuple[float, float] = (0.0, 1.0)
     least: float = 0.0
+    few: float = 0.0
+    members: int = 1
+
+    def growth(self, members: ArrayLike) -> Vector:
+        """The ceiling of another number of members over that of these; 1 where it does not depend on it."""
+        return np.minimum(self.middle + self.few / np.asarray(members), 1) / min(
+            self.middle + self.few / self.members, 1
+        )
 
     def expected(self, luck: ArrayLike = 0.0, gained: float = 1.0) -> Vector:
         """The ceiling at standard normal deviations of what is not known of it.
@@ -79,7 +89,8 @@ class Ceiling:
             gained: of the variance of the share, the part that counts: 1 for all that is not known.
         """
         if self.share is None:
-            return np.asarray(np.clip(np.full(np.shape(luck), self.middle), self.least, 1))
+            middle = np.full(np.shape(luck), self.middle + self.few / self.members)
+            return np.asarray(np.clip(middle, self.least, 1))
         mean, spread = self.prior
         weight = spread**2 / (spread**2 + self.error**2)
         share = weight * self.share + (1 - weight) * mean
@@ -134,7 +145,7 @@ class Forecast:
 
     def interval(self, members: float) -> tuple[float, float]:
         """95 % interval of the LDS with so many members."""
-        value_D = np.minimum(self._raw(members) / self.ceiling_D, 1.0)
+        value_D = np.minimum(self._raw(members) / (self.ceiling_D * self.ceiling.growth(members)), 1.0)
         return interval_around(value_D, self.members)
 
     def gain(self, members: float) -> tuple[float, float]:
@@ -152,6 +163,7 @@ class Forecast:
         raw_D += np.sqrt(new * (1 - new)) * spread * luck + new * other_share * raw * other
         raw_D[0] = raw + rise_D[0]
         ceiling_D = self.ceiling.expected(share, self.ceiling.learned(members / self.members))
+        ceiling_D = ceiling_D * self.ceiling.growth(members)
         now = min(raw / max(float(self.ceiling.expected()), raw), 1.0)
         low, high = interval_around(np.minimum(raw_D / np.maximum(ceiling_D, raw_D), 1.0), self.members)
         return low - now, high - now

@@ -15,8 +15,8 @@ from numpy.typing import ArrayLike, NDArray
 
 from daunce_api.core.blocks import score_blocks
 from daunce_api.core.checkpoints import Checkpoints, Floats
-from daunce_api.core.choice import choose
-from daunce_api.core.members import member_losses
+from daunce_api.core.choice import Choice, choose
+from daunce_api.core.members import MemberLosses, member_losses
 from daunce_api.core.spectrum import Setting
 from daunce_api.errors import DataError
 
@@ -69,9 +69,18 @@ def group_scores(
         DataError: a label sequence of the wrong length. Otherwise as `scores`.
     """
     members = member_losses(train_loss_KN, test_loss_KM, inclusion_KN, earlier)
+    return grouped(members, choose(members, estimator, Setting(noise, rho)), train_labels_N, test_labels_M)
+
+
+def grouped(
+    members: MemberLosses,
+    choice: Choice,
+    train_labels_N: Sequence[Hashable] | None = None,
+    test_labels_M: Sequence[Hashable] | None = None,
+) -> GroupScores:
+    """`group_scores` of an estimator that is chosen already. Raises DataError for labels of the wrong length."""
     rows, row_of = _numbered(train_labels_N, members.train_KN.shape[1], "training")
     columns, column_of = _numbered(test_labels_M, members.test_KM.shape[1], "test")
-    choice = choose(members, estimator, Setting(noise, rho))
     score, error = score_blocks(choice.estimator, members, choice.setting).group_block(row_of, column_of)
     return GroupScores(rows, columns, score, error, choice.estimator.name, choice.why)
 

@@ -3,7 +3,9 @@
 A filter estimator fitted on some members predicts the test losses of another member k from its inclusion row:
 ``-(m_k - mean m) @ score = -[(m_k - mean m) A^T] U phi(w) U^T B``. Everything about the N training examples enters
 through two matrices, A A^T (R x R) and (inclusion) A^T (K x R), which are computed once; a fold, a half or a bootstrap
-is then a sub-block of them. Judging twenty filters on ten folds costs about as much as one.
+is then a sub-block of them. Judging twenty filters on ten folds costs about as much as one. Where pairs are weighted
+(`shrinkage`) all N x M of them are gone through instead, so that fewer test examples are judged by
+(`some_tests`).
 
 With earlier checkpoints a member's rows go together: all of them are fitted on, or none, and what is predicted are the
 test losses of its final model.
@@ -12,6 +14,7 @@ test losses of its final model.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from copy import copy
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,10 +23,12 @@ from daunce_api.core.blocks import score_blocks
 from daunce_api.core.checkpoints import Floats, centred, stacked
 from daunce_api.core.estimators import Estimator
 from daunce_api.core.members import MemberLosses
+from daunce_api.core.shrinkage import directions, shrinkage_of
 from daunce_api.core.spectrum import (
     Matrix,
     Setting,
     Spectrum,
+    Vector,
     centred_gram,
     decompose,
     inclusion_dispersion,
@@ -34,6 +39,8 @@ from daunce_api.errors import ConfigurationError
 Candidate = tuple[Estimator, Setting]
 Members = NDArray[np.int64]
 _BLOCK = 16_384
+_ALL = slice(None)
+_KEPT_BYTES = 2**27
 
 
 class HeldOut:
@@ -61,6 +68,7 @@ class HeldOut:
         gram, cross, self._overlap = self._multiply()
         self._products = gram, cross
         self._dispersion = inclusion_dispersion(self._inclusion)
+        self._kept: dict[tuple[bool, bytes, bytes], tuple[Spectrum, Matrix]] = {}
 
     def _multiply(self) -> tuple[Matrix, Matrix, Matrix]:
         count, examples = self.members.train_KN.shape
@@ -103,21 +111,75 @@ class HeldOut:
 
         The scale and offset of a prediction are the estimator's own; only its order over members carries meaning.
         """
-        out = []
-        shared: dict[bool, tuple[Spectrum, Matrix]] = {}
+        fits: dict[bool, tuple[Spectrum, Matrix]] = {}
+        out: list[NDArray[np.float64] | None] = []
+        weighted: list[tuple[int, Estimator, Setting]] = []
         for estimator, setting in candidates:
             if estimator.filter is None:
                 out.append(self._predict_by_blocks(estimator, setting, fit, held))
                 continue
-            if setting.checkpoints not in shared:
-                shared[setting.checkpoints] = self._fit(setting.checkpoints, fit, held)
-            spectrum, projected = shared[setting.checkpoints]
-            spectrum = spectrum.with_noise(setting.noise_energy(self.members.train_KN.shape[1]))
-            phi = estimator.filter(spectrum, setting)
-            tests = self._test if setting.checkpoints else self._test[-1:]
-            b = spectrum.stages.centre(stacked([stabilised(x, setting.log_offset)[fit] for x in tests]))
-            out.append(-(projected * phi) @ (spectrum.u_RD.T @ b))
-        return out
+            if setting.checkpoints not in fits:
+                fits[setting.checkpoints] = self._fit(setting.checkpoints, fit, held)
+            if setting.shrinkage is not None:
+                weighted.append((len(out), estimator, setting))
+                out.append(None)
+                continue
+            spectrum, projected = fits[setting.checkpoints]
+            phi, b_DM = self._filtered(spectrum, estimator, setting, fit)
+            out.append(-(projected * phi) @ b_DM)
+        for checkpoints, (spectrum, _) in fits.items():
+            some = [w for w in weighted if w[2].checkpoints == checkpoints]
+            for (place, *_), predicted in zip(some, self._predict_weighted(spectrum, some, fit, held), strict=True):
+                out[place] = predicted
+        return [x for x in out if x is not None]
+
+    def _filtered(
+        self, spectrum: Spectrum, estimator: Estimator, setting: Setting, fit: Members
+    ) -> tuple[Vector, NDArray[np.float64]]:
+        """A filter's phi (D,), and the test losses in the directions of the spectrum, (D, M)."""
+        assert estimator.filter is not None
+        phi = estimator.filter(spectrum.with_noise(setting.noise_energy(self.members.train_KN.shape[1])), setting)
+        tests = self._test if setting.checkpoints else self._test[-1:]
+        b = spectrum.stages.centre(stacked([stabilised(x, setting.log_offset)[fit] for x in tests]))
+        return phi, spectrum.u_RD.T @ b
+
+    def _predict_weighted(
+        self, spectrum: Spectrum, some: Sequence[tuple[int, Estimator, Setting]], fit: Members, held: Members
+    ) -> list[NDArray[np.float64]]:
+        """As `predict`, with pairs weighted: through all N x M of them, in float32, which is enough to judge by."""
+        alike: dict[tuple[object, ...], list[int]] = {}
+        for i, (_, estimator, setting) in enumerate(some):
+            alike.setdefault((estimator.name, setting.ridge, setting.log_offset), []).append(i)
+        filtered = [self._filtered(spectrum, *some[own[0]][1:], fit) for own in alike.values()]
+        u_DR = spectrum.u_RD.T.astype(np.float32)
+        weight = (self._inclusion[held] - self._inclusion[fit].mean(axis=0, dtype=np.float64)).astype(np.float32)
+        stages = self._train if spectrum.stages.count > 1 else self._train[-1:]
+        total = [np.zeros((held.size, self.target_KM.shape[1])) for _ in some]
+        for start in range(0, weight.shape[1], _BLOCK):
+            piece = slice(start, start + _BLOCK)
+            a_DN = u_DR @ spectrum.stages.centre(stacked([x[fit, piece] for x in stages])).astype(np.float32)
+            squares_DN = a_DN * a_DN
+            for own, (phi, b_DM) in zip(alike.values(), filtered, strict=True):
+                right = (phi[:, None] * b_DM).astype(np.float32)
+                score = a_DN.T @ right
+                lengths = phi.astype(np.float32) @ squares_DN, (right * b_DM).sum(axis=0).astype(np.float32)
+                spread = directions(spectrum.w * phi)
+                for i in own:
+                    shrinkage = shrinkage_of(some[i][2].shrinkage or 1.0, spread, *lengths)
+                    total[i] -= weight[:, piece] @ shrinkage.shrunk(score, _ALL, _ALL)
+        return total
+
+    def some_tests(self, pairs: int, least: int) -> HeldOut:
+        """The same with as many test examples, evenly spread, as make so many pairs, and no fewer than ``least``."""
+        count = self.target_KM.shape[1]
+        wanted = max(least, pairs // self.members.train_KN.shape[1])
+        if wanted >= count:
+            return self
+        step = slice(None, None, -(-count // wanted))
+        part = copy(self)
+        part.members, part.target_KM = self.members.columns(test=step), self.target_KM[:, step]
+        part._test = tuple(x[:, step] for x in self._test)
+        return part
 
     def spectrum(self, setting: Setting) -> Spectrum:
         """The spectrum of the final models' training losses, of all members."""
@@ -128,6 +190,17 @@ class HeldOut:
         return decompose(final, stages=stages, dispersion=self._dispersion, noise_energy=energy)
 
     def _fit(self, checkpoints: bool, fit: Members, held: Members) -> tuple[Spectrum, Matrix]:
+        """The spectrum of members ``fit``, and the subsets of ``held`` in its directions; kept where they take little
+        room, since candidates come in several turns."""
+        key = checkpoints, fit.tobytes(), held.tobytes()
+        if key not in self._kept:
+            found = self._decomposed(checkpoints, fit, held)
+            if len(self._kept) * found[0].u_RD.nbytes > _KEPT_BYTES:
+                return found
+            self._kept[key] = found
+        return self._kept[key]
+
+    def _decomposed(self, checkpoints: bool, fit: Members, held: Members) -> tuple[Spectrum, Matrix]:
         gram, cross = self._products
         stages = self._stages if checkpoints else self.members.final().stages
         first = gram.shape[0] - stages.count * stages.members

@@ -18,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from daunce_api.core.checkpoints import Floats
+from daunce_api.core.shrinkage import Shrinkage
 
 QUERY_TILE = 512
 POINT_TILE = 2_048
@@ -141,13 +142,15 @@ def prepare_points(points_Kn: Floats) -> Points:
     return Points(rows, order, norm[order])
 
 
-def largest(points: Points, queries_Km: Floats, k: int) -> tuple[Index, Floats]:
-    """For every query the k points with the largest inner product.
+def largest(points: Points, queries_Km: Floats, k: int, shrinkage: Shrinkage | None = None) -> tuple[Index, Floats]:
+    """For every query the k points with the largest inner product, or the largest such product times its weight.
 
     Args:
         points: from `prepare_points`.
         queries_Km: (K, m).
         k: at most the number of points.
+        shrinkage: weights, with points on the left. None is above 1 and they grow with the product, so that a product
+            below a threshold of weighted ones need not be weighted.
 
     Returns:
         (m, k) original indices and (m, k) values, largest first, equal values by index.
@@ -157,19 +160,22 @@ def largest(points: Points, queries_Km: Floats, k: int) -> tuple[Index, Floats]:
     find = _partitioned if points.order.size <= WHOLE * k else _search
     for start in range(0, queries.shape[0], QUERY_TILE):
         tile = slice(start, start + QUERY_TILE)
-        index[tile], value[tile] = find(points, queries[tile], k)
+        some = None if shrinkage is None else Shrinkage(shrinkage.left_N, shrinkage.right_M[tile])
+        index[tile], value[tile] = find(points, queries[tile], k, some)
     return index, value
 
 
-def _partitioned(points: Points, queries_mK: Floats, k: int) -> tuple[Index, Floats]:
+def _partitioned(points: Points, queries_mK: Floats, k: int, shrinkage: Shrinkage | None) -> tuple[Index, Floats]:
     """All products at once, where so few points are there that most of them are candidates at some time."""
     count = points.order.size
     block = queries_mK @ points.rows_nK[:count].T
+    if shrinkage is not None:
+        block = Shrinkage(shrinkage.right_M, shrinkage.left_N[points.order]).shrunk(block, slice(None), slice(None))
     keep = np.argpartition(block, count - k, axis=1)[:, count - k :]
     return _in_order(points.order[keep], np.take_along_axis(block, keep, axis=1))
 
 
-def _search(points: Points, queries_mK: Floats, k: int) -> tuple[Index, Floats]:
+def _search(points: Points, queries_mK: Floats, k: int, shrinkage: Shrinkage | None) -> tuple[Index, Floats]:
     count, dtype = points.order.size, queries_mK.dtype
     best = Best(queries_mK.shape[0], k, dtype)
     query_norm = np.sqrt((queries_mK**2).sum(axis=1))
@@ -192,7 +198,10 @@ def _search(points: Points, queries_mK: Floats, k: int) -> tuple[Index, Floats]:
         if count - start < shape[1]:
             block[:, count - start :] = -np.inf
         row, column = above(block, best.threshold[active], masks[: block.size].reshape(shape))
-        best.offer(active[row], block[row, column], points.order[start + column])
+        value, query, index = block[row, column], active[row], points.order[start + column]
+        if shrinkage is not None:
+            value = shrinkage.shrunk(value, index, query)
+        best.offer(query, value, index)
         start += shape[1]
         width = min(POINT_TILE, 2 * width)
     return best.sorted()

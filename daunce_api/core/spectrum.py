@@ -37,6 +37,7 @@ class Setting:
         ridge: lambda of ``whitened`` relative to the mean eigenvalue; None means 1.
         log_offset: c of `stabilised`, nats, or None to take test losses as they are.
         checkpoints: whether losses at earlier checkpoints are used, where they are given.
+        shrinkage: c of `shrinkage`, by which a filter's scores are drawn towards zero; None takes them as they are.
     """
 
     noise: float | Vector | None = None
@@ -44,6 +45,7 @@ class Setting:
     ridge: float | None = None
     log_offset: float | None = None
     checkpoints: bool = True
+    shrinkage: float | None = None
 
     def __post_init__(self) -> None:
         if self.noise is not None and not (np.isfinite(self.noise).all() and (np.asarray(self.noise) >= 0).all()):
@@ -54,6 +56,8 @@ class Setting:
             raise ConfigurationError(f"The ridge lambda must be positive, not {self.ridge}.")
         if self.log_offset is not None and not (np.isfinite(self.log_offset) and self.log_offset > 0):
             raise ConfigurationError(f"The offset under the logarithm must be positive, not {self.log_offset}.")
+        if self.shrinkage is not None and not (np.isfinite(self.shrinkage) and self.shrinkage > 0):
+            raise ConfigurationError(f"The amount of shrinkage must be positive, not {self.shrinkage}.")
 
     def of_examples(self, train: NDArray[np.int64], count: int) -> Setting:
         """The same setting for some of ``count`` training examples, by index.
@@ -145,8 +149,12 @@ def centred_gram(gram_RR: Matrix, stages: Stages) -> Matrix:
 
 
 def inclusion_dispersion(inclusion_KN: NDArray[Any]) -> float:
-    """var(inclusion) / mean^2 within members: (1 - r) / r for subsets of ratio r, about 1 / r for bootstrap subsets."""
-    mean = float(inclusion_KN.mean(dtype=np.float64))
+    """var(inclusion) / r^2 within members, r being the mean: (1 - r) / r for subsets of ratio r, about 1 / r for
+    bootstrap subsets. Where examples are weighed by noise, whose mean says nothing, r is the share that has a weight:
+    an objective is a mean over its examples.
+    """
+    counts = inclusion_KN.dtype.kind != "f" or bool((inclusion_KN == np.rint(inclusion_KN)).all())
+    mean = float(inclusion_KN.mean(dtype=np.float64) if counts else (inclusion_KN != 0).mean())
     if mean <= 0:
         raise DataError("Every subset is empty: no member was trained on any example.")
     within = float(np.mean([np.var(row, dtype=np.float64) for row in inclusion_KN]))

@@ -34,7 +34,9 @@ class Ranking:
         index_Mk: (M, k) int64 indices of training examples (with per="train": (N, k), of test examples), strongest
             first; -1 where an example has fewer than k scores (missing losses).
         score_Mk: their scores; positive = helpful. Descending for proponents, ascending for opponents.
-        stderr_Mk: standard errors over the choice of members, or None.
+        stderr_Mk: standard errors over the choice of members, or None. Where scores are drawn towards zero
+            (`shrinkage`), those of the scores before, times the weights, which are taken as known: so z is that of the
+            score before.
         z_Mk: score / stderr (correlations on Fisher's scale, see `uncertainty.z_values`), or None. Where a pair has
             fewer members in common than K: the value for K members with the same p-value, so that one threshold serves.
         distinguishable_Mk: |z| above ``z_threshold``, or None: whether the score can be told from zero.
@@ -173,11 +175,13 @@ def _placed(part_Xk: NDArray[Any], rows: NDArray[np.int64], shape: tuple[int, in
 
 
 def _top_of_factors(factors: Factors, k: int, opponents: bool, per: str) -> tuple[Index, Floats]:
-    points, queries = factors.left_RN, factors.right_RM
+    points, queries, shrinkage = factors.left_RN, factors.right_RM, factors.shrinkage
     if per == "train":
         points, queries = queries, points
+        shrinkage = None if shrinkage is None else shrinkage.swapped()
     sign = -1 if opponents else 1
-    index, value = largest(prepare_points(points), queries * sign if opponents else queries, min(k, points.shape[1]))
+    signed = queries * sign if opponents else queries
+    index, value = largest(prepare_points(points), signed, min(k, points.shape[1]), shrinkage)
     return index, value * sign if opponents else value
 
 
@@ -198,6 +202,7 @@ def _pair_errors(factors: Factors, index_Mk: Index, per: str) -> Floats:
         )
         for t in errors
     ]
+    right_MR = None if factors.shrinkage is None else np.ascontiguousarray(factors.right_RM.T)
     stages = factors.stages
     inflation = stages.inflation().astype(left_NR.dtype)
     out = np.empty(index_Mk.shape, dtype=left_NR.dtype)
@@ -220,13 +225,18 @@ def _pair_errors(factors: Factors, index_Mk: Index, per: str) -> Floats:
         else:
             change = by_member(
                 sum(
-                    ((left if maps is None else left @ maps) * right_MR[columns] for maps, right_MR in terms),
+                    ((left if maps is None else left @ maps) * right[columns] for maps, right in terms),
                     np.zeros((), left.dtype),
                 )
             )
         squares = np.einsum("...k,...k->...", change, change)
         least = LEAST_FOR_CORRELATION if factors.standardised else 3
-        out[start : start + step] = jackknife(squares, change.sum(axis=-1), stages.members, least)
+        error = jackknife(squares, change.sum(axis=-1), stages.members, least)
+        if factors.shrinkage is not None and right_MR is not None:
+            score = np.einsum("...r,...r->...", left, right_MR[columns])
+            pairs = (x.ravel() for x in np.broadcast_arrays(rows, columns))
+            error *= factors.shrinkage.weight(score.ravel(), *pairs).reshape(score.shape)
+        out[start : start + step] = error
     return out
 
 

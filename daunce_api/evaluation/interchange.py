@@ -102,8 +102,14 @@ def load_truth(path: str | Path, train_ids: Sequence[str], test_ids: Sequence[st
     try:
         file = np.load(path, allow_pickle=False)
         arrays: dict[str, NDArray[Any]] = dict(file) if isinstance(file, np.lib.npyio.NpzFile) else {}
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
-        raise DataError(f"{path} cannot be read as a truth in .npz: {error}.") from error
+    except OSError as error:
+        raise DataError(f"{path} cannot be read as a truth in .npz: {error.strerror or error}.") from error
+    except (ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+        # NumPy's own words are of pickles, and how to load them all the same.
+        raise DataError(
+            f"{path} cannot be read as a truth in .npz: it is another kind of file, damaged, or holds objects. "
+            "`daunce export --format dattri` writes one."
+        ) from error
     for name, ids in (("train_ids", train_ids), ("test_ids", test_ids)):
         if name in arrays and not np.array_equal(arrays[name], np.array(ids)):
             raise DataError(f"{path} is a truth of other examples than the run's, or in another order ({name} differ).")

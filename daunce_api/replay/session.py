@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import secrets
 from importlib.metadata import version
 from pathlib import Path
@@ -20,6 +19,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from ..clock import Clock, InstantClock, SystemClock
 from ..errors import MissingExtraError, ReplayError
+from ..writing import replacing, writing
 
 if TYPE_CHECKING:
     from .tape import Tape
@@ -76,6 +76,9 @@ class Session:
     def __enter__(self) -> Self:
         from .tape import open_tape
 
+        if not self.replaying:
+            with writing(self._folder):  # now, not when everything that is to be recorded has been paid for
+                self._folder.mkdir(parents=True, exist_ok=True)
         self._context = open_tape(self._folder / CASSETTE, recording=not self.replaying)
         self._tape = self._context.__enter__()
         return self
@@ -87,9 +90,8 @@ class Session:
         self._context = self._tape = None
         if context is None or tape is None:
             return
-        if not self.replaying:
-            self._folder.mkdir(parents=True, exist_ok=True)
-        context.__exit__(kind, error, trace)
+        with writing(self._folder / CASSETTE):
+            context.__exit__(kind, error, trace)
         if not self.replaying:
             self._seal(tape, complete=error is None)
         elif error is None and (left := tape.unplayed()):
@@ -114,10 +116,10 @@ class Session:
         cassette = self._folder / CASSETTE
         if not cassette.exists():  # vcrpy writes no file where nothing was sent
             cassette.write_text('{"version":1,"interactions":[]}\n', encoding="utf-8")
-        (self._folder / LABEL).write_text(label.model_dump_json(indent=2) + "\n", encoding="utf-8")
-        part = self._folder / (SUMS + ".part")
-        part.write_text("".join(f"{_sha256(self._folder / name)}  {name}\n" for name in (CASSETTE, LABEL)))
-        os.replace(part, self._folder / SUMS)
+        with replacing(self._folder / LABEL) as part:
+            part.write_text(label.model_dump_json(indent=2) + "\n", encoding="utf-8")
+        with replacing(self._folder / SUMS) as part:
+            part.write_text("".join(f"{_sha256(self._folder / name)}  {name}\n" for name in (CASSETTE, LABEL)))
 
 
 def record(folder: str | Path) -> Session:

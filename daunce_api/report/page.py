@@ -6,7 +6,6 @@ the hashes of what it carries. Texts reach the page only as text nodes, never as
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass
 from functools import cache
 from importlib.resources import files
@@ -27,6 +26,7 @@ from daunce_api.report.packed_tokens import add_tokens
 from daunce_api.report.ranked import Listings, listings
 from daunce_api.report.sources import SourceScores, source_scores
 from daunce_api.report.tokens import TokenView, token_view
+from daunce_api.writing import replacing
 
 MAX_TESTS = 500
 MAX_TRAIN = 20_000
@@ -63,14 +63,12 @@ def write_report(attribution: Attribution, path: Path, *, run: RunFacts | None =
     Raises:
         MissingExtraError: the extra `report` (plots) is not installed.
         NotEnoughMembersError: fewer than two members are scored.
+        StoreError: the file cannot be written.
     """
     page = report_html(attribution, run)
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(path.name + ".part")
-    part.write_text(page, encoding="utf-8")
-    os.replace(part, path)
-    return path
+    with replacing(Path(path)) as part:
+        part.write_text(page, encoding="utf-8")
+    return Path(path)
 
 
 def report_html(attribution: Attribution, run: RunFacts | None = None) -> str:

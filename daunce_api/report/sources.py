@@ -77,12 +77,12 @@ def source_scores(attribution: Attribution, shown: Sequence[int]) -> SourceScore
         candidates = {name for name, _ in Counter(test_M).most_common(_CANDIDATES)}
     groups = len(set(train_N)), len(set(test_M))
     test_M = _folded(test_M, candidates)
-    found = _group_scores(attribution, train_N, test_M)
+    found = attribution.grouped(train_N, test_M)
     rows, columns = _strongest(found, 0), _strongest(found, 1)
     if not rows.issuperset(found.train_groups) or not columns.issuperset(found.test_groups):
         train_N, test_M = _folded(train_N, rows), _folded(test_M, columns)
         # Anew: the standard error of a sum is not the sum of standard errors.
-        found = _group_scores(attribution, train_N, test_M)
+        found = attribution.grouped(train_N, test_M)
     # Rows in the order of the columns, so that what helps itself stands on the diagonal.
     place = {name: t for t, name in enumerate(found.test_groups)}
     row_order = sorted(
@@ -112,20 +112,6 @@ def source_scores(attribution: Attribution, shown: Sequence[int]) -> SourceScore
             count - len(kept) + 1 if None in kept else 0
             for count, kept in zip(groups, (of_row, of_column), strict=True)
         ),
-    )
-
-
-def _group_scores(attribution: Attribution, train_N: list[Hashable], test_M: list[Hashable]) -> core.GroupScores:
-    return core.group_scores(
-        attribution.train_loss_KN,
-        attribution.test_loss_KM,
-        train_N,
-        test_M,
-        attribution.estimator,
-        inclusion_KN=attribution.design_KN,
-        noise=attribution.noise,
-        rho=attribution.rho,
-        earlier=attribution.earlier,
     )
 
 

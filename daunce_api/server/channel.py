@@ -17,13 +17,16 @@ from typing import IO, Any
 
 import daunce_api
 
-from ..errors import DaunceError
+from ..errors import ConfigurationError, DaunceError
 
 HEADER_BYTES = 8
 STORAGE_FULL = "storage_unavailable"
 """Error code of a worker that could not write: the same request may succeed when there is room."""
 
 Message = dict[str, Any]
+
+NO_MODEL = "no_model"
+"""Code of the answer of a worker that was given no model that it could load."""
 
 
 class WorkerDiedError(Exception):
@@ -80,7 +83,8 @@ class Worker:
     async def start(self) -> Message:
         """Start the process if it does not run, and return what it says of its model.
 
-        Raises DaunceError with the worker's words where the model cannot be loaded.
+        Raises ConfigurationError where there is no such model, DaunceError where it cannot be loaded, with the
+        worker's words.
         """
         async with self._starting:
             if self._process is not None and self._process.returncode is None and self._reader is not None:
@@ -109,7 +113,8 @@ class Worker:
                 ) from None
             except WorkerFaultError as fault:
                 await self._end()
-                raise DaunceError(fault.message) from None
+                kind = ConfigurationError if fault.code == NO_MODEL else DaunceError
+                raise kind(fault.message) from None
             return self.facts
 
     async def call(self, message: Mapping[str, Any], listener: Callable[[Message], None] | None = None) -> Message:

@@ -17,8 +17,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
-from ..errors import RejectedError, TrainingCancelledError
-from .channel import STORAGE_FULL, Message, pack, read_message
+from ..errors import ConfigurationError, RejectedError, TrainingCancelledError
+from .channel import NO_MODEL, STORAGE_FULL, Message, pack, read_message
 from .training_data import TrainingFileError, read_training_file
 
 if TYPE_CHECKING:
@@ -73,7 +73,10 @@ class Engine:
         from ..backends.local.language import LanguageModel
 
         torch.set_num_threads(int(request["threads"]))
-        self._model = LanguageModel.load(request["model"], device=request["device"], dtype=request["dtype"])
+        try:
+            self._model = LanguageModel.load(request["model"], device=request["device"], dtype=request["dtype"])
+        except ConfigurationError as error:
+            raise _FaultError(str(error), NO_MODEL) from error
         tokenizer = self._model.tokenizer
         end = tokenizer.encode(tokenizer.end) if tokenizer.end else []
         begin = tokenizer.encode(tokenizer.begin) if tokenizer.begin else end

@@ -95,6 +95,11 @@ class RunStore(CheckpointRecords, ScoreRecords, HostedRecords, Ledger):
         """
         path = Path(run_dir)
         if not cls.exists(path):
+            if path.is_file():
+                raise StoreError(
+                    f"{path} is a file, and a run is a folder: the one that run_dir names in its config, runs/NAME "
+                    "where it names none."
+                )
             raise StoreError(f"{path} holds no run. `daunce run` starts one; check the folder's name.")
         if not read_only:
             store = cls._locked(path, now)

@@ -5,12 +5,14 @@ The pool of 600 members is cut into disjoint ensembles; the mean score over ense
 (its own error is allowed for), and each ensemble's interval (`confidence_interval`) is asked whether it covers it. A
 cell is the share for single pairs (300 x 100 of them), then for sums over ten groups of training examples. Scoring
 noise is added to every loss and told to the estimator. `auto` chooses on the first ensemble, for all: scores of another
-choice have another unit.
+choice have another unit. Where it draws scores towards zero, the expected score is that without, times the ensemble's
+own weights, which its intervals take as known.
 """
 
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 
 for variable in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
     os.environ.setdefault(variable, "1")
@@ -65,22 +67,30 @@ def chosen(name: str, first: MemberLosses, setting: Setting) -> Choice:
 
 def coverage(drawn: list[MemberLosses], choice: Choice) -> tuple[float, float]:
     """Share of pairs and of groups, over ensembles, whose interval covers the expected score."""
-    pairs, groups = [], []
-    for whole in drawn:
-        members = whole.columns(test=slice(TESTS))
-        blocks = score_blocks(choice.estimator, members, choice.setting)
-        rows = slice(0, TRAIN)
-        pairs.append((blocks.block(rows, slice(None)), blocks.stderr_block(rows, slice(None))))
-        groups.append(blocks.group_block(np.arange(blocks.shape[0]) % GROUPS, np.arange(TESTS)))
-    shares = []
-    for found, correlation in ((pairs, choice.estimator.name == "correlation"), (groups, False)):
-        score, error = (np.array(x) for x in zip(*found, strict=True))
-        # The mean over ensembles holds the ensemble in question too, hence the factor.
-        error *= np.sqrt(1 - 1 / len(drawn))
-        low, high = confidence_interval(score, error, drawn[0].count, correlation=correlation)
-        expected = score.mean(axis=0)
-        shares.append(float(((low < expected) & (expected < high)).mean()))
-    return shares[0], shares[1]
+    every = slice(None)
+    members = [whole.columns(test=slice(TESTS)) for whole in drawn]
+    unweighted = [
+        score_blocks(choice.estimator, m, replace(choice.setting, shrinkage=None)).block(every, every) for m in members
+    ]
+    mean = np.mean(unweighted, axis=0)
+    group_of, rows = np.arange(len(mean)) % GROUPS, slice(0, TRAIN)
+    correlation = choice.estimator.name == "correlation"
+    inside: tuple[list[float], list[float]] = ([], [])
+    for m, score in zip(members, unweighted, strict=True):
+        blocks = score_blocks(choice.estimator, m, choice.setting)
+        weighted = blocks.block(every, every)
+        expected = mean * np.divide(weighted, score, out=np.ones_like(score), where=score != 0)
+        grouped = np.stack([expected[group_of == g].sum(axis=0) for g in range(GROUPS)])
+        found = (
+            (weighted[rows], blocks.stderr_block(rows, every), expected[rows], correlation),
+            (*blocks.group_block(group_of, np.arange(TESTS)), grouped, False),
+        )
+        for shares, (middle, error, wanted, fisher) in zip(inside, found, strict=True):
+            # The mean over ensembles holds the ensemble in question too, hence the factor.
+            own = error * np.sqrt(1 - 1 / len(drawn))
+            low, high = confidence_interval(middle, own, m.count, correlation=fisher)
+            shares.append(float(((low < wanted) & (wanted < high)).mean()))
+    return float(np.mean(inside[0])), float(np.mean(inside[1]))
 
 
 def main() -> None:

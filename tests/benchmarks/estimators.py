@@ -23,11 +23,23 @@ for variable in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
 import numpy as np
 
 import daunce_api
-from daunce_api.core import Checkpoints, Setting, choose, member_losses, scores, self_influence, self_lds
+from daunce_api.core import (
+    Checkpoints,
+    Choice,
+    MemberLosses,
+    Setting,
+    choose,
+    member_losses,
+    scores,
+    self_influence,
+    self_lds,
+)
 from daunce_api.core.blocks import score_blocks
+from daunce_api.core.choice import AMOUNTS
 from daunce_api.core.estimators import ESTIMATORS
 from daunce_api.core.heldout import HeldOut
 from daunce_api.core.quality import column_spearman, estimate
+from daunce_api.core.shrinkage import directions, shrinkage_of
 from daunce_api.core.spectrum import Spectrum, spectrum_of, stabilised
 from daunce_api.evaluation import lds
 from tests.benchmarks.tasks import CACHE, CHUNK, Task, all_tasks, chunk_files, joined, losses, read_chunk
@@ -114,14 +126,29 @@ class Filters:
         self.members = member_losses(e.train, e.test, e.inclusion, e.earlier)
         self.setting = Setting(noise=e.noise, rho=e.rho)
         self.spectrum: Spectrum = spectrum_of(self.members, self.setting)
-        self._projected = (e.truth_inclusion @ self.members.train_rows().T) @ self.spectrum.u_RD
+        self.projected = (e.truth_inclusion @ self.members.train_rows().T) @ self.spectrum.u_RD
 
     def judge(self, phi: np.ndarray, log_offset: float | None = None) -> float:
         """LDS of ``A^T U diag(phi) U^T B``."""
         stages = self.members.stages
         b = stages.centre(np.concatenate([stabilised(x, log_offset) for x in self.members.test_stages]))
         return float(
-            column_spearman(-(self._projected * phi) @ (self.spectrum.u_RD.T @ b), self.ensemble.truth_loss).mean()
+            column_spearman(-(self.projected * phi) @ (self.spectrum.u_RD.T @ b), self.ensemble.truth_loss).mean()
+        )
+
+    def weighted(self, phi: np.ndarray, log_offset: float | None, amounts: Sequence[float]) -> float:
+        """LDS of such scores drawn towards zero (`core.shrinkage`), by the amount that is best in hindsight."""
+        members = self.members
+        b = members.stages.centre(np.concatenate([stabilised(x, log_offset) for x in members.test_stages]))
+        root = np.sqrt(phi)[:, None]
+        left, right = (
+            (root * (self.spectrum.u_RD.T @ x)).astype(np.float32) for x in (members.train_rows().astype(np.float64), b)
+        )
+        score, lengths = left.T @ right, [(x**2).sum(axis=0) for x in (left, right)]
+        spread, every = directions(self.spectrum.w * phi), slice(None)
+        return max(
+            self.ensemble.judge(shrinkage_of(amount, spread, *lengths).shrunk(score, every, every))
+            for amount in amounts
         )
 
     def named(self, name: str) -> float:
@@ -132,7 +159,7 @@ class Filters:
         return self.judge(phi) if (phi > 0).any() else float("nan")
 
     def hindsight(self) -> float:
-        """LDS of the best ridge, on plain or log losses: what nobody can know without the truth."""
+        """LDS of the best ridge, on plain or log losses, of plain scores: what nobody can know without the truth."""
         offsets = (None, 0.01 + 10 * (self.ensemble.noise or 0.0))
         entry = ESTIMATORS["whitened"]
         assert entry.filter is not None
@@ -142,12 +169,30 @@ class Filters:
             best = max(best, *(self.judge(phi, offset) for offset in offsets))
         return best
 
+    def best(self) -> float:
+        """The same with scores drawn towards zero too, over fewer ridges and half_whitened, on log losses."""
+        whitened, half = ESTIMATORS["whitened"].filter, ESTIMATORS["half_whitened"].filter
+        assert whitened is not None
+        assert half is not None
+        known = Setting(noise=self.ensemble.noise)
+        filters = [whitened(self.spectrum, replace(known, ridge=ridge)) for ridge in (0.1, 0.3, 1.0, 3.0, 10.0)]
+        offset = 0.01 + 10 * (self.ensemble.noise or 0.0)
+        amounts = [amount for amount in AMOUNTS if amount is not None]
+        filters = [phi for phi in (*filters, half(self.spectrum, known)) if (phi > 0).any()]
+        return max(self.hindsight(), *(self.weighted(phi, offset, amounts) for phi in filters))
+
+
+def plain_scores(members: MemberLosses, choice: Choice) -> np.ndarray:
+    """What was chosen, without drawing scores towards zero."""
+    setting = replace(choice.setting, shrinkage=None)
+    return np.asarray(score_blocks(choice.estimator, members, setting).block(slice(None), slice(None)))
+
 
 def table(task: Task, kind: str, counts: Sequence[int]) -> None:
     """Print one Markdown table: rows are cells, columns are estimators."""
     print(
-        "| noise | K | ensembles | covariance | correlation | inclusion | whitened 1 | half | matched | **auto** "
-        "| best ridge in hindsight | auto / cov. | self_lds | error | raw |\n" + "|---" * 15 + "|",
+        "| noise | K | ensembles | covariance | correlation | inclusion | whitened 1 | half | matched | plain auto "
+        "| **auto** | best plain ridge | best | auto / cov. | self_lds | error | raw |\n" + "|---" * 17 + "|",
         flush=True,
     )
     for noise in NOISES:
@@ -171,8 +216,10 @@ def table(task: Task, kind: str, counts: Sequence[int]) -> None:
                         filters.named("whitened"),
                         filters.named("half_whitened"),
                         filters.named("matched") if e.rho else np.nan,
+                        e.judge(plain_scores(members, choice)),
                         auto.value,
                         filters.hindsight(),
+                        filters.best(),
                         quality.value,
                         quality.raw,
                         auto.low,
@@ -183,11 +230,11 @@ def table(task: Task, kind: str, counts: Sequence[int]) -> None:
                 continue
             m = np.mean(rows, axis=0)
             cells = [f"{x:.3f}" if np.isfinite(x) else "-" for x in m]
-            cells[6] = f"**{m[6]:.3f}** [{m[10]:.3f}, {m[11]:.3f}]"
+            cells[7] = f"**{m[7]:.3f}** [{m[12]:.3f}, {m[13]:.3f}]"
             line = (
                 f"| {noise} | {count} | {len(rows)} | "
-                + " | ".join(cells[:8])
-                + f" | {m[6] / m[0]:.2f} | {cells[8]} | {m[8] - m[6]:+.3f} | {cells[9]} |"
+                + " | ".join(cells[:10])
+                + f" | {m[7] / m[0]:.2f} | {cells[10]} | {m[10] - m[7]:+.3f} | {cells[11]} |"
             )
             print(line, flush=True)
 
@@ -206,19 +253,20 @@ def checkpoint_table(task: Task, kind: str, counts: Sequence[int]) -> None:
     print(
         "| noise | K | ensembles | covariance | auto | "
         + " | ".join(f"covariance, {n} | auto, {n}" for n in names)
-        + " | best ridge in hindsight | auto / cov. | self_lds | error | used |\n"
-        + "|---" * (10 + 2 * len(sets))
+        + " | plain auto | best plain ridge | best | auto / cov. | self_lds | error | used |\n"
+        + "|---" * (12 + 2 * len(sets))
         + "|",
         flush=True,
     )
-    for noise in (0.0, 0.03):
+    for noise in NOISES:
         for count in counts:
             rows = []
             for e in ensembles(task, kind, count, noise, checkpoints=True):
                 rows.append(_checkpoint_row(e, list(sets.values())))
             if rows:
-                *m, auto, best, quality, used = np.mean(rows, axis=0)
-                shown = " | ".join(f"{x:.3f}" for x in (*m, auto, best))
+                *m, auto, low, high, plain, ridge, best, quality, used = np.mean(rows, axis=0)
+                shown = " | ".join(f"{x:.3f}" for x in m)
+                shown += f" | **{auto:.3f}** [{low:.3f}, {high:.3f}] | {plain:.3f} | {ridge:.3f} | {best:.3f}"
                 print(
                     f"| {noise} | {count} | {len(rows)} | {shown} | {auto / m[0]:.2f} | {quality:.3f} "
                     f"| {quality - auto:+.3f} | {used:.2f} |",
@@ -235,7 +283,10 @@ def _checkpoint_row(e: Ensemble, sets: list[tuple[int, ...]]) -> list[float]:
         score = score_blocks(choice.estimator, filters.members, choice.setting).block(slice(None), slice(None))
         row += [filters.named("covariance"), part.judge(score)]
     quality = estimate(HeldOut(filters.members), (choice.estimator, choice.setting))
-    return [*row, filters.hindsight(), quality.value, float(choice.setting.checkpoints)]
+    interval = lds(score, e.truth_inclusion, e.truth_loss, draws=300)
+    plain = e.judge(plain_scores(filters.members, choice))
+    found = [interval.low, interval.high, plain, filters.hindsight(), filters.best()]
+    return [*row, *found, quality.value, float(choice.setting.checkpoints)]
 
 
 # --- other questions --------------------------------------------------------------------------------------------------

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from itertools import islice, product
 
 for variable in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
     os.environ.setdefault(variable, "1")
@@ -13,6 +14,7 @@ import numpy as np
 
 from daunce_api.core import Checkpoints, Setting, member_losses
 from daunce_api.core.checkpoints import centred
+from daunce_api.core.shrinkage import directions
 from daunce_api.core.spectrum import shrunk, spectrum_of, stabilised
 from tests.benchmarks.estimators import Ensemble, ensembles
 from tests.benchmarks.tasks import Task, all_tasks
@@ -146,10 +148,66 @@ def _shrinkage(e: Ensemble, index: int, even: bool, checkpoints: bool) -> list[f
     return [max(e.judge(_ridge(left, b, gram, r)) for r in RIDGES) for left, gram in made]
 
 
+def weight_table(tasks: dict[str, Task]) -> list[str]:
+    """Ways of drawing scores towards zero, K = 50, means of two ensembles, each at its best ridge and amount.
+
+    z^2 / (z^2 + c) is the library's; "of products" takes for chance the pair's own products, ``sum_r (a_r b_r)^2``.
+    "Less of the member's mean" scales the part that a member's rows have in common by .5 before everything else, since
+    rows of one member share its luck; "subsets too" adds the overlap of subsets to the Gram matrix.
+    """
+    names = ("plain", "z^2 / (z^2 + c)", "z^4 / (z^4 + c^2)", "max(1 - c / z^2, 0)", "of products")
+    names += ("less of the member's mean", "subsets too")
+    lines = [f"| task | members | noise | checkpoints | {' | '.join(names)} |", "|---" * (4 + len(names)) + "|"]
+    for name, task in tasks.items():
+        for kind, noise, checkpoints in product(("base", "target"), (0.0, 0.03), (False, True)):
+            drawn = islice(ensembles(task, kind, 50, noise, checkpoints=True), 2)
+            rows = [_weights(e if checkpoints else e.using(())) for e in drawn]
+            if rows:
+                shown = " | ".join(f"{x:.3f}" for x in np.mean(rows, axis=0))
+                lines.append(f"| {name} | {kind} | {noise} | {'all' if checkpoints else 'none'} | {shown} |")
+    return lines
+
+
+def _weights(e: Ensemble) -> list[float]:
+    members = member_losses(e.train, e.test, e.inclusion, e.earlier)
+    stages = members.stages
+    log_b = stages.centre(np.concatenate([stabilised(x, 0.01 + 10 * (e.noise or 0.0)) for x in members.test_stages]))
+    sides = members.train_rows().astype(np.float64), log_b
+    best = np.full(7, -1.0)
+
+    def common(side: np.ndarray) -> np.ndarray:
+        rows = side.reshape(stages.count, stages.members, -1)
+        return (rows - 0.5 * rows.mean(axis=0)).reshape(side.shape)
+
+    subsets = np.tile(e.inclusion - e.inclusion.mean(axis=0), (stages.count, 1))
+    overlap = subsets @ subsets.T / np.trace(subsets @ subsets.T)
+    for which, (a, b) in enumerate((sides, tuple(map(common, sides)), sides)):
+        gram = a @ a.T
+        gram += np.trace(gram) * overlap if which == 2 else 0
+        w, u = np.linalg.eigh(gram)
+        for ridge in (0.1, 0.3, 1.0, 3.0, 10.0):
+            root = (1 / np.sqrt(np.maximum(w, 0) + ridge * w.mean()))[:, None] * u.T
+            left, right = (root @ side for side in (a, b))
+            score = left.T @ right
+            chance = np.outer((left**2).sum(axis=0), (right**2).sum(axis=0))
+            spread = directions(w / (np.maximum(w, 0) + ridge * w.mean()))
+            z2 = score**2 * spread / np.maximum(chance, 1e-300)
+            own = score**2 / np.maximum((left**2).T @ (right**2), 1e-300)
+            for c in (0.5, 1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0):
+                first = [np.ones_like(z2), z2 / (z2 + c), z2**2 / (z2**2 + c**2), np.maximum(1 - c / (z2 + 1e-12), 0)]
+                weights = [*first, own / (own + c)] if which == 0 else [first[1]]
+                places = range(5) if which == 0 else [4 + which]
+                for place, weight in zip(places, weights, strict=True):
+                    best[place] = max(best[place], e.judge(score * weight))
+    return best.tolist()
+
+
 def main() -> None:
     """Print the tables as Markdown."""
     tasks = all_tasks()
-    print("### Columns shrunk by their scoring noise\n")
+    print("### Ways of drawing scores towards zero\n")
+    print("\n".join(weight_table(tasks)), flush=True)
+    print("\n### Columns shrunk by their scoring noise\n")
     print("\n".join(shrinkage_table(tasks)), flush=True)
     print("\n### Ideas that were tried, each at its best ridge in hindsight (K = 50, one ensemble)\n")
     print("\n".join(variant_table(tasks)), flush=True)

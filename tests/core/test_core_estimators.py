@@ -6,6 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from daunce_api.core import ESTIMATORS, member_losses, scores
+from daunce_api.core.spectrum import inclusion_dispersion
 from daunce_api.errors import ConfigurationError, DataError, NotEnoughMembersError
 from tests.core.problems import linear_problem, mean_correlation
 
@@ -160,3 +161,13 @@ def test_members_without_losses_are_left_out() -> None:
     assert members.kept.tolist() == [0, 1, 2]
     assert members.complete
     assert np.allclose(scores(train, test, I, "covariance"), scores(A[:3], B[:3], I[:3], "covariance"))
+
+
+def test_the_dispersion_of_a_design_is_relative_to_the_share_that_takes_part() -> None:
+    counts = np.array([[1, 0, 1, 0], [0, 1, 0, 1]])
+    assert inclusion_dispersion(counts.astype(bool)) == inclusion_dispersion(counts.astype(float)) == 1.0
+    assert inclusion_dispersion(np.array([[2, 0, 1, 1]])) == 0.5, "bootstrap subsets: counts, over their mean"
+    noise = np.array([[0.5, -0.5, 0.0, 0.0]])
+    assert inclusion_dispersion(noise) == 0.125 / 0.5**2, "the mean of noise is no ratio"
+    with pytest.raises(DataError, match="subset is empty"):
+        inclusion_dispersion(np.zeros((2, 3)))

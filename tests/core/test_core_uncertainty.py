@@ -6,7 +6,10 @@ from scipy import stats
 
 from daunce_api.core import Setting, complete, confidence_interval, estimators, group_scores, member_losses, scores, top
 from daunce_api.core.blocks import FactorBlocks, score_blocks
+from daunce_api.core.checkpoints import Stages
 from daunce_api.core.estimators import estimator_named
+from daunce_api.core.leaving_out import _ridge_mixture, overcounting
+from daunce_api.core.spectrum import decompose, spectrum_of
 from daunce_api.core.uncertainty import fdr_threshold, significance_threshold, z_values
 from tests.core.problems import linear_problem, with_checkpoints
 
@@ -56,6 +59,51 @@ def test_intervals_cover_what_redrawn_ensembles_give(name: str) -> None:
     width = significance_threshold(size) * error * np.sqrt(1 - 1 / drawn)
     coverage = (np.abs(score - score.mean(axis=0)) < width).mean()
     assert 0.93 <= coverage <= 0.97
+
+
+def test_what_members_do_together_is_counted_once() -> None:
+    one = Stages(np.ones((1, 3), dtype=bool))
+    spectrum = decompose(np.diag([3.0, 1.0, 0.0]), stages=one, dispersion=None, noise_energy=0.0)
+    # R has 1/4 and 1/2 at a ridge of 1: (3/4)^2 / (2 (1/16 + 1/4)).
+    alone = overcounting(spectrum, np.array([1.0]), np.array([5.0]))
+    assert alone == pytest.approx(0.9)
+    assert overcounting(spectrum, np.array([1.0, 1.0]), np.array([2.0, 3.0])) == pytest.approx(alone)
+    assert overcounting(spectrum, np.array([1e9]), np.array([1.0])) == pytest.approx(1)
+    # At 1 and 5: kappa = 4/3 and 24/7, df = 5/4 and 13/24, so gamma = (13/7 - 5/3) / (44/21) / 2 = 1/22;
+    # alone 1/10 and 1/50.
+    gamma, weight = np.array([[1 / 10, 1 / 22], [1 / 22, 1 / 50]]), np.outer([1, 4], [1, 4])
+    expected = (weight * gamma**2 / (1 - gamma)).sum() / (weight * gamma**2 / (1 - gamma) ** 2).sum()
+    assert overcounting(spectrum, np.array([1.0, 5.0]), np.array([1.0, 4.0])) == pytest.approx(expected)
+
+
+def test_intervals_of_strong_whitening_are_no_wider_than_they_need_be() -> None:
+    rng = np.random.default_rng(0)
+    size, drawn = 40, 100
+    gradient, other = rng.normal(size=(60, 80)), rng.normal(size=(20, 80))
+    fitted = []
+    for _ in range(drawn):
+        moved = rng.normal(size=(size, 80))
+        members = member_losses(moved @ gradient.T, moved @ other.T)
+        blocks = score_blocks(estimator_named("whitened"), members, Setting(ridge=0.001))
+        fitted.append((blocks.block(WHOLE, WHOLE), blocks.stderr_block(WHOLE, WHOLE)))
+    score, error = map(np.array, zip(*fitted, strict=True))
+    width = significance_threshold(size) * error * np.sqrt(1 - 1 / drawn)
+    assert 0.93 <= (np.abs(score - score.mean(axis=0)) < width).mean() <= 0.97
+
+
+@pytest.mark.parametrize("name", ["whitened", "half_whitened"])
+def test_the_mixture_follows_a_filter_behind_a_wiener_weight(name: str) -> None:
+    p = linear_problem(members=40, train=400, test=4)
+    noisy = p.train + 0.3 * p.train.std() * np.random.default_rng(0).normal(size=p.train.shape)
+    setting = Setting(noise=0.3 * p.train.std(), ridge=0.1)
+    spectrum = spectrum_of(member_losses(noisy, p.test), setting)
+    apply = estimator_named(name).filter
+    assert apply is not None
+    phi = apply(spectrum, setting)
+    ridges, weights = _ridge_mixture(spectrum, phi, 0.1 * spectrum.mean)
+    found = (weights / (spectrum.w[:, None] + ridges)).sum(axis=1)
+    assert (weights < 0).any(), "no sum of ridges falls towards the noise"
+    assert np.linalg.norm(spectrum.w * (found - phi)) < 0.02 * np.linalg.norm(spectrum.w * phi)
 
 
 def test_two_members_have_no_standard_error() -> None:

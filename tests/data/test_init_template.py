@@ -10,7 +10,9 @@ import pytest
 import yaml
 from pydantic import BaseModel
 
+from daunce_api.backends.kinds import BACKENDS
 from daunce_api.config import RunConfig, section_of
+from daunce_api.core import ESTIMATORS
 from daunce_api.errors import ConfigurationError
 from daunce_api.init import template, write_template
 
@@ -35,6 +37,12 @@ def keys_of(content: dict[str, object], prefix: str = "") -> set[str]:
     for key, value in content.items():
         found |= {prefix + key} | (keys_of(value, f"{prefix}{key}.") if isinstance(value, dict) else set())
     return found
+
+
+def test_what_a_key_can_be_is_what_there_is() -> None:
+    meaning = dict(keys(RunConfig))
+    for key, known in (("backend.kind", BACKENDS), ("attribution.estimator", ESTIMATORS)):
+        assert set(known) <= set(re.findall(r"\w+", meaning[key] or "")), key
 
 
 @pytest.mark.parametrize("backend", ["embedded", "openai", "openai_wire", "local", "another"])
@@ -138,7 +146,7 @@ def test_nothing_is_overwritten(tmp_path: Path) -> None:
 
 def test_what_cannot_be_written_is_said(tmp_path: Path) -> None:
     with pytest.raises(ConfigurationError, match="cannot be written: No such file"):
-        write_template(tmp_path / "none")
+        write_template("/proc/none")
     with pytest.raises(ConfigurationError, match="cannot be written: embedded null byte"):
         write_template("a\0b")
     with pytest.raises(ConfigurationError, match=r"typo\.jsonl is no file"):

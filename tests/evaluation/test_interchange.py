@@ -90,5 +90,6 @@ def test_files_that_are_no_truth_are_refused(tmp_path: Path) -> None:
     (tmp_path / "text.npz").write_text("hello")
     (tmp_path / "empty.npz").write_text("")
     for name in ("one.npy", "text.npz", "empty.npz", "nothing.npz"):
-        with pytest.raises(DataError, match=name):
+        with pytest.raises(DataError, match=name) as caught:
             load_truth(tmp_path / name, TRAIN, TEST)
+        assert "pickle" not in str(caught.value)

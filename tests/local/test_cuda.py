@@ -11,6 +11,7 @@ import torch
 from daunce_api.backends.local.adapters import save_adapter
 from daunce_api.backends.local.classifier import Classifier, ClassifierSettings
 from daunce_api.backends.local.language import LanguageModel, LoraSettings
+from daunce_api.backends.local.lora import Positions
 from daunce_api.backends.local.memory import default_limit, plan_memory
 from daunce_api.backends.local.trainees import Member
 from daunce_api.backends.local.training import train_members
@@ -69,6 +70,40 @@ def test_scoring_is_that_of_the_cpu(
     answers = [m.target_logprobs(sequences, adapter=tmp_path / "adapter") for m in (model, on_gpu)]
     for here, there in zip(*answers, strict=True):
         np.testing.assert_allclose(here, there, atol=1e-4)
+
+
+@gpu
+@pytest.mark.parametrize(("dtype", "near"), [("float32", 1e-4), ("bfloat16", 0.05), ("float16", 0.01)])
+def test_several_sequences_a_pass_answer_as_one(
+    model: LanguageModel,
+    model_folder: Path,
+    examples: list[EncodedExample],
+    dtype: str,
+    near: float,
+    monkeypatch: pytest.MonkeyPatch,
+):
+    """Per example, against the same request one by one (equal bits where kernels go by shapes alone), against passes
+    that do not pad, and against float32 on the CPU."""
+    on_gpu = LanguageModel.load(model_folder, device="cuda", dtype=dtype)
+    sequences = [(e.ids, e.targets) for e in examples]
+    hidden, shapes = on_gpu.adapted.hidden, []
+
+    def counted(inputs: torch.Tensor, positions: Positions) -> torch.Tensor:
+        shapes.append(tuple(inputs.shape))
+        return hidden(inputs, positions)
+
+    monkeypatch.setattr(on_gpu.adapted, "hidden", counted)
+    together = on_gpu.target_logprobs(sequences)
+    assert len([s for s in shapes if s[0] > 1]) < len(sequences) / 4
+    alone = [on_gpu.target_logprobs([s])[0] for s in sequences]
+    bare = on_gpu.token_logprobs([ids for ids, _ in sequences])
+    unpadded = [a.logprobs[[t - 1 for t in targets]] for a, (_, targets) in zip(bare, sequences, strict=True)]
+    means = [
+        np.array([a.mean() for a in answers])
+        for answers in (together, alone, unpadded, model.target_logprobs(sequences))
+    ]
+    for other in means[1:]:
+        np.testing.assert_allclose(means[0], other, atol=near)
 
 
 @gpu

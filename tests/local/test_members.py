@@ -25,7 +25,7 @@ from daunce_api.backends.local.trainees import LoraTrainee, Member, Weights
 from daunce_api.backends.local.training import train_members
 from daunce_api.backends.objective import Objective
 from daunce_api.dataset import Dataset
-from daunce_api.errors import CapabilityError, ConfigurationError
+from daunce_api.errors import CapabilityError, ConfigurationError, MissingExtraError
 from daunce_api.tokens import EncodedExample
 
 SHORT = LoraSettings(rank=4, alpha=8.0, n_epochs=2, batch_size=5, learning_rate=5e-3)
@@ -141,15 +141,39 @@ def test_bfloat16_is_near_float32(model: LanguageModel, model_folder: Path, exam
     assert 0 < abs(losses[0] - losses[1]).max() < 0.1
 
 
-def test_a_quantised_base_is_near_the_plain_one(
-    model: LanguageModel, model_folder: Path, examples: list[EncodedExample]
+@pytest.mark.parametrize(("quantisation", "near"), [("8bit", 0.2), ("4bit", 0.5)])
+def test_a_quantised_base_trains_and_scores_near_the_plain_one(
+    model: LanguageModel,
+    model_folder: Path,
+    examples: list[EncodedExample],
+    quantisation: str,
+    near: float,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
 ):
     pytest.importorskip("bitsandbytes")
-    small = LanguageModel.load(model_folder, quantisation="8bit")
+    small = LanguageModel.load(model_folder, quantisation=quantisation)
+    kinds = {type(m).__name__ for m in small.adapted.modules.values()}
+    assert kinds & {"Linear8bitLt", "Linear4bit"}
+    sequences = [(e.ids, e.targets) for e in examples]
+    base = small.target_logprobs(sequences)  # what scoring does to the weights must not be in training's way
     members = [Member(examples, 1), Member(examples, 2)]
-    losses = [train(m, members, SHORT, 2048, Objective())[1] for m in (model, small)]
-    assert 0 < abs(losses[0] - losses[1]).max() < 0.2
-    with pytest.raises(ConfigurationError, match="CUDA"):
+    for objective in (Objective(), Objective("influence", rho=2.0)):
+        losses = [train(m, members, SHORT, 2048, objective)[1] for m in (model, small)]
+        assert 0 < abs(losses[0] - losses[1]).max() < near
+    again = small.target_logprobs(sequences)
+    assert all(map(np.array_equal, base, again))
+    outcome = small.train(examples, settings=SHORT, seed=1, out=tmp_path / "a")
+    tuned, plain = (m.target_logprobs(sequences, adapter=outcome.adapter) for m in (small, model))
+    means = [np.mean([a.mean() for a in answers]) for answers in (base, tuned, plain)]
+    assert means[1] > means[0] + 0.05
+    assert abs(means[1] - means[2]) < near
+    assert "inputs will be cast" not in caplog.text
+
+
+def test_a_quantised_model_without_its_package_names_the_extra(model_folder: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("daunce_api.backends.local.models.find_spec", lambda name: None)
+    with pytest.raises(MissingExtraError, match=r"daunce-api\[quantised\]"):
         LanguageModel.load(model_folder, quantisation="4bit")
 
 

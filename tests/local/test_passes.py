@@ -1,4 +1,5 @@
-"""Sequences scored together: the bits of one at a time, and one at a time where that cannot be had."""
+"""Sequences scored together: on a CPU the bits of one at a time, and one at a time where that cannot be had; elsewhere
+in passes of fixed shapes, which the tests ask for here."""
 
 from __future__ import annotations
 
@@ -126,6 +127,91 @@ def test_half_precision_is_scored_one_at_a_time(model_folder: Path, sequences: l
     plain = half.token_logprobs([ids for ids, _ in sequences[:3]])
     for answer, one, (_, targets) in zip(answers, plain, sequences, strict=False):
         np.testing.assert_array_equal(answer, one.logprobs[[t - 1 for t in targets]])
+
+
+def example_means(answers: list[np.ndarray]) -> np.ndarray:
+    return np.array([a.mean() for a in answers])
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
+def test_fixed_shapes_do_not_depend_on_the_batch(
+    model: LanguageModel,
+    model_folder: Path,
+    sequences: list[passes.Scored],
+    dtype: str,
+    monkeypatch: pytest.MonkeyPatch,
+):
+    held = LanguageModel.load(model_folder, dtype=dtype)
+    active = lora(model)
+    scoring = ScoringPasses(held.adapted, fixed=True)
+    assert scoring.supports(active)
+    rows = Rows(held, monkeypatch)
+    together = scoring.logprobs(sequences, active)
+    sizes = passes.ACCELERATOR
+    assert len(rows.seen) < len(sequences) / 4
+    assert all(w % sizes.width == 0 and r == sizes.tokens // w for r, w in rows.seen)
+    shapes = set(rows.seen)
+    for answers in (
+        scoring.logprobs(sequences[::-1], active)[::-1],
+        [scoring.logprobs([s], active)[0] for s in sequences],
+    ):
+        assert all(one.tobytes() == other.tobytes() for one, other in zip(together, answers, strict=True))
+    assert set(rows.seen) == shapes
+    # Padding moves values by less than half precision itself.
+    exact, plain = (example_means(by_token(m, sequences, active)) for m in (model, held))
+    padded = example_means(together)
+    assert np.std(padded - exact) < 1.5 * np.std(plain - exact) + 1e-6
+    assert np.std(padded - plain) < np.std(plain - exact) + 1e-6
+
+
+def test_a_pass_that_does_not_fit_is_made_smaller(
+    model: LanguageModel, sequences: list[passes.Scored], monkeypatch: pytest.MonkeyPatch
+):
+    scoring = ScoringPasses(model.adapted, fixed=True)
+    expected = scoring.logprobs(sequences, None)
+    hidden, asked, fits = model.adapted.hidden, [], 5
+
+    def small(inputs: torch.Tensor, positions: Positions) -> torch.Tensor:
+        asked.append(inputs.shape[0])
+        if inputs.shape[0] > fits:
+            raise torch.OutOfMemoryError("out of memory")
+        return hidden(inputs, positions)
+
+    monkeypatch.setattr(model.adapted, "hidden", small)
+    scoring = ScoringPasses(model.adapted, fixed=True)
+    for one, other in zip(scoring.logprobs(sequences, None), expected, strict=True):
+        np.testing.assert_allclose(one, other, atol=1e-5)
+    assert asked[:5] == [64, 32, 16, 8, 4]
+    assert max(asked[5:]) <= 5
+    fits = 0
+    with pytest.raises(torch.OutOfMemoryError):
+        scoring.logprobs(sequences[:1], None)
+
+
+def test_fixed_shapes_are_for_other_devices_and_for_floats(
+    model: LanguageModel, model_folder: Path, monkeypatch: pytest.MonkeyPatch
+):
+    half = LanguageModel.load(model_folder, dtype="bfloat16").adapted
+    assert half.output.vocabulary == model.vocabulary
+    assert ScoringPasses(half, fixed=True).supports(None)
+    assert not ScoringPasses(half).supports(None)
+    with monkeypatch.context() as patch:
+        patch.setattr(type(half), "device", torch.device("cuda"))
+        assert ScoringPasses(half).supports(None)
+
+
+@pytest.mark.parametrize("quantisation", ["8bit", "4bit"])
+def test_quantised_rows(model: LanguageModel, model_folder: Path, sequences: list[passes.Scored], quantisation: str):
+    pytest.importorskip("bitsandbytes")
+    held = LanguageModel.load(model_folder, quantisation=quantisation)
+    scoring = ScoringPasses(held.adapted, fixed=True)
+    assert not ScoringPasses(held.adapted).supports(None)
+    assert scoring.supports(None) == (quantisation == "4bit")
+    if quantisation == "4bit":
+        together = scoring.logprobs(sequences, None)
+        alone = [scoring.logprobs([s], None)[0] for s in sequences]
+        assert all(map(np.array_equal, together, alone))
+        np.testing.assert_allclose(example_means(together), example_means(by_token(held, sequences, None)), atol=1e-4)
 
 
 def test_odd_requests(model: LanguageModel, sequences: list[passes.Scored]):

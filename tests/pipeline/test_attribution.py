@@ -12,6 +12,7 @@ import pytest
 from daunce_api import Attribution, Dataset, core
 from daunce_api.attribution import TokenTable
 from daunce_api.errors import ConfigurationError, DataError, StoreCorruptError
+from daunce_api.report.sources import source_scores
 
 
 def dataset(n: int, name: str, sources: tuple[str | None, ...]) -> Dataset:
@@ -78,6 +79,32 @@ def test_top_ranks_the_one_test_example_and_chooses_once(
     assert len(chosen) == (0 if question == "attribution" else 4)
     auto.top("q0", k=4, question=question, fdr=0.1)
     assert ranked[4:] == [4], "a false-discovery rate is over all pairs"
+
+
+def test_scores_are_those_of_the_estimator_that_is_chosen_already(
+    attribution: Attribution, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rng = np.random.default_rng(6)
+    inclusion = rng.random((40, 6)) < 0.5
+    loss = 2.0 - inclusion @ rng.normal(size=(6, 10)) * 0.1 + rng.normal(scale=0.01, size=(40, 10))
+    auto = replace(
+        attribution,
+        members=tuple(range(40)),
+        train_loss_KN=loss[:, :6],
+        test_loss_KM=loss[:, 6:],
+        inclusion_KN=inclusion,
+        tokens={},
+        estimator="auto",
+    )
+    expected = core.scores(auto.train_loss_KN, auto.test_loss_KM, inclusion, noise=auto.noise)
+    assert auto.choice.estimator.name != "covariance"
+    monkeypatch.setattr("daunce_api.core.choice.HeldOut", None)
+    np.testing.assert_allclose(auto.scores_NM(), expected, rtol=1e-9)
+    np.testing.assert_allclose(auto.groups(train=None).score_GH, expected, rtol=1e-9)
+    sources = source_scores(auto, [0, 1])
+    np.testing.assert_allclose(
+        sources.total_ST.sum(axis=0) * sources.columns_count, expected.sum(axis=0).reshape(2, 2).sum(axis=0)
+    )
 
 
 @pytest.mark.filterwarnings("error")

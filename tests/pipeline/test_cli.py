@@ -19,6 +19,8 @@ import yaml
 from daunce_api import Attribution, RunConfig
 from daunce_api.attribution.score_files import load_bergson
 from daunce_api.cli import app
+from daunce_api.demo.experiment import run_demo
+from daunce_api.server import EmbeddedServer
 
 MakeConfig = Callable[..., RunConfig]
 Cli = Callable[..., tuple[int, str, str]]
@@ -100,13 +102,16 @@ def test_scores_are_exported(finished: Path, cli: Cli, tmp_path: Path) -> None:
         (["top", "{run}", "--test", "q0", "--format", "parquet"], 2, "--output"),
         (["top", "{run}", "--test", "q0", "--by", "source", "--fdr", "2"], 2, "lies in (0, 1)"),
         (["export", "{run}"], 2, "--format"),
-        (["export", "{run}", "--format", "csv"], 2, "csv"),
+        (["export", "{run}", "--format", "csv"], 2, "'--format': 'csv' is not one of 'npy'"),
+        (["top", "{run}", "--test", "q0", "-k", "0"], 2, "greater than or equal to 1. `daunce"),
         (["export", "{run}", "--format", "npy", "--estimator", "guess"], 2, "Unknown estimator 'guess'"),
         (["export", "{run}", "--format", "dattri"], 2, "daunce evaluate"),
         (["export", "{tmp}/nothing", "--format", "npy"], 4, "holds no run"),
         (["evaluate", "{run}", "--retrieval", "x", "--truth", "{tmp}/t.npz"], 2, "add --lds"),
         (["evaluate", "{run}", "--lds", "--truth", "{tmp}/t.npz"], 2, "cannot be read as a truth"),
         (["status", "{tmp}/nothing"], 4, "holds no run"),
+        (["status", "{run}/run.sqlite"], 4, "run_dir"),
+        (["init", "{tmp}", "--backend", "opnai"], 2, "--backend: 'opnai' is not known; did you mean openai?"),
         (["plan", "{tmp}/nothing.yaml"], 2, "cannot be read"),
         (["fly"], 2, "No such command"),
         (["top", "{run}"], 2, "--test"),
@@ -166,6 +171,73 @@ def test_init_writes_a_config_that_plans(cli: Cli, make_config: MakeConfig, tmp_
     code, out, _ = cli("plan", tmp_path / "run.yaml", "--json")
     assert code == 0
     assert json.loads(out)["members"] == 32
+
+
+def test_without_a_command_the_help_is_all_that_is_said(cli: Cli) -> None:
+    code, out, err = cli()
+    assert "Usage" in out
+    assert (code, err) == (2, "")
+
+
+def test_a_run_whose_jobs_have_ended_has_none_to_cancel(
+    finished: Path, server: EmbeddedServer, monkeypatch: pytest.MonkeyPatch, cli: Cli
+) -> None:
+    monkeypatch.setenv("TEST_SERVER_KEY", server.api_key)
+    assert cli("cancel", finished) == (0, "No job was going on.\n", "")
+
+
+@pytest.mark.filterwarnings("ignore:Mean of empty slice", "ignore:invalid value")  # the data have no planted source
+def test_a_demo_that_was_made_before_took_no_time(
+    monkeypatch: pytest.MonkeyPatch, make_config: MakeConfig, cli: Cli, tmp_path: Path
+) -> None:
+    config = make_config(ensemble={"members": 3})
+    monkeypatch.setattr("daunce_api.demo.experiment.demo_config", lambda folder, members: config)
+    assert run_demo(tmp_path).seconds > 0
+    assert run_demo(tmp_path).seconds == 0
+
+
+def test_init_makes_the_folder_and_says_what_is_missing(cli: Cli, tmp_path: Path) -> None:
+    code, out, _ = cli("init", tmp_path / "new" / "folder")
+    assert code == 0
+    assert f"Put your examples into {tmp_path}/new/folder/train.jsonl and {tmp_path}/new/folder/test.jsonl" in out
+    assert (tmp_path / "new" / "folder" / "run.yaml").is_file()
+    (tmp_path / "file").write_text("")
+    code, _, err = cli("init", tmp_path / "file")
+    assert code == 2
+    assert "cannot be written" in err
+
+
+def test_a_plan_that_is_refused_says_so_once(cli: Cli, make_config: MakeConfig, tmp_path: Path) -> None:
+    path = write(make_config(budget={"max_usd": 0.01, "price": {"training": 500.0, "input": 1.0}}), tmp_path / "r.yaml")
+    code, out, err = cli("plan", path)
+    assert (code, out.count("Refused: "), err) == (3, 1, "")
+    code, out, _ = cli("plan", path, "--json")
+    content = json.loads(out)
+    assert (code, content["error"]["type"], content["refused"]) == (3, "BudgetError", [content["error"]["message"]])
+
+
+def test_a_plan_without_subsets_names_no_numbers_of_theirs(cli: Cli, make_config: MakeConfig, tmp_path: Path) -> None:
+    code, out, _ = cli("plan", write(make_config(ensemble={"subset_ratio": 0.01}), tmp_path / "run.yaml"))
+    assert code == 2
+    assert "each on" not in out
+    assert "Refused: subsets would have 0 of" in out
+
+
+def test_an_unknown_estimator_is_refused_before_anything_is_trained(
+    cli: Cli, make_config: MakeConfig, tmp_path: Path
+) -> None:
+    path = write(make_config(), tmp_path / "run.yaml")
+    path.write_text(path.read_text().replace("estimator: auto", "estimator: guess"))
+    code, _, err = cli("plan", path)
+    assert code == 2
+    assert "attribution.estimator: Unknown estimator 'guess'" in err
+
+
+def test_an_endpoint_that_cannot_be_used_is_no_success(cli: Cli, make_config: MakeConfig, tmp_path: Path) -> None:
+    config = make_config(ensemble={"members": 2, "checkpoints": 9})
+    code, out, _ = cli("doctor", write(config, tmp_path / "run.yaml"))
+    assert "cannot be used" in out
+    assert code == 5
 
 
 def test_the_help_names_every_command_and_the_exit_codes(cli: Cli) -> None:

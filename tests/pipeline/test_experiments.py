@@ -322,3 +322,5 @@ def test_labels_that_cannot_be_used_are_refused(tmp_path: Path, content: str) ->
     attribution = Attribution(sides[0], sides[1], (0, 1, 2), losses, losses, losses > 2)
     with pytest.raises(DataError):
         read_labels(path, attribution)
+    with pytest.raises(DataError, match=r"nothing.json cannot be read: No such file"):
+        read_labels(tmp_path / "nothing.json", attribution)

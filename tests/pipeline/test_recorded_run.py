@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import shutil
 import socket
@@ -59,6 +60,20 @@ def test_a_run_that_asks_for_something_else_is_refused(small_run: Path) -> None:
     config.write_text(config.read_text().replace("seed: 1", "seed: 2"))
     with pytest.raises(ReplayError, match="does not answer"):
         Run.create(config).execute(session=replay(small_run / "recording"))
+
+
+def test_a_recording_from_before_endpoints_were_tested_says_what_to_do(small_run: Path) -> None:
+    recording = small_run / "recording"
+    cassette = recording / "cassette.json"
+    lines = cassette.read_text().splitlines()
+    kept = [line for line in lines if '\\"max_tokens\\":8' not in line]
+    assert len(kept) == len(lines) - 1
+    cassette.write_text("\n".join(kept) + "\n")
+    names = (cassette.name, "recording.json")
+    sums = [f"{hashlib.sha256((recording / name).read_bytes()).hexdigest()}  {name}\n" for name in names]
+    (recording / "SHA256SUMS").write_text("".join(sums))
+    with pytest.raises(ReplayError, match=r"the endpoint's test, which recordings of earlier versions lack.*--record"):
+        Run.create(small_run / "run.yaml").execute(session=replay(recording))
 
 
 def test_a_recording_that_was_edited_is_refused(small_run: Path) -> None:

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from daunce_api import Attribution, Dataset
+from daunce_api import Attribution, Dataset, core
 from daunce_api.attribution.score_files import load_bergson, write_scores
 from daunce_api.errors import ConfigurationError, DataError, MissingExtraError, StoreError
 
@@ -51,7 +51,9 @@ def test_what_is_exported_is_what_is_computed(
 ) -> None:
     monkeypatch.setattr("daunce_api.attribution.attribution._BLOCK_PAIRS", pairs_a_block)
     path = attribution.export(tmp_path / "new" / "scores", form)
-    np.testing.assert_allclose(FORMS[form](path), attribution.scores_NM(), rtol=1e-12)
+    expected = core.scores(attribution.train_loss_KN, attribution.test_loss_KM, None, "covariance")
+    np.testing.assert_allclose(FORMS[form](path), expected, rtol=1e-12)
+    np.testing.assert_allclose(attribution.scores_NM(), expected, rtol=1e-12)
     assert not list(tmp_path.rglob("*.part"))
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -16,7 +16,7 @@ from provider_support import BATCH, Server, body_of, run_config, truth
 from test_provider_prompt_logprobs import completions
 
 from daunce_api.backends.base import ScorerCapabilities, TokenScores
-from daunce_api.backends.hosting import HostedScorer, Pool
+from daunce_api.backends.hosting import HostedScorer, Patience, Pool
 from daunce_api.backends.openai_wire import adapters
 from daunce_api.clock import InstantClock
 from daunce_api.errors import ConfigurationError, RejectedError, StopError, TransientError
@@ -333,7 +333,8 @@ async def test_names_that_are_served_already_are_used_as_they_are(route: str, tm
 
 
 def test_the_example_config_of_local_training_and_vllm_scoring_is_valid() -> None:
-    from daunce_api.backends.registry import SCORERS, scorer_kind
+    from daunce_api.backends.kinds import SCORERS
+    from daunce_api.backends.registry import scorer_kind
     from daunce_api.config import RunConfig
 
     path = Path(__file__).parents[2] / "examples" / "local_training_vllm_scoring.yaml"
@@ -347,3 +348,22 @@ def test_the_example_config_of_local_training_and_vllm_scoring_is_valid() -> Non
     from daunce_api.backends.local.options import HYPERPARAMETERS
 
     assert set(config.training.hyperparameters) <= HYPERPARAMETERS["lora"]
+
+
+async def test_a_host_is_waited_for_a_while_and_no_longer() -> None:
+    clock, looks = InstantClock(), iter([TransientError("busy"), {"state": "LOADING"}, {"state": "READY"}])
+
+    async def look() -> dict[str, str]:
+        answer = next(looks)
+        if isinstance(answer, TransientError):
+            raise answer
+        return answer
+
+    def ready(answer: Mapping[str, Any]) -> bool:
+        return bool(answer["state"] == "READY")
+
+    begun = clock.now()
+    with pytest.raises(RejectedError, match="adapter m was not ready after 2 minutes"):
+        await Patience(clock, 60.0, 2).until(ready, {"state": "LOADING"}, look, "adapter m")
+    assert clock.now() - begun == 120.0
+    await Patience(clock, 60.0, 2).until(ready, {"state": "LOADING"}, look, "adapter m")

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from provider_support import LONG, Server, run_config
 from test_provider_prompt_logprobs import completions
 
-from daunce_api.backends.base import Metered
+from daunce_api.backends.abilities import Metered
 from daunce_api.backends.openai_wire import prompt_logprobs
 from daunce_api.clock import InstantClock
 from daunce_api.errors import TransientError

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import httpx2
@@ -30,9 +31,11 @@ from daunce_api.errors import (
     ConfigurationError,
     ContractError,
     RejectedError,
+    ReplayError,
     StopError,
     TransientError,
 )
+from daunce_api.replay import record, replay
 from daunce_api.tokens import encode_example
 
 together = pytest.importorskip("together")
@@ -94,9 +97,11 @@ def service() -> Service:
     )
 
 
-def make(stub: Service, project: str | None = None) -> TogetherTrainer:
+def make(stub: Service | None, project: str | None = None) -> TogetherTrainer:
+    """A trainer that talks to the stub; without one, to whatever answers on the network."""
+    http_client = None if stub is None else stub.http()
     sdk = together.AsyncTogether(
-        api_key=KEY, base_url="http://together.test", max_retries=0, http_client=stub.http(), project_id=project
+        api_key=KEY, base_url="http://together.test", max_retries=0, http_client=http_client, project_id=project
     )
     calls = SdkCalls(together, Failures("Together", [KEY]))
     return TogetherTrainer(sdk, calls, trainer_capabilities(run_config("together", base_url=None)), base_model=BASE)
@@ -302,6 +307,14 @@ async def test_model_info_is_refused_for_a_model_that_is_not_fine_tuned() -> Non
     stub = Service().on("GET /v1/fine-tunes/models/limits", error(404, "unknown"))
     with pytest.raises(RejectedError):
         await make(stub).model_info("x")
+
+
+async def test_a_recording_that_lacks_a_request_is_no_provider_out_of_reach(tmp_path: Path) -> None:
+    pytest.importorskip("vcr")
+    with record(tmp_path / "r"):
+        pass
+    with replay(tmp_path / "r"), pytest.raises(ReplayError, match=r"does not answer GET http://together.test.*Record"):
+        await make(None).model_info(BASE)
 
 
 def test_capabilities_say_what_is_paid() -> None:

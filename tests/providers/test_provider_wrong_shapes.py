@@ -11,7 +11,8 @@ import pytest
 from provider_support import BATCH, LONG, VOCABULARY, Server, body_of, run_config, toy
 
 from daunce_api.backends import sglang, tgi
-from daunce_api.backends.base import Probing, Scorer
+from daunce_api.backends.abilities import Probing
+from daunce_api.backends.base import Scorer
 from daunce_api.backends.openai_wire import echo, prompt_logprobs
 from daunce_api.backends.together import scorer as together_scorer
 from daunce_api.backends.tokenizers import tokenizer_of

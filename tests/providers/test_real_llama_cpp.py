@@ -16,7 +16,7 @@ import pytest
 from provider_support import BATCH, run_config
 from test_real_vllm import free_port
 
-from daunce_api.backends.base import ProbeReport
+from daunce_api.backends.abilities import ProbeReport
 from daunce_api.backends.openai_wire import echo, prompt_logprobs
 from daunce_api.backends.openai_wire.client import Endpoint
 from daunce_api.backends.registry import Context

@@ -13,7 +13,8 @@ import pytest
 from provider_support import BATCH, LONG, run_config, truth
 from tinker_stub import BASE, TinkerStub, serving
 
-from daunce_api.backends.base import Checkpointing, Job, JobRequest, JobStatus, Probing
+from daunce_api.backends.abilities import Probing
+from daunce_api.backends.base import Checkpointing, Job, JobRequest, JobStatus
 from daunce_api.backends.registry import Backend, open_backend
 from daunce_api.backends.tinker.recipe import Recipe, batches_of
 from daunce_api.backends.tokenizers import embedded_folder

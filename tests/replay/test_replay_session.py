@@ -30,7 +30,7 @@ from toy_provider import (
 from daunce_api.backends.registry import open_backend
 from daunce_api.clock import InstantClock
 from daunce_api.config import RunConfig
-from daunce_api.errors import ReplayError
+from daunce_api.errors import ReplayError, StoreError
 from daunce_api.replay import record, replay, scrub
 from daunce_api.replay.tape import JsonLines
 
@@ -184,6 +184,14 @@ def test_a_recording_is_never_overwritten(recorded: tuple[Path, dict[int, Any]])
         record(recorded[0])
     with pytest.raises(ReplayError, match="no recording"):
         replay(recorded[0].parent)
+
+
+def test_a_folder_that_cannot_be_written_is_refused_before_anything_is_sent(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    provider = Provider()
+    with pytest.raises(StoreError, match="could not be written"):
+        asyncio.run(small_run(tmp_path / "run", record(tmp_path / "file" / "r"), provider, clock=InstantClock()))
+    assert provider.requests == 0
 
 
 def test_a_session_wants_a_new_run(recorded: tuple[Path, dict[int, Any]], tmp_path: Path) -> None:

@@ -54,9 +54,10 @@ def test_parts_are_those_of_the_core_for_covariance(attribution: Attribution) ->
     np.testing.assert_allclose(split.test_parts(7, 2), found.test_U, rtol=1e-9)
 
 
-def test_the_log_scale_is_split_too(attribution: Attribution) -> None:
+@pytest.mark.parametrize("shrinkage", [None, 2.0])
+def test_the_log_scale_and_weights_are_split_too(attribution: Attribution, shrinkage: float | None) -> None:
     made = attribution.with_estimator("auto")
-    setting = core.Setting(ridge=1.0, log_offset=0.05)
+    setting = core.Setting(ridge=1.0, log_offset=0.05, shrinkage=shrinkage)
     made.__dict__["choice"] = replace(attribution.choice, estimator=core.ESTIMATORS["whitened"], setting=setting)
     members = core.member_losses(made.train_loss_KN, made.test_loss_KM, made.inclusion_KN)
     score = score_blocks(core.ESTIMATORS["whitened"], members, setting).block(slice(None), slice(None))

@@ -8,7 +8,8 @@ from collections.abc import Callable, Sequence
 from types import TracebackType
 from typing import Self
 
-from daunce_api.backends.base import ProbeReport, ScorerCapabilities, TokenScores
+from daunce_api.backends.abilities import ProbeReport
+from daunce_api.backends.base import ScorerCapabilities, TokenScores
 from daunce_api.dataset import Example
 from daunce_api.tokens import EncodedExample
 

@@ -13,7 +13,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from scripted_scorer import ProbingScorer, ScriptedScorer, example, scores
 
-from daunce_api.backends.base import ProbeReport, TokenScores
+from daunce_api.backends.abilities import ProbeReport
+from daunce_api.backends.base import TokenScores
 from daunce_api.clock import InstantClock
 from daunce_api.errors import ContractError, RejectedError, StopError, StoreError, TransientError
 from daunce_api.scoring import ScoringClient, batches

@@ -127,6 +127,8 @@ def test_a_model_that_cannot_be_loaded_is_named(state_dir: Path, tmp_path: Path)
     with pytest.raises(StopError, match="no Hugging Face model folder") as caught:
         EmbeddedServer(ServerSettings(state_dir=state_dir, model=str(tmp_path / "nothing"))).start()
     assert "Traceback" not in str(caught.value)
+    with pytest.raises(ConfigurationError, match="no Hugging Face model folder"):
+        serve(ServerSettings(state_dir=tmp_path / "other", model=str(tmp_path / "nothing")), "127.0.0.1", 0)
 
 
 def test_a_port_that_is_taken_is_named(server: EmbeddedServer, state_dir: Path) -> None:

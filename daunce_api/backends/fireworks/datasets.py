@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from ...clock import Clock
 from ...errors import ProviderError, RejectedError, TransientError
+from ..refusals import gone_already
 from ..sdk_calls import SdkCalls
 
 if TYPE_CHECKING:
@@ -36,12 +37,9 @@ class DataSets:
 
     async def state(self, dataset: str) -> str | None:
         """A data set's state; None where there is none of this id."""
-        try:
+        with gone_already():
             return str((await self._read(dataset)).get("state"))
-        except RejectedError as error:
-            if error.status == 404:
-                return None
-            raise
+        return None
 
     async def upload(self, name: str, content: bytes) -> str:
         """Create a data set for a file, upload it and wait until jobs may use it; its id.

@@ -6,7 +6,7 @@ is always sent, and the ids that the server read are compared.
 
 from __future__ import annotations
 
-from contextlib import suppress
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -14,13 +14,14 @@ from pydantic import Field
 
 from ...clock import Clock, SystemClock
 from ...config import RunConfig
-from ...errors import RejectedError, TransientError
+from ...errors import RejectedError
 from ..base import Scorer, ScorerCapabilities
-from ..hosting import hosted
+from ..hosting import Patience, hosted
 from ..openai_wire.dialects import presets
 from ..openai_wire.echo import EchoOptions, EchoScorer, echo_capabilities
 from ..openai_wire.wire_scorer import open_client
 from ..options import parse_options
+from ..refusals import NO_REASON, gone_already
 from ..registry import Context
 from ..sdk_calls import SdkCalls
 from .trainer import open_sdk
@@ -84,8 +85,7 @@ class DeploymentHost:
         self._calls = calls
         self._deployment = deployment
         self._base = base
-        self._clock = clock or SystemClock()
-        self._polls = polls
+        self._patience = Patience(clock or SystemClock(), _POLL_SECONDS, polls)
         self._known: dict[str, str] = {}
 
     async def load(self, model: str) -> str:
@@ -93,22 +93,24 @@ class DeploymentHost:
         served = f"{model}#{self._deployment}"
         if model == self._base:
             return served
+
+        def ready(answer: Mapping[str, Any]) -> bool:
+            if answer.get("state") == "UNDEPLOYING":
+                found = answer.get("status")
+                said = found.get("message") if isinstance(found, dict) else None
+                raise RejectedError(
+                    self._calls.failures.clean(f"Fireworks could not load {model}: {said or NO_REASON}")
+                )
+            return answer.get("state") == "DEPLOYED"
+
+        async def look() -> dict[str, Any]:
+            return await self._calls.fields(self._sdk.lora.get(deployed), doing=f"waiting for {model}")
+
         call = self._sdk.lora.load(model=model, deployment=self._deployment)
         answer = await self._calls.fields(call, doing=f"loading {model}")
         self._known[model] = deployed = _id_of(answer.get("name"))
-        for _ in range(self._polls):
-            if answer.get("state") == "DEPLOYED":
-                return served
-            found = answer.get("status")
-            if answer.get("state") == "UNDEPLOYING":
-                said = found.get("message") if isinstance(found, dict) else None
-                raise RejectedError(
-                    self._calls.failures.clean(f"Fireworks could not load {model}: {said or 'no reason'}")
-                )
-            await self._clock.sleep(_POLL_SECONDS)
-            with suppress(TransientError):  # what is loading goes on
-                answer = await self._calls.fields(self._sdk.lora.get(deployed), doing=f"waiting for {model}")
-        raise RejectedError(f"{model} was not deployed after {self._polls * _POLL_SECONDS:.0f} seconds.")
+        await self._patience.until(ready, answer, look, f"the deployment of {model}")
+        return served
 
     async def unload(self, model: str) -> None:
         """Unload it, whoever loaded it here; one that is gone already is no error."""
@@ -117,11 +119,8 @@ class DeploymentHost:
         known = self._known.pop(model, None)
         found = [known] if known else await self._calls.call(self._listed(model), doing="listing what is loaded")
         for deployed in found:
-            try:
+            with gone_already():
                 await self._calls.call(self._sdk.lora.unload(deployed), doing=f"unloading {model}")
-            except RejectedError as error:
-                if error.status != 404:
-                    raise
 
     async def _listed(self, model: str) -> list[str]:
         """Ids under which a model is loaded on the deployment."""

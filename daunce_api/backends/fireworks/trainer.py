@@ -18,6 +18,7 @@ from ...errors import ConfigurationError, MissingExtraError, RejectedError, Tran
 from ..base import Job, JobRequest, JobStatus, ModelInfo, TrainerCapabilities
 from ..failures import Failures
 from ..options import Options, parse_options
+from ..refusals import NO_REASON, cancelled, gone_already
 from ..registry import Context
 from ..sdk_calls import SdkCalls, SdkTrainer, known_hyperparameters
 from .datasets import READY, DataSets, dataset_id_of
@@ -178,12 +179,9 @@ class FireworksTrainer(SdkTrainer):
 
     async def find_job(self, key: str) -> Job | None:
         """The job with this key, by its id."""
-        try:
+        with gone_already():
             return await self.get(job_id_of(key))
-        except RejectedError as error:
-            if error.status == 404:
-                return None
-            raise
+        return None
 
     async def get(self, job_id: str) -> Job:
         call = self._sdk.supervised_fine_tuning_jobs.get(job_id)
@@ -191,14 +189,11 @@ class FireworksTrainer(SdkTrainer):
 
     async def cancel(self, job_id: str) -> Job:
         """Ask for cancellation; a job that is already final is returned as it is."""
+        return await cancelled(self._cancel(job_id), lambda: self.get(job_id))
+
+    async def _cancel(self, job_id: str) -> Job:
         call = self._sdk.supervised_fine_tuning_jobs.cancel(job_id, body={})
-        try:
-            await self._calls.call(call, doing=f"cancelling job {job_id}")
-        except RejectedError:
-            job = await self.get(job_id)
-            if job.status.final:
-                return job
-            raise
+        await self._calls.call(call, doing=f"cancelling job {job_id}")
         return await self.get(job_id)
 
     async def delete_file(self, file_id: str) -> bool:
@@ -222,7 +217,7 @@ class FireworksTrainer(SdkTrainer):
         progress = answer.get("jobProgress")
         percent = progress.get("percent") if isinstance(progress, dict) else None
         model = answer.get("outputModel") or self._resource("models", job_id)
-        reason = self._calls.failures.clean(str(said or "the provider gave no reason"))
+        reason = self._calls.failures.clean(str(said or NO_REASON))
         return Job(
             id=job_id,
             status=status,

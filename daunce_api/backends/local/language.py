@@ -196,11 +196,13 @@ class LanguageModel:
         return answers
 
     def target_logprobs(self, sequences: Sequence[Scored], *, adapter: Path | None = None) -> list[NDArray[np.float64]]:
-        """Log-probabilities (nats) of each sequence's targets: several sequences in a pass where that gives the same
-        bits as one (see :class:`ScoringPasses`), otherwise as :meth:`token_logprobs`.
+        """Log-probabilities (nats) of each sequence's targets: on a CPU several sequences in a pass where that gives
+        the same bits as one, on other devices in passes of fixed shapes (see :class:`ScoringPasses`), otherwise as
+        :meth:`token_logprobs`.
 
-        Either way an answer never depends, to the last bit, on what else is asked. In float32 it is within rounding
-        (measured: 2e-5 nats) of that of :meth:`token_logprobs`, which does not pad. Raises DataError as it does.
+        On a CPU an answer never depends, to the last bit, on what else is asked; elsewhere that is up to the kernels.
+        In float32 it is within rounding (measured: 2e-5 nats) of that of :meth:`token_logprobs`, which does not pad;
+        in half precision within what half precision is off by itself. Raises DataError as it does.
         """
         tuned = self._tuned(adapter)
         with self.adapted.lock:

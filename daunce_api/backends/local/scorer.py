@@ -30,7 +30,8 @@ def scorer_capabilities(config: RunConfig) -> ScorerCapabilities:
 
 
 class LocalScorer:
-    """Exact log-probabilities from this machine's workers; the same to the last bit however examples are batched.
+    """Exact log-probabilities from this machine's workers; on a CPU the same to the last bit however examples are
+    batched, on other devices as far as their kernels go by shapes alone.
 
     A member's examples go through its adapter and the frozen base several at a time, in passes whose shape follows
     from an example's own length (:class:`daunce_api.backends.local.passes.ScoringPasses`). Members are not mixed in a

@@ -31,7 +31,7 @@ from .training import batches_of, train_full, train_members, trained_tokens
 class ModelSpec:
     """A model and how a worker holds it; equal specs share one copy in a process.
 
-    ``quantisation``: None, ``8bit`` or ``4bit`` (bitsandbytes, on CUDA). ``threads``: torch threads of the worker.
+    ``quantisation``: None, ``8bit`` or ``4bit`` (bitsandbytes). ``threads``: torch threads of the worker.
     ``tokenizer``: folder of another tokenizer than the model's own.
     """
 
@@ -85,8 +85,8 @@ def loaded(spec: ModelSpec) -> LanguageModel:
 
 
 def run_score(task: ScoreTask) -> list[tuple[float, ...]]:
-    """Log-probabilities (nats) of each sequence's targets; they do not depend on how sequences are grouped (see
-    ``LanguageModel.target_logprobs``)."""
+    """Log-probabilities (nats) of each sequence's targets; on a CPU they do not depend on how sequences are grouped
+    (see ``LanguageModel.target_logprobs``)."""
     answers = loaded(task.model).target_logprobs(task.sequences, adapter=_folder(task.adapter))
     return [tuple(answer.tolist()) for answer in answers]
 

@@ -13,10 +13,11 @@ from typing import Literal
 from pydantic import Field
 
 from ...config import RunConfig
-from ...errors import ConfigurationError, ProviderError, RejectedError
+from ...errors import ConfigurationError, RejectedError
 from ..base import Scorer, ScorerCapabilities
 from ..hosting import hosted
 from ..options import Options, parse_options
+from ..refusals import gone_already
 from ..registry import Context
 from .client import WireClient
 from .echo import EchoOptions, EchoScorer, echo_capabilities
@@ -132,11 +133,8 @@ class AdapterHost:
             name = name_of(self._folder(model))
         except RejectedError:
             return  # the name came from its weights; the server forgets it when it restarts
-        try:
+        with gone_already():
             await self._client.command("unload_lora_adapter", {"lora_name": name}, doing=f"unloading adapter {model}")
-        except ProviderError as error:
-            if error.status != 404:
-                raise
 
     async def close(self) -> None:
         """Nothing of its own to close."""

@@ -16,7 +16,8 @@ from typing import Any, Self
 from ...clock import Clock, SystemClock
 from ...errors import CapabilityError, ContractError, DaunceError, ProviderError, RejectedError, TransientError
 from ...tokens import EncodedExample
-from ..base import ScorerCapabilities, Swept, TokenScores
+from ..abilities import Swept
+from ..base import ScorerCapabilities, TokenScores
 from .batches import ENDPOINT, Batch, Batches, files_of
 from .chat_token import ChatTokenScorer
 

@@ -14,7 +14,8 @@ from typing import Any, Final
 
 from ...clock import Clock
 from ...errors import AmbiguousSubmitError, DailyLimitError, ProviderError, RejectedError, StopError, TransientError
-from ..base import Swept
+from ..abilities import Swept
+from ..refusals import NO_REASON, gone_already
 from .client import WireClient
 
 KEY_FIELD, MODEL_FIELD = "daunce_batch", "daunce_model"
@@ -118,13 +119,9 @@ class Batches:
             if not isinstance(file_id, str):
                 continue
             call = self._client.sdk.files.with_raw_response.content(file_id)
-            try:
+            with gone_already():
                 content = await self._client.content(call, doing=f"reading {file_id}")
-            except RejectedError as error:
-                if error.status != 404:
-                    raise
-                continue
-            found += [line for raw in content.splitlines() if (line := _object(raw)) is not None]
+                found += [line for raw in content.splitlines() if (line := _object(raw)) is not None]
         return found
 
     async def forget(self, file_ids: Iterable[str]) -> None:
@@ -235,7 +232,7 @@ def _is_limited(batch: Batch) -> bool:
 
 def _problems(batch: Batch) -> str:
     messages = [str(error["message"]) for error in _errors(batch) if error.get("message")]
-    return "; ".join(messages[:3]) or "the provider gave no reason"
+    return "; ".join(messages[:3]) or NO_REASON
 
 
 def _errors(batch: Batch) -> list[dict[str, Any]]:

@@ -17,7 +17,8 @@ from pydantic import Field
 from ...config import RunConfig
 from ...errors import ContractError, ProviderError, RejectedError
 from ...tokens import EncodedExample
-from ..base import ProbeReport, ScorerCapabilities, TokenScores
+from ..abilities import ProbeReport
+from ..base import ScorerCapabilities, TokenScores
 from ..options import Options, parse_options
 from ..registry import Context
 from .client import WireClient

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from ..refusals import NO_REASON
+
 
 @dataclass(frozen=True, slots=True)
 class JobEvent:
@@ -23,7 +25,7 @@ def reason_of(error: object) -> str:
         parts = [str(error[name]) for name in ("code", "message", "param") if error.get(name)]
         if parts:
             return ": ".join(parts)
-    return "the provider gave no reason"
+    return NO_REASON
 
 
 def names_a_parameter(error: object) -> bool:

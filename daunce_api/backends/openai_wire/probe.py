@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Any
 
 from ...errors import ContractError, RejectedError
 from ...tokens import EncodedExample
-from ..base import ProbeReport, Scorer, TokenScores
+from ..abilities import ProbeReport
+from ..base import Scorer, TokenScores
 
 if TYPE_CHECKING:
     from .echo import EchoScorer
@@ -157,7 +158,9 @@ def compare(provider: str, pairs: Sequence[tuple[int, object, object]]) -> Probe
                 "its echoed values belong to other positions (some servers are off by one), or to another model. "
                 "Nothing was scored. Use another server, or update this one."
             )
-    return ProbeReport(True, f"echo agrees with greedy generation at {len(pairs)} tokens", largest)
+    return ProbeReport(
+        True, f"echo agrees with greedy generation at {len(pairs)} token{'s' * (len(pairs) > 1)}", largest
+    )
 
 
 def values_of(choice: dict[str, Any]) -> list[object]:

@@ -16,6 +16,7 @@ from ...config import RunConfig
 from ...errors import RejectedError, TransientError
 from ..base import Job, JobRequest, JobStatus, ModelInfo, TrainerCapabilities
 from ..options import Options, parse_options
+from ..refusals import cancelled
 from ..registry import Context
 from .client import RawResponse, WireClient
 from .job_answers import JobEvent, event_of, names_a_parameter, number, reason_of
@@ -161,17 +162,14 @@ class WireTrainer:
 
     async def cancel(self, job_id: str) -> Job:
         """Ask for cancellation; a job that is already final is returned as it is."""
-        try:
-            answer = await self._client.json(
-                self._sdk.fine_tuning.jobs.with_raw_response.cancel(job_id),
-                doing=f"cancelling job {job_id}",
-                needs={"id": str, "status": str},
-            )
-        except RejectedError:
-            job = await self.get(job_id)
-            if job.status.final:
-                return job
-            raise
+        return await cancelled(self._cancel(job_id), lambda: self.get(job_id))
+
+    async def _cancel(self, job_id: str) -> Job:
+        answer = await self._client.json(
+            self._sdk.fine_tuning.jobs.with_raw_response.cancel(job_id),
+            doing=f"cancelling job {job_id}",
+            needs={"id": str, "status": str},
+        )
         return await self._job(answer)
 
     async def events(self, job_id: str) -> list[JobEvent]:

@@ -12,7 +12,8 @@ from pydantic import Field
 
 from ...config import RunConfig
 from ...tokens import EncodedExample
-from ..base import ProbeReport, ScorerCapabilities, TokenScores
+from ..abilities import ProbeReport
+from ..base import ScorerCapabilities, TokenScores
 from ..openai_wire.contract import BEFORE_TARGETS, scores_of
 from ..openai_wire.probe import GENERATED, Generated, generated, probe_generated
 from ..openai_wire.prompt_logprobs import refuse_long

@@ -17,6 +17,7 @@ from ...config import RunConfig
 from ...dataset import Dataset
 from ...errors import DaunceError, ProviderError, RejectedError, StopError
 from ...tokens import EncodedExample, Tokenizer, encode_example
+from ...writing import replacing
 from ..base import Job, JobRequest, JobStatus, ModelInfo, TrainerCapabilities
 from ..options import Options, parse_options
 from ..registry import Context
@@ -129,10 +130,8 @@ class TinkerTrainer:
 
     async def upload(self, name: str, content: bytes) -> str:
         """Keep a training file in the run folder; its name."""
-        self._folder.mkdir(parents=True, exist_ok=True)
-        part = self._path(name).with_suffix(".part")
-        part.write_bytes(content)
-        part.replace(self._path(name))
+        with replacing(self._path(name)) as part:
+            part.write_bytes(content)
         return name
 
     async def find_file(self, name: str, size: int) -> str | None:

@@ -7,22 +7,24 @@ off again within its limit.
 
 from __future__ import annotations
 
-from contextlib import suppress
+from collections.abc import Mapping
 from typing import Any
 
 from pydantic import Field
 
 from ...clock import Clock, SystemClock
 from ...config import RunConfig
-from ...errors import ConfigurationError, ContractError, RejectedError, TransientError
+from ...errors import ConfigurationError, ContractError, RejectedError
 from ...tokens import EncodedExample, Tokenizer
-from ..base import ProbeReport, Scorer, ScorerCapabilities
-from ..hosting import hosted
+from ..abilities import ProbeReport
+from ..base import Scorer, ScorerCapabilities
+from ..hosting import Patience, hosted
 from ..openai_wire.client import WireClient
 from ..openai_wire.contract import check_model
 from ..openai_wire.wire_scorer import open_client
 from ..options import Options, parse_options
 from ..plain_text import Reading, TextScorer
+from ..refusals import gone_already
 from ..registry import Context
 from ..sdk_calls import SdkCalls
 from ..tokenizers import tokenizer_of
@@ -161,8 +163,7 @@ class AdapterHost:
         self._adapters = sdk.endpoints.adapters
         self._calls = calls
         self._where = {"endpoint_id": options.endpoint_id, "deployment_id": options.deployment_id}
-        self._clock = clock or SystemClock()
-        self._polls = polls
+        self._patience = Patience(clock or SystemClock(), _POLL_SECONDS, polls)
         self._known: dict[str, str] = {}
 
     async def load(self, model: str) -> str:
@@ -170,33 +171,32 @@ class AdapterHost:
         name, adapter = await self._adapter(model)
         if adapter is None:
             raise RejectedError(f"Together's registry has no model {model!r}: it was deleted, or is another project's.")
-        call = self._adapters.create(adapter_model_id=adapter, **self._where)
-        answer = await self._calls.fields(call, doing=f"attaching {name}")
-        self._known[model] = str(answer.get("id") or "")
-        for _ in range(self._polls):
+
+        def ready(answer: Mapping[str, Any]) -> bool:
             states = [str(c.get("state", "")) for c in answer.get("perCluster") or () if isinstance(c, dict)]
             if any(state.endswith("FAILED") for state in states):
                 raise RejectedError(f"Together could not load adapter {name!r} on the endpoint.")
-            if states and all(state.endswith("READY") for state in states):
-                return name
-            await self._clock.sleep(_POLL_SECONDS)
-            call = self._adapters.retrieve(id=self._known[model], **self._where)
-            with suppress(TransientError):  # what is attached goes on loading
-                answer = await self._calls.fields(call, doing=f"waiting for {name}")
-        raise RejectedError(f"adapter {name!r} was not ready after {self._polls * _POLL_SECONDS:.0f} seconds.")
+            return bool(states) and all(state.endswith("READY") for state in states)
+
+        async def look() -> dict[str, Any]:
+            call = self._adapters.retrieve(id=attached, **self._where)
+            return await self._calls.fields(call, doing=f"waiting for {name}")
+
+        call = self._adapters.create(adapter_model_id=adapter, **self._where)
+        answer = await self._calls.fields(call, doing=f"attaching {name}")
+        self._known[model] = attached = str(answer.get("id") or "")
+        await self._patience.until(ready, answer, look, f"adapter {name!r}")
+        return name
 
     async def unload(self, model: str) -> None:
         """Detach it, whoever attached it; one that is gone already is no error."""
         known = self._known.pop(model, None)
         for attached in [known] if known else await self._listed(model):
-            try:
+            with gone_already():
                 call = self._adapters.retrieve(id=attached, **self._where)
                 answer = await self._calls.fields(call, doing=f"reading the adapter of {model}")
                 call = self._adapters.delete(id=attached, etag=str(answer.get("etag", "")), **self._where)
                 await self._calls.call(call, doing=f"detaching {model}")
-            except RejectedError as error:
-                if error.status != 404:
-                    raise
 
     async def _adapter(self, model: str) -> tuple[str, str | None]:
         """Name and id in the registry of what is attached for a model: its bare adapter where there is one."""

@@ -14,10 +14,11 @@ from typing import TYPE_CHECKING, Any
 from pydantic import Field
 
 from ...config import RunConfig
-from ...errors import MissingExtraError, RejectedError
+from ...errors import MissingExtraError
 from ..base import Hyperparameters, Job, JobRequest, JobStatus, ModelInfo, TrainerCapabilities
 from ..failures import Failures
 from ..options import Options, parse_options
+from ..refusals import NO_REASON, cancelled
 from ..registry import Context
 from ..sdk_calls import SdkCalls, SdkTrainer, known_hyperparameters, plain
 
@@ -200,14 +201,11 @@ class TogetherTrainer(SdkTrainer):
 
     async def cancel(self, job_id: str) -> Job:
         """Ask for cancellation; a job that is already final is returned as it is."""
-        try:
-            call = self._sdk.fine_tuning.cancel(job_id)
-            return self._job(await self._calls.fields(call, doing=f"cancelling job {job_id}"))
-        except RejectedError:
-            job = await self.get(job_id)
-            if job.status.final:
-                return job
-            raise
+        return await cancelled(self._cancel(job_id), lambda: self.get(job_id))
+
+    async def _cancel(self, job_id: str) -> Job:
+        call = self._sdk.fine_tuning.cancel(job_id)
+        return self._job(await self._calls.fields(call, doing=f"cancelling job {job_id}"))
 
     async def delete_file(self, file_id: str) -> bool:
         return await self._calls.delete(self._sdk.files.delete(file_id), doing=f"deleting file {file_id}")
@@ -263,7 +261,7 @@ def _reason(answer: dict[str, Any]) -> str:
         for event in _objects(answer.get("events"))
         if str(event.get("type", "")).endswith("ERROR") and event.get("message")
     ]
-    return messages[-1] if messages else "the provider gave no reason"
+    return messages[-1] if messages else NO_REASON
 
 
 def _objects(value: object) -> list[dict[str, Any]]:
