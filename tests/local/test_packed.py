@@ -185,7 +185,7 @@ def test_training_is_that_of_the_models_own_layers(
     ],
     ids=["qwen2", "mistral"],
 )
-def test_other_families_are_packed(make: Callable[..., Any], monkeypatch: pytest.MonkeyPatch):
+def test_other_families_are_packed(make: Callable[..., Any]):
     causal = make(
         50,
         hidden_size=32,

@@ -14,10 +14,12 @@ _LARGEST = 1 << 25
 
 @cache
 def keep_freed_memory() -> None:
-    """Have glibc keep up to 256 MiB of freed memory, for good. Elsewhere nothing happens.
+    """Have glibc keep up to 256 MiB of freed memory, for the rest of the process. Elsewhere nothing happens.
 
-    By default it gives activations back to the system after a pass and has every page of the next one cleared again:
-    7 % of the time of training the embedded model. The peak stays the same.
+    By default it gives activations back to the system after a pass, and every page of the next one is faulted in and
+    cleared again. 32 LoRA members of the embedded model, two runs each way: 27.4 instead of 29.7 ms of CPU time a
+    member-step, .03 instead of 1.0 of it in the system and next to none instead of some 600 page faults. The peak was
+    +154 and +155 MiB instead of +145 and +156; what is held afterwards is that peak, and without this 103 to 135 MiB.
     """
     if sys.platform != "linux":
         return

@@ -8,8 +8,8 @@ from collections.abc import Sequence
 CALL_OVERHEAD_TOKENS = 96
 """What one more forward and backward pass is taken to cost, in tokens. It decides about speed alone."""
 
-PACKED_TOKENS = 1024
-"""Tokens of a pass without padding."""
+PACKED_TOKENS = 2048
+"""Most tokens of a pass without padding."""
 
 
 def split_rows(lengths: Sequence[int], *, max_tokens: int, overhead: int = CALL_OVERHEAD_TOKENS) -> list[list[int]]:

@@ -85,9 +85,12 @@ def train_members(
     """Train the LoRA adapters of K members side by side; returns their weights, their losses per step, and the epoch of
     each step.
 
-    All members take the same number of steps. ``max_tokens`` bounds the padded tokens of one forward pass,
-    ``keep_bytes`` the hidden states of theta_0 (each member's start) that are kept for a perturbed objective. The
-    losses that are reported are mean nats per completion token whatever the objective.
+    All members take the same number of steps. ``max_tokens`` bounds the tokens of one forward pass: padded ones, or,
+    where the model is :mod:`packed`, real ones, which are at most ``PACKED_TOKENS`` besides. A longer single row is a
+    pass of its own. ``keep_bytes`` bounds the hidden states of theta_0 (each member's start) that are kept for a
+    perturbed objective. The losses that are reported are mean nats per completion token whatever the objective.
+    On a CPU, glibc's malloc is set to keep freed memory, for the rest of the process
+    (:func:`allocation.keep_freed_memory`).
     ``after_step(step from 1, total, epoch, losses of the K members)``. The K = 1 result is the same for the same
     examples, seed, settings and thread count, byte for byte on a CPU; in a group it differs by float32 round-off.
 
