@@ -24,6 +24,7 @@ from daunce_api.backends.local.padded import Attention, lay_out, long_attention
 from daunce_api.backends.local.trainees import Member
 from daunce_api.backends.local.training import train_members
 from daunce_api.backends.objective import Objective
+from daunce_api.errors import RejectedError
 from daunce_api.tokens import EncodedExample
 
 ALL = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
@@ -245,6 +246,14 @@ def test_only_training_is_packed(model: LanguageModel, examples: list[EncodedExa
     assert not calls
     train(model, [Member(examples[:5], 1)], SETTINGS, objective=Objective("influence"))  # theta_0 by the model itself
     assert calls == [True] * 2
+
+
+@pytest.mark.parametrize("rate", [1e10, 1e20, 1e30])
+def test_divergence_is_noticed(model: LanguageModel, examples: list[EncodedExample], rate: float):
+    settings = replace(SETTINGS, learning_rate=rate, targets=("q_proj", "v_proj"))
+    assert model.adapted.packs(model.adapter_shapes(settings.targets))
+    with pytest.raises(RejectedError, match="diverged"):
+        train(model, [Member(examples, 1)], settings)
 
 
 def test_consecutive_rows():

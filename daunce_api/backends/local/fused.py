@@ -93,9 +93,13 @@ class Norm:
     eps: float
 
     def inverse(self, x: Tensor) -> Tensor:
-        """1 / sqrt(mean(x^2) + eps) of each token (tokens, 1)."""
+        """1 / sqrt(mean(x^2) + eps) of each token (tokens, 1); NaN where that mean overflows.
+
+        By the plain formula an overflow gives zero: no gradient, and a finite loss that hides that training diverged.
+        """
         length: Tensor = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
-        return length.square_().div_(x.shape[-1]).add_(self.eps).rsqrt_()
+        mean = length.square_().div_(x.shape[-1]).add_(self.eps)
+        return mean.rsqrt().add_(mean * 0)
 
     def value(self, x: Tensor, inverse: Tensor) -> Tensor:
         return (x * inverse).mul_(self.weight)
