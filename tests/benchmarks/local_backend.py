@@ -14,12 +14,13 @@ from __future__ import annotations
 import argparse
 import contextlib
 import json
+import math
 import resource
 import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -171,7 +172,8 @@ class Language:
         from daunce_api.backends.local.trainees import Member
         from daunce_api.backends.local.training import batches_of, train_members
 
-        counter = FlopCounterMode(display=False)
+        aten = torch.ops.aten  # products that are added in place are unknown to the counter
+        counter = FlopCounterMode(display=False, custom_mapping={aten.addmm_: _product, aten.baddbmm_: _product})
         shapes = self.model.adapter_shapes(self.settings.targets)
         group = [Member(self.subset(0), 0)]
         with counter:
@@ -293,6 +295,11 @@ class Images:
             return done, None
 
         return step
+
+
+def _product(_: Any, a: Sequence[int], b: Sequence[int], **_kwargs: Any) -> int:
+    """Operations of a matrix product, or of a batch of them, from its factors' shapes."""
+    return 2 * math.prod(a) * b[-1]
 
 
 def _seconds(function: Callable[[], Any]) -> float:

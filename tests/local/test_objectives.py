@@ -76,6 +76,23 @@ def test_token_statistics_and_their_gradients(double: AdaptedModel, cap: float |
     torch.testing.assert_close(log_sum_exp(hidden_0, head), logits(hidden_0).logsumexp(1))
 
 
+@pytest.mark.usefixtures("slices")
+@pytest.mark.parametrize("cap", [None, 1.5])
+def test_the_loss_alone_and_its_gradient(double: AdaptedModel, cap: float | None):
+    head = Head(double.model)
+    head._cap, head._factor = cap, 0.7
+    torch.manual_seed(0)
+    hidden = (torch.randn(7, 32, dtype=torch.float64) * 20).requires_grad_()
+    target = torch.randint(0, head.vocabulary, (7,))
+    raw = hidden @ head.weight.T * 0.7
+    expected = -(raw if cap is None else cap * torch.tanh(raw / cap)).log_softmax(1)[torch.arange(7), target]
+    weight = torch.randn(7, dtype=torch.float64)
+    got, *_ = token_statistics(hidden, head, target)
+    torch.testing.assert_close(got, expected)
+    gradients = (torch.autograd.grad((weight * nats).sum(), hidden)[0] for nats in (got, expected))
+    torch.testing.assert_close(*gradients)
+
+
 def directly(
     double: AdaptedModel,
     objective: Objective,

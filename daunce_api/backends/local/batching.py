@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 CALL_OVERHEAD_TOKENS = 96
 """What one more forward and backward pass is taken to cost, in tokens. It decides about speed alone."""
+
+PACKED_TOKENS = 2048
+"""Most tokens of a pass without padding."""
 
 
 def split_rows(lengths: Sequence[int], *, max_tokens: int, overhead: int = CALL_OVERHEAD_TOKENS) -> list[list[int]]:
@@ -33,3 +37,18 @@ def split_rows(lengths: Sequence[int], *, max_tokens: int, overhead: int = CALL_
         groups.append(order[cut[end] : end])
         end = cut[end]
     return groups[::-1]
+
+
+def consecutive_rows(lengths: Sequence[int], *, max_tokens: int) -> list[list[int]]:
+    """Indices of ``lengths`` in their order, in about equal groups of at most ``max_tokens`` tokens (a longer single
+    row is a group of its own)."""
+    wanted = sum(lengths) / max(1, math.ceil(sum(lengths) / max_tokens))
+    groups: list[list[int]] = []
+    held = max_tokens
+    for i, length in enumerate(lengths):
+        if held >= wanted or held + length > max_tokens:
+            groups.append([])
+            held = 0
+        groups[-1].append(i)
+        held += length
+    return groups

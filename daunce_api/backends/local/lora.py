@@ -8,7 +8,7 @@ as they are and one copy of the base weights serves every member.
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
@@ -22,6 +22,7 @@ from transformers import PreTrainedModel
 from ...errors import CapabilityError
 from .head import Head
 from .models import enable_checkpointing
+from .packed import PackedDecoder, packed_decoder
 
 
 @dataclass(frozen=True)
@@ -84,6 +85,8 @@ class AdaptedModel:
         self._positions: Positions | None = None
         self._hidden: Tensor | None = None
         self._hooked: set[str] = set()
+        self._training = False
+        self._packed: dict[frozenset[str], PackedDecoder | None] = {}
         self.modules = dict(model.named_modules())
         head = model.get_output_embeddings()
         if not isinstance(head, nn.Module):
@@ -93,16 +96,30 @@ class AdaptedModel:
 
     @contextmanager
     def training(self) -> Iterator[None]:
-        """Training mode where activations are checkpointed (layers do it in that mode alone), otherwise no change."""
-        if not self.checkpointing:
-            yield
-            return
+        """Passes are those of training: packed where the model :meth:`packs`, and in training mode where activations
+        are checkpointed (layers do it in that mode alone)."""
         with self.lock:
-            self.model.train()
+            before, self._training = self._training, True
+            self.model.train(self.checkpointing)
             try:
                 yield
             finally:
+                self._training = before
                 self.model.eval()
+
+    def packs(self, names: Iterable[str]) -> bool:
+        """Whether training passes under adapters of these modules are computed without padding (:mod:`packed`), so that
+        rows of any lengths may share one."""
+        return self._decoder(frozenset(names)) is not None
+
+    def _decoder(self, names: frozenset[str]) -> PackedDecoder | None:
+        if names not in self._packed:
+            before, self._training = self._training, False  # the comparison's passes are the model's own
+            try:
+                self._packed[names] = packed_decoder(self, names)
+            finally:
+                self._training = before
+        return self._packed[names]
 
     @cached_property
     def output(self) -> Head:
@@ -164,6 +181,11 @@ class AdaptedModel:
 
         No attention mask is needed: attention is causal, and padding follows everything that is read.
         """
+        active = self._active
+        if self._training and isinstance(active, ActiveLora):
+            decoder = self._decoder(frozenset(active.weights))
+            if decoder is not None:
+                return decoder.hidden(inputs, positions, active)
         self._positions = positions
         try:
             self.model(input_ids=inputs, use_cache=False)

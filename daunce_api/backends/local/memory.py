@@ -11,8 +11,10 @@ import torch
 from torch import Tensor
 
 from ..objective import ObjectiveKind
+from .batching import PACKED_TOKENS
 from .head import SLICE_ELEMENTS
 from .lora import Active, ActiveFull, ActiveLora, AdaptedModel, Positions
+from .padded import SHORT
 
 CPU_TOKENS = 2048
 """Padded tokens of a pass on a CPU; 4,096 and 8,192 were no faster with the embedded model."""
@@ -57,10 +59,11 @@ def plan_memory(
     One member and one row of the ``longest`` example are planned even where they need more than the limit.
     """
     per_member = 4 * COPIES * rank * sum(n_in + n_out for n_in, n_out in shapes.values())
-    per_token = _activation_bytes(model, _adapted(model, shapes, rank))
+    per_token = _activation_bytes(model, _adapted(model, shapes, rank), longest)
     if dropout:
         per_token += 4 * MASK_COPIES * sum(n_in for n_in, _ in shapes.values())
-    max_tokens, pass_bytes = _plan_pass(model, per_token, longest, limit - per_member, objective)
+    most = PACKED_TOKENS if model.packs(shapes) else _most_tokens(model)
+    max_tokens, pass_bytes = _plan_pass(model, per_token, longest, limit - per_member, objective, most)
     left = limit - per_member - pass_bytes
     keep_bytes = max(0, left // 4)
     members = 1 + max(0, min(wanted - 1, (left - keep_bytes) // per_member))
@@ -73,34 +76,39 @@ def plan_full_memory(
     """The plan of one full fine-tune; it needs what it needs for weights and optimiser even above the limit."""
     weights = FULL_BYTES * sum(t.numel() for t in model.own_weights.values())
     trained = ActiveFull(model.own_weights, trained=True)
-    max_tokens, pass_bytes = _plan_pass(model, _activation_bytes(model, trained), longest, limit - weights, objective)
+    per_token = _activation_bytes(model, trained, longest)
+    max_tokens, pass_bytes = _plan_pass(model, per_token, longest, limit - weights, objective, _most_tokens(model))
     keep_bytes = max(0, (limit - weights - pass_bytes) // 4)
     return MemoryPlan(1, max_tokens, keep_bytes, weights + pass_bytes + keep_bytes)
 
 
+def _most_tokens(model: AdaptedModel) -> int:
+    return CPU_TOKENS if model.device.type == "cpu" else CUDA_TOKENS
+
+
 def _plan_pass(
-    model: AdaptedModel, per_token: float, longest: int, left: int, objective: ObjectiveKind
+    model: AdaptedModel, per_token: float, longest: int, left: int, objective: ObjectiveKind, most: int
 ) -> tuple[int, int]:
-    """Padded tokens of a forward pass that takes at most half of ``left`` bytes, and the bytes that it takes."""
+    """Tokens of a forward pass, at most ``most``, that takes at most half of ``left`` bytes, and the bytes that it
+    takes."""
     vocabulary = model.output.vocabulary
 
     def pass_bytes(tokens: int) -> int:
         return int(tokens * per_token) + 4 * HEAD_COPIES[objective] * min(SLICE_ELEMENTS, tokens * vocabulary)
 
-    max_tokens = CPU_TOKENS if model.device.type == "cpu" else CUDA_TOKENS
+    max_tokens = most
     while max_tokens > longest and pass_bytes(max_tokens) > left / 2:
         max_tokens = max_tokens * 3 // 4
     max_tokens = max(longest, max_tokens)
     return max_tokens, pass_bytes(max_tokens)
 
 
-def activation_bytes_per_token(model: AdaptedModel, shapes: Mapping[str, tuple[int, int]], rank: int) -> float:
-    """What the layers take in training per token of a padded batch: ``ACTIVATION_FACTOR`` times what a small batch
-    saves for its backward pass, which is counted."""
-    return _activation_bytes(model, _adapted(model, shapes, rank))
-
-
-_ROWS, _WIDTH = 4, 16
+def activation_bytes_per_token(
+    model: AdaptedModel, shapes: Mapping[str, tuple[int, int]], rank: int, longest: int
+) -> float:
+    """What the layers take in training per token of rows of at most ``longest`` tokens: ``ACTIVATION_FACTOR`` times
+    what a row saves for its backward pass, which is counted."""
+    return _activation_bytes(model, _adapted(model, shapes, rank), longest)
 
 
 def _adapted(model: AdaptedModel, shapes: Mapping[str, tuple[int, int]], rank: int) -> ActiveLora:
@@ -108,22 +116,25 @@ def _adapted(model: AdaptedModel, shapes: Mapping[str, tuple[int, int]], rank: i
         name: (torch.zeros(1, rank, n_in, requires_grad=True), torch.zeros(1, n_out, rank, requires_grad=True))
         for name, (n_in, n_out) in shapes.items()
     }
-    return ActiveLora(model.placed(weights), 1.0, torch.zeros(_ROWS, dtype=torch.long, device=model.device))
+    return ActiveLora(model.placed(weights), 1.0, torch.zeros(1, dtype=torch.long, device=model.device))
 
 
-def _activation_bytes(model: AdaptedModel, active: Active) -> float:
+def _activation_bytes(model: AdaptedModel, active: Active, longest: int) -> float:
     """Bytes a token: with checkpointing what is kept at the layers' boundaries, and what one layer saves when it is
     computed again."""
     with model.training():
-        saved = _saved_bytes(model, active)
+        saved = _saved_bytes(model, active, min(longest, SHORT))
     if model.checkpointing:  # outside of training mode nothing is checkpointed
-        saved += _saved_bytes(model, active) / max(1, int(model.model.config.num_hidden_layers))
+        saved += _saved_bytes(model, active, min(longest, SHORT)) / max(1, int(model.model.config.num_hidden_layers))
     return ACTIVATION_FACTOR * max(1.0, saved)
 
 
-def _saved_bytes(model: AdaptedModel, active: Active) -> float:
-    """Bytes a token that a forward pass saves for its backward pass, counted on a small batch."""
-    known = {t.untyped_storage().data_ptr() for t in model.own_weights.values()}
+def _saved_bytes(model: AdaptedModel, active: Active, width: int) -> float:
+    """Bytes a token that a forward pass saves for its backward pass, counted on a row of ``width``: where
+    the probabilities of attention are kept, it grows with that."""
+    adapters = active.weights.values() if isinstance(active, ActiveLora) else ()
+    own = (*model.own_weights.values(), *(t for pair in adapters for t in pair))
+    known = {t.untyped_storage().data_ptr() for t in own}
     saved: dict[int, int] = {}
 
     def count(tensor: Tensor) -> Tensor:
@@ -132,12 +143,12 @@ def _saved_bytes(model: AdaptedModel, active: Active) -> float:
             saved[storage.data_ptr()] = storage.nbytes()
         return tensor
 
-    inputs = torch.zeros(_ROWS, _WIDTH, dtype=torch.long, device=model.device)
-    at = torch.arange(_ROWS * _WIDTH, device=model.device)
-    positions = Positions(at // _WIDTH, at % _WIDTH, torch.zeros_like(at))
+    at = torch.arange(width, device=model.device)
+    inputs = torch.zeros_like(at)[None]
+    positions = Positions(torch.zeros_like(at), at, torch.zeros_like(at))
     with model.using(active), torch.autograd.graph.saved_tensors_hooks(count, lambda t: t):
         hidden = model.hidden(inputs, positions)
-    return (sum(saved.values()) + hidden.nbytes) / (_ROWS * _WIDTH)
+    return (sum(saved.values()) + hidden.nbytes) / width
 
 
 def default_limit(device: torch.device, workers: int) -> int:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -55,6 +55,11 @@ class Trainee(Protocol):
     @property
     def parameters(self) -> list[Tensor]:
         """What the optimiser changes."""
+        ...
+
+    @property
+    def adapted(self) -> Iterable[str]:
+        """Modules with an adapter."""
         ...
 
     def active(self, rows: Sequence[Row], step: int) -> Active:
@@ -111,6 +116,10 @@ class LoraTrainee:
     @property
     def parameters(self) -> list[Tensor]:
         return [p for pair in self._weights.values() for p in pair]
+
+    @property
+    def adapted(self) -> Iterable[str]:
+        return self._weights
 
     def active(self, rows: Sequence[Row], step: int) -> ActiveLora:
         owner = torch.tensor([r.member for r in rows], device=self._model.device) if self._together else None
@@ -172,6 +181,10 @@ class FullTrainee:
     @property
     def parameters(self) -> list[Tensor]:
         return list(self._masters.values())
+
+    @property
+    def adapted(self) -> Iterable[str]:
+        return ()
 
     def active(self, rows: Sequence[Row], step: int) -> ActiveFull:
         return self._held

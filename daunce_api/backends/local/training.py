@@ -18,7 +18,8 @@ from ...errors import DataError, RejectedError, TrainingCancelledError
 from ...tokens import EncodedExample
 from ..objective import Objective, noise
 from ..randomness import ORDER, stream
-from .batching import split_rows
+from .allocation import keep_freed_memory
+from .batching import PACKED_TOKENS, consecutive_rows, split_rows
 from .lora import AdaptedModel
 from .objectives import row_values
 from .recipes import FullSettings, LoraSettings, Recipe
@@ -84,9 +85,12 @@ def train_members(
     """Train the LoRA adapters of K members side by side; returns their weights, their losses per step, and the epoch of
     each step.
 
-    All members take the same number of steps. ``max_tokens`` bounds the padded tokens of one forward pass,
-    ``keep_bytes`` the hidden states of theta_0 (each member's start) that are kept for a perturbed objective. The
-    losses that are reported are mean nats per completion token whatever the objective.
+    All members take the same number of steps. ``max_tokens`` bounds the tokens of one forward pass: padded ones, or,
+    where the model is :mod:`packed`, real ones, which are at most ``PACKED_TOKENS`` besides. A longer single row is a
+    pass of its own. ``keep_bytes`` bounds the hidden states of theta_0 (each member's start) that are kept for a
+    perturbed objective. The losses that are reported are mean nats per completion token whatever the objective.
+    On a CPU, glibc's malloc is set to keep freed memory, for the rest of the process
+    (:func:`allocation.keep_freed_memory`).
     ``after_step(step from 1, total, epoch, losses of the K members)``. The K = 1 result is the same for the same
     examples, seed, settings and thread count, byte for byte on a CPU; in a group it differs by float32 round-off.
 
@@ -176,6 +180,9 @@ def _train(
     xi_K = [noise(len(m.examples), m.seed).tolist() for m in members]
     references = trainee.references(head, keep_bytes) if objective.perturbed else []
     optimizer = torch.optim.AdamW(trainee.parameters, lr=recipe.learning_rate, weight_decay=0.0, fused=True)
+    packed = model.packs(trainee.adapted)
+    if model.device.type == "cpu":
+        keep_freed_memory()
     losses: list[list[float]] = [[] for _ in members]
     epochs: list[int] = []
     for step in range(total):
@@ -188,7 +195,12 @@ def _train(
             for place, i in enumerate(schedule[step][1])
         ]
         step_losses = [0.0] * len(members)
-        for group in split_rows([r.length for r in rows], max_tokens=max_tokens):
+        lengths = [r.length for r in rows]
+        if packed:
+            groups = consecutive_rows(lengths, max_tokens=min(max_tokens, PACKED_TOKENS))
+        else:
+            groups = split_rows(lengths, max_tokens=max_tokens)
+        for group in groups:
             chosen = [rows[i] for i in sorted(group)]
             own = [r.example for r in chosen]
             fixed = [references[r.member].of([r.example])[0] for r in chosen] if objective.perturbed else []
