@@ -12,11 +12,13 @@ from daunce_api.assembly import learning_time_ratio
 PLAIN = {"n_epochs": 2, "batch_size": 4, "learning_rate": 0.1}
 
 
-def ratio(member: dict[str, Any], target: dict[str, Any], **ensemble: Any) -> float | None:
+def ratio(
+    member: dict[str, Any], target: dict[str, Any], options: dict[str, Any] | None = None, **ensemble: Any
+) -> float | None:
     config = RunConfig.from_mapping(
         {
             "data": {"train": "train.jsonl", "test": "test.jsonl"},
-            "backend": {"kind": "local", "model": "fresh"},
+            "backend": {"kind": "local", "model": "fresh", "options": options or {}},
             "ensemble": {"members": 4, "subset_ratio": 0.5, "start_from": "target", **ensemble},
             "training": {"hyperparameters": member, "target_hyperparameters": target},
         }
@@ -48,6 +50,11 @@ def test_the_ratio_of_learning_times(member: dict[str, Any], expected: float | N
 def test_equal_recipes_of_any_kind_differ_by_the_subset_alone() -> None:
     recipe = PLAIN | {"momentum": 0.9, "schedule": "cosine", "optimizer": "sgd"}
     assert ratio(recipe, recipe) == pytest.approx(0.5)
+
+
+def test_members_of_squared_margins_are_not_short() -> None:
+    assert ratio(PLAIN, PLAIN, {"objective": "influence"}) == 0.5
+    assert ratio(PLAIN, PLAIN, {"objective": "fisher"}) is None
 
 
 def test_members_from_the_base_have_none() -> None:
