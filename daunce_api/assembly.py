@@ -157,9 +157,9 @@ def learning_time_ratio(config: RunConfig, n_train: int) -> float | None:
     """rho of METHOD item 6: (member's steps x learning rate) / (target's steps x learning rate).
 
     None for members that start from the base, and where the recipes do not say (provider defaults, a target that was
-    trained elsewhere). None for the objective ``fisher``, too: its curvature is that of squared margins, which no p (1 - p)
-    damps, so that its members are not short where the target's would be (with rho, LDS was .05 lower on digits and the
-    same on Fashion-MNIST).
+    trained elsewhere). None for the objective ``fisher``, too: its curvature is that of squared margins, which no
+    p (1 - p) damps, so that its members are not short where the target's would be (with rho, LDS was .05 lower on
+    digits and the same on Fashion-MNIST).
     """
     if config.ensemble.start_from != "target" or config.ensemble.target_model is not None:
         return None
