@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -43,6 +44,18 @@ def random_weights(model: LanguageModel, seed: int, scale: float) -> dict[str, t
     }
 
 
+def capped(double: AdaptedModel, cap: float | None) -> tuple[Head, Callable[[Tensor], Tensor]]:
+    """A head that scales and caps its logits, and its logits by the formula."""
+    head = Head(double.model)
+    head._cap, head._factor = cap, 0.7
+
+    def logits(hidden: Tensor) -> Tensor:
+        raw = hidden @ head.weight.T * 0.7
+        return raw if cap is None else cap * torch.tanh(raw / cap)
+
+    return head, logits
+
+
 def statistics_directly(
     logits: Tensor, target: Tensor, logits_0: Tensor, with_margin: bool = True
 ) -> tuple[Tensor, Tensor, Tensor]:
@@ -56,17 +69,12 @@ def statistics_directly(
 @pytest.mark.usefixtures("slices")
 @pytest.mark.parametrize("cap", [None, 1.5])
 def test_token_statistics_and_their_gradients(double: AdaptedModel, cap: float | None):
-    head = Head(double.model)
-    head._cap, head._factor = cap, 0.7
+    head, logits = capped(double, cap)
     torch.manual_seed(0)
     hidden = torch.randn(7, 32, dtype=torch.float64, requires_grad=True)
     hidden_0 = torch.randn(7, 32, dtype=torch.float64)
     target = torch.randint(0, head.vocabulary, (7,))
     weight = torch.randn(3, 7, dtype=torch.float64)
-
-    def logits(h: Tensor) -> Tensor:
-        raw = h @ head.weight.T * 0.7
-        return raw if cap is None else cap * torch.tanh(raw / cap)
 
     expected = torch.stack(statistics_directly(logits(hidden), target, logits(hidden_0)))
     (gradient,) = torch.autograd.grad((weight * expected).sum(), hidden)
@@ -79,13 +87,11 @@ def test_token_statistics_and_their_gradients(double: AdaptedModel, cap: float |
 @pytest.mark.usefixtures("slices")
 @pytest.mark.parametrize("cap", [None, 1.5])
 def test_the_loss_alone_and_its_gradient(double: AdaptedModel, cap: float | None):
-    head = Head(double.model)
-    head._cap, head._factor = cap, 0.7
+    head, logits = capped(double, cap)
     torch.manual_seed(0)
     hidden = (torch.randn(7, 32, dtype=torch.float64) * 20).requires_grad_()
     target = torch.randint(0, head.vocabulary, (7,))
-    raw = hidden @ head.weight.T * 0.7
-    expected = -(raw if cap is None else cap * torch.tanh(raw / cap)).log_softmax(1)[torch.arange(7), target]
+    expected = -logits(hidden).log_softmax(1)[torch.arange(7), target]
     weight = torch.randn(7, dtype=torch.float64)
     got, *_ = token_statistics(hidden, head, target)
     torch.testing.assert_close(got, expected)
