@@ -12,14 +12,14 @@ from __future__ import annotations
 from importlib import import_module as _import
 from typing import TYPE_CHECKING, Any
 
+from ._util.version import __version__
 from .config import RunConfig
-from .dataset import Dataset, Example, Message
+from .data.dataset import Dataset, Example, Message
 from .errors import DaunceError
-from .version import __version__
 
 if TYPE_CHECKING:
     from .attribution import Attribution
-    from .pipeline import Run, attribute
+    from .run import Run, attribute
 
 __all__ = [
     "Attribution",
@@ -35,7 +35,7 @@ __all__ = [
 
 
 # SciPy, pandas and HTTP clients come with these; who does not use them (every process of the server) does not wait.
-_DEFERRED = {"Attribution": ".attribution", "Run": ".pipeline", "attribute": ".pipeline"}
+_DEFERRED = {"Attribution": ".attribution", "Run": ".run", "attribute": ".run"}
 
 
 def __getattr__(name: str) -> Any:

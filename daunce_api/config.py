@@ -25,7 +25,7 @@ from pydantic import (
 )
 
 from .config_file import read_yaml
-from .dataset import LossOn
+from .data.dataset import LossOn
 from .errors import ConfigurationError
 
 

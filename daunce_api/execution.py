@@ -11,27 +11,27 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from .assembly import Material, assemble, complete_members
+from ._util.clock import Clock
+from ._util.log import logger
+from ._util.text import terminal_text
 from .attribution import Attribution
-from .backends.abilities import Deferred
-from .backends.registry import Backend, open_backend
-from .budget import Plan
-from .clock import Clock
+from .attribution.from_store import Material, assemble, complete_members
 from .config import RunConfig, StopConfig
 from .core import SelfLDS
 from .core.quality import MINIMUM_MEMBERS
 from .core.stopping import AtLeast, Condition, Plateau, Reached
-from .display import terminal_text
+from .data.tokenizers import EncodedExample
 from .errors import ConfigurationError, MembersAlikeError, RejectedError
-from .leftovers import take_off
-from .noise import check_members_differ
-from .orchestrator import CleanReport, Event, OnEvent, Orchestrator
-from .replay import Session
-from .runlog import logger
-from .scored_cache import open_cache
-from .scoring import PROBE_VALUE, PROBED_MEMBER, Progress, ScoringClient
+from .plan import Plan
+from .providers.abilities import Deferred
+from .providers.registry import Backend, open_backend
+from .providers.replay import Session
+from .score.cache import open_cache
+from .score.client import PROBE_VALUE, PROBED_MEMBER, Progress, ScoringClient
+from .score.health import check_members_differ
+from .score.leftovers import take_off
 from .store import TARGET, RunStore
-from .tokens import EncodedExample
+from .train import CleanReport, Event, OnEvent, Orchestrator
 
 
 class Execution:

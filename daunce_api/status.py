@@ -6,12 +6,12 @@ from collections import Counter
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-from .assembly import Material, assemble, complete_members, models_scored
-from .backends.base import JobStatus
+from ._util.text import dollars, duration
+from .attribution.from_store import Material, assemble, complete_members, models_scored
 from .config import RunConfig
 from .core import SelfLDS
-from .display import dollars, duration
 from .errors import NotEnoughMembersError
+from .providers.base import JobStatus
 from .store import FINAL, TARGET, RunStore
 from .usage import usage_of
 

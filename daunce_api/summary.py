@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from .attribution import Attribution
-from .pipeline import Run
 from .report import RunFacts, write_report
+from .run import Run
 from .status import failures_of
 from .store import RunStore
 from .usage import usage_of

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
 
+from .data.tokenizers import EncodedExample
 from .store import FINAL, INTENT, RunStore, Transition
-from .tokens import EncodedExample
 
 
 @dataclass(frozen=True)

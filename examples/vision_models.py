@@ -1,6 +1,6 @@
 """Two classifiers for images, without torchvision: a multilayer perceptron and ResNet-9 (used in arXiv 2505.23223).
 
-from daunce_api.backends.local.classifier import Classifier, ClassifierSettings
+from daunce_api.providers.local.classifier import Classifier, ClassifierSettings
 classifier = Classifier(lambda: ResNet9(channels=1, classes=10), measured="margin")
 """
 

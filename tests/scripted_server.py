@@ -8,9 +8,9 @@ from typing import Any
 
 import httpx2
 
-from daunce_api.backends.openai_wire.client import Endpoint, WireClient
-from daunce_api.dataset import Example
-from daunce_api.tokens import EncodedExample
+from daunce_api.data.dataset import Example
+from daunce_api.data.tokenizers import EncodedExample
+from daunce_api.providers.openai_wire.client import Endpoint, WireClient
 
 KEY = "sk-marked-0123456789abcdef"
 Handler = Callable[[httpx2.Request], Any]

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from daunce_api.ensemble import plan_ensemble
+from daunce_api.data.subsets import plan_ensemble
 from daunce_api.errors import ConfigurationError
 
 

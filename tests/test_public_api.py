@@ -34,7 +34,7 @@ def test_the_core_install_needs_no_torch() -> None:
     import sys
 
     code = (
-        "import sys, daunce_api, daunce_api.cli, daunce_api.pipeline, daunce_api.init, daunce_api.core;"
+        "import sys, daunce_api, daunce_api.cli, daunce_api.run, daunce_api.cli.template, daunce_api.core;"
         "extras = {'torch', 'transformers', 'peft', 'starlette', 'vcr', 'plotly', 'pyarrow'} & set(sys.modules);"
         "sys.exit(f'loaded {extras}' if extras else 0)"
     )

@@ -15,15 +15,15 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from daunce_api import core
-from daunce_api.attribution import saved, tables
-from daunce_api.attribution.labels import NONE, Labels, Side, labels_of
-from daunce_api.attribution.score_files import ScoreFormat, write_scores
-from daunce_api.attribution.tokens import Split, TokenTable, pair_tokens
-from daunce_api.core.blocks import ScoreBlocks, score_blocks
-from daunce_api.core.losses import Reduction
-from daunce_api.dataset import Dataset
-from daunce_api.errors import NotEnoughMembersError
+from .. import core
+from ..core.blocks import ScoreBlocks, score_blocks
+from ..core.losses import Reduction
+from ..data.dataset import Dataset
+from ..errors import NotEnoughMembersError
+from . import saved, tables
+from .labels import NONE, Labels, Side, labels_of
+from .score_files import ScoreFormat, write_scores
+from .tokens import Split, TokenTable, pair_tokens
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -55,7 +55,7 @@ class Attribution:
         facts: provider, model and other plain facts of the run, for display.
         earlier: losses of the same members at earlier checkpoints of their training, in nats, or None.
         weight_KN: (K, N) how much a member's objective weighs an example, where members are perturbed by more than
-            their subsets (:meth:`daunce_api.backends.objective.Objective.weights_KN`), or None.
+            their subsets (:meth:`daunce_api.providers.objective.Objective.weights_KN`), or None.
     """
 
     train: Dataset
@@ -180,7 +180,7 @@ class Attribution:
         )
 
     def _repr_html_(self) -> str:
-        from daunce_api.report import notebook_html
+        from ..report import notebook_html
 
         return notebook_html(self)
 

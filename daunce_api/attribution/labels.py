@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Hashable, Iterable, Mapping, Sequence
 from typing import Literal, TypeAlias, cast
 
-from daunce_api.dataset import Dataset
-from daunce_api.errors import ConfigurationError, DataError
-from daunce_api.records import plain_cell
+from ..data.dataset import Dataset
+from ..data.records import plain_cell
+from ..errors import ConfigurationError, DataError
 
 Side = Literal["train", "test"]
 Label: TypeAlias = str | int

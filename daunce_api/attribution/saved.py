@@ -11,15 +11,15 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from daunce_api import core
-from daunce_api.attribution.labels import Side
-from daunce_api.attribution.tokens import TokenTable
-from daunce_api.dataset import Dataset
-from daunce_api.errors import ConfigurationError, StoreCorruptError
-from daunce_api.writing import replacing
+from .. import core
+from .._util.files import replacing
+from ..data.dataset import Dataset
+from ..errors import ConfigurationError, StoreCorruptError
+from .labels import Side
+from .tokens import TokenTable
 
 if TYPE_CHECKING:
-    from daunce_api.attribution.attribution import Attribution
+    from .attribution import Attribution
 
 FORMAT = 1
 CONTENT_NAME, ARRAYS_NAME = "attribution.json", "losses.npz"

@@ -20,8 +20,8 @@ from typing import Any, Literal, TypeAlias, get_args
 import numpy as np
 from numpy.typing import NDArray
 
-from daunce_api.errors import ConfigurationError, DataError, MissingExtraError
-from daunce_api.writing import replacing
+from .._util.files import replacing
+from ..errors import ConfigurationError, DataError, MissingExtraError
 
 ScoreFormat = Literal["npy", "parquet", "bergson"]
 Blocks: TypeAlias = Iterable[NDArray[Any]]

@@ -10,15 +10,15 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import stats
 
-from daunce_api import core
-from daunce_api.attribution.labels import Label, Labels, in_order, labels_of
-from daunce_api.core.uncertainty import significance_threshold
-from daunce_api.errors import ConfigurationError
+from .. import core
+from ..core.uncertainty import significance_threshold
+from ..errors import ConfigurationError
+from .labels import Label, Labels, in_order, labels_of
 
 if TYPE_CHECKING:
     import pandas as pd
 
-    from daunce_api.attribution.attribution import Attribution
+    from .attribution import Attribution
 
 _GROUP_QUESTIONS: dict[core.Question, str] = {
     "attribution": "how much each {what} moves the answer's loss",

@@ -17,18 +17,18 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from daunce_api import core
-from daunce_api.attribution.labels import Side
-from daunce_api.core.checkpoints import centred
-from daunce_api.core.losses import token_losses
-from daunce_api.core.shrinkage import directions, shrinkage_of
-from daunce_api.core.spectrum import stabilised
-from daunce_api.errors import DataError
+from .. import core
+from ..core.checkpoints import centred
+from ..core.losses import token_losses
+from ..core.shrinkage import directions, shrinkage_of
+from ..core.spectrum import stabilised
+from ..errors import DataError
+from .labels import Side
 
 if TYPE_CHECKING:
     import pandas as pd
 
-    from daunce_api.attribution.attribution import Attribution
+    from .attribution import Attribution
 
 Floats = NDArray[np.float64]
 

@@ -11,12 +11,12 @@ from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import typer
 
-from .. import terminal
+from .._util.version import __version__
 from ..errors import ConfigurationError, DaunceError
-from ..version import __version__
+from . import terminal
 
 if TYPE_CHECKING:
-    from ..budget import Plan
+    from ..plan import Plan
 
 EXIT_CODES = (
     "Exit codes: 0 done; 1 an unexpected failure; 2 config, data or arguments are wrong; 3 refused before spending "

@@ -7,8 +7,8 @@ from typing import Annotated
 
 import typer
 
-from .. import terminal
 from ..errors import ProviderError
+from . import terminal
 from .common import ENDPOINT, ConfigArgument, JsonOption, command, show
 
 
@@ -49,8 +49,8 @@ def doctor(config: ConfigArgument, as_json: JsonOption = False) -> None:
     Costs a few tokens. Needs the key that the config names, and no run. Ends with exit code 5 where the endpoint cannot
     be used.
     """
-    from ..doctor import examine
-    from ..pipeline import Run
+    from ..run import Run
+    from .doctor import examine
 
     findings = examine(Run.create(config))
     show(as_json, findings.to_json(), lambda: terminal.say(findings.text()))

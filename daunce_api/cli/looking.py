@@ -10,15 +10,15 @@ from typing import TYPE_CHECKING, Annotated, cast
 
 import typer
 
-from .. import terminal
 from ..errors import ConfigurationError
+from . import terminal
 from .common import LOOK, JsonOption, RunArgument, YesOption, command, confirm_price, show
 
 if TYPE_CHECKING:
     from ..attribution import ScoreFormat
-    from ..budget import Plan
     from ..evaluation.table import Table
-    from ..truth import Truth
+    from ..evaluation.truth import Truth
+    from ..plan import Plan
 
 
 class Format(StrEnum):
@@ -68,7 +68,7 @@ def status(run: RunArgument, as_json: JsonOption = False) -> None:
     Members trained and scored, tokens, money and time spent, scoring noise, the estimator and why it was chosen, and
     self_lds, an estimate of the ranking's quality without further fine-tunes.
     """
-    from ..pipeline import Run
+    from ..run import Run
 
     state = Run.open(run).status()
     show(as_json, state.to_json(), lambda: terminal.status(state))
@@ -98,8 +98,8 @@ def top(
 
     Example: daunce top RUN --test q-17 --by source
     """
-    from ..export import write_table
-    from ..pipeline import Run
+    from ..attribution.export import write_table
+    from ..run import Run
 
     attribution = Run.open(run).attribution()
     if estimator is not None:
@@ -143,8 +143,8 @@ def export(
 
     Example: daunce export RUN --format parquet
     """
-    from .. import experiments
-    from ..pipeline import Run
+    from ..evaluation import experiments
+    from ..run import Run
 
     job = Run.open(run)
     attribution = job.attribution()
@@ -178,7 +178,7 @@ def report(
     Each answer with the training examples and the tokens behind it, scores by source, examples to look at again, and
     how far the scores can be trusted. `daunce run` writes it too.
     """
-    from ..pipeline import Run
+    from ..run import Run
     from ..summary import write_report_of
 
     job = Run.open(run)
@@ -219,8 +219,8 @@ def evaluate(
     an .npz with dattri's values and indices (`daunce export --format dattri` writes one), or with inclusion (subsets x
     training examples) and loss (subsets x answers), in the order of RUN/data.
     """
-    from .. import experiments
-    from ..pipeline import Run
+    from ..evaluation import experiments
+    from ..run import Run
 
     if retrieval is None and not lds and not removal:
         raise ConfigurationError("Nothing to evaluate: add --retrieval LABELS, --lds or --removal.")

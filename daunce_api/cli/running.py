@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from .. import terminal
 from ..errors import ConfigurationError, MissingExtraError
+from . import terminal
 from .common import (
     MAKE,
     ConfigArgument,
@@ -24,7 +24,7 @@ from .common import (
 
 if TYPE_CHECKING:
     from ..attribution import Attribution
-    from ..pipeline import Run
+    from ..run import Run
 
 
 @command(MAKE)
@@ -42,9 +42,9 @@ def init(
     Training examples and answers to explain are JSONL files, chat (messages) or prompt and completion; those found in
     the folder are entered. Next: daunce plan run.yaml
     """
-    from ..backends.kinds import BACKENDS, known
     from ..config import RunConfig
-    from ..init import write_template
+    from ..providers.kinds import BACKENDS, known
+    from .template import write_template
 
     known(BACKENDS, backend, "--backend")
     path = write_template(folder, train=train, test=test, backend=backend)
@@ -62,7 +62,7 @@ def plan(config: ConfigArgument, as_json: JsonOption = False) -> None:
     Ends with exit code 3 where `daunce run` would refuse to start: above budget.max_usd, beyond what the endpoint can
     do, or past the day on which the model shuts down.
     """
-    from ..pipeline import Run
+    from ..run import Run
 
     job = Run.create(config)
     planned = job.plan()
@@ -88,7 +88,7 @@ def run(
     Shows the plan and asks before money is spent. It may be interrupted or killed at any moment: what was trained and
     scored is kept, and no job is paid for twice. Ends with report.html in the run folder.
     """
-    from ..pipeline import Run
+    from ..run import Run
 
     job = Run.create(config)
     planned = job.plan()
@@ -113,7 +113,7 @@ def cancel(run: RunArgument, as_json: JsonOption = False) -> None:
 
     `daunce run` with the run's config takes it up again.
     """
-    from ..pipeline import Run
+    from ..run import Run
 
     report = Run.open(run).cancel()
     content = {"cancelled": report.cancelled, "already_final": report.already_final, "kept": report.kept}
@@ -127,7 +127,7 @@ def clean(run: RunArgument, yes: YesOption = False, as_json: JsonOption = False)
 
     Rankings and reports go on working; members that are not scored yet would have to be trained again.
     """
-    from ..pipeline import Run
+    from ..run import Run
 
     job = Run.open(run)
     if not yes:
@@ -153,7 +153,7 @@ def demo(
     Fine-tunes members of a small language model through OpenAI's wire format, served on this machine. Needs the extras
     `server`, `local` and `report`.
     """
-    from ..demo import run_demo
+    from .demo import run_demo
 
     with terminal.Progress(members, quiet=as_json) as progress:
         result = run_demo(folder, members=members, on_event=progress.event, on_progress=progress.scored)
@@ -174,7 +174,7 @@ def _report_at_the_end(job: Run, attribution: Attribution) -> Path | None:
 
 
 def _session(record: Path | None, replay: Path | None) -> Any:
-    from .. import replay as recording
+    from ..providers import replay as recording
 
     if record is not None and replay is not None:
         raise ConfigurationError("--record and --replay exclude each other: a replay sends nothing to record.")

@@ -45,20 +45,20 @@ members; G = A A^T = U diag(w) U^T, m = mean(w).
    Named estimators do without; ``auto`` takes c from held-out members.
 """
 
-from daunce_api.core.api import scores, self_lds
-from daunce_api.core.checkpoints import Checkpoints
-from daunce_api.core.choice import Choice, choose
-from daunce_api.core.estimators import ESTIMATORS, QUESTIONS, Estimator, Factors, Question
-from daunce_api.core.groups import GroupScores, group_scores, grouped
-from daunce_api.core.influence import SelfInfluence, self_influence
-from daunce_api.core.losses import per_example_losses, resolve_censored, segment_losses
-from daunce_api.core.members import MemberLosses, member_losses
-from daunce_api.core.quality import SelfLDS
-from daunce_api.core.spectrum import Setting
-from daunce_api.core.stopping import AtLeast, Condition, Plateau, Reached
-from daunce_api.core.tokens import TokenScores, token_scores
-from daunce_api.core.topk import Ranking, ranked, top
-from daunce_api.core.uncertainty import confidence_interval
+from .api import scores, self_lds
+from .checkpoints import Checkpoints
+from .choice import Choice, choose
+from .estimators import ESTIMATORS, QUESTIONS, Estimator, Factors, Question
+from .groups import GroupScores, group_scores, grouped
+from .influence import SelfInfluence, self_influence
+from .losses import per_example_losses, resolve_censored, segment_losses
+from .members import MemberLosses, member_losses
+from .quality import SelfLDS
+from .spectrum import Setting
+from .stopping import AtLeast, Condition, Plateau, Reached
+from .tokens import TokenScores, token_scores
+from .topk import Ranking, ranked, top
+from .uncertainty import confidence_interval
 
 __all__ = [
     "ESTIMATORS",

@@ -7,13 +7,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from daunce_api.core.blocks import score_blocks
-from daunce_api.core.checkpoints import Checkpoints
-from daunce_api.core.choice import choose
-from daunce_api.core.heldout import HeldOut
-from daunce_api.core.members import member_losses
-from daunce_api.core.quality import SelfLDS, estimate
-from daunce_api.core.spectrum import Setting
+from .blocks import score_blocks
+from .checkpoints import Checkpoints
+from .choice import choose
+from .heldout import HeldOut
+from .members import member_losses
+from .quality import SelfLDS, estimate
+from .spectrum import Setting
 
 _ROWS = 16_384
 

@@ -9,13 +9,13 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from daunce_api.core.checkpoints import Checkpoints, Floats
-from daunce_api.core.complete import FactorBlocks
-from daunce_api.core.estimators import Estimator
-from daunce_api.core.incomplete import PatternBlocks
-from daunce_api.core.members import MemberLosses
-from daunce_api.core.pairwise import PairwiseBlocks
-from daunce_api.core.spectrum import Setting, stabilised
+from .checkpoints import Checkpoints, Floats
+from .complete import FactorBlocks
+from .estimators import Estimator
+from .incomplete import PatternBlocks
+from .members import MemberLosses
+from .pairwise import PairwiseBlocks
+from .spectrum import Setting, stabilised
 
 __all__ = ["FactorBlocks", "ScoreBlocks", "score_blocks"]
 

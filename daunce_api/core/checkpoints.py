@@ -20,7 +20,7 @@ from typing import Any, TypeAlias
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from daunce_api.errors import DataError
+from ..errors import DataError
 
 Floats: TypeAlias = NDArray[Any]  # float32 or float64; NumPy's own float generics do not survive most operations
 Mask: TypeAlias = NDArray[np.bool_]

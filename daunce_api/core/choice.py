@@ -27,13 +27,13 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from daunce_api.core.estimators import QUESTIONS, Estimator, Question, estimator_named
-from daunce_api.core.heldout import Candidate, HeldOut
-from daunce_api.core.incomplete import few_patterns
-from daunce_api.core.members import MemberLosses
-from daunce_api.core.quality import FOLDS, column_spearman
-from daunce_api.core.spectrum import Setting, spectrum_of
-from daunce_api.errors import ConfigurationError
+from ..errors import ConfigurationError
+from .estimators import QUESTIONS, Estimator, Question, estimator_named
+from .heldout import Candidate, HeldOut
+from .incomplete import few_patterns
+from .members import MemberLosses
+from .quality import FOLDS, column_spearman
+from .spectrum import Setting, spectrum_of
 
 RIDGES = tuple(float(x) for x in np.round(10.0 ** np.arange(-1, 1.01, 0.25), 3))
 SHORTFALL = 0.08

@@ -21,10 +21,10 @@ from dataclasses import replace
 import numpy as np
 from numpy.typing import NDArray
 
-from daunce_api.core.checkpoints import Floats
-from daunce_api.core.estimators import Factors
-from daunce_api.core.grouping import Groups, group_error, group_sums, is_single, sum_groups
-from daunce_api.core.shrinkage import Shrinkage
+from .checkpoints import Floats
+from .estimators import Factors
+from .grouping import Groups, group_error, group_sums, is_single, sum_groups
+from .shrinkage import Shrinkage
 
 _TILE = (2_048, 512)
 _STRIP = 128  # rows whose changes stay in cache while members are gone through

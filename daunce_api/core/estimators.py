@@ -20,19 +20,12 @@ from typing import Literal, TypeAlias
 
 import numpy as np
 
-from daunce_api.core.checkpoints import Floats, Stages, stacked
-from daunce_api.core.leaving_out import ErrorTerm, filter_terms, moment_terms, unit_terms
-from daunce_api.core.members import MemberLosses
-from daunce_api.core.shrinkage import Shrinkage, directions, shrinkage_of, squared_lengths
-from daunce_api.core.spectrum import (
-    Filter,
-    Setting,
-    Spectrum,
-    Vector,
-    shrunk,
-    spectrum_of,
-)
-from daunce_api.errors import ConfigurationError, DataError
+from ..errors import ConfigurationError, DataError
+from .checkpoints import Floats, Stages, stacked
+from .leaving_out import ErrorTerm, filter_terms, moment_terms, unit_terms
+from .members import MemberLosses
+from .shrinkage import Shrinkage, directions, shrinkage_of, squared_lengths
+from .spectrum import Filter, Setting, Spectrum, Vector, shrunk, spectrum_of
 
 Question: TypeAlias = Literal["attribution", "retrieval"]
 

@@ -8,7 +8,7 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from daunce_api.core.checkpoints import Floats
+from .checkpoints import Floats
 
 ROWS = 4_096  # of a block at a time
 

@@ -13,12 +13,12 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from daunce_api.core.blocks import score_blocks
-from daunce_api.core.checkpoints import Checkpoints, Floats
-from daunce_api.core.choice import Choice, choose
-from daunce_api.core.members import MemberLosses, member_losses
-from daunce_api.core.spectrum import Setting
-from daunce_api.errors import DataError
+from ..errors import DataError
+from .blocks import score_blocks
+from .checkpoints import Checkpoints, Floats
+from .choice import Choice, choose
+from .members import MemberLosses, member_losses
+from .spectrum import Setting
 
 
 @dataclass(frozen=True, eq=False)

@@ -19,22 +19,13 @@ from copy import copy
 import numpy as np
 from numpy.typing import NDArray
 
-from daunce_api.core.blocks import score_blocks
-from daunce_api.core.checkpoints import Floats, centred, stacked
-from daunce_api.core.estimators import Estimator
-from daunce_api.core.members import MemberLosses
-from daunce_api.core.shrinkage import directions, shrinkage_of
-from daunce_api.core.spectrum import (
-    Matrix,
-    Setting,
-    Spectrum,
-    Vector,
-    centred_gram,
-    decompose,
-    inclusion_dispersion,
-    stabilised,
-)
-from daunce_api.errors import ConfigurationError
+from ..errors import ConfigurationError
+from .blocks import score_blocks
+from .checkpoints import Floats, centred, stacked
+from .estimators import Estimator
+from .members import MemberLosses
+from .shrinkage import directions, shrinkage_of
+from .spectrum import Matrix, Setting, Spectrum, Vector, centred_gram, decompose, inclusion_dispersion, stabilised
 
 Candidate = tuple[Estimator, Setting]
 Members = NDArray[np.int64]

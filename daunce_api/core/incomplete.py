@@ -12,14 +12,14 @@ from dataclasses import replace
 import numpy as np
 from numpy.typing import NDArray
 
-from daunce_api.core.checkpoints import Floats, Mask
-from daunce_api.core.complete import FactorBlocks
-from daunce_api.core.estimators import Estimator, spectral_factors
-from daunce_api.core.grouping import Groups, group_error, group_sums, is_single
-from daunce_api.core.leaving_out import MOST_MATRICES, ErrorTerm
-from daunce_api.core.members import MemberLosses
-from daunce_api.core.spectrum import Filter, Setting, Spectrum, spectrum_of
-from daunce_api.errors import ConfigurationError, DataError
+from ..errors import ConfigurationError, DataError
+from .checkpoints import Floats, Mask
+from .complete import FactorBlocks
+from .estimators import Estimator, spectral_factors
+from .grouping import Groups, group_error, group_sums, is_single
+from .leaving_out import MOST_MATRICES, ErrorTerm
+from .members import MemberLosses
+from .spectrum import Filter, Setting, Spectrum, spectrum_of
 
 PATTERN_PAIRS = 2_000  # decompositions that filters are given for incomplete data; some seconds
 PATTERN_BYTES = 2**28  # that their eigenvectors may take, and as much that is kept of what their errors need

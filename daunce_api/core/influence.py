@@ -7,8 +7,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from daunce_api.core.checkpoints import Floats
-from daunce_api.errors import DataError
+from ..errors import DataError
+from .checkpoints import Floats
 
 
 @dataclass(frozen=True, eq=False)

@@ -27,8 +27,8 @@ from dataclasses import dataclass
 import numpy as np
 from scipy.optimize import nnls
 
-from daunce_api.core.checkpoints import Floats, Stages
-from daunce_api.core.spectrum import Matrix, Spectrum, Vector
+from .checkpoints import Floats, Stages
+from .spectrum import Matrix, Spectrum, Vector
 
 _RIDGES = 17  # in a mixture: 49 fit half_whitened no better than to 1e-4, and cost three times as much
 _SIGNED_RIDGES = np.geomspace(10**-2.5, 1e2, 8)  # relative to the mean eigenvalue; 17 fit no better

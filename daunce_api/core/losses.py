@@ -14,7 +14,7 @@ from typing import Literal, TypeAlias
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from daunce_api.errors import ConfigurationError, DataError
+from ..errors import ConfigurationError, DataError
 
 Reduction: TypeAlias = Literal["mean", "sum", "margin"]
 FloatArray: TypeAlias = NDArray[np.floating]

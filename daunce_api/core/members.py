@@ -7,8 +7,8 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from daunce_api.core.checkpoints import Checkpoints, Floats, Mask, Stages, stacked, usable_checkpoints
-from daunce_api.errors import DataError, NotEnoughMembersError
+from ..errors import DataError, NotEnoughMembersError
+from .checkpoints import Checkpoints, Floats, Mask, Stages, stacked, usable_checkpoints
 
 
 @dataclass(frozen=True, eq=False)

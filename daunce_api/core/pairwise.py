@@ -7,12 +7,12 @@ from collections.abc import Iterator
 import numpy as np
 from numpy.typing import NDArray
 
-from daunce_api.core.checkpoints import Floats
-from daunce_api.core.complete import LEAST_FOR_CORRELATION, correlation_without
-from daunce_api.core.estimators import Estimator
-from daunce_api.core.grouping import ROWS, Groups, group_error, group_sums, is_single, sum_groups
-from daunce_api.core.members import MemberLosses
-from daunce_api.errors import DataError
+from ..errors import DataError
+from .checkpoints import Floats
+from .complete import LEAST_FOR_CORRELATION, correlation_without
+from .estimators import Estimator
+from .grouping import ROWS, Groups, group_error, group_sums, is_single, sum_groups
+from .members import MemberLosses
 
 
 class PairwiseBlocks:

@@ -33,18 +33,11 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy.stats import rankdata
 
-from daunce_api.core.checkpoints import Floats
-from daunce_api.core.forecast import (
-    FEW,
-    Ceiling,
-    Curve,
-    Forecast,
-    fit_forecast,
-    interval_around,
-)
-from daunce_api.core.heldout import Candidate, HeldOut
-from daunce_api.core.spectrum import Setting
-from daunce_api.errors import NotEnoughMembersError
+from ..errors import NotEnoughMembersError
+from .checkpoints import Floats
+from .forecast import FEW, Ceiling, Curve, Forecast, fit_forecast, interval_around
+from .heldout import Candidate, HeldOut
+from .spectrum import Setting
 
 FOLDS = 10
 MINIMUM_MEMBERS = 8

@@ -17,8 +17,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from daunce_api.core.checkpoints import Floats
-from daunce_api.core.shrinkage import Shrinkage
+from .checkpoints import Floats
+from .shrinkage import Shrinkage
 
 QUERY_TILE = 512
 POINT_TILE = 2_048

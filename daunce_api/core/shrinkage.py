@@ -25,7 +25,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from daunce_api.core.checkpoints import Floats
+from .checkpoints import Floats
 
 _BLOCK = 16_384
 _ROOT_OF_FIVE = 5**0.5

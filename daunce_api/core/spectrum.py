@@ -15,9 +15,9 @@ from typing import Any, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from daunce_api.core.checkpoints import Floats, Stages
-from daunce_api.core.members import MemberLosses
-from daunce_api.errors import ConfigurationError, DataError
+from ..errors import ConfigurationError, DataError
+from .checkpoints import Floats, Stages
+from .members import MemberLosses
 
 Vector: TypeAlias = NDArray[np.float64]
 Matrix: TypeAlias = NDArray[np.float64]

@@ -13,8 +13,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TypeAlias
 
-from daunce_api.core.quality import SelfLDS
-from daunce_api.errors import ConfigurationError
+from ..errors import ConfigurationError
+from .quality import SelfLDS
 
 History: TypeAlias = Sequence[SelfLDS]
 

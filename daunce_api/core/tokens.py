@@ -11,12 +11,12 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import ArrayLike
 
-from daunce_api.core.checkpoints import Checkpoints, Floats, Stages
-from daunce_api.core.estimators import estimator_named
-from daunce_api.core.losses import Reduction, token_losses
-from daunce_api.core.members import member_losses
-from daunce_api.core.spectrum import Setting, spectrum_of
-from daunce_api.errors import ConfigurationError, DataError
+from ..errors import ConfigurationError, DataError
+from .checkpoints import Checkpoints, Floats, Stages
+from .estimators import estimator_named
+from .losses import Reduction, token_losses
+from .members import member_losses
+from .spectrum import Setting, spectrum_of
 
 
 @dataclass(frozen=True, eq=False)

@@ -8,16 +8,16 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from daunce_api.core.blocks import FactorBlocks, ScoreBlocks, score_blocks
-from daunce_api.core.checkpoints import Checkpoints, Floats
-from daunce_api.core.choice import Choice, choose
-from daunce_api.core.complete import LEAST_FOR_CORRELATION, correlation_without, jackknife
-from daunce_api.core.estimators import Factors, Question
-from daunce_api.core.members import MemberLosses, member_losses
-from daunce_api.core.selection import Best, Index, above, largest, prepare_points
-from daunce_api.core.spectrum import Setting
-from daunce_api.core.uncertainty import fdr_threshold, same_p, significance_threshold, z_values
-from daunce_api.errors import ConfigurationError
+from ..errors import ConfigurationError
+from .blocks import FactorBlocks, ScoreBlocks, score_blocks
+from .checkpoints import Checkpoints, Floats
+from .choice import Choice, choose
+from .complete import LEAST_FOR_CORRELATION, correlation_without, jackknife
+from .estimators import Factors, Question
+from .members import MemberLosses, member_losses
+from .selection import Best, Index, above, largest, prepare_points
+from .spectrum import Setting
+from .uncertainty import fdr_threshold, same_p, significance_threshold, z_values
 
 _ROWS = 4_096
 _PAIRS = 400_000

@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 from scipy import stats
 
-from daunce_api.core.blocks import ScoreBlocks
-from daunce_api.core.checkpoints import Floats
+from .blocks import ScoreBlocks
+from .checkpoints import Floats
 
 _BINS = 4_096
 _Z_MAX = 64.0

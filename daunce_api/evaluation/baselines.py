@@ -15,10 +15,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from daunce_api.errors import DataError, MissingExtraError
+from ..errors import DataError, MissingExtraError
 
 if TYPE_CHECKING:
-    from daunce_api.dataset import Example
+    from ..data.dataset import Example
 
 # Scripts written without spaces give one token a character; all else gives words.
 _UNSPACED = r"\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff"

@@ -15,8 +15,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from daunce_api.errors import DataError
-from daunce_api.writing import replacing
+from .._util.files import replacing
+from ..errors import DataError
 
 Bools = NDArray[np.bool_]
 Floats = NDArray[np.float64]

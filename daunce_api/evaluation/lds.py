@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy.stats import rankdata
 
-from daunce_api.errors import DataError
+from ..errors import DataError
 
 DRAWS = 1_000
 

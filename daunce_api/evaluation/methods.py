@@ -7,10 +7,10 @@ from contextlib import suppress
 import numpy as np
 from numpy.typing import NDArray
 
-from daunce_api import core
-from daunce_api.attribution import Attribution
-from daunce_api.errors import MissingExtraError
-from daunce_api.evaluation.baselines import bm25_scores, embedding_scores, example_texts, random_scores
+from .. import core
+from ..attribution import Attribution
+from ..errors import MissingExtraError
+from .baselines import bm25_scores, embedding_scores, example_texts, random_scores
 
 Scores = NDArray[np.float64]
 

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 from scipy import stats
 
-from daunce_api.errors import DataError
+from ..errors import DataError
 
 
 @dataclass(frozen=True, slots=True)

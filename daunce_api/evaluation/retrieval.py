@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from daunce_api.errors import DataError
+from ..errors import DataError
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from daunce_api.report.facts import QualityPoint, RunFacts
-from daunce_api.report.notebook import notebook_html, rows_html
-from daunce_api.report.page import write_report
+from ..attribution.notebook import notebook_html, rows_html
+from .facts import QualityPoint, RunFacts
+from .page import write_report
 
 __all__ = ["QualityPoint", "RunFacts", "notebook_html", "rows_html", "write_report"]

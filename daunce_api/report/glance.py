@@ -6,10 +6,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from daunce_api.attribution import Attribution
-from daunce_api.display import dollars, duration
-from daunce_api.report.facts import RunFacts
-from daunce_api.report.ranked import OVERLAP
+from .._util.text import dollars, duration
+from ..attribution import Attribution
+from .facts import RunFacts
+from .ranked import OVERLAP
 
 
 @dataclass(frozen=True, slots=True)

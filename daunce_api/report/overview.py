@@ -8,10 +8,10 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.stats import rankdata
 
-from daunce_api.attribution import Attribution
-from daunce_api.core.quality import MINIMUM_MEMBERS
-from daunce_api.core.uncertainty import significance_threshold, z_block
-from daunce_api.report.facts import QualityPoint
+from ..attribution import Attribution
+from ..core.quality import MINIMUM_MEMBERS
+from ..core.uncertainty import significance_threshold, z_block
+from .facts import QualityPoint
 
 _ROWS = 4_096
 _CURVE_POINTS = 7

@@ -7,9 +7,9 @@ from typing import Any
 
 import numpy as np
 
-from daunce_api.attribution import Side
-from daunce_api.report.pack import Arrays
-from daunce_api.report.tokens import TokenView
+from ..attribution import Side
+from .pack import Arrays
+from .tokens import TokenView
 
 
 def add_tokens(arrays: Arrays, view: TokenView, columns: Sequence[int], shown: Sequence[int]) -> dict[str, Any]:

@@ -15,18 +15,18 @@ from typing import Any
 import jinja2
 import numpy as np
 
-from daunce_api.attribution import Attribution
-from daunce_api.dataset import Dataset, Example
-from daunce_api.errors import MissingExtraError
-from daunce_api.report.facts import RunFacts
-from daunce_api.report.glance import Tile, glance, notes, unit
-from daunce_api.report.overview import TrainView, loss_picture, quality_curve, train_view
-from daunce_api.report.pack import Arrays, deflate, fitting_block, policy
-from daunce_api.report.packed_tokens import add_tokens
-from daunce_api.report.ranked import Listings, listings
-from daunce_api.report.sources import SourceScores, source_scores
-from daunce_api.report.tokens import TokenView, token_view
-from daunce_api.writing import replacing
+from .._util.files import replacing
+from ..attribution import Attribution
+from ..data.dataset import Dataset, Example
+from ..errors import MissingExtraError
+from .facts import RunFacts
+from .glance import Tile, glance, notes, unit
+from .overview import TrainView, loss_picture, quality_curve, train_view
+from .pack import Arrays, deflate, fitting_block, policy
+from .packed_tokens import add_tokens
+from .ranked import Listings, listings
+from .sources import SourceScores, source_scores
+from .tokens import TokenView, token_view
 
 MAX_TESTS = 500
 MAX_TRAIN = 20_000

@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from daunce_api import core
-from daunce_api.attribution import Attribution
-from daunce_api.evaluation.baselines import Bm25, example_texts
+from .. import core
+from ..attribution import Attribution
+from ..evaluation.baselines import Bm25, example_texts
 
 _PAIRS = 40_000
 _MINIMUM_DEPTH = 20

@@ -9,9 +9,9 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from daunce_api import core
-from daunce_api.attribution import Attribution
-from daunce_api.core.uncertainty import significance_threshold
+from .. import core
+from ..attribution import Attribution
+from ..core.uncertainty import significance_threshold
 
 MAX_GROUPS = 60
 """Rows, and columns, of the heat map; what does not fit is added up in one more."""

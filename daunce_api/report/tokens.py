@@ -7,9 +7,9 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from daunce_api.attribution import Attribution, Side, TokenTable
-from daunce_api.attribution.tokens import Split
-from daunce_api.report.spelling import Spelling, spell
+from ..attribution import Attribution, Side, TokenTable
+from ..attribution.tokens import Split
+from .spelling import Spelling, spell
 
 DEPTH = 10
 MAX_PARTS = 2_000_000

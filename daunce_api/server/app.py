@@ -14,7 +14,7 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Match, Route
 from starlette.types import Scope
 
-from ..tokens import LocalTokenizer
+from ..data.tokenizers import LocalTokenizer
 from .api_errors import ApiError
 from .channel import Worker
 from .gate import Gate

@@ -9,7 +9,7 @@ from typing import Any
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
-from ..dataset import Message
+from ..data.dataset import Message
 from ..errors import DaunceError
 from .api_errors import ApiError, invalid
 from .requests import CreateChatCompletion, CreateCompletion, read_body

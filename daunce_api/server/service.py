@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ..tokens import LocalTokenizer
+from ..data.tokenizers import LocalTokenizer
 from .api_errors import ApiError, model_not_found, unavailable
 from .channel import Worker, WorkerDiedError, WorkerFaultError
 from .inject import Injector

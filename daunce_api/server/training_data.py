@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from ..dataset import Dataset
+from ..data.dataset import Dataset
+from ..data.tokenizers import EncodedExample, Tokenizer, encode_example
 from ..errors import DataError
-from ..tokens import EncodedExample, Tokenizer, encode_example
 
 MIN_EXAMPLES = 10
 """OpenAI's minimum."""

@@ -22,7 +22,7 @@ from .channel import NO_MODEL, STORAGE_FULL, Message, pack, read_message
 from .training_data import TrainingFileError, read_training_file
 
 if TYPE_CHECKING:
-    from ..backends.local.language import LanguageModel
+    from ..providers.local.language import LanguageModel
 
 FIRST_TOKENS_KEPT = 4096
 
@@ -70,7 +70,7 @@ class Engine:
     def op_load(self, request: Message) -> Message:
         import torch
 
-        from ..backends.local.language import LanguageModel
+        from ..providers.local.language import LanguageModel
 
         torch.set_num_threads(int(request["threads"]))
         try:
@@ -161,7 +161,7 @@ class Engine:
 
     def op_train(self, request: Message) -> Message:
         """Train one job. Progress goes out as ``step`` and ``checkpoint`` messages; ``stopped`` where told to."""
-        from ..backends.local.language import LoraSettings
+        from ..providers.local.language import LoraSettings
 
         number, job = request["id"], request["job"]
         model = self.model

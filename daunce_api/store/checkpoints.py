@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 
-from ..backends.base import JobStatus
 from ..errors import StoreError
+from ..providers.base import JobStatus
 from .database import seal
 from .jobs import JobRecords
 from .rows import JobRow

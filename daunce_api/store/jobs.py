@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
-from ..backends.base import JobStatus
 from ..errors import StoreError
+from ..providers.base import JobStatus
 from .database import seal
 from .records import Records
 from .rows import INTENT, FileRow, JobRow

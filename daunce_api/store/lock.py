@@ -5,8 +5,8 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+from .._util.files import WHAT_TO_DO
 from ..errors import RunLockedError, StoreError
-from ..writing import WHAT_TO_DO
 
 
 class RunLock:

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ..backends.base import JobStatus, TokenScores
 from ..errors import StoreCorruptError, StoreError
+from ..providers.base import JobStatus, TokenScores
 
 TARGET = -1
 """The member number of the target model."""

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from ..backends.base import TokenScores
 from ..errors import RunChangedError
+from ..providers.base import TokenScores
 from .database import seal
 from .records import Records
 from .rows import pack, unpack

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from daunce_api.backends.local.task import ClassifierTask
+from daunce_api.providers.local.task import ClassifierTask
 
 sys.path.append(str(Path(__file__).resolve().parents[1]))
 from vision_models import MLP, ResNet9

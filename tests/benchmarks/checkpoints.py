@@ -18,9 +18,9 @@ from pathlib import Path
 import numpy as np
 
 from daunce_api import Attribution, Run, RunConfig
-from daunce_api.demo import experiment
+from daunce_api.cli.demo import experiment
+from daunce_api.evaluation.experiments import lds_truth
 from daunce_api.evaluation.lds import lds
-from daunce_api.experiments import lds_truth
 
 MEMBERS = (8, 12, 16, 24)
 

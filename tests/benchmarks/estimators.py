@@ -300,7 +300,7 @@ def _average_precision(score_N: np.ndarray, relevant_N: np.ndarray) -> float:
 def retrieval_table(task: Task) -> list[str]:
     """Average precision of the planted examples of the demo data, by estimator and K, mean over planted test
     examples."""
-    folder = Path(daunce_api.__file__).parent / "demo" / "data"
+    folder = Path(daunce_api.__file__).parent / "cli" / "demo" / "data"
     planted = {
         side: np.array(
             [json.loads(line)["source"] == "planted" for line in (folder / f"{side}.jsonl").read_text().splitlines()]

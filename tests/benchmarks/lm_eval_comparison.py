@@ -24,19 +24,19 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-from daunce_api.backends.openai_wire.client import Endpoint, WireClient
-from daunce_api.backends.openai_wire.echo import EchoOptions, EchoScorer, echo_capabilities
-from daunce_api.backends.openai_wire.prompt_logprobs import (
+from daunce_api.data.dataset import Dataset
+from daunce_api.data.tokenizers import EncodedExample, LocalTokenizer, encode_example
+from daunce_api.providers.openai_wire.client import Endpoint, WireClient
+from daunce_api.providers.openai_wire.echo import EchoOptions, EchoScorer, echo_capabilities
+from daunce_api.providers.openai_wire.prompt_logprobs import (
     PromptLogprobsOptions,
     PromptLogprobsScorer,
     prompt_capabilities,
 )
-from daunce_api.backends.tokenizers import embedded_folder
-from daunce_api.dataset import Dataset
-from daunce_api.scoring import ScoringClient
+from daunce_api.providers.tokenizers import embedded_folder
+from daunce_api.score.client import ScoringClient
 from daunce_api.server import EmbeddedServer, ServerSettings
 from daunce_api.store import RunStore
-from daunce_api.tokens import EncodedExample, LocalTokenizer, encode_example
 
 Answer = tuple[list[float], float]
 """Summed log-probabilities (nats) of every example, and seconds."""
@@ -72,7 +72,7 @@ Scorers = dict[str, Callable[[Endpoint], EchoScorer | PromptLogprobsScorer]]
 
 def examples() -> list[EncodedExample]:
     tokenizer = LocalTokenizer(embedded_folder())
-    folder = Path(str(files("daunce_api") / "demo" / "data"))
+    folder = Path(str(files("daunce_api") / "cli" / "demo" / "data"))
     data = [*Dataset.from_jsonl(folder / "train.jsonl"), *Dataset.from_jsonl(folder / "test.jsonl")]
     distinct = {e.key: e for e in (encode_example(example, tokenizer) for example in data)}
     return list(distinct.values())

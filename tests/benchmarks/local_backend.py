@@ -50,9 +50,9 @@ class Language:
     """The same members and steps for every variant: rank-8 LoRA on q and v, batches of 8, one epoch."""
 
     def __init__(self, name: str, examples: int, dtype: str = "float32") -> None:
-        from daunce_api.backends.local.language import LanguageModel, LoraSettings
-        from daunce_api.dataset import Dataset
-        from daunce_api.tokens import encode_example
+        from daunce_api.data.dataset import Dataset
+        from daunce_api.data.tokenizers import encode_example
+        from daunce_api.providers.local.language import LanguageModel, LoraSettings
 
         self.model = LanguageModel.load(name, dtype=dtype)
         data = Dataset.from_records(texts(2 * examples))
@@ -66,8 +66,8 @@ class Language:
         return random.Random(member).sample(self.examples, self.size)
 
     def ours(self, members: int, max_tokens: int = 2048) -> Step:
-        from daunce_api.backends.local.trainees import Member
-        from daunce_api.backends.local.training import train_members
+        from daunce_api.providers.local.trainees import Member
+        from daunce_api.providers.local.training import train_members
 
         shapes = self.model.adapter_shapes(self.settings.targets)
 
@@ -82,7 +82,7 @@ class Language:
         """Padded batches in the order that our own training takes, with masks and labels as the usual loop has them."""
         import torch
 
-        from daunce_api.backends.local.training import batches_of
+        from daunce_api.providers.local.training import batches_of
 
         subset = self.subset(member)
         out = []
@@ -169,8 +169,8 @@ class Language:
         import torch
         from torch.utils.flop_counter import FlopCounterMode
 
-        from daunce_api.backends.local.trainees import Member
-        from daunce_api.backends.local.training import batches_of, train_members
+        from daunce_api.providers.local.trainees import Member
+        from daunce_api.providers.local.training import batches_of, train_members
 
         aten = torch.ops.aten  # products that are added in place are unknown to the counter
         counter = FlopCounterMode(display=False, custom_mapping={aten.addmm_: _product, aten.baddbmm_: _product})
@@ -192,11 +192,11 @@ class Scoring:
 
         import torch
 
-        from daunce_api.backends.local.adapters import save_adapter
-        from daunce_api.backends.local.language import LanguageModel, LoraSettings
-        from daunce_api.backends.local.trainees import fresh_weights
-        from daunce_api.dataset import Dataset
-        from daunce_api.tokens import encode_example
+        from daunce_api.data.dataset import Dataset
+        from daunce_api.data.tokenizers import encode_example
+        from daunce_api.providers.local.adapters import save_adapter
+        from daunce_api.providers.local.language import LanguageModel, LoraSettings
+        from daunce_api.providers.local.trainees import fresh_weights
 
         self.model = LanguageModel.load(name)
         encoded = [encode_example(e, self.model.tokenizer) for e in Dataset.from_records(texts(examples))]
@@ -244,7 +244,7 @@ class Images:
         sys.path.insert(0, str(Path(__file__).parents[2] / "examples"))
         from vision_models import MLP, ResNet9
 
-        from daunce_api.backends.local.classifier import ClassifierSettings
+        from daunce_api.providers.local.classifier import ClassifierSettings
 
         torch.manual_seed(0)
         if kind == "mlp":
@@ -264,7 +264,7 @@ class Images:
         self.steps = self.settings.n_epochs * -(-(len(self.x) // 2) // self.settings.batch_size)
 
     def ours(self) -> Step:
-        from daunce_api.backends.local.classifier import Classifier
+        from daunce_api.providers.local.classifier import Classifier
 
         classifier = Classifier(self.factory)
 

@@ -23,12 +23,12 @@ import httpx2
 import pytest
 from openai import AsyncOpenAI
 
-from daunce_api.backends.openai_wire.client import Endpoint, WireClient
-from daunce_api.backends.openai_wire.echo import EchoOptions, EchoScorer, echo_capabilities
-from daunce_api.dataset import Example
-from daunce_api.scoring import ScoringClient, batches
+from daunce_api.data.dataset import Example
+from daunce_api.data.tokenizers import EncodedExample
+from daunce_api.providers.openai_wire.client import Endpoint, WireClient
+from daunce_api.providers.openai_wire.echo import EchoOptions, EchoScorer, echo_capabilities
+from daunce_api.score.client import ScoringClient, batches
 from daunce_api.store import RunStore
-from daunce_api.tokens import EncodedExample
 
 EXAMPLES, TOKENS, COMPLETION, CONCURRENCY, ROUNDS = 1024, 48, 24, 8, 5
 
@@ -125,7 +125,7 @@ def test_requests_per_second_beside_a_bare_loop(prompts: int, tmp_path: Path, be
 
 
 def test_store_overhead_per_thousand_examples(tmp_path: Path, benchmark: Any) -> None:
-    from daunce_api.backends.base import TokenScores
+    from daunce_api.providers.base import TokenScores
 
     items = examples()[:1000]
     keyed = [(e.key, TokenScores(tuple(-0.1 * t for t in e.targets))) for e in items]

@@ -42,8 +42,8 @@ class _LanguageModel:
         from transformers import AutoModelForCausalLM, AutoTokenizer
 
         folder = Path(daunce_api.__file__).parent
-        self.model: Any = AutoModelForCausalLM.from_pretrained(folder / "embedded" / "model", dtype=torch.float32)
-        tokenizer: Any = AutoTokenizer.from_pretrained(folder / "embedded" / "model")
+        self.model: Any = AutoModelForCausalLM.from_pretrained(folder / "server" / "model", dtype=torch.float32)
+        tokenizer: Any = AutoTokenizer.from_pretrained(folder / "server" / "model")
         for p in self.model.parameters():
             p.requires_grad_(False)
         self.layers: list[StackedLoRA] = []
@@ -54,7 +54,7 @@ class _LanguageModel:
                 self.layers.append(stacked)
         self.examples: dict[str, tuple[Tensor, Tensor]] = {}
         for split in ("train", "test"):
-            lines = (folder / "demo" / "data" / f"{split}.jsonl").read_text().splitlines()
+            lines = (folder / "cli" / "demo" / "data" / f"{split}.jsonl").read_text().splitlines()
             rows = []
             for line in lines:
                 messages = json.loads(line)["messages"]

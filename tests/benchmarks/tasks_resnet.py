@@ -18,9 +18,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from daunce_api.backends.local.class_losses import BatchLoss
-from daunce_api.backends.local.classifier import Classifier, ClassifierSettings, Members, State
-from daunce_api.backends.local.steps import Steps
+from daunce_api.providers.local.class_losses import BatchLoss
+from daunce_api.providers.local.classifier import Classifier, ClassifierSettings, Members, State
+from daunce_api.providers.local.steps import Steps
 from tests.benchmarks.tasks import Kind, Recipe, Task, _read_idx, _with_wrong_labels
 
 TARGET = Recipe(8, 50, 0.1, 0.9, "cosine")

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from daunce_api.dataset import Dataset, Example, Message
+from daunce_api.data.dataset import Dataset, Example, Message
 from daunce_api.errors import DataError
 
 

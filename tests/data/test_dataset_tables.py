@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from daunce_api.dataset import Dataset, Example, Message
+from daunce_api.data.dataset import Dataset, Example, Message
 from daunce_api.errors import DataError
 
 CHAT = [{"role": "user", "content": "u"}, {"role": "assistant", "content": "a"}]

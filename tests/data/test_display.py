@@ -13,7 +13,7 @@ from rich.cells import cell_len
 from rich.console import Console
 from rich.table import Table
 
-from daunce_api.display import csv_cell, rich_text, terminal_text
+from daunce_api._util.text import csv_cell, rich_text, terminal_text
 
 
 @pytest.mark.parametrize(

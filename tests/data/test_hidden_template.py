@@ -7,10 +7,10 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 from test_token_boundaries import SOME_TEXT, TEXT
 
-from daunce_api.backends.hidden_template import HiddenTemplateTokenizer
-from daunce_api.dataset import Example, Message
+from daunce_api.data.dataset import Example, Message
+from daunce_api.data.tokenizers import Tokenizer, encode_example
 from daunce_api.errors import DataError
-from daunce_api.tokens import Tokenizer, encode_example
+from daunce_api.providers.hidden_template import HiddenTemplateTokenizer
 
 FAMILIES = ["o200k_base", "cl100k_base", "embedded"]
 CHATS = st.lists(st.tuples(TEXT, SOME_TEXT), min_size=1, max_size=3)

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from daunce_api.dataset import Dataset
+from daunce_api.data.dataset import Dataset
 from daunce_api.errors import DataError
 
 GOOD = b'{"prompt": "p", "completion": "c"}'

@@ -10,11 +10,11 @@ import pytest
 import yaml
 from pydantic import BaseModel
 
-from daunce_api.backends.kinds import BACKENDS
+from daunce_api.cli.template import template, write_template
 from daunce_api.config import RunConfig, section_of
 from daunce_api.core import ESTIMATORS
 from daunce_api.errors import ConfigurationError
-from daunce_api.init import template, write_template
+from daunce_api.providers.kinds import BACKENDS
 
 ODD = "#: [x] 'a\"\n\x1b\u2028é😀.jsonl"
 

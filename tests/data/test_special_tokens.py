@@ -10,10 +10,10 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from tokenizer_folders import GetTokenizer, byte_level, write_folder
 
-from daunce_api.dataset import Example, Message
+from daunce_api.data.dataset import Example, Message
+from daunce_api.data.tokenizers import LocalTokenizer, encode_example
+from daunce_api.data.tokenizers.literal import MARK, SpecialTokenGuard
 from daunce_api.errors import DataError
-from daunce_api.tokens import LocalTokenizer, encode_example
-from daunce_api.tokens.literal import MARK, SpecialTokenGuard
 
 END, USER, ASSISTANT = 1, 3, 4
 SPELLED = st.sampled_from(

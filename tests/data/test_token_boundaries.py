@@ -9,9 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tokenizer_folders import GetTokenizer
 
-from daunce_api.dataset import Example, Message
+from daunce_api.data.dataset import Example, Message
+from daunce_api.data.tokenizers import EncodedExample, LocalTokenizer, TiktokenTokenizer, Tokenizer, encode_example
 from daunce_api.errors import DataError
-from daunce_api.tokens import EncodedExample, LocalTokenizer, TiktokenTokenizer, Tokenizer, encode_example
 
 EMBEDDED = "model"  # the folder's name
 FAMILIES = ["embedded", "chatml", "llama", "o200k_base", "cl100k_base"]

@@ -10,9 +10,8 @@ from typing import Any
 import pytest
 from tokenizer_folders import CHATML, EMBEDDED, GetTokenizer, byte_level, write_folder
 
-from daunce_api.dataset import Example, Message
-from daunce_api.errors import ConfigurationError, DataError
-from daunce_api.tokens import (
+from daunce_api.data.dataset import Example, Message
+from daunce_api.data.tokenizers import (
     LocalTokenizer,
     SpellingTokenizer,
     TiktokenTokenizer,
@@ -20,6 +19,7 @@ from daunce_api.tokens import (
     openai_models,
     tiktoken_encoding_name,
 )
+from daunce_api.errors import ConfigurationError, DataError
 
 CHAT = (Message("user", "u"), Message("assistant", "a"))
 

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from daunce_api._util.files import replacing
 from daunce_api.errors import StoreError
-from daunce_api.writing import replacing
 
 
 def write(path: Path, text: str) -> None:

@@ -11,10 +11,10 @@ from typing import Any
 
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 
-import daunce_api.tokens
+import daunce_api.data.tokenizers
 
-GetTokenizer = Callable[[str], daunce_api.tokens.Tokenizer]
-EMBEDDED = Path(str(files("daunce_api") / "embedded" / "model"))
+GetTokenizer = Callable[[str], daunce_api.data.tokenizers.Tokenizer]
+EMBEDDED = Path(str(files("daunce_api") / "server" / "model"))
 CHATML = (
     "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"

@@ -8,7 +8,7 @@ import sys
 import numpy as np
 import pytest
 
-from daunce_api.dataset import Dataset
+from daunce_api.data.dataset import Dataset
 from daunce_api.errors import DataError, MissingExtraError
 from daunce_api.evaluation.baselines import bm25_scores, embedding_scores, example_texts, random_scores
 

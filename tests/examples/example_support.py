@@ -12,7 +12,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
 USES = ROOT / "examples" / "uses"
-DEMO = Path(str(files("daunce_api") / "demo" / "data"))
+DEMO = Path(str(files("daunce_api") / "cli" / "demo" / "data"))
 DAUNCE = ("-c", "from daunce_api.cli import main; main()")
 
 

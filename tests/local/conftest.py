@@ -13,9 +13,9 @@ from local_records import records
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from daunce_api.backends.local.language import LanguageModel
-from daunce_api.dataset import Dataset
-from daunce_api.tokens import EncodedExample, encode_example
+from daunce_api.data.dataset import Dataset
+from daunce_api.data.tokenizers import EncodedExample, encode_example
+from daunce_api.providers.local.language import LanguageModel
 
 torch.set_num_threads(1)
 

@@ -8,9 +8,9 @@ from typing import Any
 
 import torch
 
-from daunce_api.backends.local.recipes import Recipe
-from daunce_api.backends.local.training import batches_of, learning_rate_at
-from daunce_api.tokens import EncodedExample
+from daunce_api.data.tokenizers import EncodedExample
+from daunce_api.providers.local.recipes import Recipe
+from daunce_api.providers.local.training import batches_of, learning_rate_at
 
 
 def train_plainly(model: Any, examples: list[EncodedExample], recipe: Recipe, seed: int) -> list[float]:
@@ -36,13 +36,13 @@ _BEFORE = """
 import resource
 import torch
 from pathlib import Path
-from daunce_api.backends.local.language import FullSettings, LanguageModel, LoraSettings
-from daunce_api.backends.local.memory import plan_full_memory, plan_memory
-from daunce_api.backends.objective import Objective
-from daunce_api.backends.local.trainees import Member
-from daunce_api.backends.local.training import train_full, train_members
-from daunce_api.dataset import Dataset
-from daunce_api.tokens import encode_example
+from daunce_api.providers.local.language import FullSettings, LanguageModel, LoraSettings
+from daunce_api.providers.local.memory import plan_full_memory, plan_memory
+from daunce_api.providers.objective import Objective
+from daunce_api.providers.local.trainees import Member
+from daunce_api.providers.local.training import train_full, train_members
+from daunce_api.data.dataset import Dataset
+from daunce_api.data.tokenizers import encode_example
 
 torch.set_num_threads(1)
 model = LanguageModel.load("daunce-tiny", gradient_checkpointing=checkpointing)

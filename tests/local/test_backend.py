@@ -14,18 +14,18 @@ import numpy as np
 import pytest
 from local_records import records
 
-from daunce_api.backends.base import Job, JobRequest, JobStatus
-from daunce_api.backends.local import tasks
-from daunce_api.backends.local.backend import LocalScorer, LocalTrainer
-from daunce_api.backends.local.engines import ProcessEngine
-from daunce_api.backends.local.language import LanguageModel
-from daunce_api.backends.local.options import options_of, settings_of
-from daunce_api.backends.local.workshop import Workshop
-from daunce_api.backends.registry import capabilities_of, open_backend
 from daunce_api.config import RunConfig
-from daunce_api.dataset import Dataset
+from daunce_api.data.dataset import Dataset
+from daunce_api.data.tokenizers import EncodedExample, encode_example
 from daunce_api.errors import ConfigurationError, RejectedError, TransientError
-from daunce_api.tokens import EncodedExample, encode_example
+from daunce_api.providers.base import Job, JobRequest, JobStatus
+from daunce_api.providers.local import tasks
+from daunce_api.providers.local.backend import LocalScorer, LocalTrainer
+from daunce_api.providers.local.engines import ProcessEngine
+from daunce_api.providers.local.language import LanguageModel
+from daunce_api.providers.local.options import options_of, settings_of
+from daunce_api.providers.local.workshop import Workshop
+from daunce_api.providers.registry import capabilities_of, open_backend
 
 DATA = Dataset.from_records(records(24))
 HYPERPARAMETERS = {"n_epochs": 2, "batch_size": 5, "learning_rate": 5e-3, "lora_rank": 4, "lora_alpha": 8}
@@ -279,7 +279,7 @@ def test_a_task_on_ray_gets_the_gpu_that_its_device_needs(
     config: Callable[..., RunConfig], monkeypatch: pytest.MonkeyPatch, device: str, given: dict[str, float], gpus: float
 ):
     asked: list[float] = []
-    monkeypatch.setattr("daunce_api.backends.local.workshop.RayEngine", lambda **o: asked.append(o["gpus"]))
+    monkeypatch.setattr("daunce_api.providers.local.workshop.RayEngine", lambda **o: asked.append(o["gpus"]))
     assert Workshop(config(engine="ray", device=device, ray=given)).engine is None
     assert asked == [gpus]
 

@@ -13,11 +13,11 @@ import torch
 from classifier_problem import N, problem
 from torch import Tensor, nn
 
-from daunce_api.backends.local.classifier import Classifier, ClassifierSettings, example_cross_entropy, margin
-from daunce_api.backends.local.together import bytes_per_member
-from daunce_api.backends.objective import Objective, noise
-from daunce_api.backends.randomness import ORDER, stream
 from daunce_api.errors import ConfigurationError, RejectedError
+from daunce_api.providers.local.classifier import Classifier, ClassifierSettings, example_cross_entropy, margin
+from daunce_api.providers.local.together import bytes_per_member
+from daunce_api.providers.objective import Objective, noise
+from daunce_api.providers.randomness import ORDER, stream
 
 K = 5
 

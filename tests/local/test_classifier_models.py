@@ -11,8 +11,8 @@ import torch
 from classifier_problem import N, problem
 from torch import Tensor, nn
 
-from daunce_api.backends.local.classifier import Classifier, ClassifierSettings, Members
-from daunce_api.backends.objective import Objective, noise
+from daunce_api.providers.local.classifier import Classifier, ClassifierSettings, Members
+from daunce_api.providers.objective import Objective, noise
 
 K = 4
 
@@ -191,7 +191,7 @@ def test_wide_convolutions_are_trained_one_at_a_time_on_a_cpu(
     monkeypatch.setattr(classifier, "_fit", lambda members, *rest: (counts.append(len(members)), fit(members, *rest)))
     members = classifier.train(inputs, labels, inclusion, range(K), ClassifierSettings(batch_size=8))
     assert counts == together
-    monkeypatch.setattr("daunce_api.backends.local.classifier.one_at_a_time", lambda *_: len(together) == 1)
+    monkeypatch.setattr("daunce_api.providers.local.classifier.one_at_a_time", lambda *_: len(together) == 1)
     expected = classifier.train(inputs, labels, inclusion, range(K), ClassifierSettings(batch_size=8))
     for name, value in expected.parameters.items():
         torch.testing.assert_close(members.parameters[name], value, rtol=1e-4, atol=1e-5)

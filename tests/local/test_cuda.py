@@ -8,15 +8,15 @@ import numpy as np
 import pytest
 import torch
 
-from daunce_api.backends.local.adapters import save_adapter
-from daunce_api.backends.local.classifier import Classifier, ClassifierSettings
-from daunce_api.backends.local.language import LanguageModel, LoraSettings
-from daunce_api.backends.local.lora import Positions
-from daunce_api.backends.local.memory import default_limit, plan_memory
-from daunce_api.backends.local.trainees import Member
-from daunce_api.backends.local.training import train_members
-from daunce_api.backends.objective import Objective
-from daunce_api.tokens import EncodedExample
+from daunce_api.data.tokenizers import EncodedExample
+from daunce_api.providers.local.adapters import save_adapter
+from daunce_api.providers.local.classifier import Classifier, ClassifierSettings
+from daunce_api.providers.local.language import LanguageModel, LoraSettings
+from daunce_api.providers.local.lora import Positions
+from daunce_api.providers.local.memory import default_limit, plan_memory
+from daunce_api.providers.local.trainees import Member
+from daunce_api.providers.local.training import train_members
+from daunce_api.providers.objective import Objective
 
 SETTINGS = LoraSettings(n_epochs=1, batch_size=8, rank=4, learning_rate=1e-3)
 OBJECTIVES = [Objective(), Objective("influence", rho=2.0), Objective("fisher")]

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from daunce_api.backends.local.fresh import FreshWeights
+from daunce_api.providers.local.fresh import FreshWeights
 
 SEEDS = (3, 7, 2**40 + 1, 0, 7)
 

@@ -14,16 +14,16 @@ from plain_training import memory_used, train_plainly
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
 from daunce_api import Dataset, Run, RunConfig
-from daunce_api.backends.local.full import load_full
-from daunce_api.backends.local.language import FullSettings, LanguageModel, LoraSettings
-from daunce_api.backends.local.member_work import MemberTask
-from daunce_api.backends.local.options import options_of, settings_of
-from daunce_api.backends.local.tasks import ModelSpec, ScoreTask, TrainTask, run_score, run_train
-from daunce_api.backends.local.trainees import Member
-from daunce_api.backends.local.training import batches_of, learning_rate_at, train_full
-from daunce_api.backends.objective import Objective, noise
+from daunce_api.data.tokenizers import EncodedExample
 from daunce_api.errors import ConfigurationError, RejectedError
-from daunce_api.tokens import EncodedExample
+from daunce_api.providers.local.full import load_full
+from daunce_api.providers.local.language import FullSettings, LanguageModel, LoraSettings
+from daunce_api.providers.local.member_work import MemberTask
+from daunce_api.providers.local.options import options_of, settings_of
+from daunce_api.providers.local.tasks import ModelSpec, ScoreTask, TrainTask, run_score, run_train
+from daunce_api.providers.local.trainees import Member
+from daunce_api.providers.local.training import batches_of, learning_rate_at, train_full
+from daunce_api.providers.objective import Objective, noise
 
 SHORT = FullSettings(n_epochs=2, batch_size=5, learning_rate=1e-3)
 

@@ -12,16 +12,16 @@ from typing import Any
 
 import pytest
 
-from daunce_api.backends.base import Job, JobRequest, JobStatus
-from daunce_api.backends.local import trainer as trainer_module
-from daunce_api.backends.local.groups import group_size
-from daunce_api.backends.local.member_work import MemberResult
-from daunce_api.backends.local.options import options_of
-from daunce_api.backends.local.tasks import TrainTask
-from daunce_api.backends.local.trainer import LocalTrainer, trainer_capabilities
-from daunce_api.backends.local.workshop import Workshop
 from daunce_api.config import RunConfig
 from daunce_api.errors import ConfigurationError, MissingExtraError, StopError, TransientError
+from daunce_api.providers.base import Job, JobRequest, JobStatus
+from daunce_api.providers.local import trainer as trainer_module
+from daunce_api.providers.local.groups import group_size
+from daunce_api.providers.local.member_work import MemberResult
+from daunce_api.providers.local.options import options_of
+from daunce_api.providers.local.tasks import TrainTask
+from daunce_api.providers.local.trainer import LocalTrainer, trainer_capabilities
+from daunce_api.providers.local.workshop import Workshop
 
 
 def jobs_of(group: list[str]) -> list[int]:
@@ -201,7 +201,7 @@ async def test_a_run_whose_engine_cannot_start_ends_and_can_be_taken_up(
 
     chosen = config()
     with monkeypatch.context() as patch:
-        patch.setattr("daunce_api.backends.local.workshop._start_engine", fails)
+        patch.setattr("daunce_api.providers.local.workshop._start_engine", fails)
         async with LocalTrainer(Workshop(chosen)) as trainer:
             job = await submit(trainer, "m0", chosen.backend.model)
             with pytest.raises(kind, match=re.escape(str(error))):

@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from torch.func import functional_call, vmap
 from torch.nn import functional
 
-from daunce_api.backends.local.classifier import Classifier, ClassifierSettings
-from daunce_api.backends.local.images import SideBySide, channels_last, channels_last_weights
+from daunce_api.providers.local.classifier import Classifier, ClassifierSettings
+from daunce_api.providers.local.images import SideBySide, channels_last, channels_last_weights
 
 K = 3
 POOLING: dict[str, Callable[[Tensor], Any]] = {

@@ -15,13 +15,13 @@ from peft import PeftModel
 from plain_training import train_plainly
 from transformers import AutoModelForCausalLM
 
-from daunce_api.backends.local.adapters import save_adapter
-from daunce_api.backends.local.batching import split_rows
-from daunce_api.backends.local.language import LanguageModel, LoraSettings
-from daunce_api.backends.local.trainees import fresh_weights
-from daunce_api.backends.local.training import batches_of, learning_rate_at
+from daunce_api.data.tokenizers import EncodedExample
 from daunce_api.errors import ConfigurationError, DataError, RejectedError, TrainingCancelledError
-from daunce_api.tokens import EncodedExample
+from daunce_api.providers.local.adapters import save_adapter
+from daunce_api.providers.local.batching import split_rows
+from daunce_api.providers.local.language import LanguageModel, LoraSettings
+from daunce_api.providers.local.trainees import fresh_weights
+from daunce_api.providers.local.training import batches_of, learning_rate_at
 
 SHORT = LoraSettings(rank=4, alpha=8.0, n_epochs=2, batch_size=5, learning_rate=5e-3)
 

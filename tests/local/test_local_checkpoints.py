@@ -11,14 +11,14 @@ import pytest
 from local_records import records
 
 from daunce_api import Dataset, Run, RunConfig
-from daunce_api.backends.base import Checkpointing, JobRequest, JobStatus
-from daunce_api.backends.local.backend import LocalTrainer
-from daunce_api.backends.local.engines import ThreadEngine
-from daunce_api.backends.local.language import LanguageModel
-from daunce_api.backends.local.options import settings_of
-from daunce_api.backends.local.workshop import Workshop
+from daunce_api.data.tokenizers import EncodedExample
 from daunce_api.errors import RejectedError
-from daunce_api.tokens import EncodedExample
+from daunce_api.providers.base import Checkpointing, JobRequest, JobStatus
+from daunce_api.providers.local.backend import LocalTrainer
+from daunce_api.providers.local.engines import ThreadEngine
+from daunce_api.providers.local.language import LanguageModel
+from daunce_api.providers.local.options import settings_of
+from daunce_api.providers.local.workshop import Workshop
 
 CHOSEN = {"n_epochs": 3, "batch_size": 5, "learning_rate": 5e-3}
 

@@ -16,17 +16,17 @@ from local_records import records
 from plain_training import memory_used
 from transformers import GPT2Config, GPT2LMHeadModel, GPTNeoXConfig, GPTNeoXForCausalLM
 
-from daunce_api.backends.local import memory, tasks
-from daunce_api.backends.local.language import LanguageModel, LoraSettings
-from daunce_api.backends.local.member_work import MemberTask
-from daunce_api.backends.local.memory import activation_bytes_per_token, plan_memory
-from daunce_api.backends.local.tasks import ModelSpec, TrainTask, run_train
-from daunce_api.backends.local.trainees import LoraTrainee, Member, Weights
-from daunce_api.backends.local.training import train_members
-from daunce_api.backends.objective import Objective
-from daunce_api.dataset import Dataset
+from daunce_api.data.dataset import Dataset
+from daunce_api.data.tokenizers import EncodedExample
 from daunce_api.errors import CapabilityError, ConfigurationError, MissingExtraError
-from daunce_api.tokens import EncodedExample
+from daunce_api.providers.local import memory, tasks
+from daunce_api.providers.local.language import LanguageModel, LoraSettings
+from daunce_api.providers.local.member_work import MemberTask
+from daunce_api.providers.local.memory import activation_bytes_per_token, plan_memory
+from daunce_api.providers.local.tasks import ModelSpec, TrainTask, run_train
+from daunce_api.providers.local.trainees import LoraTrainee, Member, Weights
+from daunce_api.providers.local.training import train_members
+from daunce_api.providers.objective import Objective
 
 SHORT = LoraSettings(rank=4, alpha=8.0, n_epochs=2, batch_size=5, learning_rate=5e-3)
 
@@ -172,7 +172,7 @@ def test_a_quantised_base_trains_and_scores_near_the_plain_one(
 
 
 def test_a_quantised_model_without_its_package_names_the_extra(model_folder: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr("daunce_api.backends.local.models.find_spec", lambda name: None)
+    monkeypatch.setattr("daunce_api.providers.local.models.find_spec", lambda name: None)
     with pytest.raises(MissingExtraError, match=r"daunce-api\[quantised\]"):
         LanguageModel.load(model_folder, quantisation="4bit")
 
@@ -304,6 +304,6 @@ def test_a_model_that_does_not_fit_its_gpus_is_refused(model_folder: Path, monke
     def partly_loaded(*_: object, **__: object) -> torch.nn.Module:
         return torch.nn.Sequential(torch.nn.Linear(2, 2), torch.nn.Linear(2, 2, device="meta"))
 
-    monkeypatch.setattr("daunce_api.backends.local.models.AutoModelForCausalLM.from_pretrained", partly_loaded)
+    monkeypatch.setattr("daunce_api.providers.local.models.AutoModelForCausalLM.from_pretrained", partly_loaded)
     with pytest.raises(ConfigurationError, match="does not fit into the memory of the GPUs"):
         LanguageModel.load(model_folder, device_map="auto")

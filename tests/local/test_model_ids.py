@@ -16,13 +16,13 @@ import pytest
 from local_records import records
 
 from daunce_api import Dataset
-from daunce_api.backends.local.language import LanguageModel
+from daunce_api.providers.local.language import LanguageModel
 
 RUN = """
 import json, sys
 from daunce_api import Run, RunConfig
 from daunce_api.errors import ConfigurationError
-from daunce_api.backends.local.language import LanguageModel
+from daunce_api.providers.local.language import LanguageModel
 content = json.loads(sys.argv[1])
 try:
     run = Run.create(RunConfig.from_mapping(content))

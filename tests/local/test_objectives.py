@@ -11,16 +11,16 @@ import torch
 from torch import Tensor
 from transformers import AutoModelForCausalLM
 
-from daunce_api.backends.local import head as head_module
-from daunce_api.backends.local.head import Head, log_sum_exp, token_statistics
-from daunce_api.backends.local.language import LanguageModel, LoraSettings
-from daunce_api.backends.local.lora import ActiveLora, AdaptedModel
-from daunce_api.backends.local.objectives import References, row_values
-from daunce_api.backends.local.trainees import Member
-from daunce_api.backends.local.training import train_members
-from daunce_api.backends.objective import Objective, noise
+from daunce_api.data.tokenizers import EncodedExample
 from daunce_api.errors import ConfigurationError
-from daunce_api.tokens import EncodedExample
+from daunce_api.providers.local import head as head_module
+from daunce_api.providers.local.head import Head, log_sum_exp, token_statistics
+from daunce_api.providers.local.language import LanguageModel, LoraSettings
+from daunce_api.providers.local.lora import ActiveLora, AdaptedModel
+from daunce_api.providers.local.objectives import References, row_values
+from daunce_api.providers.local.trainees import Member
+from daunce_api.providers.local.training import train_members
+from daunce_api.providers.objective import Objective, noise
 
 SCALING = 2.0
 

@@ -15,17 +15,17 @@ from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention, silu
 from transformers import GPT2Config, GPT2LMHeadModel, MistralConfig, MistralForCausalLM, Qwen2Config, Qwen2ForCausalLM
 
-from daunce_api.backends.local import fused, packed, padded
-from daunce_api.backends.local.batching import consecutive_rows
-from daunce_api.backends.local.fused import FinalNorm, FusedLinear, Norm, Projections, Rest
-from daunce_api.backends.local.language import LanguageModel, LoraSettings
-from daunce_api.backends.local.lora import AdaptedModel
-from daunce_api.backends.local.padded import Attention, lay_out, long_attention
-from daunce_api.backends.local.trainees import Member
-from daunce_api.backends.local.training import train_members
-from daunce_api.backends.objective import Objective
+from daunce_api.data.tokenizers import EncodedExample
 from daunce_api.errors import RejectedError
-from daunce_api.tokens import EncodedExample
+from daunce_api.providers.local import fused, packed, padded
+from daunce_api.providers.local.batching import consecutive_rows
+from daunce_api.providers.local.fused import FinalNorm, FusedLinear, Norm, Projections, Rest
+from daunce_api.providers.local.language import LanguageModel, LoraSettings
+from daunce_api.providers.local.lora import AdaptedModel
+from daunce_api.providers.local.padded import Attention, lay_out, long_attention
+from daunce_api.providers.local.trainees import Member
+from daunce_api.providers.local.training import train_members
+from daunce_api.providers.objective import Objective
 
 ALL = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 SETTINGS = LoraSettings(rank=4, alpha=8.0, n_epochs=2, batch_size=5, learning_rate=5e-3, targets=ALL)

@@ -9,13 +9,13 @@ import numpy as np
 import pytest
 import torch
 
-from daunce_api.backends.local import passes
-from daunce_api.backends.local.language import LanguageModel
-from daunce_api.backends.local.lora import Active, ActiveFull, ActiveLora, Positions
-from daunce_api.backends.local.passes import ScoringPasses
-from daunce_api.backends.local.trainees import fresh_weights
+from daunce_api.data.tokenizers import EncodedExample
 from daunce_api.errors import DataError
-from daunce_api.tokens import EncodedExample
+from daunce_api.providers.local import passes
+from daunce_api.providers.local.language import LanguageModel
+from daunce_api.providers.local.lora import Active, ActiveFull, ActiveLora, Positions
+from daunce_api.providers.local.passes import ScoringPasses
+from daunce_api.providers.local.trainees import fresh_weights
 
 
 @pytest.fixture

@@ -10,9 +10,9 @@ import torch
 from classifier_problem import problem
 from torch import Tensor, nn
 
-from daunce_api.backends.local.class_losses import ExampleLoss, example_cross_entropy
-from daunce_api.backends.local.classifier import Classifier, ClassifierSettings, Members
-from daunce_api.backends.objective import Objective
+from daunce_api.providers.local.class_losses import ExampleLoss, example_cross_entropy
+from daunce_api.providers.local.classifier import Classifier, ClassifierSettings, Members
+from daunce_api.providers.objective import Objective
 
 K = 3
 MOMENTUM = ClassifierSettings(

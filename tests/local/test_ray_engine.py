@@ -13,18 +13,18 @@ from pathlib import Path
 import pytest
 from local_records import records
 
-from daunce_api.backends.base import JobRequest, JobStatus
-from daunce_api.backends.local.backend import LocalScorer, LocalTrainer
-from daunce_api.backends.local.engines import RayEngine
-from daunce_api.backends.local.member_work import MemberResult, MemberTask
-from daunce_api.backends.local.recipes import LoraSettings
-from daunce_api.backends.local.tasks import ModelSpec, TrainTask, run_train
-from daunce_api.backends.local.workshop import Workshop
-from daunce_api.backends.objective import Objective
 from daunce_api.config import RunConfig
-from daunce_api.dataset import Dataset
+from daunce_api.data.dataset import Dataset
+from daunce_api.data.tokenizers import EncodedExample
 from daunce_api.errors import ConfigurationError, DataError
-from daunce_api.tokens import EncodedExample
+from daunce_api.providers.base import JobRequest, JobStatus
+from daunce_api.providers.local.backend import LocalScorer, LocalTrainer
+from daunce_api.providers.local.engines import RayEngine
+from daunce_api.providers.local.member_work import MemberResult, MemberTask
+from daunce_api.providers.local.recipes import LoraSettings
+from daunce_api.providers.local.tasks import ModelSpec, TrainTask, run_train
+from daunce_api.providers.local.workshop import Workshop
+from daunce_api.providers.objective import Objective
 
 ray = pytest.importorskip("ray")
 pytestmark = pytest.mark.slow
@@ -80,7 +80,7 @@ CONNECT = """
 import functools, sys
 import ray
 from ray._private import services
-from daunce_api.backends.local.engines import RayEngine
+from daunce_api.providers.local.engines import RayEngine
 from daunce_api.errors import ConfigurationError
 
 services.find_gcs_addresses = functools.cache(set)

@@ -19,11 +19,11 @@ import torch
 from safetensors.torch import load_file
 from tokenizers import pre_tokenizers
 
-from daunce_api.backends.local import smollm2
-from daunce_api.backends.local.language import LanguageModel
-from daunce_api.backends.local.models import resolve_model
-from daunce_api.dataset import Message
+from daunce_api.data.dataset import Message
 from daunce_api.errors import ConfigurationError
+from daunce_api.providers.local import smollm2
+from daunce_api.providers.local.language import LanguageModel
+from daunce_api.providers.local.models import resolve_model
 
 gguf = pytest.importorskip("gguf")
 
@@ -232,8 +232,8 @@ def test_a_missing_package_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 USE = """
 import sys
 import numpy as np
-from daunce_api.backends.local import smollm2
-from daunce_api.backends.local.language import LanguageModel
+from daunce_api.providers.local import smollm2
+from daunce_api.providers.local.language import LanguageModel
 done, convert = [], smollm2._convert
 smollm2._convert = lambda *a: (done.append(1), convert(*a))
 model = LanguageModel.load("smollm2-135m")

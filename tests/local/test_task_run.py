@@ -16,19 +16,19 @@ import yaml
 from safetensors.torch import load_file, save_file
 
 from daunce_api import Attribution, Run, RunConfig
-from daunce_api.backends.local.classifier import Classifier, ClassifierSettings
-from daunce_api.backends.local.member_work import MemberTask
-from daunce_api.backends.local.options import classifier_settings_of, options_of
-from daunce_api.backends.local.task import ClassifierTask, Material, TaskSpec, load_task
-from daunce_api.backends.local.task_work import (
+from daunce_api.errors import ConfigurationError, DataError, RejectedError, StoreError
+from daunce_api.providers.local.classifier import Classifier, ClassifierSettings
+from daunce_api.providers.local.member_work import MemberTask
+from daunce_api.providers.local.options import classifier_settings_of, options_of
+from daunce_api.providers.local.task import ClassifierTask, Material, TaskSpec, load_task
+from daunce_api.providers.local.task_work import (
     TaskScoring,
     TaskTraining,
     check_task,
     run_task_scoring,
     run_task_training,
 )
-from daunce_api.backends.objective import Objective
-from daunce_api.errors import ConfigurationError, DataError, RejectedError, StoreError
+from daunce_api.providers.objective import Objective
 from daunce_api.report.page import write_report
 
 pytest.importorskip("sklearn")

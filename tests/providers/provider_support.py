@@ -9,11 +9,11 @@ from collections.abc import Sequence
 from functools import lru_cache
 from typing import Any
 
-from daunce_api.backends.openai_wire.client import Endpoint
-from daunce_api.backends.registry import Context
 from daunce_api.config import RunConfig
-from daunce_api.dataset import Example, Message
-from daunce_api.tokens import EncodedExample
+from daunce_api.data.dataset import Example, Message
+from daunce_api.data.tokenizers import EncodedExample
+from daunce_api.providers.openai_wire.client import Endpoint
+from daunce_api.providers.registry import Context
 from tests.scripted_server import KEY, ScriptedServer, encoded
 
 __all__ = [

@@ -9,14 +9,14 @@ import pytest
 from provider_support import KEY, Server, chat, run_config
 from test_provider_chat_token import answer, entry
 
-from daunce_api.backends import azure
-from daunce_api.backends.base import JobRequest, JobStatus
-from daunce_api.backends.hosting import HostedScorer
-from daunce_api.backends.registry import open_backend
-from daunce_api.backends.tokenizers import embedded_folder
-from daunce_api.clock import InstantClock
+from daunce_api._util.clock import InstantClock
+from daunce_api.data.tokenizers import EncodedExample, encode_example
 from daunce_api.errors import ConfigurationError, RejectedError, StopError, TransientError
-from daunce_api.tokens import EncodedExample, encode_example
+from daunce_api.providers import azure
+from daunce_api.providers.base import JobRequest, JobStatus
+from daunce_api.providers.hosting import HostedScorer
+from daunce_api.providers.registry import open_backend
+from daunce_api.providers.tokenizers import embedded_folder
 
 URL = "https://res.openai.azure.com"
 RESOURCE = {"subscription": "sub", "resource_group": "group", "account": "acct"}

@@ -10,11 +10,11 @@ import httpx2
 import pytest
 from provider_support import KEY, Server, run_config
 
-from daunce_api.backends.azure import AzureScorerOptions, azure_options, management_token
-from daunce_api.backends.azure_deployments import DeploymentHost, name_of
-from daunce_api.backends.hosting import Pool
-from daunce_api.clock import InstantClock
+from daunce_api._util.clock import InstantClock
 from daunce_api.errors import ConfigurationError, RejectedError, StopError, TransientError
+from daunce_api.providers.azure import AzureScorerOptions, azure_options, management_token
+from daunce_api.providers.azure_deployments import DeploymentHost, name_of
+from daunce_api.providers.hosting import Pool
 from daunce_api.store import RunStore
 
 AZURE = {"subscription": "sub", "resource_group": "group", "account": "acct"}

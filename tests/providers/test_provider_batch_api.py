@@ -13,20 +13,20 @@ import pytest
 from provider_support import Server, run_config
 from test_provider_chat_token import TOKENIZER, answer, entry, example
 
-from daunce_api.backends.base import JobStatus
-from daunce_api.backends.openai_wire import chat_token
-from daunce_api.backends.openai_wire.batch_api import ROUNDS, BatchScorer
-from daunce_api.backends.registry import Backend, capabilities_of, open_backend
-from daunce_api.backends.tokenizers import embedded_folder
-from daunce_api.clock import InstantClock
-from daunce_api.doctor import Findings, examine_backend
+from daunce_api._util.clock import InstantClock
+from daunce_api.cli.doctor import Findings, examine_backend
+from daunce_api.data.tokenizers import EncodedExample, encode_example
 from daunce_api.errors import ConfigurationError, ContractError, RejectedError, StopError, TransientError
 from daunce_api.execution import Execution
-from daunce_api.noise import measure_noise
-from daunce_api.orchestrator import CleanReport
-from daunce_api.scoring import ScoringClient
+from daunce_api.providers.base import JobStatus
+from daunce_api.providers.openai_wire import chat_token
+from daunce_api.providers.openai_wire.batch_api import ROUNDS, BatchScorer
+from daunce_api.providers.registry import Backend, capabilities_of, open_backend
+from daunce_api.providers.tokenizers import embedded_folder
+from daunce_api.score.client import ScoringClient
+from daunce_api.score.health import measure_noise
 from daunce_api.store import RunStore
-from daunce_api.tokens import EncodedExample, encode_example
+from daunce_api.train import CleanReport
 
 EXAMPLES = [example(f"question {i}", f"word{i}", name=f"e{i}") for i in range(4)]
 

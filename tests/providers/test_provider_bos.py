@@ -13,11 +13,11 @@ from provider_support import Server, body_of, run_config, sequence
 from tokenizers import Tokenizer as Backend
 from tokenizers import processors
 
-from daunce_api.backends import tgi
-from daunce_api.backends.together import scorer as together_scorer
-from daunce_api.dataset import Example, Message
+from daunce_api.data.dataset import Example, Message
+from daunce_api.data.tokenizers import EncodedExample, LocalTokenizer, encode_example
 from daunce_api.errors import ContractError
-from daunce_api.tokens import EncodedExample, LocalTokenizer, encode_example
+from daunce_api.providers import tgi
+from daunce_api.providers.together import scorer as together_scorer
 from tests.data.tokenizer_folders import byte_level, llama_like, write_folder
 
 OPENERS: dict[str, Any] = {"tgi": tgi.open_scorer, "together": together_scorer.open_scorer}

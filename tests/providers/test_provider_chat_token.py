@@ -9,12 +9,12 @@ from typing import Any
 import pytest
 from provider_support import Server, chat, run_config
 
-from daunce_api.backends.base import within_scope
-from daunce_api.backends.hidden_template import HiddenTemplateTokenizer
-from daunce_api.backends.openai_wire import chat_token
-from daunce_api.dataset import Dataset, Example, Message
+from daunce_api.data.dataset import Dataset, Example, Message
+from daunce_api.data.tokenizers import EncodedExample, encode_dataset, encode_example
 from daunce_api.errors import CapabilityError, ContractError, DataError
-from daunce_api.tokens import EncodedExample, encode_dataset, encode_example
+from daunce_api.providers.base import within_scope
+from daunce_api.providers.hidden_template import HiddenTemplateTokenizer
+from daunce_api.providers.openai_wire import chat_token
 
 
 class Words:

@@ -12,12 +12,12 @@ import pytest
 from provider_support import BATCH, SHORT, Server, body_of, run_config, sequence, toy
 from test_provider_chat_token import LISTED, answer, entry, example
 
-from daunce_api import doctor
-from daunce_api.backends.openai_wire.dialects import presets
-from daunce_api.backends.registry import open_backend
-from daunce_api.backends.tokenizers import embedded_folder
-from daunce_api.doctor import Findings, examine_backend
+from daunce_api.cli import doctor
+from daunce_api.cli.doctor import Findings, examine_backend
 from daunce_api.errors import ConfigurationError
+from daunce_api.providers.openai_wire.dialects import presets
+from daunce_api.providers.registry import open_backend
+from daunce_api.providers.tokenizers import embedded_folder
 
 Change = Callable[[list[Any], list[int], int], list[Any]]
 

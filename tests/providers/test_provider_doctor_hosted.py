@@ -16,13 +16,13 @@ import test_provider_azure as azure_tests
 import test_provider_fireworks as fireworks_tests
 import test_provider_together as together_tests
 
-from daunce_api.backends import azure
-from daunce_api.backends.base import JobStatus
-from daunce_api.backends.fireworks import scorer as fireworks_scorer
-from daunce_api.backends.hosting import hosted
-from daunce_api.backends.registry import Backend
-from daunce_api.backends.together import scorer as together_scorer
-from daunce_api.doctor import Findings, examine_backend, fine_tunes_of
+from daunce_api.cli.doctor import Findings, examine_backend, fine_tunes_of
+from daunce_api.providers import azure
+from daunce_api.providers.base import JobStatus
+from daunce_api.providers.fireworks import scorer as fireworks_scorer
+from daunce_api.providers.hosting import hosted
+from daunce_api.providers.registry import Backend
+from daunce_api.providers.together import scorer as together_scorer
 from daunce_api.store import RunStore
 
 no_tokenizer: Any = None

@@ -11,14 +11,14 @@ from provider_support import BATCH, Server, body_of, run_config, sequence, truth
 from sdk_support import KEY, Service, error, httpx
 
 from daunce_api import Dataset, Run
-from daunce_api.backends.base import JobRequest, JobStatus
-from daunce_api.backends.failures import Failures
-from daunce_api.backends.fireworks import scorer as fireworks_scorer
-from daunce_api.backends.fireworks.trainer import FireworksTrainer, dataset_id_of, job_id_of, trainer_capabilities
-from daunce_api.backends.sdk_calls import SdkCalls
-from daunce_api.backends.tokenizers import embedded_folder
-from daunce_api.clock import InstantClock
+from daunce_api._util.clock import InstantClock
 from daunce_api.errors import AmbiguousSubmitError, ContractError, RejectedError, StopError, TransientError
+from daunce_api.providers.base import JobRequest, JobStatus
+from daunce_api.providers.failures import Failures
+from daunce_api.providers.fireworks import scorer as fireworks_scorer
+from daunce_api.providers.fireworks.trainer import FireworksTrainer, dataset_id_of, job_id_of, trainer_capabilities
+from daunce_api.providers.sdk_calls import SdkCalls
+from daunce_api.providers.tokenizers import embedded_folder
 
 fireworks = pytest.importorskip("fireworks")
 

@@ -15,12 +15,12 @@ from hypothesis import strategies as st
 from provider_support import BATCH, Server, body_of, run_config, truth
 from test_provider_prompt_logprobs import completions
 
-from daunce_api.backends.base import ScorerCapabilities, TokenScores
-from daunce_api.backends.hosting import HostedScorer, Patience, Pool
-from daunce_api.backends.openai_wire import adapters
-from daunce_api.clock import InstantClock
+from daunce_api._util.clock import InstantClock
+from daunce_api.data.tokenizers import EncodedExample
 from daunce_api.errors import ConfigurationError, RejectedError, StopError, TransientError
-from daunce_api.tokens import EncodedExample
+from daunce_api.providers.base import ScorerCapabilities, TokenScores
+from daunce_api.providers.hosting import HostedScorer, Patience, Pool
+from daunce_api.providers.openai_wire import adapters
 
 
 class FakeHost:
@@ -333,9 +333,9 @@ async def test_names_that_are_served_already_are_used_as_they_are(route: str, tm
 
 
 def test_the_example_config_of_local_training_and_vllm_scoring_is_valid() -> None:
-    from daunce_api.backends.kinds import SCORERS
-    from daunce_api.backends.registry import scorer_kind
     from daunce_api.config import RunConfig
+    from daunce_api.providers.kinds import SCORERS
+    from daunce_api.providers.registry import scorer_kind
 
     path = Path(__file__).parents[2] / "examples" / "local_training_vllm_scoring.yaml"
     config = RunConfig.from_yaml(path)
@@ -345,7 +345,7 @@ def test_the_example_config_of_local_training_and_vllm_scoring_is_valid() -> Non
     assert options.max_adapters == 4
     capabilities = adapters.scorer_capabilities(config)
     assert (capabilities.scope, capabilities.max_context_tokens) == ("any", 4096)
-    from daunce_api.backends.local.options import HYPERPARAMETERS
+    from daunce_api.providers.local.options import HYPERPARAMETERS
 
     assert set(config.training.hyperparameters) <= HYPERPARAMETERS["lora"]
 

@@ -10,9 +10,9 @@ from hypothesis import strategies as st
 from provider_support import encoded
 from test_provider_hosting import FakeHost, Inner
 
-from daunce_api.backends.hosting import hosted
-from daunce_api.leases import ModelLeases
-from daunce_api.scoring import ScoringClient
+from daunce_api.providers.hosting import hosted
+from daunce_api.score.client import ScoringClient
+from daunce_api.score.leases import ModelLeases
 from daunce_api.store import RunStore
 
 EXAMPLES = [encoded([1, 2, 3 + i], [2], f"e{i}") for i in range(6)]

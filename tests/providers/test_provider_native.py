@@ -11,13 +11,13 @@ import httpx2
 import pytest
 from provider_support import BATCH, LONG, Server, body_of, encoded, run_config, sequence, truth
 
-from daunce_api.backends import sglang, tgi
-from daunce_api.backends.openai_wire.contract import BEFORE_TARGETS
-from daunce_api.backends.plain_text import text_of
-from daunce_api.backends.tokenizers import tokenizer_of
-from daunce_api.dataset import Example, Message
+from daunce_api.data.dataset import Example, Message
+from daunce_api.data.tokenizers import encode_example
 from daunce_api.errors import ContractError, RejectedError
-from daunce_api.tokens import encode_example
+from daunce_api.providers import sglang, tgi
+from daunce_api.providers.openai_wire.contract import BEFORE_TARGETS
+from daunce_api.providers.plain_text import text_of
+from daunce_api.providers.tokenizers import tokenizer_of
 
 Change = Callable[[dict[str, Any]], dict[str, Any]]
 

@@ -12,11 +12,11 @@ from hypothesis import strategies as st
 from provider_support import LONG, Server, run_config
 from test_provider_prompt_logprobs import completions
 
-from daunce_api.backends.abilities import Metered
-from daunce_api.backends.openai_wire import prompt_logprobs
-from daunce_api.clock import InstantClock
+from daunce_api._util.clock import InstantClock
 from daunce_api.errors import TransientError
-from daunce_api.rate_limits import AdaptiveSlots, seconds_of
+from daunce_api.providers.abilities import Metered
+from daunce_api.providers.openai_wire import prompt_logprobs
+from daunce_api.score.slots import AdaptiveSlots, seconds_of
 
 
 def remaining(requests: str, reset: str = "10s") -> dict[str, str]:

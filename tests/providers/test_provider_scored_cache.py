@@ -12,12 +12,12 @@ import pytest
 from provider_support import BATCH, LONG, SHORT, Server, run_config, truth
 from test_provider_prompt_logprobs import completions
 
-from daunce_api.backends.base import TokenScores
-from daunce_api.backends.openai_wire import prompt_logprobs
-from daunce_api.backends.registry import scoring_address
-from daunce_api.clock import InstantClock
-from daunce_api.scored_cache import FILE_NAME, ScoredCache, open_cache
-from daunce_api.scoring import ScoringClient
+from daunce_api._util.clock import InstantClock
+from daunce_api.providers.base import TokenScores
+from daunce_api.providers.openai_wire import prompt_logprobs
+from daunce_api.providers.registry import scoring_address
+from daunce_api.score.cache import FILE_NAME, ScoredCache, open_cache
+from daunce_api.score.client import ScoringClient
 from daunce_api.store import RunStore
 
 SCORES = {"k1": TokenScores((-1.5, -0.25)), "k2": TokenScores((-3.0,), (True,))}

@@ -12,12 +12,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from provider_support import chat, run_config
 
-from daunce_api.backends.openai_wire.client import Endpoint
-from daunce_api.backends.server_tokenizer import ServerTokenizer, _byte_alphabet, _pieces
-from daunce_api.backends.tokenizers import tokenizer_of
-from daunce_api.dataset import Example, Message
+from daunce_api.data.dataset import Example, Message
+from daunce_api.data.tokenizers import encode_example
 from daunce_api.errors import ConfigurationError, DataError, StopError, TransientError
-from daunce_api.tokens import encode_example
+from daunce_api.providers.openai_wire.client import Endpoint
+from daunce_api.providers.server_tokenizer import ServerTokenizer, _byte_alphabet, _pieces
+from daunce_api.providers.tokenizers import tokenizer_of
 
 TINY: Any = tokenizer_of(run_config(model="daunce-tiny"))
 KEY = "sk-marked-0123456789abcdef"

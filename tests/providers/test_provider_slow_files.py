@@ -16,11 +16,11 @@ pytest.importorskip("fireworks")
 from test_provider_fireworks import BASE, DATASETS, JOBS
 from test_provider_fireworks import make as fireworks_trainer
 
-from daunce_api.clock import InstantClock
-from daunce_api.dataset import Dataset
-from daunce_api.ensemble import plan_ensemble
-from daunce_api.orchestrator import Orchestrator
+from daunce_api._util.clock import InstantClock
+from daunce_api.data.dataset import Dataset
+from daunce_api.data.subsets import plan_ensemble
 from daunce_api.store import RunStore
+from daunce_api.train import Orchestrator
 
 
 class SlowFireworks:

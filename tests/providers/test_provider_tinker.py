@@ -12,18 +12,18 @@ import numpy as np
 import pytest
 from provider_support import BATCH, LONG, encoded, run_config, sequence, truth
 
-from daunce_api.backends.base import JobRequest, JobStatus
-from daunce_api.backends.failures import Failures
-from daunce_api.backends.sdk_calls import SdkCalls
-from daunce_api.backends.tinker.recipe import Recipe, batches_of, datum
-from daunce_api.backends.tinker.scorer import TinkerScorer, TinkerScorerOptions
-from daunce_api.backends.tinker.scorer import scorer_capabilities as scoring
-from daunce_api.backends.tinker.service import Service
-from daunce_api.backends.tinker.trainer import TinkerOptions, TinkerTrainer, trainer_capabilities
-from daunce_api.backends.tokenizers import tokenizer_of
-from daunce_api.dataset import Dataset
+from daunce_api.data.dataset import Dataset
+from daunce_api.data.tokenizers import encode_example
 from daunce_api.errors import AmbiguousSubmitError, ContractError, RejectedError, StopError, TransientError
-from daunce_api.tokens import encode_example
+from daunce_api.providers.base import JobRequest, JobStatus
+from daunce_api.providers.failures import Failures
+from daunce_api.providers.sdk_calls import SdkCalls
+from daunce_api.providers.tinker.recipe import Recipe, batches_of, datum
+from daunce_api.providers.tinker.scorer import TinkerScorer, TinkerScorerOptions
+from daunce_api.providers.tinker.scorer import scorer_capabilities as scoring
+from daunce_api.providers.tinker.service import Service
+from daunce_api.providers.tinker.trainer import TinkerOptions, TinkerTrainer, trainer_capabilities
+from daunce_api.providers.tokenizers import tokenizer_of
 
 tinker = pytest.importorskip("tinker")
 

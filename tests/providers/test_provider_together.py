@@ -12,20 +12,9 @@ import pytest
 from provider_support import Server, body_of, run_config, sequence
 from sdk_support import KEY, Service, error, httpx
 
-from daunce_api.backends.base import JobRequest, JobStatus
-from daunce_api.backends.failures import Failures
-from daunce_api.backends.sdk_calls import SdkCalls
-from daunce_api.backends.together import scorer as together_scorer
-from daunce_api.backends.together.trainer import (
-    SUFFIX_CHARACTERS,
-    TogetherTrainer,
-    key_hash,
-    suffix_of,
-    trainer_capabilities,
-)
-from daunce_api.backends.tokenizers import tokenizer_of
-from daunce_api.clock import InstantClock
-from daunce_api.dataset import Example
+from daunce_api._util.clock import InstantClock
+from daunce_api.data.dataset import Example
+from daunce_api.data.tokenizers import encode_example
 from daunce_api.errors import (
     AmbiguousSubmitError,
     ConfigurationError,
@@ -35,8 +24,19 @@ from daunce_api.errors import (
     StopError,
     TransientError,
 )
-from daunce_api.replay import record, replay
-from daunce_api.tokens import encode_example
+from daunce_api.providers.base import JobRequest, JobStatus
+from daunce_api.providers.failures import Failures
+from daunce_api.providers.replay import record, replay
+from daunce_api.providers.sdk_calls import SdkCalls
+from daunce_api.providers.together import scorer as together_scorer
+from daunce_api.providers.together.trainer import (
+    SUFFIX_CHARACTERS,
+    TogetherTrainer,
+    key_hash,
+    suffix_of,
+    trainer_capabilities,
+)
+from daunce_api.providers.tokenizers import tokenizer_of
 
 together = pytest.importorskip("together")
 

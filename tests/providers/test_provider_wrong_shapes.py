@@ -10,15 +10,15 @@ import httpx2
 import pytest
 from provider_support import BATCH, LONG, VOCABULARY, Server, body_of, run_config, toy
 
-from daunce_api.backends import sglang, tgi
-from daunce_api.backends.abilities import Probing
-from daunce_api.backends.base import Scorer
-from daunce_api.backends.openai_wire import echo, prompt_logprobs
-from daunce_api.backends.together import scorer as together_scorer
-from daunce_api.backends.tokenizers import tokenizer_of
-from daunce_api.dataset import Example
+from daunce_api.data.dataset import Example
+from daunce_api.data.tokenizers import EncodedExample, encode_example
 from daunce_api.errors import ContractError, ProviderError, RejectedError, StopError, TransientError
-from daunce_api.tokens import EncodedExample, encode_example
+from daunce_api.providers import sglang, tgi
+from daunce_api.providers.abilities import Probing
+from daunce_api.providers.base import Scorer
+from daunce_api.providers.openai_wire import echo, prompt_logprobs
+from daunce_api.providers.together import scorer as together_scorer
+from daunce_api.providers.tokenizers import tokenizer_of
 
 TINY = tokenizer_of(run_config(model="daunce-tiny"))
 TEXT = encode_example(Example("p", prompt="Q: What is naïve ✓?\nA:", completion=" a word."), TINY)

@@ -16,11 +16,11 @@ import pytest
 from provider_support import BATCH, run_config
 from test_real_vllm import free_port
 
-from daunce_api.backends.abilities import ProbeReport
-from daunce_api.backends.openai_wire import echo, prompt_logprobs
-from daunce_api.backends.openai_wire.client import Endpoint
-from daunce_api.backends.registry import Context
 from daunce_api.errors import ContractError, DaunceError
+from daunce_api.providers.abilities import ProbeReport
+from daunce_api.providers.openai_wire import echo, prompt_logprobs
+from daunce_api.providers.openai_wire.client import Endpoint
+from daunce_api.providers.registry import Context
 
 PYTHON, MODEL = os.environ.get("DAUNCE_LLAMA_CPP_PYTHON"), os.environ.get("DAUNCE_GGUF")
 pytestmark = [

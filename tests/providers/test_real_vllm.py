@@ -18,16 +18,16 @@ from typing import Any
 import httpx2
 import pytest
 
-from daunce_api.backends.openai_wire import adapters, echo, prompt_logprobs
-from daunce_api.backends.openai_wire.client import Endpoint
-from daunce_api.backends.registry import Context, open_backend
-from daunce_api.backends.server_tokenizer import ServerTokenizer
-from daunce_api.backends.tokenizers import embedded_folder
+from daunce_api.cli.doctor import Findings, examine_backend
 from daunce_api.config import RunConfig
-from daunce_api.dataset import Dataset, Example, Message
-from daunce_api.doctor import Findings, examine_backend
+from daunce_api.data.dataset import Dataset, Example, Message
+from daunce_api.data.tokenizers import EncodedExample, LocalTokenizer, encode_example
 from daunce_api.errors import RejectedError
-from daunce_api.tokens import EncodedExample, LocalTokenizer, encode_example
+from daunce_api.providers.openai_wire import adapters, echo, prompt_logprobs
+from daunce_api.providers.openai_wire.client import Endpoint
+from daunce_api.providers.registry import Context, open_backend
+from daunce_api.providers.server_tokenizer import ServerTokenizer
+from daunce_api.providers.tokenizers import embedded_folder
 
 PYTHON = os.environ.get("DAUNCE_VLLM_PYTHON")
 pytestmark = [
@@ -111,7 +111,7 @@ def tokenizer() -> LocalTokenizer:
 
 @pytest.fixture(scope="module")
 def examples(tokenizer: LocalTokenizer) -> list[EncodedExample]:
-    data = Dataset.from_jsonl(Path(str(files("daunce_api") / "demo" / "data" / "test.jsonl")))
+    data = Dataset.from_jsonl(Path(str(files("daunce_api") / "cli" / "demo" / "data" / "test.jsonl")))
     unicode = Example("u", messages=(Message("user", "Was heißt ✓?"), Message("assistant", "naïve 漢字 🙂")))
     return [encode_example(e, tokenizer) for e in [*data[:24], unicode]]
 
@@ -172,7 +172,7 @@ async def test_every_way_to_ask_gives_the_same_numbers(
 async def test_adapters_are_loaded_scored_and_unloaded(
     vllm: str, tokenizer: LocalTokenizer, examples: list[EncodedExample], tmp_path: Path
 ) -> None:
-    from daunce_api.backends.local.language import LanguageModel, LoraSettings
+    from daunce_api.providers.local.language import LanguageModel, LoraSettings
 
     model = LanguageModel.load(MODEL)
     folder = tmp_path / "local" / "models"

@@ -13,14 +13,14 @@ import pytest
 from provider_support import BATCH, LONG, run_config, truth
 from tinker_stub import BASE, TinkerStub, serving
 
-from daunce_api.backends.abilities import Probing
-from daunce_api.backends.base import Checkpointing, Job, JobRequest, JobStatus
-from daunce_api.backends.registry import Backend, open_backend
-from daunce_api.backends.tinker.recipe import Recipe, batches_of
-from daunce_api.backends.tokenizers import embedded_folder
-from daunce_api.dataset import Dataset
+from daunce_api.data.dataset import Dataset
+from daunce_api.data.tokenizers import encode_example
 from daunce_api.errors import RejectedError, StopError, TransientError
-from daunce_api.tokens import encode_example
+from daunce_api.providers.abilities import Probing
+from daunce_api.providers.base import Checkpointing, Job, JobRequest, JobStatus
+from daunce_api.providers.registry import Backend, open_backend
+from daunce_api.providers.tinker.recipe import Recipe, batches_of
+from daunce_api.providers.tokenizers import embedded_folder
 
 KEY = "tml-marked-0123456789"
 CONTENT = "".join(

@@ -16,11 +16,11 @@ def main() -> None:
     import atheris
 
     with atheris.instrument_imports(include=["daunce_api"]):
-        from daunce_api.backends.openai_wire import contract, echo, probe, trainer  # noqa: F401
         from daunce_api.config import RunConfig
-        from daunce_api.dataset import Dataset
+        from daunce_api.data.dataset import Dataset
         from daunce_api.errors import DaunceError
-        from daunce_api.replay.tape import JsonLines
+        from daunce_api.providers.openai_wire import contract, echo, probe, trainer  # noqa: F401
+        from daunce_api.providers.replay.tape import JsonLines
 
     from .wire_fuzz import CALLS, STATUSES, answered, as_json, changed
 

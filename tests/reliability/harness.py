@@ -21,10 +21,10 @@ import openai
 import yaml
 
 from daunce_api import Dataset, Run, RunConfig
+from daunce_api.data.tokenizers import EncodedExample
 from daunce_api.server import EmbeddedServer, ServerSettings
 from daunce_api.server.settings import InjectSettings
 from daunce_api.store import RunStore
-from daunce_api.tokens import EncodedExample
 
 from .proxy import AFTER, BEFORE, Proxy, Sent
 
@@ -42,7 +42,7 @@ WORDS = ("amber", "basalt", "cedar", "delta", "ember", "fjord", "grove", "heath"
 
 _PROCESSES = multiprocessing.get_context("forkserver")
 _PROCESSES.set_forkserver_preload(
-    ["daunce_api.cli", "daunce_api.pipeline", "daunce_api.backends.openai_wire.trainer", "daunce_api.summary"]
+    ["daunce_api.cli", "daunce_api.run", "daunce_api.providers.openai_wire.trainer", "daunce_api.summary"]
 )
 
 

@@ -12,14 +12,14 @@ from pathlib import Path
 
 import psutil
 
-from daunce_api.backends.base import ScorerCapabilities, TokenScores
-from daunce_api.backends.openai_wire.client import Endpoint, WireClient
-from daunce_api.backends.openai_wire.echo import EchoOptions, EchoScorer
-from daunce_api.dataset import Example
-from daunce_api.scoring import ScoringClient
+from daunce_api.data.dataset import Example
+from daunce_api.data.tokenizers import EncodedExample
+from daunce_api.providers.base import ScorerCapabilities, TokenScores
+from daunce_api.providers.openai_wire.client import Endpoint, WireClient
+from daunce_api.providers.openai_wire.echo import EchoOptions, EchoScorer
+from daunce_api.score.client import ScoringClient
 from daunce_api.server import EmbeddedServer
 from daunce_api.store import RunStore
-from daunce_api.tokens import EncodedExample
 
 CONNECTIONS = 64
 EXAMPLES = 1024

@@ -12,7 +12,7 @@ import pytest
 
 from daunce_api import Run, RunConfig
 from daunce_api.errors import StoreCorruptError
-from daunce_api.scored_cache import open_cache
+from daunce_api.score.cache import open_cache
 from daunce_api.store.run import FILE_NAME
 
 Quiet = tuple[RunConfig, dict[str, Any]]
@@ -75,7 +75,7 @@ def test_a_cache_that_cannot_be_opened_is_left_out(quiet: Quiet, tmp_path: Path)
 
 
 def test_a_cache_that_fails_later_is_only_a_miss(quiet: Quiet, tmp_path: Path) -> None:
-    from daunce_api.backends.base import TokenScores
+    from daunce_api.providers.base import TokenScores
 
     cache = open_cache(remote(quiet[0]), tmp_path)
     assert cache is not None

@@ -15,10 +15,10 @@ from typing import Any
 import pytest
 
 from daunce_api import Run, RunConfig
-from daunce_api.doctor import examine
+from daunce_api.cli.doctor import examine
 from daunce_api.errors import ContractError
-from daunce_api.scored_cache import ScoredCache
-from daunce_api.scoring import PROBE_VALUE
+from daunce_api.score.cache import ScoredCache
+from daunce_api.score.client import PROBE_VALUE
 from daunce_api.store import RunStore
 
 from .harness import MEMBERS, NOISE, Provider, asked, encoded_ids, outcome

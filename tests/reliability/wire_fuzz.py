@@ -11,13 +11,13 @@ from typing import Any
 
 import httpx2
 
-from daunce_api.backends.base import JobRequest, ScorerCapabilities, TrainerCapabilities
-from daunce_api.backends.openai_wire.client import Endpoint, WireClient
-from daunce_api.backends.openai_wire.echo import EchoOptions, EchoScorer
-from daunce_api.backends.openai_wire.trainer import WireTrainer
-from daunce_api.dataset import Example
+from daunce_api.data.dataset import Example
+from daunce_api.data.tokenizers import EncodedExample
 from daunce_api.errors import DaunceError
-from daunce_api.tokens import EncodedExample
+from daunce_api.providers.base import JobRequest, ScorerCapabilities, TrainerCapabilities
+from daunce_api.providers.openai_wire.client import Endpoint, WireClient
+from daunce_api.providers.openai_wire.echo import EchoOptions, EchoScorer
+from daunce_api.providers.openai_wire.trainer import WireTrainer
 
 EXAMPLE = EncodedExample(Example("e", prompt="p", completion="c"), (5, 6, 7), (1, 2))
 REQUEST = JobRequest("abc-m0-a1", "base", "file-1", 7, {"n_epochs": 1}, "suffix")

@@ -27,12 +27,12 @@ from toy_provider import (
     transport,
 )
 
-from daunce_api.backends.registry import open_backend
-from daunce_api.clock import InstantClock
+from daunce_api._util.clock import InstantClock
 from daunce_api.config import RunConfig
 from daunce_api.errors import ReplayError, StoreError
-from daunce_api.replay import record, replay, scrub
-from daunce_api.replay.tape import JsonLines
+from daunce_api.providers.registry import open_backend
+from daunce_api.providers.replay import record, replay, scrub
+from daunce_api.providers.replay.tape import JsonLines
 
 
 @pytest.fixture(autouse=True)

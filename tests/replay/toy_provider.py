@@ -11,15 +11,15 @@ from typing import Any
 
 import httpx2
 
-from daunce_api.backends.base import JobRequest
-from daunce_api.backends.registry import open_backend
-from daunce_api.clock import Clock
+from daunce_api._util.clock import Clock
 from daunce_api.config import RunConfig
-from daunce_api.dataset import Example
-from daunce_api.replay import Session
-from daunce_api.scoring import ScoringClient
+from daunce_api.data.dataset import Example
+from daunce_api.data.tokenizers import EncodedExample
+from daunce_api.providers.base import JobRequest
+from daunce_api.providers.registry import open_backend
+from daunce_api.providers.replay import Session
+from daunce_api.score.client import ScoringClient
 from daunce_api.store import RunStore
-from daunce_api.tokens import EncodedExample
 
 KEY = "sk-marked-key-4711-do-not-keep"
 ORGANISATION = "org-Marked4711Organisation"

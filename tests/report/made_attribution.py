@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from daunce_api.attribution import Attribution, Side, TokenTable
-from daunce_api.dataset import Dataset
+from daunce_api.data.dataset import Dataset
 from daunce_api.report import RunFacts
 
 EVIL = "</script><script>window.broken = 1</script><img src=x onerror='window.broken = 2'>"

@@ -13,7 +13,7 @@ from made_attribution import demo_data, file_data, made_attribution
 
 from daunce_api.attribution import Attribution
 from daunce_api.attribution.tokens import Split
-from daunce_api.dataset import Dataset
+from daunce_api.data.dataset import Dataset
 from daunce_api.evaluation.baselines import bm25_scores, example_texts
 from daunce_api.report import RunFacts, write_report
 

@@ -20,9 +20,9 @@ from hypothesis import strategies as st
 from made_attribution import EVIL, FACTS, demo_data, file_data, made_attribution
 
 from daunce_api import core
+from daunce_api._util.text import duration
 from daunce_api.attribution import Attribution, Side
-from daunce_api.dataset import Dataset
-from daunce_api.display import duration
+from daunce_api.data.dataset import Dataset
 from daunce_api.errors import MissingExtraError
 from daunce_api.evaluation.baselines import bm25_scores, example_texts
 from daunce_api.report import notebook_html, write_report

@@ -11,7 +11,7 @@ import httpx2
 import openai
 import pytest
 
-from daunce_api.backends.local.language import LanguageModel
+from daunce_api.providers.local.language import LanguageModel
 from daunce_api.server import EmbeddedServer
 from daunce_api.server.routes_completions import PORTION_TOKENS
 

@@ -13,13 +13,13 @@ import httpx2
 import openai
 import pytest
 
-from daunce_api.dataset import Dataset
+from daunce_api.data.dataset import Dataset
+from daunce_api.data.tokenizers import LocalTokenizer, encode_example
 from daunce_api.server import EmbeddedServer
-from daunce_api.tokens import LocalTokenizer, encode_example
 
 from .conftest import MODEL, connect_async, echo, jsonl, records, submit, upload, wait
 
-EMBEDDED = Path(__file__).parents[2] / "daunce_api" / "embedded" / "model"
+EMBEDDED = Path(__file__).parents[2] / "daunce_api" / "server" / "model"
 
 
 def test_file_comes_back_as_it_went(client: openai.OpenAI) -> None:

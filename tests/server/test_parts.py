@@ -12,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
+from daunce_api.data.tokenizers import LocalTokenizer
 from daunce_api.errors import ConfigurationError
 from daunce_api.server import InjectSettings, ServerSettings
 from daunce_api.server.channel import pack, read_message
@@ -20,11 +21,10 @@ from daunce_api.server.routes_jobs import _suffix
 from daunce_api.server.state import State
 from daunce_api.server.tokentext import TokenText
 from daunce_api.server.training_data import TrainingFileError, read_training_file
-from daunce_api.tokens import LocalTokenizer
 
 from .conftest import jsonl, records
 
-EMBEDDED = Path(__file__).parents[2] / "daunce_api" / "embedded" / "model"
+EMBEDDED = Path(__file__).parents[2] / "daunce_api" / "server" / "model"
 TEXT = TokenText(EMBEDDED)
 TOKENIZER = LocalTokenizer(EMBEDDED)
 

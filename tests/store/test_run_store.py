@@ -15,9 +15,9 @@ from typing import Any
 
 import pytest
 
-from daunce_api.backends.base import JobStatus, TokenScores
 from daunce_api.config import RunConfig
 from daunce_api.errors import BudgetError, RunChangedError, RunLockedError, StoreCorruptError, StoreError
+from daunce_api.providers.base import JobStatus, TokenScores
 from daunce_api.store import FileRow, JobRow, RunStore, Transition
 
 MANIFEST: dict[str, Any] = {

@@ -11,8 +11,6 @@ import openai
 import pytest
 from wire_support import KEY, Server, failing, openai_error
 
-from daunce_api.backends.failures import retry_after
-from daunce_api.backends.openai_wire.client import Endpoint, api_key_from, checked_base_url, open_sdk
 from daunce_api.errors import (
     AmbiguousSubmitError,
     ConfigurationError,
@@ -22,6 +20,8 @@ from daunce_api.errors import (
     StopError,
     TransientError,
 )
+from daunce_api.providers.failures import retry_after
+from daunce_api.providers.openai_wire.client import Endpoint, api_key_from, checked_base_url, open_sdk
 
 
 async def failure(server: Server, *, submit: bool = False) -> ProviderError:

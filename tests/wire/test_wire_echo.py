@@ -14,13 +14,13 @@ from hypothesis import strategies as st
 from toy_completions import CONTEXT, ToyServer, distribution
 from wire_support import KEY, Server, encoded
 
-from daunce_api.backends.openai_wire.client import Endpoint
-from daunce_api.backends.openai_wire.contract import by_index, check_model, scores_of
-from daunce_api.backends.openai_wire.echo import EchoScorer, open_scorer
-from daunce_api.backends.registry import Context
 from daunce_api.config import RunConfig
 from daunce_api.errors import ContractError, RejectedError, TransientError
-from daunce_api.noise import check_members_differ
+from daunce_api.providers.openai_wire.client import Endpoint
+from daunce_api.providers.openai_wire.contract import by_index, check_model, scores_of
+from daunce_api.providers.openai_wire.echo import EchoScorer, open_scorer
+from daunce_api.providers.registry import Context
+from daunce_api.score.health import check_members_differ
 
 LONG = encoded(range(1, 16), range(9, 15), "long")
 BATCH = [LONG, encoded([3, 4, 5, 6], [2, 3], "short"), encoded([7, 8], [1], "pair")]

@@ -13,22 +13,22 @@ from typing import Any
 
 import pytest
 
-from daunce_api.backends.base import Job, JobRequest, JobStatus, Trainer
-from daunce_api.backends.openai_wire.echo import EchoScorer
-from daunce_api.backends.registry import Backend, open_backend, open_tokenizer
-from daunce_api.clock import InstantClock
+from daunce_api._util.clock import InstantClock
 from daunce_api.config import RunConfig
-from daunce_api.dataset import Dataset
+from daunce_api.data.dataset import Dataset
+from daunce_api.data.tokenizers import EncodedExample, encode_example
 from daunce_api.errors import RejectedError, ReplayError, StopError
-from daunce_api.replay import record, replay
-from daunce_api.scoring import ScoringClient
+from daunce_api.providers.base import Job, JobRequest, JobStatus, Trainer
+from daunce_api.providers.openai_wire.echo import EchoScorer
+from daunce_api.providers.registry import Backend, open_backend, open_tokenizer
+from daunce_api.providers.replay import record, replay
+from daunce_api.score.client import ScoringClient
 from daunce_api.server import EmbeddedServer, ServerSettings
 from daunce_api.store import RunStore
-from daunce_api.tokens import EncodedExample, encode_example
 
 pytestmark = pytest.mark.slow
 
-TRAIN = Path(str(files("daunce_api") / "demo" / "data" / "train.jsonl"))
+TRAIN = Path(str(files("daunce_api") / "cli" / "demo" / "data" / "train.jsonl"))
 MODEL = "daunce-tiny"
 
 

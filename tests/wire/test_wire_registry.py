@@ -9,12 +9,12 @@ import pytest
 from toy_completions import ToyServer
 from wire_support import KEY, Server, encoded
 
-from daunce_api.backends.openai_wire.client import ANONYMOUS
-from daunce_api.backends.openai_wire.echo import EchoScorer
-from daunce_api.backends.openai_wire.trainer import WireTrainer
-from daunce_api.backends.registry import capabilities_of, open_backend, open_tokenizer
 from daunce_api.config import RunConfig
 from daunce_api.errors import ConfigurationError
+from daunce_api.providers.openai_wire.client import ANONYMOUS
+from daunce_api.providers.openai_wire.echo import EchoScorer
+from daunce_api.providers.openai_wire.trainer import WireTrainer
+from daunce_api.providers.registry import capabilities_of, open_backend, open_tokenizer
 
 
 def config(backend: dict[str, Any]) -> RunConfig:

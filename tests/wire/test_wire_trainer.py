@@ -8,8 +8,8 @@ import httpx2
 import pytest
 from wire_support import Server, failing, job_object, openai_error
 
-from daunce_api.backends.base import Checkpointing, JobRequest, JobStatus, ModelInfo
 from daunce_api.errors import AmbiguousSubmitError, RejectedError, StopError, TransientError
+from daunce_api.providers.base import Checkpointing, JobRequest, JobStatus, ModelInfo
 
 REQUEST = JobRequest("abc-m3-a0", "base", "file-1", 17, {"n_epochs": 2, "learning_rate_multiplier": 0.5}, "run-m3")
 

@@ -6,9 +6,9 @@ from typing import Any
 
 import httpx2
 
-from daunce_api.backends.base import ScorerCapabilities, TrainerCapabilities
-from daunce_api.backends.openai_wire.echo import EchoOptions, EchoScorer
-from daunce_api.backends.openai_wire.trainer import WireTrainer
+from daunce_api.providers.base import ScorerCapabilities, TrainerCapabilities
+from daunce_api.providers.openai_wire.echo import EchoOptions, EchoScorer
+from daunce_api.providers.openai_wire.trainer import WireTrainer
 from tests.scripted_server import KEY, Handler, ScriptedServer, encoded
 
 __all__ = ["KEY", "Server", "encoded", "failing", "job_object", "openai_error"]

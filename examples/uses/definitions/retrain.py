@@ -8,8 +8,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from daunce_api import Run
-from daunce_api.ensemble import Ensemble
-from daunce_api.truth import Truth
+from daunce_api.data.subsets import Ensemble
+from daunce_api.evaluation.truth import Truth
 
 Mask = NDArray[np.bool_]
 

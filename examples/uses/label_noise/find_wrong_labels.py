@@ -30,9 +30,9 @@ from sklearn.datasets import load_digits
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from daunce_api.backends.local.classifier import Classifier, ClassifierSettings, State
 from daunce_api.core import scores, self_influence
 from daunce_api.evaluation.retrieval import average_precision, precision_at
+from daunce_api.providers.local.classifier import Classifier, ClassifierSettings, State
 
 CLASSES, TRAIN, CLEAN, WRONG, FOLDS = 10, 1000, 300, 100, 5
 BASE = ClassifierSettings(n_epochs=10, batch_size=25, learning_rate=0.2)

@@ -26,8 +26,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from daunce_api.backends.local.classifier import Classifier, ClassifierSettings
 from daunce_api.core import self_lds, top
+from daunce_api.providers.local.classifier import Classifier, ClassifierSettings
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 from vision_models import MLP

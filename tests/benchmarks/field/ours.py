@@ -10,10 +10,10 @@ from typing import Any
 import numpy as np
 import torch
 
-from daunce_api.backends.local.classifier import Classifier, ClassifierSettings, Members
-from daunce_api.backends.objective import Objective
 from daunce_api.core import scores
 from daunce_api.core.checkpoints import Checkpoints
+from daunce_api.providers.local.classifier import Classifier, ClassifierSettings, Members
+from daunce_api.providers.objective import Objective
 from tests.benchmarks.field.cells import Method, Result, read_cell
 from tests.benchmarks.field.subjects import Subject
 from tests.benchmarks.tasks import CACHE, CHUNK, Recipe, _number, _subset, chunk_files, joined, read_chunk
@@ -123,15 +123,15 @@ def _text_members(
     subject: Subject, inclusion: np.ndarray, seeds: list[int], goal: Objective, rate: float, epochs: int
 ) -> tuple[np.ndarray, np.ndarray]:
     import daunce_api
-    from daunce_api.backends.local.language import LanguageModel
-    from daunce_api.backends.local.recipes import LoraSettings
-    from daunce_api.backends.local.trainees import Member
-    from daunce_api.backends.local.training import train_members
-    from daunce_api.dataset import Dataset
-    from daunce_api.tokens import encode_example
+    from daunce_api.data.dataset import Dataset
+    from daunce_api.data.tokenizers import encode_example
+    from daunce_api.providers.local.language import LanguageModel
+    from daunce_api.providers.local.recipes import LoraSettings
+    from daunce_api.providers.local.trainees import Member
+    from daunce_api.providers.local.training import train_members
 
     model = LanguageModel.load("daunce-tiny")
-    data = Dataset.from_jsonl(f"{next(iter(daunce_api.__path__))}/demo/data/train.jsonl")
+    data = Dataset.from_jsonl(f"{next(iter(daunce_api.__path__))}/cli/demo/data/train.jsonl")
     examples = [encode_example(e, model.tokenizer) for e in data]
     settings = LoraSettings(
         n_epochs=epochs, batch_size=8, learning_rate=rate, warmup_ratio=0.03, targets=("q_proj", "v_proj")

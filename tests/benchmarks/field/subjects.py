@@ -164,19 +164,19 @@ def _language(task: Task, owner: Any) -> Subject:
     from transformers import AutoModelForCausalLM
 
     import daunce_api
-    from daunce_api.dataset import Dataset
+    from daunce_api.data.dataset import Dataset
     from daunce_api.evaluation.baselines import example_texts
     from tests.benchmarks.tasks_lm import RANK
 
     owner._load()
     folder = next(iter(daunce_api.__path__))
-    fresh = AutoModelForCausalLM.from_pretrained(f"{folder}/embedded/model", dtype=torch.float32)
+    fresh = AutoModelForCausalLM.from_pretrained(f"{folder}/server/model", dtype=torch.float32)
     model = LoraModel(fresh, RANK).eval()
     sides = []
     for split in ("train", "test"):
         tokens, mask = owner.examples[split]
         sides.append((tokens[:, :-1].contiguous(), torch.where(mask[:, 1:] > 0, tokens[:, 1:], -100)))
-    texts = [example_texts(Dataset.from_jsonl(f"{folder}/demo/data/{split}.jsonl")) for split in ("train", "test")]
+    texts = [example_texts(Dataset.from_jsonl(f"{folder}/cli/demo/data/{split}.jsonl")) for split in ("train", "test")]
     layers = [n for n, m in model.named_modules() if isinstance(m, nn.Linear) and n.endswith((".a", ".b"))]
     return Subject(task, model, sides[0], sides[1], _text_losses, _text_margins, layers, (texts[0], texts[1]))
 

@@ -1,0 +1,45 @@
+"""Writing files that may not fit, or may not be written at all, with an error that says so."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from ..errors import StoreError
+
+WHAT_TO_DO = "Check free space and permissions of the folder, then run the same command again."
+
+
+@contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Raises StoreError for whatever the operating system has against writing ``path``."""
+    try:
+        yield
+    except OSError as error:
+        raise StoreError(
+            f"{path} could not be written: {error.strerror or error}. What was stored before is kept. {WHAT_TO_DO}"
+        ) from error
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """A file beside ``path`` to write to, which takes its place at the end: no reader ever sees half of it.
+
+    Folders above it are made. Whatever ends it early takes the half-written file away and leaves what was there. A
+    link keeps pointing at the file it points at, and what is no plain file (``/dev/stdout``, a named pipe) is written
+    to as it is: nothing may take its place. Raises StoreError for whatever the operating system has against it.
+    """
+    with writing(path):
+        if path.exists() and not path.is_file():
+            yield path
+            return
+        path = path.resolve()
+        part = path.with_name(path.name + ".part")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            yield part
+            os.replace(part, path)
+        finally:
+            part.unlink(missing_ok=True)

@@ -1,0 +1,87 @@
+"""How an `Attribution` looks in a notebook."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from html import escape
+
+import numpy as np
+
+from ..report.glance import checkpoints
+from . import Attribution
+
+_TESTS = 5
+_TOP = 3
+
+
+def notebook_html(attribution: Attribution) -> str:
+    """A small HTML view: what was computed and how good it is, and the first few answers with their strongest examples.
+
+    Inline styles only, colours by ``currentColor``, so that it fits light and dark notebooks; all text is escaped.
+    """
+    quality, choice = attribution.self_lds, attribution.choice
+    head = (
+        f"{len(attribution.members)} members · {len(attribution.train):,} training × {len(attribution.test):,} test "
+        f"examples · {choice.estimator.name}"
+    )
+    if earlier := checkpoints(attribution):
+        head += f" · {earlier}"
+    if quality is not None:
+        head += f" · self-LDS {quality.value:.2f} [{quality.low:.2f}, {quality.high:.2f}]"
+    columns = list(range(min(_TESTS, len(attribution.test))))
+    rankings = [attribution.ranking(_TOP, opponents=opponents, columns=columns) for opponents in (False, True)]
+    rows = []
+    for j in columns:
+        example = attribution.test[j]
+        cells = [_text(example.completion_text(), example.id)]
+        for ranking in rankings:
+            found = [
+                _entry(attribution, int(i), float(s), marked=ranking.distinguishable_Mk is None or bool(m))
+                for i, s, m in zip(
+                    ranking.index_Mk[j],
+                    ranking.score_Mk[j],
+                    np.ones(_TOP) if ranking.distinguishable_Mk is None else ranking.distinguishable_Mk[j],
+                    strict=False,
+                )
+                if i >= 0 and (s < 0) == ranking.opponents and s != 0
+            ]
+            cells.append("".join(found) or "none")
+        rows.append("<tr>" + "".join(f'<td style="{_CELL}">{cell}</td>' for cell in cells) + "</tr>")
+    titles = "".join(f'<th style="{_CELL}">{t}</th>' for t in ("Answer", "Helped most by", "Hurt most by"))
+    rest = len(attribution.test) - len(columns)
+    more = f"<p style='opacity:.7'>and {rest:,} more test examples; .top(id) ranks any of them</p>" if rest > 0 else ""
+    return (
+        f'<div style="max-width:70em"><p><strong>Attribution</strong> · {escape(head)}<br>'
+        '<span style="opacity:.7">A positive score helps the answer, a negative one hurts it; faint ones cannot be '
+        'told from zero.</span></p><table style="border-collapse:collapse;width:100%">'
+        f"<tr>{titles}</tr>{''.join(rows)}</table>"
+        f"{more}</div>"
+    )
+
+
+def rows_html(title: str, rows: Sequence[tuple[str, str]]) -> str:
+    """A small table of names and values, in the same style; all text is escaped."""
+    cells = "".join(
+        f'<tr><th style="{_CELL};white-space:nowrap">{escape(name)}</th><td style="{_CELL}">{escape(value)}</td></tr>'
+        for name, value in rows
+    )
+    return (
+        f'<div style="max-width:70em"><p><strong>{escape(title)}</strong></p>'
+        f'<table style="border-collapse:collapse">{cells}</table></div>'
+    )
+
+
+_CELL = "text-align:left;vertical-align:top;padding:.4em .8em .4em 0;border-bottom:1px solid rgba(128,128,128,.3)"
+
+
+def _text(text: str, label: str, limit: int = 120) -> str:
+    short = text if len(text) <= limit else text[:limit] + " …"
+    return f"<code>{escape(label)}</code><br>{escape(short)}"
+
+
+def _entry(attribution: Attribution, position: int, score: float, *, marked: bool) -> str:
+    example = attribution.train[position]
+    style = "margin-bottom:.3em" + ("" if marked else ";opacity:.5")
+    return (
+        f'<div style="{style}"><strong>{score:+.3g}</strong> {_text(example.completion_text(), example.id, 80)}</div>'
+    )

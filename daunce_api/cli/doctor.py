@@ -1,0 +1,299 @@
+"""``daunce doctor``: one tiny example to the configured endpoint, and in plain words what came of it.
+
+It trains nothing and deploys nothing. A base model, or a fine-tune of the run where the endpoint serves those alone, is
+asked for the log-probabilities of one short example, alone and beside others, once and several times: whether it
+answers, whether the numbers are what they seem, how noisy and how fast they are.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import statistics
+import time
+from collections.abc import Awaitable, Callable, Sequence
+from typing import TYPE_CHECKING, TypeVar
+
+from .._util.blocking import run_blocking
+from ..config import RunConfig
+from ..data.tokenizers import EncodedExample, encode_example
+from ..errors import CapabilityError, DataError, DaunceError, ProviderError, StoreError, TransientError
+from ..providers.abilities import Deferred, Probing
+from ..providers.base import Scorer, ScorerCapabilities, TokenScores, TrainerCapabilities, within_scope
+from ..providers.openai_wire.client import WireClient
+from ..providers.openai_wire.dialects import dialect_of_models
+from ..providers.registry import Backend, capabilities_of, open_backend
+from ..store import RunStore
+from .findings import Check, Findings
+
+if TYPE_CHECKING:
+    from ..run import Run
+
+__all__ = ["Check", "Findings", "examine", "examine_backend", "examine_run", "fine_tunes_of"]
+
+REPEATS = 5
+"""Times that the one example is scored, to measure noise."""
+BURST = 8
+"""Most requests sent at once, to measure speed."""
+LOOKED_AT = 200
+"""Examples of each data set that are tried for what the scorer can measure."""
+NOISY = 0.003
+"""Noise of an example's loss (nats) above which runs should be made robust against it."""
+SAME = 1e-3
+"""Largest difference (nats) between an example alone and in a batch that counts as rounding."""
+
+_WAITS = (1.0, 4.0)
+Answer = TypeVar("Answer")
+
+
+def examine(run: Run) -> Findings:
+    """Look at the endpoint of a run's config; see :func:`examine_run`."""
+    return run_blocking(examine_run(run))
+
+
+async def examine_run(run: Run) -> Findings:
+    """What the configured endpoints can do. Costs a few requests and trains nothing.
+
+    Problems of the endpoint are findings; only an unusable config raises (ConfigurationError, MissingExtraError).
+    """
+    findings = Findings()
+    trainer, scorer = capabilities_of(run.config)
+    findings.add(
+        "training",
+        None,
+        f"{trainer.provider}: {trainer.workers or trainer.max_concurrent_jobs} jobs at once, at least "
+        f"{trainer.min_examples} examples, "
+        f"{'takes a seed' if trainer.honours_seed else 'takes no seed'}",
+    )
+    _checkpoints(run.config.ensemble.checkpoints, trainer, findings)
+    scopes = {"any": "any completion, exactly", "one_token": "completions of one token", "first_token": scorer.measured}
+    findings.add("scoring", None, f"{scorer.provider} measures {scopes[scorer.scope]}")
+    for note in dict.fromkeys((*trainer.notes, *scorer.notes)):
+        findings.add("note", None, note)
+    examples = _short_examples(run, findings)
+    if not examples:
+        return findings
+    async with open_backend(run.config) as backend:
+        known = fine_tunes_of(run.config)
+        await examine_backend(backend, run.config.backend.model, examples, findings, fine_tunes=known)
+    return findings
+
+
+def fine_tunes_of(config: RunConfig) -> list[str]:
+    """Fine-tunes that a run has by now: its own target model first, then those that it trained."""
+    given = config.ensemble.target_model
+    try:
+        with RunStore.open(config.run_dir, read_only=True) as store:
+            trained = store.ready_models()
+    except StoreError:
+        trained = {}
+    return [*([given] if given else []), *(trained[member] for member in sorted(trained))]
+
+
+async def examine_backend(
+    backend: Backend,
+    model: str,
+    examples: Sequence[EncodedExample],
+    findings: Findings,
+    *,
+    fine_tunes: Sequence[str] = (),
+) -> Findings:
+    """Add to ``findings`` what a backend answers about a base model, or about one of ``fine_tunes`` where its scorer
+    serves only such; the first example is the one that is repeated."""
+    try:
+        info = await _patient(lambda: backend.trainer.model_info(model))
+    except ProviderError as error:
+        findings.add("base model", False, str(error))
+    else:
+        late = f"; it shuts down on {info.shutdown_date}" if info.shutdown_date else ""
+        findings.add("base model", True, f"{info.id} is there{late}")
+    scorer = backend.scorer
+    if isinstance(scorer, Deferred):
+        scorer = scorer.immediate
+        findings.add("batches", None, "a run sends batches; what follows was asked by single requests at full price")
+    await _dialect(scorer, findings)
+    asked = _model_to_try(scorer.capabilities, model, fine_tunes, findings)
+    if asked is None:
+        return findings
+    try:
+        first = await _noise(scorer, asked, examples[0], findings)
+        await _together(scorer, asked, examples, first, findings)
+        await _alignment(scorer, asked, examples[0], findings)
+        await _speed(scorer, asked, examples[0], findings)
+    except DaunceError as error:
+        findings.add("log-probabilities", False, str(error))
+    return findings
+
+
+def _model_to_try(scorer: ScorerCapabilities, base: str, fine_tunes: Sequence[str], findings: Findings) -> str | None:
+    """The model that log-probabilities are asked of; None where that has to wait."""
+    if scorer.tried_on == "base":
+        return base
+    if scorer.tried_on == "fine_tune" and fine_tunes:
+        findings.add("log-probabilities of", None, f"{fine_tunes[0]}, since {scorer.provider} does not serve {base}")
+        return fine_tunes[0]
+    findings.tried = False
+    why = (
+        f"{scorer.provider} cannot be tried before a member is trained: only fine-tunes can be asked there"
+        if scorer.tried_on == "fine_tune"
+        else f"{scorer.provider} is not tried: a model would have to be deployed first, which is billed by the hour. "
+        "The run deploys each member when it is scored, and checks every answer"
+    )
+    findings.add("log-probabilities", None, why)
+    return None
+
+
+def _checkpoints(asked: int, trainer: TrainerCapabilities, findings: Findings) -> None:
+    """Whether the models of earlier epochs can be scored, and as many as the config asks for."""
+    kept = trainer.checkpoints
+    if asked == 1 and kept == 1:
+        return
+    models = "only the final model" if kept == 1 else f"the last {kept} models"
+    asks = f"; ensemble.checkpoints asks for {asked}"
+    findings.add("checkpoints", None if asked == 1 else asked <= kept, f"{models} of each job can be scored{asks}")
+    if asked > kept:
+        findings.advice.append(f"set ensemble.checkpoints to {kept}: {trainer.provider} offers no more.")
+
+
+def _short_examples(run: Run, findings: Findings) -> list[EncodedExample]:
+    """The shortest examples that the scorer can measure, at most four."""
+    tokenizer, scorer = run.tokenizer, capabilities_of(run.config)[1]
+    usable: list[EncodedExample] = []
+    problems: list[str] = []
+    looked = [*run.train[:LOOKED_AT], *run.test[:LOOKED_AT]]
+    for example in looked:
+        try:
+            encoded = encode_example(example, tokenizer, run.config.data.loss_on)
+            usable.append(within_scope(encoded, scorer))
+        except (CapabilityError, DataError) as error:
+            problems.append(str(error))
+    if problems:
+        findings.add("data", False, f"{len(problems)} of {len(looked)} examples cannot be measured. {problems[0]}")
+    else:
+        findings.add("data", True, f"all {len(looked)} examples that were tried can be measured")
+    distinct = {example.key: example for example in sorted(usable, key=lambda e: len(e.ids))}
+    return list(distinct.values())[:4]
+
+
+async def _noise(scorer: Scorer, model: str, example: EncodedExample, findings: Findings) -> TokenScores:
+    """Score the example several times, one after the other."""
+    answers, seconds = [], []
+    for _ in range(REPEATS):
+        start = time.perf_counter()
+        answers += await _patient(lambda: scorer.score(model, [example]))
+        seconds.append(time.perf_counter() - start)
+    findings.seconds_per_request = statistics.median(seconds)
+    values = [a.logprobs for a in answers]
+    losses = [-statistics.fmean(v) for v in values]
+    loss = statistics.fmean(losses)
+    if any(a.any_censored for a in answers):
+        findings.add(
+            "log-probabilities",
+            True,
+            f"the example's token is not among those listed: its loss is at least {loss:.3f} nats (censored)",
+        )
+        findings.advice.append(
+            "the base model does not list the answer; fine-tunes usually do. If many examples stay censored (the run "
+            "reports the rate), use an endpoint with echo."
+        )
+        return answers[0]
+    findings.sigma_token = max(statistics.stdev(column) for column in zip(*values, strict=True))
+    findings.sigma_example = statistics.stdev(losses)
+    tokens = f"{len(example.targets)} of {len(example.ids)} tokens"
+    findings.add("log-probabilities", True, f"{tokens} of a short example, loss {loss:.3f} nats per token")
+    findings.add(
+        "noise",
+        True,
+        f"the same example {REPEATS} times: standard deviation {findings.sigma_example:.2g} nats of its loss, "
+        f"{findings.sigma_token:.2g} of the noisiest token",
+    )
+    if findings.sigma_example > NOISY:
+        findings.advice.append(
+            "this endpoint is noisy. Prefer ensemble.start_from: base with subset_ratio .3 to .5 and a larger learning "
+            "rate over many weak members, and keep scoring.noise_probe on: the estimators use the measured noise."
+        )
+    return answers[0]
+
+
+async def _together(
+    scorer: Scorer, model: str, examples: Sequence[EncodedExample], alone: TokenScores, findings: Findings
+) -> None:
+    """Whether an example gets the same values beside others in one request."""
+    if scorer.capabilities.max_prompts_per_request == 1 or len(examples) == 1:
+        return
+    batch = list(examples[: scorer.capabilities.max_prompts_per_request])
+    beside = (await _patient(lambda: scorer.score(model, batch)))[0]
+    difference = max(abs(a - b) for a, b in zip(alone.logprobs, beside.logprobs, strict=True))
+    allowed = max(SAME, 5 * (findings.sigma_token or 0.0))
+    findings.add(
+        "batches",
+        difference <= allowed,
+        f"{len(batch)} examples in one request change a value by at most {difference:.2g} nats",
+    )
+    if difference > allowed:
+        findings.advice.append(
+            "values depend on what else is in the request: set backend.scorer.options.prompts_per_request: 1."
+        )
+
+
+async def _alignment(scorer: Scorer, model: str, example: EncodedExample, findings: Findings) -> None:
+    if not isinstance(scorer, Probing):
+        return
+    report = await _patient(lambda: scorer.probe(model, example))
+    findings.add("alignment", True if report.checked else None, report.detail)
+
+
+async def _speed(scorer: Scorer, model: str, example: EncodedExample, findings: Findings) -> None:
+    """Several requests at once. A rate limit is a finding, not a failure."""
+    count = min(BURST, scorer.capabilities.max_concurrent_requests)
+    start = time.perf_counter()
+    answers = await asyncio.gather(*(scorer.score(model, [example]) for _ in range(count)), return_exceptions=True)
+    seconds = time.perf_counter() - start
+    answered = sum(isinstance(answer, list) for answer in answers)
+    failures = [answer for answer in answers if isinstance(answer, BaseException)]
+    others = [f for f in failures if not isinstance(f, TransientError)]
+    if others:
+        raise others[0]
+    findings.requests_per_second = answered / seconds if seconds > 0 else None
+    alone = findings.seconds_per_request or 0.0
+    findings.add(
+        "speed",
+        None,
+        f"{alone * 1000:.0f} ms a request; {count} at once: {answered} answered, "
+        f"{answered / max(seconds, 1e-9):.1f} a second",
+    )
+    if failures:
+        findings.advice.append(
+            f"{len(failures)} of {count} requests at once were turned away: set scoring.concurrency to "
+            f"{max(1, answered)}."
+        )
+
+
+async def _dialect(scorer: Scorer, findings: Findings) -> None:
+    """Whether the server says which kind it is, where the config does not."""
+    inner = getattr(scorer, "inner", scorer)
+    client, options = getattr(inner, "client", None), getattr(inner, "options", None)
+    if not isinstance(client, WireClient) or getattr(options, "return_token_ids", True):
+        return
+    try:
+        listed = (await client.get("models", doing="listing models")).get("data")
+    except ProviderError:
+        return
+    dialect = dialect_of_models(listed)
+    if dialect is None:
+        findings.advice.append(
+            "the token ids that the server read are not compared. If it can return them, set "
+            "backend.scorer.options.return_token_ids: true."
+        )
+    else:
+        findings.add("server", None, f"it is {dialect}")
+        findings.advice.append(f"set backend.scorer.options.dialect: {dialect}, so that token ids are compared.")
+
+
+async def _patient(request: Callable[[], Awaitable[Answer]]) -> Answer:
+    """A request, repeated twice where the provider is only busy."""
+    for wait in _WAITS:
+        try:
+            return await request()
+        except TransientError as error:
+            await asyncio.sleep(min(error.retry_after or wait, 60.0))
+    return await request()

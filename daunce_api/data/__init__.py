@@ -1,0 +1,1 @@
+"""The examples: read from files, drawn into subsets, encoded as token ids."""

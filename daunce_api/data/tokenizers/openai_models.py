@@ -1,0 +1,166 @@
+"""tiktoken's encodings for OpenAI models: exact where the rank files are at hand, a stated estimate otherwise."""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+from collections.abc import Sequence
+from functools import lru_cache
+from itertools import accumulate, pairwise
+from typing import Any
+
+from ...errors import ConfigurationError, DataError
+from ..dataset import Example, Message
+from ..encoded import Span
+
+# Longest prefix wins. tiktoken's own table maps ``ft:gpt-4.1-mini`` to cl100k_base, which is wrong.
+_ENCODINGS = {
+    "gpt-5": "o200k_base",
+    "gpt-4.1": "o200k_base",
+    "gpt-4.5": "o200k_base",
+    "gpt-4o": "o200k_base",
+    "chatgpt-4o": "o200k_base",
+    "o1": "o200k_base",
+    "o3": "o200k_base",
+    "o4": "o200k_base",
+    "gpt-oss": "o200k_harmony",
+    "gpt-4": "cl100k_base",
+    "gpt-3.5": "cl100k_base",
+    "babbage-002": "cl100k_base",
+    "davinci-002": "cl100k_base",
+}
+
+LOAD_SECONDS = 20.0
+"""How long a download of a rank file may take; a proxy that swallows requests must not hold up a plan."""
+
+_PIECE = 100_000
+
+
+def tiktoken_encoding_name(model: str) -> str | None:
+    """tiktoken encoding of an OpenAI model or of a fine-tune of one (``ft:BASE:org:suffix:id``), or the encoding's
+    own name; None if unknown."""
+    base = model.removeprefix("ft:").split(":")[0]
+    if base in _ENCODINGS.values():
+        return base
+    matches = [prefix for prefix in _ENCODINGS if base.startswith(prefix)]
+    return _ENCODINGS[max(matches, key=len)] if matches else None
+
+
+class TiktokenTokenizer:
+    """tiktoken's encodings, for counting and for finding one-token completions of OpenAI models.
+
+    Where the rank file can be neither found (``TIKTOKEN_CACHE_DIR``) nor downloaded, ``exact`` is False: counts take
+    a token to be four bytes of UTF-8 (good enough for a price, to be said wherever a figure rests on it), and
+    encoding is refused, because made-up ids would pass for real ones.
+    """
+
+    BYTES_PER_TOKEN = 4
+
+    def __init__(self, model: str) -> None:
+        """Raises ConfigurationError where the model's encoding is not known."""
+        encoding = tiktoken_encoding_name(model)
+        if encoding is None:
+            raise ConfigurationError(
+                f"the tokenizer of {model!r} is not known. Set backend.tokenizer to an OpenAI model that shares it, "
+                "to a tiktoken encoding (o200k_base, ...), or to a folder with tokenizer.json."
+            )
+        self.name = encoding
+        self._encoding = _load(encoding)
+        self.exact = self._encoding is not None
+
+    @property
+    def fingerprint(self) -> str:
+        return self.name if self.exact else f"estimate:{self.name}"
+
+    @property
+    def begin(self) -> str:
+        return ""
+
+    @property
+    def end(self) -> str:
+        return ""
+
+    def encode(self, text: str) -> list[int]:
+        """Ids of a text; special tokens spelled in it are ordinary characters.
+
+        Raises ConfigurationError where only estimates can be given (``exact`` is False), DataError where tiktoken
+        gives up on the text.
+        """
+        ranks, text = self._ranks(), _utf8(text)
+        try:
+            return list(ranks.encode(text, disallowed_special=()))
+        except ValueError as error:
+            raise DataError(
+                f"a text of {len(text):,} characters is more than tiktoken can split (a long run of white space?). "
+                "Shorten it."
+            ) from error
+
+    def encode_with_offsets(self, text: str) -> tuple[list[int], list[Span]]:
+        ids = self.encode(text)
+        lengths = [len(token) for token in self._ranks().decode_tokens_bytes(ids)]
+        if text.isascii():
+            return ids, list(pairwise(accumulate(lengths, initial=0)))
+        character = [i for i, c in enumerate(text) for _ in range(len(c.encode()))]
+        bytes_of = pairwise(accumulate(lengths, initial=0))
+        return ids, [(character[a], character[b - 1] + 1) for a, b in bytes_of]
+
+    def _ranks(self) -> Any:
+        if self._encoding is None:
+            raise ConfigurationError(
+                f"the rank file of {self.name} is not here and could not be downloaded, so no token ids can be given. "
+                "Connect once, or set TIKTOKEN_CACHE_DIR to a folder that holds it."
+            )
+        return self._encoding
+
+    def pieces(self, ids: Sequence[int]) -> list[str]:
+        return [self._ranks().decode([i]) for i in ids]
+
+    def spell(self, ids: Sequence[int]) -> list[bytes]:
+        return [bytes(token) for token in self._ranks().decode_tokens_bytes(list(ids))]
+
+    def render(self, messages: Sequence[Message], *, generation_prompt: bool = False) -> str:
+        """Always raises ConfigurationError."""
+        raise ConfigurationError(
+            f"OpenAI does not publish the chat template behind {self.name}, so a chat cannot be rendered to token ids. "
+            "Score through a chat endpoint, or use a model whose template is public."
+        )
+
+    def count_text(self, text: str) -> int:
+        """Tokens of a text; an estimate where ``exact`` is False. Texts beyond 100,000 characters are counted in
+        pieces, which adds at most one token a piece."""
+        if self._encoding is None:
+            return -(-len(_utf8(text).encode()) // self.BYTES_PER_TOKEN)
+        return sum(len(self.encode(text[i : i + _PIECE])) for i in range(0, len(text), _PIECE))
+
+    def count(self, example: Example) -> int:
+        """Tokens that training on the example bills for an epoch: contents, plus OpenAI's published overhead of
+        three tokens a message and three for the reply."""
+        if not example.is_chat:
+            return self.count_text(example.prompt + example.completion)
+        return 3 + sum(3 + self.count_text(m.role) + self.count_text(m.content) for m in example.messages)
+
+
+def _utf8(text: str) -> str:
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise DataError("a text holds half of a surrogate pair, which UTF-8 cannot carry. Remove it.") from error
+    return text
+
+
+@lru_cache(maxsize=4)
+def _load(encoding: str) -> Any | None:
+    import tiktoken
+
+    found: list[Any] = []
+
+    def load() -> None:
+        # A download fails in any way that requests, proxies and file systems know.
+        with contextlib.suppress(Exception):
+            found.append(tiktoken.get_encoding(encoding))
+
+    # A daemon thread: the request behind it has no time limit of its own.
+    thread = threading.Thread(target=load, daemon=True)
+    thread.start()
+    thread.join(LOAD_SECONDS)
+    return found[0] if found else None

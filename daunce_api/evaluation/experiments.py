@@ -1,0 +1,295 @@
+"""How good a run's attribution is, by experiment: LDS, retrieval and removal, each beside text-only baselines."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..attribution import Attribution
+from ..data.subsets import Ensemble, plan_ensemble
+from ..errors import ConfigurationError, DataError
+from ..run import Run
+from ..score.client import Progress
+from ..store import RunStore
+from ..train import OnEvent
+from . import lds, load_truth, save_truth
+from .methods import method_scores
+from .removal import removal_rise
+from .retrieval import retrieval
+from .table import Row, Table
+from .truth import EVALUATION_FOLDER, Truth, kept_models
+
+# -- retrieval: from the scores at hand ---------------------------------------------------------------------------
+
+
+def read_labels(path: str | Path, attribution: Attribution) -> NDArray[np.bool_]:
+    """(N, M) which training examples are known to be behind which test example.
+
+    The file is JSON: a list of training ids (for all test examples), or an object from test ids to such lists (test
+    examples that are not in it do not count). Raises DataError for an unknown id or another shape.
+    """
+    path = Path(path)
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise DataError(f"{path} cannot be read: {error.strerror or error}.") from error
+    except ValueError as error:
+        raise DataError(f"{path} cannot be read as JSON: {error}.") from error
+    train, test = attribution.train, attribution.test
+    everywhere = content if isinstance(content, list) else None
+    by_test = dict.fromkeys(test.ids, everywhere) if everywhere is not None else content
+    if not isinstance(by_test, dict) or not all(isinstance(ids, list) for ids in by_test.values()):
+        raise DataError(f"{path} must hold a list of training ids, or an object from test ids to such lists.")
+    known = np.zeros((len(train), len(test)), dtype=np.bool_)
+    for test_id, ids in by_test.items():
+        known[[train.position(str(i)) for i in ids], test.position(str(test_id))] = True
+    return known
+
+
+def retrieval_table(attribution: Attribution, known_NM: NDArray[np.bool_]) -> Table:
+    """How well each method ranks the known training examples first: average precision, precision at their number, mean
+    reciprocal rank. Nothing is trained. Raises DataError where nothing is known."""
+    rows = []
+    for method, score_NM in method_scores(attribution).items():
+        found = retrieval(score_NM, known_NM)
+        rows.append(
+            Row(method, {"AP": found.average_precision, "P@planted": found.precision, "MRR": found.mrr}),
+        )
+        tests = found.tests
+    share = float(known_NM[:, known_NM.any(axis=0)].mean())
+    notes = f"{tests} test examples; {share:.1%} of the training examples are known ones."
+    return Table("retrieval", tuple(rows), (notes, *_measured(attribution.measured)))
+
+
+# -- LDS: retrain on random subsets -------------------------------------------------------------------------------
+
+
+def lds_truth(run: Run, *, subsets: int = 100, ratio: float = 0.5, seeds: int = 1) -> Truth:
+    """The models that LDS needs: ``seeds`` fine-tunes on each of ``subsets`` random subsets, none of them a member's.
+
+    Asking for more subsets later keeps the earlier ones; asking for fewer takes the first of those that are there.
+    Raises ConfigurationError for fewer than 3 subsets, or where a subset is also a member's (a training set of a few
+    examples).
+    """
+    if subsets < 3 or seeds < 1:
+        raise ConfigurationError(f"LDS needs at least 3 subsets and 1 seed; got {subsets} and {seeds}.")
+    name = f"lds-r{ratio:g}-s{seeds}"
+    models = max(subsets * seeds, kept_models(run, name))
+    design = _lds_design(run, -(-models // seeds), ratio, seeds)
+    if _shares_a_subset(run, design.inclusion_KN):
+        raise ConfigurationError("A subset of the truth is also a member's: the training set is too small for LDS.")
+    return Truth(run, name, design, models=subsets * seeds)
+
+
+def kept_lds_truth(run: Run, seeds: int | None = None) -> Truth:
+    """The truth of an earlier LDS of this run, as it was asked for; ``seeds`` says which, where there are several.
+
+    Raises ConfigurationError where there is none, or more than one.
+    """
+    folders = sorted(f for f in (run.run_dir / EVALUATION_FOLDER).glob("lds-r*-s*") if f.is_dir())
+    found = [(f, int(f.name.rpartition("-s")[2])) for f in folders]
+    fitting = [(folder, count) for folder, count in found if seeds in (None, count)]
+    if not fitting:
+        there = f" with {seeds} seeds" if seeds is not None and found else ""
+        raise ConfigurationError(
+            f"{run.run_dir} holds no retrained models for LDS{there}. `daunce evaluate {run.run_dir} --lds` trains "
+            "them; its plan and price come first. Scores alone can be exported as npy, parquet or bergson."
+        )
+    if len(fitting) > 1:
+        names = ", ".join(folder.name for folder, _ in fitting)
+        raise ConfigurationError(f"{run.run_dir} holds more than one truth of LDS ({names}): say which with seeds.")
+    folder, count = fitting[0]
+    with RunStore.open(folder, read_only=True) as store:
+        shape = store.manifest["config"]["ensemble"]
+    return Truth(run, folder.name, _lds_design(run, shape["members"] // count, shape["subset_ratio"], count))
+
+
+def _lds_design(run: Run, subsets: int, ratio: float, seeds: int) -> Ensemble:
+    drawn = plan_ensemble(len(run.train), subsets, ratio, _seed(run, "subsets"))
+    trained = plan_ensemble(len(run.train), subsets * seeds, ratio, _seed(run, "training"))
+    return Ensemble(drawn.inclusion_KN.repeat(seeds, axis=0), trained.seeds_K, trained.target_seed)
+
+
+def _shares_a_subset(run: Run, inclusion_SN: NDArray[np.bool_]) -> bool:
+    member = {row.tobytes() for row in run.material.ensemble.inclusion_KN}
+    return any(row.tobytes() in member for row in inclusion_SN)
+
+
+def lds_table(run: Run, truth: Truth, *, on_event: OnEvent | None = None, on_progress: Progress | None = None) -> Table:
+    """Train what is missing, then compare each method's predictions with the retrained models' losses.
+
+    Raises any DaunceError; the same call again goes on.
+    """
+    measured = truth.measure(on_event=on_event, on_progress=on_progress)
+    subset, loss = measured.by_subset()
+    table = _lds_table(run.attribution(), subset, loss, f"{len(subset)} subsets, {len(measured.models)} models")
+    return replace(table, notes=(*table.notes, _kept(truth)))
+
+
+def lds_table_of_file(run: Run, path: str | Path) -> Table:
+    """Compare each method's predictions with a truth from elsewhere (`daunce_api.evaluation.load_truth`); nothing is
+    trained.
+
+    Raises DataError where the file is no truth for this run, or one of its subsets is also a member's.
+    """
+    subset, loss = load_truth(path, run.train.ids, run.test.ids)
+    if _shares_a_subset(run, subset):
+        raise DataError(f"A subset in {path} is also a member's; a truth must not have been trained on by members.")
+    return _lds_table(run.attribution(), subset, loss, f"{len(subset)} subsets of {path}")
+
+
+def export_truth(run: Run, path: str | Path, attribution: Attribution, *, seeds: int | None = None) -> Path:
+    """Write what an earlier LDS of this run has measured, with the scores, for dattri (see `save_truth`).
+
+    Raises ConfigurationError where nothing is measured yet; see also `kept_lds_truth`.
+    """
+    measured = kept_lds_truth(run, seeds).kept()
+    if not measured.models:
+        raise ConfigurationError(
+            f"No model of the truth is scored yet. `daunce evaluate {run.run_dir} --lds` goes on with them."
+        )
+    return save_truth(path, *measured.by_subset(), run.train.ids, run.test.ids, attribution.scores_NM())
+
+
+def _lds_table(
+    attribution: Attribution, inclusion_SN: NDArray[np.bool_], loss_SM: NDArray[np.float64], basis: str
+) -> Table:
+    scores = method_scores(attribution)
+    # An example that too few members have scored has no score to judge; no method is asked about it.
+    known_NM = np.asarray(np.isfinite(np.stack(list(scores.values()))).all(axis=0))
+    tests = known_NM.any(axis=0) & np.isfinite(loss_SM).all(axis=0)
+    if not tests.any():
+        raise DataError("No test example has scores and retrained losses to compare. All models are kept; score more.")
+    train = known_NM[:, tests].all(axis=1)
+    rows, notes = [], [f"{basis}; 95 % intervals over subsets."]
+    for method, score_NM in scores.items():
+        found = lds(score_NM[np.ix_(train, tests)], inclusion_SN[:, train], loss_SM[:, tests])
+        rows.append(Row(method, {"LDS": found.value, "low": found.low, "high": found.high}))
+        undefined = int(np.isnan(found.per_test_M).sum())
+        if undefined:
+            notes.append(
+                f"{method}: {undefined} of {found.per_test_M.size} answers have no correlation and do not count, since "
+                "predictions or losses do not vary over subsets."
+            )
+    if not (train.all() and tests.all()):
+        notes.append(
+            f"{(~train).sum()} of {train.size} training and {(~tests).sum()} of {tests.size} test examples are left "
+            "out for all methods: their losses are missing, or mere lower bounds in most models."
+        )
+    quality = attribution.self_lds
+    if quality is not None:
+        notes.append(
+            f"The run's own estimate is {quality.raw:.3f} against single fine-tunes, {quality.value:.3f} (self_lds) "
+            "against fine-tunes averaged over many seeds."
+        )
+    return Table("lds", tuple(rows), (*notes, *_measured(attribution.measured)))
+
+
+# -- removal: retrain without the top examples ---------------------------------------------------------------------
+
+
+@dataclass(frozen=True, eq=False)
+class Removal:
+    """A removal experiment: its models, and which of them lacks what.
+
+    Attributes:
+        truth: the models: for each method and test example one without that method's top k, then some without k
+            random ones.
+        methods, columns: of the first models, method by method; positions of the test examples.
+        measured: what a loss is the loss of.
+    """
+
+    truth: Truth
+    methods: tuple[str, ...]
+    columns: tuple[int, ...]
+    measured: str = "completion"
+
+
+def removal_truth(run: Run, *, k: int, tests: Sequence[str] = (), randoms: int = 5) -> Removal:
+    """The models that a removal experiment needs.
+
+    Args:
+        run: a run whose members are scored.
+        k: how many training examples are left out.
+        tests: ids of test examples; default: the first five.
+        randoms: models without k random examples.
+
+    Raises:
+        ConfigurationError: k or ``randoms`` out of range. DataError: an unknown id.
+    """
+    attribution = run.attribution()
+    count = len(run.train)
+    if not 1 <= k < count or randoms < 2:
+        raise ConfigurationError(f"Removal needs k between 1 and {count - 1} and at least 2 random removals.")
+    columns = [run.test.position(t) for t in tests] or list(range(min(5, len(run.test))))
+    compared = method_scores(attribution)
+    masks = [_without(np.argsort(-s[:, j], kind="stable")[:k], count) for s in compared.values() for j in columns]
+    rng = np.random.default_rng(_seed(run, "removal"))
+    masks += [_without(rng.permutation(count)[:k], count) for _ in range(randoms)]
+    seeds = plan_ensemble(count, len(masks), 0.5, _seed(run, "training"))
+    design = Ensemble(np.stack(masks), seeds.seeds_K, seeds.target_seed)
+    # What is removed depends on the members scored so far: another ranking is another experiment.
+    return Removal(
+        Truth(run, f"removal-{design.digest[:8]}", design), tuple(compared), tuple(columns), attribution.measured
+    )
+
+
+def removal_table(
+    experiment: Removal, *, on_event: OnEvent | None = None, on_progress: Progress | None = None
+) -> Table:
+    """Train what is missing, then compare losses without a method's top k with losses without k random examples.
+
+    ``rise``: mean over test examples, nats; higher = the removed ones mattered more. Its interval is that of
+    :func:`~daunce_api.evaluation.removal.removal_rise`. Raises any DaunceError.
+    """
+    measured = experiment.truth.measure(on_event=on_event, on_progress=on_progress)
+    loss_of = dict(zip(measured.models, measured.loss_SM, strict=True))
+    columns = list(experiment.columns)
+    chosen = len(experiment.methods) * len(columns)
+    random = [loss_of[m][columns] for m in range(chosen, experiment.truth.ensemble.members) if m in loss_of]
+    if not random:
+        raise DataError("No model without random examples is there, so there is nothing to compare with; run it again.")
+    random_RT = np.stack(random)
+    rows = []
+    for number, method in enumerate(experiment.methods):
+        first = number * len(columns)
+        there = [p for p in range(len(columns)) if first + p in loss_of]
+        figures = dict.fromkeys(("rise", "low", "high"))
+        if there:
+            found = removal_rise([loss_of[first + p][columns[p]] for p in there], random_RT[:, there])
+            figures = {"rise": found.value, "low": found.low, "high": found.high}
+        rows.append(Row(method, figures))
+    notes = [
+        f"{len(columns)} test examples; rise of the loss in nats over the mean of {len(random)} random removals, with "
+        "95 % intervals for the choice of answers, one fine-tune each, and the random removals that they share."
+    ]
+    if len(random) > 1:
+        spread = float(np.std(random_RT, axis=0, ddof=1).mean())
+        notes.append(f"One random removal differs from another by {spread:.3g} nats (standard deviation).")
+    return Table("removal", tuple(rows), (*notes, *_measured(experiment.measured), _kept(experiment.truth)))
+
+
+def _kept(truth: Truth) -> str:
+    return f"The models belong to {truth.folder}, a run folder of its own: `daunce clean` deletes them."
+
+
+def _measured(measured: str) -> tuple[str, ...]:
+    """What the losses are of, where that is not the whole completion."""
+    return () if measured == "completion" else (f"Measured: {measured}.",)
+
+
+def _without(removed: NDArray[np.int64], count: int) -> NDArray[np.bool_]:
+    kept = np.ones(count, dtype=np.bool_)
+    kept[removed] = False
+    return kept
+
+
+def _seed(run: Run, purpose: str) -> int:
+    """A seed apart from the ensemble's own, for each purpose."""
+    words = [run.config.ensemble.seed, *purpose.encode()]
+    return int(np.random.SeedSequence(words).generate_state(1)[0] & 0x7FFFFFFF)

@@ -1,0 +1,220 @@
+"""``Plan``: what a run will do and cost, and why it may not start."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from datetime import date, timedelta
+from typing import Any
+
+from ..errors import CapabilityError, DaunceError
+from ..providers.base import ModelInfo
+from ..store import TARGET
+from .prices import MILLION, Hosting, JobCosts, Price
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """Jobs, tokens, dollars and time of a whole run, from its beginning, retries apart.
+
+    Tokens are those that are billed: of all epochs for training, of prompts and answers for scoring. Dollars and
+    hours are None where they are not known. ``refusals`` are the reasons not to start; :meth:`check` raises them.
+    """
+
+    provider: str
+    scorer: str
+    model: str
+    members: int
+    jobs: int
+    n_train: int
+    n_test: int
+    subset: int
+    training_tokens: dict[int, int]
+    scored_models: int
+    scoring_input_tokens: int
+    scoring_output_tokens: int
+    training_price: Price
+    scoring_price: Price
+    price_factor: float
+    max_usd: float | None
+    hours: float | None
+    concurrent_jobs: int
+    today: date
+    checkpoints: int = 1
+    """Models of each member that are scored, its final one included."""
+    hosting: Hosting | None = None
+    """What the hours of the endpoint that scores cost; None where it is not paid for by the hour."""
+    n_scored: int | None = None
+    """Examples that each model is asked about, where it is not all of them."""
+    notes: tuple[str, ...] = ()
+    refusals: tuple[DaunceError, ...] = field(default=(), compare=False)
+
+    @property
+    def total_training_tokens(self) -> int:
+        """Tokens of all jobs together."""
+        return sum(self.training_tokens.values())
+
+    @property
+    def training_usd(self) -> float | None:
+        """Dollars of all training jobs."""
+        price = self.training_price.training
+        return None if price is None else self.total_training_tokens * price / MILLION
+
+    @property
+    def scoring_usd_per_model(self) -> float | None:
+        """Dollars of measuring one model on every example, its share of the endpoint's hours included."""
+        hosting = 0.0 if self.hosting is None else self.hosting.usd
+        if hosting is None:
+            return None
+        total = 0.0
+        for tokens, price in (
+            (self.scoring_input_tokens, self.scoring_price.input),
+            (self.scoring_output_tokens, self.scoring_price.output),
+        ):
+            if tokens and price is None:
+                return None
+            total += tokens * (price or 0.0)
+        return total * self.price_factor / MILLION + hosting / self.scored_models
+
+    @property
+    def scoring_usd(self) -> float | None:
+        """Dollars of measuring all models, the endpoint's hours included."""
+        one = self.scoring_usd_per_model
+        return None if one is None else one * self.scored_models
+
+    @property
+    def usd(self) -> float | None:
+        """Dollars of the whole run."""
+        if self.training_usd is None or self.scoring_usd is None:
+            return None
+        return self.training_usd + self.scoring_usd
+
+    @property
+    def costs_money(self) -> bool:
+        """False only where everything is known to cost nothing."""
+        return self.usd != 0.0
+
+    @property
+    def costs(self) -> JobCosts | None:
+        """What each job is expected to be billed; None where the price is not known."""
+        price = self.training_price.training
+        return None if price is None else JobCosts(self.training_tokens, price / MILLION)
+
+    @property
+    def last_day(self) -> date:
+        """The day on which the run is expected to end, if it starts today and its duration is known."""
+        return self.today + timedelta(hours=self.hours or 0.0)
+
+    def check(self) -> None:
+        """Raises the first reason why the run may not start: DataError, ConfigurationError, CapabilityError or
+        BudgetError."""
+        if self.refusals:
+            raise self.refusals[0]
+
+    def check_model(self, info: ModelInfo) -> None:
+        """Raises CapabilityError where the provider shuts the model down before the run would end."""
+        if info.shutdown_date is None:
+            return
+        try:
+            shutdown = date.fromisoformat(info.shutdown_date[:10])
+        except ValueError:
+            return
+        if shutdown <= self.last_day:
+            raise CapabilityError(
+                f"{self.provider} shuts {info.id} down on {shutdown}, before this run would end ({self.last_day}). "
+                "Nothing was spent. Choose another model."
+            )
+
+    def to_json(self) -> dict[str, Any]:
+        """The plan as plain data, fields as documented here; what is not known is null."""
+        per_member = self.training_tokens.get(0)
+        return {
+            "provider": self.provider,
+            "scorer": self.scorer,
+            "model": self.model,
+            "members": self.members,
+            "jobs": self.jobs,
+            "train_examples": self.n_train,
+            "test_examples": self.n_test,
+            "subset_examples": self.subset,
+            "training_tokens": self.total_training_tokens,
+            "training_tokens_first_member": per_member,
+            "training_tokens_target": self.training_tokens.get(TARGET),
+            "scored_models": self.scored_models,
+            "checkpoints": self.checkpoints,
+            "scoring_input_tokens": self.scoring_input_tokens * self.scored_models,
+            "scoring_output_tokens": self.scoring_output_tokens * self.scored_models,
+            "training_usd": self.training_usd,
+            "scoring_usd": self.scoring_usd,
+            "usd": self.usd,
+            "max_usd": self.max_usd,
+            "training_price_source": self.training_price.source,
+            "scoring_price_source": self.scoring_price.source,
+            "hosting_usd": 0.0 if self.hosting is None else self.hosting.usd,
+            "hosting_usd_per_hour": None if self.hosting is None else self.hosting.usd_per_hour,
+            "hosting_hours": None if self.hosting is None else self.hosting.hours,
+            "hosting_price_source": None if self.hosting is None else self.hosting.source,
+            "hours": self.hours,
+            "concurrent_jobs": self.concurrent_jobs,
+            "notes": list(self.notes),
+            "refused": [str(error) for error in self.refusals],
+        }
+
+    def rows(self) -> list[tuple[str, str]]:
+        """The plan in words, each with its name; its notes and why it may not start come last."""
+        target = TARGET in self.training_tokens
+        jobs = f"{self.jobs} fine-tunes of {self.model} at {self.provider}"
+        if target:
+            jobs += f" (the target model on all {self.n_train:,} examples, then {self.members} members"
+            jobs += f" on {self.subset:,} each)"
+        elif self.subset:
+            jobs += f", each on {self.subset:,} of {self.n_train:,} examples"
+        members = [tokens for k, tokens in self.training_tokens.items() if k != TARGET]
+        spread = f"{min(members):,} to {max(members):,} a member" if members else "no subsets can be drawn"
+        scored = (self.scoring_input_tokens + self.scoring_output_tokens) * self.scored_models
+        asked = self.n_train + self.n_test if self.n_scored is None else self.n_scored
+        of_each = f" ({self.checkpoints} of each member)" if self.checkpoints > 1 else ""
+        return [
+            ("Jobs", jobs),
+            ("Scoring", f"{asked:,} examples on {self.scored_models} models{of_each}, by {self.scorer}"),
+            ("Training tokens", f"{self.total_training_tokens:,} ({spread}, all epochs)"),
+            ("Scoring tokens", f"{scored:,}"),
+            ("Training", _dollars(self.training_usd, self.training_price)),
+            ("Scoring cost", self._scoring_text()),
+            ("Together", _total(self.usd, self.max_usd)),
+            ("Time", _time(self.hours, self.concurrent_jobs)),
+            *(("Note", f"{note}.") for note in self.notes),
+            *(("Refused", str(error)) for error in self.refusals),
+        ]
+
+    def text(self) -> str:
+        """The plan for a reader."""
+        return "\n".join(
+            f"{name}: {value}" if name in ("Note", "Refused") else f"{name + ':':17}{value}"
+            for name, value in self.rows()
+        )
+
+    def _scoring_text(self) -> str:
+        if self.hosting is None:
+            return _dollars(self.scoring_usd, self.scoring_price)
+        total = "not known" if self.scoring_usd is None else f"${self.scoring_usd:,.2f}"
+        return f"{total} (tokens: {self.scoring_price.source}; endpoint: {self.hosting.text})"
+
+
+def _dollars(usd: float | None, price: Price) -> str:
+    if usd is None:
+        return "price not known; set budget.price to see it"
+    if usd == 0:
+        return f"$0 ({price.source})"
+    return f"${usd:,.2f} ({price.source})"
+
+
+def _total(usd: float | None, cap: float | None) -> str:
+    limit = "" if cap is None else f", at most ${cap:,.2f} (budget.max_usd)"
+    return ("not known" if usd is None else f"${usd:,.2f}") + limit
+
+
+def _time(hours: float | None, concurrent: int) -> str:
+    at_once = f"{concurrent} job{'' if concurrent == 1 else 's'} at once"
+    if hours is None:
+        return f"not known ({at_once}); set backend.minutes_per_job to how long a job takes to see hours"
+    return f"about {hours:.1f} hours of training ({at_once})"

@@ -1,0 +1,209 @@
+"""What a million tokens cost: a table with dates and sources, and what the config says instead."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from importlib.resources import files
+from typing import Any
+from urllib.parse import urlsplit
+
+from ..config import RunConfig
+from ..providers.base import ScorerCapabilities
+
+MILLION = 1_000_000
+
+_OWN_MACHINE = ("embedded", "local")
+_LOOPBACK = {"localhost", "127.0.0.1", "::1"}
+_OWN_ENDPOINT = ("fireworks", "tinker", "together")
+"""Scorers that have an endpoint of their own, whoever trains."""
+
+
+@dataclass(frozen=True, slots=True)
+class Price:
+    """US dollars per million tokens; None where a price is not known. ``source`` says where they are from."""
+
+    training: float | None = None
+    input: float | None = None
+    output: float | None = None
+    source: str = "not known"
+
+
+@dataclass(frozen=True, slots=True)
+class Hosting:
+    """What an endpoint costs that is paid for by the hour: US dollars per hour, and the hours; None where one is not
+    known. ``source`` says what the price is the price of, and where it is from."""
+
+    usd_per_hour: float | None
+    hours: float | None
+    source: str
+
+    @property
+    def usd(self) -> float | None:
+        """Dollars of all hours."""
+        return None if self.usd_per_hour is None or self.hours is None else self.usd_per_hour * self.hours
+
+    @property
+    def text(self) -> str:
+        """The price for a reader, and what to set to make it known."""
+        price = "price per hour not known" if self.usd_per_hour is None else f"${self.usd_per_hour:,.2f} an hour"
+        missing = []
+        if self.usd_per_hour is None:
+            missing.append("budget.price.hosting")
+        if self.hours is None:
+            missing.append("budget.hosting_hours")
+        hours = "" if self.hours is None else f"{self.hours:g} hours at "
+        hint = f"; set {' and '.join(missing)} to see it" if missing else ""
+        return f"{hours}{price} ({self.source}){hint}"
+
+
+@dataclass(frozen=True, slots=True)
+class JobCosts:
+    """What training jobs cost: billed tokens of each member (-1: the target model), US dollars per token."""
+
+    tokens: Mapping[int, int]
+    usd_per_token: float
+
+    def estimate(self, member: int) -> float:
+        """Dollars that the member's job is expected to be billed."""
+        return self.tokens[member] * self.usd_per_token
+
+    def billed(self, trained_tokens: int) -> float:
+        """Dollars for the tokens that a provider reports."""
+        return trained_tokens * self.usd_per_token
+
+
+@dataclass(frozen=True, slots=True)
+class Closing:
+    """Dates (``YYYY-MM-DD``) on which a provider stops taking jobs, and on which its models end."""
+
+    no_new_jobs_from: str
+    models_end: str | None
+    source: str
+
+
+def prices_of(config: RunConfig) -> tuple[Price, Price]:
+    """Prices of training and of scoring. What runs on this machine costs nothing; ``budget.price`` wins over all.
+
+    Together and Fireworks take nothing for the tokens of a dedicated endpoint, whose hours :func:`hosting_of` has.
+    """
+    backend = config.backend
+    training = _at(backend.kind, backend.base_url, backend.model, lora=_trains_lora(config))
+    kind, address = _scoring_place(config)
+    record = _hosting_record(kind, address)
+    if record is not None and record["tokens"] == 0:
+        scoring = Price(input=0.0, output=0.0, source="its hours are paid for, not its tokens")
+    else:
+        scoring = _at(kind, address, backend.model)
+    return _overridden(training, config), _overridden(scoring, config)
+
+
+def hosting_of(config: RunConfig, scorer: ScorerCapabilities) -> Hosting | None:
+    """The cost of the hours of the endpoint that answers; None where it is not paid for by the hour."""
+    kind, address = _scoring_place(config)
+    if not scorer.hourly or _is_here(kind, address):
+        return None
+    record = _hosting_record(kind, address)
+    price, source = None, "not known"
+    if record is not None:
+        price, source = record["hour"], f"{record['per']}; {record['source']}, as of {record['as_of']}"
+    given = config.budget.price
+    if given is not None and given.hosting is not None:
+        price, source = given.hosting, "budget.price"
+    return Hosting(price, config.budget.hosting_hours, source)
+
+
+def closing_of(config: RunConfig) -> Closing | None:
+    """When the config's provider and model close, where that is announced."""
+    provider = provider_of(config.backend.kind, config.backend.base_url)
+    for entry in _table()["closings"]:
+        if entry["backend"] == provider:
+            ends = any(_is(config.backend.model, model) for model in entry["models"])
+            return Closing(
+                entry["no_new_jobs_from"],
+                entry["models_end"] if ends else None,
+                f"{entry['source']}, {entry['as_of']}",
+            )
+    return None
+
+
+def _scoring_place(config: RunConfig) -> tuple[str, str | None]:
+    """Kind and address of what answers; the kind is empty for an address that stands for no provider."""
+    backend, scorer = config.backend, config.backend.scorer
+    if scorer.kind in _OWN_ENDPOINT:
+        return scorer.kind, scorer.base_url or (backend.base_url if scorer.kind == backend.kind else None)
+    if scorer.base_url is not None:
+        return "", scorer.base_url
+    return backend.kind, backend.base_url
+
+
+def _is_here(kind: str, base_url: str | None) -> bool:
+    return kind in _OWN_MACHINE or (base_url is not None and urlsplit(base_url).hostname in _LOOPBACK)
+
+
+def _hosting_record(kind: str, base_url: str | None) -> dict[str, Any] | None:
+    provider = None if _is_here(kind, base_url) else provider_of(kind, base_url)
+    return next((entry for entry in _table()["hosting"] if entry["backend"] == provider), None)
+
+
+def _trains_lora(config: RunConfig) -> bool:
+    """Whether members are adapters, which is cheaper at Together and Fireworks than training all weights."""
+    given = config.training.hyperparameters
+    return bool(given.get("lora", 1)) and given.get("lora_rank") != 0
+
+
+def _at(kind: str, base_url: str | None, model: str, *, lora: bool = True) -> Price:
+    if _is_here(kind, base_url):
+        return Price(0.0, 0.0, 0.0, "runs on this machine")
+    provider = provider_of(kind, base_url)
+    for entry in _table()["prices"]:
+        if entry["backend"] == provider and _fits(entry, model) and (lora or entry.get("method") != "lora"):
+            source = f"{entry['source']}, as of {entry['as_of']}"
+            return Price(entry["training"], entry.get("input"), entry.get("output"), source)
+    return Price()
+
+
+def _fits(entry: dict[str, Any], model: str) -> bool:
+    if "model" in entry:
+        return _is(model, entry["model"])
+    size = _billions(model)
+    above, to = entry["billions"]
+    return size is not None and above < size <= to
+
+
+def _billions(model: str) -> float | None:
+    """Parameters of a model in billions, as its name tells: ``qwen2p5-7b``, ``Qwen3-30B-A3B``; None where it does
+    not."""
+    found = re.findall(r"(?<![a-z0-9.])(\d+(?:[.p]\d+)?)b(?![a-z0-9])", model.rsplit("/", 1)[-1].lower())
+    return max((float(size.replace("p", ".")) for size in found), default=None)
+
+
+def _overridden(price: Price, config: RunConfig) -> Price:
+    given = config.budget.price
+    if given is None:
+        return price
+    known = {name: value for name, value in given.model_dump(exclude={"hosting"}).items() if value is not None}
+    if not known:
+        return price
+    return replace(price, **known, source="budget.price" if len(known) == 3 else f"budget.price; {price.source}")
+
+
+def provider_of(kind: str, base_url: str | None) -> str:
+    """The provider behind a kind of backend: OpenAI is reached through two kinds."""
+    host = urlsplit(base_url).hostname if base_url else None
+    return "openai" if host in ("api.openai.com", "eu.api.openai.com") else kind
+
+
+def _is(model: str, name: str) -> bool:
+    """Whether a model is the named one, a dated snapshot of it, or a fine-tune of one of those."""
+    base = model.removeprefix("ft:").split(":")[0]
+    return re.fullmatch(re.escape(name) + r"(-\d{4}-\d{2}-\d{2})?", base) is not None
+
+
+@lru_cache(maxsize=1)
+def _table() -> dict[str, Any]:
+    table: dict[str, Any] = json.loads((files(__package__) / "prices.json").read_text(encoding="utf-8"))
+    return table

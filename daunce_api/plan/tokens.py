@@ -1,0 +1,137 @@
+"""How many tokens are trained on, and how many are sent and answered to measure one model."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+
+from ..config import RunConfig
+from ..data.dataset import Dataset, Example
+from ..data.tokenizers import Encode, EncodedExample, TiktokenTokenizer, tiktoken_encoding_name
+from ..errors import CapabilityError, DataError, DaunceError
+from ..providers.base import ScorerCapabilities, TrainerCapabilities, within_scope
+from .prices import provider_of
+
+_NAMED = 5
+"""Examples that a refusal names before it only counts."""
+
+
+@dataclass(frozen=True, slots=True)
+class Counts:
+    """``training_N``: tokens that one epoch on each training example bills. ``input``, ``output``: tokens of all
+    prompts for one model, noise probe included, and of the answers to them. ``refusals``: what cannot be measured."""
+
+    training_N: tuple[int, ...]
+    input: int
+    output: int
+    exact: bool
+    refusals: tuple[DaunceError, ...]
+
+
+def count(
+    config: RunConfig,
+    train: Dataset,
+    test: Dataset,
+    encode: Encode,
+    trainer: TrainerCapabilities,
+    scorer: ScorerCapabilities,
+) -> Counts:
+    """Count a run's tokens. ``encode`` is only called where token ids can be had.
+
+    OpenAI's chat template is not public: there, training and prompts are counted by its published rule (contents,
+    three tokens a message, three for the reply) with tiktoken, or estimated where tiktoken's rank file is out of
+    reach. Everything else is counted from the token ids that are trained on and sent.
+
+    Raises DataError that names every example that cannot be encoded.
+    """
+    published = _published_rule(config)
+    if published is not None and not published.exact:
+        examples = [*test, *train, *train[: config.scoring.noise_probe]]
+        return Counts(
+            tuple(published.count(e) for e in train),
+            sum(_prompt(e, published) for e in examples),
+            len(examples),
+            False,
+            (),
+        )
+    encoded_train, encoded_test = encode(train), encode(test)
+    refusals = [
+        *_context_refusals(scorer.provider, scorer.max_context_tokens, (train, encoded_train), (test, encoded_test)),
+        *_context_refusals(trainer.provider, _below(trainer, scorer), (train, encoded_train)),
+    ]
+    scoped_train, unmeasured = _scope(train, encoded_train, scorer)
+    scoped_test, unmeasured_test = _scope(test, encoded_test, scorer)
+    refusals += _scope_refusals([*unmeasured_test, *unmeasured])
+    unique = {e.key: e for e in (*scoped_test, *scoped_train)}
+    probed = {e.key: e for e in scoped_train[: config.scoring.noise_probe]}
+    asked = [*unique.values(), *probed.values()]
+    one_token = scorer.scope != "any"
+    if published is not None:
+        training = tuple(published.count(e) for e in train)
+        prompts = sum(_prompt(e.example, published) for e in asked)
+    else:
+        training = tuple(len(e.ids) for e in encoded_train)
+        prompts = sum(e.targets[0] if one_token else len(e.ids) for e in asked)
+    return Counts(training, prompts, len(asked) if one_token else 0, True, tuple(refusals))
+
+
+def _published_rule(config: RunConfig) -> TiktokenTokenizer | None:
+    name = config.backend.tokenizer or config.backend.model
+    if provider_of(config.backend.kind, config.backend.base_url) not in ("azure", "openai"):
+        return None
+    return TiktokenTokenizer(name) if tiktoken_encoding_name(name) is not None else None
+
+
+def _prompt(example: Example, tokenizer: TiktokenTokenizer) -> int:
+    """Tokens of the request that asks for an example's (last) answer."""
+    if not example.is_chat:
+        return tokenizer.count(replace(example, completion=""))
+    return tokenizer.count(replace(example, messages=example.messages[:-1]))
+
+
+def _below(trainer: TrainerCapabilities, scorer: ScorerCapabilities) -> int | None:
+    """The trainer's limit where it is the narrower one: what exceeds the scorer's is named once."""
+    limit, other = trainer.max_context_tokens, scorer.max_context_tokens
+    return None if limit is None or (other is not None and other <= limit) else limit
+
+
+def _context_refusals(
+    provider: str, limit: int | None, *sides: tuple[Dataset, Sequence[EncodedExample]]
+) -> Iterable[DaunceError]:
+    """The examples that are longer than what a trainer or a scorer takes, where it says so."""
+    if limit is None:
+        return
+    problems = [
+        f"{dataset.where(position)}: {len(example.ids):,} tokens"
+        for dataset, encoded in sides
+        for position, example in enumerate(encoded)
+        if len(example.ids) > limit
+    ]
+    if problems:
+        yield DataError(
+            f"{provider} takes {limit:,} tokens at most, and shortened examples would be trained and measured "
+            "wrongly. Nothing was sent. Shorten or drop these:",
+            problems,
+        )
+
+
+def _scope(
+    dataset: Dataset, encoded: Sequence[EncodedExample], scorer: ScorerCapabilities
+) -> tuple[list[EncodedExample], list[tuple[str, CapabilityError]]]:
+    """What is measured of each example, and the examples of which nothing can be, with their places."""
+    scoped, refused = [], []
+    for position, example in enumerate(encoded):
+        try:
+            scoped.append(within_scope(example, scorer))
+        except CapabilityError as error:
+            scoped.append(example)
+            refused.append((dataset.where(position), error))
+    return scoped, refused
+
+
+def _scope_refusals(refused: list[tuple[str, CapabilityError]]) -> list[DaunceError]:
+    if not refused:
+        return []
+    places = ", ".join(place for place, _ in refused[:_NAMED])
+    more = f" and {len(refused) - _NAMED:,} more" if len(refused) > _NAMED else ""
+    return [CapabilityError(f"{refused[0][1]} This concerns {places}{more}.")]

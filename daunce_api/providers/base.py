@@ -1,0 +1,250 @@
+"""The two roles of a backend, and what each one can say of itself.
+
+A ``Trainer`` turns a request into a model id; a ``Scorer`` turns (model id, token ids) into log-probabilities. Any
+trainer goes with any scorer. Both are asynchronous context managers; neither retries by itself: the orchestrator and
+the scoring client decide that, from the class of the error (``daunce_api.errors``):
+
+    TransientError        the same request may succeed later (429, 408, 5xx, connection)
+    AmbiguousSubmitError  a submit got no usable answer: look the job up before submitting again
+    RejectedError         this job or request will never be accepted
+    DailyLimitError       park the run for hours
+    StopError             credentials, permission or credit: stop everything
+    ContractError         the answer is not what was asked for: use nothing of it
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from enum import StrEnum
+from types import TracebackType
+from typing import Literal, Protocol, Self, runtime_checkable
+
+from ..data.tokenizers import EncodedExample
+from ..errors import CapabilityError
+
+Hyperparameters = Mapping[str, int | float | str]
+"""Provider hyperparameters by the provider's own names (``n_epochs``, ``learning_rate_multiplier``, ...)."""
+
+
+class JobStatus(StrEnum):
+    """State of a fine-tuning job; an unknown state of a provider counts as RUNNING."""
+
+    QUEUED = "queued"
+    RUNNING = "running"
+    SUCCEEDED = "succeeded"
+    FAILED = "failed"
+    CANCELLED = "cancelled"
+
+    @property
+    def final(self) -> bool:
+        return self in (JobStatus.SUCCEEDED, JobStatus.FAILED, JobStatus.CANCELLED)
+
+
+@dataclass(frozen=True, slots=True)
+class JobRequest:
+    """One fine-tuning job. ``key`` is unique to the attempt and travels in the job's metadata, so that a job whose
+    submit got no answer can be found again."""
+
+    key: str
+    model: str
+    file_id: str
+    seed: int
+    hyperparameters: Hyperparameters
+    suffix: str
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """A provider's view of one job. ``error`` is set for failed jobs only; ``trained_tokens`` when it is reported.
+
+    ``refused`` says of a failed job that what was asked for is at fault (its file, a hyperparameter): another attempt
+    would fail in the same way.
+    """
+
+    id: str
+    status: JobStatus
+    model: str | None = None
+    error: str | None = None
+    trained_tokens: int | None = None
+    progress: float | None = None
+    refused: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class TrainerCapabilities:
+    """What a trainer can do; the plan shows it and the orchestrator keeps to it.
+
+    ``listing_lag_seconds``: how long a new job or file may be missing from the provider's lists. After a submit
+    without an answer the job is looked for so long before it is submitted again; 0 for a server whose lists are
+    never behind. ``max_context_tokens``: the longest training example, None where it is not known. ``checkpoints``:
+    how many models of a job can be scored, the final one and those of the epochs before it (:class:`Checkpointing`).
+    ``own_queue``: jobs wait for the user's own machines, where a long queue is no sign of a job that is stuck.
+    ``workers``: how many of them are trained at once, where that is fewer than may be submitted.
+    """
+
+    provider: str
+    max_concurrent_jobs: int
+    min_examples: int = 1
+    honours_seed: bool = True
+    starts_from_fine_tune: bool = True
+    hyperparameters: frozenset[str] = frozenset()
+    seconds_per_job: float | None = None
+    listing_lag_seconds: float = 15.0
+    max_context_tokens: int | None = None
+    checkpoints: int = 1
+    own_queue: bool = False
+    workers: int | None = None
+    notes: tuple[str, ...] = ()
+
+
+Scope = Literal["any", "one_token", "first_token"]
+
+
+@dataclass(frozen=True, slots=True)
+class ScorerCapabilities:
+    """What a scorer can measure.
+
+    ``scope``: ``any`` exact log-probabilities of any completion; ``one_token`` completions of one token that is
+    among the most likely ones (others are censored); ``first_token`` the first token of longer completions, by the
+    user's explicit choice. ``max_models``: how many models the endpoint holds at once, where changing them takes
+    time. ``price_factor`` is what the provider takes of its list price for requests sent this way. ``hourly``: the
+    endpoint is paid for by the hour. ``tried_on``: what a trial before a run may be sent to; a fine-tune where the
+    base model is not served, nothing where every model has to be deployed for money first.
+    """
+
+    provider: str
+    scope: Scope
+    max_context_tokens: int | None = None
+    max_prompts_per_request: int = 1
+    max_tokens_per_request: int | None = None
+    max_concurrent_requests: int = 8
+    max_models: int | None = None
+    price_factor: float = 1.0
+    hourly: bool = False
+    tried_on: Literal["base", "fine_tune", "nothing"] = "base"
+    notes: tuple[str, ...] = ()
+
+    @property
+    def measured(self) -> str:
+        """What a loss from this scorer is the loss of; every output names it where it is not the whole completion."""
+        return "first completion token only" if self.scope == "first_token" else "completion"
+
+
+def within_scope(example: EncodedExample, capabilities: ScorerCapabilities) -> EncodedExample:
+    """The example with the targets that a scorer measures: all of them, or the first one for ``first_token``.
+
+    Every example goes through here before it is scored, so that its key stands for what was measured. Raises
+    CapabilityError for a longer completion where one token can be measured.
+    """
+    if capabilities.scope == "any" or len(example.targets) == 1:
+        return example
+    if capabilities.scope == "first_token":
+        return replace(example, targets=example.targets[:1])
+    raise CapabilityError(
+        f"example {example.example.id!r} has a completion of {len(example.targets)} tokens, and "
+        f"{capabilities.provider} shows the log-probability of one generated token only. Score on an endpoint with "
+        "echo (vLLM, Together, Fireworks, `daunce serve`), use one-token labels, or set "
+        "backend.scorer.options.first_token: true to attribute the first token alone, which is another question."
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class TokenScores:
+    """Log-probabilities (nats) of the target tokens of one example, in the order of ``EncodedExample.targets``.
+
+    Where ``censored[t]`` is True the token was not among those that the endpoint lists, and ``logprobs[t]`` is an
+    upper bound of its log-probability (the loss is at least ``-logprobs[t]``).
+    """
+
+    logprobs: tuple[float, ...]
+    censored: tuple[bool, ...] = field(default=())
+
+    @property
+    def any_censored(self) -> bool:
+        return any(self.censored)
+
+
+@dataclass(frozen=True, slots=True)
+class ModelInfo:
+    """What a provider says of a base model before money is spent; ``shutdown_date`` is ``YYYY-MM-DD`` or None."""
+
+    id: str
+    shutdown_date: str | None = None
+
+
+class _Opened(Protocol):
+    async def __aenter__(self) -> Self: ...
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None: ...
+
+
+class Trainer(_Opened, Protocol):
+    """Fine-tuning jobs of one provider."""
+
+    @property
+    def capabilities(self) -> TrainerCapabilities: ...
+
+    async def model_info(self, model: str) -> ModelInfo:
+        """Raises RejectedError where the model does not exist (or was shut down)."""
+        ...
+
+    async def upload(self, name: str, content: bytes) -> str:
+        """Upload a training file, return its id. Not idempotent: ask :meth:`find_file` first after any doubt."""
+        ...
+
+    async def find_file(self, name: str, size: int) -> str | None:
+        """Id of an uploaded file of this name and size in bytes; names carry a content hash."""
+        ...
+
+    async def submit(self, request: JobRequest) -> Job:
+        """Create a job, once: never retried inside. Raises AmbiguousSubmitError when no answer tells what happened."""
+        ...
+
+    async def find_job(self, key: str) -> Job | None:
+        """The job whose request carried this key, or None."""
+        ...
+
+    async def get(self, job_id: str) -> Job: ...
+
+    async def cancel(self, job_id: str) -> Job:
+        """Ask for cancellation; a job that is already final is returned as it is."""
+        ...
+
+    async def delete_file(self, file_id: str) -> bool:
+        """True when it is gone now or was already; False when the provider keeps it."""
+        ...
+
+    async def delete_model(self, model: str) -> bool:
+        """True when it is gone now or was already; False when the provider keeps it."""
+        ...
+
+
+@runtime_checkable
+class Checkpointing(Protocol):
+    """A trainer that keeps models of a job from before its end, which are scored like the final one."""
+
+    async def checkpoints(self, job_id: str) -> list[str]:
+        """Models of a succeeded job from before its end, ascending by training step: neither its final model nor one
+        of the same weights. Raises RejectedError where the job is not known."""
+        ...
+
+
+class Scorer(_Opened, Protocol):
+    """Log-probabilities of given tokens under a given model."""
+
+    @property
+    def capabilities(self) -> ScorerCapabilities: ...
+
+    @property
+    def fingerprint(self) -> str:
+        """Names everything besides model and token ids that an answer depends on (endpoint kind and parameters)."""
+        ...
+
+    async def score(self, model: str, batch: Sequence[EncodedExample]) -> list[TokenScores]:
+        """One answer an example, in order. At most ``max_prompts_per_request`` examples.
+
+        Raises ContractError where the answer does not hold what was asked for, and the classes above.
+        """
+        ...

@@ -1,0 +1,109 @@
+"""The embedded provider: a server of the run's own on a loopback port, asked through real HTTP.
+
+Its files, jobs and adapters live in the run folder, so that an interrupted run finds them again. From there on it is
+an OpenAI-wire server like any other.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ..config import RunConfig
+from ..data.tokenizers import LocalTokenizer, Tokenizer
+from ..errors import ConfigurationError
+from .base import TrainerCapabilities
+from .openai_wire.client import Endpoint, WireClient
+from .openai_wire.trainer import HYPERPARAMETERS, KEPT_CHECKPOINTS, WireTrainer, WireTrainerOptions
+from .options import parse_options
+from .registry import Context
+from .tokenizers import EMBEDDED_MODEL, embedded_folder
+
+if TYPE_CHECKING:
+    from ..server import ServerSettings
+
+STATE_FOLDER = "server"
+"""Inside the run folder."""
+
+_OWN = {"state_dir": "it is RUN/server", "api_key": "a new one is made for every start", "model": "use backend.model"}
+
+
+def trainer_capabilities(config: RunConfig) -> TrainerCapabilities:
+    """As of any OpenAI-wire server; twice as many jobs as workers keep every worker busy."""
+    trainer, server = _options(config)
+    workers = server.get("workers", 1)
+    return TrainerCapabilities(
+        provider="embedded server",
+        max_concurrent_jobs=config.backend.max_concurrent_jobs or 2 * (workers if isinstance(workers, int) else 1),
+        min_examples=trainer.min_examples,
+        hyperparameters=HYPERPARAMETERS,
+        listing_lag_seconds=trainer.listing_lag_seconds or 0.0,
+        max_context_tokens=context_tokens(config),
+        checkpoints=KEPT_CHECKPOINTS,
+        notes=("trains and scores on this machine",),
+    )
+
+
+def open_trainer(context: Context) -> WireTrainer:
+    """The OpenAI-wire trainer, on the run's own server."""
+    options, _ = _options(context.config)
+    client = WireClient.open(context.wire_endpoint, http_client=context.http_client, timeout=options.timeout)
+    return WireTrainer(client, trainer_capabilities(context.config), job_events=options.job_events)
+
+
+def open_tokenizer(config: RunConfig) -> Tokenizer:
+    """The tokenizer of the served model."""
+    return LocalTokenizer(config.backend.tokenizer or _folder(config))
+
+
+def context_tokens(config: RunConfig) -> int | None:
+    """Longest prompt of the served model, from its config.json."""
+    try:
+        value = json.loads((_folder(config) / "config.json").read_text()).get("max_position_embeddings")
+    except (OSError, ValueError):
+        return None
+    return value if isinstance(value, int) else None
+
+
+def start_server(config: RunConfig) -> tuple[Endpoint, Callable[[], None]]:
+    """Start the server in a child process: its endpoint, and what stops it."""
+    from ..server import EmbeddedServer
+
+    server = EmbeddedServer(server_settings(config))
+    server.__enter__()
+
+    def stop() -> None:
+        server.__exit__(None, None, None)
+
+    return Endpoint(server.base_url, server.api_key, "the embedded server"), stop
+
+
+def server_settings(config: RunConfig) -> ServerSettings:
+    """Settings of the run's server, from ``backend.model`` and ``backend.options``."""
+    from ..server import ServerSettings
+
+    _, options = _options(config)
+    return ServerSettings.from_options(
+        {**options, "model": config.backend.model, "state_dir": config.run_dir / STATE_FOLDER}
+    )
+
+
+def _options(config: RunConfig) -> tuple[WireTrainerOptions, dict[str, Any]]:
+    """``backend.options`` holds the trainer's and the server's options side by side."""
+    given = config.backend.options
+    for name, why in _OWN.items():
+        if name in given:
+            raise ConfigurationError(f"backend.options.{name} cannot be set for kind embedded: {why}.")
+    trainer = {k: v for k, v in given.items() if k in WireTrainerOptions.model_fields}
+    server = {k: v for k, v in given.items() if k not in trainer}
+    return parse_options(WireTrainerOptions, trainer, "backend.options"), server
+
+
+def _folder(config: RunConfig) -> Path:
+    if config.backend.model == EMBEDDED_MODEL:
+        return embedded_folder()
+    from .local.models import resolve_model
+
+    return resolve_model(config.backend.model)[1]

@@ -1,0 +1,235 @@
+"""Supervised fine-tuning jobs at Fireworks (SDK ``fireworks-ai`` 1).
+
+The client chooses a job's id, so the id is a hash of the job's key: a repeated submit is refused by the provider, and
+a lost job is read by its id. Jobs take no seed, so two members on one subset would differ for reasons unknown.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from typing import TYPE_CHECKING, Any
+
+from pydantic import Field
+
+from ..._util.clock import Clock, SystemClock
+from ...config import RunConfig
+from ...errors import ConfigurationError, MissingExtraError, RejectedError, TransientError
+from ..base import Job, JobRequest, JobStatus, ModelInfo, TrainerCapabilities
+from ..failures import Failures
+from ..options import Options, parse_options
+from ..refusals import NO_REASON, cancelled, gone_already
+from ..registry import Context
+from ..sdk_calls import SdkCalls, SdkTrainer, known_hyperparameters
+from .datasets import READY, DataSets, dataset_id_of
+
+if TYPE_CHECKING:
+    from fireworks import AsyncFireworks
+
+ACCOUNT_VARIABLE = "FIREWORKS_ACCOUNT_ID"
+HYPERPARAMETERS = frozenset(
+    {
+        "epochs",
+        "batch_size",
+        "batch_size_samples",
+        "gradient_accumulation_steps",
+        "learning_rate",
+        "learning_rate_warmup_steps",
+        "lora_rank",
+        "max_context_length",
+        "optimizer_weight_decay",
+    }
+)
+NOTES = (
+    "Fireworks takes no seed: what differs between two members of one subset cannot be repeated",
+    "fine-tunes answer only on a dedicated deployment, paid by the GPU second; one holds up to 100 of them",
+)
+_QUEUED = {"CREATING", "PENDING", "VALIDATING", "RE_QUEUEING", "CREATING_INPUT_DATASET"}
+_FINAL = {
+    "COMPLETED": JobStatus.SUCCEEDED,
+    "EARLY_STOPPED": JobStatus.SUCCEEDED,
+    "FAILED": JobStatus.FAILED,
+    "EXPIRED": JobStatus.FAILED,
+    "CANCELLED": JobStatus.CANCELLED,
+    "DELETING": JobStatus.CANCELLED,
+    "DELETING_CLEANING_UP": JobStatus.CANCELLED,
+}
+
+
+class FireworksOptions(Options):
+    """``backend.options`` of the Fireworks trainer."""
+
+    account_id: str | None = Field(None, description=f"account; default: the environment variable {ACCOUNT_VARIABLE}")
+    timeout: float = Field(120.0, gt=0, description="seconds that a request may take (uploads: at least 600)")
+    min_examples: int = Field(3, ge=1)
+
+
+def trainer_capabilities(config: RunConfig) -> TrainerCapabilities:
+    """Limits of Fireworks' fine-tuning; no network. Its limit on jobs at once is not published: 4 is cautious."""
+    options = parse_options(FireworksOptions, config.backend.options, "backend.options")
+    return TrainerCapabilities(
+        provider="Fireworks",
+        max_concurrent_jobs=config.backend.max_concurrent_jobs or 4,
+        min_examples=options.min_examples,
+        honours_seed=False,
+        hyperparameters=HYPERPARAMETERS,
+        listing_lag_seconds=2.0,
+        notes=NOTES,
+    )
+
+
+def open_trainer(context: Context) -> FireworksTrainer:
+    """A trainer on the SDK's own client, without its retries."""
+    options = parse_options(FireworksOptions, context.config.backend.options, "backend.options")
+    sdk, calls = open_sdk(context, account_id=options.account_id, timeout=options.timeout)
+    return FireworksTrainer(sdk, calls, trainer_capabilities(context.config), base_model=context.config.backend.model)
+
+
+def open_sdk(context: Context, *, account_id: str | None, timeout: float) -> tuple[AsyncFireworks, SdkCalls]:
+    """The SDK's client for the config's endpoint.
+
+    Raises MissingExtraError where the SDK is not installed, ConfigurationError where no account is named.
+    """
+    try:
+        import fireworks
+    except ImportError as error:
+        raise MissingExtraError("Fireworks' fine-tuning", "fireworks") from error
+    account = account_id or os.environ.get(ACCOUNT_VARIABLE, "").strip()
+    if not account:
+        raise ConfigurationError(
+            f"Fireworks needs the account's id: set backend.options.account_id or the variable {ACCOUNT_VARIABLE}."
+        )
+    endpoint = context.wire_endpoint
+    sdk = fireworks.AsyncFireworks(
+        api_key=endpoint.api_key,
+        account_id=account,
+        base_url=endpoint.base_url.removesuffix("/v1").removesuffix("/inference"),
+        max_retries=0,
+        timeout=timeout,
+    )
+    return sdk, SdkCalls(fireworks, Failures("Fireworks", [endpoint.api_key]))
+
+
+def job_id_of(key: str) -> str:
+    """The id that a job with this key is created under; the model gets the same."""
+    return f"daunce-{hashlib.sha256(key.encode()).hexdigest()[:32]}"
+
+
+class FireworksTrainer(SdkTrainer):
+    """``Trainer`` at Fireworks. Files are data set resources, whose ids follow from the files' names."""
+
+    _sdk: AsyncFireworks
+
+    def __init__(
+        self,
+        sdk: AsyncFireworks,
+        calls: SdkCalls,
+        capabilities: TrainerCapabilities,
+        *,
+        base_model: str,
+        clock: Clock | None = None,
+        polls: int = 120,
+    ) -> None:
+        """A data set is looked at ``polls`` times, five seconds apart, until it is ready."""
+        super().__init__(sdk, calls, capabilities, base_model=base_model)
+        self._data = DataSets(sdk, calls, clock or SystemClock(), polls)
+
+    async def model_info(self, model: str) -> ModelInfo:
+        """Raises RejectedError where the model (``accounts/ACCOUNT/models/ID``) does not exist."""
+        account, model_id = split_model(model)
+        call = self._sdk.models.get(model_id, account_id=account)
+        await self._calls.call(call, doing=f"reading model {model}")
+        return ModelInfo(model)
+
+    async def upload(self, name: str, content: bytes) -> str:
+        """Create the data set, upload its one file and wait until jobs may use it; the data set's resource name.
+
+        Raises RejectedError where Fireworks finds fault with the file, TransientError where it takes too long.
+        """
+        return self._resource("datasets", await self._data.upload(name, content))
+
+    async def find_file(self, name: str, size: int) -> str | None:
+        """The data set of this name, where its file arrived whole (the name carries the content's hash)."""
+        dataset = dataset_id_of(name)
+        return self._resource("datasets", dataset) if await self._data.state(dataset) == READY else None
+
+    async def submit(self, request: JobRequest) -> Job:
+        """Create a job, once; one of the same id is refused by Fireworks. Raises AmbiguousSubmitError when no answer
+        tells what happened, TransientError where the data set is not ready yet."""
+        job_id = job_id_of(request.key)
+        options: dict[str, Any] = known_hyperparameters("Fireworks", request.hyperparameters, HYPERPARAMETERS)
+        options["base_model" if request.model == self._base_model else "warm_start_from"] = request.model
+        call = self._sdk.supervised_fine_tuning_jobs.create(
+            dataset=request.file_id,
+            supervised_fine_tuning_job_id=job_id,
+            output_model=self._resource("models", job_id),
+            display_name=request.suffix,
+            eval_auto_carveout=False,  # every example of the subset is trained on
+            early_stop=False,
+            **options,
+        )
+        try:
+            answer = await self._calls.fields(call, doing=f"creating job {request.key}", submit=True)
+        except RejectedError as error:
+            state = await self._data.state(request.file_id.rsplit("/", 1)[-1]) if error.status == 400 else None
+            if state not in (None, READY):
+                raise TransientError(f"{error} Its data set is not ready yet.") from error
+            raise
+        return self._job(job_id, answer)
+
+    async def find_job(self, key: str) -> Job | None:
+        """The job with this key, by its id."""
+        with gone_already():
+            return await self.get(job_id_of(key))
+        return None
+
+    async def get(self, job_id: str) -> Job:
+        call = self._sdk.supervised_fine_tuning_jobs.get(job_id)
+        return self._job(job_id, await self._calls.fields(call, doing=f"reading job {job_id}"))
+
+    async def cancel(self, job_id: str) -> Job:
+        """Ask for cancellation; a job that is already final is returned as it is."""
+        return await cancelled(self._cancel(job_id), lambda: self.get(job_id))
+
+    async def _cancel(self, job_id: str) -> Job:
+        call = self._sdk.supervised_fine_tuning_jobs.cancel(job_id, body={})
+        await self._calls.call(call, doing=f"cancelling job {job_id}")
+        return await self.get(job_id)
+
+    async def delete_file(self, file_id: str) -> bool:
+        dataset = file_id.rsplit("/", 1)[-1]
+        return await self._calls.delete(self._sdk.datasets.delete(dataset), doing=f"deleting data set {dataset}")
+
+    async def delete_model(self, model: str) -> bool:
+        account, model_id = split_model(model)
+        return await self._calls.delete(
+            self._sdk.models.delete(model_id, account_id=account), doing=f"deleting model {model}"
+        )
+
+    def _resource(self, kind: str, name: str) -> str:
+        return f"accounts/{self._sdk.account_id}/{kind}/{name}"
+
+    def _job(self, job_id: str, answer: dict[str, Any]) -> Job:
+        state = str(answer.get("state") or "").removeprefix("JOB_STATE_")
+        status = _FINAL.get(state, JobStatus.QUEUED if state in _QUEUED else JobStatus.RUNNING)
+        found = answer.get("status")
+        said = found.get("message") if isinstance(found, dict) else None
+        progress = answer.get("jobProgress")
+        percent = progress.get("percent") if isinstance(progress, dict) else None
+        model = answer.get("outputModel") or self._resource("models", job_id)
+        reason = self._calls.failures.clean(str(said or NO_REASON))
+        return Job(
+            id=job_id,
+            status=status,
+            model=str(model) if status is JobStatus.SUCCEEDED else None,
+            error=reason if status is JobStatus.FAILED else None,
+            progress=min(percent / 100.0, 1.0) if isinstance(percent, int) else None,
+        )
+
+
+def split_model(model: str) -> tuple[str, str]:
+    """Account and id of ``accounts/ACCOUNT/models/ID``. Raises RejectedError for any other form."""
+    parts = model.split("/")
+    if len(parts) != 4 or parts[0] != "accounts" or parts[2] != "models":
+        raise RejectedError(f"{model!r} is not a model of Fireworks; its names are accounts/ACCOUNT/models/ID.")
+    return parts[1], parts[3]

@@ -1,0 +1,99 @@
+"""Chats for endpoints whose chat template nobody outside knows: ids that name the content, not the model's input.
+
+A chat-only endpoint is sent the messages themselves. Token ids are still needed to tell examples apart, to count,
+and to know how many tokens a completion has; they are those of the contents, with a reserved id between them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from itertools import pairwise
+
+from ..data.dataset import Message
+from ..data.tokenizers import SpellingTokenizer, Tokenizer
+from ..errors import DataError
+
+_TURN, _CONTENT = "\ud8f0", "\ud8f1"
+"""Halves of surrogate pairs: no text that UTF-8 can carry holds them."""
+_UNREADABLE = "\ufffd"
+_IDS = {_TURN: -1, _CONTENT: -2}
+
+
+class HiddenTemplateTokenizer:
+    """Encodes contents with ``inner`` and marks turns with ids that no vocabulary has.
+
+    Nothing ends an assistant turn, so that a completion of one token has one target. The ids must never be sent.
+    """
+
+    def __init__(self, inner: Tokenizer) -> None:
+        self._inner = inner
+        self.name = f"{inner.name} (contents only)"
+
+    @property
+    def fingerprint(self) -> str:
+        return f"contents:{self._inner.fingerprint}"
+
+    @property
+    def begin(self) -> str:
+        return ""
+
+    @property
+    def end(self) -> str:
+        return ""
+
+    def encode(self, text: str) -> list[int]:
+        return self.encode_with_offsets(text)[0]
+
+    def encode_with_offsets(self, text: str) -> tuple[list[int], list[tuple[int, int]]]:
+        """Ids and offsets; raises DataError where the answer begins with a token whose bytes cannot be known, which no
+        list of likely tokens could be compared with."""
+        ids: list[int] = []
+        offsets: list[tuple[int, int]] = []
+        answer: int | None = None
+        role = mark = ""
+        for start, stop in _parts(text):
+            if mark == _TURN:
+                role = text[start:stop]
+            elif mark == _CONTENT and role == "assistant":
+                answer = len(ids)
+            mark = text[start]
+            if mark in _IDS:
+                ids.append(_IDS[mark])
+                offsets.append((start, stop))
+                continue
+            inner_ids, inner_offsets = self._inner.encode_with_offsets(text[start:stop])
+            ids += inner_ids
+            offsets += [(start + a, start + b) for a, b in inner_offsets]
+        if answer is not None and self.bytes_of(ids[answer]) is None:
+            raise DataError(
+                "the first token of the answer is a part of a character (of an emoji?), and this tokenizer does not "
+                "tell its bytes, so it could not be found in a list of likely tokens. Set backend.tokenizer to the "
+                "OpenAI model's own encoding (o200k_base, ...), use an endpoint with echo, or leave the example out."
+            )
+        return ids, offsets
+
+    def pieces(self, ids: Sequence[int]) -> list[str]:
+        return ["" if i < 0 else self._inner.pieces([i])[0] for i in ids]
+
+    def bytes_of(self, token: int) -> bytes | None:
+        """The bytes of a token; None where it is a part of a character and the inner tokenizer does not tell them."""
+        if token < 0:
+            return b""
+        if isinstance(self._inner, SpellingTokenizer):
+            return self._inner.spell([token])[0]
+        piece = self._inner.pieces([token])[0]
+        return None if _UNREADABLE in piece else piece.encode()
+
+    def render(self, messages: Sequence[Message], *, generation_prompt: bool = False) -> str:
+        """Roles and contents between marks. Raises DataError where a content holds half of a surrogate pair."""
+        for message in messages:
+            if _TURN in message.content or _CONTENT in message.content:
+                raise DataError("a text holds half of a surrogate pair, which UTF-8 cannot carry. Remove it.")
+        text = "".join(f"{_TURN}{m.role}{_CONTENT}{m.content}" for m in messages)
+        return f"{text}{_TURN}assistant{_CONTENT}" if generation_prompt else text
+
+
+def _parts(text: str) -> Iterator[tuple[int, int]]:
+    marks = [i for i, character in enumerate(text) if character in _IDS]
+    edges = sorted({0, len(text), *marks, *(i + 1 for i in marks)})
+    return ((a, b) for a, b in pairwise(edges) if a < b)

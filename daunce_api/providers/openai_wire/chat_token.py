@@ -1,0 +1,256 @@
+"""The log-probability of one generated token, from the most likely ones that a chat endpoint lists.
+
+OpenAI and Azure show nothing else of their chat models: no prompt log-probabilities, no assistant prefill. So a
+completion of one token is measured exactly where it is among the 20 most likely ones, and is censored otherwise: its
+log-probability is at most that of the last one listed. What is listed as -9999 is not known, and never stored.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Literal
+
+from pydantic import Field
+
+from ...config import RunConfig
+from ...data.dataset import LossOn
+from ...data.tokenizers import EncodedExample
+from ...errors import CapabilityError, ContractError
+from ..base import Scorer, ScorerCapabilities, TokenScores
+from ..hidden_template import HiddenTemplateTokenizer
+from ..options import Options, parse_options
+from ..registry import Context
+from ..tokenizers import tokenizer_of
+from .client import WireClient
+from .contract import IMPOSSIBLE, ROUNDING, by_index, check_model
+from .wire_scorer import WireScorer, open_client
+
+BATCH_REQUESTS = 50_000
+"""Requests that OpenAI takes in one batch."""
+NO_LIST = (
+    "Reasoning models and some servers offer none. Use a model that lists them, or an endpoint with echo (vLLM, "
+    "Together, Fireworks, `daunce serve`)."
+)
+
+
+class ChatTokenOptions(Options):
+    """``backend.scorer.options`` of the one-token chat scorer."""
+
+    first_token: bool = Field(False, description="measure only the first token of longer completions")
+    top_logprobs: int = Field(20, ge=1, le=20, description="most likely tokens listed; OpenAI's limit is 20")
+    limit_field: Literal["max_completion_tokens", "max_tokens"] = Field(
+        "max_completion_tokens", description="max_tokens for servers that know only that"
+    )
+    check_model_name: bool = Field(True, description="the answer must name the model that was asked")
+    concurrency: int = Field(8, ge=1, description="requests that the endpoint takes at once")
+    timeout: float = Field(120.0, gt=0, description="seconds that a request may take")
+    batch_api: bool = Field(False, description="send requests through the Batch API: half the price, up to 24 hours")
+    batch_poll_seconds: float = Field(60.0, gt=0)
+    batch_concurrency: int = Field(64, ge=1, description="batches under way at once; each may take 24 hours")
+
+
+def chat_options(config: RunConfig) -> ChatTokenOptions:
+    """The scorer's options, checked."""
+    return parse_options(ChatTokenOptions, config.backend.scorer.options, "backend.scorer.options")
+
+
+def scorer_capabilities(config: RunConfig) -> ScorerCapabilities:
+    """One token of the most likely ones, or the first token by choice; no network."""
+    return chat_capabilities(chat_options(config), provider="one-token chat")
+
+
+def chat_capabilities(options: ChatTokenOptions, *, provider: str, notes: tuple[str, ...] = ()) -> ScorerCapabilities:
+    """What a one-token chat scorer with these options can do."""
+    said = [f"a token outside the {options.top_logprobs} most likely ones is censored: its loss is a lower bound"]
+    if options.first_token:
+        said.append("measures the first completion token only (first_token: true)")
+    if options.batch_api:
+        said.append("Batch API: half the list price, answers within 24 hours")
+    return ScorerCapabilities(
+        provider=provider,
+        scope="first_token" if options.first_token else "one_token",
+        max_prompts_per_request=BATCH_REQUESTS if options.batch_api else 1,
+        max_concurrent_requests=options.batch_concurrency if options.batch_api else options.concurrency,
+        price_factor=0.5 if options.batch_api else 1.0,
+        notes=(*said, *notes),
+    )
+
+
+def open_tokenizer(config: RunConfig) -> HiddenTemplateTokenizer:
+    """Ids of the contents alone: the endpoint renders the chat itself."""
+    return HiddenTemplateTokenizer(tokenizer_of(config))
+
+
+def open_scorer(context: Context) -> Scorer:
+    """A one-token scorer of the config's endpoint, through single requests or through the Batch API."""
+    options = chat_options(context.config)
+    capabilities = scorer_capabilities(context.config)
+    client = open_client(context, timeout=options.timeout, concurrency=capabilities.max_concurrent_requests)
+    return scorer_on(client, context.config, options, capabilities)
+
+
+def scorer_on(
+    client: WireClient, config: RunConfig, options: ChatTokenOptions, capabilities: ScorerCapabilities
+) -> Scorer:
+    """The same on a client that is already open (Azure's has its own)."""
+    tokenizer, loss_on = open_tokenizer(config), config.data.loss_on
+    if not options.batch_api:
+        return ChatTokenScorer(client, capabilities, options, tokenizer=tokenizer, loss_on=loss_on)
+    from .batch_api import BatchScorer
+
+    single = chat_capabilities(options.model_copy(update={"batch_api": False}), provider=capabilities.provider)
+    scorer = ChatTokenScorer(client, single, options, tokenizer=tokenizer, loss_on=loss_on)
+    return BatchScorer(scorer, capabilities, poll_seconds=options.batch_poll_seconds)
+
+
+class ChatTokenScorer(WireScorer):
+    """``Scorer`` over ``POST /chat/completions`` with ``top_logprobs``. Closing it closes the client."""
+
+    def __init__(
+        self,
+        client: WireClient,
+        capabilities: ScorerCapabilities,
+        options: ChatTokenOptions,
+        *,
+        tokenizer: HiddenTemplateTokenizer,
+        loss_on: LossOn = "last",
+    ) -> None:
+        super().__init__(client, capabilities)
+        self._options = options
+        self._tokenizer = tokenizer
+        self._loss_on: LossOn = loss_on
+
+    @property
+    def fingerprint(self) -> str:
+        return f"chat-{self._capabilities.scope} top={self._options.top_logprobs}"
+
+    async def score(self, model: str, batch: Sequence[EncodedExample]) -> list[TokenScores]:
+        """The log-probability (nats) of each example's one target, censored where it is not listed.
+
+        Raises CapabilityError for an example that is no chat, has several trained turns or more than one target.
+        """
+        scores = []
+        for example in batch:
+            body = self.request(model, example)
+            call = self.client.sdk.chat.completions.with_raw_response.create(**body)
+            answer = await self.client.json(call, doing=f"scoring example {example.example.id!r} under {model}")
+            scores.append(self.read(model, example, answer))
+        return scores
+
+    def request(self, model: str, example: EncodedExample) -> dict[str, Any]:
+        """The body of the request: all messages before the trained turn, one token, greedy."""
+        if len(example.targets) != 1:
+            raise CapabilityError(
+                f"example {example.example.id!r} has {len(example.targets)} target tokens; a chat endpoint measures "
+                "one."
+            )
+        turns = example.example.trained_turns(self._loss_on) if example.example.is_chat else ()
+        if len(turns) != 1:
+            raise CapabilityError(
+                f"example {example.example.id!r} is not a chat with one trained assistant turn, and a chat endpoint "
+                "can be asked about nothing else. Use chat records with loss_on: last, or an endpoint with echo."
+            )
+        return {
+            "model": model,
+            "messages": [{"role": m.role, "content": m.content} for m in example.example.messages[: turns[0]]],
+            self._options.limit_field: 1,
+            "logprobs": True,
+            "top_logprobs": self._options.top_logprobs,
+            "temperature": 0,
+        }
+
+    def read(self, model: str, example: EncodedExample, answer: dict[str, Any]) -> TokenScores:
+        """The scores in an answer's body. Raises ContractError where it does not hold what was asked for."""
+        if self._options.check_model_name:
+            check_model(self.client.provider, model, answer.get("model"))
+        (choice,) = by_index(self.client.provider, answer.get("choices"), 1)
+        wanted = self._tokenizer.bytes_of(example.ids[example.targets[0]])
+        if wanted is None:
+            raise CapabilityError(
+                f"the first token of the completion of example {example.example.id!r} is a part of a character whose "
+                "bytes the tokenizer does not tell. Use the model's own encoding, or an endpoint with echo."
+            )
+        return token_scores(self.client.provider, example, choice, wanted)
+
+
+def token_scores(provider: str, example: EncodedExample, choice: dict[str, Any], wanted: bytes) -> TokenScores:
+    """The log-probability of the token with the bytes ``wanted`` in a chat choice's first list, or a bound of it.
+
+    Tokens are compared by their bytes where the answer has them; one that is a part of a character needs them. Raises
+    ContractError where there is no list, a value in it is impossible, the bytes are missing, or the probabilities were
+    taken after a mask or a temperature.
+    """
+    name = f"example {example.example.id!r}"
+    logprobs = choice.get("logprobs")
+    content = logprobs.get("content") if isinstance(logprobs, dict) else None
+    if not isinstance(content, list) or not content or not isinstance(content[0], dict):
+        refused = isinstance(choice.get("message"), dict) and choice["message"].get("refusal")
+        raise ContractError(
+            f"{provider} sent no log-probabilities for {name}"
+            + (" and refused to answer it. Leave the example out." if refused else f". {NO_LIST}")
+        )
+    if len(content) != 1:
+        raise ContractError(
+            f"{provider} generated {len(content)} tokens for {name} where one was asked for; nothing was used. Set "
+            "scorer option limit_field: max_tokens."
+        )
+    listed = content[0].get("top_logprobs")
+    if not isinstance(listed, list) or not listed or not all(isinstance(entry, dict) for entry in listed):
+        raise ContractError(f"{provider} sent no list of likely tokens for {name}. {NO_LIST}")
+    entries = [(_bytes(entry), _value(provider, name, entry)) for entry in listed]
+    known = [(spelled, value) for spelled, value in entries if value > IMPOSSIBLE]
+    if not known:
+        raise ContractError(f"{provider} lists only stand-ins (-9999) for {name}: nothing was measured or used.")
+    if len(entries) > 1 and len(known) == 1 and known[0][1] > -ROUNDING:
+        raise ContractError(
+            f"{provider} gives one token for {name} the whole probability and none to the others: the values were "
+            "taken after a mask or a temperature, and measure nothing. Switch structured output off, or let the "
+            "server report log-probabilities before sampling."
+        )
+    matching = {value for spelled, value in known if spelled == wanted}
+    if not matching and _bytes(content[0]) == wanted:
+        own = _value(provider, name, content[0])
+        matching = {own} if own > IMPOSSIBLE else set()
+    if len(matching) > 1:
+        raise ContractError(
+            f"{provider} lists the token of {name} with {len(matching)} different values; nothing was used."
+        )
+    if matching:
+        return TokenScores((min(matching.pop(), 0.0),), (False,))
+    if _is_part(wanted) and any(_hides_bytes(entry) for entry in (*listed, content[0])):
+        raise ContractError(
+            f"{provider} lists parts of characters without their bytes, and the first token of the completion of "
+            f"{name} is one: whether it is among them cannot be told, and nothing was used. Use an endpoint with echo, "
+            "or leave the example out."
+        )
+    return TokenScores((min(*(value for _, value in known), 0.0),), (True,))
+
+
+def _is_part(spelled: bytes) -> bool:
+    """Whether a token is no text by itself."""
+    try:
+        spelled.decode()
+    except UnicodeDecodeError:
+        return True
+    return False
+
+
+def _hides_bytes(entry: dict[str, Any]) -> bool:
+    """Whether a listed token is a part of a character that is not shown as it is."""
+    return "\ufffd".encode() in _bytes(entry) or (entry.get("bytes") is None and "\\x" in str(entry.get("token")))
+
+
+def _bytes(entry: dict[str, Any]) -> bytes:
+    raw = entry.get("bytes")
+    if isinstance(raw, list) and all(type(b) is int and 0 <= b < 256 for b in raw):
+        return bytes(raw)
+    return str(entry.get("token", "")).encode(errors="surrogatepass")
+
+
+def _value(provider: str, name: str, entry: dict[str, Any]) -> float:
+    value = entry.get("logprob")
+    if isinstance(value, int | float) and not isinstance(value, bool) and value <= ROUNDING:  # NaN is not
+        return float(value)
+    raise ContractError(
+        f"{provider} sent {str(value)[:40]!r} as the log-probability of a token for {name}; nothing was used."
+    )

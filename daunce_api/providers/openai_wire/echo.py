@@ -1,0 +1,251 @@
+"""Exact log-probabilities of any completion through ``echo`` of a completions endpoint.
+
+Token ids are sent, so the server has nothing to tokenize; every answer passes ``contract`` before it is used.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import json
+from collections.abc import Callable, Mapping, Sequence
+from types import TracebackType
+from typing import Any, Literal, Self
+
+from pydantic import Field
+
+from ...config import RunConfig
+from ...data.tokenizers import EncodedExample
+from ...errors import ContractError, ProviderError, RejectedError
+from ..abilities import ProbeReport
+from ..base import ScorerCapabilities, TokenScores
+from ..options import Options, parse_options
+from ..registry import Context
+from .client import WireClient
+from .contract import by_index, check_ids, check_model, check_top, scores_of
+from .dialects import Dialect, dialect_of_models, presets
+from .wire_scorer import open_client
+
+IGNORED_ECHO = (
+    "Use an endpoint that echoes prompts with their log-probabilities: vLLM, Together, Fireworks or `daunce serve`."
+)
+_TOKEN_ID = "token_id:"
+_ID_OPTIONS = ("return_token_ids", "return_tokens_as_token_ids")
+
+
+class EchoOptions(Options):
+    """``backend.scorer.options`` of the echo scorer."""
+
+    prompts_per_request: int = Field(32, ge=1, le=2048)
+    tokens_per_request: int = Field(16_384, ge=1)
+    max_context_tokens: int | None = Field(None, ge=1, description="longest prompt of the model; default: unknown")
+    concurrency: int = Field(8, ge=1, description="requests that the endpoint takes at once")
+    max_tokens: Literal[0, 1] = Field(0, description="1 for servers that refuse 0; the generated token is dropped")
+    logprobs: int = Field(1, ge=0, le=20, description="most likely tokens listed; some servers read 0 as off")
+    return_token_ids: bool = Field(False, description="ask for the ids that the server read, and compare them")
+    return_tokens_as_token_ids: bool = Field(False, description="the same, by vLLM's older option")
+    check_model_name: bool = Field(True, description="the answer must name the model that was asked")
+    extra_body: dict[str, Any] = Field(default_factory=dict, description="fields of the server's own, sent besides")
+    dialect: Dialect = Field("auto", description="presets for a kind of server: auto goes by its address")
+    timeout: float = Field(120.0, gt=0, description="seconds that a request may take")
+
+
+def echo_options(config: RunConfig) -> EchoOptions:
+    """The scorer's options; those not given follow from the server's dialect, or from the embedded server."""
+    given = dict(config.backend.scorer.options)
+    address = config.backend.scorer.base_url or config.backend.base_url
+    given = {**presets(given.get("dialect", "auto"), address), **given}
+    if config.backend.kind == "embedded":
+        from ..embedded import context_tokens
+
+        # With the ids compared, lists of likely tokens would only make answers and recordings longer.
+        embedded = {"return_token_ids": True, "logprobs": 0, "max_context_tokens": context_tokens(config)}
+        given = {**embedded, **given}
+    return parse_options(EchoOptions, given, "backend.scorer.options")
+
+
+def scorer_capabilities(config: RunConfig) -> ScorerCapabilities:
+    """Any completion, exactly; no network."""
+    return echo_capabilities(echo_options(config), provider="completions with echo")
+
+
+def echo_capabilities(options: EchoOptions, *, provider: str, notes: tuple[str, ...] = ()) -> ScorerCapabilities:
+    """What an echo scorer with these options can do."""
+    return ScorerCapabilities(
+        provider=provider,
+        scope="any",
+        max_context_tokens=options.max_context_tokens,
+        max_prompts_per_request=options.prompts_per_request,
+        max_tokens_per_request=options.tokens_per_request,
+        max_concurrent_requests=options.concurrency,
+        notes=notes,
+    )
+
+
+def open_scorer(context: Context) -> EchoScorer:
+    """An echo scorer of the config's endpoint."""
+    options = echo_options(context.config)
+    client = open_client(context, timeout=options.timeout, concurrency=options.concurrency)
+    return EchoScorer(client, scorer_capabilities(context.config), options, detect=_is_open(options))
+
+
+def _is_open(options: EchoOptions) -> bool:
+    """Whether the server is asked which kind it is: the config says neither that nor whether ids are compared."""
+    return options.dialect == "auto" and options.model_fields_set.isdisjoint(_ID_OPTIONS)
+
+
+class EchoScorer:
+    """``Scorer`` over ``POST /completions`` with ``echo``. Closing it closes the client.
+
+    With ``detect`` it looks once at what the server says of its models, and compares token ids where that is vLLM.
+    """
+
+    def __init__(
+        self, client: WireClient, capabilities: ScorerCapabilities, options: EchoOptions, *, detect: bool = False
+    ) -> None:
+        self._client = client
+        self._capabilities = capabilities
+        self._options = options
+        self._asks_for_ids = [name for name in _ID_OPTIONS if getattr(options, name)]
+        self._extra: dict[str, Any] = {**options.extra_body, **dict.fromkeys(self._asks_for_ids, True)}
+        self._known = not detect
+        self._looking = asyncio.Lock()
+
+    @property
+    def capabilities(self) -> ScorerCapabilities:
+        return self._capabilities
+
+    @property
+    def client(self) -> WireClient:
+        """The connection, for the probe."""
+        return self._client
+
+    def watch(self, observer: Callable[[Mapping[str, str]], None]) -> None:
+        """Have ``observer`` called with the headers of every answer."""
+        self._client.observer = observer
+
+    @property
+    def options(self) -> EchoOptions:
+        return self._options
+
+    @property
+    def fingerprint(self) -> str:
+        extra = self._options.extra_body
+        name = f"completions-echo max_tokens={self._options.max_tokens}"
+        if not extra:
+            return name
+        digest = hashlib.sha256(json.dumps(extra, sort_keys=True).encode()).hexdigest()
+        return f"{name} extra_body={digest[:16]}"
+
+    async def score(self, model: str, batch: Sequence[EncodedExample]) -> list[TokenScores]:
+        """Log-probabilities (nats) of each example's targets, in one request.
+
+        Raises RejectedError for an example over the context length, which a server would truncate in silence, and
+        ContractError for an answer that does not hold what was asked for.
+        """
+        self._refuse_long(batch)
+        choices = await self.complete(model, [example.ids for example in batch])
+        return [self._scores(example, choice) for example, choice in zip(batch, choices, strict=True)]
+
+    async def complete(
+        self, model: str, prompts: Sequence[Sequence[int]], *, max_tokens: int | None = None, echo: bool = True
+    ) -> list[dict[str, Any]]:
+        """Choices of a completions request, one a prompt and in its order; temperature 0."""
+        await self._look()
+        # The SDK's typed method walks through every token id of the prompts before it sends them as they are.
+        body = {
+            "model": model,
+            "prompt": [list(ids) for ids in prompts],
+            "echo": echo,
+            "logprobs": self._options.logprobs,
+            "max_tokens": self._options.max_tokens if max_tokens is None else max_tokens,
+            "temperature": 0,
+            **self._extra,
+        }
+        answer = await self._client.post("/completions", body, doing=f"scoring {len(prompts)} prompts under {model}")
+        if self._options.check_model_name:
+            check_model(self._client.provider, model, answer.get("model"))
+        return by_index(self._client.provider, answer.get("choices"), len(prompts))
+
+    async def _look(self) -> None:
+        """Ask once which kind of server this is; one that does not say is taken as it is."""
+        async with self._looking:
+            if self._known:
+                return
+            try:
+                listed = (await self._client.get("models", doing="listing models")).get("data")
+            except ProviderError:
+                listed = None
+            if dialect_of_models(listed) == "vllm":
+                # Not among those that must come: versions before 0.10.2 return none, and were scored without.
+                self._extra = {"return_token_ids": True, **self._extra}
+            self._known = True
+
+    def read_ids(self, choice: dict[str, Any], sent: int) -> list[object] | None:
+        """The prompt's ids as the server read them, in any of three forms; None where it does not tell.
+
+        Raises ContractError where they were asked for and are missing.
+        """
+        returned = choice.get("prompt_token_ids")
+        if isinstance(returned, list):
+            return returned
+        logprobs = choice.get("logprobs")
+        listed = logprobs.get("token_ids") if isinstance(logprobs, dict) else None
+        if isinstance(listed, list):
+            return listed[:sent]
+        tokens = logprobs.get("tokens") if isinstance(logprobs, dict) else None
+        if (
+            isinstance(tokens, list)
+            and tokens
+            and all(isinstance(t, str) and t.startswith(_TOKEN_ID) and t[len(_TOKEN_ID) :].isdigit() for t in tokens)
+        ):
+            return [int(t[len(_TOKEN_ID) :]) for t in tokens[:sent]]
+        if self._asks_for_ids:
+            raise ContractError(
+                f"{self._client.provider} does not return the token ids that it read, though "
+                f"{', '.join(self._asks_for_ids)} asks for them. Nothing was used. Leave the option out if the server "
+                "does not know it."
+            )
+        return None
+
+    async def probe(self, model: str, example: EncodedExample) -> ProbeReport:
+        """Compare echoed log-probabilities with those of greedy generation; see ``probe``."""
+        from .probe import probe_echo
+
+        return await probe_echo(self, model, example)
+
+    def _scores(self, example: EncodedExample, choice: dict[str, Any]) -> TokenScores:
+        provider, options = self._client.provider, self._options
+        logprobs = choice.get("logprobs")
+        if not isinstance(logprobs, dict):
+            logprobs = {}
+        scores = scores_of(
+            provider,
+            example,
+            logprobs.get("token_logprobs"),
+            generated=options.max_tokens,
+            hint=IGNORED_ECHO,
+        )
+        returned = self.read_ids(choice, len(example.ids))
+        if returned is not None:
+            check_ids(provider, example, returned)
+        if options.logprobs:
+            check_top(provider, example, scores, logprobs.get("top_logprobs"))
+        return scores
+
+    def _refuse_long(self, batch: Sequence[EncodedExample]) -> None:
+        limit = self._options.max_context_tokens
+        for example in batch:
+            if limit is not None and len(example.ids) + self._options.max_tokens > limit:
+                raise RejectedError(
+                    f"example {example.example.id!r} has {len(example.ids):,} tokens and the model takes {limit:,}; "
+                    "it was not sent, since a truncated prompt shifts every position. Shorten it or leave it out."
+                )
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self._client.close()

@@ -1,0 +1,174 @@
+"""Does an endpoint report the log-probabilities of the tokens it says it does?
+
+Lengths and ids can all be right while every value belongs to the token beside it. A generation tells: its tokens have
+log-probabilities that the endpoint gives when it makes them, and scoring them must give the same values.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+from ...data.tokenizers import EncodedExample
+from ...errors import ContractError, RejectedError
+from ..abilities import ProbeReport
+from ..base import Scorer, TokenScores
+
+if TYPE_CHECKING:
+    from .echo import EchoScorer
+
+GENERATED = 8
+"""Tokens that the endpoint is asked to generate."""
+TOLERANCE = 0.2
+"""Generation and echo run through different kernels, so bfloat16 servers differ by some hundredths (nats)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Generated:
+    """Tokens that an endpoint made, with the log-probability (nats) that it gave for each."""
+
+    ids: tuple[int, ...]
+    values: tuple[object, ...]
+
+
+def generated(ids: object, values: object) -> Generated | None:
+    """What an endpoint made; None where it does not tell every token's id and value."""
+    known = isinstance(ids, list) and ids and all(type(i) is int for i in ids)
+    if not known or not isinstance(values, list) or not isinstance(ids, list) or len(values) != len(ids):
+        return None
+    return Generated(tuple(ids), tuple(values))
+
+
+async def probe_generated(
+    scorer: Scorer,
+    model: str,
+    example: EncodedExample,
+    *,
+    provider: str,
+    generate: Callable[[tuple[int, ...]], Awaitable[Generated | None]],
+    limit: int | None,
+    score: Callable[[str, Sequence[EncodedExample]], Awaitable[list[TokenScores]]] | None = None,
+) -> ProbeReport:
+    """Test one model of a scorer of token ids: ``generate`` continues a prompt by up to ``GENERATED`` tokens, which
+    are then scored (by ``score`` where the scorer's own does not take ids) and must have the same log-probabilities.
+
+    ``limit`` is the longest prompt, None where it is not known. Raises ContractError where they differ by more than
+    ``TOLERANCE`` nats, and RejectedError where the endpoint does not know the model.
+    """
+    prompt = example.ids[: example.targets[0]]
+    if limit is not None:
+        prompt = prompt[: max(1, limit - GENERATED - 1)]
+    try:
+        made = await generate(prompt)
+    except RejectedError as error:
+        return await does_not_generate(scorer, model, example, error)
+    if made is None:
+        return ProbeReport(False, "the endpoint does not tell ids and log-probabilities of what it generates")
+    positions = tuple(range(len(prompt), len(prompt) + len(made.ids)))
+    whole = replace(example, ids=(*prompt, *made.ids), targets=positions, boundary_moved=False)
+    (scores,) = await (score or scorer.score)(model, [whole])
+    return compare(provider, list(zip(positions, made.values, scores.logprobs, strict=True)))
+
+
+async def does_not_generate(scorer: Scorer, model: str, example: EncodedExample, error: RejectedError) -> ProbeReport:
+    """The report on an endpoint that refused to generate. Raises RejectedError where it is the model that it refuses:
+    then another one has to be tested."""
+    await scorer.score(model, [example])
+    return not_generating(error)
+
+
+def not_generating(error: RejectedError) -> ProbeReport:
+    """The report on an endpoint that scores a model and refused to generate with it."""
+    return ProbeReport(False, f"the endpoint does not generate, so its alignment could not be tested: {error}")
+
+
+async def probe_echo(scorer: EchoScorer, model: str, example: EncodedExample) -> ProbeReport:
+    """Test one model on the prompt of one example, with two to four small requests.
+
+    Where the server returns token ids, it generates a continuation greedily and then scores it: both must agree.
+    Where it does not, the most likely token at some positions of the example must be what greedy generation gives
+    there. Raises ContractError where they differ by more than ``TOLERANCE`` nats, and RejectedError where the
+    endpoint does not know the model.
+    """
+    prompt = list(example.ids[: example.targets[0]])
+    limit = scorer.options.max_context_tokens
+    if limit is not None:
+        prompt = prompt[: max(1, limit - GENERATED - 1)]
+    try:
+        choice = (await scorer.complete(model, [prompt], max_tokens=GENERATED, echo=False))[0]
+    except RejectedError as error:
+        return await does_not_generate(scorer, model, example, error)
+    made = generated(choice.get("token_ids"), values_of(choice))
+    if made is not None:
+        return await _by_generated_text(scorer, model, prompt, made)
+    return await _by_most_likely(scorer, model, example)
+
+
+async def _by_generated_text(scorer: EchoScorer, model: str, prompt: list[int], made: Generated) -> ProbeReport:
+    # The bare values, since the contract's own checks would only say that something is wrong.
+    choice = (await scorer.complete(model, [[*prompt, *made.ids]]))[0]
+    echoed = values_of(choice)
+    if len(echoed) < len(prompt) + len(made.ids):
+        raise ContractError(
+            f"{scorer.client.provider} echoes {len(echoed)} log-probabilities for {len(prompt) + len(made.ids)} "
+            "tokens. Use an endpoint that echoes prompts with their log-probabilities, or scorer option max_tokens: 1."
+        )
+    pairs = [(len(prompt) + i, value, echoed[len(prompt) + i]) for i, value in enumerate(made.values)]
+    return compare(scorer.client.provider, pairs)
+
+
+async def _by_most_likely(scorer: EchoScorer, model: str, example: EncodedExample) -> ProbeReport:
+    if not scorer.options.logprobs:
+        return ProbeReport(False, "the endpoint returns neither token ids nor lists of likely tokens (logprobs: 0)")
+    n = len(example.ids)
+    positions = sorted({max(1, n // 2), n - 1})
+    choices = [
+        (await scorer.complete(model, [example.ids[:position]], max_tokens=1, echo=False))[0] for position in positions
+    ]
+    whole = (await scorer.complete(model, [example.ids]))[0]
+    listed = (whole.get("logprobs") or {}).get("top_logprobs") if isinstance(whole.get("logprobs"), dict) else None
+    if not isinstance(listed, list) or len(listed) < n:
+        return ProbeReport(False, "the endpoint does not list likely tokens of the prompt")
+    pairs = []
+    for position, choice in zip(positions, choices, strict=True):
+        entry = listed[position]
+        top = [v for v in entry.values() if _number(v)] if isinstance(entry, dict) else []
+        value = (values_of(choice) or [None])[0]
+        if top and value is not None:
+            pairs.append((position, value, max(top)))
+    if not pairs:
+        return ProbeReport(False, "the endpoint generated nothing that could be compared")
+    return compare(scorer.client.provider, pairs)
+
+
+def compare(provider: str, pairs: Sequence[tuple[int, object, object]]) -> ProbeReport:
+    """The report on (position, log-probability when generated, log-probability when scored).
+
+    Raises ContractError where two differ by more than ``TOLERANCE`` nats.
+    """
+    largest = 0.0
+    for position, made, echoed in pairs:
+        difference = abs(made - echoed) if _number(made) and _number(echoed) else math.inf  # type: ignore[operator]
+        largest = max(largest, difference)
+        if difference > TOLERANCE:
+            raise ContractError(
+                f"{provider} generates token {position} with log-probability {made} and echoes {echoed} for it: "
+                "its echoed values belong to other positions (some servers are off by one), or to another model. "
+                "Nothing was scored. Use another server, or update this one."
+            )
+    return ProbeReport(
+        True, f"echo agrees with greedy generation at {len(pairs)} token{'s' * (len(pairs) > 1)}", largest
+    )
+
+
+def values_of(choice: dict[str, Any]) -> list[object]:
+    """The log-probabilities of a completions choice; none where it has none."""
+    logprobs = choice.get("logprobs")
+    values = logprobs.get("token_logprobs") if isinstance(logprobs, dict) else None
+    return values if isinstance(values, list) else []
+
+
+def _number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)

@@ -1,0 +1,209 @@
+"""Exact log-probabilities of any completion through vLLM's ``prompt_logprobs``, on completions and on chat.
+
+Each position is a table from token id to log-probability, so every value is looked up by the id that was sent: a
+server that read other tokens, or one token more, cannot go unnoticed. On chat the server renders the messages; its
+tokens must be those of the client's own rendering.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Literal
+
+from pydantic import Field
+
+from ...config import RunConfig
+from ...data.tokenizers import EncodedExample
+from ...errors import CapabilityError, ContractError, RejectedError
+from ..abilities import ProbeReport
+from ..base import ScorerCapabilities, TokenScores
+from ..options import Options, parse_options
+from ..registry import Context
+from .client import WireClient
+from .contract import TOP_TOLERANCE, by_index, check_ids, check_model, scores_of
+from .probe import GENERATED, Generated, generated, probe_generated, values_of
+from .wire_scorer import WireScorer, open_client
+
+IGNORED = (
+    "The server ignores prompt_logprobs, which vLLM has. Use scorer kind echo on Together, Fireworks or daunce serve."
+)
+
+
+class PromptLogprobsOptions(Options):
+    """``backend.scorer.options`` of the vLLM scorer."""
+
+    route: Literal["completions", "chat"] = Field("completions", description="chat lets the server render the chat")
+    prompts_per_request: int = Field(32, ge=1, le=2048, description="completions only; chat takes one")
+    tokens_per_request: int = Field(16_384, ge=1)
+    max_context_tokens: int | None = Field(None, ge=1, description="the server's --max-model-len")
+    concurrency: int = Field(8, ge=1, description="requests that the endpoint takes at once")
+    timeout: float = Field(120.0, gt=0, description="seconds that a request may take")
+
+
+def prompt_options(config: RunConfig) -> PromptLogprobsOptions:
+    """The scorer's options, checked."""
+    return parse_options(PromptLogprobsOptions, config.backend.scorer.options, "backend.scorer.options")
+
+
+def scorer_capabilities(config: RunConfig) -> ScorerCapabilities:
+    """Any completion, exactly; no network."""
+    return prompt_capabilities(prompt_options(config))
+
+
+def prompt_capabilities(options: PromptLogprobsOptions) -> ScorerCapabilities:
+    """What a scorer with these options can do."""
+    return ScorerCapabilities(
+        provider=f"vLLM prompt_logprobs ({options.route})",
+        scope="any",
+        max_context_tokens=options.max_context_tokens,
+        max_prompts_per_request=options.prompts_per_request if options.route == "completions" else 1,
+        max_tokens_per_request=options.tokens_per_request,
+        max_concurrent_requests=options.concurrency,
+    )
+
+
+def open_scorer(context: Context) -> PromptLogprobsScorer:
+    """A vLLM scorer of the config's endpoint."""
+    options = prompt_options(context.config)
+    client = open_client(context, timeout=options.timeout, concurrency=options.concurrency)
+    return PromptLogprobsScorer(client, scorer_capabilities(context.config), options)
+
+
+class PromptLogprobsScorer(WireScorer):
+    """``Scorer`` over vLLM's ``prompt_logprobs``. Closing it closes the client."""
+
+    def __init__(self, client: WireClient, capabilities: ScorerCapabilities, options: PromptLogprobsOptions) -> None:
+        super().__init__(client, capabilities)
+        self._options = options
+
+    @property
+    def fingerprint(self) -> str:
+        return f"prompt-logprobs {self._options.route}"
+
+    async def score(self, model: str, batch: Sequence[EncodedExample]) -> list[TokenScores]:
+        """Log-probabilities (nats) of each example's targets.
+
+        Raises RejectedError for an example over the context length, CapabilityError where the chat route is asked
+        for an example that is no chat, ContractError for an answer that does not hold what was asked for.
+        """
+        for example in batch:
+            refuse_long(example, 1, self._options.max_context_tokens)
+        if self._options.route == "chat":
+            return [await self._score_chat(model, example) for example in batch]
+        return await self._score_ids(model, batch)
+
+    async def probe(self, model: str, example: EncodedExample) -> ProbeReport:
+        """Compare prompt log-probabilities with those of greedy generation, on the completions route: the chat route
+        reads the same ones. Raises as :func:`.probe.probe_generated`."""
+        limit, provider = self._options.max_context_tokens, self.client.provider
+        return await probe_generated(
+            self,
+            model,
+            example,
+            provider=provider,
+            generate=lambda prompt: self._generate(model, prompt),
+            limit=limit,
+            score=self._score_ids,
+        )
+
+    async def _generate(self, model: str, prompt: tuple[int, ...]) -> Generated | None:
+        call = self.client.sdk.completions.with_raw_response.create(
+            model=model,
+            prompt=[list(prompt)],
+            max_tokens=GENERATED,
+            temperature=0,
+            logprobs=1,
+            extra_body={"return_token_ids": True},
+        )
+        answer = await self.client.json(call, doing=f"testing {model}")
+        check_model(self.client.provider, model, answer.get("model"))
+        (choice,) = by_index(self.client.provider, answer.get("choices"), 1)
+        return generated(choice.get("token_ids"), values_of(choice))
+
+    async def _score_ids(self, model: str, batch: Sequence[EncodedExample]) -> list[TokenScores]:
+        call = self.client.sdk.completions.with_raw_response.create(
+            model=model,
+            prompt=[list(example.ids) for example in batch],
+            max_tokens=1,
+            temperature=0,
+            extra_body={"prompt_logprobs": 1},
+        )
+        answer = await self.client.json(call, doing=f"scoring {len(batch)} prompts under {model}")
+        check_model(self.client.provider, model, answer.get("model"))
+        choices = by_index(self.client.provider, answer.get("choices"), len(batch))
+        return [
+            table_scores(self.client.provider, example, choice.get("prompt_logprobs"), choice.get("prompt_token_ids"))
+            for example, choice in zip(batch, choices, strict=True)
+        ]
+
+    async def _score_chat(self, model: str, example: EncodedExample) -> TokenScores:
+        if not example.example.is_chat:
+            raise CapabilityError(
+                f"example {example.example.id!r} is a prompt/completion record; set backend.scorer.options.route: "
+                "completions for it."
+            )
+        call = self.client.sdk.chat.completions.with_raw_response.create(
+            model=model,
+            messages=[{"role": m.role, "content": m.content} for m in example.example.messages],  # type: ignore[misc]
+            max_tokens=1,
+            temperature=0,
+            extra_body={"prompt_logprobs": 1, "add_generation_prompt": False},
+        )
+        answer = await self.client.json(call, doing=f"scoring example {example.example.id!r} under {model}")
+        check_model(self.client.provider, model, answer.get("model"))
+        return table_scores(
+            self.client.provider, example, answer.get("prompt_logprobs"), answer.get("prompt_token_ids")
+        )
+
+
+def refuse_long(example: EncodedExample, generated: int, limit: int | None) -> None:
+    """Raises RejectedError for an example that does not fit the context with the tokens to be generated."""
+    if limit is not None and len(example.ids) + generated > limit:
+        raise RejectedError(
+            f"example {example.example.id!r} has {len(example.ids):,} tokens and the model takes {limit:,}; it was not "
+            "sent, since a truncated prompt shifts every position. Shorten it or leave it out."
+        )
+
+
+def table_scores(provider: str, example: EncodedExample, tables: object, read: object = None) -> TokenScores:
+    """The targets' log-probabilities in vLLM's list of ``{id: {logprob, rank, decoded_token}}``, by id.
+
+    ``read`` are the ids that the server says it read, where it does. The first entry is null: nothing comes before
+    the first token. Raises ContractError where length, ids or values break the contract, or where a token is more
+    likely than the one that is ranked first: then values and positions are shifted against each other.
+    """
+    if isinstance(read, list):
+        check_ids(provider, example, read)
+    if not isinstance(tables, list) or not tables:
+        return scores_of(provider, example, None, hint=IGNORED)
+    values: list[object] = []
+    for position, (token, table) in enumerate(zip(example.ids, tables, strict=False)):
+        if table is None and position == 0:
+            values.append(None)
+            continue
+        entry = table.get(str(token)) if isinstance(table, dict) else None
+        if not isinstance(entry, dict):
+            raise ContractError(
+                f"{provider} read another token than was sent at position {position} of example "
+                f"{example.example.id!r}: its template or tokenizer differs, or it truncates. Nothing was used. Point "
+                "backend.tokenizer to the served model's own folder."
+            )
+        _check_rank(provider, example, position, entry, table)
+        values.append(entry.get("logprob"))
+    values += [None] * (len(tables) - len(values))
+    return scores_of(provider, example, values, hint=IGNORED)
+
+
+def _check_rank(
+    provider: str, example: EncodedExample, position: int, entry: dict[str, Any], table: dict[str, Any]
+) -> None:
+    """The token's value may not exceed that of rank 1. Costs nothing: every table lists that one too."""
+    value = entry.get("logprob")
+    first = [e.get("logprob") for e in table.values() if isinstance(e, dict) and e.get("rank") == 1]
+    for top in first:
+        if isinstance(value, float) and isinstance(top, int | float) and value > top + TOP_TOLERANCE:
+            raise ContractError(
+                f"{provider} ranks a token of log-probability {top:.4f} first at position {position} of example "
+                f"{example.example.id!r}, and gives {value:.4f} to the token itself: values and positions are shifted "
+                "against each other. Nothing of the answer was used."
+            )

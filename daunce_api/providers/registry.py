@@ -1,0 +1,219 @@
+"""How a backend is opened from a config.
+
+The module of a kind (``kinds``) is imported when it is asked for. It defines, for the roles that it has,
+
+    trainer_capabilities(config: RunConfig) -> TrainerCapabilities     no network, no key
+    scorer_capabilities(config: RunConfig) -> ScorerCapabilities       no network, no key
+    open_trainer(context: Context) -> Trainer
+    open_scorer(context: Context) -> Scorer
+    open_tokenizer(config: RunConfig) -> Tokenizer                     optional, the scorer's before the trainer's;
+                                                                       default: ``backends.tokenizers``
+    start_server(config: RunConfig) -> tuple[Endpoint, Callable[[], None]]   optional: a server of the run's own
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable
+from contextlib import AsyncExitStack
+from dataclasses import dataclass, field
+from types import ModuleType, TracebackType
+from typing import Any, Self
+
+import httpx2
+
+from ..config import RunConfig
+from ..data.tokenizers import Tokenizer
+from ..errors import ConfigurationError, MissingExtraError
+from .base import Scorer, ScorerCapabilities, Trainer, TrainerCapabilities
+from .kinds import BACKENDS, SCORERS, BackendKind, known
+from .openai_wire.client import ANONYMOUS, Endpoint, api_key_from, checked_base_url
+
+KeyOf = Callable[[str], str]
+
+REPLAYED = "replayed-key"
+"""Stands for every key in a replay."""
+
+
+@dataclass(frozen=True)
+class Context:
+    """What a kind needs to open its role. ``shared`` lets a trainer and a scorer of one kind share an object."""
+
+    config: RunConfig
+    endpoint: Endpoint | None
+    http_client: httpx2.AsyncClient | None = None
+    shared: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def wire_endpoint(self) -> Endpoint:
+        """The endpoint of a kind that has one. Raises ConfigurationError where none is known."""
+        if self.endpoint is None:
+            raise ConfigurationError("this kind of backend needs an address: set backend.base_url.")
+        return self.endpoint
+
+
+class Backend:
+    """An opened pair of trainer and scorer, with the tokenizer that goes with the model.
+
+    An asynchronous context manager; leaving it closes both roles and stops a server that was started for the run.
+    """
+
+    def __init__(
+        self, trainer: Trainer, scorer: Scorer, tokenizer: Callable[[], Tokenizer], stop: Callable[[], None] | None
+    ) -> None:
+        self.trainer = trainer
+        self.scorer = scorer
+        self.tokenizer = tokenizer
+        self._stop = stop
+        self._stack = AsyncExitStack()
+
+    async def __aenter__(self) -> Self:
+        try:
+            await self._stack.enter_async_context(self.trainer)
+            await self._stack.enter_async_context(self.scorer)
+        except BaseException:
+            await self.close()
+            raise
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.close()
+
+    async def close(self) -> None:
+        """Close connections and stop the run's own server. Does nothing the second time."""
+        stop, self._stop = self._stop, None
+        try:
+            await self._stack.aclose()
+        finally:
+            if stop is not None:
+                stop()
+
+
+def open_backend(
+    config: RunConfig, *, http_client: httpx2.AsyncClient | None = None, replaying: bool = False
+) -> Backend:
+    """Trainer, scorer and tokenizer of a config. Sends nothing yet, but starts the server of kind ``embedded``.
+
+    ``http_client`` replaces the connections of OpenAI-wire kinds (tests). ``replaying`` says that a recording answers
+    every request: no key is needed and no server is started. Raises ConfigurationError for an unknown
+    kind, a missing API key or address, and MissingExtraError.
+    """
+    kind, module = _backend(config)
+    scorer_module = _scorer_module(config, kind)
+    stop: Callable[[], None] | None = None
+    key_of = (lambda _: REPLAYED) if replaying else api_key_from
+    if not hasattr(module, "start_server"):
+        endpoint = _trainer_endpoint(config, kind, key_of)
+    elif replaying:
+        endpoint = Endpoint("http://127.0.0.1/v1", REPLAYED, kind.provider)
+    else:
+        endpoint, stop = module.start_server(config)
+    try:
+        shared: dict[str, Any] = {}
+        trainer = module.open_trainer(Context(config, endpoint, http_client, shared))
+        scorer_endpoint = _scorer_endpoint(config, kind, endpoint, key_of)
+        scorer = scorer_module.open_scorer(Context(config, scorer_endpoint, http_client, shared))
+    except BaseException:
+        if stop is not None:
+            stop()
+        raise
+    return Backend(trainer, scorer, lambda: open_tokenizer(config), stop)
+
+
+def capabilities_of(config: RunConfig) -> tuple[TrainerCapabilities, ScorerCapabilities]:
+    """What the config's trainer and scorer can do, without network and without a key."""
+    kind, module = _backend(config)
+    scorer_module = _scorer_module(config, kind)
+    return module.trainer_capabilities(config), scorer_module.scorer_capabilities(config)
+
+
+def open_tokenizer(config: RunConfig) -> Tokenizer:
+    """The tokenizer of the config's model. Raises ConfigurationError where it is not known."""
+    kind, module = _backend(config)
+    for part in (_scorer_module(config, kind), module):
+        if hasattr(part, "open_tokenizer"):
+            tokenizer: Tokenizer = part.open_tokenizer(config)
+            return tokenizer
+    from .tokenizers import tokenizer_of
+
+    return tokenizer_of(config)
+
+
+def scorer_kind(config: RunConfig) -> str:
+    """Name of the scorer that the config uses."""
+    return config.backend.scorer.kind or known(BACKENDS, config.backend.kind, "backend.kind").scorer
+
+
+def scoring_address(config: RunConfig) -> str | None:
+    """Kind and address that log-probabilities come from, without a key; None where that is this machine, or where the
+    models are trained on it."""
+    trainer = known(BACKENDS, config.backend.kind, "backend.kind")
+    if config.backend.kind == "embedded" or not trainer.remote:
+        return None
+    name = scorer_kind(config)
+    scorer = known(SCORERS, name, "backend.scorer.kind")
+    own = scorer.base_url if config.backend.scorer.kind not in (None, trainer.scorer) else None
+    address = config.backend.scorer.base_url or own or config.backend.base_url or trainer.base_url
+    if address is None or Endpoint(address).loopback:
+        return None
+    return f"{name} {address.rstrip('/')}"
+
+
+def _backend(config: RunConfig) -> tuple[BackendKind, ModuleType]:
+    kind = known(BACKENDS, config.backend.kind, "backend.kind")
+    return kind, _load(kind.module, kind.extra, config.backend.kind)
+
+
+def _scorer_module(config: RunConfig, kind: BackendKind) -> ModuleType:
+    name = config.backend.scorer.kind or kind.scorer
+    scorer = known(SCORERS, name, "backend.scorer.kind")
+    return _load(scorer.module, scorer.extra, name)
+
+
+def _load(module: str, extra: str | None, name: str) -> ModuleType:
+    try:
+        return importlib.import_module(module)
+    except ImportError as error:
+        ours = (error.name or "").startswith("daunce_api") or isinstance(error, MissingExtraError)
+        if extra is None or ours:
+            raise
+        raise MissingExtraError(f"backend {name!r} ({error.name})", extra) from error
+
+
+def _trainer_endpoint(config: RunConfig, kind: BackendKind, key_of: KeyOf) -> Endpoint | None:
+    if not kind.remote:
+        return None
+    base_url = config.backend.base_url or kind.base_url
+    if base_url is None and kind.needs_url:
+        raise ConfigurationError(
+            f"backend.kind {config.backend.kind!r} needs backend.base_url, such as http://127.0.0.1:8000/v1."
+        )
+    # A provider's own variable is only the default for the provider's own address: a key must not go elsewhere.
+    own = config.backend.base_url is None or config.backend.base_url.rstrip("/") == kind.base_url
+    return _endpoint(
+        checked_base_url(base_url) if base_url else "",
+        config.backend.api_key_env or (kind.key_variable if own else None),
+        kind.provider,
+        key_of,
+    )
+
+
+def _scorer_endpoint(config: RunConfig, kind: BackendKind, trainer: Endpoint | None, key_of: KeyOf) -> Endpoint | None:
+    """The scorer's own address and key where it has one; otherwise the trainer's."""
+    settings = config.backend.scorer
+    scorer = SCORERS[scorer_kind(config)]
+    base_url = settings.base_url or (scorer.base_url if settings.kind not in (None, kind.scorer) else None)
+    if base_url is None:
+        if settings.api_key_env is None or trainer is None:
+            return trainer
+        return Endpoint(trainer.base_url, key_of(settings.api_key_env), trainer.provider)
+    own = settings.base_url is None or settings.base_url.rstrip("/") == scorer.base_url
+    variable = settings.api_key_env or (scorer.key_variable if own else None)
+    return _endpoint(checked_base_url(base_url), variable, "the scoring server", key_of)
+
+
+def _endpoint(base_url: str, variable: str | None, provider: str, key_of: KeyOf) -> Endpoint:
+    key = ANONYMOUS if variable is None else key_of(variable)
+    return Endpoint(base_url, key, provider)

@@ -1,0 +1,58 @@
+"""The tokenizer of a config's model, where the kind of backend does not know better."""
+
+from __future__ import annotations
+
+from importlib.resources import files
+from pathlib import Path
+
+from ..config import RunConfig
+from ..data.tokenizers import LocalTokenizer, TiktokenTokenizer, Tokenizer, tiktoken_encoding_name
+from ..errors import ConfigurationError
+
+EMBEDDED_MODEL = "daunce-tiny"
+SERVER = "server"
+"""Value of ``backend.tokenizer``: ask the scoring server, which must be vLLM."""
+
+
+def embedded_folder() -> Path:
+    """Where the model that ships with the package lies."""
+    return Path(str(files("daunce_api") / "server" / "model"))
+
+
+def tokenizer_of(config: RunConfig) -> Tokenizer:
+    """``backend.tokenizer`` (a folder with tokenizer.json, an OpenAI model's name, or ``server``), else what the
+    model's name says.
+
+    Raises ConfigurationError where neither is known.
+    """
+    name = config.backend.tokenizer or config.backend.model
+    if config.backend.tokenizer == SERVER:
+        return _of_server(config)
+    if name == EMBEDDED_MODEL:
+        return LocalTokenizer(embedded_folder())
+    if (Path(name) / "tokenizer.json").is_file():
+        return LocalTokenizer(name)
+    if tiktoken_encoding_name(name) is not None:
+        return TiktokenTokenizer(name)
+    if config.backend.tokenizer is not None:
+        raise ConfigurationError(
+            f"backend.tokenizer {name!r} is neither a folder with tokenizer.json nor an OpenAI model whose encoding "
+            "is known."
+        )
+    raise ConfigurationError(
+        f"the tokenizer of model {name!r} is not known. Set backend.tokenizer to the model's folder with "
+        "tokenizer.json (save_pretrained() of its tokenizer writes one), or, for a model of OpenAI, to the name of "
+        "one with the same tokenizer."
+    )
+
+
+def _of_server(config: RunConfig) -> Tokenizer:
+    from .openai_wire.client import ANONYMOUS, Endpoint, api_key_from, checked_base_url
+    from .server_tokenizer import ServerTokenizer
+
+    scorer = config.backend.scorer
+    address, variable = scorer.base_url or config.backend.base_url, scorer.api_key_env or config.backend.api_key_env
+    if address is None:
+        raise ConfigurationError("backend.tokenizer: server needs the address of the server: backend.base_url.")
+    key = ANONYMOUS if variable is None else api_key_from(variable)
+    return ServerTokenizer(Endpoint(checked_base_url(address), key, "the server"), config.backend.model)

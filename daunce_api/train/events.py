@@ -1,0 +1,72 @@
+"""What the orchestrator reports while it works, and when it is done."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from enum import StrEnum
+
+from ..providers.base import Job
+
+
+class EventKind(StrEnum):
+    """What happened."""
+
+    UPLOADED = "uploaded"
+    SUBMITTED = "submitted"
+    FOUND = "found"
+    STATE = "state"
+    READY = "ready"
+    FAILED = "failed"
+    LEFT_OUT = "left_out"
+    FEWER_MODELS = "fewer_models"
+    WAITING = "waiting"
+    PARKED = "parked"
+    INTERRUPTED = "interrupted"
+
+
+@dataclass(frozen=True, slots=True)
+class Event:
+    """One thing that happened. ``member`` is -1 for the target model, None where it concerns the whole run.
+
+    ``message`` is one plain sentence; it may quote a provider, so it is untrusted text.
+    """
+
+    kind: EventKind
+    message: str
+    member: int | None = None
+    attempt: int | None = None
+    job: Job | None = None
+
+
+OnEvent = Callable[[Event], None]
+
+
+@dataclass(frozen=True, slots=True)
+class TrainingOutcome:
+    """What :meth:`Orchestrator.run` leaves: the model of each member that has one (-1: the target model), and why
+    the others were left out. ``halted`` is the reason given to :meth:`Orchestrator.halt`, if that was called."""
+
+    models: dict[int, str]
+    left_out: dict[int, str]
+    halted: str | None = None
+
+
+@dataclass(slots=True)
+class CancelReport:
+    """What :meth:`Orchestrator.cancel` did, by job key. ``kept`` says why a job could not be cancelled."""
+
+    cancelled: list[str] = field(default_factory=list)
+    already_final: list[str] = field(default_factory=list)
+    kept: dict[str, str] = field(default_factory=dict)
+
+
+@dataclass(slots=True)
+class CleanReport:
+    """What :meth:`Orchestrator.clean` deleted; ``kept`` names what it could not and why. ``unloaded``: models that an
+    interrupted run had left on the scoring server, and that were taken off it."""
+
+    models: list[str] = field(default_factory=list)
+    files: list[str] = field(default_factory=list)
+    unloaded: list[str] = field(default_factory=list)
+    kept: dict[str, str] = field(default_factory=dict)

@@ -1,0 +1,79 @@
+"""What is booked for scoring: what was asked for, within the cap, and not what the cache knew."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from daunce_api import Run, RunConfig
+from daunce_api.errors import BudgetError
+from daunce_api.execution import booked
+from daunce_api.score.cache import ScoredCache
+from daunce_api.store import RunStore
+
+MakeConfig = Callable[..., RunConfig]
+
+
+def reserve(
+    store: RunStore, usd: float, *, cached: int = 0, cap: float | None = None, end: BaseException | None = None
+) -> None:
+    with booked(store, "scoring of member 0", usd, 100, 0, cap=cap):
+        if cached:
+            store.add_cached(0, 0, 1, cached)
+        if end is not None:
+            raise end
+
+
+@pytest.mark.parametrize(("cached", "usd"), [(0, 2.0), (25, 1.5), (100, 0.0), (120, 0.0)])
+def test_what_the_cache_answered_is_not_booked(tmp_path: Path, cached: int, usd: float) -> None:
+    with RunStore.create_or_open(tmp_path / "run", {"config": {}}) as store:
+        reserve(store, 2.0, cached=cached)
+        assert store.spent() == pytest.approx(usd)
+        assert store.cached_scores() == (cached > 0)
+
+
+def test_the_cap_holds_before_anything_is_known_of_the_cache(tmp_path: Path) -> None:
+    with RunStore.create_or_open(tmp_path / "run", {"config": {}}) as store, pytest.raises(BudgetError):
+        reserve(store, 2.0, cached=100, cap=1.5)
+
+
+def test_what_was_interrupted_is_booked_once_with_what_the_cache_saved_before(tmp_path: Path) -> None:
+    with RunStore.create_or_open(tmp_path / "run", {"config": {}}) as store:
+        with pytest.raises(KeyboardInterrupt):
+            reserve(store, 2.0, cached=25, end=KeyboardInterrupt())
+        reserve(store, 2.0)
+        assert store.spent() == pytest.approx(1.5)
+
+
+def test_what_is_measured_anew_is_paid_for_again(tmp_path: Path) -> None:
+    with RunStore.create_or_open(tmp_path / "run", {"config": {}}) as store:
+        reserve(store, 2.0, cached=50)
+        store.discard_scores(0, "another model answered")
+        assert store.cached_scores() == 0
+        reserve(store, 2.0)
+        assert store.spent() == pytest.approx(3.0)
+
+
+def test_a_run_on_a_full_cache_books_its_noise_probe_alone(
+    make_config: MakeConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("daunce_api.execution.open_cache", lambda _: ScoredCache(tmp_path / "cache", "the server"))
+    config = make_config(budget={"price": {"training": 0.0, "input": 1000.0}}, ensemble={"members": 2})
+    run = Run.create(config)
+    run.execute()
+    whole = run.status()
+    assert whole.cached_scores == 0
+    assert whole.usd == pytest.approx(run.plan().scoring_usd)
+    with RunStore.open(config.run_dir) as store:
+        for member in range(2):
+            store.discard_scores(member, "to be read from the cache")
+    Run.create(config).execute()
+    again = Run.open(config.run_dir).status()
+    keys = {e.key for e in run.material.encoded}
+    assert again.cached_scores == 2 * len(keys)
+    probe = 2 * sum(len(e.ids) for e in run.material.encoded_train[:2]) * 1000.0 / 1e6
+    assert again.usd - whole.usd == pytest.approx(probe)
+    assert json.loads(json.dumps(again.to_json()))["cached_scores"] == again.cached_scores

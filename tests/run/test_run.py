@@ -1,0 +1,314 @@
+"""A whole run through real HTTP: what it leaves, what it repeats, what it refuses."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from daunce_api import Attribution, Dataset, Run, RunConfig
+from daunce_api.core import SelfLDS, scores
+from daunce_api.core.forecast import Curve
+from daunce_api.data.dataset import Example
+from daunce_api.data.subsets import plan_ensemble
+from daunce_api.data.tokenizers import EncodedExample, encode_example
+from daunce_api.errors import (
+    BudgetError,
+    CapabilityError,
+    ContractError,
+    NotEnoughMembersError,
+    RunChangedError,
+    StoreError,
+)
+from daunce_api.plan import Plan, make_plan
+from daunce_api.providers.base import TokenScores
+from daunce_api.providers.openai_wire.echo import EchoScorer
+from daunce_api.server import EmbeddedServer
+from daunce_api.store import RunStore
+
+MakeConfig = Callable[..., RunConfig]
+
+
+def test_a_run_trains_scores_and_attributes(make_config: MakeConfig) -> None:
+    run = Run.create(make_config())
+    heard: list[str] = []
+    progress: list[tuple[int, int, int]] = []
+    attribution = run.execute(on_event=lambda e: heard.append(e.kind), on_progress=lambda *p: progress.append(p))
+
+    assert attribution.train_loss_KN.shape == (4, 24)
+    assert attribution.test_loss_KM.shape == (4, 3)
+    expected = plan_ensemble(24, 4, 0.5, seed=3).inclusion_KN
+    assert np.array_equal(attribution.inclusion_KN, expected)
+    assert heard.count("submitted") == 4
+    assert {p[0] for p in progress if p[1] == p[2]} == {0, 1, 2, 3}
+    covariance = attribution.with_estimator("covariance").scores_NM()
+    train_c = attribution.train_loss_KN - attribution.train_loss_KN.mean(axis=0)
+    test_c = attribution.test_loss_KM - attribution.test_loss_KM.mean(axis=0)
+    np.testing.assert_allclose(covariance, train_c.T @ test_c / 3, rtol=1e-10)
+    assert attribution.noise == pytest.approx(0.0, abs=1e-9)
+
+    saved = Attribution.load(run.run_dir / "attribution")
+    assert np.array_equal(saved.scores_NM(), attribution.scores_NM())
+    assert saved.train.digest == run.train.digest
+    assert "is job" in (run.run_dir / "daunce.log").read_text()
+
+
+def test_the_same_command_again_does_nothing(make_config: MakeConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    first = Run.create(make_config()).execute()
+
+    def refuse(*_: object, **__: object) -> None:
+        raise AssertionError("a finished run needs no backend")
+
+    monkeypatch.setattr("daunce_api.execution.open_backend", refuse)
+    again = Run.create(make_config()).execute()
+    assert np.array_equal(again.train_loss_KN, first.train_loss_KN)
+
+
+def test_one_run_encodes_every_example_once_and_plans_once(
+    make_config: MakeConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    encoded: list[str] = []
+    plans: list[object] = []
+
+    def counted(example: Example, *options: Any) -> EncodedExample:
+        encoded.append(example.id)
+        return encode_example(example, *options)
+
+    def planned(*given: Any, **options: Any) -> Plan:
+        plans.append(given)
+        return make_plan(*given, **options)
+
+    monkeypatch.setattr("daunce_api.data.encoded.encode_example", counted)
+    monkeypatch.setattr("daunce_api.run.make_plan", planned)
+    run = Run.create(make_config(ensemble={"members": 2}))
+    run.plan().check()
+    run.execute()
+    assert run.status().complete
+    assert len(plans) == 1
+    assert sorted(encoded) == sorted([*run.train.ids, *run.test.ids])
+
+
+def test_a_training_file_that_is_too_long_is_asked_for_once(make_config: MakeConfig, data: tuple[Path, Path]) -> None:
+    """The server's context is not known beforehand here: `openai_wire` is any server."""
+    with data[0].open("a") as file:
+        file.write(json.dumps({"prompt": "word " * 3000, "completion": "b"}) + "\n")
+    config = make_config(ensemble={"members": 2, "subset_ratio": 0.95})
+    run = Run.create(config)
+    assert run.material.ensemble.inclusion_KN[:, -1].all()
+    with pytest.raises(NotEnoughMembersError, match="the model's context length is"):
+        run.execute()
+    with RunStore.open(run.run_dir, read_only=True) as store:
+        assert [job.attempt for job in store.jobs()] == [1, 1]
+
+
+def test_more_members_keep_the_earlier_ones(make_config: MakeConfig) -> None:
+    small = Run.create(make_config(ensemble={"members": 3})).execute()
+    heard: list[int | None] = []
+    grown = Run.create(make_config(ensemble={"members": 5})).execute(
+        on_event=lambda e: heard.append(e.member) if e.kind == "submitted" else None
+    )
+    assert sorted(m for m in heard if m is not None) == [3, 4]
+    assert np.array_equal(grown.train_loss_KN[:3], small.train_loss_KN)
+
+
+def test_a_changed_config_is_refused_with_the_difference(make_config: MakeConfig) -> None:
+    Run.create(make_config(ensemble={"members": 2})).execute()
+    changed = make_config(ensemble={"members": 2, "subset_ratio": 0.75})
+    with pytest.raises(RunChangedError, match=r"subset_ratio: 0\.5 -> 0\.75"):
+        Run.create(changed).execute()
+
+
+def test_changed_data_are_refused(make_config: MakeConfig, data: tuple[Path, Path]) -> None:
+    Run.create(make_config(ensemble={"members": 2})).execute()
+    with data[0].open("a") as file:
+        file.write('{"prompt": "a", "completion": "b"}\n')
+    with pytest.raises(RunChangedError, match="train_digest"):
+        Run.create(make_config(ensemble={"members": 2})).execute()
+
+
+def test_a_run_folder_stands_alone(make_config: MakeConfig, data: tuple[Path, Path]) -> None:
+    run = Run.create(make_config(ensemble={"members": 2}))
+    attribution = run.execute()
+    for path in data:
+        path.unlink()
+    opened = Run.open(run.run_dir)
+    assert np.array_equal(opened.attribution().scores_NM(), attribution.scores_NM())
+    status = opened.status()
+    assert (status.members_scored, status.members_asked, status.complete) == (2, 2, True)
+
+
+def test_opening_nothing_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(StoreError, match="holds no run"):
+        Run.open(tmp_path)
+
+
+def test_members_start_from_the_target(make_config: MakeConfig) -> None:
+    config = make_config(
+        ensemble={"members": 2, "start_from": "target"},
+        training={
+            "hyperparameters": {"n_epochs": 1, "batch_size": 4, "learning_rate_multiplier": 3},
+            "target_hyperparameters": {"n_epochs": 2, "batch_size": 4, "learning_rate_multiplier": 3},
+        },
+    )
+    run = Run.create(config)
+    attribution = run.execute()
+    assert attribution.rho == pytest.approx(0.25)  # one epoch of half the data against two of all
+    with RunStore.open(run.run_dir, read_only=True) as store:
+        target = store.ready_models()[-1]
+        assert all(target in job.request_json for job in store.jobs() if job.member >= 0)
+
+
+def test_members_are_stopped_when_more_no_longer_help(make_config: MakeConfig) -> None:
+    config = make_config(
+        ensemble={"members": 40, "stop": {"self_lds": 0.001, "min_members": 8, "check_every": 4}},
+        scoring={"noise_probe": 0},
+        training={"hyperparameters": {"n_epochs": 2, "batch_size": 4, "learning_rate_multiplier": 10}},
+    )
+    run = Run.create(config)
+    attribution = run.execute()
+    assert 8 <= len(attribution.members) < 40
+    again = Run.create(config).execute()
+    assert again.members == attribution.members
+
+
+def quality(members: int, value: float, limit: float) -> SelfLDS:
+    """An estimate of .1 either way, and a curve through it that rises to a limit."""
+    curve = Curve(limit**-2, members * (value**-2 - limit**-2))
+    return SelfLDS(value, value - 0.1, value + 0.1, "whitened", members, value, 1.0, curve)
+
+
+@pytest.mark.parametrize(
+    ("rule", "reason"),
+    [
+        ({"plateau": 0.02}, "3 more members would add about 0.00"),
+        ({"self_lds": 0.55}, "self_lds is 0.600 [0.500, 0.700] with 5 members"),
+        ({"self_lds": 0.55, "surely": True}, "self_lds is 0.690 [0.590, 0.790] with 7 members"),
+    ],
+)
+def test_the_rule_that_is_asked_for_decides_when_a_run_stops(
+    make_config: MakeConfig, monkeypatch: pytest.MonkeyPatch, rule: dict[str, Any], reason: str
+) -> None:
+    """Member 5 brings a gain, 6 none (with a flat curve), 7 much again."""
+    values = {3: (0.3, 0.9), 4: (0.5, 0.9), 5: (0.6, 0.61), 6: (0.61, 0.615), 7: (0.69, 0.9)}
+    monkeypatch.setattr("daunce_api.execution.MINIMUM_MEMBERS", 3)
+    monkeypatch.setattr(
+        Attribution, "self_lds", property(lambda a: quality(len(a.members), *values[min(len(a.members), 7)]))
+    )
+    stop = {**rule, "min_members": 3, "check_every": 1}
+    config = make_config(ensemble={"members": 12, "stop": stop}, backend={"max_concurrent_jobs": 1})
+    run = Run.create(config)
+    assert len(run.execute().members) < 12
+    with RunStore.open(run.run_dir, read_only=True) as store:
+        assert [reason in t.detail for t in store.transitions() if t.subject == "halted"] == [True]
+
+
+def test_a_budget_that_is_too_small_is_refused_before_anything_is_sent(make_config: MakeConfig) -> None:
+    config = make_config(budget={"max_usd": 0.01, "price": {"training": 1000.0, "input": 1000.0}})
+    with pytest.raises(BudgetError):
+        Run.create(config).execute()
+    assert not config.run_dir.exists()
+
+
+def test_clean_deletes_what_the_run_created(make_config: MakeConfig, server: EmbeddedServer) -> None:
+    import openai
+
+    client = openai.OpenAI(base_url=server.base_url, api_key=server.api_key)
+    before = {m.id for m in client.models.list()}
+    run = Run.create(make_config(name="cleaned", ensemble={"members": 2}))
+    run.execute()
+    assert len({m.id for m in client.models.list()} - before) == 2
+    report = Run.open(run.run_dir).clean()
+    assert (len(report.models), len(report.files), report.kept) == (2, 2, {})
+    assert {m.id for m in client.models.list()} == before
+    assert Run.open(run.run_dir).status().members_scored == 2
+
+
+def test_scores_follow_from_the_arrays_alone(make_config: MakeConfig) -> None:
+    a = Run.create(make_config()).execute()
+    direct = scores(a.train_loss_KN, a.test_loss_KM, a.inclusion_KN, "half_whitened", noise=a.noise)
+    assert np.array_equal(a.with_estimator("half_whitened").scores_NM(), direct)
+
+
+def test_attribute_is_one_call(server: EmbeddedServer, data: tuple[Path, Path], tmp_path: Path) -> None:
+    from daunce_api import attribute
+
+    attribution = attribute(
+        Dataset.from_jsonl(data[0]),
+        data[1],
+        backend={"kind": "embedded"},
+        members=2,
+        run_dir=tmp_path / "one-call",
+        training={"hyperparameters": {"n_epochs": 1}},
+    )
+    table = attribution.scores()
+    assert table.shape == (24, 3)
+    assert list(table.columns) == ["q0", "q1", "q2"]
+    proponents = attribution.top("q0", k=5)
+    assert list(proponents["rank"]) == [1, 2, 3, 4, 5]
+    assert (proponents["score"].diff().dropna() <= 0).all()
+
+
+def test_the_first_token_alone_is_named_in_every_output(
+    make_config: MakeConfig, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from daunce_api.cli import terminal
+    from daunce_api.summary import write_report_of
+
+    scorer = {"kind": "chat_token", "options": {"first_token": True}}
+    config = make_config(ensemble={"members": 2}, scoring={"noise_probe": 0}, backend={"scorer": scorer})
+    run = Run.create(config)
+    attribution = run.execute()
+    said = "first completion token only"
+    assert attribution.measured == said
+    assert 0 <= attribution.censored <= 1
+    terminal.status(run.status())
+    terminal.ranking(attribution.top("q0", 2), title="q0")
+    assert capsys.readouterr().out.count(said) == 2
+    assert said in write_report_of(run, attribution).read_text()
+    assert Attribution.load(run.run_dir / "attribution").measured == said
+
+
+def test_a_longer_completion_is_refused_where_one_token_can_be_measured(make_config: MakeConfig) -> None:
+    config = make_config(backend={"scorer": {"kind": "chat_token"}})
+    with pytest.raises(CapabilityError, match="first_token"):
+        Run.create(config).execute()
+    assert not config.run_dir.exists()
+
+
+def test_a_server_that_answers_with_the_base_model_ends_the_run_early(
+    make_config: MakeConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The costliest wrong number: it is found with the first two members, not after all are paid for."""
+    honest = EchoScorer.score
+
+    async def base_model_only(self: EchoScorer, model: str, batch: Sequence[EncodedExample]) -> list[TokenScores]:
+        return await honest(self, "daunce-tiny", batch)
+
+    monkeypatch.setattr(EchoScorer, "score", base_model_only)
+    run = Run.create(make_config(ensemble={"members": 12}, backend={"max_concurrent_jobs": 1}))
+    with pytest.raises(ContractError, match="answers with the base model"):
+        run.execute()
+    with RunStore.open(run.run_dir, read_only=True) as store:
+        assert 2 <= len(store.jobs()) <= 4
+
+
+def test_the_endpoint_is_tested_before_anything_is_paid_for(
+    make_config: MakeConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[str] = []
+
+    async def shifted(self: EchoScorer, model: str, example: EncodedExample) -> None:
+        asked.append(model)
+        raise ContractError("the values are shifted by one position")
+
+    monkeypatch.setattr(EchoScorer, "probe", shifted)
+    run = Run.create(make_config())
+    with pytest.raises(ContractError, match="shifted"):
+        run.execute()
+    assert asked == ["daunce-tiny"]
+    with RunStore.open(run.run_dir, read_only=True) as store:
+        assert (store.jobs(), store.files()) == ([], [])

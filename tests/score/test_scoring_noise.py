@@ -1,0 +1,81 @@
+"""Noise is estimated from pairs, and models that cannot be told apart are refused."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from daunce_api.errors import ContractError
+from daunce_api.providers.base import TokenScores
+from daunce_api.score.health import check_members_differ, measure_noise
+from daunce_api.store import RunStore
+
+
+def test_noise_of_known_pairs(tmp_path: Path) -> None:
+    with RunStore.create_or_open(tmp_path / "run", {"config": {}}) as store:
+        store.save_scores(0, 0, "f", {"a": TokenScores((-1.0, -2.0)), "b": TokenScores((-1.0,))})
+        store.save_scores(0, 1, "f", {"a": TokenScores((-1.2, -2.2))})
+        store.save_scores(1, 0, "f", {"a": TokenScores((-3.0, -3.0))})
+        noise = measure_noise(store, [0, 1])
+        assert noise.pairs == 1
+        assert noise.sigma_token == pytest.approx(math.sqrt(0.04 / 2))
+        assert noise.sigma_example == pytest.approx(math.sqrt(0.04 / 2))
+        store.save_scores(1, 1, "f", {"a": TokenScores((-3.3, -2.7))})
+        noise = measure_noise(store, [0, 1])
+        assert noise.pairs == 2
+        assert noise.sigma_token == pytest.approx(math.sqrt((0.04 + 0.04 + 0.09 + 0.09) / 4 / 2))
+        assert noise.sigma_example == pytest.approx(math.sqrt((0.04 + 0.0) / 2 / 2))
+
+
+def test_noise_recovers_a_planted_sigma(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    with RunStore.create_or_open(tmp_path / "run", {"config": {}}) as store:
+        for replicate in (0, 1):
+            scores = {str(i): TokenScores(tuple(-3.0 + rng.normal(0, 0.05, 4))) for i in range(500)}
+            store.save_scores(0, replicate, "f", scores)
+        noise = measure_noise(store, [0])
+    assert noise.sigma_token == pytest.approx(0.05, rel=0.1)
+    assert noise.sigma_example == pytest.approx(0.025, rel=0.1)
+
+
+def test_no_pairs_is_not_zero_noise(tmp_path: Path) -> None:
+    with RunStore.create_or_open(tmp_path / "run", {"config": {}}) as store:
+        store.save_scores(0, 0, "f", {"a": TokenScores((-4.0,), (True,))})
+        store.save_scores(0, 1, "f", {"a": TokenScores((-4.5,), (True,))})
+        noise = measure_noise(store, [0, 5])
+    assert noise.pairs == 0
+    assert math.isnan(noise.sigma_token)
+
+
+MODELS = ["ft-0", "ft-1", "ft-2"]
+
+
+def test_a_server_of_the_base_model_is_found_out() -> None:
+    loss_KN = np.tile([1.0, 2.0, 3.0], (3, 1))
+    with pytest.raises(ContractError, match="base model"):
+        check_members_differ(loss_KN, MODELS)
+    noisy_KN = loss_KN + np.random.default_rng(1).normal(0, 0.01, (3, 3))
+    with pytest.raises(ContractError, match="base model"):
+        check_members_differ(noisy_KN, MODELS, sigma=0.012)
+    check_members_differ(noisy_KN, MODELS)
+
+
+def test_one_adapter_under_two_names_is_found_out() -> None:
+    loss_KN = np.random.default_rng(2).normal(2, 0.5, (3, 4))
+    check_members_differ(loss_KN, MODELS, sigma=0.01)
+    loss_KN[2] = loss_KN[0]
+    with pytest.raises(ContractError, match="'ft-0' and 'ft-2'"):
+        check_members_differ(loss_KN, MODELS, sigma=0.01)
+
+
+def test_unmeasured_losses_say_nothing() -> None:
+    check_members_differ(np.full((3, 2), np.nan), MODELS)
+    check_members_differ(np.ones((1, 5)), MODELS[:1])
+    check_members_differ(np.ones((3, 0)), MODELS)
+    loss_KN = np.tile([1.0, 2.0, 3.0], (3, 1))
+    loss_KN[1, 0] = np.nan
+    with pytest.raises(ContractError):
+        check_members_differ(loss_KN, MODELS)
