@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Protocol, runtime_checkable
 
 from ..data.tokenizers import EncodedExample
-from .base import Scorer, TokenScores
+from .base import Job, Scorer, TokenScores
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +51,20 @@ class Hosting(Protocol):
 
     async def take_off(self, models: Sequence[str]) -> dict[str, str]:
         """Take off what an earlier process left there; why not, by model, where that failed."""
+        ...
+
+
+@runtime_checkable
+class Listing(Protocol):
+    """A trainer that can list what a run made at the provider."""
+
+    async def jobs_of(self, run_key: str) -> list[Job]:
+        """Every job whose key (``Job.echo.key``) begins with ``run_key``, whatever became of it. New jobs may be
+        missing for ``grace_seconds``."""
+        ...
+
+    async def reach_jobs(self) -> None:
+        """The cheapest request to the provider's jobs. Raises what a listing raises."""
         ...
 
 
