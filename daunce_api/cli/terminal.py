@@ -36,6 +36,10 @@ _TOLD = (
     EventKind.LEFT_OUT,
     EventKind.FEWER_MODELS,
     EventKind.WAITING,
+    EventKind.NOT_YET,
+    EventKind.ORPHAN,
+    EventKind.ADOPTED,
+    EventKind.NOT_CHECKED,
     EventKind.PARKED,
 )
 """Events that people are told of."""

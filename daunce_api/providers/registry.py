@@ -28,6 +28,7 @@ from ..errors import ConfigurationError, MissingExtraError
 from .base import Scorer, ScorerCapabilities, Trainer, TrainerCapabilities
 from .kinds import BACKENDS, SCORERS, BackendKind, known
 from .openai_wire.client import ANONYMOUS, Endpoint, api_key_from, checked_base_url
+from .replay.protocol import PROTOCOL
 
 KeyOf = Callable[[str], str]
 
@@ -42,6 +43,8 @@ class Context:
     config: RunConfig
     endpoint: Endpoint | None
     http_client: httpx2.AsyncClient | None = None
+    protocol: int = PROTOCOL
+    """What may be sent: a replay of an older recording leaves out what it does not hold."""
     shared: dict[str, Any] = field(default_factory=dict)
 
     @property
@@ -92,7 +95,11 @@ class Backend:
 
 
 def open_backend(
-    config: RunConfig, *, http_client: httpx2.AsyncClient | None = None, replaying: bool = False
+    config: RunConfig,
+    *,
+    http_client: httpx2.AsyncClient | None = None,
+    replaying: bool = False,
+    protocol: int = PROTOCOL,
 ) -> Backend:
     """Trainer, scorer and tokenizer of a config. Sends nothing yet, but starts the server of kind ``embedded``.
 
@@ -112,9 +119,9 @@ def open_backend(
         endpoint, stop = module.start_server(config)
     try:
         shared: dict[str, Any] = {}
-        trainer = module.open_trainer(Context(config, endpoint, http_client, shared))
+        trainer = module.open_trainer(Context(config, endpoint, http_client, protocol, shared))
         scorer_endpoint = _scorer_endpoint(config, kind, endpoint, key_of)
-        scorer = scorer_module.open_scorer(Context(config, scorer_endpoint, http_client, shared))
+        scorer = scorer_module.open_scorer(Context(config, scorer_endpoint, http_client, protocol, shared))
     except BaseException:
         if stop is not None:
             stop()

@@ -37,7 +37,7 @@ class Audit:
 async def audit(client: JobClient) -> Audit:
     """Compare, once. Empty where the provider cannot list a run's jobs."""
     trainer, store = client.trainer, client.store
-    if not client.listing or not isinstance(trainer, Listing):
+    if client.protocol < 2 or not isinstance(trainer, Listing):
         return Audit()
     listed = await client.repeat(lambda: trainer.jobs_of(store.run_key), "list this run's jobs")
     rows = {row.key: row for row in store.jobs()}  # read after the list: what was submitted meanwhile is known

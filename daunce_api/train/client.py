@@ -22,6 +22,7 @@ from ..errors import AmbiguousSubmitError, BudgetError, HeldJobError, RejectedEr
 from ..plan import JobCosts
 from ..providers.base import Checkpointing, Job, JobRequest, JobStatus, ModelInfo, Trainer
 from ..providers.identity import contradiction
+from ..providers.replay.protocol import PROTOCOL
 from ..store import INTENT, JobRow, RunStore
 from .events import Event, EventKind, OnEvent
 from .grace import Grace, names_missing
@@ -48,8 +49,8 @@ class JobClient:
 
     ``costs`` are tokens and price of each job; without them nothing is reserved and nothing settled, which is enough
     for cancelling and cleaning up. ``cap``: dollars that reserved and spent money may reach. ``rng`` spreads waiting
-    times and nothing else. ``listing``: whether the provider's list of the run's jobs is compared with the store; a
-    recording of an earlier version does not hold it.
+    times and nothing else. ``protocol``: a replay of an older recording leaves out what it does not hold
+    (:mod:`daunce_api.providers.replay.protocol`): the list of the run's jobs, and the sequence number.
     """
 
     def __init__(
@@ -64,7 +65,7 @@ class JobClient:
         retries: RetryPolicy = JOB_RETRIES,
         polls: PollPolicy | None = None,
         rng: random.Random | None = None,
-        listing: bool = True,
+        protocol: int = PROTOCOL,
     ) -> None:
         if cap is not None and costs is None:
             raise BudgetError(
@@ -74,7 +75,7 @@ class JobClient:
         self.trainer = trainer
         self.store = store
         self.costs = costs
-        self.listing = listing
+        self.protocol = protocol
         self._cap = cap
         self._on_event = on_event
         self._clock = clock or SystemClock()

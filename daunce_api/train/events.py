@@ -24,6 +24,7 @@ class EventKind(StrEnum):
     NOT_YET = "not_yet"
     ORPHAN = "orphan"
     ADOPTED = "adopted"
+    NOT_CHECKED = "not_checked"
     PARKED = "parked"
     INTERRUPTED = "interrupted"
 

@@ -254,13 +254,15 @@ class Training:
         if member == TARGET and training.target_hyperparameters is not None:
             hyperparameters = training.target_hyperparameters
         named = f"{self._store.run_key}-{'target' if member == TARGET else f'm{member}'}"
+        room = SUFFIX_CHARACTERS - len(named) - 1 if self._client.protocol >= 2 else None
         return JobRequest(
             key=key,
             model=base,
             file_id=file_id,
             seed=self._ensemble.target_seed if member == TARGET else int(self._ensemble.seeds_K[member]),
             hyperparameters=dict(hyperparameters),
-            suffix=f"{self._config.name[: SUFFIX_CHARACTERS - len(named) - 1]}-{named}",
+            # The run key must not be cut off; recordings of the first protocol hold the whole name.
+            suffix=f"{self._config.name[:room]}-{named}",
         )
 
     async def _request_of_unknown(self, member: int, key: str, file_id: str) -> JobRequest | None:

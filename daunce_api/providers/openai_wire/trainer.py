@@ -253,7 +253,7 @@ class WireTrainer:
 
     async def delete_model(self, model: str) -> bool:
         call = self._sdk.models.with_raw_response.delete(model)
-        return await self._client.delete(call, doing=f"deleting model {model}", target=model)
+        return await self._client.delete(call, doing=f"deleting model {model}")
 
     async def _job(self, answer: dict[str, Any]) -> Job:
         job = self._read(answer)
