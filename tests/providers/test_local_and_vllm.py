@@ -14,8 +14,8 @@ from test_provider_wrong_shapes import Engine, row
 
 from daunce_api import Dataset, Run, execution, leftovers, pipeline
 from daunce_api.providers.hosting import HostedScorer
-from daunce_api.providers.openai_wire.adapters import LOCAL_MODELS, name_of
 from daunce_api.providers.registry import open_backend
+from daunce_api.providers.vllm import LOCAL_MODELS, name_of
 from daunce_api.store import RunStore
 
 pytest.importorskip("peft")

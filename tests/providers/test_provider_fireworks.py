@@ -17,6 +17,7 @@ from daunce_api.providers.base import JobRequest, JobStatus
 from daunce_api.providers.failures import Failures
 from daunce_api.providers.fireworks import scorer as fireworks_scorer
 from daunce_api.providers.fireworks.trainer import FireworksTrainer, dataset_id_of, job_id_of, trainer_capabilities
+from daunce_api.providers.polling import Poll
 from daunce_api.providers.sdk_calls import SdkCalls
 from daunce_api.providers.tokenizers import embedded_folder
 
@@ -40,7 +41,9 @@ def sdk(stub: Service) -> Any:
 
 def make(stub: Service, clock: InstantClock | None = None) -> FireworksTrainer:
     capabilities = trainer_capabilities(run_config("fireworks", base_url=None))
-    return FireworksTrainer(sdk(stub), calls(), capabilities, base_model=BASE, clock=clock or InstantClock())
+    return FireworksTrainer(
+        sdk(stub), calls(), capabilities, base_model=BASE, poll=Poll(5.0, 120, clock or InstantClock())
+    )
 
 
 def job(state: str = "JOB_STATE_CREATING", **changes: Any) -> dict[str, Any]:
@@ -229,7 +232,7 @@ async def test_an_upload_is_validated_and_waited_for_before_a_job_is_submitted()
 async def test_a_job_on_data_that_is_not_ready_is_tried_again() -> None:
     slow = SlowData(1)
     trainer = make(slow.stub)
-    with pytest.raises(TransientError, match="not ready yet"):
+    with pytest.raises(TransientError, match="still reading"):
         await trainer.submit(REQUEST)
     with pytest.raises(RejectedError, match="READY state"):  # it was ready when the reason was looked for
         await trainer.submit(REQUEST)
@@ -257,7 +260,7 @@ async def test_data_at_fault_and_data_that_takes_too_long() -> None:
     broken = {"state": "UPLOADING", "status": {"code": "INVALID_ARGUMENT", "message": f"line 2 {KEY}"}}
     with pytest.raises(RejectedError, match=r"line 2 \[key removed\]"):
         await make(SlowData(9).stub.on(f"GET {DATASETS}/{ID}", broken)).upload(NAME, CONTENT)
-    with pytest.raises(TransientError, match="not ready after 600 seconds"):
+    with pytest.raises(TransientError, match="not ready after 10 minutes"):
         await make(SlowData(1000).stub).upload(NAME, CONTENT)
 
 
@@ -313,7 +316,7 @@ async def test_echo_of_other_ids_or_without_ids_is_refused() -> None:
 
 def deployment(stub: Service, clock: InstantClock | None = None) -> fireworks_scorer.DeploymentHost:
     return fireworks_scorer.DeploymentHost(
-        sdk(stub), calls(), "accounts/me/deployments/d", 100, base=BASE, clock=clock or InstantClock()
+        sdk(stub), calls(), "accounts/me/deployments/d", 100, base=BASE, poll=Poll(5.0, 240, clock or InstantClock())
     )
 
 

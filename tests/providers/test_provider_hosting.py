@@ -18,9 +18,10 @@ from test_provider_prompt_logprobs import completions
 from daunce_api._util.clock import InstantClock
 from daunce_api.data.tokenizers import EncodedExample
 from daunce_api.errors import ConfigurationError, RejectedError, StopError, TransientError
+from daunce_api.providers import vllm as adapters
 from daunce_api.providers.base import ScorerCapabilities, TokenScores
-from daunce_api.providers.hosting import HostedScorer, Patience, Pool
-from daunce_api.providers.openai_wire import adapters
+from daunce_api.providers.hosting import HostedScorer, Pool
+from daunce_api.providers.polling import Poll
 
 
 class FakeHost:
@@ -334,8 +335,7 @@ async def test_names_that_are_served_already_are_used_as_they_are(route: str, tm
 
 def test_the_example_config_of_local_training_and_vllm_scoring_is_valid() -> None:
     from daunce_api.config import RunConfig
-    from daunce_api.providers.kinds import SCORERS
-    from daunce_api.providers.registry import scorer_kind
+    from daunce_api.providers.registry import SCORERS, scorer_kind
 
     path = Path(__file__).parents[2] / "examples" / "local_training_vllm_scoring.yaml"
     config = RunConfig.from_yaml(path)
@@ -364,6 +364,6 @@ async def test_a_host_is_waited_for_a_while_and_no_longer() -> None:
 
     begun = clock.now()
     with pytest.raises(RejectedError, match="adapter m was not ready after 2 minutes"):
-        await Patience(clock, 60.0, 2).until(ready, {"state": "LOADING"}, look, "adapter m")
+        await Poll(60.0, 2, clock).until(ready, {"state": "LOADING"}, look, "adapter m")
     assert clock.now() - begun == 120.0
-    await Patience(clock, 60.0, 2).until(ready, {"state": "LOADING"}, look, "adapter m")
+    await Poll(60.0, 2, clock).until(ready, {"state": "LOADING"}, look, "adapter m")
