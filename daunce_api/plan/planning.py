@@ -33,7 +33,9 @@ def make_plan(
 ) -> Plan:
     """Plan a run; nothing is sent, and no key is needed.
 
-    ``encode`` gives the token ids of both data sets, where they are needed (:func:`~daunce_api.data.encoded.encode_dataset`).
+    ``encode`` gives the token ids of both data sets, where they are needed
+    (see
+    :func:`~daunce_api.data.encoded.encode_dataset`).
     ``model_info``, where the provider was asked, adds its shutdown date to the reasons not to start. ``today``
     defaults to the present day in UTC. Raises DataError where examples cannot be encoded; all other reasons not to
     start are in ``Plan.refusals``.
@@ -47,6 +49,8 @@ def make_plan(
             "tiktoken's rank file is out of reach, so tokens are estimated from bytes (four a token), and whether "
             "completions are single tokens is not checked"
         )
+    if scorer.refusal is not None:
+        refusals.append(CapabilityError(scorer.refusal))
     shape = config.ensemble
     ensemble: Ensemble | None = None
     try:

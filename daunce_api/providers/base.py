@@ -123,7 +123,7 @@ class ScorerCapabilities:
     endpoint is paid for by the hour. ``tried_on``: what a trial before a run may be sent to; a fine-tune where the
     base model is not served, nothing where every model has to be deployed for money first.
     ``fine_tunes_verified``: the numbers of fine-tunes are known to be right; where it is False a run scores its first
-    finished member before it submits the second.
+    finished member before it submits the second. ``refusal``: why nothing can be scored here at all.
     """
 
     provider: str
@@ -137,6 +137,7 @@ class ScorerCapabilities:
     hourly: bool = False
     tried_on: Literal["base", "fine_tune", "nothing"] = "base"
     fine_tunes_verified: bool = True
+    refusal: str | None = None
     notes: tuple[str, ...] = ()
 
     @property

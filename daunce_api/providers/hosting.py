@@ -16,14 +16,15 @@ from types import TracebackType
 from typing import Protocol, Self
 
 from .._util.clock import Clock, SystemClock
+from .._util.retry import Retrier, RetryPolicy
 from ..data.tokenizers import EncodedExample
-from ..errors import DaunceError, ProviderError, StopError, TransientError
+from ..errors import DaunceError, ProviderError, StopError
 from .base import HostRecords, Metered, ProbeReport, Probing, Scorer, ScorerCapabilities, TokenScores
 from .failures import gone_already
 from .polling import Answer, Poll
 
-RETRY_SECONDS = (1.0, 5.0)
-"""Waits before a model that could not be taken off is tried again: what stays may be paid for by the hour."""
+UNLOADING = RetryPolicy(first=2.0, longest=10.0, attempts=3, total=60.0)
+"""How often a model that could not be unloaded is tried again: what stays may be paid for by the hour."""
 
 
 class Host(Protocol):
@@ -184,14 +185,7 @@ class Pool:
 
     async def take_off(self, model: str) -> None:
         """Take a model off the server, whoever put it there. Raises the last failure after some tries."""
-        for wait in RETRY_SECONDS:
-            try:
-                await self.host.unload(model)
-                break
-            except TransientError:
-                await self.clock.sleep(wait)
-        else:
-            await self.host.unload(model)
+        await Retrier(UNLOADING, self.clock)(lambda: self.host.unload(model), f"unload {model}")
         if self.records is not None:
             self.records.unloaded(model)
 

@@ -121,6 +121,7 @@ SCORERS: Mapping[str, ScorerKind] = {
         f"{_HERE}.tinker.scorer", extra="tinker", base_url=TINKER_BASE_URL, key_variable="TINKER_API_KEY"
     ),
     "azure": ScorerKind(f"{_HERE}.azure"),
+    "tgi": ScorerKind(f"{_HERE}.retired"),
 }
 
 
@@ -128,8 +129,9 @@ def known(table: Mapping[str, KindT], name: str, key: str) -> KindT:
     """The kind of that name. Raises ConfigurationError where there is none, with ``key``, where it was read."""
     if name in table:
         return table[name]
-    close = difflib.get_close_matches(name, table, n=1)
-    hint = f"did you mean {close[0]}?" if close else f"it can be {', '.join(table)}."
+    offered = [kind for kind in table if kind != "tgi"]
+    close = difflib.get_close_matches(name, offered, n=1)
+    hint = f"did you mean {close[0]}?" if close else f"it can be {', '.join(offered)}."
     raise ConfigurationError(f"{key}: {name!r} is not known; {hint}")
 
 

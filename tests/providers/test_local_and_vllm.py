@@ -12,10 +12,13 @@ from provider_support import VOCABULARY, Server
 from test_provider_hosting import Vllm
 from test_provider_wrong_shapes import Engine, row
 
-from daunce_api import Dataset, Run, execution, leftovers, pipeline
+from daunce_api import Dataset, Run, execution
+from daunce_api import run as run_module
+from daunce_api._util.retry import RetryPolicy
 from daunce_api.providers.hosting import HostedScorer
 from daunce_api.providers.registry import open_backend
 from daunce_api.providers.vllm import LOCAL_MODELS, name_of
+from daunce_api.score import leftovers
 from daunce_api.store import RunStore
 
 pytest.importorskip("peft")
@@ -34,7 +37,7 @@ class Vllms:
         def opened(config: Any, **options: Any) -> Any:
             return open_backend(config, http_client=self.server.http(), **options)
 
-        for module in (execution, leftovers, pipeline):
+        for module in (execution, leftovers, run_module):
             monkeypatch.setattr(module, "open_backend", opened)
 
 
@@ -121,7 +124,7 @@ def test_clean_takes_off_what_a_killed_process_left(killed: Run, vllms: Vllms) -
 def test_what_cannot_be_taken_off_is_said_and_tried_the_next_time(
     killed: Run, vllms: Vllms, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("daunce_api.providers.hosting.RETRY_SECONDS", ())
+    monkeypatch.setattr("daunce_api.providers.hosting.UNLOADING", RetryPolicy(1.0, 1.0, attempts=1, total=1.0))
     vllm, vllms.server.handler = (
         vllms.server.handler,
         lambda _: httpx2.Response(503, json={"error": {"message": "busy"}}),

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from threading import Thread
 from typing import Any
 
 import pytest
@@ -15,11 +17,12 @@ from daunce_api._util.clock import InstantClock
 from daunce_api.errors import AmbiguousSubmitError, ContractError, RejectedError, StopError, TransientError
 from daunce_api.providers.base import JobRequest, JobStatus
 from daunce_api.providers.failures import Failures
+from daunce_api.providers.fireworks import datasets
 from daunce_api.providers.fireworks import scorer as fireworks_scorer
 from daunce_api.providers.fireworks.trainer import FireworksTrainer, dataset_id_of, job_id_of, trainer_capabilities
 from daunce_api.providers.polling import Poll
 from daunce_api.providers.sdk_calls import SdkCalls
-from daunce_api.providers.tokenizers import embedded_folder
+from daunce_api.providers.tokenizers import chat_template, embedded_folder
 
 fireworks = pytest.importorskip("fireworks")
 
@@ -103,7 +106,6 @@ STATES = {
     "JOB_STATE_VALIDATING": JobStatus.QUEUED,
     "JOB_STATE_RE_QUEUEING": JobStatus.QUEUED,
     "JOB_STATE_RUNNING": JobStatus.RUNNING,
-    "JOB_STATE_PAUSED": JobStatus.RUNNING,
     "JOB_STATE_WRITING_RESULTS": JobStatus.RUNNING,
     "JOB_STATE_CANCELLING": JobStatus.RUNNING,
     "JOB_STATE_UNSPECIFIED": JobStatus.RUNNING,
@@ -195,6 +197,64 @@ class SlowData:
 
     def submit(self, request: Any) -> Any:
         return job() if self.looks < 0 else error(400, "dataset is not in a READY state")
+
+
+async def test_a_paused_job_stops_the_run_with_advice() -> None:
+    i = job_id_of(REQUEST.key)
+    answer = job("JOB_STATE_PAUSED", status={"code": "OK", "message": f"suspended {KEY}"})
+    with pytest.raises(StopError, match=r"paused job .*suspended.*settle that at Fireworks") as info:
+        await make(Service().on(f"GET {JOBS}/{i}", answer)).get(i)
+    assert KEY not in str(info.value)
+
+
+async def test_a_job_that_fails_for_its_file_is_not_tried_again() -> None:
+    i = job_id_of(REQUEST.key)
+    for code, refused in (("INVALID_ARGUMENT", True), ("INTERNAL", False)):
+        answer = job("JOB_STATE_FAILED", status={"code": code, "message": "no"})
+        assert (await make(Service().on(f"GET {JOBS}/{i}", answer)).get(i)).refused is refused
+
+
+async def test_chats_are_rendered_by_the_template_that_they_are_measured_with(tmp_path: Path) -> None:
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps({"chat_template": "{{ messages }}"}))
+    stub = Service().on(f"POST {JOBS}", job())
+    capabilities = trainer_capabilities(run_config("fireworks"))
+    template = chat_template(str(tmp_path))
+    trainer = FireworksTrainer(sdk(stub), calls(), capabilities, base_model=BASE, template=template)
+    await trainer.submit(REQUEST)
+    assert stub.bodies(f"POST {JOBS}")[0]["jinjaTemplate"] == "{{ messages }}"
+    (tmp_path / "chat_template.jinja").write_text("its own file wins")
+    assert chat_template(str(tmp_path)) == "its own file wins"
+    assert chat_template("accounts/fireworks/models/m") is None
+
+
+async def test_a_large_file_goes_to_the_address_that_fireworks_signs(monkeypatch: pytest.MonkeyPatch) -> None:
+    sent: list[Any] = []
+
+    class Bucket(BaseHTTPRequestHandler):
+        def do_PUT(self) -> None:
+            content = self.rfile.read(int(self.headers["content-length"]))
+            sent.append((self.path, self.headers["x-goog-content-length-range"], content))
+            self.send_response(200 if len(sent) == 1 else 403)
+            self.end_headers()
+
+        def log_message(self, *_: Any) -> None: ...
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Bucket)
+    Thread(target=server.serve_forever, daemon=True).start()
+    try:
+        monkeypatch.setattr(datasets, "LARGEST_UPLOAD", 3)
+        address = f"http://127.0.0.1:{server.server_port}/b?signature=secret"
+        stub = SlowData(0).stub.on(f"POST {DATASETS}/{ID}:getUploadEndpoint", {"filenameToSignedUrls": {NAME: address}})
+        assert await make(stub).upload(NAME, CONTENT) == DATASET
+        size = len(CONTENT)
+        assert sent == [("/b?signature=secret", f"{size},{size}", CONTENT)]
+        assert stub.bodies(f"POST {DATASETS}/{ID}:getUploadEndpoint") == [{"filenameToSize": {NAME: str(size)}}]
+        with pytest.raises(StopError) as info:
+            await make(stub).upload(NAME, CONTENT)
+        assert "secret" not in str(info.value)
+    finally:
+        server.shutdown()
+        server.server_close()
 
 
 async def test_files_are_data_sets() -> None:
