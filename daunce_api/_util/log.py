@@ -1,8 +1,8 @@
 """The log of a run: one file in its folder, one line an event, with everything that looks like a key taken out.
 
-The same messages, redacted, go to the standard library's logger ``daunce_api``, for the host program to show or not: its
-levels and handlers are left alone. Which file a message goes to depends on the context (``contextvars``), so that two
-runs in one process do not write into each other's log.
+The same messages, redacted, go to the standard library's logger ``daunce_api``, for the host program to show or not;
+its levels and handlers are left alone. Which file a message goes to depends on the context (``contextvars``), so that
+two runs in one process do not write into each other's log.
 """
 
 from __future__ import annotations

@@ -72,6 +72,9 @@ RunArgument = Annotated[
     ),
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="print one JSON object on standard output, nothing else")]
+MaxUsdOption = Annotated[
+    float | None, typer.Option("--max-usd", help="budget.max_usd for this command; recorded with the run")
+]
 YesOption = Annotated[bool, typer.Option("--yes", "-y", help="do not ask before money is spent or things are deleted")]
 
 
