@@ -361,9 +361,9 @@ def demo_begins(members: int, folder: Path, *, first_guess: float) -> None:
     err.print(
         Text(
             "A small model was fine-tuned on 144 definitions. Eight of its answers came out IN CAPITALS: which "
-            f"training examples taught it that? {members} fine-tunes on random halves of the data, trained and scored on this "
-            f"machine through OpenAI's wire format, will tell. About {duration(first_guess)} on two cores; "
-            "no key, no network."
+            f"training examples taught it that? {members} fine-tunes on random halves of the data, trained and "
+            "scored on this machine through OpenAI's wire format, will show. "
+            f"About {duration(first_guess)} on two cores; no key, no network."
         ),
         soft_wrap=not err.is_terminal,
     )

@@ -104,7 +104,7 @@ def test_the_only_run_of_a_folder_is_found(
     finished: Path, cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     shutil.copytree(finished, tmp_path / "runs" / "one")
-    assert "runs/one" in "".join(cli("status", tmp_path)[1].split())
+    assert json.loads(cli("status", tmp_path, "--json")[1])["run_dir"].endswith("runs/one")
     monkeypatch.chdir(tmp_path)
     code, out, _ = cli("top", "-k", "2")
     assert code == 0
