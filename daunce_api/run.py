@@ -22,8 +22,7 @@ from .data.tokenizers import EncodedExample, Tokenizer, encode_dataset
 from .errors import ConfigurationError, DataError, DaunceError, StoreCorruptError
 from .execution import Execution
 from .plan import Missing, Plan, make_plan, plan_of_missing
-from .providers.abilities import Deferred
-from .providers.base import within_scope
+from .providers.base import Deferred, within_scope
 from .providers.registry import Backend, capabilities_of, open_backend, open_tokenizer
 from .providers.replay import Session
 from .score.client import Progress
@@ -131,22 +130,22 @@ class Run:
         return self._plan
 
     def _missing(self, store: RunStore) -> Missing:
-        finished, ready = set(complete_members(store, self.material)), store.ready_models()
-        live = {job.member for job in store.jobs() if job.status not in FINAL}
+        finished, ready = set(complete_members(store, self.material)), store.jobs.ready_models()
+        live = {job.member for job in store.jobs.rows() if job.status not in FINAL}
         members = self.material.ensemble.members
         training = {k for k in range(members) if k not in finished and k not in ready}
         models = sum(
-            not self.material.keys <= store.scored_keys(k, checkpoint=n)
+            not self.material.is_scored(store, k, n)
             for k in set(range(members)) - finished
             for n in range(self.material.models)
         )
         shape = self.config.ensemble
-        target_unscored = self.config.scoring.target and not self.material.keys <= store.scored_keys(TARGET)
+        target_unscored = self.config.scoring.target and not self.material.is_scored(store, TARGET)
         models += target_unscored
         made_here = shape.start_from == "target" and shape.target_model is None
         if made_here and TARGET not in ready and (training or target_unscored):
             training.add(TARGET)
-        return Missing(frozenset(training - live), frozenset(training), models, store.spent())
+        return Missing(frozenset(training - live), frozenset(training), models, store.ledger.spent())
 
     @cached_property
     def material(self) -> Material:
@@ -275,7 +274,7 @@ class Run:
         return run_blocking(act())
 
     def _repr_html_(self) -> str:
-        from .report import rows_html
+        from .attribution.notebook import rows_html
 
         try:
             if RunStore.exists(self.run_dir):
@@ -310,13 +309,13 @@ async def clean_everything(client: JobClient, backend: Backend) -> CleanReport:
     """Delete what a run created at its provider: models and files of its jobs, batches of its scoring; what it left on
     the scoring server is unloaded first."""
     store, scorer = client.store, backend.scorer
-    hosted = store.hosted()
+    hosted = store.hosted.models()
     kept = await take_off(scorer, store)
     report = await clean_up(client)
     report.unloaded = [model for model in hosted if model not in kept]
     report.kept.update({f"{model} on the scoring server": why for model, why in kept.items()})
     if isinstance(scorer, Deferred):
-        swept = await scorer.sweep(store.models())
+        swept = await scorer.sweep(store.jobs.models())
         report.files += swept.files
         report.kept |= swept.kept
     return report

@@ -14,8 +14,7 @@ from collections.abc import Awaitable, Callable
 from dataclasses import asdict, dataclass, field
 
 from ..errors import ProviderError, RejectedError, UnknownJobsError
-from ..providers.abilities import Listing
-from ..providers.base import Job, JobRequest, JobStatus
+from ..providers.base import Job, JobRequest, JobStatus, Listing
 from ..providers.identity import contradiction
 from ..store import INTENT, JobRow
 from .client import LOST, JobClient
@@ -40,7 +39,7 @@ async def audit(client: JobClient) -> Audit:
     if client.protocol < 2 or not isinstance(trainer, Listing):
         return Audit()
     listed = await client.repeat(lambda: trainer.jobs_of(store.run_key), "list this run's jobs")
-    rows = {row.key: row for row in store.jobs()}  # read after the list: what was submitted meanwhile is known
+    rows = {row.key: row for row in store.jobs.rows()}  # read after the list: what was submitted meanwhile is known
     by_key: dict[str, list[Job]] = defaultdict(list)
     for job in {job.id: job for job in listed}.values():
         by_key[job.echo.key or ""].append(job)
@@ -131,13 +130,13 @@ async def _adopt(client: JobClient, job: Job, request_for: Adopt) -> bool:
         return False
     member, attempt = int(match.group(1)), int(match.group(2))
     store = client.store
-    if any(row.attempt == attempt for row in store.jobs(member)):
+    if any(row.attempt == attempt for row in store.jobs.rows(member)):
         return False
     request = await request_for(member, key, job.echo.file_id)
     if request is None or contradiction(request, job, client.trainer.capabilities.echoes) is not None:
         return False
     client.reserve(key, member)
-    store.job_intent(key, member, attempt, json.dumps(asdict(request)))
-    store.job_submitted(key, job.id)
+    store.jobs.intent(key, member, attempt, json.dumps(asdict(request)))
+    store.jobs.submitted(key, job.id)
     client.emit(Event(EventKind.ADOPTED, f"job {job.id} is taken over as {key}", member, attempt, job))
     return True

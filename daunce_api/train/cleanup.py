@@ -14,7 +14,7 @@ async def cancel_jobs(client: JobClient) -> CancelReport:
     """Cancel every job that the store does not know to be final."""
     report = CancelReport()
     client.release_unsent()
-    for row in client.store.jobs():
+    for row in client.store.jobs.rows():
         if row.status != INTENT and JobStatus(row.status).final:
             continue
         try:
@@ -42,20 +42,20 @@ async def _cancel(client: JobClient, row: JobRow, report: CancelReport) -> None:
     job = await client.look_at(row)
     if job is None:
         # Never created, or deleted since; either way there is nothing to stop.
-        client.store.job_state(row.key, JobStatus.CANCELLED, error=CANCELLED)
+        client.store.jobs.state(row.key, JobStatus.CANCELLED, error=CANCELLED)
         if row.job_id is None:
-            client.store.settle(row.key, 0.0)
+            client.store.ledger.settle(row.key, 0.0)
         report.cancelled.append(row.key)
         return
     if row.job_id is None:
-        client.store.job_submitted(row.key, job.id)
+        client.store.jobs.submitted(row.key, job.id)
     if not job.status.final:
         job = await client.cancel(row.key, job.id)
     if not job.status.final:
         report.kept[row.key] = f"job {job.id} is still {job.status} after a request to cancel it"
         return
     error = CANCELLED if job.status is JobStatus.CANCELLED else job.error
-    client.store.job_state(row.key, job.status, job.model, error, job.trained_tokens)
+    client.store.jobs.state(row.key, job.status, job.model, error, job.trained_tokens)
     (report.cancelled if job.status is JobStatus.CANCELLED else report.already_final).append(row.key)
 
 
@@ -63,7 +63,7 @@ async def clean_up(client: JobClient) -> CleanReport:
     """Cancel live jobs, then delete the models of all jobs and all training files of the run."""
     cancelled = await cancel_jobs(client)
     report = CleanReport(kept=dict(cancelled.kept), unknown=dict(cancelled.unknown))
-    for row in client.store.jobs():
+    for row in client.store.jobs.rows():
         try:
             await _delete_checkpoints(client, row, report)
             await _delete_model(client, row, report)
@@ -71,7 +71,7 @@ async def clean_up(client: JobClient) -> CleanReport:
             raise
         except ProviderError as error:
             report.kept[row.model or row.key] = str(error)
-    for file in client.store.files():
+    for file in client.store.jobs.files():
         if file.state == "deleted":
             continue
         try:
@@ -79,7 +79,7 @@ async def clean_up(client: JobClient) -> CleanReport:
             if file_id is not None and not await client.delete_file(file_id):
                 report.kept[file_id] = f"the provider keeps the file {file.name}"
                 continue
-            client.store.file_deleted(file.sha256)
+            client.store.jobs.file_deleted(file.sha256)
             if file_id is not None:
                 report.files.append(file_id)
         except StopError:
@@ -97,7 +97,7 @@ async def _delete_model(client: JobClient, row: JobRow, report: CleanReport) -> 
     if model is None or row.model_deleted:
         return
     if await client.delete_model(model):
-        client.store.model_deleted(row.key)
+        client.store.jobs.model_deleted(row.key)
         report.models.append(model)
     else:
         report.kept[model] = "the provider keeps the model"
@@ -105,14 +105,14 @@ async def _delete_model(client: JobClient, row: JobRow, report: CleanReport) -> 
 
 async def _delete_checkpoints(client: JobClient, row: JobRow, report: CleanReport) -> None:
     """Delete what a job left beside its final model: not every provider takes it away with that."""
-    models = client.store.checkpoints(row.key) or ()
+    models = client.store.jobs.checkpoints(row.key) or ()
     if row.status == JobStatus.SUCCEEDED and not row.model_deleted:
         models = await client.checkpoints(row)
     for number, model in enumerate(reversed(models), start=1):
         if model is None:
             continue
         if await client.delete_model(model):
-            client.store.checkpoint_gone(row.key, number, "cleaned up")
+            client.store.jobs.checkpoint_gone(row.key, number, "cleaned up")
             report.models.append(model)
         else:
             report.kept[model] = "the provider keeps the model"

@@ -23,7 +23,7 @@ from ..plan import JobCosts
 from ..providers.base import Checkpointing, Job, JobRequest, JobStatus, ModelInfo, Trainer
 from ..providers.identity import contradiction
 from ..providers.replay.protocol import PROTOCOL
-from ..store import INTENT, JobRow, RunStore
+from ..store import INTENT, JobRow, Purpose, RunStore
 from .events import Event, EventKind, OnEvent
 from .grace import Grace, names_missing
 from .policy import JOB_RETRIES, PollPolicy
@@ -60,6 +60,7 @@ class JobClient:
         *,
         costs: JobCosts | None = None,
         cap: float | None = None,
+        purpose: Purpose = "train",
         on_event: OnEvent | None = None,
         clock: Clock | None = None,
         retries: RetryPolicy = JOB_RETRIES,
@@ -77,6 +78,7 @@ class JobClient:
         self.costs = costs
         self.protocol = protocol
         self._cap = cap
+        self._purpose = purpose
         self._on_event = on_event
         self._clock = clock or SystemClock()
         self._polls = polls or PollPolicy()
@@ -110,14 +112,14 @@ class JobClient:
         name = f"daunce-{self.store.run_key}-{sha256[:12]}.jsonl"
         lag = min(self._lag, FILE_LOOK_SECONDS)
         async with self._uploads.setdefault(sha256, asyncio.Lock()):
-            row = self.store.file(sha256)
+            row = self.store.jobs.file(sha256)
             if row is not None and row.state == "uploaded" and row.file_id is not None:
                 if not verify or await self.find_file(name, len(content)) is not None:
                     return row.file_id
-                self.store.file_deleted(sha256)
+                self.store.jobs.file_deleted(sha256)
             # An intent without an answer: an upload was under way when the run ended, and may have arrived.
             look = lag if row is not None and row.state == INTENT else None
-            self.store.file_intent(sha256, name, len(content))
+            self.store.jobs.file_intent(sha256, name, len(content))
 
             async def upload() -> str:
                 nonlocal look
@@ -133,7 +135,7 @@ class JobClient:
                     raise
 
             file_id = await self.repeat(upload, f"upload {name}")
-            self.store.file_uploaded(sha256, file_id)
+            self.store.jobs.file_uploaded(sha256, file_id)
             self.emit(Event(EventKind.UPLOADED, f"{name} ({len(content):,} bytes) is {file_id}"))
             return file_id
 
@@ -148,7 +150,7 @@ class JobClient:
         """Reserve the price, record the intent, submit, record the answer. Raises BudgetError, and what the trainer
         raises."""
         self.reserve(request.key, member)
-        self.store.job_intent(request.key, member, attempt, json.dumps(asdict(request)))
+        self.store.jobs.intent(request.key, member, attempt, json.dumps(asdict(request)))
         return await self._send(request, member, attempt, look=None)
 
     async def resubmit(self, row: JobRow) -> Job:
@@ -187,11 +189,11 @@ class JobClient:
                 break
             except RejectedError as error:
                 subject = f"what job {request.key} starts from"
-                own = [request.model] if request.model in self.store.ready_models().values() else []
+                own = [request.model] if request.model in self.store.jobs.ready_models().values() else []
                 if not names_missing(error, request.file_id, *own) or not await self.wait_for(subject, error):
                     raise
         # No await between answer and record.
-        self.store.job_submitted(request.key, job.id)
+        self.store.jobs.submitted(request.key, job.id)
         kind = EventKind.FOUND if found else EventKind.SUBMITTED
         self.emit(Event(kind, f"{request.key} is job {job.id}", member, attempt, job))
         return job
@@ -233,11 +235,11 @@ class JobClient:
                 last = job.status
                 self.emit(Event(EventKind.STATE, f"{row.key} is {job.status}", row.member, row.attempt, job))
             if job.status.final and not (job.status is JobStatus.SUCCEEDED and job.model is None):
-                self.store.job_state(row.key, job.status, job.model, job.error, job.trained_tokens)
+                self.store.jobs.state(row.key, job.status, job.model, job.error, job.trained_tokens)
                 self.settle(row.key, row.member, job.trained_tokens)
                 return job
             if not job.status.final:
-                self.store.job_state(row.key, job.status)
+                self.store.jobs.state(row.key, job.status)
             await self.pause(min(max(polls.first, age / 10), polls.longest))
 
     async def _look(self, row: JobRow) -> Job:
@@ -325,27 +327,27 @@ class JobClient:
     def reserve(self, subject: str, member: int) -> None:
         """Reserve the expected price of a job. Raises BudgetError at the cap; nothing is reserved then."""
         if self.costs is not None:
-            self.store.reserve(subject, self.costs.estimate(member), cap=self._cap)
+            self.store.ledger.reserve(subject, self.costs.estimate(member), purpose=self._purpose, cap=self._cap)
 
     def settle(self, subject: str, member: int, trained_tokens: int | None) -> None:
         """Book what was billed: the price of the reported tokens. Where none are reported the reservation stands,
         since a job that failed may have been billed for its steps."""
         if self.costs is not None:
             usd = self.costs.estimate(member) if trained_tokens is None else self.costs.billed(trained_tokens)
-            self.store.settle(subject, usd)
+            self.store.ledger.settle(subject, usd)
 
     def book(self, subject: str, member: int, trained_tokens: int | None) -> None:
         """Book a job that has been submitted already, whatever the cap: its price, or what it reports."""
         if self.costs is not None:
-            self.store.reserve(subject, self.costs.estimate(member))
+            self.store.ledger.reserve(subject, self.costs.estimate(member), purpose=self._purpose)
             self.settle(subject, member, trained_tokens)
 
     def release_unsent(self) -> None:
         """Free money that was reserved for jobs of which not even an intent was recorded: they were never sent."""
-        known = {row.key for row in self.store.jobs()}
-        for subject in self.store.unsettled():
+        known = {row.key for row in self.store.jobs.rows()}
+        for subject in self.store.ledger.unsettled():
             if subject.startswith(f"{self.store.run_key}-m") and " " not in subject and subject not in known:
-                self.store.settle(subject, 0.0)
+                self.store.ledger.settle(subject, 0.0)
 
     # -- models ---------------------------------------------------------------------------------------------------
 
@@ -364,7 +366,7 @@ class JobClient:
     async def checkpoints(self, row: JobRow) -> tuple[str | None, ...]:
         """Models of a succeeded job from before its end, ascending by step, None in place of one that is gone. The
         provider is asked once; a job that it does not show after the grace period has none."""
-        known = self.store.checkpoints(row.key)
+        known = self.store.jobs.checkpoints(row.key)
         trainer, job_id = self.trainer, row.job_id
         if known is not None or job_id is None or not isinstance(trainer, Checkpointing):
             return known or ()
@@ -378,7 +380,7 @@ class JobClient:
                     continue
             else:
                 self._grace.visible(subject)
-            self.store.checkpoints_found(row.key, models)
+            self.store.jobs.checkpoints_found(row.key, models)
             return models
 
     async def delete_model(self, model: str) -> bool:

@@ -29,8 +29,8 @@ from .events import Event, EventKind, TrainingOutcome
 
 OnReady = Callable[[int, str], Awaitable[None]]
 
-SUFFIX_CHARACTERS = 64
-"""Longest suffix that every provider of the wire format takes."""
+SUFFIX_CHARACTERS = 43
+"""What a suffix of 64 characters leaves beside a mark of the key; the run key must not be cut off."""
 
 
 class Training:
@@ -83,7 +83,7 @@ class Training:
         failure: BaseException | None = None
         try:
             if wanted:
-                untrained = {*wanted} - self._store.ready_models().keys()
+                untrained = {*wanted} - self._store.jobs.ready_models().keys()
                 if untrained:
                     await check(self._client, adopt=self._request_of_unknown if self._adopts else None)
                 async with asyncio.TaskGroup() as group:
@@ -96,7 +96,7 @@ class Training:
         except BaseExceptionGroup as errors:
             failure = _gravest(errors)
         except asyncio.CancelledError:
-            live = sum(row.status not in FINAL for row in self._store.jobs())
+            live = sum(row.status not in FINAL for row in self._store.jobs.rows())
             message = (
                 f"Interrupted. {live} job{'' if live == 1 else 's'} may still be running at "
                 f"{self._client.trainer.capabilities.provider} and nothing is lost: run the same command again to "
@@ -110,7 +110,7 @@ class Training:
             raise failure
         if self._parked is not None:
             raise self._parked
-        models = self._store.ready_models()
+        models = self._store.jobs.ready_models()
         if self._config.ensemble.target_model is not None:
             models[TARGET] = self._config.ensemble.target_model
         self._require(len(self._finished | (models.keys() - {TARGET})))
@@ -130,10 +130,10 @@ class Training:
         """The member's models from before the end of its job, as many as ``ensemble.checkpoints`` wants, by number:
         1 is the last one before the final model. Fewer, where the provider has fewer."""
         wanted = self._config.ensemble.checkpoints
-        row = self._store.trained_by(member)
+        row = self._store.jobs.trained_by(member)
         if wanted == 1 or row is None:
             return {}
-        known = self._store.checkpoints(row.key) is not None
+        known = self._store.jobs.checkpoints(row.key) is not None
         models_S = await self._client.checkpoints(row)
         models = {n: model for n, model in enumerate(reversed(models_S), start=1) if n < wanted and model is not None}
         if not known and len(models) < wanted - 1:
@@ -146,10 +146,10 @@ class Training:
 
         A checkpoint that is not visible yet is waited for first. False: the request was refused for another reason.
         """
-        row = self._store.trained_by(member)
+        row = self._store.jobs.trained_by(member)
         if row is None or (error.status != 404 and await self._client.model_exists(model)):
             return False
-        self._store.checkpoint_gone(row.key, number, str(error))
+        self._store.jobs.checkpoint_gone(row.key, number, str(error))
         text = f"{name_of(member)} is used without {model}: {error}"
         self._client.emit(Event(EventKind.FEWER_MODELS, text, member, row.attempt))
         return True
@@ -201,7 +201,7 @@ class Training:
         """The member's model; None where it is left out, or where no more jobs may be submitted."""
         client = self._client
         while True:
-            rows = self._store.jobs(member)
+            rows = self._store.jobs.rows(member)
             row = rows[-1] if rows else None
             if row is not None and row.status == JobStatus.SUCCEEDED and row.model and not row.model_deleted:
                 client.emit(Event(EventKind.READY, f"{name_of(member)} is {row.model}", member, row.attempt))
@@ -218,7 +218,7 @@ class Training:
                     await self._submit(member, base, row)
                 elif row.status == INTENT:
                     await client.resubmit(row)
-                row = self._store.jobs(member)[-1]
+                row = self._store.jobs.rows(member)[-1]
                 job = await client.watch(row)
             except (DailyLimitError, BudgetError) as error:
                 self._park(error)
@@ -234,13 +234,14 @@ class Training:
     async def _submit(self, member: int, base: str, previous: JobRow | None) -> None:
         attempt = 1 if previous is None else previous.attempt + 1
         if previous is not None and previous.model_deleted and previous.status == JobStatus.SUCCEEDED:
-            self._store.discard_scores(member, f"{previous.model} was deleted before everything was scored")
+            reason = f"{previous.model} was deleted before everything was scored"
+            self._store.scores.set_aside([member], reason, suspect=False)
         key = self._key(member, attempt)
         self._client.reserve(key, member)
         try:
             file_id = await self._client.file(self._content(member))
         except RejectedError:  # nothing was submitted
-            self._store.settle(key, 0.0)
+            self._store.ledger.settle(key, 0.0)
             raise
         await check(self._client)
         await self._client.submit(self._request(member, base, key, file_id), member, attempt)
@@ -261,7 +262,6 @@ class Training:
             file_id=file_id,
             seed=self._ensemble.target_seed if member == TARGET else int(self._ensemble.seeds_K[member]),
             hyperparameters=dict(hyperparameters),
-            # The run key must not be cut off; recordings of the first protocol hold the whole name.
             suffix=f"{self._config.name[:room]}-{named}",
         )
 
@@ -277,11 +277,11 @@ class Training:
         ensemble = self._config.ensemble
         base: str | None = self._config.backend.model
         if member != TARGET and ensemble.start_from == "target":
-            base = ensemble.target_model or self._store.ready_models().get(TARGET)
+            base = ensemble.target_model or self._store.jobs.ready_models().get(TARGET)
         if base is None:
             return None
-        self._store.file_intent(digest, name, len(content))
-        self._store.file_uploaded(digest, file_id)
+        self._store.jobs.file_intent(digest, name, len(content))
+        self._store.jobs.file_uploaded(digest, file_id)
         return self._request(member, base, key, file_id)
 
     def _content(self, member: int) -> bytes:
@@ -300,12 +300,12 @@ class Training:
 
     async def _refused(self, member: int, error: RejectedError) -> bool:
         """Record that an attempt was refused; True where another one can do better (its file was gone)."""
-        rows = self._store.jobs(member)
+        rows = self._store.jobs.rows(member)
         row = rows[-1] if rows else None
         if row is None or row.status != INTENT:  # it was the file that was refused
             return False
-        self._store.job_state(row.key, JobStatus.FAILED, error=str(error))
-        self._store.settle(row.key, 0.0)
+        self._store.jobs.state(row.key, JobStatus.FAILED, error=str(error))
+        self._store.ledger.settle(row.key, 0.0)
         self._client.emit(Event(EventKind.FAILED, f"{name_of(member)}: {error}", member, row.attempt))
         return await self._file_was_gone(row)
 
@@ -332,11 +332,11 @@ class Training:
         except RejectedError as error:
             if await client.model_exists(model) or member == TARGET:
                 raise
-            row = next(j for j in reversed(self._store.jobs(member)) if j.model == model)
+            row = next(j for j in reversed(self._store.jobs.rows(member)) if j.model == model)
             reason = f"the provider no longer has {model} ({error})"
-            self._store.discard_scores(member, reason)
-            self._store.model_deleted(row.key)
-            self._store.job_state(row.key, JobStatus.FAILED, error=reason)
+            self._store.scores.set_aside([member], reason, suspect=False)
+            self._store.jobs.model_deleted(row.key)
+            self._store.jobs.state(row.key, JobStatus.FAILED, error=reason)
             client.emit(Event(EventKind.FAILED, reason, member, row.attempt))
             return False
         return True
@@ -347,8 +347,8 @@ class Training:
         """Nothing is parked, and jobs that ended while nobody could book them are booked (the run was interrupted in
         between, or they were cancelled)."""
         self._parked, self._halted, self._left_out = None, None, {}
-        open_keys = self._store.unsettled()
-        for row in self._store.jobs():
+        open_keys = self._store.ledger.unsettled()
+        for row in self._store.jobs.rows():
             if row.key in open_keys and row.status in FINAL:
                 self._client.settle(row.key, row.member, row.trained_tokens)
 
@@ -371,16 +371,16 @@ class Training:
 
     def _leave_out(self, member: int, reason: str) -> None:
         self._left_out[member] = reason
-        self._store.note(f"left out {name_of(member)}", reason)
+        self._store.jobs.leave_out(member, reason)
         self._client.emit(Event(EventKind.LEFT_OUT, f"{name_of(member)} is left out: {reason}", member))
 
     def _live_first(self, members: Sequence[int]) -> list[int]:
         """Members with a model, then those with a job, then the others: slots are given in this order, so that no
         new job is submitted as long as live ones could fill them."""
         rank: dict[int, int] = {}
-        for row in self._store.jobs():
+        for row in self._store.jobs.rows():
             rank[row.member] = 2 if row.status not in FINAL else 3
-        rank |= dict.fromkeys(self._store.ready_models(), 1)
+        rank |= dict.fromkeys(self._store.jobs.ready_models(), 1)
         return sorted(members, key=lambda k: (rank.get(k, 3), k))
 
     def _require(self, possible: int) -> None:

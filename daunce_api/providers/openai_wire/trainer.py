@@ -1,30 +1,39 @@
 """Fine-tuning jobs over OpenAI's wire format: files, jobs and models of api.openai.com or any server that speaks it.
 
 A job carries ``metadata: {daunce_key, daunce_run, daunce_seq}``. The SDK sends no idempotency key, so a submit that
-got no answer is looked up by this metadata (where a server keeps none, by the suffix, which ends with the same key) and
-never repeated blindly. Answers are compared with what was requested: kind of object, id, file name and bytes here, the rest
-(``JobEcho``) by whoever knows the request.
+got no answer is looked up by this metadata (where a server keeps none, by the suffix, which ends with a hash of the
+key) and never repeated blindly. Answers are compared with what was requested: kind of object, id, file name and bytes
+here, the rest (``JobEcho``) by whoever knows the request.
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import AsyncIterator, Awaitable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Literal, Self
 
 from pydantic import Field
 
 from ...config import RunConfig
 from ...errors import RejectedError, TransientError
-from ..base import GRACE_SECONDS, EchoField, Job, JobEcho, JobRequest, JobStatus, ModelInfo, TrainerCapabilities
+from ..base import (
+    GRACE_SECONDS,
+    EchoField,
+    Job,
+    JobEcho,
+    JobRequest,
+    JobStatus,
+    ModelInfo,
+    TrainerCapabilities,
+    mark_of,
+)
+from ..failures import NO_REASON, cancelled
 from ..identity import count
 from ..options import Options, parse_options
-from ..refusals import NO_REASON, cancelled
 from ..registry import Context
 from .client import RawResponse, WireClient
-from .job_answers import JobEvent, event_of, names_a_parameter, number, reason_of
 
 KEY_FIELD, RUN_FIELD, SEQUENCE_FIELD = "daunce_key", "daunce_run", "daunce_seq"
 SUFFIX_CHARACTERS = 64
@@ -42,7 +51,8 @@ OPENAI_NOTES = (
 _JOB = "fine_tuning.job"
 _JOBS_PAGE, _FILES_PAGE, _EVENTS_PAGE, _CHECKPOINTS_PAGE = 100, 1000, 50, 100
 _UPLOAD_TIMEOUT = 600.0
-_KEY_IN_SUFFIX = re.compile(r"(?:^|-)([0-9a-f]{3,64}-m-?\d+-a\d+)(?:-s\d+)?$")
+_MARKED = re.compile(r"(?:^|[-:])([0-9a-f]{3,64})-(target|m\d+)-([0-9a-f]{20})(?=$|[-:])")
+_MOST_ATTEMPTS = 100
 _STATUSES = {
     "validating_files": JobStatus.QUEUED,
     "queued": JobStatus.QUEUED,
@@ -69,10 +79,16 @@ class WireTrainerOptions(Options):
         ECHOES, description="fields of a job that the server repeats as they were sent; the others are not compared"
     )
     job_events: bool = Field(False, description="also read a running job's events, for progress; doubles the polls")
+    extra_body: dict[str, Any] = Field(
+        default_factory=dict, description="fields of the provider's own in the request for a job, such as trainingType"
+    )
+    key_in: frozenset[Literal["metadata", "suffix"]] | None = Field(
+        None, min_length=1, description="where a job carries its key; default: metadata (OpenAI), both elsewhere"
+    )
 
 
 def trainer_capabilities(config: RunConfig) -> TrainerCapabilities:
-    """Limits of OpenAI, or of a server of its wire format; no network."""
+    """Limits of OpenAI, or of a server of its wire format, which takes hyperparameters of its own; no network."""
     options = parse_options(WireTrainerOptions, config.backend.options, "backend.options")
     official = config.backend.kind == "openai"
     grace = options.grace_seconds
@@ -94,18 +110,45 @@ def trainer_capabilities(config: RunConfig) -> TrainerCapabilities:
 def open_trainer(context: Context) -> WireTrainer:
     """A trainer of the config's endpoint."""
     options = parse_options(WireTrainerOptions, context.config.backend.options, "backend.options")
+    official = context.config.backend.kind == "openai"
+    if options.key_in is None and not official:
+        options = options.model_copy(update={"key_in": frozenset({"metadata", "suffix"})})
     client = WireClient.open(context.wire_endpoint, http_client=context.http_client, timeout=options.timeout)
-    return WireTrainer(client, trainer_capabilities(context.config), job_events=options.job_events)
+    capabilities = trainer_capabilities(context.config)
+    return WireTrainer(client, capabilities, options, checkpoint_is_model=not official)
+
+
+@dataclass(frozen=True, slots=True)
+class JobEvent:
+    """One line of a job's log. ``step`` of ``total_steps`` where the event tells of training steps."""
+
+    message: str
+    kind: str
+    created_at: int
+    step: int | None = None
+    total_steps: int | None = None
 
 
 class WireTrainer:
-    """``Trainer`` over OpenAI's wire format. Closing it closes the client."""
+    """``Trainer`` over OpenAI's wire format. Closing it closes the client.
 
-    def __init__(self, client: WireClient, capabilities: TrainerCapabilities, *, job_events: bool = False) -> None:
+    ``checkpoint_is_model``: the model of a succeeded job that names none is its last checkpoint.
+    """
+
+    def __init__(
+        self,
+        client: WireClient,
+        capabilities: TrainerCapabilities,
+        options: WireTrainerOptions | None = None,
+        *,
+        checkpoint_is_model: bool = False,
+    ) -> None:
         self._client = client
         self._sdk = client.sdk
         self._capabilities = capabilities
-        self._job_events = job_events
+        self._options = options or WireTrainerOptions()
+        self._key_in = self._options.key_in or frozenset({"metadata"})
+        self._checkpoint_is_model = checkpoint_is_model
 
     @property
     def capabilities(self) -> TrainerCapabilities:
@@ -153,35 +196,47 @@ class WireTrainer:
 
     async def submit(self, request: JobRequest) -> Job:
         """Create a supervised job, once. Raises AmbiguousSubmitError when no answer tells what happened."""
-        supervised: Any = {"hyperparameters": dict(request.hyperparameters)} if request.hyperparameters else {}
-        call = self._sdk.fine_tuning.jobs.with_raw_response.create(
-            model=request.model,
-            training_file=request.file_id,
-            seed=request.seed,
-            suffix=request.suffix[:SUFFIX_CHARACTERS],
-            method={"type": "supervised", "supervised": supervised},
-            metadata={
-                KEY_FIELD: request.key,
-                RUN_FIELD: request.key.partition("-")[0],
-                **({} if request.sequence is None else {SEQUENCE_FIELD: str(request.sequence)}),
-            },
-        )
+        call = self._sdk.fine_tuning.jobs.with_raw_response.create(**self._body(request))
         answer = await self._client.json(
             call, doing=f"creating job {request.key}", submit=True, needs={"id": str, "status": str}, kind=_JOB
         )
         return await self._job(answer)
 
+    def _body(self, request: JobRequest) -> dict[str, Any]:
+        """The request for a job; the provider's hyperparameters under their own names."""
+        body: dict[str, Any] = {
+            "model": request.model,
+            "training_file": request.file_id,
+            "seed": request.seed,
+            "suffix": request.suffix[:SUFFIX_CHARACTERS],
+            **self._recipe(dict(request.hyperparameters)),
+        }
+        if "suffix" in self._key_in:
+            body["suffix"] = request.marked_suffix(SUFFIX_CHARACTERS)
+        if "metadata" in self._key_in:
+            body["metadata"] = {KEY_FIELD: request.key, RUN_FIELD: request.key.partition("-")[0]}
+            if request.sequence is not None:
+                body["metadata"][SEQUENCE_FIELD] = str(request.sequence)
+        if self._options.extra_body:
+            body["extra_body"] = dict(self._options.extra_body)
+        return body
+
+    def _recipe(self, hyperparameters: dict[str, Any]) -> dict[str, Any]:
+        supervised = {"hyperparameters": hyperparameters} if hyperparameters else {}
+        return {"method": {"type": "supervised", "supervised": supervised}}
+
     async def find_job(self, key: str) -> Job | None:
         """The job that carries this key. Where two do, the older one: it was submitted first."""
-        found = [job async for job in self._listed({KEY_FIELD: key}, f"looking up job {key}") if _key_of(job) == key]
+        jobs = self._listed({KEY_FIELD: key}, f"looking up job {key}")
+        found = [job async for job in jobs if self._carries(job, key)]
         if not found:
             return None
         return await self._job(min(found, key=lambda job: number(job.get("created_at")) or 0))
 
     async def jobs_of(self, run_key: str) -> list[Job]:
-        """Every job of a run. Raises as every list does."""
+        """Every job of a run."""
         jobs = self._listed({RUN_FIELD: run_key}, "listing this run's jobs")
-        return [self._read(job) async for job in jobs if (_key_of(job) or "").partition("-")[0] == run_key]
+        return [self._read(job) async for job in jobs if (self._key_of(job) or "").partition("-")[0] == run_key]
 
     async def reach_jobs(self) -> None:
         """``GET /fine_tuning/jobs?limit=1``."""
@@ -189,12 +244,33 @@ class WireTrainer:
         await self._client.json(call, doing="listing fine-tuning jobs", needs={"data": list}, kind="list")
 
     def _listed(self, metadata: dict[str, str], doing: str) -> AsyncIterator[dict[str, Any]]:
-        """Jobs by metadata. A server may ignore the filter, so every page is read and the caller looks at each job."""
+        """Listed jobs. A server may ignore the filter, so every page is read and the caller looks at each job."""
+        wanted: Any = {"metadata": metadata} if self._key_in == {"metadata"} else {}
 
         def page(after: dict[str, Any]) -> Awaitable[RawResponse]:
-            return self._sdk.fine_tuning.jobs.with_raw_response.list(metadata=metadata, limit=_JOBS_PAGE, **after)
+            return self._sdk.fine_tuning.jobs.with_raw_response.list(limit=_JOBS_PAGE, **wanted, **after)
 
         return self._client.pages(page, doing=doing)
+
+    def _carries(self, job: dict[str, Any], key: str) -> bool:
+        """Whether a listed job has the key: in its metadata, or, where it has none, as the mark in one of its names."""
+        own = _metadata_key(job)
+        if own is not None:
+            return own == key
+        return "suffix" in self._key_in and any(mark_of(key) in name for name in _names(job))
+
+    def _key_of(self, job: dict[str, Any]) -> str | None:
+        """The key of a job of any run; None where it carries none."""
+        own = _metadata_key(job)
+        if own is not None or "suffix" not in self._key_in:
+            return own
+        for match in (m for name in _names(job) for m in _MARKED.finditer(name)):
+            member = match[2].removeprefix("m") if match[2] != "target" else "-1"
+            for attempt in range(1, _MOST_ATTEMPTS):
+                key = f"{match[1]}-m{member}-a{attempt}"
+                if mark_of(key) == match[3]:
+                    return key
+        return None
 
     async def get(self, job_id: str) -> Job:
         answer = await self._client.json(
@@ -234,7 +310,9 @@ class WireTrainer:
 
         The checkpoint with the highest step holds the weights of the final model, under its name or one of its own.
         """
+        return (await self._checkpoints(job_id))[:-1]
 
+    async def _checkpoints(self, job_id: str) -> list[str]:
         def page(after: dict[str, Any]) -> Awaitable[RawResponse]:
             return self._sdk.fine_tuning.jobs.checkpoints.with_raw_response.list(
                 job_id, limit=_CHECKPOINTS_PAGE, **after
@@ -242,10 +320,15 @@ class WireTrainer:
 
         models: dict[int, str] = {}
         async for item in self._client.pages(page, doing=f"listing checkpoints of job {job_id}"):
-            step, model = number(item.get("step_number")), item.get("fine_tuned_model_checkpoint")
-            if step is not None and isinstance(model, str):
+            step, model = number(item.get("step_number")), self._checkpoint_model(job_id, item)
+            if step is not None and model is not None:
                 models[step] = model
-        return [models[step] for step in sorted(models)[:-1]]
+        return [models[step] for step in sorted(models)]
+
+    def _checkpoint_model(self, job_id: str, item: dict[str, Any]) -> str | None:
+        """The name that a checkpoint can be scored under; None where it has none."""
+        model = item.get("fine_tuned_model_checkpoint")
+        return model if isinstance(model, str) and model else None
 
     async def delete_file(self, file_id: str) -> bool:
         call = self._sdk.files.with_raw_response.delete(file_id)
@@ -256,14 +339,16 @@ class WireTrainer:
         return await self._client.delete(call, doing=f"deleting model {model}")
 
     async def _job(self, answer: dict[str, Any]) -> Job:
+        """The job in an answer. A succeeded one without a model is not final yet: whoever waits for it decides how
+        long."""
         job = self._read(answer)
         if job.status is JobStatus.SUCCEEDED and job.model is None:
-            # Either the name follows in a moment, or a safety check withholds the model for good.
-            withheld = [e.message for e in await self.events(job.id) if e.kind == "moderation_checks"]
-            if withheld:
-                error = self._client.clean(f"the provider withholds the model: {withheld[0]}")
-                return replace(job, status=JobStatus.FAILED, error=error)
-        elif job.status is JobStatus.RUNNING and self._job_events:
+            error = await self._withheld(job.id)
+            if error is not None:
+                return replace(job, status=JobStatus.FAILED, error=self._client.clean(error))
+            if self._checkpoint_is_model:
+                return replace(job, model=next(iter(reversed(await self._checkpoints_if_any(job.id))), None))
+        elif job.status is JobStatus.RUNNING and self._options.job_events:
             return replace(job, progress=await self._progress(job.id))
         return job
 
@@ -271,16 +356,31 @@ class WireTrainer:
         """A job object; a count that cannot be one is taken as not reported."""
         raw = answer.get("status")
         status = _STATUSES.get(raw, JobStatus.RUNNING) if isinstance(raw, str) else JobStatus.RUNNING
-        model = answer.get("fine_tuned_model")
+        failed = status is JobStatus.FAILED
         return Job(
             id=str(answer["id"]),
             status=status,
-            model=model if isinstance(model, str) and model else None,
-            error=self._client.clean(reason_of(answer.get("error"))) if status is JobStatus.FAILED else None,
+            model=_text(answer.get("fine_tuned_model")),
+            error=self._client.clean(reason_of(answer.get("error"))) if failed else None,
             trained_tokens=count(answer.get("trained_tokens")),
-            refused=status is JobStatus.FAILED and names_a_parameter(answer.get("error")),
-            echo=echo_of(answer),
+            refused=failed and names_a_parameter(answer.get("error")),
+            echo=echo_of(answer, self._key_of(answer)),
         )
+
+    async def _withheld(self, job_id: str) -> str | None:
+        """Why a safety check keeps the model of a succeeded job for good; None where nothing says so."""
+        try:
+            events = await self.events(job_id)
+        except RejectedError:
+            return None  # a server without events
+        withheld = [e.message for e in events if e.kind == "moderation_checks"]
+        return f"the provider withholds the model: {withheld[0]}" if withheld else None
+
+    async def _checkpoints_if_any(self, job_id: str) -> list[str]:
+        try:
+            return await self._checkpoints(job_id)
+        except RejectedError:
+            return []  # a server without checkpoints
 
     async def _progress(self, job_id: str) -> float | None:
         try:
@@ -299,34 +399,69 @@ class WireTrainer:
         await self._client.close()
 
 
-def echo_of(answer: dict[str, Any]) -> JobEcho:
+def echo_of(answer: dict[str, Any], key: str | None) -> JobEcho:
     """What a job object repeats of its request. The hyperparameters of the method win over the older top-level ones."""
     method = answer.get("method")
     kind = method.get(method.get("type")) if isinstance(method, dict) and isinstance(method.get("type"), str) else None
     settings = kind.get("hyperparameters") if isinstance(kind, dict) else None
     if not isinstance(settings, dict):
         settings = answer.get("hyperparameters")
+    if not isinstance(settings, dict):
+        settings = {}
     return JobEcho(
-        key=_key_of(answer),
+        key=key,
         file_id=_text(answer.get("training_file")),
         model=_text(answer.get("model")),
         seed=number(answer.get("seed")),
-        hyperparameters=(
-            {str(k): v for k, v in settings.items() if isinstance(v, int | float | str) and not isinstance(v, bool)}
-            if isinstance(settings, dict)
-            else None
-        ),
+        hyperparameters={
+            str(name): value
+            for name, value in settings.items()
+            if isinstance(value, int | float | str) and not isinstance(value, bool)
+        },
     )
 
 
-def _key_of(job: dict[str, Any]) -> str | None:
-    """The run's key of a job: from its metadata, or from its suffix where the server keeps no metadata."""
+def _metadata_key(job: dict[str, Any]) -> str | None:
     metadata = job.get("metadata")
-    if isinstance(metadata, dict) and metadata:
-        return _text(metadata.get(KEY_FIELD))
-    match = _KEY_IN_SUFFIX.search(_text(job.get("suffix")) or _text(job.get("user_provided_suffix")) or "")
-    return None if match is None else match.group(1)
+    return _text(metadata.get(KEY_FIELD)) if isinstance(metadata, dict) else None
+
+
+def _names(job: dict[str, Any]) -> list[str]:
+    names = [job.get(name) for name in ("suffix", "user_provided_suffix", "fine_tuned_model")]
+    return [name for name in names if isinstance(name, str)]
 
 
 def _text(value: object) -> str | None:
     return value if isinstance(value, str) and value else None
+
+
+def reason_of(error: object) -> str:
+    """Text of a failed job's ``error``, which may be ``{}``, null or hold nulls only."""
+    if isinstance(error, dict):
+        parts = [str(error[name]) for name in ("code", "message", "param") if error.get(name)]
+        if parts:
+            return ": ".join(parts)
+    return NO_REASON
+
+
+def names_a_parameter(error: object) -> bool:
+    """Whether a failed job names the parameter that was invalid (``training_file``, most often)."""
+    return isinstance(error, dict) and isinstance(error.get("param"), str)
+
+
+def event_of(item: dict[str, Any]) -> JobEvent:
+    """A ``fine_tuning.job.event``."""
+    raw = item.get("data")
+    data: dict[str, Any] = raw if isinstance(raw, dict) else {}
+    return JobEvent(
+        message=str(item.get("message", "")),
+        kind=str(item.get("type", "")),
+        created_at=number(item.get("created_at")) or 0,
+        step=number(data.get("step")),
+        total_steps=number(data.get("total_steps")),
+    )
+
+
+def number(value: object) -> int | None:
+    """A whole number, or None for anything else."""
+    return value if isinstance(value, int) and not isinstance(value, bool) else None
