@@ -184,6 +184,12 @@ class EnsembleConfig(_Section):
         description="models of each job that are scored: the final one and those of the epochs before it; scoring "
         "costs so many times as much, training nothing more",
     )
+    keep_days: int | None = Field(
+        None,
+        ge=1,
+        le=3650,
+        description="days after which the provider deletes the models by itself (tinker); default: `daunce clean` does",
+    )
     stop: StopConfig | None = Field(None, description="stop before K members; default: never")
 
     @model_validator(mode="after")

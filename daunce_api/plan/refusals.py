@@ -23,6 +23,13 @@ def trainer_refusals(config: RunConfig, trainer: TrainerCapabilities) -> list[Da
                 "base, or another backend."
             )
         )
+    if config.ensemble.keep_days is not None and not trainer.models_expire:
+        refusals.append(
+            ConfigurationError(
+                f"ensemble.keep_days: {trainer.provider} keeps models until they are deleted. Take it out, and delete "
+                "them with `daunce clean` when no more questions will be asked."
+            )
+        )
     given = {**config.training.hyperparameters, **(config.training.target_hyperparameters or {})}
     for name in sorted(given.keys() - trainer.hyperparameters) if trainer.hyperparameters else ():
         close = difflib.get_close_matches(name, trainer.hyperparameters, n=1)

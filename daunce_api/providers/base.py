@@ -92,6 +92,8 @@ class TrainerCapabilities:
     how many models of a job can be scored, the final one and those of the epochs before it (:class:`Checkpointing`).
     ``own_queue``: jobs wait for the user's own machines, where a long queue is no sign of a job that is stuck.
     ``workers``: how many of them are trained at once, where that is fewer than may be submitted.
+    ``models_persist``: models stay at the provider until they are deleted, whatever happens to this process;
+    ``models_expire``: the provider deletes them by itself after ``ensemble.keep_days``.
     """
 
     provider: str
@@ -106,6 +108,8 @@ class TrainerCapabilities:
     checkpoints: int = 1
     own_queue: bool = False
     workers: int | None = None
+    models_persist: bool = True
+    models_expire: bool = False
     notes: tuple[str, ...] = ()
 
 
