@@ -165,7 +165,7 @@ class TinkerScorer:
             ) from None
 
     async def probe(self, model: str, example: EncodedExample) -> ProbeReport:
-        """Compare log-probabilities with those of a sample. Raises as :func:`..openai_wire.probe.probe_generated`."""
+        """Compare log-probabilities with those of a sample. Raises as :func:`..probe.probe_generated`."""
         return await probe_generated(
             self,
             model,
