@@ -227,7 +227,7 @@ class WireTrainer:
 
     async def find_job(self, key: str) -> Job | None:
         """The job that carries this key. Where two do, the older one: it was submitted first."""
-        jobs = self._listed({KEY_FIELD: key}, f"looking up job {key}")
+        jobs = self._listed_jobs({KEY_FIELD: key}, f"looking up job {key}")
         found = [job async for job in jobs if self._carries(job, key)]
         if not found:
             return None
@@ -235,7 +235,7 @@ class WireTrainer:
 
     async def jobs_of(self, run_key: str) -> list[Job]:
         """Every job of a run."""
-        jobs = self._listed({RUN_FIELD: run_key}, "listing this run's jobs")
+        jobs = self._listed_jobs({RUN_FIELD: run_key}, "listing this run's jobs")
         return [self._read(job) async for job in jobs if (self._key_of(job) or "").partition("-")[0] == run_key]
 
     async def reach_jobs(self) -> None:
@@ -243,7 +243,7 @@ class WireTrainer:
         call = self._sdk.fine_tuning.jobs.with_raw_response.list(limit=1)
         await self._client.json(call, doing="listing fine-tuning jobs", needs={"data": list}, kind="list")
 
-    def _listed(self, metadata: dict[str, str], doing: str) -> AsyncIterator[dict[str, Any]]:
+    def _listed_jobs(self, metadata: dict[str, str], doing: str) -> AsyncIterator[dict[str, Any]]:
         """Listed jobs. A server may ignore the filter, so every page is read and the caller looks at each job."""
         wanted: Any = {"metadata": metadata} if self._key_in == {"metadata"} else {}
 
