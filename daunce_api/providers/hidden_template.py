@@ -6,10 +6,13 @@ and to know how many tokens a completion has; they are those of the contents, wi
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import hashlib
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import pairwise
+from typing import Any
 
 from ..data.dataset import Message
+from ..data.example import canonical, part_text
 from ..data.tokenizers import SpellingTokenizer, Tokenizer
 from ..errors import DataError
 
@@ -84,13 +87,37 @@ class HiddenTemplateTokenizer:
         piece = self._inner.pieces([token])[0]
         return None if _UNREADABLE in piece else piece.encode()
 
-    def render(self, messages: Sequence[Message], *, generation_prompt: bool = False) -> str:
-        """Roles and contents between marks. Raises DataError where a content holds half of a surrogate pair."""
-        for message in messages:
-            if _TURN in message.content or _CONTENT in message.content:
-                raise DataError("a text holds half of a surrogate pair, which UTF-8 cannot carry. Remove it.")
-        text = "".join(f"{_TURN}{m.role}{_CONTENT}{m.content}" for m in messages)
+    def render(
+        self,
+        messages: Sequence[Message],
+        *,
+        generation_prompt: bool = False,
+        tools: Sequence[Any] = (),
+        options: Mapping[str, Any] | None = None,
+    ) -> str:
+        """Roles and contents between marks; what is no text (tools, calls, names) as JSON, an image as its digest.
+        Raises DataError where a content holds half of a surrogate pair."""
+        said = [(m.role, _content(m)) for m in messages]
+        if tools or options:
+            said.insert(0, ("tools", canonical([list(tools), dict(options or {})])))
+        if any(mark in content for _, content in said for mark in _IDS):
+            raise DataError("a text holds half of a surrogate pair, which UTF-8 cannot carry. Remove it.")
+        text = "".join(f"{_TURN}{role}{_CONTENT}{content}" for role, content in said)
         return f"{text}{_TURN}assistant{_CONTENT}" if generation_prompt else text
+
+
+def _content(message: Message) -> str:
+    parts = [message.content] if isinstance(message.content, str) else list(message.content or ())
+    texts = [t if (t := part_text(p)) is not None else f"[image {_digest(p)}]" for p in parts]
+    fields = {k: v for k, v in message.fields.items() if k != "content"}
+    if message.role == "assistant" and message.calls:
+        # What an answer that is a call begins with is not shown by a chat endpoint: nothing of it is a target there.
+        return canonical(fields) + "".join(texts)
+    return "".join(texts) + (canonical(fields) if fields else "")
+
+
+def _digest(part: Any) -> str:
+    return hashlib.sha256(canonical(part).encode()).hexdigest()
 
 
 def _parts(text: str) -> Iterator[tuple[int, int]]:

@@ -10,8 +10,8 @@ from itertools import accumulate, pairwise
 from typing import Any
 
 from ...errors import ConfigurationError, DataError
-from ..dataset import Example, Message
-from ..encoded import Span
+from ..example import Example, Message
+from ..rendering import Span
 
 # Longest prefix wins. tiktoken's own table maps ``ft:gpt-4.1-mini`` to cl100k_base, which is wrong.
 _ENCODINGS = {
