@@ -24,6 +24,7 @@ from ..providers.openai_wire.client import WireClient
 from ..providers.openai_wire.dialects import dialect_of_models
 from ..providers.registry import Backend, capabilities_of, open_backend
 from ..store import RunStore
+from .allowance import price_of_look
 from .findings import Check, Findings
 
 if TYPE_CHECKING:
@@ -49,6 +50,15 @@ Answer = TypeVar("Answer")
 def examine(run: Run) -> Findings:
     """Look at the endpoint of a run's config; see :func:`examine_run`."""
     return run_blocking(examine_run(run))
+
+
+def price_of(run: Run) -> float | None:
+    """Dollars that :func:`examine` costs at most; None where the price of tokens is not known."""
+    _, scorer = capabilities_of(run.config)
+    if scorer.tried_on == "nothing":
+        return 0.0
+    burst = min(BURST, scorer.max_concurrent_requests)
+    return price_of_look(run.config, _short_examples(run, Findings()), RETRIES.attempts * REPEATS + burst)
 
 
 async def examine_run(run: Run) -> Findings:

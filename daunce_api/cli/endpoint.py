@@ -9,7 +9,7 @@ import typer
 
 from ..errors import ProviderError
 from . import terminal
-from .common import ENDPOINT, ConfigArgument, JsonOption, command, show
+from .common import ENDPOINT, ConfigArgument, JsonOption, YesOption, command, confirm, show
 
 
 @command(ENDPOINT)
@@ -43,16 +43,36 @@ def serve(
 
 
 @command(ENDPOINT)
-def doctor(config: ConfigArgument, as_json: JsonOption = False) -> None:
+def doctor(
+    config: ConfigArgument,
+    yes: YesOption = False,
+    max_usd: Annotated[
+        float, typer.Option("--max-usd", min=0, help="most that all looks at this config may cost, in US dollars")
+    ] = 1.0,
+    as_json: JsonOption = False,
+) -> None:
     """Ask the configured endpoint for one tiny example: what it can do, how noisy and fast it is, what to change.
 
-    Costs a few tokens. Needs the key that the config names, and no run. Ends with exit code 5 where the endpoint cannot
-    be used.
+    Costs a few tokens: the price is shown first, and has to be confirmed where it is not zero. What was spent is kept
+    in CONFIG.doctor.jsonl. Needs the key that the config names, and no run. Ends with exit code 5 where the endpoint
+    cannot be used.
     """
+    from ..providers.registry import check_keys
     from ..run import Run
-    from .doctor import examine
+    from .allowance import Allowance
+    from .doctor import examine, price_of
 
-    findings = examine(Run.create(config))
-    show(as_json, findings.to_json(), lambda: terminal.say(findings.text()))
+    run = Run.create(config)
+    check_keys(run.config)
+    usd, allowance = price_of(run), Allowance(config)
+    if usd != 0.0:
+        known = f"at most ${usd:,.4f}" if usd is not None else "a price that is not known"
+        allowance.check(usd or 0.0, max_usd)
+        if not yes:
+            confirm(f"Ask {run.config.backend.kind} for one short example, a few times, for {known}?")
+        allowance.book(usd or 0.0)
+    findings = examine(run)
+    content = findings.to_json() | {"max_price_usd": usd}
+    show(as_json, content, lambda: terminal.say(findings.text()))
     if not findings.ok:
         raise typer.Exit(ProviderError.exit_code)
