@@ -62,9 +62,7 @@ class Run:
         elif not isinstance(config, RunConfig):
             config = RunConfig.from_mapping(dict(config))
         columns = config.data.columns
-        return cls(
-            config, Dataset.from_file(config.data.train, columns), Dataset.from_file(config.data.test, columns)
-        )
+        return cls(config, Dataset.from_file(config.data.train, columns), Dataset.from_file(config.data.test, columns))
 
     @classmethod
     def open(cls, run_dir: str | Path) -> Run:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -18,7 +19,7 @@ from .._util.files import replacing
 from ..errors import DataError
 from .dialects import CHAT, Dialect, converted, recognise
 from .example import Example, LossOn, Message
-from .files import Problems, Rows, parse_lines, read_bytes, read_rows
+from .files import Rows, parse_lines, read_bytes, read_rows
 from .records import CHAT_FIELDS, ROLES, record_of_row, record_problems, text_only, unknown_fields
 
 if TYPE_CHECKING:
@@ -29,6 +30,7 @@ __all__ = ["ROLES", "Dataset", "Example", "LossOn", "Message"]
 # JSON leaves these as they are, but readers that split text into lines break at them.
 _LINE_BREAKS = {0x85: "\\u0085", 0x2028: "\\u2028", 0x2029: "\\u2029"}
 
+_COLUMN = re.compile(r" \((?:column|byte) [^)]*\)| at character \d+")
 _NAMED = 5
 """Places that a problem or note names before it only counts."""
 
@@ -198,7 +200,12 @@ class Dataset(Sequence[Example]):
 
     @classmethod
     def _from_rows(
-        cls, rows: Rows, *, name: str, problems: Problems = (), columns: Mapping[str, str] | None = None
+        cls,
+        rows: Rows,
+        *,
+        name: str,
+        problems: Sequence[tuple[int, str]] = (),
+        columns: Mapping[str, str] | None = None,
     ) -> Dataset:
         """From rows in any dialect."""
         if problems and not rows:
@@ -217,7 +224,7 @@ class Dataset(Sequence[Example]):
         records: Rows,
         *,
         name: str,
-        problems: Problems = (),
+        problems: Sequence[tuple[int, str]] = (),
         warnings: Iterable[str] = (),
         dialect: Dialect = CHAT,
     ) -> Dataset:
@@ -240,7 +247,7 @@ class Dataset(Sequence[Example]):
                 if first != line:
                     found.append((line, f"id {str(record['id'])!r} is also used by {name}:{first}"))
         if found:
-            raise _error(name, _places(name, found, len(records) + len(list(problems))))
+            raise _error(name, _places(name, found, len(records) + len(problems)))
         examples: list[Example] = []
         for line, record in kept:
             for key in unknown_fields(record):
@@ -281,16 +288,17 @@ def _error(name: str, problems: Sequence[str]) -> DataError:
     return DataError(f"{name} has {count}; nothing was sent or changed. Fix these lines:", problems)
 
 
-def _places(name: str, problems: Problems, records: int) -> list[str]:
+def _places(name: str, problems: Sequence[tuple[int, str]], records: int) -> list[str]:
     """Problems with file and line; one that many records share is one line with their number."""
-    lines_of: dict[str, list[int]] = {}
+    lines_of: dict[str, list[tuple[int, str]]] = {}
     for line, problem in sorted(problems, key=lambda p: p[0]):
-        lines_of.setdefault(problem, []).append(line)
+        lines_of.setdefault(_COLUMN.sub("", problem), []).append((line, problem))
     said = []
-    for problem, lines in lines_of.items():
-        if len(lines) <= _NAMED:
-            said += [(line, f"{name}:{line}: {problem}") for line in lines]
+    for places in lines_of.values():
+        if len(places) <= _NAMED:
+            said += [(line, f"{name}:{line}: {problem}") for line, problem in places]
             continue
+        lines, problem = [line for line, _ in places], places[0][1]
         shown = ", ".join(map(str, lines[:_NAMED]))
         whole = f"all {len(lines):,} records" if len(set(lines)) == records else f"{len(lines):,} records"
         said.append((lines[0], f"{name}:{lines[0]}: {problem} ({whole}: lines {shown}, ...)"))

@@ -343,8 +343,9 @@ def _gemini(record: Record) -> Record:
             return content
         texts = [p.get("text") for p in content["parts"] if isinstance(p, Mapping)]
         role = {"model": "assistant"}.get(content.get("role", ""), content.get("role", "user"))
-        if len(texts) == len(content["parts"]) and all(isinstance(t, str) for t in texts):
-            return {"role": role, "content": "".join(texts)}
+        plain = [t for t in texts if isinstance(t, str)]
+        if len(plain) == len(content["parts"]):
+            return {"role": role, "content": "".join(plain)}
         return {"role": role, "content": content["parts"]}
 
     names = ("systemInstruction", "system_instruction")

@@ -163,7 +163,7 @@ def _json(raw: bytes) -> tuple[Rows, Problems]:
         return [], [(1, "JSON that is nested too deeply")]
     except ValueError as error:
         lines = parse_lines(raw)
-        if lines[0]:  # most likely JSONL with a bad first line
+        if lines[0] or re.fullmatch(rb"\s*\{.*\}\s*,?\s*", first):  # JSONL with a bad first line
             return lines
         if isinstance(error, json.JSONDecodeError):
             problem = f"not JSON: {error.msg} (line {error.lineno} column {error.colno}){_json_hint(error)}"
@@ -209,7 +209,7 @@ def _records(text: str) -> Iterator[tuple[int, Any]]:
         value, position = _DECODER.raw_decode(text, position)
         yield line, value
         position = space.match(text, position).end()  # type: ignore[union-attr]
-        if position < len(text) and text[position] == ",":
+        if array and text[position : position + 1] == ",":
             position += 1
         elif array and text[position : position + 1] != "]":
             raise json.JSONDecodeError("Expecting ',' delimiter", text, position)

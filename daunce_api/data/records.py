@@ -25,6 +25,7 @@ CHAT_FIELDS = (
     "reasoning_effort",
     "chat_template_kwargs",
     "documents",
+    "weight",
 )
 """Fields of a chat record, besides its messages, that a model or its template reads."""
 RECORD_FIELDS = frozenset({"id", "source", "messages", "prompt", "completion", "text", *CHAT_FIELDS})
@@ -85,8 +86,8 @@ def record_problems(record: Any) -> list[str]:
     if _too_deep(record):
         return ["JSON that is nested too deeply"]
     problems = [*_id_problems(record.get("id")), *_source_problems(record.get("source"))]
-    if isinstance(record.get("weight"), int | float):
-        problems += _weight_problems(record["weight"], "weight")
+    if isinstance(record.get("weight"), int | float) and not record["weight"] > 0:
+        problems.append("weight must be above 0; leave the record out where it is not to be trained on")
     given = {key for key in ("messages", "prompt", "completion") if record.get(key) is not None}
     if "messages" in record and ("messages" in given or not given):
         if len(given) > 1:

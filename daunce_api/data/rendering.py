@@ -64,7 +64,7 @@ def rendered_chat(example: Example, tokenizer: Renderer, turns: Sequence[int]) -
     leaves out a part of an answer.
     """
     try:
-        if any(m.images for m in example.messages):
+        if any(m.images for m in example.messages) and not getattr(tokenizer, "keeps_images", False):
             raise DataError(
                 "holds an image, and its tokens are known to the model's own processor only. Score it through a "
                 "one-token chat endpoint (OpenAI, Azure), or leave it out."

@@ -81,6 +81,7 @@ def trainer_capabilities(config: RunConfig) -> TrainerCapabilities:
         hyperparameters=HYPERPARAMETERS,
         checkpoints=KEPT_CHECKPOINTS,
         notes=NOTES,
+        accepts=frozenset({"tools", "images"}),
     )
 
 

@@ -19,6 +19,7 @@ from ..errors import DataError
 _TURN, _CONTENT = "\ud8f0", "\ud8f1"
 """Halves of surrogate pairs: no text that UTF-8 can carry holds them."""
 _UNREADABLE = "\ufffd"
+_CALLS = ("tool_calls", "function_call")
 _IDS = {_TURN: -1, _CONTENT: -2}
 
 
@@ -27,6 +28,8 @@ class HiddenTemplateTokenizer:
 
     Nothing ends an assistant turn, so that a completion of one token has one target. The ids must never be sent.
     """
+
+    keeps_images = True
 
     def __init__(self, inner: Tokenizer) -> None:
         self._inner = inner
@@ -57,7 +60,7 @@ class HiddenTemplateTokenizer:
         for start, stop in _parts(text):
             if mark == _TURN:
                 role = text[start:stop]
-            elif mark == _CONTENT and role == "assistant":
+            elif mark == _CONTENT and role.startswith("assistant"):
                 answer = len(ids)
             mark = text[start]
             if mark in _IDS:
@@ -97,7 +100,7 @@ class HiddenTemplateTokenizer:
     ) -> str:
         """Roles and contents between marks; what is no text (tools, calls, names) as JSON, an image as its digest.
         Raises DataError where a content holds half of a surrogate pair."""
-        said = [(m.role, _content(m)) for m in messages]
+        said = [(m.role + _fields(m), _content(m)) for m in messages]
         if tools or options:
             said.insert(0, ("tools", canonical([list(tools), dict(options or {})])))
         if any(mark in content for _, content in said for mark in _IDS):
@@ -107,13 +110,16 @@ class HiddenTemplateTokenizer:
 
 
 def _content(message: Message) -> str:
+    """What is measured of an answer: its text, then its calls."""
     parts = [message.content] if isinstance(message.content, str) else list(message.content or ())
     texts = [t if (t := part_text(p)) is not None else f"[image {_digest(p)}]" for p in parts]
-    fields = {k: v for k, v in message.fields.items() if k != "content"}
-    if message.role == "assistant" and message.calls:
-        # What an answer that is a call begins with is not shown by a chat endpoint: nothing of it is a target there.
-        return canonical(fields) + "".join(texts)
-    return "".join(texts) + (canonical(fields) if fields else "")
+    calls = {k: message.fields[k] for k in _CALLS if message.fields.get(k)}
+    return "".join(texts) + (canonical(calls) if calls else "")
+
+
+def _fields(message: Message) -> str:
+    fields = {k: v for k, v in message.fields.items() if k != "content" and k not in _CALLS}
+    return canonical(fields) if fields else ""
 
 
 def _digest(part: Any) -> str:

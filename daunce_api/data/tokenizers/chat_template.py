@@ -148,10 +148,8 @@ class ChatTemplate:
         calls = [{"id": _CALL_ID, "type": "function", "function": function}]
         tool = {"name": "f", "description": "f", "parameters": {"type": "object", "properties": {}}}
         for content in (None, ""):
-            messages = [
-                {"role": "user", "content": "a"},
-                {"role": "assistant", "content": content, "tool_calls": calls},
-            ]
+            answer = {"role": "assistant", "content": content, "tool_calls": calls}
+            messages: list[dict[str, Any]] = [{"role": "user", "content": "a"}, answer]
             shown = self._probed(messages, tools=[{"type": "function", "function": tool}])
             if shown:
                 return shown

@@ -92,7 +92,7 @@ class LocalTokenizer:
 
     def _find_templates(self, setting: Any) -> tuple[str, str]:
         """The folder's template, and the one for chats with tools where that is another."""
-        named = {"default": setting} if isinstance(setting, str) else {}
+        named: dict[Any, Any] = {"default": setting} if isinstance(setting, str) else {}
         if isinstance(setting, list):
             named = {t.get("name"): t.get("template") for t in setting if isinstance(t, dict)}
         own, tools = self.folder / "chat_template.jinja", self.folder / "additional_chat_templates" / "tool_use.jinja"

@@ -67,6 +67,7 @@ def trainer_capabilities(config: RunConfig) -> TrainerCapabilities:
         hyperparameters=HYPERPARAMETERS,
         listing_lag_seconds=lag,
         checkpoints=KEPT_CHECKPOINTS,
+        accepts=frozenset({"tools", "images"}) if official else frozenset({"tools", "images", "texts"}),
         notes=OPENAI_NOTES if official else (),
     )
 
