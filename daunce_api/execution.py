@@ -23,7 +23,7 @@ from .core.stopping import AtLeast, Condition, Plateau, Reached
 from .data.tokenizers import EncodedExample
 from .errors import ConfigurationError, MembersAlikeError, RejectedError
 from .plan import Plan
-from .providers.abilities import Deferred
+from .providers.base import Deferred
 from .providers.registry import Backend, open_backend
 from .providers.replay import Session
 from .score.cache import open_cache
