@@ -103,6 +103,7 @@ def trainer_capabilities(config: RunConfig) -> TrainerCapabilities:
         listing_lag_seconds=options.listing_lag_seconds,
         echoes=options.echoes,
         checkpoints=KEPT_CHECKPOINTS,
+        accepts=frozenset({"tools", "images"}) if official else frozenset({"tools", "images", "texts"}),
         notes=OPENAI_NOTES if official else (),
     )
 
