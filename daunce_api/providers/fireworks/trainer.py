@@ -79,6 +79,7 @@ def trainer_capabilities(config: RunConfig) -> TrainerCapabilities:
         hyperparameters=HYPERPARAMETERS,
         listing_lag_seconds=2.0,
         notes=NOTES,
+        accepts=frozenset({"tools"}),
     )
 
 
