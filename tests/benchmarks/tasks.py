@@ -67,13 +67,15 @@ class Recipe:
 
 @dataclass(frozen=True)
 class Kind:
-    """One kind of model of a task: where it starts, the subset ratio, the recipe, how many are made."""
+    """One kind of model of a task: where it starts, the subset ratio, the recipe, how many are made, and whether
+    members are scored at their checkpoints, too."""
 
     start: str
     ratio: float
     recipe: Recipe
     count: int
     seeds: int = 1
+    checkpoints: bool = True
 
 
 @dataclass(frozen=True)
@@ -89,6 +91,7 @@ class Task:
     target: Recipe
     kinds: dict[str, Kind]
     train: Callable[[str, Recipe, np.ndarray, np.ndarray, list[int]], tuple[np.ndarray, np.ndarray]]
+    pairs: Callable[[], dict[str, list[Any]]] | None = None
 
     def rho(self, kind: str) -> float | None:
         """Member's learning-rate time over the target's, for members that start from the target (METHOD item 6)."""
@@ -112,7 +115,7 @@ def losses(task: Task, kind: str) -> dict[str, np.ndarray]:
     parts = []
     for start in range(0, total, CHUNK):
         files = chunk_files(folder, start)
-        if not all(path.exists() for path in files[: 1 if spec.seeds > 1 else 2]):
+        if not all(path.exists() for path in files[: 2 if spec.seeds == 1 and spec.checkpoints else 1]):
             _train_chunk(task, kind, np.arange(start, min(start + CHUNK, total)), files)
         parts.append(read_chunk(files))
     out = joined(parts)
@@ -147,7 +150,7 @@ def _train_chunk(task: Task, kind: str, ids: np.ndarray, files: tuple[Path, Path
     spec = task.kinds[kind]
     subsets = np.stack([_subset(task, kind, int(i) // spec.seeds) for i in ids])
     seeds = np.array([_number(task.name, kind, int(i)) for i in ids])
-    points = [] if spec.seeds > 1 else spec.recipe.checkpoints(int(subsets[0].sum()))
+    points = [] if spec.seeds > 1 or not spec.checkpoints else spec.recipe.checkpoints(int(subsets[0].sum()))
     train, test = task.train(spec.start, spec.recipe, subsets, seeds, points)
     if files[0].exists():
         with np.load(files[0]) as stored:
@@ -411,7 +414,7 @@ def classifier_tasks() -> dict[str, Task]:
 
 def all_tasks() -> dict[str, Any]:
     """Every task by name; the language model is imported only when asked for."""
-    from tests.benchmarks.tasks_lm import lm_task
+    from tests.benchmarks.tasks_lm import text_tasks
     from tests.benchmarks.tasks_resnet import resnet_task
 
-    return {**classifier_tasks(), "lm": lm_task(), "resnet": resnet_task()}
+    return {**classifier_tasks(), **text_tasks(), "resnet": resnet_task()}
