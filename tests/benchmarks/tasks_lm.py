@@ -263,7 +263,7 @@ def _text_task(name: str, load: Callable[[], Pairs], size: int, members: int, *,
 def text_tasks() -> dict[str, Task]:
     """LoRA fine-tunes of the embedded model on three sets of texts."""
     return {
-        "lm": _text_task("lm", demo_pairs, 160, 200, checkpoints=True),
-        "chat": _text_task("chat", chat_pairs, 128, 150, checkpoints=False),
-        "shout": _text_task("shout", shout_pairs, 144, 150, checkpoints=False),
+        "lm": _text_task("lm", demo_pairs, 160, 150, checkpoints=True),
+        "chat": _text_task("chat", chat_pairs, 128, 100, checkpoints=False),
+        "shout": _text_task("shout", shout_pairs, 144, 100, checkpoints=False),
     }
