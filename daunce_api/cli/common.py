@@ -46,6 +46,9 @@ MAKE, LOOK, ENDPOINT = "Make a run", "Look at a run", "Endpoints"
 ConfigArgument = Annotated[Path, typer.Argument(help="config file in YAML; `daunce init` writes one", metavar="CONFIG")]
 RunArgument = Annotated[Path, typer.Argument(help="folder of the run (run_dir in its config)", metavar="RUN")]
 JsonOption = Annotated[bool, typer.Option("--json", help="print one JSON object on standard output, nothing else")]
+MaxUsdOption = Annotated[
+    float | None, typer.Option("--max-usd", help="budget.max_usd for this command; recorded with the run")
+]
 YesOption = Annotated[bool, typer.Option("--yes", "-y", help="do not ask before money is spent or things are deleted")]
 
 

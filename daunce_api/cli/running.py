@@ -13,6 +13,7 @@ from .common import (
     MAKE,
     ConfigArgument,
     JsonOption,
+    MaxUsdOption,
     RunArgument,
     YesOption,
     command,
@@ -56,8 +57,8 @@ def init(
 
 
 @command(MAKE)
-def plan(config: ConfigArgument, as_json: JsonOption = False) -> None:
-    """Jobs, tokens, dollars and time of a run. Nothing is sent, nothing is spent, no key is needed.
+def plan(config: ConfigArgument, max_usd: MaxUsdOption = None, as_json: JsonOption = False) -> None:
+    """Jobs, tokens, dollars and time of what a run still has to do. Nothing is sent or spent, and no key is needed.
 
     Ends with exit code 3 where `daunce run` would refuse to start: above budget.max_usd, beyond what the endpoint can
     do, or past the day on which the model shuts down.
@@ -65,7 +66,7 @@ def plan(config: ConfigArgument, as_json: JsonOption = False) -> None:
     from ..run import Run
 
     job = Run.create(config)
-    planned = job.plan()
+    planned = job.plan(max_usd=max_usd)
     terminal.warn(job.warnings)
     refusal = next(iter(planned.refusals), None)
     content = planned.to_json() | ({} if refusal is None else error_content(refusal))
@@ -81,26 +82,32 @@ def run(
     record: Annotated[Path | None, typer.Option(help="record the API traffic into this new folder")] = None,
     replay: Annotated[Path | None, typer.Option(help="answer from a recording: no network, no key")] = None,
     report: Annotated[bool, typer.Option(help="write report.html into the run folder at the end")] = True,
+    max_usd: MaxUsdOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Train the members, score them, attribute. The same command again does only what is missing.
+    """Train the members, score them, attribute. Rerun the command to resume: it does only what is missing.
 
     Shows the plan and asks before money is spent. It may be interrupted or killed at any moment: what was trained and
     scored is kept, and no job is paid for twice. Ends with report.html in the run folder.
     """
+    from ..providers.registry import check_keys
     from ..run import Run
 
     job = Run.create(config)
-    planned = job.plan()
+    planned = job.plan(max_usd=max_usd)
     terminal.warn(job.warnings)
     planned.check()
+    if replay is None and planned.models + planned.jobs:
+        check_keys(job.config)  # before any question about money
     if not as_json:
         terminal.say(planned.text())
     if planned.costs_money and not yes and replay is None:
         confirm_price([planned], "Start this run")
     session = _session(record, replay)
     with terminal.Progress(job.config.ensemble.members, quiet=as_json) as progress:
-        attribution = job.execute(on_event=progress.event, on_progress=progress.scored, session=session)
+        attribution = job.execute(
+            on_event=progress.event, on_progress=progress.scored, session=session, max_usd=max_usd
+        )
     status = job.status()
     page = _report_at_the_end(job, attribution) if report else None
     content = status.to_json() | {"report": None if page is None else str(page)}

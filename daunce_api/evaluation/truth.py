@@ -76,17 +76,10 @@ class Truth:
         shape = self.config.ensemble.model_copy(update={"members": self.ensemble.members})
         config = self.config.model_copy(update={"ensemble": shape})
         trainer, scorer = capabilities_of(config)
-        general = make_plan(config, run.train, run.test, run.encoded, trainer, scorer)
-        asked = count(config, run.test, run.test, run.encoded, trainer, scorer)  # training examples are not asked about
-        plan = replace(
-            general,
-            subset=int(self.ensemble.inclusion_KN.sum(axis=1).max()),
-            training_tokens=self._tokens(self.ensemble),
-            n_scored=len(run.test),
-            scoring_input_tokens=asked.input,
-            scoring_output_tokens=asked.output,
-            refusals=tuple(r for r in general.refusals if not isinstance(r, BudgetError)),
+        plan = make_plan(
+            config, run.train, run.test, run.encoded, trainer, scorer, design=self.ensemble, questions_only=True
         )
+        plan = replace(plan, refusals=tuple(r for r in plan.refusals if not isinstance(r, BudgetError)))
         cap = config.budget.max_usd
         if cap is not None and (plan.usd is None or plan.usd > cap):
             price = "has no known price" if plan.usd is None else f"costs about ${plan.usd:,.2f}"

@@ -122,6 +122,16 @@ def open_backend(
     return Backend(trainer, scorer, lambda: open_tokenizer(config), stop)
 
 
+def check_keys(config: RunConfig) -> None:
+    """Look for the API keys that the config's trainer and scorer need; nothing is opened or sent.
+
+    Raises ConfigurationError that names the environment variable of a key that is missing.
+    """
+    kind, module = _backend(config)
+    endpoint = None if hasattr(module, "start_server") else _trainer_endpoint(config, kind, api_key_from)
+    _scorer_endpoint(config, kind, endpoint, api_key_from)
+
+
 def capabilities_of(config: RunConfig) -> tuple[TrainerCapabilities, ScorerCapabilities]:
     """What the config's trainer and scorer can do, without network and without a key."""
     kind, module = _backend(config)

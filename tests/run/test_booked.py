@@ -63,10 +63,11 @@ def test_a_run_on_a_full_cache_books_its_noise_probe_alone(
     monkeypatch.setattr("daunce_api.execution.open_cache", lambda _: ScoredCache(tmp_path / "cache", "the server"))
     config = make_config(budget={"price": {"training": 0.0, "input": 1000.0}}, ensemble={"members": 2})
     run = Run.create(config)
+    planned = run.plan().scoring_usd
     run.execute()
     whole = run.status()
     assert whole.cached_scores == 0
-    assert whole.usd == pytest.approx(run.plan().scoring_usd)
+    assert whole.usd == pytest.approx(planned)
     with RunStore.open(config.run_dir) as store:
         for member in range(2):
             store.discard_scores(member, "to be read from the cache")

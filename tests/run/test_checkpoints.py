@@ -14,8 +14,9 @@ import openai
 import pytest
 from test_interrupted import start, wait_until
 
-from daunce_api import Attribution, Run, RunConfig, terminal
+from daunce_api import Attribution, Run, RunConfig
 from daunce_api.attribution.from_store import assemble
+from daunce_api.cli import terminal
 from daunce_api.cli.doctor import examine
 from daunce_api.data.tokenizers import EncodedExample
 from daunce_api.errors import CapabilityError, ConfigurationError, ContractError, RejectedError, StopError

@@ -12,7 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from daunce_api import Run, RunConfig, terminal
+from daunce_api import Run, RunConfig
+from daunce_api.cli import terminal
 from daunce_api.server import EmbeddedServer
 from daunce_api.store import RunStore
 from daunce_api.train import Event, EventKind

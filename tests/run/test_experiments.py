@@ -11,9 +11,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from daunce_api import Attribution, Dataset, Run, RunConfig, experiments
+from daunce_api import Attribution, Dataset, Run, RunConfig
 from daunce_api.errors import BudgetError, ConfigurationError, DataError
-from daunce_api.evaluation import save_truth
+from daunce_api.evaluation import experiments, save_truth
 from daunce_api.evaluation.experiments import (
     export_truth,
     kept_lds_truth,
