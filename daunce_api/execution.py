@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from functools import cached_property, reduce
-from operator import or_
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -16,12 +15,10 @@ from ._util.log import logger
 from ._util.text import terminal_text
 from .attribution import Attribution
 from .attribution.from_store import Material, assemble, complete_members
-from .config import RunConfig, StopConfig
-from .core import SelfLDS
-from .core.quality import MINIMUM_MEMBERS
-from .core.stopping import AtLeast, Condition, Plateau, Reached
+from .config import RunConfig
+from .core import MINIMUM_MEMBERS, SelfLDS, StopRule
 from .data.tokenizers import EncodedExample
-from .errors import ConfigurationError, MembersAlikeError, RejectedError
+from .errors import MembersAlikeError, RejectedError
 from .plan import Plan
 from .providers.abilities import Deferred
 from .providers.registry import Backend, open_backend
@@ -56,6 +53,7 @@ class Execution:
         self._on_progress = on_progress
         self._clock = clock
         self._history: dict[int, SelfLDS] = {}
+        self._order: list[int] = []
         self._compared = False
         self._shares: dict[int, tuple[int, int]] = {}
 
@@ -242,13 +240,18 @@ class Execution:
         stop = self._config.ensemble.stop
         if stop is None:
             return None
+        # In the order of completion, so that each look holds the members of the looks before it.
+        self._order += [k for k in members if k not in self._order]
         latest = len(members) // stop.check_every * stop.check_every
         for count in (latest - stop.check_every, latest):
             if count >= MINIMUM_MEMBERS and count not in self._history:
-                quality = assemble(self._store, self._material, self._config).first(count).self_lds
+                attribution = assemble(self._store, self._material, self._config)
+                rows = [attribution.members.index(k) for k in self._order[:count]]
+                quality = attribution.of_members(rows).self_lds
                 if quality is not None:
                     self._history[count] = quality
-        return stop_condition(stop).met([self._history[count] for count in sorted(self._history)])
+        rule = StopRule(stop.self_lds, stop.surely, stop.plateau, stop.min_members)
+        return rule.reason([self._history[count] for count in sorted(self._history)])
 
 
 @contextmanager
@@ -274,18 +277,6 @@ def booked(
 def tokens_of(examples: Sequence[EncodedExample]) -> int:
     """Tokens of the distinct examples."""
     return sum(len(example.ids) for example in {e.key: e for e in examples}.values())
-
-
-def stop_condition(stop: StopConfig) -> Condition:
-    """The condition that ``ensemble.stop`` describes. Raises ConfigurationError where it names none."""
-    conditions: list[Condition] = []
-    if stop.self_lds is not None:
-        conditions.append(Reached(stop.self_lds, surely=stop.surely))
-    if stop.plateau is not None:
-        conditions.append(Plateau(stop.plateau))
-    if not conditions:
-        raise ConfigurationError("ensemble.stop needs self_lds, plateau, or both.")
-    return reduce(or_, conditions) & AtLeast(stop.min_members)
 
 
 def check_served(store: RunStore, attribution: Attribution) -> None:

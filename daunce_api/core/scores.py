@@ -295,9 +295,14 @@ def fit(losses: MemberLosses, name: str, setting: Setting | None = None) -> Scor
             "scoring would help."
         )
     right = (spectrum.u_RD @ (phi[:, None] * (spectrum.u_RD.T @ tests))).astype(left.dtype)
-XX
     if name == "covariance":
-        right, terms = tests / stages.freedom, lambda: moment_terms(stages)
+        right = tests / stages.freedom
+
+    def terms() -> tuple[ErrorTerm, ...]:
+        if name == "covariance":
+            return moment_terms(stages)
+        return filter_terms(spectrum, phi, ridge_of(spectrum, setting))
+
     shrinkage = _shrinkage(setting.shrinkage, spectrum, phi, left, tests)
     scores = Scores(left, right, tests, terms, stages, *place, shrinkage=shrinkage)
     return _with_prior(scores, losses, setting)

@@ -13,7 +13,7 @@ import json
 import os
 import zipfile
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -251,19 +251,20 @@ class _LanguageModel:
 TARGET = Recipe(4, 8, 5e-3, decay="linear")
 
 
-def _text_task(name: str, load: Callable[[], Pairs], size: int, members: int, *, checkpoints: bool) -> Task:
+def _text_task(name: str, load: Callable[[], Pairs], size: int, members: int, truth: Kind) -> Task:
     kinds = {
-        "base": Kind("base", 0.5, TARGET, members, checkpoints=checkpoints),
-        "target": Kind("target", 0.3, Recipe(1, 8, 2.5e-3, decay="linear"), members, checkpoints=checkpoints),
-        "truth": Kind("base", 0.5, TARGET, 50, seeds=2),
+        "base": Kind("base", 0.5, TARGET, members, checkpoints=False),
+        "target": Kind("target", 0.3, Recipe(1, 8, 2.5e-3, decay="linear"), members, checkpoints=False),
+        "truth": truth,
     }
     return Task(name, size, TARGET, kinds, _LanguageModel(load).train, load)
 
 
 def text_tasks() -> dict[str, Task]:
     """LoRA fine-tunes of the embedded model on three sets of texts."""
+    truth = Kind("base", 0.5, TARGET, 50, seeds=2)
     return {
-        "lm": _text_task("lm", demo_pairs, 160, 150, checkpoints=True),
-        "chat": _text_task("chat", chat_pairs, 128, 100, checkpoints=False),
-        "shout": _text_task("shout", shout_pairs, 144, 100, checkpoints=False),
+        "lm": _text_task("lm", demo_pairs, 160, 100, replace(truth, count=40)),
+        "chat": _text_task("chat", chat_pairs, 128, 100, truth),
+        "shout": _text_task("shout", shout_pairs, 144, 60, replace(truth, count=40, seeds=1, checkpoints=False)),
     }
