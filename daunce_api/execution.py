@@ -20,7 +20,7 @@ from .core import MINIMUM_MEMBERS, SelfLDS, StopRule
 from .data.tokenizers import EncodedExample
 from .errors import MembersAlikeError, RejectedError
 from .plan import Plan
-from .providers.abilities import Deferred
+from .providers.base import Deferred
 from .providers.registry import Backend, open_backend
 from .providers.replay import Session
 from .score.cache import open_cache

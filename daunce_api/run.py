@@ -265,7 +265,7 @@ class Run:
         return run_blocking(act())
 
     def _repr_html_(self) -> str:
-        from .report import rows_html
+        from .attribution.notebook import rows_html
 
         try:
             if RunStore.exists(self.run_dir):

@@ -18,12 +18,20 @@ from .._util.retry import Retrier, RetryPolicy
 from ..config import RunConfig
 from ..data.tokenizers import EncodedExample, encode_example
 from ..errors import CapabilityError, DataError, DaunceError, ProviderError, StoreError, TransientError
-from ..providers.abilities import Deferred, Probing
-from ..providers.base import Scorer, ScorerCapabilities, TokenScores, TrainerCapabilities, within_scope
+from ..providers.base import (
+    Deferred,
+    Probing,
+    Scorer,
+    ScorerCapabilities,
+    TokenScores,
+    TrainerCapabilities,
+    within_scope,
+)
 from ..providers.openai_wire.client import WireClient
-from ..providers.openai_wire.dialects import dialect_of_models
+from ..providers.openai_wire.echo import dialect_of_models
 from ..providers.registry import Backend, capabilities_of, open_backend
 from ..store import RunStore
+from .allowance import price_of_look
 from .findings import Check, Findings
 
 if TYPE_CHECKING:
@@ -49,6 +57,15 @@ Answer = TypeVar("Answer")
 def examine(run: Run) -> Findings:
     """Look at the endpoint of a run's config; see :func:`examine_run`."""
     return run_blocking(examine_run(run))
+
+
+def price_of(run: Run) -> float | None:
+    """Dollars that :func:`examine` costs at most; None where the price of tokens is not known."""
+    _, scorer = capabilities_of(run.config)
+    if scorer.tried_on == "nothing":
+        return 0.0
+    burst = min(BURST, scorer.max_concurrent_requests)
+    return price_of_look(run.config, _short_examples(run, Findings()), RETRIES.attempts * REPEATS + burst)
 
 
 async def examine_run(run: Run) -> Findings:

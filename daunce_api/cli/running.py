@@ -10,6 +10,7 @@ import typer
 from ..errors import ConfigurationError, MissingExtraError
 from . import terminal
 from .common import (
+    HERE,
     MAKE,
     ConfigArgument,
     JsonOption,
@@ -28,6 +29,10 @@ if TYPE_CHECKING:
     from ..run import Run
 
 
+DEMO_SECONDS = 10.0, 2.5
+"""To start with, and per member, on two cores."""
+
+
 @command(MAKE)
 def init(
     folder: Annotated[Path, typer.Argument(help="folder of the new run.yaml")] = Path(),
@@ -44,7 +49,7 @@ def init(
     the folder are entered. Next: daunce plan run.yaml
     """
     from ..config import RunConfig
-    from ..providers.kinds import BACKENDS, known
+    from ..providers.registry import BACKENDS, known
     from .template import write_template
 
     known(BACKENDS, backend, "--backend")
@@ -115,7 +120,7 @@ def run(
 
 
 @command(MAKE)
-def cancel(run: RunArgument, as_json: JsonOption = False) -> None:
+def cancel(run: RunArgument = HERE, as_json: JsonOption = False) -> None:
     """Stop the jobs of a run that are still going on. What is trained and scored is kept.
 
     `daunce run` with the run's config takes it up again.
@@ -128,7 +133,7 @@ def cancel(run: RunArgument, as_json: JsonOption = False) -> None:
 
 
 @command(MAKE)
-def clean(run: RunArgument, yes: YesOption = False, as_json: JsonOption = False) -> None:
+def clean(run: RunArgument = HERE, yes: YesOption = False, as_json: JsonOption = False) -> None:
     """Delete the files and models that a run created at the provider, and what it left on the scoring server
     (deployments, adapters); nothing else. Scores are kept.
 
@@ -151,18 +156,21 @@ def clean(run: RunArgument, yes: YesOption = False, as_json: JsonOption = False)
 
 @command(MAKE)
 def demo(
-    members: Annotated[int, typer.Option(min=8, help="fine-tunes")] = 24,
+    members: Annotated[int, typer.Option(min=4, help="fine-tunes")] = 12,
     folder: Annotated[Path, typer.Option(help="folder of the run")] = Path("daunce-demo"),
     as_json: JsonOption = False,
 ) -> None:
-    """The main job on real data with the embedded provider: find a planted backdoor. No key, no configuration.
+    """Why does my model shout? Find the training examples behind answers in capitals. No key, no configuration.
 
-    Fine-tunes members of a small language model through OpenAI's wire format, served on this machine. Needs the extras
-    `server`, `local` and `report`.
+    Fine-tunes members of a small language model through OpenAI's wire format, served on this machine, and compares the
+    finding with text search. Needs the extra `server`.
     """
-    from .demo import run_demo
+    guess = DEMO_SECONDS[0] + DEMO_SECONDS[1] * members
+    if not as_json:
+        terminal.demo_begins(members, folder, first_guess=guess)
+    with terminal.Progress(members, quiet=as_json, first_guess=guess) as progress:
+        from .demo import run_demo
 
-    with terminal.Progress(members, quiet=as_json) as progress:
         result = run_demo(folder, members=members, on_event=progress.event, on_progress=progress.scored)
     page = _report_at_the_end(result.run, result.attribution)
     content = result.to_json() | {"report": None if page is None else str(page)}

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import numpy as np
-
 from .._util.text import dollars, duration
 from ..attribution import Attribution
+from ..attribution.notebook import checkpoints
 from .facts import RunFacts
 from .ranked import OVERLAP
 
@@ -97,17 +96,6 @@ def notes(attribution: Attribution, run: RunFacts, *, shown_tests: int, cut: int
     if cut is not None:
         out.append(f"Texts longer than {cut:,} characters are cut to keep the page small.")
     return out
-
-
-def checkpoints(attribution: Attribution) -> str:
-    """What earlier checkpoints add to the members' losses, and whether the estimator uses it; "" without them."""
-    earlier = attribution.earlier
-    if earlier is None:
-        return ""
-    rows = int((np.isfinite(earlier.train_loss_SKN).any(axis=2) & np.isfinite(earlier.test_loss_SKM).any(axis=2)).sum())
-    if not attribution.choice.setting.checkpoints:
-        return f"{rows} earlier checkpoints were scored and are not used"
-    return f"{rows} earlier checkpoints add as many rows of losses"
 
 
 def unit(attribution: Attribution) -> str:

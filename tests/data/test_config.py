@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args, get_type_hints
 
 import pytest
 import yaml
+from daunce_api.providers.kinds import BACKENDS
 from hypothesis import given
 from hypothesis import strategies as st
+from pydantic import BaseModel
 
 from daunce_api import config as module
+from daunce_api._util.sections import BackendName, BackendSection, Sections
 from daunce_api._util.yaml import MAX_BYTES as MAX_CONFIG_BYTES
 from daunce_api.config import VERSION, RunConfig
 from daunce_api.errors import ConfigurationError
@@ -420,3 +423,25 @@ def test_a_new_default_leaves_the_recipe_of_old_runs_alone(monkeypatch: pytest.M
     continued = config(attribution={"loss": "margin"}).as_started(1)
     assert (continued.data.loss_on, continued.attribution.loss) == ("all", "margin")
     assert continued.data.train == Path("/base/train.jsonl")
+
+
+# Types for checkers
+
+
+def test_the_dictionaries_for_type_checkers_have_the_keys_of_the_config() -> None:
+    def compare(model: type[BaseModel], typed: Any, left_out: set[str]) -> None:
+        assert set(typed.__annotations__) == set(model.model_fields) - left_out, typed.__name__
+        for name, field in model.model_fields.items():
+            inner = module.section_of(field.annotation)
+            if inner is not None and name in typed.__annotations__:
+                hint = get_type_hints(typed)[name]
+                parts = [hint, *getattr(hint, "__args__", ())]
+                compare(inner, next(p for p in parts if hasattr(p, "__total__")), LEFT_OUT.get(name, set()))
+
+    compare(RunConfig, Sections, {"run_dir", "backend"})
+    compare(RunConfig.model_fields["backend"].annotation, BackendSection, set())  # type: ignore[arg-type]
+    assert set(get_args(BackendName)) == set(BACKENDS)
+
+
+LEFT_OUT = {"data": {"train", "test"}}
+"""Keys that ``attribute`` has arguments for."""
