@@ -148,7 +148,7 @@ class RunStatus:
         """Plain data, as ``daunce status --json`` prints it."""
         quality, more = self.self_lds, self.more
         if quality is not None:
-            quality = replace(quality, forecast=None)
+            quality = replace(quality, draws=None)
         plain = asdict(replace(self, self_lds=quality))
         if quality is not None:
             del plain["self_lds"]["forecast"]

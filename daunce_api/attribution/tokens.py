@@ -20,8 +20,8 @@ from numpy.typing import NDArray
 from .. import core
 from ..core.estimators import stabilized
 from ..core.losses import token_losses
+from ..core.pairs import Shrinkage
 from ..core.rows import centered
-from ..core.scores import Shrinkage
 from ..errors import DataError
 from .labels import Side
 
@@ -115,7 +115,7 @@ class Split:
 
     @cached_property
     def _filtered(self) -> Floats:
-        """The filtered spectrum, which is that of W G (see `core.scores`)."""
+        """The filtered spectrum, which is that of W G (see `core.pairs`)."""
         left_KN = self._units.left_RN
         return np.asarray(np.linalg.eigvals(self._map_KK @ (left_KN @ left_KN.T)).real)
 

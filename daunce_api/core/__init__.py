@@ -41,7 +41,7 @@ members; G = A A^T = U diag(w) U^T, m = mean(w).
    divides by the rows' degrees of freedom (the covariance pooled over stages), lambda is relative to tr(G) / R, the
    noise energy of a row stays N sigma^2, and f R of item 6 becomes the root mean square over stages.
 8. Influence is heavy-tailed, and of many small scores most is chance: a filter's score S is multiplied by
-   z^2 / (z^2 + c), z = S sqrt(d) / (|a| |b|) being its size in units of what unrelated examples make (`scores`).
+   z^2 / (z^2 + c), z = S sqrt(d) / (|a| |b|) being its size in units of what unrelated examples make (`pairs`).
    Named estimators do without; ``auto`` takes c by cross-validation.
 """
 
@@ -53,15 +53,15 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from .choose import Choice, choose
+from .choice import Choice, choose
 from .estimators import ESTIMATORS, QUESTIONS, Estimator, Question, Setting
 from .influence import SelfInfluence, self_influence
 from .jackknife import confidence_interval, significance_threshold
 from .losses import per_example_losses, resolve_censored, segment_losses
+from .pairs import GroupScores, Scores, fit, group_scores_of
 from .prior import Prior
 from .quality import MINIMUM_MEMBERS, SelfLDS, StopRule, estimate
 from .rows import Checkpoints, MemberLosses, Rho, member_losses
-from .scores import GroupScores, Scores, fit, group_scores_of
 from .topk import Ranking, ranking_of
 
 __all__ = [

@@ -4,7 +4,7 @@ A filter fitted on some members predicts the test losses of another member k fro
 ``-(m_k - mean m) @ score = -[(m_k - mean m) A^T] U phi(w) U^T B``. Everything about the N training examples enters
 through two matrices, A A^T (R x R) and (inclusion) A^T (K x R), which are computed once; a fold, a half or a bootstrap
 is then a sub-block of them. Judging twenty filters on ten folds costs about as much as one. Where pairs are weighted
-(`scores.Shrinkage`) all N x M of them are gone through instead, so that fewer test examples are judged by
+(`pairs.Shrinkage`) all N x M of them are gone through instead, so that fewer test examples are judged by
 (`some_tests`).
 
 With earlier checkpoints a member's rows go together: all of them are fitted on, or none, and what is predicted are the
@@ -23,8 +23,8 @@ from scipy.stats import rankdata
 
 from ..errors import ConfigurationError
 from .estimators import Matrix, Setting, Spectrum, decompose, estimator_named, inclusion_dispersion, stabilized
+from .pairs import Shrinkage, fit
 from .rows import Floats, Index, MemberLosses, Stages, centered, stacked
-from .scores import Shrinkage, fit
 
 Candidate: TypeAlias = tuple[str, Setting]
 FOLDS = 10

@@ -14,7 +14,7 @@ members, and its constants are measured, not derived (RESULTS-estimators.md).
 * Members that share the target's recipe (rho "base"): ``1.1 sqrt(h)``. h is the share of the test losses' variance that
   subsets explain linearly (`CrossValidator.explained`), drawn towards .55 +- .2 by its standard error. Luck and scoring
   noise are no part of h; the factor stands for what subsets do beyond the linear, and for the luck left in the truth.
-* Members from the target that answer like it (`choose.answers_like_target`): .92 times the correlation of test losses
+* Members from the target that answer like it (`choice.answers_like_target`): .92 times the correlation of test losses
   with and without scoring noise.
 * Other short members from the target answer more steeply than a retrained model does: with few members that lowers the
   true LDS by about as much as luck and noise lower ``raw``, with many by less: ``.84 + 1.6 / K``, at most 1.
@@ -25,7 +25,7 @@ The interval takes the ceiling to be known to 10 %, besides the error of h. Belo
 MORE MEMBERS. ``raw(n) = (a + b / n)^-1/2`` is what a correlation does whose prediction carries noise of variance 1 / n.
 It goes through the correlations of members that are predicted by all other folds and by half of those. Intervals put
 together, draw by draw, the bootstrap over members, the form of the curve (what is left to gain is taken to be right up
-to a factor, sd .25 of its logarithm), what is no curve (5 % of raw; 25 % below 20 members), and the members to come.
+to a factor, sd .25 of its logarithm), what is no curve (8 % of raw; 25 % below 20 members), and the members to come.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ from scipy import stats
 from scipy.stats import rankdata
 
 from ..errors import ConfigurationError, NotEnoughMembersError
-from .choose import answers_like_target, choose
+from .choice import answers_like_target, choose
 from .crossval import CrossValidator, folds, weighted_correlation
 from .rows import MemberLosses
 
@@ -55,7 +55,7 @@ LIKE_TARGET = 0.92
 UNLIKE_TARGET = (0.84, 1.6)
 NEAR_ZERO = 0.02
 FORM = 0.25
-OTHERWISE, OTHERWISE_FEW = 0.05, 0.25
+OTHERWISE, OTHERWISE_FEW = 0.08, 0.25
 
 
 @dataclass(frozen=True)
@@ -78,6 +78,7 @@ class _Draws:
         raw_D: held-out correlation with K members.
         left_D: raw^-2 less its limit: what is left to gain.
         ceiling_D: with everything that is not known of it.
+        share_D: of that, what more members will tell, as a factor.
         growth: the ceiling of n members over that of K.
         luck_D: standard normal deviations: of members to come, and of whatever is no curve.
     """
@@ -85,6 +86,7 @@ class _Draws:
     raw_D: Vector
     left_D: Vector
     ceiling_D: Vector
+    share_D: Vector
     growth: Callable[[float], float]
     luck_D: Vector
 
@@ -136,18 +138,19 @@ class SelfLDS:
         """What ``members`` more members are expected to add to self_lds, and the 95 % interval of what they will have
         added when they are there; NaN without a curve.
 
-        The luck of the present members is diluted then, that of the new ones comes in. The ceiling stays as it is.
+        The luck of the present members is diluted then, that of the new ones comes in, and what they tell of the
+        ceiling.
         """
         if self.draws is None:
             return np.nan, np.nan, np.nan
         total = self.members + members
-        raw_D, (luck, other) = self.draws.raw_D, self.draws.luck_D
-        new = members / total
-        later = self._raw_with(total) - new * (raw_D - raw_D[0]) - (raw_D - raw_D[0]) * (1 - new)
-        later = later + np.sqrt(new * (1 - new)) * np.std(raw_D[1:]) * luck
-        later += new * (OTHERWISE_FEW if self.rough else OTHERWISE) * raw_D[0] * other
+        raw_D, (luck, other), new = self.draws.raw_D, self.draws.luck_D, members / total
+        spread, share = float(np.std(raw_D[1:])), OTHERWISE_FEW if self.rough else OTHERWISE
+        later = raw_D[0] + self._raw_with(total) - raw_D + new * (raw_D - np.median(raw_D[1:]))
+        later += np.sqrt(new * (1 - new)) * spread * luck + new * share * raw_D[0] * other
         later[0] = self._raw_with(total)[0]
-        low, high = interval_around(np.minimum(later / (self.ceiling * self.draws.growth(total)), 1.0), self.members)
+        ceiling_D = self.ceiling * self.draws.growth(total) * self.draws.share_D**new
+        low, high = interval_around(np.minimum(later / np.maximum(ceiling_D, later), 1.0), self.members)
         return float(self.expected(total)) - self.value, low - self.value, high - self.value
 
     def _raw_with(self, members: float) -> Vector:
@@ -189,7 +192,7 @@ def estimate(losses: MemberLosses, estimator: str = "auto", *, seed: int = 0) ->
         full, half = np.maximum(raw_D, NEAR_ZERO), np.maximum(half_D, NEAR_ZERO)
         left = np.maximum(half**-2 - full**-2, 0.0) * np.exp(FORM * normal_ZD[2])
         left = np.minimum(left, full**-2 - 1)  # the limit is a correlation: a >= 1
-        draws = _Draws(full, left, ceiling_D, growth, normal_ZD[3:])
+        draws = _Draws(full, left, ceiling_D, drawn / drawn[0], growth, normal_ZD[3:])
         curve = Curve(float(full[0] ** -2 - left[0]), float(left[0] * count))
     return SelfLDS(float(values[0]), low, high, name, count, float(raw_D[0]), float(ceiling_D[0]), curve, draws)
 

@@ -384,8 +384,8 @@ def _with_earlier(
     parts = []
     for loss, columns, like in zip(given, pick[1:], final, strict=True):
         part = loss[:, pick[0]][:, :, columns].astype(like.dtype, copy=False)
-        if np.isinf(part).any():
-            raise DataError("Checkpoints have infinite losses. Mark such entries as missing (NaN).")
+        for s, k in np.argwhere(np.isinf(part).any(axis=2))[:1]:
+            raise DataError(f"Checkpoint {s} of member {k} has infinite losses. Mark such entries as missing (NaN).")
         present &= ~np.isnan(part).any(axis=2)
         parts.append(part)
     sides = [(*np.where(present[:, :, None], p, 0), x) for p, x in zip(parts, final, strict=True)]

@@ -11,8 +11,8 @@ from scipy import stats
 
 from ..errors import ConfigurationError
 from .jackknife import LEAST_FOR_CORRELATION, correlation_without, jackknife, significance_threshold, z_values
+from .pairs import Scores, Shrinkage
 from .rows import Floats, Index, Mask
-from .scores import Scores, Shrinkage
 
 _POINTS, _QUERIES = 2_048, 512  # a tile of scores that stays in cache
 _PAIRS = 20_000_000  # numbers that the errors of chosen pairs take at a time
@@ -28,7 +28,7 @@ class Ranking:
             first; -1 where an example has no losses.
         score_Mk: their scores; positive = helpful. Descending for proponents, ascending for opponents.
         stderr_Mk: standard errors over the choice of members, or None. Where scores are drawn towards zero
-            (`scores`), those of the scores before, times the weights, which are taken as known: so z is that of the
+            (`pairs`), those of the scores before, times the weights, which are taken as known: so z is that of the
             score before. Of the evidence alone where there is a prior.
         z_Mk: evidence / stderr (correlations on Fisher's scale, see `jackknife.z_values`), or None.
         distinguishable_Mk: |z| above ``z_threshold``, or None: whether the evidence is significantly not zero.

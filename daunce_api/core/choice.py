@@ -11,7 +11,7 @@ correlation is within 8 % of the best: as much as the noise in the small directi
 allows; less so where scoring noise has a share in the losses (the fourth power of the signal's share was the best of 0,
 1, 2 and 4).
 
-Then scores are shrunk (`scores.Shrinkage`) by the amount with the highest cross-validated correlation, and where the
+Then scores are shrunk (`pairs.Shrinkage`) by the amount with the highest cross-validated correlation, and where the
 members answer like the target the filter is chosen once more with it. Held-out members of short runs want less of
 that, too, than retrained models do: there the largest amount within 5 % of the best is taken. With too few members to
 cross-validate, c = 4, which cost at most .002 LDS with 10 members and gained up to .13.
