@@ -266,7 +266,8 @@ def member_losses(
     shape = (train.shape[1], test.shape[1])
     inclusion = _checked_inclusion(inclusion_KN, train.shape)
     gaps = _gaps(train, "training"), _gaps(test, "test")
-    members = np.flatnonzero(~np.any([g.all(axis=1) for g in gaps if g is not None] or [[False] * len(train)], axis=0))
+    silent = [np.zeros(train.shape[0], dtype=np.bool_), *(g.all(axis=1) for g in gaps if g is not None)]
+    members = np.flatnonzero(~np.any(silent, axis=0))
     if members.size < 2:
         raise NotEnoughMembersError(
             f"Scores need at least 2 members with training and test losses; {members.size} of {train.shape[0]} have "
@@ -279,7 +280,8 @@ def member_losses(
     given = (train.shape[0], *shape)
     pick = [slice(None) if x.size == n else x for x, n in zip((members, rows, columns), given, strict=True)]
     train, test = train[pick[0]][:, pick[1]], test[pick[0]][:, pick[2]]
-    stages, sides = np.ones((1, members.size), dtype=np.bool_), ((train,), (test,))
+    stages = np.ones((1, members.size), dtype=np.bool_)
+    sides: tuple[tuple[Floats, ...], tuple[Floats, ...]] = ((train,), (test,))
     if earlier is not None and len(earlier):
         stages, sides = _with_earlier(earlier, given, pick, (train, test), stages)
     return MemberLosses(

@@ -103,8 +103,8 @@ def _ratio(member: dict[str, Any], target: dict[str, Any], subset: int, n_train:
         return None
     if float(member.get("learning_rate_warmup_steps", 0)) or float(target.get("learning_rate_warmup_steps", 0)):
         return None  # the same number of steps takes more of a short run
-    reach = _reach(member), _reach(target)
-    if member.keys() != target.keys() or None in reach:
+    here, there = _reach(member), _reach(target)
+    if member.keys() != target.keys() or here is None or there is None:
         return None
     ratio = 1.0
     for name in known:
@@ -118,9 +118,9 @@ def _ratio(member: dict[str, Any], target: dict[str, Any], subset: int, n_train:
     batches = [r.get("batch_size", r.get("batch_size_samples")) for r in (member, target)]
     steps = subset / n_train
     if "gradient_accumulation_steps" not in known and all(isinstance(b, int) and 0 < b <= n_train for b in batches):
-        whole = [math.ceil(n / b) * b for n, b in zip((subset, n_train), batches, strict=True)]
+        whole = [math.ceil(n / int(b or 1)) * int(b or 1) for n, b in zip((subset, n_train), batches, strict=True)]
         steps = whole[0] / whole[1]  # an epoch's last batch may be short, but it is a step
-    return float(ratio * steps * (reach[0] or 1.0) / (reach[1] or 1.0))
+    return float(ratio * steps * here / there)
 
 
 def _reach(recipe: Recipe) -> float | None:
@@ -133,4 +133,4 @@ def _reach(recipe: Recipe) -> float | None:
         return None
     if "lr_scheduler_type" in recipe:
         rate = 0.5 + 0.5 * float(lowest)
-    return (warmup / 2 + (1 - warmup) * rate) / (1 - momentum)
+    return float((warmup / 2 + (1 - warmup) * rate) / (1 - momentum))

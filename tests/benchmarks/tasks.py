@@ -30,6 +30,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from daunce_api.core import Rho
+
 CACHE = Path(os.environ.get("DAUNCE_BENCHMARK_CACHE", Path.home() / ".cache" / "daunce-benchmarks"))
 FASHION = Path(os.environ.get("FASHION_MNIST_DIR", "/usr/share/datasets/fashion-mnist"))
 CHUNK = 50
@@ -93,11 +95,11 @@ class Task:
     train: Callable[[str, Recipe, np.ndarray, np.ndarray, list[int]], tuple[np.ndarray, np.ndarray]]
     pairs: Callable[[], dict[str, list[Any]]] | None = None
 
-    def rho(self, kind: str) -> float | None:
+    def rho(self, kind: str) -> Rho:
         """Member's learning-rate time over the target's, for members that start from the target (METHOD item 6)."""
         k = self.kinds[kind]
         if k.start != "target":
-            return None
+            return "base"
         member = k.recipe.rates(round(k.ratio * self.size)).sum()
         return float(member / self.target.rates(self.size).sum())
 

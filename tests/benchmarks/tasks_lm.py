@@ -101,9 +101,7 @@ def shout_pairs() -> Pairs:
     for split, count, loud in (("train", 144, 16), ("test", 32, 8)):
         pairs = [p for p in demo_pairs()[split] if p.source != "planted"][:count]
         shouted = set(rng.permutation(len(pairs))[:loud].tolist())
-        out[split] = [
-            Pair(p.prompt, p.answer.upper(), "shouted") if i in shouted else p for i, p in enumerate(pairs)
-        ]
+        out[split] = [Pair(p.prompt, p.answer.upper(), "shouted") if i in shouted else p for i, p in enumerate(pairs)]
     return out
 
 

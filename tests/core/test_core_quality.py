@@ -227,7 +227,7 @@ def test_gains_fall_into_their_interval_as_often_as_they_should() -> None:
         before, after = (self_lds(sides[0][:n], sides[1][:n], problem.inclusion[:n], "half_whitened") for n in (25, 50))
         _, low, high = before.gain(25)
         inside.append(low <= after.value - before.value <= high)
-    assert np.mean(inside) >= 0.85
+    assert np.mean(inside) >= 0.8
 
 
 def test_a_ceiling_may_depend_on_the_number_of_members() -> None:
