@@ -150,7 +150,7 @@ class RunStatus:
             quality = replace(quality, draws=None)
         plain = asdict(replace(self, self_lds=quality))
         if quality is not None:
-            del plain["self_lds"]["forecast"]
+            del plain["self_lds"]["draws"]
         return {**plain, "more": None if more is None else asdict(more), "complete": self.complete}
 
 

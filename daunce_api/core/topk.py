@@ -181,7 +181,8 @@ def _merge(value_mk: Floats, index_mk: Index, waiting: list[tuple[Index, Floats,
 def _pair_errors(scores: Scores, rows_Mk: Index, columns_Mk: Index) -> Floats:
     """Standard errors of chosen pairs: some R numbers each, whatever N x M is."""
     dtype = scores.left_RN.dtype
-    left_NR, right_MR = np.ascontiguousarray(scores.left_RN.T), np.ascontiguousarray(scores.right_RM.T)
+    left_NR: Floats = np.ascontiguousarray(scores.left_RN.T)
+    right_MR: Floats = np.ascontiguousarray(scores.right_RM.T)
     maps = [None if t.left_map is None else t.left_map.astype(dtype) for t in scores.terms]
     rights = [
         right_MR if scores.standardized else np.ascontiguousarray(t.right(scores.tests_RM).T) for t in scores.terms
@@ -193,7 +194,7 @@ def _pair_errors(scores: Scores, rows_Mk: Index, columns_Mk: Index) -> Floats:
         """Sums over the rows of each member, on the last axis."""
         return np.asarray(values.reshape(*values.shape[:-1], stages.count, stages.members).sum(axis=-2))
 
-    step = max(1, _PAIRS // max(out.shape[1] * left_NR.shape[1], 1))
+    step = max(1, _PAIRS // max(out.shape[1] * scores.left_RN.shape[0], 1))
     for start in range(0, out.shape[0], step):
         rows, columns = rows_Mk[start : start + step], columns_Mk[start : start + step]
         left = left_NR[rows]
@@ -201,11 +202,12 @@ def _pair_errors(scores: Scores, rows_Mk: Index, columns_Mk: Index) -> Floats:
         if scores.standardized:
             right, least = right_MR[columns], LEAST_FOR_CORRELATION
             score = (left * right).sum(axis=-1, keepdims=True)
-            parts = (by_member(inflation * x * y) for x, y in ((left, right), (left, left), (right, right)))
-            change = score - correlation_without(score, *parts)
+            sums = (by_member(inflation * x * y) for x, y in ((left, right), (left, left), (right, right)))
+            change = score - correlation_without(score, *sums)
         else:
             sides = zip(maps, rights, strict=True)
-            change = by_member(sum((left if m is None else left @ m) * right[columns] for m, right in sides))
+            parts = [(left if m is None else left @ m) * right[columns] for m, right in sides]
+            change = by_member(np.sum(parts, axis=0))
         squares = np.einsum("...k,...k->...", change, change)
         error = jackknife(squares, change.sum(axis=-1), stages.members, least)
         if scores.shrinkage is not None:
