@@ -188,14 +188,14 @@ def _pair_errors(scores: Scores, rows_Mk: Index, columns_Mk: Index) -> Floats:
         right_MR if scores.standardized else np.ascontiguousarray(t.right(scores.tests_RM).T) for t in scores.terms
     ]
     stages, inflation = scores.stages, scores.stages.inflation().astype(dtype)
-    out = np.empty(rows_Mk.shape, dtype=dtype)
+    out: Floats = np.zeros_like(rows_Mk, dtype=dtype)
 
     def by_member(values: Floats) -> Floats:
         """Sums over the rows of each member, on the last axis."""
         return np.asarray(values.reshape(*values.shape[:-1], stages.count, stages.members).sum(axis=-2))
 
-    step = max(1, _PAIRS // max(out.shape[1] * scores.left_RN.shape[0], 1))
-    for start in range(0, out.shape[0], step):
+    step = max(1, _PAIRS // max(rows_Mk[:1].size * scores.left_RN.shape[0], 1))
+    for start in range(0, len(rows_Mk), step):
         rows, columns = rows_Mk[start : start + step], columns_Mk[start : start + step]
         left = left_NR[rows]
         least = 3
