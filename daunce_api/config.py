@@ -90,19 +90,15 @@ def _json_data(value: dict[str, Any]) -> dict[str, Any]:
 
 
 def _hyperparameter(value: Any) -> Any:
-    if (
-        isinstance(value, bool)
-        or not isinstance(value, int | float | str)
-        or (isinstance(value, float) and not math.isfinite(value))
-    ):
-        raise ValueError("must be a finite number or a text")
+    if not isinstance(value, bool | int | float | str) or (isinstance(value, float) and not math.isfinite(value)):
+        raise ValueError("must be a finite number, true, false or a text")
     return value
 
 
 Address = Annotated[str, AfterValidator(_address)]
 VariableName = Annotated[str, AfterValidator(_variable_name)]
 OptionValues = Annotated[dict[str, Any], AfterValidator(_json_data)]
-HyperparameterValue = Annotated[int | float | str, BeforeValidator(_hyperparameter)]
+HyperparameterValue = Annotated[bool | int | float | str, BeforeValidator(_hyperparameter)]
 
 
 class DataConfig(_Section):
@@ -183,6 +179,12 @@ class EnsembleConfig(_Section):
         le=100,
         description="models of each job that are scored: the final one and those of the epochs before it; scoring "
         "costs so many times as much, training nothing more",
+    )
+    keep_days: int | None = Field(
+        None,
+        ge=1,
+        le=3650,
+        description="days after which the provider deletes the models by itself (tinker); default: `daunce clean` does",
     )
     stop: StopConfig | None = Field(None, description="stop before K members; default: never")
 

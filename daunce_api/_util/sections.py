@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any, Literal, TypedDict
 
 BackendName = Literal[
-    "embedded", "openai", "openai_wire", "local", "together", "fireworks", "tinker", "azure"
+    "embedded", "openai", "openai_wire", "local", "together", "fireworks", "nebius", "tinker", "azure"
 ]  # a test compares it with the registry
 Values = Mapping[str, int | float | str]
 
@@ -50,6 +50,7 @@ class EnsembleSection(TypedDict, total=False):
     start_from: Literal["base", "target"]
     target_model: str | None
     checkpoints: int
+    keep_days: int | None
     stop: StopSection | None
 
 

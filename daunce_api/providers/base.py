@@ -24,7 +24,7 @@ from typing import Literal, Protocol, Self, runtime_checkable
 from ..data.tokenizers import EncodedExample
 from ..errors import CapabilityError
 
-Hyperparameters = Mapping[str, int | float | str]
+Hyperparameters = Mapping[str, bool | int | float | str]
 """Provider hyperparameters by the provider's own names (``n_epochs``, ``learning_rate_multiplier``, ...)."""
 
 
@@ -92,6 +92,9 @@ class TrainerCapabilities:
     how many models of a job can be scored, the final one and those of the epochs before it (:class:`Checkpointing`).
     ``own_queue``: jobs wait for the user's own machines, where a long queue is no sign of a job that is stuck.
     ``workers``: how many of them are trained at once, where that is fewer than may be submitted.
+    ``hyperparameters``: the names that the provider takes (empty: any), ``switches`` those that are true or false.
+    ``models_persist``: models stay at the provider until they are deleted, whatever happens to this process;
+    ``models_expire``: the provider deletes them by itself after ``ensemble.keep_days``.
     """
 
     provider: str
@@ -100,12 +103,15 @@ class TrainerCapabilities:
     honours_seed: bool = True
     starts_from_fine_tune: bool = True
     hyperparameters: frozenset[str] = frozenset()
+    switches: frozenset[str] = frozenset()
     seconds_per_job: float | None = None
     listing_lag_seconds: float = 15.0
     max_context_tokens: int | None = None
     checkpoints: int = 1
     own_queue: bool = False
     workers: int | None = None
+    models_persist: bool = True
+    models_expire: bool = False
     notes: tuple[str, ...] = ()
 
 

@@ -66,6 +66,7 @@ _HERE = "daunce_api.providers"
 OPENAI_BASE_URL = "https://api.openai.com/v1"
 TOGETHER_BASE_URL = "https://api.together.ai/v1"
 FIREWORKS_BASE_URL = "https://api.fireworks.ai/inference/v1"
+NEBIUS_BASE_URL = "https://api.tokenfactory.nebius.com/v1"
 TINKER_BASE_URL = "https://tinker.thinkingmachines.dev/services/tinker-prod"
 
 BACKENDS: Mapping[str, BackendKind] = {
@@ -103,6 +104,13 @@ BACKENDS: Mapping[str, BackendKind] = {
         base_url=TINKER_BASE_URL,
         key_variable="TINKER_API_KEY",
     ),
+    "nebius": BackendKind(
+        f"{_HERE}.nebius",
+        "nebius",
+        provider="Nebius",
+        base_url=NEBIUS_BASE_URL,
+        key_variable="NEBIUS_API_KEY",
+    ),
     "azure": BackendKind(
         f"{_HERE}.azure", "azure", provider="Azure OpenAI", key_variable="AZURE_OPENAI_API_KEY", needs_url=True
     ),
@@ -120,6 +128,7 @@ SCORERS: Mapping[str, ScorerKind] = {
     "tinker": ScorerKind(
         f"{_HERE}.tinker.scorer", extra="tinker", base_url=TINKER_BASE_URL, key_variable="TINKER_API_KEY"
     ),
+    "nebius": ScorerKind(f"{_HERE}.nebius", base_url=NEBIUS_BASE_URL, key_variable="NEBIUS_API_KEY"),
     "azure": ScorerKind(f"{_HERE}.azure"),
     "tgi": ScorerKind(f"{_HERE}.retired"),
 }

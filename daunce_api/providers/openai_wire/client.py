@@ -10,7 +10,7 @@ import json
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Any, Protocol, Self
+from typing import Any, Literal, Protocol, Self
 from urllib.parse import urlsplit
 
 import httpx2
@@ -125,17 +125,22 @@ class WireClient:
         # Raised outside the handler: the SDK's error holds the request with its Authorization header.
         raise failure
 
+    def raw(self, method: Literal["GET", "POST", "DELETE"], url: str, body: object = None) -> Awaitable[RawResponse]:
+        """A request outside the SDK's surface, to be given to :meth:`json` or :meth:`content`."""
+        send: Any = {"GET": self.sdk.get, "POST": self.sdk.post, "DELETE": self.sdk.delete}[method]
+        return _raw(send(url, cast_to=httpx2.Response, **({} if body is None else {"body": body})))
+
     async def post(self, path: str, body: Mapping[str, Any], *, doing: str) -> dict[str, Any]:
         """POST to a path outside the SDK's surface, relative to ``base_url`` (an absolute URL is taken as it is)."""
-        return await self.json(_raw(self.sdk.post(path, cast_to=httpx2.Response, body=body)), doing=doing)
+        return await self.json(self.raw("POST", path, body), doing=doing)
 
     async def command(self, path: str, body: Mapping[str, Any], *, doing: str) -> None:
         """POST whose answer, if it is no error, says nothing of interest."""
-        await self.content(_raw(self.sdk.post(path, cast_to=httpx2.Response, body=body)), doing=doing)
+        await self.content(self.raw("POST", path, body), doing=doing)
 
     async def get(self, path: str, *, doing: str) -> dict[str, Any]:
         """GET of a path outside the SDK's surface."""
-        return await self.json(_raw(self.sdk.get(path, cast_to=httpx2.Response)), doing=doing)
+        return await self.json(self.raw("GET", path), doing=doing)
 
     async def pages(
         self, page: Callable[[dict[str, Any]], Awaitable[RawResponse]], *, doing: str

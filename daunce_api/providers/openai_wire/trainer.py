@@ -246,10 +246,14 @@ class WireTrainer:
 
         models: dict[int, str] = {}
         async for item in self._client.pages(page, doing=f"listing checkpoints of job {job_id}"):
-            step, model = number(item.get("step_number")), self._checkpoint_model(job_id, item)
+            step, model = self._checkpoint_order(item), self._checkpoint_model(job_id, item)
             if step is not None and model is not None:
                 models[step] = model
         return [models[step] for step in sorted(models)]
+
+    def _checkpoint_order(self, item: dict[str, Any]) -> int | None:
+        """A number that grows with the steps that a checkpoint has been trained for; None where it is not known."""
+        return number(item.get("step_number"))
 
     def _checkpoint_model(self, job_id: str, item: dict[str, Any]) -> str | None:
         """The name that a checkpoint can be scored under; None where it has none."""
