@@ -16,13 +16,12 @@ from ..data.subsets import Ensemble
 from ..data.tokenizers import EncodedExample, Tokenizer
 from ..errors import NotEnoughMembersError
 from ..providers.base import TokenScores
+from ..providers.learning_time import rho_of
 from ..providers.objective import Objective
 from ..score.health import measure_noise
 from ..store import RunStore
 from . import Attribution, Side, TokenTable
 
-_MEAN_RATE = {"constant": 1.0, "linear": 0.5, "cosine": 0.5}
-"""Mean learning rate over a schedule, as a share of its peak."""
 MAX_TOKEN_ENTRIES = 20_000_000
 """Token log-probabilities that an attribution carries at most of a side (160 MB); above it, that side is left out."""
 
@@ -101,7 +100,7 @@ def assemble(store: RunStore, material: Material, config: RunConfig, tokenizer: 
         earlier=_earlier(store, material, members, config),
         estimator=config.attribution.estimator,
         noise=noise.sigma_example if noise.pairs else None,
-        rho=learning_time_ratio(config, len(material.train)),
+        rho=rho_of(config, len(material.train)),
         loss=config.attribution.loss,
         measured=material.measured,
         censored=float(censored),
@@ -155,54 +154,6 @@ def _losses(
         loss[k] = per_example_losses([answers[key].logprobs for key in keys], config.attribution.loss)
         censored[k] = [answers[key].any_censored for key in keys]
     return loss, censored
-
-
-def learning_time_ratio(config: RunConfig, n_train: int) -> float | None:
-    """rho of METHOD item 6: (member's steps x learning rate) / (target's steps x learning rate).
-
-    None for members that start from the base, and where the recipes do not say (provider defaults, a target that was
-    trained elsewhere). None for the objective ``fisher``, too: its curvature is that of squared margins, which no
-    p (1 - p) damps, so that its members are not short where the target's would be (with rho, LDS was .05 lower on
-    digits and the same on Fashion-MNIST).
-    """
-    if config.ensemble.start_from != "target" or config.ensemble.target_model is not None:
-        return None
-    if Objective.of_options(config.backend.options).kind == "fisher":
-        return None
-    member = config.training.hyperparameters
-    target = config.training.target_hyperparameters or member
-    epochs = _ratio(member, target, "n_epochs", needed=True)
-    batch = _ratio(member, target, "batch_size", needed=False)
-    rate = _ratio(member, target, "learning_rate_multiplier", needed=False)
-    if rate is not None:
-        plain = _ratio(member, target, "learning_rate", needed=False)
-        rate = None if plain is None else rate * plain
-    here, there = _reach(member), _reach(target)
-    if epochs is None or batch is None or rate is None or here is None or there is None:
-        return None
-    if member.get("optimizer") != target.get("optimizer"):
-        return None
-    rate *= here / there
-    subset = round(config.ensemble.subset_ratio * n_train) / n_train
-    return float(epochs * subset / batch * rate)
-
-
-def _reach(recipe: Mapping[str, Any]) -> float | None:
-    """How far a step at peak rate 1 goes on average, by what a classifier's recipe may say: the schedule, and momentum,
-    which repeats each step 1 / (1 - momentum) times. None where it says something else."""
-    rate, momentum = _MEAN_RATE.get(recipe.get("schedule", "constant")), recipe.get("momentum", 0.0)
-    if rate is None or not isinstance(momentum, int | float) or not 0 <= momentum < 1:
-        return None
-    return rate / (1 - momentum)
-
-
-def _ratio(member: Mapping[str, Any], target: Mapping[str, Any], name: str, *, needed: bool) -> float | None:
-    a, b = member.get(name), target.get(name)
-    if a == b and (a is not None or not needed) and a != "auto":
-        return 1.0
-    if isinstance(a, int | float) and isinstance(b, int | float) and b:
-        return a / b
-    return None
 
 
 def _tokens(

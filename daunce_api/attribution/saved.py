@@ -6,7 +6,7 @@ import json
 import zipfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -98,7 +98,7 @@ def fields_of(content: Mapping[str, Any], arrays: Arrays) -> dict[str, Any]:
     earlier = None
     if "earlier_train_loss_SKN" in arrays:
         earlier = core.Checkpoints(arrays["earlier_train_loss_SKN"], arrays["earlier_test_loss_SKM"])
-    plain = ("estimator", "noise", "rho", "loss", "measured", "censored", "facts")
+    plain = ("estimator", "noise", "loss", "measured", "censored", "facts")
     return {
         "train": _dataset_from_json(content["train"]),
         "test": _dataset_from_json(content["test"]),
@@ -108,7 +108,15 @@ def fields_of(content: Mapping[str, Any], arrays: Arrays) -> dict[str, Any]:
         **{name: content[name] for name in plain},
         "tokens": tokens,
         "earlier": earlier,
+        "rho": _rho(content),
     }
+
+
+def _rho(content: Mapping[str, Any]) -> core.Rho:
+    """Files of earlier versions hold null where members start from the base, and where the recipes do not say."""
+    if content["rho"] is None:
+        return "unknown" if content["facts"].get("start_from") == "target" else "base"
+    return cast("core.Rho", content["rho"])
 
 
 def _dataset_to_json(dataset: Dataset) -> dict[str, Any]:

@@ -82,9 +82,8 @@ def _signed(ranking: core.Ranking, sign: int) -> _Signed:
     right = (ranking.index_Mk >= 0) & (sign * np.nan_to_num(ranking.score_Mk) > 0)
     stderr = np.full(right.shape, np.nan) if ranking.stderr_Mk is None else ranking.stderr_Mk
     clear = np.zeros(right.shape, np.bool_) if ranking.distinguishable_Mk is None else ranking.distinguishable_Mk
-    members = ranking.members if ranking.common_Mk is None else ranking.common_Mk
     low, high = core.confidence_interval(
-        ranking.score_Mk, stderr, members, correlation=ranking.estimator == "correlation"
+        ranking.score_Mk, stderr, ranking.members, correlation=ranking.estimator == "correlation"
     )
     width = max(1, int(right.sum(axis=1).max()))
     index = np.where(right, ranking.index_Mk, -1)[:, :width]

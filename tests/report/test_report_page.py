@@ -293,6 +293,30 @@ def test_system_prompts_stand_apart_and_once(tmp_path: Path) -> None:
     assert content["train"]["prompt"] == ["Q"] * 8
 
 
+def test_tool_calls_are_readable(tmp_path: Path) -> None:
+    call = {"type": "function", "id": "c1", "function": {"name": "refund", "arguments": '{"order": "A-7", "usd": 20}'}}
+    records = [
+        {
+            "id": f"t{i}",
+            "tools": [{"type": "function", "function": {"name": "refund", "parameters": {}}}],
+            "messages": [
+                {"role": "user", "content": f"Refund {i}"},
+                {"role": "assistant", "tool_calls": [call]},
+                {"role": "tool", "tool_call_id": "c1", "content": "done"},
+                {"role": "assistant", "content": "It is done."},
+            ],
+        }
+        for i in range(8)
+    ]
+    short = [{**r, "id": f"s{i}", "messages": r["messages"][:2]} for i, r in enumerate(records)]  # type: ignore[index]
+    made = made_attribution(Dataset.from_records(records), Dataset.from_records(short))
+    content = json.loads(_blocks(write_report(made, tmp_path / "tools.html").read_text())["data"])
+    assert content["test"]["answer"][0] == 'refund(order="A-7", usd=20)'
+    expected = 'user: Refund 0\nassistant: refund(order="A-7", usd=20)\ntool: done'
+    assert content["train"]["prompt"][0] == expected
+    assert content["systems"] == ["Tools: refund"]
+
+
 def test_an_empty_source_has_the_name_that_scores_use(tmp_path: Path) -> None:
     train = Dataset.from_records(
         [{"id": f"t{i}", "source": ("", "b")[i % 2], "prompt": "p", "completion": f"c{i}"} for i in range(8)]
