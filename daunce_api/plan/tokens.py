@@ -20,7 +20,8 @@ _NAMED = 5
 @dataclass(frozen=True, slots=True)
 class Counts:
     """``training_N``: tokens that one epoch on each training example bills. ``input``, ``output``: tokens of all
-    prompts for one model, noise probe included, and of the answers to them. ``refusals``: what cannot be measured, ``about_jobs``: what cannot be trained on."""
+    prompts for one model, noise probe included, and of the answers to them. ``refusals``: what cannot be measured,
+    ``about_jobs``: what cannot be trained on."""
 
     training_N: tuple[int, ...]
     input: int
@@ -118,8 +119,8 @@ def _too_long(
     ]
     if places:
         yield DataError(
-            f"{len(places):,} of {len(train):,} examples are longer than the {limit:,} tokens that {provider} trains on: "
-            "their ends, the answers, would be cut off. Nothing was sent. Shorten or drop these:",
+            f"{len(places):,} of {len(train):,} examples are longer than the {limit:,} tokens that {provider} trains "
+            "on: their ends, the answers, would be cut off. Nothing was sent. Shorten or drop these:",
             places,
         )
 
@@ -158,8 +159,8 @@ def _context_refusals(
     ]
     if problems:
         yield DataError(
-            f"{provider} takes {limit:,} tokens at most, which {len(problems):,} examples exceed, and shortened ones would "
-            "be trained and measured wrongly. Nothing was sent. Shorten or drop these:",
+            f"{provider} takes {limit:,} tokens at most, which {len(problems):,} examples exceed, and shortened ones "
+            "would be trained and measured wrongly. Nothing was sent. Shorten or drop these:",
             problems,
         )
 

@@ -118,8 +118,8 @@ class TrainerCapabilities:
     how many models of a job can be scored, the final one and those of the epochs before it (:class:`Checkpointing`).
     ``own_queue``: jobs wait for the user's own machines, where a long queue is no sign of a job that is stuck.
     ``workers``: how many of them are trained at once, where that is fewer than may be submitted. ``accepts``: what
-    records may hold besides texts and contents in text (``tools``, ``images``, ``texts`` for text-only records, ``weights``
-    of whole records).
+    records may hold besides texts and contents in text (``tools``, ``images``, ``texts`` for text-only records,
+    ``weights`` of whole records).
     ``hyperparameters``: the names that the provider takes (empty: any), ``switches`` those that are true or false.
     ``models_persist``: models stay at the provider until they are deleted, whatever happens to this process;
     ``models_expire``: the provider deletes them by itself after ``ensemble.keep_days``.
