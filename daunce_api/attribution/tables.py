@@ -68,6 +68,8 @@ def ranking_table(attribution: Attribution, ranking: core.Ranking) -> pd.DataFra
             }
         )
     table = pd.DataFrame(rows, columns=_COLUMNS)
+    if ranking.prior_Mk is not None:
+        table.insert(_COLUMNS.index("stderr"), "prior", ranking.prior_Mk[0, : len(table)])
     table.attrs.update(
         estimator=ranking.estimator,
         why=ranking.why,
