@@ -31,8 +31,8 @@ DEMO_SECONDS = 10.0, 2.5
 @command(MAKE)
 def init(
     folder: Annotated[Path, typer.Argument(help="folder of the new run.yaml")] = Path(),
-    train: Annotated[Path | None, typer.Option(help="training examples; default: a JSONL file found there")] = None,
-    test: Annotated[Path | None, typer.Option(help="answers to explain; default: a JSONL file found there")] = None,
+    train: Annotated[Path | None, typer.Option(help="training examples; default: a file found there")] = None,
+    test: Annotated[Path | None, typer.Option(help="answers to explain; default: a file found there")] = None,
     backend: Annotated[
         str, typer.Option(help="embedded, local, openai, azure, together, fireworks, tinker, openai_wire")
     ] = "embedded",
@@ -40,20 +40,22 @@ def init(
 ) -> None:
     """Write a run.yaml in which every key is explained.
 
-    Training examples and answers to explain are JSONL files, chat (messages) or prompt and completion; those found in
-    the folder are entered. Next: daunce plan run.yaml
+    Training examples and answers to explain are JSONL, JSON, CSV or Parquet files in any common dialect (chats,
+    prompts and completions, Alpaca, ShareGPT, ...); those found in the folder are entered. Next: daunce plan run.yaml
     """
     from ..config import RunConfig
     from ..providers.registry import BACKENDS, known
-    from .template import write_template
+    from .template import described, write_template
 
     known(BACKENDS, backend, "--backend")
     path = write_template(folder, train=train, test=test, backend=backend)
     data = RunConfig.from_yaml(path).data
-    missing = [str(file) for file in (data.train, data.test) if not file.is_file()]
+    missing = [str(file) for file in (data.train, data.test) if not file.exists()]
+    seen = {side: described(file)[0] for side, file in (("train", data.train), ("test", data.test))}
     put = f" Put your examples into {' and '.join(missing)}, or name other files under data:." if missing else ""
-    content = {"config": str(path), "missing": missing}
-    show(as_json, content, lambda: terminal.say(f"Wrote {path}.{put} Next: daunce plan {path}"))
+    content = {"config": str(path), "missing": missing, **seen}
+    files = "".join(f"\n  data.{side}: {getattr(data, side).name} ({what})" for side, what in seen.items())
+    show(as_json, content, lambda: terminal.say(f"Wrote {path}.{put}{files}\nNext: daunce plan {path}"))
 
 
 @command(MAKE)
