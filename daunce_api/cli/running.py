@@ -168,18 +168,20 @@ def demo(
     Fine-tunes members of a small language model through OpenAI's wire format, served on this machine, and compares the
     finding with text search. Needs the extra `server`.
     """
-    from ..summary import write_report_of
+    from .demo import screen
 
     guess = DEMO_SECONDS[0] + DEMO_SECONDS[1] * members
     if not as_json:
-        terminal.demo_begins(members, folder, first_guess=guess)
+        screen.begins(members, folder, first_guess=guess)
     with terminal.Progress(members, quiet=as_json, first_guess=guess) as progress:
-        from .demo import run_demo
+        from .demo.experiment import run_demo
 
         result = run_demo(folder, members=members, on_event=progress.event, on_progress=progress.scored)
+    from ..summary import write_report_of
+
     page = write_report_of(result.run, result.attribution)
     content = result.to_json() | {"report": str(page)}
-    show(as_json, content, lambda: terminal.demo(result, page))
+    show(as_json, content, lambda: screen.found(result, page))
 
 
 def _session(record: Path | None, replay: Path | None) -> Any:
