@@ -22,7 +22,7 @@ from .providers.registry import Backend, open_backend
 from .providers.replay import Session
 from .providers.replay.protocol import PROTOCOL
 from .score.cache import open_cache
-from .score.client import PROBE_VALUE, PROBED_MEMBER, Progress, ScoringClient
+from .score.client import FINE_TUNE_PROBE_VALUE, PROBE_VALUE, Budget, Progress, ScoringClient
 from .score.health import check_members_differ
 from .store import TARGET, RunStore
 from .train import Event, EventKind, JobClient, OnEvent, Training
@@ -85,7 +85,7 @@ class Execution:
         try:
             await self._train_and_score(session)
         except MembersAlikeError as error:
-            raise self._discarded(error, cached=session is None) from error
+            raise self._discarded(error) from error
 
     async def _train_and_score(self, session: Session | None) -> None:
         finished = complete_members(self._store, self._material)
@@ -113,6 +113,8 @@ class Execution:
                     clock=self._clock,
                     on_progress=self._progressed,
                     cache=cache,
+                    reduction=self._config.attribution.loss,
+                    budget=Budget(self._usd_per_token, self._config.budget.max_usd),
                 )
                 self._training = self.training(backend)
                 base = self._config.backend.model
@@ -128,29 +130,19 @@ class Execution:
         self._compared = False
         self._compare(complete_members(self._store, self._material))
 
-    def _discarded(self, error: MembersAlikeError, *, cached: bool) -> MembersAlikeError:
-        """Forget the scores that are not those of their models, here and in the cache."""
-        store, keys = self._store, [e.key for e in self._material.encoded]
+    def _discarded(self, error: MembersAlikeError) -> MembersAlikeError:
+        """Set the scores aside that may not be those of their models."""
+        store = self._store
         members = sorted({m for m, _, _ in store.scores.models()}) if error.members is None else error.members
-        fingerprint = store.scores.scored_with
-        cache = open_cache(self._config) if cached and fingerprint is not None else None
-        with cache or nullcontext():
-            for member in members:
-                if cache is not None and fingerprint is not None:
-                    for model in self._models_of(member):
-                        cache.discard(fingerprint, model, keys)
-                store.scores.set_aside([member], str(error), suspect=True)
-        if error.members is None:
-            store.set_value(PROBE_VALUE, None)  # an endpoint that served something else is tested again
+        store.scores.set_aside(members, str(error), suspect=True)
+        if error.members is None:  # an endpoint that served something else is tested again
+            store.set_value(PROBE_VALUE, None)
+            store.set_value(FINE_TUNE_PROBE_VALUE, None)
         return MembersAlikeError(
-            f"{error} What was scored of {_listed(members)} is discarded; the models are kept. Once the endpoint "
+            f"{error} What was scored of {_listed(members)} is set aside; the models are kept. Once the endpoint "
             "serves them, run the same command: it asks for these scores again, and they are paid for again.",
             members,
         )
-
-    def _models_of(self, member: int) -> list[str]:
-        given = self._config.ensemble.target_model
-        return [given] if member == TARGET and given is not None else self._store.jobs.models(member)
 
     def _progressed(self, member: int, done: int, total: int) -> None:
         """Progress over all models of a member."""
@@ -190,8 +182,6 @@ class Execution:
         if material.is_scored(self._store, member):
             return
         with self._booked(f"scoring of member {member}", member):
-            if member == PROBED_MEMBER:
-                await self._client.probe(model, self._shortest)
             if member != TARGET:
                 # Before the scores: a model that has them all is never asked again.
                 await self._client.probe_noise(member, model, material.encoded_train, config.scoring.noise_probe)
@@ -222,6 +212,10 @@ class Execution:
     @cached_property
     def _tokens(self) -> int:
         return tokens_of(self._material.encoded)
+
+    @property
+    def _usd_per_token(self) -> float:
+        return (self._plan.scoring_usd_per_model or 0.0) / (self._tokens + self._probe_tokens)
 
     @cached_property
     def _probe_tokens(self) -> int:

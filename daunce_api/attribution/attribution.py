@@ -95,7 +95,7 @@ class Attribution:
     def of_members(self, rows: Sequence[int]) -> Attribution:
         """The attribution of some members alone, by their rows."""
         keep = list(rows)
-        tokens = {s: TokenTable(t.pieces, tuple(x[keep] for x in t.logprobs)) for s, t in self.tokens.items()}
+        tokens = {side: table.rows(keep) for side, table in self.tokens.items()}
         return replace(
             self,
             members=tuple(self.members[k] for k in keep),

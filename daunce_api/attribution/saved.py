@@ -24,6 +24,9 @@ if TYPE_CHECKING:
 FORMAT = 1
 CONTENT_NAME, ARRAYS_NAME = "attribution.json", "losses.npz"
 
+MAX_TOKEN_ENTRIES = 20_000_000
+"""Token log-probabilities that are saved at most of a side (160 MB); above it, that side is left out."""
+
 T = TypeVar("T")
 Arrays = dict[str, NDArray[Any]]
 
@@ -70,7 +73,8 @@ def contents_of(attribution: Attribution) -> tuple[dict[str, Any], Arrays]:
     if attribution.earlier is not None:
         arrays["earlier_train_loss_SKN"] = attribution.earlier.train_loss_SKN
         arrays["earlier_test_loss_SKM"] = attribution.earlier.test_loss_SKM
-    for side, table in attribution.tokens.items():
+    tables = {side: table for side, table in attribution.tokens.items() if _entries(table) <= MAX_TOKEN_ENTRIES}
+    for side, table in tables.items():
         arrays[f"{side}_token_logprobs_KT"] = np.concatenate(table.logprobs, axis=1)
         arrays[f"{side}_token_counts"] = np.array([len(p) for p in table.pieces], dtype=np.int64)
     content = {
@@ -85,9 +89,14 @@ def contents_of(attribution: Attribution) -> tuple[dict[str, Any], Arrays]:
         "facts": dict(attribution.facts),
         "train": _dataset_to_json(attribution.train),
         "test": _dataset_to_json(attribution.test),
-        "tokens": {side: [list(p) for p in table.pieces] for side, table in attribution.tokens.items()},
+        "tokens": {side: [list(p) for p in table.pieces] for side, table in tables.items()},
     }
     return content, arrays
+
+
+def _entries(table: TokenTable) -> int:
+    """Token log-probabilities of a table, without reading them where they are in a store."""
+    return sum(len(pieces) for pieces in table.pieces) * (len(table.logprobs[0]) if len(table.pieces) else 0)
 
 
 def fields_of(content: Mapping[str, Any], arrays: Arrays) -> dict[str, Any]:

@@ -10,6 +10,7 @@ of ``l_k - mean l``, member by member, which keeps the sum exact.
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING
@@ -41,8 +42,15 @@ class TokenTable:
     example in nats, NaN where a member has not scored it.
     """
 
-    pieces: tuple[tuple[str, ...], ...]
-    logprobs: tuple[Floats, ...]
+    pieces: Sequence[tuple[str, ...]]
+    logprobs: Sequence[Floats]
+
+    def rows(self, keep: Sequence[int]) -> TokenTable:
+        """The table of some members alone."""
+        return TokenTable(self.pieces, tuple(x[list(keep)] for x in self.logprobs))
+
+    def prefetch(self, positions: Iterable[int]) -> None:
+        """Say which examples will be looked at; a table that reads them from a store reads them at once."""
 
 
 class Split:

@@ -7,7 +7,7 @@ import json
 import unicodedata
 from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol, runtime_checkable
 
 from ..errors import DataError
@@ -79,11 +79,12 @@ class EncodedExample:
     boundary_moved: bool = False
     turns: tuple[int, ...] = ()
     left_out: tuple[str, ...] = ()
+    key: str = field(init=False, repr=False, compare=False)
+    """SHA-256 of ids and targets: equal keys are scored once."""
 
-    @property
-    def key(self) -> str:
-        """SHA-256 of ids and targets: equal keys are scored once."""
-        return hashlib.sha256(json.dumps([self.ids, self.targets]).encode()).hexdigest()
+    def __post_init__(self) -> None:
+        content = json.dumps([self.ids, self.targets])
+        object.__setattr__(self, "key", hashlib.sha256(content.encode()).hexdigest())
 
 
 @runtime_checkable
@@ -203,7 +204,7 @@ def _said(example: Example, left_out: Sequence[str]) -> list[str]:
     """What an example says, without white space around it and without what no template writes."""
     if not example.is_chat:
         return [*example.prompt.split(), *example.completion.split()]
-    kept = [m for m in example.messages if f"the {m.role} message" not in left_out]
+    kept = [m for m in example.messages if m.role in ("user", "assistant") or f"the {m.role} message" not in left_out]
     reasons = any("reasoning" in what for what in left_out)
     return [p.strip() for m in kept for kind, p in m.pieces() if p.strip() and not (reasons and kind == "reasoning")]
 
