@@ -85,6 +85,9 @@ def run(
     replay: Annotated[Path | None, typer.Option(help="answer from a recording: no network, no key")] = None,
     report: Annotated[bool, typer.Option(help="write report.html into the run folder at the end")] = True,
     max_usd: MaxUsdOption = None,
+    adopt: Annotated[
+        bool, typer.Option("--adopt", help="take over jobs of this run that its folder does not know (a copy, a loss)")
+    ] = False,
     as_json: JsonOption = False,
 ) -> None:
     """Train the members, score them, attribute. Rerun the command to resume: it does only what is missing.
@@ -109,7 +112,7 @@ def run(
     session = _session(record, replay)
     with terminal.Progress(job.config.ensemble.members, quiet=as_json) as progress:
         attribution = job.execute(
-            on_event=progress.event, on_progress=progress.scored, session=session, max_usd=max_usd
+            on_event=progress.event, on_progress=progress.scored, session=session, max_usd=max_usd, adopt=adopt
         )
     status = job.status()
     page = write_report_of(job, attribution) if report else None
@@ -127,6 +130,7 @@ def cancel(run: RunArgument = HERE, as_json: JsonOption = False) -> None:
 
     report = Run.open(run).cancel()
     content = {"cancelled": report.cancelled, "already_final": report.already_final, "kept": report.kept}
+    content["unknown"] = report.unknown
     show(as_json, content, lambda: terminal.cancelled(report))
 
 
@@ -148,6 +152,7 @@ def clean(run: RunArgument = HERE, yes: YesOption = False, as_json: JsonOption =
         "files": report.files,
         "unloaded": report.unloaded,
         "kept": report.kept,
+        "unknown": report.unknown,
     }
     show(as_json, content, lambda: terminal.cleaned(report))
 

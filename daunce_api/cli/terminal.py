@@ -341,6 +341,7 @@ def cancelled(report: CancelReport) -> None:
     else:
         out.print(Text("No job was going on."))
     _kept(report.kept)
+    _unknown(report.unknown)
 
 
 def cleaned(report: CleanReport) -> None:
@@ -349,6 +350,12 @@ def cleaned(report: CleanReport) -> None:
     if report.unloaded:
         out.print(Text(f"Took {len(report.unloaded)} models off the scoring server."))
     _kept(report.kept)
+    _unknown(report.unknown)
+
+
+def _unknown(jobs: dict[str, str]) -> None:
+    for job, state in jobs.items():
+        out.print(Text.assemble(("job   ", "yellow"), terminal_text(f"{job}: {state}")))
 
 
 def _kept(kept: dict[str, str]) -> None:
