@@ -21,7 +21,7 @@ from daunce_api.errors import (
     StopError,
     TransientError,
 )
-from daunce_api.providers.base import JobRequest, JobStatus, TokenScores
+from daunce_api.providers.base import Job, JobRequest, JobStatus, TokenScores
 from daunce_api.store import RunStore
 from daunce_api.train import EventKind, clean_up
 from tests.store_rows import by_key, put
