@@ -12,8 +12,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ._util.clock import Clock
-from ._util.log import logger
-from ._util.text import terminal_text
 from .attribution import Attribution
 from .attribution.from_store import Material, assemble, complete_members
 from .config import RunConfig, StopConfig
@@ -23,15 +21,14 @@ from .core.stopping import AtLeast, Condition, Plateau, Reached
 from .data.tokenizers import EncodedExample
 from .errors import ConfigurationError, MembersAlikeError, RejectedError
 from .plan import Plan
-from .providers.base import Deferred
 from .providers.registry import Backend, open_backend
 from .providers.replay import Session
+from .providers.replay.protocol import PROTOCOL
 from .score.cache import open_cache
 from .score.client import PROBE_VALUE, PROBED_MEMBER, Progress, ScoringClient
 from .score.health import check_members_differ
-from .score.leftovers import take_off
 from .store import TARGET, RunStore
-from .train import CleanReport, Event, OnEvent, Orchestrator
+from .train import Event, EventKind, JobClient, OnEvent, Training
 
 
 class Execution:
@@ -47,6 +44,7 @@ class Execution:
         on_event: OnEvent | None = None,
         on_progress: Progress | None = None,
         clock: Clock | None = None,
+        adopt: bool = False,
     ) -> None:
         self._config = config
         self._material = material
@@ -55,35 +53,30 @@ class Execution:
         self._on_event = on_event
         self._on_progress = on_progress
         self._clock = clock
+        self._adopt = adopt
+        self._protocol = PROTOCOL
         self._history: dict[int, SelfLDS] = {}
         self._compared = False
         self._shares: dict[int, tuple[int, int]] = {}
 
-    def orchestrator(self, backend: Backend) -> Orchestrator:
+    def training(self, backend: Backend) -> Training:
         """The jobs of this run, at an opened backend."""
-        return Orchestrator(
+        client = JobClient(
             backend.trainer,
             self._store,
+            costs=self._plan.costs,
+            cap=self._config.budget.max_usd,
+            on_event=self._on_event,
+            clock=self._clock,
+            protocol=self._protocol,
+        )
+        return Training(
+            client,
             ensemble=self._material.ensemble,
             dataset=self._material.train,
             config=self._config,
-            costs=self._plan.costs,
-            clock=self._clock,
+            adopt=self._adopt,
         )
-
-    async def clean(self, backend: Backend) -> CleanReport:
-        """Delete what the run created at the provider: models and files of its jobs, batches of its scoring; what it
-        left on the scoring server is taken off first."""
-        left = self._store.hosted.models()
-        hosted = await take_off(backend.scorer, self._store)
-        report = await self.orchestrator(backend).clean()
-        report.unloaded = [model for model in left if model not in hosted]
-        report.kept.update({f"{model} on the scoring server": why for model, why in hosted.items()})
-        if isinstance(backend.scorer, Deferred):
-            swept = await backend.scorer.sweep(self._store.jobs.models())
-            report.files += swept.files
-            report.kept |= swept.kept
-        return report
 
     async def train_and_score(self, session: Session | None = None) -> None:
         """Everything that is missing; opens no backend where nothing is.
@@ -102,12 +95,19 @@ class Execution:
         if len(finished) == self._material.ensemble.members or self._enough(finished) is not None:
             return
         recording: AbstractContextManager[Any] = session or nullcontext()
-        if session is not None and self._clock is None:
-            self._clock = session.clock
+        if session is not None:
+            self._clock = self._clock or session.clock
+            self._protocol = session.protocol
+            if session.not_checked and self._on_event is not None:
+                listed = ", ".join(session.not_checked)
+                text = f"The recording is older than these checks, which are left out: {listed}."
+                self._on_event(Event(EventKind.NOT_CHECKED, text))
         # A recording holds every request, so nothing may be answered from elsewhere while one is made or replayed.
         cache = None if session is not None else open_cache(self._config)
         with recording, cache or nullcontext():
-            async with open_backend(self._config, replaying=session is not None and session.replaying) as backend:
+            async with open_backend(
+                self._config, replaying=session is not None and session.replaying, protocol=self._protocol
+            ) as backend:
                 self._client = ScoringClient(
                     backend.scorer,
                     self._store,
@@ -116,14 +116,14 @@ class Execution:
                     on_progress=self._progressed,
                     cache=cache,
                 )
-                self._orchestrator = self.orchestrator(backend)
+                self._training = self.training(backend)
                 base = self._config.backend.model
-                self._plan.check_model(await self._orchestrator.model_info(base))
+                self._plan.check_model(await self._training.model_info(base))
                 if backend.scorer.capabilities.max_models is None:
                     # Before anything is paid for. An endpoint that has to load each model is tested with member 0.
                     await self._client.probe(base, self._shortest)
                 try:
-                    await self._orchestrator.run(self._score, self._tell, finished=finished)
+                    await self._training.run(self._score, finished=finished)
                 except MembersAlikeError:
                     await self._client.drain()
                     raise
@@ -154,11 +154,6 @@ class Execution:
         given = self._config.ensemble.target_model
         return [given] if member == TARGET and given is not None else self._store.jobs.models(member)
 
-    def _tell(self, event: Event) -> None:
-        logger.info("%s", terminal_text(event.message))
-        if self._on_event is not None:
-            self._on_event(event)
-
     def _progressed(self, member: int, done: int, total: int) -> None:
         """Progress over all models of a member."""
         before, models = self._shares[member]
@@ -178,7 +173,7 @@ class Execution:
                 self._shares[member] = (0, 1)
                 await self._score_final(member, model)
             return
-        earlier = await self._orchestrator.checkpoints(member)
+        earlier = await self._training.checkpoints(member)
         self._shares[member] = (0, 1 + len(earlier))
         await self._score_final(member, model)
         for rank, (number, checkpoint) in enumerate(earlier.items(), start=1):
@@ -190,7 +185,7 @@ class Execution:
         self._compare(members)
         reason = self._enough(members)
         if reason is not None:
-            self._orchestrator.halt(reason)
+            self._training.halt(reason)
 
     async def _score_final(self, member: int, model: str) -> None:
         config, material = self._config, self._material
@@ -210,11 +205,15 @@ class Execution:
         if material.is_scored(self._store, member, number):
             return
         with self._booked(f"scoring of member {member}, checkpoint {number}", member, number):
-            try:
-                await self._client.score_member(member, model, material.encoded, checkpoint=number)
-            except RejectedError as error:
-                if not await self._orchestrator.checkpoint_is_gone(member, number, model, error):
-                    raise
+            while True:
+                try:
+                    await self._client.score_member(member, model, material.encoded, checkpoint=number)
+                except RejectedError as error:
+                    if await self._training.is_not_yet(model, error):
+                        continue
+                    if not await self._training.checkpoint_is_gone(member, number, model, error):
+                        raise
+                return
 
     def _booked(self, subject: str, member: int, checkpoint: int = 0) -> AbstractContextManager[None]:
         usd = self._plan.scoring_usd_per_model or 0.0

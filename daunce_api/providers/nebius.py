@@ -15,7 +15,7 @@ from pydantic import Field
 
 from ..config import RunConfig
 from ..errors import RejectedError
-from .base import Job, JobStatus, ScorerCapabilities, TrainerCapabilities
+from .base import GRACE_SECONDS, Job, JobStatus, ScorerCapabilities, TrainerCapabilities
 from .failures import gone_already
 from .openai_wire.client import WireClient
 from .openai_wire.echo import EchoScorer, echo_capabilities, echo_options
@@ -50,7 +50,8 @@ def trainer_capabilities(config: RunConfig) -> TrainerCapabilities:
         max_concurrent_jobs=config.backend.max_concurrent_jobs or 4,
         min_examples=options.min_examples,
         starts_from_fine_tune=False,
-        listing_lag_seconds=15.0 if options.listing_lag_seconds is None else options.listing_lag_seconds,
+        grace_seconds=GRACE_SECONDS if options.grace_seconds is None else options.grace_seconds,
+        listing_lag_seconds=options.listing_lag_seconds,
         notes=NOTES,
     )
 

@@ -28,6 +28,7 @@ from ..data.tokenizers import Tokenizer
 from ..errors import ConfigurationError, MissingExtraError
 from .base import Scorer, ScorerCapabilities, Trainer, TrainerCapabilities
 from .endpoint import ANONYMOUS, Endpoint, api_key_from, checked_base_url
+from .replay.protocol import PROTOCOL
 
 KeyOf = Callable[[str], str]
 
@@ -151,6 +152,8 @@ class Context:
     config: RunConfig
     endpoint: Endpoint | None
     http_client: httpx2.AsyncClient | None = None
+    protocol: int = PROTOCOL
+    """What may be sent: a replay of an older recording leaves out what it does not hold."""
     shared: dict[str, Any] = field(default_factory=dict)
 
     @property
@@ -201,7 +204,11 @@ class Backend:
 
 
 def open_backend(
-    config: RunConfig, *, http_client: httpx2.AsyncClient | None = None, replaying: bool = False
+    config: RunConfig,
+    *,
+    http_client: httpx2.AsyncClient | None = None,
+    replaying: bool = False,
+    protocol: int = PROTOCOL,
 ) -> Backend:
     """Trainer, scorer and tokenizer of a config. Sends nothing yet, but starts the server of kind ``embedded``.
 
@@ -221,9 +228,9 @@ def open_backend(
         endpoint, stop = module.start_server(config)
     try:
         shared: dict[str, Any] = {}
-        trainer = module.open_trainer(Context(config, endpoint, http_client, shared))
+        trainer = module.open_trainer(Context(config, endpoint, http_client, protocol, shared))
         scorer_endpoint = _scorer_endpoint(config, kind, endpoint, key_of)
-        scorer = scorer_module.open_scorer(Context(config, scorer_endpoint, http_client, shared))
+        scorer = scorer_module.open_scorer(Context(config, scorer_endpoint, http_client, protocol, shared))
     except BaseException:
         if stop is not None:
             stop()

@@ -92,8 +92,8 @@ async def test_a_withheld_model_is_a_failure_and_a_late_name_is_not() -> None:
         return {"data": events} if request.url.path.endswith("/events") else job_object(status="succeeded")
 
     trainer = Server(handler).trainer()
-    late = await trainer.get("ftjob-1")
-    assert (late.status, late.model) == (JobStatus.SUCCEEDED, None), "whoever waits decides how long"
+    job = await trainer.get("ftjob-1")
+    assert (job.status, job.model) == (JobStatus.SUCCEEDED, None)  # whoever waits for it decides how long
     events.append({"type": "moderation_checks", "message": "refused by a safety check", "created_at": 2})
     job = await trainer.get("ftjob-1")
     assert job.status is JobStatus.FAILED
@@ -224,8 +224,8 @@ async def test_cancelling_a_finished_job_returns_it() -> None:
 @pytest.mark.parametrize(
     ("handler", "gone"),
     [
-        (lambda _: {"id": "x", "deleted": True}, True),
-        (lambda _: {"id": "x", "deleted": False}, False),
+        (lambda _: {"id": "file-1", "deleted": True}, True),
+        (lambda _: {"id": "file-1", "deleted": False}, False),
         (failing(404, openai_error("no such thing")), True),
         (failing(403, openai_error("owners only")), False),
         (failing(400, openai_error("in use")), False),
