@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 RETRIES = RetryPolicy(first=2.0, longest=30.0, attempts=6, total=300.0)
 POLL_SECONDS, LONGEST = 10.0, 7200.0
 """Between two looks at the job, and until it is cancelled."""
+LISTING_SECONDS = 15.0
+"""How long a new job may be missing from a list, where the provider does not say."""
 EPOCH_NAMES = ("n_epochs", "epochs")
 
 
@@ -103,7 +105,7 @@ async def _ended(trainer: Trainer, request: JobRequest, retry: Retrier, clock: C
     try:
         job = await retry(submitted, "submit the tiny job")
     except AmbiguousSubmitError:
-        await clock.sleep(trainer.capabilities.listing_lag_seconds)
+        await clock.sleep(trainer.capabilities.listing_lag_seconds or LISTING_SECONDS)
         found = await retry(lambda: trainer.find_job(request.key), "look for the tiny job")
         if found is None:
             raise

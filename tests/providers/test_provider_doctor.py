@@ -175,7 +175,7 @@ def test_dialects_follow_the_address_or_the_config() -> None:
     assert presets("auto", None) == {}
     with pytest.raises(ConfigurationError, match=r"scorer\.kind: together"):
         presets("auto", "https://api.together.ai/v1")
-    with pytest.raises(ConfigurationError, match="auto, plain, vllm, fireworks"):
+    with pytest.raises(ConfigurationError, match="auto, plain, vllm, daunce, fireworks, max"):
         presets("llama", None)
 
 
