@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from functools import cached_property, reduce
-from operator import or_
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -14,18 +13,16 @@ from numpy.typing import NDArray
 from ._util.clock import Clock
 from .attribution import Attribution
 from .attribution.from_store import Material, assemble, complete_members
-from .config import RunConfig, StopConfig
-from .core import SelfLDS
-from .core.quality import MINIMUM_MEMBERS
-from .core.stopping import AtLeast, Condition, Plateau, Reached
+from .config import RunConfig
+from .core import MINIMUM_MEMBERS, SelfLDS, StopRule
 from .data.tokenizers import EncodedExample
-from .errors import ConfigurationError, MembersAlikeError, RejectedError
+from .errors import MembersAlikeError, RejectedError
 from .plan import Plan
 from .providers.registry import Backend, open_backend
 from .providers.replay import Session
 from .providers.replay.protocol import PROTOCOL
 from .score.cache import open_cache
-from .score.client import PROBE_VALUE, PROBED_MEMBER, Progress, ScoringClient
+from .score.client import FINE_TUNE_PROBE_VALUE, PROBE_VALUE, Budget, Progress, ScoringClient
 from .score.health import check_members_differ
 from .store import TARGET, RunStore
 from .train import Event, EventKind, JobClient, OnEvent, Training
@@ -56,6 +53,7 @@ class Execution:
         self._adopt = adopt
         self._protocol = PROTOCOL
         self._history: dict[int, SelfLDS] = {}
+        self._order: list[int] = []
         self._compared = False
         self._shares: dict[int, tuple[int, int]] = {}
 
@@ -87,7 +85,7 @@ class Execution:
         try:
             await self._train_and_score(session)
         except MembersAlikeError as error:
-            raise self._discarded(error, cached=session is None) from error
+            raise self._discarded(error) from error
 
     async def _train_and_score(self, session: Session | None) -> None:
         finished = complete_members(self._store, self._material)
@@ -115,6 +113,8 @@ class Execution:
                     clock=self._clock,
                     on_progress=self._progressed,
                     cache=cache,
+                    reduction=self._config.attribution.loss,
+                    budget=Budget(self._usd_per_token, self._config.budget.max_usd),
                 )
                 self._training = self.training(backend)
                 base = self._config.backend.model
@@ -134,29 +134,19 @@ class Execution:
         self._compared = False
         self._compare(complete_members(self._store, self._material))
 
-    def _discarded(self, error: MembersAlikeError, *, cached: bool) -> MembersAlikeError:
-        """Forget the scores that are not those of their models, here and in the cache."""
-        store, keys = self._store, [e.key for e in self._material.encoded]
+    def _discarded(self, error: MembersAlikeError) -> MembersAlikeError:
+        """Set the scores aside that may not be those of their models."""
+        store = self._store
         members = sorted({m for m, _, _ in store.scores.models()}) if error.members is None else error.members
-        fingerprint = store.scores.scored_with
-        cache = open_cache(self._config) if cached and fingerprint is not None else None
-        with cache or nullcontext():
-            for member in members:
-                if cache is not None and fingerprint is not None:
-                    for model in self._models_of(member):
-                        cache.discard(fingerprint, model, keys)
-                store.scores.set_aside([member], str(error), suspect=True)
-        if error.members is None:
-            store.set_value(PROBE_VALUE, None)  # an endpoint that served something else is tested again
+        store.scores.set_aside(members, str(error), suspect=True)
+        if error.members is None:  # an endpoint that served something else is tested again
+            store.set_value(PROBE_VALUE, None)
+            store.set_value(FINE_TUNE_PROBE_VALUE, None)
         return MembersAlikeError(
-            f"{error} What was scored of {_listed(members)} is discarded; the models are kept. Once the endpoint "
+            f"{error} What was scored of {_listed(members)} is set aside; the models are kept. Once the endpoint "
             "serves them, run the same command: it asks for these scores again, and they are paid for again.",
             members,
         )
-
-    def _models_of(self, member: int) -> list[str]:
-        given = self._config.ensemble.target_model
-        return [given] if member == TARGET and given is not None else self._store.jobs.models(member)
 
     def _progressed(self, member: int, done: int, total: int) -> None:
         """Progress over all models of a member."""
@@ -196,8 +186,6 @@ class Execution:
         if material.is_scored(self._store, member):
             return
         with self._booked(f"scoring of member {member}", member):
-            if member == PROBED_MEMBER:
-                await self._client.probe(model, self._shortest)
             if member != TARGET:
                 # Before the scores: a model that has them all is never asked again.
                 await self._client.probe_noise(member, model, material.encoded_train, config.scoring.noise_probe)
@@ -229,6 +217,10 @@ class Execution:
     def _tokens(self) -> int:
         return tokens_of(self._material.encoded)
 
+    @property
+    def _usd_per_token(self) -> float:
+        return (self._plan.scoring_usd_per_model or 0.0) / (self._tokens + self._probe_tokens)
+
     @cached_property
     def _probe_tokens(self) -> int:
         return tokens_of(self._material.encoded_train[: self._config.scoring.noise_probe])
@@ -245,13 +237,18 @@ class Execution:
         stop = self._config.ensemble.stop
         if stop is None:
             return None
+        # In the order of completion, so that each look holds the members of the looks before it.
+        self._order += [k for k in members if k not in self._order]
         latest = len(members) // stop.check_every * stop.check_every
         for count in (latest - stop.check_every, latest):
             if count >= MINIMUM_MEMBERS and count not in self._history:
-                quality = assemble(self._store, self._material, self._config).first(count).self_lds
+                attribution = assemble(self._store, self._material, self._config)
+                rows = [attribution.members.index(k) for k in self._order[:count]]
+                quality = attribution.of_members(rows).self_lds
                 if quality is not None:
                     self._history[count] = quality
-        return stop_condition(stop).met([self._history[count] for count in sorted(self._history)])
+        rule = StopRule(stop.self_lds, stop.surely, stop.plateau, stop.min_members)
+        return rule.reason([self._history[count] for count in sorted(self._history)])
 
 
 @contextmanager
@@ -277,18 +274,6 @@ def booked(
 def tokens_of(examples: Sequence[EncodedExample]) -> int:
     """Tokens of the distinct examples."""
     return sum(len(example.ids) for example in {e.key: e for e in examples}.values())
-
-
-def stop_condition(stop: StopConfig) -> Condition:
-    """The condition that ``ensemble.stop`` describes. Raises ConfigurationError where it names none."""
-    conditions: list[Condition] = []
-    if stop.self_lds is not None:
-        conditions.append(Reached(stop.self_lds, surely=stop.surely))
-    if stop.plateau is not None:
-        conditions.append(Plateau(stop.plateau))
-    if not conditions:
-        raise ConfigurationError("ensemble.stop needs self_lds, plateau, or both.")
-    return reduce(or_, conditions) & AtLeast(stop.min_members)
 
 
 def check_served(store: RunStore, attribution: Attribution) -> None:
