@@ -218,7 +218,7 @@ class Run:
         plan = self.plan(max_usd=max_usd)
         plan.check()
         run_key = None if session is None else session.run_key
-        with RunStore.create_or_open(self.run_dir, self._manifest(), run_key=run_key) as store:
+        with RunStore.create_or_open(self.run_dir, self._manifest(), run_key=run_key, accept_loss=adopt) as store:
             if session is not None:
                 session.check_run(store.run_key)
             self._keep_data()

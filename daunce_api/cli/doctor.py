@@ -21,10 +21,12 @@ from ..data.tokenizers import EncodedExample, encode_example
 from ..errors import CapabilityError, DataError, DaunceError, ProviderError, StoreError, TransientError
 from ..providers.base import (
     Deferred,
+    Listing,
     Probing,
     Scorer,
     ScorerCapabilities,
     TokenScores,
+    Trainer,
     TrainerCapabilities,
     within_scope,
 )
@@ -34,7 +36,7 @@ from ..providers.registry import Backend, capabilities_of, open_backend
 from ..store import RunStore
 from .allowance import price_of_look
 from .findings import Check, Findings
-from .train_one import TinyJob, jobs_route, tiny_job, train_one
+from .train_one import TinyJob, tiny_job, train_one
 
 if TYPE_CHECKING:
     from ..run import Run
@@ -52,8 +54,6 @@ NOISY = 0.003
 SAME = 1e-3
 """Largest difference (nats) between an example alone and in a batch that counts as rounding."""
 
-NO_JOB = "doctor-m0-a0"
-"""A key that no job has: looking for it shows whether jobs can be listed."""
 RETRIES = RetryPolicy(first=1.0, longest=4.0, attempts=3, total=60.0)
 Answer = TypeVar("Answer")
 
@@ -130,12 +130,7 @@ async def examine_backend(
     else:
         late = f"; it shuts down on {info.shutdown_date}" if info.shutdown_date else ""
         findings.add("base model", True, f"{info.id} is there{late}")
-    try:
-        await _patient(lambda: backend.trainer.find_job(NO_JOB))
-    except ProviderError as error:
-        findings.add("jobs", False, jobs_route(error))
-    else:
-        findings.add("jobs", True, "fine-tuning jobs can be listed")
+    await _jobs_route(backend.trainer, findings)
     scorer = backend.scorer
     if isinstance(scorer, Deferred):
         scorer = scorer.immediate
@@ -152,6 +147,22 @@ async def examine_backend(
     except DaunceError as error:
         findings.add("log-probabilities", False, str(error))
     return findings
+
+
+async def _jobs_route(trainer: Trainer, findings: Findings) -> None:
+    """Whether fine-tuning jobs can be listed: a gateway may pass on everything else."""
+    if not isinstance(trainer, Listing):
+        return
+    try:
+        await _patient(trainer.reach_jobs)
+    except ProviderError as error:
+        findings.add("fine-tuning jobs", False, str(error))
+        findings.advice.append(
+            "the jobs route does not work here, so nothing can be trained. A gateway may need a license for it, or a "
+            "pass-through address (LiteLLM: base_url .../openai/v1)."
+        )
+    else:
+        findings.add("fine-tuning jobs", True, "they can be listed")
 
 
 def _model_to_try(scorer: ScorerCapabilities, base: str, fine_tunes: Sequence[str], findings: Findings) -> str | None:

@@ -153,13 +153,3 @@ def compare_tokens(billed: int | None, counted: int, examples: int, findings: Fi
         "something (a date, a default system prompt, reasoning), or it bills padding. Write the system prompt into the "
         "data, or give the provider the template of backend.tokenizer where it takes one."
     )
-
-
-def jobs_route(error: ProviderError) -> str:
-    """What to say of a provider whose jobs cannot be listed."""
-    advice = "nothing can be trained here"
-    if error.status is not None and error.status >= 500:
-        advice += (
-            " (behind LiteLLM these routes are part of its paid version: use its pass-through, http://HOST/openai)"
-        )
-    return f"the list of fine-tuning jobs cannot be read, so {advice}. {error}"
