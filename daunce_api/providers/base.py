@@ -77,7 +77,8 @@ class TrainerCapabilities:
 
     ``listing_lag_seconds``: how long a new job or file may be missing from the provider's lists. After a submit
     without an answer the job is looked for so long before it is submitted again; 0 for a server whose lists are
-    never behind. ``max_context_tokens``: the longest training example, None where it is not known. ``checkpoints``:
+    never behind. ``epochs``: of a job whose hyperparameters do not say, None where the provider decides.
+    ``max_context_tokens``: the longest training example, None where it is not known. ``checkpoints``:
     how many models of a job can be scored, the final one and those of the epochs before it (:class:`Checkpointing`).
     ``own_queue``: jobs wait for the user's own machines, where a long queue is no sign of a job that is stuck.
     ``workers``: how many of them are trained at once, where that is fewer than may be submitted.
@@ -90,6 +91,7 @@ class TrainerCapabilities:
     starts_from_fine_tune: bool = True
     hyperparameters: frozenset[str] = frozenset()
     seconds_per_job: float | None = None
+    epochs: int | None = None
     listing_lag_seconds: float = 15.0
     max_context_tokens: int | None = None
     checkpoints: int = 1

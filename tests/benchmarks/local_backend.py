@@ -66,8 +66,7 @@ class Language:
         return random.Random(member).sample(self.examples, self.size)
 
     def ours(self, members: int, max_tokens: int = 2048) -> Step:
-        from daunce_api.providers.local.trainees import Member
-        from daunce_api.providers.local.training import train_members
+        from daunce_api.providers.local.train import Member, train_members
 
         shapes = self.model.adapter_shapes(self.settings.targets)
 
@@ -82,7 +81,7 @@ class Language:
         """Padded batches in the order that our own training takes, with masks and labels as the usual loop has them."""
         import torch
 
-        from daunce_api.providers.local.training import batches_of
+        from daunce_api.providers.local.train import batches_of
 
         subset = self.subset(member)
         out = []
@@ -169,8 +168,7 @@ class Language:
         import torch
         from torch.utils.flop_counter import FlopCounterMode
 
-        from daunce_api.providers.local.trainees import Member
-        from daunce_api.providers.local.training import batches_of, train_members
+        from daunce_api.providers.local.train import Member, batches_of, train_members
 
         aten = torch.ops.aten  # products that are added in place are unknown to the counter
         counter = FlopCounterMode(display=False, custom_mapping={aten.addmm_: _product, aten.baddbmm_: _product})
@@ -196,7 +194,7 @@ class Scoring:
         from daunce_api.data.tokenizers import encode_example
         from daunce_api.providers.local.adapters import save_adapter
         from daunce_api.providers.local.language import LanguageModel, LoraSettings
-        from daunce_api.providers.local.trainees import fresh_weights
+        from daunce_api.providers.local.train import fresh_weights
 
         self.model = LanguageModel.load(name)
         encoded = [encode_example(e, self.model.tokenizer) for e in Dataset.from_records(texts(examples))]

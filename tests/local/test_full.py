@@ -10,19 +10,18 @@ import numpy as np
 import pytest
 import torch
 from local_records import records
-from plain_training import memory_used, train_plainly
+from plain_training import train_plainly
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
 from daunce_api import Dataset, Run, RunConfig
 from daunce_api.data.tokenizers import EncodedExample
 from daunce_api.errors import ConfigurationError, RejectedError
-from daunce_api.providers.local.full import load_full
 from daunce_api.providers.local.language import FullSettings, LanguageModel, LoraSettings
-from daunce_api.providers.local.member_work import MemberTask
+from daunce_api.providers.local.models import load_full
 from daunce_api.providers.local.options import options_of, settings_of
-from daunce_api.providers.local.tasks import ModelSpec, ScoreTask, TrainTask, run_score, run_train
-from daunce_api.providers.local.trainees import Member
-from daunce_api.providers.local.training import batches_of, learning_rate_at, train_full
+from daunce_api.providers.local.store import MemberTask
+from daunce_api.providers.local.train import Member, batches_of, learning_rate_at, train_full
+from daunce_api.providers.local.worker import ModelSpec, ScoreTask, TrainTask, run_score, run_train
 from daunce_api.providers.objective import Objective, noise
 
 SHORT = FullSettings(n_epochs=2, batch_size=5, learning_rate=1e-3)
@@ -244,22 +243,3 @@ def test_what_does_not_go_together_is_refused(model_folder: Path):
     for options in ({"quantisation": "8bit"}, {"dtype": "float16"}):
         with pytest.raises(ConfigurationError, match="fine_tuning: full"):
             options_of(config(**options))
-
-
-@pytest.mark.slow
-def test_the_memory_that_is_used_stays_below_the_estimate():
-    used, estimate = memory_used(
-        """
-settings = FullSettings(n_epochs=1, batch_size=64)
-
-def run(examples, max_tokens):
-    train_full(model.adapted, Member(examples, 1), None, settings, max_tokens=max_tokens)
-
-run(examples[:1], 128)
-""",
-        """
-plan = plan_full_memory(model.adapted, longest=80, limit=400 << 20)
-run(examples, plan.max_tokens)
-""",
-    )
-    assert 0.3 * estimate < used <= estimate
