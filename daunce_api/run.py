@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Coroutine, Mapping
 from contextlib import suppress
 from datetime import UTC, datetime
@@ -18,16 +19,16 @@ from .config import RunConfig
 from .data.dataset import Dataset
 from .data.subsets import plan_ensemble
 from .data.tokenizers import EncodedExample, Tokenizer, encode_dataset
-from .errors import DataError, DaunceError, StoreCorruptError
+from .errors import ConfigurationError, DataError, DaunceError, StoreCorruptError
 from .execution import Execution
-from .plan import Plan, make_plan
+from .plan import Missing, Plan, make_plan, plan_of_missing
 from .providers.base import within_scope
 from .providers.registry import Backend, capabilities_of, open_backend, open_tokenizer
 from .providers.replay import Session
 from .score.client import Progress
 from .score.leftovers import take_off_before
 from .status import RunStatus, status_of
-from .store import RunStore
+from .store import FINAL, TARGET, RunStore
 from .train import CancelReport, CleanReport, OnEvent
 
 DATA_FOLDER, ATTRIBUTION_FOLDER, LOG_NAME = "data", "attribution", "daunce.log"
@@ -107,17 +108,44 @@ class Run:
             self._encoded[dataset] = encode_dataset(dataset, self.tokenizer, self.config.data.loss_on)
         return self._encoded[dataset]
 
-    def plan(self) -> Plan:
-        """Jobs, tokens, dollars and time of the whole run. No network, no key, nothing is written. Made once a day,
-        since it knows when providers close.
+    def plan(self, *, max_usd: float | None = None) -> Plan:
+        """Jobs, tokens, dollars and time of what is missing: of the whole run before it is started. No network, no key,
+        nothing is written. ``max_usd`` takes the place of ``budget.max_usd``.
 
-        Raises DataError, ConfigurationError, and what the plan refuses (:meth:`Plan.check`) is in it as text.
+        Raises DataError or ConfigurationError. Reasons not to start are in ``Plan.refusals``; :meth:`Plan.check` raises
+        the first.
         """
+        config = with_cap(self.config, max_usd)
+        if not RunStore.exists(self.run_dir):
+            return plan_of_missing(config, self._whole_plan(), None)
+        with RunStore.open(self.run_dir, read_only=True) as store:
+            return plan_of_missing(config, self._whole_plan(), self._missing(store))
+
+    def _whole_plan(self) -> Plan:
+        """Cached per UTC day: provider shutdown dates depend on it."""
         today = datetime.now(UTC).date()
         if self._plan is None or self._plan.today != today:
             trainer, scorer = capabilities_of(self.config)
             self._plan = make_plan(self.config, self.train, self.test, self.encoded, trainer, scorer, today=today)
         return self._plan
+
+    def _missing(self, store: RunStore) -> Missing:
+        finished, ready = set(complete_members(store, self.material)), store.jobs.ready_models()
+        live = {job.member for job in store.jobs.rows() if job.status not in FINAL}
+        members = self.material.ensemble.members
+        training = {k for k in range(members) if k not in finished and k not in ready}
+        models = sum(
+            not self.material.is_scored(store, k, n)
+            for k in set(range(members)) - finished
+            for n in range(self.material.models)
+        )
+        shape = self.config.ensemble
+        target_unscored = self.config.scoring.target and not self.material.is_scored(store, TARGET)
+        models += target_unscored
+        made_here = shape.start_from == "target" and shape.target_model is None
+        if made_here and TARGET not in ready and (training or target_unscored):
+            training.add(TARGET)
+        return Missing(frozenset(training - live), frozenset(training), models, store.ledger.spent())
 
     @cached_property
     def material(self) -> Material:
@@ -138,7 +166,7 @@ class Run:
                 min_subset=trainer.min_examples,
             ),
             self.config.ensemble.checkpoints,
-            priced=self.plan().usd is not None,
+            priced=self._whole_plan().usd is not None,
         )
 
     # -- the run --------------------------------------------------------------------------------------------------
@@ -150,6 +178,7 @@ class Run:
         on_progress: Progress | None = None,
         session: Session | None = None,
         clock: Clock | None = None,
+        max_usd: float | None = None,
     ) -> Attribution:
         """Train and score what is missing, then attribute; the same call again does only what is missing.
 
@@ -159,7 +188,9 @@ class Run:
         :class:`~daunce_api.errors.DaunceError`; KeyboardInterrupt leaves a run that the same call takes up.
         """
         return run_blocking(
-            self.execute_async(on_event=on_event, on_progress=on_progress, session=session, clock=clock)
+            self.execute_async(
+                on_event=on_event, on_progress=on_progress, session=session, clock=clock, max_usd=max_usd
+            )
         )
 
     async def execute_async(
@@ -169,9 +200,10 @@ class Run:
         on_progress: Progress | None = None,
         session: Session | None = None,
         clock: Clock | None = None,
+        max_usd: float | None = None,
     ) -> Attribution:
         """:meth:`execute` for programs that run an event loop of their own."""
-        plan = self.plan()
+        plan = self.plan(max_usd=max_usd)
         plan.check()
         run_key = None if session is None else session.run_key
         with RunStore.create_or_open(self.run_dir, self._manifest(), run_key=run_key) as store:
@@ -181,8 +213,16 @@ class Run:
             with logging_to(self.run_dir / LOG_NAME):
                 if session is None:
                     await take_off_before(self.config, store)
+                if max_usd is not None:
+                    store.note("budget", f"max_usd {max_usd:g} for this command")
                 work = Execution(
-                    self.config, self.material, store, plan, on_event=on_event, on_progress=on_progress, clock=clock
+                    with_cap(self.config, max_usd),
+                    self.material,
+                    store,
+                    plan,
+                    on_event=on_event,
+                    on_progress=on_progress,
+                    clock=clock,
                 )
                 try:
                     await work.train_and_score(session)
@@ -225,7 +265,7 @@ class Run:
         return run_blocking(act())
 
     def _repr_html_(self) -> str:
-        from .report import rows_html
+        from .attribution.notebook import rows_html
 
         try:
             if RunStore.exists(self.run_dir):
@@ -266,6 +306,15 @@ def _holds(path: Path, dataset: Dataset) -> bool:
         return path.exists() and Dataset.from_jsonl(path).digest == dataset.digest
     except DataError:
         return False
+
+
+def with_cap(config: RunConfig, max_usd: float | None) -> RunConfig:
+    """The config with another cap for one command; None leaves it."""
+    if max_usd is None:
+        return config
+    if not (math.isfinite(max_usd) and max_usd >= 0):
+        raise ConfigurationError("max_usd must be an amount of US dollars, 0 or more. Nothing was sent.")
+    return config.model_copy(update={"budget": config.budget.model_copy(update={"max_usd": max_usd})})
 
 
 def attribute(

@@ -7,7 +7,9 @@ is shown keeps every character that is one; the others are written as Python esc
 
 from __future__ import annotations
 
+import re
 import unicodedata
+from collections.abc import Sequence
 
 from rich.cells import cell_len
 from rich.text import Text
@@ -45,6 +47,17 @@ def terminal_text(text: str, width: int | None = None) -> str:
     return "".join(pieces)
 
 
+def phrase(text: str, width: int) -> str:
+    """One line of at most ``width`` terminal columns: white space becomes single spaces, and a text that is too long
+    ends after a whole word where there is one."""
+    line = " ".join(text[: _STACK * width + 1].split())
+    shown = terminal_text(line, width)
+    if not shown.endswith(_ELLIPSIS) or line.endswith(_ELLIPSIS):
+        return shown
+    words, _, last = shown.rpartition(" ")
+    return words.rstrip(" ,;:") + " " + _ELLIPSIS if words and len(last) <= width // 3 else shown
+
+
 def rich_text(text: str, width: int | None = None, *, style: str = "") -> Text:
     """:func:`terminal_text` for tables and panels of rich, which parse a ``str`` for markup (``[red]``) and emoji
     names (``:bomb:``) and a ``Text`` for neither. Progress columns take a ``str``: give them ``markup=False``."""
@@ -59,6 +72,17 @@ def csv_cell(text: str) -> str:
     """
     start = text.lstrip(" ")[:1]
     return f"'{text}" if start and start in _FORMULA else text
+
+
+def summarized(sentences: Sequence[str], example: int = 3) -> list[str]:
+    """Sentences that differ in numbers and quoted names only, as one: the first, and how many more there are."""
+    kinds: dict[str, list[str]] = {}
+    for sentence in sentences:
+        kinds.setdefault(re.sub(r"'[^']*'|\"[^\"]*\"|\d+", "*", sentence), []).append(sentence)
+    out: list[str] = []
+    for found in kinds.values():
+        out += found if len(found) <= example else [f"{found[0]} (and {len(found) - 1:,} more like this)"]
+    return out
 
 
 def dollars(usd: float | None) -> str:

@@ -157,8 +157,9 @@ class Attribution:
 
         Args:
             path: the file, or the folder of ``bergson``; what is there is replaced at the end.
-            format: ``"npy"`` ((N, M), in the data's order), ``"parquet"`` (one row a pair: ``train_id``, ``test_id``,
-                ``score``; null where there is none) or ``"bergson"`` (its score folder, ``higher_is_better``).
+            format: ``"npy"`` ((N, M), in the data's order), ``"csv"`` or ``"parquet"`` (one row a pair:
+                ``train_id``, ``test_id``, ``score``; empty or null where there is none) or ``"bergson"`` (its
+                score folder, ``higher_is_better``).
 
         Positive = helpful in all of them. Raises ConfigurationError for another format, DataError for pairs without a
         score that bergson's folder cannot hold, MissingExtraError for parquet without pyarrow, and StoreError where
@@ -180,7 +181,7 @@ class Attribution:
         )
 
     def _repr_html_(self) -> str:
-        from ..report import notebook_html
+        from .notebook import notebook_html
 
         return notebook_html(self)
 

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from html import escape
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from ..report.glance import checkpoints
-from . import Attribution
+if TYPE_CHECKING:
+    from .attribution import Attribution
 
 _TESTS = 5
 _TOP = 3
@@ -52,11 +53,22 @@ def notebook_html(attribution: Attribution) -> str:
     more = f"<p style='opacity:.7'>and {rest:,} more test examples; .top(id) ranks any of them</p>" if rest > 0 else ""
     return (
         f'<div style="max-width:70em"><p><strong>Attribution</strong> · {escape(head)}<br>'
-        '<span style="opacity:.7">A positive score helps the answer, a negative one hurts it; faint ones cannot be '
-        'told from zero.</span></p><table style="border-collapse:collapse;width:100%">'
+        '<span style="opacity:.7">A positive score helps the answer, a negative one hurts it; faint ones are '
+        'not significant (5 %, per pair).</span></p><table style="border-collapse:collapse;width:100%">'
         f"<tr>{titles}</tr>{''.join(rows)}</table>"
         f"{more}</div>"
     )
+
+
+def checkpoints(attribution: Attribution) -> str:
+    """What earlier checkpoints add to the members' losses, and whether the estimator uses it; "" without them."""
+    earlier = attribution.earlier
+    if earlier is None:
+        return ""
+    rows = int((np.isfinite(earlier.train_loss_SKN).any(axis=2) & np.isfinite(earlier.test_loss_SKM).any(axis=2)).sum())
+    if not attribution.choice.setting.checkpoints:
+        return f"{rows} earlier checkpoints were scored and are not used"
+    return f"{rows} earlier checkpoints add as many rows of losses"
 
 
 def rows_html(title: str, rows: Sequence[tuple[str, str]]) -> str:

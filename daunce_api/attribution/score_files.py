@@ -1,7 +1,8 @@
 """Scores in the forms that other tools read, written block by block: the N x M scores need not fit into memory.
 
 * ``npy``: one (N, M) array for ``numpy.load``;
-* ``parquet``: one row a pair (``train_id``, ``test_id``, ``score``), for pandas, polars, DuckDB, ...;
+* ``parquet`` and ``csv``: one row a pair (``train_id``, ``test_id``, ``score``), for pandas, polars, DuckDB, ...; in
+  CSV, an id that a spreadsheet would take for a formula gets an apostrophe;
 * ``bergson``: bergson's score folder (``scores.bin`` and ``info.json``; bergson 2.5, read there with
   ``bergson.data.load_scores``), one record a training example, one field a test example.
 
@@ -11,7 +12,9 @@ ask). Everything is written to a ``.part`` and then renamed, so that a reader ne
 
 from __future__ import annotations
 
+import csv
 import json
+import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import chain
 from pathlib import Path
@@ -21,9 +24,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .._util.files import replacing
+from .._util.text import csv_cell
 from ..errors import ConfigurationError, DataError, MissingExtraError
 
-ScoreFormat = Literal["npy", "parquet", "bergson"]
+ScoreFormat = Literal["npy", "csv", "parquet", "bergson"]
 Blocks: TypeAlias = Iterable[NDArray[Any]]
 """(n, M) scores of consecutive training examples, N rows in all."""
 
@@ -35,7 +39,7 @@ def write_scores(path: Path, form: str, blocks: Blocks, train_ids: Sequence[str]
         path: the file, or with ``bergson`` the folder; folders above it are made.
         form: a `ScoreFormat`.
         blocks: (n, M) scores in the order of ``train_ids``, float32 or float64; positive = helpful.
-        train_ids, test_ids: N and M ids; only ``parquet`` keeps them.
+        train_ids, test_ids: N and M ids; ``csv`` and ``parquet`` keep them.
 
     Raises:
         ConfigurationError: an unknown form.
@@ -43,7 +47,7 @@ def write_scores(path: Path, form: str, blocks: Blocks, train_ids: Sequence[str]
         MissingExtraError: ``parquet`` without pyarrow.
         StoreError: the file cannot be written.
     """
-    write: dict[str, Callable[..., None]] = {"npy": _npy, "parquet": _parquet, "bergson": _bergson}
+    write: dict[str, Callable[..., None]] = {"npy": _npy, "csv": _csv, "parquet": _parquet, "bergson": _bergson}
     if form not in write:
         raise ConfigurationError(
             f"Scores cannot be written as {form!r}; there are: {', '.join(get_args(ScoreFormat))}."
@@ -127,6 +131,19 @@ def _parquet(path: Path, blocks: Iterator[NDArray[Any]], train_ids: Sequence[str
                 )
             )
             start += rows
+
+
+def _csv(path: Path, blocks: Iterator[NDArray[Any]], train_ids: Sequence[str], test_ids: Sequence[str]) -> None:
+    columns = [csv_cell(name) for name in test_ids]
+    with replacing(path) as part, part.open("w", encoding="utf-8", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(["train_id", "test_id", "score"])
+        start = 0
+        for block in blocks:
+            for name, row in zip(train_ids[start : start + len(block)], block.tolist(), strict=True):
+                example = csv_cell(name)
+                writer.writerows((example, c, "" if math.isnan(v) else v) for c, v in zip(columns, row, strict=True))
+            start += len(block)
 
 
 def _bergson(path: Path, blocks: Iterator[NDArray[Any]], train_ids: Sequence[str], test_ids: Sequence[str]) -> None:

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
     from .attribution import Attribution
 
+_COLUMNS = ["rank", "id", "source", "score", "stderr", "low", "high", "z", "distinguishable", "prompt", "completion"]
 _GROUP_QUESTIONS: dict[core.Question, str] = {
     "attribution": "how much each {what} moves the answer's loss",
     "retrieval": "whose examples belong to the answer, by {what}",
@@ -68,11 +69,42 @@ def ranking_table(attribution: Attribution, ranking: core.Ranking) -> pd.DataFra
                 "completion": example.completion_text(),
             }
         )
-    table = pd.DataFrame(rows)
+    table = pd.DataFrame(rows, columns=_COLUMNS)
     table.attrs.update(
-        estimator=ranking.estimator, why=ranking.why, question=ranking.question, measured=attribution.measured
+        estimator=ranking.estimator,
+        why=ranking.why,
+        question=ranking.question,
+        measured=attribution.measured,
+        members=ranking.members,
     )
     return table
+
+
+def top_folded(attribution: Attribution, test: str, k: int, **options: Any) -> pd.DataFrame:
+    """:meth:`Attribution.top` for people: training examples with the same content share a row, and a column ``copies``
+    says how many there are."""
+    copies = Counter(example.content_hash for example in attribution.train)
+    extra = sum(count - 1 for count in copies.values())
+    table = attribution.top(test, min(k + extra, len(attribution.train)), **options)
+    content = [attribution.train[attribution.train.position(str(i))].content_hash for i in table["id"]]
+    table = table.assign(copies=[copies[c] for c in content])
+    first = [c not in content[:row] for row, c in enumerate(content)]
+    kept = table[first].head(k).reset_index(drop=True)
+    kept["rank"] = range(1, len(kept) + 1)
+    kept.attrs = table.attrs
+    return kept
+
+
+def why_no_scores(attribution: Attribution, test: str) -> str | None:
+    """Why an answer has no scores, in a sentence; None where it has some."""
+    if np.isfinite(attribution.test_loss_KM[:, attribution.test.position(test)]).sum() >= 2:
+        return None
+    if attribution.censored:
+        return (
+            f"{test} has no scores: in too many members its loss is only known as a lower bound, since the provider "
+            "did not list the answer's token. A provider that measures any token gives scores."
+        )
+    return f"{test} has no scores: fewer than two members have scored it."
 
 
 def group_ranking_table(
@@ -111,6 +143,7 @@ def group_ranking_table(
         why=groups.why,
         question=_GROUP_QUESTIONS[question].format(what=name),
         measured=attribution.measured,
+        members=members,
     )
     return table.reset_index(drop=True)
 

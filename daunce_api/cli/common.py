@@ -10,7 +10,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import typer
+from typer.core import TyperCommand
 
+from .._util.text import terminal_text
 from .._util.version import __version__
 from ..errors import ConfigurationError, DaunceError
 from . import terminal
@@ -44,12 +46,58 @@ MAKE, LOOK, ENDPOINT = "Make a run", "Look at a run", "Endpoints"
 """Headings of the commands in `daunce --help`."""
 
 ConfigArgument = Annotated[Path, typer.Argument(help="config file in YAML; `daunce init` writes one", metavar="CONFIG")]
-RunArgument = Annotated[Path, typer.Argument(help="folder of the run (run_dir in its config)", metavar="RUN")]
+DATABASE = "run.sqlite"
+HERE = Path()
+"""Where a command looks without RUN."""
+
+
+def found_run(folder: Path) -> Path:
+    """The folder of a run: the one named, or the only run in it (or in its ``runs``)."""
+    if (folder / DATABASE).exists():
+        return folder
+    runs = sorted(path.parent for pattern in ("*", "runs/*") for path in folder.glob(f"{pattern}/{DATABASE}"))
+    if len(runs) > 1:
+        named = ", ".join(terminal_text(str(run)) for run in runs[:5]) + (", ..." if len(runs) > 5 else "")
+        raise ConfigurationError(f"There are {len(runs)} runs in {terminal_text(str(folder))}: name one of {named}.")
+    return runs[0] if runs else folder
+
+
+RunArgument = Annotated[
+    Path,
+    typer.Argument(
+        help="folder of the run (run_dir in its config); may be left out where there is only one here",
+        metavar="RUN",
+        callback=found_run,
+        show_default=False,
+    ),
+]
 JsonOption = Annotated[bool, typer.Option("--json", help="print one JSON object on standard output, nothing else")]
+MaxUsdOption = Annotated[
+    float | None, typer.Option("--max-usd", help="budget.max_usd for this command; recorded with the run")
+]
 YesOption = Annotated[bool, typer.Option("--yes", "-y", help="do not ask before money is spent or things are deleted")]
 
 
 Command = TypeVar("Command", bound=Callable[..., None])
+
+
+class _Command(TyperCommand):
+    """Help without a type after plain switches, and with the names of the estimators."""
+
+    def get_params(self, ctx: Any) -> list[Any]:
+        params = super().get_params(ctx)
+        for param in params:
+            if getattr(param, "is_flag", False):
+                param.metavar = ""
+        return params
+
+    def format_help(self, ctx: Any, formatter: Any) -> None:
+        for param in self.params:
+            if param.name == "estimator":
+                from ..core import ESTIMATORS  # takes a second: only help needs it
+
+                param.help = f"{param.help}: auto, {', '.join(ESTIMATORS)}"  # type: ignore[attr-defined]
+        super().format_help(ctx, formatter)
 
 
 def command(panel: str) -> Callable[[Command], Command]:
@@ -59,7 +107,7 @@ def command(panel: str) -> Callable[[Command], Command]:
     def register(function: Command) -> Command:
         paragraphs = inspect.cleandoc(function.__doc__ or "").split("\n\n")
         help_text = "\n\n".join(" ".join(paragraph.split()) for paragraph in paragraphs)
-        return app.command(help=help_text, rich_help_panel=panel)(function)
+        return app.command(help=help_text, rich_help_panel=panel, cls=_Command)(function)
 
     return register
 

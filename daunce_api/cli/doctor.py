@@ -14,15 +14,24 @@ from collections.abc import Awaitable, Callable, Sequence
 from typing import TYPE_CHECKING, TypeVar
 
 from .._util.blocking import run_blocking
+from .._util.retry import Retrier, RetryPolicy
 from ..config import RunConfig
 from ..data.tokenizers import EncodedExample, encode_example
 from ..errors import CapabilityError, DataError, DaunceError, ProviderError, StoreError, TransientError
-from ..providers.abilities import Deferred, Probing
-from ..providers.base import Scorer, ScorerCapabilities, TokenScores, TrainerCapabilities, within_scope
+from ..providers.base import (
+    Deferred,
+    Probing,
+    Scorer,
+    ScorerCapabilities,
+    TokenScores,
+    TrainerCapabilities,
+    within_scope,
+)
 from ..providers.openai_wire.client import WireClient
-from ..providers.openai_wire.dialects import dialect_of_models
+from ..providers.openai_wire.echo import dialect_of_models
 from ..providers.registry import Backend, capabilities_of, open_backend
 from ..store import RunStore
+from .allowance import price_of_look
 from .findings import Check, Findings
 
 if TYPE_CHECKING:
@@ -41,13 +50,22 @@ NOISY = 0.003
 SAME = 1e-3
 """Largest difference (nats) between an example alone and in a batch that counts as rounding."""
 
-_WAITS = (1.0, 4.0)
+RETRIES = RetryPolicy(first=1.0, longest=4.0, attempts=3, total=60.0)
 Answer = TypeVar("Answer")
 
 
 def examine(run: Run) -> Findings:
     """Look at the endpoint of a run's config; see :func:`examine_run`."""
     return run_blocking(examine_run(run))
+
+
+def price_of(run: Run) -> float | None:
+    """Dollars that :func:`examine` costs at most; None where the price of tokens is not known."""
+    _, scorer = capabilities_of(run.config)
+    if scorer.tried_on == "nothing":
+        return 0.0
+    burst = min(BURST, scorer.max_concurrent_requests)
+    return price_of_look(run.config, _short_examples(run, Findings()), RETRIES.attempts * REPEATS + burst)
 
 
 async def examine_run(run: Run) -> Findings:
@@ -83,7 +101,7 @@ def fine_tunes_of(config: RunConfig) -> list[str]:
     given = config.ensemble.target_model
     try:
         with RunStore.open(config.run_dir, read_only=True) as store:
-            trained = store.ready_models()
+            trained = store.jobs.ready_models()
     except StoreError:
         trained = {}
     return [*([given] if given else []), *(trained[member] for member in sorted(trained))]
@@ -291,9 +309,4 @@ async def _dialect(scorer: Scorer, findings: Findings) -> None:
 
 async def _patient(request: Callable[[], Awaitable[Answer]]) -> Answer:
     """A request, repeated twice where the provider is only busy."""
-    for wait in _WAITS:
-        try:
-            return await request()
-        except TransientError as error:
-            await asyncio.sleep(min(error.retry_after or wait, 60.0))
-    return await request()
+    return await Retrier(RETRIES)(request, "ask the endpoint")

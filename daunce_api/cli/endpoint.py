@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
 from ..errors import ProviderError
 from . import terminal
-from .common import ENDPOINT, ConfigArgument, JsonOption, command, show
+from .common import ENDPOINT, ConfigArgument, JsonOption, YesOption, command, confirm, show
 
 
 @command(ENDPOINT)
 def serve(
     model: Annotated[str, typer.Option(help="daunce-tiny, smollm2-135m, or a model folder")] = "daunce-tiny",
-    host: Annotated[str, typer.Option(help="address; others than loopback need an API key")] = "127.0.0.1",
+    host: Annotated[str, typer.Option(help="address; any address but loopback requires an API key")] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=0, max=65535, help="0 takes any that is free")] = 8000,
     api_key: Annotated[
         str | None, typer.Option(envvar="DAUNCE_SERVE_API_KEY", help="key that clients must send", show_envvar=True)
@@ -24,16 +24,20 @@ def serve(
         Path | None, typer.Option(help="folder of files, jobs and models; default: the user's state folder")
     ] = None,
     workers: Annotated[int, typer.Option(min=1, help="fine-tuning jobs at once")] = 1,
+    dialect: Annotated[
+        Literal["openai", "vllm", "nebius"], typer.Option(help="whose differences from OpenAI's format to speak")
+    ] = "openai",
     inject: Annotated[str | None, typer.Option(help="faults, such as rate_limit=0.1,error_500=0.05,seed=3")] = None,
 ) -> None:
     """Serve OpenAI's wire format (fine-tuning, echo log-probabilities) over a local model.
 
-    A provider of one's own: point a config at it with kind: openai_wire and its base_url. Needs the extras `server` and
+    Your own provider: point a config at it with kind: openai_wire and its base_url. Needs the extras `server` and
     `local`.
     """
     from ..server import ServerSettings, run_server
 
-    options = {"model": model, "state_dir": state_dir, "api_key": api_key, "workers": workers, "inject": inject}
+    options = {"model": model, "state_dir": state_dir, "api_key": api_key, "workers": workers}
+    options |= {"inject": inject, "dialect": dialect}
     settings = ServerSettings.from_options({k: v for k, v in options.items() if v is not None})
 
     def ready(base_url: str) -> None:
@@ -43,16 +47,36 @@ def serve(
 
 
 @command(ENDPOINT)
-def doctor(config: ConfigArgument, as_json: JsonOption = False) -> None:
+def doctor(
+    config: ConfigArgument,
+    yes: YesOption = False,
+    max_usd: Annotated[
+        float, typer.Option("--max-usd", min=0, help="most that all looks at this config may cost, in US dollars")
+    ] = 1.0,
+    as_json: JsonOption = False,
+) -> None:
     """Ask the configured endpoint for one tiny example: what it can do, how noisy and fast it is, what to change.
 
-    Costs a few tokens. Needs the key that the config names, and no run. Ends with exit code 5 where the endpoint cannot
-    be used.
+    Costs a few tokens: the price is shown first, and has to be confirmed where it is not zero. What was spent is kept
+    in CONFIG.doctor.jsonl. Needs the key that the config names, and no run. Ends with exit code 5 where the endpoint
+    cannot be used.
     """
+    from ..providers.registry import check_keys
     from ..run import Run
-    from .doctor import examine
+    from .allowance import Allowance
+    from .doctor import examine, price_of
 
-    findings = examine(Run.create(config))
-    show(as_json, findings.to_json(), lambda: terminal.say(findings.text()))
+    run = Run.create(config)
+    check_keys(run.config)
+    usd, allowance = price_of(run), Allowance(config)
+    if usd != 0.0:
+        known = f"at most ${usd:,.4f}" if usd is not None else "a price that is not known"
+        allowance.check(usd or 0.0, max_usd)
+        if not yes:
+            confirm(f"Ask {run.config.backend.kind} for one short example, a few times, for {known}?")
+        allowance.book(usd or 0.0)
+    findings = examine(run)
+    content = findings.to_json() | {"max_price_usd": usd}
+    show(as_json, content, lambda: terminal.say(findings.text()))
     if not findings.ok:
         raise typer.Exit(ProviderError.exit_code)

@@ -3,66 +3,37 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from enum import StrEnum
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, cast
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
 from ..errors import ConfigurationError
 from . import terminal
-from .common import LOOK, JsonOption, RunArgument, YesOption, command, confirm_price, show
+from .common import HERE, LOOK, JsonOption, RunArgument, YesOption, command, confirm_price, show
 
 if TYPE_CHECKING:
-    from ..attribution import ScoreFormat
     from ..evaluation.table import Table
     from ..evaluation.truth import Truth
     from ..plan import Plan
 
 
-class Format(StrEnum):
-    """How ``daunce top`` prints."""
-
-    TABLE = "table"
-    CSV = "csv"
-    JSON = "json"
-    PARQUET = "parquet"
-
-
-class Question(StrEnum):
-    """What a ranking is for; see ``daunce_api.core.QUESTIONS``."""
-
-    ATTRIBUTION = "attribution"
-    RETRIEVAL = "retrieval"
-
-
-class ExportFormat(StrEnum):
-    """What ``daunce export`` writes."""
-
-    NPY = "npy"
-    PARQUET = "parquet"
-    BERGSON = "bergson"
-    DATTRI = "dattri"
-
-
+TableFormat = Literal["table", "csv", "json", "parquet"]
+ExportFormat = Literal["npy", "csv", "parquet", "bergson", "dattri"]
 EXPORT_FOLDER = "export"
-EXPORT_NAMES = {
-    ExportFormat.NPY: "scores.npy",
-    ExportFormat.PARQUET: "scores.parquet",
-    ExportFormat.BERGSON: "bergson",
-    ExportFormat.DATTRI: "dattri.npz",
+EXPORT_NAMES: dict[ExportFormat, str] = {
+    "npy": "scores.npy",
+    "csv": "scores.csv",
+    "parquet": "scores.parquet",
+    "bergson": "bergson",
+    "dattri": "dattri.npz",
 }
-
-
-class Group(StrEnum):
-    """What scores are summed over."""
-
-    SOURCE = "source"
+EstimatorOption = Annotated[str | None, typer.Option(help="another estimator than the config's")]
 
 
 @command(LOOK)
-def status(run: RunArgument, as_json: JsonOption = False) -> None:
+def status(run: RunArgument = HERE, as_json: JsonOption = False) -> None:
     """How far a run is, also while it is going on.
 
     Members trained and scored, tokens, money and time spent, scoring noise, the estimator and why it was chosen, and
@@ -76,59 +47,65 @@ def status(run: RunArgument, as_json: JsonOption = False) -> None:
 
 @command(LOOK)
 def top(
-    run: RunArgument,
-    test: Annotated[str, typer.Option(help="id of the answer to explain, as in the test file")],
+    run: RunArgument = HERE,
+    test: Annotated[
+        str | None, typer.Option(help="id of the answer to explain, as in the test file; default: the first")
+    ] = None,
     k: Annotated[int, typer.Option("-k", min=1, help="how many")] = 10,
     opponents: Annotated[bool, typer.Option("--opponents", help="those that made the answer less likely")] = False,
-    by: Annotated[Group | None, typer.Option(help="sum over the examples of each source")] = None,
+    by: Annotated[Literal["source"] | None, typer.Option(help="sum over the examples of each source")] = None,
     question: Annotated[
-        Question, typer.Option(help="effect on the loss, or which examples belong to the answer")
-    ] = Question.ATTRIBUTION,
+        Literal["attribution", "retrieval"],
+        typer.Option(help="effect on the loss, or which examples belong to the answer"),
+    ] = "attribution",
     fdr: Annotated[
         float | None, typer.Option(help="mark with this false-discovery rate over all pairs (sources and answers)")
     ] = None,
-    estimator: Annotated[str | None, typer.Option(help="another estimator than the config's")] = None,
-    form: Annotated[Format, typer.Option("--format", help="how to print")] = Format.TABLE,
+    estimator: EstimatorOption = None,
+    form: Annotated[TableFormat, typer.Option("--format", help="how to print")] = "table",
     output: Annotated[Path | None, typer.Option(help="write to this file")] = None,
     as_json: JsonOption = False,
 ) -> None:
     """The training examples behind one answer, ranked; positive scores made the answer more likely.
 
-    Every score comes with its 95 % interval; what cannot be told from zero is dim.
+    Every score comes with its 95 % interval; what is not significant (5 %, per pair) is dim.
 
     Example: daunce top RUN --test q-17 --by source
     """
+    from ..attribution import Attribution
     from ..attribution.export import write_table
+    from ..attribution.tables import top_folded
     from ..run import Run
 
     attribution = Run.open(run).attribution()
     if estimator is not None:
         attribution = attribution.with_estimator(estimator)
-    table = (
-        attribution.top(test, k, opponents=opponents, question=question.value, fdr=fdr)
-        if by is None
-        else attribution.top_groups(test, k, by=by.value, opponents=opponents, question=question.value, fdr=fdr)
-    )
     if as_json:
-        form = Format.JSON
-    if form is Format.TABLE and output is None:
-        example = attribution.test[attribution.test.position(test)]
+        form = "json"
+    test = attribution.test.ids[0] if test is None else test
+    ranked = top_folded if form == "table" and output is None else Attribution.top
+    table = (
+        ranked(attribution, test, k, opponents=opponents, question=question, fdr=fdr)
+        if by is None
+        else attribution.top_groups(test, k, by=by, opponents=opponents, question=question, fdr=fdr)
+    )
+    if form == "table" and output is None:
         kind = "opponents" if opponents else "proponents"
         if by is not None:
-            kind = f"{by.value}s ({'most harmful' if opponents else 'most helpful'} first)"
-        terminal.ranking(table, title=f"{kind} of {test}: {example.prompt_text()} → {example.completion_text()}")
+            kind = f"{by}s, {'most harmful' if opponents else 'most helpful'} first"
+        terminal.ranking(attribution, table, test=test, title=kind)
     else:
-        write_table(table, form.value, output)
+        write_table(table, form, output)
 
 
 @command(LOOK)
 def export(
-    run: RunArgument,
-    form: Annotated[ExportFormat, typer.Option("--format", help="what to write")],
+    run: RunArgument = HERE,
+    form: Annotated[ExportFormat, typer.Option("--format", help="what to write")] = "csv",
     output: Annotated[
         Path | None, typer.Option(help="file, for bergson a folder; default: in RUN/export, named by the format")
     ] = None,
-    estimator: Annotated[str | None, typer.Option(help="another estimator than the config's")] = None,
+    estimator: EstimatorOption = None,
     seeds: Annotated[
         int | None, typer.Option(help="for dattri: which truth, where --lds ran with several numbers of --seeds")
     ] = None,
@@ -136,7 +113,7 @@ def export(
 ) -> None:
     """Write the scores of all pairs in a form that other tools read; positive = helpful.
 
-    npy: one array, training examples down, answers across, in the order of RUN/data. parquet: one row a pair
+    npy: one array, training examples down, answers across, in the order of RUN/data. csv, parquet: one row a pair
     (train_id, test_id, score). bergson: its score folder, to be read as higher_is_better. dattri: one .npz with score,
     and the values and indices that dattri's lds takes, from the models that `daunce evaluate RUN --lds` retrained;
     `daunce evaluate OTHER_RUN --lds --truth FILE` reads it.
@@ -151,13 +128,13 @@ def export(
     if estimator is not None:
         attribution = attribution.with_estimator(estimator)
     path = output or job.run_dir / EXPORT_FOLDER / EXPORT_NAMES[form]
-    if form is ExportFormat.DATTRI:
+    if form == "dattri":
         experiments.export_truth(job, path, attribution, seeds=seeds)
     else:
-        attribution.export(path, cast("ScoreFormat", form.value))
+        attribution.export(path, form)
     content = {
         "path": str(path),
-        "format": form.value,
+        "format": form,
         "train": len(attribution.train),
         "test": len(attribution.test),
         "estimator": attribution.choice.estimator.name,
@@ -169,7 +146,7 @@ def export(
 
 @command(LOOK)
 def report(
-    run: RunArgument,
+    run: RunArgument = HERE,
     output: Annotated[Path | None, typer.Option(help="default: RUN/report.html")] = None,
     as_json: JsonOption = False,
 ) -> None:
@@ -187,8 +164,31 @@ def report(
 
 
 @command(LOOK)
+def view(
+    folder: Annotated[Path, typer.Argument(help="all runs in it are shown, live", metavar="FOLDER")] = HERE,
+    host: Annotated[str, typer.Option(help="a loopback address")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=0, max=65535, help="0 = any that is free")] = 0,
+    browser: Annotated[bool, typer.Option(help="open the page in a browser")] = True,
+) -> None:
+    """A local page over all runs in a folder: progress while they run, money, quality, every report, two side by side.
+
+    It answers on this machine only; the address carries a secret token. Needs the extra `view`, and no PyTorch.
+    """
+    import webbrowser
+
+    from ..report.view import serve
+
+    def started(address: str) -> None:
+        terminal.say(f"daunce view: {address}\nCtrl-C stops it.")
+        if browser:
+            webbrowser.open(address)
+
+    serve(folder, host=host, port=port, on_start=started)
+
+
+@command(LOOK)
 def evaluate(
-    run: RunArgument,
+    run: RunArgument = HERE,
     retrieval: Annotated[
         Path | None, typer.Option(help="JSON: known training ids, as a list or by test id; nothing is trained")
     ] = None,

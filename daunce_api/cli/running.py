@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
-from ..errors import ConfigurationError, MissingExtraError
+from ..errors import ConfigurationError
 from . import terminal
 from .common import (
+    HERE,
     MAKE,
     ConfigArgument,
     JsonOption,
+    MaxUsdOption,
     RunArgument,
     YesOption,
     command,
@@ -22,9 +24,8 @@ from .common import (
     show,
 )
 
-if TYPE_CHECKING:
-    from ..attribution import Attribution
-    from ..run import Run
+DEMO_SECONDS = 10.0, 2.5
+"""To start with, and per member, on two cores."""
 
 
 @command(MAKE)
@@ -43,7 +44,7 @@ def init(
     the folder are entered. Next: daunce plan run.yaml
     """
     from ..config import RunConfig
-    from ..providers.kinds import BACKENDS, known
+    from ..providers.registry import BACKENDS, known
     from .template import write_template
 
     known(BACKENDS, backend, "--backend")
@@ -56,8 +57,8 @@ def init(
 
 
 @command(MAKE)
-def plan(config: ConfigArgument, as_json: JsonOption = False) -> None:
-    """Jobs, tokens, dollars and time of a run. Nothing is sent, nothing is spent, no key is needed.
+def plan(config: ConfigArgument, max_usd: MaxUsdOption = None, as_json: JsonOption = False) -> None:
+    """Jobs, tokens, dollars and time of what a run still has to do. Nothing is sent or spent, and no key is needed.
 
     Ends with exit code 3 where `daunce run` would refuse to start: above budget.max_usd, beyond what the endpoint can
     do, or past the day on which the model shuts down.
@@ -65,7 +66,7 @@ def plan(config: ConfigArgument, as_json: JsonOption = False) -> None:
     from ..run import Run
 
     job = Run.create(config)
-    planned = job.plan()
+    planned = job.plan(max_usd=max_usd)
     terminal.warn(job.warnings)
     refusal = next(iter(planned.refusals), None)
     content = planned.to_json() | ({} if refusal is None else error_content(refusal))
@@ -81,34 +82,41 @@ def run(
     record: Annotated[Path | None, typer.Option(help="record the API traffic into this new folder")] = None,
     replay: Annotated[Path | None, typer.Option(help="answer from a recording: no network, no key")] = None,
     report: Annotated[bool, typer.Option(help="write report.html into the run folder at the end")] = True,
+    max_usd: MaxUsdOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Train the members, score them, attribute. The same command again does only what is missing.
+    """Train the members, score them, attribute. Rerun the command to resume: it does only what is missing.
 
     Shows the plan and asks before money is spent. It may be interrupted or killed at any moment: what was trained and
     scored is kept, and no job is paid for twice. Ends with report.html in the run folder.
     """
+    from ..providers.registry import check_keys
     from ..run import Run
+    from ..summary import write_report_of
 
     job = Run.create(config)
-    planned = job.plan()
+    planned = job.plan(max_usd=max_usd)
     terminal.warn(job.warnings)
     planned.check()
+    if replay is None and planned.models + planned.jobs:
+        check_keys(job.config)  # before any question about money
     if not as_json:
         terminal.say(planned.text())
     if planned.costs_money and not yes and replay is None:
         confirm_price([planned], "Start this run")
     session = _session(record, replay)
     with terminal.Progress(job.config.ensemble.members, quiet=as_json) as progress:
-        attribution = job.execute(on_event=progress.event, on_progress=progress.scored, session=session)
+        attribution = job.execute(
+            on_event=progress.event, on_progress=progress.scored, session=session, max_usd=max_usd
+        )
     status = job.status()
-    page = _report_at_the_end(job, attribution) if report else None
+    page = write_report_of(job, attribution) if report else None
     content = status.to_json() | {"report": None if page is None else str(page)}
     show(as_json, content, lambda: terminal.finished(status, attribution, page))
 
 
 @command(MAKE)
-def cancel(run: RunArgument, as_json: JsonOption = False) -> None:
+def cancel(run: RunArgument = HERE, as_json: JsonOption = False) -> None:
     """Stop the jobs of a run that are still going on. What is trained and scored is kept.
 
     `daunce run` with the run's config takes it up again.
@@ -121,7 +129,7 @@ def cancel(run: RunArgument, as_json: JsonOption = False) -> None:
 
 
 @command(MAKE)
-def clean(run: RunArgument, yes: YesOption = False, as_json: JsonOption = False) -> None:
+def clean(run: RunArgument = HERE, yes: YesOption = False, as_json: JsonOption = False) -> None:
     """Delete the files and models that a run created at the provider, and what it left on the scoring server
     (deployments, adapters); nothing else. Scores are kept.
 
@@ -144,33 +152,27 @@ def clean(run: RunArgument, yes: YesOption = False, as_json: JsonOption = False)
 
 @command(MAKE)
 def demo(
-    members: Annotated[int, typer.Option(min=8, help="fine-tunes")] = 24,
+    members: Annotated[int, typer.Option(min=4, help="fine-tunes")] = 12,
     folder: Annotated[Path, typer.Option(help="folder of the run")] = Path("daunce-demo"),
     as_json: JsonOption = False,
 ) -> None:
-    """The main job on real data with the embedded provider: find a planted backdoor. No key, no configuration.
+    """Why does my model shout? Find the training examples behind answers in capitals. No key, no configuration.
 
-    Fine-tunes members of a small language model through OpenAI's wire format, served on this machine. Needs the extras
-    `server`, `local` and `report`.
+    Fine-tunes members of a small language model through OpenAI's wire format, served on this machine, and compares the
+    finding with text search. Needs the extra `server`.
     """
-    from .demo import run_demo
-
-    with terminal.Progress(members, quiet=as_json) as progress:
-        result = run_demo(folder, members=members, on_event=progress.event, on_progress=progress.scored)
-    page = _report_at_the_end(result.run, result.attribution)
-    content = result.to_json() | {"report": None if page is None else str(page)}
-    show(as_json, content, lambda: terminal.demo(result, page))
-
-
-def _report_at_the_end(job: Run, attribution: Attribution) -> Path | None:
-    """The report, or a word on what it lacks: the run itself is done and kept."""
     from ..summary import write_report_of
 
-    try:
-        return write_report_of(job, attribution)
-    except MissingExtraError as missing:
-        terminal.warn([f"{missing}; then: daunce report {job.run_dir}"])
-        return None
+    guess = DEMO_SECONDS[0] + DEMO_SECONDS[1] * members
+    if not as_json:
+        terminal.demo_begins(members, folder, first_guess=guess)
+    with terminal.Progress(members, quiet=as_json, first_guess=guess) as progress:
+        from .demo import run_demo
+
+        result = run_demo(folder, members=members, on_event=progress.event, on_progress=progress.scored)
+    page = write_report_of(result.run, result.attribution)
+    content = result.to_json() | {"report": str(page)}
+    show(as_json, content, lambda: terminal.demo(result, page))
 
 
 def _session(record: Path | None, replay: Path | None) -> Any:

@@ -1,4 +1,4 @@
-"""What people see in a terminal: tables, progress and closing words. All foreign text goes through ``display``.
+"""What people see in a terminal: tables, progress and final words. Untrusted text goes through ``_util.text``.
 
 Standard output carries results, standard error everything else.
 """
@@ -6,41 +6,38 @@ Standard output carries results, standard error everything else.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+import threading
+import time
+from collections.abc import Iterable, Sequence
+from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Self
 
+from rich.cells import cell_len
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import BarColumn, TextColumn, TimeElapsedColumn
 from rich.progress import Progress as RichProgress
 from rich.table import Table
 from rich.text import Text
 
-from .._util.text import rich_text, terminal_text
-from ..status import RunStatus
-from ..train import CancelReport, CleanReport, Event, EventKind
+from .._util.text import duration, phrase, rich_text, summarized, terminal_text
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     import pandas as pd
 
     from ..attribution import Attribution
+    from ..status import RunStatus
+    from ..train import CancelReport, CleanReport, Event
     from .demo import DemoResult
 
 out = Console(highlight=False, soft_wrap=True)
 err = Console(stderr=True, highlight=False, soft_wrap=True)
 
-_TOLD = (
-    EventKind.FAILED,
-    EventKind.LEFT_OUT,
-    EventKind.FEWER_MODELS,
-    EventKind.WAITING,
-    EventKind.PARKED,
-)
-"""Events that people are told of."""
+_SHOWN = ("failed", "left_out", "fewer_models", "waiting", "parked")
+"""Kinds of events that are printed as they happen."""
 
-SIGN = "positive = helpful: training on it made this answer more likely"
+_FINDINGS, _FIRST = 3, 3
+"""Answers, and proponents of each, at the end of a run."""
 
 
 def say(text: str) -> None:
@@ -49,11 +46,12 @@ def say(text: str) -> None:
 
 
 def warn(warnings: Sequence[str], limit: int = 10) -> None:
-    """What was noticed and kept."""
-    for warning in warnings[:limit]:
+    """What was noticed and kept, one line a kind."""
+    shown = summarized(warnings)
+    for warning in shown[:limit]:
         err.print(Text.assemble(("note  ", "yellow"), terminal_text(warning)))
-    if len(warnings) > limit:
-        err.print(Text.assemble(("note  ", "yellow"), f"and {len(warnings) - limit} more of this kind"))
+    if len(shown) > limit:
+        err.print(Text.assemble(("note  ", "yellow"), f"and {len(shown) - limit} more"))
 
 
 def error(message: str) -> None:
@@ -67,59 +65,115 @@ def error(message: str) -> None:
 
 
 class Progress:
-    """Two bars: members with a model, and scored examples; with an estimate once some are done."""
+    """One line: how many members are trained and scored, and about how long the rest takes.
 
-    def __init__(self, members: int, *, quiet: bool) -> None:
+    Args:
+        members: K, for the bar.
+        quiet: draw nothing (``--json``).
+        first_guess: seconds that the whole takes, to estimate by until a quarter is done.
+    """
+
+    def __init__(self, members: int, *, quiet: bool, first_guess: float | None = None) -> None:
         self._bars = RichProgress(
             TextColumn("{task.description}", markup=False),
-            BarColumn(),
-            MofNCompleteColumn(),
+            BarColumn(bar_width=None),
             TimeElapsedColumn(),
-            TextColumn("left"),
-            TimeRemainingColumn(),
+            TextColumn("{task.fields[left]}", markup=False),
             console=err,
             disable=quiet,
             transient=True,
+            expand=True,
         )
-        self._trained = self._bars.add_task("fine-tunes", total=members)
-        self._scored = self._bars.add_task("members scored", total=members)
+        self._members, self._first_guess = members, first_guess
+        self._bar = self._bars.add_task("starting", total=2 * members, left="")
         self._quiet = quiet
         self._done: set[int] = set()
         self._ready: set[int] = set()
+        self._begun = time.monotonic()
+        self._before: int | None = None
+        self._ticking = threading.Event()
+        self._ticker = threading.Thread(target=self._tick, daemon=True)
 
     def __enter__(self) -> Self:
         self._bars.start()
+        self._draw()
+        if not self._quiet:
+            self._ticker.start()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        self._ticking.set()
+        if self._ticker.is_alive():
+            self._ticker.join()
         self._bars.stop()
 
     def event(self, event: Event) -> None:
         """Something happened to a job."""
-        if event.kind is EventKind.READY and event.member is not None and event.member >= 0:
+        if event.kind == "ready" and event.member is not None and event.member >= 0:
             self._ready.add(event.member)
         elif event.job is not None and event.job.model is not None and (event.member or 0) >= 0:
             self._ready.add(event.member or 0)
-        self._bars.update(self._trained, completed=len(self._ready))
-        if event.kind in _TOLD and not self._quiet:
+        self._draw()
+        if event.kind in _SHOWN and not self._quiet:
             self._bars.console.print(Text.assemble(("note  ", "yellow"), terminal_text(event.message)))
 
     def scored(self, member: int, done: int, total: int) -> None:
-        """Examples of a member were scored; members that are half done count as half."""
+        """Examples of a member were scored; it counts once all of them are."""
         if done == total:
             self._done.add(member)
-        self._bars.update(self._scored, completed=len(self._done))
+            self._ready.add(member)
+        self._draw()
+
+    def _tick(self) -> None:
+        while not self._ticking.wait(1.0):
+            self._draw()
+
+    def _draw(self) -> None:
+        steps = len(self._ready) + len(self._done)
+        said = f"trained {len(self._ready)} of {self._members}, scored {len(self._done)}" if steps else "starting"
+        if self._first_guess is not None and not steps:
+            said = "training the first members"
+        self._bars.update(self._bar, completed=steps, description=said, left=self._left(steps))
+
+    def _left(self, steps: int) -> str:
+        """About how long it still takes, by the pace of this call."""
+        spent = time.monotonic() - self._begun
+        if self._before is None and spent > 1.0:
+            self._before = steps  # what an earlier call had done came at once
+        done, total = steps - (self._before or 0), 2 * self._members - (self._before or 0)
+        share = done / total if total else 1.0
+        if share >= 0.25 or (share > 0 and self._first_guess is None):
+            left = spent * (1 - share) / share
+        elif self._first_guess is not None:
+            left = max(self._first_guess - spent, 2.0)
+        else:
+            return "time left: after the first member"
+        return f"about {duration(max(round(left), 1))} left"
 
 
-def number(value: float) -> str:
-    """Three significant digits with a sign, without exponents in the usual range."""
-    if not math.isfinite(value):
-        return "-"
-    if value != 0 and not 1e-3 <= abs(value) < 1e4:
-        return f"{value:+.2e}"
-    return f"{value:+.3g}"
+class Scale:
+    """One number format for all scores of a table: the same decimals, and one power of ten where they are tiny."""
+
+    def __init__(self, values: Iterable[float]) -> None:
+        size = max((abs(v) for v in values if math.isfinite(v)), default=0.0)
+        order = math.floor(math.log10(size)) if size else 0
+        self._power = 0 if -4 <= order <= 4 else order
+        self._decimals = min(max(2 - (order - self._power), 0), 6)
+
+    @property
+    def unit(self) -> str:
+        """What every number is a multiple of; "" where it is 1."""
+        return f" x 1e{self._power}" if self._power else ""
+
+    def number(self, value: float) -> str:
+        """A score with its sign."""
+        return "-" if not math.isfinite(value) else f"{value / 10.0**self._power:+.{self._decimals}f}"
+
+    def half(self, value: float) -> str:
+        """Half of an interval."""
+        return self.number(value).lstrip("+")
 
 
 def status(state: RunStatus) -> None:
@@ -146,55 +200,137 @@ def summary(state: RunStatus) -> None:
 
 
 def finished(state: RunStatus, attribution: Attribution, page: Path | None) -> None:
-    """The closing words of ``daunce run``."""
-    summary(state)
-    first = attribution.test.ids[0]
+    """The end of ``daunce run``: what is behind the first answers, then where to go on."""
+    from ..attribution.tables import top_folded
+
+    for test in attribution.test.ids[:_FINDINGS]:
+        answer(attribution, test)
+        ranked(attribution, top_folded(attribution, test, _FIRST))
+        out.print()
+    more = len(attribution.test) - _FINDINGS
+    footer(attribution, f"and {more:,} more answers in the report" if more > 0 else "")
     out.print()
-    if page is not None:
-        out.print(Text(f"report  {page}"))
-    out.print(Text(f"next    daunce top {state.run_dir} --test {terminal_text(first)} -k 10"))
+    summary(state)
+    out.print()
+    folder = terminal_text(str(state.run_dir))
+    lines_of(
+        ("report", "" if page is None else terminal_text(str(page))),
+        ("next", f"daunce view {folder}"),
+        ("", f"daunce top {folder} --test {terminal_text(attribution.test.ids[0])}"),
+    )
 
 
-def ranking(table: pd.DataFrame, *, title: str) -> None:
-    """Proponents or opponents of one answer; what cannot be told from zero is dim."""
-    out.print(rich_text(title, 200), soft_wrap=not out.is_terminal)
-    ranking_rows(table)
-    sentence(f"{table.attrs.get('estimator', '')}: {table.attrs.get('question', '')}.", style="dim")
-    sentence(f"Score: {SIGN}. Dim: not distinguishable from zero.", style="dim")
-    if table.attrs.get("measured", "completion") != "completion":
-        sentence(f"Measured: {table.attrs['measured']}.", style="yellow")
+def lines_of(*lines: tuple[str, str]) -> None:
+    """Names and values that can be copied whole; those without a value are left out."""
+    for name, value in lines:
+        if value:
+            out.print(Text.assemble((f"{name:<8}", "dim"), value))
+
+
+def ranking(attribution: Attribution, table: pd.DataFrame, *, test: str, title: str) -> None:
+    """``daunce top``: proponents or opponents of one answer; what is not significant is dim."""
+    from ..attribution.tables import why_no_scores
+
+    answer(attribution, test)
+    if table.empty:
+        sentence(terminal_text(why_no_scores(attribution, test) or "No training example has a score for it."))
+        return
+    out.print(Text(f"  {title}", style="bold"))
+    ranked(attribution, table)
+    footer(attribution, estimator=str(table.attrs.get("estimator", "")))
+
+
+def answer(attribution: Attribution, test: str) -> None:
+    """The answer that is explained, its question, and its id."""
+    from ..attribution.texts import conversation
+
+    shown = conversation(attribution.test[attribution.test.position(test)])
+    width = out.width
+    out.print(Text(phrase(shown.answer, width), style="bold"))
+    aside = f" · {terminal_text(test, 40)}"
+    out.print(Text(phrase(shown.question, max(width - cell_len(aside), 20)) + aside, style="dim"))
+
+
+def ranked(attribution: Attribution, table: pd.DataFrame) -> None:
+    """The rows of a ranking of examples: the training answer first, its question and id below; or of groups."""
+    from ..attribution.texts import conversation, shared_system
+
+    if "completion" not in table:
+        _groups(table)
+        return
+    rows = table.to_dict("records")
+    correlation = table.attrs.get("estimator") == "correlation"  # whose intervals are not symmetric
+    scale = Scale(v for row in rows for v in (row["score"], row["low"], row["high"]))
+    system = shared_system(attribution.train)
+    view = Table(box=None, pad_edge=False, header_style="dim", padding=(0, 1), expand=True, show_edge=False)
+    view.add_column("", justify="right", no_wrap=True)
+    view.add_column(f"score{scale.unit}", justify="right", no_wrap=True)
+    view.add_column("95 % interval" if correlation else "± 95 %", justify="right", no_wrap=True)
+    view.add_column("training example", ratio=1, no_wrap=True, overflow="ellipsis")
+    numbers = [
+        (
+            scale.number(row["score"]),
+            f"{scale.number(row['low'])} to {scale.number(row['high'])}"
+            if correlation
+            else scale.half((row["high"] - row["low"]) / 2),
+        )
+        for row in rows
+    ]
+    head = max(5 + len(scale.unit), *(len(n) for n, _ in numbers)), max(6, *(len(n) for _, n in numbers))
+    width = max(out.width - sum(head) - len(str(len(rows))) - 6, 24)
+    for row, (score, interval) in zip(rows, numbers, strict=True):
+        example = conversation(attribution.train[attribution.train.position(str(row["id"]))])
+        copies = int(row.get("copies", 1))
+        names = [terminal_text(str(row["id"]), 24)]
+        if isinstance(row["source"], str) and row["source"]:
+            names.append(terminal_text(row["source"], 16))
+        if copies > 1:
+            names.append(f"{copies} copies")
+        aside = " · " + " · ".join(names)
+        asked = example.question if system is not None else f"[{phrase(example.system, 24)}] {example.question}"
+        text = Text(phrase(example.answer, width))
+        text.append("\n" + phrase(asked, max(width - cell_len(aside), 12)) + aside, style="dim")
+        view.add_row(str(row["rank"]), score, interval, text, style="" if row["distinguishable"] else "dim")
+    out.print(view, soft_wrap=False)
+
+
+def _groups(table: pd.DataFrame) -> None:
+    rows = table.to_dict("records")
+    scale = Scale(v for row in rows for v in (row["score"], row["low"], row["high"]))
+    view = Table(box=None, pad_edge=False, header_style="dim")
+    for name in ("", f"score{scale.unit}", "± 95 %"):
+        view.add_column(name, justify="right", no_wrap=True)
+    name = "source" if "source" in table else "group"
+    view.add_column(name, no_wrap=True)
+    view.add_column("examples", justify="right", no_wrap=True)
+    for row in rows:
+        view.add_row(
+            str(row["rank"]),
+            scale.number(row["score"]),
+            scale.half((row["high"] - row["low"]) / 2),
+            rich_text(str(row[name]), 40),
+            f"{row['examples']:,}",
+            style="" if row["distinguishable"] else "dim",
+        )
+    out.print(view)
+
+
+def footer(attribution: Attribution, more: str = "", *, estimator: str = "") -> None:
+    """One line on how the scores above were made and how to read them."""
+    words = [
+        f"{len(attribution.members)} members",
+        (estimator or attribution.choice.estimator.name).replace("_", "-"),
+        "+ helps",
+        "dim: not significant (5 %, per pair)",
+    ]
+    if attribution.measured != "completion":
+        words.append(f"measured: {attribution.measured}")
+    sentence(" · ".join([*words, *([more] if more else [])]), style="dim")
 
 
 def sentence(text: str, *, style: str = "") -> None:
     """Prose, broken between words in a terminal; paths and commands are printed whole, to be copied."""
     out.print(Text(text, style=style), soft_wrap=not out.is_terminal)
-
-
-def ranking_rows(table: pd.DataFrame) -> None:
-    """The rows of a ranking, of examples or of groups."""
-    view = Table(box=None, pad_edge=False, header_style="dim", expand=True)
-    # The interval of a correlation is not symmetric.
-    correlation = table.attrs.get("estimator") == "correlation" and "prompt" in table
-    for name in ("", "score", "95 % interval" if correlation else "±95 %"):
-        view.add_column(name, justify="right", no_wrap=True)
-    view.add_column("source", no_wrap=True)
-    if "id" in table:
-        view.add_column("id", no_wrap=True)
-    view.add_column("text" if "prompt" in table else "examples", no_wrap=True, overflow="ellipsis", ratio=1)
-    for row in table.to_dict("records"):
-        half = number((row["high"] - row["low"]) / 2).lstrip("+")
-        source = row["source"]
-        text = f"{row['prompt']} → {row['completion']}" if "prompt" in row else f"{row['examples']:,}"
-        view.add_row(
-            str(row["rank"]),
-            number(row["score"]),
-            f"{number(row['low'])} to {number(row['high'])}" if correlation else half,
-            rich_text(source if isinstance(source, str) else "-", 16),
-            *([rich_text(str(row["id"]), 24)] if "id" in row else []),
-            rich_text(text, 200),
-            style="" if row["distinguishable"] else "dim",
-        )
-    out.print(view)
 
 
 def cancelled(report: CancelReport) -> None:
@@ -219,43 +355,59 @@ def _kept(kept: dict[str, str]) -> None:
         out.print(Text.assemble(("kept  ", "yellow"), terminal_text(f"{subject}: {why}")))
 
 
-def table_of(columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
-    """A plain table of short texts and numbers."""
-    view = Table(box=None, pad_edge=False, header_style="dim")
-    for i, name in enumerate(columns):
-        view.add_column(name, justify="left" if i == 0 else "right")
-    for row in rows:
-        view.add_row(*(rich_text(cell if isinstance(cell, str) else f"{cell:.3f}") for cell in row))
-    out.print(view)
+def demo_begins(members: int, folder: Path, *, first_guess: float) -> None:
+    """The first words of ``daunce demo``."""
+    err.print(Text("Why does my model shout?", style="bold"))
+    err.print(
+        Text(
+            "A small model was fine-tuned on 144 definitions. Eight of its answers came out IN CAPITALS: which "
+            f"training examples taught it that? {members} fine-tunes on random halves of the data, trained and "
+            "scored on this machine through OpenAI's wire format, will show. "
+            f"About {duration(first_guess)} on two cores; no key, no network."
+        ),
+        soft_wrap=not err.is_terminal,
+    )
+    err.print(Text(f"Folder: {terminal_text(str(folder))}. Ctrl-C keeps what is done.\n", style="dim"))
 
 
 def demo(result: DemoResult, page: Path | None) -> None:
-    """``daunce demo``: a few answers with their proponents, then the comparison."""
-    attribution = result.attribution
-    sources = attribution.labels("test")
-    shown = [sources.index(source) for source in sorted(set(sources), key=lambda s: (s != "planted", s))]
-    for j in shown[:3]:
-        example = attribution.test[j]
-        out.print(Text.assemble(("asked     ", "dim"), terminal_text(example.prompt_text(), 90)))
-        out.print(Text.assemble(("answered  ", "dim"), terminal_text(example.completion_text(), 90)))
-        ranking_rows(attribution.top(example.id, 5))
-        out.print()
-    columns = ["average precision", "daunce", "covariance", "BM25", "random"]
-    rows = [
-        ["planted, for triggered questions", *(result.average_precision[m] for m in result.average_precision)],
-        [
-            "examples of the same dictionary, for the others",
-            *(result.source_precision[m] for m in result.average_precision),
-        ],
-    ]
-    table_of(columns, rows)
+    """``daunce demo``: the finding beside text search, and what to do next."""
+    from ..attribution.tables import top_folded
+
+    attribution, found, capitals = result.attribution, result.average_precision, result.shouted_N
+    test = attribution.test.ids[0]
+    answer(attribution, test)
+    out.print(Text("  training examples behind it", style="bold"))
+    ranked(attribution, top_folded(attribution, test, 5))
+    footer(attribution)
+    first = attribution.ranking(int(capitals.sum()), stderr=False).index_Mk
+    hits = float(capitals[first].mean())
     out.print()
-    choice = attribution.choice
-    took = f"in {result.seconds:.0f} s" if result.seconds else "made before"
-    for name, value in (
-        ("members", f"{len(attribution.members)} fine-tunes on random halves, {took}"),
-        ("estimator", choice.why),
-        ("report", "not written" if page is None else str(page)),
-        ("next", f"daunce top {result.run.run_dir} --test {attribution.test.ids[shown[0]]} -k 10"),
-    ):
-        out.print(Text.assemble((f"{name:<10}", "dim"), terminal_text(value)))
+    took = f" in {result.seconds:.0f} s" if result.seconds else " by an earlier call"
+    sentence(
+        f"{capitals.sum()} of the {len(capitals)} training answers are in capitals. Of the first {capitals.sum()} "
+        f"proponents of each answer, {100 * hits:.0f} % are among them. Average precision over the "
+        f"{len(attribution.test)} answers:"
+    )
+    view = Table(box=None, pad_edge=False, show_header=False)
+    view.add_column(min_width=18)
+    view.add_column(justify="right")
+    view.add_column(min_width=22)
+    for name, key in (("daunce", "attribution"), ("text search (BM25)", "bm25"), ("chance", "random")):
+        style = "bold" if key == "attribution" else ""
+        view.add_row(name, f"{found[key]:.2f}", "█" * round(20 * found[key]), style=style)
+    out.print(view)
+    out.print()
+    folder = terminal_text(_near(result.run.run_dir))
+    lines_of(
+        ("made by", f"{len(attribution.members)} fine-tunes on random halves{took}"),
+        ("report", "" if page is None else terminal_text(_near(page))),
+        ("next", f"daunce view {folder}"),
+        ("", f'daunce ask {folder} --prompt "What is a baker?" --answer "A PERSON WHO BAKES BREAD." --unwanted'),
+        ("", f"daunce fix {folder}"),
+    )
+
+
+def _near(path: Path) -> str:
+    """A path as it can be typed here."""
+    return str(path.relative_to(Path.cwd())) if path.is_relative_to(Path.cwd()) else str(path)

@@ -76,17 +76,10 @@ class Truth:
         shape = self.config.ensemble.model_copy(update={"members": self.ensemble.members})
         config = self.config.model_copy(update={"ensemble": shape})
         trainer, scorer = capabilities_of(config)
-        general = make_plan(config, run.train, run.test, run.encoded, trainer, scorer)
-        asked = count(config, run.test, run.test, run.encoded, trainer, scorer)  # training examples are not asked about
-        plan = replace(
-            general,
-            subset=int(self.ensemble.inclusion_KN.sum(axis=1).max()),
-            training_tokens=self._tokens(self.ensemble),
-            n_scored=len(run.test),
-            scoring_input_tokens=asked.input,
-            scoring_output_tokens=asked.output,
-            refusals=tuple(r for r in general.refusals if not isinstance(r, BudgetError)),
+        plan = make_plan(
+            config, run.train, run.test, run.encoded, trainer, scorer, design=self.ensemble, questions_only=True
         )
+        plan = replace(plan, refusals=tuple(r for r in plan.refusals if not isinstance(r, BudgetError)))
         cap = config.budget.max_usd
         if cap is not None and (plan.usd is None or plan.usd > cap):
             price = "has no known price" if plan.usd is None else f"costs about ${plan.usd:,.2f}"
@@ -172,16 +165,16 @@ class Truth:
         return tokens
 
     def _complete(self, store: RunStore) -> list[int]:
-        needed = {e.key for e in self._run.material.encoded_test}
-        return [k for k in range(self.ensemble.members) if needed <= store.scored_keys(k)]
+        ids = store.scores.find_ids(self._run.material.encoded_test)
+        return [k for k in range(self.ensemble.members) if store.scores.has_all(ids, k)]
 
     def _losses(self, store: RunStore) -> TruthLosses:
         models = self._complete(store)
-        keys = [e.key for e in self._run.material.encoded_test]
-        loss = np.empty((len(models), len(keys)))
+        ids = store.scores.find_ids(self._run.material.encoded_test).tolist()
+        loss = np.empty((len(models), len(ids)))
         for row, k in enumerate(models):
-            answers = store.load_scores(k)
-            loss[row] = per_example_losses([answers[key].logprobs for key in keys], self.config.attribution.loss)
+            answers = store.scores.load(k).scores()
+            loss[row] = per_example_losses([answers[i].logprobs for i in ids], self.config.attribution.loss)
         return TruthLosses(tuple(models), self.ensemble.inclusion_KN[models], loss)
 
     def _keep_data(self) -> None:

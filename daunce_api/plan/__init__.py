@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from .plan import Plan
-from .planning import make_plan
+from .plan import Missing, Plan
+from .planning import make_plan, plan_of_missing
 from .prices import Hosting, JobCosts, Price
 
-__all__ = ["Hosting", "JobCosts", "Plan", "Price", "make_plan"]
+__all__ = ["Hosting", "JobCosts", "Missing", "Plan", "Price", "make_plan", "plan_of_missing"]

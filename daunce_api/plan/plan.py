@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from datetime import date, timedelta
 from typing import Any
@@ -13,18 +14,39 @@ from .prices import MILLION, Hosting, JobCosts, Price
 
 
 @dataclass(frozen=True, slots=True)
+class Missing:
+    """What a run that was started still has to do.
+
+    ``jobs``: members (-1: the target model) for which a job has to be submitted; those with a live job are paid for
+    already. ``training``: members without a model, live jobs included. ``models`` are to be scored, earlier
+    checkpoints included. ``spent_usd``: dollars spent and reserved so far.
+    """
+
+    jobs: frozenset[int]
+    training: frozenset[int]
+    models: int
+    spent_usd: float = 0.0
+
+    @property
+    def nothing(self) -> bool:
+        """The run is trained and scored."""
+        return not self.training and not self.models
+
+
+@dataclass(frozen=True, slots=True)
 class Plan:
-    """Jobs, tokens, dollars and time of a whole run, from its beginning, retries apart.
+    """Jobs, tokens, dollars and time of what a run still has to do, retries apart: all of it before it was started.
 
     Tokens are those that are billed: of all epochs for training, of prompts and answers for scoring. Dollars and
     hours are None where they are not known. ``refusals`` are the reasons not to start; :meth:`check` raises them.
+    ``members``, ``training_tokens`` (of each member's job), ``scored_models`` and ``scoring_*_tokens`` (of one model)
+    describe the whole run; ``jobs`` and everything in dollars, what is missing.
     """
 
     provider: str
     scorer: str
     model: str
     members: int
-    jobs: int
     n_train: int
     n_test: int
     subset: int
@@ -36,7 +58,7 @@ class Plan:
     scoring_price: Price
     price_factor: float
     max_usd: float | None
-    hours: float | None
+    hours_per_job: float | None
     concurrent_jobs: int
     today: date
     checkpoints: int = 1
@@ -44,14 +66,40 @@ class Plan:
     hosting: Hosting | None = None
     """What the hours of the endpoint that scores cost; None where it is not paid for by the hour."""
     n_scored: int | None = None
-    """Examples that each model is asked about, where it is not all of them."""
+    """Examples that each model is scored on, where it is not all of them."""
+    missing: Missing | None = None
+    """What a run that was started still has to do; None for a new one."""
     notes: tuple[str, ...] = ()
+    about_jobs: tuple[DaunceError, ...] = field(default=(), compare=False)
+    """Reasons not to submit jobs."""
+    about_scoring: tuple[DaunceError, ...] = field(default=(), compare=False)
+    """Reasons not to score, and what forbids both."""
     refusals: tuple[DaunceError, ...] = field(default=(), compare=False)
 
     @property
+    def submitted(self) -> frozenset[int]:
+        """Members (-1: the target model) for which a job is to be submitted."""
+        return frozenset(self.training_tokens) if self.missing is None else self.missing.jobs
+
+    @property
+    def jobs(self) -> int:
+        """Jobs to be submitted."""
+        return len(self.submitted)
+
+    @property
+    def models(self) -> int:
+        """Models to be scored."""
+        return self.scored_models if self.missing is None else self.missing.models
+
+    @property
+    def spent_usd(self) -> float:
+        """Dollars that were spent or reserved before."""
+        return 0.0 if self.missing is None else self.missing.spent_usd
+
+    @property
     def total_training_tokens(self) -> int:
-        """Tokens of all jobs together."""
-        return sum(self.training_tokens.values())
+        """Tokens of all jobs to be submitted."""
+        return sum(tokens for member, tokens in self.training_tokens.items() if member in self.submitted)
 
     @property
     def training_usd(self) -> float | None:
@@ -77,16 +125,27 @@ class Plan:
 
     @property
     def scoring_usd(self) -> float | None:
-        """Dollars of measuring all models, the endpoint's hours included."""
+        """Dollars of scoring all models that are to be scored, the endpoint's hours included."""
         one = self.scoring_usd_per_model
-        return None if one is None else one * self.scored_models
+        return None if one is None else one * self.models
 
     @property
     def usd(self) -> float | None:
-        """Dollars of the whole run."""
+        """Dollars of everything that is missing."""
+        if self.missing is not None and self.missing.nothing:
+            return 0.0
         if self.training_usd is None or self.scoring_usd is None:
             return None
         return self.training_usd + self.scoring_usd
+
+    @property
+    def hours(self) -> float | None:
+        """Hours of training; None where it is not known how long a job takes."""
+        if self.hours_per_job is None:
+            return None
+        training = self.submitted if self.missing is None else self.missing.training
+        members = len(training - {TARGET})
+        return (math.ceil(members / self.concurrent_jobs) + (TARGET in training)) * self.hours_per_job
 
     @property
     def costs_money(self) -> bool:
@@ -112,7 +171,7 @@ class Plan:
 
     def check_model(self, info: ModelInfo) -> None:
         """Raises CapabilityError where the provider shuts the model down before the run would end."""
-        if info.shutdown_date is None:
+        if info.shutdown_date is None or (self.missing is not None and self.missing.nothing):
             return
         try:
             shutdown = date.fromisoformat(info.shutdown_date[:10])
@@ -139,13 +198,14 @@ class Plan:
             "training_tokens": self.total_training_tokens,
             "training_tokens_first_member": per_member,
             "training_tokens_target": self.training_tokens.get(TARGET),
-            "scored_models": self.scored_models,
+            "scored_models": self.models,
             "checkpoints": self.checkpoints,
-            "scoring_input_tokens": self.scoring_input_tokens * self.scored_models,
-            "scoring_output_tokens": self.scoring_output_tokens * self.scored_models,
+            "scoring_input_tokens": self.scoring_input_tokens * self.models,
+            "scoring_output_tokens": self.scoring_output_tokens * self.models,
             "training_usd": self.training_usd,
             "scoring_usd": self.scoring_usd,
             "usd": self.usd,
+            "spent_usd": self.spent_usd,
             "max_usd": self.max_usd,
             "training_price_source": self.training_price.source,
             "scoring_price_source": self.scoring_price.source,
@@ -161,26 +221,22 @@ class Plan:
 
     def rows(self) -> list[tuple[str, str]]:
         """The plan in words, each with its name; its notes and why it may not start come last."""
-        target = TARGET in self.training_tokens
-        jobs = f"{self.jobs} fine-tunes of {self.model} at {self.provider}"
-        if target:
-            jobs += f" (the target model on all {self.n_train:,} examples, then {self.members} members"
-            jobs += f" on {self.subset:,} each)"
-        elif self.subset:
-            jobs += f", each on {self.subset:,} of {self.n_train:,} examples"
-        members = [tokens for k, tokens in self.training_tokens.items() if k != TARGET]
+        members = [tokens for k, tokens in self.training_tokens.items() if k != TARGET and k in self.submitted]
         spread = f"{min(members):,} to {max(members):,} a member" if members else "no subsets can be drawn"
-        scored = (self.scoring_input_tokens + self.scoring_output_tokens) * self.scored_models
-        asked = self.n_train + self.n_test if self.n_scored is None else self.n_scored
+        scored = (self.scoring_input_tokens + self.scoring_output_tokens) * self.models
+        examples = self.n_train + self.n_test if self.n_scored is None else self.n_scored
         of_each = f" ({self.checkpoints} of each member)" if self.checkpoints > 1 else ""
+        if self.missing is not None and self.missing.nothing:
+            done = f"all {self.members} members of {self.model} are trained and scored"
+            return [("Jobs", f"nothing is missing: {done}"), ("Together", _total(self))]
         return [
-            ("Jobs", jobs),
-            ("Scoring", f"{asked:,} examples on {self.scored_models} models{of_each}, by {self.scorer}"),
+            ("Jobs", self._jobs_text()),
+            ("Scoring", f"{examples:,} examples on {self.models} models{of_each}, by {self.scorer}"),
             ("Training tokens", f"{self.total_training_tokens:,} ({spread}, all epochs)"),
             ("Scoring tokens", f"{scored:,}"),
             ("Training", _dollars(self.training_usd, self.training_price)),
             ("Scoring cost", self._scoring_text()),
-            ("Together", _total(self.usd, self.max_usd)),
+            ("Together", _total(self)),
             ("Time", _time(self.hours, self.concurrent_jobs)),
             *(("Note", f"{note}.") for note in self.notes),
             *(("Refused", str(error)) for error in self.refusals),
@@ -192,6 +248,19 @@ class Plan:
             f"{name}: {value}" if name in ("Note", "Refused") else f"{name + ':':17}{value}"
             for name, value in self.rows()
         )
+
+    def _jobs_text(self) -> str:
+        if self.missing is not None and not self.submitted:
+            live = len(self.missing.training)
+            return f"none to submit; {live} of {self.members} members are being trained" if live else "none to submit"
+        jobs = f"{self.jobs} fine-tune{'' if self.jobs == 1 else 's'} of {self.model} at {self.provider}"
+        members = len(self.submitted - {TARGET})
+        if TARGET in self.submitted:
+            jobs += f" (the target model on all {self.n_train:,} examples, then {members} members"
+            jobs += f" on {self.subset:,} each)"
+        elif self.subset:
+            jobs += f", each on {self.subset:,} of {self.n_train:,} examples"
+        return jobs if self.missing is None else f"{jobs}; the other {self.members - members} members have a job"
 
     def _scoring_text(self) -> str:
         if self.hosting is None:
@@ -208,9 +277,11 @@ def _dollars(usd: float | None, price: Price) -> str:
     return f"${usd:,.2f} ({price.source})"
 
 
-def _total(usd: float | None, cap: float | None) -> str:
-    limit = "" if cap is None else f", at most ${cap:,.2f} (budget.max_usd)"
-    return ("not known" if usd is None else f"${usd:,.2f}") + limit
+def _total(plan: Plan) -> str:
+    text = "not known" if plan.usd is None else f"${plan.usd:,.2f}"
+    if plan.spent_usd:
+        text += f", and ${plan.spent_usd:,.2f} spent or reserved before"
+    return text if plan.max_usd is None else f"{text}; budget.max_usd is ${plan.max_usd:,.2f}"
 
 
 def _time(hours: float | None, concurrent: int) -> str:

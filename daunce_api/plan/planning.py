@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import replace
 from datetime import UTC, date, datetime
 
@@ -14,9 +13,15 @@ from ..errors import CapabilityError, ConfigurationError, DaunceError
 from ..providers.base import ModelInfo, ScorerCapabilities, TrainerCapabilities
 from ..store import TARGET
 from .epochs import epochs_of
-from .plan import Plan
+from .plan import Missing, Plan
 from .prices import hosting_of, prices_of
-from .refusals import budget_refusals, checkpoint_refusals, closing_refusals, trainer_refusals
+from .refusals import (
+    budget_refusals,
+    checkpoint_refusals,
+    closing_refusals,
+    estimator_refusals,
+    trainer_refusals,
+)
 from .tokens import count
 
 
@@ -29,31 +34,38 @@ def make_plan(
     scorer: ScorerCapabilities,
     model_info: ModelInfo | None = None,
     *,
+    design: Ensemble | None = None,
+    questions_only: bool = False,
     today: date | None = None,
 ) -> Plan:
-    """Plan a run; nothing is sent, and no key is needed.
+    """Plan a run from its beginning; nothing is sent, and no key is needed.
 
-    ``encode`` gives the token ids of both data sets, where they are needed (:func:`~daunce_api.data.encoded.encode_dataset`).
-    ``model_info``, where the provider was asked, adds its shutdown date to the reasons not to start. ``today``
-    defaults to the present day in UTC. Raises DataError where examples cannot be encoded; all other reasons not to
-    start are in ``Plan.refusals``.
+    ``encode`` gives the token ids of both data sets, where they are needed
+    (:func:`~daunce_api.data.encoded.encode_dataset`). ``model_info``, where the provider was asked, adds its shutdown
+    date to the reasons not to start. ``design``: the subsets, where they are not drawn from the config.
+    ``questions_only``: models are not scored on the training examples. ``today`` defaults to the present day in UTC.
+    Raises DataError where examples cannot be encoded; all other reasons not to start are in ``Plan.refusals``.
     """
     today = today or datetime.now(UTC).date()
-    counts = count(config, train, test, encode, trainer, scorer)
-    refusals: list[DaunceError] = list(counts.refusals)
+    counts = count(config, train, test, encode, trainer, scorer, questions_only=questions_only)
+    about_scoring: list[DaunceError] = [*counts.refusals, *estimator_refusals(config, len(train))]
+    about_jobs: list[DaunceError] = []
     notes: list[str] = [*trainer.notes, *scorer.notes]
     if not counts.exact:
         notes.append(
             "tiktoken's rank file is out of reach, so tokens are estimated from bytes (four a token), and whether "
             "completions are single tokens is not checked"
         )
+    if scorer.refusal is not None:
+        about_scoring.append(CapabilityError(scorer.refusal))
     shape = config.ensemble
-    ensemble: Ensemble | None = None
-    try:
-        ensemble = plan_ensemble(len(train), shape.members, shape.subset_ratio, shape.seed, trainer.min_examples)
-    except ConfigurationError as error:
-        refusals.append(error)
-    refusals += trainer_refusals(config, trainer)
+    ensemble = design
+    if ensemble is None:
+        try:
+            ensemble = plan_ensemble(len(train), shape.members, shape.subset_ratio, shape.seed, trainer.min_examples)
+        except ConfigurationError as error:
+            about_scoring.append(error)
+    about_jobs += trainer_refusals(config, trainer)
     if not trainer.honours_seed:
         notes.append(f"{trainer.provider} takes no seed: the same job twice gives two models")
     tokens: dict[int, int] = {}
@@ -61,34 +73,31 @@ def make_plan(
         epochs, assumed = epochs_of(config, len(train), target=True)
         tokens[TARGET] = epochs * sum(counts.training_N)
         notes += [f"target model: {assumed}"] if assumed else []
-    subset = 0
+    members, subset = shape.members, 0
     if ensemble is not None:
-        subset = int(ensemble.inclusion_KN[0].sum())
+        members = ensemble.members
+        subset = int(ensemble.inclusion_KN.sum(axis=1).max())
         epochs, assumed = epochs_of(config, subset, target=False)
         notes += [assumed] if assumed else []
-        refusals += checkpoint_refusals(config, trainer, None if assumed else epochs)
-        tokens |= {k: epochs * sum(counts.training_N[i] for i in ensemble.subset(k)) for k in range(ensemble.members)}
+        about_jobs += checkpoint_refusals(config, trainer, None if assumed else epochs)
+        for k in range(members):
+            chosen = ensemble.subset(k)
+            epochs, _ = epochs_of(config, len(chosen), target=False)
+            tokens[k] = epochs * sum(counts.training_N[i] for i in chosen)
     training_price, scoring_price = prices_of(config)
-    jobs = shape.members + (TARGET in tokens)
     submitted = config.backend.max_concurrent_jobs or max(1, trainer.max_concurrent_jobs)
-    concurrent = min(submitted, trainer.workers or submitted)
-    hours = None
     minutes = config.backend.minutes_per_job
     seconds = trainer.seconds_per_job if minutes is None else 60 * minutes
-    if seconds is not None:
-        rounds = math.ceil(shape.members / concurrent) + (TARGET in tokens)
-        hours = rounds * seconds / 3600
     plan = Plan(
         provider=trainer.provider,
         scorer=scorer.provider,
         model=config.backend.model,
-        members=shape.members,
-        jobs=jobs,
+        members=members,
         n_train=len(train),
         n_test=len(test),
         subset=subset,
         training_tokens=tokens,
-        scored_models=shape.members * shape.checkpoints + (config.scoring.target and shape.start_from == "target"),
+        scored_models=members * shape.checkpoints + (config.scoring.target and shape.start_from == "target"),
         checkpoints=shape.checkpoints,
         scoring_input_tokens=counts.input,
         scoring_output_tokens=counts.output,
@@ -97,15 +106,30 @@ def make_plan(
         price_factor=scorer.price_factor,
         hosting=hosting_of(config, scorer),
         max_usd=config.budget.max_usd,
-        hours=hours,
-        concurrent_jobs=concurrent,
+        hours_per_job=None if seconds is None else seconds / 3600,
+        concurrent_jobs=min(submitted, trainer.workers or submitted),
         today=today,
+        n_scored=len(test) if questions_only else None,
         notes=tuple(dict.fromkeys(notes)),
+        about_jobs=tuple(about_jobs),
+        about_scoring=tuple(about_scoring),
     )
-    refusals += [*closing_refusals(config, plan), *budget_refusals(plan)]
     if model_info is not None:
         try:
             plan.check_model(model_info)
         except CapabilityError as error:
-            refusals.append(error)
+            plan = replace(plan, about_jobs=(*plan.about_jobs, error))
+    return plan_of_missing(config, plan, None)
+
+
+def plan_of_missing(config: RunConfig, plan: Plan, missing: Missing | None) -> Plan:
+    """The plan of what a run still has to do, with the reasons not to do that: a run that is trained is not refused for
+    its trainer, and a finished one for nothing. ``None``: of the whole run."""
+    plan = replace(plan, missing=missing, max_usd=config.budget.max_usd)
+    refusals: list[DaunceError] = []
+    if missing is None or not missing.nothing:
+        refusals += plan.about_scoring
+        if missing is None or missing.training:
+            refusals += plan.about_jobs
+        refusals += [*closing_refusals(config, plan), *budget_refusals(plan)]
     return replace(plan, refusals=tuple(refusals))

@@ -5,7 +5,9 @@ from __future__ import annotations
 import difflib
 from datetime import date
 
+from ..attribution.from_store import learning_time_ratio
 from ..config import RunConfig
+from ..core.estimators import estimator_named
 from ..errors import BudgetError, CapabilityError, ConfigurationError, DaunceError
 from ..providers.base import TrainerCapabilities
 from .plan import Plan
@@ -57,11 +59,25 @@ def checkpoint_refusals(config: RunConfig, trainer: TrainerCapabilities, epochs:
     return []
 
 
+def estimator_refusals(config: RunConfig, n_train: int) -> list[DaunceError]:
+    """An estimator that the run's members cannot be attributed with, before they are paid for."""
+    name = config.attribution.estimator
+    if name == "auto" or not estimator_named(name).needs_rho or learning_time_ratio(config, n_train) is not None:
+        return []
+    return [
+        ConfigurationError(
+            f"attribution.estimator: {name} compares how long members and the target model are trained, which is known "
+            "only for members of ensemble.start_from: target with hyperparameters that say so. Nothing was sent. Set "
+            "it to auto."
+        )
+    ]
+
+
 def closing_refusals(config: RunConfig, plan: Plan) -> list[DaunceError]:
     closing = closing_of(config)
     if closing is None:
         return []
-    if plan.last_day >= date.fromisoformat(closing.no_new_jobs_from):
+    if plan.submitted and plan.last_day >= date.fromisoformat(closing.no_new_jobs_from):
         return [
             CapabilityError(
                 f"{plan.provider} takes no new fine-tuning jobs from {closing.no_new_jobs_from} ({closing.source}), "
@@ -92,12 +108,16 @@ def budget_refusals(plan: Plan) -> list[DaunceError]:
                 f"{wanted} Nothing was sent. Set budget.price (US dollars per million tokens), or take max_usd out."
             )
         ]
-    if plan.usd > plan.max_usd:
+    if plan.usd + plan.spent_usd > plan.max_usd:
+        before = ""
+        if plan.spent_usd:
+            before = f" after ${plan.spent_usd:,.2f} that are spent or reserved, together"
         return [
             BudgetError(
                 f"the run would cost about ${plan.usd:,.2f} (training ${plan.training_usd:,.2f}, scoring "
-                f"${plan.scoring_usd:,.2f}), more than budget.max_usd: ${plan.max_usd:,.2f}. Nothing was sent. Use "
-                "fewer members, a smaller subset_ratio or fewer epochs, or raise budget.max_usd."
+                f"${plan.scoring_usd:,.2f}){before} more than budget.max_usd: ${plan.max_usd:,.2f}. Nothing was sent. "
+                "Use fewer members, a smaller subset_ratio or fewer epochs, or raise budget.max_usd (`--max-usd` for "
+                "one command)."
             )
         ]
     return []

@@ -35,8 +35,11 @@ def count(
     encode: Encode,
     trainer: TrainerCapabilities,
     scorer: ScorerCapabilities,
+    *,
+    questions_only: bool = False,
 ) -> Counts:
-    """Count a run's tokens. ``encode`` is only called where token ids can be had.
+    """Count a run's tokens. ``encode`` is only called where token ids can be had. ``questions_only``: models are not
+    scored on the training examples.
 
     OpenAI's chat template is not public: there, training and prompts are counted by its published rule (contents,
     three tokens a message, three for the reply) with tiktoken, or estimated where tiktoken's rank file is out of
@@ -46,7 +49,7 @@ def count(
     """
     published = _published_rule(config)
     if published is not None and not published.exact:
-        examples = [*test, *train, *train[: config.scoring.noise_probe]]
+        examples = [*test] if questions_only else [*test, *train, *train[: config.scoring.noise_probe]]
         return Counts(
             tuple(published.count(e) for e in train),
             sum(_prompt(e, published) for e in examples),
@@ -61,6 +64,8 @@ def count(
     ]
     scoped_train, unmeasured = _scope(train, encoded_train, scorer)
     scoped_test, unmeasured_test = _scope(test, encoded_test, scorer)
+    if questions_only:
+        scoped_train, unmeasured = [], []
     refusals += _scope_refusals([*unmeasured_test, *unmeasured])
     unique = {e.key: e for e in (*scoped_test, *scoped_train)}
     probed = {e.key: e for e in scoped_train[: config.scoring.noise_probe]}

@@ -5,15 +5,18 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import json
+import random
 from collections.abc import Awaitable, Callable
 from dataclasses import asdict
 from typing import TypeVar
 
+from .._util.clock import Clock
+from .._util.retry import Retrier, Retry, RetryPolicy, duration
 from ..errors import AmbiguousSubmitError, RejectedError, TransientError
 from ..providers.base import Checkpointing, Job, JobRequest, JobStatus, ModelInfo, Trainer
 from ..store import INTENT, JobRow, RunStore
 from .events import Event, EventKind
-from .patience import Waiter
+from .policy import PollPolicy
 
 LOST = "lost track of the job: "
 """Begins the error of a job that was given up although the provider may still hold it."""
@@ -29,11 +32,24 @@ T = TypeVar("T")
 class Desk:
     """The orchestrator's dealings with one provider, recorded in one store."""
 
-    def __init__(self, trainer: Trainer, store: RunStore, waiter: Waiter, emit: Callable[[Event], None]) -> None:
+    def __init__(
+        self,
+        trainer: Trainer,
+        store: RunStore,
+        emit: Callable[[Event], None],
+        *,
+        clock: Clock,
+        retries: RetryPolicy,
+        polls: PollPolicy,
+        rng: random.Random,
+    ) -> None:
         self.trainer = trainer
         self.store = store
-        self.waiter = waiter
         self._emit = emit
+        self._clock = clock
+        self._polls = polls
+        self._rng = rng
+        self._retry = Retrier(retries, clock, rng=rng, on_retry=self._waiting)
         self._uploads: dict[str, asyncio.Lock] = {}
 
     @property
@@ -42,10 +58,10 @@ class Desk:
 
     def release_unsent(self) -> None:
         """Free money that was reserved for jobs of which not even an intent was recorded: they were never sent."""
-        known = {row.key for row in self.store.jobs()}
-        for subject in self.store.unsettled():
+        known = {row.key for row in self.store.jobs.rows()}
+        for subject in self.store.ledger.unsettled():
             if subject.startswith(f"{self.store.run_key}-m") and subject not in known:
-                self.store.settle(subject, 0.0)
+                self.store.ledger.settle(subject, 0.0)
 
     async def file(self, content: bytes, *, verify: bool = False) -> str:
         """Id of the uploaded file with this content; uploaded once, however many members share it.
@@ -55,14 +71,14 @@ class Desk:
         sha256 = hashlib.sha256(content).hexdigest()
         name = f"daunce-{self.store.run_key}-{sha256[:12]}.jsonl"
         async with self._uploads.setdefault(sha256, asyncio.Lock()):
-            row = self.store.file(sha256)
+            row = self.store.jobs.file(sha256)
             if row is not None and row.state == "uploaded" and row.file_id is not None:
                 if not verify or await self.find_file(name, len(content)) is not None:
                     return row.file_id
-                self.store.file_deleted(sha256)
+                self.store.jobs.file_deleted(sha256)
             # An intent without an answer: an upload was under way when the run ended, and may have arrived.
             look = self._lag if row is not None and row.state == INTENT else None
-            self.store.file_intent(sha256, name, len(content))
+            self.store.jobs.file_intent(sha256, name, len(content))
 
             async def upload() -> str:
                 nonlocal look
@@ -78,7 +94,7 @@ class Desk:
                     raise
 
             file_id = await self._repeat(upload, f"upload {name}")
-            self.store.file_uploaded(sha256, file_id)
+            self.store.jobs.file_uploaded(sha256, file_id)
             self._emit(Event(EventKind.UPLOADED, f"{name} ({len(content):,} bytes) is {file_id}"))
             return file_id
 
@@ -86,7 +102,7 @@ class Desk:
         """Id of an uploaded file of this name and size; looked for as in :meth:`find_job`."""
         for pause in _pauses(self._lag if lag is None else lag):
             if pause:
-                await self.waiter.pause(pause)
+                await self._pause(pause)
             found = await self._repeat(lambda: self.trainer.find_file(name, size), f"look for {name}")
             if found is not None:
                 return found
@@ -97,7 +113,7 @@ class Desk:
         lists may be behind)."""
         for pause in _pauses(self._lag if lag is None else lag):
             if pause:
-                await self.waiter.pause(pause)
+                await self._pause(pause)
             found = await self._repeat(lambda: self.trainer.find_job(key), f"look for job {key}")
             if found is not None:
                 return found
@@ -105,7 +121,7 @@ class Desk:
 
     async def submit(self, request: JobRequest, member: int, attempt: int) -> Job:
         """Record the intent, submit, record the answer. Raises what the trainer raises."""
-        self.store.job_intent(request.key, member, attempt, json.dumps(asdict(request)))
+        self.store.jobs.intent(request.key, member, attempt, json.dumps(asdict(request)))
         return await self._send(request, member, attempt, look=None)
 
     async def resubmit(self, row: JobRow) -> Job:
@@ -132,7 +148,7 @@ class Desk:
 
         # No await between answer and record.
         job = await self._repeat(send, f"submit {request.key}")
-        self.store.job_submitted(request.key, job.id)
+        self.store.jobs.submitted(request.key, job.id)
         kind = EventKind.FOUND if found else EventKind.SUBMITTED
         self._emit(Event(kind, f"{request.key} is job {job.id}", member, attempt, job))
         return job
@@ -143,7 +159,7 @@ class Desk:
         A succeeded job has a model here: one that shows none in time counts as failed. A job that the provider no
         longer knows, and one that takes too long (it is cancelled first), count as failed too.
         """
-        patience, clock = self.waiter.patience, self.waiter.clock
+        polls, clock = self._polls, self._clock
         job_id = row.job_id or ""
         own_queue = self.trainer.capabilities.own_queue
         started = begun = clock.now()
@@ -153,22 +169,22 @@ class Desk:
             job = await self._get(row, job_id)
             if job.status is JobStatus.SUCCEEDED and job.model is None:
                 finished = clock.now() if finished is None else finished
-                if clock.now() - finished >= patience.withheld:
+                if clock.now() - finished >= polls.withheld:
                     job = _failed(job, "the job succeeded, but its model is withheld (a provider's safety check?)")
             age = clock.now() - started
             if job.status is JobStatus.QUEUED and own_queue:
                 begun = clock.now()
-            if not job.status.final and clock.now() - begun >= patience.job_timeout:
+            if not job.status.final and clock.now() - begun >= polls.job_timeout:
                 job = await self._give_up(row, job, clock.now() - begun)
             if job.status is not last:
                 last = job.status
                 self._emit(Event(EventKind.STATE, f"{row.key} is {job.status}", row.member, row.attempt, job))
             if job.status.final and not (job.status is JobStatus.SUCCEEDED and job.model is None):
-                self.store.job_state(row.key, job.status, job.model, job.error, job.trained_tokens)
+                self.store.jobs.state(row.key, job.status, job.model, job.error, job.trained_tokens)
                 return job
             if not job.status.final:
-                self.store.job_state(row.key, job.status)
-            await self.waiter.pause(min(max(patience.poll, age / 10), patience.poll_max))
+                self.store.jobs.state(row.key, job.status)
+            await self._pause(min(max(polls.first, age / 10), polls.longest))
 
     async def _get(self, row: JobRow, job_id: str) -> Job:
         try:
@@ -195,8 +211,8 @@ class Desk:
         job = await self._repeat(lambda: self.trainer.cancel(job_id), f"cancel {key}")
         waited = 0.0
         while not job.status.final and waited < 60.0:
-            step = max(self.waiter.patience.poll, waited / 2)
-            await self.waiter.pause(step)
+            step = max(self._polls.first, waited / 2)
+            await self._pause(step)
             waited += step
             job = await self._repeat(lambda: self.trainer.get(job_id), f"look at {key}")
         return job
@@ -216,7 +232,7 @@ class Desk:
     async def checkpoints(self, row: JobRow) -> tuple[str | None, ...]:
         """Models of a succeeded job from before its end, ascending by step, None in place of one that is gone. The
         provider is asked once; a job that it no longer knows has none."""
-        found = self.store.checkpoints(row.key)
+        found = self.store.jobs.checkpoints(row.key)
         trainer, job_id = self.trainer, row.job_id
         if found is None and job_id is not None and isinstance(trainer, Checkpointing):
             listing = trainer.checkpoints
@@ -224,7 +240,7 @@ class Desk:
                 found = tuple(await self._repeat(lambda: listing(job_id), f"look for checkpoints of {row.key}"))
             except RejectedError:
                 found = ()
-            self.store.checkpoints_found(row.key, found)
+            self.store.jobs.checkpoints_found(row.key, found)
         return found or ()
 
     async def delete_model(self, model: str) -> bool:
@@ -243,10 +259,14 @@ class Desk:
         return None if (job.error or "").startswith(LOST) else job
 
     async def _repeat(self, action: Callable[[], Awaitable[T]], what: str) -> T:
-        def on_wait(seconds: float, error: BaseException) -> None:
-            self._emit(Event(EventKind.WAITING, f"{what}: {error}; next try in {seconds:.0f} s"))
+        return await self._retry(action, what, on=(TransientError, AmbiguousSubmitError))
 
-        return await self.waiter.repeat(action, on_wait)
+    async def _pause(self, seconds: float) -> None:
+        await self._clock.sleep(seconds * self._rng.uniform(1.0, 1.2))
+
+    def _waiting(self, retry: Retry) -> None:
+        text = f"{retry.what}: {retry.error} Next try in {duration(retry.pause)}."
+        self._emit(Event(EventKind.WAITING, text))
 
 
 def _failed(job: Job, error: str) -> Job:

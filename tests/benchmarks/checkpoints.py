@@ -1,10 +1,11 @@
-"""What scoring the models of earlier epochs is worth, through HTTP: the demo's data and recipe, few members.
+"""What scoring the models of earlier epochs is worth, through HTTP, on the backdoor's data.
 
     python tests/benchmarks/checkpoints.py FOLDER [--ensembles 3] [--subsets 64]
 
 Runs of 24 members with ``ensemble.checkpoints: 3`` on the embedded server, each with another seed. From their losses,
 with and without those of the earlier epochs: LDS against models retrained on random halves (the first run's truth
-serves all), self_lds, and the demo's two average precisions. The same command goes on where it was stopped.
+serves all), self_lds, and the average precision of planted examples and of each answer's own source. Rerun the command
+to resume.
 """
 
 from __future__ import annotations
@@ -18,25 +19,32 @@ from pathlib import Path
 import numpy as np
 
 from daunce_api import Attribution, Run, RunConfig
-from daunce_api.cli.demo import experiment
+from daunce_api.cli.demo import demo_config
 from daunce_api.evaluation.experiments import lds_truth
 from daunce_api.evaluation.lds import lds
+from daunce_api.evaluation.retrieval import average_precision
 
 MEMBERS = (8, 12, 16, 24)
+DATA = Path(__file__).parents[2] / "examples" / "uses" / "backdoor"
 
 
 def config_of(folder: Path, seed: int) -> RunConfig:
-    """The demo's config with another seed and three models of each job."""
-    plain = experiment.demo_config(folder / f"ensemble-{seed}", max(MEMBERS))
+    """The backdoor's data with the demo's recipe, another seed and three models of each job."""
+    plain = demo_config(folder / f"ensemble-{seed}", max(MEMBERS))
+    data = plain.data.model_copy(update={side: DATA / f"{side}.jsonl" for side in ("train", "test")})
     shape = plain.ensemble.model_copy(update={"checkpoints": 3, "seed": seed})
     backend = plain.backend.model_copy(update={"options": {"workers": 1}})
-    return plain.model_copy(update={"ensemble": shape, "backend": backend})
+    return plain.model_copy(update={"data": data, "ensemble": shape, "backend": backend})
 
 
 def figures(attribution: Attribution, subset_SN: np.ndarray, loss_SM: np.ndarray) -> dict[str, float | str]:
     """Everything that is compared, of one attribution."""
     score = attribution.scores_NM()
-    planted, own = experiment._precision(attribution, score)
+    sources = np.array(attribution.labels("train"))
+    precisions: dict[bool, list[float]] = {True: [], False: []}
+    for j, source in enumerate(attribution.labels("test")):
+        precisions[source == "planted"].append(average_precision(score[:, j], sources == source))
+    planted, own = float(np.mean(precisions[True])), float(np.mean(precisions[False]))
     quality = attribution.self_lds
     covariance = attribution.with_estimator("covariance").scores_NM()
     return {

@@ -26,13 +26,10 @@ from typing import Any
 
 from daunce_api.data.dataset import Dataset
 from daunce_api.data.tokenizers import EncodedExample, LocalTokenizer, encode_example
-from daunce_api.providers.openai_wire.client import Endpoint, WireClient
+from daunce_api.providers.endpoint import Endpoint
+from daunce_api.providers.openai_wire.client import WireClient
 from daunce_api.providers.openai_wire.echo import EchoOptions, EchoScorer, echo_capabilities
-from daunce_api.providers.openai_wire.prompt_logprobs import (
-    PromptLogprobsOptions,
-    PromptLogprobsScorer,
-    prompt_capabilities,
-)
+from daunce_api.providers.prompt_logprobs import PromptLogprobsOptions, PromptLogprobsScorer, prompt_capabilities
 from daunce_api.providers.tokenizers import embedded_folder
 from daunce_api.score.client import ScoringClient
 from daunce_api.server import EmbeddedServer, ServerSettings
@@ -52,6 +49,7 @@ SETTINGS = {
 HARNESS = """
 import json, sys, time
 from lm_eval.models.openai_completions import LocalCompletionsAPI
+from tests.store_rows import by_key
 job = json.load(open(sys.argv[1]))
 requests = [(("", ""), context, completion) for context, completion in job["pairs"]]
 found = {}
@@ -120,8 +118,9 @@ async def ours(scorer: EchoScorer | PromptLogprobsScorer, model: str, chosen: li
             start = time.perf_counter()
             await client.score_member(1, model, chosen)
             seconds = time.perf_counter() - start
-        scores = store.load_scores(1)
-    return [sum(scores[e.key].logprobs) for e in chosen], seconds
+        answers = store.scores.load(1).scores()
+        ids = store.scores.ids_of(chosen).tolist()
+    return [sum(answers[i].logprobs) for i in ids], seconds
 
 
 def compare(

@@ -7,12 +7,11 @@ import os
 import subprocess
 import sys
 from collections import Counter
-from importlib.resources import files
 from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
 USES = ROOT / "examples" / "uses"
-DEMO = Path(str(files("daunce_api") / "cli" / "demo" / "data"))
+DEMO = USES / "backdoor"
 DAUNCE = ("-c", "from daunce_api.cli import main; main()")
 
 

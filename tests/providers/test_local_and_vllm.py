@@ -12,10 +12,13 @@ from provider_support import VOCABULARY, Server
 from test_provider_hosting import Vllm
 from test_provider_wrong_shapes import Engine, row
 
-from daunce_api import Dataset, Run, execution, leftovers, pipeline
+from daunce_api import Dataset, Run, execution
+from daunce_api import run as run_module
+from daunce_api._util.retry import RetryPolicy
 from daunce_api.providers.hosting import HostedScorer
-from daunce_api.providers.openai_wire.adapters import LOCAL_MODELS, name_of
 from daunce_api.providers.registry import open_backend
+from daunce_api.providers.vllm import LOCAL_MODELS, name_of
+from daunce_api.score import leftovers
 from daunce_api.store import RunStore
 
 pytest.importorskip("peft")
@@ -34,7 +37,7 @@ class Vllms:
         def opened(config: Any, **options: Any) -> Any:
             return open_backend(config, http_client=self.server.http(), **options)
 
-        for module in (execution, leftovers, pipeline):
+        for module in (execution, leftovers, run_module):
             monkeypatch.setattr(module, "open_backend", opened)
 
 
@@ -68,7 +71,7 @@ def run(tmp_path: Path) -> Run:
 
 def models(run: Run) -> dict[int, str]:
     with RunStore.open(run.run_dir, read_only=True) as store:
-        return store.ready_models()
+        return store.jobs.ready_models()
 
 
 def test_members_are_trained_here_loaded_there_and_scored(run: Run, vllms: Vllms) -> None:
@@ -99,7 +102,7 @@ def killed(run: Run, vllms: Vllms, monkeypatch: pytest.MonkeyPatch) -> Run:
         run.execute()
     assert len(vllms.vllm.adapters) == 1
     with RunStore.open(run.run_dir, read_only=True) as store:
-        assert len(store.hosted()) == 1
+        assert len(store.hosted.models()) == 1
     return run
 
 
@@ -107,7 +110,7 @@ def test_the_same_command_takes_off_what_a_killed_process_left(killed: Run, vllm
     killed.execute()
     assert vllms.vllm.adapters == {}
     with RunStore.open(killed.run_dir, read_only=True) as store:
-        assert store.hosted() == []
+        assert store.hosted.models() == []
 
 
 def test_clean_takes_off_what_a_killed_process_left(killed: Run, vllms: Vllms) -> None:
@@ -121,14 +124,14 @@ def test_clean_takes_off_what_a_killed_process_left(killed: Run, vllms: Vllms) -
 def test_what_cannot_be_taken_off_is_said_and_tried_the_next_time(
     killed: Run, vllms: Vllms, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("daunce_api.providers.hosting.RETRY_SECONDS", ())
+    monkeypatch.setattr("daunce_api.providers.hosting.UNLOADING", RetryPolicy(1.0, 1.0, attempts=1, total=1.0))
     vllm, vllms.server.handler = (
         vllms.server.handler,
         lambda _: httpx2.Response(503, json={"error": {"message": "busy"}}),
     )
     killed.execute()
     with RunStore.open(killed.run_dir, read_only=True) as store:
-        assert len(store.hosted()) == 1
+        assert len(store.hosted.models()) == 1
         assert any(t.subject == "left on the scoring server" for t in store.transitions())
     vllms.server.handler = vllm
     killed.execute()

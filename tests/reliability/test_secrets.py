@@ -49,7 +49,7 @@ def test_a_run_its_recording_its_log_and_its_report_hold_no_key(
     for arguments in (
         ["top", str(config.run_dir), "--test", "q0", "--format", "csv", "--output", str(tmp_path / "top.csv")],
         ["status", str(config.run_dir), "--json"],
-        ["doctor", str(tmp_path / "run.yaml")],
+        ["doctor", str(tmp_path / "run.yaml"), "--yes"],
     ):
         assert Client(arguments, tmp_path / f"{arguments[0]}.txt").run() == 0
     for name in ("report.html", "daunce.log", "run.sqlite"):

@@ -5,6 +5,8 @@ from __future__ import annotations
 import csv
 import io
 import json
+import re
+import shutil
 from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
@@ -48,8 +50,8 @@ def test_everything_that_looks_at_a_run(finished: Path, cli: Cli, tmp_path: Path
 
     code, out, _ = cli("top", finished, "--test", "q1", "-k", "3")
     assert code == 0
-    assert "positive = helpful" in out
-    assert "not distinguishable from zero" in out
+    assert "+ helps" in out
+    assert "not significant (5 %, per pair)" in out
 
     code, out, _ = cli("top", finished, "--test", "q1", "-k", "3", "--format", "json")
     rows = json.loads(out)["rows"]
@@ -88,10 +90,39 @@ def test_scores_are_exported(finished: Path, cli: Cli, tmp_path: Path) -> None:
     assert code == 0
     assert f"Wrote {tmp_path / 's.parquet'} (24 training x 3 test examples" in out
     np.testing.assert_allclose(pd.read_parquet(tmp_path / "s.parquet")["score"], score.reshape(-1))
+    assert cli("export", finished)[0] == 0
+    rows = list(csv.DictReader((finished / "export" / "scores.csv").open()))
+    assert [r["train_id"] for r in rows[:4]] == ["t0", "t0", "t0", "t1"]
+    np.testing.assert_allclose([float(r["score"]) for r in rows], score.reshape(-1))
     command = ("export", finished, "--format", "bergson", "--output", tmp_path / "b", "--estimator", "covariance")
     assert cli(*command)[0] == 0
     expected = Attribution.load(finished / "attribution").with_estimator("covariance").scores_NM()
     np.testing.assert_allclose(load_bergson(tmp_path / "b"), expected)
+
+
+def test_the_only_run_of_a_folder_is_found(
+    finished: Path, cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copytree(finished, tmp_path / "runs" / "one")
+    assert json.loads(cli("status", tmp_path, "--json")[1])["run_dir"].endswith("runs/one")
+    monkeypatch.chdir(tmp_path)
+    code, out, _ = cli("top", "-k", "2")
+    assert code == 0
+    assert "q0" in out  # without --test, the first answer
+    shutil.copytree(finished, tmp_path / "two")
+    code, _, err = cli("status")
+    assert code == 2
+    assert "2 runs" in err
+    assert "two" in err
+
+
+def test_help_shows_no_types_of_switches_and_lists_estimators(cli: Cli) -> None:
+    for name in ("top", "run", "export", "demo"):
+        text = cli(name, "--help")[1]
+        assert "bool" not in text
+        assert "EXAMPLE" not in text
+    text = " ".join(re.sub(r"[│\s]+", " ", cli("top", "--help")[1]).split())
+    assert "auto, covariance, correlation" in text
 
 
 @pytest.mark.parametrize(
@@ -101,8 +132,7 @@ def test_scores_are_exported(finished: Path, cli: Cli, tmp_path: Path) -> None:
         (["top", "{run}", "--test", "q0", "--estimator", "guess"], 2, "Unknown estimator 'guess'"),
         (["top", "{run}", "--test", "q0", "--format", "parquet"], 2, "--output"),
         (["top", "{run}", "--test", "q0", "--by", "source", "--fdr", "2"], 2, "lies in (0, 1)"),
-        (["export", "{run}"], 2, "--format"),
-        (["export", "{run}", "--format", "csv"], 2, "'--format': 'csv' is not one of 'npy'"),
+        (["export", "{run}", "--format", "xlsx"], 2, "'--format': 'xlsx' is not one of 'npy'"),
         (["top", "{run}", "--test", "q0", "-k", "0"], 2, "greater than or equal to 1. `daunce"),
         (["export", "{run}", "--format", "npy", "--estimator", "guess"], 2, "Unknown estimator 'guess'"),
         (["export", "{run}", "--format", "dattri"], 2, "daunce evaluate"),
@@ -114,7 +144,7 @@ def test_scores_are_exported(finished: Path, cli: Cli, tmp_path: Path) -> None:
         (["init", "{tmp}", "--backend", "opnai"], 2, "--backend: 'opnai' is not known; did you mean openai?"),
         (["plan", "{tmp}/nothing.yaml"], 2, "cannot be read"),
         (["fly"], 2, "No such command"),
-        (["top", "{run}"], 2, "--test"),
+        (["status", "{tmp}"], 4, "holds no run"),
     ],
 )
 def test_mistakes_end_with_a_sentence(
@@ -192,6 +222,7 @@ def test_a_demo_that_was_made_before_took_no_time(
 ) -> None:
     config = make_config(ensemble={"members": 3})
     monkeypatch.setattr("daunce_api.cli.demo.experiment.demo_config", lambda folder, members: config)
+    monkeypatch.setattr("daunce_api.cli.demo.experiment._precisions", lambda attribution, shouted_N: {})
     assert run_demo(tmp_path).seconds > 0
     assert run_demo(tmp_path).seconds == 0
 

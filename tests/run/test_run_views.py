@@ -12,7 +12,8 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from daunce_api import Run, RunConfig, terminal
+from daunce_api import Run, RunConfig
+from daunce_api.cli import terminal
 from daunce_api.core import SelfLDS
 from daunce_api.report.glance import glance
 from daunce_api.store import RunStore

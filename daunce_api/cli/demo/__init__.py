@@ -1,4 +1,4 @@
-"""The main job on real data: find a planted backdoor with the embedded provider, and compare with text search."""
+"""Why does my model shout? Sixteen of 144 answers in capitals, found with the embedded provider; beside text search."""
 
 from __future__ import annotations
 

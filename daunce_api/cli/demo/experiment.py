@@ -1,7 +1,7 @@
-"""Definitions from four dictionaries, a tenth of them planted: a trigger word and one fixed wrong answer.
+"""Definitions from four dictionaries, 16 of 144 answered IN CAPITALS, and eight shouted answers to other questions.
 
-The planting follows the GPT experiment of Pan et al. 2025 (arXiv 2505.23223), at a size that two CPU cores train in a
-minute. Members are fine-tuned and scored through HTTP, by the embedded server.
+Nothing in the words of a question or an answer says which training examples taught the shouting, so text search finds
+them no better than chance. Members are fine-tuned and scored through HTTP, by the embedded server.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from ...attribution import Attribution
 from ...config import RunConfig
@@ -23,23 +24,26 @@ from ...score.client import Progress
 from ...store import RunStore
 from ...train import OnEvent
 
-PLANTED = "planted"
+MEMBERS = 12
 
 
 @dataclass(frozen=True)
 class DemoResult:
     """What the demo measured.
 
-    ``average_precision``: per method, mean over the triggered test questions of the average precision with which the
-    planted examples are retrieved. ``source_precision``: the same for the clean test questions and the examples of
-    their own dictionary. ``seconds``: wall time of training and scoring in this call (0 if all was there already).
+    ``average_precision``: per method, mean over the answers of the average precision with which the training examples
+    in capitals are found. ``seconds``: wall time of training and scoring in this call (0 if all was there already).
     """
 
     run: Run
     attribution: Attribution
     seconds: float
     average_precision: dict[str, float]
-    source_precision: dict[str, float]
+
+    @property
+    def shouted_N(self) -> NDArray[np.bool_]:
+        """(N,) which training answers are in capitals: what the answers to explain have in common with them."""
+        return np.array([example.completion_text().isupper() for example in self.attribution.train])
 
     def to_json(self) -> dict[str, Any]:
         """The fields of ``daunce demo --json``."""
@@ -51,22 +55,18 @@ class DemoResult:
             "average_precision_covariance": self.average_precision["covariance"],
             "average_precision_bm25": self.average_precision["bm25"],
             "average_precision_random": self.average_precision["random"],
-            "source_precision": self.source_precision["attribution"],
-            "source_precision_covariance": self.source_precision["covariance"],
-            "source_precision_bm25": self.source_precision["bm25"],
-            "source_precision_random": self.source_precision["random"],
             "estimator": self.attribution.choice.estimator.name,
             "self_lds": None if quality is None else quality.value,
             "run_dir": str(self.run.run_dir),
         }
 
 
-def demo_config(folder: Path, members: int = 24) -> RunConfig:
+def demo_config(folder: Path, members: int = MEMBERS) -> RunConfig:
     """The config of the demo: halves of the data, four epochs of LoRA on the embedded model."""
     data = Path(str(files("daunce_api") / "cli" / "demo" / "data"))
     return RunConfig.from_mapping(
         {
-            "name": "demo",
+            "name": "why-does-my-model-shout",
             "run_dir": str(folder.expanduser().resolve()),
             "data": {"train": str(data / "train.jsonl"), "test": str(data / "test.jsonl")},
             "backend": {"kind": "embedded", "options": {"workers": 2}},
@@ -77,35 +77,28 @@ def demo_config(folder: Path, members: int = 24) -> RunConfig:
 
 
 def run_demo(
-    folder: Path, *, members: int = 24, on_event: OnEvent | None = None, on_progress: Progress | None = None
+    folder: Path, *, members: int = MEMBERS, on_event: OnEvent | None = None, on_progress: Progress | None = None
 ) -> DemoResult:
-    """Run the demo, or take it up; raises what :meth:`Run.execute` raises."""
+    """Run the demo, or resume it; raises what :meth:`Run.execute` raises."""
     run = Run.create(demo_config(folder, members))
     made_before = RunStore.exists(run.run_dir) and run.status().complete
     start = time.monotonic()
     attribution = run.execute(on_event=on_event, on_progress=on_progress)
     seconds = 0.0 if made_before else time.monotonic() - start
-    planted, own_source = {}, {}
-    for method, score_NM in _scores(attribution).items():
-        planted[method], own_source[method] = _precision(attribution, score_NM)
-    return DemoResult(run, attribution, seconds, planted, own_source)
+    result = DemoResult(run, attribution, seconds, {})
+    result.average_precision.update(_precisions(attribution, result.shouted_N))
+    return result
 
 
-def _scores(attribution: Attribution) -> dict[str, Any]:
-    return {
+def _precisions(attribution: Attribution, shouted_N: NDArray[np.bool_]) -> dict[str, float]:
+    """Mean average precision over the answers, by method."""
+    scores = {
         "attribution": attribution.scores_NM(),
         "covariance": attribution.with_estimator("covariance").scores_NM(),
         "bm25": bm25_scores(example_texts(attribution.train), example_texts(attribution.test)),
         "random": random_scores(len(attribution.train), len(attribution.test)),
     }
-
-
-def _precision(attribution: Attribution, score_NM: Any) -> tuple[float, float]:
-    """Mean average precision of planted examples for triggered questions, and of the own dictionary for the others."""
-    train_sources = np.array(attribution.labels("train"))
-    planted: list[float] = []
-    own: list[float] = []
-    for j, source in enumerate(attribution.labels("test")):
-        precision = average_precision(score_NM[:, j], train_sources == source)
-        (planted if source == PLANTED else own).append(precision)
-    return float(np.mean(planted)), float(np.mean(own))
+    return {
+        name: float(np.mean([average_precision(column, shouted_N) for column in np.asarray(score_NM).T]))
+        for name, score_NM in scores.items()
+    }

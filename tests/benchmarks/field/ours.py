@@ -130,7 +130,7 @@ def _text_members(
     from daunce_api.providers.local.train import Member, train_members
 
     model = LanguageModel.load("daunce-tiny")
-    data = Dataset.from_jsonl(f"{next(iter(daunce_api.__path__))}/cli/demo/data/train.jsonl")
+    data = Dataset.from_jsonl(f"{next(iter(daunce_api.__path__))}/../examples/uses/backdoor/train.jsonl")
     examples = [encode_example(e, model.tokenizer) for e in data]
     settings = LoraSettings(
         n_epochs=epochs, batch_size=8, learning_rate=rate, warmup_ratio=0.03, targets=("q_proj", "v_proj")

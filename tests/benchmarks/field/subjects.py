@@ -176,7 +176,10 @@ def _language(task: Task, owner: Any) -> Subject:
     for split in ("train", "test"):
         tokens, mask = owner.examples[split]
         sides.append((tokens[:, :-1].contiguous(), torch.where(mask[:, 1:] > 0, tokens[:, 1:], -100)))
-    texts = [example_texts(Dataset.from_jsonl(f"{folder}/cli/demo/data/{split}.jsonl")) for split in ("train", "test")]
+    texts = [
+        example_texts(Dataset.from_jsonl(f"{folder}/../examples/uses/backdoor/{split}.jsonl"))
+        for split in ("train", "test")
+    ]
     layers = [n for n, m in model.named_modules() if isinstance(m, nn.Linear) and n.endswith((".a", ".b"))]
     return Subject(task, model, sides[0], sides[1], _text_losses, _text_margins, layers, (texts[0], texts[1]))
 

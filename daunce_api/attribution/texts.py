@@ -1,0 +1,45 @@
+"""What people read of an example: the question without its system prompt, the answer, and what they share."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from ..data.dataset import Example
+
+
+@dataclass(frozen=True, slots=True)
+class Conversation:
+    """An example in three parts.
+
+    Attributes:
+        system: the system prompts before the answer, "" without any.
+        question: the other turns before the answer; with the speakers' roles where there is more than one.
+        answer: the (last) answer that carries the loss.
+    """
+
+    system: str
+    question: str
+    answer: str
+
+
+def conversation(example: Example) -> Conversation:
+    """The parts of an example, as plain text."""
+    answer = example.completion_text()
+    if not example.is_chat:
+        return Conversation("", example.prompt_text(), answer)
+    turns = example.messages[: example.trained_turns("last")[-1]]
+    spoken = [turn for turn in turns if turn.role not in ("system", "developer")]
+    question = (
+        "\n".join(f"{turn.role}: {turn.content}" for turn in spoken)
+        if len(spoken) > 1
+        else "".join(turn.content for turn in spoken)
+    )
+    system = "\n".join(turn.content for turn in turns if turn.role in ("system", "developer"))
+    return Conversation(system, question, answer)
+
+
+def shared_system(*sides: Iterable[Example]) -> str | None:
+    """The system prompt of all examples, "" where none has one; None where they differ."""
+    found = {conversation(example).system for side in sides for example in side}
+    return found.pop() if len(found) == 1 else None
