@@ -78,12 +78,12 @@ async def test_the_last_epochs_models_are_kept(
         )
         ids = [examples[3].ids]
         for name in found:
-            folder = trainer._workshop.adapter(name)
+            folder = trainer._run.adapter(name)
             want = model.token_logprobs(ids, adapter=shown[int(name[-1])])[0].logprobs
             np.testing.assert_array_equal(model.token_logprobs(ids, adapter=folder)[0].logprobs, want)
             assert await trainer.delete_model(name)
         assert await trainer.checkpoints(job.id) == []
-        assert trainer._workshop.adapter(str(job.model)) is not None
+        assert trainer._run.adapter(str(job.model)) is not None
         with pytest.raises(RejectedError):
             await trainer.checkpoints("job-of-nobody")
     engine.close()

@@ -22,7 +22,7 @@ from daunce_api.providers.local import worker
 from daunce_api.providers.local.language import LanguageModel, LoraSettings
 from daunce_api.providers.local.score import Limits, limits_of, token_bytes
 from daunce_api.providers.local.store import MemberTask
-from daunce_api.providers.local.train import Member, Weights, _LoraTrainee, train_members
+from daunce_api.providers.local.train import LoraTrainee, Member, Weights, train_members
 from daunce_api.providers.local.worker import ModelSpec, TrainTask, run_train
 from daunce_api.providers.objective import Objective
 
@@ -202,13 +202,13 @@ def test_members_are_split_by_memory_and_by_steps_and_keep_their_order(
 ):
     data = Dataset.from_records(records(24))
     sizes = []
-    original = worker.train_members
+    original = worker.fine_tune
 
-    def spy(model: Any, members: Any, *rest: Any, **options: Any) -> Any:
-        sizes.append(len(members))
-        return original(model, members, *rest, **options)
+    def spy(model: Any, trainee: Any, *rest: Any, **options: Any) -> Any:
+        sizes.append(len(trainee.members))
+        return original(model, trainee, *rest, **options)
 
-    monkeypatch.setattr(worker, "train_members", spy)
+    monkeypatch.setattr(worker, "fine_tune", spy)
     monkeypatch.setattr(worker, "limits_of", lambda *_, members, **__: Limits(min(members, 3), 2048))
     counts = [20, 20, 9, 20, 20, 20]
     members = tuple(MemberTask(f"m{k}", data.training_file(range(n), "last"), k) for k, n in enumerate(counts))
@@ -223,18 +223,18 @@ def test_members_are_split_by_memory_and_by_steps_and_keep_their_order(
 def test_what_cannot_be_trained_together_is_trained_alone(model_folder: Path, monkeypatch: pytest.MonkeyPatch):
     data = Dataset.from_records(records(24))
     sizes = []
-    original = worker.train_members
+    original = worker.fine_tune
 
-    def only_one(model: Any, members: Any, *rest: Any, **options: Any) -> Any:
-        sizes.append(len(members))
-        if len(members) > 1:
+    def only_one(model: Any, trainee: Any, *rest: Any, **options: Any) -> Any:
+        sizes.append(len(trainee.members))
+        if len(trainee.members) > 1:
             raise CapabilityError("not together")
-        return original(model, members, *rest, **options)
+        return original(model, trainee, *rest, **options)
 
     members = tuple(MemberTask(f"m{k}", data.training_file(range(k, 20 + k), "last"), k) for k in range(4))
     task = TrainTask(ModelSpec(str(model_folder)), SHORT, Objective(), members)
     whole = run_train(task)
-    monkeypatch.setattr(worker, "train_members", only_one)
+    monkeypatch.setattr(worker, "fine_tune", only_one)
     alone = run_train(task)
     assert sizes == [4, 2, 1, 1, 2, 1, 1]
     for a, b in zip(whole, alone, strict=True):
@@ -249,7 +249,7 @@ def test_adapters_lie_where_their_modules_are(model: LanguageModel, examples: li
     elsewhere = copy.deepcopy(model.adapted.modules[first]).to("meta")
     adapted = copy.copy(model.adapted)
     adapted.modules = {**model.adapted.modules, first: elsewhere}
-    trainee = _LoraTrainee(adapted, [Member(examples, 1), Member(examples, 2)], shapes, SHORT)
+    trainee = LoraTrainee(adapted, [Member(examples, 1), Member(examples, 2)], shapes, SHORT)
     held = trainee.active([], 0).weights
     assert {t.device.type for t in held[first]} == {"meta"}
     assert {t.device.type for name in others for t in held[name]} == {"cpu"}

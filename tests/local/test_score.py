@@ -15,7 +15,8 @@ from daunce_api.errors import ConfigurationError, DataError
 from daunce_api.providers.local import score
 from daunce_api.providers.local.adapters import save_adapter
 from daunce_api.providers.local.language import LanguageModel, LoraSettings
-from daunce_api.providers.local.lora import Batch
+from daunce_api.providers.local.lora import ActiveFull, Batch
+from daunce_api.providers.local.models import save_full
 from daunce_api.providers.local.score import FineTunes, OutOfMemoryError, Passes, Scored, passes_of
 from daunce_api.providers.local.train import fresh_weights
 
@@ -49,7 +50,8 @@ def test_several_in_a_pass_answer_as_one(model: LanguageModel, sequences: list[S
     tuned = None
     if kind == "full":
         tuned = tmp_path / "full"
-        model.save_full(tuned, {n: t * 1.05 for n, t in model.adapted.own_weights.items()})
+        with model.adapted.using(ActiveFull({n: t * 1.05 for n, t in model.adapted.own_weights.items()})):
+            save_full(tuned, model.adapted.model, model.tokenizer.folder)
     elif kind != "base":
         tuned = save(model, tmp_path / "a", head=kind == "head")
     together = model.target_logprobs(sequences, adapter=tuned)

@@ -251,7 +251,7 @@ def test_options_that_do_not_fit_a_task_are_refused(content: Any, folder: Path):
     with pytest.raises(ConfigurationError, match="tokenizer is for language models"):
         options_of(RunConfig.from_mapping(named, base=folder))
     spec = TaskSpec("digits_task.py:mlp", str(folder), inputs=str(folder / "digits.npz"), device="cuda:9")
-    with pytest.raises(ConfigurationError, match=r"'cuda:9' is not there; torch has: cpu"):
+    with pytest.raises(ConfigurationError, match=r"'cuda:9' is not available; torch has: cpu"):
         check_task(spec)
     with pytest.raises(RejectedError, match="lora_rank"):
         classifier_settings_of({"lora_rank": 3})

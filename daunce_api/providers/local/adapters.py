@@ -19,14 +19,17 @@ from .lora import AdaptedModel
 from .options import LoraSettings
 from .store import whole_folder
 
+_SIZES = ("in_features", "nx"), ("out_features", "nf")  # of a linear layer, and of a transposed one
 WEIGHTS = "adapter_model.safetensors"
 CONFIG = "adapter_config.json"
 _PREFIX = "base_model.model."
 _HARMLESS = frozenset(
-    "alpha_pattern auto_mapping base_model_name_or_path ensure_weight_tying eva_config exclude_modules fan_in_fan_out "
-    "inference_mode init_lora_weights layers_pattern layers_to_transform lora_alpha lora_dropout megatron_config "
-    "megatron_core peft_type peft_version qalora_group_size r rank_pattern revision runtime_config target_modules "
-    "task_type use_rslora".split()
+    """
+    alpha_pattern auto_mapping base_model_name_or_path ensure_weight_tying eva_config exclude_modules fan_in_fan_out
+    inference_mode init_lora_weights layers_pattern layers_to_transform lora_alpha lora_dropout megatron_config
+    megatron_core peft_type peft_version qalora_group_size r rank_pattern revision runtime_config target_modules
+    task_type use_rslora
+    """.split()  # noqa: SIM905
 )
 """Fields of a PEFT configuration that are computed, or that do not change what an adapter computes."""
 _PLAIN_STARTS = (True, False, None, "gaussian", "orthogonal", "eva")
@@ -76,8 +79,7 @@ def shapes_of(model: AdaptedModel, names: list[str]) -> dict[str, tuple[int, int
     shapes = {}
     for name in names:
         module = model.modules[name]
-        n_in = getattr(module, "in_features", None) or getattr(module, "nx", 0)
-        n_out = getattr(module, "out_features", None) or getattr(module, "nf", 0)
+        n_in, n_out = (getattr(module, a, None) or getattr(module, b) for a, b in _SIZES)
         shapes[name] = (int(n_in), int(n_out))
     return shapes
 

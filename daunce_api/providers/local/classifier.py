@@ -210,8 +210,8 @@ class Classifier:
         self._skeleton.eval()
         columns = []
         with torch.no_grad():
-            for x, y in zip(inputs.split(batch), labels.split(batch), strict=True):
-                x, y = x.to(self._device), y.to(self._device)
+            for part in torch.split(torch.arange(len(inputs)), batch):
+                x, y = inputs[part].to(self._device), labels[part].to(self._device)
                 rows = [self._measure_one(self._names.call(members.own(k), x), y) for k in range(len(members))]
                 columns.append(torch.stack(rows).cpu().double())
         return torch.cat(columns, dim=1).numpy()
@@ -357,7 +357,7 @@ def bytes_per_member(module: nn.Module, sample: Tensor, settings: ClassifierSett
     with torch.autograd.graph.saved_tensors_hooks(count, lambda t: t):
         logits = model(sample)
     states = 2 if settings.optimizer == "adamw" else int(settings.momentum > 0)
-    return (2 + states) * weights + 2 * (sum(saved.values()) + logits.nbytes) + sample.nbytes
+    return int((2 + states) * weights + 2 * (sum(saved.values()) + logits.nbytes) + sample.nbytes)
 
 
 def _rows(values: Tensor, chosen: Tensor) -> Tensor:

@@ -168,9 +168,12 @@ def _serve(pipe: Connection, parent: int, environment: dict[str, str]) -> None:
     threading.Thread(target=watch, daemon=True).start()
     with contextlib.suppress(EOFError, OSError):
         while True:
-            request = pipe.recv_bytes()
             try:
-                function, task = pickle.loads(request)  # of the parent, which is this program
+                function, task = pipe.recv()
+            except ImportError as error:
+                pipe.send((False, error))
+                continue
+            try:
                 answer = (True, function(task))
             except Exception as error:
                 answer = (False, _portable(error))
@@ -180,7 +183,7 @@ def _serve(pipe: Connection, parent: int, environment: dict[str, str]) -> None:
 def _portable(error: Exception) -> Exception:
     """An error as the other process can read it: not all survive pickling."""
     try:
-        pickle.loads(pickle.dumps(error))
+        pickle.loads(pickle.dumps(error))  # noqa: S301 - its own bytes
         return error
     except Exception:
         return RuntimeError(f"{type(error).__name__}: {error}")

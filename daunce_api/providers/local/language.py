@@ -1,4 +1,4 @@
-"""``LanguageModel``: a causal language model that is fine-tuned (LoRA, or all weights), scores token ids, and writes."""
+"""``LanguageModel``: a causal language model that is fine-tuned (LoRA, or all weights), scores and generates."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from .lora import Active, ActiveFull, AdaptedModel
 from .models import check_device, is_full, load_causal_lm, load_full, longest_context, resolve_model, save_full
 from .options import FullSettings, LoraSettings
 from .score import FineTunes, Passes, Scored
-from .train import FullWeights, Member, Weights, train_full, train_members, trained_tokens
+from .train import FullTrainee, LoraTrainee, Member, Weights, fine_tune, trained_tokens
 
 __all__ = ["FullSettings", "Generation", "LanguageModel", "LoraSettings", "TokenLogprobs", "TrainOutcome"]
 
@@ -110,7 +110,7 @@ class LanguageModel:
 
     @property
     def max_context(self) -> int:
-        """The longest sequence, in tokens, that the model's positions allow; 2,048 where its configuration is silent."""
+        """The longest sequence that the model's positions allow, in tokens; 2,048 where the configuration is silent."""
         return longest_context(self.adapted.config) or 2048
 
     @property
@@ -146,64 +146,41 @@ class LanguageModel:
         """
         for example in examples:
             self._check(example.ids, f"example {example.example.id!r}")
+        trainee = self.trainee([(examples, seed)], settings, start_from)
 
-        def after_step(step: int, total: int, epoch: int, losses: list[float]) -> None:
-            if on_step is not None:
-                on_step(step, total, losses[0])
-
-        def keep(epoch: int, save: Callable[[Path], None]) -> None:
+        def after_epoch(epoch: int) -> None:
             if checkpoint is not None:
                 path = out.with_name(f"{out.name}.epoch-{epoch}")
-                save(path)
+                self.save(path, trainee, 0, settings)
                 checkpoint(epoch, path)
 
-        if isinstance(settings, FullSettings):
-            whole, losses, epochs = train_full(
-                self.adapted,
-                Member(examples, seed),
-                None if start_from is None else self.full_weights(start_from),
-                settings,
-                after_step=after_step,
-                after_epoch=None
-                if checkpoint is None
-                else lambda epoch, now: keep(epoch, lambda path: self.save_full(path, now)),
-                should_stop=should_stop,
-            )
-            self.save_full(out, whole)
-        else:
+        losses, epochs = fine_tune(
+            self.adapted,
+            trainee,
+            settings,
+            after_step=None if on_step is None else lambda step, total, _, losses: on_step(step, total, losses[0]),
+            after_epoch=after_epoch,
+            should_stop=should_stop,
+        )
+        self.save(out, trainee, 0, settings)
+        return TrainOutcome(out, tuple(losses[0]), tuple(epochs), trained_tokens(examples, settings))
+
+    def trainee(
+        self,
+        members: Sequence[tuple[Sequence[EncodedExample], int]],
+        settings: LoraSettings | FullSettings,
+        start_from: Path | None = None,
+    ) -> LoraTrainee | FullTrainee:
+        """What :func:`fine_tune` trains for (examples, seed) of several members, or of one for a full fine-tune; all
+        continue ``start_from``, where it is given.
+
+        Raises ConfigurationError where an adapter was made with another rank, alpha or other modules than the settings,
+        and for a full fine-tune where the folder is none or the base cannot be trained.
+        """
+        if isinstance(settings, LoraSettings):
             shapes = self.adapter_shapes(settings.targets)
-            start = None if start_from is None else self.start_weights(start_from, settings, shapes)
-            weights, all_losses, epochs = train_members(
-                self.adapted,
-                [Member(examples, seed, start)],
-                shapes,
-                settings,
-                after_step=after_step,
-                after_epoch=None
-                if checkpoint is None
-                else lambda epoch, now: keep(epoch, lambda path: save_adapter(path, now[0], settings, self.name)),
-                should_stop=should_stop,
-            )
-            losses = all_losses[0]
-            save_adapter(out, weights[0], settings, self.name)
-        return TrainOutcome(out, tuple(losses), tuple(epochs), trained_tokens(examples, settings))
-
-    def full_weights(self, folder: Path) -> FullWeights:
-        """Weights of a full fine-tune that training can continue. Raises ConfigurationError."""
-        self.check_trainable()
-        if not is_full(folder):
-            raise ConfigurationError(
-                f"{folder.name} is no model folder; a full fine-tune continues a full fine-tune, not a LoRA adapter."
-            )
-        return load_full(folder, self.adapted.own_weights)
-
-    def save_full(self, out: Path, weights: FullWeights) -> None:
-        """Write a model folder with these weights and this model's tokenizer."""
-        with self.adapted.using(ActiveFull(weights)):
-            save_full(out, self.adapted.model, self.tokenizer.folder)
-
-    def check_trainable(self) -> None:
-        """Raises ConfigurationError where not all weights of this model can be trained."""
+            start = None if start_from is None else self._start_weights(start_from, settings, shapes)
+            return LoraTrainee(self.adapted, [Member(e, seed, start) for e, seed in members], shapes, settings)
         if any(
             t.dtype not in (torch.float32, torch.float64, torch.bfloat16) for t in self.adapted.own_weights.values()
         ):
@@ -211,12 +188,26 @@ class LanguageModel:
                 "a full fine-tune needs weights in float32, float64 or bfloat16: set dtype, and no quantisation, or "
                 "use fine_tuning: lora."
             )
+        if start_from is not None and not is_full(start_from):
+            raise ConfigurationError(
+                f"{start_from.name} is no model folder; a full fine-tune continues a full fine-tune, not an adapter."
+            )
+        first = None if start_from is None else load_full(start_from, self.adapted.own_weights)
+        return FullTrainee(self.adapted, Member(*members[0]), first)
 
-    def start_weights(self, start_from: Path, settings: LoraSettings, shapes: Mapping[str, tuple[int, int]]) -> Weights:
-        """Weights of an adapter folder that training can continue.
+    def save(
+        self, out: Path, trainee: LoraTrainee | FullTrainee, member: int, settings: LoraSettings | FullSettings
+    ) -> None:
+        """Write what a member is now to an adapter folder, or to a model folder with this model's tokenizer."""
+        if isinstance(trainee, LoraTrainee) and isinstance(settings, LoraSettings):
+            save_adapter(out, trainee.weights()[member], settings, self.name)
+        elif isinstance(trainee, FullTrainee):
+            with self.adapted.using(ActiveFull(trainee.weights())):
+                save_full(out, self.adapted.model, self.tokenizer.folder)
 
-        Raises ConfigurationError where it was made with another rank, alpha or other modules than the settings.
-        """
+    def _start_weights(
+        self, start_from: Path, settings: LoraSettings, shapes: Mapping[str, tuple[int, int]]
+    ) -> Weights:
         adapter = load_adapter(start_from)
         rank = next(iter(adapter.weights.values()))[0].shape[0]
         if set(adapter.weights) != set(shapes) or rank != settings.rank:

@@ -84,8 +84,9 @@ class Batch:
         packed = torch.tensor([*flat, *row, *column, *target])
         if device.type == "cuda":
             packed = packed.pin_memory()
-        parts = packed.to(device, non_blocking=True).split([len(flat), len(row), len(row), len(row)])
-        return cls(parts[0].view(-1, width), *parts[1:], counts=[len(t) for _, t in sequences])
+        sizes = [len(flat), len(row), len(row), len(row)]
+        padded, *places = torch.split(packed.to(device, non_blocking=True), sizes)
+        return cls(padded.view(-1, width), places[0], places[1], places[2], [len(t) for _, t in sequences])
 
 
 class AdaptedModel:
@@ -127,7 +128,7 @@ class AdaptedModel:
 
     @cached_property
     def head_name(self) -> str:
-        return next(name for name, module in self.modules.items() if module is self.head)
+        return next(str(name) for name, module in self.modules.items() if module is self.head)
 
     @cached_property
     def alone_above(self) -> int | None:
@@ -277,7 +278,7 @@ def updated(
         chosen = torch.tensor(members, device=a.device)
         a_R, b_R = a.index_select(0, chosen), b.index_select(0, chosen)
     else:
-        parts = rows.split([len(list(same)) for _, same in groupby(members)])
+        parts = torch.split(rows, [len(list(same)) for _, same in groupby(members)])
         out = torch.cat([linear(linear(p, a[k]), b[k]) for p, (k, _) in zip(parts, groupby(members), strict=True)])
         return torch.add(output, out.view(output.shape).to(output.dtype), alpha=scaling)
     inner = torch.bmm(rows, a_R.mT)

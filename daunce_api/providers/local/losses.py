@@ -151,7 +151,7 @@ def _in_parts(of: Callable[..., Tensor], states: tuple[Tensor, ...], n: int, siz
 
 
 class References:
-    """theta_0's last hidden states, kept for as many examples as fit in ``keep_bytes`` and recomputed for the others."""
+    """theta_0's last hidden states, kept for as many examples as fit in ``keep_bytes``, recomputed for the others."""
 
     def __init__(self, model: AdaptedModel, start: Active | None, keep_bytes: int) -> None:
         self.start = start
@@ -166,7 +166,7 @@ class References:
         if new:
             batch = Batch.of([(e.ids, e.targets) for e in new], self._model.device)
             with self._model.using(self.start), torch.no_grad():
-                hidden = self._model.hidden(batch).split(list(batch.counts))
+                hidden = torch.split(self._model.hidden(batch), list(batch.counts))
             found = {e.key: own for e, own in zip(new, hidden, strict=True)}
         for key, own in found.items():
             if own.nbytes <= self._room:

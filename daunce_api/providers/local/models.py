@@ -140,6 +140,7 @@ def load_causal_lm(
     import torch
     from transformers import AutoModelForCausalLM
 
+    quantised = _quantised(quantisation, dtype)
     if device_map is None and (quantisation is not None or device != "cpu"):
         device_map = {"": device}
     if device != "cpu":
@@ -150,7 +151,7 @@ def load_causal_lm(
                 folder,
                 dtype=dtype,
                 device_map=device_map,
-                quantization_config=_quantised(quantisation, dtype),
+                quantization_config=quantised,
                 use_safetensors=True,
                 local_files_only=True,
             )

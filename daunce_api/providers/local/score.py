@@ -1,5 +1,5 @@
-"""Log-probabilities of many sequences under one fine-tune, several in a padded pass, and the fine-tunes that are held in
-memory; what fits into memory, in bytes and in tokens."""
+"""Log-probabilities of many sequences under one fine-tune, several in a padded pass; the fine-tunes that are held in
+memory; and what fits into it, in bytes and in tokens."""
 
 from __future__ import annotations
 
@@ -281,7 +281,8 @@ class Passes:
             else:
                 batch = Batch.of(rows, self._model.device)
                 nats = token_nats(self._head, self._model.hidden(batch), batch.target, None)
-            return [part.numpy() for part in (-nats).cpu().double().split([len(targets) for _, targets in rows])]
+            parts = torch.split((-nats).cpu().double(), [len(targets) for _, targets in rows])
+            return [part.numpy() for part in parts]
 
     def _own(self, ids: Sequence[int], targets: Sequence[int]) -> Tensor:
         """By the model's own logits, one sequence at a time, where the family does more than its head to them."""

@@ -1,5 +1,5 @@
-"""Files, jobs and models of the local backend: plain files in the run folder, each written whole or not at all; and what
-a worker is given and gives back about one member."""
+"""Files, jobs and models of the local backend: plain files in the run folder, each written whole or not at all; and
+what a worker is given and gives back about one member."""
 
 from __future__ import annotations
 

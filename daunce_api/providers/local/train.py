@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -20,7 +21,7 @@ from ..objective import Objective, noise
 from ..randomness import DROPOUT, INIT, ORDER, stream
 from .lora import Active, ActiveFull, ActiveLora, AdaptedModel
 from .losses import Head, References, row_values
-from .options import FullSettings, LoraSettings, Recipe
+from .options import LoraSettings, Recipe
 from .score import CPU_TOKENS, passes_of
 
 SUBSET = Objective()
@@ -90,7 +91,7 @@ def fresh_weights(shapes: Mapping[str, tuple[int, int]], rank: int, seed: int) -
     return weights
 
 
-class _LoraTrainee:
+class LoraTrainee:
     """The adapters of K members, stacked along a first axis where there are several; float32."""
 
     def __init__(
@@ -102,7 +103,8 @@ class _LoraTrainee:
     ) -> None:
         if settings.dropout and model.head_name in shapes:
             raise ConfigurationError("lora_dropout is not computed for an adapter on the output head; leave one out.")
-        self._model, self._members, self._settings = model, members, settings
+        self.members = members
+        self._model, self._settings = model, settings
         self._together = len(members) > 1
         self._scaling = settings.alpha / settings.rank
         starts = [m.start or fresh_weights(shapes, settings.rank, m.seed) for m in members]
@@ -123,7 +125,7 @@ class _LoraTrainee:
         members = [r.member for r in rows] if self._together else None
         if not (share := self._settings.dropout):
             return ActiveLora(self._weights, self._scaling, members)
-        seeds = [self._members[r.member].seed for r in rows]
+        seeds = [self.members[r.member].seed for r in rows]
         keys = [stream(s, DROPOUT, step, r.place).integers(-(2**63), 2**63) for s, r in zip(seeds, rows, strict=True)]
         return ActiveLora(
             self._weights, self._scaling, members, share, torch.tensor(np.array(keys), device=self._model.device)
@@ -131,8 +133,8 @@ class _LoraTrainee:
 
     def start(self) -> Active | None:
         """theta_0. Fresh adapters change nothing, so that it is the base model."""
-        first = self._members[0].start
-        if any(m.start is not first for m in self._members):
+        first = self.members[0].start
+        if any(m.start is not first for m in self.members):
             raise CapabilityError("members of a perturbed objective that are trained together need the same start.")
         return None if first is None else ActiveLora(self._model.placed(first), self._scaling)
 
@@ -145,10 +147,10 @@ class _LoraTrainee:
         copied = {n: (a.detach().cpu().clone(), b.detach().cpu().clone()) for n, (a, b) in self._weights.items()}
         if not self._together:
             return [copied]
-        return [{n: (a[k], b[k]) for n, (a, b) in copied.items()} for k in range(len(self._members))]
+        return [{n: (a[k], b[k]) for n, (a, b) in copied.items()} for k in range(len(self.members))]
 
 
-class _FullTrainee:
+class FullTrainee:
     """All weights of one model (of its text part), trained on a copy; the model's own come back when it is no longer in
     use.
 
@@ -156,8 +158,9 @@ class _FullTrainee:
     than what bfloat16 resolves.
     """
 
-    def __init__(self, model: AdaptedModel, start: Mapping[str, Tensor] | None) -> None:
+    def __init__(self, model: AdaptedModel, member: Member, start: Mapping[str, Tensor] | None = None) -> None:
         """``start`` holds the weights that training begins with (theta_0); None: the base model's."""
+        self.members = [member]
         self._model = model
         first = model.own_weights if start is None else start
         self._start = ActiveFull(first)
@@ -191,24 +194,23 @@ class _FullTrainee:
                 self._held.weights[name].copy_(master)
 
     def weights(self) -> FullWeights:
-        """A copy of the weights as they are now, in the precision that the model computes with."""
-        return {n: t.detach().clone() for n, t in self._held.weights.items()}
+        """The weights as they are now, in the precision that the model computes with; training changes them."""
+        return {n: t.detach() for n, t in self._held.weights.items()}
 
 
-def train_members(
+def fine_tune(
     model: AdaptedModel,
-    members: Sequence[Member],
-    shapes: Mapping[str, tuple[int, int]],
-    settings: LoraSettings,
+    trainee: LoraTrainee | FullTrainee,
+    recipe: Recipe,
     *,
     objective: Objective = SUBSET,
     max_tokens: int = CPU_TOKENS,
     keep_bytes: int = KEEP_BYTES,
     after_step: AfterStep | None = None,
-    after_epoch: Callable[[int, list[Weights]], None] | None = None,
+    after_epoch: Callable[[int], None] | None = None,
     should_stop: Callable[[], bool] | None = None,
-) -> tuple[list[Weights], list[list[float]], list[int]]:
-    """Train the LoRA adapters of K members side by side; returns their weights, their losses per step, and the epoch of
+) -> tuple[list[list[float]], list[int]]:
+    """Train what ``trainee`` holds, its K members side by side; returns each one's losses per step, and the epoch of
     each step.
 
     All members take the same number of steps. ``max_tokens`` bounds the padded tokens of one forward pass; a longer
@@ -216,85 +218,15 @@ def train_members(
     kept for a perturbed objective. The losses that are reported are mean nats per completion token whatever the
     objective. ``after_step(step from 1, total, epoch, losses of the K members)``. The K = 1 result is the same for the
     same examples, seed, settings and thread count, byte for byte on a CPU; in a group it differs by float32 round-off.
+    The model has its own weights back when this returns or raises.
 
     Raises TrainingCancelledError once ``should_stop`` says so (called before each step), DataError for an example
     without completion tokens, RejectedError where a loss is not finite.
     """
-    _check(members)
-    trainee = _LoraTrainee(model, members, shapes, settings)
-    losses, epochs = _train(
-        model,
-        trainee,
-        members,
-        settings,
-        objective=objective,
-        max_tokens=max_tokens,
-        keep_bytes=keep_bytes,
-        after_step=after_step,
-        after_epoch=None if after_epoch is None else lambda epoch: after_epoch(epoch, trainee.weights()),
-        should_stop=should_stop,
-    )
-    return trainee.weights(), losses, epochs
-
-
-def train_full(
-    model: AdaptedModel,
-    member: Member,
-    start: Mapping[str, Tensor] | None,
-    settings: FullSettings,
-    *,
-    objective: Objective = SUBSET,
-    max_tokens: int = CPU_TOKENS,
-    keep_bytes: int = KEEP_BYTES,
-    after_step: AfterStep | None = None,
-    after_epoch: Callable[[int, FullWeights], None] | None = None,
-    should_stop: Callable[[], bool] | None = None,
-) -> tuple[FullWeights, list[float], list[int]]:
-    """Train all weights of one member, from ``start`` (None: the base model); otherwise as :func:`train_members`.
-
-    ``model`` has its own weights back when this returns or raises.
-    """
-    _check([member])
-    trainee = _FullTrainee(model, start)
-    try:
-        losses, epochs = _train(
-            model,
-            trainee,
-            [member],
-            settings,
-            objective=objective,
-            max_tokens=max_tokens,
-            keep_bytes=keep_bytes,
-            after_step=after_step,
-            after_epoch=None if after_epoch is None else lambda epoch: after_epoch(epoch, trainee.weights()),
-            should_stop=should_stop,
-        )
-    finally:
-        for parameter in model.parameters.values():
-            parameter.grad = None
-    return trainee.weights(), losses[0], epochs
-
-
-def _check(members: Sequence[Member]) -> None:
+    members = trainee.members
     empty = [e.example.id for m in members for e in m.examples if not e.targets]
     if empty or not all(m.examples for m in members):
         raise DataError("nothing to train on", [f"example {i!r} has no completion token" for i in empty])
-
-
-def _train(
-    model: AdaptedModel,
-    trainee: _LoraTrainee | _FullTrainee,
-    members: Sequence[Member],
-    recipe: Recipe,
-    *,
-    objective: Objective,
-    max_tokens: int,
-    keep_bytes: int,
-    after_step: AfterStep | None,
-    after_epoch: Callable[[int], None] | None,
-    should_stop: Callable[[], bool] | None,
-) -> tuple[list[list[float]], list[int]]:
-    """Losses of each member and step, and the epoch of each step."""
     schedules = [batches_of(len(m.examples), recipe, m.seed) for m in members]
     total = len(schedules[0])
     if any(len(s) != total for s in schedules):
@@ -328,8 +260,7 @@ def _train(
         last = step + 1 == total or schedules[0][step + 1][0] != epoch
         if after_step is not None or last or len(unread) == _READ_EVERY:
             _read(unread, losses, total)
-        for group_ in optimizer.param_groups:
-            group_["lr"] = learning_rate_at(step, total, recipe)
+        optimizer.param_groups[0]["lr"] = learning_rate_at(step, total, recipe)
         trainee.before_step()
         optimizer.step()
         optimizer.zero_grad()
@@ -339,6 +270,19 @@ def _train(
         if after_epoch is not None and last:
             after_epoch(epoch)
     return losses, [epoch for epoch, _ in schedules[0]]
+
+
+def train_members(
+    model: AdaptedModel,
+    members: Sequence[Member],
+    shapes: Mapping[str, tuple[int, int]],
+    settings: LoraSettings,
+    **options: Any,
+) -> tuple[list[Weights], list[list[float]], list[int]]:
+    """The adapters of K members after :func:`fine_tune` with these ``options``, and what it returns."""
+    trainee = LoraTrainee(model, members, shapes, settings)
+    losses, epochs = fine_tune(model, trainee, settings, **options)
+    return trainee.weights(), losses, epochs
 
 
 def _read(unread: list[Tensor], losses: list[list[float]], total: int) -> None:

@@ -22,7 +22,6 @@ from ...data.dataset import Dataset
 from ...data.tokenizers import EncodedExample, encode_example
 from ...errors import CapabilityError, ConfigurationError, DataError, DaunceError, RejectedError
 from ..objective import Objective
-from .adapters import save_adapter
 from .classifier import Classifier, Members, State
 from .language import LanguageModel
 from .models import check_device
@@ -39,7 +38,7 @@ from .score import (
 )
 from .store import Files, MemberResult, MemberTask, beside
 from .task import Records, load_task
-from .train import FullWeights, Member, Weights, batches_of, train_full, train_members, trained_tokens
+from .train import batches_of, fine_tune, trained_tokens
 
 CLASS_WEIGHTS = "model.safetensors"
 _IDS_PER_EXAMPLE = 2  # see TaskTokenizer
@@ -56,8 +55,8 @@ Own = TypeVar("Own")
 @dataclass(frozen=True, slots=True)
 class TrainTask:
     """Members that are trained side by side. ``memory_limit`` in bytes beside the model; None: half of what is free,
-    shared by ``workers`` processes. ``tokens``: most padded tokens of a pass. ``checkpoints``: of how many epochs before
-    the last one the result is kept too. ``cuts``: how often a worker ended at these members for want of memory."""
+    shared by ``workers`` processes. ``tokens``: most padded tokens of a pass. ``checkpoints``: of how many epochs
+    before the last one the result is kept too. ``cuts``: how often a worker was killed at these members."""
 
     spec: ModelSpec | TaskSpec
     settings: LoraSettings | FullSettings | ClassifierSettings
@@ -135,22 +134,21 @@ def run_train(task: TrainTask) -> list[MemberResult]:
     allows; where a batch fails it is halved, down to single members, whose failure is their own."""
     read = _read_records if isinstance(task.spec, TaskSpec) else partial(read_examples, model=loaded(task.spec))
     results: dict[str, MemberResult] = {}
-    alike: dict[object, list[tuple[MemberTask, list[EncodedExample] | list[tuple[str, str]]]]] = {}
+    alike: dict[tuple[int, str], list[tuple[MemberTask, list[EncodedExample] | list[tuple[str, str]]]]] = {}
     for member in task.members:
         try:
             own = read(member.content)
         except DaunceError as error:
             results[member.key] = MemberResult(member.key, error=str(error))
             continue
-        kind: object = (len(own), repr(member.start))
+        steps = len(own)
         if not isinstance(task.settings, ClassifierSettings):
-            kind = len(batches_of(len(own), task.settings, member.seed))
-        alike.setdefault(kind, []).append((member, own))
-    train: Callable[..., list[MemberResult]] = {
-        LoraSettings: _train_lora,
-        FullSettings: _train_whole,
-        ClassifierSettings: _train_classes,
-    }[type(task.settings)]
+            steps = len(batches_of(len(own), task.settings, member.seed))
+        start = str(_folder(member.start))
+        alike.setdefault((steps, start), []).append((member, own))
+    train: Callable[..., list[MemberResult]] = (
+        _train_classes if isinstance(task.settings, ClassifierSettings) else _train_language
+    )
     for group in alike.values():
         results.update({r.key: r for r in train(task, group)})
     return [results[m.key] for m in task.members]
@@ -248,106 +246,57 @@ def _attempt(
         return error.with_traceback(None)
 
 
-def _train_lora(task: TrainTask, group: Sequence[tuple[MemberTask, list[EncodedExample]]]) -> list[MemberResult]:
-    if not isinstance(task.settings, LoraSettings) or not isinstance(task.spec, ModelSpec):
-        raise CapabilityError("adapters belong to language models")
-    model, settings = loaded(task.spec), task.settings
+def _train_language(task: TrainTask, group: Sequence[tuple[MemberTask, list[EncodedExample]]]) -> list[MemberResult]:
+    """LoRA members together, full fine-tunes one at a time."""
+    settings = task.settings
+    if isinstance(settings, ClassifierSettings) or not isinstance(task.spec, ModelSpec):
+        raise CapabilityError("these settings belong to a task's classifier")
+    model = loaded(task.spec)
     model.fine_tunes.clear()  # those of scoring
-    shapes = model.adapter_shapes(settings.targets)
+    device, own_weights = model.adapted.device, model.adapted.own_weights
     longest = max(len(e.ids) for _, examples in group for e in examples)
-    budget = task.memory_limit or default_budget(model.adapted.device, task.workers)
-    numbers = settings.rank * sum(n_in + n_out for n_in, n_out in shapes.values())
+    budget = task.memory_limit or default_budget(device, task.workers)
+    if isinstance(settings, LoraSettings):
+        numbers = settings.rank * sum(map(sum, model.adapter_shapes(settings.targets).values()))
+        member_bytes, together = 4 * _ADAPTER_COPIES * numbers, len(group)
+    else:
+        member_bytes, together = _FULL_BYTES * sum(t.numel() for t in own_weights.values()), 1
     limits = limits_of(
-        model.adapted,
-        member_bytes=4 * _ADAPTER_COPIES * numbers,
-        members=len(group),
-        longest=longest,
-        budget=budget,
-        tokens=task.tokens,
+        model.adapted, member_bytes=member_bytes, members=together, longest=longest, budget=budget, tokens=task.tokens
     )
 
     def train(batch: Sequence[tuple[MemberTask, list[EncodedExample]]], tokens: int) -> list[MemberResult]:
-        starts: dict[Path, Weights] = {}
-        members = []
-        for member, examples in batch:
-            folder = _folder(member.start)
-            if folder is not None and folder not in starts:
-                starts[folder] = model.start_weights(folder, settings, shapes)
-            members.append(Member(examples, member.seed, None if folder is None else starts[folder]))
+        start = _folder(batch[0][0].start)
+        trainee = model.trainee([(examples, member.seed) for member, examples in batch], settings, start)
         earlier: list[dict[int, Files]] = [{} for _ in batch]
 
-        def pack(own: Weights) -> Files:
-            return _packed(partial(save_adapter, weights=own, settings=settings, base_model=model.name))
+        def keep(k: int, epoch: int | None = None) -> Files:
+            if (out := batch[k][0].out) is None:
+                return _packed(lambda folder: model.save(folder, trainee, k, settings))
+            model.save(beside(out, epoch), trainee, k, settings)
+            return {}
 
-        def after_epoch(epoch: int, weights: list[Weights]) -> None:
+        def after_epoch(epoch: int) -> None:
             if _kept(epoch, settings.n_epochs, task.checkpoints):
-                for kept, own in zip(earlier, weights, strict=True):
-                    kept[epoch] = pack(own)
+                for k, kept in enumerate(earlier):
+                    kept[epoch] = keep(k, epoch)
 
-        weights, losses, _ = train_members(
+        losses, _ = fine_tune(
             model.adapted,
-            members,
-            shapes,
+            trainee,
             settings,
             objective=task.objective,
             max_tokens=tokens,
             keep_bytes=budget // 8,
-            after_epoch=after_epoch if task.checkpoints else None,
+            after_epoch=after_epoch,
         )
         return [
-            MemberResult(member.key, pack(own), tuple(history), trained_tokens(examples, settings), earlier=kept)
-            for (member, examples), own, history, kept in zip(batch, weights, losses, earlier, strict=True)
+            MemberResult(m.key, keep(k), tuple(losses[k]), trained_tokens(examples, settings), earlier=earlier[k])
+            for k, (m, examples) in enumerate(batch)
         ]
 
     halve_on = (CapabilityError, RejectedError)
-    device = model.adapted.device
     return train_in_parts(group, limits, train, longest=longest, device=device, cuts=task.cuts, halve_on=halve_on)
-
-
-def _train_whole(task: TrainTask, group: Sequence[tuple[MemberTask, list[EncodedExample]]]) -> list[MemberResult]:
-    """Full fine-tunes, one at a time."""
-    if not isinstance(task.settings, FullSettings) or not isinstance(task.spec, ModelSpec):
-        raise CapabilityError("full fine-tunes belong to language models")
-    model, settings = loaded(task.spec), task.settings
-    model.fine_tunes.clear()
-    longest = max(len(e.ids) for _, examples in group for e in examples)
-    budget = task.memory_limit or default_budget(model.adapted.device, task.workers)
-    weights_bytes = _FULL_BYTES * sum(t.numel() for t in model.adapted.own_weights.values())
-    limits = limits_of(
-        model.adapted, member_bytes=weights_bytes, members=1, longest=longest, budget=budget, tokens=task.tokens
-    )
-
-    def train(batch: Sequence[tuple[MemberTask, list[EncodedExample]]], tokens: int) -> list[MemberResult]:
-        member, examples = batch[0]
-        model.check_trainable()
-        start = _folder(member.start)
-        earlier: dict[int, Files] = {}
-
-        def keep(weights: FullWeights, epoch: int | None = None) -> Files:
-            if member.out is None:
-                return _packed(lambda out: model.save_full(out, weights))
-            model.save_full(beside(member.out, epoch), weights)
-            return {}
-
-        def after_epoch(epoch: int, weights: FullWeights) -> None:
-            if _kept(epoch, settings.n_epochs, task.checkpoints):
-                earlier[epoch] = keep(weights, epoch)
-
-        weights, losses, _ = train_full(
-            model.adapted,
-            Member(examples, member.seed),
-            None if start is None else model.full_weights(start),
-            settings,
-            objective=task.objective,
-            max_tokens=tokens,
-            keep_bytes=budget // 8,
-            after_epoch=after_epoch if task.checkpoints else None,
-        )
-        tokens_seen = trained_tokens(examples, settings)
-        return [MemberResult(member.key, keep(weights), tuple(losses), tokens_seen, earlier=earlier)]
-
-    device = model.adapted.device
-    return train_in_parts(group, limits, train, longest=longest, device=device, cuts=task.cuts)
 
 
 def _train_classes(task: TrainTask, group: Sequence[tuple[MemberTask, list[tuple[str, str]]]]) -> list[MemberResult]:
