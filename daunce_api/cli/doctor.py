@@ -20,10 +20,12 @@ from ..data.tokenizers import EncodedExample, encode_example
 from ..errors import CapabilityError, DataError, DaunceError, ProviderError, StoreError, TransientError
 from ..providers.base import (
     Deferred,
+    Listing,
     Probing,
     Scorer,
     ScorerCapabilities,
     TokenScores,
+    Trainer,
     TrainerCapabilities,
     within_scope,
 )
@@ -124,6 +126,7 @@ async def examine_backend(
     else:
         late = f"; it shuts down on {info.shutdown_date}" if info.shutdown_date else ""
         findings.add("base model", True, f"{info.id} is there{late}")
+    await _jobs_route(backend.trainer, findings)
     scorer = backend.scorer
     if isinstance(scorer, Deferred):
         scorer = scorer.immediate
@@ -140,6 +143,22 @@ async def examine_backend(
     except DaunceError as error:
         findings.add("log-probabilities", False, str(error))
     return findings
+
+
+async def _jobs_route(trainer: Trainer, findings: Findings) -> None:
+    """Whether fine-tuning jobs can be listed: a gateway may pass on everything else."""
+    if not isinstance(trainer, Listing):
+        return
+    try:
+        await _patient(trainer.reach_jobs)
+    except ProviderError as error:
+        findings.add("fine-tuning jobs", False, str(error))
+        findings.advice.append(
+            "the jobs route does not work here, so nothing can be trained. A gateway may need a license for it, or a "
+            "pass-through address (LiteLLM: base_url .../openai/v1)."
+        )
+    else:
+        findings.add("fine-tuning jobs", True, "they can be listed")
 
 
 def _model_to_try(scorer: ScorerCapabilities, base: str, fine_tunes: Sequence[str], findings: Findings) -> str | None:
@@ -177,10 +196,12 @@ def _short_examples(run: Run, findings: Findings) -> list[EncodedExample]:
     tokenizer, scorer = run.tokenizer, capabilities_of(run.config)[1]
     usable: list[EncodedExample] = []
     problems: list[str] = []
-    looked = [*run.train[:LOOKED_AT], *run.test[:LOOKED_AT]]
-    for example in looked:
+    data = run.config.data
+    looked = [(e, data.measured(one_turn=scorer.one_turn)) for e in run.train[:LOOKED_AT]]
+    looked += [(e, data.asked) for e in run.test[:LOOKED_AT]]
+    for example, turns in looked:
         try:
-            encoded = encode_example(example, tokenizer, run.config.data.loss_on)
+            encoded = encode_example(example, tokenizer, turns)
             usable.append(within_scope(encoded, scorer))
         except (CapabilityError, DataError) as error:
             problems.append(str(error))

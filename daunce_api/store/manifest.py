@@ -6,13 +6,16 @@ from collections.abc import Mapping
 from functools import cache
 from typing import Any
 
-from ..config import RunConfig
+from ..config import RunConfig, earlier_default
 
 MAY_CHANGE = (
     "attribution.",
     "backend.api_key_env",
     "backend.max_concurrent_jobs",
     "backend.minutes_per_job",
+    "backend.options.echoes",
+    "backend.options.grace_seconds",
+    "backend.options.listing_lag_seconds",
     "backend.scorer.api_key_env",
     "budget.",
     "data.test",
@@ -61,7 +64,7 @@ def differences(before: Mapping[str, Any], after: Mapping[str, Any]) -> tuple[li
         if a == b and type(a) is type(b):
             continue
         line = f"{key}: {_show(a)} -> {_show(b)}"
-        if a == MISSING and b == _defaults().get(key, MISSING):
+        if a == MISSING and b in (_defaults().get(key, MISSING), earlier_default(key)):
             continue  # a key that this version has and the run's did not: what it did then is the default now
         grows = key == "ensemble.members" and isinstance(a, int) and isinstance(b, int) and b > a
         (allowed if grows or _may_change(key) else forbidden).append(line)

@@ -471,9 +471,9 @@ def test_heat_map_cells_open_their_pairs(report: Path, open_page: Any, attributi
     def cells() -> list[str]:
         return [t.replace("−", "-").strip("()") for t in page.locator("#heat td button").all_text_contents()]
 
-    assert float(cells()[3]) == pytest.approx(mean, rel=0.006)
+    assert float(cells()[3]) == pytest.approx(mean, rel=0.02)
     page.locator("#sources input[value=each]").check()
-    assert float(cells()[3]) == pytest.approx(mean / 20, rel=0.006)
+    assert float(cells()[3]) == pytest.approx(mean / 20, rel=0.02)
     page.locator("#heat td button").nth(3).click()
     assert page.locator("#pair-source").evaluate("s => s.selectedOptions[0].text") == "fish"
     assert page.locator("#test-source").evaluate("s => s.selectedOptions[0].text") == "bird"

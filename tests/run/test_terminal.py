@@ -160,6 +160,11 @@ def test_the_time_left_is_shown_from_the_first_second(monkeypatch: pytest.Monkey
     now[0] = 10
     progress.scored(0, 2, 2)  # trained and scored: two of eight steps
     assert progress._left(2) == "about 30 s left"
+    now[0] = 41
+    slow = terminal.Progress(4, quiet=True, first_guess=40)
+    now[0] = 90
+    assert slow._left(0) == "slower than usual"
+    now[0] = 10
     plain = terminal.Progress(4, quiet=True)
     assert "after the first member" in plain._left(0)
     now[0] = 12
@@ -221,11 +226,11 @@ def test_status_says_what_more_members_would_add(finished: object, screen: io.St
     content = json.loads(json.dumps(state.to_json(), allow_nan=False))
     assert content["more"] == pytest.approx({"members": 20, "gain": gain, "low": low, "high": high})
     assert content["self_lds"]["value"] == quality.value
-    assert "forecast" not in content["self_lds"]
+    assert "draws" not in content["self_lds"]
 
 
 def test_status_says_that_few_members_tell_little(finished: object, screen: io.StringIO) -> None:
-    state = replace(Run.open(str(finished)).status(), self_lds=replace(judged(12), curve=None, forecast=None))
+    state = replace(Run.open(str(finished)).status(), self_lds=replace(judged(12), curve=None, draws=None))
     terminal.summary(state)
     text = " ".join(screen.getvalue().split())
     assert "a rough guess below 20 members" in text

@@ -15,10 +15,11 @@ function startPlots() {
   drawPlots();
 }
 
-// A cell's shade: grows with the square root, so that one strong cell does not turn all others white.
-function shade(value, limit) {
+// A cell's shade grows with the square root, so that one strong cell does not turn all others white; cells that are not
+// significant stay pale.
+function shade(value, limit, clear) {
   if (value === null || !value) return '';
-  const share = Math.round(78 * Math.sqrt(Math.abs(value) / limit));
+  const share = Math.round((clear ? 60 : 25) * Math.sqrt(Math.abs(value) / limit));
   return 'color-mix(in srgb, var(--' + (value > 0 ? 'help' : 'hurt') + ') ' + share + '%, transparent)';
 }
 
@@ -33,13 +34,15 @@ function drawHeat() {
   const clear = (s, t) => heat.stderr[s][t] === null || Math.abs(heat.total[s][t]) >= heat.threshold * heat.stderr[s][t];
   const limit = z.flat().reduce((most, v) => Math.max(most, Math.abs(v || 0)), 0) || 1;
   const few = columns.length <= 12;
+  const number = aligned(limit);
+  const plus = (v) => (v > 0 ? '+' : '') + number(v);
   const cell = (s, t) => {
     const value = z[s][t];
-    const half = heat.stderr[s][t] === null ? '' : ' ± ' + digits(heat.threshold * heat.stderr[s][t] * scale(s));
-    const label = value === null ? 'unknown' : clear(s, t) ? signed(value) : '(' + signed(value) + ')';
+    const half = heat.stderr[s][t] === null ? '' : ' ± ' + number(heat.threshold * heat.stderr[s][t] * scale(s));
+    const label = value === null ? 'unknown' : clear(s, t) ? plus(value) : '(' + plus(value) + ')';
     const said = rows[s] + ' (' + heat.rows_count[s] + ') on ' + columns[t] + ' (' + heat.columns_count[t] + '): ' + label + half;
     const button = element('button', { type: 'button', title: said, 'aria-label': said, onclick: () => openCell(s, t) }, few ? label : ' ');
-    button.style.backgroundColor = shade(value, limit);
+    button.style.backgroundColor = shade(value, limit, clear(s, t));
     return element('td', { class: clear(s, t) ? '' : 'unclear' }, button);
   };
   byId('heat').className = few ? 'heat' : 'heat many';

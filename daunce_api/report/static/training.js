@@ -11,6 +11,10 @@ const ORDERS = {
 };
 
 function startTraining() {
+  const largest = (name) => numbers[name].reduce((most, v) => Math.max(most, Math.abs(v) || 0), 0);
+  const mean = aligned(largest('mean_score'));
+  const effect = numbers.effect ? aligned(largest('effect')) : digits;
+  const plus = (v, number) => (v > 0 ? '+' : '') + number(v);
   if (numbers.effect) {
     ORDERS.effect.label = data.effect_label;
     training.order = 'effect';
@@ -27,8 +31,8 @@ function startTraining() {
   training.list = new VirtualList(byId('train-list'), 38, (i) => [element('div', { class: 'grid' },
     element('span', { class: 'one' }, element('span', { class: 'id' }, data.train.id[i])),
     element('span', { class: 'one' }, data.train.answer[i]),
-    ...(numbers.effect ? [element('span', { class: 'num' + (numbers.proposed[i] ? ' harmful' : '') }, signed(numbers.effect[i]))] : []),
-    element('span', { class: 'num ' + (numbers.mean_score[i] < 0 ? 'harmful' : '') }, signed(numbers.mean_score[i])),
+    ...(numbers.effect ? [element('span', { class: 'num' + (numbers.proposed[i] ? ' harmful' : '') }, plus(numbers.effect[i], effect))] : []),
+    element('span', { class: 'num ' + (numbers.mean_score[i] < 0 ? 'harmful' : '') }, plus(numbers.mean_score[i], mean)),
     element('span', { class: 'num' }, digits(numbers.self_influence[i])),
     element('span', { class: 'num' }, String(numbers.included[i])))], showTraining);
   for (const id of ['train-search', 'train-source']) byId(id).addEventListener('input', drawTraining);
