@@ -46,6 +46,15 @@ def texts(count: int) -> list[dict[str, str]]:
     ]
 
 
+def folder_of(name: str) -> str:
+    """What a model is loaded by."""
+    if name != "smollm2-135m":
+        return name
+    from smollm2 import converted
+
+    return str(converted())
+
+
 class Language:
     """The same members and steps for every variant: rank-8 LoRA on q and v, batches of 8, one epoch."""
 
@@ -54,7 +63,7 @@ class Language:
         from daunce_api.data.tokenizers import encode_example
         from daunce_api.providers.local.language import LanguageModel, LoraSettings
 
-        self.model = LanguageModel.load(name, dtype=dtype)
+        self.model = LanguageModel.load(folder_of(name), dtype=dtype)
         data = Dataset.from_records(texts(2 * examples))
         self.examples = [encode_example(e, self.model.tokenizer) for e in data]
         self.settings = LoraSettings(n_epochs=1, targets=("q_proj", "v_proj"))
@@ -196,7 +205,7 @@ class Scoring:
         from daunce_api.providers.local.language import LanguageModel, LoraSettings
         from daunce_api.providers.local.train import fresh_weights
 
-        self.model = LanguageModel.load(name)
+        self.model = LanguageModel.load(folder_of(name))
         encoded = [encode_example(e, self.model.tokenizer) for e in Dataset.from_records(texts(examples))]
         self.sequences = [(e.ids, e.targets) for e in encoded]
         self.held = tempfile.TemporaryDirectory()
