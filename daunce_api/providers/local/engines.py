@@ -139,10 +139,9 @@ class _Process:
             if self._pipe is None or self._process is None or not self._process.is_alive():
                 context = multiprocessing.get_context("spawn")
                 self._pipe, child = context.Pipe()
-                self._process = context.Process(
-                    target=_serve, args=(child, os.getpid(), self._environment), daemon=True
-                )
-                self._process.start()
+                process = context.Process(target=_serve, args=(child, os.getpid(), self._environment), daemon=True)
+                process.start()
+                self._process = process
                 child.close()  # so that the pipe ends with the process
             return self._pipe, self._process
 
