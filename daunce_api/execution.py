@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import cached_property
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
-
 from ._util.clock import Clock
-from .attribution import Attribution
 from .attribution.from_store import Material, assemble, complete_members
 from .config import RunConfig
 from .core import MINIMUM_MEMBERS, SelfLDS, StopRule
@@ -23,7 +20,7 @@ from .providers.replay import Session
 from .providers.replay.protocol import PROTOCOL
 from .score.cache import open_cache
 from .score.client import FINE_TUNE_PROBE_VALUE, PROBE_VALUE, Budget, Progress, ScoringClient
-from .score.health import check_members_differ
+from .score.health import Comparison
 from .store import TARGET, RunStore
 from .train import Event, EventKind, JobClient, OnEvent, Training
 
@@ -54,7 +51,7 @@ class Execution:
         self._protocol = PROTOCOL
         self._history: dict[int, SelfLDS] = {}
         self._order: list[int] = []
-        self._compared = False
+        self._comparison = Comparison(store)
         self._shares: dict[int, tuple[int, int]] = {}
 
     def training(self, backend: Backend) -> Training:
@@ -89,7 +86,7 @@ class Execution:
 
     async def _train_and_score(self, session: Session | None) -> None:
         finished = complete_members(self._store, self._material)
-        self._compare(finished)
+        await self._compare(finished)
         if len(finished) == self._material.ensemble.members or self._enough(finished) is not None:
             return
         recording: AbstractContextManager[Any] = session or nullcontext()
@@ -123,12 +120,15 @@ class Execution:
                     # Before anything is paid for. An endpoint that has to load each model is tested with member 0.
                     await self._client.probe(base, self._shortest)
                 try:
-                    await self._training.run(self._score, finished=finished)
+                    await self._training.run(
+                        self._score,
+                        finished=finished,
+                        one_first=not backend.scorer.capabilities.fine_tunes_verified,
+                    )
                 except MembersAlikeError:
                     await self._client.drain()
                     raise
-        self._compared = False
-        self._compare(complete_members(self._store, self._material))
+        await self._compare(complete_members(self._store, self._material))
 
     def _discarded(self, error: MembersAlikeError) -> MembersAlikeError:
         """Set the scores aside that may not be those of their models."""
@@ -169,10 +169,10 @@ class Execution:
         for rank, (number, checkpoint) in enumerate(earlier.items(), start=1):
             self._shares[member] = (rank, 1 + len(earlier))
             await self._score_checkpoint(member, number, checkpoint)
-        if self._compared and config.ensemble.stop is None:
-            return
         members = complete_members(self._store, material)
-        self._compare(members)
+        if not self._comparison.due(len(members)) and config.ensemble.stop is None:
+            return
+        await self._compare(members, self._client)
         reason = self._enough(members)
         if reason is not None:
             self._training.halt(reason)
@@ -221,12 +221,11 @@ class Execution:
     def _probe_tokens(self) -> int:
         return tokens_of(self._material.encoded_train[: self._config.scoring.noise_probe])
 
-    def _compare(self, members: list[int]) -> None:
-        """Hold the first complete members against each other, before more of them are paid for."""
-        if self._compared or len(members) < 2:
-            return
-        check_served(self._store, assemble(self._store, self._material, self._config))
-        self._compared = True
+    async def _compare(self, members: list[int], client: ScoringClient | None = None) -> None:
+        """Compare the first complete members with each other, before more of them are paid for."""
+        if len(members) >= 2 and (client is None or self._comparison.due(len(members))):
+            attribution = await asyncio.to_thread(assemble, self._store, self._material, self._config)
+            await self._comparison.look(attribution, client, self._material.encoded_train)
 
     def _enough(self, members: list[int]) -> str | None:
         """Why no further member is needed, by ``ensemble.stop``; looks at every ``check_every``-th complete member."""
@@ -270,28 +269,6 @@ def booked(
 def tokens_of(examples: Sequence[EncodedExample]) -> int:
     """Tokens of the distinct examples."""
     return sum(len(example.ids) for example in {e.key: e for e in examples}.values())
-
-
-def check_served(store: RunStore, attribution: Attribution) -> None:
-    """Raises MembersAlikeError where the members' answers show that the endpoint does not serve the fine-tunes."""
-    models = store.jobs.ready_models()
-    members = np.array(attribution.members)
-
-    def check(loss_KX: NDArray[np.float64], member_K: NDArray[np.int64], which: str = "") -> None:
-        names = [f"{models.get(int(k), f'member {k}')}{which}" for k in member_K]
-        try:
-            check_members_differ(loss_KX, names, sigma=attribution.noise or 0.0)
-        except MembersAlikeError as error:
-            rows = error.members
-            raise MembersAlikeError(str(error), rows and [int(member_K[row]) for row in rows]) from error
-
-    check(np.concatenate([attribution.test_loss_KM, attribution.train_loss_KN], axis=1), members)
-    if attribution.earlier is None:
-        return
-    for train_KN, test_KM in zip(attribution.earlier.train_loss_SKN, attribution.earlier.test_loss_SKM, strict=True):
-        loss_KX = np.concatenate([test_KM, train_KN], axis=1)
-        has_K = np.isfinite(loss_KX).any(axis=1)
-        check(loss_KX[has_K], members[has_K], " (checkpoint)")
 
 
 def _listed(members: Sequence[int]) -> str:

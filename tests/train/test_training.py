@@ -15,6 +15,7 @@ from world import World
 from daunce_api._util.clock import InstantClock
 from daunce_api.errors import (
     BudgetError,
+    ContractError,
     DailyLimitError,
     NotEnoughMembersError,
     RejectedError,
@@ -600,3 +601,21 @@ def test_a_model_is_looked_for_patiently_and_missed_clearly(world: World) -> Non
         assert asyncio.run(training.model_info("base")).id == "base"
         with pytest.raises(RejectedError, match="does not exist"):
             asyncio.run(training.model_info("nobody"))
+
+
+def test_one_member_is_handed_over_before_a_second_is_submitted(world: World) -> None:
+    """Where it is not known whether fine-tunes can be scored, one job is paid for to find out, not all of them."""
+    submitted: list[int] = []
+
+    async def on_ready(member: int, model: str) -> None:
+        submitted.append(len(world.provider.jobs))
+        if len(submitted) == 1:
+            raise ContractError("it ignores echo for fine-tunes")
+
+    with world.open() as store:
+        with pytest.raises(ContractError):
+            asyncio.run(world.training(store).run(on_ready, one_first=True))
+        assert submitted == [1]
+        outcome = asyncio.run(world.training(store).run(on_ready, one_first=True))
+    assert submitted[1] == 1
+    assert len(outcome.models) == world.members
