@@ -4,7 +4,7 @@
     attribution = attribute("train.jsonl", "test.jsonl", backend="embedded", members=32)
     attribution.top("q-17", k=10)
 
-``Run`` gives the steps one by one; everything else lives in its module.
+``Run`` gives the steps one by one, and answers further questions (``run.ask``); everything else lives in its module.
 """
 
 from __future__ import annotations
@@ -34,8 +34,12 @@ __all__ = [
 ]
 
 
-# SciPy, pandas and HTTP clients come with these; who does not use them (every process of the server) does not wait.
+# Imported on first use: they bring SciPy, pandas and HTTP clients, which `import daunce_api` need not wait for.
 _DEFERRED = {"Attribution": ".attribution", "Run": ".run", "attribute": ".run"}
+
+
+def __dir__() -> list[str]:
+    return __all__
 
 
 def __getattr__(name: str) -> Any:

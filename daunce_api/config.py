@@ -10,6 +10,8 @@ import difflib
 import json
 import math
 import re
+from collections.abc import Iterator, Mapping
+from copy import deepcopy
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -20,17 +22,37 @@ from pydantic import (
     ConfigDict,
     Field,
     ValidationError,
+    ValidationInfo,
     field_validator,
     model_validator,
 )
 
-from .config_file import read_yaml
+from ._util.secrets import address_problem, looks_like_key, secret_part
+from ._util.yaml import read_yaml
 from .data.dataset import LossOn
 from .errors import ConfigurationError
+
+VERSION = 2
+"""Version of the config's keys, kept in the manifest of a run. 1: the runs of daunce-api 0.1."""
+
+_EARLIER_DEFAULTS: dict[int, dict[str, Any]] = {}
+"""What a key that is left out meant before the default changed, by the version that changed it: a run of an earlier
+version keeps the recipe that it was started with. ``{3: {"data.loss_on": "last"}}``."""
+
+_RETIRED: dict[str, str] = {}
+"""Keys that this version no longer has, with what to use instead."""
 
 
 class _Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True, allow_inf_nan=False)
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _no_truth_values_as_numbers(cls, value: Any, info: ValidationInfo) -> Any:
+        """pydantic reads true as 1."""
+        if isinstance(value, bool) and _is_number(cls.model_fields[str(info.field_name)].annotation):
+            raise ValueError("must be a number, not true or false")
+        return value
 
     @model_validator(mode="before")
     @classmethod
@@ -40,6 +62,17 @@ class _Section(BaseModel):
             return content
         plain_sections = {k for k, f in cls.model_fields.items() if isinstance(f.annotation, type(BaseModel))}
         return {k: v for k, v in content.items() if v is not None or k not in plain_sections}
+
+
+def _is_number(annotation: Any) -> bool:
+    parts = {annotation, *getattr(annotation, "__args__", ())}
+    return bool(parts & {int, float}) and bool not in parts
+
+
+def _address(value: str, info: ValidationInfo) -> str:
+    if not (info.context or {}).get("kept") and (problem := address_problem(value)):
+        raise ValueError(problem)
+    return value
 
 
 def _variable_name(value: str) -> str:
@@ -63,12 +96,10 @@ def _hyperparameter(value: Any) -> Any:
         or (isinstance(value, float) and not math.isfinite(value))
     ):
         raise ValueError("must be a finite number or a text")
-    # YAML 1.1 reads 1e-3 (no dot) as a text.
-    if isinstance(value, str) and re.fullmatch(r"[+-]?\d+(\.\d*)?[eE][+-]?\d+", value):
-        return float(value)
     return value
 
 
+Address = Annotated[str, AfterValidator(_address)]
 VariableName = Annotated[str, AfterValidator(_variable_name)]
 OptionValues = Annotated[dict[str, Any], AfterValidator(_json_data)]
 HyperparameterValue = Annotated[int | float | str, BeforeValidator(_hyperparameter)]
@@ -86,7 +117,7 @@ class ScorerConfig(_Section):
     """Where log-probabilities are read, if that is another endpoint than the one that trains."""
 
     kind: str | None = Field(None, description="scorer; default: the backend's own")
-    base_url: str | None = Field(None, description="its endpoint; default: the backend's")
+    base_url: Address | None = Field(None, description="its endpoint; default: the backend's")
     api_key_env: VariableName | None = Field(
         None, description="environment variable that holds its API key; default: the backend's"
     )
@@ -101,7 +132,7 @@ class BackendConfig(_Section):
         description="embedded, local, openai, azure, together, fireworks, tinker, or openai_wire (any server)",
     )
     model: str = Field("daunce-tiny", description="base model that is fine-tuned")
-    base_url: str | None = Field(None, description="endpoint of an OpenAI-wire server; default: the provider's own")
+    base_url: Address | None = Field(None, description="endpoint of an OpenAI-wire server; default: the provider's own")
     api_key_env: VariableName | None = Field(
         None, description="environment variable that holds the API key; default: the provider's usual one"
     )
@@ -268,8 +299,10 @@ class RunConfig(_Section):
     def from_mapping(cls, content: dict[str, Any], *, base: Path | None = None, where: str = "config") -> RunConfig:
         """From plain data; ``base`` is the folder that relative paths start from (default: the current one).
 
-        Raises ConfigurationError that lists every problem with its key.
+        Raises ConfigurationError that lists every problem with its key, and repeats no value: it may be a secret.
         """
+        if secrets := list(_misplaced_secrets(content, "")):
+            raise ConfigurationError("\n".join([f"{where} has problems:", *secrets]))
         try:
             config = cls.model_validate(content)
         except ValidationError as error:
@@ -282,6 +315,84 @@ class RunConfig(_Section):
             raise ConfigurationError(f"{where}: a path cannot be used: {error}") from error
         return config.model_copy(update={"run_dir": run_dir, "data": config.data.model_copy(update=data)})
 
+    @classmethod
+    def from_manifest(cls, manifest: Mapping[str, Any]) -> tuple[RunConfig, tuple[str, ...]]:
+        """The config in the manifest of a run of this version or an earlier one, and what of it is gone, in sentences.
+
+        Keys that this version does not have are left out; keys that came later have the value that they had for that
+        run. Raises ConfigurationError where what remains cannot be used.
+        """
+        content, gone = _known_keys(cls, manifest["config"], "")
+        version = int(manifest.get("version", 1))
+        content = _with_earlier_defaults(content, version)
+        try:
+            return cls.model_validate(content, context={"kept": True}), tuple(gone)
+        except ValidationError as error:
+            raise ConfigurationError("\n".join(["the config in the run folder:", *_explain(error)])) from error
+
+    def as_started(self, version: int) -> RunConfig:
+        """This config for a run that was started by an earlier version: keys that are left out have the defaults of
+        that version."""
+        content = self.model_dump(exclude_unset=True)
+        return type(self).model_validate(_with_earlier_defaults(content, version), context={"kept": True})
+
+
+def _with_earlier_defaults(content: dict[str, Any], version: int) -> dict[str, Any]:
+    content = deepcopy(content)
+    for changed_in in sorted(v for v in _EARLIER_DEFAULTS if v > version):
+        for path, value in _EARLIER_DEFAULTS[changed_in].items():
+            *sections, key = path.split(".")
+            section = content
+            for name in sections:
+                section = section.setdefault(name, {})
+            section.setdefault(key, value)
+    return content
+
+
+def _known_keys(section: type[BaseModel], content: Mapping[str, Any], path: str) -> tuple[dict[str, Any], list[str]]:
+    """The keys of a section that this version has, and a sentence for each of the others."""
+    known: dict[str, Any] = {}
+    gone: list[str] = []
+    for key, value in content.items():
+        place = f"{path}{key}"
+        if key not in section.model_fields:
+            instead = _RETIRED.get(place, "this version does not know it")
+            gone.append(f"{place}: {instead}; the run was started with it")
+            continue
+        inner = section_of(section.model_fields[key].annotation)
+        if inner is not None and isinstance(value, Mapping):
+            known[key], more = _known_keys(inner, value, f"{place}.")
+            gone += more
+        else:
+            known[key] = value
+    return known, gone
+
+
+def _misplaced_secrets(value: Any, place: str, depth: int = 0) -> Iterator[str]:
+    """A line for every key, value and address of a config that holds a secret, without repeating it."""
+    if isinstance(value, str):
+        if looks_like_key(value):
+            yield (
+                f"  {place}: looks like an API key, and a config holds none. Put it into an environment variable and "
+                "name that with backend.api_key_env"
+            )
+        elif "://" in value and ".options" in place and (part := secret_part(value)):
+            yield f"  {place}: an address that carries {part}; it would be stored with the run"
+    elif depth < _DEEPEST and isinstance(value, Mapping):
+        for key, inner in value.items():
+            name = str(key)
+            if looks_like_key(name):
+                yield f"  {place or '(top level)'}: the name of a key looks like an API key; it is not repeated here"
+            else:
+                yield from _misplaced_secrets(inner, f"{place}.{name}" if place else name, depth + 1)
+    elif depth < _DEEPEST and isinstance(value, list | tuple):
+        for inner in value:
+            yield from _misplaced_secrets(inner, place, depth + 1)
+
+
+_DEEPEST = 50
+"""Levels of a config that are looked at; options that are nested more deeply are refused."""
+
 
 def _explain(error: ValidationError) -> list[str]:
     """One line a problem, with its key. Values are left out: one of them may be a key in the wrong place."""
@@ -289,11 +400,15 @@ def _explain(error: ValidationError) -> list[str]:
     for problem in error.errors():
         if problem["type"] == "default_factory_not_called":  # follows from another problem
             continue
-        place = ".".join(str(p) for p in problem["loc"]) or "the whole"
+        place = ".".join(str(p) for p in problem["loc"]) or "(top level)"
         if problem["type"] == "extra_forbidden":
-            known = _fields_at(problem["loc"][:-1])
-            close = difflib.get_close_matches(str(problem["loc"][-1]), known, n=1)
-            hint = f"did you mean {close[0]}?" if close else f"known keys: {', '.join(known)}"
+            section, name = problem["loc"][:-1], str(problem["loc"][-1])
+            known = _fields_at(section)
+            close = difflib.get_close_matches(name, known, n=1)
+            retired = _RETIRED.get(place)
+            hint = retired or (f"did you mean {close[0]}?" if close else f"known keys: {', '.join(known)}")
+            if not re.fullmatch(r"[A-Za-z_]{1,40}", name):  # not a name of ours, and perhaps a secret
+                place = ".".join([*map(str, section), "(a key that is not shown)"])
             lines.append(f"  {place}: unknown key; {hint}")
         else:
             lines.append(f"  {place}: {problem['msg'].removeprefix('Value error, ')}")

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+
 import daunce_api
 from daunce_api import core
 
@@ -22,6 +25,16 @@ def test_the_public_names_are_these() -> None:
         assert getattr(daunce_api, name) is not None
 
 
+def test_completion_shows_the_public_names() -> None:
+    assert dir(daunce_api) == sorted(daunce_api.__all__)
+
+
+def test_the_package_runs_as_a_module() -> None:
+    command = [sys.executable, "-m", "daunce_api", "--version"]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == daunce_api.__version__
+
+
 def test_the_core_has_its_entry_points() -> None:
     assert {"scores", "self_lds", "top", "group_scores", "self_influence", "token_scores"} <= set(core.__all__)
     for name in core.__all__:
@@ -30,9 +43,6 @@ def test_the_core_has_its_entry_points() -> None:
 
 def test_the_core_install_needs_no_torch() -> None:
     """Importing the package and its command line loads nothing of an extra."""
-    import subprocess
-    import sys
-
     code = (
         "import sys, daunce_api, daunce_api.cli, daunce_api.run, daunce_api.cli.template, daunce_api.core;"
         "extras = {'torch', 'transformers', 'peft', 'starlette', 'vcr', 'plotly', 'pyarrow'} & set(sys.modules);"

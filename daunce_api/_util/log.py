@@ -1,41 +1,55 @@
-"""The log of a run: one file in its folder, one line an event, with everything that looks like a key taken out."""
+"""The log of a run: one file in its folder, one line an event, with everything that looks like a key taken out.
+
+The same messages, redacted, go to the standard library's logger ``daunce_api``, for the host program to show or not: its
+levels and handlers are left alone. Which file a message goes to depends on the context (``contextvars``), so that two
+runs in one process do not write into each other's log.
+"""
 
 from __future__ import annotations
 
 import logging
-import os
-import re
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from contextvars import ContextVar
+from datetime import datetime
 from pathlib import Path
 
-logger = logging.getLogger("daunce_api")
+from .secrets import redacted
 
-# Shapes of keys of the providers, and whatever follows "Bearer". Values of *_KEY variables are taken out as well.
-_KEY_SHAPES = re.compile(r"(?i)(bearer\s+)\S+|\b(sk|tml|fw|tgp|hf)[-_][A-Za-z0-9_-]{12,}")
+_HOST = logging.getLogger("daunce_api")
+_HOST.addHandler(logging.NullHandler())  # without it, Python prints warnings where the host has no logging
+
+_file: ContextVar[Path | None] = ContextVar("daunce_api_log_file", default=None)
 
 
-class _Redacting(logging.Formatter):
-    def format(self, record: logging.LogRecord) -> str:
-        text = super().format(record)
-        for name, value in os.environ.items():
-            if name.endswith(("_KEY", "_TOKEN", "_SECRET")) and len(value) >= 8:
-                text = text.replace(value, f"<{name}>")
-        return _KEY_SHAPES.sub(lambda m: f"{m.group(1) or ''}<secret>", text)
+class _Log:
+    """What modules of this package log with. Arguments are inserted as by the standard library (``%s``)."""
+
+    def info(self, message: str, *arguments: object) -> None:
+        self._write(logging.INFO, message, arguments)
+
+    def warning(self, message: str, *arguments: object) -> None:
+        self._write(logging.WARNING, message, arguments)
+
+    def _write(self, level: int, message: str, arguments: tuple[object, ...]) -> None:
+        text = redacted(message % arguments if arguments else message)
+        _HOST.log(level, "%s", text, stacklevel=3)
+        path = _file.get()
+        if path is None:
+            return
+        time = datetime.now().isoformat(sep=" ", timespec="milliseconds")
+        with suppress(OSError), path.open("a", encoding="utf-8", errors="backslashreplace") as file:
+            file.write(f"{time} {logging.getLevelName(level)} {text}\n")  # a full disk only ends the log
+
+
+logger = _Log()
 
 
 @contextmanager
 def logging_to(path: Path) -> Iterator[None]:
-    """Append the package's log messages to a file while the block runs; a disk that is full only ends the log."""
-    handler = logging.FileHandler(path, encoding="utf-8", errors="backslashreplace", delay=True)
-    handler.setFormatter(_Redacting("%(asctime)s %(levelname)s %(message)s"))
-    handler.handleError = lambda record: None  # type: ignore[method-assign]
-    level = logger.level
-    logger.addHandler(handler)
-    logger.setLevel(logging.INFO)
+    """Append the messages of this context, and of tasks and threads that are started in it, to a file."""
+    token = _file.set(path)
     try:
         yield
     finally:
-        logger.removeHandler(handler)
-        logger.setLevel(level)
-        handler.close()
+        _file.reset(token)

@@ -14,6 +14,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from typing import TYPE_CHECKING, TypeVar
 
 from .._util.blocking import run_blocking
+from .._util.retry import Retrier, RetryPolicy
 from ..config import RunConfig
 from ..data.tokenizers import EncodedExample, encode_example
 from ..errors import CapabilityError, DataError, DaunceError, ProviderError, StoreError, TransientError
@@ -41,7 +42,7 @@ NOISY = 0.003
 SAME = 1e-3
 """Largest difference (nats) between an example alone and in a batch that counts as rounding."""
 
-_WAITS = (1.0, 4.0)
+RETRIES = RetryPolicy(first=1.0, longest=4.0, attempts=3, total=60.0)
 Answer = TypeVar("Answer")
 
 
@@ -291,9 +292,4 @@ async def _dialect(scorer: Scorer, findings: Findings) -> None:
 
 async def _patient(request: Callable[[], Awaitable[Answer]]) -> Answer:
     """A request, repeated twice where the provider is only busy."""
-    for wait in _WAITS:
-        try:
-            return await request()
-        except TransientError as error:
-            await asyncio.sleep(min(error.retry_after or wait, 60.0))
-    return await request()
+    return await Retrier(RETRIES)(request, "ask the endpoint")

@@ -33,7 +33,8 @@ def make_plan(
 ) -> Plan:
     """Plan a run; nothing is sent, and no key is needed.
 
-    ``encode`` gives the token ids of both data sets, where they are needed (:func:`~daunce_api.data.encoded.encode_dataset`).
+    ``encode`` gives the token ids of both data sets, where they are needed
+    (:func:`~daunce_api.data.encoded.encode_dataset`).
     ``model_info``, where the provider was asked, adds its shutdown date to the reasons not to start. ``today``
     defaults to the present day in UTC. Raises DataError where examples cannot be encoded; all other reasons not to
     start are in ``Plan.refusals``.

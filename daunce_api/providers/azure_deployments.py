@@ -15,7 +15,7 @@ import httpx2
 from .._util.clock import Clock, SystemClock
 from ..errors import ProviderError, RejectedError, StopError
 from .failures import Failures
-from .hosting import Patience
+from .hosting import Polling
 from .refusals import gone_already
 
 if TYPE_CHECKING:
@@ -46,7 +46,7 @@ class DeploymentHost:
         self._http = http
         self._options = options
         self._token = token
-        self._patience = Patience(clock or SystemClock(), _POLL_SECONDS, polls)
+        self._polling = Polling(clock or SystemClock(), _POLL_SECONDS, polls)
 
     async def load(self, model: str) -> str:
         """Deploy a fine-tune and wait until it answers: the deployment's name."""
@@ -65,7 +65,7 @@ class DeploymentHost:
 
         answer = await self._request("PUT", name, f"deploying {model}", body)
         look = partial(self._request, "GET", name, f"waiting for {model}")
-        await self._patience.until(ready, answer, look, f"the deployment of {model}")
+        await self._polling.until(ready, answer, look, f"the deployment of {model}")
         return name
 
     async def unload(self, model: str) -> None:

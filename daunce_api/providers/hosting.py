@@ -15,13 +15,14 @@ from types import TracebackType
 from typing import Any, Protocol, Self
 
 from .._util.clock import Clock, SystemClock
+from .._util.retry import Retrier, RetryPolicy
 from ..data.tokenizers import EncodedExample
 from ..errors import DaunceError, ProviderError, RejectedError, StopError, TransientError
 from .abilities import HostRecords, Metered, ProbeReport, Probing
 from .base import Scorer, ScorerCapabilities, TokenScores
 
-RETRY_SECONDS = (1.0, 5.0)
-"""Waits before a model that could not be taken off is tried again: what stays may be paid for by the hour."""
+UNLOADING = RetryPolicy(first=2.0, longest=10.0, attempts=3, total=60.0)
+"""How often a model that could not be unloaded is tried again: what stays may be paid for by the hour."""
 
 
 class Host(Protocol):
@@ -42,8 +43,8 @@ class Host(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
-class Patience:
-    """How long a host is waited for: it is looked at ``polls`` times, ``seconds`` apart."""
+class Polling:
+    """Waits for a host: looks at it at most ``polls`` times, ``seconds`` apart."""
 
     clock: Clock
     seconds: float
@@ -56,16 +57,28 @@ class Patience:
         look: Callable[[], Awaitable[Mapping[str, Any]]],
         what: str,
     ) -> None:
-        """Look until the latest answer says that ``what`` is ready; a look that fails in passing is no answer, since
-        what is being loaded goes on. Raises RejectedError where it takes too long, and what ``ready`` raises."""
-        for _ in range(self.polls):
-            if ready(answer):
-                return
-            await self.clock.sleep(self.seconds)
-            with suppress(TransientError):
-                answer = await look()
-        if not ready(answer):
-            raise RejectedError(f"{what} was not ready after {self.polls * self.seconds / 60:.0f} minutes.")
+        """Look until the latest answer says that ``what`` is ready; a look that fails for the moment is no answer,
+        since loading goes on. Raises RejectedError where it takes too long, and what ``ready`` raises."""
+        first: Mapping[str, Any] | None = answer
+
+        async def check() -> None:
+            nonlocal first
+            latest, first = first, None
+            if not ready(await look() if latest is None else latest):
+                raise _NotReadyError(f"{what} is not ready")
+
+        minutes = self.polls * self.seconds / 60
+        policy = RetryPolicy(
+            self.seconds, self.seconds, self.polls + 1, total=self.seconds * (self.polls + 1), jitter=False
+        )
+        try:
+            await Retrier(policy, self.clock)(check, f"wait for {what}")
+        except TransientError as error:
+            raise RejectedError(f"{what} was not ready after {minutes:.0f} minutes.") from error
+
+
+class _NotReadyError(TransientError):
+    """The host is still at work."""
 
 
 @dataclass
@@ -137,14 +150,7 @@ class Pool:
 
     async def take_off(self, model: str) -> None:
         """Take a model off the server, whoever put it there. Raises the last failure after some tries."""
-        for wait in RETRY_SECONDS:
-            try:
-                await self.host.unload(model)
-                break
-            except TransientError:
-                await self.clock.sleep(wait)
-        else:
-            await self.host.unload(model)
+        await Retrier(UNLOADING, self.clock)(lambda: self.host.unload(model), f"unload {model}")
         if self.records is not None:
             self.records.unloaded(model)
 

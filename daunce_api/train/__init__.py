@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from .events import CancelReport, CleanReport, Event, EventKind, OnEvent, TrainingOutcome
-from .patience import Patience
+from .policy import JOB_RETRIES, PollPolicy
 from .training import OnReady, Orchestrator
 
 __all__ = [
+    "JOB_RETRIES",
     "CancelReport",
     "CleanReport",
     "Event",
@@ -14,6 +15,6 @@ __all__ = [
     "OnEvent",
     "OnReady",
     "Orchestrator",
-    "Patience",
+    "PollPolicy",
     "TrainingOutcome",
 ]

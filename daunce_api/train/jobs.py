@@ -5,15 +5,18 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import json
+import random
 from collections.abc import Awaitable, Callable
 from dataclasses import asdict
 from typing import TypeVar
 
+from .._util.clock import Clock
+from .._util.retry import Retrier, Retry, RetryPolicy, duration
 from ..errors import AmbiguousSubmitError, RejectedError, TransientError
 from ..providers.base import Checkpointing, Job, JobRequest, JobStatus, ModelInfo, Trainer
 from ..store import INTENT, JobRow, RunStore
 from .events import Event, EventKind
-from .patience import Waiter
+from .policy import PollPolicy
 
 LOST = "lost track of the job: "
 """Begins the error of a job that was given up although the provider may still hold it."""
@@ -29,11 +32,24 @@ T = TypeVar("T")
 class Desk:
     """The orchestrator's dealings with one provider, recorded in one store."""
 
-    def __init__(self, trainer: Trainer, store: RunStore, waiter: Waiter, emit: Callable[[Event], None]) -> None:
+    def __init__(
+        self,
+        trainer: Trainer,
+        store: RunStore,
+        emit: Callable[[Event], None],
+        *,
+        clock: Clock,
+        retries: RetryPolicy,
+        polls: PollPolicy,
+        rng: random.Random,
+    ) -> None:
         self.trainer = trainer
         self.store = store
-        self.waiter = waiter
         self._emit = emit
+        self._clock = clock
+        self._polls = polls
+        self._rng = rng
+        self._retry = Retrier(retries, clock, rng=rng, on_retry=self._waiting)
         self._uploads: dict[str, asyncio.Lock] = {}
 
     @property
@@ -86,7 +102,7 @@ class Desk:
         """Id of an uploaded file of this name and size; looked for as in :meth:`find_job`."""
         for pause in _pauses(self._lag if lag is None else lag):
             if pause:
-                await self.waiter.pause(pause)
+                await self._pause(pause)
             found = await self._repeat(lambda: self.trainer.find_file(name, size), f"look for {name}")
             if found is not None:
                 return found
@@ -97,7 +113,7 @@ class Desk:
         lists may be behind)."""
         for pause in _pauses(self._lag if lag is None else lag):
             if pause:
-                await self.waiter.pause(pause)
+                await self._pause(pause)
             found = await self._repeat(lambda: self.trainer.find_job(key), f"look for job {key}")
             if found is not None:
                 return found
@@ -143,7 +159,7 @@ class Desk:
         A succeeded job has a model here: one that shows none in time counts as failed. A job that the provider no
         longer knows, and one that takes too long (it is cancelled first), count as failed too.
         """
-        patience, clock = self.waiter.patience, self.waiter.clock
+        polls, clock = self._polls, self._clock
         job_id = row.job_id or ""
         own_queue = self.trainer.capabilities.own_queue
         started = begun = clock.now()
@@ -153,12 +169,12 @@ class Desk:
             job = await self._get(row, job_id)
             if job.status is JobStatus.SUCCEEDED and job.model is None:
                 finished = clock.now() if finished is None else finished
-                if clock.now() - finished >= patience.withheld:
+                if clock.now() - finished >= polls.withheld:
                     job = _failed(job, "the job succeeded, but its model is withheld (a provider's safety check?)")
             age = clock.now() - started
             if job.status is JobStatus.QUEUED and own_queue:
                 begun = clock.now()
-            if not job.status.final and clock.now() - begun >= patience.job_timeout:
+            if not job.status.final and clock.now() - begun >= polls.job_timeout:
                 job = await self._give_up(row, job, clock.now() - begun)
             if job.status is not last:
                 last = job.status
@@ -168,7 +184,7 @@ class Desk:
                 return job
             if not job.status.final:
                 self.store.jobs.state(row.key, job.status)
-            await self.waiter.pause(min(max(patience.poll, age / 10), patience.poll_max))
+            await self._pause(min(max(polls.first, age / 10), polls.longest))
 
     async def _get(self, row: JobRow, job_id: str) -> Job:
         try:
@@ -195,8 +211,8 @@ class Desk:
         job = await self._repeat(lambda: self.trainer.cancel(job_id), f"cancel {key}")
         waited = 0.0
         while not job.status.final and waited < 60.0:
-            step = max(self.waiter.patience.poll, waited / 2)
-            await self.waiter.pause(step)
+            step = max(self._polls.first, waited / 2)
+            await self._pause(step)
             waited += step
             job = await self._repeat(lambda: self.trainer.get(job_id), f"look at {key}")
         return job
@@ -243,10 +259,14 @@ class Desk:
         return None if (job.error or "").startswith(LOST) else job
 
     async def _repeat(self, action: Callable[[], Awaitable[T]], what: str) -> T:
-        def on_wait(seconds: float, error: BaseException) -> None:
-            self._emit(Event(EventKind.WAITING, f"{what}: {error}; next try in {seconds:.0f} s"))
+        return await self._retry(action, what, on=(TransientError, AmbiguousSubmitError))
 
-        return await self.waiter.repeat(action, on_wait)
+    async def _pause(self, seconds: float) -> None:
+        await self._clock.sleep(seconds * self._rng.uniform(1.0, 1.2))
+
+    def _waiting(self, retry: Retry) -> None:
+        text = f"{retry.what}: {retry.error} Next try in {duration(retry.pause)}."
+        self._emit(Event(EventKind.WAITING, text))
 
 
 def _failed(job: Job, error: str) -> Job:

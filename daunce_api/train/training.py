@@ -8,6 +8,7 @@ from collections.abc import Awaitable, Callable, Collection, Sequence
 from contextlib import suppress
 
 from .._util.clock import Clock, SystemClock
+from .._util.retry import RetryPolicy
 from ..config import RunConfig
 from ..data.dataset import Dataset
 from ..data.subsets import Ensemble
@@ -28,7 +29,7 @@ from .attempts import Attempts, name_of
 from .cleanup import cancel_jobs, clean_up
 from .events import CancelReport, CleanReport, Event, EventKind, OnEvent, TrainingOutcome
 from .jobs import Desk
-from .patience import Patience, Waiter
+from .policy import JOB_RETRIES, PollPolicy
 
 OnReady = Callable[[int, str], Awaitable[None]]
 
@@ -51,7 +52,8 @@ class Orchestrator:
         config: RunConfig,
         costs: JobCosts | None = None,
         clock: Clock | None = None,
-        patience: Patience | None = None,
+        retries: RetryPolicy = JOB_RETRIES,
+        polls: PollPolicy | None = None,
         rng: random.Random | None = None,
     ) -> None:
         """``costs``: tokens and price of each job; without it nothing is reserved, and a config with
@@ -66,8 +68,15 @@ class Orchestrator:
         self._ensemble = ensemble
         self._config = config
         self._on_event: OnEvent | None = None
-        waiter = Waiter(clock or SystemClock(), patience or Patience(), rng or random.Random())
-        self._desk = Desk(trainer, store, waiter, self._emit)
+        self._desk = Desk(
+            trainer,
+            store,
+            self._emit,
+            clock=clock or SystemClock(),
+            retries=retries,
+            polls=polls or PollPolicy(),
+            rng=rng or random.Random(),
+        )
         self._slots = asyncio.Semaphore(
             config.backend.max_concurrent_jobs or max(1, trainer.capabilities.max_concurrent_jobs)
         )

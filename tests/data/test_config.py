@@ -11,8 +11,9 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from daunce_api.config import RunConfig
-from daunce_api.config_file import MAX_CONFIG_BYTES
+from daunce_api import config as module
+from daunce_api._util.yaml import MAX_BYTES as MAX_CONFIG_BYTES
+from daunce_api.config import VERSION, RunConfig
 from daunce_api.errors import ConfigurationError
 
 DATA = {"train": "train.jsonl", "test": "test.jsonl"}
@@ -98,8 +99,8 @@ def test_an_unknown_key_like_no_other_gets_the_list() -> None:
         ({"ensemble": {"target_model": "ft:x"}}, "ensemble: target_model is only used with start_from: target"),
         ({"ensemble": {"members": 5, "stop": {"min_members": 6}}}, "ensemble: stop.min_members is 6, but there are 5"),
         ({"ensemble": {"stop": {"plateau": 0.1, "surely": True}}}, "ensemble.stop: surely is about self_lds, which is"),
-        ({"ensemble": {"members": 2}, "training": {"min_members": 3}}, "the whole: training.min_members is 3, but"),
-        ({"scoring": {"target": True}}, "the whole: scoring.target needs ensemble.start_from: target"),
+        ({"ensemble": {"members": 2}, "training": {"min_members": 3}}, "(top level): training.min_members is 3, but"),
+        ({"scoring": {"target": True}}, "(top level): scoring.target needs ensemble.start_from: target"),
         ({"ensemble": "x"}, "ensemble: Input should be a valid dictionary"),
         ({"data": None}, "data: Field required"),
         ({"data": {"train": "a", "test": ["b"]}}, "data.test: Input is not a valid path"),
@@ -108,6 +109,9 @@ def test_an_unknown_key_like_no_other_gets_the_list() -> None:
         ({"name": "-rf"}, "name: String should match pattern"),
         ({"name": 3}, "name: Input should be a valid string"),
         ({"budget": {"max_usd": float("inf")}}, "budget.max_usd: Input should be a finite number"),
+        ({"budget": {"price": {"training": True}}}, "budget.price.training: must be a number, not true or false"),
+        ({"ensemble": {"members": "1:1"}}, "ensemble.members: Input should be a valid integer"),
+        ({"ensemble": {"checkpoints": True}}, "ensemble.checkpoints: must be a number, not true or false"),
     ],
 )
 def test_unusable_values(sections: dict[str, Any], problem: str) -> None:
@@ -133,11 +137,17 @@ def test_an_empty_section_means_its_defaults() -> None:
         ("2E+1", 20.0),
         ("auto", "auto"),
         ("'3'", "3"),
+        ("010", 10),
+        ("0x1F", 31),
+        ("1:1", "1:1"),
+        ("2026-01-01", "2026-01-01"),
         ("v1e-3", "v1e-3"),
     ],
 )
-def test_hyperparameters_keep_their_type_and_yamls_trap_is_mended(tmp_path: Path, written: str, meant: Any) -> None:
-    """YAML 1.1 reads 1e-3 as a text; a provider would refuse it, or worse."""
+def test_hyperparameters_keep_their_type_and_numbers_are_those_of_yaml_1_2(
+    tmp_path: Path, written: str, meant: Any
+) -> None:
+    """YAML 1.1 reads 1e-3 as a text, 010 as 8 and 1:1 as 61."""
     text = f"data: {{train: a, test: b}}\ntraining:\n  hyperparameters:\n    x: {written}\n"
     value = from_text(tmp_path, text).training.hyperparameters["x"]
     assert (value, type(value)) == (meant, type(meant))
@@ -169,6 +179,18 @@ SECRET = "sk-proj-4f9a8b7c6d5e"
         {"data": {"train": [SECRET], "test": "b"}},
         {"training": {"hyperparameters": {"x": [SECRET]}}},
         {"name": SECRET * 9},
+        {SECRET: 1},
+        {"backend": {SECRET: 1}},
+        {"4f9a8b7c6d5e": 1},
+        {"backend": {"kind": SECRET}},
+        {"backend": {"model": SECRET}},
+        {"backend": {"tokenizer": SECRET}},
+        {"backend": {"scorer": {"kind": SECRET}}},
+        {"backend": {"options": {"headers": {"x": [SECRET]}}}},
+        {"backend": {"options": {SECRET: 1}}},
+        {"ensemble": {"start_from": "target", "target_model": SECRET}},
+        {"training": {"hyperparameters": {SECRET: 1}}},
+        {"training": {"hyperparameters": {"x": SECRET}}},
     ],
     ids=lambda s: str(s).replace(SECRET, "KEY")[:40],
 )
@@ -176,9 +198,72 @@ def test_a_key_in_the_wrong_place_is_refused_and_not_printed(sections: dict[str,
     assert not any(SECRET in p or "4f9a8b7c6d5e" in p for p in problems(**sections))
 
 
+@pytest.mark.parametrize(
+    "value",
+    ["4f9a8b7c6d5e" * 3, "eyJhbGciOiJIUzI1NiIsInR5cCI6", "aB3" * 12 + "9", "hf_4f9a8b7c6d5e4f9a"],
+    ids=["hexadecimal", "JWT", "mixed", "prefix"],
+)
+def test_keys_of_other_shapes_are_recognized(value: str) -> None:
+    assert "looks like an API key" in problems(backend={"model": value})[0]
+
+
+def test_the_value_of_a_key_variable_is_recognized(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SOME_API_KEY", "plainword-secret")
+    assert "looks like an API key" in problems(backend={"model": "plainword-secret"})[0]
+
+
+@pytest.mark.parametrize(
+    "model",
+    [
+        "gpt-4.1-mini-2025-04-14",
+        "ft:gpt-4.1-mini-2025-04-14:acme:custom-suffix:BTz2REMH",
+        "meta-llama/Meta-Llama-3.1-8B-Instruct-Reference",
+        "accounts/fireworks/models/llama-v3p1-8b-instruct",
+        "/models/models--x--y/snapshots/0123456789abcdef0123456789abcdef01234567",
+        "unsloth/Qwen2.5-Coder-32B-Instruct-bnb-4bit",
+    ],
+)
+def test_names_of_models_are_not_taken_for_keys(model: str) -> None:
+    assert config(backend={"model": model}).backend.model == model
+
+
+@pytest.mark.parametrize(
+    "address",
+    [
+        "http://user:{}@127.0.0.1:9/v1",
+        "http://{}@127.0.0.1:9/v1",
+        "http://127.0.0.1:9/v1?api_key={}",
+        "http://127.0.0.1:9/v1#{}",
+        "http://127.0.0.1:9/{}/v1",
+        "http://127.0.0.1:9/v1;key={}",
+        "ftp://{}",
+        "http://[{}",
+        "http://127.0.0.1:99999/{}",
+        "http://127.0.0.1:9/%73k-proj-4f9a8b7c6d5e",
+    ],
+)
+@pytest.mark.parametrize("where", ["backend", "scorer", "options"])
+def test_a_secret_in_any_part_of_an_address_is_refused_and_not_printed(address: str, where: str) -> None:
+    url = address.replace("{}", SECRET)
+    if where == "options" and not url.startswith("http://1") and "@" not in url:
+        pytest.skip("not every option is an address")
+    sections: dict[str, Any] = {"base_url": url} if where == "backend" else {"scorer": {"base_url": url}}
+    if where == "options":
+        sections = {"options": {"control_url": url.replace("99999", "9")}}
+    (found,) = problems(backend=sections)
+    assert SECRET not in found
+    assert "4f9a8b7c6d5e" not in found
+    assert "address" in found
+
+
+def test_account_ids_in_addresses_are_no_secrets() -> None:
+    url = "https://gateway.example.com/v1/0123456789abcdef0123456789abcdef/mine/openai"
+    assert config(backend={"base_url": url}).backend.base_url == url
+
+
 def test_a_broken_line_with_a_key_is_not_printed(tmp_path: Path) -> None:
     message = refusal(tmp_path, f"data: {{train: a, test: b}}\nbackend:\n  api_key: [{SECRET}\n  x: ]: {SECRET}\n")
-    assert "not usable YAML: line " in message
+    assert "not valid YAML: line " in message
     assert SECRET not in message
 
 
@@ -197,19 +282,19 @@ def test_the_variable_that_holds_a_key_is_named() -> None:
     [
         ("a: &a [x, x]\nb: *a", "line 2: aliases (*name) are not allowed"),
         ("a: &a [x]\nb: {<<: *a}", "aliases (*name) are not allowed"),
-        ("name: a\ndata: {train: a}\nname: b", "line 3: key 'name' is given twice"),
-        ("data: {train: a, test: b, train: c}", "line 1: key 'train' is given twice"),
+        ("name: a\ndata: {train: a}\nname: b", "line 3: a key is given twice"),
+        ("data: {train: a, test: b, train: c}", "line 1: a key is given twice"),
         ("[" * 5_000, "nested too deeply"),
         ("a: " + "{b: " * 5_000, "nested too deeply"),
         ("name: !!python/object/apply:os.system [id]", "line 1: could not determine a constructor"),
-        ("ensemble: {members: " + "9" * 5_000 + "}", "not usable YAML"),
+        ("ensemble: {members: " + "9" * 5_000 + "}", "finite number"),
         ("? [a, b]\n: c", "line 1: found unhashable key"),
         ("a: b: c", "line 1: mapping values are not allowed here"),
         ("- a", "must hold a mapping"),
         ("", "must hold a mapping"),
         ("just text", "must hold a mapping"),
-        (b"name: \xff", "not usable YAML: byte 6"),
-        (b"name: a\x00b", "not usable YAML"),
+        (b"name: \xff", "not valid YAML: byte 6"),
+        (b"name: a\x00b", "not valid YAML"),
         ("1: 2", "Keys should be strings"),
     ],
     ids=lambda v: str(v)[:20],
@@ -230,7 +315,7 @@ def test_a_file_that_is_no_config_is_not_read_whole(tmp_path: Path) -> None:
     assert "more than 200,000 bytes" in refusal(tmp_path, b" " * (MAX_CONFIG_BYTES + 1))
     assert from_text(tmp_path, b"data: {train: a, test: b}".ljust(MAX_CONFIG_BYTES)).name == "run"
     for path in ("/dev/zero", tmp_path, tmp_path / "none.yaml", "a\0b"):
-        with pytest.raises(ConfigurationError, match=r"no config file|cannot be read"):
+        with pytest.raises(ConfigurationError, match=r"not a config file|cannot be read"):
             RunConfig.from_yaml(path)
 
 
@@ -288,3 +373,50 @@ def test_any_text_is_a_config_or_a_configuration_error(tmp_path_factory: pytest.
     path.write_bytes(text.encode())
     with pytest.raises(ConfigurationError):
         RunConfig.from_yaml(path)
+
+
+# Configs of other versions
+
+
+def manifest(**sections: Any) -> dict[str, Any]:
+    return {"config": {**config().model_dump(mode="json"), **sections}}
+
+
+def test_the_config_of_a_run_of_this_version_reads_back() -> None:
+    made = config(ensemble={"members": 3})
+    assert RunConfig.from_manifest({"config": made.model_dump(mode="json"), "version": VERSION}) == (made, ())
+
+
+def test_keys_that_are_gone_do_not_make_a_run_unreadable(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(module._RETIRED, "scoring.turbo", "scoring is always fast; remove the key")
+    kept = manifest()
+    kept["config"]["scoring"]["turbo"] = True
+    kept["config"]["ensemble"]["from_the_future"] = {"a": 1}
+    read, gone = RunConfig.from_manifest(kept)
+    assert read == config()
+    assert gone == (
+        "ensemble.from_the_future: this version does not know it; the run was started with it",
+        "scoring.turbo: scoring is always fast; remove the key; the run was started with it",
+    )
+    assert problems(scoring={"turbo": True}) == [
+        "scoring.turbo: unknown key; scoring is always fast; remove the key",
+    ]
+
+
+def test_an_address_that_is_refused_today_does_not_make_an_old_run_unreadable() -> None:
+    kept = manifest()
+    kept["config"]["backend"]["base_url"] = "http://127.0.0.1:1/v1#x"
+    assert RunConfig.from_manifest(kept)[0].backend.base_url == "http://127.0.0.1:1/v1#x"
+
+
+def test_a_new_default_leaves_the_recipe_of_old_runs_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(module._EARLIER_DEFAULTS, VERSION, {"data.loss_on": "all", "attribution.loss": "sum"})
+    kept = manifest()
+    del kept["config"]["attribution"]
+    del kept["config"]["data"]["loss_on"]
+    old, _ = RunConfig.from_manifest(kept)
+    assert (old.data.loss_on, old.attribution.loss) == ("all", "sum")
+    assert RunConfig.from_manifest({**kept, "version": VERSION})[0].data.loss_on == "last"
+    continued = config(attribution={"loss": "margin"}).as_started(1)
+    assert (continued.data.loss_on, continued.attribution.loss) == ("all", "margin")
+    assert continued.data.train == Path("/base/train.jsonl")

@@ -13,6 +13,7 @@ from test_provider_hosting import Vllm
 from test_provider_wrong_shapes import Engine, row
 
 from daunce_api import Dataset, Run, execution, leftovers, pipeline
+from daunce_api._util.retry import RetryPolicy
 from daunce_api.providers.hosting import HostedScorer
 from daunce_api.providers.openai_wire.adapters import LOCAL_MODELS, name_of
 from daunce_api.providers.registry import open_backend
@@ -121,7 +122,7 @@ def test_clean_takes_off_what_a_killed_process_left(killed: Run, vllms: Vllms) -
 def test_what_cannot_be_taken_off_is_said_and_tried_the_next_time(
     killed: Run, vllms: Vllms, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("daunce_api.providers.hosting.RETRY_SECONDS", ())
+    monkeypatch.setattr("daunce_api.providers.hosting.UNLOADING", RetryPolicy(1.0, 1.0, attempts=1, total=1.0))
     vllm, vllms.server.handler = (
         vllms.server.handler,
         lambda _: httpx2.Response(503, json={"error": {"message": "busy"}}),

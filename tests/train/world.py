@@ -10,12 +10,13 @@ from typing import Any
 
 from fake_trainer import FakeProvider, FakeTrainer
 
+from daunce_api._util.retry import RetryPolicy
 from daunce_api.config import RunConfig
 from daunce_api.data.dataset import Dataset
 from daunce_api.data.subsets import Ensemble, plan_ensemble
 from daunce_api.plan import JobCosts
 from daunce_api.store import RunStore
-from daunce_api.train import Event, Orchestrator, Patience, TrainingOutcome
+from daunce_api.train import JOB_RETRIES, Event, Orchestrator, PollPolicy, TrainingOutcome
 
 TOKENS, USD = 100, 0.01
 """Each job of the fake provider trains 100 tokens for a dollar."""
@@ -32,6 +33,7 @@ class World:
     seed: int = 0
     settings: dict[str, Any] = field(default_factory=dict)
     priced: bool = True
+    retries: RetryPolicy = JOB_RETRIES
     events: list[Event] = field(default_factory=list)
     ready: list[tuple[int, str]] = field(default_factory=list)
 
@@ -59,7 +61,7 @@ class World:
         store._db.execute("PRAGMA synchronous = OFF")  # these tests kill the process at most, not the machine
         return store
 
-    def orchestrator(self, store: RunStore, trainer: FakeTrainer | None = None, **patience: float) -> Orchestrator:
+    def orchestrator(self, store: RunStore, trainer: FakeTrainer | None = None, **polls: float) -> Orchestrator:
         members = range(-1, self.members)
         return Orchestrator(
             trainer or FakeTrainer(self.provider),
@@ -69,16 +71,17 @@ class World:
             config=self.config,
             costs=JobCosts(dict.fromkeys(members, TOKENS), USD) if self.priced else None,
             clock=self.provider.clock,
-            patience=Patience(**patience),
+            retries=self.retries,
+            polls=PollPolicy(**polls),
             rng=random.Random(0),
         )
 
     async def on_ready(self, member: int, model: str) -> None:
         self.ready.append((member, model))
 
-    def run(self, trainer: FakeTrainer | None = None, **patience: float) -> TrainingOutcome:
+    def run(self, trainer: FakeTrainer | None = None, **polls: float) -> TrainingOutcome:
         with self.open() as store:
-            orchestrator = self.orchestrator(store, trainer, **patience)
+            orchestrator = self.orchestrator(store, trainer, **polls)
             return asyncio.run(orchestrator.run(self.on_ready, self.events.append))
 
     def requests(self, member: int) -> list[dict[str, Any]]:

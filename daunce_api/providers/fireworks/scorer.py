@@ -16,7 +16,7 @@ from ..._util.clock import Clock, SystemClock
 from ...config import RunConfig
 from ...errors import RejectedError
 from ..base import Scorer, ScorerCapabilities
-from ..hosting import Patience, hosted
+from ..hosting import Polling, hosted
 from ..openai_wire.dialects import presets
 from ..openai_wire.echo import EchoOptions, EchoScorer, echo_capabilities
 from ..openai_wire.wire_scorer import open_client
@@ -85,7 +85,7 @@ class DeploymentHost:
         self._calls = calls
         self._deployment = deployment
         self._base = base
-        self._patience = Patience(clock or SystemClock(), _POLL_SECONDS, polls)
+        self._polling = Polling(clock or SystemClock(), _POLL_SECONDS, polls)
         self._known: dict[str, str] = {}
 
     async def load(self, model: str) -> str:
@@ -109,7 +109,7 @@ class DeploymentHost:
         call = self._sdk.lora.load(model=model, deployment=self._deployment)
         answer = await self._calls.fields(call, doing=f"loading {model}")
         self._known[model] = deployed = _id_of(answer.get("name"))
-        await self._patience.until(ready, answer, look, f"the deployment of {model}")
+        await self._polling.until(ready, answer, look, f"the deployment of {model}")
         return served
 
     async def unload(self, model: str) -> None:

@@ -17,6 +17,7 @@ from urllib.parse import urlsplit
 import httpx2
 import openai
 
+from ..._util.secrets import address_problem
 from ...errors import ConfigurationError, ProviderError, RejectedError, StopError
 from ..failures import Failures
 
@@ -58,19 +59,9 @@ def api_key_from(variable: str) -> str:
 
 
 def checked_base_url(base_url: str) -> str:
-    """The URL without a trailing slash. Raises ConfigurationError where it is not http(s), or carries a password."""
-    try:
-        parts = urlsplit(base_url)
-        usable = parts.scheme in ("http", "https") and bool(parts.hostname) and (parts.port is None or parts.port > 0)
-    except ValueError:
-        usable = False
-    if not usable:
-        raise ConfigurationError(f"base_url {base_url!r} is not an address like http://127.0.0.1:8000/v1.")
-    if parts.username or parts.password or parts.query:
-        raise ConfigurationError(
-            "base_url carries a user name, a password or a query. It is stored with the run: put the secret into an "
-            "environment variable and name that with api_key_env."
-        )
+    """The URL without a trailing slash. Raises ConfigurationError where it is not http(s), or may carry a secret."""
+    if problem := address_problem(base_url):
+        raise ConfigurationError(f"base_url {problem}.")
     return base_url.rstrip("/")
 
 

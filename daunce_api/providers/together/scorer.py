@@ -18,7 +18,7 @@ from ...data.tokenizers import EncodedExample, Tokenizer
 from ...errors import ConfigurationError, ContractError, RejectedError
 from ..abilities import ProbeReport
 from ..base import Scorer, ScorerCapabilities
-from ..hosting import Patience, hosted
+from ..hosting import Polling, hosted
 from ..openai_wire.client import WireClient
 from ..openai_wire.contract import check_model
 from ..openai_wire.wire_scorer import open_client
@@ -163,7 +163,7 @@ class AdapterHost:
         self._adapters = sdk.endpoints.adapters
         self._calls = calls
         self._where = {"endpoint_id": options.endpoint_id, "deployment_id": options.deployment_id}
-        self._patience = Patience(clock or SystemClock(), _POLL_SECONDS, polls)
+        self._polling = Polling(clock or SystemClock(), _POLL_SECONDS, polls)
         self._known: dict[str, str] = {}
 
     async def load(self, model: str) -> str:
@@ -185,7 +185,7 @@ class AdapterHost:
         call = self._adapters.create(adapter_model_id=adapter, **self._where)
         answer = await self._calls.fields(call, doing=f"attaching {name}")
         self._known[model] = attached = str(answer.get("id") or "")
-        await self._patience.until(ready, answer, look, f"adapter {name!r}")
+        await self._polling.until(ready, answer, look, f"adapter {name!r}")
         return name
 
     async def unload(self, model: str) -> None:
