@@ -52,6 +52,7 @@ SETTINGS = {
 HARNESS = """
 import json, sys, time
 from lm_eval.models.openai_completions import LocalCompletionsAPI
+from tests.store_rows import by_key
 job = json.load(open(sys.argv[1]))
 requests = [(("", ""), context, completion) for context, completion in job["pairs"]]
 found = {}
@@ -120,7 +121,7 @@ async def ours(scorer: EchoScorer | PromptLogprobsScorer, model: str, chosen: li
             start = time.perf_counter()
             await client.score_member(1, model, chosen)
             seconds = time.perf_counter() - start
-        scores = store.load_scores(1)
+        scores = by_key(store, 1)
     return [sum(scores[e.key].logprobs) for e in chosen], seconds
 
 

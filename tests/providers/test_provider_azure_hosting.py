@@ -107,7 +107,7 @@ async def test_what_does_not_come_up_is_deleted(states: tuple[Any, ...], kind: t
                 pass
         assert azure.methods[-1] == "DELETE"
         assert azure.deployed == set()
-        assert store.hosted() == []
+        assert store.hosted.models() == []
         await pool.close()
 
 
@@ -151,12 +151,12 @@ async def test_a_deployment_that_an_expired_token_left_is_deleted_by_the_next_pr
         with pytest.raises(StopError, match=r"AZURE_MANAGEMENT_TOKEN.*daunce-.* may be up.*daunce clean") as info:
             await pool.close()
         assert KEY not in str(info.value)
-        assert store.hosted() == [MODEL]
+        assert store.hosted.models() == [MODEL]
     with RunStore.create_or_open(tmp_path, {"config": {}}) as store:
         pool = Pool(azure.host(lambda: azure.token), InstantClock(), store)
-        for model in store.hosted():
+        for model in store.hosted.models():
             await pool.take_off(model)
-        assert (azure.deployed, store.hosted()) == (set(), [])
+        assert (azure.deployed, store.hosted.models()) == (set(), [])
 
 
 def test_names_follow_from_models() -> None:
