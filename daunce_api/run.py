@@ -1,86 +1,162 @@
-"""``Run``: plan, train, score, attribute, in that order. The only module that knows all of them."""
+"""``Run``: the conductor. It plans, trains, scores, attributes, and answers further questions; nothing else does all.
+
+A run has a *design* (which subsets its members are trained on) and *questions* (which answers are explained). The
+retraining of an evaluation is a run with another design that is scored on its questions alone.
+"""
 
 from __future__ import annotations
 
+import asyncio
 import math
-from collections.abc import Callable, Coroutine, Mapping
-from contextlib import suppress
+import random
+from collections.abc import Callable, Collection, Coroutine, Mapping
+from contextlib import AbstractContextManager, nullcontext, suppress
+from dataclasses import replace
 from datetime import UTC, datetime
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, Unpack
 
 from ._util.blocking import run_blocking
-from ._util.clock import Clock
-from ._util.log import logging_to
+from ._util.clock import Clock, SystemClock
+from ._util.log import logger, logging_to
+from ._util.sections import BackendName, BackendSection, Sections
+from ._util.text import terminal_text
 from .attribution import Attribution
-from .attribution.from_store import Material, assemble, complete_members
-from .config import RunConfig
+from .attribution.from_store import Material, assemble, complete_members, question_groups
+from .config import VERSION, RunConfig
+from .core import SelfLDS
 from .data.dataset import Dataset
-from .data.subsets import plan_ensemble
+from .data.questions import Questions, keep_dataset, kept_dataset
+from .data.subsets import Ensemble, plan_ensemble
 from .data.tokenizers import EncodedExample, Tokenizer, encode_dataset
-from .errors import ConfigurationError, DataError, DaunceError, StoreCorruptError
-from .execution import Execution
+from .errors import ConfigurationError, DaunceError, MembersAlikeError, NotEnoughMembersError
 from .plan import Missing, Plan, make_plan, plan_of_missing
+from .providers.abilities import Deferred
 from .providers.base import within_scope
 from .providers.registry import Backend, capabilities_of, open_backend, open_tokenizer
 from .providers.replay import Session
-from .score.client import Progress
-from .score.leftovers import take_off_before
+from .score.cache import ScoredCache, open_cache
+from .score.client import PROBE_VALUE, Progress, ScoringClient
+from .score.health import check_served
+from .score.leftovers import take_off, take_off_before
+from .score.members import Asked, MemberScoring
 from .status import RunStatus, status_of
 from .store import FINAL, TARGET, RunStore
-from .train import CancelReport, CleanReport, OnEvent
+from .store.ledger import Purpose
+from .train import JOB_RETRIES, CancelReport, CleanReport, Event, OnEvent, Orchestrator, PollPolicy
+from .train.cleanup import cancel_jobs, clean_up
+from .train.jobs import Desk
+from .train.stopping import StopRule
 
-DATA_FOLDER, ATTRIBUTION_FOLDER, LOG_NAME = "data", "attribution", "daunce.log"
-"""Inside the run folder: the examples as they were read, the saved attribution, and the log."""
+DATA_FOLDER, LOG_NAME = "data", "daunce.log"
+"""Inside the run folder: the examples as they were read, and the log."""
 
-T = TypeVar("T")
+Answer = TypeVar("Answer")
 
 
 class Run:
     """One run: a config, its data, and the folder that keeps everything that was bought and measured.
 
-    ``Run.create`` makes or takes up a run, ``Run.open`` looks at an existing one. Nothing is written before
+    ``Run.create`` starts or resumes a run, ``Run.open`` opens an existing one. Nothing is written before
     :meth:`execute`.
+
+        run = Run.create("run.yaml")
+        print(run.plan().text())      # what it will cost; nothing is sent
+        attribution = run.execute()   # trains and scores what is missing
+
+    ``design`` gives the subsets and seeds of the members instead of drawing them from the config; with
+    ``questions_only`` members are not scored on the training examples, so that there are losses and no attribution.
     """
 
-    def __init__(self, config: RunConfig, train: Dataset, test: Dataset) -> None:
+    def __init__(
+        self,
+        config: RunConfig,
+        train: Dataset,
+        test: Dataset | Questions,
+        *,
+        design: Ensemble | None = None,
+        questions_only: bool = False,
+        purpose: Purpose = "score",
+    ) -> None:
         self.config = config
         self.train = train
-        self.test = test
+        self.questions = test if isinstance(test, Questions) else Questions.of(test)
+        self.design = design
+        self.questions_only = questions_only
+        self._purpose: Purpose = purpose
         self._encoded: dict[Dataset, tuple[EncodedExample, ...]] = {}
         self._plan: Plan | None = None
+        self._attributed: tuple[object, tuple[Attribution, ...]] | None = None
 
     @classmethod
     def create(cls, config: RunConfig | Mapping[str, Any] | str | Path) -> Run:
         """From a config, a mapping of its keys, or the path of a YAML file; reads and checks the data.
 
-        Raises ConfigurationError, DataError.
+        A run that was started keeps its recipe: defaults that have changed since are those of its version. Lines that
+        the test file has more than before become questions of the run. Raises ConfigurationError, DataError.
         """
         if isinstance(config, str | Path):
             config = RunConfig.from_yaml(config)
         elif not isinstance(config, RunConfig):
             config = RunConfig.from_mapping(dict(config))
-        return cls(config, Dataset.from_jsonl(config.data.train), Dataset.from_jsonl(config.data.test))
+        for path in (config.data.train, config.data.test):
+            if path.exists() and not (path.is_file() or path.is_dir()):
+                raise ConfigurationError(f"{path} is not a regular file, and examples are read more than once.")
+        return cls.of(config, Dataset.from_jsonl(config.data.train), Dataset.from_jsonl(config.data.test))
+
+    @classmethod
+    def of(cls, config: RunConfig, train: Dataset, test: Dataset) -> Run:
+        """From a config and examples that are read already; takes up what its folder holds."""
+        if not RunStore.exists(config.run_dir):
+            return cls(config, train, test)
+        with RunStore.open(config.run_dir, read_only=True) as store:
+            manifest, value = store.manifest, store.get_value("questions")
+        version = int(manifest.get("version", 1))
+        config = config.as_started(version)
+        questions = Questions.of(test)
+        if value or manifest["test_digest"] != test.digest:
+            # Read only where it is needed: the copy may be damaged, and is written anew from the original.
+            kept = Questions.read(config.run_dir / DATA_FOLDER, value, manifest["test_digest"], instead=test)
+            questions = kept.from_file(test)
+        run = cls(config, train, questions)
+        run._version = version
+        return run
 
     @classmethod
     def open(cls, run_dir: str | Path) -> Run:
         """An existing run folder, as it was started; the original data files are not needed.
 
-        Raises StoreError where there is no run, StoreCorruptError where the kept examples are not those of the run.
+        Runs of earlier versions open, too; what of their config is gone is in :attr:`warnings`. Raises StoreError where
+        there is no run, StoreCorruptError where the kept examples are not those of the run.
         """
         run_dir = Path(run_dir)
         with RunStore.open(run_dir, read_only=True) as store:
-            manifest = store.manifest
-        content = {**manifest["config"], "run_dir": str(run_dir.resolve())}
-        data = {side: Dataset.from_jsonl(_data_file(run_dir, side)) for side in ("train", "test")}
-        for side, dataset in data.items():
-            if dataset.digest != manifest[f"{side}_digest"]:
-                raise StoreCorruptError(
-                    f"{_data_file(run_dir, side)} does not hold the examples that the run was started with: it was "
-                    "edited or damaged. Nothing was changed. `daunce run` with the original data writes it anew."
-                )
-        return cls(RunConfig.from_mapping(content), data["train"], data["test"])
+            manifest, questions, design = store.manifest, store.get_value("questions"), store.get_value("design")
+        config, gone = RunConfig.from_manifest(manifest)
+        config = config.model_copy(update={"run_dir": run_dir.resolve()})
+        data = run_dir / DATA_FOLDER
+        train = kept_dataset(data / "train.jsonl", manifest["train_digest"])
+        run = cls(
+            config,
+            train,
+            Questions.read(data, questions, manifest["test_digest"]),
+            design=None if design is None else Ensemble.from_value(design["ensemble"]),
+            questions_only=design is not None and design["questions_only"],
+            purpose="score" if design is None else "retrain",
+        )
+        run._version, run._gone = int(manifest.get("version", 1)), gone
+        return run
+
+    _version: int = VERSION
+    """Of the config's keys, when the run was started."""
+    _gone: tuple[str, ...] = ()
+
+    def __repr__(self) -> str:
+        shape = f"{self.config.ensemble.members} members of {self.config.backend.model} at {self.config.backend.kind}"
+        examples = f"{len(self.train)} training examples, {len(self.test)} questions"
+        started = "" if RunStore.exists(self.run_dir) else ", not started"
+        return f"Run({str(self.run_dir)!r}, {shape}, {examples}{started})"
 
     @property
     def run_dir(self) -> Path:
@@ -88,9 +164,14 @@ class Run:
         return self.config.run_dir
 
     @property
+    def test(self) -> Dataset:
+        """The questions: the answers that are explained."""
+        return self.questions.shown
+
+    @property
     def warnings(self) -> tuple[str, ...]:
-        """What was noticed in the data and kept."""
-        return self.train.warnings + self.test.warnings
+        """What was noticed in the data and the config, and kept."""
+        return self.train.warnings + self.questions.batches[0].examples.warnings + self._gone
 
     # -- before anything is spent ---------------------------------------------------------------------------------
 
@@ -125,47 +206,59 @@ class Run:
         """Cached per UTC day: provider shutdown dates depend on it."""
         today = datetime.now(UTC).date()
         if self._plan is None or self._plan.today != today:
-            trainer, scorer = capabilities_of(self.config)
-            self._plan = make_plan(self.config, self.train, self.test, self.encoded, trainer, scorer, today=today)
+            self._plan = make_plan(
+                self.config,
+                self.train,
+                self.test,
+                self.encoded,
+                *capabilities_of(self.config),
+                design=self.design,
+                questions_only=self.questions_only,
+                today=today,
+            )
         return self._plan
 
     def _missing(self, store: RunStore) -> Missing:
-        finished, ready = set(complete_members(store, self.material)), store.ready_models()
-        live = {job.member for job in store.jobs() if job.status not in FINAL}
-        members = self.material.ensemble.members
-        training = {k for k in range(members) if k not in finished and k not in ready}
-        models = sum(
-            not self.material.keys <= store.scored_keys(k, checkpoint=n)
-            for k in set(range(members)) - finished
-            for n in range(self.material.models)
-        )
-        shape = self.config.ensemble
-        target_unscored = self.config.scoring.target and not self.material.keys <= store.scored_keys(TARGET)
-        models += target_unscored
+        material, shape = self.material, self.config.ensemble
+        done, ready = set(self.trained_members(store)), store.jobs.ready_models()
+        live = {job.member for job in store.jobs.rows() if job.status not in FINAL}
+        members = range(material.ensemble.members)
+        training = {k for k in members if k not in done and k not in ready}
+        asked = [k for k in members if k not in done or k in ready]
+        models = sum(not material.is_scored(store, k, n) for k in asked for n in range(material.models))
+        target_unscored = self.config.scoring.target and not material.is_scored(store, TARGET)
         made_here = shape.start_from == "target" and shape.target_model is None
         if made_here and TARGET not in ready and (training or target_unscored):
             training.add(TARGET)
-        return Missing(frozenset(training - live), frozenset(training), models, store.spent())
+        return Missing(frozenset(training - live), frozenset(training), models + target_unscored, store.ledger.spent())
+
+    def trained_members(self, store: RunStore) -> list[int]:
+        """Members whose every training example is scored (every question, where a run has those alone): their models
+        are never trained again."""
+        if self.questions_only:
+            return complete_members(store, self.material)
+        return complete_members(store, replace(self.material, encoded_test=()))
 
     @cached_property
     def material(self) -> Material:
-        """The examples as token ids, and the ensemble. Raises DataError for examples that cannot be encoded and
+        """The examples as token ids, and the design. Raises DataError for examples that cannot be encoded and
         CapabilityError for those that the scorer cannot measure."""
         trainer, scorer = capabilities_of(self.config)
+        shape = self.config.ensemble
+        design = self.design
+        if design is None:
+            design = plan_ensemble(
+                len(self.train), shape.members, shape.subset_ratio, shape.seed, min_subset=trainer.min_examples
+            )
+        asked = () if self.questions_only else self.encoded(self.train)
         return Material(
             self.train,
             self.test,
             scorer.measured,
-            tuple(within_scope(e, scorer) for e in self.encoded(self.train)),
+            tuple(within_scope(e, scorer) for e in asked),
             tuple(within_scope(e, scorer) for e in self.encoded(self.test)),
-            plan_ensemble(
-                len(self.train),
-                self.config.ensemble.members,
-                self.config.ensemble.subset_ratio,
-                self.config.ensemble.seed,
-                min_subset=trainer.min_examples,
-            ),
-            self.config.ensemble.checkpoints,
+            design,
+            shape.checkpoints,
             priced=self._whole_plan().usd is not None,
         )
 
@@ -182,16 +275,13 @@ class Run:
     ) -> Attribution:
         """Train and score what is missing, then attribute; the same call again does only what is missing.
 
-        ``on_event`` and ``on_progress`` are told what happens; ``session`` records or replays the API traffic
-        (:mod:`daunce_api.providers.replay`). Whatever ends it, what was trained and scored is kept, and an attribution
-        of the members that are complete is saved in the run folder. Raises any
-        :class:`~daunce_api.errors.DaunceError`; KeyboardInterrupt leaves a run that the same call takes up.
+        ``on_event`` and ``on_progress`` are called as it goes on; ``session`` records or replays the API traffic
+        (:mod:`daunce_api.providers.replay`); ``max_usd`` takes the place of ``budget.max_usd`` for this call, and is
+        recorded. Whatever ends it, what was trained and scored is kept. Raises any
+        :class:`~daunce_api.errors.DaunceError`; KeyboardInterrupt leaves a run that the same call resumes.
         """
-        return run_blocking(
-            self.execute_async(
-                on_event=on_event, on_progress=on_progress, session=session, clock=clock, max_usd=max_usd
-            )
-        )
+        self.measure(on_event=on_event, on_progress=on_progress, session=session, clock=clock, max_usd=max_usd)
+        return self.attribution()
 
     async def execute_async(
         self,
@@ -203,66 +293,88 @@ class Run:
         max_usd: float | None = None,
     ) -> Attribution:
         """:meth:`execute` for programs that run an event loop of their own."""
-        plan = self.plan(max_usd=max_usd)
-        plan.check()
-        run_key = None if session is None else session.run_key
-        with RunStore.create_or_open(self.run_dir, self._manifest(), run_key=run_key) as store:
-            if session is not None:
-                session.check_run(store.run_key)
-            self._keep_data()
-            with logging_to(self.run_dir / LOG_NAME):
-                if session is None:
-                    await take_off_before(self.config, store)
-                if max_usd is not None:
-                    store.note("budget", f"max_usd {max_usd:g} for this command")
-                work = Execution(
-                    with_cap(self.config, max_usd),
-                    self.material,
-                    store,
-                    plan,
-                    on_event=on_event,
-                    on_progress=on_progress,
-                    clock=clock,
-                )
-                try:
-                    await work.train_and_score(session)
-                except BaseException:
-                    with suppress(DaunceError):  # what ended the run is what has to be said
-                        self._save(store)
-                    raise
-                self._save(store)
-                return assemble(store, self.material, self.config, self.tokenizer)
+        work = Work(self, on_event=on_event, on_progress=on_progress, session=session, clock=clock, max_usd=max_usd)
+        await work.run()
+        return await asyncio.to_thread(self.attribution)
 
-    def attribution(self) -> Attribution:
-        """The attribution of the members that are complete by now; also while another process works on the run.
+    def measure(
+        self,
+        *,
+        on_event: OnEvent | None = None,
+        on_progress: Progress | None = None,
+        session: Session | None = None,
+        clock: Clock | None = None,
+        max_usd: float | None = None,
+    ) -> None:
+        """:meth:`execute` without an attribution: for designs that are scored on their questions alone."""
+        work = Work(self, on_event=on_event, on_progress=on_progress, session=session, clock=clock, max_usd=max_usd)
+        run_blocking(work.run())
 
-        Raises NotEnoughMembersError with fewer than two, StoreError where there is no run.
+    # -- results --------------------------------------------------------------------------------------------------
+
+    def attributions(self) -> tuple[Attribution, ...]:
+        """One attribution for each group of questions that the same members answered; the largest group first.
+
+        Usually there is one. Questions that were asked after some models were gone are answered by fewer members and
+        form a group of their own, with its own quality. Also while another process works on the run; nothing is read
+        again where nothing changed. Raises NotEnoughMembersError where no question has two members, StoreError where
+        there is no run.
         """
         with RunStore.open(self.run_dir, read_only=True) as store:
-            return assemble(store, self.material, self.config, self.tokenizer)
+            state = (store.sequence, self.questions)
+            if self._attributed is None or self._attributed[0] != state:
+                self._attributed = (state, self._attribute(store))
+            return self._attributed[1]
+
+    def attribution(self, question: str | None = None) -> Attribution:
+        """The attribution of the group that holds a question; default: the first of :meth:`attributions`.
+
+        Raises DataError for an unknown question, NotEnoughMembersError for one that too few members have answered.
+        """
+        groups = self.attributions()
+        if question is None:
+            return groups[0]
+        self.test.position(question)
+        for group in groups:
+            if question in group.test.ids:
+                return group
+        raise NotEnoughMembersError(
+            f"{question!r} is not answered by enough members yet. `daunce run` or `daunce ask` scores what is missing."
+        )
+
+    def _attribute(self, store: RunStore) -> tuple[Attribution, ...]:
+        if self.questions_only:
+            raise ConfigurationError(
+                f"{self.run_dir} holds models that are scored on the questions alone: there are losses and no "
+                "attribution. It belongs to an evaluation of another run."
+            )
+        groups = question_groups(store, self.material, self.questions)
+        if not groups:
+            trained = len(self.trained_members(store))
+            raise NotEnoughMembersError(
+                f"{trained} of {self.material.ensemble.members} members are trained and scored; attribution needs at "
+                "least 2. Everything so far is kept: run `daunce run` again to resume."
+            )
+        return tuple(assemble(store, group, self.config, self.tokenizer) for group in groups)
 
     def status(self) -> RunStatus:
         """How far the run is; also while another process works on it. Raises StoreError where there is no run."""
+        try:
+            attribution = None if self.questions_only else self.attribution()
+        except NotEnoughMembersError:
+            attribution = None
         with RunStore.open(self.run_dir, read_only=True) as store:
-            return status_of(store, self.material, self.config)
+            scored = complete_members(store, self.material)
+            return status_of(store, self.material, self.config, attribution, scored)
 
     def cancel(self) -> CancelReport:
         """Stop the jobs of the run that are not final; what is trained and scored is kept."""
-        return self._at_provider(lambda work, backend: work.orchestrator(backend).cancel())
+        return cancel_run(self.run_dir)
 
     def clean(self) -> CleanReport:
         """Delete what the run created at the provider: its jobs' models and its files, and nothing else. What it left
         on the scoring server (deployments, adapters) is taken off first."""
-        return self._at_provider(lambda work, backend: work.clean(backend))
-
-    def _at_provider(self, action: Callable[[Execution, Backend], Coroutine[Any, Any, T]]) -> T:
-        async def act() -> T:
-            with RunStore.open(self.run_dir) as store:
-                async with open_backend(self.config) as backend:
-                    work = Execution(self.config, self.material, store, self.plan())
-                    return await action(work, backend)
-
-        return run_blocking(act())
+        return clean_run(self.run_dir)
 
     def _repr_html_(self) -> str:
         from .attribution.notebook import rows_html
@@ -276,36 +388,249 @@ class Run:
 
     # -- what is kept ---------------------------------------------------------------------------------------------
 
-    def _manifest(self) -> dict[str, Any]:
+    def manifest(self) -> dict[str, Any]:
+        """What the run is started with, as plain data."""
+        version = {} if self._version == 1 else {"version": self._version}
         return {
+            **version,
             "config": self.config.model_dump(mode="json"),
             "train_digest": self.train.digest,
-            "test_digest": self.test.digest,
+            "test_digest": self.questions.batches[0].examples.digest,
             "tokenizer": self.tokenizer.fingerprint,
         }
 
-    def _keep_data(self) -> None:
+    def keep(self, store: RunStore) -> None:
         """Copies of the examples, so that the run folder stands alone; written before anything is bought."""
-        for side, dataset in (("train", self.train), ("test", self.test)):
-            path = _data_file(self.run_dir, side)
-            if not _holds(path, dataset):
-                dataset.to_jsonl(path)
-
-    def _save(self, store: RunStore) -> None:
-        if len(complete_members(store, self.material)) >= 2:
-            assemble(store, self.material, self.config, self.tokenizer).save(self.run_dir / ATTRIBUTION_FOLDER)
+        folder = self.run_dir / DATA_FOLDER
+        keep_dataset(folder / "train.jsonl", self.train)
+        self.questions.write(folder)
+        store.set_value("questions", self.questions.to_value())
+        if self.design is not None:
+            store.set_value("design", {"ensemble": self.design.to_value(), "questions_only": self.questions_only})
 
 
-def _data_file(run_dir: Path, side: str) -> Path:
-    return run_dir / DATA_FOLDER / f"{side}.jsonl"
+class Work:
+    """One execution of a run: what lives only while it trains and scores. Everything that lasts is in the store."""
+
+    def __init__(
+        self,
+        run: Run,
+        *,
+        on_event: OnEvent | None = None,
+        on_progress: Progress | None = None,
+        session: Session | None = None,
+        clock: Clock | None = None,
+        max_usd: float | None = None,
+    ) -> None:
+        self._run = run
+        self._config = with_cap(run.config, max_usd)
+        self._max_usd = max_usd
+        self._on_event = on_event
+        self._on_progress = on_progress
+        self._session = session
+        self._clock = clock if clock is not None or session is None else session.clock
+        self._stop = StopRule(run.config.ensemble.stop)
+        self._compared = run.questions_only
+
+    async def run(self) -> None:
+        """Train and score what is missing; nothing is opened where nothing is.
+
+        Raises MembersAlikeError as soon as members show that the endpoint does not serve the fine-tunes: their scores
+        are set aside, so that the same call scores them again.
+        """
+        run, session = self._run, self._session
+        plan = run.plan(max_usd=self._max_usd)
+        plan.check()
+        run_key = None if session is None else session.run_key
+        with RunStore.create_or_open(run.run_dir, run.manifest(), run_key=run_key) as store:
+            self._store = store
+            if session is not None:
+                session.check_run(store.run_key)
+            run.keep(store)
+            with logging_to(run.run_dir / LOG_NAME), store.history.busy():
+                if session is None:
+                    await take_off_before(run.config, store)
+                if self._max_usd is not None:
+                    store.note("budget", f"max_usd {self._max_usd:g} for this command")
+                try:
+                    await self._train_and_score(plan)
+                except MembersAlikeError as error:
+                    raise self._set_aside(error) from error
+                except DaunceError as error:
+                    with suppress(DaunceError):  # what ended the run is what has to be said
+                        store.history.stopped("error", str(error))
+                    raise
+
+    async def _train_and_score(self, plan: Plan) -> None:
+        run, store, session = self._run, self._store, self._session
+        members = await asyncio.to_thread(complete_members, store, run.material)
+        await self._compare(members)
+        reason = await self._enough(members)
+        if len(members) == run.material.ensemble.members or reason is not None:
+            return
+        store.history.cleared()
+        recording: AbstractContextManager[Any] = session or nullcontext()
+        # A recording holds every request, so nothing may be answered from elsewhere while one is made or replayed.
+        cache = None if session is not None else open_cache(run.config)
+        with recording, cache or nullcontext():
+            async with open_backend(run.config, replaying=session is not None and session.replaying) as backend:
+                await self._at(backend, plan, cache)
+        self._compared = run.questions_only
+        await self._compare(await asyncio.to_thread(complete_members, store, run.material))
+
+    async def _at(self, backend: Backend, plan: Plan, cache: ScoredCache | None) -> None:
+        run, store, config = self._run, self._store, self._config
+        client = ScoringClient(
+            backend.scorer,
+            store,
+            concurrency=config.scoring.concurrency,
+            clock=self._clock,
+            on_progress=lambda member, done, total: scoring.progressed(member, done, total),  # noqa: PLW0108 - made below
+            cache=cache,
+        )
+        self._training = Orchestrator(
+            backend.trainer,
+            store,
+            ensemble=run.material.ensemble,
+            dataset=run.train,
+            config=config,
+            costs=plan.costs,
+            clock=self._clock,
+        )
+        scoring = self._scoring = MemberScoring(
+            client,
+            store,
+            config,
+            Asked(run.material.encoded_test, run.material.encoded_train),
+            partial(run.material.is_scored, store),
+            usd_per_model=plan.scoring_usd_per_model,
+            cap=config.budget.max_usd,
+            purpose=run._purpose,
+            on_progress=self._on_progress,
+        )
+        base = config.backend.model
+        plan.check_model(await self._training.model_info(base))
+        if backend.scorer.capabilities.max_models is None and not run.questions_only:
+            # Before anything is paid for. An endpoint that has to load each model is tested with member 0.
+            await client.probe(base, scoring.shortest)
+        trained = run.trained_members(store)
+        try:
+            await self._training.run(self._score, self._tell, finished=trained)
+        except MembersAlikeError:
+            await client.drain()
+            raise
+
+    async def _score(self, member: int, model: str) -> None:
+        """Everything that is asked of one member's models, as soon as they exist."""
+        if member == TARGET and not self._config.scoring.target:
+            return
+        await self._scoring.member(member, model, self._training)
+        if member == TARGET or (self._compared and self._config.ensemble.stop is None):
+            return
+        members = await asyncio.to_thread(complete_members, self._store, self._run.material)
+        await self._compare(members)
+        reason = await self._enough(members)
+        if reason is not None:
+            self._training.halt(reason)
+
+    async def _compare(self, members: list[int]) -> None:
+        """Compare the first complete members with each other, before more of them are paid for."""
+        if self._compared or len(members) < 2:
+            return
+        attribution = await asyncio.to_thread(assemble, self._store, self._run.material, self._config)
+        check_served(attribution, self._store.jobs.ready_models())
+        self._compared = True
+
+    async def _enough(self, members: list[int]) -> str | None:
+        """Why no further member is needed, by ``ensemble.stop``."""
+        if self._config.ensemble.stop is None:
+            return None
+
+        def look() -> str | None:
+            def quality(count: int) -> SelfLDS | None:
+                return assemble(self._store, self._run.material, self._config).first(count).self_lds
+
+            return self._stop.reason(len(members), quality)
+
+        return await asyncio.to_thread(look)
+
+    def _tell(self, event: Event) -> None:
+        logger.info("%s", terminal_text(event.message))
+        if self._on_event is not None:
+            self._on_event(event)
+
+    def _set_aside(self, error: MembersAlikeError) -> MembersAlikeError:
+        """Use no more, here and in the cache, what may be the answers of other models."""
+        run, store = self._run, self._store
+        keys = [e.key for e in run.material.encoded]
+        members = sorted({m for m, _, _ in store.scores.models()}) if error.members is None else list(error.members)
+        fingerprint = store.scores.scored_with
+        cache = open_cache(run.config) if self._session is None else None
+        if cache is not None and fingerprint is not None:
+            with cache:
+                for member in members:
+                    given = run.config.ensemble.target_model
+                    models = [given] if member == TARGET and given is not None else store.jobs.models(member)
+                    for model in models:
+                        cache.discard(fingerprint, model, keys)
+        store.scores.set_aside(members, str(error), suspect=True)
+        if error.members is None:
+            store.set_value(PROBE_VALUE, None)  # an endpoint that served something else is tested again
+        return MembersAlikeError(
+            f"{error} What was scored of {_listed(members)} is set aside; the models are kept. Once the endpoint "
+            "serves them, run the same command: it scores them again, and they are paid for again.",
+            members,
+        )
 
 
-def _holds(path: Path, dataset: Dataset) -> bool:
-    """Whether a file holds these examples; a torn or edited one does not."""
-    try:
-        return path.exists() and Dataset.from_jsonl(path).digest == dataset.digest
-    except DataError:
-        return False
+def cancel_run(run_dir: str | Path) -> CancelReport:
+    """Stop the jobs of a run that are not final: of any run folder, also one whose data or tokenizer is gone."""
+    return _at_provider(run_dir, lambda store, backend, jobs: cancel_jobs(jobs))
+
+
+def clean_run(run_dir: str | Path) -> CleanReport:
+    """Delete what a run created at the provider: models and files of its jobs, batches of its scoring. What it left on
+    the scoring server is taken off first. Needs the run's store and its provider, nothing else."""
+
+    async def clean(store: RunStore, backend: Backend, jobs: Desk) -> CleanReport:
+        left = store.hosted.models()
+        hosted = await take_off(backend.scorer, store)
+        report = await clean_up(jobs)
+        report.unloaded = [model for model in left if model not in hosted]
+        report.kept.update({f"{model} on the scoring server": why for model, why in hosted.items()})
+        if isinstance(backend.scorer, Deferred):
+            swept = await backend.scorer.sweep(store.jobs.models())
+            report.files += swept.files
+            report.kept |= swept.kept
+        return report
+
+    return _at_provider(run_dir, clean)
+
+
+def _at_provider(
+    run_dir: str | Path, action: Callable[[RunStore, Backend, Desk], Coroutine[Any, Any, Answer]]
+) -> Answer:
+    async def act() -> Answer:
+        with RunStore.open(run_dir) as store:
+            async with open_backend(RunConfig.from_manifest(store.manifest)[0]) as backend:
+                jobs = Desk(
+                    backend.trainer,
+                    store,
+                    lambda _: None,
+                    clock=SystemClock(),
+                    retries=JOB_RETRIES,
+                    polls=PollPolicy(),
+                    rng=random.Random(),
+                )
+                return await action(store, backend, jobs)
+
+    return run_blocking(act())
+
+
+def _listed(members: Collection[int]) -> str:
+    numbers = [str(k) for k in members if k != TARGET]
+    named = f"member{'' if len(numbers) == 1 else 's'} {', '.join(numbers)}"
+    return f"{named} and the target model" if TARGET in members else named
 
 
 def with_cap(config: RunConfig, max_usd: float | None) -> RunConfig:
@@ -321,31 +646,35 @@ def attribute(
     train: Dataset | str | Path,
     test: Dataset | str | Path,
     *,
-    backend: Mapping[str, Any] | str = "embedded",
+    backend: BackendName | BackendSection = "embedded",
     members: int = 32,
     run_dir: str | Path = "runs/attribute",
-    **sections: Any,
+    **sections: Unpack[Sections],
 ) -> Attribution:
     """Fine-tune ``members`` models on random halves of ``train`` and attribute the answers in ``test``: one call.
 
-    ``backend`` is the name of a kind or the ``backend:`` section of a config; ``sections`` are further sections
-    (``ensemble={"subset_ratio": 0.3}``, ``training=...``, ``budget={"max_usd": 20}``). The run lives in ``run_dir``;
-    the same call again does only what is missing. Raises what :meth:`Run.execute` raises.
+        attribution = attribute("train.jsonl", "test.jsonl", backend="local", members=16)
+        attribution.top("q-17")
+
+    With a provider that bills, it spends money without a plan or a question, up to ``budget={"max_usd": 20}``: set a
+    cap, or use :class:`Run`, whose plan has the price. ``backend`` is the name of a kind or the ``backend:`` section of
+    a config; ``sections`` are further sections (``ensemble={"subset_ratio": 0.3}``). The run lives in ``run_dir``; the
+    same call again does only what is missing. Raises what :meth:`Run.execute` raises.
     """
     run_dir = Path(run_dir).expanduser().resolve()
     paths: dict[str, str] = {}
     data: dict[str, Dataset] = {}
     for side, given in (("train", train), ("test", test)):
         data[side] = given if isinstance(given, Dataset) else Dataset.from_jsonl(given)
-        paths[side] = str(_data_file(run_dir, side) if isinstance(given, Dataset) else given)
-    ensemble = {"members": members, **sections.pop("ensemble", {})}
+        paths[side] = str(run_dir / DATA_FOLDER / f"{side}.jsonl" if isinstance(given, Dataset) else given)
+    content: dict[str, Any] = dict(sections)
     config = RunConfig.from_mapping(
         {
+            **content,
             "run_dir": str(run_dir),
-            "data": {**paths, **sections.pop("data", {})},
+            "data": {**paths, **content.get("data", {})},
             "backend": {"kind": backend} if isinstance(backend, str) else dict(backend),
-            "ensemble": ensemble,
-            **sections,
+            "ensemble": {"members": members, **content.get("ensemble", {})},
         }
     )
-    return Run(config, data["train"], data["test"]).execute()
+    return Run.of(config, data["train"], data["test"]).execute()

@@ -155,8 +155,8 @@ def report(
     Each answer with the training examples and the tokens behind it, scores by source, examples to look at again, and
     how far the scores can be trusted. `daunce run` writes it too.
     """
+    from ..report.of_run import write_report_of
     from ..run import Run
-    from ..summary import write_report_of
 
     job = Run.open(run)
     page = write_report_of(job, job.attribution(), output)

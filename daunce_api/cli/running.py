@@ -179,7 +179,7 @@ def demo(
 
 def _report_at_the_end(job: Run, attribution: Attribution) -> Path | None:
     """The report, or a word on what it lacks: the run itself is done and kept."""
-    from ..summary import write_report_of
+    from ..report.of_run import write_report_of
 
     try:
         return write_report_of(job, attribution)

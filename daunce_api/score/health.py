@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 
+from ..attribution import Attribution
 from ..core.losses import Reduction
 from ..errors import MembersAlikeError
 from ..providers.base import TokenScores
@@ -95,3 +96,27 @@ def check_members_differ(loss_KN: FloatArray, models: Sequence[str], *, sigma: f
                 "answers with one of them for both. Check that each fine-tune is loaded under its own name.",
                 (twin, k),
             )
+
+
+def check_served(attribution: Attribution, models: Mapping[int, str]) -> None:
+    """Raises MembersAlikeError where the members' answers show that the endpoint does not serve the fine-tunes.
+
+    ``models``: ids of the members' models, for the message.
+    """
+    members = np.array(attribution.members)
+
+    def check(loss_KX: FloatArray, member_K: npt.NDArray[np.int64], which: str = "") -> None:
+        names = [f"{models.get(int(k), f'member {k}')}{which}" for k in member_K]
+        try:
+            check_members_differ(loss_KX, names, sigma=attribution.noise or 0.0)
+        except MembersAlikeError as error:
+            rows = error.members
+            raise MembersAlikeError(str(error), rows and [int(member_K[row]) for row in rows]) from error
+
+    check(np.concatenate([attribution.test_loss_KM, attribution.train_loss_KN], axis=1), members)
+    if attribution.earlier is None:
+        return
+    for train_KN, test_KM in zip(attribution.earlier.train_loss_SKN, attribution.earlier.test_loss_SKM, strict=True):
+        loss_KX = np.concatenate([test_KM, train_KN], axis=1)
+        has_K = np.isfinite(loss_KX).any(axis=1)
+        check(loss_KX[has_K], members[has_K], " (checkpoint)")

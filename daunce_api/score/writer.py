@@ -39,9 +39,7 @@ class GroupCommit:
                 group, self._waiting = self._waiting, []
                 error: Exception | None = None
                 try:
-                    await asyncio.to_thread(
-                        self._store.scores.save, self._fingerprint, [entry for entry, _ in group]
-                    )
+                    await asyncio.to_thread(self._store.scores.save, self._fingerprint, [entry for entry, _ in group])
                 except Exception as caught:
                     error = caught
                 for _, done in group:
