@@ -32,8 +32,7 @@ from .data.subsets import Ensemble, plan_ensemble
 from .data.tokenizers import EncodedExample, Tokenizer, encode_dataset
 from .errors import ConfigurationError, DaunceError, MembersAlikeError, NotEnoughMembersError
 from .plan import Missing, Plan, make_plan, plan_of_missing
-from .providers.abilities import Deferred
-from .providers.base import within_scope
+from .providers.base import Deferred, within_scope
 from .providers.registry import Backend, capabilities_of, open_backend, open_tokenizer
 from .providers.replay import Session
 from .score.cache import ScoredCache, open_cache

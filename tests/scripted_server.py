@@ -10,7 +10,8 @@ import httpx2
 
 from daunce_api.data.dataset import Example
 from daunce_api.data.tokenizers import EncodedExample
-from daunce_api.providers.openai_wire.client import Endpoint, WireClient
+from daunce_api.providers.endpoint import Endpoint
+from daunce_api.providers.openai_wire.client import WireClient
 
 KEY = "sk-marked-0123456789abcdef"
 Handler = Callable[[httpx2.Request], Any]

@@ -18,10 +18,17 @@ from .._util.retry import Retrier, RetryPolicy
 from ..config import RunConfig
 from ..data.tokenizers import EncodedExample, encode_example
 from ..errors import CapabilityError, DataError, DaunceError, ProviderError, StoreError, TransientError
-from ..providers.abilities import Deferred, Probing
-from ..providers.base import Scorer, ScorerCapabilities, TokenScores, TrainerCapabilities, within_scope
+from ..providers.base import (
+    Deferred,
+    Probing,
+    Scorer,
+    ScorerCapabilities,
+    TokenScores,
+    TrainerCapabilities,
+    within_scope,
+)
 from ..providers.openai_wire.client import WireClient
-from ..providers.openai_wire.dialects import dialect_of_models
+from ..providers.openai_wire.echo import dialect_of_models
 from ..providers.registry import Backend, capabilities_of, open_backend
 from ..store import RunStore
 from .allowance import price_of_look

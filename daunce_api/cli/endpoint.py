@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -15,7 +15,7 @@ from .common import ENDPOINT, ConfigArgument, JsonOption, YesOption, command, co
 @command(ENDPOINT)
 def serve(
     model: Annotated[str, typer.Option(help="daunce-tiny, smollm2-135m, or a model folder")] = "daunce-tiny",
-    host: Annotated[str, typer.Option(help="address; others than loopback need an API key")] = "127.0.0.1",
+    host: Annotated[str, typer.Option(help="address; any address but loopback requires an API key")] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=0, max=65535, help="0 takes any that is free")] = 8000,
     api_key: Annotated[
         str | None, typer.Option(envvar="DAUNCE_SERVE_API_KEY", help="key that clients must send", show_envvar=True)
@@ -24,16 +24,20 @@ def serve(
         Path | None, typer.Option(help="folder of files, jobs and models; default: the user's state folder")
     ] = None,
     workers: Annotated[int, typer.Option(min=1, help="fine-tuning jobs at once")] = 1,
+    dialect: Annotated[
+        Literal["openai", "vllm", "nebius"], typer.Option(help="whose differences from OpenAI's format to speak")
+    ] = "openai",
     inject: Annotated[str | None, typer.Option(help="faults, such as rate_limit=0.1,error_500=0.05,seed=3")] = None,
 ) -> None:
     """Serve OpenAI's wire format (fine-tuning, echo log-probabilities) over a local model.
 
-    A provider of one's own: point a config at it with kind: openai_wire and its base_url. Needs the extras `server` and
+    Your own provider: point a config at it with kind: openai_wire and its base_url. Needs the extras `server` and
     `local`.
     """
     from ..server import ServerSettings, run_server
 
-    options = {"model": model, "state_dir": state_dir, "api_key": api_key, "workers": workers, "inject": inject}
+    options = {"model": model, "state_dir": state_dir, "api_key": api_key, "workers": workers}
+    options |= {"inject": inject, "dialect": dialect}
     settings = ServerSettings.from_options({k: v for k, v in options.items() if v is not None})
 
     def ready(base_url: str) -> None:

@@ -49,7 +49,7 @@ def init(
     the folder are entered. Next: daunce plan run.yaml
     """
     from ..config import RunConfig
-    from ..providers.kinds import BACKENDS, known
+    from ..providers.registry import BACKENDS, known
     from .template import write_template
 
     known(BACKENDS, backend, "--backend")

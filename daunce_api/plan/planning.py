@@ -56,6 +56,8 @@ def make_plan(
             "tiktoken's rank file is out of reach, so tokens are estimated from bytes (four a token), and whether "
             "completions are single tokens is not checked"
         )
+    if scorer.refusal is not None:
+        about_scoring.append(CapabilityError(scorer.refusal))
     shape = config.ensemble
     ensemble = design
     if ensemble is None:

@@ -7,23 +7,23 @@ own) and which is paid by the hour. Deployments are made when a member is scored
 from __future__ import annotations
 
 from dataclasses import replace
-from pathlib import Path
+from functools import partial
 from typing import Any
 
 import httpx2
 import openai
-from pydantic import Field
 
-from .._util.clock import Clock, SystemClock
 from ..config import RunConfig
 from ..errors import ConfigurationError, RejectedError, TransientError
-from .azure_deployments import DeploymentHost
+from .azure_deployments import AzureScorerOptions, DeploymentHost
 from .base import Job, JobRequest, Scorer, ScorerCapabilities, TrainerCapabilities
+from .endpoint import api_key_from
 from .hosting import hosted
-from .openai_wire.chat_token import ChatTokenOptions, chat_capabilities, open_tokenizer, scorer_on
-from .openai_wire.client import WireClient, api_key_from
+from .openai_wire.chat_token import chat_capabilities, open_tokenizer, scorer_on
+from .openai_wire.client import WireClient
 from .openai_wire.trainer import HYPERPARAMETERS, KEPT_CHECKPOINTS, WireTrainer, WireTrainerOptions
 from .options import parse_options
+from .polling import Answer, Poll, file_in_time
 from .registry import Context
 
 __all__ = ["open_scorer", "open_tokenizer", "open_trainer", "scorer_capabilities", "trainer_capabilities"]
@@ -38,7 +38,6 @@ DEVELOPER_SKU = "developertier"
 JOBS_AT_ONCE = 1
 """Fine-tuning jobs that one Azure OpenAI resource runs at a time; 20 more may queue, 100 are kept in all
 (https://learn.microsoft.com/azure/ai-foundry/openai/quotas-limits, a copy of 2025)."""
-_FILE_POLL_SECONDS = 5.0
 _WAITING = {"uploaded", "pending", "running", "notRunning"}
 """States of a file that is not read yet; jobs on it are refused."""
 _BROKEN = {"error", "failed", "canceled", "deleting", "deleted"}
@@ -48,27 +47,6 @@ class AzureTrainerOptions(WireTrainerOptions):
     """``backend.options`` of the Azure trainer."""
 
     api_version: str = "2025-04-01-preview"
-
-
-class AzureScorerOptions(ChatTokenOptions):
-    """``backend.scorer.options`` of the Azure scorer: the one-token chat scorer's, and where deployments are made.
-
-    Without ``subscription`` the fine-tunes are taken to be deployed already, under their own names.
-    """
-
-    api_version: str = "2025-04-01-preview"
-    subscription: str | None = None
-    resource_group: str | None = None
-    account: str | None = Field(None, description="name of the Azure OpenAI resource")
-    management_token_env: str = Field(
-        "AZURE_MANAGEMENT_TOKEN", description="variable with a token of `az account get-access-token`"
-    )
-    management_token_file: Path | None = Field(
-        None, description="file with such a token instead, read at every request: a token lasts for about an hour"
-    )
-    sku: str = "Standard"
-    capacity: int = Field(1, ge=1, description="thousands of tokens per minute of each deployment")
-    max_deployments: int = Field(1, ge=1, description="deployments at once")
 
 
 def trainer_capabilities(config: RunConfig) -> TrainerCapabilities:
@@ -88,24 +66,22 @@ def open_trainer(context: Context) -> AzureTrainer:
     """The OpenAI-wire trainer on an ``AsyncAzureOpenAI``."""
     options = parse_options(AzureTrainerOptions, context.config.backend.options, "backend.options")
     client = _client(context, options.api_version, options.timeout)
-    return AzureTrainer(client, trainer_capabilities(context.config), job_events=options.job_events)
+    return AzureTrainer(client, trainer_capabilities(context.config), options)
 
 
 class AzureTrainer(WireTrainer):
-    """OpenAI's, with files that Azure reads before a job may use them. ``polls`` of a file are five seconds apart."""
+    """OpenAI's, with files that Azure reads before a job may use them."""
 
     def __init__(
         self,
         client: WireClient,
         capabilities: TrainerCapabilities,
+        options: AzureTrainerOptions | None = None,
         *,
-        job_events: bool = False,
-        clock: Clock | None = None,
-        polls: int = 120,
+        poll: Poll | None = None,
     ) -> None:
-        super().__init__(client, capabilities, job_events=job_events)
-        self._clock = clock or SystemClock()
-        self._polls = polls
+        super().__init__(client, capabilities, options or AzureTrainerOptions())
+        self._poll = poll or Poll(5.0, 120)
 
     async def upload(self, name: str, content: bytes) -> str:
         """Upload a training file and wait until Azure has read it; its id.
@@ -113,27 +89,22 @@ class AzureTrainer(WireTrainer):
         Raises RejectedError where Azure finds fault with the file, TransientError where it takes too long.
         """
         file_id = await super().upload(name, content)
-        for _ in range(self._polls):
-            answer = await self._file(file_id)
-            if answer.get("status") not in _WAITING:
-                break
-            await self._clock.sleep(_FILE_POLL_SECONDS)
-        else:
-            raise TransientError(f"file {file_id} was not read after {self._polls * _FILE_POLL_SECONDS:.0f} seconds.")
-        if answer.get("status") in _BROKEN:
-            said = self._client.clean(str(answer.get("status_details") or answer["status"]))
-            raise RejectedError(f"Azure finds fault with {name}: {said}")
+
+        def ready(answer: Answer) -> bool:
+            if answer.get("status") in _BROKEN:
+                reason = self._client.clean(str(answer.get("status_details") or answer["status"]))
+                raise RejectedError(f"Azure finds fault with {name}: {reason}")
+            return answer.get("status") not in _WAITING
+
+        look = partial(self._file, file_id)
+        await self._poll.until(ready, await look(), look, f"file {file_id}", late=TransientError)
         return file_id
 
     async def submit(self, request: JobRequest) -> Job:
         """Create a supervised job, once. Raises AmbiguousSubmitError when no answer tells what happened, and
         TransientError where the file is not read yet."""
-        try:
+        async with file_in_time(partial(self._waits, request.file_id)):
             return await super().submit(request)
-        except RejectedError as error:
-            if error.status == 400 and await self._waits(request.file_id):
-                raise TransientError(f"{error} Its file is not read yet.") from error
-            raise
 
     async def _waits(self, file_id: str) -> bool:
         try:
@@ -185,8 +156,9 @@ def open_scorer(context: Context) -> Scorer:
     if options.subscription is None:
         return scorer
     management_token(options)  # where there is none, nothing is started
+    own = context.http_client is None
     http = context.http_client or httpx2.AsyncClient(timeout=options.timeout)
-    return hosted(scorer, DeploymentHost(http, options, lambda: management_token(options)))
+    return hosted(scorer, DeploymentHost(http, options, lambda: management_token(options), own_http=own))
 
 
 def management_token(options: AzureScorerOptions) -> str:

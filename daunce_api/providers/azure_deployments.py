@@ -6,31 +6,53 @@ The service has an address and a token of its own. A deployment is paid for by t
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Mapping
-from functools import partial
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
 import httpx2
+from pydantic import Field
 
-from .._util.clock import Clock, SystemClock
 from ..errors import ProviderError, RejectedError, StopError
 from .failures import Failures
-from .hosting import Polling
-from .refusals import gone_already
-
-if TYPE_CHECKING:
-    from .azure import AzureScorerOptions
+from .hosting import PolledHost
+from .openai_wire.chat_token import ChatTokenOptions
+from .polling import Answer, Poll
 
 MANAGEMENT_URL = "https://management.azure.com"
 MANAGEMENT_VERSION = "2024-10-01"
-_POLL_SECONDS = 15.0
 
 
-class DeploymentHost:
+class AzureScorerOptions(ChatTokenOptions):
+    """``backend.scorer.options`` of the Azure scorer: the one-token chat scorer's, and where deployments are made.
+
+    Without ``subscription`` the fine-tunes are taken to be deployed already, under their own names.
+    """
+
+    api_version: str = "2025-04-01-preview"
+    subscription: str | None = None
+    resource_group: str | None = None
+    account: str | None = Field(None, description="name of the Azure OpenAI resource")
+    management_token_env: str = Field(
+        "AZURE_MANAGEMENT_TOKEN", description="variable with a token of `az account get-access-token`"
+    )
+    management_token_file: Path | None = Field(
+        None, description="file with such a token instead, read at every request: a token lasts for about an hour"
+    )
+    sku: str = Field("Standard", description="Standard, GlobalStandard (open models) or DeveloperTier (free, one day)")
+    model_format: str = Field(
+        "OpenAI", description="publisher of the base model: OpenAI, Microsoft, Meta, Mistral AI, Alibaba, ..."
+    )
+    model_version: str = "1"
+    capacity: int = Field(1, ge=1, description="thousands of tokens per minute of each deployment")
+    max_deployments: int = Field(1, ge=1, description="deployments at once")
+
+
+class DeploymentHost(PolledHost):
     """Makes and deletes deployments. Their names follow from the models', so that one that an earlier process left is
     found again.
 
-    ``token`` is asked before every request, since a token lasts for about an hour. ``polls`` are 15 seconds apart.
+    ``token`` is asked before every request, since a token lasts for about an hour. ``http`` is closed by its owner.
     """
 
     def __init__(
@@ -39,42 +61,42 @@ class DeploymentHost:
         options: AzureScorerOptions,
         token: Callable[[], str],
         *,
-        clock: Clock | None = None,
-        polls: int = 240,
+        poll: Poll | None = None,
+        own_http: bool = False,
     ) -> None:
-        self.limit = options.max_deployments
+        super().__init__(options.max_deployments, poll or Poll(15.0, 240))
         self._http = http
+        self._own_http = own_http
         self._options = options
         self._token = token
-        self._polling = Polling(clock or SystemClock(), _POLL_SECONDS, polls)
 
-    async def load(self, model: str) -> str:
-        """Deploy a fine-tune and wait until it answers: the deployment's name."""
-        name = name_of(model)
+    async def create(self, model: str) -> tuple[str, str, Answer]:
+        name, options = name_of(model), self._options
         body = {
-            "sku": {"name": self._options.sku, "capacity": self._options.capacity},
-            "properties": {"model": {"format": "OpenAI", "name": model, "version": "1"}},
+            "sku": {"name": options.sku, "capacity": options.capacity},
+            "properties": {"model": {"format": options.model_format, "name": model, "version": options.model_version}},
         }
+        return name, name, await self._request("PUT", name, f"deploying {model}", body)
 
-        def ready(answer: Mapping[str, Any]) -> bool:
-            properties = answer.get("properties")
-            state = properties.get("provisioningState") if isinstance(properties, dict) else None
-            if state in ("Failed", "Canceled", "Disabled"):
-                raise RejectedError(f"Azure could not deploy {model}: {state}.")
-            return state == "Succeeded"
+    async def read(self, loaded: str, model: str) -> Answer:
+        return await self._request("GET", loaded, f"waiting for {model}")
 
-        answer = await self._request("PUT", name, f"deploying {model}", body)
-        look = partial(self._request, "GET", name, f"waiting for {model}")
-        await self._polling.until(ready, answer, look, f"the deployment of {model}")
-        return name
+    def ready(self, answer: Answer, model: str) -> bool:
+        properties = answer.get("properties")
+        state = properties.get("provisioningState") if isinstance(properties, dict) else None
+        if state in ("Failed", "Canceled", "Disabled"):
+            raise RejectedError(f"Azure could not deploy {model}: {state}.")
+        return state == "Succeeded"
 
-    async def unload(self, model: str) -> None:
-        """Delete the deployment of a model; one that is gone already is no error. The fine-tune stays."""
-        with gone_already():
-            await self._request("DELETE", name_of(model), f"deleting the deployment of {model}")
+    async def delete(self, loaded: str, model: str) -> None:
+        await self._request("DELETE", loaded, f"deleting the deployment of {model}")
+
+    async def listed(self, model: str) -> list[str]:
+        return [name_of(model)]
 
     async def close(self) -> None:
-        await self._http.aclose()
+        if self._own_http:
+            await self._http.aclose()
 
     async def _request(self, method: str, name: str, doing: str, body: dict[str, Any] | None = None) -> dict[str, Any]:
         options, token = self._options, self._token()

@@ -14,7 +14,8 @@ the scoring client decide that, from the class of the error (``daunce_api.errors
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import hashlib
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from types import TracebackType
@@ -52,6 +53,16 @@ class JobRequest:
     seed: int
     hyperparameters: Hyperparameters
     suffix: str
+
+    def marked_suffix(self, characters: int) -> str:
+        """As much of the readable suffix as fits, then :func:`mark_of` the key."""
+        mark = mark_of(self.key)
+        return f"{self.suffix[: characters - len(mark) - 1]}-{mark}"
+
+
+def mark_of(key: str) -> str:
+    """What stands for a job's key in names, where jobs have no metadata: 20 hexadecimal digits of its hash."""
+    return hashlib.sha256(key.encode()).hexdigest()[:20]
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,6 +122,8 @@ class ScorerCapabilities:
     time. ``price_factor`` is what the provider takes of its list price for requests sent this way. ``hourly``: the
     endpoint is paid for by the hour. ``tried_on``: what a trial before a run may be sent to; a fine-tune where the
     base model is not served, nothing where every model has to be deployed for money first.
+    ``fine_tunes_verified``: the numbers of fine-tunes are known to be right; where it is False a run scores its first
+    finished member before it submits the second. ``refusal``: why nothing can be scored here at all.
     """
 
     provider: str
@@ -123,6 +136,8 @@ class ScorerCapabilities:
     price_factor: float = 1.0
     hourly: bool = False
     tried_on: Literal["base", "fine_tune", "nothing"] = "base"
+    fine_tunes_verified: bool = True
+    refusal: str | None = None
     notes: tuple[str, ...] = ()
 
     @property
@@ -247,4 +262,88 @@ class Scorer(_Opened, Protocol):
 
         Raises ContractError where the answer does not hold what was asked for, and the classes above.
         """
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class ProbeReport:
+    """What a scorer found out about its endpoint. ``checked`` is False where the endpoint gives no means to check;
+    ``largest_difference`` is in nats, between two ways to ask for the same number."""
+
+    checked: bool
+    detail: str
+    largest_difference: float | None = None
+
+
+@runtime_checkable
+class Metered(Protocol):
+    """A scorer that shows the headers of its endpoint's answers, in which rate limits are told."""
+
+    def watch(self, observer: Callable[[Mapping[str, str]], None]) -> None:
+        """Have ``observer`` called with the headers of every answer."""
+        ...
+
+
+class HostRecords(Protocol):
+    """Keeps which models may stand on a server, so that they can be taken off after a crash too."""
+
+    def load_intent(self, model: str) -> None:
+        """To be written before a model is asked for; one that is there already stays."""
+        ...
+
+    def unloaded(self, model: str) -> None:
+        """The server no longer holds the model."""
+        ...
+
+
+@runtime_checkable
+class Hosting(Protocol):
+    """A scorer that puts models on a server for as long as they are scored."""
+
+    def record(self, records: HostRecords) -> None:
+        """Keep in ``records`` what is put on the server and taken off."""
+        ...
+
+    async def take_off(self, models: Sequence[str]) -> dict[str, str]:
+        """Take off what an earlier process left there; why not, by model, where that failed."""
+        ...
+
+
+@runtime_checkable
+class Probing(Protocol):
+    """A scorer that can test its endpoint's numbers against the endpoint's own generation."""
+
+    async def probe(self, model: str, example: EncodedExample) -> ProbeReport:
+        """Raises ContractError where the endpoint returns numbers that are not what they seem (shifted by one)."""
+        ...
+
+
+@dataclass(slots=True)
+class Swept:
+    """What was deleted at a provider; ``kept`` names what could not be, and why."""
+
+    files: list[str] = field(default_factory=list)
+    kept: dict[str, str] = field(default_factory=dict)
+
+
+@runtime_checkable
+class Deferred(Protocol):
+    """A scorer whose answers come hours later and stay at the provider until they are safe, so that an interrupted run
+    finds what it has paid for."""
+
+    @property
+    def immediate(self) -> Scorer:
+        """The scorer of the same numbers that answers at once, for whoever only looks at the endpoint."""
+        ...
+
+    async def score_replicate(self, model: str, batch: Sequence[EncodedExample], replicate: int) -> list[TokenScores]:
+        """As ``score``; ``replicate`` tells measurements of the same examples apart."""
+        ...
+
+    async def release(self, model: str, batch: Sequence[EncodedExample], replicate: int) -> None:
+        """The answers to these examples are on disk: what the provider keeps of them may be deleted."""
+        ...
+
+    async def sweep(self, models: Sequence[str]) -> Swept:
+        """Stop what is under way for these models, and delete what earlier calls left at the provider."""
         ...

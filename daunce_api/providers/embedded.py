@@ -15,7 +15,8 @@ from ..config import RunConfig
 from ..data.tokenizers import LocalTokenizer, Tokenizer
 from ..errors import ConfigurationError
 from .base import TrainerCapabilities
-from .openai_wire.client import Endpoint, WireClient
+from .endpoint import Endpoint
+from .openai_wire.client import WireClient
 from .openai_wire.trainer import HYPERPARAMETERS, KEPT_CHECKPOINTS, WireTrainer, WireTrainerOptions
 from .options import parse_options
 from .registry import Context
@@ -50,7 +51,7 @@ def open_trainer(context: Context) -> WireTrainer:
     """The OpenAI-wire trainer, on the run's own server."""
     options, _ = _options(context.config)
     client = WireClient.open(context.wire_endpoint, http_client=context.http_client, timeout=options.timeout)
-    return WireTrainer(client, trainer_capabilities(context.config), job_events=options.job_events)
+    return WireTrainer(client, trainer_capabilities(context.config), options)
 
 
 def open_tokenizer(config: RunConfig) -> Tokenizer:

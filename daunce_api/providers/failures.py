@@ -1,6 +1,6 @@
 """What each failed request of a provider means for a run: one table for all SDKs.
 
-``backends/base.py`` lists the classes. A message never holds a key, and says what was kept and what to do next.
+``providers/base.py`` lists the classes. A message never holds a key, and says what was kept and what to do next.
 """
 
 from __future__ import annotations
@@ -9,13 +9,17 @@ import email.utils
 import json
 import math
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Protocol
 
 from ..errors import AmbiguousSubmitError, DailyLimitError, ProviderError, RejectedError, StopError, TransientError
+from .base import Job
 
 _QUOTA_CODES = {"insufficient_quota", "billing_hard_limit_reached", "billing_not_active"}
 _MAX_MESSAGE = 500
+NO_REASON = "the provider gave no reason"
+"""Stands for what a provider did not say of a failed job."""
 
 
 class ErrorResponse(Protocol):
@@ -130,3 +134,24 @@ def retry_after(headers: Mapping[str, str], *, wall_clock: float | None = None) 
     except (OverflowError, ValueError):
         return None
     return max(moment - (time.time() if wall_clock is None else wall_clock), 0.0)
+
+
+@contextmanager
+def gone_already() -> Iterator[None]:
+    """Around a request to take something away or to read it: that it is not there (404) is no error."""
+    try:
+        yield
+    except ProviderError as error:
+        if error.status != 404:
+            raise
+
+
+async def cancelled(call: Awaitable[Job], read: Callable[[], Awaitable[Job]]) -> Job:
+    """The job after a request to cancel it; where that is refused because it is final already, as ``read`` gives it."""
+    try:
+        return await call
+    except RejectedError:
+        job = await read()
+        if job.status.final:
+            return job
+        raise

@@ -7,19 +7,21 @@ scored never does. All members of a run share one host, so a model stays while r
 from __future__ import annotations
 
 import asyncio
+from abc import ABC, abstractmethod
 from collections import OrderedDict
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field, replace
 from types import TracebackType
-from typing import Any, Protocol, Self
+from typing import Protocol, Self
 
 from .._util.clock import Clock, SystemClock
 from .._util.retry import Retrier, RetryPolicy
 from ..data.tokenizers import EncodedExample
-from ..errors import DaunceError, ProviderError, RejectedError, StopError, TransientError
-from .abilities import HostRecords, Metered, ProbeReport, Probing
-from .base import Scorer, ScorerCapabilities, TokenScores
+from ..errors import DaunceError, ProviderError, StopError
+from .base import HostRecords, Metered, ProbeReport, Probing, Scorer, ScorerCapabilities, TokenScores
+from .failures import gone_already
+from .polling import Answer, Poll
 
 UNLOADING = RetryPolicy(first=2.0, longest=10.0, attempts=3, total=60.0)
 """How often a model that could not be unloaded is tried again: what stays may be paid for by the hour."""
@@ -42,43 +44,64 @@ class Host(Protocol):
     async def close(self) -> None: ...
 
 
-@dataclass(frozen=True, slots=True)
-class Polling:
-    """Waits for a host: looks at it at most ``polls`` times, ``seconds`` apart."""
+class PolledHost(ABC):
+    """A host whose provider says that a model is being loaded and is asked again until it is there.
 
-    clock: Clock
-    seconds: float
-    polls: int
+    A subclass is the provider's own requests. What this process loaded is remembered by its id, what another one left
+    is found by :meth:`listed`.
+    """
 
-    async def until(
-        self,
-        ready: Callable[[Mapping[str, Any]], bool],
-        answer: Mapping[str, Any],
-        look: Callable[[], Awaitable[Mapping[str, Any]]],
-        what: str,
-    ) -> None:
-        """Look until the latest answer says that ``what`` is ready; a look that fails for the moment is no answer,
-        since loading goes on. Raises RejectedError where it takes too long, and what ``ready`` raises."""
-        first: Mapping[str, Any] | None = answer
+    def __init__(self, limit: int, poll: Poll) -> None:
+        self.limit = limit
+        self._poll = poll
+        self._known: dict[str, str] = {}
 
-        async def check() -> None:
-            nonlocal first
-            latest, first = first, None
-            if not ready(await look() if latest is None else latest):
-                raise _NotReadyError(f"{what} is not ready")
+    @abstractmethod
+    async def create(self, model: str) -> tuple[str, str, Answer]:
+        """Have a model loaded: the name that it will answer under, the id of what loads it, the provider's answer."""
 
-        minutes = self.polls * self.seconds / 60
-        policy = RetryPolicy(
-            self.seconds, self.seconds, self.polls + 1, total=self.seconds * (self.polls + 1), jitter=False
+    @abstractmethod
+    async def read(self, loaded: str, model: str) -> Answer:
+        """What the provider says of something that is being loaded, by its id."""
+
+    @abstractmethod
+    def ready(self, answer: Answer, model: str) -> bool:
+        """Whether the answer says that the model is there. Raises RejectedError where it will never be."""
+
+    @abstractmethod
+    async def delete(self, loaded: str, model: str) -> None:
+        """Take it off the server; a 404 may be raised where it is gone."""
+
+    @abstractmethod
+    async def listed(self, model: str) -> Sequence[str]:
+        """Ids under which a model is loaded, whoever loaded it."""
+
+    def always_served(self, model: str) -> str | None:
+        """The name that a model answers under without being loaded; None for one that has to be."""
+        return None
+
+    async def load(self, model: str) -> str:
+        served = self.always_served(model)
+        if served is not None:
+            return served
+        served, loaded, answer = await self.create(model)
+        self._known[model] = loaded
+        await self._poll.until(
+            lambda latest: self.ready(latest, model), answer, lambda: self.read(loaded, model), f"model {model}"
         )
-        try:
-            await Retrier(policy, self.clock)(check, f"wait for {what}")
-        except TransientError as error:
-            raise RejectedError(f"{what} was not ready after {minutes:.0f} minutes.") from error
+        return served
 
+    async def unload(self, model: str) -> None:
+        if self.always_served(model) is not None:
+            return
+        known = self._known.pop(model, None)
+        for loaded in [known] if known else await self.listed(model):
+            with gone_already():
+                await self.delete(loaded, model)
 
-class _NotReadyError(TransientError):
-    """The host is still at work."""
+    @abstractmethod
+    async def close(self) -> None:
+        """Close the connections that are the host's own."""
 
 
 @dataclass
@@ -97,6 +120,8 @@ class Pool:
     _held: OrderedDict[str, _Held] = field(default_factory=OrderedDict)
     _left: dict[str, None] = field(default_factory=dict)
     """Models of which something may be on the server although nobody holds them."""
+    _leaving: dict[str, asyncio.Task[None]] = field(default_factory=dict)
+    """Models that are being taken off. They take up room until they are gone; requests for others go on."""
     _free: asyncio.Condition = field(default_factory=asyncio.Condition)
 
     @asynccontextmanager
@@ -120,22 +145,32 @@ class Pool:
                 self._free.notify_all()
 
     async def _acquire(self, model: str) -> _Held:
-        async with self._free:
-            while True:
+        while True:
+            async with self._free:
                 held = self._held.get(model)
-                if held is not None:
-                    break
-                if len(self._held) < self.host.limit:
+                room = len(self._held) + len(self._leaving) < self.host.limit
+                if held is None and room and model not in self._leaving:
                     held = self._held[model] = _Held(asyncio.create_task(self._load(model)))
-                    break
+                if held is not None:
+                    held.users += 1
+                    self._held.move_to_end(model)
+                    return held
                 idle = next((name for name, h in self._held.items() if h.users == 0), None)
-                if idle is None:
+                if idle is None or room or self._leaving:
                     await self._free.wait()
-                else:
-                    await self._drop(idle)
-            held.users += 1
-            self._held.move_to_end(model)
-            return held
+                    continue
+                leaving = asyncio.create_task(self._leave(idle, self._held.pop(idle)))
+                self._leaving[idle] = leaving
+            await asyncio.shield(leaving)
+
+    async def _leave(self, model: str, held: _Held) -> None:
+        """Take a model off without keeping others from theirs."""
+        try:
+            await self._drop(model, held)
+        finally:
+            async with self._free:
+                del self._leaving[model]
+                self._free.notify_all()
 
     async def _load(self, model: str) -> str:
         """Load a model, written down before; whatever ends this early (a failure, a closing pool) undoes it."""
@@ -159,8 +194,7 @@ class Pool:
         await self.take_off(model)
         del self._left[model]
 
-    async def _drop(self, model: str) -> None:
-        held = self._held.pop(model)
+    async def _drop(self, model: str, held: _Held) -> None:
         if not held.loaded.done():  # its users gave up
             held.loaded.cancel()
         (served,) = await asyncio.gather(held.loaded, return_exceptions=True)
@@ -170,9 +204,10 @@ class Pool:
     async def close(self) -> None:
         """Unload everything that this pool loaded, then close the host. The first failure is raised at the end."""
         failure: DaunceError | None = None
+        await asyncio.gather(*self._leaving.values(), return_exceptions=True)
         for model in list(self._held):
             with suppress(DaunceError):  # tried once more below
-                await self._drop(model)
+                await self._drop(model, self._held.pop(model))
         for model in list(self._left):
             try:
                 await self._put_off(model)

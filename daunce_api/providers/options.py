@@ -6,7 +6,7 @@ import difflib
 from collections.abc import Mapping
 from typing import Any, TypeVar
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from ..errors import ConfigurationError
 
@@ -15,6 +15,14 @@ class Options(BaseModel):
     """Base of every kind's options: frozen, unknown keys refused."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True)
+
+
+class ScorerOptions(Options):
+    """What every scorer of an endpoint can be given in ``backend.scorer.options``."""
+
+    max_context_tokens: int | None = Field(None, ge=1, description="longest prompt of the model; default: unknown")
+    concurrency: int = Field(8, ge=1, description="requests that the endpoint takes at once")
+    timeout: float = Field(120.0, gt=0, description="seconds that a request may take")
 
 
 OptionsT = TypeVar("OptionsT", bound=Options)

@@ -32,24 +32,24 @@ class SdkCalls:
         self._sdk = sdk
         self.failures = failures
 
-    async def call(self, call: Awaitable[Answer], *, doing: str, submit: bool = False) -> Answer:
+    async def call(self, call: Awaitable[Answer], *, doing: str, submit: bool | str = False) -> Answer:
         """The answer of a call. ``doing`` names it in messages; ``submit`` marks one that must not be repeated
-        blindly."""
+        blindly: any request of it, or the one to a path with this end."""
         try:
             return await call
         except Exception as error:
-            failure = self._translate(error, doing, submit)
+            failure = self._translate(error, doing, _submits(error, submit))
             if failure is None:
                 raise
         # Raised outside the handler: the SDK's error holds the request with its Authorization header.
         raise failure
 
-    async def fields(self, call: Awaitable[Any], *, doing: str, submit: bool = False) -> dict[str, Any]:
+    async def fields(self, call: Awaitable[Any], *, doing: str, submit: bool | str = False) -> dict[str, Any]:
         """The answer as a plain dictionary by the names on the wire; what the SDK left out is missing."""
         answer = await self.call(call, doing=doing, submit=submit)
         found = plain(answer)
         if found is None:
-            raise self.failures.malformed(doing, submit, "a body that is not an object")
+            raise self.failures.malformed(doing, bool(submit), "a body that is not an object")
         return found
 
     async def delete(self, call: Awaitable[Any], *, doing: str) -> bool:
@@ -95,6 +95,12 @@ class SdkCalls:
         if type(error).__module__.split(".")[0] == sdk.__name__:
             return StopError(self.failures.clean(f"{doing} failed in the SDK of {self.failures.provider}: {error}"))
         return None
+
+
+def _submits(error: Exception, submit: bool | str) -> bool:
+    """Whether a failure leaves open if something was submitted: its request, where it tells, was the one that does."""
+    path = getattr(getattr(getattr(error, "request", None), "url", None), "path", None)
+    return bool(submit) and (path is None or submit is True or path.endswith(submit))
 
 
 class SdkTrainer:

@@ -18,8 +18,8 @@ import httpx2
 
 from ..data.dataset import Message
 from ..errors import ConfigurationError, DataError, TransientError
+from .endpoint import ANONYMOUS, Endpoint
 from .failures import Failures
-from .openai_wire.client import ANONYMOUS, Endpoint
 
 _PROBE = "Daunce 123 äöü ✓ 漢字 \n\n\tx"
 """Its ids stand for the tokenizer in fingerprints."""

@@ -14,26 +14,22 @@ from pydantic import Field
 from ..config import RunConfig
 from ..data.tokenizers import EncodedExample
 from ..errors import ContractError
-from .abilities import ProbeReport
-from .base import ScorerCapabilities, TokenScores
+from .base import ProbeReport, ScorerCapabilities, TokenScores
+from .contract import BEFORE_TARGETS, check_ids, refuse_long, scores_of
 from .openai_wire.client import WireClient
-from .openai_wire.contract import BEFORE_TARGETS, check_ids, scores_of
-from .openai_wire.probe import GENERATED, Generated, generated, probe_generated
-from .openai_wire.prompt_logprobs import refuse_long
 from .openai_wire.wire_scorer import OneByOneScorer, open_client
-from .options import Options, parse_options
+from .options import ScorerOptions, parse_options
+from .probe import GENERATED, Generated, generated, probe_generated
 from .registry import Context
 
 IGNORED = "It does not answer as SGLang's /generate with return_logprob does. Check base_url."
 
 
-class SGLangOptions(Options):
+class SGLangOptions(ScorerOptions):
     """``backend.scorer.options`` of the SGLang scorer."""
 
     adapters: bool = Field(True, description="send the model's name as lora_path; false where models are served whole")
-    max_context_tokens: int | None = Field(None, ge=1, description="the server's --context-length")
     concurrency: int = Field(32, ge=1, description="requests that the endpoint takes at once")
-    timeout: float = Field(120.0, gt=0, description="seconds that a request may take")
 
 
 def sglang_options(config: RunConfig) -> SGLangOptions:

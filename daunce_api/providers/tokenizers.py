@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from importlib.resources import files
 from pathlib import Path
 
@@ -46,8 +47,22 @@ def tokenizer_of(config: RunConfig) -> Tokenizer:
     )
 
 
+def chat_template(folder: str | None) -> str | None:
+    """The chat template of a model folder, as it is written there; None where there is no folder or no template."""
+    if folder is None or not Path(folder).is_dir():
+        return None
+    own, settings = Path(folder) / "chat_template.jinja", Path(folder) / "tokenizer_config.json"
+    if own.is_file():
+        return own.read_text(encoding="utf-8")
+    try:
+        template = json.loads(settings.read_text(encoding="utf-8")).get("chat_template")
+    except (OSError, ValueError):
+        return None
+    return template if isinstance(template, str) else None
+
+
 def _of_server(config: RunConfig) -> Tokenizer:
-    from .openai_wire.client import ANONYMOUS, Endpoint, api_key_from, checked_base_url
+    from .endpoint import ANONYMOUS, Endpoint, api_key_from, checked_base_url
     from .server_tokenizer import ServerTokenizer
 
     scorer = config.backend.scorer

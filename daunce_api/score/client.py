@@ -19,8 +19,7 @@ from tenacity import AsyncRetrying, RetryCallState, retry_if_exception_type
 from .._util.clock import Clock, SystemClock
 from ..data.tokenizers import EncodedExample
 from ..errors import ContractError, ProviderError, RejectedError, ReplayError, StoreError, TransientError
-from ..providers.abilities import Deferred, Hosting, Metered, ProbeReport, Probing
-from ..providers.base import Scorer, TokenScores
+from ..providers.base import Deferred, Hosting, Metered, ProbeReport, Probing, Scorer, TokenScores
 from ..store import RunStore, ScoreBatch
 from .cache import ScoredCache
 from .leases import ModelLeases

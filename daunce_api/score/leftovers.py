@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from ..config import RunConfig
-from ..providers.abilities import Hosting
-from ..providers.base import Scorer
+from ..providers.base import Hosting, Scorer
 from ..providers.registry import open_backend
 from ..store import RunStore
 

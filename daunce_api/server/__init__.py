@@ -10,7 +10,10 @@ Where it differs from OpenAI's service:
 * ``logprobs`` of completions goes to 20; ``return_token_ids`` and ``return_tokens_as_token_ids`` are vLLM's.
 * the end token counts as generated and is among the log-probabilities, as in vLLM.
 * ``learning_rate_multiplier: 1`` is AdamW at 1e-3 on rank-8 LoRA; ``auto`` is 3 epochs, batches of 8, multiplier 1.
-* one choice a prompt (``n: 1``), no streaming, no tools, no validation file; each is refused with a 400.
+* one choice a prompt (``n: 1``), no streaming, no validation file; each is refused with a 400.
+* a batch (``/v1/batches``) is answered at once, in the background; nothing of it expires.
+* ``dialect: vllm`` sends vLLM's leading null in echoed values and knows ``prompt_logprobs``; ``dialect: nebius`` is
+  described in :mod:`daunce_api.server.nebius`.
 * deleting a fine-tune deletes its checkpoints; cancelling a cancelled job is no error.
 """
 

@@ -19,7 +19,8 @@ from .api_errors import ApiError
 from .channel import Worker
 from .gate import Gate
 from .inject import Injector
-from .openapi import document
+from .nebius import CustomModelRoutes
+from .routes_batches import BatchRoutes
 from .routes_completions import CompletionRoutes
 from .routes_files import FileRoutes
 from .routes_jobs import JobRoutes
@@ -32,7 +33,7 @@ from .tokentext import TokenText
 
 Handler = Callable[[Request], Awaitable[Response]]
 
-_ROUTES: tuple[tuple[str, str, str, str], ...] = (
+ROUTES: tuple[tuple[str, str, str, str], ...] = (
     ("POST", "/v1/files", "files", "create"),
     ("GET", "/v1/files", "files", "listing"),
     ("GET", "/v1/files/{file_id}", "files", "retrieve"),
@@ -47,8 +48,20 @@ _ROUTES: tuple[tuple[str, str, str, str], ...] = (
     ("GET", "/v1/models", "models", "listing"),
     ("GET", "/v1/models/{model:path}", "models", "retrieve"),
     ("DELETE", "/v1/models/{model:path}", "models", "delete"),
+    ("POST", "/v1/batches", "batches", "create"),
+    ("GET", "/v1/batches", "batches", "listing"),
+    ("GET", "/v1/batches/{batch_id}", "batches", "retrieve"),
+    ("POST", "/v1/batches/{batch_id}/cancel", "batches", "cancel"),
     ("POST", "/v1/completions", "completions", "complete"),
     ("POST", "/v1/chat/completions", "completions", "chat"),
+)
+
+
+NEBIUS_ROUTES: tuple[tuple[str, str, str, str], ...] = (
+    ("POST", "/v0/models", "custom_models", "create"),
+    ("GET", "/v0/models", "custom_models", "listing"),
+    ("GET", "/v0/models/{model:path}", "custom_models", "retrieve"),
+    ("DELETE", "/v0/models/{model:path}", "custom_models", "delete"),
 )
 
 
@@ -66,14 +79,16 @@ def create_app(settings: ServerSettings) -> Starlette:
 
         return call
 
-    routes = [Route(path, handler(group, name), methods=[method]) for method, path, group, name in _ROUTES]
-    routes.append(Route("/health", _health))
-    description = document((method, path, name) for method, path, _, name in _ROUTES)
+    table = ROUTES + (NEBIUS_ROUTES if settings.dialect == "nebius" else ())
+    routes = [Route(path, handler(group, name), methods=[method]) for method, path, group, name in table]
 
-    async def openapi(request: Request) -> Response:
-        return JSONResponse(description)
+    async def health(request: Request) -> Response:
+        """503 where a lane that trains jobs has ended: jobs would wait for it for ever."""
+        scheduler: Scheduler | None = groups.get("scheduler")
+        degraded = scheduler is not None and scheduler.lanes < settings.workers
+        return JSONResponse({"status": "degraded" if degraded else "ok"}, 503 if degraded else 200)
 
-    routes.append(Route("/openapi.json", openapi))
+    routes.append(Route("/health", health))
 
     def route_of(scope: Scope) -> str:
         """Method and pattern of a request, for counting; unknown paths count together."""
@@ -122,6 +137,7 @@ class _Running:
         }
         self._scorer = Worker(self._hello)
         self._scheduler: Scheduler | None = None
+        self._batches: BatchRoutes | None = None
 
     async def start(self, groups: dict[str, Any]) -> None:
         """Load the model and fill in the groups of routes."""
@@ -137,26 +153,31 @@ class _Running:
                 injector=self._injector,
             )
             self._scheduler = Scheduler(service, self._hello)
+            completions = CompletionRoutes(service)
+            handlers = {"/v1/completions": completions.complete, "/v1/chat/completions": completions.chat}
+            self._batches = BatchRoutes(service, handlers)
             groups.update(
+                scheduler=self._scheduler,
                 files=FileRoutes(service, self._scheduler),
                 jobs=JobRoutes(service, self._scheduler),
                 models=ModelRoutes(service),
-                completions=CompletionRoutes(service),
+                completions=completions,
+                batches=self._batches,
+                custom_models=CustomModelRoutes(service),
             )
+            self._batches.start()
             self._scheduler.start()
         except BaseException:
             await self.close()
             raise
 
     async def close(self) -> None:
+        if self._batches is not None:
+            await self._batches.close()
         if self._scheduler is not None:
             await self._scheduler.close()
         await self._scorer.close()
         self._state.close()
-
-
-async def _health(request: Request) -> Response:
-    return JSONResponse({"status": "ok"})
 
 
 async def _api_error(request: Request, error: Exception) -> Response:

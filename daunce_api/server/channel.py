@@ -9,14 +9,11 @@ from __future__ import annotations
 import asyncio
 import itertools
 import json
-import os
 import sys
 from collections.abc import Callable, Mapping
-from pathlib import Path
 from typing import IO, Any
 
-import daunce_api
-
+from .._util.environment import worker_environment
 from ..errors import ConfigurationError, DaunceError
 
 HEADER_BYTES = 8
@@ -59,13 +56,6 @@ def read_message(stream: IO[bytes]) -> Message | None:
     return message
 
 
-def child_environment() -> dict[str, str]:
-    """The environment of our child processes: this very package is what they import."""
-    root = str(Path(daunce_api.__file__).resolve().parent.parent)
-    paths = [root, *filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))]
-    return {**os.environ, "PYTHONPATH": os.pathsep.join(dict.fromkeys(paths))}
-
-
 class Worker:
     """One worker process: started at the first call, started again after it died."""
 
@@ -98,14 +88,14 @@ class Worker:
                 "daunce_api.server.worker",
                 stdin=asyncio.subprocess.PIPE,
                 stdout=asyncio.subprocess.PIPE,
-                env=child_environment(),
+                env=worker_environment(),
                 # Ctrl-C goes to the server alone, which ends its processes itself.
                 start_new_session=True,
             )
             future = self._expect(0)
             self._reader = asyncio.create_task(self._read(self._process))
-            await self._send({**self._hello, "id": 0})
             try:
+                await self._send({**self._hello, "id": 0})
                 self.facts = await future
             except WorkerDiedError:
                 raise DaunceError(

@@ -15,8 +15,8 @@ from typing import IO, Self
 
 from pydantic import TypeAdapter
 
+from .._util.environment import worker_environment
 from ..errors import MissingExtraError, StopError
-from .channel import child_environment
 from .settings import ServerSettings
 
 LOG_NAME = "server.log"
@@ -70,7 +70,7 @@ class EmbeddedServer:
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=log,
-                env=child_environment(),
+                env=worker_environment(),
                 # Ctrl-C goes to the parent alone, which ends the child when it has finished with it.
                 start_new_session=True,
             )
@@ -86,7 +86,7 @@ class EmbeddedServer:
             tail = self._tail(offset)
             raise StopError(
                 f"the embedded server {ending}. Its last output ({self.log_path}):\n{tail or '(none)'}\n"
-                "Nothing was changed; mend the cause and run the same command again."
+                "Nothing was changed. Fix the cause, then run the same command again."
             )
         self.base_url = base_url
         return self

@@ -54,7 +54,7 @@ class Gate:
             await response.finish(_failure(error), scope, receive)
 
     async def _pass(self, scope: Scope, receive: Receive, response: _Response) -> None:
-        if not scope["path"].startswith("/v1/"):
+        if not scope["path"].startswith(("/v1/", "/v0/")):
             await self._app(scope, receive, response.send)
             return
         headers = Headers(scope=scope)
@@ -63,7 +63,7 @@ class Gate:
         route = self._route_of(scope)
         fault = self._injector.request_fault(route) if self._injector is not None else None
         limited = _limit_body(headers, receive, self._body_limit(scope))
-        if fault is not None and self._injector is not None:
+        if self._injector is not None and (fault is not None or self._injector.records):
             await self._injector.commit(fault, self._inner, scope, limited, response.send)
         else:
             await self._app(scope, limited, response.send)

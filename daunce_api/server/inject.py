@@ -5,7 +5,9 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import math
+import time
 from collections import Counter
+from typing import Literal
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -21,6 +23,9 @@ class Injector:
         self._seen: Counter[str] = Counter()
         self._jobs_accepted = 0
         self._uses: Counter[str] = Counter()
+        self._born: dict[str, float] = {}
+        self._last: _Recorder | None = None
+        self._swap: tuple[_Recorder, asyncio.Future[_Recorder]] | None = None
 
     def request_fault(self, route: str) -> str | None:
         """The fault of the next request to a route (method and pattern), or None."""
@@ -44,6 +49,22 @@ class Injector:
         self._uses[model] += 1
         return self._uses[model] >= 2
 
+    def born(self, identity: str) -> None:
+        """A job, file or model comes into being now; what an earlier server made is old enough to be seen."""
+        self._born[identity] = time.monotonic()
+
+    def hidden(self, kind: Literal["job", "file", "model"], identity: str, *, listed: bool = False) -> bool:
+        """Whether something is too young to be found by its id or, with ``listed``, to be in a list."""
+        lag: float = getattr(self.settings, f"{kind}_lag")
+        if listed:
+            lag = max(lag, self.settings.list_lag)
+        return time.monotonic() - self._born.get(identity, -math.inf) < lag
+
+    @property
+    def records(self) -> bool:
+        """Whether answers have to pass through :meth:`commit` even without a fault, since one may be sent again."""
+        return self.settings.duplicated > 0
+
     def _choose(self, key: str, faults: tuple[str, ...]) -> str | None:
         digest = hashlib.sha256(f"{self.settings.seed}:{key}".encode()).digest()
         draw = int.from_bytes(digest[:8], "big") / 2**64
@@ -54,7 +75,7 @@ class Injector:
             draw -= rate
         return None
 
-    async def commit(self, fault: str, app: ASGIApp, scope: Scope, receive: Receive, send: Send) -> None:
+    async def commit(self, fault: str | None, app: ASGIApp, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer a request with a fault. Raises ApiError for those that are plain answers."""
         if fault == "rate_limit":
             seconds = self.settings.retry_after
@@ -71,7 +92,30 @@ class Injector:
         else:
             recorder = _Recorder()
             await app(scope, receive, recorder.send)
-            await self._spoil(fault, recorder, receive, send)
+            before, self._last = self._last, recorder
+            if fault == "duplicated":
+                await (before or recorder).replay(send)
+            elif fault == "swapped":
+                await (await self._exchanged(recorder)).replay(send)
+            elif fault is None:
+                await recorder.replay(send)
+            else:
+                await self._spoil(fault, recorder, receive, send)
+
+    async def _exchanged(self, mine: _Recorder) -> _Recorder:
+        """The answer of the next request that is to be swapped; the own one where none comes within ``hang``."""
+        if self._swap is not None:
+            theirs, waiting = self._swap
+            self._swap = None
+            if not waiting.done():
+                waiting.set_result(mine)
+                return theirs
+        waiting = asyncio.get_running_loop().create_future()
+        self._swap = (mine, waiting)
+        try:
+            return await asyncio.wait_for(waiting, self.settings.hang)
+        except TimeoutError:
+            return mine
 
     async def _spoil(self, fault: str, done: _Recorder, receive: Receive, send: Send) -> None:
         half = done.body[: len(done.body) // 2]
@@ -120,6 +164,11 @@ class _Recorder:
             self.status, self.headers = message["status"], list(message["headers"])
         elif message["type"] == "http.response.body":
             self.body += message.get("body", b"")
+
+    async def replay(self, send: Send) -> None:
+        """Send what was kept."""
+        await send({"type": "http.response.start", "status": self.status, "headers": self.headers})
+        await send({"type": "http.response.body", "body": self.body})
 
 
 def _rate_limited(headers: dict[str, str]) -> ApiError:

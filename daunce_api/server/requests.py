@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import secrets
+from collections.abc import Callable
 from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, Strict, ValidationError
@@ -13,6 +14,7 @@ from .api_errors import ApiError, invalid
 
 MAX_SEED = 2**31 - 1
 MAX_TOP_LOGPROBS = 20
+LEAST_TEMPERATURE = 1e-4
 
 Int = Annotated[int, Strict()]
 Str = Annotated[str, Strict()]
@@ -29,11 +31,13 @@ def _no_bool(value: Any) -> Any:
 RealNumber = Annotated[Number, BeforeValidator(_no_bool)]
 
 
-class _Body(BaseModel):
+class StrictBody(BaseModel):
+    """A body in which unknown fields are refused."""
+
     model_config = ConfigDict(extra="forbid", frozen=True, hide_input_in_errors=True)
 
 
-class Hyperparameters(_Body):
+class Hyperparameters(StrictBody):
     """OpenAI's; ``auto`` is 3 epochs, batches of 8, multiplier 1."""
 
     n_epochs: Annotated[Int, Field(ge=1, le=50)] | Literal["auto"] = "auto"
@@ -48,11 +52,11 @@ class Hyperparameters(_Body):
         return epochs, batch, rate
 
 
-class _Supervised(_Body):
+class _Supervised(StrictBody):
     hyperparameters: Hyperparameters = Field(default_factory=Hyperparameters)
 
 
-class _Method(_Body):
+class _Method(StrictBody):
     type: Literal["supervised"]
     supervised: _Supervised | None = None
 
@@ -61,7 +65,7 @@ MetadataKey = Annotated[str, Strict(), Field(max_length=64)]
 MetadataValue = Annotated[str, Strict(), Field(max_length=512)]
 
 
-class CreateJob(_Body):
+class CreateJob(StrictBody):
     """``POST /v1/fine_tuning/jobs``."""
 
     model: Str
@@ -81,7 +85,16 @@ class CreateJob(_Body):
         return self.hyperparameters or Hyperparameters()
 
 
-class _Sampling(_Body):
+class CreateBatch(StrictBody):
+    """``POST /v1/batches``."""
+
+    input_file_id: Str
+    endpoint: Literal["/v1/chat/completions", "/v1/completions"]
+    completion_window: Literal["24h"]
+    metadata: Annotated[dict[MetadataKey, MetadataValue], Field(max_length=16)] | None = None
+
+
+class _Sampling(StrictBody):
     model: Str
     n: Annotated[Int, Field(ge=1, le=1)] | None = None
     temperature: Annotated[RealNumber, Field(ge=0, le=2)] | None = None
@@ -105,9 +118,10 @@ class _Sampling(_Body):
     @property
     def sampling(self) -> dict[str, Any]:
         """Temperature, nucleus and seed as the model takes them. OpenAI's default temperature is 1; without a seed
-        every request is sampled anew."""
+        every request is sampled anew. Dividing by a temperature below 1e-4 overflows: that is greedy sampling."""
+        temperature = 1.0 if self.temperature is None else self.temperature
         return {
-            "temperature": 1.0 if self.temperature is None else self.temperature,
+            "temperature": temperature if temperature >= LEAST_TEMPERATURE else 0.0,
             "top_p": 1.0 if self.top_p is None else self.top_p,
             "seed": secrets.randbelow(2**63) if self.seed is None else self.seed % 2**63,
         }
@@ -117,13 +131,15 @@ Ids = list[Int]
 
 
 class CreateCompletion(_Sampling):
-    """``POST /v1/completions``; ``return_token_ids`` and ``return_tokens_as_token_ids`` as vLLM has them."""
+    """``POST /v1/completions``; ``prompt_logprobs``, ``return_token_ids`` and
+    ``return_tokens_as_token_ids`` as vLLM has them."""
 
     prompt: Str | list[Str] | Ids | list[Ids]
     echo: Bool | None = None
     logprobs: Annotated[Int, Field(ge=0, le=MAX_TOP_LOGPROBS)] | None = None
     max_tokens: Annotated[Int, Field(ge=0)] | None = None
     best_of: Annotated[Int, Field(ge=1, le=1)] | None = None
+    prompt_logprobs: Annotated[Int, Field(ge=0, le=MAX_TOP_LOGPROBS)] | None = None
     suffix: None = None
 
     @property
@@ -136,12 +152,12 @@ class CreateCompletion(_Sampling):
         return list(self.prompt)  # type: ignore[arg-type]
 
 
-class _TextPart(_Body):
+class _TextPart(StrictBody):
     type: Literal["text"]
     text: Str
 
 
-class ChatMessage(_Body):
+class ChatMessage(StrictBody):
     """One turn of text."""
 
     role: Literal["system", "developer", "user", "assistant", "tool"]
@@ -153,7 +169,7 @@ class ChatMessage(_Body):
         return self.content if isinstance(self.content, str) else "".join(p.text for p in self.content)
 
 
-class _TextFormat(_Body):
+class _TextFormat(StrictBody):
     type: Literal["text"]
 
 
@@ -171,11 +187,12 @@ class CreateChatCompletion(_Sampling):
     service_tier: Literal["auto", "default"] | None = None
 
 
-Body = TypeVar("Body", bound=_Body)
+Body = TypeVar("Body", bound=StrictBody)
 
 
-async def read_body(request: Request, kind: type[Body]) -> Body:
-    """The JSON body of a request. Raises ApiError 400 that names the parameter that is wrong."""
+async def read_body(request: Request, kind: type[Body], check: Callable[[dict[str, Any]], None] | None = None) -> Body:
+    """The JSON body of a request; ``check`` sees it before it is validated. Raises ApiError 400 that names the
+    parameter that is wrong."""
     content_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if content_type != "application/json":
         raise invalid(
@@ -191,13 +208,15 @@ async def read_body(request: Request, kind: type[Body]) -> Body:
         ) from None
     if not isinstance(raw, dict):
         raise invalid("The body must be a JSON object.")
+    if check is not None:
+        check(raw)
     try:
         return kind.model_validate(raw)
     except ValidationError as error:
         raise _refusal(kind, error) from None
 
 
-def _refusal(kind: type[_Body], error: ValidationError) -> ApiError:
+def _refusal(kind: type[StrictBody], error: ValidationError) -> ApiError:
     problem = error.errors(include_input=False, include_url=False)[0]
     place = problem["loc"]
     top = str(place[0]) if place else ""
@@ -226,7 +245,16 @@ def _parameter(place: tuple[str | int, ...]) -> str:
 
 _FIELDS = frozenset(
     name
-    for kind in (CreateJob, CreateCompletion, CreateChatCompletion, Hyperparameters, ChatMessage, _Method, _TextPart)
+    for kind in (
+        CreateJob,
+        CreateBatch,
+        CreateCompletion,
+        CreateChatCompletion,
+        Hyperparameters,
+        ChatMessage,
+        _Method,
+        _TextPart,
+    )
     for name in kind.model_fields
 )
 

@@ -79,7 +79,9 @@ class CompletionRoutes:
         With ``echo`` every id of the prompt has a log-probability, the first too: that of a text that begins with it,
         given the token that begins or ends texts alone. So the lists are as long as the ids, and hold no null.
         """
-        body = await read_body(request, CreateCompletion)
+        body = await read_body(request, CreateCompletion, self._check_ids)
+        if body.prompt_logprobs is not None and not self._vllm:
+            raise invalid("Unrecognized request argument supplied: prompt_logprobs", param="prompt_logprobs")
         model = await self._service.for_inference(body.model)
         prompts = self._prompts(body)
         max_tokens = DEFAULT_MAX_TOKENS if body.max_tokens is None else body.max_tokens
@@ -87,8 +89,8 @@ class CompletionRoutes:
             self._check_length(len(ids), max_tokens, f"prompt {position}: " if len(prompts) > 1 else "", "prompt")
         top = body.logprobs or 0
         scores: list[dict[str, Any]] = []
-        if body.echo and body.logprobs is not None:
-            scores = await self._score(model, prompts, top)
+        if (body.echo and body.logprobs is not None) or body.prompt_logprobs is not None:
+            scores = await self._score(model, prompts, max(top, body.prompt_logprobs or 0))
         choices, generated = [], 0
         for index, ids in enumerate(prompts):
             tokens = _Tokens(self._service, body.return_tokens_as_token_ids)
@@ -109,10 +111,34 @@ class CompletionRoutes:
                 "logprobs": tokens.legacy() if body.logprobs is not None else None,
                 "finish_reason": reason,
             }
+            if self._vllm and body.echo and choice["logprobs"] is not None:
+                # Nothing stands before the first token; vLLM says so.
+                choice["logprobs"]["token_logprobs"][0] = choice["logprobs"]["top_logprobs"][0] = None
+            if body.prompt_logprobs is not None:
+                choice["prompt_logprobs"] = self._prompt_logprobs(ids, scores[index], body.prompt_logprobs)
             if body.return_token_ids:
                 choice |= {"prompt_token_ids": ids, "token_ids": made}
             choices.append(choice)
         return self._answer("cmpl", "text_completion", model, choices, sum(map(len, prompts)), generated)
+
+    @property
+    def _vllm(self) -> bool:
+        return self._service.settings.dialect == "vllm"
+
+    def _prompt_logprobs(self, ids: list[int], score: dict[str, Any], top: int) -> list[dict[str, Any] | None]:
+        """vLLM's: for each id but the first, the log-probabilities by id of that id and of the ``top`` most likely."""
+        entries: list[dict[str, Any] | None] = [None]
+        for position, token in enumerate(ids[1:], start=1):
+            row = {token: score["logprobs"][position]}
+            if top:
+                best = zip(score["top_ids"][position][:top], score["top_logprobs"][position][:top], strict=True)
+                row |= dict(best)
+            ranks = {i: r for r, i in enumerate(sorted(row, key=lambda i: -row[i]), start=1)}
+            label = self._service.text.label
+            entries.append(
+                {str(i): {"logprob": v, "rank": ranks[i], "decoded_token": label(i)} for i, v in row.items()}
+            )
+        return entries
 
     async def chat(self, request: Request) -> Response:
         body = await read_body(request, CreateChatCompletion)
@@ -175,15 +201,23 @@ class CompletionRoutes:
                     code="invalid_value",
                 )
             prompts.append(ids)
+        self._check_total(sum(map(len, prompts)))
+        return prompts
+
+    def _check_ids(self, raw: dict[str, Any]) -> None:
+        """Refuse too many token ids by the lengths of their lists, before each of them is validated."""
+        prompt = raw.get("prompt")
+        if isinstance(prompt, list):
+            self._check_total(sum(len(p) if isinstance(p, list) else not isinstance(p, str) for p in prompt))
+
+    def _check_total(self, total: int) -> None:
         limit = self._service.settings.max_prompt_tokens
-        total = sum(map(len, prompts))
         if total > limit:
             raise invalid(
                 f"Invalid value for 'prompt': the prompts have {total} tokens, a request at most {limit}.",
                 param="prompt",
                 code="invalid_value",
             )
-        return prompts
 
     def _render(self, body: CreateChatCompletion) -> list[int]:
         messages = [Message(m.role, m.text) for m in body.messages]

@@ -18,7 +18,7 @@ from .scheduler import Scheduler
 from .service import Service
 from .state import Row, new_id, now
 
-PURPOSE = "fine-tune"
+PURPOSES = ("fine-tune", "batch")
 MAX_PAGE = 10_000
 _COPY_BYTES = 1 << 20
 
@@ -45,7 +45,7 @@ class FileRoutes:
     def _file(self, request: Request) -> Row:
         identity = request.path_params["file_id"]
         row = self._state.file(identity)
-        if row is None:
+        if row is None or self._service.hidden("file", identity):
             raise not_found("File object", identity, "id")
         return row
 
@@ -61,8 +61,8 @@ class FileRoutes:
                 raise invalid(
                     "Missing required parameter: 'purpose'.", param="purpose", code="missing_required_parameter"
                 )
-            if purpose != PURPOSE:
-                raise invalid(f"This server takes files with purpose '{PURPOSE}' only.", param="purpose")
+            if purpose not in PURPOSES:
+                raise invalid(f"This server takes files with purpose {' or '.join(PURPOSES)} only.", param="purpose")
             unknown = sorted(set(form) - {"file", "purpose"})
             if unknown:
                 name = unknown[0][:100]
@@ -82,12 +82,13 @@ class FileRoutes:
                     id=identity,
                     filename=_display_name(upload.filename),
                     bytes=size,
-                    purpose=PURPOSE,
+                    purpose=purpose,
                     created_at=now(),
                 )
             except BaseException:
                 path.unlink(missing_ok=True)
                 raise
+        self._service.born(identity)
         self._scheduler.warm()
         row = self._state.file(identity)
         if row is None:
@@ -113,6 +114,7 @@ class FileRoutes:
             ascending=order == "asc",
         )
         rows, more = paging.found(page)
+        rows = [r for r in rows if not self._service.hidden("file", r["id"], listed=True)]
         return JSONResponse(
             {
                 "object": "list",

@@ -12,6 +12,7 @@ from starlette.responses import JSONResponse, Response
 
 from . import paging
 from .api_errors import ApiError, invalid, not_found
+from .nebius import CreateNebiusJob, nebius_job
 from .requests import CreateJob, read_body
 from .scheduler import Scheduler
 from .service import Service
@@ -86,15 +87,19 @@ class JobRoutes:
     def _job(self, request: Request) -> Row:
         identity = request.path_params["job_id"]
         row = self._state.one("jobs", identity)
-        if row is None:
+        if row is None or self._service.hidden("job", identity):
             raise not_found("fine-tuning job", identity, "fine_tuning_job_id")
         return row
 
     async def create(self, request: Request) -> Response:
-        body = await read_body(request, CreateJob)
+        body: CreateJob | CreateNebiusJob
+        if self._service.settings.dialect == "nebius":
+            body = await read_body(request, CreateNebiusJob)
+        else:
+            body = await read_body(request, CreateJob)
         self._service.served(body.model)
         row = self._state.file(body.training_file)
-        if row is None:
+        if row is None or self._service.hidden("file", body.training_file):
             raise invalid(
                 f"invalid training_file: {body.training_file[:200]}",
                 param="training_file",
@@ -131,6 +136,7 @@ class JobRoutes:
             )
             self._state.event(job, f"Created fine-tuning job: {job}")
             self._state.event(job, f"Validating training file: {body.training_file}")
+        self._service.born(job)
         self._scheduler.add(job)
         return self._answer(job)
 
@@ -144,10 +150,11 @@ class JobRoutes:
             limit=paging.integer(request, "limit", 20, 100),
         )
         rows, more = paging.found(page)
-        return JSONResponse({"object": "list", "data": [job_object(r) for r in rows], "has_more": more})
+        data = [self._object(r) for r in rows if not self._service.hidden("job", r["id"], listed=True)]
+        return JSONResponse({"object": "list", "data": data, "has_more": more})
 
     async def retrieve(self, request: Request) -> Response:
-        return JSONResponse(job_object(self._job(request)))
+        return JSONResponse(self._object(self._job(request)))
 
     async def cancel(self, request: Request) -> Response:
         """A job that was cancelled before is returned as it is; one that has ended otherwise is a 400."""
@@ -185,7 +192,11 @@ class JobRoutes:
         row = self._state.one("jobs", job)
         if row is None:
             raise not_found("fine-tuning job", job, "fine_tuning_job_id")
-        return JSONResponse(job_object(row))
+        return JSONResponse(self._object(row))
+
+    def _object(self, row: Row) -> dict[str, Any]:
+        job = job_object(row)
+        return nebius_job(job) if self._service.settings.dialect == "nebius" else job
 
 
 def _suffix(given: str | None) -> str | None:

@@ -7,7 +7,7 @@ from typing import Any
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
-from .api_errors import ApiError, model_not_found
+from .api_errors import ApiError
 from .service import Service
 
 
@@ -17,7 +17,9 @@ class ModelRoutes:
 
     async def listing(self, request: Request) -> Response:
         """The base model, then the fine-tunes, newest first; checkpoints are listed with their job."""
-        rows = self._service.state.rows("SELECT * FROM models WHERE step IS NULL ORDER BY seq DESC")
+        service = self._service
+        rows = service.state.rows("SELECT * FROM models WHERE step IS NULL ORDER BY seq DESC")
+        rows = [r for r in rows if service.answers(r) and not service.hidden("model", r["id"], listed=True)]
         data = [self._base(), *(_model_object(r["id"], r["created_at"], "daunce") for r in rows)]
         return JSONResponse({"object": "list", "data": data})
 
@@ -25,10 +27,7 @@ class ModelRoutes:
         model = request.path_params["model"]
         if model == self._service.base.id:
             return JSONResponse(self._base())
-        row = self._service.state.one("models", model)
-        if row is None:
-            raise model_not_found(model)
-        return JSONResponse(_model_object(model, row["created_at"], "daunce"))
+        return JSONResponse(_model_object(model, self._service.fine_tune(model)["created_at"], "daunce"))
 
     async def delete(self, request: Request) -> Response:
         model = request.path_params["model"]
@@ -38,7 +37,10 @@ class ModelRoutes:
         return JSONResponse({"id": model, "object": "model", "deleted": True})
 
     def _base(self) -> dict[str, Any]:
-        return _model_object(self._service.base.id, self._service.base.created, "system")
+        base = self._service.base
+        if self._service.settings.dialect == "vllm":
+            return _model_object(base.id, base.created, "vllm") | {"max_model_len": base.max_context}
+        return _model_object(base.id, base.created, "system")
 
 
 def _model_object(identity: str, created: int, owner: str) -> dict[str, Any]:

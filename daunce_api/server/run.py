@@ -49,6 +49,8 @@ def serve(
         access_log=False,
         server_header=False,
         timeout_graceful_shutdown=GRACE_SECONDS,
+        # Longer than any client keeps idle connections (httpx2: 5 s), so that none is reused as it closes.
+        timeout_keep_alive=75,
     )
 
     def ready() -> None:

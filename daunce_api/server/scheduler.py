@@ -1,7 +1,7 @@
 """The life of a job: validating_files, queued, running, then succeeded, failed or cancelled.
 
-Jobs run in the order of their creation, ``workers`` at a time, each in a process of its own. What a server was doing
-when it ended is done again from its start by the next one: training is deterministic, so nothing changes by that.
+Validated jobs run in the order of their creation, ``workers`` at a time, each in a process of its own. Work that a
+server had in progress when it ended is done again by the next one: training is deterministic, so nothing changes.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import json
 import logging
 import shutil
 import sqlite3
-from collections.abc import Mapping
+from collections.abc import Coroutine, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +27,8 @@ from .training_data import TrainingFileError, read_training_file
 log = logging.getLogger("daunce_api.server")
 
 STORAGE_WAIT_SECONDS = 1.0
+VALIDATED_AT_ONCE = 4
+"""Files read at once, so that one that takes long holds up no other job."""
 MAX_STARTS = 2
 """A job whose process dies is started once more, then it fails."""
 
@@ -37,11 +39,13 @@ class Scheduler:
     def __init__(self, service: Service, hello: Mapping[str, Any]) -> None:
         self._service = service
         self._state = service.state
-        self._queue: asyncio.Queue[str] = asyncio.Queue()
-        self._validating = asyncio.Semaphore(1)
+        self._queue: asyncio.PriorityQueue[tuple[int, str]] = asyncio.PriorityQueue()
+        self._validating = asyncio.Semaphore(VALIDATED_AT_ONCE)
         self._tasks: set[asyncio.Task[None]] = set()
         self._workers = [Worker(hello) for _ in range(service.settings.workers)]
+        self._lanes: list[asyncio.Task[None]] = []
         self._running: dict[str, Worker] = {}
+        self._validations: dict[str, asyncio.Task[None]] = {}
 
     def start(self) -> None:
         """Take up the jobs that an earlier server left, then wait for new ones."""
@@ -52,8 +56,7 @@ class Scheduler:
                 self._state.update_job(job["id"], status="queued", estimated_finish=None)
                 self._state.event(job["id"], "The server was restarted; the job starts again")
             self.add(job["id"])
-        for worker in self._workers:
-            self._spawn(self._work(worker))
+        self._lanes = [self._spawn(self._work(worker)) for worker in self._workers]
 
     def warm(self) -> None:
         """Start the processes that will be needed soon; a start that fails is reported by the job that needs it."""
@@ -68,7 +71,13 @@ class Scheduler:
 
     def add(self, job: str) -> None:
         """Validate a job's file, then queue the job."""
-        self._spawn(self._validate(job))
+        task = self._validations[job] = self._spawn(self._validate(job))
+        task.add_done_callback(lambda _: self._validations.pop(job, None))
+
+    @property
+    def lanes(self) -> int:
+        """Lanes that take jobs; fewer than ``settings.workers`` means that one has ended, which is a bug."""
+        return sum(not lane.done() for lane in self._lanes)
 
     async def cancel(self, job: str) -> None:
         """Mark a job cancelled and have its process stop at its next step."""
@@ -77,28 +86,31 @@ class Scheduler:
             return
         self._state.event(job, "The job was cancelled")
         self._state.drop_unused_bytes(row["training_file"])
+        validation = self._validations.get(job)
+        if validation is not None:
+            validation.cancel()
         worker = self._running.get(job)
         if worker is not None:
             await worker.tell({"op": "stop", "id": 0, "job": job})
 
-    def _spawn(self, work: Any) -> None:
-        task: asyncio.Task[None] = asyncio.create_task(work)
+    def _spawn(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+        task = asyncio.create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
+        return task
 
     async def _validate(self, job: str) -> None:
         async with self._validating:
-            row = self._job(job)
             while True:
                 try:
+                    row = self._job(job)
                     if await self._is_valid(row) and self._state.update_job(job, status="queued"):
                         if row["status"] == "validating_files":
                             self._state.event(job, "Files validated, moving job to queued state")
-                        self._queue.put_nowait(job)
+                        self._queue.put_nowait((row["seq"], job))
                     return
-                except (sqlite3.OperationalError, OSError) as error:
-                    log.error("job %s: the state folder cannot be written: %s", job, error)
-                    await asyncio.sleep(STORAGE_WAIT_SECONDS)
+                except (sqlite3.Error, OSError) as error:
+                    await self._wait_for_storage(job, error)
 
     async def _is_valid(self, row: Row) -> bool:
         path, base = self._state.file_path(row["training_file"]), self._service.base
@@ -107,7 +119,7 @@ class Scheduler:
         except TrainingFileError as error:
             self._fail(row, error.code, error.message, "training_file")
             return False
-        except (sqlite3.OperationalError, OSError):
+        except (sqlite3.Error, OSError):
             raise
         except Exception as error:
             log.error("job %s: validating the file: %s", row["id"], type(error).__name__)
@@ -117,21 +129,32 @@ class Scheduler:
 
     async def _work(self, worker: Worker) -> None:
         while True:
-            row = self._job(await self._queue.get())
-            if row["status"] not in ("queued", "running"):
-                continue
+            place, job = await self._queue.get()
             try:
-                await self._run(worker, row)
-            except (sqlite3.OperationalError, OSError) as error:
+                row = self._job(job)
+                if row["status"] in ("queued", "running"):
+                    await self._run_or_fail(worker, row)
+            except (sqlite3.Error, OSError) as error:
                 # A full disk: the job, queued or running, is started again until there is room.
-                log.error("job %s: the state folder cannot be written: %s", row["id"], error)
-                await asyncio.sleep(STORAGE_WAIT_SECONDS)
-                self._queue.put_nowait(row["id"])
-            except Exception as error:
-                log.error("job %s: %s", row["id"], type(error).__name__)
-                self._fail(row, "server_error", "The job failed due to an internal error.", None)
+                await self._wait_for_storage(job, error)
+                self._queue.put_nowait((place, job))
+            except Exception as error:  # a lane that ended would leave every later job queued for ever
+                log.error("job %s: %s", job, type(error).__name__)
             finally:
-                self._running.pop(row["id"], None)
+                self._running.pop(job, None)
+
+    async def _run_or_fail(self, worker: Worker, row: Row) -> None:
+        try:
+            await self._run(worker, row)
+        except (sqlite3.Error, OSError):
+            raise
+        except Exception as error:
+            log.error("job %s: %s", row["id"], type(error).__name__)
+            self._fail(row, "server_error", "The job failed due to an internal error.", None)
+
+    async def _wait_for_storage(self, job: str, error: Exception) -> None:
+        log.error("job %s: the state folder cannot be read or written: %s", job, error)
+        await asyncio.sleep(STORAGE_WAIT_SECONDS)
 
     async def _run(self, worker: Worker, row: Row) -> None:
         job = row["id"]
@@ -150,6 +173,10 @@ class Scheduler:
         training = Training(self._service, row)
         for start in range(1, MAX_STARTS + 1):
             try:
+                # A cancellation reaches the process only once it runs: start it, then look again.
+                await worker.start()
+                if self._job(job)["status"] == "cancelled":
+                    return
                 answer = await worker.call(training.request(start_from), training.progress)
                 break
             except WorkerDiedError:
@@ -229,6 +256,7 @@ class Scheduler:
                 )
                 state.event(job, f"New fine-tuned model created: {model}")
                 state.event(job, "The job has successfully completed")
+        self._service.born(model)
         if not done:
             state.file_path(result_file).unlink(missing_ok=True)
         state.drop_unused_bytes(row["training_file"])

@@ -5,14 +5,14 @@ from __future__ import annotations
 import hashlib
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from ..data.tokenizers import LocalTokenizer
 from .api_errors import ApiError, model_not_found, unavailable
 from .channel import Worker, WorkerDiedError, WorkerFaultError
 from .inject import Injector
 from .settings import ServerSettings
-from .state import State
+from .state import Row, State
 from .tokentext import TokenText
 
 
@@ -67,14 +67,32 @@ class Service:
     injector: Injector | None
     waiting: int = field(default=0)
 
+    def born(self, identity: str) -> None:
+        """A job, file or model is new; an injected lag hides it for a while."""
+        if self.injector is not None:
+            self.injector.born(identity)
+
+    def hidden(self, kind: Literal["job", "file", "model"], identity: str, *, listed: bool = False) -> bool:
+        """Whether an injected lag hides it still, by id or from lists."""
+        return self.injector is not None and self.injector.hidden(kind, identity, listed=listed)
+
     def served(self, model: str) -> ServedModel:
         """Raises ApiError 404 where there is no such model."""
         if model == self.base.id:
             return ServedModel(model, None, fingerprint(self.base.fingerprint))
-        row = self.state.one("models", model)
-        if row is None:
-            raise model_not_found(model)
+        row = self.fine_tune(model)
         return ServedModel(model, self.state.adapter_path(row), fingerprint(self.base.fingerprint, row["fingerprint"]))
+
+    def fine_tune(self, model: str) -> Row:
+        """The row of a fine-tune or checkpoint that requests may name. Raises ApiError 404."""
+        row = self.state.one("models", model)
+        if row is None or self.hidden("model", model) or not self.answers(row):
+            raise model_not_found(model)
+        return row
+
+    def answers(self, row: Row) -> bool:
+        """Whether a model can be asked: at Nebius only those that were made of a checkpoint can."""
+        return self.settings.dialect != "nebius" or ":" in row["job"]
 
     async def for_inference(self, model: str) -> ServedModel:
         """As :meth:`served`; here a model that is to vanish under its users does so."""

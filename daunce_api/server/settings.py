@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Literal, Self
 
 import platformdirs
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -40,6 +40,14 @@ class InjectSettings(BaseModel):
     job_failure: float = Field(0, ge=0, le=1, description="the job fails after it has started to run")
     job_stuck: float = Field(0, ge=0, le=1, description="the job stays running until it is cancelled")
     model_deleted: float = Field(0, ge=0, le=1, description="the job's model vanishes at the second use")
+    swapped: float = Field(
+        0, ge=0, le=1, description="do it, then answer with another request's answer, and vice versa"
+    )
+    duplicated: float = Field(0, ge=0, le=1, description="do it, then send the answer before it once more instead")
+    job_lag: float = Field(0, ge=0, description="seconds for which a new job is neither found nor listed")
+    file_lag: float = Field(0, ge=0, description="seconds for which a new file is not found, listed or usable by a job")
+    model_lag: float = Field(0, ge=0, description="seconds for which a model that was just trained answers 404")
+    list_lag: float = Field(0, ge=0, description="seconds for which lists lack what is new, although it is found by id")
     daily_limit_after: int | None = Field(None, ge=0, description="jobs accepted before the daily limit is reached")
     retry_after: float = Field(1.0, ge=0, le=120, description="seconds asked for by rate_limit")
     hang: float = Field(30.0, ge=0, description="seconds that the timeouts hang; longer than the client waits")
@@ -82,6 +90,8 @@ REQUEST_FAULTS = (
     "drop",
     "truncated",
     "malformed",
+    "swapped",
+    "duplicated",
 )
 """Faults of single requests; at most one of them hits a request."""
 
@@ -102,13 +112,14 @@ class ServerSettings(BaseModel):
     state_dir: Path = Field(default_factory=_default_state_dir, description="files, jobs and adapters; survives")
     api_key: str | None = Field(None, min_length=1, repr=False, description="key to ask for; None: loopback only")
     inject: InjectSettings | None = None
+    dialect: Literal["openai", "vllm", "nebius"] = Field("openai", description="whose differences to speak")
     workers: int = Field(1, ge=1, le=64, description="jobs trained at once, one process each")
     threads: int = Field(1, ge=1, description="torch threads of each process")
     device: str = "cpu"
     dtype: str = "float32"
     requests_per_minute: int = Field(60_000, ge=1, description="rate limit over all clients")
     max_file_bytes: int = Field(MAX_FILE_BYTES, ge=1)
-    max_body_bytes: int = Field(32 * 1024**2, ge=1, description="limit of a JSON body")
+    max_body_bytes: int = Field(4 * 1024**2, ge=1, description="limit of a JSON body, checked before it is parsed")
     max_prompts: int = Field(2048, ge=1, description="prompts in one completions request")
     max_prompt_tokens: int = Field(131_072, ge=1, description="tokens of all prompts of one completions request")
     max_queue: int = Field(1024, ge=1, description="requests waiting for the model before 503 is answered")

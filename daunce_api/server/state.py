@@ -44,9 +44,13 @@ CREATE TABLE models (
     train_loss REAL);
 CREATE INDEX models_job ON models(job, seq);
 """
+_ADDED = """
+CREATE TABLE IF NOT EXISTS batches (seq INTEGER PRIMARY KEY AUTOINCREMENT, id TEXT NOT NULL UNIQUE, body TEXT NOT NULL);
+"""
+"""Tables of later versions: folders of earlier ones get them when they are opened, and stay readable by those."""
 
 Row = sqlite3.Row
-Table = Literal["files", "jobs", "events", "models"]
+Table = Literal["files", "jobs", "events", "models", "batches"]
 
 
 def new_id(prefix: str) -> str:
@@ -95,6 +99,7 @@ class State:
                 f"{folder / 'state.sqlite'} has schema {version}, this version writes {SCHEMA_VERSION}. "
                 "Start with another state_dir."
             )
+        self._db.executescript(_ADDED)
         self._sweep()
 
     @property
@@ -171,6 +176,13 @@ class State:
         """Where the content of a file lies; ids are made here, never taken from a request."""
         return self.files_dir / identity
 
+    def keep_file(self, filename: str, content: bytes, purpose: str) -> str:
+        """Write a file of the server's own making and return its id."""
+        identity = new_id("file")
+        self.file_path(identity).write_bytes(content)
+        self.insert("files", id=identity, filename=filename, bytes=len(content), purpose=purpose, created_at=now())
+        return identity
+
     def delete_file(self, identity: str) -> None:
         """Hide a file; its bytes go when no unfinished job needs them."""
         self._db.execute("UPDATE files SET deleted=1 WHERE id=?", (identity,))
@@ -231,6 +243,13 @@ class State:
         for row in rows:
             self._db.execute("DELETE FROM models WHERE id=?", (row["id"],))
             shutil.rmtree(self.adapter_path(row), ignore_errors=True)
+
+    def forget_model(self, identity: str) -> None:
+        """Remove a model's row; its weights belong to the checkpoint that it was made of."""
+        self._db.execute("DELETE FROM models WHERE id=?", (identity,))
+
+    def update_batch(self, identity: str, body: str) -> None:
+        self._db.execute("UPDATE batches SET body=? WHERE id=?", (body, identity))
 
     def models_of_job(self, job: str) -> list[Row]:
         return self.rows("SELECT * FROM models WHERE job=? ORDER BY seq", (job,))

@@ -26,13 +26,10 @@ from typing import Any
 
 from daunce_api.data.dataset import Dataset
 from daunce_api.data.tokenizers import EncodedExample, LocalTokenizer, encode_example
-from daunce_api.providers.openai_wire.client import Endpoint, WireClient
+from daunce_api.providers.endpoint import Endpoint
+from daunce_api.providers.openai_wire.client import WireClient
 from daunce_api.providers.openai_wire.echo import EchoOptions, EchoScorer, echo_capabilities
-from daunce_api.providers.openai_wire.prompt_logprobs import (
-    PromptLogprobsOptions,
-    PromptLogprobsScorer,
-    prompt_capabilities,
-)
+from daunce_api.providers.prompt_logprobs import PromptLogprobsOptions, PromptLogprobsScorer, prompt_capabilities
 from daunce_api.providers.tokenizers import embedded_folder
 from daunce_api.score.client import ScoringClient
 from daunce_api.server import EmbeddedServer, ServerSettings

@@ -25,7 +25,8 @@ from openai import AsyncOpenAI
 
 from daunce_api.data.dataset import Example
 from daunce_api.data.tokenizers import EncodedExample
-from daunce_api.providers.openai_wire.client import Endpoint, WireClient
+from daunce_api.providers.endpoint import Endpoint
+from daunce_api.providers.openai_wire.client import WireClient
 from daunce_api.providers.openai_wire.echo import EchoOptions, EchoScorer, echo_capabilities
 from daunce_api.score.client import ScoringClient, batches
 from daunce_api.store import RunStore

@@ -14,7 +14,7 @@ from daunce_api.cli.template import template, write_template
 from daunce_api.config import RunConfig, section_of
 from daunce_api.core import ESTIMATORS
 from daunce_api.errors import ConfigurationError
-from daunce_api.providers.kinds import BACKENDS
+from daunce_api.providers.registry import BACKENDS
 
 ODD = "#: [x] 'a\"\n\x1b\u2028é😀.jsonl"
 

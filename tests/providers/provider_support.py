@@ -12,7 +12,7 @@ from typing import Any
 from daunce_api.config import RunConfig
 from daunce_api.data.dataset import Example, Message
 from daunce_api.data.tokenizers import EncodedExample
-from daunce_api.providers.openai_wire.client import Endpoint
+from daunce_api.providers.endpoint import Endpoint
 from daunce_api.providers.registry import Context
 from tests.scripted_server import KEY, ScriptedServer, encoded
 

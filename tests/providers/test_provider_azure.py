@@ -15,6 +15,7 @@ from daunce_api.errors import ConfigurationError, RejectedError, StopError, Tran
 from daunce_api.providers import azure
 from daunce_api.providers.base import JobRequest, JobStatus
 from daunce_api.providers.hosting import HostedScorer
+from daunce_api.providers.polling import Poll
 from daunce_api.providers.registry import open_backend
 from daunce_api.providers.tokenizers import embedded_folder
 
@@ -69,7 +70,7 @@ def file(status: str, **changes: Any) -> dict[str, Any]:
 
 def azure_trainer(server: Server, clock: InstantClock | None = None) -> azure.AzureTrainer:
     capabilities = azure.trainer_capabilities(config())
-    return azure.AzureTrainer(server.client(URL), capabilities, clock=clock or InstantClock())
+    return azure.AzureTrainer(server.client(URL), capabilities, poll=Poll(5.0, 120, clock or InstantClock()))
 
 
 async def test_files_are_uploaded_read_found_and_deleted() -> None:
@@ -104,7 +105,7 @@ async def test_files_are_uploaded_read_found_and_deleted() -> None:
     [
         ("error", RejectedError, "line 3 is no chat"),
         ("deleted", RejectedError, "line 3 is no chat"),
-        ("running", TransientError, "not read after 600 seconds"),
+        ("running", TransientError, "not ready after 10 minutes"),
     ],
 )
 async def test_files_at_fault_and_files_that_take_too_long(status: str, kind: type[Exception], words: str) -> None:
@@ -124,7 +125,7 @@ async def test_a_job_on_a_file_that_is_not_read_yet_is_tried_again() -> None:
 
     trainer = azure_trainer(Server(handler))
     request = JobRequest("k-m0-a0", "gpt-4o-mini", "file-1", 7, {}, "s")
-    with pytest.raises(TransientError, match="not read yet"):
+    with pytest.raises(TransientError, match="still reading"):
         await trainer.submit(request)
     for _ in range(2):  # read by now, then gone: neither is a matter of time
         with pytest.raises(RejectedError, match="not ready"):

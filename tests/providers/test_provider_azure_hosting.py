@@ -12,9 +12,10 @@ from provider_support import KEY, Server, run_config
 
 from daunce_api._util.clock import InstantClock
 from daunce_api.errors import ConfigurationError, RejectedError, StopError, TransientError
-from daunce_api.providers.azure import AzureScorerOptions, azure_options, management_token
-from daunce_api.providers.azure_deployments import DeploymentHost, name_of
+from daunce_api.providers.azure import azure_options, management_token
+from daunce_api.providers.azure_deployments import AzureScorerOptions, DeploymentHost, name_of
 from daunce_api.providers.hosting import Pool
+from daunce_api.providers.polling import Poll
 from daunce_api.store import RunStore
 
 AZURE = {"subscription": "sub", "resource_group": "group", "account": "acct"}
@@ -52,7 +53,7 @@ class Management:
 
     def host(self, token: Callable[[], str] = lambda: KEY, clock: InstantClock | None = None) -> DeploymentHost:
         options = AzureScorerOptions(**AZURE)
-        return DeploymentHost(self.server.http(), options, token, clock=clock or InstantClock())
+        return DeploymentHost(self.server.http(), options, token, poll=Poll(15.0, 240, clock or InstantClock()))
 
 
 BUSY = httpx2.Response(503, json={"error": {"message": "busy"}})

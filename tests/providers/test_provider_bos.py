@@ -16,11 +16,9 @@ from tokenizers import processors
 from daunce_api.data.dataset import Example, Message
 from daunce_api.data.tokenizers import EncodedExample, LocalTokenizer, encode_example
 from daunce_api.errors import ContractError
-from daunce_api.providers import tgi
 from daunce_api.providers.together import scorer as together_scorer
 from tests.data.tokenizer_folders import byte_level, llama_like, write_folder
 
-OPENERS: dict[str, Any] = {"tgi": tgi.open_scorer, "together": together_scorer.open_scorer}
 BOS = 1
 
 
@@ -51,7 +49,7 @@ def examples(folder: Path) -> list[EncodedExample]:
 
 
 class TextServer:
-    """TGI's and Together's answers, by a tokenizer that puts BOS in front (``adds``) or does not."""
+    """Together's answers, by a tokenizer that puts BOS in front (``adds``) or does not."""
 
     def __init__(self, folder: Path, *, adds: bool) -> None:
         self.tokenizer = Backend.from_file(str(folder / "tokenizer.json"))
@@ -62,23 +60,20 @@ class TextServer:
 
     def __call__(self, request: httpx2.Request) -> Any:
         body = body_of(request)
-        text = body.get("inputs") or body["prompt"]
+        text = body["prompt"]
         ids = self.tokenizer.encode(text, add_special_tokens=self.adds).ids
         self.texts.append(text)
         self.read.append(ids)
         values = sequence("ft", [i % 40 for i in ids])
-        if "inputs" in body:
-            prefill = [{"id": i, "text": "", "logprob": v} for i, v in zip(ids, values, strict=True)]
-            return {"generated_text": "x", "details": {"prefill": prefill, "tokens": []}}
         found = {"token_logprobs": values, "token_ids": [float(i) for i in ids]}
         choice = {"index": 0, "text": "x", "logprobs": {"token_logprobs": [-0.1], "tokens": ["x"]}}
         answer = {"model": body["model"], "choices": [choice], "prompt": [{"text": text, "logprobs": found}]}
         return httpx2.Response(200, content=json.dumps(answer))
 
 
-def make(kind: str, server: Callable[[httpx2.Request], Any], folder: Path, **options: Any) -> Any:
-    config = run_config(kind if kind == "together" else "openai_wire", kind, model=str(folder), options=options)
-    return OPENERS[kind](Server(server).context(config))
+def make(server: Callable[[httpx2.Request], Any], folder: Path, **options: Any) -> Any:
+    config = run_config("together", model=str(folder), options=options)
+    return together_scorer.open_scorer(Server(server).context(config))
 
 
 def truth(example: EncodedExample) -> tuple[float, ...]:
@@ -86,11 +81,10 @@ def truth(example: EncodedExample) -> tuple[float, ...]:
     return tuple(float(values[t] or 0.0) for t in example.targets)
 
 
-@pytest.mark.parametrize("kind", OPENERS)
 @pytest.mark.parametrize("adds", [True, False])
-async def test_one_bos_is_read_whoever_writes_it(kind: str, adds: bool, folder: Path) -> None:
+async def test_one_bos_is_read_whoever_writes_it(adds: bool, folder: Path) -> None:
     server = TextServer(folder, adds=adds)
-    scorer = make(kind, server, folder)
+    scorer = make(server, folder)
     batch = examples(folder)
     assert all(e.ids[0] == BOS != e.ids[1] for e in batch)
     for _ in range(2):
@@ -101,31 +95,28 @@ async def test_one_bos_is_read_whoever_writes_it(kind: str, adds: bool, folder: 
     assert all(text.startswith("<s>") is not adds for text in server.texts[1:])
 
 
-@pytest.mark.parametrize("kind", OPENERS)
 @pytest.mark.parametrize("adds", [True, False])
-async def test_leading_tokens_that_would_double_the_bos_are_refused(kind: str, adds: bool, folder: Path) -> None:
-    scorer = make(kind, TextServer(folder, adds=adds), folder, leading_tokens=1)
+async def test_leading_tokens_that_would_double_the_bos_are_refused(adds: bool, folder: Path) -> None:
+    scorer = make(TextServer(folder, adds=adds), folder, leading_tokens=1)
     with pytest.raises(ContractError, match=r"doubled token.*leading_tokens out" if adds else "other tokens"):
         await scorer.score("ft", examples(folder)[:1])
 
 
-@pytest.mark.parametrize("kind", OPENERS)
-async def test_a_bos_that_the_example_has_not_is_explained_and_can_be_announced(kind: str, tmp_path: Path) -> None:
+async def test_a_bos_that_the_example_has_not_is_explained_and_can_be_announced(tmp_path: Path) -> None:
     """The tokenizer here adds none, the server's does."""
     folder = llama_3_like(tmp_path / "model")
     (folder / "tokenizer_config.json").write_text(json.dumps({"add_bos_token": False, "bos_token": "<s>"}))
     (example,) = [encode_example(Example("p", prompt="the sum", completion=" of two"), LocalTokenizer(folder))]
     assert BOS not in example.ids
     with pytest.raises(ContractError, match=r"id 1\) in front, and the example has none.*own folder.*: 1"):
-        await make(kind, TextServer(folder, adds=True), folder).score("ft", [example])
-    assert await make(kind, TextServer(folder, adds=True), folder, leading_tokens=1).score("ft", [example])
+        await make(TextServer(folder, adds=True), folder).score("ft", [example])
+    assert await make(TextServer(folder, adds=True), folder, leading_tokens=1).score("ft", [example])
 
 
-@pytest.mark.parametrize("kind", OPENERS)
-async def test_a_text_that_reads_otherwise_without_its_bos_is_refused(kind: str, tmp_path: Path) -> None:
+async def test_a_text_that_reads_otherwise_without_its_bos_is_refused(tmp_path: Path) -> None:
     """Llama 2's kind puts a space in front of a text's first word, but not behind a BOS that is part of the text."""
     folder = llama_like(tmp_path / "model")
     example = encode_example(Example("p", prompt="the sum", completion=" of two"), LocalTokenizer(folder))
     with pytest.raises(ContractError, match=r"behind it in another way.*takes token ids"):
-        await make(kind, TextServer(folder, adds=True), folder).score("ft", [example])
-    assert await make(kind, TextServer(folder, adds=False), folder).score("ft", [example])
+        await make(TextServer(folder, adds=True), folder).score("ft", [example])
+    assert await make(TextServer(folder, adds=False), folder).score("ft", [example])

@@ -15,7 +15,7 @@ from test_provider_chat_token import LISTED, answer, entry, example
 from daunce_api.cli import doctor
 from daunce_api.cli.doctor import Findings, examine_backend
 from daunce_api.errors import ConfigurationError
-from daunce_api.providers.openai_wire.dialects import presets
+from daunce_api.providers.openai_wire.echo import presets
 from daunce_api.providers.registry import open_backend
 from daunce_api.providers.tokenizers import embedded_folder
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from threading import Thread
 from typing import Any
 
 import pytest
@@ -15,10 +17,12 @@ from daunce_api._util.clock import InstantClock
 from daunce_api.errors import AmbiguousSubmitError, ContractError, RejectedError, StopError, TransientError
 from daunce_api.providers.base import JobRequest, JobStatus
 from daunce_api.providers.failures import Failures
+from daunce_api.providers.fireworks import datasets
 from daunce_api.providers.fireworks import scorer as fireworks_scorer
 from daunce_api.providers.fireworks.trainer import FireworksTrainer, dataset_id_of, job_id_of, trainer_capabilities
+from daunce_api.providers.polling import Poll
 from daunce_api.providers.sdk_calls import SdkCalls
-from daunce_api.providers.tokenizers import embedded_folder
+from daunce_api.providers.tokenizers import chat_template, embedded_folder
 
 fireworks = pytest.importorskip("fireworks")
 
@@ -40,7 +44,9 @@ def sdk(stub: Service) -> Any:
 
 def make(stub: Service, clock: InstantClock | None = None) -> FireworksTrainer:
     capabilities = trainer_capabilities(run_config("fireworks", base_url=None))
-    return FireworksTrainer(sdk(stub), calls(), capabilities, base_model=BASE, clock=clock or InstantClock())
+    return FireworksTrainer(
+        sdk(stub), calls(), capabilities, base_model=BASE, poll=Poll(5.0, 120, clock or InstantClock())
+    )
 
 
 def job(state: str = "JOB_STATE_CREATING", **changes: Any) -> dict[str, Any]:
@@ -100,7 +106,6 @@ STATES = {
     "JOB_STATE_VALIDATING": JobStatus.QUEUED,
     "JOB_STATE_RE_QUEUEING": JobStatus.QUEUED,
     "JOB_STATE_RUNNING": JobStatus.RUNNING,
-    "JOB_STATE_PAUSED": JobStatus.RUNNING,
     "JOB_STATE_WRITING_RESULTS": JobStatus.RUNNING,
     "JOB_STATE_CANCELLING": JobStatus.RUNNING,
     "JOB_STATE_UNSPECIFIED": JobStatus.RUNNING,
@@ -194,6 +199,64 @@ class SlowData:
         return job() if self.looks < 0 else error(400, "dataset is not in a READY state")
 
 
+async def test_a_paused_job_stops_the_run_with_advice() -> None:
+    i = job_id_of(REQUEST.key)
+    answer = job("JOB_STATE_PAUSED", status={"code": "OK", "message": f"suspended {KEY}"})
+    with pytest.raises(StopError, match=r"paused job .*suspended.*settle that at Fireworks") as info:
+        await make(Service().on(f"GET {JOBS}/{i}", answer)).get(i)
+    assert KEY not in str(info.value)
+
+
+async def test_a_job_that_fails_for_its_file_is_not_tried_again() -> None:
+    i = job_id_of(REQUEST.key)
+    for code, refused in (("INVALID_ARGUMENT", True), ("INTERNAL", False)):
+        answer = job("JOB_STATE_FAILED", status={"code": code, "message": "no"})
+        assert (await make(Service().on(f"GET {JOBS}/{i}", answer)).get(i)).refused is refused
+
+
+async def test_chats_are_rendered_by_the_template_that_they_are_measured_with(tmp_path: Path) -> None:
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps({"chat_template": "{{ messages }}"}))
+    stub = Service().on(f"POST {JOBS}", job())
+    capabilities = trainer_capabilities(run_config("fireworks"))
+    template = chat_template(str(tmp_path))
+    trainer = FireworksTrainer(sdk(stub), calls(), capabilities, base_model=BASE, template=template)
+    await trainer.submit(REQUEST)
+    assert stub.bodies(f"POST {JOBS}")[0]["jinjaTemplate"] == "{{ messages }}"
+    (tmp_path / "chat_template.jinja").write_text("its own file wins")
+    assert chat_template(str(tmp_path)) == "its own file wins"
+    assert chat_template("accounts/fireworks/models/m") is None
+
+
+async def test_a_large_file_goes_to_the_address_that_fireworks_signs(monkeypatch: pytest.MonkeyPatch) -> None:
+    sent: list[Any] = []
+
+    class Bucket(BaseHTTPRequestHandler):
+        def do_PUT(self) -> None:
+            content = self.rfile.read(int(self.headers["content-length"]))
+            sent.append((self.path, self.headers["x-goog-content-length-range"], content))
+            self.send_response(200 if len(sent) == 1 else 403)
+            self.end_headers()
+
+        def log_message(self, *_: Any) -> None: ...
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Bucket)
+    Thread(target=server.serve_forever, daemon=True).start()
+    try:
+        monkeypatch.setattr(datasets, "LARGEST_UPLOAD", 3)
+        address = f"http://127.0.0.1:{server.server_port}/b?signature=secret"
+        stub = SlowData(0).stub.on(f"POST {DATASETS}/{ID}:getUploadEndpoint", {"filenameToSignedUrls": {NAME: address}})
+        assert await make(stub).upload(NAME, CONTENT) == DATASET
+        size = len(CONTENT)
+        assert sent == [("/b?signature=secret", f"{size},{size}", CONTENT)]
+        assert stub.bodies(f"POST {DATASETS}/{ID}:getUploadEndpoint") == [{"filenameToSize": {NAME: str(size)}}]
+        with pytest.raises(StopError) as info:
+            await make(stub).upload(NAME, CONTENT)
+        assert "secret" not in str(info.value)
+    finally:
+        server.shutdown()
+        server.server_close()
+
+
 async def test_files_are_data_sets() -> None:
     assert dataset_id_of(NAME) == ID
     stub, clock = SlowData(0).stub, InstantClock()
@@ -229,7 +292,7 @@ async def test_an_upload_is_validated_and_waited_for_before_a_job_is_submitted()
 async def test_a_job_on_data_that_is_not_ready_is_tried_again() -> None:
     slow = SlowData(1)
     trainer = make(slow.stub)
-    with pytest.raises(TransientError, match="not ready yet"):
+    with pytest.raises(TransientError, match="still reading"):
         await trainer.submit(REQUEST)
     with pytest.raises(RejectedError, match="READY state"):  # it was ready when the reason was looked for
         await trainer.submit(REQUEST)
@@ -257,7 +320,7 @@ async def test_data_at_fault_and_data_that_takes_too_long() -> None:
     broken = {"state": "UPLOADING", "status": {"code": "INVALID_ARGUMENT", "message": f"line 2 {KEY}"}}
     with pytest.raises(RejectedError, match=r"line 2 \[key removed\]"):
         await make(SlowData(9).stub.on(f"GET {DATASETS}/{ID}", broken)).upload(NAME, CONTENT)
-    with pytest.raises(TransientError, match="not ready after 600 seconds"):
+    with pytest.raises(TransientError, match="not ready after 10 minutes"):
         await make(SlowData(1000).stub).upload(NAME, CONTENT)
 
 
@@ -313,7 +376,7 @@ async def test_echo_of_other_ids_or_without_ids_is_refused() -> None:
 
 def deployment(stub: Service, clock: InstantClock | None = None) -> fireworks_scorer.DeploymentHost:
     return fireworks_scorer.DeploymentHost(
-        sdk(stub), calls(), "accounts/me/deployments/d", 100, base=BASE, clock=clock or InstantClock()
+        sdk(stub), calls(), "accounts/me/deployments/d", 100, base=BASE, poll=Poll(5.0, 240, clock or InstantClock())
     )
 
 

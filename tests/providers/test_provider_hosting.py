@@ -18,9 +18,10 @@ from test_provider_prompt_logprobs import completions
 from daunce_api._util.clock import InstantClock
 from daunce_api.data.tokenizers import EncodedExample
 from daunce_api.errors import ConfigurationError, RejectedError, StopError, TransientError
+from daunce_api.providers import vllm as adapters
 from daunce_api.providers.base import ScorerCapabilities, TokenScores
-from daunce_api.providers.hosting import HostedScorer, Polling, Pool
-from daunce_api.providers.openai_wire import adapters
+from daunce_api.providers.hosting import HostedScorer, Pool
+from daunce_api.providers.polling import Poll
 
 
 class FakeHost:
@@ -335,13 +336,12 @@ async def test_names_that_are_served_already_are_used_as_they_are(route: str, tm
 
 def test_the_example_config_of_local_training_and_vllm_scoring_is_valid() -> None:
     from daunce_api.config import RunConfig
-    from daunce_api.providers.kinds import SCORERS
-    from daunce_api.providers.registry import scorer_kind
+    from daunce_api.providers.registry import SCORERS, scorer_kind
 
     path = Path(__file__).parents[2] / "examples" / "local_training_vllm_scoring.yaml"
     config = RunConfig.from_yaml(path)
     assert (config.backend.kind, scorer_kind(config)) == ("local", "vllm")
-    assert SCORERS["vllm"].module.endswith("adapters")
+    assert SCORERS["vllm"].module.endswith("vllm")
     options = adapters.vllm_options(config)
     assert options.max_adapters == 4
     capabilities = adapters.scorer_capabilities(config)
@@ -365,6 +365,64 @@ async def test_a_host_is_waited_for_a_while_and_no_longer() -> None:
 
     begun = clock.now()
     with pytest.raises(RejectedError, match="adapter m was not ready after 2 minutes"):
-        await Polling(clock, 60.0, 2).until(ready, {"state": "LOADING"}, look, "adapter m")
+        await Poll(60.0, 2, clock).until(ready, {"state": "LOADING"}, look, "adapter m")
     assert clock.now() - begun == 120.0
-    await Polling(clock, 60.0, 2).until(ready, {"state": "LOADING"}, look, "adapter m")
+    await Poll(60.0, 2, clock).until(ready, {"state": "LOADING"}, look, "adapter m")
+
+
+async def test_a_loaded_model_is_scored_while_another_is_being_unloaded() -> None:
+    unloading, go_on = asyncio.Event(), asyncio.Event()
+
+    class Slow(FakeHost):
+        async def unload(self, model: str) -> None:
+            unloading.set()
+            await go_on.wait()
+            await super().unload(model)
+
+    pool = Pool(Slow(2), InstantClock())
+    async with pool.serving("a"):
+        pass
+    async with pool.serving("b"):
+        pass
+
+    async def use(model: str) -> str:
+        async with pool.serving(model) as served:
+            return served
+
+    waiting = asyncio.create_task(use("c"))
+    await unloading.wait()
+    await asyncio.wait_for(use("b"), 1.0)
+    again = asyncio.create_task(use("a"))
+    await asyncio.sleep(0)
+    assert not waiting.done()
+    assert not again.done()
+    go_on.set()
+    await asyncio.wait_for(asyncio.gather(waiting, again), 1.0)
+    await pool.close()
+
+
+async def test_who_gives_up_waiting_for_room_leaves_the_unloading_to_its_end() -> None:
+    go_on = asyncio.Event()
+
+    class Slow(FakeHost):
+        async def unload(self, model: str) -> None:
+            await go_on.wait()
+            await super().unload(model)
+
+    host = Slow(1)
+    pool = Pool(host, InstantClock())
+    async with pool.serving("a"):
+        pass
+
+    async def use(model: str) -> None:
+        async with pool.serving(model):
+            pass
+
+    gone = asyncio.create_task(use("b"))
+    await asyncio.sleep(0.01)
+    gone.cancel()
+    await asyncio.gather(gone, return_exceptions=True)
+    go_on.set()
+    await asyncio.wait_for(use("c"), 1.0)
+    await pool.close()
+    assert host.held == set()

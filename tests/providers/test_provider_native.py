@@ -1,4 +1,4 @@
-"""SGLang's and TGI's own routes: ids compared one by one, and every other shape refused."""
+"""SGLang's own route: ids compared one by one, and every other shape refused."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from provider_support import BATCH, LONG, Server, body_of, encoded, run_config, 
 from daunce_api.data.dataset import Example, Message
 from daunce_api.data.tokenizers import encode_example
 from daunce_api.errors import ContractError, RejectedError
-from daunce_api.providers import sglang, tgi
-from daunce_api.providers.openai_wire.contract import BEFORE_TARGETS
-from daunce_api.providers.plain_text import text_of
+from daunce_api.providers import sglang
+from daunce_api.providers.contract import BEFORE_TARGETS
+from daunce_api.providers.together.text import text_of
 from daunce_api.providers.tokenizers import tokenizer_of
 
 Change = Callable[[dict[str, Any]], dict[str, Any]]
@@ -119,8 +119,6 @@ def test_fingerprints_name_what_changes_the_answer() -> None:
     server = Server(lambda _: {})
     assert make_sglang(server).fingerprint == "sglang-generate"
     assert make_sglang(server, adapters=False).fingerprint != "sglang-generate"
-    assert make_tgi(server).fingerprint == "tgi-prefill leading=0"
-    assert make_tgi(server, adapters=False).fingerprint != make_tgi(server).fingerprint
 
 
 async def test_sglang_is_not_sent_what_exceeds_the_context() -> None:
@@ -135,73 +133,6 @@ EXAMPLES = [
     encode_example(Example("p", prompt="Q: What is naïve ✓?\nA:", completion=" a word."), TINY),
     encode_example(Example("c", messages=(Message("user", "hi <|x|>"), Message("assistant", "you 🙂"))), TINY),
 ]
-
-
-def tgi_handler(change: Change | None = None, leading: tuple[int, ...] = ()) -> Callable[[httpx2.Request], Any]:
-    def handler(request: httpx2.Request) -> Any:
-        body = body_of(request)
-        ids = TINY.encode(body["inputs"])
-        values = tiny_sequence(body["parameters"].get("adapter_id", "base"), ids)
-        prefill = [{"id": i, "text": "", "logprob": v} for i, v in zip(ids, values, strict=True)]
-        front = [{"id": i, "text": "<s>", "logprob": None} for i in leading]
-        answer = {"generated_text": "x", "details": {"prefill": [*front, *prefill], "tokens": []}}
-        return httpx2.Response(200, content=json.dumps(change(answer) if change else answer))
-
-    return handler
-
-
-def tiny_sequence(model: str, ids: list[int]) -> list[float | None]:
-    return sequence(model, [i % 40 for i in ids])
-
-
-def make_tgi(server: Server, **options: Any) -> tgi.TGIScorer:
-    config = run_config(scorer="tgi", model="daunce-tiny", options=options)
-    return tgi.open_scorer(server.context(config))
-
-
-def tiny_truth(model: str, example: Any) -> tuple[float, ...]:
-    values = tiny_sequence(model, list(example.ids))
-    return tuple(float(values[t] or 0.0) for t in example.targets)
-
-
-async def test_tgi_is_sent_text_and_its_ids_must_be_ours() -> None:
-    server = Server(tgi_handler())
-    scores = await make_tgi(server).score("ft", EXAMPLES)
-    assert [s.logprobs for s in scores] == [tiny_truth("ft", e) for e in EXAMPLES]
-    assert server.paths == ["POST /generate"] * 2
-    assert server.body(0)["parameters"]["decoder_input_details"] is True
-    assert server.body(0)["inputs"] == text_of(EXAMPLES[0].example, TINY)
-
-
-async def test_a_special_token_in_front_is_refused_unless_it_was_announced() -> None:
-    with pytest.raises(ContractError, match="leading_tokens: 1"):
-        await make_tgi(Server(tgi_handler(leading=(1,)))).score("ft", EXAMPLES[:1])
-    (scores,) = await make_tgi(Server(tgi_handler(leading=(1,))), leading_tokens=1).score("ft", EXAMPLES[:1])
-    assert scores.logprobs == tiny_truth("ft", EXAMPLES[0])
-    with pytest.raises(ContractError, match="other tokens"):
-        await make_tgi(Server(tgi_handler()), leading_tokens=1).score("ft", EXAMPLES[:1])
-
-
-def details(change: Callable[[list[Any]], Any]) -> Change:
-    return lambda a: {**a, "details": {**a["details"], "prefill": change(a["details"]["prefill"])}}
-
-
-TGI_WRONG: dict[str, tuple[Change, str]] = {
-    "prefix caching": (details(lambda _: []), "PREFIX_CACHING=0"),
-    "no details": (lambda a: {"generated_text": "x"}, "PREFIX_CACHING=0"),
-    "another id": (details(lambda p: [*p[:-1], {**p[-1], "id": 0}]), "other tokens"),
-    "one short": (details(lambda p: p[:-1]), "other tokens"),
-    "null inside": (details(lambda p: [*p[:-1], {**p[-1], "logprob": None}]), "None"),
-    "stand-in": (details(lambda p: [*p[:-1], {**p[-1], "logprob": -9999.0}]), "stand-in"),
-    "zeros": (details(lambda p: [p[0], *({**e, "logprob": 0.0} for e in p[1:])]), "not measurements"),
-    "malformed": (details(lambda p: [1, 2]), "malformed"),
-}
-
-
-@pytest.mark.parametrize(("change", "words"), TGI_WRONG.values(), ids=TGI_WRONG)
-async def test_wrong_answers_of_tgi_raise(change: Change, words: str) -> None:
-    with pytest.raises(ContractError, match=words):
-        await make_tgi(Server(tgi_handler(change))).score("ft", EXAMPLES[:1])
 
 
 def test_text_is_what_the_ids_came_from() -> None:

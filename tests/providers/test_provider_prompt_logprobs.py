@@ -13,7 +13,7 @@ from provider_support import BATCH, LONG, Server, body_of, encoded, run_config, 
 from daunce_api.data.dataset import Example, Message
 from daunce_api.data.tokenizers import EncodedExample
 from daunce_api.errors import CapabilityError, ContractError, RejectedError, TransientError
-from daunce_api.providers.openai_wire import prompt_logprobs
+from daunce_api.providers import prompt_logprobs
 
 Change = Callable[[list[Any]], list[Any]]
 

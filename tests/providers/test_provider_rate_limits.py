@@ -14,8 +14,8 @@ from test_provider_prompt_logprobs import completions
 
 from daunce_api._util.clock import InstantClock
 from daunce_api.errors import TransientError
-from daunce_api.providers.abilities import Metered
-from daunce_api.providers.openai_wire import prompt_logprobs
+from daunce_api.providers import prompt_logprobs
+from daunce_api.providers.base import Metered
 from daunce_api.score.slots import AdaptiveSlots, seconds_of
 
 

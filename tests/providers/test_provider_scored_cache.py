@@ -13,8 +13,8 @@ from provider_support import BATCH, LONG, SHORT, Server, run_config, truth
 from test_provider_prompt_logprobs import completions
 
 from daunce_api._util.clock import InstantClock
+from daunce_api.providers import prompt_logprobs
 from daunce_api.providers.base import TokenScores
-from daunce_api.providers.openai_wire import prompt_logprobs
 from daunce_api.providers.registry import scoring_address
 from daunce_api.score.cache import FILE_NAME, ScoredCache, open_cache
 from daunce_api.score.client import ScoringClient

@@ -15,7 +15,7 @@ from provider_support import chat, run_config
 from daunce_api.data.dataset import Example, Message
 from daunce_api.data.tokenizers import encode_example
 from daunce_api.errors import ConfigurationError, DataError, StopError, TransientError
-from daunce_api.providers.openai_wire.client import Endpoint
+from daunce_api.providers.endpoint import Endpoint
 from daunce_api.providers.server_tokenizer import ServerTokenizer, _byte_alphabet, _pieces
 from daunce_api.providers.tokenizers import tokenizer_of
 

@@ -24,16 +24,15 @@ from daunce_api.errors import (
     StopError,
     TransientError,
 )
-from daunce_api.providers.base import JobRequest, JobStatus
+from daunce_api.providers.base import JobRequest, JobStatus, mark_of
 from daunce_api.providers.failures import Failures
+from daunce_api.providers.polling import Poll
 from daunce_api.providers.replay import record, replay
 from daunce_api.providers.sdk_calls import SdkCalls
 from daunce_api.providers.together import scorer as together_scorer
 from daunce_api.providers.together.trainer import (
     SUFFIX_CHARACTERS,
     TogetherTrainer,
-    key_hash,
-    suffix_of,
     trainer_capabilities,
 )
 from daunce_api.providers.tokenizers import tokenizer_of
@@ -81,7 +80,7 @@ def job(**changes: Any) -> dict[str, Any]:
         "model": BASE,
         "model_output_name": None,
         "adapter_output_name": None,
-        "suffix": suffix_of(REQUEST),
+        "suffix": REQUEST.marked_suffix(SUFFIX_CHARACTERS),
         "training_file": "file-1",
         "random_seed": 1234,
         **changes,
@@ -121,7 +120,7 @@ async def test_a_job_carries_subset_seed_and_recipe() -> None:
     assert body["learning_rate"] == 1e-4
     assert body["training_type"]["type"] == "Lora"
     assert body["training_method"] == {"method": "sft", "train_on_inputs": False}
-    assert body["suffix"].endswith(key_hash(REQUEST.key))
+    assert body["suffix"].endswith(mark_of(REQUEST.key))
     assert len(body["suffix"]) <= SUFFIX_CHARACTERS
 
 
@@ -171,9 +170,36 @@ async def test_a_failed_job_says_why() -> None:
     assert silent.error == "the provider gave no reason"
 
 
-async def test_a_completed_job_without_a_name_goes_on() -> None:
+async def test_a_completed_job_may_have_no_name_yet() -> None:
     stub = service().on("GET /v1/fine-tunes/ft-1", job(status="completed"))
-    assert (await make(stub).get("ft-1")).status is JobStatus.RUNNING
+    found = await make(stub).get("ft-1")
+    assert (found.status, found.model) == (JobStatus.SUCCEEDED, None)
+
+
+async def test_a_file_that_is_refused_is_not_tried_again() -> None:
+    for state, refused in (("user_error", True), ("error", False)):
+        stub = service().on("GET /v1/fine-tunes/ft-1", job(status=state))
+        assert (await make(stub).get("ft-1")).refused is refused
+
+
+@pytest.mark.parametrize("answer", [error(503), httpx.ReadTimeout("slow")])
+async def test_an_estimate_that_fails_has_submitted_nothing(answer: Any) -> None:
+    stub = service().on("POST /v1/fine-tunes/estimate-price", answer)
+    with pytest.raises(TransientError):
+        await make(stub).submit(REQUEST)
+    assert "POST /v1/fine-tunes" not in stub.paths
+
+
+async def test_defaults_that_train_are_sent_and_named_in_the_plan() -> None:
+    stub = service()
+    await make(stub).submit(JobRequest("k", BASE, "file-1", 1, {"n_epochs": 1}, "s"))
+    body = submitted(stub)
+    assert (body["n_epochs"], body["learning_rate"], body["batch_size"]) == (1, 1e-4, 8)
+    (note,) = [n for n in trainer_capabilities(run_config("together")).notes if "not given" in n]
+    assert "n_epochs: 3, learning_rate: 0.0001, batch_size: 8" in note
+    given = {"n_epochs": 2, "learning_rate": 1e-3, "batch_size": 16}
+    said = trainer_capabilities(run_config("together", training={"hyperparameters": given})).notes
+    assert not any("not given" in note for note in said)
 
 
 def post(answer: Any) -> Service:
@@ -225,7 +251,7 @@ async def test_a_lost_job_is_found_by_the_hash_of_its_key() -> None:
     assert found is not None
     assert found.id == "ft-1"
     assert await trainer.find_job("another-key") is None
-    named = job(id="ft-1", suffix=None, model_output_name=f"me/Base-{key_hash('k2')}-1234")
+    named = job(id="ft-1", suffix=None, model_output_name=f"me/Base-{mark_of('k2')}-1234")
     stub.on("GET /v1/fine-tunes", {"data": [named]})
     assert await trainer.find_job("k2") is not None
 
@@ -262,23 +288,27 @@ async def test_files() -> None:
     assert await trainer.delete_file("file-7")
 
 
-async def test_clean_up_deletes_the_model_and_its_adapter_and_says_what_it_keeps() -> None:
-    def model(name: str, i: str) -> dict[str, Any]:
-        return {
-            "id": i,
-            "name": name,
-            "organizationId": "o",
-            "projectId": "p",
-            "visibility": "VISIBILITY_PRIVATE",
-            "weights": {},
-        }
+MADE = job(
+    status="completed",
+    model_output_name="me/m",
+    model_object_id="ml_1",
+    adapter_object_id="ml_2",
+    adapter_object_name="project/me-m-adapter",
+)
 
-    listed = {"data": [model("me/m", "ml_1"), model("me/m-adapter", "ml_2"), model("me/other", "ml_3")]}
-    stub = Service().on("GET /v2/projects/p/models", listed).on("DELETE /v2/projects/p/models", {})
+
+def with_made(stub: Service) -> Service:
+    """Jobs, one of which made me/m. The list does not show the objects that the job itself does."""
+    listed = [job(id="ft-9", model_output_name="me/other"), job(id="ft-1", model_output_name="me/m")]
+    return stub.on("GET /v1/fine-tunes", {"data": listed}).on("GET /v1/fine-tunes/ft-1", MADE)
+
+
+async def test_clean_up_deletes_the_model_and_its_adapter_and_says_what_it_keeps() -> None:
+    stub = with_made(Service()).on("DELETE /v2/projects/p/models", {})
     assert await make(stub, "p").delete_model("me/m")
     assert [p for p in stub.paths if p.startswith("DELETE")] == [
-        "DELETE /v2/projects/p/models/ml_1",
         "DELETE /v2/projects/p/models/ml_2",
+        "DELETE /v2/projects/p/models/ml_1",
     ]
     assert not await make(Service(), None).delete_model("me/m")
     stub.on("DELETE /v2/projects/p/models/ml_2", error(409, "in use"))
@@ -288,6 +318,14 @@ async def test_clean_up_deletes_the_model_and_its_adapter_and_says_what_it_keeps
         await make(stub, "p").delete_model("me/m")
     stub.on("DELETE /v2/projects/p/models/ml_2", error(403, "no permission"))
     assert not await make(stub, "p").delete_model("me/m")
+
+
+async def test_a_model_whose_objects_are_not_known_counts_as_kept() -> None:
+    stub = with_made(Service()).on("DELETE /v2/projects/p/models", {})
+    assert not await make(stub, "p").delete_model("me/unknown")
+    stub.on("GET /v1/fine-tunes/ft-1", {**MADE, "model_object_id": None, "adapter_object_id": ""})
+    assert not await make(stub, "p").delete_model("me/m")
+    assert not any(p.startswith("DELETE") for p in stub.paths)
 
 
 async def test_cancelling_a_job_that_has_ended_returns_it() -> None:
@@ -403,7 +441,6 @@ def test_half_a_dedicated_endpoint_is_refused() -> None:
         together_scorer.scorer_capabilities(run_config("together", options={"endpoint_id": "ep_1"}))
 
 
-REGISTRY = {"data": [{"id": "ml_2", "name": "me/m-adapter"}, {"id": "ml_1", "name": "me/m"}]}
 ADAPTERS = "/v2/projects/p/endpoints/ep_1/deployments/dep_1/adapters"
 
 
@@ -414,8 +451,7 @@ def attachment(state: str) -> dict[str, Any]:
 
 def attaching() -> Service:
     return (
-        Service()
-        .on("GET /v2/projects/p/models", REGISTRY)
+        with_made(Service())
         .on(f"POST {ADAPTERS}", attachment("PENDING"))
         .on(f"GET {ADAPTERS}/dad_1", [attachment("LOADING"), attachment("READY"), attachment("READY")])
         .on(f"DELETE {ADAPTERS}/dad_1", {})
@@ -428,13 +464,13 @@ def adapter_host(stub: Service, clock: InstantClock | None = None) -> together_s
     )
     calls = SdkCalls(together, Failures("Together", [KEY]))
     options = together_scorer.TogetherScorerOptions(project_id="p", endpoint_id="ep_1", deployment_id="dep_1")
-    return together_scorer.AdapterHost(sdk, calls, options, clock or InstantClock())
+    return together_scorer.AdapterHost(sdk, calls, options, poll=Poll(5.0, 240, clock or InstantClock()))
 
 
 async def test_adapters_are_attached_waited_for_and_detached() -> None:
     stub, clock = attaching(), InstantClock()
     host = adapter_host(stub, clock)
-    assert await host.load("me/m") == "me/m-adapter"
+    assert await host.load("me/m") == "project/me-m-adapter"
     assert clock.now() == 10.0
     assert stub.bodies(f"POST {ADAPTERS}") == [{"adapterModelId": "ml_2"}]
     await host.unload("me/m")
@@ -443,7 +479,7 @@ async def test_adapters_are_attached_waited_for_and_detached() -> None:
     stub.on(f"POST {ADAPTERS}", attachment("FAILED"))
     with pytest.raises(RejectedError, match="could not load"):
         await host.load("me/m")
-    with pytest.raises(RejectedError, match="no model"):
+    with pytest.raises(RejectedError, match="no adapter"):
         await host.load("me/unknown")
 
 
@@ -460,4 +496,4 @@ async def test_what_another_process_left_attached_is_found_and_detached() -> Non
 
 async def test_a_busy_answer_while_an_adapter_is_attached_is_no_failure() -> None:
     stub = attaching().on(f"GET {ADAPTERS}/dad_1", [error(503), attachment("READY")])
-    assert await adapter_host(stub).load("me/m") == "me/m-adapter"
+    assert await adapter_host(stub).load("me/m") == "project/me-m-adapter"

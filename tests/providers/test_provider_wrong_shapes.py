@@ -13,10 +13,9 @@ from provider_support import BATCH, LONG, VOCABULARY, Server, body_of, run_confi
 from daunce_api.data.dataset import Example
 from daunce_api.data.tokenizers import EncodedExample, encode_example
 from daunce_api.errors import ContractError, ProviderError, RejectedError, StopError, TransientError
-from daunce_api.providers import sglang, tgi
-from daunce_api.providers.abilities import Probing
-from daunce_api.providers.base import Scorer
-from daunce_api.providers.openai_wire import echo, prompt_logprobs
+from daunce_api.providers import prompt_logprobs, sglang
+from daunce_api.providers.base import Probing, Scorer
+from daunce_api.providers.openai_wire import echo
 from daunce_api.providers.together import scorer as together_scorer
 from daunce_api.providers.tokenizers import tokenizer_of
 
@@ -72,13 +71,11 @@ class Engine:
 
     def __call__(self, request: httpx2.Request) -> Any:
         body = body_of(request)
-        asked = body.get("max_tokens") or body.get("sampling_params", body.get("parameters", {})).get("max_new_tokens")
+        asked = body.get("max_tokens") or body.get("sampling_params", {}).get("max_new_tokens")
         if asked and asked > 1 and not self.generates:
             return httpx2.Response(400, json={"error": {"message": "one token at most", "code": 400}})
         if "input_ids" in body:
             return self.sglang(body, asked)
-        if "inputs" in body:
-            return self.tgi(body, asked)
         if isinstance(body["prompt"], str):
             return self.together(body, asked)
         return self.completions(body, asked or 0)
@@ -125,17 +122,6 @@ class Engine:
             del meta["output_token_logprobs"]
         return {"text": "x", "meta_info": meta}
 
-    def tgi(self, body: dict[str, Any], asked: int) -> Any:
-        model, ids = body["parameters"].get("adapter_id", "base"), TINY.encode(body["inputs"])
-        prefill = [{"id": i, "text": "", "logprob": v} for i, v in zip(ids, self.values(model, ids), strict=True)]
-        made, values = self.made(model, ids, asked, body["inputs"])
-        said = [
-            {"id": i, "text": TINY.pieces([i])[0], "logprob": v, "special": False}
-            for i, v in zip(made, values, strict=True)
-        ]
-        said.append({"id": 0, "text": "<|end|>", "logprob": -0.1, "special": True})
-        return {"generated_text": "x", "details": {"prefill": prefill, "tokens": said if self.tells_ids else []}}
-
     def together(self, body: dict[str, Any], asked: int) -> Any:
         model, ids = body["model"], TINY.encode(body["prompt"])
         made, values = self.made(model, ids, asked, body["prompt"])
@@ -151,7 +137,6 @@ KINDS: dict[str, tuple[Callable[[Any], Any], dict[str, Any], EncodedExample]] = 
     "echo": (echo.open_scorer, {"return_token_ids": True}, LONG),
     "prompt_logprobs": (prompt_logprobs.open_scorer, {}, LONG),
     "sglang": (sglang.open_scorer, {}, LONG),
-    "tgi": (tgi.open_scorer, {}, TEXT),
     "together": (together_scorer.open_scorer, {}, TEXT),
 }
 
@@ -222,7 +207,7 @@ async def test_the_probe_keeps_to_the_context(kind: str) -> None:
         body = body_of(request)
         text = body.get("inputs") or body.get("prompt") or body.get("input_ids")
         ids = TINY.encode(text) if isinstance(text, str) else text[0] if isinstance(text[0], list) else text
-        asked = body.get("max_tokens") or body.get("sampling_params", body.get("parameters", {})).get("max_new_tokens")
+        asked = body.get("max_tokens") or body.get("sampling_params", {}).get("max_new_tokens")
         longest = max(longest, len(ids) + (asked or 0))
         return engine(request)
 

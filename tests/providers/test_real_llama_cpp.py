@@ -17,9 +17,10 @@ from provider_support import BATCH, run_config
 from test_real_vllm import free_port
 
 from daunce_api.errors import ContractError, DaunceError
-from daunce_api.providers.abilities import ProbeReport
-from daunce_api.providers.openai_wire import echo, prompt_logprobs
-from daunce_api.providers.openai_wire.client import Endpoint
+from daunce_api.providers import prompt_logprobs
+from daunce_api.providers.base import ProbeReport
+from daunce_api.providers.endpoint import Endpoint
+from daunce_api.providers.openai_wire import echo
 from daunce_api.providers.registry import Context
 
 PYTHON, MODEL = os.environ.get("DAUNCE_LLAMA_CPP_PYTHON"), os.environ.get("DAUNCE_GGUF")

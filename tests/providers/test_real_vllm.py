@@ -23,8 +23,10 @@ from daunce_api.config import RunConfig
 from daunce_api.data.dataset import Dataset, Example, Message
 from daunce_api.data.tokenizers import EncodedExample, LocalTokenizer, encode_example
 from daunce_api.errors import RejectedError
-from daunce_api.providers.openai_wire import adapters, echo, prompt_logprobs
-from daunce_api.providers.openai_wire.client import Endpoint
+from daunce_api.providers import prompt_logprobs
+from daunce_api.providers import vllm as adapters
+from daunce_api.providers.endpoint import Endpoint
+from daunce_api.providers.openai_wire import echo
 from daunce_api.providers.registry import Context, open_backend
 from daunce_api.providers.server_tokenizer import ServerTokenizer
 from daunce_api.providers.tokenizers import embedded_folder

@@ -16,8 +16,7 @@ from tinker_stub import BASE, TinkerStub, serving
 from daunce_api.data.dataset import Dataset
 from daunce_api.data.tokenizers import encode_example
 from daunce_api.errors import RejectedError, StopError, TransientError
-from daunce_api.providers.abilities import Probing
-from daunce_api.providers.base import Checkpointing, Job, JobRequest, JobStatus
+from daunce_api.providers.base import Checkpointing, Job, JobRequest, JobStatus, Probing
 from daunce_api.providers.registry import Backend, open_backend
 from daunce_api.providers.tinker.recipe import Recipe, batches_of
 from daunce_api.providers.tokenizers import embedded_folder

@@ -19,7 +19,6 @@ def main() -> None:
         from daunce_api.config import RunConfig
         from daunce_api.data.dataset import Dataset
         from daunce_api.errors import DaunceError
-        from daunce_api.providers.openai_wire import contract, echo, probe, trainer  # noqa: F401
         from daunce_api.providers.replay.tape import JsonLines
 
     from .wire_fuzz import CALLS, STATUSES, answered, as_json, changed

@@ -15,7 +15,8 @@ import psutil
 from daunce_api.data.dataset import Example
 from daunce_api.data.tokenizers import EncodedExample
 from daunce_api.providers.base import ScorerCapabilities, TokenScores
-from daunce_api.providers.openai_wire.client import Endpoint, WireClient
+from daunce_api.providers.endpoint import Endpoint
+from daunce_api.providers.openai_wire.client import WireClient
 from daunce_api.providers.openai_wire.echo import EchoOptions, EchoScorer
 from daunce_api.score.client import ScoringClient
 from daunce_api.server import EmbeddedServer

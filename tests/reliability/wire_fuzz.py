@@ -15,7 +15,8 @@ from daunce_api.data.dataset import Example
 from daunce_api.data.tokenizers import EncodedExample
 from daunce_api.errors import DaunceError
 from daunce_api.providers.base import JobRequest, ScorerCapabilities, TrainerCapabilities
-from daunce_api.providers.openai_wire.client import Endpoint, WireClient
+from daunce_api.providers.endpoint import Endpoint
+from daunce_api.providers.openai_wire.client import WireClient
 from daunce_api.providers.openai_wire.echo import EchoOptions, EchoScorer
 from daunce_api.providers.openai_wire.trainer import WireTrainer
 

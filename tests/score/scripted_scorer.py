@@ -10,8 +10,7 @@ from typing import Self
 
 from daunce_api.data.dataset import Example
 from daunce_api.data.tokenizers import EncodedExample
-from daunce_api.providers.abilities import ProbeReport
-from daunce_api.providers.base import ScorerCapabilities, TokenScores
+from daunce_api.providers.base import ProbeReport, ScorerCapabilities, TokenScores
 
 Script = Callable[[str, Sequence[EncodedExample]], Exception | None]
 

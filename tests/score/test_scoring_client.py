@@ -16,8 +16,7 @@ from scripted_scorer import ProbingScorer, ScriptedScorer, example, scores
 from daunce_api._util.clock import InstantClock
 from daunce_api.data.tokenizers import EncodedExample
 from daunce_api.errors import ContractError, RejectedError, StopError, StoreError, TransientError
-from daunce_api.providers.abilities import ProbeReport
-from daunce_api.providers.base import TokenScores
+from daunce_api.providers.base import ProbeReport, TokenScores
 from daunce_api.score.client import ScoringClient, batches
 from daunce_api.store import RunStore
 from tests.store_rows import by_key, put

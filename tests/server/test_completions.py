@@ -131,7 +131,7 @@ def test_sampling_follows_seed_and_stops(client: openai.OpenAI) -> None:
 
     assert make(seed=1) == make(seed=1)
     assert len({make(seed=s) for s in range(6)}) > 1
-    assert len({make(temperature=0, seed=s) for s in range(3)}) == 1
+    assert len({make(temperature=t, seed=s) for t in (0, 5e-324, 1e-5) for s in range(3)}) == 1
     whole = make(temperature=0)
     mark = whole[3:6]
     cut = client.completions.create(

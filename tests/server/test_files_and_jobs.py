@@ -55,7 +55,7 @@ def test_file_names_are_for_display_only(client: openai.OpenAI, name: str) -> No
 
 def test_upload_refusals(client: openai.OpenAI, http: httpx2.Client) -> None:
     with pytest.raises(openai.BadRequestError) as caught:
-        client.files.create(file=("x.jsonl", b"{}"), purpose="batch")
+        client.files.create(file=("x.jsonl", b"{}"), purpose="assistants")
     assert caught.value.param == "purpose"
     with pytest.raises(openai.BadRequestError) as caught:
         client.files.create(file=("x.jsonl", b""), purpose="fine-tune")

@@ -16,16 +16,14 @@ from starlette.types import Message, Scope
 
 from daunce_api.errors import ConfigurationError
 from daunce_api.server import EmbeddedServer, ServerSettings, run_server
-from daunce_api.server.app import _ROUTES
+from daunce_api.server.app import ROUTES
 from daunce_api.server.gate import Gate, is_loopback
 from daunce_api.server.requests import CreateChatCompletion, CreateCompletion, CreateJob
 
 from .conftest import MODEL, raw
 from .schemas import check, check_response
 
-ROUTES = [
-    (m, p.replace("{model:path}", "x").replace("{file_id}", "x").replace("{job_id}", "x")) for m, p, *_ in _ROUTES
-]
+ROUTES = [(m, p.replace("{model:path}", "x").replace("{file_id}", "x").replace("{job_id}", "x")) for m, p, *_ in ROUTES]
 
 
 @pytest.mark.parametrize(("method", "path"), [*ROUTES, ("GET", "/v1/unknown"), ("PUT", "/v1/files")])

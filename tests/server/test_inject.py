@@ -6,6 +6,7 @@ import asyncio
 import json
 import socket
 import threading
+import time
 from collections import Counter
 from typing import Any
 
@@ -154,6 +155,79 @@ async def test_each_fault_on_the_wire(fault: str, acted: int, status: int, finis
         assert int(headers["content-length"]) == len(once.body)
         with pytest.raises(ValueError):
             json.loads(once.body)
+
+
+async def test_the_answer_before_is_sent_again() -> None:
+    once = Once("duplicated")
+    await once.get()
+    assert once.body == BODY  # there is none before the first
+    once.sent.clear()
+    await once.get()
+    assert (once.acted, once.body, once.finished) == (2, BODY, True)
+
+
+async def test_two_requests_get_each_others_answers() -> None:
+    injector = Injector(InjectSettings(swapped=1, hang=5))
+
+    async def request(body: bytes) -> bytes:
+        sent: list[Message] = []
+
+        async def app(scope: Scope, receive: Any, send: Any) -> None:
+            await send({"type": "http.response.start", "status": 200, "headers": []})
+            await send({"type": "http.response.body", "body": body})
+
+        async def send(message: Message) -> None:
+            sent.append(message)
+
+        await injector.commit("swapped", app, {}, send, send)  # type: ignore[arg-type]
+        return b"".join(m.get("body", b"") for m in sent)
+
+    assert await asyncio.gather(request(b"first"), request(b"second")) == [b"second", b"first"]
+
+
+def test_what_is_new_is_hidden_for_a_while(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = [100.0]
+    monkeypatch.setattr("daunce_api.server.inject.time.monotonic", lambda: clock[0])
+    injector = Injector(InjectSettings(job_lag=2, list_lag=5))
+    injector.born("ftjob-1")
+    assert injector.hidden("job", "ftjob-1")
+    assert not injector.hidden("file", "ftjob-1")
+    assert not injector.hidden("job", "ftjob-of-an-earlier-server", listed=True)
+    clock[0] = 102.5
+    assert not injector.hidden("job", "ftjob-1")
+    assert injector.hidden("job", "ftjob-1", listed=True)
+    clock[0] = 105.5
+    assert not injector.hidden("job", "ftjob-1", listed=True)
+
+
+@pytest.mark.slow
+def test_a_provider_that_lags(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """Files, jobs and models exist before they can be seen."""
+    inject = InjectSettings(file_lag=1.5, job_lag=1.5, model_lag=1.5)
+    with EmbeddedServer(ServerSettings(state_dir=tmp_path_factory.mktemp("lagging"), inject=inject)) as server:
+        client = connect(server)
+        file = upload(client, jsonl(records()))
+        assert file not in [f.id for f in client.files.list()]
+        with pytest.raises(openai.NotFoundError):
+            client.files.retrieve(file)
+        with pytest.raises(openai.BadRequestError, match="invalid training_file"):
+            submit(client, file)
+        time.sleep(1.6)
+        job = submit(client, file)
+        assert not client.fine_tuning.jobs.list().data
+        with pytest.raises(openai.NotFoundError):
+            client.fine_tuning.jobs.retrieve(job.id)
+        time.sleep(1.6)
+        done = wait(client, job.id)
+        missing = 0
+        for _ in range(100):
+            try:
+                client.completions.create(model=done.fine_tuned_model, prompt=[5], max_tokens=0)
+                break
+            except openai.NotFoundError:
+                missing += 1
+                time.sleep(0.05)
+        assert 0 < missing < 100
 
 
 class Loopback:

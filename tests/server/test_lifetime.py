@@ -17,9 +17,9 @@ import openai
 import psutil
 import pytest
 
+from daunce_api._util.environment import worker_environment
 from daunce_api.errors import ConfigurationError, RunLockedError, StopError, StoreCorruptError
 from daunce_api.server import EmbeddedServer, ServerSettings
-from daunce_api.server.channel import child_environment
 from daunce_api.server.run import serve
 from daunce_api.server.state import State
 
@@ -101,7 +101,7 @@ def test_the_server_dies_with_its_parent(state_dir: Path) -> None:
         "time.sleep(60)\n"
     )
     parent = subprocess.Popen(
-        [sys.executable, "-c", script, str(state_dir)], stdout=subprocess.PIPE, env=child_environment()
+        [sys.executable, "-c", script, str(state_dir)], stdout=subprocess.PIPE, env=worker_environment()
     )
     assert parent.stdout is not None
     pid, base_url = json.loads(parent.stdout.readline())
@@ -150,7 +150,7 @@ def test_ctrl_c_ends_the_server_and_its_processes(state_dir: Path) -> None:
         [sys.executable, "-c", script, str(state_dir)],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
-        env=child_environment(),
+        env=worker_environment(),
         text=True,
         start_new_session=True,
     )

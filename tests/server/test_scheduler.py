@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import json
+import sqlite3
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -13,7 +15,7 @@ import pytest
 
 from daunce_api.server import ServerSettings
 from daunce_api.server.channel import STORAGE_FULL, WorkerDiedError, WorkerFaultError
-from daunce_api.server.scheduler import Scheduler
+from daunce_api.server.scheduler import VALIDATED_AT_ONCE, Scheduler
 from daunce_api.server.state import State
 
 DONE = {"losses": [1.0, 0.5], "trained_tokens": 10, "digest": "d"}
@@ -25,6 +27,9 @@ class Worker:
     def __init__(self, *answers: Any) -> None:
         self.answers = list(answers)
         self.calls = 0
+
+    async def start(self) -> None:
+        """Runs already."""
 
     async def call(self, message: dict[str, Any], listener: Any) -> Any:
         self.calls += 1
@@ -41,11 +46,13 @@ def state(tmp_path: Path) -> Iterator[State]:
     opened.close()
 
 
-async def finish(state: State, worker: Worker, monkeypatch: pytest.MonkeyPatch) -> Any:
-    """Run one queued job to its end and return its row."""
+def scheduler_of(state: State, monkeypatch: pytest.MonkeyPatch) -> Scheduler:
+    """A scheduler without processes, and one queued job."""
     monkeypatch.setattr("daunce_api.server.scheduler.STORAGE_WAIT_SECONDS", 0.0)
-    base = SimpleNamespace(id="base")
-    service: Any = SimpleNamespace(state=state, base=base, settings=ServerSettings(), injector=None)
+    base = SimpleNamespace(id="base", max_context=64)
+    service: Any = SimpleNamespace(
+        state=state, base=base, settings=ServerSettings(), injector=None, tokenizer=None, born=lambda identity: None
+    )
     scheduler = Scheduler(service, {})
     state.insert(
         "jobs",
@@ -59,7 +66,13 @@ async def finish(state: State, worker: Worker, monkeypatch: pytest.MonkeyPatch) 
         learning_rate_multiplier=1.0,
         seed=1,
     )
-    scheduler._queue.put_nowait("ftjob-1")
+    scheduler._queue.put_nowait((1, "ftjob-1"))
+    return scheduler
+
+
+async def finish(state: State, worker: Worker, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """Run one queued job to its end and return its row."""
+    scheduler = scheduler_of(state, monkeypatch)
     task = asyncio.create_task(scheduler._work(worker))  # type: ignore[arg-type]
     for _ in range(200):
         await asyncio.sleep(0)
@@ -112,3 +125,51 @@ async def test_a_worker_s_fault_is_the_job_s_error(state: State, monkeypatch: py
     }
     [event] = state.rows("SELECT * FROM events WHERE level='error'")
     assert event["message"] == "training diverged"
+
+
+async def test_a_lane_outlives_errors_around_a_job(state: State, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Neither a database error while the job is read nor a failure to write its end leaves the queue without a lane."""
+    one, failures = state.one, [sqlite3.OperationalError("disk I/O error"), sqlite3.DatabaseError("malformed")]
+
+    def failing(table: Any, identity: str) -> Any:
+        if table == "jobs" and failures:
+            raise failures.pop()
+        return one(table, identity)
+
+    monkeypatch.setattr(state, "one", failing)
+    scheduler = scheduler_of(state, monkeypatch)
+    lane = scheduler._spawn(scheduler._work(Worker(DONE)))  # type: ignore[arg-type]
+    scheduler._lanes.append(lane)
+    for _ in range(200):
+        await asyncio.sleep(0)
+    assert one("jobs", "ftjob-1")["status"] == "succeeded"  # type: ignore[index]
+    assert scheduler.lanes == 1
+    lane.cancel()
+    await asyncio.gather(lane, return_exceptions=True)
+    assert scheduler.lanes == 0
+
+
+async def test_a_job_cancelled_while_its_process_starts_is_not_trained(
+    state: State, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Starting(Worker):
+        async def start(self) -> None:
+            state.update_job("ftjob-1", status="cancelled", finished_at=2)
+
+    worker = Starting(DONE)
+    row = await finish(state, worker, monkeypatch)
+    assert (row["status"], worker.calls) == ("cancelled", 0)
+
+
+async def test_cancelling_ends_a_validation_that_takes_long(state: State, monkeypatch: pytest.MonkeyPatch) -> None:
+    reading = threading.Event()
+    monkeypatch.setattr("daunce_api.server.scheduler.read_training_file", lambda *_: reading.wait(20))
+    scheduler = scheduler_of(state, monkeypatch)
+    state.update_job("ftjob-1", status="validating_files")
+    scheduler.add("ftjob-1")
+    await asyncio.sleep(0.01)
+    await scheduler.cancel("ftjob-1")
+    await asyncio.sleep(0.01)
+    assert not scheduler._validations
+    assert scheduler._validating._value == VALIDATED_AT_ONCE
+    reading.set()

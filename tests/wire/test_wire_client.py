@@ -20,8 +20,9 @@ from daunce_api.errors import (
     StopError,
     TransientError,
 )
+from daunce_api.providers.endpoint import Endpoint, api_key_from, checked_base_url
 from daunce_api.providers.failures import retry_after
-from daunce_api.providers.openai_wire.client import Endpoint, api_key_from, checked_base_url, open_sdk
+from daunce_api.providers.openai_wire.client import open_sdk
 
 
 async def failure(server: Server, *, submit: bool = False) -> ProviderError:

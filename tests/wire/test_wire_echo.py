@@ -16,8 +16,8 @@ from wire_support import KEY, Server, encoded
 
 from daunce_api.config import RunConfig
 from daunce_api.errors import ContractError, RejectedError, TransientError
-from daunce_api.providers.openai_wire.client import Endpoint
-from daunce_api.providers.openai_wire.contract import by_index, check_model, scores_of
+from daunce_api.providers.contract import by_index, check_model, scores_of
+from daunce_api.providers.endpoint import Endpoint
 from daunce_api.providers.openai_wire.echo import EchoScorer, open_scorer
 from daunce_api.providers.registry import Context
 from daunce_api.score.health import check_members_differ

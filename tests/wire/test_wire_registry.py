@@ -11,7 +11,7 @@ from wire_support import KEY, Server, encoded
 
 from daunce_api.config import RunConfig
 from daunce_api.errors import ConfigurationError
-from daunce_api.providers.openai_wire.client import ANONYMOUS
+from daunce_api.providers.endpoint import ANONYMOUS
 from daunce_api.providers.openai_wire.echo import EchoScorer
 from daunce_api.providers.openai_wire.trainer import WireTrainer
 from daunce_api.providers.registry import capabilities_of, open_backend, open_tokenizer

@@ -8,7 +8,7 @@ import httpx2
 
 from daunce_api.providers.base import ScorerCapabilities, TrainerCapabilities
 from daunce_api.providers.openai_wire.echo import EchoOptions, EchoScorer
-from daunce_api.providers.openai_wire.trainer import WireTrainer
+from daunce_api.providers.openai_wire.trainer import WireTrainer, WireTrainerOptions
 from tests.scripted_server import KEY, Handler, ScriptedServer, encoded
 
 __all__ = ["KEY", "Server", "encoded", "failing", "job_object", "openai_error"]
@@ -16,7 +16,7 @@ __all__ = ["KEY", "Server", "encoded", "failing", "job_object", "openai_error"]
 
 class Server(ScriptedServer):
     def trainer(self, **options: Any) -> WireTrainer:
-        return WireTrainer(self.client(), TrainerCapabilities("test", 3), **options)
+        return WireTrainer(self.client(), TrainerCapabilities("test", 3), WireTrainerOptions(**options))
 
     def echo(self, **options: Any) -> EchoScorer:
         return EchoScorer(

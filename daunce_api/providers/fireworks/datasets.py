@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from ..._util.clock import Clock
+import httpx2
+
 from ...errors import ProviderError, RejectedError, TransientError
-from ..refusals import gone_already
+from ..failures import gone_already
+from ..polling import Answer, Poll
 from ..sdk_calls import SdkCalls
 
 if TYPE_CHECKING:
@@ -15,8 +17,10 @@ if TYPE_CHECKING:
 READY = "READY"
 """State of a data set that jobs may use."""
 
-_POLL_SECONDS = 5.0
-_FAULTS = {"INVALID_ARGUMENT", "OUT_OF_RANGE", "DATA_LOSS"}
+LARGEST_UPLOAD = 150_000_000
+"""Bytes that Fireworks takes in one request; larger files go to an address that it signs."""
+UPLOAD_TIMEOUT = 600.0
+FILE_FAULTS = {"INVALID_ARGUMENT", "OUT_OF_RANGE", "DATA_LOSS"}
 """Codes of a status that says that the file itself is at fault."""
 
 
@@ -27,13 +31,12 @@ def dataset_id_of(name: str) -> str:
 
 
 class DataSets:
-    """Uploads and states of data sets, by their ids. ``polls`` looks at one are five seconds apart."""
+    """Uploads and states of data sets, by their ids."""
 
-    def __init__(self, sdk: AsyncFireworks, calls: SdkCalls, clock: Clock, polls: int) -> None:
+    def __init__(self, sdk: AsyncFireworks, calls: SdkCalls, poll: Poll) -> None:
         self._sdk = sdk
         self._calls = calls
-        self._clock = clock
-        self._polls = polls
+        self._poll = poll
 
     async def state(self, dataset: str) -> str | None:
         """A data set's state; None where there is none of this id."""
@@ -62,15 +65,40 @@ class DataSets:
                 raise
             exists = True
         refused: RejectedError | None = None
-        send = self._sdk.datasets.upload(dataset, file=(name, content, "application/jsonl"), timeout=600.0)
         try:
-            await self._calls.call(send, doing=f"uploading {name}")
+            await self._send(dataset, name, content)
         except RejectedError as error:
             if not exists:
                 raise
             refused = error  # its file may have arrived the first time
         await self._until_ready(dataset, refused)
         return dataset
+
+    async def _send(self, dataset: str, name: str, content: bytes) -> None:
+        """Send the file: in one request to Fireworks, or, where it is too large for that, to the address it signs."""
+        datasets, doing = self._sdk.datasets, f"uploading {name}"
+        if len(content) <= LARGEST_UPLOAD:
+            call = datasets.upload(dataset, file=(name, content, "application/jsonl"), timeout=UPLOAD_TIMEOUT)
+            await self._calls.call(call, doing=doing)
+            return
+        size = str(len(content))
+        signed = datasets.get_upload_endpoint(dataset, filename_to_size={name: size})
+        urls = (await self._calls.fields(signed, doing=doing)).get("filenameToSignedUrls")
+        url = urls.get(name) if isinstance(urls, dict) else None
+        if not isinstance(url, str):
+            raise self._calls.failures.malformed(doing, False, "no address for the file")
+        headers = {"content-type": "application/octet-stream", "x-goog-content-length-range": f"{size},{size}"}
+        try:
+            async with httpx2.AsyncClient(timeout=UPLOAD_TIMEOUT) as http:
+                response = await http.put(url, content=content, headers=headers)
+        except httpx2.TransportError as error:
+            timed_out = isinstance(error, httpx2.TimeoutException)
+            failure = self._calls.failures.unreachable(doing, timed_out=timed_out)
+        else:
+            if response.status_code < 400:
+                return
+            failure = self._calls.failures.from_status(response.status_code, response, doing)
+        raise failure  # outside the handler: the signed address is a secret
 
     async def _until_ready(self, dataset: str, refused: RejectedError | None) -> None:
         """Have the upload validated and wait until the data set is ready: before that, jobs on it are refused."""
@@ -82,18 +110,22 @@ class DataSets:
             except RejectedError as error:
                 refused = refused or error  # also said of one that is being validated already
             answer = await self._read(dataset)
-        for _ in range(self._polls):
-            if answer.get("state") == READY:
-                return
-            found = answer.get("status")
-            if isinstance(found, dict) and found.get("code") in _FAULTS:
-                said = self._calls.failures.clean(str(found.get("message") or found["code"]))
-                raise RejectedError(f"Fireworks finds fault with data set {dataset}: {said}")
-            await self._clock.sleep(_POLL_SECONDS)
-            answer = await self._read(dataset)
-        if refused is not None:
-            raise refused
-        raise TransientError(f"data set {dataset} was not ready after {self._polls * _POLL_SECONDS:.0f} seconds.")
+
+        def ready(latest: Answer) -> bool:
+            status = latest.get("status")
+            if latest.get("state") != READY and isinstance(status, dict) and status.get("code") in FILE_FAULTS:
+                reason = self._calls.failures.clean(str(status.get("message") or status["code"]))
+                raise RejectedError(f"Fireworks finds fault with data set {dataset}: {reason}")
+            return latest.get("state") == READY
+
+        try:
+            await self._poll.until(
+                ready, answer, lambda: self._read(dataset), f"data set {dataset}", late=TransientError
+            )
+        except TransientError:
+            if refused is not None:
+                raise refused from None
+            raise
 
     async def _read(self, dataset: str) -> dict[str, Any]:
         return await self._calls.fields(self._sdk.datasets.get(dataset), doing=f"reading data set {dataset}")

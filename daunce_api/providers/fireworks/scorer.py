@@ -6,27 +6,24 @@ is always sent, and the ids that the server read are compared.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
 from pydantic import Field
 
-from ..._util.clock import Clock, SystemClock
 from ...config import RunConfig
 from ...errors import RejectedError
 from ..base import Scorer, ScorerCapabilities
-from ..hosting import Polling, hosted
-from ..openai_wire.dialects import presets
-from ..openai_wire.echo import EchoOptions, EchoScorer, echo_capabilities
+from ..failures import NO_REASON
+from ..hosting import PolledHost, hosted
+from ..openai_wire.echo import EchoOptions, EchoScorer, echo_capabilities, presets
 from ..openai_wire.wire_scorer import open_client
 from ..options import parse_options
-from ..refusals import NO_REASON, gone_already
+from ..polling import Answer, Poll
 from ..registry import Context
 from ..sdk_calls import SdkCalls
 from .trainer import open_sdk
 
-_POLL_SECONDS = 5.0
 _PAGE = 200
 
 
@@ -35,6 +32,9 @@ class FireworksScorerOptions(EchoOptions):
 
     account_id: str | None = Field(None, description="account of the deployment; default: the trainer's")
     deployment: str | None = Field(None, description="accounts/ACCOUNT/deployments/ID of the base model, with addons")
+    serverless: bool = Field(
+        False, description="fine-tunes answer without a deployment (models that Fireworks serves LoRA for by the token)"
+    )
     max_adapters: int = Field(100, ge=1, description="adapters that the deployment holds at once")
 
 
@@ -46,9 +46,13 @@ def fireworks_options(config: RunConfig) -> FireworksScorerOptions:
 
 def scorer_capabilities(config: RunConfig) -> ScorerCapabilities:
     """Any completion, exactly; no network."""
+    options = fireworks_options(config)
+    if options.serverless:
+        note = "echo of a serverless LoRA was not tested against Fireworks: the first finished member tests it"
+        capabilities = echo_capabilities(options, provider="Fireworks", notes=(note,))
+        return replace(capabilities, fine_tunes_verified=False, tried_on="fine_tune")
     note = "fine-tunes answer only on a dedicated deployment, which is paid by the GPU second"
-    capabilities = echo_capabilities(fireworks_options(config), provider="Fireworks", notes=(note,))
-    return replace(capabilities, hourly=True)
+    return replace(echo_capabilities(options, provider="Fireworks", notes=(note,)), hourly=True)
 
 
 def open_scorer(context: Context) -> Scorer:
@@ -57,7 +61,7 @@ def open_scorer(context: Context) -> Scorer:
     options = fireworks_options(config)
     client = open_client(context, timeout=options.timeout, concurrency=options.concurrency)
     scorer = EchoScorer(client, scorer_capabilities(config), options)
-    if options.deployment is None:
+    if options.deployment is None or options.serverless:
         return scorer
     account = options.account_id or config.backend.options.get("account_id")
     sdk, calls = open_sdk(context, account_id=account, timeout=options.timeout)
@@ -65,71 +69,53 @@ def open_scorer(context: Context) -> Scorer:
     return hosted(scorer, host)
 
 
-class DeploymentHost:
-    """Loads fine-tunes on a deployment of their base model ``base``, which answers there as it is, and unloads them.
-    ``polls`` are five seconds apart."""
+class DeploymentHost(PolledHost):
+    """Loads fine-tunes on a deployment of their base model ``base``, which answers there as it is."""
 
     def __init__(
-        self,
-        sdk: Any,
-        calls: SdkCalls,
-        deployment: str,
-        limit: int,
-        *,
-        base: str,
-        clock: Clock | None = None,
-        polls: int = 240,
+        self, sdk: Any, calls: SdkCalls, deployment: str, limit: int, *, base: str, poll: Poll | None = None
     ) -> None:
-        self.limit = limit
+        super().__init__(limit, poll or Poll(5.0, 240))
         self._sdk = sdk
         self._calls = calls
         self._deployment = deployment
         self._base = base
-        self._polling = Polling(clock or SystemClock(), _POLL_SECONDS, polls)
-        self._known: dict[str, str] = {}
 
-    async def load(self, model: str) -> str:
-        """Load the adapter and wait until it is deployed: the name ``MODEL#DEPLOYMENT`` that it answers under."""
-        served = f"{model}#{self._deployment}"
-        if model == self._base:
-            return served
+    def always_served(self, model: str) -> str | None:
+        return self._served(model) if model == self._base else None
 
-        def ready(answer: Mapping[str, Any]) -> bool:
-            if answer.get("state") == "UNDEPLOYING":
-                found = answer.get("status")
-                said = found.get("message") if isinstance(found, dict) else None
-                raise RejectedError(
-                    self._calls.failures.clean(f"Fireworks could not load {model}: {said or NO_REASON}")
-                )
-            return answer.get("state") == "DEPLOYED"
-
-        async def look() -> dict[str, Any]:
-            return await self._calls.fields(self._sdk.lora.get(deployed), doing=f"waiting for {model}")
-
+    async def create(self, model: str) -> tuple[str, str, Answer]:
         call = self._sdk.lora.load(model=model, deployment=self._deployment)
         answer = await self._calls.fields(call, doing=f"loading {model}")
-        self._known[model] = deployed = _id_of(answer.get("name"))
-        await self._polling.until(ready, answer, look, f"the deployment of {model}")
-        return served
+        return self._served(model), _id_of(answer.get("name")), answer
 
-    async def unload(self, model: str) -> None:
-        """Unload it, whoever loaded it here; one that is gone already is no error."""
-        if model == self._base:
-            return
-        known = self._known.pop(model, None)
-        found = [known] if known else await self._calls.call(self._listed(model), doing="listing what is loaded")
-        for deployed in found:
-            with gone_already():
-                await self._calls.call(self._sdk.lora.unload(deployed), doing=f"unloading {model}")
+    async def read(self, loaded: str, model: str) -> Answer:
+        return await self._calls.fields(self._sdk.lora.get(loaded), doing=f"waiting for {model}")
 
-    async def _listed(self, model: str) -> list[str]:
-        """Ids under which a model is loaded on the deployment."""
+    def ready(self, answer: Answer, model: str) -> bool:
+        if answer.get("state") == "UNDEPLOYING":
+            status = answer.get("status")
+            reason = status.get("message") if isinstance(status, dict) else None
+            raise RejectedError(self._calls.failures.clean(f"Fireworks could not load {model}: {reason or NO_REASON}"))
+        return answer.get("state") == "DEPLOYED"
+
+    async def delete(self, loaded: str, model: str) -> None:
+        await self._calls.call(self._sdk.lora.unload(loaded), doing=f"unloading {model}")
+
+    async def listed(self, model: str) -> list[str]:
         where = _id_of(self._deployment)
-        found = [item async for item in self._sdk.lora.list(page_size=_PAGE)]
-        return [_id_of(item.name) for item in found if item.model == model and _id_of(item.deployment) == where]
+
+        async def read() -> list[Any]:
+            return [item async for item in self._sdk.lora.list(page_size=_PAGE)]
+
+        items = await self._calls.call(read(), doing="listing what is loaded")
+        return [_id_of(item.name) for item in items if item.model == model and _id_of(item.deployment) == where]
 
     async def close(self) -> None:
         await self._sdk.close()
+
+    def _served(self, model: str) -> str:
+        return f"{model}#{self._deployment}"
 
 
 def _id_of(resource: object) -> str:

@@ -8,20 +8,21 @@ from __future__ import annotations
 
 import hashlib
 import os
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from pydantic import Field
 
-from ..._util.clock import Clock, SystemClock
 from ...config import RunConfig
-from ...errors import ConfigurationError, MissingExtraError, RejectedError, TransientError
+from ...errors import ConfigurationError, MissingExtraError, RejectedError, StopError
 from ..base import Job, JobRequest, JobStatus, ModelInfo, TrainerCapabilities
-from ..failures import Failures
+from ..failures import NO_REASON, Failures, cancelled, gone_already
 from ..options import Options, parse_options
-from ..refusals import NO_REASON, cancelled, gone_already
+from ..polling import Poll, file_in_time
 from ..registry import Context
 from ..sdk_calls import SdkCalls, SdkTrainer, known_hyperparameters
-from .datasets import READY, DataSets, dataset_id_of
+from ..tokenizers import chat_template
+from .datasets import FILE_FAULTS, READY, DataSets, dataset_id_of
 
 if TYPE_CHECKING:
     from fireworks import AsyncFireworks
@@ -62,6 +63,9 @@ class FireworksOptions(Options):
     account_id: str | None = Field(None, description=f"account; default: the environment variable {ACCOUNT_VARIABLE}")
     timeout: float = Field(120.0, gt=0, description="seconds that a request may take (uploads: at least 600)")
     min_examples: int = Field(3, ge=1)
+    send_template: bool = Field(
+        True, description="have jobs render chats with the chat template of backend.tokenizer, as they are measured"
+    )
 
 
 def trainer_capabilities(config: RunConfig) -> TrainerCapabilities:
@@ -82,7 +86,14 @@ def open_trainer(context: Context) -> FireworksTrainer:
     """A trainer on the SDK's own client, without its retries."""
     options = parse_options(FireworksOptions, context.config.backend.options, "backend.options")
     sdk, calls = open_sdk(context, account_id=options.account_id, timeout=options.timeout)
-    return FireworksTrainer(sdk, calls, trainer_capabilities(context.config), base_model=context.config.backend.model)
+    config = context.config
+    return FireworksTrainer(
+        sdk,
+        calls,
+        trainer_capabilities(config),
+        base_model=config.backend.model,
+        template=chat_template(config.backend.tokenizer) if options.send_template else None,
+    )
 
 
 def open_sdk(context: Context, *, account_id: str | None, timeout: float) -> tuple[AsyncFireworks, SdkCalls]:
@@ -116,7 +127,10 @@ def job_id_of(key: str) -> str:
 
 
 class FireworksTrainer(SdkTrainer):
-    """``Trainer`` at Fireworks. Files are data set resources, whose ids follow from the files' names."""
+    """``Trainer`` at Fireworks. Files are data set resources, whose ids follow from the files' names.
+
+    ``template`` is the chat template that examples are measured with; jobs render chats by it.
+    """
 
     _sdk: AsyncFireworks
 
@@ -127,12 +141,12 @@ class FireworksTrainer(SdkTrainer):
         capabilities: TrainerCapabilities,
         *,
         base_model: str,
-        clock: Clock | None = None,
-        polls: int = 120,
+        poll: Poll | None = None,
+        template: str | None = None,
     ) -> None:
-        """A data set is looked at ``polls`` times, five seconds apart, until it is ready."""
         super().__init__(sdk, calls, capabilities, base_model=base_model)
-        self._data = DataSets(sdk, calls, clock or SystemClock(), polls)
+        self._data = DataSets(sdk, calls, poll or Poll(5.0, 120))
+        self._template = template
 
     async def model_info(self, model: str) -> ModelInfo:
         """Raises RejectedError where the model (``accounts/ACCOUNT/models/ID``) does not exist."""
@@ -158,6 +172,8 @@ class FireworksTrainer(SdkTrainer):
         tells what happened, TransientError where the data set is not ready yet."""
         job_id = job_id_of(request.key)
         options: dict[str, Any] = known_hyperparameters("Fireworks", request.hyperparameters, HYPERPARAMETERS)
+        if self._template is not None:
+            options["jinja_template"] = self._template
         options["base_model" if request.model == self._base_model else "warm_start_from"] = request.model
         call = self._sdk.supervised_fine_tuning_jobs.create(
             dataset=request.file_id,
@@ -168,14 +184,12 @@ class FireworksTrainer(SdkTrainer):
             early_stop=False,
             **options,
         )
-        try:
+        async with file_in_time(partial(self._is_read, request.file_id)):
             answer = await self._calls.fields(call, doing=f"creating job {request.key}", submit=True)
-        except RejectedError as error:
-            state = await self._data.state(request.file_id.rsplit("/", 1)[-1]) if error.status == 400 else None
-            if state not in (None, READY):
-                raise TransientError(f"{error} Its data set is not ready yet.") from error
-            raise
         return self._job(job_id, answer)
+
+    async def _is_read(self, file_id: str) -> bool:
+        return await self._data.state(file_id.rsplit("/", 1)[-1]) not in (None, READY)
 
     async def find_job(self, key: str) -> Job | None:
         """The job with this key, by its id."""
@@ -214,6 +228,14 @@ class FireworksTrainer(SdkTrainer):
         status = _FINAL.get(state, JobStatus.QUEUED if state in _QUEUED else JobStatus.RUNNING)
         found = answer.get("status")
         said = found.get("message") if isinstance(found, dict) else None
+        code = found.get("code") if isinstance(found, dict) else None
+        if state == "PAUSED":
+            why = self._calls.failures.clean(f" ({said})" if said else "")
+            raise StopError(
+                f"Fireworks has paused job {job_id}{why}: the account is suspended, or somebody paused it. Everything "
+                "so far is kept; settle that at Fireworks (billing, or resume the job), then run the same command "
+                "again."
+            )
         progress = answer.get("jobProgress")
         percent = progress.get("percent") if isinstance(progress, dict) else None
         model = answer.get("outputModel") or self._resource("models", job_id)
@@ -224,6 +246,7 @@ class FireworksTrainer(SdkTrainer):
             model=str(model) if status is JobStatus.SUCCEEDED else None,
             error=reason if status is JobStatus.FAILED else None,
             progress=min(percent / 100.0, 1.0) if isinstance(percent, int) else None,
+            refused=status is JobStatus.FAILED and code in FILE_FAULTS,
         )
 
 

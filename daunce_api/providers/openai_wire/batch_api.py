@@ -11,15 +11,14 @@ import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Protocol, Self
 
 from ..._util.clock import Clock, SystemClock
 from ...data.tokenizers import EncodedExample
 from ...errors import CapabilityError, ContractError, DaunceError, ProviderError, RejectedError, TransientError
-from ..abilities import Swept
-from ..base import ScorerCapabilities, TokenScores
+from ..base import Scorer, ScorerCapabilities, Swept, TokenScores
 from .batches import ENDPOINT, Batch, Batches, files_of
-from .chat_token import ChatTokenScorer
+from .client import WireClient
 
 ROUNDS = 3
 """Times that requests which fail are submitted before a call gives up."""
@@ -64,8 +63,21 @@ class _Refusal:
         return self.content.decode(errors="replace")
 
 
+class SingleRequests(Scorer, Protocol):
+    """A scorer of single requests, whose bodies and answers are those of the lines of a batch."""
+
+    @property
+    def client(self) -> WireClient: ...
+
+    def request(self, model: str, example: EncodedExample) -> dict[str, Any]: ...
+
+    def read(self, model: str, example: EncodedExample, answer: dict[str, Any]) -> TokenScores: ...
+
+    def watch(self, observer: Callable[[Mapping[str, str]], None]) -> None: ...
+
+
 class BatchScorer:
-    """``Deferred`` scorer: sends the requests of a :class:`ChatTokenScorer` as batches. Closing it closes that scorer.
+    """``Deferred`` scorer: sends the requests of a scorer of single requests as batches. Closing it closes that scorer.
 
     ``score`` returns when its batches have ended. Answers that a call got and could not return, since others failed,
     are used by the next call; what was returned is forgotten, so that asking again measures again.
@@ -73,7 +85,7 @@ class BatchScorer:
 
     def __init__(
         self,
-        scorer: ChatTokenScorer,
+        scorer: SingleRequests,
         capabilities: ScorerCapabilities,
         *,
         poll_seconds: float = 60.0,
@@ -98,7 +110,7 @@ class BatchScorer:
         return self._scorer.fingerprint
 
     @property
-    def immediate(self) -> ChatTokenScorer:
+    def immediate(self) -> SingleRequests:
         """The scorer of the same numbers by single requests, at their full price."""
         return self._scorer
 

@@ -14,8 +14,8 @@ from typing import Any, Final
 
 from ..._util.clock import Clock
 from ...errors import AmbiguousSubmitError, DailyLimitError, ProviderError, RejectedError, StopError, TransientError
-from ..abilities import Swept
-from ..refusals import NO_REASON, gone_already
+from ..base import Swept
+from ..failures import NO_REASON, gone_already
 from .client import WireClient
 
 KEY_FIELD, MODEL_FIELD = "daunce_batch", "daunce_model"

@@ -17,12 +17,13 @@ from ...data.dataset import LossOn
 from ...data.tokenizers import EncodedExample
 from ...errors import CapabilityError, ContractError
 from ..base import Scorer, ScorerCapabilities, TokenScores
+from ..contract import IMPOSSIBLE, ROUNDING, by_index, check_model
 from ..hidden_template import HiddenTemplateTokenizer
-from ..options import Options, parse_options
+from ..options import ScorerOptions, parse_options
 from ..registry import Context
 from ..tokenizers import tokenizer_of
+from .batch_api import BatchScorer
 from .client import WireClient
-from .contract import IMPOSSIBLE, ROUNDING, by_index, check_model
 from .wire_scorer import WireScorer, open_client
 
 BATCH_REQUESTS = 50_000
@@ -33,7 +34,7 @@ NO_LIST = (
 )
 
 
-class ChatTokenOptions(Options):
+class ChatTokenOptions(ScorerOptions):
     """``backend.scorer.options`` of the one-token chat scorer."""
 
     first_token: bool = Field(False, description="measure only the first token of longer completions")
@@ -42,8 +43,6 @@ class ChatTokenOptions(Options):
         "max_completion_tokens", description="max_tokens for servers that know only that"
     )
     check_model_name: bool = Field(True, description="the answer must name the model that was asked")
-    concurrency: int = Field(8, ge=1, description="requests that the endpoint takes at once")
-    timeout: float = Field(120.0, gt=0, description="seconds that a request may take")
     batch_api: bool = Field(False, description="send requests through the Batch API: half the price, up to 24 hours")
     batch_poll_seconds: float = Field(60.0, gt=0)
     batch_concurrency: int = Field(64, ge=1, description="batches under way at once; each may take 24 hours")
@@ -69,6 +68,7 @@ def chat_capabilities(options: ChatTokenOptions, *, provider: str, notes: tuple[
     return ScorerCapabilities(
         provider=provider,
         scope="first_token" if options.first_token else "one_token",
+        max_context_tokens=options.max_context_tokens,
         max_prompts_per_request=BATCH_REQUESTS if options.batch_api else 1,
         max_concurrent_requests=options.batch_concurrency if options.batch_api else options.concurrency,
         price_factor=0.5 if options.batch_api else 1.0,
@@ -96,8 +96,6 @@ def scorer_on(
     tokenizer, loss_on = open_tokenizer(config), config.data.loss_on
     if not options.batch_api:
         return ChatTokenScorer(client, capabilities, options, tokenizer=tokenizer, loss_on=loss_on)
-    from .batch_api import BatchScorer
-
     single = chat_capabilities(options.model_copy(update={"batch_api": False}), provider=capabilities.provider)
     scorer = ChatTokenScorer(client, single, options, tokenizer=tokenizer, loss_on=loss_on)
     return BatchScorer(scorer, capabilities, poll_seconds=options.batch_poll_seconds)

@@ -7,9 +7,8 @@ log-probabilities and lets a malformed answer through. The SDK's own retries are
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Protocol, Self
 from urllib.parse import urlsplit
@@ -17,52 +16,11 @@ from urllib.parse import urlsplit
 import httpx2
 import openai
 
-from ..._util.secrets import address_problem
-from ...errors import ConfigurationError, ProviderError, RejectedError, StopError
+from ...errors import ProviderError, RejectedError, StopError
+from ..endpoint import ANONYMOUS, Endpoint
 from ..failures import Failures
 
-OPENAI_BASE_URL = "https://api.openai.com/v1"
-ANONYMOUS = "no-key"
-"""Sent as the bearer token to servers that ask for none; the SDK insists on one."""
-
 _NEVER_SENT = (httpx2.ConnectError, httpx2.ConnectTimeout, httpx2.PoolTimeout, httpx2.UnsupportedProtocol)
-_LOOPBACK = {"localhost", "127.0.0.1", "::1"}
-
-
-@dataclass(frozen=True, slots=True)
-class Endpoint:
-    """Where requests go. ``api_key`` is not part of the representation; ``provider`` is used in messages."""
-
-    base_url: str
-    api_key: str = field(default=ANONYMOUS, repr=False)
-    provider: str = "the server"
-
-    @property
-    def loopback(self) -> bool:
-        return (urlsplit(self.base_url).hostname or "") in _LOOPBACK
-
-
-def api_key_from(variable: str) -> str:
-    """The key in an environment variable. Raises ConfigurationError that names the variable, never the key."""
-    key = os.environ.get(variable, "").strip()
-    if not key:
-        raise ConfigurationError(
-            f"the environment variable {variable} holds no API key. Set it (export {variable}=...), or name another "
-            "one with backend.api_key_env. `daunce plan` works without a key."
-        )
-    if not (key.isascii() and key.isprintable()) or " " in key:
-        raise ConfigurationError(
-            f"the environment variable {variable} holds characters that no API key has (spaces, line breaks or "
-            "letters outside ASCII). Copy the key again."
-        )
-    return key
-
-
-def checked_base_url(base_url: str) -> str:
-    """The URL without a trailing slash. Raises ConfigurationError where it is not http(s), or may carry a secret."""
-    if problem := address_problem(base_url):
-        raise ConfigurationError(f"base_url {problem}.")
-    return base_url.rstrip("/")
 
 
 def open_sdk(

@@ -8,23 +8,22 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import json
-from collections.abc import Callable, Mapping, Sequence
-from types import TracebackType
-from typing import Any, Literal, Self
+from collections.abc import Sequence
+from typing import Any, Literal, get_args
+from urllib.parse import urlsplit
 
 from pydantic import Field
 
 from ...config import RunConfig
 from ...data.tokenizers import EncodedExample
-from ...errors import ContractError, ProviderError, RejectedError
-from ..abilities import ProbeReport
-from ..base import ScorerCapabilities, TokenScores
-from ..options import Options, parse_options
+from ...errors import ConfigurationError, ContractError, ProviderError
+from ..base import ProbeReport, ScorerCapabilities, TokenScores
+from ..contract import by_index, check_ids, check_model, check_top, refuse_long, scores_of
+from ..options import ScorerOptions, parse_options
+from ..probe import probe_echo
 from ..registry import Context
 from .client import WireClient
-from .contract import by_index, check_ids, check_model, check_top, scores_of
-from .dialects import Dialect, dialect_of_models, presets
-from .wire_scorer import open_client
+from .wire_scorer import WireScorer, open_client
 
 IGNORED_ECHO = (
     "Use an endpoint that echoes prompts with their log-probabilities: vLLM, Together, Fireworks or `daunce serve`."
@@ -33,13 +32,27 @@ _TOKEN_ID = "token_id:"
 _ID_OPTIONS = ("return_token_ids", "return_tokens_as_token_ids")
 
 
-class EchoOptions(Options):
+Dialect = Literal["auto", "plain", "vllm", "fireworks"]
+
+_PRESETS: dict[str, dict[str, Any]] = {
+    "plain": {},
+    "vllm": {"return_token_ids": True},
+    "fireworks": {
+        "return_token_ids": True,
+        "max_tokens": 1,
+        # By default Fireworks truncates what does not fit, which would shift every position.
+        "extra_body": {"context_length_exceeded_behavior": "error"},
+        # A deployed adapter answers under its own name, without the deployment that it was asked on.
+        "check_model_name": False,
+    },
+}
+
+
+class EchoOptions(ScorerOptions):
     """``backend.scorer.options`` of the echo scorer."""
 
     prompts_per_request: int = Field(32, ge=1, le=2048)
     tokens_per_request: int = Field(16_384, ge=1)
-    max_context_tokens: int | None = Field(None, ge=1, description="longest prompt of the model; default: unknown")
-    concurrency: int = Field(8, ge=1, description="requests that the endpoint takes at once")
     max_tokens: Literal[0, 1] = Field(0, description="1 for servers that refuse 0; the generated token is dropped")
     logprobs: int = Field(1, ge=0, le=20, description="most likely tokens listed; some servers read 0 as off")
     return_token_ids: bool = Field(False, description="ask for the ids that the server read, and compare them")
@@ -94,17 +107,17 @@ def _is_open(options: EchoOptions) -> bool:
     return options.dialect == "auto" and options.model_fields_set.isdisjoint(_ID_OPTIONS)
 
 
-class EchoScorer:
+class EchoScorer(WireScorer):
     """``Scorer`` over ``POST /completions`` with ``echo``. Closing it closes the client.
 
-    With ``detect`` it looks once at what the server says of its models, and compares token ids where that is vLLM.
+    With ``detect`` it looks once at what the server says of its models, and compares token ids where that is a kind
+    that returns them.
     """
 
     def __init__(
         self, client: WireClient, capabilities: ScorerCapabilities, options: EchoOptions, *, detect: bool = False
     ) -> None:
-        self._client = client
-        self._capabilities = capabilities
+        super().__init__(client, capabilities)
         self._options = options
         self._asks_for_ids = [name for name in _ID_OPTIONS if getattr(options, name)]
         self._extra: dict[str, Any] = {**options.extra_body, **dict.fromkeys(self._asks_for_ids, True)}
@@ -112,17 +125,13 @@ class EchoScorer:
         self._looking = asyncio.Lock()
 
     @property
-    def capabilities(self) -> ScorerCapabilities:
-        return self._capabilities
+    def provider(self) -> str:
+        """Name of the server in messages."""
+        return self.client.provider
 
     @property
-    def client(self) -> WireClient:
-        """The connection, for the probe."""
-        return self._client
-
-    def watch(self, observer: Callable[[Mapping[str, str]], None]) -> None:
-        """Have ``observer`` called with the headers of every answer."""
-        self._client.observer = observer
+    def lists_likely(self) -> bool:
+        return self._options.logprobs > 0
 
     @property
     def options(self) -> EchoOptions:
@@ -143,7 +152,8 @@ class EchoScorer:
         Raises RejectedError for an example over the context length, which a server would truncate in silence, and
         ContractError for an answer that does not hold what was asked for.
         """
-        self._refuse_long(batch)
+        for example in batch:
+            refuse_long(example, self._options.max_tokens, self._options.max_context_tokens)
         choices = await self.complete(model, [example.ids for example in batch])
         return [self._scores(example, choice) for example, choice in zip(batch, choices, strict=True)]
 
@@ -162,10 +172,10 @@ class EchoScorer:
             "temperature": 0,
             **self._extra,
         }
-        answer = await self._client.post("/completions", body, doing=f"scoring {len(prompts)} prompts under {model}")
+        answer = await self.client.post("/completions", body, doing=f"scoring {len(prompts)} prompts under {model}")
         if self._options.check_model_name:
-            check_model(self._client.provider, model, answer.get("model"))
-        return by_index(self._client.provider, answer.get("choices"), len(prompts))
+            check_model(self.client.provider, model, answer.get("model"))
+        return by_index(self.client.provider, answer.get("choices"), len(prompts))
 
     async def _look(self) -> None:
         """Ask once which kind of server this is; one that does not say is taken as it is."""
@@ -173,7 +183,7 @@ class EchoScorer:
             if self._known:
                 return
             try:
-                listed = (await self._client.get("models", doing="listing models")).get("data")
+                listed = (await self.client.get("models", doing="listing models")).get("data")
             except ProviderError:
                 listed = None
             if dialect_of_models(listed) == "vllm":
@@ -202,7 +212,7 @@ class EchoScorer:
             return [int(t[len(_TOKEN_ID) :]) for t in tokens[:sent]]
         if self._asks_for_ids:
             raise ContractError(
-                f"{self._client.provider} does not return the token ids that it read, though "
+                f"{self.client.provider} does not return the token ids that it read, though "
                 f"{', '.join(self._asks_for_ids)} asks for them. Nothing was used. Leave the option out if the server "
                 "does not know it."
             )
@@ -210,12 +220,10 @@ class EchoScorer:
 
     async def probe(self, model: str, example: EncodedExample) -> ProbeReport:
         """Compare echoed log-probabilities with those of greedy generation; see ``probe``."""
-        from .probe import probe_echo
-
         return await probe_echo(self, model, example)
 
     def _scores(self, example: EncodedExample, choice: dict[str, Any]) -> TokenScores:
-        provider, options = self._client.provider, self._options
+        provider, options = self.client.provider, self._options
         logprobs = choice.get("logprobs")
         if not isinstance(logprobs, dict):
             logprobs = {}
@@ -233,19 +241,34 @@ class EchoScorer:
             check_top(provider, example, scores, logprobs.get("top_logprobs"))
         return scores
 
-    def _refuse_long(self, batch: Sequence[EncodedExample]) -> None:
-        limit = self._options.max_context_tokens
-        for example in batch:
-            if limit is not None and len(example.ids) + self._options.max_tokens > limit:
-                raise RejectedError(
-                    f"example {example.example.id!r} has {len(example.ids):,} tokens and the model takes {limit:,}; "
-                    "it was not sent, since a truncated prompt shifts every position. Shorten it or leave it out."
-                )
 
-    async def __aenter__(self) -> Self:
-        return self
+def presets(dialect: object, address: str | None) -> dict[str, Any]:
+    """Options of the echo scorer that a dialect needs; ``auto`` goes by the host of ``address``.
 
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        await self._client.close()
+    Raises ConfigurationError for Together's address, whose answers have another shape and another scorer.
+    """
+    if dialect == "auto":
+        dialect = _by_host(urlsplit(address or "").hostname or "")
+    known = _PRESETS.get(dialect) if isinstance(dialect, str) else None
+    if known is None:
+        raise ConfigurationError(
+            f"backend.scorer.options.dialect: {dialect!r} is not known; it can be {', '.join(get_args(Dialect))}."
+        )
+    return dict(known)
+
+
+def _by_host(host: str) -> str:
+    if host == "fireworks.ai" or host.endswith(".fireworks.ai"):
+        return "fireworks"
+    if host.endswith(("together.ai", "together.xyz")):
+        raise ConfigurationError(
+            "Together echoes prompts in a shape of its own: set backend.scorer.kind: together instead of echo."
+        )
+    return "plain"
+
+
+def dialect_of_models(listed: object) -> str | None:
+    """The dialect that an answer of ``GET /models`` tells of: vLLM names itself as the owner of what it serves."""
+    if isinstance(listed, list) and any(isinstance(m, dict) and m.get("owned_by") == "vllm" for m in listed):
+        return "vllm"
+    return None

@@ -12,12 +12,10 @@ from pydantic import Field
 
 from ...config import RunConfig
 from ...data.tokenizers import EncodedExample
-from ..abilities import ProbeReport
-from ..base import ScorerCapabilities, TokenScores
-from ..openai_wire.contract import BEFORE_TARGETS, scores_of
-from ..openai_wire.probe import GENERATED, Generated, generated, probe_generated
-from ..openai_wire.prompt_logprobs import refuse_long
-from ..options import Options, parse_options
+from ..base import ProbeReport, ScorerCapabilities, TokenScores
+from ..contract import BEFORE_TARGETS, refuse_long, scores_of
+from ..options import ScorerOptions, parse_options
+from ..probe import GENERATED, Generated, generated, probe_generated
 from ..registry import Context
 from .service import Service, open_service
 
@@ -25,10 +23,9 @@ _CLIENTS = 64
 """Sampling clients kept; each stands for one model."""
 
 
-class TinkerScorerOptions(Options):
+class TinkerScorerOptions(ScorerOptions):
     """``backend.scorer.options`` of the Tinker scorer."""
 
-    max_context_tokens: int | None = Field(None, ge=1)
     concurrency: int = Field(32, ge=1, description="requests at once")
 
 

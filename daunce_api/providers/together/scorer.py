@@ -7,42 +7,35 @@ off again within its limit.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
 from pydantic import Field
 
-from ..._util.clock import Clock, SystemClock
 from ...config import RunConfig
 from ...data.tokenizers import EncodedExample, Tokenizer
 from ...errors import ConfigurationError, ContractError, RejectedError
-from ..abilities import ProbeReport
-from ..base import Scorer, ScorerCapabilities
-from ..hosting import Polling, hosted
+from ..base import ProbeReport, Scorer, ScorerCapabilities
+from ..contract import check_model
+from ..hosting import PolledHost, hosted
 from ..openai_wire.client import WireClient
-from ..openai_wire.contract import check_model
 from ..openai_wire.wire_scorer import open_client
-from ..options import Options, parse_options
-from ..plain_text import Reading, TextScorer
-from ..refusals import gone_already
+from ..options import ScorerOptions, parse_options
+from ..polling import Answer, Poll
 from ..registry import Context
 from ..sdk_calls import SdkCalls
 from ..tokenizers import tokenizer_of
-from .trainer import names_of, open_sdk, registered
+from .text import Reading, TextScorer
+from .trainer import open_sdk, weights_of
 
 IGNORED = (
     "It did not echo the prompt. Check that the model runs on a dedicated endpoint that returns log-probabilities."
 )
-_POLL_SECONDS = 5.0
 
 
-class TogetherScorerOptions(Options):
+class TogetherScorerOptions(ScorerOptions):
     """``backend.scorer.options`` of the Together scorer."""
 
     leading_tokens: int = Field(0, ge=0, le=4, description="special tokens in front that members were trained without")
-    max_context_tokens: int | None = Field(None, ge=1)
-    concurrency: int = Field(8, ge=1, description="requests that the endpoint takes at once")
-    timeout: float = Field(120.0, gt=0, description="seconds that a request may take")
     project_id: str | None = Field(None, description="project of the dedicated endpoint")
     endpoint_id: str | None = Field(None, description="dedicated endpoint that adapters are attached to")
     deployment_id: str | None = Field(None, description="its deployment of the base model")
@@ -152,66 +145,49 @@ def _logprobs(items: object) -> dict[str, Any]:
     return found if isinstance(found, dict) else {}
 
 
-class AdapterHost:
+class AdapterHost(PolledHost):
     """Attaches fine-tunes' adapters to a deployment of their base model, and detaches them."""
 
-    def __init__(
-        self, sdk: Any, calls: SdkCalls, options: TogetherScorerOptions, clock: Clock | None = None, polls: int = 240
-    ) -> None:
-        self.limit = options.max_adapters
+    def __init__(self, sdk: Any, calls: SdkCalls, options: TogetherScorerOptions, *, poll: Poll | None = None) -> None:
+        super().__init__(options.max_adapters, poll or Poll(5.0, 240))
         self._sdk = sdk
         self._adapters = sdk.endpoints.adapters
         self._calls = calls
         self._where = {"endpoint_id": options.endpoint_id, "deployment_id": options.deployment_id}
-        self._polling = Polling(clock or SystemClock(), _POLL_SECONDS, polls)
-        self._known: dict[str, str] = {}
 
-    async def load(self, model: str) -> str:
-        """Attach the adapter and wait until it is ready in every cluster: the adapter's name."""
-        name, adapter = await self._adapter(model)
-        if adapter is None:
-            raise RejectedError(f"Together's registry has no model {model!r}: it was deleted, or is another project's.")
+    async def create(self, model: str) -> tuple[str, str, Answer]:
+        weights = await weights_of(self._sdk, self._calls, model)
+        if weights is None or weights.adapter is None:
+            raise RejectedError(f"Together knows no adapter of {model!r}: it was deleted, or is another project's.")
+        call = self._adapters.create(adapter_model_id=weights.adapter, **self._where)
+        answer = await self._calls.fields(call, doing=f"attaching {model}")
+        return weights.name, str(answer.get("id") or ""), answer
 
-        def ready(answer: Mapping[str, Any]) -> bool:
-            states = [str(c.get("state", "")) for c in answer.get("perCluster") or () if isinstance(c, dict)]
-            if any(state.endswith("FAILED") for state in states):
-                raise RejectedError(f"Together could not load adapter {name!r} on the endpoint.")
-            return bool(states) and all(state.endswith("READY") for state in states)
+    async def read(self, loaded: str, model: str) -> Answer:
+        call = self._adapters.retrieve(id=loaded, **self._where)
+        return await self._calls.fields(call, doing=f"waiting for {model}")
 
-        async def look() -> dict[str, Any]:
-            call = self._adapters.retrieve(id=attached, **self._where)
-            return await self._calls.fields(call, doing=f"waiting for {name}")
+    def ready(self, answer: Answer, model: str) -> bool:
+        states = [str(c.get("state", "")) for c in answer.get("perCluster") or () if isinstance(c, dict)]
+        if any(state.endswith("FAILED") for state in states):
+            raise RejectedError(f"Together could not load adapter {model!r} on the endpoint.")
+        return bool(states) and all(state.endswith("READY") for state in states)
 
-        call = self._adapters.create(adapter_model_id=adapter, **self._where)
-        answer = await self._calls.fields(call, doing=f"attaching {name}")
-        self._known[model] = attached = str(answer.get("id") or "")
-        await self._polling.until(ready, answer, look, f"adapter {name!r}")
-        return name
+    async def delete(self, loaded: str, model: str) -> None:
+        answer = await self.read(loaded, model)
+        call = self._adapters.delete(id=loaded, etag=str(answer.get("etag", "")), **self._where)
+        await self._calls.call(call, doing=f"detaching {model}")
 
-    async def unload(self, model: str) -> None:
-        """Detach it, whoever attached it; one that is gone already is no error."""
-        known = self._known.pop(model, None)
-        for attached in [known] if known else await self._listed(model):
-            with gone_already():
-                call = self._adapters.retrieve(id=attached, **self._where)
-                answer = await self._calls.fields(call, doing=f"reading the adapter of {model}")
-                call = self._adapters.delete(id=attached, etag=str(answer.get("etag", "")), **self._where)
-                await self._calls.call(call, doing=f"detaching {model}")
-
-    async def _adapter(self, model: str) -> tuple[str, str | None]:
-        """Name and id in the registry of what is attached for a model: its bare adapter where there is one."""
-        known = dict(await registered(self._sdk, self._calls))
-        name = next((n for n in reversed(names_of(model)) if n in known), model)
-        return name, known.get(name)
-
-    async def _listed(self, model: str) -> list[str]:
-        """Ids of a model's attachments to the deployment."""
-        _, adapter = await self._adapter(model)
+    async def listed(self, model: str) -> list[str]:
+        weights = await weights_of(self._sdk, self._calls, model)
+        if weights is None or weights.adapter is None:
+            return []
 
         async def read() -> list[str]:
-            return [str(a.id) async for a in self._adapters.list(**self._where) if a.adapter_model_id == adapter]
+            attached = self._adapters.list(**self._where)
+            return [str(a.id) async for a in attached if a.adapter_model_id == weights.adapter]
 
-        return [] if adapter is None else await self._calls.call(read(), doing="listing what is attached")
+        return await self._calls.call(read(), doing="listing what is attached")
 
     async def close(self) -> None:
         await self._sdk.close()

@@ -6,8 +6,8 @@ key. ``random_seed`` is always sent: left out, every member of an ensemble gets 
 
 from __future__ import annotations
 
-import hashlib
 import tempfile
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,10 +15,9 @@ from pydantic import Field
 
 from ...config import RunConfig
 from ...errors import MissingExtraError
-from ..base import Hyperparameters, Job, JobRequest, JobStatus, ModelInfo, TrainerCapabilities
-from ..failures import Failures
+from ..base import Hyperparameters, Job, JobRequest, JobStatus, ModelInfo, TrainerCapabilities, mark_of
+from ..failures import NO_REASON, Failures, cancelled
 from ..options import Options, parse_options
-from ..refusals import NO_REASON, cancelled
 from ..registry import Context
 from ..sdk_calls import SdkCalls, SdkTrainer, known_hyperparameters, plain
 
@@ -26,7 +25,6 @@ if TYPE_CHECKING:
     from together import AsyncTogether
 
 SUFFIX_CHARACTERS = 40
-_HASH_CHARACTERS = 20
 HYPERPARAMETERS = frozenset(
     {
         "n_epochs",
@@ -48,6 +46,9 @@ HYPERPARAMETERS = frozenset(
         "lora_trainable_modules",
     }
 )
+DEFAULTS: Hyperparameters = {"n_epochs": 3, "learning_rate": 1e-4, "batch_size": 8}
+"""Sent where the config gives none. Together's own (1 epoch, rate 1e-5, the largest batch) are one or two steps for a
+small file, after which a member answers as the base model does."""
 NOTES = (
     "a fine-tune answers only on a dedicated endpoint, which is paid by the minute",
     "jobs are found again by a hash in the model's name: do not rename models while a run is going on",
@@ -80,8 +81,14 @@ def trainer_capabilities(config: RunConfig) -> TrainerCapabilities:
         max_concurrent_jobs=config.backend.max_concurrent_jobs or 4,
         min_examples=options.min_examples,
         hyperparameters=HYPERPARAMETERS,
-        notes=NOTES if packed else (*NOTES, UNPACKED),
+        notes=(*NOTES, *_defaults_note(config), *(() if packed else (UNPACKED,))),
     )
+
+
+def _defaults_note(config: RunConfig) -> tuple[str, ...]:
+    given = config.training.hyperparameters
+    used = ", ".join(f"{name}: {value}" for name, value in DEFAULTS.items() if name not in given)
+    return (f"not given, so set here: {used} (Together's own would hardly train a small file)",) if used else ()
 
 
 def open_trainer(context: Context) -> TogetherTrainer:
@@ -108,23 +115,25 @@ def open_sdk(context: Context, *, timeout: float, project_id: str | None = None)
     return sdk, SdkCalls(together, Failures("Together", [endpoint.api_key]))
 
 
-def names_of(model: str) -> tuple[str, str]:
-    """Names in the registry that belong to a fine-tune: the model and its bare adapter."""
-    return model, f"{model}-adapter"
+@dataclass(frozen=True, slots=True)
+class Weights:
+    """What Together's registry keeps of a fine-tune: ids of the model and of its adapter, and the adapter's name."""
+
+    name: str
+    model: str | None
+    adapter: str | None
 
 
-async def registered(sdk: AsyncTogether, calls: SdkCalls) -> list[tuple[str, str]]:
-    """(name, id) of every model in the project's registry."""
-
-    async def read() -> list[tuple[str, str]]:
-        return [(str(item.name), str(item.id)) async for item in sdk.models.list()]
-
-    return await calls.call(read(), doing="listing models")
-
-
-def key_hash(key: str) -> str:
-    """What stands for a job's key in a model's name."""
-    return hashlib.sha256(key.encode()).hexdigest()[:_HASH_CHARACTERS]
+async def weights_of(sdk: AsyncTogether, calls: SdkCalls, model: str) -> Weights | None:
+    """The objects of a fine-tune, by the job that made it; None where no job did."""
+    answer = await calls.fields(sdk.fine_tuning.list(), doing=f"looking for the job of {model}")
+    for item in objects(answer.get("data")):
+        if item.get("model_output_name") == model:
+            job = await calls.fields(sdk.fine_tuning.retrieve(str(item["id"])), doing=f"reading job {item['id']}")
+            ids = [job.get(name) for name in ("model_object_id", "adapter_object_id")]
+            made, adapter = (value if isinstance(value, str) and value else None for value in ids)
+            return Weights(str(job.get("adapter_object_name") or model), made, adapter)
+    return None
 
 
 class TogetherTrainer(SdkTrainer):
@@ -155,7 +164,7 @@ class TogetherTrainer(SdkTrainer):
     async def find_file(self, name: str, size: int) -> str | None:
         """Id of a file with this name and number of bytes; one that failed the provider's check does not count."""
         answer = await self._calls.fields(self._sdk.files.list(), doing="listing files")
-        for item in _objects(answer.get("data")):
+        for item in objects(answer.get("data")):
             broken = item.get("processing_status") in ("FAILED", "INVALID_FORMAT")
             if item.get("filename") == name and item.get("bytes") == size and not broken:
                 return str(item["id"])
@@ -170,12 +179,13 @@ class TogetherTrainer(SdkTrainer):
         call = self._sdk.fine_tuning.create(
             training_file=request.file_id,
             random_seed=request.seed,
-            suffix=suffix_of(request),
+            suffix=request.marked_suffix(SUFFIX_CHARACTERS),
             train_on_inputs=False,  # the loss is on the completion, as it is measured
             model_limits=limits,
             **options,
         )
-        answer = await self._calls.fields(call, doing=f"creating job {request.key}", submit=True)
+        # The SDK asks for an estimate of the price first; only the request after that one makes a job.
+        answer = await self._calls.fields(call, doing=f"creating job {request.key}", submit="/fine-tunes")
         if not isinstance(answer.get("id"), str):
             raise self._calls.failures.malformed(f"creating job {request.key}", True, "no job id")
         return self._job(answer)
@@ -183,10 +193,10 @@ class TogetherTrainer(SdkTrainer):
     async def find_job(self, key: str) -> Job | None:
         """The job whose model carries the hash of this key; of two, the older one."""
         answer = await self._calls.fields(self._sdk.fine_tuning.list(), doing=f"looking up job {key}")
-        mark = key_hash(key)
+        mark = mark_of(key)
         found = [
             item
-            for item in _objects(answer.get("data"))
+            for item in objects(answer.get("data"))
             if str(item.get("suffix") or "").endswith(mark) or mark in str(item.get("model_output_name") or "")
         ]
         if not found:
@@ -211,14 +221,12 @@ class TogetherTrainer(SdkTrainer):
         return await self._calls.delete(self._sdk.files.delete(file_id), doing=f"deleting file {file_id}")
 
     async def delete_model(self, model: str) -> bool:
-        """Deletes a fine-tune and its adapter from the project's registry; False without ``project_id``, for which
-        Together asks, and where a deployment still uses it."""
-        if not self._sdk.project_id:
-            return False
-        found = [i for name, i in await registered(self._sdk, self._calls) if name in names_of(model)]
-        return all(
-            [await self._calls.delete(self._sdk.models.delete(i), doing=f"deleting model {model}") for i in found]
-        )
+        """Deletes a fine-tune and its adapter from the project's registry, by their ids; False without ``project_id``,
+        for which Together asks, and where a deployment still uses it."""
+        weights = await weights_of(self._sdk, self._calls, model) if self._sdk.project_id else None
+        ids = [] if weights is None else [i for i in (weights.adapter, weights.model) if i is not None]
+        gone = [await self._calls.delete(self._sdk.models.delete(i), doing=f"deleting model {model}") for i in ids]
+        return bool(gone) and all(gone)
 
     async def _limits_of(self, model: str) -> Any:
         if model not in self._limits:
@@ -229,41 +237,33 @@ class TogetherTrainer(SdkTrainer):
     def _job(self, answer: dict[str, Any]) -> Job:
         status = _STATUSES.get(str(answer.get("status")), JobStatus.RUNNING)
         model = answer.get("model_output_name")
-        if status is JobStatus.SUCCEEDED and not isinstance(model, str):
-            status = JobStatus.RUNNING  # the name follows in a moment
         tokens, done, steps = (answer.get(k) for k in ("token_count", "steps_completed", "total_steps"))
         return Job(
             id=str(answer["id"]),
             status=status,
-            model=model if status is JobStatus.SUCCEEDED else None,
+            model=model if status is JobStatus.SUCCEEDED and isinstance(model, str) else None,
             error=self._calls.failures.clean(_reason(answer)) if status is JobStatus.FAILED else None,
             trained_tokens=tokens if isinstance(tokens, int) and tokens > 0 else None,
             progress=min(done / steps, 1.0) if isinstance(done, int) and isinstance(steps, int) and steps else None,
+            refused=answer.get("status") == "user_error",
         )
 
 
-def suffix_of(request: JobRequest) -> str:
-    """The model's suffix: as much of the readable one as fits, then the hash of the key."""
-    mark = key_hash(request.key)
-    room = SUFFIX_CHARACTERS - len(mark) - 1
-    return f"{request.suffix[:room]}-{mark}"
-
-
 def _typed(hyperparameters: Hyperparameters) -> dict[str, Any]:
-    """Hyperparameters by the SDK's names; switches arrive as 0 and 1."""
-    known = known_hyperparameters("Together", hyperparameters, HYPERPARAMETERS)
+    """Hyperparameters by the SDK's names, with :data:`DEFAULTS`; switches arrive as 0 and 1."""
+    known = {**DEFAULTS, **known_hyperparameters("Together", hyperparameters, HYPERPARAMETERS)}
     return {k: bool(v) if k in ("lora", "packing") else v for k, v in known.items()}
 
 
 def _reason(answer: dict[str, Any]) -> str:
     messages = [
         str(event["message"])
-        for event in _objects(answer.get("events"))
+        for event in objects(answer.get("events"))
         if str(event.get("type", "")).endswith("ERROR") and event.get("message")
     ]
     return messages[-1] if messages else NO_REASON
 
 
-def _objects(value: object) -> list[dict[str, Any]]:
+def objects(value: object) -> list[dict[str, Any]]:
     found = [plain(item) for item in value] if isinstance(value, list) else []
     return [item for item in found if item is not None]

@@ -1,4 +1,4 @@
-"""``/openapi.json``: the API's description of itself, from the route table and the request models."""
+"""An OpenAPI description of the server for the fuzzer, from the route table and the request models."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any, Literal
 from pydantic import BaseModel
 from pydantic.json_schema import models_json_schema
 
-from .requests import CreateChatCompletion, CreateCompletion, CreateJob
+from daunce_api.server.requests import CreateChatCompletion, CreateCompletion, CreateJob
 
 BODIES: dict[str, type[BaseModel]] = {
     "/v1/fine_tuning/jobs": CreateJob,

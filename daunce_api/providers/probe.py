@@ -9,15 +9,11 @@ from __future__ import annotations
 import math
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
-from ...data.tokenizers import EncodedExample
-from ...errors import ContractError, RejectedError
-from ..abilities import ProbeReport
-from ..base import Scorer, TokenScores
-
-if TYPE_CHECKING:
-    from .echo import EchoScorer
+from ..data.tokenizers import EncodedExample
+from ..errors import ContractError, RejectedError
+from .base import ProbeReport, Scorer, TokenScores
 
 GENERATED = 8
 """Tokens that the endpoint is asked to generate."""
@@ -84,7 +80,22 @@ def not_generating(error: RejectedError) -> ProbeReport:
     return ProbeReport(False, f"the endpoint does not generate, so its alignment could not be tested: {error}")
 
 
-async def probe_echo(scorer: EchoScorer, model: str, example: EncodedExample) -> ProbeReport:
+class Completions(Scorer, Protocol):
+    """What :func:`probe_echo` asks of a scorer on a completions endpoint with ``echo``."""
+
+    @property
+    def provider(self) -> str: ...
+    @property
+    def lists_likely(self) -> bool:
+        """Whether most likely tokens are listed."""
+        ...
+
+    async def complete(
+        self, model: str, prompts: Sequence[Sequence[int]], *, max_tokens: int | None = None, echo: bool = True
+    ) -> list[dict[str, Any]]: ...
+
+
+async def probe_echo(scorer: Completions, model: str, example: EncodedExample) -> ProbeReport:
     """Test one model on the prompt of one example, with two to four small requests.
 
     Where the server returns token ids, it generates a continuation greedily and then scores it: both must agree.
@@ -93,7 +104,7 @@ async def probe_echo(scorer: EchoScorer, model: str, example: EncodedExample) ->
     endpoint does not know the model.
     """
     prompt = list(example.ids[: example.targets[0]])
-    limit = scorer.options.max_context_tokens
+    limit = scorer.capabilities.max_context_tokens
     if limit is not None:
         prompt = prompt[: max(1, limit - GENERATED - 1)]
     try:
@@ -106,21 +117,21 @@ async def probe_echo(scorer: EchoScorer, model: str, example: EncodedExample) ->
     return await _by_most_likely(scorer, model, example)
 
 
-async def _by_generated_text(scorer: EchoScorer, model: str, prompt: list[int], made: Generated) -> ProbeReport:
+async def _by_generated_text(scorer: Completions, model: str, prompt: list[int], made: Generated) -> ProbeReport:
     # The bare values, since the contract's own checks would only say that something is wrong.
     choice = (await scorer.complete(model, [[*prompt, *made.ids]]))[0]
     echoed = values_of(choice)
     if len(echoed) < len(prompt) + len(made.ids):
         raise ContractError(
-            f"{scorer.client.provider} echoes {len(echoed)} log-probabilities for {len(prompt) + len(made.ids)} "
+            f"{scorer.provider} echoes {len(echoed)} log-probabilities for {len(prompt) + len(made.ids)} "
             "tokens. Use an endpoint that echoes prompts with their log-probabilities, or scorer option max_tokens: 1."
         )
     pairs = [(len(prompt) + i, value, echoed[len(prompt) + i]) for i, value in enumerate(made.values)]
-    return compare(scorer.client.provider, pairs)
+    return compare(scorer.provider, pairs)
 
 
-async def _by_most_likely(scorer: EchoScorer, model: str, example: EncodedExample) -> ProbeReport:
-    if not scorer.options.logprobs:
+async def _by_most_likely(scorer: Completions, model: str, example: EncodedExample) -> ProbeReport:
+    if not scorer.lists_likely:
         return ProbeReport(False, "the endpoint returns neither token ids nor lists of likely tokens (logprobs: 0)")
     n = len(example.ids)
     positions = sorted({max(1, n // 2), n - 1})
@@ -140,7 +151,7 @@ async def _by_most_likely(scorer: EchoScorer, model: str, example: EncodedExampl
             pairs.append((position, value, max(top)))
     if not pairs:
         return ProbeReport(False, "the endpoint generated nothing that could be compared")
-    return compare(scorer.client.provider, pairs)
+    return compare(scorer.provider, pairs)
 
 
 def compare(provider: str, pairs: Sequence[tuple[int, object, object]]) -> ProbeReport:

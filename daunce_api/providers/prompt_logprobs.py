@@ -12,32 +12,28 @@ from typing import Any, Literal
 
 from pydantic import Field
 
-from ...config import RunConfig
-from ...data.tokenizers import EncodedExample
-from ...errors import CapabilityError, ContractError, RejectedError
-from ..abilities import ProbeReport
-from ..base import ScorerCapabilities, TokenScores
-from ..options import Options, parse_options
-from ..registry import Context
-from .client import WireClient
-from .contract import TOP_TOLERANCE, by_index, check_ids, check_model, scores_of
+from ..config import RunConfig
+from ..data.tokenizers import EncodedExample
+from ..errors import CapabilityError, ContractError
+from .base import ProbeReport, ScorerCapabilities, TokenScores
+from .contract import TOP_TOLERANCE, by_index, check_ids, check_model, refuse_long, scores_of
+from .openai_wire.client import WireClient
+from .openai_wire.wire_scorer import WireScorer, open_client
+from .options import ScorerOptions, parse_options
 from .probe import GENERATED, Generated, generated, probe_generated, values_of
-from .wire_scorer import WireScorer, open_client
+from .registry import Context
 
 IGNORED = (
     "The server ignores prompt_logprobs, which vLLM has. Use scorer kind echo on Together, Fireworks or daunce serve."
 )
 
 
-class PromptLogprobsOptions(Options):
+class PromptLogprobsOptions(ScorerOptions):
     """``backend.scorer.options`` of the vLLM scorer."""
 
     route: Literal["completions", "chat"] = Field("completions", description="chat lets the server render the chat")
     prompts_per_request: int = Field(32, ge=1, le=2048, description="completions only; chat takes one")
     tokens_per_request: int = Field(16_384, ge=1)
-    max_context_tokens: int | None = Field(None, ge=1, description="the server's --max-model-len")
-    concurrency: int = Field(8, ge=1, description="requests that the endpoint takes at once")
-    timeout: float = Field(120.0, gt=0, description="seconds that a request may take")
 
 
 def prompt_options(config: RunConfig) -> PromptLogprobsOptions:
@@ -153,15 +149,6 @@ class PromptLogprobsScorer(WireScorer):
         check_model(self.client.provider, model, answer.get("model"))
         return table_scores(
             self.client.provider, example, answer.get("prompt_logprobs"), answer.get("prompt_token_ids")
-        )
-
-
-def refuse_long(example: EncodedExample, generated: int, limit: int | None) -> None:
-    """Raises RejectedError for an example that does not fit the context with the tokens to be generated."""
-    if limit is not None and len(example.ids) + generated > limit:
-        raise RejectedError(
-            f"example {example.example.id!r} has {len(example.ids):,} tokens and the model takes {limit:,}; it was not "
-            "sent, since a truncated prompt shifts every position. Shorten it or leave it out."
         )
 
 

@@ -11,17 +11,15 @@ from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from ..data.dataset import Example
-from ..data.tokenizers import EncodedExample, Tokenizer
-from ..data.tokenizers.literal import MARK
-from ..errors import ContractError, RejectedError
-from .abilities import ProbeReport
-from .base import ScorerCapabilities, TokenScores
-from .openai_wire.client import WireClient
-from .openai_wire.contract import check_ids, scores_of
-from .openai_wire.probe import GENERATED, compare, not_generating
-from .openai_wire.prompt_logprobs import refuse_long
-from .openai_wire.wire_scorer import OneByOneScorer
+from ...data.dataset import Example
+from ...data.tokenizers import EncodedExample, Tokenizer
+from ...data.tokenizers.literal import MARK
+from ...errors import ContractError, RejectedError
+from ..base import ProbeReport, ScorerCapabilities, TokenScores
+from ..contract import check_ids, refuse_long, scores_of
+from ..openai_wire.client import WireClient
+from ..openai_wire.wire_scorer import OneByOneScorer
+from ..probe import GENERATED, compare, not_generating
 
 
 def text_of(example: Example, tokenizer: Tokenizer) -> str:

@@ -12,24 +12,24 @@ from typing import Literal
 
 from pydantic import Field
 
-from ...config import RunConfig
-from ...errors import ConfigurationError, RejectedError
-from ..base import Scorer, ScorerCapabilities
-from ..hosting import hosted
-from ..options import Options, parse_options
-from ..refusals import gone_already
-from ..registry import Context
-from .client import WireClient
-from .echo import EchoOptions, EchoScorer, echo_capabilities
+from ..config import RunConfig
+from ..errors import ConfigurationError, RejectedError
+from .base import Scorer, ScorerCapabilities
+from .failures import gone_already
+from .hosting import hosted
+from .openai_wire.client import WireClient
+from .openai_wire.echo import EchoOptions, EchoScorer, echo_capabilities
+from .openai_wire.wire_scorer import open_client
+from .options import ScorerOptions, parse_options
 from .prompt_logprobs import PromptLogprobsOptions, PromptLogprobsScorer, prompt_capabilities
-from .wire_scorer import open_client
+from .registry import Context
 
 WEIGHTS = "adapter_model.safetensors"
 LOCAL_MODELS = Path("local") / "models"
 """Where the local trainer keeps its adapters, inside the run folder."""
 
 
-class VllmOptions(Options):
+class VllmOptions(ScorerOptions):
     """``backend.scorer.options`` of the vLLM scorer."""
 
     route: Literal["completions", "chat", "echo"] = Field(
@@ -41,9 +41,6 @@ class VllmOptions(Options):
     server_root: str | None = None
     prompts_per_request: int = Field(32, ge=1, le=2048)
     tokens_per_request: int = Field(16_384, ge=1)
-    max_context_tokens: int | None = Field(None, ge=1, description="the server's --max-model-len")
-    concurrency: int = Field(8, ge=1, description="requests that the server takes at once")
-    timeout: float = Field(120.0, gt=0, description="seconds that a request may take")
 
 
 def vllm_options(config: RunConfig) -> VllmOptions:

@@ -12,9 +12,9 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
-from ...data.tokenizers import EncodedExample
-from ...errors import ContractError
-from ..base import TokenScores
+from ..data.tokenizers import EncodedExample
+from ..errors import ContractError, RejectedError
+from .base import TokenScores
 
 IMPOSSIBLE = -9000.0
 """Log-probabilities at or below this are stand-ins (-9999) for "not known", never measurements (nats)."""
@@ -28,6 +28,16 @@ TOP_TOLERANCE = 1e-3
 
 _NUMBERS = (float, int)
 _DATED = re.compile(r"-\d{4}-?\d{2}-?\d{2}")
+
+
+def refuse_long(example: EncodedExample, generated: int, limit: int | None) -> None:
+    """Raises RejectedError for an example that does not fit the context ``limit`` with ``generated`` tokens behind
+    it: a server would truncate it in silence."""
+    if limit is not None and len(example.ids) + generated > limit:
+        raise RejectedError(
+            f"example {example.example.id!r} has {len(example.ids):,} tokens and the model takes {limit:,}; it was not "
+            "sent, since a truncated prompt shifts every position. Shorten it or leave it out."
+        )
 
 
 def check_model(provider: str, asked: str, answered: object) -> None:

@@ -1,0 +1,146 @@
+"""The Batch API, and the dialects of other services, as the official SDK sees them."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import httpx2
+import openai
+import pytest
+
+from daunce_api.server import EmbeddedServer, ServerSettings
+
+from .conftest import MODEL, jsonl, raw, records, upload, wait
+
+
+def _sdk(server: EmbeddedServer) -> openai.OpenAI:
+    return openai.OpenAI(base_url=server.base_url, api_key=server.api_key, max_retries=0)
+
+
+def _question(identity: str, url: str = "/v1/chat/completions", **body: Any) -> dict[str, Any]:
+    asked = {"model": MODEL, "messages": [{"role": "user", "content": f"what is {identity}"}], "temperature": 0}
+    return {"custom_id": identity, "method": "POST", "url": url, "body": asked | {"max_tokens": 1} | body}
+
+
+def _batch(sdk: openai.OpenAI, lines: list[Any], endpoint: Any = "/v1/chat/completions") -> Any:
+    file = sdk.files.create(file=("batch.jsonl", jsonl(lines)), purpose="batch")
+    batch = sdk.batches.create(
+        input_file_id=file.id, endpoint=endpoint, completion_window="24h", metadata={"mark": "m-1"}
+    )
+    deadline = time.monotonic() + 60
+    while batch.status not in ("completed", "failed", "cancelled") and time.monotonic() < deadline:
+        time.sleep(0.05)
+        batch = sdk.batches.retrieve(batch.id)
+    return batch
+
+
+def test_a_batch_answers_as_single_requests_do(server: EmbeddedServer) -> None:
+    sdk = _sdk(server)
+    lines = [_question(f"q-{i}", logprobs=True, top_logprobs=5) for i in range(4)] + [_question("bad", n=2)]
+    batch = _batch(sdk, lines)
+    assert (batch.status, batch.metadata) == ("completed", {"mark": "m-1"})
+    assert (batch.request_counts.total, batch.request_counts.completed, batch.request_counts.failed) == (5, 4, 1)
+    answers = [json.loads(line) for line in sdk.files.content(batch.output_file_id).text.splitlines()]
+    assert [a["custom_id"] for a in answers] == ["q-0", "q-1", "q-2", "q-3"]
+    for line, answer in zip(lines, answers, strict=False):
+        single = sdk.chat.completions.create(**line["body"])
+        assert answer["response"]["body"]["choices"][0]["logprobs"] == single.choices[0].logprobs.model_dump()  # type: ignore[union-attr]
+    [error] = [json.loads(line) for line in sdk.files.content(batch.error_file_id).text.splitlines()]
+    assert (error["custom_id"], error["response"]["status_code"]) == ("bad", 400)
+    assert batch.id in [b.id for b in sdk.batches.list()]
+    with pytest.raises(openai.BadRequestError, match="completed already"):
+        sdk.batches.cancel(batch.id)
+
+
+@pytest.mark.parametrize(
+    ("lines", "words"),
+    [
+        ([{"custom_id": "a"}], "Line 1"),
+        ([_question("a"), _question("a")], "custom_id of line 2"),
+        ([_question("a", url="/v1/completions")], "not a POST to"),
+    ],
+)
+def test_files_that_are_no_batch(server: EmbeddedServer, lines: list[Any], words: str) -> None:
+    batch = _batch(_sdk(server), lines)
+    assert batch.status == "failed"
+    assert words in batch.errors.data[0].message
+
+
+def test_a_batch_needs_a_file_of_its_own_purpose(server: EmbeddedServer) -> None:
+    sdk = _sdk(server)
+    file = upload(sdk, jsonl(records()))
+    for identity in (file, "file-unknown"):
+        with pytest.raises(openai.BadRequestError) as caught:
+            sdk.batches.create(input_file_id=identity, endpoint="/v1/chat/completions", completion_window="24h")
+        assert caught.value.param == "input_file_id"
+
+
+@pytest.fixture(scope="module")
+def nebius(tmp_path_factory: pytest.TempPathFactory) -> Iterator[EmbeddedServer]:
+    with EmbeddedServer(ServerSettings(state_dir=tmp_path_factory.mktemp("nebius"), dialect="nebius")) as running:
+        yield running
+
+
+def test_a_nebius_job_names_no_model_and_its_checkpoint_becomes_one(nebius: EmbeddedServer) -> None:
+    sdk = _sdk(nebius)
+    file = upload(sdk, jsonl(records()))
+    with raw(nebius) as http:
+        job = {"model": MODEL, "training_file": file, "seed": 1, "suffix": "m0-a1"}
+        for change, param in (({}, "lora"), ({"lora": True}, "packing")):
+            refused = http.post("/v1/fine_tuning/jobs", json={**job, "hyperparameters": change})
+            assert refused.json()["error"]["param"] == f"hyperparameters.{param}"
+        assert http.post("/v1/fine_tuning/jobs", json={**job, "metadata": {"k": "v"}}).status_code == 400
+        settings = {"lora": True, "packing": False, "learning_rate": 1e-3, "n_epochs": 2}
+        created = http.post("/v1/fine_tuning/jobs", json={**job, "hyperparameters": settings}).json()
+        done = wait(sdk, created["id"])
+        assert done.status == "succeeded"
+        shown = http.get(f"/v1/fine_tuning/jobs/{done.id}").json()
+        assert not {"fine_tuned_model", "metadata"} & set(shown)
+        assert shown["suffix"] == "m0-a1"
+        [last, first] = http.get(f"/v1/fine_tuning/jobs/{done.id}/checkpoints").json()["data"]
+        ask = {"prompt": [5, 6], "echo": True, "logprobs": 1, "max_tokens": 0}
+        unserved = http.post("/v1/completions", json={**ask, "model": last["fine_tuned_model_checkpoint"]})
+        assert unserved.status_code == 404
+        models = {}
+        for checkpoint in (last, first):
+            source = f"{done.id}:{checkpoint['id']}"
+            made = http.post("/v0/models", json={"name": "m", "base_model": MODEL, "source": source})
+            models[checkpoint["id"]] = made.json()["name"]
+        assert made.json()["status"] == "active"
+        values = [
+            http.post("/v1/completions", json={**ask, "model": name}).json()["choices"][0]["logprobs"]["token_logprobs"]
+            for name in (MODEL, *models.values())
+        ]
+        assert len({tuple(v) for v in values}) == 3
+        listed = http.get("/v0/models").json()["data"]
+        assert {m["name"] for m in listed} == set(models.values())
+        assert http.delete(f"/v0/models/{models[last['id']]}").json()["status"] == "deleted"
+        assert http.get(f"/v0/models/{models[last['id']]}").status_code == 404
+        assert http.post("/v1/completions", json={**ask, "model": models[first["id"]]}).status_code == 200
+        bad = http.post("/v0/models", json={"name": "m", "base_model": MODEL, "source": f"{done.id}:ftckpt-x"})
+        assert bad.json()["error"]["param"] == "source"
+
+
+@pytest.fixture(scope="module")
+def vllm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[EmbeddedServer]:
+    with EmbeddedServer(ServerSettings(state_dir=tmp_path_factory.mktemp("vllm"), dialect="vllm")) as running:
+        yield running
+
+
+def test_vllm_s_null_and_prompt_logprobs(vllm: EmbeddedServer, http: httpx2.Client) -> None:
+    ask = {"model": MODEL, "prompt": [[5, 6, 7], [8, 9]], "echo": True, "logprobs": 1, "max_tokens": 0}
+    with raw(vllm) as client:
+        assert client.get("/v1/models").json()["data"][0]["owned_by"] == "vllm"
+        choices = client.post("/v1/completions", json={**ask, "prompt_logprobs": 1}).json()["choices"]
+    plain = http.post("/v1/completions", json=ask).json()["choices"]
+    for choice, default, ids in zip(choices, plain, ask["prompt"], strict=True):
+        values = choice["logprobs"]["token_logprobs"]
+        assert values == [None, *default["logprobs"]["token_logprobs"][1:]]
+        assert choice["prompt_logprobs"][0] is None
+        assert [
+            row[str(i)]["logprob"] for row, i in zip(choice["prompt_logprobs"][1:], ids[1:], strict=True)
+        ] == values[1:]
+    assert http.post("/v1/completions", json={**ask, "prompt_logprobs": 1}).status_code == 400
