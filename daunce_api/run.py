@@ -43,6 +43,7 @@ from .score.members import Asked, MemberScoring
 from .status import RunStatus, status_of
 from .store import FINAL, TARGET, RunStore
 from .store.ledger import Purpose
+from .store.run import FILE_NAME as DATABASE
 from .train import JOB_RETRIES, CancelReport, CleanReport, Event, OnEvent, Orchestrator, PollPolicy
 from .train.cleanup import cancel_jobs, clean_up
 from .train.jobs import Desk
@@ -64,8 +65,9 @@ class Run:
         print(run.plan().text())      # what it will cost; nothing is sent
         attribution = run.execute()   # trains and scores what is missing
 
-    ``design`` gives the subsets and seeds of the members instead of drawing them from the config; with
-    ``questions_only`` members are not scored on the training examples, so that there are losses and no attribution.
+    ``design`` gives the subsets and seeds of the members instead of drawing them from the config; ``wanted``: only its
+    first so many. With ``questions_only``, members are not scored on the training examples, so that there are losses
+    and no attribution.
     """
 
     def __init__(
@@ -75,6 +77,7 @@ class Run:
         test: Dataset | Questions,
         *,
         design: Ensemble | None = None,
+        wanted: int | None = None,
         questions_only: bool = False,
         purpose: Purpose = "score",
     ) -> None:
@@ -83,6 +86,7 @@ class Run:
         self.questions = test if isinstance(test, Questions) else Questions.of(test)
         self.design = design
         self.questions_only = questions_only
+        self._wanted = wanted
         self._purpose: Purpose = purpose
         self._encoded: dict[Dataset, tuple[EncodedExample, ...]] = {}
         self._plan: Plan | None = None
@@ -105,10 +109,11 @@ class Run:
         return cls.of(config, Dataset.from_jsonl(config.data.train), Dataset.from_jsonl(config.data.test))
 
     @classmethod
-    def of(cls, config: RunConfig, train: Dataset, test: Dataset) -> Run:
-        """From a config and examples that are read already; takes up what its folder holds."""
+    def of(cls, config: RunConfig, train: Dataset, test: Dataset, **design: Any) -> Run:
+        """From a config and examples that are read already; takes up what its folder holds. ``design``: further
+        arguments of the class."""
         if not RunStore.exists(config.run_dir):
-            return cls(config, train, test)
+            return cls(config, train, test, **design)
         with RunStore.open(config.run_dir, read_only=True) as store:
             manifest, value = store.manifest, store.get_value("questions")
         version = int(manifest.get("version", 1))
@@ -118,7 +123,7 @@ class Run:
             # Read only where it is needed: the copy may be damaged, and is written anew from the original.
             kept = Questions.read(config.run_dir / DATA_FOLDER, value, manifest["test_digest"], instead=test)
             questions = kept.from_file(test)
-        run = cls(config, train, questions)
+        run = cls(config, train, questions, **design)
         run._version = version
         return run
 
@@ -188,6 +193,12 @@ class Run:
             self._encoded[dataset] = encode_dataset(dataset, self.tokenizer, self.config.data.loss_on)
         return self._encoded[dataset]
 
+    def share_encoding(self, other: Run) -> None:
+        """Take over what another run of the same tokenizer has encoded, so that it is not encoded twice."""
+        self._encoded |= other._encoded
+        if "tokenizer" in other.__dict__:
+            self.__dict__["tokenizer"] = other.tokenizer
+
     def plan(self, *, max_usd: float | None = None) -> Plan:
         """Jobs, tokens, dollars and time of what is missing: of the whole run before it is started. No network, no key,
         nothing is written. ``max_usd`` takes the place of ``budget.max_usd``.
@@ -196,10 +207,28 @@ class Run:
         the first.
         """
         config = with_cap(self.config, max_usd)
-        if not RunStore.exists(self.run_dir):
+        elsewhere = sum(self.spent_elsewhere().values())
+        if RunStore.exists(self.run_dir):
+            with RunStore.open(self.run_dir, read_only=True) as store:
+                missing = self._missing(store)
+        elif elsewhere:
+            everything = self._whole_plan()
+            missing = Missing(everything.submitted, everything.submitted, everything.models)
+        else:
             return plan_of_missing(config, self._whole_plan(), None)
-        with RunStore.open(self.run_dir, read_only=True) as store:
-            return plan_of_missing(config, self._whole_plan(), self._missing(store))
+        missing = replace(missing, spent_usd=missing.spent_usd + elsewhere)
+        return plan_of_missing(config, self._whole_plan(), missing)
+
+    def spent_elsewhere(self) -> dict[str, float]:
+        """Dollars that other runs of the family have spent or reserved, by purpose: the cap is for a run and all
+        retraining within its folder together."""
+        total: dict[str, float] = {}
+        for folder in family_of(self.run_dir):
+            if folder.resolve() != self.run_dir.resolve():
+                with RunStore.open(folder, read_only=True) as store:
+                    for purpose, usd in store.ledger.spent_by_purpose().items():
+                        total[purpose] = total.get(purpose, 0.0) + usd
+        return total
 
     def _whole_plan(self) -> Plan:
         """Cached per UTC day: provider shutdown dates depend on it."""
@@ -249,6 +278,8 @@ class Run:
             design = plan_ensemble(
                 len(self.train), shape.members, shape.subset_ratio, shape.seed, min_subset=trainer.min_examples
             )
+        elif self._wanted is not None:
+            design = design.first(self._wanted)
         asked = () if self.questions_only else self.encoded(self.train)
         return Material(
             self.train,
@@ -364,7 +395,9 @@ class Run:
             attribution = None
         with RunStore.open(self.run_dir, read_only=True) as store:
             scored = complete_members(store, self.material)
-            return status_of(store, self.material, self.config, attribution, scored)
+            status = status_of(store, self.material, self.config, attribution, scored)
+        retrained = {} if self._purpose == "retrain" else self.spent_elsewhere()
+        return status.with_spent(retrained) if retrained else status
 
     def cancel(self) -> CancelReport:
         """Stop the jobs of the run that are not final; what is trained and scored is kept."""
@@ -405,7 +438,9 @@ class Run:
         self.questions.write(folder)
         store.set_value("questions", self.questions.to_value())
         if self.design is not None:
-            store.set_value("design", {"ensemble": self.design.to_value(), "questions_only": self.questions_only})
+            design = {"ensemble": self.design.to_value(), "questions_only": self.questions_only}
+            if store.get_value("design") != design:
+                store.set_value("design", design)
 
 
 class Work:
@@ -422,7 +457,8 @@ class Work:
         max_usd: float | None = None,
     ) -> None:
         self._run = run
-        self._config = with_cap(run.config, max_usd)
+        cap = with_cap(run.config, max_usd).budget.max_usd
+        self._config = run.config if cap is None else with_cap(run.config, max(0.0, cap - sum(run.spent_elsewhere().values())))
         self._max_usd = max_usd
         self._on_event = on_event
         self._on_progress = on_progress
@@ -590,20 +626,21 @@ def cancel_run(run_dir: str | Path) -> CancelReport:
 def clean_run(run_dir: str | Path) -> CleanReport:
     """Delete what a run created at the provider: models and files of its jobs, batches of its scoring. What it left on
     the scoring server is taken off first. Needs the run's store and its provider, nothing else."""
+    return _at_provider(run_dir, clean_at)
 
-    async def clean(store: RunStore, backend: Backend, jobs: Desk) -> CleanReport:
-        left = store.hosted.models()
-        hosted = await take_off(backend.scorer, store)
-        report = await clean_up(jobs)
-        report.unloaded = [model for model in left if model not in hosted]
-        report.kept.update({f"{model} on the scoring server": why for model, why in hosted.items()})
-        if isinstance(backend.scorer, Deferred):
-            swept = await backend.scorer.sweep(store.jobs.models())
-            report.files += swept.files
-            report.kept |= swept.kept
-        return report
 
-    return _at_provider(run_dir, clean)
+async def clean_at(store: RunStore, backend: Backend, jobs: Desk) -> CleanReport:
+    """:func:`clean_run` with a store and a backend that are open."""
+    left = store.hosted.models()
+    hosted = await take_off(backend.scorer, store)
+    report = await clean_up(jobs)
+    report.unloaded = [model for model in left if model not in hosted]
+    report.kept.update({f"{model} on the scoring server": why for model, why in hosted.items()})
+    if isinstance(backend.scorer, Deferred):
+        swept = await backend.scorer.sweep(store.jobs.models())
+        report.files += swept.files
+        report.kept |= swept.kept
+    return report
 
 
 def _at_provider(
@@ -630,6 +667,15 @@ def _listed(members: Collection[int]) -> str:
     numbers = [str(k) for k in members if k != TARGET]
     named = f"member{'' if len(numbers) == 1 else 's'} {', '.join(numbers)}"
     return f"{named} and the target model" if TARGET in members else named
+
+
+def family_of(run_dir: Path) -> list[Path]:
+    """The folders of a run and of all runs within it (retraining); the outermost run comes first."""
+    outer = [folder for folder in (run_dir, *run_dir.parents[:4]) if RunStore.exists(folder)]
+    if not outer:
+        return []
+    inner = (path.parent for depth in ("*/*", "*/*/*") for path in outer[-1].glob(f"{depth}/{DATABASE}"))
+    return [outer[-1], *sorted(inner)]
 
 
 def with_cap(config: RunConfig, max_usd: float | None) -> RunConfig:

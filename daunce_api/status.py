@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -83,6 +83,12 @@ class RunStatus:
     failures: tuple[str, ...]
     stopped: str
     recent: tuple[str, ...]
+
+    def with_spent(self, by_purpose: Mapping[str, float]) -> RunStatus:
+        """With the money of runs within this one (retraining)."""
+        purposes = sorted({*self.usd_by_purpose, *by_purpose})
+        together = {p: self.usd_by_purpose.get(p, 0.0) + by_purpose.get(p, 0.0) for p in purposes}
+        return replace(self, usd=None if self.usd is None else sum(together.values()), usd_by_purpose=together)
 
     @property
     def complete(self) -> bool:

@@ -32,10 +32,9 @@ _KEYS = {
     "blobs": "id", "losses": "grp, member, checkpoint",
 }  # fmt: skip
 _INTEGERS = frozenset(
-    "size member attempt trained_tokens model_deleted id reserved settled checkpoint examples tokens number up_to "
-    "suspect replicate n".split()
+    ["size", "member", "attempt", "trained_tokens", "model_deleted", "id", "reserved", "settled", "checkpoint", "examples", "tokens", "number", "up_to", "suspect", "replicate", "n"]
 )
-_BLOBS = frozenset("ids removed counts logprobs censored loss".split())
+_BLOBS = frozenset(["ids", "removed", "counts", "logprobs", "censored", "loss"])
 
 
 def create(connection: sqlite3.Connection) -> None:

@@ -25,9 +25,9 @@ from daunce_api.data.tokenizers import EncodedExample
 from daunce_api.server import EmbeddedServer, ServerSettings
 from daunce_api.server.settings import InjectSettings
 from daunce_api.store import RunStore
+from tests.store_rows import by_key
 
 from .proxy import AFTER, BEFORE, Proxy, Sent
-from tests.store_rows import by_key
 
 KEY = "sk-MARKED-7c1f0a9e5b3d4826"
 """The API key of every test here; it must be found nowhere."""
@@ -43,7 +43,7 @@ WORDS = ("amber", "basalt", "cedar", "delta", "ember", "fjord", "grove", "heath"
 
 _PROCESSES = multiprocessing.get_context("forkserver")
 _PROCESSES.set_forkserver_preload(
-    ["daunce_api.cli", "daunce_api.run", "daunce_api.providers.openai_wire.trainer", "daunce_api.summary"]
+    ["daunce_api.cli", "daunce_api.run", "daunce_api.providers.openai_wire.trainer", "daunce_api.report.of_run"]
 )
 
 

@@ -63,7 +63,7 @@ def test_the_same_command_again_does_nothing(make_config: MakeConfig, monkeypatc
     def refuse(*_: object, **__: object) -> None:
         raise AssertionError("a finished run needs no backend")
 
-    monkeypatch.setattr("daunce_api.execution.open_backend", refuse)
+    monkeypatch.setattr("daunce_api.run.open_backend", refuse)
     again = Run.create(make_config()).execute()
     assert np.array_equal(again.train_loss_KN, first.train_loss_KN)
 
@@ -194,7 +194,7 @@ def test_the_rule_that_is_asked_for_decides_when_a_run_stops(
 ) -> None:
     """Member 5 brings a gain, 6 none (with a flat curve), 7 much again."""
     values = {3: (0.3, 0.9), 4: (0.5, 0.9), 5: (0.6, 0.61), 6: (0.61, 0.615), 7: (0.69, 0.9)}
-    monkeypatch.setattr("daunce_api.execution.MINIMUM_MEMBERS", 3)
+    monkeypatch.setattr("daunce_api.train.stopping.MINIMUM_MEMBERS", 3)
     monkeypatch.setattr(
         Attribution, "self_lds", property(lambda a: quality(len(a.members), *values[min(len(a.members), 7)]))
     )
@@ -256,7 +256,7 @@ def test_the_first_token_alone_is_named_in_every_output(
     make_config: MakeConfig, capsys: pytest.CaptureFixture[str]
 ) -> None:
     from daunce_api.cli import terminal
-    from daunce_api.summary import write_report_of
+    from daunce_api.report.of_run import write_report_of
 
     scorer = {"kind": "chat_token", "options": {"first_token": True}}
     config = make_config(ensemble={"members": 2}, scoring={"noise_probe": 0}, backend={"scorer": scorer})
