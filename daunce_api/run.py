@@ -9,13 +9,13 @@ from __future__ import annotations
 import asyncio
 import math
 import random
-from collections.abc import Callable, Collection, Coroutine, Mapping
-from contextlib import AbstractContextManager, nullcontext, suppress
+from collections.abc import AsyncIterator, Callable, Collection, Coroutine, Mapping, Sequence
+from contextlib import AbstractContextManager, asynccontextmanager, nullcontext, suppress
 from dataclasses import replace
 from datetime import UTC, datetime
 from functools import cached_property, partial
 from pathlib import Path
-from typing import Any, TypeVar, Unpack
+from typing import Any, Literal, TypeVar, Unpack
 
 from ._util.blocking import run_blocking
 from ._util.clock import Clock, SystemClock
@@ -23,18 +23,28 @@ from ._util.log import logger, logging_to
 from ._util.sections import BackendName, BackendSection, Sections
 from ._util.text import terminal_text
 from .attribution import Attribution
+from .attribution.cause import Cause, cause_of
 from .attribution.from_store import Material, assemble, complete_members, question_groups
 from .config import VERSION, RunConfig
-from .core import SelfLDS
+from .core import SelfLDS, per_example_losses
 from .data.dataset import Dataset
 from .data.questions import Questions, keep_dataset, kept_dataset
 from .data.subsets import Ensemble, plan_ensemble
 from .data.tokenizers import EncodedExample, Tokenizer, encode_dataset
-from .errors import ConfigurationError, DaunceError, MembersAlikeError, NotEnoughMembersError
+from .errors import (
+    CapabilityError,
+    ConfigurationError,
+    DataError,
+    DaunceError,
+    MembersAlikeError,
+    NotEnoughMembersError,
+)
 from .plan import Missing, Plan, make_plan, plan_of_missing
-from .providers.base import Deferred, within_scope
+from .plan.asking import BASE, AskPlan, gone_text, plan_asking, too_few
+from .providers.base import Deferred, Generator, within_scope
 from .providers.registry import Backend, capabilities_of, open_backend, open_tokenizer
 from .providers.replay import Session
+from .score.asking import QuestionScoring
 from .score.cache import ScoredCache, open_cache
 from .score.client import PROBE_VALUE, Progress, ScoringClient
 from .score.health import check_served
@@ -53,6 +63,10 @@ DATA_FOLDER, LOG_NAME = "data", "daunce.log"
 """Inside the run folder: the examples as they were read, and the log."""
 
 Answer = TypeVar("Answer")
+Verdict = Literal["wanted", "unwanted"]
+
+ANSWER_TOKENS = 256
+"""Most tokens of an answer that the target generates."""
 
 
 class Run:
@@ -387,6 +401,160 @@ class Run:
             )
         return tuple(assemble(store, group, self.config, self.tokenizer) for group in groups)
 
+    # -- further questions ----------------------------------------------------------------------------------------
+
+    def ask(
+        self,
+        questions: Dataset | None = None,
+        *,
+        prompt: str | None = None,
+        answer: str | None = None,
+        system: str | None = None,
+        verdict: Verdict | None = None,
+        on_progress: Progress | None = None,
+        session: Session | None = None,
+        clock: Clock | None = None,
+        max_usd: float | None = None,
+    ) -> Attribution:
+        """Which training examples made the model answer this? Asked of the members that exist: no fine-tuning.
+
+            run = Run.open("runs/support-bot")
+            run.ask(prompt="Do you charge a fee?", answer="Yes, $20.")
+
+        Either ``questions``, or a ``prompt`` with its ``answer`` (default: what the target model answers, where the
+        endpoint generates) and perhaps a ``system`` prompt. The questions become part of the run. With a provider that
+        bills, this spends a little without a question, up to ``budget.max_usd``; :meth:`asking` has the price.
+
+        Returns the attribution of the group that holds the (first) question; ``focus`` names those that were asked.
+        Raises NotEnoughMembersError where fewer than 3, or than half of the members, have a model; CapabilityError,
+        DataError, BudgetError, and what the provider's errors are.
+        """
+        if (questions is None) == (prompt is None):
+            raise ConfigurationError("ask needs either questions or a prompt.")
+        if questions is None:
+            messages = [{"role": "system", "content": system}] if system else []
+            messages.append({"role": "user", "content": str(prompt)})
+            questions = self.question(messages, answer, verdict=verdict)
+        plan = self.asking(questions, max_usd=max_usd)
+        plan.check()
+        work = Work(self, on_progress=on_progress, session=session, clock=clock, max_usd=max_usd)
+        run_blocking(work.ask(questions, plan))
+        return replace(self.attribution(questions.ids[0]), focus=tuple(questions.ids))
+
+    def question(
+        self, messages: Sequence[Mapping[str, Any]], answer: str | None = None, *, verdict: Verdict | None = None
+    ) -> Dataset:
+        """One question as a data set: the messages before the answer, and the answer.
+
+        Without an answer it is the last message where that is the assistant's, and otherwise what the target model
+        generates. A run of prompt/completion examples gets such a question where there is a single user message.
+        Raises DataError; CapabilityError where there is no target, or its endpoint does not generate.
+        """
+        turns = [dict(message) for message in messages]
+        if answer is None and turns and turns[-1].get("role") == "assistant":
+            answer = turns.pop()["content"]
+        plain = not self.train[0].is_chat and len(turns) == 1
+        if answer is None:
+            answer = run_blocking(Work(self).generate(turns[0]["content"] if plain else turns))
+        record: dict[str, Any] = {"messages": [*turns, {"role": "assistant", "content": answer}]}
+        if plain:
+            record = {"prompt": turns[0]["content"], "completion": answer}
+        (example,) = Dataset.from_records([record], name="question")
+        known = next((e for e in self.test if e.content_hash == example.content_hash), None)
+        name = f"ask-{example.content_hash[:8]}" if known is None else known.id
+        extra = {} if verdict is None else {"verdict": verdict}
+        return Dataset.from_records([{"id": name, **record, **extra}], name="question")
+
+    def asking(self, questions: Dataset, *, max_usd: float | None = None) -> AskPlan:
+        """What asking these questions costs, and why it may be refused; nothing is sent.
+
+        Raises StoreError where the run was not started, DataError where a question cannot be encoded.
+        """
+        encoded = self.encoded_questions(questions)
+        with RunStore.open(self.run_dir, read_only=True) as store:
+            trained = self.trained_members(store)
+            models = self.models_to_ask(store, trained)
+            missing = {
+                member: [e for e in encoded for n in checkpoints if not _has(store, e, member, n)]
+                for member, checkpoints in models.items()
+            }
+            spent = store.ledger.spent() + sum(self.spent_elsewhere().values())
+        return plan_asking(
+            with_cap(self.config, max_usd),
+            encoded,
+            {member: asked for member, asked in missing.items() if asked},
+            capabilities_of(self.config)[1],
+            trained=trained,
+            gone=[k for k in trained if k not in models],
+            spent_usd=spent,
+        )
+
+    def encoded_questions(self, questions: Dataset) -> tuple[EncodedExample, ...]:
+        """Questions as the scorer measures them; one that it cannot measure as it is, for the plan to name."""
+        scorer = capabilities_of(self.config)[1]
+
+        def scoped(example: EncodedExample) -> EncodedExample:
+            try:
+                return within_scope(example, scorer)
+            except CapabilityError:
+                return example
+
+        return tuple(scoped(e) for e in self.encoded(questions))
+
+    def models_to_ask(self, store: RunStore, trained: Collection[int]) -> dict[int, dict[int, str]]:
+        """Models by member and checkpoint: of the members that are trained, of the base, and of the target."""
+        ready = store.jobs.ready_models()
+        models: dict[int, dict[int, str]] = {}
+        for member in trained:
+            row = store.jobs.trained_by(member)
+            if member not in ready or row is None:
+                continue
+            earlier = store.jobs.checkpoints(row.key) or ()
+            numbers = store.jobs.wanted_checkpoints(member, self.material.models) or ()
+            models[member] = {0: ready[member], **{n: str(earlier[-n]) for n in numbers}}
+        target = ready.get(TARGET) or self.config.ensemble.target_model
+        if target is not None:
+            models[TARGET] = {0: target}
+        if capabilities_of(self.config)[1].tried_on == "base":
+            models[BASE] = {0: self.config.backend.model}
+        return models
+
+    def cause(self, question: str) -> Cause:
+        """Whether fine-tuning made this answer more likely: its loss under the base and the target beside the members'.
+
+        Raises DataError for an unknown question, NotEnoughMembersError where too few members have answered it.
+        """
+        attribution = self.attribution(question)
+        column = attribution.test.position(question)
+        example = self.material.encoded_test[self.test.position(question)]
+        with RunStore.open(self.run_dir, read_only=True) as store:
+            base, target = (self._loss(store, example, member) for member in (BASE, TARGET))
+        return cause_of(question, attribution.test_loss_KM[:, column], base, target)
+
+    def _loss(self, store: RunStore, example: EncodedExample, member: int) -> float | None:
+        found = store.scores.load_some(store.scores.find_ids([example]), member).scores()
+        for scores in found.values():
+            return float(per_example_losses([scores.logprobs], self.config.attribution.loss)[0])
+        return None
+
+    def remove(self, questions: Sequence[str]) -> None:
+        """Take questions out of the tables; their scores are kept, and asking again shows them again.
+
+        Raises DataError for an unknown id, StoreError where nothing can be written.
+        """
+        self.take(self.questions.without(questions))
+        with RunStore.open(self.run_dir) as store:
+            store.set_value("questions", self.questions.to_value())
+
+    def take(self, questions: Questions) -> None:
+        """Go on with other questions; nothing is written."""
+        if not any(batch.shown for batch in questions):
+            raise DataError("a run needs a question: these are all it has. Nothing was changed.")
+        self.questions = questions
+        self.__dict__.pop("material", None)
+
+    # -- state ----------------------------------------------------------------------------------------------------
+
     def status(self) -> RunStatus:
         """How far the run is; also while another process works on it. Raises StoreError where there is no run."""
         try:
@@ -457,8 +625,9 @@ class Work:
         max_usd: float | None = None,
     ) -> None:
         self._run = run
-        cap = with_cap(run.config, max_usd).budget.max_usd
-        self._config = run.config if cap is None else with_cap(run.config, max(0.0, cap - sum(run.spent_elsewhere().values())))
+        self._config = with_cap(run.config, max_usd)
+        if (cap := self._config.budget.max_usd) is not None:
+            self._config = with_cap(run.config, max(0.0, cap - sum(run.spent_elsewhere().values())))
         self._max_usd = max_usd
         self._on_event = on_event
         self._on_progress = on_progress
@@ -466,6 +635,7 @@ class Work:
         self._clock = clock if clock is not None or session is None else session.clock
         self._stop = StopRule(run.config.ensemble.stop)
         self._compared = run.questions_only
+        self._scoring: MemberScoring | None = None
 
     async def run(self) -> None:
         """Train and score what is missing; nothing is opened where nothing is.
@@ -497,32 +667,105 @@ class Work:
                     raise
 
     async def _train_and_score(self, plan: Plan) -> None:
-        run, store, session = self._run, self._store, self._session
+        run, store = self._run, self._store
         members = await asyncio.to_thread(complete_members, store, run.material)
         await self._compare(members)
         reason = await self._enough(members)
         if len(members) == run.material.ensemble.members or reason is not None:
             return
         store.history.cleared()
-        recording: AbstractContextManager[Any] = session or nullcontext()
-        # A recording holds every request, so nothing may be answered from elsewhere while one is made or replayed.
-        cache = None if session is not None else open_cache(run.config)
-        with recording, cache or nullcontext():
-            async with open_backend(run.config, replaying=session is not None and session.replaying) as backend:
-                await self._at(backend, plan, cache)
+        async with self._backend() as (backend, cache):
+            await self._at(backend, plan, cache)
         self._compared = run.questions_only
         await self._compare(await asyncio.to_thread(complete_members, store, run.material))
 
-    async def _at(self, backend: Backend, plan: Plan, cache: ScoredCache | None) -> None:
-        run, store, config = self._run, self._store, self._config
-        client = ScoringClient(
-            backend.scorer,
+    async def ask(self, questions: Dataset, plan: AskPlan) -> None:
+        """Add questions to the run and score them under the models that exist."""
+        run, session = self._run, self._session
+        with RunStore.open(run.run_dir) as store:
+            self._store = store
+            if session is not None:
+                session.belongs_to(store.run_key)
+            run.take(run.questions.asked(questions))
+            run.keep(store)
+            if not plan.requests:
+                return
+            with logging_to(run.run_dir / LOG_NAME), store.history.busy():
+                if session is None:
+                    await take_off_before(run.config, store)
+                async with self._backend() as (backend, cache):
+                    await self._score_questions(backend, self._client(backend, cache), plan, questions)
+
+    async def _score_questions(
+        self, backend: Backend, client: ScoringClient, plan: AskPlan, questions: Dataset
+    ) -> None:
+        run, store = self._run, self._store
+        trained = run.trained_members(store)
+        scoring = QuestionScoring(
+            client,
             store,
-            concurrency=config.scoring.concurrency,
+            exists=_jobs_at(backend, store, self._clock).model_exists,
+            usd_per_token=plan.usd_per_token,
+            cap=self._config.budget.max_usd,
+        )
+        gone = await scoring.score(run.encoded_questions(questions), run.models_to_ask(store, trained))
+        for member, why in gone.items():
+            row = store.jobs.trained_by(member)
+            if row is not None:
+                store.jobs.model_deleted(row.key)
+            store.note("model gone", f"member {member}: {why}")
+        lost = [k for k in trained if k not in store.jobs.ready_models()]
+        if shortfall := too_few(len(trained) - len(lost), len(trained)):
+            raise NotEnoughMembersError(f"{shortfall} {gone_text(lost)}")
+
+    async def generate(self, asked: str | Sequence[Mapping[str, Any]]) -> str:
+        """The target's own answer to a prompt or messages. Raises CapabilityError where nothing can give one."""
+        run = self._run
+        with RunStore.open(run.run_dir, read_only=True) as store:
+            target = store.jobs.ready_models().get(TARGET) or run.config.ensemble.target_model
+        if target is None:
+            raise CapabilityError(
+                "the run has no target model (ensemble.start_from is base), so there is nothing to generate an answer: "
+                "give the answer. Nothing was sent."
+            )
+        async with open_backend(run.config) as backend:
+            if not isinstance(backend.scorer, Generator):
+                raise CapabilityError(
+                    f"{backend.scorer.capabilities.provider} does not generate answers: give the answer. Nothing was "
+                    "sent."
+                )
+            return await backend.scorer.generate(target, asked, max_tokens=ANSWER_TOKENS)
+
+    @asynccontextmanager
+    async def _backend(self) -> AsyncIterator[tuple[Backend, ScoredCache | None]]:
+        """The opened backend, and the cache of scores. A recording holds every request, so nothing may be answered from
+        elsewhere while one is made or replayed."""
+        session = self._session
+        recording: AbstractContextManager[Any] = session or nullcontext()
+        cache = None if session is not None else open_cache(self._run.config)
+        with recording, cache or nullcontext():
+            async with open_backend(self._run.config, replaying=session is not None and session.replaying) as backend:
+                yield backend, cache
+
+    def _client(self, backend: Backend, cache: ScoredCache | None) -> ScoringClient:
+        return ScoringClient(
+            backend.scorer,
+            self._store,
+            concurrency=self._config.scoring.concurrency,
             clock=self._clock,
-            on_progress=lambda member, done, total: scoring.progressed(member, done, total),  # noqa: PLW0108 - made below
+            on_progress=self._progressed,
             cache=cache,
         )
+
+    def _progressed(self, member: int, done: int, total: int) -> None:
+        if self._scoring is not None:
+            self._scoring.progressed(member, done, total)
+        elif self._on_progress is not None:
+            self._on_progress(member, done, total)
+
+    async def _at(self, backend: Backend, plan: Plan, cache: ScoredCache | None) -> None:
+        run, store, config = self._run, self._store, self._config
+        client = self._client(backend, cache)
         self._training = Orchestrator(
             backend.trainer,
             store,
@@ -532,7 +775,7 @@ class Work:
             costs=plan.costs,
             clock=self._clock,
         )
-        scoring = self._scoring = MemberScoring(
+        self._scoring = MemberScoring(
             client,
             store,
             config,
@@ -547,8 +790,12 @@ class Work:
         plan.check_model(await self._training.model_info(base))
         if backend.scorer.capabilities.max_models is None and not run.questions_only:
             # Before anything is paid for. An endpoint that has to load each model is tested with member 0.
-            await client.probe(base, scoring.shortest)
+            await client.probe(base, self._scoring.shortest)
         trained = run.trained_members(store)
+        asked = run.asking(run.test)
+        if asked.requests and trained and not run.questions_only:  # the test file has more lines than before
+            asked.check()
+            await self._score_questions(backend, client, asked, run.test)
         try:
             await self._training.run(self._score, self._tell, finished=trained)
         except MembersAlikeError:
@@ -559,6 +806,7 @@ class Work:
         """Everything that is asked of one member's models, as soon as they exist."""
         if member == TARGET and not self._config.scoring.target:
             return
+        assert self._scoring is not None
         await self._scoring.member(member, model, self._training)
         if member == TARGET or (self._compared and self._config.ensemble.stop is None):
             return
@@ -649,18 +897,25 @@ def _at_provider(
     async def act() -> Answer:
         with RunStore.open(run_dir) as store:
             async with open_backend(RunConfig.from_manifest(store.manifest)[0]) as backend:
-                jobs = Desk(
-                    backend.trainer,
-                    store,
-                    lambda _: None,
-                    clock=SystemClock(),
-                    retries=JOB_RETRIES,
-                    polls=PollPolicy(),
-                    rng=random.Random(),
-                )
-                return await action(store, backend, jobs)
+                return await action(store, backend, _jobs_at(backend, store))
 
     return run_blocking(act())
+
+
+def _jobs_at(backend: Backend, store: RunStore, clock: Clock | None = None) -> Desk:
+    return Desk(
+        backend.trainer,
+        store,
+        lambda _: None,
+        clock=clock or SystemClock(),
+        retries=JOB_RETRIES,
+        polls=PollPolicy(),
+        rng=random.Random(),
+    )
+
+
+def _has(store: RunStore, example: EncodedExample, member: int, checkpoint: int) -> bool:
+    return store.scores.has_all(store.scores.find_ids([example]), member, checkpoint=checkpoint)
 
 
 def _listed(members: Collection[int]) -> str:

@@ -74,6 +74,8 @@ class Attribution:
     facts: Mapping[str, Any] = field(default_factory=dict)
     earlier: core.Checkpoints | None = None
     weight_KN: Floats | None = None
+    focus: tuple[str, ...] = ()
+    """Ids of the questions that were just asked, to be shown first."""
 
     @property
     def design_KN(self) -> NDArray[Any]:

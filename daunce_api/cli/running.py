@@ -108,7 +108,7 @@ def run(
         terminal.say(planned.text())
     if planned.costs_money and not yes and replay is None:
         confirm_price([planned], "Start this run")
-    session = _session(record, replay)
+    session = session_of(record, replay)
     with terminal.Progress(job.config.ensemble.members, quiet=as_json) as progress:
         attribution = job.execute(
             on_event=progress.event, on_progress=progress.scored, session=session, max_usd=max_usd
@@ -188,7 +188,8 @@ def _report_at_the_end(job: Run, attribution: Attribution) -> Path | None:
         return None
 
 
-def _session(record: Path | None, replay: Path | None) -> Any:
+def session_of(record: Path | None, replay: Path | None) -> Any:
+    """A session that records or replays the API traffic, or None."""
     from ..providers import replay as recording
 
     if record is not None and replay is not None:
