@@ -9,7 +9,12 @@ from daunce_api.store import RunStore, ScoreBatch
 
 
 def put(
-    store: RunStore, member: int, replicate: int, fingerprint: str, scores: Mapping[str, TokenScores], checkpoint: int = 0
+    store: RunStore,
+    member: int,
+    replicate: int,
+    fingerprint: str,
+    scores: Mapping[str, TokenScores],
+    checkpoint: int = 0,
 ) -> None:
     """Save scores by example key; an example that the store does not know has ten tokens."""
     ids = store.scores.register(dict.fromkeys(scores, 10))

@@ -6,7 +6,6 @@ import json
 import sys
 import tempfile
 from collections.abc import Mapping
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -143,7 +142,7 @@ def _marked(questions: Dataset, verdict: Verdict | None) -> Dataset:
 
     if verdict is None:
         return questions
-    return Dataset([replace(e, verdict=verdict) for e in questions], name=questions.name)
+    return Dataset.from_records([{**e.to_record(), "verdict": verdict} for e in questions], name=questions.name)
 
 
 def _content(job: Run, question: str, k: int) -> dict[str, Any]:

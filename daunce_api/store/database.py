@@ -47,6 +47,8 @@ class Database:
         self._mutex = threading.RLock()
         self._depth = 0
         self._guard: Guard | None = None
+        self.span: int | None = None
+        """Number of the period in which this process works on the run, while it does."""
         with self._translated("opened"):
             self._connection = self._open(read_only)
         self.writable = not read_only
@@ -104,7 +106,9 @@ class Database:
                 self.path.with_name(self.path.name + suffix).unlink(missing_ok=True)
             os.replace(part, self.path)
         except OSError as error:
-            raise StoreError(f"{self.path} could not be rewritten for this version: {error}. It is as it was.") from error
+            raise StoreError(
+                f"{self.path} could not be rewritten for this version: {error}. It is as it was."
+            ) from error
         finally:
             with suppress(OSError):
                 part.unlink(missing_ok=True)

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import datetime
 
+from ..errors import StoreError
 from .part import LAST_RESULT_AT, STARTED_AT, Part
 from .rows import Stop, Times
 
@@ -18,12 +19,14 @@ class History(Part):
         """A process works on the run inside the block. One that is killed counts up to the last thing it stored."""
         with self._db.transaction():
             time = self._now()
-            self._db.execute("INSERT INTO spans (started, seen) VALUES (?, ?)", (time, time))
+            rows = self._db.execute("INSERT INTO spans (started, seen) VALUES (?, ?) RETURNING id", (time, time))
+            self._db.span = int(rows[0][0])
         try:
             yield
         finally:
-            with self._db.transaction():
+            with suppress(StoreError), self._db.transaction():  # what ended the block is what has to be said
                 self._seen()
+            self._db.span = None
 
     def stopped(self, kind: str, reason: str) -> None:
         """The run ends before it is complete; see :class:`Stop` for the kinds. It holds until :meth:`cleared`."""

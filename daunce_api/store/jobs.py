@@ -123,7 +123,8 @@ class Jobs(Part):
 
     def _jobs(self, clause: str, *values: Any) -> list[JobRow]:
         rows = self._db.rows("jobs", clause, *values)
-        return [JobRow(*row[:9], bool(row[9]), *row[10:]) for row in rows]
+        fields: list[tuple[Any, ...]] = [(*row[:9], bool(row[9]), *row[10:]) for row in rows]
+        return [JobRow(*f) for f in fields]
 
     def _job(self, key: str) -> JobRow:
         for row in self._jobs("WHERE key = ?", key):

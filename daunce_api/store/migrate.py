@@ -143,6 +143,4 @@ class _Copy:
                 values = b"".join(values for _, values, _ in part)
                 row = (self._next("blobs"), *place, len(part), None, ids.tobytes(), counts.tobytes(), values, flags)
                 self._put("blobs", row)
-        self._new.executemany(
-            "INSERT INTO examples VALUES (?, ?, NULL)", [(n, key) for key, n in numbers.items()]
-        )
+        self._new.executemany("INSERT INTO examples VALUES (?, ?, NULL)", [(n, key) for key, n in numbers.items()])

@@ -42,9 +42,10 @@ class Part:
         self._set_meta(LAST_RESULT_AT, self._seen())
 
     def _seen(self) -> str:
-        """Note that a process works on the run now; the time."""
+        """The time; a process that is at work on the run was seen then."""
         time = self._now()
-        self._db.execute("UPDATE spans SET seen = ? WHERE id = (SELECT MAX(id) FROM spans)", (time,))
+        if self._db.span is not None:
+            self._db.execute("UPDATE spans SET seen = ? WHERE id = ?", (time, self._db.span))
         return time
 
     def _log(self, subject: str, before: str, after: str, detail: str) -> None:

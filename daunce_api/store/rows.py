@@ -121,7 +121,11 @@ class TokenColumns:
 
     def starts(self) -> NDArray[np.int64]:
         """(n,) where each example's tokens begin."""
-        return np.concatenate([[0], np.cumsum(self.counts, dtype=np.int64)[:-1]]) if self.counts.size else np.zeros(0, np.int64)
+        return (
+            np.concatenate([[0], np.cumsum(self.counts, dtype=np.int64)[:-1]])
+            if self.counts.size
+            else np.zeros(0, np.int64)
+        )
 
     def scores(self) -> dict[int, TokenScores]:
         """The same by id, as the scorer gave it."""
@@ -137,8 +141,8 @@ class TokenColumns:
 class Group:
     """Examples that are scored and read together: the training set, or one batch of questions.
 
-    ``number`` counts groups in the order in which they were opened. ``ids`` (n,) in the order of the data, equal examples under one id. ``removed`` (n,) bool: columns that the tables
-    no longer show; their scores are kept.
+    ``number`` counts groups in the order in which they were opened. ``ids`` (n,) in the order of the data, equal
+    examples under one id. ``removed`` (n,) bool: columns that the tables no longer show; their scores are kept.
     """
 
     name: str

@@ -32,7 +32,8 @@ _KEYS = {
     "blobs": "id", "losses": "grp, member, checkpoint",
 }  # fmt: skip
 _INTEGERS = frozenset(
-    ["size", "member", "attempt", "trained_tokens", "model_deleted", "id", "reserved", "settled", "checkpoint", "examples", "tokens", "number", "up_to", "suspect", "replicate", "n"]
+    "size member attempt trained_tokens model_deleted id reserved settled checkpoint examples tokens number up_to "  # noqa: SIM905
+    "suspect replicate n".split()
 )
 _BLOBS = frozenset(["ids", "removed", "counts", "logprobs", "censored", "loss"])
 
@@ -41,7 +42,9 @@ def create(connection: sqlite3.Connection) -> None:
     """Make the tables of this version in an empty database."""
     for table, columns in SEALED.items():
         typed = [f"{c} {'INTEGER' if c in _INTEGERS else 'BLOB' if c in _BLOBS else 'TEXT'}" for c in columns]
-        connection.execute(f"CREATE TABLE {table} ({', '.join(typed)}, seal BLOB NOT NULL, PRIMARY KEY ({_KEYS[table]}))")
+        connection.execute(
+            f"CREATE TABLE {table} ({', '.join(typed)}, seal BLOB NOT NULL, PRIMARY KEY ({_KEYS[table]}))"
+        )
     connection.execute("CREATE UNIQUE INDEX attempts ON jobs (member, attempt)")
     # Covering, so that what was measured is counted without reading the log-probabilities.
     connection.execute("CREATE INDEX models ON blobs (member, replicate, checkpoint, n, tokens)")

@@ -187,7 +187,7 @@ class Scores(Part):
         return int(sizes.sum()) if (sizes >= 0).all() else None
 
     def measured(self, member: int, replicate: int = 0, checkpoint: int = 0) -> NDArray[np.bool_]:
-        """By id, whether the model has been measured on an example; shorter than the largest id where none beyond is."""
+        """By id, whether the model has been measured on an example; ids beyond its end were not."""
         place = (member, replicate, checkpoint)
         have = self._measured.get(place)
         if have is None:
@@ -248,7 +248,9 @@ class Scores(Part):
 
     def models(self) -> list[Place]:
         """Models of which anything in use is measured: (member, replicate, checkpoint), ascending; -1 is the target."""
-        rows = self._db.execute("SELECT member, replicate, checkpoint, MAX(id) FROM blobs GROUP BY 1, 2, 3 ORDER BY 1, 2, 3")
+        rows = self._db.execute(
+            "SELECT member, replicate, checkpoint, MAX(id) FROM blobs GROUP BY 1, 2, 3 ORDER BY 1, 2, 3"
+        )
         return [(m, r, c) for m, r, c, last in rows if last > self._aside_up_to(m)]
 
     def tokens_scored(self, examples: Sequence[EncodedExample] = ()) -> int:
@@ -370,7 +372,9 @@ class Scores(Part):
             "losses", "WHERE grp = ? AND reduction = ? ORDER BY member, checkpoint", group, reduction
         ):
             loss_N = np.frombuffer(loss, _FLOATS)
-            bits = None if flags is None else np.unpackbits(np.frombuffer(flags, np.uint8), count=len(loss_N)).astype(bool)
+            bits = (
+                None if flags is None else np.unpackbits(np.frombuffer(flags, np.uint8), count=len(loss_N)).astype(bool)
+            )
             found[member, checkpoint] = (loss_N, bits)
         return found
 
@@ -425,7 +429,9 @@ def _joined(columns: Sequence[TokenColumns]) -> TokenColumns:
         return TokenColumns(np.zeros(0, _IDS), np.zeros(0, _IDS), np.zeros(0, _FLOATS), None)
     censored = None
     if any(c.censored is not None for c in columns):
-        censored = np.concatenate([np.zeros(len(c.logprobs), np.bool_) if c.censored is None else c.censored for c in columns])
+        censored = np.concatenate(
+            [np.zeros(len(c.logprobs), np.bool_) if c.censored is None else c.censored for c in columns]
+        )
     return TokenColumns(
         np.concatenate([c.ids for c in columns]),
         np.concatenate([c.counts for c in columns]),

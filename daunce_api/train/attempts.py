@@ -129,7 +129,9 @@ class Attempts:
             reason = f"{previous.model} was deleted before everything was scored"
             self._store.scores.set_aside([member], reason, suspect=False)
         if self._costs is not None:
-            self._store.ledger.reserve(key, self._costs.estimate(member), purpose="train", cap=self._config.budget.max_usd)
+            self._store.ledger.reserve(
+                key, self._costs.estimate(member), purpose="train", cap=self._config.budget.max_usd
+            )
         training = self._config.training
         hyperparameters = training.hyperparameters
         if member == TARGET and training.target_hyperparameters is not None:

@@ -118,8 +118,9 @@ async def ours(scorer: EchoScorer | PromptLogprobsScorer, model: str, chosen: li
             start = time.perf_counter()
             await client.score_member(1, model, chosen)
             seconds = time.perf_counter() - start
-        scores = by_key(store, 1)
-    return [sum(scores[e.key].logprobs) for e in chosen], seconds
+        answers = store.scores.load(1).scores()
+        ids = store.scores.ids_of(chosen).tolist()
+    return [sum(answers[i].logprobs) for i in ids], seconds
 
 
 def compare(

@@ -81,7 +81,7 @@ def test_checkpoints_are_further_rows_and_change_nothing_else(with_checkpoints: 
     status = run.status()
     assert (status.members_scored, status.models_scored, status.models_asked) == (4, 12, 12)
     last = {member: (done, total) for member, done, total in progress}
-    asked = len(run.material.keys)
+    asked = len({e.key for e in run.material.encoded})
     assert last == dict.fromkeys(range(4), (3 * asked, 3 * asked))
 
 
@@ -252,7 +252,7 @@ def rows(config: RunConfig) -> int:
     """Scores of checkpoints on disk, seen from outside."""
     try:
         with sqlite3.connect(f"file:{config.run_dir}/run.sqlite?mode=ro", uri=True) as database:
-            return int(database.execute("SELECT count(*) FROM checkpoint_scores").fetchone()[0])
+            return int(database.execute("SELECT SUM(n) FROM blobs WHERE checkpoint > 0").fetchone()[0] or 0)
     except sqlite3.Error:
         return 0
 
@@ -268,9 +268,9 @@ def test_killed_while_checkpoints_are_scored_a_run_goes_on_and_ends_with_the_sam
     process.send_signal(signal.SIGKILL)
     process.communicate(timeout=60)
     run = Run.create(config)
-    assert 0 < rows(config) < 8 * len(run.material.keys)
+    assert 0 < rows(config) < 8 * len({e.key for e in run.material.encoded})
     assert same(run.execute(), undisturbed)
-    assert rows(config) == 8 * len(run.material.keys)
+    assert rows(config) == 8 * len({e.key for e in run.material.encoded})
     with RunStore.open(config.run_dir, read_only=True) as store:
         assert [job.attempt for job in store.jobs.rows()] == [1] * 4
 

@@ -339,7 +339,7 @@ def test_a_run_of_2fa6155_is_read_as_it_is_and_taken_up(old_run: Path) -> None:
         known = dict(other.execute("SELECT example_key, logprobs FROM scores WHERE member = 1 AND replicate = 0"))
         jobs = other.execute("SELECT COUNT(*) FROM jobs").fetchone()
     other.close()
-    files = {p: p.read_bytes() for p in old_run.glob("run.sqlite*")}
+    before = (old_run / "run.sqlite").read_bytes()
     facts = []
     for read_only in (True, False, True):
         with RunStore.open(old_run, read_only=read_only) as store:
@@ -349,13 +349,15 @@ def test_a_run_of_2fa6155_is_read_as_it_is_and_taken_up(old_run: Path) -> None:
             assert times.job_seconds > 0
             assert times.elapsed_seconds > 0
             assert all(job.submitted_at and job.ended_at for job in store.jobs.rows())
-            facts.append((store.run_key, store.jobs.rows(), store.ledger.spent_by_purpose(), times, store.scores.models()))
+            facts.append(
+                (store.run_key, store.jobs.rows(), store.ledger.spent_by_purpose(), times, store.scores.models())
+            )
             assert len(store.jobs.rows()) == jobs[0]
             if read_only:
                 with pytest.raises(StoreError, match="readonly"):
                     store.set_value("x", 1)
         if len(facts) == 1:
-            assert {p: p.read_bytes() for p in old_run.glob("run.sqlite*")} == files
+            assert (old_run / "run.sqlite").read_bytes() == before
     assert facts[0] == facts[1] == facts[2]
 
 
@@ -597,7 +599,7 @@ def test_a_store_that_lost_its_end_is_refused(store: RunStore, tmp_path: Path, d
     if damage == "wal removed":
         wal.unlink()
     elif damage == "wal cut":
-        wal.write_bytes(wal.read_bytes()[: wal.stat().st_size // 2])
+        wal.write_bytes(wal.read_bytes()[:5000])
     elif damage == "emptied":
         file.write_bytes(b"")
         wal.unlink()
