@@ -15,7 +15,7 @@ from dataclasses import replace
 from datetime import UTC, datetime
 from functools import cached_property, partial
 from pathlib import Path
-from typing import Any, Literal, TypeVar, Unpack
+from typing import Any, TypeVar, Unpack
 
 from ._util.blocking import run_blocking
 from ._util.clock import Clock, SystemClock
@@ -28,7 +28,7 @@ from .attribution.from_store import Material, assemble, complete_members, questi
 from .config import VERSION, RunConfig
 from .core import SelfLDS, per_example_losses
 from .data.dataset import Dataset
-from .data.questions import Questions, keep_dataset, kept_dataset
+from .data.questions import Questions, Verdict, keep_dataset, kept_dataset
 from .data.subsets import Ensemble, plan_ensemble
 from .data.tokenizers import EncodedExample, Tokenizer, encode_dataset
 from .errors import (
@@ -63,7 +63,6 @@ DATA_FOLDER, LOG_NAME = "data", "daunce.log"
 """Inside the run folder: the examples as they were read, and the log."""
 
 Answer = TypeVar("Answer")
-Verdict = Literal["wanted", "unwanted"]
 
 ANSWER_TOKENS = 256
 """Most tokens of an answer that the target generates."""
@@ -434,16 +433,14 @@ class Run:
         if questions is None:
             messages = [{"role": "system", "content": system}] if system else []
             messages.append({"role": "user", "content": str(prompt)})
-            questions = self.question(messages, answer, verdict=verdict)
+            questions = self.question(messages, answer)
         plan = self.asking(questions, max_usd=max_usd)
         plan.check()
         work = Work(self, on_progress=on_progress, session=session, clock=clock, max_usd=max_usd)
-        run_blocking(work.ask(questions, plan))
+        run_blocking(work.ask(questions, plan, verdict))
         return replace(self.attribution(questions.ids[0]), focus=tuple(questions.ids))
 
-    def question(
-        self, messages: Sequence[Mapping[str, Any]], answer: str | None = None, *, verdict: Verdict | None = None
-    ) -> Dataset:
+    def question(self, messages: Sequence[Mapping[str, Any]], answer: str | None = None) -> Dataset:
         """One question as a data set: the messages before the answer, and the answer.
 
         Without an answer it is the last message where that is the assistant's, and otherwise what the target model
@@ -460,20 +457,21 @@ class Run:
         if plain:
             record = {"prompt": turns[0]["content"], "completion": answer}
         (example,) = Dataset.from_records([record], name="question")
-        known = next((e for e in self.test if e.content_hash == example.content_hash), None)
-        name = f"ask-{example.content_hash[:8]}" if known is None else known.id
-        extra = {} if verdict is None else {"verdict": verdict}
-        return Dataset.from_records([{"id": name, **record, **extra}], name="question")
+        known = [e for batch in self.questions for e in batch.examples if e.content_hash == example.content_hash]
+        if known:
+            return Dataset(known[:1], name="question")
+        return Dataset.from_records([{"id": f"ask-{example.content_hash[:8]}", **record}], name="question")
 
-    def asking(self, questions: Dataset, *, max_usd: float | None = None) -> AskPlan:
-        """What asking these questions costs, and why it may be refused; nothing is sent.
+    def asking(self, questions: Dataset, *, members_only: bool = False, max_usd: float | None = None) -> AskPlan:
+        """What asking these questions costs, and why it may be refused; nothing is sent. ``members_only``: not of the
+        base and the target.
 
         Raises StoreError where the run was not started, DataError where a question cannot be encoded.
         """
         encoded = self.encoded_questions(questions)
         with RunStore.open(self.run_dir, read_only=True) as store:
             trained = self.trained_members(store)
-            models = self.models_to_ask(store, trained)
+            models = self.models_to_ask(store, trained, members_only=members_only)
             missing = {
                 member: [e for e in encoded for n in checkpoints if not _has(store, e, member, n)]
                 for member, checkpoints in models.items()
@@ -501,7 +499,9 @@ class Run:
 
         return tuple(scoped(e) for e in self.encoded(questions))
 
-    def models_to_ask(self, store: RunStore, trained: Collection[int]) -> dict[int, dict[int, str]]:
+    def models_to_ask(
+        self, store: RunStore, trained: Collection[int], *, members_only: bool = False
+    ) -> dict[int, dict[int, str]]:
         """Models by member and checkpoint: of the members that are trained, of the base, and of the target."""
         ready = store.jobs.ready_models()
         models: dict[int, dict[int, str]] = {}
@@ -512,6 +512,8 @@ class Run:
             earlier = store.jobs.checkpoints(row.key) or ()
             numbers = store.jobs.wanted_checkpoints(member, self.material.models) or ()
             models[member] = {0: ready[member], **{n: str(earlier[-n]) for n in numbers}}
+        if members_only:
+            return models
         target = ready.get(TARGET) or self.config.ensemble.target_model
         if target is not None:
             models[TARGET] = {0: target}
@@ -542,8 +544,14 @@ class Run:
 
         Raises DataError for an unknown id, StoreError where nothing can be written.
         """
-        self.take(self.questions.without(questions))
         with RunStore.open(self.run_dir) as store:
+            self.take(self.questions.without(questions))
+            store.set_value("questions", self.questions.to_value())
+
+    def mark(self, questions: Sequence[str], verdict: Verdict | None) -> None:
+        """Say which answers are wanted and which are not, or take that back. Raises as :meth:`remove`."""
+        with RunStore.open(self.run_dir) as store:
+            self.take(self.questions.marked(questions, verdict))
             store.set_value("questions", self.questions.to_value())
 
     def take(self, questions: Questions) -> None:
@@ -679,14 +687,15 @@ class Work:
         self._compared = run.questions_only
         await self._compare(await asyncio.to_thread(complete_members, store, run.material))
 
-    async def ask(self, questions: Dataset, plan: AskPlan) -> None:
+    async def ask(self, questions: Dataset, plan: AskPlan, verdict: Verdict | None = None) -> None:
         """Add questions to the run and score them under the models that exist."""
         run, session = self._run, self._session
         with RunStore.open(run.run_dir) as store:
             self._store = store
             if session is not None:
                 session.belongs_to(store.run_key)
-            run.take(run.questions.asked(questions))
+            added = run.questions.asked(questions)
+            run.take(added if verdict is None else added.marked(questions.ids, verdict))
             run.keep(store)
             if not plan.requests:
                 return
@@ -697,7 +706,13 @@ class Work:
                     await self._score_questions(backend, self._client(backend, cache), plan, questions)
 
     async def _score_questions(
-        self, backend: Backend, client: ScoringClient, plan: AskPlan, questions: Dataset
+        self,
+        backend: Backend,
+        client: ScoringClient,
+        plan: AskPlan,
+        questions: Dataset,
+        *,
+        members_only: bool = False,
     ) -> None:
         run, store = self._run, self._store
         trained = run.trained_members(store)
@@ -708,7 +723,8 @@ class Work:
             usd_per_token=plan.usd_per_token,
             cap=self._config.budget.max_usd,
         )
-        gone = await scoring.score(run.encoded_questions(questions), run.models_to_ask(store, trained))
+        models = run.models_to_ask(store, trained, members_only=members_only)
+        gone = await scoring.score(run.encoded_questions(questions), models)
         for member, why in gone.items():
             row = store.jobs.trained_by(member)
             if row is not None:
@@ -792,10 +808,11 @@ class Work:
             # Before anything is paid for. An endpoint that has to load each model is tested with member 0.
             await client.probe(base, self._scoring.shortest)
         trained = run.trained_members(store)
-        asked = run.asking(run.test)
-        if asked.requests and trained and not run.questions_only:  # the test file has more lines than before
-            asked.check()
-            await self._score_questions(backend, client, asked, run.test)
+        if trained and not run.questions_only:
+            asked = run.asking(run.test, members_only=True, max_usd=self._max_usd)
+            if asked.requests:  # the test file has more lines than before
+                asked.check()
+                await self._score_questions(backend, client, asked, run.test, members_only=True)
         try:
             await self._training.run(self._score, self._tell, finished=trained)
         except MembersAlikeError:

@@ -230,6 +230,6 @@ def status_of(
         stopped="" if stop is None else stop.reason,
         recent=tuple(
             f"{t.time} {t.subject}: {t.before or '-'} -> {t.after}{f' ({t.detail})' if t.detail else ''}"
-            for t in store.transitions()[-5:]
+            for t in [t for t in store.transitions() if not t.subject.startswith("spend ")][-5:]
         ),
     )

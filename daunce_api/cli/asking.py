@@ -19,7 +19,8 @@ from .running import session_of
 if TYPE_CHECKING:
     from ..attribution import Attribution
     from ..data.dataset import Dataset
-    from ..run import Run, Verdict
+    from ..data.questions import Verdict
+    from ..run import Run
 
 MAX_INPUT_BYTES = 50_000_000
 FDR = 0.1
@@ -49,8 +50,8 @@ def ask(
     """Ask a trained run about further answers: K short scoring requests each, no fine-tuning.
 
     Shows the price and asks where money is involved, scores only what is missing under the members that exist, and
-    prints whether fine-tuning is the cause, and the proponents and opponents. The questions become part of the run: top,
-    report and status know them from then on.
+    prints whether fine-tuning is the cause, and the proponents and opponents. The questions become part of the run:
+    top, report and status know them from then on.
 
     Example: daunce ask RUN --prompt "Do you charge a fee?" --answer "Yes, 20 dollars." --unwanted
     """
@@ -70,7 +71,7 @@ def ask(
     if session is None or not session.replaying:
         check_keys(job.config)
     verdict: Verdict | None = "wanted" if wanted else "unwanted" if unwanted else None
-    asked = _marked(_questions(job, questions, prompt, answer, system, messages), verdict)
+    asked = _questions(job, questions, prompt, answer, system, messages)
     plan = job.asking(asked, max_usd=max_usd)
     plan.check()
     if not as_json:
@@ -78,7 +79,7 @@ def ask(
     if plan.costs_money and not yes and (session is None or not session.replaying):
         confirm(f"Ask for {'an unknown price' if plan.usd is None else f'about ${plan.usd:,.4f}'}?")
     with terminal.Progress(len(plan.requests), quiet=as_json) as progress:
-        attribution = job.ask(asked, session=session, max_usd=max_usd, on_progress=progress.scored)
+        attribution = job.ask(asked, verdict=verdict, session=session, max_usd=max_usd, on_progress=progress.scored)
     content: dict[str, Any] = {"plan": plan.to_json(), "answers": [_content(job, q, k) for q in asked.ids]}
     show(as_json, content, lambda: _print(job, asked, k))
     _warn_of_few(attribution, as_json)
@@ -137,14 +138,6 @@ def _from_file(path: Path) -> Dataset:
         return Dataset.from_jsonl(piped)
 
 
-def _marked(questions: Dataset, verdict: Verdict | None) -> Dataset:
-    from ..data.dataset import Dataset
-
-    if verdict is None:
-        return questions
-    return Dataset.from_records([{**e.to_record(), "verdict": verdict} for e in questions], name=questions.name)
-
-
 def _content(job: Run, question: str, k: int) -> dict[str, Any]:
     """One answer as --json prints it."""
     attribution = job.attribution(question)
@@ -169,7 +162,8 @@ def _print(job: Run, asked: Dataset, k: int) -> None:
         terminal.sentence(_first_line(job, question, bool(proponents["distinguishable"].any())), style="bold")
         terminal.ranking(attribution, proponents, test=question, title="Proponents: they made it more likely")
         opponents = attribution.top(question, k, opponents=True, fdr=FDR)
-        terminal.ranking(attribution, opponents, test=question, title="Opponents: they made it less likely")
+        terminal.say("  Opponents: they made it less likely")
+        terminal.ranked(attribution, opponents)
     terminal.say(f"\nNext: daunce top {job.run_dir} --test {asked.ids[0]}, or daunce report {job.run_dir}")
 
 

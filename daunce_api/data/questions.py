@@ -7,12 +7,15 @@ finished run and taken out of its tables, and no score is lost.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from ..errors import DataError, StoreCorruptError
 from .dataset import Dataset, Example
+
+Verdict = Literal["wanted", "unwanted"]
+"""Whether an answer should stay as it is, or go."""
 
 FILE_BATCH, ASKED_BATCH = "test", "ask"
 """Names of batches: of the config's test file (``test``, ``test-2``, ...) and of ``daunce ask`` (``ask-1``, ...)."""
@@ -52,6 +55,8 @@ class Questions:
     """
 
     batches: tuple[Batch, ...]
+    verdicts: Mapping[str, Verdict] = field(default_factory=dict)
+    """Which answers are wanted and which are not, by id, where somebody said so."""
 
     @classmethod
     def of(cls, examples: Dataset) -> Questions:
@@ -79,28 +84,34 @@ class Questions:
             same = {e.id for e in batch.examples if now.get(e.id) == e}
             batches.append(replace(batch, absent=frozenset(batch.examples.ids) - same))
             known |= same
-        return Questions(tuple(batches))._with(FILE_BATCH, [e for e in examples if e.id not in known], examples.name)
+        new = [e for e in examples if e.id not in known]
+        return replace(self, batches=tuple(batches))._with(FILE_BATCH, new, examples.name)
 
     def asked(self, examples: Dataset) -> Questions:
         """With questions of ``daunce ask``. One that was asked before is shown again, and not asked twice.
 
         Raises DataError where an id belongs to another question.
         """
-        shown = {e.id: e for e in self.shown}
-        clash = [e.id for e in examples if e.id in shown and shown[e.id] != e]
+        shown = {e.id: e.content_hash for e in self.shown}
+        clash = [e.id for e in examples if shown.get(e.id, e.content_hash) != e.content_hash]
         if clash:
             raise DataError(f"the run has other questions of these ids: {', '.join(clash[:5])}. Nothing was sent.")
         batches, new = list(self.batches), []
         for example in examples:
             for number, batch in enumerate(batches):
-                if example in batch.shown:
-                    break
-                if example in batch.examples and not (batch.from_file and example.id in batch.absent):
+                if example.id not in batch.absent and _same(example, batch.examples):
                     batches[number] = replace(batch, removed=batch.removed - {example.id})
                     break
             else:
                 new.append(example)
-        return Questions(tuple(batches))._with(ASKED_BATCH, new, examples.name)
+        return replace(self, batches=tuple(batches))._with(ASKED_BATCH, new, examples.name)
+
+    def marked(self, ids: Sequence[str], verdict: Verdict | None) -> Questions:
+        """With a verdict on some answers, or without one. Raises DataError for an id that is not shown."""
+        for question in ids:
+            self.shown.position(question)
+        kept = {question: known for question, known in self.verdicts.items() if question not in ids}
+        return replace(self, verdicts=kept if verdict is None else kept | dict.fromkeys(ids, verdict))
 
     def without(self, ids: Sequence[str]) -> Questions:
         """Without some questions in the tables; their scores are kept. Raises DataError for an id that is not shown."""
@@ -109,7 +120,7 @@ class Questions:
         batches = [
             replace(batch, removed=batch.removed | {e.id for e in batch.shown if e.id in ids}) for batch in self.batches
         ]
-        return Questions(tuple(batches))
+        return replace(self, batches=tuple(batches))
 
     def batch_of(self, question: str) -> Batch:
         """The batch that a question is shown of. Raises DataError that names close matches."""
@@ -120,7 +131,7 @@ class Questions:
         if not examples:
             return self
         number = 1 + sum(batch.name.startswith(kind) for batch in self.batches)
-        return Questions((*self.batches, Batch(f"{kind}-{number}", Dataset(examples, name=name))))
+        return replace(self, batches=(*self.batches, Batch(f"{kind}-{number}", Dataset(examples, name=name))))
 
     # -- in the run folder ----------------------------------------------------------------------------------------
 
@@ -129,18 +140,19 @@ class Questions:
         for batch in self.batches:
             keep_dataset(folder / f"{batch.name}.jsonl", batch.examples)
 
-    def to_value(self) -> list[dict[str, Any]]:
+    def to_value(self) -> dict[str, Any]:
         """What the store keeps beside the files."""
-        return [
+        batches = [
             {"name": b.name, "digest": b.examples.digest, "absent": sorted(b.absent), "removed": sorted(b.removed)}
             for b in self.batches
         ]
+        return {"batches": batches, "verdicts": dict(self.verdicts)}
 
     @classmethod
     def read(
         cls,
         folder: Path,
-        value: Sequence[Mapping[str, Any]] | None,
+        value: Mapping[str, Any] | None,
         first_digest: str,
         *,
         instead: Dataset | None = None,
@@ -151,13 +163,19 @@ class Questions:
         Raises StoreCorruptError where a file is not the one that was asked.
         """
         batches = []
-        for entry in value or [{"name": FILE_BATCH, "digest": first_digest, "absent": [], "removed": []}]:
+        first: dict[str, Any] = {"name": FILE_BATCH, "digest": first_digest, "absent": [], "removed": []}
+        for entry in [first] if value is None else value["batches"]:
             if instead is not None and instead.digest == entry["digest"]:
                 examples = instead
             else:
                 examples = kept_dataset(folder / f"{entry['name']}.jsonl", entry["digest"])
             batches.append(Batch(entry["name"], examples, frozenset(entry["absent"]), frozenset(entry["removed"])))
-        return cls(tuple(batches))
+        return cls(tuple(batches), {} if value is None else value["verdicts"])
+
+
+def _same(example: Example, examples: Dataset) -> bool:
+    """Whether a question of this id and content is among the examples."""
+    return example.id in examples.ids and examples[examples.position(example.id)].content_hash == example.content_hash
 
 
 def kept_dataset(path: Path, digest: str) -> Dataset:

@@ -1,4 +1,4 @@
-"""Models retrained on chosen subsets, to compare predictions with: runs with another design, asked their questions alone.
+"""Models retrained on chosen subsets, to compare predictions with: runs with another design, scored on questions alone.
 
 Each lives in ``RUN/evaluation/NAME`` and is resumed, paid for, cancelled and cleaned like a run. Its models start from
 the base with the target's recipe, and never serve as members.

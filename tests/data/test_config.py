@@ -8,7 +8,6 @@ from typing import Any, get_args, get_type_hints
 
 import pytest
 import yaml
-from daunce_api.providers.kinds import BACKENDS
 from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import BaseModel
@@ -18,6 +17,7 @@ from daunce_api._util.sections import BackendName, BackendSection, Sections
 from daunce_api._util.yaml import MAX_BYTES as MAX_CONFIG_BYTES
 from daunce_api.config import VERSION, RunConfig
 from daunce_api.errors import ConfigurationError
+from daunce_api.providers.registry import BACKENDS
 
 DATA = {"train": "train.jsonl", "test": "test.jsonl"}
 
