@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
@@ -63,7 +64,7 @@ class Questions:
         """Those of a new run."""
         return cls((Batch(FILE_BATCH, examples),))
 
-    @property
+    @cached_property
     def shown(self) -> Dataset:
         """Everything that the tables show, in order. Raises DataError where all of it was removed."""
         shown = [e for batch in self.batches for e in batch.shown]

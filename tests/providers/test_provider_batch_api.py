@@ -22,9 +22,9 @@ from daunce_api.providers.openai_wire import chat_token
 from daunce_api.providers.openai_wire.batch_api import ROUNDS, BatchScorer
 from daunce_api.providers.registry import Backend, capabilities_of, open_backend
 from daunce_api.providers.tokenizers import embedded_folder
-from daunce_api.run import clean_at
 from daunce_api.score.client import ScoringClient
 from daunce_api.score.health import measure_noise
+from daunce_api.score.work import clean_at
 from daunce_api.store import RunStore
 from daunce_api.train import CleanReport
 from tests.store_rows import by_key
@@ -480,7 +480,7 @@ async def test_clean_takes_the_batches_of_every_model_of_the_run(
     async def clean_up(jobs: object) -> CleanReport:
         return CleanReport(["ft:final"], ["training-file"], {})
 
-    monkeypatch.setattr("daunce_api.run.clean_up", clean_up)
+    monkeypatch.setattr("daunce_api.score.work.clean_up", clean_up)
     with RunStore.create_or_open(tmp_path / "run", {"config": {}}) as store:
         store.jobs.intent("k-m0-a1", 0, 1, "{}")
         store.jobs.submitted("k-m0-a1", "job-1")

@@ -211,7 +211,7 @@ def test_the_base_model_for_every_fine_tune_shows_as_no_variance_over_members(
     provider: Provider, unscored: RunConfig, quiet: Quiet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Every single answer is in order; only the members together tell. None of them is kept, in the cache neither."""
-    monkeypatch.setattr("daunce_api.run.open_cache", lambda _: ScoredCache(tmp_path / "cache", "the server"))
+    monkeypatch.setattr("daunce_api.score.work.open_cache", lambda _: ScoredCache(tmp_path / "cache", "the server"))
     spoil_requests(provider, lambda body: body.update(model="daunce-tiny"))
     for _ in range(2):  # the second time it asks again, and is not stuck with what it had
         provider.proxy.sent.clear()

@@ -60,7 +60,7 @@ def test_what_is_measured_anew_is_paid_for_again(tmp_path: Path) -> None:
 def test_a_run_on_a_full_cache_books_its_noise_probe_alone(
     make_config: MakeConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("daunce_api.run.open_cache", lambda _: ScoredCache(tmp_path / "cache", "the server"))
+    monkeypatch.setattr("daunce_api.score.work.open_cache", lambda _: ScoredCache(tmp_path / "cache", "the server"))
     config = make_config(budget={"price": {"training": 0.0, "input": 1000.0}}, ensemble={"members": 2})
     run = Run.create(config)
     planned = run.plan().scoring_usd

@@ -63,7 +63,7 @@ def test_the_same_command_again_does_nothing(make_config: MakeConfig, monkeypatc
     def refuse(*_: object, **__: object) -> None:
         raise AssertionError("a finished run needs no backend")
 
-    monkeypatch.setattr("daunce_api.run.open_backend", refuse)
+    monkeypatch.setattr("daunce_api.score.work.open_backend", refuse)
     again = Run.create(make_config()).execute()
     assert np.array_equal(again.train_loss_KN, first.train_loss_KN)
 
@@ -83,7 +83,7 @@ def test_one_run_encodes_every_example_once_and_plans_once(
         return make_plan(*given, **options)
 
     monkeypatch.setattr("daunce_api.data.encoded.encode_example", counted)
-    monkeypatch.setattr("daunce_api.run.make_plan", planned)
+    monkeypatch.setattr("daunce_api.plan.inputs.make_plan", planned)
     run = Run.create(make_config(ensemble={"members": 2}))
     run.plan().check()
     run.execute()
