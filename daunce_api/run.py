@@ -17,7 +17,7 @@ from ._util.clock import Clock
 from ._util.sections import BackendName, BackendSection, Sections
 from .attribution import Attribution
 from .attribution.cause import Cause, cause_of
-from .attribution.from_store import assemble, complete_members, question_groups
+from .attribution.from_store import assemble, question_groups
 from .config import RunConfig
 from .core import per_example_losses
 from .data.dataset import Dataset
@@ -323,7 +323,7 @@ class Run(RunInputs):
         except NotEnoughMembersError:
             attribution = None
         with RunStore.open(self.run_dir, read_only=True) as store:
-            scored = complete_members(store, self.material)
+            scored = self.finished_members(store)
             status = status_of(store, self.material, self.config, attribution, scored)
         retrained = {} if self.purpose == "retrain" else self.spent_elsewhere()
         return status.with_spent(retrained) if retrained else status

@@ -194,6 +194,12 @@ class RunInputs:
             return complete_members(store, self.material)
         return complete_members(store, replace(self.material, encoded_test=()))
 
+    def finished_members(self, store: RunStore) -> list[int]:
+        """Members of which nothing is left to be scored: those whose model is gone are finished without the questions
+        that were asked since."""
+        ready, complete = store.jobs.ready_models(), set(complete_members(store, self.material))
+        return [k for k in self.trained_members(store) if k in complete or k not in ready]
+
     def asking(self, questions: Dataset, *, members_only: bool = False, max_usd: float | None = None) -> AskPlan:
         """What asking these questions costs, and why it may be refused; nothing is sent. ``members_only``: not of the
         base and the target.

@@ -74,6 +74,8 @@ def test_a_question_is_answered_without_a_job_and_becomes_part_of_the_run(run: R
 
 
 def test_only_what_is_missing_is_scored(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    known = {"prompt": "What is amber 0?", "answer": "A kind of wave near the amber."}
+    run.ask(**known)
     run.ask(chats("a", "b"))
     plan = run.asking(chats("b", "c"))
     assert (plan.questions, len(plan.requests), sum(plan.requests.values())) == (1, 5, 5)  # the base is asked, too
@@ -84,7 +86,7 @@ def test_only_what_is_missing_is_scored(run: Run, monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr("daunce_api.score.work.open_backend", refuse)
     assert run.asking(chats("a", "b")).usd == 0.0
     assert run.ask(chats("b")).focus == ("b",)
-    assert run.ask(prompt="What is amber 0?", answer="A kind of wave near the amber.").focus == ("q0",)
+    assert run.ask(**known).focus == ("q0",)
 
 
 def test_the_base_says_whether_fine_tuning_is_the_cause(run: Run) -> None:
@@ -300,7 +302,7 @@ def test_money_is_asked_for_and_the_key_before(
     arguments = ("ask", run.run_dir, "--prompt", PROMPT, "--answer", ANSWER)
     code, _, err = cli(*arguments)
     assert code == 2
-    assert "Ask for about $0.00" in err
+    assert "Ask for about $0.01" in err
     assert cli(*arguments, "--yes")[0] == 0
     monkeypatch.delenv("TEST_SERVER_KEY")
     code, _, err = cli(*arguments[:3], "another", "--answer", "x")

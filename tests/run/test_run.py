@@ -51,7 +51,7 @@ def test_a_run_trains_scores_and_attributes(make_config: MakeConfig) -> None:
     np.testing.assert_allclose(covariance, train_c.T @ test_c / 3, rtol=1e-10)
     assert attribution.noise == pytest.approx(0.0, abs=1e-9)
 
-    saved = Attribution.load(run.run_dir / "attribution")
+    saved = Attribution.load(attribution.save(run.run_dir / "saved"))
     assert np.array_equal(saved.scores_NM(), attribution.scores_NM())
     assert saved.train.digest == run.train.digest
     assert "is job" in (run.run_dir / "daunce.log").read_text()
