@@ -67,7 +67,9 @@ class Run(RunInputs):
         for path in (config.data.train, config.data.test):
             if path.exists() and not (path.is_file() or path.is_dir()):
                 raise ConfigurationError(f"{path} is not a regular file, and examples are read more than once.")
-        return cls.of(config, Dataset.from_jsonl(config.data.train), Dataset.from_jsonl(config.data.test))
+        columns = config.data.columns
+        train, test = (Dataset.from_file(path, columns) for path in (config.data.train, config.data.test))
+        return cls.of(config, train, test)
 
     @classmethod
     def of(cls, config: RunConfig, train: Dataset, test: Dataset, **design: Any) -> Run:
@@ -134,15 +136,24 @@ class Run(RunInputs):
         session: Session | None = None,
         clock: Clock | None = None,
         max_usd: float | None = None,
+        adopt: bool = False,
     ) -> Attribution:
         """Train and score what is missing, then attribute; the same call again does only what is missing.
 
         ``on_event`` and ``on_progress`` are called as it goes on; ``session`` records or replays the API traffic
         (:mod:`daunce_api.providers.replay`); ``max_usd`` takes the place of ``budget.max_usd`` for this call, and is
-        recorded. Whatever ends it, what was trained and scored is kept. Raises any
+        recorded. ``adopt`` takes over jobs of this run that the provider has and the run folder does not know, instead
+        of raising UnknownJobsError. Whatever ends it, what was trained and scored is kept. Raises any
         :class:`~daunce_api.errors.DaunceError`; KeyboardInterrupt leaves a run that the same call resumes.
         """
-        self.measure(on_event=on_event, on_progress=on_progress, session=session, clock=clock, max_usd=max_usd)
+        self.measure(
+            on_event=on_event,
+            on_progress=on_progress,
+            session=session,
+            clock=clock,
+            max_usd=max_usd,
+            adopt=adopt,
+        )
         return self.attribution()
 
     async def execute_async(
@@ -153,10 +164,11 @@ class Run(RunInputs):
         session: Session | None = None,
         clock: Clock | None = None,
         max_usd: float | None = None,
+        adopt: bool = False,
     ) -> Attribution:
         """:meth:`execute` for programs that run an event loop of their own."""
         work = Work(self, on_event=on_event, on_progress=on_progress, session=session, clock=clock, max_usd=max_usd)
-        await work.run()
+        await work.run(adopt=adopt)
         return await asyncio.to_thread(self.attribution)
 
     def measure(
@@ -167,10 +179,11 @@ class Run(RunInputs):
         session: Session | None = None,
         clock: Clock | None = None,
         max_usd: float | None = None,
+        adopt: bool = False,
     ) -> None:
         """:meth:`execute` without an attribution: for designs that are scored on their questions alone."""
         work = Work(self, on_event=on_event, on_progress=on_progress, session=session, clock=clock, max_usd=max_usd)
-        run_blocking(work.run())
+        run_blocking(work.run(adopt=adopt))
 
     # -- results --------------------------------------------------------------------------------------------------
 
@@ -373,7 +386,7 @@ def attribute(
     paths: dict[str, str] = {}
     data: dict[str, Dataset] = {}
     for side, given in (("train", train), ("test", test)):
-        data[side] = given if isinstance(given, Dataset) else Dataset.from_jsonl(given)
+        data[side] = given if isinstance(given, Dataset) else Dataset.from_file(given)
         paths[side] = str(run_dir / DATA_FOLDER / f"{side}.jsonl" if isinstance(given, Dataset) else given)
     content: dict[str, Any] = dict(sections)
     config = RunConfig.from_mapping(

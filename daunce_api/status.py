@@ -32,8 +32,8 @@ class More:
 class RunStatus:
     """The state of a run.
 
-    ``members_asked`` K; ``members_trained`` those with a model; ``members_scored`` those of which nothing
-    is left to be scored; ``models_asked`` and ``models_scored`` count the models of all members, earlier checkpoints included
+    ``members_asked`` K; ``members_trained`` those with a model; ``members_scored`` those of which nothing is left to be
+    scored; ``models_asked`` and ``models_scored`` count the models of all members, earlier checkpoints included
     (``ensemble.checkpoints``); ``members_running`` those with a job that is not final; ``members_failed`` those that
     are left out now. ``target``: state of the target model's job, None without one. ``questions``: answers that are
     explained. ``trained_tokens`` as the provider counted them, the target model included; ``scored_tokens`` of prompts

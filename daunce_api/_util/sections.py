@@ -4,16 +4,20 @@ it runs. :class:`daunce_api.config.RunConfig` says what each key means."""
 from __future__ import annotations
 
 from collections.abc import Mapping
+from datetime import date
 from typing import Any, Literal, TypedDict
 
 BackendName = Literal[
-    "embedded", "openai", "openai_wire", "local", "together", "fireworks", "tinker", "azure"
+    "embedded", "openai", "openai_wire", "local", "together", "fireworks", "nebius", "tinker", "azure"
 ]  # a test compares it with the registry
 Values = Mapping[str, int | float | str]
 
 
 class DataSection(TypedDict, total=False):
+    columns: Mapping[str, str] | None
     loss_on: Literal["last", "all"]
+    measure: Literal["last", "all"] | None
+    questions: Literal["last", "all"] | None
 
 
 class ScorerSection(TypedDict, total=False):
@@ -24,6 +28,7 @@ class ScorerSection(TypedDict, total=False):
 
 
 class BackendSection(TypedDict, total=False):
+    template_date: date | str | None
     kind: BackendName
     model: str
     base_url: str | None
@@ -50,6 +55,7 @@ class EnsembleSection(TypedDict, total=False):
     start_from: Literal["base", "target"]
     target_model: str | None
     checkpoints: int
+    keep_days: int | None
     stop: StopSection | None
 
 

@@ -52,8 +52,8 @@ def read(folder: Path, build: Callable[[dict[str, Any], Arrays], T]) -> T:
             return build(content, dict(arrays))
     except (OSError, ValueError, KeyError, TypeError, zipfile.BadZipFile) as error:
         raise StoreCorruptError(
-            f"{folder} cannot be read as a saved attribution ({error}). `Run.open(...).attribution().save(...)` writes it "
-            "again, without new fine-tunes."
+            f"{folder} cannot be read as a saved attribution ({error}). `Run.open(...).attribution().save(...)` writes "
+            "it again, without new fine-tunes."
         ) from error
 
 

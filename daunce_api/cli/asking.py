@@ -131,11 +131,11 @@ def _from_file(path: Path) -> Dataset:
     from ..data.dataset import Dataset
 
     if str(path) != "-":
-        return Dataset.from_jsonl(path)
+        return Dataset.from_file(path)
     with tempfile.TemporaryDirectory() as folder:
         piped = Path(folder, "stdin.jsonl")
         piped.write_bytes(sys.stdin.buffer.read(MAX_INPUT_BYTES))
-        return Dataset.from_jsonl(piped)
+        return Dataset.from_file(piped)
 
 
 def _content(job: Run, question: str, k: int) -> dict[str, Any]:

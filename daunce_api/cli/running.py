@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
-from ..errors import ConfigurationError, MissingExtraError
+from ..errors import ConfigurationError
 from . import terminal
 from .common import (
     HERE,
@@ -23,11 +23,6 @@ from .common import (
     error_content,
     show,
 )
-
-if TYPE_CHECKING:
-    from ..attribution import Attribution
-    from ..run import Run
-
 
 DEMO_SECONDS = 10.0, 2.5
 """To start with, and per member, on two cores."""
@@ -88,6 +83,9 @@ def run(
     replay: Annotated[Path | None, typer.Option(help="answer from a recording: no network, no key")] = None,
     report: Annotated[bool, typer.Option(help="write report.html into the run folder at the end")] = True,
     max_usd: MaxUsdOption = None,
+    adopt: Annotated[
+        bool, typer.Option("--adopt", help="take over jobs of this run that its folder does not know")
+    ] = False,
     as_json: JsonOption = False,
 ) -> None:
     """Train the members, score them, attribute. Rerun the command to resume: it does only what is missing.
@@ -96,6 +94,7 @@ def run(
     scored is kept, and no job is paid for twice. Ends with report.html in the run folder.
     """
     from ..providers.registry import check_keys
+    from ..report.of_run import write_report_of
     from ..run import Run
 
     job = Run.create(config)
@@ -111,10 +110,10 @@ def run(
     session = session_of(record, replay)
     with terminal.Progress(job.config.ensemble.members, quiet=as_json) as progress:
         attribution = job.execute(
-            on_event=progress.event, on_progress=progress.scored, session=session, max_usd=max_usd
+            on_event=progress.event, on_progress=progress.scored, session=session, max_usd=max_usd, adopt=adopt
         )
     status = job.status()
-    page = _report_at_the_end(job, attribution) if report else None
+    page = write_report_of(job, attribution, status=status) if report else None
     content = status.to_json() | {"report": None if page is None else str(page)}
     show(as_json, content, lambda: terminal.finished(status, attribution, page))
 
@@ -123,11 +122,11 @@ def run(
 def cancel(run: RunArgument = HERE, as_json: JsonOption = False) -> None:
     """Stop the jobs of a run that are still going on. What is trained and scored is kept.
 
-    `daunce run` with the run's config takes it up again.
+    `daunce run` with the run's config resumes it.
     """
-    from ..run import Run
+    from ..score.work import cancel_run
 
-    report = Run.open(run).cancel()
+    report = cancel_run(run)
     content = {"cancelled": report.cancelled, "already_final": report.already_final, "kept": report.kept}
     show(as_json, content, lambda: terminal.cancelled(report))
 
@@ -165,6 +164,8 @@ def demo(
     Fine-tunes members of a small language model through OpenAI's wire format, served on this machine, and compares the
     finding with text search. Needs the extra `server`.
     """
+    from ..report.of_run import write_report_of
+
     guess = DEMO_SECONDS[0] + DEMO_SECONDS[1] * members
     if not as_json:
         terminal.demo_begins(members, folder, first_guess=guess)
@@ -172,20 +173,9 @@ def demo(
         from .demo import run_demo
 
         result = run_demo(folder, members=members, on_event=progress.event, on_progress=progress.scored)
-    page = _report_at_the_end(result.run, result.attribution)
-    content = result.to_json() | {"report": None if page is None else str(page)}
+    page = write_report_of(result.run, result.attribution)
+    content = result.to_json() | {"report": str(page)}
     show(as_json, content, lambda: terminal.demo(result, page))
-
-
-def _report_at_the_end(job: Run, attribution: Attribution) -> Path | None:
-    """The report, or a word on what it lacks: the run itself is done and kept."""
-    from ..report.of_run import write_report_of
-
-    try:
-        return write_report_of(job, attribution)
-    except MissingExtraError as missing:
-        terminal.warn([f"{missing}; then: daunce report {job.run_dir}"])
-        return None
 
 
 def session_of(record: Path | None, replay: Path | None) -> Any:

@@ -77,12 +77,14 @@ class RunInputs:
         return open_tokenizer(self.config)
 
     def encoded(self, dataset: Dataset) -> tuple[EncodedExample, ...]:
-        """A data set as token ids of the run's tokenizer, with the run's ``loss_on``; encoded once.
+        """A data set as token ids of the run's tokenizer, the turns that are measured as targets; encoded once.
 
         Raises DataError that lists every line that cannot be encoded.
         """
         if dataset not in self._encoded:
-            self._encoded[dataset] = encode_dataset(dataset, self.tokenizer, self.config.data.loss_on)
+            data, one_turn = self.config.data, capabilities_of(self.config)[1].one_turn
+            turns = data.measured(one_turn=one_turn) if dataset is self.train else data.asked
+            self._encoded[dataset] = encode_dataset(dataset, self.tokenizer, turns)
         return self._encoded[dataset]
 
     def share_encoding(self, other: RunInputs) -> None:

@@ -23,7 +23,21 @@ def trainer_refusals(config: RunConfig, trainer: TrainerCapabilities) -> list[Da
                 "base, or another backend."
             )
         )
+    if config.ensemble.keep_days is not None and not trainer.models_expire:
+        refusals.append(
+            ConfigurationError(
+                f"ensemble.keep_days: {trainer.provider} keeps models until they are deleted. Take it out, and delete "
+                "them with `daunce clean` when no more questions will be asked."
+            )
+        )
     given = {**config.training.hyperparameters, **(config.training.target_hyperparameters or {})}
+    known = trainer.hyperparameters
+    switched = [name for name, value in given.items() if isinstance(value, bool) and known and name in known]
+    refusals += [
+        ConfigurationError(f"training.hyperparameters.{name}: {trainer.provider} takes a number, not true or false.")
+        for name in switched
+        if name not in trainer.switches
+    ]
     for name in sorted(given.keys() - trainer.hyperparameters) if trainer.hyperparameters else ():
         close = difflib.get_close_matches(name, trainer.hyperparameters, n=1)
         hint = f"did you mean {close[0]}?" if close else f"it knows {', '.join(sorted(trainer.hyperparameters))}."

@@ -40,7 +40,9 @@ def trainer_capabilities(config: RunConfig) -> TrainerCapabilities:
         max_concurrent_jobs=config.backend.max_concurrent_jobs or 2 * (workers if isinstance(workers, int) else 1),
         min_examples=trainer.min_examples,
         hyperparameters=HYPERPARAMETERS,
+        grace_seconds=trainer.grace_seconds or 0.0,
         listing_lag_seconds=trainer.listing_lag_seconds or 0.0,
+        echoes=trainer.echoes,
         max_context_tokens=context_tokens(config),
         checkpoints=KEPT_CHECKPOINTS,
         notes=("trains and scores on this machine",),
@@ -56,7 +58,7 @@ def open_trainer(context: Context) -> WireTrainer:
 
 def open_tokenizer(config: RunConfig) -> Tokenizer:
     """The tokenizer of the served model."""
-    return LocalTokenizer(config.backend.tokenizer or _folder(config))
+    return LocalTokenizer(config.backend.tokenizer or _folder(config), day=config.backend.template_date)
 
 
 def context_tokens(config: RunConfig) -> int | None:

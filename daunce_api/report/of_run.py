@@ -27,7 +27,7 @@ def write_report_of(
 def facts_of(run: Run, status: RunStatus) -> RunFacts:
     """The run at a glance."""
     return RunFacts(
-        name=status.name,
+        name=run.run_dir.name if status.name == "run" else status.name,
         provider=status.provider,
         model=status.model,
         started_at=status.started_at,

@@ -28,7 +28,7 @@ class Listing:
         index_Mk: positions in the training set, -1 past the last one of this sign.
         score_Mk: positive = helpful.
         low_Mk, high_Mk: ends of the score's 95 % interval, NaN where it is not known.
-        clear_Mk: whether the score can be told from zero.
+        clear_Mk: whether the score is significant (5 %, per pair).
         bm25_rank_Mk: place (1 = best) that BM25 gives the same example for the same test example; 0 where they share
             no word.
     """

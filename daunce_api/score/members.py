@@ -31,10 +31,12 @@ class Asked:
         return self.first + self.then
 
 
-class Training(Protocol):
-    """Who knows which earlier models a member's job left (:class:`daunce_api.train.Orchestrator`)."""
+class Checkpoints(Protocol):
+    """Who knows which earlier models a member's job left (:class:`daunce_api.train.Training`)."""
 
     def checkpoints(self, member: int) -> Awaitable[dict[int, str]]: ...
+
+    def is_not_yet(self, model: str, error: RejectedError) -> Awaitable[bool]: ...
 
     def checkpoint_is_gone(self, member: int, number: int, model: str, error: RejectedError) -> Awaitable[bool]: ...
 
@@ -77,7 +79,7 @@ class MemberScoring:
         """What the endpoint is tested with: any example will do, the same one every time, cheap."""
         return min(self._asked.all, key=lambda e: (len(e.ids), e.ids, e.targets))
 
-    async def member(self, member: int, model: str, training: Training) -> None:
+    async def member(self, member: int, model: str, training: Checkpoints) -> None:
         """Score what is missing of a member's final model and its earlier checkpoints."""
         earlier: Mapping[int, str] = {} if member == TARGET else await training.checkpoints(member)
         self._shares[member] = (0, 1 + len(earlier))
@@ -98,16 +100,20 @@ class MemberScoring:
                 await self._client.probe_noise(member, model, self._asked.then, len(probed))
             await self._client.score_member(member, model, self._asked.all)
 
-    async def _checkpoint(self, member: int, number: int, model: str, training: Training) -> None:
+    async def _checkpoint(self, member: int, number: int, model: str, training: Checkpoints) -> None:
         """One of the models from before the end of the member's job; one that is gone is left out."""
         if self._is_scored(member, number):
             return
         with self._booked(f"scoring of member {member}, checkpoint {number}", member, number):
-            try:
-                await self._client.score_member(member, model, self._asked.all, checkpoint=number)
-            except RejectedError as error:
-                if not await training.checkpoint_is_gone(member, number, model, error):
-                    raise
+            while True:
+                try:
+                    await self._client.score_member(member, model, self._asked.all, checkpoint=number)
+                except RejectedError as error:
+                    if await training.is_not_yet(model, error):
+                        continue
+                    if not await training.checkpoint_is_gone(member, number, model, error):
+                        raise
+                return
 
     @contextmanager
     def _booked(

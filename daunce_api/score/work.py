@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import random
 from collections.abc import AsyncIterator, Callable, Collection, Coroutine, Mapping, Sequence
 from contextlib import AbstractContextManager, asynccontextmanager, nullcontext, suppress
 from functools import partial
@@ -11,9 +10,8 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from .._util.blocking import run_blocking
-from .._util.clock import Clock, SystemClock
-from .._util.log import logger, logging_to
-from .._util.text import terminal_text
+from .._util.clock import Clock
+from .._util.log import logging_to
 from ..attribution.from_store import assemble, complete_members
 from ..config import RunConfig
 from ..core import SelfLDS
@@ -26,10 +24,19 @@ from ..plan.inputs import HALTED, RunInputs, with_cap
 from ..providers.base import Deferred, Generator
 from ..providers.registry import Backend, open_backend
 from ..providers.replay import Session
+from ..providers.replay.protocol import PROTOCOL
 from ..store import TARGET, RunStore
-from ..train import JOB_RETRIES, CancelReport, CleanReport, Event, OnEvent, Orchestrator, PollPolicy
-from ..train.cleanup import cancel_jobs, clean_up
-from ..train.jobs import Desk
+from ..train import (
+    CancelReport,
+    CleanReport,
+    Event,
+    EventKind,
+    JobClient,
+    OnEvent,
+    Training,
+    cancel_jobs,
+    clean_up,
+)
 from ..train.stopping import StopRule
 from .asking import QuestionScoring
 from .cache import ScoredCache, open_cache
@@ -68,12 +75,13 @@ class Work:
         self._on_progress = on_progress
         self._session = session
         self._clock = clock if clock is not None or session is None else session.clock
+        self._protocol = PROTOCOL if session is None else session.protocol
         self._stop = StopRule(run.config.ensemble.stop)
         self._compared = run.questions_only
         self._scoring: MemberScoring | None = None
 
-    async def run(self) -> None:
-        """Train and score what is missing; nothing is opened where nothing is.
+    async def run(self, *, adopt: bool = False) -> None:
+        """Train and score what is missing; nothing is opened where nothing is. ``adopt``: see :class:`Training`.
 
         Raises MembersAlikeError as soon as members show that the endpoint does not serve the fine-tunes: their scores
         are set aside, so that the same call scores them again.
@@ -93,7 +101,7 @@ class Work:
                 if self._max_usd is not None:
                     store.note("budget", f"max_usd {self._max_usd:g} for this command")
                 try:
-                    await self._train_and_score(plan)
+                    await self._train_and_score(plan, adopt)
                 except MembersAlikeError as error:
                     raise self._set_aside(error) from error
                 except DaunceError as error:
@@ -101,7 +109,7 @@ class Work:
                         store.history.stopped("error", str(error))
                     raise
 
-    async def _train_and_score(self, plan: Plan) -> None:
+    async def _train_and_score(self, plan: Plan, adopt: bool) -> None:
         run, store = self._run, self._store
         members = await asyncio.to_thread(complete_members, store, run.material)
         await self._compare(members)
@@ -112,7 +120,7 @@ class Work:
             return
         store.history.cleared()
         async with self._backend() as (backend, cache):
-            await self._at(backend, plan, cache)
+            await self._at(backend, plan, cache, adopt)
         self._compared = run.questions_only
         await self._compare(await asyncio.to_thread(complete_members, store, run.material))
 
@@ -148,7 +156,7 @@ class Work:
         scoring = QuestionScoring(
             client,
             store,
-            exists=_jobs_at(backend, store, self._clock).model_exists,
+            exists=JobClient(backend.trainer, store, clock=self._clock, protocol=self._protocol).model_exists,
             usd_per_token=plan.usd_per_token,
             cap=self._config.budget.max_usd,
         )
@@ -187,9 +195,17 @@ class Work:
         elsewhere while one is made or replayed."""
         session = self._session
         recording: AbstractContextManager[Any] = session or nullcontext()
+        if session is not None and session.not_checked and self._on_event is not None:
+            listed = ", ".join(session.not_checked)
+            text = f"The recording is older than these checks, which are left out: {listed}."
+            self._on_event(Event(EventKind.NOT_CHECKED, text))
         cache = None if session is not None else open_cache(self._run.config)
         with recording, cache or nullcontext():
-            async with open_backend(self._run.config, replaying=session is not None and session.replaying) as backend:
+            async with open_backend(
+                self._run.config,
+                replaying=session is not None and session.replaying,
+                protocol=self._protocol,
+            ) as backend:
                 yield backend, cache
 
     def _client(self, backend: Backend, cache: ScoredCache | None) -> ScoringClient:
@@ -208,18 +224,20 @@ class Work:
         elif self._on_progress is not None:
             self._on_progress(member, done, total)
 
-    async def _at(self, backend: Backend, plan: Plan, cache: ScoredCache | None) -> None:
+    async def _at(self, backend: Backend, plan: Plan, cache: ScoredCache | None, adopt: bool) -> None:
         run, store, config = self._run, self._store, self._config
         client = self._client(backend, cache)
-        self._training = Orchestrator(
+        jobs = JobClient(
             backend.trainer,
             store,
-            ensemble=run.material.ensemble,
-            dataset=run.train,
-            config=config,
             costs=plan.costs,
+            cap=config.budget.max_usd,
+            purpose="retrain" if run.purpose == "retrain" else "train",
+            on_event=self._on_event,
             clock=self._clock,
+            protocol=self._protocol,
         )
+        self._training = Training(jobs, ensemble=run.material.ensemble, dataset=run.train, config=config, adopt=adopt)
         self._scoring = MemberScoring(
             client,
             store,
@@ -243,7 +261,7 @@ class Work:
                 asked.check()
                 await self._score_questions(backend, client, asked, run.test, members_only=True)
         try:
-            await self._training.run(self._score, self._tell, finished=trained)
+            await self._training.run(self._score, finished=trained)
         except MembersAlikeError:
             await client.drain()
             raise
@@ -292,11 +310,6 @@ class Work:
 
         return await asyncio.to_thread(look)
 
-    def _tell(self, event: Event) -> None:
-        logger.info("%s", terminal_text(event.message))
-        if self._on_event is not None:
-            self._on_event(event)
-
     def _set_aside(self, error: MembersAlikeError) -> MembersAlikeError:
         """Use no more, here and in the cache, what may be the answers of other models."""
         run, store = self._run, self._store
@@ -323,50 +336,37 @@ class Work:
 
 def cancel_run(run_dir: str | Path) -> CancelReport:
     """Stop the jobs of a run that are not final: of any run folder, also one whose data or tokenizer is gone."""
-    return _at_provider(run_dir, lambda store, backend, jobs: cancel_jobs(jobs))
+    return _at_provider(run_dir, lambda client, _: cancel_jobs(client))
 
 
 def clean_run(run_dir: str | Path) -> CleanReport:
     """Delete what a run created at the provider: models and files of its jobs, batches of its scoring. What it left on
     the scoring server is taken off first. Needs the run's store and its provider, nothing else."""
-    return _at_provider(run_dir, clean_at)
+    return _at_provider(run_dir, clean_everything)
 
 
-async def clean_at(store: RunStore, backend: Backend, jobs: Desk) -> CleanReport:
-    """:func:`clean_run` with a store and a backend that are open."""
-    left = store.hosted.models()
-    hosted = await take_off(backend.scorer, store)
-    report = await clean_up(jobs)
-    report.unloaded = [model for model in left if model not in hosted]
-    report.kept.update({f"{model} on the scoring server": why for model, why in hosted.items()})
-    if isinstance(backend.scorer, Deferred):
-        swept = await backend.scorer.sweep(store.jobs.models())
+async def clean_everything(client: JobClient, backend: Backend) -> CleanReport:
+    """:func:`clean_run` with a client and a backend that are open."""
+    store, scorer = client.store, backend.scorer
+    hosted = store.hosted.models()
+    kept = await take_off(scorer, store)
+    report = await clean_up(client)
+    report.unloaded = [model for model in hosted if model not in kept]
+    report.kept.update({f"{model} on the scoring server": why for model, why in kept.items()})
+    if isinstance(scorer, Deferred):
+        swept = await scorer.sweep(store.jobs.models())
         report.files += swept.files
         report.kept |= swept.kept
     return report
 
 
-def _at_provider(
-    run_dir: str | Path, action: Callable[[RunStore, Backend, Desk], Coroutine[Any, Any, Answer]]
-) -> Answer:
+def _at_provider(run_dir: str | Path, action: Callable[[JobClient, Backend], Coroutine[Any, Any, Answer]]) -> Answer:
     async def act() -> Answer:
         with RunStore.open(run_dir) as store:
             async with open_backend(RunConfig.from_manifest(store.manifest)[0]) as backend:
-                return await action(store, backend, _jobs_at(backend, store))
+                return await action(JobClient(backend.trainer, store), backend)
 
     return run_blocking(act())
-
-
-def _jobs_at(backend: Backend, store: RunStore, clock: Clock | None = None) -> Desk:
-    return Desk(
-        backend.trainer,
-        store,
-        lambda _: None,
-        clock=clock or SystemClock(),
-        retries=JOB_RETRIES,
-        polls=PollPolicy(),
-        rng=random.Random(),
-    )
 
 
 def _listed(members: Collection[int]) -> str:

@@ -156,10 +156,17 @@ def test_hyperparameters_keep_their_type_and_numbers_are_those_of_yaml_1_2(
     assert (value, type(value)) == (meant, type(meant))
 
 
-@pytest.mark.parametrize("value", [True, None, [1], {"a": 1}, float("nan"), float("-inf")])
+def test_a_switch_stays_one() -> None:
+    """Services of OpenAI's wire take hyperparameters of their own, such as Nebius's lora: true."""
+    made = config(training={"hyperparameters": {"lora": True, "packing": False}})
+    assert made.training.hyperparameters == {"lora": True, "packing": False}
+    assert [type(v) for v in made.training.hyperparameters.values()] == [bool, bool]
+
+
+@pytest.mark.parametrize("value", [None, [1], {"a": 1}, float("nan"), float("-inf")])
 def test_other_hyperparameters_are_refused(value: Any) -> None:
     assert problems(training={"hyperparameters": {"x": value}}) == [
-        "training.hyperparameters.x: must be a finite number or a text"
+        "training.hyperparameters.x: must be a finite number, true, false or a text"
     ]
 
 
@@ -413,15 +420,15 @@ def test_an_address_that_is_refused_today_does_not_make_an_old_run_unreadable() 
 
 
 def test_a_new_default_leaves_the_recipe_of_old_runs_alone(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(module._EARLIER_DEFAULTS, VERSION, {"data.loss_on": "all", "attribution.loss": "sum"})
+    monkeypatch.setitem(module._EARLIER_DEFAULTS, VERSION, {"data.loss_on": "last", "attribution.loss": "sum"})
     kept = manifest()
     del kept["config"]["attribution"]
     del kept["config"]["data"]["loss_on"]
     old, _ = RunConfig.from_manifest(kept)
-    assert (old.data.loss_on, old.attribution.loss) == ("all", "sum")
-    assert RunConfig.from_manifest({**kept, "version": VERSION})[0].data.loss_on == "last"
+    assert (old.data.loss_on, old.attribution.loss) == ("last", "sum")
+    assert RunConfig.from_manifest({**kept, "version": VERSION})[0].data.loss_on == "all"
     continued = config(attribution={"loss": "margin"}).as_started(1)
-    assert (continued.data.loss_on, continued.attribution.loss) == ("all", "margin")
+    assert (continued.data.loss_on, continued.attribution.loss) == ("last", "margin")
     assert continued.data.train == Path("/base/train.jsonl")
 
 

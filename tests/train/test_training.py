@@ -23,7 +23,7 @@ from daunce_api.errors import (
 )
 from daunce_api.providers.base import JobRequest, JobStatus, TokenScores
 from daunce_api.store import RunStore
-from daunce_api.train import EventKind
+from daunce_api.train import EventKind, clean_up
 from tests.store_rows import by_key, put
 
 
@@ -105,7 +105,7 @@ def test_scoring_starts_while_other_jobs_run(world: World) -> None:
         await world.provider.clock.sleep(1000)
 
     with world.open() as store:
-        asyncio.run(world.orchestrator(store).run(on_ready))
+        asyncio.run(world.training(store).run(on_ready))
     assert running_at_call == [1, 2, 3]
     jobs = list(world.provider.jobs.values())
     assert jobs[2].created < 1000  # the third job was created while the first member was still being scored
@@ -177,7 +177,7 @@ def test_an_existing_target_model_is_used_and_never_deleted(world: World) -> Non
     assert {r["model"] for k in range(3) for r in world.requests(k)} == {"mine"}
     assert world.provider.of_member(-1) == []
     with world.open() as store:
-        asyncio.run(world.orchestrator(store).clean())
+        asyncio.run(clean_up(world.client(store)))
     assert world.provider.models == {"base", "mine"}
 
 
@@ -253,7 +253,7 @@ def test_a_daily_limit_in_scoring_parks_too(world: World) -> None:
         raise DailyLimitError("too many scoring requests today.")
 
     with world.open() as store, pytest.raises(DailyLimitError, match="scoring requests"):
-        asyncio.run(world.orchestrator(store).run(on_ready))
+        asyncio.run(world.training(store).run(on_ready))
 
 
 def test_a_revoked_key_stops_at_once(world: World) -> None:
@@ -306,12 +306,12 @@ def test_checkpoints_are_looked_up_once_and_fewer_are_said(world: World) -> None
 
     def live() -> None:
         with world.open() as store:
-            orchestrator = world.orchestrator(store, trainer)
+            training = world.training(store, trainer)
 
             async def ask(member: int, model: str) -> None:
-                found[member] = await orchestrator.checkpoints(member)
+                found[member] = await training.checkpoints(member)
 
-            asyncio.run(orchestrator.run(ask, world.events.append))
+            asyncio.run(training.run(ask))
 
     live()
     expected = {0: {1: "ft-abc-m0-a1:step-4", 2: "ft-abc-m0-a1:step-3"}, 1: {1: "ft-abc-m1-a1:step-1"}, 2: {}}
@@ -330,9 +330,9 @@ def test_without_checkpoints_asked_for_nobody_looks_for_them(world: World) -> No
     world.provider.earlier = lambda request: 2
     trainer = FakeTrainer(world.provider)
     with world.open() as store:
-        orchestrator = world.orchestrator(store, trainer)
-        asyncio.run(orchestrator.run())
-        assert asyncio.run(orchestrator.checkpoints(0)) == {}
+        training = world.training(store, trainer)
+        asyncio.run(training.run())
+        assert asyncio.run(training.checkpoints(0)) == {}
     assert "checkpoints" not in trainer.calls
 
 
@@ -342,9 +342,9 @@ def test_a_job_that_the_provider_forgot_has_no_checkpoints(world: World) -> None
     world.run()
     world.provider.jobs["job-0"].gone = True
     with world.open() as store:
-        orchestrator = world.orchestrator(store)
+        training = world.training(store)
         (member,) = (j.member for j in store.jobs.rows() if j.job_id == "job-0")
-        assert asyncio.run(orchestrator.checkpoints(member)) == {}
+        assert asyncio.run(training.checkpoints(member)) == {}
         assert store.jobs.wanted_checkpoints(member, 2) == ()
 
 
@@ -353,7 +353,7 @@ def test_a_member_that_was_cleaned_up_half_scored_is_scored_anew(world: World) -
     world.run()
     with world.open() as store:
         put(store, 1, 0, "f", {"a": TokenScores((-1.0,))})
-        asyncio.run(world.orchestrator(store).clean())
+        asyncio.run(clean_up(world.client(store)))
     assert world.run().models[1] == "ft-abc-m1-a2"
     with world.open() as store:
         assert by_key(store, 1).keys() == set()
@@ -382,7 +382,7 @@ def test_a_job_that_vanished_is_a_failed_attempt(world: World) -> None:
     assert len(world.provider.jobs) == 4
     with world.open() as store:
         (lost,) = [j for j in store.jobs.rows() if j.status == "failed"]
-    assert (lost.error or "").startswith("lost track of the job: the provider no longer knows it")
+    assert (lost.error or "").startswith("lost track of the job: the provider does not show job-0 after 5 minutes")
 
 
 def test_a_withheld_model_is_waited_for_and_then_a_failed_attempt(world: World) -> None:
@@ -454,7 +454,7 @@ def test_a_model_deleted_under_us_is_trained_again_and_its_scores_forgotten(worl
                 raise RejectedError("model_not_found")
             put(store, member, 0, "f", {"b": TokenScores((-1.0,))})
 
-        outcome = asyncio.run(world.orchestrator(store).run(on_ready))
+        outcome = asyncio.run(world.training(store).run(on_ready))
         assert outcome.models[1] == "ft-abc-m1-a2"
         assert by_key(store, 1).keys() == {"b"}
 
@@ -464,7 +464,7 @@ def test_a_refused_scoring_request_is_no_reason_to_train_again(world: World) -> 
         raise RejectedError("prompt too long")
 
     with world.open() as store, pytest.raises(RejectedError, match="prompt too long"):
-        asyncio.run(world.orchestrator(store).run(on_ready))
+        asyncio.run(world.training(store).run(on_ready))
     assert len(world.provider.jobs) <= 3
 
 
@@ -473,7 +473,7 @@ def test_a_mistake_in_scoring_wins_over_what_follows_from_it(world: World) -> No
         raise ZeroDivisionError
 
     with world.open() as store, pytest.raises(ZeroDivisionError):
-        asyncio.run(world.orchestrator(store).run(on_ready))
+        asyncio.run(world.training(store).run(on_ready))
 
 
 def test_the_cap_holds_before_every_submit(world: World) -> None:
@@ -524,7 +524,7 @@ def test_cancellation_leaves_a_run_that_goes_on(world: World) -> None:
     world.provider.states = lambda r: (RUNNING,) * 10 + HAPPY
 
     async def interrupted(store: RunStore) -> None:
-        task = asyncio.create_task(world.orchestrator(store).run(world.on_ready, world.events.append))
+        task = asyncio.create_task(world.training(store).run(world.on_ready))
         while len(world.provider.jobs) < 2:  # noqa: ASYNC110
             await asyncio.sleep(0)
         task.cancel()
@@ -558,13 +558,13 @@ def test_halting_submits_no_more_and_waits_for_the_rest(world: World) -> None:
     world.members, world.n_train = 8, 8
     world.settings = {"backend": {"max_concurrent_jobs": 2}}
     with world.open() as store:
-        orchestrator = world.orchestrator(store)
+        training = world.training(store)
 
         async def on_ready(member: int, model: str) -> None:
             if len(store.jobs.ready_models()) >= 3:
-                orchestrator.halt("self_lds has reached its plateau")
+                training.halt("self_lds has reached its plateau")
 
-        outcome = asyncio.run(orchestrator.run(on_ready))
+        outcome = asyncio.run(training.run(on_ready))
     assert outcome.halted == "self_lds has reached its plateau"
     assert 3 <= len(outcome.models) <= 5
     assert len(world.provider.jobs) == len(outcome.models)
@@ -573,8 +573,8 @@ def test_halting_submits_no_more_and_waits_for_the_rest(world: World) -> None:
 def test_finished_members_are_left_alone_even_without_their_models(world: World) -> None:
     world.run()
     with world.open() as store:
-        asyncio.run(world.orchestrator(store).clean())
-        outcome = asyncio.run(world.orchestrator(store).run(world.on_ready, finished=range(3)))
+        asyncio.run(clean_up(world.client(store)))
+        outcome = asyncio.run(world.training(store).run(world.on_ready, finished=range(3)))
     assert outcome.models == {}
     assert len(world.provider.jobs) == 3
 
@@ -596,7 +596,7 @@ def test_time_is_simulated_in_order() -> None:
 def test_a_model_is_looked_for_patiently_and_missed_clearly(world: World) -> None:
     script = once(("model_info", Fault.LOST_BEFORE), ("model_info", Fault.RATE_LIMIT))
     with world.open() as store:
-        orchestrator = world.orchestrator(store, FakeTrainer(world.provider, script))
-        assert asyncio.run(orchestrator.model_info("base")).id == "base"
+        training = world.training(store, FakeTrainer(world.provider, script))
+        assert asyncio.run(training.model_info("base")).id == "base"
         with pytest.raises(RejectedError, match="does not exist"):
-            asyncio.run(orchestrator.model_info("nobody"))
+            asyncio.run(training.model_info("nobody"))
