@@ -203,7 +203,10 @@ def test_the_rule_that_is_asked_for_decides_when_a_run_stops(
     run = Run.create(config)
     assert len(run.execute().members) < 12
     with RunStore.open(run.run_dir, read_only=True) as store:
-        assert [reason in t.detail for t in store.transitions() if t.subject == "halted"] == [True]
+        stop = store.history.stop()
+    assert stop is not None
+    assert reason in stop.reason
+    assert run.plan().nothing_missing
 
 
 def test_a_budget_that_is_too_small_is_refused_before_anything_is_sent(make_config: MakeConfig) -> None:
@@ -266,10 +269,10 @@ def test_the_first_token_alone_is_named_in_every_output(
     assert attribution.measured == said
     assert 0 <= attribution.censored <= 1
     terminal.status(run.status())
-    terminal.ranking(attribution.top("q0", 2), title="q0")
+    terminal.ranking(attribution, attribution.top("q0", 2), test="q0", title="q0")
     assert capsys.readouterr().out.count(said) == 2
     assert said in write_report_of(run, attribution).read_text()
-    assert Attribution.load(run.run_dir / "attribution").measured == said
+    assert Attribution.load(attribution.save(run.run_dir / "saved")).measured == said
 
 
 def test_a_longer_completion_is_refused_where_one_token_can_be_measured(make_config: MakeConfig) -> None:
