@@ -5,11 +5,10 @@ from __future__ import annotations
 import difflib
 from datetime import date
 
-from ..attribution.from_store import learning_time_ratio
 from ..config import RunConfig
-from ..core.estimators import estimator_named
 from ..errors import BudgetError, CapabilityError, ConfigurationError, DaunceError
 from ..providers.base import TrainerCapabilities
+from ..providers.learning_time import rho_of
 from .plan import Plan
 from .prices import closing_of
 
@@ -76,7 +75,7 @@ def checkpoint_refusals(config: RunConfig, trainer: TrainerCapabilities, epochs:
 def estimator_refusals(config: RunConfig, n_train: int) -> list[DaunceError]:
     """An estimator that the run's members cannot be attributed with, before they are paid for."""
     name = config.attribution.estimator
-    if name == "auto" or not estimator_named(name).needs_rho or learning_time_ratio(config, n_train) is not None:
+    if name != "matched" or not isinstance(rho_of(config, n_train), str):
         return []
     return [
         ConfigurationError(

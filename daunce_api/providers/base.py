@@ -118,7 +118,8 @@ class TrainerCapabilities:
     how many models of a job can be scored, the final one and those of the epochs before it (:class:`Checkpointing`).
     ``own_queue``: jobs wait for the user's own machines, where a long queue is no sign of a job that is stuck.
     ``workers``: how many of them are trained at once, where that is fewer than may be submitted. ``accepts``: what
-    records may hold besides texts and contents in text (``tools``, ``images``, ``texts`` for text-only records).
+    records may hold besides texts and contents in text (``tools``, ``images``, ``texts`` for text-only records,
+    ``weights`` of whole records).
     ``hyperparameters``: the names that the provider takes (empty: any), ``switches`` those that are true or false.
     ``models_persist``: models stay at the provider until they are deleted, whatever happens to this process;
     ``models_expire``: the provider deletes them by itself after ``ensemble.keep_days``.
@@ -158,7 +159,8 @@ class ScorerCapabilities:
     time. ``price_factor`` is what the provider takes of its list price for requests sent this way. ``hourly``: the
     endpoint is paid for by the hour. ``tried_on``: what a trial before a run may be sent to; a fine-tune where the
     base model is not served, nothing where every model has to be deployed for money first. ``one_turn``: a chat's
-    answer is measured only where it is one turn. ``accepts``: as of a trainer.
+    answer is measured only where it is one turn. ``accepts``: as of a trainer. ``look`` raises CapabilityError for an
+    example that the scorer could not ask about; the plan calls it for every one.
     ``fine_tunes_verified``: the numbers of fine-tunes are known to be right; where it is False a run scores its first
     finished member before it submits the second. ``refusal``: why nothing can be scored here at all.
     """
@@ -175,6 +177,7 @@ class ScorerCapabilities:
     tried_on: Literal["base", "fine_tune", "nothing"] = "base"
     one_turn: bool = False
     accepts: frozenset[str] = frozenset({"tools", "texts"})
+    look: Callable[[EncodedExample], object] | None = field(default=None, compare=False, repr=False)
     fine_tunes_verified: bool = True
     refusal: str | None = None
     notes: tuple[str, ...] = ()

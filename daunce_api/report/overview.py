@@ -8,8 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..attribution import Attribution
-from ..core.quality import MINIMUM_MEMBERS
-from ..core.uncertainty import significance_threshold, z_block
+from ..core import MINIMUM_MEMBERS, significance_threshold
 from .facts import QualityPoint
 
 _ROWS = 4_096
@@ -39,14 +38,12 @@ class TrainView:
 
 def train_view(attribution: Attribution) -> TrainView:
     """Mean score and self-influence of every training example, in one pass over all pairs."""
-    blocks = attribution.score_blocks()
+    blocks = attribution.scored
     threshold = significance_threshold(len(attribution.members))
     mean, marked, pairs = [], 0, 0
     for start in range(0, len(attribution.train), _ROWS):
         rows = slice(start, start + _ROWS)
-        fisher = attribution.choice.estimator.name == "correlation"
-        score, z = z_block(blocks, rows, slice(None), len(attribution.members), correlation=fisher)
-        z = np.abs(z)
+        score, z = blocks.block(rows), np.abs(blocks.z_block(rows))
         marked += int((z >= threshold).sum())
         pairs += int(np.isfinite(z).sum())
         seen = np.isfinite(score)

@@ -159,6 +159,8 @@ def _content(attribution: Attribution, run: RunFacts, parts: _Parts) -> tuple[di
         arrays.add(f"{name}_high", listing.high_Mk, "f")
         arrays.add(f"{name}_clear", listing.clear_Mk, "b")
         arrays.add(f"{name}_bm25", listing.bm25_rank_Mk, "i")
+        if listing.prior_Mk is not None:
+            arrays.add(f"{name}_prior", listing.prior_Mk, "f")
     arrays.add("mean_score", parts.train.mean_score_N[shown], "f")
     arrays.add("self_influence", parts.train.self_influence_N[shown], "f")
     if parts.candidates is not None:

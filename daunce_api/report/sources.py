@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from .. import core
 from ..attribution import Attribution
-from ..core.uncertainty import significance_threshold
+from ..core import significance_threshold
 
 MAX_GROUPS = 60
 """Rows, and columns, of the heat map; what does not fit is added up in one more."""

@@ -13,7 +13,7 @@ from ..data.tokenizers import EncodedExample
 from ..errors import RejectedError
 from ..store import TARGET, RunStore
 from ..store.ledger import Purpose
-from .client import PROBED_MEMBER, Progress, ScoringClient
+from .client import Progress, ScoringClient
 
 IsScored = Callable[[int, int], bool]
 """Whether a member's checkpoint is measured on everything that it is asked about."""
@@ -93,8 +93,6 @@ class MemberScoring:
             return
         probed = self._asked.then[: self._config.scoring.noise_probe] if member != TARGET else ()
         with self._booked(f"scoring of member {member}", member, probed=probed):
-            if member == PROBED_MEMBER:
-                await self._client.probe(model, self.shortest)
             if probed:
                 # Before the scores: a model that has them all is never asked again.
                 await self._client.probe_noise(member, model, self._asked.then, len(probed))

@@ -37,13 +37,13 @@ from ..train import (
     cancel_jobs,
     clean_up,
 )
-from ..train.stopping import StopRule
+from ..train.stopping import Stopping
 from .asking import QuestionScoring
 from .cache import ScoredCache, open_cache
-from .client import PROBE_VALUE, Progress, ScoringClient
+from .client import FINE_TUNE_PROBE_VALUE, PROBE_VALUE, Budget, Progress, ScoringClient
 from .health import check_served
 from .leftovers import take_off, take_off_before
-from .members import Asked, MemberScoring
+from .members import Asked, MemberScoring, tokens_of
 
 LOG_NAME = "daunce.log"
 """Inside the run folder."""
@@ -76,7 +76,7 @@ class Work:
         self._session = session
         self._clock = clock if clock is not None or session is None else session.clock
         self._protocol = PROTOCOL if session is None else session.protocol
-        self._stop = StopRule(run.config.ensemble.stop)
+        self._stop = Stopping(run.config.ensemble.stop)
         self._compared = run.questions_only
         self._scoring: MemberScoring | None = None
 
@@ -140,7 +140,9 @@ class Work:
                 if session is None:
                     await take_off_before(run.config, store)
                 async with self._backend() as (backend, cache):
-                    await self._score_questions(backend, self._client(backend, cache), plan, questions)
+                    await self._score_questions(
+                        backend, self._client(backend, cache, plan.usd_per_token), plan, questions
+                    )
 
     async def _score_questions(
         self,
@@ -208,7 +210,7 @@ class Work:
             ) as backend:
                 yield backend, cache
 
-    def _client(self, backend: Backend, cache: ScoredCache | None) -> ScoringClient:
+    def _client(self, backend: Backend, cache: ScoredCache | None, usd_per_token: float) -> ScoringClient:
         return ScoringClient(
             backend.scorer,
             self._store,
@@ -216,6 +218,8 @@ class Work:
             clock=self._clock,
             on_progress=self._progressed,
             cache=cache,
+            reduction=self._config.attribution.loss,
+            budget=Budget(usd_per_token, self._config.budget.max_usd),
         )
 
     def _progressed(self, member: int, done: int, total: int) -> None:
@@ -226,7 +230,9 @@ class Work:
 
     async def _at(self, backend: Backend, plan: Plan, cache: ScoredCache | None, adopt: bool) -> None:
         run, store, config = self._run, self._store, self._config
-        client = self._client(backend, cache)
+        asked = Asked(run.material.encoded_test, run.material.encoded_train)
+        probed = tokens_of(asked.then[: config.scoring.noise_probe])
+        client = self._client(backend, cache, (plan.scoring_usd_per_model or 0.0) / (tokens_of(asked.all) + probed))
         jobs = JobClient(
             backend.trainer,
             store,
@@ -242,7 +248,7 @@ class Work:
             client,
             store,
             config,
-            Asked(run.material.encoded_test, run.material.encoded_train),
+            asked,
             partial(run.material.is_scored, store),
             usd_per_model=plan.scoring_usd_per_model,
             cap=config.budget.max_usd,
@@ -256,10 +262,10 @@ class Work:
             await client.probe(base, self._scoring.shortest)
         trained = run.trained_members(store)
         if trained and not run.questions_only:
-            asked = run.asking(run.test, members_only=True, max_usd=self._max_usd)
-            if asked.requests:  # the test file has more lines than before
-                asked.check()
-                await self._score_questions(backend, client, asked, run.test, members_only=True)
+            more = run.asking(run.test, members_only=True, max_usd=self._max_usd)
+            if more.requests:  # the test file has more lines than before
+                more.check()
+                await self._score_questions(backend, client, more, run.test, members_only=True)
         try:
             await self._training.run(self._score, finished=trained)
         except MembersAlikeError:
@@ -303,30 +309,22 @@ class Work:
             return None
 
         def look() -> str | None:
-            def quality(count: int) -> SelfLDS | None:
-                return assemble(self._store, self._run.material, self._config).first(count).self_lds
+            def quality(chosen: Sequence[int]) -> SelfLDS | None:
+                attribution = assemble(self._store, self._run.material, self._config)
+                return attribution.of_members([attribution.members.index(k) for k in chosen]).self_lds
 
-            return self._stop.reason(len(members), quality)
+            return self._stop.reason(members, quality)
 
         return await asyncio.to_thread(look)
 
     def _set_aside(self, error: MembersAlikeError) -> MembersAlikeError:
-        """Use no more, here and in the cache, what may be the answers of other models."""
-        run, store = self._run, self._store
-        keys = [e.key for e in run.material.encoded]
+        """Set the scores aside that may not be those of their models."""
+        store = self._store
         members = sorted({m for m, _, _ in store.scores.models()}) if error.members is None else list(error.members)
-        fingerprint = store.scores.scored_with
-        cache = open_cache(run.config) if self._session is None else None
-        if cache is not None and fingerprint is not None:
-            with cache:
-                for member in members:
-                    given = run.config.ensemble.target_model
-                    models = [given] if member == TARGET and given is not None else store.jobs.models(member)
-                    for model in models:
-                        cache.discard(fingerprint, model, keys)
         store.scores.set_aside(members, str(error), suspect=True)
-        if error.members is None:
-            store.set_value(PROBE_VALUE, None)  # an endpoint that served something else is tested again
+        if error.members is None:  # an endpoint that served something else is tested again
+            store.set_value(PROBE_VALUE, None)
+            store.set_value(FINE_TUNE_PROBE_VALUE, None)
         return MembersAlikeError(
             f"{error} What was scored of {_listed(members)} is set aside; the models are kept. Once the endpoint "
             "serves them, run the same command: it scores them again, and they are paid for again.",

@@ -2,47 +2,37 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from functools import reduce
-from operator import or_
+from collections.abc import Callable, Sequence
 
 from ..config import StopConfig
-from ..core import SelfLDS
-from ..core.quality import MINIMUM_MEMBERS
-from ..core.stopping import AtLeast, Condition, Plateau, Reached
-from ..errors import ConfigurationError
+from ..core import MINIMUM_MEMBERS, SelfLDS, StopRule
 
-QualityOf = Callable[[int], SelfLDS | None]
-"""self_lds of the first so many complete members."""
+QualityOf = Callable[[Sequence[int]], SelfLDS | None]
+"""self_lds of some complete members."""
 
 
-class StopRule:
+class Stopping:
     """Remembers self_lds at the member counts that were looked at."""
 
     def __init__(self, stop: StopConfig | None) -> None:
         """Raises ConfigurationError where ``ensemble.stop`` names no condition."""
-        self._stop = stop
-        self._condition = None if stop is None else stop_condition(stop)
+        self._every = 0 if stop is None else stop.check_every
+        self._rule = None
+        if stop is not None:
+            self._rule = StopRule(stop.self_lds, stop.surely, stop.plateau, stop.min_members)
         self._history: dict[int, SelfLDS] = {}
+        self._order: list[int] = []
 
-    def reason(self, members: int, quality_of: QualityOf) -> str | None:
-        """Why no further member is needed, in words; None to go on. Looks at every ``check_every``-th member."""
-        if self._stop is None or self._condition is None:
+    def reason(self, members: Sequence[int], quality_of: QualityOf) -> str | None:
+        """Why no further member is needed, in words; None to go on. Looks at every ``check_every``-th complete member,
+        in the order of completion, so that each look holds the members of the looks before it."""
+        if self._rule is None:
             return None
-        latest = members // self._stop.check_every * self._stop.check_every
-        for count in (latest - self._stop.check_every, latest):
-            if count >= MINIMUM_MEMBERS and count not in self._history and (quality := quality_of(count)) is not None:
-                self._history[count] = quality
-        return self._condition.met([self._history[count] for count in sorted(self._history)])
-
-
-def stop_condition(stop: StopConfig) -> Condition:
-    """The condition that ``ensemble.stop`` describes. Raises ConfigurationError where it names none."""
-    conditions: list[Condition] = []
-    if stop.self_lds is not None:
-        conditions.append(Reached(stop.self_lds, surely=stop.surely))
-    if stop.plateau is not None:
-        conditions.append(Plateau(stop.plateau))
-    if not conditions:
-        raise ConfigurationError("ensemble.stop needs self_lds, plateau, or both.")
-    return reduce(or_, conditions) & AtLeast(stop.min_members)
+        self._order += [k for k in members if k not in self._order]
+        latest = len(members) // self._every * self._every
+        for count in (latest - self._every, latest):
+            if count >= MINIMUM_MEMBERS and count not in self._history:
+                quality = quality_of(self._order[:count])
+                if quality is not None:
+                    self._history[count] = quality
+        return self._rule.reason([self._history[count] for count in sorted(self._history)])

@@ -14,6 +14,7 @@ from provider_support import Server, run_config
 from test_provider_chat_token import TOKENIZER, answer, entry, example
 
 from daunce_api._util.clock import InstantClock
+from daunce_api.attribution.noise import measure_noise
 from daunce_api.cli.doctor import Findings, examine_backend
 from daunce_api.data.tokenizers import EncodedExample, encode_example
 from daunce_api.errors import ConfigurationError, ContractError, RejectedError, StopError, TransientError
@@ -24,7 +25,6 @@ from daunce_api.providers.openai_wire.trainer import WireTrainer
 from daunce_api.providers.registry import Backend, capabilities_of, open_backend
 from daunce_api.providers.tokenizers import embedded_folder
 from daunce_api.score.client import ScoringClient
-from daunce_api.score.health import measure_noise
 from daunce_api.score.work import clean_everything
 from daunce_api.store import RunStore
 from daunce_api.train import CleanReport, JobClient

@@ -205,8 +205,7 @@ def test_many_answers_without_sources_are_added_up_too() -> None:
 def test_where_errors_are_not_known_the_largest_totals_are_kept() -> None:
     train, test = file_data(150, 3, sources=False)
     pairs = Dataset.from_records([e.to_record() | {"source": f"s{i // 2}"} for i, e in enumerate(train)])
-    made = made_attribution(pairs, test).with_estimator("covariance")
-    made.train_loss_KN[2:, 7] = np.nan  # two members give a score and no error
+    made = made_attribution(pairs, test, members=2).with_estimator("covariance")  # which give scores and no errors
     found = source_scores(made, range(3))
     assert np.isnan(found.stderr_ST).any()
     every = made.groups()
@@ -291,6 +290,32 @@ def test_system_prompts_stand_apart_and_once(tmp_path: Path) -> None:
     assert content["train"]["system"] == [0] * 8
     assert content["test"]["system"] == [-1]
     assert content["train"]["prompt"] == ["Q"] * 8
+
+
+def test_evidence_and_prior_stand_apart(
+    attribution: Attribution, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plain = Attribution.ranking
+
+    def with_prior(self: Attribution, *arguments: Any, **options: Any) -> core.Ranking:
+        ranking = plain(self, *arguments, **options)
+        return replace(ranking, prior_Mk=ranking.score_Mk / 4)
+
+    assert "prior" not in attribution.top(attribution.test.ids[0], 3)
+    assert (
+        "pro_prior"
+        not in json.loads(_blocks(write_report(attribution, tmp_path / "a.html").read_text())["data"])["arrays"]
+    )
+    monkeypatch.setattr(Attribution, "ranking", with_prior)
+    table = attribution.top(attribution.test.ids[0], 3)
+    np.testing.assert_allclose(table["prior"], table["score"] / 4)
+    blocks = _blocks(write_report(attribution, tmp_path / "b.html").read_text())
+    arrays = json.loads(blocks["data"])["arrays"]
+    prior, score = (
+        np.frombuffer(blocks["numbers"], "<f4", arrays[name]["count"], arrays[name]["at"])
+        for name in ("pro_prior", "pro_score")
+    )
+    np.testing.assert_allclose(prior, score / 4, rtol=1e-6)
 
 
 def test_tool_calls_are_readable(tmp_path: Path) -> None:
@@ -385,8 +410,8 @@ def test_loss_picture_is_centred_and_ordered_by_source(attribution: Attribution)
 
 def test_missing_losses_do_not_stop_a_report(tmp_path: Path) -> None:
     whole = made_attribution(*demo_data(), members=24, tokens=True)
-    whole.train_loss_KN[3, 7] = np.nan
-    whole.test_loss_KM[5, 2] = np.nan
+    whole.train_loss_KN[:, 7] = np.nan  # lower bounds in too many members
+    whole.test_loss_KM[:, 2] = np.nan
     page = write_report(whole.with_estimator("covariance"), tmp_path / "gaps.html").read_text()
     assert json.loads(_blocks(page)["data"])["curve"]
 

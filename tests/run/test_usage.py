@@ -6,20 +6,21 @@ from pathlib import Path
 
 import pytest
 
-from daunce_api import Run
+from daunce_api import Attribution, Run
 from daunce_api.report.of_run import facts_of
 from daunce_api.store import RunStore
 from tests.store_rows import by_key
 
 
-def test_tokens_of_the_answers_are_kept_where_those_of_the_training_data_are_too_many(
-    finished: Path, monkeypatch: pytest.MonkeyPatch
+def test_a_side_with_too_many_tokens_is_not_saved(
+    finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run = Run.open(finished)
-    assert set(run.attribution().tokens) == {"train", "test"}
+    attribution = run.attribution()
+    assert set(attribution.tokens) == {"train", "test"}
     entries = 4 * sum(len(e.targets) for e in run.material.encoded_test)
-    monkeypatch.setattr("daunce_api.attribution.from_store.MAX_TOKEN_ENTRIES", entries)
-    assert set(Run.open(finished).attribution().tokens) == {"test"}
+    monkeypatch.setattr("daunce_api.attribution.saved.MAX_TOKEN_ENTRIES", entries)
+    assert set(Attribution.load(attribution.save(tmp_path / "saved")).tokens) == {"test"}
 
 
 def test_status_and_report_say_what_a_run_has_used(finished: Path) -> None:

@@ -79,6 +79,7 @@ def trainer_capabilities(config: RunConfig) -> TrainerCapabilities:
         hyperparameters=HYPERPARAMETERS,
         grace_seconds=120.0,
         notes=NOTES,
+        accepts=frozenset({"tools"}),
     )
 
 

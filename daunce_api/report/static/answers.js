@@ -98,7 +98,7 @@ function pairsOf(side) {
     const [low, high] = [numbers[side + '_low'][at], numbers[side + '_high'][at]];
     const clear = numbers[side + '_clear'][at] > 0;
     if (ofSource(data.train, train, source) && (!marked || clear) && (!words || answers.trainHay[train].includes(words))) {
-      found.push({ side, place, train, score, low, high, clear, bm25: numbers[side + '_bm25'][at] });
+      found.push({ side, place, train, score, low, high, clear, bm25: numbers[side + '_bm25'][at], prior: numbers[side + '_prior'] ? numbers[side + '_prior'][at] : null });
     }
   }
   return found;
@@ -145,6 +145,7 @@ function card(pair, reach, number) {
     element('span', { class: 'number ' + (pair.clear ? (pair.side === 'pro' ? 'helpful' : 'harmful') : '') }, (pair.score > 0 ? '+' : '') + number(pair.score)),
     element('span', { class: 'spread' + (symmetric(pair) ? '' : ' wide'), title: '95 % interval ' + interval(pair) }, spread(pair, number)), intervalBar(pair, reach),
     pair.clear ? '' : element('span', { class: 'zero' }, 'not significant')),
+  pair.prior === null ? '' : element('div', { class: 'meta prior' }, 'evidence ' + (pair.score - pair.prior > 0 ? '+' : '') + number(pair.score - pair.prior) + ', prior ' + (pair.prior > 0 ? '+' : '') + number(pair.prior)),
   element('div', { class: chosen ? 'whole' : 'clamp' },
     element('p', { class: 'reply' }, ...(chosen ? trainingTokens(pair) : [data.train.answer[pair.train]])),
     element('p', { class: 'prompt' }, data.train.prompt[pair.train]),

@@ -35,7 +35,7 @@ const selection = {
     const j = answers.selected;
     return SIDES.flatMap((side) => pairsOf(side).map((pair) => ({
       answer_id: data.test.id[j], rank: pair.place + 1, id: data.train.id[pair.train], source: sourceName(data.train.source[pair.train]),
-      score: exact(pair.score), low: exact(pair.low), high: exact(pair.high), significant: pair.clear, bm25_rank: pair.bm25 || null,
+      score: exact(pair.score), low: exact(pair.low), high: exact(pair.high), significant: pair.clear, ...(pair.prior === null ? {} : { prior: exact(pair.prior) }), bm25_rank: pair.bm25 || null,
       prompt: data.train.prompt[pair.train], completion: data.train.answer[pair.train],
     })));
   },
