@@ -151,7 +151,7 @@ class BackendConfig(_Section):
 
     kind: str = Field(
         "embedded",
-        description="embedded, local, openai, azure, together, fireworks, tinker, or openai_wire (any server)",
+        description="embedded, local, openai, azure, together, fireworks, tinker, nebius, or openai_wire (any server)",
     )
     model: str = Field("daunce-tiny", description="base model that is fine-tuned")
     base_url: Address | None = Field(None, description="endpoint of an OpenAI-wire server; default: the provider's own")

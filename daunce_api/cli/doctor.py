@@ -20,10 +20,12 @@ from ..data.tokenizers import EncodedExample, encode_example
 from ..errors import CapabilityError, DataError, DaunceError, ProviderError, StoreError, TransientError
 from ..providers.base import (
     Deferred,
+    Listing,
     Probing,
     Scorer,
     ScorerCapabilities,
     TokenScores,
+    Trainer,
     TrainerCapabilities,
     within_scope,
 )
@@ -124,6 +126,7 @@ async def examine_backend(
     else:
         late = f"; it shuts down on {info.shutdown_date}" if info.shutdown_date else ""
         findings.add("base model", True, f"{info.id} is there{late}")
+    await _jobs_route(backend.trainer, findings)
     scorer = backend.scorer
     if isinstance(scorer, Deferred):
         scorer = scorer.immediate
@@ -140,6 +143,22 @@ async def examine_backend(
     except DaunceError as error:
         findings.add("log-probabilities", False, str(error))
     return findings
+
+
+async def _jobs_route(trainer: Trainer, findings: Findings) -> None:
+    """Whether fine-tuning jobs can be listed: a gateway may pass on everything else."""
+    if not isinstance(trainer, Listing):
+        return
+    try:
+        await _patient(trainer.reach_jobs)
+    except ProviderError as error:
+        findings.add("fine-tuning jobs", False, str(error))
+        findings.advice.append(
+            "the jobs route does not work here, so nothing can be trained. A gateway may need a license for it, or a "
+            "pass-through address (LiteLLM: base_url .../openai/v1)."
+        )
+    else:
+        findings.add("fine-tuning jobs", True, "they can be listed")
 
 
 def _model_to_try(scorer: ScorerCapabilities, base: str, fine_tunes: Sequence[str], findings: Findings) -> str | None:

@@ -31,8 +31,8 @@ DEMO_SECONDS = 10.0, 2.5
 @command(MAKE)
 def init(
     folder: Annotated[Path, typer.Argument(help="folder of the new run.yaml")] = Path(),
-    train: Annotated[Path | None, typer.Option(help="training examples; default: a JSONL file found there")] = None,
-    test: Annotated[Path | None, typer.Option(help="answers to explain; default: a JSONL file found there")] = None,
+    train: Annotated[Path | None, typer.Option(help="training examples; default: a file found there")] = None,
+    test: Annotated[Path | None, typer.Option(help="answers to explain; default: a file found there")] = None,
     backend: Annotated[
         str, typer.Option(help="embedded, local, openai, azure, together, fireworks, tinker, openai_wire")
     ] = "embedded",
@@ -40,20 +40,22 @@ def init(
 ) -> None:
     """Write a run.yaml in which every key is explained.
 
-    Training examples and answers to explain are JSONL files, chat (messages) or prompt and completion; those found in
-    the folder are entered. Next: daunce plan run.yaml
+    Training examples and answers to explain are JSONL, JSON, CSV or Parquet files in any common dialect (chats,
+    prompts and completions, Alpaca, ShareGPT, ...); those found in the folder are entered. Next: daunce plan run.yaml
     """
     from ..config import RunConfig
     from ..providers.registry import BACKENDS, known
-    from .template import write_template
+    from .template import described, write_template
 
     known(BACKENDS, backend, "--backend")
     path = write_template(folder, train=train, test=test, backend=backend)
     data = RunConfig.from_yaml(path).data
-    missing = [str(file) for file in (data.train, data.test) if not file.is_file()]
+    missing = [str(file) for file in (data.train, data.test) if not file.exists()]
+    seen = {side: described(file)[0] for side, file in (("train", data.train), ("test", data.test))}
     put = f" Put your examples into {' and '.join(missing)}, or name other files under data:." if missing else ""
-    content = {"config": str(path), "missing": missing}
-    show(as_json, content, lambda: terminal.say(f"Wrote {path}.{put} Next: daunce plan {path}"))
+    content = {"config": str(path), "missing": missing, **seen}
+    files = "".join(f"\n  data.{side}: {getattr(data, side).name} ({what})" for side, what in seen.items())
+    show(as_json, content, lambda: terminal.say(f"Wrote {path}.{put}{files}\nNext: daunce plan {path}"))
 
 
 @command(MAKE)
@@ -84,7 +86,7 @@ def run(
     report: Annotated[bool, typer.Option(help="write report.html into the run folder at the end")] = True,
     max_usd: MaxUsdOption = None,
     adopt: Annotated[
-        bool, typer.Option("--adopt", help="take over jobs of this run that its folder does not know")
+        bool, typer.Option("--adopt", help="take over jobs of this run that its folder does not know (a copy, a loss)")
     ] = False,
     as_json: JsonOption = False,
 ) -> None:
@@ -128,6 +130,7 @@ def cancel(run: RunArgument = HERE, as_json: JsonOption = False) -> None:
 
     report = cancel_run(run)
     content = {"cancelled": report.cancelled, "already_final": report.already_final, "kept": report.kept}
+    content["unknown"] = report.unknown
     show(as_json, content, lambda: terminal.cancelled(report))
 
 
@@ -149,6 +152,7 @@ def clean(run: RunArgument = HERE, yes: YesOption = False, as_json: JsonOption =
         "files": report.files,
         "unloaded": report.unloaded,
         "kept": report.kept,
+        "unknown": report.unknown,
     }
     show(as_json, content, lambda: terminal.cleaned(report))
 
@@ -165,17 +169,18 @@ def demo(
     finding with text search. Needs the extra `server`.
     """
     from ..report.of_run import write_report_of
+    from .demo import screen
 
     guess = DEMO_SECONDS[0] + DEMO_SECONDS[1] * members
     if not as_json:
-        terminal.demo_begins(members, folder, first_guess=guess)
+        screen.begins(members, folder, first_guess=guess)
     with terminal.Progress(members, quiet=as_json, first_guess=guess) as progress:
-        from .demo import run_demo
+        from .demo.experiment import run_demo
 
         result = run_demo(folder, members=members, on_event=progress.event, on_progress=progress.scored)
     page = write_report_of(result.run, result.attribution)
     content = result.to_json() | {"report": str(page)}
-    show(as_json, content, lambda: terminal.demo(result, page))
+    show(as_json, content, lambda: screen.found(result, page))
 
 
 def session_of(record: Path | None, replay: Path | None) -> Any:

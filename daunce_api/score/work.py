@@ -90,7 +90,7 @@ class Work:
         plan = run.plan(max_usd=self._max_usd)
         plan.check()
         run_key = None if session is None else session.run_key
-        with RunStore.create_or_open(run.run_dir, run.manifest(), run_key=run_key) as store:
+        with RunStore.create_or_open(run.run_dir, run.manifest(), run_key=run_key, accept_loss=adopt) as store:
             self._store = store
             if session is not None:
                 session.check_run(store.run_key)

@@ -23,7 +23,7 @@ from ..errors import (
 )
 from ..providers.base import Job, JobRequest, JobStatus, ModelInfo
 from ..store import FINAL, INTENT, TARGET, JobRow
-from .audit import check
+from .audit import audit, check, end_orphan
 from .client import CANCELLED, JobClient
 from .events import Event, EventKind, TrainingOutcome
 
@@ -31,6 +31,10 @@ OnReady = Callable[[int, str], Awaitable[None]]
 
 SUFFIX_CHARACTERS = 43
 """What a suffix of 64 characters leaves beside a mark of the key; the run key must not be cut off."""
+
+
+ORPHANS_EVERY = 60.0
+"""Seconds between two looks for a second job of an attempt whose submit was repeated."""
 
 
 class Training:
@@ -219,7 +223,7 @@ class Training:
                 elif row.status == INTENT:
                     await client.resubmit(row)
                 row = self._store.jobs.rows(member)[-1]
-                job = await client.watch(row)
+                job = await self._watch(row)
             except (DailyLimitError, BudgetError) as error:
                 self._park(error)
                 return None
@@ -230,6 +234,24 @@ class Training:
                 continue
             if job.status is not JobStatus.SUCCEEDED and not await self._worth_another(row, job):
                 return None
+
+    async def _watch(self, row: JobRow) -> Job:
+        """Watch a job to its end; where it was sent more than once, look for the others meanwhile and cancel them."""
+        if self._client.sends(row.key) < 2:
+            return await self._client.watch(row)
+        orphans = asyncio.create_task(self._end_orphans())
+        try:
+            return await self._client.watch(row)
+        finally:
+            orphans.cancel()
+            await asyncio.gather(orphans, return_exceptions=True)
+
+    async def _end_orphans(self) -> None:
+        while True:
+            await self._client.pause(ORPHANS_EVERY)
+            with suppress(ProviderError):  # the run looks again before each submit and at its end
+                for row, job in (await audit(self._client)).orphans:
+                    await end_orphan(self._client, row, job)
 
     async def _submit(self, member: int, base: str, previous: JobRow | None) -> None:
         attempt = 1 if previous is None else previous.attempt + 1
