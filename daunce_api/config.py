@@ -37,7 +37,9 @@ from .errors import ConfigurationError
 VERSION = 2
 """Version of the config's keys, kept in the manifest of a run. 1: the runs of daunce-api 0.1."""
 
-_EARLIER_DEFAULTS: dict[int, dict[str, Any]] = {2: {"data.loss_on": "last", "data.questions": None}}
+_EARLIER_DEFAULTS: dict[int, dict[str, Any]] = {
+    2: {"data.loss_on": "last", "data.questions": None, "attribution.prior": "none"}
+}
 """What a key that is left out meant before the default changed, by the version that changed it: a run of an earlier
 version keeps the recipe that it was started with."""
 
@@ -256,6 +258,14 @@ class AttributionConfig(_Section):
     )
     loss: Literal["mean", "sum", "margin"] = Field(
         "mean", description="per example: nats per completion token, their sum, or minus the mean log-odds"
+    )
+    prior: Literal["auto", "none", "text", "gradient"] = Field(
+        "auto",
+        description="added to scores of few members, as far as the members bear it out: text similarity, or that of "
+        "the base model's gradients (needs prior_model); auto takes what there is",
+    )
+    prior_model: str | None = Field(
+        None, description="folder with the base model's weights and tokenizer, for prior: gradient (extra: local)"
     )
 
     @field_validator("estimator")

@@ -76,6 +76,8 @@ class ScoringSection(TypedDict, total=False):
 class AttributionSection(TypedDict, total=False):
     estimator: str
     loss: Literal["mean", "sum", "margin"]
+    prior: Literal["auto", "none", "text", "gradient"]
+    prior_model: str | None
 
 
 class PriceSection(TypedDict, total=False):

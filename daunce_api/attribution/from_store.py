@@ -124,6 +124,8 @@ def assemble(store: RunStore, material: Material, config: RunConfig, tokenizer: 
         noise=noise.sigma_example if noise.pairs else None,
         rho=rho_of(config, len(material.train)),
         loss=reduction,
+        prior=config.attribution.prior,
+        prior_model=config.attribution.prior_model,
         measured=material.measured,
         censored=float(censored),
         tokens={} if tokenizer is None else _tokens(store, material, members, tokenizer),

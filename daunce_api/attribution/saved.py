@@ -82,6 +82,8 @@ def contents_of(attribution: Attribution) -> tuple[dict[str, Any], Arrays]:
         "noise": attribution.noise,
         "rho": attribution.rho,
         "loss": attribution.loss,
+        "prior": attribution.prior,
+        "prior_model": attribution.prior_model,
         "measured": attribution.measured,
         "censored": attribution.censored,
         "facts": dict(attribution.facts),
@@ -118,6 +120,8 @@ def fields_of(content: Mapping[str, Any], arrays: Arrays) -> dict[str, Any]:
         "tokens": tokens,
         "earlier": earlier,
         "rho": _rho(content),
+        "prior": content.get("prior", "none"),
+        "prior_model": content.get("prior_model"),
     }
 
 

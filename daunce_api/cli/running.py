@@ -88,6 +88,9 @@ def run(
     adopt: Annotated[
         bool, typer.Option("--adopt", help="take over jobs of this run that its folder does not know (a copy, a loss)")
     ] = False,
+    accept_suspect: Annotated[
+        bool, typer.Option("--accept-suspect", help="use scores that were set aside because members seemed alike")
+    ] = False,
     as_json: JsonOption = False,
 ) -> None:
     """Train the members, score them, attribute. Rerun the command to resume: it does only what is missing.
@@ -98,6 +101,8 @@ def run(
     from ..providers.registry import check_keys
     from ..report.of_run import write_report_of
     from ..run import Run
+    from ..score import work
+    from ..store import RunStore
 
     job = Run.create(config)
     planned = job.plan(max_usd=max_usd)
@@ -110,6 +115,8 @@ def run(
     if planned.costs_money and not yes and replay is None:
         confirm_price([planned], "Start this run")
     session = session_of(record, replay)
+    if accept_suspect and RunStore.exists(job.run_dir):
+        work.accept_suspect(job.run_dir)
     with terminal.Progress(job.config.ensemble.members, quiet=as_json) as progress:
         attribution = job.execute(
             on_event=progress.event, on_progress=progress.scored, session=session, max_usd=max_usd, adopt=adopt

@@ -41,7 +41,7 @@ from ..train.stopping import Stopping
 from .asking import QuestionScoring
 from .cache import ScoredCache, open_cache
 from .client import FINE_TUNE_PROBE_VALUE, PROBE_VALUE, Budget, Progress, ScoringClient
-from .health import check_served
+from .health import Comparison, accept
 from .leftovers import take_off, take_off_before
 from .members import Asked, MemberScoring, tokens_of
 
@@ -77,7 +77,6 @@ class Work:
         self._clock = clock if clock is not None or session is None else session.clock
         self._protocol = PROTOCOL if session is None else session.protocol
         self._stop = Stopping(run.config.ensemble.stop)
-        self._compared = run.questions_only
         self._scoring: MemberScoring | None = None
 
     async def run(self, *, adopt: bool = False) -> None:
@@ -91,7 +90,7 @@ class Work:
         plan.check()
         run_key = None if session is None else session.run_key
         with RunStore.create_or_open(run.run_dir, run.manifest(), run_key=run_key, accept_loss=adopt) as store:
-            self._store = store
+            self._store, self._comparison = store, Comparison(store)
             if session is not None:
                 session.check_run(store.run_key)
             run.keep(store)
@@ -121,7 +120,6 @@ class Work:
         store.history.cleared()
         async with self._backend() as (backend, cache):
             await self._at(backend, plan, cache, adopt)
-        self._compared = run.questions_only
         await self._compare(await asyncio.to_thread(complete_members, store, run.material))
 
     async def ask(self, questions: Dataset, plan: AskPlan, verdict: Verdict | None = None) -> None:
@@ -233,6 +231,7 @@ class Work:
         asked = Asked(run.material.encoded_test, run.material.encoded_train)
         probed = tokens_of(asked.then[: config.scoring.noise_probe])
         client = self._client(backend, cache, (plan.scoring_usd_per_model or 0.0) / (tokens_of(asked.all) + probed))
+        self._client_in_use = client
         jobs = JobClient(
             backend.trainer,
             store,
@@ -274,14 +273,17 @@ class Work:
 
     async def _score(self, member: int, model: str) -> None:
         """Everything that is asked of one member's models, as soon as they exist."""
+        run = self._run
         if member == TARGET and not self._config.scoring.target:
             return
         assert self._scoring is not None
         await self._scoring.member(member, model, self._training)
-        if member == TARGET or (self._compared and self._config.ensemble.stop is None):
+        if member == TARGET or run.questions_only:
             return
-        members = await asyncio.to_thread(complete_members, self._store, self._run.material)
-        await self._compare(members)
+        members = await asyncio.to_thread(complete_members, self._store, run.material)
+        if not self._comparison.due(len(members)) and self._config.ensemble.stop is None:
+            return
+        await self._compare(members, self._client_in_use)
         reason = await self._enough(members)
         if reason is not None:
             self._training.halt(reason)
@@ -295,13 +297,13 @@ class Work:
         rule = self._config.ensemble.stop
         self._store.set_value(HALTED, None if rule is None else rule.model_dump())
 
-    async def _compare(self, members: list[int]) -> None:
+    async def _compare(self, members: list[int], client: ScoringClient | None = None) -> None:
         """Compare the first complete members with each other, before more of them are paid for."""
-        if self._compared or len(members) < 2:
+        due = client is None or self._comparison.due(len(members))
+        if self._run.questions_only or len(members) < 2 or not due:
             return
         attribution = await asyncio.to_thread(assemble, self._store, self._run.material, self._config)
-        check_served(attribution, self._store.jobs.ready_models())
-        self._compared = True
+        await self._comparison.look(attribution, client, self._run.material.encoded_train)
 
     async def _enough(self, members: list[int]) -> str | None:
         """Why no further member is needed, by ``ensemble.stop``."""
@@ -341,6 +343,17 @@ def clean_run(run_dir: str | Path) -> CleanReport:
     """Delete what a run created at the provider: models and files of its jobs, batches of its scoring. What it left on
     the scoring server is taken off first. Needs the run's store and its provider, nothing else."""
     return _at_provider(run_dir, clean_everything)
+
+
+def accept_suspect(run_dir: str | Path) -> tuple[int, ...]:
+    """Use suspect scores of a run again that were set aside ("members alike"), and compare members no more; the
+    members. Nothing happens where there are none."""
+    with RunStore.open(run_dir) as store:
+        found: list[int] = []
+        for aside in store.scores.asides():
+            if aside.suspect and aside.restored_at is None:
+                found += accept(store, aside.number)
+        return tuple(found)
 
 
 async def clean_everything(client: JobClient, backend: Backend) -> CleanReport:

@@ -1,6 +1,6 @@
-"""Baselines that never see the model: text similarity and random order.
+"""What is known of pairs before any member is trained: text similarity, gradients of the base model, random order.
 
-They answer "would a search engine have done?" and stand beside the attribution in every report and table. All are
+They are the prior of scores from few members, and they answer "would a search engine have done?". All are
 (N, M), training by test examples, higher = more related. Their scale means nothing next to an attribution score:
 compare ranks.
 """
@@ -10,15 +10,19 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from contextlib import redirect_stderr
 from io import StringIO
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ..errors import DataError, MissingExtraError
+from ..errors import ConfigurationError, DataError, MissingExtraError
 
 if TYPE_CHECKING:
-    from ..data.dataset import Example
+    from ..data.dataset import Dataset, Example
+
+PriorKind: TypeAlias = Literal["auto", "none", "text", "gradient"]
+MOST_PAIRS = 20_000_000
+"""Above so many pairs there is no prior: a dense matrix would take more room than the losses."""
 
 # Scripts written without spaces give one token a character; all else gives words.
 _UNSPACED = r"\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff"
@@ -104,6 +108,34 @@ def embedding_scores(
         for texts in (train_texts, test_texts)
     )
     return np.asarray(train @ test.T)
+
+
+def prior_of(train: Dataset, test: Dataset, kind: PriorKind, model: str | None = None) -> NDArray[np.float64] | None:
+    """(N, M) prior of scores, or None where there is none: "none", or more than ``MOST_PAIRS`` pairs.
+
+    "text" is the square root of BM25 scores; "gradient" the mean of that and the cosine of the base model's gradients,
+    both with columns of variance 1; "auto" takes "gradient" where ``model`` names the folder of its weights.
+
+    Raises:
+        ConfigurationError: "gradient" without ``model``, or a folder that holds no model.
+        MissingExtraError: "gradient" without the extra `local`.
+    """
+    if kind == "none" or len(train) * len(test) > MOST_PAIRS:
+        return None
+    text = np.sqrt(bm25_scores(example_texts(train), example_texts(test)))
+    if kind == "text" or (kind == "auto" and model is None):
+        return text
+    if model is None:
+        raise ConfigurationError("attribution.prior: gradient needs attribution.prior_model, the base model's folder.")
+    from ..providers.local.gradients import gradient_cosine
+
+    return _standardized(text) + _standardized(gradient_cosine(model, list(train), list(test)))
+
+
+def _standardized(score_NM: NDArray[np.float64]) -> NDArray[np.float64]:
+    centred = score_NM - score_NM.mean(axis=0)
+    spread = centred.std(axis=0)
+    return np.asarray(np.divide(centred, spread, out=np.zeros_like(centred), where=spread > 0))
 
 
 def random_scores(train_count: int, test_count: int, *, seed: int = 0) -> NDArray[np.float64]:
