@@ -266,7 +266,8 @@ class Work:
                 more.check()
                 await self._score_questions(backend, client, more, run.test, members_only=True)
         try:
-            await self._training.run(self._score, finished=trained)
+            one_first = not backend.scorer.capabilities.fine_tunes_verified
+            await self._training.run(self._score, finished=trained, one_first=one_first)
         except MembersAlikeError:
             await client.drain()
             raise
