@@ -132,7 +132,7 @@ class Training:
         """Submit no more jobs in this run; live ones are waited for. For a rule that says that K is large enough."""
         if self._halted is None:
             self._halted = reason
-            self._store.note("halted", reason)
+            self._store.history.stopped("halted", reason)
 
     async def model_info(self, model: str) -> ModelInfo:
         """What the provider says of a model. Raises RejectedError where it has none of this name."""
