@@ -73,7 +73,7 @@ def trainer_capabilities(config: RunConfig) -> TrainerCapabilities:
         echoes=options.echoes,
         checkpoints=KEPT_CHECKPOINTS,
         notes=NOTES,
-        accepts=frozenset({"tools", "images"}),
+        accepts=frozenset({"tools", "images", "validation"}),
     )
 
 

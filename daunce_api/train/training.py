@@ -7,6 +7,8 @@ import hashlib
 import json
 from collections.abc import Awaitable, Callable, Collection, Sequence
 from contextlib import suppress
+from dataclasses import replace
+from functools import cached_property
 
 from ..config import RunConfig
 from ..data.dataset import Dataset
@@ -276,11 +278,22 @@ class Training:
         self._client.reserve(key, member)
         try:
             file_id = await self._client.file(self._content(member))
+            validation = None if self._validation is None else await self._client.file(self._validation)
         except RejectedError:  # nothing was submitted
             self._store.ledger.settle(key, 0.0)
             raise
         await check(self._client)
-        await self._client.submit(self._request(member, base, key, file_id), member, attempt)
+        request = replace(self._request(member, base, key, file_id), validation_file_id=validation)
+        await self._client.submit(request, member, attempt)
+
+    @cached_property
+    def _validation(self) -> bytes | None:
+        """The validation file as the provider gets it; no member is trained on it, and it is never attributed."""
+        data = self._config.data
+        if data.validation is None:
+            return None
+        examples = Dataset.from_file(data.validation, data.columns)
+        return examples.training_file(range(len(examples)), data.loss_on)
 
     def _key(self, member: int, attempt: int) -> str:
         return f"{self._store.run_key}-m{member}-a{attempt}"
