@@ -42,7 +42,7 @@ class TruthLosses:
     Attributes:
         models: which of the asked models are there (those that failed for good are left out), ascending.
         inclusion_SN: (S, N) bool, what each of them was trained on.
-        loss_SM: (S, M) their losses, as the run measures them.
+        loss_SM: (S, M) their losses, as the run measures them; NaN where a model gave only a lower bound of that answer.
     """
 
     models: tuple[int, ...]
@@ -171,10 +171,12 @@ class Truth:
     def _losses(self, store: RunStore) -> TruthLosses:
         models = self._complete(store)
         ids = store.scores.find_ids(self._run.material.encoded_test).tolist()
-        loss = np.empty((len(models), len(ids)))
+        loss, bounds = np.empty((len(models), len(ids))), np.zeros(len(ids), dtype=np.bool_)
         for row, k in enumerate(models):
             answers = store.scores.load(k).scores()
             loss[row] = per_example_losses([answers[i].logprobs for i in ids], self.config.attribution.loss)
+            bounds |= [answers[i].any_censored for i in ids]
+        loss[:, bounds] = np.nan  # a bound of one model is no measurement to rank the others against
         return TruthLosses(tuple(models), self.ensemble.inclusion_KN[models], loss)
 
     def _keep_data(self) -> None:
