@@ -245,7 +245,7 @@ def test_every_training_example_has_its_numbers(attribution: Attribution) -> Non
 def test_without_verdicts_the_page_names_no_suspects(report: Path) -> None:
     page = html.unescape(report.read_text())
     assert "suspic" not in page.lower()
-    assert '"verdict": "unwanted"' in page
+    assert "daunce fix RUN --unwanted ID" in page
     assert "effect" not in json.loads(_blocks(report.read_text())["data"])["arrays"]
 
 
