@@ -42,7 +42,7 @@ class TruthLosses:
     Attributes:
         models: which of the asked models are there (those that failed for good are left out), ascending.
         inclusion_SN: (S, N) bool, what each of them was trained on.
-        loss_SM: (S, M) their losses, as the run measures them; NaN where a model gave only a lower bound of that answer.
+        loss_SM: (S, M) their losses, as the run measures them; NaN where a model gave only a lower bound of the answer.
     """
 
     models: tuple[int, ...]
