@@ -77,7 +77,7 @@ def _in_todays_keys(manifest: Mapping[str, Any]) -> Mapping[str, Any]:
     """The manifest of an earlier version with the config keys of this one; keys that are gone forbid nothing."""
     try:
         config, _ = RunConfig.from_manifest(manifest)
-    except ConfigurationError:
+    except (ConfigurationError, KeyError):  # a manifest without a config is compared as it is
         return manifest
     return {**manifest, "config": config.model_dump(mode="json")}
 
