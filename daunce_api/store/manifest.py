@@ -79,7 +79,7 @@ def _in_todays_keys(manifest: Mapping[str, Any]) -> Mapping[str, Any]:
         return manifest
     try:
         config, _ = RunConfig.from_manifest(manifest)
-    except ConfigurationError:
+    except (ConfigurationError, KeyError):  # a manifest without a config is compared as it is
         return manifest
     return {**manifest, "config": config.model_dump(mode="json")}
 
