@@ -25,7 +25,7 @@ from .records import CHAT_FIELDS, ROLES, record_of_row, record_problems, text_on
 if TYPE_CHECKING:
     import pandas as pd
 
-__all__ = ["ROLES", "Dataset", "Example", "LossOn", "Message"]
+__all__ = ["ROLES", "Dataset", "Example", "LossOn", "Message", "message_of"]
 
 # JSON leaves these as they are, but readers that split text into lines break at them.
 _LINE_BREAKS = {0x85: "\\u0085", 0x2028: "\\u2028", 0x2029: "\\u2029"}
@@ -306,7 +306,7 @@ def _places(name: str, problems: Sequence[tuple[int, str]], records: int) -> lis
 
 
 def _build(record: Mapping[str, Any], identity: str, line: int) -> Example:
-    messages = tuple(_message(m) for m in record.get("messages") or ())
+    messages = tuple(message_of(m) for m in record.get("messages") or ())
     source = record.get("source")
     fields = {k: record[k] for k in CHAT_FIELDS if messages and record.get(k) is not None}
     whole = text_only(record)
@@ -322,7 +322,8 @@ def _build(record: Mapping[str, Any], identity: str, line: int) -> Example:
     )
 
 
-def _message(record: Mapping[str, Any]) -> Message:
+def message_of(record: Mapping[str, Any]) -> Message:
+    """A message of a record that was checked."""
     weight = record.get("weight")
     fields = {k: v for k, v in record.items() if k not in ("role", "content", "weight") and v is not None}
     if "content" in record and record["content"] is None:
