@@ -14,7 +14,7 @@ from .common import ENDPOINT, ConfigArgument, JsonOption, YesOption, command, co
 
 @command(ENDPOINT)
 def serve(
-    model: Annotated[str, typer.Option(help="daunce-tiny, smollm2-135m, or a model folder")] = "daunce-tiny",
+    model: Annotated[str, typer.Option(help="daunce-tiny, a Hugging Face id, or a model folder")] = "daunce-tiny",
     host: Annotated[str, typer.Option(help="address; any address but loopback requires an API key")] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=0, max=65535, help="0 takes any that is free")] = 8000,
     api_key: Annotated[
