@@ -12,6 +12,7 @@ import math
 import re
 from collections.abc import Iterator, Mapping
 from copy import deepcopy
+from datetime import date
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -30,14 +31,15 @@ from pydantic import (
 from ._util.secrets import address_problem, looks_like_key, secret_part
 from ._util.yaml import read_yaml
 from .data.dataset import LossOn
+from .data.dialects import COLUMNS
 from .errors import ConfigurationError
 
 VERSION = 2
 """Version of the config's keys, kept in the manifest of a run. 1: the runs of daunce-api 0.1."""
 
-_EARLIER_DEFAULTS: dict[int, dict[str, Any]] = {}
+_EARLIER_DEFAULTS: dict[int, dict[str, Any]] = {2: {"data.loss_on": "last", "data.questions": None}}
 """What a key that is left out meant before the default changed, by the version that changed it: a run of an earlier
-version keeps the recipe that it was started with. ``{3: {"data.loss_on": "last"}}``."""
+version keeps the recipe that it was started with."""
 
 _RETIRED: dict[str, str] = {}
 """Keys that this version no longer has, with what to use instead."""
@@ -99,7 +101,14 @@ def _hyperparameter(value: Any) -> Any:
     return value
 
 
+def _column(value: str) -> str:
+    if value not in COLUMNS:
+        raise ValueError(f"must be one of {', '.join(COLUMNS)}")
+    return value
+
+
 Address = Annotated[str, AfterValidator(_address)]
+Column = Annotated[str, AfterValidator(_column)]
 VariableName = Annotated[str, AfterValidator(_variable_name)]
 OptionValues = Annotated[dict[str, Any], AfterValidator(_json_data)]
 HyperparameterValue = Annotated[int | float | str, BeforeValidator(_hyperparameter)]
@@ -108,9 +117,26 @@ HyperparameterValue = Annotated[int | float | str, BeforeValidator(_hyperparamet
 class DataConfig(_Section):
     """Where the examples are. Relative paths are relative to the config file."""
 
-    train: Path = Field(description="training examples: JSONL, chat or prompt/completion")
-    test: Path = Field(description="the answers to explain: JSONL of the same kinds")
-    loss_on: LossOn = Field("last", description="chat turns that carry the loss: the last assistant turn, or all")
+    train: Path = Field(description="training examples: JSONL, JSON, CSV, Parquet, ... in any common dialect")
+    test: Path = Field(description="the answers to explain: a file of the same kinds")
+    columns: dict[Column, str] | None = Field(
+        None,
+        description="names of the file's own columns, such as {user: question, assistant: answer}; default: recognized",
+    )
+    loss_on: LossOn = Field("all", description="assistant turns that are trained on: all, as providers do, or the last")
+    measure: LossOn | None = Field(
+        None, description="turns of training examples that are scored (last or all); default: those trained on"
+    )
+    questions: LossOn | None = Field("last", description="turns of the test file that are explained (last or all)")
+
+    def measured(self, *, one_turn: bool = False) -> LossOn:
+        """The turns of training examples that are scored; ``one_turn``: the scorer can measure one turn only."""
+        return self.measure or ("last" if one_turn else self.loss_on)
+
+    @property
+    def asked(self) -> LossOn:
+        """The turns of questions that are scored."""
+        return self.questions or self.loss_on
 
 
 class ScorerConfig(_Section):
@@ -137,6 +163,9 @@ class BackendConfig(_Section):
         None, description="environment variable that holds the API key; default: the provider's usual one"
     )
     tokenizer: str | None = Field(None, description="tokenizer folder or tiktoken model; default: the model's own")
+    template_date: date | None = Field(
+        None, description="date that the chat template writes; default: the template's own, or 2026-01-01"
+    )
     max_concurrent_jobs: int | None = Field(
         None, ge=1, description="fine-tuning jobs at once; default: the provider's limit"
     )

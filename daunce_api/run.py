@@ -61,7 +61,8 @@ class Run:
             config = RunConfig.from_yaml(config)
         elif not isinstance(config, RunConfig):
             config = RunConfig.from_mapping(dict(config))
-        return cls(config, Dataset.from_jsonl(config.data.train), Dataset.from_jsonl(config.data.test))
+        columns = config.data.columns
+        return cls(config, Dataset.from_file(config.data.train, columns), Dataset.from_file(config.data.test, columns))
 
     @classmethod
     def open(cls, run_dir: str | Path) -> Run:
@@ -100,12 +101,15 @@ class Run:
         return open_tokenizer(self.config)
 
     def encoded(self, dataset: Dataset) -> tuple[EncodedExample, ...]:
-        """A data set as token ids of the run's tokenizer, with the run's ``loss_on``; encoded once.
+        """A data set as token ids of the run's tokenizer, the turns that are measured as targets; encoded once.
 
         Raises DataError that lists every line that cannot be encoded.
         """
         if dataset not in self._encoded:
-            self._encoded[dataset] = encode_dataset(dataset, self.tokenizer, self.config.data.loss_on)
+            one_turn = capabilities_of(self.config)[1].one_turn
+            data = self.config.data
+            turns = data.measured(one_turn=one_turn) if dataset is self.train else data.asked
+            self._encoded[dataset] = encode_dataset(dataset, self.tokenizer, turns)
         return self._encoded[dataset]
 
     def plan(self, *, max_usd: float | None = None) -> Plan:
@@ -336,7 +340,7 @@ def attribute(
     paths: dict[str, str] = {}
     data: dict[str, Dataset] = {}
     for side, given in (("train", train), ("test", test)):
-        data[side] = given if isinstance(given, Dataset) else Dataset.from_jsonl(given)
+        data[side] = given if isinstance(given, Dataset) else Dataset.from_file(given)
         paths[side] = str(_data_file(run_dir, side) if isinstance(given, Dataset) else given)
     ensemble = {"members": members, **sections.pop("ensemble", {})}
     config = RunConfig.from_mapping(

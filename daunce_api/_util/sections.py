@@ -4,6 +4,7 @@ it runs. :class:`daunce_api.config.RunConfig` says what each key means."""
 from __future__ import annotations
 
 from collections.abc import Mapping
+from datetime import date
 from typing import Any, Literal, TypedDict
 
 BackendName = Literal[
@@ -13,7 +14,10 @@ Values = Mapping[str, int | float | str]
 
 
 class DataSection(TypedDict, total=False):
+    columns: Mapping[str, str] | None
     loss_on: Literal["last", "all"]
+    measure: Literal["last", "all"] | None
+    questions: Literal["last", "all"] | None
 
 
 class ScorerSection(TypedDict, total=False):
@@ -24,6 +28,7 @@ class ScorerSection(TypedDict, total=False):
 
 
 class BackendSection(TypedDict, total=False):
+    template_date: date | str | None
     kind: BackendName
     model: str
     base_url: str | None

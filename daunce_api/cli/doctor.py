@@ -177,10 +177,12 @@ def _short_examples(run: Run, findings: Findings) -> list[EncodedExample]:
     tokenizer, scorer = run.tokenizer, capabilities_of(run.config)[1]
     usable: list[EncodedExample] = []
     problems: list[str] = []
-    looked = [*run.train[:LOOKED_AT], *run.test[:LOOKED_AT]]
-    for example in looked:
+    data = run.config.data
+    looked = [(e, data.measured(one_turn=scorer.one_turn)) for e in run.train[:LOOKED_AT]]
+    looked += [(e, data.asked) for e in run.test[:LOOKED_AT]]
+    for example, turns in looked:
         try:
-            encoded = encode_example(example, tokenizer, run.config.data.loss_on)
+            encoded = encode_example(example, tokenizer, turns)
             usable.append(within_scope(encoded, scorer))
         except (CapabilityError, DataError) as error:
             problems.append(str(error))

@@ -9,129 +9,57 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, overload
+from typing import TYPE_CHECKING, Any, overload
 
 from .._util.files import replacing
 from ..errors import DataError
-from .records import RECORD_FIELDS, ROLES, parse_lines, record_of_row, record_problems, unknown_fields
+from .dialects import CHAT, Dialect, converted, recognise
+from .example import Example, LossOn, Message
+from .files import Rows, parse_lines, read_bytes, read_rows
+from .records import CHAT_FIELDS, ROLES, record_of_row, record_problems, text_only, unknown_fields
 
 if TYPE_CHECKING:
     import pandas as pd
 
 __all__ = ["ROLES", "Dataset", "Example", "LossOn", "Message"]
 
-LossOn = Literal["last", "all"]
-
 # JSON leaves these as they are, but readers that split text into lines break at them.
 _LINE_BREAKS = {0x85: "\\u0085", 0x2028: "\\u2028", 0x2029: "\\u2029"}
 
-
-@dataclass(frozen=True, slots=True)
-class Message:
-    """One turn of a chat. ``weight`` is OpenAI's: 0 takes an assistant turn out of the loss, None means not given."""
-
-    role: str
-    content: str
-    weight: Literal[0, 1] | None = None
-
-    def to_record(self) -> dict[str, Any]:
-        """The message as JSON data."""
-        record: dict[str, Any] = {"role": self.role, "content": self.content}
-        if self.weight is not None:
-            record["weight"] = self.weight
-        return record
-
-
-@dataclass(frozen=True, slots=True)
-class Example:
-    """One training or test example: a chat, or a prompt with its completion.
-
-    ``id`` is the user's own or a hash of the content; ``source`` is an optional label for group scores; ``line`` is
-    where it was read (1-based), if it came from a file.
-    """
-
-    id: str
-    messages: tuple[Message, ...] = ()
-    prompt: str = ""
-    completion: str = ""
-    source: str | None = None
-    line: int | None = field(default=None, compare=False)
-
-    @property
-    def is_chat(self) -> bool:
-        """Whether this is a chat; otherwise it is a prompt with its completion."""
-        return bool(self.messages)
-
-    def trained_turns(self, loss_on: LossOn) -> tuple[int, ...]:
-        """Indices of the messages whose tokens carry the loss: assistant turns with ``weight`` 1, and of those
-        without one all, or the last assistant turn that has no ``weight`` 0."""
-        assistant = [i for i, m in enumerate(self.messages) if m.role == "assistant" and m.weight != 0]
-        if loss_on == "all":
-            return tuple(assistant)
-        return tuple(i for i in assistant if i == assistant[-1] or self.messages[i].weight == 1)
-
-    def training_record(self, loss_on: LossOn) -> dict[str, Any]:
-        """The record of a provider's training file; turns without loss get ``weight: 0``, so that what is trained
-        on is what is measured."""
-        if not self.is_chat:
-            return {"prompt": self.prompt, "completion": self.completion}
-        trained = self.trained_turns(loss_on)
-        records = []
-        for i, message in enumerate(self.messages):
-            record: dict[str, Any] = {"role": message.role, "content": message.content}
-            if message.role == "assistant" and i not in trained:
-                record["weight"] = 0
-            records.append(record)
-        return {"messages": records}
-
-    def to_record(self) -> dict[str, Any]:
-        """The example as one line of a data set, from which the readers make an equal one."""
-        record: dict[str, Any] = {"id": self.id}
-        if self.source is not None:
-            record["source"] = self.source
-        if self.is_chat:
-            record["messages"] = [m.to_record() for m in self.messages]
-        if not self.is_chat or self.prompt or self.completion:
-            record |= {"prompt": self.prompt, "completion": self.completion}
-        return record
-
-    def _content_digest(self) -> str:
-        body: Any = [m.to_record() for m in self.messages] if self.is_chat else {"p": self.prompt, "c": self.completion}
-        canonical = json.dumps(body, ensure_ascii=True, sort_keys=True, separators=(",", ":"))
-        return hashlib.sha256(canonical.encode()).hexdigest()
-
-    @property
-    def content_hash(self) -> str:
-        """First 16 hexadecimal digits of the SHA-256 of the canonical content, without id and source."""
-        return self._content_digest()[:16]
-
-    def prompt_text(self) -> str:
-        """What stands before the last answer that carries the loss, as plain text for display and for text-only
-        baselines."""
-        if not self.is_chat:
-            return self.prompt
-        return "\n".join(m.content for m in self.messages[: self.trained_turns("last")[-1]])
-
-    def completion_text(self) -> str:
-        """The (last) answer that carries the loss, as plain text."""
-        return self.messages[self.trained_turns("last")[-1]].content if self.is_chat else self.completion
+_COLUMN = re.compile(r" \((?:column|byte) [^)]*\)| at character \d+")
+_NAMED = 5
+"""Places that a problem or note names before it only counts."""
 
 
 class Dataset(Sequence[Example]):
     """An immutable sequence of examples with unique ids.
 
-    ``name`` is used in messages, ``warnings`` lists what was noticed and kept (duplicates, unknown fields).
+    ``name`` is used in messages, ``warnings`` lists what was noticed and kept (duplicates, unknown fields), and
+    ``dialect`` names how the file was written.
+
+        >>> data = Dataset.from_records([{"prompt": "2+2=", "completion": "4"}])
+        >>> len(data), data[0].completion
+        (1, '4')
     """
 
-    def __init__(self, examples: Iterable[Example], *, name: str = "data", warnings: Sequence[str] = ()) -> None:
+    def __init__(
+        self,
+        examples: Iterable[Example],
+        *,
+        name: str = "data",
+        warnings: Sequence[str] = (),
+        dialect: str = "chat",
+    ) -> None:
         """Raises DataError that lists every problem: two examples with one id, content that cannot be trained on or
         measured, no examples at all."""
         self._examples = tuple(examples)
         self.name = name
         self.warnings = tuple(warnings)
+        self.dialect = dialect
         self._index: dict[str, int] = {}
         problems = []
         for position, example in enumerate(self._examples):
@@ -210,71 +138,102 @@ class Dataset(Sequence[Example]):
             part.write_text("".join(lines), encoding="utf-8")
 
     @classmethod
+    def from_file(cls, path: str | Path, columns: Mapping[str, str] | None = None) -> Dataset:
+        """Read a data file in whatever dialect it is written: JSONL, JSON, CSV, TSV or Parquet, also in gzip, or the
+        folder of a Hugging Face data set; chats, prompts with completions, texts, TRL's lists, ShareGPT, Alpaca,
+        Gemini, or the columns that ``columns`` names (``{"user": "question", "assistant": "answer"}``).
+
+        How it was read is said in ``warnings`` where anything was decided. Raises DataError that lists every problem
+        of the file with its line, and names data that cannot be attributed; MissingExtraError for Parquet without
+        pyarrow.
+        """
+        path = Path(path)
+        rows, problems = read_rows(path)
+        return cls._from_rows(rows, name=path.name, problems=problems, columns=columns)
+
+    @classmethod
     def from_jsonl(cls, path: str | Path) -> Dataset:
-        """Read a JSONL file in UTF-8, one record a line; blank lines are skipped.
+        """Read a JSONL file in UTF-8 whose records have ``messages``, or ``prompt`` and ``completion``, or ``text``;
+        blank lines are skipped. :meth:`from_file` reads other dialects.
 
         Raises DataError that lists every problem of the file with its line.
         """
         path = Path(path)
-        try:
-            raw = path.read_bytes()
-        except (OSError, ValueError) as error:
-            reason = getattr(error, "strerror", None) or error
-            raise DataError(f"{path} cannot be read: {reason}. Check the path in the config.") from error
-        records, problems = parse_lines(raw)
+        records, problems = parse_lines(read_bytes(path))
         return cls._from_records(records, name=path.name, problems=problems)
 
     @classmethod
     def from_records(cls, records: Iterable[Mapping[str, Any]], *, name: str = "data") -> Dataset:
-        """From dictionaries shaped like the lines of a JSONL file. Raises DataError as :meth:`from_jsonl` does."""
-        return cls._from_records(list(enumerate(records, start=1)), name=name)
+        """From dictionaries shaped like the records of a file. Raises DataError as :meth:`from_file` does."""
+        return cls._from_rows(list(enumerate(records, start=1)), name=name)
 
     @classmethod
-    def from_pandas(cls, frame: pd.DataFrame, *, name: str = "DataFrame") -> Dataset:
-        """From a DataFrame with columns ``messages`` or ``prompt`` and ``completion``, and optional ``id``, ``source``.
+    def from_pandas(
+        cls, frame: pd.DataFrame, *, name: str = "DataFrame", columns: Mapping[str, str] | None = None
+    ) -> Dataset:
+        """From a DataFrame, in any dialect of :meth:`from_file`, with optional columns ``id`` and ``source``.
 
         Missing values (None, NaN, NA) count as not given; whole numbers that pandas turned into floats because ids
         were missing are read as whole numbers. Problems are numbered by row, from 1. Raises DataError as
-        :meth:`from_jsonl` does.
+        :meth:`from_file` does.
         """
-        known = [c for c in frame.columns if c in RECORD_FIELDS]
-        repeated = sorted({c for c in known if known.count(c) > 1})
+        repeated = sorted({str(c) for c, n in Counter(frame.columns).items() if n > 1})
         if repeated:
             raise DataError(f"{name} has more than one column {', '.join(repeated)}; rename all but one.")
-        rows = [record_of_row(row) for row in frame[known].to_dict("records")]
-        return cls._from_records(
-            list(enumerate(rows, start=1)), name=name, warnings=_unused_columns(name, frame.columns)
-        )
+        rows = [record_of_row(row) for row in frame.to_dict("records")]
+        return cls._from_rows(list(enumerate(rows, start=1)), name=name, columns=columns)
 
     @classmethod
-    def from_huggingface(cls, dataset: Iterable[Mapping[str, Any]], *, name: str = "dataset") -> Dataset:
-        """From a Hugging Face ``datasets.Dataset`` (any iterable of rows) with the columns of :meth:`from_pandas`.
+    def from_huggingface(
+        cls, dataset: Iterable[Mapping[str, Any]], *, name: str = "dataset", columns: Mapping[str, str] | None = None
+    ) -> Dataset:
+        """From a Hugging Face ``datasets.Dataset`` (any iterable of rows), as :meth:`from_pandas`.
 
-        ``messages`` may be a list of structs or a struct of lists. Raises DataError as :meth:`from_jsonl` does, and
+        ``messages`` may be a list of structs or a struct of lists. Raises DataError as :meth:`from_file` does, and
         for a ``DatasetDict``.
         """
         if isinstance(dataset, Mapping):
             splits = ", ".join(map(str, dataset))
             raise DataError(f"{name} is a dictionary of splits ({splits}); pass one of them.")
-        columns = getattr(dataset, "column_names", None) or ()
-        if columns and hasattr(dataset, "select_columns"):
-            dataset = dataset.select_columns([c for c in columns if c in RECORD_FIELDS])
         rows = [record_of_row(row) if isinstance(row, Mapping) else row for row in dataset]
-        return cls._from_records(list(enumerate(rows, start=1)), name=name, warnings=_unused_columns(name, columns))
+        return cls._from_rows(list(enumerate(rows, start=1)), name=name, columns=columns)
+
+    @classmethod
+    def _from_rows(
+        cls,
+        rows: Rows,
+        *,
+        name: str,
+        problems: Sequence[tuple[int, str]] = (),
+        columns: Mapping[str, str] | None = None,
+    ) -> Dataset:
+        """From rows in any dialect."""
+        if problems and not rows:
+            raise _error(name, _places(name, problems, len(problems)))
+        try:
+            dialect = recognise([record for _, record in rows], columns)
+        except DataError as error:
+            raise DataError(f"{name} cannot be used; nothing was sent or changed:", [f"{name}: {error}"]) from error
+        said = [f"{name} {dialect.sentence}"] if dialect.sentence else []
+        records = [(line, converted(record, dialect)) for line, record in rows]
+        return cls._from_records(records, name=name, problems=problems, warnings=said, dialect=dialect)
 
     @classmethod
     def _from_records(
         cls,
-        records: list[tuple[int, Any]],
+        records: Rows,
         *,
         name: str,
-        problems: Iterable[tuple[int, str]] = (),
+        problems: Sequence[tuple[int, str]] = (),
         warnings: Iterable[str] = (),
+        dialect: Dialect = CHAT,
     ) -> Dataset:
         found = list(problems)
         notes = list(warnings)
         contents: dict[str, int] = {}
-        unknown: dict[str, int] = {}
+        copies: Counter[str] = Counter()
+        duplicates: list[tuple[int, int]] = []
+        unknown: dict[str, list[int]] = {}
         taken: dict[str, int] = {}
         kept: list[tuple[int, Mapping[str, Any]]] = []
         for line, record in records:
@@ -288,47 +247,84 @@ class Dataset(Sequence[Example]):
                 if first != line:
                     found.append((line, f"id {str(record['id'])!r} is also used by {name}:{first}"))
         if found:
-            raise _error(name, [f"{name}:{line}: {problem}" for line, problem in sorted(found, key=lambda p: p[0])])
+            raise _error(name, _places(name, found, len(records) + len(problems)))
         examples: list[Example] = []
         for line, record in kept:
             for key in unknown_fields(record):
-                unknown.setdefault(key, line)
+                unknown.setdefault(key, []).append(line)
+            if isinstance(record.get("source"), Mapping | list | tuple):
+                unknown.setdefault("source", []).append(line)
             example = _build(record, "" if record.get("id") is None else str(record["id"]), line)
             content = example.content_hash
             first = contents.setdefault(content, line)
             if first != line:
-                notes.append(f"{name}:{line}: same content as {name}:{first}; both are kept")
+                duplicates.append((line, first))
             if not example.id:
-                identity, copy = content, 1
+                identity = content
                 while identity in taken:
-                    copy += 1
-                    identity = f"{content}-{copy}"
+                    copies[content] += 1
+                    identity = f"{content}-{copies[content] + 1}"
                 taken[identity] = line
                 example = _build(record, identity, line)
             examples.append(example)
-        notes += [f"{name}:{line}: field {key!r} is not used" for key, line in sorted(unknown.items())]
-        return cls(examples, name=name, warnings=notes)
+        if duplicates:
+            shown = ", ".join(f"{line} as {first}" for line, first in duplicates[:_NAMED])
+            more = ", ..." if len(duplicates) > _NAMED else ""
+            notes.append(
+                f"{name}: {len(duplicates):,} of {len(examples):,} records repeat the content of an earlier one (line "
+                f"{shown}{more}); all are kept"
+            )
+        for key, lines in sorted(unknown.items()):
+            why = " (it is no single value)" if key == "source" else ""
+            where = f" (line {lines[0]} first)" if len(lines) < len(examples) else ""
+            plural = "s" * (len(lines) > 1)
+            of_all = f"{'all ' * (1 < len(lines) == len(examples))}{len(lines):,} record{plural}"
+            notes.append(f"{name}: field {key!r} of {of_all}{where} is not used{why}")
+        return cls(examples, name=name, warnings=notes, dialect=dialect.name)
 
 
 def _error(name: str, problems: Sequence[str]) -> DataError:
     count = f"{len(problems)} problem{'s' * (len(problems) > 1)}"
-    return DataError(f"{name} has {count}; nothing was sent or changed. Mend these places:", problems)
+    return DataError(f"{name} has {count}; nothing was sent or changed. Fix these lines:", problems)
+
+
+def _places(name: str, problems: Sequence[tuple[int, str]], records: int) -> list[str]:
+    """Problems with file and line; one that many records share is one line with their number."""
+    lines_of: dict[str, list[tuple[int, str]]] = {}
+    for line, problem in sorted(problems, key=lambda p: p[0]):
+        lines_of.setdefault(_COLUMN.sub("", problem), []).append((line, problem))
+    said = []
+    for places in lines_of.values():
+        if len(places) <= _NAMED:
+            said += [(line, f"{name}:{line}: {problem}") for line, problem in places]
+            continue
+        lines, problem = [line for line, _ in places], places[0][1]
+        shown = ", ".join(map(str, lines[:_NAMED]))
+        whole = f"all {len(lines):,} records" if len(set(lines)) == records else f"{len(lines):,} records"
+        said.append((lines[0], f"{name}:{lines[0]}: {problem} ({whole}: lines {shown}, ...)"))
+    return [text for _, text in sorted(said, key=lambda p: p[0])]
 
 
 def _build(record: Mapping[str, Any], identity: str, line: int) -> Example:
-    messages = tuple(
-        Message(m["role"], m["content"], None if m.get("weight") is None else (1 if m["weight"] else 0))
-        for m in record.get("messages", ())
-    )
+    messages = tuple(_message(m) for m in record.get("messages") or ())
+    source = record.get("source")
+    fields = {k: record[k] for k in CHAT_FIELDS if messages and record.get(k) is not None}
+    whole = text_only(record)
     return Example(
         id=identity,
         messages=messages,
-        prompt=record.get("prompt", ""),
-        completion=record.get("completion", ""),
-        source=record.get("source"),
+        prompt="" if whole else record.get("prompt") or "",
+        completion=record["text"] if whole else record.get("completion") or "",
+        source=None if source is None or isinstance(source, Mapping | list | tuple) else str(source),
         line=line,
+        fields=fields,
+        text_only=whole,
     )
 
 
-def _unused_columns(name: str, columns: Iterable[Any]) -> list[str]:
-    return [f"{name}: column {str(c)!r} is not used" for c in columns if c not in RECORD_FIELDS]
+def _message(record: Mapping[str, Any]) -> Message:
+    weight = record.get("weight")
+    fields = {k: v for k, v in record.items() if k not in ("role", "content", "weight") and v is not None}
+    if "content" in record and record["content"] is None:
+        fields["content"] = None  # beside a call: trainers are sent what the file says
+    return Message(record["role"], record.get("content"), None if weight is None else (1 if weight else 0), fields)

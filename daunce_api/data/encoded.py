@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import hashlib
 import json
+import unicodedata
 from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
 from ..errors import DataError
-from .dataset import Dataset, Example, LossOn, Message
-
-Span = tuple[int, int]
-"""A half-open range of character positions."""
+from .dataset import Dataset
+from .example import Example, LossOn, Message
+from .rendering import Span, render, rendered_chat
 
 
 class Tokenizer(Protocol):
@@ -41,7 +41,8 @@ class Tokenizer(Protocol):
         ...
 
     def render(self, messages: Sequence[Message], *, generation_prompt: bool = False) -> str:
-        """A chat as the text that :meth:`encode` turns into what the model sees."""
+        """A chat as the text that :meth:`encode` turns into what the model sees. For records that have them, ``tools``
+        (a list) and ``options`` (further variables of the template) are given as well."""
         ...
 
     @property
@@ -68,13 +69,16 @@ class EncodedExample:
 
     ``targets`` are the positions (>= 1, ascending) whose log-probability given all ids before them is measured:
     the completion tokens. ``boundary_moved`` says that the tokenizer merged the end of the prompt with the start of
-    the completion, so that the merged token counts as completion.
+    the completion, so that the merged token counts as completion. ``turns`` are the messages that are measured, and
+    ``left_out`` says what of the context the chat template does not write.
     """
 
     example: Example
     ids: tuple[int, ...]
     targets: tuple[int, ...]
     boundary_moved: bool = False
+    turns: tuple[int, ...] = ()
+    left_out: tuple[str, ...] = ()
 
     @property
     def key(self) -> str:
@@ -99,17 +103,22 @@ def encode_example(example: Example, tokenizer: Tokenizer, loss_on: LossOn = "la
     completion belongs to the completion, and a token of the prompt alone never does. The very first token of the
     whole is never a target: nothing stands before it.
 
-    Raises DataError where the chat template refuses the messages or does not extend its own prefix, or where
-    nothing is left to measure.
+    Raises DataError where the chat template refuses the messages, leaves out a part of the answer or writes it where it
+    cannot be found, or where nothing is left to measure.
     """
     if isinstance(tokenizer, ExampleEncoder):
         return tokenizer.encode_example(example)
+    turns: tuple[int, ...] = ()
+    left_out: tuple[str, ...] = ()
+    marked = False
     if example.is_chat:
-        whole, spans = _chat(example, tokenizer, loss_on)
+        turns = example.trained_turns(loss_on)
+        chat = rendered_chat(example, tokenizer, turns)
+        whole, spans, marked, left_out = chat.text, list(chat.spans), chat.marked, chat.left_out
     else:
-        begin = "" if example.prompt.startswith(tokenizer.begin) else tokenizer.begin
-        whole = begin + example.prompt + example.completion + tokenizer.end
-        spans = [(len(begin) + len(example.prompt), len(whole))]
+        whole = text_of(example, tokenizer)
+        stop = len(whole) - len(tokenizer.end)
+        spans = [(stop - len(example.completion), len(whole))]
     ids, offsets = tokenizer.encode_with_offsets(whole)
     starts, ends = [start for start, _ in offsets], [end for _, end in offsets]
     targets: set[int] = set()
@@ -120,41 +129,84 @@ def encode_example(example: Example, tokenizer: Tokenizer, loss_on: LossOn = "la
         moved = moved or (first < len(ids) and starts[first] < start)
     if not targets:
         raise DataError(f"example {example.id!r} has no completion token that a model could predict")
-    return EncodedExample(example, tuple(ids), tuple(sorted(targets)), moved)
+    if marked:
+        _check_answers(example, tokenizer, ids, sorted(targets), turns)
+    return EncodedExample(example, tuple(ids), tuple(sorted(targets)), moved, turns, left_out)
+
+
+def text_of(example: Example, tokenizer: Tokenizer) -> str:
+    """The whole text of an example."""
+    if example.is_chat:
+        return render(tokenizer, example)
+    begin = "" if example.prompt.startswith(tokenizer.begin) else tokenizer.begin
+    return begin + example.prompt + example.completion + tokenizer.end
+
+
+def _check_answers(
+    example: Example, tokenizer: Tokenizer, ids: Sequence[int], targets: Sequence[int], turns: Sequence[int]
+) -> None:
+    """Where an answer was found by a mark: its tokens, decoded, hold its text. Raises DataError."""
+    decode = getattr(tokenizer, "decode", None)
+    if decode is None:
+        return
+    spelled = _plain(decode([ids[t] for t in targets]))
+    for turn in turns:
+        for kind, piece in example.messages[turn].pieces():
+            if kind == "content" and _plain(piece) not in spelled:
+                raise DataError(
+                    f"example {example.id!r}: the tokens of messages[{turn}] do not spell its text, so what would be "
+                    f"measured under the chat template of {tokenizer.name} is not the answer. Use prompt/completion "
+                    "records."
+                )
+
+
+def _plain(text: str) -> str:
+    """What is left of a text by normalisers of tokenizers: no white space, no case, no variants of characters."""
+    return "".join(unicodedata.normalize("NFKC", text).casefold().split())
 
 
 def encode_dataset(dataset: Dataset, tokenizer: Tokenizer, loss_on: LossOn = "last") -> tuple[EncodedExample, ...]:
     """Every example of a data set as token ids, in order. Raises DataError that lists every line that cannot be
-    encoded."""
-    encoded, problems = [], []
+    encoded, and lines that differ but become the same tokens."""
+    encoded: list[EncodedExample] = []
+    problems: list[str] = []
+    firsts: dict[tuple[int, ...], int] = {}
+    same: list[str] = []
     for position, example in enumerate(dataset):
         try:
-            encoded.append(encode_example(example, tokenizer, loss_on))
+            one = encode_example(example, tokenizer, loss_on)
         except DataError as error:
             problems.append(f"{dataset.where(position)}: {error}")
+            continue
+        encoded.append(one)
+        first = firsts.setdefault(one.ids, position)
+        if first != position and _said(dataset[first], one.left_out) != _said(example, one.left_out):
+            same.append(f"{dataset.where(position)}: becomes the same tokens as {dataset.where(first)}, but differs")
     if problems:
-        raise DataError(f"{dataset.name} cannot be encoded; nothing was sent. Mend these lines:", problems)
+        raise DataError(f"{dataset.name} cannot be encoded; nothing was sent. Fix these lines:", folded(problems))
+    if same:
+        raise DataError(
+            f"the tokenizer or chat template of {tokenizer.name} loses what tells examples of {dataset.name} apart: "
+            "they would be trained and measured as one. Nothing was sent. Use the model's own tokenizer and template.",
+            same[:20] + ([f"and {len(same) - 20:,} more"] if len(same) > 20 else []),
+        )
     return tuple(encoded)
+
+
+def folded(problems: Sequence[str], shown: int = 20) -> list[str]:
+    """The first problems, and how many more there are."""
+    more = len(problems) - shown
+    return [*problems[:shown], f"and {more:,} more lines"] if more > 0 else list(problems)
+
+
+def _said(example: Example, left_out: Sequence[str]) -> list[str]:
+    """What an example says, without white space around it and without what no template writes."""
+    if not example.is_chat:
+        return [*example.prompt.split(), *example.completion.split()]
+    kept = [m for m in example.messages if f"the {m.role} message" not in left_out]
+    reasons = any("reasoning" in what for what in left_out)
+    return [p.strip() for m in kept for kind, p in m.pieces() if p.strip() and not (reasons and kind == "reasoning")]
 
 
 Encode = Callable[[Dataset], Sequence[EncodedExample]]
 """A data set as token ids, in order; :func:`encode_dataset` with its tokenizer, or what is known from it already."""
-
-
-def _chat(example: Example, tokenizer: Tokenizer, loss_on: LossOn) -> tuple[str, list[Span]]:
-    """The rendered chat, and the characters of every turn that carries the loss."""
-    spans = []
-    try:
-        whole = tokenizer.render(example.messages)
-        for turn in example.trained_turns(loss_on):
-            before = tokenizer.render(example.messages[:turn], generation_prompt=True)
-            through = tokenizer.render(example.messages[: turn + 1])
-            if not (whole.startswith(through) and through.startswith(before)):
-                raise DataError(
-                    f"the chat template of {tokenizer.name} rewrites earlier turns, so the tokens of messages[{turn}] "
-                    "cannot be found in the whole. Use loss_on: last, or prompt/completion records."
-                )
-            spans.append((len(before), len(through)))
-    except DataError as error:
-        raise DataError(f"example {example.id!r}: {error}") from error
-    return whole, spans

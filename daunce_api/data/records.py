@@ -1,73 +1,45 @@
-"""Raw records of a data set: reading lines of JSON, and everything that can be wrong with one.
+"""What is wrong with one record, and rows of tables as plain records.
 
-Nothing here knows examples or providers; :mod:`.dataset` builds on it.
+Records here have one of three forms: ``messages``, ``prompt`` and ``completion``, or ``text``; :mod:`.dialects` makes
+them from others. Nothing here knows examples or providers; :mod:`.dataset` builds on it.
 """
 
 from __future__ import annotations
 
-import json
 import math
 import reprlib
-from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from numbers import Integral
 from typing import Any
 
-ROLES = ("system", "developer", "user", "assistant", "tool")
-RECORD_FIELDS = frozenset({"id", "source", "messages", "prompt", "completion"})
-MESSAGE_FIELDS = frozenset({"role", "content", "weight"})
+from .example import REASONING_FIELDS, known_part
+
+ROLES = ("system", "developer", "user", "assistant", "tool", "function")
+CHAT_FIELDS = (
+    "tools",
+    "parallel_tool_calls",
+    "functions",
+    "function_call",
+    "tool_choice",
+    "response_format",
+    "reasoning_effort",
+    "chat_template_kwargs",
+    "documents",
+    "weight",
+)
+"""Fields of a chat record, besides its messages, that a model or its template reads."""
+RECORD_FIELDS = frozenset({"id", "source", "messages", "prompt", "completion", "text", *CHAT_FIELDS})
 MAX_LABEL = 1_000
 """Most characters of an id or a source: they are shown in tables and stored beside every score."""
 
-_MAX_DEPTH = 6
-_UTF8_BOM = b"\xef\xbb\xbf"
-_UTF16_BOMS = (b"\xff\xfe", b"\xfe\xff")
-
-
-def parse_lines(raw: bytes) -> tuple[list[tuple[int, Any]], list[tuple[int, str]]]:
-    """Records and problems of a JSONL file in UTF-8, each with its 1-based line; blank lines count and are skipped.
-
-    A key that is given twice in one object is a problem, because JSON readers drop one of the two in silence.
-    """
-    if raw.startswith(_UTF16_BOMS):
-        return [], [(1, "the file is UTF-16, not UTF-8; save it as UTF-8")]
-    records: list[tuple[int, Any]] = []
-    problems: list[tuple[int, str]] = []
-    for number, line in enumerate(raw.removeprefix(_UTF8_BOM).split(b"\n"), start=1):
-        if not line.strip():
-            continue
-        try:
-            records.append((number, json.loads(line.decode("utf-8"), object_pairs_hook=_no_repeats)))
-        except UnicodeDecodeError as error:
-            problems.append((number, f"not UTF-8 (byte {error.start + 1} of the line)"))
-        except json.JSONDecodeError as error:
-            problems.append((number, f"not JSON: {error.msg} (column {error.colno})"))
-        except _RepeatedKeyError as error:
-            problems.append((number, f"key {reprlib.repr(error.key)} is given twice in one object"))
-        except RecursionError:
-            problems.append((number, "JSON that is nested too deeply"))
-        except ValueError:  # int() refuses thousands of digits
-            problems.append((number, "JSON with a number that is too long"))
-    return records, problems
-
-
-class _RepeatedKeyError(Exception):
-    def __init__(self, key: str) -> None:
-        self.key = key
-        super().__init__(key)
-
-
-def _no_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    record = dict(pairs)
-    if len(record) < len(pairs):
-        raise _RepeatedKeyError(Counter(key for key, _ in pairs).most_common(1)[0][0])
-    return record
+_MAX_DEPTH = 32
+_NOTHING = "there is no token to learn or to measure"
 
 
 def record_of_row(row: Mapping[Any, Any]) -> dict[str, Any]:
-    """The known columns of a table's row as a record. Missing cells are left out; an id that a table with missing
-    ids turned into a float is a whole number again."""
-    record = {str(k): plain_cell(v) for k, v in row.items() if k in RECORD_FIELDS}
+    """A table's row as a record. Missing cells are left out; an id that a table with missing ids turned into a float
+    is a whole number again."""
+    record = {str(k): plain_cell(v) for k, v in row.items()}
     identity = record.get("id")
     if isinstance(identity, float) and identity.is_integer():
         record["id"] = int(identity)
@@ -83,7 +55,8 @@ def plain_cell(value: Any, depth: int = 0) -> Any:
         value = value.tolist()
     if isinstance(value, Mapping):
         columns = {k: plain_cell(v, depth + 1) for k, v in value.items()}
-        return _rows(columns) if isinstance(columns.get("role"), list) else columns
+        lists = isinstance(columns.get("role", columns.get("from")), list)
+        return _rows(columns) if lists else columns
     if isinstance(value, list | tuple):
         return [plain_cell(v, depth + 1) for v in value]
     if type(value).__name__ in ("NAType", "NaTType") or (isinstance(value, float) and math.isnan(value)):
@@ -99,31 +72,50 @@ def _rows(columns: Mapping[Any, Any]) -> Any:
 
 
 def unknown_fields(record: Mapping[Any, Any]) -> Iterator[str]:
-    """Names of fields with a value that nothing reads, in the record and in its messages."""
-    yield from (str(key) for key in record if key not in RECORD_FIELDS)
-    for message in record.get("messages") or ():
-        yield from (f"messages[].{k}" for k, v in message.items() if k not in MESSAGE_FIELDS and v is not None)
+    """Names of the record's fields that have a value and go neither to a trainer nor into a table."""
+    for key, value in record.items():
+        read = key in RECORD_FIELDS and (key != "text" or text_only(record))
+        if value is not None and not read:
+            yield str(key)
 
 
 def record_problems(record: Any) -> list[str]:
     """Everything that is wrong with one record, as phrases without the place."""
     if not isinstance(record, Mapping):
         return [f"a record must be a JSON object, not {type(record).__name__}"]
+    if _too_deep(record):
+        return ["JSON that is nested too deeply"]
     problems = [*_id_problems(record.get("id")), *_source_problems(record.get("source"))]
-    if "messages" in record:
-        if "prompt" in record or "completion" in record:
+    if isinstance(record.get("weight"), int | float) and not record["weight"] > 0:
+        problems.append("weight must be above 0; leave the record out where it is not to be trained on")
+    given = {key for key in ("messages", "prompt", "completion") if record.get(key) is not None}
+    if "messages" in record and ("messages" in given or not given):
+        if len(given) > 1:
             problems.append("has both messages and prompt/completion; keep one of them")
-        return problems + _messages_problems(record["messages"])
-    if "prompt" not in record and "completion" not in record:
-        return [*problems, "needs either messages, or prompt and completion"]
+        return [*problems, *_messages_problems(record["messages"]), *_tools_problems(record)]
+    if text_only(record):
+        return problems + _text_problems("text", record["text"])
+    if not given and "prompt" not in record and "completion" not in record:
+        return [*problems, "needs messages, or prompt and completion, or text"]
     for key in ("prompt", "completion"):
         value = record.get(key)
         if not isinstance(value, str):
             problems.append(f"{key} is missing" if value is None else f"{key} must be a text")
         problems += _surrogate_problems(key, value)
     if record.get("completion") == "":
-        problems.append("completion is empty: there is no token to learn or to measure")
+        problems.append(f"completion is empty: {_NOTHING}")
     return problems
+
+
+def text_only(record: Mapping[Any, Any]) -> bool:
+    """Whether a record is a text that is all completion."""
+    return record.get("text") is not None and all(record.get(k) is None for k in ("messages", "prompt", "completion"))
+
+
+def _text_problems(place: str, value: Any) -> list[str]:
+    if not isinstance(value, str):
+        return [f"{place} must be a text"]
+    return [f"{place} is empty: {_NOTHING}"] if not value else _surrogate_problems(place, value)
 
 
 def _id_problems(value: Any) -> Iterable[str]:
@@ -139,11 +131,14 @@ def _id_problems(value: Any) -> Iterable[str]:
 
 
 def _source_problems(value: Any) -> Iterable[str]:
-    if value is None:
-        return []
     if not isinstance(value, str):
-        return ["source must be a text"]
+        return []  # other single values become texts, lists and objects are noted and left out
     return [*_length_problems("source", value), *_surrogate_problems("source", value)]
+
+
+def _weight_problems(value: Any, place: str) -> Iterator[str]:
+    if value is not None and (isinstance(value, bool) or not isinstance(value, int | float) or value not in (0, 1)):
+        yield f"{place} must be 0 or 1: other weights cannot be attributed yet"
 
 
 def _messages_problems(messages: Any) -> list[str]:
@@ -171,17 +166,90 @@ def _message_problems(message: Mapping[Any, Any]) -> Iterator[str]:
         yield ".role is missing"
     elif role not in ROLES:
         yield f".role is {reprlib.repr(role)}; it must be one of {', '.join(ROLES)}"
-    if message.get("tool_calls") or message.get("function_call"):
-        yield " calls a tool; only text turns can be attributed"
-    elif not isinstance(content, str):
-        yield ".content is missing" if content is None else ".content must be a text"
-    elif role == "assistant" and content == "":
-        yield ".content is empty: there is no token to learn or to measure"
-    if weight is not None and (isinstance(weight, bool) or weight not in (0, 1)):
-        yield ".weight must be 0 or 1"
-    elif weight is not None and role != "assistant":
+    calls = message.get("tool_calls") or message.get("function_call")
+    said = calls or any(message.get(name) for name in REASONING_FIELDS)
+    if calls:
+        yield from _call_problems(message, role)
+    if content is None:
+        if not said:
+            yield ".content is missing"
+    elif isinstance(content, str):
+        if role == "assistant" and content == "" and not said and weight != 0:
+            yield f".content is empty: {_NOTHING}"
+    elif isinstance(content, list | tuple):
+        yield from _part_problems(content, role, bool(said) or weight == 0)
+    else:
+        yield ".content must be a text or a list of parts"
+    for name in REASONING_FIELDS:
+        if message.get(name) is not None and not isinstance(message[name], str):
+            yield f".{name} must be a text"
+    if weight is not None and role != "assistant" and weight != 0:
         yield ".weight belongs on assistant turns only"
-    yield from _surrogate_problems(".content", content)
+    else:
+        yield from _weight_problems(weight, ".weight")
+    yield from _all_surrogates("", message)
+
+
+def _part_problems(parts: Sequence[Any], role: Any, may_be_empty: bool) -> Iterator[str]:
+    for i, part in enumerate(parts):
+        if not known_part(part):
+            kind = part.get("type") if isinstance(part, Mapping) else type(part).__name__
+            yield (
+                f".content[{i}] is {reprlib.repr(kind)}: a part must be a text "
+                '({"type": "text", "text": ...}) or an image; nothing else can be attributed yet'
+            )
+    if role == "assistant" and not may_be_empty and not any(p for p in parts):
+        yield f".content is empty: {_NOTHING}"
+
+
+def _call_problems(message: Mapping[Any, Any], role: Any) -> Iterator[str]:
+    if role != "assistant":
+        yield " calls a tool, which only an assistant turn can"
+    calls = message.get("tool_calls") or []
+    legacy = message.get("function_call")
+    functions: list[tuple[str, Any]] = [(".function_call", legacy)] if legacy else []
+    if not isinstance(calls, list | tuple):
+        yield ".tool_calls must be a list"
+        calls = []
+    for i, call in enumerate(calls):
+        functions.append((f".tool_calls[{i}].function", call.get("function") if isinstance(call, Mapping) else None))
+    for place, function in functions:
+        if not isinstance(function, Mapping):
+            yield f"{place} must be an object with name and arguments"
+        elif not isinstance(function.get("name"), str) or not function["name"]:
+            yield f"{place}.name is missing"
+
+
+def _tools_problems(record: Mapping[Any, Any]) -> Iterator[str]:
+    for key in ("tools", "functions"):
+        value = record.get(key)
+        if value is None:
+            continue
+        if not isinstance(value, list | tuple) or not all(isinstance(tool, Mapping) for tool in value):
+            yield f"{key} must be a list of objects"
+        else:
+            yield from _all_surrogates(key, value)
+
+
+def _too_deep(value: Any, depth: int = 0) -> bool:
+    if depth > _MAX_DEPTH:
+        return True
+    if isinstance(value, Mapping):
+        return any(_too_deep(v, depth + 1) for v in value.values())
+    return isinstance(value, list | tuple) and any(_too_deep(v, depth + 1) for v in value)
+
+
+def _all_surrogates(place: str, value: Any) -> Iterator[str]:
+    """The problem of every text in JSON data that UTF-8 cannot carry."""
+    if isinstance(value, str):
+        yield from _surrogate_problems(place, value)
+    elif isinstance(value, Mapping):
+        for key, inner in value.items():
+            yield from _surrogate_problems(f"a key of {place or 'the message'}", key)
+            yield from _all_surrogates(f"{place}.{reprlib.repr(key)[1:-1]}", inner)
+    elif isinstance(value, list | tuple):
+        for i, inner in enumerate(value):
+            yield from _all_surrogates(f"{place}[{i}]", inner)
 
 
 def _length_problems(place: str, text: str) -> list[str]:

@@ -59,6 +59,7 @@ def trainer_capabilities(config: RunConfig) -> TrainerCapabilities:
         hyperparameters=HYPERPARAMETERS,
         checkpoints=KEPT_CHECKPOINTS,
         notes=NOTES,
+        accepts=frozenset({"tools", "images"}),
     )
 
 

@@ -91,7 +91,8 @@ class TrainerCapabilities:
     never behind. ``max_context_tokens``: the longest training example, None where it is not known. ``checkpoints``:
     how many models of a job can be scored, the final one and those of the epochs before it (:class:`Checkpointing`).
     ``own_queue``: jobs wait for the user's own machines, where a long queue is no sign of a job that is stuck.
-    ``workers``: how many of them are trained at once, where that is fewer than may be submitted.
+    ``workers``: how many of them are trained at once, where that is fewer than may be submitted. ``accepts``: what
+    records may hold besides texts and contents in text (``tools``, ``images``, ``texts`` for text-only records).
     """
 
     provider: str
@@ -106,6 +107,7 @@ class TrainerCapabilities:
     checkpoints: int = 1
     own_queue: bool = False
     workers: int | None = None
+    accepts: frozenset[str] = frozenset({"tools", "texts"})
     notes: tuple[str, ...] = ()
 
 
@@ -121,7 +123,8 @@ class ScorerCapabilities:
     user's explicit choice. ``max_models``: how many models the endpoint holds at once, where changing them takes
     time. ``price_factor`` is what the provider takes of its list price for requests sent this way. ``hourly``: the
     endpoint is paid for by the hour. ``tried_on``: what a trial before a run may be sent to; a fine-tune where the
-    base model is not served, nothing where every model has to be deployed for money first.
+    base model is not served, nothing where every model has to be deployed for money first. ``one_turn``: a chat's
+    answer is measured only where it is one turn. ``accepts``: as of a trainer.
     ``fine_tunes_verified``: the numbers of fine-tunes are known to be right; where it is False a run scores its first
     finished member before it submits the second. ``refusal``: why nothing can be scored here at all.
     """
@@ -136,6 +139,8 @@ class ScorerCapabilities:
     price_factor: float = 1.0
     hourly: bool = False
     tried_on: Literal["base", "fine_tune", "nothing"] = "base"
+    one_turn: bool = False
+    accepts: frozenset[str] = frozenset({"tools", "texts"})
     fine_tunes_verified: bool = True
     refusal: str | None = None
     notes: tuple[str, ...] = ()

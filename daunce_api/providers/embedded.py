@@ -56,7 +56,7 @@ def open_trainer(context: Context) -> WireTrainer:
 
 def open_tokenizer(config: RunConfig) -> Tokenizer:
     """The tokenizer of the served model."""
-    return LocalTokenizer(config.backend.tokenizer or _folder(config))
+    return LocalTokenizer(config.backend.tokenizer or _folder(config), day=config.backend.template_date)
 
 
 def context_tokens(config: RunConfig) -> int | None:

@@ -6,16 +6,20 @@ and to know how many tokens a completion has; they are those of the contents, wi
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import hashlib
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import pairwise
+from typing import Any
 
 from ..data.dataset import Message
+from ..data.example import canonical, part_text
 from ..data.tokenizers import SpellingTokenizer, Tokenizer
 from ..errors import DataError
 
 _TURN, _CONTENT = "\ud8f0", "\ud8f1"
 """Halves of surrogate pairs: no text that UTF-8 can carry holds them."""
 _UNREADABLE = "\ufffd"
+_CALLS = ("tool_calls", "function_call")
 _IDS = {_TURN: -1, _CONTENT: -2}
 
 
@@ -24,6 +28,8 @@ class HiddenTemplateTokenizer:
 
     Nothing ends an assistant turn, so that a completion of one token has one target. The ids must never be sent.
     """
+
+    keeps_images = True
 
     def __init__(self, inner: Tokenizer) -> None:
         self._inner = inner
@@ -54,7 +60,7 @@ class HiddenTemplateTokenizer:
         for start, stop in _parts(text):
             if mark == _TURN:
                 role = text[start:stop]
-            elif mark == _CONTENT and role == "assistant":
+            elif mark == _CONTENT and role.startswith("assistant"):
                 answer = len(ids)
             mark = text[start]
             if mark in _IDS:
@@ -84,13 +90,40 @@ class HiddenTemplateTokenizer:
         piece = self._inner.pieces([token])[0]
         return None if _UNREADABLE in piece else piece.encode()
 
-    def render(self, messages: Sequence[Message], *, generation_prompt: bool = False) -> str:
-        """Roles and contents between marks. Raises DataError where a content holds half of a surrogate pair."""
-        for message in messages:
-            if _TURN in message.content or _CONTENT in message.content:
-                raise DataError("a text holds half of a surrogate pair, which UTF-8 cannot carry. Remove it.")
-        text = "".join(f"{_TURN}{m.role}{_CONTENT}{m.content}" for m in messages)
+    def render(
+        self,
+        messages: Sequence[Message],
+        *,
+        generation_prompt: bool = False,
+        tools: Sequence[Any] = (),
+        options: Mapping[str, Any] | None = None,
+    ) -> str:
+        """Roles and contents between marks; what is no text (tools, calls, names) as JSON, an image as its digest.
+        Raises DataError where a content holds half of a surrogate pair."""
+        said = [(m.role + _fields(m), _content(m)) for m in messages]
+        if tools or options:
+            said.insert(0, ("tools", canonical([list(tools), dict(options or {})])))
+        if any(mark in content for _, content in said for mark in _IDS):
+            raise DataError("a text holds half of a surrogate pair, which UTF-8 cannot carry. Remove it.")
+        text = "".join(f"{_TURN}{role}{_CONTENT}{content}" for role, content in said)
         return f"{text}{_TURN}assistant{_CONTENT}" if generation_prompt else text
+
+
+def _content(message: Message) -> str:
+    """What is measured of an answer: its text, then its calls."""
+    parts = [message.content] if isinstance(message.content, str) else list(message.content or ())
+    texts = [t if (t := part_text(p)) is not None else f"[image {_digest(p)}]" for p in parts]
+    calls = {k: message.fields[k] for k in _CALLS if message.fields.get(k)}
+    return "".join(texts) + (canonical(calls) if calls else "")
+
+
+def _fields(message: Message) -> str:
+    fields = {k: v for k, v in message.fields.items() if k != "content" and k not in _CALLS}
+    return canonical(fields) if fields else ""
+
+
+def _digest(part: Any) -> str:
+    return hashlib.sha256(canonical(part).encode()).hexdigest()
 
 
 def _parts(text: str) -> Iterator[tuple[int, int]]:

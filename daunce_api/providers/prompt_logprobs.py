@@ -138,12 +138,16 @@ class PromptLogprobsScorer(WireScorer):
                 f"example {example.example.id!r} is a prompt/completion record; set backend.scorer.options.route: "
                 "completions for it."
             )
+        chat = example.example
+        messages: Any = [{k: v for k, v in m.to_record().items() if k != "weight"} for m in chat.messages]
+        more: dict[str, Any] = {"tools": chat.tools} if chat.tools else {}
+        more |= {k: chat.fields[k] for k in ("chat_template_kwargs", "documents") if k in chat.fields}
         call = self.client.sdk.chat.completions.with_raw_response.create(
             model=model,
-            messages=[{"role": m.role, "content": m.content} for m in example.example.messages],  # type: ignore[misc]
+            messages=messages,
             max_tokens=1,
             temperature=0,
-            extra_body={"prompt_logprobs": 1, "add_generation_prompt": False},
+            extra_body={"prompt_logprobs": 1, "add_generation_prompt": False, **more},
         )
         answer = await self.client.json(call, doing=f"scoring example {example.example.id!r} under {model}")
         check_model(self.client.provider, model, answer.get("model"))

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from itertools import accumulate, pairwise
 from typing import Any
@@ -73,10 +73,20 @@ class ServerTokenizer:
     def pieces(self, ids: Sequence[int]) -> list[str]:
         return [self._detokenize((i,)) for i in ids]
 
-    def render(self, messages: Sequence[Message], *, generation_prompt: bool = False) -> str:
+    def render(
+        self,
+        messages: Sequence[Message],
+        *,
+        generation_prompt: bool = False,
+        tools: Sequence[Any] = (),
+        options: Mapping[str, Any] | None = None,
+    ) -> str:
         """The server's rendering of a chat as text. Raises DataError where the text does not give the same ids."""
-        records = json.dumps([{"role": m.role, "content": m.content} for m in messages])
-        ids = self._tokenize_chat(records, generation_prompt)
+        records = [{k: v for k, v in m.to_record().items() if k != "weight"} for m in messages]
+        more: dict[str, Any] = {"tools": list(tools)} if tools else {}
+        if options:
+            more["chat_template_kwargs"] = dict(options)
+        ids = self._tokenize_chat(json.dumps(records), json.dumps(more), generation_prompt)
         text = self._detokenize(ids)
         if self.encode(text) != list(ids):
             raise DataError(
@@ -85,12 +95,13 @@ class ServerTokenizer:
             )
         return text
 
-    def _ask_chat(self, records: str, generation_prompt: bool) -> tuple[int, ...]:
+    def _ask_chat(self, records: str, more: str, generation_prompt: bool) -> tuple[int, ...]:
         body = {
             "model": self._model,
             "messages": json.loads(records),
             "add_generation_prompt": generation_prompt,
             "add_special_tokens": False,
+            **json.loads(more),
         }
         return _ids(self._post("tokenize", body).get("tokens"))
 

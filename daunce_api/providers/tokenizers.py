@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from importlib.resources import files
 from pathlib import Path
 
@@ -11,6 +12,7 @@ from ..data.tokenizers import LocalTokenizer, TiktokenTokenizer, Tokenizer, tikt
 from ..errors import ConfigurationError
 
 EMBEDDED_MODEL = "daunce-tiny"
+_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 SERVER = "server"
 """Value of ``backend.tokenizer``: ask the scoring server, which must be vLLM."""
 
@@ -21,30 +23,57 @@ def embedded_folder() -> Path:
 
 
 def tokenizer_of(config: RunConfig) -> Tokenizer:
-    """``backend.tokenizer`` (a folder with tokenizer.json, an OpenAI model's name, or ``server``), else what the
-    model's name says.
+    """``backend.tokenizer`` (a folder with tokenizer.json, a Hugging Face model id, an OpenAI model's name, or
+    ``server``), else what the model's name says.
 
     Raises ConfigurationError where neither is known.
     """
-    name = config.backend.tokenizer or config.backend.model
+    name, day = config.backend.tokenizer or config.backend.model, config.backend.template_date
     if config.backend.tokenizer == SERVER:
         return _of_server(config)
     if name == EMBEDDED_MODEL:
-        return LocalTokenizer(embedded_folder())
+        return LocalTokenizer(embedded_folder(), day=day)
     if (Path(name) / "tokenizer.json").is_file():
-        return LocalTokenizer(name)
+        return LocalTokenizer(name, day=day)
     if tiktoken_encoding_name(name) is not None:
-        return TiktokenTokenizer(name)
+        return TiktokenTokenizer(name, day=day)
+    if _HUB_ID.fullmatch(name):
+        return LocalTokenizer(_of_hub(name), day=day)
     if config.backend.tokenizer is not None:
         raise ConfigurationError(
-            f"backend.tokenizer {name!r} is neither a folder with tokenizer.json nor an OpenAI model whose encoding "
-            "is known."
+            f"backend.tokenizer {name!r} is no folder with tokenizer.json, no Hugging Face model id (owner/name), and "
+            "no OpenAI model whose encoding is known."
         )
     raise ConfigurationError(
         f"the tokenizer of model {name!r} is not known. Set backend.tokenizer to the model's folder with "
         "tokenizer.json (save_pretrained() of its tokenizer writes one), or, for a model of OpenAI, to the name of "
         "one with the same tokenizer."
     )
+
+
+def _of_hub(name: str) -> Path:
+    """The folder with the tokenizer of a model on the Hugging Face Hub: the local cache's, or downloaded (a few MB)."""
+    from huggingface_hub import constants, snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
+    # Together names some of its copies so.
+    name = name.removesuffix("-Reference")
+    files = ["tokenizer*.json", "special_tokens_map.json", "*.jinja", "additional_chat_templates/*"]
+    try:
+        folder = Path(snapshot_download(name, allow_patterns=files))
+    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
+        why = "HF_HUB_OFFLINE forbids it" if constants.HF_HUB_OFFLINE else type(error).__name__
+        raise ConfigurationError(
+            f"the tokenizer of {name} is not in the cache of Hugging Face models and could not be downloaded ({why}). "
+            f"Run `hf download {name} --include 'tokenizer*' '*.jinja'` where there is a network (a gated model needs "
+            "`hf auth login`), or set backend.tokenizer to a folder with tokenizer.json."
+        ) from error
+    if not (folder / "tokenizer.json").is_file():
+        raise ConfigurationError(
+            f"the model {name} on the Hugging Face Hub has no tokenizer.json. Save its tokenizer with "
+            "save_pretrained() and set backend.tokenizer to that folder."
+        )
+    return folder
 
 
 def chat_template(folder: str | None) -> str | None:

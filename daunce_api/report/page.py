@@ -227,7 +227,7 @@ def _prompt(example: Example) -> str:
     turns = example.messages[:last]
     if len(turns) < 2:
         return example.prompt_text()
-    return "\n".join(f"{turn.role}: {turn.content}" for turn in turns)
+    return "\n".join(f"{turn.role}: {turn.text}" for turn in turns)
 
 
 def _plain(matrix: Any) -> list[list[float | None]]:

@@ -8,7 +8,7 @@ from typing import Any, get_args, get_type_hints
 
 import pytest
 import yaml
-from daunce_api.providers.kinds import BACKENDS
+from daunce_api.providers.registry import BACKENDS
 from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import BaseModel
@@ -413,15 +413,15 @@ def test_an_address_that_is_refused_today_does_not_make_an_old_run_unreadable() 
 
 
 def test_a_new_default_leaves_the_recipe_of_old_runs_alone(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(module._EARLIER_DEFAULTS, VERSION, {"data.loss_on": "all", "attribution.loss": "sum"})
+    monkeypatch.setitem(module._EARLIER_DEFAULTS, VERSION, {"data.loss_on": "last", "attribution.loss": "sum"})
     kept = manifest()
     del kept["config"]["attribution"]
     del kept["config"]["data"]["loss_on"]
     old, _ = RunConfig.from_manifest(kept)
-    assert (old.data.loss_on, old.attribution.loss) == ("all", "sum")
-    assert RunConfig.from_manifest({**kept, "version": VERSION})[0].data.loss_on == "last"
+    assert (old.data.loss_on, old.attribution.loss) == ("last", "sum")
+    assert RunConfig.from_manifest({**kept, "version": VERSION})[0].data.loss_on == "all"
     continued = config(attribution={"loss": "margin"}).as_started(1)
-    assert (continued.data.loss_on, continued.attribution.loss) == ("all", "margin")
+    assert (continued.data.loss_on, continued.attribution.loss) == ("last", "margin")
     assert continued.data.train == Path("/base/train.jsonl")
 
 

@@ -67,9 +67,10 @@ def test_every_problem_of_a_file_is_reported_in_one_pass_in_order(tmp_path: Path
     with pytest.raises(DataError) as caught:
         Dataset.from_jsonl(path)
     assert caught.value.problems == (
-        "bad.jsonl:2: not JSON: Expecting value (column 12)",
+        "bad.jsonl:2: not JSON: Expecting value (column 12); the line ends too early (was it cut, or is a record "
+        "spread over several lines?)",
         "bad.jsonl:3: completion is empty: there is no token to learn or to measure",
-        "bad.jsonl:4: not UTF-8 (byte 13 of the line)",
+        "bad.jsonl:4: not UTF-8 (byte 13 of the line); it looks like Windows-1252 (or Latin-1): save the file as UTF-8",
         "bad.jsonl:5: no assistant turn carries the loss (none is there, or all have weight 0)",
         "bad.jsonl:6: messages[0].role is missing",
         "bad.jsonl:7: a record must be a JSON object, not list",
@@ -84,7 +85,7 @@ def test_every_problem_of_a_file_is_reported_in_one_pass_in_order(tmp_path: Path
     [
         ("text", "a record must be a JSON object, not str"),
         (None, "a record must be a JSON object, not NoneType"),
-        ({}, "needs either messages, or prompt and completion"),
+        ({}, "needs messages, or prompt and completion, or text"),
         ({"prompt": "p"}, "completion is missing"),
         ({"completion": "c"}, "prompt is missing"),
         ({"prompt": 1, "completion": "c"}, "prompt must be a text"),
@@ -93,7 +94,7 @@ def test_every_problem_of_a_file_is_reported_in_one_pass_in_order(tmp_path: Path
         ({**GOOD, "id": 1.5}, "id must be a text or a whole number"),
         ({**GOOD, "id": 10**5000}, "id is a number of more than 18 digits; write it as a text"),
         ({**GOOD, "id": "i" * 1001}, "id has 1,001 characters; at most 1,000 are kept"),
-        ({**GOOD, "source": 3}, "source must be a text"),
+        ({**GOOD, "source": "s" * 1001}, "source has 1,001 characters; at most 1,000 are kept"),
         ({**GOOD, "messages": []}, "has both messages and prompt/completion; keep one of them"),
         ({"messages": None}, "messages must be a non-empty list"),
         ({"messages": "hello"}, "messages must be a non-empty list"),
@@ -114,16 +115,39 @@ def test_what_is_refused_and_in_which_words(record: Any, problem: str) -> None:
 @pytest.mark.parametrize(
     ("message", "problem"),
     [
-        ({"role": "assistant", "content": "a", "weight": 2}, ".weight must be 0 or 1"),
-        ({"role": "assistant", "content": "a", "weight": True}, ".weight must be 0 or 1"),
-        ({"role": "assistant", "content": "a", "weight": [1]}, ".weight must be 0 or 1"),
+        (
+            {"role": "assistant", "content": "a", "weight": 2},
+            ".weight must be 0 or 1: other weights cannot be attributed yet",
+        ),
+        (
+            {"role": "assistant", "content": "a", "weight": True},
+            ".weight must be 0 or 1: other weights cannot be attributed yet",
+        ),
+        (
+            {"role": "assistant", "content": "a", "weight": [1]},
+            ".weight must be 0 or 1: other weights cannot be attributed yet",
+        ),
         ({"role": "user", "content": "a", "weight": 1}, ".weight belongs on assistant turns only"),
         ({"role": "assistant", "content": None}, ".content is missing"),
-        ({"role": "user", "content": [{"type": "text"}]}, ".content must be a text"),
+        ({"role": "user", "content": 5}, ".content must be a text or a list of parts"),
+        (
+            {"role": "user", "content": [{"type": "input_audio"}]},
+            ".content[0] is 'input_audio': a part must be a text "
+            '({"type": "text", "text": ...}) or an image; nothing else can be attributed yet',
+        ),
         (
             {"role": "assistant", "content": None, "tool_calls": [{}]},
-            " calls a tool; only text turns can be attributed",
+            ".tool_calls[0].function must be an object with name and arguments",
         ),
+        (
+            {"role": "assistant", "tool_calls": [{"function": {"arguments": "{}"}}]},
+            ".tool_calls[0].function.name is missing",
+        ),
+        (
+            {"role": "user", "content": "a", "tool_calls": [{"function": {"name": "f"}}]},
+            " calls a tool, which only an assistant turn can",
+        ),
+        ({"role": "assistant", "content": "a", "thinking": 3}, ".thinking must be a text"),
     ],
 )
 def test_problems_of_one_message(message: dict[str, Any], problem: str) -> None:
@@ -133,7 +157,7 @@ def test_problems_of_one_message(message: dict[str, Any], problem: str) -> None:
 
 
 def test_all_problems_of_one_record_are_named() -> None:
-    assert len(problems_of({"id": "", "source": 1, "prompt": 2, "completion": ""})) == 4
+    assert len(problems_of({"id": "", "source": "\ud800", "prompt": 2, "completion": ""})) == 4
 
 
 def test_a_long_wrong_value_does_not_fill_the_message() -> None:
@@ -167,7 +191,9 @@ def test_duplicates_are_warned_of_and_stay_distinct() -> None:
     data = Dataset.from_records([GOOD, {**GOOD, "id": "mine"}, GOOD, GOOD])
     h = data[0].content_hash
     assert data.ids == [h, "mine", f"{h}-2", f"{h}-3"]
-    assert data.warnings == tuple(f"data:{n}: same content as data:1; both are kept" for n in (2, 3, 4))
+    assert data.warnings == (
+        "data: 3 of 4 records repeat the content of an earlier one (line 2 as 1, 3 as 1, 4 as 1); all are kept",
+    )
 
 
 def test_a_made_up_id_evades_ids_that_were_given() -> None:
@@ -195,17 +221,24 @@ def test_position_finds_ids_and_suggests() -> None:
         data.position("zzz")
 
 
-def test_unused_fields_are_named_once() -> None:
+def test_unused_fields_are_named_once_with_a_count() -> None:
     records = [
         {**GOOD, "note": 1},
         {"prompt": "x", "completion": "y", "note": 2, 3: "odd key"},
-        {"messages": [{"role": "user", "content": "u", "name": "bob"}, {"role": "assistant", "content": "a"}]},
+        {"prompt": "z", "completion": "y", "note": 2, "source": {"file": "a"}},
     ]
-    assert Dataset.from_records(records).warnings == (
-        "data:2: field '3' is not used",
-        "data:3: field 'messages[].name' is not used",
-        "data:1: field 'note' is not used",
+    data = Dataset.from_records(records)
+    assert data.warnings == (
+        "data: field '3' of 1 record (line 2 first) is not used",
+        "data: field 'note' of all 3 records is not used",
+        "data: field 'source' of 1 record (line 3 first) is not used (it is no single value)",
     )
+    assert data.sources == [None, None, None]
+
+
+def test_a_source_may_be_any_single_value() -> None:
+    records = [{"prompt": str(i), "completion": "y", "source": s} for i, s in enumerate([3, True, 0.5, "web", None])]
+    assert Dataset.from_records(records).sources == ["3", "True", "0.5", "web", None]
 
 
 def test_the_digest_changes_with_anything_that_changes_a_run() -> None:

@@ -90,8 +90,8 @@ def test_lists_of_unequal_length_are_refused() -> None:
 def test_columns_that_nothing_reads_are_named() -> None:
     frame = pd.DataFrame({"prompt": ["p"], "completion": ["c"], "topic": ["t"], 5: [1]})
     assert Dataset.from_pandas(frame, name="f").warnings == (
-        "f: column 'topic' is not used",
-        "f: column '5' is not used",
+        "f: field '5' of 1 record is not used",
+        "f: field 'topic' of 1 record is not used",
     )
 
 
@@ -138,7 +138,7 @@ class TestHuggingFace:
         assert data[0] == Example("a", messages=MESSAGES)
         assert data[1].messages == MESSAGES + MESSAGES
         assert data[1].id == data[1].content_hash
-        assert data.warnings == ("hf: column 'topic' is not used",)
+        assert data.warnings == ("hf: field 'topic' of all 2 records is not used",)
 
     def test_struct_of_lists(self) -> None:
         import datasets

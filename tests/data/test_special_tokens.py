@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from tokenizer_folders import GetTokenizer, byte_level, write_folder
 
 from daunce_api.data.dataset import Example, Message
+from daunce_api.data.literal import MARK, SpecialTokenGuard
 from daunce_api.data.tokenizers import LocalTokenizer, encode_example
-from daunce_api.data.tokenizers.literal import MARK, SpecialTokenGuard
 from daunce_api.errors import DataError
 
 END, USER, ASSISTANT = 1, 3, 4

@@ -147,16 +147,17 @@ def test_a_template_that_refuses_the_messages_is_an_error_of_the_example(tmp_pat
         encode_example(Example("x", messages=CHAT), tokenizer)
 
 
-def test_a_template_that_rewrites_earlier_turns_is_refused_for_them_only(tmp_path: Path) -> None:
-    """Like the templates that drop the thoughts of all turns but the last."""
+def test_a_template_that_leaves_out_an_answer_is_refused_where_it_is_measured(tmp_path: Path) -> None:
+    """Like the templates that write only the last answer."""
     template = (
         "{% for m in messages %}<s>{% if loop.last or m.role == 'user' %}{{ m.content }}{% endif %}</s>{% endfor %}"
         "{% if add_generation_prompt %}<s>{% endif %}"
     )
     tokenizer = LocalTokenizer(folder_with(tmp_path, template))
     example = Example("x", messages=CHAT + CHAT)
-    with pytest.raises(DataError, match=r"'x': the chat template of t rewrites earlier turns.*messages\[1\]"):
+    with pytest.raises(DataError, match=r"'x': the chat template of t leaves out the text of messages\[1\]"):
         encode_example(example, tokenizer, "all")
+    assert encode_example(example, tokenizer, "last").left_out == ("the text of earlier answers",)
 
 
 def test_without_a_template_chats_are_refused_and_plain_records_are_not(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -49,7 +50,7 @@ class Words:
 TOKENIZER = HiddenTemplateTokenizer(Words())
 
 
-def make(server: Server, loss_on: str = "last", **options: Any) -> chat_token.ChatTokenScorer:
+def make(server: Server, **options: Any) -> chat_token.ChatTokenScorer:
     config = run_config(scorer="chat_token", options=options)
     parsed = chat_token.chat_options(config)
     return chat_token.ChatTokenScorer(
@@ -57,7 +58,6 @@ def make(server: Server, loss_on: str = "last", **options: Any) -> chat_token.Ch
         chat_token.scorer_capabilities(config),
         parsed,
         tokenizer=TOKENIZER,
-        loss_on=loss_on,  # type: ignore[arg-type]
     )
 
 
@@ -197,13 +197,40 @@ async def test_the_first_token_of_a_longer_completion_is_what_is_measured() -> N
 async def test_examples_that_a_chat_endpoint_cannot_be_asked_about() -> None:
     scorer = make(Server(lambda _: answer(LISTED)))
     plain = EncodedExample(Example("p", prompt="a", completion="b"), (1, 2), (1,))
-    with pytest.raises(CapabilityError, match="not a chat"):
+    with pytest.raises(CapabilityError, match="is no chat"):
         await scorer.score("ft:m", [plain])
     with pytest.raises(CapabilityError, match="3 target tokens"):
         await scorer.score("ft:m", [example("a", "b c")])
     both = Example("w", messages=(Message("user", "a"), Message("assistant", "b"), *chat("c", "d").messages))
-    with pytest.raises(CapabilityError, match="one trained assistant turn"):
-        await make(Server(lambda _: answer(LISTED)), loss_on="all").score("ft:m", [encode_example(both, TOKENIZER)])
+    two = replace(encode_example(both, TOKENIZER, "all"), targets=(9,))
+    with pytest.raises(CapabilityError, match="2 measured turns"):
+        await scorer.score("ft:m", [two])
+    fields = {"tool_calls": [{"function": {"name": "f", "arguments": "{}"}}]}
+    for more, refusal in ((fields, "calls a tool"), ({"reasoning_content": "r"}, "begins with reasoning")):
+        asked = Example("w", messages=(Message("user", "a"), Message("assistant", "b", None, more)))
+        with pytest.raises(CapabilityError, match=refusal):
+            await scorer.score("ft:m", [replace(encode_example(asked, TOKENIZER), targets=(5,))])
+
+
+async def test_tools_names_and_images_are_sent_as_they_are() -> None:
+    server = Server(lambda _: answer(LISTED))
+    image = {"type": "image_url", "image_url": {"url": "data:image/png;base64,AA=="}}
+    call = {"id": "c", "type": "function", "function": {"name": "f", "arguments": "{}"}}
+    messages = (
+        Message("user", [{"type": "text", "text": "a"}, image], None, {"name": "ann"}),
+        Message("assistant", None, None, {"content": None, "tool_calls": [call]}),
+        Message("tool", "20", None, {"tool_call_id": "c"}),
+        Message("assistant", "b"),
+    )
+    tools = [{"type": "function", "function": {"name": "f"}}]
+    asked = Example("w", messages=messages, fields={"tools": tools, "parallel_tool_calls": False})
+    encoded = encode_example(asked, TOKENIZER)
+    await make(server).score("ft:m", [encoded])
+    sent = json.loads(server.requests[0].content)
+    assert sent["messages"] == [m.to_record() for m in messages[:-1]]
+    assert (sent["tools"], sent["parallel_tool_calls"]) == (tools, False)
+    other = replace(asked, messages=(Message("user", [{"type": "text", "text": "a"}]), *messages[1:]))
+    assert encode_example(other, TOKENIZER).key != encoded.key, "an image is a part of what is asked"
 
 
 async def test_the_last_turn_is_asked_for_after_all_turns_before_it() -> None:

@@ -4,24 +4,29 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from datetime import date
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from ...errors import ConfigurationError, DataError
-from ..dataset import Message
-from ..encoded import Span
+from ..example import Message
+from ..literal import SpecialTokenGuard
+from ..rendering import Span
 from .chat_template import ChatTemplate
-from .literal import SpecialTokenGuard
 
 
 class LocalTokenizer:
-    """A Hugging Face tokenizer folder: ``tokenizer.json``, with ``tokenizer_config.json`` and a chat template."""
+    """A Hugging Face tokenizer folder: ``tokenizer.json``, with ``tokenizer_config.json`` and a chat template.
 
-    def __init__(self, folder: str | Path) -> None:
+    ``day`` is the date that the template writes where it wants today's (:class:`.chat_template.ChatTemplate`).
+    """
+
+    def __init__(self, folder: str | Path, *, day: date | None = None) -> None:
         """Raises ConfigurationError where the folder holds no usable fast tokenizer."""
         self.folder = Path(folder)
+        self.shapes: dict[Any, Any] = {}
         self.name = self.folder.name
         path = self.folder / "tokenizer.json"
         if not path.is_file():
@@ -45,9 +50,13 @@ class LocalTokenizer:
         names = {i: token.content for i, token in self._backend.get_added_tokens_decoder().items() if token.special}
         self._special_ids = frozenset(names)
         self._guard = SpecialTokenGuard(names.values())
-        text = self._find_template(settings.get("chat_template"))
-        self._template = ChatTemplate(text, self._special, name=self.name) if text else None
-        facts = json.dumps([self._begin, self.end, text], sort_keys=True)
+        text, tools_text = self._find_templates(settings.get("chat_template"))
+        self._template = ChatTemplate(text, self._special, name=self.name, day=day) if text else None
+        self._tools_template = (
+            ChatTemplate(tools_text, self._special, name=self.name, day=day) if tools_text else self._template
+        )
+        dated = [str(self._template.day)] if self._template is not None and self._template.writes_date else []
+        facts = json.dumps([self._begin, self.end, text, *dated], sort_keys=True)
         self._fingerprint = hashlib.sha256(self._raw.encode() + facts.encode()).hexdigest()
 
     @staticmethod
@@ -81,16 +90,23 @@ class LocalTokenizer:
         backend.no_padding()
         return backend
 
-    def _find_template(self, setting: Any) -> str:
-        path = self.folder / "chat_template.jinja"
-        if path.is_file():
-            return self._read(path)
-        if isinstance(setting, list):  # several named templates
-            setting = next((t.get("template") for t in setting if t.get("name") == "default"), None)
-        return setting if isinstance(setting, str) else ""
+    def _find_templates(self, setting: Any) -> tuple[str, str]:
+        """The folder's template, and the one for chats with tools where that is another."""
+        named: dict[Any, Any] = {"default": setting} if isinstance(setting, str) else {}
+        if isinstance(setting, list):
+            named = {t.get("name"): t.get("template") for t in setting if isinstance(t, dict)}
+        own, tools = self.folder / "chat_template.jinja", self.folder / "additional_chat_templates" / "tool_use.jinja"
+        if own.is_file():
+            named["default"] = self._read(own)
+        if tools.is_file():
+            named["tool_use"] = self._read(tools)
+        default, tool_use = named.get("default"), named.get("tool_use")
+        return default if isinstance(default, str) else "", tool_use if isinstance(tool_use, str) else ""
 
     @property
     def fingerprint(self) -> str:
+        """Of vocabulary and template. A separate template for tools is not in it: earlier versions never used one, and
+        their runs go on."""
         return self._fingerprint
 
     @property
@@ -147,18 +163,40 @@ class LocalTokenizer:
     def pieces(self, ids: Sequence[int]) -> list[str]:
         return [self._backend.decode([i], skip_special_tokens=False) for i in ids]
 
-    def render(self, messages: Sequence[Message], *, generation_prompt: bool = False) -> str:
-        """A chat through the model's template, special tokens in the contents guarded (:mod:`.literal`).
+    def decode(self, ids: Sequence[int]) -> str:
+        """The text of ids, special tokens included."""
+        return str(self._backend.decode(list(ids), skip_special_tokens=False))
+
+    def render(
+        self,
+        messages: Sequence[Message],
+        *,
+        generation_prompt: bool = False,
+        tools: Sequence[Any] = (),
+        options: Mapping[str, Any] | None = None,
+    ) -> str:
+        """A chat through the model's template, special tokens in every text of the user's guarded (:mod:`.literal`).
 
         Raises ConfigurationError where there is no template or it does not work, DataError where it refuses the
         messages.
         """
-        if self._template is None:
+        called = tools or any(m.calls or m.role in ("tool", "function") for m in messages)
+        template = self._tools_template if called else self._template
+        if template is None:
             raise ConfigurationError(
                 f"{self.name} has no chat template. Use prompt/completion records, or add chat_template.jinja to it."
             )
-        records = [{"role": m.role, "content": self._guard.protect(m.content)} for m in messages]
-        return self._template.render(records, generation_prompt=generation_prompt)
+        texts: list[str] = []
+
+        def protect(text: str) -> str:
+            texts.append(text)
+            return self._guard.protect(text)
+
+        whole = template.render(
+            messages, generation_prompt=generation_prompt, tools=tools, options=options, protect=protect
+        )
+        self._guard.refuse_halves(texts)
+        return whole
 
 
 def _run(backend: Any, text: str) -> Any:

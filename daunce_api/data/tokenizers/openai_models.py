@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import contextlib
+import re
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from datetime import date
 from functools import lru_cache
 from itertools import accumulate, pairwise
 from typing import Any
 
 from ...errors import ConfigurationError, DataError
-from ..dataset import Example, Message
-from ..encoded import Span
+from ..example import Example, Message, canonical
+from ..literal import SpecialTokenGuard
+from ..rendering import Span
+from .chat_template import DEFAULT_DATE
+from .harmony import harmony
 
 # Longest prefix wins. tiktoken's own table maps ``ft:gpt-4.1-mini`` to cl100k_base, which is wrong.
 _ENCODINGS = {
@@ -33,13 +38,15 @@ _ENCODINGS = {
 LOAD_SECONDS = 20.0
 """How long a download of a rank file may take; a proxy that swallows requests must not hold up a plan."""
 
+HARMONY = "o200k_harmony"
+
 _PIECE = 100_000
 
 
 def tiktoken_encoding_name(model: str) -> str | None:
     """tiktoken encoding of an OpenAI model or of a fine-tune of one (``ft:BASE:org:suffix:id``), or the encoding's
     own name; None if unknown."""
-    base = model.removeprefix("ft:").split(":")[0]
+    base = model.removeprefix("ft:").split(":")[0].removeprefix("openai/")
     if base in _ENCODINGS.values():
         return base
     matches = [prefix for prefix in _ENCODINGS if base.startswith(prefix)]
@@ -52,11 +59,14 @@ class TiktokenTokenizer:
     Where the rank file can be neither found (``TIKTOKEN_CACHE_DIR``) nor downloaded, ``exact`` is False: counts take
     a token to be four bytes of UTF-8 (good enough for a price, to be said wherever a figure rests on it), and
     encoding is refused, because made-up ids would pass for real ones.
+
+    Chats are rendered for gpt-oss only, in the harmony format with the date ``day``: other templates of OpenAI are not
+    public.
     """
 
     BYTES_PER_TOKEN = 4
 
-    def __init__(self, model: str) -> None:
+    def __init__(self, model: str, *, day: date | None = None) -> None:
         """Raises ConfigurationError where the model's encoding is not known."""
         encoding = tiktoken_encoding_name(model)
         if encoding is None:
@@ -67,10 +77,16 @@ class TiktokenTokenizer:
         self.name = encoding
         self._encoding = _load(encoding)
         self.exact = self._encoding is not None
+        self._day = day or DEFAULT_DATE
+        self.shapes: dict[Any, Any] | None = None
+        special = self._encoding.special_tokens_set if self.name == HARMONY and self._encoding is not None else ()
+        self._guard = SpecialTokenGuard(special)
+        self._special = frozenset(special)
 
     @property
     def fingerprint(self) -> str:
-        return self.name if self.exact else f"estimate:{self.name}"
+        name = f"{self.name} {self._day}" if self.name == HARMONY else self.name
+        return name if self.exact else f"estimate:{name}"
 
     @property
     def begin(self) -> str:
@@ -88,6 +104,8 @@ class TiktokenTokenizer:
         """
         ranks, text = self._ranks(), _utf8(text)
         try:
+            if self.name == HARMONY:
+                return [i for part in self._parts(text) for i in part[0]]
             return list(ranks.encode(text, disallowed_special=()))
         except ValueError as error:
             raise DataError(
@@ -95,8 +113,35 @@ class TiktokenTokenizer:
                 "Shorten it."
             ) from error
 
+    def _parts(self, text: str) -> Iterator[tuple[list[int], str, Sequence[int]]]:
+        """A text in harmony as ids, with their text and its places: special tokens of the format, and what stands
+        between them, where what spells one is ordinary."""
+        ranks = self._ranks()
+        pattern = "|".join(re.escape(t) for t in sorted(self._special, key=len, reverse=True))
+        done = 0
+        for found in [*re.finditer(pattern, text), None]:
+            stop = len(text) if found is None else found.start()
+            if done < stop:
+                plain, origin = self._guard.remove(text[done:stop])
+                yield list(ranks.encode(plain, disallowed_special=())), plain, [done + i for i in origin]
+            if found is not None:
+                yield [ranks.encode_single_token(found[0])], found[0], range(found.start(), found.end() + 1)
+                done = found.end()
+
     def encode_with_offsets(self, text: str) -> tuple[list[int], list[Span]]:
-        ids = self.encode(text)
+        if self.name == HARMONY:
+            return self._harmony_offsets(text)
+        return self._offsets(text, self.encode(text))
+
+    def _harmony_offsets(self, text: str) -> tuple[list[int], list[Span]]:
+        ids: list[int] = []
+        offsets: list[Span] = []
+        for part, plain, origin in self._parts(_utf8(text)):
+            ids += part
+            offsets += [(origin[a], origin[b - 1] + 1) for a, b in self._offsets(plain, part)[1]]
+        return ids, offsets
+
+    def _offsets(self, text: str, ids: list[int]) -> tuple[list[int], list[Span]]:
         lengths = [len(token) for token in self._ranks().decode_tokens_bytes(ids)]
         if text.isascii():
             return ids, list(pairwise(accumulate(lengths, initial=0)))
@@ -118,11 +163,33 @@ class TiktokenTokenizer:
     def spell(self, ids: Sequence[int]) -> list[bytes]:
         return [bytes(token) for token in self._ranks().decode_tokens_bytes(list(ids))]
 
-    def render(self, messages: Sequence[Message], *, generation_prompt: bool = False) -> str:
-        """Always raises ConfigurationError."""
-        raise ConfigurationError(
-            f"OpenAI does not publish the chat template behind {self.name}, so a chat cannot be rendered to token ids. "
-            "Score through a chat endpoint, or use a model whose template is public."
+    def decode(self, ids: Sequence[int]) -> str:
+        """The text of ids."""
+        return str(self._ranks().decode(list(ids)))
+
+    def render(
+        self,
+        messages: Sequence[Message],
+        *,
+        generation_prompt: bool = False,
+        tools: Sequence[Any] = (),
+        options: Mapping[str, Any] | None = None,
+    ) -> str:
+        """A chat in the harmony format for gpt-oss; raises ConfigurationError for OpenAI's other models."""
+        if self.name != HARMONY:
+            raise ConfigurationError(
+                f"OpenAI does not publish the chat template behind {self.name}, so a chat cannot be rendered to token "
+                "ids. Score through a chat endpoint, or use a model whose template is public."
+            )
+        self._ranks()
+        effort = str((options or {}).get("reasoning_effort") or "medium")
+        return harmony(
+            messages,
+            day=self._day,
+            generation_prompt=generation_prompt,
+            tools=tools,
+            effort=effort,
+            protect=self._guard.protect,
         )
 
     def count_text(self, text: str) -> int:
@@ -137,7 +204,12 @@ class TiktokenTokenizer:
         three tokens a message and three for the reply."""
         if not example.is_chat:
             return self.count_text(example.prompt + example.completion)
-        return 3 + sum(3 + self.count_text(m.role) + self.count_text(m.content) for m in example.messages)
+        more = self.count_text(canonical(dict(example.fields))) if example.fields else 0
+        return 3 + more + sum(3 + self.count_text(m.role) + self._count_message(m) for m in example.messages)
+
+    def _count_message(self, message: Message) -> int:
+        fields = {k: v for k, v in message.fields.items() if k != "content"}
+        return sum(map(self.count_text, message.texts)) + (self.count_text(canonical(fields)) if fields else 0)
 
 
 def _utf8(text: str) -> str:

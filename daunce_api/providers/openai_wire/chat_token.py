@@ -13,7 +13,6 @@ from typing import Any, Literal
 from pydantic import Field
 
 from ...config import RunConfig
-from ...data.dataset import LossOn
 from ...data.tokenizers import EncodedExample
 from ...errors import CapabilityError, ContractError
 from ..base import Scorer, ScorerCapabilities, TokenScores
@@ -26,6 +25,8 @@ from .batch_api import BatchScorer
 from .client import WireClient
 from .wire_scorer import WireScorer, open_client
 
+_SENT = ("tools", "functions", "parallel_tool_calls", "tool_choice", "reasoning_effort")
+"""Fields of a chat record that the endpoint takes."""
 BATCH_REQUESTS = 50_000
 """Requests that OpenAI takes in one batch."""
 NO_LIST = (
@@ -72,6 +73,8 @@ def chat_capabilities(options: ChatTokenOptions, *, provider: str, notes: tuple[
         max_prompts_per_request=BATCH_REQUESTS if options.batch_api else 1,
         max_concurrent_requests=options.batch_concurrency if options.batch_api else options.concurrency,
         price_factor=0.5 if options.batch_api else 1.0,
+        one_turn=True,
+        accepts=frozenset({"tools", "images"}),
         notes=(*said, *notes),
     )
 
@@ -93,11 +96,11 @@ def scorer_on(
     client: WireClient, config: RunConfig, options: ChatTokenOptions, capabilities: ScorerCapabilities
 ) -> Scorer:
     """The same on a client that is already open (Azure's has its own)."""
-    tokenizer, loss_on = open_tokenizer(config), config.data.loss_on
+    tokenizer = open_tokenizer(config)
     if not options.batch_api:
-        return ChatTokenScorer(client, capabilities, options, tokenizer=tokenizer, loss_on=loss_on)
+        return ChatTokenScorer(client, capabilities, options, tokenizer=tokenizer)
     single = chat_capabilities(options.model_copy(update={"batch_api": False}), provider=capabilities.provider)
-    scorer = ChatTokenScorer(client, single, options, tokenizer=tokenizer, loss_on=loss_on)
+    scorer = ChatTokenScorer(client, single, options, tokenizer=tokenizer)
     return BatchScorer(scorer, capabilities, poll_seconds=options.batch_poll_seconds)
 
 
@@ -111,12 +114,10 @@ class ChatTokenScorer(WireScorer):
         options: ChatTokenOptions,
         *,
         tokenizer: HiddenTemplateTokenizer,
-        loss_on: LossOn = "last",
     ) -> None:
         super().__init__(client, capabilities)
         self._options = options
         self._tokenizer = tokenizer
-        self._loss_on: LossOn = loss_on
 
     @property
     def fingerprint(self) -> str:
@@ -136,21 +137,14 @@ class ChatTokenScorer(WireScorer):
         return scores
 
     def request(self, model: str, example: EncodedExample) -> dict[str, Any]:
-        """The body of the request: all messages before the trained turn, one token, greedy."""
-        if len(example.targets) != 1:
-            raise CapabilityError(
-                f"example {example.example.id!r} has {len(example.targets)} target tokens; a chat endpoint measures "
-                "one."
-            )
-        turns = example.example.trained_turns(self._loss_on) if example.example.is_chat else ()
-        if len(turns) != 1:
-            raise CapabilityError(
-                f"example {example.example.id!r} is not a chat with one trained assistant turn, and a chat endpoint "
-                "can be asked about nothing else. Use chat records with loss_on: last, or an endpoint with echo."
-            )
+        """The body of the request: all messages before the measured turn, one token, greedy."""
+        turn = measured_turn(example)
+        chat = example.example
+        messages = [{k: v for k, v in m.to_record().items() if k != "weight"} for m in chat.messages[:turn]]
         return {
             "model": model,
-            "messages": [{"role": m.role, "content": m.content} for m in example.example.messages[: turns[0]]],
+            "messages": messages,
+            **{k: chat.fields[k] for k in _SENT if k in chat.fields},
             self._options.limit_field: 1,
             "logprobs": True,
             "top_logprobs": self._options.top_logprobs,
@@ -169,6 +163,32 @@ class ChatTokenScorer(WireScorer):
                 "bytes the tokenizer does not tell. Use the model's own encoding, or an endpoint with echo."
             )
         return token_scores(self.client.provider, example, choice, wanted)
+
+
+def measured_turn(example: EncodedExample) -> int:
+    """The message whose first token a chat endpoint is asked about. Raises CapabilityError for an example that it
+    cannot be asked about: the plan looks at every example so, before anything is paid for."""
+    name = f"example {example.example.id!r}"
+    if len(example.targets) != 1:
+        raise CapabilityError(f"{name} has {len(example.targets)} target tokens; a chat endpoint measures one.")
+    if not example.example.is_chat:
+        raise CapabilityError(
+            f"{name} is no chat, and a chat endpoint can be asked about nothing else. Read the file as chats "
+            "(data.columns: {user: prompt, assistant: completion}), or use an endpoint with echo."
+        )
+    if len(example.turns) != 1:
+        raise CapabilityError(
+            f"{name} has {len(example.turns)} measured turns, and a chat endpoint is asked about one. Set "
+            "data.measure: last and take weight: 1 off all but one turn, or use an endpoint with echo."
+        )
+    turn = example.example.messages[example.turns[0]]
+    if turn.calls or turn.reasoning:
+        what = "calls a tool" if turn.calls else "begins with reasoning"
+        raise CapabilityError(
+            f"the answer of {name} {what}, and a chat endpoint lists the tokens of texts only. Use an endpoint with "
+            "echo (vLLM, Together, Fireworks, `daunce serve`), or leave the example out."
+        )
+    return example.turns[0]
 
 
 def token_scores(provider: str, example: EncodedExample, choice: dict[str, Any], wanted: bytes) -> TokenScores:

@@ -73,6 +73,7 @@ def trainer_capabilities(config: RunConfig) -> TrainerCapabilities:
         hyperparameters=HYPERPARAMETERS if official else frozenset(),
         listing_lag_seconds=lag,
         checkpoints=KEPT_CHECKPOINTS,
+        accepts=frozenset({"tools", "images"}) if official else frozenset({"tools", "images", "texts"}),
         notes=OPENAI_NOTES if official else (),
     )
 

@@ -12,8 +12,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from ...data.dataset import Example
+from ...data.encoded import text_of as whole_text
+from ...data.literal import MARK
 from ...data.tokenizers import EncodedExample, Tokenizer
-from ...data.tokenizers.literal import MARK
 from ...errors import ContractError, RejectedError
 from ..base import ProbeReport, ScorerCapabilities, TokenScores
 from ..contract import check_ids, refuse_long, scores_of
@@ -24,12 +25,9 @@ from ..probe import GENERATED, compare, not_generating
 
 def text_of(example: Example, tokenizer: Tokenizer) -> str:
     """The whole text that :func:`daunce_api.data.tokenizers.encode_example` turns into ids."""
-    if example.is_chat:
-        # The marks keep a content from spelling a special token for our tokenizer. A server would read one in such a
-        # content all the same; then its ids differ and the answer is refused.
-        return tokenizer.render(example.messages).replace(MARK, "")
-    begin = "" if example.prompt.startswith(tokenizer.begin) else tokenizer.begin
-    return begin + example.prompt + example.completion + tokenizer.end
+    # The marks keep a content from spelling a special token for our tokenizer. A server would read one in such a
+    # content all the same; then its ids differ and the answer is refused.
+    return whole_text(example, tokenizer).replace(MARK, "")
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 
-from ...errors import DataError
+from ..errors import DataError
 
 MARK = "\ufdd0"
 """A Unicode noncharacter, reserved for internal use by a program. Contents that hold it come through unchanged."""
@@ -32,6 +32,11 @@ class SpecialTokenGuard:
             if len(t) > 1
         ]
         self._place = re.compile("|".join(places)) if places else None
+        self._starts: dict[str, set[str]] = {}  # by the second half of a special token, its first halves
+        for token in ordered:
+            for cut in range(1, len(token)):
+                self._starts.setdefault(token[cut:], set()).add(token[:cut])
+        self._longest = max((len(t) for t in ordered), default=0)
 
     def touches(self, text: str) -> bool:
         """Whether a text may hold marks."""
@@ -46,6 +51,21 @@ class SpecialTokenGuard:
             if token in content:
                 raise DataError(f"a content holds {token!r}, which alone is a special token. Remove it.")
         return content if self._place is None else self._place.sub(lambda m: m[0] + MARK, content)
+
+    def refuse_halves(self, texts: Iterable[str]) -> None:
+        """Raises DataError where one text ends with the first half of a special token and another one begins with the
+        second: a template that writes them side by side would make it whole."""
+        kept = [t for t in dict.fromkeys(texts) if t]
+        firsts: set[str] = set()
+        for text in kept:
+            for n in range(1, min(self._longest, len(text) + 1)):
+                firsts |= self._starts.get(text[:n], set())
+        for first in firsts:
+            if any(text.endswith(first) for text in kept):
+                raise DataError(
+                    f"one text ends with {first!r} and another one begins with the rest of a special token, which they "
+                    "could become together. Change one of them."
+                )
 
     def remove(self, text: str) -> tuple[str, list[int]]:
         """The text without the marks that :meth:`protect` set, and where in ``text`` each of its characters was."""
