@@ -74,13 +74,13 @@ class Execution:
     async def clean(self, backend: Backend) -> CleanReport:
         """Delete what the run created at the provider: models and files of its jobs, batches of its scoring; what it
         left on the scoring server is taken off first."""
-        left = self._store.hosted()
+        left = self._store.hosted.models()
         hosted = await take_off(backend.scorer, self._store)
         report = await self.orchestrator(backend).clean()
         report.unloaded = [model for model in left if model not in hosted]
         report.kept.update({f"{model} on the scoring server": why for model, why in hosted.items()})
         if isinstance(backend.scorer, Deferred):
-            swept = await backend.scorer.sweep(self._store.models())
+            swept = await backend.scorer.sweep(self._store.jobs.models())
             report.files += swept.files
             report.kept |= swept.kept
         return report
@@ -132,16 +132,16 @@ class Execution:
 
     def _discarded(self, error: MembersAlikeError, *, cached: bool) -> MembersAlikeError:
         """Forget the scores that are not those of their models, here and in the cache."""
-        store, keys = self._store, self._material.keys
-        members = store.scored_members() if error.members is None else error.members
-        fingerprint = store.scored_with
+        store, keys = self._store, [e.key for e in self._material.encoded]
+        members = sorted({m for m, _, _ in store.scores.models()}) if error.members is None else error.members
+        fingerprint = store.scores.scored_with
         cache = open_cache(self._config) if cached and fingerprint is not None else None
         with cache or nullcontext():
             for member in members:
                 if cache is not None and fingerprint is not None:
                     for model in self._models_of(member):
                         cache.discard(fingerprint, model, keys)
-                store.discard_scores(member, str(error))
+                store.scores.set_aside([member], str(error), suspect=True)
         if error.members is None:
             store.set_value(PROBE_VALUE, None)  # an endpoint that served something else is tested again
         return MembersAlikeError(
@@ -152,7 +152,7 @@ class Execution:
 
     def _models_of(self, member: int) -> list[str]:
         given = self._config.ensemble.target_model
-        return [given] if member == TARGET and given is not None else self._store.models(member)
+        return [given] if member == TARGET and given is not None else self._store.jobs.models(member)
 
     def _tell(self, event: Event) -> None:
         logger.info("%s", terminal_text(event.message))
@@ -194,7 +194,7 @@ class Execution:
 
     async def _score_final(self, member: int, model: str) -> None:
         config, material = self._config, self._material
-        if material.keys <= self._store.scored_keys(member):
+        if material.is_scored(self._store, member):
             return
         with self._booked(f"scoring of member {member}", member):
             if member == PROBED_MEMBER:
@@ -207,7 +207,7 @@ class Execution:
     async def _score_checkpoint(self, member: int, number: int, model: str) -> None:
         """One of the models from before the end of the member's job; one that is gone is left out."""
         material = self._material
-        if material.keys <= self._store.scored_keys(member, checkpoint=number):
+        if material.is_scored(self._store, member, number):
             return
         with self._booked(f"scoring of member {member}, checkpoint {number}", member, number):
             try:
@@ -264,11 +264,11 @@ def booked(
 ) -> Iterator[None]:
     """Reserve the price ``usd`` of scoring one model, of so many ``tokens``, before; after it, book what was not in the
     cache, by its share of the tokens. What fails keeps its reservation."""
-    store.reserve(subject, usd, cap=cap)
+    store.ledger.reserve(subject, usd, purpose="score", cap=cap)
     yield
-    saved = usd * min(1.0, store.cached_tokens(member, checkpoint) / tokens)
+    saved = usd * min(1.0, store.scores.cached_tokens(member, checkpoint) / tokens)
     # The reservation holds what earlier measurements of this model were billed, too.
-    store.settle(subject, max(0.0, store.unsettled().get(subject, usd) - saved))
+    store.ledger.settle(subject, max(0.0, store.ledger.unsettled().get(subject, usd) - saved))
 
 
 def tokens_of(examples: Sequence[EncodedExample]) -> int:
@@ -290,7 +290,7 @@ def stop_condition(stop: StopConfig) -> Condition:
 
 def check_served(store: RunStore, attribution: Attribution) -> None:
     """Raises MembersAlikeError where the members' answers show that the endpoint does not serve the fine-tunes."""
-    models = store.ready_models()
+    models = store.jobs.ready_models()
     members = np.array(attribution.members)
 
     def check(loss_KX: NDArray[np.float64], member_K: NDArray[np.int64], which: str = "") -> None:

@@ -134,22 +134,22 @@ class Run:
         return self._plan
 
     def _missing(self, store: RunStore) -> Missing:
-        finished, ready = set(complete_members(store, self.material)), store.ready_models()
-        live = {job.member for job in store.jobs() if job.status not in FINAL}
+        finished, ready = set(complete_members(store, self.material)), store.jobs.ready_models()
+        live = {job.member for job in store.jobs.rows() if job.status not in FINAL}
         members = self.material.ensemble.members
         training = {k for k in range(members) if k not in finished and k not in ready}
         models = sum(
-            not self.material.keys <= store.scored_keys(k, checkpoint=n)
+            not self.material.is_scored(store, k, n)
             for k in set(range(members)) - finished
             for n in range(self.material.models)
         )
         shape = self.config.ensemble
-        target_unscored = self.config.scoring.target and not self.material.keys <= store.scored_keys(TARGET)
+        target_unscored = self.config.scoring.target and not self.material.is_scored(store, TARGET)
         models += target_unscored
         made_here = shape.start_from == "target" and shape.target_model is None
         if made_here and TARGET not in ready and (training or target_unscored):
             training.add(TARGET)
-        return Missing(frozenset(training - live), frozenset(training), models, store.spent())
+        return Missing(frozenset(training - live), frozenset(training), models, store.ledger.spent())
 
     @cached_property
     def material(self) -> Material:

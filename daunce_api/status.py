@@ -17,7 +17,6 @@ from .usage import usage_of
 
 _TOLD = 3
 """Failures that are told one by one."""
-_LEFT_OUT = "left out "
 
 
 @dataclass(frozen=True)
@@ -157,9 +156,9 @@ class RunStatus:
 
 def status_of(store: RunStore, material: Material, config: RunConfig) -> RunStatus:
     """Read the state of a run."""
-    last = {job.member: job for job in store.jobs()}  # attempts are in order
+    last = {job.member: job for job in store.jobs.rows()}  # attempts are in order
     states = Counter(_state(job.status) for member, job in last.items() if member != TARGET)
-    ready = store.ready_models()
+    ready = store.jobs.ready_models()
     quality = noise = censored = estimator = why = None
     try:
         attribution = assemble(store, material, config)
@@ -185,7 +184,7 @@ def status_of(store: RunStore, material: Material, config: RunConfig) -> RunStat
         target=None if target is None else target.status,
         trained_tokens=used.trained_tokens,
         scored_tokens=used.scored_tokens,
-        cached_scores=store.cached_scores(),
+        cached_scores=store.scores.cached(),
         usd=used.usd,
         seconds=used.seconds,
         job_seconds=used.job_seconds,
@@ -205,9 +204,8 @@ def status_of(store: RunStore, material: Material, config: RunConfig) -> RunStat
 
 def failures_of(store: RunStore) -> tuple[str, ...]:
     """Members that were given up, one sentence each."""
-    # A member can be given up again by a later execution: the last reason counts.
-    gone = {t.subject.removeprefix(_LEFT_OUT): t.detail for t in store.transitions() if t.subject.startswith(_LEFT_OUT)}
-    return tuple(f"{member}: {reason}" for member, reason in gone.items())
+    names = {member: "the target model" if member == TARGET else f"member {member}" for member in store.jobs.left_out()}
+    return tuple(f"{names[member]}: {left.reason}" for member, left in store.jobs.left_out().items())
 
 
 def _state(status: str) -> str:

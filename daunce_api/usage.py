@@ -35,14 +35,13 @@ class Usage:
 def usage_of(store: RunStore, examples: Sequence[EncodedExample], *, priced: bool) -> Usage:
     """Read what a run has used; ``examples`` are all that its models are asked about, ``priced`` whether every price of
     the run is known."""
-    sizes = {example.key: len(example.ids) for example in examples}
     # What is deleted later is no result: a file says so in its state, a model in a job whose state stays.
     changes = [t for t in store.transitions() if t.after not in ("deleted", t.before)]
     started, finished = (changes[0].time, changes[-1].time) if changes else ("", "")
     return Usage(
-        trained_tokens=sum(job.trained_tokens or 0 for job in store.jobs()),
-        scored_tokens=sum(sizes.get(key, 0) * times for key, times in store.times_scored().items()),
-        usd=store.spent() if priced else None,
+        trained_tokens=sum(job.trained_tokens or 0 for job in store.jobs.rows()),
+        scored_tokens=store.scores.tokens_scored(examples),
+        usd=store.ledger.spent() if priced else None,
         started_at=started,
         finished_at=finished,
         seconds=_between(started, finished) if changes else 0.0,

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -49,10 +48,9 @@ class Material:
         """Everything that a member is asked about: test examples first, since they are few and shown first."""
         return self.encoded_test + self.encoded_train
 
-    @cached_property
-    def keys(self) -> frozenset[str]:
-        """``EncodedExample.key`` of everything that a member is asked about."""
-        return frozenset(e.key for e in self.encoded)
+    def is_scored(self, store: RunStore, member: int, checkpoint: int = 0) -> bool:
+        """Whether a model has been measured on everything that it is asked about."""
+        return store.scores.has_all(store.scores.find_ids(self.encoded), member, checkpoint=checkpoint)
 
 
 def complete_members(store: RunStore, material: Material) -> list[int]:
@@ -63,16 +61,16 @@ def complete_members(store: RunStore, material: Material) -> list[int]:
 def is_complete(store: RunStore, material: Material, member: int) -> bool:
     """Whether nothing is left to be scored of a member. A job that has fewer checkpoints than asked for, or of which
     some are gone, is complete without them."""
-    if not material.keys <= store.scored_keys(member):
+    if not material.is_scored(store, member):
         return False
-    wanted = store.wanted_checkpoints(member, material.models)
-    return wanted is not None and all(material.keys <= store.scored_keys(member, checkpoint=n) for n in wanted)
+    wanted = store.jobs.wanted_checkpoints(member, material.models)
+    return wanted is not None and all(material.is_scored(store, member, n) for n in wanted)
 
 
 def models_scored(store: RunStore, material: Material) -> int:
     """Models that are scored on every example, earlier checkpoints included."""
     places = [(k, n) for k in range(material.ensemble.members) for n in range(material.models)]
-    return sum(material.keys <= store.scored_keys(k, checkpoint=n) for k, n in places)
+    return sum(material.is_scored(store, k, n) for k, n in places)
 
 
 def assemble(store: RunStore, material: Material, config: RunConfig, tokenizer: Tokenizer | None = None) -> Attribution:
@@ -87,7 +85,7 @@ def assemble(store: RunStore, material: Material, config: RunConfig, tokenizer: 
             f"{len(members)} of {material.ensemble.members} members are trained and scored; attribution needs at "
             "least 2. What is there is kept: run `daunce run` again to go on."
         )
-    scored = [store.load_scores(k) for k in members]
+    scored = [_by_key(store, material, k) for k in members]
     noise = measure_noise(store, members, config.attribution.loss)
     train_KN, train_censored_KN = _losses(scored, material.encoded_train, config)
     test_KM, test_censored_KM = _losses(scored, material.encoded_test, config)
@@ -124,8 +122,8 @@ def _earlier(store: RunStore, material: Material, members: Sequence[int], config
     """Losses of the members' earlier checkpoints, ascending by epoch; NaN where a member has fewer than others."""
     stages: list[tuple[NDArray[np.float64], NDArray[np.float64]]] = []
     for number in range(material.models - 1, 0, -1):
-        scored = {row: store.load_scores(k, checkpoint=number) for row, k in enumerate(members)}
-        scored = {row: answers for row, answers in scored.items() if material.keys <= answers.keys()}
+        complete = {row: k for row, k in enumerate(members) if material.is_scored(store, k, number)}
+        scored = {row: _by_key(store, material, k, number) for row, k in complete.items()}
         if not scored:
             continue
         sides = []
@@ -139,6 +137,12 @@ def _earlier(store: RunStore, material: Material, members: Sequence[int], config
     if not stages:
         return None
     return Checkpoints(np.stack([train for train, _ in stages]), np.stack([test for _, test in stages]))
+
+
+def _by_key(store: RunStore, material: Material, member: int, checkpoint: int = 0) -> dict[str, TokenScores]:
+    answers = store.scores.load(member, checkpoint=checkpoint).scores()
+    ids = store.scores.find_ids(material.encoded).tolist()
+    return {e.key: answers[i] for i, e in zip(ids, material.encoded, strict=True)}
 
 
 def _losses(
@@ -216,7 +220,7 @@ def _tokens(
 
 
 def _facts(store: RunStore, config: RunConfig, material: Material, complete: int) -> dict[str, Any]:
-    jobs = [j for j in store.jobs() if j.member >= 0]
+    jobs = [j for j in store.jobs.rows() if j.member >= 0]
     return {
         "run": config.name,
         "provider": config.backend.kind,
@@ -226,6 +230,6 @@ def _facts(store: RunStore, config: RunConfig, material: Material, complete: int
         "members_asked": material.ensemble.members,
         "members_complete": complete,
         "failed_attempts": sum(j.status in ("failed", "cancelled") for j in jobs),
-        "trained_tokens": sum(j.trained_tokens or 0 for j in store.jobs()),
-        "usd": store.spent() if material.priced else None,
+        "trained_tokens": sum(j.trained_tokens or 0 for j in store.jobs.rows()),
+        "usd": store.ledger.spent() if material.priced else None,
     }

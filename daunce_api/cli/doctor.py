@@ -101,7 +101,7 @@ def fine_tunes_of(config: RunConfig) -> list[str]:
     given = config.ensemble.target_model
     try:
         with RunStore.open(config.run_dir, read_only=True) as store:
-            trained = store.ready_models()
+            trained = store.jobs.ready_models()
     except StoreError:
         trained = {}
     return [*([given] if given else []), *(trained[member] for member in sorted(trained))]

@@ -165,16 +165,16 @@ class Truth:
         return tokens
 
     def _complete(self, store: RunStore) -> list[int]:
-        needed = {e.key for e in self._run.material.encoded_test}
-        return [k for k in range(self.ensemble.members) if needed <= store.scored_keys(k)]
+        ids = store.scores.find_ids(self._run.material.encoded_test)
+        return [k for k in range(self.ensemble.members) if store.scores.has_all(ids, k)]
 
     def _losses(self, store: RunStore) -> TruthLosses:
         models = self._complete(store)
-        keys = [e.key for e in self._run.material.encoded_test]
-        loss = np.empty((len(models), len(keys)))
+        ids = store.scores.find_ids(self._run.material.encoded_test).tolist()
+        loss = np.empty((len(models), len(ids)))
         for row, k in enumerate(models):
-            answers = store.load_scores(k)
-            loss[row] = per_example_losses([answers[key].logprobs for key in keys], self.config.attribution.loss)
+            answers = store.scores.load(k).scores()
+            loss[row] = per_example_losses([answers[i].logprobs for i in ids], self.config.attribution.loss)
         return TruthLosses(tuple(models), self.ensemble.inclusion_KN[models], loss)
 
     def _keep_data(self) -> None:

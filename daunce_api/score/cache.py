@@ -15,6 +15,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
+import numpy as np
 from platformdirs import user_cache_path
 
 from .._util.log import logger
@@ -22,7 +23,6 @@ from ..config import RunConfig
 from ..errors import StoreCorruptError
 from ..providers.base import TokenScores
 from ..providers.registry import scoring_address
-from ..store.rows import pack, unpack
 
 FILE_NAME = "scores.sqlite"
 _BUSY_SECONDS = 30.0
@@ -136,6 +136,20 @@ class ScoredCache:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+
+def pack(scores: TokenScores) -> tuple[bytes, bytes | None]:
+    """Log-probabilities as little-endian float64, censoring as one byte a token (None where nothing is censored)."""
+    flags = np.asarray(scores.censored, dtype=np.uint8).tobytes() if scores.any_censored else None
+    return np.asarray(scores.logprobs, dtype="<f8").tobytes(), flags
+
+
+def unpack(logprobs: bytes, censored: bytes | None) -> TokenScores:
+    """Inverse of :func:`pack`; scores without censoring come back with an empty ``censored``."""
+    if len(logprobs) % 8 or (censored is not None and len(censored) * 8 != len(logprobs)):
+        raise StoreCorruptError("a cached score has an impossible length.")
+    values: list[float] = np.frombuffer(logprobs, dtype="<f8").tolist()
+    return TokenScores(tuple(values), tuple(bool(b) for b in censored or b""))
 
 
 def _checksum(name: bytes, logprobs: bytes, censored: bytes | None) -> bytes:

@@ -13,13 +13,14 @@ from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import asdict
 from typing import TypeVar
 
+import numpy as np
 from tenacity import AsyncRetrying, RetryCallState, retry_if_exception_type
 
 from .._util.clock import Clock, SystemClock
 from ..data.tokenizers import EncodedExample
 from ..errors import ContractError, ProviderError, RejectedError, ReplayError, StoreError, TransientError
 from ..providers.base import Deferred, Hosting, Metered, ProbeReport, Probing, Scorer, TokenScores
-from ..store import RunStore
+from ..store import RunStore, ScoreBatch
 from .cache import ScoredCache
 from .leases import ModelLeases
 from .slots import AdaptiveSlots
@@ -34,7 +35,8 @@ FIRST_WAIT, LONGEST_WAIT = 0.5, 30.0
 """Seconds before the second try of a request, and the most between two; doubled in between."""
 
 Answer = TypeVar("Answer")
-Batch = list[tuple[str, EncodedExample]]
+Batch = list[tuple[int, EncodedExample]]
+"""Examples with their ids in the store."""
 Keep = Callable[[Batch, Sequence[TokenScores]], Awaitable[None]]
 Progress = Callable[[int, int, int], None]
 
@@ -72,7 +74,7 @@ class ScoringClient:
         if isinstance(scorer, Metered):
             scorer.watch(self._slots.observe)
         if isinstance(scorer, Hosting):
-            scorer.record(store)
+            scorer.record(store.hosted)
         self._attempts = attempts
         self._patience = patience
         self._on_progress = on_progress
@@ -95,19 +97,21 @@ class ScoringClient:
         """
         given = tuple(examples)
         if self._prepared[0] != given:  # kept, since every member is asked the same
-            self._prepared = (given, _prepare(given))
+            self._prepared = (given, self._prepare(given))
         return await self._score(member, model, self._prepared[1], replicate, checkpoint)
 
     async def _score(self, member: int, model: str, prepared: Batch, replicate: int, checkpoint: int) -> int:
-        done = self._store.scored_keys(member, replicate, checkpoint)
-        missing = [item for item in prepared if item[0] not in done]
+        done = self._store.scores.measured(member, replicate, checkpoint)
+        missing = [item for item in prepared if item[0] >= done.size or not done[item[0]]]
         cache = self._cached(replicate)
         if cache is not None and missing:
-            known = cache.lookup(self._scorer.fingerprint, model, (key for key, _ in missing))
-            self._store.save_scores(member, replicate, self._scorer.fingerprint, known, checkpoint)
+            answers = cache.lookup(self._scorer.fingerprint, model, (example.key for _, example in missing))
+            known = {number: answers[example.key] for number, example in missing if example.key in answers}
+            batch = ScoreBatch(member, replicate, checkpoint, np.array([*known], np.int32), list(known.values()))
+            self._store.scores.save(self._scorer.fingerprint, [batch])
             if known:
-                tokens = sum(len(example.ids) for key, example in missing if key in known)
-                self._store.add_cached(member, checkpoint, len(known), tokens)
+                tokens = sum(len(example.ids) for number, example in missing if number in known)
+                self._store.scores.add_cached(member, checkpoint, len(known), tokens)
             missing = [item for item in missing if item[0] not in known]
         if not missing:
             return 0
@@ -126,9 +130,10 @@ class ScoringClient:
 
         async def keep(batch: Batch, answers: Sequence[TokenScores]) -> None:
             nonlocal scored
-            answered = {key: answer for (key, _), answer in zip(batch, answers, strict=True)}
-            await self._writer.save(member, replicate, answered, checkpoint)
+            ids = np.array([number for number, _ in batch], np.int32)
+            await self._writer.save(ScoreBatch(member, replicate, checkpoint, ids, answers))
             if cache is not None:
+                answered = {example.key: answer for (_, example), answer in zip(batch, answers, strict=True)}
                 cache.save(self._scorer.fingerprint, model, answered)
             if isinstance(self._scorer, Deferred):
                 await self._scorer.release(model, [example for _, example in batch], replicate)
@@ -161,13 +166,18 @@ class ScoringClient:
         """Wait until every answer that arrived is in the store, also after an error."""
         await self._writer.drain()
 
+    def _prepare(self, examples: Sequence[EncodedExample]) -> Batch:
+        """Distinct examples with their ids, those with equal beginnings beside each other (servers cache prefixes)."""
+        distinct = dict(zip(self._store.scores.ids_of(examples).tolist(), examples, strict=True))
+        return sorted(distinct.items(), key=lambda item: (item[1].ids, item[1].targets))
+
     def _cached(self, replicate: int) -> ScoredCache | None:
         """The cache; none for a replicate, which is there to be measured again."""
         return self._cache if replicate == 0 else None
 
     async def probe_noise(self, member: int, model: str, examples: Sequence[EncodedExample], count: int) -> int:
         """Score the first ``count`` distinct examples a second time (replicate 1); see ``measure_noise``."""
-        return await self._score(member, model, _prepare(examples[:count]), replicate=1, checkpoint=0)
+        return await self._score(member, model, self._prepare(examples[:count]), replicate=1, checkpoint=0)
 
     async def probe(self, model: str, example: EncodedExample) -> ProbeReport | None:
         """Have the scorer test its endpoint with one model and one example, once a run; the report, or None where
@@ -265,13 +275,7 @@ class ScoringClient:
         return state.attempt_number >= self._attempts or state.idle_for + state.upcoming_sleep > self._patience
 
 
-def _prepare(examples: Sequence[EncodedExample]) -> Batch:
-    """Distinct examples with their keys, those with equal beginnings beside each other (servers cache prefixes)."""
-    distinct = {example.key: example for example in examples}
-    return sorted(distinct.items(), key=lambda item: (item[1].ids, item[1].targets))
-
-
-def batches(items: Sequence[tuple[str, EncodedExample]], max_prompts: int, max_tokens: int | None) -> list[Batch]:
+def batches(items: Batch, max_prompts: int, max_tokens: int | None) -> list[Batch]:
     """Consecutive groups of at most ``max_prompts`` examples and ``max_tokens`` tokens (one example may exceed it)."""
     result: list[Batch] = []
     tokens = 0

@@ -40,8 +40,9 @@ def measure_noise(store: RunStore, members: Iterable[int], reduction: Reduction 
     """
     per_token: list[FloatArray] = []
     for member in members:
-        repeated = store.load_scores(member, replicate=1)
-        first = store.load_scores(member) if repeated else {}
+        again = store.scores.load(member, replicate=1)
+        repeated = again.scores()
+        first = store.scores.load_some(again.ids, member).scores() if repeated else {}
         per_token += [
             _difference(first[key], again) for key, again in repeated.items() if _usable(first.get(key), again)
         ]

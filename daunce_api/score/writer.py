@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping
 
-from ..providers.base import TokenScores
 from ..store import RunStore, ScoreBatch
 
 
@@ -22,10 +20,10 @@ class GroupCommit:
         self._waiting: list[tuple[ScoreBatch, asyncio.Future[None]]] = []
         self._writer: asyncio.Task[None] | None = None
 
-    async def save(self, member: int, replicate: int, scores: Mapping[str, TokenScores], checkpoint: int = 0) -> None:
+    async def save(self, batch: ScoreBatch) -> None:
         """Store a batch, all of it or none. Raises StoreError and RunChangedError as the store does."""
         done = asyncio.get_running_loop().create_future()
-        self._waiting.append(((member, replicate, checkpoint, scores), done))
+        self._waiting.append((batch, done))
         if self._writer is None:
             self._writer = asyncio.create_task(self._write())
         await done
@@ -41,9 +39,7 @@ class GroupCommit:
                 group, self._waiting = self._waiting, []
                 error: Exception | None = None
                 try:
-                    await asyncio.to_thread(
-                        self._store.save_score_batches, self._fingerprint, [entry for entry, _ in group]
-                    )
+                    await asyncio.to_thread(self._store.scores.save, self._fingerprint, [entry for entry, _ in group])
                 except Exception as caught:
                     error = caught
                 for _, done in group:

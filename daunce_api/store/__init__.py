@@ -2,8 +2,41 @@
 
 from __future__ import annotations
 
-from .rows import FINAL, INTENT, TARGET, FileRow, JobRow, Transition
+from .ledger import Entry, Purpose
+from .rows import (
+    FINAL,
+    INTENT,
+    TARGET,
+    FileRow,
+    Group,
+    Ids,
+    JobRow,
+    LeftOut,
+    ScoreBatch,
+    SetAside,
+    Stop,
+    Times,
+    TokenColumns,
+    Transition,
+)
 from .run import RunStore
-from .scores import Batch as ScoreBatch
 
-__all__ = ["FINAL", "INTENT", "TARGET", "FileRow", "JobRow", "RunStore", "ScoreBatch", "Transition"]
+__all__ = [
+    "FINAL",
+    "INTENT",
+    "TARGET",
+    "Entry",
+    "FileRow",
+    "Group",
+    "Ids",
+    "JobRow",
+    "LeftOut",
+    "Purpose",
+    "RunStore",
+    "ScoreBatch",
+    "SetAside",
+    "Stop",
+    "Times",
+    "TokenColumns",
+    "Transition",
+]

@@ -4,40 +4,24 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import sqlite3
 import threading
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
 from ..errors import StoreCorruptError, StoreError
+from .guard import Guard
+from .migrate import copy_tables
+from .schema import SEALED, VERSION, create
 
-SCHEMA_VERSION = 2
+Row = tuple[Any, ...]
 
-_SCHEMA = """
-CREATE TABLE meta (key TEXT PRIMARY KEY, value TEXT NOT NULL, seal BLOB NOT NULL);
-CREATE TABLE files (sha256 TEXT PRIMARY KEY, name TEXT NOT NULL, size INTEGER NOT NULL, state TEXT NOT NULL,
-                    file_id TEXT, seal BLOB NOT NULL);
-CREATE TABLE jobs (key TEXT PRIMARY KEY, member INTEGER NOT NULL, attempt INTEGER NOT NULL, request_json TEXT NOT NULL,
-                   status TEXT NOT NULL, job_id TEXT, model TEXT, error TEXT, trained_tokens INTEGER,
-                   model_deleted INTEGER NOT NULL, seal BLOB NOT NULL, UNIQUE (member, attempt));
-CREATE TABLE scores (member INTEGER NOT NULL, replicate INTEGER NOT NULL, example_key TEXT NOT NULL,
-                     logprobs BLOB NOT NULL, censored BLOB, seal BLOB NOT NULL,
-                     PRIMARY KEY (member, replicate, example_key)) WITHOUT ROWID;
-CREATE TABLE spend (subject TEXT PRIMARY KEY, reserved INTEGER NOT NULL, settled INTEGER, seal BLOB NOT NULL);
-CREATE TABLE transitions (id INTEGER PRIMARY KEY, time TEXT NOT NULL, subject TEXT NOT NULL, before TEXT NOT NULL,
-                          after TEXT NOT NULL, detail TEXT NOT NULL);
-"""
-
-_CHECKPOINTS_SCHEMA = """
-CREATE TABLE checkpoints (key TEXT PRIMARY KEY, models TEXT NOT NULL, seal BLOB NOT NULL);
-CREATE TABLE checkpoint_scores (member INTEGER NOT NULL, replicate INTEGER NOT NULL, checkpoint INTEGER NOT NULL,
-                                example_key TEXT NOT NULL, logprobs BLOB NOT NULL, censored BLOB, seal BLOB NOT NULL,
-                                PRIMARY KEY (member, replicate, checkpoint, example_key)) WITHOUT ROWID
-"""
-"""What version 2 adds; empty in runs that were started before."""
+_WAL_PAGES = 256
+"""Pages (1 MB) after which what was written is copied from the write-ahead log into the file itself."""
 
 
 def seal(*values: Any) -> bytes:
@@ -51,82 +35,132 @@ def seal(*values: Any) -> bytes:
 
 
 class Database:
-    """One connection, usable from several threads, one at a time."""
+    """One connection, usable from several threads, one at a time.
+
+    A file of an earlier version is rewritten in this version's tables when it is opened for writing, and read through
+    a copy in memory otherwise.
+    """
 
     def __init__(self, path: Path, *, read_only: bool) -> None:
-        """Open or create. Raises StoreError where that is not possible, StoreCorruptError for another schema."""
+        """Open or create. Raises StoreError where that is not possible, StoreCorruptError for what is no run store."""
         self.path = path
         self._mutex = threading.RLock()
         self._depth = 0
+        self._guard: Guard | None = None
+        self.span: int | None = None
+        """Number of the period in which this process works on the run, while it does."""
         with self._translated("opened"):
-            self._connection = self._connect(read_only)
-        try:
-            with self._translated("opened"):
-                if not read_only:
-                    self._connection.execute("PRAGMA journal_mode = WAL")
-                    self._connection.execute("PRAGMA synchronous = FULL")
-                self._check_schema(read_only)
-        except BaseException:
-            self._connection.close()
-            raise
+            self._connection = self._open(read_only)
+        self.writable = not read_only
+        self._inode = None if read_only else path.stat().st_ino
 
-    def _connect(self, read_only: bool) -> sqlite3.Connection:
-        uri = f"file:{quote(str(self.path))}?mode={'ro' if read_only else 'rwc'}"
-        options: dict[str, Any] = {
-            "uri": True, "isolation_level": None, "check_same_thread": False, "timeout": 10.0,
-        }  # fmt: skip
-        connection: sqlite3.Connection = sqlite3.connect(uri, **options)
-        if read_only:
-            try:
-                connection.execute("SELECT 1 FROM sqlite_master")
-            except sqlite3.OperationalError:
-                # On a read-only disk WAL cannot even be looked at; without a -wal file the main file is all there is.
-                connection.close()
-                if self.path.with_name(self.path.name + "-wal").exists():
-                    raise
-                connection = sqlite3.connect(uri + "&immutable=1", **options)
+    def _open(self, read_only: bool) -> sqlite3.Connection:
+        connection = _connect(self.path, read_only)
+        try:
+            (version,) = connection.execute("PRAGMA user_version").fetchone()
+            (tables,) = connection.execute("SELECT count(*) FROM sqlite_master").fetchone()
+            if version > VERSION:
+                raise StoreCorruptError(
+                    f"{self.path} was written by a newer version (schema {version}, this one knows {VERSION}). "
+                    "Nothing was changed. Upgrade daunce-api."
+                )
+            if version == 0 and (tables or read_only):
+                raise StoreCorruptError(f"{self.path} is not a run store (schema {version}). Nothing was changed.")
+            if 0 < version < VERSION:
+                connection = self._migrated(connection, read_only)
+            elif not read_only:
+                _for_writing(connection)
+                if version == 0:
+                    connection.execute("BEGIN IMMEDIATE")
+                    create(connection)
+                    connection.execute("COMMIT")
+        except BaseException:
+            connection.close()
+            raise
         return connection
 
-    def _check_schema(self, read_only: bool) -> None:
-        (version,) = self._connection.execute("PRAGMA user_version").fetchone()
-        tables = self._connection.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]
-        if version == 0 and tables == 0 and not read_only:
-            with self.transaction():
-                for statement in (_SCHEMA + _CHECKPOINTS_SCHEMA).split(";"):
-                    self._connection.execute(statement)
-                self._connection.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
-        elif version == 1 and read_only:
-            for statement in _CHECKPOINTS_SCHEMA.replace("CREATE TABLE", "CREATE TEMP TABLE").split(";"):
-                self._connection.execute(statement)
-        elif version == 1:
-            with self.transaction():
-                for statement in _CHECKPOINTS_SCHEMA.split(";"):
-                    self._connection.execute(statement)
-                self._connection.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
-        elif version > SCHEMA_VERSION:
-            raise StoreCorruptError(
-                f"{self.path} was written by a newer version (schema {version}, this one knows {SCHEMA_VERSION}). "
-                "Nothing was changed. Upgrade daunce-api."
-            )
-        elif version != SCHEMA_VERSION:
-            raise StoreCorruptError(f"{self.path} is not a run store (schema {version}). Nothing was changed.")
+    def _migrated(self, old: sqlite3.Connection, read_only: bool) -> sqlite3.Connection:
+        """The same run in the tables of this version: in memory, or in place of the old file once it is whole."""
+        if read_only:
+            copy = _connect(None, False)
+            try:
+                copy_tables(old, copy, seal)
+            except BaseException:
+                copy.close()
+                raise
+            copy.execute("PRAGMA query_only = 1")
+            old.close()
+            return copy
+        part = self.path.with_name(self.path.name + ".part")
+        part.unlink(missing_ok=True)
+        try:
+            copy = _connect(part, False)
+            try:
+                copy.execute("PRAGMA synchronous = FULL")
+                copy_tables(old, copy, seal)
+            finally:
+                copy.close()
+            old.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+            old.close()
+            for suffix in ("-wal", "-shm"):
+                self.path.with_name(self.path.name + suffix).unlink(missing_ok=True)
+            os.replace(part, self.path)
+        except OSError as error:
+            raise StoreError(
+                f"{self.path} could not be rewritten for this version: {error}. It is as it was."
+            ) from error
+        finally:
+            with suppress(OSError):
+                part.unlink(missing_ok=True)
+        connection = _connect(self.path, False)
+        _for_writing(connection)
+        return connection
+
+    def guard_with(self, guard: Guard) -> None:
+        """Write the number of transactions to a file of its own from now on; see :class:`Guard`."""
+        self._guard = guard
+        guard.write(self.sequence)
+
+    @property
+    def sequence(self) -> int:
+        """Transactions so far."""
+        ((n,),) = self.execute("SELECT n FROM counter")
+        return int(n)
 
     def close(self) -> None:
         """Close; a second call does nothing."""
         with self._mutex, self._translated("closed"):
             self._connection.close()
+            if self._guard is not None:
+                self._guard.close()
+
+    def checkpoint(self) -> None:
+        """Copy what was written from the write-ahead log into the file: losing the log loses nothing after this."""
+        with self._mutex, self._translated("written"):
+            if self._depth == 0:
+                self._connection.execute("PRAGMA wal_checkpoint(PASSIVE)")
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """No other thread uses the database inside the block."""
+        with self._mutex:
+            yield
 
     @contextmanager
     def transaction(self) -> Iterator[None]:
         """All or nothing; nested ones are part of the outer one."""
         with self._mutex, self._translated("written"):
             if self._depth == 0:
+                self._stands()
                 self._connection.execute("BEGIN IMMEDIATE")
             self._depth += 1
             try:
                 yield
                 if self._depth == 1:
+                    ((sequence,),) = self._connection.execute("UPDATE counter SET n = n + 1 RETURNING n").fetchall()
                     self._connection.execute("COMMIT")
+                    if self._guard is not None:
+                        self._guard.write(sequence)
             except BaseException:
                 if self._depth == 1 and self._connection.in_transaction:
                     self._connection.execute("ROLLBACK")
@@ -134,7 +168,19 @@ class Database:
             finally:
                 self._depth -= 1
 
-    def execute(self, sql: str, values: Sequence[Any] = ()) -> list[tuple[Any, ...]]:
+    def _stands(self) -> None:
+        """Raises StoreError where the file was deleted or moved: what is written to it would be lost."""
+        try:
+            here = self.path.stat().st_ino
+        except OSError:
+            here = None
+        if self._inode is not None and here != self._inode:
+            raise StoreError(
+                f"{self.path} was deleted or moved while the run was using it. Nothing more was sent. Put the folder "
+                "back, or run from where it is now."
+            )
+
+    def execute(self, sql: str, values: Sequence[Any] = ()) -> list[Row]:
         """Run one statement and return its rows."""
         with self._mutex, self._translated("read or written"):
             return self._connection.execute(sql, values).fetchall()
@@ -144,13 +190,31 @@ class Database:
         with self._mutex, self._translated("written"):
             self._connection.executemany(sql, rows)
 
+    def put(self, table: str, *rows: Row) -> None:
+        """Write rows of a sealed table, over those with the same key."""
+        marks = ", ".join("?" * (1 + len(SEALED[table])))
+        self.executemany(f"INSERT OR REPLACE INTO {table} VALUES ({marks})", [(*row, seal(*row)) for row in rows])
+
+    def rows(self, table: str, clause: str = "", *values: Any) -> list[Row]:
+        """Rows of a sealed table. Raises StoreCorruptError where one does not match its checksum."""
+        columns = ", ".join(SEALED[table])
+        found = []
+        for *content, expected in self.execute(f"SELECT {columns}, seal FROM {table} {clause}", values):
+            self.check(expected, *content)
+            found.append(tuple(content))
+        return found
+
     def check(self, expected: bytes, *values: Any) -> None:
         """Raises StoreCorruptError where a row does not match its seal."""
         if seal(*values) != expected:
-            raise StoreCorruptError(
-                f"{self.path}: the row {values[:2]} does not match its checksum: the file was damaged or edited. "
-                "Nothing was changed. Restore the run folder from a copy, or start a new run."
-            )
+            raise self.damaged(f"the row {values[:2]} does not match its checksum")
+
+    def damaged(self, what: str) -> StoreCorruptError:
+        """The error for content that was damaged or edited."""
+        return StoreCorruptError(
+            f"{self.path}: {what}: the file was damaged or edited. Nothing was changed. Restore the run folder from a "
+            "copy, or start a new run."
+        )
 
     @contextmanager
     def _translated(self, verb: str) -> Iterator[None]:
@@ -167,3 +231,30 @@ class Database:
             raise StoreCorruptError(
                 f"{self.path} is damaged: {error}. Nothing was changed. Restore the run folder from a copy."
             ) from error
+        except UnicodeDecodeError as error:
+            raise self.damaged("text in it is no text any more") from error
+
+
+def _connect(path: Path | None, read_only: bool) -> sqlite3.Connection:
+    """Open a file, or a database in memory where there is none."""
+    uri = ":memory:" if path is None else f"file:{quote(str(path))}?mode={'ro' if read_only else 'rwc'}"
+    options: dict[str, Any] = {"uri": True, "isolation_level": None, "check_same_thread": False, "timeout": 10.0}
+    connection: sqlite3.Connection = sqlite3.connect(uri, **options)
+    if read_only and path is not None:
+        try:
+            connection.execute("SELECT 1 FROM sqlite_master")
+        except sqlite3.OperationalError:
+            # On a read-only disk WAL cannot even be looked at; without a -wal file the main file is all there is.
+            connection.close()
+            if path.with_name(path.name + "-wal").exists():
+                raise
+            connection = sqlite3.connect(uri + "&immutable=1", **options)
+    # Damaged text becomes text that does not match its row's checksum.
+    connection.text_factory = lambda raw: raw.decode(errors="replace")
+    return connection
+
+
+def _for_writing(connection: sqlite3.Connection) -> None:
+    connection.execute("PRAGMA journal_mode = WAL")
+    connection.execute("PRAGMA synchronous = FULL")
+    connection.execute(f"PRAGMA wal_autocheckpoint = {_WAL_PAGES}")

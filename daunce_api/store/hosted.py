@@ -1,31 +1,27 @@
-"""Models that may stand on a scoring server: written before one is asked for, and when it is gone."""
+"""``store.hosted``: models that may stand on a scoring server."""
 
 from __future__ import annotations
 
-from .records import Records
-
-_HOSTED = "hosted"
+from .part import Part
 
 
-class HostedRecords(Records):
+class Hosted(Part):
     """What a run put on its scoring server (adapters, deployments) and has not taken off, as far as is known."""
 
     def load_intent(self, model: str) -> None:
-        """To be written before a model is asked for; one that is there already stays."""
+        """Write this before a model is loaded. Idempotent."""
         with self._db.transaction():
-            models = self.hosted()
-            if model not in models:
-                self._set_meta(_HOSTED, [*models, model])
+            if model not in self.models():
+                self._db.put("hosted", (model, self._now()))
                 self._log(f"hosted {model}", "", "intent", "")
 
     def unloaded(self, model: str) -> None:
         """The server no longer holds the model."""
         with self._db.transaction():
-            models = self.hosted()
-            if model in models:
-                self._set_meta(_HOSTED, [m for m in models if m != model])
+            if model in self.models():
+                self._db.execute("DELETE FROM hosted WHERE model = ?", (model,))
                 self._log(f"hosted {model}", "intent", "unloaded", "")
 
-    def hosted(self) -> list[str]:
-        """Models that may still be there, in the order in which they were asked for."""
-        return list(self._meta(_HOSTED) or ())
+    def models(self) -> list[str]:
+        """Models that may still be loaded, oldest first."""
+        return [str(model) for model, _ in self._db.rows("hosted", "ORDER BY rowid")]

@@ -1,22 +1,25 @@
-"""Files and jobs: intents before the request leaves, answers after they arrive."""
+"""``store.jobs``: files, jobs, their checkpoints, and which members were given up."""
 
 from __future__ import annotations
 
+import json
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
 from ..errors import StoreError
 from ..providers.base import JobStatus
-from .database import seal
-from .records import Records
-from .rows import INTENT, FileRow, JobRow
+from .part import Part
+from .rows import FINAL, INTENT, FileRow, JobRow, LeftOut
 
 
-class JobRecords(Records):
-    """The part of the store that the orchestrator writes to."""
+class Jobs(Part):
+    """What the run has at the provider: intents before the request leaves, answers after they arrive."""
+
+    # -- files ----------------------------------------------------------------------------------------------------
 
     def file_intent(self, sha256: str, name: str, size: int) -> None:
-        """To be written before an upload is asked for; ``size`` in bytes. A file that is there already stays."""
+        """Write this before an upload is sent; ``size`` in bytes. A file that is known already stays."""
         row = self.file(sha256)
         if row is None or row.state == "deleted":
             self._write_file(FileRow(sha256, name, size, INTENT, None))
@@ -31,18 +34,12 @@ class JobRecords(Records):
 
     def files(self) -> list[FileRow]:
         """All files, in the order of their hashes."""
-        return self._files("ORDER BY sha256")
-
-    def _files(self, clause: str, *values: Any) -> list[FileRow]:
-        rows = self._db.execute(f"SELECT sha256, name, size, state, file_id, seal FROM files {clause}", values)
-        for *content, expected in rows:
-            self._db.check(expected, *content)
-        return [FileRow(*row[:-1]) for row in rows]
+        return [FileRow(*row) for row in self._db.rows("files", "ORDER BY sha256")]
 
     def file(self, sha256: str) -> FileRow | None:
         """The file with this content, if an upload of it was ever intended."""
-        for row in self._files("WHERE sha256 = ?", sha256):
-            return row
+        for row in self._db.rows("files", "WHERE sha256 = ?", sha256):
+            return FileRow(*row)
         return None
 
     def _file(self, sha256: str) -> FileRow:
@@ -52,24 +49,31 @@ class JobRecords(Records):
         return row
 
     def _write_file(self, row: FileRow) -> None:
-        values = (row.sha256, row.name, row.size, row.state, row.file_id)
         with self._db.transaction():
             old = self.file(row.sha256)
-            self._db.execute("INSERT OR REPLACE INTO files VALUES (?, ?, ?, ?, ?, ?)", (*values, seal(*values)))
+            self._db.put("files", (row.sha256, row.name, row.size, row.state, row.file_id))
             self._log(f"file {row.name}", old.state if old else "", row.state, row.file_id or "")
+        self._db.checkpoint()
 
-    def job_intent(self, key: str, member: int, attempt: int, request_json: str) -> None:
-        """To be written before a job is submitted. Raises StoreError where this attempt exists already."""
+    # -- jobs -----------------------------------------------------------------------------------------------------
+
+    def intent(self, key: str, member: int, attempt: int, request_json: str) -> None:
+        """Write this before a job is submitted. A member that was left out is being tried again: that is taken back.
+
+        Raises StoreError where this attempt exists already.
+        """
         with self._db.transaction():
             if self._jobs("WHERE key = ? OR (member = ? AND attempt = ?)", key, member, attempt):
                 raise StoreError(f"attempt {attempt} of member {member} exists already; it is not submitted again")
             self._write_job(JobRow(key, member, attempt, request_json, INTENT), "")
+            self.take_back(member)
+        self._db.checkpoint()
 
-    def job_submitted(self, key: str, job_id: str) -> None:
+    def submitted(self, key: str, job_id: str) -> None:
         """The provider's id of a job, after it answered (or after the job was found again)."""
         self._change_job(key, job_id, status=JobStatus.QUEUED.value, job_id=job_id)
 
-    def job_state(
+    def state(
         self,
         key: str,
         status: JobStatus,
@@ -77,45 +81,50 @@ class JobRecords(Records):
         error: str | None = None,
         trained_tokens: int | None = None,
     ) -> None:
-        """What the provider says of a job. Written only where something changed; None keeps what is known."""
-        old = self._job(key)
-        self._change_job(
-            key,
-            error or model or "",
-            status=status.value,
-            model=model or old.model,
-            error=error,
-            trained_tokens=old.trained_tokens if trained_tokens is None else trained_tokens,
-        )
+        """What the provider says of a job. Written only where something changed; None keeps what is known.
+
+        A member with a model is not left out any more.
+        """
+        with self._db.transaction():
+            old = self._job(key)
+            self._change_job(
+                key,
+                error or model or "",
+                status=status.value,
+                model=model or old.model,
+                error=error,
+                trained_tokens=old.trained_tokens if trained_tokens is None else trained_tokens,
+            )
+            if status is JobStatus.SUCCEEDED:
+                self.take_back(old.member)
 
     def model_deleted(self, key: str) -> None:
         """The provider no longer has the model of this job."""
         self._change_job(key, "model deleted", model_deleted=True)
 
-    def jobs(self, member: int | None = None) -> list[JobRow]:
+    def rows(self, member: int | None = None) -> list[JobRow]:
         """All jobs, or one member's, by member and attempt."""
         if member is None:
             return self._jobs("ORDER BY member, attempt")
         return self._jobs("WHERE member = ? ORDER BY attempt", member)
 
-    def _jobs(self, clause: str, *values: Any) -> list[JobRow]:
-        rows = self._db.execute(
-            "SELECT key, member, attempt, request_json, status, job_id, model, error, trained_tokens, model_deleted, "
-            f"seal FROM jobs {clause}",
-            values,
-        )
-        for *content, expected in rows:
-            self._db.check(expected, *content)
-        fields = [(*row[:-2], bool(row[-2])) for row in rows]
-        return [JobRow(*f) for f in fields]
-
     def ready_models(self) -> dict[int, str]:
         """Model of each member that has one (-1: the target model); those deleted since are left out."""
         return {
             j.member: j.model
-            for j in self.jobs()
+            for j in self.rows()
             if j.status == JobStatus.SUCCEEDED and j.model and not j.model_deleted
         }
+
+    def trained_by(self, member: int) -> JobRow | None:
+        """The job that made the member's model, deleted since or not; None where there is none."""
+        done = [job for job in self.rows(member) if job.status == JobStatus.SUCCEEDED and job.model]
+        return done[-1] if done else None
+
+    def _jobs(self, clause: str, *values: Any) -> list[JobRow]:
+        rows = self._db.rows("jobs", clause, *values)
+        fields: list[tuple[Any, ...]] = [(*row[:9], bool(row[9]), *row[10:]) for row in rows]
+        return [JobRow(*f) for f in fields]
 
     def _job(self, key: str) -> JobRow:
         for row in self._jobs("WHERE key = ?", key):
@@ -128,14 +137,86 @@ class JobRecords(Records):
             new = replace(old, **changes)
             if new != old:
                 self._write_job(new, old.status, detail)
+        self._db.checkpoint()
 
     def _write_job(self, row: JobRow, before: str, detail: str = "") -> None:
-        values = (
-            *(row.key, row.member, row.attempt, row.request_json, row.status, row.job_id, row.model, row.error),
-            *(row.trained_tokens, int(row.model_deleted)),
-        )
         with self._db.transaction():
-            self._db.execute(
-                "INSERT OR REPLACE INTO jobs VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)", (*values, seal(*values))
+            if row.submitted_at is None and row.status != INTENT:
+                row = replace(row, submitted_at=self._now())
+            if row.ended_at is None and row.status in FINAL:
+                row = replace(row, ended_at=self._now())
+                self._result()
+            self._db.put(
+                "jobs",
+                (
+                    *(row.key, row.member, row.attempt, row.request_json, row.status, row.job_id, row.model),
+                    *(row.error, row.trained_tokens, int(row.model_deleted), row.submitted_at, row.ended_at),
+                ),
             )
             self._log(f"job {row.key}", before, row.status, detail)
+
+    # -- members that were given up -------------------------------------------------------------------------------
+
+    def leave_out(self, member: int, reason: str) -> None:
+        """The run gives a member up. It holds until a new attempt is made or the member has a model."""
+        with self._db.transaction():
+            self._db.put("left_out", (member, reason, self._now(), None))
+            name = "the target model" if member < 0 else f"member {member}"
+            self._log(f"left out {name}", "", "note", reason)
+
+    def take_back(self, member: int) -> None:
+        """The member is not left out any more; nothing happens where it was not."""
+        with self._db.transaction():
+            rows = self._db.rows("left_out", "WHERE member = ? AND taken_back_at IS NULL", member)
+            self._db.put("left_out", *[(*row[:-1], self._now()) for row in rows])
+
+    def left_out(self) -> dict[int, LeftOut]:
+        """Members that are left out now, and why."""
+        rows = self._db.rows("left_out", "WHERE taken_back_at IS NULL ORDER BY member")
+        return {member: LeftOut(reason, at) for member, reason, at, _ in rows}
+
+    # -- checkpoints: the models that a job leaves beside its final one, numbered from the end as their scores are -----
+
+    def checkpoints_found(self, key: str, models: Sequence[str | None]) -> None:
+        """What a job left before its final model, ascending by step; empty where that is nothing."""
+        with self._db.transaction():
+            self._db.put("checkpoints", (key, json.dumps(list(models))))
+
+    def checkpoint_gone(self, key: str, number: int, reason: str) -> None:
+        """The provider no longer has this one."""
+        with self._db.transaction():
+            models = list(self.checkpoints(key) or ())
+            if not 1 <= number <= len(models):
+                raise StoreError(f"the job {key} has no checkpoint {number}")
+            models[-number] = None
+            self.checkpoints_found(key, models)
+            self._log(f"checkpoint {number} of job {key}", "", "deleted", reason)
+
+    def checkpoints(self, key: str) -> tuple[str | None, ...] | None:
+        """Models of a job before its final one, ascending by step, None in place of one that is gone. None as a whole
+        where the provider was not asked yet."""
+        for _, models in self._db.rows("checkpoints", "WHERE key = ?", key):
+            return tuple(json.loads(models))
+        return None
+
+    def models(self, member: int | None = None) -> list[str]:
+        """Every model that the run's jobs made (or those of one member), earlier checkpoints included, deleted since
+        or not."""
+        found: list[str | None] = []
+        for job in (jobs := self.rows(member)):
+            found.append(job.model)
+        for job in jobs:
+            found += self.checkpoints(job.key) or ()
+        return [model for model in found if model is not None]
+
+    def wanted_checkpoints(self, member: int, models: int) -> tuple[int, ...] | None:
+        """Numbers of the member's checkpoints that are scored where ``models`` of each job are, final one included:
+        those that exist. None where that is not known before the provider is asked."""
+        if models == 1:
+            return ()
+        row = self.trained_by(member)
+        found = None if row is None else self.checkpoints(row.key)
+        if found is None:
+            # Nobody can ask about a model that was cleaned up.
+            return () if row is not None and row.model_deleted else None
+        return tuple(n for n in range(1, min(models, len(found) + 1)) if found[-n] is not None)

@@ -1,80 +1,104 @@
-"""What has been spent, and what is spoken for: a ledger that cannot exceed its cap."""
+"""``store.ledger``: what has been spent and what is reserved, with a cap that holds."""
 
 from __future__ import annotations
 
 import math
+from collections import defaultdict
 from collections.abc import Mapping
+from typing import Literal, NamedTuple
 
 from ..errors import BudgetError
-from .database import seal
-from .records import Records
+from .part import Part
 
 NANO = 1_000_000_000
 """Money is kept in whole billionths of a dollar, so that sums are exact."""
 
+Purpose = Literal["train", "score", "probe", "ask", "retrain"]
 
-class Ledger(Records):
-    """Reservations and settlements by subject (a job's key, a batch of requests).
 
-    A reservation counts in full until it is settled with what was really billed.
+class Entry(NamedTuple):
+    """Money of one subject: what it is for, dollars reserved, dollars settled (None while the reservation is open)."""
+
+    purpose: str
+    reserved: float
+    settled: float | None
+
+
+class Ledger(Part):
+    """Reservations and settlements by subject (a job's key, a model's scoring), each for a purpose.
+
+    A reservation counts in full until it is settled with what was billed.
     """
 
-    def reserve(self, subject: str, usd: float, *, cap: float | None = None) -> None:
-        """Speak for money before it is spent.
+    def reserve(self, subject: str, usd: float, *, purpose: Purpose, cap: float | None = None) -> None:
+        """Reserve money before it is spent.
 
         A subject with an open reservation is not counted twice; one that was settled is opened again with ``usd`` on
         top. Check and reservation are one transaction. Raises BudgetError where spent and reserved money together
         would exceed ``cap`` dollars; then nothing is reserved.
         """
-        amount = _nano(usd)
         with self._db.transaction():
-            rows = self._spend_rows()
-            settled = 0
-            if subject in rows:
-                _, known = rows[subject]
-                if known is None:
-                    return
-                settled = known
-            total = _total(rows)
-            if cap is not None and total + amount > _nano(cap):
-                raise BudgetError(
-                    f"{subject} needs ${usd:,.4f}, but ${total / NANO:,.4f} of the ${cap:,.2f} in budget.max_usd are "
-                    "spent or reserved. Nothing more was sent, and everything paid for is kept. Raise budget.max_usd "
-                    "and run the same command again."
-                )
-            self._write_spend(subject, settled + amount, None)
-            self._log(f"spend {subject}", "", "reserved", f"${usd:.6f}")
+            row = self._rows().get(subject)
+            if row is None or row[2] is not None:
+                self._add(subject, usd, row, purpose, cap)
+
+    def extend(self, subject: str, usd: float, *, purpose: Purpose, cap: float | None = None) -> None:
+        """Add to a subject's reservation, open or not: something is sent again. Raises as :meth:`reserve` does."""
+        with self._db.transaction():
+            self._add(subject, usd, self._rows().get(subject), purpose, cap)
 
     def settle(self, subject: str, usd: float) -> None:
         """Replace a reservation with what was billed (0 where nothing was). The last word counts."""
         amount = _nano(usd)
         with self._db.transaction():
-            reserved, settled = self._spend_rows().get(subject, (0, None))
+            purpose, reserved, settled = self._rows().get(subject, ("train", 0, None))
             if settled != amount:
-                self._write_spend(subject, reserved, amount)
+                self._db.put("spend", (subject, purpose, reserved, amount))
                 self._log(f"spend {subject}", "reserved" if settled is None else "settled", "settled", f"${usd:.6f}")
 
-    def spent(self) -> float:
-        """Dollars settled, plus those reserved and not settled yet."""
-        return _total(self._spend_rows()) / NANO
+    def entry(self, subject: str) -> Entry | None:
+        """What is booked for a subject; None where nothing is."""
+        row = self._rows().get(subject)
+        return None if row is None else Entry(row[0], row[1] / NANO, None if row[2] is None else row[2] / NANO)
 
-    def unsettled(self) -> dict[str, float]:
+    def spent(self, purpose: Purpose | None = None) -> float:
+        """Dollars settled, plus those reserved and not settled yet; for one purpose, or in all."""
+        return _total({s: r for s, r in self._rows().items() if purpose in (None, r[0])}) / NANO
+
+    def spent_by_purpose(self) -> dict[str, float]:
+        """:meth:`spent` of every purpose that occurs."""
+        totals: dict[str, int] = defaultdict(int)
+        for purpose, reserved, settled in self._rows().values():
+            totals[purpose] += reserved if settled is None else settled
+        return {purpose: total / NANO for purpose, total in sorted(totals.items())}
+
+    def unsettled(self, purpose: Purpose | None = None) -> dict[str, float]:
         """Dollars reserved and not settled yet, by subject."""
-        return {s: reserved / NANO for s, (reserved, settled) in self._spend_rows().items() if settled is None}
+        rows = self._rows().items()
+        return {s: r[1] / NANO for s, r in rows if r[2] is None and purpose in (None, r[0])}
 
-    def _spend_rows(self) -> dict[str, tuple[int, int | None]]:
-        rows = self._db.execute("SELECT subject, reserved, settled, seal FROM spend")
-        for *values, expected in rows:
-            self._db.check(expected, *values)
-        return {subject: (reserved, settled) for subject, reserved, settled, _ in rows}
+    def _add(
+        self, subject: str, usd: float, row: tuple[str, int, int | None] | None, purpose: str, cap: float | None
+    ) -> None:
+        amount = _nano(usd)
+        rows = self._rows()
+        total = _total(rows)
+        if cap is not None and total + amount > _nano(cap):
+            raise BudgetError(
+                f"{subject} needs ${usd:,.4f}, but ${total / NANO:,.4f} of the ${cap:,.2f} in budget.max_usd are "
+                "spent or reserved. Nothing more was sent, and everything paid for is kept. Raise budget.max_usd "
+                "and run the same command again."
+            )
+        before = 0 if row is None else row[1] if row[2] is None else row[2]
+        self._db.put("spend", (subject, purpose if row is None else row[0], before + amount, None))
+        self._log(f"spend {subject}", "", "reserved", f"${usd:.6f}")
 
-    def _write_spend(self, subject: str, reserved: int, settled: int | None) -> None:
-        row = (subject, reserved, settled)
-        self._db.execute("INSERT OR REPLACE INTO spend VALUES (?, ?, ?, ?)", (*row, seal(*row)))
+    def _rows(self) -> dict[str, tuple[str, int, int | None]]:
+        return {s: (purpose, reserved, settled) for s, purpose, reserved, settled in self._db.rows("spend")}
 
 
-def _total(rows: Mapping[str, tuple[int, int | None]]) -> int:
-    return sum(reserved if settled is None else settled for reserved, settled in rows.values())
+def _total(rows: Mapping[str, tuple[str, int, int | None]]) -> int:
+    return sum(reserved if settled is None else settled for _, reserved, settled in rows.values())
 
 
 def _nano(usd: float) -> int:

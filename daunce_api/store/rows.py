@@ -1,12 +1,13 @@
-"""What the store hands out, and how scores become bytes."""
+"""What the store hands out: plain rows."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 
 import numpy as np
+from numpy.typing import NDArray
 
-from ..errors import StoreCorruptError, StoreError
 from ..providers.base import JobStatus, TokenScores
 
 TARGET = -1
@@ -17,6 +18,9 @@ INTENT = "intent"
 
 FINAL = frozenset(status.value for status in JobStatus if status.final)
 """States of a job to which nothing more happens, as far as the store knows."""
+
+Ids = NDArray[np.int32]
+"""Integer ids of examples, as :meth:`ScoreTable.ids_of` gives them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,6 +39,7 @@ class JobRow:
     """One attempt at one member (-1: the target model).
 
     ``status`` is ``intent`` or a value of ``JobStatus``; ``model_deleted`` says that clean-up removed the model.
+    ``submitted_at`` and ``ended_at`` (ISO 8601, None before) are when this run learned of it.
     """
 
     key: str
@@ -47,11 +52,126 @@ class JobRow:
     error: str | None = None
     trained_tokens: int | None = None
     model_deleted: bool = False
+    submitted_at: str | None = field(default=None, compare=False)
+    ended_at: str | None = field(default=None, compare=False)
+
+
+@dataclass(frozen=True, slots=True)
+class LeftOut:
+    """A member that the run gave up: why, and when (ISO 8601)."""
+
+    reason: str
+    at: str
+
+
+@dataclass(frozen=True, slots=True)
+class Stop:
+    """Why a run stopped before it was complete.
+
+    ``kind``: ``halted`` (enough members), ``parked`` (limit of a day, budget), ``interrupted``, or ``error``.
+    """
+
+    kind: str
+    reason: str
+    at: str
+
+
+@dataclass(frozen=True, slots=True)
+class Times:
+    """When a run worked. ``started_at`` and ``last_result_at`` are ISO 8601, "" where there is none.
+
+    ``elapsed_seconds`` from the start to the last result (a job's end, a score); ``busy_seconds`` within it in which a
+    process worked on the run; ``job_seconds`` of ended jobs at the provider, queues included, one after the other.
+    """
+
+    started_at: str
+    last_result_at: str
+    elapsed_seconds: float
+    busy_seconds: float
+    job_seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class ScoreBatch:
+    """Measurements of one model: ``ids`` (n,) of examples and their n ``scores``.
+
+    ``replicate`` 0, or 1 where the same was measured again for its noise; ``checkpoint`` 0 for the member's final
+    model, 1 for the last one before it, and so on.
+    """
+
+    member: int
+    replicate: int
+    checkpoint: int
+    ids: Ids
+    scores: Sequence[TokenScores]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class TokenColumns:
+    """Measurements of one model, stored end to end.
+
+    ``ids`` (n,) examples, each once; ``counts`` (n,) tokens of each; ``logprobs`` (sum of counts,) in nats;
+    ``censored`` (sum of counts,) bool, or None where no value is a bound.
+    """
+
+    ids: Ids
+    counts: NDArray[np.int32]
+    logprobs: NDArray[np.float64]
+    censored: NDArray[np.bool_] | None
+
+    def starts(self) -> NDArray[np.int64]:
+        """(n,) where each example's tokens begin."""
+        return (
+            np.concatenate([[0], np.cumsum(self.counts, dtype=np.int64)[:-1]])
+            if self.counts.size
+            else np.zeros(0, np.int64)
+        )
+
+    def scores(self) -> dict[int, TokenScores]:
+        """The same by id, as the scorer gave it."""
+        found = {}
+        for i, start, count in zip(self.ids.tolist(), self.starts().tolist(), self.counts.tolist(), strict=True):
+            part = slice(start, start + count)
+            flags = () if self.censored is None else tuple(self.censored[part].tolist())
+            found[i] = TokenScores(tuple(self.logprobs[part].tolist()), flags if any(flags) else ())
+        return found
+
+
+@dataclass(frozen=True, slots=True)
+class Group:
+    """Examples that are scored and read together: the training set, or one batch of questions.
+
+    ``number`` counts groups in the order in which they were opened. ``ids`` (n,) in the order of the data, equal
+    examples under one id. ``removed`` (n,) bool: columns that the tables no longer show; their scores are kept.
+    """
+
+    name: str
+    number: int
+    ids: Ids
+    removed: NDArray[np.bool_]
+    created_at: str
+
+
+@dataclass(frozen=True, slots=True)
+class SetAside:
+    """Scores that are kept but not used: ``members`` of which everything up to then was set aside, and why.
+
+    ``suspect``: they may be right (an endpoint that seemed to serve one model under many names) and can be taken back;
+    otherwise they are of a model that was replaced. ``restored_at``: when they were taken back, None while they are
+    aside.
+    """
+
+    number: int
+    members: tuple[int, ...]
+    suspect: bool
+    reason: str
+    at: str
+    restored_at: str | None
 
 
 @dataclass(frozen=True, slots=True)
 class Transition:
-    """One change of state; ``time`` is ISO 8601 in UTC."""
+    """One line of the log of changes, for people; ISO 8601 in UTC."""
 
     time: str
     subject: str
@@ -60,23 +180,5 @@ class Transition:
     detail: str
 
 
-def pack(scores: TokenScores) -> tuple[bytes, bytes | None]:
-    """Log-probabilities as little-endian float64, censoring as one byte a token (None where nothing is censored).
-
-    Raises StoreError for values that no model can give, so that a mean is never poisoned by them.
-    """
-    values = np.asarray(scores.logprobs, dtype="<f8")
-    if not np.isfinite(values).all():
-        raise StoreError("a log-probability is not finite; nothing of this batch was stored.")
-    if scores.censored and len(scores.censored) != len(values):
-        raise StoreError("censoring flags and log-probabilities differ in number; nothing of this batch was stored.")
-    flags = np.asarray(scores.censored, dtype=np.uint8).tobytes() if scores.any_censored else None
-    return values.tobytes(), flags
-
-
-def unpack(logprobs: bytes, censored: bytes | None) -> TokenScores:
-    """Inverse of :func:`pack`; scores without censoring come back with an empty ``censored``."""
-    if len(logprobs) % 8 or (censored is not None and len(censored) * 8 != len(logprobs)):
-        raise StoreCorruptError("a stored score has an impossible length. Restore the run folder from a copy.")
-    values: list[float] = np.frombuffer(logprobs, dtype="<f8").tolist()
-    return TokenScores(tuple(values), tuple(bool(b) for b in censored or b""))
+Losses = Mapping[tuple[int, int], tuple[NDArray[np.float64], NDArray[np.bool_] | None]]
+"""By (member, checkpoint): (n,) losses of a group's columns, a lower bound where the flags (n,) say so."""

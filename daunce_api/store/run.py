@@ -10,26 +10,30 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from ..errors import RunChangedError, StoreError
-from .checkpoints import CheckpointRecords
+from ..errors import RunChangedError, StoreCorruptError, StoreError
 from .database import Database
-from .hosted import HostedRecords
+from .guard import Guard
+from .history import History
+from .hosted import Hosted
+from .jobs import Jobs
 from .ledger import Ledger
 from .lock import RunLock
 from .manifest import differences
+from .part import STARTED_AT, Part
 from .rows import Transition
-from .scores import ScoreRecords
+from .scores import Scores
 
 FILE_NAME = "run.sqlite"
 LOCK_NAME = "lock"
 
 
-class RunStore(CheckpointRecords, ScoreRecords, HostedRecords, Ledger):
+class RunStore(Part):
     """One SQLite file a run (``RUN/run.sqlite``; WAL, synchronous=FULL), one writer at a time (``RUN/lock``).
 
-    Every method is one transaction, on disk when it returns. Rows carry checksums: what was paid for and then
-    damaged or edited raises StoreCorruptError instead of entering a result. Keys and tokens of providers have no
-    place in it. All methods raise StoreError where the file cannot be read or written.
+    Its parts are ``jobs``, ``scores``, ``ledger``, ``hosted`` and ``history``. Every method is one transaction, on
+    disk when it returns. Rows carry checksums: what was paid for and then damaged or edited raises StoreCorruptError
+    instead of entering a result. Keys and tokens of providers have no place in it. All methods raise StoreError where
+    the file cannot be read or written.
     """
 
     def __init__(
@@ -38,6 +42,11 @@ class RunStore(CheckpointRecords, ScoreRecords, HostedRecords, Ledger):
         """Use :meth:`create_or_open` or :meth:`open`."""
         super().__init__(database, now)
         self.run_dir = run_dir
+        self.jobs = Jobs(database, now)
+        self.scores = Scores(database, now)
+        self.ledger = Ledger(database, now)
+        self.hosted = Hosted(database, now)
+        self.history = History(database, now)
         self._lock = lock
 
     @classmethod
@@ -54,9 +63,9 @@ class RunStore(CheckpointRecords, ScoreRecords, HostedRecords, Ledger):
         ``manifest`` is plain data: ``config`` (a RunConfig as JSON), digests of the data, the tokenizer's
         fingerprint. ``run_key`` names a new run at the provider (default: random; a replay gives the recorded one).
 
-        Raises RunLockedError where another process works on the run, and RunChangedError that names each difference
-        between ``manifest`` and the one the run was started with. Keys that may change are listed in
-        :data:`daunce_api.store.manifest.MAY_CHANGE`.
+        Raises RunLockedError where another process works on the run, RunChangedError that names each difference
+        between ``manifest`` and the one the run was started with, and StoreCorruptError where the store has lost what
+        it held. Keys that may change are listed in :data:`daunce_api.store.manifest.MAY_CHANGE`.
         """
         path = Path(run_dir)
         try:
@@ -72,7 +81,9 @@ class RunStore(CheckpointRecords, ScoreRecords, HostedRecords, Ledger):
                 with store._db.transaction():
                     store._set_meta("run_key", run_key or secrets.token_hex(6))
                     store._set_meta("manifest", plain)
+                    store._set_meta(STARTED_AT, store._now())
                     store._log("run", "", "created", "")
+                store._db.guard_with(Guard(path, store.run_key))
             else:
                 store._continue_with(plain)
         except BaseException:
@@ -117,10 +128,23 @@ class RunStore(CheckpointRecords, ScoreRecords, HostedRecords, Ledger):
     def _locked(cls, path: Path, now: Callable[[], datetime] | None) -> RunStore:
         lock = RunLock(path / LOCK_NAME)
         try:
-            return cls(path, Database(path / FILE_NAME, read_only=False), lock, now)
+            noted = Guard.read(path)
+            if noted is not None and not (path / FILE_NAME).exists():
+                raise _lost(path, noted[0])
+            store = cls(path, Database(path / FILE_NAME, read_only=False), lock, now)
         except BaseException:
             lock.release()
             raise
+        try:
+            run_key = store._meta("run_key")
+            if noted is not None and (run_key != noted[0] or store._db.sequence < noted[1]):
+                raise _lost(path, noted[0])
+            if run_key is not None:
+                store._db.guard_with(Guard(path, run_key))
+        except BaseException:
+            store.close()
+            raise
+        return store
 
     def _continue_with(self, manifest: dict[str, Any]) -> None:
         forbidden, allowed = differences(self.manifest, manifest)
@@ -164,6 +188,11 @@ class RunStore(CheckpointRecords, ScoreRecords, HostedRecords, Ledger):
         """Random hexadecimal digits that name this run at the provider."""
         return str(self._required("run_key"))
 
+    @property
+    def sequence(self) -> int:
+        """Transactions so far: of two copies of a run, the one with more is further."""
+        return self._db.sequence
+
     def set_value(self, key: str, value: Any) -> None:
         """Keep a small JSON value under a name."""
         with self._db.transaction():
@@ -175,10 +204,19 @@ class RunStore(CheckpointRecords, ScoreRecords, HostedRecords, Ledger):
         return default if value is None else value
 
     def note(self, kind: str, detail: str) -> None:
-        """Add a remark to the transitions (a warning, an interruption)."""
-        self._log(kind, "", "note", detail)
+        """Add a remark to the log of changes, for people."""
+        with self._db.transaction():
+            self._log(kind, "", "note", detail)
 
     def transitions(self) -> list[Transition]:
-        """Every change of state so far, oldest first."""
+        """Every change of state so far, oldest first: for people, never to be parsed."""
         rows = self._db.execute("SELECT time, subject, before, after, detail FROM transitions ORDER BY id")
         return [Transition(*row) for row in rows]
+
+
+def _lost(path: Path, run_key: str) -> StoreCorruptError:
+    return StoreCorruptError(
+        f"{path / FILE_NAME} has lost what was stored last of the run {run_key} (the file or its -wal was emptied, "
+        "removed, damaged or replaced by an older copy). Nothing was changed and nothing was sent: going on would pay "
+        "for it again. Restore the whole run folder from a copy, or set run_dir to a new folder."
+    )

@@ -1,122 +1,440 @@
-"""Measured log-probabilities, sealed row by row."""
+"""``store.scores``: measured log-probabilities in blobs, and loss matrices of the models that are complete.
+
+Examples have integer ids. A blob holds what one transaction brought of one model, end to end, under one checksum. A
+group (the training set, a batch of questions) names the columns of a matrix; a model that is measured on a whole group
+has its row there, with bounds and measured values apart.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import hashlib
+import itertools
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from itertools import chain
 from typing import Any
 
-from ..errors import RunChangedError
+import numpy as np
+from numpy.typing import NDArray
+
+from ..data.encoded import EncodedExample
+from ..errors import RunChangedError, StoreError
 from ..providers.base import TokenScores
-from .database import seal
-from .records import Records
-from .rows import pack, unpack
+from .part import Part
+from .rows import Group, Ids, Losses, ScoreBatch, SetAside, TokenColumns
 
-Batch = tuple[int, int, int, Mapping[str, TokenScores]]
-"""(member, replicate, checkpoint, scores by ``EncodedExample.key``)."""
+Place = tuple[int, int, int]
+"""(member, replicate, checkpoint)."""
 
-_CACHED = "cached"
+_FINGERPRINT, _EXAMPLES = "fingerprint", "examples"
+_IDS, _FLOATS = np.dtype("<i4"), np.dtype("<f8")
 
 
-class ScoreRecords(Records):
-    """The part of the store that the scoring client writes to.
+class Scores(Part):
+    """What the scoring client writes and the attribution reads.
 
     A measurement belongs to a ``member``, a ``replicate`` (0; 1 where the same was measured again for its noise), and
     a ``checkpoint``: 0 for the member's final model, 1 for the last one before it, 2 for the one before that.
     """
 
-    def scored_keys(self, member: int, replicate: int = 0, checkpoint: int = 0) -> set[str]:
-        """Keys (``EncodedExample.key``) that this model has been measured on."""
-        place, values = _place(member, replicate, checkpoint)
-        return {key for (key,) in self._db.execute(f"SELECT example_key FROM {place}", values)}
+    def __init__(self, *args: Any) -> None:
+        super().__init__(*args)
+        self._numbers: dict[str, int] | None = None
+        self._sizes: NDArray[np.int64] = np.zeros(0, np.int64)
+        self._measured: dict[Place, NDArray[np.bool_]] = {}
 
-    def save_scores(
-        self, member: int, replicate: int, fingerprint: str, scores: Mapping[str, TokenScores], checkpoint: int = 0
-    ) -> None:
-        """Keep a batch of measurements, by ``EncodedExample.key``: all of it or none. What is there already stays.
+    # -- examples and groups --------------------------------------------------------------------------------------
+
+    def ids_of(self, examples: Sequence[EncodedExample]) -> Ids:
+        """(n,) ids of examples; equal ones share an id, new ones get one."""
+        return self.register({e.key: len(e.ids) for e in examples}, [e.key for e in examples])
+
+    def register(self, sizes: Mapping[str, int], keys: Sequence[str] | None = None) -> Ids:
+        """Ids of ``keys`` (default: those of ``sizes``), whose sizes in tokens are given. New ones get an id."""
+        with self._db.locked():
+            numbers = self._known()
+            fresh = {k: n for k, n in sizes.items() if k not in numbers or self._sizes[numbers[k]] < 0}
+            if fresh:
+                # Runs of earlier versions did not note sizes.
+                unknown = itertools.count(len(numbers))
+                rows = [(numbers[k] if k in numbers else next(unknown), k, size) for k, size in fresh.items()]
+                with self._db.transaction():
+                    self._db.executemany("INSERT OR REPLACE INTO examples VALUES (?, ?, ?)", rows)
+                    stored = [key for (key,) in self._db.execute("SELECT key FROM examples ORDER BY id")]
+                    self._set_meta(_EXAMPLES, _digest(stored))
+                self._numbers = None
+                numbers = self._known()
+            return np.array([numbers[key] for key in (sizes if keys is None else keys)], _IDS)
+
+    def find_ids(self, examples: Sequence[EncodedExample]) -> Ids:
+        """:meth:`ids_of` without writing: -1 for an example that nothing was ever measured of."""
+        numbers = self._known()
+        return np.array([numbers.get(e.key, -1) for e in examples], _IDS)
+
+    def _known(self) -> dict[str, int]:
+        """Ids by key, in the order of the ids."""
+        ((count,),) = self._db.execute("SELECT COUNT(*) FROM examples")
+        if self._numbers is None or count > len(self._numbers):  # another process may be writing
+            rows = self._db.execute("SELECT key, id, COALESCE(tokens, -1) FROM examples ORDER BY id")
+            self._numbers = {key: number for key, number, _ in rows}
+            self._sizes = np.array([size for *_, size in rows], np.int64)
+            expected = self._meta(_EXAMPLES)
+            if expected is not None and expected != _digest(list(self._numbers)):
+                self._numbers = None
+                raise self._db.damaged("the table of examples does not match its checksum")
+        return self._numbers
+
+    def open_group(self, name: str, examples: Sequence[EncodedExample]) -> Group:
+        """The group of this name, made if it is new. Raises RunChangedError where it holds other examples."""
+        ids = self.ids_of(examples)
+        with self._db.transaction():
+            group = self.group(name)
+            if group is None:
+                number = 1 + max((g.number for g in self.groups()), default=-1)
+                group = Group(name, number, ids, np.zeros(len(ids), np.bool_), self._now())
+                self._write_group(group)
+            elif not np.array_equal(group.ids, ids):
+                raise RunChangedError(f"the examples of {name!r} are not those that the run was started with.")
+        return group
+
+    def group(self, name: str) -> Group | None:
+        """The group of this name, or None."""
+        return next(iter(self._groups("WHERE name = ?", name)), None)
+
+    def groups(self) -> list[Group]:
+        """All groups, oldest first."""
+        return self._groups("ORDER BY number")
+
+    def _groups(self, clause: str, *values: Any) -> list[Group]:
+        rows = self._db.rows("groups", clause, *values)
+        return [
+            Group(name, number, np.frombuffer(ids, _IDS), np.frombuffer(removed, np.bool_), created)
+            for name, number, ids, removed, created in rows
+        ]
+
+    def set_removed(self, name: str, positions: Sequence[int], removed: bool = True) -> None:
+        """Leave columns of a group out of the tables, or show them again. Their scores stay stored."""
+        with self._db.transaction():
+            group = self.group(name)
+            if group is None:
+                raise StoreError(f"there is no group {name!r}")
+            flags = group.removed.copy()
+            flags[list(positions)] = removed
+            self._write_group(replace(group, removed=flags))
+
+    def _write_group(self, group: Group) -> None:
+        ids, removed = group.ids.astype(_IDS).tobytes(), group.removed.tobytes()
+        self._db.put("groups", (group.name, group.number, ids, removed, group.created_at))
+
+    # -- measurements ---------------------------------------------------------------------------------------------
+
+    def save(self, fingerprint: str, batches: Sequence[ScoreBatch]) -> None:
+        """Keep measurements, in one transaction: all of them or none. The first measurement of an example stays.
 
         ``fingerprint`` is the scorer's; one run has one. Raises RunChangedError for another one, since losses that
-        were measured in two ways cannot be compared over members.
+        were measured in two ways cannot be compared over members; StoreError for values that no model can give.
         """
-        self.save_score_batches(fingerprint, [(member, replicate, checkpoint, scores)])
+        places: dict[Place, list[ScoreBatch]] = {}
+        for batch in batches:
+            places.setdefault((batch.member, batch.replicate, batch.checkpoint), []).append(batch)
+        columns = {place: _columns(part) for place, part in places.items()}
+        with self._db.locked():
+            saved: list[tuple[Place, Ids]] = []
+            with self._db.transaction():
+                self._scored_with(fingerprint)
+                ((last,),) = self._db.execute("SELECT COALESCE(MAX(id), 0) FROM blobs")
+                for place, column in columns.items():
+                    fresh = self._new_ones(place, column)
+                    if fresh.ids.size:
+                        last += 1
+                        self._write_blob(last, place, fresh)
+                        saved.append((place, fresh.ids))
+                if saved:
+                    self._result()
+            for place, ids in saved:
+                if place in self._measured:
+                    self._measured[place] = _with(self._measured[place], ids)
 
-    def save_score_batches(self, fingerprint: str, batches: Sequence[Batch]) -> None:
-        """:meth:`save_scores` for several batches in one transaction."""
-        final: list[tuple[Any, ...]] = []
-        earlier: list[tuple[Any, ...]] = []
-        for member, replicate, checkpoint, scores in batches:
-            _, values = _place(member, replicate, checkpoint)
-            for key, value in scores.items():
-                row = (*values, key, *pack(value))
-                (earlier if checkpoint else final).append((*row, seal(*row)))
-        with self._db.transaction():
-            known = self._meta("fingerprint")
-            if known is None:
-                self._set_meta("fingerprint", fingerprint)
-            elif known != fingerprint:
-                raise RunChangedError(
-                    f"this run was scored with {known}, and now with {fingerprint}; nothing was stored. Go back to the "
-                    "first scorer, or set run_dir to a new folder."
-                )
-            self._db.executemany("INSERT OR IGNORE INTO scores VALUES (?, ?, ?, ?, ?, ?)", final)
-            self._db.executemany("INSERT OR IGNORE INTO checkpoint_scores VALUES (?, ?, ?, ?, ?, ?, ?)", earlier)
+    def _write_blob(self, number: int, place: Place, column: TokenColumns) -> None:
+        flags = None if column.censored is None else column.censored.tobytes()
+        described = (number, *place, len(column.ids), self._tokens_of(column.ids))
+        content = (column.ids.tobytes(), column.counts.tobytes(), column.logprobs.tobytes(), flags)
+        self._db.put("blobs", (*described, *content))
 
-    def load_scores(self, member: int, replicate: int = 0, checkpoint: int = 0) -> dict[str, TokenScores]:
-        """All measurements of a model, by ``EncodedExample.key``."""
-        place, values = _place(member, replicate, checkpoint)
-        rows = self._db.execute(f"SELECT example_key, logprobs, censored, seal FROM {place}", values)
-        for key, logprobs, censored, expected in rows:
-            self._db.check(expected, *values, key, logprobs, censored)
-        return {key: unpack(logprobs, censored) for key, logprobs, censored, _ in rows}
+    def _scored_with(self, fingerprint: str) -> None:
+        known = self._meta(_FINGERPRINT)
+        if known is None:
+            self._set_meta(_FINGERPRINT, fingerprint)
+        elif known != fingerprint:
+            raise RunChangedError(
+                f"this run was scored with {known}, and now with {fingerprint}; nothing was stored. Go back to the "
+                "first scorer, or set run_dir to a new folder."
+            )
 
-    def times_scored(self) -> dict[str, int]:
-        """How many measurements there are by ``EncodedExample.key``: over members, replicates and checkpoints."""
+    def _new_ones(self, place: Place, column: TokenColumns) -> TokenColumns:
+        have = self.measured(*place)
+        old = np.zeros(len(column.ids), np.bool_)
+        known = column.ids < have.size
+        old[known] = have[column.ids[known]]
+        first = np.zeros_like(old)
+        first[np.unique(column.ids, return_index=True)[1]] = True
+        return column if (keep := first & ~old).all() else _pick(column, keep)
+
+    def _tokens_of(self, ids: Ids) -> int | None:
+        """Prompt and completion tokens of examples; None where a run of an earlier version did not note them."""
+        sizes = self._sizes[ids]
+        return int(sizes.sum()) if (sizes >= 0).all() else None
+
+    def measured(self, member: int, replicate: int = 0, checkpoint: int = 0) -> NDArray[np.bool_]:
+        """By id, whether the model has been measured on an example; ids beyond its end were not."""
+        place = (member, replicate, checkpoint)
+        have = self._measured.get(place)
+        if have is None:
+            with self._db.locked():
+                where, values = self._in_use(place)
+                rows = self._db.execute(f"SELECT ids FROM blobs WHERE {where}", values)
+                have = _with(np.zeros(0, np.bool_), np.frombuffer(b"".join(ids for (ids,) in rows), _IDS))
+                if self._db.writable:
+                    self._measured[place] = have
+        return have
+
+    def has_all(self, ids: Ids, member: int, replicate: int = 0, checkpoint: int = 0) -> bool:
+        """Whether the model has been measured on all of these examples."""
+        have = self.measured(member, replicate, checkpoint)
+        return bool(ids.size == 0 or (ids.min() >= 0 and ids.max() < have.size and have[ids].all()))
+
+    def forget_measured(self, member: int) -> None:
+        """Free what :meth:`measured` keeps in memory of a member that is complete."""
+        for place in [p for p in self._measured if p[0] == member]:
+            del self._measured[place]
+
+    def load(self, member: int, replicate: int = 0, checkpoint: int = 0) -> TokenColumns:
+        """All measurements of a model. Raises StoreCorruptError where a blob is damaged."""
+        return _joined(list(self._blobs((member, replicate, checkpoint))))
+
+    def load_some(self, ids: Ids, member: int, replicate: int = 0, checkpoint: int = 0) -> TokenColumns:
+        """Measurements of some examples, those that exist; only the blobs that hold them are read."""
+        place = (member, replicate, checkpoint)
+        where, values = self._in_use(place)
+        wanted = _with(np.zeros(0, np.bool_), np.unique(ids[ids >= 0]))
+        found = []
+        for number, held in self._db.execute(f"SELECT id, ids FROM blobs WHERE {where} ORDER BY id", values):
+            here = np.frombuffer(held, _IDS)
+            known = here < wanted.size
+            if not wanted[here[known]].any():
+                continue
+            column = next(self._blobs(place, int(number)))
+            keep = known & wanted[np.where(known, here, 0)]
+            found.append(_pick(column, keep))
+        return _joined(found)
+
+    def _blobs(self, place: Place, number: int | None = None) -> Iterator[TokenColumns]:
+        where, values = self._in_use(place)
+        if number is not None:
+            where, values = f"{where} AND id = ?", (*values, number)
+        for row in self._db.rows("blobs", f"WHERE {where} ORDER BY id", *values):
+            *_, ids, counts, logprobs, censored = row
+            yield TokenColumns(
+                np.frombuffer(ids, _IDS),
+                np.frombuffer(counts, _IDS),
+                np.frombuffer(logprobs, _FLOATS),
+                None if censored is None else np.frombuffer(censored, np.bool_),
+            )
+
+    def _in_use(self, place: Place) -> tuple[str, tuple[int, ...]]:
+        """SQL for a model's blobs that were not set aside."""
+        return "member = ? AND replicate = ? AND checkpoint = ? AND id > ?", (*place, self._aside_up_to(place[0]))
+
+    def models(self) -> list[Place]:
+        """Models of which anything in use is measured: (member, replicate, checkpoint), ascending; -1 is the target."""
         rows = self._db.execute(
-            "SELECT example_key, COUNT(*) FROM (SELECT example_key FROM scores "
-            "UNION ALL SELECT example_key FROM checkpoint_scores) GROUP BY example_key"
+            "SELECT member, replicate, checkpoint, MAX(id) FROM blobs GROUP BY 1, 2, 3 ORDER BY 1, 2, 3"
         )
-        return {str(key): int(times) for key, times in rows}
+        return [(m, r, c) for m, r, c, last in rows if last > self._aside_up_to(m)]
+
+    def tokens_scored(self, examples: Sequence[EncodedExample] = ()) -> int:
+        """Prompt and completion tokens of every measurement that was made, those set aside included.
+
+        ``examples`` give the sizes that a run of an earlier version did not note.
+        """
+        ((tokens,),) = self._db.execute("SELECT COALESCE(SUM(tokens), 0) FROM blobs")
+        unknown = self._db.execute("SELECT ids FROM blobs WHERE tokens IS NULL")
+        if unknown:
+            sizes = {int(i): len(e.ids) for i, e in zip(self.find_ids(examples), examples, strict=True)}
+            tokens += sum(sizes.get(i, 0) for (ids,) in unknown for i in np.frombuffer(ids, _IDS).tolist())
+        return int(tokens)
 
     @property
     def scored_with(self) -> str | None:
         """Fingerprint of the scorer that the run is measured with; None before anything is."""
-        fingerprint: str | None = self._meta("fingerprint")
+        fingerprint: str | None = self._meta(_FINGERPRINT)
         return fingerprint
 
-    def scored_members(self) -> list[int]:
-        """Members (-1: the target) of which anything is measured, ascending."""
-        rows = self._db.execute("SELECT member FROM scores UNION SELECT member FROM checkpoint_scores ORDER BY member")
-        return [int(member) for (member,) in rows]
+    # -- what came from elsewhere ---------------------------------------------------------------------------------
 
     def add_cached(self, member: int, checkpoint: int, examples: int, tokens: int) -> None:
-        """Note that so many scores of a model, of so many tokens, came from the cache and cost nothing."""
+        """Note that scores of a model came from another run and cost nothing."""
         with self._db.transaction():
-            known = self._meta(_CACHED) or {}
-            before = known.get(f"{member}/{checkpoint}", [0, 0])
-            known[f"{member}/{checkpoint}"] = [before[0] + examples, before[1] + tokens]
-            self._set_meta(_CACHED, known)
+            for row in self._db.rows("cached", "WHERE member = ? AND checkpoint = ?", member, checkpoint):
+                examples, tokens = examples + row[2], tokens + row[3]
+            self._db.put("cached", (member, checkpoint, examples, tokens))
 
     def cached_tokens(self, member: int, checkpoint: int = 0) -> int:
-        """Tokens of the model's scores that came from the cache."""
-        return int((self._meta(_CACHED) or {}).get(f"{member}/{checkpoint}", [0, 0])[1])
+        """Tokens of the model's scores that came from another run."""
+        rows = self._db.rows("cached", "WHERE member = ? AND checkpoint = ?", member, checkpoint)
+        return sum(tokens for *_, tokens in rows)
 
-    def cached_scores(self) -> int:
-        """Scores of all models that came from the cache."""
-        return sum(int(examples) for examples, _ in (self._meta(_CACHED) or {}).values())
+    def cached(self) -> int:
+        """Scores of all models that came from another run."""
+        return sum(examples for _, _, examples, _ in self._db.rows("cached"))
 
-    def discard_scores(self, member: int, reason: str) -> None:
-        """Forget what a member's models were measured to answer: it is trained anew, and two models never mix, or
-        other models answered for it."""
+    # -- scores that are not used ---------------------------------------------------------------------------------
+
+    def set_aside(self, members: Sequence[int], reason: str, *, suspect: bool) -> int:
+        """Use no more what was measured of members so far, and keep it; the number to take it back under.
+
+        ``suspect``: the answers may be another model's. Otherwise the member is trained anew, and two models never mix.
+        """
         with self._db.transaction():
-            for table in ("scores", "checkpoint_scores"):
-                self._db.execute(f"DELETE FROM {table} WHERE member = ?", (member,))
-            known = self._meta(_CACHED) or {}
-            self._set_meta(_CACHED, {place: n for place, n in known.items() if not place.startswith(f"{member}/")})
-            self._log(f"scores of member {member}", "", "discarded", reason)
+            ((number,),) = self._db.execute("SELECT COALESCE(MAX(number), 0) + 1 FROM aside")
+            ((up_to,),) = self._db.execute("SELECT COALESCE(MAX(id), 0) FROM blobs")
+            listed = json.dumps(sorted(members))
+            self._db.put("aside", (number, listed, up_to, int(suspect), reason, self._now(), None))
+            for member in members:
+                self._db.execute("DELETE FROM losses WHERE member = ?", (member,))
+                self._db.execute("DELETE FROM cached WHERE member = ?", (member,))
+                self._log(f"scores of member {member}", "", "set aside", reason)
+        for member in members:
+            self.forget_measured(member)
+        return int(number)
+
+    def asides(self) -> list[SetAside]:
+        """What was set aside, oldest first."""
+        rows = self._db.rows("aside", "ORDER BY number")
+        return [
+            SetAside(number, tuple(json.loads(members)), bool(suspect), reason, at, restored)
+            for number, members, _, suspect, reason, at, restored in rows
+        ]
+
+    def take_back(self, number: int) -> tuple[int, ...]:
+        """Use suspect scores again that were set aside; the members.
+
+        Raises StoreError where they are not suspect but replaced, and where a member was scored again since.
+        """
+        with self._db.transaction():
+            for row in self._db.rows("aside", "WHERE number = ? AND restored_at IS NULL AND suspect = 1", number):
+                members: tuple[int, ...] = tuple(json.loads(row[1]))
+                again = sorted({m for m, _, _ in self.models() if m in members})
+                if again:
+                    raise StoreError(
+                        f"members {', '.join(map(str, again))} were scored again since; both stay stored, nothing was "
+                        "changed."
+                    )
+                self._db.put("aside", (*row[:-1], self._now()))
+                for member in members:
+                    self._log(f"scores of member {member}", "set aside", "taken back", "")
+                break
+            else:
+                raise StoreError(f"there are no suspect scores under the number {number}")
+        for member in members:
+            self.forget_measured(member)
+        return members
+
+    def _aside_up_to(self, member: int) -> int:
+        rows = self._db.rows("aside", "WHERE restored_at IS NULL")
+        return max((up_to for _, members, up_to, *_ in rows if member in json.loads(members)), default=0)
+
+    # -- loss matrices --------------------------------------------------------------------------------------------
+
+    def save_losses(
+        self,
+        group: str,
+        member: int,
+        checkpoint: int,
+        reduction: str,
+        loss_N: NDArray[np.float64],
+        censored_N: NDArray[np.bool_] | None,
+    ) -> None:
+        """Keep a complete model's row of a group's matrix: (N,) losses, lower bounds where ``censored_N`` says so.
+
+        ``reduction`` names how token losses became an example's; a row in another one is replaced.
+        """
+        flags = None if censored_N is None or not censored_N.any() else np.packbits(censored_N).tobytes()
+        row = (group, member, checkpoint, reduction, loss_N.astype(_FLOATS).tobytes(), flags)
+        with self._db.transaction():
+            self._db.put("losses", row)
+
+    def load_losses(self, group: str, reduction: str) -> Losses:
+        """Rows of a group's matrix that were kept in this reduction, by (member, checkpoint)."""
+        found = {}
+        for _, member, checkpoint, _, loss, flags in self._db.rows(
+            "losses", "WHERE grp = ? AND reduction = ? ORDER BY member, checkpoint", group, reduction
+        ):
+            loss_N = np.frombuffer(loss, _FLOATS)
+            bits = (
+                None if flags is None else np.unpackbits(np.frombuffer(flags, np.uint8), count=len(loss_N)).astype(bool)
+            )
+            found[member, checkpoint] = (loss_N, bits)
+        return found
+
+    def complete(self, group: str) -> set[tuple[int, int]]:
+        """(member, checkpoint) of the models that have a row of a group's matrix, in whatever reduction."""
+        rows = self._db.execute("SELECT member, checkpoint FROM losses WHERE grp = ?", (group,))
+        return {(int(m), int(c)) for m, c in rows}
 
 
-def _place(member: int, replicate: int, checkpoint: int) -> tuple[str, tuple[int, ...]]:
-    """Where a model's measurements lie: final models have a table of their own, the only one of older runs."""
-    if checkpoint == 0:
-        return "scores WHERE member = ? AND replicate = ?", (member, replicate)
-    where = "checkpoint_scores WHERE member = ? AND replicate = ? AND checkpoint = ?"
-    return where, (member, replicate, checkpoint)
+def _digest(keys: Sequence[str]) -> str:
+    return hashlib.sha256("\0".join(keys).encode()).hexdigest()
+
+
+def _with(have: NDArray[np.bool_], ids: Ids) -> NDArray[np.bool_]:
+    """The flags with these ids among them."""
+    size = int(ids.max()) + 1 if ids.size else 0
+    if size > have.size:
+        have = np.concatenate([have, np.zeros(max(size, 2 * have.size) - have.size, np.bool_)])
+    have[ids] = True
+    return have
+
+
+def _columns(batches: Sequence[ScoreBatch]) -> TokenColumns:
+    """Batches of one model end to end. Raises StoreError for values that no model can give: a mean is never poisoned
+    by them."""
+    scores: list[TokenScores] = [s for batch in batches for s in batch.scores]
+    ids = np.concatenate([np.asarray(batch.ids, _IDS) for batch in batches])
+    if len(ids) != len(scores):
+        raise StoreError("examples and scores differ in number; nothing of this batch was stored.")
+    counts = np.array([len(s.logprobs) for s in scores], _IDS)
+    logprobs = np.fromiter(chain.from_iterable(s.logprobs for s in scores), _FLOATS, int(counts.sum()))
+    if not np.isfinite(logprobs).all():
+        raise StoreError("a log-probability is not finite; nothing of this batch was stored.")
+    if any(s.censored and len(s.censored) != len(s.logprobs) for s in scores):
+        raise StoreError("censoring flags and log-probabilities differ in number; nothing of this batch was stored.")
+    censored = None
+    if any(s.any_censored for s in scores):
+        flags = chain.from_iterable(s.censored or (False,) * len(s.logprobs) for s in scores)
+        censored = np.fromiter(flags, np.bool_, len(logprobs))
+    return TokenColumns(ids, counts, logprobs, censored)
+
+
+def _pick(column: TokenColumns, keep: NDArray[np.bool_]) -> TokenColumns:
+    tokens = np.repeat(keep, column.counts)
+    censored = None if column.censored is None else column.censored[tokens]
+    return TokenColumns(column.ids[keep], column.counts[keep], column.logprobs[tokens], censored)
+
+
+def _joined(columns: Sequence[TokenColumns]) -> TokenColumns:
+    """Blobs end to end."""
+    if not columns:
+        return TokenColumns(np.zeros(0, _IDS), np.zeros(0, _IDS), np.zeros(0, _FLOATS), None)
+    censored = None
+    if any(c.censored is not None for c in columns):
+        censored = np.concatenate(
+            [np.zeros(len(c.logprobs), np.bool_) if c.censored is None else c.censored for c in columns]
+        )
+    return TokenColumns(
+        np.concatenate([c.ids for c in columns]),
+        np.concatenate([c.counts for c in columns]),
+        np.concatenate([c.logprobs for c in columns]),
+        censored,
+    )

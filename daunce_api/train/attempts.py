@@ -50,8 +50,8 @@ class Attempts:
         """Start a run anew: nothing is parked, and jobs that ended while nobody could book them are booked (the run
         was interrupted in between, or they were cancelled)."""
         self.parked, self.halted, self.left_out = None, None, {}
-        open_keys = self._store.unsettled()
-        for row in self._store.jobs():
+        open_keys = self._store.ledger.unsettled()
+        for row in self._store.jobs.rows():
             if row.key in open_keys and row.status in FINAL:
                 self._settle(row.key, row.member, row.trained_tokens)
 
@@ -82,7 +82,7 @@ class Attempts:
     async def train(self, member: int, base: str) -> str | None:
         """The member's model; None where it is left out, or where no more jobs may be submitted."""
         while True:
-            rows = self._store.jobs(member)
+            rows = self._store.jobs.rows(member)
             row = rows[-1] if rows else None
             if row is not None and row.status == JobStatus.SUCCEEDED and row.model and not row.model_deleted:
                 self._emit(Event(EventKind.READY, f"{name_of(member)} is {row.model}", member, row.attempt))
@@ -99,7 +99,7 @@ class Attempts:
                     await self._submit(member, base, row)
                 elif row.status == INTENT:
                     await self._desk.resubmit(row)
-                row = self._store.jobs(member)[-1]
+                row = self._store.jobs.rows(member)[-1]
                 job = await self._desk.watch(row)
             except (DailyLimitError, BudgetError) as error:
                 self.park(error)
@@ -126,9 +126,12 @@ class Attempts:
         attempt = _next_attempt(previous)
         key = self._key(member, previous)
         if previous is not None and previous.model_deleted and previous.status == JobStatus.SUCCEEDED:
-            self._store.discard_scores(member, f"{previous.model} was deleted before everything was scored")
+            reason = f"{previous.model} was deleted before everything was scored"
+            self._store.scores.set_aside([member], reason, suspect=False)
         if self._costs is not None:
-            self._store.reserve(key, self._costs.estimate(member), cap=self._config.budget.max_usd)
+            self._store.ledger.reserve(
+                key, self._costs.estimate(member), purpose="train", cap=self._config.budget.max_usd
+            )
         training = self._config.training
         hyperparameters = training.hyperparameters
         if member == TARGET and training.target_hyperparameters is not None:
@@ -152,13 +155,13 @@ class Attempts:
 
     async def _rejected(self, member: int, error: RejectedError) -> bool:
         """Record that an attempt was refused; True where another one can do better (its file was gone)."""
-        rows = self._store.jobs(member)
+        rows = self._store.jobs.rows(member)
         row = rows[-1] if rows else None
         if row is None or row.status != INTENT:  # it was the file that was refused
-            self._store.settle(self._key(member, row), 0.0)
+            self._store.ledger.settle(self._key(member, row), 0.0)
             return False
-        self._store.job_state(row.key, JobStatus.FAILED, error=str(error))
-        self._store.settle(row.key, 0.0)
+        self._store.jobs.state(row.key, JobStatus.FAILED, error=str(error))
+        self._store.ledger.settle(row.key, 0.0)
         self._emit(Event(EventKind.FAILED, f"{name_of(member)}: {error}", member, row.attempt))
         return await self._file_was_gone(row)
 
@@ -172,11 +175,11 @@ class Attempts:
         since a job that failed may have been billed for its steps."""
         if self._costs is not None:
             usd = self._costs.estimate(member) if trained_tokens is None else self._costs.billed(trained_tokens)
-            self._store.settle(key, usd)
+            self._store.ledger.settle(key, usd)
 
     def _leave_out(self, member: int, reason: str) -> None:
         self.left_out[member] = reason
-        self._store.note(f"left out {name_of(member)}", reason)
+        self._store.jobs.leave_out(member, reason)
         self._emit(Event(EventKind.LEFT_OUT, f"{name_of(member)} is left out: {reason}", member))
 
 

@@ -13,7 +13,7 @@ async def cancel_jobs(desk: Desk) -> CancelReport:
     """Cancel every job that the store does not know to be final."""
     report = CancelReport()
     desk.release_unsent()
-    for row in desk.store.jobs():
+    for row in desk.store.jobs.rows():
         if row.status != INTENT and JobStatus(row.status).final:
             continue
         try:
@@ -29,20 +29,20 @@ async def _cancel(desk: Desk, row: JobRow, report: CancelReport) -> None:
     job = await desk.look_at(row)
     if job is None:
         # Never created, or deleted since; either way there is nothing to stop.
-        desk.store.job_state(row.key, JobStatus.CANCELLED, error=CANCELLED)
+        desk.store.jobs.state(row.key, JobStatus.CANCELLED, error=CANCELLED)
         if row.job_id is None:
-            desk.store.settle(row.key, 0.0)
+            desk.store.ledger.settle(row.key, 0.0)
         report.cancelled.append(row.key)
         return
     if row.job_id is None:
-        desk.store.job_submitted(row.key, job.id)
+        desk.store.jobs.submitted(row.key, job.id)
     if not job.status.final:
         job = await desk.cancel(row.key, job.id)
     if not job.status.final:
         report.kept[row.key] = f"job {job.id} is still {job.status} after a request to cancel it"
         return
     error = CANCELLED if job.status is JobStatus.CANCELLED else job.error
-    desk.store.job_state(row.key, job.status, job.model, error, job.trained_tokens)
+    desk.store.jobs.state(row.key, job.status, job.model, error, job.trained_tokens)
     (report.cancelled if job.status is JobStatus.CANCELLED else report.already_final).append(row.key)
 
 
@@ -50,7 +50,7 @@ async def clean_up(desk: Desk) -> CleanReport:
     """Cancel live jobs, then delete the models of all jobs and all training files of the run."""
     report = CleanReport()
     report.kept.update((await cancel_jobs(desk)).kept)
-    for row in desk.store.jobs():
+    for row in desk.store.jobs.rows():
         try:
             await _delete_checkpoints(desk, row, report)
             await _delete_model(desk, row, report)
@@ -58,7 +58,7 @@ async def clean_up(desk: Desk) -> CleanReport:
             raise
         except ProviderError as error:
             report.kept[row.model or row.key] = str(error)
-    for file in desk.store.files():
+    for file in desk.store.jobs.files():
         if file.state == "deleted":
             continue
         try:
@@ -66,7 +66,7 @@ async def clean_up(desk: Desk) -> CleanReport:
             if file_id is not None and not await desk.delete_file(file_id):
                 report.kept[file_id] = f"the provider keeps the file {file.name}"
                 continue
-            desk.store.file_deleted(file.sha256)
+            desk.store.jobs.file_deleted(file.sha256)
             if file_id is not None:
                 report.files.append(file_id)
         except StopError:
@@ -84,7 +84,7 @@ async def _delete_model(desk: Desk, row: JobRow, report: CleanReport) -> None:
     if model is None or row.model_deleted:
         return
     if await desk.delete_model(model):
-        desk.store.model_deleted(row.key)
+        desk.store.jobs.model_deleted(row.key)
         report.models.append(model)
     else:
         report.kept[model] = "the provider keeps the model"
@@ -92,14 +92,14 @@ async def _delete_model(desk: Desk, row: JobRow, report: CleanReport) -> None:
 
 async def _delete_checkpoints(desk: Desk, row: JobRow, report: CleanReport) -> None:
     """Delete what a job left beside its final model: not every provider takes it away with that."""
-    models = desk.store.checkpoints(row.key) or ()
+    models = desk.store.jobs.checkpoints(row.key) or ()
     if row.status == JobStatus.SUCCEEDED and not row.model_deleted:
         models = await desk.checkpoints(row)
     for number, model in enumerate(reversed(models), start=1):
         if model is None:
             continue
         if await desk.delete_model(model):
-            desk.store.checkpoint_gone(row.key, number, "cleaned up")
+            desk.store.jobs.checkpoint_gone(row.key, number, "cleaned up")
             report.models.append(model)
         else:
             report.kept[model] = "the provider keeps the model"

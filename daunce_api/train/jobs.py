@@ -58,10 +58,10 @@ class Desk:
 
     def release_unsent(self) -> None:
         """Free money that was reserved for jobs of which not even an intent was recorded: they were never sent."""
-        known = {row.key for row in self.store.jobs()}
-        for subject in self.store.unsettled():
+        known = {row.key for row in self.store.jobs.rows()}
+        for subject in self.store.ledger.unsettled():
             if subject.startswith(f"{self.store.run_key}-m") and subject not in known:
-                self.store.settle(subject, 0.0)
+                self.store.ledger.settle(subject, 0.0)
 
     async def file(self, content: bytes, *, verify: bool = False) -> str:
         """Id of the uploaded file with this content; uploaded once, however many members share it.
@@ -71,14 +71,14 @@ class Desk:
         sha256 = hashlib.sha256(content).hexdigest()
         name = f"daunce-{self.store.run_key}-{sha256[:12]}.jsonl"
         async with self._uploads.setdefault(sha256, asyncio.Lock()):
-            row = self.store.file(sha256)
+            row = self.store.jobs.file(sha256)
             if row is not None and row.state == "uploaded" and row.file_id is not None:
                 if not verify or await self.find_file(name, len(content)) is not None:
                     return row.file_id
-                self.store.file_deleted(sha256)
+                self.store.jobs.file_deleted(sha256)
             # An intent without an answer: an upload was under way when the run ended, and may have arrived.
             look = self._lag if row is not None and row.state == INTENT else None
-            self.store.file_intent(sha256, name, len(content))
+            self.store.jobs.file_intent(sha256, name, len(content))
 
             async def upload() -> str:
                 nonlocal look
@@ -94,7 +94,7 @@ class Desk:
                     raise
 
             file_id = await self._repeat(upload, f"upload {name}")
-            self.store.file_uploaded(sha256, file_id)
+            self.store.jobs.file_uploaded(sha256, file_id)
             self._emit(Event(EventKind.UPLOADED, f"{name} ({len(content):,} bytes) is {file_id}"))
             return file_id
 
@@ -121,7 +121,7 @@ class Desk:
 
     async def submit(self, request: JobRequest, member: int, attempt: int) -> Job:
         """Record the intent, submit, record the answer. Raises what the trainer raises."""
-        self.store.job_intent(request.key, member, attempt, json.dumps(asdict(request)))
+        self.store.jobs.intent(request.key, member, attempt, json.dumps(asdict(request)))
         return await self._send(request, member, attempt, look=None)
 
     async def resubmit(self, row: JobRow) -> Job:
@@ -148,7 +148,7 @@ class Desk:
 
         # No await between answer and record.
         job = await self._repeat(send, f"submit {request.key}")
-        self.store.job_submitted(request.key, job.id)
+        self.store.jobs.submitted(request.key, job.id)
         kind = EventKind.FOUND if found else EventKind.SUBMITTED
         self._emit(Event(kind, f"{request.key} is job {job.id}", member, attempt, job))
         return job
@@ -180,10 +180,10 @@ class Desk:
                 last = job.status
                 self._emit(Event(EventKind.STATE, f"{row.key} is {job.status}", row.member, row.attempt, job))
             if job.status.final and not (job.status is JobStatus.SUCCEEDED and job.model is None):
-                self.store.job_state(row.key, job.status, job.model, job.error, job.trained_tokens)
+                self.store.jobs.state(row.key, job.status, job.model, job.error, job.trained_tokens)
                 return job
             if not job.status.final:
-                self.store.job_state(row.key, job.status)
+                self.store.jobs.state(row.key, job.status)
             await self._pause(min(max(polls.first, age / 10), polls.longest))
 
     async def _get(self, row: JobRow, job_id: str) -> Job:
@@ -232,7 +232,7 @@ class Desk:
     async def checkpoints(self, row: JobRow) -> tuple[str | None, ...]:
         """Models of a succeeded job from before its end, ascending by step, None in place of one that is gone. The
         provider is asked once; a job that it no longer knows has none."""
-        found = self.store.checkpoints(row.key)
+        found = self.store.jobs.checkpoints(row.key)
         trainer, job_id = self.trainer, row.job_id
         if found is None and job_id is not None and isinstance(trainer, Checkpointing):
             listing = trainer.checkpoints
@@ -240,7 +240,7 @@ class Desk:
                 found = tuple(await self._repeat(lambda: listing(job_id), f"look for checkpoints of {row.key}"))
             except RejectedError:
                 found = ()
-            self.store.checkpoints_found(row.key, found)
+            self.store.jobs.checkpoints_found(row.key, found)
         return found or ()
 
     async def delete_model(self, model: str) -> bool:

@@ -122,7 +122,7 @@ class Orchestrator:
         except BaseExceptionGroup as errors:
             failure = _gravest(errors)
         except asyncio.CancelledError:
-            live = sum(row.status not in FINAL for row in self._store.jobs())
+            live = sum(row.status not in FINAL for row in self._store.jobs.rows())
             message = (
                 f"Interrupted. {live} job{'' if live == 1 else 's'} may still be running at "
                 f"{self._trainer.capabilities.provider} and nothing is lost: run the same command again to go on, or "
@@ -136,7 +136,7 @@ class Orchestrator:
             raise failure
         if self._attempts.parked is not None:
             raise self._attempts.parked
-        models = self._store.ready_models()
+        models = self._store.jobs.ready_models()
         if self._config.ensemble.target_model is not None:
             models[TARGET] = self._config.ensemble.target_model
         self._require(len(self._finished | (models.keys() - {TARGET})))
@@ -155,10 +155,10 @@ class Orchestrator:
         """The member's models from before the end of its job that ``ensemble.checkpoints`` asks for, by their number:
         1 is the last one before the final model. Fewer, where the provider has fewer."""
         asked = self._config.ensemble.checkpoints
-        row = self._store.trained_by(member)
+        row = self._store.jobs.trained_by(member)
         if asked == 1 or row is None:
             return {}
-        known = self._store.checkpoints(row.key) is not None
+        known = self._store.jobs.checkpoints(row.key) is not None
         found = await self._desk.checkpoints(row)
         models = {n: model for n, model in enumerate(reversed(found), start=1) if n < asked and model is not None}
         if not known and len(models) < asked - 1:
@@ -168,10 +168,10 @@ class Orchestrator:
 
     async def checkpoint_is_gone(self, member: int, number: int, model: str, error: RejectedError) -> bool:
         """Whether a refused request means that the provider no longer has this checkpoint; then it is left out."""
-        row = self._store.trained_by(member)
+        row = self._store.jobs.trained_by(member)
         if row is None or (error.status != 404 and await self._desk.model_exists(model)):
             return False
-        self._store.checkpoint_gone(row.key, number, str(error))
+        self._store.jobs.checkpoint_gone(row.key, number, str(error))
         text = f"{name_of(member)} is used without {model}: {error}"
         self._emit(Event(EventKind.FEWER_MODELS, text, member, row.attempt))
         return True
@@ -227,11 +227,11 @@ class Orchestrator:
         except RejectedError as error:
             if await self._desk.model_exists(model) or member == TARGET:
                 raise
-            row = next(j for j in reversed(self._store.jobs(member)) if j.model == model)
+            row = next(j for j in reversed(self._store.jobs.rows(member)) if j.model == model)
             reason = f"the provider no longer has {model} ({error})"
-            self._store.discard_scores(member, reason)
-            self._store.model_deleted(row.key)
-            self._store.job_state(row.key, JobStatus.FAILED, error=reason)
+            self._store.scores.set_aside([member], reason, suspect=False)
+            self._store.jobs.model_deleted(row.key)
+            self._store.jobs.state(row.key, JobStatus.FAILED, error=reason)
             self._emit(Event(EventKind.FAILED, reason, member, row.attempt))
             return False
         return True
@@ -242,9 +242,9 @@ class Orchestrator:
         """Members with a model, then those with a job, then the others: slots are given in this order, so that no
         new job is submitted as long as live ones could fill them."""
         rank: dict[int, int] = {}
-        for row in self._store.jobs():
+        for row in self._store.jobs.rows():
             rank[row.member] = 2 if row.status not in FINAL else 3
-        rank |= dict.fromkeys(self._store.ready_models(), 1)
+        rank |= dict.fromkeys(self._store.jobs.ready_models(), 1)
         return sorted(members, key=lambda k: (rank.get(k, 3), k))
 
     def _require(self, possible: int) -> None:

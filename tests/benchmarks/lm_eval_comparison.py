@@ -49,6 +49,7 @@ SETTINGS = {
 HARNESS = """
 import json, sys, time
 from lm_eval.models.openai_completions import LocalCompletionsAPI
+from tests.store_rows import by_key
 job = json.load(open(sys.argv[1]))
 requests = [(("", ""), context, completion) for context, completion in job["pairs"]]
 found = {}
@@ -117,8 +118,9 @@ async def ours(scorer: EchoScorer | PromptLogprobsScorer, model: str, chosen: li
             start = time.perf_counter()
             await client.score_member(1, model, chosen)
             seconds = time.perf_counter() - start
-        scores = store.load_scores(1)
-    return [sum(scores[e.key].logprobs) for e in chosen], seconds
+        answers = store.scores.load(1).scores()
+        ids = store.scores.ids_of(chosen).tolist()
+    return [sum(answers[i].logprobs) for i in ids], seconds
 
 
 def compare(

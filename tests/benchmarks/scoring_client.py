@@ -30,6 +30,7 @@ from daunce_api.providers.openai_wire.client import WireClient
 from daunce_api.providers.openai_wire.echo import EchoOptions, EchoScorer, echo_capabilities
 from daunce_api.score.client import ScoringClient, batches
 from daunce_api.store import RunStore
+from tests.store_rows import put
 
 EXAMPLES, TOKENS, COMPLETION, CONCURRENCY, ROUNDS = 1024, 48, 24, 8, 5
 
@@ -135,7 +136,7 @@ def test_store_overhead_per_thousand_examples(tmp_path: Path, benchmark: Any) ->
     def save() -> None:
         with RunStore.create_or_open(tmp_path / str(next(folders)), {"config": {}}) as store:
             for start in range(0, len(keyed), 16):
-                store.save_scores(0, 0, "f", dict(keyed[start : start + 16]))
+                put(store, 0, 0, "f", dict(keyed[start : start + 16]))
 
     benchmark.pedantic(save, rounds=ROUNDS)
     benchmark.extra_info["milliseconds_per_1000_examples"] = benchmark.stats["median"] * 1000

@@ -71,7 +71,7 @@ def run(tmp_path: Path) -> Run:
 
 def models(run: Run) -> dict[int, str]:
     with RunStore.open(run.run_dir, read_only=True) as store:
-        return store.ready_models()
+        return store.jobs.ready_models()
 
 
 def test_members_are_trained_here_loaded_there_and_scored(run: Run, vllms: Vllms) -> None:
@@ -102,7 +102,7 @@ def killed(run: Run, vllms: Vllms, monkeypatch: pytest.MonkeyPatch) -> Run:
         run.execute()
     assert len(vllms.vllm.adapters) == 1
     with RunStore.open(run.run_dir, read_only=True) as store:
-        assert len(store.hosted()) == 1
+        assert len(store.hosted.models()) == 1
     return run
 
 
@@ -110,7 +110,7 @@ def test_the_same_command_takes_off_what_a_killed_process_left(killed: Run, vllm
     killed.execute()
     assert vllms.vllm.adapters == {}
     with RunStore.open(killed.run_dir, read_only=True) as store:
-        assert store.hosted() == []
+        assert store.hosted.models() == []
 
 
 def test_clean_takes_off_what_a_killed_process_left(killed: Run, vllms: Vllms) -> None:
@@ -131,7 +131,7 @@ def test_what_cannot_be_taken_off_is_said_and_tried_the_next_time(
     )
     killed.execute()
     with RunStore.open(killed.run_dir, read_only=True) as store:
-        assert len(store.hosted()) == 1
+        assert len(store.hosted.models()) == 1
         assert any(t.subject == "left on the scoring server" for t in store.transitions())
     vllms.server.handler = vllm
     killed.execute()

@@ -102,13 +102,13 @@ async def test_azure_failures(answer: httpx2.Response, kind: type[Exception]) ->
 async def test_what_does_not_come_up_is_deleted(states: tuple[Any, ...], kind: type[Exception], tmp_path: Path) -> None:
     azure = Management(*states)
     with RunStore.create_or_open(tmp_path, {"config": {}}) as store:
-        pool = Pool(azure.host(), InstantClock(), store)
+        pool = Pool(azure.host(), InstantClock(), store.hosted)
         with pytest.raises(kind):
             async with pool.serving(MODEL):
                 pass
         assert azure.methods[-1] == "DELETE"
         assert azure.deployed == set()
-        assert store.hosted() == []
+        assert store.hosted.models() == []
         await pool.close()
 
 
@@ -145,19 +145,19 @@ def test_a_token_file_without_a_token_is_refused_by_its_name(content: str | None
 async def test_a_deployment_that_an_expired_token_left_is_deleted_by_the_next_process(tmp_path: Path) -> None:
     azure = Management("Succeeded")
     with RunStore.create_or_open(tmp_path, {"config": {}}) as store:
-        pool = Pool(azure.host(), InstantClock(), store)
+        pool = Pool(azure.host(), InstantClock(), store.hosted)
         async with pool.serving(MODEL):
             pass
         azure.token = "renewed-0123456789"
         with pytest.raises(StopError, match=r"AZURE_MANAGEMENT_TOKEN.*daunce-.* may be up.*daunce clean") as info:
             await pool.close()
         assert KEY not in str(info.value)
-        assert store.hosted() == [MODEL]
+        assert store.hosted.models() == [MODEL]
     with RunStore.create_or_open(tmp_path, {"config": {}}) as store:
-        pool = Pool(azure.host(lambda: azure.token), InstantClock(), store)
-        for model in store.hosted():
+        pool = Pool(azure.host(lambda: azure.token), InstantClock(), store.hosted)
+        for model in store.hosted.models():
             await pool.take_off(model)
-        assert (azure.deployed, store.hosted()) == (set(), [])
+        assert (azure.deployed, store.hosted.models()) == (set(), [])
 
 
 def test_names_follow_from_models() -> None:

@@ -27,6 +27,7 @@ from daunce_api.score.client import ScoringClient
 from daunce_api.score.health import measure_noise
 from daunce_api.store import RunStore
 from daunce_api.train import CleanReport
+from tests.store_rows import by_key
 
 EXAMPLES = [example(f"question {i}", f"word{i}", name=f"e{i}") for i in range(4)]
 
@@ -353,7 +354,7 @@ async def test_the_example_at_fault_is_found_with_one_batch_and_the_others_are_s
         scoring = ScoringClient(scorer, store, clock=clock)
         with pytest.raises(RejectedError, match="member 0, example 'e1'"):
             await scoring.score_member(0, "ft:m", EXAMPLES)
-        assert len(store.scored_keys(0)) >= 1
+        assert len(by_key(store, 0).keys()) >= 1
     assert len(service.batches) == 1
 
 
@@ -481,10 +482,10 @@ async def test_clean_takes_the_batches_of_every_model_of_the_run(
             return CleanReport(["ft:final"], ["training-file"], {})
 
     with RunStore.create_or_open(tmp_path / "run", {"config": {}}) as store:
-        store.job_intent("k-m0-a1", 0, 1, "{}")
-        store.job_submitted("k-m0-a1", "job-1")
-        store.job_state("k-m0-a1", JobStatus.SUCCEEDED, "ft:final")
-        store.checkpoints_found("k-m0-a1", ["ft:earlier", None])
+        store.jobs.intent("k-m0-a1", 0, 1, "{}")
+        store.jobs.submitted("k-m0-a1", "job-1")
+        store.jobs.state("k-m0-a1", JobStatus.SUCCEEDED, "ft:final")
+        store.jobs.checkpoints_found("k-m0-a1", ["ft:earlier", None])
         work = Execution(run_config(), cast(Any, None), store, cast(Any, None))
         monkeypatch.setattr(work, "orchestrator", lambda _: Jobs())
         report = await work.clean(Backend(cast(Any, None), scorer, cast(Any, None), None))

@@ -112,9 +112,9 @@ def test_the_runs_own_models_are_known_to_the_doctor(tmp_path: Path) -> None:
     config = run_config("together", run_dir=str(tmp_path), ensemble={"members": 8})
     assert fine_tunes_of(config) == []
     with RunStore.create_or_open(tmp_path, {"config": {}}) as store:
-        store.job_intent("k", 3, 1, "{}")
-        store.job_submitted("k", "job")
-        store.job_state("k", JobStatus.SUCCEEDED, "me/m3")
+        store.jobs.intent("k", 3, 1, "{}")
+        store.jobs.submitted("k", "job")
+        store.jobs.state("k", JobStatus.SUCCEEDED, "me/m3")
     assert fine_tunes_of(config) == ["me/m3"]
     started = {"members": 8, "start_from": "target", "target_model": "me/t"}
     assert fine_tunes_of(run_config("together", run_dir=str(tmp_path), ensemble=started)) == ["me/t", "me/m3"]

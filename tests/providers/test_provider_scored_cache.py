@@ -19,6 +19,7 @@ from daunce_api.providers.registry import scoring_address
 from daunce_api.score.cache import FILE_NAME, ScoredCache, open_cache
 from daunce_api.score.client import ScoringClient
 from daunce_api.store import RunStore
+from tests.store_rows import by_key
 
 SCORES = {"k1": TokenScores((-1.5, -0.25)), "k2": TokenScores((-3.0,), (True,))}
 
@@ -152,7 +153,7 @@ async def test_a_second_run_sends_only_what_no_run_has_paid_for(tmp_path: Path) 
         with store:
             await scoring.score_member(0, "ft", BATCH)
             assert prompts(second) == 2
-            found = store.load_scores(0)
+            found = by_key(store, 0)
             assert {k: s.logprobs for k, s in found.items()} == {e.key: truth("ft", e) for e in BATCH}
             await scoring.score_member(1, "other", BATCH)
             assert prompts(second) == 5
@@ -171,4 +172,4 @@ async def test_replicates_are_measured_again(tmp_path: Path) -> None:
             await scoring.score_member(0, "ft", [LONG, SHORT])
             await scoring.probe_noise(0, "ft", [LONG, SHORT], 1)
             assert prompts(server) == 3
-            assert len(store.load_scores(0, replicate=1)) == 1
+            assert len(by_key(store, 0, replicate=1)) == 1

@@ -67,6 +67,6 @@ def test_no_member_is_lost_while_its_file_is_read(tmp_path: Path) -> None:
 
     with RunStore.create_or_open(tmp_path, {"config": {}}) as store:
         assert sorted(asyncio.run(run(store))) == [0, 1, 2]
-        assert [row.attempt for row in store.jobs()] == [1, 1, 1]
+        assert [row.attempt for row in store.jobs.rows()] == [1, 1, 1]
     assert slow.refused == 0
     assert JOBS in str(stub.paths)

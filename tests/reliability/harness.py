@@ -25,6 +25,7 @@ from daunce_api.data.tokenizers import EncodedExample
 from daunce_api.server import EmbeddedServer, ServerSettings
 from daunce_api.server.settings import InjectSettings
 from daunce_api.store import RunStore
+from tests.store_rows import by_key
 
 from .proxy import AFTER, BEFORE, Proxy, Sent
 
@@ -209,11 +210,11 @@ def outcome(run_dir: Path) -> dict[str, Any]:
     """Everything that must be equal, to the bit, however often a run was disturbed."""
     with RunStore.open(run_dir, read_only=True) as store:
         scores = {
-            (member, replicate): {key: value.logprobs for key, value in store.load_scores(member, replicate).items()}
+            (member, replicate): {key: value.logprobs for key, value in by_key(store, member, replicate).items()}
             for member in range(MEMBERS)
             for replicate in (0, 1)
         }
-        spent = store.spent()
+        spent = store.ledger.spent()
     run = Run.open(run_dir)
     attribution = run.attribution()
     return {

@@ -21,6 +21,7 @@ from daunce_api.providers.openai_wire.echo import EchoOptions, EchoScorer
 from daunce_api.score.client import ScoringClient
 from daunce_api.server import EmbeddedServer
 from daunce_api.store import RunStore
+from tests.store_rows import by_key
 
 CONNECTIONS = 64
 EXAMPLES = 1024
@@ -80,11 +81,11 @@ async def _load(server: EmbeddedServer, seconds: float) -> Load:
                 # Member 0 is the one whose endpoint is probed; members here only keep rounds apart.
                 shuffled = [_shuffled(e, draw) for e in draw.sample(examples, len(examples))]
                 assert await scoring.score_member(1, MODEL, shuffled) == len(examples)
-                found = store.load_scores(1)
+                found = by_key(store, 1)
                 assert found.keys() == {e.key for e in examples}
                 for key, scores in found.items():
                     assert known.setdefault(key, scores) == scores, "an answer changed from one round to the next"
-                store.discard_scores(1, "the next round")
+                store.scores.set_aside([1], "the next round", suspect=False)
                 answers += len(found)
                 requests += scoring.requests
                 rounds += 1

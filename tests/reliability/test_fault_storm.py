@@ -114,9 +114,9 @@ def test_failed_and_stuck_jobs_are_tried_again(stormy: Any, quiet: Quiet, monkey
         assert {"failed", "cancelled"} <= set(states), states
         same_scores(storm.config, quiet)
         with RunStore.open(storm.config.run_dir, read_only=True) as store:
-            assert len({j.key for j in store.jobs()}) == len(jobs)
-            assert all(JobStatus(j.status).final for j in store.jobs())
-            assert not store.unsettled()
+            assert len({j.key for j in store.jobs.rows()}) == len(jobs)
+            assert all(JobStatus(j.status).final for j in store.jobs.rows())
+            assert not store.ledger.unsettled()
 
 
 def test_models_deleted_under_a_run_are_trained_again(stormy: Any, quiet: Quiet) -> None:

@@ -43,7 +43,7 @@ def test_planned_tokens_are_those_that_the_server_counts(
     assert counted == pytest.approx(plan.scoring_input_tokens * plan.scored_models, rel=0.02)
     with RunStore.open(config.run_dir, read_only=True) as store:
         assert plan.usd is not None
-        assert store.spent() == pytest.approx(plan.usd, rel=0.02)
+        assert store.ledger.spent() == pytest.approx(plan.usd, rel=0.02)
 
 
 def test_a_cap_below_the_whole_run_is_kept_through_failures(
@@ -72,7 +72,7 @@ def test_a_cap_below_the_whole_run_is_kept_through_failures(
     assert "budget.max_usd" in client.printed()
     assert "Traceback" not in client.printed()
     with RunStore.open(capped.run_dir, read_only=True) as store:
-        assert store.spent() <= cap
+        assert store.ledger.spent() <= cap
         # What was really trained, at the config's price, is within the cap too.
         price = capped.budget.price
         assert price is not None
@@ -129,7 +129,7 @@ class CappedLedger(RuleBasedStateMachine):
     @rule(subject=SUBJECTS, usd=DOLLARS)
     def reserve(self, subject: str, usd: float) -> None:
         try:
-            self.store.reserve(subject, usd, cap=self.cap)
+            self.store.ledger.reserve(subject, usd, purpose="train", cap=self.cap)
         except BudgetError:
             assert sum(self.open.values()) + sum(self.billed.values()) + usd > self.cap - 1e-9
         else:
@@ -140,7 +140,7 @@ class CappedLedger(RuleBasedStateMachine):
         """What is billed is at most what was reserved, on top of what the subject was billed before."""
         if subject in self.open:
             self.billed[subject] = self.billed.get(subject, 0.0) + round(self.open.pop(subject) * share, 6)
-            self.store.settle(subject, self.billed[subject])
+            self.store.ledger.settle(subject, self.billed[subject])
 
     @rule()
     def die(self) -> None:
@@ -152,9 +152,9 @@ class CappedLedger(RuleBasedStateMachine):
         if not hasattr(self, "store"):
             return
         expected = sum(self.open.values()) + sum(self.billed.values())
-        assert self.store.spent() == pytest.approx(expected, abs=1e-6)
-        assert self.store.spent() <= self.cap + 1e-6
-        assert self.store.unsettled().keys() == self.open.keys()
+        assert self.store.ledger.spent() == pytest.approx(expected, abs=1e-6)
+        assert self.store.ledger.spent() <= self.cap + 1e-6
+        assert self.store.ledger.unsettled().keys() == self.open.keys()
 
     def teardown(self) -> None:
         if hasattr(self, "store"):

@@ -20,6 +20,7 @@ from daunce_api.errors import ContractError
 from daunce_api.score.cache import ScoredCache
 from daunce_api.score.client import PROBE_VALUE
 from daunce_api.store import RunStore
+from tests.store_rows import by_key, members_scored
 
 from .harness import MEMBERS, NOISE, Provider, asked, encoded_ids, outcome
 from .proxy import Sent
@@ -112,7 +113,7 @@ def unscored(quiet: Quiet, tmp_path: Path, key: None) -> RunConfig:
     shutil.rmtree(config.run_dir / "attribution")
     with RunStore.open(config.run_dir) as store:
         for member in range(MEMBERS):
-            store.discard_scores(member, "to be scored again")
+            store.scores.set_aside([member], "to be scored again", suspect=False)
         store.set_value(PROBE_VALUE, None)
     return config
 
@@ -152,7 +153,7 @@ def refused(config: RunConfig, words: str) -> None:
     with pytest.raises(ContractError, match=words):
         Run.create(config).execute()
     with RunStore.open(config.run_dir, read_only=True) as store:
-        assert not any(store.scored_keys(member) for member in range(MEMBERS))
+        assert not any(by_key(store, member).keys() for member in range(MEMBERS))
     assert not (config.run_dir / "attribution").exists()
 
 
@@ -221,7 +222,7 @@ def test_the_base_model_for_every_fine_tune_shows_as_no_variance_over_members(
         assert "run the same command" in str(caught.value)
         assert asked(provider.proxy.sent)
         with RunStore.open(unscored.run_dir, read_only=True) as store:
-            assert store.scored_members() == []
+            assert members_scored(store) == []
         assert not (unscored.run_dir / "attribution").exists()
     counts = mended(provider, unscored, quiet)
     assert set(counts.values()) <= {1, 2}
@@ -230,7 +231,7 @@ def test_the_base_model_for_every_fine_tune_shows_as_no_variance_over_members(
 
 def test_one_adapter_for_two_names_is_found_out(provider: Provider, unscored: RunConfig, quiet: Quiet) -> None:
     with RunStore.open(unscored.run_dir, read_only=True) as store:
-        models = store.ready_models()
+        models = store.jobs.ready_models()
 
     def change(body: Body) -> None:
         if body["model"] == models[2]:
@@ -241,7 +242,7 @@ def test_one_adapter_for_two_names_is_found_out(provider: Provider, unscored: Ru
         Run.create(unscored).execute()
     whole = len(encoded_ids(unscored))
     with RunStore.open(unscored.run_dir, read_only=True) as store:
-        there = {k: len(store.scored_keys(k)) + len(store.scored_keys(k, replicate=1)) for k in range(MEMBERS)}
+        there = {k: len(by_key(store, k).keys()) + len(by_key(store, k, replicate=1).keys()) for k in range(MEMBERS)}
     assert there[1] == there[2] == 0
     counts = mended(provider, unscored, quiet)
     # Members 0 and 3 may have been under way when the twins were found; what they had is not asked for again.

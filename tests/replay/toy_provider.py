@@ -20,6 +20,7 @@ from daunce_api.providers.registry import open_backend
 from daunce_api.providers.replay import Session
 from daunce_api.score.client import ScoringClient
 from daunce_api.store import RunStore
+from tests.store_rows import by_key
 
 KEY = "sk-marked-key-4711-do-not-keep"
 ORGANISATION = "org-Marked4711Organisation"
@@ -153,7 +154,7 @@ async def small_run(
             async with asyncio.TaskGroup() as group:
                 for k in range(members):
                     group.create_task(member(k))
-        return {k: store.load_scores(k) for k in range(members)}
+        return {k: by_key(store, k) for k in range(members)}
 
 
 def all_bytes(folder: Path) -> bytes:

@@ -22,7 +22,7 @@ def reserve(
 ) -> None:
     with booked(store, "scoring of member 0", usd, 100, 0, cap=cap):
         if cached:
-            store.add_cached(0, 0, 1, cached)
+            store.scores.add_cached(0, 0, 1, cached)
         if end is not None:
             raise end
 
@@ -31,8 +31,8 @@ def reserve(
 def test_what_the_cache_answered_is_not_booked(tmp_path: Path, cached: int, usd: float) -> None:
     with RunStore.create_or_open(tmp_path / "run", {"config": {}}) as store:
         reserve(store, 2.0, cached=cached)
-        assert store.spent() == pytest.approx(usd)
-        assert store.cached_scores() == (cached > 0)
+        assert store.ledger.spent() == pytest.approx(usd)
+        assert store.scores.cached() == (cached > 0)
 
 
 def test_the_cap_holds_before_anything_is_known_of_the_cache(tmp_path: Path) -> None:
@@ -45,16 +45,16 @@ def test_what_was_interrupted_is_booked_once_with_what_the_cache_saved_before(tm
         with pytest.raises(KeyboardInterrupt):
             reserve(store, 2.0, cached=25, end=KeyboardInterrupt())
         reserve(store, 2.0)
-        assert store.spent() == pytest.approx(1.5)
+        assert store.ledger.spent() == pytest.approx(1.5)
 
 
 def test_what_is_measured_anew_is_paid_for_again(tmp_path: Path) -> None:
     with RunStore.create_or_open(tmp_path / "run", {"config": {}}) as store:
         reserve(store, 2.0, cached=50)
-        store.discard_scores(0, "another model answered")
-        assert store.cached_scores() == 0
+        store.scores.set_aside([0], "another model answered", suspect=False)
+        assert store.scores.cached() == 0
         reserve(store, 2.0)
-        assert store.spent() == pytest.approx(3.0)
+        assert store.ledger.spent() == pytest.approx(3.0)
 
 
 def test_a_run_on_a_full_cache_books_its_noise_probe_alone(
@@ -70,7 +70,7 @@ def test_a_run_on_a_full_cache_books_its_noise_probe_alone(
     assert whole.usd == pytest.approx(planned)
     with RunStore.open(config.run_dir) as store:
         for member in range(2):
-            store.discard_scores(member, "to be read from the cache")
+            store.scores.set_aside([member], "to be read from the cache", suspect=False)
     Run.create(config).execute()
     again = Run.open(config.run_dir).status()
     keys = {e.key for e in run.material.encoded}

@@ -27,6 +27,7 @@ from daunce_api.providers.replay import record, replay
 from daunce_api.server import EmbeddedServer
 from daunce_api.store import RunStore
 from daunce_api.train import EventKind
+from tests.store_rows import put
 
 MakeConfig = Callable[..., RunConfig]
 RECIPE = {"hyperparameters": {"n_epochs": 3, "batch_size": 4, "learning_rate_multiplier": 3}}
@@ -80,7 +81,7 @@ def test_checkpoints_are_further_rows_and_change_nothing_else(with_checkpoints: 
     status = run.status()
     assert (status.members_scored, status.models_scored, status.models_asked) == (4, 12, 12)
     last = {member: (done, total) for member, done, total in progress}
-    asked = len(run.material.keys)
+    asked = len({e.key for e in run.material.encoded})
     assert last == dict.fromkeys(range(4), (3 * asked, 3 * asked))
 
 
@@ -214,7 +215,7 @@ def test_what_was_scored_before_an_interruption_is_not_reserved_again(
     run.execute()
     with RunStore.open(run.run_dir, read_only=True) as store:
         reserved = Counter(t.subject for t in store.transitions() if t.after == "reserved")
-        assert store.unsettled() == {}
+        assert store.ledger.unsettled() == {}
     assert len(reserved) == 4 + 12  # jobs and models
     assert max(reserved.values()) == 1
 
@@ -227,13 +228,13 @@ def test_censored_losses_of_a_checkpoint_are_kept_as_bounds(with_checkpoints: Ma
     with RunStore.create_or_open(run.run_dir, run._manifest()) as store:
         for k in range(4):
             key = f"k-m{k}-a1"
-            store.job_intent(key, k, 1, "{}")
-            store.job_state(key, JobStatus.SUCCEEDED, f"ft:{k}")
-            store.checkpoints_found(key, [f"ft:{k}:step-1"])
+            store.jobs.intent(key, k, 1, "{}")
+            store.jobs.state(key, JobStatus.SUCCEEDED, f"ft:{k}")
+            store.jobs.checkpoints_found(key, [f"ft:{k}:step-1"])
             plain = {name: TokenScores((-1.0 - k,) * len(e.targets)) for name, e in examples.items()}
-            store.save_scores(k, 0, "f", plain)
+            put(store, k, 0, "f", plain)
             size = len(examples[dim].targets)
-            store.save_scores(k, 0, "f", {**plain, dim: TokenScores((-3.0,) * size, (True,) * size)}, 1)
+            put(store, k, 0, "f", {**plain, dim: TokenScores((-3.0,) * size, (True,) * size)}, 1)
         attribution = assemble(store, run.material, run.config)
     assert attribution.earlier is not None
     assert np.isfinite(attribution.earlier.train_loss_SKN).all()
@@ -251,7 +252,7 @@ def rows(config: RunConfig) -> int:
     """Scores of checkpoints on disk, seen from outside."""
     try:
         with sqlite3.connect(f"file:{config.run_dir}/run.sqlite?mode=ro", uri=True) as database:
-            return int(database.execute("SELECT count(*) FROM checkpoint_scores").fetchone()[0])
+            return int(database.execute("SELECT SUM(n) FROM blobs WHERE checkpoint > 0").fetchone()[0] or 0)
     except sqlite3.Error:
         return 0
 
@@ -267,11 +268,11 @@ def test_killed_while_checkpoints_are_scored_a_run_goes_on_and_ends_with_the_sam
     process.send_signal(signal.SIGKILL)
     process.communicate(timeout=60)
     run = Run.create(config)
-    assert 0 < rows(config) < 8 * len(run.material.keys)
+    assert 0 < rows(config) < 8 * len({e.key for e in run.material.encoded})
     assert same(run.execute(), undisturbed)
-    assert rows(config) == 8 * len(run.material.keys)
+    assert rows(config) == 8 * len({e.key for e in run.material.encoded})
     with RunStore.open(config.run_dir, read_only=True) as store:
-        assert [job.attempt for job in store.jobs()] == [1] * 4
+        assert [job.attempt for job in store.jobs.rows()] == [1] * 4
 
 
 def test_clean_deletes_checkpoints_and_leaves_a_complete_run(
@@ -280,7 +281,7 @@ def test_clean_deletes_checkpoints_and_leaves_a_complete_run(
     run = Run.create(with_checkpoints(2, ensemble={"members": 2}))
     attribution = run.execute()
     with RunStore.open(run.run_dir, read_only=True) as store:
-        models = [m for job in store.jobs() for m in (job.model, *(store.checkpoints(job.key) or ())) if m]
+        models = [m for job in store.jobs.rows() for m in (job.model, *(store.jobs.checkpoints(job.key) or ())) if m]
     assert len(models) == 6  # two epochs before the last are kept, whatever is asked for
     took = run.status().seconds
     report = Run.open(run.run_dir).clean()

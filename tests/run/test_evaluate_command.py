@@ -55,7 +55,7 @@ def jobs(run_dir: Path, kind: str) -> list[tuple[int, int]]:
     """(member, attempt) of the run's only experiment of this kind."""
     (experiment,) = (run_dir / "evaluation").glob(f"{kind}-*")
     with RunStore.open(experiment, read_only=True) as store:
-        return sorted((job.member, job.attempt) for job in store.jobs())
+        return sorted((job.member, job.attempt) for job in store.jobs.rows())
 
 
 def test_tables_as_json_and_for_readers(folder: Path, cli: Cli, tmp_path: Path) -> None:

@@ -159,8 +159,8 @@ def test_jobs_of_subsets_that_are_no_longer_asked_for_are_booked(make_config: Ma
     with pytest.raises(KeyboardInterrupt):
         started.measure(on_event=stop_after_the_last)
     with RunStore.open(started.folder) as store:  # the last one ended at the provider, and nobody could book it
-        (last,) = store.jobs(3)
-        store.job_state(last.key, JobStatus.CANCELLED)
+        (last,) = store.jobs.rows(3)
+        store.jobs.state(last.key, JobStatus.CANCELLED)
     assert lds_truth(run, subsets=3).measure().models == (0, 1, 2)
 
 

@@ -46,7 +46,7 @@ def wait_until(condition: Callable[[], bool], seconds: float = 60.0) -> None:
 def jobs_of(config: RunConfig) -> int:
     try:
         with RunStore.open(config.run_dir, read_only=True) as store:
-            return len(store.jobs())
+            return len(store.jobs.rows())
     except Exception:
         return 0
 

@@ -102,7 +102,7 @@ def test_a_training_file_that_is_too_long_is_asked_for_once(make_config: MakeCon
     with pytest.raises(NotEnoughMembersError, match="the model's context length is"):
         run.execute()
     with RunStore.open(run.run_dir, read_only=True) as store:
-        assert [job.attempt for job in store.jobs()] == [1, 1]
+        assert [job.attempt for job in store.jobs.rows()] == [1, 1]
 
 
 def test_more_members_keep_the_earlier_ones(make_config: MakeConfig) -> None:
@@ -158,8 +158,8 @@ def test_members_start_from_the_target(make_config: MakeConfig) -> None:
     attribution = run.execute()
     assert attribution.rho == pytest.approx(0.25)  # one epoch of half the data against two of all
     with RunStore.open(run.run_dir, read_only=True) as store:
-        target = store.ready_models()[-1]
-        assert all(target in job.request_json for job in store.jobs() if job.member >= 0)
+        target = store.jobs.ready_models()[-1]
+        assert all(target in job.request_json for job in store.jobs.rows() if job.member >= 0)
 
 
 def test_members_are_stopped_when_more_no_longer_help(make_config: MakeConfig) -> None:
@@ -293,7 +293,7 @@ def test_a_server_that_answers_with_the_base_model_ends_the_run_early(
     with pytest.raises(ContractError, match="answers with the base model"):
         run.execute()
     with RunStore.open(run.run_dir, read_only=True) as store:
-        assert 2 <= len(store.jobs()) <= 4
+        assert 2 <= len(store.jobs.rows()) <= 4
 
 
 def test_the_endpoint_is_tested_before_anything_is_paid_for(
@@ -311,4 +311,4 @@ def test_the_endpoint_is_tested_before_anything_is_paid_for(
         run.execute()
     assert asked == ["daunce-tiny"]
     with RunStore.open(run.run_dir, read_only=True) as store:
-        assert (store.jobs(), store.files()) == ([], [])
+        assert (store.jobs.rows(), store.jobs.files()) == ([], [])

@@ -15,6 +15,7 @@ from daunce_api.providers.base import JobStatus, TokenScores
 from daunce_api.store import RunStore
 from daunce_api.summary import facts_of
 from daunce_api.usage import usage_of
+from tests.store_rows import by_key, put
 
 START = datetime(2026, 11, 22, 18, 0, tzinfo=UTC)
 
@@ -48,11 +49,11 @@ def examples() -> tuple[EncodedExample, ...]:
 def test_tokens_are_counted_for_every_measurement(store: RunStore) -> None:
     three, five = examples()
     answer = TokenScores((-1.0,))
-    store.save_scores(0, 0, "f", {three.key: answer, five.key: answer})
-    store.save_scores(1, 0, "f", {three.key: answer})
-    store.save_scores(1, 1, "f", {three.key: answer})
-    store.save_scores(1, 0, "f", {five.key: answer}, 1)
-    assert store.times_scored() == {three.key: 3, five.key: 2}
+    store.scores.ids_of((three, five))
+    put(store, 0, 0, "f", {three.key: answer, five.key: answer})
+    put(store, 1, 0, "f", {three.key: answer})
+    put(store, 1, 1, "f", {three.key: answer})
+    put(store, 1, 0, "f", {five.key: answer}, 1)
     assert usage_of(store, (three, five), priced=True).scored_tokens == 3 * 3 + 2 * 5
 
 
@@ -60,17 +61,17 @@ def test_time_ends_with_the_last_result_and_jobs_are_added_up(store: RunStore, c
     for member, (queued, ended) in enumerate(((10, 70), (20, 50))):
         key = f"k-m{member}-a1"
         clock.seconds = queued - 5
-        store.job_intent(key, member, 1, "{}")
+        store.jobs.intent(key, member, 1, "{}")
         clock.seconds = queued
-        store.job_submitted(key, f"job-{member}")
+        store.jobs.submitted(key, f"job-{member}")
         clock.seconds = queued + 1
-        store.job_state(key, JobStatus.RUNNING)
+        store.jobs.state(key, JobStatus.RUNNING)
         clock.seconds = ended
-        store.job_state(key, JobStatus.SUCCEEDED, model=f"ft-{member}", trained_tokens=40)
+        store.jobs.state(key, JobStatus.SUCCEEDED, model=f"ft-{member}", trained_tokens=40)
     clock.seconds = 90
     store.note("parked", "until tomorrow")
     clock.seconds = 5_000
-    store.model_deleted("k-m0-a1")
+    store.jobs.model_deleted("k-m0-a1")
     used = usage_of(store, (), priced=True)
     assert used.trained_tokens == 80
     assert used.job_seconds == 60 + 30
@@ -93,7 +94,7 @@ def test_status_and_report_say_what_a_run_has_used(finished: Path) -> None:
     run = Run.open(finished)
     material = run.material
     with RunStore.open(finished, read_only=True) as store:
-        probed = len(store.scored_keys(0, 1))
+        probed = len(by_key(store, 0, 1).keys())
     assert probed > 0
     status, facts = run.status(), facts_of(run, run.attribution())
     assert status.scored_tokens > 4 * sum(len(e.ids) for e in material.encoded_train + material.encoded_test) * 0.9

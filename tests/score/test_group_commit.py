@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from scripted_scorer import ScriptedScorer, example
 
 from daunce_api._util.clock import InstantClock
@@ -15,9 +16,14 @@ from daunce_api.errors import StoreError
 from daunce_api.providers.base import TokenScores
 from daunce_api.score.client import ScoringClient
 from daunce_api.score.writer import GroupCommit
-from daunce_api.store import RunStore
+from daunce_api.store import RunStore, ScoreBatch
+from tests.store_rows import by_key
 
 ONE = TokenScores((-1.0,))
+
+
+def batch(member: int) -> ScoreBatch:
+    return ScoreBatch(member, 0, 0, np.zeros(1, np.int32), [ONE])
 
 
 class SlowStore:
@@ -29,7 +35,11 @@ class SlowStore:
         self.groups: list[int] = []
         self.error: Exception | None = None
 
-    def save_score_batches(self, fingerprint: str, batches: Sequence[Any]) -> None:
+    @property
+    def scores(self) -> SlowStore:
+        return self
+
+    def save(self, fingerprint: str, batches: Sequence[Any]) -> None:
         self.started.release()
         self.go.acquire()
         self.groups.append(len(batches))
@@ -40,9 +50,9 @@ class SlowStore:
 async def test_what_waits_is_written_together() -> None:
     store: Any = SlowStore()
     writer = GroupCommit(store, "f")
-    saves = [asyncio.create_task(writer.save(k, 0, {"key": ONE})) for k in range(5)]
+    saves = [asyncio.create_task(writer.save(batch(k))) for k in range(5)]
     await asyncio.to_thread(store.started.acquire)
-    late = [asyncio.create_task(writer.save(k, 1, {"key": ONE})) for k in range(3)]
+    late = [asyncio.create_task(writer.save(batch(k))) for k in range(3)]
     store.go.release()
     await asyncio.gather(*saves)
     assert not any(task.done() for task in late)
@@ -56,20 +66,21 @@ async def test_everybody_of_a_failed_transaction_is_told_and_the_next_one_goes_o
     store.error = StoreError("disk full")
     writer = GroupCommit(store, "f")
     store.go.release(2)
-    results = await asyncio.gather(*(writer.save(k, 0, {}) for k in range(3)), return_exceptions=True)
+    results = await asyncio.gather(*(writer.save(batch(k)) for k in range(3)), return_exceptions=True)
     assert [type(r) for r in results] == [StoreError] * 3
     store.error = None
-    await writer.save(0, 0, {})
+    await writer.save(batch(0))
 
 
 async def test_a_cancelled_batch_is_written_all_the_same(tmp_path: Path) -> None:
     with RunStore.create_or_open(tmp_path / "run", {"config": {}}) as store:
+        store.scores.register({"key": 1})
         writer = GroupCommit(store, "f")
-        tasks = [asyncio.create_task(writer.save(k, 0, {"key": ONE})) for k in range(3)]
+        tasks = [asyncio.create_task(writer.save(batch(k))) for k in range(3)]
         await asyncio.sleep(0)
         tasks[1].cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
-        assert [len(store.load_scores(k)) for k in range(3)] == [1, 1, 1]
+        assert [len(by_key(store, k)) for k in range(3)] == [1, 1, 1]
 
 
 async def test_no_more_batches_than_the_concurrency_are_unwritten(tmp_path: Path) -> None:

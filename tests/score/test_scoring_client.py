@@ -19,6 +19,7 @@ from daunce_api.errors import ContractError, RejectedError, StopError, StoreErro
 from daunce_api.providers.base import ProbeReport, TokenScores
 from daunce_api.score.client import ScoringClient, batches
 from daunce_api.store import RunStore
+from tests.store_rows import by_key, put
 
 EXAMPLES = [example(f"e{i}", [7, i, i + 1], [1, 2]) for i in range(10)]
 
@@ -37,7 +38,7 @@ async def test_everything_is_scored_once_and_kept(store: RunStore) -> None:
     scorer = ScriptedScorer()
     scoring = client(scorer, store)
     assert await scoring.score_member(3, "ft-3", EXAMPLES) == 10
-    assert store.load_scores(3) == {e.key: scores("ft-3", e) for e in EXAMPLES}
+    assert by_key(store, 3) == {e.key: scores("ft-3", e) for e in EXAMPLES}
     assert await scoring.score_member(3, "ft-3", EXAMPLES) == 0
     assert [len(ids) for _, ids in scorer.sent] == [4, 4, 2]
     assert scoring.requests == 3
@@ -51,7 +52,7 @@ async def test_equal_tokens_are_sent_once_whatever_their_id(store: RunStore) -> 
 
 
 async def test_only_what_is_missing_is_sent(store: RunStore) -> None:
-    store.save_scores(0, 0, "scripted", {e.key: scores("ft", e) for e in EXAMPLES[:7]})
+    put(store, 0, 0, "scripted", {e.key: scores("ft", e) for e in EXAMPLES[:7]})
     scorer = ScriptedScorer()
     seen: list[tuple[int, int, int]] = []
     scoring = client(scorer, store, on_progress=lambda *report: seen.append(report))
@@ -74,7 +75,7 @@ async def test_concurrency_is_bounded_over_all_members(store: RunStore) -> None:
     assert scorer.most_running == 4
     assert len(scorer.sent) == 50
     for k in range(5):
-        assert store.load_scores(k) == {e.key: scores(f"ft-{k}", e) for e in EXAMPLES}
+        assert by_key(store, k) == {e.key: scores(f"ft-{k}", e) for e in EXAMPLES}
 
 
 async def test_the_scorers_own_limit_is_the_default(store: RunStore) -> None:
@@ -185,7 +186,7 @@ async def test_the_example_at_fault_is_named_and_the_others_are_kept(store: RunS
     scorer = ScriptedScorer(script, prompts=8)
     with pytest.raises(kind, match="member 2, example 'e6': no"):
         await client(scorer, store, concurrency=1).score_member(2, "ft", EXAMPLES)
-    assert store.scored_keys(2) == {e.key for e in EXAMPLES[:6]}
+    assert by_key(store, 2).keys() == {e.key for e in EXAMPLES[:6]}
     assert len(scorer.sent) == 6  # 8, then 4, 4, 2, 2 ... down to the one
 
 
@@ -212,7 +213,7 @@ async def test_after_an_error_nothing_new_is_sent_and_what_was_under_way_is_kept
     with pytest.raises(StopError):
         await client(scorer, store, concurrency=3).score_member(0, "ft", EXAMPLES)
     assert len(scorer.sent) == 3
-    assert store.scored_keys(0) == {EXAMPLES[1].key, EXAMPLES[2].key}
+    assert by_key(store, 0).keys() == {EXAMPLES[1].key, EXAMPLES[2].key}
 
 
 async def test_programming_errors_are_not_hidden(store: RunStore) -> None:
@@ -236,7 +237,7 @@ async def test_cancelling_keeps_the_finished_batches(store: RunStore) -> None:
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
         await task
-    assert len(store.scored_keys(0)) == 8
+    assert len(by_key(store, 0).keys()) == 8
 
 
 async def test_a_short_answer_is_no_answer(store: RunStore) -> None:
@@ -246,15 +247,15 @@ async def test_a_short_answer_is_no_answer(store: RunStore) -> None:
 
     with pytest.raises(ContractError, match="0 answers for 1"):
         await client(Short(), store).score_member(0, "ft", EXAMPLES)
-    assert not store.scored_keys(0)
+    assert not by_key(store, 0).keys()
 
 
 async def test_noise_is_probed_on_the_first_examples(store: RunStore) -> None:
     scoring = client(ScriptedScorer(), store)
     assert await scoring.probe_noise(0, "ft", EXAMPLES, 3) == 3
     assert await scoring.probe_noise(0, "ft", EXAMPLES, 0) == 0
-    assert store.scored_keys(0, replicate=1) == {e.key for e in EXAMPLES[:3]}
-    assert not store.scored_keys(0)
+    assert by_key(store, 0, replicate=1).keys() == {e.key for e in EXAMPLES[:3]}
+    assert not by_key(store, 0).keys()
 
 
 FINE = ProbeReport(True, "fine", 0.01)
@@ -312,9 +313,9 @@ def test_interrupted_anywhere_the_scores_are_the_same(data: st.DataObject, tmp_p
             scorer = asyncio.run(once(store, iter(fates)))
             again = {e.key for e in EXAMPLES if any(e.example.id in ids for _, ids in scorer.sent)}
             assert not again & kept
-            kept = store.scored_keys(0)
+            kept = by_key(store, 0).keys()
     with RunStore.open(path, read_only=True) as store:
-        assert store.load_scores(0) == {e.key: scores("ft", e) for e in EXAMPLES}
+        assert by_key(store, 0) == {e.key: scores("ft", e) for e in EXAMPLES}
 
 
 async def test_when_the_store_takes_nothing_more_no_member_sends_anything_more(
@@ -326,7 +327,7 @@ async def test_when_the_store_takes_nothing_more_no_member_sends_anything_more(
     def full(*_: object) -> None:
         raise StoreError("no space is left")
 
-    monkeypatch.setattr(store, "save_score_batches", full)
+    monkeypatch.setattr(store.scores, "save", full)
     scoring = client(scorer, store)
     found = await asyncio.gather(
         *(scoring.score_member(k, f"ft-{k}", EXAMPLES) for k in (1, 2, 3)), return_exceptions=True

@@ -12,18 +12,19 @@ from daunce_api.errors import ContractError
 from daunce_api.providers.base import TokenScores
 from daunce_api.score.health import check_members_differ, measure_noise
 from daunce_api.store import RunStore
+from tests.store_rows import put
 
 
 def test_noise_of_known_pairs(tmp_path: Path) -> None:
     with RunStore.create_or_open(tmp_path / "run", {"config": {}}) as store:
-        store.save_scores(0, 0, "f", {"a": TokenScores((-1.0, -2.0)), "b": TokenScores((-1.0,))})
-        store.save_scores(0, 1, "f", {"a": TokenScores((-1.2, -2.2))})
-        store.save_scores(1, 0, "f", {"a": TokenScores((-3.0, -3.0))})
+        put(store, 0, 0, "f", {"a": TokenScores((-1.0, -2.0)), "b": TokenScores((-1.0,))})
+        put(store, 0, 1, "f", {"a": TokenScores((-1.2, -2.2))})
+        put(store, 1, 0, "f", {"a": TokenScores((-3.0, -3.0))})
         noise = measure_noise(store, [0, 1])
         assert noise.pairs == 1
         assert noise.sigma_token == pytest.approx(math.sqrt(0.04 / 2))
         assert noise.sigma_example == pytest.approx(math.sqrt(0.04 / 2))
-        store.save_scores(1, 1, "f", {"a": TokenScores((-3.3, -2.7))})
+        put(store, 1, 1, "f", {"a": TokenScores((-3.3, -2.7))})
         noise = measure_noise(store, [0, 1])
         assert noise.pairs == 2
         assert noise.sigma_token == pytest.approx(math.sqrt((0.04 + 0.04 + 0.09 + 0.09) / 4 / 2))
@@ -35,7 +36,7 @@ def test_noise_recovers_a_planted_sigma(tmp_path: Path) -> None:
     with RunStore.create_or_open(tmp_path / "run", {"config": {}}) as store:
         for replicate in (0, 1):
             scores = {str(i): TokenScores(tuple(-3.0 + rng.normal(0, 0.05, 4))) for i in range(500)}
-            store.save_scores(0, replicate, "f", scores)
+            put(store, 0, replicate, "f", scores)
         noise = measure_noise(store, [0])
     assert noise.sigma_token == pytest.approx(0.05, rel=0.1)
     assert noise.sigma_example == pytest.approx(0.025, rel=0.1)
@@ -43,8 +44,8 @@ def test_noise_recovers_a_planted_sigma(tmp_path: Path) -> None:
 
 def test_no_pairs_is_not_zero_noise(tmp_path: Path) -> None:
     with RunStore.create_or_open(tmp_path / "run", {"config": {}}) as store:
-        store.save_scores(0, 0, "f", {"a": TokenScores((-4.0,), (True,))})
-        store.save_scores(0, 1, "f", {"a": TokenScores((-4.5,), (True,))})
+        put(store, 0, 0, "f", {"a": TokenScores((-4.0,), (True,))})
+        put(store, 0, 1, "f", {"a": TokenScores((-4.5,), (True,))})
         noise = measure_noise(store, [0, 5])
     assert noise.pairs == 0
     assert math.isnan(noise.sigma_token)

@@ -3,22 +3,27 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import sqlite3
 import subprocess
 import sys
 import textwrap
 from collections.abc import Iterator
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from daunce_api.config import RunConfig
+from daunce_api.data.dataset import Example
+from daunce_api.data.encoded import EncodedExample
 from daunce_api.errors import BudgetError, RunChangedError, RunLockedError, StoreCorruptError, StoreError
 from daunce_api.providers.base import JobStatus, TokenScores
 from daunce_api.store import FileRow, JobRow, RunStore, Transition
+from tests.store_rows import by_key, put
 
 MANIFEST: dict[str, Any] = {
     "config": {
@@ -43,6 +48,14 @@ def store(tmp_path: Path) -> Iterator[RunStore]:
         yield opened
 
 
+@pytest.fixture
+def old_run(tmp_path: Path) -> Path:
+    """A finished run folder that version 2fa6155 made."""
+    folder = tmp_path / "old"
+    shutil.copytree(Path(__file__).parents[2] / "fixtures" / "run-2fa6155" / "run", folder)
+    return folder
+
+
 def changed(section: str, key: str, value: Any) -> dict[str, Any]:
     config = {k: dict(v) if isinstance(v, dict) else v for k, v in MANIFEST["config"].items()}
     config.setdefault(section, {})[key] = value
@@ -51,22 +64,22 @@ def changed(section: str, key: str, value: Any) -> dict[str, Any]:
 
 def test_a_run_is_taken_up_as_it_was_left(tmp_path: Path) -> None:
     with RunStore.create_or_open(tmp_path, MANIFEST, run_key="abc") as store:
-        store.file_intent(SHA, "daunce.jsonl", 12)
-        store.file_uploaded(SHA, "file-1")
-        store.job_intent("abc-m0-a1", 0, 1, "{}")
-        store.job_submitted("abc-m0-a1", "job-1")
-        store.job_state("abc-m0-a1", JobStatus.SUCCEEDED, "ft:m", trained_tokens=7)
-        store.job_intent("abc-m-1-a1", -1, 1, "{}")
+        store.jobs.file_intent(SHA, "daunce.jsonl", 12)
+        store.jobs.file_uploaded(SHA, "file-1")
+        store.jobs.intent("abc-m0-a1", 0, 1, "{}")
+        store.jobs.submitted("abc-m0-a1", "job-1")
+        store.jobs.state("abc-m0-a1", JobStatus.SUCCEEDED, "ft:m", trained_tokens=7)
+        store.jobs.intent("abc-m-1-a1", -1, 1, "{}")
         store.set_value("probe", {"sigma": 0.01})
     with RunStore.create_or_open(tmp_path, MANIFEST) as store:
         assert store.run_key == "abc"
         assert store.manifest == MANIFEST
-        assert store.files() == [FileRow(SHA, "daunce.jsonl", 12, "uploaded", "file-1")]
-        assert store.jobs() == [
+        assert store.jobs.files() == [FileRow(SHA, "daunce.jsonl", 12, "uploaded", "file-1")]
+        assert store.jobs.rows() == [
             JobRow("abc-m-1-a1", -1, 1, "{}", "intent"),
             JobRow("abc-m0-a1", 0, 1, "{}", "succeeded", "job-1", "ft:m", None, 7),
         ]
-        assert store.ready_models() == {0: "ft:m"}
+        assert store.jobs.ready_models() == {0: "ft:m"}
         assert store.get_value("probe") == {"sigma": 0.01}
         assert store.get_value("nothing", 3) == 3
 
@@ -136,7 +149,7 @@ HOLDER = """
     import sys, time
     from daunce_api.store import RunStore
     store = RunStore.create_or_open(sys.argv[1], {"a": 1}, run_key="left")
-    store.job_intent("k", 0, 1, "{}")
+    store.jobs.intent("k", 0, 1, "{}")
     print("ready", flush=True)
     time.sleep(60)
 """
@@ -153,13 +166,13 @@ def test_a_killed_process_leaves_its_work_and_no_lock(tmp_path: Path) -> None:
             RunStore.create_or_open(tmp_path, {"a": 1})
         assert caught.value.pid == child.pid
         with RunStore.open(tmp_path, read_only=True) as reader:
-            assert [j.key for j in reader.jobs()] == ["k"]
+            assert [j.key for j in reader.jobs.rows()] == ["k"]
     finally:
         child.send_signal(signal.SIGKILL)
         child.wait()
     with RunStore.create_or_open(tmp_path, {"a": 1}) as store:
         assert store.run_key == "left"
-        assert [j.key for j in store.jobs()] == ["k"]
+        assert [j.key for j in store.jobs.rows()] == ["k"]
 
 
 def test_reading_needs_no_lock_and_cannot_write(store: RunStore) -> None:
@@ -181,9 +194,9 @@ def test_a_run_in_a_read_only_folder_can_be_read(tmp_path: Path) -> None:
         tmp_path.chmod(0o700)
 
 
-def test_a_closed_run_is_one_file_beside_its_lock(tmp_path: Path) -> None:
+def test_a_closed_run_is_one_file_beside_its_lock_and_its_sequence(tmp_path: Path) -> None:
     RunStore.create_or_open(tmp_path, MANIFEST).close()
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["lock", "run.sqlite"]
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["lock", "run.sqlite", "sequence"]
 
 
 def test_a_folder_without_a_run_is_named(tmp_path: Path) -> None:
@@ -192,19 +205,19 @@ def test_a_folder_without_a_run_is_named(tmp_path: Path) -> None:
 
 
 def test_an_attempt_is_recorded_once(store: RunStore) -> None:
-    store.job_intent("k1", 3, 1, "{}")
+    store.jobs.intent("k1", 3, 1, "{}")
     with pytest.raises(StoreError, match="attempt 1 of member 3 exists already"):
-        store.job_intent("k2", 3, 1, "{}")
+        store.jobs.intent("k2", 3, 1, "{}")
     with pytest.raises(StoreError, match="exists already"):
-        store.job_intent("k1", 3, 2, "{}")
+        store.jobs.intent("k1", 3, 2, "{}")
 
 
 def test_transitions_tell_what_happened_when(store: RunStore) -> None:
-    store.job_intent("k", 0, 1, "{}")
-    store.job_submitted("k", "job-1")
-    store.job_state("k", JobStatus.RUNNING)
-    store.job_state("k", JobStatus.RUNNING)
-    store.job_state("k", JobStatus.FAILED, error="bad file")
+    store.jobs.intent("k", 0, 1, "{}")
+    store.jobs.submitted("k", "job-1")
+    store.jobs.state("k", JobStatus.RUNNING)
+    store.jobs.state("k", JobStatus.RUNNING)
+    store.jobs.state("k", JobStatus.FAILED, error="bad file")
     store.note("interrupted", "by the user")
     time = "2026-11-22T12:00:00.000+00:00"
     assert store.transitions()[1:] == [
@@ -217,20 +230,20 @@ def test_transitions_tell_what_happened_when(store: RunStore) -> None:
 
 
 def test_an_uploaded_file_is_not_forgotten_by_a_second_intent(store: RunStore) -> None:
-    store.file_intent(SHA, "n", 3)
-    store.file_uploaded(SHA, "file-1")
-    store.file_intent(SHA, "n", 3)
-    assert store.files() == [FileRow(SHA, "n", 3, "uploaded", "file-1")]
-    store.file_deleted(SHA)
-    store.file_intent(SHA, "n", 3)
-    assert store.files() == [FileRow(SHA, "n", 3, "intent", None)]
+    store.jobs.file_intent(SHA, "n", 3)
+    store.jobs.file_uploaded(SHA, "file-1")
+    store.jobs.file_intent(SHA, "n", 3)
+    assert store.jobs.files() == [FileRow(SHA, "n", 3, "uploaded", "file-1")]
+    store.jobs.file_deleted(SHA)
+    store.jobs.file_intent(SHA, "n", 3)
+    assert store.jobs.files() == [FileRow(SHA, "n", 3, "intent", None)]
 
 
 def test_a_deleted_model_is_not_ready(store: RunStore) -> None:
-    store.job_intent("k", 0, 1, "{}")
-    store.job_state("k", JobStatus.SUCCEEDED, "m")
-    store.model_deleted("k")
-    assert store.ready_models() == {}
+    store.jobs.intent("k", 0, 1, "{}")
+    store.jobs.state("k", JobStatus.SUCCEEDED, "m")
+    store.jobs.model_deleted("k")
+    assert store.jobs.ready_models() == {}
 
 
 def test_scores_come_back_bit_for_bit(store: RunStore) -> None:
@@ -239,131 +252,155 @@ def test_scores_come_back_bit_for_bit(store: RunStore) -> None:
         "b": TokenScores((-3.0, -4.0), (False, True)),
         "c": TokenScores((-3.0,), (False,)),
     }
-    store.save_scores(4, 0, "echo", scores)
-    store.save_scores(4, 1, "echo", {"a": TokenScores((-0.2, 0.0, -1.0))})
-    assert store.load_scores(4) == {**scores, "c": TokenScores((-3.0,))}
-    assert store.scored_keys(4) == {"a", "b", "c"}
-    assert store.scored_keys(4, 1) == {"a"}
-    assert store.scored_keys(5) == set()
+    put(store, 4, 0, "echo", scores)
+    put(store, 4, 1, "echo", {"a": TokenScores((-0.2, 0.0, -1.0))})
+    assert by_key(store, 4) == {**scores, "c": TokenScores((-3.0,))}
+    assert by_key(store, 4).keys() == {"a", "b", "c"}
+    assert by_key(store, 4, 1).keys() == {"a"}
+    assert by_key(store, 5).keys() == set()
 
 
 def test_the_first_measurement_stays(store: RunStore) -> None:
-    store.save_scores(0, 0, "f", {"a": TokenScores((-1.0,))})
-    store.save_scores(0, 0, "f", {"a": TokenScores((-2.0,)), "b": TokenScores((-3.0,))})
-    assert store.load_scores(0) == {"a": TokenScores((-1.0,)), "b": TokenScores((-3.0,))}
+    put(store, 0, 0, "f", {"a": TokenScores((-1.0,))})
+    put(store, 0, 0, "f", {"a": TokenScores((-2.0,)), "b": TokenScores((-3.0,))})
+    assert by_key(store, 0) == {"a": TokenScores((-1.0,)), "b": TokenScores((-3.0,))}
 
 
 def test_a_bad_batch_leaves_nothing(store: RunStore) -> None:
     with pytest.raises(StoreError, match="not finite"):
-        store.save_scores(0, 0, "f", {"a": TokenScores((-1.0,)), "b": TokenScores((float("nan"),))})
-    assert store.scored_keys(0) == set()
+        put(store, 0, 0, "f", {"a": TokenScores((-1.0,)), "b": TokenScores((float("nan"),))})
+    assert by_key(store, 0).keys() == set()
 
 
 def test_two_scorers_do_not_mix(store: RunStore) -> None:
-    store.save_scores(0, 0, "echo", {"a": TokenScores((-1.0,))})
+    put(store, 0, 0, "echo", {"a": TokenScores((-1.0,))})
     with pytest.raises(RunChangedError, match="scored with echo, and now with chat"):
-        store.save_scores(1, 0, "chat", {"a": TokenScores((-1.0,))})
-    assert store.scored_keys(1) == set()
+        put(store, 1, 0, "chat", {"a": TokenScores((-1.0,))})
+    assert by_key(store, 1).keys() == set()
 
 
 def test_discarding_takes_one_member_with_all_replicates(store: RunStore) -> None:
     for member, replicate in ((0, 0), (0, 1), (1, 0)):
-        store.save_scores(member, replicate, "f", {"a": TokenScores((-1.0,))})
-    store.discard_scores(0, "model gone")
-    assert [store.scored_keys(m, r) for m, r in ((0, 0), (0, 1), (1, 0))] == [set(), set(), {"a"}]
+        put(store, member, replicate, "f", {"a": TokenScores((-1.0,))})
+    store.scores.set_aside([0], "model gone", suspect=False)
+    assert [by_key(store, m, r).keys() for m, r in ((0, 0), (0, 1), (1, 0))] == [set(), set(), {"a"}]
 
 
 def test_scores_of_checkpoints_are_kept_apart_from_the_final_models(store: RunStore) -> None:
     places = [(0, 0, 0), (0, 0, 1), (0, 0, 2), (0, 1, 0), (1, 0, 1)]
     for i, (member, replicate, checkpoint) in enumerate(places):
-        store.save_scores(member, replicate, "f", {"a": TokenScores((-float(i),))}, checkpoint)
-        store.save_scores(member, replicate, "f", {"a": TokenScores((-9.0,))}, checkpoint)  # the first one stays
-    assert [store.load_scores(*p)["a"].logprobs[0] for p in places] == [0.0, -1.0, -2.0, -3.0, -4.0]
+        put(store, member, replicate, "f", {"a": TokenScores((-float(i),))}, checkpoint)
+        put(store, member, replicate, "f", {"a": TokenScores((-9.0,))}, checkpoint)  # the first one stays
+    assert [by_key(store, *p)["a"].logprobs[0] for p in places] == [0.0, -1.0, -2.0, -3.0, -4.0]
     with pytest.raises(RunChangedError):
-        store.save_scores(0, 0, "other", {"b": TokenScores((-1.0,))}, 2)
-    store.discard_scores(0, "model gone")
-    assert [store.scored_keys(*p) for p in places] == [set(), set(), set(), set(), {"a"}]
+        put(store, 0, 0, "other", {"b": TokenScores((-1.0,))}, 2)
+    store.scores.set_aside([0], "model gone", suspect=False)
+    assert [by_key(store, *p).keys() for p in places] == [set(), set(), set(), set(), {"a"}]
 
 
 def trained(store: RunStore, key: str = "k-m0-a1", attempt: int = 1) -> None:
-    store.job_intent(key, 0, attempt, "{}")
-    store.job_state(key, JobStatus.SUCCEEDED, f"ft:{key}")
+    store.jobs.intent(key, 0, attempt, "{}")
+    store.jobs.state(key, JobStatus.SUCCEEDED, f"ft:{key}")
 
 
 def test_checkpoints_are_numbered_from_the_end(store: RunStore) -> None:
-    assert store.wanted_checkpoints(0, 3) is None  # no job yet
-    assert store.wanted_checkpoints(0, 1) == ()
+    assert store.jobs.wanted_checkpoints(0, 3) is None  # no job yet
+    assert store.jobs.wanted_checkpoints(0, 1) == ()
     trained(store)
-    assert store.checkpoints("k-m0-a1") is None
-    assert store.wanted_checkpoints(0, 3) is None  # nobody asked the provider yet
-    store.checkpoints_found("k-m0-a1", ["step-1", "step-2", "step-3"])
-    assert store.wanted_checkpoints(0, 3) == (1, 2)
-    assert store.wanted_checkpoints(0, 9) == (1, 2, 3)
-    store.checkpoint_gone("k-m0-a1", 1, "404")
-    assert store.checkpoints("k-m0-a1") == ("step-1", "step-2", None)
-    assert store.wanted_checkpoints(0, 3) == (2,)
+    assert store.jobs.checkpoints("k-m0-a1") is None
+    assert store.jobs.wanted_checkpoints(0, 3) is None  # nobody asked the provider yet
+    store.jobs.checkpoints_found("k-m0-a1", ["step-1", "step-2", "step-3"])
+    assert store.jobs.wanted_checkpoints(0, 3) == (1, 2)
+    assert store.jobs.wanted_checkpoints(0, 9) == (1, 2, 3)
+    store.jobs.checkpoint_gone("k-m0-a1", 1, "404")
+    assert store.jobs.checkpoints("k-m0-a1") == ("step-1", "step-2", None)
+    assert store.jobs.wanted_checkpoints(0, 3) == (2,)
     with pytest.raises(StoreError, match="no checkpoint 4"):
-        store.checkpoint_gone("k-m0-a1", 4, "404")
+        store.jobs.checkpoint_gone("k-m0-a1", 4, "404")
 
 
 def test_a_job_without_checkpoints_is_not_asked_about_again(store: RunStore) -> None:
     trained(store)
-    store.checkpoints_found("k-m0-a1", [])
-    assert store.checkpoints("k-m0-a1") == ()
-    assert store.wanted_checkpoints(0, 3) == ()
+    store.jobs.checkpoints_found("k-m0-a1", [])
+    assert store.jobs.checkpoints("k-m0-a1") == ()
+    assert store.jobs.wanted_checkpoints(0, 3) == ()
 
 
 def test_nobody_waits_for_checkpoints_of_a_model_that_was_cleaned_up(store: RunStore) -> None:
     trained(store)
-    store.model_deleted("k-m0-a1")
-    assert store.wanted_checkpoints(0, 3) == ()
+    store.jobs.model_deleted("k-m0-a1")
+    assert store.jobs.wanted_checkpoints(0, 3) == ()
     trained(store, "k-m0-a2", 2)
-    assert store.wanted_checkpoints(0, 3) is None
+    assert store.jobs.wanted_checkpoints(0, 3) is None
 
 
-def test_a_run_of_an_older_version_is_read_and_taken_up(tmp_path: Path) -> None:
-    with RunStore.create_or_open(tmp_path, MANIFEST) as store:
-        store.save_scores(0, 0, "f", {"a": TokenScores((-1.0,))})
-    with sqlite3.connect(tmp_path / "run.sqlite") as other:
-        other.executescript("DROP TABLE checkpoints; DROP TABLE checkpoint_scores; PRAGMA user_version = 1")
+def test_a_run_of_2fa6155_is_read_as_it_is_and_taken_up(old_run: Path) -> None:
+    with sqlite3.connect(old_run / "run.sqlite") as other:
+        known = dict(other.execute("SELECT example_key, logprobs FROM scores WHERE member = 1 AND replicate = 0"))
+        jobs = other.execute("SELECT COUNT(*) FROM jobs").fetchone()
     other.close()
-    before = (tmp_path / "run.sqlite").read_bytes()
-    with RunStore.open(tmp_path, read_only=True) as store:
-        assert store.load_scores(0) == {"a": TokenScores((-1.0,))}
-        assert store.scored_keys(0, checkpoint=1) == set()
-        assert store.checkpoints("k") is None
-    assert (tmp_path / "run.sqlite").read_bytes() == before
-    with RunStore.create_or_open(tmp_path, MANIFEST) as store:
-        store.checkpoints_found("k", ["m"])
-        store.save_scores(0, 0, "f", {"a": TokenScores((-2.0,))}, 1)
-    with RunStore.open(tmp_path, read_only=True) as store:
-        assert store.load_scores(0) == {"a": TokenScores((-1.0,))}
-        assert store.load_scores(0, checkpoint=1) == {"a": TokenScores((-2.0,))}
-        assert store.checkpoints("k") == ("m",)
+    before = (old_run / "run.sqlite").read_bytes()
+    facts = []
+    for read_only in (True, False, True):
+        with RunStore.open(old_run, read_only=read_only) as store:
+            found = by_key(store, 1)
+            assert {k: np.array(s.logprobs).tobytes() for k, s in found.items()} == known
+            times = store.history.times()
+            assert times.job_seconds > 0
+            assert times.elapsed_seconds > 0
+            assert all(job.submitted_at and job.ended_at for job in store.jobs.rows())
+            facts.append(
+                (store.run_key, store.jobs.rows(), store.ledger.spent_by_purpose(), times, store.scores.models())
+            )
+            assert len(store.jobs.rows()) == jobs[0]
+            if read_only:
+                with pytest.raises(StoreError, match="readonly"):
+                    store.set_value("x", 1)
+        if len(facts) == 1:
+            assert (old_run / "run.sqlite").read_bytes() == before
+    assert facts[0] == facts[1] == facts[2]
+
+
+def test_a_damaged_row_of_an_older_version_is_refused_and_the_file_left_alone(old_run: Path) -> None:
+    with sqlite3.connect(old_run / "run.sqlite") as other:
+        other.execute("UPDATE scores SET logprobs = x'0000000000000000' WHERE member = 2")
+    other.close()
+    before = (old_run / "run.sqlite").read_bytes()
+    for read_only in (True, False):
+        with pytest.raises(StoreCorruptError, match="checksum"):
+            RunStore.open(old_run, read_only=read_only)
+    assert (old_run / "run.sqlite").read_bytes() == before
+    assert not list(old_run.glob("*.part"))
 
 
 EDITS = {
-    "UPDATE checkpoints SET models = '[]'": lambda s: s.checkpoints("k"),
-    "UPDATE checkpoint_scores SET checkpoint = 2": lambda s: s.load_scores(0, checkpoint=2),
-    "UPDATE checkpoint_scores SET logprobs = x'0000000000000000'": lambda s: s.load_scores(0, checkpoint=1),
-    "UPDATE jobs SET model = 'other'": lambda s: s.jobs(),
-    "UPDATE files SET file_id = 'other'": lambda s: s.files(),
-    "UPDATE scores SET member = 9": lambda s: s.load_scores(9),
-    "UPDATE scores SET logprobs = x'0000000000000000'": lambda s: s.load_scores(0),
-    "UPDATE scores SET censored = x'01'": lambda s: s.load_scores(0),
-    "UPDATE spend SET reserved = 0": lambda s: s.spent(),
+    "UPDATE checkpoints SET models = '[]'": lambda s: s.jobs.checkpoints("k"),
+    "UPDATE blobs SET checkpoint = 2 WHERE checkpoint = 1": lambda s: by_key(s, 0, checkpoint=2),
+    "UPDATE blobs SET logprobs = x'0000000000000000'": lambda s: by_key(s, 0, checkpoint=1),
+    "UPDATE jobs SET model = 'other'": lambda s: s.jobs.rows(),
+    "UPDATE jobs SET request_json = CAST(x'7bff7d' AS TEXT)": lambda s: s.jobs.rows(),
+    "UPDATE files SET file_id = 'other'": lambda s: s.jobs.files(),
+    "UPDATE blobs SET member = 9": lambda s: by_key(s, 9),
+    "UPDATE blobs SET ids = x'01000000'": lambda s: s.scores.load(0),
+    "UPDATE blobs SET censored = x'01'": lambda s: by_key(s, 0),
+    "UPDATE losses SET loss = x'0000000000000000'": lambda s: s.scores.load_losses("train", "mean"),
+    "UPDATE groups SET removed = x'01'": lambda s: s.scores.groups(),
+    "UPDATE spend SET reserved = 0": lambda s: s.ledger.spent(),
+    "UPDATE left_out SET taken_back_at = 'x'": lambda s: s.jobs._db.rows("left_out"),
     "UPDATE meta SET value = '\"x\"' WHERE key = 'run_key'": lambda s: s.run_key,
 }
 
 
 @pytest.mark.parametrize("edit", EDITS)
 def test_what_was_edited_by_hand_is_refused(store: RunStore, edit: str) -> None:
-    store.file_intent(SHA, "n", 3)
-    store.job_intent("k", 0, 1, "{}")
-    store.save_scores(0, 0, "f", {"a": TokenScores((-1.0,))})
-    store.save_scores(0, 0, "f", {"a": TokenScores((-1.0,))}, 1)
-    store.checkpoints_found("k", ["m"])
-    store.reserve("k", 1.0)
+    store.jobs.file_intent(SHA, "n", 3)
+    store.jobs.intent("k", 0, 1, "{}")
+    put(store, 0, 0, "f", {"a": TokenScores((-1.0,))})
+    put(store, 0, 0, "f", {"a": TokenScores((-1.0,))}, 1)
+    store.jobs.checkpoints_found("k", ["m"])
+    store.ledger.reserve("k", 1.0, purpose="train")
+    store.jobs.leave_out(3, "no")
+    store.scores.save_losses(store.scores.open_group("train", []).name, 0, 0, "mean", np.array([1.0]), None)
     EDITS[edit](store)
     with sqlite3.connect(store.run_dir / "run.sqlite") as other:
         other.execute(edit)
@@ -391,53 +428,53 @@ def test_a_newer_schema_is_refused(tmp_path: Path) -> None:
 
 
 def test_a_full_disk_is_said_and_costs_nothing_that_was_stored(store: RunStore) -> None:
-    store.save_scores(0, 0, "f", {"a": TokenScores((-1.0,))})
+    put(store, 0, 0, "f", {"a": TokenScores((-1.0,))})
     store._db.execute("PRAGMA wal_checkpoint(TRUNCATE)")
     (pages,) = store._db.execute("PRAGMA page_count")[0]
     store._db.execute(f"PRAGMA max_page_count = {pages}")
     with pytest.raises(StoreError, match=r"full.*Check free space") as caught:
-        store.save_scores(1, 0, "f", {f"k{i}": TokenScores((-1.0,) * 100) for i in range(100)})
+        put(store, 1, 0, "f", {f"k{i}": TokenScores((-1.0,) * 100) for i in range(100)})
     assert not isinstance(caught.value, StoreCorruptError)
-    assert store.scored_keys(1) == set()
+    assert by_key(store, 1).keys() == set()
     store._db.execute("PRAGMA max_page_count = 1000000")
-    store.save_scores(1, 0, "f", {"a": TokenScores((-1.0,))})
-    assert store.scored_keys(1) == {"a"}
+    put(store, 1, 0, "f", {"a": TokenScores((-1.0,))})
+    assert by_key(store, 1).keys() == {"a"}
 
 
 def test_the_ledger_counts_reservations_until_they_are_settled(store: RunStore) -> None:
-    store.reserve("a", 0.6, cap=1.0)
-    store.reserve("a", 0.6, cap=1.0)
-    assert store.spent() == 0.6
+    store.ledger.reserve("a", 0.6, purpose="train", cap=1.0)
+    store.ledger.reserve("a", 0.6, purpose="train", cap=1.0)
+    assert store.ledger.spent() == 0.6
     with pytest.raises(BudgetError, match=r"b needs \$0\.4100.*\$0\.6000 of the \$1\.00"):
-        store.reserve("b", 0.41, cap=1.0)
-    store.reserve("b", 0.4, cap=1.0)
-    assert store.spent() == 1.0
-    store.settle("a", 0.25)
-    store.settle("b", 0.0)
-    assert store.spent() == 0.25
-    assert store.unsettled() == {}
+        store.ledger.reserve("b", 0.41, purpose="train", cap=1.0)
+    store.ledger.reserve("b", 0.4, purpose="train", cap=1.0)
+    assert store.ledger.spent() == 1.0
+    store.ledger.settle("a", 0.25)
+    store.ledger.settle("b", 0.0)
+    assert store.ledger.spent() == 0.25
+    assert store.ledger.unsettled() == {}
 
 
 def test_a_settled_subject_can_be_opened_again_on_top(store: RunStore) -> None:
-    store.reserve("a", 0.5, cap=1.0)
-    store.settle("a", 0.3)
+    store.ledger.reserve("a", 0.5, purpose="train", cap=1.0)
+    store.ledger.settle("a", 0.3)
     with pytest.raises(BudgetError):
-        store.reserve("a", 0.8, cap=1.0)
-    store.reserve("a", 0.7, cap=1.0)
-    assert store.spent() == 1.0
-    assert store.unsettled() == {"a": 1.0}
+        store.ledger.reserve("a", 0.8, purpose="train", cap=1.0)
+    store.ledger.reserve("a", 0.7, purpose="train", cap=1.0)
+    assert store.ledger.spent() == 1.0
+    assert store.ledger.unsettled() == {"a": 1.0}
 
 
 @pytest.mark.parametrize("usd", [-1.0, float("nan"), float("inf")])
 def test_an_impossible_amount_is_a_mistake_of_the_caller(store: RunStore, usd: float) -> None:
     with pytest.raises(ValueError, match="finite and not negative"):
-        store.reserve("a", usd)
+        store.ledger.reserve("a", usd, purpose="train")
 
 
 def test_many_small_sums_are_exact(store: RunStore) -> None:
     for i in range(10):
-        store.reserve(f"s{i}", 0.1, cap=1.0)
-    assert store.spent() == 1.0
+        store.ledger.reserve(f"s{i}", 0.1, purpose="train", cap=1.0)
+    assert store.ledger.spent() == 1.0
 
 
 def test_a_key_that_came_with_a_later_version_does_not_lock_an_older_run_out(tmp_path: Path) -> None:
@@ -455,14 +492,197 @@ def test_a_key_that_came_with_a_later_version_does_not_lock_an_older_run_out(tmp
 
 def test_what_is_put_on_the_scoring_server_is_known_until_it_is_taken_off(tmp_path: Path) -> None:
     with RunStore.create_or_open(tmp_path, MANIFEST) as store:
-        assert store.hosted() == []
+        assert store.hosted.models() == []
         for model in ("ft:a", "ft:b", "ft:a"):
-            store.load_intent(model)
-        store.unloaded("ft:unknown")
+            store.hosted.load_intent(model)
+        store.hosted.unloaded("ft:unknown")
     with RunStore.create_or_open(tmp_path, MANIFEST) as store:
-        assert store.hosted() == ["ft:a", "ft:b"]
-        store.unloaded("ft:a")
+        assert store.hosted.models() == ["ft:a", "ft:b"]
+        store.hosted.unloaded("ft:a")
         changes = [(t.subject, t.after) for t in store.transitions() if t.subject.startswith("hosted")]
     assert changes == [("hosted ft:a", "intent"), ("hosted ft:b", "intent"), ("hosted ft:a", "unloaded")]
     with RunStore.open(tmp_path, read_only=True) as store:
-        assert store.hosted() == ["ft:b"]
+        assert store.hosted.models() == ["ft:b"]
+
+
+# -- what a program asks is a column ------------------------------------------------------------------------------
+
+
+def test_a_member_is_left_out_until_it_is_tried_again_or_has_a_model(store: RunStore) -> None:
+    store.jobs.leave_out(0, "refused")
+    store.jobs.leave_out(1, "refused, too")
+    store.jobs.leave_out(0, "refused again")
+    assert {m: left.reason for m, left in store.jobs.left_out().items()} == {0: "refused again", 1: "refused, too"}
+    store.jobs.intent("k0", 0, 2, "{}")
+    assert set(store.jobs.left_out()) == {1}
+    store.jobs.leave_out(0, "a third time")
+    store.jobs.state("k0", JobStatus.SUCCEEDED, "ft:0")
+    assert set(store.jobs.left_out()) == {1}
+
+
+def test_a_stop_holds_until_it_is_cleared(store: RunStore) -> None:
+    assert store.history.stop() is None
+    store.history.stopped("parked", "the limit of the day")
+    store.history.stopped("interrupted", "by the user")
+    stop = store.history.stop()
+    assert stop is not None
+    assert (stop.kind, stop.reason, stop.at) == ("interrupted", "by the user", "2026-11-22T12:00:00.000+00:00")
+    store.history.cleared()
+    assert store.history.stop() is None
+
+
+def test_busy_time_is_that_of_processes_and_elapsed_time_ends_with_the_last_result(tmp_path: Path) -> None:
+    seconds = [0.0]
+
+    def now() -> datetime:
+        return fixed_time() + timedelta(seconds=seconds[0])
+
+    with RunStore.create_or_open(tmp_path, MANIFEST, now=now) as store:
+        seconds[0] = 10
+        with store.history.busy():
+            store.jobs.intent("k", 0, 1, "{}")
+            store.jobs.submitted("k", "job-1")
+            seconds[0] = 40
+            store.jobs.state("k", JobStatus.SUCCEEDED, "ft")
+            seconds[0] = 50
+        seconds[0] = 1000
+        with store.history.busy():
+            seconds[0] = 1010
+            put(store, 0, 0, "f", {"a": TokenScores((-1.0,))})
+            seconds[0] = 1020
+            # Killed here: nothing after the last thing that was stored counts.
+            reader = RunStore.open(tmp_path, read_only=True)
+            killed = reader.history.times()
+            reader.close()
+        seconds[0] = 2_592_000
+        store.note("config", "another estimator")
+        times = store.history.times()
+    assert (killed.busy_seconds, killed.elapsed_seconds) == (50, 1010)
+    assert (times.busy_seconds, times.elapsed_seconds, times.job_seconds) == (60, 1010, 30)
+
+
+def test_spending_is_known_by_purpose(store: RunStore) -> None:
+    store.ledger.reserve("k-m0-a1", 0.5, purpose="train", cap=1.0)
+    store.ledger.reserve("scoring of member 0", 0.25, purpose="score", cap=1.0)
+    store.ledger.settle("k-m0-a1", 0.4)
+    assert store.ledger.spent_by_purpose() == {"score": 0.25, "train": 0.4}
+    assert store.ledger.spent("train") == 0.4
+    assert store.ledger.unsettled("score") == {"scoring of member 0": 0.25}
+    store.ledger.extend("scoring of member 0", 0.125, purpose="score", cap=1.0)
+    assert store.ledger.entry("scoring of member 0") == ("score", 0.375, None)
+    with pytest.raises(BudgetError):
+        store.ledger.extend("scoring of member 0", 0.3, purpose="score", cap=1.0)
+    assert store.ledger.entry("scoring of member 0") == ("score", 0.375, None)
+
+
+# -- what the store notices ---------------------------------------------------------------------------------------
+
+
+def killed_copy(store: RunStore, folder: Path) -> Path:
+    """The run folder as a kill leaves it now: file and write-ahead log."""
+    shutil.copytree(store.run_dir, folder)
+    return folder
+
+
+@pytest.mark.parametrize("damage", ["wal removed", "wal cut", "emptied", "file removed", "older copy"])
+def test_a_store_that_lost_its_end_is_refused(store: RunStore, tmp_path: Path, damage: str) -> None:
+    for n in range(3):
+        put(store, n, 0, "f", {"a": TokenScores((-1.0,))})
+    store._db.checkpoint()
+    older = killed_copy(store, tmp_path / "older")
+    for n in range(3, 6):
+        put(store, n, 0, "f", {"a": TokenScores((-1.0,))})
+    folder = killed_copy(store, tmp_path / "copy")
+    file, wal = folder / "run.sqlite", folder / "run.sqlite-wal"
+    with RunStore.open(killed_copy(store, tmp_path / "whole")) as whole:
+        assert len(whole.scores.models()) == 6
+    if damage == "wal removed":
+        wal.unlink()
+    elif damage == "wal cut":
+        wal.write_bytes(wal.read_bytes()[:5000])
+    elif damage == "emptied":
+        file.write_bytes(b"")
+        wal.unlink()
+    elif damage == "file removed":
+        file.unlink()
+        wal.unlink()
+    else:
+        for name in ("run.sqlite", "run.sqlite-wal"):
+            shutil.copy(older / name, folder / name)
+    (folder / "run.sqlite-shm").unlink(missing_ok=True)
+    with pytest.raises(StoreCorruptError, match=r"has lost what was stored last.*nothing was sent"):
+        RunStore.create_or_open(folder, MANIFEST)
+
+
+@pytest.mark.parametrize("how", ["deleted", "moved", "replaced"])
+def test_a_folder_that_goes_away_while_the_run_works_takes_nothing_more(
+    store: RunStore, tmp_path: Path, how: str
+) -> None:
+    store.jobs.intent("k", 0, 1, "{}")
+    if how == "deleted":
+        shutil.rmtree(store.run_dir)
+    else:
+        store.run_dir.rename(tmp_path / "elsewhere")
+    if how == "replaced":
+        RunStore.create_or_open(store.run_dir, MANIFEST).close()
+    with pytest.raises(StoreError, match="deleted or moved while the run was using it"):
+        store.jobs.intent("k2", 1, 1, "{}")
+
+
+def test_suspect_scores_are_set_aside_and_can_be_taken_back(store: RunStore) -> None:
+    first, later = {"a": TokenScores((-1.0,))}, {"a": TokenScores((-2.0,))}
+    for member in range(3):
+        put(store, member, 0, "f", first)
+    number = store.scores.set_aside([0, 1], "all alike", suspect=True)
+    assert [by_key(store, m) for m in range(3)] == [{}, {}, first]
+    assert not store.scores.has_all(store.scores.register({"a": 1}), 0)
+    assert store.scores.take_back(number) == (0, 1)
+    assert [by_key(store, m) for m in range(3)] == [first] * 3
+    with pytest.raises(StoreError, match="no suspect scores"):
+        store.scores.take_back(number)
+    number = store.scores.set_aside([0], "alike", suspect=True)
+    put(store, 0, 0, "f", later)
+    assert by_key(store, 0) == later
+    with pytest.raises(StoreError, match="members 0 were scored again since"):
+        store.scores.take_back(number)
+    replaced = store.scores.set_aside([2], "trained anew", suspect=False)
+    with pytest.raises(StoreError, match="no suspect scores"):
+        store.scores.take_back(replaced)
+    assert [a.restored_at is None for a in store.scores.asides()] == [False, True, True]
+
+
+def test_groups_are_matrices_of_their_own(store: RunStore) -> None:
+    def ask(*names: str) -> list[EncodedExample]:
+        return [EncodedExample(Example(n, prompt="p", completion="c"), (1, ord(n)), (1,)) for n in names]
+
+    train = store.scores.open_group("train", ask("a", "b", "a"))
+    assert train.ids.tolist() == [0, 1, 0]
+    store.scores.open_group("questions-0", ask("b", "c"))
+    assert store.scores.open_group("train", ask("a", "b", "a")).ids.tolist() == [0, 1, 0]
+    with pytest.raises(RunChangedError):
+        store.scores.open_group("train", ask("a", "c", "a"))
+    flags = np.array([False, True, False])
+    store.scores.save_losses("train", 4, 0, "mean", np.array([1.0, 2.0, 1.0]), flags)
+    store.scores.save_losses("train", 4, 1, "sum", np.array([3.0, 4.0, 3.0]), None)
+    loss, censored = store.scores.load_losses("train", "mean")[4, 0]
+    assert (loss.tolist(), censored is not None and censored.tolist()) == ([1.0, 2.0, 1.0], flags.tolist())
+    assert store.scores.load_losses("train", "margin") == {}
+    assert store.scores.complete("train") == {(4, 0), (4, 1)}
+    store.scores.set_removed("questions-0", [1])
+    store.scores.set_removed("train", [])
+    assert [(g.name, g.number, g.removed.tolist()) for g in store.scores.groups()] == [
+        ("train", 0, [False] * 3),
+        ("questions-0", 1, [False, True]),
+    ]
+    store.scores.set_aside([4], "trained anew", suspect=False)
+    assert store.scores.complete("train") == set()
+
+
+def test_only_blobs_that_hold_an_example_are_read(store: RunStore) -> None:
+    for start in range(0, 30, 10):
+        put(store, 0, 0, "f", {f"k{i}": TokenScores((-1.0 - i,) * 2) for i in range(start, start + 10)})
+    store._db.execute("UPDATE blobs SET logprobs = x'00' WHERE id = 1")
+    some = store.scores.load_some(np.array([25, 12, 25, -1, 99], np.int32), 0)
+    assert {i: s.logprobs for i, s in some.scores().items()} == {12: (-13.0,) * 2, 25: (-26.0,) * 2}
+    with pytest.raises(StoreCorruptError):
+        store.scores.load(0)

@@ -44,7 +44,7 @@ def interrupt_at(world: World, call: str, fault: Fault, nth: int = 1) -> None:
 
 
 def statuses(store: RunStore) -> dict[str, str]:
-    return {j.key: j.status for j in store.jobs()}
+    return {j.key: j.status for j in store.jobs.rows()}
 
 
 def test_cancel_stops_what_runs_and_leaves_what_is_done(world: World) -> None:
@@ -118,7 +118,7 @@ def test_cancel_frees_the_money_of_a_submit_that_never_arrived(world: World) -> 
     interrupt_at(world, "submit", Fault.CRASH_BEFORE)
     cancel(world)
     with world.open() as store:
-        assert store.spent() == 0.0
+        assert store.ledger.spent() == 0.0
         assert statuses(store) == {"abc-m0-a1": "cancelled"}
 
 

@@ -148,15 +148,15 @@ class Histories(RuleBasedStateMachine):
             assert len(jobs) * USD * 100 <= self.cap + 1e-9
         with RunStore.open(self.world.folder, read_only=True) if self.world.folder.exists() else _nothing() as store:
             if store is not None:
-                rows = {j.key: j for j in store.jobs()}
+                rows = {j.key: j for j in store.jobs.rows()}
                 assert {j.request.key for j in jobs} <= rows.keys(), "a job that the store does not know"
                 for job in jobs:
                     row = rows[job.request.key]
                     assert row.job_id in (None, job.id)
                     assert row.job_id is not None or row.status == "intent"
-                    known = store.checkpoints(row.key)
+                    known = store.jobs.checkpoints(row.key)
                     assert known is None or list(known) == self.provider.earlier_models(job)
-                assert self.cap is None or store.spent() <= self.cap
+                assert self.cap is None or store.ledger.spent() <= self.cap
 
     def teardown(self) -> None:
         """Left alone, the run ends: every member trained, or left out for a reason; nothing hangs, nothing leaks."""

@@ -24,6 +24,7 @@ from daunce_api.errors import (
 from daunce_api.providers.base import JobRequest, JobStatus, TokenScores
 from daunce_api.store import RunStore
 from daunce_api.train import EventKind
+from tests.store_rows import by_key, put
 
 
 @pytest.fixture
@@ -58,8 +59,8 @@ def test_a_run_trains_every_member_on_its_subset_with_its_seed(world: World) -> 
         content = world.provider.files[job.request.file_id][1]
         assert content == world.dataset.training_file(world.ensemble.subset(k).tolist(), "last")
     with world.open() as store:
-        assert store.spent() == 3.0
-        assert store.unsettled() == {}
+        assert store.ledger.spent() == 3.0
+        assert store.ledger.unsettled() == {}
 
 
 def test_the_same_call_again_asks_the_provider_for_nothing(world: World) -> None:
@@ -269,14 +270,14 @@ def test_a_refused_submit_takes_the_member_out_without_paying(world: World) -> N
     assert len(outcome.left_out) == 1
     assert "submit refused" in next(iter(outcome.left_out.values()))
     with world.open() as store:
-        assert store.spent() == 2.0
+        assert store.ledger.spent() == 2.0
 
 
 def test_a_refused_file_takes_the_member_out_without_paying(world: World) -> None:
     outcome = world.run(FakeTrainer(world.provider, once(("upload", Fault.REJECTED))))
     assert len(outcome.left_out) == 1
     with world.open() as store:
-        assert store.spent() == 2.0
+        assert store.ledger.spent() == 2.0
 
 
 def test_a_job_that_is_refused_for_what_it_asks_is_not_tried_again(world: World) -> None:
@@ -342,20 +343,20 @@ def test_a_job_that_the_provider_forgot_has_no_checkpoints(world: World) -> None
     world.provider.jobs["job-0"].gone = True
     with world.open() as store:
         orchestrator = world.orchestrator(store)
-        (member,) = (j.member for j in store.jobs() if j.job_id == "job-0")
+        (member,) = (j.member for j in store.jobs.rows() if j.job_id == "job-0")
         assert asyncio.run(orchestrator.checkpoints(member)) == {}
-        assert store.wanted_checkpoints(member, 2) == ()
+        assert store.jobs.wanted_checkpoints(member, 2) == ()
 
 
 def test_a_member_that_was_cleaned_up_half_scored_is_scored_anew(world: World) -> None:
     """Scores of two models never mix, even if the second comes from the same request."""
     world.run()
     with world.open() as store:
-        store.save_scores(1, 0, "f", {"a": TokenScores((-1.0,))})
+        put(store, 1, 0, "f", {"a": TokenScores((-1.0,))})
         asyncio.run(world.orchestrator(store).clean())
     assert world.run().models[1] == "ft-abc-m1-a2"
     with world.open() as store:
-        assert store.scored_keys(1) == set()
+        assert by_key(store, 1).keys() == set()
 
 
 def test_a_file_that_vanished_is_uploaded_again(world: World) -> None:
@@ -380,7 +381,7 @@ def test_a_job_that_vanished_is_a_failed_attempt(world: World) -> None:
     assert outcome.left_out == {}
     assert len(world.provider.jobs) == 4
     with world.open() as store:
-        (lost,) = [j for j in store.jobs() if j.status == "failed"]
+        (lost,) = [j for j in store.jobs.rows() if j.status == "failed"]
     assert (lost.error or "").startswith("lost track of the job: the provider no longer knows it")
 
 
@@ -448,14 +449,14 @@ def test_a_model_deleted_under_us_is_trained_again_and_its_scores_forgotten(worl
 
         async def on_ready(member: int, model: str) -> None:
             if model == "ft-abc-m1-a1":
-                store.save_scores(1, 0, "f", {"a": TokenScores((-1.0,))})
+                put(store, 1, 0, "f", {"a": TokenScores((-1.0,))})
                 world.provider.models.discard(model)
                 raise RejectedError("model_not_found")
-            store.save_scores(member, 0, "f", {"b": TokenScores((-1.0,))})
+            put(store, member, 0, "f", {"b": TokenScores((-1.0,))})
 
         outcome = asyncio.run(world.orchestrator(store).run(on_ready))
         assert outcome.models[1] == "ft-abc-m1-a2"
-        assert store.scored_keys(1) == {"b"}
+        assert by_key(store, 1).keys() == {"b"}
 
 
 def test_a_refused_scoring_request_is_no_reason_to_train_again(world: World) -> None:
@@ -497,19 +498,19 @@ def test_reported_tokens_are_what_is_booked(world: World) -> None:
     world.provider.trained_tokens = 50
     world.run()
     with world.open() as store:
-        assert store.spent() == 1.5
+        assert store.ledger.spent() == 1.5
 
 
 def test_a_job_that_ended_just_before_a_crash_is_booked_later(world: World) -> None:
     with world.open() as store:
-        store.reserve("abc-m0-a1", 1.0)
-        store.job_intent("abc-m0-a1", 0, 1, "{}")
-        store.job_submitted("abc-m0-a1", "job-x")
-        store.job_state("abc-m0-a1", JobStatus.SUCCEEDED, "ft-x", trained_tokens=25)
+        store.ledger.reserve("abc-m0-a1", 1.0, purpose="train")
+        store.jobs.intent("abc-m0-a1", 0, 1, "{}")
+        store.jobs.submitted("abc-m0-a1", "job-x")
+        store.jobs.state("abc-m0-a1", JobStatus.SUCCEEDED, "ft-x", trained_tokens=25)
     world.run()
     with world.open() as store:
-        assert store.spent() == 2.25
-        assert store.unsettled() == {}
+        assert store.ledger.spent() == 2.25
+        assert store.ledger.unsettled() == {}
 
 
 def test_a_cap_without_a_price_is_refused(world: World) -> None:
@@ -560,7 +561,7 @@ def test_halting_submits_no_more_and_waits_for_the_rest(world: World) -> None:
         orchestrator = world.orchestrator(store)
 
         async def on_ready(member: int, model: str) -> None:
-            if len(store.ready_models()) >= 3:
+            if len(store.jobs.ready_models()) >= 3:
                 orchestrator.halt("self_lds has reached its plateau")
 
         outcome = asyncio.run(orchestrator.run(on_ready))

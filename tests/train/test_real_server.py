@@ -67,7 +67,7 @@ def test_tokens_planned_are_tokens_trained(tmp_path: Path) -> None:
             )
             outcome = await orchestrator.run()
             assert set(outcome.models) == {0, 1, 2}
-            reported = {j.member: j.trained_tokens for j in store.jobs()}
+            reported = {j.member: j.trained_tokens for j in store.jobs.rows()}
             assert reported == plan.training_tokens
             again = await orchestrator.run()
             assert again.models == outcome.models
@@ -152,6 +152,6 @@ def test_a_client_killed_at_random_moments_submits_and_uploads_nothing_twice(tmp
         names = [f.filename for f in api.files.list() if f.purpose == "fine-tune"]
         assert len(names) == len(set(names)) == 6
         with RunStore.open(tmp_path / "run", read_only=True) as store:
-            assert sorted(j.key for j in store.jobs()) == sorted(keys)
-            assert len(store.ready_models()) == 6
+            assert sorted(j.key for j in store.jobs.rows()) == sorted(keys)
+            assert len(store.jobs.ready_models()) == 6
     print(f"{kills} kills")

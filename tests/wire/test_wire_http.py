@@ -25,6 +25,7 @@ from daunce_api.providers.replay import record, replay
 from daunce_api.score.client import ScoringClient
 from daunce_api.server import EmbeddedServer, ServerSettings
 from daunce_api.store import RunStore
+from tests.store_rows import by_key
 
 pytestmark = pytest.mark.slow
 
@@ -151,7 +152,7 @@ async def test_faults_change_no_score_and_start_no_storm(
         with RunStore.create_or_open(tmp_path / name, {"config": {}}) as store:
             client = ScoringClient(backend.scorer, store, clock=InstantClock())
             await client.score_member(1, MODEL, encoded)
-            return store.load_scores(1), client.requests
+            return by_key(store, 1), client.requests
 
     async with opened(server, tmp_path, monkeypatch, prompts_per_request=1) as quiet:
         expected, needed = await scores(quiet, "quiet")
@@ -184,7 +185,7 @@ async def _small_run(run_dir: Path, session: Any, train: Dataset, encoded: list[
                 await scoring.score_member(k, job.model or "", encoded)
 
             await asyncio.gather(*(member(k) for k in range(2)))
-        return {k: store.load_scores(k) for k in range(2)}
+        return {k: by_key(store, k) for k in range(2)}
 
 
 async def test_a_recording_of_the_embedded_server_replays_without_it(

@@ -8,15 +8,20 @@ from datetime import UTC, datetime
 from typing import Any
 
 from ..errors import StoreCorruptError
-from .database import Database, seal
+from .database import Database
+
+STARTED_AT, LAST_RESULT_AT = "started_at", "last_result_at"
 
 
-class Records:
-    """Base of the store's parts. Subclasses write within one transaction a method, and log what changed."""
+class Part:
+    """One part of the store. Its methods write within one transaction each, and log what changed."""
 
     def __init__(self, database: Database, now: Callable[[], datetime] | None) -> None:
         self._db = database
-        self._now = now or _utc_now
+        self._clock = now or _utc_now
+
+    def _now(self) -> str:
+        return self._clock().astimezone(UTC).isoformat(timespec="milliseconds")
 
     def _required(self, key: str) -> Any:
         value = self._meta(key)
@@ -25,20 +30,28 @@ class Records:
         return value
 
     def _meta(self, key: str) -> Any:
-        for value, expected in self._db.execute("SELECT value, seal FROM meta WHERE key = ?", (key,)):
-            self._db.check(expected, key, value)
+        for _, value in self._db.rows("meta", "WHERE key = ?", key):
             return json.loads(value)
         return None
 
     def _set_meta(self, key: str, value: Any) -> None:
-        text = json.dumps(value)
-        self._db.execute("INSERT OR REPLACE INTO meta VALUES (?, ?, ?)", (key, text, seal(key, text)))
+        self._db.put("meta", (key, json.dumps(value)))
+
+    def _result(self) -> None:
+        """Something was learned: a job ended, scores arrived. Part of a transaction."""
+        self._set_meta(LAST_RESULT_AT, self._seen())
+
+    def _seen(self) -> str:
+        """The time; a process that is at work on the run was seen then."""
+        time = self._now()
+        if self._db.span is not None:
+            self._db.execute("UPDATE spans SET seen = ? WHERE id = ?", (time, self._db.span))
+        return time
 
     def _log(self, subject: str, before: str, after: str, detail: str) -> None:
-        time = self._now().astimezone(UTC).isoformat(timespec="milliseconds")
         self._db.execute(
             "INSERT INTO transitions (time, subject, before, after, detail) VALUES (?, ?, ?, ?, ?)",
-            (time, subject, before, after, detail),
+            (self._seen(), subject, before, after, detail),
         )
 
 
