@@ -1,4 +1,4 @@
-"""From answers marked wanted and unwanted to a training set without the cause: what to remove, and whether it helped."""
+"""From answers marked wanted and unwanted to training data without the cause: what to remove, and whether it helped."""
 
 from __future__ import annotations
 

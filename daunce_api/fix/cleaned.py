@@ -55,11 +55,11 @@ def _without(raw: bytes, name: str, rows: Rows, removed: Collection[int]) -> byt
 
 def _is_jsonl(raw: bytes, rows: Rows) -> bool:
     """Whether every record is a line of its own."""
-    lines = raw.split(b"\n")
-    if len({line for line, _ in rows}) < len(rows):
+    lines = raw.removeprefix(b"\xef\xbb\xbf").split(b"\n")
+    if len({line for line, _ in rows}) < len(rows) or max(line for line, _ in rows) > len(lines):
         return False
     try:
-        return all(isinstance(json.loads(lines[line - 1].lstrip(b"\xef\xbb\xbf")), dict | list) for line, _ in rows)
+        return all(json.loads(lines[line - 1]) == record for line, record in rows)
     except ValueError:
         return False
 
@@ -71,7 +71,7 @@ def _lines(raw: bytes, starts: list[int], removed: Collection[int]) -> bytes:
     gone = {n for p, (a, b) in enumerate(zip(starts, ends, strict=True)) if p in removed for n in range(a, b)}
     bom = b"\xef\xbb\xbf" if raw.startswith(b"\xef\xbb\xbf") and 1 in gone else b""
     kept = b"".join(line for number, line in enumerate(lines, start=1) if number not in gone)
-    return bom + (kept if raw.endswith(b"\n") else kept.removesuffix(b"\n").removesuffix(b"\r"))
+    return bom + (kept if raw.endswith(b"\n") else kept.rstrip(b"\r\n"))
 
 
 def _split(raw: bytes) -> list[bytes]:

@@ -113,7 +113,7 @@ class Proposal:
                     "completion": example.completion_text(),
                 }
             )
-        columns = "rank id examples source effect stderr z q removed prompt completion".split()
+        columns = ["rank", "id", "examples", "source", "effect", "stderr", "z", "q", "removed", "prompt", "completion"]
         return pd.DataFrame(rows, columns=columns)
 
 
@@ -157,7 +157,7 @@ def candidates(attribution: Attribution, unwanted: Sequence[str], wanted: Sequen
 
     The order is by the effect's size in standard errors. The false-discovery rate is Benjamini and Hochberg's (1995)
     over one-sided p-values of Student's t with K - 1 degrees of freedom: an example is only taken out for making
-    unwanted answers more likely. Raises what :func:`contrast` raises, NotEnoughMembersError with fewer than two members.
+    unwanted answers more likely. Raises what :func:`contrast` raises, and NotEnoughMembersError.
 
         >>> groups = candidates(attribution, unwanted=["q-refund", "q-fee"], wanted=["q-hours"])
         >>> groups[0].positions, groups[0].q
@@ -253,7 +253,8 @@ def expected_changes(
     columns = [attribution.test.position(i) for i in marked]
     count = len(attribution.members)
     if not positions or count < 2 * _FOLDS - 2:
-        return tuple(Change(i, v, *((0.0,) * 3 if not positions else (np.nan,) * 3)) for i, v in zip(marked, verdicts, strict=True))
+        value = float("nan") if positions else 0.0
+        return tuple(Change(i, v, value, value, value) for i, v in zip(marked, verdicts, strict=True))
     slope, slope_error = _calibrated(attribution, columns)
     labels = np.zeros(len(attribution.train), dtype=int)
     labels[list(positions)] = 1
