@@ -164,8 +164,7 @@ def candidates(attribution: Attribution, unwanted: Sequence[str], wanted: Sequen
         ((17, 42), 0.003)
     """
     losses = contrast(attribution, unwanted, wanted)
-    # The question is another one, the members are the same: their estimator is chosen over all questions of the run.
-    choice = attribution.choice
+    choice = _linear(attribution)
     labels = _groups(attribution)
     scored = core.grouped(losses, choice, labels, None)
     effect, error = scored.score_GH[:, 0], scored.stderr_GH[:, 0]
@@ -255,10 +254,11 @@ def expected_changes(
     if not positions or count < 2 * _FOLDS - 2:
         value = float("nan") if positions else 0.0
         return tuple(Change(i, v, value, value, value) for i, v in zip(marked, verdicts, strict=True))
-    slope, slope_error = _calibrated(attribution, columns)
+    choice = _linear(attribution)
+    slope, slope_error = _calibrated(attribution, choice, columns)
     labels = np.zeros(len(attribution.train), dtype=int)
     labels[list(positions)] = 1
-    sums = core.grouped(attribution.losses.tests(columns), attribution.choice, labels.tolist(), None)
+    sums = core.grouped(attribution.losses.tests(columns), choice, labels.tolist(), None)
     row = sums.train_groups.index(1)
     t = stats.t.ppf((1 + _LEVEL) / 2, count - 1)
     changes = []
@@ -270,7 +270,7 @@ def expected_changes(
     return tuple(changes)
 
 
-def _calibrated(attribution: Attribution, columns: list[int]) -> tuple[float, float]:
+def _calibrated(attribution: Attribution, choice: core.Choice, columns: list[int]) -> tuple[float, float]:
     """Slope of held-out members' losses on predictions, and its jackknife error over members."""
     count = len(attribution.members)
     predicted_KM = np.full((count, len(columns)), np.nan)
@@ -278,7 +278,7 @@ def _calibrated(attribution: Attribution, columns: list[int]) -> tuple[float, fl
         held = list(range(fold, count, _FOLDS))
         rest = attribution.of_members([k for k in range(count) if k not in held])
         losses = rest.losses.tests(columns)
-        scored = core.fit(losses, attribution.choice.estimator.name, attribution.choice.setting)
+        scored = core.fit(losses, choice.estimator.name, choice.setting)
         score_NM = np.nan_to_num(scored.dense())
         mean_N = rest.design_KN.mean(axis=0)
         predicted_KM[held] = -(attribution.design_KN[held] - mean_N) @ score_NM
@@ -292,6 +292,15 @@ def _calibrated(attribution: Attribution, columns: list[int]) -> tuple[float, fl
     without_K = (products_K.sum() - products_K) / (total - squares_K)
     error = np.sqrt((count - 1) / count * np.square(without_K - without_K.mean()).sum())
     return float(products_K.sum() / total), float(error)
+
+
+def _linear(attribution: Attribution) -> core.Choice:
+    """The run's estimator, on losses in nats: a difference of losses has no logarithm.
+
+    The members are those of the run, so the estimator is the one that was chosen over all its questions.
+    """
+    choice = attribution.choice
+    return replace(choice, setting=replace(choice.setting, log_offset=None))
 
 
 def _groups(attribution: Attribution) -> list[int]:
