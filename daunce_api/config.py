@@ -92,12 +92,8 @@ def _json_data(value: dict[str, Any]) -> dict[str, Any]:
 
 
 def _hyperparameter(value: Any) -> Any:
-    if (
-        isinstance(value, bool)
-        or not isinstance(value, int | float | str)
-        or (isinstance(value, float) and not math.isfinite(value))
-    ):
-        raise ValueError("must be a finite number or a text")
+    if not isinstance(value, bool | int | float | str) or (isinstance(value, float) and not math.isfinite(value)):
+        raise ValueError("must be a finite number, true, false or a text")
     return value
 
 
@@ -111,7 +107,7 @@ Address = Annotated[str, AfterValidator(_address)]
 Column = Annotated[str, AfterValidator(_column)]
 VariableName = Annotated[str, AfterValidator(_variable_name)]
 OptionValues = Annotated[dict[str, Any], AfterValidator(_json_data)]
-HyperparameterValue = Annotated[int | float | str, BeforeValidator(_hyperparameter)]
+HyperparameterValue = Annotated[bool | int | float | str, BeforeValidator(_hyperparameter)]
 
 
 class DataConfig(_Section):
@@ -212,6 +208,12 @@ class EnsembleConfig(_Section):
         le=100,
         description="models of each job that are scored: the final one and those of the epochs before it; scoring "
         "costs so many times as much, training nothing more",
+    )
+    keep_days: int | None = Field(
+        None,
+        ge=1,
+        le=3650,
+        description="days after which the provider deletes the models by itself (tinker); default: `daunce clean` does",
     )
     stop: StopConfig | None = Field(None, description="stop before K members; default: never")
 
@@ -364,6 +366,11 @@ class RunConfig(_Section):
         that version."""
         content = self.model_dump(exclude_unset=True)
         return type(self).model_validate(_with_earlier_defaults(content, version), context={"kept": True})
+
+
+def earlier_default(path: str) -> Any:
+    """What a key meant in runs of a version that did not have it."""
+    return next((values[path] for values in _EARLIER_DEFAULTS.values() if path in values), None)
 
 
 def _with_earlier_defaults(content: dict[str, Any], version: int) -> dict[str, Any]:

@@ -9,13 +9,15 @@
     ├── StoreError(RuntimeError)            a run folder cannot be used
     │   ├── RunLockedError                  another process is working on it; ``.pid``
     │   ├── RunChangedError                 config or data differ from what the run was started with
-    │   └── StoreCorruptError               a checksum or the schema does not match
+    │   ├── StoreCorruptError               a checksum or the schema does not match
+    │   └── UnknownJobsError                the provider has jobs of this run that its folder does not know; ``.jobs``
     ├── ProviderError(RuntimeError)         the provider answered with an error
     │   ├── TransientError                  worth repeating; ``.retry_after`` seconds or None
     │   ├── AmbiguousSubmitError            no answer to a submit: the job may exist, look it up
     │   ├── RejectedError                   this one job or request will never be accepted
     │   ├── DailyLimitError                 a daily quota is used up: go on in some hours
     │   ├── StopError                       no request can succeed: credentials, permission, money
+    │   │   └── HeldJobError                a job may be the run's, but the provider shows it as another one
     │   └── ContractError(ValueError)       an answer breaks the log-probability contract
     │       └── MembersAlikeError           fine-tunes answer alike: they are not what is served; ``.members``
     ├── NotEnoughMembersError(RuntimeError) too few members are scored for attribution
@@ -109,6 +111,15 @@ class StoreCorruptError(StoreError):
     """What is stored was damaged or edited: a checksum or the schema does not match."""
 
 
+class UnknownJobsError(StoreError):
+    """The provider has jobs of this run that its folder does not know: it is a copy, or lost what was stored last.
+    ``jobs`` are their ids."""
+
+    def __init__(self, message: str, jobs: Sequence[str] = ()) -> None:
+        self.jobs = tuple(jobs)
+        super().__init__(message)
+
+
 class ProviderError(DaunceError, RuntimeError):
     """The provider answered with an error. ``status`` is the HTTP status of the answer, if there was one."""
 
@@ -140,6 +151,10 @@ class DailyLimitError(ProviderError):
 
 class StopError(ProviderError):
     """No further request can succeed until a person acts (credentials, permission, credit)."""
+
+
+class HeldJobError(StopError):
+    """A job may be the run's, but the provider shows it as another one: it is neither used nor submitted again."""
 
 
 class ContractError(ProviderError, ValueError):

@@ -4,34 +4,28 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from functools import cached_property, reduce
-from operator import or_
+from functools import cached_property
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ._util.clock import Clock
-from ._util.log import logger
-from ._util.text import terminal_text
 from .attribution import Attribution
 from .attribution.from_store import Material, assemble, complete_members
-from .config import RunConfig, StopConfig
-from .core import SelfLDS
-from .core.quality import MINIMUM_MEMBERS
-from .core.stopping import AtLeast, Condition, Plateau, Reached
+from .config import RunConfig
+from .core import MINIMUM_MEMBERS, SelfLDS, StopRule
 from .data.tokenizers import EncodedExample
-from .errors import ConfigurationError, MembersAlikeError, RejectedError
+from .errors import MembersAlikeError, RejectedError
 from .plan import Plan
-from .providers.base import Deferred
 from .providers.registry import Backend, open_backend
 from .providers.replay import Session
+from .providers.replay.protocol import PROTOCOL
 from .score.cache import open_cache
-from .score.client import PROBE_VALUE, PROBED_MEMBER, Progress, ScoringClient
+from .score.client import FINE_TUNE_PROBE_VALUE, PROBE_VALUE, Budget, Progress, ScoringClient
 from .score.health import check_members_differ
-from .score.leftovers import take_off
 from .store import TARGET, RunStore
-from .train import CleanReport, Event, OnEvent, Orchestrator
+from .train import Event, EventKind, JobClient, OnEvent, Training
 
 
 class Execution:
@@ -47,6 +41,7 @@ class Execution:
         on_event: OnEvent | None = None,
         on_progress: Progress | None = None,
         clock: Clock | None = None,
+        adopt: bool = False,
     ) -> None:
         self._config = config
         self._material = material
@@ -55,35 +50,31 @@ class Execution:
         self._on_event = on_event
         self._on_progress = on_progress
         self._clock = clock
+        self._adopt = adopt
+        self._protocol = PROTOCOL
         self._history: dict[int, SelfLDS] = {}
+        self._order: list[int] = []
         self._compared = False
         self._shares: dict[int, tuple[int, int]] = {}
 
-    def orchestrator(self, backend: Backend) -> Orchestrator:
+    def training(self, backend: Backend) -> Training:
         """The jobs of this run, at an opened backend."""
-        return Orchestrator(
+        client = JobClient(
             backend.trainer,
             self._store,
+            costs=self._plan.costs,
+            cap=self._config.budget.max_usd,
+            on_event=self._on_event,
+            clock=self._clock,
+            protocol=self._protocol,
+        )
+        return Training(
+            client,
             ensemble=self._material.ensemble,
             dataset=self._material.train,
             config=self._config,
-            costs=self._plan.costs,
-            clock=self._clock,
+            adopt=self._adopt,
         )
-
-    async def clean(self, backend: Backend) -> CleanReport:
-        """Delete what the run created at the provider: models and files of its jobs, batches of its scoring; what it
-        left on the scoring server is taken off first."""
-        left = self._store.hosted.models()
-        hosted = await take_off(backend.scorer, self._store)
-        report = await self.orchestrator(backend).clean()
-        report.unloaded = [model for model in left if model not in hosted]
-        report.kept.update({f"{model} on the scoring server": why for model, why in hosted.items()})
-        if isinstance(backend.scorer, Deferred):
-            swept = await backend.scorer.sweep(self._store.jobs.models())
-            report.files += swept.files
-            report.kept |= swept.kept
-        return report
 
     async def train_and_score(self, session: Session | None = None) -> None:
         """Everything that is missing; opens no backend where nothing is.
@@ -94,7 +85,7 @@ class Execution:
         try:
             await self._train_and_score(session)
         except MembersAlikeError as error:
-            raise self._discarded(error, cached=session is None) from error
+            raise self._discarded(error) from error
 
     async def _train_and_score(self, session: Session | None) -> None:
         finished = complete_members(self._store, self._material)
@@ -102,12 +93,19 @@ class Execution:
         if len(finished) == self._material.ensemble.members or self._enough(finished) is not None:
             return
         recording: AbstractContextManager[Any] = session or nullcontext()
-        if session is not None and self._clock is None:
-            self._clock = session.clock
+        if session is not None:
+            self._clock = self._clock or session.clock
+            self._protocol = session.protocol
+            if session.not_checked and self._on_event is not None:
+                listed = ", ".join(session.not_checked)
+                text = f"The recording is older than these checks, which are left out: {listed}."
+                self._on_event(Event(EventKind.NOT_CHECKED, text))
         # A recording holds every request, so nothing may be answered from elsewhere while one is made or replayed.
         cache = None if session is not None else open_cache(self._config)
         with recording, cache or nullcontext():
-            async with open_backend(self._config, replaying=session is not None and session.replaying) as backend:
+            async with open_backend(
+                self._config, replaying=session is not None and session.replaying, protocol=self._protocol
+            ) as backend:
                 self._client = ScoringClient(
                     backend.scorer,
                     self._store,
@@ -115,49 +113,36 @@ class Execution:
                     clock=self._clock,
                     on_progress=self._progressed,
                     cache=cache,
+                    reduction=self._config.attribution.loss,
+                    budget=Budget(self._usd_per_token, self._config.budget.max_usd),
                 )
-                self._orchestrator = self.orchestrator(backend)
+                self._training = self.training(backend)
                 base = self._config.backend.model
-                self._plan.check_model(await self._orchestrator.model_info(base))
+                self._plan.check_model(await self._training.model_info(base))
                 if backend.scorer.capabilities.max_models is None:
                     # Before anything is paid for. An endpoint that has to load each model is tested with member 0.
                     await self._client.probe(base, self._shortest)
                 try:
-                    await self._orchestrator.run(self._score, self._tell, finished=finished)
+                    await self._training.run(self._score, finished=finished)
                 except MembersAlikeError:
                     await self._client.drain()
                     raise
         self._compared = False
         self._compare(complete_members(self._store, self._material))
 
-    def _discarded(self, error: MembersAlikeError, *, cached: bool) -> MembersAlikeError:
-        """Forget the scores that are not those of their models, here and in the cache."""
-        store, keys = self._store, [e.key for e in self._material.encoded]
+    def _discarded(self, error: MembersAlikeError) -> MembersAlikeError:
+        """Set the scores aside that may not be those of their models."""
+        store = self._store
         members = sorted({m for m, _, _ in store.scores.models()}) if error.members is None else error.members
-        fingerprint = store.scores.scored_with
-        cache = open_cache(self._config) if cached and fingerprint is not None else None
-        with cache or nullcontext():
-            for member in members:
-                if cache is not None and fingerprint is not None:
-                    for model in self._models_of(member):
-                        cache.discard(fingerprint, model, keys)
-                store.scores.set_aside([member], str(error), suspect=True)
-        if error.members is None:
-            store.set_value(PROBE_VALUE, None)  # an endpoint that served something else is tested again
+        store.scores.set_aside(members, str(error), suspect=True)
+        if error.members is None:  # an endpoint that served something else is tested again
+            store.set_value(PROBE_VALUE, None)
+            store.set_value(FINE_TUNE_PROBE_VALUE, None)
         return MembersAlikeError(
-            f"{error} What was scored of {_listed(members)} is discarded; the models are kept. Once the endpoint "
+            f"{error} What was scored of {_listed(members)} is set aside; the models are kept. Once the endpoint "
             "serves them, run the same command: it asks for these scores again, and they are paid for again.",
             members,
         )
-
-    def _models_of(self, member: int) -> list[str]:
-        given = self._config.ensemble.target_model
-        return [given] if member == TARGET and given is not None else self._store.jobs.models(member)
-
-    def _tell(self, event: Event) -> None:
-        logger.info("%s", terminal_text(event.message))
-        if self._on_event is not None:
-            self._on_event(event)
 
     def _progressed(self, member: int, done: int, total: int) -> None:
         """Progress over all models of a member."""
@@ -178,7 +163,7 @@ class Execution:
                 self._shares[member] = (0, 1)
                 await self._score_final(member, model)
             return
-        earlier = await self._orchestrator.checkpoints(member)
+        earlier = await self._training.checkpoints(member)
         self._shares[member] = (0, 1 + len(earlier))
         await self._score_final(member, model)
         for rank, (number, checkpoint) in enumerate(earlier.items(), start=1):
@@ -190,15 +175,13 @@ class Execution:
         self._compare(members)
         reason = self._enough(members)
         if reason is not None:
-            self._orchestrator.halt(reason)
+            self._training.halt(reason)
 
     async def _score_final(self, member: int, model: str) -> None:
         config, material = self._config, self._material
         if material.is_scored(self._store, member):
             return
         with self._booked(f"scoring of member {member}", member):
-            if member == PROBED_MEMBER:
-                await self._client.probe(model, self._shortest)
             if member != TARGET:
                 # Before the scores: a model that has them all is never asked again.
                 await self._client.probe_noise(member, model, material.encoded_train, config.scoring.noise_probe)
@@ -210,11 +193,15 @@ class Execution:
         if material.is_scored(self._store, member, number):
             return
         with self._booked(f"scoring of member {member}, checkpoint {number}", member, number):
-            try:
-                await self._client.score_member(member, model, material.encoded, checkpoint=number)
-            except RejectedError as error:
-                if not await self._orchestrator.checkpoint_is_gone(member, number, model, error):
-                    raise
+            while True:
+                try:
+                    await self._client.score_member(member, model, material.encoded, checkpoint=number)
+                except RejectedError as error:
+                    if await self._training.is_not_yet(model, error):
+                        continue
+                    if not await self._training.checkpoint_is_gone(member, number, model, error):
+                        raise
+                return
 
     def _booked(self, subject: str, member: int, checkpoint: int = 0) -> AbstractContextManager[None]:
         usd = self._plan.scoring_usd_per_model or 0.0
@@ -225,6 +212,10 @@ class Execution:
     @cached_property
     def _tokens(self) -> int:
         return tokens_of(self._material.encoded)
+
+    @property
+    def _usd_per_token(self) -> float:
+        return (self._plan.scoring_usd_per_model or 0.0) / (self._tokens + self._probe_tokens)
 
     @cached_property
     def _probe_tokens(self) -> int:
@@ -242,13 +233,18 @@ class Execution:
         stop = self._config.ensemble.stop
         if stop is None:
             return None
+        # In the order of completion, so that each look holds the members of the looks before it.
+        self._order += [k for k in members if k not in self._order]
         latest = len(members) // stop.check_every * stop.check_every
         for count in (latest - stop.check_every, latest):
             if count >= MINIMUM_MEMBERS and count not in self._history:
-                quality = assemble(self._store, self._material, self._config).first(count).self_lds
+                attribution = assemble(self._store, self._material, self._config)
+                rows = [attribution.members.index(k) for k in self._order[:count]]
+                quality = attribution.of_members(rows).self_lds
                 if quality is not None:
                     self._history[count] = quality
-        return stop_condition(stop).met([self._history[count] for count in sorted(self._history)])
+        rule = StopRule(stop.self_lds, stop.surely, stop.plateau, stop.min_members)
+        return rule.reason([self._history[count] for count in sorted(self._history)])
 
 
 @contextmanager
@@ -274,18 +270,6 @@ def booked(
 def tokens_of(examples: Sequence[EncodedExample]) -> int:
     """Tokens of the distinct examples."""
     return sum(len(example.ids) for example in {e.key: e for e in examples}.values())
-
-
-def stop_condition(stop: StopConfig) -> Condition:
-    """The condition that ``ensemble.stop`` describes. Raises ConfigurationError where it names none."""
-    conditions: list[Condition] = []
-    if stop.self_lds is not None:
-        conditions.append(Reached(stop.self_lds, surely=stop.surely))
-    if stop.plateau is not None:
-        conditions.append(Plateau(stop.plateau))
-    if not conditions:
-        raise ConfigurationError("ensemble.stop needs self_lds, plateau, or both.")
-    return reduce(or_, conditions) & AtLeast(stop.min_members)
 
 
 def check_served(store: RunStore, attribution: Attribution) -> None:

@@ -22,14 +22,14 @@ from .data.tokenizers import EncodedExample, Tokenizer, encode_dataset
 from .errors import ConfigurationError, DataError, DaunceError, StoreCorruptError
 from .execution import Execution
 from .plan import Missing, Plan, make_plan, plan_of_missing
-from .providers.base import within_scope
+from .providers.base import Deferred, within_scope
 from .providers.registry import Backend, capabilities_of, open_backend, open_tokenizer
 from .providers.replay import Session
 from .score.client import Progress
-from .score.leftovers import take_off_before
+from .score.leftovers import take_off, take_off_before
 from .status import RunStatus, status_of
 from .store import FINAL, TARGET, RunStore
-from .train import CancelReport, CleanReport, OnEvent
+from .train import CancelReport, CleanReport, JobClient, OnEvent, cancel_jobs, clean_up
 
 DATA_FOLDER, ATTRIBUTION_FOLDER, LOG_NAME = "data", "attribution", "daunce.log"
 """Inside the run folder: the examples as they were read, the saved attribution, and the log."""
@@ -183,17 +183,24 @@ class Run:
         session: Session | None = None,
         clock: Clock | None = None,
         max_usd: float | None = None,
+        adopt: bool = False,
     ) -> Attribution:
         """Train and score what is missing, then attribute; the same call again does only what is missing.
 
         ``on_event`` and ``on_progress`` are told what happens; ``session`` records or replays the API traffic
         (:mod:`daunce_api.providers.replay`). Whatever ends it, what was trained and scored is kept, and an attribution
-        of the members that are complete is saved in the run folder. Raises any
+        of the members that are complete is saved in the run folder. ``adopt`` takes over jobs of this run that the
+        provider has and the run folder does not know, instead of raising UnknownJobsError. Raises any
         :class:`~daunce_api.errors.DaunceError`; KeyboardInterrupt leaves a run that the same call takes up.
         """
         return run_blocking(
             self.execute_async(
-                on_event=on_event, on_progress=on_progress, session=session, clock=clock, max_usd=max_usd
+                on_event=on_event,
+                on_progress=on_progress,
+                session=session,
+                clock=clock,
+                max_usd=max_usd,
+                adopt=adopt,
             )
         )
 
@@ -205,6 +212,7 @@ class Run:
         session: Session | None = None,
         clock: Clock | None = None,
         max_usd: float | None = None,
+        adopt: bool = False,
     ) -> Attribution:
         """:meth:`execute` for programs that run an event loop of their own."""
         plan = self.plan(max_usd=max_usd)
@@ -227,6 +235,7 @@ class Run:
                     on_event=on_event,
                     on_progress=on_progress,
                     clock=clock,
+                    adopt=adopt,
                 )
                 try:
                     await work.train_and_score(session)
@@ -251,20 +260,20 @@ class Run:
             return status_of(store, self.material, self.config)
 
     def cancel(self) -> CancelReport:
-        """Stop the jobs of the run that are not final; what is trained and scored is kept."""
-        return self._at_provider(lambda work, backend: work.orchestrator(backend).cancel())
+        """Stop the jobs of the run that are not final; what is trained and scored is kept. Needs the run folder and
+        the provider, and neither the tokenizer nor the original data."""
+        return self._at_provider(lambda client, _: cancel_jobs(client))
 
     def clean(self) -> CleanReport:
         """Delete what the run created at the provider: its jobs' models and its files, and nothing else. What it left
-        on the scoring server (deployments, adapters) is taken off first."""
-        return self._at_provider(lambda work, backend: work.clean(backend))
+        on the scoring server (deployments, adapters) is unloaded first. Needs as little as :meth:`cancel`."""
+        return self._at_provider(clean_everything)
 
-    def _at_provider(self, action: Callable[[Execution, Backend], Coroutine[Any, Any, T]]) -> T:
+    def _at_provider(self, action: Callable[[JobClient, Backend], Coroutine[Any, Any, T]]) -> T:
         async def act() -> T:
             with RunStore.open(self.run_dir) as store:
                 async with open_backend(self.config) as backend:
-                    work = Execution(self.config, self.material, store, self.plan())
-                    return await action(work, backend)
+                    return await action(JobClient(backend.trainer, store), backend)
 
         return run_blocking(act())
 
@@ -298,6 +307,22 @@ class Run:
     def _save(self, store: RunStore) -> None:
         if len(complete_members(store, self.material)) >= 2:
             assemble(store, self.material, self.config, self.tokenizer).save(self.run_dir / ATTRIBUTION_FOLDER)
+
+
+async def clean_everything(client: JobClient, backend: Backend) -> CleanReport:
+    """Delete what a run created at its provider: models and files of its jobs, batches of its scoring; what it left on
+    the scoring server is unloaded first."""
+    store, scorer = client.store, backend.scorer
+    hosted = store.hosted.models()
+    kept = await take_off(scorer, store)
+    report = await clean_up(client)
+    report.unloaded = [model for model in hosted if model not in kept]
+    report.kept.update({f"{model} on the scoring server": why for model, why in kept.items()})
+    if isinstance(scorer, Deferred):
+        swept = await scorer.sweep(store.jobs.models())
+        report.files += swept.files
+        report.kept |= swept.kept
+    return report
 
 
 def _data_file(run_dir: Path, side: str) -> Path:

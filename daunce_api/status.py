@@ -147,10 +147,10 @@ class RunStatus:
         """Plain data, as ``daunce status --json`` prints it."""
         quality, more = self.self_lds, self.more
         if quality is not None:
-            quality = replace(quality, forecast=None)
+            quality = replace(quality, draws=None)
         plain = asdict(replace(self, self_lds=quality))
         if quality is not None:
-            del plain["self_lds"]["forecast"]
+            del plain["self_lds"]["draws"]
         return {**plain, "more": None if more is None else asdict(more), "complete": self.complete}
 
 

@@ -18,7 +18,7 @@ REPORT_NAME = "report.html"
 def write_report_of(run: Run, attribution: Attribution, output: Path | None = None) -> Path:
     """Write the HTML report of a run and return its path (default: ``report.html`` in the run folder).
 
-    Raises StoreError where it cannot be written, MissingExtraError without the extra ``report``.
+    Raises StoreError where it cannot be written.
     """
     path = output or run.run_dir / REPORT_NAME
     return write_report(attribution, path, run=facts_of(run, attribution))
@@ -32,7 +32,7 @@ def facts_of(run: Run, attribution: Attribution) -> RunFacts:
         failures = failures_of(store)
         halted = [t.detail for t in transitions if t.subject == "halted"]
         return RunFacts(
-            name=run.config.name,
+            name=run.run_dir.name if run.config.name == "run" else run.config.name,
             provider=run.config.backend.kind,
             model=run.config.backend.model,
             started_at=used.started_at,

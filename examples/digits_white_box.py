@@ -114,7 +114,7 @@ def run(
             for estimator in ("covariance", "whitened", "half_whitened", "matched", "auto"):
                 if estimator == "matched" and name == "base":
                     continue
-                rho = None if name == "base" else learning_time
+                rho = "base" if name == "base" else learning_time
                 score_NM = scores(train_loss_KN, test_loss_KM, design_KN[:count], estimator=estimator, rho=rho)
                 result[part, estimator] = lds(score_NM, kept, truth).value
             result[part, "best ridge"] = max(

@@ -25,8 +25,7 @@ import torch
 from numpy.typing import NDArray
 from scipy.stats import spearmanr
 
-from daunce_api.core import Setting, choose, member_losses, scores
-from daunce_api.core.blocks import score_blocks
+from daunce_api.core import Rho, Setting, fit, member_losses, scores
 from daunce_api.data.dataset import Dataset
 from daunce_api.data.tokenizers import encode_example
 from daunce_api.evaluation import lds
@@ -145,7 +144,7 @@ def run(plan: Plan) -> Result:
     found: dict[tuple[str, int, str], float] = {}
     spent: dict[tuple[str, int], int] = {}
 
-    def judge(name: str, trained: Trained, design_KN: NDArray[np.generic], count: int, rho: float | None) -> None:
+    def judge(name: str, trained: Trained, design_KN: NDArray[np.generic], count: int, rho: Rho) -> None:
         losses = trained.loss_KX[:count, :n], trained.loss_KX[:count, n:]
         spent[name, count] = int(trained.tokens_K[:count].sum())
         for estimator in ESTIMATORS:
@@ -157,7 +156,7 @@ def run(plan: Plan) -> Result:
     halves = subsets(plan.members, n, 0.5, 2)
     base = study.members(halves, seeds, recipe)
     for count in plan.sizes:
-        judge("base r=.5", base, halves, count, None)
+        judge("base r=.5", base, halves, count, "base")
     for ratio, seed in ((0.1, 3), (0.3, 4)):
         chosen = subsets(plan.members, n, ratio, seed)
         # Relative to the target's, with batches and schedules of one kind (METHOD, item 6).
@@ -171,7 +170,7 @@ def run(plan: Plan) -> Result:
             if kind == "target":
                 share = trained.tokens_K.sum() / base.tokens_K.mean()
                 equal = min(plan.members, max(2, round(share)))
-                judge(f"base, as many tokens as {name}", base, halves, equal, None)
+                judge(f"base, as many tokens as {name}", base, halves, equal, "base")
     return Result(found, spent, int(target.tokens_K[0]), reliability(truth_SRM))
 
 
@@ -179,10 +178,7 @@ def ridge(
     train_loss_KN: NDArray[np.float64], test_loss_KM: NDArray[np.float64], strength: float
 ) -> NDArray[np.float64]:
     """Whitened scores (N, M) at a given strength."""
-    members = member_losses(train_loss_KN, test_loss_KM)
-    choice = choose(members, "whitened", Setting(ridge=strength))
-    whole = slice(None)
-    return score_blocks(choice.estimator, members, choice.setting).block(whole, whole)
+    return fit(member_losses(train_loss_KN, test_loss_KM), "whitened", Setting(ridge=strength)).dense()
 
 
 def reliability(truth_SRM: NDArray[np.float64]) -> float:

@@ -94,9 +94,11 @@ def test_exit_codes() -> None:
         **dict.fromkeys(["DaunceError", "TrainingCancelledError"], 1),
         **dict.fromkeys(["ConfigurationError", "DataError", "MissingExtraError"], 2),
         **dict.fromkeys(["CapabilityError", "BudgetError"], 3),
-        **dict.fromkeys(["StoreError", "RunLockedError", "RunChangedError", "StoreCorruptError"], 4),
+        **dict.fromkeys(
+            ["StoreError", "RunLockedError", "RunChangedError", "StoreCorruptError", "UnknownJobsError"], 4
+        ),
         **dict.fromkeys(["ProviderError", "TransientError", "AmbiguousSubmitError", "RejectedError"], 5),
-        **dict.fromkeys(["StopError", "ContractError", "MembersAlikeError"], 5),
+        **dict.fromkeys(["StopError", "HeldJobError", "ContractError", "MembersAlikeError"], 5),
         "DailyLimitError": 6,
         "NotEnoughMembersError": 7,
         "ReplayError": 8,

@@ -45,7 +45,7 @@ def test_the_core_install_needs_no_torch() -> None:
     """Importing the package and its command line loads nothing of an extra."""
     code = (
         "import sys, daunce_api, daunce_api.cli, daunce_api.run, daunce_api.cli.template, daunce_api.core;"
-        "extras = {'torch', 'transformers', 'peft', 'starlette', 'vcr', 'plotly', 'pyarrow'} & set(sys.modules);"
+        "extras = {'torch', 'transformers', 'peft', 'starlette', 'vcr', 'pyarrow'} & set(sys.modules);"
         "sys.exit(f'loaded {extras}' if extras else 0)"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)

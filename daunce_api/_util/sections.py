@@ -8,7 +8,7 @@ from datetime import date
 from typing import Any, Literal, TypedDict
 
 BackendName = Literal[
-    "embedded", "openai", "openai_wire", "local", "together", "fireworks", "tinker", "azure"
+    "embedded", "openai", "openai_wire", "local", "together", "fireworks", "nebius", "tinker", "azure"
 ]  # a test compares it with the registry
 Values = Mapping[str, int | float | str]
 
@@ -55,6 +55,7 @@ class EnsembleSection(TypedDict, total=False):
     start_from: Literal["base", "target"]
     target_model: str | None
     checkpoints: int
+    keep_days: int | None
     stop: StopSection | None
 
 

@@ -16,7 +16,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .. import core
-from ..core.blocks import ScoreBlocks, score_blocks
 from ..core.losses import Reduction
 from ..data.dataset import Dataset
 from ..errors import NotEnoughMembersError
@@ -47,7 +46,8 @@ class Attribution:
         inclusion_KN: (K, N) bool, whether an example was in a member's subset.
         estimator: a registry name or "auto".
         noise: measured scoring noise of one loss, nats (standard deviation), or None.
-        rho: for members started from the target, see METHOD item 6 in :mod:`daunce_api.core`; else None.
+        rho: "base" for members trained like the target; for members started from the target their learning-rate time
+            relative to the target's (METHOD item 6 in :mod:`daunce_api.core`), or "unknown".
         loss: how token losses became example losses, "mean" (nats per token) or "sum".
         measured: what a loss is the loss of: "completion", or "first completion token only".
         censored: share of scored losses that are lower bounds.
@@ -66,7 +66,7 @@ class Attribution:
     inclusion_KN: NDArray[np.bool_]
     estimator: str = "auto"
     noise: float | None = None
-    rho: float | None = None
+    rho: core.Rho = "base"
     loss: Reduction = "mean"
     measured: str = "completion"
     censored: float = 0.0
@@ -86,11 +86,15 @@ class Attribution:
 
     def first(self, members: int) -> Attribution:
         """The attribution of the first so many members alone."""
-        keep = slice(members)
-        tokens = {s: TokenTable(t.pieces, tuple(x[keep] for x in t.logprobs)) for s, t in self.tokens.items()}
+        return self.of_members(range(min(members, len(self.members))))
+
+    def of_members(self, rows: Sequence[int]) -> Attribution:
+        """The attribution of some members alone, by their rows."""
+        keep = list(rows)
+        tokens = {side: table.rows(keep) for side, table in self.tokens.items()}
         return replace(
             self,
-            members=self.members[keep],
+            members=tuple(self.members[k] for k in keep),
             train_loss_KN=self.train_loss_KN[keep],
             test_loss_KM=self.test_loss_KM[keep],
             inclusion_KN=self.inclusion_KN[keep],
@@ -100,32 +104,32 @@ class Attribution:
         )
 
     @cached_property
-    def _losses(self) -> core.MemberLosses:
-        return core.member_losses(self.train_loss_KN, self.test_loss_KM, self.design_KN, self.earlier)
+    def losses(self) -> core.MemberLosses:
+        """The losses as the core takes them: checked, without examples that nobody has a loss of."""
+        return core.member_losses(
+            self.train_loss_KN,
+            self.test_loss_KM,
+            self.design_KN,
+            noise=self.noise,
+            rho=self.rho,
+            earlier=self.earlier,
+        )
 
     @cached_property
     def choice(self) -> core.Choice:
         """The estimator in use and why it was chosen."""
-        return core.choose(self._losses, self.estimator, core.Setting(self.noise, self.rho))
+        return core.choose(self.losses, self.estimator)
 
     def _chosen_for(self, question: core.Question) -> core.Choice:
         if question == "attribution":
             return self.choice
-        return core.choose(self._losses, self.estimator, core.Setting(self.noise, self.rho), question)
+        return core.choose(self.losses, self.estimator, question)
 
     @cached_property
     def self_lds(self) -> core.SelfLDS | None:
         """Estimated quality of the ranking (see :func:`daunce_api.core.self_lds`); None with too few members."""
         try:
-            return core.self_lds(
-                self.train_loss_KN,
-                self.test_loss_KM,
-                self.design_KN,
-                estimator=self.estimator,
-                noise=self.noise,
-                rho=self.rho,
-                earlier=self.earlier,
-            )
+            return core.estimate(self.losses, self.estimator)
         except NotEnoughMembersError:
             return None
 
@@ -134,9 +138,10 @@ class Attribution:
         :func:`daunce_api.core.scores`."""
         return np.concatenate(list(self._score_rows()))
 
-    def score_blocks(self) -> ScoreBlocks:
-        """Scores and standard errors of any rows and columns, computed where they are asked for."""
-        return score_blocks(self.choice.estimator, self._losses, self.choice.setting)
+    @cached_property
+    def scored(self) -> core.Scores:
+        """Scores and standard errors of all pairs, computed block by block where they are needed."""
+        return core.fit(self.losses, self.choice.estimator.name, self.choice.setting)
 
     def scores(self, by: Labels | None = None, *, test_by: Labels | None = None) -> pd.DataFrame:
         """Scores as a table: rows are training examples, columns test examples, or groups of them; positive = helpful.
@@ -168,10 +173,9 @@ class Attribution:
         return write_scores(Path(path), format, self._score_rows(), self.train.ids, self.test.ids)
 
     def _score_rows(self) -> Iterator[NDArray[Any]]:
-        blocks = self.score_blocks()
         step = max(1, _BLOCK_PAIRS // len(self.test))
         for start in range(0, len(self.train), step):
-            yield blocks.block(slice(start, start + step), slice(None))
+            yield self.scored.block(slice(start, start + step))
 
     def __repr__(self) -> str:
         checkpoints = "" if self.earlier is None else f" with {len(self.earlier)} earlier checkpoints"
@@ -229,12 +233,12 @@ class Attribution:
         """
         choice = self._chosen_for(question)
         if columns is None or fdr is None:
-            losses = self._losses if columns is None else self._losses.columns(test=columns)
+            losses = self.losses if columns is None else self.losses.tests(columns)
             return core.ranked(losses, choice, k, stderr=stderr, opponents=opponents, per=per, fdr=fdr)
-        ranking = core.ranked(self._losses, choice, k, stderr=stderr, opponents=opponents, per=per, fdr=fdr)
+        ranking = core.ranked(self.losses, choice, k, stderr=stderr, opponents=opponents, per=per, fdr=fdr)
         picked: dict[str, Any] = {
             name: None if (value := getattr(ranking, name)) is None else value[columns]
-            for name in ("index_Mk", "score_Mk", "stderr_Mk", "z_Mk", "distinguishable_Mk", "common_Mk")
+            for name in ("index_Mk", "score_Mk", "stderr_Mk", "z_Mk", "distinguishable_Mk", "prior_Mk")
         }
         return replace(ranking, **picked)
 
@@ -264,7 +268,7 @@ class Attribution:
         question: core.Question = "attribution",
     ) -> core.GroupScores:
         """:meth:`groups` of any hashable labels, one for every example in the data's order, taken as they are."""
-        return core.grouped(self._losses, self._chosen_for(question), train_labels_N, test_labels_M)
+        return core.grouped(self.losses, self._chosen_for(question), train_labels_N, test_labels_M)
 
     def top_groups(
         self,

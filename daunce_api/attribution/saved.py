@@ -6,7 +6,7 @@ import json
 import zipfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,6 +23,9 @@ if TYPE_CHECKING:
 
 FORMAT = 1
 CONTENT_NAME, ARRAYS_NAME = "attribution.json", "losses.npz"
+
+MAX_TOKEN_ENTRIES = 20_000_000
+"""Token log-probabilities that are saved at most of a side (160 MB); above it, that side is left out."""
 
 T = TypeVar("T")
 Arrays = dict[str, NDArray[Any]]
@@ -70,7 +73,8 @@ def contents_of(attribution: Attribution) -> tuple[dict[str, Any], Arrays]:
     if attribution.earlier is not None:
         arrays["earlier_train_loss_SKN"] = attribution.earlier.train_loss_SKN
         arrays["earlier_test_loss_SKM"] = attribution.earlier.test_loss_SKM
-    for side, table in attribution.tokens.items():
+    tables = {side: table for side, table in attribution.tokens.items() if _entries(table) <= MAX_TOKEN_ENTRIES}
+    for side, table in tables.items():
         arrays[f"{side}_token_logprobs_KT"] = np.concatenate(table.logprobs, axis=1)
         arrays[f"{side}_token_counts"] = np.array([len(p) for p in table.pieces], dtype=np.int64)
     content = {
@@ -83,9 +87,14 @@ def contents_of(attribution: Attribution) -> tuple[dict[str, Any], Arrays]:
         "facts": dict(attribution.facts),
         "train": _dataset_to_json(attribution.train),
         "test": _dataset_to_json(attribution.test),
-        "tokens": {side: [list(p) for p in table.pieces] for side, table in attribution.tokens.items()},
+        "tokens": {side: [list(p) for p in table.pieces] for side, table in tables.items()},
     }
     return content, arrays
+
+
+def _entries(table: TokenTable) -> int:
+    """Token log-probabilities of a table, without reading them where they are in a store."""
+    return sum(len(pieces) for pieces in table.pieces) * (len(table.logprobs[0]) if len(table.pieces) else 0)
 
 
 def fields_of(content: Mapping[str, Any], arrays: Arrays) -> dict[str, Any]:
@@ -98,7 +107,7 @@ def fields_of(content: Mapping[str, Any], arrays: Arrays) -> dict[str, Any]:
     earlier = None
     if "earlier_train_loss_SKN" in arrays:
         earlier = core.Checkpoints(arrays["earlier_train_loss_SKN"], arrays["earlier_test_loss_SKM"])
-    plain = ("estimator", "noise", "rho", "loss", "measured", "censored", "facts")
+    plain = ("estimator", "noise", "loss", "measured", "censored", "facts")
     return {
         "train": _dataset_from_json(content["train"]),
         "test": _dataset_from_json(content["test"]),
@@ -108,7 +117,15 @@ def fields_of(content: Mapping[str, Any], arrays: Arrays) -> dict[str, Any]:
         **{name: content[name] for name in plain},
         "tokens": tokens,
         "earlier": earlier,
+        "rho": _rho(content),
     }
+
+
+def _rho(content: Mapping[str, Any]) -> core.Rho:
+    """Files of earlier versions hold null where members start from the base, and where the recipes do not say."""
+    if content["rho"] is None:
+        return "unknown" if content["facts"].get("start_from") == "target" else "base"
+    return cast("core.Rho", content["rho"])
 
 
 def _dataset_to_json(dataset: Dataset) -> dict[str, Any]:

@@ -11,7 +11,6 @@ from numpy.typing import NDArray
 from scipy import stats
 
 from .. import core
-from ..core.uncertainty import significance_threshold
 from ..errors import ConfigurationError
 from .labels import Label, Labels, in_order, labels_of
 
@@ -50,7 +49,6 @@ def ranking_table(attribution: Attribution, ranking: core.Ranking) -> pd.DataFra
     score, z = ranking.score_Mk[0], _known(ranking.z_Mk)[0]
     correlation = ranking.estimator == "correlation"
     error, marks = _known(ranking.stderr_Mk)[0], _known(ranking.distinguishable_Mk)[0]
-    members = np.full(score.shape, ranking.members) if ranking.common_Mk is None else ranking.common_Mk[0]
     rows = []
     for rank in range(ranking.index_Mk.shape[1]):
         i = int(ranking.index_Mk[0, rank])
@@ -63,13 +61,15 @@ def ranking_table(attribution: Attribution, ranking: core.Ranking) -> pd.DataFra
                 "id": example.id,
                 "source": example.source,
                 **_interval(
-                    score[rank], error[rank], z[rank], bool(marks[rank]), members[rank], correlation=correlation
+                    score[rank], error[rank], z[rank], bool(marks[rank]), ranking.members, correlation=correlation
                 ),
                 "prompt": example.prompt_text(),
                 "completion": example.completion_text(),
             }
         )
     table = pd.DataFrame(rows, columns=_COLUMNS)
+    if ranking.prior_Mk is not None:
+        table.insert(_COLUMNS.index("stderr"), "prior", ranking.prior_Mk[0, : len(table)])
     table.attrs.update(
         estimator=ranking.estimator,
         why=ranking.why,
@@ -164,7 +164,7 @@ def _told_apart(z_GM: NDArray[Any], members: int, fdr: float | None) -> NDArray[
     (Benjamini and Hochberg 1995)."""
     size = np.abs(z_GM)
     if fdr is None:
-        return np.asarray(size >= significance_threshold(members))
+        return np.asarray(size >= core.significance_threshold(members))
     if not 0 < fdr < 1:
         raise ConfigurationError(f"A false-discovery rate lies in (0, 1); got fdr={fdr}.")
     known = np.isfinite(size)

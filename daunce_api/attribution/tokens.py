@@ -10,6 +10,7 @@ of ``l_k - mean l``, member by member, which keeps the sum exact.
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING
@@ -18,10 +19,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .. import core
-from ..core.checkpoints import centred
+from ..core.estimators import stabilized
 from ..core.losses import token_losses
-from ..core.shrinkage import directions, shrinkage_of
-from ..core.spectrum import stabilised
+from ..core.pairs import Shrinkage
+from ..core.rows import centered
 from ..errors import DataError
 from .labels import Side
 
@@ -41,8 +42,15 @@ class TokenTable:
     example in nats, NaN where a member has not scored it.
     """
 
-    pieces: tuple[tuple[str, ...], ...]
-    logprobs: tuple[Floats, ...]
+    pieces: Sequence[tuple[str, ...]]
+    logprobs: Sequence[Floats]
+
+    def rows(self, keep: Sequence[int]) -> TokenTable:
+        """The table of some members alone."""
+        return TokenTable(self.pieces, tuple(x[list(keep)] for x in self.logprobs))
+
+    def prefetch(self, positions: Iterable[int]) -> None:
+        """Say which examples will be looked at; a table that reads them from a store reads them at once."""
 
 
 class Split:
@@ -59,24 +67,14 @@ class Split:
         self._attribution = attribution
         choice = attribution.choice
         self.final_only = attribution.earlier is not None and choice.setting.checkpoints
-        self._correlation = choice.estimator.name == "correlation"
         # A correlation is a covariance over two norms, which all tokens share.
-        self._estimator = core.ESTIMATORS["covariance"] if self._correlation else choice.estimator
-        self._setting = replace(choice.setting, log_offset=None, shrinkage=None)
-        self._shrinkage = choice.setting.shrinkage
-        self._offset = choice.setting.log_offset
-        self._members = core.member_losses(attribution.train_loss_KN, attribution.test_loss_KM, attribution.design_KN)
-        self._whole_N = np.asarray(np.isfinite(self._members.train_KN).all(axis=0))
-        whole_M = np.asarray(np.isfinite(self._members.test_KM).all(axis=0))
-        # An example that nobody has scored has no pairs; one that some have scored makes every pair a case of its own.
-        gaps = any(
-            (np.isfinite(loss).any(axis=0) & ~whole).any()
-            for loss, whole in ((self._members.train_KN, self._whole_N), (self._members.test_KM, whole_M))
-        )
-        if "test" not in attribution.tokens:
-            self.why = "token log-probabilities of the answers were not kept"
-        else:
-            self.why = "some members have not scored every example" if gaps or not self._whole_N.any() else ""
+        self._correlation = choice.estimator.name == "correlation"
+        self._setting = choice.setting
+        losses = attribution.losses.final()
+        self._train_KN, self._test_KM = (x.astype(np.float64) for x in (losses.train_KN, losses.test_KM))
+        self._losses = losses
+        self._places = [{int(i): n for n, i in enumerate(kept)} for kept in (losses.kept_N, losses.kept_M)]
+        self.why = "" if "test" in attribution.tokens else "token log-probabilities of the answers were not kept"
         if choice.estimator.name == "inclusion":
             self.why_not_train = "inclusion does not look at the losses of training examples"
         elif "train" not in attribution.tokens:
@@ -86,72 +84,75 @@ class Split:
 
     def train_parts(self, i: int, j: int) -> Floats:
         """(T,) part of each token of training example i in its score to test example j; they sum to the score."""
-        tokens_KT = centred(self._losses("train", i))
+        tokens_KT = centered(self._token_losses("train", i))
         return np.asarray(tokens_KT.T @ (self._map_KK @ self._test_loss(j)) * self._factor(i, j))
 
     def test_parts(self, i: int, j: int) -> Floats:
         """(U,) part of each token of test example j in the score of training example i to it; they sum to the score."""
-        losses_KU = self._losses("test", j)
-        tokens_KU = centred(losses_KU)
-        if self._offset is not None:
+        losses_KU = self._token_losses("test", j)
+        tokens_KU, offset = centered(losses_KU), self._setting.log_offset
+        if offset is not None:
             loss_K = losses_KU.sum(axis=1)
             away_K = loss_K - loss_K.mean()
-            moved_K = stabilised(np.append(loss_K, loss_K.mean())[:, None], self._offset)[:, 0]
+            moved_K = stabilized(np.append(loss_K, loss_K.mean())[:, None], offset)[:, 0]
             slope_K = np.divide(
                 moved_K[:-1] - moved_K[-1], away_K, out=np.ones_like(away_K), where=np.abs(away_K) > 1e-12
             )
             tokens_KU = tokens_KU * slope_K[:, None]
         return np.asarray(self._left(i) @ self._map_KK @ tokens_KU * self._factor(i, j))
 
-    @cached_property
+    @property
     def _map_KK(self) -> Floats:
         """W: what the estimator makes of a test column, one column for each member; centring included."""
-        return np.asarray(self._factors.right_RM)
+        return np.asarray(self._units.right_RM)
 
     @cached_property
-    def _factors(self) -> core.Factors:
-        members = self._members
-        columns = replace(
-            members,
-            train_KN=members.train_KN[:, self._whole_N].astype(np.float64),
-            test_KM=np.eye(members.count),
-            inclusion_KN=None if members.inclusion_KN is None else members.inclusion_KN[:, self._whole_N],
-            complete=True,
+    def _units(self) -> core.Scores:
+        """The scores of every training example to K imagined answers, each of which one member alone finds hard."""
+        losses, count = self._losses, self._losses.count
+        units = replace(
+            losses,
+            train=(self._train_KN,),
+            test=(np.eye(count),),
+            kept_M=np.arange(count),
+            shape=(losses.shape[0], count),
+            prior=None,
         )
-        return self._estimator.factorise(columns, self._setting)
+        name = "covariance" if self._correlation else self._attribution.choice.estimator.name
+        return core.fit(units, name, core.Setting(ridge=self._setting.ridge))
 
     @cached_property
-    def _directions(self) -> float:
-        """d of `core.shrinkage`: the filtered spectrum is that of W G."""
-        left_KN = self._factors.left_RN
-        return directions(np.linalg.eigvals(self._map_KK @ (left_KN @ left_KN.T)).real)
+    def _filtered(self) -> Floats:
+        """The filtered spectrum, which is that of W G (see `core.pairs`)."""
+        left_KN = self._units.left_RN
+        return np.asarray(np.linalg.eigvals(self._map_KK @ (left_KN @ left_KN.T)).real)
 
-    def _losses(self, side: Side, position: int) -> Floats:
+    def _token_losses(self, side: Side, position: int) -> Floats:
         """(K, T) losses of an example's tokens, which sum to the example's loss."""
         reduction = self._attribution.loss
-        loss_KT = token_losses(self._attribution.tokens[side].logprobs[position][self._members.kept], reduction)
+        loss_KT = token_losses(self._attribution.tokens[side].logprobs[position][self._losses.kept_K], reduction)
         return np.asarray(loss_KT / (1 if reduction == "sum" else loss_KT.shape[1]))
 
     def _left(self, i: int) -> Floats:
         """(K,) what the estimator takes from the training example."""
-        return np.asarray(self._factors.left_RN[:, int(self._whole_N[:i].sum())])
+        return np.asarray(self._units.left_RN[:, self._places[0][i]])
 
     def _test_loss(self, j: int) -> Floats:
-        return stabilised(self._members.test_KM[:, [j]].astype(np.float64), self._offset)[:, 0]
+        return stabilized(self._test_KM[:, [self._places[1][j]]], self._setting.log_offset)[:, 0]
 
     def _factor(self, i: int, j: int) -> float:
         """What the product of both sides is multiplied by: the pair's weight where scores are drawn towards zero, what
         makes a correlation of a covariance, or 1."""
-        if self._shrinkage is not None:
-            test_K = centred(self._test_loss(j))
+        if self._setting.shrinkage is not None:
+            test_K = centered(self._test_loss(j))
             sides = np.stack([self._left(i), test_K])
             products = sides @ self._map_KK @ sides.T
-            shrinkage = shrinkage_of(self._shrinkage, self._directions, products[0, :1], products[1, 1:])
-            return float(shrinkage.weight(products[:1, 1], np.array([0]), np.array([0]))[0])
+            weights = Shrinkage.of(self._setting.shrinkage, self._filtered, products[0, :1], products[1, 1:])
+            return float(weights.weight(products[:1, 1], np.array([0]), np.array([0]))[0])
         if not self._correlation:
             return 1.0
-        norms = np.linalg.norm(self._left(i)) * np.linalg.norm(centred(self._test_loss(j)))
-        return float((self._members.count - 1) / norms) if norms else 0.0
+        norms = np.linalg.norm(self._left(i)) * np.linalg.norm(centered(self._test_loss(j)))
+        return float((self._losses.count - 1) / norms) if norms else 0.0
 
 
 def pair_tokens(attribution: Attribution, train: str, test: str) -> pd.DataFrame:

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
-from ..errors import ConfigurationError, MissingExtraError
+from ..errors import ConfigurationError
 from . import terminal
 from .common import (
     HERE,
@@ -23,11 +23,6 @@ from .common import (
     error_content,
     show,
 )
-
-if TYPE_CHECKING:
-    from ..attribution import Attribution
-    from ..run import Run
-
 
 DEMO_SECONDS = 10.0, 2.5
 """To start with, and per member, on two cores."""
@@ -97,6 +92,7 @@ def run(
     """
     from ..providers.registry import check_keys
     from ..run import Run
+    from ..summary import write_report_of
 
     job = Run.create(config)
     planned = job.plan(max_usd=max_usd)
@@ -114,7 +110,7 @@ def run(
             on_event=progress.event, on_progress=progress.scored, session=session, max_usd=max_usd
         )
     status = job.status()
-    page = _report_at_the_end(job, attribution) if report else None
+    page = write_report_of(job, attribution) if report else None
     content = status.to_json() | {"report": None if page is None else str(page)}
     show(as_json, content, lambda: terminal.finished(status, attribution, page))
 
@@ -165,6 +161,8 @@ def demo(
     Fine-tunes members of a small language model through OpenAI's wire format, served on this machine, and compares the
     finding with text search. Needs the extra `server`.
     """
+    from ..summary import write_report_of
+
     guess = DEMO_SECONDS[0] + DEMO_SECONDS[1] * members
     if not as_json:
         terminal.demo_begins(members, folder, first_guess=guess)
@@ -172,20 +170,9 @@ def demo(
         from .demo import run_demo
 
         result = run_demo(folder, members=members, on_event=progress.event, on_progress=progress.scored)
-    page = _report_at_the_end(result.run, result.attribution)
-    content = result.to_json() | {"report": None if page is None else str(page)}
+    page = write_report_of(result.run, result.attribution)
+    content = result.to_json() | {"report": str(page)}
     show(as_json, content, lambda: terminal.demo(result, page))
-
-
-def _report_at_the_end(job: Run, attribution: Attribution) -> Path | None:
-    """The report, or a word on what it lacks: the run itself is done and kept."""
-    from ..summary import write_report_of
-
-    try:
-        return write_report_of(job, attribution)
-    except MissingExtraError as missing:
-        terminal.warn([f"{missing}; then: daunce report {job.run_dir}"])
-        return None
 
 
 def _session(record: Path | None, replay: Path | None) -> Any:

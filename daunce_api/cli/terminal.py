@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 out = Console(highlight=False, soft_wrap=True)
 err = Console(stderr=True, highlight=False, soft_wrap=True)
 
-_SHOWN = ("failed", "left_out", "fewer_models", "waiting", "parked")
+_SHOWN = ("failed", "left_out", "fewer_models", "waiting", "parked", "not_yet", "orphan", "adopted", "not_checked")
 """Kinds of events that are printed as they happen."""
 
 _FINDINGS, _FIRST = 3, 3

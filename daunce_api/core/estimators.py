@@ -1,67 +1,201 @@
-"""The estimators: one registry, one form.
+"""The estimators: filters over the spectrum of the training losses, and the registry.
 
 Notation and sign are those of `daunce_api.core`: A (R, N) and B (R, M) are training and test losses centred over the
-members of their stage, G = A A^T = U diag(w) U^T, and a positive score means that the training example helps the test
-example. R = K without earlier checkpoints (`checkpoints`). Every estimator is an inner product over rows,
-``score_NM = left_RN.T @ right_RM`` (`Factors`), which is what makes exact top-k, group sums and standard errors
-possible without ever holding an N x M matrix. A filter's scores may besides be drawn towards zero, each by a weight of
-its own (`shrinkage`).
+members of their stage, G = A A^T = U diag(w) U^T, and every filter is ``score = A^T U diag(phi(w)) U^T B`` (METHOD,
+items 4 to 6). There are R = K rows, one for each member, or as many more as earlier checkpoints are given (`rows`).
 
-Adding an estimator is one function from `(MemberLosses, Setting)` to `Factors` (for a spectral filter: from a
-`Spectrum` to weights) and one line in `ESTIMATORS`.
+Adding a filter is one function from (`Spectrum`, `Setting`) to weights and one line in `ESTIMATORS`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
-from functools import cache
-from typing import Literal, TypeAlias
+from dataclasses import dataclass
+from typing import Any, Literal, TypeAlias
 
 import numpy as np
+from numpy.typing import NDArray
 
 from ..errors import ConfigurationError, DataError
-from .checkpoints import Floats, Stages, stacked
-from .leaving_out import ErrorTerm, filter_terms, moment_terms, unit_terms
-from .members import MemberLosses
-from .shrinkage import Shrinkage, directions, shrinkage_of, squared_lengths
-from .spectrum import Filter, Setting, Spectrum, Vector, shrunk, spectrum_of
+from .rows import Floats, MemberLosses, Stages
 
+Vector: TypeAlias = NDArray[np.float64]
+Matrix: TypeAlias = NDArray[np.float64]
 Question: TypeAlias = Literal["attribution", "retrieval"]
+_BLOCK = 65_536
 
 QUESTIONS: dict[Question, str] = {
     "attribution": "how much each training example moves each test example's loss (judged by LDS)",
     "retrieval": "which training examples belong to a test example, whatever the size of their effect (judged by "
-    "average "
-    "precision)",
+    "average precision)",
 }
 
 
-@dataclass(frozen=True, eq=False)
-class Factors:
-    """Scores as an inner product over rows, with what their standard errors need.
+@dataclass(frozen=True)
+class Setting:
+    """The parameters of an estimator.
 
     Attributes:
-        left_RN: (R, N) training side.
-        right_RM: (R, M) test side; ``score = left.T @ right``.
-        tests_RM: (R, M) centred test losses, from which the test side of `errors` comes.
-        errors: gives what leaving out one member changes, as a sum of products (see `leaving_out`); computed when first
-            asked for, since scores do without.
-        stages: which rows belong to one member.
-        standardised: columns were divided by their standard deviation, whose own error counts too (correlation).
-        shrinkage: with it, a score is the product times the pair's weight.
+        ridge: lambda of ``whitened`` relative to the mean eigenvalue; None means 1.
+        log_offset: c of `stabilized`, nats, or None to take test losses as they are.
+        checkpoints: whether losses at earlier checkpoints are used, where they are given.
+        shrinkage: c of `pairs.Shrinkage`, by which a filter's scores are drawn towards zero; None: not at all.
+        prior, smoothing: weights of the prior and of similar training examples (`prior`).
     """
 
-    left_RN: Floats
-    right_RM: Floats
-    tests_RM: Floats
-    errors: Callable[[], tuple[ErrorTerm, ...]]
+    ridge: float | None = None
+    log_offset: float | None = None
+    checkpoints: bool = True
+    shrinkage: float | None = None
+    prior: float = 0.0
+    smoothing: float = 0.0
+
+
+@dataclass(frozen=True, eq=False)
+class Spectrum:
+    """Eigenvalues and eigenvectors of G = A A^T with the null directions left out.
+
+    Attributes:
+        w: (D,) eigenvalues, nats^2, descending, all positive. D <= K - 1, since centring removes one direction (with
+            checkpoints: at most `Stages.freedom`).
+        u_RD: (R, D) eigenvectors.
+        mean: tr(G) / (number of rows), the unit in which a ridge lambda is measured.
+        stages: which member has a row at which stage.
+        noise_energy: N sigma^2, what scoring noise, which is another in every row, adds to every eigenvalue.
+        dispersion: var(inclusion) / mean(inclusion)^2 = (1 - r) / r for subsets of ratio r, or None when unknown.
+        rho: of members that start from the target, else None.
+    """
+
+    w: Vector
+    u_RD: Matrix
+    mean: float
     stages: Stages
-    standardised: bool = False
-    shrinkage: Shrinkage | None = None
+    noise_energy: float = 0.0
+    dispersion: float | None = None
+    rho: float | None = None
+
+    @property
+    def signal(self) -> Vector:
+        """(D,) eigenvalues less the noise energy, at least zero: s of METHOD item 5."""
+        return np.maximum(self.w - self.noise_energy, 0.0)
+
+    @property
+    def response(self) -> Vector:
+        """(D,) f R, the unitless response of the training recipe in each direction: sqrt(s / (R dispersion)), item 6.
+
+        R is the number of rows; with checkpoints this is the root mean square of the responses at all stages.
+
+        Raises:
+            ConfigurationError: the inclusion matrix is not known.
+        """
+        if self.dispersion is None:
+            raise ConfigurationError("This estimator needs the inclusion matrix: pass inclusion_KN.")
+        return np.asarray(np.sqrt(self.signal / (self.stages.rows * self.dispersion)))
+
+    def wiener(self, phi: Callable[[Vector], Vector]) -> Vector:
+        """(D,) (s / w)^2 phi(s): a filter of the signal's eigenvalue s behind a Wiener weight (METHOD, item 5)."""
+        signal, out = self.signal, np.zeros_like(self.w)
+        alive = signal > 0
+        out[alive] = (signal[alive] / self.w[alive]) ** 2 * phi(signal[alive])
+        return out
 
 
-Factorise: TypeAlias = Callable[[MemberLosses, Setting], Factors]
+def spectrum_of(losses: MemberLosses) -> Spectrum:
+    """Decompose the centred training losses.
+
+    Raises:
+        DataError: the training losses are the same in all members.
+    """
+    rows_RN, stages = losses.train_rows(), losses.stages
+    gram: Matrix = np.zeros((rows_RN.shape[0],) * 2)
+    for start in range(0, rows_RN.shape[1], _BLOCK):
+        block = rows_RN[:, start : start + _BLOCK].astype(np.float64)
+        gram += block @ block.T
+    return decompose(gram, stages, losses)
+
+
+def decompose(gram_RR: Matrix, stages: Stages, losses: MemberLosses, dispersion: float | None = None) -> Spectrum:
+    """Eigendecomposition of a Gram matrix, centred over the members of each stage, null directions dropped.
+
+    ``losses`` say what is known besides; ``dispersion`` spares computing it again.
+
+    Raises:
+        DataError: the matrix is zero.
+    """
+    centred = stages.centre(stages.centre(gram_RR).T)
+    w, u = np.linalg.eigh((centred + centred.T) / 2)
+    keep = w > 100 * w.size * np.finfo(np.float64).eps * max(float(w[-1]), 0.0)
+    if not keep.any():
+        raise DataError("All members give every training example the same loss, so nothing tells examples apart.")
+    if dispersion is None and losses.inclusion_KN is not None:
+        dispersion = inclusion_dispersion(losses.inclusion_KN)
+    return Spectrum(
+        w[keep][::-1].copy(),
+        np.ascontiguousarray(u[:, keep][:, ::-1]),
+        float(np.trace(centred)) / stages.rows,
+        stages,
+        losses.noise_energy,
+        dispersion,
+        None if isinstance(losses.rho, str) else losses.rho,
+    )
+
+
+def inclusion_dispersion(inclusion_KN: NDArray[Any]) -> float:
+    """var(inclusion) / r^2 within members, r being the mean: (1 - r) / r for subsets of ratio r, about 1 / r for
+    bootstrap subsets. Where examples are weighed by noise, whose mean says nothing, r is the share that has a weight:
+    an objective is a mean over its examples.
+    """
+    counts = inclusion_KN.dtype.kind != "f" or bool((inclusion_KN == np.rint(inclusion_KN)).all())
+    mean = float(inclusion_KN.mean(dtype=np.float64) if counts else (inclusion_KN != 0).mean())
+    if mean <= 0:
+        raise DataError("Every subset is empty: no member was trained on any example.")
+    within = float(np.mean([np.var(row, dtype=np.float64) for row in inclusion_KN]))
+    if within <= 0:
+        raise DataError(
+            "Every member was trained on every example: subsets of the training set are what attribution reads."
+        )
+    return within / mean**2
+
+
+def stabilized(test_KM: Floats, log_offset: float | None) -> Floats:
+    """One stage's test losses on the scale on which they answer linearly to parameters; the plain losses with None.
+
+    ``(mean + c) log(loss + c)``: a loss near zero is about exp(-margin), and it is the margin that moves linearly.
+    Each column keeps its order over members, and to first order its deviations in nats. c must be well above the
+    scoring noise, which the logarithm would blow up.
+    """
+    if log_offset is None:
+        return test_KM
+    level = test_KM.mean(axis=0)
+    return np.asarray((level + log_offset) * np.log(np.maximum(test_KM + log_offset, log_offset / 2)), test_KM.dtype)
+
+
+def _flat(spectrum: Spectrum, setting: Setting) -> Vector:
+    return np.full(spectrum.w.shape, 1 / spectrum.stages.freedom)
+
+
+def ridge_of(spectrum: Spectrum, setting: Setting) -> float:
+    """lambda m, nats^2."""
+    return (1.0 if setting.ridge is None else setting.ridge) * spectrum.mean
+
+
+def _whitened(spectrum: Spectrum, setting: Setting) -> Vector:
+    return spectrum.wiener(lambda s: 1 / (s + ridge_of(spectrum, setting)))
+
+
+def _half_whitened(spectrum: Spectrum, setting: Setting) -> Vector:
+    return spectrum.wiener(lambda s: 1 / np.sqrt(s))
+
+
+def _matched(spectrum: Spectrum, setting: Setting) -> Vector:
+    rho = spectrum.rho
+    if rho is None or spectrum.dispersion is None:
+        raise ConfigurationError(
+            "The matched estimator needs rho, the ratio of the member's to the target's learning-rate time (steps x "
+            "mean learning rate), and the inclusion matrix. For members trained from the base use half_whitened."
+        )
+    scale = np.sqrt(spectrum.stages.rows * spectrum.dispersion)
+    return spectrum.wiener(lambda s: 1 / (np.sqrt(s) * (np.sqrt(s) / scale + rho)))
 
 
 @dataclass(frozen=True)
@@ -70,153 +204,24 @@ class Estimator:
 
     Attributes:
         name: what users write.
-        formula: one line.
+        filter: the spectral filter phi(w), or None for `correlation` and `inclusion`.
         question: which question it answers best.
-        factorise: complete losses to `Factors`.
-        filter: the spectral filter phi(w), for estimators of that family (covariance: a constant).
-        moment: covariances of single pairs are all it needs, so that missing entries can be left out pair by pair.
-        needs_inclusion, needs_rho: arguments it cannot do without.
     """
 
     name: str
-    formula: str
-    question: Question
-    factorise: Factorise
-    filter: Filter | None = None
-    moment: bool = False
-    needs_inclusion: bool = False
-    needs_rho: bool = False
-
-
-def _covariance(members: MemberLosses, setting: Setting) -> Factors:
-    factors = _moment(members.train_rows(), members.test_rows(), members.stages)
-    if setting.shrinkage is None:
-        return factors
-    shrinkage = spectral_factors(members, spectrum_of(members, setting), _flat, setting).shrinkage
-    return replace(factors, shrinkage=shrinkage)
-
-
-def _moment(a_RN: Floats, b_RM: Floats, stages: Stages) -> Factors:
-    """``a^T b / freedom``: with checkpoints, the covariance pooled over stages."""
-    return Factors(a_RN, b_RM / stages.freedom, b_RM, lambda: moment_terms(stages), stages)
-
-
-def _correlation(members: MemberLosses, setting: Setting) -> Factors:
-    a, b = _unit_columns(members.train_rows()), _unit_columns(members.test_rows())
-    stages = members.stages
-    return Factors(a, b, b, lambda: unit_terms(stages), stages, standardised=True)
-
-
-def _inclusion(members: MemberLosses, setting: Setting) -> Factors:
-    if members.inclusion_KN is None:
-        raise ConfigurationError("The inclusion estimator needs the inclusion matrix: pass inclusion_KN.")
-    stages = members.stages
-    included = -members.inclusion_KN.astype(members.train_KN.dtype)
-    rows = stacked([stages.centre_stage(t, included) for t in range(stages.count)])
-    return _moment(rows, members.test_rows(), stages)
-
-
-def _unit_columns(a_KX: Floats) -> Floats:
-    norm = np.sqrt(np.einsum("kx,kx->x", a_KX, a_KX, dtype=np.float64)).astype(a_KX.dtype)
-    return np.asarray(np.divide(a_KX, norm, out=np.zeros_like(a_KX), where=norm > 0))
-
-
-def _flat(spectrum: Spectrum, setting: Setting) -> Vector:
-    """1 / (K - 1): covariance as a filter."""
-    return np.full(spectrum.w.shape, 1 / spectrum.stages.freedom)
-
-
-def whitened_filter(spectrum: Spectrum, setting: Setting) -> Vector:
-    """1 / (s + lambda m) behind the Wiener weight; lambda m relative to the mean eigenvalue m (METHOD, items 4 and 5).
-
-    lambda defaults to 1 here; `scores` and `auto` choose it from the run when the inclusion matrix is known.
-    """
-    ridge = _ridge(spectrum, setting)
-    return shrunk(lambda s: 1 / (s + ridge), spectrum)
-
-
-def _ridge(spectrum: Spectrum, setting: Setting) -> float:
-    """lambda m, nats^2."""
-    return (1.0 if setting.ridge is None else setting.ridge) * spectrum.mean
-
-
-def half_whitened_filter(spectrum: Spectrum, setting: Setting) -> Vector:
-    """s^-1/2 behind the Wiener weight: the influence estimator where members share the target's recipe (item 6)."""
-    return shrunk(lambda s: 1 / np.sqrt(s), spectrum)
-
-
-def matched_filter(spectrum: Spectrum, setting: Setting) -> Vector:
-    """1 / (sqrt(s) (f R + rho)) behind the Wiener weight, for short members started from the target (item 6)."""
-    if setting.rho is None:
-        raise ConfigurationError(
-            "The matched estimator needs rho, the ratio of the member's to the target's learning-rate time "
-            "(steps x mean learning rate). For members trained from the base use half_whitened."
-        )
-    rho = setting.rho
-    scale = np.sqrt(spectrum.stages.rows * _dispersion(spectrum))
-    return shrunk(lambda s: 1 / (np.sqrt(s) * (np.sqrt(s) / scale + rho)), spectrum)
-
-
-def _dispersion(spectrum: Spectrum) -> float:
-    if spectrum.dispersion is None:
-        raise ConfigurationError("The matched estimator needs the inclusion matrix: pass inclusion_KN.")
-    return spectrum.dispersion
-
-
-def spectral_factors(members: MemberLosses, spectrum: Spectrum, apply: Filter, setting: Setting) -> Factors:
-    """Factors of ``A^T U diag(phi) U^T B``.
-
-    Raises:
-        DataError: the scoring noise leaves no direction above it.
-    """
-    phi = apply(spectrum, setting)
-    if not (phi > 0).any():
-        raise DataError(
-            f"Scoring noise ({spectrum.noise_energy:.3g} nats^2 over all training examples) is larger than every "
-            "direction "
-            f"in which members differ (largest {spectrum.w[0]:.3g}). The losses stay usable with "
-            "estimator='covariance'; "
-            "larger members (more epochs, a higher learning rate, a larger subset) or repeated scoring would help."
-        )
-    a, b = members.train_rows(), members.test_rows()
-    right = spectrum.u_RD @ (phi[:, None] * (spectrum.u_RD.T @ b))
-
-    @cache
-    def errors() -> tuple[ErrorTerm, ...]:
-        return filter_terms(spectrum, phi, _ridge(spectrum, setting))
-
-    shrinkage = None
-    if setting.shrinkage is not None:
-        half_DR = (np.sqrt(phi)[:, None] * spectrum.u_RD.T).astype(a.dtype)
-        squares = (squared_lengths(half_DR, x) for x in (a, b.astype(a.dtype, copy=False)))
-        shrinkage = shrinkage_of(setting.shrinkage, directions(spectrum.w * phi), *squares)
-    return Factors(a, right.astype(a.dtype), b, errors, spectrum.stages, shrinkage=shrinkage)
-
-
-def _spectral(apply: Filter) -> Factorise:
-    def factorise(members: MemberLosses, setting: Setting) -> Factors:
-        return spectral_factors(members, spectrum_of(members, setting), apply, setting)
-
-    return factorise
-
-
-def _entry(name: str, formula: str, apply: Filter, *, needs_rho: bool = False) -> Estimator:
-    return Estimator(
-        name, formula, "attribution", _spectral(apply), apply, needs_inclusion=needs_rho, needs_rho=needs_rho
-    )
+    filter: Callable[[Spectrum, Setting], Vector] | None = None
+    question: Question = "attribution"
 
 
 ESTIMATORS: dict[str, Estimator] = {
     e.name: e
     for e in (
-        Estimator("covariance", "A^T B / (K - 1)", "attribution", _covariance, _flat, moment=True),
-        Estimator("correlation", "covariance / (sd_i sd_j)", "retrieval", _correlation, moment=True),
-        Estimator(
-            "inclusion", "-inclusion_c^T B / (K - 1)", "attribution", _inclusion, moment=True, needs_inclusion=True
-        ),
-        _entry("whitened", "A^T (G + lambda tr(G)/K I)^-1 B", whitened_filter),
-        _entry("half_whitened", "A^T G^-1/2 B", half_whitened_filter),
-        _entry("matched", "A^T U diag(1 / (sqrt(w) (f R + rho))) U^T B", matched_filter, needs_rho=True),
+        Estimator("covariance", _flat),
+        Estimator("correlation", question="retrieval"),
+        Estimator("inclusion"),
+        Estimator("whitened", _whitened),
+        Estimator("half_whitened", _half_whitened),
+        Estimator("matched", _matched),
     )
 }
 
@@ -227,8 +232,6 @@ def estimator_named(name: str) -> Estimator:
     Raises:
         ConfigurationError: there is none.
     """
-    try:
-        return ESTIMATORS[name]
-    except KeyError:
-        known = ", ".join(["auto", *ESTIMATORS])
-        raise ConfigurationError(f"Unknown estimator {name!r}; there are: {known}.") from None
+    if name not in ESTIMATORS:
+        raise ConfigurationError(f"Unknown estimator {name!r}; there are: {', '.join(['auto', *ESTIMATORS])}.")
+    return ESTIMATORS[name]

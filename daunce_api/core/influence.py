@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from ..errors import DataError
-from .checkpoints import Floats
+from .rows import Floats
 
 
 @dataclass(frozen=True, eq=False)

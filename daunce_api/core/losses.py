@@ -107,38 +107,30 @@ def segment_losses(logprobs_T: ArrayLike, lengths_N: ArrayLike, reduction: Reduc
     return np.asarray(sums if reduction == "sum" else sums / lengths)
 
 
-def resolve_censored(
-    loss_KN: ArrayLike, censored_KN: ArrayLike, *, policy: Literal["bound", "missing"] = "bound", max_share: float = 0.5
-) -> FloatArray:
+def resolve_censored(loss_KN: ArrayLike, censored_KN: ArrayLike, max_share: float = 0.5) -> FloatArray:
     """Turn censored losses into values that the estimators take.
 
     An entry is censored when the provider only says that the loss is at least so much (a token outside the top 20):
-    its value is that lower bound. Estimators know no censoring, so it is decided here, once.
+    its value is that lower bound. Estimators know no censoring, so it is decided here, once: the bound is the value,
+    which attributes the clipped loss, min(loss, bound).
 
     Args:
         loss_KN: (K, N) losses in nats; a lower bound where censored; NaN where missing.
         censored_KN: (K, N) bool.
-        policy: ``"bound"`` keeps the bound as the value, which attributes the clipped loss, min(loss, bound);
-            ``"missing"`` makes the entry NaN, which is unbiased only if censoring has nothing to do with the subset.
-        max_share: with ``"bound"``, a column (example) censored in more than this share of its observed members becomes
-            NaN as a whole: what is left of it says more about the bound than about the model.
+        max_share: a column (example) censored in more than this share of its observed members becomes NaN as a whole:
+            what is left of it says more about the bound than about the model.
 
     Returns:
         (K, N) losses, a copy.
 
     Raises:
-        DataError: shapes differ. ConfigurationError: unknown policy.
+        DataError: shapes differ.
     """
     loss = np.array(loss_KN, dtype=np.result_type(np.asarray(loss_KN).dtype, np.float32))
     censored = np.asarray(censored_KN, dtype=bool)
     if loss.shape != censored.shape or loss.ndim != 2:
         raise DataError(f"Losses {loss.shape} and their censoring mask {censored.shape} must be one (K, N) shape.")
-    if policy == "missing":
-        loss[censored] = np.nan
-    elif policy == "bound":
-        observed = np.isfinite(loss)
-        share = (censored & observed).sum(axis=0) / np.maximum(observed.sum(axis=0), 1)
-        loss[:, share > max_share] = np.nan
-    else:
-        raise ConfigurationError(f'Unknown policy {policy!r} for censored losses: use "bound" or "missing".')
+    observed = np.isfinite(loss)
+    share = (censored & observed).sum(axis=0) / np.maximum(observed.sum(axis=0), 1)
+    loss[:, share > max_share] = np.nan
     return loss

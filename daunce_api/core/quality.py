@@ -1,72 +1,108 @@
-"""self_lds: the quality of a run, from the run alone.
+"""self_lds: the quality of a run, from the run alone; and when to stop paying for members.
 
-Members are split into folds. Scores fitted on the other folds predict the test losses of a held-out member from its
-inclusion row, ``-inclusion @ score``, and the prediction is compared with what was measured, by Spearman's rank
-correlation over members, for each test example. No fine-tune is spent on it.
+NESTED CROSS-VALIDATION. Members are split into folds. The estimator is chosen and fitted on the other folds, predicts
+the test losses of the held-out members from their inclusion rows, ``-inclusion @ score``, and the prediction is
+compared with what was measured by Spearman's rank correlation over members, for each test example. So what is chosen
+on some members is judged on others, and no fine-tune is spent on it.
 
 Over K members a sample's rank correlation is expected to be ((K - 2) rho + 3 tau) / (K + 1) (Kendall and Gibbons 1990,
 section 9.7), which is K / (K + 1) rho as long as tau = 2 / 3 rho, as in weakly correlated data; that is made good. The
 correlation so found, ``raw``, is an LDS against single training runs. The LDS of the literature averages the truth over
 several seeds, which takes the seeds' luck out of it: ``value = raw / ceiling``. What the ceiling is depends on the
-members.
+members, and its constants are measured, not derived (RESULTS-estimators.md).
 
-* Members that share the target's recipe (no rho): ``1.1 sqrt(h)``. h is the share of the test losses' variance that
-  subsets explain linearly (`HeldOut.explained`), drawn towards .55 +- .2 by its standard error. Luck and scoring noise
-  are no part of h; the factor stands for what subsets do beyond the linear, which h misses, and for the luck left in
-  the truth. It is measured on three tasks, not derived.
-* Members from the target that answer like it (`Spectrum.answers_like_target`): .92 times the correlation of test
-  losses with and without scoring noise. .92 is measured on one task, the language model's.
+* Members that share the target's recipe (rho "base"): ``1.1 sqrt(h)``. h is the share of the test losses' variance that
+  subsets explain linearly (`CrossValidator.explained`), drawn towards .55 +- .2 by its standard error. Luck and scoring
+  noise are no part of h; the factor stands for what subsets do beyond the linear, and for the luck left in the truth.
+* Members from the target that answer like it (`choice.answers_like_target`): .92 times the correlation of test losses
+  with and without scoring noise.
 * Other short members from the target answer more steeply than a retrained model does: with few members that lowers the
-  true LDS by about as much as luck and noise lower ``raw``, with many by less. ``.84 + 1.6 / K``, at most 1, was
-  measured on two tasks.
+  true LDS by about as much as luck and noise lower ``raw``, with many by less: ``.84 + 1.6 / K``, at most 1.
+* Where rho is unknown, either of the last two: the value is halfway, the interval covers both.
 
-The interval takes the ceiling to be known to 10 %, besides the error of h. What it covers is measured in
-RESULTS-estimators.md. Below 20 members it is a rough guess: nine members predict one, and the estimator is
-not yet chosen by what they say.
+The interval takes the ceiling to be known to 10 %, besides the error of h. Below 20 members it is a rough guess.
+
+MORE MEMBERS. ``raw(n) = (a + b / n)^-1/2`` is what a correlation does whose prediction carries noise of variance 1 / n.
+It goes through the correlations of members that are predicted by all other folds and by half of those. Intervals put
+together, draw by draw, the bootstrap over members, the form of the curve (what is left to gain is taken to be right up
+to a factor, sd .25 of its logarithm), what is no curve (8 % of raw; 25 % below 20 members), and the members to come.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
+from scipy import stats
 from scipy.stats import rankdata
 
-from ..errors import NotEnoughMembersError
-from .checkpoints import Floats
-from .forecast import FEW, Ceiling, Curve, Forecast, fit_forecast, interval_around
-from .heldout import Candidate, HeldOut
-from .spectrum import Setting
+from ..errors import ConfigurationError, NotEnoughMembersError
+from .choice import answers_like_target, choose
+from .crossval import CrossValidator, folds, weighted_correlation
+from .rows import MemberLosses
 
-FOLDS = 10
+Vector = NDArray[np.float64]
 MINIMUM_MEMBERS = 8
+FEW = 20
 DRAWS = 400
 JUDGED_PAIRS, JUDGED_LEAST = 1_500_000, 50
-"""Of weighted scores as many pairs are made for each fold as so many make, or those of so many test examples."""
-CEILING_LEAST = 0.4
-CEILING_SPREAD = 0.1
+CEILING_LEAST, CEILING_SPREAD = 0.4, 0.1
 EXPLAINED = (0.55, 0.2)
 BEYOND_LINEAR = 1.1
 LIKE_TARGET = 0.92
 UNLIKE_TARGET = (0.84, 1.6)
-PARTS = (1, 2, 4)
-"""Of the members of the other folds: all, a half, a quarter. The curve goes through the three."""
+NEAR_ZERO = 0.02
+FORM = 0.25
+OTHERWISE, OTHERWISE_FEW = 0.08, 0.25
+
+
+@dataclass(frozen=True)
+class Curve:
+    """raw(n) = (a + b / n)^-1/2: how held-out correlation grows with the number of members; a >= 1."""
+
+    a: float
+    b: float
+
+    def at(self, members: ArrayLike) -> Vector:
+        """Held-out correlation expected with so many members."""
+        return np.asarray(1 / np.sqrt(self.a + self.b / np.asarray(members, dtype=np.float64)))
+
+
+@dataclass(frozen=True, eq=False)
+class _Draws:
+    """Draws of the curve and the ceiling; the first of each array is the estimate itself.
+
+    Attributes:
+        raw_D: held-out correlation with K members.
+        left_D: raw^-2 less its limit: what is left to gain.
+        ceiling_D: with everything that is not known of it.
+        share_D: of that, what more members will tell, as a factor.
+        growth: the ceiling of n members over that of K.
+        luck_D: standard normal deviations: of members to come, and of whatever is no curve.
+    """
+
+    raw_D: Vector
+    left_D: Vector
+    ceiling_D: Vector
+    share_D: Vector
+    growth: Callable[[float], float]
+    luck_D: Vector
 
 
 @dataclass(frozen=True)
 class SelfLDS:
-    """An estimate of the LDS of a run, made from the run's own members.
+    """An estimate of the LDS of a run, made from the run's own members by nested cross-validation.
 
     Attributes:
         value: estimated LDS against a truth averaged over seeds; 1 is perfect, 0 is chance.
-        low, high: 95 % bootstrap interval over members.
+        low, high: 95 % interval (bootstrap over members, and what is not known of the ceiling).
         estimator: which estimator it is about.
         members: K.
-        raw: correlation with single held-out members, times (K + 1) / K.
-        ceiling: what the luck of single training runs lets ``raw`` reach at most.
+        raw: the measured part: correlation with single held-out members, times (K + 1) / K.
+        ceiling: the modeled part: what the luck of single training runs lets ``raw`` reach; value = raw / ceiling.
         curve: raw against the number of members, or None where the run is too poor for one (raw near zero).
-        forecast: what intervals for other numbers of members are read from, or None likewise.
     """
 
     value: float
@@ -77,7 +113,7 @@ class SelfLDS:
     raw: float
     ceiling: float
     curve: Curve | None
-    forecast: Forecast | None = field(default=None, repr=False, compare=False)
+    draws: _Draws | None = field(default=None, repr=False, compare=False)
 
     @property
     def rough(self) -> bool:
@@ -88,117 +124,169 @@ class SelfLDS:
         """Estimated LDS with another number of members; NaN without a curve."""
         if self.curve is None:
             return np.full(np.shape(members), np.nan)
-        growth = 1.0 if self.forecast is None else self.forecast.ceiling.growth(members)
+        growth = 1.0 if self.draws is None else np.vectorize(self.draws.growth)(members)
         return np.asarray(np.minimum(self.curve.at(members) / (self.ceiling * growth), 1.0))
 
     def interval(self, members: int) -> tuple[float, float]:
-        """95 % interval of the LDS with at least K members: ``low`` and ``high`` with K, wider with more; NaN without a
-        forecast."""
-        return (np.nan, np.nan) if self.forecast is None else self.forecast.interval(members)
+        """95 % interval of the LDS with at least K members: ``low`` and ``high`` with K; NaN without a curve."""
+        if self.draws is None:
+            return np.nan, np.nan
+        values = self._raw_with(members) / (self.draws.ceiling_D * self.draws.growth(members))
+        return interval_around(np.minimum(values, 1.0), self.members)
 
     def gain(self, members: int) -> tuple[float, float, float]:
         """What ``members`` more members are expected to add to self_lds, and the 95 % interval of what they will have
-        added when they are there; NaN without a forecast."""
-        if self.forecast is None:
+        added when they are there; NaN without a curve.
+
+        The luck of the present members is diluted then, that of the new ones comes in, and what they tell of the
+        ceiling.
+        """
+        if self.draws is None:
             return np.nan, np.nan, np.nan
         total = self.members + members
-        return float(self.expected(total)) - self.value, *self.forecast.gain(total)
+        raw_D, (luck, other), new = self.draws.raw_D, self.draws.luck_D, members / total
+        spread, share = float(np.std(raw_D[1:])), OTHERWISE_FEW if self.rough else OTHERWISE
+        later = raw_D[0] + self._raw_with(total) - raw_D + new * (raw_D - np.median(raw_D[1:]))
+        later += np.sqrt(new * (1 - new)) * spread * luck + new * share * raw_D[0] * other
+        later[0] = self._raw_with(total)[0]
+        ceiling_D = self.ceiling * self.draws.growth(total) * self.draws.share_D**new
+        low, high = interval_around(np.minimum(later / np.maximum(ceiling_D, later), 1.0), self.members)
+        return float(self.expected(total)) - self.value, low - self.value, high - self.value
+
+    def _raw_with(self, members: float) -> Vector:
+        assert self.draws is not None
+        gone = 1 - self.members / members
+        return np.asarray(1 / np.sqrt(self.draws.raw_D**-2 - self.draws.left_D * gone))
 
 
-def column_spearman(x_SM: ArrayLike, y_SM: ArrayLike) -> NDArray[np.float64]:
-    """(M,) Spearman correlation of matching columns, over the rows where both are observed; 0 for a constant column.
-
-    NaN where fewer than 3 rows are observed.
-    """
-    x, y = _ranks(x_SM, y_SM)
-    return np.asarray(_weighted_correlation(x, y, np.ones((1, x.shape[0])))[0])
-
-
-def _ranks(x_SM: ArrayLike, y_SM: ArrayLike) -> tuple[Floats, Floats]:
-    """Ranks over the rows where both are observed, NaN elsewhere."""
-    x, y = np.array(x_SM, dtype=np.float64), np.array(y_SM, dtype=np.float64)
-    gap = ~(np.isfinite(x) & np.isfinite(y))
-    x[gap] = y[gap] = np.nan
-    policy = "omit" if gap.any() else "propagate"  # "omit" is many times slower
-    return rankdata(x, axis=0, nan_policy=policy), rankdata(y, axis=0, nan_policy=policy)
-
-
-def _weighted_correlation(x_SM: Floats, y_SM: Floats, weight_DS: Floats) -> NDArray[np.float64]:
-    """(D, M) Pearson correlation of columns under each row of weights; NaN with fewer than 3 rows, 0 if constant."""
-    seen = np.isfinite(x_SM).astype(np.float64)
-    few = seen.sum(axis=0) < 3
-    middle = (x_SM.shape[0] + 1) / 2  # keeps the sums of squares small
-    x, y = np.nan_to_num(x_SM - middle), np.nan_to_num(y_SM - middle)
-    total = np.maximum(weight_DS @ seen, 1e-300)
-    mean_x, mean_y = weight_DS @ x / total, weight_DS @ y / total
-    cross = weight_DS @ (x * y) / total - mean_x * mean_y
-    scale = (weight_DS @ (x * x) / total - mean_x**2) * (weight_DS @ (y * y) / total - mean_y**2)
-    good = scale > 1e-9 * np.maximum(total, 1)
-    out = np.where(good, cross / np.sqrt(np.where(good, scale, 1.0)), 0.0)
-    out[:, few] = np.nan
-    return np.asarray(out)
-
-
-def estimate(held: HeldOut, candidate: Candidate, *, seed: int = 0) -> SelfLDS:
-    """The quality of one candidate.
+def estimate(losses: MemberLosses, estimator: str = "auto", *, seed: int = 0) -> SelfLDS:
+    """The quality of an estimator on a run.
 
     Raises:
-        NotEnoughMembersError: fewer than 8 members.
+        NotEnoughMembersError: fewer than 8 members. Otherwise as `choose`.
     """
-    count = held.members.count
+    count = losses.count
     if count < MINIMUM_MEMBERS:
         raise NotEnoughMembersError(
             f"self_lds needs at least {MINIMUM_MEMBERS} members, {count} are scored. Scores can be computed already; "
-            "their "
-            "quality is known when more members are."
+            "their quality is known when more members are."
         )
-    estimator, setting = candidate
-    draws = np.random.default_rng(seed).multinomial(count, np.full(count, 1 / count), DRAWS)
-    weights = np.vstack([np.ones(count), draws])
-    parts = PARTS if count >= FEW else PARTS[:2]
-    judged = held if setting.shrinkage is None else held.some_tests(JUDGED_PAIRS, JUDGED_LEAST)
-    raw_LD = np.stack([_raws(judged, candidate, weights, part) for part in parts])
-    ceiling = _ceiling(held, setting)
-    normal = np.random.default_rng([seed, 1]).standard_normal((2, DRAWS + 1))
-    normal[:, 0] = 0
-    ceilings = np.maximum(ceiling.expected(normal[0]) * np.exp(CEILING_SPREAD * normal[1]), raw_LD[0])
-    values = np.minimum(raw_LD[0] / ceilings, 1.0)
+    cv = CrossValidator(losses).some_tests(JUDGED_PAIRS, JUDGED_LEAST)
+    predictions, name = _nested(cv, estimator, 2)
+    rng = np.random.default_rng(seed)
+    weights = np.vstack([np.ones(count), rng.multinomial(count, np.full(count, 1 / count), DRAWS)])
+    target = rankdata(cv.target_KM, axis=0)
+    levels = []
+    for turns in predictions:
+        each = [np.nanmean(weighted_correlation(rankdata(p, axis=0), target, weights), axis=1) for p in turns]
+        levels.append(np.clip(np.mean(each, axis=0) * (count + 1) / count, -1, 1))
+    raw_D, half_D = levels
+    normal_ZD = rng.standard_normal((5, DRAWS + 1))
+    normal_ZD[:, 0] = 0
+    drawn, growth = _ceilings(cv, normal_ZD[0])
+    ceiling_D = np.maximum(drawn * np.exp(CEILING_SPREAD * normal_ZD[1]), raw_D)
+    values = np.minimum(raw_D / ceiling_D, 1.0)
     low, high = interval_around(values, count)
-    forecast = fit_forecast(raw_LD, count, ceiling, ceilings, np.random.default_rng([seed, 2]))
-    return SelfLDS(
-        float(values[0]),
-        low,
-        high,
-        estimator.name,
-        count,
-        float(raw_LD[0, 0]),
-        float(ceilings[0]),
-        None if forecast is None else forecast.curve,
-        forecast,
-    )
+    curve = draws = None
+    if min(raw_D[0], half_D[0]) >= NEAR_ZERO:
+        full, half = np.maximum(raw_D, NEAR_ZERO), np.maximum(half_D, NEAR_ZERO)
+        left = np.maximum(half**-2 - full**-2, 0.0) * np.exp(FORM * normal_ZD[2])
+        left = np.minimum(left, full**-2 - 1)  # the limit is a correlation: a >= 1
+        draws = _Draws(full, left, ceiling_D, drawn / drawn[0], growth, normal_ZD[3:])
+        curve = Curve(float(full[0] ** -2 - left[0]), float(left[0] * count))
+    return SelfLDS(float(values[0]), low, high, name, count, float(raw_D[0]), float(ceiling_D[0]), curve, draws)
 
 
-def _raws(held: HeldOut, candidate: Candidate, weights: Floats, part: int) -> NDArray[np.float64]:
-    """Mean held-out correlation under each row of weights over members, with the small sample made good.
+def _nested(cv: CrossValidator, estimator: str, parts: int) -> tuple[list[list[NDArray[np.float64]]], str]:
+    """Predictions of every member by what is chosen and fitted on the other folds, and by what is fitted on each half
+    of those, ...; and the estimator that all members together choose.
 
-    Each member is predicted by one ``part``-th of the members of the other folds; every one of these parts in turn.
+    What is chosen differs from fold to fold, and with it the scale of predictions: each is taken relative to its spread
+    over the members that it was fitted on.
     """
-    count = held.members.count
-    total = np.zeros(len(weights))
-    for turn in range(part):
-        ranks = _ranks(held.folded([candidate], FOLDS, part, turn)[0], held.target_KM)
-        total += np.nanmean(_weighted_correlation(*ranks, weights), axis=1) / part
-    return np.asarray(np.clip(total * (count + 1) / count, -1, 1))
+    losses, every = cv.losses, np.arange(cv.losses.count)
+    out = [[np.empty(cv.target_KM.shape) for _ in range(part)] for part in range(1, parts + 1)]
+    for held, rest in folds(losses.count):
+        choice = choose(losses.members(rest), estimator)
+        candidate = (choice.estimator.name, choice.setting)
+        for part, turns in enumerate(out, start=1):
+            for turn, filled in enumerate(turns):
+                fitted = rest[turn::part]
+                predicted = cv.predict([candidate], fitted, every)[0]
+                spread = predicted[fitted].std(axis=0)
+                filled[held] = np.divide(predicted[held], spread, out=np.zeros_like(predicted[held]), where=spread > 0)
+    return out, choose(losses, estimator).estimator.name
 
 
-def _ceiling(held: HeldOut, setting: Setting) -> Ceiling:
-    """What is known of the ceiling; see the module's text."""
-    if setting.rho is None:
-        return Ceiling(BEYOND_LINEAR, *held.explained(), EXPLAINED, CEILING_LEAST)
-    if not held.spectrum(setting).answers_like_target(setting.rho):
-        middle, few = UNLIKE_TARGET
-        return Ceiling(middle, few=few, members=held.members.count)
-    noise = 0.0 if setting.noise is None else float(np.mean(np.square(setting.noise)))
-    spread_M = np.nanvar(held.target_KM.astype(np.float64), axis=0)
-    kept = np.maximum(spread_M - noise, 0) / np.where(spread_M > 0, spread_M, 1)
-    return Ceiling(LIKE_TARGET * float(np.sqrt(kept).mean()), least=CEILING_LEAST)
+def _ceilings(cv: CrossValidator, normal_D: Vector) -> tuple[Vector, Callable[[float], float]]:
+    """(D,) draws of what raw can reach at most, and how that changes with the number of members."""
+    losses = cv.losses
+    if losses.rho == "base":
+        share, error = cv.explained()
+        mean, spread = EXPLAINED
+        weight = 0.0 if not np.isfinite(error) else spread**2 / (spread**2 + error**2)
+        share_D = weight * share + (1 - weight) * mean + np.sqrt(1 - weight) * spread * normal_D
+        return np.clip(BEYOND_LINEAR * np.sqrt(np.maximum(share_D, 0)), CEILING_LEAST, 1), lambda n: 1.0
+    middle, few = UNLIKE_TARGET
+    unlike = min(middle + few / losses.count, 1.0)
+    variance_M = np.var(losses.test_KM.astype(np.float64), axis=0)
+    kept = np.maximum(variance_M - losses.noise_rms**2, 0) / np.where(variance_M > 0, variance_M, 1)
+    like = float(np.clip(LIKE_TARGET * np.sqrt(kept).mean(), CEILING_LEAST, 1))
+    if losses.rho == "unknown":
+        ceiling_D = np.where(normal_D > 0, unlike, like)
+        ceiling_D[0] = (unlike + like) / 2
+        return ceiling_D, lambda n: 1.0
+    if answers_like_target(losses, cv.spectrum()):
+        return np.full(normal_D.shape, like), lambda n: 1.0
+    return np.full(normal_D.shape, unlike), lambda n: min(middle + few / n, 1.0) / unlike
+
+
+def interval_around(value_D: Vector, members: int) -> tuple[float, float]:
+    """95 % interval around the first value, from bootstrap draws over members, which are the others.
+
+    Repeated members shift the bootstrap's centre; its spread is what counts. That of few members is too small by
+    sqrt((K - 1) / K), and its percentiles are those of a normal distribution where Student's are due (Hesterberg 2015,
+    section 3.2).
+    """
+    wider = stats.t.ppf(0.975, members - 1) / stats.norm.ppf(0.975) * np.sqrt(members / (members - 1))
+    low, high = wider * np.quantile(value_D[1:] - np.median(value_D[1:]), [0.025, 0.975])
+    return float(value_D[0] + low), min(float(value_D[0] + high), 1.0)
+
+
+@dataclass(frozen=True)
+class StopRule:
+    """When more members are no longer worth their price, judged by self_lds at growing member counts.
+
+    Args:
+        self_lds: stop when the estimate (with ``surely``: the lower end of its interval) reaches this value.
+        plateau: stop when half as many members again would gain less than this, by the curve, and the members between
+            the last two looks gained less too.
+        min_members: not before.
+
+    Raises:
+        ConfigurationError: neither is given, or one lies outside (0, 1).
+    """
+
+    self_lds: float | None = None
+    surely: bool = False
+    plateau: float | None = None
+    min_members: int = 2
+
+    def __post_init__(self) -> None:
+        limits = [x for x in (self.self_lds, self.plateau) if x is not None]
+        if not limits or not all(0 < x < 1 for x in limits):
+            raise ConfigurationError("ensemble.stop needs self_lds or plateau, each between 0 and 1.")
+
+    def reason(self, history: Sequence[SelfLDS]) -> str | None:
+        """Why to stop, or None to go on; ``history`` holds estimates of nested sets of members, ascending."""
+        if not history or history[-1].members < self.min_members:
+            return None
+        last = history[-1]
+        if self.self_lds is not None and (last.low if self.surely else last.value) >= self.self_lds:
+            return f"self_lds is {last.value:.3f} [{last.low:.3f}, {last.high:.3f}] with {last.members} members"
+        if self.plateau is None or len(history) < 2 or last.curve is None:
+            return None
+        gain = float(last.expected(1.5 * last.members) - last.expected(last.members))
+        if gain >= self.plateau or last.value - history[-2].value >= self.plateau:
+            return None
+        return f"{last.members // 2} more members would add about {gain:.3f} to a self_lds of {last.value:.3f}"

@@ -1,29 +1,22 @@
-"""Proponents and opponents: the k largest or smallest scores of every example, with their uncertainty."""
+"""Proponents and opponents: the k largest or smallest scores of every example, exact, with their uncertainty."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import NDArray
+from scipy import stats
 
 from ..errors import ConfigurationError
-from .blocks import FactorBlocks, ScoreBlocks, score_blocks
-from .checkpoints import Checkpoints, Floats
-from .choice import Choice, choose
-from .complete import LEAST_FOR_CORRELATION, correlation_without, jackknife
-from .estimators import Factors, Question
-from .members import MemberLosses, member_losses
-from .selection import Best, Index, above, largest, prepare_points
-from .spectrum import Setting
-from .uncertainty import fdr_threshold, same_p, significance_threshold, z_values
+from .jackknife import LEAST_FOR_CORRELATION, correlation_without, jackknife, significance_threshold, z_values
+from .pairs import Scores, Shrinkage
+from .rows import Floats, Index, Mask
 
-_ROWS = 4_096
-_PAIRS = 400_000
-_BLOCK = 4_000_000
-_DENSE = 200
-"""How many pairs of a block cost as much as one chosen pair that is gathered (measured: 90 to 300)."""
+_POINTS, _QUERIES = 2_048, 512  # a tile of scores that stays in cache
+_PAIRS = 20_000_000  # numbers that the errors of chosen pairs take at a time
+_BINS, _Z_MAX, _ROWS = 4_096, 64.0, 4_096
 
 
 @dataclass(frozen=True, eq=False)
@@ -32,251 +25,211 @@ class Ranking:
 
     Attributes:
         index_Mk: (M, k) int64 indices of training examples (with per="train": (N, k), of test examples), strongest
-            first; -1 where an example has fewer than k scores (missing losses).
+            first; -1 where an example has no losses.
         score_Mk: their scores; positive = helpful. Descending for proponents, ascending for opponents.
         stderr_Mk: standard errors over the choice of members, or None. Where scores are drawn towards zero
-            (`shrinkage`), those of the scores before, times the weights, which are taken as known: so z is that of the
-            score before.
-        z_Mk: score / stderr (correlations on Fisher's scale, see `uncertainty.z_values`), or None. Where a pair has
-            fewer members in common than K: the value for K members with the same p-value, so that one threshold serves.
-        distinguishable_Mk: |z| above ``z_threshold``, or None: whether the score can be told from zero.
+            (`pairs`), those of the scores before, times the weights, which are taken as known: so z is that of the
+            score before. Of the evidence alone where there is a prior.
+        z_Mk: evidence / stderr (correlations on Fisher's scale, see `jackknife.z_values`), or None.
+        distinguishable_Mk: |z| above ``z_threshold``, or None: whether the evidence is significantly not zero.
         z_threshold: two-sided 5 % point of Student's t with K - 1 degrees of freedom, for one pair looked at by
-            itself; or the Benjamini-Hochberg threshold over all N x M pairs, when a false-discovery rate was asked for.
+            itself; or the Benjamini-Hochberg threshold over all N x M pairs, with a false-discovery rate.
         estimator, why: which estimator, and what chose it.
         question: what a ranking by this estimator answers.
         members: K.
         opponents: whether these are the smallest scores.
-        common_Mk: how many members have both losses of the pair, or None where all K have all.
+        prior_Mk: the part of each score that is prior, or None where there is none; the rest is evidence.
     """
 
     index_Mk: Index
     score_Mk: Floats
     stderr_Mk: Floats | None
     z_Mk: Floats | None
-    distinguishable_Mk: NDArray[np.bool_] | None
+    distinguishable_Mk: Mask | None
     z_threshold: float | None
     estimator: str
     why: str
     question: str
     members: int
     opponents: bool
-    common_Mk: Floats | None = None
+    prior_Mk: Floats | None = None
 
 
-def top(
-    train_loss_KN: ArrayLike,
-    test_loss_KM: ArrayLike,
-    k: int,
-    estimator: str = "auto",
-    stderr: bool = True,
-    opponents: bool = False,
-    *,
-    inclusion_KN: ArrayLike | None = None,
-    noise: float | NDArray[np.float64] | None = None,
-    rho: float | None = None,
-    question: Question = "attribution",
-    per: Literal["test", "train"] = "test",
-    fdr: float | None = None,
-    earlier: Checkpoints | None = None,
-) -> Ranking:
-    """The k largest (or smallest) scores of every test example, exact, without the N x M matrix.
-
-    Args:
-        train_loss_KN, test_loss_KM, inclusion_KN, estimator, noise, rho, earlier: as for `scores`. Inputs may be
-            memory-mapped.
-        k: how many; more than there are means all.
-        stderr: also standard errors, z-values and what can be told from zero.
-        opponents: the smallest scores instead of the largest.
-        question: with estimator="auto": "attribution" (effect on the loss, judged by LDS) or "retrieval" (which
-            examples belong together). A named estimator answers its own, and refuses retrieval if that is not it.
-        per: "test" ranks training examples for each test example, "train" the other way round.
-        fdr: mark as distinguishable so that at most this share of all marked pairs of the N x M is expected to be false
-            (Benjamini-Hochberg; costs a pass over all pairs).
-
-    Returns:
-        Ranking.
-
-    Raises:
-        ConfigurationError: k < 1, an unknown option, or fdr outside (0, 1). Otherwise as `scores`.
-    """
-    members = member_losses(train_loss_KN, test_loss_KM, inclusion_KN, earlier)
-    choice = choose(members, estimator, Setting(noise, rho), question)
-    return ranked(members, choice, k, stderr=stderr, opponents=opponents, per=per, fdr=fdr)
-
-
-def ranked(
-    members: MemberLosses,
-    choice: Choice,
+def ranking_of(
+    scores: Scores,
     k: int,
     *,
+    estimator: str,
+    why: str,
+    question: str,
     stderr: bool = True,
     opponents: bool = False,
     per: Literal["test", "train"] = "test",
     fdr: float | None = None,
 ) -> Ranking:
-    """`top` with an estimator that is chosen already. Of ``members``, test examples may be left out afterwards: without
-    ``fdr`` a pair's entry does not depend on which others there are."""
+    """Rank by scores; see `top`. Raises ConfigurationError for options that cannot be."""
     if k < 1 or per not in ("test", "train"):
         raise ConfigurationError(f'top needs k >= 1 and per="test" or "train"; got k={k}, per={per!r}.')
     if fdr is not None and not (stderr and 0 < fdr < 1):
         raise ConfigurationError(f"A false-discovery rate lies in (0, 1) and needs standard errors; got fdr={fdr}.")
-    part, rows, columns = members.observed()
-    setting = choice.setting.of_examples(rows, members.train_KN.shape[1])
-    blocks = score_blocks(choice.estimator, part, setting)
-    error = common = None
-    if isinstance(blocks, FactorBlocks):
-        index, score = _top_of_factors(blocks.factors, k, opponents, per)
-        error = _pair_errors(blocks.factors, index, per) if stderr else None
-    else:
-        index, score, error, common = _top_of_blocks(blocks, k, opponents, per, stderr)
-    if part is not members:
-        points, queries, count = (rows, columns, members.test_KM.shape[1])
-        if per == "train":
-            points, queries, count = (columns, rows, members.train_KN.shape[1])
-        many = members.train_KN.shape[1] if per == "test" else members.test_KM.shape[1]
-        shape = (count, min(k, many))
-        index = _placed(np.where(index >= 0, points[index], -1), queries, shape, -1)
-        score = _placed(score, queries, shape, np.nan)
-        error, common = (
-            None if x is None else _placed(x, queries, shape, fill) for x, fill in ((error, np.nan), (common, 0))
-        )
-    z = marked = threshold = None
-    if error is not None:
-        fisher = choice.estimator.name == "correlation"
-        z = z_values(score, error, correlation=fisher)
-        if common is not None:
-            z = same_p(z, common, members.count)
-        if fdr is None:
-            threshold = significance_threshold(members.count)
-        else:
-            threshold = fdr_threshold(blocks, members.count, fdr, correlation=fisher)
-        marked = np.abs(z) >= threshold
-    return Ranking(
-        index,
-        score,
-        error,
-        z,
-        marked,
-        threshold,
-        choice.estimator.name,
-        choice.why,
-        choice.question_text,
-        members.count,
-        opponents,
-        common,
+    swap = per == "train"
+    points, queries = (scores.kept_M, scores.kept_N) if swap else (scores.kept_N, scores.kept_M)
+    many, count = scores.shape[::-1] if swap else scores.shape
+
+    def placed(part: NDArray[Any], missing: float) -> NDArray[Any]:
+        out = np.full((count, min(k, many)), missing, dtype=part.dtype)
+        out[queries, : part.shape[1]] = part
+        return out
+
+    inner, value = _largest(_oriented(scores, swap=swap, sign=-1 if opponents else 1), min(k, points.size))
+    score = placed(-value if opponents else value, np.nan)
+    rows, columns = (np.arange(queries.size)[:, None], inner) if swap else (inner, np.arange(queries.size)[:, None])
+    prior = None if scores.prior_NM is None else placed(scores.prior_NM[rows, columns], np.nan)
+    error = z = marks = threshold = None
+    if stderr:
+        error = placed(_pair_errors(scores, *np.broadcast_arrays(rows, columns)), np.nan)
+        z = z_values(score if prior is None else score - prior, error, correlation=scores.standardized)
+        threshold = significance_threshold(scores.stages.members) if fdr is None else fdr_threshold(scores, fdr)
+        marks = np.abs(z) >= threshold
+    index = placed(points[inner], -1)
+    members = scores.stages.members
+    return Ranking(index, score, error, z, marks, threshold, estimator, why, question, members, opponents, prior)
+
+
+def _oriented(scores: Scores, *, swap: bool, sign: int) -> Scores:
+    """With the sides exchanged, and all scores times ``sign``."""
+    left, right, shrinkage, prior = scores.left_RN, scores.right_RM, scores.shrinkage, scores.prior_NM
+    if swap:
+        left, right = right, left
+        shrinkage = None if shrinkage is None else Shrinkage(shrinkage.right_M, shrinkage.left_N)
+        prior = None if prior is None else prior.T
+    if sign < 0:
+        right, prior = -right, None if prior is None else -prior
+    return replace(scores, left_RN=left, right_RM=right, shrinkage=shrinkage, prior_NM=prior)
+
+
+def _largest(scores: Scores, k: int) -> tuple[Index, Floats]:
+    """(M, k) indices of rows and their scores, largest first, equal ones by index.
+
+    Rows are gone through in blocks. What exceeds the k-th best of its column so far waits until there is enough of it
+    to be worth merging: a threshold that is a little old lets a few more through and costs less than a fresh one.
+    """
+    many, count = scores.left_RN.shape[1], scores.right_RM.shape[1]
+    value, index = np.empty((count, k), dtype=scores.right_RM.dtype), np.empty((count, k), dtype=np.int64)
+    waiting: list[tuple[Index, Floats, Index]] = []
+    first, pending = min(many, max(_POINTS, 2 * k)), 0
+    for start, stop in [(0, first), *((i, min(i + _POINTS, many)) for i in range(first, many, _POINTS))]:
+        rows = slice(start, stop)
+        for tile in range(0, count, _QUERIES):
+            columns = slice(tile, tile + _QUERIES)
+            if start == 0:
+                block = np.ascontiguousarray(scores.inner(rows, columns).T)
+                keep = np.argpartition(block, stop - k, axis=1)[:, stop - k :]
+                index[columns], value[columns] = keep, np.take_along_axis(block, keep, axis=1)
+                continue
+            found = _above(scores, rows, columns, value[columns].min(axis=1))
+            waiting.append((found[0] + tile, found[1], found[2] + start))
+            pending += found[0].size
+        if pending > value.size:
+            _merge(value, index, waiting)
+            waiting, pending = [], 0
+    _merge(value, index, waiting)
+    order = np.lexsort((index, -value), axis=1)
+    return np.take_along_axis(index, order, axis=1), np.take_along_axis(value, order, axis=1)
+
+
+def _above(scores: Scores, rows: slice, columns: slice, threshold_m: Floats) -> tuple[Index, Floats, Index]:
+    """Columns, values and rows of the scores that exceed their column's threshold."""
+    # Weights are at most 1, so that scores before weights are enough to leave out by, above zero.
+    late = scores.shrinkage is not None and scores.prior_NM is None and bool((threshold_m > 0).all())
+    block = scores.product(rows, columns) if late else scores.inner(rows, columns)
+    mask = np.zeros((block.shape[0], -(-block.shape[1] // 8) * 8), dtype=np.bool_)
+    np.greater(block, threshold_m, out=mask[:, : block.shape[1]])
+    words = np.flatnonzero(mask.view(np.uint64))  # eight at a time: next to none is above
+    row, column = np.divmod(words * 8, mask.shape[1])
+    place, inner = np.nonzero(mask[row[:, None], column[:, None] + np.arange(8)])
+    row, column = row[place], column[place] + inner
+    value = block[row, column]
+    if late and scores.shrinkage is not None:
+        value = value * scores.shrinkage.weight(value, rows.start + row, columns.start + column)
+    return column, value, row
+
+
+def _merge(value_mk: Floats, index_mk: Index, waiting: list[tuple[Index, Floats, Index]]) -> None:
+    """Keep the k best of what is there and what waits, in place."""
+    query, value, index = (
+        (np.concatenate(part) for part in zip(*waiting, strict=True)) if waiting else [np.zeros(0)] * 3
     )
+    if not query.size:
+        return
+    small = value_mk.shape[0] <= np.iinfo(np.uint16).max
+    order = np.argsort(query.astype(np.uint16) if small else query, kind="stable")  # short integers sort in one pass
+    query, value, index = query[order], value[order], index[order]
+    touched, first, count = np.unique(query, return_index=True, return_counts=True)
+    k = value_mk.shape[1]
+    values = np.full((touched.size, k + int(count.max())), -np.inf, dtype=value_mk.dtype)
+    indices = np.zeros(values.shape, dtype=np.int64)
+    values[:, :k], indices[:, :k] = value_mk[touched], index_mk[touched]
+    row = np.repeat(np.arange(touched.size), count)
+    place = k + np.arange(query.size) - first[row]
+    values[row, place], indices[row, place] = value, index
+    keep = np.argpartition(values, values.shape[1] - k, axis=1)[:, -k:]
+    value_mk[touched] = np.take_along_axis(values, keep, axis=1)
+    index_mk[touched] = np.take_along_axis(indices, keep, axis=1)
 
 
-def _placed(part_Xk: NDArray[Any], rows: NDArray[np.int64], shape: tuple[int, int], missing: float) -> NDArray[Any]:
-    """Rows in their places among all examples; what is not there is missing."""
-    out = np.full(shape, missing, dtype=part_Xk.dtype)
-    out[rows, : part_Xk.shape[1]] = part_Xk
-    return out
-
-
-def _top_of_factors(factors: Factors, k: int, opponents: bool, per: str) -> tuple[Index, Floats]:
-    points, queries, shrinkage = factors.left_RN, factors.right_RM, factors.shrinkage
-    if per == "train":
-        points, queries = queries, points
-        shrinkage = None if shrinkage is None else shrinkage.swapped()
-    sign = -1 if opponents else 1
-    signed = queries * sign if opponents else queries
-    index, value = largest(prepare_points(points), signed, min(k, points.shape[1]), shrinkage)
-    return index, value * sign if opponents else value
-
-
-def _pair_errors(factors: Factors, index_Mk: Index, per: str) -> Floats:
-    """Standard errors of chosen pairs: R multiplications each, whatever N x M is, or picked from whole blocks where the
-    chosen ones are a fair share of all."""
-    errors = factors.errors()
-    count = len(errors) * factors.stages.count
-    many = (factors.left_RN if per == "test" else factors.right_RM).shape[1]
-    products = count * (count + 1) // 2 + 3
-    if not factors.standardised and many * products <= _DENSE * count * index_Mk.shape[1]:
-        return _picked_errors(FactorBlocks(factors), index_Mk, per)
-    left_NR = np.ascontiguousarray(factors.left_RN.T)
-    terms = [
-        (
-            None if t.left_map is None else t.left_map.astype(left_NR.dtype),
-            np.ascontiguousarray((factors.right_RM if factors.standardised else t.right(factors.tests_RM)).T),
-        )
-        for t in errors
+def _pair_errors(scores: Scores, rows_Mk: Index, columns_Mk: Index) -> Floats:
+    """Standard errors of chosen pairs: some R numbers each, whatever N x M is."""
+    dtype = scores.left_RN.dtype
+    left_NR: Floats = np.ascontiguousarray(scores.left_RN.T)
+    right_MR: Floats = np.ascontiguousarray(scores.right_RM.T)
+    maps = [None if t.left_map is None else t.left_map.astype(dtype) for t in scores.terms]
+    rights = [
+        right_MR if scores.standardized else np.ascontiguousarray(t.right(scores.tests_RM).T) for t in scores.terms
     ]
-    right_MR = None if factors.shrinkage is None else np.ascontiguousarray(factors.right_RM.T)
-    stages = factors.stages
-    inflation = stages.inflation().astype(left_NR.dtype)
-    out = np.empty(index_Mk.shape, dtype=left_NR.dtype)
-    step = max(1, _PAIRS * 50 // (index_Mk.shape[1] * left_NR.shape[1]))
+    stages, inflation = scores.stages, scores.stages.inflation().astype(dtype)
+    out: Floats = np.zeros_like(rows_Mk, dtype=dtype)
 
     def by_member(values: Floats) -> Floats:
         """Sums over the rows of each member, on the last axis."""
         return np.asarray(values.reshape(*values.shape[:-1], stages.count, stages.members).sum(axis=-2))
 
-    for start in range(0, index_Mk.shape[0], step):
-        chosen = index_Mk[start : start + step]
-        own = np.arange(start, start + chosen.shape[0])
-        rows, columns = (chosen, own[:, None]) if per == "test" else (own[:, None], chosen)
+    step = max(1, _PAIRS // max(rows_Mk[:1].size * scores.left_RN.shape[0], 1))
+    for start in range(0, len(rows_Mk), step):
+        rows, columns = rows_Mk[start : start + step], columns_Mk[start : start + step]
         left = left_NR[rows]
-        if factors.standardised:
-            right = terms[0][1][columns]
+        least = 3
+        if scores.standardized:
+            right, least = right_MR[columns], LEAST_FOR_CORRELATION
             score = (left * right).sum(axis=-1, keepdims=True)
-            parts = (by_member(inflation * x * y) for x, y in ((left, right), (left, left), (right, right)))
-            change = score - correlation_without(score, *parts)
+            sums = (by_member(inflation * x * y) for x, y in ((left, right), (left, left), (right, right)))
+            change = score - correlation_without(score, *sums)
         else:
-            change = by_member(
-                sum(
-                    ((left if maps is None else left @ maps) * right[columns] for maps, right in terms),
-                    np.zeros((), left.dtype),
-                )
-            )
+            sides = zip(maps, rights, strict=True)
+            parts = [(left if m is None else left @ m) * right[columns] for m, right in sides]
+            change = by_member(np.sum(parts, axis=0))
         squares = np.einsum("...k,...k->...", change, change)
-        least = LEAST_FOR_CORRELATION if factors.standardised else 3
         error = jackknife(squares, change.sum(axis=-1), stages.members, least)
-        if factors.shrinkage is not None and right_MR is not None:
+        if scores.shrinkage is not None:
             score = np.einsum("...r,...r->...", left, right_MR[columns])
-            pairs = (x.ravel() for x in np.broadcast_arrays(rows, columns))
-            error *= factors.shrinkage.weight(score.ravel(), *pairs).reshape(score.shape)
+            error *= scores.shrinkage.weight(score.ravel(), rows.ravel(), columns.ravel()).reshape(score.shape)
         out[start : start + step] = error
     return out
 
 
-def _picked_errors(blocks: FactorBlocks, index_Mk: Index, per: str) -> Floats:
-    out = np.empty(index_Mk.shape, dtype=blocks.factors.left_RN.dtype)
-    whole = slice(None)
-    step = max(1, _BLOCK // blocks.shape[0 if per == "test" else 1])
-    for start in range(0, index_Mk.shape[0], step):
-        piece = slice(start, start + step)
-        error = blocks.stderr_block(whole, piece).T if per == "test" else blocks.stderr_block(piece, whole)
-        out[piece] = np.take_along_axis(error, index_Mk[piece], axis=1)
-    return out
+def fdr_threshold(scores: Scores, rate: float) -> float:
+    """|z| from which on pairs are significant at a false-discovery rate (Benjamini and Hochberg 1995).
 
-
-def _top_of_blocks(
-    blocks: ScoreBlocks, k: int, opponents: bool, per: str, stderr: bool
-) -> tuple[Index, Floats, Floats | None, Floats | None]:
-    """Incomplete data: the same selection over blocks, pairs without a score left out."""
-    many, few = blocks.shape if per == "test" else blocks.shape[::-1]
-    sign = -1 if opponents else 1
-    best = Best(few, min(k, many), np.dtype(np.float64))
-    whole = slice(None)
-    for start in range(0, many, _ROWS):
-        piece = slice(start, start + _ROWS)
-        block = blocks.block(piece, whole).T if per == "test" else blocks.block(whole, piece)
-        padded = np.full((few, -(-block.shape[1] // 8) * 8), -np.inf)
-        padded[:, : block.shape[1]] = np.where(np.isnan(block), -np.inf, sign * block)
-        row, column = above(padded, best.threshold)
-        best.offer(row, padded[row, column], start + column)
-        best.settle()
-    index, value = best.sorted()
-    score = np.where(index >= 0, sign * value, np.nan)
-    if not stderr:
-        return index, score, None, None
-    error, common = np.full(index.shape, np.nan), np.zeros(index.shape)
-    for start in range(0, many, _ROWS):
-        row, place = np.nonzero((index >= start) & (index < start + _ROWS))
-        if row.size:
-            piece = slice(start, start + _ROWS)
-            for out, of in ((error, blocks.stderr_block), (common, blocks.count_block)):
-                block = of(piece, whole).T if per == "test" else of(whole, piece)
-                out[row, place] = block[row, index[row, place] - start]
-    return index, score, error, common
+    One pass over all pairs fills a histogram of |z|; thresholds are its bin edges, so the result is never
+    less strict than the exact procedure. Infinite when nothing passes.
+    """
+    counts = np.zeros(_BINS, dtype=np.int64)
+    for start in range(0, scores.shape[0], _ROWS):
+        z = np.abs(scores.z_block(slice(start, start + _ROWS)))
+        place = np.minimum((z[np.isfinite(z)] * (_BINS / _Z_MAX)).astype(np.int64), _BINS - 1)
+        counts += np.bincount(place, minlength=_BINS)
+    at_least = counts[::-1].cumsum()[::-1]
+    edges = np.linspace(0, _Z_MAX, _BINS + 1)
+    p_value = 2 * stats.t.sf(edges[:-1], scores.stages.members - 1)
+    passing = np.flatnonzero((at_least > 0) & (p_value * counts.sum() <= rate * at_least))
+    return float(edges[passing[0]]) if passing.size else float("inf")

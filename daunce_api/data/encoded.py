@@ -7,7 +7,7 @@ import json
 import unicodedata
 from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol, runtime_checkable
 
 from ..errors import DataError
@@ -79,11 +79,12 @@ class EncodedExample:
     boundary_moved: bool = False
     turns: tuple[int, ...] = ()
     left_out: tuple[str, ...] = ()
+    key: str = field(init=False, repr=False, compare=False)
+    """SHA-256 of ids and targets: equal keys are scored once."""
 
-    @property
-    def key(self) -> str:
-        """SHA-256 of ids and targets: equal keys are scored once."""
-        return hashlib.sha256(json.dumps([self.ids, self.targets]).encode()).hexdigest()
+    def __post_init__(self) -> None:
+        content = json.dumps([self.ids, self.targets])
+        object.__setattr__(self, "key", hashlib.sha256(content.encode()).hexdigest())
 
 
 @runtime_checkable

@@ -23,9 +23,7 @@ def method_scores(attribution: Attribution, *, seed: int = 0) -> dict[str, Score
     """
     chosen = attribution.choice.estimator.name
     out = {f"attribution ({chosen})": np.asarray(attribution.scores_NM(), dtype=np.float64)}
-    related = core.choose(
-        core.member_losses(attribution.train_loss_KN, attribution.test_loss_KM), "auto", question="retrieval"
-    ).estimator.name
+    related = core.choose(attribution.losses, "auto", "retrieval").estimator.name
     if related != chosen:
         out[f"attribution ({related})"] = np.asarray(attribution.with_estimator(related).scores_NM(), dtype=np.float64)
     train, test = example_texts(attribution.train), example_texts(attribution.test)

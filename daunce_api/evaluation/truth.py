@@ -30,7 +30,7 @@ from ..run import DATA_FOLDER, LOG_NAME, Run
 from ..score.cache import open_cache
 from ..score.client import Progress, ScoringClient
 from ..store import RunStore
-from ..train import OnEvent, Orchestrator
+from ..train import JobClient, OnEvent, Training
 
 EVALUATION_FOLDER = "evaluation"
 
@@ -142,16 +142,16 @@ class Truth:
                     with booked(store, subject, cost, tokens, member, cap=config.budget.max_usd):
                         await client.score_member(member, model, examples)
 
-                orchestrator = Orchestrator(
+                jobs = JobClient(
                     backend.trainer,
                     store,
-                    ensemble=self.ensemble,
-                    dataset=self._run.train,
-                    config=config,
                     # Jobs of models that are not asked for now may have to be booked.
                     costs=replace(plan, training_tokens=self._tokens(self._design)).costs,
+                    cap=config.budget.max_usd,
+                    on_event=on_event,
                 )
-                await orchestrator.run(score, on_event, finished=self._complete(store))
+                training = Training(jobs, ensemble=self.ensemble, dataset=self._run.train, config=config)
+                await training.run(score, finished=self._complete(store))
 
     def _tokens(self, ensemble: Ensemble) -> dict[int, int]:
         """Billed training tokens of each model."""

@@ -65,6 +65,8 @@ class Plan:
     """Models of each member that are scored, its final one included."""
     hosting: Hosting | None = None
     """What the hours of the endpoint that scores cost; None where it is not paid for by the hour."""
+    loss: str = ""
+    """Which turns of the training examples carry the loss and are measured, in words."""
     n_scored: int | None = None
     """Examples that each model is scored on, where it is not all of them."""
     missing: Missing | None = None
@@ -213,6 +215,7 @@ class Plan:
             "hosting_usd_per_hour": None if self.hosting is None else self.hosting.usd_per_hour,
             "hosting_hours": None if self.hosting is None else self.hosting.hours,
             "hosting_price_source": None if self.hosting is None else self.hosting.source,
+            "loss": self.loss,
             "hours": self.hours,
             "concurrent_jobs": self.concurrent_jobs,
             "notes": list(self.notes),
@@ -232,6 +235,7 @@ class Plan:
         return [
             ("Jobs", self._jobs_text()),
             ("Scoring", f"{examples:,} examples on {self.models} models{of_each}, by {self.scorer}"),
+            *([("Loss", self.loss)] if self.loss else []),
             ("Training tokens", f"{self.total_training_tokens:,} ({spread}, all epochs)"),
             ("Scoring tokens", f"{scored:,}"),
             ("Training", _dollars(self.training_usd, self.training_price)),

@@ -13,6 +13,7 @@ from ..errors import CapabilityError, ConfigurationError, DaunceError
 from ..providers.base import ModelInfo, ScorerCapabilities, TrainerCapabilities
 from ..store import TARGET
 from .epochs import epochs_of
+from .examples import loss_line, record_refusals
 from .plan import Missing, Plan
 from .prices import hosting_of, prices_of
 from .refusals import (
@@ -49,12 +50,17 @@ def make_plan(
     today = today or datetime.now(UTC).date()
     counts = count(config, train, test, encode, trainer, scorer, questions_only=questions_only)
     about_scoring: list[DaunceError] = [*counts.refusals, *estimator_refusals(config, len(train))]
-    about_jobs: list[DaunceError] = []
-    notes: list[str] = [*trainer.notes, *scorer.notes]
+    about_jobs: list[DaunceError] = list(counts.about_jobs)
+    notes: list[str] = [*trainer.notes, *scorer.notes, *counts.notes]
+    jobs_refused, scoring_refused, more = record_refusals(config, train, test, trainer, scorer)
+    about_jobs += jobs_refused
+    about_scoring = [*scoring_refused, *about_scoring]
+    loss, unlike_others = loss_line(config, train, scorer)
+    notes += [*more, *([unlike_others] if unlike_others else [])]
     if not counts.exact:
         notes.append(
-            "tiktoken's rank file is out of reach, so tokens are estimated from bytes (four a token), and whether "
-            "completions are single tokens is not checked"
+            "tiktoken's rank file is out of reach, so tokens are estimated from bytes (four a token), and answers are "
+            "judged to be single tokens by their bytes"
         )
     if scorer.refusal is not None:
         about_scoring.append(CapabilityError(scorer.refusal))
@@ -110,6 +116,7 @@ def make_plan(
         concurrent_jobs=min(submitted, trainer.workers or submitted),
         today=today,
         n_scored=len(test) if questions_only else None,
+        loss=loss,
         notes=tuple(dict.fromkeys(notes)),
         about_jobs=tuple(about_jobs),
         about_scoring=tuple(about_scoring),

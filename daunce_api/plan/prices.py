@@ -122,6 +122,8 @@ def closing_of(config: RunConfig) -> Closing | None:
     for entry in _table()["closings"]:
         if entry["backend"] == provider:
             ends = any(_is(config.backend.model, model) for model in entry["models"])
+            if not ends and not entry.get("others", True):
+                continue  # what closes is these models alone
             return Closing(
                 entry["no_new_jobs_from"],
                 entry["models_end"] if ends else None,

@@ -5,11 +5,10 @@ from __future__ import annotations
 import difflib
 from datetime import date
 
-from ..attribution.from_store import learning_time_ratio
 from ..config import RunConfig
-from ..core.estimators import estimator_named
 from ..errors import BudgetError, CapabilityError, ConfigurationError, DaunceError
 from ..providers.base import TrainerCapabilities
+from ..providers.learning_time import rho_of
 from .plan import Plan
 from .prices import closing_of
 
@@ -23,7 +22,21 @@ def trainer_refusals(config: RunConfig, trainer: TrainerCapabilities) -> list[Da
                 "base, or another backend."
             )
         )
+    if config.ensemble.keep_days is not None and not trainer.models_expire:
+        refusals.append(
+            ConfigurationError(
+                f"ensemble.keep_days: {trainer.provider} keeps models until they are deleted. Take it out, and delete "
+                "them with `daunce clean` when no more questions will be asked."
+            )
+        )
     given = {**config.training.hyperparameters, **(config.training.target_hyperparameters or {})}
+    known = trainer.hyperparameters
+    switched = [name for name, value in given.items() if isinstance(value, bool) and known and name in known]
+    refusals += [
+        ConfigurationError(f"training.hyperparameters.{name}: {trainer.provider} takes a number, not true or false.")
+        for name in switched
+        if name not in trainer.switches
+    ]
     for name in sorted(given.keys() - trainer.hyperparameters) if trainer.hyperparameters else ():
         close = difflib.get_close_matches(name, trainer.hyperparameters, n=1)
         hint = f"did you mean {close[0]}?" if close else f"it knows {', '.join(sorted(trainer.hyperparameters))}."
@@ -62,7 +75,7 @@ def checkpoint_refusals(config: RunConfig, trainer: TrainerCapabilities, epochs:
 def estimator_refusals(config: RunConfig, n_train: int) -> list[DaunceError]:
     """An estimator that the run's members cannot be attributed with, before they are paid for."""
     name = config.attribution.estimator
-    if name == "auto" or not estimator_named(name).needs_rho or learning_time_ratio(config, n_train) is not None:
+    if name != "matched" or not isinstance(rho_of(config, n_train), str):
         return []
     return [
         ConfigurationError(

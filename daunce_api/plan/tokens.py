@@ -10,6 +10,7 @@ from ..data.dataset import Dataset, Example
 from ..data.tokenizers import Encode, EncodedExample, TiktokenTokenizer, tiktoken_encoding_name
 from ..errors import CapabilityError, DataError, DaunceError
 from ..providers.base import ScorerCapabilities, TrainerCapabilities, within_scope
+from .examples import bytes_refusals, context_of, left_out_notes, measured_refusals
 from .prices import provider_of
 
 _NAMED = 5
@@ -19,13 +20,16 @@ _NAMED = 5
 @dataclass(frozen=True, slots=True)
 class Counts:
     """``training_N``: tokens that one epoch on each training example bills. ``input``, ``output``: tokens of all
-    prompts for one model, noise probe included, and of the answers to them. ``refusals``: what cannot be measured."""
+    prompts for one model, noise probe included, and of the answers to them. ``refusals``: what cannot be measured,
+    ``about_jobs``: what cannot be trained on."""
 
     training_N: tuple[int, ...]
     input: int
     output: int
     exact: bool
     refusals: tuple[DaunceError, ...]
+    about_jobs: tuple[DaunceError, ...] = ()
+    notes: tuple[str, ...] = ()
 
 
 def count(
@@ -50,23 +54,28 @@ def count(
     published = _published_rule(config)
     if published is not None and not published.exact:
         examples = [*test] if questions_only else [*test, *train, *train[: config.scoring.noise_probe]]
+        training = tuple(published.count(e) for e in train)
         return Counts(
-            tuple(published.count(e) for e in train),
+            training,
             sum(_prompt(e, published) for e in examples),
             len(examples),
             False,
-            (),
+            tuple(_without_ids(config, train, test, scorer, questions_only)),
+            tuple(_too_long(trainer.provider, context_of(config, trainer), train, training, slack=1.3)),
         )
     encoded_train, encoded_test = encode(train), encode(test)
     refusals = [
         *_context_refusals(scorer.provider, scorer.max_context_tokens, (train, encoded_train), (test, encoded_test)),
-        *_context_refusals(trainer.provider, _below(trainer, scorer), (train, encoded_train)),
     ]
+    about_jobs = list(_context_refusals(trainer.provider, _below(trainer, scorer), (train, encoded_train)))
     scoped_train, unmeasured = _scope(train, encoded_train, scorer)
     scoped_test, unmeasured_test = _scope(test, encoded_test, scorer)
     if questions_only:
         scoped_train, unmeasured = [], []
     refusals += _scope_refusals([*unmeasured_test, *unmeasured])
+    if not refusals:
+        sides = [(test, scoped_test), *([] if questions_only else [(train, scoped_train)])]
+        refusals += measured_refusals(scorer, sides, exact=True)
     unique = {e.key: e for e in (*scoped_test, *scoped_train)}
     probed = {e.key: e for e in scoped_train[: config.scoring.noise_probe]}
     asked = [*unique.values(), *probed.values()]
@@ -77,7 +86,43 @@ def count(
     else:
         training = tuple(len(e.ids) for e in encoded_train)
         prompts = sum(e.targets[0] if one_token else len(e.ids) for e in asked)
-    return Counts(training, prompts, len(asked) if one_token else 0, True, tuple(refusals))
+    if published is not None and trainer.max_context_tokens is None:
+        about_jobs += _too_long(trainer.provider, context_of(config, trainer), train, training)
+    notes = left_out_notes([(train, encoded_train), (test, encoded_test)])
+    output = len(asked) if one_token else 0
+    return Counts(training, prompts, output, True, tuple(refusals), tuple(about_jobs), tuple(notes))
+
+
+def _without_ids(
+    config: RunConfig, train: Dataset, test: Dataset, scorer: ScorerCapabilities, questions_only: bool
+) -> Iterable[DaunceError]:
+    """What can be refused of the examples where no token ids are to be had."""
+    data = config.data
+    asked = [(test, data.asked), *([] if questions_only else [(train, data.measured(one_turn=scorer.one_turn))])]
+    turns = [(dataset, [e.trained_turns(which) for e in dataset]) for dataset, which in asked]
+    stand_ins = [
+        (dataset, [EncodedExample(e, (0, 0), (1,), turns=t) for e, t in zip(dataset, chosen, strict=True)])
+        for dataset, chosen in turns
+    ]
+    refused = measured_refusals(scorer, stand_ins, exact=False)
+    if refused:
+        return refused
+    return bytes_refusals(scorer, [(dataset, [t[-1] if t else 0 for t in chosen]) for dataset, chosen in turns])
+
+
+def _too_long(
+    provider: str, limit: int | None, train: Dataset, tokens: Sequence[int], *, slack: float = 1.0
+) -> Iterable[DaunceError]:
+    """The examples that are longer than what a provider trains on; ``slack`` where tokens are estimates."""
+    places = [
+        f"{train.where(i)}: {n:,} tokens" for i, n in enumerate(tokens) if limit is not None and n > slack * limit
+    ]
+    if places:
+        yield DataError(
+            f"{len(places):,} of {len(train):,} examples are longer than the {limit:,} tokens that {provider} trains "
+            "on: their ends, the answers, would be cut off. Nothing was sent. Shorten or drop these:",
+            places,
+        )
 
 
 def _published_rule(config: RunConfig) -> TiktokenTokenizer | None:
@@ -114,8 +159,8 @@ def _context_refusals(
     ]
     if problems:
         yield DataError(
-            f"{provider} takes {limit:,} tokens at most, and shortened examples would be trained and measured "
-            "wrongly. Nothing was sent. Shorten or drop these:",
+            f"{provider} takes {limit:,} tokens at most, which {len(problems):,} examples exceed, and shortened ones "
+            "would be trained and measured wrongly. Nothing was sent. Shorten or drop these:",
             problems,
         )
 

@@ -21,7 +21,13 @@ from .endpoint import api_key_from
 from .hosting import hosted
 from .openai_wire.chat_token import chat_capabilities, open_tokenizer, scorer_on
 from .openai_wire.client import WireClient
-from .openai_wire.trainer import HYPERPARAMETERS, KEPT_CHECKPOINTS, WireTrainer, WireTrainerOptions
+from .openai_wire.trainer import (
+    HYPERPARAMETERS,
+    KEPT_CHECKPOINTS,
+    OPENAI_GRACE_SECONDS,
+    WireTrainer,
+    WireTrainerOptions,
+)
 from .options import parse_options
 from .polling import Answer, Poll, file_in_time
 from .registry import Context
@@ -57,6 +63,9 @@ def trainer_capabilities(config: RunConfig) -> TrainerCapabilities:
         max_concurrent_jobs=config.backend.max_concurrent_jobs or JOBS_AT_ONCE,
         min_examples=options.min_examples,
         hyperparameters=HYPERPARAMETERS,
+        grace_seconds=OPENAI_GRACE_SECONDS if options.grace_seconds is None else options.grace_seconds,
+        listing_lag_seconds=options.listing_lag_seconds,
+        echoes=options.echoes,
         checkpoints=KEPT_CHECKPOINTS,
         notes=NOTES,
         accepts=frozenset({"tools", "images"}),

@@ -1,7 +1,7 @@
 """The two roles of a backend, and what each one can say of itself.
 
 A ``Trainer`` turns a request into a model id; a ``Scorer`` turns (model id, token ids) into log-probabilities. Any
-trainer goes with any scorer. Both are asynchronous context managers; neither retries by itself: the orchestrator and
+trainer goes with any scorer. Both are asynchronous context managers; neither retries by itself: training and
 the scoring client decide that, from the class of the error (``daunce_api.errors``):
 
     TransientError        the same request may succeed later (429, 408, 5xx, connection)
@@ -24,7 +24,7 @@ from typing import Literal, Protocol, Self, runtime_checkable
 from ..data.tokenizers import EncodedExample
 from ..errors import CapabilityError
 
-Hyperparameters = Mapping[str, int | float | str]
+Hyperparameters = Mapping[str, bool | int | float | str]
 """Provider hyperparameters by the provider's own names (``n_epochs``, ``learning_rate_multiplier``, ...)."""
 
 
@@ -44,8 +44,9 @@ class JobStatus(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class JobRequest:
-    """One fine-tuning job. ``key`` is unique to the attempt and travels in the job's metadata, so that a job whose
-    submit got no answer can be found again."""
+    """One fine-tuning job. ``key`` is unique to the attempt and travels in the job's metadata (or its suffix, where
+    there is no metadata), so that a job whose submit got no answer can be found again. ``sequence`` counts what the
+    run has sent; it travels in the metadata too, and tells a copy of the run from the run itself. None: not sent."""
 
     key: str
     model: str
@@ -53,11 +54,26 @@ class JobRequest:
     seed: int
     hyperparameters: Hyperparameters
     suffix: str
+    sequence: int | None = None
 
     def marked_suffix(self, characters: int) -> str:
         """As much of the readable suffix as fits, then :func:`mark_of` the key."""
         mark = mark_of(self.key)
         return f"{self.suffix[: characters - len(mark) - 1]}-{mark}"
+
+
+@dataclass(frozen=True, slots=True)
+class JobEcho:
+    """What an answer says about the request that it belongs to; None where it says nothing.
+
+    Compared with the request before an answer is used (:func:`daunce_api.providers.identity.contradiction`).
+    """
+
+    key: str | None = None
+    file_id: str | None = None
+    model: str | None = None
+    seed: int | None = None
+    hyperparameters: Hyperparameters | None = None
 
 
 def mark_of(key: str) -> str:
@@ -80,19 +96,33 @@ class Job:
     trained_tokens: int | None = None
     progress: float | None = None
     refused: bool = False
+    echo: JobEcho = JobEcho()
+
+
+GRACE_SECONDS = 300.0
+"""Grace period of a provider that nothing better is known of."""
+
+EchoField = Literal["key", "file_id", "model", "seed", "hyperparameters"]
 
 
 @dataclass(frozen=True, slots=True)
 class TrainerCapabilities:
-    """What a trainer can do; the plan shows it and the orchestrator keeps to it.
+    """What a trainer can do; the plan shows it and training keeps to it.
 
-    ``listing_lag_seconds``: how long a new job or file may be missing from the provider's lists. After a submit
-    without an answer the job is looked for so long before it is submitted again; 0 for a server whose lists are
-    never behind. ``max_context_tokens``: the longest training example, None where it is not known. ``checkpoints``:
+    ``grace_seconds``: how long a job, file or model that was just made may be invisible (404, missing from a list,
+    "not found" at job creation, 404 at completions); until then that means "not yet". 0 for a server that is never
+    behind itself. ``listing_lag_seconds``: how long a submit or upload without an answer is looked for in the
+    provider's lists before it is sent again; None: as long as the grace period. ``echoes``: the fields of
+    :class:`JobEcho` that the provider fills in, and that are therefore compared with the request.
+    ``max_context_tokens``: the longest training example, None where it is not known. ``checkpoints``:
     how many models of a job can be scored, the final one and those of the epochs before it (:class:`Checkpointing`).
     ``own_queue``: jobs wait for the user's own machines, where a long queue is no sign of a job that is stuck.
     ``workers``: how many of them are trained at once, where that is fewer than may be submitted. ``accepts``: what
-    records may hold besides texts and contents in text (``tools``, ``images``, ``texts`` for text-only records).
+    records may hold besides texts and contents in text (``tools``, ``images``, ``texts`` for text-only records,
+    ``weights`` of whole records).
+    ``hyperparameters``: the names that the provider takes (empty: any), ``switches`` those that are true or false.
+    ``models_persist``: models stay at the provider until they are deleted, whatever happens to this process;
+    ``models_expire``: the provider deletes them by itself after ``ensemble.keep_days``.
     """
 
     provider: str
@@ -101,13 +131,18 @@ class TrainerCapabilities:
     honours_seed: bool = True
     starts_from_fine_tune: bool = True
     hyperparameters: frozenset[str] = frozenset()
+    switches: frozenset[str] = frozenset()
     seconds_per_job: float | None = None
-    listing_lag_seconds: float = 15.0
+    grace_seconds: float = GRACE_SECONDS
+    listing_lag_seconds: float | None = None
+    echoes: frozenset[EchoField] = frozenset()
     max_context_tokens: int | None = None
     checkpoints: int = 1
     own_queue: bool = False
     workers: int | None = None
     accepts: frozenset[str] = frozenset({"tools", "texts"})
+    models_persist: bool = True
+    models_expire: bool = False
     notes: tuple[str, ...] = ()
 
 
@@ -124,7 +159,8 @@ class ScorerCapabilities:
     time. ``price_factor`` is what the provider takes of its list price for requests sent this way. ``hourly``: the
     endpoint is paid for by the hour. ``tried_on``: what a trial before a run may be sent to; a fine-tune where the
     base model is not served, nothing where every model has to be deployed for money first. ``one_turn``: a chat's
-    answer is measured only where it is one turn. ``accepts``: as of a trainer.
+    answer is measured only where it is one turn. ``accepts``: as of a trainer. ``look`` raises CapabilityError for an
+    example that the scorer could not ask about; the plan calls it for every one.
     ``fine_tunes_verified``: the numbers of fine-tunes are known to be right; where it is False a run scores its first
     finished member before it submits the second. ``refusal``: why nothing can be scored here at all.
     """
@@ -141,6 +177,7 @@ class ScorerCapabilities:
     tried_on: Literal["base", "fine_tune", "nothing"] = "base"
     one_turn: bool = False
     accepts: frozenset[str] = frozenset({"tools", "texts"})
+    look: Callable[[EncodedExample], object] | None = field(default=None, compare=False, repr=False)
     fine_tunes_verified: bool = True
     refusal: str | None = None
     notes: tuple[str, ...] = ()
@@ -267,6 +304,20 @@ class Scorer(_Opened, Protocol):
 
         Raises ContractError where the answer does not hold what was asked for, and the classes above.
         """
+        ...
+
+
+@runtime_checkable
+class Listing(Protocol):
+    """A trainer that can list what a run made at the provider."""
+
+    async def jobs_of(self, run_key: str) -> list[Job]:
+        """Every job whose key (``Job.echo.key``) begins with ``run_key``, whatever became of it. New jobs may be
+        missing for ``grace_seconds``."""
+        ...
+
+    async def reach_jobs(self) -> None:
+        """The cheapest request to the provider's jobs. Raises what a listing raises."""
         ...
 
 

@@ -55,7 +55,15 @@ def prompt_capabilities(options: PromptLogprobsOptions) -> ScorerCapabilities:
         max_prompts_per_request=options.prompts_per_request if options.route == "completions" else 1,
         max_tokens_per_request=options.tokens_per_request,
         max_concurrent_requests=options.concurrency,
+        look=_refuse_plain if options.route == "chat" else None,
     )
+
+
+def _refuse_plain(example: EncodedExample) -> None:
+    if not example.example.is_chat:
+        raise CapabilityError(
+            f"example {example.example.id!r} is no chat; set backend.scorer.options.route: completions for it."
+        )
 
 
 def open_scorer(context: Context) -> PromptLogprobsScorer:
@@ -133,11 +141,7 @@ class PromptLogprobsScorer(WireScorer):
         ]
 
     async def _score_chat(self, model: str, example: EncodedExample) -> TokenScores:
-        if not example.example.is_chat:
-            raise CapabilityError(
-                f"example {example.example.id!r} is a prompt/completion record; set backend.scorer.options.route: "
-                "completions for it."
-            )
+        _refuse_plain(example)
         chat = example.example
         messages: Any = [{k: v for k, v in m.to_record().items() if k != "weight"} for m in chat.messages]
         more: dict[str, Any] = {"tools": chat.tools} if chat.tools else {}

@@ -28,6 +28,7 @@ from ..data.tokenizers import Tokenizer
 from ..errors import ConfigurationError, MissingExtraError
 from .base import Scorer, ScorerCapabilities, Trainer, TrainerCapabilities
 from .endpoint import ANONYMOUS, Endpoint, api_key_from, checked_base_url
+from .replay.protocol import PROTOCOL
 
 KeyOf = Callable[[str], str]
 
@@ -66,6 +67,7 @@ _HERE = "daunce_api.providers"
 OPENAI_BASE_URL = "https://api.openai.com/v1"
 TOGETHER_BASE_URL = "https://api.together.ai/v1"
 FIREWORKS_BASE_URL = "https://api.fireworks.ai/inference/v1"
+NEBIUS_BASE_URL = "https://api.tokenfactory.nebius.com/v1"
 TINKER_BASE_URL = "https://tinker.thinkingmachines.dev/services/tinker-prod"
 
 BACKENDS: Mapping[str, BackendKind] = {
@@ -103,6 +105,13 @@ BACKENDS: Mapping[str, BackendKind] = {
         base_url=TINKER_BASE_URL,
         key_variable="TINKER_API_KEY",
     ),
+    "nebius": BackendKind(
+        f"{_HERE}.nebius",
+        "nebius",
+        provider="Nebius",
+        base_url=NEBIUS_BASE_URL,
+        key_variable="NEBIUS_API_KEY",
+    ),
     "azure": BackendKind(
         f"{_HERE}.azure", "azure", provider="Azure OpenAI", key_variable="AZURE_OPENAI_API_KEY", needs_url=True
     ),
@@ -120,6 +129,7 @@ SCORERS: Mapping[str, ScorerKind] = {
     "tinker": ScorerKind(
         f"{_HERE}.tinker.scorer", extra="tinker", base_url=TINKER_BASE_URL, key_variable="TINKER_API_KEY"
     ),
+    "nebius": ScorerKind(f"{_HERE}.nebius", base_url=NEBIUS_BASE_URL, key_variable="NEBIUS_API_KEY"),
     "azure": ScorerKind(f"{_HERE}.azure"),
     "tgi": ScorerKind(f"{_HERE}.retired"),
 }
@@ -142,6 +152,8 @@ class Context:
     config: RunConfig
     endpoint: Endpoint | None
     http_client: httpx2.AsyncClient | None = None
+    protocol: int = PROTOCOL
+    """What may be sent: a replay of an older recording leaves out what it does not hold."""
     shared: dict[str, Any] = field(default_factory=dict)
 
     @property
@@ -192,7 +204,11 @@ class Backend:
 
 
 def open_backend(
-    config: RunConfig, *, http_client: httpx2.AsyncClient | None = None, replaying: bool = False
+    config: RunConfig,
+    *,
+    http_client: httpx2.AsyncClient | None = None,
+    replaying: bool = False,
+    protocol: int = PROTOCOL,
 ) -> Backend:
     """Trainer, scorer and tokenizer of a config. Sends nothing yet, but starts the server of kind ``embedded``.
 
@@ -212,9 +228,9 @@ def open_backend(
         endpoint, stop = module.start_server(config)
     try:
         shared: dict[str, Any] = {}
-        trainer = module.open_trainer(Context(config, endpoint, http_client, shared))
+        trainer = module.open_trainer(Context(config, endpoint, http_client, protocol, shared))
         scorer_endpoint = _scorer_endpoint(config, kind, endpoint, key_of)
-        scorer = scorer_module.open_scorer(Context(config, scorer_endpoint, http_client, shared))
+        scorer = scorer_module.open_scorer(Context(config, scorer_endpoint, http_client, protocol, shared))
     except BaseException:
         if stop is not None:
             stop()

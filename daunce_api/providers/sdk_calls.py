@@ -28,8 +28,9 @@ class SdkCalls:
     The SDK's own retries must be off: callers decide by error class.
     """
 
-    def __init__(self, sdk: ModuleType, failures: Failures) -> None:
+    def __init__(self, sdk: ModuleType, failures: Failures, *, sdk_version: str = "") -> None:
         self._sdk = sdk
+        self._sdk_version = sdk_version
         self.failures = failures
 
     async def call(self, call: Awaitable[Answer], *, doing: str, submit: bool | str = False) -> Answer:
@@ -92,9 +93,20 @@ class SdkCalls:
             # The SDKs check arguments with bare built-in errors, before anything is sent.
             said = f"{doing} was refused by the SDK of {self.failures.provider}: {error}"
             return RejectedError(self.failures.clean(said))
-        if type(error).__module__.split(".")[0] == sdk.__name__:
-            return StopError(self.failures.clean(f"{doing} failed in the SDK of {self.failures.provider}: {error}"))
-        return None
+        if isinstance(error, DaunceError):
+            return None
+        # Whatever else an SDK raises (an assertion, a missing attribute): the request may have been acted on, and the
+        # next answer will most likely be as unreadable.
+        name = f"{sdk.__name__} {self._sdk_version}".strip()
+        if submit:
+            return self.failures.ambiguous(doing, f"sent what the package {name} cannot read")
+        return StopError(
+            self.failures.clean(
+                f"{doing} failed in the package {name}: {type(error).__name__}: {error}. Everything so far is kept. "
+                f"Use the version of {sdk.__name__} that {self.failures.provider} was made for, then run the same "
+                "command again."
+            )
+        )
 
 
 def _submits(error: Exception, submit: bool | str) -> bool:

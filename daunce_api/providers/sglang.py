@@ -77,7 +77,7 @@ class SGLangScorer(OneByOneScorer):
 
     async def probe(self, model: str, example: EncodedExample) -> ProbeReport:
         """Compare input log-probabilities with those of greedy generation. Raises as
-        :func:`.openai_wire.probe.probe_generated`."""
+        :func:`.probe.probe_generated`."""
         return await probe_generated(
             self,
             model,

@@ -1,9 +1,9 @@
-"""The report of a run: one HTML file that needs nothing else, and the view of an `Attribution` in a notebook."""
+"""The report of a run: one HTML file that needs nothing else."""
 
 from __future__ import annotations
 
-from ..attribution.notebook import notebook_html, rows_html
-from .facts import QualityPoint, RunFacts
+from .candidates import Candidates
+from .facts import RunFacts
 from .page import write_report
 
-__all__ = ["QualityPoint", "RunFacts", "notebook_html", "rows_html", "write_report"]
+__all__ = ["Candidates", "RunFacts", "write_report"]

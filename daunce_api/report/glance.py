@@ -1,14 +1,16 @@
-"""The run at a glance: a few numbers with the words that make them readable, and what a reader should be warned of."""
+"""The strip above the answers: a few numbers with the words that make them readable, and what to be warned of."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
-from .._util.text import dollars, duration
+from .._util.text import dollars, duration, summarized
 from ..attribution import Attribution
 from ..attribution.notebook import checkpoints
 from .facts import RunFacts
 from .ranked import OVERLAP
+
+_FAILURES = 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,7 +22,7 @@ class Tile:
     detail: str
 
 
-def glance(attribution: Attribution, run: RunFacts, distinguishable: float, overlap: float) -> list[Tile]:
+def glance(attribution: Attribution, run: RunFacts, significant: float, overlap: float) -> list[Tile]:
     """The tiles of a report; facts that are not known have none."""
     choice, quality = attribution.choice, attribution.self_lds
     tiles = [
@@ -38,11 +40,15 @@ def glance(attribution: Attribution, run: RunFacts, distinguishable: float, over
             if quality is None
             else f"95 % interval {quality.low:.2f} to {quality.high:.2f}; 1 = held-out members are predicted perfectly",
         ),
-        Tile("Estimator", choice.estimator.name.replace("_", "-"), choice.why),
         Tile(
-            "Told from zero",
-            _percent(distinguishable),
-            "of all pairs, each at 5 %: about 5 % would be by chance alone",
+            "Estimator",
+            choice.estimator.name.replace("_", "-"),
+            f"{choice.why}. Scores of other members or another estimator are on another scale: do not compare them.",
+        ),
+        Tile(
+            "Significant",
+            _percent(significant),
+            "of all pairs (5 %, per pair): about 5 % would be by chance alone",
         ),
         Tile(
             "Shared with BM25",
@@ -76,26 +82,48 @@ def glance(attribution: Attribution, run: RunFacts, distinguishable: float, over
     return tiles
 
 
-def notes(attribution: Attribution, run: RunFacts, *, shown_tests: int, cut: int | None, shown_train: int) -> list[str]:
-    """Warnings of the run, and what this page leaves out."""
-    out = [run.stopped] if run.stopped else []
-    out += run.failures
+@dataclass(frozen=True, slots=True)
+class Notes:
+    """Sentences above the answers (``first``), and those that unfold (``more``)."""
+
+    first: list[str]
+    more: list[str]
+
+
+def notes(
+    attribution: Attribution, run: RunFacts, *, shown_tests: int, cut: int | None, shown_train: int, previous: str = ""
+) -> Notes:
+    """Warnings of the run, and what this page leaves out. ``previous``: how the scores of the page before were made."""
+    first = [run.stopped] if run.stopped else []
+    first += run.failures[:_FAILURES]
+    if len(run.failures) > _FAILURES:
+        first.append(f"{len(run.failures) - _FAILURES} more members failed.")
     if attribution.measured != "completion":
-        out.append(f"Measured: {attribution.measured}. Scores are about that, not about whole answers.")
-    out += run.warnings
+        first.append(f"Measured: {attribution.measured}. Scores are about that, not about whole answers.")
+    if previous and previous != state_of(attribution):
+        first.append(
+            f"The report before this one was made of {previous}; this one is of {state_of(attribution)}. Scores of two "
+            "states of a run are not comparable; ranks are."
+        )
+    more = summarized(run.warnings)
     if shown_tests < len(attribution.test):
-        out.append(
-            f"The page shows the first {shown_tests:,} of {len(attribution.test):,} test examples; the run holds the "
-            "scores of all."
+        more.append(
+            f"The page shows the first {shown_tests:,} of {len(attribution.test):,} answers; the run holds the scores "
+            "of all."
         )
     if shown_train < len(attribution.train):
-        out.append(
-            f"The page holds {shown_train:,} of {len(attribution.train):,} training examples: all that are listed and "
-            "the most suspicious ones."
+        more.append(
+            f"The page holds {shown_train:,} of {len(attribution.train):,} training examples: all that are listed, and "
+            "those with the highest self-influence."
         )
     if cut is not None:
-        out.append(f"Texts longer than {cut:,} characters are cut to keep the page small.")
-    return out
+        more.append(f"Texts longer than {cut:,} characters are cut to keep the page small.")
+    return Notes(first, more)
+
+
+def state_of(attribution: Attribution) -> str:
+    """What has to be the same for two scores to be comparable, in words: members, estimator and its parameters."""
+    return f"{len(attribution.members)} members, {attribution.choice.why}"
 
 
 def unit(attribution: Attribution) -> str:

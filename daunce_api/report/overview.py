@@ -1,4 +1,4 @@
-"""What the report says about the run as a whole: suspicious examples, quality and the loss matrix."""
+"""What the report says about the run as a whole: every training example, quality and the loss matrix."""
 
 from __future__ import annotations
 
@@ -6,11 +6,9 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.stats import rankdata
 
 from ..attribution import Attribution
-from ..core.quality import MINIMUM_MEMBERS
-from ..core.uncertainty import significance_threshold, z_block
+from ..core import MINIMUM_MEMBERS, significance_threshold
 from .facts import QualityPoint
 
 _ROWS = 4_096
@@ -28,28 +26,24 @@ class TrainView:
         mean_score_N: mean score over the test examples; negative = on balance harmful.
         self_influence_N: mean loss of members that did not train on it minus that of members that did, nats (Feldman &
             Zhang's memorisation estimate): high for examples that nothing else in the data explains.
-        suspicion_N: 0 to 1, mean of the two ranks (high self-influence, low mean score), 1 = look here first.
         included_N: in how many members' subsets it was.
-        distinguishable: share of all pairs whose score can be told from zero at 5 %.
+        significant: share of all pairs whose score is significant (5 %, per pair).
     """
 
     mean_score_N: Floats
     self_influence_N: Floats
-    suspicion_N: Floats
     included_N: NDArray[np.int64]
-    distinguishable: float
+    significant: float
 
 
 def train_view(attribution: Attribution) -> TrainView:
-    """Mean score, self-influence and suspicion of every training example, in one pass over all pairs."""
-    blocks = attribution.score_blocks()
+    """Mean score and self-influence of every training example, in one pass over all pairs."""
+    blocks = attribution.scored
     threshold = significance_threshold(len(attribution.members))
     mean, marked, pairs = [], 0, 0
     for start in range(0, len(attribution.train), _ROWS):
         rows = slice(start, start + _ROWS)
-        fisher = attribution.choice.estimator.name == "correlation"
-        score, z = z_block(blocks, rows, slice(None), len(attribution.members), correlation=fisher)
-        z = np.abs(z)
+        score, z = blocks.block(rows), np.abs(blocks.z_block(rows))
         marked += int((z >= threshold).sum())
         pairs += int(np.isfinite(z).sum())
         seen = np.isfinite(score)
@@ -57,9 +51,8 @@ def train_view(attribution: Attribution) -> TrainView:
     mean_N = np.concatenate(mean).astype(np.float64)
     memorised = attribution.self_influence().memorised_N
     self_N = np.full(mean_N.shape, np.nan) if memorised is None else memorised
-    suspicion = (_share_below(self_N) + _share_below(-mean_N)) / 2
     included = attribution.inclusion_KN.astype(bool).sum(axis=0)
-    return TrainView(mean_N, self_N, suspicion, included, marked / max(pairs, 1))
+    return TrainView(mean_N, self_N, included, marked / max(pairs, 1))
 
 
 def quality_curve(attribution: Attribution) -> tuple[QualityPoint, ...]:
@@ -109,12 +102,3 @@ def _shrink(matrix: Floats, rows: int, columns: int) -> Floats:
         counts = np.diff(edges)
         matrix = np.add.reduceat(matrix, edges[:-1], axis=axis) / (counts[:, None] if axis == 0 else counts)
     return matrix
-
-
-def _share_below(value_N: Floats) -> Floats:
-    """(N,) rank between 0 (lowest) and 1 (highest), .5 where unknown."""
-    out = np.full(value_N.shape, 0.5)
-    known = np.isfinite(value_N)
-    if known.sum() > 1:
-        out[known] = (rankdata(value_N[known]) - 1) / (known.sum() - 1)
-    return out

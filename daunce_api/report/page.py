@@ -6,8 +6,10 @@ the hashes of what it carries. Texts reach the page only as text nodes, never as
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from functools import cache
+from html import unescape
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -17,12 +19,13 @@ import numpy as np
 
 from .._util.files import replacing
 from ..attribution import Attribution
-from ..data.dataset import Dataset, Example
-from ..errors import MissingExtraError
+from ..attribution.texts import conversation
+from ..data.dataset import Dataset
+from .candidates import HOW_TO_MARK, Candidates
 from .facts import RunFacts
-from .glance import Tile, glance, notes, unit
+from .glance import glance, notes, state_of, unit
 from .overview import TrainView, loss_picture, quality_curve, train_view
-from .pack import Arrays, deflate, fitting_block, policy
+from .pack import Arrays, fitting_block, policy
 from .packed_tokens import add_tokens
 from .ranked import Listings, listings
 from .sources import SourceScores, source_scores
@@ -35,7 +38,9 @@ MAX_PAGE = 9_800_000
 _LEAST_TEXT = 1_000_000
 _PARTNERS = 3
 _NOTES = 8
-_SCRIPTS = ("base.js", "list.js", "tokens.js", "answers.js", "training.js", "plots.js", "main.js")
+_SCRIPTS = ("base.js", "list.js", "tokens.js", "share.js", "answers.js", "training.js", "plots.js", "main.js")
+_STATE = re.compile(r'<meta name="daunce-state" content="([^"]*)">')
+_HEAD = 20_000
 
 
 @dataclass(frozen=True, eq=False)
@@ -47,33 +52,42 @@ class _Parts:
     train: TrainView
     sources: SourceScores
     tokens: TokenView | None
+    candidates: Candidates | None
 
 
-def write_report(attribution: Attribution, path: Path, *, run: RunFacts | None = None) -> Path:
+def write_report(
+    attribution: Attribution, path: Path, *, run: RunFacts | None = None, candidates: Candidates | None = None
+) -> Path:
     """Write the report of an attribution.
 
     Args:
         attribution: what is shown.
-        path: of the HTML file; what is there is replaced once the new file is whole.
+        path: of the HTML file; an existing one is replaced atomically, and the new one says so where their scores are
+            not comparable.
         run: facts about the run; without them the provider and model in ``attribution.facts`` are shown.
+        candidates: a removal ranking, where answers are marked as wanted or unwanted.
 
     Returns:
         the path.
 
     Raises:
-        MissingExtraError: the extra `report` (plots) is not installed.
         NotEnoughMembersError: fewer than two members are scored.
         StoreError: the file cannot be written.
     """
-    page = report_html(attribution, run)
+    page = report_html(attribution, run, candidates=candidates, previous=_state_in(Path(path)))
     with replacing(Path(path)) as part:
         part.write_text(page, encoding="utf-8")
     return Path(path)
 
 
-def report_html(attribution: Attribution, run: RunFacts | None = None) -> str:
-    """The report as a string; see :func:`write_report`."""
-    plots = _plot_library()
+def report_html(
+    attribution: Attribution,
+    run: RunFacts | None = None,
+    *,
+    candidates: Candidates | None = None,
+    previous: str = "",
+) -> str:
+    """The report as a string; see :func:`write_report`. ``previous``: state of an earlier report, to compare with."""
     run = RunFacts() if run is None else run
     columns = list(range(min(len(attribution.test), MAX_TESTS)))
     ranked = listings(attribution, columns)
@@ -83,32 +97,42 @@ def report_html(attribution: Attribution, run: RunFacts | None = None) -> str:
         train_view(attribution),
         source_scores(attribution, columns),
         token_view(attribution, columns, ranked.proponents.index_Mk, ranked.opponents.index_Mk),
+        candidates,
     )
     content, arrays = _content(attribution, run, parts)
     texts = [content[side][name] for side in ("train", "test") for name in ("prompt", "answer")]
+    texts.append(content["systems"])
     if content["tokens"] is not None:
         texts.append(content["tokens"]["instead"])
     style = _static("report.css")
     script = "(() => {\n'use strict';\n" + "\n".join(_static(name) for name in _SCRIPTS) + "\n})();"
-    plots_block, numbers = deflate(plots.encode()), arrays.block()
-    rest = len(plots_block) + len(numbers) + len(script) + len(style)
+    numbers = arrays.block()
+    rest = len(numbers) + len(script) + len(style)
     block, cut = fitting_block(content, texts, max(MAX_PAGE - rest, _LEAST_TEXT))
-    tiles: list[Tile] = glance(attribution, run, parts.train.distinguishable, ranked.overlap)
     return _template().render(
         title=run.name or "attribution",
         run=run,
         attribution=attribution,
-        tiles=tiles,
+        tiles=glance(attribution, run, parts.train.significant, ranked.overlap),
+        state=state_of(attribution),
+        candidates=candidates,
+        how_to_mark=HOW_TO_MARK,
         unit=unit(attribution),
         heat_note=parts.sources.note,
         most_notes=_NOTES,
-        notes=notes(attribution, run, shown_tests=len(columns), cut=cut, shown_train=len(content["train"]["id"])),
-        policy=policy([script, plots], [style]),
+        notes=notes(
+            attribution,
+            run,
+            shown_tests=len(columns),
+            cut=cut,
+            shown_train=len(content["train"]["id"]),
+            previous=previous,
+        ),
+        policy=policy([script], [style]),
         style=style,
         script=script,
         data=block,
         numbers=numbers,
-        plots=plots_block,
         provider=run.provider or str(attribution.facts.get("provider", "")),
         model=run.model or str(attribution.facts.get("model", "")),
     )
@@ -118,9 +142,9 @@ def _content(attribution: Attribution, run: RunFacts, parts: _Parts) -> tuple[di
     shown = _shown_train(attribution, parts)
     position = np.full(len(attribution.train) + 1, -1)  # the last entry answers for index -1
     position[shown] = np.arange(shown.size)
-    train, test = (
-        _examples(dataset, picks) for dataset, picks in ((attribution.train, shown), (attribution.test, parts.columns))
-    )
+    systems: dict[str, int] = {}
+    train = _examples(attribution.train, shown, attribution.labels("train"), systems)
+    test = _examples(attribution.test, parts.columns, attribution.labels("test"), systems)
     s = parts.sources
     names = {name for name in (*s.rows, *s.columns) if isinstance(name, str)}
     sources = sorted(names.union(train["source"], test["source"]))
@@ -135,9 +159,13 @@ def _content(attribution: Attribution, run: RunFacts, parts: _Parts) -> tuple[di
         arrays.add(f"{name}_high", listing.high_Mk, "f")
         arrays.add(f"{name}_clear", listing.clear_Mk, "b")
         arrays.add(f"{name}_bm25", listing.bm25_rank_Mk, "i")
+        if listing.prior_Mk is not None:
+            arrays.add(f"{name}_prior", listing.prior_Mk, "f")
     arrays.add("mean_score", parts.train.mean_score_N[shown], "f")
     arrays.add("self_influence", parts.train.self_influence_N[shown], "f")
-    arrays.add("suspicion", parts.train.suspicion_N[shown], "f")
+    if parts.candidates is not None:
+        arrays.add("effect", parts.candidates.effect_N[shown], "f")
+        arrays.add("proposed", parts.candidates.proposed_N[shown], "b")
     arrays.add("included", parts.train.included_N[shown], "i")
     partners = {"helps": _partners(attribution, opponents=False), "hurts": _partners(attribution, opponents=True)}
     found = np.unique(np.concatenate([index[shown] for index, _ in partners.values()]))
@@ -159,6 +187,8 @@ def _content(attribution: Attribution, run: RunFacts, parts: _Parts) -> tuple[di
         "test": test,
         "elsewhere": [attribution.test[int(j)].id for j in elsewhere],
         "sources": sources,
+        "systems": list(systems),
+        "effect_label": None if parts.candidates is None else parts.candidates.label,
         "tokens": tokens,
         "curve": [[p.members, p.value, p.low, p.high] for p in curve],
         "expected": _expected(attribution),
@@ -182,14 +212,16 @@ def _content(attribution: Attribution, run: RunFacts, parts: _Parts) -> tuple[di
 
 
 def _shown_train(attribution: Attribution, parts: _Parts) -> np.ndarray[Any, np.dtype[np.int64]]:
-    """Positions of the training examples in the page: all, or those that are listed and the most suspicious ones."""
+    """Positions of the training examples in the page: all, or those that are listed, are candidates for
+    removal, or have the highest self-influence."""
     count = len(attribution.train)
     if count <= MAX_TRAIN:
         return np.arange(count)
     listed = np.unique(
         np.concatenate([x.index_Mk.ravel() for x in (parts.listings.proponents, parts.listings.opponents)])
     )
-    worst = np.argsort(-parts.train.suspicion_N, kind="stable")[:MAX_TRAIN]
+    order = parts.train.self_influence_N if parts.candidates is None else parts.candidates.effect_N
+    worst = np.argsort(-np.nan_to_num(order, nan=-np.inf), kind="stable")[:MAX_TRAIN]
     return np.union1d(listed[listed >= 0], worst)
 
 
@@ -211,23 +243,26 @@ def _partners(attribution: Attribution, *, opponents: bool) -> tuple[Any, Any]:
     return np.where(right, ranking.index_Mk, -1), np.where(right, score, 0)
 
 
-def _examples(dataset: Dataset, picks: Any) -> dict[str, list[Any]]:
-    chosen = [dataset[int(i)] for i in picks]
+def _examples(dataset: Dataset, picks: Any, labels: list[str], systems: dict[str, int]) -> dict[str, list[Any]]:
+    """Texts of some examples; system prompts are numbered in ``systems``, -1 = none."""
+    parts = [conversation(dataset[int(i)]) for i in picks]
     return {
-        "id": [e.id for e in chosen],
-        "source": [e.source or "(none)" for e in chosen],
-        "prompt": [_prompt(e) for e in chosen],
-        "answer": [e.completion_text() for e in chosen],
+        "id": [dataset[int(i)].id for i in picks],
+        "source": [labels[int(i)] for i in picks],
+        "system": [systems.setdefault(part.system, len(systems)) if part.system else -1 for part in parts],
+        "prompt": [part.question for part in parts],
+        "answer": [part.answer for part in parts],
     }
 
 
-def _prompt(example: Example) -> str:
-    """The prompt; with the speakers' roles where there is more than one turn before the answer."""
-    last = max((i for i, turn in enumerate(example.messages) if turn.role == "assistant"), default=0)
-    turns = example.messages[:last]
-    if len(turns) < 2:
-        return example.prompt_text()
-    return "\n".join(f"{turn.role}: {turn.text}" for turn in turns)
+def _state_in(path: Path) -> str:
+    """The state that an earlier report says it was made of; "" without one."""
+    try:
+        with path.open(encoding="utf-8", errors="replace") as file:
+            found = _STATE.search(file.read(_HEAD))
+    except OSError:
+        return ""
+    return unescape(found[1]) if found else ""
 
 
 def _plain(matrix: Any) -> list[list[float | None]]:
@@ -242,12 +277,3 @@ def _static(name: str) -> str:
 def _template() -> jinja2.Template:
     environment = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
     return environment.from_string(_static("report.html.j2"))
-
-
-@cache
-def _plot_library() -> str:
-    try:
-        from plotly.offline import get_plotlyjs
-    except ImportError as error:
-        raise MissingExtraError("The report with its plots", "report") from error
-    return str(get_plotlyjs())

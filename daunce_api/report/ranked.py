@@ -17,7 +17,7 @@ _MINIMUM_DEPTH = 20
 _BM25_CELLS = 20_000_000
 OVERLAP = 10
 
-_Signed = tuple[NDArray[np.int64], NDArray[Any], NDArray[Any], NDArray[Any], NDArray[np.bool_]]
+_Signed = tuple[NDArray[np.int64], NDArray[Any], NDArray[Any], NDArray[Any], NDArray[np.bool_], NDArray[Any] | None]
 
 
 @dataclass(frozen=True, eq=False)
@@ -28,7 +28,9 @@ class Listing:
         index_Mk: positions in the training set, -1 past the last one of this sign.
         score_Mk: positive = helpful.
         low_Mk, high_Mk: ends of the score's 95 % interval, NaN where it is not known.
-        clear_Mk: whether the score can be told from zero.
+        clear_Mk: whether the score is significant (5 %, per pair).
+        prior_Mk: the part of each score that was known before any member was trained, or None where there is no prior;
+            the rest is evidence, and the interval is that of the evidence.
         bm25_rank_Mk: place (1 = best) that BM25 gives the same example for the same test example; 0 where they share
             no word.
     """
@@ -38,6 +40,7 @@ class Listing:
     low_Mk: NDArray[Any]
     high_Mk: NDArray[Any]
     clear_Mk: NDArray[np.bool_]
+    prior_Mk: NDArray[Any] | None
     bm25_rank_Mk: NDArray[np.int64]
 
 
@@ -82,11 +85,11 @@ def _signed(ranking: core.Ranking, sign: int) -> _Signed:
     right = (ranking.index_Mk >= 0) & (sign * np.nan_to_num(ranking.score_Mk) > 0)
     stderr = np.full(right.shape, np.nan) if ranking.stderr_Mk is None else ranking.stderr_Mk
     clear = np.zeros(right.shape, np.bool_) if ranking.distinguishable_Mk is None else ranking.distinguishable_Mk
-    members = ranking.members if ranking.common_Mk is None else ranking.common_Mk
     low, high = core.confidence_interval(
-        ranking.score_Mk, stderr, members, correlation=ranking.estimator == "correlation"
+        ranking.score_Mk, stderr, ranking.members, correlation=ranking.estimator == "correlation"
     )
+    prior = None if ranking.prior_Mk is None else np.where(right, ranking.prior_Mk, 0)
     width = max(1, int(right.sum(axis=1).max()))
     index = np.where(right, ranking.index_Mk, -1)[:, :width]
     score, low, high = (np.where(right, x, 0)[:, :width] for x in (ranking.score_Mk, low, high))
-    return index, score, low, high, (right & clear)[:, :width]
+    return index, score, low, high, (right & clear)[:, :width], None if prior is None else prior[:, :width]

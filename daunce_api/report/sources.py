@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from .. import core
 from ..attribution import Attribution
-from ..core.uncertainty import significance_threshold
+from ..core import significance_threshold
 
 MAX_GROUPS = 60
 """Rows, and columns, of the heat map; what does not fit is added up in one more."""
@@ -31,7 +31,7 @@ class SourceScores:
         total_ST: sum of scores over the group's training examples, mean over the group's test examples; > 0 helps.
         stderr_ST: its standard error over members, NaN where it is not known.
         rows_count, columns_count: examples in each group.
-        threshold: |z| from which a total can be told from zero (two-sided 5 %).
+        threshold: |z| from which a total is significant (two-sided 5 %).
         other_rows, other_columns: how many groups stand behind None; 0 where there is none.
     """
 

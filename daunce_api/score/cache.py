@@ -1,8 +1,9 @@
-"""Log-probabilities that were paid for once, kept for every later run of this user.
+"""Where a model's log-probabilities are already: which runs of this user hold them.
 
-One SQLite file in the user's cache folder. A row's key is a hash of the endpoint, what the scorer measures, the model
-and the example's token ids and targets; no text and no secret is in it. Only remote, paid endpoints use it, where a
-model's name stands for the same weights for ever.
+One small SQLite file in the user's cache folder names, for each model of a paid endpoint, the run folder that holds its
+scores. It keeps no scores itself: what a run holds is read from that run, with its checksums, and what was set aside
+there is not found. Of endpoints and models it holds hashes, of runs their folders; no text and no secret. Only remote
+endpoints use it, where a model's name stands for the same weights for ever.
 """
 
 from __future__ import annotations
@@ -10,26 +11,27 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import sqlite3
-from collections.abc import Iterable, Mapping
+from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-import numpy as np
 from platformdirs import user_cache_path
 
 from .._util.log import logger
 from ..config import RunConfig
-from ..errors import StoreCorruptError
+from ..data.tokenizers import EncodedExample
+from ..errors import StoreError
 from ..providers.base import TokenScores
 from ..providers.registry import scoring_address
+from ..store import RunStore
 
-FILE_NAME = "scores.sqlite"
-_BUSY_SECONDS = 30.0
-_LOOKUP = 500
+FILE_NAME = "scored.sqlite"
+_BUSY_SECONDS = 5.0
 _SCHEMA = """
-CREATE TABLE IF NOT EXISTS scores (
-    key BLOB PRIMARY KEY, logprobs BLOB NOT NULL, censored BLOB, checksum BLOB NOT NULL
+CREATE TABLE IF NOT EXISTS scored (
+    key BLOB NOT NULL, run_dir TEXT NOT NULL, member INTEGER NOT NULL, checkpoint INTEGER NOT NULL,
+    PRIMARY KEY (key, run_dir)
 ) WITHOUT ROWID
 """
 
@@ -49,8 +51,11 @@ def open_cache(config: RunConfig, folder: Path | None = None) -> ScoredCache | N
 
 
 class ScoredCache:
-    """Scores of one endpoint in a file that several processes may use. A damaged file is set aside, not used, and one
-    that can no longer be read or written (a full disk) costs the run nothing but what it would have saved."""
+    """Runs that hold scores of one endpoint's models, in a file that several processes may use.
+
+    A damaged file is set aside. One that is locked, read-only or on a full disk stays as it is and costs the run
+    nothing but what it would have saved.
+    """
 
     def __init__(self, folder: Path, address: str) -> None:
         self._address = address
@@ -58,15 +63,14 @@ class ScoredCache:
         folder.mkdir(parents=True, exist_ok=True)
         try:
             self._database = self._connect()
-        except sqlite3.DatabaseError:
-            with contextlib.suppress(OSError):
-                self.path.replace(self.path.with_suffix(".damaged"))
+        except sqlite3.DatabaseError as error:
+            if type(error) is not sqlite3.DatabaseError:  # busy, read-only, full: nothing is wrong with the file
+                raise
+            self._set_aside()
             self._database = self._connect()
-        self.hits = 0
-        """Examples that were found instead of asked for."""
 
     def _connect(self) -> sqlite3.Connection:
-        database = sqlite3.connect(self.path, timeout=_BUSY_SECONDS, isolation_level=None)
+        database = sqlite3.connect(self.path, timeout=_BUSY_SECONDS, isolation_level=None, check_same_thread=False)
         try:
             database.execute("PRAGMA journal_mode = WAL")
             database.execute("PRAGMA synchronous = NORMAL")
@@ -76,57 +80,51 @@ class ScoredCache:
             raise
         return database
 
-    def lookup(self, fingerprint: str, model: str, keys: Iterable[str]) -> dict[str, TokenScores]:
-        """What is known of these examples (by ``EncodedExample.key``); damaged rows count as not known."""
-        names = {self._key(fingerprint, model, key): key for key in keys}
-        hashes = list(names)
+    def _set_aside(self) -> None:
+        """Move the damaged file away with its log, over no earlier one."""
+        number = 1
+        while (aside := self.path.with_name(f"{FILE_NAME}.damaged-{number}")).exists():
+            number += 1
+        for suffix in ("", "-wal", "-shm"):
+            with contextlib.suppress(OSError):
+                self.path.with_name(FILE_NAME + suffix).replace(aside.with_name(aside.name + suffix))
+
+    def lookup(
+        self, fingerprint: str, model: str, examples: Sequence[EncodedExample], *, besides: Path | None = None
+    ) -> dict[str, TokenScores]:
+        """What other runs than the one in ``besides`` hold of these examples, by ``EncodedExample.key``."""
         found: dict[str, TokenScores] = {}
-        for start in range(0, len(hashes), _LOOKUP):
-            part = hashes[start : start + _LOOKUP]
-            marks = ",".join("?" * len(part))
-            try:
-                rows = self._database.execute(
-                    f"SELECT key, logprobs, censored, checksum FROM scores WHERE key IN ({marks})", part
-                ).fetchall()
-            except sqlite3.DatabaseError as error:
-                logger.warning("the cache of scores could not be read: %s", error)
-                break
-            for name, logprobs, censored, checksum in rows:
-                if checksum == _checksum(name, logprobs, censored):
-                    with contextlib.suppress(StoreCorruptError):
-                        found[names[name]] = unpack(logprobs, censored)
-        self.hits += len(found)
+        try:
+            rows = self._database.execute(
+                "SELECT run_dir, member, checkpoint FROM scored WHERE key = ?", (self._key(fingerprint, model),)
+            ).fetchall()
+        except sqlite3.DatabaseError as error:
+            logger.warning("the cache of scores could not be read: %s", error)
+            return found
+        for run_dir, member, checkpoint in rows:
+            if besides is not None and Path(run_dir) == besides.resolve():
+                continue
+            missing = [e for e in examples if e.key not in found]
+            with contextlib.suppress(StoreError), RunStore.open(run_dir, read_only=True) as store:
+                if missing and store.scores.scored_with == fingerprint:
+                    ids = store.scores.find_ids(missing)
+                    answers = store.scores.load_some(ids, member, 0, checkpoint).scores()
+                    found |= {e.key: answers[i] for i, e in zip(ids.tolist(), missing, strict=True) if i in answers}
         return found
 
-    def save(self, fingerprint: str, model: str, scores: Mapping[str, TokenScores]) -> None:
-        """Keep the scores of these examples, in one transaction."""
-        rows = []
-        for key, score in scores.items():
-            name = self._key(fingerprint, model, key)
-            logprobs, censored = pack(score)
-            rows.append((name, logprobs, censored, _checksum(name, logprobs, censored)))
+    def note(self, fingerprint: str, model: str, run_dir: Path, member: int, checkpoint: int) -> None:
+        """A run holds scores of a model."""
+        row = (self._key(fingerprint, model), str(run_dir.resolve()), member, checkpoint)
         try:
-            self._database.execute("BEGIN IMMEDIATE")
-            with self._database:
-                self._database.executemany("INSERT OR REPLACE INTO scores VALUES (?, ?, ?, ?)", rows)
+            self._database.execute("INSERT OR REPLACE INTO scored VALUES (?, ?, ?, ?)", row)
         except sqlite3.DatabaseError as error:
             logger.warning("the cache of scores could not be written: %s", error)
 
-    def discard(self, fingerprint: str, model: str, keys: Iterable[str]) -> None:
-        """Forget the scores of these examples: another model answered."""
-        names = [(self._key(fingerprint, model, key),) for key in keys]
-        try:
-            self._database.execute("BEGIN IMMEDIATE")
-            with self._database:
-                self._database.executemany("DELETE FROM scores WHERE key = ?", names)
-        except sqlite3.DatabaseError as error:
-            logger.warning("the cache of scores could not be written: %s", error)
-
-    def _key(self, fingerprint: str, model: str, key: str) -> bytes:
-        parts = "\0".join((self._address, fingerprint, model, key))
-        return hashlib.sha256(parts.encode()).digest()
+    def _key(self, fingerprint: str, model: str) -> bytes:
+        return hashlib.sha256("\0".join((self._address, fingerprint, model)).encode()).digest()
 
     def close(self) -> None:
+        """Close the file."""
         self._database.close()
 
     def __enter__(self) -> Self:
@@ -136,21 +134,3 @@ class ScoredCache:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
-
-
-def pack(scores: TokenScores) -> tuple[bytes, bytes | None]:
-    """Log-probabilities as little-endian float64, censoring as one byte a token (None where nothing is censored)."""
-    flags = np.asarray(scores.censored, dtype=np.uint8).tobytes() if scores.any_censored else None
-    return np.asarray(scores.logprobs, dtype="<f8").tobytes(), flags
-
-
-def unpack(logprobs: bytes, censored: bytes | None) -> TokenScores:
-    """Inverse of :func:`pack`; scores without censoring come back with an empty ``censored``."""
-    if len(logprobs) % 8 or (censored is not None and len(censored) * 8 != len(logprobs)):
-        raise StoreCorruptError("a cached score has an impossible length.")
-    values: list[float] = np.frombuffer(logprobs, dtype="<f8").tolist()
-    return TokenScores(tuple(values), tuple(bool(b) for b in censored or b""))
-
-
-def _checksum(name: bytes, logprobs: bytes, censored: bytes | None) -> bytes:
-    return hashlib.sha256(name + logprobs + b"\0" + (censored or b"")).digest()[:16]

@@ -1,4 +1,4 @@
-"""The scoring client: which log-probabilities are missing, asked for in batches, kept as soon as they arrive.
+"""The scoring client: which log-probabilities are missing, sent in batches, kept as soon as they arrive.
 
 It knows the ``Scorer`` protocol and the store, and no provider. What it sends follows from what the store lacks, so
 scoring a member again after a crash repeats at most the batches that were under way.
@@ -7,29 +7,32 @@ scoring a member again after a crash repeats at most the batches that were under
 from __future__ import annotations
 
 import asyncio
-import random
 from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from typing import TypeVar
 
 import numpy as np
-from tenacity import AsyncRetrying, RetryCallState, retry_if_exception_type
 
 from .._util.clock import Clock, SystemClock
+from .._util.retry import Retrier, RetryPolicy
+from ..attribution.matrices import finish
+from ..core.losses import Reduction
 from ..data.tokenizers import EncodedExample
 from ..errors import ContractError, ProviderError, RejectedError, ReplayError, StoreError, TransientError
 from ..providers.base import Deferred, Hosting, Metered, ProbeReport, Probing, Scorer, TokenScores
 from ..store import RunStore, ScoreBatch
+from ..store.ledger import Purpose
 from .cache import ScoredCache
-from .leases import ModelLeases
-from .slots import AdaptiveSlots
+from .slots import AdaptiveSlots, ModelLeases
 from .writer import GroupCommit
 
-PROBE_VALUE = "scorer_probe"
-"""Key in the store under which the endpoint's one-time test is kept."""
+PROBE_VALUE, FINE_TUNE_PROBE_VALUE = "scorer_probe", "scorer_probe_fine_tune"
+"""Keys in the store under which the endpoint's tests are kept: with the base model (or whatever model was given), and
+with the first fine-tune that was scored."""
 
-PROBED_MEMBER = 0
+PROBE_REQUESTS, PROBE_GENERATED = 3, 32
+"""A test counts in the ledger as this many prompts, each longer by what it generates: more than any of them sends."""
 
 FIRST_WAIT, LONGEST_WAIT = 0.5, 30.0
 """Seconds before the second try of a request, and the most between two; doubled in between."""
@@ -37,18 +40,30 @@ FIRST_WAIT, LONGEST_WAIT = 0.5, 30.0
 Answer = TypeVar("Answer")
 Batch = list[tuple[int, EncodedExample]]
 """Examples with their ids in the store."""
-Keep = Callable[[Batch, Sequence[TokenScores]], Awaitable[None]]
 Progress = Callable[[int, int, int], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Budget:
+    """What requests cost that come on top of one measurement of each model: repeats and tests.
+
+    ``usd_per_token`` of a prompt, answers included; ``cap`` dollars of the whole ledger, or None.
+    """
+
+    usd_per_token: float = 0.0
+    cap: float | None = None
 
 
 class ScoringClient:
     """Scores members with one bound on concurrency for all of them together.
 
     ``concurrency`` is the most requests at once (default: the scorer's own limit); rate limits lower it for a while
-    (:mod:`daunce_api.score.slots`). What ``cache`` knows is not asked for, except for replicates. A request is tried
-    at most ``attempts`` times and waits ``patience`` seconds in all, then its TransientError is raised; a request
-    that waits keeps its place, so that a rate limit slows everything down instead of starting a storm.
-    ``on_progress`` gets (member, scored examples, all examples) after every batch.
+    (:mod:`daunce_api.score.slots`). What ``cache`` knows of is not sent, except for replicates. A request is tried at
+    most ``attempts`` times and for ``patience`` seconds in all, then its TransientError is raised; a request that waits
+    keeps its place, so that a rate limit slows everything down instead of starting a storm. ``on_progress`` gets
+    (member, scored examples, all examples) after every batch of a member's own scores. A model that is complete gets
+    its row of losses (``reduction``). ``budget`` pays for what is sent again, and for tests of the endpoint: reserved
+    before it is sent, BudgetError at the cap.
     """
 
     def __init__(
@@ -62,23 +77,25 @@ class ScoringClient:
         patience: float = 600.0,
         on_progress: Progress | None = None,
         cache: ScoredCache | None = None,
+        reduction: Reduction = "mean",
+        budget: Budget | None = None,
     ) -> None:
         self._scorer = scorer
         self._cache = cache
         self._store = store
         self._concurrency = concurrency or scorer.capabilities.max_concurrent_requests
         self._writer = GroupCommit(store, scorer.fingerprint)
-        self._clock = clock or SystemClock()
-        self._slots = AdaptiveSlots(self._concurrency, self._clock)
+        clock = clock or SystemClock()
+        self._retry = Retrier(RetryPolicy(FIRST_WAIT, LONGEST_WAIT, attempts, patience), clock)
+        self._slots = AdaptiveSlots(self._concurrency, clock)
         self._leases = ModelLeases(scorer.capabilities.max_models)
         if isinstance(scorer, Metered):
             scorer.watch(self._slots.observe)
         if isinstance(scorer, Hosting):
             scorer.record(store.hosted)
-        self._attempts = attempts
-        self._patience = patience
         self._on_progress = on_progress
-        self._jitter = random.Random()
+        self._reduction = reduction
+        self._budget = budget or Budget()
         self._probing = asyncio.Lock()
         self._full: StoreError | None = None
         self._prepared: tuple[tuple[EncodedExample, ...], Batch] = ((), [])
@@ -93,62 +110,68 @@ class ScoringClient:
 
         Examples with equal token ids and targets are sent once. Each batch is stored in one transaction when it
         arrives. After an error no new batch is sent, those under way are still received and stored, and then the
-        error is raised: TransientError (given up), RejectedError and ContractError (naming the example), StopError.
+        error is raised: TransientError (given up), RejectedError and ContractError (naming the example), StopError,
+        BudgetError (something would have to be sent again).
         """
         given = tuple(examples)
-        if self._prepared[0] != given:  # kept, since every member is asked the same
-            self._prepared = (given, self._prepare(given))
+        if self._prepared[0] is not examples and self._prepared[0] != given:  # every member is scored on the same
+            self._prepared = (given, await asyncio.to_thread(self._prepare, given))
         return await self._score(member, model, self._prepared[1], replicate, checkpoint)
 
     async def _score(self, member: int, model: str, prepared: Batch, replicate: int, checkpoint: int) -> int:
-        done = self._store.scores.measured(member, replicate, checkpoint)
+        scores = self._store.scores
+        done = scores.measured(member, replicate, checkpoint)
         missing = [item for item in prepared if item[0] >= done.size or not done[item[0]]]
-        cache = self._cached(replicate)
-        if cache is not None and missing:
-            answers = cache.lookup(self._scorer.fingerprint, model, (example.key for _, example in missing))
-            known = {number: answers[example.key] for number, example in missing if example.key in answers}
-            batch = ScoreBatch(member, replicate, checkpoint, np.array([*known], np.int32), list(known.values()))
-            self._store.scores.save(self._scorer.fingerprint, [batch])
-            if known:
-                tokens = sum(len(example.ids) for number, example in missing if number in known)
-                self._store.scores.add_cached(member, checkpoint, len(known), tokens)
-            missing = [item for item in missing if item[0] not in known]
-        if not missing:
-            return 0
-        async with self._leases.lease(model):
-            return await self._score_missing(member, model, prepared, missing, replicate, checkpoint)
+        if missing:
+            # All of it in one lease: a model that is given back and wanted again keeps its place only at once.
+            async with self._leases.lease(model):
+                return await self._score_missing(member, model, prepared, missing, replicate, checkpoint)
+        if replicate == 0:
+            await self._finish(prepared, member, checkpoint)
+        return 0
+
+    async def _finish(self, prepared: Batch, member: int, checkpoint: int) -> None:
+        """Keep the losses of a model that is complete."""
+        ids = np.array([number for number, _ in prepared], np.int32)
+        if ids.size and not self._store.scores.has_row(ids, member, checkpoint):
+            await asyncio.to_thread(finish, self._store, ids, member, checkpoint, self._reduction)
+
+    def _from_elsewhere(self, cache: ScoredCache, member: int, model: str, missing: Batch, checkpoint: int) -> Batch:
+        """Take over what another run holds; what is still missing."""
+        examples = [example for _, example in missing]
+        fingerprint, here = self._scorer.fingerprint, self._store.run_dir
+        answers = cache.lookup(fingerprint, model, examples, besides=here)
+        cache.note(fingerprint, model, here, member, checkpoint)
+        known = {number: answers[example.key] for number, example in missing if example.key in answers}
+        if not known:
+            return missing
+        batch = ScoreBatch(member, 0, checkpoint, np.array([*known], np.int32), list(known.values()))
+        self._store.scores.save(self._scorer.fingerprint, [batch])
+        tokens = sum(len(example.ids) for number, example in missing if number in known)
+        self._store.scores.add_cached(member, checkpoint, len(known), tokens)
+        return [item for item in missing if item[0] not in known]
 
     async def _score_missing(
         self, member: int, model: str, prepared: Batch, missing: Batch, replicate: int, checkpoint: int
     ) -> int:
-        if member == PROBED_MEMBER and replicate == 0:
-            await self.probe(model, missing[0][1])
-        cache = self._cached(replicate)
+        if replicate == 0 and self._cache is not None:
+            missing = await asyncio.to_thread(self._from_elsewhere, self._cache, member, model, missing, checkpoint)
+        if replicate == 0 and missing:
+            await self._probe_fine_tune(model, min((e for _, e in missing), key=lambda e: (len(e.ids), e.ids)))
         capabilities = self._scorer.capabilities
         queue = deque(batches(missing, capabilities.max_prompts_per_request, capabilities.max_tokens_per_request))
-        scored, failures = 0, list[Exception]()
-
-        async def keep(batch: Batch, answers: Sequence[TokenScores]) -> None:
-            nonlocal scored
-            ids = np.array([number for number, _ in batch], np.int32)
-            await self._writer.save(ScoreBatch(member, replicate, checkpoint, ids, answers))
-            if cache is not None:
-                answered = {example.key: answer for (_, example), answer in zip(batch, answers, strict=True)}
-                cache.save(self._scorer.fingerprint, model, answered)
-            if isinstance(self._scorer, Deferred):
-                await self._scorer.release(model, [example for _, example in batch], replicate)
-            scored += len(batch)
-            if self._on_progress is not None:
-                self._on_progress(member, len(prepared) - len(missing) + scored, len(prepared))
+        asking = _Asking(self, member, model, replicate, checkpoint, len(prepared), len(prepared) - len(missing))
+        failures = list[Exception]()
 
         async def work() -> None:
             while queue and not failures:
                 batch = queue.popleft()
                 try:
-                    async with self._slots:
-                        if self._full is not None:  # an answer that cannot be kept is not asked for
+                    async with self._slots.slot():
+                        if self._full is not None:  # an answer that cannot be kept is not sent for
                             raise self._full
-                        await self._score_batch(member, model, batch, replicate, keep)
+                        if not failures:
+                            await asking.batch(batch)
                 except StoreError as error:
                     self._full = error
                     failures.append(error)
@@ -160,7 +183,9 @@ class ScoringClient:
                 group.create_task(work())
         if failures:
             raise failures[0]
-        return scored
+        if replicate == 0:
+            await self._finish(prepared, member, checkpoint)
+        return asking.scored
 
     async def drain(self) -> None:
         """Wait until every answer that arrived is in the store, also after an error."""
@@ -171,10 +196,6 @@ class ScoringClient:
         distinct = dict(zip(self._store.scores.ids_of(examples).tolist(), examples, strict=True))
         return sorted(distinct.items(), key=lambda item: (item[1].ids, item[1].targets))
 
-    def _cached(self, replicate: int) -> ScoredCache | None:
-        """The cache; none for a replicate, which is there to be measured again."""
-        return self._cache if replicate == 0 else None
-
     async def probe_noise(self, member: int, model: str, examples: Sequence[EncodedExample], count: int) -> int:
         """Score the first ``count`` distinct examples a second time (replicate 1); see ``measure_noise``."""
         return await self._score(member, model, self._prepare(examples[:count]), replicate=1, checkpoint=0)
@@ -183,96 +204,132 @@ class ScoringClient:
         """Have the scorer test its endpoint with one model and one example, once a run; the report, or None where
         the scorer has no test.
 
-        Best called with the base model before anything is trained. Otherwise member 0 is tested when it is scored: a
-        fixed one, not the first to be ready, so that a replay sends the same requests. Raises ContractError where the
-        endpoint fails the test; an endpoint that does not serve the model is tested with member 0.
+        Best called with the base model before anything is trained. The first fine-tune that is scored is tested
+        besides, before any of its values is stored: an endpoint can be right for the base and wrong for adapters.
+        Raises ContractError where the endpoint fails the test; an endpoint that does not serve the model is tested
+        with a fine-tune alone.
         """
+        try:
+            return await self._probe(PROBE_VALUE, model, example)
+        except ReplayError as error:
+            raise ReplayError(
+                f"{error} The request is part of the endpoint's test, which recordings of earlier versions lack: "
+                "make a new one with daunce run CONFIG --record NEW_DIR."
+            ) from error
+
+    async def _probe_fine_tune(self, model: str, example: EncodedExample) -> None:
+        try:
+            await self._probe(FINE_TUNE_PROBE_VALUE, model, example)
+        except ReplayError:
+            # Recordings of earlier versions hold no such test; their losses are compared as they are.
+            report = ProbeReport(False, "this recording holds no test of a fine-tune")
+            self._store.set_value(FINE_TUNE_PROBE_VALUE, asdict(report))
+
+    async def _probe(self, name: str, model: str, example: EncodedExample) -> ProbeReport | None:
         scorer = self._scorer
         if not isinstance(scorer, Probing):
             return None
         async with self._leases.lease(model), self._probing:
-            known = self._store.get_value(PROBE_VALUE)
+            known = self._store.get_value(name)
             if known is not None:
                 return ProbeReport(known["checked"], known["detail"], known["largest_difference"])
+            tokens = PROBE_REQUESTS * (len(example.ids) + PROBE_GENERATED)
             try:
-                report = await self._tried(lambda: scorer.probe(model, example))
+                await self._book(f"test of {model}", tokens, "probe")
+                report = await self._send(lambda: scorer.probe(model, example), f"test {model}", tokens, "probe")
             except RejectedError as error:
                 return ProbeReport(False, f"the endpoint could not be tested with {model}: {error}")
-            except ReplayError as error:
-                raise ReplayError(
-                    f"{error} The request is part of the endpoint's test, which recordings of earlier versions lack: "
-                    "make a new one with daunce run CONFIG --record NEW_DIR."
-                ) from error
-            self._store.set_value(PROBE_VALUE, asdict(report))
+            self._store.set_value(name, asdict(report))
             return report
 
-    async def _score_batch(self, member: int, model: str, batch: Batch, replicate: int, keep: Keep) -> None:
-        """Score and keep a batch; one that is refused is halved until the example at fault is alone."""
-        try:
-            answers = await self._ask(model, batch, replicate)
-        except (RejectedError, ContractError) as error:
-            if len(batch) == 1 or error.status == 404:
-                raise _named(error, member, batch) from error
-            middle = len(batch) // 2
-            await self._score_batch(member, model, batch[:middle], replicate, keep)
-            await self._score_batch(member, model, batch[middle:], replicate, keep)
-        else:
-            await keep(batch, answers)
-
-    async def _ask(self, model: str, batch: Batch, replicate: int) -> list[TokenScores]:
-        scorer, examples = self._scorer, [example for _, example in batch]
-        if isinstance(scorer, Deferred):
-            answers = await self._tried(lambda: scorer.score_replicate(model, examples, replicate))
-        else:
-            answers = await self._tried(lambda: scorer.score(model, examples))
-        if len(answers) != len(examples):
-            raise ContractError(f"the scorer gave {len(answers)} answers for {len(examples)} examples; none was used.")
-        return answers
-
-    async def _tried(self, request: Callable[[], Awaitable[Answer]]) -> Answer:
-        """Send a request until it is answered, within the limits of the constructor."""
-        retrying = AsyncRetrying(
-            sleep=self._clock.sleep,
-            retry=retry_if_exception_type(TransientError),
-            wait=self._wait,
-            stop=self._stop,
-            reraise=True,
-        )
+    async def _send(
+        self, request: Callable[[], Awaitable[Answer]], what: str, tokens: int, purpose: Purpose = "score"
+    ) -> Answer:
+        """Send a request until it is answered. What may have been acted on already is paid for again."""
+        acted_on = False
 
         async def send() -> Answer:
+            nonlocal acted_on
+            if acted_on:
+                await self._book(f"again: {what}", tokens, purpose)
             self.requests += 1
             try:
                 answer = await request()
             except TransientError as error:
+                acted_on = error.status != 429
                 if error.status == 429:
                     self._slots.limited()
                 raise
             self._slots.succeeded()
             return answer
 
+        return await self._retry(send, what)
+
+    async def _book(self, subject: str, tokens: int, purpose: Purpose) -> None:
+        """Book a request that no reservation covers, before it is sent. Raises BudgetError at the cap."""
+        usd = tokens * self._budget.usd_per_token
+        if usd:
+            book = self._store.ledger.add
+            await asyncio.to_thread(book, subject, usd, purpose=purpose, cap=self._budget.cap)
+
+
+class _Asking:
+    """The requests of one model."""
+
+    def __init__(
+        self, client: ScoringClient, member: int, model: str, replicate: int, checkpoint: int, total: int, before: int
+    ) -> None:
+        self._client = client
+        self._member = member
+        self._model = model
+        self._replicate = replicate
+        self._checkpoint = checkpoint
+        self._total = total
+        self._before = before
+        self.scored = 0
+
+    async def batch(self, batch: Batch, *, again: bool = False) -> None:
+        """Score and keep a batch; one that is refused is halved until the example at fault is alone.
+
+        ``again``: the endpoint has answered for these examples before, and is paid once more.
+        """
+        tokens = sum(len(example.ids) for _, example in batch)
+        what = f"score member {self._member}"
         try:
-            return await retrying(send)
-        except TransientError as error:
-            raise TransientError(
-                f"{error} Given up after {retrying.statistics['attempt_number']} tries and "
-                f"{retrying.statistics['idle_for']:.0f} seconds of waiting. Everything scored so far is kept; run the "
-                "same command again to go on.",
-                error.retry_after,
-            ) from error
+            if again:
+                await self._client._book(f"again: {what}", tokens, "score")
+            answers = await self._answers(batch, what, tokens)
+        except (RejectedError, ContractError) as error:
+            if len(batch) == 1 or error.status == 404:
+                raise _named(error, self._member, batch) from error
+            middle = len(batch) // 2
+            answered = again or isinstance(error, ContractError)
+            await self.batch(batch[:middle], again=answered)
+            await self.batch(batch[middle:], again=answered)
+        else:
+            await self._keep(batch, answers)
 
-    def _wait(self, state: RetryCallState) -> float:
-        """What the server asks for and a little more, or twice as long as before; spread so that requests that
-        failed together do not come back together."""
-        error = state.outcome.exception() if state.outcome is not None else None
-        asked = error.retry_after if isinstance(error, TransientError) else None
-        if asked is not None:
-            return asked + self._jitter.uniform(0.0, 0.1 * asked + 0.05)
-        longest = min(LONGEST_WAIT, FIRST_WAIT * 2.0 ** (state.attempt_number - 1))
-        return self._jitter.uniform(0.5 * longest, longest)
+    async def _answers(self, batch: Batch, what: str, tokens: int) -> list[TokenScores]:
+        scorer, model, examples = self._client._scorer, self._model, [example for _, example in batch]
+        if isinstance(scorer, Deferred):
+            answers = await self._client._send(
+                lambda: scorer.score_replicate(model, examples, self._replicate), what, tokens
+            )
+        else:
+            answers = await self._client._send(lambda: scorer.score(model, examples), what, tokens)
+        if len(answers) != len(examples):
+            raise ContractError(f"the scorer gave {len(answers)} answers for {len(examples)} examples; none was used.")
+        return answers
 
-    def _stop(self, state: RetryCallState) -> bool:
-        # Waits are added up instead of read from a clock: tenacity's own limit looks at real time.
-        return state.attempt_number >= self._attempts or state.idle_for + state.upcoming_sleep > self._patience
+    async def _keep(self, batch: Batch, answers: Sequence[TokenScores]) -> None:
+        client = self._client
+        ids = np.array([number for number, _ in batch], np.int32)
+        await client._writer.save(ScoreBatch(self._member, self._replicate, self._checkpoint, ids, answers))
+        if isinstance(client._scorer, Deferred):
+            await client._scorer.release(self._model, [example for _, example in batch], self._replicate)
+        self.scored += len(batch)
+        if client._on_progress is not None and self._replicate == 0:
+            client._on_progress(self._member, self._before + self.scored, self._total)
 
 
 def batches(items: Batch, max_prompts: int, max_tokens: int | None) -> list[Batch]:

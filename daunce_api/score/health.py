@@ -2,64 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 
 import numpy as np
 import numpy.typing as npt
 
-from ..core.losses import Reduction
 from ..errors import MembersAlikeError
-from ..providers.base import TokenScores
-from ..store import RunStore
 
 FloatArray = npt.NDArray[np.float64]
 
 SERVES_BASE_RATIO = 1.5
 """Members whose losses vary less than this many times the measurement noise (as variances) cannot be told apart."""
-
-
-@dataclass(frozen=True, slots=True)
-class Noise:
-    """Standard deviation of one measurement, from examples that were scored twice.
-
-    ``sigma_token`` is of one token's log-probability, ``sigma_example`` of an example's loss, both in nats;
-    ``pairs`` is the number of (member, example) pairs behind them. Zero pairs: not measured, sigmas are NaN.
-    """
-
-    sigma_token: float
-    sigma_example: float
-    pairs: int
-
-
-def measure_noise(store: RunStore, members: Iterable[int], reduction: Reduction = "mean") -> Noise:
-    """Noise from replicates 0 and 1 of these members; examples with censored tokens are left out. ``reduction``: how
-    token losses become an example's (nats per token, or their sum).
-
-    A difference of two measurements has twice the variance of one.
-    """
-    per_token: list[FloatArray] = []
-    for member in members:
-        again = store.scores.load(member, replicate=1)
-        repeated = again.scores()
-        first = store.scores.load_some(again.ids, member).scores() if repeated else {}
-        per_token += [
-            _difference(first[key], again) for key, again in repeated.items() if _usable(first.get(key), again)
-        ]
-    if not per_token:
-        return Noise(float("nan"), float("nan"), 0)
-    token = float(np.sqrt(np.mean(np.concatenate(per_token) ** 2) / 2))
-    reduce = np.mean if reduction == "mean" else np.sum
-    example = float(np.sqrt(np.mean([reduce(d) ** 2 for d in per_token]) / 2))
-    return Noise(token, example, len(per_token))
-
-
-def _usable(first: TokenScores | None, again: TokenScores) -> bool:
-    return first is not None and not first.any_censored and not again.any_censored
-
-
-def _difference(first: TokenScores, again: TokenScores) -> FloatArray:
-    return np.asarray(first.logprobs, dtype=np.float64) - np.asarray(again.logprobs, dtype=np.float64)
 
 
 def check_members_differ(loss_KN: FloatArray, models: Sequence[str], *, sigma: float = 0.0) -> None:

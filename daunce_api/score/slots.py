@@ -1,4 +1,4 @@
-"""How many requests are on their way at once: fewer when the provider says so, more again when it does not."""
+"""How many requests and models are at work at once: fewer when the provider says so, more again when it does not."""
 
 from __future__ import annotations
 
@@ -6,20 +6,22 @@ import asyncio
 import math
 import re
 from collections import deque
-from collections.abc import Mapping
-from types import TracebackType
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
+
+from anyio import CapacityLimiter
 
 from .._util.clock import Clock, SystemClock
 
 _PARTS = re.compile(r"(\d+(?:\.\d+)?)(ms|s|m|h|d)")
 _UNITS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
 _ONE_CUT_SECONDS = 1.0
-_UNTOLD_RESET = 1.0
+_DEFAULT_RESET = 1.0
 """Seconds that a remainder holds where the provider does not say when it is reset."""
 
 
 class AdaptiveSlots:
-    """A bound on concurrency between 1 and ``ceiling``, as an asynchronous context manager.
+    """A bound on concurrency between 1 and ``ceiling``; first come, first served.
 
     A rate limit halves it (once for requests that fail together), every answered request raises it by 1/bound; and
     while the provider's headers say that fewer requests remain until a reset, no more than these are sent at once.
@@ -32,8 +34,7 @@ class AdaptiveSlots:
         self._remaining = math.inf
         self._reset_at = -math.inf
         self._cut_at = -math.inf
-        self._busy = 0
-        self._waiters: deque[asyncio.Future[None]] = deque()
+        self._limiter: CapacityLimiter | None = None
 
     @property
     def allowed(self) -> int:
@@ -57,38 +58,83 @@ class AdaptiveSlots:
     def observe(self, headers: Mapping[str, str]) -> None:
         """Take in an answer's ``x-ratelimit-*`` headers; without them nothing changes."""
         left = [
-            (float(value), seconds_of(told) if (told := headers.get(f"x-ratelimit-reset-{what}")) else _UNTOLD_RESET)
+            (float(value), seconds_of(reset) if (reset := headers.get(f"x-ratelimit-reset-{what}")) else _DEFAULT_RESET)
             for what in ("requests", "tokens")
             if (value := _share(headers, what)) is not None
         ]
         if left:
-            self._remaining, reset = min(left)
-            self._reset_at = self._clock.now() + reset
+            self._remaining, seconds = min(left)
+            self._reset_at = self._clock.now() + seconds
 
-    async def __aenter__(self) -> None:
-        while self._busy >= self.allowed:
-            waiter = asyncio.get_running_loop().create_future()
-            self._waiters.append(waiter)
-            try:
-                await waiter
-            except BaseException:
-                if waiter in self._waiters:
-                    self._waiters.remove(waiter)
-                self._wake()
-                raise
-        self._busy += 1
+    @asynccontextmanager
+    async def slot(self) -> AsyncIterator[None]:
+        """One request is on its way inside the block."""
+        if self._limiter is None:
+            self._limiter = CapacityLimiter(self.allowed)
+        holder = object()
+        self._limiter.total_tokens = self.allowed
+        await self._limiter.acquire_on_behalf_of(holder)
+        try:
+            yield
+        finally:
+            self._limiter.release_on_behalf_of(holder)
+            self._limiter.total_tokens = self.allowed
 
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._busy -= 1
-        self._wake()
 
-    def _wake(self) -> None:
-        for _ in range(min(self.allowed - self._busy, len(self._waiters))):
-            waiter = self._waiters.popleft()
-            if not waiter.done():
-                waiter.set_result(None)
+class ModelLeases:
+    """At most ``limit`` models at once (None: any number), first come, first served.
+
+    Without it the requests of many members would take turns on a server that holds only a few models, and every turn
+    loads one, which takes minutes where a model is a deployment. A model that is given back and wanted again at once
+    keeps its place.
+    """
+
+    def __init__(self, limit: int | None) -> None:
+        self._limit = limit
+        self._users: dict[str, int] = {}
+        self._waiting: deque[tuple[str, asyncio.Future[None]]] = deque()
+
+    @asynccontextmanager
+    async def lease(self, model: str) -> AsyncIterator[None]:
+        """The model counts as one of those at work inside the block."""
+        if self._limit is None:
+            yield
+            return
+        await self._acquire(model)
+        try:
+            yield
+        finally:
+            self._give_back(model)
+
+    async def _acquire(self, model: str) -> None:
+        if model in self._users:
+            self._users[model] += 1
+            return
+        turn = asyncio.get_running_loop().create_future()
+        self._waiting.append((model, turn))
+        self._hand_over()
+        try:
+            await turn
+        except asyncio.CancelledError:
+            if turn.done() and not turn.cancelled():
+                self._give_back(model)
+            raise
+
+    def _give_back(self, model: str) -> None:
+        self._users[model] -= 1
+        # Later, so that whoever wants the same model in the same turn of the loop finds it still there.
+        asyncio.get_running_loop().call_soon(self._hand_over)
+
+    def _hand_over(self) -> None:
+        self._users = {model: users for model, users in self._users.items() if users}
+        while self._waiting:
+            model, turn = self._waiting[0]
+            if not turn.done():
+                if model not in self._users and self._limit is not None and len(self._users) >= self._limit:
+                    return
+                self._users[model] = self._users.get(model, 0) + 1
+                turn.set_result(None)
+            self._waiting.popleft()
 
 
 def _share(headers: Mapping[str, str], what: str) -> float | None:

@@ -47,6 +47,15 @@ class Ledger(Part):
         with self._db.transaction():
             self._add(subject, usd, self._rows().get(subject), purpose, cap)
 
+    def add(self, subject: str, usd: float, *, purpose: Purpose, cap: float | None = None) -> None:
+        """Book what is sent now and billed in any case. Raises as :meth:`reserve` does; then nothing is booked."""
+        with self._db.transaction():
+            row = self._rows().get(subject)
+            self._add(subject, usd, row, purpose, cap)
+            if row is None or row[2] is not None:
+                before = 0 if row is None or row[2] is None else row[2]
+                self._db.put("spend", (subject, purpose if row is None else row[0], 0, before + _nano(usd)))
+
     def settle(self, subject: str, usd: float) -> None:
         """Replace a reservation with what was billed (0 where nothing was). The last word counts."""
         amount = _nano(usd)

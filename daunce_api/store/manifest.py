@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from functools import cache
 from typing import Any
 
-from ..config import RunConfig
+from ..config import RunConfig, earlier_default
 
 MAY_CHANGE = (
     "attribution.",
@@ -61,7 +61,7 @@ def differences(before: Mapping[str, Any], after: Mapping[str, Any]) -> tuple[li
         if a == b and type(a) is type(b):
             continue
         line = f"{key}: {_show(a)} -> {_show(b)}"
-        if a == MISSING and b == _defaults().get(key, MISSING):
+        if a == MISSING and b in (_defaults().get(key, MISSING), earlier_default(key)):
             continue  # a key that this version has and the run's did not: what it did then is the default now
         grows = key == "ensemble.members" and isinstance(a, int) and isinstance(b, int) and b > a
         (allowed if grows or _may_change(key) else forbidden).append(line)

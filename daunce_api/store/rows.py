@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -138,21 +138,6 @@ class TokenColumns:
 
 
 @dataclass(frozen=True, slots=True)
-class Group:
-    """Examples that are scored and read together: the training set, or one batch of questions.
-
-    ``number`` counts groups in the order in which they were opened. ``ids`` (n,) in the order of the data, equal
-    examples under one id. ``removed`` (n,) bool: columns that the tables no longer show; their scores are kept.
-    """
-
-    name: str
-    number: int
-    ids: Ids
-    removed: NDArray[np.bool_]
-    created_at: str
-
-
-@dataclass(frozen=True, slots=True)
 class SetAside:
     """Scores that are kept but not used: ``members`` of which everything up to then was set aside, and why.
 
@@ -180,5 +165,14 @@ class Transition:
     detail: str
 
 
-Losses = Mapping[tuple[int, int], tuple[NDArray[np.float64], NDArray[np.bool_] | None]]
-"""By (member, checkpoint): (n,) losses of a group's columns, a lower bound where the flags (n,) say so."""
+@dataclass(frozen=True, slots=True, eq=False)
+class LossRow:
+    """What a complete model measured on the n examples of a group, one number each.
+
+    ``loss`` (n,) sums over tokens (a mean for margins), a lower bound where ``censored`` (n,) says so (None: nowhere);
+    ``counts`` (n,) tokens of each.
+    """
+
+    loss: NDArray[np.float64]
+    counts: NDArray[np.int32]
+    censored: NDArray[np.bool_] | None

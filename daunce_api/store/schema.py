@@ -20,22 +20,22 @@ SEALED: dict[str, tuple[str, ...]] = {
     "hosted": ("model", "at"),
     "cached": ("member", "checkpoint", "examples", "tokens"),
     "aside": ("number", "members", "up_to", "suspect", "reason", "at", "restored_at"),
-    "groups": ("name", "number", "ids", "removed", "created_at"),
+    "groups": ("number", "ids"),
     "blobs": ("id", "member", "replicate", "checkpoint", "n", "tokens", "ids", "counts", "logprobs", "censored"),
-    "losses": ("grp", "member", "checkpoint", "reduction", "loss", "censored"),
+    "losses": ("grp", "member", "checkpoint", "kind", "loss", "counts", "censored"),
 }
 """Columns of the tables whose rows carry a checksum (column ``seal``, the last one)."""
 
 _KEYS = {
     "meta": "key", "files": "sha256", "jobs": "key", "checkpoints": "key", "left_out": "member", "stops": "id",
-    "spend": "subject", "hosted": "model", "cached": "member, checkpoint", "aside": "number", "groups": "name",
+    "spend": "subject", "hosted": "model", "cached": "member, checkpoint", "aside": "number", "groups": "number",
     "blobs": "id", "losses": "grp, member, checkpoint",
 }  # fmt: skip
 _INTEGERS = frozenset(
     "size member attempt trained_tokens model_deleted id reserved settled checkpoint examples tokens number up_to "  # noqa: SIM905
-    "suspect replicate n".split()
+    "suspect replicate n grp".split()
 )
-_BLOBS = frozenset(["ids", "removed", "counts", "logprobs", "censored", "loss"])
+_BLOBS = frozenset(["ids", "counts", "logprobs", "censored", "loss"])
 
 
 def create(connection: sqlite3.Connection) -> None:

@@ -1,8 +1,8 @@
 """``store.scores``: measured log-probabilities in blobs, and loss matrices of the models that are complete.
 
 Examples have integer ids. A blob holds what one transaction brought of one model, end to end, under one checksum. A
-group (the training set, a batch of questions) names the columns of a matrix; a model that is measured on a whole group
-has its row there, with bounds and measured values apart.
+group (the run's examples, a later batch of questions) is the columns of a matrix; a model that is measured on a whole
+group has its row there, with bounds and measured values apart.
 """
 
 from __future__ import annotations
@@ -11,7 +11,6 @@ import hashlib
 import itertools
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import replace
 from itertools import chain
 from typing import Any
 
@@ -22,7 +21,7 @@ from ..data.encoded import EncodedExample
 from ..errors import RunChangedError, StoreError
 from ..providers.base import TokenScores
 from .part import Part
-from .rows import Group, Ids, Losses, ScoreBatch, SetAside, TokenColumns
+from .rows import Ids, LossRow, ScoreBatch, SetAside, TokenColumns
 
 Place = tuple[int, int, int]
 """(member, replicate, checkpoint)."""
@@ -44,7 +43,7 @@ class Scores(Part):
         self._sizes: NDArray[np.int64] = np.zeros(0, np.int64)
         self._measured: dict[Place, NDArray[np.bool_]] = {}
 
-    # -- examples and groups --------------------------------------------------------------------------------------
+    # -- examples --------------------------------------------------------------------------------------
 
     def ids_of(self, examples: Sequence[EncodedExample]) -> Ids:
         """(n,) ids of examples; equal ones share an id, new ones get one."""
@@ -84,48 +83,6 @@ class Scores(Part):
                 self._numbers = None
                 raise self._db.damaged("the table of examples does not match its checksum")
         return self._numbers
-
-    def open_group(self, name: str, examples: Sequence[EncodedExample]) -> Group:
-        """The group of this name, made if it is new. Raises RunChangedError where it holds other examples."""
-        ids = self.ids_of(examples)
-        with self._db.transaction():
-            group = self.group(name)
-            if group is None:
-                number = 1 + max((g.number for g in self.groups()), default=-1)
-                group = Group(name, number, ids, np.zeros(len(ids), np.bool_), self._now())
-                self._write_group(group)
-            elif not np.array_equal(group.ids, ids):
-                raise RunChangedError(f"the examples of {name!r} are not those that the run was started with.")
-        return group
-
-    def group(self, name: str) -> Group | None:
-        """The group of this name, or None."""
-        return next(iter(self._groups("WHERE name = ?", name)), None)
-
-    def groups(self) -> list[Group]:
-        """All groups, oldest first."""
-        return self._groups("ORDER BY number")
-
-    def _groups(self, clause: str, *values: Any) -> list[Group]:
-        rows = self._db.rows("groups", clause, *values)
-        return [
-            Group(name, number, np.frombuffer(ids, _IDS), np.frombuffer(removed, np.bool_), created)
-            for name, number, ids, removed, created in rows
-        ]
-
-    def set_removed(self, name: str, positions: Sequence[int], removed: bool = True) -> None:
-        """Leave columns of a group out of the tables, or show them again. Their scores stay stored."""
-        with self._db.transaction():
-            group = self.group(name)
-            if group is None:
-                raise StoreError(f"there is no group {name!r}")
-            flags = group.removed.copy()
-            flags[list(positions)] = removed
-            self._write_group(replace(group, removed=flags))
-
-    def _write_group(self, group: Group) -> None:
-        ids, removed = group.ids.astype(_IDS).tobytes(), group.removed.tobytes()
-        self._db.put("groups", (group.name, group.number, ids, removed, group.created_at))
 
     # -- measurements ---------------------------------------------------------------------------------------------
 
@@ -251,7 +208,8 @@ class Scores(Part):
         rows = self._db.execute(
             "SELECT member, replicate, checkpoint, MAX(id) FROM blobs GROUP BY 1, 2, 3 ORDER BY 1, 2, 3"
         )
-        return [(m, r, c) for m, r, c, last in rows if last > self._aside_up_to(m)]
+        aside = {member: self._aside_up_to(member) for member in {m for m, *_ in rows}}
+        return [(m, r, c) for m, r, c, last in rows if last > aside[m]]
 
     def tokens_scored(self, examples: Sequence[EncodedExample] = ()) -> int:
         """Prompt and completion tokens of every measurement that was made, those set aside included.
@@ -347,41 +305,64 @@ class Scores(Part):
 
     # -- loss matrices --------------------------------------------------------------------------------------------
 
-    def save_losses(
-        self,
-        group: str,
-        member: int,
-        checkpoint: int,
-        reduction: str,
-        loss_N: NDArray[np.float64],
-        censored_N: NDArray[np.bool_] | None,
-    ) -> None:
-        """Keep a complete model's row of a group's matrix: (N,) losses, lower bounds where ``censored_N`` says so.
+    def groups(self) -> dict[int, Ids]:
+        """Columns of every matrix, by its number: ids of examples, each once."""
+        return {number: np.frombuffer(ids, _IDS) for number, ids in self._db.rows("groups", "ORDER BY number")}
 
-        ``reduction`` names how token losses became an example's; a row in another one is replaced.
+    def save_losses(self, ids: Ids, member: int, checkpoint: int, kind: str, row: LossRow) -> None:
+        """Keep a complete model's row of the matrix whose columns are ``ids``, made if it is new.
+
+        ``kind`` names what was summed over tokens; a row of another kind is replaced.
         """
-        flags = None if censored_N is None or not censored_N.any() else np.packbits(censored_N).tobytes()
-        row = (group, member, checkpoint, reduction, loss_N.astype(_FLOATS).tobytes(), flags)
+        flags = None if row.censored is None or not row.censored.any() else np.packbits(row.censored).tobytes()
+        content = (row.loss.astype(_FLOATS).tobytes(), row.counts.astype(_IDS).tobytes(), flags)
         with self._db.transaction():
-            self._db.put("losses", row)
+            groups = self.groups()
+            number = next((n for n, columns in groups.items() if np.array_equal(columns, ids)), None)
+            if number is None:
+                number = 1 + max(groups, default=-1)
+                self._db.put("groups", (number, ids.astype(_IDS).tobytes()))
+            self._db.put("losses", (number, member, checkpoint, kind, *content))
 
-    def load_losses(self, group: str, reduction: str) -> Losses:
-        """Rows of a group's matrix that were kept in this reduction, by (member, checkpoint)."""
+    def load_losses(self, member: int, checkpoint: int, kind: str) -> dict[int, LossRow]:
+        """Rows of a model that were kept in this kind, by the number of their matrix."""
         found = {}
-        for _, member, checkpoint, _, loss, flags in self._db.rows(
-            "losses", "WHERE grp = ? AND reduction = ? ORDER BY member, checkpoint", group, reduction
+        for number, *_, loss, counts, flags in self._db.rows(
+            "losses", "WHERE member = ? AND checkpoint = ? AND kind = ? ORDER BY grp", member, checkpoint, kind
         ):
-            loss_N = np.frombuffer(loss, _FLOATS)
-            bits = (
-                None if flags is None else np.unpackbits(np.frombuffer(flags, np.uint8), count=len(loss_N)).astype(bool)
-            )
-            found[member, checkpoint] = (loss_N, bits)
+            values = np.frombuffer(loss, _FLOATS)
+            bits = None
+            if flags is not None:
+                bits = np.unpackbits(np.frombuffer(flags, np.uint8), count=len(values)).astype(np.bool_)
+            found[int(number)] = LossRow(values, np.frombuffer(counts, _IDS), bits)
         return found
 
-    def complete(self, group: str) -> set[tuple[int, int]]:
-        """(member, checkpoint) of the models that have a row of a group's matrix, in whatever reduction."""
-        rows = self._db.execute("SELECT member, checkpoint FROM losses WHERE grp = ?", (group,))
-        return {(int(m), int(c)) for m, c in rows}
+    def has_row(self, ids: Ids, member: int, checkpoint: int) -> bool:
+        """Whether the losses of a model on these examples were kept."""
+        rows = self._db.execute("SELECT grp FROM losses WHERE member = ? AND checkpoint = ?", (member, checkpoint))
+        groups = self.groups() if rows else {}
+        columns = [groups[int(n)] for (n,) in rows]
+        return bool(columns) and bool(np.isin(ids, np.concatenate(columns)).all())
+
+    def complete(self, ids: Ids) -> set[tuple[int, int]]:
+        """(member, checkpoint) of the models that are measured on all of these examples."""
+        if ids.size and ids.min() < 0:
+            return set()
+        groups = self.groups()
+        have: dict[tuple[int, int], list[int]] = {}
+        for number, member, checkpoint in self._db.execute("SELECT grp, member, checkpoint FROM losses ORDER BY 1"):
+            have.setdefault((int(member), int(checkpoint)), []).append(int(number))
+        covered: dict[tuple[int, ...], bool] = {}
+        found = set()
+        for member, replicate, checkpoint in self.models():
+            if replicate:
+                continue
+            numbers = tuple(have.get((member, checkpoint), ()))
+            if numbers and numbers not in covered:
+                covered[numbers] = bool(np.isin(ids, np.concatenate([groups[n] for n in numbers])).all())
+            if covered.get(numbers) or self.has_all(ids, member, 0, checkpoint):
+                found.add((member, checkpoint))
+        return found
 
 
 def _digest(keys: Sequence[str]) -> str:

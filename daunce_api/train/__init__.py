@@ -1,10 +1,12 @@
-"""Fine-tuning jobs: submit, poll, retry, resume, cancel. Knows ``Trainer``, and no provider."""
+"""Fine-tuning jobs: which members need one, and exactly one an attempt. Knows ``Trainer``, and no provider."""
 
 from __future__ import annotations
 
+from .cleanup import cancel_jobs, clean_up
+from .client import JobClient
 from .events import CancelReport, CleanReport, Event, EventKind, OnEvent, TrainingOutcome
 from .policy import JOB_RETRIES, PollPolicy
-from .training import OnReady, Orchestrator
+from .training import OnReady, Training
 
 __all__ = [
     "JOB_RETRIES",
@@ -12,9 +14,12 @@ __all__ = [
     "CleanReport",
     "Event",
     "EventKind",
+    "JobClient",
     "OnEvent",
     "OnReady",
-    "Orchestrator",
     "PollPolicy",
+    "Training",
     "TrainingOutcome",
+    "cancel_jobs",
+    "clean_up",
 ]

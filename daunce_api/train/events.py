@@ -1,4 +1,4 @@
-"""What the orchestrator reports while it works, and when it is done."""
+"""What training reports while it works, and when it is done."""
 
 from __future__ import annotations
 
@@ -21,6 +21,10 @@ class EventKind(StrEnum):
     LEFT_OUT = "left_out"
     FEWER_MODELS = "fewer_models"
     WAITING = "waiting"
+    NOT_YET = "not_yet"
+    ORPHAN = "orphan"
+    ADOPTED = "adopted"
+    NOT_CHECKED = "not_checked"
     PARKED = "parked"
     INTERRUPTED = "interrupted"
 
@@ -44,8 +48,8 @@ OnEvent = Callable[[Event], None]
 
 @dataclass(frozen=True, slots=True)
 class TrainingOutcome:
-    """What :meth:`Orchestrator.run` leaves: the model of each member that has one (-1: the target model), and why
-    the others were left out. ``halted`` is the reason given to :meth:`Orchestrator.halt`, if that was called."""
+    """What :meth:`Training.run` leaves: the model of each member that has one (-1: the target model), and why the
+    others were left out. ``halted`` is the reason given to :meth:`Training.halt`, if that was called."""
 
     models: dict[int, str]
     left_out: dict[int, str]
@@ -54,19 +58,22 @@ class TrainingOutcome:
 
 @dataclass(slots=True)
 class CancelReport:
-    """What :meth:`Orchestrator.cancel` did, by job key. ``kept`` says why a job could not be cancelled."""
+    """What :func:`cancel_jobs` did, by job key. ``kept`` says why a job could not be cancelled. ``unknown``: jobs of
+    this run that its folder does not know, by id, with what became of them."""
 
     cancelled: list[str] = field(default_factory=list)
     already_final: list[str] = field(default_factory=list)
     kept: dict[str, str] = field(default_factory=dict)
+    unknown: dict[str, str] = field(default_factory=dict)
 
 
 @dataclass(slots=True)
 class CleanReport:
-    """What :meth:`Orchestrator.clean` deleted; ``kept`` names what it could not and why. ``unloaded``: models that an
-    interrupted run had left on the scoring server, and that were taken off it."""
+    """What :func:`clean_up` deleted; ``kept`` names what it could not and why. ``unloaded``: models that an interrupted
+    run had left on the scoring server, and that were unloaded. ``unknown``: as in :class:`CancelReport`."""
 
     models: list[str] = field(default_factory=list)
     files: list[str] = field(default_factory=list)
     unloaded: list[str] = field(default_factory=list)
     kept: dict[str, str] = field(default_factory=dict)
+    unknown: dict[str, str] = field(default_factory=dict)

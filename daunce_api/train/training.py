@@ -1,14 +1,13 @@
-"""``Orchestrator``: K fine-tuning jobs, from the first upload to the last model."""
+"""``Training``: which member needs a job, how many attempts it gets, and when it is given up."""
 
 from __future__ import annotations
 
 import asyncio
-import random
+import hashlib
+import json
 from collections.abc import Awaitable, Callable, Collection, Sequence
 from contextlib import suppress
 
-from .._util.clock import Clock, SystemClock
-from .._util.retry import RetryPolicy
 from ..config import RunConfig
 from ..data.dataset import Dataset
 from ..data.subsets import Ensemble
@@ -22,167 +21,147 @@ from ..errors import (
     StoreError,
     TransientError,
 )
-from ..plan import JobCosts
-from ..providers.base import JobStatus, ModelInfo, Trainer
-from ..store import FINAL, TARGET, RunStore
-from .attempts import Attempts, name_of
-from .cleanup import cancel_jobs, clean_up
-from .events import CancelReport, CleanReport, Event, EventKind, OnEvent, TrainingOutcome
-from .jobs import Desk
-from .policy import JOB_RETRIES, PollPolicy
+from ..providers.base import Job, JobRequest, JobStatus, ModelInfo
+from ..store import FINAL, INTENT, TARGET, JobRow
+from .audit import check
+from .client import CANCELLED, JobClient
+from .events import Event, EventKind, TrainingOutcome
 
 OnReady = Callable[[int, str], Awaitable[None]]
 
+SUFFIX_CHARACTERS = 43
+"""What a suffix of 64 characters leaves beside a mark of the key; the run key must not be cut off."""
 
-class Orchestrator:
+
+class Training:
     """Trains the members of an ensemble with any ``Trainer``, and leaves every step in the store.
 
     What it promises, whenever and wherever it is interrupted: an attempt at a member becomes at most one job; a
     distinct training file is uploaded once; reserved and spent money never exceed ``budget.max_usd``; the same call
-    again does only what is missing.
+    again does only what is missing. ``client`` gives exactly one job an attempt; which attempts there are is decided
+    here. ``adopt``: jobs of this run that its folder does not know are taken over instead of ending the run.
     """
 
     def __init__(
-        self,
-        trainer: Trainer,
-        store: RunStore,
-        *,
-        ensemble: Ensemble,
-        dataset: Dataset,
-        config: RunConfig,
-        costs: JobCosts | None = None,
-        clock: Clock | None = None,
-        retries: RetryPolicy = JOB_RETRIES,
-        polls: PollPolicy | None = None,
-        rng: random.Random | None = None,
+        self, client: JobClient, *, ensemble: Ensemble, dataset: Dataset, config: RunConfig, adopt: bool = False
     ) -> None:
-        """``costs``: tokens and price of each job; without it nothing is reserved, and a config with
-        ``budget.max_usd`` is refused (BudgetError). ``rng`` spreads waiting times and nothing else."""
-        if config.budget.max_usd is not None and costs is None:
-            raise BudgetError(
-                "budget.max_usd is set, but the price of a job is not known; nothing was sent. Set budget.price, or "
-                "take max_usd out."
-            )
-        self._trainer = trainer
-        self._store = store
+        self._client = client
+        self._store = client.store
         self._ensemble = ensemble
+        self._dataset = dataset
         self._config = config
-        self._on_event: OnEvent | None = None
-        self._desk = Desk(
-            trainer,
-            store,
-            self._emit,
-            clock=clock or SystemClock(),
-            retries=retries,
-            polls=polls or PollPolicy(),
-            rng=rng or random.Random(),
-        )
+        self._adopts = adopt
         self._slots = asyncio.Semaphore(
-            config.backend.max_concurrent_jobs or max(1, trainer.capabilities.max_concurrent_jobs)
-        )
-        self._attempts = Attempts(
-            self._desk, store, ensemble=ensemble, dataset=dataset, config=config, costs=costs, emit=self._emit
+            config.backend.max_concurrent_jobs or max(1, client.trainer.capabilities.max_concurrent_jobs)
         )
         self._finished: frozenset[int] = frozenset()
+        self._parked: DaunceError | None = None
+        self._halted: str | None = None
+        self._left_out: dict[int, str] = {}
 
     # -- the run --------------------------------------------------------------------------------------------------
 
-    async def run(
-        self,
-        on_ready: OnReady | None = None,
-        on_event: OnEvent | None = None,
-        *,
-        finished: Collection[int] = (),
-    ) -> TrainingOutcome:
+    async def run(self, on_ready: OnReady | None = None, *, finished: Collection[int] = ()) -> TrainingOutcome:
         """Train what is missing; call ``on_ready(member, model)`` for every member as soon as it has a model.
 
         ``on_ready`` is also called for members that were trained before, and with member -1 for the target model of
-        ``start_from: target``; calls run at the same time as other jobs and each other. ``finished``: members of
-        which nothing more is needed; they are not trained again even if their models are gone.
+        ``start_from: target``; calls run at the same time as other jobs and each other, and are repeated while the
+        provider does not show a new model yet. ``finished``: members of which nothing more is needed; they are not
+        trained again even if their models are gone.
 
         Jobs that fail are tried up to ``training.max_attempts`` times, then their member is left out.
 
-        Raises NotEnoughMembersError once fewer than ``training.min_members`` can remain; DailyLimitError or
-        BudgetError when no more jobs can be submitted, after the live ones have ended and been handed over; StopError
-        and everything else at once. In each case, and after cancellation (Ctrl-C), jobs go on at the provider and the
-        same call takes them up.
+        Raises UnknownJobsError where the provider has jobs of this run that the store does not know;
+        NotEnoughMembersError once fewer than ``training.min_members`` can remain; DailyLimitError or BudgetError when
+        no more jobs can be submitted, after the live ones have ended and been handed over; StopError and everything
+        else at once. In each case, and after cancellation (Ctrl-C), jobs continue at the provider and the same call
+        resumes them.
         """
-        self._on_event = on_event
         self._finished = frozenset(finished)
-        self._attempts.begin()
+        self._begin()
         wanted = [k for k in range(self._ensemble.members) if k not in self._finished]
         failure: BaseException | None = None
         try:
             if wanted:
+                untrained = {*wanted} - self._store.jobs.ready_models().keys()
+                if untrained:
+                    await check(self._client, adopt=self._request_of_unknown if self._adopts else None)
                 async with asyncio.TaskGroup() as group:
                     base = await self._base(group, on_ready)
                     if base is not None:
                         for member in self._live_first(wanted):
                             group.create_task(self._member(member, base, on_ready))
+                if untrained:
+                    await check(self._client)
         except BaseExceptionGroup as errors:
             failure = _gravest(errors)
         except asyncio.CancelledError:
             live = sum(row.status not in FINAL for row in self._store.jobs.rows())
             message = (
                 f"Interrupted. {live} job{'' if live == 1 else 's'} may still be running at "
-                f"{self._trainer.capabilities.provider} and nothing is lost: run the same command again to go on, or "
-                "`daunce cancel` to stop them."
+                f"{self._client.trainer.capabilities.provider} and nothing is lost: run the same command again to "
+                "resume, or `daunce cancel` to stop them."
             )
             with suppress(StoreError):  # a full disk must not hide the interruption
                 self._store.note("interrupted", message)
-            self._emit(Event(EventKind.INTERRUPTED, message))
+            self._client.emit(Event(EventKind.INTERRUPTED, message))
             raise
         if failure is not None:
             raise failure
-        if self._attempts.parked is not None:
-            raise self._attempts.parked
+        if self._parked is not None:
+            raise self._parked
         models = self._store.jobs.ready_models()
         if self._config.ensemble.target_model is not None:
             models[TARGET] = self._config.ensemble.target_model
         self._require(len(self._finished | (models.keys() - {TARGET})))
-        return TrainingOutcome(models, dict(self._attempts.left_out), self._attempts.halted)
+        return TrainingOutcome(models, dict(self._left_out), self._halted)
 
     def halt(self, reason: str) -> None:
         """Submit no more jobs in this run; live ones are waited for. For a rule that says that K is large enough."""
-        self._attempts.halt(reason)
+        if self._halted is None:
+            self._halted = reason
+            self._store.note("halted", reason)
 
     async def model_info(self, model: str) -> ModelInfo:
-        """What the provider says of a model, asked as patiently as everything else. Raises RejectedError where it has
-        none of this name."""
-        return await self._desk.model_info(model)
+        """What the provider says of a model. Raises RejectedError where it has none of this name."""
+        return await self._client.model_info(model)
 
     async def checkpoints(self, member: int) -> dict[int, str]:
-        """The member's models from before the end of its job that ``ensemble.checkpoints`` asks for, by their number:
+        """The member's models from before the end of its job, as many as ``ensemble.checkpoints`` wants, by number:
         1 is the last one before the final model. Fewer, where the provider has fewer."""
-        asked = self._config.ensemble.checkpoints
+        wanted = self._config.ensemble.checkpoints
         row = self._store.jobs.trained_by(member)
-        if asked == 1 or row is None:
+        if wanted == 1 or row is None:
             return {}
         known = self._store.jobs.checkpoints(row.key) is not None
-        found = await self._desk.checkpoints(row)
-        models = {n: model for n, model in enumerate(reversed(found), start=1) if n < asked and model is not None}
-        if not known and len(models) < asked - 1:
-            text = f"{name_of(member)} has {1 + len(models)} of the {asked} models that ensemble.checkpoints asks for"
-            self._emit(Event(EventKind.FEWER_MODELS, text, member, row.attempt))
+        models_S = await self._client.checkpoints(row)
+        models = {n: model for n, model in enumerate(reversed(models_S), start=1) if n < wanted and model is not None}
+        if not known and len(models) < wanted - 1:
+            text = f"{name_of(member)} has {1 + len(models)} of the {wanted} models that ensemble.checkpoints asks for"
+            self._client.emit(Event(EventKind.FEWER_MODELS, text, member, row.attempt))
         return models
 
     async def checkpoint_is_gone(self, member: int, number: int, model: str, error: RejectedError) -> bool:
-        """Whether a refused request means that the provider no longer has this checkpoint; then it is left out."""
+        """Whether a refused request means that the provider no longer has this checkpoint; then it is left out.
+
+        A checkpoint that is not visible yet is waited for first. False: the request was refused for another reason.
+        """
         row = self._store.jobs.trained_by(member)
-        if row is None or (error.status != 404 and await self._desk.model_exists(model)):
+        if row is None or (error.status != 404 and await self._client.model_exists(model)):
             return False
         self._store.jobs.checkpoint_gone(row.key, number, str(error))
         text = f"{name_of(member)} is used without {model}: {error}"
-        self._emit(Event(EventKind.FEWER_MODELS, text, member, row.attempt))
+        self._client.emit(Event(EventKind.FEWER_MODELS, text, member, row.attempt))
         return True
 
-    async def cancel(self) -> CancelReport:
-        """Cancel every job of the run that is not final, those found by their key included."""
-        return await cancel_jobs(self._desk)
+    async def is_not_yet(self, model: str, error: RejectedError) -> bool:
+        """Whether a refused request about a new model is worth repeating: the provider does not show the model yet.
 
-    async def clean(self) -> CleanReport:
-        """Cancel what runs, then delete the models and files that this run created: all of them and only them."""
-        return await clean_up(self._desk)
+        Waits before it says so; False once the grace period is over, or where the model is not what is missing.
+        """
+        if error.status != 404 and (model not in str(error) or await self._client.model_exists(model)):
+            return False
+        return await self._client.wait_for(f"model {model}", error)
 
     # -- one member -----------------------------------------------------------------------------------------------
 
@@ -194,13 +173,13 @@ class Orchestrator:
         target = ensemble.target_model
         if target is None:
             async with self._slots:
-                target = await self._attempts.train(TARGET, self._config.backend.model)
+                target = await self._train(TARGET, self._config.backend.model)
             if target is None:
-                if self._attempts.may_submit:
+                if self._may_submit:
                     raise NotEnoughMembersError(
                         "the target model, which every member starts from, could not be trained: "
-                        f"{self._attempts.left_out.get(TARGET)}. Everything that was uploaded is kept; mend the cause "
-                        "and run the same command again, with a higher training.max_attempts if they are used up."
+                        f"{self._left_out.get(TARGET)}. Everything that was uploaded is kept; fix the cause and run "
+                        "the same command again, with a higher training.max_attempts if they are used up."
                     )
                 return None
         if on_ready is not None:
@@ -210,33 +189,190 @@ class Orchestrator:
     async def _member(self, member: int, base: str, on_ready: OnReady | None) -> None:
         while True:
             async with self._slots:
-                model = await self._attempts.train(member, base)
+                model = await self._train(member, base)
             if model is None:
                 break
             if on_ready is None or await self._hand_over(member, model, on_ready):
                 return
-        if member in self._attempts.left_out:
-            self._require(len({*range(self._ensemble.members)} - self._attempts.left_out.keys()))
+        if member in self._left_out:
+            self._require(len({*range(self._ensemble.members)} - self._left_out.keys()))
+
+    async def _train(self, member: int, base: str) -> str | None:
+        """The member's model; None where it is left out, or where no more jobs may be submitted."""
+        client = self._client
+        while True:
+            rows = self._store.jobs.rows(member)
+            row = rows[-1] if rows else None
+            if row is not None and row.status == JobStatus.SUCCEEDED and row.model and not row.model_deleted:
+                client.emit(Event(EventKind.READY, f"{name_of(member)} is {row.model}", member, row.attempt))
+                return row.model
+            if row is None or row.status in FINAL:
+                used = [j for j in rows if j.error != CANCELLED and not (j.model_deleted and j.error is None)]
+                if len(used) >= self._config.training.max_attempts:
+                    self._leave_out(member, f"{used[-1].error or used[-1].status} (attempt {len(used)})")
+                    return None
+                if not self._may_submit:
+                    return None
+            try:
+                if row is None or row.status in FINAL:
+                    await self._submit(member, base, row)
+                elif row.status == INTENT:
+                    await client.resubmit(row)
+                row = self._store.jobs.rows(member)[-1]
+                job = await client.watch(row)
+            except (DailyLimitError, BudgetError) as error:
+                self._park(error)
+                return None
+            except RejectedError as error:
+                if not await self._refused(member, error):
+                    self._leave_out(member, str(error))
+                    return None
+                continue
+            if job.status is not JobStatus.SUCCEEDED and not await self._worth_another(row, job):
+                return None
+
+    async def _submit(self, member: int, base: str, previous: JobRow | None) -> None:
+        attempt = 1 if previous is None else previous.attempt + 1
+        if previous is not None and previous.model_deleted and previous.status == JobStatus.SUCCEEDED:
+            reason = f"{previous.model} was deleted before everything was scored"
+            self._store.scores.set_aside([member], reason, suspect=False)
+        key = self._key(member, attempt)
+        self._client.reserve(key, member)
+        try:
+            file_id = await self._client.file(self._content(member))
+        except RejectedError:  # nothing was submitted
+            self._store.ledger.settle(key, 0.0)
+            raise
+        await check(self._client)
+        await self._client.submit(self._request(member, base, key, file_id), member, attempt)
+
+    def _key(self, member: int, attempt: int) -> str:
+        return f"{self._store.run_key}-m{member}-a{attempt}"
+
+    def _request(self, member: int, base: str, key: str, file_id: str) -> JobRequest:
+        training = self._config.training
+        hyperparameters = training.hyperparameters
+        if member == TARGET and training.target_hyperparameters is not None:
+            hyperparameters = training.target_hyperparameters
+        named = f"{self._store.run_key}-{'target' if member == TARGET else f'm{member}'}"
+        room = SUFFIX_CHARACTERS - len(named) - 1 if self._client.protocol >= 2 else None
+        return JobRequest(
+            key=key,
+            model=base,
+            file_id=file_id,
+            seed=self._ensemble.target_seed if member == TARGET else int(self._ensemble.seeds_K[member]),
+            hyperparameters=dict(hyperparameters),
+            suffix=f"{self._config.name[:room]}-{named}",
+        )
+
+    async def _request_of_unknown(self, member: int, key: str, file_id: str) -> JobRequest | None:
+        """The request that this run would have sent with ``key``; None where ``file_id`` is not the member's file."""
+        if not TARGET <= member < self._ensemble.members:
+            return None
+        content = self._content(member)
+        digest = hashlib.sha256(content).hexdigest()
+        name = f"daunce-{self._store.run_key}-{digest[:12]}.jsonl"
+        if await self._client.find_file(name, len(content)) != file_id:
+            return None
+        ensemble = self._config.ensemble
+        base: str | None = self._config.backend.model
+        if member != TARGET and ensemble.start_from == "target":
+            base = ensemble.target_model or self._store.jobs.ready_models().get(TARGET)
+        if base is None:
+            return None
+        self._store.jobs.file_intent(digest, name, len(content))
+        self._store.jobs.file_uploaded(digest, file_id)
+        return self._request(member, base, key, file_id)
+
+    def _content(self, member: int) -> bytes:
+        positions = range(len(self._dataset)) if member == TARGET else self._ensemble.subset(member).tolist()
+        return self._dataset.training_file(positions, self._config.data.loss_on)
+
+    async def _worth_another(self, row: JobRow, job: Job) -> bool:
+        """Report a job without a model; False where the provider would refuse the next one for the same reason."""
+        reason = str(job.error or job.status)
+        text = f"{name_of(row.member)}: {reason}"
+        self._client.emit(Event(EventKind.FAILED, text, row.member, row.attempt, job))
+        if not job.refused or await self._file_was_gone(row):
+            return True
+        self._leave_out(row.member, reason)
+        return False
+
+    async def _refused(self, member: int, error: RejectedError) -> bool:
+        """Record that an attempt was refused; True where another one can do better (its file was gone)."""
+        rows = self._store.jobs.rows(member)
+        row = rows[-1] if rows else None
+        if row is None or row.status != INTENT:  # it was the file that was refused
+            return False
+        self._store.jobs.state(row.key, JobStatus.FAILED, error=str(error))
+        self._store.ledger.settle(row.key, 0.0)
+        self._client.emit(Event(EventKind.FAILED, f"{name_of(member)}: {error}", member, row.attempt))
+        return await self._file_was_gone(row)
+
+    async def _file_was_gone(self, row: JobRow) -> bool:
+        """Whether the provider no longer had the training file of a job; if so it is uploaded again."""
+        file_id: str = json.loads(row.request_json)["file_id"]
+        return await self._client.file(self._content(row.member), verify=True) != file_id
 
     async def _hand_over(self, member: int, model: str, on_ready: OnReady) -> bool:
         """False where the model turned out to be gone, so that its member has to be trained again."""
+        client = self._client
         try:
-            await on_ready(member, model)
+            while True:
+                try:
+                    await on_ready(member, model)
+                except RejectedError as error:
+                    if not await self.is_not_yet(model, error):
+                        raise
+                else:
+                    client.visible(f"model {model}")
+                    return True
         except (DailyLimitError, BudgetError) as error:
-            self._attempts.park(error)
+            self._park(error)
         except RejectedError as error:
-            if await self._desk.model_exists(model) or member == TARGET:
+            if await client.model_exists(model) or member == TARGET:
                 raise
             row = next(j for j in reversed(self._store.jobs.rows(member)) if j.model == model)
             reason = f"the provider no longer has {model} ({error})"
             self._store.scores.set_aside([member], reason, suspect=False)
             self._store.jobs.model_deleted(row.key)
             self._store.jobs.state(row.key, JobStatus.FAILED, error=reason)
-            self._emit(Event(EventKind.FAILED, reason, member, row.attempt))
+            client.emit(Event(EventKind.FAILED, reason, member, row.attempt))
             return False
         return True
 
     # -- bookkeeping ----------------------------------------------------------------------------------------------
+
+    def _begin(self) -> None:
+        """Nothing is parked, and jobs that ended while nobody could book them are booked (the run was interrupted in
+        between, or they were cancelled)."""
+        self._parked, self._halted, self._left_out = None, None, {}
+        open_keys = self._store.ledger.unsettled()
+        for row in self._store.jobs.rows():
+            if row.key in open_keys and row.status in FINAL:
+                self._client.settle(row.key, row.member, row.trained_tokens)
+
+    @property
+    def _may_submit(self) -> bool:
+        return self._parked is None and self._halted is None
+
+    def _park(self, error: DaunceError) -> None:
+        """Submit no more jobs in this run; the first error is the one that it ends with."""
+        if self._parked is not None:
+            return
+        if isinstance(error, DailyLimitError):
+            error = DailyLimitError(
+                f"{error} The run is parked: what was submitted was waited for, everything is kept. Run the same "
+                "command again in some hours."
+            )
+        self._parked = error
+        self._store.note("parked", str(error))
+        self._client.emit(Event(EventKind.PARKED, str(error)))
+
+    def _leave_out(self, member: int, reason: str) -> None:
+        self._left_out[member] = reason
+        self._store.jobs.leave_out(member, reason)
+        self._client.emit(Event(EventKind.LEFT_OUT, f"{name_of(member)} is left out: {reason}", member))
 
     def _live_first(self, members: Sequence[int]) -> list[int]:
         """Members with a model, then those with a job, then the others: slots are given in this order, so that no
@@ -248,23 +384,24 @@ class Orchestrator:
         return sorted(members, key=lambda k: (rank.get(k, 3), k))
 
     def _require(self, possible: int) -> None:
-        need = self._config.training.min_members
-        if possible < need:
-            reasons = [f"  {name_of(k)}: {why}" for k, why in sorted(self._attempts.left_out.items())]
+        minimum = self._config.training.min_members
+        if possible < minimum:
+            reasons = [f"  {name_of(k)}: {why}" for k, why in sorted(self._left_out.items())]
             raise NotEnoughMembersError(
                 "\n".join(
                     [
-                        f"only {possible} of {self._ensemble.members} members can be had, and training.min_members is "
-                        f"{need}. Models and scores so far are kept; mend the cause and run the same command again, "
-                        "with a higher training.max_attempts if attempts are used up:",
+                        f"only {possible} of {self._ensemble.members} members can be trained, and "
+                        f"training.min_members is {minimum}. Models and scores so far are kept; fix the cause and run "
+                        "the same command again, with a higher training.max_attempts if attempts are used up:",
                         *reasons[:20],
                     ]
                 )
             )
 
-    def _emit(self, event: Event) -> None:
-        if self._on_event is not None:
-            self._on_event(event)
+
+def name_of(member: int) -> str:
+    """A member in a sentence."""
+    return "the target model" if member == TARGET else f"member {member}"
 
 
 def _gravest(errors: BaseExceptionGroup[BaseException]) -> BaseException:

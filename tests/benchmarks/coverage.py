@@ -23,12 +23,13 @@ from daunce_api.core import (
     Checkpoints,
     Choice,
     MemberLosses,
+    Rho,
     Setting,
     choose,
     confidence_interval,
+    fit,
     member_losses,
 )
-from daunce_api.core.blocks import score_blocks
 from daunce_api.core.estimators import ESTIMATORS, estimator_named
 from tests.benchmarks.estimators import cached
 from tests.benchmarks.tasks import classifier_tasks
@@ -38,7 +39,9 @@ NOISES = (0.0, 0.03)
 TRAIN, TESTS, GROUPS = 300, 100, 10
 
 
-def ensembles(losses: dict[str, np.ndarray], count: int, checkpoints: bool, noise: float) -> list[MemberLosses]:
+def ensembles(
+    losses: dict[str, np.ndarray], count: int, checkpoints: bool, noise: float, rho: Rho
+) -> list[MemberLosses]:
     """Disjoint ensembles of the pool, with scoring noise of their own."""
     rng = np.random.default_rng(0)
 
@@ -53,37 +56,34 @@ def ensembles(losses: dict[str, np.ndarray], count: int, checkpoints: bool, nois
         earlier = None
         if checkpoints:
             earlier = Checkpoints(*(scored(losses[f"earlier_{side}"][-2:, rows]) for side in ("train", "test")))
-        out.append(member_losses(train, test, losses["inclusion"][rows], earlier))
+        out.append(member_losses(train, test, losses["inclusion"][rows], noise=noise or None, rho=rho, earlier=earlier))
     return out
 
 
-def chosen(name: str, first: MemberLosses, setting: Setting) -> Choice:
+def chosen(name: str, first: MemberLosses) -> Choice:
     """The estimator and its parameters, for all ensembles."""
     if name == "auto":
-        return choose(first, name, setting)
+        return choose(first, name)
     entry = estimator_named(name)
-    return Choice(entry, Setting(setting.noise, setting.rho, ridge=1.0), "", entry.question)
+    return Choice(entry, Setting(ridge=1.0), "", entry.question)
 
 
 def coverage(drawn: list[MemberLosses], choice: Choice) -> tuple[float, float]:
     """Share of pairs and of groups, over ensembles, whose interval covers the expected score."""
-    every = slice(None)
-    members = [whole.columns(test=slice(TESTS)) for whole in drawn]
-    unweighted = [
-        score_blocks(choice.estimator, m, replace(choice.setting, shrinkage=None)).block(every, every) for m in members
-    ]
+    members = [whole.tests(range(TESTS)) for whole in drawn]
+    unweighted = [fit(m, choice.estimator.name, replace(choice.setting, shrinkage=None)).block() for m in members]
     mean = np.mean(unweighted, axis=0)
     group_of, rows = np.arange(len(mean)) % GROUPS, slice(0, TRAIN)
     correlation = choice.estimator.name == "correlation"
     inside: tuple[list[float], list[float]] = ([], [])
-    made = [score_blocks(choice.estimator, m, choice.setting) for m in members]
-    sums = [blocks.group_block(group_of, np.arange(TESTS)) for blocks in made]
+    made = [fit(m, choice.estimator.name, choice.setting) for m in members]
+    sums = [blocks.group_sums(group_of, np.arange(TESTS)) for blocks in made]
     grouped = np.mean([score for score, _ in sums], axis=0)
     for m, blocks, score, own_sums in zip(members, made, unweighted, sums, strict=True):
-        weighted = blocks.block(every, every)
+        weighted = blocks.block()
         expected = mean * np.divide(weighted, score, out=np.ones_like(score), where=score != 0)
         found = (
-            (weighted[rows], blocks.stderr_block(rows, every), expected[rows], correlation),
+            (weighted[rows], blocks.stderr_block(rows), expected[rows], correlation),
             (*own_sums, grouped, False),
         )
         for shares, (middle, error, wanted, fisher) in zip(inside, found, strict=True):
@@ -107,13 +107,13 @@ def main() -> None:
                 continue
             for noise in NOISES:
                 for count in (10, 25, 40):
-                    drawn = ensembles(losses, count, checkpoints, noise)
+                    drawn = ensembles(losses, count, checkpoints, noise, rho)
                     cells = []
                     for name in NAMES:
-                        if ESTIMATORS.get(name) is not None and ESTIMATORS[name].needs_rho and rho is None:
+                        if name == "matched" and rho == "base":
                             cells.append("-")
                             continue
-                        choice = chosen(name, drawn[0], Setting(noise or None, rho))
+                        choice = chosen(name, drawn[0])
                         what = f" ({choice.estimator.name})" if name == "auto" else ""
                         cells.append("{:.3f}, {:.3f}".format(*coverage(drawn, choice)) + what)
                     stages = "the last two" if checkpoints else "none"

@@ -21,6 +21,10 @@ for variable in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
     os.environ.setdefault(variable, "1")  # spinning threads on a busy machine cost a hundredfold
 
 import numpy as np
+from daunce_api.core.blocks import score_blocks
+from daunce_api.core.heldout import HeldOut
+from daunce_api.core.shrinkage import directions, shrinkage_of
+from daunce_api.core.spectrum import Spectrum, spectrum_of, stabilised
 
 import daunce_api
 from daunce_api.core import (
@@ -34,13 +38,9 @@ from daunce_api.core import (
     self_influence,
     self_lds,
 )
-from daunce_api.core.blocks import score_blocks
 from daunce_api.core.choice import AMOUNTS
 from daunce_api.core.estimators import ESTIMATORS
-from daunce_api.core.heldout import HeldOut
 from daunce_api.core.quality import column_spearman, estimate
-from daunce_api.core.shrinkage import directions, shrinkage_of
-from daunce_api.core.spectrum import Spectrum, spectrum_of, stabilised
 from daunce_api.evaluation import lds
 from tests.benchmarks.tasks import CACHE, CHUNK, Task, all_tasks, chunk_files, joined, losses, read_chunk
 

@@ -20,10 +20,10 @@ for variable in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
     os.environ.setdefault(variable, "1")
 
 import numpy as np
-
-from daunce_api.core import SelfLDS, Setting, choose, member_losses
 from daunce_api.core.blocks import score_blocks
 from daunce_api.core.heldout import HeldOut
+
+from daunce_api.core import SelfLDS, Setting, choose, member_losses
 from daunce_api.core.quality import estimate
 from tests.benchmarks.estimators import Ensemble, cached
 from tests.benchmarks.tasks import Task, all_tasks, classifier_tasks

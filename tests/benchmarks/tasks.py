@@ -30,6 +30,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from daunce_api.core import Rho
+
 CACHE = Path(os.environ.get("DAUNCE_BENCHMARK_CACHE", Path.home() / ".cache" / "daunce-benchmarks"))
 FASHION = Path(os.environ.get("FASHION_MNIST_DIR", "/usr/share/datasets/fashion-mnist"))
 CHUNK = 50
@@ -67,13 +69,15 @@ class Recipe:
 
 @dataclass(frozen=True)
 class Kind:
-    """One kind of model of a task: where it starts, the subset ratio, the recipe, how many are made."""
+    """One kind of model of a task: where it starts, the subset ratio, the recipe, how many are made, and whether
+    members are scored at their checkpoints, too."""
 
     start: str
     ratio: float
     recipe: Recipe
     count: int
     seeds: int = 1
+    checkpoints: bool = True
 
 
 @dataclass(frozen=True)
@@ -89,12 +93,13 @@ class Task:
     target: Recipe
     kinds: dict[str, Kind]
     train: Callable[[str, Recipe, np.ndarray, np.ndarray, list[int]], tuple[np.ndarray, np.ndarray]]
+    pairs: Callable[[], dict[str, list[Any]]] | None = None
 
-    def rho(self, kind: str) -> float | None:
+    def rho(self, kind: str) -> Rho:
         """Member's learning-rate time over the target's, for members that start from the target (METHOD item 6)."""
         k = self.kinds[kind]
         if k.start != "target":
-            return None
+            return "base"
         member = k.recipe.rates(round(k.ratio * self.size)).sum()
         return float(member / self.target.rates(self.size).sum())
 
@@ -112,7 +117,7 @@ def losses(task: Task, kind: str) -> dict[str, np.ndarray]:
     parts = []
     for start in range(0, total, CHUNK):
         files = chunk_files(folder, start)
-        if not all(path.exists() for path in files[: 1 if spec.seeds > 1 else 2]):
+        if not all(path.exists() for path in files[: 2 if spec.seeds == 1 and spec.checkpoints else 1]):
             _train_chunk(task, kind, np.arange(start, min(start + CHUNK, total)), files)
         parts.append(read_chunk(files))
     out = joined(parts)
@@ -147,7 +152,7 @@ def _train_chunk(task: Task, kind: str, ids: np.ndarray, files: tuple[Path, Path
     spec = task.kinds[kind]
     subsets = np.stack([_subset(task, kind, int(i) // spec.seeds) for i in ids])
     seeds = np.array([_number(task.name, kind, int(i)) for i in ids])
-    points = [] if spec.seeds > 1 else spec.recipe.checkpoints(int(subsets[0].sum()))
+    points = [] if spec.seeds > 1 or not spec.checkpoints else spec.recipe.checkpoints(int(subsets[0].sum()))
     train, test = task.train(spec.start, spec.recipe, subsets, seeds, points)
     if files[0].exists():
         with np.load(files[0]) as stored:
@@ -411,7 +416,7 @@ def classifier_tasks() -> dict[str, Task]:
 
 def all_tasks() -> dict[str, Any]:
     """Every task by name; the language model is imported only when asked for."""
-    from tests.benchmarks.tasks_lm import lm_task
+    from tests.benchmarks.tasks_lm import text_tasks
     from tests.benchmarks.tasks_resnet import resnet_task
 
-    return {**classifier_tasks(), "lm": lm_task(), "resnet": resnet_task()}
+    return {**classifier_tasks(), **text_tasks(), "resnet": resnet_task()}

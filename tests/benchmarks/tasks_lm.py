@@ -1,9 +1,19 @@
-"""The language-model task: LoRA fine-tunes of the embedded model, all members of a chunk in one batch."""
+"""The language-model tasks: LoRA fine-tunes of the embedded model, all members of a chunk in one batch.
+
+* lm: the demo data, 160 definitions from five sources and 40 test examples.
+* chat: 128 and 32 question-answer pairs of chatterbot-corpus 1.3.3 (eight topics). CHATTERBOT_WHEEL names the wheel
+  (``pip download --no-deps chatterbot-corpus==1.3.3``).
+* shout: the 144 definitions of the demo that are not planted, 16 of them answered IN CAPITALS; 8 of the 32 test
+  examples are, too. No word says which answers are related.
+"""
 
 from __future__ import annotations
 
 import json
+import os
+import zipfile
 from collections.abc import Callable
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -34,8 +44,70 @@ class StackedLoRA(nn.Module):
         return self.base(x) + delta.reshape(*x.shape[:-1], -1)
 
 
+@dataclass(frozen=True)
+class Pair:
+    """One example: a prompt, its answer, and where it comes from."""
+
+    prompt: str
+    answer: str
+    source: str
+
+    @property
+    def text(self) -> str:
+        """What text similarity compares."""
+        return f"{self.prompt}\n{self.answer}"
+
+
+Pairs = dict[str, list[Pair]]
+
+
+def demo_pairs() -> Pairs:
+    """The demo data, by split."""
+    folder = Path(daunce_api.__file__).parent / "cli" / "demo" / "data"
+    out: Pairs = {}
+    for split in ("train", "test"):
+        records = [json.loads(line) for line in (folder / f"{split}.jsonl").read_text().splitlines()]
+        out[split] = [Pair(r["messages"][-2]["content"], r["messages"][-1]["content"], r["source"]) for r in records]
+    return out
+
+
+def chat_pairs() -> Pairs:
+    """Question-answer pairs, sixteen of each of eight topics to train on and four to test on."""
+    import yaml
+
+    topics: dict[str, list[Pair]] = {}
+    seen: set[str] = set()
+    with zipfile.ZipFile(os.environ["CHATTERBOT_WHEEL"]) as wheel:
+        for name in sorted(n for n in wheel.namelist() if "/english/" in n and n.endswith(".yml")):
+            topic = Path(name).stem
+            for lines in yaml.safe_load(wheel.read(name))["conversations"]:
+                prompt, answer = str(lines[0]), str(lines[1])
+                if prompt not in seen and answer not in seen and 10 <= len(answer) <= 120 and len(prompt) <= 100:
+                    seen |= {prompt, answer}
+                    topics.setdefault(topic, []).append(Pair(prompt, answer, topic))
+    rng = np.random.default_rng(11)
+    out: Pairs = {"train": [], "test": []}
+    for pairs in [p for p in topics.values() if len(p) >= 20][:8]:
+        picked = [pairs[i] for i in rng.permutation(len(pairs))[:20]]
+        out["train"] += picked[:16]
+        out["test"] += picked[16:]
+    return out
+
+
+def shout_pairs() -> Pairs:
+    """Definitions, some of them in capitals."""
+    rng = np.random.default_rng(12)
+    out: Pairs = {}
+    for split, count, loud in (("train", 144, 16), ("test", 32, 8)):
+        pairs = [p for p in demo_pairs()[split] if p.source != "planted"][:count]
+        shouted = set(rng.permutation(len(pairs))[:loud].tolist())
+        out[split] = [Pair(p.prompt, p.answer.upper(), "shouted") if i in shouted else p for i, p in enumerate(pairs)]
+    return out
+
+
 class _LanguageModel:
-    def __init__(self) -> None:
+    def __init__(self, load: Callable[[], Pairs]) -> None:
+        self.load = load
         self.ready = False
 
     def _load(self) -> None:
@@ -53,11 +125,11 @@ class _LanguageModel:
                 setattr(layer.self_attn, name, stacked)
                 self.layers.append(stacked)
         self.examples: dict[str, tuple[Tensor, Tensor]] = {}
+        pairs = self.load()
         for split in ("train", "test"):
-            lines = (folder / "cli" / "demo" / "data" / f"{split}.jsonl").read_text().splitlines()
             rows = []
-            for line in lines:
-                messages = json.loads(line)["messages"]
+            for pair in pairs[split]:
+                messages = [{"role": "user", "content": pair.prompt}, {"role": "assistant", "content": pair.answer}]
                 prompt = tokenizer.apply_chat_template(messages[:-1], tokenize=False, add_generation_prompt=True)
                 whole = tokenizer.apply_chat_template(messages, tokenize=False)
                 start = len(tokenizer(prompt, add_special_tokens=False)["input_ids"])
@@ -177,11 +249,20 @@ class _LanguageModel:
 TARGET = Recipe(4, 8, 5e-3, decay="linear")
 
 
-def lm_task() -> Task:
-    """LoRA fine-tunes of the embedded model on the demo data."""
+def _text_task(name: str, load: Callable[[], Pairs], size: int, members: int, truth: Kind) -> Task:
     kinds = {
-        "base": Kind("base", 0.5, TARGET, 400),
-        "target": Kind("target", 0.3, Recipe(1, 8, 2.5e-3, decay="linear"), 400),
-        "truth": Kind("base", 0.5, TARGET, 50, seeds=3),
+        "base": Kind("base", 0.5, TARGET, members, checkpoints=False),
+        "target": Kind("target", 0.3, Recipe(1, 8, 2.5e-3, decay="linear"), members, checkpoints=False),
+        "truth": truth,
     }
-    return Task("lm", 160, TARGET, kinds, _LanguageModel().train)
+    return Task(name, size, TARGET, kinds, _LanguageModel(load).train, load)
+
+
+def text_tasks() -> dict[str, Task]:
+    """LoRA fine-tunes of the embedded model on three sets of texts."""
+    truth = Kind("base", 0.5, TARGET, 50, seeds=2)
+    return {
+        "lm": _text_task("lm", demo_pairs, 160, 100, replace(truth, count=40)),
+        "chat": _text_task("chat", chat_pairs, 128, 100, truth),
+        "shout": _text_task("shout", shout_pairs, 144, 60, replace(truth, count=40, seeds=1, checkpoints=False)),
+    }

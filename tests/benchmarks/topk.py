@@ -27,8 +27,7 @@ for variable in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
 
 import numpy as np
 
-from daunce_api.core import Choice, Setting, member_losses, ranked, selection, top
-from daunce_api.core.estimators import estimator_named
+from daunce_api.core import ESTIMATORS, Choice, Setting, member_losses, ranked, top, topk
 
 MEMBERS, K_BEST = 100, 100
 
@@ -50,17 +49,17 @@ def losses(kind: str, train: int, test: int, seed: int = 0) -> tuple[np.ndarray,
 def bare_product(a_KN: np.ndarray, b_KM: np.ndarray) -> None:
     """The product in the tiles of the search, thrown away."""
     rows, queries = np.ascontiguousarray(a_KN.T), np.ascontiguousarray(b_KM.T)
-    buffer = np.empty(selection.QUERY_TILE * selection.POINT_TILE, np.float32)
-    for i in range(0, len(queries), selection.QUERY_TILE):
-        q = queries[i : i + selection.QUERY_TILE]
-        for j in range(0, len(rows), selection.POINT_TILE):
-            p = rows[j : j + selection.POINT_TILE]
+    buffer = np.empty(topk._QUERIES * topk._POINTS, np.float32)
+    for i in range(0, len(queries), topk._QUERIES):
+        q = queries[i : i + topk._QUERIES]
+        for j in range(0, len(rows), topk._POINTS):
+            p = rows[j : j + topk._POINTS]
             np.matmul(q, p.T, out=buffer[: len(q) * len(p)].reshape(len(q), len(p)))
 
 
 def drawn(a_KN: np.ndarray, b_KM: np.ndarray) -> None:
-    """Top of weighted scores (`core.shrinkage`), whose spectrum is needed too."""
-    choice = Choice(estimator_named("covariance"), Setting(shrinkage=4.0), "", "attribution")
+    """Top of weighted scores (`core.pairs.Shrinkage`), whose spectrum is needed too."""
+    choice = Choice(ESTIMATORS["covariance"], Setting(shrinkage=4.0), "", "attribution")
     ranked(member_losses(a_KN, b_KM), choice, K_BEST, stderr=False)
 
 

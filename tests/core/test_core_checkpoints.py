@@ -14,18 +14,16 @@ from daunce_api.core import (
     Setting,
     choose,
     confidence_interval,
+    fit,
     group_scores,
     member_losses,
     scores,
     self_lds,
-    token_scores,
+    significance_threshold,
     top,
 )
-from daunce_api.core.blocks import FactorBlocks, score_blocks
-from daunce_api.core.checkpoints import Stages
-from daunce_api.core.estimators import estimator_named
-from daunce_api.core.heldout import HeldOut
-from daunce_api.core.uncertainty import significance_threshold
+from daunce_api.core.crossval import CrossValidator, folds
+from daunce_api.core.rows import Stages
 from daunce_api.errors import DataError
 from tests.core.problems import linear_problem, mean_correlation, with_checkpoints
 
@@ -37,9 +35,9 @@ STAGES = with_checkpoints(P, 2)
 def _errors(
     train: np.ndarray, test: np.ndarray, inclusion: np.ndarray, earlier: Checkpoints | None, name: str
 ) -> tuple[np.ndarray, np.ndarray]:
-    members = member_losses(train, test, inclusion, earlier)
-    blocks = score_blocks(estimator_named(name), members, Setting(rho=0.3, ridge=1.0))
-    return blocks.block(WHOLE, WHOLE), blocks.stderr_block(WHOLE, WHOLE)
+    members = member_losses(train, test, inclusion, earlier=earlier, rho=0.3)
+    blocks = fit(members, name, Setting(ridge=1.0))
+    return blocks.block(), blocks.stderr_block()
 
 
 def test_covariance_is_pooled_over_stages_by_hand() -> None:
@@ -129,23 +127,22 @@ def test_intervals_cover_with_correlated_stages(name: str) -> None:
     expected = score.mean(axis=0)
     assert 0.93 <= ((low < expected) & (expected < high)).mean() <= 0.97
     if name == "covariance":
-        first = member_losses(train[parts[0]], test[parts[0]], None, earlier.members(parts[0]))
-        blocks = score_blocks(estimator_named(name), first, Setting())
-        assert isinstance(blocks, FactorBlocks)
+        first = member_losses(train[parts[0]], test[parts[0]], None, earlier=earlier.members(parts[0]))
+        blocks = fit(first, name)
         rows = Stages(np.ones((1, 3 * size), dtype=bool))  # the same rows as members of their own
-        naive = FactorBlocks(replace(blocks.factors, stages=rows)).stderr_block(WHOLE, WHOLE)
+        naive = replace(blocks, stages=rows).stderr_block()
         assert np.median(naive / error[0]) < 0.75
 
 
 @pytest.mark.parametrize("name", ESTIMATORS)
 def test_held_out_predictions_are_fitted_on_whole_members(name: str) -> None:
-    members = member_losses(P.train, P.test, P.inclusion, STAGES)
-    fit, held = np.arange(6, 24), np.arange(6)
+    members = member_losses(P.train, P.test, P.inclusion, earlier=STAGES, noise=0.01, rho=0.3)
+    rest, held = np.arange(6, 24), np.arange(6)
     for use in (True, False):
-        setting = Setting(noise=0.01, rho=0.3, ridge=0.5, checkpoints=use)
-        got = HeldOut(members).predict([(estimator_named(name), setting)], fit, held)[0]
-        score = score_blocks(estimator_named(name), members.rows(fit), setting).block(WHOLE, WHOLE)
-        expected = -(P.inclusion[held] - P.inclusion[fit].mean(axis=0)) @ score
+        setting = Setting(ridge=0.5, checkpoints=use)
+        got = CrossValidator(members).predict([(name, setting)], rest, held)[0]
+        score = fit(members.members(rest), name, setting).block()
+        expected = -(P.inclusion[held] - P.inclusion[rest].mean(axis=0)) @ score
         # matched reads the dispersion of the inclusion matrix, which is taken over all members there and some here.
         tolerance = 2e-2 if name == "matched" else 1e-9
         assert np.abs(got - expected).max() < tolerance * np.abs(expected).max()
@@ -154,13 +151,13 @@ def test_held_out_predictions_are_fitted_on_whole_members(name: str) -> None:
 @pytest.mark.parametrize("name", ["covariance", "whitened", "correlation"])
 def test_no_fold_splits_a_member(name: str) -> None:
     """Whatever the held-out members' earlier rows hold, predictions for them stay what they were."""
-    estimator, setting = estimator_named(name), Setting(ridge=1.0)
-    plain = HeldOut(member_losses(P.train, P.test, P.inclusion, STAGES)).folded([(estimator, setting)], 4)[0]
-    for fold in range(4):
+    candidate = [(name, Setting(ridge=1.0))]
+    plain = CrossValidator(member_losses(P.train, P.test, P.inclusion, earlier=STAGES)).folded(candidate)[0]
+    for held, _ in folds(24)[:4]:
         train, test = STAGES.train_loss_SKN.copy(), STAGES.test_loss_SKM.copy()
-        train[:, fold::4], test[:, fold::4] = 7.0, 1e3
-        changed = HeldOut(member_losses(P.train, P.test, P.inclusion, Checkpoints(train, test)))
-        assert np.allclose(changed.folded([(estimator, setting)], 4)[0][fold::4], plain[fold::4])
+        train[:, held], test[:, held] = 7.0, 1e3
+        changed = CrossValidator(member_losses(P.train, P.test, P.inclusion, earlier=Checkpoints(train, test)))
+        assert np.allclose(changed.folded(candidate)[0][held], plain[held])
 
 
 @settings(max_examples=25, deadline=None)
@@ -207,9 +204,9 @@ def test_a_stage_that_repeats_the_final_models_says_nothing_new(seed: int, name:
 @pytest.mark.parametrize("per", ["test", "train"])
 def test_top_is_the_sorted_scores_with_their_errors(name: str, per: Literal["test", "train"]) -> None:
     score = scores(P.train, P.test, P.inclusion, name, rho=0.2, earlier=STAGES)
-    members = member_losses(P.train, P.test, P.inclusion, STAGES)
-    choice = choose(members, name, Setting(rho=0.2))
-    error = score_blocks(choice.estimator, members, choice.setting).stderr_block(WHOLE, WHOLE)
+    members = member_losses(P.train, P.test, P.inclusion, earlier=STAGES, rho=0.2)
+    choice = choose(members, name)
+    error = fit(members, choice.estimator.name, choice.setting).stderr_block()
     ranking = top(P.train, P.test, 5, name, inclusion_KN=P.inclusion, rho=0.2, per=per, earlier=STAGES)
     table, errors = (score.T, error.T) if per == "test" else (score, error)
     assert np.allclose(ranking.score_Mk, -np.sort(-table, axis=1)[:, :5])
@@ -236,7 +233,8 @@ def test_a_missing_checkpoint_leaves_out_that_stage_of_that_member(name: str) ->
     train, test = STAGES.train_loss_SKN.copy(), STAGES.test_loss_SKM.copy()
     train[0, 3, 11] = np.nan  # one loss is enough
     test[1, 5] = np.nan
-    members = member_losses(P.train, P.test, P.inclusion, Checkpoints(train, test))
+    earlier = Checkpoints(train, test)
+    members = member_losses(P.train, P.test, P.inclusion, earlier=earlier)
     present = np.ones((3, 24), dtype=bool)
     present[0, 3] = present[1, 5] = False
     assert np.array_equal(members.stages.present_TK, present)
@@ -246,34 +244,18 @@ def test_a_missing_checkpoint_leaves_out_that_stage_of_that_member(name: str) ->
     others = np.delete(STAGES.train_loss_SKN[0], 3, axis=0)
     assert np.allclose(rows[:24][np.arange(24) != 3], others - others.mean(axis=0))
     whole = _errors(P.train, P.test, P.inclusion, STAGES, name)
-    gaps = _errors(P.train, P.test, P.inclusion, members.earlier, name)
+    gaps = _errors(P.train, P.test, P.inclusion, earlier, name)
     assert np.isfinite(gaps[0]).all()
     assert np.corrcoef(whole[0].ravel(), gaps[0].ravel())[0, 1] > 0.97
     assert np.corrcoef(whole[1].ravel(), gaps[1].ravel())[0, 1] > 0.9
 
 
-@pytest.mark.parametrize("name", ESTIMATORS)
-def test_gaps_of_the_final_models_are_gaps_at_every_stage(name: str) -> None:
-    train, test = P.train.copy(), P.test.copy()
-    train[3, 5] = test[4, 1] = np.nan
-    score, error = _errors(train, test, P.inclusion, STAGES, name)
-    rest = np.delete(np.arange(24), [3, 4])
-    seen = np.delete(np.arange(30), 5) if name in ("whitened", "half_whitened", "matched") else np.arange(30)
-    if name != "inclusion":
-        alone = _errors(P.train[rest], P.test[rest], P.inclusion[rest], STAGES.members(rest), name)
-        assert score[5, 1] == pytest.approx(alone[0][5, 1])
-        assert error[5, 1] == pytest.approx(alone[1][5, 1], rel=0.05)
-    untouched = _errors(P.train[:, seen], P.test[:, :1], P.inclusion[:, seen], STAGES.columns(seen, [0]), name)
-    assert np.allclose(np.delete(score[:, 0], 5), np.delete(untouched[0][:, 0], [5] if seen.size == 30 else []))
-
-
 def test_a_member_without_final_losses_goes_with_its_checkpoints() -> None:
     train = P.train.copy()
     train[2] = np.nan
-    members = member_losses(train, P.test, P.inclusion, STAGES)
+    members = member_losses(train, P.test, P.inclusion, earlier=STAGES)
     rest = np.delete(np.arange(24), 2)
-    assert members.earlier is not None
-    assert np.array_equal(members.earlier.train_loss_SKN, STAGES.train_loss_SKN[:, rest])
+    assert np.array_equal(members.train[:2], STAGES.train_loss_SKN[:, rest])
 
 
 def test_float32_stays_float32() -> None:
@@ -291,18 +273,18 @@ def test_auto_uses_checkpoints_that_help_and_leaves_out_those_that_do_not() -> N
     problem = linear_problem(members=40, train=60, test=12)
     noisy = replace(problem, train=problem.train + 0.5 * problem.train.std() * rng.normal(size=problem.train.shape))
     helpful = with_checkpoints(problem, 2, luck=0.02)
-    members = member_losses(noisy.train, noisy.test, noisy.inclusion, helpful)
+    members = member_losses(noisy.train, noisy.test, noisy.inclusion, earlier=helpful)
     choice = choose(members)
     assert choice.setting.checkpoints
     assert "2 earlier checkpoints" in choice.why
     useless = Checkpoints(*(20 * x.std() * rng.normal(size=(2, *x.shape)) for x in (noisy.train, noisy.test)))
-    members = member_losses(noisy.train, noisy.test, noisy.inclusion, useless)
+    members = member_losses(noisy.train, noisy.test, noisy.inclusion, earlier=useless)
     choice = choose(members)
     assert not choice.setting.checkpoints
     assert "without the losses at earlier checkpoints" in choice.why
     score = scores(noisy.train, noisy.test, noisy.inclusion, earlier=useless)
     assert np.array_equal(score, scores(noisy.train, noisy.test, noisy.inclusion))
-    few = choose(members.rows(np.arange(19)))
+    few = choose(members.members(np.arange(19)))
     assert few.setting.checkpoints, "too few members to ask"
     assert "2 earlier checkpoints" in few.why
 
@@ -330,8 +312,10 @@ def test_better_scores_and_a_better_self_lds() -> None:
 def test_margins_are_not_put_on_a_log_scale() -> None:
     members = member_losses(P.train, P.test - 30, P.inclusion)
     assert choose(members).setting.log_offset is None
-    assert choose(members.rows(np.arange(10))).setting.log_offset is None
-    assert choose(member_losses(P.train, P.test + 30, P.inclusion).rows(np.arange(10))).setting.log_offset is not None
+    assert choose(members.members(np.arange(10))).setting.log_offset is None
+    assert (
+        choose(member_losses(P.train, P.test + 30, P.inclusion).members(np.arange(10))).setting.log_offset is not None
+    )
 
 
 @pytest.mark.parametrize(
@@ -348,18 +332,3 @@ def test_infinite_losses_at_a_checkpoint_are_refused() -> None:
     train[1, 2, 3] = np.inf
     with pytest.raises(DataError, match="Checkpoint 1 of member 2"):
         scores(P.train, P.test, earlier=Checkpoints(train, STAGES.test_loss_SKM))
-
-
-@pytest.mark.parametrize("name", ["covariance", "whitened"])
-def test_token_scores_of_all_stages_sum_to_the_pairs_score(name: str) -> None:
-    rng = np.random.default_rng(6)
-    train, test = -rng.exponential(size=(3, 19, 5)), -rng.exponential(size=(3, 19, 4))
-    whole = rng.normal(size=(3, 19, 30))
-    whole[:, :, 0] = -train.mean(axis=2)
-    got = token_scores(train, test, name, train_loss_KN=whole, ridge=1.0)
-    earlier = Checkpoints(whole[:2], -test[:2].mean(axis=2, keepdims=True))
-    expected = scores(whole[2], -test[2].mean(axis=1, keepdims=True), None, name, earlier=earlier)[0, 0]
-    assert got.total == pytest.approx(expected)
-    assert got.train_T.sum() == pytest.approx(expected)
-    with pytest.raises(DataError, match="stages"):
-        token_scores(train, test, "whitened", train_loss_KN=whole[2])

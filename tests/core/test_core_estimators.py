@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from daunce_api.core import ESTIMATORS, member_losses, scores
-from daunce_api.core.spectrum import inclusion_dispersion
+from daunce_api.core.estimators import inclusion_dispersion
 from daunce_api.errors import ConfigurationError, DataError, NotEnoughMembersError
 from tests.core.problems import linear_problem, mean_correlation
 
@@ -158,8 +158,7 @@ def test_members_without_losses_are_left_out() -> None:
     train, test = A.copy(), B.copy()
     train[3] = np.nan
     members = member_losses(train, test, I)
-    assert members.kept.tolist() == [0, 1, 2]
-    assert members.complete
+    assert members.kept_K.tolist() == [0, 1, 2]
     assert np.allclose(scores(train, test, I, "covariance"), scores(A[:3], B[:3], I[:3], "covariance"))
 
 

@@ -56,16 +56,7 @@ def test_censored_entries_stay_as_bounds_unless_they_are_the_majority() -> None:
     kept = resolve_censored(loss, censored)
     assert np.isnan(kept[:, 1]).all()
     assert np.array_equal(kept[:, [0, 2]], loss[:, [0, 2]])
-    missing = resolve_censored(loss, censored, policy="missing")
-    assert np.array_equal(np.isnan(missing), censored)
     assert np.isfinite(loss).all(), "the input is not changed"
-
-
-def test_censoring_needs_matching_shapes_and_a_known_policy() -> None:
-    with pytest.raises(DataError):
-        resolve_censored(np.zeros((2, 2)), np.zeros((2, 3), dtype=bool))
-    with pytest.raises(ConfigurationError):
-        resolve_censored(np.zeros((2, 2)), np.zeros((2, 2), dtype=bool), policy="guess")  # type: ignore[arg-type]
 
 
 def test_margins_are_log_odds_and_stay_finite() -> None:

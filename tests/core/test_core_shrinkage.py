@@ -1,28 +1,26 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from daunce_api.core import Setting, choose, group_scores, member_losses, ranked, scores, self_lds
-from daunce_api.core.blocks import FactorBlocks, score_blocks
-from daunce_api.core.choice import AMOUNT_UNTOLD, RIDGES, Choice
-from daunce_api.core.estimators import estimator_named
-from daunce_api.core.heldout import HeldOut
-from daunce_api.core.quality import FOLDS, column_spearman
-from daunce_api.core.selection import WHOLE, largest, prepare_points
-from daunce_api.core.shrinkage import Shrinkage, directions, shrinkage_of
-from daunce_api.core.spectrum import spectrum_of
-from daunce_api.errors import ConfigurationError
+from daunce_api.core import Scores, Setting, choose, fit, group_scores, member_losses, ranked, scores, self_lds
+from daunce_api.core.choice import FIXED_AMOUNT, RIDGES, Choice
+from daunce_api.core.crossval import CrossValidator, column_spearman
+from daunce_api.core.estimators import estimator_named, spectrum_of
+from daunce_api.core.pairs import Shrinkage
+from daunce_api.core.rows import Stages
+from daunce_api.core.topk import _largest
 from tests.core.problems import linear_problem, with_checkpoints
 
 P = linear_problem(members=25, train=300, test=17)
-MEMBERS = member_losses(P.train, P.test, P.inclusion)
+MEMBERS = member_losses(P.train, P.test, P.inclusion, rho=0.2)
 FILTERS = ["covariance", "whitened", "half_whitened", "matched"]
-SETTING = Setting(rho=0.2, ridge=0.7, shrinkage=3.0)
+SETTING = Setting(ridge=0.7, shrinkage=3.0)
 ALL = slice(None)
 
 
@@ -38,36 +36,41 @@ def sparse_problem(members: int, seed: int = 0) -> tuple[np.ndarray, ...]:
     return train[:members], test[:members], inclusion[:members], inclusion[members:], test[members:]
 
 
+def plain_scores(points_Rn: np.ndarray, queries_Rm: np.ndarray, shrinkage: Shrinkage | None) -> Scores:
+    kept = np.arange(points_Rn.shape[1]), np.arange(queries_Rm.shape[1])
+    one = Stages(np.ones((1, len(points_Rn)), dtype=bool))
+    shape = (kept[0].size, kept[1].size)
+    return Scores(points_Rn, queries_Rm, queries_Rm, tuple, one, *kept, shape, shrinkage=shrinkage)
+
+
 def lds_of(score: np.ndarray, inclusion: np.ndarray, loss: np.ndarray) -> float:
     return float(column_spearman(-(inclusion @ score), loss).mean())
 
 
 def test_the_weight_is_z_squared_over_z_squared_plus_c() -> None:
-    shrinkage = shrinkage_of(2.0, 9.0, np.array([4.0, 0.0]), np.array([1.0, 16.0]))
+    shrinkage = Shrinkage.of(2.0, np.ones(9), np.array([4.0, 0.0]), np.array([1.0, 16.0]))
     # |a| = 2 and |b| = 1, 4 over 9 directions: chance is 2 / 3 and 8 / 3.
     score = np.array([[2 / 3, 16 / 3], [0.0, 0.0]])
     assert shrinkage.weight(score, ALL, ALL) == pytest.approx(np.array([[1 / 3, 4 / 6], [0, 0]]))
-    assert shrinkage.shrunk(score, ALL, ALL) == pytest.approx(np.array([[2 / 9, 32 / 9], [0, 0]]))
-    assert shrinkage.shrunk(np.array([16 / 3]), np.array([0]), np.array([1])) == pytest.approx([32 / 9])
-    assert shrinkage.swapped().shrunk(score.T, ALL, ALL) == pytest.approx(shrinkage.shrunk(score, ALL, ALL).T)
+    assert shrinkage.weight(np.array([16 / 3]), np.array([0]), np.array([1])) == pytest.approx([4 / 6])
 
 
 def test_sums_of_chance_have_the_spread_that_is_said() -> None:
     rng = np.random.default_rng(0)
     chance = rng.normal(size=(1, 2_000_000))
     for amount, mean in ((1e4, 0.0), (1e-4, 0.0), (4.0, 8.0)):
-        shrinkage = shrinkage_of(amount, 1.0, np.ones(1), np.ones(chance.size))
+        shrinkage = Shrinkage.of(amount, np.ones(1), np.ones(1), np.ones(chance.size))
         score = chance + mean
         said = np.sqrt((shrinkage.slope(score, ALL, ALL) ** 2).mean())
-        assert said == pytest.approx(shrinkage.shrunk(score, ALL, ALL).std(), rel=0.15)
+        assert said == pytest.approx((score * shrinkage.weight(score, ALL, ALL)).std(), rel=0.15)
 
 
 @settings(max_examples=50, deadline=None)
-@given(st.integers(0, 10_000), st.floats(0.01, 100), st.floats(1, 50))
-def test_scores_keep_their_sign_and_order_and_never_grow(seed: int, amount: float, spread: float) -> None:
+@given(st.integers(0, 10_000), st.floats(0.01, 100), st.integers(1, 50))
+def test_scores_keep_their_sign_and_order_and_never_grow(seed: int, amount: float, spread: int) -> None:
     rng = np.random.default_rng(seed)
     score = np.sort(rng.standard_cauchy((1, 50)), axis=1)
-    got = shrinkage_of(amount, spread, np.ones(1), np.ones(50)).shrunk(score, ALL, ALL)
+    got = score * Shrinkage.of(amount, np.ones(spread), np.ones(1), np.ones(50)).weight(score, ALL, ALL)
     assert (np.abs(got) <= np.abs(score)).all()
     assert (got * score >= 0).all()
     assert (np.diff(got, axis=1) >= 0).all()
@@ -77,9 +80,10 @@ def test_chance_is_what_unrelated_vectors_make() -> None:
     rng = np.random.default_rng(0)
     scale = np.geomspace(1, 0.2, 40)
     a, b = rng.normal(size=(40, 3_000)) * scale[:, None], rng.normal(size=(40, 500)) * scale[:, None]
-    assert directions(scale**2) < 25
+    directions = (scale**2).sum() ** 2 / (scale**4).sum()
+    assert directions < 25
     lengths = (a**2).sum(axis=0), (b**2).sum(axis=0)
-    z = (a.T @ b) * np.sqrt(directions(scale**2)) / np.sqrt(lengths[0])[:, None] / np.sqrt(lengths[1])
+    z = (a.T @ b) * np.sqrt(directions) / np.sqrt(lengths[0])[:, None] / np.sqrt(lengths[1])
     assert (z**2).mean() == pytest.approx(1, abs=0.1)
 
 
@@ -87,12 +91,12 @@ def test_chance_is_what_unrelated_vectors_make() -> None:
 @pytest.mark.parametrize("name", FILTERS)
 def test_blocks_are_scores_times_weights(name: str, checkpoints: bool) -> None:
     earlier = with_checkpoints(P, 2) if checkpoints else None
-    members = member_losses(P.train, P.test, P.inclusion, earlier)
-    plain = score_blocks(estimator_named(name), members, replace(SETTING, shrinkage=None))
-    got = score_blocks(estimator_named(name), members, SETTING)
-    score = plain.block(ALL, ALL)
-    a, b = members.train_rows(), members.test_rows()
-    found = spectrum_of(members, SETTING)
+    members = member_losses(P.train, P.test, P.inclusion, earlier=earlier, rho=0.2)
+    plain = fit(members, name, replace(SETTING, shrinkage=None))
+    got = fit(members, name, SETTING)
+    score = plain.block()
+    a, b = members.train_rows(), members.stages.centre(np.concatenate(members.test))
+    found = spectrum_of(members)
     apply = estimator_named(name).filter
     assert apply is not None
     phi = apply(found, SETTING)
@@ -105,10 +109,10 @@ def test_blocks_are_scores_times_weights(name: str, checkpoints: bool) -> None:
     )
     z *= p.sum() / np.sqrt((p**2).sum())
     weight = z**2 / (z**2 + 3)
-    assert got.block(ALL, ALL) == pytest.approx(score * weight, rel=1e-6, abs=1e-12)
-    assert got.stderr_block(ALL, ALL) == pytest.approx(plain.stderr_block(ALL, ALL) * weight, rel=1e-6, abs=1e-12)
-    part = got.block(slice(20, 90), slice(3, 8))
-    assert part == pytest.approx(got.block(ALL, ALL)[20:90, 3:8])
+    assert got.block() == pytest.approx(score * weight, rel=1e-6, abs=1e-12)
+    assert got.stderr_block() == pytest.approx(plain.stderr_block() * weight, rel=1e-6, abs=1e-12)
+    part = got.block(slice(20, 90))
+    assert part == pytest.approx(got.block()[20:90])
 
 
 @pytest.mark.parametrize("k", [5, 290])
@@ -116,8 +120,8 @@ def test_blocks_are_scores_times_weights(name: str, checkpoints: bool) -> None:
 @pytest.mark.parametrize("opponents", [False, True])
 def test_the_largest_are_those_of_the_whole_matrix(k: int, per: str, opponents: bool) -> None:
     choice = Choice(estimator_named("whitened"), SETTING, "", "attribution")
-    blocks = score_blocks(choice.estimator, MEMBERS, SETTING)
-    table, error = blocks.block(ALL, ALL), blocks.stderr_block(ALL, ALL)
+    blocks = fit(MEMBERS, "whitened", SETTING)
+    table, error = blocks.block(), blocks.stderr_block()
     if per == "test":
         table, error = table.T, error.T
     ranking = ranked(MEMBERS, choice, k, opponents=opponents, per=per)  # type: ignore[arg-type]
@@ -128,8 +132,8 @@ def test_the_largest_are_those_of_the_whole_matrix(k: int, per: str, opponents: 
     assert ranking.stderr_Mk is not None
     assert ranking.z_Mk is not None
     assert np.allclose(ranking.stderr_Mk, np.take_along_axis(error, ranking.index_Mk, axis=1))
-    plain = score_blocks(choice.estimator, MEMBERS, replace(SETTING, shrinkage=None))
-    z = plain.block(ALL, ALL) / plain.stderr_block(ALL, ALL)
+    plain = fit(MEMBERS, "whitened", replace(SETTING, shrinkage=None))
+    z = plain.block() / plain.stderr_block()
     z = z.T if per == "test" else z
     assert np.allclose(ranking.z_Mk, np.take_along_axis(z, ranking.index_Mk, axis=1)), "weights say nothing of chance"
 
@@ -141,22 +145,26 @@ def test_streamed_selection_is_exact_with_weights(n: int, m: int, k: int, seed: 
     points, queries = rng.standard_t(3, size=(6, n)), rng.normal(size=(6, m))
     k = min(k, n)
     shrinkage = Shrinkage(rng.random(n), rng.random(m))
-    index, value = largest(prepare_points(points), queries, k, shrinkage)
-    table = shrinkage.shrunk(points.T @ queries, ALL, ALL).T
+    scored = plain_scores(points, queries, shrinkage)
+    index, value = _largest(scored, k)
+    table = scored.block().T
     assert np.allclose(value, -np.sort(-table, axis=1)[:, :k])
     assert np.allclose(np.take_along_axis(table, index, axis=1), value)
-    assert WHOLE * 30 < 4_000, "both ways are tried"
 
 
 def brute_force_group_errors(name: str, row_of: np.ndarray, column_of: np.ndarray) -> np.ndarray:
     """Jackknife of group sums: each pair's change before weights, times what that makes of the weighted score."""
     plain = replace(SETTING, shrinkage=None)
-    blocks = score_blocks(estimator_named(name), MEMBERS, SETTING)
-    unweighted = score_blocks(estimator_named(name), MEMBERS, plain)
-    weight = blocks.block(ALL, ALL) / unweighted.block(ALL, ALL)
+    blocks = fit(MEMBERS, name, SETTING)
+    unweighted = fit(MEMBERS, name, plain)
+    weight = blocks.block() / unweighted.block()
     slope = weight * (np.sqrt(5) - (np.sqrt(5) - 1) * weight)
-    assert isinstance(unweighted, FactorBlocks)
-    changes = unweighted.changes(np.arange(300), np.arange(17)) * slope
+    lefts, rights = (
+        unweighted.by_member([getattr(t, side)(x) for t in unweighted.terms])
+        for side, x in (("left", unweighted.left_RN), ("right", unweighted.tests_RM))
+    )
+    changes = lefts.swapaxes(1, 2) @ rights
+    changes = (changes - changes.mean(axis=0)) * np.sqrt(1 - 1 / len(changes)) * slope
     rows, columns = (np.eye(of.max() + 1)[:, of] for of in (row_of, column_of))
     return np.sqrt(((rows @ changes @ columns.T) ** 2).sum(axis=0))
 
@@ -164,59 +172,42 @@ def brute_force_group_errors(name: str, row_of: np.ndarray, column_of: np.ndarra
 @pytest.mark.parametrize("pairs", [1, 100, 10**6])
 @pytest.mark.parametrize("name", FILTERS)
 def test_groups_sum_weighted_scores_and_their_errors(name: str, pairs: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("daunce_api.core.complete._PAIRS", pairs)
-    monkeypatch.setattr("daunce_api.core.complete._CHANGES", pairs)
+    monkeypatch.setattr("daunce_api.core.pairs._PAIRS", pairs)
+    monkeypatch.setattr("daunce_api.core.pairs._CHANGES", pairs)
     row_of, column_of = np.arange(300) * 7 % 11, np.arange(17) % 3
-    blocks = score_blocks(estimator_named(name), MEMBERS, SETTING)
-    score, error = blocks.group_block(row_of, column_of)
+    blocks = fit(MEMBERS, name, SETTING)
+    score, error = blocks.group_sums(row_of, column_of)
     rows, columns = (np.eye(of.max() + 1)[:, of] for of in (row_of, column_of))
-    assert np.allclose(score, rows @ blocks.block(ALL, ALL) @ columns.T)
+    assert np.allclose(score, rows @ blocks.block() @ columns.T)
     assert np.allclose(error, brute_force_group_errors(name, row_of, column_of))
-    single = blocks.group_block(np.arange(300), np.arange(17))
-    assert np.allclose(single[1], blocks.stderr_block(ALL, ALL))
-    assert np.allclose(blocks.group_block(np.arange(300), np.zeros(17, int))[0][:, 0], blocks.block(ALL, ALL).sum(1))
-
-
-def test_gaps_do_not_change_what_pairs_without_them_have() -> None:
-    test = P.test.copy()
-    test[3, 4] = np.nan
-    members = member_losses(P.train, test, P.inclusion)
-    blocks = score_blocks(estimator_named("half_whitened"), members, SETTING)
-    whole = score_blocks(estimator_named("half_whitened"), MEMBERS, SETTING).block(ALL, ALL)
-    got = blocks.block(ALL, ALL)
-    others = np.arange(17) != 4
-    assert np.allclose(got[:, others], whole[:, others])
-    assert np.corrcoef(got[:, 4], whole[:, 4])[0, 1] > 0.95
-    row_of = np.arange(300) % 4
-    score, error = blocks.group_block(row_of, np.zeros(17, int))
-    assert np.allclose(score[:, 0], [got[row_of == g].sum() for g in range(4)])
-    expected = brute_force_group_errors("half_whitened", row_of, np.zeros(17, int))
-    assert error == pytest.approx(expected, rel=0.05)
+    single = blocks.group_sums(np.arange(300), np.arange(17))
+    assert np.allclose(single[1], blocks.stderr_block())
+    assert np.allclose(blocks.group_sums(np.arange(300), np.zeros(17, int))[0][:, 0], blocks.block().sum(1))
 
 
 @pytest.mark.parametrize("checkpoints", [False, True])
 def test_held_out_members_are_predicted_with_weighted_scores(checkpoints: bool) -> None:
     earlier = with_checkpoints(P, 2) if checkpoints else None
-    members = member_losses(P.train, P.test, P.inclusion, earlier)
-    fit, held = np.arange(5, 25), np.arange(5)
+    members = member_losses(P.train, P.test, P.inclusion, earlier=earlier, rho=0.2)
+    rest, held = np.arange(5, 25), np.arange(5)
     wanted = [
-        (estimator_named(name), replace(SETTING, shrinkage=amount))
+        (name, replace(SETTING, shrinkage=amount))
         for name in ("whitened", "half_whitened", "whitened")
         for amount in (3.0, 0.5, None)
     ]
-    for (estimator, setting), got in zip(wanted, HeldOut(members).predict(wanted, fit, held), strict=True):
-        score = score_blocks(estimator, members.rows(fit), setting).block(ALL, ALL)
-        expected = -(P.inclusion[held] - P.inclusion[fit].mean(axis=0)) @ score
+    for (name, setting), got in zip(wanted, CrossValidator(members).predict(wanted, rest, held), strict=True):
+        score = fit(members.members(rest), name, setting).block()
+        expected = -(P.inclusion[held] - P.inclusion[rest].mean(axis=0)) @ score
         assert np.abs(got - expected).max() < 1e-4 * np.abs(expected).max()
 
 
 def test_fewer_test_examples_are_judged_by_where_pairs_are_many() -> None:
-    held = HeldOut(MEMBERS)
+    held = CrossValidator(MEMBERS)
     assert held.some_tests(300 * 17, 2) is held
     part = held.some_tests(300 * 6, 2)
     assert np.array_equal(part.target_KM, P.test[:, ::3])
-    candidate = [(estimator_named("whitened"), SETTING)]
-    assert np.allclose(part.folded(candidate, 5)[0], held.folded(candidate, 5)[0][:, ::3])
+    candidate = [("whitened", SETTING)]
+    assert np.allclose(part.folded(candidate)[0], held.folded(candidate)[0][:, ::3])
     assert held.some_tests(1, 9).target_KM.shape == (25, 9)
 
 
@@ -228,7 +219,7 @@ def test_auto_shrinks_where_influence_is_sparse() -> None:
     assert choice.setting.shrinkage >= 4
     assert "drawn towards zero" in choice.why
     shrunk = lds_of(scores(train, test, inclusion), truth_inclusion, truth)
-    plain = score_blocks(choice.estimator, members, replace(choice.setting, shrinkage=None)).block(ALL, ALL)
+    plain = fit(members, choice.estimator.name, replace(choice.setting, shrinkage=None)).block()
     assert shrunk > lds_of(plain, truth_inclusion, truth) + 0.2
     assert self_lds(train, test, inclusion).value == pytest.approx(shrunk, abs=0.1)
 
@@ -242,14 +233,15 @@ def test_auto_leaves_scores_alone_where_influence_is_dense() -> None:
 def test_few_members_get_the_fixed_amount() -> None:
     train, test, inclusion, *_ = sparse_problem(12)
     choice = choose(member_losses(train, test, inclusion))
-    assert choice.setting.shrinkage == AMOUNT_UNTOLD
+    assert choice.setting.shrinkage == FIXED_AMOUNT
     assert choice.why.endswith("(c = 4)")
 
 
 def test_members_from_the_target_get_the_largest_amount_near_the_best() -> None:
     train, test, inclusion, *_ = sparse_problem(60)
-    members = member_losses(train, test, inclusion)
-    from_base, from_target = (choose(members, setting=Setting(rho=rho)).setting.shrinkage for rho in (None, 0.05))
+    from_base, from_target = (
+        choose(member_losses(train, test, inclusion, rho=rho)).setting.shrinkage for rho in ("base", 0.05)
+    )
     assert from_base is not None
     assert from_target is not None
     assert from_target >= from_base
@@ -263,21 +255,15 @@ def test_group_scores_of_auto_are_sums_of_its_scores() -> None:
     assert np.allclose(got.score_GH, [score[np.array(labels) == g].sum(axis=0) for g in range(5)])
 
 
-@pytest.mark.parametrize("amount", [0.0, -1.0, float("nan")])
-def test_an_amount_that_is_none_is_refused(amount: float) -> None:
-    with pytest.raises(ConfigurationError, match="amount of shrinkage"):
-        Setting(shrinkage=amount)
-
-
 def test_the_filter_is_chosen_again_with_the_amount() -> None:
     train, test, inclusion, *_ = sparse_problem(60, seed=2)
     members = member_losses(train, test, inclusion)
     choice = choose(members)
-    held = HeldOut(members)
+    held = CrossValidator(members)
 
     def judged(ridge: float, amount: float | None) -> float:
-        candidate = estimator_named("whitened"), replace(choice.setting, ridge=ridge, shrinkage=amount)
-        return float(column_spearman(held.folded([candidate], FOLDS)[0], held.target_KM).mean())
+        candidate = "whitened", replace(choice.setting, ridge=ridge, shrinkage=amount)
+        return float(column_spearman(held.folded([candidate])[0], held.target_KM).mean())
 
     plain, weighted = (max(RIDGES, key=lambda r: judged(r, amount)) for amount in (None, choice.setting.shrinkage))
     assert plain < weighted == choice.setting.ridge
@@ -289,19 +275,22 @@ def test_members_from_the_target_are_drawn_where_held_out_members_are_for_leavin
     g, t = (rng.standard_t(2.5, size=(n, 15)) * scale for n in (200, 30))
     inclusion = rng.random((40, 200)) < 0.5
     moved = -(inclusion - 0.5) @ g / 200
-    members = member_losses(*(x + 0.02 * rng.normal(size=x.shape) for x in (moved @ g.T, moved @ t.T)), inclusion)
-    assert choose(members).setting.shrinkage is None
-    assert choose(members, setting=Setting(rho=0.05)).setting.shrinkage == 0.5
+    train, test = (x + 0.02 * rng.normal(size=x.shape) for x in (moved @ g.T, moved @ t.T))
+    assert choose(member_losses(train, test, inclusion)).setting.shrinkage is None
+    assert choose(member_losses(train, test, inclusion, rho=0.05)).setting.shrinkage == 0.5
 
 
 def test_few_members_from_the_target_with_checkpoints_are_whitened_more() -> None:
     few = linear_problem(members=12)
     earlier = with_checkpoints(few, 2)
-    both, alone = (member_losses(few.train, few.test, few.inclusion, given) for given in (earlier, None))
-    assert choose(both, setting=Setting(rho=0.1)).setting.ridge == 0.1
-    assert choose(both, setting=Setting(rho=0.1, noise=0.01)).setting.ridge == 0.3
-    assert choose(alone, setting=Setting(rho=0.1)).setting.ridge == 0.3
-    assert choose(both).setting.ridge == 1.0
+
+    def ridge(**known: Any) -> float | None:
+        return choose(member_losses(few.train, few.test, few.inclusion, **known)).setting.ridge
+
+    assert ridge(earlier=earlier, rho=0.1) == 0.1
+    assert ridge(earlier=earlier, rho=0.1, noise=0.01) == 0.3
+    assert ridge(rho=0.1) == 0.3
+    assert ridge(earlier=earlier) == 1.0
 
 
 def test_of_scales_that_are_as_good_the_one_nearest_to_the_margin_is_taken() -> None:
@@ -309,11 +298,11 @@ def test_of_scales_that_are_as_good_the_one_nearest_to_the_margin_is_taken() -> 
     rng = np.random.default_rng(0)
     test = 1 + 0.15 * (problem.test - 1) + 0.01 * rng.normal(size=problem.test.shape)
     members = member_losses(problem.train, test, problem.inclusion)
-    held = HeldOut(members)
+    held = CrossValidator(members)
 
     def judged(offset: float) -> float:
-        candidates = [(estimator_named("whitened"), Setting(ridge=ridge, log_offset=offset)) for ridge in RIDGES]
-        predicted = held.folded(candidates, FOLDS)
+        candidates = [("whitened", Setting(ridge=ridge, log_offset=offset)) for ridge in RIDGES]
+        predicted = held.folded(candidates)
         return max(float(column_spearman(x, held.target_KM).mean()) for x in predicted)
 
     values = [judged(offset) for offset in (0.01, 0.11, 1.01)]

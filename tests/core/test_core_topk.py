@@ -5,13 +5,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from daunce_api.core import ESTIMATORS, choose, member_losses, scores, top
-from daunce_api.core.blocks import score_blocks
-from daunce_api.core.selection import Best, above, largest, prepare_points
-from daunce_api.core.spectrum import Setting
-from daunce_api.core.uncertainty import z_values
+from daunce_api.core import ESTIMATORS, choose, fit, member_losses, scores, top
+from daunce_api.core.jackknife import z_values
+from daunce_api.core.topk import _largest
 from daunce_api.errors import ConfigurationError
 from tests.core.problems import linear_problem
+from tests.core.test_core_shrinkage import plain_scores
 
 P = linear_problem(members=25, train=300, test=17)
 
@@ -42,10 +41,10 @@ def test_it_is_the_sorted_score_matrix(name: str, per: str, opponents: bool) -> 
 @pytest.mark.parametrize("per", ["test", "train"])
 def test_standard_errors_of_chosen_pairs_are_those_of_the_blocks(name: str, per: str) -> None:
     ranking = top(P.train, P.test, 5, name, inclusion_KN=P.inclusion, rho=0.2, per=per)  # type: ignore[arg-type]
-    members = member_losses(P.train, P.test, P.inclusion)
-    choice = choose(members, name, Setting(rho=0.2))
-    blocks = score_blocks(choice.estimator, members, choice.setting)
-    everything = blocks.stderr_block(slice(None), slice(None))
+    members = member_losses(P.train, P.test, P.inclusion, rho=0.2)
+    choice = choose(members, name)
+    blocks = fit(members, choice.estimator.name, choice.setting)
+    everything = blocks.stderr_block()
     table = everything.T if per == "test" else everything
     assert ranking.stderr_Mk is not None
     assert np.allclose(ranking.stderr_Mk, np.take_along_axis(table, ranking.index_Mk, axis=1))
@@ -68,19 +67,18 @@ def test_selection_is_exact_for_any_shape_and_tail(n: int, m: int, width: int, k
     points = rng.normal(size=(width, n)) * np.exp(tail * rng.normal(size=n))
     queries = rng.normal(size=(width, m))
     k = min(k, n)
-    index, value = largest(prepare_points(points), queries, k)
+    index, value = _largest(plain_scores(points, queries, None), k)
     table = queries.T @ points
     assert np.allclose(value, -np.sort(-table, axis=1)[:, :k])
     assert np.allclose(np.take_along_axis(table, index, axis=1), value)
     assert all(len(set(row)) == k for row in index.tolist())
 
 
-@pytest.mark.parametrize("count", [140, 141])
-def test_whole_rows_and_streamed_tiles_give_the_same(count: int) -> None:
-    """Up to 20 k points are partitioned at once; equal values come by index in both."""
+@pytest.mark.parametrize("count", [140, 5_000])
+def test_equal_scores_come_by_index(count: int) -> None:
     rng = np.random.default_rng(count)
     points, queries = rng.integers(-3, 4, (2, count)).astype(float), rng.integers(-3, 4, (2, 600)).astype(float)
-    index, value = largest(prepare_points(points), queries, 7)
+    index, value = _largest(plain_scores(points, queries, None), 7)
     table = queries.T @ points
     assert np.array_equal(value, -np.sort(-table, axis=1)[:, :7])
     assert np.array_equal(np.take_along_axis(table, index, axis=1), value)
@@ -89,29 +87,9 @@ def test_whole_rows_and_streamed_tiles_give_the_same(count: int) -> None:
 
 
 def test_equal_scores_keep_the_order_of_the_examples() -> None:
-    index, value = largest(prepare_points(np.ones((2, 5))), np.ones((2, 1)), 5)
+    index, value = _largest(plain_scores(np.ones((2, 5)), np.ones((2, 1)), None), 5)
     assert index.tolist() == [[0, 1, 2, 3, 4]]
     assert np.allclose(value, 2)
-
-
-def test_entries_above_a_threshold_are_all_found() -> None:
-    rng = np.random.default_rng(1)
-    block = rng.normal(size=(13, 64)).astype(np.float32)
-    threshold = rng.normal(size=13).astype(np.float32)
-    row, column = above(block, threshold)
-    assert np.array_equal(np.stack([row, column]), np.stack(np.nonzero(block > threshold[:, None])))
-
-
-def test_the_best_survive_many_small_offers() -> None:
-    rng = np.random.default_rng(2)
-    value, query = rng.normal(size=500), rng.integers(0, 3, 500)
-    best = Best(3, 4, np.dtype(np.float64))
-    for part in np.array_split(np.arange(500), 37):
-        best.offer(query[part], value[part], part)
-    index, found = best.sorted()
-    for q in range(3):
-        assert np.allclose(found[q], -np.sort(-value[query == q])[:4])
-        assert np.array_equal(value[index[q]], found[q])
 
 
 def test_more_than_there_are_means_all() -> None:

@@ -4,13 +4,20 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from daunce_api.core import Setting, complete, confidence_interval, estimators, group_scores, member_losses, scores, top
-from daunce_api.core.blocks import FactorBlocks, score_blocks
-from daunce_api.core.checkpoints import Stages
-from daunce_api.core.estimators import estimator_named
-from daunce_api.core.leaving_out import _ridge_mixture, overcounting
-from daunce_api.core.spectrum import decompose, spectrum_of
-from daunce_api.core.uncertainty import fdr_threshold, significance_threshold, z_values
+from daunce_api.core import (
+    Setting,
+    confidence_interval,
+    fit,
+    group_scores,
+    member_losses,
+    scores,
+    significance_threshold,
+    top,
+)
+from daunce_api.core.estimators import Spectrum, estimator_named, spectrum_of
+from daunce_api.core.jackknife import _ridge_mixture, overcounting, z_values
+from daunce_api.core.rows import Stages
+from daunce_api.core.topk import fdr_threshold
 from tests.core.problems import linear_problem, with_checkpoints
 
 WHOLE = slice(None)
@@ -18,8 +25,8 @@ P = linear_problem(members=24, train=30, test=7)
 
 
 def _errors(train: np.ndarray, test: np.ndarray, inclusion: np.ndarray, name: str) -> tuple[np.ndarray, np.ndarray]:
-    blocks = score_blocks(estimator_named(name), member_losses(train, test, inclusion), Setting(rho=0.3, ridge=1.0))
-    return blocks.block(WHOLE, WHOLE), blocks.stderr_block(WHOLE, WHOLE)
+    blocks = fit(member_losses(train, test, inclusion, rho=0.3), name, Setting(ridge=1.0))
+    return blocks.block(), blocks.stderr_block()
 
 
 @pytest.mark.parametrize("name", ["covariance", "correlation", "inclusion"])
@@ -63,7 +70,7 @@ def test_intervals_cover_what_redrawn_ensembles_give(name: str) -> None:
 
 def test_what_members_do_together_is_counted_once() -> None:
     one = Stages(np.ones((1, 3), dtype=bool))
-    spectrum = decompose(np.diag([3.0, 1.0, 0.0]), stages=one, dispersion=None, noise_energy=0.0)
+    spectrum = Spectrum(np.array([3.0, 1.0]), np.eye(3)[:, :2], 4 / 3, one)
     # R has 1/4 and 1/2 at a ridge of 1: (3/4)^2 / (2 (1/16 + 1/4)).
     alone = overcounting(spectrum, np.array([1.0]), np.array([5.0]))
     assert alone == pytest.approx(0.9)
@@ -84,8 +91,8 @@ def test_intervals_of_strong_whitening_are_no_wider_than_they_need_be() -> None:
     for _ in range(drawn):
         moved = rng.normal(size=(size, 80))
         members = member_losses(moved @ gradient.T, moved @ other.T)
-        blocks = score_blocks(estimator_named("whitened"), members, Setting(ridge=0.001))
-        fitted.append((blocks.block(WHOLE, WHOLE), blocks.stderr_block(WHOLE, WHOLE)))
+        blocks = fit(members, "whitened", Setting(ridge=0.001))
+        fitted.append((blocks.block(), blocks.stderr_block()))
     score, error = map(np.array, zip(*fitted, strict=True))
     width = significance_threshold(size) * error * np.sqrt(1 - 1 / drawn)
     assert 0.93 <= (np.abs(score - score.mean(axis=0)) < width).mean() <= 0.97
@@ -95,8 +102,8 @@ def test_intervals_of_strong_whitening_are_no_wider_than_they_need_be() -> None:
 def test_the_mixture_follows_a_filter_behind_a_wiener_weight(name: str) -> None:
     p = linear_problem(members=40, train=400, test=4)
     noisy = p.train + 0.3 * p.train.std() * np.random.default_rng(0).normal(size=p.train.shape)
-    setting = Setting(noise=0.3 * p.train.std(), ridge=0.1)
-    spectrum = spectrum_of(member_losses(noisy, p.test), setting)
+    setting = Setting(ridge=0.1)
+    spectrum = spectrum_of(member_losses(noisy, p.test, noise=0.3 * p.train.std()))
     apply = estimator_named(name).filter
     assert apply is not None
     phi = apply(spectrum, setting)
@@ -141,11 +148,11 @@ def test_the_histogram_is_never_less_strict_than_benjamini_hochberg() -> None:
     rng = np.random.default_rng(4)
     train, test = rng.normal(size=(40, 300)), rng.normal(size=(40, 8))
     test += 3 * train[:, :8]
-    blocks = score_blocks(estimator_named("covariance"), member_losses(train, test), Setting())
-    z = np.abs(blocks.block(WHOLE, WHOLE) / blocks.stderr_block(WHOLE, WHOLE)).ravel()
+    blocks = fit(member_losses(train, test), "covariance")
+    z = np.abs(blocks.block() / blocks.stderr_block()).ravel()
     p = np.sort(2 * stats.t.sf(z, 39))
     passed = np.flatnonzero(p <= 0.1 * np.arange(1, p.size + 1) / p.size)
-    marked = (z >= fdr_threshold(blocks, 40, 0.1)).sum()
+    marked = (z >= fdr_threshold(blocks, 0.1)).sum()
     assert 0.8 * (passed[-1] + 1) <= marked <= passed[-1] + 1
 
 
@@ -156,8 +163,8 @@ def test_intervals_of_correlations_cover_at_few_members() -> None:
     y = true * x + np.sqrt(1 - true**2) * rng.normal(size=x.shape)
     covered, plain = [], []
     for a, b in zip(x, y, strict=True):
-        blocks = score_blocks(estimator_named("correlation"), member_losses(a, b), Setting())
-        score, error = np.diag(blocks.block(WHOLE, WHOLE)), np.diag(blocks.stderr_block(WHOLE, WHOLE))
+        blocks = fit(member_losses(a, b), "correlation")
+        score, error = np.diag(blocks.block()), np.diag(blocks.stderr_block())
         low, high = confidence_interval(score, error, size, correlation=True)
         assert (low >= -1).all()
         assert (high <= 1).all()
@@ -199,7 +206,7 @@ def test_scores_do_not_pay_for_errors(monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*arguments: object) -> None:
         raise AssertionError("nobody asked for standard errors")
 
-    monkeypatch.setattr(estimators, "filter_terms", refuse)
+    monkeypatch.setattr("daunce_api.core.pairs.filter_terms", refuse)
     for name in ("whitened", "half_whitened", "matched"):
         assert np.isfinite(scores(P.train, P.test, P.inclusion, name, rho=0.05)).all()
         assert top(P.train, P.test, 3, name, stderr=False, inclusion_KN=P.inclusion, rho=0.05).stderr_Mk is None
@@ -211,26 +218,10 @@ def test_scores_do_not_pay_for_errors(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_filter_is_a_mixture_of_few_ridges_whatever_the_unit(unit: float) -> None:
     p = linear_problem(members=100, train=400, test=4)
     noisy = p.train + 0.1 * np.random.default_rng(0).normal(size=p.train.shape)
-    blocks = score_blocks(estimator_named("half_whitened"), member_losses(noisy, p.test), Setting())
-    assert isinstance(blocks, FactorBlocks)
-    assert 4 < len(blocks.factors.errors()) <= 18
+    blocks = fit(member_losses(noisy, p.test), "half_whitened")
+    assert 4 < len(blocks.terms) <= 18
     plain, scaled = (_errors(x, p.test, p.inclusion, "half_whitened")[1] for x in (noisy, unit * noisy))
     assert np.allclose(plain, scaled, rtol=1e-3)
-
-
-@pytest.mark.parametrize("count", [0, 2])
-def test_many_parts_are_summed_member_by_member(count: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    p = linear_problem(members=24, train=300, test=17)
-    earlier = with_checkpoints(p, count) if count else None
-    members = member_losses(p.train, p.test, p.inclusion, earlier)
-    blocks = score_blocks(estimator_named("half_whitened"), members, Setting())
-    found = blocks.stderr_block(WHOLE, WHOLE)
-    monkeypatch.setattr(complete, "_FEW_PARTS", 10_000)
-    assert np.allclose(found, blocks.stderr_block(WHOLE, WHOLE))
-    monkeypatch.setattr(complete, "_TILE", (70, 5))
-    monkeypatch.setattr(complete, "_FEW_PARTS", 1)
-    monkeypatch.setattr(complete, "_STRIP", 32)
-    assert np.allclose(found, blocks.stderr_block(WHOLE, WHOLE))
 
 
 def test_three_members_have_no_error_of_a_correlation() -> None:
@@ -246,29 +237,3 @@ def test_three_members_have_no_error_of_a_correlation() -> None:
     four = top(rng.normal(size=(4, 50)), rng.normal(size=(4, 4)), 5, "correlation")
     assert four.stderr_Mk is not None
     assert np.isfinite(four.stderr_Mk).all()
-
-
-@pytest.mark.parametrize("name", ["covariance", "correlation"])
-def test_a_pair_is_judged_by_the_members_it_has(name: str) -> None:
-    rng = np.random.default_rng(1)
-    train, test = rng.normal(size=(40, 300)), rng.normal(size=(40, 12))
-    test[5:, :6] = np.nan  # five members each
-    ranking = top(train, test, 300, name, inclusion_KN=None)
-    assert ranking.common_Mk is not None
-    assert (ranking.common_Mk[:6] == 5).all()
-    assert (ranking.common_Mk[6:] == 40).all()
-    assert ranking.stderr_Mk is not None
-    assert ranking.z_Mk is not None
-    own = z_values(ranking.score_Mk, ranking.stderr_Mk, correlation=name == "correlation")
-    expected = 2 * stats.t.sf(np.abs(own[:6]), 4)
-    assert np.allclose(2 * stats.t.sf(np.abs(ranking.z_Mk[:6]), 39), expected)
-    assert np.array_equal(np.sign(ranking.z_Mk[:6]), np.sign(own[:6]))
-    assert np.array_equal(ranking.z_Mk[6:], own[6:])
-    marked = top(train, test, 300, name, fdr=0.1).distinguishable_Mk
-    assert marked is not None
-    assert marked.mean() < 0.003
-    low, high = confidence_interval(
-        np.array([1.0, 1.0]), np.array([1.0, 1.0]), np.array([5.0, 40.0]), correlation=False
-    )
-    assert high[0] - low[0] == pytest.approx(2 * 2.776, abs=1e-3)
-    assert high[1] - low[1] == pytest.approx(2 * 2.023, abs=1e-3)

@@ -8,7 +8,6 @@ from typing import Any, get_args, get_type_hints
 
 import pytest
 import yaml
-from daunce_api.providers.registry import BACKENDS
 from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import BaseModel
@@ -18,6 +17,7 @@ from daunce_api._util.sections import BackendName, BackendSection, Sections
 from daunce_api._util.yaml import MAX_BYTES as MAX_CONFIG_BYTES
 from daunce_api.config import VERSION, RunConfig
 from daunce_api.errors import ConfigurationError
+from daunce_api.providers.registry import BACKENDS
 
 DATA = {"train": "train.jsonl", "test": "test.jsonl"}
 
@@ -156,10 +156,17 @@ def test_hyperparameters_keep_their_type_and_numbers_are_those_of_yaml_1_2(
     assert (value, type(value)) == (meant, type(meant))
 
 
-@pytest.mark.parametrize("value", [True, None, [1], {"a": 1}, float("nan"), float("-inf")])
+def test_a_switch_stays_one() -> None:
+    """Services of OpenAI's wire take hyperparameters of their own, such as Nebius's lora: true."""
+    made = config(training={"hyperparameters": {"lora": True, "packing": False}})
+    assert made.training.hyperparameters == {"lora": True, "packing": False}
+    assert [type(v) for v in made.training.hyperparameters.values()] == [bool, bool]
+
+
+@pytest.mark.parametrize("value", [None, [1], {"a": 1}, float("nan"), float("-inf")])
 def test_other_hyperparameters_are_refused(value: Any) -> None:
     assert problems(training={"hyperparameters": {"x": value}}) == [
-        "training.hyperparameters.x: must be a finite number or a text"
+        "training.hyperparameters.x: must be a finite number, true, false or a text"
     ]
 
 

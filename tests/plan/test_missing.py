@@ -83,7 +83,7 @@ def test_what_the_trainer_cannot_do_does_not_stop_the_scoring() -> None:
 def test_an_estimator_that_the_members_cannot_have_is_refused_before_they_are_paid_for() -> None:
     with pytest.raises(ConfigurationError, match=r"attribution\.estimator: matched"):
         plan_of(config(attribution={"estimator": "matched"})).check()
-    shared = {"n_epochs": 2, "learning_rate_multiplier": 1.0}
+    shared = {"n_epochs": 2, "batch_size": 4, "learning_rate_multiplier": 1.0}
     plan_of(
         config(
             attribution={"estimator": "matched"},

@@ -41,10 +41,15 @@ def _bytes_for_tokens(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("daunce_api.data.tokenizers.openai_models._load", lambda name: encoding)
 
 
-def chats(n: int, answer: str = "y") -> Dataset:
+def chats(n: int, answer: str = "yn") -> Dataset:
     return Dataset.from_records(
         [
-            {"messages": [{"role": "user", "content": f"{i:03}"}, {"role": "assistant", "content": answer}]}
+            {
+                "messages": [
+                    {"role": "user", "content": f"{i:03}"},
+                    {"role": "assistant", "content": answer[i % len(answer)] if len(answer) == 2 else answer},
+                ]
+            }
             for i in range(n)
         ],
         name="train.jsonl",
@@ -165,10 +170,13 @@ def test_openai_chooses_epochs_by_the_number_of_examples(n: int, epochs: int) ->
 
 def test_out_of_reach_of_tiktoken_the_estimate_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("daunce_api.data.tokenizers.openai_models._load", lambda name: None)
-    plan = plan_of(train=chats(40, answer="a long answer"))
+    plan = plan_of(train=chats(40))
     assert any("estimated from bytes" in n for n in plan.notes)
     assert 0 < plan.training_tokens[0] < 2 * 20 * (CHAT + 13)
     plan.check()
+    long = plan_of(train=chats(40, answer="a long answer"))
+    with pytest.raises(CapabilityError, match=r"train.jsonl:1, .* and 35 more are longer than one token \(judged by"):
+        long.check()
 
 
 def test_an_unknown_price_is_said_and_not_guessed() -> None:
@@ -241,7 +249,7 @@ def test_a_longer_completion_on_a_one_token_endpoint_is_refused_with_its_places(
 
 
 def test_many_unmeasurable_examples_are_counted_after_the_first() -> None:
-    plan = plan_of(train=chats(40, answer="no"))
+    plan = plan_of(train=chats(40, answer="not"))
     with pytest.raises(CapabilityError, match=r"train\.jsonl:5 and 35 more"):
         plan.check()
 

@@ -111,7 +111,7 @@ async def test_files_are_uploaded_read_found_and_deleted() -> None:
 async def test_files_at_fault_and_files_that_take_too_long(status: str, kind: type[Exception], words: str) -> None:
     server = Server(lambda _: file(status, status_details=f"line 3 is no chat {KEY}"))
     with pytest.raises(kind, match=words) as info:
-        await azure_trainer(server).upload("x.jsonl", b"{}\n")
+        await azure_trainer(server).upload("daunce-x.jsonl", b"{}\n")
     assert KEY not in str(info.value)
 
 

@@ -14,19 +14,20 @@ from provider_support import Server, run_config
 from test_provider_chat_token import TOKENIZER, answer, entry, example
 
 from daunce_api._util.clock import InstantClock
+from daunce_api.attribution.noise import measure_noise
 from daunce_api.cli.doctor import Findings, examine_backend
 from daunce_api.data.tokenizers import EncodedExample, encode_example
 from daunce_api.errors import ConfigurationError, ContractError, RejectedError, StopError, TransientError
-from daunce_api.execution import Execution
-from daunce_api.providers.base import JobStatus
+from daunce_api.providers.base import JobStatus, TrainerCapabilities
 from daunce_api.providers.openai_wire import chat_token
 from daunce_api.providers.openai_wire.batch_api import ROUNDS, BatchScorer
+from daunce_api.providers.openai_wire.trainer import WireTrainer
 from daunce_api.providers.registry import Backend, capabilities_of, open_backend
 from daunce_api.providers.tokenizers import embedded_folder
+from daunce_api.run import clean_everything
 from daunce_api.score.client import ScoringClient
-from daunce_api.score.health import measure_noise
 from daunce_api.store import RunStore
-from daunce_api.train import CleanReport
+from daunce_api.train import CleanReport, JobClient
 from tests.store_rows import by_key
 
 EXAMPLES = [example(f"question {i}", f"word{i}", name=f"e{i}") for i in range(4)]
@@ -477,17 +478,17 @@ async def test_clean_takes_the_batches_of_every_model_of_the_run(
         batch = await scorer._batches.submit(b'{"custom_id": "x"}\n', model, model)
         service.batches[batch["id"]]["status"] = "failed"
 
-    class Jobs:
-        async def clean(self) -> CleanReport:
-            return CleanReport(["ft:final"], ["training-file"], {})
+    async def cleaned(client: JobClient) -> CleanReport:
+        return CleanReport(["ft:final"], ["training-file"])
+
+    monkeypatch.setattr("daunce_api.run.clean_up", cleaned)
 
     with RunStore.create_or_open(tmp_path / "run", {"config": {}}) as store:
         store.jobs.intent("k-m0-a1", 0, 1, "{}")
         store.jobs.submitted("k-m0-a1", "job-1")
         store.jobs.state("k-m0-a1", JobStatus.SUCCEEDED, "ft:final")
         store.jobs.checkpoints_found("k-m0-a1", ["ft:earlier", None])
-        work = Execution(run_config(), cast(Any, None), store, cast(Any, None))
-        monkeypatch.setattr(work, "orchestrator", lambda _: Jobs())
-        report = await work.clean(Backend(cast(Any, None), scorer, cast(Any, None), None))
+        client = JobClient(WireTrainer(Server(lambda _: {}).client(), TrainerCapabilities("test", 3)), store)
+        report = await clean_everything(client, Backend(client.trainer, scorer, cast(Any, None), None))
     assert report.files == ["training-file", "file-0", "file-1"]
     assert list(service.files) == ["file-2"]

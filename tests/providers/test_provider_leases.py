@@ -12,7 +12,7 @@ from test_provider_hosting import FakeHost, Inner
 
 from daunce_api.providers.hosting import hosted
 from daunce_api.score.client import ScoringClient
-from daunce_api.score.leases import ModelLeases
+from daunce_api.score.slots import ModelLeases
 from daunce_api.store import RunStore
 
 EXAMPLES = [encoded([1, 2, 3 + i], [2], f"e{i}") for i in range(6)]

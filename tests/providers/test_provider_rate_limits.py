@@ -109,7 +109,7 @@ def test_the_bound_holds_and_nobody_waits_for_ever(ceiling: int, steps: list[str
 
         async def use(step: str) -> None:
             nonlocal busy
-            async with slots:
+            async with slots.slot():
                 busy += 1
                 try:
                     assert busy <= ceiling
@@ -132,6 +132,24 @@ def test_the_bound_holds_and_nobody_waits_for_ever(ceiling: int, steps: list[str
         assert all(r is None or isinstance(r, asyncio.CancelledError) for r in done)
 
     asyncio.run(run())
+
+
+async def test_whoever_waits_is_served_before_who_comes_back() -> None:
+    slots = AdaptiveSlots(1, InstantClock())
+    served: list[str] = []
+
+    async def greedy() -> None:
+        for _ in range(50):
+            async with slots.slot():
+                served.append("greedy")
+                await asyncio.sleep(0)
+
+    async def victim() -> None:
+        async with slots.slot():
+            served.append("victim")
+
+    await asyncio.gather(greedy(), victim())
+    assert served.index("victim") == 1
 
 
 async def test_headers_of_answers_and_of_refusals_reach_the_observer() -> None:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 import multiprocessing
+import shutil
 import sqlite3
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from provider_support import BATCH, LONG, SHORT, Server, run_config, truth
 from test_provider_prompt_logprobs import completions
@@ -19,70 +21,87 @@ from daunce_api.providers.registry import scoring_address
 from daunce_api.score.cache import FILE_NAME, ScoredCache, open_cache
 from daunce_api.score.client import ScoringClient
 from daunce_api.store import RunStore
-from tests.store_rows import by_key
+from tests.store_rows import by_key, put
 
-SCORES = {"k1": TokenScores((-1.5, -0.25)), "k2": TokenScores((-3.0,), (True,))}
-
-
-def test_what_was_saved_is_found_exactly(tmp_path: Path) -> None:
-    with ScoredCache(tmp_path, "echo https://x") as cache:
-        cache.save("f", "m", SCORES)
-        cache.save("f", "m", {"k1": SCORES["k1"]})
-    with ScoredCache(tmp_path, "echo https://x") as cache:
-        assert cache.lookup("f", "m", ["k1", "k2", "k3"]) == SCORES
-        assert cache.hits == 2
-        assert len(cache.lookup("f", "m", [f"n{i}" for i in range(1201)] + ["k1"])) == 1
+ANSWERS = {LONG.key: TokenScores((-1.5, -0.25)), SHORT.key: TokenScores((-3.0,), (True,))}
 
 
-@pytest.mark.parametrize(
-    ("address", "fingerprint", "model", "key"),
-    [("other", "f", "m", "k1"), ("a", "other", "m", "k1"), ("a", "f", "other", "k1"), ("a", "f", "m", "other")],
-)
-def test_another_endpoint_scorer_model_or_example_is_another_question(
-    address: str, fingerprint: str, model: str, key: str, tmp_path: Path
-) -> None:
-    with ScoredCache(tmp_path, "a") as cache:
-        cache.save("f", "m", SCORES)
-    with ScoredCache(tmp_path, address) as cache:
-        assert cache.lookup(fingerprint, model, [key]) == {}
+def held(folder: Path, member: int = 0, checkpoint: int = 0) -> Path:
+    """A run folder that holds the answers."""
+    with RunStore.create_or_open(folder, {"config": {}}) as store:
+        store.scores.ids_of([LONG, SHORT])
+        put(store, member, 0, "f", ANSWERS, checkpoint)
+    return folder
 
 
-def test_what_another_model_answered_can_be_forgotten(tmp_path: Path) -> None:
-    with ScoredCache(tmp_path, "a") as cache:
-        cache.save("f", "m", SCORES)
-        cache.save("f", "other", SCORES)
-        cache.discard("f", "m", ["k1", "k3"])
-    with ScoredCache(tmp_path, "a") as cache:
-        assert cache.lookup("f", "m", SCORES) == {"k2": SCORES["k2"]}
-        assert cache.lookup("f", "other", SCORES) == SCORES
-
-
-def test_damaged_rows_are_not_known_and_a_damaged_file_is_set_aside(tmp_path: Path) -> None:
-    with ScoredCache(tmp_path, "a") as cache:
-        cache.save("f", "m", SCORES)
-    with sqlite3.connect(tmp_path / FILE_NAME) as database:
-        database.execute("UPDATE scores SET logprobs = zeroblob(16) WHERE censored IS NULL")
-    with ScoredCache(tmp_path, "a") as cache:
-        assert cache.lookup("f", "m", ["k1", "k2"]) == {"k2": SCORES["k2"]}
-    (tmp_path / FILE_NAME).write_bytes(b"no database at all" * 100)
-    with ScoredCache(tmp_path, "a") as cache:
-        assert cache.lookup("f", "m", ["k1"]) == {}
-        cache.save("f", "m", SCORES)
-    assert (tmp_path / FILE_NAME).with_suffix(".damaged").exists()
-
-
-def test_no_text_and_no_name_is_in_the_file(tmp_path: Path) -> None:
-    with ScoredCache(tmp_path, "echo https://secret-host") as cache:
-        cache.save("fingerprint", "ft:model-name", {LONG.key: SCORES["k1"]})
-    content = b"".join(p.read_bytes() for p in tmp_path.iterdir())
-    for text in (b"secret-host", b"model-name", b"fingerprint", LONG.key.encode()):
+def test_what_another_run_holds_is_found_exactly_and_not_kept_twice(tmp_path: Path) -> None:
+    with ScoredCache(tmp_path / "cache", "echo https://x") as cache:
+        cache.note("f", "m", held(tmp_path / "run", 3, 1), 3, 1)
+    with ScoredCache(tmp_path / "cache", "echo https://x") as cache:
+        assert cache.lookup("f", "m", BATCH) == ANSWERS
+        assert cache.lookup("f", "m", BATCH, besides=tmp_path / "run") == {}
+        shutil.rmtree(tmp_path / "run")
+        assert cache.lookup("f", "m", BATCH) == {}
+    content = b"".join(p.read_bytes() for p in (tmp_path / "cache").iterdir())
+    for text in (np.array([-1.5, -0.25]).tobytes(), LONG.key.encode(), b"https://x"):
         assert text not in content
+
+
+@pytest.mark.parametrize(("address", "fingerprint", "model"), [("other", "f", "m"), ("a", "g", "m"), ("a", "f", "n")])
+def test_another_endpoint_scorer_or_model_is_another_question(
+    address: str, fingerprint: str, model: str, tmp_path: Path
+) -> None:
+    with ScoredCache(tmp_path / "cache", "a") as cache:
+        cache.note("f", "m", held(tmp_path / "run"), 0, 0)
+    with ScoredCache(tmp_path / "cache", address) as cache:
+        assert cache.lookup(fingerprint, model, [LONG]) == {}
+
+
+def test_what_was_set_aside_or_damaged_in_its_run_is_not_found(tmp_path: Path) -> None:
+    with ScoredCache(tmp_path / "cache", "a") as cache:
+        for name in ("aside", "damaged"):
+            cache.note("f", name, held(tmp_path / name), 0, 0)
+        with RunStore.open(tmp_path / "aside") as store:
+            store.scores.set_aside([0], "all alike", suspect=True)
+        with RunStore.open(tmp_path / "damaged") as store:
+            store._db.execute("UPDATE blobs SET logprobs = zeroblob(24)")
+        assert cache.lookup("f", "aside", [LONG]) == {}
+        assert cache.lookup("f", "damaged", [LONG]) == {}
+
+
+def test_a_damaged_file_is_set_aside_with_its_log_and_over_no_earlier_one(tmp_path: Path) -> None:
+    folder = held(tmp_path / "run")
+    for number in (1, 2):
+        (tmp_path / FILE_NAME).write_bytes(b"no database at all" * 100)
+        (tmp_path / f"{FILE_NAME}-wal").write_bytes(b"its log")
+        with ScoredCache(tmp_path, "a") as cache:
+            assert cache.lookup("f", "m", [LONG]) == {}
+            cache.note("f", "m", folder, 0, 0)
+            assert cache.lookup("f", "m", [LONG]) == {LONG.key: ANSWERS[LONG.key]}
+        assert (tmp_path / f"{FILE_NAME}.damaged-{number}").read_bytes().startswith(b"no database")
+        assert not any(p.read_bytes() == b"its log" for p in tmp_path.glob(f"{FILE_NAME}-wal"))
+
+
+def test_a_locked_file_is_not_thrown_away(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("daunce_api.score.cache._BUSY_SECONDS", 0.1)
+    folder = held(tmp_path / "run")
+    with ScoredCache(tmp_path, "a") as cache:
+        cache.note("f", "m", folder, 0, 0)
+        cache._database.execute("PRAGMA locking_mode = EXCLUSIVE")
+        cache._database.execute("BEGIN EXCLUSIVE")
+        with pytest.raises(sqlite3.OperationalError, match="locked"):
+            ScoredCache(tmp_path, "a")
+        assert open_cache(run_config(kind="openai", base_url=None), tmp_path) is None
+        cache._database.execute("COMMIT")
+    with ScoredCache(tmp_path, "a") as cache:
+        assert cache.lookup("f", "m", [LONG])
+    assert not list(tmp_path.glob("*.damaged*"))
 
 
 def _write(folder: str, start: int) -> None:
     with ScoredCache(Path(folder), "a") as cache:
         for i in range(start, start + 50):
-            cache.save("f", "m", {f"k{i}": TokenScores((-float(i),))})
+            cache.note("f", f"m{i}", Path(folder) / "run", 0, 0)
 
 
 def test_several_processes_share_it(tmp_path: Path) -> None:
@@ -93,8 +112,9 @@ def test_several_processes_share_it(tmp_path: Path) -> None:
     for worker in workers:
         worker.join(30)
         assert worker.exitcode == 0
+    held(tmp_path / "run")
     with ScoredCache(tmp_path, "a") as cache:
-        assert len(cache.lookup("f", "m", [f"k{i}" for i in range(100)])) == 100
+        assert all(cache.lookup("f", f"m{i}", [LONG]) for i in range(0, 100, 9))
 
 
 ADDRESSES: list[tuple[dict[str, Any], str | None]] = [

@@ -20,7 +20,7 @@ from daunce_api._util.clock import InstantClock
 from daunce_api.data.dataset import Dataset
 from daunce_api.data.subsets import plan_ensemble
 from daunce_api.store import RunStore
-from daunce_api.train import Orchestrator
+from daunce_api.train import JobClient, Training
 
 
 class SlowFireworks:
@@ -54,16 +54,9 @@ def test_no_member_is_lost_while_its_file_is_read(tmp_path: Path) -> None:
     dataset = Dataset.from_records([{"prompt": f"p{i}", "completion": f"c{i}"} for i in range(8)])
 
     async def run(store: RunStore) -> dict[int, str]:
-        orchestrator = Orchestrator(
-            fireworks_trainer(stub, clock),
-            store,
-            ensemble=plan_ensemble(8, 3, 0.5, 0),
-            dataset=dataset,
-            config=config,
-            clock=clock,
-            rng=random.Random(0),
-        )
-        return (await orchestrator.run()).models
+        client = JobClient(fireworks_trainer(stub, clock), store, clock=clock, rng=random.Random(0))
+        training = Training(client, ensemble=plan_ensemble(8, 3, 0.5, 0), dataset=dataset, config=config)
+        return (await training.run()).models
 
     with RunStore.create_or_open(tmp_path, {"config": {}}) as store:
         assert sorted(asyncio.run(run(store))) == [0, 1, 2]

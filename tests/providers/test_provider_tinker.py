@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import concurrent.futures
 import json
 from pathlib import Path
 from types import SimpleNamespace
@@ -14,14 +15,24 @@ from provider_support import BATCH, LONG, encoded, run_config, sequence, truth
 
 from daunce_api.data.dataset import Dataset
 from daunce_api.data.tokenizers import encode_example
-from daunce_api.errors import AmbiguousSubmitError, ContractError, RejectedError, StopError, TransientError
+from daunce_api.errors import (
+    AmbiguousSubmitError,
+    ConfigurationError,
+    ContractError,
+    RejectedError,
+    StopError,
+    TransientError,
+)
 from daunce_api.providers.base import JobRequest, JobStatus
+from daunce_api.providers.endpoint import Endpoint
 from daunce_api.providers.failures import Failures
+from daunce_api.providers.registry import Context
 from daunce_api.providers.sdk_calls import SdkCalls
+from daunce_api.providers.tinker.loops import Keeping
 from daunce_api.providers.tinker.recipe import Recipe, batches_of, datum
 from daunce_api.providers.tinker.scorer import TinkerScorer, TinkerScorerOptions
 from daunce_api.providers.tinker.scorer import scorer_capabilities as scoring
-from daunce_api.providers.tinker.service import Service
+from daunce_api.providers.tinker.service import Service, open_service
 from daunce_api.providers.tinker.trainer import TinkerOptions, TinkerTrainer, trainer_capabilities
 from daunce_api.providers.tokenizers import tokenizer_of
 
@@ -51,6 +62,7 @@ class FakeTraining:
         self.steps: list[tuple[list[Any], str]] = []
         self.rates: list[float] = []
         self.saved: list[str] = []
+        self.seconds: dict[str, int | None] = {}
         self.fail_at = fail_at
         self.gate = gate
 
@@ -60,11 +72,12 @@ class FakeTraining:
     def forward_backward(self, data: list[Any], loss_fn: str) -> Any:
         assert all(isinstance(d, tinker.Datum) for d in data)
         self.steps.append((data, loss_fn))
+        step = len(self.steps) - 1
 
         async def answer() -> Any:
             if self.gate is not None:
                 await self.gate.wait()
-            if self.fail_at == len(self.steps) - 1:
+            if self.fail_at == step:
                 raise tinker.RequestFailedError("out of memory", "r1", tinker.types.RequestErrorCategory.User)
 
         return answer()
@@ -74,12 +87,14 @@ class FakeTraining:
         self.rates.append(params.learning_rate)
         return asyncio.ensure_future(done(None))
 
-    def save_state(self, name: str) -> Any:
+    def save_state(self, name: str, ttl_seconds: int | None = None) -> Any:
         self.saved.append(f"weights/{name}")
+        self.seconds[f"weights/{name}"] = ttl_seconds
         return done(SimpleNamespace(path=f"tinker://{self.run}/weights/{name}"))
 
-    def save_weights_for_sampler(self, name: str) -> Any:
+    def save_weights_for_sampler(self, name: str, ttl_seconds: int | None = None) -> Any:
         self.saved.append(f"sampler_weights/{name}")
+        self.seconds[f"sampler_weights/{name}"] = ttl_seconds
         return done(SimpleNamespace(path=f"tinker://{self.run}/sampler_weights/{name}"))
 
 
@@ -93,6 +108,8 @@ class FakeService:
         self.deleted: list[str] = []
         self.closed: list[str] = []
         self.change: Any = None
+        self.forgotten: set[str] = set()
+        self.checkpoints: dict[str, list[Any]] = {}
 
     def create_lora_training_client(self, **asked: Any) -> Any:
         self.created.append(asked)
@@ -102,9 +119,17 @@ class FakeService:
         self.created.append({"path": path, **asked})
         return done(self.training)
 
-    def create_sampling_client(self, **asked: Any) -> Any:
+    def create_training_client_from_state_with_optimizer(self, path: str, **asked: Any) -> Any:
+        self.created.append({"with optimiser": path, **asked})
+        return done(self.training)
+
+    def create_sampling_client(self, retry_config: Any, **asked: Any) -> Any:
+        assert not retry_config.enable_retry_logic
         self.created.append(asked)
-        return done(FakeSampling(next(iter(asked.values())), self.change))
+        return done(FakeSampling(next(iter(asked.values())), self.change, self))
+
+    def list_checkpoints(self, run: str) -> Any:
+        return done(SimpleNamespace(checkpoints=self.checkpoints.get(run, [])))
 
     def list_training_runs(self, limit: int, offset: int) -> Any:
         page = self.runs[offset : offset + limit]
@@ -127,14 +152,19 @@ class FakeService:
 
 
 class FakeSampling:
-    def __init__(self, model: str, change: Any) -> None:
+    def __init__(self, model: str, change: Any, service: FakeService) -> None:
         self.model = model
         self.change = change
+        self.service = service
 
-    def compute_logprobs(self, prompt: Any, prompt_logprobs_last_n: int) -> Any:
+    def compute_logprobs(self, prompt: Any, prompt_logprobs_last_n: int | None = None) -> Any:
         ids = prompt.to_ints()
+        if self.model in self.service.forgotten:
+            category = tinker.types.RequestErrorCategory.User
+            return done(tinker.RequestFailedError(f"Model {self.model} not loaded", "r", category))
         values = sequence(self.model, ids)
-        values[: len(ids) - prompt_logprobs_last_n] = [None] * (len(ids) - prompt_logprobs_last_n)
+        hidden = len(ids) - (prompt_logprobs_last_n or len(ids))
+        values[:hidden] = [None] * hidden
         return done(self.change(values) if self.change else values)
 
     def sample(self, prompt: Any, num_samples: int, sampling_params: Any) -> Any:
@@ -146,10 +176,10 @@ class FakeSampling:
 
 
 def service(fake: FakeService) -> Service:
-    return Service(lambda: fake, lambda: fake, SdkCalls(tinker, Failures("Tinker", [KEY])))
+    return Service(lambda: fake, SdkCalls(tinker, Failures("Tinker", [KEY]), sdk_version="9.9"), lambda: fake)
 
 
-def make(fake: FakeService, folder: Path) -> TinkerTrainer:
+def make(fake: FakeService, folder: Path, **options: Any) -> TinkerTrainer:
     config = run_config("tinker", model="daunce-tiny", base_url=None)
     return TinkerTrainer(
         service(fake),
@@ -158,6 +188,7 @@ def make(fake: FakeService, folder: Path) -> TinkerTrainer:
         tokenizer=tokenizer_of(config),
         folder=folder / "tinker",
         base_model=BASE,
+        **options,
     )
 
 
@@ -168,11 +199,11 @@ def request(**changes: Any) -> JobRequest:
 
 
 async def finished(trainer: TinkerTrainer, job_id: str) -> Any:
-    for _ in range(200):
+    for _ in range(400):
         job = await trainer.get(job_id)
         if job.status.final:
             return job
-        await asyncio.sleep(0)
+        await asyncio.sleep(0.005)
     raise TimeoutError
 
 
@@ -201,7 +232,8 @@ async def test_a_member_is_trained_on_its_subset_with_its_seed(tmp_path: Path) -
     assert [len(data) for data, _ in training.steps] == [2, 1, 2, 1]
     assert {loss for _, loss in training.steps} == {"cross_entropy"}
     assert training.rates == pytest.approx([1e-3, 7.5e-4, 5e-4, 2.5e-4])
-    assert training.saved == ["weights/daunce-final", "sampler_weights/daunce-final"]
+    assert training.saved == ["weights/daunce-state-0001", "sampler_weights/daunce-final"]
+    assert training.seconds == {"weights/daunce-state-0001": 7 * 86_400, "sampler_weights/daunce-final": None}
     dataset = Dataset.from_jsonl(tmp_path / "tinker" / "f.jsonl")
     examples = [encode_example(e, tokenizer_of(run_config(model="daunce-tiny")), "all") for e in dataset]
     assert job.trained_tokens == 2 * sum(len(e.ids) for e in examples)
@@ -245,6 +277,95 @@ async def test_a_failed_step_fails_the_job_and_says_why(tmp_path: Path) -> None:
     assert job.status is JobStatus.FAILED
     assert "step 2" in str(job.error)
     assert "out of memory" in str(job.error)
+
+
+async def test_the_next_step_is_sent_while_one_is_awaited(tmp_path: Path) -> None:
+    gate = asyncio.Event()
+    training = FakeTraining("run-1", gate=gate)
+    async with make(FakeService(training), tmp_path) as trainer:
+        await trainer.upload("f.jsonl", CONTENT)
+        await trainer.submit(request(hyperparameters={"n_epochs": 1, "batch_size": 1}))
+        await asyncio.sleep(0.05)
+        assert len(training.steps) == 2
+        gate.set()
+        assert (await finished(trainer, "run-1")).status is JobStatus.SUCCEEDED
+    assert len(training.steps) == 3
+
+
+async def test_a_loop_that_was_interrupted_goes_on_after_its_last_epoch(tmp_path: Path) -> None:
+    first = FakeTraining("run-1", fail_at=5)
+    async with make(FakeService(first), tmp_path, keeping=Keeping(models=3)) as trainer:
+        await trainer.upload("f.jsonl", CONTENT)
+        await trainer.submit(request(hyperparameters={"n_epochs": 3, "batch_size": 2}))
+        await asyncio.sleep(0.1)
+    assert first.saved == [*(f"{kind}/daunce-{name}-000{epoch}" for epoch in (1, 2) for kind, name in KINDS)]
+    second, fake = FakeTraining("run-2"), None
+    fake = FakeService(second)
+    async with make(fake, tmp_path, keeping=Keeping(models=3)) as trainer:
+        found = await trainer.find_job("k-m0-a0")
+        assert found is not None
+        assert (found.id, found.status) == ("run-1", JobStatus.RUNNING)
+        job = await finished(trainer, "run-1")
+        assert job.model == "tinker://run-2/sampler_weights/daunce-final"
+        assert await trainer.checkpoints("run-1") == [
+            "tinker://run-1/sampler_weights/daunce-epoch-0001",
+            "tinker://run-1/sampler_weights/daunce-epoch-0002",
+        ]
+    state = "tinker://run-1/weights/daunce-state-0002"
+    assert fake.created == [{"with optimiser": state, "user_metadata": {"daunce_key": "k-m0-a0"}}]
+    whole = FakeTraining("run-3")
+    async with make(FakeService(whole), tmp_path / "other") as trainer:
+        await trainer.upload("f.jsonl", CONTENT)
+        await trainer.submit(request(hyperparameters={"n_epochs": 3, "batch_size": 2}))
+        await finished(trainer, "run-3")
+    ids = [[d.model_input.to_ints() for d in data] for data, _ in whole.steps]
+    assert [[d.model_input.to_ints() for d in data] for data, _ in second.steps] == ids[4:]
+    assert second.rates == whole.rates[4:]
+    async with make(fake, tmp_path, keeping=Keeping(models=3)) as trainer:  # a third process only reads
+        assert (await trainer.get("run-1")).model == "tinker://run-2/sampler_weights/daunce-final"
+        assert len(fake.created) == 1
+
+
+KINDS = (("sampler_weights", "epoch"), ("weights", "state"))
+
+
+async def test_a_loop_without_a_saved_epoch_is_trained_again(tmp_path: Path) -> None:
+    async with make(FakeService(FakeTraining("run-1", gate=asyncio.Event())), tmp_path) as trainer:
+        await trainer.upload("f.jsonl", CONTENT)
+        await trainer.submit(request())
+    async with make(FakeService(FakeTraining("run-2")), tmp_path) as trainer:
+        job = await trainer.get("run-1")
+    assert (job.status, "before its first epoch" in str(job.error)) == (JobStatus.FAILED, True)
+
+
+async def test_a_cancelled_loop_is_not_taken_up_again(tmp_path: Path) -> None:
+    training = FakeTraining("run-1", fail_at=3)
+    async with make(FakeService(training), tmp_path) as trainer:
+        await trainer.upload("f.jsonl", CONTENT)
+        await trainer.submit(request())
+        await asyncio.sleep(0.05)
+    fake = FakeService(FakeTraining("run-2", gate=asyncio.Event()))
+    async with make(fake, tmp_path) as trainer:
+        assert (await trainer.cancel("run-1")).status is JobStatus.CANCELLED
+    async with make(fake, tmp_path) as trainer:
+        assert (await trainer.get("run-1")).status is JobStatus.CANCELLED
+    assert fake.created == []
+
+
+@pytest.mark.parametrize(("options", "state"), [({"needs_target": True}, True), ({}, False)])
+async def test_a_training_state_is_kept_where_it_is_needed(options: Any, state: bool, tmp_path: Path) -> None:
+    """The target's for the members that start from it; every member's where the server forgets models."""
+    for model, keeping in (
+        (BASE, Keeping(seconds=60)),
+        ("tinker://t/sampler_weights/daunce-final", Keeping(state=True)),
+    ):
+        training = FakeTraining("run-1")
+        async with make(FakeService(training), tmp_path / str(len(model)), keeping=keeping, **options) as trainer:
+            await trainer.upload("f.jsonl", CONTENT)
+            await trainer.submit(request(model=model, hyperparameters={"n_epochs": 1}))
+            await finished(trainer, "run-1")
+        assert ("weights/daunce-final" in training.saved) is (state or keeping.state)
+        assert training.seconds["sampler_weights/daunce-final"] == keeping.seconds
 
 
 async def test_cancelling_stops_the_loop(tmp_path: Path) -> None:
@@ -326,18 +447,52 @@ async def test_unusable_recipes_are_refused_before_a_run_is_created(tmp_path: Pa
             await trainer.model_info("x")
 
 
-async def test_clean_up_deletes_both_checkpoints_and_the_file(tmp_path: Path) -> None:
+@pytest.mark.parametrize("form", ["with folders", "bare"])
+async def test_clean_up_deletes_everything_that_a_loop_saved(form: str, tmp_path: Path) -> None:
+    def listed(name: str, kind: str) -> Any:
+        folder = "weights" if kind == "training" else "sampler_weights"
+        shown = f"{folder}/{name}" if form == "with folders" else name
+        return SimpleNamespace(checkpoint_id=shown, checkpoint_type=kind, tinker_path="unused")
+
     fake = FakeService(FakeTraining("r"))
+    names = [("daunce-epoch-0001", "sampler"), ("daunce-final", "training"), ("daunce-final", "sampler")]
+    fake.checkpoints["r"] = [listed(*n) for n in [*names, ("daunce-state-0001", "training")]]
     async with make(fake, tmp_path) as trainer:
         await trainer.upload("f.jsonl", CONTENT)
+        assert await trainer.checkpoints("r") == ["tinker://r/sampler_weights/daunce-epoch-0001"]
+        assert await trainer.delete_model("tinker://r/daunce-epoch-0001")
+        assert fake.deleted == ["tinker://r/sampler_weights/daunce-epoch-0001"]
         assert await trainer.delete_model("tinker://r/sampler_weights/daunce-final")
-        assert sorted(fake.deleted) == [
+        assert sorted(fake.deleted[1:]) == [
             "tinker://r/sampler_weights/daunce-final",
             "tinker://r/weights/daunce-final",
+            "tinker://r/weights/daunce-state-0001",
         ]
+        assert not await trainer.delete_model("no path")
         assert await trainer.delete_file("f.jsonl")
         assert await trainer.find_file("f.jsonl", len(CONTENT)) is None
         assert await trainer.find_file("../../etc/passwd", 1) is None
+
+
+async def test_a_list_without_names_says_that_it_cannot_be_read(tmp_path: Path) -> None:
+    fake = FakeService(FakeTraining("r"))
+    fake.get_server_capabilities = lambda: SimpleNamespace(supported_models=[SimpleNamespace(model_id="m")])  # type: ignore[method-assign]
+    async with make(fake, tmp_path) as trainer:
+        with pytest.raises(RejectedError, match="cannot be read"):
+            await trainer.model_info(BASE)
+
+
+@pytest.mark.parametrize("raised", [AssertionError("promises always carry"), RuntimeError("odd"), KeyError("x")])
+async def test_whatever_the_sdk_raises_is_one_of_ours(raised: Exception, tmp_path: Path) -> None:
+    fake = FakeService(raised)
+    async with make(fake, tmp_path) as trainer:
+        await trainer.upload("f.jsonl", CONTENT)
+        with pytest.raises(AmbiguousSubmitError, match=r"tinker 9\.9 cannot read"):
+            await trainer.submit(request())
+    fake.change = lambda v: (_ for _ in ()).throw(raised)
+    async with open_scorer(fake) as scorer:
+        with pytest.raises(StopError, match=rf"tinker 9\.9: {type(raised).__name__}.*Everything so far is kept"):
+            await scorer.score("tinker://a/b", BATCH[:1])
 
 
 def open_scorer(fake: FakeService, **options: Any) -> TinkerScorer:
@@ -409,3 +564,79 @@ def test_weights_are_what_the_measured_loss_is() -> None:
     weights = datum(tinker, example, 1.0).loss_fn_inputs["weights"].to_numpy()
     values = np.array([v or 0.0 for v in sequence("m", example.ids)])[1:]
     assert float(weights @ -values) == pytest.approx(-np.mean(truth("m", example)), rel=1e-6)
+
+
+async def test_a_model_that_the_server_forgot_is_loaded_from_its_training_state() -> None:
+    """Once for all requests that wait for it."""
+    path = "tinker://run-1/sampler_weights/daunce-final"
+    fake = FakeService(FakeTraining("run-7"))
+    fake.forgotten = {path}
+    async with open_scorer(fake) as scorer:
+        first, again = await asyncio.gather(scorer.score(path, BATCH), scorer.score(path, BATCH))
+    again_at = "tinker://run-7/sampler_weights/daunce-again"
+    assert [s.logprobs for s in first] == [truth(again_at, e) for e in BATCH]
+    assert again == first
+    assert fake.created == [
+        {"model_path": path},
+        {"path": "tinker://run-1/weights/daunce-final"},
+        {"model_path": again_at},
+    ]
+
+
+async def test_a_model_that_cannot_be_loaded_again_is_named() -> None:
+    path = "tinker://run-1/sampler_weights/daunce-final"
+    fake = FakeService(tinker.RequestFailedError("no room", "r", tinker.types.RequestErrorCategory.User))
+    fake.forgotten = {path}
+    async with open_scorer(fake) as scorer:
+        with pytest.raises(RejectedError, match=r"no longer holds tinker://run-1.*no room.*kept scores stay usable"):
+            await scorer.score(path, BATCH[:1])
+
+
+@pytest.mark.parametrize("left_out", [True, False])
+async def test_a_server_that_leaves_the_first_position_out(left_out: bool) -> None:
+    fake = FakeService(FakeTraining("r"))
+    config = run_config("tinker", base_url=None)
+    scorer = TinkerScorer(
+        service(fake), scoring(config), TinkerScorerOptions(), base_model=BASE, first_left_out=left_out
+    )
+    scorer._tail_only = False
+    fake.change = lambda v: v[1:]
+    async with scorer:
+        if not left_out:
+            with pytest.raises(ContractError, match="adds, drops"):
+                await scorer.score("tinker://a/b", BATCH)
+        else:
+            scores = await scorer.score("tinker://a/b", BATCH)
+            assert [s.logprobs for s in scores] == [truth("tinker://a/b", e) for e in BATCH]
+
+
+async def test_a_server_that_is_older_than_the_tail_is_asked_for_everything() -> None:
+    fake = FakeService(FakeTraining("r"))
+    asked: list[Any] = []
+
+    class Older(FakeSampling):
+        def compute_logprobs(self, prompt: Any, prompt_logprobs_last_n: int | None = None) -> Any:
+            asked.append(prompt_logprobs_last_n)
+            if prompt_logprobs_last_n is not None:
+                return done(RuntimeError("prompt_logprobs_last_n=3 was requested but the server may predate it"))
+            future: concurrent.futures.Future[Any] = concurrent.futures.Future()
+            future.set_result(sequence(self.model, prompt.to_ints()))
+            return future
+
+    fake.create_sampling_client = lambda retry_config, **which: Older(which["model_path"], None, fake)  # type: ignore[method-assign]
+    async with open_scorer(fake) as scorer:
+        scores = await scorer.score("tinker://a/b", BATCH)
+    assert [s.logprobs for s in scores] == [truth("tinker://a/b", e) for e in BATCH]
+    assert [n is None for n in asked] == [False, True, True, True]
+
+
+def test_a_key_that_the_sdk_would_refuse_is_refused_before_anything_is_sent(monkeypatch: pytest.MonkeyPatch) -> None:
+    config = run_config("tinker", base_url="http://127.0.0.1:8411")
+    wrong = Context(config, Endpoint("http://127.0.0.1:8411", "sk-other", "x"))
+    with pytest.raises(ConfigurationError, match="begin with tml-") as info:
+        open_service(wrong)
+    assert "sk-other" not in str(info.value)
+    open_service(Context(config, Endpoint("http://127.0.0.1:8411")))
+    assert trainer_capabilities(config).provider == "the Tinker server at 127.0.0.1:8411"
+    assert not trainer_capabilities(config).models_persist
+    assert trainer_capabilities(run_config("tinker", base_url=None)).models_persist

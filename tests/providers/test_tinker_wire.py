@@ -106,6 +106,7 @@ async def test_a_member_is_trained_over_http_with_the_tokens_and_weights_of_its_
     assert deleted == [
         f"DELETE training_runs/{job.id}/checkpoints/sampler_weights/daunce-final",
         f"DELETE training_runs/{job.id}/checkpoints/weights/daunce-final",
+        f"DELETE training_runs/{job.id}/checkpoints/weights/daunce-state-0001",
     ]
     assert stub.keys == {KEY}
 
@@ -120,8 +121,8 @@ async def test_models_of_earlier_epochs_are_kept_as_many_as_are_scored(stub: Tin
         scores = await backend.scorer.score(earlier[0], [LONG])
         assert scores[0].logprobs == pytest.approx(truth(earlier[0], LONG), abs=1e-6)
     order = [path for path, _ in stub.requests if path.startswith(("POST optim", "POST save"))]
-    step, save = "POST optim_step", "POST save_weights_for_sampler"
-    assert order == [*[step] * 4, save, step, step, save, step, step, "POST save_weights", save]
+    step, save, state = "POST optim_step", "POST save_weights_for_sampler", "POST save_weights"
+    assert order == [step, step, state, *[step, step, save, state] * 2, step, step, state, save]
 
 
 async def test_nothing_is_sent_before_the_first_use_and_a_bad_key_stops_the_run(

@@ -17,7 +17,6 @@ import pytest
 from daunce_api import Run, RunConfig
 from daunce_api.cli.doctor import examine
 from daunce_api.errors import ContractError
-from daunce_api.score.cache import ScoredCache
 from daunce_api.score.client import PROBE_VALUE
 from daunce_api.store import RunStore
 from tests.store_rows import by_key, members_scored
@@ -208,17 +207,16 @@ def mended(provider: Provider, config: RunConfig, quiet: Quiet) -> dict[tuple[st
 
 
 def test_the_base_model_for_every_fine_tune_shows_as_no_variance_over_members(
-    provider: Provider, unscored: RunConfig, quiet: Quiet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    provider: Provider, unscored: RunConfig, quiet: Quiet
 ) -> None:
     """Every single answer is in order; only the members together tell. None of them is kept, in the cache neither."""
-    monkeypatch.setattr("daunce_api.execution.open_cache", lambda _: ScoredCache(tmp_path / "cache", "the server"))
     spoil_requests(provider, lambda body: body.update(model="daunce-tiny"))
     for _ in range(2):  # the second time it asks again, and is not stuck with what it had
         provider.proxy.sent.clear()
         with pytest.raises(ContractError, match="base model") as caught:
             Run.create(unscored).execute()
         assert "variance over models" in str(caught.value)
-        assert "discarded" in str(caught.value)
+        assert "set aside" in str(caught.value)
         assert "run the same command" in str(caught.value)
         assert asked(provider.proxy.sent)
         with RunStore.open(unscored.run_dir, read_only=True) as store:
@@ -238,7 +236,7 @@ def test_one_adapter_for_two_names_is_found_out(provider: Provider, unscored: Ru
             body["model"] = models[1]
 
     spoil_requests(provider, change)
-    with pytest.raises(ContractError, match=r"the same losses.*members 1, 2 is discarded"):
+    with pytest.raises(ContractError, match=r"the same losses.*members 1, 2 is set aside"):
         Run.create(unscored).execute()
     whole = len(encoded_ids(unscored))
     with RunStore.open(unscored.run_dir, read_only=True) as store:

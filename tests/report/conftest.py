@@ -31,7 +31,6 @@ def attribution() -> Attribution:
 
 @pytest.fixture(scope="session")
 def report(attribution: Attribution, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    pytest.importorskip("plotly")
     return write_report(attribution, tmp_path_factory.mktemp("report") / "report.html", run=FACTS)
 
 
@@ -53,7 +52,7 @@ def open_page(browser: Browser) -> Iterator[Callable[..., Page]]:
     """Open a file and wait until it is built. ``page.problems`` collects errors, refusals and network requests."""
     pages: list[Page] = []
 
-    def open_file(path: Path, wait: str = "[data-ready]", **options: object) -> Page:
+    def open_file(path: Path, wait: str = "[data-ready]", hash: str = "", **options: object) -> Page:
         page = browser.new_page(**{"viewport": {"width": 1400, "height": 900}, **options})
         problems: list[str] = []
         page.on("pageerror", lambda error: problems.append(str(error)))
@@ -62,7 +61,7 @@ def open_page(browser: Browser) -> Iterator[Callable[..., Page]]:
             "request", lambda r: problems.append(r.url) if not r.url.startswith(("file:", "data:", "blob:")) else None
         )
         page.problems = problems  # type: ignore[attr-defined]
-        page.goto(path.as_uri())
+        page.goto(path.as_uri() + (f"#{hash}" if hash else ""))
         page.wait_for_selector(f"html{wait}", timeout=30_000)
         pages.append(page)
         return page

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import csv
+import io
+import json
 import re
 import time
 from pathlib import Path
@@ -15,13 +18,11 @@ from daunce_api.attribution import Attribution
 from daunce_api.attribution.tokens import Split
 from daunce_api.data.dataset import Dataset
 from daunce_api.evaluation.baselines import bm25_scores, example_texts
-from daunce_api.report import RunFacts, write_report
-
-PLOTS = "[data-ready=all]"
+from daunce_api.report import Candidates, RunFacts, write_report
 
 
 def test_opens_from_disk_without_network_error_or_refusal(report: Path, open_page: Any) -> None:
-    page = open_page(report, wait=PLOTS)
+    page = open_page(report)
     assert page.problems == []
     assert page.evaluate("window.broken") is None
     assert page.locator("#failed").is_hidden()
@@ -35,7 +36,7 @@ def test_a_foreign_script_does_not_run(report: Path, tmp_path: Path, open_page: 
     assert any("Content Security Policy" in p for p in page.problems)
 
 
-def test_an_edited_plot_library_does_not_run(report: Path, tmp_path: Path, open_page: Any) -> None:
+def test_a_script_that_is_added_later_does_not_run(report: Path, tmp_path: Path, open_page: Any) -> None:
     page = open_page(report)
     ran = page.evaluate(
         "() => { const s = document.createElement('script'); s.textContent = 'window.broken = 4';"
@@ -55,7 +56,15 @@ def test_texts_are_shown_as_they_are(report: Path, open_page: Any, attribution: 
 
 
 def test_the_run_at_a_glance(report: Path, open_page: Any) -> None:
-    text = open_page(report).locator("#glance").inner_text()
+    page = open_page(report)
+    strip = page.locator("#strip summary")
+    assert "32 of 40 members" in strip.inner_text()
+    assert strip.bounding_box()["height"] < 120
+    assert page.locator("#answer .reply").bounding_box()["y"] < 700, "answers begin on the first screen"
+    assert page.title().startswith("planted boat")
+    assert page.locator("h1").inner_text() == "planted boat"
+    strip.click()
+    text = page.locator("#glance").inner_text()
     for part in (
         "daunce-tiny on embedded",
         "32 of 40",
@@ -78,15 +87,16 @@ def test_proponents_and_opponents_are_the_rankings(report: Path, open_page: Any,
     page.locator("#test-list .row").nth(2).click()
     for box, opponents in (("#pro", False), ("#opp", True)):
         table = attribution.top(attribution.test[2].id, 3, opponents=opponents)
+        largest = float(table["score"].abs().max())
         for place, row in enumerate(table.to_dict("records")):
             card = page.locator(f"{box} .card").nth(place)
             assert card.get_attribute("data-train") == row["id"]
             assert card.locator(".reply").inner_text() == row["completion"]
             score = card.locator(".number").inner_text().replace("−", "-")
-            assert float(score) == pytest.approx(row["score"], rel=0.006)
+            assert float(score) == pytest.approx(row["score"], abs=0.006 * largest)
             half = float(card.locator(".spread").inner_text().replace("±", ""))
-            assert half == pytest.approx((row["high"] - row["low"]) / 2, rel=0.006)
-            assert ("not told from zero" in card.inner_text()) == (not row["distinguishable"])
+            assert half == pytest.approx((row["high"] - row["low"]) / 2, abs=0.006 * largest)
+            assert ("not significant" in card.inner_text()) == (not row["distinguishable"])
             assert ("faint" in card.get_attribute("class")) == (not row["distinguishable"])
 
 
@@ -111,7 +121,7 @@ def test_filters_of_pairs(report: Path, open_page: Any) -> None:
     assert page.locator("#pro .none").inner_text() == "None that fits these filters."
 
 
-def test_more_entries_on_demand_with_faint_ones_not_told_from_zero(
+def test_more_entries_on_demand_with_faint_ones_that_are_not_significant(
     report: Path, open_page: Any, attribution: Attribution
 ) -> None:
     page = open_page(report)
@@ -231,7 +241,6 @@ def test_pairs_beyond_those_with_tokens_say_so(report: Path, open_page: Any) -> 
 
 
 def test_intervals_of_correlations_are_those_of_top(attribution: Attribution, tmp_path: Path, open_page: Any) -> None:
-    pytest.importorskip("plotly")
     made = attribution.with_estimator("correlation")
     page = open_page(write_report(made, tmp_path / "correlation.html"))
     row = made.top(made.test[0].id, 1).to_dict("records")[0]
@@ -240,13 +249,9 @@ def test_intervals_of_correlations_are_those_of_top(attribution: Attribution, tm
     assert high == pytest.approx(row["high"], rel=0.006)
 
 
-def test_the_heat_map_as_a_table_opens_pairs_by_keys(report: Path, open_page: Any) -> None:
-    page = open_page(report, wait=PLOTS)
-    page.locator("#sources summary").focus()
-    page.keyboard.press("Enter")
-    cell = page.locator("#heat-table td button").nth(3)
-    assert cell.inner_text().split(" ± ")[0] in page.locator("#heat .annotation").all_text_contents()
-    cell.focus()
+def test_the_heat_map_opens_pairs_by_keys(report: Path, open_page: Any) -> None:
+    page = open_page(report)
+    page.locator("#heat td button").nth(3).focus()
     page.keyboard.press("Enter")
     assert page.locator("#pair-source").evaluate("s => s.selectedOptions[0].text") == "fish"
     assert page.locator("#test-source").evaluate("s => s.selectedOptions[0].text") == "bird"
@@ -254,60 +259,22 @@ def test_the_heat_map_as_a_table_opens_pairs_by_keys(report: Path, open_page: An
 
 @pytest.fixture(scope="module")
 def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    pytest.importorskip("plotly")
     made = made_attribution(*file_data(300, 90), members=12)
     return write_report(made, tmp_path_factory.mktemp("files") / "files.html")
 
 
-def test_the_table_of_the_heat_map_is_made_when_it_is_opened(files: Path, open_page: Any) -> None:
-    page = open_page(files, wait=PLOTS)
-    cells = page.locator("#heat-table button")
-    assert cells.count() == 0
-    page.locator("#heat-fold summary").click()
-    cells.first.wait_for()
-    assert cells.count() == 61 * 61
-    first = cells.first.inner_text()
-    page.locator("#sources input[value=each]").check()
-    page.locator("#sources input[value=total]").check()
-    assert cells.first.inner_text() == first
+def test_a_large_heat_map_scrolls_in_its_own_box(files: Path, open_page: Any) -> None:
+    page = open_page(files, viewport={"width": 600, "height": 900})
+    assert page.locator("#heat td button").count() == 61 * 61
+    assert page.locator("#heat thead th").count() == 61
+    assert page.evaluate("document.documentElement.scrollWidth") <= 600
+    assert " on docs/" in page.locator("#heat td button").first.get_attribute("title")
     assert page.problems == []
 
 
-def test_names_of_columns_are_left_out_where_they_would_overlap(files: Path, open_page: Any) -> None:
-    page = open_page(files, wait=PLOTS)
-    names = page.locator("#heat .xaxislayer-above text, #heat .xaxislayer-below text")
-    assert names.count() == 61
-    page.set_viewport_size({"width": 600, "height": 900})
-    names.first.wait_for(state="detached")
-    assert page.locator("#heat .yaxislayer-above text").count() == 61
-    narrow = open_page(files, wait=PLOTS, viewport={"width": 600, "height": 900})
-    assert narrow.evaluate("document.documentElement.scrollWidth") <= 600
-
-
-@pytest.mark.parametrize(
-    ("name", "shown"),
-    [
-        ("docs/deep/deep/deep/deep/page-{}/index.html", "…deep/deep/deep/deep/page-{}…"),
-        ("part-{} of a book with a long title", "part-{}…"),
-        ("{} a name that ends in its number {}", "{} a name that … its number {}"),
-    ],
-)
-def test_long_names_of_sources_keep_what_tells_them_apart(
-    name: str, shown: str, tmp_path: Path, open_page: Any
-) -> None:
-    pytest.importorskip("plotly")
-    train, test = demo_data()
-    long = [{**e.to_record(), "source": name.format(*[i % 3] * 2)} for i, e in enumerate(train)]
-    made = made_attribution(Dataset.from_records(long), test, members=12)
-    page = open_page(write_report(made, tmp_path / "long.html"), wait=PLOTS)
-    names = page.locator("#heat .yaxislayer-above text").all_text_contents()
-    assert names == [shown.format(i, i) for i in range(3)]
-
-
 def test_the_row_of_all_others_opens_what_the_map_does_not_name(files: Path, open_page: Any) -> None:
-    page = open_page(files, wait=PLOTS)
-    page.locator("#heat-fold summary").click()
-    rows = page.locator("#heat-table tbody tr")
+    page = open_page(files)
+    rows = page.locator("#heat tbody tr")
     assert rows.last.locator("th").inner_text() == "all others"
     named = set(rows.locator("th").all_inner_texts())
     rows.last.locator("button").first.click()
@@ -323,11 +290,9 @@ def test_the_row_of_all_others_opens_what_the_map_does_not_name(files: Path, ope
 
 
 def test_a_cell_of_an_answer_without_source_opens_that_answer(tmp_path: Path, open_page: Any) -> None:
-    pytest.importorskip("plotly")
     made = made_attribution(*file_data(12, 30, sources=False), members=12)
-    page = open_page(write_report(made, tmp_path / "numbers.html"), wait=PLOTS)
-    page.locator("#heat-fold summary").click()
-    cells = page.locator("#heat-table tbody tr").nth(1).locator("button")
+    page = open_page(write_report(made, tmp_path / "numbers.html"))
+    cells = page.locator("#heat tbody tr").nth(1).locator("button")
     for j in (3, 29, 0):
         cells.nth(j).click()
         assert page.locator("#answer .id").inner_text() == str(j)
@@ -335,11 +300,10 @@ def test_a_cell_of_an_answer_without_source_opens_that_answer(tmp_path: Path, op
 
 
 def test_without_sources_nothing_is_said_of_them(tmp_path: Path, open_page: Any) -> None:
-    pytest.importorskip("plotly")
     train, test = demo_data()
     bare = Dataset.from_records([{"prompt": e.prompt, "completion": e.completion} for e in train])
     one = Dataset.from_records([{"id": "only", "prompt": test[0].prompt, "completion": test[0].completion}])
-    page = open_page(write_report(made_attribution(bare, one, members=12), tmp_path / "bare.html"), wait=PLOTS)
+    page = open_page(write_report(made_attribution(bare, one, members=12), tmp_path / "bare.html"))
     assert page.locator("#sources").is_hidden()
     assert page.locator("#sources-link").is_hidden()
     assert page.locator(".tag").count() == 0
@@ -348,13 +312,12 @@ def test_without_sources_nothing_is_said_of_them(tmp_path: Path, open_page: Any)
 
 
 def test_many_warnings_are_folded(attribution: Attribution, tmp_path: Path, open_page: Any) -> None:
-    pytest.importorskip("plotly")
     facts = RunFacts(warnings=tuple(f"warning {i}" for i in range(40)), failures=("Member 3 was given up.",))
     page = open_page(write_report(attribution, tmp_path / "many.html", run=facts))
-    notes = page.locator("#glance > .notes")
-    assert notes.inner_text().startswith("Member 3 was given up.")
-    assert "33 more" in notes.inner_text()
-    assert "warning 39" not in notes.inner_text()
+    assert page.locator("#glance > .notes").first.inner_text() == "Member 3 was given up."
+    assert "1 note" in page.locator("#strip summary").inner_text()
+    page.locator("#strip summary").click()
+    assert "warning 0 (and 39 more like this)" in page.locator("#strip .notes").inner_text()
 
 
 def test_words_are_explained(report: Path, open_page: Any) -> None:
@@ -362,17 +325,133 @@ def test_words_are_explained(report: Path, open_page: Any) -> None:
     page.locator("#help-open").click()
     assert page.locator("#help").evaluate("box => box.scrollTop") == 0
     text = page.locator("#help").inner_text()
-    for word in ("self-LDS", "self-influence", "BM25", "proponent", "told from zero", "suspicion", "nats"):
+    for word in ("self-LDS", "self-influence", "BM25", "proponent", "significant", "nats"):
         assert word in text
 
 
-def test_suspicious_training_examples_come_first(report: Path, open_page: Any) -> None:
+def test_training_examples_are_sorted_by_a_column(report: Path, open_page: Any) -> None:
     page = open_page(report)
-    first = page.locator("#train-list .row .id").all_inner_texts()[:8]
-    assert all(name.startswith("planted") for name in first)
-    page.locator("button[data-order=self_influence]").click()
-    shown = [float(t) for t in page.locator("#train-list .row .num:nth-child(5)").all_inner_texts()]
+    shown = [float(t) for t in page.locator("#train-list .row .num:nth-child(4)").all_inner_texts()]
+    assert len(shown) > 8
     assert shown == sorted(shown, reverse=True)
+    page.locator("button[data-order=mean_score]").click()
+    shown = [float(t.replace("−", "-")) for t in page.locator("#train-list .row .num:nth-child(3)").all_inner_texts()]
+    assert shown == sorted(shown)
+
+
+def test_candidates_for_removal_come_first(attribution: Attribution, tmp_path: Path, open_page: Any) -> None:
+    effect = np.arange(60.0)
+    made = Candidates(effect, effect > 55, "Unwanted minus wanted", "Made by a test.")
+    page = open_page(write_report(attribution, tmp_path / "c.html", candidates=made))
+    assert page.locator("#train-list .row .id").first.inner_text() == attribution.train.ids[-1]
+    assert "Unwanted minus wanted" in page.locator("#train-head").inner_text()
+    assert "proposed for removal" in page.locator("#train-detail").inner_text()
+    page.evaluate("window.dispatchEvent(new Event('beforeprint'))")
+    assert page.locator("#print").text_content().count("effect +") == 4
+
+
+def test_links_lead_to_an_answer_and_an_example(report: Path, open_page: Any, attribution: Attribution) -> None:
+    page = open_page(report)
+    assert page.evaluate("location.hash") == ""
+    page.keyboard.press("j")
+    page.locator("#pro .open").nth(2).click()
+    named = page.locator("#pro .card.chosen").get_attribute("data-train")
+    address = page.evaluate("location.href")
+    assert "#answer=q-bird-1&example=" in address
+    again = open_page(report, hash=address.partition("#")[2])
+    assert "q-bird-1" in again.locator("#answer .meta").inner_text()
+    assert again.locator(".card.chosen").get_attribute("data-train") == named
+    odd = attribution.train.ids[5]  # markup in it
+    again.evaluate("id => { location.hash = 'example=' + encodeURIComponent(id); }", odd)
+    again.wait_for_function("document.querySelector('#train-detail .id').textContent.includes('</script>')")
+    assert again.evaluate("window.broken") is None
+    again.evaluate("location.hash = 'answer=nobody'")
+    again.locator("#missing").wait_for()
+    assert "no answer “nobody”" in again.locator("#missing").inner_text()
+    assert again.problems == []
+
+
+def test_a_link_unfolds_an_example_far_down(report: Path, open_page: Any, attribution: Attribution) -> None:
+    far = attribution.top("q-bird-0", 30)["id"].iloc[-1]
+    page = open_page(report)
+    page.evaluate("id => { location.hash = 'answer=q-bird-0&example=' + encodeURIComponent(id); }", far)
+    page.locator(".card.chosen").wait_for()
+    assert page.locator(".card.chosen").get_attribute("data-train") == far
+
+
+def test_what_is_listed_can_be_saved_and_copied(report: Path, open_page: Any, attribution: Attribution) -> None:
+    page = open_page(report)
+    page.locator("#pair-source").select_option(label="fish")
+
+    def saved(name: str) -> tuple[str, str]:
+        with page.expect_download() as download:
+            page.locator("#pair-share button", has_text=name).click()
+        return download.value.suggested_filename, Path(download.value.path()).read_text(encoding="utf-8")
+
+    name, text = saved("JSONL")
+    rows = [json.loads(line) for line in text.splitlines()]
+    assert name == "pairs-q-bird-0.jsonl"
+    assert {row["source"] for row in rows} == {"fish"}
+    assert len(rows) == int(page.locator("#pro-count").inner_text()) + int(page.locator("#opp-count").inner_text())
+    scores = attribution.scores()["q-bird-0"]
+    assert all(row["score"] == pytest.approx(scores[row["id"]], rel=1e-5) for row in rows)
+    name, text = saved("CSV")
+    assert name == "pairs-q-bird-0.csv"
+    assert [row["id"] for row in csv.DictReader(io.StringIO(text))] == [row["id"] for row in rows]
+    page.locator("#train-search").fill("evil text")
+    with page.expect_download() as download:
+        page.locator("#train-share button", has_text="JSONL").click()
+    assert json.loads(Path(download.value.path()).read_text())["completion"] == attribution.train[5].completion
+    page.context.grant_permissions(["clipboard-read", "clipboard-write"])
+    page.locator("#pair-share button", has_text="Copy").click()
+    page.locator("#pair-share button", has_text="Copied").wait_for()
+    assert page.evaluate("navigator.clipboard.readText()").count("\n") == len(rows)
+
+
+def test_saved_tables_are_no_formulas(tmp_path: Path, open_page: Any) -> None:
+    records = [{"id": f"=cmd{i}", "prompt": "+1", "completion": f' @sum,"{i}'} for i in range(8)]
+    data = Dataset.from_records(records)
+    page = open_page(write_report(made_attribution(data, data), tmp_path / "f.html"))
+    with page.expect_download() as download:
+        page.locator("#train-share button", has_text="CSV").click()
+    rows = list(csv.reader(io.StringIO(Path(download.value.path()).read_text(encoding="utf-8"))))
+    assert {len(row) for row in rows} == {len(rows[0])}
+    assert not any(
+        cell.lstrip(" ")[:1] in "=+@" for row in rows[1:] for cell in row if cell and not cell[1:2].isdigit()
+    )
+
+
+def test_system_prompts_are_folded(tmp_path: Path, open_page: Any) -> None:
+    def chats(systems: list[str]) -> Dataset:
+        return Dataset.from_records(
+            [
+                {
+                    "id": f"{i}",
+                    "messages": [
+                        {"role": "system", "content": s},
+                        {"role": "user", "content": "Q"},
+                        {"role": "assistant", "content": f"A{i}"},
+                    ],
+                }
+                for i, s in enumerate(systems)
+            ]
+        )
+
+    same = chats(["You are the support assistant."] * 8)
+    page = open_page(write_report(made_attribution(same, same), tmp_path / "same.html"))
+    assert page.locator("details.system").count() == 1
+    assert "support assistant" not in page.locator("#answers").inner_text()
+    page.locator("#shared-system summary").click()
+    assert "support assistant" in page.locator("#answers").inner_text()
+    mixed = chats(["You are the support assistant."] * 4 + ["Be terse."] * 4)
+    page = open_page(write_report(made_attribution(mixed, mixed), tmp_path / "mixed.html"))
+    assert page.locator("#shared-system details").count() == 0
+    page.locator("#pro .open").first.click()
+    page.locator("#pro .card.chosen details.system summary").click()
+    assert page.locator("#pro .card.chosen details.system .prompt").inner_text() in {
+        "You are the support assistant.",
+        "Be terse.",
+    }
 
 
 def test_a_training_example_leads_to_the_answers_that_it_moves(report: Path, open_page: Any) -> None:
@@ -385,49 +464,48 @@ def test_a_training_example_leads_to_the_answers_that_it_moves(report: Path, ope
 
 
 def test_heat_map_cells_open_their_pairs(report: Path, open_page: Any, attribution: Attribution) -> None:
-    page = open_page(report, wait=PLOTS)
+    page = open_page(report)
     total = attribution.scores(by="source").loc["fish"].to_numpy()
     mean = total[[s == "bird" for s in attribution.test.sources]].mean()
-    texts = [t.replace("−", "-").strip("()") for t in page.locator("#heat .annotation").all_text_contents()]
-    assert float(texts[3]) == pytest.approx(mean, rel=0.006)
+
+    def cells() -> list[str]:
+        return [t.replace("−", "-").strip("()") for t in page.locator("#heat td button").all_text_contents()]
+
+    assert float(cells()[3]) == pytest.approx(mean, rel=0.02)
     page.locator("#sources input[value=each]").check()
-    texts = [t.replace("−", "-").strip("()") for t in page.locator("#heat .annotation").all_text_contents()]
-    assert float(texts[3]) == pytest.approx(mean / 20, rel=0.006)
-    page.locator("#heat").scroll_into_view_if_needed()
-    box = page.locator("#heat .annotation").nth(3).bounding_box()
-    page.mouse.click(box["x"] + box["width"] / 2, box["y"] + box["height"] / 2 + 12)
-    page.wait_for_function("document.getElementById('pair-source').selectedOptions[0].text === 'fish'")
+    assert float(cells()[3]) == pytest.approx(mean / 20, rel=0.02)
+    page.locator("#heat td button").nth(3).click()
+    assert page.locator("#pair-source").evaluate("s => s.selectedOptions[0].text") == "fish"
     assert page.locator("#test-source").evaluate("s => s.selectedOptions[0].text") == "bird"
 
 
 def test_markup_in_the_name_of_a_source_stays_text(tmp_path: Path, open_page: Any) -> None:
-    pytest.importorskip("plotly")
     name = '<a href="https://example.org">x</a><b>y</b>'
     sides = [
         [{"id": f"{side}{i}", "source": (name, "z")[i % 2], "prompt": "p", "completion": f"c{i}"} for i in range(8)]
         for side in "ab"
     ]
     made = made_attribution(*(Dataset.from_records(records) for records in sides))
-    page = open_page(write_report(made, tmp_path / "names.html"), wait=PLOTS)
-    assert page.locator("#heat a, #heat tspan[style*=bold]").count() == 0
-    assert "‹a href" in page.locator("#heat .yaxislayer-above").text_content()
+    page = open_page(write_report(made, tmp_path / "names.html"))
+    assert page.locator("#heat a, #heat b").count() == 0
+    assert name in page.locator("#heat").text_content()
     assert name in page.locator("#test-source").text_content()
     assert page.problems == []
 
 
 def test_quality_curve_and_loss_picture_are_drawn(report: Path, open_page: Any) -> None:
-    page = open_page(report, wait=PLOTS)
-    text = page.locator("#curve").inner_text()
-    assert "stopped at 32 of 40" in text
-    assert page.locator("#curve path.js-fill").count() == 2, "the interval so far, and that of what is expected"
-    assert page.locator("#picture .heatmaplayer image").count() == 1
+    page = open_page(report)
+    assert "stopped at 32 of 40" in page.locator("#curve").text_content()
+    assert page.locator("#curve .band").count() == 2, "the interval so far, and that of what is expected"
+    assert "32 members: " in page.locator("#curve .dot title").last.text_content()
+    drawn = "c => new Set(c.getContext('2d').getImageData(0, 0, c.width, c.height).data).size"
+    assert page.locator("#picture canvas").evaluate(drawn) > 20
 
 
 def test_members_that_failed_do_not_make_it_a_stop(attribution: Attribution, tmp_path: Path, open_page: Any) -> None:
-    pytest.importorskip("plotly")
     facts = RunFacts(members_asked=33, failures=("member 7: 3 jobs failed",))
-    page = open_page(write_report(attribution, tmp_path / "failed.html", run=facts), wait=PLOTS)
-    text = page.locator("#curve").inner_text()
+    page = open_page(write_report(attribution, tmp_path / "failed.html", run=facts))
+    text = page.locator("#curve").text_content()
     assert "32 of 33 scored" in text
     assert "stopped" not in page.locator("body").inner_text().lower()
 
@@ -435,7 +513,6 @@ def test_members_that_failed_do_not_make_it_a_stop(attribution: Attribution, tmp
 def test_answers_that_are_not_on_the_page_are_named(
     attribution: Attribution, tmp_path: Path, open_page: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    pytest.importorskip("plotly")
     monkeypatch.setattr("daunce_api.report.page.MAX_TESTS", 2)
     page = open_page(write_report(attribution, tmp_path / "two.html"))
     i = attribution.train.position(page.locator("#train-detail .id").first.inner_text())
@@ -471,7 +548,7 @@ def test_text_is_readable_in_both_themes(report: Path, open_page: Any) -> None:
 
 
 def test_print_shows_every_answer_on_light_paper(report: Path, open_page: Any, tmp_path: Path) -> None:
-    page = open_page(report, wait=PLOTS, color_scheme="dark")
+    page = open_page(report, color_scheme="dark")
     page.evaluate("window.dispatchEvent(new Event('beforeprint'))")
     page.emulate_media(media="print")
     assert page.evaluate("getComputedStyle(document.body).backgroundColor") == "rgb(255, 255, 255)"
@@ -489,12 +566,11 @@ def test_print_shows_every_answer_on_light_paper(report: Path, open_page: Any, t
 
 @pytest.mark.parametrize("width", [400, 1280])
 def test_no_window_needs_sideways_scrolling(report: Path, open_page: Any, width: int) -> None:
-    page = open_page(report, wait=PLOTS, viewport={"width": width, "height": 800})
+    page = open_page(report, viewport={"width": width, "height": 800})
     assert page.evaluate("document.documentElement.scrollWidth") <= width
 
 
 def test_long_names_and_texts_stay_within_the_window(tmp_path: Path, open_page: Any) -> None:
-    pytest.importorskip("plotly")
     records = [
         {
             "id": "x" * 120 + str(i),
@@ -507,7 +583,7 @@ def test_long_names_and_texts_stay_within_the_window(tmp_path: Path, open_page: 
     data = Dataset.from_records(records)
     path = write_report(made_attribution(data, data, members=12), tmp_path / "long.html", run=RunFacts(name="n" * 300))
     for width in (400, 1280):
-        page = open_page(path, wait=PLOTS, viewport={"width": width, "height": 800})
+        page = open_page(path, viewport={"width": width, "height": 800})
         page.locator("#pro .open").first.click()
         assert page.evaluate("document.documentElement.scrollWidth") <= width
         assert page.locator("#answer .reply").evaluate("box => box.clientHeight < innerHeight / 2")
@@ -522,7 +598,6 @@ def test_without_scripts_the_run_is_still_readable(report: Path, open_page: Any)
 
 @pytest.fixture(scope="module")
 def large(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    pytest.importorskip("plotly")
     rng = np.random.default_rng(0)
     vocabulary = np.array([f"w{i:x}{'aeiou'[i % 5]}{'rstln'[i % 7 % 5]}" for i in range(8000)])
 

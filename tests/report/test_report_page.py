@@ -8,7 +8,6 @@ import hashlib
 import html
 import json
 import re
-import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -22,11 +21,10 @@ from made_attribution import EVIL, FACTS, demo_data, file_data, made_attribution
 from daunce_api import core
 from daunce_api._util.text import duration
 from daunce_api.attribution import Attribution, Side
+from daunce_api.attribution.notebook import checkpoints, notebook_html
 from daunce_api.data.dataset import Dataset
-from daunce_api.errors import MissingExtraError
 from daunce_api.evaluation.baselines import bm25_scores, example_texts
-from daunce_api.report import notebook_html, write_report
-from daunce_api.report.glance import checkpoints
+from daunce_api.report import Candidates, RunFacts, write_report
 from daunce_api.report.overview import loss_picture, quality_curve, train_view
 from daunce_api.report.pack import Arrays, deflate, fit_texts, fitting_block, json_block, policy
 from daunce_api.report.ranked import listings
@@ -52,7 +50,7 @@ def test_no_text_of_a_user_stands_in_the_page_as_markup(report: Path) -> None:
     page = report.read_text()
     assert EVIL not in page
     assert "<b>and were kept</b>" not in page
-    assert page.count("</script>") == 4
+    assert page.count("</script>") == 3
     assert json.loads(_blocks(page)["data"])["train"]["answer"][5].count(EVIL) == 1
 
 
@@ -65,24 +63,14 @@ def test_the_policy_allows_what_the_page_carries_and_nothing_else(report: Path) 
     assert "unsafe" not in page[:3000]
     own = re.search(r"<script>(.*?)</script>", page, re.S)
     assert own is not None
-    for code in (own[1].encode(), _blocks(page)["plots"]):
-        assert base64.b64encode(hashlib.sha256(code).digest()).decode() in rules["script-src"]
-    assert rules["script-src"].count("sha256-") == 2
+    assert base64.b64encode(hashlib.sha256(own[1].encode()).digest()).decode() in rules["script-src"]
+    assert rules["script-src"].count("sha256-") == rules["style-src"].count("sha256-") == 1
     assert not re.search(r"""(src|href)=["']?(https?:)?//""", page)
 
 
 def test_a_policy_names_hashes() -> None:
     empty = base64.b64encode(hashlib.sha256(b"").digest()).decode()
     assert f"script-src 'sha256-{empty}'" in policy([""], [])
-
-
-def test_without_plots_the_missing_extra_is_named(attribution: Attribution, monkeypatch: pytest.MonkeyPatch) -> None:
-    from daunce_api.report.page import _plot_library, report_html
-
-    _plot_library.cache_clear()
-    monkeypatch.setitem(sys.modules, "plotly.offline", None)
-    with pytest.raises(MissingExtraError, match=r"daunce-api\[report\]"):
-        report_html(attribution)
 
 
 @given(st.lists(st.text(max_size=40), min_size=1, max_size=12), st.integers(1, 200))
@@ -217,8 +205,7 @@ def test_many_answers_without_sources_are_added_up_too() -> None:
 def test_where_errors_are_not_known_the_largest_totals_are_kept() -> None:
     train, test = file_data(150, 3, sources=False)
     pairs = Dataset.from_records([e.to_record() | {"source": f"s{i // 2}"} for i, e in enumerate(train)])
-    made = made_attribution(pairs, test).with_estimator("covariance")
-    made.train_loss_KN[2:, 7] = np.nan  # two members give a score and no error
+    made = made_attribution(pairs, test, members=2).with_estimator("covariance")  # which give scores and no errors
     found = source_scores(made, range(3))
     assert np.isnan(found.stderr_ST).any()
     every = made.groups()
@@ -229,7 +216,6 @@ def test_where_errors_are_not_known_the_largest_totals_are_kept() -> None:
 
 
 def test_three_thousand_sources_make_a_small_page(tmp_path: Path) -> None:
-    pytest.importorskip("plotly")
     made = made_attribution(*file_data(3_000, 200), members=8)
     path = write_report(made, tmp_path / "files.html")
     assert path.stat().st_size < 5_000_000
@@ -249,13 +235,145 @@ def test_self_influence_is_what_training_on_it_does(attribution: Attribution) ->
     assert value[planted].min() > value[~planted].max()
 
 
-def test_suspicion_puts_planted_examples_first(attribution: Attribution) -> None:
+def test_every_training_example_has_its_numbers(attribution: Attribution) -> None:
     view = train_view(attribution)
-    assert {attribution.train[int(i)].source for i in np.argsort(-view.suspicion_N)[:10]} == {"planted"}
-    assert 0 <= view.suspicion_N.min() <= view.suspicion_N.max() <= 1
     np.testing.assert_allclose(view.mean_score_N, attribution.scores_NM().mean(axis=1), rtol=1e-9)
     assert np.array_equal(view.included_N, attribution.inclusion_KN.sum(axis=0))
-    assert 0.05 < view.distinguishable < 1
+    assert 0.05 < view.significant < 1
+
+
+def test_without_verdicts_the_page_names_no_suspects(report: Path) -> None:
+    page = html.unescape(report.read_text())
+    assert "suspic" not in page.lower()
+    assert '"verdict": "unwanted"' in page
+    assert "effect" not in json.loads(_blocks(report.read_text())["data"])["arrays"]
+
+
+def test_with_verdicts_the_page_shows_the_ranking_of_what_to_remove(attribution: Attribution, tmp_path: Path) -> None:
+    effect = np.linspace(1, -1, len(attribution.train))
+    candidates = Candidates(effect, effect > 0.9, "Unwanted minus wanted", "Ranked by <b>effect</b>.")
+    page = write_report(attribution, tmp_path / "r.html", candidates=candidates).read_text()
+    assert "Ranked by &lt;b&gt;effect" in page
+    blocks = _blocks(page)
+    content = json.loads(blocks["data"])
+    assert content["effect_label"] == "Unwanted minus wanted"
+    entry = content["arrays"]["effect"]
+    np.testing.assert_allclose(np.frombuffer(blocks["numbers"], "<f4", entry["count"], entry["at"]), effect, rtol=1e-6)
+
+
+def _chat(name: str, *turns: tuple[str, str, int | None], source: str | None = None) -> dict[str, Any]:
+    messages = [{"role": r, "content": c} | ({} if w is None else {"weight": w}) for r, c, w in turns]
+    return {"id": name, "messages": messages} | ({} if source is None else {"source": source})
+
+
+def test_a_prompt_ends_before_the_answer_that_is_explained(tmp_path: Path) -> None:
+    """The last assistant turn may carry no loss: it belongs neither to the answer nor to the prompt."""
+    turns = [("user", "Q1", None), ("assistant", "A1", None), ("user", "Q2", None), ("assistant", "A2", 0)]
+    train = Dataset.from_records([_chat(f"t{i}", *turns) for i in range(8)])
+    test = Dataset.from_records([_chat("q", *turns)])
+    content = json.loads(_blocks(write_report(made_attribution(train, test), tmp_path / "w.html").read_text())["data"])
+    for side in ("train", "test"):
+        assert content[side]["answer"][0] == "A1"
+        assert content[side]["prompt"][0] == "Q1"
+
+
+def test_system_prompts_stand_apart_and_once(tmp_path: Path) -> None:
+    train = Dataset.from_records(
+        [
+            _chat(f"t{i}", ("system", "Be kind.", None), ("user", "Q", None), ("assistant", f"A{i}", None))
+            for i in range(8)
+        ]
+    )
+    test = Dataset.from_records([_chat("q", ("user", "Q", None), ("assistant", "A", None))])
+    content = json.loads(_blocks(write_report(made_attribution(train, test), tmp_path / "s.html").read_text())["data"])
+    assert content["systems"] == ["Be kind."]
+    assert content["train"]["system"] == [0] * 8
+    assert content["test"]["system"] == [-1]
+    assert content["train"]["prompt"] == ["Q"] * 8
+
+
+def test_evidence_and_prior_stand_apart(
+    attribution: Attribution, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plain = Attribution.ranking
+
+    def with_prior(self: Attribution, *arguments: Any, **options: Any) -> core.Ranking:
+        ranking = plain(self, *arguments, **options)
+        return replace(ranking, prior_Mk=ranking.score_Mk / 4)
+
+    assert "prior" not in attribution.top(attribution.test.ids[0], 3)
+    assert (
+        "pro_prior"
+        not in json.loads(_blocks(write_report(attribution, tmp_path / "a.html").read_text())["data"])["arrays"]
+    )
+    monkeypatch.setattr(Attribution, "ranking", with_prior)
+    table = attribution.top(attribution.test.ids[0], 3)
+    np.testing.assert_allclose(table["prior"], table["score"] / 4)
+    blocks = _blocks(write_report(attribution, tmp_path / "b.html").read_text())
+    arrays = json.loads(blocks["data"])["arrays"]
+    prior, score = (
+        np.frombuffer(blocks["numbers"], "<f4", arrays[name]["count"], arrays[name]["at"])
+        for name in ("pro_prior", "pro_score")
+    )
+    np.testing.assert_allclose(prior, score / 4, rtol=1e-6)
+
+
+def test_tool_calls_are_readable(tmp_path: Path) -> None:
+    call = {"type": "function", "id": "c1", "function": {"name": "refund", "arguments": '{"order": "A-7", "usd": 20}'}}
+    records = [
+        {
+            "id": f"t{i}",
+            "tools": [{"type": "function", "function": {"name": "refund", "parameters": {}}}],
+            "messages": [
+                {"role": "user", "content": f"Refund {i}"},
+                {"role": "assistant", "tool_calls": [call]},
+                {"role": "tool", "tool_call_id": "c1", "content": "done"},
+                {"role": "assistant", "content": "It is done."},
+            ],
+        }
+        for i in range(8)
+    ]
+    short = [{**r, "id": f"s{i}", "messages": r["messages"][:2]} for i, r in enumerate(records)]  # type: ignore[index]
+    made = made_attribution(Dataset.from_records(records), Dataset.from_records(short))
+    content = json.loads(_blocks(write_report(made, tmp_path / "tools.html").read_text())["data"])
+    assert content["test"]["answer"][0] == 'refund(order="A-7", usd=20)'
+    expected = 'user: Refund 0\nassistant: refund(order="A-7", usd=20)\ntool: done'
+    assert content["train"]["prompt"][0] == expected
+    assert content["systems"] == ["Tools: refund"]
+
+
+def test_an_empty_source_has_the_name_that_scores_use(tmp_path: Path) -> None:
+    train = Dataset.from_records(
+        [{"id": f"t{i}", "source": ("", "b")[i % 2], "prompt": "p", "completion": f"c{i}"} for i in range(8)]
+    )
+    made = made_attribution(train, train)
+    content = json.loads(_blocks(write_report(made, tmp_path / "e.html").read_text())["data"])
+    assert set(made.scores(by="source").index) == {"", "b"}
+    assert [content["sources"][n] for n in content["train"]["source"]] == ["", "b"] * 4
+    assert {content["sources"][n] for n in content["heat"]["row_source"]} == {"", "b"}
+
+
+def test_a_page_says_that_scores_of_the_one_before_are_on_another_scale(
+    attribution: Attribution, tmp_path: Path
+) -> None:
+    path = write_report(attribution.first(16), tmp_path / "r.html")
+    page = html.unescape(write_report(attribution, path).read_text())
+    assert "The report before this one was made of 16 members" in page
+    assert "not comparable" in page
+    assert "The report before" not in html.unescape(write_report(attribution, path).read_text())
+
+
+def test_notes_of_one_kind_are_one_line(attribution: Attribution, tmp_path: Path) -> None:
+    facts = RunFacts(
+        warnings=tuple(f"train.jsonl:{i + 2}: same content as train.jsonl:1; both are kept" for i in range(7))
+    )
+    page = write_report(attribution, tmp_path / "n.html", run=facts).read_text()
+    assert page.count("same content as") == 1
+    assert "and 6 more like this" in page
+
+
+def test_a_small_run_makes_a_small_page(report: Path) -> None:
+    assert report.stat().st_size < 300_000
 
 
 def test_quality_curve_ends_at_the_runs_own_quality(attribution: Attribution) -> None:
@@ -291,16 +409,14 @@ def test_loss_picture_is_centred_and_ordered_by_source(attribution: Attribution)
 
 
 def test_missing_losses_do_not_stop_a_report(tmp_path: Path) -> None:
-    pytest.importorskip("plotly")
     whole = made_attribution(*demo_data(), members=24, tokens=True)
-    whole.train_loss_KN[3, 7] = np.nan
-    whole.test_loss_KM[5, 2] = np.nan
+    whole.train_loss_KN[:, 7] = np.nan  # lower bounds in too many members
+    whole.test_loss_KM[:, 2] = np.nan
     page = write_report(whole.with_estimator("covariance"), tmp_path / "gaps.html").read_text()
     assert json.loads(_blocks(page)["data"])["curve"]
 
 
 def test_two_members_and_one_test_example_are_enough(tmp_path: Path) -> None:
-    pytest.importorskip("plotly")
     train, test = demo_data()
     few = made_attribution(train, Dataset(test[:1]), members=2)
     content = json.loads(_blocks(write_report(few, tmp_path / "few.html").read_text())["data"])
@@ -311,7 +427,6 @@ def test_two_members_and_one_test_example_are_enough(tmp_path: Path) -> None:
 def test_partners_are_sought_among_all_answers(
     attribution: Attribution, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    pytest.importorskip("plotly")
     monkeypatch.setattr("daunce_api.report.page.MAX_TESTS", 2)
     page = write_report(attribution, tmp_path / "two.html").read_text()
     content = json.loads(_blocks(page)["data"])
@@ -328,7 +443,6 @@ def test_partners_are_sought_among_all_answers(
 
 
 def test_measured_noise_is_said(attribution: Attribution, tmp_path: Path) -> None:
-    pytest.importorskip("plotly")
     made = replace(attribution, noise=0.01234)
     page = write_report(made, tmp_path / "noise.html").read_text()
     assert '<dd class="value">0.012 nats</dd>' in page
@@ -340,15 +454,13 @@ def test_measured_noise_is_said(attribution: Attribution, tmp_path: Path) -> Non
 def test_the_page_says_which_question_its_rankings_answer(
     attribution: Attribution, tmp_path: Path, estimator: str, question: core.Question
 ) -> None:
-    pytest.importorskip("plotly")
     page = write_report(attribution.with_estimator(estimator), tmp_path / "question.html").read_text()
     assert f"Rankings say {core.QUESTIONS[question]}." in html.unescape(page)
 
 
-def test_large_data_keeps_what_is_listed_and_most_suspicious(
+def test_large_data_keeps_what_is_listed(
     attribution: Attribution, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    pytest.importorskip("plotly")
     monkeypatch.setattr("daunce_api.report.page.MAX_TRAIN", 10)
     monkeypatch.setattr("daunce_api.report.page.MAX_TESTS", 2)
     monkeypatch.setattr("daunce_api.report.ranked._PAIRS", 8)
@@ -358,7 +470,7 @@ def test_large_data_keeps_what_is_listed_and_most_suspicious(
     shown = len(content["train"]["id"])
     assert 10 <= shown < 60
     assert f"The page holds {shown} of 60 training examples" in page
-    assert "The page shows the first 2 of 12 test examples" in page
+    assert "The page shows the first 2 of 12 answers" in page
     entry = content["arrays"]["pro_index"]
     index = np.frombuffer(_blocks(page)["numbers"], "<i4", entry["count"], entry["at"]).reshape(entry["shape"])
     ranking = attribution.ranking(4, columns=[0, 1])
@@ -367,15 +479,15 @@ def test_large_data_keeps_what_is_listed_and_most_suspicious(
 
 
 def test_several_turns_keep_their_speakers(tmp_path: Path) -> None:
-    pytest.importorskip("plotly")
     turns: list[dict[str, Any]] = [
         {"role": "system", "content": "Be short."},
         {"role": "user", "content": "Hi"},
         {"role": "assistant", "content": "Yes?"},
     ]
-    train = Dataset.from_records([{"messages": turns}, {"messages": turns[1:]}])
+    more = [*turns, {"role": "user", "content": "Why?"}, {"role": "assistant", "content": "So."}]
+    train = Dataset.from_records([{"messages": more}, {"messages": turns[1:]}])
     page = write_report(made_attribution(train, train), tmp_path / "chat.html").read_text()
-    assert json.loads(_blocks(page)["data"])["train"]["prompt"] == ["system: Be short.\nuser: Hi", "Hi"]
+    assert json.loads(_blocks(page)["data"])["train"]["prompt"] == ["user: Hi\nassistant: Yes?\nuser: Why?", "Hi"]
 
 
 @pytest.mark.parametrize(("seconds", "text"), [(0.25, "0.2 s"), (59, "59 s"), (131, "2 min 11 s"), (7260, "2 h 1 min")])
@@ -397,7 +509,6 @@ def test_notebook_view_escapes_and_names_quality(attribution: Attribution) -> No
 def test_long_texts_are_cut_to_keep_the_page_small(
     attribution: Attribution, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    pytest.importorskip("plotly")
     whole = write_report(attribution, tmp_path / "whole.html").read_text()
     monkeypatch.setattr("daunce_api.report.page._LEAST_TEXT", 2_000)
     monkeypatch.setattr("daunce_api.report.page.MAX_PAGE", 0)
@@ -408,7 +519,6 @@ def test_long_texts_are_cut_to_keep_the_page_small(
 
 
 def test_earlier_checkpoints_are_counted(attribution: Attribution, tmp_path: Path) -> None:
-    pytest.importorskip("plotly")
     rng = np.random.default_rng(1)
     sides = [
         np.stack([x + rng.normal(0, 0.01, x.shape)] * 2) for x in (attribution.train_loss_KN, attribution.test_loss_KM)
@@ -438,7 +548,6 @@ def test_views_of_a_run_with_checkpoints_use_them(attribution: Attribution) -> N
 
 
 def test_what_was_measured_is_said_where_it_is_less_than_the_answer(attribution: Attribution, tmp_path: Path) -> None:
-    pytest.importorskip("plotly")
     made = replace(attribution, measured="first completion token only", censored=0.123)
     page = write_report(made, tmp_path / "first.html").read_text()
     assert "Measured: first completion token only." in page

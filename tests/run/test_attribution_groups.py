@@ -201,11 +201,12 @@ def test_tokens_of_either_side_add_up_to_the_pair(attribution: Attribution, esti
     assert not table.attrs["final_only"]
 
 
-def test_tokens_are_those_of_the_core(attribution: Attribution) -> None:
-    tables = attribution.tokens
-    found = core.token_scores(tables["train"].logprobs[3], tables["test"].logprobs[2])
+def test_tokens_of_a_covariance_by_hand(attribution: Attribution) -> None:
+    train_KT, test_KU = (-attribution.tokens[side].logprobs[i] for side, i in (("train", 3), ("test", 2)))
+    score_TU = (train_KT - train_KT.mean(axis=0)).T @ (test_KU - test_KU.mean(axis=0)) / (len(train_KT) - 1)
+    score_TU /= score_TU.size  # losses are means over tokens
     table = attribution.token_scores("t3", "q2")
-    np.testing.assert_allclose(table["score"], [*found.test_U, *found.train_T])
+    np.testing.assert_allclose(table["score"], [*score_TU.sum(axis=0), *score_TU.sum(axis=1)])
 
 
 def test_tokens_of_one_side_say_why_the_other_is_missing(attribution: Attribution) -> None:
@@ -233,7 +234,7 @@ def test_tokens_that_cannot_be_had_are_errors(attribution: Attribution) -> None:
     assert unscored.token_scores("t3", "q0").attrs["score"] == pytest.approx(unscored.scores().loc["t3", "q0"])
     gaps = losses.copy()
     gaps[3, 4] = np.nan
-    with pytest.raises(DataError, match="cannot be split over tokens: some members have not scored"):
+    with pytest.raises(DataError, match="losses of some members only"):
         replace(attribution, train_loss_KN=gaps).token_scores("t3", "q0")
 
 

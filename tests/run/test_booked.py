@@ -2,19 +2,13 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from daunce_api import Run, RunConfig
 from daunce_api.errors import BudgetError
 from daunce_api.execution import booked
-from daunce_api.score.cache import ScoredCache
 from daunce_api.store import RunStore
-
-MakeConfig = Callable[..., RunConfig]
 
 
 def reserve(
@@ -55,26 +49,3 @@ def test_what_is_measured_anew_is_paid_for_again(tmp_path: Path) -> None:
         assert store.scores.cached() == 0
         reserve(store, 2.0)
         assert store.ledger.spent() == pytest.approx(3.0)
-
-
-def test_a_run_on_a_full_cache_books_its_noise_probe_alone(
-    make_config: MakeConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("daunce_api.execution.open_cache", lambda _: ScoredCache(tmp_path / "cache", "the server"))
-    config = make_config(budget={"price": {"training": 0.0, "input": 1000.0}}, ensemble={"members": 2})
-    run = Run.create(config)
-    planned = run.plan().scoring_usd
-    run.execute()
-    whole = run.status()
-    assert whole.cached_scores == 0
-    assert whole.usd == pytest.approx(planned)
-    with RunStore.open(config.run_dir) as store:
-        for member in range(2):
-            store.scores.set_aside([member], "to be read from the cache", suspect=False)
-    Run.create(config).execute()
-    again = Run.open(config.run_dir).status()
-    keys = {e.key for e in run.material.encoded}
-    assert again.cached_scores == 2 * len(keys)
-    probe = 2 * sum(len(e.ids) for e in run.material.encoded_train[:2]) * 1000.0 / 1e6
-    assert again.usd - whole.usd == pytest.approx(probe)
-    assert json.loads(json.dumps(again.to_json()))["cached_scores"] == again.cached_scores

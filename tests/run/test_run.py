@@ -12,7 +12,7 @@ import pytest
 
 from daunce_api import Attribution, Dataset, Run, RunConfig
 from daunce_api.core import SelfLDS, scores
-from daunce_api.core.forecast import Curve
+from daunce_api.core.quality import Curve
 from daunce_api.data.dataset import Example
 from daunce_api.data.subsets import plan_ensemble
 from daunce_api.data.tokenizers import EncodedExample, encode_example

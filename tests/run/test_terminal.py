@@ -221,11 +221,11 @@ def test_status_says_what_more_members_would_add(finished: object, screen: io.St
     content = json.loads(json.dumps(state.to_json(), allow_nan=False))
     assert content["more"] == pytest.approx({"members": 20, "gain": gain, "low": low, "high": high})
     assert content["self_lds"]["value"] == quality.value
-    assert "forecast" not in content["self_lds"]
+    assert "draws" not in content["self_lds"]
 
 
 def test_status_says_that_few_members_tell_little(finished: object, screen: io.StringIO) -> None:
-    state = replace(Run.open(str(finished)).status(), self_lds=replace(judged(12), curve=None, forecast=None))
+    state = replace(Run.open(str(finished)).status(), self_lds=replace(judged(12), curve=None, draws=None))
     terminal.summary(state)
     text = " ".join(screen.getvalue().split())
     assert "a rough guess below 20 members" in text

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from daunce_api import Run
+from daunce_api import Attribution, Run
 from daunce_api.data.dataset import Dataset
 from daunce_api.data.tokenizers import EncodedExample
 from daunce_api.providers.base import JobStatus, TokenScores
@@ -80,14 +80,15 @@ def test_time_ends_with_the_last_result_and_jobs_are_added_up(store: RunStore, c
     assert used.finished_at.startswith("2026-11-22T18:01:30")
 
 
-def test_tokens_of_the_answers_are_kept_where_those_of_the_training_data_are_too_many(
-    finished: Path, monkeypatch: pytest.MonkeyPatch
+def test_a_side_with_too_many_tokens_is_not_saved(
+    finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run = Run.open(finished)
-    assert set(run.attribution().tokens) == {"train", "test"}
+    attribution = run.attribution()
+    assert set(attribution.tokens) == {"train", "test"}
     entries = 4 * sum(len(e.targets) for e in run.material.encoded_test)
-    monkeypatch.setattr("daunce_api.attribution.from_store.MAX_TOKEN_ENTRIES", entries)
-    assert set(run.attribution().tokens) == {"test"}
+    monkeypatch.setattr("daunce_api.attribution.saved.MAX_TOKEN_ENTRIES", entries)
+    assert set(Attribution.load(attribution.save(tmp_path / "saved")).tokens) == {"test"}
 
 
 def test_status_and_report_say_what_a_run_has_used(finished: Path) -> None:

@@ -9,10 +9,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 from scripted_scorer import ScriptedScorer, example
 
 from daunce_api._util.clock import InstantClock
-from daunce_api.errors import StoreError
+from daunce_api.errors import StoreCorruptError, StoreError
 from daunce_api.providers.base import TokenScores
 from daunce_api.score.client import ScoringClient
 from daunce_api.score.writer import GroupCommit
@@ -91,9 +92,11 @@ async def test_no_more_batches_than_the_concurrency_are_unwritten(tmp_path: Path
         scoring = ScoringClient(scorer, store, concurrency=3, clock=InstantClock())
         scoring._writer._store = held  # type: ignore[assignment]
         task = asyncio.create_task(scoring.score_member(1, "ft", [example(str(i), [i, i]) for i in range(10)]))
+        await asyncio.to_thread(held.started.acquire)
         for _ in range(200):
             await asyncio.sleep(0)
         assert len(scorer.sent) == 3
         held.go.release(10)
-        await task
+        with pytest.raises(StoreCorruptError):  # nothing was really kept
+            await task
     assert len(scorer.sent) == 10

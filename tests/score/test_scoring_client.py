@@ -15,9 +15,17 @@ from scripted_scorer import ProbingScorer, ScriptedScorer, example, scores
 
 from daunce_api._util.clock import InstantClock
 from daunce_api.data.tokenizers import EncodedExample
-from daunce_api.errors import ContractError, RejectedError, StopError, StoreError, TransientError
+from daunce_api.errors import (
+    BudgetError,
+    ContractError,
+    DailyLimitError,
+    RejectedError,
+    StopError,
+    StoreError,
+    TransientError,
+)
 from daunce_api.providers.base import ProbeReport, TokenScores
-from daunce_api.score.client import ScoringClient, batches
+from daunce_api.score.client import Budget, ScoringClient, batches
 from daunce_api.store import RunStore
 from tests.store_rows import by_key, put
 
@@ -163,12 +171,21 @@ async def test_a_rate_limit_halves_the_requests_at_once(store: RunStore, status:
     assert (scorer.most_running == 8) == (most == 8)
 
 
-@pytest.mark.parametrize(("retry_after", "tries"), [(None, 12), (700.0, 1), (250.0, 3)])
+@pytest.mark.parametrize(("retry_after", "tries"), [(None, 12), (0.0, 12), (-3.0, 12), (250.0, 3)])
 async def test_patience_is_bounded(store: RunStore, retry_after: float | None, tries: int) -> None:
     scorer = ScriptedScorer(failing_times(99, TransientError("down", retry_after)))
+    clock = RecordingClock()
     with pytest.raises(TransientError, match=rf"Given up after {tries} tries.*run the same command again"):
-        await client(scorer, store).score_member(0, "ft", EXAMPLES[:2])
+        await ScoringClient(scorer, store, clock=clock).score_member(0, "ft", EXAMPLES[:2])
     assert len(scorer.sent) == tries
+    assert min(clock.waits) > 0.2
+
+
+async def test_a_wait_beyond_all_patience_parks_the_run(store: RunStore) -> None:
+    scorer = ScriptedScorer(failing_times(99, TransientError("down", 700.0)))
+    with pytest.raises(DailyLimitError, match="no further request for 12 minutes"):
+        await client(scorer, store).score_member(0, "ft", EXAMPLES[:2])
+    assert len(scorer.sent) == 1
 
 
 async def test_a_request_that_waits_keeps_its_place(store: RunStore) -> None:
@@ -261,30 +278,36 @@ async def test_noise_is_probed_on_the_first_examples(store: RunStore) -> None:
 FINE = ProbeReport(True, "fine", 0.01)
 
 
-async def test_the_endpoint_is_probed_once_a_run(store: RunStore) -> None:
-    scorer = ProbingScorer([TransientError("busy"), FINE])
+async def test_the_endpoint_is_tested_with_the_base_and_with_the_first_fine_tune(store: RunStore) -> None:
+    scorer = ProbingScorer([TransientError("busy"), FINE, FINE])
     scoring = client(scorer, store)
     assert await scoring.probe("base", EXAMPLES[4]) == FINE
-    await scoring.score_member(0, "ft-0", EXAMPLES)
+    await asyncio.gather(*(scoring.score_member(k, f"ft-{k}", EXAMPLES) for k in (2, 0, 1)))
     assert await client(scorer, store).probe("other", EXAMPLES[0]) == FINE
-    assert scorer.probed == [("base", "e4")] * 2
+    await client(scorer, store).score_member(3, "ft-3", EXAMPLES)
+    assert scorer.probed == [("base", "e4"), ("base", "e4"), ("ft-2", "e0")]
 
 
-async def test_without_a_probe_of_the_base_model_member_zero_is_probed(store: RunStore) -> None:
+async def test_where_the_base_is_not_served_the_first_fine_tune_is_tested_whichever_it_is(store: RunStore) -> None:
     scorer = ProbingScorer([RejectedError("not served"), FINE])
     scoring = client(scorer, store)
     report = await scoring.probe("base", EXAMPLES[0])
     assert report is not None
     assert not report.checked
-    await asyncio.gather(*(scoring.score_member(k, f"ft-{k}", EXAMPLES) for k in (2, 0, 1)))
-    assert [model for model, _ in scorer.probed] == ["base", "ft-0"]
+    await asyncio.gather(*(scoring.score_member(k, f"ft-{k}", EXAMPLES) for k in (5, 7)))
+    assert [model for model, _ in scorer.probed] == ["base", "ft-5"]
 
 
-async def test_a_failed_probe_stops_before_anything_is_scored(store: RunStore) -> None:
-    scorer = ProbingScorer([ContractError("off by one")])
-    with pytest.raises(ContractError, match="off by one"):
-        await client(scorer, store).score_member(0, "ft", EXAMPLES)
+async def test_an_endpoint_that_is_wrong_for_fine_tunes_stops_before_any_value_is_stored(store: RunStore) -> None:
+    scorer = ProbingScorer([FINE, ContractError("off by one"), ContractError("off by one")])
+    scoring = client(scorer, store)
+    await scoring.probe("base", EXAMPLES[0])
+    found = await asyncio.gather(
+        *(scoring.score_member(k, f"ft-{k}", EXAMPLES) for k in (4, 6)), return_exceptions=True
+    )
+    assert [type(error) for error in found] == [ContractError] * 2
     assert not scorer.sent
+    assert store.scores.models() == []
 
 
 async def test_a_scorer_without_a_probe_is_not_probed(store: RunStore) -> None:
@@ -334,3 +357,86 @@ async def test_when_the_store_takes_nothing_more_no_member_sends_anything_more(
     )
     assert [type(error) for error in found] == [StoreError] * 3
     assert len(scorer.sent) <= scorer.capabilities.max_concurrent_requests
+
+
+# -- money --------------------------------------------------------------------------------------------------------
+
+
+def bill(scorer: ScriptedScorer) -> float:
+    """What the endpoint bills at a dollar a token: every prompt that it got, answered or not."""
+    sizes = {e.example.id: len(e.ids) for e in EXAMPLES}
+    return float(sum(sizes[name] for _, names in scorer.sent for name in names))
+
+
+WHOLE = float(sum(len(e.ids) for e in EXAMPLES))
+
+
+@pytest.mark.parametrize("fault", ["half of the answers lost", "one bad value an answer", "quiet"])
+async def test_what_is_sent_again_is_booked_before(store: RunStore, fault: str) -> None:
+    """Beside the reservation of one measurement of each model, which the caller makes."""
+    sent: list[int] = []
+
+    def script(model: str, batch: Sequence[EncodedExample]) -> Exception | None:
+        sent.append(len(batch))
+        if fault == "quiet":
+            return None
+        if fault == "one bad value an answer":
+            return ContractError("above zero") if len(batch) > 1 else None
+        return TransientError("connection lost") if len(sent) % 2 else None
+
+    scorer = ScriptedScorer(script)
+    store.ledger.reserve("scoring of member 0", WHOLE, purpose="score")
+    await client(scorer, store, budget=Budget(1.0, None)).score_member(0, "ft", EXAMPLES)
+    assert store.ledger.spent() == pytest.approx(bill(scorer))
+    assert (bill(scorer) > WHOLE) == (fault != "quiet")
+
+
+async def test_at_the_cap_nothing_is_sent_again_and_what_was_scored_is_kept(store: RunStore) -> None:
+    def script(model: str, batch: Sequence[EncodedExample]) -> Exception | None:
+        return TransientError("connection lost") if batch[0].example.id == "e8" else None
+
+    scorer = ScriptedScorer(script)
+    cap = WHOLE + 7.0  # one repeat of e8 and e9, six tokens
+    store.ledger.reserve("scoring of member 0", WHOLE, purpose="score", cap=cap)
+    with pytest.raises(BudgetError, match=r"budget\.max_usd"):
+        await client(scorer, store, concurrency=1, budget=Budget(1.0, cap)).score_member(0, "ft", EXAMPLES)
+    assert bill(scorer) <= store.ledger.spent() <= cap
+    assert len(by_key(store, 0)) == 8
+
+
+async def test_refusals_that_cost_nothing_are_not_booked(store: RunStore) -> None:
+    busy = TransientError("slow down", retry_after=0.1)
+    busy.status = 429
+    scorer = ScriptedScorer(failing_times(3, busy))
+    await client(scorer, store, budget=Budget(1.0, None)).score_member(0, "ft", EXAMPLES[:2])
+    large = ScriptedScorer(lambda _, batch: RejectedError("too large") if len(batch) > 2 else None, prompts=8)
+    await client(large, store, budget=Budget(1.0, None)).score_member(1, "ft", EXAMPLES)
+    assert store.ledger.spent() == 0
+
+
+async def test_tests_of_the_endpoint_are_booked_as_such(store: RunStore) -> None:
+    scoring = client(ProbingScorer([FINE, FINE]), store, budget=Budget(1e-6, 1.0))
+    await scoring.probe("base", EXAMPLES[0])
+    await scoring.score_member(0, "ft", EXAMPLES)
+    assert store.ledger.spent_by_purpose() == {"probe": pytest.approx(2 * 3 * 35e-6)}
+    poor = client(ProbingScorer([FINE]), store, budget=Budget(1.0, 1.0))
+    store.set_value("scorer_probe", None)
+    with pytest.raises(BudgetError):
+        await poor.probe("base", EXAMPLES[0])
+
+
+async def test_progress_counts_what_is_scored_not_what_is_measured_again(store: RunStore) -> None:
+    seen: list[tuple[int, int, int]] = []
+    scoring = client(ScriptedScorer(), store, on_progress=lambda *report: seen.append(report))
+    await scoring.probe_noise(1, "ft", EXAMPLES, 4)
+    assert seen == []
+    await scoring.score_member(1, "ft", EXAMPLES)
+    assert seen[-1] == (1, 10, 10)
+
+
+async def test_a_complete_model_has_its_row_of_losses(store: RunStore) -> None:
+    await client(ScriptedScorer(), store).score_member(1, "ft", EXAMPLES)
+    rows = store.scores.load_losses(1, 0, "nll")
+    assert {tuple(g.tolist()) for g in store.scores.groups().values()} == {tuple(range(10))}
+    expected = [-sum(scores("ft", e).logprobs) for e in EXAMPLES]
+    assert rows[0].loss.tolist() == pytest.approx(expected, rel=1e-15)

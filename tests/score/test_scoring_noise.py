@@ -8,9 +8,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from daunce_api.attribution.noise import measure_noise
 from daunce_api.errors import ContractError
 from daunce_api.providers.base import TokenScores
-from daunce_api.score.health import check_members_differ, measure_noise
+from daunce_api.score.health import check_members_differ
 from daunce_api.store import RunStore
 from tests.store_rows import put
 

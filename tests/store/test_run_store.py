@@ -18,11 +18,9 @@ import numpy as np
 import pytest
 
 from daunce_api.config import RunConfig
-from daunce_api.data.dataset import Example
-from daunce_api.data.encoded import EncodedExample
 from daunce_api.errors import BudgetError, RunChangedError, RunLockedError, StoreCorruptError, StoreError
 from daunce_api.providers.base import JobStatus, TokenScores
-from daunce_api.store import FileRow, JobRow, RunStore, Transition
+from daunce_api.store import FileRow, JobRow, LossRow, RunStore, Transition
 from tests.store_rows import by_key, put
 
 MANIFEST: dict[str, Any] = {
@@ -383,8 +381,8 @@ EDITS = {
     "UPDATE blobs SET member = 9": lambda s: by_key(s, 9),
     "UPDATE blobs SET ids = x'01000000'": lambda s: s.scores.load(0),
     "UPDATE blobs SET censored = x'01'": lambda s: by_key(s, 0),
-    "UPDATE losses SET loss = x'0000000000000000'": lambda s: s.scores.load_losses("train", "mean"),
-    "UPDATE groups SET removed = x'01'": lambda s: s.scores.groups(),
+    "UPDATE losses SET loss = x'0000000000000000'": lambda s: s.scores.load_losses(0, 0, "nll"),
+    "UPDATE groups SET ids = x'01000000'": lambda s: s.scores.groups(),
     "UPDATE spend SET reserved = 0": lambda s: s.ledger.spent(),
     "UPDATE left_out SET taken_back_at = 'x'": lambda s: s.jobs._db.rows("left_out"),
     "UPDATE meta SET value = '\"x\"' WHERE key = 'run_key'": lambda s: s.run_key,
@@ -400,7 +398,8 @@ def test_what_was_edited_by_hand_is_refused(store: RunStore, edit: str) -> None:
     store.jobs.checkpoints_found("k", ["m"])
     store.ledger.reserve("k", 1.0, purpose="train")
     store.jobs.leave_out(3, "no")
-    store.scores.save_losses(store.scores.open_group("train", []).name, 0, 0, "mean", np.array([1.0]), None)
+    row = LossRow(np.array([1.0]), np.ones(1, np.int32), None)
+    store.scores.save_losses(store.scores.register({"a": 1}), 0, 0, "nll", row)
     EDITS[edit](store)
     with sqlite3.connect(store.run_dir / "run.sqlite") as other:
         other.execute(edit)
@@ -651,31 +650,28 @@ def test_suspect_scores_are_set_aside_and_can_be_taken_back(store: RunStore) -> 
     assert [a.restored_at is None for a in store.scores.asides()] == [False, True, True]
 
 
-def test_groups_are_matrices_of_their_own(store: RunStore) -> None:
-    def ask(*names: str) -> list[EncodedExample]:
-        return [EncodedExample(Example(n, prompt="p", completion="c"), (1, ord(n)), (1,)) for n in names]
-
-    train = store.scores.open_group("train", ask("a", "b", "a"))
-    assert train.ids.tolist() == [0, 1, 0]
-    store.scores.open_group("questions-0", ask("b", "c"))
-    assert store.scores.open_group("train", ask("a", "b", "a")).ids.tolist() == [0, 1, 0]
-    with pytest.raises(RunChangedError):
-        store.scores.open_group("train", ask("a", "c", "a"))
-    flags = np.array([False, True, False])
-    store.scores.save_losses("train", 4, 0, "mean", np.array([1.0, 2.0, 1.0]), flags)
-    store.scores.save_losses("train", 4, 1, "sum", np.array([3.0, 4.0, 3.0]), None)
-    loss, censored = store.scores.load_losses("train", "mean")[4, 0]
-    assert (loss.tolist(), censored is not None and censored.tolist()) == ([1.0, 2.0, 1.0], flags.tolist())
-    assert store.scores.load_losses("train", "margin") == {}
-    assert store.scores.complete("train") == {(4, 0), (4, 1)}
-    store.scores.set_removed("questions-0", [1])
-    store.scores.set_removed("train", [])
-    assert [(g.name, g.number, g.removed.tolist()) for g in store.scores.groups()] == [
-        ("train", 0, [False] * 3),
-        ("questions-0", 1, [False, True]),
-    ]
-    store.scores.set_aside([4], "trained anew", suspect=False)
-    assert store.scores.complete("train") == set()
+def test_each_batch_of_examples_is_a_matrix_of_its_own(store: RunStore) -> None:
+    first = store.scores.register({"a": 1, "b": 1, "c": 1})
+    more = store.scores.register({"d": 1})
+    row = LossRow(np.array([1.0, 2.0, 3.0]), np.ones(3, np.int32), np.array([False, True, False]))
+    for member in range(2):
+        put(store, member, 0, "f", {key: TokenScores((-1.0,)) for key in "abc"})
+        store.scores.save_losses(first, member, 0, "nll", row)
+    assert store.scores.complete(first) == {(0, 0), (1, 0)}
+    both = np.concatenate([first, more])
+    assert store.scores.complete(both) == set()
+    put(store, 1, 0, "f", {"d": TokenScores((-1.0,))})
+    assert store.scores.complete(both) == {(1, 0)}  # from the measurements, before it has a row
+    store.scores.save_losses(more, 1, 0, "nll", LossRow(np.array([4.0]), np.ones(1, np.int32), None))
+    assert [g.tolist() for g in store.scores.groups().values()] == [[0, 1, 2], [3]]
+    loaded = store.scores.load_losses(1, 0, "nll")
+    assert (loaded[0].loss.tolist(), loaded[1].loss.tolist()) == ([1.0, 2.0, 3.0], [4.0])
+    assert loaded[0].censored is not None
+    assert loaded[0].censored.tolist() == [False, True, False]
+    assert loaded[1].censored is None
+    assert store.scores.load_losses(1, 0, "margin") == {}
+    store.scores.set_aside([1], "trained anew", suspect=False)
+    assert store.scores.complete(first) == {(0, 0)}
 
 
 def test_only_blobs_that_hold_an_example_are_read(store: RunStore) -> None:

@@ -21,7 +21,7 @@ from daunce_api.errors import (
     StopError,
     TransientError,
 )
-from daunce_api.providers.base import Job, JobRequest, JobStatus, ModelInfo, TrainerCapabilities
+from daunce_api.providers.base import Job, JobEcho, JobRequest, JobStatus, ModelInfo, TrainerCapabilities
 
 QUEUED, RUNNING, SUCCEEDED, FAILED, CANCELLED = (
     JobStatus.QUEUED,
@@ -81,6 +81,9 @@ class FakeProvider:
     states: Callable[[JobRequest], tuple[JobStatus, ...]] = lambda request: HAPPY
     refuses: Callable[[JobRequest], bool] = lambda request: False
     listing_lag: float = 0.0
+    grace: float = 300.0
+    invisible: float = 0.0
+    """Seconds for which what was just made is 404: jobs by id, files at job creation, models."""
     own_queue: bool = False
     max_concurrent: int = 3
     upload_seconds: float = 0.0
@@ -115,13 +118,19 @@ class FakeProvider:
                 self.models |= {model, *self.earlier_models(job)}
         tokens = self.trained_tokens if status is SUCCEEDED else None
         error = "bad luck" if status is FAILED else None
-        return Job(job.id, status, model, error, tokens, refused=job.refused and status is FAILED)
+        return Job(
+            job.id, status, model, error, tokens, refused=job.refused and status is FAILED, echo=echo_of(job.request)
+        )
 
     def earlier_models(self, job: FakeJob) -> list[str]:
         return [f"ft-{job.request.key}:step-{i + 1}" for i in range(self.earlier(job.request))]
 
     def of_member(self, member: int) -> list[FakeJob]:
         return [j for j in self.jobs.values() if f"-m{member}-a" in j.request.key]
+
+
+def echo_of(request: JobRequest) -> JobEcho:
+    return JobEcho(request.key, request.file_id, request.model, request.seed, request.hyperparameters)
 
 
 class FakeTrainer:
@@ -138,7 +147,9 @@ class FakeTrainer:
         return TrainerCapabilities(
             provider="fake",
             max_concurrent_jobs=self.provider.max_concurrent,
+            grace_seconds=self.provider.grace,
             listing_lag_seconds=self.provider.listing_lag,
+            echoes=frozenset(("key", "file_id", "model", "seed", "hyperparameters")),
             own_queue=self.provider.own_queue,
         )
 
@@ -214,7 +225,7 @@ class FakeTrainer:
         after = await self._enter("submit", submit=True)
         job = self.provider.create(request)
         after()
-        return Job(job.id, QUEUED)
+        return Job(job.id, QUEUED, echo=echo_of(request))
 
     async def find_job(self, key: str) -> Job | None:
         after = await self._enter("find_job")
@@ -225,9 +236,22 @@ class FakeTrainer:
                 return self.provider.view(job)
         return None
 
+    async def jobs_of(self, run_key: str) -> list[Job]:
+        after = await self._enter("jobs_of")
+        after()
+        shown = self.provider.clock.now() - self.provider.listing_lag
+        return [
+            self.provider.view(job)
+            for job in self.provider.jobs.values()
+            if job.request.key.startswith(f"{run_key}-") and not job.gone and job.created <= shown
+        ]
+
+    async def reach_jobs(self) -> None:
+        (await self._enter("reach_jobs"))()
+
     def _job(self, job_id: str) -> FakeJob:
         job = self.provider.jobs.get(job_id)
-        if job is None or job.gone:
+        if job is None or job.gone or self.provider.clock.now() < job.created + self.provider.invisible:
             raise RejectedError(f"no job {job_id}")
         return job
 

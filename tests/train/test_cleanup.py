@@ -12,7 +12,7 @@ from world import World
 from daunce_api.errors import RejectedError, StopError
 from daunce_api.providers.base import JobRequest
 from daunce_api.store import RunStore
-from daunce_api.train import CancelReport, CleanReport
+from daunce_api.train import CancelReport, CleanReport, cancel_jobs, clean_up
 
 
 @pytest.fixture
@@ -22,12 +22,12 @@ def world(tmp_path: Path) -> World:
 
 def cancel(world: World, trainer: FakeTrainer | None = None) -> CancelReport:
     with world.open() as store:
-        return asyncio.run(world.orchestrator(store, trainer).cancel())
+        return asyncio.run(cancel_jobs(world.client(store, trainer)))
 
 
 def clean(world: World, trainer: FakeTrainer | None = None) -> CleanReport:
     with world.open() as store:
-        return asyncio.run(world.orchestrator(store, trainer).clean())
+        return asyncio.run(clean_up(world.client(store, trainer)))
 
 
 def interrupt_at(world: World, call: str, fault: Fault, nth: int = 1) -> None:
@@ -52,7 +52,7 @@ def test_cancel_stops_what_runs_and_leaves_what_is_done(world: World) -> None:
     with world.open() as store:
 
         async def until_one_is_ready() -> None:
-            task = asyncio.create_task(world.orchestrator(store).run(world.on_ready))
+            task = asyncio.create_task(world.training(store).run(world.on_ready))
             while not world.ready:  # noqa: ASYNC110
                 await asyncio.sleep(0)
             task.cancel()
@@ -94,15 +94,15 @@ def test_checkpoints_of_a_job_whose_final_model_vanished_are_deleted_as_well(wor
     world.settings = {"ensemble": {"checkpoints": 2}, "training": {"max_attempts": 1}}
     world.provider.earlier = lambda request: 1
     with world.open() as store:
-        orchestrator = world.orchestrator(store)
+        training = world.training(store)
 
         async def vanishing(member: int, model: str) -> None:
-            assert list((await orchestrator.checkpoints(member)).values()) == [f"{model}:step-1"]
+            assert list((await training.checkpoints(member)).values()) == [f"{model}:step-1"]
             if member == 1:
                 world.provider.models.discard(model)
                 raise RejectedError(f"no model {model}")
 
-        asyncio.run(orchestrator.run(vanishing))
+        asyncio.run(training.run(vanishing))
     assert "ft-abc-m1-a1:step-1" in clean(world).models
     assert world.provider.models == {"base"}
 

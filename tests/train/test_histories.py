@@ -26,7 +26,7 @@ from world import USD, World
 from daunce_api.errors import BudgetError, DaunceError, NotEnoughMembersError
 from daunce_api.providers.base import JobRequest, JobStatus
 from daunce_api.store import RunStore
-from daunce_api.train import OnReady, Orchestrator
+from daunce_api.train import OnReady, Training, cancel_jobs, clean_up
 
 FAULTS = [f for f in Fault if f is not Fault.REJECTED]
 NEVER = 10**9
@@ -92,18 +92,18 @@ class Histories(RuleBasedStateMachine):
     def live(self, trainer: FakeTrainer, dies_at: int, after: bool) -> None:
         """One life of the process, whatever its end."""
         with self.world.open() as store:
-            orchestrator = self.world.orchestrator(store, trainer)
+            training = self.world.training(store, trainer)
             DyingStore(store, dies_at, after)
             with suppress(Crash, DaunceError):
-                asyncio.run(orchestrator.run(self.asking(orchestrator)))
+                asyncio.run(training.run(self.asking(training)))
 
-    def asking(self, orchestrator: Orchestrator) -> OnReady:
+    def asking(self, training: Training) -> OnReady:
         """What scoring does first: ask which models there are besides the final one."""
 
         async def on_ready(member: int, model: str) -> None:
             await self.world.on_ready(member, model)
             if member >= 0:
-                found = await orchestrator.checkpoints(member)
+                found = await training.checkpoints(member)
                 asked = self.world.config.ensemble.checkpoints
                 expected = [(1, f"{model}:step-2"), (2, f"{model}:step-1")][: asked - 1] if member != 2 else []
                 assert list(found.items()) == expected
@@ -124,7 +124,7 @@ class Histories(RuleBasedStateMachine):
         count = iter(range(NEVER))
         trainer = FakeTrainer(self.provider, lambda call: faults.get(next(count)))
         with self.world.open() as store, suppress(Crash, DaunceError):
-            asyncio.run(self.world.orchestrator(store, trainer).cancel())
+            asyncio.run(cancel_jobs(self.world.client(store, trainer)))
 
     @rule()
     def time_passes(self) -> None:
@@ -165,13 +165,13 @@ class Histories(RuleBasedStateMachine):
         try:
             trainer = FakeTrainer(self.provider)
             with self.world.open() as store:
-                orchestrator = self.world.orchestrator(store, trainer)
+                training = self.world.training(store, trainer)
                 # A cap or a target model that keeps failing may end the run before every member has had its turn.
                 with suppress(BudgetError, NotEnoughMembersError):
-                    outcome = asyncio.run(orchestrator.run(self.asking(orchestrator)))
+                    outcome = asyncio.run(training.run(self.asking(training)))
                     assert outcome.models.keys() - {-1} | outcome.left_out.keys() == set(range(4))
                 self.promises()
-                asyncio.run(orchestrator.clean())
+                asyncio.run(clean_up(self.world.client(store, trainer)))
                 assert not any(j.live for j in self.provider.jobs.values())
                 assert self.provider.models == {"base"}
                 assert self.provider.files == {}

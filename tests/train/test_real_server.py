@@ -24,7 +24,7 @@ from daunce_api.plan import make_plan
 from daunce_api.providers.registry import capabilities_of, open_backend, open_tokenizer
 from daunce_api.server import EmbeddedServer, ServerSettings
 from daunce_api.store import RunStore
-from daunce_api.train import Orchestrator
+from daunce_api.train import JobClient, Training, clean_up
 
 WORDS = ["amber", "basalt", "cedar", "delta", "ember", "fjord", "grove", "heath", "islet", "jetty", "knoll", "lagoon"]
 
@@ -57,21 +57,16 @@ def test_tokens_planned_are_tokens_trained(tmp_path: Path) -> None:
 
     async def main(store: RunStore) -> None:
         async with open_backend(config) as backend:
-            orchestrator = Orchestrator(
-                backend.trainer,
-                store,
-                ensemble=plan_ensemble(len(train), 3, 0.5, 0, trainer.min_examples),
-                dataset=train,
-                config=config,
-                costs=plan.costs,
-            )
-            outcome = await orchestrator.run()
+            client = JobClient(backend.trainer, store, costs=plan.costs)
+            ensemble = plan_ensemble(len(train), 3, 0.5, 0, trainer.min_examples)
+            training = Training(client, ensemble=ensemble, dataset=train, config=config)
+            outcome = await training.run()
             assert set(outcome.models) == {0, 1, 2}
             reported = {j.member: j.trained_tokens for j in store.jobs.rows()}
             assert reported == plan.training_tokens
-            again = await orchestrator.run()
+            again = await training.run()
             assert again.models == outcome.models
-            report = await orchestrator.clean()
+            report = await clean_up(client)
             finals = set(outcome.models.values())
             earlier = set(report.models) - finals
             # The server keeps the models of earlier epochs too, one each here: they go with the final ones.
@@ -89,7 +84,7 @@ CLIENT = """
     from daunce_api.config import RunConfig
     from daunce_api.data.dataset import Dataset
     from daunce_api.data.subsets import plan_ensemble
-    from daunce_api.train import Orchestrator
+    from daunce_api.train import JobClient, Training
     from daunce_api.store import RunStore
 
     config = RunConfig.from_mapping(json.loads(sys.argv[1]))
@@ -97,11 +92,10 @@ CLIENT = """
 
     async def main(store):
         async with open_backend(config) as backend:
-            orchestrator = Orchestrator(
-                backend.trainer, store, ensemble=plan_ensemble(24, 6, 0.5, 0), dataset=train, config=config
-            )
+            client = JobClient(backend.trainer, store)
+            training = Training(client, ensemble=plan_ensemble(24, 6, 0.5, 0), dataset=train, config=config)
             print("started", flush=True)
-            await orchestrator.run()
+            await training.run()
 
     with RunStore.create_or_open(config.run_dir, {}) as store:
         asyncio.run(main(store))

@@ -16,7 +16,7 @@ from daunce_api.data.dataset import Dataset
 from daunce_api.data.subsets import Ensemble, plan_ensemble
 from daunce_api.plan import JobCosts
 from daunce_api.store import RunStore
-from daunce_api.train import JOB_RETRIES, Event, Orchestrator, PollPolicy, TrainingOutcome
+from daunce_api.train import JOB_RETRIES, Event, JobClient, PollPolicy, Training, TrainingOutcome
 
 TOKENS, USD = 100, 0.01
 """Each job of the fake provider trains 100 tokens for a dollar."""
@@ -61,28 +61,33 @@ class World:
         store._db.execute("PRAGMA synchronous = OFF")  # these tests kill the process at most, not the machine
         return store
 
-    def orchestrator(self, store: RunStore, trainer: FakeTrainer | None = None, **polls: float) -> Orchestrator:
+    def client(self, store: RunStore, trainer: FakeTrainer | None = None, **polls: float) -> JobClient:
         members = range(-1, self.members)
-        return Orchestrator(
+        return JobClient(
             trainer or FakeTrainer(self.provider),
             store,
-            ensemble=self.ensemble,
-            dataset=self.dataset,
-            config=self.config,
             costs=JobCosts(dict.fromkeys(members, TOKENS), USD) if self.priced else None,
+            cap=self.config.budget.max_usd,
+            on_event=self.events.append,
             clock=self.provider.clock,
             retries=self.retries,
             polls=PollPolicy(**polls),
             rng=random.Random(0),
         )
 
+    def training(
+        self, store: RunStore, trainer: FakeTrainer | None = None, *, adopt: bool = False, **polls: float
+    ) -> Training:
+        client = self.client(store, trainer, **polls)
+        return Training(client, ensemble=self.ensemble, dataset=self.dataset, config=self.config, adopt=adopt)
+
     async def on_ready(self, member: int, model: str) -> None:
         self.ready.append((member, model))
 
-    def run(self, trainer: FakeTrainer | None = None, **polls: float) -> TrainingOutcome:
+    def run(self, trainer: FakeTrainer | None = None, *, adopt: bool = False, **polls: float) -> TrainingOutcome:
         with self.open() as store:
-            orchestrator = self.orchestrator(store, trainer, **polls)
-            return asyncio.run(orchestrator.run(self.on_ready, self.events.append))
+            training = self.training(store, trainer, adopt=adopt, **polls)
+            return asyncio.run(training.run(self.on_ready))
 
     def requests(self, member: int) -> list[dict[str, Any]]:
         """What the provider was asked for, of one member, in order."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import httpx2
@@ -9,7 +10,8 @@ import pytest
 from wire_support import Server, failing, job_object, openai_error
 
 from daunce_api.errors import AmbiguousSubmitError, RejectedError, StopError, TransientError
-from daunce_api.providers.base import Checkpointing, JobRequest, JobStatus, ModelInfo
+from daunce_api.providers.base import Checkpointing, JobRequest, JobStatus, ModelInfo, TrainerCapabilities
+from daunce_api.providers.openai_wire.trainer import WireTrainer
 
 REQUEST = JobRequest("abc-m3-a0", "base", "file-1", 17, {"n_epochs": 2, "learning_rate_multiplier": 0.5}, "run-m3")
 
@@ -90,8 +92,8 @@ async def test_a_withheld_model_is_a_failure_and_a_late_name_is_not() -> None:
         return {"data": events} if request.url.path.endswith("/events") else job_object(status="succeeded")
 
     trainer = Server(handler).trainer()
-    late = await trainer.get("ftjob-1")
-    assert (late.status, late.model) == (JobStatus.SUCCEEDED, None), "whoever waits decides how long"
+    job = await trainer.get("ftjob-1")
+    assert (job.status, job.model) == (JobStatus.SUCCEEDED, None)  # whoever waits for it decides how long
     events.append({"type": "moderation_checks", "message": "refused by a safety check", "created_at": 2})
     job = await trainer.get("ftjob-1")
     assert job.status is JobStatus.FAILED
@@ -222,8 +224,8 @@ async def test_cancelling_a_finished_job_returns_it() -> None:
 @pytest.mark.parametrize(
     ("handler", "gone"),
     [
-        (lambda _: {"id": "x", "deleted": True}, True),
-        (lambda _: {"id": "x", "deleted": False}, False),
+        (lambda _: {"id": "file-1", "deleted": True}, True),
+        (lambda _: {"id": "file-1", "deleted": False}, False),
         (failing(404, openai_error("no such thing")), True),
         (failing(403, openai_error("owners only")), False),
         (failing(400, openai_error("in use")), False),
@@ -238,3 +240,55 @@ async def test_delete_says_what_is_gone(handler: Any, gone: bool) -> None:
 async def test_delete_with_a_bad_key_stops() -> None:
     with pytest.raises(StopError):
         await Server(failing(401, openai_error("bad key"))).trainer().delete_file("file-1")
+
+
+async def test_a_job_without_metadata_is_found_by_its_suffix() -> None:
+    """Servers of OpenAI's wire that drop metadata would otherwise be paid twice for a submit without an answer."""
+    jobs: list[dict[str, Any]] = []
+
+    def handler(request: httpx2.Request) -> Any:
+        if request.method == "POST":
+            body = json.loads(request.content)
+            jobs.append({"id": f"ftjob-{len(jobs)}", "status": "running", "suffix": body["suffix"]})
+            return jobs[-1]
+        return {"data": jobs, "has_more": False}
+
+    server = Server(handler)
+    trainer = server.trainer(key_in={"metadata", "suffix"})
+    request = JobRequest("abc-m0-a0", "base", "file-1", 1, {"lora": True, "n_epochs": 2}, "a-run-with-a-long-name" * 4)
+    job = await trainer.submit(request)
+    body = json.loads(server.requests[0].content)
+    assert body["method"]["supervised"]["hyperparameters"] == {"lora": True, "n_epochs": 2}
+    assert body["metadata"]["daunce_key"] == "abc-m0-a0"
+    assert len(body["suffix"]) == 64
+    found = await trainer.find_job("abc-m0-a0")
+    assert found is not None
+    assert found.id == job.id
+    assert await trainer.find_job("abc-m0-a1") is None
+    jobs[0]["metadata"] = {"daunce_key": "abc-m9-a0"}
+    assert await trainer.find_job("abc-m0-a0") is None, "metadata says whose it is"
+
+
+async def test_fields_of_the_provider_travel_with_a_job() -> None:
+    server = Server(lambda _: job_object())
+    await server.trainer(extra_body={"trainingType": "developerTier"}).submit(
+        JobRequest("abc-m0-a0", "base", "file-1", 1, {}, "s")
+    )
+    assert json.loads(server.requests[0].content)["trainingType"] == "developerTier"
+
+
+@pytest.mark.parametrize("events", [404, 200])
+async def test_the_model_of_a_job_without_a_name_is_its_last_checkpoint(events: int) -> None:
+    def handler(request: httpx2.Request) -> Any:
+        if request.url.path.endswith("/checkpoints"):
+            listed = [{"id": f"c{s}", "step_number": s, "fine_tuned_model_checkpoint": f"ft:s{s}"} for s in (9, 3)]
+            return {"data": listed, "has_more": False}
+        if request.url.path.endswith("/events"):
+            return httpx2.Response(events, json={"data": []} if events == 200 else {"error": {"message": "no route"}})
+        return job_object(status="succeeded")
+
+    server = Server(handler)
+    capabilities = TrainerCapabilities("test", 3)
+    trainer = WireTrainer(server.client(), capabilities, checkpoint_is_model=True)
+    assert (await trainer.get("ftjob-1")).model == "ft:s9"
+    assert (await WireTrainer(server.client(), capabilities).get("ftjob-1")).model is None

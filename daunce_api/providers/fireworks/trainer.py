@@ -77,8 +77,9 @@ def trainer_capabilities(config: RunConfig) -> TrainerCapabilities:
         min_examples=options.min_examples,
         honours_seed=False,
         hyperparameters=HYPERPARAMETERS,
-        listing_lag_seconds=2.0,
+        grace_seconds=120.0,
         notes=NOTES,
+        accepts=frozenset({"tools"}),
     )
 
 

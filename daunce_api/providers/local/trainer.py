@@ -38,6 +38,7 @@ def trainer_capabilities(config: RunConfig) -> TrainerCapabilities:
         provider="this machine" if options.engine != "ray" else "the Ray cluster",
         max_concurrent_jobs=config.backend.max_concurrent_jobs or max(_JOBS_AT_ONCE, whole),
         hyperparameters=kit.hyperparameters,
+        grace_seconds=0.0,
         listing_lag_seconds=0.0,
         max_context_tokens=kit.context_tokens,
         checkpoints=_CHECKPOINTS,

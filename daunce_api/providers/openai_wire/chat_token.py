@@ -75,6 +75,7 @@ def chat_capabilities(options: ChatTokenOptions, *, provider: str, notes: tuple[
         price_factor=0.5 if options.batch_api else 1.0,
         one_turn=True,
         accepts=frozenset({"tools", "images"}),
+        look=measured_turn,
         notes=(*said, *notes),
     )
 

@@ -10,7 +10,7 @@ import json
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Any, Protocol, Self
+from typing import Any, Literal, Protocol, Self
 from urllib.parse import urlsplit
 
 import httpx2
@@ -19,6 +19,13 @@ import openai
 from ...errors import ProviderError, RejectedError, StopError
 from ..endpoint import ANONYMOUS, Endpoint
 from ..failures import Failures
+
+OBJECT_KINDS = frozenset(
+    ("file", "list", "model", "fine_tuning.job", "fine_tuning.job.event", "batch", "text_completion", "chat.completion")
+)
+"""Values of ``object`` that tell one kind of answer from another; any other value says nothing."""
+MOST_PAGES = 1000
+"""Pages of a list that are read; no provider holds so many jobs or files of one user."""
 
 _NEVER_SENT = (httpx2.ConnectError, httpx2.ConnectTimeout, httpx2.PoolTimeout, httpx2.UnsupportedProtocol)
 
@@ -90,12 +97,16 @@ class WireClient:
         doing: str,
         submit: bool = False,
         needs: Mapping[str, type] | None = None,
+        kind: str | None = None,
+        equal: Mapping[str, object] | None = None,
     ) -> dict[str, Any]:
         """The JSON object that a ``with_raw_response`` call is answered with.
 
         ``doing`` names the request in messages ("creating a job"). ``submit`` marks a request that must not be
         repeated blindly: whatever leaves open whether it was acted on raises AmbiguousSubmitError. ``needs`` are the
-        fields without which the answer is malformed.
+        fields without which the answer is malformed (an empty text counts as missing). ``kind`` and ``equal`` say whose
+        answer it must be: its ``object``, and fields that have these values wherever the answer holds them. An answer
+        that says otherwise belongs to another request and is malformed.
         """
         content = await self.content(call, doing=doing, submit=submit)
         try:
@@ -106,9 +117,17 @@ class WireClient:
             answer = None
         if not isinstance(answer, dict):
             raise self.failures.malformed(doing, submit, "a body that is not a JSON object")
-        for name, kind in (needs or {}).items():
-            if not isinstance(answer.get(name), kind):
+        for name, wanted in (needs or {}).items():
+            if not isinstance(answer.get(name), wanted) or answer[name] == "":
                 raise self.failures.malformed(doing, submit, f"no usable field {name!r}")
+        said = answer.get("object")
+        if kind is not None and said != kind and said in OBJECT_KINDS:
+            raise self.failures.malformed(doing, submit, f"an object of another kind, {said!r} instead of {kind!r}")
+        for name, value in (equal or {}).items():
+            shown = answer.get(name)
+            if shown is not None and shown != value:
+                what = self.clean(f"{name} {shown!r} instead of {value!r}")
+                raise self.failures.malformed(doing, submit, f"the answer to another request ({what})")
         return answer
 
     async def content(self, call: Awaitable[RawResponse], *, doing: str, submit: bool = False) -> bytes:
@@ -125,26 +144,32 @@ class WireClient:
         # Raised outside the handler: the SDK's error holds the request with its Authorization header.
         raise failure
 
+    def raw(self, method: Literal["GET", "POST", "DELETE"], url: str, body: object = None) -> Awaitable[RawResponse]:
+        """A request outside the SDK's surface, to be given to :meth:`json` or :meth:`content`."""
+        send: Any = {"GET": self.sdk.get, "POST": self.sdk.post, "DELETE": self.sdk.delete}[method]
+        return _raw(send(url, cast_to=httpx2.Response, **({} if body is None else {"body": body})))
+
     async def post(self, path: str, body: Mapping[str, Any], *, doing: str) -> dict[str, Any]:
         """POST to a path outside the SDK's surface, relative to ``base_url`` (an absolute URL is taken as it is)."""
-        return await self.json(_raw(self.sdk.post(path, cast_to=httpx2.Response, body=body)), doing=doing)
+        return await self.json(self.raw("POST", path, body), doing=doing)
 
     async def command(self, path: str, body: Mapping[str, Any], *, doing: str) -> None:
         """POST whose answer, if it is no error, says nothing of interest."""
-        await self.content(_raw(self.sdk.post(path, cast_to=httpx2.Response, body=body)), doing=doing)
+        await self.content(self.raw("POST", path, body), doing=doing)
 
     async def get(self, path: str, *, doing: str) -> dict[str, Any]:
         """GET of a path outside the SDK's surface."""
-        return await self.json(_raw(self.sdk.get(path, cast_to=httpx2.Response)), doing=doing)
+        return await self.json(self.raw("GET", path), doing=doing)
 
     async def pages(
         self, page: Callable[[dict[str, Any]], Awaitable[RawResponse]], *, doing: str
     ) -> AsyncIterator[dict[str, Any]]:
-        """Every object of a paginated list. Stops where a server repeats a page instead of going on."""
+        """Every object of a paginated list. Stops where a server repeats a page instead of going on. Raises StopError
+        for a list that does not end."""
         seen: set[str] = set()
         after: dict[str, Any] = {}
-        while True:
-            answer = await self.json(page(after), doing=doing, needs={"data": list})
+        for _ in range(MOST_PAGES):
+            answer = await self.json(page(after), doing=doing, needs={"data": list}, kind="list")
             fresh = [
                 item
                 for item in answer["data"]
@@ -156,11 +181,16 @@ class WireClient:
             if not answer.get("has_more") or not fresh:
                 return
             after = {"after": fresh[-1]["id"]}
+        raise StopError(
+            f"{self.provider} answered {doing} with more than {MOST_PAGES} pages, so the list has no end. Everything "
+            "so far is kept. Check the address (backend.base_url), then run the same command again."
+        )
 
-    async def delete(self, call: Awaitable[RawResponse], *, doing: str) -> bool:
-        """True when what the call deletes is gone now or was already; False when the provider keeps it."""
+    async def delete(self, call: Awaitable[RawResponse], *, doing: str, target: str | None = None) -> bool:
+        """True when what the call deletes is gone now or was already; False when the provider keeps it. ``target`` is
+        the id that the answer has to name, if it names one."""
         try:
-            answer = await self.json(call, doing=doing)
+            answer = await self.json(call, doing=doing, equal={} if target is None else {"id": target})
         except (RejectedError, StopError) as error:
             if error.status == 401:
                 raise

@@ -1,13 +1,16 @@
 """Fine-tuning jobs over OpenAI's wire format: files, jobs and models of api.openai.com or any server that speaks it.
 
-A job carries ``metadata: {daunce_key, daunce_run}``, a hash of the key in its suffix, or both. The SDK sends no
-idempotency key, so a submit that got no answer is looked up by these and never repeated blindly.
+A job carries ``metadata: {daunce_key, daunce_run, daunce_seq}``. The SDK sends no idempotency key, so a submit that
+got no answer is looked up by this metadata (where a server keeps none, by the suffix, which ends with a hash of the
+key) and never repeated blindly. Answers are compared with what was requested: kind of object, id, file name and bytes
+here, the rest (``JobEcho``) by whoever knows the request.
 """
 
 from __future__ import annotations
 
-from collections.abc import Awaitable
-from dataclasses import dataclass
+import re
+from collections.abc import AsyncIterator, Awaitable
+from dataclasses import dataclass, replace
 from types import TracebackType
 from typing import Any, Literal, Self
 
@@ -15,24 +18,41 @@ from pydantic import Field
 
 from ...config import RunConfig
 from ...errors import RejectedError, TransientError
-from ..base import Job, JobRequest, JobStatus, ModelInfo, TrainerCapabilities, mark_of
+from ..base import (
+    GRACE_SECONDS,
+    EchoField,
+    Job,
+    JobEcho,
+    JobRequest,
+    JobStatus,
+    ModelInfo,
+    TrainerCapabilities,
+    mark_of,
+)
 from ..failures import NO_REASON, cancelled
+from ..identity import count
 from ..options import Options, parse_options
 from ..registry import Context
 from .client import RawResponse, WireClient
 
-KEY_FIELD, RUN_FIELD = "daunce_key", "daunce_run"
+KEY_FIELD, RUN_FIELD, SEQUENCE_FIELD = "daunce_key", "daunce_run", "daunce_seq"
 SUFFIX_CHARACTERS = 64
 KEPT_CHECKPOINTS = 3
 """One an epoch, and the last three of a job are kept; the last one is the final model."""
 HYPERPARAMETERS = frozenset({"n_epochs", "batch_size", "learning_rate_multiplier"})
+OPENAI_GRACE_SECONDS = 600.0
+"""OpenAI's guide: it may take several minutes until a model that has just been trained can be used."""
+ECHOES: frozenset[EchoField] = frozenset(("key", "file_id", "model", "seed", "hyperparameters"))
 OPENAI_NOTES = (
     "OpenAI takes no new fine-tuning jobs from 6 January 2027, and shuts down gpt-4o, gpt-4o-mini, gpt-4.1, "
     "gpt-4.1-mini and their fine-tunes on 14 January 2027",
 )
 
+_JOB = "fine_tuning.job"
 _JOBS_PAGE, _FILES_PAGE, _EVENTS_PAGE, _CHECKPOINTS_PAGE = 100, 1000, 50, 100
 _UPLOAD_TIMEOUT = 600.0
+_MARKED = re.compile(r"(?:^|[-:])([0-9a-f]{3,64})-(target|m\d+)-([0-9a-f]{20})(?=$|[-:])")
+_MOST_ATTEMPTS = 100
 _STATUSES = {
     "validating_files": JobStatus.QUEUED,
     "queued": JobStatus.QUEUED,
@@ -47,8 +67,16 @@ class WireTrainerOptions(Options):
 
     timeout: float = Field(120.0, gt=0, description="seconds that a request may take (uploads: at least 600)")
     min_examples: int = Field(10, ge=1, description="fewest examples that the provider accepts in a training file")
+    grace_seconds: float | None = Field(
+        None,
+        ge=0,
+        description="how long a new job, file or model may be invisible (404, not listed); default: 600 (OpenAI), 300",
+    )
     listing_lag_seconds: float | None = Field(
-        None, ge=0, description="how long a new job may be missing from the provider's list; default: 15 (OpenAI), 2"
+        None, ge=0, description="how long a submit without an answer is looked for; default: grace_seconds"
+    )
+    echoes: frozenset[EchoField] = Field(
+        ECHOES, description="fields of a job that the server repeats as they were sent; the others are not compared"
     )
     job_events: bool = Field(False, description="also read a running job's events, for progress; doubles the polls")
     extra_body: dict[str, Any] = Field(
@@ -63,15 +91,17 @@ def trainer_capabilities(config: RunConfig) -> TrainerCapabilities:
     """Limits of OpenAI, or of a server of its wire format, which takes hyperparameters of its own; no network."""
     options = parse_options(WireTrainerOptions, config.backend.options, "backend.options")
     official = config.backend.kind == "openai"
-    lag = options.listing_lag_seconds
-    if lag is None:
-        lag = 15.0 if official else 2.0
+    grace = options.grace_seconds
+    if grace is None:
+        grace = OPENAI_GRACE_SECONDS if official else GRACE_SECONDS
     return TrainerCapabilities(
         provider="OpenAI" if official else "OpenAI-wire server",
         max_concurrent_jobs=config.backend.max_concurrent_jobs or 3,
         min_examples=options.min_examples,
-        hyperparameters=HYPERPARAMETERS if official else frozenset(),
-        listing_lag_seconds=lag,
+        hyperparameters=HYPERPARAMETERS,
+        grace_seconds=grace,
+        listing_lag_seconds=options.listing_lag_seconds,
+        echoes=options.echoes,
         checkpoints=KEPT_CHECKPOINTS,
         accepts=frozenset({"tools", "images"}) if official else frozenset({"tools", "images", "texts"}),
         notes=OPENAI_NOTES if official else (),
@@ -128,17 +158,30 @@ class WireTrainer:
     async def model_info(self, model: str) -> ModelInfo:
         """What ``GET /models/ID`` says. Raises RejectedError where the model does not exist (any more)."""
         answer = await self._client.json(
-            self._sdk.models.with_raw_response.retrieve(model), doing=f"reading model {model}", needs={"id": str}
+            self._sdk.models.with_raw_response.retrieve(model),
+            doing=f"reading model {model}",
+            needs={"id": str},
+            kind="model",
         )
         shutdown = answer.get("shutdown_date")
         return ModelInfo(answer["id"], shutdown if isinstance(shutdown, str) else None)
 
     async def upload(self, name: str, content: bytes) -> str:
-        """Upload a training file (purpose ``fine-tune``); its id."""
+        """Upload a training file (purpose ``fine-tune``); its id. Raises RejectedError where the server refuses its
+        content, TransientError where the answer is that of another upload or of a part of this one."""
         call = self._sdk.files.with_raw_response.create(
             file=(name, content, "application/jsonl"), purpose="fine-tune", timeout=_UPLOAD_TIMEOUT
         )
-        answer = await self._client.json(call, doing=f"uploading {name}", needs={"id": str})
+        answer = await self._client.json(
+            call,
+            doing=f"uploading {name}",
+            needs={"id": str},
+            kind="file",
+            equal={"filename": name, "bytes": len(content)},
+        )
+        if answer.get("status") == "error":
+            reason = answer.get("status_details") or NO_REASON
+            raise RejectedError(self._client.clean(f"{self._client.provider} refused the file {name}: {reason}"))
         return str(answer["id"])
 
     async def find_file(self, name: str, size: int) -> str | None:
@@ -156,7 +199,7 @@ class WireTrainer:
         """Create a supervised job, once. Raises AmbiguousSubmitError when no answer tells what happened."""
         call = self._sdk.fine_tuning.jobs.with_raw_response.create(**self._body(request))
         answer = await self._client.json(
-            call, doing=f"creating job {request.key}", submit=True, needs={"id": str, "status": str}
+            call, doing=f"creating job {request.key}", submit=True, needs={"id": str, "status": str}, kind=_JOB
         )
         return await self._job(answer)
 
@@ -173,6 +216,8 @@ class WireTrainer:
             body["suffix"] = request.marked_suffix(SUFFIX_CHARACTERS)
         if "metadata" in self._key_in:
             body["metadata"] = {KEY_FIELD: request.key, RUN_FIELD: request.key.partition("-")[0]}
+            if request.sequence is not None:
+                body["metadata"][SEQUENCE_FIELD] = str(request.sequence)
         if self._options.extra_body:
             body["extra_body"] = dict(self._options.extra_body)
         return body
@@ -183,31 +228,58 @@ class WireTrainer:
 
     async def find_job(self, key: str) -> Job | None:
         """The job that carries this key. Where two do, the older one: it was submitted first."""
-        wanted: Any = {"metadata": {KEY_FIELD: key}} if self._key_in == {"metadata"} else {}
-
-        def page(after: dict[str, Any]) -> Awaitable[RawResponse]:
-            return self._sdk.fine_tuning.jobs.with_raw_response.list(limit=_JOBS_PAGE, **wanted, **after)
-
-        # A server may ignore the filter, so every page is read and every job itself decides.
-        jobs = self._client.pages(page, doing=f"looking up job {key}")
+        jobs = self._listed_jobs({KEY_FIELD: key}, f"looking up job {key}")
         found = [job async for job in jobs if self._carries(job, key)]
         if not found:
             return None
         return await self._job(min(found, key=lambda job: number(job.get("created_at")) or 0))
 
+    async def jobs_of(self, run_key: str) -> list[Job]:
+        """Every job of a run."""
+        jobs = self._listed_jobs({RUN_FIELD: run_key}, "listing this run's jobs")
+        return [self._read(job) async for job in jobs if (self._key_of(job) or "").partition("-")[0] == run_key]
+
+    async def reach_jobs(self) -> None:
+        """``GET /fine_tuning/jobs?limit=1``."""
+        call = self._sdk.fine_tuning.jobs.with_raw_response.list(limit=1)
+        await self._client.json(call, doing="listing fine-tuning jobs", needs={"data": list}, kind="list")
+
+    def _listed_jobs(self, metadata: dict[str, str], doing: str) -> AsyncIterator[dict[str, Any]]:
+        """Listed jobs. A server may ignore the filter, so every page is read and the caller looks at each job."""
+        wanted: Any = {"metadata": metadata} if self._key_in == {"metadata"} else {}
+
+        def page(after: dict[str, Any]) -> Awaitable[RawResponse]:
+            return self._sdk.fine_tuning.jobs.with_raw_response.list(limit=_JOBS_PAGE, **wanted, **after)
+
+        return self._client.pages(page, doing=doing)
+
     def _carries(self, job: dict[str, Any], key: str) -> bool:
         """Whether a listed job has the key: in its metadata, or, where it has none, as the mark in one of its names."""
-        metadata = job.get("metadata")
-        if isinstance(metadata, dict) and metadata.get(KEY_FIELD) is not None:
-            return bool(metadata[KEY_FIELD] == key)
-        names = [job.get(name) for name in ("suffix", "user_provided_suffix", "fine_tuned_model")]
-        return "suffix" in self._key_in and any(mark_of(key) in name for name in names if isinstance(name, str))
+        own = _metadata_key(job)
+        if own is not None:
+            return own == key
+        return "suffix" in self._key_in and any(mark_of(key) in name for name in _names(job))
+
+    def _key_of(self, job: dict[str, Any]) -> str | None:
+        """The key of a job of any run; None where it carries none."""
+        own = _metadata_key(job)
+        if own is not None or "suffix" not in self._key_in:
+            return own
+        for match in (m for name in _names(job) for m in _MARKED.finditer(name)):
+            member = match[2].removeprefix("m") if match[2] != "target" else "-1"
+            for attempt in range(1, _MOST_ATTEMPTS):
+                key = f"{match[1]}-m{member}-a{attempt}"
+                if mark_of(key) == match[3]:
+                    return key
+        return None
 
     async def get(self, job_id: str) -> Job:
         answer = await self._client.json(
             self._sdk.fine_tuning.jobs.with_raw_response.retrieve(job_id),
             doing=f"reading job {job_id}",
             needs={"id": str, "status": str},
+            kind=_JOB,
+            equal={"id": job_id},
         )
         return await self._job(answer)
 
@@ -220,6 +292,8 @@ class WireTrainer:
             self._sdk.fine_tuning.jobs.with_raw_response.cancel(job_id),
             doing=f"cancelling job {job_id}",
             needs={"id": str, "status": str},
+            kind=_JOB,
+            equal={"id": job_id},
         )
         return await self._job(answer)
 
@@ -247,10 +321,14 @@ class WireTrainer:
 
         models: dict[int, str] = {}
         async for item in self._client.pages(page, doing=f"listing checkpoints of job {job_id}"):
-            step, model = number(item.get("step_number")), self._checkpoint_model(job_id, item)
+            step, model = self._checkpoint_order(item), self._checkpoint_model(job_id, item)
             if step is not None and model is not None:
                 models[step] = model
         return [models[step] for step in sorted(models)]
+
+    def _checkpoint_order(self, item: dict[str, Any]) -> int | None:
+        """A number that grows with the steps that a checkpoint has been trained for; None where it is not known."""
+        return number(item.get("step_number"))
 
     def _checkpoint_model(self, job_id: str, item: dict[str, Any]) -> str | None:
         """The name that a checkpoint can be scored under; None where it has none."""
@@ -259,7 +337,7 @@ class WireTrainer:
 
     async def delete_file(self, file_id: str) -> bool:
         call = self._sdk.files.with_raw_response.delete(file_id)
-        return await self._client.delete(call, doing=f"deleting file {file_id}")
+        return await self._client.delete(call, doing=f"deleting file {file_id}", target=file_id)
 
     async def delete_model(self, model: str) -> bool:
         call = self._sdk.models.with_raw_response.delete(model)
@@ -268,28 +346,30 @@ class WireTrainer:
     async def _job(self, answer: dict[str, Any]) -> Job:
         """The job in an answer. A succeeded one without a model is not final yet: whoever waits for it decides how
         long."""
-        job_id = str(answer["id"])
-        status = _STATUSES.get(answer["status"], JobStatus.RUNNING)
-        named = answer.get("fine_tuned_model")
-        model = named if isinstance(named, str) and named else None
-        error = reason_of(answer.get("error")) if status is JobStatus.FAILED else None
-        progress = None
-        if status is JobStatus.SUCCEEDED and model is None:
-            error = await self._withheld(job_id)
+        job = self._read(answer)
+        if job.status is JobStatus.SUCCEEDED and job.model is None:
+            error = await self._withheld(job.id)
             if error is not None:
-                status = JobStatus.FAILED
-            elif self._checkpoint_is_model:
-                model = next(iter(reversed(await self._checkpoints_if_any(job_id))), None)
-        elif status is JobStatus.RUNNING and self._options.job_events:
-            progress = await self._progress(job_id)
+                return replace(job, status=JobStatus.FAILED, error=self._client.clean(error))
+            if self._checkpoint_is_model:
+                return replace(job, model=next(iter(reversed(await self._checkpoints_if_any(job.id))), None))
+        elif job.status is JobStatus.RUNNING and self._options.job_events:
+            return replace(job, progress=await self._progress(job.id))
+        return job
+
+    def _read(self, answer: dict[str, Any]) -> Job:
+        """A job object; a count that cannot be one is taken as not reported."""
+        raw = answer.get("status")
+        status = _STATUSES.get(raw, JobStatus.RUNNING) if isinstance(raw, str) else JobStatus.RUNNING
+        failed = status is JobStatus.FAILED
         return Job(
-            id=job_id,
+            id=str(answer["id"]),
             status=status,
-            model=model,
-            error=None if error is None else self._client.clean(error),
-            trained_tokens=number(answer.get("trained_tokens")),
-            progress=progress,
-            refused=status is JobStatus.FAILED and names_a_parameter(answer.get("error")),
+            model=_text(answer.get("fine_tuned_model")),
+            error=self._client.clean(reason_of(answer.get("error"))) if failed else None,
+            trained_tokens=count(answer.get("trained_tokens")),
+            refused=failed and names_a_parameter(answer.get("error")),
+            echo=echo_of(answer, self._key_of(answer)),
         )
 
     async def _withheld(self, job_id: str) -> str | None:
@@ -322,6 +402,42 @@ class WireTrainer:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         await self._client.close()
+
+
+def echo_of(answer: dict[str, Any], key: str | None) -> JobEcho:
+    """What a job object repeats of its request. The hyperparameters of the method win over the older top-level ones."""
+    method = answer.get("method")
+    kind = method.get(method.get("type")) if isinstance(method, dict) and isinstance(method.get("type"), str) else None
+    settings = kind.get("hyperparameters") if isinstance(kind, dict) else None
+    if not isinstance(settings, dict):
+        settings = answer.get("hyperparameters")
+    if not isinstance(settings, dict):
+        settings = {}
+    return JobEcho(
+        key=key,
+        file_id=_text(answer.get("training_file")),
+        model=_text(answer.get("model")),
+        seed=number(answer.get("seed")),
+        hyperparameters={
+            str(name): value
+            for name, value in settings.items()
+            if isinstance(value, int | float | str) and not isinstance(value, bool)
+        },
+    )
+
+
+def _metadata_key(job: dict[str, Any]) -> str | None:
+    metadata = job.get("metadata")
+    return _text(metadata.get(KEY_FIELD)) if isinstance(metadata, dict) else None
+
+
+def _names(job: dict[str, Any]) -> list[str]:
+    names = [job.get(name) for name in ("suffix", "user_provided_suffix", "fine_tuned_model")]
+    return [name for name in names if isinstance(name, str)]
+
+
+def _text(value: object) -> str | None:
+    return value if isinstance(value, str) and value else None
 
 
 def reason_of(error: object) -> str:

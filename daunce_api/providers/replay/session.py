@@ -20,6 +20,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from ..._util.clock import Clock, InstantClock, SystemClock
 from ..._util.files import replacing, writing
 from ...errors import MissingExtraError, ReplayError
+from .protocol import PROTOCOL, not_checked
 
 if TYPE_CHECKING:
     from .tape import Tape
@@ -37,6 +38,7 @@ class Label(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
     format: Literal[1] = 1
+    protocol: int = Field(1, ge=1)
     server: Literal["local emulator", "live"]
     run_key: str = Field(pattern=r"^[0-9a-f]{4,64}$")
     daunce_api: str
@@ -63,6 +65,16 @@ class Session:
     def replaying(self) -> bool:
         """True where requests are answered from the folder: no network, no key."""
         return self._label is not None
+
+    @property
+    def protocol(self) -> int:
+        """What the run sends (:mod:`daunce_api.providers.replay.protocol`): a replay only what its recording holds."""
+        return PROTOCOL if self._label is None else self._label.protocol
+
+    @property
+    def not_checked(self) -> tuple[str, ...]:
+        """Checks that a replay leaves out because its recording is older than they are."""
+        return not_checked(self.protocol)
 
     def check_run(self, run_key: str) -> None:
         """Raises ReplayError where the run has another key, since a session goes with a new run only."""
@@ -108,6 +120,7 @@ class Session:
         label = Label(
             server=LOCAL if local else LIVE,
             run_key=self.run_key,
+            protocol=self.protocol,
             daunce_api=version("daunce-api"),
             vcrpy=version("vcrpy"),
             exchanges=len(tape),
@@ -166,9 +179,15 @@ def _checked(path: Path) -> Label:
                 "Nothing was run. Take the recording from where it came from, or record again."
             )
     try:
-        return Label.model_validate(json.loads((path / LABEL).read_text(encoding="utf-8")))
+        label = Label.model_validate(json.loads((path / LABEL).read_text(encoding="utf-8")))
     except (ValidationError, ValueError, RecursionError) as error:
         raise ReplayError(f"{path / LABEL} is not a label of this format; nothing was run. Record again.") from error
+    if label.protocol > PROTOCOL:
+        raise ReplayError(
+            f"{path} was recorded by a newer version (protocol {label.protocol}, this one knows {PROTOCOL}); nothing "
+            "was run. Upgrade daunce-api."
+        )
+    return label
 
 
 def _sha256(path: Path) -> str:

@@ -12,13 +12,16 @@ from pydantic import Field
 
 from ...config import RunConfig
 from ...data.tokenizers import EncodedExample
+from ...errors import RejectedError, StopError
 from ..base import ProbeReport, ScorerCapabilities, TokenScores
 from ..contract import BEFORE_TARGETS, refuse_long, scores_of
 from ..options import ScorerOptions, parse_options
 from ..probe import GENERATED, Generated, generated, probe_generated
 from ..registry import Context
-from .service import Service, open_service
+from .paths import AGAIN, path_of, state_path
+from .service import Service, accepts, is_tinker, name_of, open_service
 
+_TAIL = "prompt_logprobs_last_n"
 _CLIENTS = 64
 """Sampling clients kept; each stands for one model."""
 
@@ -38,7 +41,7 @@ def scorer_capabilities(config: RunConfig) -> ScorerCapabilities:
     """Any completion, exactly; no network."""
     options = tinker_options(config)
     return ScorerCapabilities(
-        provider="Tinker",
+        provider=name_of(config.backend.scorer.base_url or config.backend.base_url),
         scope="any",
         max_context_tokens=options.max_context_tokens,
         max_concurrent_requests=options.concurrency,
@@ -52,20 +55,36 @@ def open_scorer(context: Context) -> TinkerScorer:
         scorer_capabilities(context.config),
         tinker_options(context.config),
         base_model=context.config.backend.model,
+        first_left_out=not is_tinker(context.wire_endpoint.base_url),
     )
 
 
 class TinkerScorer:
-    """``Scorer`` on Tinker. Its models are ``tinker://`` paths, or the base model's name."""
+    """``Scorer`` on Tinker's wire. Its models are ``tinker://`` paths, or the base model's name.
+
+    ``first_left_out``: the server may leave out the first position, which has no log-probability, instead of sending
+    null for it (SkyRL does). Its answers are then one value shorter; the test of the endpoint against a sample tells
+    that from values that are shifted.
+    """
 
     def __init__(
-        self, service: Service, capabilities: ScorerCapabilities, options: TinkerScorerOptions, *, base_model: str
+        self,
+        service: Service,
+        capabilities: ScorerCapabilities,
+        options: TinkerScorerOptions,
+        *,
+        base_model: str,
+        first_left_out: bool = False,
     ) -> None:
         self._service = service
         self._capabilities = capabilities
         self._options = options
         self._base_model = base_model
         self._clients: OrderedDict[str, asyncio.Task[Any]] = OrderedDict()
+        self._held: list[Any] = []
+        self._first_left_out = first_left_out
+        self._tail_only = True
+        """Whether only the positions that are needed are asked for."""
 
     @property
     def capabilities(self) -> ScorerCapabilities:
@@ -78,33 +97,80 @@ class TinkerScorer:
     async def score(self, model: str, batch: Sequence[EncodedExample]) -> list[TokenScores]:
         """Log-probabilities (nats) of each example's targets, a request each.
 
-        Raises RejectedError for an example over the context length, ContractError for an answer that does not hold
-        what was asked for.
+        Raises RejectedError for an example over the context length and for a model that the server has forgotten and
+        cannot load again, ContractError for an answer that does not hold what was asked for.
         """
-        import tinker
-
         for example in batch:
             refuse_long(example, 1, self._options.max_context_tokens)
+        return [await self._score(model, example) for example in batch]
+
+    async def _score(self, model: str, example: EncodedExample) -> TokenScores:
         client = await self._client(model)
-        scores = []
-        for example in batch:
-            prompt = tinker.ModelInput.from_ints(list(example.ids))
-            last = min(len(example.ids) - 1, len(example.ids) - example.targets[0] + BEFORE_TARGETS)
-            values = await self._service.calls.call(
-                client.compute_logprobs(prompt, prompt_logprobs_last_n=last),
-                doing=f"scoring example {example.example.id!r} under {model}",
+        try:
+            return await self._asked(client, model, example)
+        except RejectedError as error:
+            if not _is_forgotten(error) or model == self._base_model:
+                raise
+            forgotten = error
+        return await self._asked(await self._loaded_again(model, client, forgotten), model, example)
+
+    async def _asked(self, client: Any, model: str, example: EncodedExample) -> TokenScores:
+        import tinker
+
+        prompt = tinker.ModelInput.from_ints(list(example.ids))
+        last = min(len(example.ids) - 1, len(example.ids) - example.targets[0] + BEFORE_TARGETS)
+        doing = f"scoring example {example.example.id!r} under {model}"
+        if self._tail_only and accepts(client.compute_logprobs, _TAIL):
+            try:
+                values = await self._service.start(
+                    lambda: client.compute_logprobs(prompt, **{_TAIL: last}), doing=doing
+                )
+            except StopError as error:
+                if _TAIL not in str(error):
+                    raise
+                self._tail_only = False  # the server is older than this field
+            else:
+                listed = list(values) if isinstance(values, Sequence) else values
+                return scores_of(self._service.name, example, listed, asked_from=len(example.ids) - last)
+        values = await self._service.start(lambda: client.compute_logprobs(prompt), doing=doing)
+        listed = list(values) if isinstance(values, Sequence) else values
+        if self._first_left_out and isinstance(listed, list) and len(listed) == len(example.ids) - 1:
+            listed = [None, *listed]
+        return scores_of(self._service.name, example, listed, asked_from=1)
+
+    async def _loaded_again(self, model: str, forgotten: Any, error: RejectedError) -> Any:
+        """A client of a model that the server forgot with its session, from the training state beside it."""
+        if self._clients.get(model) is not None and await self._clients[model] is not forgotten:
+            return await self._client(model)  # another request has done it
+        self._clients[model] = asyncio.create_task(self._open_again(model, error))
+        return await self._client(model)
+
+    async def _open_again(self, model: str, error: RejectedError) -> Any:
+        service, client = self._service, await self._service.client()
+        try:
+            state = state_path(model)
+            training = await service.start(
+                lambda: client.create_training_client_from_state(state), doing=f"loading {state}"
             )
-            listed = list(values) if isinstance(values, Sequence) else values
-            scores.append(scores_of("Tinker", example, listed, asked_from=len(example.ids) - last))
-        return scores
+            self._held.append(training)  # the server keeps the model for as long as the session is there
+            await service.start(lambda: training.save_weights_for_sampler(AGAIN), doing=f"saving {state} to be scored")
+            info = await service.start(training.get_info, doing="reading the new training run")
+            path = path_of(str(info.model_id), "sampler_weights", AGAIN)
+            return await self._open_path({"model_path": path}, model)
+        except (RejectedError, ValueError) as again:
+            raise RejectedError(
+                f"{service.name} no longer holds {model} ({error}), and it could not be loaded from its training state "
+                f"({again}). Its kept scores stay usable. To ask new questions, raise the number of models that the "
+                "server holds at once, or train in a new run folder."
+            ) from None
 
     async def probe(self, model: str, example: EncodedExample) -> ProbeReport:
-        """Compare log-probabilities with those of a sample. Raises as :func:`..openai_wire.probe.probe_generated`."""
+        """Compare log-probabilities with those of a sample. Raises as :func:`..probe.probe_generated`."""
         return await probe_generated(
             self,
             model,
             example,
-            provider="Tinker",
+            provider=self._service.name,
             generate=lambda prompt: self._sample(model, prompt),
             limit=self._options.max_context_tokens,
         )
@@ -115,8 +181,10 @@ class TinkerScorer:
         client = await self._client(model)
         # At temperature 1 a sample's log-probabilities are the model's own, whichever way a service reports them.
         how = tinker.SamplingParams(max_tokens=GENERATED, temperature=1.0, seed=1, stop=[])
-        call = client.sample(tinker.ModelInput.from_ints(list(prompt)), num_samples=1, sampling_params=how)
-        answer = await self._service.calls.call(call, doing=f"testing {model}")
+        ids = tinker.ModelInput.from_ints(list(prompt))
+        answer = await self._service.start(
+            lambda: client.sample(ids, num_samples=1, sampling_params=how), doing=f"testing {model}"
+        )
         made = answer.sequences[0] if answer.sequences else None
         return None if made is None else generated(made.tokens, made.logprobs)
 
@@ -135,9 +203,19 @@ class TinkerScorer:
             raise
 
     async def _open(self, model: str) -> Any:
+        return await self._open_path(
+            {"base_model": model} if model == self._base_model else {"model_path": model}, model
+        )
+
+    async def _open_path(self, which: dict[str, str], model: str) -> Any:
+        from tinker.lib.retry_handler import RetryConfig
+
         client = await self._service.client()
-        which = {"base_model": model} if model == self._base_model else {"model_path": model}
-        return await self._service.start(lambda: client.create_sampling_client(**which), doing=f"opening {model}")
+        # Retries are the scoring client's, which knows what else is waiting and what was spent.
+        once = RetryConfig(enable_retry_logic=False)
+        return await self._service.start(
+            lambda: client.create_sampling_client(**which, retry_config=once), doing=f"opening {model}"
+        )
 
     async def __aenter__(self) -> Self:
         self._service.enter()
@@ -147,3 +225,8 @@ class TinkerScorer:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         await self._service.leave()
+
+
+def _is_forgotten(error: RejectedError) -> bool:
+    """Whether a server says that it does not hold a model at the moment."""
+    return "not loaded" in str(error).lower()

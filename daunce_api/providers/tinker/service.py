@@ -1,26 +1,49 @@
-"""Tinker's client (SDK ``tinker``), shared by the trainer and the scorer of a run."""
+"""Tinker's client (SDK ``tinker``), shared by the trainer and the scorer of a run.
+
+Tinker's own service and servers that speak its wire (SkyRL, Baseten Loops, OpenRL, ...) are of different ages, and each
+works with SDKs of its own age. So what an SDK offers is looked up, never taken for granted by its version.
+"""
 
 from __future__ import annotations
 
 import asyncio
+import concurrent.futures
+import inspect
 from collections.abc import Callable
 from contextlib import suppress
+from importlib.metadata import PackageNotFoundError, version
 from typing import Any
+from urllib.parse import urlsplit
 
-from ...errors import MissingExtraError, ProviderError
+from ...errors import ConfigurationError, MissingExtraError, ProviderError
+from ..endpoint import ANONYMOUS
 from ..failures import Failures
-from ..registry import Context
+from ..registry import TINKER_BASE_URL, Context
 from ..sdk_calls import SdkCalls
 
+KEY_PREFIX = "tml-"
+"""Every key that the SDK sends begins so; it refuses others."""
+NO_KEY = "tml-no-key"
+"""Sent to servers without keys."""
 _SHARED = "tinker"
+
+
+def is_tinker(base_url: str | None) -> bool:
+    """Whether an address is Tinker's own service."""
+    return base_url is None or urlsplit(base_url).hostname == urlsplit(TINKER_BASE_URL).hostname
+
+
+def name_of(base_url: str | None) -> str:
+    """What messages call the service at an address."""
+    return "Tinker" if base_url is None or is_tinker(base_url) else f"the Tinker server at {urlsplit(base_url).netloc}"
 
 
 class Service:
     """A ``tinker.ServiceClient``, opened at its first use, which closes when its last user does."""
 
-    def __init__(self, connect: Callable[[], Any], look_up: Callable[[], Any], calls: SdkCalls) -> None:
-        """``connect`` makes the client of a session, ``look_up`` the one of what Tinker keeps. Both send requests and
-        wait for them."""
+    def __init__(self, connect: Callable[[], Any], calls: SdkCalls, look_up: Callable[[], Any] | None = None) -> None:
+        """``connect`` makes the client of a session, ``look_up`` the one of what the service keeps, where the SDK has
+        one without a session. Both send requests and wait for them."""
         self.calls = calls
         self._connect = connect
         self._look_up = look_up
@@ -29,28 +52,48 @@ class Service:
         self._opening = asyncio.Lock()
         self._users = 0
 
+    @property
+    def name(self) -> str:
+        """Name of the service in messages."""
+        return self.calls.failures.provider
+
     async def client(self) -> Any:
-        """The SDK's client. Raises the errors of ``backends/base.py`` where no session can be opened."""
+        """The SDK's client. Raises the errors of ``providers/base.py`` where no session can be opened."""
         async with self._opening:
             if self._client is None:
                 self._client = await self.calls.call(asyncio.to_thread(self._connect), doing="opening a session")
         return self._client
 
     async def rest(self) -> Any:
-        """The SDK's client of what Tinker keeps: training runs and checkpoints. It needs no session."""
+        """The SDK's client of what the service keeps: training runs and checkpoints."""
+        look_up = self._look_up
+        if look_up is None:
+            client = await self.client()
+            look_up = client.create_rest_client
         async with self._opening:
             if self._rest is None:
-                self._rest = await self.calls.call(asyncio.to_thread(self._look_up), doing="connecting")
+                self._rest = await self.calls.call(asyncio.to_thread(look_up), doing="connecting")
         return self._rest
 
+    async def models(self) -> list[Any]:
+        """What the service says of the models that it trains; older SDKs ask through the session's client."""
+        owner = await self.rest()
+        if not hasattr(owner, "get_server_capabilities"):
+            owner = await self.client()
+        answer = await self.start(owner.get_server_capabilities, doing="listing models")
+        return list(getattr(answer, "supported_models", None) or ())
+
     async def start(self, create: Callable[[], Any], *, doing: str, submit: bool = False) -> Any:
-        """The result of an SDK method that returns a future. The method itself may open a session, which blocks, so
-        it runs in a thread."""
+        """The result of an SDK method. The method itself may open a session, which blocks, so it runs in a thread."""
 
         async def run() -> Any:
-            return await (await asyncio.to_thread(create))
+            return await _settled(await asyncio.to_thread(create))
 
         return await self.calls.call(run(), doing=doing, submit=submit)
+
+    async def result(self, future: Any, *, doing: str) -> Any:
+        """The result of an SDK method that was called already."""
+        return await self.calls.call(_settled(future), doing=doing)
 
     def enter(self) -> None:
         self._users += 1
@@ -59,12 +102,31 @@ class Service:
         self._users -= 1
         if self._users == 0 and self._client is not None:
             client, self._client = self._client, None
-            with suppress(ProviderError):  # a session that is not closed ends by itself
-                await self.start(lambda: client.close("success"), doing="closing the session")
+            if hasattr(client, "close"):
+                with suppress(ProviderError):  # a session that is not closed ends by itself
+                    await self.start(lambda: client.close("success"), doing="closing the session")
+
+
+async def _settled(value: Any) -> Any:
+    """What an SDK method gives: a plain value, a future of a thread, or something to await."""
+    if isinstance(value, concurrent.futures.Future):
+        return await asyncio.wrap_future(value)
+    return await value if inspect.isawaitable(value) else value
+
+
+def accepts(function: Callable[..., Any], name: str) -> bool:
+    """Whether a method of the SDK at hand takes a keyword argument by name."""
+    try:
+        return name in inspect.signature(function).parameters
+    except (TypeError, ValueError):
+        return False
 
 
 def open_service(context: Context) -> Service:
-    """The run's service client; sends nothing yet. Raises MissingExtraError where the SDK is not installed."""
+    """The run's service client; sends nothing yet.
+
+    Raises MissingExtraError where the SDK is not installed, ConfigurationError for a key that the SDK would refuse.
+    """
     try:
         import tinker
     except ImportError as error:
@@ -73,10 +135,27 @@ def open_service(context: Context) -> Service:
     if isinstance(found, Service):
         return found
     endpoint, name = context.wire_endpoint, context.config.name
+    key = NO_KEY if endpoint.api_key == ANONYMOUS else endpoint.api_key
+    if not key.startswith(KEY_PREFIX):
+        raise ConfigurationError(
+            f"the API key for {name_of(endpoint.base_url)} does not begin with {KEY_PREFIX}, and Tinker's SDK refuses "
+            f"every other key. Give the server a key that does, or leave backend.api_key_env out: {NO_KEY!r} is then "
+            "sent."
+        )
+    where = {"api_key": key, "base_url": endpoint.base_url}
+    shown = {"display_name": name} if accepts(tinker.ServiceClient, "display_name") else {}
+    rest = getattr(tinker, "RestClient", None)
     service = Service(
-        lambda: tinker.ServiceClient(api_key=endpoint.api_key, base_url=endpoint.base_url, display_name=name),
-        lambda: tinker.RestClient(api_key=endpoint.api_key, base_url=endpoint.base_url),
-        SdkCalls(tinker, Failures("Tinker", [endpoint.api_key])),
+        lambda: tinker.ServiceClient(**where, **shown),
+        SdkCalls(tinker, Failures(name_of(endpoint.base_url), [key]), sdk_version=_version()),
+        None if rest is None else lambda: rest(**where),
     )
     context.shared[_SHARED] = service
     return service
+
+
+def _version() -> str:
+    try:
+        return version("tinker")
+    except PackageNotFoundError:
+        return "of an unknown version"

@@ -1,7 +1,8 @@
-"""Members trained on Tinker: the loop runs here, its forward, backward and optimiser steps run there.
+"""Members trained on Tinker's wire: the loop runs here, its forward, backward and optimiser steps run there.
 
 Subset, order, seed and the weight of every token are the run's own. Each example counts by its mean loss, as it is
-measured. A loop ends with the process that runs it; its job is then failed and is trained again.
+measured. A loop ends with the process that runs it; the next process goes on after the last epoch whose optimiser state
+was saved, and a member without one is trained again.
 """
 
 from __future__ import annotations
@@ -13,28 +14,30 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
+from pydantic import Field
+
 from ..._util.files import replacing
 from ...config import RunConfig
 from ...data.dataset import Dataset
 from ...data.tokenizers import EncodedExample, Tokenizer, encode_example
 from ...errors import DaunceError, ProviderError, RejectedError, StopError
 from ..base import Job, JobRequest, JobStatus, ModelInfo, TrainerCapabilities
+from ..failures import gone_already
 from ..options import Options, parse_options
 from ..registry import Context
 from ..tokenizers import tokenizer_of
-from .recipe import HYPERPARAMETERS, Recipe, batches_of, datum
-from .service import Service, open_service
+from .loops import DAY, Keeping, Loop, LoopRecord, LoopRecords
+from .paths import EPOCH, FINAL, SCHEME, is_sampler, listed_name, parts_of, path_of, sampler_path, state_path
+from .recipe import HYPERPARAMETERS, Recipe
+from .service import Service, is_tinker, name_of, open_service
 
 KEY_FIELD = "daunce_key"
-CHECKPOINT = "daunce-final"
-EPOCH_CHECKPOINT = "daunce-epoch-"
-"""Before the number of an epoch, from 1; with leading zeros, so that names sort as epochs do."""
 MOST_CHECKPOINTS = 100
 FILES_FOLDER = "tinker"
 """Inside the run folder."""
 NOTES = (
-    "the training loop runs in this process: a member whose loop was interrupted is trained again",
-    "one optimiser step takes at least one of Tinker's clock cycles, however small the batch",
+    "the training loop runs in this process: one that was interrupted goes on after its last whole epoch",
+    "one optimiser step takes at least one of the service's clock cycles, however small the batch",
 )
 _PAGE = 100
 
@@ -44,53 +47,70 @@ class TinkerOptions(Options):
 
     train_mlp: bool = True
     train_attn: bool = True
-    train_unembed: bool = True
+    train_unembed: bool = Field(True, description="some servers train attention and MLP alone, whatever is asked")
+    models_persist: bool | None = Field(
+        None,
+        description="sampler weights outlive the session that made them; default: true at Tinker, false at other "
+        "servers, where each member's training state is kept too and loaded again to be scored",
+    )
+
+    def persist_at(self, base_url: str | None) -> bool:
+        """Whether sampler weights outlive their session at this address."""
+        return is_tinker(base_url) if self.models_persist is None else self.models_persist
 
 
 def trainer_capabilities(config: RunConfig) -> TrainerCapabilities:
     """Any subset, seed and recipe; no network."""
-    parse_options(TinkerOptions, config.backend.options, "backend.options")
+    options = parse_options(TinkerOptions, config.backend.options, "backend.options")
+    address = config.backend.base_url
+    persist = options.persist_at(address)
+    notes = list(NOTES)
+    if not persist:
+        notes.append("this server may forget a model when its session ends: training states are kept and loaded again")
     return TrainerCapabilities(
-        provider="Tinker",
+        provider=name_of(address),
         max_concurrent_jobs=config.backend.max_concurrent_jobs or 4,
         hyperparameters=HYPERPARAMETERS,
         checkpoints=MOST_CHECKPOINTS,
-        notes=NOTES,
+        models_persist=persist,
+        models_expire=True,
+        notes=tuple(notes),
     )
 
 
 def open_trainer(context: Context) -> TinkerTrainer:
     """A trainer that keeps the members' files in the run folder."""
     config = context.config
+    options = parse_options(TinkerOptions, config.backend.options, "backend.options")
+    days = config.ensemble.keep_days
     return TinkerTrainer(
         open_service(context),
         trainer_capabilities(config),
-        parse_options(TinkerOptions, config.backend.options, "backend.options"),
+        options,
         tokenizer=tokenizer_of(config),
         folder=config.run_dir / FILES_FOLDER,
         base_model=config.backend.model,
-        scored=config.ensemble.checkpoints,
+        keeping=Keeping(
+            config.ensemble.checkpoints,
+            None if days is None else days * DAY,
+            state=not options.persist_at(config.backend.base_url),
+        ),
+        needs_target=config.ensemble.start_from == "target",
     )
 
 
-@dataclass
-class _Progress:
-    key: str
-    step: int = 0
-    steps: int = 1
-
-
 @dataclass(frozen=True, slots=True)
-class _Loop:
-    progress: _Progress
+class _Running:
+    loop: Loop
+    record: LoopRecord
     task: asyncio.Task[str]
-    tokens: int
 
 
 class TinkerTrainer:
-    """``Trainer`` on Tinker, ``Checkpointing``. Closing it stops the loops that still run.
+    """``Trainer`` on Tinker's wire, ``Checkpointing``. Closing it stops the loops that still run.
 
-    ``scored`` models of each job are kept: the final one and those after the epochs before it.
+    ``keeping`` says what every member's loop saves. ``needs_target``: other members start from one that was trained
+    from the base model, whose training state is therefore kept.
     """
 
     def __init__(
@@ -102,30 +122,37 @@ class TinkerTrainer:
         tokenizer: Tokenizer,
         folder: Path,
         base_model: str,
-        scored: int = 1,
+        keeping: Keeping | None = None,
+        needs_target: bool = False,
     ) -> None:
         self._service = service
         self._capabilities = capabilities
         self._options = options
         self._tokenizer = tokenizer
         self._folder = folder
+        self._records = LoopRecords(folder)
         self._base_model = base_model
-        self._scored = scored
-        self._loops: dict[str, _Loop] = {}
+        self._keeping = keeping or Keeping()
+        self._needs_target = needs_target
+        self._loops: dict[str, _Running] = {}
 
     @property
     def capabilities(self) -> TrainerCapabilities:
         return self._capabilities
 
     async def model_info(self, model: str) -> ModelInfo:
-        """Raises RejectedError where Tinker does not train this model."""
-        if model.startswith("tinker://"):
+        """Raises RejectedError where the service does not train this model."""
+        if model.startswith(SCHEME):
             return ModelInfo(model)
-        rest = await self._service.rest()
-        answer = await self._service.start(rest.get_server_capabilities, doing="listing models")
-        names = sorted(str(m.model_name) for m in answer.supported_models if m.trainable is not False)
+        known = [m for m in await self._service.models() if getattr(m, "trainable", None) is not False]
+        names = sorted(str(m.model_name) for m in known if getattr(m, "model_name", None))
+        if not names:
+            raise RejectedError(
+                f"the list of models of {self._service.name} cannot be read: it names none. Use the version of the "
+                "package tinker that this server was made for."
+            )
         if model not in names:
-            raise RejectedError(f"Tinker does not train {model!r}. It trains {', '.join(names)}.")
+            raise RejectedError(f"{self._service.name} does not train {model!r}. It trains {', '.join(names)}.")
         return ModelInfo(model)
 
     async def upload(self, name: str, content: bytes) -> str:
@@ -147,66 +174,73 @@ class TinkerTrainer:
         client = await self._service.client()
         doing = f"creating the training run of {request.key}"
         if request.model == self._base_model:
-            training = await self._service.start(
-                lambda: client.create_lora_training_client(
-                    base_model=request.model,
-                    rank=recipe.rank,
-                    seed=request.seed,
-                    user_metadata=metadata,
-                    **self._options.model_dump(),
-                ),
-                doing=doing,
-                submit=True,
+            create = partial(
+                client.create_lora_training_client,
+                base_model=request.model,
+                rank=recipe.rank,
+                seed=request.seed,
+                user_metadata=metadata,
+                **self._options.model_dump(exclude={"models_persist"}),
             )
         else:
-            path = request.model.replace("/sampler_weights/", "/weights/")
-            training = await self._service.start(
-                lambda: client.create_training_client_from_state(path, user_metadata=metadata),
-                doing=doing,
-                submit=True,
+            create = partial(
+                client.create_training_client_from_state, self._state(request.model), user_metadata=metadata
             )
-        job_id = str(training.get_info().model_id)
-        tokens = recipe.n_epochs * sum(len(e.ids) for e in examples)
-        progress = _Progress(request.key)
-        task = asyncio.create_task(self._train(training, examples, recipe, request.seed, progress))
-        self._loops[job_id] = _Loop(progress, task, tokens)
-        return Job(job_id, JobStatus.RUNNING)
+        training = await self._service.start(create, doing=doing, submit=True)
+        record = LoopRecord(
+            key=request.key,
+            model=request.model,
+            file_id=request.file_id,
+            seed=request.seed,
+            hyperparameters=dict(request.hyperparameters),
+            runs=[await self._run_id(training)],
+            tokens=recipe.n_epochs * sum(len(e.ids) for e in examples),
+        )
+        self._records.save(record)
+        self._run(record, examples, training)
+        return Job(record.job_id, JobStatus.RUNNING)
 
-    async def _train(
-        self, training: Any, examples: list[EncodedExample], recipe: Recipe, seed: int, progress: _Progress
-    ) -> str:
-        """Run the loop to its end: the path of the sampler's weights."""
-        import tinker
+    async def _run_id(self, training: Any) -> str:
+        info = await self._service.start(training.get_info, doing="reading the new training run")
+        return str(info.model_id)
 
-        batches = batches_of(len(examples), recipe, seed)
-        progress.steps = len(batches)
-        per_epoch = len(batches) // recipe.n_epochs
-        call = self._service.calls.call
-        for progress.step, batch in enumerate(batches):
-            data = [datum(tinker, examples[i], 1.0 / len(batch)) for i in batch]
-            rate = recipe.learning_rate * (1.0 - progress.step / len(batches))
-            params = tinker.AdamParams(
-                learning_rate=rate, weight_decay=recipe.weight_decay, grad_clip_norm=recipe.grad_clip_norm
-            )
-            # Both are sent before either is awaited, so that they share a clock cycle.
-            gradients = training.forward_backward(data, "cross_entropy")
-            update = training.optim_step(params)
-            await call(gradients, doing=f"step {progress.step + 1} of {progress.key}")
-            await call(update, doing=f"step {progress.step + 1} of {progress.key}")
-            epoch, rest = divmod(progress.step + 1, per_epoch)
-            if rest == 0 and recipe.n_epochs - self._scored < epoch < recipe.n_epochs:
-                name = f"{EPOCH_CHECKPOINT}{epoch:04}"
-                await call(training.save_weights_for_sampler(name), doing=f"saving {progress.key}")
-        progress.step = progress.steps
-        await call(training.save_state(CHECKPOINT), doing=f"saving {progress.key}")
-        saved = await call(training.save_weights_for_sampler(CHECKPOINT), doing=f"saving {progress.key}")
-        return str(saved.path)
+    def _state(self, model: str) -> str:
+        try:
+            return state_path(model)
+        except ValueError as error:
+            raise RejectedError(f"model {error}") from None
+
+    def _run(self, record: LoopRecord, examples: list[EncodedExample], training: Any | None) -> None:
+        """Start a loop; without a training client, from the record's saved state."""
+        keeping = self._keeping
+        if self._needs_target and record.model == self._base_model:
+            keeping = Keeping(keeping.models, keeping.seconds, state=True)
+        loop = Loop(self._service, record, keeping, self._records.save, examples)
+
+        async def run() -> str:
+            return await loop.train(training if training is not None else await self._resumed(record))
+
+        self._loops[record.job_id] = _Running(loop, record, asyncio.create_task(run()))
+
+    async def _resumed(self, record: LoopRecord) -> Any:
+        """A training client at the record's saved state, with its optimiser."""
+        client = await self._service.client()
+        create = partial(
+            client.create_training_client_from_state_with_optimizer,
+            record.state,
+            user_metadata={KEY_FIELD: record.key},
+        )
+        training = await self._service.start(create, doing=f"taking up {record.key} after epoch {record.epoch}")
+        record.runs.append(await self._run_id(training))
+        self._records.save(record)
+        return training
 
     async def find_job(self, key: str) -> Job | None:
-        """The training run that carries this key in its metadata; of two, one that is running here or finished."""
-        for job_id, loop in self._loops.items():
-            if loop.progress.key == key:
-                return await self.get(job_id)
+        """The job with this key: one whose loop this run folder knows, or a training run that carries the key in its
+        metadata; of two of those, one that is finished."""
+        for record in self._records.all():
+            if record.key == key:
+                return await self.get(record.job_id)
         rest = await self._service.rest()
         found: list[Any] = []
         offset, total = 0, 1
@@ -221,36 +255,55 @@ class TinkerTrainer:
         return next((job for job in jobs if job.status is JobStatus.SUCCEEDED), jobs[-1] if jobs else None)
 
     async def get(self, job_id: str) -> Job:
-        loop = self._loops.get(job_id)
-        if loop is None:
-            rest = await self._service.rest()
-            run = await self._service.start(lambda: rest.get_training_run(job_id), doing=f"reading run {job_id}")
-            return _ended(run)
-        if not loop.task.done():
-            return Job(job_id, JobStatus.RUNNING, progress=loop.progress.step / loop.progress.steps)
-        if loop.task.cancelled():
+        """The job's state. A loop that an earlier process left after a whole epoch is taken up again."""
+        running = self._loops.get(job_id)
+        if running is None:
+            record = self._records.load(job_id)
+            if record is None:
+                rest = await self._service.rest()
+                run = await self._service.start(lambda: rest.get_training_run(job_id), doing=f"reading run {job_id}")
+                return _ended(run)
+            if record.final is not None or record.cancelled or record.state is None:
+                return _left(record)
+            self._run(record, self._examples(record.file_id), None)
+            running = self._loops[job_id]
+        if not running.task.done():
+            return Job(job_id, JobStatus.RUNNING, progress=running.loop.progress)
+        if running.task.cancelled():
             return Job(job_id, JobStatus.CANCELLED)
-        error = loop.task.exception()
+        error = running.task.exception()
         if isinstance(error, StopError) or (error is not None and not isinstance(error, DaunceError)):
             raise error
         if error is not None:
             return Job(job_id, JobStatus.FAILED, error=str(error))
-        return Job(job_id, JobStatus.SUCCEEDED, model=loop.task.result(), trained_tokens=loop.tokens, progress=1.0)
+        return _left(running.record)
 
     async def checkpoints(self, job_id: str) -> list[str]:
         """Paths of the sampler's weights after the epochs before the last, in order."""
+        record = self._records.load(job_id)
+        if record is not None:
+            return [record.epochs[epoch] for epoch in sorted(record.epochs, key=int)]
+        return [
+            path_of(job_id, "sampler_weights", name)
+            for name in sorted(listed_name(c) for c in await self._listed(job_id) if is_sampler(c))
+            if name.startswith(EPOCH)
+        ]
+
+    async def _listed(self, run: str) -> list[Any]:
         rest = await self._service.rest()
-        answer = await self._service.start(lambda: rest.list_checkpoints(job_id), doing=f"listing models of {job_id}")
-        prefix = f"sampler_weights/{EPOCH_CHECKPOINT}"
-        kept = [c for c in answer.checkpoints if str(c.checkpoint_id).startswith(prefix)]
-        return [str(c.tinker_path) for c in sorted(kept, key=lambda c: str(c.checkpoint_id))]
+        answer = await self._service.start(lambda: rest.list_checkpoints(run), doing=f"listing models of {run}")
+        return list(answer.checkpoints)
 
     async def cancel(self, job_id: str) -> Job:
-        """Stop the loop; what was trained so far stays on Tinker without a checkpoint."""
-        loop = self._loops.get(job_id)
-        if loop is not None:
-            loop.task.cancel()
-            await asyncio.wait([loop.task])
+        """Stop the loop; what was trained so far stays at the service for some days, or until it is cleaned up."""
+        running = self._loops.get(job_id)
+        if running is not None:
+            running.task.cancel()
+            await asyncio.wait([running.task])
+        record = self._records.load(job_id)
+        if record is not None and record.final is None:
+            record.cancelled = True
+            self._records.save(record)
         return await self.get(job_id)
 
     async def delete_file(self, file_id: str) -> bool:
@@ -258,10 +311,23 @@ class TinkerTrainer:
         return True
 
     async def delete_model(self, model: str) -> bool:
-        """Deletes both checkpoints of a finished member."""
+        """Deletes the weights at this path; with a member's final ones, everything that its loop saved."""
+        try:
+            paths = [sampler_path(model)]
+            run, name = parts_of(model)
+        except ValueError:
+            return False
+        if name == FINAL:
+            known = next((r for r in self._records.all() if run in r.runs), None)
+            for each in known.runs if known is not None else [run]:
+                with gone_already():
+                    for c in await self._listed(each):
+                        kept = path_of(each, "sampler_weights" if is_sampler(c) else "weights", listed_name(c))
+                        if not listed_name(c).startswith(EPOCH) and kept not in paths:
+                            paths.append(kept)
         rest = await self._service.rest()
         gone = True
-        for path in {model, model.replace("/sampler_weights/", "/weights/")}:
+        for path in paths:
             try:
                 await self._service.start(
                     partial(rest.delete_checkpoint_from_tinker_path, path), doing=f"deleting {path}"
@@ -287,17 +353,28 @@ class TinkerTrainer:
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        tasks = [loop.task for loop in self._loops.values()]
+        tasks = [running.task for running in self._loops.values()]
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
         await self._service.leave()
 
 
+_INTERRUPTED = "its training loop ended with the process that ran it"
+
+
+def _left(record: LoopRecord) -> Job:
+    """A job that no loop of this process works on, by its record."""
+    if record.final is not None:
+        return Job(record.job_id, JobStatus.SUCCEEDED, model=record.final, trained_tokens=record.tokens, progress=1.0)
+    if record.cancelled:
+        return Job(record.job_id, JobStatus.CANCELLED)
+    return Job(record.job_id, JobStatus.FAILED, error=f"{_INTERRUPTED}, before its first epoch was saved")
+
+
 def _ended(run: Any) -> Job:
-    """A training run that no loop of this process works on."""
-    checkpoint = run.last_sampler_checkpoint
-    if checkpoint is not None and str(checkpoint.checkpoint_id).endswith(CHECKPOINT):
-        return Job(str(run.training_run_id), JobStatus.SUCCEEDED, model=str(checkpoint.tinker_path))
-    reason = "its training loop ended with the process that ran it"
-    return Job(str(run.training_run_id), JobStatus.FAILED, error=reason)
+    """A training run that no loop of this process works on and no record knows."""
+    run_id, checkpoint = str(run.training_run_id), run.last_sampler_checkpoint
+    if checkpoint is not None and listed_name(checkpoint) == FINAL:
+        return Job(run_id, JobStatus.SUCCEEDED, model=path_of(run_id, "sampler_weights", FINAL))
+    return Job(run_id, JobStatus.FAILED, error=_INTERRUPTED)

@@ -46,6 +46,7 @@ HYPERPARAMETERS = frozenset(
         "lora_trainable_modules",
     }
 )
+SWITCHES = frozenset({"lora", "packing"})
 DEFAULTS: Hyperparameters = {"n_epochs": 3, "learning_rate": 1e-4, "batch_size": 8}
 """Sent where the config gives none. Together's own (1 epoch, rate 1e-5, the largest batch) are one or two steps for a
 small file, after which a member answers as the base model does."""
@@ -81,7 +82,9 @@ def trainer_capabilities(config: RunConfig) -> TrainerCapabilities:
         max_concurrent_jobs=config.backend.max_concurrent_jobs or 4,
         min_examples=options.min_examples,
         hyperparameters=HYPERPARAMETERS,
+        switches=SWITCHES,
         notes=(*NOTES, *_defaults_note(config), *(() if packed else (UNPACKED,))),
+        accepts=frozenset({"tools", "texts", "weights"}),
     )
 
 
@@ -252,7 +255,7 @@ class TogetherTrainer(SdkTrainer):
 def _typed(hyperparameters: Hyperparameters) -> dict[str, Any]:
     """Hyperparameters by the SDK's names, with :data:`DEFAULTS`; switches arrive as 0 and 1."""
     known = {**DEFAULTS, **known_hyperparameters("Together", hyperparameters, HYPERPARAMETERS)}
-    return {k: bool(v) if k in ("lora", "packing") else v for k, v in known.items()}
+    return {k: bool(v) if k in SWITCHES else v for k, v in known.items()}
 
 
 def _reason(answer: dict[str, Any]) -> str:

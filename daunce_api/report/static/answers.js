@@ -16,6 +16,9 @@ function startAnswers() {
   for (const id of ['pair-search', 'pair-source', 'pair-marked']) {
     byId(id).addEventListener('input', () => { answers.shown = { pro: 10, opp: 10 }; drawPairs(); });
   }
+  shareButtons(byId('pair-share'), 'pairs', 'the listed pairs');
+  const shared = data.sharedSystem;
+  if (shared) byId('shared-system').replaceChildren(element('details', { class: 'system' }, element('summary', {}, 'System prompt of all examples'), element('p', { class: 'prompt' }, shared)));
   filterAnswers();
   answers.list.pick(0);
 }
@@ -39,6 +42,7 @@ function showAnswer(j) {
   answers.shown = { pro: 10, opp: 10 };
   drawAnswer();
   drawPairs();
+  setLink({ answer: data.test.id[j] });
 }
 
 function drawAnswer() {
@@ -47,9 +51,11 @@ function drawAnswer() {
   byId('answer').replaceChildren(
     element('div', { class: 'meta' },
       element('span', { class: 'id' }, data.test.id[j]), tag(data.test, j),
-      element('span', {}, 'mean loss ' + digits(numbers.test_loss[j]) + ' nats, standard deviation ' + digits(numbers.test_spread[j]) + ' over members')),
-    element('p', { class: 'prompt' }, data.test.prompt[j]),
+      element('span', {}, 'mean loss ' + digits(numbers.test_loss[j]) + ' nats, standard deviation ' + digits(numbers.test_spread[j]) + ' over members'),
+      element('button', { type: 'button', class: 'small', title: 'Copy a link to this answer', onclick: (e) => copy(e.target, linkTo({ answer: data.test.id[j] })) }, 'Link')),
     element('p', { class: 'reply' }, ...answerTokens(j, legend)),
+    element('p', { class: 'prompt' }, data.test.prompt[j]),
+    system(data.test, j, false),
     legend);
 }
 
@@ -92,7 +98,7 @@ function pairsOf(side) {
     const [low, high] = [numbers[side + '_low'][at], numbers[side + '_high'][at]];
     const clear = numbers[side + '_clear'][at] > 0;
     if (ofSource(data.train, train, source) && (!marked || clear) && (!words || answers.trainHay[train].includes(words))) {
-      found.push({ side, place, train, score, low, high, clear, bm25: numbers[side + '_bm25'][at] });
+      found.push({ side, place, train, score, low, high, clear, bm25: numbers[side + '_bm25'][at], prior: numbers[side + '_prior'] ? numbers[side + '_prior'][at] : null });
     }
   }
   return found;
@@ -101,9 +107,11 @@ function pairsOf(side) {
 function drawPairs() {
   const j = answers.selected;
   let reach = 0;
+  let largest = 0;
   for (const side of SIDES) {
     if (!numbers[side + '_index'].shape[1]) continue;
     const at = j * numbers[side + '_index'].shape[1];
+    largest = Math.max(largest, Math.abs(numbers[side + '_score'][at]) || 0);
     for (const end of ['_score', '_low', '_high']) reach = Math.max(reach, Math.abs(numbers[side + end][at]) || 0);
   }
   for (const side of SIDES) {
@@ -114,18 +122,18 @@ function drawPairs() {
     byId(side + '-count').textContent = found.length.toLocaleString('en');
     const rest = found.length - shown.length;
     box.replaceChildren(
-      ...shown.map((pair) => card(pair, reach)),
+      ...shown.map((pair) => card(pair, reach, aligned(largest))),
       found.length ? '' : element('p', { class: 'none' }, 'None that fits these filters.'),
       rest <= 0 ? '' : element('button', { class: 'more', type: 'button', onclick: () => { answers.shown[side] += 20; drawPairs(); } },
         Math.min(20, rest) + ' more'));
   }
 }
 
-function card(pair, reach) {
+function card(pair, reach, number) {
   const chosen = isChosen(pair);
   const node = element('article', {
     class: 'card' + (pair.clear ? '' : ' faint') + (chosen ? ' chosen' : ''), 'data-train': data.train.id[pair.train], 'data-place': pair.place,
-    onclick: (event) => { if (!event.target.closest('button') && !String(getSelection())) choosePair(pair); },
+    onclick: (event) => { if (!event.target.closest('button, details') && !String(getSelection())) choosePair(pair); },
   },
   element('div', { class: 'meta' },
     element('button', { class: 'open', type: 'button', 'aria-expanded': String(chosen), title: chosen ? 'Fold' : 'Unfold, with the tokens that carry the score', onclick: () => choosePair(pair) },
@@ -134,12 +142,14 @@ function card(pair, reach) {
     element('span', { class: 'bm25', title: pair.bm25 ? 'place in a text search (BM25) for this answer' : 'shares no word with this answer' },
       pair.bm25 ? 'BM25 #' + pair.bm25.toLocaleString('en') : 'BM25 —')),
   element('div', { class: 'measure' },
-    element('span', { class: 'number ' + (pair.clear ? (pair.side === 'pro' ? 'helpful' : 'harmful') : '') }, signed(pair.score)),
-    element('span', { class: 'spread' + (symmetric(pair) ? '' : ' wide'), title: '95 % interval ' + interval(pair) }, spread(pair)), intervalBar(pair, reach),
-    pair.clear ? '' : element('span', { class: 'zero' }, 'not told from zero')),
+    element('span', { class: 'number ' + (pair.clear ? (pair.side === 'pro' ? 'helpful' : 'harmful') : '') }, (pair.score > 0 ? '+' : '') + number(pair.score)),
+    element('span', { class: 'spread' + (symmetric(pair) ? '' : ' wide'), title: '95 % interval ' + interval(pair) }, spread(pair, number)), intervalBar(pair, reach),
+    pair.clear ? '' : element('span', { class: 'zero' }, 'not significant')),
+  pair.prior === null ? '' : element('div', { class: 'meta prior' }, 'evidence ' + (pair.score - pair.prior > 0 ? '+' : '') + number(pair.score - pair.prior) + ', prior ' + (pair.prior > 0 ? '+' : '') + number(pair.prior)),
   element('div', { class: chosen ? 'whole' : 'clamp' },
+    element('p', { class: 'reply' }, ...(chosen ? trainingTokens(pair) : [data.train.answer[pair.train]])),
     element('p', { class: 'prompt' }, data.train.prompt[pair.train]),
-    element('p', { class: 'reply' }, ...(chosen ? trainingTokens(pair) : [data.train.answer[pair.train]]))),
+    chosen ? system(data.train, pair.train, false) : ''),
   chosen ? element('p', { class: 'legend' }, ...trainingLegend(pair)) : '');
   return node;
 }
@@ -152,9 +162,9 @@ function symmetric(pair) {
   return !(Math.abs(pair.high + pair.low - 2 * pair.score) > 0.01 * (pair.high - pair.low));
 }
 
-function spread(pair) {
+function spread(pair, number) {
   if (!Number.isFinite(pair.low)) return '± unknown';
-  return symmetric(pair) ? '± ' + digits((pair.high - pair.low) / 2) : interval(pair);
+  return symmetric(pair) ? '± ' + number((pair.high - pair.low) / 2) : interval(pair);
 }
 
 function trainingTokens(pair) {
@@ -179,9 +189,28 @@ function choosePair(pair) {
   answers.chosen = isChosen(pair) ? null : pair;
   drawAnswer();
   drawPairs();
+  setLink({ answer: data.test.id[answers.selected], ...(answers.chosen ? { example: data.train.id[pair.train] } : {}) });
   const button = document.querySelector('#' + pair.side + ' .card[data-place="' + pair.place + '"] .open');
   if (button) button.focus({ preventScroll: true });
 }
+
+// Unfold the pair of the selected answer with a training example, however far down it is.
+function unfold(train) {
+  for (const id of ['pair-search', 'pair-source']) byId(id).value = id === 'pair-search' ? '' : ANY;
+  byId('pair-marked').checked = false;
+  for (const side of SIDES) {
+    const pair = pairsOf(side).find((other) => other.train === train);
+    if (!pair) continue;
+    answers.shown[side] = Math.max(answers.shown[side], pair.place + 1);
+    if (!isChosen(pair)) choosePair(pair);
+    const node = document.querySelector('#' + side + ' .card[data-place="' + pair.place + '"]');
+    if (node) node.scrollIntoView({ block: 'center' });
+    return;
+  }
+  goToExample(train);
+}
+
+const linkTo = (parts) => location.href.split('#')[0] + '#' + Object.entries(parts).map(([name, id]) => name + '=' + encodeURIComponent(id)).join('&');
 
 // The bar runs from zero to the score, the whisker over its interval; zero stands a fifth from the left.
 function intervalBar(pair, reach) {

@@ -20,6 +20,7 @@ class VirtualList {
   show(items) {
     this.items = items;
     this.runway.style.height = items.length * this.rowHeight + 'px';
+    this.box.style.maxHeight = Math.max(items.length, 2) * this.rowHeight + 2 + 'px';
     for (const row of this.rows.values()) row.remove();
     this.rows.clear();
     this.box.scrollTop = Math.min(this.box.scrollTop, Math.max(0, items.length * this.rowHeight - this.box.clientHeight));

@@ -21,13 +21,9 @@ function startTheme() {
   window.addEventListener('beforeprint', () => {
     before = document.documentElement.dataset.theme;
     fillPrint();
-    paperWidth = 660;
     setTheme('light', false);
   });
-  window.addEventListener('afterprint', () => {
-    paperWidth = null;
-    setTheme(before, false);
-  });
+  window.addEventListener('afterprint', () => setTheme(before, false));
 }
 
 function toggleTheme() {
@@ -55,7 +51,7 @@ function startKeys() {
   });
 }
 
-// Paper cannot be clicked: every answer (the first 60) with its three strongest on each side, and the suspicious list.
+// Paper cannot be clicked: every answer (the first 60) with its three strongest on each side, and the candidates.
 function fillPrint() {
   const line = (side, j, place) => {
     const at = j * numbers[side + '_index'].shape[1] + place;
@@ -66,15 +62,15 @@ function fillPrint() {
       ' (' + interval({ low: numbers[side + '_low'][at], high: numbers[side + '_high'][at] }) + ')  ' + data.train.id[train] + ': ' + brief(data.train.answer[train]));
   };
   const count = Math.min(60, data.test.id.length);
-  const worst = [...numbers.suspicion.keys()].sort((a, b) => numbers.suspicion[b] - numbers.suspicion[a]).slice(0, 20);
+  const worst = numbers.effect ? training.list.items.filter((i) => numbers.proposed[i]).slice(0, 40) : [];
   byId('print').replaceChildren(
     element('h2', {}, 'All answers, three strongest on each side'),
     ...Array.from({ length: count }, (_, j) => element('div', { class: 'brief' },
       element('p', {}, element('b', {}, data.test.id[j]), '  ' + brief(data.test.answer[j])),
       element('ul', {}, ...SIDES.flatMap((side) => [0, 1, 2].map((place) => line(side, j, place)))))),
-    element('h2', {}, 'Training examples to look at again'),
+    worst.length ? element('h2', {}, 'Training examples proposed for removal') : '',
     ...worst.map((i) => element('div', { class: 'brief' }, element('p', {}, element('b', {}, data.train.id[i]),
-      '  mean score ' + signed(numbers.mean_score[i]) + ', self-influence ' + digits(numbers.self_influence[i]) + '  ' + brief(data.train.answer[i])))));
+      '  effect ' + signed(numbers.effect[i]) + '  ' + brief(data.train.answer[i])))));
 }
 
 async function start() {
@@ -83,14 +79,17 @@ async function start() {
   numbers = views(data.arrays, buffer);
   data.train.named = new Set(data.heat.row_source);
   data.test.named = new Set(data.heat.column_source);
+  const prompts = new Set([...data.train.system, ...data.test.system]);
+  data.sharedSystem = prompts.size === 1 ? data.systems[[...prompts][0]] || '' : null;
   for (const section of document.querySelectorAll('main > section[hidden]')) section.hidden = false;
   startTheme();
   startAnswers();
   startTraining();
   startKeys();
-  document.documentElement.dataset.ready = 'lists';
-  await new Promise((done) => requestAnimationFrame(() => setTimeout(done)));
-  await startPlots();
+  startPlots();
+  if (location.hash.includes('=')) followLink();
+  link.quiet = false;
+  window.addEventListener('hashchange', () => { if (location.hash.includes('=')) followLink(); });
   document.documentElement.dataset.ready = 'all';
 }
 

@@ -1,16 +1,26 @@
-// All training examples: sortable, searchable, the suspicious ones first.
+// All training examples: sortable and searchable; candidates for removal first where there are any.
 
-const training = { list: null, order: 'suspicion' };
+const training = { list: null, order: 'self_influence' };
 const ORDERS = {
   id: { label: 'Example', value: (i) => -i },
   text: { label: 'Answer', value: null },
-  suspicion: { label: 'Suspicion', value: (i) => numbers.suspicion[i], num: true },
+  effect: { label: 'Effect', value: (i) => numbers.effect[i], num: true },
   mean_score: { label: 'Mean score', value: (i) => -numbers.mean_score[i], num: true },
   self_influence: { label: 'Self-influence', value: (i) => numbers.self_influence[i], num: true },
   included: { label: 'Subsets', value: (i) => numbers.included[i], num: true },
 };
 
 function startTraining() {
+  const largest = (name) => numbers[name].reduce((most, v) => Math.max(most, Math.abs(v) || 0), 0);
+  const mean = aligned(largest('mean_score'));
+  const effect = numbers.effect ? aligned(largest('effect')) : digits;
+  const plus = (v, number) => (v > 0 ? '+' : '') + number(v);
+  if (numbers.effect) {
+    ORDERS.effect.label = data.effect_label;
+    training.order = 'effect';
+  } else delete ORDERS.effect;
+  byId('training').classList.toggle('ranked', Boolean(numbers.effect));
+  shareButtons(byId('train-share'), 'training', 'the listed examples');
   fillSources(byId('train-source'), data.train);
   const head = byId('train-head');
   head.classList.add('grid');
@@ -21,13 +31,21 @@ function startTraining() {
   training.list = new VirtualList(byId('train-list'), 38, (i) => [element('div', { class: 'grid' },
     element('span', { class: 'one' }, element('span', { class: 'id' }, data.train.id[i])),
     element('span', { class: 'one' }, data.train.answer[i]),
-    element('span', { class: 'num' }, numbers.suspicion[i].toFixed(2)),
-    element('span', { class: 'num ' + (numbers.mean_score[i] < 0 ? 'harmful' : '') }, signed(numbers.mean_score[i])),
+    ...(numbers.effect ? [element('span', { class: 'num' + (numbers.proposed[i] ? ' harmful' : '') }, plus(numbers.effect[i], effect))] : []),
+    element('span', { class: 'num ' + (numbers.mean_score[i] < 0 ? 'harmful' : '') }, plus(numbers.mean_score[i], mean)),
     element('span', { class: 'num' }, digits(numbers.self_influence[i])),
     element('span', { class: 'num' }, String(numbers.included[i])))], showTraining);
   for (const id of ['train-search', 'train-source']) byId(id).addEventListener('input', drawTraining);
   drawTraining();
   training.list.pick(training.list.items[0]);
+}
+
+function goToExample(i) {
+  byId('train-search').value = '';
+  byId('train-source').value = ANY;
+  drawTraining();
+  training.list.pick(i);
+  byId('training').scrollIntoView();
 }
 
 function drawTraining() {
@@ -49,15 +67,18 @@ function drawTraining() {
 
 function showTraining(i) {
   byId('train-detail').replaceChildren(
-    element('div', { class: 'meta' }, element('span', { class: 'id' }, data.train.id[i]), tag(data.train, i)),
-    element('p', { class: 'prompt' }, data.train.prompt[i]),
+    element('div', { class: 'meta' }, element('span', { class: 'id' }, data.train.id[i]), tag(data.train, i),
+      element('button', { type: 'button', class: 'small', title: 'Copy a link to this example', onclick: (e) => copy(e.target, linkTo({ example: data.train.id[i] })) }, 'Link')),
     element('p', { class: 'reply' }, data.train.answer[i]),
+    element('p', { class: 'prompt' }, data.train.prompt[i]),
+    system(data.train, i, false),
     element('dl', { class: 'facts' },
-      element('dt', {}, 'Suspicion'), element('dd', {}, numbers.suspicion[i].toFixed(2) + ' of 1'),
+      ...(numbers.effect ? [element('dt', {}, data.effect_label), element('dd', {}, signed(numbers.effect[i]) + (numbers.proposed[i] ? ', proposed for removal' : ''))] : []),
       element('dt', {}, 'Mean score'), element('dd', {}, signed(numbers.mean_score[i])),
       element('dt', {}, 'Self-influence'), element('dd', {}, digits(numbers.self_influence[i]) + ' nats'),
       element('dt', {}, 'In subsets'), element('dd', {}, numbers.included[i] + ' of ' + data.picture.members)),
     ...partners(i, 'helps', 'Helps most'), ...partners(i, 'hurts', 'Hurts most'));
+  setLink({ example: data.train.id[i] });
 }
 
 function partners(i, name, title) {

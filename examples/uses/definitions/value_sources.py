@@ -21,7 +21,7 @@ from retrain import Mask, retrained_losses
 from scipy.stats import spearmanr
 
 from daunce_api import Attribution, Run
-from daunce_api.core.uncertainty import significance_threshold
+from daunce_api.core import significance_threshold
 
 
 def value(attribution: Attribution) -> list[dict[str, Any]]:

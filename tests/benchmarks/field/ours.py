@@ -10,8 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from daunce_api.core import scores
-from daunce_api.core.checkpoints import Checkpoints
+from daunce_api.core import Checkpoints, scores
 from daunce_api.providers.local.classifier import Classifier, ClassifierSettings, Members
 from daunce_api.providers.objective import Objective
 from tests.benchmarks.field.cells import Method, Result, read_cell
@@ -98,8 +97,8 @@ def white_box(
     learning_time = float(member.rates(round(ratio * size)).sum() / target.rates(size).sum())
     learning_time *= (1 - target.momentum) / (1 - member.momentum)
     design_KN = goal.weights_KN(inclusion, np.array(seeds))
-    # As a run has it: members of squared margins are not short (`assembly.learning_time_ratio`).
-    found = scores(train, test, design_KN, estimator, rho=None if objective == "fisher" else learning_time)
+    # As a run has it: members of squared margins are not short (`providers.learning_time`).
+    found = scores(train, test, design_KN, estimator, rho="base" if objective == "fisher" else learning_time)
     return Result([found], 0.0, f"{trained:.1f} s for members")
 
 

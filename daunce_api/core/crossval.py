@@ -1,0 +1,217 @@
+"""Cross-validation over members: scores fitted on some members predict others, at the cost of K x K matrices.
+
+A filter fitted on some members predicts the test losses of another member k from its inclusion row:
+``-(m_k - mean m) @ score = -[(m_k - mean m) A^T] U phi(w) U^T B``. Everything about the N training examples enters
+through two matrices, A A^T (R x R) and (inclusion) A^T (K x R), which are computed once; a fold, a half or a bootstrap
+is then a sub-block of them. Judging twenty filters on ten folds costs about as much as one. Where pairs are weighted
+(`pairs.Shrinkage`) all N x M of them are gone through instead, so that fewer test examples are judged by
+(`some_tests`).
+
+With earlier checkpoints a member's rows go together: all of them are fitted on, or none, and what is predicted are the
+test losses of its final model.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from copy import copy
+from typing import TypeAlias
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+from scipy.stats import rankdata
+
+from ..errors import ConfigurationError
+from .estimators import Matrix, Setting, Spectrum, decompose, estimator_named, inclusion_dispersion, stabilized
+from .pairs import Shrinkage, fit
+from .rows import Floats, Index, MemberLosses, Stages, centered, stacked
+
+Candidate: TypeAlias = tuple[str, Setting]
+FOLDS = 10
+_BLOCK = 16_384
+_ALL = slice(None)
+_KEPT = 20  # spectra of folds, since candidates come in several turns
+
+
+class CrossValidator:
+    """Fits candidates on some members and predicts others.
+
+    Attributes:
+        losses: the losses of all members.
+        target_KM: what predictions are compared with: the test losses of the final models.
+    """
+
+    def __init__(self, losses: MemberLosses) -> None:
+        if losses.inclusion_KN is None:
+            raise ConfigurationError("Members are cross-validated through their subsets: pass inclusion_KN.")
+        self.losses = losses
+        self.target_KM = losses.test_KM
+        self._inclusion = losses.inclusion_KN
+        self._dispersion = inclusion_dispersion(self._inclusion)
+        self._kept: dict[tuple[bool, bytes, bytes], tuple[Spectrum, Matrix]] = {}
+        count, examples = losses.train_KN.shape
+        rows = losses.stages.count * count
+        self._gram, self._cross, self._overlap = (np.zeros(s) for s in ((rows, rows), (count, rows), (count, count)))
+        for start in range(0, examples, _BLOCK):
+            piece = slice(start, start + _BLOCK)
+            a = losses.stages.centre(np.concatenate([x[:, piece].astype(np.float64) for x in losses.train]))
+            included = centered(self._inclusion[:, piece].astype(np.float64))
+            self._gram += a @ a.T
+            self._cross += included @ a.T
+            self._overlap += included @ included.T
+
+    def some_tests(self, pairs: int, least: int) -> CrossValidator:
+        """The same with as many test examples, evenly spread, as make so many pairs, and no fewer than ``least``."""
+        count = self.target_KM.shape[1]
+        wanted = max(least, pairs // self.losses.train_KN.shape[1])
+        if wanted >= count:
+            return self
+        part = copy(self)
+        part.losses = self.losses.tests(self.losses.kept_M[:: -(-count // wanted)])
+        part.target_KM = part.losses.test_KM
+        return part
+
+    def explained(self) -> tuple[float, float]:
+        """Share of the test losses' variance that subsets explain linearly, and its standard error.
+
+        Haseman and Elston's regression (1972): over pairs of members, the product of their standardised test losses,
+        mean over test examples, against the overlap of their subsets, scaled so that a member's with itself is 1.
+        Luck of training and scoring noise are no part of it. The error takes pairs to be independent.
+        """
+        count = self.losses.count
+        overlap = centered(centered(self._overlap).T)
+        b = centered(self.target_KM.astype(np.float64))
+        spread = b.std(axis=0)
+        b = b[:, spread > 0] / spread[spread > 0]
+        if b.shape[1] == 0 or not np.trace(overlap) > 0:
+            return 0.0, float("inf")
+        pairs = np.triu_indices(count, 1)
+        x, y = (overlap / np.trace(overlap) * count)[pairs], (b @ b.T / b.shape[1])[pairs]
+        x, y = x - x.mean(), y - y.mean()
+        squares = float((x**2).sum())
+        if squares <= 1e-12 * x.size:
+            return 0.0, float("inf")
+        return float(x @ y) / squares, float(np.sqrt((y**2).mean() / squares))
+
+    def spectrum(self) -> Spectrum:
+        """The spectrum of the final models' training losses, of all members."""
+        final, count = self.losses.final(), self.losses.count
+        return decompose(self._gram[-count:, -count:], final.stages, self.losses, self._dispersion)
+
+    def correlations(self, candidates: Sequence[Candidate]) -> NDArray[np.float64]:
+        """Held-out correlation of each candidate, mean over test examples."""
+        return np.array([np.nanmean(column_spearman(p, self.target_KM)) for p in self.folded(candidates)])
+
+    def folded(self, candidates: Sequence[Candidate]) -> list[NDArray[np.float64]]:
+        """(K, M) predictions of every member by the members of the other folds, for each candidate."""
+        out = [np.full(self.target_KM.shape, np.nan) for _ in candidates]
+        for held, rest in folds(self.losses.count):
+            for filled, predicted in zip(out, self.predict(candidates, rest, held), strict=True):
+                filled[held] = predicted
+        return out
+
+    def predict(self, candidates: Sequence[Candidate], members: Index, held: Index) -> list[NDArray[np.float64]]:
+        """Test losses of members ``held`` (H, M), predicted with scores from ``members``, for each candidate.
+
+        The scale and offset of a prediction are the estimator's own; only its order over members carries meaning.
+        """
+        out: dict[int, NDArray[np.float64]] = {}
+        weighted: dict[bool, list[int]] = {}
+        for i, (name, setting) in enumerate(candidates):
+            if estimator_named(name).filter is None:
+                out[i] = self._predict_by_scores(name, setting, members, held)
+            elif setting.shrinkage is not None:
+                weighted.setdefault(setting.checkpoints, []).append(i)
+            else:
+                phi, b_DM, projected = self._filtered(candidates[i], members, held)
+                out[i] = -(projected * phi) @ b_DM
+        for some in weighted.values():
+            found = self._predict_weighted([candidates[i] for i in some], members, held)
+            out |= dict(zip(some, found, strict=True))
+        return [out[i] for i in range(len(candidates))]
+
+    def _filtered(self, candidate: Candidate, members: Index, held: Index) -> tuple[Floats, Floats, Matrix]:
+        """A filter's phi (D,), the test losses in the directions of the spectrum, (D, M), and the subsets of ``held``
+        in these directions (H, D)."""
+        name, setting = candidate
+        spectrum, projected = self._decomposed(setting.checkpoints, members, held)
+        entry = estimator_named(name)
+        assert entry.filter is not None
+        tests = self.losses.test if setting.checkpoints else self.losses.test[-1:]
+        b = spectrum.stages.centre(stacked([stabilized(x, setting.log_offset)[members] for x in tests]))
+        return entry.filter(spectrum, setting), spectrum.u_RD.T @ b, projected
+
+    def _decomposed(self, checkpoints: bool, members: Index, held: Index) -> tuple[Spectrum, Matrix]:
+        key = checkpoints, members.tobytes(), held.tobytes()
+        if key not in self._kept:
+            stages = self.losses.stages if checkpoints else self.losses.final().stages
+            rows = self._gram.shape[0] - stages.count * stages.members + stages.rows_of(members)
+            part = Stages.of(stages.present_TK[:, members])
+            spectrum = decompose(self._gram[np.ix_(rows, rows)], part, self.losses, self._dispersion)
+            block = self._cross[np.ix_(held, rows)] - self._cross[np.ix_(members, rows)].mean(axis=0)
+            if len(self._kept) >= _KEPT:
+                self._kept.clear()
+            self._kept[key] = spectrum, part.centre(block.T).T @ spectrum.u_RD
+        return self._kept[key]
+
+    def _predict_weighted(
+        self, candidates: Sequence[Candidate], members: Index, held: Index
+    ) -> list[NDArray[np.float64]]:
+        """As `predict`, with pairs weighted: through all N x M of them, in float32, which is enough to judge by."""
+        spectrum, _ = self._decomposed(candidates[0][1].checkpoints, members, held)
+        alike: dict[tuple[object, ...], list[int]] = {}
+        for i, (name, setting) in enumerate(candidates):
+            alike.setdefault((name, setting.ridge, setting.log_offset), []).append(i)
+        filtered = [self._filtered(candidates[own[0]], members, held)[:2] for own in alike.values()]
+        weight = (self._inclusion[held] - self._inclusion[members].mean(axis=0, dtype=np.float64)).astype(np.float32)
+        stages = self.losses.train if spectrum.stages.count > 1 else self.losses.train[-1:]
+        total = [np.zeros((held.size, self.target_KM.shape[1])) for _ in candidates]
+        u_DR = spectrum.u_RD.T.astype(np.float32)
+        for start in range(0, weight.shape[1], _BLOCK):
+            piece = slice(start, start + _BLOCK)
+            a_DN = u_DR @ spectrum.stages.centre(stacked([x[members, piece] for x in stages])).astype(np.float32)
+            squares_DN = a_DN * a_DN
+            for own, (phi, b_DM) in zip(alike.values(), filtered, strict=True):
+                right = (phi[:, None] * b_DM).astype(np.float32)
+                score = a_DN.T @ right
+                lengths = phi.astype(np.float32) @ squares_DN, (right * b_DM).sum(axis=0).astype(np.float32)
+                for i in own:
+                    amount = candidates[i][1].shrinkage or 1.0
+                    weights = Shrinkage.of(amount, spectrum.w * phi, *lengths).weight(score, _ALL, _ALL)
+                    total[i] -= weight[:, piece] @ (score * weights)
+        return total
+
+    def _predict_by_scores(self, name: str, setting: Setting, members: Index, held: Index) -> NDArray[np.float64]:
+        scores = fit(self.losses.members(members), name, setting)
+        weight = self._inclusion[held] - self._inclusion[members].mean(axis=0, dtype=np.float64)
+        total = np.zeros((held.size, self.target_KM.shape[1]))
+        for start in range(0, weight.shape[1], _BLOCK):
+            rows = slice(start, start + _BLOCK)
+            total -= weight[:, rows] @ scores.inner(rows, _ALL)
+        return total
+
+
+def folds(members: int, count: int = FOLDS) -> list[tuple[Index, Index]]:
+    """Members of each fold and all others. The split is round-robin and depends on nothing but K."""
+    fold = np.arange(members) % min(count, members)
+    return [(np.flatnonzero(fold == f), np.flatnonzero(fold != f)) for f in range(int(fold.max()) + 1)]
+
+
+def column_spearman(x_SM: ArrayLike, y_SM: ArrayLike) -> NDArray[np.float64]:
+    """(M,) Spearman correlation of matching columns; 0 for a constant column, NaN with fewer than 3 rows."""
+    x, y = (rankdata(np.asarray(v, dtype=np.float64), axis=0) for v in (x_SM, y_SM))
+    return np.asarray(weighted_correlation(x, y, np.ones((1, x.shape[0])))[0])
+
+
+def weighted_correlation(x_SM: Floats, y_SM: Floats, weight_DS: Floats) -> NDArray[np.float64]:
+    """(D, M) Pearson correlation of columns under each row of weights; NaN with fewer than 3 rows, 0 if constant."""
+    if x_SM.shape[0] < 3:
+        return np.full((weight_DS.shape[0], x_SM.shape[1]), np.nan)
+    middle = (x_SM.shape[0] + 1) / 2  # of ranks; keeps the sums of squares small
+    x, y = x_SM - middle, y_SM - middle
+    total = np.maximum(weight_DS.sum(axis=1, keepdims=True), 1e-300)
+    mean_x, mean_y = weight_DS @ x / total, weight_DS @ y / total
+    cross = weight_DS @ (x * y) / total - mean_x * mean_y
+    scale = (weight_DS @ (x * x) / total - mean_x**2) * (weight_DS @ (y * y) / total - mean_y**2)
+    good = scale > 1e-9 * np.maximum(total, 1)
+    return np.asarray(np.where(good, cross / np.sqrt(np.where(good, scale, 1.0)), 0.0))

@@ -1,0 +1,418 @@
+"""Scores of one estimator: computed where they are needed, block by block, with standard errors and sums over groups.
+
+Every estimator is an inner product over rows, ``score_NM = left_RN.T @ right_RM``, which is what makes exact top-k,
+group sums and standard errors possible without ever holding an N x M matrix. Two things may come on top.
+
+SHRINKAGE. A filter's score is an inner product of two vectors, a of the training and b of the test example, which K
+members spread over d directions. Unrelated vectors are not orthogonal: their product has a standard deviation of
+|a| |b| / sqrt(d). And influence is heavy-tailed: most of what the many small scores add up to is chance. With
+z = score sqrt(d) / (|a| |b|) every score is therefore multiplied by z^2 / (z^2 + c), which leaves what stands out as it
+is and takes the rest away: for c = 1 an empirical Wiener filter with the pair's own square as the estimate of its
+signal (Ghael, Sayeed and Baraniuk 1997); the sparser the influence, the larger the c that is right. The result grows
+with the score and never exceeds it. With the filter phi, a = phi^1/2 U^T A_i and b likewise, and p = w phi spreads over
+d = (sum p)^2 / sum p^2 directions (the participation ratio).
+
+PRIOR. What is known of a pair before any member is trained is added (`prior`). Standard errors and z-values are those
+of the evidence alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+
+import numpy as np
+
+from ..errors import ConfigurationError, DataError
+from .estimators import Setting, Spectrum, estimator_named, ridge_of, spectrum_of, stabilized
+from .jackknife import (
+    LEAST_FOR_CORRELATION,
+    ErrorTerm,
+    correlation_without,
+    filter_terms,
+    jackknife,
+    moment_terms,
+    squared_changes,
+    unit_terms,
+    z_values,
+)
+from .rows import Floats, Index, MemberLosses, Stages, stacked
+
+_ROWS = 16_384
+_TILE = (2_048, 512)
+_PAIRS = 1_000_000  # that are weighted at a time
+_CHANGES = 10_000_000  # of groups by members that are held at a time
+_ALL = slice(None)
+_ROOT_OF_FIVE = 5**0.5
+
+
+@dataclass(frozen=True, eq=False)
+class Shrinkage:
+    """What the weights of all pairs are made of.
+
+    Attributes:
+        left_N: (N,) 1 / |a|, zero for a vector of zeros.
+        right_M: (M,) sqrt(d / c) / |b|, likewise.
+    """
+
+    left_N: Floats
+    right_M: Floats
+
+    @staticmethod
+    def of(amount: float, filtered_D: Floats, left_square_N: Floats, right_square_M: Floats) -> Shrinkage:
+        """From c, the filtered spectrum w phi, and the squared lengths of all vectors."""
+        directions = float(filtered_D.sum() ** 2 / (filtered_D**2).sum())
+        left, right = (
+            np.divide(1, np.sqrt(x), out=np.zeros_like(x), where=x > 0) for x in (left_square_N, right_square_M)
+        )
+        return Shrinkage(left, right * right.dtype.type(np.sqrt(directions / amount)))
+
+    def weight(self, score: Floats, rows: slice | Index, columns: slice | Index) -> Floats:
+        """Weights in [0, 1) of unweighted scores: (n, m) of a block given by slices, or (p,) of single pairs."""
+        left = self.left_N[rows]
+        square = score * (left[:, None] if isinstance(rows, slice) else left)
+        square *= self.right_M[columns]
+        square *= square
+        return np.asarray(square / (1 + square))
+
+    def slope(self, score: Floats, rows: slice | Index, columns: slice | Index) -> Floats:
+        """What a deviation of the score makes of the weighted one, root mean square: w (5^1/2 - (5^1/2 - 1) w).
+
+        1 for a score that stands out. For one that is chance alone, normal about zero, a small weighted score is its
+        cube, whose variance is 15 where that of w times it, with E w^2 = 3, is 3: five times as much.
+        """
+        weight = self.weight(score, rows, columns)
+        return np.asarray(weight * (_ROOT_OF_FIVE - (_ROOT_OF_FIVE - 1) * weight))
+
+
+@dataclass(frozen=True, eq=False)
+class Scores:
+    """Scores of all pairs, with what their standard errors need.
+
+    Attributes:
+        left_RN: (R, N) training side. right_RM: (R, M) test side; ``left.T @ right`` is the score before weights.
+        tests_RM: (R, M) centred test losses, from which the test side of the errors comes.
+        make_terms: what leaving out one member changes, as a sum of products (see `jackknife`); made when first used.
+        stages: which rows belong to one member.
+        kept_N, kept_M, shape: where these examples are among all, as in `MemberLosses`.
+        standardized: columns were divided by their standard deviation, whose own error counts too (correlation).
+        shrinkage: with it, a score is the product times the pair's weight.
+        prior_NM: what is added to the evidence, in its units.
+    """
+
+    left_RN: Floats
+    right_RM: Floats
+    tests_RM: Floats
+    make_terms: Callable[[], tuple[ErrorTerm, ...]]
+    stages: Stages
+    kept_N: Index
+    kept_M: Index
+    shape: tuple[int, int]
+    standardized: bool = False
+    shrinkage: Shrinkage | None = None
+    prior_NM: Floats | None = None
+
+    @cached_property
+    def terms(self) -> tuple[ErrorTerm, ...]:
+        """See `make_terms`."""
+        return self.make_terms()
+
+    def dense(self) -> Floats:
+        """(N, M) all scores; NaN for examples without losses."""
+        parts = [self.block(slice(i, i + _ROWS)) for i in range(0, self.shape[0], _ROWS)]
+        return parts[0] if len(parts) == 1 else np.concatenate(parts)
+
+    def block(self, rows: slice = _ALL) -> Floats:
+        """(n, M) scores of some training examples; NaN for examples without losses."""
+        return self._placed(rows, lambda inner: self.inner(inner, _ALL))
+
+    def stderr_block(self, rows: slice = _ALL) -> Floats:
+        """(n, M) their standard errors."""
+        return self._placed(rows, lambda inner: self.inner_stderr(inner, _ALL))
+
+    def z_block(self, rows: slice = _ALL) -> Floats:
+        """(n, M) how many standard errors the evidence is from zero."""
+        return self._placed(
+            rows,
+            lambda inner: z_values(
+                self.evidence(inner, _ALL), self.inner_stderr(inner, _ALL), correlation=self.standardized
+            ),
+        )
+
+    def _placed(self, rows: slice, values: Callable[[slice], Floats]) -> Floats:
+        start, stop, _ = rows.indices(self.shape[0])
+        first, last = np.searchsorted(self.kept_N, (start, stop))
+        inner = values(slice(int(first), int(last)))
+        if inner.shape == (stop - start, self.shape[1]):
+            return inner
+        out = np.full((max(stop - start, 0), self.shape[1]), np.nan, dtype=inner.dtype)
+        out[np.ix_(self.kept_N[first:last] - start, self.kept_M)] = inner
+        return out
+
+    # --- below, rows and columns are those of the examples that have losses ---
+
+    def product(self, rows: slice, columns: slice) -> Floats:
+        """(n, m) scores before weights."""
+        return np.asarray(self.left_RN[:, rows].T @ self.right_RM[:, columns])
+
+    def evidence(self, rows: slice, columns: slice) -> Floats:
+        """(n, m) what the members say."""
+        score = self.product(rows, columns)
+        return score if self.shrinkage is None else score * self.shrinkage.weight(score, rows, columns)
+
+    def inner(self, rows: slice, columns: slice) -> Floats:
+        """(n, m) scores: evidence and prior."""
+        score = self.evidence(rows, columns)
+        return score if self.prior_NM is None else score + self.prior_NM[rows, columns]
+
+    def inner_stderr(self, rows: slice, columns: slice) -> Floats:
+        """(n, m) standard errors of the evidence."""
+        left_RX, tests_RX = self.left_RN[:, rows], self.tests_RM[:, columns]
+        if self.standardized:
+            return self._correlation_errors(left_RX, tests_RX)
+        out = np.empty((left_RX.shape[1], tests_RX.shape[1]), dtype=left_RX.dtype)
+        members = self.stages.members
+        for i in range(0, out.shape[0], _TILE[0]):
+            left = left_RX[:, i : i + _TILE[0]]
+            lefts = self.by_member([t.left(left) for t in self.terms])
+            for j in range(0, out.shape[1], _TILE[1]):
+                rights = [t.right(tests_RX[:, j : j + _TILE[1]]) for t in self.terms]
+                # The left maps are symmetric, so the sum over members is one product, however many terms there are.
+                total = left.T @ sum(t.left(right) for t, right in zip(self.terms, rights, strict=True))
+                squares = squared_changes(lefts, self.by_member(rights))
+                out[i : i + _TILE[0], j : j + _TILE[1]] = jackknife(squares, total, members)
+        return (
+            out if self.shrinkage is None else out * self.shrinkage.weight(self.product(rows, columns), rows, columns)
+        )
+
+    def by_member(self, terms: list[Floats]) -> Floats:
+        """(K, P, n) one side of each member's parts: a term at a stage is a part."""
+        rows = np.concatenate(terms)
+        return rows.reshape(-1, self.stages.members, rows.shape[1]).swapaxes(0, 1)
+
+    def _correlation_errors(self, left_RX: Floats, right_RY: Floats) -> Floats:
+        score = left_RX.T @ right_RY
+        root = np.sqrt(self.stages.inflation()).astype(left_RX.dtype)[:, None]
+        a_KTX, b_KTY = self.stages.by_member(left_RX * root), self.stages.by_member(right_RY * root)
+        total, squares = np.zeros_like(score), np.zeros_like(score)
+        for a, b in zip(a_KTX, b_KTY, strict=True):
+            change = score - correlation_without(score, a.T @ b, (a**2).sum(axis=0)[:, None], (b**2).sum(axis=0))
+            total += change
+            squares += change**2
+        return jackknife(squares, total, self.stages.members, least=LEAST_FOR_CORRELATION)
+
+    def group_sums(self, row_of: Index, column_of: Index) -> tuple[Floats, Floats]:
+        """(G, H) sums of scores over groups of examples, and the standard errors of their evidence.
+
+        Sums of columns come before the product, so they cost no more than single examples do; where pairs have weights
+        or a prior, about what all pairs cost. Norms of summed correlations are taken as known, see `unit_terms`.
+        """
+        if _is_single(row_of) and _is_single(column_of):
+            return self.inner(_ALL, _ALL), self.inner_stderr(_ALL, _ALL)
+        if self.shrinkage is not None:
+            return self._sums_of_blocks(row_of, column_of), self._weighted_errors(self.shrinkage, row_of, column_of)
+        left, right, tests = (
+            _summed(x, of) for x, of in ((self.left_RN, row_of), (self.right_RM, column_of), (self.tests_RM, column_of))
+        )
+        sums = replace(self, left_RN=left, right_RM=right, tests_RM=tests, standardized=False, prior_NM=None)
+        error = sums.inner_stderr(_ALL, _ALL)
+        if self.standardized and self.stages.members < LEAST_FOR_CORRELATION:
+            error[:] = np.nan
+        score = sums.inner(_ALL, _ALL) if self.prior_NM is None else self._sums_of_blocks(row_of, column_of)
+        return score, error
+
+    def _sums_of_blocks(self, row_of: Index, column_of: Index) -> Floats:
+        score = np.zeros((int(row_of.max()) + 1, int(column_of.max()) + 1))
+        for start in range(0, row_of.size, _ROWS):
+            rows = slice(start, start + _ROWS)
+            _add_rows(score, row_of[rows], _summed(self.inner(rows, _ALL), column_of))
+        return score
+
+    def _weighted_errors(self, shrinkage: Shrinkage, row_of: Index, column_of: Index) -> Floats:
+        """(G, H) standard errors of sums of weighted scores: what each member changes in a pair's score before weights,
+        times what that makes of the weighted one. In a sum, that weights follow chance does not average out. Some
+        groups of training examples after the others, since changes of all members in all of them may be many."""
+        rights_KPM = self.by_member([t.right(self.tests_RM) for t in self.terms])
+        members, columns = len(rights_KPM), int(column_of.max()) + 1
+        error = np.empty((int(row_of.max()) + 1, columns), dtype=self.left_RN.dtype)
+        step, pairs = max(1, _CHANGES // (members * columns)), max(1, _PAIRS // column_of.size)
+        for first in range(0, error.shape[0], step):
+            some = np.flatnonzero((row_of >= first) & (row_of < first + step))
+            part = replace(
+                self, left_RN=self.left_RN[:, some], shrinkage=replace(shrinkage, left_N=shrinkage.left_N[some])
+            )
+            change = np.zeros((members, min(step, error.shape[0] - first), columns))
+            for start in range(0, some.size, pairs):
+                change_of = part._slopes(slice(start, start + pairs), rights_KPM)
+                for k in range(members):
+                    _add_rows(change[k], row_of[some[start : start + pairs]] - first, _summed(change_of(k), column_of))
+            change = (change - change.mean(axis=0)) * np.sqrt(1 - 1 / members)
+            error[first : first + step] = np.sqrt((change**2).sum(axis=0))
+        return error
+
+    def _slopes(self, rows: slice, rights_KPM: Floats) -> Callable[[int], Floats]:
+        assert self.shrinkage is not None
+        slope = self.shrinkage.slope(self.product(rows, _ALL), rows, _ALL)
+        lefts_KPX = self.by_member([t.left(self.left_RN[:, rows]) for t in self.terms])
+        return lambda k: (lefts_KPX[k].T @ rights_KPM[k]) * slope
+
+
+def fit(losses: MemberLosses, name: str, setting: Setting | None = None) -> Scores:
+    """Scores by a named estimator.
+
+    Raises:
+        ConfigurationError: unknown, or something that it needs is not given.
+        DataError: the training losses are the same in all members, or the scoring noise leaves nothing above it.
+    """
+    setting, entry = setting or Setting(), estimator_named(name)
+    if not setting.checkpoints:
+        losses = losses.final()
+    stages, left = losses.stages, losses.train_rows()
+    if setting.smoothing and losses.prior is not None:
+        left = losses.prior.smoothed(left, setting.smoothing)
+    tests = stacked([stages.centre_stage(t, stabilized(x, setting.log_offset)) for t, x in enumerate(losses.test)])
+    place = losses.kept_N, losses.kept_M, losses.shape
+    if name == "inclusion":
+        if losses.inclusion_KN is None:
+            raise ConfigurationError("The inclusion estimator needs the inclusion matrix: pass inclusion_KN.")
+        included = -losses.inclusion_KN.astype(left.dtype)
+        left = stacked([stages.centre_stage(t, included) for t in range(stages.count)])
+    if name == "correlation":
+        left, tests = _unit_columns(left), _unit_columns(tests)
+        return Scores(left, tests, tests, lambda: unit_terms(stages), stages, *place, standardized=True)
+    if name == "inclusion" or (name == "covariance" and setting.shrinkage is None):
+        scores = Scores(left, tests / stages.freedom, tests, lambda: moment_terms(stages), stages, *place)
+        return _with_prior(scores, losses, setting)
+    assert entry.filter is not None
+    spectrum = spectrum_of(losses)
+    phi = entry.filter(spectrum, setting)
+    if not (phi > 0).any():
+        raise DataError(
+            f"Scoring noise ({spectrum.noise_energy:.3g} nats^2 over all training examples) is larger than every "
+            f"direction in which members differ (largest {spectrum.w[0]:.3g}). The losses stay usable with "
+            "estimator='covariance'; larger members (more epochs, a higher learning rate, a larger subset) or repeated "
+            "scoring would help."
+        )
+    right = (spectrum.u_RD @ (phi[:, None] * (spectrum.u_RD.T @ tests))).astype(left.dtype)
+    if name == "covariance":
+        right = tests / stages.freedom
+
+    def terms() -> tuple[ErrorTerm, ...]:
+        if name == "covariance":
+            return moment_terms(stages)
+        return filter_terms(spectrum, phi, ridge_of(spectrum, setting))
+
+    shrinkage = _shrinkage(setting.shrinkage, spectrum, phi, left, tests)
+    scores = Scores(left, right, tests, terms, stages, *place, shrinkage=shrinkage)
+    return _with_prior(scores, losses, setting)
+
+
+def _shrinkage(
+    amount: float | None, spectrum: Spectrum, phi: Floats, left_RN: Floats, tests_RM: Floats
+) -> Shrinkage | None:
+    if amount is None:
+        return None
+    half_DR = (np.sqrt(phi)[:, None] * spectrum.u_RD.T).astype(left_RN.dtype)
+    squares = []
+    for side_RX in (left_RN, tests_RM.astype(left_RN.dtype, copy=False)):
+        parts = [half_DR @ side_RX[:, i : i + _ROWS] for i in range(0, side_RX.shape[1], _ROWS)]
+        squares.append(np.concatenate([np.einsum("dx,dx->x", p, p) for p in parts] or [np.zeros(0, left_RN.dtype)]))
+    return Shrinkage.of(amount, spectrum.w * phi, *squares)
+
+
+def _with_prior(scores: Scores, losses: MemberLosses, setting: Setting) -> Scores:
+    if losses.prior is None or not setting.prior:
+        return scores
+    squares = [
+        np.square(scores.evidence(slice(i, i + _ROWS), _ALL)).sum(dtype=np.float64)
+        for i in range(0, losses.kept_N.size, _ROWS)
+    ]
+    rms = float(np.sqrt(sum(squares) / max(losses.kept_N.size * losses.kept_M.size, 1)))
+    return replace(scores, prior_NM=losses.prior.similarity_NM * (setting.prior * rms))
+
+
+def _unit_columns(a_KX: Floats) -> Floats:
+    norm = np.sqrt(np.einsum("kx,kx->x", a_KX, a_KX, dtype=np.float64)).astype(a_KX.dtype)
+    return np.asarray(np.divide(a_KX, norm, out=np.zeros_like(a_KX), where=norm > 0))
+
+
+# --- groups -----------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, eq=False)
+class GroupScores:
+    """Scores between groups of training examples and groups of test examples (or single ones).
+
+    Attributes:
+        train_groups, test_groups: (G,) and (H,) labels, in order of first appearance; indices where no labels were
+            given.
+        score_GH: (G, H) sums of scores; positive = helpful. Examples without losses are left out, so that a group's
+            score is that of its other examples, and NaN where it has none.
+        stderr_GH: (G, H) standard errors of the sums of the evidence over the choice of members.
+        estimator, why: as in `top`.
+        prior_GH: (G, H) the part of each score that is prior, or None where there is none.
+    """
+
+    train_groups: tuple[Hashable, ...]
+    test_groups: tuple[Hashable, ...]
+    score_GH: Floats
+    stderr_GH: Floats
+    estimator: str
+    why: str
+    prior_GH: Floats | None = None
+
+
+def group_scores_of(
+    scores: Scores,
+    train_labels_N: Sequence[Hashable] | None,
+    test_labels_M: Sequence[Hashable] | None,
+    estimator: str,
+    why: str,
+) -> GroupScores:
+    """Sum scores over groups on either side; see `group_scores`."""
+    rows, row_of = _numbered(train_labels_N, scores.shape[0], "training")
+    columns, column_of = _numbered(test_labels_M, scores.shape[1], "test")
+    some_rows, row = np.unique(row_of[scores.kept_N], return_inverse=True)
+    some_columns, column = np.unique(column_of[scores.kept_M], return_inverse=True)
+
+    def placed(values: Floats) -> Floats:
+        out = np.full((len(rows), len(columns)), np.nan, dtype=values.dtype)
+        out[np.ix_(some_rows, some_columns)] = values
+        return out
+
+    score, error = scores.group_sums(row, column)
+    prior = None
+    if scores.prior_NM is not None:
+        summed = np.zeros((some_rows.size, some_columns.size))
+        _add_rows(summed, row, _summed(scores.prior_NM, column))
+        prior = placed(summed)
+    return GroupScores(rows, columns, placed(score), placed(error), estimator, why, prior)
+
+
+def _numbered(labels: Sequence[Hashable] | None, count: int, side: str) -> tuple[tuple[Hashable, ...], Index]:
+    if labels is None:
+        return tuple(range(count)), np.arange(count)
+    if len(labels) != count:
+        raise DataError(f"{len(labels)} labels were given for {count} {side} examples; each needs one.")
+    number: dict[Hashable, int] = {}
+    of = np.array([number.setdefault(label, len(number)) for label in labels], dtype=np.int64)
+    return tuple(number), of
+
+
+def _is_single(group_of: Index) -> bool:
+    """Whether every example is its own group, in order."""
+    return np.array_equal(group_of, np.arange(group_of.size))
+
+
+def _summed(values_RX: Floats, group_of: Index) -> Floats:
+    """(R, G) sums of columns by the group that each belongs to; all groups from 0 to G - 1 have columns."""
+    order = np.argsort(group_of, kind="stable")
+    starts = np.flatnonzero(np.diff(group_of[order], prepend=-1))
+    return np.asarray(np.add.reduceat(values_RX[:, order], starts, axis=1))
+
+
+def _add_rows(total_GH: Floats, group_of: Index, values_XH: Floats) -> None:
+    """Add rows to those of their groups, in place."""
+    present, number = np.unique(group_of, return_inverse=True)
+    total_GH[present] += _summed(values_XH.T, number).T

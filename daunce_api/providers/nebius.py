@@ -1,0 +1,160 @@
+"""Nebius Token Factory: OpenAI's jobs, whose models are registered as LoRA adapters and served by the token.
+
+A succeeded job names no model but has checkpoints. Registering one (``POST /v0/models``) gives the name that it answers
+under; the provider checks it for some minutes first. From its documentation, as of May 2026; not tested with a key.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from typing import Any
+from urllib.parse import quote
+
+from pydantic import Field
+
+from ..config import RunConfig
+from ..errors import RejectedError
+from .base import GRACE_SECONDS, Job, JobStatus, ScorerCapabilities, TrainerCapabilities
+from .failures import gone_already
+from .openai_wire.client import WireClient
+from .openai_wire.echo import EchoScorer, echo_capabilities, echo_options
+from .openai_wire.trainer import WireTrainer, WireTrainerOptions, number
+from .openai_wire.wire_scorer import open_client
+from .options import parse_options
+from .registry import Context
+
+DEFAULTS: dict[str, Any] = {"lora": True, "packing": False}
+"""Sent where the config gives none: full fine-tunes are not served by the token, and packed examples see each other."""
+NOTES = (
+    "not tested against Nebius: written from its documentation",
+    "jobs are found again by a hash in their suffix, since Nebius keeps no metadata",
+    "sent where not given: lora: true (full fine-tunes are not served by the token), packing: false",
+)
+UNVERIFIED = (
+    "Nebius documents echo, but not for LoRA models: the first finished member tests it before the second is submitted"
+)
+
+
+class NebiusOptions(WireTrainerOptions):
+    """``backend.options`` of the Nebius trainer."""
+
+    project_id: str | None = Field(None, description="ai_project_id of the registered models; default: the key's own")
+
+
+def trainer_capabilities(config: RunConfig) -> TrainerCapabilities:
+    """Limits of Nebius's fine-tuning; no network. Its limit on jobs at once is not published: 4 is cautious."""
+    options = parse_options(NebiusOptions, config.backend.options, "backend.options")
+    return TrainerCapabilities(
+        provider="Nebius",
+        max_concurrent_jobs=config.backend.max_concurrent_jobs or 4,
+        min_examples=options.min_examples,
+        starts_from_fine_tune=False,
+        grace_seconds=GRACE_SECONDS if options.grace_seconds is None else options.grace_seconds,
+        listing_lag_seconds=options.listing_lag_seconds,
+        notes=NOTES,
+    )
+
+
+def scorer_capabilities(config: RunConfig) -> ScorerCapabilities:
+    """Any completion, exactly, once the first member has shown it; no network."""
+    capabilities = echo_capabilities(echo_options(config), provider="Nebius", notes=(UNVERIFIED,))
+    return replace(capabilities, fine_tunes_verified=False)
+
+
+def open_trainer(context: Context) -> NebiusTrainer:
+    """The wire trainer, with registration of models."""
+    config = context.config
+    options = parse_options(NebiusOptions, config.backend.options, "backend.options")
+    client = WireClient.open(context.wire_endpoint, http_client=context.http_client, timeout=options.timeout)
+    return NebiusTrainer(client, trainer_capabilities(config), options, base_model=config.backend.model)
+
+
+def open_scorer(context: Context) -> EchoScorer:
+    """Completions with echo."""
+    options = echo_options(context.config)
+    client = open_client(context, timeout=options.timeout, concurrency=options.concurrency)
+    return EchoScorer(client, scorer_capabilities(context.config), options)
+
+
+class NebiusTrainer(WireTrainer):
+    """``Trainer`` at Nebius. The model of a job is the registered name of its last checkpoint."""
+
+    def __init__(
+        self, client: WireClient, capabilities: TrainerCapabilities, options: NebiusOptions, *, base_model: str
+    ) -> None:
+        by_suffix = options.model_copy(update={"key_in": options.key_in or frozenset({"suffix"})})
+        super().__init__(client, capabilities, by_suffix, checkpoint_is_model=True)
+        self._base_model = base_model
+        self._models = str(client.sdk.base_url).rstrip("/").removesuffix("/v1") + "/v0/models"
+        self._query = "" if options.project_id is None else f"?ai_project_id={quote(options.project_id)}"
+
+    def _recipe(self, hyperparameters: dict[str, Any]) -> dict[str, Any]:
+        return {"hyperparameters": {**DEFAULTS, **hyperparameters}}
+
+    def _checkpoint_model(self, job_id: str, item: dict[str, Any]) -> str | None:
+        """What a checkpoint is registered from."""
+        return f"{job_id}:{item['id']}"
+
+    def _checkpoint_order(self, item: dict[str, Any]) -> int | None:
+        step = number(item.get("step_number"))
+        return step if step is not None else number(item.get("created_at"))
+
+    async def checkpoints(self, job_id: str) -> list[str]:
+        """None: each would have to be registered, and served, as a model of its own."""
+        return []
+
+    async def _job(self, answer: dict[str, Any]) -> Job:
+        """As OpenAI's; the model of a succeeded job is there once its registration is active."""
+        job = await super()._job(answer)
+        if job.status is not JobStatus.SUCCEEDED or job.model is None:
+            return job
+        source = job.model
+        model = await self._registered(source) or await self._register(source)
+        if model.get("status") == "error":
+            reason = self._client.clean(str(model.get("status_reason") or "no reason given"))
+            return replace(job, status=JobStatus.FAILED, model=None, error=f"Nebius does not serve {source}: {reason}")
+        return replace(job, model=str(model["name"]) if model.get("status") == "active" else None)
+
+    async def _registered(self, source: str) -> dict[str, Any] | None:
+        """The registration of a checkpoint, if there is one that was not deleted."""
+        job_id, _, checkpoint = source.partition(":")
+        for model in await self._listed():
+            own = model.get("source") == source or (model.get("job_id"), model.get("checkpoint_id")) == (
+                job_id,
+                checkpoint,
+            )
+            if own and model.get("status") != "deleted" and isinstance(model.get("name"), str):
+                return model
+        return None
+
+    async def _listed(self) -> list[dict[str, Any]]:
+        call = self._client.raw("GET", self._models + self._query)
+        content = await self._client.content(call, doing="listing models")
+        try:
+            listed = json.loads(content)
+        except ValueError:
+            listed = None
+        if not isinstance(listed, list):
+            raise self._client.failures.malformed("listing models", False, "a body that is not a list")
+        return [model for model in listed if isinstance(model, dict)]
+
+    async def _register(self, source: str) -> dict[str, Any]:
+        name = "daunce-" + "".join(c for c in source.lower() if c.isalnum())[-40:]
+        body = {"name": name, "base_model": self._base_model, "source": source}
+        doing = f"registering {source}"
+        return await self._client.json(
+            self._client.raw("POST", self._models + self._query, body), doing=doing, needs={"name": str, "status": str}
+        )
+
+    async def delete_model(self, model: str) -> bool:
+        """Takes the model out of serving. Its checkpoint stays with the job."""
+        with gone_already():
+            call = self._client.raw("DELETE", f"{self._models}/{quote(model)}{self._query}")
+            try:
+                await self._client.content(call, doing=f"deleting model {model}")
+            except RejectedError as error:
+                if error.status != 404:
+                    return False
+                raise
+        return True

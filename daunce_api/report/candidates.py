@@ -1,0 +1,33 @@
+"""What a report shows of a removal ranking, where answers are marked as wanted or unwanted."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+
+@dataclass(frozen=True, eq=False)
+class Candidates:
+    """Training examples by what taking them out would do, most useful removal first.
+
+    Attributes:
+        effect_N: by how much the example favors unwanted over wanted answers, in the unit of the ranking; NaN where it
+            is not known.
+        proposed_N: whether the ranking proposes to remove it.
+        label: name of the column, two or three words.
+        words: one or two sentences on how the ranking was made.
+    """
+
+    effect_N: NDArray[np.float64]
+    proposed_N: NDArray[np.bool_]
+    label: str
+    words: str
+
+
+HOW_TO_MARK = (
+    'Mark answers to see what to take out: put "verdict": "unwanted" (or "wanted") into the lines of the test file and '
+    "run again, or tick them in daunce view; daunce fix then ranks the examples by their effect on unwanted against "
+    "wanted answers."
+)

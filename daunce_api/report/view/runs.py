@@ -1,0 +1,179 @@
+"""The runs of a folder, and what the page shows of each: read from their stores, also while they are going on."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from threading import Lock
+from typing import Any, TypeVar
+
+from ...attribution import Attribution
+from ...attribution.texts import conversation
+from ...errors import DaunceError, NotEnoughMembersError
+from ...run import Run
+from ...store.run import FILE_NAME
+from ...summary import facts_of
+from ..page import report_html
+from .compare import side_by_side
+
+_DEPTH = 4
+_MAX_RUNS = 500
+_BRIEF = 400
+
+T = TypeVar("T")
+
+
+def find_runs(folder: Path) -> list[Path]:
+    """Run folders in a folder, itself included, in order of their paths; runs inside of a run (evaluations) and links
+    are left out."""
+    return sorted(_walk(folder, _DEPTH))[:_MAX_RUNS]
+
+
+def _walk(folder: Path, depth: int) -> Iterator[Path]:
+    if (folder / FILE_NAME).is_file():
+        yield folder
+        return
+    if depth == 0:
+        return
+    try:
+        inside = [Path(entry.path) for entry in os.scandir(folder) if entry.is_dir(follow_symlinks=False)]
+    except OSError:
+        return
+    for path in inside:
+        if not path.name.startswith("."):
+            yield from _walk(path, depth - 1)
+
+
+@dataclass
+class _Kept:
+    """What was computed of a run, for as long as its store does not change."""
+
+    stamp: tuple[float, ...] = ()
+    values: dict[str, Any] = field(default_factory=dict)
+    lock: Lock = field(default_factory=Lock)
+
+
+class Runs:
+    """The runs of a folder by short ids. All methods read; they may be called from several threads.
+
+    Raises KeyError for an id that is not (or no longer) among the runs, and what opening a run raises.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder.expanduser().resolve()
+        self._kept: dict[str, _Kept] = {}
+        self._paths: dict[str, Path] = {}
+        self._lock = Lock()
+
+    def scan(self) -> dict[str, Path]:
+        """Ids and paths of the runs that are there now."""
+        paths = {hashlib.sha256(os.fsencode(path)).hexdigest()[:12]: path for path in find_runs(self.folder)}
+        with self._lock:
+            self._paths = paths
+        return paths
+
+    def listed(self) -> list[dict[str, Any]]:
+        """One row a run: name, folder, state, members, money, time, quality, or why it cannot be read."""
+        return [self.state(identity) for identity in self.scan()]
+
+    def state(self, identity: str) -> dict[str, Any]:
+        """The row of one run."""
+        return self._of(identity, "state", lambda: self._state(identity))
+
+    def _state(self, identity: str) -> dict[str, Any]:
+        path = self._path(identity)
+        row: dict[str, Any] = {"id": identity, "folder": str(path.relative_to(self.folder)) or "."}
+        try:
+            status = self._run(identity).status()
+        except (DaunceError, OSError) as error:
+            return row | {"name": path.name, "problem": str(error)}
+        content = status.to_json()
+        quality = content.get("self_lds")
+        return row | {
+            "name": status.name,
+            "title": path.name if status.name == "run" else status.name,
+            "provider": status.provider,
+            "model": status.model,
+            "asked": status.members_asked,
+            "trained": status.members_trained,
+            "scored": status.members_scored,
+            "running": status.members_running,
+            "failed": status.members_failed,
+            "complete": status.complete,
+            "usd": status.usd,
+            "quality": None if quality is None else [quality["value"], quality["low"], quality["high"]],
+            "estimator": status.estimator,
+            "rows": [list(pair) for pair in status.rows()],
+            "recent": list(status.recent),
+        }
+
+    def questions(self, identity: str) -> list[dict[str, Any]]:
+        """The answers to explain, as far as some members are scored."""
+        return [
+            {"id": example.id, "question": parts.question[:_BRIEF], "answer": parts.answer[:_BRIEF]}
+            for example in self._run(identity).test
+            for parts in [conversation(example)]
+        ]
+
+    def report(self, identity: str) -> str:
+        """The report's page. Raises NotEnoughMembersError while fewer than two members are scored."""
+        return self._of(identity, "report", lambda: self._report(identity))
+
+    def _report(self, identity: str) -> str:
+        run, attribution = self._run(identity), self.attribution(identity)
+        return report_html(attribution, facts_of(run, attribution))
+
+    def attribution(self, identity: str) -> Attribution:
+        """The attribution of the members that are complete by now."""
+        return self._of(identity, "attribution", lambda: self._run(identity).attribution())
+
+    def compared(self, one: str, other: str, test: str | None) -> dict[str, Any]:
+        """Two runs side by side; see :func:`~.compare.side_by_side`."""
+        sides = []
+        for identity in (one, other):
+            try:
+                sides.append(self.attribution(identity))
+            except NotEnoughMembersError as error:
+                return {"problem": f"{self._path(identity).name}: {error}"}
+        return side_by_side(sides[0], sides[1], test)
+
+    def _run(self, identity: str) -> Run:
+        return self._of(identity, "run", lambda: Run.open(self._path(identity)))
+
+    def _path(self, identity: str) -> Path:
+        if identity not in self._paths:
+            self.scan()
+        return self._paths[identity]
+
+    def _of(self, identity: str, name: str, make: Callable[[], T]) -> T:
+        """A value that is made once for each state of the run's store."""
+        path = self._path(identity)
+        with self._lock:
+            kept = self._kept.setdefault(identity, _Kept())
+        with kept.lock:
+            stamp = _stamp(path)
+            if kept.stamp != stamp:
+                kept.stamp, kept.values = stamp, {}
+            if name in kept.values:
+                value: T = kept.values[name]
+                return value
+        value = make()
+        with kept.lock:
+            if kept.stamp == stamp:
+                kept.values[name] = value
+        return value
+
+
+def _stamp(path: Path) -> tuple[float, ...]:
+    """Changes whenever the store does."""
+    stamp: list[float] = []
+    for name in (FILE_NAME, FILE_NAME + "-wal"):
+        try:
+            found = (path / name).stat()
+            stamp += [found.st_mtime_ns, found.st_size]
+        except OSError:
+            stamp += [0, 0]
+    return tuple(stamp)

@@ -1,0 +1,194 @@
+"""The server of ``daunce view``: loopback only, a secret token in every address, Host and Origin checked.
+
+Pages and scripts are files of this package; texts of runs reach them as JSON and become text nodes, never markup.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import ipaddress
+import secrets
+import socket
+from collections.abc import Callable
+from importlib.resources import files
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ...errors import ConfigurationError, DaunceError, MissingExtraError
+from .runs import Runs
+
+if TYPE_CHECKING:
+    from starlette.applications import Starlette
+    from starlette.types import ASGIApp, Receive, Scope, Send
+
+_PAGE_POLICY = (
+    "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; base-uri 'none'; form-action 'none'; "
+    "frame-ancestors 'none'"
+)
+_HEADERS = {
+    "x-content-type-options": "nosniff",
+    "referrer-policy": "no-referrer",
+    "cache-control": "no-store",
+    "cross-origin-opener-policy": "same-origin",
+    "cross-origin-resource-policy": "same-origin",
+}
+_STATIC = {"view.js": "text/javascript", "view.css": "text/css"}
+
+
+class _Guard:
+    """Lets through only requests of this server's own pages: right host, right origin, right token."""
+
+    def __init__(self, app: ASGIApp, token: str, hosts: frozenset[str]) -> None:
+        self._app, self._token, self._hosts = app, token, hosts
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        headers = {name.lower(): value.decode("latin-1") for name, value in scope["headers"]}
+        parts = scope["path"].split("/", 2)
+        given = parts[1] if len(parts) > 1 else ""
+        origin = headers.get(b"origin")
+        if headers.get(b"host", "").lower() not in self._hosts:
+            code, words = 421, "This server answers to its own address on this machine only."
+        elif (origin is not None and origin.lower() not in {f"http://{host}" for host in self._hosts}) or headers.get(
+            b"sec-fetch-site", "none"
+        ) not in ("none", "same-origin"):
+            code, words = 403, "Requests of other pages are refused."
+        elif not secrets.compare_digest(given.encode(), self._token.encode()):
+            code, words = 404, "The address lacks the token that daunce view printed."
+        else:
+            inner = dict(scope)
+            inner["path"] = "/" + (parts[2] if len(parts) > 2 else "")
+            inner["root_path"] = ""
+            inner["raw_path"] = inner["path"].encode("utf-8")
+            await self._app(inner, receive, _with_headers(send))
+            return
+        body = words.encode()
+        plain = [(b"content-type", b"text/plain; charset=utf-8"), (b"content-length", str(len(body)).encode())]
+        await _with_headers(send)({"type": "http.response.start", "status": code, "headers": plain})
+        await send({"type": "http.response.body", "body": body})
+
+
+def _with_headers(send: Send) -> Send:
+    async def sending(message: Any) -> None:
+        if message["type"] == "http.response.start":
+            extra = [(name.encode(), value.encode()) for name, value in _HEADERS.items()]
+            message = {**message, "headers": [*message.get("headers", []), *extra]}
+        await send(message)
+
+    return sending
+
+
+def view_app(runs: Runs, token: str, hosts: frozenset[str]) -> ASGIApp:
+    """The application behind its guard.
+
+    Args:
+        runs: what is shown.
+        token: the first part of every path.
+        hosts: values of the Host header that are answered, such as ``127.0.0.1:8750``.
+    """
+    return _Guard(_routes(runs), token, hosts)
+
+
+def _routes(runs: Runs) -> Starlette:
+    from starlette.applications import Starlette
+    from starlette.requests import Request
+    from starlette.responses import HTMLResponse, JSONResponse, Response
+    from starlette.routing import Route
+
+    async def answer(make: Callable[[], Any]) -> Response:
+        """JSON of something that is read in a thread; errors become a sentence."""
+        try:
+            return JSONResponse(await asyncio.to_thread(make))
+        except KeyError:
+            return JSONResponse({"problem": "There is no such run (any more) in this folder."}, 404)
+        except (DaunceError, OSError) as error:
+            return JSONResponse({"problem": str(error)}, 409)
+
+    async def page(request: Request) -> Response:
+        text = (files(__package__) / "static" / "view.html").read_text(encoding="utf-8")
+        return HTMLResponse(text, headers={"content-security-policy": _PAGE_POLICY})
+
+    async def static(request: Request) -> Response:
+        name = request.path_params["name"]
+        if name not in _STATIC:
+            return Response(status_code=404)
+        return Response((files(__package__) / "static" / name).read_bytes(), media_type=_STATIC[name])
+
+    async def listed(request: Request) -> Response:
+        return await answer(lambda: {"folder": str(runs.folder), "runs": runs.listed()})
+
+    async def one(request: Request) -> Response:
+        identity = request.path_params["run"]
+        return await answer(lambda: runs.state(identity) | {"questions": runs.questions(identity)})
+
+    async def compare(request: Request) -> Response:
+        asked = request.query_params
+        return await answer(lambda: runs.compared(asked.get("a", ""), asked.get("b", ""), asked.get("test")))
+
+    async def report(request: Request) -> Response:
+        try:
+            text = await asyncio.to_thread(runs.report, request.path_params["run"])
+        except KeyError:
+            return Response("There is no such run (any more) in this folder.", 404, media_type="text/plain")
+        except (DaunceError, OSError) as error:
+            return Response(str(error), 409, media_type="text/plain")
+        # The page carries its own policy; this one adds what a policy in a page cannot say.
+        return HTMLResponse(text, headers={"content-security-policy": "frame-ancestors 'none'"})
+
+    return Starlette(
+        routes=[
+            Route("/", page),
+            Route("/static/{name}", static),
+            Route("/api/runs", listed),
+            Route("/api/runs/{run}", one),
+            Route("/api/compare", compare),
+            Route("/report/{run}", report),
+        ]
+    )
+
+
+def serve(folder: Path, *, host: str = "127.0.0.1", port: int = 0, on_start: Callable[[str], None]) -> None:
+    """Serve the runs of a folder until interrupted.
+
+    Args:
+        folder: all run folders in it are shown.
+        host: a loopback address.
+        port: 0 = any free one.
+        on_start: called with the address, token included, once the server listens.
+
+    Raises ConfigurationError for another than a loopback address or a port that is taken, and MissingExtraError without
+    the extra ``view``.
+    """
+    try:
+        import uvicorn
+    except ImportError as error:
+        raise MissingExtraError("daunce view", "view") from error
+    if not _is_loopback(host):
+        raise ConfigurationError(f"daunce view serves this machine only: {host} is no loopback address.")
+    listening = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET, socket.SOCK_STREAM)
+    listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        listening.bind((host, port))
+    except OSError as error:
+        listening.close()
+        raise ConfigurationError(
+            f"Port {port} of {host} cannot be used ({error.strerror}); try another --port."
+        ) from error
+    port = listening.getsockname()[1]
+    token = secrets.token_urlsafe(24)
+    shown = f"[{host}]" if ":" in host else host
+    app = view_app(Runs(folder), token, frozenset({f"{shown}:{port}", f"localhost:{port}"}))
+    config = uvicorn.Config(app, log_level="critical", access_log=False, lifespan="off", server_header=False)
+    with listening:
+        listening.listen()
+        on_start(f"http://{shown}:{port}/{token}/")
+        uvicorn.Server(config).run(sockets=[listening])
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False

@@ -1,0 +1,153 @@
+// All runs of a folder, one run, or two runs side by side. Texts become text nodes; nothing is parsed as markup.
+'use strict';
+
+const byId = (id) => document.getElementById(id);
+
+function element(tag, attributes, ...children) {
+  const node = document.createElement(tag);
+  for (const [name, value] of Object.entries(attributes || {})) {
+    if (name.startsWith('on')) node.addEventListener(name.slice(2), value);
+    else if (value === true) node.setAttribute(name, '');
+    else if (value !== false && value !== null && value !== undefined) node.setAttribute(name, value);
+  }
+  node.append(...children.filter((c) => c !== null && c !== ''));
+  return node;
+}
+
+const digits = (x, places) => (x === null ? 'unknown' : (x < 0 ? '−' : '') + Math.abs(x).toFixed(places));
+const signed = (x, places) => (x > 0 ? '+' : '') + digits(x, places);
+const money = (usd) => (usd === null ? 'unknown' : '$' + usd.toFixed(2));
+const quality = (q) => (q === null ? '—' : q[0].toFixed(2));
+
+async function read(path) {
+  const answer = await fetch(path);
+  return answer.json();
+}
+
+const chosen = new Set();
+let shown = ''; // what the page was last drawn from, to leave it alone where nothing changed
+let turn = 0;
+
+function place() {
+  const parts = location.hash.slice(1).split('/');
+  return { name: parts[0] || 'runs', rest: parts.slice(1).map(decodeURIComponent) };
+}
+
+async function refresh() {
+  const mine = ++turn;
+  const { name, rest } = place();
+  let content;
+  let draw;
+  try {
+    if (name === 'run') [content, draw] = [await read('api/runs/' + encodeURIComponent(rest[0])), drawRun];
+    else if (name === 'compare') {
+      [content, draw] = [await read('api/compare?a=' + encodeURIComponent(rest[0]) + '&b=' + encodeURIComponent(rest[1]) + (rest[2] ? '&test=' + encodeURIComponent(rest[2]) : '')), drawCompared];
+      content.runs = await Promise.all(rest.slice(0, 2).map((id) => read('api/runs/' + encodeURIComponent(id))));
+    } else [content, draw] = [await read('api/runs'), drawRuns];
+    byId('live').textContent = '';
+  } catch {
+    byId('live').textContent = 'daunce view has stopped; this is what it last said';
+    return;
+  }
+  if (mine !== turn) return;
+  const text = location.hash + JSON.stringify(content);
+  if (text === shown) return;
+  shown = text;
+  draw(content, rest);
+}
+
+function progress(run) {
+  const share = (n) => (run.asked ? (100 * n) / run.asked : 0);
+  const bar = element('span', { class: 'bar-track', role: 'img', 'aria-label': run.scored + ' of ' + run.asked + ' members scored, ' + run.trained + ' trained' },
+    element('span', { class: 'trained' }), element('span', { class: 'scored' }));
+  bar.children[0].style.width = share(run.trained) + '%';
+  bar.children[1].style.width = share(run.scored) + '%';
+  return bar;
+}
+
+function state(run) {
+  if (run.problem) return 'cannot be read';
+  if (run.complete) return 'complete';
+  if (run.running) return run.running + ' training';
+  return run.scored || run.trained ? 'incomplete' : 'not started';
+}
+
+function drawRuns(content) {
+  byId('where').textContent = content.folder;
+  document.title = 'daunce view';
+  for (const id of [...chosen]) if (!content.runs.some((run) => run.id === id)) chosen.delete(id);
+  const compare = element('button', { type: 'button', id: 'compare', disabled: chosen.size !== 2, onclick: () => { location.hash = 'compare/' + [...chosen].join('/'); } }, 'Compare two');
+  const tick = (run) => element('input', { type: 'checkbox', 'aria-label': 'Choose ' + run.name + ' to compare', checked: chosen.has(run.id), disabled: !(run.scored >= 2),
+    onchange: (event) => {
+      if (event.target.checked) chosen.add(run.id); else chosen.delete(run.id);
+      compare.disabled = chosen.size !== 2;
+    } });
+  byId('main').replaceChildren(
+    element('div', { class: 'title' }, element('h1', {}, content.runs.length === 1 ? '1 run' : content.runs.length + ' runs'), compare),
+    content.runs.length ? element('div', { class: 'scroll' }, element('table', { class: 'runs' },
+      element('thead', {}, element('tr', {}, ...['', 'Run', 'State', 'Members', 'Spent', 'Self-LDS', ''].map((name) => element('th', { scope: 'col', class: ['Spent', 'Self-LDS'].includes(name) ? 'num' : '' }, name)))),
+      element('tbody', {}, ...content.runs.map((run) => element('tr', { 'data-run': run.id },
+        element('td', {}, tick(run)),
+        element('td', {}, element('a', { href: '#run/' + run.id }, run.title || run.name), element('span', { class: 'under' }, (run.model ? run.model + ' on ' + run.provider + ' · ' : '') + run.folder)),
+        element('td', { class: run.problem ? 'harmful' : '', title: run.problem }, state(run), run.failed ? element('span', { class: 'under harmful' }, run.failed + ' failed') : ''),
+        element('td', {}, run.problem ? '' : progress(run), element('span', { class: 'under' }, run.problem ? '' : run.scored + ' of ' + run.asked + ' scored')),
+        element('td', { class: 'num' }, run.problem ? '' : money(run.usd)),
+        element('td', { class: 'num' }, run.problem ? '' : quality(run.quality)),
+        element('td', {}, run.scored >= 2 ? element('a', { href: 'report/' + run.id }, 'Report') : '')))))) : element('p', { class: 'soft' }, 'There is no run in this folder. `daunce run` or `daunce demo` makes one; it shows up here.'));
+}
+
+function drawRun(run) {
+  byId('where').textContent = run.folder || '';
+  if (!run.rows) {
+    byId('main').replaceChildren(element('h1', {}, run.name || 'Run'), element('p', { class: 'notes' }, run.problem));
+    return;
+  }
+  document.title = (run.title || run.name) + ' · daunce view';
+  byId('main').replaceChildren(
+    element('div', { class: 'title' }, element('h1', {}, run.title || run.name), run.scored >= 2 ? element('a', { class: 'button', href: 'report/' + run.id }, 'Open the report') : ''),
+    element('p', { class: 'soft' }, state(run) + ' · ' + run.scored + ' of ' + run.asked + ' members scored, ' + run.trained + ' trained'),
+    progress(run),
+    element('dl', { class: 'facts' }, ...run.rows.flatMap(([name, value]) => [element('dt', {}, name), element('dd', {}, value)])),
+    element('h2', {}, 'Answers to explain'),
+    element('ul', { class: 'questions' }, ...run.questions.map((q) => element('li', { 'data-question': q.id },
+      run.scored >= 2 ? element('a', { href: 'report/' + run.id + '#answer=' + encodeURIComponent(q.id) }, q.answer) : element('span', {}, q.answer),
+      element('span', { class: 'under' }, q.question), element('span', { class: 'under id' }, q.id)))),
+    run.recent.length ? element('h2', {}, 'Last changes (UTC)') : '',
+    element('ul', { class: 'log' }, ...run.recent.map((line) => element('li', {}, line))));
+}
+
+function drawCompared(content, rest) {
+  const titles = content.runs.map((run) => run.title || run.name || 'run');
+  const names = titles[0] === titles[1] ? content.runs.map((run) => run.folder) : titles;
+  document.title = names.join(' and ') + ' · daunce view';
+  byId('where').textContent = titles[0] === titles[1] ? titles[0] : '';
+  const head = [element('h1', {}, names.join(' and '))];
+  if (content.problem) {
+    byId('main').replaceChildren(...head, element('p', { class: 'notes' }, content.problem));
+    return;
+  }
+  const pick = element('select', { id: 'question', 'aria-label': 'Question', onchange: (event) => { location.hash = ['compare', rest[0], rest[1], event.target.value].map(encodeURIComponent).join('/'); } },
+    ...content.questions.map((q) => element('option', { value: q.id, selected: q.id === content.test }, q.id + ': ' + q.answer.slice(0, 80))));
+  const size = Math.max(...content.rows.flatMap((row) => row.runs.map((side) => Math.abs(side.score || 0))));
+  const places = size > 0 ? Math.min(Math.max(2 - Math.floor(Math.log10(size)), 0), 8) : 2;
+  const side = (value) => [element('td', { class: 'num' }, String(value.rank)),
+    element('td', { class: 'num' + (value.significant ? '' : ' faint') }, signed(value.score, places) + (value.half === null ? '' : ' ± ' + digits(value.half, places)))];
+  const moved = (row) => row.runs[0].rank - row.runs[1].rank;
+  byId('main').replaceChildren(...head,
+    element('p', {}, pick), element('p', { class: 'reply' }, content.answer), element('p', { class: 'soft' }, content.question),
+    element('p', { class: 'soft' }, content.shared + ' of the first ' + content.of + ' proponents are the same; rank correlation '
+      + digits(content.spearman, 2) + ' over ' + content.common.toLocaleString('en') + ' common training examples ('
+      + content.only[0].toLocaleString('en') + ' and ' + content.only[1].toLocaleString('en') + ' in one run only); ' + content.both.toLocaleString('en')
+      + ' significant in both (5 %, per pair). Scores of two runs are on different scales: compare ranks.'),
+    element('div', { class: 'scroll' }, element('table', { class: 'compared' },
+      element('thead', {}, element('tr', {}, element('th', { scope: 'col' }, 'Training example'), ...names.flatMap((name) => [element('th', { scope: 'col', class: 'num' }, 'rank'), element('th', { scope: 'col', class: 'num' }, name)]), element('th', { scope: 'col', class: 'num' }, 'moved'), element('th', { scope: 'col' }, 'significant'))),
+      element('tbody', {}, ...content.rows.map((row) => element('tr', { 'data-example': row.id },
+        element('td', { class: 'text' }, row.answer, element('span', { class: 'under' }, row.question), element('span', { class: 'under id' }, row.id)),
+        ...side(row.runs[0]), ...side(row.runs[1]),
+        element('td', { class: 'num' }, moved(row) ? (moved(row) > 0 ? '▲ ' : '▼ ') + Math.abs(moved(row)) : '='),
+        element('td', {}, row.runs[0].significant && row.runs[1].significant ? 'both' : row.runs[0].significant ? names[0] : row.runs[1].significant ? names[1] : 'neither')))))));
+}
+
+window.addEventListener('hashchange', () => { window.scrollTo(0, 0); refresh(); });
+refresh();
+setInterval(() => { if (!document.hidden) refresh(); }, 2000);

@@ -1,0 +1,437 @@
+"""``JobClient``: exactly one job an attempt, however often the process, the network or the provider fails.
+
+The order is always the same: the intent is stored, the request is sent, the answer is compared with the request and
+stored. Before anything that may have been acted on is sent again, the provider is searched for it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import json
+import random
+from collections.abc import Awaitable, Callable
+from dataclasses import asdict
+from typing import TypeVar
+
+from .._util.clock import Clock, SystemClock
+from .._util.log import logger
+from .._util.retry import Retrier, Retry, RetryPolicy, duration
+from .._util.text import terminal_text
+from ..errors import AmbiguousSubmitError, BudgetError, HeldJobError, RejectedError, StopError, TransientError
+from ..plan import JobCosts
+from ..providers.base import Checkpointing, Job, JobRequest, JobStatus, ModelInfo, Trainer
+from ..providers.identity import contradiction
+from ..providers.replay.protocol import PROTOCOL
+from ..store import INTENT, JobRow, Purpose, RunStore
+from .events import Event, EventKind, OnEvent
+from .grace import Grace, names_missing
+from .policy import JOB_RETRIES, PollPolicy
+
+LOST = "lost track of the job: "
+"""Begins the error of a job that was given up although the provider may still hold it."""
+
+CANCELLED = "cancelled on request"
+"""The error of a job that `daunce cancel` stopped; such an attempt does not count."""
+
+MOST_SENDS = 5
+"""Times that one attempt is sent without any trace of it at the provider."""
+FILE_LOOK_SECONDS = 60.0
+"""Longest search for an upload without an answer: unlike a second job, a second copy of a file costs nothing."""
+_HELD_AFTER = 60.0
+"""Shortest time for which an answer has to contradict its request before its job is held."""
+
+T = TypeVar("T")
+
+
+class JobClient:
+    """One run's jobs, files and models at one provider, recorded in one store.
+
+    ``costs`` are tokens and price of each job; without them nothing is reserved and nothing settled, which is enough
+    for cancelling and cleaning up. ``cap``: dollars that reserved and spent money may reach. ``rng`` spreads waiting
+    times and nothing else. ``protocol``: a replay of an older recording leaves out what it does not hold
+    (:mod:`daunce_api.providers.replay.protocol`): the list of the run's jobs, and the sequence number.
+    """
+
+    def __init__(
+        self,
+        trainer: Trainer,
+        store: RunStore,
+        *,
+        costs: JobCosts | None = None,
+        cap: float | None = None,
+        purpose: Purpose = "train",
+        on_event: OnEvent | None = None,
+        clock: Clock | None = None,
+        retries: RetryPolicy = JOB_RETRIES,
+        polls: PollPolicy | None = None,
+        rng: random.Random | None = None,
+        protocol: int = PROTOCOL,
+    ) -> None:
+        if cap is not None and costs is None:
+            raise BudgetError(
+                "budget.max_usd is set, but the price of a job is not known; nothing was sent. Set budget.price, or "
+                "take max_usd out."
+            )
+        self.trainer = trainer
+        self.store = store
+        self.costs = costs
+        self.protocol = protocol
+        self._cap = cap
+        self._purpose = purpose
+        self._on_event = on_event
+        self._clock = clock or SystemClock()
+        self._polls = polls or PollPolicy()
+        self._rng = rng or random.Random()
+        self._retry = Retrier(retries, self._clock, rng=self._rng, on_retry=self._waiting)
+        capabilities = trainer.capabilities
+        self._grace = Grace(capabilities.grace_seconds, self._clock, self._not_yet)
+        lag = capabilities.listing_lag_seconds
+        self._lag = capabilities.grace_seconds if lag is None else lag
+        self._uploads: dict[str, asyncio.Lock] = {}
+        self._contradicted: dict[str, float] = {}
+
+    def sends(self, key: str) -> int:
+        """How often this run folder sent an attempt's job."""
+        return int(self.store.get_value(f"sends {key}", 1))
+
+    def emit(self, event: Event) -> None:
+        """Report an event, and log it."""
+        logger.info("%s", terminal_text(event.message))
+        if self._on_event is not None:
+            self._on_event(event)
+
+    # -- files ----------------------------------------------------------------------------------------------------
+
+    async def file(self, content: bytes, *, verify: bool = False) -> str:
+        """Id of the uploaded file with this content; uploaded once, however many members share it.
+
+        ``verify`` asks the provider whether a file that was uploaded before is still there.
+        """
+        sha256 = hashlib.sha256(content).hexdigest()
+        name = f"daunce-{self.store.run_key}-{sha256[:12]}.jsonl"
+        lag = min(self._lag, FILE_LOOK_SECONDS)
+        async with self._uploads.setdefault(sha256, asyncio.Lock()):
+            row = self.store.jobs.file(sha256)
+            if row is not None and row.state == "uploaded" and row.file_id is not None:
+                if not verify or await self.find_file(name, len(content)) is not None:
+                    return row.file_id
+                self.store.jobs.file_deleted(sha256)
+            # An intent without an answer: an upload was under way when the run ended, and may have arrived.
+            look = lag if row is not None and row.state == INTENT else None
+            self.store.jobs.file_intent(sha256, name, len(content))
+
+            async def upload() -> str:
+                nonlocal look
+                found = None if look is None else await self.find_file(name, len(content), lag=look)
+                if found is not None:
+                    return found
+                look = None
+                try:
+                    return await self.trainer.upload(name, content)
+                except TransientError as error:
+                    if error.status != 429:  # anything else may have been acted on
+                        look = lag
+                    raise
+
+            file_id = await self.repeat(upload, f"upload {name}")
+            self.store.jobs.file_uploaded(sha256, file_id)
+            self.emit(Event(EventKind.UPLOADED, f"{name} ({len(content):,} bytes) is {file_id}"))
+            return file_id
+
+    async def find_file(self, name: str, size: int, *, lag: float | None = None) -> str | None:
+        """Id of an uploaded file of this name and size; looked for as in :meth:`find_job`, for a minute at most."""
+        seconds = min(self._lag, FILE_LOOK_SECONDS) if lag is None else lag
+        return await self._search(lambda: self.trainer.find_file(name, size), f"look for {name}", seconds)
+
+    # -- one attempt ----------------------------------------------------------------------------------------------
+
+    async def submit(self, request: JobRequest, member: int, attempt: int) -> Job:
+        """Reserve the price, record the intent, submit, record the answer. Raises BudgetError, and what the trainer
+        raises."""
+        self.reserve(request.key, member)
+        self.store.jobs.intent(request.key, member, attempt, json.dumps(asdict(request)))
+        return await self._send(request, member, attempt, look=None)
+
+    async def resubmit(self, row: JobRow) -> Job:
+        """Resume from an intent without an answer: look for the job, and submit it only where there is none."""
+        return await self._send(request_of(row), row.member, row.attempt, look=self._lag)
+
+    async def _send(self, request: JobRequest, member: int, attempt: int, *, look: float | None) -> Job:
+        found, sends = False, 0
+
+        async def send() -> Job:
+            nonlocal look, found, sends
+            if look is not None:
+                job = await self.find_job(request, lag=look)
+                if job is not None:
+                    found = True
+                    return job
+            look = None
+            if sends == MOST_SENDS:
+                raise StopError(
+                    f"job {request.key} was sent {sends} times: none of the answers says whether it was created, and "
+                    "the provider's list does not show it. Everything so far is kept. Check with `daunce doctor` "
+                    "whether this endpoint creates fine-tuning jobs, then run the same command again."
+                )
+            try:
+                self.store.set_value(f"sends {request.key}", self.store.get_value(f"sends {request.key}", 0) + 1)
+                job = await self.trainer.submit(request)
+                self._compare(request, job, ambiguous=True)
+            except AmbiguousSubmitError:
+                look, sends = self._lag, sends + 1
+                raise
+            return job
+
+        while True:
+            try:
+                job = await self.repeat(send, f"submit {request.key}")
+                break
+            except RejectedError as error:
+                subject = f"what job {request.key} starts from"
+                own = [request.model] if request.model in self.store.jobs.ready_models().values() else []
+                if not names_missing(error, request.file_id, *own) or not await self.wait_for(subject, error):
+                    raise
+        # No await between answer and record.
+        self.store.jobs.submitted(request.key, job.id)
+        kind = EventKind.FOUND if found else EventKind.SUBMITTED
+        self.emit(Event(kind, f"{request.key} is job {job.id}", member, attempt, job))
+        return job
+
+    async def find_job(self, request: JobRequest, *, lag: float) -> Job | None:
+        """The job of this request, looked for until ``lag`` seconds have passed."""
+
+        async def look() -> Job | None:
+            job = await self.trainer.find_job(request.key)
+            if job is not None:
+                self._compare(request, job)
+            return job
+
+        return await self._search(look, f"look for job {request.key}", lag)
+
+    async def watch(self, row: JobRow) -> Job:
+        """Poll a submitted job until it is final, record what changes, settle its cost, return its last state.
+
+        A succeeded job has a model here: one that shows none in time counts as failed. A job that the provider does
+        not show after the grace period, and one that takes too long (it is cancelled first), count as failed too.
+        """
+        polls, clock = self._polls, self._clock
+        own_queue = self.trainer.capabilities.own_queue
+        started = begun = clock.now()
+        finished: float | None = None
+        last: JobStatus | None = None
+        while True:
+            job = await self._look(row)
+            if job.status is JobStatus.SUCCEEDED and job.model is None:
+                finished = clock.now() if finished is None else finished
+                if clock.now() - finished >= polls.withheld:
+                    job = _failed(job, "the job succeeded, but its model is withheld (a provider's safety check?)")
+            age = clock.now() - started
+            if job.status is JobStatus.QUEUED and own_queue:
+                begun = clock.now()
+            if not job.status.final and clock.now() - begun >= polls.job_timeout:
+                job = await self._give_up(row, job, clock.now() - begun)
+            if job.status is not last:
+                last = job.status
+                self.emit(Event(EventKind.STATE, f"{row.key} is {job.status}", row.member, row.attempt, job))
+            if job.status.final and not (job.status is JobStatus.SUCCEEDED and job.model is None):
+                self.store.jobs.state(row.key, job.status, job.model, job.error, job.trained_tokens)
+                self.settle(row.key, row.member, job.trained_tokens)
+                return job
+            if not job.status.final:
+                self.store.jobs.state(row.key, job.status)
+            await self.pause(min(max(polls.first, age / 10), polls.longest))
+
+    async def _look(self, row: JobRow) -> Job:
+        """A job's present state; a failed job with a ``LOST`` error where it stays invisible."""
+        request, job_id = request_of(row), row.job_id or ""
+        subject = f"job {job_id} ({row.key})"
+
+        async def get() -> Job:
+            job = await self.trainer.get(job_id)
+            self._compare(request, job, job_id=job_id)
+            return job
+
+        while True:
+            try:
+                job = await self.repeat(get, f"look at {row.key}")
+            except RejectedError as error:
+                found = await self.find_job(request, lag=0.0)
+                if found is not None and found.id == job_id:
+                    return found
+                if not await self.wait_for(subject, error):
+                    return Job(
+                        job_id,
+                        JobStatus.FAILED,
+                        error=f"{LOST}the provider does not show {job_id} after "
+                        f"{duration(self._grace.seconds)} ({error})",
+                    )
+            else:
+                self._grace.visible(subject)
+                return job
+
+    def _compare(self, request: JobRequest, job: Job, *, job_id: str | None = None, ambiguous: bool = False) -> None:
+        """Raises where an answer belongs to another request: TransientError (look again) or AmbiguousSubmitError, and
+        HeldJobError when that has not changed for the grace period."""
+        reason = "no job id" if not job.id else None
+        if job_id is not None and job.id != job_id:
+            reason = f"job {job.id!r} instead of {job_id!r}"
+        reason = reason or contradiction(request, job, self.trainer.capabilities.echoes)
+        if reason is None:
+            self._contradicted.pop(request.key, None)
+            return
+        now = self._clock.now()
+        since = self._contradicted.setdefault(request.key, now)
+        if now - since >= max(self._grace.seconds, _HELD_AFTER):
+            raise HeldJobError(
+                f"job {job.id or '(without an id)'} may be {request.key} of this run, but the provider shows {reason}. "
+                "It is held: not used, and not submitted again. Everything so far is kept. Look at the job in the "
+                "provider's console; `daunce cancel` stops it, then the same command trains this member anew. Where "
+                "the provider does not repeat that field as it was sent, leave it out of backend.options.echoes."
+            )
+        text = f"the provider answered for {request.key} with {reason}: the answer belongs to another request"
+        raise AmbiguousSubmitError(f"{text}.") if ambiguous else TransientError(f"{text}. Nothing of it was used.")
+
+    async def _give_up(self, row: JobRow, job: Job, age: float) -> Job:
+        try:
+            job = await self.cancel(row.key, job.id)
+        except RejectedError as error:
+            return _failed(job, f"{LOST}still {job.status} after {duration(age)}, and not cancelled ({error})")
+        if job.status is JobStatus.CANCELLED:
+            return _failed(job, f"cancelled after {duration(age)} without an end")
+        if job.status.final:
+            return job
+        return _failed(job, f"{LOST}still {job.status} after {duration(age)}, and cancelling did not end it")
+
+    async def look_at(self, row: JobRow) -> Job | None:
+        """The provider's present view of a job whose fate the store does not know; None where there is none."""
+        if row.status == INTENT or row.job_id is None:
+            look = f"look for job {row.key}"
+            return await self._search(lambda: self.trainer.find_job(row.key), look, self._lag)
+        job = await self._look(row)
+        return None if (job.error or "").startswith(LOST) else job
+
+    async def cancel(self, key: str, job_id: str) -> Job:
+        """Request cancellation and wait up to a minute for it to take hold."""
+        job = await self.repeat(lambda: self.trainer.cancel(job_id), f"cancel {key}")
+        waited = 0.0
+        while not job.status.final and waited < 60.0:
+            step = max(self._polls.first, waited / 2)
+            await self.pause(step)
+            waited += step
+            job = await self.repeat(lambda: self.trainer.get(job_id), f"look at {key}")
+        return job
+
+    # -- money ----------------------------------------------------------------------------------------------------
+
+    def reserve(self, subject: str, member: int) -> None:
+        """Reserve the expected price of a job. Raises BudgetError at the cap; nothing is reserved then."""
+        if self.costs is not None:
+            self.store.ledger.reserve(subject, self.costs.estimate(member), purpose=self._purpose, cap=self._cap)
+
+    def settle(self, subject: str, member: int, trained_tokens: int | None) -> None:
+        """Book what was billed: the price of the reported tokens. Where none are reported the reservation stands,
+        since a job that failed may have been billed for its steps."""
+        if self.costs is not None:
+            usd = self.costs.estimate(member) if trained_tokens is None else self.costs.billed(trained_tokens)
+            self.store.ledger.settle(subject, usd)
+
+    def book(self, subject: str, member: int, trained_tokens: int | None) -> None:
+        """Book a job that has been submitted already, whatever the cap: its price, or what it reports."""
+        if self.costs is not None:
+            self.store.ledger.reserve(subject, self.costs.estimate(member), purpose=self._purpose)
+            self.settle(subject, member, trained_tokens)
+
+    def release_unsent(self) -> None:
+        """Free money that was reserved for jobs of which not even an intent was recorded: they were never sent."""
+        known = {row.key for row in self.store.jobs.rows()}
+        for subject in self.store.ledger.unsettled():
+            if subject.startswith(f"{self.store.run_key}-m") and " " not in subject and subject not in known:
+                self.store.ledger.settle(subject, 0.0)
+
+    # -- models ---------------------------------------------------------------------------------------------------
+
+    async def model_info(self, model: str) -> ModelInfo:
+        """What the provider says of a model. Raises RejectedError where it has none of this name."""
+        return await self.repeat(lambda: self.trainer.model_info(model), f"look for {model}")
+
+    async def model_exists(self, model: str) -> bool:
+        """Whether the provider still serves a model."""
+        try:
+            await self.model_info(model)
+        except RejectedError:
+            return False
+        return True
+
+    async def checkpoints(self, row: JobRow) -> tuple[str | None, ...]:
+        """Models of a succeeded job from before its end, ascending by step, None in place of one that is gone. The
+        provider is asked once; a job that it does not show after the grace period has none."""
+        known = self.store.jobs.checkpoints(row.key)
+        trainer, job_id = self.trainer, row.job_id
+        if known is not None or job_id is None or not isinstance(trainer, Checkpointing):
+            return known or ()
+        listing, subject = trainer.checkpoints, f"the list of checkpoints of {row.key}"
+        models: tuple[str, ...] = ()
+        while True:
+            try:
+                models = tuple(await self.repeat(lambda: listing(job_id), f"look for checkpoints of {row.key}"))
+            except RejectedError as error:
+                if await self.wait_for(subject, error):
+                    continue
+            else:
+                self._grace.visible(subject)
+            self.store.jobs.checkpoints_found(row.key, models)
+            return models
+
+    async def delete_model(self, model: str) -> bool:
+        """True where the model is gone now."""
+        return await self.repeat(lambda: self.trainer.delete_model(model), f"delete {model}")
+
+    async def delete_file(self, file_id: str) -> bool:
+        """True where the file is gone now."""
+        return await self.repeat(lambda: self.trainer.delete_file(file_id), f"delete {file_id}")
+
+    # -- waiting --------------------------------------------------------------------------------------------------
+
+    async def wait_for(self, subject: str, why: object) -> bool:
+        """Wait before another look at something new that is not visible yet; False once its grace period is over."""
+        return await self._grace.wait(subject, why, sleep=self.pause)
+
+    def visible(self, subject: str) -> None:
+        """Something that was waited for is there."""
+        self._grace.visible(subject)
+
+    async def repeat(self, action: Callable[[], Awaitable[T]], what: str) -> T:
+        """A request by the retry policy; whoever passes one that must not run twice makes it look first."""
+        return await self._retry(action, what, on=(TransientError, AmbiguousSubmitError))
+
+    async def pause(self, seconds: float) -> None:
+        """Wait for ``seconds``, or up to a fifth longer."""
+        await self._clock.sleep(seconds * self._rng.uniform(1.0, 1.2))
+
+    async def _search(self, look: Callable[[], Awaitable[T | None]], what: str, seconds: float) -> T | None:
+        """What ``look`` finds, at once or before ``seconds`` have passed; pauses double from half a second up."""
+        waited, step = 0.0, 0.5
+        while True:
+            found = await self.repeat(look, what)
+            if found is not None or waited >= seconds:
+                return found
+            step = min(step, seconds - waited)
+            await self.pause(step)
+            waited, step = waited + step, min(step * 2, 30.0)
+
+    def _waiting(self, retry: Retry) -> None:
+        text = f"{retry.what}: {retry.error} Next try in {duration(retry.pause)}."
+        self.emit(Event(EventKind.WAITING, text))
+
+    def _not_yet(self, text: str) -> None:
+        self.emit(Event(EventKind.NOT_YET, text))
+
+
+def request_of(row: JobRow) -> JobRequest:
+    """The request of an attempt, as it was sent."""
+    return JobRequest(**json.loads(row.request_json))
+
+
+def _failed(job: Job, error: str) -> Job:
+    return Job(job.id, JobStatus.FAILED, None, error, job.trained_tokens)

@@ -1,0 +1,158 @@
+"""Nebius over real HTTP: jobs without metadata, registered checkpoints, echo that is not taken for granted."""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
+from urllib.parse import unquote, urlsplit
+
+import pytest
+from provider_support import BATCH, run_config, sequence, truth
+
+from daunce_api.plan.refusals import trainer_refusals
+from daunce_api.providers import nebius
+from daunce_api.providers.base import JobRequest, JobStatus, mark_of
+from daunce_api.providers.endpoint import Endpoint
+from daunce_api.providers.registry import Context
+
+KEY = "nebius-marked-0123456789"
+BASE = "meta-llama/Meta-Llama-3.1-8B-Instruct"
+REQUEST = JobRequest("abc-m0-a1", BASE, "file-1", 1234, {"n_epochs": 2, "lora_r": 8}, "daunce-run")
+
+
+class Nebius:
+    """The provider as its documentation describes it: jobs without metadata and without a model's name."""
+
+    def __init__(self) -> None:
+        self.jobs: list[dict[str, Any]] = []
+        self.models: list[dict[str, Any]] = []
+        self.requests: list[tuple[str, Any]] = []
+        self.status = "validating"
+        self.url = ""
+
+    def answer(self, method: str, path: str, body: Any) -> tuple[int, Any]:
+        route = f"{method} {path}"
+        self.requests.append((route, body))
+        if route == "POST /v1/fine_tuning/jobs":
+            if "metadata" in body or "method" in body:
+                return 422, {"detail": "unknown field"}
+            job = {"id": f"ftjob-{len(self.jobs)}", "object": "fine_tuning.job", "status": "running", **body}
+            self.jobs.append(job)
+            return 200, job
+        if route == "GET /v1/fine_tuning/jobs":
+            return 200, {"data": self.jobs, "has_more": False}
+        if path.startswith("/v1/fine_tuning/jobs/"):
+            job_id, _, what = path.removeprefix("/v1/fine_tuning/jobs/").partition("/")
+            if what == "checkpoints":
+                found = [{"id": f"ftckpt_{s}", "created_at": s, "result_files": []} for s in (20, 10)]
+                return 200, {"data": found, "has_more": False}
+            if what == "events":
+                return 404, {"detail": "no such route"}
+            return 200, next(j for j in self.jobs if j["id"] == job_id)
+        if route == "GET /v0/models":
+            return 200, self.models
+        if route == "POST /v0/models":
+            model = {**body, "name": f"{BASE}-LoRa:{body['name']}-udpd", "created_at": 1, "status": self.status}
+            self.models.append(model)
+            return 200, model
+        if method == "DELETE" and path.startswith("/v0/models/"):
+            name = unquote(path.removeprefix("/v0/models/"))
+            known = [m for m in self.models if m["name"] == name]
+            self.models = [m for m in self.models if m["name"] != name]
+            return (200, {"status": "deleted"}) if known else (404, {"detail": "no such model"})
+        if route == "POST /v1/completions":
+            model = body["model"]
+            choices = [
+                {"index": i, "text": "", "logprobs": {"token_logprobs": sequence(model, ids), "tokens": []}}
+                for i, ids in enumerate(body["prompt"])
+            ]
+            return 200, {"model": model, "choices": choices}
+        return 404, {"detail": f"no route {route}"}
+
+
+@pytest.fixture
+def service() -> Iterator[Nebius]:
+    nebius_ = Nebius()
+
+    class Handler(BaseHTTPRequestHandler):
+        def _serve(self) -> None:
+            content = self.rfile.read(int(self.headers.get("content-length") or 0))
+            assert self.headers["authorization"] == f"Bearer {KEY}"
+            status, body = nebius_.answer(self.command, urlsplit(self.path).path, json.loads(content or b"null"))
+            sent = json.dumps(body).encode()
+            self.send_response(status)
+            self.send_header("content-type", "application/json")
+            self.send_header("content-length", str(len(sent)))
+            self.end_headers()
+            self.wfile.write(sent)
+
+        do_GET = do_POST = do_DELETE = _serve
+
+        def log_message(self, *_: Any) -> None: ...
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    nebius_.url = f"http://127.0.0.1:{server.server_port}/v1"
+    threading.Thread(target=lambda: server.serve_forever(poll_interval=0.05), daemon=True).start()
+    yield nebius_
+    server.shutdown()
+    server.server_close()
+
+
+def context(service: Nebius, **options: Any) -> Context:
+    config = run_config("nebius", model=BASE, base_url=service.url, trainer_options=options)
+    return Context(config, Endpoint(service.url, KEY, "Nebius"))
+
+
+async def test_a_job_becomes_a_model_that_is_served_by_the_token(service: Nebius) -> None:
+    async with nebius.open_trainer(context(service)) as trainer:
+        job = await trainer.submit(REQUEST)
+        assert (job.id, job.status) == ("ftjob-0", JobStatus.RUNNING)
+        sent = service.jobs[0]
+        assert sent["hyperparameters"] == {"lora": True, "packing": False, "n_epochs": 2, "lora_r": 8}
+        assert (sent["seed"], sent["model"], sent["training_file"]) == (1234, BASE, "file-1")
+        assert sent["suffix"].endswith(mark_of(REQUEST.key))
+        service.jobs[0] |= {"status": "succeeded", "trained_tokens": 900, "fine_tuned_model": None}
+        waiting = await trainer.get("ftjob-0")
+        assert (waiting.status, waiting.model) == (JobStatus.SUCCEEDED, None), "Nebius is still checking the adapter"
+        assert service.models[0]["source"] == "ftjob-0:ftckpt_20", "the last checkpoint"
+        service.models[0]["status"] = "active"
+        done = await trainer.get("ftjob-0")
+        assert (done.model, done.trained_tokens) == (service.models[0]["name"], 900)
+        assert len(service.models) == 1, "registered once, whoever looks"
+        assert await trainer.checkpoints("ftjob-0") == []
+        found = await trainer.find_job(REQUEST.key)
+        assert found is not None
+        assert found.model == done.model
+        assert await trainer.find_job("another-key") is None
+        assert done.model is not None
+        assert await trainer.delete_model(done.model)
+        assert await trainer.delete_model(done.model), "gone already"
+        assert service.models == []
+
+
+async def test_an_adapter_that_nebius_does_not_serve_fails_its_job(service: Nebius) -> None:
+    service.status = "error"
+    async with nebius.open_trainer(context(service)) as trainer:
+        await trainer.submit(REQUEST)
+        service.jobs[0]["status"] = "succeeded"
+        job = await trainer.get("ftjob-0")
+    assert job.status is JobStatus.FAILED
+    assert "does not serve ftjob-0:ftckpt_20" in str(job.error)
+
+
+async def test_echo_is_exact_and_not_taken_for_granted_of_a_fine_tune(service: Nebius) -> None:
+    async with nebius.open_scorer(context(service)) as scorer:
+        scores = await scorer.score("ft", BATCH)
+        assert [s.logprobs for s in scores] == [truth("ft", e) for e in BATCH]
+        assert not scorer.capabilities.fine_tunes_verified
+        assert scorer.capabilities.tried_on == "base"
+
+
+def test_any_hyperparameter_of_nebius_may_be_given() -> None:
+    given = {"lora": True, "lora_alpha": 16, "context_length": 8192}
+    config = run_config("nebius", model=BASE, training={"hyperparameters": given})
+    assert trainer_refusals(config, nebius.trainer_capabilities(config)) == []
+    assert any("not tested against Nebius" in note for note in nebius.trainer_capabilities(config).notes)

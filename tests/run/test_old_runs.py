@@ -1,0 +1,29 @@
+"""Run folders of version 2fa6155 open, resume and give the same scores."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from daunce_api import Run
+
+OLD = Path(__file__).parents[2] / "fixtures" / "run-2fa6155"
+EXPECTED: dict[str, Any] = json.loads((OLD / "expected.json").read_text())
+
+
+def test_a_finished_run_opens_with_its_losses_and_scores(tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    shutil.copytree(OLD / "run", folder)
+    with np.load(folder / "attribution" / "losses.npz") as old:
+        train, test = old["train_loss_KN"], old["test_loss_KM"]
+    attribution = Run.open(folder).attribution()
+    assert attribution.train_loss_KN.tobytes() == train.tobytes()
+    assert attribution.test_loss_KM.tobytes() == test.tobytes()
+    np.testing.assert_allclose(attribution.scores_NM(), EXPECTED["scores_NM"], rtol=1e-9, atol=1e-12)
+    assert attribution.choice.estimator.name == EXPECTED["estimator"]
+    table = attribution.tokens["test"]
+    assert table.logprobs[0].shape == (len(attribution.members), len(table.pieces[0]))
