@@ -295,12 +295,13 @@ def _calibrated(attribution: Attribution, choice: core.Choice, columns: list[int
 
 
 def _linear(attribution: Attribution) -> core.Choice:
-    """The run's estimator, on losses in nats: a difference of losses has no logarithm.
+    """The run's estimator, on losses in nats (a difference of losses has no logarithm) and on the evidence alone.
 
     The members are those of the run, so the estimator is the one that was chosen over all its questions.
     """
     choice = attribution.choice
-    return replace(choice, setting=replace(choice.setting, log_offset=None))
+    setting = replace(choice.setting, log_offset=None, prior=0.0, smoothing=0.0)
+    return replace(choice, setting=setting)
 
 
 def _groups(attribution: Attribution) -> list[int]:
