@@ -37,7 +37,9 @@ from .errors import ConfigurationError
 VERSION = 2
 """Version of the config's keys, kept in the manifest of a run. 1: the runs of daunce-api 0.1."""
 
-_EARLIER_DEFAULTS: dict[int, dict[str, Any]] = {2: {"data.loss_on": "last", "data.questions": None}}
+_EARLIER_DEFAULTS: dict[int, dict[str, Any]] = {
+    2: {"data.loss_on": "last", "data.questions": None, "attribution.prior": "none"}
+}
 """What a key that is left out meant before the default changed, by the version that changed it: a run of an earlier
 version keeps the recipe that it was started with."""
 
@@ -115,6 +117,9 @@ class DataConfig(_Section):
 
     train: Path = Field(description="training examples: JSONL, JSON, CSV, Parquet, ... in any common dialect")
     test: Path = Field(description="the answers to explain: a file of the same kinds")
+    validation: Path | None = Field(
+        None, description="validation file that each job is given; it is never attributed (OpenAI, Azure, Together)"
+    )
     columns: dict[Column, str] | None = Field(
         None,
         description="names of the file's own columns, such as {user: question, assistant: answer}; default: recognized",
@@ -151,7 +156,7 @@ class BackendConfig(_Section):
 
     kind: str = Field(
         "embedded",
-        description="embedded, local, openai, azure, together, fireworks, tinker, or openai_wire (any server)",
+        description="embedded, local, openai, azure, together, fireworks, tinker, nebius, or openai_wire (any server)",
     )
     model: str = Field("daunce-tiny", description="base model that is fine-tuned")
     base_url: Address | None = Field(None, description="endpoint of an OpenAI-wire server; default: the provider's own")
@@ -257,6 +262,14 @@ class AttributionConfig(_Section):
     loss: Literal["mean", "sum", "margin"] = Field(
         "mean", description="per example: nats per completion token, their sum, or minus the mean log-odds"
     )
+    prior: Literal["auto", "none", "text", "gradient"] = Field(
+        "auto",
+        description="added to scores of few members, as far as the members bear it out: text similarity, or that of "
+        "the base model's gradients (needs prior_model); auto takes what there is",
+    )
+    prior_model: str | None = Field(
+        None, description="folder with the base model's weights and tokenizer, for prior: gradient (extra: local)"
+    )
 
     @field_validator("estimator")
     @classmethod
@@ -340,7 +353,8 @@ class RunConfig(_Section):
             raise ConfigurationError("\n".join([f"{where} has problems:", *_explain(error)])) from error
         base = Path.cwd() if base is None else base
         try:
-            data = {k: (base / getattr(config.data, k).expanduser()).resolve() for k in ("train", "test")}
+            given = {k: getattr(config.data, k) for k in ("train", "test", "validation")}
+            data = {k: (base / path.expanduser()).resolve() for k, path in given.items() if path is not None}
             run_dir = (base / config.run_dir.expanduser()).resolve()
         except (OSError, ValueError, RuntimeError) as error:  # a NUL, a loop of links, the home of nobody
             raise ConfigurationError(f"{where}: a path cannot be used: {error}") from error

@@ -22,6 +22,7 @@ from ..errors import NotEnoughMembersError
 from . import saved, tables
 from .labels import NONE, Labels, Side, labels_of
 from .score_files import ScoreFormat, write_scores
+from .similarity import PriorKind, prior_of
 from .tokens import Split, TokenTable, pair_tokens
 
 if TYPE_CHECKING:
@@ -54,6 +55,7 @@ class Attribution:
         tokens: token tables by side ("train", "test"), where they were kept.
         facts: provider, model and other plain facts of the run, for display.
         earlier: losses of the same members at earlier checkpoints of their training, in nats, or None.
+        prior, prior_model: what is added to scores of few members (:func:`daunce_api.attribution.similarity.prior_of`).
         weight_KN: (K, N) how much a member's objective weighs an example, where members are perturbed by more than
             their subsets (:meth:`daunce_api.providers.objective.Objective.weights_KN`), or None.
     """
@@ -74,6 +76,10 @@ class Attribution:
     facts: Mapping[str, Any] = field(default_factory=dict)
     earlier: core.Checkpoints | None = None
     weight_KN: Floats | None = None
+    prior: PriorKind = "none"
+    prior_model: str | None = None
+    focus: tuple[str, ...] = ()
+    """Ids of the questions that were just asked, to be shown first."""
 
     @property
     def design_KN(self) -> NDArray[Any]:
@@ -113,7 +119,13 @@ class Attribution:
             noise=self.noise,
             rho=self.rho,
             earlier=self.earlier,
+            prior_NM=self.prior_NM if self.estimator == "auto" else None,
         )
+
+    @cached_property
+    def prior_NM(self) -> Floats | None:
+        """(N, M) the prior, on a scale of its own; None where there is none."""
+        return prior_of(self.train, self.test, self.prior, self.prior_model)
 
     @cached_property
     def choice(self) -> core.Choice:
@@ -204,7 +216,8 @@ class Attribution:
     ) -> pd.DataFrame:
         """The k strongest proponents (or opponents) of a test example.
 
-        Columns: ``rank``, ``id``, ``source``, ``score`` (positive = helpful), ``stderr``, ``low``, ``high`` (95 %),
+        Columns: ``rank``, ``id``, ``source``, ``score`` (positive = helpful), with a prior its parts ``evidence`` and
+        ``prior`` (all that follows is about the evidence), ``stderr``, ``low``, ``high`` (95 %),
         ``z``, ``distinguishable`` (from zero: by itself at 5 %, or with a false-discovery rate ``fdr`` over all
         pairs), ``prompt``, ``completion``. ``DataFrame.attrs`` holds ``estimator``, ``why``, ``question``
         and ``measured``.

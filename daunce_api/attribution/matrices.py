@@ -24,13 +24,14 @@ def finish(store: RunStore, ids: Ids, member: int, checkpoint: int, reduction: R
 
 
 def loss_matrix(
-    store: RunStore, models: Sequence[Model], ids: Ids, reduction: Reduction
+    store: RunStore, models: Sequence[Model], ids: Ids, reduction: Reduction, replicate: int = 0
 ) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
     """Losses of complete models, as measured.
 
     Args:
         models: K of them, each measured on all of the examples.
         ids: (N,) examples; some may be there more than once.
+        replicate: 0, or 1 for the second measurement of the examples that have one.
         reduction: how token losses become an example's; see :func:`daunce_api.core.losses.segment_losses`.
 
     Returns:
@@ -44,13 +45,15 @@ def loss_matrix(
     for k, (member, checkpoint) in enumerate(models):
         loss, counts = np.full(size, np.nan), np.ones(size, dtype=np.int32)
         censored = np.zeros(size, dtype=np.bool_)
-        rows = [(groups[n], row) for n, row in store.scores.load_losses(member, checkpoint, _kind(reduction)).items()]
+        kept = {} if replicate else store.scores.load_losses(member, checkpoint, _kind(reduction))
+        rows = [(groups[n], row) for n, row in kept.items()]
         known = np.zeros(size, dtype=np.bool_)
         for held, _ in rows:
             known[held] = True
         if not known[columns].all():
             missing = columns[~known[columns]]
-            rows.append((missing, _row(store.scores.load_some(missing, member, 0, checkpoint), missing, reduction)))
+            tokens = store.scores.load_some(missing, member, replicate, checkpoint)
+            rows.append((missing, _row(tokens, missing, reduction)))
         for held, row in rows:
             loss[held], counts[held] = row.loss, row.counts
             censored[held] = False if row.censored is None else row.censored

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import stats
 
 from .. import core
 from ..errors import ConfigurationError
@@ -61,15 +60,21 @@ def ranking_table(attribution: Attribution, ranking: core.Ranking) -> pd.DataFra
                 "id": example.id,
                 "source": example.source,
                 **_interval(
-                    score[rank], error[rank], z[rank], bool(marks[rank]), ranking.members, correlation=correlation
+                    score[rank],
+                    error[rank],
+                    z[rank],
+                    bool(marks[rank]),
+                    ranking.members,
+                    correlation=correlation,
+                    prior=None if ranking.prior_Mk is None else ranking.prior_Mk[0, rank],
                 ),
                 "prompt": example.prompt_text(),
                 "completion": example.completion_text(),
             }
         )
-    table = pd.DataFrame(rows, columns=_COLUMNS)
-    if ranking.prior_Mk is not None:
-        table.insert(_COLUMNS.index("stderr"), "prior", ranking.prior_Mk[0, : len(table)])
+    parts = [] if ranking.prior_Mk is None else ["evidence", "prior"]
+    place = _COLUMNS.index("score") + 1
+    table = pd.DataFrame(rows, columns=[*_COLUMNS[:place], *parts, *_COLUMNS[place:]])
     table.attrs.update(
         estimator=ranking.estimator,
         why=ranking.why,
@@ -125,14 +130,23 @@ def group_ranking_table(
     groups = attribution.groups(train=by, question=question)
     sizes = Counter(labels_of(attribution.train, by))
     score_GM, error_GM = groups.score_GH, groups.stderr_GH
-    z_GM = np.divide(score_GM, error_GM, out=np.full(score_GM.shape, np.nan), where=error_GM > 0)
+    prior_GM = groups.prior_GH
+    evidence_GM = score_GM if prior_GM is None else score_GM - prior_GM
+    z_GM = np.divide(evidence_GM, error_GM, out=np.full(score_GM.shape, np.nan), where=error_GM > 0)
     mark_GM = _told_apart(z_GM, members, fdr)
     name = _name(by, "train")
     rows = [
         {
             name: label,
             "examples": sizes[cast("Label", label)],
-            **_interval(score_GM[g, j], error_GM[g, j], z_GM[g, j], bool(mark_GM[g, j]), members),
+            **_interval(
+                score_GM[g, j],
+                error_GM[g, j],
+                z_GM[g, j],
+                bool(mark_GM[g, j]),
+                members,
+                prior=None if prior_GM is None else prior_GM[g, j],
+            ),
         }
         for g, label in enumerate(groups.train_groups)
     ]
@@ -170,18 +184,30 @@ def _told_apart(z_GM: NDArray[Any], members: int, fdr: float | None) -> NDArray[
     known = np.isfinite(size)
     marks = np.zeros(size.shape, dtype=np.bool_)
     if known.any():
+        from scipy import stats  # slow to import
+
         p_value = 2 * stats.t.sf(size[known], members - 1)
         marks[known] = stats.false_discovery_control(p_value) <= fdr
     return marks
 
 
 def _interval(
-    score: float, stderr: float, z: float, marked: bool, members: int, *, correlation: bool = False
+    score: float,
+    stderr: float,
+    z: float,
+    marked: bool,
+    members: int,
+    *,
+    correlation: bool = False,
+    prior: float | None = None,
 ) -> dict[str, Any]:
-    """A score with its standard error, 95 % interval, z and mark, as plain numbers."""
-    low, high = core.confidence_interval(np.asarray(score), np.asarray(stderr), members, correlation=correlation)
+    """A score, its parts where it has a prior, and standard error, 95 % interval, z and mark of its evidence."""
+    evidence = score if prior is None else score - prior
+    low, high = core.confidence_interval(np.asarray(evidence), np.asarray(stderr), members, correlation=correlation)
+    parts = {} if prior is None else {"evidence": float(evidence), "prior": float(prior)}
     return {
         "score": float(score),
+        **parts,
         "stderr": float(stderr),
         "low": float(low),
         "high": float(high),

@@ -116,7 +116,7 @@ class Split:
             test=(np.eye(count),),
             kept_M=np.arange(count),
             shape=(losses.shape[0], count),
-            prior=None,
+            prior_NM=None,
         )
         name = "covariance" if self._correlation else self._attribution.choice.estimator.name
         return core.fit(units, name, core.Setting(ridge=self._setting.ridge))

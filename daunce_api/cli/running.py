@@ -31,8 +31,8 @@ DEMO_SECONDS = 10.0, 2.5
 @command(MAKE)
 def init(
     folder: Annotated[Path, typer.Argument(help="folder of the new run.yaml")] = Path(),
-    train: Annotated[Path | None, typer.Option(help="training examples; default: a JSONL file found there")] = None,
-    test: Annotated[Path | None, typer.Option(help="answers to explain; default: a JSONL file found there")] = None,
+    train: Annotated[Path | None, typer.Option(help="training examples; default: a file found there")] = None,
+    test: Annotated[Path | None, typer.Option(help="answers to explain; default: a file found there")] = None,
     backend: Annotated[
         str, typer.Option(help="embedded, local, openai, azure, together, fireworks, tinker, openai_wire")
     ] = "embedded",
@@ -40,20 +40,22 @@ def init(
 ) -> None:
     """Write a run.yaml in which every key is explained.
 
-    Training examples and answers to explain are JSONL files, chat (messages) or prompt and completion; those found in
-    the folder are entered. Next: daunce plan run.yaml
+    Training examples and answers to explain are JSONL, JSON, CSV or Parquet files in any common dialect (chats,
+    prompts and completions, Alpaca, ShareGPT, ...); those found in the folder are entered. Next: daunce plan run.yaml
     """
     from ..config import RunConfig
     from ..providers.registry import BACKENDS, known
-    from .template import write_template
+    from .template import described, write_template
 
     known(BACKENDS, backend, "--backend")
     path = write_template(folder, train=train, test=test, backend=backend)
     data = RunConfig.from_yaml(path).data
-    missing = [str(file) for file in (data.train, data.test) if not file.is_file()]
+    missing = [str(file) for file in (data.train, data.test) if not file.exists()]
+    seen = {side: described(file)[0] for side, file in (("train", data.train), ("test", data.test))}
     put = f" Put your examples into {' and '.join(missing)}, or name other files under data:." if missing else ""
-    content = {"config": str(path), "missing": missing}
-    show(as_json, content, lambda: terminal.say(f"Wrote {path}.{put} Next: daunce plan {path}"))
+    content = {"config": str(path), "missing": missing, **seen}
+    files = "".join(f"\n  data.{side}: {getattr(data, side).name} ({what})" for side, what in seen.items())
+    show(as_json, content, lambda: terminal.say(f"Wrote {path}.{put}{files}\nNext: daunce plan {path}"))
 
 
 @command(MAKE)
@@ -83,6 +85,12 @@ def run(
     replay: Annotated[Path | None, typer.Option(help="answer from a recording: no network, no key")] = None,
     report: Annotated[bool, typer.Option(help="write report.html into the run folder at the end")] = True,
     max_usd: MaxUsdOption = None,
+    adopt: Annotated[
+        bool, typer.Option("--adopt", help="take over jobs of this run that its folder does not know (a copy, a loss)")
+    ] = False,
+    accept_suspect: Annotated[
+        bool, typer.Option("--accept-suspect", help="use scores that were set aside because members seemed alike")
+    ] = False,
     as_json: JsonOption = False,
 ) -> None:
     """Train the members, score them, attribute. Rerun the command to resume: it does only what is missing.
@@ -91,8 +99,10 @@ def run(
     scored is kept, and no job is paid for twice. Ends with report.html in the run folder.
     """
     from ..providers.registry import check_keys
+    from ..report.of_run import write_report_of
     from ..run import Run
-    from ..summary import write_report_of
+    from ..score import work
+    from ..store import RunStore
 
     job = Run.create(config)
     planned = job.plan(max_usd=max_usd)
@@ -104,13 +114,15 @@ def run(
         terminal.say(planned.text())
     if planned.costs_money and not yes and replay is None:
         confirm_price([planned], "Start this run")
-    session = _session(record, replay)
+    session = session_of(record, replay)
+    if accept_suspect and RunStore.exists(job.run_dir):
+        work.accept_suspect(job.run_dir)
     with terminal.Progress(job.config.ensemble.members, quiet=as_json) as progress:
         attribution = job.execute(
-            on_event=progress.event, on_progress=progress.scored, session=session, max_usd=max_usd
+            on_event=progress.event, on_progress=progress.scored, session=session, max_usd=max_usd, adopt=adopt
         )
     status = job.status()
-    page = write_report_of(job, attribution) if report else None
+    page = write_report_of(job, attribution, status=status) if report else None
     content = status.to_json() | {"report": None if page is None else str(page)}
     show(as_json, content, lambda: terminal.finished(status, attribution, page))
 
@@ -119,12 +131,13 @@ def run(
 def cancel(run: RunArgument = HERE, as_json: JsonOption = False) -> None:
     """Stop the jobs of a run that are still going on. What is trained and scored is kept.
 
-    `daunce run` with the run's config takes it up again.
+    `daunce run` with the run's config resumes it.
     """
-    from ..run import Run
+    from ..score.work import cancel_run
 
-    report = Run.open(run).cancel()
+    report = cancel_run(run)
     content = {"cancelled": report.cancelled, "already_final": report.already_final, "kept": report.kept}
+    content["unknown"] = report.unknown
     show(as_json, content, lambda: terminal.cancelled(report))
 
 
@@ -146,6 +159,7 @@ def clean(run: RunArgument = HERE, yes: YesOption = False, as_json: JsonOption =
         "files": report.files,
         "unloaded": report.unloaded,
         "kept": report.kept,
+        "unknown": report.unknown,
     }
     show(as_json, content, lambda: terminal.cleaned(report))
 
@@ -161,21 +175,23 @@ def demo(
     Fine-tunes members of a small language model through OpenAI's wire format, served on this machine, and compares the
     finding with text search. Needs the extra `server`.
     """
-    from ..summary import write_report_of
+    from ..report.of_run import write_report_of
+    from .demo import screen
 
     guess = DEMO_SECONDS[0] + DEMO_SECONDS[1] * members
     if not as_json:
-        terminal.demo_begins(members, folder, first_guess=guess)
+        screen.begins(members, folder, first_guess=guess)
     with terminal.Progress(members, quiet=as_json, first_guess=guess) as progress:
-        from .demo import run_demo
+        from .demo.experiment import run_demo
 
         result = run_demo(folder, members=members, on_event=progress.event, on_progress=progress.scored)
     page = write_report_of(result.run, result.attribution)
     content = result.to_json() | {"report": str(page)}
-    show(as_json, content, lambda: terminal.demo(result, page))
+    show(as_json, content, lambda: screen.found(result, page))
 
 
-def _session(record: Path | None, replay: Path | None) -> Any:
+def session_of(record: Path | None, replay: Path | None) -> Any:
+    """A session that records or replays the API traffic, or None."""
     from ..providers import replay as recording
 
     if record is not None and replay is not None:

@@ -5,6 +5,8 @@ The text is made from the fields themselves, so a key cannot be missing or descr
 
 from __future__ import annotations
 
+import math
+import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin
@@ -14,7 +16,9 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
 from ..config import RunConfig, section_of
-from ..errors import ConfigurationError
+from ..data.dataset import Dataset
+from ..data.files import SUFFIXES
+from ..errors import ConfigurationError, DaunceError
 
 FILE_NAME = "run.yaml"
 
@@ -30,7 +34,7 @@ _HEAD = f"""\
 
 _PRESETS: Mapping[str, Mapping[str, Any]] = {
     "embedded": {},
-    "local": {"backend.model": "smollm2-135m"},
+    "local": {"backend.model": "HuggingFaceTB/SmolLM2-135M"},
     "openai": {
         "backend.model": "gpt-4.1-mini-2025-04-14",
         "backend.api_key_env": "OPENAI_API_KEY",
@@ -40,8 +44,12 @@ _PRESETS: Mapping[str, Mapping[str, Any]] = {
 }
 _OTHER_PRESET = {"backend.model": "NAME-OF-THE-MODEL", "budget.max_usd": 10.0}
 
-_TRAIN_WORDS = ("train",)
-_TEST_WORDS = ("test", "quer", "eval", "valid", "dev")
+_TRAIN_WORDS = ("train", "fine", "finetun", "tuning", "sft", "instruct")
+_TEST_WORDS = ("test", "quer", "question", "eval", "valid", "val", "dev", "holdout", "heldout")
+"""What the words of a file's name begin with, the likeliest first."""
+_OTHER_WORDS = ("result", "metric", "config", "package", "tokenizer", "prediction", "output", "lock", "report")
+_SMALLEST_SUBSET = 10
+"""Examples that OpenAI's wire format takes at least."""
 _COMMENT_COLUMN = 34
 
 
@@ -50,9 +58,10 @@ def write_template(
 ) -> Path:
     """Write ``run.yaml`` into a folder, which is made where it is missing, and return its path.
 
-    Data files that are not given are looked for in the folder: JSONL files whose names say train or test (query,
-    eval, valid, dev), or the one other file beside such a one. Where none is found the names ``train.jsonl`` and
-    ``test.jsonl`` are written.
+    Data files that are not given are looked for in the folder: files whose names say train (fine-tuning, sft) or test
+    (query, question, eval, val, dev), or the one other file beside such a one. Where none is found the names
+    ``train.jsonl`` and ``test.jsonl`` are written. With few examples members see a larger share of them, so that
+    their subsets are large enough.
 
     Raises ConfigurationError where the file is there already (it is left as it is), a given data file is not, or the
     folder cannot be written. ``backend`` is taken as it is: an unknown kind is found when the config is used.
@@ -61,10 +70,12 @@ def write_template(
     path = folder / FILE_NAME
     try:
         found = _find_data(folder)
+        train_name = _seen_from(folder, train) if train else found[0] or "train.jsonl"
         text = template(
-            train=_seen_from(folder, train) if train else found[0] or "train.jsonl",
+            train=train_name,
             test=_seen_from(folder, test) if test else found[1] or "test.jsonl",
             backend=backend,
+            subset_ratio=_ratio(described(folder / train_name)[1]),
         )
         folder.mkdir(parents=True, exist_ok=True)
         with path.open("x", encoding="utf-8", newline="\n") as file:
@@ -79,9 +90,18 @@ def write_template(
     return path
 
 
-def template(*, train: str, test: str, backend: str = "embedded") -> str:
+def _ratio(records: int) -> float | None:
+    """The share of so few examples that makes a subset large enough; None where the default does."""
+    if not _SMALLEST_SUBSET < records < 2 * _SMALLEST_SUBSET:
+        return None
+    return math.ceil(1000 * _SMALLEST_SUBSET / records) / 1000
+
+
+def template(*, train: str, test: str, backend: str = "embedded", subset_ratio: float | None = None) -> str:
     """The text of a run.yaml that :meth:`RunConfig.from_yaml` reads; paths are written as they are given."""
     values = {"data.train": train, "data.test": test, "backend.kind": backend, **_PRESETS.get(backend, _OTHER_PRESET)}
+    if subset_ratio is not None:
+        values["ensemble.subset_ratio"] = subset_ratio
     return "\n".join([_HEAD, *_section(RunConfig, values, "", active=True)]) + "\n"
 
 
@@ -136,17 +156,35 @@ def _scalar(value: Any) -> str:
 
 
 def _find_data(folder: Path) -> tuple[str | None, str | None]:
-    names = [p.name for p in sorted(folder.glob("*.jsonl")) if p.is_file() and _writable(p.name)]
-    train = next((n for n in names if _says(n, _TRAIN_WORDS)), None)
-    test = next((n for n in names if n != train and _says(n, _TEST_WORDS)), None)
-    rest = [n for n in names if n not in (train, test)]
+    """Names of the training file and of the one with questions, by what their names say; JSONL before other formats."""
+    files = [p.name for p in sorted(folder.glob("*")) if p.is_file() and _writable(p.name)]
+    named = [n for n in files if n.lower().removesuffix(".gz").endswith(SUFFIXES) and not _says(n, _OTHER_WORDS)]
+    names = sorted(named, key=lambda n: SUFFIXES.index(Path(n.lower().removesuffix(".gz")).suffix))
+    plain = [n for n in names if not n.lower().endswith(".json") or _says(n, _TRAIN_WORDS) or _says(n, _TEST_WORDS)]
+    tests = [n for word in _TEST_WORDS for n in plain if _says(n, (word,)) and not _says(n, _TRAIN_WORDS[:1])]
+    test = tests[0] if tests else None
+    train = next((n for word in _TRAIN_WORDS for n in plain if _says(n, (word,)) and n not in tests), None)
+    rest = [n for n in plain if n != train and n not in tests]
     if len(rest) == 1 and (train is None) != (test is None):
         train, test = train or rest[0], test or rest[0]
     return train, test
 
 
 def _says(name: str, words: tuple[str, ...]) -> bool:
-    return any(word in name.lower() for word in words)
+    """Whether one of the words that a file's name is made of begins so; ``val`` stands for itself only."""
+    parts = [part for part in re.split(r"[^a-z]+", name.lower()) if part]
+    return any(part == word if word == "val" else part.startswith(word) for part in parts for word in words)
+
+
+def described(path: Path) -> tuple[str, int]:
+    """What a data file holds, in words, and how many records; 0 where it cannot be used."""
+    if not path.exists():
+        return "is not there yet", 0
+    try:
+        data = Dataset.from_file(path)
+    except DaunceError as error:
+        return f"cannot be used: {error}", 0
+    return f"{data.dialect}, {len(data):,} record{'s' * (len(data) != 1)}", len(data)
 
 
 def _writable(name: str) -> bool:
@@ -161,7 +199,7 @@ def _writable(name: str) -> bool:
 def _seen_from(folder: Path, given: str | Path) -> str:
     """A data file as the config names it: relative to its folder if it lies in there, otherwise absolute."""
     path = Path(given).expanduser().resolve()
-    if not path.is_file():
+    if not path.exists():
         raise ConfigurationError(f"{given} is no file. Check the path; nothing was written.")
     if not _writable(str(path)):
         raise ConfigurationError(f"the name of {str(path)!r} is not UTF-8. Rename it; nothing was written.")

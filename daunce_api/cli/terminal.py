@@ -28,7 +28,6 @@ if TYPE_CHECKING:
     from ..attribution import Attribution
     from ..status import RunStatus
     from ..train import CancelReport, CleanReport, Event
-    from .demo import DemoResult
 
 out = Console(highlight=False, soft_wrap=True)
 err = Console(stderr=True, highlight=False, soft_wrap=True)
@@ -147,7 +146,9 @@ class Progress:
         if share >= 0.25 or (share > 0 and self._first_guess is None):
             left = spent * (1 - share) / share
         elif self._first_guess is not None:
-            left = max(self._first_guess - spent, 2.0)
+            left = self._first_guess - spent
+            if left < 1:
+                return "slower than usual"
         else:
             return "time left: after the first member"
         return f"about {duration(max(round(left), 1))} left"
@@ -340,6 +341,7 @@ def cancelled(report: CancelReport) -> None:
     else:
         out.print(Text("No job was going on."))
     _kept(report.kept)
+    _unknown(report.unknown)
 
 
 def cleaned(report: CleanReport) -> None:
@@ -348,66 +350,14 @@ def cleaned(report: CleanReport) -> None:
     if report.unloaded:
         out.print(Text(f"Took {len(report.unloaded)} models off the scoring server."))
     _kept(report.kept)
+    _unknown(report.unknown)
+
+
+def _unknown(jobs: dict[str, str]) -> None:
+    for job, state in jobs.items():
+        out.print(Text.assemble(("job   ", "yellow"), terminal_text(f"{job}: {state}")))
 
 
 def _kept(kept: dict[str, str]) -> None:
     for subject, why in kept.items():
         out.print(Text.assemble(("kept  ", "yellow"), terminal_text(f"{subject}: {why}")))
-
-
-def demo_begins(members: int, folder: Path, *, first_guess: float) -> None:
-    """The first words of ``daunce demo``."""
-    err.print(Text("Why does my model shout?", style="bold"))
-    err.print(
-        Text(
-            "A small model was fine-tuned on 144 definitions. Eight of its answers came out IN CAPITALS: which "
-            f"training examples taught it that? {members} fine-tunes on random halves of the data, trained and "
-            "scored on this machine through OpenAI's wire format, will show. "
-            f"About {duration(first_guess)} on two cores; no key, no network."
-        ),
-        soft_wrap=not err.is_terminal,
-    )
-    err.print(Text(f"Folder: {terminal_text(str(folder))}. Ctrl-C keeps what is done.\n", style="dim"))
-
-
-def demo(result: DemoResult, page: Path | None) -> None:
-    """``daunce demo``: the finding beside text search, and what to do next."""
-    from ..attribution.tables import top_folded
-
-    attribution, found, capitals = result.attribution, result.average_precision, result.shouted_N
-    test = attribution.test.ids[0]
-    answer(attribution, test)
-    out.print(Text("  training examples behind it", style="bold"))
-    ranked(attribution, top_folded(attribution, test, 5))
-    footer(attribution)
-    first = attribution.ranking(int(capitals.sum()), stderr=False).index_Mk
-    hits = float(capitals[first].mean())
-    out.print()
-    took = f" in {result.seconds:.0f} s" if result.seconds else " by an earlier call"
-    sentence(
-        f"{capitals.sum()} of the {len(capitals)} training answers are in capitals. Of the first {capitals.sum()} "
-        f"proponents of each answer, {100 * hits:.0f} % are among them. Average precision over the "
-        f"{len(attribution.test)} answers:"
-    )
-    view = Table(box=None, pad_edge=False, show_header=False)
-    view.add_column(min_width=18)
-    view.add_column(justify="right")
-    view.add_column(min_width=22)
-    for name, key in (("daunce", "attribution"), ("text search (BM25)", "bm25"), ("chance", "random")):
-        style = "bold" if key == "attribution" else ""
-        view.add_row(name, f"{found[key]:.2f}", "█" * round(20 * found[key]), style=style)
-    out.print(view)
-    out.print()
-    folder = terminal_text(_near(result.run.run_dir))
-    lines_of(
-        ("made by", f"{len(attribution.members)} fine-tunes on random halves{took}"),
-        ("report", "" if page is None else terminal_text(_near(page))),
-        ("next", f"daunce view {folder}"),
-        ("", f'daunce ask {folder} --prompt "What is a baker?" --answer "A PERSON WHO BAKES BREAD." --unwanted'),
-        ("", f"daunce fix {folder}"),
-    )
-
-
-def _near(path: Path) -> str:
-    """A path as it can be typed here."""
-    return str(path.relative_to(Path.cwd())) if path.is_relative_to(Path.cwd()) else str(path)

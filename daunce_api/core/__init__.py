@@ -59,7 +59,6 @@ from .influence import SelfInfluence, self_influence
 from .jackknife import confidence_interval, significance_threshold
 from .losses import per_example_losses, resolve_censored, segment_losses
 from .pairs import GroupScores, Scores, fit, group_scores_of
-from .prior import Prior
 from .quality import MINIMUM_MEMBERS, SelfLDS, StopRule, estimate
 from .rows import Checkpoints, MemberLosses, Rho, member_losses
 from .topk import Ranking, ranking_of
@@ -73,7 +72,6 @@ __all__ = [
     "Estimator",
     "GroupScores",
     "MemberLosses",
-    "Prior",
     "Question",
     "Ranking",
     "Rho",
@@ -111,7 +109,7 @@ def scores(
     noise: Noise = None,
     rho: Rho = "base",
     earlier: Checkpoints | None = None,
-    prior: Prior | None = None,
+    prior_NM: ArrayLike | None = None,
 ) -> NDArray[Any]:
     """Attribution scores of every training example to every test example.
 
@@ -125,7 +123,8 @@ def scores(
             learning-rate time relative to the target's (METHOD item 6), or "unknown".
         earlier: losses of the same members at earlier checkpoints, which are further rows; see `rows`. Named
             estimators use them where they are given.
-        prior: what is known of the pairs before; "auto" uses it as far as held-out members bear it out.
+        prior_NM: (N, M) what is known of the pairs before, higher = more related, on any scale: "auto" adds it as far
+            as the members bear it out; named estimators go without.
 
     Returns:
         (N, M) scores; positive = helpful: up-weighting the training example lowers the test example's loss. Units are
@@ -144,7 +143,7 @@ def scores(
         array([0, 1, 2])
     """
     losses = member_losses(
-        train_loss_KN, test_loss_KM, inclusion_KN, noise=noise, rho=rho, earlier=earlier, prior=prior
+        train_loss_KN, test_loss_KM, inclusion_KN, noise=noise, rho=rho, earlier=earlier, prior_NM=prior_NM
     )
     choice = choose(losses, estimator)
     return fit(losses, choice.estimator.name, choice.setting).dense()
@@ -158,7 +157,7 @@ def self_lds(
     noise: Noise = None,
     rho: Rho = "base",
     earlier: Checkpoints | None = None,
-    prior: Prior | None = None,
+    prior_NM: ArrayLike | None = None,
 ) -> SelfLDS:
     """The quality of a run, estimated from its own members; see `quality`. Arguments as for `scores`.
 
@@ -166,7 +165,7 @@ def self_lds(
         NotEnoughMembersError: fewer than 8 members. Otherwise as `scores`.
     """
     losses = member_losses(
-        train_loss_KN, test_loss_KM, inclusion_KN, noise=noise, rho=rho, earlier=earlier, prior=prior
+        train_loss_KN, test_loss_KM, inclusion_KN, noise=noise, rho=rho, earlier=earlier, prior_NM=prior_NM
     )
     return estimate(losses, estimator)
 
@@ -186,13 +185,13 @@ def top(
     per: Literal["test", "train"] = "test",
     fdr: float | None = None,
     earlier: Checkpoints | None = None,
-    prior: Prior | None = None,
+    prior_NM: ArrayLike | None = None,
 ) -> Ranking:
     """The k largest (or smallest) scores of every test example, exact, without the N x M matrix.
 
     Args:
-        train_loss_KN, test_loss_KM, inclusion_KN, estimator, noise, rho, earlier, prior: as for `scores`. Inputs may be
-            memory-mapped.
+        train_loss_KN, test_loss_KM, inclusion_KN, estimator, noise, rho, earlier, prior_NM: as for `scores`. Inputs
+            may be memory-mapped.
         k: how many; more than there are means all.
         stderr: also standard errors, z-values and what is significantly not zero.
         opponents: the smallest scores instead of the largest.
@@ -206,7 +205,7 @@ def top(
         ConfigurationError: k < 1, an unknown option, or fdr outside (0, 1). Otherwise as `scores`.
     """
     losses = member_losses(
-        train_loss_KN, test_loss_KM, inclusion_KN, noise=noise, rho=rho, earlier=earlier, prior=prior
+        train_loss_KN, test_loss_KM, inclusion_KN, noise=noise, rho=rho, earlier=earlier, prior_NM=prior_NM
     )
     choice = choose(losses, estimator, question)
     return ranked(losses, choice, k, stderr=stderr, opponents=opponents, per=per, fdr=fdr)
@@ -240,19 +239,19 @@ def group_scores(
     noise: Noise = None,
     rho: Rho = "base",
     earlier: Checkpoints | None = None,
-    prior: Prior | None = None,
+    prior_NM: ArrayLike | None = None,
 ) -> GroupScores:
     """Sum scores over groups on either side.
 
     Args:
         train_labels_N, test_labels_M: any hashable labels, or None for every example by itself.
-        train_loss_KN, test_loss_KM, estimator, inclusion_KN, noise, rho, earlier, prior: as for `scores`.
+        train_loss_KN, test_loss_KM, estimator, inclusion_KN, noise, rho, earlier, prior_NM: as for `scores`.
 
     Raises:
         DataError: a label sequence of the wrong length. Otherwise as `scores`.
     """
     losses = member_losses(
-        train_loss_KN, test_loss_KM, inclusion_KN, noise=noise, rho=rho, earlier=earlier, prior=prior
+        train_loss_KN, test_loss_KM, inclusion_KN, noise=noise, rho=rho, earlier=earlier, prior_NM=prior_NM
     )
     return grouped(losses, choose(losses, estimator), train_labels_N, test_labels_M)
 

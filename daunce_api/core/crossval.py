@@ -19,7 +19,6 @@ from typing import TypeAlias
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from scipy.stats import rankdata
 
 from ..errors import ConfigurationError
 from .estimators import Matrix, Setting, Spectrum, decompose, estimator_named, inclusion_dispersion, stabilized
@@ -124,7 +123,9 @@ class CrossValidator:
                 weighted.setdefault(setting.checkpoints, []).append(i)
             else:
                 phi, b_DM, projected = self._filtered(candidates[i], members, held)
+                w_D = self._decomposed(setting.checkpoints, members, held)[0].w
                 out[i] = -(projected * phi) @ b_DM
+                out[i] += self._prior_part(setting, members, held, (phi**2 * w_D) @ b_DM**2)
         for some in weighted.values():
             found = self._predict_weighted([candidates[i] for i in some], members, held)
             out |= dict(zip(some, found, strict=True))
@@ -166,6 +167,7 @@ class CrossValidator:
         weight = (self._inclusion[held] - self._inclusion[members].mean(axis=0, dtype=np.float64)).astype(np.float32)
         stages = self.losses.train if spectrum.stages.count > 1 else self.losses.train[-1:]
         total = [np.zeros((held.size, self.target_KM.shape[1])) for _ in candidates]
+        squares = np.zeros((len(candidates), self.target_KM.shape[1]))
         u_DR = spectrum.u_RD.T.astype(np.float32)
         for start in range(0, weight.shape[1], _BLOCK):
             piece = slice(start, start + _BLOCK)
@@ -179,7 +181,21 @@ class CrossValidator:
                     amount = candidates[i][1].shrinkage or 1.0
                     weights = Shrinkage.of(amount, spectrum.w * phi, *lengths).weight(score, _ALL, _ALL)
                     total[i] -= weight[:, piece] @ (score * weights)
-        return total
+                    if candidates[i][1].prior:
+                        squares[i] += np.square(score * weights).sum(axis=0)
+        return [
+            x + self._prior_part(setting, members, held, square)
+            for x, (_, setting), square in zip(total, candidates, squares, strict=True)
+        ]
+
+    def _prior_part(self, setting: Setting, members: Index, held: Index, square_M: Floats) -> Floats | float:
+        """What the prior adds to predictions, from the sum of squares of each test example's scores."""
+        prior_NM = self.losses.prior_NM
+        if prior_NM is None or not setting.prior:
+            return 0.0
+        rms_M = np.sqrt(square_M / prior_NM.shape[0])
+        weight = self._inclusion[held] - self._inclusion[members].mean(axis=0, dtype=np.float64)
+        return np.asarray(-(weight @ prior_NM) * (setting.prior * rms_M))
 
     def _predict_by_scores(self, name: str, setting: Setting, members: Index, held: Index) -> NDArray[np.float64]:
         scores = fit(self.losses.members(members), name, setting)
@@ -199,6 +215,8 @@ def folds(members: int, count: int = FOLDS) -> list[tuple[Index, Index]]:
 
 def column_spearman(x_SM: ArrayLike, y_SM: ArrayLike) -> NDArray[np.float64]:
     """(M,) Spearman correlation of matching columns; 0 for a constant column, NaN with fewer than 3 rows."""
+    from scipy.stats import rankdata  # slow to import
+
     x, y = (rankdata(np.asarray(v, dtype=np.float64), axis=0) for v in (x_SM, y_SM))
     return np.asarray(weighted_correlation(x, y, np.ones((1, x.shape[0])))[0])
 

@@ -40,7 +40,7 @@ class Setting:
         log_offset: c of `stabilized`, nats, or None to take test losses as they are.
         checkpoints: whether losses at earlier checkpoints are used, where they are given.
         shrinkage: c of `pairs.Shrinkage`, by which a filter's scores are drawn towards zero; None: not at all.
-        prior, smoothing: weights of the prior and of similar training examples (`prior`).
+        prior: weight of the prior, in root mean squares of each test example's scores.
     """
 
     ridge: float | None = None
@@ -48,7 +48,6 @@ class Setting:
     checkpoints: bool = True
     shrinkage: float | None = None
     prior: float = 0.0
-    smoothing: float = 0.0
 
 
 @dataclass(frozen=True, eq=False)

@@ -12,8 +12,8 @@ signal (Ghael, Sayeed and Baraniuk 1997); the sparser the influence, the larger 
 with the score and never exceeds it. With the filter phi, a = phi^1/2 U^T A_i and b likewise, and p = w phi spreads over
 d = (sum p)^2 / sum p^2 directions (the participation ratio).
 
-PRIOR. What is known of a pair before any member is trained is added (`prior`). Standard errors and z-values are those
-of the evidence alone.
+PRIOR. What is known of a pair before any member is trained is added, so many root mean squares of the test example's
+scores (`choice.prior_weight`). Standard errors and z-values are those of the evidence alone.
 """
 
 from __future__ import annotations
@@ -269,8 +269,6 @@ def fit(losses: MemberLosses, name: str, setting: Setting | None = None) -> Scor
     if not setting.checkpoints:
         losses = losses.final()
     stages, left = losses.stages, losses.train_rows()
-    if setting.smoothing and losses.prior is not None:
-        left = losses.prior.smoothed(left, setting.smoothing)
     tests = stacked([stages.centre_stage(t, stabilized(x, setting.log_offset)) for t, x in enumerate(losses.test)])
     place = losses.kept_N, losses.kept_M, losses.shape
     if name == "inclusion":
@@ -322,14 +320,13 @@ def _shrinkage(
 
 
 def _with_prior(scores: Scores, losses: MemberLosses, setting: Setting) -> Scores:
-    if losses.prior is None or not setting.prior:
+    if losses.prior_NM is None or not setting.prior:
         return scores
-    squares = [
-        np.square(scores.evidence(slice(i, i + _ROWS), _ALL)).sum(dtype=np.float64)
-        for i in range(0, losses.kept_N.size, _ROWS)
-    ]
-    rms = float(np.sqrt(sum(squares) / max(losses.kept_N.size * losses.kept_M.size, 1)))
-    return replace(scores, prior_NM=losses.prior.similarity_NM * (setting.prior * rms))
+    square_M = np.zeros(losses.kept_M.size)
+    for start in range(0, losses.kept_N.size, _ROWS):
+        square_M += np.square(scores.evidence(slice(start, start + _ROWS), _ALL)).sum(axis=0, dtype=np.float64)
+    rms_M = np.sqrt(square_M / losses.kept_N.size)
+    return replace(scores, prior_NM=(losses.prior_NM * (setting.prior * rms_M)).astype(scores.left_RN.dtype))
 
 
 def _unit_columns(a_KX: Floats) -> Floats:

@@ -23,7 +23,6 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from ..errors import ConfigurationError, DataError, NotEnoughMembersError
-from .prior import Prior
 
 Floats: TypeAlias = NDArray[Any]  # float32 or float64; NumPy's own float generics do not survive most operations
 Mask: TypeAlias = NDArray[np.bool_]
@@ -156,7 +155,8 @@ class MemberLosses:
         shape: how many training and test examples were given.
         noise: standard deviation of the scoring noise of one loss, nats, or (N,) of them; None: not measured.
         rho: see `Rho`.
-        prior: what is known of the pairs before any member is trained, or None.
+        prior_NM: what is known of the pairs before any member is trained, higher = more related, columns of mean 0 and
+            variance 1 (0 where constant); or None.
     """
 
     train: tuple[Floats, ...]
@@ -169,7 +169,7 @@ class MemberLosses:
     shape: tuple[int, int]
     noise: float | NDArray[np.float64] | None = None
     rho: Rho = "base"
-    prior: Prior | None = None
+    prior_NM: Floats | None = None
 
     @property
     def train_KN(self) -> Floats:
@@ -227,7 +227,7 @@ class MemberLosses:
             test=tuple(x[:, inner[kept]] for x in self.test),
             kept_M=kept,
             shape=(self.shape[0], inner.size),
-            prior=None if self.prior is None else self.prior.of_tests(inner[kept]),
+            prior_NM=None if self.prior_NM is None else self.prior_NM[:, inner[kept]],
         )
 
 
@@ -239,7 +239,7 @@ def member_losses(
     noise: float | NDArray[np.float64] | None = None,
     rho: Rho = "base",
     earlier: Checkpoints | None = None,
-    prior: Prior | None = None,
+    prior_NM: ArrayLike | None = None,
 ) -> MemberLosses:
     """Check the loss matrices; leave out members that have no losses and examples that nobody has a loss of.
 
@@ -247,7 +247,8 @@ def member_losses(
         train_loss_KN: (K, N) losses in nats, NaN = missing. float32 stays float32 if both matrices are.
         test_loss_KM: (K, M) losses in nats, NaN = missing.
         inclusion_KN: (K, N) whether example i is in member k's subset (bool), or how often (bootstrap subsets).
-        noise, rho, prior: see `MemberLosses`; for all N training and M test examples.
+        noise, rho: see `MemberLosses`; for all N training examples.
+        prior_NM: (N, M) similarity of any scale, or None.
         earlier: losses of the same K members at earlier checkpoints of their training.
 
     Raises:
@@ -294,7 +295,7 @@ def member_losses(
         shape,
         _checked_noise(noise, shape[0], rows),
         _checked_rho(rho),
-        None if prior is None else prior.checked(shape).of_tests(columns).of_train(rows),
+        _checked_prior(prior_NM, shape, rows, columns),
     )
 
 
@@ -329,6 +330,17 @@ def _checked_noise(noise: ArrayLike | None, count: int, rows: Index) -> float | 
     if sigma.ndim and sigma.shape != (count,):
         raise DataError(f"Noise has shape {sigma.shape}; it must be one number or one for each of {count} examples.")
     return sigma[rows] if sigma.ndim else float(sigma)
+
+
+def _checked_prior(prior_NM: ArrayLike | None, shape: tuple[int, int], rows: Index, columns: Index) -> Floats | None:
+    if prior_NM is None:
+        return None
+    prior = np.asarray(prior_NM, dtype=np.float64)
+    if prior.shape != shape or not np.isfinite(prior).all():
+        raise DataError(f"The prior has shape {prior.shape}; it must be {shape}, finite, one number for each pair.")
+    prior = centered(prior[np.ix_(rows, columns)])
+    spread = prior.std(axis=0)
+    return np.asarray(np.divide(prior, spread, out=np.zeros_like(prior), where=spread > 0))
 
 
 def _checked_rho(rho: Rho) -> Rho:

@@ -204,7 +204,7 @@ def _said(example: Example, left_out: Sequence[str]) -> list[str]:
     """What an example says, without white space around it and without what no template writes."""
     if not example.is_chat:
         return [*example.prompt.split(), *example.completion.split()]
-    kept = [m for m in example.messages if f"the {m.role} message" not in left_out]
+    kept = [m for m in example.messages if m.role in ("user", "assistant") or f"the {m.role} message" not in left_out]
     reasons = any("reasoning" in what for what in left_out)
     return [p.strip() for m in kept for kind, p in m.pieces() if p.strip() and not (reasons and kind == "reasoning")]
 

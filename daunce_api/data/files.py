@@ -163,7 +163,7 @@ def _json(raw: bytes) -> tuple[Rows, Problems]:
         return [], [(1, "JSON that is nested too deeply")]
     except ValueError as error:
         lines = parse_lines(raw)
-        if lines[0] or re.fullmatch(rb"\s*\{.*\}\s*,?\s*", first):  # JSONL with a bad first line
+        if lines[0] or re.match(rb"\s*\{\s*[\"'][^\"']+[\"']\s*:", first):  # JSONL with a bad first line
             return lines
         if isinstance(error, json.JSONDecodeError):
             problem = f"not JSON: {error.msg} (line {error.lineno} column {error.colno}){_json_hint(error)}"

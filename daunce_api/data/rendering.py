@@ -196,8 +196,7 @@ def _left_out(example: Example, tokenizer: Renderer, whole: str, turns: Sequence
                 " Use a template that writes it, or leave the example out."
             )
         said[f"{what} of earlier answers" if role == "assistant" else f"the {role} message"] = None
-    names = [str((t.get("function") or t).get("name")) for t in example.tools if isinstance(t, dict)]
-    if any(name not in text for name in names):
+    if example.tools and not _writes_tools(example, tokenizer, text):
         said["the tools"] = None
     return tuple(said)
 
@@ -225,6 +224,22 @@ def _stands(piece: str, text: str) -> bool:
 def _spellings(piece: str) -> tuple[str, ...]:
     """A text as it is, and inside a JSON text."""
     return (piece, json.dumps(piece, ensure_ascii=False)[1:-1], json.dumps(piece)[1:-1])
+
+
+def _writes_tools(example: Example, tokenizer: Renderer, text: str) -> bool:
+    """Whether the template writes the tools that a record defines. Their names alone may stand in calls."""
+    names = [str((t.get("function") or t).get("name")) for t in example.tools if isinstance(t, dict)]
+    cache: dict[Any, Any] | None = getattr(tokenizer, "shapes", None)
+    if cache is None or any(name not in text for name in names):
+        return all(name in text for name in names)
+    if "tools" not in cache:
+        marked = {"type": "function", "function": {"name": _MARK, "description": _MARK, "parameters": {}}}
+        chat = Example("", messages=(Message("user", "a"), Message("assistant", "b")), fields={"tools": [marked]})
+        try:
+            cache["tools"] = _MARK in render(tokenizer, chat)
+        except (DataError, ConfigurationError):
+            cache["tools"] = True
+    return bool(cache["tools"])
 
 
 def _never_written(example: Example, tokenizer: Renderer) -> set[tuple[int, str]]:

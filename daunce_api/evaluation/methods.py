@@ -9,8 +9,8 @@ from numpy.typing import NDArray
 
 from .. import core
 from ..attribution import Attribution
+from ..attribution.similarity import bm25_scores, embedding_scores, example_texts, random_scores
 from ..errors import MissingExtraError
-from .baselines import bm25_scores, embedding_scores, example_texts, random_scores
 
 Scores = NDArray[np.float64]
 

@@ -27,7 +27,6 @@ class Candidates:
 
 
 HOW_TO_MARK = (
-    'Mark answers to see what to take out: put "verdict": "unwanted" (or "wanted") into the lines of the test file and '
-    "run again, or tick them in daunce view; daunce fix then ranks the examples by their effect on unwanted against "
-    "wanted answers."
+    "Mark answers to see what to take out: daunce fix RUN --unwanted ID (and --wanted ID for those that should stay), "
+    "or tick them in daunce view. This table then ranks the examples by their effect on unwanted against wanted ones."
 )

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from .. import core
 from ..attribution import Attribution
-from ..evaluation.baselines import Bm25, example_texts
+from ..attribution.similarity import Bm25, example_texts
 
 _PAIRS = 40_000
 _MINIMUM_DEPTH = 20

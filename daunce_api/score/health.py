@@ -1,41 +1,128 @@
-"""What the measured log-probabilities say about the endpoint: its noise, and whether it serves the fine-tunes."""
+"""Whether an endpoint serves the fine-tunes, as far as the members' losses can say: a test with a stated error rate.
+
+An endpoint that answers with one model for all members gives losses that differ by measurement noise alone. So the
+members' scatter is compared between two measurements of the same examples: what models really differ by comes back in
+the second one, noise does not. With ``x`` and ``y`` the two measurements, centred over K members, ``mean(x * y)``
+estimates the variance of the models' own differences, without bias, whatever the noise is.
+
+Alike is said only where this variance is below ``SMALLEST_SIGNAL`` times the noise's by ``DEVIATIONS`` standard errors.
+Members that differ by at least that much are stopped wrongly in fewer than 1 of 1,000 runs, looks at 2, 4, 8, ...
+members included (tests/score/test_scoring_noise.py simulates it over noise, K and N); smaller differences carry little
+attribution and have no such promise.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import asyncio
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
-import numpy.typing as npt
+from numpy.typing import NDArray
+from scipy.special import fdtri
 
+from .._util.log import logger
+from ..attribution import Attribution
+from ..attribution.matrices import loss_matrix
+from ..core.losses import Reduction
+from ..data.tokenizers import EncodedExample
 from ..errors import MembersAlikeError
+from ..store import Ids, RunStore
+from .client import ScoringClient
 
-FloatArray = npt.NDArray[np.float64]
+Floats = NDArray[np.float64]
 
-SERVES_BASE_RATIO = 1.5
-"""Members whose losses vary less than this many times the measurement noise (as variances) cannot be told apart."""
+SMALLEST_SIGNAL = 0.2
+"""Variance over members, as a share of the noise's, from which on a run is never called alike by chance."""
+DEVIATIONS = 4.0
+REPEATS = 1200
+"""Examples to be measured twice of each of the first members where a look at the usual few leaves it open: enough to
+tell no signal from ``SMALLEST_SIGNAL`` with two members."""
+_CLEAR = 1e-4
+"""Probability by chance of a scatter that settles it without further measurements."""
+
+ACCEPTED = "members_alike_accepted"
+"""Key in the store: a person has looked at suspect scores and wants them used."""
+
+Verdict = Literal["differ", "alike", "open"]
 
 
-def check_members_differ(loss_KN: FloatArray, models: Sequence[str], *, sigma: float = 0.0) -> None:
-    """Fine-tunes on different subsets must answer differently.
+@dataclass(frozen=True, slots=True)
+class Likeness:
+    """What a look at the members gave.
 
-    ``loss_KN`` holds per-example losses in nats (NaN where not measured), ``models`` the K model ids, ``sigma`` the
-    noise of one loss. Raises MembersAlikeError where all members give the same losses up to the noise (the server
-    answers with the base model, or training changed nothing), or where two members give exactly the same losses (one
-    adapter is served under two names; its ``members`` are their rows). Fewer than two members or no examples: nothing
-    can be said, nothing is raised.
+    ``signal``: variance over models as a share of the noise's, ``error`` its standard error (NaN without repeated
+    measurements); ``noise``: standard deviation of one loss, nats.
+    """
+
+    verdict: Verdict
+    signal: float
+    error: float
+    noise: float
+
+
+def likeness(first_KR: Floats, again_KR: Floats, loss_KN: Floats) -> Likeness:
+    """Look at K members.
+
+    Args:
+        first_KR, again_KR: two measurements of R examples, nats.
+        loss_KN: every loss, measured once.
+    """
+    members, repeats = first_KR.shape
+    varied = float(np.mean(np.var(loss_KN, axis=0, ddof=1)))
+    if repeats == 0:
+        return Likeness("differ" if varied > 0 else "alike", float("nan"), float("nan"), float("nan"))
+    noise = float(np.mean((first_KR - again_KR) ** 2) / 2)
+    if noise == 0:
+        return Likeness("differ" if varied > 0 else "alike", float("inf") if varied > 0 else 0.0, 0.0, 0.0)
+    x_KR, y_KR = first_KR - first_KR.mean(axis=0), again_KR - again_KR.mean(axis=0)
+    product_R = (x_KR * y_KR).sum(axis=0) / (members - 1) / noise
+    signal, freedom = float(product_R.mean()), repeats * (members - 1)
+    # As large as it is where the signal is the smallest that counts, or as the examples scatter, whichever is more.
+    expected = np.sqrt(((1 + SMALLEST_SIGNAL) ** 2 + SMALLEST_SIGNAL**2) / freedom)
+    seen = float(product_R.std(ddof=1) / np.sqrt(repeats)) if repeats > 1 else 0.0
+    error = max(float(expected), seen)
+    verdict: Verdict = "open"
+    by_chance = fdtri(loss_KN.shape[1] * (members - 1), repeats * members, 1 - _CLEAR)
+    if varied / noise > by_chance or signal - DEVIATIONS * error > 0:
+        verdict = "differ"
+    elif signal + DEVIATIONS * error < SMALLEST_SIGNAL:
+        verdict = "alike"
+    return Likeness(verdict, signal, error, float(np.sqrt(noise)))
+
+
+def check_members_differ(
+    loss_KN: Floats, models: Sequence[str], first_KR: Floats | None = None, again_KR: Floats | None = None
+) -> Verdict:
+    """Fine-tunes on different subsets must answer differently; whether these do, or it is open.
+
+    ``loss_KN`` holds per-example losses in nats (NaN where not measured), ``models`` the K model ids, ``first_KR`` and
+    ``again_KR`` what was measured twice of the same members. Raises MembersAlikeError where all members give the same
+    losses up to the noise (the server answers with the base model, or training changed nothing), or where two members
+    give exactly the same losses (one adapter is served under two names; its ``members`` are their rows). Fewer than two
+    members or no examples: it is open.
     """
     loss_KN = np.asarray(loss_KN, dtype=np.float64)
-    if loss_KN.shape[0] < 2 or loss_KN.shape[1] == 0:
-        return
+    members = loss_KN.shape[0]
     complete_N = np.isfinite(loss_KN).all(axis=0)
-    if complete_N.any():
-        variance = float(np.mean(np.var(loss_KN[:, complete_N], axis=0, ddof=1)))
-        if variance <= SERVES_BASE_RATIO * sigma**2:
+    verdict: Verdict = "open"
+    if members >= 2 and complete_N.any():
+        nothing = np.empty((members, 0))
+        first, again = (nothing if x is None else np.asarray(x, dtype=np.float64) for x in (first_KR, again_KR))
+        look = likeness(first, again, loss_KN[:, complete_N])
+        verdict = look.verdict
+        if verdict == "alike":
+            measured = (
+                f"the variance over models is {look.signal:.2g} +- {look.error:.2g} times that of the measurement "
+                f"noise ({look.noise:.2g} nats)"
+                if np.isfinite(look.signal)
+                else "to the last bit"
+            )
             raise MembersAlikeError(
-                f"all {len(models)} fine-tuned models give the same losses (variance over models {variance:.3g} nats², "
-                f"measurement noise {sigma**2:.3g}). Either the server answers with the base model whatever model is "
-                "asked for, or training changed nothing. The scores mean nothing. Check that each fine-tune is loaded "
-                "under its own name, and the learning rate and epochs."
+                f"all {len(models)} fine-tuned models give the same losses: {measured}. Either the server answers with "
+                "the base model whatever model is asked for, or training changed nothing. Check that each fine-tune is "
+                "loaded under its own name, and the learning rate and epochs."
             )
     first_with: dict[bytes, int] = {}
     for k, row_N in enumerate(loss_KN):
@@ -48,3 +135,105 @@ def check_members_differ(loss_KN: FloatArray, models: Sequence[str], *, sigma: f
                 "answers with one of them for both. Check that each fine-tune is loaded under its own name.",
                 (twin, k),
             )
+    return verdict
+
+
+def repeated_losses(store: RunStore, members: Sequence[int], reduction: Reduction = "mean") -> tuple[Floats, Floats]:
+    """(K, R) losses of the examples that all of these members were measured on twice: the first time, and again."""
+    shared: Ids | None = None
+    for k in members:
+        ids = store.scores.load(k, replicate=1).ids
+        shared = np.unique(ids) if shared is None else np.intersect1d(shared, ids).astype(np.int32)
+    if shared is None:
+        return np.empty((0, 0)), np.empty((0, 0))
+    models = [(k, 0) for k in members]
+    first, first_censored = loss_matrix(store, models, shared, reduction)
+    again, again_censored = loss_matrix(store, models, shared, reduction, replicate=1)
+    exact = ~(first_censored | again_censored).any(axis=0)
+    return first[:, exact], again[:, exact]
+
+
+class Comparison:
+    """Looks at the members of a run until it is settled that they differ: at 2, 4, 8, ... complete ones."""
+
+    def __init__(self, store: RunStore) -> None:
+        self._store = store
+        self._next = 2
+        self._looking = asyncio.Lock()
+
+    def due(self, members: int) -> bool:
+        """Whether a look at so many complete members is due."""
+        return members >= self._next and not self._store.get_value(ACCEPTED)
+
+    async def look(
+        self, attribution: Attribution, client: ScoringClient | None = None, examples: Sequence[EncodedExample] = ()
+    ) -> None:
+        """Look at the complete members. Raises MembersAlikeError; its ``members`` are their numbers.
+
+        Where the few repeated examples leave it open, ``client`` measures more ``examples`` of the first two members
+        again, once. Without a client it is the last look, whatever earlier ones gave.
+        """
+        async with self._looking:
+            if client is None or self.due(len(attribution.members)):
+                await self._look(attribution, client, examples)
+
+    async def _look(
+        self, attribution: Attribution, client: ScoringClient | None, examples: Sequence[EncodedExample]
+    ) -> None:
+        if self._store.get_value(ACCEPTED):
+            return
+        verdict = await asyncio.to_thread(self._verdict, attribution)
+        models = self._store.jobs.ready_models()
+        pair = [k for k in attribution.members[:2] if k in models]
+        if verdict == "open" and client is not None and self._next == 2 and len(pair) == 2:
+            for member in pair:
+                await client.probe_noise(member, models[member], examples, REPEATS)
+            verdict = await asyncio.to_thread(self._verdict, attribution)
+        if verdict == "open" and client is None:
+            logger.warning(
+                "the members' losses differ by little more than measurement noise: the scores of this run may mean "
+                "nothing. A larger scoring.noise_probe tells more."
+            )
+        self._next = 10**9 if verdict == "differ" else 2 * len(attribution.members)
+
+    def _verdict(self, attribution: Attribution) -> Verdict:
+        members, models = attribution.members, self._store.jobs.ready_models()
+        earlier = attribution.earlier
+        stages = [] if earlier is None else [*zip(earlier.train_loss_SKN, earlier.test_loss_SKM, strict=True)]
+        for train_KN, test_KM in stages:
+            loss_KX = np.concatenate([test_KM, train_KN], axis=1)
+            rows = np.flatnonzero(np.isfinite(loss_KX).any(axis=1))
+            self._check(loss_KX[rows], [members[k] for k in rows], models, " (checkpoint)")
+        loss_KX = np.concatenate([attribution.test_loss_KM, attribution.train_loss_KN], axis=1)
+        # With the members that were measured again on the most examples; the others have few.
+        verdict = self._check(loss_KX, members, models, "", repeated_losses(self._store, members, attribution.loss))
+        if verdict == "open" and len(members) > 2:
+            pair = members[:2]
+            repeated = repeated_losses(self._store, pair, attribution.loss)
+            verdict = self._check(loss_KX[:2], pair, models, "", repeated)
+        return verdict
+
+    def _check(
+        self,
+        loss_KX: Floats,
+        members: Sequence[int],
+        models: Mapping[int, str],
+        which: str,
+        repeated: tuple[Floats, Floats] | None = None,
+    ) -> Verdict:
+        names = [f"{models.get(k, f'member {k}')}{which}" for k in members]
+        try:
+            return check_members_differ(loss_KX, names, *(repeated or ()))
+        except MembersAlikeError as error:
+            rows = error.members
+            raise MembersAlikeError(str(error), rows and [members[row] for row in rows]) from error
+
+
+def accept(store: RunStore, number: int) -> tuple[int, ...]:
+    """Use suspect scores again that were set aside under this number, and compare no more; the members.
+
+    Raises StoreError as ``store.scores.take_back`` does.
+    """
+    members = store.scores.take_back(number)
+    store.set_value(ACCEPTED, True)
+    return members

@@ -7,16 +7,21 @@ from functools import cache
 from typing import Any
 
 from ..config import RunConfig, earlier_default
+from ..errors import ConfigurationError
 
 MAY_CHANGE = (
     "attribution.",
     "backend.api_key_env",
     "backend.max_concurrent_jobs",
     "backend.minutes_per_job",
+    "backend.options.echoes",
+    "backend.options.grace_seconds",
+    "backend.options.listing_lag_seconds",
     "backend.scorer.api_key_env",
     "budget.",
     "data.test",
     "data.train",
+    "data.validation",
     "ensemble.checkpoints",
     "ensemble.stop",
     "run_dir",
@@ -53,7 +58,7 @@ def flatten(manifest: Mapping[str, Any]) -> dict[str, Any]:
 
 def differences(before: Mapping[str, Any], after: Mapping[str, Any]) -> tuple[list[str], list[str]]:
     """Lines such as ``ensemble.members: 24 -> 32``: those that forbid going on, and those that are allowed."""
-    old, new = flatten(before), flatten(after)
+    old, new = flatten(_in_todays_keys(before)), flatten(after)
     forbidden: list[str] = []
     allowed: list[str] = []
     for key in sorted(old.keys() | new.keys()):
@@ -66,6 +71,15 @@ def differences(before: Mapping[str, Any], after: Mapping[str, Any]) -> tuple[li
         grows = key == "ensemble.members" and isinstance(a, int) and isinstance(b, int) and b > a
         (allowed if grows or _may_change(key) else forbidden).append(line)
     return forbidden, allowed
+
+
+def _in_todays_keys(manifest: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The manifest of an earlier version with the config keys of this one; keys that are gone forbid nothing."""
+    try:
+        config, _ = RunConfig.from_manifest(manifest)
+    except ConfigurationError:
+        return manifest
+    return {**manifest, "config": config.model_dump(mode="json")}
 
 
 @cache

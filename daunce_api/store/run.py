@@ -57,11 +57,13 @@ class RunStore(Part):
         *,
         run_key: str | None = None,
         now: Callable[[], datetime] | None = None,
+        accept_loss: bool = False,
     ) -> RunStore:
         """Take up a run, or start it.
 
         ``manifest`` is plain data: ``config`` (a RunConfig as JSON), digests of the data, the tokenizer's
         fingerprint. ``run_key`` names a new run at the provider (default: random; a replay gives the recorded one).
+        ``accept_loss``: what the store has lost is to be taken over from the provider, under the same run key.
 
         Raises RunLockedError where another process works on the run, RunChangedError that names each difference
         between ``manifest`` and the one the run was started with, and StoreCorruptError where the store has lost what
@@ -75,11 +77,12 @@ class RunStore(Part):
                 f"{path} cannot be made: {error.strerror}. Set run_dir to a folder to write to."
             ) from error
         plain: dict[str, Any] = json.loads(json.dumps(manifest))
-        store = cls._locked(path, now)
+        noted = Guard.read(path) if accept_loss else None
+        store = cls._locked(path, now, accept_loss=accept_loss)
         try:
             if store._meta("run_key") is None:
                 with store._db.transaction():
-                    store._set_meta("run_key", run_key or secrets.token_hex(6))
+                    store._set_meta("run_key", run_key or (noted[0] if noted is not None else secrets.token_hex(6)))
                     store._set_meta("manifest", plain)
                     store._set_meta(STARTED_AT, store._now())
                     store._log("run", "", "created", "")
@@ -125,10 +128,10 @@ class RunStore(Part):
         return store
 
     @classmethod
-    def _locked(cls, path: Path, now: Callable[[], datetime] | None) -> RunStore:
+    def _locked(cls, path: Path, now: Callable[[], datetime] | None, *, accept_loss: bool = False) -> RunStore:
         lock = RunLock(path / LOCK_NAME)
         try:
-            noted = Guard.read(path)
+            noted = None if accept_loss else Guard.read(path)
             if noted is not None and not (path / FILE_NAME).exists():
                 raise _lost(path, noted[0])
             store = cls(path, Database(path / FILE_NAME, read_only=False), lock, now)
@@ -218,5 +221,6 @@ def _lost(path: Path, run_key: str) -> StoreCorruptError:
     return StoreCorruptError(
         f"{path / FILE_NAME} has lost what was stored last of the run {run_key} (the file or its -wal was emptied, "
         "removed, damaged or replaced by an older copy). Nothing was changed and nothing was sent: going on would pay "
-        "for it again. Restore the whole run folder from a copy, or set run_dir to a new folder."
+        "for it again. Restore the whole run folder from a copy, or let `daunce run CONFIG --adopt` take over the "
+        "jobs that the provider lists for this run."
     )

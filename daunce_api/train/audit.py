@@ -38,6 +38,7 @@ async def audit(client: JobClient) -> Audit:
     trainer, store = client.trainer, client.store
     if client.protocol < 2 or not isinstance(trainer, Listing):
         return Audit()
+    await client.reach_jobs()
     listed = await client.repeat(lambda: trainer.jobs_of(store.run_key), "list this run's jobs")
     rows = {row.key: row for row in store.jobs.rows()}  # read after the list: what was submitted meanwhile is known
     by_key: dict[str, list[Job]] = defaultdict(list)

@@ -11,7 +11,7 @@ import hashlib
 import json
 import random
 from collections.abc import Awaitable, Callable
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import TypeVar
 
 from .._util.clock import Clock, SystemClock
@@ -20,13 +20,13 @@ from .._util.retry import Retrier, Retry, RetryPolicy, duration
 from .._util.text import terminal_text
 from ..errors import AmbiguousSubmitError, BudgetError, HeldJobError, RejectedError, StopError, TransientError
 from ..plan import JobCosts
-from ..providers.base import Checkpointing, Job, JobRequest, JobStatus, ModelInfo, Trainer
+from ..providers.base import Checkpointing, Job, JobRequest, JobStatus, Listing, ModelInfo, Trainer
 from ..providers.identity import contradiction
 from ..providers.replay.protocol import PROTOCOL
 from ..store import INTENT, JobRow, Purpose, RunStore
 from .events import Event, EventKind, OnEvent
 from .grace import Grace, names_missing
-from .policy import JOB_RETRIES, PollPolicy
+from .policy import JOB_RETRIES, REACH_RETRIES, PollPolicy
 
 LOST = "lost track of the job: "
 """Begins the error of a job that was given up although the provider may still hold it."""
@@ -90,6 +90,7 @@ class JobClient:
         self._lag = capabilities.grace_seconds if lag is None else lag
         self._uploads: dict[str, asyncio.Lock] = {}
         self._contradicted: dict[str, float] = {}
+        self._reached = False
 
     def sends(self, key: str) -> int:
         """How often this run folder sent an attempt's job."""
@@ -100,6 +101,26 @@ class JobClient:
         logger.info("%s", terminal_text(event.message))
         if self._on_event is not None:
             self._on_event(event)
+
+    async def reach_jobs(self) -> None:
+        """Whether the provider's jobs can be reached at all, asked once. Raises StopError where the route fails every
+        time, as behind a gateway that passes on everything but fine-tuning."""
+        trainer = self.trainer
+        if self._reached or self.protocol < 2 or not isinstance(trainer, Listing):
+            return
+        try:
+            await Retrier(REACH_RETRIES, self._clock, rng=self._rng, on_retry=self._waiting)(
+                trainer.reach_jobs, "reach the fine-tuning jobs"
+            )
+        except TransientError as error:
+            if error.status is None or error.status < 500:
+                raise
+            raise StopError(
+                f"the fine-tuning jobs of {trainer.capabilities.provider} cannot be reached: {error} Nothing was "
+                "submitted. If this is a gateway, its jobs route may need a license or a pass-through address "
+                "(LiteLLM: base_url .../openai/v1); `daunce doctor` shows what this endpoint can do."
+            ) from error
+        self._reached = True
 
     # -- files ----------------------------------------------------------------------------------------------------
 
@@ -150,6 +171,8 @@ class JobClient:
         """Reserve the price, record the intent, submit, record the answer. Raises BudgetError, and what the trainer
         raises."""
         self.reserve(request.key, member)
+        if self.protocol >= 2:
+            request = replace(request, sequence=self.store.sequence)
         self.store.jobs.intent(request.key, member, attempt, json.dumps(asdict(request)))
         return await self._send(request, member, attempt, look=None)
 

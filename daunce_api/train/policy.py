@@ -10,6 +10,10 @@ JOB_RETRIES = RetryPolicy(first=1.0, longest=60.0, attempts=100, total=3600.0)
 """Requests about jobs, files and models: an outage of an hour is waited for; a longer Retry-After parks the run."""
 
 
+REACH_RETRIES = RetryPolicy(first=1.0, longest=20.0, attempts=8, total=120.0)
+"""The first request to the jobs route: a route that never works is told from an outage within two minutes."""
+
+
 @dataclass(frozen=True, slots=True)
 class PollPolicy:
     """How a submitted job is watched, in seconds.

@@ -7,6 +7,8 @@ import hashlib
 import json
 from collections.abc import Awaitable, Callable, Collection, Sequence
 from contextlib import suppress
+from dataclasses import replace
+from functools import cached_property
 
 from ..config import RunConfig
 from ..data.dataset import Dataset
@@ -23,7 +25,7 @@ from ..errors import (
 )
 from ..providers.base import Job, JobRequest, JobStatus, ModelInfo
 from ..store import FINAL, INTENT, TARGET, JobRow
-from .audit import check
+from .audit import audit, check, end_orphan
 from .client import CANCELLED, JobClient
 from .events import Event, EventKind, TrainingOutcome
 
@@ -31,6 +33,10 @@ OnReady = Callable[[int, str], Awaitable[None]]
 
 SUFFIX_CHARACTERS = 43
 """What a suffix of 64 characters leaves beside a mark of the key; the run key must not be cut off."""
+
+
+ORPHANS_EVERY = 60.0
+"""Seconds between two looks for a second job of an attempt whose submit was repeated."""
 
 
 class Training:
@@ -61,13 +67,16 @@ class Training:
 
     # -- the run --------------------------------------------------------------------------------------------------
 
-    async def run(self, on_ready: OnReady | None = None, *, finished: Collection[int] = ()) -> TrainingOutcome:
+    async def run(
+        self, on_ready: OnReady | None = None, *, finished: Collection[int] = (), one_first: bool = False
+    ) -> TrainingOutcome:
         """Train what is missing; call ``on_ready(member, model)`` for every member as soon as it has a model.
 
         ``on_ready`` is also called for members that were trained before, and with member -1 for the target model of
         ``start_from: target``; calls run at the same time as other jobs and each other, and are repeated while the
         provider does not show a new model yet. ``finished``: members of which nothing more is needed; they are not
-        trained again even if their models are gone.
+        trained again even if their models are gone. ``one_first``: hand one member over before any other job is
+        submitted, where it is not known whether fine-tunes of this provider can be scored.
 
         Jobs that fail are tried up to ``training.max_attempts`` times, then their member is left out.
 
@@ -89,7 +98,10 @@ class Training:
                 async with asyncio.TaskGroup() as group:
                     base = await self._base(group, on_ready)
                     if base is not None:
-                        for member in self._live_first(wanted):
+                        members = self._live_first(wanted)
+                        if one_first and on_ready is not None and not self._finished:
+                            members = await self._one_first(members, base, on_ready)
+                        for member in members:
                             group.create_task(self._member(member, base, on_ready))
                 if untrained:
                     await check(self._client)
@@ -120,7 +132,7 @@ class Training:
         """Submit no more jobs in this run; live ones are waited for. For a rule that says that K is large enough."""
         if self._halted is None:
             self._halted = reason
-            self._store.note("halted", reason)
+            self._store.history.stopped("halted", reason)
 
     async def model_info(self, model: str) -> ModelInfo:
         """What the provider says of a model. Raises RejectedError where it has none of this name."""
@@ -197,6 +209,14 @@ class Training:
         if member in self._left_out:
             self._require(len({*range(self._ensemble.members)} - self._left_out.keys()))
 
+    async def _one_first(self, members: list[int], base: str, on_ready: OnReady) -> list[int]:
+        """Train and hand over one member before any other job is submitted; the members that are left."""
+        for done, member in enumerate(members, start=1):
+            await self._member(member, base, on_ready)
+            if member not in self._left_out:
+                return members[done:]
+        return []
+
     async def _train(self, member: int, base: str) -> str | None:
         """The member's model; None where it is left out, or where no more jobs may be submitted."""
         client = self._client
@@ -219,7 +239,7 @@ class Training:
                 elif row.status == INTENT:
                     await client.resubmit(row)
                 row = self._store.jobs.rows(member)[-1]
-                job = await client.watch(row)
+                job = await self._watch(row)
             except (DailyLimitError, BudgetError) as error:
                 self._park(error)
                 return None
@@ -231,6 +251,24 @@ class Training:
             if job.status is not JobStatus.SUCCEEDED and not await self._worth_another(row, job):
                 return None
 
+    async def _watch(self, row: JobRow) -> Job:
+        """Watch a job to its end; where it was sent more than once, look for the others meanwhile and cancel them."""
+        if self._client.sends(row.key) < 2:
+            return await self._client.watch(row)
+        orphans = asyncio.create_task(self._end_orphans())
+        try:
+            return await self._client.watch(row)
+        finally:
+            orphans.cancel()
+            await asyncio.gather(orphans, return_exceptions=True)
+
+    async def _end_orphans(self) -> None:
+        while True:
+            await self._client.pause(ORPHANS_EVERY)
+            with suppress(ProviderError):  # the run looks again before each submit and at its end
+                for row, job in (await audit(self._client)).orphans:
+                    await end_orphan(self._client, row, job)
+
     async def _submit(self, member: int, base: str, previous: JobRow | None) -> None:
         attempt = 1 if previous is None else previous.attempt + 1
         if previous is not None and previous.model_deleted and previous.status == JobStatus.SUCCEEDED:
@@ -240,11 +278,22 @@ class Training:
         self._client.reserve(key, member)
         try:
             file_id = await self._client.file(self._content(member))
+            validation = None if self._validation is None else await self._client.file(self._validation)
         except RejectedError:  # nothing was submitted
             self._store.ledger.settle(key, 0.0)
             raise
         await check(self._client)
-        await self._client.submit(self._request(member, base, key, file_id), member, attempt)
+        request = replace(self._request(member, base, key, file_id), validation_file_id=validation)
+        await self._client.submit(request, member, attempt)
+
+    @cached_property
+    def _validation(self) -> bytes | None:
+        """The validation file as the provider gets it; no member is trained on it, and it is never attributed."""
+        data = self._config.data
+        if data.validation is None:
+            return None
+        examples = Dataset.from_file(data.validation, data.columns)
+        return examples.training_file(range(len(examples)), data.loss_on)
 
     def _key(self, member: int, attempt: int) -> str:
         return f"{self._store.run_key}-m{member}-a{attempt}"

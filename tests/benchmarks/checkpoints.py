@@ -19,7 +19,7 @@ from pathlib import Path
 import numpy as np
 
 from daunce_api import Attribution, Run, RunConfig
-from daunce_api.cli.demo import demo_config
+from daunce_api.cli.demo.experiment import demo_config
 from daunce_api.evaluation.experiments import lds_truth
 from daunce_api.evaluation.lds import lds
 from daunce_api.evaluation.retrieval import average_precision

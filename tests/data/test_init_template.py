@@ -10,7 +10,7 @@ import pytest
 import yaml
 from pydantic import BaseModel
 
-from daunce_api.cli.template import template, write_template
+from daunce_api.cli.template import described, template, write_template
 from daunce_api.config import RunConfig, section_of
 from daunce_api.core import ESTIMATORS
 from daunce_api.errors import ConfigurationError
@@ -76,7 +76,7 @@ def test_what_is_written_is_what_holds_without_it() -> None:
     ("backend", "model", "key"),
     [
         ("openai", "gpt-4.1-mini-2025-04-14", "OPENAI_API_KEY"),
-        ("local", "smollm2-135m", None),
+        ("local", "HuggingFaceTB/SmolLM2-135M", None),
         ("another", "NAME-OF-THE-MODEL", None),
     ],
 )
@@ -98,6 +98,15 @@ def test_a_paid_backend_comes_with_a_cap(tmp_path: Path) -> None:
         (["examples.jsonl", "eval.jsonl"], "examples.jsonl", "eval.jsonl"),
         (["train.jsonl", "other.jsonl"], "train.jsonl", "other.jsonl"),
         (["a.jsonl", "b.jsonl"], "train.jsonl", "test.jsonl"),
+        (
+            ["fine_tuning_data.jsonl", "fine_tuning_data_val.jsonl", "eval_results.json"],
+            "fine_tuning_data.jsonl",
+            "fine_tuning_data_val.jsonl",
+        ),
+        (["finetune.jsonl", "questions.jsonl"], "finetune.jsonl", "questions.jsonl"),
+        (["train.csv", "test.csv", "package.json"], "train.csv", "test.csv"),
+        (["sft_train.jsonl.gz", "sft_val.jsonl.gz", "sft_test.jsonl"], "sft_train.jsonl.gz", "sft_test.jsonl"),
+        (["train.parquet", "retrieval.parquet"], "train.parquet", "retrieval.parquet"),
         (["train.jsonl", "a.jsonl", "b.jsonl"], "train.jsonl", "test.jsonl"),
         (
             ["train: # [x].jsonl", "test 'a\"\n\x1b\u2028é😀.jsonl"],
@@ -152,3 +161,21 @@ def test_what_cannot_be_written_is_said(tmp_path: Path) -> None:
     with pytest.raises(ConfigurationError, match=r"typo\.jsonl is no file"):
         write_template(tmp_path, train=tmp_path / "typo.jsonl")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_few_examples_get_subsets_that_are_large_enough(tmp_path: Path) -> None:
+    for n, ratio in ((9, 0.5), (12, 0.834), (19, 0.527), (20, 0.5)):
+        folder = tmp_path / str(n)
+        folder.mkdir()
+        lines = "".join(f'{{"prompt": "{i}", "completion": "c"}}\n' for i in range(n))
+        (folder / "train.jsonl").write_text(lines)
+        assert RunConfig.from_yaml(write_template(folder)).ensemble.subset_ratio == ratio
+
+
+def test_what_a_file_holds_is_said(tmp_path: Path) -> None:
+    path = tmp_path / "d.jsonl"
+    assert described(path) == ("is not there yet", 0)
+    path.write_text('{"instruction": "i", "input": "", "output": "o"}\n')
+    assert described(path) == ("Alpaca, 1 record", 1)
+    path.write_text('{"prompt": "i", "chosen": "", "rejected": "o"}\n')
+    assert "this is preference data" in described(path)[0]

@@ -8,9 +8,9 @@ import sys
 import numpy as np
 import pytest
 
+from daunce_api.attribution.similarity import bm25_scores, embedding_scores, example_texts, random_scores
 from daunce_api.data.dataset import Dataset
 from daunce_api.errors import DataError, MissingExtraError
-from daunce_api.evaluation.baselines import bm25_scores, embedding_scores, example_texts, random_scores
 
 TRAIN = ["a cat sat", "the dog ran far away", "cat and cat", ""]
 
@@ -36,7 +36,7 @@ def test_single_characters_and_unspaced_scripts_count_as_words() -> None:
 
 def test_bm25_does_not_depend_on_the_hash_seed() -> None:
     code = (
-        "from daunce_api.evaluation.baselines import bm25_scores;"
+        "from daunce_api.attribution.similarity import bm25_scores;"
         "import hashlib;"
         "t=['alpha beta gamma delta','beta beta epsilon','zeta eta alpha theta','iota kappa lambda mu nu beta'];"
         "print(hashlib.sha256(bm25_scores(t, ['beta alpha theta kappa nu', 'mu eta alpha']).tobytes()).hexdigest())"

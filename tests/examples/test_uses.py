@@ -240,7 +240,7 @@ def test_the_ci_workflow_installs_what_it_needs_and_the_guide_says_the_same() ->
     install = workflow["env"]["INSTALL"]
     extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
     asked = re.findall(r"daunce-api\[([\w,]+)\]", install)[0].split(",")
-    assert {"replay", "report"} == set(asked) <= set(extras)
+    assert {"replay"} == set(asked) <= set(extras)
     guide = (ROOT / "examples" / "guide" / "docs" / "replay.md").read_text()
     assert yaml.safe_load(re.findall(r"```yaml\n(.*?)```", guide, re.DOTALL)[-1])["env"] == workflow["env"]
     for value in workflow["env"]:

@@ -43,7 +43,7 @@ WORDS = ("amber", "basalt", "cedar", "delta", "ember", "fjord", "grove", "heath"
 
 _PROCESSES = multiprocessing.get_context("forkserver")
 _PROCESSES.set_forkserver_preload(
-    ["daunce_api.cli", "daunce_api.run", "daunce_api.providers.openai_wire.trainer", "daunce_api.summary"]
+    ["daunce_api.cli", "daunce_api.run", "daunce_api.providers.openai_wire.trainer", "daunce_api.report.of_run"]
 )
 
 

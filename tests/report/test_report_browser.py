@@ -15,9 +15,9 @@ import pytest
 from made_attribution import demo_data, file_data, made_attribution
 
 from daunce_api.attribution import Attribution
+from daunce_api.attribution.similarity import bm25_scores, example_texts
 from daunce_api.attribution.tokens import Split
 from daunce_api.data.dataset import Dataset
-from daunce_api.evaluation.baselines import bm25_scores, example_texts
 from daunce_api.report import Candidates, RunFacts, write_report
 
 

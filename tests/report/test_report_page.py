@@ -22,8 +22,8 @@ from daunce_api import core
 from daunce_api._util.text import duration
 from daunce_api.attribution import Attribution, Side
 from daunce_api.attribution.notebook import checkpoints, notebook_html
+from daunce_api.attribution.similarity import bm25_scores, example_texts
 from daunce_api.data.dataset import Dataset
-from daunce_api.evaluation.baselines import bm25_scores, example_texts
 from daunce_api.report import Candidates, RunFacts, write_report
 from daunce_api.report.overview import loss_picture, quality_curve, train_view
 from daunce_api.report.pack import Arrays, deflate, fit_texts, fitting_block, json_block, policy
@@ -245,7 +245,7 @@ def test_every_training_example_has_its_numbers(attribution: Attribution) -> Non
 def test_without_verdicts_the_page_names_no_suspects(report: Path) -> None:
     page = html.unescape(report.read_text())
     assert "suspic" not in page.lower()
-    assert '"verdict": "unwanted"' in page
+    assert "daunce fix RUN --unwanted ID" in page
     assert "effect" not in json.loads(_blocks(report.read_text())["data"])["arrays"]
 
 

@@ -160,6 +160,11 @@ def test_the_time_left_is_shown_from_the_first_second(monkeypatch: pytest.Monkey
     now[0] = 10
     progress.scored(0, 2, 2)  # trained and scored: two of eight steps
     assert progress._left(2) == "about 30 s left"
+    now[0] = 41
+    slow = terminal.Progress(4, quiet=True, first_guess=40)
+    now[0] = 90
+    assert slow._left(0) == "slower than usual"
+    now[0] = 10
     plain = terminal.Progress(4, quiet=True)
     assert "after the first member" in plain._left(0)
     now[0] = 12

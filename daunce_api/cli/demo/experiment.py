@@ -16,8 +16,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ...attribution import Attribution
+from ...attribution.similarity import bm25_scores, example_texts, random_scores
 from ...config import RunConfig
-from ...evaluation.baselines import bm25_scores, example_texts, random_scores
 from ...evaluation.retrieval import average_precision
 from ...run import Run
 from ...score.client import Progress

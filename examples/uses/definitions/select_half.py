@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from retrain import Mask, retrained_losses
 
 from daunce_api import Attribution, Dataset, Run
-from daunce_api.evaluation.baselines import bm25_scores, example_texts
+from daunce_api.attribution.similarity import bm25_scores, example_texts
 
 PLANTED = "planted"
 

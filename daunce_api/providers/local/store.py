@@ -1,0 +1,209 @@
+"""Files, jobs and models of the local backend: plain files in the run folder, each written whole or not at all; and
+what a worker is given and gives back about one member."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+import shutil
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from ..base import Job, JobRequest, JobStatus
+
+_OWN_FILE = re.compile(r"file-[0-9a-f]{20}")
+_OWN_MODEL = re.compile(r"ft-[0-9a-f]{20}(-e[1-9][0-9]{0,5})?")
+
+
+Files = Mapping[str, bytes]
+"""The folder of a fine-tune: file name to content."""
+
+
+@dataclass(frozen=True, slots=True)
+class MemberTask:
+    """One fine-tune: its training file, seed, and the fine-tune that it starts from (None: the base model).
+
+    A full fine-tune is written to ``out`` where the worker shares this machine's folders: it is as large as the model.
+    Otherwise, and for adapters, the result carries the files.
+    """
+
+    key: str
+    content: bytes
+    seed: int
+    start: Path | Files | None = None
+    out: Path | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class MemberResult:
+    """The fine-tune of one member (its files, or none where they are in its task's ``out``), or why there is none."""
+
+    key: str
+    files: Files = field(default_factory=dict)
+    losses: tuple[float, ...] = ()
+    trained_tokens: int = 0
+    error: str | None = None
+    earlier: Mapping[int, Files] = field(default_factory=dict)
+    """By epoch (from 1); empty files where they are in folders beside the task's ``out``."""
+
+
+@dataclass(frozen=True, slots=True)
+class JobRecord:
+    """One job. ``group`` names the jobs that it is trained with, fixed when training starts, so that a group that was
+    interrupted is repeated with the same members. ``number`` counts the jobs of a run in the order of submission."""
+
+    id: str
+    key: str
+    model: str
+    file_id: str
+    seed: int
+    hyperparameters: Mapping[str, Any]
+    status: str = JobStatus.QUEUED.value
+    error: str | None = None
+    trained_tokens: int | None = None
+    group: tuple[str, ...] = field(default=())
+    number: int = 0
+
+    @property
+    def public(self) -> Job:
+        """As the orchestrator sees it; a finished job's model carries the job's id."""
+        status = JobStatus(self.status)
+        model = model_id(self.id) if status is JobStatus.SUCCEEDED else None
+        return Job(self.id, status, model, self.error, self.trained_tokens)
+
+
+def model_id(job_id: str, epoch: int | None = None) -> str:
+    """Name of the model that a job makes, or of the one that it was after an earlier epoch (from 1)."""
+    return job_id.replace("job-", "ft-", 1) + ("" if epoch is None else f"-e{epoch}")
+
+
+class JobFolder:
+    """``files/``, ``jobs/`` and ``models/`` of one run."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        for name in ("files", "jobs", "models"):
+            (root / name).mkdir(parents=True, exist_ok=True)
+
+    def file_id(self, name: str, size: int) -> str:
+        """Id that a file of this name and size has; names carry a hash of the content."""
+        return f"file-{hashlib.sha256(f'{name}|{size}'.encode()).hexdigest()[:20]}"
+
+    def write_file(self, name: str, content: bytes) -> str:
+        file_id = self.file_id(name, len(content))
+        _write(self.root / "files" / file_id, content)
+        return file_id
+
+    def file(self, file_id: str) -> Path | None:
+        """Path of an uploaded file, or None. Ids hold no path."""
+        path = self.root / "files" / file_id
+        return path if _OWN_FILE.fullmatch(file_id) and path.is_file() else None
+
+    def job_id(self, key: str) -> str:
+        return f"job-{hashlib.sha256(key.encode()).hexdigest()[:20]}"
+
+    def create(self, request: JobRequest, number: int) -> JobRecord:
+        record = JobRecord(
+            self.job_id(request.key),
+            request.key,
+            request.model,
+            request.file_id,
+            request.seed,
+            dict(request.hyperparameters),
+            number=number,
+        )
+        self.write(record)
+        return record
+
+    def write(self, record: JobRecord) -> None:
+        _write(self.root / "jobs" / f"{record.id}.json", json.dumps(asdict(record), indent=1).encode())
+
+    def read(self) -> dict[str, JobRecord]:
+        """Every job, by id. A job that was running when the last process ended is queued again, with its group."""
+        jobs = {}
+        for path in sorted((self.root / "jobs").glob("job-*.json")):
+            content = json.loads(path.read_text())
+            record = JobRecord(**{**content, "group": tuple(content["group"])})
+            if record.status == JobStatus.RUNNING:
+                record = replace(record, status=JobStatus.QUEUED.value)
+            jobs[record.id] = record
+        return jobs
+
+    def adapter(self, model: str) -> Path | None:
+        """Folder of a model that a job made, or None."""
+        path = self.root / "models" / model
+        return path if _OWN_MODEL.fullmatch(model) and path.is_dir() else None
+
+    def checkpoints(self, job_id: str) -> list[str]:
+        """Models that a job was after earlier epochs, ascending."""
+        own = model_id(job_id)
+        found = {int(p.name.removeprefix(f"{own}-e")): p.name for p in (self.root / "models").glob(f"{own}-e*")}
+        return [found[epoch] for epoch in sorted(found)]
+
+    def part(self, job_id: str) -> Path:
+        """Where a worker leaves a large result before it counts (see :func:`beside`)."""
+        return self.root / "models" / f".part-{job_id}"
+
+    def keep_model(self, job_id: str, files: Mapping[str, bytes], epoch: int | None = None) -> None:
+        """Make a job's result its model: ``files``, or what the worker left in :meth:`part`."""
+        target = self.root / "models" / model_id(job_id, epoch)
+        part = beside(self.part(job_id), epoch)
+        if files:
+            shutil.rmtree(part, ignore_errors=True)
+            part.mkdir()
+            for name, content in files.items():
+                _write(part / name, content)
+        if target.exists():
+            shutil.rmtree(target)
+        part.rename(target)
+
+    def discard_part(self, job_id: str) -> None:
+        """Forget what a worker left of a job that no longer counts."""
+        for part in self.part(job_id).parent.glob(f"{self.part(job_id).name}*"):
+            shutil.rmtree(part, ignore_errors=True)
+
+
+def beside(folder: Path, epoch: int | None) -> Path:
+    """Where what ``folder`` was after an earlier epoch is left."""
+    return folder if epoch is None else folder.with_name(f"{folder.name}-e{epoch}")
+
+
+@contextmanager
+def whole_folder(out: Path) -> Iterator[Path]:
+    """A new folder to write plain files into, which becomes ``out`` when all of it is there and on disk, in place of an
+    old one; nothing is left of it where writing fails."""
+    out.parent.mkdir(parents=True, exist_ok=True)
+    part = Path(tempfile.mkdtemp(dir=out.parent, prefix=f".{out.name}.part-"))
+    try:
+        yield part
+        for path in part.iterdir():
+            with path.open("rb") as file:
+                os.fsync(file.fileno())
+        if out.exists():
+            shutil.rmtree(out)
+        part.chmod(0o755)
+        part.rename(out)
+    finally:
+        shutil.rmtree(part, ignore_errors=True)
+
+
+def remove_folder(folder: Path) -> None:
+    """Delete a model's folder: plain files only, so that a wrong path can do no harm."""
+    for path in folder.iterdir():
+        path.unlink()
+    folder.rmdir()
+
+
+def _write(path: Path, content: bytes) -> None:
+    handle, part = tempfile.mkstemp(dir=path.parent, prefix=".part-")
+    with os.fdopen(handle, "wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(part, path)
