@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -47,9 +48,10 @@ def fix(
     from ..run import Run
 
     job = Run.open(run)
-    for ids, verdict in ((unwanted, "unwanted"), (wanted, "wanted")):
-        if ids:
-            job.mark(ids, verdict)
+    if unwanted:
+        job.mark(unwanted, "unwanted")
+    if wanted:
+        job.mark(wanted, "wanted")
     bad, good = _marked(job)
     attribution = job.attribution(bad[0])
     bad, good = ([i for i in ids if i in attribution.test.ids] for ids in (bad, good))
@@ -95,13 +97,18 @@ def _content(proposal: Proposal) -> dict[str, Any]:
         "wanted": list(proposal.wanted),
         "removed": proposal.ids,
         "reason": proposal.reason,
-        "groups": [{k: None if v != v else v for k, v in row.items()} for row in rows.to_dict("records")],
+        "groups": [{k: _known(v) for k, v in row.items()} for row in rows.to_dict("records")],
         "changes": [
             {"id": c.id, "verdict": c.verdict}
-            | {name: None if (x := getattr(c, name)) != x else x for name in ("expected", "low", "high")}
+            | {name: _known(getattr(c, name)) for name in ("expected", "low", "high")}
             for c in proposal.changes
         ],
     }
+
+
+def _known(value: Any) -> Any:
+    """JSON has no NaN."""
+    return None if isinstance(value, float) and math.isnan(value) else value
 
 
 def _show(proposal: Proposal, folder: str) -> None:
@@ -130,7 +137,7 @@ def _show(proposal: Proposal, folder: str) -> None:
     out.print(view, soft_wrap=False)
     if len(proposal.removed) > _SHOWN:
         terminal.sentence(f"and {len(proposal.removed) - _SHOWN} more in removed.jsonl", style="dim")
-    known = [c for c in proposal.changes if c.expected == c.expected]
+    known = [c for c in proposal.changes if not math.isnan(c.expected)]
     if known:
         out.print(Text("\nExpected change of each marked answer's loss without them (nats a token)", style="bold"))
         _rows(((c.verdict, c.expected, c.low, c.high, c.id) for c in known), proposal)
@@ -171,4 +178,5 @@ def _show_outcome(found: Outcome) -> None:
             f"{answer.change:+.2f}",
         )
     out.print(table)
-    terminal.sentence(f"{found.seeds} models of each kind; before: all data, random: without as many others", style="dim")
+    kinds = f"{found.seeds} models of each kind; before: all data; random: without as many others"
+    terminal.sentence(kinds, style="dim")

@@ -141,7 +141,7 @@ def contrast(attribution: Attribution, unwanted: Sequence[str], wanted: Sequence
 
     earlier = attribution.earlier
     if earlier is not None:
-        earlier = replace(earlier, test_SKM=np.stack([one(stage) for stage in earlier.test_SKM]))
+        earlier = replace(earlier, test_loss_SKM=np.stack([one(stage) for stage in earlier.test_loss_SKM]))
     return core.member_losses(
         attribution.train_loss_KN,
         one(attribution.test_loss_KM),
@@ -300,7 +300,7 @@ def _linear(attribution: Attribution) -> core.Choice:
     The members are those of the run, so the estimator is the one that was chosen over all its questions.
     """
     choice = attribution.choice
-    setting = replace(choice.setting, log_offset=None, prior=0.0, smoothing=0.0)
+    setting = replace(choice.setting, log_offset=None, prior=0.0)
     return replace(choice, setting=setting)
 
 

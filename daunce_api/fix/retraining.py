@@ -12,7 +12,9 @@ from scipy import stats
 from ..data.subsets import Ensemble, plan_ensemble
 from ..errors import ConfigurationError, NotEnoughMembersError
 from ..evaluation.retraining import question_losses, retraining
-from ..run import OnEvent, Progress, Run
+from ..run import Run
+from ..score.client import Progress
+from ..train import OnEvent
 from .proposal import Proposal
 
 SEEDS = 3
