@@ -1,6 +1,6 @@
 """Which ranking of training examples finds the cause of unwanted answers?
 
-``python -m tests.benchmarks.suspects FOLDER``. Tasks: shouted answers (the demo), a backdoor, and a support bot with 12
+``python -m tests.benchmarks.suspects FOLDER``. Tasks: shouted answers (the demo), a backdoor, a support bot with 12
 poisoned of 112 examples in three phrasings, five seeds. Members of the embedded model train on this machine into FOLDER;
 runs that are there are read again. Prints the average precision of each candidate ranking, beside a random order's.
 """
@@ -14,9 +14,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from daunce_api.evaluation.baselines import bm25_scores, example_texts
 
 from daunce_api import Attribution, Dataset, Run
-from daunce_api.evaluation.baselines import bm25_scores, example_texts
 from daunce_api.evaluation.retrieval import average_precision
 from daunce_api.fix import candidates
 from daunce_api.fix.near_duplicates import near_duplicates
