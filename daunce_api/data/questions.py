@@ -10,12 +10,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from ..errors import DataError, StoreCorruptError
 from .dataset import Dataset, Example
+from .example import Verdict
 
-Verdict = Literal["wanted", "unwanted"]
 """Whether an answer should stay as it is, or go."""
 
 FILE_BATCH, ASKED_BATCH = "test", "ask"
@@ -62,7 +62,7 @@ class Questions:
     @classmethod
     def of(cls, examples: Dataset) -> Questions:
         """Those of a new run."""
-        return cls((Batch(FILE_BATCH, examples),))
+        return cls((Batch(FILE_BATCH, examples),), examples.verdicts)
 
     @cached_property
     def shown(self) -> Dataset:
@@ -86,7 +86,7 @@ class Questions:
             batches.append(replace(batch, absent=frozenset(batch.examples.ids) - same))
             known |= same
         new = [e for e in examples if e.id not in known]
-        return replace(self, batches=tuple(batches))._with(FILE_BATCH, new, examples.name)
+        return self._judged(examples, batches)._with(FILE_BATCH, new, examples.name)
 
     def asked(self, examples: Dataset) -> Questions:
         """With questions of ``daunce ask``. One that was asked before is shown again, and not asked twice.
@@ -105,7 +105,11 @@ class Questions:
                     break
             else:
                 new.append(example)
-        return replace(self, batches=tuple(batches))._with(ASKED_BATCH, new, examples.name)
+        return self._judged(examples, batches)._with(ASKED_BATCH, new, examples.name)
+
+    def _judged(self, examples: Dataset, batches: Sequence[Batch]) -> Questions:
+        """With the verdicts of a file where nobody has said otherwise since."""
+        return replace(self, batches=tuple(batches), verdicts={**examples.verdicts, **self.verdicts})
 
     def marked(self, ids: Sequence[str], verdict: Verdict | None) -> Questions:
         """With a verdict on some answers, or without one. Raises DataError for an id that is not shown."""
