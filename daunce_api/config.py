@@ -117,6 +117,9 @@ class DataConfig(_Section):
 
     train: Path = Field(description="training examples: JSONL, JSON, CSV, Parquet, ... in any common dialect")
     test: Path = Field(description="the answers to explain: a file of the same kinds")
+    validation: Path | None = Field(
+        None, description="validation file that each job is given; it is never attributed (OpenAI, Azure, Together)"
+    )
     columns: dict[Column, str] | None = Field(
         None,
         description="names of the file's own columns, such as {user: question, assistant: answer}; default: recognized",
@@ -350,7 +353,8 @@ class RunConfig(_Section):
             raise ConfigurationError("\n".join([f"{where} has problems:", *_explain(error)])) from error
         base = Path.cwd() if base is None else base
         try:
-            data = {k: (base / getattr(config.data, k).expanduser()).resolve() for k in ("train", "test")}
+            given = {k: getattr(config.data, k) for k in ("train", "test", "validation")}
+            data = {k: (base / path.expanduser()).resolve() for k, path in given.items() if path is not None}
             run_dir = (base / config.run_dir.expanduser()).resolve()
         except (OSError, ValueError, RuntimeError) as error:  # a NUL, a loop of links, the home of nobody
             raise ConfigurationError(f"{where}: a path cannot be used: {error}") from error

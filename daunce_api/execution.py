@@ -120,7 +120,11 @@ class Execution:
                     # Before anything is paid for. An endpoint that has to load each model is tested with member 0.
                     await self._client.probe(base, self._shortest)
                 try:
-                    await self._training.run(self._score, finished=finished)
+                    await self._training.run(
+                        self._score,
+                        finished=finished,
+                        one_first=not backend.scorer.capabilities.fine_tunes_verified,
+                    )
                 except MembersAlikeError:
                     await self._client.drain()
                     raise

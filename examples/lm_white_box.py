@@ -29,9 +29,9 @@ from daunce_api.core import Rho, Setting, fit, member_losses, scores
 from daunce_api.data.dataset import Dataset
 from daunce_api.data.tokenizers import encode_example
 from daunce_api.evaluation import lds
-from daunce_api.providers.local.member_work import Files, MemberTask
-from daunce_api.providers.local.recipes import LoraSettings
-from daunce_api.providers.local.tasks import ModelSpec, ScoreTask, TrainTask, loaded, run_score, run_train
+from daunce_api.providers.local.options import LoraSettings
+from daunce_api.providers.local.store import Files, MemberTask
+from daunce_api.providers.local.worker import ModelSpec, ScoreTask, TrainTask, loaded, run_score, run_train
 from daunce_api.providers.objective import Objective
 
 SPEC = ModelSpec("daunce-tiny")

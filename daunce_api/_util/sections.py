@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from datetime import date
+from pathlib import Path
 from typing import Any, Literal, TypedDict
 
 BackendName = Literal[
@@ -14,6 +15,7 @@ Values = Mapping[str, int | float | str]
 
 
 class DataSection(TypedDict, total=False):
+    validation: Path | str | None
     columns: Mapping[str, str] | None
     loss_on: Literal["last", "all"]
     measure: Literal["last", "all"] | None
@@ -76,6 +78,8 @@ class ScoringSection(TypedDict, total=False):
 class AttributionSection(TypedDict, total=False):
     estimator: str
     loss: Literal["mean", "sum", "margin"]
+    prior: Literal["auto", "none", "text", "gradient"]
+    prior_model: str | None
 
 
 class PriceSection(TypedDict, total=False):

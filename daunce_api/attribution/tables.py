@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import stats
 
 from .. import core
 from ..errors import ConfigurationError
@@ -185,6 +184,8 @@ def _significant(z_GM: NDArray[Any], members: int, fdr: float | None) -> NDArray
     known = np.isfinite(size)
     marks = np.zeros(size.shape, dtype=np.bool_)
     if known.any():
+        from scipy import stats  # slow to import
+
         p_value = 2 * stats.t.sf(size[known], members - 1)
         marks[known] = stats.false_discovery_control(p_value) <= fdr
     return marks

@@ -1,8 +1,9 @@
 """``daunce doctor``: one tiny example to the configured endpoint, and in plain words what came of it.
 
-It trains nothing and deploys nothing. A base model, or a fine-tune of the run where the endpoint serves those alone, is
-asked for the log-probabilities of one short example, alone and beside others, once and several times: whether it
-answers, whether the numbers are what they seem, how noisy and how fast they are.
+It deploys nothing, and trains nothing except, with ``--train-one``, one tiny job. A base model, or a fine-tune of the
+run where the endpoint serves those alone, is asked for the log-probabilities of one short example, alone and beside
+others, once and several times: whether it answers, whether the numbers are what they seem, how noisy and how fast they
+are.
 """
 
 from __future__ import annotations
@@ -35,11 +36,12 @@ from ..providers.registry import Backend, capabilities_of, open_backend
 from ..store import RunStore
 from .allowance import price_of_look
 from .findings import Check, Findings
+from .train_one import TinyJob, tiny_job, train_one
 
 if TYPE_CHECKING:
     from ..run import Run
 
-__all__ = ["Check", "Findings", "examine", "examine_backend", "examine_run", "fine_tunes_of"]
+__all__ = ["Check", "Findings", "examine", "examine_backend", "examine_run", "fine_tunes_of", "tiny_job"]
 
 REPEATS = 5
 """Times that the one example is scored, to measure noise."""
@@ -56,9 +58,9 @@ RETRIES = RetryPolicy(first=1.0, longest=4.0, attempts=3, total=60.0)
 Answer = TypeVar("Answer")
 
 
-def examine(run: Run) -> Findings:
+def examine(run: Run, *, tiny: TinyJob | None = None) -> Findings:
     """Look at the endpoint of a run's config; see :func:`examine_run`."""
-    return run_blocking(examine_run(run))
+    return run_blocking(examine_run(run, tiny=tiny))
 
 
 def price_of(run: Run) -> float | None:
@@ -70,8 +72,8 @@ def price_of(run: Run) -> float | None:
     return price_of_look(run.config, _short_examples(run, Findings()), RETRIES.attempts * REPEATS + burst)
 
 
-async def examine_run(run: Run) -> Findings:
-    """What the configured endpoints can do. Costs a few requests and trains nothing.
+async def examine_run(run: Run, *, tiny: TinyJob | None = None) -> Findings:
+    """What the configured endpoints can do. Costs a few requests, and trains nothing but the ``tiny`` job, if any.
 
     Problems of the endpoint are findings; only an unusable config raises (ConfigurationError, MissingExtraError).
     """
@@ -95,6 +97,8 @@ async def examine_run(run: Run) -> Findings:
     async with open_backend(run.config) as backend:
         known = fine_tunes_of(run.config)
         await examine_backend(backend, run.config.backend.model, examples, findings, fine_tunes=known)
+        if tiny is not None and findings.ok:
+            await train_one(run, backend, tiny, examples[0], findings)
     return findings
 
 
@@ -139,7 +143,7 @@ async def examine_backend(
         first = await _noise(scorer, asked, examples[0], findings)
         await _together(scorer, asked, examples, first, findings)
         await _alignment(scorer, asked, examples[0], findings)
-        await _speed(scorer, asked, examples[0], findings)
+        await _burst(scorer, asked, examples, first, findings)
     except DaunceError as error:
         findings.add("log-probabilities", False, str(error))
     return findings
@@ -245,11 +249,6 @@ async def _noise(scorer: Scorer, model: str, example: EncodedExample, findings: 
         f"the same example {REPEATS} times: standard deviation {findings.sigma_example:.2g} nats of its loss, "
         f"{findings.sigma_token:.2g} of the noisiest token",
     )
-    if findings.sigma_example > NOISY:
-        findings.advice.append(
-            "this endpoint is noisy. Prefer ensemble.start_from: base with subset_ratio .3 to .5 and a larger learning "
-            "rate over many weak members, and keep scoring.noise_probe on: the estimators use the measured noise."
-        )
     return answers[0]
 
 
@@ -281,11 +280,18 @@ async def _alignment(scorer: Scorer, model: str, example: EncodedExample, findin
     findings.add("alignment", True if report.checked else None, report.detail)
 
 
-async def _speed(scorer: Scorer, model: str, example: EncodedExample, findings: Findings) -> None:
-    """Several requests at once. A rate limit is a finding, not a failure."""
+async def _burst(
+    scorer: Scorer, model: str, examples: Sequence[EncodedExample], alone: TokenScores, findings: Findings
+) -> None:
+    """Several requests at once, as a run sends them: how fast they are, and how noisy an example is among others.
+
+    A server that batches may give an example other values in company than alone. A rate limit is a finding, not a
+    failure.
+    """
     count = min(BURST, scorer.capabilities.max_concurrent_requests)
+    sent = [examples[0] if i % 2 == 0 else examples[i // 2 % len(examples)] for i in range(count)]
     start = time.perf_counter()
-    answers = await asyncio.gather(*(scorer.score(model, [example]) for _ in range(count)), return_exceptions=True)
+    answers = await asyncio.gather(*(scorer.score(model, [example]) for example in sent), return_exceptions=True)
     seconds = time.perf_counter() - start
     answered = sum(isinstance(answer, list) for answer in answers)
     failures = [answer for answer in answers if isinstance(answer, BaseException)]
@@ -293,17 +299,41 @@ async def _speed(scorer: Scorer, model: str, example: EncodedExample, findings: 
     if others:
         raise others[0]
     findings.requests_per_second = answered / seconds if seconds > 0 else None
-    alone = findings.seconds_per_request or 0.0
+    single = findings.seconds_per_request or 0.0
     findings.add(
         "speed",
         None,
-        f"{alone * 1000:.0f} ms a request; {count} at once: {answered} answered, "
+        f"{single * 1000:.0f} ms a request; {count} at once: {answered} answered, "
         f"{answered / max(seconds, 1e-9):.1f} a second",
     )
     if failures:
         findings.advice.append(
             f"{len(failures)} of {count} requests at once were turned away: set scoring.concurrency to "
             f"{max(1, answered)}."
+        )
+    same = [a[0] for e, a in zip(sent, answers, strict=True) if e is examples[0] and isinstance(a, list)]
+    _noise_in_company([alone, *same], findings)
+
+
+def _noise_in_company(answers: Sequence[TokenScores], findings: Findings) -> None:
+    """Add the noise of one example over requests that were sent together, where it was measured alone before."""
+    if findings.sigma_example is None or len(answers) < 3 or any(a.any_censored for a in answers):
+        return
+    values = [a.logprobs for a in answers]
+    token = max(statistics.stdev(column) for column in zip(*values, strict=True))
+    example = statistics.stdev([statistics.fmean(v) for v in values])
+    findings.add(
+        "noise in company",
+        True,
+        f"the same example {len(answers)} times among others: standard deviation {example:.2g} nats of its loss, "
+        f"{token:.2g} of the noisiest token",
+    )
+    findings.sigma_token = max(findings.sigma_token or 0.0, token)
+    findings.sigma_example = max(findings.sigma_example, example)
+    if findings.sigma_example > NOISY:
+        findings.advice.append(
+            "this endpoint is noisy. Prefer ensemble.start_from: base with subset_ratio .3 to .5 and a larger learning "
+            "rate over many weak members, and keep scoring.noise_probe on: the estimators use the measured noise."
         )
 
 

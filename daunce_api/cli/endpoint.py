@@ -14,7 +14,7 @@ from .common import ENDPOINT, ConfigArgument, JsonOption, YesOption, command, co
 
 @command(ENDPOINT)
 def serve(
-    model: Annotated[str, typer.Option(help="daunce-tiny, smollm2-135m, or a model folder")] = "daunce-tiny",
+    model: Annotated[str, typer.Option(help="daunce-tiny, a Hugging Face id, or a model folder")] = "daunce-tiny",
     host: Annotated[str, typer.Option(help="address; any address but loopback requires an API key")] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=0, max=65535, help="0 takes any that is free")] = 8000,
     api_key: Annotated[
@@ -53,6 +53,9 @@ def doctor(
     max_usd: Annotated[
         float, typer.Option("--max-usd", min=0, help="most that all looks at this config may cost, in US dollars")
     ] = 1.0,
+    train_one: Annotated[
+        bool, typer.Option("--train-one", help="train one tiny job too, and compare the tokens that are billed")
+    ] = False,
     as_json: JsonOption = False,
 ) -> None:
     """Ask the configured endpoint for one tiny example: what it can do, how noisy and fast it is, what to change.
@@ -64,18 +67,22 @@ def doctor(
     from ..providers.registry import check_keys
     from ..run import Run
     from .allowance import Allowance
-    from .doctor import examine, price_of
+    from .doctor import examine, price_of, tiny_job
 
     run = Run.create(config)
     check_keys(run.config)
     usd, allowance = price_of(run), Allowance(config)
+    tiny = tiny_job(run) if train_one else None
+    if tiny is not None:
+        usd = None if usd is None or tiny.usd is None else usd + tiny.usd
     if usd != 0.0:
         known = f"at most ${usd:,.4f}" if usd is not None else "a price that is not known"
         allowance.check(usd or 0.0, max_usd)
         if not yes:
-            confirm(f"Ask {run.config.backend.kind} for one short example, a few times, for {known}?")
+            job = "" if tiny is None else f", and train one job of {len(tiny.positions)} examples"
+            confirm(f"Ask {run.config.backend.kind} for one short example, a few times{job}, for {known}?")
         allowance.book(usd or 0.0)
-    findings = examine(run)
+    findings = examine(run, tiny=tiny)
     content = findings.to_json() | {"max_price_usd": usd}
     show(as_json, content, lambda: terminal.say(findings.text()))
     if not findings.ok:

@@ -34,7 +34,7 @@ _HEAD = f"""\
 
 _PRESETS: Mapping[str, Mapping[str, Any]] = {
     "embedded": {},
-    "local": {"backend.model": "smollm2-135m"},
+    "local": {"backend.model": "HuggingFaceTB/SmolLM2-135M"},
     "openai": {
         "backend.model": "gpt-4.1-mini-2025-04-14",
         "backend.api_key_env": "OPENAI_API_KEY",

@@ -31,7 +31,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
-from scipy.stats import rankdata
 
 from ..errors import ConfigurationError
 from .crossval import Candidate, CrossValidator, weighted_correlation
@@ -195,6 +194,8 @@ def prior_weight(losses: MemberLosses) -> tuple[float, float, float]:
     prior_NM, target_KM = losses.prior_NM[:, ::step], losses.test_KM[:, ::step]
     predicted = -centered(losses.inclusion_KN.astype(np.float64)) @ prior_NM
     weights = np.vstack([np.ones(losses.count), 1 - np.eye(losses.count)])
+    from scipy.stats import rankdata  # slow to import
+
     ranks = rankdata(predicted, axis=0), rankdata(target_KM, axis=0)
     found, *without = weighted_correlation(*ranks, weights).mean(axis=1)
     error = float(np.sqrt((losses.count - 1) * np.var(without)))

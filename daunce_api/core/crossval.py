@@ -19,7 +19,6 @@ from typing import TypeAlias
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from scipy.stats import rankdata
 
 from ..errors import ConfigurationError
 from .estimators import Matrix, Setting, Spectrum, decompose, estimator_named, inclusion_dispersion, stabilized
@@ -216,6 +215,8 @@ def folds(members: int, count: int = FOLDS) -> list[tuple[Index, Index]]:
 
 def column_spearman(x_SM: ArrayLike, y_SM: ArrayLike) -> NDArray[np.float64]:
     """(M,) Spearman correlation of matching columns; 0 for a constant column, NaN with fewer than 3 rows."""
+    from scipy.stats import rankdata  # slow to import
+
     x, y = (rankdata(np.asarray(v, dtype=np.float64), axis=0) for v in (x_SM, y_SM))
     return np.asarray(weighted_correlation(x, y, np.ones((1, x.shape[0])))[0])
 

@@ -32,8 +32,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-from scipy import stats
-from scipy.optimize import nnls
 
 from .estimators import Matrix, Spectrum, Vector
 from .rows import Floats, Stages
@@ -150,6 +148,8 @@ def _ridge_mixture(spectrum: Spectrum, phi: Vector, ridge: float) -> tuple[Vecto
     basis, size = _basis(spectrum.w, ridges)
     norm = float(np.linalg.norm(spectrum.w * phi))
     goal = spectrum.w * phi / norm
+    from scipy.optimize import nnls  # slow to import
+
     weight, misfit = nnls(basis, goal, maxiter=_ITERATIONS)
     if misfit > _MISFIT:
         ridges = np.append(spectrum.mean * _SIGNED_RIDGES, ridge)
@@ -198,6 +198,8 @@ def jackknife(squares: Floats, total: Floats, members: int, least: int = 3) -> F
 
 def significance_threshold(members: int, level: float = 0.95) -> float:
     """|z| that one pair exceeds by chance with probability ``1 - level``: Student's t, K - 1 degrees of freedom."""
+    from scipy import stats  # slow to import
+
     return float(stats.t.ppf((1 + level) / 2, members - 1))
 
 
@@ -221,6 +223,8 @@ def confidence_interval(
         score, stderr: any matching shape. members: K. level: nominal coverage.
         correlation: scores are correlations; the interval is symmetric on Fisher's scale and stays within -1 to 1.
     """
+    from scipy import stats  # slow to import
+
     width = stats.t.ppf((1 + level) / 2, max(members - 1, 1)) * np.asarray(stderr)
     if not correlation:
         return np.asarray(score - width), np.asarray(score + width)

@@ -35,8 +35,6 @@ from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from scipy import stats
-from scipy.stats import rankdata
 
 from ..errors import ConfigurationError, NotEnoughMembersError
 from .choice import answers_like_target, choose
@@ -175,6 +173,8 @@ def estimate(losses: MemberLosses, estimator: str = "auto", *, seed: int = 0) ->
     predictions, name = _nested(cv, estimator, 2)
     rng = np.random.default_rng(seed)
     weights = np.vstack([np.ones(count), rng.multinomial(count, np.full(count, 1 / count), DRAWS)])
+    from scipy.stats import rankdata  # slow to import
+
     target = rankdata(cv.target_KM, axis=0)
     levels = []
     for turns in predictions:
@@ -248,6 +248,8 @@ def interval_around(value_D: Vector, members: int) -> tuple[float, float]:
     sqrt((K - 1) / K), and its percentiles are those of a normal distribution where Student's are due (Hesterberg 2015,
     section 3.2).
     """
+    from scipy import stats  # slow to import
+
     wider = stats.t.ppf(0.975, members - 1) / stats.norm.ppf(0.975) * np.sqrt(members / (members - 1))
     low, high = wider * np.quantile(value_D[1:] - np.median(value_D[1:]), [0.025, 0.975])
     return float(value_D[0] + low), min(float(value_D[0] + high), 1.0)

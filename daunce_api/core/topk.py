@@ -7,7 +7,6 @@ from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import stats
 
 from ..errors import ConfigurationError
 from .jackknife import LEAST_FOR_CORRELATION, correlation_without, jackknife, significance_threshold, z_values
@@ -230,6 +229,8 @@ def fdr_threshold(scores: Scores, rate: float) -> float:
         counts += np.bincount(place, minlength=_BINS)
     at_least = counts[::-1].cumsum()[::-1]
     edges = np.linspace(0, _Z_MAX, _BINS + 1)
+    from scipy import stats  # slow to import
+
     p_value = 2 * stats.t.sf(edges[:-1], scores.stages.members - 1)
     passing = np.flatnonzero((at_least > 0) & (p_value * counts.sum() <= rate * at_least))
     return float(edges[passing[0]]) if passing.size else float("inf")

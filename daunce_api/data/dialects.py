@@ -40,6 +40,10 @@ _PAIRS = (
     ("input_text", "output_text"),
     ("input_text", "target_text"),
     ("question", "response"),
+    ("text", "answer"),
+    ("text", "response"),
+    ("text", "output"),
+    ("text", "label"),
 )
 _CONVERSATIONS = ("conversations", "conversation", "dialogue", "dialog", "items")
 _SPEAKERS = {
@@ -138,15 +142,15 @@ def _dialect(record: Any) -> Dialect:
         return Dialect("preference")
     if "messages" in keys:
         return _chat_dialect(record, keys)
-    for key in _CONVERSATIONS:
-        if isinstance(_from_text(record.get(key)), list):
-            return _sharegpt(key)
     if "contents" in keys and isinstance(record["contents"], list):
         return GEMINI
+    conversation = _conversation_column(record)
+    if conversation:
+        return _sharegpt(conversation)
     if {"prompt", "completion"} <= keys:
         lists = any(isinstance(_from_text(record[k]), list) for k in ("prompt", "completion"))
         return TRL if lists else COMPLETION
-    for answer in ("output", "response", "answer", "completion"):
+    for answer in ("output", "response", "answer", "completion", "target", "reference_answer", "expected_output"):
         if {"instruction", answer} <= keys:
             return _alpaca(answer)
     for question, answer in _PAIRS:
@@ -155,6 +159,20 @@ def _dialect(record: Any) -> Dialect:
     if "text" in keys:
         return TEXT
     return Dialect("unknown")
+
+
+def _conversation_column(record: Record) -> str | None:
+    """The column that holds a conversation: one of the usual names, or any with turns and an answer."""
+    for key in _CONVERSATIONS:
+        if isinstance(_from_text(record.get(key)), list):
+            return key
+    for key, value in record.items():
+        turns = value if isinstance(value, list) else None
+        if key not in ("prompt", "completion") and turns and all(isinstance(t, Mapping) for t in turns):
+            speakers = [_SPEAKERS.get(str(t.get("role", t.get("from"))).lower()) for t in turns]
+            if None not in speakers and "assistant" in speakers:
+                return str(key)
+    return None
 
 
 def _chat_dialect(record: Record, keys: set[str]) -> Dialect:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from ..config import RunConfig
+from ..providers.registry import capabilities_of
 from .prices import provider_of
 
 _NAMES = ("n_epochs", "epochs")
-_DEFAULTS = {"embedded": 3, "local": 3, "tinker": 3}
+_DEFAULTS = {"embedded": 3, "tinker": 3}
 """Documented defaults of the kinds that this package implements itself."""
 
 
@@ -27,6 +28,8 @@ def epochs_of(config: RunConfig, n_examples: int, *, target: bool) -> tuple[int,
     provider = provider_of(config.backend.kind, config.backend.base_url)
     if provider in _DEFAULTS:
         return _DEFAULTS[provider], None
+    if provider == "local" and (own := capabilities_of(config)[0].epochs) is not None:
+        return own, None
     epochs = 3
     if provider == "openai":
         if n_examples * 3 < 100:

@@ -35,7 +35,7 @@ def record_refusals(
 ) -> tuple[list[DaunceError], list[DaunceError], list[str]]:
     """What the trainer and what the scorer would refuse of the records, and notes; no token ids are needed."""
     about_jobs = list(_unaccepted(trainer.provider, trainer.accepts, "train on", [train]))
-    about_jobs += _file_rules(config, train)
+    about_jobs += [*_file_rules(config, train), *_validation(config, trainer)]
     about_scoring = list(_unaccepted(scorer.provider, scorer.accepts, "measure", [train, test]))
     notes: list[str] = []
     if provider_of(config.backend.kind, config.backend.base_url) in ("together", "fireworks"):
@@ -159,6 +159,18 @@ def _file_rules(config: RunConfig, train: Dataset) -> Iterator[DaunceError]:
             f"a training file for {model} must not spell OpenAI's control tokens (such as <|endoftext|>): a job whose "
             f"file does fails. Nothing was sent. Take them out of {_listed(spelled)}."
         )
+
+
+def _validation(config: RunConfig, trainer: TrainerCapabilities) -> Iterator[DaunceError]:
+    path = config.data.validation
+    if path is None:
+        return
+    if "validation" not in trainer.accepts:
+        yield CapabilityError(f"{trainer.provider} takes no validation file. Take data.validation out.")
+    elif not path.exists():
+        yield DataError(f"data.validation: {path} is not there.")
+    else:
+        Dataset.from_file(path, config.data.columns)  # raises DataError for what cannot be read
 
 
 def context_of(config: RunConfig, trainer: TrainerCapabilities) -> int | None:

@@ -15,7 +15,7 @@ from ..store import TARGET
 from .epochs import epochs_of
 from .examples import loss_line, record_refusals
 from .plan import Missing, Plan
-from .prices import hosting_of, prices_of
+from .prices import hosting_of, price_notes, prices_of
 from .refusals import (
     budget_refusals,
     checkpoint_refusals,
@@ -94,6 +94,8 @@ def make_plan(
     submitted = config.backend.max_concurrent_jobs or max(1, trainer.max_concurrent_jobs)
     minutes = config.backend.minutes_per_job
     seconds = trainer.seconds_per_job if minutes is None else 60 * minutes
+    hosting = hosting_of(config, scorer)
+    notes += price_notes(config, today, training_price, scoring_price, hosting)
     plan = Plan(
         provider=trainer.provider,
         scorer=scorer.provider,
@@ -110,7 +112,7 @@ def make_plan(
         training_price=training_price,
         scoring_price=scoring_price,
         price_factor=scorer.price_factor,
-        hosting=hosting_of(config, scorer),
+        hosting=hosting,
         max_usd=config.budget.max_usd,
         hours_per_job=None if seconds is None else seconds / 3600,
         concurrent_jobs=min(submitted, trainer.workers or submitted),

@@ -6,6 +6,7 @@ import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from datetime import date
 from functools import lru_cache
 from importlib.resources import files
 from typing import Any
@@ -15,10 +16,12 @@ from ..config import RunConfig
 from ..providers.base import ScorerCapabilities
 
 MILLION = 1_000_000
+STALE_DAYS = 90
+"""Age of a price from which a plan warns."""
 
 _OWN_MACHINE = ("embedded", "local")
 _LOOPBACK = {"localhost", "127.0.0.1", "::1"}
-_OWN_ENDPOINT = ("fireworks", "tinker", "together")
+_OWN_ENDPOINT = ("fireworks", "nebius", "tinker", "together")
 """Scorers that have an endpoint of their own, whoever trains."""
 
 
@@ -30,6 +33,7 @@ class Price:
     input: float | None = None
     output: float | None = None
     source: str = "not known"
+    as_of: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,6 +44,7 @@ class Hosting:
     usd_per_hour: float | None
     hours: float | None
     source: str
+    as_of: str | None = None
 
     @property
     def usd(self) -> float | None:
@@ -107,29 +112,55 @@ def hosting_of(config: RunConfig, scorer: ScorerCapabilities) -> Hosting | None:
     if not scorer.hourly or _is_here(kind, address):
         return None
     record = _hosting_record(kind, address)
-    price, source = None, "not known"
+    price, source, as_of = None, "not known", None
     if record is not None:
         price, source = record["hour"], f"{record['per']}; {record['source']}, as of {record['as_of']}"
+        as_of = record["as_of"]
     given = config.budget.price
     if given is not None and given.hosting is not None:
-        price, source = given.hosting, "budget.price"
-    return Hosting(price, config.budget.hosting_hours, source)
+        price, source, as_of = given.hosting, "budget.price", None
+    return Hosting(price, config.budget.hosting_hours, source, as_of)
 
 
 def closing_of(config: RunConfig) -> Closing | None:
     """When the config's provider and model close, where that is announced."""
     provider = provider_of(config.backend.kind, config.backend.base_url)
     for entry in _table()["closings"]:
-        if entry["backend"] == provider:
-            ends = any(_is(config.backend.model, model) for model in entry["models"])
-            if not ends and not entry.get("others", True):
-                continue  # what closes is these models alone
-            return Closing(
-                entry["no_new_jobs_from"],
-                entry["models_end"] if ends else None,
-                f"{entry['source']}, {entry['as_of']}",
-            )
+        named = entry["models"] == "all" or any(_is(config.backend.model, model) for model in entry["models"])
+        if entry["backend"] == provider and named:
+            return Closing(entry["no_new_jobs_from"], entry["models_end"], f"{entry['source']}, {entry['as_of']}")
     return None
+
+
+def price_notes(config: RunConfig, today: date, *prices: Price | Hosting | None) -> list[str]:
+    """What a plan says of its prices: those of the table that are older than :data:`STALE_DAYS`, and what saved models
+    cost by the month."""
+    notes = []
+    old = sorted({p.as_of for p in prices if p is not None and p.as_of is not None and _is_stale(p.as_of, today)})
+    if old:
+        notes.append(
+            f"prices as of {' and '.join(old)} are older than {STALE_DAYS} days: look at the provider's page, and set "
+            "budget.price where they have changed"
+        )
+    provider = provider_of(config.backend.kind, config.backend.base_url)
+    for entry in _table()["storage"]:
+        if entry["backend"] == provider and is_own_address(config):
+            kept = config.ensemble.keep_days
+            until = "until `daunce clean`; ensemble.keep_days limits that" if kept is None else f"for {kept} days"
+            notes.append(f"models are kept {until}: ${entry['usd']:.2f} per {entry['per']} ({entry['source']})")
+    return notes
+
+
+def is_own_address(config: RunConfig) -> bool:
+    """Whether the backend is the provider itself, not another server of its wire."""
+    return config.backend.base_url is None or "thinkingmachines" in config.backend.base_url
+
+
+def _is_stale(as_of: str, today: date) -> bool:
+    """Whether a date of the table (a year, or a year and a month: its last day counts) is too long ago."""
+    year, _, month = as_of.partition("-")
+    last = date(int(year), int(month or 12), 28)
+    return (today - last).days > STALE_DAYS
 
 
 def _scoring_place(config: RunConfig) -> tuple[str, str | None]:
@@ -164,7 +195,7 @@ def _at(kind: str, base_url: str | None, model: str, *, lora: bool = True) -> Pr
     for entry in _table()["prices"]:
         if entry["backend"] == provider and _fits(entry, model) and (lora or entry.get("method") != "lora"):
             source = f"{entry['source']}, as of {entry['as_of']}"
-            return Price(entry["training"], entry.get("input"), entry.get("output"), source)
+            return Price(entry["training"], entry.get("input"), entry.get("output"), source, entry["as_of"])
     return Price()
 
 
@@ -190,7 +221,9 @@ def _overridden(price: Price, config: RunConfig) -> Price:
     known = {name: value for name, value in given.model_dump(exclude={"hosting"}).items() if value is not None}
     if not known:
         return price
-    return replace(price, **known, source="budget.price" if len(known) == 3 else f"budget.price; {price.source}")
+    whole = len(known) == 3
+    source = "budget.price" if whole else f"budget.price; {price.source}"
+    return replace(price, **known, source=source, as_of=None if whole else price.as_of)
 
 
 def provider_of(kind: str, base_url: str | None) -> str:

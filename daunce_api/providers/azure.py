@@ -7,17 +7,18 @@ own) and which is paid by the hour. Deployments are made when a member is scored
 from __future__ import annotations
 
 from dataclasses import replace
-from functools import partial
+from functools import lru_cache, partial
 from typing import Any
 
 import httpx2
 import openai
+from pydantic import Field
 
 from ..config import RunConfig
-from ..errors import ConfigurationError, RejectedError, TransientError
-from .azure_deployments import AzureScorerOptions, DeploymentHost
+from ..errors import ConfigurationError, MissingExtraError, RejectedError, TransientError
+from .azure_deployments import API_VERSIONS, AzureScorerOptions, DeploymentHost
 from .base import Job, JobRequest, Scorer, ScorerCapabilities, TrainerCapabilities
-from .endpoint import api_key_from
+from .endpoint import Endpoint, api_key_from
 from .hosting import hosted
 from .openai_wire.chat_token import chat_capabilities, open_tokenizer, scorer_on
 from .openai_wire.client import WireClient
@@ -38,6 +39,7 @@ NOTES = (
     "every model that is scored needs a deployment of its own, which Azure bills by the hour",
     "jobs are found again by their metadata; that Azure keeps it was not tested against the service",
     "by default an Azure resource runs 1 fine-tuning job at a time and keeps 100 in all, files 50 (1 GB)",
+    "customers who are new since 14 October 2026 cannot train gpt-4.1, -mini and -nano at Azure",
 )
 DEVELOPER_SKU = "developertier"
 """Deployments of this kind cost nothing by the hour; Azure removes them after a day."""
@@ -52,7 +54,10 @@ _BROKEN = {"error", "failed", "canceled", "deleting", "deleted"}
 class AzureTrainerOptions(WireTrainerOptions):
     """``backend.options`` of the Azure trainer."""
 
-    api_version: str = "2025-04-01-preview"
+    api_version: str = Field("2025-04-01-preview", description=API_VERSIONS)
+    training_type: str | None = Field(
+        None, description="trainingType of jobs: Standard, GlobalStandard or developerTier (the cheap ones, by region)"
+    )
 
 
 def trainer_capabilities(config: RunConfig) -> TrainerCapabilities:
@@ -68,7 +73,7 @@ def trainer_capabilities(config: RunConfig) -> TrainerCapabilities:
         echoes=options.echoes,
         checkpoints=KEPT_CHECKPOINTS,
         notes=NOTES,
-        accepts=frozenset({"tools", "images"}),
+        accepts=frozenset({"tools", "images", "validation"}),
     )
 
 
@@ -90,7 +95,11 @@ class AzureTrainer(WireTrainer):
         *,
         poll: Poll | None = None,
     ) -> None:
-        super().__init__(client, capabilities, options or AzureTrainerOptions())
+        options = options or AzureTrainerOptions()
+        if options.training_type is not None:
+            extra = {**options.extra_body, "trainingType": options.training_type}
+            options = options.model_copy(update={"extra_body": extra})
+        super().__init__(client, capabilities, options)
         self._poll = poll or Poll(5.0, 120)
 
     async def upload(self, name: str, content: bytes) -> str:
@@ -172,7 +181,10 @@ def open_scorer(context: Context) -> Scorer:
 
 
 def management_token(options: AzureScorerOptions) -> str:
-    """The management service's token as it is now. Raises ConfigurationError where there is none."""
+    """The management service's token as it is now. Raises ConfigurationError where there is none, MissingExtraError
+    where Azure's own sign-in is asked for and not installed."""
+    if options.azure_identity:
+        return identity_token()
     path = options.management_token_file
     if path is None:
         return api_key_from(options.management_token_env)
@@ -185,9 +197,33 @@ def management_token(options: AzureScorerOptions) -> str:
     return token
 
 
+def identity_token() -> str:
+    """A token from whatever signs in to Azure on this machine: environment, managed identity, ``az login``."""
+    credential = _credential()
+    try:
+        return str(credential.get_token("https://management.azure.com/.default").token)
+    except Exception as error:  # the package raises errors of its own and of its transport
+        raise ConfigurationError(
+            f"Azure's sign-in gave no token ({type(error).__name__}). Run `az login`, or set "
+            "backend.scorer.options.management_token_file."
+        ) from None
+
+
+@lru_cache(maxsize=1)
+def _credential() -> Any:
+    try:
+        from azure.identity import DefaultAzureCredential
+    except ImportError as error:
+        raise MissingExtraError("signing in to Azure", "azure") from error
+    return DefaultAzureCredential()
+
+
 def _client(context: Context, api_version: str, timeout: float) -> WireClient:
     endpoint = context.wire_endpoint
     address = endpoint.base_url.removesuffix("/v1").removesuffix("/openai")
+    if api_version == "v1":
+        whole = Endpoint(f"{address}/openai/v1", endpoint.api_key, "Azure OpenAI")
+        return WireClient.open(whole, http_client=context.http_client, timeout=timeout)
     sdk = openai.AsyncAzureOpenAI(
         azure_endpoint=address,
         api_version=api_version,

@@ -23,19 +23,23 @@ MANAGEMENT_URL = "https://management.azure.com"
 MANAGEMENT_VERSION = "2024-10-01"
 
 
+API_VERSIONS = "a dated version, or v1 for the surface without dates (.../openai/v1, projects of Foundry)"
+
+
 class AzureScorerOptions(ChatTokenOptions):
     """``backend.scorer.options`` of the Azure scorer: the one-token chat scorer's, and where deployments are made.
 
     Without ``subscription`` the fine-tunes are taken to be deployed already, under their own names.
     """
 
-    api_version: str = "2025-04-01-preview"
+    api_version: str = Field("2025-04-01-preview", description=API_VERSIONS)
     subscription: str | None = None
     resource_group: str | None = None
     account: str | None = Field(None, description="name of the Azure OpenAI resource")
     management_token_env: str = Field(
         "AZURE_MANAGEMENT_TOKEN", description="variable with a token of `az account get-access-token`"
     )
+    azure_identity: bool = Field(False, description="take that token from the package azure-identity (extra azure)")
     management_token_file: Path | None = Field(
         None, description="file with such a token instead, read at every request: a token lasts for about an hour"
     )

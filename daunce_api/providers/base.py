@@ -46,7 +46,8 @@ class JobStatus(StrEnum):
 class JobRequest:
     """One fine-tuning job. ``key`` is unique to the attempt and travels in the job's metadata (or its suffix, where
     there is no metadata), so that a job whose submit got no answer can be found again. ``sequence`` counts what the
-    run has sent; it travels in the metadata too, and tells a copy of the run from the run itself. None: not sent."""
+    run has sent; it travels in the metadata too, and tells a copy of the run from the run itself. None: not sent.
+    ``validation_file_id``: a file that the provider reports the loss of; it changes nothing that is trained."""
 
     key: str
     model: str
@@ -55,6 +56,7 @@ class JobRequest:
     hyperparameters: Hyperparameters
     suffix: str
     sequence: int | None = None
+    validation_file_id: str | None = None
 
     def marked_suffix(self, characters: int) -> str:
         """As much of the readable suffix as fits, then :func:`mark_of` the key."""
@@ -114,12 +116,13 @@ class TrainerCapabilities:
     behind itself. ``listing_lag_seconds``: how long a submit or upload without an answer is looked for in the
     provider's lists before it is sent again; None: as long as the grace period. ``echoes``: the fields of
     :class:`JobEcho` that the provider fills in, and that are therefore compared with the request.
+    ``epochs``: of a job whose hyperparameters do not say, None where the provider decides.
     ``max_context_tokens``: the longest training example, None where it is not known. ``checkpoints``:
     how many models of a job can be scored, the final one and those of the epochs before it (:class:`Checkpointing`).
     ``own_queue``: jobs wait for the user's own machines, where a long queue is no sign of a job that is stuck.
     ``workers``: how many of them are trained at once, where that is fewer than may be submitted. ``accepts``: what
     records may hold besides texts and contents in text (``tools``, ``images``, ``texts`` for text-only records,
-    ``weights`` of whole records).
+    ``weights`` of whole records), and ``validation`` where a job takes a validation file.
     ``hyperparameters``: the names that the provider takes (empty: any), ``switches`` those that are true or false.
     ``models_persist``: models stay at the provider until they are deleted, whatever happens to this process;
     ``models_expire``: the provider deletes them by itself after ``ensemble.keep_days``.
@@ -133,6 +136,7 @@ class TrainerCapabilities:
     hyperparameters: frozenset[str] = frozenset()
     switches: frozenset[str] = frozenset()
     seconds_per_job: float | None = None
+    epochs: int | None = None
     grace_seconds: float = GRACE_SECONDS
     listing_lag_seconds: float | None = None
     echoes: frozenset[EchoField] = frozenset()

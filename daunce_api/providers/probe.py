@@ -17,6 +17,9 @@ from .base import ProbeReport, Scorer, TokenScores
 
 GENERATED = 8
 """Tokens that the endpoint is asked to generate."""
+FIRST_LEFT_OUT = (
+    "If the server has no entry for the first token of a prompt (Modular MAX), set backend.scorer.options.dialect: max."
+)
 TOLERANCE = 0.2
 """Generation and echo run through different kernels, so bfloat16 servers differ by some hundredths (nats)."""
 
@@ -127,7 +130,15 @@ async def _by_generated_text(scorer: Completions, model: str, prompt: list[int],
             "tokens. Use an endpoint that echoes prompts with their log-probabilities, or scorer option max_tokens: 1."
         )
     pairs = [(len(prompt) + i, value, echoed[len(prompt) + i]) for i, value in enumerate(made.values)]
-    return compare(scorer.provider, pairs)
+    try:
+        return compare(scorer.provider, pairs)
+    except ContractError as error:
+        before = [(position, value, echoed[position - 1]) for position, value, _ in pairs]
+        try:
+            compare(scorer.provider, before)
+        except ContractError:
+            raise error from None
+        raise ContractError(f"{error} Every value stands one position too early. {FIRST_LEFT_OUT}") from None
 
 
 async def _by_most_likely(scorer: Completions, model: str, example: EncodedExample) -> ProbeReport:

@@ -23,6 +23,10 @@ from .options import ScorerOptions, parse_options
 from .probe import GENERATED, Generated, generated, probe_generated, values_of
 from .registry import Context
 
+LARGE_VOCABULARY = (
+    "for vocabularies of 100,000 tokens and more start vLLM with --max-num-batched-tokens 2048: it holds the "
+    "probabilities of every token of a step at once (vLLM issue 5907)"
+)
 IGNORED = (
     "The server ignores prompt_logprobs, which vLLM has. Use scorer kind echo on Together, Fireworks or daunce serve."
 )
@@ -33,6 +37,9 @@ class PromptLogprobsOptions(ScorerOptions):
 
     route: Literal["completions", "chat"] = Field("completions", description="chat lets the server render the chat")
     prompts_per_request: int = Field(32, ge=1, le=2048, description="completions only; chat takes one")
+    ranks: bool = Field(
+        True, description="list the most likely token of each position too, which shows shifted values; false: shorter"
+    )
     tokens_per_request: int = Field(16_384, ge=1)
 
 
@@ -55,6 +62,7 @@ def prompt_capabilities(options: PromptLogprobsOptions) -> ScorerCapabilities:
         max_prompts_per_request=options.prompts_per_request if options.route == "completions" else 1,
         max_tokens_per_request=options.tokens_per_request,
         max_concurrent_requests=options.concurrency,
+        notes=(LARGE_VOCABULARY,),
         look=_refuse_plain if options.route == "chat" else None,
     )
 
@@ -130,7 +138,7 @@ class PromptLogprobsScorer(WireScorer):
             prompt=[list(example.ids) for example in batch],
             max_tokens=1,
             temperature=0,
-            extra_body={"prompt_logprobs": 1},
+            extra_body={"prompt_logprobs": int(self._options.ranks)},
         )
         answer = await self.client.json(call, doing=f"scoring {len(batch)} prompts under {model}")
         check_model(self.client.provider, model, answer.get("model"))
@@ -151,7 +159,7 @@ class PromptLogprobsScorer(WireScorer):
             messages=messages,
             max_tokens=1,
             temperature=0,
-            extra_body={"prompt_logprobs": 1, "add_generation_prompt": False, **more},
+            extra_body={"prompt_logprobs": int(self._options.ranks), "add_generation_prompt": False, **more},
         )
         answer = await self.client.json(call, doing=f"scoring example {example.example.id!r} under {model}")
         check_model(self.client.provider, model, answer.get("model"))

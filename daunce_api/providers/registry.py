@@ -80,7 +80,7 @@ BACKENDS: Mapping[str, BackendKind] = {
         key_variable="OPENAI_API_KEY",
     ),
     "openai_wire": BackendKind(f"{_HERE}.openai_wire.trainer", "echo", provider="the server", needs_url=True),
-    "local": BackendKind(f"{_HERE}.local.backend", "local", extra="local", provider="this machine", remote=False),
+    "local": BackendKind(f"{_HERE}.local.trainer", "local", extra="local", provider="this machine", remote=False),
     "together": BackendKind(
         f"{_HERE}.together.trainer",
         "together",

@@ -39,6 +39,7 @@ class VllmOptions(ScorerOptions):
     max_adapters: int = Field(1, ge=1, description="adapters that the server holds: its --max-loras")
     local_root: Path | None = Field(None, description="folder here that the server sees as server_root")
     server_root: str | None = None
+    ranks: bool = Field(True, description="as of prompt_logprobs; completions and chat only")
     prompts_per_request: int = Field(32, ge=1, le=2048)
     tokens_per_request: int = Field(16_384, ge=1)
 
@@ -81,7 +82,7 @@ def _shared(options: VllmOptions) -> dict[str, object]:
 
 
 def _prompt(options: VllmOptions) -> PromptLogprobsOptions:
-    return PromptLogprobsOptions.model_validate({"route": options.route, **_shared(options)})
+    return PromptLogprobsOptions.model_validate({"route": options.route, "ranks": options.ranks, **_shared(options)})
 
 
 def _echo(options: VllmOptions) -> EchoOptions:

@@ -70,6 +70,7 @@ def token_view(
     test, train = (attribution.tokens.get(side) for side in ("test", "train"))
     if test is None:
         return None
+    test.prefetch(columns)
     answers = {j: spell(test.pieces[j], attribution.test[j].completion_text()) for j in columns}
     loss = {j: _unit_losses(test, j, answers[j]) for j in columns}
     split = attribution.token_split
@@ -79,6 +80,8 @@ def token_view(
     depth = _depth(columns, (proponents_Mk, opponents_Mk), test, both)
     why = split.why_not_train if depth else "the texts are too long for a page of this size"
     shown = np.unique(np.concatenate([x[:, :depth].ravel() for x in (proponents_Mk, opponents_Mk)]))
+    if both is not None:
+        both.prefetch(shown[shown >= 0].tolist())
     examples = {
         int(i): spell(both.pieces[i], attribution.train[int(i)].completion_text())
         for i in shown[shown >= 0]

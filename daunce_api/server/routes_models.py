@@ -40,7 +40,7 @@ class ModelRoutes:
         base = self._service.base
         if self._service.settings.dialect == "vllm":
             return _model_object(base.id, base.created, "vllm") | {"max_model_len": base.max_context}
-        return _model_object(base.id, base.created, "system")
+        return _model_object(base.id, base.created, "daunce")
 
 
 def _model_object(identity: str, created: int, owner: str) -> dict[str, Any]:

@@ -105,7 +105,7 @@ class ServerSettings(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    model: str = Field("daunce-tiny", description="daunce-tiny, smollm2-135m, or a Hugging Face model folder")
+    model: str = Field("daunce-tiny", description="daunce-tiny, a Hugging Face id or model folder")
     model_name: str | None = Field(
         None, pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$", description="id of the base model; default: from `model`"
     )

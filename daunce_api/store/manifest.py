@@ -20,6 +20,7 @@ MAY_CHANGE = (
     "budget.",
     "data.test",
     "data.train",
+    "data.validation",
     "ensemble.checkpoints",
     "ensemble.stop",
     "run_dir",

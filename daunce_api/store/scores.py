@@ -168,28 +168,24 @@ class Scores(Part):
 
     def load(self, member: int, replicate: int = 0, checkpoint: int = 0) -> TokenColumns:
         """All measurements of a model. Raises StoreCorruptError where a blob is damaged."""
-        return _joined(list(self._blobs((member, replicate, checkpoint))))
+        return _joined(list(self._blobs(*self._in_use((member, replicate, checkpoint)))))
 
     def load_some(self, ids: Ids, member: int, replicate: int = 0, checkpoint: int = 0) -> TokenColumns:
         """Measurements of some examples, those that exist; only the blobs that hold them are read."""
-        place = (member, replicate, checkpoint)
-        where, values = self._in_use(place)
+        where, values = self._in_use((member, replicate, checkpoint))
         wanted = _with(np.zeros(0, np.bool_), np.unique(ids[ids >= 0]))
+        rows = self._db.execute(f"SELECT id, ids FROM blobs WHERE {where} ORDER BY id", values)
+        held = np.frombuffer(b"".join(raw for _, raw in rows), _IDS)
+        edges = np.cumsum([0, *(len(raw) // _IDS.itemsize for _, raw in rows)])
+        keep = held < wanted.size
+        keep[keep] = wanted[held[keep]]
         found = []
-        for number, held in self._db.execute(f"SELECT id, ids FROM blobs WHERE {where} ORDER BY id", values):
-            here = np.frombuffer(held, _IDS)
-            known = here < wanted.size
-            if not wanted[here[known]].any():
-                continue
-            column = next(self._blobs(place, int(number)))
-            keep = known & wanted[np.where(known, here, 0)]
-            found.append(_pick(column, keep))
+        for (number, _), start, stop in zip(rows, edges[:-1].tolist(), edges[1:].tolist(), strict=True):
+            if keep[start:stop].any():
+                found.append(_pick(next(self._blobs("id = ?", (number,))), keep[start:stop]))
         return _joined(found)
 
-    def _blobs(self, place: Place, number: int | None = None) -> Iterator[TokenColumns]:
-        where, values = self._in_use(place)
-        if number is not None:
-            where, values = f"{where} AND id = ?", (*values, number)
+    def _blobs(self, where: str, values: tuple[int, ...]) -> Iterator[TokenColumns]:
         for row in self._db.rows("blobs", f"WHERE {where} ORDER BY id", *values):
             *_, ids, counts, logprobs, censored = row
             yield TokenColumns(

@@ -7,6 +7,8 @@ import hashlib
 import json
 from collections.abc import Awaitable, Callable, Collection, Sequence
 from contextlib import suppress
+from dataclasses import replace
+from functools import cached_property
 
 from ..config import RunConfig
 from ..data.dataset import Dataset
@@ -65,13 +67,16 @@ class Training:
 
     # -- the run --------------------------------------------------------------------------------------------------
 
-    async def run(self, on_ready: OnReady | None = None, *, finished: Collection[int] = ()) -> TrainingOutcome:
+    async def run(
+        self, on_ready: OnReady | None = None, *, finished: Collection[int] = (), one_first: bool = False
+    ) -> TrainingOutcome:
         """Train what is missing; call ``on_ready(member, model)`` for every member as soon as it has a model.
 
         ``on_ready`` is also called for members that were trained before, and with member -1 for the target model of
         ``start_from: target``; calls run at the same time as other jobs and each other, and are repeated while the
         provider does not show a new model yet. ``finished``: members of which nothing more is needed; they are not
-        trained again even if their models are gone.
+        trained again even if their models are gone. ``one_first``: hand one member over before any other job is
+        submitted, where it is not known whether fine-tunes of this provider can be scored.
 
         Jobs that fail are tried up to ``training.max_attempts`` times, then their member is left out.
 
@@ -93,7 +98,10 @@ class Training:
                 async with asyncio.TaskGroup() as group:
                     base = await self._base(group, on_ready)
                     if base is not None:
-                        for member in self._live_first(wanted):
+                        members = self._live_first(wanted)
+                        if one_first and on_ready is not None and not self._finished:
+                            members = await self._one_first(members, base, on_ready)
+                        for member in members:
                             group.create_task(self._member(member, base, on_ready))
                 if untrained:
                     await check(self._client)
@@ -201,6 +209,14 @@ class Training:
         if member in self._left_out:
             self._require(len({*range(self._ensemble.members)} - self._left_out.keys()))
 
+    async def _one_first(self, members: list[int], base: str, on_ready: OnReady) -> list[int]:
+        """Train and hand over one member before any other job is submitted; the members that are left."""
+        for done, member in enumerate(members, start=1):
+            await self._member(member, base, on_ready)
+            if member not in self._left_out:
+                return members[done:]
+        return []
+
     async def _train(self, member: int, base: str) -> str | None:
         """The member's model; None where it is left out, or where no more jobs may be submitted."""
         client = self._client
@@ -262,11 +278,22 @@ class Training:
         self._client.reserve(key, member)
         try:
             file_id = await self._client.file(self._content(member))
+            validation = None if self._validation is None else await self._client.file(self._validation)
         except RejectedError:  # nothing was submitted
             self._store.ledger.settle(key, 0.0)
             raise
         await check(self._client)
-        await self._client.submit(self._request(member, base, key, file_id), member, attempt)
+        request = replace(self._request(member, base, key, file_id), validation_file_id=validation)
+        await self._client.submit(request, member, attempt)
+
+    @cached_property
+    def _validation(self) -> bytes | None:
+        """The validation file as the provider gets it; no member is trained on it, and it is never attributed."""
+        data = self._config.data
+        if data.validation is None:
+            return None
+        examples = Dataset.from_file(data.validation, data.columns)
+        return examples.training_file(range(len(examples)), data.loss_on)
 
     def _key(self, member: int, attempt: int) -> str:
         return f"{self._store.run_key}-m{member}-a{attempt}"

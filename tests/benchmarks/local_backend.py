@@ -46,6 +46,15 @@ def texts(count: int) -> list[dict[str, str]]:
     ]
 
 
+def folder_of(name: str) -> str:
+    """What a model is loaded by."""
+    if name != "smollm2-135m":
+        return name
+    from smollm2 import converted
+
+    return str(converted())
+
+
 class Language:
     """The same members and steps for every variant: rank-8 LoRA on q and v, batches of 8, one epoch."""
 
@@ -54,7 +63,7 @@ class Language:
         from daunce_api.data.tokenizers import encode_example
         from daunce_api.providers.local.language import LanguageModel, LoraSettings
 
-        self.model = LanguageModel.load(name, dtype=dtype)
+        self.model = LanguageModel.load(folder_of(name), dtype=dtype)
         data = Dataset.from_records(texts(2 * examples))
         self.examples = [encode_example(e, self.model.tokenizer) for e in data]
         self.settings = LoraSettings(n_epochs=1, targets=("q_proj", "v_proj"))
@@ -66,8 +75,7 @@ class Language:
         return random.Random(member).sample(self.examples, self.size)
 
     def ours(self, members: int, max_tokens: int = 2048) -> Step:
-        from daunce_api.providers.local.trainees import Member
-        from daunce_api.providers.local.training import train_members
+        from daunce_api.providers.local.train import Member, train_members
 
         shapes = self.model.adapter_shapes(self.settings.targets)
 
@@ -82,7 +90,7 @@ class Language:
         """Padded batches in the order that our own training takes, with masks and labels as the usual loop has them."""
         import torch
 
-        from daunce_api.providers.local.training import batches_of
+        from daunce_api.providers.local.train import batches_of
 
         subset = self.subset(member)
         out = []
@@ -169,8 +177,7 @@ class Language:
         import torch
         from torch.utils.flop_counter import FlopCounterMode
 
-        from daunce_api.providers.local.trainees import Member
-        from daunce_api.providers.local.training import batches_of, train_members
+        from daunce_api.providers.local.train import Member, batches_of, train_members
 
         aten = torch.ops.aten  # products that are added in place are unknown to the counter
         counter = FlopCounterMode(display=False, custom_mapping={aten.addmm_: _product, aten.baddbmm_: _product})
@@ -196,9 +203,9 @@ class Scoring:
         from daunce_api.data.tokenizers import encode_example
         from daunce_api.providers.local.adapters import save_adapter
         from daunce_api.providers.local.language import LanguageModel, LoraSettings
-        from daunce_api.providers.local.trainees import fresh_weights
+        from daunce_api.providers.local.train import fresh_weights
 
-        self.model = LanguageModel.load(name)
+        self.model = LanguageModel.load(folder_of(name))
         encoded = [encode_example(e, self.model.tokenizer) for e in Dataset.from_records(texts(examples))]
         self.sequences = [(e.ids, e.targets) for e in encoded]
         self.held = tempfile.TemporaryDirectory()

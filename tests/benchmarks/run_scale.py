@@ -214,22 +214,17 @@ def measure(examples: int, questions: int, members: int, over_http: int, folder:
     meter.figures["answers, tokens"] = round(tokens / distinct, 1)
     with RunStore.create_or_open(config.run_dir, run._manifest()) as store:
         plant(run, members, store)
-    first = config.model_copy(update={"ensemble": config.ensemble.model_copy(update={"members": over_http})})
-    with RunStore.open(config.run_dir) as store:
-        manifest = store.manifest
-        manifest["config"] = first.model_dump(mode="json")
-        with store._db.transaction():
-            store._set_meta("manifest", manifest)
-    start = time.process_time()
-    Run.create(first).execute()
-    meter.figures["scored over HTTP, us of an example"] = round(
-        1e6 * (time.process_time() - start) / (over_http * distinct), 1
-    )
+    if over_http:
+        first = config.model_copy(update={"ensemble": config.ensemble.model_copy(update={"members": over_http})})
+        with RunStore.open(config.run_dir) as store, store._db.transaction():
+            store._set_meta("manifest", {**store.manifest, "config": first.model_dump(mode="json")})
+        start = time.process_time()
+        Run.create(first).execute()
+        spent = 1e6 * (time.process_time() - start)
+        meter.figures["scored over HTTP, us of an example"] = round(spent / (over_http * distinct), 1)
     with RunStore.create_or_open(config.run_dir, run._manifest()) as store:
         half = members // 2
-        start = time.process_time()
-        stored = fill(run, store, list(range(over_http, half)))
-        meter.figures["resume: what is missing"] = 0.0
+        fill(run, store, list(range(over_http, half)))
 
     def resume() -> None:
         with RunStore.create_or_open(config.run_dir, run._manifest()) as store:
@@ -241,7 +236,6 @@ def measure(examples: int, questions: int, members: int, over_http: int, folder:
 
     meter("resume: what is missing", resume)
     with RunStore.create_or_open(config.run_dir, run._manifest()) as store:
-        stored = 0
         start = time.process_time()
         stored = fill(run, store, list(range(half, members)))
         meter.figures["store, us of an example"] = round(1e6 * (time.process_time() - start) / stored, 1)
@@ -266,7 +260,7 @@ def main() -> None:
     parser.add_argument("--examples", type=int, default=50_000)
     parser.add_argument("--questions", type=int, default=200)
     parser.add_argument("--members", type=int, default=100)
-    parser.add_argument("--over-http", type=int, default=2)
+    parser.add_argument("--over-http", type=int, default=2, help="0, or at least 2")
     parser.add_argument("--small", action="store_true")
     given = parser.parse_args()
     if given.small:

@@ -16,11 +16,11 @@ from typing import Any
 
 import numpy as np
 import torch
+from daunce_api.providers.local.steps import Steps
 from torch import Tensor, nn
 
-from daunce_api.providers.local.class_losses import BatchLoss
 from daunce_api.providers.local.classifier import Classifier, ClassifierSettings, Members, State
-from daunce_api.providers.local.steps import Steps
+from daunce_api.providers.local.losses import BatchLoss
 from tests.benchmarks.tasks import Kind, Recipe, Task, _read_idx, _with_wrong_labels
 
 TARGET = Recipe(8, 50, 0.1, 0.9, "cosine")

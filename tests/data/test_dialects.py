@@ -90,6 +90,14 @@ DIALECTS: dict[str, tuple[list[Any], str]] = {
         ],
         "is a Gemini file",
     ),
+    "a column of another name": (
+        [{"query": "q", "train_messages": c["messages"]} for c in CHATS],
+        "is a ShareGPT file (train_messages)",
+    ),
+    "text beside an answer": (
+        [{"text": f"Is it warm in {t}?", "answer": f"In {t} it is mild."} for t in TOWNS],
+        "has columns text and answer",
+    ),
     "lists of messages": ([c["messages"] for c in CHATS], ""),
 }
 

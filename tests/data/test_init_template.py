@@ -76,7 +76,7 @@ def test_what_is_written_is_what_holds_without_it() -> None:
     ("backend", "model", "key"),
     [
         ("openai", "gpt-4.1-mini-2025-04-14", "OPENAI_API_KEY"),
-        ("local", "smollm2-135m", None),
+        ("local", "HuggingFaceTB/SmolLM2-135M", None),
         ("another", "NAME-OF-THE-MODEL", None),
     ],
 )

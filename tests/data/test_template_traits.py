@@ -213,6 +213,15 @@ def test_reasoning_is_measured_where_it_is_written_and_noted_where_earlier_turns
         assert encoded.left_out == ("the reasoning of earlier answers",)
 
 
+@pytest.mark.parametrize("name", ["reasoning_content", "reasoning", "thinking"])
+def test_reasoning_is_given_under_the_name_that_the_template_reads(
+    tokenizer_of: Callable[..., LocalTokenizer], name: str
+) -> None:
+    tokenizer = tokenizer_of(_HEAD + "{{ m.thinking or '' }}{{ m.content }}<|e|>{% endfor %}" + _GENERATE)
+    one = example(TWO[1], said("assistant", "Mild.", **{name: "alps "}))
+    assert measured(tokenizer, one) == "alps Mild.<|e|>"
+
+
 @pytest.mark.parametrize("fields", [{"reasoning_content": "alps"}, {"reasoning": "alps"}, {"thinking": "alps"}])
 def test_a_measured_answer_that_loses_its_reasoning_is_refused(
     tokenizer_of: Callable[..., LocalTokenizer], fields: dict[str, str]

@@ -9,8 +9,8 @@ from typing import Any
 import torch
 
 from daunce_api.data.tokenizers import EncodedExample
-from daunce_api.providers.local.recipes import Recipe
-from daunce_api.providers.local.training import batches_of, learning_rate_at
+from daunce_api.providers.local.options import Recipe
+from daunce_api.providers.local.train import batches_of, learning_rate_at
 
 
 def train_plainly(model: Any, examples: list[EncodedExample], recipe: Recipe, seed: int) -> list[float]:
@@ -32,46 +32,41 @@ def train_plainly(model: Any, examples: list[EncodedExample], recipe: Recipe, se
     return losses
 
 
-_BEFORE = """
+_CODE = """
 import resource
 import torch
 from pathlib import Path
-from daunce_api.providers.local.language import FullSettings, LanguageModel, LoraSettings
-from daunce_api.providers.local.memory import plan_full_memory, plan_memory
+from daunce_api.providers.local.options import LoraSettings, ModelSpec
+from daunce_api.providers.local.store import MemberTask
+from daunce_api.providers.local.worker import TrainTask, run_train
 from daunce_api.providers.objective import Objective
-from daunce_api.providers.local.trainees import Member
-from daunce_api.providers.local.training import train_full, train_members
 from daunce_api.data.dataset import Dataset
-from daunce_api.data.tokenizers import encode_example
 
-torch.set_num_threads(1)
-model = LanguageModel.load("daunce-tiny", gradient_checkpointing=checkpointing)
 words = "river stone garden engine winter song bridge ".split()
 texts = [
     {"prompt": f"Q: {i}\\nA:", "completion": " " + " ".join(words[i * j % 7] for j in range(40))}
-    for i in range(64)
+    for i in range(16)
 ]
-examples = [encode_example(e, model.tokenizer) for e in Dataset.from_records(texts)]
-"""
+data = Dataset.from_records(texts)
+settings = LoraSettings(n_epochs=1, batch_size=16)
 
-_HELD = """
+def run(members):
+    group = tuple(MemberTask(f"m{k}", data.training_file(range(16), "last"), k) for k in range(members))
+    results = run_train(TrainTask(ModelSpec("daunce-tiny"), settings, Objective(), group, memory_limit=LIMIT))
+    assert not any(r.error for r in results), results[0].error
+
+run(1)
 held = int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
-"""
-
-_AFTER = """
+run(16)
 # Not ru_maxrss: a child inherits that of the process that started it.
 status = Path("/proc/self/status").read_text()
 peak = next(int(line.split()[1]) for line in status.splitlines() if line.startswith("VmHWM:"))
-print(peak * 1024 - held, plan.estimate - plan.keep_bytes)
+print(peak * 1024 - held)
 """
 
 
-def memory_used(warm_up: str, planned: str, **names: object) -> tuple[int, int]:
-    """Bytes that a process of its own grows by while it runs ``planned``, which sets ``plan``, and what ``plan``
-    expected. ``warm_up`` runs before; both have ``model``, 64 ``examples`` and these ``names``; ``checkpointing`` is
-    the model's."""
-    given = "".join(f"{name} = {value!r}\n" for name, value in ({"checkpointing": False} | names).items())
-    code = given + _BEFORE + warm_up + _HELD + planned + _AFTER
+def memory_used(limit: int) -> int:
+    """Bytes that a process of its own grows by while it trains 16 members within ``limit`` bytes."""
+    code = _CODE.replace("LIMIT", str(limit))
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    used, estimate = map(int, done.stdout.split())
-    return used, estimate
+    return int(done.stdout)

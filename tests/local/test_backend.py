@@ -19,12 +19,12 @@ from daunce_api.data.dataset import Dataset
 from daunce_api.data.tokenizers import EncodedExample, encode_example
 from daunce_api.errors import ConfigurationError, RejectedError, TransientError
 from daunce_api.providers.base import Job, JobRequest, JobStatus
-from daunce_api.providers.local import tasks
-from daunce_api.providers.local.backend import LocalScorer, LocalTrainer
+from daunce_api.providers.local import worker
+from daunce_api.providers.local.backend import LocalRun, LocalScorer
 from daunce_api.providers.local.engines import ProcessEngine
 from daunce_api.providers.local.language import LanguageModel
 from daunce_api.providers.local.options import options_of, settings_of
-from daunce_api.providers.local.workshop import Workshop
+from daunce_api.providers.local.trainer import LocalTrainer
 from daunce_api.providers.registry import capabilities_of, open_backend
 
 DATA = Dataset.from_records(records(24))
@@ -57,7 +57,7 @@ class ScriptedEngine:
 
     @property
     def batches(self) -> list[list[str]]:
-        return [[m.key for m in t.members] for t in self.tasks if isinstance(t, tasks.TrainTask)]
+        return [[m.key for m in t.members] for t in self.tasks if isinstance(t, worker.TrainTask)]
 
 
 @pytest.fixture
@@ -109,8 +109,8 @@ async def test_members_are_trained_together_and_equal_single_fine_tunes(
 ):
     chosen = config()
     engine = ScriptedEngine()
-    workshop = Workshop(chosen, engine)
-    async with LocalTrainer(workshop) as trainer, LocalScorer(workshop) as scorer:
+    run = LocalRun(chosen, engine)
+    async with LocalTrainer(run) as trainer, LocalScorer(run) as scorer:
         jobs = [await submit(trainer, k, model=chosen.backend.model) for k in range(4)]
         done = await finished(trainer, *(j.id for j in jobs))
         assert engine.batches == [[f"run-m{k}-a1" for k in range(4)]]
@@ -136,14 +136,14 @@ async def test_a_batch_that_was_interrupted_is_repeated_with_the_same_bits(confi
     contents = []
     for folder, script in (("whole", ()), ("broken", (asyncio.CancelledError(),))):
         local = chosen.model_copy(update={"run_dir": chosen.run_dir / folder})
-        async with LocalTrainer(Workshop(local, ScriptedEngine(*script))) as trainer:
+        async with LocalTrainer(LocalRun(local, ScriptedEngine(*script))) as trainer:
             jobs = [await submit(trainer, k, model=chosen.backend.model) for k in range(3)]
             if script:
                 await running(trainer, jobs[0].id)
             else:
                 await finished(trainer, *(j.id for j in jobs))
         engine = ScriptedEngine()
-        async with LocalTrainer(Workshop(local, engine)) as trainer:
+        async with LocalTrainer(LocalRun(local, engine)) as trainer:
             extra = await submit(trainer, 4, model=chosen.backend.model) if script else None
             await finished(trainer, *(j.id for j in (*jobs, *([extra] if extra else []))))
             if script:
@@ -159,11 +159,11 @@ async def test_a_batch_that_was_interrupted_is_repeated_with_the_same_bits(confi
 async def test_a_lost_worker_is_tried_again_a_few_times(config: Callable[..., RunConfig]):
     chosen = config()
     lost = TransientError("worker lost")
-    async with LocalTrainer(Workshop(chosen, ScriptedEngine(lost, lost))) as trainer:
+    async with LocalTrainer(LocalRun(chosen, ScriptedEngine(lost, lost))) as trainer:
         job = await submit(trainer, 0, model=chosen.backend.model)
         assert [j.status for j in await finished(trainer, job.id)] == [JobStatus.SUCCEEDED]
     engine = ScriptedEngine(lost, lost, lost)
-    async with LocalTrainer(Workshop(chosen, engine)) as trainer:
+    async with LocalTrainer(LocalRun(chosen, engine)) as trainer:
         job = await submit(trainer, 1, model=chosen.backend.model)
         done = (await finished(trainer, job.id))[0]
         assert (done.status, done.error, len(engine.tasks)) == (JobStatus.FAILED, "worker lost", 3)
@@ -171,7 +171,7 @@ async def test_a_lost_worker_is_tried_again_a_few_times(config: Callable[..., Ru
 
 async def test_one_bad_member_does_not_fail_its_batch(config: Callable[..., RunConfig]):
     chosen = config()
-    async with LocalTrainer(Workshop(chosen, ScriptedEngine())) as trainer:
+    async with LocalTrainer(LocalRun(chosen, ScriptedEngine())) as trainer:
         good = await submit(trainer, 0, model=chosen.backend.model)
         broken = await trainer.upload("b.jsonl", b'{"prompt": "a", "completion": "' + b"b" * 500 + b'"}\n')
         bad = await trainer.submit(
@@ -189,8 +189,8 @@ async def test_perturbed_members_start_from_the_target(
 ):
     chosen = config(start_from="target", objective="influence", rho=5.0)
     engine = ScriptedEngine()
-    workshop = Workshop(chosen, engine)
-    async with LocalTrainer(workshop) as trainer, LocalScorer(workshop) as scorer:
+    run = LocalRun(chosen, engine)
+    async with LocalTrainer(run) as trainer, LocalScorer(run) as scorer:
         target = await submit(trainer, 0, model=chosen.backend.model, positions=range(24))
         target_model = (await finished(trainer, target.id))[0].model
         assert target_model is not None
@@ -208,15 +208,15 @@ async def test_perturbed_members_start_from_the_target(
 
 async def test_jobs_are_found_cancelled_and_deleted(config: Callable[..., RunConfig]):
     chosen = config()
-    workshop = Workshop(chosen, ScriptedEngine(asyncio.CancelledError()))
-    async with LocalTrainer(workshop) as trainer:
+    run = LocalRun(chosen, ScriptedEngine(asyncio.CancelledError()))
+    async with LocalTrainer(run) as trainer:
         job = await submit(trainer, 0, model=chosen.backend.model)
         assert await trainer.find_job("run-m0-a1") == job
         assert await submit(trainer, 0, model=chosen.backend.model) == job
         assert await trainer.find_job("other") is None
         await running(trainer, job.id)
         assert (await trainer.cancel(job.id)).status is JobStatus.CANCELLED
-    async with LocalTrainer(Workshop(chosen, ScriptedEngine())) as trainer:
+    async with LocalTrainer(LocalRun(chosen, ScriptedEngine())) as trainer:
         assert (await trainer.get(job.id)).status is JobStatus.CANCELLED
         other = (await finished(trainer, (await submit(trainer, 1, model=chosen.backend.model)).id))[0]
         assert other.model is not None
@@ -235,8 +235,8 @@ async def test_jobs_are_found_cancelled_and_deleted(config: Callable[..., RunCon
 @pytest.mark.parametrize("name", ["../jobs", "/etc", "..", "job-1"])
 async def test_unknown_models_and_files_are_refused(config: Callable[..., RunConfig], name: str):
     chosen = config()
-    workshop = Workshop(chosen, ScriptedEngine())
-    async with LocalTrainer(workshop) as trainer, LocalScorer(workshop) as scorer:
+    run = LocalRun(chosen, ScriptedEngine())
+    async with LocalTrainer(run) as trainer, LocalScorer(run) as scorer:
         file_id = await trainer.upload("a.jsonl", DATA.training_file(range(20), "last"))
         with pytest.raises(RejectedError):
             await trainer.submit(JobRequest("k", name, file_id, 1, {}, "s"))
@@ -267,6 +267,8 @@ def test_options_are_checked(config: Callable[..., RunConfig]):
         options_of(config(dtpe="float32"))
     with pytest.raises(ConfigurationError, match="gpus: 0 hides every GPU"):
         options_of(config(engine="ray", device="cuda", ray={"gpus": 0}))
+    with pytest.raises(ConfigurationError, match="mps is not supported"):
+        options_of(config(device="mps"))
     with pytest.raises(ConfigurationError, match="Use device: cuda"):
         options_of(config(engine="ray", device="cuda:1"))
 
@@ -279,17 +281,17 @@ def test_a_task_on_ray_gets_the_gpu_that_its_device_needs(
     config: Callable[..., RunConfig], monkeypatch: pytest.MonkeyPatch, device: str, given: dict[str, float], gpus: float
 ):
     asked: list[float] = []
-    monkeypatch.setattr("daunce_api.providers.local.workshop.RayEngine", lambda **o: asked.append(o["gpus"]))
-    assert Workshop(config(engine="ray", device=device, ray=given)).engine is None
+    monkeypatch.setattr("daunce_api.providers.local.backend.RayEngine", lambda **o: asked.append(o["gpus"]))
+    assert LocalRun(config(engine="ray", device=device, ray=given)).engine is None
     assert asked == [gpus]
 
 
 async def test_a_device_that_is_not_there_ends_the_run_before_anything_is_trained(config: Callable[..., RunConfig]):
-    chosen = config(device="xpu:7")
-    async with LocalTrainer(Workshop(chosen, ScriptedEngine())) as trainer:
-        with pytest.raises(RejectedError, match="'xpu:7' is not there; torch has: cpu"):
+    chosen = config(device="cuda:7")
+    async with LocalTrainer(LocalRun(chosen, ScriptedEngine())) as trainer:
+        with pytest.raises(RejectedError, match="'cuda:7' is not available; torch has: cpu"):
             await trainer.model_info(chosen.backend.model)
-    with pytest.raises(ConfigurationError, match="'nonsense' is not there"):
+    with pytest.raises(ConfigurationError, match="'nonsense' is not available"):
         LanguageModel.load(chosen.backend.model, device="nonsense")
 
 
@@ -308,12 +310,12 @@ async def test_members_are_trained_with_the_tokenizer_of_the_config(
         backend = chosen.backend.model_copy(update={"tokenizer": given})
         chosen = chosen.model_copy(update={"run_dir": tmp_path / name, "backend": backend})
         engine = ScriptedEngine()
-        async with LocalTrainer(Workshop(chosen, engine)) as trainer:
+        async with LocalTrainer(LocalRun(chosen, engine)) as trainer:
             done = await finished(trainer, (await submit(trainer, 0, model=chosen.backend.model)).id)
             assert done[0].status is JobStatus.SUCCEEDED
         (task,) = engine.tasks
-        trained = tasks.read_examples(DATA.training_file(range(3), "last"), tasks.loaded(task.model))
-        scored = Workshop(chosen).kit.tokenizer()
+        trained = worker.read_examples(DATA.training_file(range(3), "last"), worker.loaded(task.spec))
+        scored = LocalRun(chosen).family.tokenizer()
         assert [e.ids for e in trained] == [encode_example(e, scored).ids for e in DATA[:3]]
         losses.append(trained[0].ids)
     assert losses[0] != losses[1]
@@ -334,15 +336,15 @@ async def test_a_killed_worker_process_costs_nothing_but_time(config: Callable[.
     chosen = config(workers=1)
     engine = ProcessEngine(1)
     try:
-        async with LocalTrainer(Workshop(chosen, engine)) as trainer:
+        async with LocalTrainer(LocalRun(chosen, engine)) as trainer:
             job = await submit(trainer, 0, model=chosen.backend.model, n_epochs=40)
             await running(trainer, job.id)
 
             async def started() -> bool:
-                return bool(engine._pool._processes)
+                return engine._all[0]._process is not None
 
             await until(started)
-            next(iter(engine._pool._processes.values())).kill()
+            engine._all[0]._process.kill()
             done = await finished(trainer, job.id)
     finally:
         engine.close()

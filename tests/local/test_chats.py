@@ -14,8 +14,8 @@ from transformers import AutoTokenizer
 from daunce_api import Dataset, Run, RunConfig
 from daunce_api.data.tokenizers import encode_example
 from daunce_api.providers.local.language import LanguageModel, LoraSettings
-from daunce_api.providers.local.member_work import MemberTask
-from daunce_api.providers.local.tasks import ModelSpec, TrainTask, read_examples, run_train
+from daunce_api.providers.local.store import MemberTask
+from daunce_api.providers.local.worker import ModelSpec, TrainTask, read_examples, run_train
 from daunce_api.providers.objective import Objective
 from daunce_api.server.training_data import read_training_file
 

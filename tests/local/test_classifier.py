@@ -14,8 +14,13 @@ from classifier_problem import N, problem
 from torch import Tensor, nn
 
 from daunce_api.errors import ConfigurationError, RejectedError
-from daunce_api.providers.local.classifier import Classifier, ClassifierSettings, example_cross_entropy, margin
-from daunce_api.providers.local.together import bytes_per_member
+from daunce_api.providers.local.classifier import (
+    Classifier,
+    ClassifierSettings,
+    bytes_per_member,
+    example_cross_entropy,
+    margin,
+)
 from daunce_api.providers.objective import Objective, noise
 from daunce_api.providers.randomness import ORDER, stream
 
@@ -142,20 +147,16 @@ OTHERS = {
 
 
 @pytest.mark.parametrize("name", [*PLAIN, *OTHERS])
-def test_plain_networks_run_as_batched_products_and_give_what_vmap_gives(name: str):
+def test_members_together_are_members_alone_whatever_the_module(name: str):
     factory = (PLAIN | OTHERS)[name]
     shape = (2, 3) if name in PLAIN else (1, 6) if "shape" in name else (6,)
     inputs, labels, inclusion = problem(*shape, members=K)
     chosen = ClassifierSettings(n_epochs=2, batch_size=8, momentum=0.5)
-    classifier = Classifier(factory)
-    assert (classifier._plain is not None) is (name in PLAIN)
-    members = classifier.train(inputs, labels, inclusion, range(K), chosen)
-    under_vmap = Classifier(factory)
-    under_vmap._plain = None
-    expected = under_vmap.train(inputs, labels, inclusion, range(K), chosen)
-    for weight, value in expected.parameters.items():
-        torch.testing.assert_close(members.parameters[weight], value, rtol=1e-4, atol=1e-6)
-    losses = [c.measure(m, inputs, labels) for c, m in ((classifier, members), (under_vmap, expected))]
+    classifiers = Classifier(factory), Classifier(factory, memory_limit=1)
+    together, alone = (c.train(inputs, labels, inclusion, range(K), chosen) for c in classifiers)
+    for weight, value in alone.parameters.items():
+        torch.testing.assert_close(together.parameters[weight], value, rtol=1e-4, atol=1e-6)
+    losses = [c.measure(m, inputs, labels) for c, m in zip(classifiers, (together, alone), strict=True)]
     np.testing.assert_allclose(*losses, rtol=1e-4, atol=1e-6)
 
 

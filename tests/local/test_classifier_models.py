@@ -191,7 +191,8 @@ def test_wide_convolutions_are_trained_one_at_a_time_on_a_cpu(
     monkeypatch.setattr(classifier, "_fit", lambda members, *rest: (counts.append(len(members)), fit(members, *rest)))
     members = classifier.train(inputs, labels, inclusion, range(K), ClassifierSettings(batch_size=8))
     assert counts == together
-    monkeypatch.setattr("daunce_api.providers.local.classifier.one_at_a_time", lambda *_: len(together) == 1)
+    monkeypatch.setattr("daunce_api.providers.local.classifier.WIDE", 16 if channels == 16 else 1000)
     expected = classifier.train(inputs, labels, inclusion, range(K), ClassifierSettings(batch_size=8))
+    assert counts != [*together, *together]
     for name, value in expected.parameters.items():
         torch.testing.assert_close(members.parameters[name], value, rtol=1e-4, atol=1e-5)

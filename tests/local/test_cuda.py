@@ -12,10 +12,8 @@ from daunce_api.data.tokenizers import EncodedExample
 from daunce_api.providers.local.adapters import save_adapter
 from daunce_api.providers.local.classifier import Classifier, ClassifierSettings
 from daunce_api.providers.local.language import LanguageModel, LoraSettings
-from daunce_api.providers.local.lora import Positions
-from daunce_api.providers.local.memory import default_limit, plan_memory
-from daunce_api.providers.local.trainees import Member
-from daunce_api.providers.local.training import train_members
+from daunce_api.providers.local.score import limits_of
+from daunce_api.providers.local.train import Member, train_members
 from daunce_api.providers.objective import Objective
 
 SETTINGS = LoraSettings(n_epochs=1, batch_size=8, rank=4, learning_rate=1e-3)
@@ -80,21 +78,12 @@ def test_several_sequences_a_pass_answer_as_one(
     examples: list[EncodedExample],
     dtype: str,
     near: float,
-    monkeypatch: pytest.MonkeyPatch,
 ):
-    """Per example, against the same request one by one (equal bits where kernels go by shapes alone), against passes
-    that do not pad, and against float32 on the CPU."""
+    """Per example, against the same request one by one, against passes that do not pad, and against float32 on the
+    CPU."""
     on_gpu = LanguageModel.load(model_folder, device="cuda", dtype=dtype)
     sequences = [(e.ids, e.targets) for e in examples]
-    hidden, shapes = on_gpu.adapted.hidden, []
-
-    def counted(inputs: torch.Tensor, positions: Positions) -> torch.Tensor:
-        shapes.append(tuple(inputs.shape))
-        return hidden(inputs, positions)
-
-    monkeypatch.setattr(on_gpu.adapted, "hidden", counted)
     together = on_gpu.target_logprobs(sequences)
-    assert len([s for s in shapes if s[0] > 1]) < len(sequences) / 4
     alone = [on_gpu.target_logprobs([s])[0] for s in sequences]
     bare = on_gpu.token_logprobs([ids for ids, _ in sequences])
     unpadded = [a.logprobs[[t - 1 for t in targets]] for a, (_, targets) in zip(bare, sequences, strict=True)]
@@ -107,16 +96,19 @@ def test_several_sequences_a_pass_answer_as_one(
 
 
 @gpu
-def test_memory_stays_below_the_plan(model_folder: Path, examples: list[EncodedExample]):
+def test_memory_stays_within_the_budget(model_folder: Path, examples: list[EncodedExample]):
     model = LanguageModel.load(model_folder, device="cuda")
     shapes = model.adapter_shapes(None)
-    limit = min(default_limit(model.adapted.device, 1), 1 << 30)
-    plan = plan_memory(model.adapted, shapes, 4, wanted=16, longest=max(len(e.ids) for e in examples), limit=limit)
+    budget, longest = 64 << 20, max(len(e.ids) for e in examples)
+    numbers = SETTINGS.rank * sum(n_in + n_out for n_in, n_out in shapes.values())
+    limits = limits_of(
+        model.adapted, member_bytes=20 * numbers, members=16, longest=longest, budget=budget, tokens=None
+    )
     held = torch.cuda.memory_allocated()
     torch.cuda.reset_peak_memory_stats()
-    group = [Member(examples, k) for k in range(plan.members)]
-    train_members(model.adapted, group, shapes, SETTINGS, max_tokens=plan.max_tokens, keep_bytes=plan.keep_bytes)
-    assert torch.cuda.max_memory_allocated() - held <= plan.estimate
+    group = [Member(examples, k) for k in range(limits.members)]
+    train_members(model.adapted, group, shapes, SETTINGS, max_tokens=limits.tokens)
+    assert torch.cuda.max_memory_allocated() - held <= budget
 
 
 @gpu

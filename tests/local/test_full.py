@@ -10,19 +10,19 @@ import numpy as np
 import pytest
 import torch
 from local_records import records
-from plain_training import memory_used, train_plainly
+from plain_training import train_plainly
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
 from daunce_api import Dataset, Run, RunConfig
 from daunce_api.data.tokenizers import EncodedExample
 from daunce_api.errors import ConfigurationError, RejectedError
-from daunce_api.providers.local.full import load_full
 from daunce_api.providers.local.language import FullSettings, LanguageModel, LoraSettings
-from daunce_api.providers.local.member_work import MemberTask
+from daunce_api.providers.local.lora import AdaptedModel
+from daunce_api.providers.local.models import load_full
 from daunce_api.providers.local.options import options_of, settings_of
-from daunce_api.providers.local.tasks import ModelSpec, ScoreTask, TrainTask, run_score, run_train
-from daunce_api.providers.local.trainees import Member
-from daunce_api.providers.local.training import batches_of, learning_rate_at, train_full
+from daunce_api.providers.local.store import MemberTask
+from daunce_api.providers.local.train import FullTrainee, Member, batches_of, fine_tune, learning_rate_at
+from daunce_api.providers.local.worker import ModelSpec, ScoreTask, TrainTask, run_score, run_train
 from daunce_api.providers.objective import Objective, noise
 
 SHORT = FullSettings(n_epochs=2, batch_size=5, learning_rate=1e-3)
@@ -49,6 +49,14 @@ def plain_training(
     """The same fine-tune with transformers' model alone: one example at a time, plain AdamW over all its weights."""
     model = AutoModelForCausalLM.from_pretrained(folder)
     return model, train_plainly(model, examples, chosen, seed)
+
+
+def train_full(
+    model: AdaptedModel, member: Member, start: dict[str, torch.Tensor] | None, chosen: FullSettings, **options: Any
+) -> tuple[dict[str, torch.Tensor], list[float]]:
+    trainee = FullTrainee(model, member, start)
+    losses, _ = fine_tune(model, trainee, chosen, **options)
+    return trainee.weights(), losses[0]
 
 
 def logprobs_of(model: torch.nn.Module, ids: tuple[int, ...]) -> np.ndarray:
@@ -98,8 +106,8 @@ def test_a_perturbed_step_is_the_objectives_gradient(
     model.train(examples, settings=SHORT, seed=1, out=tmp_path / "target")
     objective = Objective(kind, rho=3.0, gamma=0.7)
     chosen = FullSettings(n_epochs=2, batch_size=6, learning_rate=1e-3)
-    start = model.full_weights(tmp_path / "target")
-    trained, _, _ = train_full(
+    start = load_full(tmp_path / "target", model.adapted.own_weights)
+    trained, _ = train_full(
         model.adapted,
         Member(examples[:6], 9),
         start,
@@ -140,7 +148,7 @@ def test_a_perturbed_step_is_the_objectives_gradient(
 def test_bfloat16_weights_take_steps_that_they_cannot_resolve(folder: Path, examples: list[EncodedExample]):
     model = LanguageModel.load(folder, dtype="bfloat16")
     slow = FullSettings(n_epochs=40, batch_size=24, learning_rate=2e-5, warmup_ratio=0)
-    trained, _, _ = train_full(model.adapted, Member(examples, 3), None, slow, max_tokens=4096)
+    trained, _ = train_full(model.adapted, Member(examples, 3), None, slow, max_tokens=4096)
     name = "model.layers.0.self_attn.q_proj.weight"
     moved = (trained[name] - model.adapted.own_weights[name]).abs()
     assert trained[name].dtype is torch.bfloat16
@@ -159,12 +167,12 @@ def test_a_full_fine_tune_continues_one_and_nothing_else(
     own = [-r.logprobs[[t - 1 for t in e.targets]].mean() for e, r in zip(examples, answers, strict=True)]
     np.testing.assert_allclose(second.losses[0], np.mean(own), rtol=1e-5)
     model.train(examples[:5], settings=LoraSettings(n_epochs=1), seed=3, out=tmp_path / "lora")
-    with pytest.raises(ConfigurationError, match="not a LoRA adapter"):
+    with pytest.raises(ConfigurationError, match="not an adapter"):
         model.train(examples, settings=whole, seed=3, out=tmp_path / "c", start_from=tmp_path / "lora")
     with pytest.raises(ConfigurationError, match="no PEFT adapter folder"):
         model.train(examples, settings=LoraSettings(), seed=3, out=tmp_path / "c", start_from=tmp_path / "a")
     with pytest.raises(ConfigurationError, match="another shape"):
-        load_full(tmp_path / "a", LanguageModel.load("daunce-tiny").adapted)
+        load_full(tmp_path / "a", LanguageModel.load("daunce-tiny").adapted.own_weights)
 
 
 def test_training_is_deterministic_and_checkpoints_are_models(
@@ -244,22 +252,3 @@ def test_what_does_not_go_together_is_refused(model_folder: Path):
     for options in ({"quantisation": "8bit"}, {"dtype": "float16"}):
         with pytest.raises(ConfigurationError, match="fine_tuning: full"):
             options_of(config(**options))
-
-
-@pytest.mark.slow
-def test_the_memory_that_is_used_stays_below_the_estimate():
-    used, estimate = memory_used(
-        """
-settings = FullSettings(n_epochs=1, batch_size=64)
-
-def run(examples, max_tokens):
-    train_full(model.adapted, Member(examples, 1), None, settings, max_tokens=max_tokens)
-
-run(examples[:1], 128)
-""",
-        """
-plan = plan_full_memory(model.adapted, longest=80, limit=400 << 20)
-run(examples, plan.max_tokens)
-""",
-    )
-    assert 0.3 * estimate < used <= estimate

@@ -16,12 +16,11 @@ from daunce_api.config import RunConfig
 from daunce_api.errors import ConfigurationError, MissingExtraError, StopError, TransientError
 from daunce_api.providers.base import Job, JobRequest, JobStatus
 from daunce_api.providers.local import trainer as trainer_module
-from daunce_api.providers.local.groups import group_size
-from daunce_api.providers.local.member_work import MemberResult
+from daunce_api.providers.local.backend import LocalRun
 from daunce_api.providers.local.options import options_of
-from daunce_api.providers.local.tasks import TrainTask
-from daunce_api.providers.local.trainer import LocalTrainer, trainer_capabilities
-from daunce_api.providers.local.workshop import Workshop
+from daunce_api.providers.local.store import MemberResult
+from daunce_api.providers.local.trainer import LocalTrainer, group_size, trainer_capabilities
+from daunce_api.providers.local.worker import TrainTask
 
 
 def jobs_of(group: list[str]) -> list[int]:
@@ -101,7 +100,7 @@ async def test_a_hundred_jobs_are_cut_into_the_same_groups_however_they_come(
     for run, turns in (("at once", 0), ("in drops", 3)):
         chosen = config(run)
         engine = StubEngine()
-        async with LocalTrainer(Workshop(chosen, engine)) as trainer:
+        async with LocalTrainer(LocalRun(chosen, engine)) as trainer:
             jobs = []
             for k in range(100):
                 jobs.append(await submit(trainer, f"m{k}", chosen.backend.model))
@@ -117,7 +116,7 @@ async def test_a_hundred_jobs_are_cut_into_the_same_groups_however_they_come(
 async def test_a_lost_workers_group_takes_in_nobody_else(config: Callable[..., RunConfig]):
     chosen = config(options={"members_at_a_time": 3})
     engine = StubEngine(workers=1, script=[TransientError("worker lost")])
-    async with LocalTrainer(Workshop(chosen, engine)) as trainer:
+    async with LocalTrainer(LocalRun(chosen, engine)) as trainer:
         jobs = [await submit(trainer, f"m{k}", chosen.backend.model) for k in range(2)]
 
         async def lost() -> bool:
@@ -133,7 +132,7 @@ async def test_a_lost_workers_group_takes_in_nobody_else(config: Callable[..., R
 async def test_the_first_groups_results_outlive_a_death_in_the_second(config: Callable[..., RunConfig]):
     chosen = config(options={"members_at_a_time": 2})
     names = [f"m{k}" for k in range(6)]
-    async with LocalTrainer(Workshop(chosen, StubEngine(workers=1, dies_at=1))) as trainer:
+    async with LocalTrainer(LocalRun(chosen, StubEngine(workers=1, dies_at=1))) as trainer:
         jobs = [await submit(trainer, name, chosen.backend.model) for name in names]
         await ended(trainer, jobs[:2])
 
@@ -142,7 +141,7 @@ async def test_the_first_groups_results_outlive_a_death_in_the_second(config: Ca
 
         await until(second_is_running)
     engine = StubEngine(workers=1)
-    async with LocalTrainer(Workshop(chosen, engine)) as trainer:
+    async with LocalTrainer(LocalRun(chosen, engine)) as trainer:
         done = await ended(trainer, jobs)
     assert engine.groups == [names[2:4], names[4:6]]
     for job, name in zip(done, names, strict=True):
@@ -153,7 +152,7 @@ async def test_the_target_waits_for_nobody(config: Callable[..., RunConfig], mon
     monkeypatch.setattr(trainer_module, "_REFILL_SECONDS", 1e6)
     chosen = config(start_from="target", cap=4)
     engine = StubEngine()
-    async with LocalTrainer(Workshop(chosen, engine)) as trainer:
+    async with LocalTrainer(LocalRun(chosen, engine)) as trainer:
         target = (await ended(trainer, [await submit(trainer, "target", chosen.backend.model)]))[0]
         # Two workers and four jobs at once: groups of two, of which an incomplete one waits for the client to look.
         jobs = [await submit(trainer, f"m{k}", str(target.model)) for k in range(3)]
@@ -201,12 +200,12 @@ async def test_a_run_whose_engine_cannot_start_ends_and_can_be_taken_up(
 
     chosen = config()
     with monkeypatch.context() as patch:
-        patch.setattr("daunce_api.providers.local.workshop._start_engine", fails)
-        async with LocalTrainer(Workshop(chosen)) as trainer:
+        patch.setattr("daunce_api.providers.local.backend._start_engine", fails)
+        async with LocalTrainer(LocalRun(chosen)) as trainer:
             job = await submit(trainer, "m0", chosen.backend.model)
             with pytest.raises(kind, match=re.escape(str(error))):
                 await ended(trainer, [job])
-    async with LocalTrainer(Workshop(chosen, StubEngine())) as trainer:
+    async with LocalTrainer(LocalRun(chosen, StubEngine())) as trainer:
         assert [j.status for j in await ended(trainer, [job])] == [JobStatus.SUCCEEDED]
 
 
@@ -214,13 +213,13 @@ async def test_results_that_cannot_be_kept_end_the_run(
     config: Callable[..., RunConfig], monkeypatch: pytest.MonkeyPatch
 ):
     chosen = config()
-    workshop = Workshop(chosen, StubEngine())
+    run = LocalRun(chosen, StubEngine())
 
     def full(*_: object) -> None:
         raise OSError("no space left on device")
 
-    monkeypatch.setattr(type(workshop.folder), "keep_model", full)
-    async with LocalTrainer(workshop) as trainer:
+    monkeypatch.setattr(type(run.folder), "keep_model", full)
+    async with LocalTrainer(run) as trainer:
         job = await submit(trainer, "m0", chosen.backend.model)
         with pytest.raises(StopError, match="no space left"):
             await ended(trainer, [job])

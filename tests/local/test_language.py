@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from peft import PeftModel
 from plain_training import train_plainly
@@ -18,10 +18,8 @@ from transformers import AutoModelForCausalLM
 from daunce_api.data.tokenizers import EncodedExample
 from daunce_api.errors import ConfigurationError, DataError, RejectedError, TrainingCancelledError
 from daunce_api.providers.local.adapters import save_adapter
-from daunce_api.providers.local.batching import split_rows
 from daunce_api.providers.local.language import LanguageModel, LoraSettings
-from daunce_api.providers.local.trainees import fresh_weights
-from daunce_api.providers.local.training import batches_of, learning_rate_at
+from daunce_api.providers.local.train import batches_of, fresh_weights, learning_rate_at
 
 SHORT = LoraSettings(rank=4, alpha=8.0, n_epochs=2, batch_size=5, learning_rate=5e-3)
 
@@ -186,7 +184,8 @@ def test_greedy_generation_equals_transformers(
     cut = model.generate(prompt, max_tokens=12, stop_ids=[expected[3]])
     assert list(cut.ids) == expected[: expected.index(expected[3]) + 1]
     assert cut.finished
-    top_ids, top_logprobs = model.next_token_logprobs([prompt], top=2)[0]
+    [read] = model.token_logprobs([[*prompt, 0]], top=2)
+    top_ids, top_logprobs = read.top_ids[-1], read.top_logprobs[-1]
     assert top_ids[0] == expected[0]
     np.testing.assert_allclose(top_logprobs[0], made.logprobs[0], atol=1e-5)
 
@@ -245,27 +244,3 @@ def test_every_epoch_sees_every_example_once(n: int, batch: int, epochs: int, se
         own = [b for e, b in steps if e == epoch]
         assert sorted(i for b in own for i in b) == list(range(n))
         assert len(own) == math.ceil(n / batch)
-
-
-@settings(suppress_health_check=[HealthCheck.too_slow], deadline=None)
-@given(st.lists(st.integers(1, 60), min_size=1, max_size=9), st.integers(1, 120))
-def test_rows_are_split_at_least_cost(lengths: list[int], limit: int):
-    def cost(groups: list[list[int]]) -> float:
-        return sum(len(g) * max(lengths[i] for i in g) + 10 for g in groups)
-
-    groups = split_rows(lengths, max_tokens=limit, overhead=10)
-    assert sorted(i for g in groups for i in g) == list(range(len(lengths)))
-    assert all(len(g) == 1 or len(g) * max(lengths[i] for i in g) <= limit for g in groups)
-    order = sorted(range(len(lengths)), key=lambda i: -lengths[i])
-    every = []
-    for pattern in range(2 ** (len(order) - 1)):
-        split, last = [], [order[0]]
-        for position, i in enumerate(order[1:]):
-            if pattern >> position & 1:
-                split.append(last)
-                last = []
-            last.append(i)
-        split.append(last)
-        if all(len(g) == 1 or len(g) * max(lengths[i] for i in g) <= limit for g in split):
-            every.append(cost(split))
-    assert cost(groups) == min(every)

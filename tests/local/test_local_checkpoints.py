@@ -14,11 +14,11 @@ from daunce_api import Dataset, Run, RunConfig
 from daunce_api.data.tokenizers import EncodedExample
 from daunce_api.errors import RejectedError
 from daunce_api.providers.base import Checkpointing, JobRequest, JobStatus
-from daunce_api.providers.local.backend import LocalTrainer
+from daunce_api.providers.local.backend import LocalRun
 from daunce_api.providers.local.engines import ThreadEngine
 from daunce_api.providers.local.language import LanguageModel
 from daunce_api.providers.local.options import settings_of
-from daunce_api.providers.local.workshop import Workshop
+from daunce_api.providers.local.trainer import LocalTrainer
 
 CHOSEN = {"n_epochs": 3, "batch_size": 5, "learning_rate": 5e-3}
 
@@ -57,7 +57,7 @@ async def test_the_last_epochs_models_are_kept(
 ):
     chosen = config(tmp_path, model_folder, asked, fine_tuning)
     engine = ThreadEngine()
-    async with LocalTrainer(Workshop(chosen, engine)) as trainer:
+    async with LocalTrainer(LocalRun(chosen, engine)) as trainer:
         assert isinstance(trainer, Checkpointing)
         assert trainer.capabilities.checkpoints >= 3
         content = Dataset.from_records(records(24)).training_file(range(24), "last")
@@ -78,12 +78,12 @@ async def test_the_last_epochs_models_are_kept(
         )
         ids = [examples[3].ids]
         for name in found:
-            folder = trainer._workshop.adapter(name)
+            folder = trainer._run.adapter(name)
             want = model.token_logprobs(ids, adapter=shown[int(name[-1])])[0].logprobs
             np.testing.assert_array_equal(model.token_logprobs(ids, adapter=folder)[0].logprobs, want)
             assert await trainer.delete_model(name)
         assert await trainer.checkpoints(job.id) == []
-        assert trainer._workshop.adapter(str(job.model)) is not None
+        assert trainer._run.adapter(str(job.model)) is not None
         with pytest.raises(RejectedError):
             await trainer.checkpoints("job-of-nobody")
     engine.close()

@@ -13,21 +13,19 @@ from transformers import AutoModelForCausalLM
 
 from daunce_api.data.tokenizers import EncodedExample
 from daunce_api.errors import ConfigurationError
-from daunce_api.providers.local import head as head_module
-from daunce_api.providers.local.head import Head, log_sum_exp, token_statistics
+from daunce_api.providers.local import losses
 from daunce_api.providers.local.language import LanguageModel, LoraSettings
 from daunce_api.providers.local.lora import ActiveLora, AdaptedModel
-from daunce_api.providers.local.objectives import References, row_values
-from daunce_api.providers.local.trainees import Member
-from daunce_api.providers.local.training import train_members
+from daunce_api.providers.local.losses import Head, References, row_values, token_nats, token_statistics
+from daunce_api.providers.local.train import Member, train_members
 from daunce_api.providers.objective import Objective, noise
 
 SCALING = 2.0
 
 
-@pytest.fixture(params=[1 << 22, 40], ids=["one slice", "slices"])
+@pytest.fixture(params=[1 << 22, 600], ids=["one slice", "slices"])
 def slices(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(head_module, "SLICE_ELEMENTS", request.param)
+    monkeypatch.setattr(losses, "CPU_LOGITS", request.param)
 
 
 @pytest.fixture(scope="module")
@@ -46,11 +44,11 @@ def random_weights(model: LanguageModel, seed: int, scale: float) -> dict[str, t
 
 def capped(double: AdaptedModel, cap: float | None) -> tuple[Head, Callable[[Tensor], Tensor]]:
     """A head that scales and caps its logits, and its logits by the formula."""
-    head = Head(double.model)
+    head = Head(double)
     head._cap, head._factor = cap, 0.7
 
     def logits(hidden: Tensor) -> Tensor:
-        raw = hidden @ head.weight.T * 0.7
+        raw = hidden @ double.head.weight.T * 0.7
         return raw if cap is None else cap * torch.tanh(raw / cap)
 
     return head, logits
@@ -78,10 +76,11 @@ def test_token_statistics_and_their_gradients(double: AdaptedModel, cap: float |
 
     expected = torch.stack(statistics_directly(logits(hidden), target, logits(hidden_0)))
     (gradient,) = torch.autograd.grad((weight * expected).sum(), hidden)
-    got = torch.stack(token_statistics(hidden, head, target, hidden_0, log_sum_exp(hidden_0, head), with_margin=True))
+    nats, margin, shift, *at_0 = token_statistics(double, head, hidden, hidden_0, target, None, None)
+    got = torch.stack([nats, margin, shift])
     torch.testing.assert_close(got, expected, rtol=1e-10, atol=1e-10)
     torch.testing.assert_close(torch.autograd.grad((weight * got).sum(), hidden)[0], gradient, rtol=1e-9, atol=1e-9)
-    torch.testing.assert_close(log_sum_exp(hidden_0, head), logits(hidden_0).logsumexp(1))
+    torch.testing.assert_close(at_0, list(statistics_directly(logits(hidden_0), target, logits(hidden_0))[:2]))
 
 
 @pytest.mark.usefixtures("slices")
@@ -93,7 +92,7 @@ def test_the_loss_alone_and_its_gradient(double: AdaptedModel, cap: float | None
     target = torch.randint(0, head.vocabulary, (7,))
     expected = -logits(hidden).log_softmax(1)[torch.arange(7), target]
     weight = torch.randn(7, dtype=torch.float64)
-    got, *_ = token_statistics(hidden, head, target)
+    got = token_nats(head, hidden, target, None)
     torch.testing.assert_close(got, expected)
     gradients = (torch.autograd.grad((weight * nats).sum(), hidden)[0] for nats in (got, expected))
     torch.testing.assert_close(*gradients)
@@ -135,10 +134,10 @@ def test_objectives_equal_the_formulas(
     weights = {n: (a.requires_grad_(), b.requires_grad_()) for n, (a, b) in random_weights(model, 2, 0.2).items()}
     flat = [t for pair in weights.values() for t in pair]
     chosen, xi = examples[:3], [0.1, 0.8, 0.6]
-    head = Head(double.model)
-    references = References(double, head, start, keep_bytes).of(chosen) if objective.perturbed else []
+    head = Head(double)
+    reference = References(double, start, keep_bytes) if objective.perturbed else None
     with double.using(ActiveLora(weights, SCALING)):
-        values, _ = row_values(double, head, objective, chosen, references, xi)
+        values, _ = row_values(double, head, objective, chosen, xi, reference)
         gradient = torch.autograd.grad((values * torch.tensor([1.0, 2.0, -1.0])).sum(), flat)
     expected = torch.stack(
         [
@@ -159,12 +158,12 @@ def test_the_influence_gradient_vanishes_at_the_start_without_noise(
 ):
     weights = {n: (a.requires_grad_(), b.requires_grad_()) for n, (a, b) in random_weights(model, 1, 0.2).items()}
     flat = [t for pair in weights.values() for t in pair]
-    head = Head(double.model)
+    head = Head(double)
     active = ActiveLora(weights, SCALING)
-    references = References(double, head, active, 1 << 20).of(examples)
+    reference = References(double, active, 1 << 20)
     with double.using(active):
         values, _ = row_values(
-            double, head, Objective("influence", rho=rho), examples, references, noise(len(examples), 4).tolist()
+            double, head, Objective("influence", rho=rho), examples, noise(len(examples), 4).tolist(), reference
         )
         gradient = torch.autograd.grad(values.sum(), flat)
     largest = max(g.abs().max().item() for g in gradient)

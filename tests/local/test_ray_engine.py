@@ -7,6 +7,7 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -18,12 +19,12 @@ from daunce_api.data.dataset import Dataset
 from daunce_api.data.tokenizers import EncodedExample
 from daunce_api.errors import ConfigurationError, DataError
 from daunce_api.providers.base import JobRequest, JobStatus
-from daunce_api.providers.local.backend import LocalScorer, LocalTrainer
+from daunce_api.providers.local.backend import LocalRun, LocalScorer
 from daunce_api.providers.local.engines import RayEngine
-from daunce_api.providers.local.member_work import MemberResult, MemberTask
-from daunce_api.providers.local.recipes import LoraSettings
-from daunce_api.providers.local.tasks import ModelSpec, TrainTask, run_train
-from daunce_api.providers.local.workshop import Workshop
+from daunce_api.providers.local.options import LoraSettings
+from daunce_api.providers.local.store import MemberResult, MemberTask
+from daunce_api.providers.local.trainer import LocalTrainer
+from daunce_api.providers.local.worker import ModelSpec, ScoreTask, TrainTask, run_score, run_train
 from daunce_api.providers.objective import Objective
 
 ray = pytest.importorskip("ray")
@@ -35,8 +36,8 @@ SHORT = LoraSettings(rank=4, alpha=8.0, n_epochs=1, batch_size=5)
 
 @pytest.fixture(scope="module")
 def engine() -> Iterator[RayEngine]:
-    ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
-    engine = RayEngine(address=None, cpus=1, gpus=0, retries=2)
+    ray.init(num_cpus=2, num_gpus=2, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
+    engine = RayEngine(address=None, cpus=1, gpus=1, retries=2)  # declared GPUs; the work is the CPU's
     yield engine
     engine.close()
     assert ray.is_initialized()  # a cluster that was there before is left alone
@@ -66,6 +67,35 @@ def test_a_killed_workers_members_are_trained_again(engine: RayEngine, model_fol
         here = run_train(task(model_folder, member))[0]
         assert result.key == here.key
         assert result.files == here.files
+
+
+def where(_: object) -> tuple[int, str | None, int]:
+    """Process, GPUs that it sees, and how often it has loaded a model."""
+    from daunce_api.providers.local.worker import loaded
+
+    return os.getpid(), os.environ.get("CUDA_VISIBLE_DEVICES"), loaded.cache_info().misses
+
+
+def test_actors_with_a_gpu_each_load_the_model_once_and_score_where_it_is_loaded(engine: RayEngine, model_folder: Path):
+    def slow_train(given: TrainTask) -> list[MemberResult]:
+        time.sleep(1)  # so that both actors have work
+        return run_train(given)
+
+    for _ in range(2):
+        futures = [engine.submit(slow_train, task(model_folder, k)) for k in range(2)]
+        assert all(f.result(timeout=240)[0].error is None for f in futures)
+    sequences = (((1, 2, 3), (1, 2)),)
+    scoring = ScoreTask(ModelSpec(str(model_folder)), None, sequences)
+    places = set()
+    for _ in range(4):
+        assert len(engine.submit(run_score, scoring).result(timeout=60)[0]) == 2
+        places.add(engine.submit(where, None).result(timeout=60))
+    assert len(places) == 1  # the warm one
+    futures = [engine.submit(lambda x: (time.sleep(1), where(x))[1], None) for _ in range(2)]
+    both = [f.result(timeout=60) for f in futures]
+    assert len({pid for pid, _, _ in both}) == 2
+    assert {gpu for _, gpu, _ in both} == {"0", "1"}
+    assert [loads for _, _, loads in both] == [1, 1]
 
 
 def test_errors_of_a_task_arrive_as_themselves(engine: RayEngine):
@@ -145,8 +175,8 @@ async def test_a_run_on_ray_keeps_everything_in_its_own_folder(
             "backend": {"kind": "local", "model": str(model_folder), "options": {"engine": "ray"}},
         }
     )
-    workshop = Workshop(config, engine)
-    async with LocalTrainer(workshop) as trainer, LocalScorer(workshop) as scorer:
+    run = LocalRun(config, engine)
+    async with LocalTrainer(run) as trainer, LocalScorer(run) as scorer:
         jobs = []
         for k in range(4):
             file_id = await trainer.upload(f"s{k}.jsonl", DATA.training_file(range(k, 20 + k), "last"))

@@ -18,15 +18,15 @@ from safetensors.torch import load_file, save_file
 from daunce_api import Attribution, Run, RunConfig
 from daunce_api.errors import ConfigurationError, DataError, RejectedError, StoreError
 from daunce_api.providers.local.classifier import Classifier, ClassifierSettings
-from daunce_api.providers.local.member_work import MemberTask
 from daunce_api.providers.local.options import classifier_settings_of, options_of
-from daunce_api.providers.local.task import ClassifierTask, Material, TaskSpec, load_task
-from daunce_api.providers.local.task_work import (
-    TaskScoring,
-    TaskTraining,
+from daunce_api.providers.local.store import MemberTask
+from daunce_api.providers.local.task import ClassifierTask, Records, TaskSpec, load_task
+from daunce_api.providers.local.worker import (
+    ScoreTask,
+    TrainTask,
     check_task,
-    run_task_scoring,
-    run_task_training,
+    run_score,
+    run_train,
 )
 from daunce_api.providers.objective import Objective
 from daunce_api.report.page import write_report
@@ -159,10 +159,10 @@ def test_a_task_of_ones_own_reads_its_inputs_and_starts_from_weights(tmp_path: P
     records = (("a", "cat"), ("bbb", "dog"), ("a", "dog"))
     lines = [f'{{"prompt": "{p}", "completion": "{c}"}}\n'.encode() for p, c in records]
     members = (MemberTask("one", lines[0] + lines[1], 1), MemberTask("same", lines[0] * 2, 2))
-    one, same = run_task_training(TaskTraining(spec, ClassifierSettings(batch_size=2), Objective(), members))
+    one, same = run_train(TrainTask(spec, ClassifierSettings(batch_size=2), Objective(), members))
     assert one.error is None
     assert one.trained_tokens == 4
-    base = run_task_scoring(TaskScoring(spec, None, records))
+    base = run_score(ScoreTask(spec, None, records=records))
     x = torch.tensor([[1.0] * 3, [3.0] * 3, [1.0] * 3]).double()
     expected = (x @ weights["weight"].double().T).log_softmax(1)[range(3), [0, 1, 1]]
     np.testing.assert_allclose(np.array(base)[:, 0], expected, atol=1e-6)
@@ -176,7 +176,7 @@ def test_a_task_of_ones_own_reads_its_inputs_and_starts_from_weights(tmp_path: P
             for parameter in model.parameters():
                 parameter.sub_(0.1 * parameter.grad)
             want = model(x.float()).log_softmax(1)[range(3), [0, 1, 1]]
-        got = run_task_scoring(TaskScoring(spec, result.files, records))
+        got = run_score(ScoreTask(spec, result.files, records=records))
         np.testing.assert_allclose(np.array(got)[:, 0], want, atol=1e-5)
 
 
@@ -190,8 +190,8 @@ def test_what_a_member_learns_does_not_depend_on_its_group(folder: Path):
 
     def losses(order: list[int]) -> list[Any]:
         members = tuple(tasks[k] for k in order)
-        results = run_task_training(TaskTraining(spec, chosen, Objective(), members))
-        return [run_task_scoring(TaskScoring(spec, r.files, records)) for r in results]
+        results = run_train(TrainTask(spec, chosen, Objective(), members))
+        return [run_score(ScoreTask(spec, r.files, records=records)) for r in results]
 
     together = losses([2, 0, 1])
     for place, k in enumerate([2, 0, 1]):
@@ -201,19 +201,19 @@ def test_what_a_member_learns_does_not_depend_on_its_group(folder: Path):
 def test_records_that_do_not_fit_are_named():
     task = ClassifierTask(lambda: torch.nn.Linear(2, 2), classes=["cat", "dog"], read=lambda p: torch.zeros(len(p), 2))
     with pytest.raises(DataError) as caught:
-        Material(task, None).read([("a", "cat"), ("b", "cow"), ("c", "pig")])
+        Records(task, None).read([("a", "cat"), ("b", "cow"), ("c", "pig")])
     assert "cow" in str(caught.value)
     assert "pig" in str(caught.value)
     with pytest.raises(DataError, match="gave 1 inputs for 2"):
-        Material(ClassifierTask(task.model_factory, read=lambda p: torch.zeros(1, 2)), None).read(
+        Records(ClassifierTask(task.model_factory, read=lambda p: torch.zeros(1, 2)), None).read(
             [("a", "0"), ("b", "1")]
         )
     with pytest.raises(ConfigurationError, match="inputs"):
-        Material(ClassifierTask(task.model_factory), None)
+        Records(ClassifierTask(task.model_factory), None)
 
 
 def test_rows_and_class_numbers_are_checked(folder: Path):
-    material = Material(load_task(TaskSpec("digits_task.py:mlp", str(folder))), str(folder / "digits.npz"))
+    material = Records(load_task(TaskSpec("digits_task.py:mlp", str(folder))), str(folder / "digits.npz"))
     with pytest.raises(DataError) as caught:
         material.read([("68", "1"), ("-1", "1"), ("0", "seven")])
     assert all(word in str(caught.value) for word in ("'68'", "'-1'", "'seven'"))
@@ -251,7 +251,7 @@ def test_options_that_do_not_fit_a_task_are_refused(content: Any, folder: Path):
     with pytest.raises(ConfigurationError, match="tokenizer is for language models"):
         options_of(RunConfig.from_mapping(named, base=folder))
     spec = TaskSpec("digits_task.py:mlp", str(folder), inputs=str(folder / "digits.npz"), device="cuda:9")
-    with pytest.raises(ConfigurationError, match=r"'cuda:9' is not there; torch has: cpu"):
+    with pytest.raises(ConfigurationError, match=r"'cuda:9' is not available; torch has: cpu"):
         check_task(spec)
     with pytest.raises(RejectedError, match="lora_rank"):
         classifier_settings_of({"lora_rank": 3})

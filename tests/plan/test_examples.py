@@ -186,6 +186,14 @@ def test_a_model_that_was_shut_down_is_refused() -> None:
     assert plan_of(labels(), model="gpt-4.1-mini-2025-04-14").refusals == ()
 
 
+def test_a_validation_file_is_checked_before_any_job(tmp_path: Any) -> None:
+    path = tmp_path / "val.jsonl"
+    assert "is not there" in refused(plan_of(labels(), data={"validation": str(path)}))
+    path.write_text('{"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]}\n')
+    assert plan_of(labels(), data={"validation": str(path)}).refusals == ()
+    assert "takes no validation file" in refused(plan_of(labels(), "embedded", data={"validation": str(path)}))
+
+
 # Which turns carry the loss
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+from types import SimpleNamespace
 from typing import Any
 
 import httpx2
@@ -11,8 +13,9 @@ from test_provider_chat_token import answer, entry
 
 from daunce_api._util.clock import InstantClock
 from daunce_api.data.tokenizers import EncodedExample, encode_example
-from daunce_api.errors import ConfigurationError, RejectedError, StopError, TransientError
+from daunce_api.errors import ConfigurationError, MissingExtraError, RejectedError, StopError, TransientError
 from daunce_api.providers import azure
+from daunce_api.providers.azure_deployments import AzureScorerOptions
 from daunce_api.providers.base import JobRequest, JobStatus
 from daunce_api.providers.hosting import HostedScorer
 from daunce_api.providers.polling import Poll
@@ -216,3 +219,37 @@ def test_the_key_and_the_address_are_asked_for(monkeypatch: pytest.MonkeyPatch) 
     capabilities = azure.scorer_capabilities(config())
     assert capabilities.scope == "one_token"
     assert any("by the hour" in note for note in capabilities.notes)
+
+
+async def test_the_kind_of_training_and_the_surface_without_dates() -> None:
+    server = Server(lambda _: {"id": "ftjob-1", "object": "fine_tuning.job", "status": "queued"})
+    options = {"training_type": "developerTier", "api_version": "v1"}
+    given = run_config("azure", base_url=URL, trainer_options=options)
+    trainer = azure.open_trainer(server.context(given, URL))
+    await trainer.submit(JobRequest("k-m0-a0", "gpt-4o-mini", "file-1", 7, {}, "s"))
+    assert server.body()["trainingType"] == "developerTier"
+    assert server.requests[0].url.path == "/openai/v1/fine_tuning/jobs"
+    assert "api-version" not in server.requests[0].url.params
+    assert server.requests[0].headers["authorization"] == f"Bearer {KEY}"
+
+
+def test_azures_own_sign_in_is_optional(monkeypatch: pytest.MonkeyPatch) -> None:
+    options = AzureScorerOptions(azure_identity=True)
+    azure._credential.cache_clear()
+    monkeypatch.setitem(sys.modules, "azure.identity", None)
+    with pytest.raises(MissingExtraError, match="azure"):
+        azure.management_token(options)
+    signed_in = SimpleNamespace(get_token=lambda scope: SimpleNamespace(token=f"token for {scope}"))
+    monkeypatch.setitem(sys.modules, "azure", SimpleNamespace())
+    module = SimpleNamespace(DefaultAzureCredential=lambda: signed_in)
+    monkeypatch.setitem(sys.modules, "azure.identity", module)
+    assert azure.management_token(options) == "token for https://management.azure.com/.default"
+
+    def refuse(_: str) -> Any:
+        raise RuntimeError(f"secret {KEY}")
+
+    monkeypatch.setattr(signed_in, "get_token", refuse)
+    with pytest.raises(ConfigurationError, match=r"az login") as info:
+        azure.management_token(options)
+    assert KEY not in str(info.value)
+    azure._credential.cache_clear()

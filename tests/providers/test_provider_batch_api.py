@@ -80,6 +80,8 @@ class OpenAI:
                 self.lose_answer -= 1
                 return httpx2.Response(500, json={"error": {"message": "gone"}})
             return batch
+        if path == "fine_tuning/jobs":
+            return {"object": "list", "data": [], "has_more": False}
         if path == "batches":
             return {"object": "list", "data": list(self.batches.values()), "has_more": False}
         batch = self.batches[path.split("/")[1]]

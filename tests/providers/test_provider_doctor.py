@@ -34,6 +34,8 @@ class Echo:
     def __call__(self, request: httpx2.Request) -> Any:
         if request.method == "GET" and request.url.path.endswith("/models"):
             return {"data": [{"id": "m", "owned_by": self.owner}]}
+        if request.method == "GET" and request.url.path.endswith("/fine_tuning/jobs"):
+            return {"data": [], "has_more": False}
         if request.method == "GET":
             return {"id": request.url.path.rsplit("/", 1)[-1], "shutdown_date": "2027-01-14"}
         self.seen += 1
@@ -147,7 +149,7 @@ async def test_a_missing_model_and_a_wrong_key_are_findings() -> None:
 async def test_a_chat_endpoint_that_censors_says_so() -> None:
     def handler(request: httpx2.Request) -> Any:
         if request.method == "GET":
-            return {"id": "m"}
+            return {"id": "m", "data": []}
         return {**answer([*LISTED, entry("odd", -5.0)]), "model": "m"}
 
     server = Server(handler)
@@ -173,5 +175,37 @@ def test_dialects_follow_the_address_or_the_config() -> None:
     assert presets("auto", None) == {}
     with pytest.raises(ConfigurationError, match=r"scorer\.kind: together"):
         presets("auto", "https://api.together.ai/v1")
-    with pytest.raises(ConfigurationError, match="auto, plain, vllm, fireworks"):
+    with pytest.raises(ConfigurationError, match="auto, plain, vllm, daunce, fireworks, max"):
         presets("llama", None)
+
+
+async def test_noise_in_company_is_measured_beside_other_examples() -> None:
+    """Some servers batch requests: alone an example is bit-identical, among others it is not."""
+    at_once = itertools.count()
+
+    class Batching(Echo):
+        def __call__(self, request: httpx2.Request) -> Any:
+            if request.method == "POST" and self.seen >= 9:  # noise, batches and alignment are over
+                self.change = lambda values, ids, _: [None, *(v - 0.01 * (next(at_once) % 3) for v in values[1:])]
+            return super().__call__(request)
+
+    findings = await look(Batching())
+    assert "standard deviation 0 nats" in check(findings, "noise").detail
+    assert "nats of its loss" in check(findings, "noise in company").detail
+    assert findings.sigma_example is not None
+    assert findings.sigma_example > doctor.NOISY
+    assert any("noisy" in a for a in findings.advice)
+
+
+@pytest.mark.parametrize("status", [404, 501])
+async def test_a_jobs_route_that_does_not_work_is_named_before_a_run_is_started(status: int) -> None:
+    class NoJobs(Echo):
+        def __call__(self, request: httpx2.Request) -> Any:
+            if request.url.path.endswith("/fine_tuning/jobs"):
+                return httpx2.Response(status, content=b"Internal Server Error")
+            return super().__call__(request)
+
+    findings = await look(NoJobs())
+    assert not findings.ok
+    assert check(findings, "fine-tuning jobs").ok is False
+    assert any("LiteLLM" in a for a in findings.advice)

@@ -63,7 +63,7 @@ async def test_together_is_tried_with_a_fine_tune_of_the_run_or_not_at_all(train
     )
     scorer = hosted(inner, together_tests.adapter_host(attached))
     findings = await examined(
-        together_tests.make(together_tests.service()),
+        together_tests.make(together_tests.service().on("GET /v1/fine-tunes", {"data": []})),
         scorer,
         together_tests.BASE,
         [together_tests.EXAMPLE],
@@ -88,6 +88,8 @@ async def test_azure_is_never_made_to_deploy(makes_deployments: bool, monkeypatc
     def handler(request: Any) -> Any:
         if request.url.path.endswith("/models/gpt-4o-mini"):
             return {"id": "gpt-4o-mini"}
+        if request.url.path.endswith("/fine_tuning/jobs"):
+            return {"data": [], "has_more": False}
         assert request.url.host != "management.azure.com"
         return azure_tests.answer(azure_tests.LISTED)
 

@@ -640,3 +640,13 @@ def test_a_key_that_the_sdk_would_refuse_is_refused_before_anything_is_sent(monk
     assert trainer_capabilities(config).provider == "the Tinker server at 127.0.0.1:8411"
     assert not trainer_capabilities(config).models_persist
     assert trainer_capabilities(run_config("tinker", base_url=None)).models_persist
+
+
+async def test_a_server_that_is_full_is_waited_for(tmp_path: Path) -> None:
+    """The models of a process that was killed stay there until the server ends its session."""
+    words = "Maximum number of LoRA adapters (8) reached"
+    full = tinker.RequestFailedError(words, "r", tinker.types.RequestErrorCategory.User)
+    async with make(FakeService(full), tmp_path) as trainer:
+        await trainer.upload("f.jsonl", CONTENT)
+        with pytest.raises(TransientError, match="becomes free"):
+            await trainer.submit(request())

@@ -15,13 +15,14 @@ from world import World
 from daunce_api._util.clock import InstantClock
 from daunce_api.errors import (
     BudgetError,
+    ContractError,
     DailyLimitError,
     NotEnoughMembersError,
     RejectedError,
     StopError,
     TransientError,
 )
-from daunce_api.providers.base import JobRequest, JobStatus, TokenScores
+from daunce_api.providers.base import Job, JobRequest, JobStatus, TokenScores
 from daunce_api.store import RunStore
 from daunce_api.train import EventKind, clean_up
 from tests.store_rows import by_key, put
@@ -600,3 +601,41 @@ def test_a_model_is_looked_for_patiently_and_missed_clearly(world: World) -> Non
         assert asyncio.run(training.model_info("base")).id == "base"
         with pytest.raises(RejectedError, match="does not exist"):
             asyncio.run(training.model_info("nobody"))
+
+
+def test_a_validation_file_goes_with_every_job_and_is_uploaded_once(tmp_path: Path) -> None:
+    path = tmp_path / "val.jsonl"
+    path.write_text('{"instruction": "i", "input": "", "output": "o"}\n')
+    world = World(tmp_path / "run", settings={"data": {"validation": str(path)}})
+    sent: list[str | None] = []
+    trainer = FakeTrainer(world.provider)
+    submit = trainer.submit
+
+    async def spying(request: JobRequest) -> Job:
+        sent.append(request.validation_file_id)
+        return await submit(request)
+
+    trainer.submit = spying  # type: ignore[method-assign]
+    world.run(trainer)
+    assert len(sent) == 3
+    assert len(set(sent)) == 1
+    assert None not in sent
+    assert len(world.provider.uploads) == 4
+
+
+def test_one_member_is_handed_over_before_a_second_is_submitted(world: World) -> None:
+    """Where it is not known whether fine-tunes can be scored, one job is paid for to find out, not all of them."""
+    submitted: list[int] = []
+
+    async def on_ready(member: int, model: str) -> None:
+        submitted.append(len(world.provider.jobs))
+        if len(submitted) == 1:
+            raise ContractError("it ignores echo for fine-tunes")
+
+    with world.open() as store:
+        with pytest.raises(ContractError):
+            asyncio.run(world.training(store).run(on_ready, one_first=True))
+        assert submitted == [1]
+        outcome = asyncio.run(world.training(store).run(on_ready, one_first=True))
+    assert submitted[1] == 1
+    assert len(outcome.models) == world.members

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import math
 from typing import Any
 
@@ -12,13 +13,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from toy_completions import CONTEXT, ToyServer, distribution
-from wire_support import KEY, Server, encoded
+from wire_support import KEY, Server, encoded, failing, openai_error
 
 from daunce_api.config import RunConfig
 from daunce_api.errors import ContractError, RejectedError, TransientError
+from daunce_api.providers.base import ScorerCapabilities
 from daunce_api.providers.contract import by_index, check_model, scores_of
 from daunce_api.providers.endpoint import Endpoint
-from daunce_api.providers.openai_wire.echo import EchoScorer, open_scorer
+from daunce_api.providers.openai_wire.echo import EchoOptions, EchoScorer, open_scorer, presets
 from daunce_api.providers.registry import Context
 from daunce_api.score.health import check_members_differ
 
@@ -319,3 +321,75 @@ def test_every_list_gives_finite_numbers_or_an_error(values: list[Any]) -> None:
         return
     assert len(values) == 4
     assert all(-9000 < v <= 0 for v in scores.logprobs)
+
+
+def max_answer(body: dict[str, Any], *, wrong: bool = False) -> dict[str, Any]:
+    """Modular MAX's: no entry for the first token, one generated token whatever max_tokens says."""
+    choices = []
+    for index, ids in enumerate(body["prompt"]):
+        values = toy_values([*ids, 1])
+        tops = [{"x": v, "y": 0.0} for v in values]
+        choices.append({"index": index, "logprobs": {"token_logprobs": values[1:], "top_logprobs": tops[1:]}})
+    return {"model": body["model"], "choices": choices}
+
+
+def toy_values(ids: list[int]) -> list[float]:
+    return [-0.1 * (i + 1) - 0.01 * token for i, token in enumerate(ids)]
+
+
+async def test_a_server_that_leaves_the_first_position_out_is_one_option_away() -> None:
+    example = encoded([5, 6, 7, 8], [2, 3])
+
+    def handler(request: httpx2.Request) -> Any:
+        return max_answer(json.loads(request.content))
+
+    values = toy_values([5, 6, 7, 8])
+    dialect = presets("max", None)
+    (scores,) = await Server(handler).echo(**dialect).score("m", [example])
+    assert scores.logprobs == (values[2], values[3])
+    with pytest.raises(ContractError, match=r"first token of a prompt \(Modular MAX\).*dialect: max"):
+        await Server(handler).echo(max_tokens=1).score("m", [example])
+
+
+async def test_values_that_stand_one_position_too_early_name_the_option() -> None:
+    """At max_tokens: 0 the list has the right length; only the test of the endpoint sees that it is shifted."""
+
+    def handler(request: httpx2.Request) -> Any:
+        body = json.loads(request.content)
+        choices = []
+        for index, ids in enumerate(body["prompt"]):
+            made = [3] * body["max_tokens"]
+            values = [-0.5 * (t + 1) for t in range(len(ids) + len(made))]
+            shown = [*values[1 : len(ids)], -9.0] if body["echo"] else values[len(ids) :]
+            tokens = {"token_logprobs": shown, "tokens": ["x"] * len(shown)}
+            choices.append({"index": index, "logprobs": tokens, "token_ids": made})
+        return {"model": body["model"], "choices": choices}
+
+    with pytest.raises(ContractError, match=r"one position too early.*dialect: max"):
+        await Server(handler).echo(logprobs=0).probe("m", encoded([5, 6, 7, 8], [2, 3]))
+
+
+async def test_a_refused_max_tokens_says_what_to_set() -> None:
+    refused = failing(400, openai_error("max_tokens must be at least 1"))
+    with pytest.raises(RejectedError, match=r"Set backend\.scorer\.options\.max_tokens: 1"):
+        await Server(refused).echo().score("m", [encoded([5, 6, 7, 8], [2, 3])])
+
+
+async def test_ids_are_asked_of_servers_that_name_themselves() -> None:
+    for owner, asked in (("daunce", True), ("vllm", True), ("system", None)):
+        bodies: list[dict[str, Any]] = []
+
+        def handler(request: httpx2.Request, owner: str = owner, bodies: Any = bodies) -> Any:
+            if request.method == "GET":
+                return {"data": [{"id": "m", "owned_by": owner}]}
+            bodies.append(json.loads(request.content))
+            ids = bodies[-1]["prompt"][0]
+            logprobs = {"token_logprobs": [None, *([-1.0] * (len(ids) - 1))]}
+            return {"model": "m", "choices": [{"index": 0, "logprobs": logprobs, "prompt_token_ids": [9, *ids[1:]]}]}
+
+        server = Server(handler)
+        options = EchoOptions()
+        scorer = EchoScorer(server.client(), ScorerCapabilities("test", "any"), options, detect=True)
+        with pytest.raises(ContractError, match="other tokens"):
+            await scorer.score("m", [encoded([5, 6, 7, 8], [2, 3])])
+        assert bodies[0].get("return_token_ids") is asked

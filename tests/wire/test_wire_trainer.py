@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from typing import Any
 
 import httpx2
@@ -32,6 +33,8 @@ async def test_submit_sends_everything_once() -> None:
         "metadata": {"daunce_key": "abc-m3-a0", "daunce_run": "abc"},
     }
     assert len(server.requests) == 1
+    await server.trainer().submit(replace(REQUEST, validation_file_id="file-2"))
+    assert server.body()["validation_file"] == "file-2"
 
 
 async def test_suffix_is_cut_and_no_hyperparameters_are_invented() -> None:

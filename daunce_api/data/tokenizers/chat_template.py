@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Mapping, Sequence
 from datetime import date, datetime, time
 from functools import cached_property
@@ -14,7 +15,7 @@ from jinja2.parser import Parser
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from ...errors import ConfigurationError, DataError
-from ..example import Message, decoded_arguments, part_text
+from ..example import REASONING_FIELDS, Message, decoded_arguments, part_text
 
 DEFAULT_DATE = date(2026, 1, 1)
 """What a template writes that wants today's date and has none of its own: the same messages always give the same
@@ -30,7 +31,8 @@ class ChatTemplate:
     """One compiled template with the names that Hugging Face's renderer gives it.
 
     Templates differ in what they take: contents as texts or as lists of parts, arguments of calls as objects or as
-    JSON texts. Which it is, is found by rendering a small chat, and messages are given in that form.
+    JSON texts, reasoning under one name or another. Which it is, is found by rendering a small chat or by reading the
+    template, and messages are given in that form.
     """
 
     def __init__(self, source: str, special: Mapping[str, str], *, name: str, day: date | None = None) -> None:
@@ -42,6 +44,8 @@ class ChatTemplate:
         own_date = "strftime_now is defined" in source
         self.day = (None if own_date else DEFAULT_DATE) if day is None else day
         self.writes_date = "strftime_now" in source and self.day is not None
+        read = (re.search(rf"[.'\"]{field}\b", source) for field in REASONING_FIELDS)
+        self._reasoning = [field for field, found in zip(REASONING_FIELDS, read, strict=True) if found]
         environment = ImmutableSandboxedEnvironment(
             trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols", _GenerationBlock]
         )
@@ -98,6 +102,8 @@ class ChatTemplate:
                 record[key] = self._function(value, protect)
             else:
                 record[key] = deep(value, protect)
+        if message.reasoning and self._reasoning and not record.keys() & set(self._reasoning):
+            record[self._reasoning[0]] = protect(message.reasoning)
         return record
 
     def _content(self, message: Message, protect: Protect) -> Any:

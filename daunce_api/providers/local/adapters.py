@@ -3,60 +3,85 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
-from transformers import PreTrainedModel
 
 from ...errors import ConfigurationError
-from .jobs import whole_folder
-from .recipes import LoraSettings
+from .lora import AdaptedModel
+from .options import LoraSettings
+from .store import whole_folder
 
+_SIZES = ("in_features", "nx"), ("out_features", "nf")  # of a linear layer, and of a transposed one
 WEIGHTS = "adapter_model.safetensors"
 CONFIG = "adapter_config.json"
 _PREFIX = "base_model.model."
+_HARMLESS = frozenset(
+    """
+    alpha_pattern auto_mapping base_model_name_or_path ensure_weight_tying eva_config exclude_modules fan_in_fan_out
+    inference_mode init_lora_weights layers_pattern layers_to_transform lora_alpha lora_dropout megatron_config
+    megatron_core peft_type peft_version qalora_group_size r rank_pattern revision runtime_config target_modules
+    task_type use_rslora
+    """.split()  # noqa: SIM905
+)
+"""Fields of a PEFT configuration that are computed, or that do not change what an adapter computes."""
+_PLAIN_STARTS = (True, False, None, "gaussian", "orthogonal", "eva")
+"""``init_lora_weights`` that leave the base model's own weights as they are."""
 
 
 @dataclass(frozen=True)
 class Adapter:
-    """One LoRA adapter in memory: ``weights[module] = (A, B)``, A (rank, in), B (out, rank), float32."""
+    """One LoRA adapter in memory: ``weights[module] = (A, B)``, A (rank, in), B (out, rank), float32; the update of a
+    layer is ``scaling`` B A x."""
 
     weights: Mapping[str, tuple[Tensor, Tensor]]
     scaling: float
 
 
-def target_modules(model: PreTrainedModel, targets: tuple[str, ...] | None) -> list[str]:
-    """Full names of the modules that get an adapter, in the model's order.
+def target_modules(model: AdaptedModel, targets: tuple[str, ...] | str | None) -> list[str]:
+    """Full names of the modules that get an adapter, in the model's order; none in a tower for images or sound.
 
+    ``targets`` are matched by PEFT itself (names, one regular expression, ``all-linear``); None: PEFT's table for the
+    architecture, and every linear layer but the output head where it has no entry or none that matches.
     Raises ConfigurationError where ``targets`` match no linear layer.
     """
+    from peft import LoraConfig
+    from peft.tuners.tuners_utils import check_target_module_exists
+    from peft.utils.constants import TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING as KNOWN
     from transformers.pytorch_utils import Conv1D
 
-    head = model.get_output_embeddings()
-    linear = {n: m for n, m in model.named_modules() if isinstance(m, (nn.Linear, Conv1D)) and m is not head}
-    if targets is None:
-        from peft.utils.constants import TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING as KNOWN
-
-        known = KNOWN.get(str(model.config.model_type), ())
-        found = [n for n in linear if _matches(n, known)]
-        return found or list(linear)
-    found = [n for n in linear if _matches(n, targets)]
-    if not found:
+    linear = [n for n, m in model.modules.items() if isinstance(m, (nn.Linear, Conv1D)) and model.is_text(n)]
+    body = [n for n in linear if model.modules[n] is not model.head]
+    if targets == "all-linear":
+        return body
+    kinds = (model.model.config.model_type, model.config.model_type)
+    wanted = next((KNOWN[k] for k in kinds if k in KNOWN), ()) if targets is None else targets
+    config = LoraConfig(target_modules=wanted if isinstance(wanted, str) else list(wanted))
+    found = [n for n in (body if targets is None else linear) if check_target_module_exists(config, n)]
+    if not found and targets is not None:
         names = sorted({n.rpartition(".")[2] for n in linear})
+        shown = targets if isinstance(targets, str) else ", ".join(targets)
         raise ConfigurationError(
-            f"no linear layer of {model.config.model_type} is named {', '.join(targets)}. "
-            f"Its layers: {', '.join(names)}"
+            f"no linear layer of {model.config.model_type} is named {shown}. Its layers: {', '.join(names)}"
         )
-    return found
+    return found or body
 
 
-def _matches(name: str, targets: tuple[str, ...] | list[str]) -> bool:
-    return any(name == t or name.endswith(f".{t}") for t in targets)
+def shapes_of(model: AdaptedModel, names: list[str]) -> dict[str, tuple[int, int]]:
+    """(in, out) of linear layers, plain, transposed or quantised."""
+    shapes = {}
+    for name in names:
+        module = model.modules[name]
+        n_in, n_out = (getattr(module, a, None) or getattr(module, b) for a, b in _SIZES)
+        shapes[name] = (int(n_in), int(n_out))
+    return shapes
 
 
 def save_adapter(
@@ -95,27 +120,41 @@ def _plain(value: object) -> object:
 
 
 def load_adapter(folder: Path) -> Adapter:
-    """Read a PEFT LoRA folder. Raises ConfigurationError where it is not one, or uses more than plain LoRA."""
+    """Read a PEFT LoRA folder. Raises ConfigurationError, with the name of the part, where it is not one or has parts
+    that are not computed here."""
     try:
         config = json.loads((folder / CONFIG).read_text())
         tensors = load_file(folder / WEIGHTS)
     except (OSError, ValueError, SafetensorError) as error:
         raise ConfigurationError(f"{folder} is no PEFT adapter folder: {error}") from error
-    beyond = [
-        k for k in ("use_dora", "use_rslora", "rank_pattern", "alpha_pattern", "modules_to_save") if config.get(k)
-    ]
-    if config.get("peft_type") != "LORA" or beyond or config.get("bias", "none") != "none":
+    pairs = {k.rpartition(".lora_")[0]: k for k in tensors if k.endswith(".lora_A.weight") and k.startswith(_PREFIX)}
+    computed = {f"{name}.lora_{part}.weight" for name in pairs for part in "AB"}
+    beyond = [*_beyond(config), *sorted(tensors.keys() - computed)]
+    if beyond:
         raise ConfigurationError(
-            f"{folder} is not a plain LoRA adapter ({', '.join(beyond) or config.get('peft_type')})"
+            f"{folder} is not a plain LoRA adapter: {', '.join(beyond[:5])} would be left out, and a wrong model "
+            "scored. Merge the adapter into its base model (PEFT's merge_and_unload) and give the folder of the result."
         )
-    weights: dict[str, tuple[Tensor, Tensor]] = {}
-    for key in sorted(tensors):
-        if not (key.startswith(_PREFIX) and key.endswith(".lora_A.weight")):
-            continue
-        name = key.removeprefix(_PREFIX).removesuffix(".lora_A.weight")
-        other = f"{_PREFIX}{name}.lora_B.weight"
-        if other not in tensors:
-            raise ConfigurationError(f"{folder}: {other} is missing")
-        # Cloned: loaded tensors may lie at any address, and the address decides which kernel computes with them.
-        weights[name] = (tensors[key].float().clone(), tensors[other].float().clone())
-    return Adapter(weights, float(config["lora_alpha"]) / int(config["r"]))
+    missing = sorted(computed - tensors.keys())
+    if missing or not pairs:
+        raise ConfigurationError(f"{folder}: {missing[0] if missing else 'a LoRA weight'} is missing")
+    # Cloned: loaded tensors may lie at any address, and the address decides which kernel computes with them.
+    weights = {
+        name.removeprefix(_PREFIX): (
+            tensors[f"{name}.lora_A.weight"].float().clone(),
+            tensors[f"{name}.lora_B.weight"].float().clone(),
+        )
+        for name in sorted(pairs)
+    }
+    rank = int(config["r"])
+    return Adapter(weights, float(config["lora_alpha"]) / (math.sqrt(rank) if config.get("use_rslora") else rank))
+
+
+def _beyond(config: Mapping[str, Any]) -> list[str]:
+    """What a configuration asks for beyond plain LoRA."""
+    if config.get("peft_type") != "LORA":
+        return [f"peft_type {config.get('peft_type')}"]
+    found = [k for k, v in sorted(config.items()) if v and k not in _HARMLESS and (k, v) != ("bias", "none")]
+    found += [k for k in ("rank_pattern", "alpha_pattern") if config.get(k)]
+    start = config.get("init_lora_weights", True)
+    return found if start in _PLAIN_STARTS else [*found, f"init_lora_weights {start}"]

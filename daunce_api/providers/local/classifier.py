@@ -1,42 +1,105 @@
 """Members of any classifier (vision models and others), trained and measured many at a time.
 
-All that is asked of a model is a factory of ``torch.nn.Module`` whose call maps inputs (B, ...) to logits (B, classes).
-Members' parameters are stacked along a first axis: one batched product a layer serves all of them. Plain networks have
-these products, and their gradients, written out (``stacked``); other modules run under ``torch.func.vmap``. Those that
-vmap cannot run, that draw random numbers (dropout) or that are faster so are trained one at a time, with the same
-numbers.
+A model is no more than a factory of ``torch.nn.Module`` whose call maps inputs (B, ...) to logits (B, classes).
+Members' parameters are stacked along a first axis and run under ``torch.func.vmap``. Models that vmap cannot run, that
+draw random numbers (dropout) or that are faster so are trained one at a time, with the same numbers.
 """
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import nullcontext
-from dataclasses import replace
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from functools import partial
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
-from torch.func import vmap
+from torch.func import functional_call, vmap
+from torch.nn.modules.conv import _ConvNd
 
 from ...errors import ConfigurationError, RejectedError
 from ..objective import Objective, noise
 from ..randomness import DROPOUT, ORDER, stream
-from .class_losses import BatchLoss, ExampleLoss, example_cross_entropy, margin
-from .fresh import FreshWeights
-from .images import SideBySide, channels_last, channels_last_weights
-from .members import EpochView, Members, State
-from .recipes import ClassifierSettings
-from .stacked import PlainNetwork
-from .steps import ByAutograd, ByHand, Steps
-from .tied import TiedNames
-from .together import members_at_once, one_at_a_time
+from .losses import ExampleLoss, example_cross_entropy, margin, perturbed_loss
+from .options import ClassifierSettings
+from .score import default_budget
 
 __all__ = ["Classifier", "ClassifierSettings", "Members", "State", "example_cross_entropy", "margin"]
 
 SUBSET = Objective()
+CPU_BYTES = 64 << 20
+"""Parameters, optimiser state and activations of the members trained at once on a CPU: more leaves its caches."""
+WIDE = 128
+"""Channels of the widest convolution from which on a CPU trains members one at a time, which is as fast there and takes
+the memory of one (RESULTS-local.md)."""
+
+State = dict[str, Tensor]
+
+
+@dataclass(frozen=True)
+class Members:
+    """K trained models: parameters and buffers, each stacked along a first axis. Weights that a model holds under
+    several names are here once, under the first; ``tied`` has the others."""
+
+    parameters: State
+    buffers: State
+    tied: Mapping[str, str] = field(default_factory=dict)
+
+    def __len__(self) -> int:
+        return len(next(iter(self.parameters.values())))
+
+    def own(self, member: int) -> State:
+        """Views of one member's parameters and buffers."""
+        return {n: t[member] for n, t in (self.parameters | self.buffers).items()}
+
+    def state(self, member: int) -> State:
+        """State dict of one member, for ``load_state_dict``."""
+        own = self.parameters | self.buffers
+        names = {**{n: n for n in own}, **self.tied}
+        return {n: own[held][member].detach().clone(memory_format=torch.contiguous_format) for n, held in names.items()}
+
+
+class EpochView(Protocol):
+    """Called after each epoch (from 1) with members ``first``, ``first`` + 1, ... of all."""
+
+    def __call__(self, epoch: int, first: int, members: Members) -> None: ...
+
+
+class _TiedNames:
+    """The names of a module's parameters and buffers, of which each tensor keeps the first."""
+
+    def __init__(self, module: nn.Module) -> None:
+        first: dict[int, str] = {}
+        everything = (
+            *module.named_parameters(remove_duplicate=False),
+            *module.named_buffers(remove_duplicate=False),
+        )
+        names = {name: first.setdefault(id(tensor), name) for name, tensor in everything}
+        self._module = module
+        self.others = {name: held for name, held in names.items() if name != held}
+        """The other names, each with the first one."""
+        # A layer that is used twice has one place for its weight, which must not be filled twice.
+        self._places = {n: held for n, held in self.others.items() if _place(module, n) != _place(module, held)}
+
+    def once(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """``state`` with each tensor under its first name alone."""
+        return {name: value for name, value in state.items() if name not in self.others}
+
+    def call(self, state: Mapping[str, Tensor], x: Tensor) -> Tensor:
+        """What the module gives for ``x`` with the weights and buffers of ``state``, each under its first name."""
+        placed = {name: state[held] for name, held in self._places.items()}
+        # Tied by functional_call itself, a layer that is used twice would keep these weights afterwards.
+        out: Tensor = functional_call(self._module, {**state, **placed}, (x,), tie_weights=False)
+        return out
+
+
+def _place(module: nn.Module, name: str) -> tuple[int, str]:
+    owner, _, attribute = name.rpartition(".")
+    return id(module.get_submodule(owner)), attribute
 
 
 class Classifier:
@@ -60,16 +123,15 @@ class Classifier:
         self._measured = measured
         self._device = torch.device(device)
         self._limit = memory_limit
+        self._factory = model_factory
         self._skeleton = model_factory().to(self._device)
-        self._names = TiedNames(self._skeleton)
+        self._names = _TiedNames(self._skeleton)
         self._together: dict[bool, bool] = {}
-        self._channels_last: frozenset[str] | None = None
-        self._side_by_side = self._device.type == "cpu"
-        self._plain, self._fresh = PlainNetwork.of(self._skeleton), FreshWeights(model_factory)
 
     def fresh(self, seed: int) -> State:
         """Initial weights under a seed (torch's generators are left as they were)."""
-        return {n: t[0] for n, t in self._fresh.of([seed]).items()}
+        with self._random(seed):
+            return dict(self._factory().state_dict())
 
     def train(
         self,
@@ -116,34 +178,24 @@ class Classifier:
         if objective.perturbed and start is None:
             raise ConfigurationError(f"objective {objective.kind} perturbs around a start: give start=")
         inputs, labels = inputs.to(self._device), labels.to(self._device)
-        if self._channels_last is None:
-            self._channels_last = channels_last_weights(self._skeleton, inputs[:2])
-        reference = self._logits_of(start, inputs) if objective.perturbed and start is not None else None
-        together = not one_at_a_time(self._skeleton, self._device) and self._can_batch(
-            inputs, training=not objective.perturbed
+        z_0 = self._logits_of(start, inputs) if objective.perturbed and start is not None else None
+        together = self._can_batch(inputs, training=not objective.perturbed)
+        limit = (
+            memory_limit
+            or self._limit
+            or (CPU_BYTES if self._device.type == "cpu" else default_budget(self._device, 1))
         )
-        at_once = self._at_once(inputs[: settings.batch_size], settings, memory_limit) if together else 1
+        bytes_each = bytes_per_member(self._skeleton, inputs[: settings.batch_size], settings) if together else limit
+        at_once = max(1, limit // bytes_each)
         parts = []
         for first in range(0, len(seeds), at_once):
             chunk = slice(first, first + at_once)
-            members = self._stacked([start] * len(seeds[chunk])) if start else self._fresh_members(seeds[chunk])
-            with torch.random.fork_rng():
-                # For dropout: such a model is alone here.
-                torch.manual_seed(int(stream(seeds[first], DROPOUT).integers(2**63)))
-                shown = None if after_epoch is None else partial(after_epoch, first=first, members=members)
-                steps = self._steps(members, settings, by_hand=together and self._plain is not None)
-                self._fit(
-                    members,
-                    steps,
-                    inputs,
-                    labels,
-                    subset_Kn[chunk],
-                    seeds[chunk],
-                    settings,
-                    objective,
-                    reference,
-                    shown,
-                )
+            members = self._stacked([start or self.fresh(seed) for seed in seeds[chunk]])
+            shown = None if after_epoch is None else partial(after_epoch, first=first, members=members)
+            # For dropout: such a model is alone here.
+            with self._random(int(stream(seeds[first], DROPOUT).integers(2**63))):
+                data = (inputs, labels, z_0)
+                self._fit(members, data, subset_Kn[chunk], seeds[chunk], settings, objective, shown)
             parts.append(members)
         if len(parts) == 1:
             return parts[0]
@@ -156,22 +208,19 @@ class Classifier:
     def measure(self, members: Members, inputs: Tensor, labels: Tensor, *, batch: int = 512) -> NDArray[np.float64]:
         """Loss, or negative margin, of every example under every member (K, N), in evaluation mode."""
         self._skeleton.eval()
-        sample = inputs[:batch].to(self._device)
-        at_once = 1 if self._plain is None else self._at_once(sample, ClassifierSettings(), None)
         columns = []
         with torch.no_grad():
-            for first in range(0, len(inputs), batch):
-                x = inputs[first : first + batch].to(self._device)
-                y = labels[first : first + batch].to(self._device)
-                rows = [self._measure_one(z, y) for z in self._each_logits(members, x, at_once)]
-                columns.append(torch.stack(rows).double().cpu())
+            for part in torch.split(torch.arange(len(inputs)), batch):
+                x, y = inputs[part].to(self._device), labels[part].to(self._device)
+                rows = [self._measure_one(self._names.call(members.own(k), x), y) for k in range(len(members))]
+                columns.append(torch.stack(rows).cpu().double())
         return torch.cat(columns, dim=1).numpy()
 
     def log_probabilities(self, state: State, inputs: Tensor, labels: Tensor) -> NDArray[np.float64]:
         """log p_y (nats) of every example (n,) under one model, in evaluation mode; computed from logits in double
         precision so that 1 - p keeps its digits."""
-        logits = self._logits_of(state, inputs.to(self._device)).double()
-        return -torch.nn.functional.softplus(-margin(logits, labels.to(self._device)), threshold=700).cpu().numpy()
+        logits = self._logits_of(state, inputs.to(self._device)).cpu().double()
+        return -torch.nn.functional.softplus(-margin(logits, labels), threshold=700).numpy()
 
     def check(self, state: State) -> None:
         """Raises ConfigurationError where these are no weights of this model."""
@@ -182,17 +231,6 @@ class Classifier:
     def _measure_one(self, logits: Tensor, labels: Tensor) -> Tensor:
         return self._loss(logits, labels) if self._measured == "loss" else -margin(logits, labels)
 
-    def _each_logits(self, members: Members, x: Tensor, at_once: int) -> Iterator[Tensor]:
-        if self._plain is not None:
-            for first in range(0, len(members), at_once):
-                weights = {n: t[first : first + at_once] for n, t in members.parameters.items()}
-                own = min(at_once, len(members) - first)
-                yield from self._plain.logits(weights, x.expand(own, *x.shape))
-            return
-        for k in range(len(members)):
-            state = {n: t[k] for n, t in (members.parameters | members.buffers).items()}
-            yield self._names.call(state, x)
-
     def _logits_of(self, state: Mapping[str, Tensor], inputs: Tensor, batch: int = 512) -> Tensor:
         self._skeleton.eval()
         held = {n: t.to(self._device) for n, t in self._names.once(state).items()}
@@ -200,112 +238,126 @@ class Classifier:
             parts = [self._names.call(held, x) for x in torch.split(inputs, batch)]
         return torch.cat(parts)
 
+    @contextmanager
+    def _random(self, seed: int) -> Iterator[None]:
+        """torch's generators under a seed inside, as they were afterwards; no other device is opened for it."""
+        cuda = self._device.type == "cuda"
+        with torch.random.fork_rng(devices=[self._device] if cuda else []):
+            torch.default_generator.manual_seed(seed)
+            if cuda:
+                torch.cuda.manual_seed(seed)
+            yield
+
     def _stacked(self, states: Sequence[State]) -> Members:
-        return self._members({n: torch.stack([s[n] for s in states]) for n in states[0]})
-
-    def _fresh_members(self, seeds: Sequence[int]) -> Members:
-        return self._members(self._fresh.of(seeds))
-
-    def _members(self, stacked: State) -> Members:
         names = dict(self._skeleton.named_parameters())
-        held = {n: t.to(self._device) for n, t in self._names.once(stacked).items()}
-        held = channels_last(held, self._channels_last or frozenset())
+        once = [self._names.once(state) for state in states]
+        held = {n: torch.stack([s[n] for s in once]).to(self._device) for n in once[0]}
         parameters = {n: t.requires_grad_() for n, t in held.items() if n in names}
         return Members(parameters, {n: t for n, t in held.items() if n not in names}, self._names.others)
 
-    def _held(self, members: Members) -> list[Tensor]:
-        """The module's own parameters and buffers, made those of a single member, in the same memory; returns the
-        parameters. A member that is alone is trained so: an indirect call costs a tenth more."""
-        for name, tensor in (*self._skeleton.named_parameters(), *self._skeleton.named_buffers()):
-            stacked = members.parameters.get(name, members.buffers.get(name))
-            if stacked is not None:
-                tensor.data = stacked.detach()[0]
-        return [parameter.requires_grad_() for parameter in self._skeleton.parameters()]
-
-    def _forward(self, weights: State, buffers: State, x: Tensor) -> Tensor:
+    def _forward(self, members: Members, x: Tensor) -> Tensor:
         """Logits (K, B, classes) of inputs (K, B, ...); running statistics in the buffers are updated in place."""
-        if self._plain is not None:
-            return self._plain.logits(weights, x)
+        if len(members) == 1:
+            return self._names.call(members.own(0), x[0])[None]
 
         def one(parameters: State, buffers: State, inputs: Tensor) -> Tensor:
             return self._names.call(parameters | buffers, inputs)
 
-        with SideBySide() if self._side_by_side else nullcontext():
-            together: Tensor = vmap(one)(weights, buffers, x)
+        together: Tensor = vmap(one)(members.parameters, members.buffers, x)
         return together
-
-    def _steps(self, members: Members, settings: ClassifierSettings, *, by_hand: bool) -> Steps:
-        if by_hand and self._plain is not None:
-            return ByHand(self._plain, members.parameters, settings)
-        if len(members) == 1:
-            return ByAutograd(lambda x: self._skeleton(x[0])[None], self._held(members), settings)
-        forward = partial(self._forward, members.parameters, members.buffers)
-        return ByAutograd(forward, list(members.parameters.values()), settings)
 
     def _fit(
         self,
         members: Members,
-        steps: Steps,
-        inputs: Tensor,
-        labels: Tensor,
+        data: tuple[Tensor, Tensor, Tensor | None],
         subsets: NDArray[np.integer[Any]],
         seeds: Sequence[int],
         settings: ClassifierSettings,
         objective: Objective,
-        reference: Tensor | None,
         after_epoch: Callable[[int], None] | None,
     ) -> None:
+        """``data``: inputs, labels, and theta_0's logits of all examples where the objective is perturbed."""
+        inputs, labels, logits_0 = data
+        parameters = list(members.parameters.values())
+        optimizer = _optimizer(parameters, settings)
         randoms = [stream(seed, ORDER) for seed in seeds]
         n = len(subsets[0])
         subset_Kn = torch.from_numpy(np.asarray(subsets, dtype=np.int64))
-        noise_Kn = None if reference is None else torch.from_numpy(np.stack([noise(n, seed) for seed in seeds]))
+        noise_Kn = None if logits_0 is None else torch.from_numpy(np.stack([noise(n, seed) for seed in seeds]))
         total = settings.n_epochs * -(-n // settings.batch_size)
         self._skeleton.train(not objective.perturbed)
         step = 0
         for epoch in range(1, settings.n_epochs + 1):
             order_Kn = torch.from_numpy(np.stack([random.permutation(n) for random in randoms]))
             chosen_Kn = subset_Kn.gather(1, order_Kn).to(self._device)
-            xi_Kn = None if noise_Kn is None else noise_Kn.gather(1, order_Kn).to(self._device)
             for first in range(0, n, settings.batch_size):
                 batch = slice(first, first + settings.batch_size)
                 chosen = chosen_Kn[:, batch]
-                loss = BatchLoss(self._loss, _rows(labels, chosen).flatten(), objective)
-                if reference is not None and xi_Kn is not None:
-                    z_0 = _rows(reference, chosen).flatten(0, 1)
-                    loss = replace(loss, logits_0=z_0, xi=xi_Kn[:, batch].flatten().to(z_0))
-                steps.step(_rows(inputs, chosen), loss, settings.rate(step, total))
+                y = _rows(labels, chosen).flatten()
+                logits = self._forward(members, _rows(inputs, chosen)).flatten(0, 1)
+                if logits_0 is None or noise_Kn is None:
+                    values = self._loss(logits, y)
+                else:
+                    z_0 = _rows(logits_0, chosen).flatten(0, 1)
+                    xi = noise_Kn.gather(1, order_Kn)[:, batch].flatten().to(z_0)
+                    values = perturbed_loss(objective, self._loss, logits, y, z_0, xi)
+                (values.sum() / chosen.shape[1]).backward()  # type: ignore[no-untyped-call]
+                optimizer.param_groups[0]["lr"] = settings.rate(step, total)
+                optimizer.step()
+                optimizer.zero_grad()
                 step += 1
             if after_epoch is not None:
                 after_epoch(epoch)
-        for tensor in members.parameters.values():
+        for tensor in parameters:
             tensor.requires_grad_(False)
             if not bool(tensor.isfinite().all()):
                 raise RejectedError("training diverged: weights are not finite. Use a smaller learning rate.")
 
     def _can_batch(self, inputs: Tensor, *, training: bool) -> bool:
-        """Whether vmap runs this module in this mode: tried once, with two members on two examples. It runs none that
-        draws random numbers, whose members would depend on one another."""
+        """Whether members are trained together: vmap runs this module in this mode (tried once, with two members on two
+        examples; it runs none that draws random numbers, whose members would depend on one another), and on a CPU no
+        convolution is ``WIDE``."""
+        widest = max(
+            (m.out_channels // m.groups for m in self._skeleton.modules() if isinstance(m, _ConvNd)), default=0
+        )
+        if self._device.type == "cpu" and widest >= WIDE:
+            return False
         if training not in self._together:
-            pair = self._fresh_members([0, 1])
             self._skeleton.train(training)
-            sample = (
-                inputs[:2].expand(2, *inputs[:2].shape) if len(inputs) > 1 else inputs[None].expand(2, *inputs.shape)
-            )
-            self._together[training] = self._runs(pair, sample)
-            if self._side_by_side and not self._together[training]:
-                self._side_by_side = False
-                self._together[training] = self._runs(pair, sample)
+            sample = inputs[:2].expand(2, *inputs[:2].shape)
+            try:
+                self._forward(self._stacked([self.fresh(0), self.fresh(1)]), sample)
+                self._together[training] = True
+            except (RuntimeError, ValueError, TypeError):
+                self._together[training] = False
         return self._together[training]
 
-    def _runs(self, pair: Members, sample: Tensor) -> bool:
-        try:
-            self._forward(pair.parameters, pair.buffers, sample)
-        except (RuntimeError, ValueError, TypeError):
-            return False
-        return True
 
-    def _at_once(self, sample: Tensor, settings: ClassifierSettings, given: int | None) -> int:
-        return members_at_once(self._skeleton, sample, settings, self._device, given or self._limit)
+def _optimizer(parameters: Sequence[Tensor], settings: ClassifierSettings) -> torch.optim.Optimizer:
+    decay = settings.weight_decay
+    if settings.optimizer == "adamw":
+        return torch.optim.AdamW(parameters, weight_decay=decay, fused=True)
+    return torch.optim.SGD(parameters, momentum=settings.momentum, weight_decay=decay, fused=True)
+
+
+def bytes_per_member(module: nn.Module, sample: Tensor, settings: ClassifierSettings) -> int:
+    """Estimate of what one member takes in training on a batch like ``sample``: weights, gradient, optimiser state,
+    and twice what a forward pass keeps for backward, which is counted."""
+    model = copy.deepcopy(module).train()
+    sample = sample.clone()  # a part of all inputs holds the memory of them all
+    weights = sum(p.nbytes for p in model.parameters())
+    own = {t.untyped_storage().data_ptr() for t in (*model.parameters(), *model.buffers())}
+    saved: dict[int, int] = {}
+
+    def count(tensor: Tensor) -> Tensor:
+        if tensor.untyped_storage().data_ptr() not in own:
+            saved[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(count, lambda t: t):
+        logits = model(sample)
+    states = 2 if settings.optimizer == "adamw" else int(settings.momentum > 0)
+    return int((2 + states) * weights + 2 * (sum(saved.values()) + logits.nbytes) + sample.nbytes)
 
 
 def _rows(values: Tensor, chosen: Tensor) -> Tensor:

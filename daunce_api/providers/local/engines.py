@@ -1,15 +1,23 @@
-"""Where tasks run: in a thread of this process, in worker processes, or on a Ray cluster."""
+"""Where tasks run: in a thread of this process, in worker processes pinned to devices, or in actors on a Ray cluster.
+
+A worker runs one task at a time and keeps what it has loaded. Of several idle ones the last one that worked is taken,
+since that one is warm. Imports no PyTorch.
+"""
 
 from __future__ import annotations
 
+import contextlib
 import multiprocessing
 import os
+import pickle
+import queue
+import signal
 import socket
 import threading
 import time
-from collections.abc import Callable
-from concurrent.futures import Future, ProcessPoolExecutor, ThreadPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from multiprocessing.connection import Connection
 from typing import Any, Protocol, TypeVar
 
 from ...errors import ConfigurationError, MissingExtraError, TransientError
@@ -20,6 +28,14 @@ ArgumentT = TypeVar("ArgumentT")
 ResultT = TypeVar("ResultT")
 
 
+class WorkerLostError(TransientError):
+    """A worker ended in mid-task. ``killed``: by SIGKILL, which is how a system takes memory back."""
+
+    def __init__(self, message: str, *, killed: bool = False) -> None:
+        super().__init__(message)
+        self.killed = killed
+
+
 class Engine(Protocol):
     """Runs picklable tasks, at most ``workers`` at a time."""
 
@@ -28,7 +44,7 @@ class Engine(Protocol):
     """Whether workers read this machine's folders; otherwise adapters travel inside the tasks."""
 
     def submit(self, function: Callable[[ArgumentT], ResultT], task: ArgumentT) -> Future[ResultT]:
-        """Raises TransientError, now or from the future, where a worker was lost: the task can be submitted again."""
+        """The future raises WorkerLostError where a worker was lost: the task can be submitted again."""
         ...
 
     def close(self) -> None: ...
@@ -47,43 +63,101 @@ class ThreadEngine:
         return self._pool.submit(function, task)
 
     def close(self) -> None:
-        """Waits for the task in hand: a thread cannot be interrupted."""
+        """Waits for the current task: a thread cannot be interrupted."""
         self._pool.shutdown(wait=True, cancel_futures=True)
 
 
-class ProcessEngine:
-    """Worker processes, one torch thread each by default: two threads of one process are slower than two processes."""
+class _Worker(Protocol):
+    def call(self, function: Callable[[Any], Any], task: Any) -> Any: ...
+
+    def end(self) -> None: ...
+
+
+class _WorkerEngine:
+    """Hands tasks to workers."""
 
     shares_files = True
 
-    def __init__(self, workers: int) -> None:
-        self.workers = workers
-        self._pool = self._start()
-
-    def _start(self) -> ProcessPoolExecutor:
-        context = multiprocessing.get_context("spawn")
-        return ProcessPoolExecutor(self.workers, mp_context=context, initializer=_end_with, initargs=(os.getpid(),))
+    def __init__(self, workers: Sequence[_Worker]) -> None:
+        self.workers = len(workers)
+        self._all = workers
+        self._idle: queue.LifoQueue[_Worker] = queue.LifoQueue()
+        for worker in reversed(workers):
+            self._idle.put(worker)
+        self._threads = ThreadPoolExecutor(self.workers, thread_name_prefix="daunce-local")
 
     def submit(self, function: Callable[[ArgumentT], ResultT], task: ArgumentT) -> Future[ResultT]:
+        return self._threads.submit(self._run, function, task)
+
+    def _run(self, function: Callable[[ArgumentT], ResultT], task: ArgumentT) -> ResultT:
+        worker = self._idle.get()
         try:
-            inner = self._pool.submit(function, task)
-        except BrokenProcessPool:
-            self._pool = self._start()
-            inner = self._pool.submit(function, task)
-        return _translated(inner, BrokenProcessPool)
+            result: ResultT = worker.call(function, task)
+            return result
+        finally:
+            self._idle.put(worker)
 
     def close(self) -> None:
-        """Ends workers in mid-task: what they were at is repeated by the next run."""
-        processes = list((getattr(self._pool, "_processes", None) or {}).values())
-        self._pool.shutdown(wait=False, cancel_futures=True)
-        for process in processes:
+        """Ends workers in mid-task: the next run repeats what they were at."""
+        self._threads.shutdown(wait=False, cancel_futures=True)
+        for worker in self._all:
+            worker.end()
+        self._threads.shutdown(wait=True)
+
+
+class _Process:
+    """A process that runs one task after another; started at its first, and again where it was lost."""
+
+    def __init__(self, environment: dict[str, str]) -> None:
+        self._environment = environment
+        self._lock = threading.Lock()
+        self._ended = False
+        self._process: multiprocessing.process.BaseProcess | None = None
+        self._pipe: Connection | None = None
+
+    def call(self, function: Callable[[Any], Any], task: Any) -> Any:
+        pipe, process = self._started()
+        try:
+            pipe.send((function, task))
+            succeeded, result = pipe.recv()
+        except (OSError, EOFError):  # its end of the pipe is closed: it is no longer running
+            process.join()
+            self._process = None
+            killed = process.exitcode == -signal.SIGKILL
+            why = " by SIGKILL, most often because memory ran out" if killed else f" with exit code {process.exitcode}"
+            raise WorkerLostError(
+                f"a local worker ended in mid-task{why}; the task can be repeated", killed=killed
+            ) from None
+        if not succeeded:
+            raise result
+        return result
+
+    def _started(self) -> tuple[Connection, multiprocessing.process.BaseProcess]:
+        with self._lock:
+            if self._ended:
+                raise WorkerLostError("the local workers were stopped")
+            if self._pipe is None or self._process is None or not self._process.is_alive():
+                context = multiprocessing.get_context("spawn")
+                self._pipe, child = context.Pipe()
+                process = context.Process(target=_serve, args=(child, os.getpid(), self._environment), daemon=True)
+                process.start()
+                self._process = process
+                child.close()  # so that the pipe ends with the process
+            return self._pipe, self._process
+
+    def end(self) -> None:
+        with self._lock:
+            self._ended = True
+            process = self._process
+        if process is not None:
             process.terminate()
-        for process in processes:
             process.join()
 
 
-def _end_with(parent: int) -> None:
-    """End this worker when its parent is gone: a killed parent cannot say so."""
+def _serve(pipe: Connection, parent: int, environment: dict[str, str]) -> None:
+    """Run what comes through ``pipe``, until it is closed or the parent is gone: a killed parent cannot say so."""
+    os.environ.update(environment)  # before torch is imported
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides what Ctrl-C means
 
     def watch() -> None:
         while os.getppid() == parent:
@@ -91,17 +165,107 @@ def _end_with(parent: int) -> None:
         os._exit(1)
 
     threading.Thread(target=watch, daemon=True).start()
+    with contextlib.suppress(EOFError, OSError):
+        while True:
+            try:
+                function, task = pipe.recv()
+            except ImportError as error:
+                pipe.send((False, error))
+                continue
+            try:
+                answer = (True, function(task))
+            except Exception as error:
+                answer = (False, _portable(error))
+            pipe.send(answer)
 
 
-class RayEngine:
-    """Tasks on a Ray cluster; Ray itself runs the tasks of a lost worker again."""
+def _portable(error: Exception) -> Exception:
+    """An error as the other process can read it: not all survive pickling."""
+    try:
+        pickle.loads(pickle.dumps(error))  # noqa: S301 - its own bytes
+        return error
+    except Exception:
+        return RuntimeError(f"{type(error).__name__}: {error}")
+
+
+class ProcessEngine(_WorkerEngine):
+    """Worker processes, one torch thread each by default: two threads of one process are slower than two processes.
+
+    With ``gpus`` each process sees one GPU alone, in turn.
+    """
+
+    def __init__(self, workers: int, *, gpus: bool = False) -> None:
+        super().__init__([_Process(_pinned(i) if gpus else {}) for i in range(workers)])
+
+
+def _pinned(worker: int) -> dict[str, str]:
+    """The environment in which CUDA shows one of the GPUs that this process sees."""
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if visible is None:
+        from .options import visible_gpus
+
+        names = [str(i) for i in range(visible_gpus())]
+    else:
+        names = [name.strip() for name in visible.split(",") if name.strip()]
+    return {"CUDA_VISIBLE_DEVICES": names[worker % len(names)]} if names else {}
+
+
+class _RayRunner:
+    """Runs tasks inside an actor, which keeps what they load."""
+
+    def run(self, function: Callable[[Any], Any], task: Any) -> tuple[bool, Any]:
+        try:
+            return True, function(task)
+        except Exception as error:
+            return False, _portable(error)
+
+
+class _Actor:
+    """An actor on a Ray cluster; started at its first task, and again where it was lost, up to ``retries`` times a
+    task."""
+
+    def __init__(self, ray: Any, options: dict[str, Any], retries: int) -> None:
+        self._ray, self._options, self._retries = ray, options, retries
+        self._actor: Any = None
+
+    def call(self, function: Callable[[Any], Any], task: Any) -> Any:
+        for attempt in range(self._retries + 1):
+            if self._actor is None:
+                self._actor = self._ray.remote(**self._options)(_RayRunner).remote()
+            try:
+                succeeded, result = self._ray.get(self._actor.run.remote(function, task))
+                break
+            except self._ray.exceptions.RayError as error:
+                self._actor = None
+                if attempt == self._retries:
+                    raise WorkerLostError(
+                        f"an actor of the Ray cluster was lost in mid-task ({type(error).__name__}); the task can be "
+                        "repeated",
+                        killed="memory" in str(error),
+                    ) from None
+        if not succeeded:
+            raise result
+        return result
+
+    def end(self) -> None:
+        actor, self._actor = self._actor, None
+        if actor is not None:
+            with contextlib.suppress(self._ray.exceptions.RayError):
+                self._ray.kill(actor)
+
+
+class RayEngine(_WorkerEngine):
+    """Actors on a Ray cluster, each of which loads the model once."""
 
     shares_files = False
 
-    def __init__(self, *, address: str | None, cpus: float, gpus: float, retries: int) -> None:
-        """``address``: ``auto`` or a cluster's; None starts one on this machine, ended at :meth:`close`.
+    def __init__(
+        self, *, address: str | None, cpus: float, gpus: float, retries: int, workers: int | None = None
+    ) -> None:
+        """``address``: ``auto`` or a cluster's; None starts one on this machine, ended at :meth:`close`. ``workers``:
+        the most actors; None: as many as the cluster has room for.
 
-        Raises MissingExtraError without Ray, ConfigurationError where the cluster cannot be reached or has no worker
+        Raises MissingExtraError without Ray, ConfigurationError where the cluster cannot be reached or has no node
         with these resources.
         """
         try:
@@ -119,18 +283,18 @@ class RayEngine:
                 raise _unreachable(address, error) from error
         total = ray.cluster_resources()
         fits = [total.get("CPU", 0) / cpus if cpus else None, total.get("GPU", 0) / gpus if gpus else None]
-        self.workers = int(min(f for f in fits if f is not None))
-        if self.workers < 1:
-            self.close()
-            raise ConfigurationError(f"the Ray cluster has no room for a task of {cpus:g} CPUs and {gpus:g} GPUs")
-        self._options: dict[str, Any] = {"num_cpus": cpus, "num_gpus": gpus, "max_retries": retries}
-
-    def submit(self, function: Callable[[ArgumentT], ResultT], task: ArgumentT) -> Future[ResultT]:
-        remote = self._ray.remote(**self._options)(function)
-        inner: Future[ResultT] = remote.remote(task).future()
-        return _translated(inner, self._ray.exceptions.RayError)
+        room = int(min(f for f in fits if f is not None))
+        if room < 1:
+            self._stop()
+            raise ConfigurationError(f"the Ray cluster has no room for an actor of {cpus:g} CPUs and {gpus:g} GPUs")
+        options = {"num_cpus": cpus, "num_gpus": gpus, "max_restarts": 0}
+        super().__init__([_Actor(ray, options, retries) for _ in range(min(room, workers or room))])
 
     def close(self) -> None:
+        super().close()
+        self._stop()
+
+    def _stop(self) -> None:
         if self._own:
             self._ray.shutdown()
             self._own = False
@@ -152,24 +316,3 @@ def _unreachable(address: str | None, error: Exception) -> ConfigurationError:
         f"the Ray cluster at {address!r} cannot be reached: {error}. Check backend.options.ray.address, or leave it "
         "out for a cluster on this machine. What was trained is kept."
     )
-
-
-def _translated(inner: Future[ResultT], *lost: type[Exception]) -> Future[ResultT]:
-    """A future in which the loss of a worker is a TransientError, and a remote error is the error itself."""
-    outer: Future[ResultT] = Future()
-    outer.set_running_or_notify_cancel()
-
-    def done(finished: Future[ResultT]) -> None:
-        error = None if finished.cancelled() else finished.exception()
-        cause = getattr(error, "cause", None)  # Ray wraps what a task raised; its other errors are its own
-        if isinstance(cause, BaseException):
-            outer.set_exception(cause)
-        elif finished.cancelled() or isinstance(error, lost):
-            outer.set_exception(TransientError("a local worker was lost while it worked; its task can be repeated"))
-        elif error is not None:
-            outer.set_exception(error)
-        else:
-            outer.set_result(finished.result())
-
-    inner.add_done_callback(done)
-    return outer

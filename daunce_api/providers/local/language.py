@@ -1,8 +1,10 @@
-"""``LanguageModel``: a causal language model that is fine-tuned (LoRA, or all weights) and scores token ids."""
+"""``LanguageModel``: a causal language model that is fine-tuned (LoRA, or all weights), scores and generates."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -12,33 +14,71 @@ from torch import Tensor
 
 from ...data.tokenizers import EncodedExample, LocalTokenizer
 from ...errors import ConfigurationError, DataError
-from .adapters import load_adapter, save_adapter, target_modules
-from .devices import check_device
-from .full import check_trainable, is_full, load_full, save_full
-from .hot import HotFineTunes
-from .logprobs import Generation, TokenLogprobs, most_likely, read_logprobs, sample
-from .lora import Active, AdaptedModel
-from .models import load_causal_lm, resolve_model
-from .passes import Scored, ScoringPasses
-from .recipes import FullSettings, LoraSettings
-from .trainees import FullWeights, Member, Weights
-from .training import TrainOutcome, train_full, train_members, trained_tokens
+from .adapters import load_adapter, save_adapter, shapes_of, target_modules
+from .lora import Active, ActiveFull, AdaptedModel
+from .models import check_device, is_full, load_causal_lm, load_full, longest_context, resolve_model, save_full
+from .options import FullSettings, LoraSettings
+from .score import FineTunes, Passes, Scored
+from .train import FullTrainee, LoraTrainee, Member, Weights, fine_tune, trained_tokens
 
 __all__ = ["FullSettings", "Generation", "LanguageModel", "LoraSettings", "TokenLogprobs", "TrainOutcome"]
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16, "float64": torch.float64}
-_TRAIN_TOKENS = 2048
+
+
+@dataclass(frozen=True)
+class TrainOutcome:
+    """What a fine-tune left.
+
+    ``adapter`` is the folder: a LoRA adapter, or a whole model. ``losses``: one value an optimiser step, the mean over
+    the batch's examples of each one's nats per completion token, before the step. ``epoch_of_step`` counts from 1.
+    ``trained_tokens``: see :func:`trained_tokens`.
+    """
+
+    adapter: Path
+    losses: tuple[float, ...]
+    epoch_of_step: tuple[int, ...]
+    trained_tokens: int
+
+
+@dataclass(frozen=True)
+class TokenLogprobs:
+    """Natural logarithms of probabilities, float64.
+
+    ``logprobs[t - 1]`` is log p(ids[t] | ids[:t]) for t = 1 ... len(ids) - 1. ``top_ids`` and ``top_logprobs``
+    (len(ids) - 1, top) are the most likely tokens there, best first; None where top is 0.
+    """
+
+    logprobs: NDArray[np.float64]
+    top_ids: NDArray[np.int64] | None = None
+    top_logprobs: NDArray[np.float64] | None = None
+
+
+@dataclass(frozen=True)
+class Generation:
+    """Sampled continuation: ``ids``, and at each the model's own log-probabilities (at temperature 1).
+
+    ``finished`` is True where a stop id ended it; that id is the last of ``ids``.
+    """
+
+    ids: tuple[int, ...]
+    logprobs: NDArray[np.float64]
+    top_ids: NDArray[np.int64]
+    top_logprobs: NDArray[np.float64]
+    finished: bool
 
 
 class LanguageModel:
     """One base model in memory. Safe to call from several threads; calls take turns."""
 
-    def __init__(self, name: str, model: AdaptedModel, tokenizer: LocalTokenizer) -> None:
+    def __init__(
+        self, name: str, model: AdaptedModel, tokenizer: LocalTokenizer, *, kept_bytes: int | None = None
+    ) -> None:
+        """``kept_bytes`` bounds the fine-tunes held in memory; default: a quarter of what is free."""
         self.name = name
         self.tokenizer = tokenizer
         self.adapted = model
-        self._hot = HotFineTunes(name, model)
-        self._passes: ScoringPasses | None = None
+        self.fine_tunes = FineTunes(name, model, kept_bytes)
 
     @classmethod
     def load(
@@ -52,7 +92,7 @@ class LanguageModel:
         gradient_checkpointing: bool = False,
         tokenizer: str | Path | None = None,
     ) -> LanguageModel:
-        """Load ``daunce-tiny`` (embedded), ``smollm2-135m``, a Hugging Face folder or a Hugging Face id.
+        """Load ``daunce-tiny`` (embedded), a Hugging Face folder or a Hugging Face id.
 
         ``device_map`` spreads a large model over several GPUs, ``quantisation`` (``8bit``, ``4bit``; bitsandbytes)
         shrinks the frozen weights, ``gradient_checkpointing`` computes activations twice instead of keeping them.
@@ -70,27 +110,17 @@ class LanguageModel:
 
     @property
     def max_context(self) -> int:
-        """The longest sequence, in tokens, that the model's positions allow."""
-        config = self.adapted.model.config
-        for key in ("max_position_embeddings", "n_positions", "max_sequence_length"):
-            if isinstance(getattr(config, key, None), int):
-                return int(getattr(config, key))
-        return 2048
+        """The longest sequence that the model's positions allow, in tokens; 2,048 where the configuration is silent."""
+        return longest_context(self.adapted.config) or 2048
 
     @property
     def vocabulary(self) -> int:
         """Number of token ids that the model knows."""
-        return int(self.adapted.model.config.vocab_size)
+        return int(self.adapted.config.vocab_size)
 
-    def adapter_shapes(self, targets: tuple[str, ...] | None) -> dict[str, tuple[int, int]]:
+    def adapter_shapes(self, targets: tuple[str, ...] | str | None) -> dict[str, tuple[int, int]]:
         """(in, out) of every module that gets an adapter."""
-        shapes = {}
-        for name in target_modules(self.adapted.model, targets):
-            module = self.adapted.model.get_submodule(name)
-            n_in = getattr(module, "in_features", None) or int(getattr(module, "nx", 0))
-            n_out = getattr(module, "out_features", None) or int(getattr(module, "nf", 0))
-            shapes[name] = (int(n_in), int(n_out))
-        return shapes
+        return shapes_of(self.adapted, target_modules(self.adapted, targets))
 
     def train(
         self,
@@ -116,62 +146,81 @@ class LanguageModel:
         """
         for example in examples:
             self._check(example.ids, f"example {example.example.id!r}")
+        trainee = self.trainee([(examples, seed)], settings, start_from)
 
-        def after_step(step: int, total: int, epoch: int, losses: list[float]) -> None:
-            if on_step is not None:
-                on_step(step, total, losses[0])
-
-        def keep(epoch: int, save: Callable[[Path], None]) -> None:
+        def after_epoch(epoch: int) -> None:
             if checkpoint is not None:
                 path = out.with_name(f"{out.name}.epoch-{epoch}")
-                save(path)
+                self.save(path, trainee, 0, settings)
                 checkpoint(epoch, path)
 
-        if isinstance(settings, FullSettings):
-            whole, losses, epochs = train_full(
-                self.adapted,
-                Member(examples, seed),
-                None if start_from is None else self.full_weights(start_from),
-                settings,
-                max_tokens=_TRAIN_TOKENS,
-                after_step=after_step,
-                after_epoch=None
-                if checkpoint is None
-                else lambda epoch, now: keep(epoch, lambda path: self.save_full(path, now)),
-                should_stop=should_stop,
-            )
-            self.save_full(out, whole)
-        else:
+        losses, epochs = fine_tune(
+            self.adapted,
+            trainee,
+            settings,
+            after_step=None if on_step is None else lambda step, total, _, losses: on_step(step, total, losses[0]),
+            after_epoch=after_epoch,
+            should_stop=should_stop,
+        )
+        self.save(out, trainee, 0, settings)
+        return TrainOutcome(out, tuple(losses[0]), tuple(epochs), trained_tokens(examples, settings))
+
+    def trainee(
+        self,
+        members: Sequence[tuple[Sequence[EncodedExample], int]],
+        settings: LoraSettings | FullSettings,
+        start_from: Path | None = None,
+    ) -> LoraTrainee | FullTrainee:
+        """What :func:`fine_tune` trains for (examples, seed) of several members, or of one for a full fine-tune; all
+        continue ``start_from``, where it is given.
+
+        Raises ConfigurationError where an adapter was made with another rank, alpha or other modules than the settings,
+        and for a full fine-tune where the folder is none or the base cannot be trained.
+        """
+        if isinstance(settings, LoraSettings):
             shapes = self.adapter_shapes(settings.targets)
-            start = None if start_from is None else self.start_weights(start_from, settings, shapes)
-            weights, all_losses, epochs = train_members(
-                self.adapted,
-                [Member(examples, seed, start)],
-                shapes,
-                settings,
-                max_tokens=_TRAIN_TOKENS,
-                after_step=after_step,
-                after_epoch=None
-                if checkpoint is None
-                else lambda epoch, now: keep(epoch, lambda path: save_adapter(path, now[0], settings, self.name)),
-                should_stop=should_stop,
-            )
-            losses = all_losses[0]
-            save_adapter(out, weights[0], settings, self.name)
-        return TrainOutcome(out, tuple(losses), tuple(epochs), trained_tokens(examples, settings))
-
-    def full_weights(self, folder: Path) -> FullWeights:
-        """Weights of a full fine-tune that training can continue. Raises ConfigurationError."""
-        check_trainable(self.adapted)
-        if not is_full(folder):
+            start = None if start_from is None else self._start_weights(start_from, settings, shapes)
+            return LoraTrainee(self.adapted, [Member(e, seed, start) for e, seed in members], shapes, settings)
+        if any(
+            t.dtype not in (torch.float32, torch.float64, torch.bfloat16) for t in self.adapted.own_weights.values()
+        ):
             raise ConfigurationError(
-                f"{folder.name} is no model folder; a full fine-tune continues a full fine-tune, not a LoRA adapter."
+                "a full fine-tune needs weights in float32, float64 or bfloat16: set dtype, and no quantisation, or "
+                "use fine_tuning: lora."
             )
-        return load_full(folder, self.adapted)
+        if start_from is not None and not is_full(start_from):
+            raise ConfigurationError(
+                f"{start_from.name} is no model folder; a full fine-tune continues a full fine-tune, not an adapter."
+            )
+        first = None if start_from is None else load_full(start_from, self.adapted.own_weights)
+        return FullTrainee(self.adapted, Member(*members[0]), first)
 
-    def save_full(self, out: Path, weights: FullWeights) -> None:
-        """Write a model folder with these weights and this model's tokenizer."""
-        save_full(out, self.adapted, weights, self.tokenizer.folder)
+    def save(
+        self, out: Path, trainee: LoraTrainee | FullTrainee, member: int, settings: LoraSettings | FullSettings
+    ) -> None:
+        """Write what a member is now to an adapter folder, or to a model folder with this model's tokenizer."""
+        if isinstance(trainee, LoraTrainee) and isinstance(settings, LoraSettings):
+            save_adapter(out, trainee.weights()[member], settings, self.name)
+        elif isinstance(trainee, FullTrainee):
+            with self.adapted.using(ActiveFull(trainee.weights())):
+                save_full(out, self.adapted.model, self.tokenizer.folder)
+
+    def _start_weights(
+        self, start_from: Path, settings: LoraSettings, shapes: Mapping[str, tuple[int, int]]
+    ) -> Weights:
+        adapter = load_adapter(start_from)
+        rank = next(iter(adapter.weights.values()))[0].shape[0]
+        if set(adapter.weights) != set(shapes) or rank != settings.rank:
+            raise ConfigurationError(
+                f"{start_from.name} has rank {rank} on other modules or at another rank than the settings "
+                f"(rank {settings.rank}); continue an adapter with the settings that it was made with."
+            )
+        if adapter.scaling != settings.alpha / settings.rank:
+            raise ConfigurationError(
+                f"{start_from.name} has alpha / rank {adapter.scaling:g}, "
+                f"the settings have {settings.alpha / settings.rank:g}"
+            )
+        return dict(adapter.weights)
 
     def token_logprobs(
         self, ids: Sequence[Sequence[int]], *, adapter: Path | None = None, top: int = 0
@@ -188,45 +237,30 @@ class LanguageModel:
             for sequence in ids:
                 if len(sequence) == 1:
                     answers.append(
-                        read_logprobs(torch.zeros(0, self.vocabulary), torch.zeros(0, dtype=torch.long), top)
+                        _read_logprobs(torch.zeros(0, self.vocabulary), torch.zeros(0, dtype=torch.long), top)
                     )
                     continue
-                logits = self._all_logits(sequence[:-1])
-                answers.append(read_logprobs(logits, torch.tensor(sequence[1:]), top))
+                logits = self.adapted.logits(torch.tensor([list(sequence[:-1])], device=self.adapted.device))
+                answers.append(_read_logprobs(logits.float(), torch.tensor(sequence[1:]), top))
         return answers
 
-    def target_logprobs(self, sequences: Sequence[Scored], *, adapter: Path | None = None) -> list[NDArray[np.float64]]:
-        """Log-probabilities (nats) of each sequence's targets: on a CPU several sequences in a pass where that gives
-        the same bits as one, on other devices in passes of fixed shapes (see :class:`ScoringPasses`), otherwise as
-        :meth:`token_logprobs`.
+    def target_logprobs(
+        self, sequences: Sequence[Scored], *, adapter: Path | None = None, tokens: int | None = None
+    ) -> list[NDArray[np.float64]]:
+        """Log-probabilities (nats) of each sequence's targets, several sequences in a pass (see
+        :class:`daunce_api.providers.local.score.Passes`), which takes at most ``tokens`` (None: the device's usual).
 
-        On a CPU an answer never depends, to the last bit, on what else is asked; elsewhere that is up to the kernels.
-        In float32 it is within rounding (measured: 2e-5 nats) of that of :meth:`token_logprobs`, which does not pad;
-        in half precision within what half precision is off by itself. Raises DataError as it does.
+        Raises DataError as :meth:`token_logprobs` does.
         """
-        tuned = self._tuned(adapter)
+        for ids, _ in sequences:
+            self._check(ids, "a sequence")
+        passes = self._passes
         with self.adapted.lock:
-            if self._passes is None:
-                self._passes = ScoringPasses(self.adapted)
-            if self._passes.supports(tuned):
-                for ids, _ in sequences:
-                    self._check(ids, "a sequence")
-                return self._passes.logprobs(sequences, tuned)
-        answers = self.token_logprobs([ids for ids, _ in sequences], adapter=adapter)
-        return [a.logprobs[[t - 1 for t in targets]] for a, (_, targets) in zip(answers, sequences, strict=True)]
+            return passes.logprobs(sequences, adapter, tokens)
 
-    def next_token_logprobs(
-        self, ids: Sequence[Sequence[int]], *, adapter: Path | None = None, top: int
-    ) -> list[tuple[NDArray[np.int64], NDArray[np.float64]]]:
-        """The ``top`` most likely next tokens after each sequence and their log-probabilities, best first."""
-        for sequence in ids:
-            self._check(sequence, "a sequence")
-        answers = []
-        with self.adapted.using(self._tuned(adapter)), torch.inference_mode():
-            for sequence in ids:
-                top_ids, top_logprobs = most_likely(self._all_logits(sequence)[-1:].cpu().double().log_softmax(-1), top)
-                answers.append((top_ids[0], top_logprobs[0]))
-        return answers
+    @cached_property
+    def _passes(self) -> Passes:
+        return Passes(self.adapted, self.fine_tunes)
 
     def generate(
         self,
@@ -256,8 +290,8 @@ class LanguageModel:
                 output = self.adapted.model(input_ids=step, past_key_values=past, use_cache=True)
                 past = output.past_key_values
                 logits = output.logits[0, -1:].float().cpu()
-                token = sample(logits[0].double().numpy(), temperature, top_p, random)
-                read.append(read_logprobs(logits, torch.tensor([token]), top))
+                token = _sample(logits[0].double().numpy(), temperature, top_p, random)
+                read.append(_read_logprobs(logits, torch.tensor([token]), top))
                 made.append(token)
                 finished = token in stops
                 step = torch.tensor([[token]], device=self.adapted.device)
@@ -272,10 +306,7 @@ class LanguageModel:
 
     def unload(self, adapter: Path) -> None:
         """Forget an adapter that is held in memory; nothing happens where it is not."""
-        self._hot.drop(adapter)
-
-    def _all_logits(self, inputs: Sequence[int]) -> Tensor:
-        return self.adapted.logits(torch.tensor([list(inputs)], device=self.adapted.device)).float()
+        self.fine_tunes.drop(adapter)
 
     def _check(self, ids: Sequence[int], what: str) -> None:
         if not ids:
@@ -285,24 +316,30 @@ class LanguageModel:
         if min(ids) < 0 or max(ids) >= self.vocabulary:
             raise DataError(f"{what} holds a token id outside 0 ... {self.vocabulary - 1} of {self.name}")
 
-    def start_weights(self, start_from: Path, settings: LoraSettings, shapes: Mapping[str, tuple[int, int]]) -> Weights:
-        """Weights of an adapter folder that training can continue.
-
-        Raises ConfigurationError where it was made with another rank, alpha or other modules than the settings.
-        """
-        adapter = load_adapter(start_from)
-        rank = next(iter(adapter.weights.values()))[0].shape[0]
-        if set(adapter.weights) != set(shapes) or rank != settings.rank:
-            raise ConfigurationError(
-                f"{start_from.name} has rank {rank} on other modules or at another rank than the settings "
-                f"(rank {settings.rank}); continue an adapter with the settings that it was made with."
-            )
-        if adapter.scaling != settings.alpha / settings.rank:
-            raise ConfigurationError(
-                f"{start_from.name} has alpha / rank {adapter.scaling:g}, "
-                f"the settings have {settings.alpha / settings.rank:g}"
-            )
-        return dict(adapter.weights)
-
     def _tuned(self, folder: Path | None) -> Active | None:
-        return None if folder is None else self._hot.get(folder)
+        return None if folder is None else self.fine_tunes.get(folder)
+
+
+def _read_logprobs(logits: Tensor, target: Tensor, top: int) -> TokenLogprobs:
+    """Log-probabilities of ``target`` (n,), and of the ``top`` most likely tokens, from logits (n, vocabulary)."""
+    logprobs = logits.cpu().double().log_softmax(-1)
+    chosen = logprobs.gather(1, target[:, None])[:, 0].numpy()
+    if not top:
+        return TokenLogprobs(chosen)
+    values, order = logprobs.topk(min(top, logprobs.shape[1]), dim=1)
+    return TokenLogprobs(chosen, order.numpy(), values.numpy())
+
+
+def _sample(logits: NDArray[np.float64], temperature: float, top_p: float, random: np.random.Generator) -> int:
+    """A token drawn from logits (vocabulary,): the likeliest at temperature 0, otherwise one of the smallest set of
+    tokens that holds ``top_p`` of the probability."""
+    if temperature == 0:
+        return int(np.argmax(logits))
+    scaled = logits / temperature
+    probabilities = np.exp(scaled - scaled.max())
+    probabilities /= probabilities.sum()
+    order = np.argsort(-probabilities, kind="stable")
+    cumulative = np.cumsum(probabilities[order])
+    kept = order[: int(np.searchsorted(cumulative, top_p * cumulative[-1])) + 1]
+    share = probabilities[kept] / probabilities[kept].sum()
+    return int(random.choice(kept, p=share))

@@ -8,10 +8,12 @@ as they are and one copy of the base weights serves every member.
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+import zlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import groupby
 from typing import Any
 
 import torch
@@ -20,29 +22,28 @@ from torch.nn.functional import linear
 from transformers import PreTrainedModel
 
 from ...errors import CapabilityError
-from .head import Head
-from .models import enable_checkpointing
-from .packed import PackedDecoder, packed_decoder
+from .models import enable_checkpointing, text_part
 
 
 @dataclass(frozen=True)
 class ActiveLora:
     """The updates in force during a forward pass.
 
-    With ``rows`` None one adapter serves the whole batch: A (rank, in), B (out, rank). Otherwise A (K, rank, in) and
-    B (K, out, rank) hold K members and ``rows`` (R,) names the member of every row. ``masks[module]`` (R, T, in) are
-    dropout masks, already scaled by 1 / (1 - p).
+    With ``members`` None one adapter serves the whole batch: A (rank, in), B (out, rank). Otherwise A (K, rank, in) and
+    B (K, out, rank) hold K members and ``members`` (R entries) names the member of every row, ascending.
+    ``dropout``: share of the inputs that is left out, drawn by ``keys`` (R,), one random 64-bit number a row.
     """
 
     weights: Mapping[str, tuple[Tensor, Tensor]]
     scaling: float
-    rows: Tensor | None = None
-    masks: Mapping[str, Tensor] | None = None
+    members: Sequence[int] | None = None
+    dropout: float = 0.0
+    keys: Tensor | None = None
 
 
 @dataclass(frozen=True, eq=False)
 class ActiveFull:
-    """Tensors that stand in for all of the model's own weights, by the names of ``named_parameters``.
+    """Tensors that stand in for the model's own weights, by the names of ``named_parameters``.
 
     With ``trained`` the model's parameters collect gradients while they are in force.
     """
@@ -55,13 +56,37 @@ Active = ActiveLora | ActiveFull
 
 
 @dataclass(frozen=True)
-class Positions:
-    """Which positions of a padded batch (R, T) have their next-token distribution computed: ``row`` and ``column``
-    (n,). ``target`` (n,) is the token that follows there."""
+class Batch:
+    """Right-padded token ids (R, T), and the n positions whose next-token distribution is read: ``row`` and ``column``
+    (n,), the token ``target`` (n,) that follows there, and the number of positions of each row (R entries)."""
 
+    ids: Tensor
     row: Tensor
     column: Tensor
     target: Tensor
+    counts: Sequence[int]
+
+    @classmethod
+    def of(cls, sequences: Sequence[tuple[Sequence[int], Sequence[int]]], device: torch.device) -> Batch:
+        """Of (token ids, indices of the targets among them), moved to ``device`` in one copy. What follows the last
+        target's predecessor is left out, since attention is causal."""
+        lengths = [max(targets) for _, targets in sequences]
+        width = max(lengths)
+        flat = [0] * (len(sequences) * width)
+        row: list[int] = []
+        column: list[int] = []
+        target: list[int] = []
+        for r, (ids, targets) in enumerate(sequences):
+            flat[r * width : r * width + lengths[r]] = ids[: lengths[r]]
+            row += [r] * len(targets)
+            column += [t - 1 for t in targets]
+            target += [ids[t] for t in targets]
+        packed = torch.tensor([*flat, *row, *column, *target])
+        if device.type == "cuda":
+            packed = packed.pin_memory()
+        sizes = [len(flat), len(row), len(row), len(row)]
+        padded, *places = torch.split(packed.to(device, non_blocking=True), sizes)
+        return cls(padded.view(-1, width), places[0], places[1], places[2], [len(t) for _, t in sequences])
 
 
 class AdaptedModel:
@@ -77,72 +102,66 @@ class AdaptedModel:
         if checkpointing:
             enable_checkpointing(model)
         self.lock = threading.RLock()
-        self._active: Active | None = None
-        self._full: ActiveFull | None = None
+        self.config = model.config.get_text_config(decoder=True)
+        self.modules = dict(model.named_modules())
         self.parameters = dict(model.named_parameters())
         self.own_weights: Mapping[str, Tensor] = {n: p.data for n, p in self.parameters.items()}
         """The base model's, whatever stands in for them."""
-        self._positions: Positions | None = None
-        self._hidden: Tensor | None = None
-        self._hooked: set[str] = set()
-        self._training = False
-        self._packed: dict[frozenset[str], PackedDecoder | None] = {}
-        self.modules = dict(model.named_modules())
         head = model.get_output_embeddings()
         if not isinstance(head, nn.Module):
             raise CapabilityError(f"{model.config.model_type} has no output head; give a causal language model.")
         self.head = head
+        self.text = text_part(model)
+        """Prefix of the names of the text decoder's modules; '' where the model is nothing else."""
         head.register_forward_pre_hook(self._select)
-
-    @contextmanager
-    def training(self) -> Iterator[None]:
-        """Passes are those of training: packed where the model :meth:`packs`, and in training mode where activations
-        are checkpointed (layers do it in that mode alone)."""
-        with self.lock:
-            before, self._training = self._training, True
-            self.model.train(self.checkpointing)
-            try:
-                yield
-            finally:
-                self._training = before
-                self.model.eval()
-
-    def packs(self, names: Iterable[str]) -> bool:
-        """Whether training passes under adapters of these modules are computed without padding (:mod:`packed`), so that
-        rows of any lengths may share one."""
-        return self._decoder(frozenset(names)) is not None
-
-    def _decoder(self, names: frozenset[str]) -> PackedDecoder | None:
-        if names not in self._packed:
-            before, self._training = self._training, False  # the comparison's passes are the model's own
-            try:
-                self._packed[names] = packed_decoder(self, names)
-            finally:
-                self._training = before
-        return self._packed[names]
-
-    @cached_property
-    def output(self) -> Head:
-        """The output head in slices, compared once with the model's own logits.
-
-        Raises CapabilityError where they differ: the family does something else after its last layer.
-        """
-        head = Head(self.model)
-        ids = torch.arange(min(4, head.vocabulary), device=self.device)
-        with self.using(None), torch.no_grad():
-            own = self.logits(ids[None]).float()
-            hidden = self.hidden(ids[None], Positions(torch.zeros_like(ids), ids, ids))
-            if not torch.allclose(head.logits(hidden, 0, head.vocabulary).float(), own, rtol=0.05, atol=0.05):
-                raise CapabilityError(
-                    f"{self.model.config.model_type} changes its logits in a way that is not known here; "
-                    "it can be scored but not trained."
-                )
-        return head
+        self._active: Active | None = None
+        self._full: ActiveFull | None = None
+        self._batch: Batch | None = None
+        self._hidden: Tensor | None = None
+        self._owners: Sequence[int] | None = None
+        self._hooked: set[str] = set()
 
     @property
     def device(self) -> torch.device:
         """Where token ids go in."""
         return torch.device(self.model.device)
+
+    @cached_property
+    def head_name(self) -> str:
+        return next(str(name) for name, module in self.modules.items() if module is self.head)
+
+    @cached_property
+    def alone_above(self) -> int | None:
+        """Rows longer than this are a pass of their own: positions of some families depend on the padded length from
+        there on."""
+        rope = getattr(self.config, "rope_parameters", None) or getattr(self.config, "rope_scaling", None) or {}
+        if "dynamic" not in str(rope) and "longrope" not in str(rope):
+            return None
+        own = rope.get("original_max_position_embeddings")
+        own = own or getattr(self.config, "original_max_position_embeddings", None)
+        return int(own or self.config.max_position_embeddings)
+
+    @property
+    def trains_head(self) -> bool:
+        """Whether what is in force trains the output head, by itself or by an adapter."""
+        active = self._active
+        if isinstance(active, ActiveLora):
+            return self.head_name in active.weights
+        return isinstance(active, ActiveFull) and active.trained
+
+    def is_text(self, name: str) -> bool:
+        """Whether a module or weight belongs to the text part, not to a tower for images or sound."""
+        return name.startswith(self.text) or name.startswith(self.head_name)
+
+    @contextmanager
+    def training(self) -> Iterator[None]:
+        """Passes in training mode where activations are checkpointed (layers do it in that mode alone)."""
+        with self.lock:
+            self.model.train(self.checkpointing)
+            try:
+                yield
+            finally:
+                self.model.eval()
 
     def placed(self, weights: Mapping[str, tuple[Tensor, Tensor]]) -> dict[str, tuple[Tensor, Tensor]]:
         """An adapter, each part where the module is that it belongs to: with ``device_map`` not all are on one GPU."""
@@ -168,33 +187,43 @@ class AdaptedModel:
     def _switch(self, active: Active | None) -> None:
         full = active if isinstance(active, ActiveFull) else None
         if full is not self._full:
-            weights = self.own_weights if full is None else full.weights
             for name, parameter in self.parameters.items():
-                parameter.data = weights[name]
-                parameter.requires_grad_(full is not None and full.trained)
+                stands_in = None if full is None else full.weights.get(name)
+                parameter.data = self.own_weights[name] if stands_in is None else stands_in
+                parameter.requires_grad_(full is not None and full.trained and stands_in is not None)
             self._full = full
         self._active = active
 
-    def hidden(self, inputs: Tensor, positions: Positions) -> Tensor:
-        """Last hidden states (n, width), as the output head takes them, at the given positions of right-padded
-        ``inputs`` (R, T).
+    def hidden(self, batch: Batch) -> Tensor:
+        """Last hidden states (n, width), as the output head takes them, at the positions of ``batch``.
 
         No attention mask is needed: attention is causal, and padding follows everything that is read.
         """
-        active = self._active
-        if self._training and isinstance(active, ActiveLora):
-            decoder = self._decoder(frozenset(active.weights))
-            if decoder is not None:
-                return decoder.hidden(inputs, positions, active)
-        self._positions = positions
+        self._batch = batch
         try:
-            self.model(input_ids=inputs, use_cache=False)
+            self.model(input_ids=batch.ids, use_cache=False)
             hidden = self._hidden
         finally:
-            self._positions = self._hidden = None
+            self._batch = self._hidden = None
         if hidden is None:
             raise CapabilityError(f"{self.model.config.model_type} does not compute its logits with its output head.")
         return hidden
+
+    def raw_logits(self, hidden: Tensor, members: Sequence[int] | None) -> Tensor:
+        """What the output head itself makes of hidden states (n, width) of these ``members`` (n entries)."""
+        before, self._owners = self._owners, members
+        try:
+            logits: Tensor = self.head(hidden)
+        finally:
+            self._owners = before
+        return logits
+
+    def owners(self, batch: Batch) -> list[int] | None:
+        """The member of every position of a batch; None where one adapter, or none, serves them all."""
+        active = self._active
+        if not isinstance(active, ActiveLora) or active.members is None:
+            return None
+        return [k for k, count in zip(active.members, batch.counts, strict=True) for _ in range(count)]
 
     def logits(self, inputs: Tensor) -> Tensor:
         """The model's own logits (T, vocabulary) of one sequence (1, T)."""
@@ -202,48 +231,69 @@ class AdaptedModel:
         return logits
 
     def _select(self, module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...] | None:
-        if self._positions is None:
+        if self._batch is None:
             return None
         hidden = args[0]
-        row, column = self._positions.row.to(hidden.device), self._positions.column.to(hidden.device)
-        self._hidden = hidden[row, column]
+        self._hidden = hidden[self._batch.row.to(hidden.device), self._batch.column.to(hidden.device)]
+        self._batch = None
         return (hidden[:0], *args[1:])  # the caller applies the head itself
 
     def _hook(self, name: str) -> Callable[[nn.Module, tuple[Any, ...], Tensor], Tensor]:
+        own_key = zlib.crc32(name.encode())
+
         def hook(module: nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor:
             active = self._active
-            if not isinstance(active, ActiveLora) or name not in active.weights:
+            if not isinstance(active, ActiveLora) or name not in active.weights or not output.numel():
                 return output
-            mask = active.masks[name] if active.masks else None
-            return add_update(args[0], output, *active.weights[name], active.scaling, active.rows, mask)
+            x = args[0]
+            a, b = active.weights[name]
+            members = active.members if module is not self.head else self._owners
+            if active.keys is not None and module is not self.head:
+                rows = x.view(len(active.keys), -1, x.shape[-1])
+                x = dropped(rows, active.keys.to(x.device) ^ own_key, active.dropout).view(x.shape)
+            return updated(output, x, a, b, active.scaling, members)
 
         return hook
 
 
-def add_update(
-    x: Tensor, output: Tensor, a: Tensor, b: Tensor, scaling: float, rows: Tensor | None, mask: Tensor | None
+def updated(
+    output: Tensor, x: Tensor, a: Tensor, b: Tensor, scaling: float, members: Sequence[int] | None = None
 ) -> Tensor:
-    """``output + scaling * B A (mask * x)`` with A and B of each row's member (see :class:`ActiveLora`).
+    """``output`` + scaling B A x with A and B of each row's member (see :class:`ActiveLora`); x (R, T, in), or
+    (R x T, in) as experts have it. The update is computed in float32, or in the model's own bfloat16.
 
     Raises CapabilityError where ``x`` does not keep rows apart (the architecture mixes them before the layer).
     """
-    x = x.to(a.dtype)
-    if mask is not None:
-        x = x * mask.to(x.device)
-    if rows is None:
-        update = linear(linear(x, a), b)
-        return torch.add(output, update.to(output.dtype), alpha=scaling)
-    if x.dim() != 3 or x.shape[0] != rows.shape[0]:
+    if x.dtype == torch.bfloat16:
+        a, b = a.to(x.dtype), b.to(x.dtype)
+    else:
+        x = x.to(a.dtype)
+    count = 1 if members is None else len(members)
+    if x.shape[0] % count:
         raise CapabilityError("this architecture does not keep the rows of a batch apart; train one member at a time.")
-    rows = rows.to(a.device)
-    update = torch.bmm(torch.bmm(x, a.index_select(0, rows).mT), b.index_select(0, rows).mT)
-    return torch.add(output, update.to(output.dtype), alpha=scaling)
+    rows = x.reshape(count, -1, x.shape[-1])
+    if members is None:
+        a_R, b_R = a[None], b[None]
+    elif 2 * a.shape[1] <= rows.shape[1]:  # a copy of A and B for every row is small beside the row itself
+        chosen = torch.tensor(members, device=a.device)
+        a_R, b_R = a.index_select(0, chosen), b.index_select(0, chosen)
+    else:
+        parts = torch.split(rows, [len(list(same)) for _, same in groupby(members)])
+        out = torch.cat([linear(linear(p, a[k]), b[k]) for p, (k, _) in zip(parts, groupby(members), strict=True)])
+        return torch.add(output, out.view(output.shape).to(output.dtype), alpha=scaling)
+    inner = torch.bmm(rows, a_R.mT)
+    if inner.dtype != output.dtype:
+        return torch.add(output, torch.bmm(inner, b_R.mT).view(output.shape).to(output.dtype), alpha=scaling)
+    return torch.baddbmm(output.view(count, -1, output.shape[-1]), inner, b_R.mT, alpha=scaling).view(output.shape)
 
 
-def pad(sequences: Sequence[Sequence[int]], device: torch.device) -> Tensor:
-    """Token ids as one right-padded batch (R, T)."""
-    width = max(len(s) for s in sequences)
-    batch = torch.zeros(len(sequences), width, dtype=torch.long)
-    for row, sequence in enumerate(sequences):
-        batch[row, : len(sequence)] = torch.tensor(sequence, dtype=torch.long)
-    return batch.to(device)
+def dropped(x: Tensor, keys: Tensor, share: float) -> Tensor:
+    """x (R, T, in) with dropout whose mask depends on a row's key (R,) and the place in the row alone, never on how
+    rows are padded or grouped: the top bits of a hash (the finaliser of SplitMix64; Steele et al., 2014), computed
+    where x is."""
+    place = torch.arange(x.shape[1] * x.shape[2], device=x.device).view(1, x.shape[1], x.shape[2])
+    h = place * -0x61C8864680B583EB + keys[:, None, None]
+    for shift, factor in ((30, -0x40A7B892E31B1A47), (27, -0x6B2FB644ECCEEE15)):
+        h = (h ^ (h >> shift & (1 << 64 - shift) - 1)) * factor
+    uniform = (h >> 40 & 0xFFFFFF).to(torch.float32) / (1 << 24)
+    return x * ((uniform >= share).to(x.dtype) / (1 - share))

@@ -1,68 +1,125 @@
-"""Where a model's folder is: the embedded model, SmolLM2 from its package, a folder, or a Hugging Face id."""
+"""Where a model's folder is, what its configuration says, how it is loaded, and full fine-tunes as model folders."""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from functools import lru_cache
 from importlib.resources import files
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
-
-import torch
-from transformers import AutoModelForCausalLM, PreTrainedModel
+from typing import TYPE_CHECKING, Any
 
 from ...errors import ConfigurationError, MissingExtraError
-from .progress import without_bars
-from .smollm2 import SMOLLM2, converted_smollm2
+from .store import whole_folder
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+    from transformers import PreTrainedModel
 
 EMBEDDED = "daunce-tiny"
+_CONFIGS = ("*.json", "*.jinja", "*.txt", "*.model")
+_WEIGHTS = "*.safetensors"
+_TOKENIZER_FILES = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "chat_template.jinja",
+    "tokenizer.model",
+    "vocab.json",
+    "merges.txt",
+)
 
 
-def resolve_model(path: str | Path) -> tuple[str, Path]:
-    """(name, folder) of a model: ``daunce-tiny`` (embedded), ``smollm2-135m`` (converted once into the user's cache
-    folder), a Hugging Face model folder, or a Hugging Face id (downloaded unless it is in that library's cache).
+def resolve_model(path: str | Path, *, weights: bool = True) -> tuple[str, Path]:
+    """(name, folder) of a model: ``daunce-tiny`` (embedded), a Hugging Face model folder, or a Hugging Face id
+    (downloaded unless it is in that library's cache; without ``weights``, its configuration and tokenizer alone).
 
     Raises ConfigurationError where there is no such model.
     """
     name = str(path)
     if name == EMBEDDED:
         return name, Path(str(files("daunce_api.server") / "model"))
-    if name == SMOLLM2:
-        return name, converted_smollm2()
     folder = Path(path).expanduser()
     if (folder / "config.json").is_file():
         return folder.resolve().name, folder.resolve()
     if folder.is_dir() or isinstance(path, Path) or name.count("/") != 1 or name.startswith((".", "~")):
         raise ConfigurationError(
-            f"{name} is no Hugging Face model folder (config.json is not there). Give such a folder, an id of the "
-            f"form owner/name, {EMBEDDED!r} or {SMOLLM2!r}."
+            f"{name} is no Hugging Face model folder (config.json is missing). Give such a folder, an id of the "
+            f"form owner/name, or {EMBEDDED!r}."
         )
-    return name, _of_hub(name)
+    return name, _of_hub(name, weights)
 
 
-def _of_hub(name: str) -> Path:
+def _of_hub(name: str, weights: bool) -> Path:
     from huggingface_hub import constants, snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
-    patterns = ["*.json", "*.safetensors", "*.jinja", "*.txt", "*.model"]
-    here = f"the cache of Hugging Face models ({constants.HF_HUB_CACHE})"
+    cache = f"the cache of Hugging Face models ({constants.HF_HUB_CACHE})"
     get = f"run `hf download {name}`" + (" without HF_HUB_OFFLINE" if constants.HF_HUB_OFFLINE else "")
     try:
-        folder = Path(snapshot_download(name, allow_patterns=patterns))
+        folder = Path(snapshot_download(name, allow_patterns=[*_CONFIGS, *([_WEIGHTS] if weights else [])]))
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
-        why = "HF_HUB_OFFLINE forbids to download it" if constants.HF_HUB_OFFLINE else "it could not be downloaded"
+        why = "HF_HUB_OFFLINE forbids downloads" if constants.HF_HUB_OFFLINE else "it could not be downloaded"
         raise ConfigurationError(
-            f"the model {name} is neither a folder here nor in {here}, and {why} ({type(error).__name__}). Check the "
-            f"name; {get}, or give a folder, {EMBEDDED!r} or {SMOLLM2!r}."
+            f"the model {name} is neither a folder here nor in {cache}, and {why} ({type(error).__name__}). Check the "
+            f"name; {get}, or give a folder or {EMBEDDED!r}."
         ) from error
-    missing = [what for what in ("config.json", "*.safetensors") if not any(folder.glob(what))]
+    needed = ("config.json", _WEIGHTS) if weights else ("config.json",)
+    missing = [what for what in needed if not any(folder.glob(what))]
     if missing:
         raise ConfigurationError(
-            f"the model {name} has no {' and no '.join(missing)} in {here}. Where the model has such files, {get}; "
+            f"the model {name} has no {' and no '.join(missing)} in {cache}. Where the model has such files, {get}; "
             "weights in other formats are not read."
         )
     return folder
+
+
+@lru_cache(maxsize=8)
+def context_of(path: str) -> int | None:
+    """Longest sequence of a model in tokens, from its configuration alone; None where that does not say."""
+    from transformers import AutoConfig
+
+    folder = resolve_model(path, weights=False)[1]
+    try:
+        config = AutoConfig.from_pretrained(folder, local_files_only=True)
+    except (OSError, ValueError, KeyError, ImportError) as error:
+        raise ConfigurationError(f"{folder.name}: config.json cannot be read: {error}") from error
+    return longest_context(config.get_text_config(decoder=True))
+
+
+def longest_context(config: Any) -> int | None:
+    """Of the text part's configuration."""
+    for key in ("max_position_embeddings", "n_positions", "max_sequence_length"):
+        value = getattr(config, key, None)
+        if isinstance(value, int):
+            return value
+    return None
+
+
+def text_part(model: PreTrainedModel) -> str:
+    """Prefix of the module names of the text decoder; '' where the model has no other part."""
+    if model.config.get_text_config(decoder=True) is model.config:
+        return ""
+    decoder = model.get_decoder()
+    return next((f"{name}." for name, module in model.named_modules() if module is decoder and name), "")
+
+
+def check_device(name: str) -> None:
+    """Raises ConfigurationError, with those that there are, where torch has no device of this name here."""
+    import torch
+
+    available = ["cpu"]
+    if torch.cuda.is_available():
+        available += ["cuda", *(f"cuda:{i}" for i in range(torch.cuda.device_count()))]
+    if name not in available:
+        raise ConfigurationError(
+            f"device {name!r} is not available; torch has: {', '.join(available)}. Set device to one of them."
+        )
 
 
 def load_causal_lm(
@@ -73,39 +130,54 @@ def load_causal_lm(
     device_map: str | Mapping[str, int | str] | None = None,
     quantisation: str | None = None,
 ) -> PreTrainedModel:
-    """A frozen causal language model in evaluation mode; weights from safetensors only (never a pickle).
+    """A frozen causal language model in evaluation mode, loaded straight to its device; weights from safetensors only
+    (never a pickle).
 
     ``device_map`` (accelerate's, for example ``auto``) spreads a model that is larger than one GPU; ``device`` is
     then not used. ``quantisation`` is ``8bit`` or ``4bit`` (NF4), computed with bitsandbytes in ``dtype``.
     Raises ConfigurationError where the folder holds no causal language model.
     """
+    import torch
+    from transformers import AutoModelForCausalLM
+
     quantised = _quantised(quantisation, dtype)
+    if device_map is None and (quantisation is not None or device != "cpu"):
+        device_map = {"": device}
+    if device != "cpu":
+        torch.set_float32_matmul_precision("high")  # TF32
     try:
-        with without_bars():
+        with _without_bars():
             model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
                 folder,
                 dtype=dtype,
-                device_map=device_map or (device if quantisation else None),
+                device_map=device_map,
                 quantization_config=quantised,
                 use_safetensors=True,
                 local_files_only=True,
             )
     except (OSError, ValueError, KeyError, ImportError) as error:
         raise ConfigurationError(f"{folder} cannot be loaded as a causal language model: {error}") from error
-    if device_map is None and quantisation is None:
-        model.to(device)
+    except torch.OutOfMemoryError as error:
+        raise ConfigurationError(too_large(folder.name)) from error
     for module in model.modules():
         # What bitsandbytes repacks a layer's weights for on some CPUs has no gradient; without it both ways work.
         if hasattr(module, "support_avx512bf16_for_cpu"):
             module.support_avx512bf16_for_cpu = False
     if any(p.device.type == "meta" for p in model.parameters()):
-        raise ConfigurationError(
-            f"{folder.name} does not fit into the memory of the GPUs here, and parts that wait on the CPU or on disk "
-            "cannot be trained. Use more GPUs, quantisation: 8bit or 4bit, or a smaller dtype."
-        )
+        raise ConfigurationError(too_large(folder.name))
     model.eval()
     model.requires_grad_(False)
     return model
+
+
+def too_large(name: str) -> str:
+    """What to do about a model that is larger than the memory here."""
+    return (
+        f"{name} does not fit into the memory of the devices here, and parts that wait on the CPU or on disk cannot be "
+        "trained. Use quantisation: 8bit or 4bit, a smaller dtype, or engine: thread with device_map: auto for several "
+        "GPUs. A model that is larger than one machine is not a job for kind: local; kind: tinker works with any "
+        "Tinker-compatible server, which shards it."
+    )
 
 
 def _quantised(kind: str | None, dtype: torch.dtype) -> Any:
@@ -124,11 +196,27 @@ def _quantised(kind: str | None, dtype: torch.dtype) -> Any:
     raise ConfigurationError(f"quantisation {kind!r} is not known; use 8bit or 4bit")
 
 
+@contextmanager
+def _without_bars() -> Iterator[None]:
+    """transformers without its progress bars."""
+    from transformers.utils.logging import disable_progress_bar, enable_progress_bar, is_progress_bar_enabled
+
+    bars = is_progress_bar_enabled()
+    disable_progress_bar()
+    try:
+        yield
+    finally:
+        if bars:
+            enable_progress_bar()
+
+
 def enable_checkpointing(model: PreTrainedModel) -> None:
     """Keep activations at layer boundaries only and compute the rest again in the backward pass.
 
     Layers do so in training mode only, so the model's own dropout is taken out: the base is the same in both modes.
     """
+    import torch
+
     # The name changes with transformers 6; the newer one is in 5.x already.
     enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
     enable({"use_reentrant": False})
@@ -137,3 +225,34 @@ def enable_checkpointing(model: PreTrainedModel) -> None:
             module.p = 0.0
         if isinstance(getattr(module, "attention_dropout", None), float):
             module.attention_dropout = 0.0
+
+
+def is_full(folder: Path) -> bool:
+    """Whether a folder holds a whole model."""
+    return (folder / "config.json").is_file() and any(folder.glob(_WEIGHTS))
+
+
+def save_full(out: Path, model: PreTrainedModel, tokenizer: Path) -> None:
+    """Write a model folder, which transformers and vLLM load by its path, with the weights that ``model`` has now and
+    the tokenizer of the folder ``tokenizer``. It appears whole and replaces an old one."""
+    with whole_folder(out) as part:
+        model.save_pretrained(part)
+        for name in _TOKENIZER_FILES:
+            if (tokenizer / name).is_file():
+                shutil.copyfile(tokenizer / name, part / name)
+
+
+def load_full(folder: Path, own: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Weights of a model folder by the names, and at the places, of a model's ``own``.
+
+    Raises ConfigurationError where it is no model folder or a model of another shape.
+    """
+    dtypes = {t.dtype for t in own.values() if t.is_floating_point()}
+    if len(dtypes) != 1:
+        raise ConfigurationError("a full fine-tune cannot take the place of quantised weights; set no quantisation.")
+    other = load_causal_lm(folder, dtype=next(iter(dtypes)), device="cpu")
+    found = {n: p.data for n, p in other.named_parameters()}
+    if found.keys() != own.keys() or any(found[n].shape != own[n].shape for n in own):
+        raise ConfigurationError(f"{folder.name} is a model of another shape than the base model")
+    # Cloned: loaded tensors may lie at any address, and the address decides which kernel computes with them.
+    return {n: found[n].to(own[n].device, own[n].dtype, copy=True) for n in own}

@@ -1,20 +1,166 @@
-"""Options of ``kind: local``, and how hyperparameters of a job become training settings."""
+"""Options of ``kind: local``, the recipes that members are trained by, and how hyperparameters become a recipe.
+
+Imports no PyTorch: a plan reads it.
+"""
 
 from __future__ import annotations
 
+import hashlib
+import math
 import os
-from collections.abc import Mapping
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from ...config import RunConfig
 from ...errors import ConfigurationError, RejectedError
 from ..objective import Objective
 from ..options import Options, parse_options
-from .recipes import ClassifierSettings, FullSettings, LoraSettings
-from .task import FRESH, TaskSpec
-from .tasks import ModelSpec
+
+FRESH = "fresh"
+"""``backend.model`` of a task: every fine-tune of the base starts from weights of its own seed."""
+
+
+@dataclass(frozen=True, slots=True)
+class Recipe:
+    """AdamW without weight decay, linear warm-up, cosine to zero. ``warmup_ratio`` is the share of all optimiser
+    steps. The model runs in evaluation mode: its own dropout is off, so that a loss is the one that scoring gives."""
+
+    n_epochs: int = 3
+    batch_size: int = 8
+    learning_rate: float = 1e-3
+    warmup_ratio: float = 0.03
+
+    def __post_init__(self) -> None:
+        wrong = [f"{name} = {getattr(self, name)} ({rule})" for name, rule, good in self._rules() if not good]
+        if wrong:
+            raise ConfigurationError(f"training settings out of range: {', '.join(wrong)}")
+
+    def _rules(self) -> Iterator[tuple[str, str, bool]]:
+        yield "n_epochs", "at least 1", self.n_epochs >= 1
+        yield "batch_size", "at least 1", self.batch_size >= 1
+        yield "learning_rate", "above 0", self.learning_rate > 0
+        yield "warmup_ratio", "from 0 to 1", 0 <= self.warmup_ratio <= 1
+
+
+@dataclass(frozen=True, slots=True)
+class LoraSettings(Recipe):
+    """LoRA (Hu et al., 2021): the update added to a layer is (alpha / rank) B A x.
+
+    ``targets`` are read as PEFT reads ``target_modules``: names (the last part, or the whole path), one regular
+    expression for the whole path, or ``all-linear``; None takes PEFT's table for the architecture and, for
+    architectures that are not in it, every linear layer but the output head. Only the text part of a vision-language
+    model gets adapters.
+    """
+
+    rank: int = 8
+    alpha: float = 16.0
+    dropout: float = 0.0
+    targets: tuple[str, ...] | str | None = None
+
+    def _rules(self) -> Iterator[tuple[str, str, bool]]:
+        # Not super(): the class that slots=True makes is another one than this body's.
+        yield from Recipe._rules(self)
+        yield "rank", "at least 1", self.rank >= 1
+        yield "alpha", "above 0", self.alpha > 0
+        yield "dropout", "from 0 to below 1", 0 <= self.dropout < 1
+
+
+@dataclass(frozen=True, slots=True)
+class FullSettings(Recipe):
+    """Every weight of the model is trained."""
+
+    learning_rate: float = 5e-5
+
+
+@dataclass(frozen=True, slots=True)
+class ClassifierSettings:
+    """Of a classifier: SGD (with momentum) or AdamW. ``schedule`` lowers the rate to 0 over all steps, or keeps it."""
+
+    n_epochs: int = 1
+    batch_size: int = 25
+    learning_rate: float = 0.1
+    optimizer: Literal["sgd", "adamw"] = "sgd"
+    momentum: float = 0.0
+    weight_decay: float = 0.0
+    schedule: Literal["constant", "linear", "cosine"] = "constant"
+
+    def __post_init__(self) -> None:
+        good = {
+            "n_epochs": self.n_epochs >= 1,
+            "batch_size": self.batch_size >= 1,
+            "learning_rate": self.learning_rate > 0,
+            "momentum": 0 <= self.momentum < 1,
+            "weight_decay": self.weight_decay >= 0,
+            "optimizer": self.optimizer in ("sgd", "adamw"),
+            "schedule": self.schedule in ("constant", "linear", "cosine"),
+        }
+        wrong = [f"{name}: {getattr(self, name)}" for name, fits in good.items() if not fits]
+        if wrong:
+            raise ConfigurationError(f"training settings out of range: {', '.join(wrong)}")
+
+    def rate(self, step: int, total: int) -> float:
+        """Learning rate of a step (from 0), at the middle of its share of the schedule."""
+        t = (step + 0.5) / total
+        factor = {"constant": 1.0, "linear": 1 - t, "cosine": (1 + math.cos(math.pi * t)) / 2}[self.schedule]
+        return self.learning_rate * factor
+
+
+@dataclass(frozen=True, slots=True)
+class ModelSpec:
+    """A language model and how a worker holds it; equal specs share one copy in a process.
+
+    ``quantisation``: None, ``8bit`` or ``4bit`` (bitsandbytes). ``threads``: torch threads of the worker.
+    ``tokenizer``: folder of another tokenizer than the model's own.
+    """
+
+    path: str
+    device: str = "cpu"
+    dtype: str = "float32"
+    device_map: str | None = None
+    quantisation: str | None = None
+    gradient_checkpointing: bool = False
+    threads: int = 1
+    tokenizer: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class TaskSpec:
+    """A task and how a worker holds it. ``start``: file of the weights that everything starts from; None: fresh."""
+
+    task: str
+    folder: str
+    inputs: str | None = None
+    start: str | None = None
+    device: str = "cpu"
+    threads: int = 1
+
+    @property
+    def place(self) -> tuple[Path | str, str]:
+        """File or module of the task, and the name in it ('' for the module itself)."""
+        place, _, name = self.task.partition(":")
+        return (Path(self.folder, place).resolve() if place.endswith(".py") else place), name
+
+    def digest(self) -> str:
+        """SHA-256 of the task's file, the inputs and the start; imports nothing. Raises ConfigurationError."""
+        sha = hashlib.sha256(f"{self.task}\n{self.inputs}\n{self.start}\n".encode())
+        place, _ = self.place
+        for part in (place if isinstance(place, Path) else None, self.inputs, self.start):
+            if part is not None:
+                try:
+                    with Path(part).open("rb") as file:
+                        while chunk := file.read(1 << 20):
+                            sha.update(chunk)
+                except OSError as error:
+                    raise ConfigurationError(
+                        f"{part} cannot be read: {error.strerror}. Check backend.options."
+                    ) from error
+        return sha.hexdigest()
+
 
 FineTuning = Literal["lora", "full"]
 _RECIPE = frozenset({"n_epochs", "batch_size", "learning_rate", "learning_rate_multiplier", "warmup_ratio"})
@@ -33,29 +179,31 @@ _CLASSIFIER = {
     "schedule": str,
 }
 CLASSIFIER_HYPERPARAMETERS = frozenset(_CLASSIFIER)
-_LANGUAGE_ONLY = {"dtype", "device_map", "quantisation", "gradient_checkpointing", "fine_tuning"}
+_LANGUAGE_ONLY = {"dtype", "device_map", "quantisation", "gradient_checkpointing", "fine_tuning", "tokens_per_pass"}
 
 
 class RayOptions(Options):
-    """The cluster of ``engine: ray``."""
+    """The cluster of ``engine: ray``; each actor holds the model for the whole run."""
 
     address: str | None = Field(None, description="auto, or a cluster's address; default: one on this machine")
-    cpus: float = Field(1.0, ge=0, description="CPUs of a task (one batch of members)")
-    gpus: float | None = Field(None, ge=0, description="GPUs of a task; default: one where device is cuda, else none")
-    retries: int = Field(3, ge=0, description="times that a lost worker's task is run again")
+    cpus: float = Field(1.0, ge=0, description="CPUs of an actor")
+    gpus: float | None = Field(None, ge=0, description="GPUs of an actor; default: one where device is cuda, else none")
+    retries: int = Field(3, ge=0, description="times that the task of a lost actor is run again")
 
     @model_validator(mode="after")
     def _needs_something(self) -> RayOptions:
         if not self.cpus and self.gpus == 0:
-            raise ValueError("a task needs CPUs or GPUs")
+            raise ValueError("an actor needs CPUs or GPUs")
         return self
 
 
 class LocalOptions(Options):
     """``backend.options`` of ``kind: local``."""
 
-    device: str = Field("cpu", description="torch device: cpu, cuda, cuda:1, ...")
-    dtype: Literal["float32", "bfloat16", "float16", "float64"] = Field("float32", description="of the frozen model")
+    device: str = Field("cpu", description="cpu, cuda (all GPUs, one worker each), or one GPU: cuda:1")
+    dtype: Literal["float32", "bfloat16", "float16", "float64"] | None = Field(
+        None, description="of the frozen model; default: float32 on the CPU, bfloat16 on a GPU"
+    )
     device_map: str | None = Field(None, description="auto: spread a model that is larger than one GPU over several")
     quantisation: Literal["8bit", "4bit"] | None = Field(None, description="frozen weights through bitsandbytes")
     gradient_checkpointing: bool = Field(False, description="less memory, about a third more computing")
@@ -69,7 +217,7 @@ class LocalOptions(Options):
     )
     inputs: str | None = Field(None, description="of a task: .npz (array x) or .npy; a record's prompt is a row number")
     engine: Literal["processes", "thread", "ray"] = Field("processes", description="where members are trained")
-    workers: int | None = Field(None, ge=1, description="processes; default: one a core on the CPU, one on a GPU")
+    workers: int | None = Field(None, ge=1, description="processes, or actors of Ray; default: one a core, one a GPU")
     members_at_a_time: int | None = Field(
         None,
         ge=1,
@@ -79,14 +227,28 @@ class LocalOptions(Options):
     memory_limit_gib: float | None = Field(
         None, gt=0, description="of a worker, beside the model; default: half of what is free"
     )
+    tokens_per_pass: int | None = Field(
+        None, ge=16, description="most padded tokens that go through the model at once; default: 2,048, a GPU's 16,384"
+    )
     ray: RayOptions = Field(default_factory=RayOptions)
+
+    @field_validator("device")
+    @classmethod
+    def _supported(cls, device: str) -> str:
+        if not re.fullmatch(r"cpu|cuda(:\d+)?", device):
+            raise ValueError(f"{device} is not supported (mps, xpu and others are untested); use cpu, cuda or cuda:1")
+        return device
 
     @property
     def worker_count(self) -> int:
         """Worker processes of this machine."""
-        if self.engine == "thread" or (self.workers is None and self.device != "cpu"):
+        if self.engine == "thread":
             return 1
-        return self.workers or max(1, usable_cores() // self.threads)
+        if self.workers is not None:
+            return self.workers
+        if self.device == "cpu":
+            return max(1, usable_cores() // self.threads)
+        return max(1, visible_gpus()) if self.device == "cuda" else 1
 
     @property
     def memory_limit(self) -> int | None:
@@ -94,8 +256,8 @@ class LocalOptions(Options):
         return None if self.memory_limit_gib is None else int(self.memory_limit_gib * 2**30)
 
     @property
-    def gpus_per_task(self) -> float:
-        """GPUs that a task takes of a Ray cluster, which hides all others from it."""
+    def gpus_per_actor(self) -> float:
+        """GPUs that an actor takes of a Ray cluster, which hides all others from it."""
         return self.ray.gpus if self.ray.gpus is not None else float(self.device.startswith("cuda"))
 
     def spec(self, model: str, tokenizer: str | None = None) -> ModelSpec:
@@ -103,7 +265,7 @@ class LocalOptions(Options):
         return ModelSpec(
             path=model,
             device=self.device,
-            dtype=self.dtype,
+            dtype=self.dtype or ("float32" if self.device == "cpu" else "bfloat16"),
             device_map=self.device_map,
             quantisation=self.quantisation,
             gradient_checkpointing=self.gradient_checkpointing,
@@ -127,6 +289,13 @@ class LocalOptions(Options):
             device=self.device,
             threads=self.threads,
         )
+
+
+def visible_gpus() -> int:
+    """CUDA devices that this process may use, without opening one."""
+    from torch.cuda import device_count
+
+    return device_count()
 
 
 def usable_cores() -> int:
@@ -160,12 +329,12 @@ def options_of(config: RunConfig) -> LocalOptions:
     if options.engine == "ray" and options.device.startswith("cuda"):
         if options.ray.gpus == 0:
             raise ConfigurationError(
-                "backend.options.ray.gpus: 0 hides every GPU from a task that has device: cuda. Give it one, or a "
-                "share (0.5: two tasks on a GPU), or leave it out."
+                "backend.options.ray.gpus: 0 hides every GPU from an actor that has device: cuda. Give it one, or a "
+                "share (0.5: two actors on a GPU), or leave it out."
             )
         if options.device != "cuda":
             raise ConfigurationError(
-                f"backend.options.device: {options.device}: Ray chooses each task's GPU. Use device: cuda."
+                f"backend.options.device: {options.device}: Ray chooses each actor's GPU. Use device: cuda."
             )
     if options.device_map and options.engine != "thread":
         raise ConfigurationError(
@@ -191,6 +360,13 @@ def classifier_settings_of(hyperparameters: Mapping[str, Any]) -> ClassifierSett
         return ClassifierSettings(**{k: _CLASSIFIER[k](v) for k, v in hyperparameters.items() if v != "auto"})
     except (ConfigurationError, ValueError) as error:
         raise RejectedError(f"hyperparameters cannot be used: {error}") from error
+
+
+def targets_of(text: str) -> tuple[str, ...] | str:
+    """``lora_targets`` as PEFT's ``target_modules``: names with commas between them, or one regular expression."""
+    if text == "all-linear" or re.search(r"[\\^$*+?()|\[\]{}]", text):
+        return text
+    return tuple(t.strip() for t in text.split(",") if t.strip())
 
 
 def settings_of(hyperparameters: Mapping[str, Any], fine_tuning: FineTuning = "lora") -> LoraSettings | FullSettings:
@@ -219,7 +395,7 @@ def settings_of(hyperparameters: Mapping[str, Any], fine_tuning: FineTuning = "l
             if f"lora_{name}" in given:
                 values[name] = number(given[f"lora_{name}"])
         if "lora_targets" in given:
-            values["targets"] = tuple(t.strip() for t in str(given["lora_targets"]).split(",") if t.strip())
+            values["targets"] = targets_of(str(given["lora_targets"]))
         return kind(**values)
     except (ConfigurationError, ValueError) as error:
         raise RejectedError(f"hyperparameters cannot be used: {error}") from error

@@ -30,11 +30,13 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from ...data.dataset import Example, Message
+from ...data.tokenizers import EncodedExample
 from ...errors import ConfigurationError, DataError
-from .class_losses import ExampleLoss, example_cross_entropy
+from .losses import ExampleLoss, example_cross_entropy
+from .options import TaskSpec
 
-FRESH = "fresh"
-"""As ``backend.model``: every fine-tune of the base starts from weights of its own seed."""
+_CHAT = "a classifier's examples are prompt/completion records: which input, and its class."
 _KEPT_BYTES = 1 << 30
 _WRONG = (
     AttributeError,
@@ -64,45 +66,9 @@ class ClassifierTask:
     read: Callable[[Sequence[str]], Tensor] | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class TaskSpec:
-    """A task and how a worker holds it. ``start``: file of the weights that everything starts from; None: fresh."""
-
-    task: str
-    folder: str
-    inputs: str | None = None
-    start: str | None = None
-    device: str = "cpu"
-    threads: int = 1
-
-    def digest(self) -> str:
-        """SHA-256 of the task's file, the inputs and the start; imports nothing. Raises ConfigurationError."""
-        sha = hashlib.sha256(f"{self.task}\n{self.inputs}\n{self.start}\n".encode())
-        place, _ = _split(self.task, self.folder)
-        for part in (place if isinstance(place, Path) else None, self.inputs, self.start):
-            if part is not None:
-                _update(sha, Path(part))
-        return sha.hexdigest()
-
-
-def _update(sha: Any, path: Path) -> None:
-    try:
-        with path.open("rb") as file:
-            while chunk := file.read(1 << 20):
-                sha.update(chunk)
-    except OSError as error:
-        raise ConfigurationError(f"{path} cannot be read: {error.strerror}. Check backend.options.") from error
-
-
-def _split(task: str, folder: str) -> tuple[Path | str, str]:
-    """File or module name, and the name in it ('' for the module itself)."""
-    place, _, name = task.partition(":")
-    return (Path(folder, place).resolve() if place.endswith(".py") else place), name
-
-
 def load_task(spec: TaskSpec) -> ClassifierTask:
     """Import what ``spec.task`` names. Raises ConfigurationError where that fails or it is no task."""
-    place, name = _split(spec.task, spec.folder)
+    place, name = spec.place
     try:
         module = _import_file(place) if isinstance(place, Path) else importlib.import_module(place)
         found: Any = getattr(module, name) if name else module
@@ -135,7 +101,7 @@ def _import_file(path: Path) -> ModuleType:
     return module
 
 
-class Material:
+class Records:
     """Inputs and labels of records, read once as far as memory allows."""
 
     def __init__(self, task: ClassifierTask, inputs: str | None) -> None:
@@ -202,3 +168,44 @@ def _array(path: Path) -> Tensor:
     except (OSError, ValueError) as error:
         raise ConfigurationError(f"{path} cannot be read as an array: {error}") from error
     return torch.from_numpy(np.ascontiguousarray(array))
+
+
+class TaskTokenizer:
+    """Stands in for a tokenizer: one id for the input, one for the class, which is the one target."""
+
+    begin = ""
+    end = ""
+
+    def __init__(self, spec: TaskSpec) -> None:
+        self.name = spec.task
+        self._spec = spec
+        self._texts: dict[int, str] = {}
+
+    @property
+    def fingerprint(self) -> str:
+        """Changes with the task's file, the inputs and the start."""
+        return self._spec.digest()
+
+    def encode_example(self, example: Example) -> EncodedExample:
+        """Raises DataError for a chat."""
+        if example.is_chat:
+            raise DataError(f"example {example.id!r} is a chat; {_CHAT}")
+        return EncodedExample(example, (self._id(example.prompt), self._id(example.completion)), (1,))
+
+    def encode(self, text: str) -> list[int]:
+        return [self._id(text)]
+
+    def encode_with_offsets(self, text: str) -> tuple[list[int], list[tuple[int, int]]]:
+        return [self._id(text)], [(0, len(text))]
+
+    def pieces(self, ids: Sequence[int]) -> list[str]:
+        return [self._texts.get(i, "?") for i in ids]
+
+    def render(self, messages: Sequence[Message], *, generation_prompt: bool = False) -> str:
+        """Raises DataError: there are no chats here."""
+        raise DataError(_CHAT)
+
+    def _id(self, text: str) -> int:
+        number = int.from_bytes(hashlib.sha256(text.encode("utf-8", "surrogatepass")).digest()[:6], "big")
+        self._texts[number] = text
+        return number

@@ -1,24 +1,38 @@
-"""Fine-tuning jobs on this machine or on a Ray cluster, behind the interface of every trainer."""
+"""Fine-tuning jobs on this machine or on a Ray cluster, behind the interface of every trainer.
+
+Jobs are trained in groups of a fixed size, cut in the order in which they were submitted. The size follows from the
+config and the number of workers, never from what happens to wait, so that the same run gives the same groups. Small
+groups also bring their results early, and lose little where a process dies.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import itertools
-from collections.abc import Iterator, Sequence
+import json
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
+from functools import cached_property
 from types import TracebackType
 from typing import Self
 
 from ...config import RunConfig
 from ...errors import ConfigurationError, DaunceError, RejectedError, StopError, TransientError
 from ..base import Job, JobRequest, JobStatus, ModelInfo, TrainerCapabilities
-from .engines import Engine
-from .groups import group_size, groups_of
-from .jobs import JobRecord, remove_folder
-from .kits import Work, kit_of
-from .member_work import MemberTask
-from .options import options_of
-from .workshop import Workshop, adapter_files
+from ..registry import Context
+from .backend import LocalRun, adapter_files, open_scorer, open_tokenizer, run_of, scorer_capabilities
+from .engines import WorkerLostError
+from .options import LocalOptions
+from .store import JobRecord, MemberResult, MemberTask, remove_folder
+
+__all__ = [
+    "LocalTrainer",
+    "open_scorer",
+    "open_tokenizer",
+    "open_trainer",
+    "scorer_capabilities",
+    "trainer_capabilities",
+]
 
 _JOBS_AT_ONCE = 64
 _QUEUED_AT_MOST = 2048
@@ -32,43 +46,46 @@ _CHECKPOINTS = 100
 
 def trainer_capabilities(config: RunConfig) -> TrainerCapabilities:
     """All jobs at once, because members that wait together are trained together; fewer where a rule may end the run."""
-    options, kit = options_of(config), kit_of(config)
+    run = LocalRun(config)
+    options = run.options
     whole = 0 if config.ensemble.stop else min(config.ensemble.members, _QUEUED_AT_MOST)
     return TrainerCapabilities(
         provider="this machine" if options.engine != "ray" else "the Ray cluster",
         max_concurrent_jobs=config.backend.max_concurrent_jobs or max(_JOBS_AT_ONCE, whole),
-        hyperparameters=kit.hyperparameters,
+        hyperparameters=run.family.hyperparameters,
         grace_seconds=0.0,
         listing_lag_seconds=0.0,
-        max_context_tokens=kit.context_tokens,
+        max_context_tokens=run.family.context_tokens,
         checkpoints=_CHECKPOINTS,
         own_queue=True,
         workers=None if options.engine == "ray" else options.worker_count,
+        epochs=run.family.epochs,
         notes=(f"objective: {options.objective}",),
     )
 
 
 class LocalTrainer:
     """Fine-tuning jobs on this machine. Jobs that agree in all but subset and seed are trained in groups of a fixed
-    size (``groups``), one a worker at a time."""
+    size, one a worker at a time."""
 
-    def __init__(self, workshop: Workshop) -> None:
-        self._workshop = workshop
-        self._folder = workshop.folder
+    def __init__(self, run: LocalRun) -> None:
+        self._run = run
+        self._folder = run.folder
         self._jobs: dict[str, JobRecord] = {}
         self._lost: dict[str, int] = {}
+        self._killed: dict[str, int] = {}
         self._batches: set[asyncio.Task[None]] = set()
         self._wake = asyncio.Event()
         self._dispatcher: asyncio.Task[None] | None = None
         self._last_submit = 0.0
         self._failure: DaunceError | None = None
 
-    @property
+    @cached_property
     def capabilities(self) -> TrainerCapabilities:
-        return trainer_capabilities(self._workshop.config)
+        return trainer_capabilities(self._run.config)
 
     async def __aenter__(self) -> Self:
-        self._workshop.enter()
+        self._run.enter()
         self._jobs = self._folder.read()
         self._last_submit = asyncio.get_running_loop().time()
         self._dispatcher = asyncio.create_task(self._dispatch())
@@ -83,16 +100,13 @@ class LocalTrainer:
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
-        await asyncio.to_thread(self._workshop.leave)
+        await asyncio.to_thread(self._run.leave)
 
     async def model_info(self, model: str) -> ModelInfo:
         """Raises RejectedError where there is no such model."""
-        self._workshop.adapter(model)
+        self._run.adapter(model)
         try:
-            work = self._workshop.kit.check_base()
-            if work is not None:
-                engine = await asyncio.to_thread(lambda: self._workshop.engine)
-                await asyncio.wrap_future(engine.submit(work.function, work.task))
+            await self._run.family.check_base(self._run)
         except ConfigurationError as error:
             raise RejectedError(str(error)) from error
         return ModelInfo(model)
@@ -110,8 +124,8 @@ class LocalTrainer:
         known = self._jobs.get(self._folder.job_id(request.key))
         if known is not None:
             return known.public
-        self._workshop.adapter(request.model)
-        self._workshop.kit.check(request.hyperparameters)
+        self._run.adapter(request.model)
+        self._run.family.check(request.hyperparameters)
         if self._folder.file(request.file_id) is None:
             raise RejectedError(f"training file {request.file_id!r} does not exist")
         number = 1 + max((r.number for r in self._jobs.values()), default=0)
@@ -189,16 +203,16 @@ class LocalTrainer:
             self._wake.clear()
             if not any(r.status == JobStatus.QUEUED for r in self._jobs.values()):
                 continue
-            engine = await asyncio.to_thread(lambda: self._workshop.engine)
+            engine = await asyncio.to_thread(lambda: self._run.engine)
             quiet = loop.time() - self._last_submit
             wait = _REFILL_SECONDS if self._more_will_come() else _GATHER_SECONDS
-            groups = self._groups(engine, partial=quiet >= wait)
+            groups = self._groups(engine.workers, partial=quiet >= wait)
             for group in itertools.islice(groups, max(0, engine.workers - len(self._batches))):
                 names = tuple(r.id for r in group)
                 for record in group:
                     if record.status == JobStatus.QUEUED:
                         self._update(record, status=JobStatus.RUNNING, group=names)
-                task = asyncio.create_task(self._run(names))
+                task = asyncio.create_task(self._train(names))
                 self._batches.add(task)
                 task.add_done_callback(self._batch_done)
             if quiet < wait:
@@ -210,8 +224,8 @@ class LocalTrainer:
         if error is not None and self._failure is None:
             if not isinstance(error, DaunceError):
                 error = StopError(
-                    f"jobs cannot go on here: {type(error).__name__}: {error}. What is finished is kept; run the same "
-                    "command again when the cause is mended."
+                    f"jobs cannot go on here: {type(error).__name__}: {error}. What is finished is kept; fix the cause "
+                    "and run the same command again."
                 )
             self._failure = error
 
@@ -222,33 +236,27 @@ class LocalTrainer:
 
     def _more_will_come(self) -> bool:
         """Whether the client submits further members only when others are finished, and looks for that now and then."""
-        members = self._workshop.config.ensemble.members
+        members = self._run.config.ensemble.members
         return self.capabilities.max_concurrent_jobs < members and len(self._jobs) < members
 
-    def _groups(self, engine: Engine, *, partial: bool) -> Iterator[list[JobRecord]]:
-        workshop = self._workshop
-        size = group_size(
-            workshop.config,
-            workshop.options,
-            workshop.kit.members_at_a_time,
-            workers=engine.workers,
-            jobs_at_once=self.capabilities.max_concurrent_jobs,
-        )
-        from_target = workshop.config.ensemble.start_from == "target"
+    def _groups(self, workers: int, *, partial: bool) -> list[list[JobRecord]]:
+        run, at_once = self._run, self.capabilities.max_concurrent_jobs
+        size = group_size(run.config, run.options, run.family.members_at_a_time, workers=workers, jobs_at_once=at_once)
+        from_target = run.config.ensemble.start_from == "target"
         # A list: jobs change while the groups are started.
-        return iter([*groups_of(self._jobs, size, base=workshop.model, target_is_trained=from_target, partial=partial)])
+        return [*groups_of(self._jobs, size, base=run.model, target_is_trained=from_target, partial=partial)]
 
-    async def _run(self, names: Sequence[str]) -> None:
+    async def _train(self, names: Sequence[str]) -> None:
         records = [self._jobs[name] for name in names if name in self._jobs]
         try:
-            work, records = await asyncio.to_thread(self._work, records)
-            if work is None:
-                return
-            results = await asyncio.wrap_future(self._workshop.engine.submit(work.function, work.task))
+            results, records = await self._results(records)
         except TransientError as error:
+            killed = isinstance(error, WorkerLostError) and error.killed
             for record in records:
-                self._lost[record.id] = self._lost.get(record.id, 0) + 1
-                final = self._lost[record.id] > _LOST_WORKERS
+                # A killed worker's members come back in smaller pieces, until the worker itself refuses.
+                lost = self._lost[record.id] = self._lost.get(record.id, 0) + (not killed)
+                self._killed[record.id] = self._killed.get(record.id, 0) + killed
+                final = lost > _LOST_WORKERS
                 self._finish(record, JobStatus.FAILED if final else JobStatus.QUEUED, str(error) if final else None)
             return
         except DaunceError as error:
@@ -278,12 +286,14 @@ class LocalTrainer:
         if now.status == JobStatus.RUNNING:
             self._update(now, status=status, error=error, trained_tokens=trained_tokens)
 
-    def _work(self, records: Sequence[JobRecord]) -> tuple[Work | None, list[JobRecord]]:
-        kit = self._workshop.kit
+    async def _results(self, records: Sequence[JobRecord]) -> tuple[list[MemberResult], list[JobRecord]]:
+        """What a worker makes of a group, and the records that it was given: those whose training file is there."""
+        from .worker import run_train
+
         first = records[0]
-        folder = self._workshop.adapter(first.model)
-        shared = self._workshop.engine.shares_files
-        start = folder if shared else adapter_files(folder)
+        folder = self._run.adapter(first.model)
+        engine = await asyncio.to_thread(lambda: self._run.engine)
+        start = folder if engine.shares_files else await asyncio.to_thread(adapter_files, folder)
         members, kept = [], []
         for record in records:
             path = self._folder.file(record.file_id)
@@ -293,6 +303,54 @@ class LocalTrainer:
                 )
                 continue
             kept.append(record)
-            out = self._folder.part(record.id) if shared and kit.writes_folders else None
+            out = self._folder.part(record.id) if engine.shares_files and self._run.family.writes_folders else None
             members.append(MemberTask(record.key, path.read_bytes(), record.seed, start, out))
-        return kit.train(first.hyperparameters, members) if members else None, kept
+        if not members:
+            return [], []
+        cuts = max(self._killed.get(record.id, 0) for record in kept)
+        task = self._run.family.train_task(first.hyperparameters, members, cuts)
+        return await self._run.work(run_train, task), kept
+
+
+def open_trainer(context: Context) -> LocalTrainer:
+    """The trainer of a run; its files, jobs and adapters are kept in ``RUN/local``."""
+    return LocalTrainer(run_of(context))
+
+
+def group_size(config: RunConfig, options: LocalOptions, usual: int, *, workers: int, jobs_at_once: int) -> int:
+    """Members of a group: ``members_at_a_time``, or ``usual`` and fewer where that leaves workers without any; never
+    more than the ``jobs_at_once`` that can wait together."""
+    even = -(-min(config.ensemble.members, jobs_at_once) // max(1, workers))
+    return min(options.members_at_a_time or min(usual, even), jobs_at_once)
+
+
+def groups_of(
+    jobs: Mapping[str, JobRecord], size: int, *, base: str, target_is_trained: bool, partial: bool
+) -> Iterator[list[JobRecord]]:
+    """Queued jobs in groups: first the groups that were interrupted, whole, so that members stay together; then
+    full groups of jobs that agree in all but subset and seed, in the order of their submission; then, with
+    ``partial``, what is left. Where members start from a target, it is a group of its own."""
+    queued = sorted((r for r in jobs.values() if r.status == JobStatus.QUEUED), key=lambda r: (r.number, r.id))
+    again = dict.fromkeys(r.group for r in queued if r.group)
+    for group in again:
+        yield [jobs[name] for name in group if name in jobs]
+    alike: dict[str, list[JobRecord]] = {}
+    for record in queued:
+        if not record.group:
+            alike.setdefault(json.dumps([record.model, dict(record.hyperparameters)], sort_keys=True), []).append(
+                record
+            )
+    full: list[list[JobRecord]] = []
+    rest: list[list[JobRecord]] = []
+    for records in alike.values():
+        own = 1 if target_is_trained and records[0].model == base else size
+        for part in _cut(records, own):
+            (full if len(part) == own else rest).append(part)
+    yield from sorted(full, key=lambda part: part[0].number)
+    if partial:
+        yield from rest
+
+
+def _cut(records: Sequence[JobRecord], size: int) -> Iterator[list[JobRecord]]:
+    for first in range(0, len(records), size):
+        yield list(records[first : first + size])

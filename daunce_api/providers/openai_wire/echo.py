@@ -16,11 +16,11 @@ from pydantic import Field
 
 from ...config import RunConfig
 from ...data.tokenizers import EncodedExample
-from ...errors import ConfigurationError, ContractError, ProviderError
+from ...errors import ConfigurationError, ContractError, ProviderError, RejectedError
 from ..base import ProbeReport, ScorerCapabilities, TokenScores
 from ..contract import by_index, check_ids, check_model, check_top, refuse_long, scores_of
 from ..options import ScorerOptions, parse_options
-from ..probe import probe_echo
+from ..probe import FIRST_LEFT_OUT, probe_echo
 from ..registry import Context
 from .client import WireClient
 from .wire_scorer import WireScorer, open_client
@@ -32,11 +32,14 @@ _TOKEN_ID = "token_id:"
 _ID_OPTIONS = ("return_token_ids", "return_tokens_as_token_ids")
 
 
-Dialect = Literal["auto", "plain", "vllm", "fireworks"]
+Dialect = Literal["auto", "plain", "vllm", "daunce", "fireworks", "max"]
 
 _PRESETS: dict[str, dict[str, Any]] = {
     "plain": {},
     "vllm": {"return_token_ids": True},
+    "daunce": {"return_token_ids": True},
+    # Modular MAX generates a token whatever max_tokens says, and has no entry for the first token of the prompt.
+    "max": {"max_tokens": 1, "first_position": "left_out"},
     "fireworks": {
         "return_token_ids": True,
         "max_tokens": 1,
@@ -57,10 +60,12 @@ class EchoOptions(ScorerOptions):
     logprobs: int = Field(1, ge=0, le=20, description="most likely tokens listed; some servers read 0 as off")
     return_token_ids: bool = Field(False, description="ask for the ids that the server read, and compare them")
     return_tokens_as_token_ids: bool = Field(False, description="the same, by vLLM's older option")
+    first_position: Literal["null", "left_out"] = Field(
+        "null", description="left_out for servers that send no entry for the first token (MAX)"
+    )
     check_model_name: bool = Field(True, description="the answer must name the model that was asked")
     extra_body: dict[str, Any] = Field(default_factory=dict, description="fields of the server's own, sent besides")
     dialect: Dialect = Field("auto", description="presets for a kind of server: auto goes by its address")
-    timeout: float = Field(120.0, gt=0, description="seconds that a request may take")
 
 
 def echo_options(config: RunConfig) -> EchoOptions:
@@ -172,10 +177,20 @@ class EchoScorer(WireScorer):
             "temperature": 0,
             **self._extra,
         }
-        answer = await self.client.post("/completions", body, doing=f"scoring {len(prompts)} prompts under {model}")
+        try:
+            answer = await self.client.post("/completions", body, doing=f"scoring {len(prompts)} prompts under {model}")
+        except RejectedError as error:
+            if body["max_tokens"] == 0 and "max_tokens" in str(error).partition(":")[2]:
+                advised = RejectedError(f"{error} Set backend.scorer.options.max_tokens: 1.")
+                advised.status = error.status
+                raise advised from None
+            raise
         if self._options.check_model_name:
             check_model(self.client.provider, model, answer.get("model"))
-        return by_index(self.client.provider, answer.get("choices"), len(prompts))
+        choices = by_index(self.client.provider, answer.get("choices"), len(prompts))
+        if echo and self._options.first_position == "left_out":
+            choices = [_with_first_position(choice) for choice in choices]
+        return choices
 
     async def _look(self) -> None:
         """Ask once which kind of server this is; one that does not say is taken as it is."""
@@ -186,7 +201,7 @@ class EchoScorer(WireScorer):
                 listed = (await self.client.get("models", doing="listing models")).get("data")
             except ProviderError:
                 listed = None
-            if dialect_of_models(listed) == "vllm":
+            if dialect_of_models(listed) is not None:
                 # Not among those that must come: versions before 0.10.2 return none, and were scored without.
                 self._extra = {"return_token_ids": True, **self._extra}
             self._known = True
@@ -227,19 +242,25 @@ class EchoScorer(WireScorer):
         logprobs = choice.get("logprobs")
         if not isinstance(logprobs, dict):
             logprobs = {}
-        scores = scores_of(
-            provider,
-            example,
-            logprobs.get("token_logprobs"),
-            generated=options.max_tokens,
-            hint=IGNORED_ECHO,
-        )
+        values = logprobs.get("token_logprobs")
+        short = isinstance(values, list) and 1 < len(values) == len(example.ids) + options.max_tokens - 1
+        hint = FIRST_LEFT_OUT if short else IGNORED_ECHO
+        scores = scores_of(provider, example, values, generated=options.max_tokens, hint=hint)
         returned = self.read_ids(choice, len(example.ids))
         if returned is not None:
             check_ids(provider, example, returned)
         if options.logprobs:
             check_top(provider, example, scores, logprobs.get("top_logprobs"))
         return scores
+
+
+def _with_first_position(choice: dict[str, Any]) -> dict[str, Any]:
+    """A choice with null for the first token, of a server that has no entry for it."""
+    logprobs = choice.get("logprobs")
+    if not isinstance(logprobs, dict):
+        return choice
+    whole = {name: [None, *values] for name, values in logprobs.items() if isinstance(values, list) and values}
+    return {**choice, "logprobs": {**logprobs, **whole}}
 
 
 def presets(dialect: object, address: str | None) -> dict[str, Any]:
@@ -268,7 +289,7 @@ def _by_host(host: str) -> str:
 
 
 def dialect_of_models(listed: object) -> str | None:
-    """The dialect that an answer of ``GET /models`` tells of: vLLM names itself as the owner of what it serves."""
-    if isinstance(listed, list) and any(isinstance(m, dict) and m.get("owned_by") == "vllm" for m in listed):
-        return "vllm"
-    return None
+    """The dialect that an answer of ``GET /models`` shows: vLLM and ``daunce serve`` name themselves as the owner of
+    what they serve."""
+    owners = {m.get("owned_by") for m in listed if isinstance(m, dict)} if isinstance(listed, list) else set()
+    return next((name for name in ("vllm", "daunce") if name in owners), None)

@@ -103,7 +103,7 @@ def trainer_capabilities(config: RunConfig) -> TrainerCapabilities:
         listing_lag_seconds=options.listing_lag_seconds,
         echoes=options.echoes,
         checkpoints=KEPT_CHECKPOINTS,
-        accepts=frozenset({"tools", "images"}) if official else frozenset({"tools", "images", "texts"}),
+        accepts=frozenset({"tools", "images", "validation"} | (set() if official else {"texts"})),
         notes=OPENAI_NOTES if official else (),
     )
 
@@ -218,6 +218,8 @@ class WireTrainer:
             body["metadata"] = {KEY_FIELD: request.key, RUN_FIELD: request.key.partition("-")[0]}
             if request.sequence is not None:
                 body["metadata"][SEQUENCE_FIELD] = str(request.sequence)
+        if request.validation_file_id is not None:
+            body["validation_file"] = request.validation_file_id
         if self._options.extra_body:
             body["extra_body"] = dict(self._options.extra_body)
         return body

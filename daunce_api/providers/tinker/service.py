@@ -9,13 +9,14 @@ from __future__ import annotations
 import asyncio
 import concurrent.futures
 import inspect
+import re
 from collections.abc import Callable
 from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 from urllib.parse import urlsplit
 
-from ...errors import ConfigurationError, MissingExtraError, ProviderError
+from ...errors import ConfigurationError, MissingExtraError, ProviderError, RejectedError, TransientError
 from ..endpoint import ANONYMOUS
 from ..failures import Failures
 from ..registry import TINKER_BASE_URL, Context
@@ -26,6 +27,8 @@ KEY_PREFIX = "tml-"
 NO_KEY = "tml-no-key"
 """Sent to servers without keys."""
 _SHARED = "tinker"
+_FULL = re.compile(r"maximum number of .{0,40}(reached|exceeded)|no free (slot|adapter)", re.IGNORECASE)
+"""What a server says that holds as many models as it can; those of a process that was killed go after a while."""
 
 
 def is_tinker(base_url: str | None) -> bool:
@@ -89,7 +92,13 @@ class Service:
         async def run() -> Any:
             return await _settled(await asyncio.to_thread(create))
 
-        return await self.calls.call(run(), doing=doing, submit=submit)
+        try:
+            return await self.calls.call(run(), doing=doing, submit=submit)
+        except RejectedError as error:
+            if not _FULL.search(str(error)):
+                raise
+            full = TransientError(f"{error} A place becomes free when the server ends an earlier session.")
+        raise full
 
     async def result(self, future: Any, *, doing: str) -> Any:
         """The result of an SDK method that was called already."""

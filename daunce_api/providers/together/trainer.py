@@ -84,7 +84,7 @@ def trainer_capabilities(config: RunConfig) -> TrainerCapabilities:
         hyperparameters=HYPERPARAMETERS,
         switches=SWITCHES,
         notes=(*NOTES, *_defaults_note(config), *(() if packed else (UNPACKED,))),
-        accepts=frozenset({"tools", "texts", "weights"}),
+        accepts=frozenset({"tools", "weights", "validation"}),
     )
 
 
@@ -181,6 +181,7 @@ class TogetherTrainer(SdkTrainer):
         limits = await self._limits_of(request.model)
         call = self._sdk.fine_tuning.create(
             training_file=request.file_id,
+            **({"validation_file": request.validation_file_id} if request.validation_file_id else {}),
             random_seed=request.seed,
             suffix=request.marked_suffix(SUFFIX_CHARACTERS),
             train_on_inputs=False,  # the loss is on the completion, as it is measured

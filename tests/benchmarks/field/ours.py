@@ -125,9 +125,8 @@ def _text_members(
     from daunce_api.data.dataset import Dataset
     from daunce_api.data.tokenizers import encode_example
     from daunce_api.providers.local.language import LanguageModel
-    from daunce_api.providers.local.recipes import LoraSettings
-    from daunce_api.providers.local.trainees import Member
-    from daunce_api.providers.local.training import train_members
+    from daunce_api.providers.local.options import LoraSettings
+    from daunce_api.providers.local.train import Member, train_members
 
     model = LanguageModel.load("daunce-tiny")
     data = Dataset.from_jsonl(f"{next(iter(daunce_api.__path__))}/../examples/uses/backdoor/train.jsonl")

@@ -1,4 +1,5 @@
-"""Files, jobs and adapters of the local backend: plain files in the run folder, each written whole or not at all."""
+"""Files, jobs and models of the local backend: plain files in the run folder, each written whole or not at all; and
+what a worker is given and gives back about one member."""
 
 from __future__ import annotations
 
@@ -20,11 +21,42 @@ _OWN_FILE = re.compile(r"file-[0-9a-f]{20}")
 _OWN_MODEL = re.compile(r"ft-[0-9a-f]{20}(-e[1-9][0-9]{0,5})?")
 
 
+Files = Mapping[str, bytes]
+"""The folder of a fine-tune: file name to content."""
+
+
+@dataclass(frozen=True, slots=True)
+class MemberTask:
+    """One fine-tune: its training file, seed, and the fine-tune that it starts from (None: the base model).
+
+    A full fine-tune is written to ``out`` where the worker shares this machine's folders: it is as large as the model.
+    Otherwise, and for adapters, the result carries the files.
+    """
+
+    key: str
+    content: bytes
+    seed: int
+    start: Path | Files | None = None
+    out: Path | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class MemberResult:
+    """The fine-tune of one member (its files, or none where they are in its task's ``out``), or why there is none."""
+
+    key: str
+    files: Files = field(default_factory=dict)
+    losses: tuple[float, ...] = ()
+    trained_tokens: int = 0
+    error: str | None = None
+    earlier: Mapping[int, Files] = field(default_factory=dict)
+    """By epoch (from 1); empty files where they are in folders beside the task's ``out``."""
+
+
 @dataclass(frozen=True, slots=True)
 class JobRecord:
-    """One job. ``group`` names the jobs that it is trained with, fixed when training starts: a batch that was
-    interrupted is repeated with the same members, and so gives the same numbers. ``number`` counts the jobs of a run in
-    the order of their submission."""
+    """One job. ``group`` names the jobs that it is trained with, fixed when training starts, so that a group that was
+    interrupted is repeated with the same members. ``number`` counts the jobs of a run in the order of submission."""
 
     id: str
     key: str

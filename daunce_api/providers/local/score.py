@@ -1,0 +1,292 @@
+"""Log-probabilities of many sequences under one fine-tune, several in a padded pass; the fine-tunes that are held in
+memory; and what fits into it, in bytes and in tokens."""
+
+from __future__ import annotations
+
+import gc
+from collections import OrderedDict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import psutil
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from ...errors import CapabilityError, ConfigurationError
+from .adapters import CONFIG, WEIGHTS, load_adapter, shapes_of
+from .lora import Active, ActiveFull, ActiveLora, AdaptedModel, Batch
+from .losses import Head, token_nats
+from .models import is_full, load_full
+
+CPU_TOKENS = 2048
+"""Padded tokens of a pass on a CPU; 4,096 and 8,192 were no faster with the embedded model."""
+GPU_TOKENS = 16384
+SCORED_TOKENS = 512
+"""Of a scoring pass on a CPU, which gains nothing from more."""
+WASTE = 96
+"""Padding, in tokens, that costs as much as one more pass. It decides about speed alone."""
+
+Scored = tuple[Sequence[int], Sequence[int]]
+"""Token ids, and the indices (from 1) of those whose log-probabilities are wanted."""
+
+
+def passes_of(lengths: Sequence[int], max_tokens: int, alone_above: int | None = None) -> list[list[int]]:
+    """Indices of ``lengths`` in passes of at most ``max_tokens`` padded tokens (a longer single row is a pass of its
+    own), the longest first: a pass ends where its padding would cost more than another pass. The same lengths give
+    the same passes. Rows above ``alone_above`` are alone."""
+    passes: list[list[int]] = []
+    longest, waste = 0, 0
+    for i in sorted(range(len(lengths)), key=lambda i: (-lengths[i], i)):
+        waste += longest - lengths[i]
+        full = not passes or (len(passes[-1]) + 1) * longest > max_tokens or waste > WASTE
+        if full or (alone_above is not None and longest > alone_above):
+            passes.append([])
+            longest, waste = lengths[i], 0
+        passes[-1].append(i)
+    return passes
+
+
+class OutOfMemoryError(ConfigurationError):
+    """Not even the smallest piece of work fits into memory."""
+
+    def __init__(self, what: str) -> None:
+        super().__init__(
+            f"out of memory: {what}. Set backend.options.gradient_checkpointing: true, dtype: bfloat16, quantisation: "
+            "8bit or 4bit, fewer workers, a smaller lora_rank or shorter examples; for a model that one machine cannot "
+            "hold use kind: tinker with a Tinker-compatible server."
+        )
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an error says that memory ran out, on a device or in this process."""
+    if isinstance(error, (MemoryError, torch.OutOfMemoryError)):
+        return True
+    return isinstance(error, RuntimeError) and "can't allocate memory" in str(error)
+
+
+def release(device: torch.device) -> None:
+    """Give back what nothing refers to any more."""
+    gc.collect()
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
+
+
+def default_budget(device: torch.device, workers: int) -> int:
+    """Bytes that a worker may use beside the model: half of what is free now, shared by the workers of a CPU."""
+    return free_bytes(device) // (2 * (workers if device.type == "cpu" else 1))
+
+
+def free_bytes(device: torch.device) -> int:
+    """Of a GPU, or of this machine or container."""
+    if device.type == "cuda":
+        idle = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        return int(torch.cuda.mem_get_info(device)[0]) + idle
+    return min([int(psutil.virtual_memory().available), *_container_rest()])
+
+
+def _container_rest(root: Path = Path("/sys/fs/cgroup")) -> list[int]:
+    """What this process's container has left, where it has a limit (cgroup 2, or 1)."""
+    for limit, used in (
+        ("memory.max", "memory.current"),
+        ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes"),
+    ):
+        try:
+            most, now = ((root / name).read_text().strip() for name in (limit, used))
+            if most == "max":
+                return []
+            stat = (root / used).with_name("memory.stat")
+            lines = stat.read_text().splitlines() if stat.is_file() else []
+            cached = sum(int(line.split()[1]) for line in lines if line.startswith("inactive_file "))
+            return [max(0, int(most) - int(now) + cached)]  # the kernel takes back cached files
+        except (OSError, ValueError):
+            continue
+    return []
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """``members`` trained at once, and padded ``tokens`` of a pass."""
+
+    members: int
+    tokens: int
+
+    def smaller(self, longest: int) -> Limits | None:
+        """What to try when memory ran out: half the members, then half the tokens; None where one row of the
+        ``longest`` example is all there is."""
+        if self.members > 1:
+            return Limits(-(-self.members // 2), self.tokens)
+        return Limits(1, max(longest, self.tokens // 2)) if self.tokens > longest else None
+
+
+def limits_of(
+    model: AdaptedModel, *, member_bytes: int, members: int, longest: int, budget: int, tokens: int | None
+) -> Limits:
+    """As many of ``members`` as half of a ``budget`` in bytes holds, and as many tokens a pass as the rest of it, at
+    most ``tokens`` (None: the device's usual); at least one member and one row of the ``longest`` example."""
+    most = tokens or (CPU_TOKENS if model.device.type == "cpu" else GPU_TOKENS)
+    together = max(1, min(members, budget // 2 // max(1, member_bytes)))
+    fits = int((budget - together * member_bytes) // token_bytes(model, longest))
+    return Limits(together, max(longest, min(most, fits)))
+
+
+def token_bytes(model: AdaptedModel, longest: int) -> float:
+    """About what one token of a training pass takes: the inputs that a layer's products and functions keep for
+    backward (after Korthikanti et al., 2022), of one layer and the boundaries of all where they are checkpointed, and
+    as much again for gradients and temporaries."""
+    config = model.config
+    width, layers = int(config.hidden_size), int(config.num_hidden_layers)
+    inner = getattr(config, "moe_intermediate_size", None)
+    inner = inner * int(config.num_experts_per_tok) if inner else getattr(config, "intermediate_size", None)
+    inner = 4 * width if inner is None else max(inner) if isinstance(inner, (list, tuple)) else int(inner)
+    layer = 14 * width + 4 * inner
+    if getattr(config, "_attn_implementation", None) == "eager":
+        layer += 2 * int(config.num_attention_heads) * longest
+    kept = layers * width + layer if model.checkpointing else layers * layer
+    return 1.5 * kept * (2 if model.model.dtype in (torch.bfloat16, torch.float16) else 4)
+
+
+class FineTunes:
+    """The fine-tunes of one model that were used last, at most ``budget`` bytes of them beside the one in use. Read
+    again where their file has changed."""
+
+    def __init__(self, name: str, model: AdaptedModel, budget: int | None = None) -> None:
+        self._name = name
+        self._model = model
+        self._budget = budget
+        self._held: OrderedDict[str, tuple[tuple[int, int], int, Active]] = OrderedDict()
+
+    def get(self, folder: Path) -> Active:
+        """The fine-tune of a PEFT adapter folder or a model folder.
+
+        Raises ConfigurationError where the folder holds neither, or belongs to another model.
+        """
+        full = not (folder / CONFIG).exists() and is_full(folder)
+        try:
+            stats = [p.stat() for p in sorted(folder.glob("*.safetensors"))] if full else [(folder / WEIGHTS).stat()]
+        except OSError as error:
+            raise ConfigurationError(f"{folder} is no PEFT adapter folder: {error.strerror}") from error
+        stamp, size = (stats[0].st_mtime_ns, stats[0].st_ino), sum(s.st_size for s in stats)
+        key = str(folder)
+        with self._model.lock:
+            held = self._held.get(key)
+            if held is None or held[0] != stamp:
+                self.drop(folder)
+                self._make_room(size)
+                active = ActiveFull(load_full(folder, self._model.own_weights)) if full else self._lora(folder)
+                held = self._held[key] = (stamp, size, active)
+            self._held.move_to_end(key)
+            return held[2]
+
+    def drop(self, folder: Path) -> None:
+        """Forget a folder; nothing happens where it is not held."""
+        with self._model.lock:
+            self._held.pop(str(folder), None)
+
+    def clear(self) -> None:
+        """Forget all."""
+        with self._model.lock:
+            self._held.clear()
+
+    def _make_room(self, size: int) -> None:
+        held = sum(s for _, s, _ in self._held.values())
+        # What is held is part of what could be free.
+        budget = self._budget or (free_bytes(self._model.device) + held) // 4
+        while self._held and held + size > budget:
+            held -= self._held.popitem(last=False)[1][1]
+
+    def _lora(self, folder: Path) -> ActiveLora:
+        loaded = load_adapter(folder)
+        unknown = [n for n in loaded.weights if n not in self._model.modules]
+        if unknown:
+            raise ConfigurationError(f"{folder.name} belongs to another model: {self._name} has no {unknown[0]}")
+        for name, shape in shapes_of(self._model, list(loaded.weights)).items():
+            a, b = loaded.weights[name]
+            if (a.shape[1], b.shape[0]) != shape:
+                raise ConfigurationError(
+                    f"{folder.name} belongs to another model: its update of {name} is {b.shape[0]} x {a.shape[1]}, "
+                    f"the layer of {self._name} {shape[1]} x {shape[0]}"
+                )
+        weights = loaded.weights
+        if self._model.model.dtype == torch.bfloat16:  # what updates are computed in there
+            weights = {n: (a.bfloat16(), b.bfloat16()) for n, (a, b) in weights.items()}
+        return ActiveLora(self._model.placed(weights), loaded.scaling)
+
+
+class Passes:
+    """Scores sequences with one copy of a model, several in a padded pass.
+
+    The same sequences in the same order give the same bits on a CPU; in other company an answer differs by float32
+    round-off (some 1e-5 nats), in half precision by what half precision is off by itself.
+    """
+
+    def __init__(self, model: AdaptedModel, fine_tunes: FineTunes) -> None:
+        self._model, self._fine_tunes = model, fine_tunes
+        self._tokens = SCORED_TOKENS if model.device.type == "cpu" else GPU_TOKENS
+        try:
+            self._head: Head | None = Head(model)
+        except CapabilityError:
+            self._head = None
+
+    def logprobs(
+        self, sequences: Sequence[Scored], folder: Path | None, tokens: int | None = None
+    ) -> list[NDArray[np.float64]]:
+        """Log-probabilities (nats) of each sequence's targets, in order, under a fine-tune (None: the base model).
+        ``tokens`` bounds the padded tokens of a pass, where the device's usual number is larger.
+
+        A pass that does not fit into memory is repeated without the other fine-tunes in memory, then in halves. Raises
+        OutOfMemoryError where not even one sequence fits.
+        """
+        answers = [np.zeros(0) for _ in sequences]
+        chosen = [i for i, (_, targets) in enumerate(sequences) if targets]
+        lengths = [max(sequences[i][1]) for i in chosen]
+        most = min(self._tokens, tokens or self._tokens)
+        waiting = passes_of(lengths, most, self._model.alone_above)
+        crowded = True
+        while waiting:
+            group = waiting.pop(0)
+            found = self._try([sequences[chosen[i]] for i in group], folder)
+            if found is not None:
+                for i, answer in zip(group, found, strict=True):
+                    answers[chosen[i]] = answer
+                continue
+            release(self._model.device)
+            if crowded:
+                self._fine_tunes.clear()
+                crowded = False
+                waiting.insert(0, group)
+            elif len(group) > 1:
+                self._tokens = max(1, self._tokens // 2)
+                half = len(group) // 2
+                waiting[:0] = [group[:half], group[half:]]
+            else:
+                raise OutOfMemoryError(f"one sequence of {lengths[group[0]]:,} tokens could not be scored")
+        return answers
+
+    def _try(self, rows: Sequence[Scored], folder: Path | None) -> list[NDArray[np.float64]] | None:
+        """None where memory ran out."""
+        try:
+            return self._pass(rows, None if folder is None else self._fine_tunes.get(folder))
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
+                raise
+            return None
+
+    def _pass(self, rows: Sequence[Scored], active: Active | None) -> list[NDArray[np.float64]]:
+        with self._model.using(active), torch.inference_mode():
+            if self._head is None:
+                nats = torch.cat([self._own(ids, targets) for ids, targets in rows])
+            else:
+                batch = Batch.of(rows, self._model.device)
+                nats = token_nats(self._head, self._model.hidden(batch), batch.target, None)
+            parts = torch.split((-nats).cpu().double(), [len(targets) for _, targets in rows])
+            return [part.numpy() for part in parts]
+
+    def _own(self, ids: Sequence[int], targets: Sequence[int]) -> Tensor:
+        """By the model's own logits, one sequence at a time, where the family does more than its head to them."""
+        logits = self._model.logits(torch.tensor([list(ids[: max(targets)])], device=self._model.device)).float()
+        places = torch.tensor([t - 1 for t in targets], device=logits.device)
+        chosen = torch.tensor([ids[t] for t in targets], device=logits.device)
+        return torch.nn.functional.cross_entropy(logits[places], chosen, reduction="none")

@@ -1,0 +1,298 @@
+"""The training loop: one optimiser step at a time, of K LoRA members of one frozen base model or of a whole model.
+
+A single fine-tune is the case K = 1. Members never influence one another: their losses are summed, so each one's
+gradient is its own, and AdamW works element by element.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ...data.tokenizers import EncodedExample
+from ...errors import CapabilityError, ConfigurationError, DataError, RejectedError, TrainingCancelledError
+from ..objective import Objective, noise
+from ..randomness import DROPOUT, INIT, ORDER, stream
+from .lora import Active, ActiveFull, ActiveLora, AdaptedModel
+from .losses import Head, References, row_values
+from .options import LoraSettings, Recipe
+from .score import CPU_TOKENS, passes_of
+
+SUBSET = Objective()
+KEEP_BYTES = 1 << 28
+_READ_EVERY = 16
+"""Steps between two looks at the losses, each of which waits for the device."""
+
+Weights = dict[str, tuple[Tensor, Tensor]]
+"""One LoRA adapter: A (rank, in) and B (out, rank) of each module."""
+FullWeights = dict[str, Tensor]
+"""All weights of a model, by the names of ``named_parameters``."""
+AfterStep = Callable[[int, int, int, list[float]], None]
+
+
+@dataclass(frozen=True)
+class Member:
+    """One fine-tune of a group: its examples, its seed, and the adapter weights that it starts from (None: fresh; a
+    full fine-tune gets its start elsewhere)."""
+
+    examples: Sequence[EncodedExample]
+    seed: int
+    start: Mapping[str, tuple[Tensor, Tensor]] | None = None
+
+
+@dataclass(frozen=True)
+class Row:
+    """One example of one member's batch; ``place`` in the batch, its ``weight`` in the mean, and its noise."""
+
+    member: int
+    example: EncodedExample
+    place: int
+    weight: float
+    xi: float
+
+
+def batches_of(n_examples: int, recipe: Recipe, seed: int) -> list[tuple[int, list[int]]]:
+    """(epoch from 1, example indices) of every step: a fresh order each epoch; an epoch's last batch may be short."""
+    random = stream(seed, ORDER)
+    steps = []
+    for epoch in range(1, recipe.n_epochs + 1):
+        order = random.permutation(n_examples).tolist()
+        steps += [(epoch, order[i : i + recipe.batch_size]) for i in range(0, n_examples, recipe.batch_size)]
+    return steps
+
+
+def trained_tokens(examples: Sequence[EncodedExample], recipe: Recipe) -> int:
+    """All tokens seen over all epochs, as a provider bills them."""
+    return recipe.n_epochs * sum(len(e.ids) for e in examples)
+
+
+def learning_rate_at(step: int, total: int, recipe: Recipe) -> float:
+    """Rate of optimiser step ``step`` (from 0): linear from above 0 over the warm-up, then a cosine to 0."""
+    warmup = math.ceil(recipe.warmup_ratio * total)
+    if step < warmup:
+        return recipe.learning_rate * (step + 1) / (warmup + 1)
+    return recipe.learning_rate * 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, total - warmup)))
+
+
+def fresh_weights(shapes: Mapping[str, tuple[int, int]], rank: int, seed: int) -> Weights:
+    """LoRA's start as PEFT makes it: A uniform within +-1/sqrt(in), B zero. ``shapes[module] = (in, out)``."""
+    random = stream(seed, INIT)
+    weights = {}
+    for name, (n_in, n_out) in shapes.items():
+        bound = 1 / math.sqrt(n_in)
+        a = torch.from_numpy(random.uniform(-bound, bound, (rank, n_in)).astype(np.float32))
+        weights[name] = (a, torch.zeros(n_out, rank))
+    return weights
+
+
+class LoraTrainee:
+    """The adapters of K members, stacked along a first axis where there are several; float32."""
+
+    def __init__(
+        self,
+        model: AdaptedModel,
+        members: Sequence[Member],
+        shapes: Mapping[str, tuple[int, int]],
+        settings: LoraSettings,
+    ) -> None:
+        if settings.dropout and model.head_name in shapes:
+            raise ConfigurationError("lora_dropout is not computed for an adapter on the output head; leave one out.")
+        self.members = members
+        self._model, self._settings = model, settings
+        self._together = len(members) > 1
+        self._scaling = settings.alpha / settings.rank
+        starts = [m.start or fresh_weights(shapes, settings.rank, m.seed) for m in members]
+        stacked: Weights = {}
+        for name in shapes:
+            a, b = (
+                torch.stack([s[name][i] for s in starts]) if self._together else starts[0][name][i].clone()
+                for i in (0, 1)
+            )
+            stacked[name] = (a, b)
+        self._weights = {n: (a.requires_grad_(), b.requires_grad_()) for n, (a, b) in model.placed(stacked).items()}
+
+    @property
+    def parameters(self) -> Iterable[Tensor]:
+        return [p for pair in self._weights.values() for p in pair]
+
+    def active(self, rows: Sequence[Row], step: int) -> ActiveLora:
+        members = [r.member for r in rows] if self._together else None
+        if not (share := self._settings.dropout):
+            return ActiveLora(self._weights, self._scaling, members)
+        seeds = [self.members[r.member].seed for r in rows]
+        keys = [stream(s, DROPOUT, step, r.place).integers(-(2**63), 2**63) for s, r in zip(seeds, rows, strict=True)]
+        return ActiveLora(
+            self._weights, self._scaling, members, share, torch.tensor(np.array(keys), device=self._model.device)
+        )
+
+    def start(self) -> Active | None:
+        """theta_0. Fresh adapters change nothing, so that it is the base model."""
+        first = self.members[0].start
+        if any(m.start is not first for m in self.members):
+            raise CapabilityError("members of a perturbed objective that are trained together need the same start.")
+        return None if first is None else ActiveLora(self._model.placed(first), self._scaling)
+
+    def before_step(self) -> None: ...
+
+    def after_step(self) -> None: ...
+
+    def weights(self) -> list[Weights]:
+        """A copy of each member's adapter."""
+        copied = {n: (a.detach().cpu().clone(), b.detach().cpu().clone()) for n, (a, b) in self._weights.items()}
+        if not self._together:
+            return [copied]
+        return [{n: (a[k], b[k]) for n, (a, b) in copied.items()} for k in range(len(self.members))]
+
+
+class FullTrainee:
+    """All weights of one model (of its text part), trained on a copy; the model's own come back when it is no longer in
+    use.
+
+    Where the model is held in half precision, the optimiser works on float32 copies: most of its steps are smaller
+    than what bfloat16 resolves.
+    """
+
+    def __init__(self, model: AdaptedModel, member: Member, start: Mapping[str, Tensor] | None = None) -> None:
+        """``start`` holds the weights that training begins with (theta_0); None: the base model's."""
+        self.members = [member]
+        self._model = model
+        first = model.own_weights if start is None else start
+        self._start = ActiveFull(first)
+        held = {n: t.clone() if model.is_text(n) else t for n, t in first.items()}
+        self._held = ActiveFull(held, trained=True)
+        self._masters = {
+            n: t if t.dtype in (torch.float32, torch.float64) else t.float()
+            for n, t in held.items()
+            if model.is_text(n)
+        }
+
+    @property
+    def parameters(self) -> Iterable[Tensor]:
+        return self._masters.values()
+
+    def active(self, rows: Sequence[Row], step: int) -> ActiveFull:
+        return self._held
+
+    def start(self) -> Active | None:
+        return self._start
+
+    def before_step(self) -> None:
+        for name, parameter in self._model.parameters.items():
+            if parameter.grad is not None and name in self._masters:
+                self._masters[name].grad = parameter.grad.to(self._masters[name].dtype)
+            parameter.grad = None
+
+    def after_step(self) -> None:
+        for name, master in self._masters.items():
+            if master is not self._held.weights[name]:
+                self._held.weights[name].copy_(master)
+
+    def weights(self) -> FullWeights:
+        """The weights as they are now, in the precision that the model computes with; training changes them."""
+        return {n: t.detach() for n, t in self._held.weights.items()}
+
+
+def fine_tune(
+    model: AdaptedModel,
+    trainee: LoraTrainee | FullTrainee,
+    recipe: Recipe,
+    *,
+    objective: Objective = SUBSET,
+    max_tokens: int = CPU_TOKENS,
+    keep_bytes: int = KEEP_BYTES,
+    after_step: AfterStep | None = None,
+    after_epoch: Callable[[int], None] | None = None,
+    should_stop: Callable[[], bool] | None = None,
+) -> tuple[list[list[float]], list[int]]:
+    """Train what ``trainee`` holds, its K members side by side; returns each one's losses per step, and the epoch of
+    each step.
+
+    All members take the same number of steps. ``max_tokens`` bounds the padded tokens of one forward pass; a longer
+    single row is a pass of its own. ``keep_bytes`` bounds the hidden states of theta_0 (the members' start) that are
+    kept for a perturbed objective. The losses that are reported are mean nats per completion token whatever the
+    objective. ``after_step(step from 1, total, epoch, losses of the K members)``. The K = 1 result is the same for the
+    same examples, seed, settings and thread count, byte for byte on a CPU; in a group it differs by float32 round-off.
+    The model has its own weights back when this returns or raises.
+
+    Raises TrainingCancelledError once ``should_stop`` says so (called before each step), DataError for an example
+    without completion tokens, RejectedError where a loss is not finite.
+    """
+    members = trainee.members
+    empty = [e.example.id for m in members for e in m.examples if not e.targets]
+    if empty or not all(m.examples for m in members):
+        raise DataError("nothing to train on", [f"example {i!r} has no completion token" for i in empty])
+    schedules = [batches_of(len(m.examples), recipe, m.seed) for m in members]
+    total = len(schedules[0])
+    if any(len(s) != total for s in schedules):
+        raise DataError("members that are trained together must take the same number of steps")
+    head = Head(model)
+    xi_K = [noise(len(m.examples), m.seed).tolist() for m in members]
+    reference = References(model, trainee.start(), keep_bytes) if objective.perturbed else None
+    optimizer = torch.optim.AdamW(trainee.parameters, lr=recipe.learning_rate, weight_decay=0.0, fused=True)
+    losses: list[list[float]] = [[] for _ in members]
+    unread: list[Tensor] = []
+    for step in range(total):
+        if should_stop is not None and should_stop():
+            raise TrainingCancelledError(f"training was cancelled at step {step} of {total}; nothing was written")
+        epoch = schedules[0][step][0]
+        rows = [
+            Row(k, members[k].examples[i], place, 1 / len(schedule[step][1]), xi_K[k][i])
+            for k, schedule in enumerate(schedules)
+            for place, i in enumerate(schedule[step][1])
+        ]
+        step_losses = torch.zeros(len(members), device=model.device)
+        for group in passes_of([r.example.targets[-1] for r in rows], max_tokens, model.alone_above):
+            chosen = [rows[i] for i in sorted(group)]
+            with model.training(), model.using(trainee.active(chosen, step)):
+                own = [r.example for r in chosen]
+                values, nats = row_values(model, head, objective, own, [r.xi for r in chosen], reference)
+                weight = torch.tensor([r.weight for r in chosen], dtype=values.dtype, device=values.device)
+                (values * weight).sum().backward()  # type: ignore[no-untyped-call]
+            owner = torch.tensor([r.member for r in chosen], device=model.device)
+            step_losses.index_add_(0, owner, (nats * weight).to(step_losses))
+        unread.append(step_losses)
+        last = step + 1 == total or schedules[0][step + 1][0] != epoch
+        if after_step is not None or last or len(unread) == _READ_EVERY:
+            _read(unread, losses, total)
+        optimizer.param_groups[0]["lr"] = learning_rate_at(step, total, recipe)
+        trainee.before_step()
+        optimizer.step()
+        optimizer.zero_grad()
+        trainee.after_step()
+        if after_step is not None:
+            after_step(step + 1, total, epoch, [history[-1] for history in losses])
+        if after_epoch is not None and last:
+            after_epoch(epoch)
+    return losses, [epoch for epoch, _ in schedules[0]]
+
+
+def train_members(
+    model: AdaptedModel,
+    members: Sequence[Member],
+    shapes: Mapping[str, tuple[int, int]],
+    settings: LoraSettings,
+    **options: Any,
+) -> tuple[list[Weights], list[list[float]], list[int]]:
+    """The adapters of K members after :func:`fine_tune` with these ``options``, and what it returns."""
+    trainee = LoraTrainee(model, members, shapes, settings)
+    losses, epochs = fine_tune(model, trainee, settings, **options)
+    return trainee.weights(), losses, epochs
+
+
+def _read(unread: list[Tensor], losses: list[list[float]], total: int) -> None:
+    """Add the losses (K,) of some steps to each member's own. Raises RejectedError where one is not finite."""
+    for values in torch.stack(unread).tolist():
+        if not all(map(math.isfinite, values)):
+            raise RejectedError(
+                f"training diverged: the loss is not finite at step {len(losses[0]) + 1} of {total}. "
+                "Use a smaller learning rate."
+            )
+        for history, value in zip(losses, values, strict=True):
+            history.append(value)
+    unread.clear()

@@ -1,0 +1,86 @@
+"""Prices and closing dates as data: how old they are, and which model at which provider they are about."""
+
+from __future__ import annotations
+
+import json
+from datetime import date
+from importlib.resources import files
+from typing import Any
+
+import pytest
+
+from daunce_api.config import RunConfig
+from daunce_api.plan.prices import Hosting, Price, closing_of, hosting_of, price_notes, prices_of
+from daunce_api.providers.registry import BACKENDS, capabilities_of
+
+NOVEMBER = date(2026, 11, 28)
+
+
+def config(kind: str, model: str, **changes: Any) -> RunConfig:
+    backend = {"kind": kind, "model": model, "base_url": changes.pop("base_url", None)}
+    return RunConfig.from_mapping({"data": {"train": "a", "test": "b"}, "backend": backend, **changes})
+
+
+def test_every_figure_has_a_source_and_a_date_of_a_provider_that_there_is() -> None:
+    table = json.loads((files("daunce_api.plan") / "prices.json").read_text())
+    entries = [e for section in ("prices", "hosting", "storage", "closings") for e in table[section]]
+    assert all(e["source"].startswith("https://") for e in entries)
+    assert all(date.fromisoformat(f"{e['as_of']}-01" if "-" in e["as_of"] else f"{e['as_of']}-01-01") for e in entries)
+    assert {e["backend"] for e in entries} <= BACKENDS.keys()
+
+
+@pytest.mark.parametrize(
+    ("as_of", "today", "stale"),
+    [
+        ("2026-09", NOVEMBER, False),
+        ("2026-08", date(2026, 11, 26), False),
+        ("2026-08", date(2026, 11, 27), True),
+        ("2025", NOVEMBER, True),
+        (None, NOVEMBER, False),
+    ],
+)
+def test_a_plan_warns_of_prices_that_are_older_than_90_days(as_of: str | None, today: date, stale: bool) -> None:
+    given = config("together", "Qwen/Qwen3.5-9B")
+    for priced in (Price(1.0, as_of=as_of), Hosting(1.0, 1.0, "x", as_of)):
+        notes = price_notes(given, today, priced, None)
+        assert any("older than 90 days" in note and str(as_of) in note for note in notes) is stale
+
+
+def test_what_the_config_prices_is_not_old() -> None:
+    price = {"training": 1.0, "input": 1.0, "output": 1.0, "hosting": 2.0}
+    given = config("openai", "gpt-4.1-mini", budget={"price": price})
+    assert all(p.as_of is None for p in prices_of(given))
+    assert prices_of(config("openai", "gpt-4.1-mini"))[0].as_of == "2025"
+    fireworks = config("fireworks", "accounts/fireworks/models/qwen3-8b", budget={"price": {"hosting": 2.0}})
+    hosting = hosting_of(fireworks, capabilities_of(fireworks)[1])
+    assert hosting is not None
+    assert hosting.as_of is None
+
+
+@pytest.mark.parametrize(
+    ("kind", "model", "jobs", "end"),
+    [
+        ("openai", "gpt-4.1-mini-2025-04-14", "2027-01-06", "2027-01-14"),
+        ("openai", "gpt-4.1-nano", "2026-10-23", "2026-10-23"),
+        ("openai", "some-new-model", "2027-01-06", None),
+        ("azure", "gpt-4.1-nano", "2027-04-14", "2027-10-14"),
+        ("azure", "gpt-4o-2024-08-06", "2027-04-01", "2027-10-01"),
+    ],
+)
+def test_closing_dates_are_the_providers_own(kind: str, model: str, jobs: str, end: str | None) -> None:
+    closing = closing_of(config(kind, model, base_url="https://x.openai.azure.com" if kind == "azure" else None))
+    assert closing is not None
+    assert (closing.no_new_jobs_from, closing.models_end) == (jobs, end)
+
+
+def test_open_models_at_azure_have_no_closing_date() -> None:
+    assert closing_of(config("azure", "gpt-oss-20b", base_url="https://x.openai.azure.com")) is None
+
+
+def test_what_saved_models_cost_by_the_month_is_in_the_plan() -> None:
+    (note,) = price_notes(config("tinker", "Qwen/Qwen3-8B"), NOVEMBER)
+    assert "$0.10 per GB and month" in note
+    assert "daunce clean" in note
+    (note,) = price_notes(config("tinker", "Qwen/Qwen3-8B", ensemble={"keep_days": 30}), NOVEMBER)
+    assert "for 30 days" in note
+    assert price_notes(config("tinker", "m", base_url="http://127.0.0.1:8411"), NOVEMBER) == []
