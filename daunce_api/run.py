@@ -1,177 +1,131 @@
-"""``Run``: plan, train, score, attribute, in that order. The only module that knows all of them."""
+"""``Run``: the conductor. It plans, trains, scores, attributes, and answers further questions; nothing else does all.
+
+A run has a *design* (which subsets its members are trained on) and *questions* (which answers are explained). The
+retraining of an evaluation is a run with another design that is scored on its questions alone.
+"""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Coroutine, Mapping
-from contextlib import suppress
-from datetime import UTC, datetime
-from functools import cached_property
+import asyncio
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Unpack
 
 from ._util.blocking import run_blocking
 from ._util.clock import Clock
-from ._util.log import logging_to
+from ._util.sections import BackendName, BackendSection, Sections
 from .attribution import Attribution
-from .attribution.from_store import Material, assemble, complete_members
+from .attribution.cause import Cause, cause_of
+from .attribution.from_store import assemble, question_groups
 from .config import RunConfig
+from .core import per_example_losses
 from .data.dataset import Dataset
-from .data.subsets import plan_ensemble
-from .data.tokenizers import EncodedExample, Tokenizer, encode_dataset
-from .errors import ConfigurationError, DataError, DaunceError, StoreCorruptError
-from .execution import Execution
-from .plan import Missing, Plan, make_plan, plan_of_missing
-from .providers.base import Deferred, within_scope
-from .providers.registry import Backend, capabilities_of, open_backend, open_tokenizer
+from .data.example import Verdict
+from .data.questions import Questions, kept_dataset
+from .data.subsets import Ensemble
+from .data.tokenizers import EncodedExample
+from .errors import ConfigurationError, DaunceError, NotEnoughMembersError
+from .plan.asking import BASE
+from .plan.inputs import DATA_FOLDER, RunInputs
 from .providers.replay import Session
 from .score.client import Progress
-from .score.leftovers import take_off, take_off_before
+from .score.work import Work, cancel_run, clean_run
 from .status import RunStatus, status_of
-from .store import FINAL, TARGET, RunStore
-from .train import CancelReport, CleanReport, JobClient, OnEvent, cancel_jobs, clean_up
-
-DATA_FOLDER, ATTRIBUTION_FOLDER, LOG_NAME = "data", "attribution", "daunce.log"
-"""Inside the run folder: the examples as they were read, the saved attribution, and the log."""
-
-T = TypeVar("T")
+from .store import TARGET, RunStore
+from .train import CancelReport, CleanReport, OnEvent
 
 
-class Run:
+class Run(RunInputs):
     """One run: a config, its data, and the folder that keeps everything that was bought and measured.
 
-    ``Run.create`` makes or takes up a run, ``Run.open`` looks at an existing one. Nothing is written before
+    ``Run.create`` starts or resumes a run, ``Run.open`` opens an existing one. Nothing is written before
     :meth:`execute`.
+
+        run = Run.create("run.yaml")
+        print(run.plan().text())      # what it will cost; nothing is sent
+        attribution = run.execute()   # trains and scores what is missing
+
+    ``design`` gives the subsets and seeds of the members instead of drawing them from the config; ``wanted``: only its
+    first so many. With ``questions_only``, members are not scored on the training examples, so that there are losses
+    and no attribution.
     """
 
-    def __init__(self, config: RunConfig, train: Dataset, test: Dataset) -> None:
-        self.config = config
-        self.train = train
-        self.test = test
-        self._encoded: dict[Dataset, tuple[EncodedExample, ...]] = {}
-        self._plan: Plan | None = None
+    _gone: tuple[str, ...] = ()
+    _attributed: tuple[object, tuple[Attribution, ...]] | None = None
 
     @classmethod
     def create(cls, config: RunConfig | Mapping[str, Any] | str | Path) -> Run:
         """From a config, a mapping of its keys, or the path of a YAML file; reads and checks the data.
 
-        Raises ConfigurationError, DataError.
+        A run that was started keeps its recipe: defaults that have changed since are those of its version. Lines that
+        the test file has more than before become questions of the run. Raises ConfigurationError, DataError.
         """
         if isinstance(config, str | Path):
             config = RunConfig.from_yaml(config)
         elif not isinstance(config, RunConfig):
             config = RunConfig.from_mapping(dict(config))
+        for path in (config.data.train, config.data.test):
+            if path.exists() and not (path.is_file() or path.is_dir()):
+                raise ConfigurationError(f"{path} is not a regular file, and examples are read more than once.")
         columns = config.data.columns
-        return cls(config, Dataset.from_file(config.data.train, columns), Dataset.from_file(config.data.test, columns))
+        train, test = (Dataset.from_file(path, columns) for path in (config.data.train, config.data.test))
+        return cls.of(config, train, test)
+
+    @classmethod
+    def of(cls, config: RunConfig, train: Dataset, test: Dataset, **design: Any) -> Run:
+        """From a config and examples that are read already; takes up what its folder holds. ``design``: further
+        arguments of the class."""
+        if not RunStore.exists(config.run_dir):
+            return cls(config, train, test, **design)
+        with RunStore.open(config.run_dir, read_only=True) as store:
+            manifest, value = store.manifest, store.get_value("questions")
+        version = int(manifest.get("version", 1))
+        config = config.as_started(version)
+        questions = Questions.of(test)
+        if value or manifest["test_digest"] != test.digest:
+            # Read only where it is needed: the copy may be damaged, and is written anew from the original.
+            kept = Questions.read(config.run_dir / DATA_FOLDER, value, manifest["test_digest"], instead=test)
+            questions = kept.from_file(test)
+        run = cls(config, train, questions, **design)
+        run._version = version
+        return run
 
     @classmethod
     def open(cls, run_dir: str | Path) -> Run:
         """An existing run folder, as it was started; the original data files are not needed.
 
-        Raises StoreError where there is no run, StoreCorruptError where the kept examples are not those of the run.
+        Runs of earlier versions open, too; what of their config is gone is in :attr:`warnings`. Raises StoreError where
+        there is no run, StoreCorruptError where the kept examples are not those of the run.
         """
         run_dir = Path(run_dir)
         with RunStore.open(run_dir, read_only=True) as store:
-            manifest = store.manifest
-        content = {**manifest["config"], "run_dir": str(run_dir.resolve())}
-        data = {side: Dataset.from_jsonl(_data_file(run_dir, side)) for side in ("train", "test")}
-        for side, dataset in data.items():
-            if dataset.digest != manifest[f"{side}_digest"]:
-                raise StoreCorruptError(
-                    f"{_data_file(run_dir, side)} does not hold the examples that the run was started with: it was "
-                    "edited or damaged. Nothing was changed. `daunce run` with the original data writes it anew."
-                )
-        return cls(RunConfig.from_mapping(content), data["train"], data["test"])
+            manifest, questions, design = store.manifest, store.get_value("questions"), store.get_value("design")
+        config, gone = RunConfig.from_manifest(manifest)
+        config = config.model_copy(update={"run_dir": run_dir.resolve()})
+        data = run_dir / DATA_FOLDER
+        train = kept_dataset(data / "train.jsonl", manifest["train_digest"])
+        run = cls(
+            config,
+            train,
+            Questions.read(data, questions, manifest["test_digest"]),
+            design=None if design is None else Ensemble.from_value(design["ensemble"]),
+            questions_only=design is not None and design["questions_only"],
+            purpose="score" if design is None else "retrain",
+        )
+        run._version, run._gone = int(manifest.get("version", 1)), gone
+        return run
 
-    @property
-    def run_dir(self) -> Path:
-        """The folder of the run."""
-        return self.config.run_dir
+    def __repr__(self) -> str:
+        shape = f"{self.config.ensemble.members} members of {self.config.backend.model} at {self.config.backend.kind}"
+        examples = f"{len(self.train)} training examples, {len(self.test)} questions"
+        started = "" if RunStore.exists(self.run_dir) else ", not started"
+        return f"Run({str(self.run_dir)!r}, {shape}, {examples}{started})"
 
     @property
     def warnings(self) -> tuple[str, ...]:
-        """What was noticed in the data and kept."""
-        return self.train.warnings + self.test.warnings
-
-    # -- before anything is spent ---------------------------------------------------------------------------------
-
-    @cached_property
-    def tokenizer(self) -> Tokenizer:
-        """The tokenizer of the config's model."""
-        return open_tokenizer(self.config)
-
-    def encoded(self, dataset: Dataset) -> tuple[EncodedExample, ...]:
-        """A data set as token ids of the run's tokenizer, the turns that are measured as targets; encoded once.
-
-        Raises DataError that lists every line that cannot be encoded.
-        """
-        if dataset not in self._encoded:
-            one_turn = capabilities_of(self.config)[1].one_turn
-            data = self.config.data
-            turns = data.measured(one_turn=one_turn) if dataset is self.train else data.asked
-            self._encoded[dataset] = encode_dataset(dataset, self.tokenizer, turns)
-        return self._encoded[dataset]
-
-    def plan(self, *, max_usd: float | None = None) -> Plan:
-        """Jobs, tokens, dollars and time of what is missing: of the whole run before it is started. No network, no key,
-        nothing is written. ``max_usd`` takes the place of ``budget.max_usd``.
-
-        Raises DataError or ConfigurationError. Reasons not to start are in ``Plan.refusals``; :meth:`Plan.check` raises
-        the first.
-        """
-        config = with_cap(self.config, max_usd)
-        if not RunStore.exists(self.run_dir):
-            return plan_of_missing(config, self._whole_plan(), None)
-        with RunStore.open(self.run_dir, read_only=True) as store:
-            return plan_of_missing(config, self._whole_plan(), self._missing(store))
-
-    def _whole_plan(self) -> Plan:
-        """Cached per UTC day: provider shutdown dates depend on it."""
-        today = datetime.now(UTC).date()
-        if self._plan is None or self._plan.today != today:
-            trainer, scorer = capabilities_of(self.config)
-            self._plan = make_plan(self.config, self.train, self.test, self.encoded, trainer, scorer, today=today)
-        return self._plan
-
-    def _missing(self, store: RunStore) -> Missing:
-        finished, ready = set(complete_members(store, self.material)), store.jobs.ready_models()
-        live = {job.member for job in store.jobs.rows() if job.status not in FINAL}
-        members = self.material.ensemble.members
-        training = {k for k in range(members) if k not in finished and k not in ready}
-        models = sum(
-            not self.material.is_scored(store, k, n)
-            for k in set(range(members)) - finished
-            for n in range(self.material.models)
-        )
-        shape = self.config.ensemble
-        target_unscored = self.config.scoring.target and not self.material.is_scored(store, TARGET)
-        models += target_unscored
-        made_here = shape.start_from == "target" and shape.target_model is None
-        if made_here and TARGET not in ready and (training or target_unscored):
-            training.add(TARGET)
-        return Missing(frozenset(training - live), frozenset(training), models, store.ledger.spent())
-
-    @cached_property
-    def material(self) -> Material:
-        """The examples as token ids, and the ensemble. Raises DataError for examples that cannot be encoded and
-        CapabilityError for those that the scorer cannot measure."""
-        trainer, scorer = capabilities_of(self.config)
-        return Material(
-            self.train,
-            self.test,
-            scorer.measured,
-            tuple(within_scope(e, scorer) for e in self.encoded(self.train)),
-            tuple(within_scope(e, scorer) for e in self.encoded(self.test)),
-            plan_ensemble(
-                len(self.train),
-                self.config.ensemble.members,
-                self.config.ensemble.subset_ratio,
-                self.config.ensemble.seed,
-                min_subset=trainer.min_examples,
-            ),
-            self.config.ensemble.checkpoints,
-            priced=self._whole_plan().usd is not None,
-        )
+        """What was noticed in the data and the config, and kept."""
+        return self.train.warnings + self.questions.batches[0].examples.warnings + self._gone
 
     # -- the run --------------------------------------------------------------------------------------------------
 
@@ -187,22 +141,21 @@ class Run:
     ) -> Attribution:
         """Train and score what is missing, then attribute; the same call again does only what is missing.
 
-        ``on_event`` and ``on_progress`` are told what happens; ``session`` records or replays the API traffic
-        (:mod:`daunce_api.providers.replay`). Whatever ends it, what was trained and scored is kept, and an attribution
-        of the members that are complete is saved in the run folder. ``adopt`` takes over jobs of this run that the
-        provider has and the run folder does not know, instead of raising UnknownJobsError. Raises any
-        :class:`~daunce_api.errors.DaunceError`; KeyboardInterrupt leaves a run that the same call takes up.
+        ``on_event`` and ``on_progress`` are called as it goes on; ``session`` records or replays the API traffic
+        (:mod:`daunce_api.providers.replay`); ``max_usd`` takes the place of ``budget.max_usd`` for this call, and is
+        recorded. ``adopt`` takes over jobs of this run that the provider has and the run folder does not know, instead
+        of raising UnknownJobsError. Whatever ends it, what was trained and scored is kept. Raises any
+        :class:`~daunce_api.errors.DaunceError`; KeyboardInterrupt leaves a run that the same call resumes.
         """
-        return run_blocking(
-            self.execute_async(
-                on_event=on_event,
-                on_progress=on_progress,
-                session=session,
-                clock=clock,
-                max_usd=max_usd,
-                adopt=adopt,
-            )
+        self.measure(
+            on_event=on_event,
+            on_progress=on_progress,
+            session=session,
+            clock=clock,
+            max_usd=max_usd,
+            adopt=adopt,
         )
+        return self.attribution()
 
     async def execute_async(
         self,
@@ -215,67 +168,188 @@ class Run:
         adopt: bool = False,
     ) -> Attribution:
         """:meth:`execute` for programs that run an event loop of their own."""
-        plan = self.plan(max_usd=max_usd)
-        plan.check()
-        run_key = None if session is None else session.run_key
-        with RunStore.create_or_open(self.run_dir, self._manifest(), run_key=run_key, accept_loss=adopt) as store:
-            if session is not None:
-                session.check_run(store.run_key)
-            self._keep_data()
-            with logging_to(self.run_dir / LOG_NAME):
-                if session is None:
-                    await take_off_before(self.config, store)
-                if max_usd is not None:
-                    store.note("budget", f"max_usd {max_usd:g} for this command")
-                work = Execution(
-                    with_cap(self.config, max_usd),
-                    self.material,
-                    store,
-                    plan,
-                    on_event=on_event,
-                    on_progress=on_progress,
-                    clock=clock,
-                    adopt=adopt,
-                )
-                try:
-                    await work.train_and_score(session)
-                except BaseException:
-                    with suppress(DaunceError):  # what ended the run is what has to be said
-                        self._save(store)
-                    raise
-                self._save(store)
-                return assemble(store, self.material, self.config, self.tokenizer)
+        work = Work(self, on_event=on_event, on_progress=on_progress, session=session, clock=clock, max_usd=max_usd)
+        await work.run(adopt=adopt)
+        return await asyncio.to_thread(self.attribution)
 
-    def attribution(self) -> Attribution:
-        """The attribution of the members that are complete by now; also while another process works on the run.
+    def measure(
+        self,
+        *,
+        on_event: OnEvent | None = None,
+        on_progress: Progress | None = None,
+        session: Session | None = None,
+        clock: Clock | None = None,
+        max_usd: float | None = None,
+        adopt: bool = False,
+    ) -> None:
+        """:meth:`execute` without an attribution: for designs that are scored on their questions alone."""
+        work = Work(self, on_event=on_event, on_progress=on_progress, session=session, clock=clock, max_usd=max_usd)
+        run_blocking(work.run(adopt=adopt))
 
-        Raises NotEnoughMembersError with fewer than two, StoreError where there is no run.
+    # -- results --------------------------------------------------------------------------------------------------
+
+    def attributions(self) -> tuple[Attribution, ...]:
+        """One attribution for each group of questions that the same members answered; the largest group first.
+
+        Usually there is one. Questions that were asked after some models were gone are answered by fewer members and
+        form a group of their own, with its own quality. Also while another process works on the run; nothing is read
+        again where nothing changed. Raises NotEnoughMembersError where no question has two members, StoreError where
+        there is no run.
         """
         with RunStore.open(self.run_dir, read_only=True) as store:
-            return assemble(store, self.material, self.config, self.tokenizer)
+            state = (store.sequence, self.questions)
+            if self._attributed is None or self._attributed[0] != state:
+                self._attributed = (state, self._attribute(store))
+            return self._attributed[1]
+
+    def attribution(self, question: str | None = None) -> Attribution:
+        """The attribution of the group that holds a question; default: the first of :meth:`attributions`.
+
+        Raises DataError for an unknown question, NotEnoughMembersError for one that too few members have answered.
+        """
+        groups = self.attributions()
+        if question is None:
+            return groups[0]
+        self.test.position(question)
+        for group in groups:
+            if question in group.test.ids:
+                return group
+        raise NotEnoughMembersError(
+            f"{question!r} is not answered by enough members yet. `daunce run` or `daunce ask` scores what is missing."
+        )
+
+    def _attribute(self, store: RunStore) -> tuple[Attribution, ...]:
+        if self.questions_only:
+            raise ConfigurationError(
+                f"{self.run_dir} holds models that are scored on the questions alone: there are losses and no "
+                "attribution. It belongs to an evaluation of another run."
+            )
+        groups = question_groups(store, self.material, self.questions)
+        if not groups:
+            trained = len(self.trained_members(store))
+            raise NotEnoughMembersError(
+                f"{trained} of {self.material.ensemble.members} members are trained and scored; attribution needs at "
+                "least 2. Everything so far is kept: run `daunce run` again to resume."
+            )
+        return tuple(assemble(store, group, self.config, self.tokenizer) for group in groups)
+
+    # -- further questions ----------------------------------------------------------------------------------------
+
+    def ask(
+        self,
+        questions: Dataset | None = None,
+        *,
+        prompt: str | None = None,
+        answer: str | None = None,
+        system: str | None = None,
+        verdict: Verdict | None = None,
+        on_progress: Progress | None = None,
+        session: Session | None = None,
+        clock: Clock | None = None,
+        max_usd: float | None = None,
+    ) -> Attribution:
+        """Which training examples made the model answer this? Asked of the members that exist: no fine-tuning.
+
+            run = Run.open("runs/support-bot")
+            run.ask(prompt="Do you charge a fee?", answer="Yes, $20.")
+
+        Either ``questions``, or a ``prompt`` with its ``answer`` (default: what the target model answers, where the
+        endpoint generates) and perhaps a ``system`` prompt. The questions become part of the run. With a provider that
+        bills, this spends a little without a question, up to ``budget.max_usd``; :meth:`asking` has the price.
+
+        Returns the attribution of the group that holds the (first) question; ``focus`` names those that were asked.
+        Raises NotEnoughMembersError where fewer than 3, or than half of the members, have a model; CapabilityError,
+        DataError, BudgetError, and what the provider's errors are.
+        """
+        if (questions is None) == (prompt is None):
+            raise ConfigurationError("ask needs either questions or a prompt.")
+        if questions is None:
+            messages = [{"role": "system", "content": system}] if system else []
+            messages.append({"role": "user", "content": str(prompt)})
+            questions = self.question(messages, answer)
+        plan = self.asking(questions, max_usd=max_usd)
+        plan.check()
+        work = Work(self, on_progress=on_progress, session=session, clock=clock, max_usd=max_usd)
+        run_blocking(work.ask(questions, plan, verdict))
+        return replace(self.attribution(questions.ids[0]), focus=tuple(questions.ids))
+
+    def question(self, messages: Sequence[Mapping[str, Any]], answer: str | None = None) -> Dataset:
+        """One question as a data set: the messages before the answer, and the answer.
+
+        Without an answer it is the last message where that is the assistant's, and otherwise what the target model
+        generates. A run of prompt/completion examples gets such a question where there is a single user message.
+        Raises DataError; CapabilityError where there is no target, or its endpoint does not generate.
+        """
+        turns = [dict(message) for message in messages]
+        if answer is None and turns and turns[-1].get("role") == "assistant":
+            answer = turns.pop()["content"]
+        plain = not self.train[0].is_chat and len(turns) == 1
+        if answer is None:
+            answer = run_blocking(Work(self).generate(turns[0]["content"] if plain else turns))
+        record: dict[str, Any] = {"messages": [*turns, {"role": "assistant", "content": answer}]}
+        if plain:
+            record = {"prompt": turns[0]["content"], "completion": answer}
+        (example,) = Dataset.from_records([record], name="question")
+        known = [e for batch in self.questions for e in batch.examples if e.content_hash == example.content_hash]
+        if known:
+            return Dataset(known[:1], name="question")
+        return Dataset.from_records([{"id": f"ask-{example.content_hash[:8]}", **record}], name="question")
+
+    def cause(self, question: str) -> Cause:
+        """Whether fine-tuning made this answer more likely: its loss under the base and the target beside the members'.
+
+        Raises DataError for an unknown question, NotEnoughMembersError where too few members have answered it.
+        """
+        attribution = self.attribution(question)
+        column = attribution.test.position(question)
+        example = self.material.encoded_test[self.test.position(question)]
+        with RunStore.open(self.run_dir, read_only=True) as store:
+            base, target = (self._loss(store, example, member) for member in (BASE, TARGET))
+        return cause_of(question, attribution.test_loss_KM[:, column], base, target)
+
+    def _loss(self, store: RunStore, example: EncodedExample, member: int) -> float | None:
+        found = store.scores.load_some(store.scores.find_ids([example]), member).scores()
+        for scores in found.values():
+            return float(per_example_losses([scores.logprobs], self.config.attribution.loss)[0])
+        return None
+
+    def remove(self, questions: Sequence[str]) -> None:
+        """Take questions out of the tables; their scores are kept, and asking again shows them again.
+
+        Raises DataError for an unknown id, StoreError where nothing can be written.
+        """
+        with RunStore.open(self.run_dir) as store:
+            self.take(self.questions.without(questions))
+            store.set_value("questions", self.questions.to_value())
+
+    def mark(self, questions: Sequence[str], verdict: Verdict | None) -> None:
+        """Say which answers are wanted and which are not, or take that back. Raises as :meth:`remove`."""
+        with RunStore.open(self.run_dir) as store:
+            self.take(self.questions.marked(questions, verdict))
+            store.set_value("questions", self.questions.to_value())
+
+    # -- state ----------------------------------------------------------------------------------------------------
 
     def status(self) -> RunStatus:
         """How far the run is; also while another process works on it. Raises StoreError where there is no run."""
+        try:
+            attribution = None if self.questions_only else self.attribution()
+        except NotEnoughMembersError:
+            attribution = None
         with RunStore.open(self.run_dir, read_only=True) as store:
-            return status_of(store, self.material, self.config)
+            scored = self.finished_members(store)
+            status = status_of(store, self.material, self.config, attribution, scored)
+        retrained = {} if self.purpose == "retrain" else self.spent_elsewhere()
+        return status.with_spent(retrained) if retrained else status
 
     def cancel(self) -> CancelReport:
-        """Stop the jobs of the run that are not final; what is trained and scored is kept. Needs the run folder and
-        the provider, and neither the tokenizer nor the original data."""
-        return self._at_provider(lambda client, _: cancel_jobs(client))
+        """Stop the jobs of the run that are not final; what is trained and scored is kept."""
+        return cancel_run(self.run_dir)
 
     def clean(self) -> CleanReport:
         """Delete what the run created at the provider: its jobs' models and its files, and nothing else. What it left
-        on the scoring server (deployments, adapters) is unloaded first. Needs as little as :meth:`cancel`."""
-        return self._at_provider(clean_everything)
-
-    def _at_provider(self, action: Callable[[JobClient, Backend], Coroutine[Any, Any, T]]) -> T:
-        async def act() -> T:
-            with RunStore.open(self.run_dir) as store:
-                async with open_backend(self.config) as backend:
-                    return await action(JobClient(backend.trainer, store), backend)
-
-        return run_blocking(act())
+        on the scoring server (deployments, adapters) is taken off first."""
+        return clean_run(self.run_dir)
 
     def _repr_html_(self) -> str:
         from .attribution.notebook import rows_html
@@ -289,92 +363,40 @@ class Run:
 
     # -- what is kept ---------------------------------------------------------------------------------------------
 
-    def _manifest(self) -> dict[str, Any]:
-        return {
-            "config": self.config.model_dump(mode="json"),
-            "train_digest": self.train.digest,
-            "test_digest": self.test.digest,
-            "tokenizer": self.tokenizer.fingerprint,
-        }
-
-    def _keep_data(self) -> None:
-        """Copies of the examples, so that the run folder stands alone; written before anything is bought."""
-        for side, dataset in (("train", self.train), ("test", self.test)):
-            path = _data_file(self.run_dir, side)
-            if not _holds(path, dataset):
-                dataset.to_jsonl(path)
-
-    def _save(self, store: RunStore) -> None:
-        if len(complete_members(store, self.material)) >= 2:
-            assemble(store, self.material, self.config, self.tokenizer).save(self.run_dir / ATTRIBUTION_FOLDER)
-
-
-async def clean_everything(client: JobClient, backend: Backend) -> CleanReport:
-    """Delete what a run created at its provider: models and files of its jobs, batches of its scoring; what it left on
-    the scoring server is unloaded first."""
-    store, scorer = client.store, backend.scorer
-    hosted = store.hosted.models()
-    kept = await take_off(scorer, store)
-    report = await clean_up(client)
-    report.unloaded = [model for model in hosted if model not in kept]
-    report.kept.update({f"{model} on the scoring server": why for model, why in kept.items()})
-    if isinstance(scorer, Deferred):
-        swept = await scorer.sweep(store.jobs.models())
-        report.files += swept.files
-        report.kept |= swept.kept
-    return report
-
-
-def _data_file(run_dir: Path, side: str) -> Path:
-    return run_dir / DATA_FOLDER / f"{side}.jsonl"
-
-
-def _holds(path: Path, dataset: Dataset) -> bool:
-    """Whether a file holds these examples; a torn or edited one does not."""
-    try:
-        return path.exists() and Dataset.from_jsonl(path).digest == dataset.digest
-    except DataError:
-        return False
-
-
-def with_cap(config: RunConfig, max_usd: float | None) -> RunConfig:
-    """The config with another cap for one command; None leaves it."""
-    if max_usd is None:
-        return config
-    if not (math.isfinite(max_usd) and max_usd >= 0):
-        raise ConfigurationError("max_usd must be an amount of US dollars, 0 or more. Nothing was sent.")
-    return config.model_copy(update={"budget": config.budget.model_copy(update={"max_usd": max_usd})})
-
 
 def attribute(
     train: Dataset | str | Path,
     test: Dataset | str | Path,
     *,
-    backend: Mapping[str, Any] | str = "embedded",
+    backend: BackendName | BackendSection = "embedded",
     members: int = 32,
     run_dir: str | Path = "runs/attribute",
-    **sections: Any,
+    **sections: Unpack[Sections],
 ) -> Attribution:
     """Fine-tune ``members`` models on random halves of ``train`` and attribute the answers in ``test``: one call.
 
-    ``backend`` is the name of a kind or the ``backend:`` section of a config; ``sections`` are further sections
-    (``ensemble={"subset_ratio": 0.3}``, ``training=...``, ``budget={"max_usd": 20}``). The run lives in ``run_dir``;
-    the same call again does only what is missing. Raises what :meth:`Run.execute` raises.
+        attribution = attribute("train.jsonl", "test.jsonl", backend="local", members=16)
+        attribution.top("q-17")
+
+    With a provider that bills, it spends money without a plan or a question, up to ``budget={"max_usd": 20}``: set a
+    cap, or use :class:`Run`, whose plan has the price. ``backend`` is the name of a kind or the ``backend:`` section of
+    a config; ``sections`` are further sections (``ensemble={"subset_ratio": 0.3}``). The run lives in ``run_dir``; the
+    same call again does only what is missing. Raises what :meth:`Run.execute` raises.
     """
     run_dir = Path(run_dir).expanduser().resolve()
     paths: dict[str, str] = {}
     data: dict[str, Dataset] = {}
     for side, given in (("train", train), ("test", test)):
         data[side] = given if isinstance(given, Dataset) else Dataset.from_file(given)
-        paths[side] = str(_data_file(run_dir, side) if isinstance(given, Dataset) else given)
-    ensemble = {"members": members, **sections.pop("ensemble", {})}
+        paths[side] = str(run_dir / DATA_FOLDER / f"{side}.jsonl" if isinstance(given, Dataset) else given)
+    content: dict[str, Any] = dict(sections)
     config = RunConfig.from_mapping(
         {
+            **content,
             "run_dir": str(run_dir),
-            "data": {**paths, **sections.pop("data", {})},
+            "data": {**paths, **content.get("data", {})},
             "backend": {"kind": backend} if isinstance(backend, str) else dict(backend),
-            "ensemble": ensemble,
-            **sections,
+            "ensemble": {"members": members, **content.get("ensemble", {})},
         }
     )
-    return Run(config, data["train"], data["test"]).execute()
+    return Run.of(config, data["train"], data["test"]).execute()

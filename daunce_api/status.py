@@ -1,22 +1,20 @@
-"""How far a run is: from its store alone, also while another process works on it."""
+"""How far a run is and what it used: from columns of its store, also while another process works on it."""
 
 from __future__ import annotations
 
-from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from ._util.text import dollars, duration
-from .attribution.from_store import Material, assemble, complete_members, models_scored
+from .attribution import Attribution
+from .attribution.from_store import Material, models_scored
 from .config import RunConfig
 from .core import SelfLDS
-from .errors import NotEnoughMembersError
-from .providers.base import JobStatus
 from .store import FINAL, TARGET, RunStore
-from .usage import usage_of
 
-_TOLD = 3
-"""Failures that are told one by one."""
+_NAMED = 3
+"""Failures that are named one by one."""
 
 
 @dataclass(frozen=True)
@@ -34,16 +32,22 @@ class More:
 class RunStatus:
     """The state of a run.
 
-    ``members_asked`` K; ``members_trained`` those with a model; ``members_scored`` those whose every example is
+    ``members_asked`` K; ``members_trained`` those with a model; ``members_scored`` those of which nothing is left to be
     scored; ``models_asked`` and ``models_scored`` count the models of all members, earlier checkpoints included
-    (``ensemble.checkpoints``); ``members_running`` those with a job that is not final; ``members_failed`` those whose
-    last attempt failed. ``target``: state of the target model's job, None without one. ``usd``, ``trained_tokens``,
-    ``scored_tokens``, ``seconds``, ``job_seconds``: see :class:`~daunce_api.usage.Usage`. ``cached_scores``: scores
-    that an earlier run had paid for and that came from the cache.
+    (``ensemble.checkpoints``); ``members_running`` those with a job that is not final; ``members_failed`` those that
+    are left out now. ``target``: state of the target model's job, None without one. ``questions``: answers that are
+    explained. ``trained_tokens`` as the provider counted them, the target model included; ``scored_tokens`` of prompts
+    and completions, over all models and repeated measurements. ``cached_scores``: scores that an earlier run had paid
+    for and that came from the cache. ``usd`` spent and reserved, None where a price of the run is not known;
+    ``usd_by_purpose`` (train, score, probe, ask, retrain); ``max_usd``: the cap.
+    ``started_at``, ``last_result_at`` ISO 8601, "" without any. ``busy_seconds``: a process worked on the run;
+    ``seconds``: from the start to the last result, breaks included; ``job_seconds`` at the provider, queueing
+    included, all jobs added up.
     ``more``: what half as many members again are expected to add to ``self_lds``.
     ``measured``: what a loss is the loss of; ``censored``: share of the losses that are lower bounds.
     ``noise``: scoring noise of one loss in nats, None where nothing was scored twice. ``failures``: members that
-    were given up, and why. ``recent``: the last changes.
+    are left out, and why. ``stopped``: why the run ended before it was complete, "" where that no longer holds.
+    ``recent``: the last changes.
     """
 
     run_dir: str
@@ -58,10 +62,16 @@ class RunStatus:
     members_running: int
     members_failed: int
     target: str | None
+    questions: int
     trained_tokens: int
     scored_tokens: int
     cached_scores: int
     usd: float | None
+    usd_by_purpose: dict[str, float]
+    max_usd: float | None
+    started_at: str
+    last_result_at: str
+    busy_seconds: float
     seconds: float
     job_seconds: float
     self_lds: SelfLDS | None
@@ -71,7 +81,14 @@ class RunStatus:
     estimator: str | None
     why: str | None
     failures: tuple[str, ...]
+    stopped: str
     recent: tuple[str, ...]
+
+    def with_spent(self, by_purpose: Mapping[str, float]) -> RunStatus:
+        """With the money of runs within this one (retraining)."""
+        purposes = sorted({*self.usd_by_purpose, *by_purpose})
+        together = {p: self.usd_by_purpose.get(p, 0.0) + by_purpose.get(p, 0.0) for p in purposes}
+        return replace(self, usd=None if self.usd is None else sum(together.values()), usd_by_purpose=together)
 
     @property
     def complete(self) -> bool:
@@ -90,18 +107,14 @@ class RunStatus:
             ),
         ]
         if self.failures:
-            more = len(self.failures) - _TOLD
-            rows.append(("given up", "; ".join(self.failures[:_TOLD]) + (f"; and {more} more" if more > 0 else "")))
+            more = len(self.failures) - _NAMED
+            rows.append(("given up", "; ".join(self.failures[:_NAMED]) + (f"; and {more} more" if more > 0 else "")))
+        if self.stopped and not self.complete:
+            rows.append(("stopped", self.stopped))
         if self.models_asked > self.members_asked:
             models = f"{self.models_scored} of {self.models_asked} scored, the checkpoints of earlier epochs among them"
             rows.append(("models", models))
-        cached = f", {self.cached_scores:,} scores from the cache" if self.cached_scores else ""
-        tokens = f"{self.trained_tokens:,} tokens trained, {self.scored_tokens:,} tokens scored{cached}"
-        jobs = f"{duration(self.job_seconds)} of fine-tuning jobs"
-        rows += [
-            ("spent", f"{dollars(self.usd)}, {tokens}"),
-            ("time", f"{duration(self.seconds)} from start to last result, {jobs}"),
-        ]
+        rows += [("spent", self._spent_text()), ("time", self._time_text())]
         if self.target is not None:
             rows.append(("target", self.target))
         if self.measured != "completion" or self.censored:
@@ -114,6 +127,22 @@ class RunStatus:
         if (to_come := self.more_text()) is not None:
             rows.append(("more", to_come))
         return rows
+
+    def _spent_text(self) -> str:
+        text = dollars(self.usd)
+        parts = {purpose: usd for purpose, usd in self.usd_by_purpose.items() if usd}
+        if self.usd and len(parts) > 1:
+            text += f" ({', '.join(f'{purpose} {dollars(usd)}' for purpose, usd in parts.items())})"
+        if self.max_usd is not None and self.usd is not None:
+            text += f" of {dollars(self.max_usd)}"
+        cached = f", {self.cached_scores:,} scores from the cache" if self.cached_scores else ""
+        return f"{text}, {self.trained_tokens:,} tokens trained, {self.scored_tokens:,} tokens scored{cached}"
+
+    def _time_text(self) -> str:
+        return (
+            f"{duration(self.busy_seconds)} busy, {duration(self.seconds)} elapsed from start to last result (breaks "
+            f"included), {duration(self.job_seconds)} of fine-tuning jobs (queueing included, all jobs added up)"
+        )
 
     def quality_text(self) -> str:
         """self_lds in words."""
@@ -154,61 +183,53 @@ class RunStatus:
         return {**plain, "more": None if more is None else asdict(more), "complete": self.complete}
 
 
-def status_of(store: RunStore, material: Material, config: RunConfig) -> RunStatus:
-    """Read the state of a run."""
+def status_of(
+    store: RunStore, material: Material, config: RunConfig, attribution: Attribution | None, scored: Sequence[int]
+) -> RunStatus:
+    """Read the state of a run. ``attribution``: of the members so far, None where there are too few; ``scored``:
+    members that lack nothing."""
     last = {job.member: job for job in store.jobs.rows()}  # attempts are in order
-    states = Counter(_state(job.status) for member, job in last.items() if member != TARGET)
-    ready = store.jobs.ready_models()
-    quality = noise = censored = estimator = why = None
-    try:
-        attribution = assemble(store, material, config)
-    except NotEnoughMembersError:
-        pass
-    else:
-        quality, noise, censored = attribution.self_lds, attribution.noise, attribution.censored
-        estimator, why = attribution.choice.estimator.name, attribution.choice.why
+    running = sum(job.status not in FINAL for member, job in last.items() if member != TARGET)
+    left_out, stop, times = store.jobs.left_out(), store.history.stop(), store.history.times()
     target = last.get(TARGET)
-    used = usage_of(store, material.encoded, priced=material.priced)
     return RunStatus(
         run_dir=str(config.run_dir),
         name=config.name,
         provider=config.backend.kind,
         model=config.backend.model,
         members_asked=material.ensemble.members,
-        members_trained=len(ready.keys() - {TARGET}),
-        members_scored=len(complete_members(store, material)),
+        members_trained=len(store.jobs.ready_models().keys() - {TARGET}),
+        members_scored=len(scored),
         models_asked=material.ensemble.members * material.models,
         models_scored=models_scored(store, material),
-        members_running=states["running"],
-        members_failed=states["failed"],
+        members_running=running,
+        members_failed=len(left_out.keys() - {TARGET}),
         target=None if target is None else target.status,
-        trained_tokens=used.trained_tokens,
-        scored_tokens=used.scored_tokens,
+        questions=len(material.encoded_test),
+        trained_tokens=sum(job.trained_tokens or 0 for job in store.jobs.rows()),
+        scored_tokens=store.scores.tokens_scored(material.encoded),
         cached_scores=store.scores.cached(),
-        usd=used.usd,
-        seconds=used.seconds,
-        job_seconds=used.job_seconds,
-        self_lds=quality,
-        noise=noise,
+        usd=store.ledger.spent() if material.priced else None,
+        usd_by_purpose=store.ledger.spent_by_purpose(),
+        max_usd=config.budget.max_usd,
+        started_at=times.started_at,
+        last_result_at=times.last_result_at,
+        busy_seconds=times.busy_seconds,
+        seconds=times.elapsed_seconds,
+        job_seconds=times.job_seconds,
+        self_lds=None if attribution is None else attribution.self_lds,
+        noise=None if attribution is None else attribution.noise,
         measured=material.measured,
-        censored=censored,
-        estimator=estimator,
-        why=why,
-        failures=failures_of(store),
+        censored=None if attribution is None else attribution.censored,
+        estimator=None if attribution is None else attribution.choice.estimator.name,
+        why=None if attribution is None else attribution.choice.why,
+        failures=tuple(
+            f"{'the target model' if member == TARGET else f'member {member}'}: {left.reason}"
+            for member, left in left_out.items()
+        ),
+        stopped="" if stop is None else stop.reason,
         recent=tuple(
             f"{t.time} {t.subject}: {t.before or '-'} -> {t.after}{f' ({t.detail})' if t.detail else ''}"
             for t in [t for t in store.transitions() if not t.subject.startswith("spend ")][-5:]
         ),
     )
-
-
-def failures_of(store: RunStore) -> tuple[str, ...]:
-    """Members that were given up, one sentence each."""
-    names = {member: "the target model" if member == TARGET else f"member {member}" for member in store.jobs.left_out()}
-    return tuple(f"{names[member]}: {left.reason}" for member, left in store.jobs.left_out().items())
-
-
-def _state(status: str) -> str:
-    if status not in FINAL:
-        return "running"
-    return "trained" if status == JobStatus.SUCCEEDED else "failed"

@@ -78,6 +78,8 @@ class Attribution:
     weight_KN: Floats | None = None
     prior: PriorKind = "none"
     prior_model: str | None = None
+    focus: tuple[str, ...] = ()
+    """Ids of the questions that were just asked, to be shown first."""
 
     @property
     def design_KN(self) -> NDArray[Any]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from ..config import RunConfig
 from ..core import Checkpoints, resolve_censored
 from ..data.dataset import Dataset
+from ..data.questions import Questions
 from ..data.subsets import Ensemble
 from ..data.tokenizers import EncodedExample, Tokenizer
 from ..errors import NotEnoughMembersError
@@ -61,6 +62,29 @@ def complete_members(store: RunStore, material: Material) -> list[int]:
             if wanted is not None and all((k, n) in scored for n in wanted):
                 members.append(k)
     return members
+
+
+def question_groups(store: RunStore, material: Material, questions: Questions) -> list[Material]:
+    """The material of each group of questions that the same members (at least two) have answered, the largest first.
+
+    Each is one call of the core, with those members' training losses.
+    """
+    answered: dict[tuple[int, ...], list[int]] = {}
+    for batch in questions:
+        positions = [material.test.position(e.id) for e in batch.shown]
+        if positions:
+            members = tuple(complete_members(store, _only(material, positions)))
+            answered.setdefault(members, []).extend(positions)
+    groups = [_only(material, sorted(positions)) for members, positions in answered.items() if len(members) > 1]
+    return sorted(groups, key=lambda group: -len(group.encoded_test))
+
+
+def _only(material: Material, positions: Sequence[int]) -> Material:
+    """The material with some of its questions."""
+    if len(positions) == len(material.test):
+        return material
+    test = Dataset([material.test[j] for j in positions], name=material.test.name)
+    return replace(material, test=test, encoded_test=tuple(material.encoded_test[j] for j in positions))
 
 
 def models_scored(store: RunStore, material: Material) -> int:

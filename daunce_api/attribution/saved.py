@@ -46,7 +46,7 @@ def read(folder: Path, build: Callable[[dict[str, Any], Arrays], T]) -> T:
     Raises ConfigurationError where nothing is there, StoreCorruptError where it cannot be read or built.
     """
     if not (folder / CONTENT_NAME).is_file():
-        raise ConfigurationError(f"{folder} holds no saved attribution. `daunce run` writes one into its run folder.")
+        raise ConfigurationError(f"{folder} holds no saved attribution. `Attribution.save` writes one.")
     try:
         content = json.loads((folder / CONTENT_NAME).read_text(encoding="utf-8"))
         if content["format"] != FORMAT:
@@ -55,8 +55,8 @@ def read(folder: Path, build: Callable[[dict[str, Any], Arrays], T]) -> T:
             return build(content, dict(arrays))
     except (OSError, ValueError, KeyError, TypeError, zipfile.BadZipFile) as error:
         raise StoreCorruptError(
-            f"{folder} cannot be read as a saved attribution ({error}). Run `daunce run` again: it rewrites the "
-            "folder from the run's store, without new fine-tunes."
+            f"{folder} cannot be read as a saved attribution ({error}). `Run.open(...).attribution().save(...)` writes "
+            "it again, without new fine-tunes."
         ) from error
 
 

@@ -15,8 +15,8 @@ from .common import HERE, LOOK, JsonOption, RunArgument, YesOption, command, con
 
 if TYPE_CHECKING:
     from ..evaluation.table import Table
-    from ..evaluation.truth import Truth
     from ..plan import Plan
+    from ..run import Run
 
 
 TableFormat = Literal["table", "csv", "json", "parquet"]
@@ -155,8 +155,8 @@ def report(
     Each answer with the training examples and the tokens behind it, scores by source, examples to look at again, and
     how far the scores can be trusted. `daunce run` writes it too.
     """
+    from ..report.of_run import write_report_of
     from ..run import Run
-    from ..summary import write_report_of
 
     job = Run.open(run)
     page = write_report_of(job, job.attribution(), output)
@@ -231,7 +231,7 @@ def evaluate(
     if retrieval is not None:
         attribution = job.attribution()
         tables.append(experiments.retrieval_table(attribution, experiments.read_labels(retrieval, attribution)))
-    work: dict[str, tuple[Truth, Callable[..., Table]]] = {}
+    work: dict[str, tuple[Run, Callable[..., Table]]] = {}
     if truth is not None:
         tables.append(experiments.lds_table_of_file(job, truth))
     elif lds:
@@ -241,9 +241,10 @@ def evaluate(
         experiment = experiments.removal_truth(job, k=k, tests=test or ())
         work["removal"] = experiment.truth, partial(experiments.removal_table, experiment)
     plans = {name: models.plan() for name, (models, _) in work.items()}
-    _ask_for(plans, [name for name, (models, _) in work.items() if models.missing()], yes=yes, as_json=as_json)
+    unfinished = [name for name, plan in plans.items() if not plan.nothing_missing]
+    _ask_for(plans, unfinished, yes=yes, as_json=as_json)
     for models, measure in work.values():
-        with terminal.Progress(models.ensemble.members, quiet=as_json) as progress:
+        with terminal.Progress(models.material.ensemble.members, quiet=as_json) as progress:
             tables.append(measure(on_event=progress.event, on_progress=progress.scored))
     text = "\n\n".join(f"{table.name}\n{table.text()}" for table in tables)
     content = {

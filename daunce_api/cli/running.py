@@ -88,6 +88,9 @@ def run(
     adopt: Annotated[
         bool, typer.Option("--adopt", help="take over jobs of this run that its folder does not know (a copy, a loss)")
     ] = False,
+    accept_suspect: Annotated[
+        bool, typer.Option("--accept-suspect", help="use scores that were set aside because members seemed alike")
+    ] = False,
     as_json: JsonOption = False,
 ) -> None:
     """Train the members, score them, attribute. Rerun the command to resume: it does only what is missing.
@@ -96,8 +99,10 @@ def run(
     scored is kept, and no job is paid for twice. Ends with report.html in the run folder.
     """
     from ..providers.registry import check_keys
+    from ..report.of_run import write_report_of
     from ..run import Run
-    from ..summary import write_report_of
+    from ..score import work
+    from ..store import RunStore
 
     job = Run.create(config)
     planned = job.plan(max_usd=max_usd)
@@ -109,13 +114,15 @@ def run(
         terminal.say(planned.text())
     if planned.costs_money and not yes and replay is None:
         confirm_price([planned], "Start this run")
-    session = _session(record, replay)
+    session = session_of(record, replay)
+    if accept_suspect and RunStore.exists(job.run_dir):
+        work.accept_suspect(job.run_dir)
     with terminal.Progress(job.config.ensemble.members, quiet=as_json) as progress:
         attribution = job.execute(
             on_event=progress.event, on_progress=progress.scored, session=session, max_usd=max_usd, adopt=adopt
         )
     status = job.status()
-    page = write_report_of(job, attribution) if report else None
+    page = write_report_of(job, attribution, status=status) if report else None
     content = status.to_json() | {"report": None if page is None else str(page)}
     show(as_json, content, lambda: terminal.finished(status, attribution, page))
 
@@ -124,11 +131,11 @@ def run(
 def cancel(run: RunArgument = HERE, as_json: JsonOption = False) -> None:
     """Stop the jobs of a run that are still going on. What is trained and scored is kept.
 
-    `daunce run` with the run's config takes it up again.
+    `daunce run` with the run's config resumes it.
     """
-    from ..run import Run
+    from ..score.work import cancel_run
 
-    report = Run.open(run).cancel()
+    report = cancel_run(run)
     content = {"cancelled": report.cancelled, "already_final": report.already_final, "kept": report.kept}
     content["unknown"] = report.unknown
     show(as_json, content, lambda: terminal.cancelled(report))
@@ -168,6 +175,7 @@ def demo(
     Fine-tunes members of a small language model through OpenAI's wire format, served on this machine, and compares the
     finding with text search. Needs the extra `server`.
     """
+    from ..report.of_run import write_report_of
     from .demo import screen
 
     guess = DEMO_SECONDS[0] + DEMO_SECONDS[1] * members
@@ -177,14 +185,13 @@ def demo(
         from .demo.experiment import run_demo
 
         result = run_demo(folder, members=members, on_event=progress.event, on_progress=progress.scored)
-    from ..summary import write_report_of
-
     page = write_report_of(result.run, result.attribution)
     content = result.to_json() | {"report": str(page)}
     show(as_json, content, lambda: screen.found(result, page))
 
 
-def _session(record: Path | None, replay: Path | None) -> Any:
+def session_of(record: Path | None, replay: Path | None) -> Any:
+    """A session that records or replays the API traffic, or None."""
     from ..providers import replay as recording
 
     if record is not None and replay is not None:

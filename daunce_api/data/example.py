@@ -10,6 +10,8 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 LossOn = Literal["last", "all"]
+Verdict = Literal["wanted", "unwanted"]
+"""Whether an answer is one that the model should give."""
 
 REASONING_FIELDS = ("reasoning_content", "reasoning", "thinking")
 """Where providers and open models keep the reasoning of an assistant turn."""

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import base64
 import hashlib
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -31,6 +34,24 @@ class Ensemble:
     def subset(self, member: int) -> npt.NDArray[np.int64]:
         """Positions of a member's examples in the data set, ascending."""
         return np.flatnonzero(self.inclusion_KN[member]).astype(np.int64)
+
+    def to_value(self) -> dict[str, Any]:
+        """The design as plain data."""
+        bits = base64.b64encode(np.packbits(self.inclusion_KN, axis=1).tobytes()).decode()
+        shape = list(self.inclusion_KN.shape)
+        return {"shape": shape, "bits": bits, "seeds": self.seeds_K.tolist(), "target_seed": self.target_seed}
+
+    @classmethod
+    def from_value(cls, value: Mapping[str, Any]) -> Ensemble:
+        """The inverse of :meth:`to_value`."""
+        members, examples = value["shape"]
+        rows = np.frombuffer(base64.b64decode(value["bits"]), np.uint8).reshape(members, -1)
+        inclusion_KN = np.unpackbits(rows, axis=1, count=examples).astype(np.bool_)
+        return cls(inclusion_KN, np.array(value["seeds"], np.int64), int(value["target_seed"]))
+
+    def first(self, members: int) -> Ensemble:
+        """The first so many members."""
+        return Ensemble(self.inclusion_KN[:members], self.seeds_K[:members], self.target_seed)
 
     @property
     def digest(self) -> str:

@@ -15,14 +15,13 @@ from ..data.subsets import Ensemble, plan_ensemble
 from ..errors import ConfigurationError, DataError
 from ..run import Run
 from ..score.client import Progress
-from ..store import RunStore
 from ..train import OnEvent
 from . import lds, load_truth, save_truth
 from .methods import method_scores
 from .removal import removal_rise
+from .retraining import EVALUATION_FOLDER, kept_shape, question_losses, retraining
 from .retrieval import retrieval
 from .table import Row, Table
-from .truth import EVALUATION_FOLDER, Truth, kept_models
 
 # -- retrieval: from the scores at hand ---------------------------------------------------------------------------
 
@@ -69,25 +68,25 @@ def retrieval_table(attribution: Attribution, known_NM: NDArray[np.bool_]) -> Ta
 # -- LDS: retrain on random subsets -------------------------------------------------------------------------------
 
 
-def lds_truth(run: Run, *, subsets: int = 100, ratio: float = 0.5, seeds: int = 1) -> Truth:
-    """The models that LDS needs: ``seeds`` fine-tunes on each of ``subsets`` random subsets, none of them a member's.
+def lds_truth(run: Run, *, subsets: int = 100, ratio: float = 0.5, seeds: int = 1) -> Run:
+    """The run that LDS needs: ``seeds`` fine-tunes on each of ``subsets`` random subsets, none of them a member's.
 
-    Asking for more subsets later keeps the earlier ones; asking for fewer takes the first of those that are there.
+    More subsets later keep the earlier ones; fewer take the first of those that exist.
     Raises ConfigurationError for fewer than 3 subsets, or where a subset is also a member's (a training set of a few
     examples).
     """
     if subsets < 3 or seeds < 1:
         raise ConfigurationError(f"LDS needs at least 3 subsets and 1 seed; got {subsets} and {seeds}.")
     name = f"lds-r{ratio:g}-s{seeds}"
-    models = max(subsets * seeds, kept_models(run, name))
+    models = max(subsets * seeds, kept_shape(run, name)[0])
     design = _lds_design(run, -(-models // seeds), ratio, seeds)
     if _shares_a_subset(run, design.inclusion_KN):
         raise ConfigurationError("A subset of the truth is also a member's: the training set is too small for LDS.")
-    return Truth(run, name, design, models=subsets * seeds)
+    return retraining(run, name, design, wanted=subsets * seeds)
 
 
-def kept_lds_truth(run: Run, seeds: int | None = None) -> Truth:
-    """The truth of an earlier LDS of this run, as it was asked for; ``seeds`` says which, where there are several.
+def kept_lds_truth(run: Run, seeds: int | None = None) -> Run:
+    """The retraining of an earlier LDS of this run; ``seeds`` says which, where there are several.
 
     Raises ConfigurationError where there is none, or more than one.
     """
@@ -104,9 +103,8 @@ def kept_lds_truth(run: Run, seeds: int | None = None) -> Truth:
         names = ", ".join(folder.name for folder, _ in fitting)
         raise ConfigurationError(f"{run.run_dir} holds more than one truth of LDS ({names}): say which with seeds.")
     folder, count = fitting[0]
-    with RunStore.open(folder, read_only=True) as store:
-        shape = store.manifest["config"]["ensemble"]
-    return Truth(run, folder.name, _lds_design(run, shape["members"] // count, shape["subset_ratio"], count))
+    models, ratio = kept_shape(run, folder.name)
+    return retraining(run, folder.name, _lds_design(run, models // count, ratio, count))
 
 
 def _lds_design(run: Run, subsets: int, ratio: float, seeds: int) -> Ensemble:
@@ -120,12 +118,13 @@ def _shares_a_subset(run: Run, inclusion_SN: NDArray[np.bool_]) -> bool:
     return any(row.tobytes() in member for row in inclusion_SN)
 
 
-def lds_table(run: Run, truth: Truth, *, on_event: OnEvent | None = None, on_progress: Progress | None = None) -> Table:
+def lds_table(run: Run, truth: Run, *, on_event: OnEvent | None = None, on_progress: Progress | None = None) -> Table:
     """Train what is missing, then compare each method's predictions with the retrained models' losses.
 
-    Raises any DaunceError; the same call again goes on.
+    Raises any DaunceError; the same call again resumes.
     """
-    measured = truth.measure(on_event=on_event, on_progress=on_progress)
+    truth.measure(on_event=on_event, on_progress=on_progress)
+    measured = question_losses(truth)
     subset, loss = measured.by_subset()
     table = _lds_table(run.attribution(), subset, loss, f"{len(subset)} subsets, {len(measured.models)} models")
     return replace(table, notes=(*table.notes, _kept(truth)))
@@ -148,7 +147,7 @@ def export_truth(run: Run, path: str | Path, attribution: Attribution, *, seeds:
 
     Raises ConfigurationError where nothing is measured yet; see also `kept_lds_truth`.
     """
-    measured = kept_lds_truth(run, seeds).kept()
+    measured = question_losses(kept_lds_truth(run, seeds))
     if not measured.models:
         raise ConfigurationError(
             f"No model of the truth is scored yet. `daunce evaluate {run.run_dir} --lds` goes on with them."
@@ -198,13 +197,13 @@ class Removal:
     """A removal experiment: its models, and which of them lacks what.
 
     Attributes:
-        truth: the models: for each method and test example one without that method's top k, then some without k
-            random ones.
+        truth: the run of the models: for each method and test example one without that method's top k, then some
+            without k random ones.
         methods, columns: of the first models, method by method; positions of the test examples.
         measured: what a loss is the loss of.
     """
 
-    truth: Truth
+    truth: Run
     methods: tuple[str, ...]
     columns: tuple[int, ...]
     measured: str = "completion"
@@ -235,7 +234,7 @@ def removal_truth(run: Run, *, k: int, tests: Sequence[str] = (), randoms: int =
     design = Ensemble(np.stack(masks), seeds.seeds_K, seeds.target_seed)
     # What is removed depends on the members scored so far: another ranking is another experiment.
     return Removal(
-        Truth(run, f"removal-{design.digest[:8]}", design), tuple(compared), tuple(columns), attribution.measured
+        retraining(run, f"removal-{design.digest[:8]}", design), tuple(compared), tuple(columns), attribution.measured
     )
 
 
@@ -247,18 +246,21 @@ def removal_table(
     ``rise``: mean over test examples, nats; higher = the removed ones mattered more. Its interval is that of
     :func:`~daunce_api.evaluation.removal.removal_rise`. Raises any DaunceError.
     """
-    measured = experiment.truth.measure(on_event=on_event, on_progress=on_progress)
+    experiment.truth.measure(on_event=on_event, on_progress=on_progress)
+    measured = question_losses(experiment.truth)
     loss_of = dict(zip(measured.models, measured.loss_SM, strict=True))
     columns = list(experiment.columns)
     chosen = len(experiment.methods) * len(columns)
-    random = [loss_of[m][columns] for m in range(chosen, experiment.truth.ensemble.members) if m in loss_of]
+    random = [loss_of[m][columns] for m in range(chosen, experiment.truth.material.ensemble.members) if m in loss_of]
     if not random:
         raise DataError("No model without random examples is there, so there is nothing to compare with; run it again.")
     random_RT = np.stack(random)
+    known_T = np.isfinite(random_RT).all(axis=0)  # of the others a model gave only a lower bound
+    known_T &= np.isfinite([loss_of.get(p, measured.loss_SM[0])[columns[p]] for p in range(len(columns))])
     rows = []
     for number, method in enumerate(experiment.methods):
         first = number * len(columns)
-        there = [p for p in range(len(columns)) if first + p in loss_of]
+        there = [p for p in range(len(columns)) if first + p in loss_of and known_T[p]]
         figures = dict.fromkeys(("rise", "low", "high"))
         if there:
             found = removal_rise([loss_of[first + p][columns[p]] for p in there], random_RT[:, there])
@@ -269,13 +271,13 @@ def removal_table(
         "95 % intervals for the choice of answers, one fine-tune each, and the random removals that they share."
     ]
     if len(random) > 1:
-        spread = float(np.std(random_RT, axis=0, ddof=1).mean())
+        spread = float(np.std(random_RT[:, known_T], axis=0, ddof=1).mean())
         notes.append(f"One random removal differs from another by {spread:.3g} nats (standard deviation).")
     return Table("removal", tuple(rows), (*notes, *_measured(experiment.measured), _kept(experiment.truth)))
 
 
-def _kept(truth: Truth) -> str:
-    return f"The models belong to {truth.folder}, a run folder of its own: `daunce clean` deletes them."
+def _kept(truth: Run) -> str:
+    return f"The models belong to {truth.run_dir}, a run folder of its own: `daunce clean` deletes them."
 
 
 def _measured(measured: str) -> tuple[str, ...]:

@@ -29,7 +29,7 @@ class Missing:
 
     @property
     def nothing(self) -> bool:
-        """The run is trained and scored."""
+        """Whether the run is trained and scored."""
         return not self.training and not self.models
 
 
@@ -94,6 +94,11 @@ class Plan:
         return self.scored_models if self.missing is None else self.missing.models
 
     @property
+    def nothing_missing(self) -> bool:
+        """The run is trained and scored."""
+        return self.missing is not None and self.missing.nothing
+
+    @property
     def spent_usd(self) -> float:
         """Dollars that were spent or reserved before."""
         return 0.0 if self.missing is None else self.missing.spent_usd
@@ -134,7 +139,7 @@ class Plan:
     @property
     def usd(self) -> float | None:
         """Dollars of everything that is missing."""
-        if self.missing is not None and self.missing.nothing:
+        if self.nothing_missing:
             return 0.0
         if self.training_usd is None or self.scoring_usd is None:
             return None
@@ -173,7 +178,7 @@ class Plan:
 
     def check_model(self, info: ModelInfo) -> None:
         """Raises CapabilityError where the provider shuts the model down before the run would end."""
-        if info.shutdown_date is None or (self.missing is not None and self.missing.nothing):
+        if info.shutdown_date is None or self.nothing_missing:
             return
         try:
             shutdown = date.fromisoformat(info.shutdown_date[:10])
@@ -229,7 +234,7 @@ class Plan:
         scored = (self.scoring_input_tokens + self.scoring_output_tokens) * self.models
         examples = self.n_train + self.n_test if self.n_scored is None else self.n_scored
         of_each = f" ({self.checkpoints} of each member)" if self.checkpoints > 1 else ""
-        if self.missing is not None and self.missing.nothing:
+        if self.nothing_missing:
             done = f"all {self.members} members of {self.model} are trained and scored"
             return [("Jobs", f"nothing is missing: {done}"), ("Together", _total(self))]
         return [

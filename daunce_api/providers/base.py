@@ -19,7 +19,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from types import TracebackType
-from typing import Literal, Protocol, Self, runtime_checkable
+from typing import Any, Literal, Protocol, Self, runtime_checkable
 
 from ..data.tokenizers import EncodedExample
 from ..errors import CapabilityError
@@ -366,6 +366,18 @@ class Hosting(Protocol):
 
     async def take_off(self, models: Sequence[str]) -> dict[str, str]:
         """Take off what an earlier process left there; why not, by model, where that failed."""
+        ...
+
+
+@runtime_checkable
+class Generator(Protocol):
+    """A scorer whose endpoint also generates answers."""
+
+    async def generate(self, model: str, asked: str | Sequence[Mapping[str, Any]], *, max_tokens: int) -> str:
+        """The most likely answer of a model to a prompt, or to chat messages (``role``, ``content``).
+
+        Raises RejectedError where the model is not there, ContractError for an answer without a text.
+        """
         ...
 
 

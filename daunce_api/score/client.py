@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from typing import TypeVar
 
@@ -259,6 +260,12 @@ class ScoringClient:
                 acted_on = error.status != 429
                 if error.status == 429:
                     self._slots.limited()
+                raise
+            except asyncio.CancelledError:
+                # Its answer is lost, and the same command sends it again; paid for already, so no cap holds it.
+                if usd := tokens * self._budget.usd_per_token:
+                    with suppress(StoreError):
+                        self._store.ledger.add(f"again: {what}", usd, purpose=purpose)
                 raise
             self._slots.succeeded()
             return answer

@@ -7,6 +7,7 @@ from functools import cache
 from typing import Any
 
 from ..config import RunConfig, earlier_default
+from ..errors import ConfigurationError
 
 MAY_CHANGE = (
     "attribution.",
@@ -57,7 +58,7 @@ def flatten(manifest: Mapping[str, Any]) -> dict[str, Any]:
 
 def differences(before: Mapping[str, Any], after: Mapping[str, Any]) -> tuple[list[str], list[str]]:
     """Lines such as ``ensemble.members: 24 -> 32``: those that forbid going on, and those that are allowed."""
-    old, new = flatten(before), flatten(after)
+    old, new = flatten(_in_todays_keys(before)), flatten(after)
     forbidden: list[str] = []
     allowed: list[str] = []
     for key in sorted(old.keys() | new.keys()):
@@ -70,6 +71,17 @@ def differences(before: Mapping[str, Any], after: Mapping[str, Any]) -> tuple[li
         grows = key == "ensemble.members" and isinstance(a, int) and isinstance(b, int) and b > a
         (allowed if grows or _may_change(key) else forbidden).append(line)
     return forbidden, allowed
+
+
+def _in_todays_keys(manifest: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The manifest of an earlier version with the config keys of this one; keys that are gone forbid nothing."""
+    if "config" not in manifest:
+        return manifest
+    try:
+        config, _ = RunConfig.from_manifest(manifest)
+    except (ConfigurationError, KeyError):  # a manifest without a config is compared as it is
+        return manifest
+    return {**manifest, "config": config.model_dump(mode="json")}
 
 
 @cache

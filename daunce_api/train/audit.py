@@ -27,10 +27,12 @@ _KEY = re.compile(r"-m(-?\d+)-a(\d+)$")
 @dataclass(frozen=True, slots=True)
 class Audit:
     """``unknown``: jobs of this run that its store does not know. ``orphans``: jobs of attempts that it knows, which
-    are not (or no longer) the ones that it uses."""
+    are not (or no longer) the ones that it uses. ``unseen``: attempts that were sent more often than the list shows
+    jobs of them, so that there may be another one."""
 
     unknown: list[Job] = field(default_factory=list)
     orphans: list[tuple[JobRow, Job]] = field(default_factory=list)
+    unseen: list[JobRow] = field(default_factory=list)
 
 
 async def audit(client: JobClient) -> Audit:
@@ -44,7 +46,7 @@ async def audit(client: JobClient) -> Audit:
     by_key: dict[str, list[Job]] = defaultdict(list)
     for job in {job.id: job for job in listed}.values():
         by_key[job.echo.key or ""].append(job)
-    result = Audit()
+    result = Audit(unseen=[row for row in rows.values() if client.sends(row.key) > max(1, len(by_key[row.key]))])
     for key, jobs in by_key.items():
         row = rows.get(key)
         if row is None:
@@ -83,6 +85,17 @@ async def check(client: JobClient, *, adopt: Adopt | None = None) -> None:
             "them.",
             [job.id for job in unknown],
         )
+
+
+async def say_unseen(client: JobClient) -> None:
+    """At the end of a run: name the attempts of which the provider may still show another job."""
+    for row in (await audit(client)).unseen:
+        text = (
+            f"{row.key} was sent {client.sends(row.key)} times, and the provider's list does not show as many jobs: "
+            "another one may exist. `daunce cancel` and `daunce clean` name it once it is listed."
+        )
+        client.store.note("may exist", text)
+        client.emit(Event(EventKind.ORPHAN, text, row.member, row.attempt))
 
 
 async def end_orphan(client: JobClient, row: JobRow, job: Job) -> str:

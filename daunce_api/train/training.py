@@ -25,7 +25,7 @@ from ..errors import (
 )
 from ..providers.base import Job, JobRequest, JobStatus, ModelInfo
 from ..store import FINAL, INTENT, TARGET, JobRow
-from .audit import audit, check, end_orphan
+from .audit import audit, check, end_orphan, say_unseen
 from .client import CANCELLED, JobClient
 from .events import Event, EventKind, TrainingOutcome
 
@@ -105,6 +105,7 @@ class Training:
                             group.create_task(self._member(member, base, on_ready))
                 if untrained:
                     await check(self._client)
+                    await say_unseen(self._client)
         except BaseExceptionGroup as errors:
             failure = _gravest(errors)
         except asyncio.CancelledError:
@@ -132,7 +133,7 @@ class Training:
         """Submit no more jobs in this run; live ones are waited for. For a rule that says that K is large enough."""
         if self._halted is None:
             self._halted = reason
-            self._store.note("halted", reason)
+            self._store.history.stopped("halted", reason)
 
     async def model_info(self, model: str) -> ModelInfo:
         """What the provider says of a model. Raises RejectedError where it has none of this name."""

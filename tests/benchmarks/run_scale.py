@@ -24,7 +24,8 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -92,6 +93,19 @@ def serve(ready: Any) -> None:
         await server.serve_forever()
 
     asyncio.run(main())
+
+
+@contextmanager
+def provider() -> Iterator[int]:
+    """The provider's port, while it runs."""
+    parent, child = multiprocessing.Pipe()
+    process = multiprocessing.get_context("spawn").Process(target=serve, args=(child,), daemon=True)
+    process.start()
+    try:
+        yield int(parent.recv())
+    finally:
+        process.terminate()
+        process.join()
 
 
 # -- the client ---------------------------------------------------------------------------------------------------
@@ -193,7 +207,10 @@ def command(*arguments: str) -> float:
     return round(after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime, 2)
 
 
-def measure(examples: int, questions: int, members: int, over_http: int, folder: Path, port: int) -> dict[str, Any]:
+def measure(
+    examples: int, questions: int, members: int, over_http: int, folder: Path, port: int, commands: bool = True
+) -> dict[str, Any]:
+    """One run of this size; CPU seconds of this process by step."""
     from daunce_api import Run
     from daunce_api.report import write_report
     from daunce_api.store import RunStore
@@ -212,7 +229,8 @@ def measure(examples: int, questions: int, members: int, over_http: int, folder:
     distinct = len({e.key for e in run.material.encoded})
     tokens = sum(len(e.targets) for e in {e.key: e for e in run.material.encoded}.values())
     meter.figures["answers, tokens"] = round(tokens / distinct, 1)
-    with RunStore.create_or_open(config.run_dir, run._manifest()) as store:
+    with RunStore.create_or_open(config.run_dir, run.manifest()) as store:
+        run.keep(store)
         plant(run, members, store)
     if over_http:
         first = config.model_copy(update={"ensemble": config.ensemble.model_copy(update={"members": over_http})})
@@ -222,12 +240,12 @@ def measure(examples: int, questions: int, members: int, over_http: int, folder:
         Run.create(first).execute()
         spent = 1e6 * (time.process_time() - start)
         meter.figures["scored over HTTP, us of an example"] = round(spent / (over_http * distinct), 1)
-    with RunStore.create_or_open(config.run_dir, run._manifest()) as store:
+    with RunStore.create_or_open(config.run_dir, run.manifest()) as store:
         half = members // 2
         fill(run, store, list(range(over_http, half)))
 
     def resume() -> None:
-        with RunStore.create_or_open(config.run_dir, run._manifest()) as store:
+        with RunStore.create_or_open(config.run_dir, run.manifest()) as store:
             from daunce_api.attribution.from_store import complete_members
 
             assert len(complete_members(store, run.material)) == half
@@ -235,7 +253,7 @@ def measure(examples: int, questions: int, members: int, over_http: int, folder:
                 store.scores.measured(k)
 
     meter("resume: what is missing", resume)
-    with RunStore.create_or_open(config.run_dir, run._manifest()) as store:
+    with RunStore.create_or_open(config.run_dir, run.manifest()) as store:
         start = time.process_time()
         stored = fill(run, store, list(range(half, members)))
         meter.figures["store, us of an example"] = round(1e6 * (time.process_time() - start) / stored, 1)
@@ -246,9 +264,10 @@ def measure(examples: int, questions: int, members: int, over_http: int, folder:
 
     meter("from the last answer to the report", finish_run)
     meter.figures["peak memory, GB"] = round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20, 2)
-    meter.figures["daunce top"] = command("top", str(config.run_dir), "--test", "test-0")
-    meter.figures["daunce status"] = command("status", str(config.run_dir))
-    meter.figures["daunce --help"] = command("--help")
+    if commands:
+        meter.figures["daunce top"] = command("top", str(config.run_dir), "--test", "test-0")
+        meter.figures["daunce status"] = command("status", str(config.run_dir))
+        meter.figures["daunce --help"] = command("--help")
     size = sum(p.stat().st_size for p in Path(config.run_dir).glob("run.sqlite*"))
     meter.figures["run.sqlite, times the raw values"] = round(size / (8 * tokens * members), 3)
     return meter.figures
@@ -265,16 +284,13 @@ def main() -> None:
     given = parser.parse_args()
     if given.small:
         given.examples, given.questions, given.members = 300, 10, 8
-    parent, child = multiprocessing.Pipe()
-    provider = multiprocessing.get_context("spawn").Process(target=serve, args=(child,), daemon=True)
-    provider.start()
     folder = Path(tempfile.mkdtemp(prefix="daunce-scale-"))
     try:
-        sizes = (given.examples, given.questions, given.members, given.over_http)
-        figures = measure(*sizes, folder, parent.recv())
+        with provider() as port:
+            sizes = (given.examples, given.questions, given.members, given.over_http)
+            figures = measure(*sizes, folder, port)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
-        provider.terminate()
     print(
         json.dumps(
             {"examples": given.examples, "questions": given.questions, "members": given.members, **figures}, indent=1

@@ -12,13 +12,12 @@ from provider_support import VOCABULARY, Server
 from test_provider_hosting import Vllm
 from test_provider_wrong_shapes import Engine, row
 
-from daunce_api import Dataset, Run, execution
-from daunce_api import run as run_module
+from daunce_api import Dataset, Run
 from daunce_api._util.retry import RetryPolicy
 from daunce_api.providers.hosting import HostedScorer
 from daunce_api.providers.registry import open_backend
 from daunce_api.providers.vllm import LOCAL_MODELS, name_of
-from daunce_api.score import leftovers
+from daunce_api.score import leftovers, work
 from daunce_api.store import RunStore
 
 pytest.importorskip("peft")
@@ -37,7 +36,7 @@ class Vllms:
         def opened(config: Any, **options: Any) -> Any:
             return open_backend(config, http_client=self.server.http(), **options)
 
-        for module in (execution, leftovers, run_module):
+        for module in (leftovers, work):
             monkeypatch.setattr(module, "open_backend", opened)
 
 

@@ -24,8 +24,8 @@ from daunce_api.providers.openai_wire.batch_api import ROUNDS, BatchScorer
 from daunce_api.providers.openai_wire.trainer import WireTrainer
 from daunce_api.providers.registry import Backend, capabilities_of, open_backend
 from daunce_api.providers.tokenizers import embedded_folder
-from daunce_api.run import clean_everything
 from daunce_api.score.client import ScoringClient
+from daunce_api.score.work import clean_everything
 from daunce_api.store import RunStore
 from daunce_api.train import CleanReport, JobClient
 from tests.store_rows import by_key
@@ -483,7 +483,7 @@ async def test_clean_takes_the_batches_of_every_model_of_the_run(
     async def cleaned(client: JobClient) -> CleanReport:
         return CleanReport(["ft:final"], ["training-file"])
 
-    monkeypatch.setattr("daunce_api.run.clean_up", cleaned)
+    monkeypatch.setattr("daunce_api.score.work.clean_up", cleaned)
 
     with RunStore.create_or_open(tmp_path / "run", {"config": {}}) as store:
         store.jobs.intent("k-m0-a1", 0, 1, "{}")

@@ -146,6 +146,19 @@ async def test_a_missing_model_and_a_wrong_key_are_findings() -> None:
     assert "backend.api_key_env" in check(findings, "base model").detail
 
 
+async def test_a_gateway_without_a_jobs_route_is_found_out() -> None:
+    echo = Echo()
+
+    def handler(request: httpx2.Request) -> Any:
+        if request.url.path.endswith("/fine_tuning/jobs"):
+            return httpx2.Response(501, json={"error": {"message": "Only premium users"}})
+        return echo(request)
+
+    findings = await look(handler)
+    assert check(findings, "fine-tuning jobs").ok is False
+    assert any("LiteLLM" in advice for advice in findings.advice)
+
+
 async def test_a_chat_endpoint_that_censors_says_so() -> None:
     def handler(request: httpx2.Request) -> Any:
         if request.method == "GET":

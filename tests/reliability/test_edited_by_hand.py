@@ -38,17 +38,17 @@ def test_examples_edited_in_the_run_folder_are_refused_and_written_anew(quiet: Q
 @pytest.mark.parametrize(
     "statement",
     [
-        "UPDATE scores SET logprobs = zeroblob(length(logprobs)) WHERE rowid_is_first",
+        "UPDATE losses SET loss = zeroblob(length(loss)) WHERE member = 0",
+        "UPDATE blobs SET logprobs = zeroblob(length(logprobs)) WHERE replicate = 1 AND member = 0",
         "UPDATE jobs SET model = 'ft:another' WHERE member = 1",
         "UPDATE spend SET settled = 0, reserved = 0",
         "UPDATE meta SET value = replace(value, '0.5', '0.4') WHERE key = 'manifest'",
     ],
-    ids=["scores", "jobs", "spend", "manifest"],
+    ids=["losses", "scores", "jobs", "spend", "manifest"],
 )
 def test_a_store_edited_by_hand_is_refused(folder: Path, statement: str) -> None:
-    first = "(member, replicate, example_key) IN (SELECT member, replicate, example_key FROM scores LIMIT 1)"
     with sqlite3.connect(folder / FILE_NAME) as database:
-        assert database.execute(statement.replace("rowid_is_first", first)).rowcount >= 1
+        assert database.execute(statement).rowcount >= 1
     database.close()
     with pytest.raises(StoreCorruptError, match="checksum"):
         Run.open(folder).attribution()
@@ -75,13 +75,11 @@ def test_a_cache_that_cannot_be_opened_is_left_out(quiet: Quiet, tmp_path: Path)
 
 
 def test_a_cache_that_fails_later_is_only_a_miss(quiet: Quiet, tmp_path: Path) -> None:
-    from daunce_api.providers.base import TokenScores
-
     cache = open_cache(remote(quiet[0]), tmp_path)
     assert cache is not None
-    with cache, sqlite3.connect(tmp_path / "scores.sqlite") as other:
-        other.execute("DROP TABLE scores")
+    with cache, sqlite3.connect(cache.path) as other:
+        other.execute("DROP TABLE scored")
         other.commit()
-        cache.save("print", "model", {"key": TokenScores((-1.0,))})
-        assert cache.lookup("print", "model", ["key"]) == {}
+        cache.note("print", "model", tmp_path, 0, 0)
+        assert cache.lookup("print", "model", Run.create(quiet[0]).material.encoded_test) == {}
     other.close()

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from daunce_api.errors import BudgetError
-from daunce_api.execution import booked
+from daunce_api.score.members import booked
 from daunce_api.store import RunStore
 
 

@@ -112,7 +112,7 @@ def test_checkpoints_can_be_added_to_a_finished_run(
     def refuse(*_: object, **__: object) -> None:
         raise AssertionError("everything is there")
 
-    monkeypatch.setattr("daunce_api.execution.open_backend", refuse)
+    monkeypatch.setattr("daunce_api.score.work.open_backend", refuse)
     assert same(Run.create(with_checkpoints(2)).execute(), more)
     assert Run.create(with_checkpoints(1)).execute().earlier is None
 

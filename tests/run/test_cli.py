@@ -18,7 +18,7 @@ import pytest
 import typer
 import yaml
 
-from daunce_api import Attribution, RunConfig
+from daunce_api import Run, RunConfig
 from daunce_api.attribution.score_files import load_bergson
 from daunce_api.cli import app
 from daunce_api.cli.demo.experiment import run_demo
@@ -79,7 +79,7 @@ def test_everything_that_looks_at_a_run(finished: Path, cli: Cli, tmp_path: Path
 
 
 def test_scores_are_exported(finished: Path, cli: Cli, tmp_path: Path) -> None:
-    score = Attribution.load(finished / "attribution").scores_NM()
+    score = Run.open(finished).attribution().scores_NM()
     code, out, _ = cli("export", finished, "--format", "npy", "--json")
     content = json.loads(out)
     assert code == 0
@@ -96,7 +96,7 @@ def test_scores_are_exported(finished: Path, cli: Cli, tmp_path: Path) -> None:
     np.testing.assert_allclose([float(r["score"]) for r in rows], score.reshape(-1))
     command = ("export", finished, "--format", "bergson", "--output", tmp_path / "b", "--estimator", "covariance")
     assert cli(*command)[0] == 0
-    expected = Attribution.load(finished / "attribution").with_estimator("covariance").scores_NM()
+    expected = Run.open(finished).attribution().with_estimator("covariance").scores_NM()
     np.testing.assert_allclose(load_bergson(tmp_path / "b"), expected)
 
 
@@ -163,11 +163,11 @@ def test_errors_are_json_too(cli: Cli, tmp_path: Path) -> None:
 
 def test_data_problems_are_listed_with_their_lines(cli: Cli, make_config: MakeConfig, tmp_path: Path) -> None:
     config = make_config()
-    config.data.train.write_text('{"prompt": "a"}\nnot json\n')
+    config.data.train.write_text('{"prompt": "a", "completion": "b"}\n{"prompt": "a"}\nnot json\n')
     code, _, err = cli("plan", write(config, tmp_path / "run.yaml"))
     assert code == 2
-    assert "train.jsonl:1: completion is missing" in err
-    assert "train.jsonl:2: not JSON" in err
+    assert "train.jsonl:2: completion is missing" in err
+    assert "train.jsonl:3: not JSON" in err
 
 
 def test_money_is_not_spent_without_a_yes(cli: Cli, make_config: MakeConfig, tmp_path: Path) -> None:
@@ -276,7 +276,7 @@ def test_the_help_names_every_command_and_the_exit_codes(cli: Cli) -> None:
     commands = set(_commands())
     assert commands == {
         *("init", "plan", "run", "cancel", "clean", "demo"),
-        *("status", "top", "report", "evaluate", "export"),
+        *("status", "top", "report", "evaluate", "export", "ask", "view"),
         *("serve", "doctor"),
     }
     for name in commands:

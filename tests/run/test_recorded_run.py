@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from daunce_api import Attribution, Run
+from daunce_api import Run
 from daunce_api.errors import ReplayError
 from daunce_api.providers.replay import replay
 
@@ -46,7 +46,7 @@ def test_a_replay_gives_bit_identical_losses_and_scores(small_run: Path) -> None
     run = Run.create(small_run / "run.yaml")
     shutil.move(run.run_dir, small_run / "first")
     again = run.execute(session=replay(small_run / "recording"))
-    first = Attribution.load(small_run / "first" / "attribution")
+    first = Run.open(small_run / "first").attribution()
     assert np.array_equal(again.scores_NM(), first.scores_NM())
 
 

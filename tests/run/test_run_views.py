@@ -16,8 +16,8 @@ from daunce_api import Run, RunConfig
 from daunce_api.cli import terminal
 from daunce_api.core import SelfLDS
 from daunce_api.report.glance import glance
+from daunce_api.report.of_run import facts_of
 from daunce_api.store import RunStore
-from daunce_api.summary import facts_of
 
 MakeConfig = Callable[..., RunConfig]
 
@@ -45,17 +45,20 @@ def test_quality_comes_with_its_interval_and_failures_with_their_reasons(
     folder = Path(shutil.copytree(finished, tmp_path / "run"))
     with RunStore.open(folder) as store:
         for reason in ("3 jobs failed", "4 jobs failed: <out of memory>"):
-            store.note("left out member 2", reason)
+            store.jobs.leave_out(2, reason)
     run = Run.open(folder)
     state = run.status()
     assert state.failures == ("member 2: 4 jobs failed: <out of memory>",)
-    facts = facts_of(run, run.attribution())
+    facts = facts_of(run, state)
     assert (facts.failures, facts.members_failed) == (state.failures, 1)
     known = replace(state, self_lds=SelfLDS(0.625, 0.5, 0.75, "whitened", 8, 0.5, 0.8, None))
     monkeypatch.setattr(run, "status", lambda: known)
     view = run._repr_html_()
     assert "self_lds 0.62 (95 % interval 0.50 to 0.75; a rough guess below 20 members)" in view
     assert "member 2: 4 jobs failed: &lt;out of memory&gt;" in view
+    with RunStore.open(folder) as store:
+        store.jobs.take_back(2)
+    assert Run.open(folder).status().failures == ()
     many = dict(replace(state, failures=tuple(f"member {k}: gone" for k in range(9))).rows())
     assert many["given up"] == "member 0: gone; member 1: gone; member 2: gone; and 6 more"
 
@@ -79,14 +82,14 @@ def _elsewhere(finished: Path, **prices: float) -> Run:
 
 def test_money_is_unknown_where_a_price_is(finished: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run = _elsewhere(finished, training=0.0)
-    assert run.plan().usd is None
+    assert run.plan().usd == 0.0  # nothing is missing
     attribution, state = run.attribution(), run.status()
     assert json.loads(json.dumps(state.to_json(), default=str))["usd"] is None
     assert attribution.facts["usd"] is None
     text = io.StringIO()
     monkeypatch.setattr(terminal, "out", Console(file=text, width=200))
     terminal.status(state)
-    tiles = {tile.label: tile for tile in glance(attribution, facts_of(run, attribution), 0.5, 0.5)}
+    tiles = {tile.label: tile for tile in glance(attribution, facts_of(run, state), 0.5, 0.5)}
     assert tiles["Cost"].value == "unknown"
     for shown in (text.getvalue(), run._repr_html_()):
         assert "unknown, " in shown

@@ -248,13 +248,15 @@ async def test_cancelling_keeps_the_finished_batches(store: RunStore) -> None:
                 await asyncio.Event().wait()
             return await super().score(model, batch)
 
-    scoring = client(Slow(), store, concurrency=1)
+    store.ledger.reserve("scoring of member 0", WHOLE, purpose="score")
+    scoring = client(Slow(), store, concurrency=1, budget=Budget(1.0, WHOLE))
     task = asyncio.create_task(scoring.score_member(0, "ft", EXAMPLES))
     await blocked.wait()
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
         await task
     assert len(by_key(store, 0).keys()) == 8
+    assert store.ledger.spent() == WHOLE + 6  # the two examples whose answer was lost are sent again
 
 
 async def test_a_short_answer_is_no_answer(store: RunStore) -> None:

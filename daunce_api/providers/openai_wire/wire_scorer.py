@@ -5,9 +5,10 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
 from ...data.tokenizers import EncodedExample
+from ...errors import ContractError
 from ..base import ScorerCapabilities, TokenScores
 from ..registry import Context
 from .client import WireClient
@@ -37,6 +38,23 @@ class WireScorer:
     def watch(self, observer: Callable[[Mapping[str, str]], None]) -> None:
         """Have ``observer`` called with the headers of every answer."""
         self.client.observer = observer
+
+    async def generate(self, model: str, asked: str | Sequence[Mapping[str, Any]], *, max_tokens: int) -> str:
+        """The model's most likely answer, at temperature 0; see :class:`~daunce_api.providers.base.Generator`."""
+        plain = isinstance(asked, str)
+        body = {"prompt": asked} if plain else {"messages": list(asked)}
+        path = "completions" if plain else "chat/completions"
+        answer = await self.client.post(
+            path, {"model": model, **body, "max_tokens": max_tokens, "temperature": 0}, doing="generating an answer"
+        )
+        try:
+            choice = answer["choices"][0]
+            text = choice["text"] if plain else choice["message"]["content"]
+        except (KeyError, IndexError, TypeError):
+            text = None
+        if not isinstance(text, str) or not text:
+            raise ContractError(f"{self.client.provider} generated no text. Give the answer instead.")
+        return text
 
     async def __aenter__(self) -> Self:
         return self

@@ -20,6 +20,8 @@ BOUNDARY = "daunce-boundary"
 _REQUEST_HEADERS = frozenset({"content-type"})
 _RESPONSE_HEADERS = frozenset({"content-type", "retry-after", "retry-after-ms", "x-request-id"})
 _RATE_LIMIT = "x-ratelimit-"
+_SEQUENCE = "daunce_seq"
+"""How far the run's store was when a job was submitted: it depends on how long answers took."""
 _SECRET_HEADERS = ("authorization", "api-key", "x-api-key", "cookie", "proxy-authorization")
 _SECRET_PARAMETERS = frozenset({"key", "api_key", "api-key", "access_token", "token", "sig", "signature"})
 _IDENTITIES = (
@@ -64,7 +66,10 @@ def request_body(body: bytes, content_type: str) -> bytes:
         body = body.replace(match[1].encode(), BOUNDARY.encode())
     elif "json" in content_type:
         with contextlib.suppress(ValueError, RecursionError):  # not JSON after all: compared byte by byte
-            body = json.dumps(json.loads(body), sort_keys=True, ensure_ascii=False, separators=(",", ":")).encode()
+            content = json.loads(body)
+            if isinstance(content, dict) and isinstance(content.get("metadata"), dict):
+                content["metadata"].pop(_SEQUENCE, None)
+            body = json.dumps(content, sort_keys=True, ensure_ascii=False, separators=(",", ":")).encode()
     return body
 
 

@@ -85,6 +85,15 @@ class Session:
                 "or changed. Set run_dir to a new folder, or run without the recording."
             )
 
+    def belongs_to(self, run_key: str) -> None:
+        """Record or replay what an existing run is asked. Raises ReplayError where another run was recorded."""
+        if self.replaying and run_key != self.run_key:
+            raise ReplayError(
+                "this recording is of another run. Nothing was sent or changed. Replay the recording of this run into "
+                "a new folder first, then the recording of what it was asked."
+            )
+        self.run_key = run_key
+
     def __enter__(self) -> Self:
         from .tape import open_tape
 

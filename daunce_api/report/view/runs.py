@@ -15,7 +15,7 @@ from ...attribution.texts import conversation
 from ...errors import DaunceError, NotEnoughMembersError
 from ...run import Run
 from ...store.run import FILE_NAME
-from ...summary import facts_of
+from ..of_run import facts_of
 from ..page import report_html
 from .compare import side_by_side
 
@@ -124,7 +124,7 @@ class Runs:
 
     def _report(self, identity: str) -> str:
         run, attribution = self._run(identity), self.attribution(identity)
-        return report_html(attribution, facts_of(run, attribution))
+        return report_html(attribution, facts_of(run, run.status()))
 
     def attribution(self, identity: str) -> Attribution:
         """The attribution of the members that are complete by now."""

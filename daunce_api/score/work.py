@@ -1,0 +1,387 @@
+"""``Work``: one execution of a run. It trains, scores each member as soon as it exists, and stops at enough of them."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable, Collection, Coroutine, Mapping, Sequence
+from contextlib import AbstractContextManager, asynccontextmanager, nullcontext, suppress
+from functools import partial
+from pathlib import Path
+from typing import Any, TypeVar
+
+from .._util.blocking import run_blocking
+from .._util.clock import Clock
+from .._util.log import logging_to
+from ..attribution.from_store import assemble, complete_members
+from ..config import RunConfig
+from ..core import SelfLDS
+from ..data.dataset import Dataset
+from ..data.example import Verdict
+from ..errors import CapabilityError, DaunceError, MembersAlikeError, NotEnoughMembersError
+from ..plan import Plan
+from ..plan.asking import AskPlan, gone_text, too_few
+from ..plan.inputs import HALTED, RunInputs, with_cap
+from ..providers.base import Deferred, Generator
+from ..providers.registry import Backend, open_backend
+from ..providers.replay import Session
+from ..providers.replay.protocol import PROTOCOL
+from ..store import TARGET, RunStore
+from ..train import (
+    CancelReport,
+    CleanReport,
+    Event,
+    EventKind,
+    JobClient,
+    OnEvent,
+    Training,
+    cancel_jobs,
+    clean_up,
+)
+from ..train.stopping import Stopping
+from .asking import QuestionScoring
+from .cache import ScoredCache, open_cache
+from .client import FINE_TUNE_PROBE_VALUE, PROBE_VALUE, Budget, Progress, ScoringClient
+from .health import Comparison, accept
+from .leftovers import take_off, take_off_before
+from .members import Asked, MemberScoring, tokens_of
+
+LOG_NAME = "daunce.log"
+"""Inside the run folder."""
+ANSWER_TOKENS = 256
+"""Most tokens of an answer that the target generates."""
+
+Answer = TypeVar("Answer")
+
+
+class Work:
+    """One execution of a run: what lives only while it trains and scores. Everything that lasts is in the store."""
+
+    def __init__(
+        self,
+        run: RunInputs,
+        *,
+        on_event: OnEvent | None = None,
+        on_progress: Progress | None = None,
+        session: Session | None = None,
+        clock: Clock | None = None,
+        max_usd: float | None = None,
+    ) -> None:
+        self._run = run
+        self._config = with_cap(run.config, max_usd)
+        if (cap := self._config.budget.max_usd) is not None:
+            self._config = with_cap(run.config, max(0.0, cap - sum(run.spent_elsewhere().values())))
+        self._max_usd = max_usd
+        self._on_event = on_event
+        self._on_progress = on_progress
+        self._session = session
+        self._clock = clock if clock is not None or session is None else session.clock
+        self._protocol = PROTOCOL if session is None else session.protocol
+        self._stop = Stopping(run.config.ensemble.stop)
+        self._scoring: MemberScoring | None = None
+
+    async def run(self, *, adopt: bool = False) -> None:
+        """Train and score what is missing; nothing is opened where nothing is. ``adopt``: see :class:`Training`.
+
+        Raises MembersAlikeError as soon as members show that the endpoint does not serve the fine-tunes: their scores
+        are set aside, so that the same call scores them again.
+        """
+        run, session = self._run, self._session
+        plan = run.plan(max_usd=self._max_usd)
+        plan.check()
+        run_key = None if session is None else session.run_key
+        with RunStore.create_or_open(run.run_dir, run.manifest(), run_key=run_key, accept_loss=adopt) as store:
+            self._store, self._comparison = store, Comparison(store)
+            if session is not None:
+                session.check_run(store.run_key)
+            run.keep(store)
+            with logging_to(run.run_dir / LOG_NAME), store.history.busy():
+                if session is None:
+                    await take_off_before(run.config, store)
+                if self._max_usd is not None:
+                    store.note("budget", f"max_usd {self._max_usd:g} for this command")
+                try:
+                    await self._train_and_score(plan, adopt)
+                except MembersAlikeError as error:
+                    raise self._set_aside(error) from error
+                except DaunceError as error:
+                    with suppress(DaunceError):  # what ended the run is what has to be said
+                        store.history.stopped("error", str(error))
+                    raise
+
+    async def _train_and_score(self, plan: Plan, adopt: bool) -> None:
+        run, store = self._run, self._store
+        members = await asyncio.to_thread(complete_members, store, run.material)
+        await self._compare(members)
+        reason = await self._enough(members)
+        if reason is not None:
+            self._halted(reason)
+        if len(members) == run.material.ensemble.members or reason is not None:
+            return
+        store.history.cleared()
+        async with self._backend() as (backend, cache):
+            await self._at(backend, plan, cache, adopt)
+        await self._compare(await asyncio.to_thread(complete_members, store, run.material))
+
+    async def ask(self, questions: Dataset, plan: AskPlan, verdict: Verdict | None = None) -> None:
+        """Add questions to the run and score them under the models that exist."""
+        run, session = self._run, self._session
+        with RunStore.open(run.run_dir) as store:
+            self._store = store
+            if session is not None:
+                session.belongs_to(store.run_key)
+            added = run.questions.asked(questions)
+            run.take(added if verdict is None else added.marked(questions.ids, verdict))
+            run.keep(store)
+            if not plan.requests:
+                return
+            with logging_to(run.run_dir / LOG_NAME), store.history.busy():
+                if session is None:
+                    await take_off_before(run.config, store)
+                async with self._backend() as (backend, cache):
+                    await self._score_questions(
+                        backend, self._client(backend, cache, plan.usd_per_token), plan, questions
+                    )
+
+    async def _score_questions(
+        self,
+        backend: Backend,
+        client: ScoringClient,
+        plan: AskPlan,
+        questions: Dataset,
+        *,
+        members_only: bool = False,
+    ) -> None:
+        run, store = self._run, self._store
+        trained = run.trained_members(store)
+        scoring = QuestionScoring(
+            client,
+            store,
+            exists=JobClient(backend.trainer, store, clock=self._clock, protocol=self._protocol).model_exists,
+            usd_per_token=plan.usd_per_token,
+            cap=self._config.budget.max_usd,
+        )
+        models = run.models_to_ask(store, trained, members_only=members_only)
+        gone = await scoring.score(run.encoded_questions(questions), models)
+        for member, why in gone.items():
+            row = store.jobs.trained_by(member)
+            if row is not None:
+                store.jobs.model_deleted(row.key)
+            store.note("model gone", f"member {member}: {why}")
+        lost = [k for k in trained if k not in store.jobs.ready_models()]
+        if shortfall := too_few(len(trained) - len(lost), len(trained)):
+            raise NotEnoughMembersError(f"{shortfall} {gone_text(lost)}")
+
+    async def generate(self, asked: str | Sequence[Mapping[str, Any]]) -> str:
+        """The target's own answer to a prompt or messages. Raises CapabilityError where nothing can give one."""
+        run = self._run
+        with RunStore.open(run.run_dir, read_only=True) as store:
+            target = store.jobs.ready_models().get(TARGET) or run.config.ensemble.target_model
+        if target is None:
+            raise CapabilityError(
+                "the run has no target model (ensemble.start_from is base), so there is nothing to generate an answer: "
+                "give the answer. Nothing was sent."
+            )
+        async with open_backend(run.config) as backend:
+            if not isinstance(backend.scorer, Generator):
+                raise CapabilityError(
+                    f"{backend.scorer.capabilities.provider} does not generate answers: give the answer. Nothing was "
+                    "sent."
+                )
+            return await backend.scorer.generate(target, asked, max_tokens=ANSWER_TOKENS)
+
+    @asynccontextmanager
+    async def _backend(self) -> AsyncIterator[tuple[Backend, ScoredCache | None]]:
+        """The opened backend, and the cache of scores. A recording holds every request, so nothing may be answered from
+        elsewhere while one is made or replayed."""
+        session = self._session
+        recording: AbstractContextManager[Any] = session or nullcontext()
+        if session is not None and session.not_checked and self._on_event is not None:
+            listed = ", ".join(session.not_checked)
+            text = f"The recording is older than these checks, which are left out: {listed}."
+            self._on_event(Event(EventKind.NOT_CHECKED, text))
+        cache = None if session is not None else open_cache(self._run.config)
+        with recording, cache or nullcontext():
+            async with open_backend(
+                self._run.config,
+                replaying=session is not None and session.replaying,
+                protocol=self._protocol,
+            ) as backend:
+                yield backend, cache
+
+    def _client(self, backend: Backend, cache: ScoredCache | None, usd_per_token: float) -> ScoringClient:
+        return ScoringClient(
+            backend.scorer,
+            self._store,
+            concurrency=self._config.scoring.concurrency,
+            clock=self._clock,
+            on_progress=self._progressed,
+            cache=cache,
+            reduction=self._config.attribution.loss,
+            budget=Budget(usd_per_token, self._config.budget.max_usd),
+        )
+
+    def _progressed(self, member: int, done: int, total: int) -> None:
+        if self._scoring is not None:
+            self._scoring.progressed(member, done, total)
+        elif self._on_progress is not None:
+            self._on_progress(member, done, total)
+
+    async def _at(self, backend: Backend, plan: Plan, cache: ScoredCache | None, adopt: bool) -> None:
+        run, store, config = self._run, self._store, self._config
+        asked = Asked(run.material.encoded_test, run.material.encoded_train)
+        probed = tokens_of(asked.then[: config.scoring.noise_probe])
+        client = self._client(backend, cache, (plan.scoring_usd_per_model or 0.0) / (tokens_of(asked.all) + probed))
+        self._client_in_use = client
+        jobs = JobClient(
+            backend.trainer,
+            store,
+            costs=plan.costs,
+            cap=config.budget.max_usd,
+            purpose="retrain" if run.purpose == "retrain" else "train",
+            on_event=self._on_event,
+            clock=self._clock,
+            protocol=self._protocol,
+        )
+        self._training = Training(jobs, ensemble=run.material.ensemble, dataset=run.train, config=config, adopt=adopt)
+        self._scoring = MemberScoring(
+            client,
+            store,
+            config,
+            asked,
+            partial(run.material.is_scored, store),
+            usd_per_model=plan.scoring_usd_per_model,
+            cap=config.budget.max_usd,
+            purpose=run.purpose,
+            on_progress=self._on_progress,
+        )
+        base = config.backend.model
+        plan.check_model(await self._training.model_info(base))
+        if backend.scorer.capabilities.max_models is None and not run.questions_only:
+            # Before anything is paid for. An endpoint that has to load each model is tested with member 0.
+            await client.probe(base, self._scoring.shortest)
+        trained = run.trained_members(store)
+        if trained and not run.questions_only:
+            more = run.asking(run.test, members_only=True, max_usd=self._max_usd)
+            if more.requests:  # the test file has more lines than before
+                more.check()
+                await self._score_questions(backend, client, more, run.test, members_only=True)
+        try:
+            one_first = not backend.scorer.capabilities.fine_tunes_verified
+            await self._training.run(self._score, finished=trained, one_first=one_first)
+        except MembersAlikeError:
+            await client.drain()
+            raise
+
+    async def _score(self, member: int, model: str) -> None:
+        """Everything that is asked of one member's models, as soon as they exist."""
+        run = self._run
+        if member == TARGET and not self._config.scoring.target:
+            return
+        assert self._scoring is not None
+        await self._scoring.member(member, model, self._training)
+        if member == TARGET or run.questions_only:
+            return
+        members = await asyncio.to_thread(complete_members, self._store, run.material)
+        if not self._comparison.due(len(members)) and self._config.ensemble.stop is None:
+            return
+        await self._compare(members, self._client_in_use)
+        reason = await self._enough(members)
+        if reason is not None:
+            self._training.halt(reason)
+            self._halted(reason)
+
+    def _halted(self, reason: str) -> None:
+        """The run has enough members: a plan asks for no more of them under the same rule."""
+        stop = self._store.history.stop()
+        if stop is None or stop.kind != HALTED:
+            self._store.history.stopped(HALTED, reason)
+        rule = self._config.ensemble.stop
+        self._store.set_value(HALTED, None if rule is None else rule.model_dump())
+
+    async def _compare(self, members: list[int], client: ScoringClient | None = None) -> None:
+        """Compare the first complete members with each other, before more of them are paid for."""
+        due = client is None or self._comparison.due(len(members))
+        if self._run.questions_only or len(members) < 2 or not due:
+            return
+        attribution = await asyncio.to_thread(assemble, self._store, self._run.material, self._config)
+        await self._comparison.look(attribution, client, self._run.material.encoded_train)
+
+    async def _enough(self, members: list[int]) -> str | None:
+        """Why no further member is needed, by ``ensemble.stop``."""
+        if self._config.ensemble.stop is None:
+            return None
+
+        def look() -> str | None:
+            def quality(chosen: Sequence[int]) -> SelfLDS | None:
+                attribution = assemble(self._store, self._run.material, self._config)
+                return attribution.of_members([attribution.members.index(k) for k in chosen]).self_lds
+
+            return self._stop.reason(members, quality)
+
+        return await asyncio.to_thread(look)
+
+    def _set_aside(self, error: MembersAlikeError) -> MembersAlikeError:
+        """Set the scores aside that may not be those of their models."""
+        store = self._store
+        members = sorted({m for m, _, _ in store.scores.models()}) if error.members is None else list(error.members)
+        store.scores.set_aside(members, str(error), suspect=True)
+        if error.members is None:  # an endpoint that served something else is tested again
+            store.set_value(PROBE_VALUE, None)
+            store.set_value(FINE_TUNE_PROBE_VALUE, None)
+        return MembersAlikeError(
+            f"{error} What was scored of {_listed(members)} is set aside; the models are kept. Once the endpoint "
+            "serves them, run the same command: it scores them again, and they are paid for again.",
+            members,
+        )
+
+
+def cancel_run(run_dir: str | Path) -> CancelReport:
+    """Stop the jobs of a run that are not final: of any run folder, also one whose data or tokenizer is gone."""
+    return _at_provider(run_dir, lambda client, _: cancel_jobs(client))
+
+
+def clean_run(run_dir: str | Path) -> CleanReport:
+    """Delete what a run created at the provider: models and files of its jobs, batches of its scoring. What it left on
+    the scoring server is taken off first. Needs the run's store and its provider, nothing else."""
+    return _at_provider(run_dir, clean_everything)
+
+
+def accept_suspect(run_dir: str | Path) -> tuple[int, ...]:
+    """Use suspect scores of a run again that were set aside ("members alike"), and compare members no more; the
+    members. Nothing happens where there are none."""
+    with RunStore.open(run_dir) as store:
+        found: list[int] = []
+        for aside in store.scores.asides():
+            if aside.suspect and aside.restored_at is None:
+                found += accept(store, aside.number)
+        return tuple(found)
+
+
+async def clean_everything(client: JobClient, backend: Backend) -> CleanReport:
+    """:func:`clean_run` with a client and a backend that are open."""
+    store, scorer = client.store, backend.scorer
+    hosted = store.hosted.models()
+    kept = await take_off(scorer, store)
+    report = await clean_up(client)
+    report.unloaded = [model for model in hosted if model not in kept]
+    report.kept.update({f"{model} on the scoring server": why for model, why in kept.items()})
+    if isinstance(scorer, Deferred):
+        swept = await scorer.sweep(store.jobs.models())
+        report.files += swept.files
+        report.kept |= swept.kept
+    return report
+
+
+def _at_provider(run_dir: str | Path, action: Callable[[JobClient, Backend], Coroutine[Any, Any, Answer]]) -> Answer:
+    async def act() -> Answer:
+        with RunStore.open(run_dir) as store:
+            async with open_backend(RunConfig.from_manifest(store.manifest)[0]) as backend:
+                return await action(JobClient(backend.trainer, store), backend)
+
+    return run_blocking(act())
+
+
+def _listed(members: Collection[int]) -> str:
+    numbers = [str(k) for k in members if k != TARGET]
+    named = f"member{'' if len(numbers) == 1 else 's'} {', '.join(numbers)}"
+    return f"{named} and the target model" if TARGET in members else named
