@@ -21,7 +21,8 @@ from .attribution.from_store import assemble, question_groups
 from .config import RunConfig
 from .core import per_example_losses
 from .data.dataset import Dataset
-from .data.questions import Questions, Verdict, kept_dataset
+from .data.example import Verdict
+from .data.questions import Questions, kept_dataset
 from .data.subsets import Ensemble
 from .data.tokenizers import EncodedExample
 from .errors import ConfigurationError, DaunceError, NotEnoughMembersError

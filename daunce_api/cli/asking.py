@@ -19,7 +19,7 @@ from .running import session_of
 if TYPE_CHECKING:
     from ..attribution import Attribution
     from ..data.dataset import Dataset
-    from ..data.questions import Verdict
+    from ..data.example import Verdict
     from ..run import Run
 
 MAX_INPUT_BYTES = 50_000_000

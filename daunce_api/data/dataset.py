@@ -319,6 +319,7 @@ def _build(record: Mapping[str, Any], identity: str, line: int) -> Example:
         line=line,
         fields=fields,
         text_only=whole,
+        verdict=record.get("verdict"),
     )
 
 

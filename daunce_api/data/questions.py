@@ -10,13 +10,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from ..errors import DataError, StoreCorruptError
 from .dataset import Dataset, Example
-
-Verdict = Literal["wanted", "unwanted"]
-"""Whether an answer should stay as it is, or go."""
+from .example import Verdict
 
 FILE_BATCH, ASKED_BATCH = "test", "ask"
 """Names of batches: of the config's test file (``test``, ``test-2``, ...) and of ``daunce ask`` (``ask-1``, ...)."""
@@ -62,7 +60,7 @@ class Questions:
     @classmethod
     def of(cls, examples: Dataset) -> Questions:
         """Those of a new run."""
-        return cls((Batch(FILE_BATCH, examples),))
+        return cls((Batch(FILE_BATCH, examples),), _verdicts(examples))
 
     @cached_property
     def shown(self) -> Dataset:
@@ -86,7 +84,8 @@ class Questions:
             batches.append(replace(batch, absent=frozenset(batch.examples.ids) - same))
             known |= same
         new = [e for e in examples if e.id not in known]
-        return replace(self, batches=tuple(batches))._with(FILE_BATCH, new, examples.name)
+        said = replace(self, batches=tuple(batches), verdicts={**self.verdicts, **_verdicts(examples)})
+        return said._with(FILE_BATCH, new, examples.name)
 
     def asked(self, examples: Dataset) -> Questions:
         """With questions of ``daunce ask``. One that was asked before is shown again, and not asked twice.
@@ -105,7 +104,8 @@ class Questions:
                     break
             else:
                 new.append(example)
-        return replace(self, batches=tuple(batches))._with(ASKED_BATCH, new, examples.name)
+        said = replace(self, batches=tuple(batches), verdicts={**self.verdicts, **_verdicts(examples)})
+        return said._with(ASKED_BATCH, new, examples.name)
 
     def marked(self, ids: Sequence[str], verdict: Verdict | None) -> Questions:
         """With a verdict on some answers, or without one. Raises DataError for an id that is not shown."""
@@ -172,6 +172,11 @@ class Questions:
                 examples = kept_dataset(folder / f"{entry['name']}.jsonl", entry["digest"])
             batches.append(Batch(entry["name"], examples, frozenset(entry["absent"]), frozenset(entry["removed"])))
         return cls(tuple(batches), {} if value is None else value["verdicts"])
+
+
+def _verdicts(examples: Dataset) -> dict[str, Verdict]:
+    """What the file says (field ``verdict``)."""
+    return {e.id: e.verdict for e in examples if e.verdict is not None}
 
 
 def _same(example: Example, examples: Dataset) -> bool:

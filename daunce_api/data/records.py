@@ -28,7 +28,7 @@ CHAT_FIELDS = (
     "weight",
 )
 """Fields of a chat record, besides its messages, that a model or its template reads."""
-RECORD_FIELDS = frozenset({"id", "source", "messages", "prompt", "completion", "text", *CHAT_FIELDS})
+RECORD_FIELDS = frozenset({"id", "source", "verdict", "messages", "prompt", "completion", "text", *CHAT_FIELDS})
 MAX_LABEL = 1_000
 """Most characters of an id or a source: they are shown in tables and stored beside every score."""
 
@@ -86,6 +86,8 @@ def record_problems(record: Any) -> list[str]:
     if _too_deep(record):
         return ["JSON that is nested too deeply"]
     problems = [*_id_problems(record.get("id")), *_source_problems(record.get("source"))]
+    if record.get("verdict") not in (None, "wanted", "unwanted"):
+        problems.append("verdict must be wanted or unwanted")
     if isinstance(record.get("weight"), int | float) and not record["weight"] > 0:
         problems.append("weight must be above 0; leave the record out where it is not to be trained on")
     given = {key for key in ("messages", "prompt", "completion") if record.get(key) is not None}

@@ -16,7 +16,7 @@ from ..attribution.from_store import assemble, complete_members
 from ..config import RunConfig
 from ..core import SelfLDS
 from ..data.dataset import Dataset
-from ..data.questions import Verdict
+from ..data.example import Verdict
 from ..errors import CapabilityError, DaunceError, MembersAlikeError, NotEnoughMembersError
 from ..plan import Plan
 from ..plan.asking import AskPlan, gone_text, too_few
