@@ -229,7 +229,7 @@ def measure(
     distinct = len({e.key for e in run.material.encoded})
     tokens = sum(len(e.targets) for e in {e.key: e for e in run.material.encoded}.values())
     meter.figures["answers, tokens"] = round(tokens / distinct, 1)
-    with RunStore.create_or_open(config.run_dir, run._manifest()) as store:
+    with RunStore.create_or_open(config.run_dir, run.manifest()) as store:
         plant(run, members, store)
     if over_http:
         first = config.model_copy(update={"ensemble": config.ensemble.model_copy(update={"members": over_http})})
@@ -239,12 +239,12 @@ def measure(
         Run.create(first).execute()
         spent = 1e6 * (time.process_time() - start)
         meter.figures["scored over HTTP, us of an example"] = round(spent / (over_http * distinct), 1)
-    with RunStore.create_or_open(config.run_dir, run._manifest()) as store:
+    with RunStore.create_or_open(config.run_dir, run.manifest()) as store:
         half = members // 2
         fill(run, store, list(range(over_http, half)))
 
     def resume() -> None:
-        with RunStore.create_or_open(config.run_dir, run._manifest()) as store:
+        with RunStore.create_or_open(config.run_dir, run.manifest()) as store:
             from daunce_api.attribution.from_store import complete_members
 
             assert len(complete_members(store, run.material)) == half
@@ -252,7 +252,7 @@ def measure(
                 store.scores.measured(k)
 
     meter("resume: what is missing", resume)
-    with RunStore.create_or_open(config.run_dir, run._manifest()) as store:
+    with RunStore.create_or_open(config.run_dir, run.manifest()) as store:
         start = time.process_time()
         stored = fill(run, store, list(range(half, members)))
         meter.figures["store, us of an example"] = round(1e6 * (time.process_time() - start) / stored, 1)

@@ -7,20 +7,16 @@ parameters), SGD with momentum and cosine decay. Batch normalisation trains on b
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from daunce_api.providers.local.steps import Steps
 from torch import Tensor, nn
 
 from daunce_api.providers.local.classifier import Classifier, ClassifierSettings, Members, State
-from daunce_api.providers.local.losses import BatchLoss
 from tests.benchmarks.tasks import Kind, Recipe, Task, _read_idx, _with_wrong_labels
 
 TARGET = Recipe(8, 50, 0.1, 0.9, "cosine")
@@ -56,6 +52,7 @@ class _Watched(Classifier):
 
     def __init__(self) -> None:
         super().__init__(network)
+        self._done = -1
         self._points: list[int] = []
         self._sets: list[tuple[Tensor, Tensor]] = []
         self._rows: dict[int, list[list[np.ndarray]]] = {}
@@ -67,25 +64,17 @@ class _Watched(Classifier):
         yield self._rows
         self._points = []
 
-    def _steps(self, members: Members, settings: ClassifierSettings, *, by_hand: bool) -> Steps:
-        return _WatchedSteps(super()._steps(members, settings, by_hand=by_hand), partial(self._look, members))
+    def _fit(self, *args: Any) -> None:
+        self._done = 0
+        super()._fit(*args)
 
-    def _look(self, members: Members, done: int) -> None:
-        if done in self._points:
-            self._rows[done].append([self.measure(members, *s) for s in self._sets])
+    def _forward(self, members: Members, x: Tensor) -> Tensor:
+        """Called once a step, after ``_done`` others."""
+        if self._done in self._points:
+            self._rows[self._done].append([self.measure(members, *s) for s in self._sets])
             self._skeleton.train()
-
-
-@dataclass
-class _WatchedSteps:
-    steps: Steps
-    after: Callable[[int], None]
-    done: int = 0
-
-    def step(self, x: Tensor, loss: BatchLoss, rate: float) -> None:
-        self.steps.step(x, loss, rate)
-        self.done += 1
-        self.after(self.done)
+        self._done += 1
+        return super()._forward(members, x)
 
 
 class ResNetTask:

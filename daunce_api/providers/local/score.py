@@ -21,8 +21,8 @@ from .lora import Active, ActiveFull, ActiveLora, AdaptedModel, Batch
 from .losses import Head, token_nats
 from .models import is_full, load_full
 
-CPU_TOKENS = 2048
-"""Padded tokens of a pass on a CPU; 4,096 and 8,192 were no faster with the embedded model."""
+CPU_TOKENS = 1024
+"""Padded tokens of a pass on a CPU; 2,048 and 4,096 were no faster with the embedded model, and take more memory."""
 GPU_TOKENS = 16384
 SCORED_TOKENS = 512
 """Of a scoring pass on a CPU, which gains nothing from more."""
