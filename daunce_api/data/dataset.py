@@ -18,14 +18,14 @@ from typing import TYPE_CHECKING, Any, overload
 from .._util.files import replacing
 from ..errors import DataError
 from .dialects import CHAT, Dialect, converted, recognise
-from .example import Example, LossOn, Message
+from .example import Example, LossOn, Message, Verdict
 from .files import Rows, parse_lines, read_bytes, read_rows
 from .records import CHAT_FIELDS, ROLES, record_of_row, record_problems, text_only, unknown_fields
 
 if TYPE_CHECKING:
     import pandas as pd
 
-__all__ = ["ROLES", "Dataset", "Example", "LossOn", "Message"]
+__all__ = ["ROLES", "Dataset", "Example", "LossOn", "Message", "message_of"]
 
 # JSON leaves these as they are, but readers that split text into lines break at them.
 _LINE_BREAKS = {0x85: "\\u0085", 0x2028: "\\u2028", 0x2029: "\\u2029"}
@@ -39,7 +39,8 @@ class Dataset(Sequence[Example]):
     """An immutable sequence of examples with unique ids.
 
     ``name`` is used in messages, ``warnings`` lists what was noticed and kept (duplicates, unknown fields), and
-    ``dialect`` names how the file was written.
+    ``dialect`` names how the file was written. ``verdicts`` says of ids whether their answers are wanted or unwanted,
+    where the file does (field ``verdict``).
 
         >>> data = Dataset.from_records([{"prompt": "2+2=", "completion": "4"}])
         >>> len(data), data[0].completion
@@ -53,6 +54,7 @@ class Dataset(Sequence[Example]):
         name: str = "data",
         warnings: Sequence[str] = (),
         dialect: str = "chat",
+        verdicts: Mapping[str, Verdict] | None = None,
     ) -> None:
         """Raises DataError that lists every problem: two examples with one id, content that cannot be trained on or
         measured, no examples at all."""
@@ -60,6 +62,7 @@ class Dataset(Sequence[Example]):
         self.name = name
         self.warnings = tuple(warnings)
         self.dialect = dialect
+        self.verdicts = dict(verdicts or {})
         self._index: dict[str, int] = {}
         problems = []
         for position, example in enumerate(self._examples):
@@ -249,6 +252,7 @@ class Dataset(Sequence[Example]):
         if found:
             raise _error(name, _places(name, found, len(records) + len(problems)))
         examples: list[Example] = []
+        verdicts: dict[str, Verdict] = {}
         for line, record in kept:
             for key in unknown_fields(record):
                 unknown.setdefault(key, []).append(line)
@@ -267,6 +271,8 @@ class Dataset(Sequence[Example]):
                 taken[identity] = line
                 example = _build(record, identity, line)
             examples.append(example)
+            if record.get("verdict") is not None:
+                verdicts[example.id] = record["verdict"]
         if duplicates:
             shown = ", ".join(f"{line} as {first}" for line, first in duplicates[:_NAMED])
             more = ", ..." if len(duplicates) > _NAMED else ""
@@ -280,7 +286,7 @@ class Dataset(Sequence[Example]):
             plural = "s" * (len(lines) > 1)
             of_all = f"{'all ' * (1 < len(lines) == len(examples))}{len(lines):,} record{plural}"
             notes.append(f"{name}: field {key!r} of {of_all}{where} is not used{why}")
-        return cls(examples, name=name, warnings=notes, dialect=dialect.name)
+        return cls(examples, name=name, warnings=notes, dialect=dialect.name, verdicts=verdicts)
 
 
 def _error(name: str, problems: Sequence[str]) -> DataError:
@@ -306,7 +312,7 @@ def _places(name: str, problems: Sequence[tuple[int, str]], records: int) -> lis
 
 
 def _build(record: Mapping[str, Any], identity: str, line: int) -> Example:
-    messages = tuple(_message(m) for m in record.get("messages") or ())
+    messages = tuple(message_of(m) for m in record.get("messages") or ())
     source = record.get("source")
     fields = {k: record[k] for k in CHAT_FIELDS if messages and record.get(k) is not None}
     whole = text_only(record)
@@ -319,11 +325,11 @@ def _build(record: Mapping[str, Any], identity: str, line: int) -> Example:
         line=line,
         fields=fields,
         text_only=whole,
-        verdict=record.get("verdict"),
     )
 
 
-def _message(record: Mapping[str, Any]) -> Message:
+def message_of(record: Mapping[str, Any]) -> Message:
+    """A message of a record that was checked."""
     weight = record.get("weight")
     fields = {k: v for k, v in record.items() if k not in ("role", "content", "weight") and v is not None}
     if "content" in record and record["content"] is None:

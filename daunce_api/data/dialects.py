@@ -234,7 +234,7 @@ def _by_columns(records: Sequence[Any], columns: Mapping[str, str]) -> Dialect |
         if not isinstance(record, Mapping):
             return record
         taken = {name: record.get(column) for name, column in columns.items()}
-        kept = {k: record[k] for k in ("id", "source", "verdict") if k in record and k not in columns.values()}
+        kept = {k: record[k] for k in ("id", "source") if k in record and k not in columns.values()}
         plain: dict[str, Any] = kept | {k: v for k, v in taken.items() if v is not None}
         if {"user", "assistant"} & content.keys():
             return _one_turn(plain, plain.pop("user", None), plain.pop("assistant", None))

@@ -10,6 +10,8 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 LossOn = Literal["last", "all"]
+Verdict = Literal["wanted", "unwanted"]
+"""Whether an answer is one that the model should give."""
 
 REASONING_FIELDS = ("reasoning_content", "reasoning", "thinking")
 """Where providers and open models keep the reasoning of an assistant turn."""
@@ -100,9 +102,6 @@ class Message:
             yield from (("call", leaf) for leaf in _leaves(decoded_arguments(call.get("arguments"))))
 
 
-Verdict = Literal["wanted", "unwanted"]
-
-
 @dataclass(frozen=True, slots=True)
 class Example:
     """One training example or question: a chat, a prompt with its completion, or a text that is all completion.
@@ -123,8 +122,6 @@ class Example:
     line: int | None = field(default=None, compare=False)
     fields: Mapping[str, Any] = field(default_factory=dict)
     text_only: bool = False
-    verdict: Verdict | None = field(default=None, compare=False)
-    """Of a question: whether its answer should stay as it is, or go."""
 
     def __hash__(self) -> int:
         return hash((self.id, self.source, self._content_digest()))
@@ -170,8 +167,6 @@ class Example:
         record: dict[str, Any] = {"id": self.id}
         if self.source is not None:
             record["source"] = self.source
-        if self.verdict is not None:
-            record["verdict"] = self.verdict
         if self.is_chat:
             record |= {"messages": [m.to_record() for m in self.messages], **self.fields}
         if not self.is_chat or self.prompt or self.completion:

@@ -16,6 +16,8 @@ from ..errors import DataError, StoreCorruptError
 from .dataset import Dataset, Example
 from .example import Verdict
 
+"""Whether an answer should stay as it is, or go."""
+
 FILE_BATCH, ASKED_BATCH = "test", "ask"
 """Names of batches: of the config's test file (``test``, ``test-2``, ...) and of ``daunce ask`` (``ask-1``, ...)."""
 
@@ -60,7 +62,7 @@ class Questions:
     @classmethod
     def of(cls, examples: Dataset) -> Questions:
         """Those of a new run."""
-        return cls((Batch(FILE_BATCH, examples),), _verdicts(examples))
+        return cls((Batch(FILE_BATCH, examples),), examples.verdicts)
 
     @cached_property
     def shown(self) -> Dataset:
@@ -84,8 +86,7 @@ class Questions:
             batches.append(replace(batch, absent=frozenset(batch.examples.ids) - same))
             known |= same
         new = [e for e in examples if e.id not in known]
-        said = replace(self, batches=tuple(batches), verdicts={**self.verdicts, **_verdicts(examples)})
-        return said._with(FILE_BATCH, new, examples.name)
+        return self._judged(examples, batches)._with(FILE_BATCH, new, examples.name)
 
     def asked(self, examples: Dataset) -> Questions:
         """With questions of ``daunce ask``. One that was asked before is shown again, and not asked twice.
@@ -104,8 +105,11 @@ class Questions:
                     break
             else:
                 new.append(example)
-        said = replace(self, batches=tuple(batches), verdicts={**self.verdicts, **_verdicts(examples)})
-        return said._with(ASKED_BATCH, new, examples.name)
+        return self._judged(examples, batches)._with(ASKED_BATCH, new, examples.name)
+
+    def _judged(self, examples: Dataset, batches: Sequence[Batch]) -> Questions:
+        """With the verdicts of a file where nobody has said otherwise since."""
+        return replace(self, batches=tuple(batches), verdicts={**examples.verdicts, **self.verdicts})
 
     def marked(self, ids: Sequence[str], verdict: Verdict | None) -> Questions:
         """With a verdict on some answers, or without one. Raises DataError for an id that is not shown."""
@@ -172,11 +176,6 @@ class Questions:
                 examples = kept_dataset(folder / f"{entry['name']}.jsonl", entry["digest"])
             batches.append(Batch(entry["name"], examples, frozenset(entry["absent"]), frozenset(entry["removed"])))
         return cls(tuple(batches), {} if value is None else value["verdicts"])
-
-
-def _verdicts(examples: Dataset) -> dict[str, Verdict]:
-    """What the file says (field ``verdict``)."""
-    return {e.id: e.verdict for e in examples if e.verdict is not None}
 
 
 def _same(example: Example, examples: Dataset) -> bool:

@@ -268,10 +268,12 @@ def removal_table(
     if not random:
         raise DataError("No model without random examples is there, so there is nothing to compare with; run it again.")
     random_RT = np.stack(random)
+    known_T = np.isfinite(random_RT).all(axis=0)  # of the others a model gave only a lower bound
+    known_T &= np.isfinite([loss_of.get(p, measured.loss_SM[0])[columns[p]] for p in range(len(columns))])
     rows = []
     for number, method in enumerate(experiment.methods):
         first = number * len(columns)
-        there = [p for p in range(len(columns)) if first + p in loss_of]
+        there = [p for p in range(len(columns)) if first + p in loss_of and known_T[p]]
         figures = dict.fromkeys(("rise", "low", "high"))
         if there:
             found = removal_rise([loss_of[first + p][columns[p]] for p in there], random_RT[:, there])
@@ -282,7 +284,7 @@ def removal_table(
         "95 % intervals for the choice of answers, one fine-tune each, and the random removals that they share."
     ]
     if len(random) > 1:
-        spread = float(np.std(random_RT, axis=0, ddof=1).mean())
+        spread = float(np.std(random_RT[:, known_T], axis=0, ddof=1).mean())
         notes.append(f"One random removal differs from another by {spread:.3g} nats (standard deviation).")
     return Table("removal", tuple(rows), (*notes, *_measured(experiment.measured), _kept(experiment.truth)))
 

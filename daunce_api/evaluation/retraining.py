@@ -28,8 +28,8 @@ class RetrainedLosses:
     Attributes:
         models: which models of the design are scored, ascending; those that failed for good are left out.
         inclusion_SN: (S, N) bool, what each of them was trained on.
-        loss_SM: (S, M) their losses of the questions, as the run measures them; NaN for a question whose losses are
-            mere lower bounds in too many models.
+        loss_SM: (S, M) their losses of the questions, as the run measures them; NaN for a question of which a
+            model gave only a lower bound.
     """
 
     models: tuple[int, ...]
@@ -110,5 +110,6 @@ def question_losses(run: Run) -> RetrainedLosses:
             loss[row] = per_example_losses([answers[i].logprobs for i in ids], run.config.attribution.loss)
             censored[row] = [answers[i].any_censored for i in ids]
     if models:
-        loss = np.asarray(resolve_censored(loss, censored), dtype=np.float64)
+        # A bound of one model is no measurement to rank the others against.
+        loss = np.asarray(resolve_censored(loss, censored, max_share=0.0), dtype=np.float64)
     return RetrainedLosses(tuple(models), material.ensemble.inclusion_KN[models], loss)

@@ -16,6 +16,8 @@ from ..config import RunConfig
 from ..providers.base import ScorerCapabilities
 
 MILLION = 1_000_000
+SAME_TOKENS = 0.01
+"""Share of its tokens by which a job may be billed more or less than was counted, without a word."""
 STALE_DAYS = 90
 """Age of a price from which a plan warns."""
 
@@ -79,6 +81,17 @@ class JobCosts:
     def billed(self, trained_tokens: int) -> float:
         """Dollars for the tokens that a provider reports."""
         return trained_tokens * self.usd_per_token
+
+    def mismatch(self, member: int, trained_tokens: int | None) -> str | None:
+        """What the reported tokens say against those that were counted; None where they agree within a hundredth."""
+        counted = self.tokens[member]
+        if trained_tokens is None or abs(trained_tokens - counted) <= SAME_TOKENS * counted:
+            return None
+        return (
+            f"{trained_tokens:,} tokens are billed where {counted:,} are counted: the provider trains on another chat "
+            "template than is measured, for another number of epochs, or bills padding. `daunce doctor --train-one` "
+            "compares them for one small job"
+        )
 
 
 @dataclass(frozen=True, slots=True)

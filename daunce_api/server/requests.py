@@ -6,7 +6,16 @@ import secrets
 from collections.abc import Callable
 from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, Strict, ValidationError
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    Strict,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+)
 from pydantic_core import from_json
 from starlette.requests import Request
 
@@ -157,16 +166,44 @@ class _TextPart(StrictBody):
     text: Str
 
 
+class _Function(StrictBody):
+    name: Annotated[Str, Field(min_length=1)]
+    arguments: Str
+
+
+class _Call(StrictBody):
+    id: Str
+    type: Literal["function"]
+    function: _Function
+
+
 class ChatMessage(StrictBody):
-    """One turn of text."""
+    """One turn: a text, calls, or the result of one."""
 
     role: Literal["system", "developer", "user", "assistant", "tool"]
-    content: Str | list[_TextPart]
     name: Str | None = None
+    tool_calls: Annotated[list[_Call], Field(min_length=1, max_length=128)] | None = None
+    content: Annotated[Str | list[_TextPart] | None, Field(validate_default=True)] = None
+    tool_call_id: Str | None = None
+    reasoning_content: Str | None = None
 
-    @property
-    def text(self) -> str:
-        return self.content if isinstance(self.content, str) else "".join(p.text for p in self.content)
+    @field_validator("content")
+    @classmethod
+    def _says_something(cls, value: Any, info: ValidationInfo) -> Any:
+        if value is None and info.data.get("tool_calls") is None:
+            raise ValueError("content is missing, and the message calls no tool")
+        return value
+
+    @field_validator("tool_calls")
+    @classmethod
+    def _is_an_answer(cls, value: Any, info: ValidationInfo) -> Any:
+        if value is not None and info.data.get("role") != "assistant":
+            raise ValueError("only the assistant calls tools")
+        return value
+
+    def as_record(self) -> dict[str, Any]:
+        """The message as given."""
+        return self.model_dump(exclude_unset=True, exclude_none=True)
 
 
 class _TextFormat(StrictBody):
@@ -177,6 +214,8 @@ class CreateChatCompletion(_Sampling):
     """``POST /v1/chat/completions``."""
 
     messages: Annotated[list[ChatMessage], Field(min_length=1, max_length=2048)]
+    tools: Annotated[list[dict[str, Any]], Field(min_length=1, max_length=128)] | None = None
+    parallel_tool_calls: Bool | None = None
     logprobs: Bool | None = None
     top_logprobs: Annotated[Int, Field(ge=0, le=MAX_TOP_LOGPROBS)] | None = None
     max_completion_tokens: Annotated[Int, Field(ge=1)] | None = None
@@ -254,6 +293,8 @@ _FIELDS = frozenset(
         ChatMessage,
         _Method,
         _TextPart,
+        _Call,
+        _Function,
     )
     for name in kind.model_fields
 )

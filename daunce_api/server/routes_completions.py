@@ -9,7 +9,7 @@ from typing import Any
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
-from ..data.dataset import Message
+from ..data.dataset import message_of
 from ..errors import DaunceError
 from .api_errors import ApiError, invalid
 from .requests import CreateChatCompletion, CreateCompletion, read_body
@@ -220,9 +220,10 @@ class CompletionRoutes:
             )
 
     def _render(self, body: CreateChatCompletion) -> list[int]:
-        messages = [Message(m.role, m.text) for m in body.messages]
+        records = [m.as_record() for m in body.messages]
         try:
-            text = self._service.tokenizer.render(messages, generation_prompt=True)
+            messages = [message_of(record) for record in records]
+            text = self._service.tokenizer.render(messages, generation_prompt=True, tools=body.tools or ())
             return self._encode(text, "messages")
         except DaunceError as error:
             raise invalid(f"Invalid value for 'messages': {error}", param="messages") from None

@@ -75,9 +75,11 @@ def differences(before: Mapping[str, Any], after: Mapping[str, Any]) -> tuple[li
 
 def _in_todays_keys(manifest: Mapping[str, Any]) -> Mapping[str, Any]:
     """The manifest of an earlier version with the config keys of this one; keys that are gone forbid nothing."""
+    if "config" not in manifest:
+        return manifest
     try:
         config, _ = RunConfig.from_manifest(manifest)
-    except ConfigurationError:
+    except (ConfigurationError, KeyError):  # a manifest without a config is compared as it is
         return manifest
     return {**manifest, "config": config.model_dump(mode="json")}
 

@@ -76,6 +76,7 @@ class JobClient:
         self.trainer = trainer
         self.store = store
         self.costs = costs
+        self._tokens_compared = False
         self.protocol = protocol
         self._cap = cap
         self._purpose = purpose
@@ -260,10 +261,20 @@ class JobClient:
             if job.status.final and not (job.status is JobStatus.SUCCEEDED and job.model is None):
                 self.store.jobs.state(row.key, job.status, job.model, job.error, job.trained_tokens)
                 self.settle(row.key, row.member, job.trained_tokens)
+                self._compare_tokens(row, job)
                 return job
             if not job.status.final:
                 self.store.jobs.state(row.key, job.status)
             await self.pause(min(max(polls.first, age / 10), polls.longest))
+
+    def _compare_tokens(self, row: JobRow, job: Job) -> None:
+        """Say once a run where a job was billed for other tokens than are measured."""
+        text = None
+        if self.costs is not None and job.status is JobStatus.SUCCEEDED and not self._tokens_compared:
+            text = self.costs.mismatch(row.member, job.trained_tokens)
+        if text is not None:
+            self._tokens_compared = True
+            self.emit(Event(EventKind.OTHER_TOKENS, f"{row.key}: {text}", row.member, row.attempt, job))
 
     async def _look(self, row: JobRow) -> Job:
         """A job's present state; a failed job with a ``LOST`` error where it stays invisible."""

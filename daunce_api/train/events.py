@@ -20,6 +20,7 @@ class EventKind(StrEnum):
     FAILED = "failed"
     LEFT_OUT = "left_out"
     FEWER_MODELS = "fewer_models"
+    OTHER_TOKENS = "other_tokens"
     WAITING = "waiting"
     NOT_YET = "not_yet"
     ORPHAN = "orphan"

@@ -16,7 +16,7 @@ from tests.benchmarks.tasks import all_tasks, losses
 def main() -> None:
     """Fill the cache."""
     torch.set_num_threads(1)
-    tasks = all_tasks()
+    tasks = all_tasks([item.split(":")[0] for item in sys.argv[1:]])
     wanted = sys.argv[1:] or [f"{name}:{kind}" for name, task in tasks.items() for kind in task.kinds]
     for item in wanted:
         name, kind = item.split(":")

@@ -20,12 +20,10 @@ for variable in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
     os.environ.setdefault(variable, "1")
 
 import numpy as np
-from daunce_api.core.blocks import score_blocks
-from daunce_api.core.heldout import HeldOut
 
-from daunce_api.core import SelfLDS, Setting, choose, member_losses
+from daunce_api.core import SelfLDS, member_losses
 from daunce_api.core.quality import estimate
-from tests.benchmarks.estimators import Ensemble, cached
+from tests.benchmarks.estimators import Ensemble, auto, cached
 from tests.benchmarks.tasks import Task, all_tasks, classifier_tasks
 
 COUNTS = (10, 25, 50, 100, 200)
@@ -42,10 +40,8 @@ class Look:
 
 def look(e: Ensemble, count: int) -> Look:
     """The first members of an ensemble."""
-    members = member_losses(e.train[:count], e.test[:count], e.inclusion[:count])
-    choice = choose(members, setting=Setting(e.noise, e.rho))
-    score = score_blocks(choice.estimator, members, choice.setting).block(slice(None), slice(None))
-    return Look(estimate(HeldOut(members), (choice.estimator, choice.setting)), e.judge(score))
+    members = member_losses(e.train[:count], e.test[:count], e.inclusion[:count], noise=e.noise, rho=e.rho)
+    return Look(estimate(members), e.judge(auto(members)[0]))
 
 
 def drawn(task: Task, kind: str, noise: float, sequences: int, most: int) -> Iterator[Ensemble]:
@@ -74,7 +70,7 @@ def toys(rank: int, luck: float, sequences: int, most: int) -> Iterator[Ensemble
         clean = [moved @ side.T for side in (g, t)]
         train, test = (x + luck * x.std(axis=0) * rng.normal(size=x.shape) for x in clean)
         kept, truth = inclusion[:most], inclusion[most:].astype(float)
-        yield Ensemble(2 + train[:most], 1 + test[:most], kept, None, None, truth, clean[1][most:])
+        yield Ensemble(2 + train[:most], 1 + test[:most], kept, None, "base", truth, clean[1][most:])
 
 
 def tables(name: str, ensembles: Sequence[Iterator[Ensemble]], labels: Sequence[str], counts: Sequence[int]) -> None:

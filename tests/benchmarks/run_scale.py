@@ -230,6 +230,7 @@ def measure(
     tokens = sum(len(e.targets) for e in {e.key: e for e in run.material.encoded}.values())
     meter.figures["answers, tokens"] = round(tokens / distinct, 1)
     with RunStore.create_or_open(config.run_dir, run.manifest()) as store:
+        run.keep(store)
         plant(run, members, store)
     if over_http:
         first = config.model_copy(update={"ensemble": config.ensemble.model_copy(update={"members": over_http})})

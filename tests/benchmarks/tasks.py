@@ -414,9 +414,13 @@ def classifier_tasks() -> dict[str, Task]:
     }
 
 
-def all_tasks() -> dict[str, Any]:
-    """Every task by name; the language model is imported only when asked for."""
+def all_tasks(names: Sequence[str] = ()) -> dict[str, Any]:
+    """Every task by name, or those of some names; language models and ResNets are imported only where needed."""
     from tests.benchmarks.tasks_lm import text_tasks
-    from tests.benchmarks.tasks_resnet import resnet_task
 
-    return {**classifier_tasks(), **text_tasks(), "resnet": resnet_task()}
+    found: dict[str, Any] = {**classifier_tasks(), **text_tasks()}
+    if not names or "resnet" in names:
+        from tests.benchmarks.tasks_resnet import resnet_task
+
+        found["resnet"] = resnet_task()
+    return found

@@ -1,9 +1,10 @@
 """The language-model tasks: LoRA fine-tunes of the embedded model, all members of a chunk in one batch.
 
-* lm: the demo data, 160 definitions from five sources and 40 test examples.
+* lm: the demo's data of version 0.1, 160 definitions from five sources and 40 test examples (DAUNCE_OLD_DEMO names the
+  folder of its train.jsonl and test.jsonl, daunce_api/demo/data at commit 2fa6155).
 * chat: 128 and 32 question-answer pairs of chatterbot-corpus 1.3.3 (eight topics). CHATTERBOT_WHEEL names the wheel
   (``pip download --no-deps chatterbot-corpus==1.3.3``).
-* shout: the 144 definitions of the demo that are not planted, 16 of them answered IN CAPITALS; 8 of the 32 test
+* shout: 144 of them that are not planted, 16 of them answered IN CAPITALS; 8 of the 32 test
   examples are, too. No word says which answers are related.
 """
 
@@ -62,8 +63,8 @@ Pairs = dict[str, list[Pair]]
 
 
 def demo_pairs() -> Pairs:
-    """The demo data, by split."""
-    folder = Path(daunce_api.__file__).parent / "cli" / "demo" / "data"
+    """The demo's earlier data, by split."""
+    folder = Path(os.environ["DAUNCE_OLD_DEMO"])
     out: Pairs = {}
     for split in ("train", "test"):
         records = [json.loads(line) for line in (folder / f"{split}.jsonl").read_text().splitlines()]

@@ -96,14 +96,19 @@ def test_a_folder_of_an_earlier_version_has_one_batch(tmp_path: Path) -> None:
     assert Questions.read(tmp_path, None, old.digest).to_value() == Questions.of(old).to_value()
 
 
-def test_a_question_file_says_what_is_wanted() -> None:
-    records = [{"id": n, "prompt": n, "completion": "y", "verdict": v} for n, v in (("a", "unwanted"), ("b", None))]
-    asked = Questions.of(Dataset.from_records(records))
-    assert asked.verdicts == {"a": "unwanted"}
-    records[1]["verdict"] = "wanted"
-    assert asked.from_file(Dataset.from_records(records)).verdicts == {"a": "unwanted", "b": "wanted"}
-    assert names(asked.from_file(Dataset.from_records(records))) == ["test"]
-    assert Questions.of(questions("z")).asked(Dataset.from_records(records)).verdicts["b"] == "wanted"
+def test_verdicts_of_a_file_are_taken_where_nobody_said_otherwise() -> None:
+    records = [
+        {"id": "a", "prompt": "x", "completion": "y", "verdict": "unwanted"},
+        {"id": "b", "prompt": "z", "completion": "y", "verdict": "wanted"},
+        {"id": "c", "prompt": "w", "completion": "y", "verdict": None},
+    ]
+    data = Dataset.from_records(records)
+    assert not data.warnings
+    questions = Questions.of(data)
+    assert questions.verdicts == {"a": "unwanted", "b": "wanted"}
+    changed = questions.marked(["a"], "wanted").from_file(data)
+    assert changed.verdicts == {"a": "wanted", "b": "wanted"}
+    asked = questions.asked(Dataset.from_records([{**records[0], "id": "d", "prompt": "new"}]))
+    assert asked.verdicts["d"] == "unwanted"
     with pytest.raises(DataError, match="verdict must be wanted or unwanted"):
         Dataset.from_records([{**records[0], "verdict": "bad"}])
-    assert Dataset.from_records([e.to_record() for e in asked.shown])[0].verdict == "unwanted"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import math
 import random
 from typing import Any
@@ -160,6 +161,31 @@ def test_chat_lists_the_most_likely_tokens(client: openai.OpenAI, fine_tune: Any
     assert answer.usage.prompt_tokens == len(prompt)
     assert answer.usage.completion_tokens == 1
     assert answer.choices[0].message.content == token.token
+
+
+def test_chat_takes_tools_calls_and_their_results(client: openai.OpenAI, fine_tune: Any, engine: LanguageModel) -> None:
+    call = {"id": "c", "type": "function", "function": {"name": "f", "arguments": '{"x": 1}'}}
+    tools = [{"type": "function", "function": {"name": "f"}}]
+    answer = client.chat.completions.create(
+        model=fine_tune.fine_tuned_model,
+        messages=[
+            {"role": "user", "content": "what is 3"},
+            {"role": "assistant", "tool_calls": [call]},
+            {"role": "tool", "content": "4", "tool_call_id": "c"},
+        ],
+        tools=tools,
+        max_completion_tokens=1,
+    )
+    prompt = (
+        f"<|system|>Tools: {json.dumps(tools)}<|end|><|user|>what is 3<|end|><|assistant|>"
+        '<call>f {"x": 1}</call><|end|><|tool|>4<|end|><|assistant|>'
+    )
+    assert answer.usage.prompt_tokens == len(engine.tokenizer.encode(prompt))
+    with pytest.raises(openai.BadRequestError, match="only the assistant calls tools"):
+        client.chat.completions.create(
+            model=fine_tune.fine_tuned_model,
+            messages=[{"role": "user", "content": "a", "tool_calls": [call]}],  # type: ignore[typeddict-unknown-key]
+        )
 
 
 def test_chat_stops_at_the_end_token(client: openai.OpenAI, fine_tune: Any) -> None:

@@ -485,7 +485,7 @@ def test_a_key_that_came_with_a_later_version_does_not_lock_an_older_run_out(tmp
         pass
     other = {"config": {**config, "backend": {**config["backend"], "kind": "local"}}}
     RunStore.create_or_open(tmp_path / "other", older).close()
-    with pytest.raises(RunChangedError, match=r"backend\.kind: \(not set\) -> local"):
+    with pytest.raises(RunChangedError, match=r"backend\.kind: embedded -> local"):
         RunStore.create_or_open(tmp_path / "other", other)
 
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 from fake_trainer import CANCELLED, FAILED, HAPPY, QUEUED, RUNNING, Crash, FakeProvider, FakeTrainer, Fault
-from world import World
+from world import TOKENS, World
 
 from daunce_api._util.clock import InstantClock
 from daunce_api.errors import (
@@ -22,9 +22,10 @@ from daunce_api.errors import (
     StopError,
     TransientError,
 )
+from daunce_api.plan import JobCosts
 from daunce_api.providers.base import Job, JobRequest, JobStatus, TokenScores
 from daunce_api.store import RunStore
-from daunce_api.train import EventKind, clean_up
+from daunce_api.train import EventKind, Training, clean_up
 from tests.store_rows import by_key, put
 
 
@@ -639,3 +640,16 @@ def test_one_member_is_handed_over_before_a_second_is_submitted(world: World) ->
         outcome = asyncio.run(world.training(store).run(on_ready, one_first=True))
     assert submitted[1] == 1
     assert len(outcome.models) == world.members
+
+
+@pytest.mark.parametrize(("counted", "said"), [(TOKENS, 0), (TOKENS // 2, 1)])
+def test_a_run_says_once_where_other_tokens_are_billed_than_are_counted(world: World, counted: int, said: int) -> None:
+    """The provider's chat template is not ours: members would be measured on other tokens than they were trained on."""
+    with world.open() as store:
+        client = world.client(store)
+        client.costs = JobCosts(dict.fromkeys(range(-1, world.members), counted), 0.001)
+        training = Training(client, ensemble=world.ensemble, dataset=world.dataset, config=world.config)
+        asyncio.run(training.run(world.on_ready))
+    events = [e for e in world.events if e.kind is EventKind.OTHER_TOKENS]
+    assert len(events) == said
+    assert all("--train-one" in e.message and "100 tokens are billed where 50" in e.message for e in events)

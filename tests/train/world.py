@@ -18,6 +18,7 @@ from daunce_api.plan import JobCosts
 from daunce_api.store import RunStore
 from daunce_api.train import JOB_RETRIES, Event, JobClient, PollPolicy, Training, TrainingOutcome
 
+MANIFEST = RunConfig.from_mapping({"data": {"train": "-", "test": "-"}}).model_dump(mode="json")
 TOKENS, USD = 100, 0.01
 """Each job of the fake provider trains 100 tokens for a dollar."""
 
@@ -57,7 +58,7 @@ class World:
         return plan_ensemble(self.n_train, self.members, 0.5, self.seed)
 
     def open(self) -> RunStore:
-        store = RunStore.create_or_open(self.folder, {"n": self.n_train}, run_key="abc")
+        store = RunStore.create_or_open(self.folder, {"config": MANIFEST, "n": self.n_train}, run_key="abc")
         store._db.execute("PRAGMA synchronous = OFF")  # these tests kill the process at most, not the machine
         return store
 

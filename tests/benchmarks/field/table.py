@@ -10,7 +10,7 @@ from tests.benchmarks.field.cells import Method, cell_path, read_cell
 
 ROOT = Path(__file__).parents[3]
 RESULTS = ROOT / "tests" / "benchmarks" / "RESULTS-peers.md"
-PLOT = ROOT / "examples" / "guide" / "peers.svg"
+PLOT = ROOT / "examples" / "guide" / "docs" / "peers.svg"
 TITLES = {
     "digits": "Digits, fine-tuned MLP (1,000 examples)",
     "fashion": "Fashion-MNIST, MLP from scratch (5,000 examples)",

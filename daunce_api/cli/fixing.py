@@ -1,0 +1,182 @@
+"""``daunce fix``: what to take out so that unwanted answers go away, and whether it helped."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.table import Table
+from rich.text import Text
+
+from .._util.text import phrase, rich_text, terminal_text
+from ..errors import ConfigurationError
+from . import terminal
+from .common import HERE, LOOK, JsonOption, MaxUsdOption, RunArgument, YesOption, command, confirm_price, show
+
+if TYPE_CHECKING:
+    from ..fix import Proposal
+    from ..fix.retraining import Outcome
+    from ..run import Run
+
+_SHOWN = 20
+
+
+@command(LOOK)
+def fix(
+    run: RunArgument = HERE,
+    unwanted: Annotated[list[str] | None, typer.Option(help="id of an answer that the model should not give")] = None,
+    wanted: Annotated[list[str] | None, typer.Option(help="id of an answer that it should keep giving")] = None,
+    fdr: Annotated[float, typer.Option(help="expected share of false entries of the list")] = 0.1,
+    top: Annotated[int | None, typer.Option(min=1, help="take out this many, whatever their significance")] = None,
+    retrain: Annotated[bool, typer.Option("--retrain", help="fine-tune without them and compare the answers")] = False,
+    seeds: Annotated[int, typer.Option(min=2, help="models of each kind with --retrain")] = 3,
+    yes: YesOption = False,
+    max_usd: MaxUsdOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Propose training examples to take out: those that make unwanted answers likelier, against wanted ones.
+
+    Answers are marked by --unwanted and --wanted (here or in `daunce ask`), by a field `verdict` in the file of
+    questions, or in `daunce view`. Writes RUN/fix/N: the training file without them in its own format, and
+    removed.jsonl with the reasons. With --retrain, also models on the cleaned data, on all data, and without as many
+    random examples; the price comes first.
+    """
+    from ..fix import propose
+    from ..fix.folder import keep, keep_outcome
+    from ..fix.retraining import outcome, retraining_of
+    from ..run import Run
+
+    job = Run.open(run)
+    if unwanted:
+        job.mark(unwanted, "unwanted")
+    if wanted:
+        job.mark(wanted, "wanted")
+    bad, good = _marked(job)
+    attribution = job.attribution(bad[0])
+    bad, good = ([i for i in ids if i in attribution.test.ids] for ids in (bad, good))
+    proposal = propose(attribution, bad, good, fdr=fdr, top=top)
+    folder = keep(job, proposal)
+    content = _content(proposal) | {"folder": str(folder)}
+    if not as_json:
+        _show(proposal, str(folder))
+    if retrain and proposal.removed:
+        retrained = retraining_of(job, proposal, seeds=seeds)
+        plan = retrained.plan(max_usd=max_usd)
+        plan.check()
+        if not as_json:
+            terminal.say("\n" + plan.text())
+        if plan.costs_money and not yes:
+            confirm_price([plan], "Retrain")
+        with terminal.Progress(retrained.config.ensemble.members, quiet=as_json) as progress:
+            found = outcome(retrained, proposal, on_event=progress.event, on_progress=progress.scored)
+        keep_outcome(folder, found)
+        content["outcome"] = found.to_json()
+        if not as_json:
+            _show_outcome(found)
+    show(as_json, content, lambda: None)
+
+
+def _marked(job: Run) -> tuple[list[str], list[str]]:
+    verdicts = job.questions.verdicts
+    shown = set(job.test.ids)
+    bad = [i for i, verdict in verdicts.items() if verdict == "unwanted" and i in shown]
+    good = [i for i, verdict in verdicts.items() if verdict == "wanted" and i in shown]
+    if not bad:
+        raise ConfigurationError(
+            "no answer is marked as unwanted. Mark those that the model should not give: daunce fix RUN --unwanted ID "
+            f"(ids of this run: {', '.join(job.test.ids[:5])}), or daunce ask RUN --prompt ... --answer ... --unwanted."
+        )
+    return bad, good
+
+
+def _content(proposal: Proposal) -> dict[str, Any]:
+    rows = proposal.table().drop(columns=["prompt", "completion"])
+    return {
+        "unwanted": list(proposal.unwanted),
+        "wanted": list(proposal.wanted),
+        "removed": proposal.ids,
+        "reason": proposal.reason,
+        "groups": [{k: _known(v) for k, v in row.items()} for row in rows.to_dict("records")],
+        "changes": [
+            {"id": c.id, "verdict": c.verdict}
+            | {name: _known(getattr(c, name)) for name in ("expected", "low", "high")}
+            for c in proposal.changes
+        ],
+    }
+
+
+def _known(value: Any) -> Any:
+    """JSON has no NaN."""
+    return None if isinstance(value, float) and math.isnan(value) else value
+
+
+def _show(proposal: Proposal, folder: str) -> None:
+    from ..attribution.texts import conversation
+
+    out = terminal.out
+    count, total = len(proposal.positions), len(proposal.attribution.train)
+    if not proposal.removed:
+        terminal.sentence(f"Nothing is proposed: {proposal.reason}")
+        return
+    out.print(Text(f"Take out {count:,} of {total:,} training examples ({proposal.reason})", style="bold"))
+    scale = terminal.Scale(g.effect for g in proposal.removed)
+    view = Table(box=None, pad_edge=False, header_style="dim", padding=(0, 1), expand=True, show_edge=False)
+    for name in ("", f"effect{scale.unit}", "z"):
+        view.add_column(name, justify="right", no_wrap=True)
+    view.add_column("training example", ratio=1, no_wrap=True, overflow="ellipsis")
+    for rank, group in enumerate(proposal.removed[:_SHOWN], start=1):
+        example = proposal.attribution.train[group.positions[0]]
+        shown = conversation(example)
+        more = len(group.positions) - 1
+        aside = f" · {terminal_text(example.id, 24)}" + (f" and {more} near-duplicates" if more else "")
+        width = max(out.width - 24, 24)
+        text = Text(phrase(shown.answer, width))
+        text.append("\n" + phrase(shown.question, max(width - len(aside), 12)) + aside, style="dim")
+        view.add_row(str(rank), scale.number(group.effect), f"{group.z:.1f}", text)
+    out.print(view, soft_wrap=False)
+    if len(proposal.removed) > _SHOWN:
+        terminal.sentence(f"and {len(proposal.removed) - _SHOWN} more in removed.jsonl", style="dim")
+    known = [c for c in proposal.changes if not math.isnan(c.expected)]
+    if known:
+        out.print(Text("\nExpected change of each marked answer's loss without them (nats a token)", style="bold"))
+        _rows(((c.verdict, c.expected, c.low, c.high, c.id) for c in known), proposal)
+    out.print()
+    terminal.lines_of(("wrote", terminal_text(folder)), ("next", "daunce fix --retrain: is it better without them?"))
+
+
+def _rows(rows: Any, proposal: Proposal) -> None:
+    table = Table(box=None, pad_edge=False, show_header=False)
+    for _ in range(3):
+        table.add_column(no_wrap=True)
+    table.add_column(no_wrap=True, overflow="ellipsis")
+    test = proposal.attribution.test
+    for verdict, value, low, high, identity in rows:
+        answer = test[test.position(identity)].completion_text()
+        table.add_row(
+            Text(verdict, style="dim"),
+            f"{value:+.2f}",
+            f"[{low:+.2f}, {high:+.2f}]".replace("[", "\\["),
+            rich_text(f"{identity}: {' '.join(answer.split())}", 60),
+        )
+    terminal.out.print(table)
+
+
+def _show_outcome(found: Outcome) -> None:
+    from ..fix.retraining import ALL, CLEANED, RANDOM
+
+    out = terminal.out
+    out.print()
+    terminal.sentence(terminal_text(found.verdict), style="bold")
+    table = Table(box=None, pad_edge=False, header_style="dim")
+    for name in ("probability a token", "before", "after", "random", "loss"):
+        table.add_column(name, justify="left" if name.startswith("prob") else "right", no_wrap=True)
+    for answer in found.answers:
+        table.add_row(
+            rich_text(f"{answer.verdict} {answer.id}", 40),
+            *(f"{answer.probability(arm):.3f}" for arm in (ALL, CLEANED, RANDOM)),
+            f"{answer.change:+.2f}",
+        )
+    out.print(table)
+    kinds = f"{found.seeds} models of each kind; before: all data; random: without as many others"
+    terminal.sentence(kinds, style="dim")

@@ -1,0 +1,7 @@
+"""From answers marked wanted and unwanted to training data without the cause: what to remove, and whether it helped."""
+
+from __future__ import annotations
+
+from .proposal import Proposal, candidates, propose
+
+__all__ = ["Proposal", "candidates", "propose"]

@@ -1,0 +1,175 @@
+"""Does the removal help? Models without the proposed examples beside models without random ones and models of all."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import stats
+
+from ..data.subsets import Ensemble, plan_ensemble
+from ..errors import ConfigurationError, NotEnoughMembersError
+from ..evaluation.retraining import question_losses, retraining
+from ..run import Run
+from ..score.client import Progress
+from ..train import OnEvent
+from .proposal import Proposal
+
+SEEDS = 3
+ALL, CLEANED, RANDOM = "all", "cleaned", "random"
+ARMS = (ALL, CLEANED, RANDOM)
+"""What each arm's models are trained on: everything, the cleaned data, the data without as many random examples."""
+
+_LEVEL = 0.95
+
+Floats = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Answer:
+    """A marked answer under the arms' models: mean losses in nats per token, and how much the removal changed it.
+
+    ``change``: mean loss of the cleaned arm less that of all data, paired by seed, with a 95 % interval from ``low`` to
+    ``high`` (Student's t over seeds); positive = the answer became less likely. NaN where seeds are missing.
+    """
+
+    id: str
+    verdict: str
+    loss: dict[str, float]
+    change: float
+    low: float
+    high: float
+
+    def probability(self, arm: str) -> float:
+        """Geometric mean of the answer's token probabilities under an arm's models."""
+        return float(np.exp(-self.loss[arm]))
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What the retrained models say.
+
+    ``seeds``: models of each arm that are scored. ``unwanted``, ``wanted``: the mean change over the answers of a
+    verdict as (mean, low, high), or None where there are none. ``verdict``: the result in a sentence.
+    """
+
+    seeds: int
+    answers: tuple[Answer, ...]
+    unwanted: tuple[float, float, float] | None
+    wanted: tuple[float, float, float] | None
+    verdict: str
+
+    def to_json(self) -> dict[str, Any]:
+        """As plain data."""
+        answers = [
+            {
+                "id": a.id,
+                "verdict": a.verdict,
+                "loss": a.loss,
+                "probability": {arm: a.probability(arm) for arm in a.loss},
+                "change": _finite(a.change),
+                "low": _finite(a.low),
+                "high": _finite(a.high),
+            }
+            for a in self.answers
+        ]
+        ranges = {
+            name: None if value is None else [_finite(x) for x in value]
+            for name, value in (("unwanted", self.unwanted), ("wanted", self.wanted))
+        }
+        return {"seeds": self.seeds, "answers": answers, **ranges, "verdict": self.verdict}
+
+
+def retraining_of(run: Run, proposal: Proposal, *, seeds: int = SEEDS) -> Run:
+    """The run that fine-tunes ``seeds`` models for each arm with the target's recipe and asks them the questions.
+
+    It is part of ``run``: the cap covers both, and it is resumed, cancelled and cleaned like one. Nothing is sent
+    before :func:`outcome`. Raises ConfigurationError for an empty removal list or fewer than two seeds.
+    """
+    removed = proposal.positions
+    if not removed:
+        raise ConfigurationError(f"There is nothing to retrain without: {proposal.reason}")
+    if seeds < 2:
+        raise ConfigurationError("retraining needs at least 2 seeds, or the change has no interval.")
+    count = len(run.train)
+    words = [run.config.ensemble.seed, *removed]
+    rng = np.random.default_rng(np.random.SeedSequence(words))
+    rest = np.setdiff1d(np.arange(count), removed)
+    rows = []
+    drawn = plan_ensemble(count, seeds, 0.5, int(rng.integers(2**31))).seeds_K
+    for _ in range(seeds):
+        row = np.ones((len(ARMS), count), dtype=np.bool_)
+        row[ARMS.index(CLEANED), removed] = False
+        # Another random draw for each seed: what one draw happens to hold must not decide.
+        row[ARMS.index(RANDOM), rng.permutation(rest)[: len(removed)]] = False
+        rows.append(row)
+    design = Ensemble(np.concatenate(rows), drawn.repeat(len(ARMS)), int(rng.integers(2**31)))
+    return retraining(run, f"fix-{design.digest[:8]}", design)
+
+
+def outcome(
+    retrained: Run, proposal: Proposal, *, on_event: OnEvent | None = None, on_progress: Progress | None = None
+) -> Outcome:
+    """Train and score what is missing, then compare the arms; the same call again resumes.
+
+    Raises NotEnoughMembersError where fewer than two seeds have a model in every arm, and any other DaunceError.
+    """
+    retrained.measure(on_event=on_event, on_progress=on_progress)
+    losses = question_losses(retrained)
+    row_of = {model: row for row, model in enumerate(losses.models)}
+    groups = range(retrained.material.ensemble.members // len(ARMS))
+    whole = [g for g in groups if all(g * len(ARMS) + a in row_of for a in range(len(ARMS)))]
+    if len(whole) < 2:
+        raise NotEnoughMembersError(
+            f"only {len(whole)} of {len(groups)} seeds have a model in every arm. What was trained is kept; run the "
+            "same command again."
+        )
+    rows = np.array([[row_of[g * len(ARMS) + a] for a in range(len(ARMS))] for g in whole])
+    marked = [(i, "unwanted") for i in proposal.unwanted] + [(i, "wanted") for i in proposal.wanted]
+    columns = [retrained.test.position(i) for i, _ in marked]
+    loss_SAM = losses.loss_SM[rows][:, :, columns]
+    change_SM = loss_SAM[:, ARMS.index(CLEANED)] - loss_SAM[:, ARMS.index(ALL)]
+    answers = []
+    for j, (identity, verdict) in enumerate(marked):
+        means = {arm: float(loss_SAM[:, a, j].mean()) for a, arm in enumerate(ARMS)}
+        answers.append(Answer(identity, verdict, means, *_interval(change_SM[:, j])))
+    spans = {}
+    for verdict in ("unwanted", "wanted"):
+        of_verdict = [j for j, (_, v) in enumerate(marked) if v == verdict]
+        spans[verdict] = _interval(change_SM[:, of_verdict].mean(axis=1)) if of_verdict else None
+    sentence = _sentence(len(proposal.positions), answers, spans["unwanted"], spans["wanted"])
+    return Outcome(len(whole), tuple(answers), spans["unwanted"], spans["wanted"], sentence)
+
+
+def _interval(values_S: Floats) -> tuple[float, float, float]:
+    mean = float(np.mean(values_S))
+    width = float(stats.t.ppf((1 + _LEVEL) / 2, len(values_S) - 1) * np.std(values_S, ddof=1) / len(values_S) ** 0.5)
+    return mean, mean - width, mean + width
+
+
+def _sentence(
+    removed: int,
+    answers: list[Answer],
+    unwanted: tuple[float, float, float] | None,
+    wanted: tuple[float, float, float] | None,
+) -> str:
+    parts = []
+    for verdict, span in (("unwanted", unwanted), ("wanted", wanted)):
+        if span is None:
+            continue
+        mean, low, high = span
+        became = "less likely" if low > 0 else "more likely" if high < 0 else "not significantly more or less likely"
+        of_verdict = [a for a in answers if a.verdict == verdict]
+        p = {arm: float(np.mean([a.probability(arm) for a in of_verdict])) for arm in ARMS}
+        parts.append(
+            f"{verdict} answers became {became}: {p[ALL]:.2f} before, {p[CLEANED]:.2f} after, {p[RANDOM]:.2f} without "
+            f"as many random examples (probability a token; loss {mean:+.2f} nats [{low:+.2f}, {high:+.2f}])"
+        )
+    examples = "example" if removed == 1 else "examples"
+    return f"Without {removed} {examples}, " + "; ".join(parts) + "."
+
+
+def _finite(value: float) -> float | None:
+    return value if np.isfinite(value) else None
