@@ -133,7 +133,7 @@ def group_ranking_table(
     prior_GM = groups.prior_GH
     evidence_GM = score_GM if prior_GM is None else score_GM - prior_GM
     z_GM = np.divide(evidence_GM, error_GM, out=np.full(score_GM.shape, np.nan), where=error_GM > 0)
-    mark_GM = _told_apart(z_GM, members, fdr)
+    mark_GM = _significant(z_GM, members, fdr)
     name = _name(by, "train")
     rows = [
         {
@@ -173,8 +173,8 @@ def _name(by: Labels | None, single: str) -> str:
     return "source" if isinstance(by, str) else "group"
 
 
-def _told_apart(z_GM: NDArray[Any], members: int, fdr: float | None) -> NDArray[np.bool_]:
-    """Which sums can be told from zero: each by itself at 5 %, or with a false-discovery rate over all of them
+def _significant(z_GM: NDArray[Any], members: int, fdr: float | None) -> NDArray[np.bool_]:
+    """Which sums are significant: each by itself at 5 %, or with a false-discovery rate over all of them
     (Benjamini and Hochberg 1995)."""
     size = np.abs(z_GM)
     if fdr is None:

@@ -158,10 +158,11 @@ def report(
     """
     from ..report.of_run import write_report_of
     from ..run import Run
+    from .viewing import candidates_of
 
     job = Run.open(run)
     _name_other_groups(job)
-    page = write_report_of(job, job.attribution(), output)
+    page = write_report_of(job, job.attribution(), output, candidates=candidates_of)
     show(as_json, {"report": str(page)}, lambda: terminal.say(f"Wrote {page}"))
 
 
@@ -170,29 +171,6 @@ def _name_other_groups(job: Run) -> None:
     for group in job.attributions()[1:]:
         names = ", ".join(group.test.ids[:5]) + (", ..." if len(group.test) > 5 else "")
         terminal.warn([f"not in it, since {len(group.members)} other members answered: {names} (see `daunce top`)"])
-
-
-@command(LOOK)
-def view(
-    folder: Annotated[Path, typer.Argument(help="all runs in it are shown, live", metavar="FOLDER")] = HERE,
-    host: Annotated[str, typer.Option(help="a loopback address")] = "127.0.0.1",
-    port: Annotated[int, typer.Option(min=0, max=65535, help="0 = any that is free")] = 0,
-    browser: Annotated[bool, typer.Option(help="open the page in a browser")] = True,
-) -> None:
-    """A local page over all runs in a folder: progress while they run, money, quality, every report, two side by side.
-
-    It answers on this machine only; the address carries a secret token. Needs the extra `view`, and no PyTorch.
-    """
-    import webbrowser
-
-    from ..report.view import serve
-
-    def started(address: str) -> None:
-        terminal.say(f"daunce view: {address}\nCtrl-C stops it.")
-        if browser:
-            webbrowser.open(address)
-
-    serve(folder, host=host, port=port, on_start=started)
 
 
 @command(LOOK)

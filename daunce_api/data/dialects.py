@@ -154,7 +154,7 @@ def _dialect(record: Any) -> Dialect:
         if {"instruction", answer} <= keys:
             return _alpaca(answer)
     for question, answer in _PAIRS:
-        if {question, answer} <= keys and all(isinstance(record[k], str) for k in (question, answer)):
+        if {question, answer} <= keys and isinstance(record[question], str):
             return _pair(question, answer)
     if "text" in keys:
         return TEXT
@@ -261,8 +261,18 @@ def _one_turn(record: Record, user: Any, assistant: Any) -> Record:
     for pair in history if isinstance(history, list) else ():
         if isinstance(pair, list | tuple) and len(pair) == 2:
             turns += [{"role": "user", "content": pair[0]}, {"role": "assistant", "content": pair[1]}]
-    turns += [{"role": "user", "content": user}, {"role": "assistant", "content": assistant}]
+    turns += [{"role": "user", "content": _as_text(user)}, {"role": "assistant", "content": _as_text(assistant)}]
     return {**rest, "messages": turns}
+
+
+def _as_text(value: Any) -> Any:
+    """A number or an object in a column of texts, as JSON."""
+    if value is None or isinstance(value, str):
+        return value
+    try:
+        return json.dumps(value, ensure_ascii=False)
+    except (TypeError, ValueError, RecursionError):
+        return value
 
 
 def _alpaca(answer: str) -> Dialect:
@@ -276,7 +286,7 @@ def _alpaca(answer: str) -> Dialect:
     return Dialect(
         "Alpaca",
         f"is an Alpaca file (instruction, input, {answer}): each record is read as a chat of one turn, the instruction "
-        "and the input with a blank line between them as the user's",
+        "and the input with a blank line between them as the user's; what is no text is written as JSON",
         read,
         frozenset({"instruction", "input", answer}),
     )
@@ -289,8 +299,8 @@ def _pair(question: str, answer: str) -> Dialect:
 
     return Dialect(
         f"{question}/{answer}",
-        f"has columns {question} and {answer}: each record is read as a chat of one turn (data.columns: {{prompt: "
-        f"{question}, completion: {answer}}} reads plain prompts and completions)",
+        f"has columns {question} and {answer}: each record is read as a chat of one turn, what is no text as JSON "
+        f"(data.columns: {{prompt: {question}, completion: {answer}}} reads plain prompts and completions)",
         read,
         frozenset({question, answer}),
     )

@@ -6,6 +6,15 @@ from dataclasses import dataclass
 
 
 @dataclass(frozen=True, slots=True)
+class OtherGroup:
+    """Another page of the same run: its address, and how many answers it explains by how many members."""
+
+    address: str
+    answers: int
+    members: int
+
+
+@dataclass(frozen=True, slots=True)
 class QualityPoint:
     """self_lds of the first ``members`` members, with its 95 % interval."""
 

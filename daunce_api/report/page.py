@@ -7,6 +7,7 @@ the hashes of what it carries. Texts reach the page only as text nodes, never as
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 from html import unescape
@@ -22,7 +23,7 @@ from ..attribution import Attribution
 from ..attribution.texts import conversation
 from ..data.dataset import Dataset
 from .candidates import HOW_TO_MARK, Candidates
-from .facts import RunFacts
+from .facts import OtherGroup, RunFacts
 from .glance import glance, notes, state_of, unit
 from .overview import TrainView, loss_picture, quality_curve, train_view
 from .pack import Arrays, fitting_block, policy
@@ -56,7 +57,12 @@ class _Parts:
 
 
 def write_report(
-    attribution: Attribution, path: Path, *, run: RunFacts | None = None, candidates: Candidates | None = None
+    attribution: Attribution,
+    path: Path,
+    *,
+    run: RunFacts | None = None,
+    candidates: Candidates | None = None,
+    others: Sequence[OtherGroup] = (),
 ) -> Path:
     """Write the report of an attribution.
 
@@ -66,6 +72,7 @@ def write_report(
             not comparable.
         run: facts about the run; without them the provider and model in ``attribution.facts`` are shown.
         candidates: a removal ranking, where answers are marked as wanted or unwanted.
+        others: pages of other answers of the run, which other members have scored.
 
     Returns:
         the path.
@@ -74,7 +81,7 @@ def write_report(
         NotEnoughMembersError: fewer than two members are scored.
         StoreError: the file cannot be written.
     """
-    page = report_html(attribution, run, candidates=candidates, previous=_state_in(Path(path)))
+    page = report_html(attribution, run, candidates=candidates, others=others, previous=_state_in(Path(path)))
     with replacing(Path(path)) as part:
         part.write_text(page, encoding="utf-8")
     return Path(path)
@@ -85,6 +92,7 @@ def report_html(
     run: RunFacts | None = None,
     *,
     candidates: Candidates | None = None,
+    others: Sequence[OtherGroup] = (),
     previous: str = "",
 ) -> str:
     """The report as a string; see :func:`write_report`. ``previous``: state of an earlier report, to compare with."""
@@ -117,6 +125,7 @@ def report_html(
         state=state_of(attribution),
         candidates=candidates,
         how_to_mark=HOW_TO_MARK,
+        others=others,
         unit=unit(attribution),
         heat_note=parts.sources.note,
         most_notes=_NOTES,

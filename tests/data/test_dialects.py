@@ -134,6 +134,13 @@ def test_a_system_prompt_an_input_and_a_history_are_kept() -> None:
     assert [(m.role, m.text) for m in nova.messages] == [("system", "S"), ("user", "q"), ("assistant", "a")]
 
 
+def test_answers_that_are_no_texts_are_written_as_json() -> None:
+    records = [{"question": "a?", "answer": 4}, {"question": "b?", "answer": {"town": "Zürich"}}]
+    data = Dataset.from_records(records)
+    assert [e.completion_text() for e in data] == ["4", '{"town": "Zürich"}']
+    assert "what is no text as JSON" in data.warnings[0]
+
+
 def test_calls_of_sharegpt_are_calls() -> None:
     talk = [
         {"from": "human", "value": "q"},

@@ -240,7 +240,11 @@ def test_scenarios_of_lag_and_lies(seed: int, data: Path, tmp_path: Path, refere
             assert raised is None
             assert len(provider.jobs) == MEMBERS
         if raised is None:
-            assert outcome(tmp_path / "run")["scores"] == reference["scores"]
+            with RunStore.open(tmp_path / "run", read_only=True) as store:
+                given_up = store.jobs.left_out().keys()  # beyond the grace period a member may be, and that is said
+            assert not (inside and given_up)
+            scores = outcome(tmp_path / "run")["scores"]
+            assert all(scores[k] == reference["scores"][k] for k in scores if k[0] not in given_up)
         if raised is not None:  # once the provider agrees with itself again, `daunce cancel` names what is left
             provider.faults.listed = 0.0
             provider.faults.lies.clear()

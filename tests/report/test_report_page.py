@@ -25,6 +25,7 @@ from daunce_api.attribution.notebook import checkpoints, notebook_html
 from daunce_api.attribution.similarity import bm25_scores, example_texts
 from daunce_api.data.dataset import Dataset
 from daunce_api.report import Candidates, RunFacts, write_report
+from daunce_api.report.facts import OtherGroup
 from daunce_api.report.overview import loss_picture, quality_curve, train_view
 from daunce_api.report.pack import Arrays, deflate, fit_texts, fitting_block, json_block, policy
 from daunce_api.report.ranked import listings
@@ -361,6 +362,15 @@ def test_a_page_says_that_scores_of_the_one_before_are_on_another_scale(
     assert "The report before this one was made of 16 members" in page
     assert "not comparable" in page
     assert "The report before" not in html.unescape(write_report(attribution, path).read_text())
+
+
+def test_other_groups_of_answers_are_linked(attribution: Attribution, tmp_path: Path) -> None:
+    others = [OtherGroup("report-2.html", 1, 5), OtherGroup('"><i>x', 3, 7)]
+    page = write_report(attribution, tmp_path / "g.html", others=others).read_text()
+    assert "These 12 answers are explained by 32 members" in page
+    assert '<a href="report-2.html">1 answer by 5 members</a>' in page
+    assert '"><i>x' not in page
+    assert "On other pages" not in write_report(attribution, tmp_path / "one.html").read_text()
 
 
 def test_notes_of_one_kind_are_one_line(attribution: Attribution, tmp_path: Path) -> None:

@@ -20,7 +20,7 @@ from made_attribution import demo_data, made_attribution
 
 from daunce_api.data.dataset import Dataset
 from daunce_api.errors import ConfigurationError
-from daunce_api.report.view import Runs, find_runs, serve
+from daunce_api.report.view import Runs, find_runs, serve, view_app
 from daunce_api.report.view.compare import side_by_side
 
 FIXTURE = Path(__file__).parents[2] / "fixtures" / "run-2fa6155"
@@ -40,8 +40,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def address(folder: Path) -> Iterator[str]:
     """Of a server in a process of its own."""
     code = (
-        "import sys; from pathlib import Path; from daunce_api.report.view import serve;"
-        "serve(Path(sys.argv[1]), on_start=lambda a: print(a, flush=True))"
+        "import sys; from pathlib import Path; from daunce_api.report.view import Runs, serve;"
+        "serve(Runs(Path(sys.argv[1])), on_start=lambda a: print(a, flush=True))"
     )
     process = subprocess.Popen([sys.executable, "-c", code, str(folder)], stdout=subprocess.PIPE, text=True)
     assert process.stdout is not None
@@ -60,6 +60,18 @@ def ask(address: str, path: str = "", method: str = "GET", **headers: str) -> tu
         answer = connection.getresponse()
         found = {name.lower(): value for name, value in answer.getheaders()}
         return answer.status, found, answer.read().decode()
+    finally:
+        connection.close()
+
+
+def post(address: str, path: str, body: str, *, kind: str = "application/json", **headers: str) -> tuple[int, Any]:
+    parts = urlsplit(address)
+    connection = http.client.HTTPConnection("127.0.0.1", parts.port, timeout=120)
+    try:
+        connection.request("POST", parts.path + path, body=body, headers={"content-type": kind, **headers})
+        answer = connection.getresponse()
+        text = answer.read().decode()
+        return answer.status, json.loads(text) if text.startswith("{") else text
     finally:
         connection.close()
 
@@ -110,6 +122,66 @@ def test_only_its_own_pages_are_answered(address: str, path: str, headers: dict[
 def test_other_methods_change_nothing(address: str) -> None:
     assert ask(address, "api/runs", method="POST")[0] == 405
     assert ask(address, "api/runs", method="DELETE")[0] == 405
+    identity = json.loads(ask(address, "api/runs")[2])["runs"][0]["id"]
+    for action in ("mark", "price", "ask", "fix"):
+        assert ask(address, f"api/runs/{identity}/{action}")[0] == 405
+
+
+@pytest.mark.parametrize(
+    ("action", "body", "words"),
+    [
+        ("mark", "not json", "JSON"),
+        ("mark", "[1]", "JSON object"),
+        ("mark", '{"question": "q", "verdict": "bad"}', "wanted, unwanted or null"),
+        ("mark", '{"verdict": "wanted"}', "question is missing"),
+        ("mark", '{"question": "nobody", "verdict": "wanted"}', "nobody"),
+        ("price", '{"prompt": "", "answer": "a"}', "prompt is missing"),
+        ("ask", '{"prompt": "p", "answer": ["a"]}', "answer is missing"),
+        ("ask", '{"prompt": "p", "answer": "a", "usd": true}', "number or null"),
+        ("ask", "x" * 1_000_001, "larger than"),
+        ("fix", "{}", "not available"),
+        ("delete", "{}", "no such action"),
+    ],
+)
+def test_wrong_requests_end_with_a_sentence(address: str, action: str, body: str, words: str) -> None:
+    identity = json.loads(ask(address, "api/runs")[2])["runs"][0]["id"]
+    code, found = post(address, f"api/runs/{identity}/{action}", body)
+    assert 400 <= code < 500
+    assert words in found["problem"]
+
+
+def test_forms_of_other_pages_cannot_post(address: str) -> None:
+    """A form can send text without asking first (CORS), but not JSON."""
+    identity = json.loads(ask(address, "api/runs")[2])["runs"][0]["id"]
+    body = '{"question": "q", "verdict": null}'
+    assert post(address, f"api/runs/{identity}/mark", body, kind="text/plain")[0] == 400
+    assert post(address, f"api/runs/{identity}/mark", body, Origin="http://evil.example")[0] == 403
+
+
+def test_a_question_is_priced_asked_marked_and_fixed(tmp_path: Path) -> None:
+    """With the models that the run's own embedded provider kept."""
+    shutil.copytree(FIXTURE / "run", tmp_path / "run", ignore=shutil.ignore_patterns("lock"))
+    proposed: list[Any] = []
+
+    def fix(run: Any) -> dict[str, Any]:
+        proposed.append(dict(run.questions.verdicts))
+        return {"reason": "a test", "groups": []}
+
+    runs = Runs(tmp_path, fix=fix)
+    (row,) = runs.listed()
+    turns = [{"role": "user", "content": "What is a baker?"}]
+    price = runs.price(row["id"], turns, "A person who bakes bread.")
+    assert price["costs"] is False
+    assert "short requests" in price["text"]
+    found = runs.ask(row["id"], turns, "A person who bakes bread.", 0)
+    assert found["id"] in [q["id"] for q in runs.questions(row["id"])]
+    assert found["id"] in runs.attribution(row["id"]).test.ids
+    runs.mark(row["id"], found["id"], "unwanted")
+    assert {q["id"]: q["verdict"] for q in runs.questions(row["id"])}[found["id"]] == "unwanted"
+    assert runs.fix(row["id"])["reason"] == "a test"
+    assert proposed == [{found["id"]: "unwanted"}]
+    runs.mark(row["id"], found["id"], None)
+    assert {q["verdict"] for q in runs.questions(row["id"])} == {None}
 
 
 def test_the_token_is_long_and_another_each_time(address: str, tmp_path: Path) -> None:
@@ -120,14 +192,14 @@ def test_the_token_is_long_and_another_each_time(address: str, tmp_path: Path) -
 @pytest.mark.parametrize("host", ["0.0.0.0", "192.168.1.1", "example.org", "::"])
 def test_it_listens_on_this_machine_only(tmp_path: Path, host: str) -> None:
     with pytest.raises(ConfigurationError, match="loopback"):
-        serve(tmp_path, host=host, on_start=lambda address: None)
+        serve(Runs(tmp_path), host=host, on_start=lambda address: None)
 
 
 def test_a_port_that_is_taken_is_named(address: str, tmp_path: Path) -> None:
     port = urlsplit(address).port
     assert port is not None
     with pytest.raises(ConfigurationError, match=str(port)):
-        serve(tmp_path, port=port, on_start=lambda address: None)
+        serve(Runs(tmp_path), port=port, on_start=lambda address: None)
 
 
 def test_it_needs_no_pytorch(folder: Path) -> None:
@@ -286,8 +358,6 @@ def test_texts_of_a_run_are_never_markup(browser: Any, tmp_path: Path, folder: P
     from starlette.responses import JSONResponse
     from starlette.routing import Route
 
-    from daunce_api.report.view import view_app
-
     class Hostile(Runs):
         def listed(self) -> list[dict[str, Any]]:
             return [Runs.state(self, i) | {"title": EVIL, "folder": EVIL, "model": EVIL} for i in self.scan()]
@@ -308,6 +378,64 @@ def test_texts_of_a_run_are_never_markup(browser: Any, tmp_path: Path, folder: P
         page.wait_for_selector(".facts")
         assert page.locator(".questions").inner_text().count(EVIL) == 3
         assert page.locator("main img").count() == 0
+        assert page.locator("#fix").count() == 0, "nobody passed in a fix"
+        assert page.evaluate("window.broken") is None
+        page.close()
+
+
+def test_ticks_fix_and_ask_from_the_page(browser: Any, folder: Path) -> None:
+    done: list[Any] = []
+
+    class Acting(Runs):
+        """Everything that would change the run is noted instead."""
+
+        def questions(self, identity: str) -> list[dict[str, Any]]:
+            return [{"id": name, "question": "Q", "answer": f"A {name}", "verdict": None} for name in ("one", "two")]
+
+        def mark(self, identity: str, question: str, verdict: Any) -> dict[str, Any]:
+            done.append((question, verdict))
+            return {"id": question, "verdict": verdict}
+
+        def price(self, identity: str, turns: list[dict[str, str]], answer: str) -> dict[str, Any]:
+            return {"text": "6 short requests", "usd": 0.0123, "costs": True}
+
+        def ask(self, identity: str, turns: list[dict[str, str]], answer: str, usd: float | None) -> dict[str, Any]:
+            done.append((turns, answer, usd))
+            return {"id": "asked"}
+
+        def fix(self, identity: str) -> dict[str, Any]:
+            group = {"id": "t1", "examples": 2, "question": "Q", "answer": EVIL, "effect": 0.0123, "z": 4.2}
+            return {"reason": "rule", "folder": "fix/1", "count": 2, "of": 24, "groups": [group]}
+
+    with served(lambda hosts: view_app(Acting(folder, fix=lambda run: {}), "token", hosts)) as base:
+        page = browser.new_page()
+        page.goto(f"{base}/token/")
+        page.locator("table.runs tr:last-child a").first.click()
+        page.wait_for_selector(".facts")
+        page.locator("[data-question=two] button.unwanted").click()
+        page.wait_for_selector("[data-question=two] button.unwanted[aria-pressed=true]")
+        page.locator("[data-question=two] button.unwanted").click()
+        page.wait_for_selector("[data-question=two] button.unwanted[aria-pressed=false]")
+        page.locator("[data-question=one] button.wanted").click()
+        page.wait_for_selector("[data-question=one] button.wanted[aria-pressed=true]")
+        assert done == [("two", "unwanted"), ("two", None), ("one", "wanted")]
+        page.locator("#fix button").click()
+        page.wait_for_selector("#proposal table")
+        text = page.locator("#proposal").inner_text()
+        assert "2 of 24 training examples (rule). Written to fix/1" in text
+        assert "t1 and 1 near-duplicates" in text
+        assert EVIL in text
+        page.locator("#ask-prompt").fill("Do you charge?")
+        page.locator("#ask-answer").fill("Yes.")
+        page.wait_for_timeout(2500)  # the page looks again meanwhile
+        assert page.locator("#ask-prompt").input_value() == "Do you charge?"
+        page.locator("#ask-price").click()
+        page.wait_for_selector("#ask-go")
+        assert len(done) == 3, "the price comes first"
+        page.locator("#ask-go").click()
+        page.locator("#asked a").wait_for()
+        assert done[3] == ([{"role": "user", "content": "Do you charge?"}], "Yes.", 0.0123)
+        assert page.locator("#asked a").get_attribute("href").endswith("#answer=asked")
         assert page.evaluate("window.broken") is None
         page.close()
 

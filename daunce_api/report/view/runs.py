@@ -12,10 +12,11 @@ from typing import Any, TypeVar
 
 from ...attribution import Attribution
 from ...attribution.texts import conversation
-from ...errors import DaunceError, NotEnoughMembersError
+from ...data.example import Verdict
+from ...errors import ConfigurationError, DaunceError, NotEnoughMembersError
 from ...run import Run
 from ...store.run import FILE_NAME
-from ..of_run import facts_of
+from ..of_run import Ranked, facts_of, no_candidates, other_groups
 from ..page import report_html
 from .compare import side_by_side
 
@@ -57,12 +58,22 @@ class _Kept:
 
 
 class Runs:
-    """The runs of a folder by short ids. All methods read; they may be called from several threads.
+    """The runs of a folder by short ids. The methods may be called from several threads.
+
+    ``fix`` proposes what to take out of a run with marked answers (plain data: ``reason``, ``folder``, ``groups``), and
+    ``candidates`` is the same ranking for the report; both stand above this package and are passed in.
 
     Raises KeyError for an id that is not (or no longer) among the runs, and what opening a run raises.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        fix: Callable[[Run], dict[str, Any]] | None = None,
+        candidates: Ranked = no_candidates,
+    ) -> None:
+        self._fix, self._candidates = fix, candidates
         self.folder = folder.expanduser().resolve()
         self._kept: dict[str, _Kept] = {}
         self._paths: dict[str, Path] = {}
@@ -108,27 +119,86 @@ class Runs:
             "estimator": status.estimator,
             "rows": [list(pair) for pair in status.rows()],
             "recent": list(status.recent),
+            "fixable": self._fix is not None,
         }
 
     def questions(self, identity: str) -> list[dict[str, Any]]:
-        """The answers to explain, as far as some members are scored."""
+        """The answers to explain, with their verdicts."""
+        run = self._run(identity)
+        verdicts = run.questions.verdicts
+        try:
+            group = {i: n for n, found in enumerate(self.attributions(identity), start=1) for i in found.test.ids}
+        except NotEnoughMembersError:
+            group = {}
         return [
-            {"id": example.id, "question": parts.question[:_BRIEF], "answer": parts.answer[:_BRIEF]}
-            for example in self._run(identity).test
+            {
+                "id": example.id,
+                "question": parts.question[:_BRIEF],
+                "answer": parts.answer[:_BRIEF],
+                "verdict": verdicts.get(example.id),
+                "group": group.get(example.id),
+            }
+            for example in run.test
             for parts in [conversation(example)]
         ]
 
-    def report(self, identity: str) -> str:
-        """The report's page. Raises NotEnoughMembersError while fewer than two members are scored."""
-        return self._of(identity, "report", lambda: self._report(identity))
+    def mark(self, identity: str, question: str, verdict: Verdict | None) -> dict[str, Any]:
+        """Say that an answer is wanted or not, or take that back; see :meth:`daunce_api.Run.mark`."""
+        Run.open(self._path(identity)).mark([question], verdict)
+        return {"id": question, "verdict": verdict}
 
-    def _report(self, identity: str) -> str:
-        run, attribution = self._run(identity), self.attribution(identity)
-        return report_html(attribution, facts_of(run, run.status()))
+    def price(self, identity: str, turns: list[dict[str, str]], answer: str) -> dict[str, Any]:
+        """What a further question costs, in words and dollars. Nothing is sent."""
+        run = Run.open(self._path(identity))
+        plan = run.asking(run.question(turns, answer))
+        plan.check()
+        return {"text": plan.text(), "usd": plan.usd, "costs": plan.costs_money}
+
+    def ask(self, identity: str, turns: list[dict[str, str]], answer: str, usd: float | None) -> dict[str, Any]:
+        """Ask a further question for at most ``usd`` (None = an unknown price was accepted); see
+        :meth:`daunce_api.Run.ask`. Raises ConfigurationError where it costs more than that by now."""
+        run = Run.open(self._path(identity))
+        question = run.question(turns, answer)
+        plan = run.asking(question)
+        if usd is not None and (plan.usd is None or plan.usd > usd):
+            raise ConfigurationError(f"The price has changed, and nothing was sent. {plan.text()}")
+        run.ask(question)
+        asked = question.ids[0]
+        groups = [n for n, found in enumerate(self.attributions(identity), start=1) if asked in found.test.ids]
+        return {"id": asked, "group": groups[0] if groups else None}
+
+    def fix(self, identity: str) -> dict[str, Any]:
+        """What to take out, as the command line's ``fix`` finds it."""
+        if self._fix is None:
+            raise ConfigurationError("daunce fix is not available here.")
+        return self._fix(Run.open(self._path(identity)))
+
+    def report(self, identity: str, group: int = 1) -> str:
+        """The report's page, for the first or another group of answers that the same members have scored.
+
+        Raises NotEnoughMembersError while fewer than two members are scored.
+        """
+        return self._of(identity, f"report-{group}", lambda: self._report(identity, group))
+
+    def _report(self, identity: str, group: int) -> str:
+        run, groups = self._run(identity), self.attributions(identity)
+        if not 1 <= group <= len(groups):
+            raise KeyError(group)
+        addresses = [identity if n == 1 else f"{identity}-{n}" for n in range(1, len(groups) + 1)]
+        return report_html(
+            groups[group - 1],
+            facts_of(run, run.status()),
+            candidates=self._candidates(run, groups[group - 1]),
+            others=other_groups(groups, addresses, group - 1),
+        )
+
+    def attributions(self, identity: str) -> tuple[Attribution, ...]:
+        """See :meth:`daunce_api.Run.attributions`."""
+        return self._of(identity, "attributions", lambda: self._run(identity).attributions())
 
     def attribution(self, identity: str) -> Attribution:
-        """The attribution of the members that are complete by now."""
-        return self._of(identity, "attribution", lambda: self._run(identity).attribution())
+        """The attribution of the largest group of answers."""
+        return self.attributions(identity)[0]
 
     def compared(self, one: str, other: str, test: str | None) -> dict[str, Any]:
         """Two runs side by side; see :func:`~.compare.side_by_side`."""

@@ -7,11 +7,11 @@ from __future__ import annotations
 
 import asyncio
 import ipaddress
+import json
 import secrets
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from importlib.resources import files
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ...errors import ConfigurationError, DaunceError, MissingExtraError
@@ -32,6 +32,8 @@ _HEADERS = {
     "cross-origin-opener-policy": "same-origin",
     "cross-origin-resource-policy": "same-origin",
 }
+_ACTIONS = ("mark", "price", "ask", "fix")
+_MOST_BYTES = 1_000_000
 _STATIC = {"view.js": "text/javascript", "view.css": "text/css"}
 
 
@@ -127,9 +129,53 @@ def _routes(runs: Runs) -> Starlette:
         asked = request.query_params
         return await answer(lambda: runs.compared(asked.get("a", ""), asked.get("b", ""), asked.get("test")))
 
+    async def posted(request: Request) -> dict[str, Any]:
+        """The JSON object of a request. Raises ConfigurationError for anything else."""
+        if request.headers.get("content-type", "").partition(";")[0] != "application/json":
+            raise ConfigurationError("A request needs a JSON body.")
+        raw = b""
+        async for chunk in request.stream():
+            raw += chunk
+            if len(raw) > _MOST_BYTES:
+                raise ConfigurationError(f"A request is larger than {_MOST_BYTES:,} bytes.")
+        try:
+            content = json.loads(raw)
+        except (ValueError, RecursionError) as error:
+            raise ConfigurationError("A request needs a JSON body.") from error
+        if not isinstance(content, dict):
+            raise ConfigurationError("A request needs a JSON object.")
+        return content
+
+    async def act(request: Request) -> Response:
+        identity, action = request.path_params["run"], request.path_params["action"]
+        if action not in _ACTIONS:
+            return JSONResponse({"problem": "There is no such action."}, 404)
+        try:
+            content = await posted(request)
+            if action == "mark":
+                verdict = content.get("verdict")
+                if verdict not in ("wanted", "unwanted", None):
+                    raise ConfigurationError("A verdict is wanted, unwanted or null.")
+                return await answer(lambda: runs.mark(identity, _text(content, "question"), verdict))
+            if action == "fix":
+                return await answer(lambda: runs.fix(identity))
+            system = _text(content, "system", needed=False)
+            turns = [{"role": "system", "content": system}] if system else []
+            turns.append({"role": "user", "content": _text(content, "prompt")})
+            reply = _text(content, "answer")
+            if action == "price":
+                return await answer(lambda: runs.price(identity, turns, reply))
+            usd = content.get("usd")
+            if usd is not None and (isinstance(usd, bool) or not isinstance(usd, int | float)):
+                raise ConfigurationError("usd is a number or null.")
+            return await answer(lambda: runs.ask(identity, turns, reply, usd))
+        except DaunceError as error:
+            return JSONResponse({"problem": str(error)}, 400)
+
     async def report(request: Request) -> Response:
         try:
-            text = await asyncio.to_thread(runs.report, request.path_params["run"])
+            identity, _, group = request.path_params["run"].partition("-")
+            text = await asyncio.to_thread(runs.report, identity, int(group) if group.isdecimal() else 1)
         except KeyError:
             return Response("There is no such run (any more) in this folder.", 404, media_type="text/plain")
         except (DaunceError, OSError) as error:
@@ -143,17 +189,25 @@ def _routes(runs: Runs) -> Starlette:
             Route("/static/{name}", static),
             Route("/api/runs", listed),
             Route("/api/runs/{run}", one),
+            Route("/api/runs/{run}/{action}", act, methods=["POST"]),
             Route("/api/compare", compare),
             Route("/report/{run}", report),
         ]
     )
 
 
-def serve(folder: Path, *, host: str = "127.0.0.1", port: int = 0, on_start: Callable[[str], None]) -> None:
-    """Serve the runs of a folder until interrupted.
+def _text(content: Mapping[str, Any], name: str, *, needed: bool = True) -> str:
+    value = content.get(name, "")
+    if not isinstance(value, str) or (needed and not value.strip()):
+        raise ConfigurationError(f"{name} is missing.")
+    return value
+
+
+def serve(runs: Runs, *, host: str = "127.0.0.1", port: int = 0, on_start: Callable[[str], None]) -> None:
+    """Serve the page of some runs until interrupted.
 
     Args:
-        folder: all run folders in it are shown.
+        runs: what is shown.
         host: a loopback address.
         port: 0 = any free one.
         on_start: called with the address, token included, once the server listens.
@@ -179,7 +233,7 @@ def serve(folder: Path, *, host: str = "127.0.0.1", port: int = 0, on_start: Cal
     port = listening.getsockname()[1]
     token = secrets.token_urlsafe(24)
     shown = f"[{host}]" if ":" in host else host
-    app = view_app(Runs(folder), token, frozenset({f"{shown}:{port}", f"localhost:{port}"}))
+    app = view_app(runs, token, frozenset({f"{shown}:{port}", f"localhost:{port}"}))
     config = uvicorn.Config(app, log_level="critical", access_log=False, lifespan="off", server_header=False)
     with listening:
         listening.listen()

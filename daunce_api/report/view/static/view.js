@@ -24,6 +24,15 @@ async function read(path) {
   return answer.json();
 }
 
+async function send(run, action, content) {
+  try {
+    const answer = await fetch('api/runs/' + encodeURIComponent(run) + '/' + action, { method: 'POST', headers: { 'content-type': 'application/json' }, body: JSON.stringify(content) });
+    return await answer.json();
+  } catch {
+    return { problem: 'daunce view does not answer.' };
+  }
+}
+
 const chosen = new Set();
 let shown = ''; // what the page was last drawn from, to leave it alone where nothing changed
 let turn = 0;
@@ -51,7 +60,7 @@ async function refresh() {
   }
   if (mine !== turn) return;
   const text = location.hash + JSON.stringify(content);
-  if (text === shown) return;
+  if (text === shown || (name === 'run' && shown.startsWith(location.hash + '{') && byId('ask') && byId('ask').contains(document.activeElement))) return;
   shown = text;
   draw(content, rest);
 }
@@ -110,10 +119,96 @@ function drawRun(run) {
     element('dl', { class: 'facts' }, ...run.rows.flatMap(([name, value]) => [element('dt', {}, name), element('dd', {}, value)])),
     element('h2', {}, 'Answers to explain'),
     element('ul', { class: 'questions' }, ...run.questions.map((q) => element('li', { 'data-question': q.id },
-      run.scored >= 2 ? element('a', { href: 'report/' + run.id + '#answer=' + encodeURIComponent(q.id) }, q.answer) : element('span', {}, q.answer),
+      verdicts(run, q),
+      q.group ? element('a', { href: 'report/' + run.id + (q.group > 1 ? '-' + q.group : '') + '#answer=' + encodeURIComponent(q.id) }, q.answer) : element('span', {}, q.answer),
       element('span', { class: 'under' }, q.question), element('span', { class: 'under id' }, q.id)))),
+    ...(run.scored >= 2 && run.fixable ? [fixPart(run)] : []),
+    ...(run.scored >= 2 ? [askPart(run)] : []),
     run.recent.length ? element('h2', {}, 'Last changes (UTC)') : '',
     element('ul', { class: 'log' }, ...run.recent.map((line) => element('li', {}, line))));
+}
+
+// Two switches: an answer that should go, and one that should stay.
+function verdicts(run, q) {
+  const box = element('span', { class: 'verdicts' });
+  const draw = () => box.replaceChildren(...['unwanted', 'wanted'].map((name) => element('button', {
+    type: 'button', class: name, 'aria-pressed': String(q.verdict === name),
+    onclick: async () => {
+      const found = await send(run.id, 'mark', { question: q.id, verdict: q.verdict === name ? null : name });
+      if (found.problem) box.append(element('span', { class: 'harmful' }, found.problem));
+      else {
+        q.verdict = found.verdict;
+        draw();
+      }
+    },
+  }, name)));
+  draw();
+  return box;
+}
+
+const parts = { run: '', fix: null, ask: null }; // what people typed and found survives when the rest is drawn anew
+
+function kept(run, name, make) {
+  if (parts.run !== run.id) Object.assign(parts, { run: run.id, fix: null, ask: null });
+  parts[name] ||= make();
+  return parts[name];
+}
+
+function fixPart(run) {
+  return kept(run, 'fix', () => {
+    const out = element('div', { id: 'proposal' });
+    const button = element('button', { type: 'button', onclick: async () => {
+      button.disabled = true;
+      out.replaceChildren(element('p', { class: 'soft' }, 'Looking…'));
+      const found = await send(run.id, 'fix', {});
+      button.disabled = false;
+      out.replaceChildren(...(found.problem ? [element('p', { class: 'notes' }, found.problem)] : proposal(found)));
+    } }, 'What should I take out?');
+    return element('section', { id: 'fix' }, element('h2', {}, 'Fix'),
+      element('p', { class: 'soft' }, 'Mark answers above as unwanted (and some as wanted, if you like). The proposal is written beside the run; nothing is fine-tuned.'), button, out);
+  });
+}
+
+function proposal(found) {
+  const size = Math.max(0, ...found.groups.map((group) => Math.abs(group.effect || 0)));
+  const places = size > 0 ? Math.min(Math.max(2 - Math.floor(Math.log10(size)), 0), 8) : 2;
+  return [
+    element('p', {}, found.groups.length ? found.count.toLocaleString('en') + ' of ' + found.of.toLocaleString('en') + ' training examples (' + found.reason + '). Written to ' + found.folder + '; `daunce fix --retrain` shows whether it helps.' : 'Nothing is proposed: ' + found.reason),
+    ...(found.groups.length ? [element('div', { class: 'scroll' }, element('table', {},
+      element('thead', {}, element('tr', {}, ...['Training example', 'Effect', 'z'].map((name) => element('th', { scope: 'col', class: name === 'Training example' ? '' : 'num' }, name)))),
+      element('tbody', {}, ...found.groups.map((group) => element('tr', { 'data-example': group.id },
+        element('td', { class: 'text' }, group.answer, element('span', { class: 'under' }, group.question), element('span', { class: 'under id' }, group.id + (group.examples > 1 ? ' and ' + (group.examples - 1) + ' near-duplicates' : ''))),
+        element('td', { class: 'num' }, signed(group.effect, places)), element('td', { class: 'num' }, digits(group.z, 1)))))))] : []),
+  ];
+}
+
+function askPart(run) {
+  return kept(run, 'ask', () => {
+    const field = (name, label, rows) => [element('label', { for: 'ask-' + name }, label), element('textarea', { id: 'ask-' + name, rows })];
+    const out = element('div', { id: 'asked', role: 'status' });
+    const value = (name) => byId('ask-' + name).value;
+    const content = () => ({ system: value('system'), prompt: value('prompt'), answer: value('answer') });
+    const say = (text, kind) => out.replaceChildren(element('p', { class: kind }, text));
+    const go = async (usd) => {
+      say('Asking the members…', 'soft');
+      const found = await send(run.id, 'ask', { ...content(), usd });
+      if (found.problem) say(found.problem, 'notes');
+      else {
+        out.replaceChildren(element('p', {}, 'Answered. ', element('a', { href: 'report/' + run.id + (found.group > 1 ? '-' + found.group : '') + '#answer=' + encodeURIComponent(found.id) }, 'See what is behind it')));
+        document.activeElement.blur();
+        refresh();
+      }
+    };
+    const button = element('button', { type: 'button', id: 'ask-price', onclick: async () => {
+      const found = await send(run.id, 'price', content());
+      if (found.problem) say(found.problem, 'notes');
+      else if (!found.costs) go(0);
+      else out.replaceChildren(element('p', {}, found.text), element('button', { type: 'button', id: 'ask-go', onclick: () => go(found.usd) }, found.usd === null ? 'Ask for an unknown price' : 'Ask for at most $' + found.usd.toFixed(4)));
+    } }, 'Ask');
+    return element('section', { id: 'ask' }, element('h2', {}, 'Ask about another answer'),
+      element('p', { class: 'soft' }, 'A few short requests to each member, no fine-tuning; what it costs comes first.'),
+      ...field('prompt', 'What the model was asked', 2), ...field('answer', 'What it answered', 3), ...field('system', 'System prompt, if there was one', 1), button, out);
+  });
 }
 
 function drawCompared(content, rest) {
