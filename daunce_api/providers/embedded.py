@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from ..config import RunConfig
 from ..data.tokenizers import LocalTokenizer, Tokenizer
@@ -20,10 +20,9 @@ from .openai_wire.client import WireClient
 from .openai_wire.trainer import HYPERPARAMETERS, KEPT_CHECKPOINTS, WireTrainer, WireTrainerOptions
 from .options import parse_options
 from .registry import Context
+from .server_process import EmbeddedServer
+from .server_settings import ServerSettings
 from .tokenizers import EMBEDDED_MODEL, embedded_folder
-
-if TYPE_CHECKING:
-    from ..server import ServerSettings
 
 STATE_FOLDER = "server"
 """Inside the run folder."""
@@ -72,8 +71,6 @@ def context_tokens(config: RunConfig) -> int | None:
 
 def start_server(config: RunConfig) -> tuple[Endpoint, Callable[[], None]]:
     """Start the server in a child process: its endpoint, and what stops it."""
-    from ..server import EmbeddedServer
-
     server = EmbeddedServer(server_settings(config))
     server.__enter__()
 
@@ -85,8 +82,6 @@ def start_server(config: RunConfig) -> tuple[Endpoint, Callable[[], None]]:
 
 def server_settings(config: RunConfig) -> ServerSettings:
     """Settings of the run's server, from ``backend.model`` and ``backend.options``."""
-    from ..server import ServerSettings
-
     _, options = _options(config)
     return ServerSettings.from_options(
         {**options, "model": config.backend.model, "state_dir": config.run_dir / STATE_FOLDER}

@@ -22,8 +22,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from .embedded import EmbeddedServer, require_server_extra
-from .settings import InjectSettings, ServerSettings
+from ..providers.server_process import EmbeddedServer, require_server_extra
+from ..providers.server_settings import InjectSettings, ServerSettings
 
 if TYPE_CHECKING:
     from starlette.applications import Starlette

@@ -7,8 +7,8 @@ import json
 import sys
 
 from ..errors import DaunceError
+from ..providers.server_settings import ServerSettings
 from .run import serve
-from .settings import ServerSettings
 
 
 def main() -> int:

@@ -15,6 +15,7 @@ from starlette.routing import Match, Route
 from starlette.types import Scope
 
 from ..data.tokenizers import LocalTokenizer
+from ..providers.server_settings import ServerSettings
 from .api_errors import ApiError
 from .channel import Worker
 from .gate import Gate
@@ -27,7 +28,6 @@ from .routes_jobs import JobRoutes
 from .routes_models import ModelRoutes
 from .scheduler import Scheduler
 from .service import BaseModelFacts, Service
-from .settings import ServerSettings
 from .state import State
 from .tokentext import TokenText
 

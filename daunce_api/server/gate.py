@@ -17,9 +17,9 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from ..providers.server_settings import ServerSettings
 from .api_errors import ApiError, unavailable
 from .inject import BrokenConnectionError, Injector
-from .settings import ServerSettings
 
 log = logging.getLogger("daunce_api.server")
 

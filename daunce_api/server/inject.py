@@ -11,8 +11,8 @@ from typing import Literal
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from ..providers.server_settings import REQUEST_FAULTS, InjectSettings
 from .api_errors import ApiError
-from .settings import REQUEST_FAULTS, InjectSettings
 
 
 class Injector:

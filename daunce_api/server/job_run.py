@@ -11,9 +11,9 @@ import time
 from pathlib import Path
 from typing import Any
 
+from ..providers.server_settings import BASE_LEARNING_RATE
 from .channel import Message
 from .service import Service
-from .settings import BASE_LEARNING_RATE
 from .state import Row, new_id, now
 
 log = logging.getLogger("daunce_api.server")

@@ -14,10 +14,10 @@ from pydantic import Field
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
+from ..providers.server_settings import BASE_LEARNING_RATE
 from .api_errors import invalid, model_not_found
 from .requests import MAX_SEED, Bool, Int, Number, Str, StrictBody, read_body
 from .service import Service
-from .settings import BASE_LEARNING_RATE
 from .state import Row, now
 
 _UNKNOWN = ("fine_tuned_model", "metadata", "user_provided_suffix", "method")

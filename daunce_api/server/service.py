@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Any, Literal
 
 from ..data.tokenizers import LocalTokenizer
+from ..providers.server_settings import ServerSettings
 from .api_errors import ApiError, model_not_found, unavailable
 from .channel import Worker, WorkerDiedError, WorkerFaultError
 from .inject import Injector
-from .settings import ServerSettings
 from .state import Row, State
 from .tokentext import TokenText
 

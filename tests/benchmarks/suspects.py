@@ -1,8 +1,8 @@
 """Which ranking of training examples finds the cause of unwanted answers?
 
 ``python -m tests.benchmarks.suspects FOLDER``. Tasks: shouted answers (the demo), a backdoor, a support bot with 12
-poisoned of 112 examples in three phrasings, five seeds. Members of the embedded model train on this machine into FOLDER;
-runs that are there are read again. Prints the average precision of each candidate ranking, beside a random order's.
+poisoned of 112 examples in three phrasings, five seeds. Members of the embedded model train on this machine into
+FOLDER, and runs in it are read again. Prints the average precision of each candidate ranking, beside a random order's.
 """
 
 from __future__ import annotations

@@ -22,8 +22,8 @@ import yaml
 
 from daunce_api import Dataset, Run, RunConfig
 from daunce_api.data.tokenizers import EncodedExample
+from daunce_api.providers.server_settings import InjectSettings
 from daunce_api.server import EmbeddedServer, ServerSettings
-from daunce_api.server.settings import InjectSettings
 from daunce_api.store import RunStore
 from tests.store_rows import by_key
 

@@ -16,10 +16,10 @@ import uvicorn
 from starlette.types import Message, Scope
 
 from daunce_api.errors import ConfigurationError
+from daunce_api.providers.server_settings import REQUEST_FAULTS
 from daunce_api.server import EmbeddedServer, InjectSettings, ServerSettings
 from daunce_api.server.gate import Gate
 from daunce_api.server.inject import Injector
-from daunce_api.server.settings import REQUEST_FAULTS
 
 from .conftest import MODEL, connect, jsonl, records, submit, upload, wait
 from .test_gate import Harness

@@ -1,4 +1,4 @@
-"""What a server is started with."""
+"""What `daunce serve` is started with."""
 
 from __future__ import annotations
 

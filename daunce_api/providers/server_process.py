@@ -1,4 +1,4 @@
-"""A server in a child process, for as long as a ``with`` block."""
+"""`daunce serve` in a child process, for as long as a ``with`` block; the server is not imported here."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from pydantic import TypeAdapter
 
 from .._util.environment import worker_environment
 from ..errors import MissingExtraError, StopError
-from .settings import ServerSettings
+from .server_settings import ServerSettings
 
 LOG_NAME = "server.log"
 STOP_SECONDS = 10
