@@ -333,12 +333,12 @@ class Run(RunInputs):
     def status(self) -> RunStatus:
         """How far the run is; also while another process works on it. Raises StoreError where there is no run."""
         try:
-            attribution = None if self.questions_only else self.attribution()
+            groups = () if self.questions_only else self.attributions()
         except NotEnoughMembersError:
-            attribution = None
+            groups = ()
         with RunStore.open(self.run_dir, read_only=True) as store:
             scored = self.finished_members(store)
-            status = status_of(store, self.material, self.config, attribution, scored)
+            status = status_of(store, self.material, self.config, groups, scored)
         retrained = {} if self.purpose == "retrain" else self.spent_elsewhere()
         return status.with_spent(retrained) if retrained else status
 

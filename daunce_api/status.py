@@ -36,8 +36,10 @@ class RunStatus:
     scored; ``models_asked`` and ``models_scored`` count the models of all members, earlier checkpoints included
     (``ensemble.checkpoints``); ``members_running`` those with a job that is not final; ``members_failed`` those that
     are left out now. ``target``: state of the target model's job, None without one. ``questions``: answers that are
-    explained. ``trained_tokens`` as the provider counted them, the target model included; ``scored_tokens`` of prompts
-    and completions, over all models and repeated measurements. ``cached_scores``: scores that an earlier run had paid
+    explained; ``question_groups``: (questions, members) of each group that the same members have answered.
+    ``trained_tokens`` as the provider counted them, the target model included; ``scored_tokens`` of prompts and
+    completions, over all models and repeated measurements.
+    ``cached_scores``: scores that an earlier run had paid
     for and that came from the cache. ``usd`` spent and reserved, None where a price of the run is not known;
     ``usd_by_purpose`` (train, score, probe, ask, retrain); ``max_usd``: the cap.
     ``started_at``, ``last_result_at`` ISO 8601, "" without any. ``busy_seconds``: a process worked on the run;
@@ -63,6 +65,7 @@ class RunStatus:
     members_failed: int
     target: str | None
     questions: int
+    question_groups: tuple[tuple[int, int], ...]
     trained_tokens: int
     scored_tokens: int
     cached_scores: int
@@ -106,6 +109,11 @@ class RunStatus:
                 f"{self.members_running} running, {self.members_failed} failed",
             ),
         ]
+        answered = sum(questions for questions, _ in self.question_groups)
+        if len(self.question_groups) > 1 or (self.question_groups and answered < self.questions):
+            parts = [f"{questions} by {members} members" for questions, members in self.question_groups]
+            open_ones = f", {self.questions - answered} not answered yet" if answered < self.questions else ""
+            rows.append(("questions", f"{self.questions}: {', '.join(parts)}{open_ones}"))
         if self.failures:
             more = len(self.failures) - _NAMED
             rows.append(("given up", "; ".join(self.failures[:_NAMED]) + (f"; and {more} more" if more > 0 else "")))
@@ -184,10 +192,11 @@ class RunStatus:
 
 
 def status_of(
-    store: RunStore, material: Material, config: RunConfig, attribution: Attribution | None, scored: Sequence[int]
+    store: RunStore, material: Material, config: RunConfig, groups: Sequence[Attribution], scored: Sequence[int]
 ) -> RunStatus:
-    """Read the state of a run. ``attribution``: of the members so far, None where there are too few; ``scored``:
-    members that lack nothing."""
+    """Read the state of a run. ``groups``: the attribution of each group of questions, the largest first; none where
+    there are too few members. ``scored``: members that lack nothing."""
+    attribution = groups[0] if groups else None
     last = {job.member: job for job in store.jobs.rows()}  # attempts are in order
     running = sum(job.status not in FINAL for member, job in last.items() if member != TARGET)
     left_out, stop, times = store.jobs.left_out(), store.history.stop(), store.history.times()
@@ -206,6 +215,7 @@ def status_of(
         members_failed=len(left_out.keys() - {TARGET}),
         target=None if target is None else target.status,
         questions=len(material.encoded_test),
+        question_groups=tuple((len(group.test), len(group.members)) for group in groups),
         trained_tokens=sum(job.trained_tokens or 0 for job in store.jobs.rows()),
         scored_tokens=store.scores.tokens_scored(material.encoded),
         cached_scores=store.scores.cached(),

@@ -77,7 +77,7 @@ def top(
     from ..attribution.tables import top_folded
     from ..run import Run
 
-    attribution = Run.open(run).attribution()
+    attribution = Run.open(run).attribution(test)
     if estimator is not None:
         attribution = attribution.with_estimator(estimator)
     if as_json:
@@ -127,6 +127,7 @@ def export(
     attribution = job.attribution()
     if estimator is not None:
         attribution = attribution.with_estimator(estimator)
+    _name_other_groups(job)
     path = output or job.run_dir / EXPORT_FOLDER / EXPORT_NAMES[form]
     if form == "dattri":
         experiments.export_truth(job, path, attribution, seeds=seeds)
@@ -160,8 +161,16 @@ def report(
     from .viewing import candidates_of
 
     job = Run.open(run)
+    _name_other_groups(job)
     page = write_report_of(job, job.attribution(), output, candidates=candidates_of)
     show(as_json, {"report": str(page)}, lambda: terminal.say(f"Wrote {page}"))
+
+
+def _name_other_groups(job: Run) -> None:
+    """Questions that other members answered are not in one table with the rest."""
+    for group in job.attributions()[1:]:
+        names = ", ".join(group.test.ids[:5]) + (", ..." if len(group.test) > 5 else "")
+        terminal.warn([f"not in it, since {len(group.members)} other members answered: {names} (see `daunce top`)"])
 
 
 @command(LOOK)

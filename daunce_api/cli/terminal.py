@@ -40,8 +40,8 @@ _FINDINGS, _FIRST = 3, 3
 
 
 def say(text: str) -> None:
-    """A plain result."""
-    out.print(Text(text))
+    """A plain result; paths and ids in it are escaped."""
+    out.print(Text("\n".join(terminal_text(line) for line in text.split("\n"))))
 
 
 def warn(warnings: Sequence[str], limit: int = 10) -> None:

@@ -125,8 +125,9 @@ def lds_table(run: Run, truth: Run, *, on_event: OnEvent | None = None, on_progr
     """
     truth.measure(on_event=on_event, on_progress=on_progress)
     measured = question_losses(truth)
-    subset, loss = measured.by_subset()
-    table = _lds_table(run.attribution(), subset, loss, f"{len(subset)} subsets, {len(measured.models)} models")
+    attribution = run.attribution()
+    subset, loss = _of(attribution, run, measured.by_subset())
+    table = _lds_table(attribution, subset, loss, f"{len(subset)} subsets, {len(measured.models)} models")
     return replace(table, notes=(*table.notes, _kept(truth)))
 
 
@@ -139,7 +140,8 @@ def lds_table_of_file(run: Run, path: str | Path) -> Table:
     subset, loss = load_truth(path, run.train.ids, run.test.ids)
     if _shares_a_subset(run, subset):
         raise DataError(f"A subset in {path} is also a member's; a truth must not have been trained on by members.")
-    return _lds_table(run.attribution(), subset, loss, f"{len(subset)} subsets of {path}")
+    attribution = run.attribution()
+    return _lds_table(attribution, *_of(attribution, run, (subset, loss)), f"{len(subset)} subsets of {path}")
 
 
 def export_truth(run: Run, path: str | Path, attribution: Attribution, *, seeds: int | None = None) -> Path:
@@ -152,7 +154,16 @@ def export_truth(run: Run, path: str | Path, attribution: Attribution, *, seeds:
         raise ConfigurationError(
             f"No model of the truth is scored yet. `daunce evaluate {run.run_dir} --lds` goes on with them."
         )
-    return save_truth(path, *measured.by_subset(), run.train.ids, run.test.ids, attribution.scores_NM())
+    truth = _of(attribution, run, measured.by_subset())
+    return save_truth(path, *truth, run.train.ids, attribution.test.ids, attribution.scores_NM())
+
+
+def _of(
+    attribution: Attribution, run: Run, truth: tuple[NDArray[np.bool_], NDArray[np.float64]]
+) -> tuple[NDArray[np.bool_], NDArray[np.float64]]:
+    """The truth about the questions of an attribution: one group of those of the run."""
+    subset, loss = truth
+    return subset, loss[:, [run.test.position(question) for question in attribution.test.ids]]
 
 
 def _lds_table(
@@ -225,9 +236,11 @@ def removal_truth(run: Run, *, k: int, tests: Sequence[str] = (), randoms: int =
     count = len(run.train)
     if not 1 <= k < count or randoms < 2:
         raise ConfigurationError(f"Removal needs k between 1 and {count - 1} and at least 2 random removals.")
-    columns = [run.test.position(t) for t in tests] or list(range(min(5, len(run.test))))
+    questions = list(tests) or attribution.test.ids[:5]
+    ranked = [attribution.test.position(t) for t in questions]
+    columns = [run.test.position(t) for t in questions]
     compared = method_scores(attribution)
-    masks = [_without(np.argsort(-s[:, j], kind="stable")[:k], count) for s in compared.values() for j in columns]
+    masks = [_without(np.argsort(-s[:, j], kind="stable")[:k], count) for s in compared.values() for j in ranked]
     rng = np.random.default_rng(_seed(run, "removal"))
     masks += [_without(rng.permutation(count)[:k], count) for _ in range(randoms)]
     seeds = plan_ensemble(count, len(masks), 0.5, _seed(run, "training"))

@@ -136,7 +136,7 @@ def test_a_test_file_with_more_lines_is_the_same_path(
     assert Run.create(make_config()).execute().test.ids == ["q0", "q1", "q2"]
 
 
-def test_members_whose_models_are_gone_do_not_answer(make_config: MakeConfig, server: EmbeddedServer) -> None:
+def test_members_whose_models_are_gone_do_not_answer(make_config: MakeConfig, server: EmbeddedServer, cli: Cli) -> None:
     run = Run.create(make_config())
     first = run.execute()
     lose(run, server, 1)
@@ -148,6 +148,13 @@ def test_members_whose_models_are_gone_do_not_answer(make_config: MakeConfig, se
     assert np.array_equal(groups[0].scores_NM(), first.scores_NM())
     status = run.status()
     assert (status.members_scored, status.members_failed, status.questions) == (4, 0, 4)
+    assert dict(status.rows())["questions"] == "4: 3 by 4 members, 1 by 3 members"
+    code, out, _ = cli("top", run.run_dir, "--test", "a", "--json")
+    assert code == 0
+    assert json.loads(out)["measured"] == "completion"
+    code, _, err = cli("report", run.run_dir)
+    assert code == 0
+    assert "3 other members answered: a" in err
     assert run.asking(chats("b")).gone == (1,)
     assert "The models of member 1 are gone" in run.asking(chats("b")).text()
     jobs, _ = state(run)

@@ -258,7 +258,7 @@ def test_the_cap_is_for_a_run_and_its_retraining_together(run: Run, make_config:
     lds_truth(capped, subsets=3).measure()
     spent = capped.status()
     assert spent.usd == pytest.approx(3 * one, rel=0.3)
-    assert spent.usd_by_purpose == {"retrain": pytest.approx(spent.usd)}
+    assert spent.usd_by_purpose["retrain"] == pytest.approx(spent.usd)
     assert Run.open(lds_truth(capped, subsets=3).run_dir).status().usd == pytest.approx(spent.usd)
     with pytest.raises(BudgetError, match="spent or reserved"):
         lds_truth(capped, subsets=3, ratio=0.4).measure()
