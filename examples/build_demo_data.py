@@ -47,6 +47,7 @@ def main() -> None:
     for records in definitions("test.jsonl").values():
         for record in records[:QUESTIONS]:
             shout(record)
+            record["verdict"] = "unwanted"
             test.append(record)
     rng.shuffle(train)
     DEMO.mkdir(parents=True, exist_ok=True)

@@ -103,6 +103,7 @@ def run(
     from ..run import Run
     from ..score import work
     from ..store import RunStore
+    from .viewing import candidates_of
 
     job = Run.create(config)
     planned = job.plan(max_usd=max_usd)
@@ -122,7 +123,7 @@ def run(
             on_event=progress.event, on_progress=progress.scored, session=session, max_usd=max_usd, adopt=adopt
         )
     status = job.status()
-    page = write_report_of(job, attribution, status=status) if report else None
+    page = write_report_of(job, attribution, status=status, candidates=candidates_of) if report else None
     content = status.to_json() | {"report": None if page is None else str(page)}
     show(as_json, content, lambda: terminal.finished(status, attribution, page))
 
@@ -177,6 +178,7 @@ def demo(
     """
     from ..report.of_run import write_report_of
     from .demo import screen
+    from .viewing import candidates_of
 
     guess = DEMO_SECONDS[0] + DEMO_SECONDS[1] * members
     if not as_json:
@@ -185,7 +187,7 @@ def demo(
         from .demo.experiment import run_demo
 
         result = run_demo(folder, members=members, on_event=progress.event, on_progress=progress.scored)
-    page = write_report_of(result.run, result.attribution)
+    page = write_report_of(result.run, result.attribution, candidates=candidates_of)
     content = result.to_json() | {"report": str(page)}
     show(as_json, content, lambda: screen.found(result, page))
 

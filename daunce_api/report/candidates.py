@@ -28,5 +28,6 @@ class Candidates:
 
 HOW_TO_MARK = (
     "Mark answers to see what to take out: daunce fix RUN --unwanted ID (and --wanted ID for those that should stay), "
-    "or tick them in daunce view. This table then ranks the examples by their effect on unwanted against wanted ones."
+    "a field verdict in the test file, or the ticks in daunce view. This table then ranks the examples by their effect "
+    "on unwanted against wanted ones."
 )

@@ -176,7 +176,7 @@ def test_a_full_fine_tune_of_a_model_with_towers_changes_its_text_part_alone(
         ("all-linear", {"q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"}),
         (("lm_head",), {"lm_head"}),
     ],
-    ids=str,
+    ids=["name", "path", "regular expression", "all-linear", "head"],
 )
 def test_targets_are_read_as_peft_reads_them(model: LanguageModel, targets: Any, found: set[str]):
     from peft import LoraConfig, get_peft_model

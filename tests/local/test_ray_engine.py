@@ -69,14 +69,13 @@ def test_a_killed_workers_members_are_trained_again(engine: RayEngine, model_fol
         assert result.files == here.files
 
 
-def where(_: object) -> tuple[int, str | None, int]:
-    """Process, GPUs that it sees, and how often it has loaded a model."""
-    from daunce_api.providers.local.worker import loaded
-
-    return os.getpid(), os.environ.get("CUDA_VISIBLE_DEVICES"), loaded.cache_info().misses
-
-
 def test_actors_with_a_gpu_each_load_the_model_once_and_score_where_it_is_loaded(engine: RayEngine, model_folder: Path):
+    def where(_: object) -> tuple[int, str | None, int]:
+        """Process, GPUs that it sees, and how often it has loaded a model; an actor cannot import this test."""
+        from daunce_api.providers.local.worker import loaded
+
+        return os.getpid(), os.environ.get("CUDA_VISIBLE_DEVICES"), loaded.cache_info().misses
+
     def slow_train(given: TrainTask) -> list[MemberResult]:
         time.sleep(1)  # so that both actors have work
         return run_train(given)

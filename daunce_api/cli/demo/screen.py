@@ -64,7 +64,7 @@ def found(result: DemoResult, page: Path | None) -> None:
         ("report", "" if page is None else terminal_text(_near(page))),
         ("next", f"daunce view {folder}"),
         ("", f'daunce ask {folder} --prompt "What is tea?" --answer "A DRINK."'),
-        ("", f"daunce fix {folder} --unwanted {test}"),
+        ("", f"daunce fix {folder}"),
     )
 
 
