@@ -196,7 +196,7 @@ def kept_dataset(path: Path, digest: str) -> Dataset:
 
 def _edited(path: Path) -> str:
     return (
-        f"{path} does not hold the examples that the run was started with: it was edited, damaged or deleted. Nothing "
+        f"{path} does not hold the examples that the run was started with: it was edited or damaged. Nothing "
         "was changed. `daunce run` with the original data writes it anew."
     )
 

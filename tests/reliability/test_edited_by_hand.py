@@ -57,11 +57,11 @@ def test_a_store_edited_by_hand_is_refused(folder: Path, statement: str) -> None
 def test_a_saved_attribution_that_is_not_one_is_refused(folder: Path) -> None:
     from daunce_api import Attribution
 
-    path = folder / "attribution" / "attribution.json"
+    path = Run.open(folder).attribution().save(folder / "saved") / "attribution.json"
     content = json.loads(path.read_text())
     path.write_text(json.dumps({**content, "format": 99}))
     with pytest.raises(StoreCorruptError):
-        Attribution.load(folder / "attribution")
+        Attribution.load(folder / "saved")
 
 
 def remote(config: RunConfig) -> RunConfig:

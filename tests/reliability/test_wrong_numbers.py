@@ -109,7 +109,6 @@ def unscored(quiet: Quiet, tmp_path: Path, key: None) -> RunConfig:
     """A copy of the finished run with its models and without any score."""
     config = quiet[0].model_copy(update={"run_dir": tmp_path / "run"})
     shutil.copytree(quiet[0].run_dir, config.run_dir)
-    shutil.rmtree(config.run_dir / "attribution")
     with RunStore.open(config.run_dir) as store:
         for member in range(MEMBERS):
             store.scores.set_aside([member], "to be scored again", suspect=False)
@@ -153,7 +152,6 @@ def refused(config: RunConfig, words: str) -> None:
         Run.create(config).execute()
     with RunStore.open(config.run_dir, read_only=True) as store:
         assert not any(by_key(store, member).keys() for member in range(MEMBERS))
-    assert not (config.run_dir / "attribution").exists()
 
 
 def test_an_honest_server_is_scored_again_to_the_same_bits(quiet: Quiet, unscored: RunConfig) -> None:
@@ -221,7 +219,6 @@ def test_the_base_model_for_every_fine_tune_shows_as_no_variance_over_members(
         assert asked(provider.proxy.sent)
         with RunStore.open(unscored.run_dir, read_only=True) as store:
             assert members_scored(store) == []
-        assert not (unscored.run_dir / "attribution").exists()
     counts = mended(provider, unscored, quiet)
     assert set(counts.values()) <= {1, 2}
     assert sum(counts.values()) == MEMBERS * (len(encoded_ids(unscored)) + NOISE)

@@ -77,7 +77,7 @@ def test_checkpoints_are_further_rows_and_change_nothing_else(with_checkpoints: 
     covariance = attribution.with_estimator("covariance").scores_NM()
     np.testing.assert_allclose(covariance, sum(products) / (3 * 3), rtol=1e-9)
 
-    assert same(attribution, Attribution.load(run.run_dir / "attribution"))
+    assert same(attribution, Attribution.load(attribution.save(run.run_dir / "saved")))
     status = run.status()
     assert (status.members_scored, status.models_scored, status.models_asked) == (4, 12, 12)
     last = {member: (done, total) for member, done, total in progress}
