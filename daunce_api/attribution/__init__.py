@@ -3,6 +3,6 @@
 from .attribution import Attribution
 from .labels import Labels, Side
 from .score_files import ScoreFormat
-from .tokens import TokenTable
+from .token_table import TokenTable
 
 __all__ = ["Attribution", "Labels", "ScoreFormat", "Side", "TokenTable"]

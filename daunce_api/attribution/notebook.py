@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 if TYPE_CHECKING:
-    from .attribution import Attribution
+    from .measurements import Measurements
 
 _TESTS = 5
 _TOP = 3
 
 
-def notebook_html(attribution: Attribution) -> str:
+def notebook_html(attribution: Measurements) -> str:
     """A small HTML view: what was computed and how good it is, and the first few answers with their strongest examples.
 
     Inline styles only, colours by ``currentColor``, so that it fits light and dark notebooks; all text is escaped.
@@ -60,7 +60,7 @@ def notebook_html(attribution: Attribution) -> str:
     )
 
 
-def checkpoints(attribution: Attribution) -> str:
+def checkpoints(attribution: Measurements) -> str:
     """What earlier checkpoints add to the members' losses, and whether the estimator uses it; "" without them."""
     earlier = attribution.earlier
     if earlier is None:
@@ -91,7 +91,7 @@ def _text(text: str, label: str, limit: int = 120) -> str:
     return f"<code>{escape(label)}</code><br>{escape(short)}"
 
 
-def _entry(attribution: Attribution, position: int, score: float, *, marked: bool) -> str:
+def _entry(attribution: Measurements, position: int, score: float, *, marked: bool) -> str:
     example = attribution.train[position]
     style = "margin-bottom:.3em" + ("" if marked else ";opacity:.5")
     return (

@@ -16,10 +16,10 @@ from .._util.files import replacing
 from ..data.dataset import Dataset
 from ..errors import ConfigurationError, StoreCorruptError
 from .labels import Side
-from .tokens import TokenTable
+from .token_table import TokenTable
 
 if TYPE_CHECKING:
-    from .attribution import Attribution
+    from .measurements import Measurements
 
 FORMAT = 1
 CONTENT_NAME, ARRAYS_NAME = "attribution.json", "losses.npz"
@@ -60,7 +60,7 @@ def read(folder: Path, build: Callable[[dict[str, Any], Arrays], T]) -> T:
         ) from error
 
 
-def contents_of(attribution: Attribution) -> tuple[dict[str, Any], Arrays]:
+def contents_of(attribution: Measurements) -> tuple[dict[str, Any], Arrays]:
     """Everything that an attribution holds, for `write`."""
     arrays: Arrays = {
         "members_K": np.array(attribution.members, dtype=np.int64),

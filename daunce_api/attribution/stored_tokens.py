@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from ..data.tokenizers import EncodedExample, Tokenizer
 from ..store import Ids, RunStore
-from .tokens import TokenTable
+from .token_table import TokenTable
 
 Floats = NDArray[np.float64]
 T = TypeVar("T")

@@ -16,7 +16,7 @@ from .labels import Label, Labels, in_order, labels_of
 if TYPE_CHECKING:
     import pandas as pd
 
-    from .attribution import Attribution
+    from .measurements import Measurements
 
 _COLUMNS = ["rank", "id", "source", "score", "stderr", "low", "high", "z", "distinguishable", "prompt", "completion"]
 _GROUP_QUESTIONS: dict[core.Question, str] = {
@@ -25,7 +25,7 @@ _GROUP_QUESTIONS: dict[core.Question, str] = {
 }
 
 
-def score_table(attribution: Attribution, by: Labels | None, test_by: Labels | None) -> pd.DataFrame:
+def score_table(attribution: Measurements, by: Labels | None, test_by: Labels | None) -> pd.DataFrame:
     """See :meth:`Attribution.scores`."""
     import pandas as pd
 
@@ -41,7 +41,7 @@ def score_table(attribution: Attribution, by: Labels | None, test_by: Labels | N
     return table if test_by is None else table[_sorted(groups.test_groups)]
 
 
-def ranking_table(attribution: Attribution, ranking: core.Ranking) -> pd.DataFrame:
+def ranking_table(attribution: Measurements, ranking: core.Ranking) -> pd.DataFrame:
     """The examples of a ranking for one answer; see :meth:`Attribution.top`."""
     import pandas as pd
 
@@ -85,12 +85,14 @@ def ranking_table(attribution: Attribution, ranking: core.Ranking) -> pd.DataFra
     return table
 
 
-def top_folded(attribution: Attribution, test: str, k: int, **options: Any) -> pd.DataFrame:
+def top_folded(attribution: Measurements, test: str, k: int, **options: Any) -> pd.DataFrame:
     """:meth:`Attribution.top` for people: training examples with the same content share a row, and a column ``copies``
     says how many there are."""
     copies = Counter(example.content_hash for example in attribution.train)
     extra = sum(count - 1 for count in copies.values())
-    table = attribution.top(test, min(k + extra, len(attribution.train)), **options)
+    columns = [attribution.test.position(test)]
+    ranking = attribution.ranking(min(k + extra, len(attribution.train)), columns=columns, **options)
+    table = ranking_table(attribution, ranking)
     content = [attribution.train[attribution.train.position(str(i))].content_hash for i in table["id"]]
     table = table.assign(copies=[copies[c] for c in content])
     first = [c not in content[:row] for row, c in enumerate(content)]
@@ -100,7 +102,7 @@ def top_folded(attribution: Attribution, test: str, k: int, **options: Any) -> p
     return kept
 
 
-def why_no_scores(attribution: Attribution, test: str) -> str | None:
+def why_no_scores(attribution: Measurements, test: str) -> str | None:
     """Why an answer has no scores, in a sentence; None where it has some."""
     if np.isfinite(attribution.test_loss_KM[:, attribution.test.position(test)]).sum() >= 2:
         return None
@@ -113,7 +115,7 @@ def why_no_scores(attribution: Attribution, test: str) -> str | None:
 
 
 def group_ranking_table(
-    attribution: Attribution,
+    attribution: Measurements,
     test: str,
     k: int,
     *,

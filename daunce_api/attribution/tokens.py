@@ -10,8 +10,7 @@ of ``l_k - mean l``, member by member, which keeps the sum exact.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import cached_property
 from typing import TYPE_CHECKING
 
@@ -25,32 +24,12 @@ from ..core.pairs import Shrinkage
 from ..core.rows import centered
 from ..errors import DataError
 from .labels import Side
+from .measurements import Measurements
 
 if TYPE_CHECKING:
     import pandas as pd
 
-    from .attribution import Attribution
-
 Floats = NDArray[np.float64]
-
-
-@dataclass(frozen=True, eq=False)
-class TokenTable:
-    """Token log-probabilities of every member, for token-level views.
-
-    ``pieces`` holds the completion tokens of each example as printable strings, ``logprobs`` one (K, T_i) array an
-    example in nats, NaN where a member has not scored it.
-    """
-
-    pieces: Sequence[tuple[str, ...]]
-    logprobs: Sequence[Floats]
-
-    def rows(self, keep: Sequence[int]) -> TokenTable:
-        """The table of some members alone."""
-        return TokenTable(self.pieces, tuple(x[list(keep)] for x in self.logprobs))
-
-    def prefetch(self, positions: Iterable[int]) -> None:
-        """Say which examples will be looked at; a table that reads them from a store reads them at once."""
 
 
 class Split:
@@ -63,7 +42,7 @@ class Split:
             the same estimator on the final models.
     """
 
-    def __init__(self, attribution: Attribution) -> None:
+    def __init__(self, attribution: Measurements) -> None:
         self._attribution = attribution
         choice = attribution.choice
         self.final_only = attribution.earlier is not None and choice.setting.checkpoints
@@ -155,12 +134,11 @@ class Split:
         return float((self._losses.count - 1) / norms) if norms else 0.0
 
 
-def pair_tokens(attribution: Attribution, train: str, test: str) -> pd.DataFrame:
+def pair_tokens(attribution: Measurements, split: Split, train: str, test: str) -> pd.DataFrame:
     """See :meth:`Attribution.token_scores`."""
     import pandas as pd
 
     i, j = attribution.train.position(train), attribution.test.position(test)
-    split = attribution.token_split
     if split.why:
         raise DataError(f"Scores of this attribution cannot be split over tokens: {split.why}.")
     for side, position, losses in (("train", i, attribution.train_loss_KN), ("test", j, attribution.test_loss_KM)):
