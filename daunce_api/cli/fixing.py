@@ -59,7 +59,7 @@ def fix(
     folder = keep(job, proposal)
     content = _content(proposal) | {"folder": str(folder)}
     if not as_json:
-        _show(proposal, str(folder))
+        _show(proposal, str(folder), str(job.run_dir))
     if retrain and proposal.removed:
         retrained = retraining_of(job, proposal, seeds=seeds)
         plan = retrained.plan(max_usd=max_usd)
@@ -111,7 +111,7 @@ def _known(value: Any) -> Any:
     return None if isinstance(value, float) and math.isnan(value) else value
 
 
-def _show(proposal: Proposal, folder: str) -> None:
+def _show(proposal: Proposal, folder: str, run_dir: str) -> None:
     from ..attribution.texts import conversation
 
     out = terminal.out
@@ -142,24 +142,23 @@ def _show(proposal: Proposal, folder: str) -> None:
         out.print(Text("\nExpected change of each marked answer's loss without them (nats a token)", style="bold"))
         _rows(((c.verdict, c.expected, c.low, c.high, c.id) for c in known), proposal)
     out.print()
-    terminal.lines_of(("wrote", terminal_text(folder)), ("next", "daunce fix --retrain: is it better without them?"))
+    terminal.lines_of(("wrote", terminal_text(folder)), ("next", f"daunce fix {terminal_text(run_dir)} --retrain"))
 
 
 def _rows(rows: Any, proposal: Proposal) -> None:
-    table = Table(box=None, pad_edge=False, show_header=False)
-    for _ in range(3):
-        table.add_column(no_wrap=True)
-    table.add_column(no_wrap=True, overflow="ellipsis")
+    table = Table(box=None, pad_edge=False, show_header=False, expand=True)
+    for width in (8, 6, 16):
+        table.add_column(no_wrap=True, min_width=width)
+    table.add_column(no_wrap=True, overflow="ellipsis", ratio=1)
     test = proposal.attribution.test
     for verdict, value, low, high, identity in rows:
-        answer = test[test.position(identity)].completion_text()
         table.add_row(
             Text(verdict, style="dim"),
-            f"{value:+.2f}",
-            f"[{low:+.2f}, {high:+.2f}]".replace("[", "\\["),
-            rich_text(f"{identity}: {' '.join(answer.split())}", 60),
+            Text(f"{value:+.2f}"),
+            Text(f"{low:+.2f} to {high:+.2f}"),
+            Text(phrase(test[test.position(identity)].completion_text(), max(terminal.out.width - 36, 20))),
         )
-    terminal.out.print(table)
+    terminal.out.print(table, soft_wrap=False)
 
 
 def _show_outcome(found: Outcome) -> None:

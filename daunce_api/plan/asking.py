@@ -77,7 +77,7 @@ class AskPlan:
         if not self.requests:
             return "Nothing has to be scored: these questions were answered before."
         models = len(self.requests)
-        price = "an unknown price" if self.usd is None else "nothing" if self.usd == 0 else f"about ${self.usd:,.4f}"
+        price = "an unknown price" if self.usd is None else "$0" if self.usd == 0 else f"about ${self.usd:,.4f}"
         text = (
             f"{self.questions} question{'' if self.questions == 1 else 's'} under {models} models: "
             f"{sum(self.requests.values()):,} short requests, {self.input_tokens:,} tokens, for {price}."

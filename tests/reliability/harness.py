@@ -75,7 +75,7 @@ def config_of(folder: Path, run_dir: Path, base_url: str, **sections: dict[str, 
             "model": "daunce-tiny",
             "base_url": base_url,
             "api_key_env": KEY_VARIABLE,
-            "options": {"listing_lag_seconds": 0, "timeout": 60},
+            "options": {"listing_lag_seconds": 0, "grace_seconds": 1, "timeout": 60},
             "scorer": {
                 "options": {
                     "prompts_per_request": PROMPTS,

@@ -246,7 +246,7 @@ def test_the_command_prints_the_finding_and_then_the_rankings(run: Run, cli: Cli
     code, out, err = cli("ask", run.run_dir, "--prompt", PROMPT, "--answer", ANSWER, "--unwanted", "-k", "2")
     assert code == 0, err
     assert "1 question under 5 models: 5 short requests" in out
-    first = out[out.index("for nothing.") :].splitlines()
+    first = out[out.index("for $0.") :].splitlines()
     assert next(line for line in first[1:] if line.strip()).startswith(("No training example", "Fine-tuning"))
     assert out.index("Proponents") < out.index("Opponents")
     assert "4 members answered: below 8" in err

@@ -63,7 +63,7 @@ def found(result: DemoResult, page: Path | None) -> None:
         ("made by", f"{len(attribution.members)} fine-tunes on random halves{took}"),
         ("report", "" if page is None else terminal_text(_near(page))),
         ("next", f"daunce view {folder}"),
-        ("", f'daunce ask {folder} --prompt "What is tea?" --answer "A DRINK."'),
+        ("", f'daunce ask {folder} --prompt "What is tea?" --answer "A DRINK OF DRIED LEAVES."'),
         ("", f"daunce fix {folder}"),
     )
 
