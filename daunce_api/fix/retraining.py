@@ -164,7 +164,7 @@ def _sentence(
         of_verdict = [a for a in answers if a.verdict == verdict]
         p = {arm: float(np.mean([a.probability(arm) for a in of_verdict])) for arm in ARMS}
         parts.append(
-            f"{verdict} answers became {became}: {p[ALL]:.2f} before, {p[CLEANED]:.2f} after, {p[RANDOM]:.2f} without "
+            f"{verdict} answers became {became}: {p[ALL]:.3f} before, {p[CLEANED]:.3f} after, {p[RANDOM]:.3f} without "
             f"as many random examples (probability a token; loss {mean:+.2f} nats [{low:+.2f}, {high:+.2f}])"
         )
     examples = "example" if removed == 1 else "examples"
