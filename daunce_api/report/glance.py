@@ -102,8 +102,8 @@ def notes(
         first.append(f"Measured: {attribution.measured}. Scores are about that, not about whole answers.")
     if previous and previous != state_of(attribution):
         first.append(
-            f"The report before this one was made of {previous}; this one is of {state_of(attribution)}. Scores of two "
-            "states of a run are not comparable; ranks are."
+            f"The report before this one was of {previous}, this one is of {state_of(attribution)}. Compare ranks between "
+            "the two, not scores."
         )
     more = summarized(run.warnings)
     if shown_tests < len(attribution.test):
@@ -123,7 +123,9 @@ def notes(
 
 def state_of(attribution: Attribution) -> str:
     """What has to be the same for two scores to be comparable, in words: members, estimator and its parameters."""
-    return f"{len(attribution.members)} members, {attribution.choice.why}"
+    setting = attribution.choice.setting
+    estimator = f"{attribution.choice.estimator.name} (lambda {setting.ridge:.2g})".replace("_", "-")
+    return f"{len(attribution.members)} members, {estimator}{' with a prior' if setting.prior else ''}"
 
 
 def unit(attribution: Attribution) -> str:

@@ -18,7 +18,7 @@ from daunce_api.providers.base import JobRequest, ScorerCapabilities, TrainerCap
 from daunce_api.providers.endpoint import Endpoint
 from daunce_api.providers.openai_wire.client import WireClient
 from daunce_api.providers.openai_wire.echo import EchoOptions, EchoScorer
-from daunce_api.providers.openai_wire.trainer import WireTrainer
+from daunce_api.providers.openai_wire.trainer import WireTrainer, WireTrainerOptions
 
 EXAMPLE = EncodedExample(Example("e", prompt="p", completion="c"), (5, 6, 7), (1, 2))
 REQUEST = JobRequest("abc-m0-a1", "base", "file-1", 7, {"n_epochs": 1}, "suffix")
@@ -66,7 +66,7 @@ STATUSES = (200, 200, 200, 200, 400, 401, 404, 409, 429, 500, 502)
 
 def calls(client: WireClient) -> list[Callable[[], Awaitable[Any]]]:
     """One call of every reader."""
-    trainer = WireTrainer(client, TrainerCapabilities("test", 3), job_events=True)
+    trainer = WireTrainer(client, TrainerCapabilities("test", 3), WireTrainerOptions(job_events=True))
     scorer = EchoScorer(client, ScorerCapabilities("test", "any"), EchoOptions(return_token_ids=True))
     plain = EchoScorer(client, ScorerCapabilities("test", "any"), EchoOptions(max_tokens=1))
     return [

@@ -276,7 +276,7 @@ def test_the_help_names_every_command_and_the_exit_codes(cli: Cli) -> None:
     commands = set(_commands())
     assert commands == {
         *("init", "plan", "run", "cancel", "clean", "demo"),
-        *("status", "top", "report", "evaluate", "export", "ask", "view"),
+        *("status", "top", "report", "evaluate", "export", "ask", "fix", "view"),
         *("serve", "doctor"),
     }
     for name in commands:

@@ -49,7 +49,7 @@ FORMS: dict[str, Load] = {"npy": np.load, "parquet": wide, "bergson": load_bergs
 def test_what_is_exported_is_what_is_computed(
     attribution: Attribution, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, form: Any, pairs_a_block: int
 ) -> None:
-    monkeypatch.setattr("daunce_api.attribution.attribution._BLOCK_PAIRS", pairs_a_block)
+    monkeypatch.setattr("daunce_api.attribution.measurements._BLOCK_PAIRS", pairs_a_block)
     path = attribution.export(tmp_path / "new" / "scores", form)
     expected = core.scores(attribution.train_loss_KN, attribution.test_loss_KM, None, "covariance")
     np.testing.assert_allclose(FORMS[form](path), expected, rtol=1e-12)
@@ -161,7 +161,7 @@ def test_forms_and_places_that_are_not_there(
     attribution: Attribution, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     form: Any = "dattri"
-    with pytest.raises(ConfigurationError, match="npy, parquet, bergson"):
+    with pytest.raises(ConfigurationError, match="npy, csv, parquet, bergson"):
         attribution.export(tmp_path / "s", form)
     (tmp_path / "file").write_text("")
     with pytest.raises(StoreError, match="could not be written"):

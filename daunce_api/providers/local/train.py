@@ -26,6 +26,8 @@ from .score import CPU_TOKENS, passes_of
 
 SUBSET = Objective()
 KEEP_BYTES = 1 << 28
+_LARGEST_WEIGHT = 1e6
+"""Trained weights are below 10; above this a run has diverged, also where its loss is finite."""
 _READ_EVERY = 16
 """Steps between two looks at the losses, each of which waits for the device."""
 
@@ -221,7 +223,7 @@ def fine_tune(
     The model has its own weights back when this returns or raises.
 
     Raises TrainingCancelledError once ``should_stop`` says so (called before each step), DataError for an example
-    without completion tokens, RejectedError where a loss is not finite.
+    without completion tokens, RejectedError where a loss is not finite or weights are absurd.
     """
     members = trainee.members
     empty = [e.example.id for m in members for e in m.examples if not e.targets]
@@ -269,6 +271,9 @@ def fine_tune(
             after_step(step + 1, total, epoch, [history[-1] for history in losses])
         if after_epoch is not None and last:
             after_epoch(epoch)
+    peak = max(float(parameter.detach().abs().amax()) for parameter in trainee.parameters)
+    if not peak < _LARGEST_WEIGHT:  # normalisation can hide weights like these from the loss
+        raise RejectedError(f"training diverged: weights reach {peak:.1e}. Use a smaller learning rate.")
     return losses, [epoch for epoch, _ in schedules[0]]
 
 

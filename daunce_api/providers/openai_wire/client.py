@@ -121,7 +121,7 @@ class WireClient:
             if not isinstance(answer.get(name), wanted) or answer[name] == "":
                 raise self.failures.malformed(doing, submit, f"no usable field {name!r}")
         said = answer.get("object")
-        if kind is not None and said != kind and said in OBJECT_KINDS:
+        if kind is not None and said != kind and isinstance(said, str) and said in OBJECT_KINDS:
             raise self.failures.malformed(doing, submit, f"an object of another kind, {said!r} instead of {kind!r}")
         for name, value in (equal or {}).items():
             shown = answer.get(name)
