@@ -102,8 +102,8 @@ def notes(
         first.append(f"Measured: {attribution.measured}. Scores are about that, not about whole answers.")
     if previous and previous != state_of(attribution):
         first.append(
-            f"The report before this one was of {previous}, this one is of {state_of(attribution)}. Compare ranks between "
-            "the two, not scores."
+            f"The report before this one was of {previous}, this one is of {state_of(attribution)}. Compare ranks "
+            "between the two, not scores."
         )
     more = summarized(run.warnings)
     if shown_tests < len(attribution.test):

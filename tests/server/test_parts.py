@@ -95,8 +95,8 @@ def test_no_training_file_breaks_the_reader(tmp_path_factory: pytest.TempPathFac
 
 def test_long_lists_of_problems_are_cut(tmp_path: Path) -> None:
     path = tmp_path / "file"
-    path.write_bytes(b"{\n" * 500)
-    with pytest.raises(TrainingFileError, match="and 490 more"):
+    path.write_bytes(jsonl([{"messages": [{"role": f"role-{i}", "content": "x"}]} for i in range(500)]))
+    with pytest.raises(TrainingFileError, match="and 491 more"):
         read_training_file(path, TOKENIZER, 512)
     path.write_bytes(jsonl(records(10)))
     assert len(read_training_file(path, TOKENIZER, 512)) == 10
