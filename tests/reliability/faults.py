@@ -93,4 +93,7 @@ def check_jobs(provider: Provider, run_dir: Path, expected: dict[str, Any]) -> N
     assert len(keys) == MEMBERS, keys
     found = outcome(run_dir)
     for name, value in expected.items():
-        assert found[name] == value, f"{name} differs from good weather"
+        if name == "spent":  # requests that are sent again are booked: more than in good weather, and not without end
+            assert value <= found[name] <= 2 * value, (found[name], value)
+        else:
+            assert found[name] == value, f"{name} differs from good weather"

@@ -7,6 +7,7 @@ import json
 import shutil
 from collections.abc import Callable
 from dataclasses import replace
+from html import escape
 from pathlib import Path
 
 import pytest
@@ -35,7 +36,7 @@ def test_a_run_that_was_started_shows_how_far_and_how_good_it_is(finished: Path)
     run = Run.open(finished)
     view = run._repr_html_()
     assert "4 of 4 scored" in view
-    assert str(run.status().why) in view
+    assert escape(str(run.status().why)) in view
     assert "self_lds is not known below 8 members" in view
 
 
