@@ -21,7 +21,7 @@ from daunce_api.providers.local.language import LanguageModel
 RUN = """
 import json, sys
 from daunce_api import Run, RunConfig
-from daunce_api.errors import ConfigurationError
+from daunce_api.errors import DaunceError
 from daunce_api.providers.local.language import LanguageModel
 content = json.loads(sys.argv[1])
 try:
@@ -31,7 +31,7 @@ try:
     ids = model.tokenizer.encode("a river")
     answer = {"name": model.name, "base": model.token_logprobs([ids])[0].logprobs.tolist(),
               "losses": attribution.train_loss_KN.tolist()}
-except ConfigurationError as error:
+except DaunceError as error:
     answer = {"error": str(error)}
 print(json.dumps(answer))
 """

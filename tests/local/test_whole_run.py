@@ -30,7 +30,7 @@ def test_a_run_trains_scores_and_attributes(content: dict[str, Any]):
     attribution = Run.create(RunConfig.from_mapping(content)).execute()
     assert attribution.train_loss_KN.shape == (3, 16)
     assert (attribution.train_loss_KN.std(axis=0) > 1e-3).all()
-    assert attribution.noise == 0.0  # scoring twice gives the same bits
+    assert attribution.noise < 1e-5  # nats: the repeats are scored in other company
     again = Run.create(RunConfig.from_mapping(content)).execute()
     np.testing.assert_array_equal(again.train_loss_KN, attribution.train_loss_KN)
 

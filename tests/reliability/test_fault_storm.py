@@ -105,7 +105,7 @@ def test_a_daily_quota_in_mid_run_parks_it_and_the_next_day_ends_it(stormy: Any,
 @pytest.mark.slow
 def test_failed_and_stuck_jobs_are_tried_again(stormy: Any, quiet: Quiet, monkeypatch: pytest.MonkeyPatch) -> None:
     """A stuck job is cancelled once it has taken longer than the policy allows."""
-    monkeypatch.setattr("daunce_api.train.training.PollPolicy", partial(PollPolicy, job_timeout=20.0))
+    monkeypatch.setattr("daunce_api.train.client.PollPolicy", partial(PollPolicy, job_timeout=20.0))
     with stormy("job_failure=0.35,job_stuck=0.25,seed=8", training={"max_attempts": 8}) as storm:
         Run.create(storm.config).execute()
         jobs = jobs_of(storm.provider, storm.config.run_dir)

@@ -72,7 +72,7 @@ def test_errors_that_repeat_the_key_are_said_without_it(
     again = Client(["run", str(tmp_path / "run.yaml"), "--yes"], tmp_path / "again.txt")
     provider.proxy.refuse = lambda sent: (429, json.dumps(body).encode()) if "jobs" in sent.path else None
     assert again.run() == 6
-    assert (config.run_dir / "daunce.log").is_file()
+    assert (config.run_dir / "run.sqlite").is_file()  # it holds why the run stopped
     search(tmp_path)
 
 
