@@ -7,10 +7,11 @@ compare ranks.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterable, Sequence
 from contextlib import redirect_stderr
 from io import StringIO
-from typing import TYPE_CHECKING, Literal, TypeAlias
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -42,8 +43,7 @@ class Bm25:
     """
 
     def __init__(self, train_texts: Sequence[str]) -> None:
-        import bm25s
-
+        bm25s = _bm25s()
         _check(train_texts)
         documents = _words(train_texts)
         self._count = len(train_texts)
@@ -69,10 +69,16 @@ def bm25_scores(train_texts: Sequence[str], test_texts: Sequence[str]) -> NDArra
     return Bm25(train_texts).scores(test_texts)
 
 
-def _words(texts: Sequence[str]) -> list[list[str]]:
-    import bm25s
+def _bm25s() -> Any:
+    """The library, without the warning that its progress bars, which are never shown, want ipywidgets in a notebook."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="IProgress not found")
+        import bm25s
+    return bm25s
 
-    words: list[list[str]] = bm25s.tokenize(
+
+def _words(texts: Sequence[str]) -> list[list[str]]:
+    words: list[list[str]] = _bm25s().tokenize(
         list(texts), token_pattern=_TOKEN, stopwords=None, return_ids=False, show_progress=False
     )
     return words

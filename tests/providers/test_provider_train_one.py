@@ -79,7 +79,7 @@ async def looked(provider: Provider, tmp_path: Path) -> tuple[Findings, Any, Pro
     data = Dataset.from_records(RECORDS)
     data.to_jsonl(tmp_path / "train.jsonl")
     Dataset.from_records(RECORDS[:2]).to_jsonl(tmp_path / "test.jsonl")
-    files = {"train": str(tmp_path / "train.jsonl"), "test": str(tmp_path / "test.jsonl")}
+    files = {"train": tmp_path / "train.jsonl", "test": tmp_path / "test.jsonl"}
     config = run_config("openai_wire", model="daunce-tiny", training={"hyperparameters": {"n_epochs": 3}})
     config = config.model_copy(update={"data": config.data.model_copy(update=files), "run_dir": tmp_path / "run"})
     run = Run.create(config)

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from daunce_api import Run
 from daunce_api.data.subsets import Ensemble
-from daunce_api.evaluation.truth import Truth
+from daunce_api.evaluation.retraining import question_losses, retraining
 
 Mask = NDArray[np.bool_]
 
@@ -24,8 +24,9 @@ def retrained_losses(run: Run, name: str, masks: Mapping[str, list[Mask]]) -> di
     rows = [mask for group in masks.values() for mask in group]
     labels = [label for label, group in masks.items() for _ in group]
     design = Ensemble(np.stack(rows), np.random.default_rng(0).integers(2**31, size=len(rows)), 0)
-    truth = Truth(run, f"{name}-{design.digest[:8]}", design)
-    measured = truth.measure()
+    truth = retraining(run, f"{name}-{design.digest[:8]}", design)
+    truth.measure()
+    measured = question_losses(truth)
     if len(measured.models) < len(rows):
-        raise SystemExit(f"{len(rows) - len(measured.models)} models could not be trained; see {truth.folder}")
+        raise SystemExit(f"{len(rows) - len(measured.models)} models could not be trained; see {truth.run_dir}")
     return {label: measured.loss_SM[np.array(labels) == label] for label in masks}
