@@ -410,7 +410,9 @@ class JobClient:
             try:
                 models = tuple(await self.repeat(lambda: listing(job_id), f"look for checkpoints of {row.key}"))
             except RejectedError as error:
-                if await self.wait_for(subject, error):
+                # A method that is not allowed, say, will not be later either: such a provider lists none.
+                not_yet = error.status in (None, 404) or names_missing(error, job_id)
+                if not_yet and await self.wait_for(subject, error):
                     continue
             else:
                 self._grace.visible(subject)

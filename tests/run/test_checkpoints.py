@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import signal
 import sqlite3
 from collections import Counter
@@ -24,6 +25,7 @@ from daunce_api.providers.base import JobStatus, TokenScores
 from daunce_api.providers.openai_wire.echo import EchoScorer
 from daunce_api.providers.openai_wire.trainer import WireTrainer
 from daunce_api.providers.replay import record, replay
+from daunce_api.score.client import PROBE_GENERATED, PROBE_REQUESTS
 from daunce_api.server import EmbeddedServer
 from daunce_api.store import RunStore
 from daunce_api.train import EventKind
@@ -155,21 +157,34 @@ def test_a_checkpoint_that_is_gone_leaves_its_member_with_fewer(
     assert len(asked) == 4
 
 
+@pytest.mark.parametrize(("status", "again"), [(404, True), (405, False), (501, False)])
 def test_a_server_without_checkpoints_is_told_once(
-    with_checkpoints: MakeConfig, monkeypatch: pytest.MonkeyPatch
+    with_checkpoints: MakeConfig, monkeypatch: pytest.MonkeyPatch, status: int, again: bool
 ) -> None:
+    """A new job's list may be invisible for the grace period (``grace_seconds: 1`` here), so a 404 is asked again until
+    that is over. Any other refusal is final at once."""
     asked: list[str] = []
 
     async def no_such_route(self: WireTrainer, job_id: str) -> list[str]:
         asked.append(job_id)
-        raise RejectedError("not found")
+        error = RejectedError("refused")
+        error.status = status
+        raise error
 
     monkeypatch.setattr(WireTrainer, "checkpoints", no_such_route)
     heard: list[str] = []
     run = Run.create(with_checkpoints(2))
     assert run.execute(on_event=lambda e: heard.append(e.kind)).earlier is None
-    assert heard.count("fewer_models") == len(asked) == 4
+    requests = Counter(asked)
+    assert heard.count("fewer_models") == len(requests) == 4
+    if again:
+        assert min(requests.values()) >= 2
+    else:
+        assert set(requests.values()) == {1}
     assert run.status().complete
+    before = len(asked)
+    assert Run.create(with_checkpoints(2)).execute().earlier is None
+    assert len(asked) == before  # that there are none is known
 
 
 def test_a_server_that_answers_for_checkpoints_with_the_base_model_is_found_out(
@@ -191,23 +206,40 @@ def test_scoring_of_checkpoints_is_paid_for_once(with_checkpoints: MakeConfig) -
     plan = run.plan()
     assert plan.usd == pytest.approx(8 * (plan.scoring_usd_per_model or 0))
     run.execute()
-    assert run.status().usd == pytest.approx(plan.usd)
+    # The endpoint is tested with the base model and with one fine-tune. These requests are booked as well, apart from
+    # the scores and besides the plan; the scores themselves cost what was planned, to the token.
+    shortest = min(len(e.ids) for e in run.material.encoded)
+    tests = 2 * PROBE_REQUESTS * (shortest + PROBE_GENERATED) * price["input"] / 1e6
+    with RunStore.open(run.run_dir, read_only=True) as store:
+        assert store.ledger.spent("score") == pytest.approx(plan.usd)
+        assert store.ledger.spent("probe") == pytest.approx(tests)
+    assert run.status().usd == pytest.approx((plan.usd or 0) + tests)
+    # Nothing is missing, so nothing is bought, whatever the cap.
     assert Run.create(with_checkpoints(2, budget={"price": price, "max_usd": plan.usd})).execute().earlier is not None
-    assert run.status().usd == pytest.approx(plan.usd)
+    assert run.status().usd == pytest.approx((plan.usd or 0) + tests)
 
 
 def test_what_was_scored_before_an_interruption_is_not_reserved_again(
     with_checkpoints: MakeConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     honest = EchoScorer.score
+    price = {"training": 0.0, "input": 1000.0, "output": 0.0}
+    run = Run.create(with_checkpoints(3, budget={"price": price}))
+
+    def settled() -> int:
+        with RunStore.open(run.run_dir, read_only=True) as store:
+            scored = {t.subject for t in store.transitions() if t.after == "settled"}
+        return sum(subject.startswith("spend scoring of") for subject in scored)
 
     async def no_credit(self: EchoScorer, model: str, batch: Sequence[EncodedExample]) -> list[TokenScores]:
-        if "-m3:" in model and model.endswith("ckpt-step-3"):  # the earliest one, which comes last
+        if "-m3-" in model and model.endswith("ckpt-step-3"):  # the earliest one, which comes last
+            # An answer that the error cuts off is lost, sent again and booked again, so nothing else is under way.
+            async with asyncio.timeout(60):
+                while settled() < 11:  # noqa: ASYNC110 - what is waited for is on disk
+                    await asyncio.sleep(0.05)
             raise StopError("no credit is left")
         return await honest(self, model, batch)
 
-    price = {"training": 0.0, "input": 1000.0, "output": 0.0}
-    run = Run.create(with_checkpoints(3, budget={"price": price}))
     monkeypatch.setattr(EchoScorer, "score", no_credit)
     with pytest.raises(StopError):
         run.execute()
@@ -216,7 +248,9 @@ def test_what_was_scored_before_an_interruption_is_not_reserved_again(
     with RunStore.open(run.run_dir, read_only=True) as store:
         reserved = Counter(t.subject for t in store.transitions() if t.after == "reserved")
         assert store.ledger.unsettled() == {}
-    assert len(reserved) == 4 + 12  # jobs and models
+    tests = [subject for subject in reserved if subject.startswith("spend test of ")]
+    assert len(tests) == 2  # of the endpoint, with the base model and with one fine-tune: booked apart from the models
+    assert len(reserved) - len(tests) == 4 + 12  # jobs and models
     assert max(reserved.values()) == 1
 
 
@@ -225,7 +259,7 @@ def test_censored_losses_of_a_checkpoint_are_kept_as_bounds(with_checkpoints: Ma
     run = Run.create(with_checkpoints(2))
     examples = {e.key: e for e in run.material.encoded}
     dim = next(iter(examples))
-    with RunStore.create_or_open(run.run_dir, run._manifest()) as store:
+    with RunStore.create_or_open(run.run_dir, run.manifest()) as store:
         for k in range(4):
             key = f"k-m{k}-a1"
             store.jobs.intent(key, k, 1, "{}")
