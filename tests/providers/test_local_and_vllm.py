@@ -82,8 +82,9 @@ def test_members_are_trained_here_loaded_there_and_scored(run: Run, vllms: Vllms
         values = [row(served, example.ids[:t])[example.ids[t] % VOCABULARY] for t in example.targets]
         assert attribution.train_loss_KN[member, 0] == pytest.approx(-np.mean(values))
     loads = vllms.server.paths.count("POST /v1/load_lora_adapter")
-    # Once a member, and the first one for the endpoint's test of a fine-tune before that.
-    assert loads == vllms.server.paths.count("POST /v1/unload_lora_adapter") == MEMBERS + 1
+    # Once a member; the first one may give up its place between the endpoint's test and its scoring.
+    assert loads == vllms.server.paths.count("POST /v1/unload_lora_adapter")
+    assert MEMBERS <= loads <= MEMBERS + 1
     assert vllms.vllm.adapters == {}
     requests = len(vllms.server.requests)
     run.execute()
