@@ -124,7 +124,8 @@ def notes(
 def state_of(attribution: Attribution) -> str:
     """What has to be the same for two scores to be comparable, in words: members, estimator and its parameters."""
     setting = attribution.choice.setting
-    estimator = f"{attribution.choice.estimator.name} (lambda {setting.ridge:.2g})".replace("_", "-")
+    ridge = "" if setting.ridge is None else f" (lambda {setting.ridge:.2g})"
+    estimator = attribution.choice.estimator.name.replace("_", "-") + ridge
     return f"{len(attribution.members)} members, {estimator}{' with a prior' if setting.prior else ''}"
 
 

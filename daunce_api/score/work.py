@@ -241,6 +241,7 @@ class Work:
             on_event=self._on_event,
             clock=self._clock,
             protocol=self._protocol,
+            replaying=self._session is not None and self._session.replaying,
         )
         self._training = Training(jobs, ensemble=run.material.ensemble, dataset=run.train, config=config, adopt=adopt)
         self._scoring = MemberScoring(

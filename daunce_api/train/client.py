@@ -67,6 +67,7 @@ class JobClient:
         polls: PollPolicy | None = None,
         rng: random.Random | None = None,
         protocol: int = PROTOCOL,
+        replaying: bool = False,
     ) -> None:
         if cap is not None and costs is None:
             raise BudgetError(
@@ -78,6 +79,7 @@ class JobClient:
         self.costs = costs
         self._tokens_compared = False
         self.protocol = protocol
+        self.replaying = replaying
         self._cap = cap
         self._purpose = purpose
         self._on_event = on_event

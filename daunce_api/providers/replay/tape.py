@@ -24,6 +24,9 @@ SKIPPED = ("httplib", "requests", "boto3", "urllib3", "httplib2", "tornado")
 """Libraries that no provider's SDK here speaks; what they load (a tokenizer's table) is no API traffic."""
 
 
+_JOB_LIST = "/fine_tuning/jobs"
+
+
 class Tape(Cassette):  # type: ignore[misc]
     """All exchanges of a run in the order in which they were answered.
 
@@ -64,8 +67,10 @@ class Tape(Cassette):  # type: ignore[misc]
         )
 
     def unplayed(self) -> list[str]:
-        """Method and address of the recorded requests that nobody made."""
-        return [f"{r.method} {r.uri}" for i, (r, _) in enumerate(self.data) if not self.play_counts[i]]
+        """Method and address of the recorded requests that nobody made, but for lists of jobs: a replay does not
+        compare them with its store, and no loss follows from them."""
+        missed = [r for i, (r, _) in enumerate(self.data) if not self.play_counts[i]]
+        return [f"{r.method} {r.uri}" for r in missed if (r.method, r.path.endswith(_JOB_LIST)) != ("GET", True)]
 
     def _responses(self, request: Request) -> Iterator[tuple[int, Any]]:
         for position in self._index.get(_key(self._clean_request(request)), ()):
