@@ -360,7 +360,7 @@ def test_a_page_says_that_scores_of_the_one_before_are_on_another_scale(
     path = write_report(attribution.first(16), tmp_path / "r.html")
     page = html.unescape(write_report(attribution, path).read_text())
     assert "The report before this one was of 16 members" in page
-    assert "not comparable" in page
+    assert "Compare ranks between the two, not scores" in page
     assert "The report before" not in html.unescape(write_report(attribution, path).read_text())
 
 
