@@ -54,7 +54,7 @@ class Attribution(Measurements):
         """Write all N x M scores for other tools, block by block, and return where.
 
         Args:
-            path: the file, or the folder of ``bergson``; what is there is replaced at the end.
+            path: the file, or the folder of ``bergson``; an existing one is replaced atomically.
             format: ``"npy"`` ((N, M), in the data's order), ``"csv"`` or ``"parquet"`` (one row a pair:
                 ``train_id``, ``test_id``, ``score``; empty or null where there is none) or ``"bergson"`` (its
                 score folder, ``higher_is_better``).

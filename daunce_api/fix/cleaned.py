@@ -36,7 +36,7 @@ def write_cleaned(original: Path, dataset: Dataset, removed: Collection[int], fo
         )
     name = original.name
     if original.is_dir():
-        content = _jsonl([record for position, (_, record) in enumerate(rows) if position not in removed])
+        content = _written_out(_kept([record for _, record in rows], removed))
         return _written(folder / f"{name}.cleaned.jsonl", content)
     stem, dot, suffixes = name.partition(".")
     raw = original.read_bytes()
@@ -66,7 +66,8 @@ def _is_jsonl(raw: bytes, rows: Rows) -> bool:
 
 def _lines(raw: bytes, starts: list[int], removed: Collection[int]) -> bytes:
     """Drop the lines from each removed record's first to the next record's; all others stay as they are."""
-    lines = raw.splitlines(keepends=True) if b"\n" not in raw else _split(raw)
+    lines = raw.split(b"\n")
+    lines = [line + b"\n" for line in lines[:-1]] + ([lines[-1]] if lines[-1] else [])
     ends = [*starts[1:], len(lines) + 1]
     gone = {n for p, (a, b) in enumerate(zip(starts, ends, strict=True)) if p in removed for n in range(a, b)}
     bom = b"\xef\xbb\xbf" if raw.startswith(b"\xef\xbb\xbf") and 1 in gone else b""
@@ -74,25 +75,17 @@ def _lines(raw: bytes, starts: list[int], removed: Collection[int]) -> bytes:
     return bom + (kept if raw.endswith(b"\n") else kept.rstrip(b"\r\n"))
 
 
-def _split(raw: bytes) -> list[bytes]:
-    parts = raw.split(b"\n")
-    return [part + b"\n" for part in parts[:-1]] + ([parts[-1]] if parts[-1] else [])
-
-
 def _json(raw: bytes, rows: Rows, removed: Collection[int]) -> bytes:
     """A JSON array, an object that holds one, or objects one after another, with equal records."""
-    kept = [record for position, (_, record) in enumerate(rows) if position not in removed]
     indent = 2 if b"\n" in raw.strip() else None
     try:
         whole = json.loads(raw)
     except ValueError:
-        return "".join(json.dumps(record, ensure_ascii=False, indent=indent) + "\n" for record in kept).encode()
+        return _written_out(_kept([record for _, record in rows], removed), indent)
     if isinstance(whole, dict):
         [held] = [key for key, value in whole.items() if isinstance(value, list) and len(value) == len(rows)]
-        kept = {**whole, held: [r for p, r in enumerate(whole[held]) if p not in removed]}  # type: ignore[assignment]
-    else:
-        kept = [record for position, record in enumerate(whole) if position not in removed]
-    return (json.dumps(kept, ensure_ascii=False, indent=indent) + "\n").encode()
+        return _written_out([{**whole, held: _kept(whole[held], removed)}], indent)
+    return _written_out([_kept(whole, removed)], indent)
 
 
 def _parquet(raw: bytes, removed: Collection[int]) -> bytes:
@@ -105,8 +98,12 @@ def _parquet(raw: bytes, removed: Collection[int]) -> bytes:
     return out.getvalue()
 
 
-def _jsonl(records: list[Any]) -> bytes:
-    return "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records).encode()
+def _kept(records: list[Any], removed: Collection[int]) -> list[Any]:
+    return [record for position, record in enumerate(records) if position not in removed]
+
+
+def _written_out(values: list[Any], indent: int | None = None) -> bytes:
+    return "".join(json.dumps(value, ensure_ascii=False, indent=indent) + "\n" for value in values).encode()
 
 
 def _written(path: Path, content: bytes) -> Path:

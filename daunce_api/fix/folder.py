@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from .._util.files import replacing
+from ..data.dataset import Dataset
 from ..errors import DataError, StoreError
 from ..run import Run
 from .cleaned import write_cleaned
@@ -75,10 +76,12 @@ def _same(folder: Path, content: dict[str, Any]) -> bool:
 
 def _cleaned(run: Run, proposal: Proposal, folder: Path) -> Path:
     removed = set(proposal.positions)
+    original = run.config.data.train
     try:
-        return write_cleaned(run.config.data.train, run.train, removed, folder)
+        unchanged = Dataset.from_file(original, run.config.data.columns).digest == run.train.digest
     except DataError:
-        return write_cleaned(run.run_dir / "data" / "train.jsonl", run.train, removed, folder)
+        unchanged = False
+    return write_cleaned(original if unchanged else run.run_dir / "data" / "train.jsonl", run.train, removed, folder)
 
 
 def _lines(proposal: Proposal) -> Iterator[str]:

@@ -78,3 +78,12 @@ def test_a_training_file_that_changed_is_replaced_by_the_runs_own_copy(run: Run)
     path.write_text("\n".join(path.read_text().splitlines()[:3]) + "\n")
     folder = keep(run, propose(run.attribution(), run.test.ids[:1], top=1))
     assert len(Dataset.from_file(folder / "train.cleaned.jsonl")) == len(run.train) - 1
+
+
+def test_a_training_file_edited_to_the_same_length_is_not_cut_by_position(run: Run) -> None:
+    path = Path(run.config.data.train)
+    lines = path.read_text().splitlines()
+    path.write_text("\n".join([*lines[1:], lines[0]]) + "\n")  # every position holds another example
+    proposal = propose(run.attribution(), run.test.ids[:1], top=1)
+    cleaned = Dataset.from_file(keep(run, proposal) / "train.cleaned.jsonl")
+    assert set(cleaned.ids) == set(run.train.ids) - set(proposal.ids)
