@@ -38,6 +38,10 @@ def invalid(message: str, *, param: str | None = None, code: str | None = None) 
     return ApiError(400, message, param=param, code=code)
 
 
+def missing(name: str) -> ApiError:
+    return invalid(f"Missing required parameter: '{name}'.", param=name, code="missing_required_parameter")
+
+
 def model_not_found(model: str) -> ApiError:
     return ApiError(
         404,

@@ -176,11 +176,16 @@ class State:
         """Where the content of a file lies; ids are made here, never taken from a request."""
         return self.files_dir / identity
 
+    def add_file(self, identity: str, filename: str, size: int, purpose: str) -> Row:
+        """Make what lies at :meth:`file_path` a file."""
+        self.insert("files", id=identity, filename=filename, bytes=size, purpose=purpose, created_at=now())
+        return self.rows("SELECT * FROM files WHERE id=?", [identity])[0]
+
     def keep_file(self, filename: str, content: bytes, purpose: str) -> str:
         """Write a file of the server's own making and return its id."""
         identity = new_id("file")
         self.file_path(identity).write_bytes(content)
-        self.insert("files", id=identity, filename=filename, bytes=len(content), purpose=purpose, created_at=now())
+        self.add_file(identity, filename, len(content), purpose)
         return identity
 
     def delete_file(self, identity: str) -> None:
@@ -209,6 +214,13 @@ class State:
             f"UPDATE jobs SET {names} WHERE id=? AND status IN ({marks})", (*values.values(), identity, *UNFINISHED)
         )
         return cursor.rowcount > 0
+
+    def job(self, identity: str) -> Row:
+        """Raises KeyError where there is none."""
+        row = self.one("jobs", identity)
+        if row is None:
+            raise KeyError(identity)
+        return row
 
     def unfinished_jobs(self) -> list[Row]:
         marks = ",".join("?" * len(UNFINISHED))

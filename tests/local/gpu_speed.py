@@ -16,7 +16,7 @@ from daunce_api.providers.local.adapters import shapes_of, target_modules
 from daunce_api.providers.local.lora import AdaptedModel
 from daunce_api.providers.local.options import LoraSettings
 from daunce_api.providers.local.score import FineTunes, Passes, default_budget, limits_of
-from daunce_api.providers.local.train import Member, train_members
+from daunce_api.providers.local.train import LoraTrainee, Member, fine_tune
 
 SETTINGS = LoraSettings(n_epochs=1, batch_size=8, targets=("q_proj", "v_proj"))
 LENGTH, EXAMPLES = 256, 32
@@ -52,7 +52,7 @@ def main() -> None:
         torch.cuda.reset_peak_memory_stats()
         torch.cuda.synchronize()
         start = time.perf_counter()
-        train_members(model, group, shapes, SETTINGS, max_tokens=limits.tokens)
+        fine_tune(model, LoraTrainee(model, group, shapes, SETTINGS), SETTINGS, max_tokens=limits.tokens)
         torch.cuda.synchronize()
         seconds = time.perf_counter() - start
         peak = torch.cuda.max_memory_allocated() - held

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 
 from daunce_api.data.tokenizers import EncodedExample
-from daunce_api.providers.local.options import Recipe
-from daunce_api.providers.local.train import batches_of, learning_rate_at
+from daunce_api.providers.local.lora import AdaptedModel
+from daunce_api.providers.local.options import LoraSettings, Recipe
+from daunce_api.providers.local.train import LoraTrainee, Member, Weights, batches_of, fine_tune, learning_rate_at
 
 
 def train_plainly(model: Any, examples: list[EncodedExample], recipe: Recipe, seed: int) -> list[float]:
@@ -30,6 +32,19 @@ def train_plainly(model: Any, examples: list[EncodedExample], recipe: Recipe, se
         optimizer.step()
         losses.append(loss.item())
     return losses
+
+
+def train_members(
+    model: AdaptedModel,
+    members: Sequence[Member],
+    shapes: Mapping[str, tuple[int, int]],
+    settings: LoraSettings,
+    **options: Any,
+) -> tuple[list[Weights], list[list[float]]]:
+    """The adapters of K members after ``fine_tune`` with these ``options``, and their losses."""
+    trainee = LoraTrainee(model, members, shapes, settings)
+    losses = fine_tune(model, trainee, settings, **options)
+    return trainee.weights(), losses
 
 
 _CODE = """

@@ -9,13 +9,14 @@ import numpy as np
 import pytest
 import torch
 from peft import PeftModel
+from plain_training import train_members
 from transformers import CONFIG_MAPPING, AutoModelForCausalLM
 
 from daunce_api.data.tokenizers import EncodedExample
 from daunce_api.errors import ConfigurationError
 from daunce_api.providers.local.adapters import target_modules
 from daunce_api.providers.local.language import LanguageModel, LoraSettings
-from daunce_api.providers.local.train import Member, fine_tune, train_members
+from daunce_api.providers.local.train import Member, fine_tune
 
 SHORT = LoraSettings(rank=2, alpha=4.0, n_epochs=1, batch_size=4, learning_rate=5e-3)
 TEXT = {
@@ -121,7 +122,7 @@ def test_a_family_trains_saves_and_scores_as_transformers_does(
     assert not [n for n in shapes if "vision" in n or "projector" in n]
     trainee = family.trainee([(chosen, 1), (chosen, 2)], SHORT)
     losses, _ = fine_tune(family.adapted, trainee, SHORT)
-    alone, single, _ = train_members(family.adapted, [Member(chosen, 2)], shapes, SHORT)
+    alone, single = train_members(family.adapted, [Member(chosen, 2)], shapes, SHORT)
     np.testing.assert_allclose(losses[1], single[0], rtol=1e-3)
     family.save(tmp_path / "a", trainee, 1, SHORT)
     sequences = [(e.ids, e.targets) for e in examples[:6]]
@@ -218,7 +219,7 @@ def test_an_adapter_with_parts_that_are_not_computed_is_refused_by_name(
         path.write_text(json.dumps({**config, key: value}))
         with pytest.raises(ConfigurationError, match=rf"{key}.* would be left out"):
             model.target_logprobs(request, adapter=folder)
-        model.unload(folder)
+        model.fine_tunes.drop(folder)
     path.write_text(json.dumps(config))
     for name in ("base_model.model.model.embed_tokens.lora_embedding_A", "base_model.model.lm_head.weight"):
         save_file({**tensors, name: torch.zeros(2, 2)}, weights)

@@ -97,9 +97,8 @@ def test_how_rows_are_split_changes_nothing(folder: Path, examples: list[Encoded
 
 
 @pytest.mark.parametrize("kind", ["influence", "fisher"])
-@pytest.mark.parametrize("keep_bytes", [0, 1 << 20])
 def test_a_perturbed_step_is_the_objectives_gradient(
-    folder: Path, examples: list[EncodedExample], kind: str, keep_bytes: int, tmp_path: Path
+    folder: Path, examples: list[EncodedExample], kind: str, tmp_path: Path
 ):
     """Two steps of AdamW from a start that is not the base, against the formula on whole logits in double precision."""
     model = LanguageModel.load(folder, dtype="float64")
@@ -114,7 +113,6 @@ def test_a_perturbed_step_is_the_objectives_gradient(
         chosen,
         objective=objective,
         max_tokens=512,
-        keep_bytes=keep_bytes,
     )
     live, fixed = (AutoModelForCausalLM.from_pretrained(tmp_path / "target", dtype=torch.float64) for _ in range(2))
     optimizer = torch.optim.AdamW(live.parameters(), weight_decay=0.0)
@@ -246,9 +244,9 @@ def test_what_does_not_go_together_is_refused(model_folder: Path):
         backend = {"kind": "local", "model": str(model_folder), "options": {"fine_tuning": "full", **options}}
         return RunConfig.from_mapping({"data": {"train": "t.jsonl", "test": "q.jsonl"}, "backend": backend})
 
-    assert settings_of({"learning_rate_multiplier": 2}, "full") == FullSettings(learning_rate=1e-4)
+    assert settings_of({"learning_rate_multiplier": 2}, FullSettings) == FullSettings(learning_rate=1e-4)
     with pytest.raises(RejectedError, match="lora_rank"):
-        settings_of({"lora_rank": 8}, "full")
+        settings_of({"lora_rank": 8}, FullSettings)
     for options in ({"quantisation": "8bit"}, {"dtype": "float16"}):
         with pytest.raises(ConfigurationError, match="fine_tuning: full"):
             options_of(config(**options))

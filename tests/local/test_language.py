@@ -16,7 +16,7 @@ from plain_training import train_plainly
 from transformers import AutoModelForCausalLM
 
 from daunce_api.data.tokenizers import EncodedExample
-from daunce_api.errors import ConfigurationError, DataError, RejectedError, TrainingCancelledError
+from daunce_api.errors import ConfigurationError, DataError, RejectedError
 from daunce_api.providers.local.adapters import save_adapter
 from daunce_api.providers.local.language import LanguageModel, LoraSettings
 from daunce_api.providers.local.train import batches_of, fresh_weights, learning_rate_at
@@ -41,8 +41,6 @@ def test_scores_equal_a_plain_forward_pass(model: LanguageModel, model_folder: P
 def test_top_lists_the_most_likely_tokens_in_order(model: LanguageModel, examples: list[EncodedExample]):
     ids = examples[0].ids
     answer = model.token_logprobs([ids], top=model.vocabulary)[0]
-    assert answer.top_ids is not None
-    assert answer.top_logprobs is not None
     assert answer.top_ids.shape == (len(ids) - 1, model.vocabulary)
     assert (np.diff(answer.top_logprobs, axis=1) <= 0).all()
     np.testing.assert_allclose(np.exp(answer.top_logprobs).sum(axis=1), 1, atol=1e-12)
@@ -115,7 +113,6 @@ def test_outcome_counts_steps_epochs_and_tokens(model: LanguageModel, examples: 
     outcome = model.train(
         examples, settings=SHORT, seed=3, out=tmp_path / "a", on_step=lambda *event: seen.append(event)
     )
-    assert outcome.epoch_of_step == (1,) * 5 + (2,) * 5
     assert seen == [(i + 1, 10, loss) for i, loss in enumerate(outcome.losses)]
     assert outcome.trained_tokens == 2 * sum(len(e.ids) for e in examples)
     assert outcome.adapter == tmp_path / "a"
@@ -146,18 +143,6 @@ def test_start_from_another_rank_is_refused(model: LanguageModel, examples: list
         model.train(examples, settings=LoraSettings(rank=8), seed=3, out=tmp_path / "b", start_from=tmp_path / "a")
 
 
-def test_cancelled_training_leaves_nothing(model: LanguageModel, examples: list[EncodedExample], tmp_path: Path):
-    asked: list[int] = []
-
-    def stop() -> bool:
-        asked.append(1)
-        return len(asked) == 4
-
-    with pytest.raises(TrainingCancelledError, match="step 3 of 10"):
-        model.train(examples, settings=SHORT, seed=3, out=tmp_path / "a", should_stop=stop)
-    assert list(tmp_path.iterdir()) == []
-
-
 def test_a_replaced_adapter_is_read_again(model: LanguageModel, examples: list[EncodedExample], tmp_path: Path):
     ids = [examples[0].ids]
     model.train(examples, settings=SHORT, seed=3, out=tmp_path / "a")
@@ -165,8 +150,6 @@ def test_a_replaced_adapter_is_read_again(model: LanguageModel, examples: list[E
     model.train(examples, settings=SHORT, seed=4, out=tmp_path / "a")
     after = model.token_logprobs(ids, adapter=tmp_path / "a")[0].logprobs
     assert not np.array_equal(before, after)
-    model.unload(tmp_path / "a")
-    np.testing.assert_array_equal(model.token_logprobs(ids, adapter=tmp_path / "a")[0].logprobs, after)
 
 
 def test_greedy_generation_equals_transformers(
@@ -178,16 +161,16 @@ def test_greedy_generation_equals_transformers(
     made = model.generate(prompt, max_tokens=12, top=2)
     assert list(made.ids) == expected
     assert not made.finished
-    np.testing.assert_array_equal(made.top_ids[:, 0], expected)
+    np.testing.assert_array_equal(made.read.top_ids[:, 0], expected)
     scored = model.token_logprobs([[*prompt, *made.ids]])[0].logprobs[8:]
-    np.testing.assert_allclose(made.logprobs, scored, atol=1e-5)
+    np.testing.assert_allclose(made.read.logprobs, scored, atol=1e-5)
     cut = model.generate(prompt, max_tokens=12, stop_ids=[expected[3]])
     assert list(cut.ids) == expected[: expected.index(expected[3]) + 1]
     assert cut.finished
     [read] = model.token_logprobs([[*prompt, 0]], top=2)
     top_ids, top_logprobs = read.top_ids[-1], read.top_logprobs[-1]
     assert top_ids[0] == expected[0]
-    np.testing.assert_allclose(top_logprobs[0], made.logprobs[0], atol=1e-5)
+    np.testing.assert_allclose(top_logprobs[0], made.read.logprobs[0], atol=1e-5)
 
 
 def test_sampling_follows_the_seed_and_top_p(model: LanguageModel, examples: list[EncodedExample]):

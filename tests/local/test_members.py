@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 from local_records import records
-from plain_training import memory_used
+from plain_training import memory_used, train_members
 from transformers import GPT2Config, GPT2LMHeadModel, GPTNeoXConfig, GPTNeoXForCausalLM
 
 from daunce_api.data.dataset import Dataset
@@ -22,7 +22,7 @@ from daunce_api.providers.local import worker
 from daunce_api.providers.local.language import LanguageModel, LoraSettings
 from daunce_api.providers.local.score import Limits, limits_of, token_bytes
 from daunce_api.providers.local.store import MemberTask
-from daunce_api.providers.local.train import LoraTrainee, Member, Weights, train_members
+from daunce_api.providers.local.train import LoraTrainee, Member, Weights
 from daunce_api.providers.local.worker import ModelSpec, TrainTask, run_train
 from daunce_api.providers.objective import Objective
 
@@ -32,7 +32,7 @@ SHORT = LoraSettings(rank=4, alpha=8.0, n_epochs=2, batch_size=5, learning_rate=
 def train(
     model: LanguageModel, members: list[Member], settings: LoraSettings, max_tokens: int, objective: Objective
 ) -> tuple[list[Weights], np.ndarray]:
-    weights, losses, _ = train_members(
+    weights, losses = train_members(
         model.adapted,
         members,
         model.adapter_shapes(settings.targets),

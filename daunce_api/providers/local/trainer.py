@@ -14,15 +14,15 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
 from ...config import RunConfig
 from ...errors import ConfigurationError, DaunceError, RejectedError, StopError, TransientError
 from ..base import Job, JobRequest, JobStatus, ModelInfo, TrainerCapabilities
 from ..registry import Context
-from .backend import LocalRun, adapter_files, open_scorer, open_tokenizer, run_of, scorer_capabilities
+from .backend import LocalRun, open_scorer, open_tokenizer, run_of, scorer_capabilities
 from .engines import WorkerLostError
-from .options import LocalOptions
+from .options import FullSettings, LocalOptions, hyperparameters_of, settings_of
 from .store import JobRecord, MemberResult, MemberTask, remove_folder
 
 __all__ = [
@@ -52,14 +52,14 @@ def trainer_capabilities(config: RunConfig) -> TrainerCapabilities:
     return TrainerCapabilities(
         provider="this machine" if options.engine != "ray" else "the Ray cluster",
         max_concurrent_jobs=config.backend.max_concurrent_jobs or max(_JOBS_AT_ONCE, whole),
-        hyperparameters=run.family.hyperparameters,
+        hyperparameters=frozenset(hyperparameters_of(run.settings)),
         grace_seconds=0.0,
         listing_lag_seconds=0.0,
-        max_context_tokens=run.family.context_tokens,
+        max_context_tokens=run.context_tokens,
         checkpoints=_CHECKPOINTS,
         own_queue=True,
         workers=None if options.engine == "ray" else options.worker_count,
-        epochs=run.family.epochs,
+        epochs=run.settings().n_epochs,
         notes=(f"objective: {options.objective}",),
     )
 
@@ -106,7 +106,7 @@ class LocalTrainer:
         """Raises RejectedError where there is no such model."""
         self._run.adapter(model)
         try:
-            await self._run.family.check_base(self._run)
+            await self._run.check_base()
         except ConfigurationError as error:
             raise RejectedError(str(error)) from error
         return ModelInfo(model)
@@ -125,7 +125,7 @@ class LocalTrainer:
         if known is not None:
             return known.public
         self._run.adapter(request.model)
-        self._run.family.check(request.hyperparameters)
+        settings_of(request.hyperparameters, self._run.settings)
         if self._folder.file(request.file_id) is None:
             raise RejectedError(f"training file {request.file_id!r} does not exist")
         number = 1 + max((r.number for r in self._jobs.values()), default=0)
@@ -156,7 +156,7 @@ class LocalTrainer:
         """A queued job never starts; a running one's result is thrown away (its batch goes on for the others)."""
         record = self._record(job_id)
         if not JobStatus(record.status).final:
-            record = self._update(record, status=JobStatus.CANCELLED)
+            record = self._update(record, JobStatus.CANCELLED)
         return record.public
 
     async def delete_file(self, file_id: str) -> bool:
@@ -176,22 +176,8 @@ class LocalTrainer:
             raise RejectedError(f"job {job_id!r} does not exist in {self._folder.root}")
         return self._jobs[job_id]
 
-    def _update(
-        self,
-        record: JobRecord,
-        *,
-        status: JobStatus,
-        error: str | None = None,
-        trained_tokens: int | None = None,
-        group: tuple[str, ...] | None = None,
-    ) -> JobRecord:
-        changed = replace(
-            record,
-            status=status.value,
-            error=error,
-            trained_tokens=trained_tokens,
-            group=record.group if group is None else group,
-        )
+    def _update(self, record: JobRecord, status: JobStatus, **changes: Any) -> JobRecord:
+        changed = replace(record, status=status.value, **changes)
         self._jobs[record.id] = changed
         self._folder.write(changed)
         return changed
@@ -211,7 +197,7 @@ class LocalTrainer:
                 names = tuple(r.id for r in group)
                 for record in group:
                     if record.status == JobStatus.QUEUED:
-                        self._update(record, status=JobStatus.RUNNING, group=names)
+                        self._update(record, JobStatus.RUNNING, group=names)
                 task = asyncio.create_task(self._train(names))
                 self._batches.add(task)
                 task.add_done_callback(self._batch_done)
@@ -241,7 +227,7 @@ class LocalTrainer:
 
     def _groups(self, workers: int, *, partial: bool) -> list[list[JobRecord]]:
         run, at_once = self._run, self.capabilities.max_concurrent_jobs
-        size = group_size(run.config, run.options, run.family.members_at_a_time, workers=workers, jobs_at_once=at_once)
+        size = group_size(run.config, run.options, run.members_at_a_time, workers=workers, jobs_at_once=at_once)
         from_target = run.config.ensemble.start_from == "target"
         # A list: jobs change while the groups are started.
         return [*groups_of(self._jobs, size, base=run.model, target_is_trained=from_target, partial=partial)]
@@ -284,16 +270,16 @@ class LocalTrainer:
         """Members of a repeated batch that were final before stay as they are, and all stay in their group."""
         now = self._jobs[record.id]
         if now.status == JobStatus.RUNNING:
-            self._update(now, status=status, error=error, trained_tokens=trained_tokens)
+            self._update(now, status, error=error, trained_tokens=trained_tokens)
 
     async def _results(self, records: Sequence[JobRecord]) -> tuple[list[MemberResult], list[JobRecord]]:
         """What a worker makes of a group, and the records that it was given: those whose training file is there."""
         from .worker import run_train
 
         first = records[0]
-        folder = self._run.adapter(first.model)
-        engine = await asyncio.to_thread(lambda: self._run.engine)
-        start = folder if engine.shares_files else await asyncio.to_thread(adapter_files, folder)
+        start = await self._run.tuned(first.model)
+        # A full fine-tune is as large as the model.
+        into_folders = self._run.engine.shares_files and self._run.settings is FullSettings
         members, kept = [], []
         for record in records:
             path = self._folder.file(record.file_id)
@@ -303,12 +289,12 @@ class LocalTrainer:
                 )
                 continue
             kept.append(record)
-            out = self._folder.part(record.id) if engine.shares_files and self._run.family.writes_folders else None
+            out = self._folder.part(record.id) if into_folders else None
             members.append(MemberTask(record.key, path.read_bytes(), record.seed, start, out))
         if not members:
             return [], []
         cuts = max(self._killed.get(record.id, 0) for record in kept)
-        task = self._run.family.train_task(first.hyperparameters, members, cuts)
+        task = self._run.train_task(first.hyperparameters, members, cuts)
         return await self._run.work(run_train, task), kept
 
 
