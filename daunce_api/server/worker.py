@@ -159,32 +159,32 @@ def train(
 ) -> Trained:
     """Train one job; it reports each Step and Checkpoint. Raises TrainingFileError, RejectedError where it diverges,
     OSError where the disk is full."""
+    from ..providers.local.train import fine_tune, trained_tokens
     from ..providers.local.worker import loaded
 
     model = loaded(spec)
     examples = read_training_file(file, model.tokenizer, model.max_context)
+    trainee = model.trainee([(examples, seed)], settings, start_from)
     steps: list[Step] = []
 
-    def on_step(*values: Any) -> None:
-        steps.append(Step(*values))
+    def after_step(step: int, total: int, losses: list[float]) -> None:
+        steps.append(Step(step, total, losses[0]))
         report(steps[-1])
 
+    def after_epoch(epoch: int) -> None:
+        folder = out.with_name(f"{out.name}.epoch-{epoch}")
+        model.save(folder, trainee, 0, settings)
+        report(Checkpoint(steps[-1], folder, _digest(folder)))
+
     try:
-        outcome = model.train(
-            examples,
-            settings=settings,
-            seed=seed,
-            out=out,
-            start_from=start_from,
-            checkpoint=lambda _, folder: report(Checkpoint(steps[-1], folder, _digest(folder))),
-            on_step=on_step,
-        )
+        [losses] = fine_tune(model.adapted, trainee, settings, after_step=after_step, after_epoch=after_epoch)
+        model.save(out, trainee, 0, settings)
     except Exception as error:
         # safetensors has no class of its own for a full disk: it prints what the operating system said.
         if any(word in str(error) for word in ("StorageFull", "No space left", "QuotaExceeded")):
             raise OSError(errno.ENOSPC, str(error)) from None
         raise
-    return Trained(outcome.losses, outcome.trained_tokens, _digest(out))
+    return Trained(tuple(losses), trained_tokens(examples, settings), _digest(out))
 
 
 def _plain(read: TokenLogprobs) -> Read:

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 from local_records import records
+from plain_training import train_one
 
 from daunce_api.config import RunConfig
 from daunce_api.data.dataset import Dataset
@@ -118,9 +119,8 @@ async def test_members_are_trained_together_and_equal_single_fine_tunes(
             assert job.status is JobStatus.SUCCEEDED
             assert job.model is not None
             subset = examples[k : 20 + k]
-            outcome = model.train(
-                subset, settings=settings_of(HYPERPARAMETERS, LoraSettings), seed=k, out=tmp_path / f"single-{k}"
-            )
+            settings = settings_of(HYPERPARAMETERS, LoraSettings)
+            outcome = train_one(model, subset, settings=settings, seed=k, out=tmp_path / f"single-{k}")
             assert job.trained_tokens == outcome.trained_tokens
             scores = await scorer.score(job.model, examples)
             alone = model.token_logprobs([e.ids for e in examples], adapter=outcome.adapter)
@@ -322,7 +322,7 @@ async def test_members_are_trained_with_the_tokenizer_of_the_config(
             done = await finished(trainer, (await submit(trainer, 0, model=chosen.backend.model)).id)
             assert done[0].status is JobStatus.SUCCEEDED
         (task,) = engine.tasks
-        trained = worker._read(DATA.training_file(range(3), "last"), task.spec)
+        trained = worker.read_examples(DATA.training_file(range(3), "last"), task.spec)
         scored = LocalRun(chosen).tokenizer()
         assert [e.ids for e in trained] == [encode_example(e, scored).ids for e in DATA[:3]]
         losses.append(trained[0].ids)

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from peft import PeftModel
-from plain_training import train_members
+from plain_training import train_members, train_one
 from transformers import CONFIG_MAPPING, AutoModelForCausalLM
 
 from daunce_api.data.tokenizers import EncodedExample
@@ -153,7 +153,7 @@ def test_a_full_fine_tune_of_a_model_with_towers_changes_its_text_part_alone(
         (tmp_path / "m" / name).write_bytes((model_folder / name).read_bytes())
     model = LanguageModel.load(tmp_path / "m")
     chosen = FullSettings(n_epochs=1, batch_size=8, learning_rate=1e-2)
-    model.train(examples[:8], settings=chosen, seed=1, out=tmp_path / "tuned")
+    train_one(model, examples[:8], settings=chosen, seed=1, out=tmp_path / "tuned")
     tuned = AutoModelForCausalLM.from_pretrained(tmp_path / "tuned")
     changed = {n for n, p in tuned.named_parameters() if not torch.equal(p, model.adapted.own_weights[n])}
     assert changed

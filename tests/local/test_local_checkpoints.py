@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 from local_records import records
+from plain_training import train_one
 
 from daunce_api import Dataset, Run, RunConfig
 from daunce_api.data.tokenizers import EncodedExample
@@ -69,7 +70,8 @@ async def test_the_last_epochs_models_are_kept(
         found = await trainer.checkpoints(job.id)
         assert found == [f"{job.model}-e{e}" for e in range(4 - asked, 3)]
         shown: dict[int, Path] = {}
-        model.train(
+        train_one(
+            model,
             examples,
             settings=settings_of(CHOSEN, {"lora": LoraSettings, "full": FullSettings}[fine_tuning]),
             seed=5,

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 from local_records import records
-from plain_training import memory_used, train_members
+from plain_training import memory_used, train_members, train_one
 from transformers import GPT2Config, GPT2LMHeadModel, GPTNeoXConfig, GPTNeoXForCausalLM
 
 from daunce_api.data.dataset import Dataset
@@ -161,7 +161,7 @@ def test_a_quantised_base_trains_and_scores_near_the_plain_one(
         assert 0 < abs(losses[0] - losses[1]).max() < near
     again = small.target_logprobs(sequences)
     assert all(map(np.array_equal, base, again))
-    outcome = small.train(examples, settings=SHORT, seed=1, out=tmp_path / "a")
+    outcome = train_one(small, examples, settings=SHORT, seed=1, out=tmp_path / "a")
     tuned, plain = (m.target_logprobs(sequences, adapter=outcome.adapter) for m in (small, model))
     means = [np.mean([a.mean() for a in answers]) for answers in (base, tuned, plain)]
     assert means[1] > means[0] + 0.05

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -20,23 +19,9 @@ from .lora import Active, ActiveFull, AdaptedModel
 from .models import is_full, load_causal_lm, load_full, longest_context, resolve_model, save_full
 from .options import FullSettings, LoraSettings, ModelSpec
 from .score import FineTunes, Passes, Scored
-from .train import FullTrainee, LoraTrainee, Member, Weights, fine_tune, trained_tokens
+from .train import FullTrainee, LoraTrainee, Member, Weights
 
-__all__ = ["FullSettings", "Generation", "LanguageModel", "LoraSettings", "TokenLogprobs", "TrainOutcome"]
-
-
-@dataclass(frozen=True)
-class TrainOutcome:
-    """What a fine-tune left.
-
-    ``adapter`` is the folder: a LoRA adapter, or a whole model. ``losses``: one value an optimiser step, the mean over
-    the batch's examples of each one's nats per completion token, before the step.
-    ``trained_tokens``: see :func:`trained_tokens`.
-    """
-
-    adapter: Path
-    losses: tuple[float, ...]
-    trained_tokens: int
+__all__ = ["FullSettings", "Generation", "LanguageModel", "LoraSettings", "TokenLogprobs"]
 
 
 class TokenLogprobs(NamedTuple):
@@ -95,42 +80,6 @@ class LanguageModel:
     def adapter_shapes(self, targets: tuple[str, ...] | str | None) -> dict[str, tuple[int, int]]:
         """(in, out) of every module that gets an adapter."""
         return shapes_of(self.adapted, target_modules(self.adapted, targets))
-
-    def train(
-        self,
-        examples: Sequence[EncodedExample],
-        *,
-        settings: LoraSettings | FullSettings,
-        seed: int,
-        out: Path,
-        start_from: Path | None = None,
-        checkpoint: Callable[[int, Path], None] | None = None,
-        on_step: Callable[[int, int, float], None] | None = None,
-    ) -> TrainOutcome:
-        """Fine-tune on the completion tokens of ``examples`` and write to ``out``: a PEFT adapter folder, or with
-        FullSettings a model folder.
-
-        ``start_from`` continues the weights of an adapter of the same rank, alpha and modules, or of a model folder.
-        ``checkpoint(epoch, path)`` is called after every epoch with a folder beside ``out`` that the caller then
-        owns. The same examples, seed, settings and thread count give the same bytes on a CPU.
-
-        Raises DataError (an example is longer than the context, or has no target),
-        RejectedError (the loss is not finite), ConfigurationError.
-        """
-        for example in examples:
-            self._check(example.ids, f"example {example.example.id!r}")
-        trainee = self.trainee([(examples, seed)], settings, start_from)
-
-        def after_epoch(epoch: int) -> None:
-            if checkpoint is not None:
-                path = out.with_name(f"{out.name}.epoch-{epoch}")
-                self.save(path, trainee, 0, settings)
-                checkpoint(epoch, path)
-
-        after_step = None if on_step is None else lambda step, total, losses: on_step(step, total, losses[0])
-        losses = fine_tune(self.adapted, trainee, settings, after_step=after_step, after_epoch=after_epoch)
-        self.save(out, trainee, 0, settings)
-        return TrainOutcome(out, tuple(losses[0]), trained_tokens(examples, settings))
 
     def trainee(
         self,

@@ -24,16 +24,6 @@ if TYPE_CHECKING:
 EMBEDDED = "daunce-tiny"
 _CONFIGS = ("*.json", "*.jinja", "*.txt", "*.model")
 _WEIGHTS = "*.safetensors"
-_TOKENIZER_FILES = (
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "chat_template.jinja",
-    "tokenizer.model",
-    "vocab.json",
-    "merges.txt",
-)
 
 
 def resolve_model(path: str | Path, *, weights: bool = True) -> tuple[str, Path]:
@@ -235,9 +225,9 @@ def save_full(out: Path, model: PreTrainedModel, tokenizer: Path) -> None:
     the tokenizer of the folder ``tokenizer``. It appears whole and replaces an old one."""
     with whole_folder(out) as part:
         model.save_pretrained(part)
-        for name in _TOKENIZER_FILES:
-            if (tokenizer / name).is_file():
-                shutil.copyfile(tokenizer / name, part / name)
+        for path in (p for pattern in _CONFIGS for p in tokenizer.glob(pattern)):
+            if not (part / path.name).exists() and not path.name.endswith(".index.json"):
+                shutil.copyfile(path, part / path.name)
 
 
 def load_full(folder: Path, own: Mapping[str, Tensor]) -> dict[str, Tensor]:

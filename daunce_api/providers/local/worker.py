@@ -20,7 +20,7 @@ from safetensors.torch import load, load_file, save
 
 from ...data.dataset import Dataset
 from ...data.tokenizers import EncodedExample
-from ...errors import CapabilityError, ConfigurationError, DaunceError, RejectedError
+from ...errors import CapabilityError, ConfigurationError, DataError, DaunceError, RejectedError
 from ..objective import Objective
 from .classifier import Classifier, Members, State
 from .language import LanguageModel
@@ -129,7 +129,7 @@ def run_train(task: TrainTask) -> list[MemberResult]:
     classes = isinstance(task.spec, TaskSpec)
     for member in task.members:
         try:
-            own = _read(member.content, task.spec)
+            own = read_examples(member.content, task.spec)
         except DaunceError as error:
             results[member.key] = MemberResult(member.key, error=str(error))
             continue
@@ -141,8 +141,10 @@ def run_train(task: TrainTask) -> list[MemberResult]:
     return [results[m.key] for m in task.members]
 
 
-def _read(content: bytes, spec: ModelSpec | TaskSpec) -> list[EncodedExample] | list[tuple[str, str]]:
+def read_examples(content: bytes, spec: ModelSpec | TaskSpec) -> list[EncodedExample] | list[tuple[str, str]]:
     """The examples of a training file, or a task's (prompt, completion) records."""
+    if not content:
+        raise DataError("the training file is empty, or was deleted before it was read")
     lines = [json.loads(line) for line in content.split(b"\n") if line.strip()]
     data = Dataset.from_records(lines, name="training file")
     if isinstance(spec, TaskSpec):
