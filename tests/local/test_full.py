@@ -55,7 +55,7 @@ def train_full(
     model: AdaptedModel, member: Member, start: dict[str, torch.Tensor] | None, chosen: FullSettings, **options: Any
 ) -> tuple[dict[str, torch.Tensor], list[float]]:
     trainee = FullTrainee(model, member, start)
-    losses, _ = fine_tune(model, trainee, chosen, **options)
+    losses = fine_tune(model, trainee, chosen, **options)
     return trainee.weights(), losses[0]
 
 

@@ -14,6 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from peft import PeftModel
 from plain_training import train_one, train_plainly
+from pydantic import ValidationError
 from transformers import AutoModelForCausalLM
 
 from daunce_api.data.tokenizers import EncodedExample
@@ -208,7 +209,7 @@ def test_unknown_models_dtypes_and_targets_are_refused(model: LanguageModel, tmp
         LanguageModel.load("daunce-tiny", dtype="int3")
     with pytest.raises(ConfigurationError, match="q_proj"):
         model.adapter_shapes(("wrong",))
-    with pytest.raises(ConfigurationError, match="dropout"):
+    with pytest.raises(ValidationError, match="dropout"):
         LoraSettings(dropout=1.0)
 
 

@@ -128,6 +128,7 @@ def load_causal_lm(folder: Path, spec: ModelSpec) -> PreTrainedModel:
         raise ConfigurationError(f"dtype {spec.dtype!r} is not known; use one of {', '.join(dtypes)}")
     check_device(spec.device)
     dtype = getattr(torch, spec.dtype)
+    quantised = _quantised(spec.quantisation, dtype)
     device_map = spec.device_map
     if device_map is None and (spec.quantisation is not None or spec.device != "cpu"):
         device_map = {"": spec.device}
@@ -139,7 +140,7 @@ def load_causal_lm(folder: Path, spec: ModelSpec) -> PreTrainedModel:
                 folder,
                 dtype=dtype,
                 device_map=device_map,
-                quantization_config=_quantised(spec.quantisation, dtype),
+                quantization_config=quantised,
                 use_safetensors=True,
                 local_files_only=True,
             )

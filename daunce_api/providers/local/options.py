@@ -11,11 +11,10 @@ import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import (
     Field,
-    ModelWrapValidatorHandler,
     NonNegativeFloat,
     PositiveFloat,
     PositiveInt,
@@ -39,20 +38,11 @@ Share = Annotated[float, Field(ge=0, lt=1)]
 
 @dataclass(frozen=True)
 class Settings:
-    """How a member is trained. Raises ConfigurationError that names every value that is out of range."""
+    """How a member is trained. Raises pydantic's ValidationError that names every value that is out of range."""
 
     n_epochs: PositiveInt = 3
     batch_size: PositiveInt = 8
     learning_rate: PositiveFloat = 1e-3
-
-    @model_validator(mode="wrap")
-    @classmethod
-    def _checked(cls, values: Any, check: ModelWrapValidatorHandler[Self]) -> Self:
-        try:
-            return check(values)
-        except ValidationError as error:
-            wrong = "; ".join(f"{e['loc'][0]}: {e['msg']}" for e in error.errors())
-            raise ConfigurationError(f"training settings out of range: {wrong}") from None
 
 
 @dataclass(frozen=True)
@@ -139,8 +129,11 @@ def settings_of(hyperparameters: Mapping[str, Any], kind: type[SettingsT]) -> Se
         if _MULTIPLIER in given:
             given[_MULTIPLIER] = float(given[_MULTIPLIER]) * kind().learning_rate
         return kind(**{fields[name]: value for name, value in given.items()})
-    except (ConfigurationError, ValueError, TypeError) as error:
-        raise RejectedError(f"hyperparameters cannot be used: {error}") from error
+    except ValidationError as error:
+        wrong = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors())
+        raise RejectedError(f"hyperparameters cannot be used: {wrong}") from error
+    except (ValueError, TypeError) as error:
+        raise RejectedError(f"hyperparameters cannot be used: {_MULTIPLIER}: {error}") from error
 
 
 @dataclass(frozen=True)
