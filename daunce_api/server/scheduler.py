@@ -19,7 +19,7 @@ from functools import partial
 from typing import Any
 
 from ..data.tokenizers import Tokenizer
-from ..errors import DaunceError, RejectedError
+from ..errors import DaunceError, RejectedError, TrainingCancelledError
 from ..providers.local.engines import WorkerLostError
 from ..providers.local.options import LoraSettings
 from ..providers.server_settings import BASE_LEARNING_RATE
@@ -95,7 +95,7 @@ class Scheduler:
         return sum(not lane.done() for lane in self._lanes)
 
     def cancel(self, row: Row) -> None:
-        """Mark a job cancelled, and end its process, which the next job starts again."""
+        """Mark a job cancelled and have its process stop at its next step."""
         job = row["id"]
         if not self._finish(job, "cancelled"):
             return
@@ -104,7 +104,7 @@ class Scheduler:
         if (validation := self._validations.get(job)) is not None:
             validation.cancel()
         if (worker := self._running.get(job)) is not None:
-            worker.kill()
+            worker.stop()
 
     def _spawn(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         task = asyncio.create_task(work)
@@ -176,6 +176,8 @@ class Scheduler:
                     if trained is not None:
                         self._succeed(row, trained)
                     break
+                except TrainingCancelledError:
+                    break
                 except WorkerLostError:
                     if start == MAX_STARTS:
                         self._fail(row, "The process that trained the job ended unexpectedly.")
@@ -220,7 +222,7 @@ class Scheduler:
         job = row["id"]
         try:
             if self._state.job(job)["status"] == "cancelled":
-                worker.kill()
+                worker.stop()
                 return
             with self._state.transaction():
                 if isinstance(report, Step):

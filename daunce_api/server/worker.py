@@ -47,9 +47,9 @@ class Worker:
         call = partial(self._process.call, on_report=lambda message: loop.call_soon_threadsafe(on_report, message))
         return await loop.run_in_executor(self._thread, call, function, self._spec, *arguments)
 
-    def kill(self) -> None:
-        """End the process, in mid-job too; the next call starts another."""
-        self._process.kill()
+    def stop(self) -> None:
+        """Have a job that trains end at its next step."""
+        self._process.stop()
 
     async def close(self) -> None:
         """End the process for good; a job in it is done again from its start when the server comes back."""
@@ -158,7 +158,7 @@ def train(
     spec: ModelSpec, file: Path, settings: LoraSettings, seed: int, out: Path, start_from: Path | None
 ) -> Trained:
     """Train one job; it reports each Step and Checkpoint. Raises TrainingFileError, RejectedError where it diverges,
-    OSError where the disk is full."""
+    OSError where the disk is full, TrainingCancelledError where it was stopped."""
     from ..providers.local.train import fine_tune, trained_tokens
     from ..providers.local.worker import loaded
 

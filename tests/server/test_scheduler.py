@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from daunce_api.errors import RejectedError
+from daunce_api.errors import RejectedError, TrainingCancelledError
 from daunce_api.providers.local.engines import WorkerLostError
 from daunce_api.server.scheduler import VALIDATED_AT_ONCE, Scheduler
 from daunce_api.server.state import State
@@ -28,12 +28,12 @@ class Worker:
 
     def __init__(self, *answers: Any) -> None:
         self.answers = list(answers)
-        self.calls = self.kills = 0
+        self.calls = self.stops = 0
 
     def on_start(self) -> None: ...
 
-    def kill(self) -> None:
-        self.kills += 1
+    def stop(self) -> None:
+        self.stops += 1
 
     async def call(self, function: Any, *arguments: Any, on_report: Any = None) -> Any:
         if function is facts:
@@ -165,20 +165,20 @@ async def test_a_job_cancelled_while_its_process_starts_is_not_trained(
     assert (row["status"], worker.calls) == ("cancelled", 0)
 
 
-async def test_a_job_cancelled_while_it_trains_ends_its_process(state: State, monkeypatch: pytest.MonkeyPatch) -> None:
-    """However late the cancellation arrives: a step of a job that is over ends the process too."""
+async def test_a_job_cancelled_while_it_trains_is_stopped(state: State, monkeypatch: pytest.MonkeyPatch) -> None:
+    """However early the cancellation arrives: a step of a job that is over stops it again."""
 
     def cancelled(on_report: Any) -> Exception:
         scheduler.cancel(state.job("ftjob-1"))
         on_report(Step(1, 2, 0.5))
-        return WorkerLostError("lost")
+        return TrainingCancelledError("stopped")
 
     worker, scheduler = Worker(cancelled), scheduler_of(state, monkeypatch)
     task = asyncio.create_task(scheduler._work(worker))  # type: ignore[arg-type]
     for _ in range(50):
         await asyncio.sleep(0)
     task.cancel()
-    assert (state.job("ftjob-1")["status"], worker.calls, worker.kills) == ("cancelled", 1, 2)
+    assert (state.job("ftjob-1")["status"], worker.calls, worker.stops) == ("cancelled", 1, 2)
     assert not [e for e in state.rows("SELECT * FROM events") if e["type"] == "metrics"]
 
 

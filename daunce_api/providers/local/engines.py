@@ -21,7 +21,7 @@ from multiprocessing.connection import Connection
 from typing import Any, Protocol, TypeVar
 
 from ..._util.environment import worker_environment
-from ...errors import ConfigurationError, MissingExtraError, TransientError
+from ...errors import ConfigurationError, MissingExtraError, TrainingCancelledError, TransientError
 
 _PROBE_SECONDS = 10.0
 
@@ -99,7 +99,7 @@ class WorkerProcess:
 
     def __init__(self, environment: Mapping[str, str] | None = None) -> None:
         self._environment = environment or {}
-        self._lock = threading.Lock()
+        self._lock, self._sending = threading.Lock(), threading.Lock()
         self._ended = False
         self._process: subprocess.Popen[bytes] | None = None
         self._pipe: Connection | None = None
@@ -110,7 +110,8 @@ class WorkerProcess:
         """What ``function`` returns there; ``on_report`` gets what it sends by :func:`report`."""
         pipe, process = self._started()
         try:
-            pipe.send((function, arguments))
+            with self._sending:
+                pipe.send((function, arguments))
             while (answer := pipe.recv())[0] is None:
                 on_report(answer[1])
         except (OSError, EOFError):  # its end of the pipe is closed: it is no longer running
@@ -143,27 +144,32 @@ class WorkerProcess:
                 self._pipe.send(sys.path)
             return self._pipe, self._process
 
-    def kill(self) -> None:
-        """End the process, in mid-task too; the next task starts another."""
+    def stop(self) -> None:
+        """Have the task that runs end at its next :func:`report`; one that starts meanwhile does not hear it."""
+        with self._sending, contextlib.suppress(OSError):
+            if self._pipe is not None:
+                self._pipe.send_bytes(_STOP)
+
+    def end(self) -> None:
+        """End the process for good, in mid-task too."""
         with self._lock:
+            self._ended = True
             process = self._process
         if process is not None:
             process.kill()
             process.wait()
 
-    def end(self) -> None:
-        """End the process for good."""
-        with self._lock:
-            self._ended = True
-        self.kill()
 
-
+_STOP = b"stop"
 _parents: list[Connection] = []
 """In a worker process: the pipe to the process that started it."""
+_stopped = threading.Event()
 
 
 def report(message: Any) -> None:
-    """From a task that runs in a worker process: say how far it is."""
+    """From a task in a worker process: say how far it is. Raises TrainingCancelledError where it is to end."""
+    if _stopped.is_set():
+        raise TrainingCancelledError("the task was stopped; nothing was written")
     for pipe in _parents:
         pipe.send((None, message))
 
@@ -179,13 +185,19 @@ def serve(descriptor: int) -> None:
     def read() -> None:
         with contextlib.suppress(EOFError, OSError):
             while True:
-                waiting.put(pipe.recv_bytes())
+                message = pipe.recv_bytes()
+                if message == _STOP:
+                    _stopped.set()
+                else:
+                    waiting.put(message)
         os._exit(1)
 
     threading.Thread(target=read, daemon=True).start()
     while True:
         try:
-            function, arguments = pickle.loads(waiting.get())  # noqa: S301 - from the process that started this one
+            message = waiting.get()
+            _stopped.clear()
+            function, arguments = pickle.loads(message)  # noqa: S301 - from the process that started this one
             answer = (True, function(*arguments))
         except Exception as error:
             answer = (False, _portable(error))
