@@ -138,10 +138,10 @@ def _dialect(record: Any) -> Dialect:
     for answer in ("output", "response", "answer", "completion", "target", "reference_answer", "expected_output"):
         if {"instruction", answer} <= keys:
             return _alpaca(answer)
-    question = next((k for k in _QUESTIONS if k in keys and isinstance(record[k], str)), None)
-    answer = next((k for k in _ANSWERS if k in keys and k != question), None)
-    if question and answer:
-        return _pair(question, answer)
+    asked = next((k for k in _QUESTIONS if k in keys and isinstance(record[k], str)), None)
+    answered = next((k for k in _ANSWERS if k in keys and k != asked), None)
+    if asked and answered:
+        return _pair(asked, answered)
     if "text" in keys:
         return TEXT
     return Dialect("unknown")

@@ -152,9 +152,10 @@ def _stop(example: Example, tokenizer: Renderer, whole: str, turn: int) -> int |
     except (DataError, ConfigurationError):
         last = ""
     ended = _shared(after[2], last)
-    for token in _TOKEN.finditer(after[2]):  # `<|im_start|>` and `<eos>` share a character, and no token
-        if token.start() < ended < token.end():
-            ended = token.start()
+    for token in _TOKEN.finditer(after[2]):
+        if token.start() < ended < token.end():  # two tokens share their first characters
+            # At once: another token ends the last turn than earlier ones. Later: the next message begins with it.
+            ended = token.start() if after[2][: token.start()].strip() else token.end()
     following = after[2][ended:]  # without what ends the turn
     return len(whole) - len(following) if whole.endswith(following) else None
 

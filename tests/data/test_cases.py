@@ -119,7 +119,7 @@ def offline(monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest, tok
 
 def planned(folder: Path, case: str, monkeypatch: pytest.MonkeyPatch) -> tuple[Run, str]:
     """The run of a case and its plan's words on the loss. Raises what refuses it."""
-    monkeypatch.chdir(folder / case.split("/")[0])
+    monkeypatch.chdir(folder / case.split("/", maxsplit=1)[0])
     run = Run.create(f"{case.split('/')[1]}.yaml")
     plan = run.plan()
     plan.check()

@@ -242,7 +242,8 @@ def test_several_chats_in_a_record_are_as_many_examples() -> None:
     data = Dataset.from_records([{"id": "a", "functions": tools, "train_messages": chats}, {"id": "b", "turns": chats}])
     assert data.ids == ["a-1", "a-2", "b-1", "b-2"]
     assert [len(e.messages) for e in data] == [3, 4, 3, 4]
-    assert data[1].tools == [{"type": "function", "function": tools[0]}] and not data[2].tools
+    assert data[1].tools == [{"type": "function", "function": tools[0]}]
+    assert not data[2].tools
     assert "holds several chats in each record" in data.warnings[0]
 
 
