@@ -250,4 +250,4 @@ def test_every_example_is_looked_at_as_the_plan_does(tmp_path: Path) -> None:
     assert len(doctor._short_examples(Run.create(config), findings)) == 4
     assert not findings.ok
     assert "calls a tool" in findings.text()
-    assert "train.jsonl:291, test.jsonl:291" in findings.text()
+    assert "test.jsonl:291, train.jsonl:291" in findings.text()
