@@ -80,7 +80,5 @@ def away_from_peft(run: Run, adapter_of: Callable[[str], Path], name: str) -> np
             differences.append(float(reference - np.mean(scores[number].logprobs)))
     found = np.array(differences)
     rms, largest = np.sqrt((found**2).mean()), np.abs(found).max()
-    print(
-        f"\n{name} against PEFT: {found.size} losses, rms {rms:.2g}, at most {largest:.2g} nats, mean {found.mean():.1g}"
-    )
+    print(f"\n{name} against PEFT: {found.size} losses, rms {rms:.2g}, max {largest:.2g}, mean {found.mean():.1g} nats")
     return found
