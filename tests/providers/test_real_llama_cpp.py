@@ -17,7 +17,7 @@ import pytest
 from provider_support import BATCH, run_config
 
 from daunce_api.errors import ContractError, DaunceError
-from daunce_api.providers import prompt_logprobs
+from daunce_api.providers import vllm
 from daunce_api.providers.base import ProbeReport
 from daunce_api.providers.endpoint import Endpoint
 from daunce_api.providers.openai_wire import echo
@@ -82,7 +82,7 @@ async def test_echo_that_is_ignored_is_refused(llama_cpp: Endpoint, max_tokens: 
 
 
 async def test_prompt_logprobs_that_are_ignored_are_refused(llama_cpp: Endpoint) -> None:
-    async with prompt_logprobs.open_scorer(Context(run_config(scorer="prompt_logprobs"), llama_cpp)) as scorer:
+    async with vllm.open_scorer(Context(run_config(scorer="prompt_logprobs"), llama_cpp)) as scorer:
         with pytest.raises(ContractError):
             await scorer.score("m", BATCH[:1])
 

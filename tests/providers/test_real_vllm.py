@@ -23,8 +23,7 @@ from daunce_api.config import RunConfig
 from daunce_api.data.dataset import Dataset, Example, Message
 from daunce_api.data.tokenizers import EncodedExample, LocalTokenizer, encode_example
 from daunce_api.errors import RejectedError
-from daunce_api.providers import prompt_logprobs
-from daunce_api.providers import vllm as adapters
+from daunce_api.providers import vllm as scoring
 from daunce_api.providers.endpoint import Endpoint
 from daunce_api.providers.openai_wire import echo
 from daunce_api.providers.registry import Context, open_backend
@@ -104,8 +103,8 @@ async def test_every_way_to_ask_gives_the_same_numbers(
     theirs = {
         "echo": echo.open_scorer(context(server, "echo", dialect="vllm")),
         "echo, one token generated": echo.open_scorer(context(server, "echo", dialect="vllm", max_tokens=1)),
-        "prompt_logprobs": prompt_logprobs.open_scorer(context(server, "prompt_logprobs")),
-        "chat": prompt_logprobs.open_scorer(context(server, "prompt_logprobs", route="chat")),
+        "prompt_logprobs": scoring.open_scorer(context(server, "prompt_logprobs")),
+        "chat": scoring.open_scorer(context(server, "prompt_logprobs", route="chat")),
     }
     for name, scorer in theirs.items():
         chosen = [e for e in examples if e.example.is_chat] if name == "chat" else examples
@@ -128,8 +127,8 @@ async def test_adapters_are_loaded_scored_and_unloaded(
     folder = tmp_path / "local" / "models"
     for seed in (0, 1):
         model.train(examples[:12], settings=LoraSettings(n_epochs=2), seed=seed, out=folder / f"ft-{seed}")
-    scorer: Any = adapters.open_scorer(context(Endpoint(vllm, provider="vLLM"), "vllm", tmp_path))
-    base = await values(prompt_logprobs.open_scorer(context(Endpoint(vllm), "prompt_logprobs")), MODEL, examples)
+    scorer: Any = scoring.open_scorer(context(Endpoint(vllm, provider="vLLM"), "vllm", tmp_path))
+    base = await values(scoring.open_scorer(context(Endpoint(vllm), "prompt_logprobs")), MODEL, examples)
     async with scorer:
         for seed in (0, 1, 0):
             found: list[float] = []
@@ -151,7 +150,7 @@ async def test_adapters_are_loaded_scored_and_unloaded(
 async def test_prompt_logprobs_agree_with_its_own_generation(
     route: str, vllm: str, examples: list[EncodedExample]
 ) -> None:
-    async with prompt_logprobs.open_scorer(context(Endpoint(vllm), "prompt_logprobs", route=route)) as scorer:
+    async with scoring.open_scorer(context(Endpoint(vllm), "prompt_logprobs", route=route)) as scorer:
         report = await scorer.probe(MODEL, next(e for e in examples if e.example.is_chat))
     assert report.checked
     assert report.largest_difference is not None
@@ -159,7 +158,7 @@ async def test_prompt_logprobs_agree_with_its_own_generation(
 
 
 async def test_a_missing_model_keeps_its_meaning(vllm: str, examples: list[EncodedExample]) -> None:
-    scorer = prompt_logprobs.open_scorer(context(Endpoint(vllm), "prompt_logprobs"))
+    scorer = scoring.open_scorer(context(Endpoint(vllm), "prompt_logprobs"))
     async with scorer:
         with pytest.raises(RejectedError) as info:
             await scorer.score("no-such-model", examples[:1])
