@@ -9,6 +9,7 @@ are.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import statistics
 import time
 from collections.abc import Awaitable, Callable, Sequence
@@ -17,7 +18,7 @@ from typing import TYPE_CHECKING, TypeVar
 from .._util.blocking import run_blocking
 from .._util.retry import Retrier, RetryPolicy
 from ..config import RunConfig
-from ..data.tokenizers import EncodedExample, encode_example
+from ..data.tokenizers import EncodedExample
 from ..errors import (
     CapabilityError,
     DataError,
@@ -57,8 +58,6 @@ REPEATS = 5
 """Times that the one example is scored, to measure noise."""
 BURST = 8
 """Most requests sent at once, to measure speed."""
-LOOKED_AT = 200
-"""Examples of each data set that are tried for what the scorer can measure."""
 NOISY = 0.003
 """Noise of an example's loss (nats) above which runs should be made robust against it."""
 SAME = 1e-3
@@ -210,25 +209,19 @@ def _checkpoints(asked: int, trainer: TrainerCapabilities, findings: Findings) -
 
 
 def _short_examples(run: Run, findings: Findings) -> list[EncodedExample]:
-    """The shortest examples that the scorer can measure, at most four."""
-    tokenizer, scorer = run.tokenizer, capabilities_of(run.config)[1]
-    usable: list[EncodedExample] = []
-    problems: list[str] = []
-    data = run.config.data
-    looked = [(e, data.measured(one_turn=scorer.one_turn)) for e in run.train[:LOOKED_AT]]
-    looked += [(e, data.asked) for e in run.test[:LOOKED_AT]]
-    for example, turns in looked:
-        try:
-            encoded = encode_example(example, tokenizer, turns)
-            usable.append(within_scope(encoded, scorer))
-        except (CapabilityError, DataError) as error:
-            problems.append(str(error))
-    if problems:
-        findings.add("data", False, f"{len(problems)} of {len(looked)} examples cannot be measured. {problems[0]}")
-    else:
-        findings.add("data", True, f"all {len(looked)} examples that were tried can be measured")
-    distinct = {example.key: example for example in sorted(usable, key=lambda e: len(e.ids))}
-    return list(distinct.values())[:4]
+    """The shortest examples that the scorer can measure, at most four; what the plan refuses of any is a finding."""
+    scorer = capabilities_of(run.config)[1]
+    usable: dict[str, EncodedExample] = {}
+    try:
+        refused = [r for r in run.plan().refusals if isinstance(r, CapabilityError | DataError)]
+        for example in (*run.encoded(run.train), *run.encoded(run.test)):
+            with contextlib.suppress(CapabilityError):
+                usable[example.key] = within_scope(example, scorer)
+    except DataError as error:
+        refused = [error]
+    count = len(run.train) + len(run.test)
+    findings.add("data", not refused, str(refused[0]) if refused else f"all {count:,} examples can be measured")
+    return sorted(usable.values(), key=lambda e: len(e.ids))[:4]
 
 
 async def _noise(scorer: Scorer, model: str, example: EncodedExample, findings: Findings) -> TokenScores:
