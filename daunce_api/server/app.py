@@ -13,7 +13,7 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Match, Route
 from starlette.types import Scope
 
-from ..providers.server_settings import ServerSettings
+from ..providers.server_settings import InjectSettings, ServerSettings
 from . import nebius, routes_batches, routes_completions, routes_files, routes_jobs, routes_models
 from .api_errors import ApiError
 from .gate import Gate
@@ -96,7 +96,7 @@ def create_app(settings: ServerSettings) -> Starlette:
         finally:
             await service.close()
 
-    injector = Injector(settings.inject) if settings.inject is not None else None
+    injector = Injector(settings.inject or InjectSettings())
     app = Starlette(
         routes=routes,
         lifespan=lifespan,

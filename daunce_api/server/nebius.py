@@ -86,7 +86,7 @@ async def create(service: Service, request: Request) -> Response:
         raise model_not_found(body.base_model)
     job, _, checkpoint = body.source.partition(":")
     rows = [r for r in service.state.models_of_job(job) if r["checkpoint_id"] == checkpoint]
-    if not rows or service.hidden("model", rows[0]["id"]):
+    if not rows or service.injector.hidden("model", rows[0]["id"]):
         raise invalid(f"No such checkpoint: {body.source[:200]}", param="source")
     identity = f"{body.base_model}-LoRa:{body.name}-{secrets.token_hex(2)}"
     service.state.insert(
@@ -97,7 +97,7 @@ async def create(service: Service, request: Request) -> Response:
         created_at=now(),
         **{name: rows[0][name] for name in ("adapter", "fingerprint", "train_loss")},
     )
-    service.born(identity)
+    service.injector.born(identity)
     return JSONResponse(_model(service, identity))
 
 
@@ -118,7 +118,7 @@ async def delete(service: Service, request: Request) -> Response:
 
 def _model(service: Service, identity: str) -> dict[str, Any]:
     row = service.state.one("models", identity)
-    if row is None or ":" not in row["job"] or service.hidden("model", identity):
+    if row is None or ":" not in row["job"] or service.injector.hidden("model", identity):
         raise model_not_found(identity)
     return {
         "name": identity,

@@ -41,7 +41,7 @@ def page(
     if found is None:
         raise invalid("Invalid value for 'after': no such object.", param="after")
     rows, more = found
-    data = [view(r) for r in rows if kind is None or not service.hidden(kind, r["id"], listed=True)]
+    data = [view(r) for r in rows if kind is None or not service.injector.hidden(kind, r["id"], listed=True)]
     first, last = (data[0]["id"], data[-1]["id"]) if data else ("", "")
     return JSONResponse({"object": "list", "data": data, "first_id": first, "last_id": last, "has_more": more})
 

@@ -57,7 +57,7 @@ async def create(service: Service, request: Request) -> Response:
         except BaseException:
             path.unlink(missing_ok=True)
             raise
-    service.born(identity)
+    service.injector.born(identity)
     service.scheduler.warm()
     return JSONResponse(file_object(row))
 

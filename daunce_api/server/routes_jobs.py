@@ -82,7 +82,7 @@ async def create(service: Service, request: Request) -> Response:
         raise invalid("The training file must have purpose 'fine-tune'.", param="training_file")
     epochs, batch, rate = body.chosen_hyperparameters().resolved()
     state, injector = service.state, service.injector
-    if injector is not None and not injector.accept_job():
+    if not injector.accept_job():
         raise ApiError(
             429,
             "This fine-tune request has been rejected because your organization exceeded its daily limit of "
@@ -104,11 +104,11 @@ async def create(service: Service, request: Request) -> Response:
             seed=body.seed if body.seed is not None else secrets.randbelow(2**31),
             suffix=_suffix(body.suffix),
             metadata=json.dumps(body.metadata) if body.metadata is not None else None,
-            fault=injector.job_fault(state.job_count() + 1) if injector is not None else None,
+            fault=injector.job_fault(state.job_count() + 1),
         )
         state.event(job, f"Created fine-tuning job: {job}")
         state.event(job, f"Validating training file: {body.training_file}")
-    service.born(job)
+    service.injector.born(job)
     service.scheduler.add(job)
     return JSONResponse(job_object(service, state.job(job)))
 
@@ -146,7 +146,7 @@ async def checkpoints(service: Service, request: Request) -> Response:
 def _job(service: Service, request: Request) -> Row:
     identity = request.path_params["job_id"]
     row = service.state.one("jobs", identity)
-    if row is None or service.hidden("job", identity):
+    if row is None or service.injector.hidden("job", identity):
         raise not_found("fine-tuning job", identity, "fine_tuning_job_id")
     return row
 

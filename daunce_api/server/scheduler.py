@@ -15,6 +15,7 @@ import shutil
 import sqlite3
 import time
 from collections.abc import Callable, Coroutine, Sequence
+from dataclasses import asdict
 from functools import partial
 from typing import Any
 
@@ -234,26 +235,15 @@ class Scheduler:
             log.error("job %s: progress cannot be written: %s", job, error)
 
     def _on_step(self, job: str, started_at: float, report: Step) -> None:
-        remaining = (time.monotonic() - started_at) / report.step * (report.total - report.step)
+        remaining = (time.monotonic() - started_at) / report.step * (report.total_steps - report.step)
         self._state.update_job(job, estimated_finish=now() + round(remaining))
-        self._state.event(
-            job,
-            f"Step {report.step}/{report.total}: training loss={report.loss:.2f}",
-            type="metrics",
-            data={"step": report.step, "total_steps": report.total, "train_loss": report.loss},
-        )
+        message = f"Step {report.step}/{report.total_steps}: training loss={report.train_loss:.2f}"
+        self._state.event(job, message, type="metrics", data=asdict(report))
 
     def _on_checkpoint(self, row: Row, report: Checkpoint) -> None:
         step, job = report.step, row["id"]
-        self._add_model(
-            row,
-            f"{self._model_name(row)}:ckpt-step-{step.step}",
-            report.folder.name,
-            report.digest,
-            step.loss,
-            checkpoint_id=new_id("ftckpt"),
-            step=step.step,
-        )
+        name = f"{self._model_name(row)}:ckpt-step-{step.step}"
+        self._add_model(row, name, report, step.train_loss, checkpoint_id=new_id("ftckpt"), step=step.step)
         self._state.event(job, f"Checkpoint created at step {step.step}")
         checkpoints = [m for m in self._state.models_of_job(job) if m["step"] is not None]
         self._state.delete_models(checkpoints[:-KEPT_CHECKPOINTS])
@@ -261,15 +251,15 @@ class Scheduler:
     def _model_name(self, row: Row) -> str:
         return f"ft:{self._base.id}:daunce:{row['suffix'] or ''}:{row['id'].removeprefix('ftjob-')[:12]}"
 
-    def _add_model(self, row: Row, name: str, folder: str, digest: str, loss: float, **values: Any) -> None:
+    def _add_model(self, row: Row, name: str, made: Checkpoint | Trained, loss: float, **values: Any) -> None:
         self._state.insert(
             "models",
             id=name,
             job=row["id"],
             base=self._base.id,
             created_at=now(),
-            adapter=f"{row['id']}/{folder}",
-            fingerprint=digest,
+            adapter=f"{row['id']}/{made.folder.name}",
+            fingerprint=made.digest,
             train_loss=loss,
             **values,
         )
@@ -300,7 +290,7 @@ class Scheduler:
                 job, "succeeded", fine_tuned_model=model, trained_tokens=tokens, result_file=result_file
             )
             if done:
-                self._add_model(row, model, "final", trained.digest, trained.losses[-1])
+                self._add_model(row, model, trained, trained.losses[-1])
                 state.add_file(result_file, "step_metrics.csv", len(result), "fine-tune-results")
                 state.event(job, f"New fine-tuned model created: {model}")
                 state.event(job, "The job has successfully completed")

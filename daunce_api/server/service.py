@@ -7,7 +7,7 @@ import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from ..data.tokenizers import LocalTokenizer
 from ..errors import DaunceError
@@ -36,7 +36,7 @@ class Service:
     """Shared by all routes; made when the server starts."""
 
     settings: ServerSettings
-    injector: Injector | None
+    injector: Injector
     state: State
     scorer: Worker
     base: BaseModelFacts
@@ -48,7 +48,7 @@ class Service:
     waiting: int = 0
 
     @classmethod
-    async def start(cls, settings: ServerSettings, injector: Injector | None) -> Service:
+    async def start(cls, settings: ServerSettings, injector: Injector) -> Service:
         """Open the state and load the model, then take up what an earlier server left.
 
         Raises DaunceError with the words of the process where the model cannot be loaded.
@@ -67,7 +67,7 @@ class Service:
         base = replace(base, id=settings.model_name or base.id)
         service = cls(settings, injector, state, scorer, base, LocalTokenizer(base.folder), TokenText(base.folder))
         workers = [Worker(spec) for _ in range(settings.workers)]
-        service.scheduler = Scheduler(state, base, service.tokenizer, workers, service.born)
+        service.scheduler = Scheduler(state, base, service.tokenizer, workers, injector.born)
         return service
 
     async def close(self) -> None:
@@ -78,18 +78,9 @@ class Service:
         await self.scorer.close()
         self.state.close()
 
-    def born(self, identity: str) -> None:
-        """A job, file or model is new; an injected lag hides it for a while."""
-        if self.injector is not None:
-            self.injector.born(identity)
-
-    def hidden(self, kind: Literal["job", "file", "model"], identity: str, *, listed: bool = False) -> bool:
-        """Whether an injected lag hides it still, by id or from lists."""
-        return self.injector is not None and self.injector.hidden(kind, identity, listed=listed)
-
     def file(self, identity: str) -> Row | None:
         """The row of a file that requests may name."""
-        return None if self.hidden("file", identity) else self.state.file(identity)
+        return None if self.injector.hidden("file", identity) else self.state.file(identity)
 
     def served(self, model: str) -> ServedModel:
         """Raises ApiError 404 where there is no such model."""
@@ -101,7 +92,7 @@ class Service:
     def fine_tune(self, model: str) -> Row:
         """The row of a fine-tune or checkpoint that requests may name. Raises ApiError 404."""
         row = self.state.one("models", model)
-        if row is None or self.hidden("model", model) or not self.answers(row):
+        if row is None or self.injector.hidden("model", model) or not self.answers(row):
             raise model_not_found(model)
         return row
 
@@ -112,7 +103,7 @@ class Service:
     def for_inference(self, model: str) -> ServedModel:
         """As :meth:`served`; here a model that is to vanish under its users does so."""
         found = self.served(model)
-        if self.injector is not None and found.adapter is not None:
+        if found.adapter is not None:
             job = self.state.one("jobs", self.fine_tune(model)["job"])
             if job is not None and job["fault"] == "model_deleted" and self.injector.vanishes_now(model):
                 self.delete_fine_tune(model)

@@ -132,8 +132,8 @@ class Step:
     """An optimiser step of a job was made."""
 
     step: int
-    total: int
-    loss: float
+    total_steps: int
+    train_loss: float
 
 
 @dataclass(frozen=True)
@@ -151,6 +151,7 @@ class Trained:
 
     losses: tuple[float, ...]
     trained_tokens: int
+    folder: Path
     digest: str
 
 
@@ -184,7 +185,7 @@ def train(
         if any(word in str(error) for word in ("StorageFull", "No space left", "QuotaExceeded")):
             raise OSError(errno.ENOSPC, str(error)) from None
         raise
-    return Trained(tuple(losses), trained_tokens(examples, settings), _digest(out))
+    return Trained(tuple(losses), trained_tokens(examples, settings), out, _digest(out))
 
 
 def _plain(read: TokenLogprobs) -> Read:

@@ -20,7 +20,7 @@ from daunce_api.server.scheduler import VALIDATED_AT_ONCE, Scheduler
 from daunce_api.server.state import State
 from daunce_api.server.worker import Step, Trained, facts
 
-DONE = Trained(losses=(1.0, 0.5), trained_tokens=10, digest="d")
+DONE = Trained(losses=(1.0, 0.5), trained_tokens=10, folder=Path("final"), digest="d")
 
 
 class Worker:
