@@ -84,17 +84,16 @@ def create_app(settings: ServerSettings) -> Starlette:
 
     @contextlib.asynccontextmanager
     async def lifespan(app: Starlette) -> AsyncIterator[None]:
-        try:
-            app.state.service = service = await Service.start(settings, injector)
-        except Exception as error:
-            app.state.startup_error = error
-            raise
-        try:
-            routes_batches.start(service)
-            service.scheduler.start()
+        async with contextlib.AsyncExitStack() as stack:
+            try:
+                app.state.service = service = await Service.start(settings, injector)
+                stack.push_async_callback(service.close)
+                routes_batches.start(service)
+                service.scheduler.start()
+            except Exception as error:
+                app.state.startup_error = error
+                raise
             yield
-        finally:
-            await service.close()
 
     injector = Injector(settings.inject or InjectSettings())
     app = Starlette(
