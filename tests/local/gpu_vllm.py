@@ -19,6 +19,7 @@ def main(model: str, adapter: str, sequences: str, answer: str) -> None:
     length = 1 + max(len(p["prompt_token_ids"]) for p in prompts)
     server = LLM(
         model,
+        dtype=json.loads((Path(model) / "config.json").read_text())["dtype"],
         skip_tokenizer_init=True,
         enable_lora=True,
         max_model_len=length,
