@@ -240,7 +240,7 @@ class LocalOptions(Options):
         None, gt=0, description="of a worker, beside the model; default: half of what is free"
     )
     tokens_per_pass: int | None = Field(
-        None, ge=16, description="most padded tokens that go through the model at once; default: 1,024, a GPU's 16,384"
+        None, ge=16, description="most padded tokens that go through the model at once; default: 768, a GPU's 16,384"
     )
     ray: RayOptions = Field(default_factory=RayOptions)
 
