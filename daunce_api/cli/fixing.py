@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from ..fix.retraining import Outcome
     from ..run import Run
 
-_SHOWN = 20
+_SHOWN, _SAID = 20, 5
 
 
 @command(LOOK)
@@ -43,7 +43,7 @@ def fix(
     random examples; the price comes first.
     """
     from ..fix import propose
-    from ..fix.folder import keep, keep_outcome
+    from ..fix.folder import keep, keep_outcome, kept_outcome
     from ..fix.retraining import outcome, retraining_of
     from ..run import Run
 
@@ -69,7 +69,13 @@ def fix(
         if plan.costs_money and not yes:
             confirm_price([plan], "Retrain")
         with terminal.Progress(retrained.config.ensemble.members, quiet=as_json) as progress:
-            found = outcome(retrained, proposal, on_event=progress.event, on_progress=progress.scored)
+            found = outcome(
+                retrained,
+                proposal,
+                known=kept_outcome(folder),
+                on_event=progress.event,
+                on_progress=progress.scored,
+            )
         keep_outcome(folder, found)
         content["outcome"] = found.to_json()
         if not as_json:
@@ -179,3 +185,7 @@ def _show_outcome(found: Outcome) -> None:
     out.print(table)
     kinds = f"{found.seeds} models of each kind; before: all data; random: without as many others"
     terminal.sentence(kinds, style="dim")
+    for answer in found.answers[:_SAID] if any(a.said for a in found.answers) else ():
+        out.print(Text(f"\n{terminal_text(answer.id, 40)}, as one model of each answers by itself", style="dim"))
+        for name, arm in (("before", ALL), ("after", CLEANED)):
+            out.print(Text(f"  {name:<8}{phrase(answer.said.get(arm, '-'), max(out.width - 10, 20))}"))

@@ -46,6 +46,8 @@ def test_a_removal_is_written_retrained_and_compared(run: Run, cli: Cli) -> None
     for answer in outcome["answers"]:
         assert answer["change"] == pytest.approx(answer["loss"]["cleaned"] - answer["loss"]["all"])
         assert answer["low"] <= answer["change"] <= answer["high"]
+        assert set(answer["said"]) == {"all", "cleaned"}
+        assert all(answer["said"].values())
     assert "unwanted answers became" in outcome["verdict"]
     again = Run.open(run.run_dir)
     assert again.questions.verdicts == {first: "unwanted", second: "wanted"}
@@ -54,6 +56,7 @@ def test_a_removal_is_written_retrained_and_compared(run: Run, cli: Cli) -> None
     assert code == 0, err
     assert "Take out" in out
     assert "before" in out
+    assert " ".join(outcome["answers"][0]["said"]["cleaned"].split())[:20] in " ".join(out.split())
     assert kept_fixes(run.run_dir) == [folder]
     assert json.loads((folder / "fix.json").read_text())["outcome"] == outcome
 
