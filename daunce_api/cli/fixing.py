@@ -59,7 +59,7 @@ def fix(
     folder = keep(job, proposal)
     content = _content(proposal) | {"folder": str(folder)}
     if not as_json:
-        _show(proposal, str(folder), str(job.run_dir))
+        _show(proposal, str(folder), "" if retrain else f"daunce fix {job.run_dir} --retrain")
     if retrain and proposal.removed:
         retrained = retraining_of(job, proposal, seeds=seeds)
         plan = retrained.plan(max_usd=max_usd)
@@ -117,7 +117,7 @@ def _known(value: Any) -> Any:
     return None if isinstance(value, float) and math.isnan(value) else value
 
 
-def _show(proposal: Proposal, folder: str, run_dir: str) -> None:
+def _show(proposal: Proposal, folder: str, following: str) -> None:
     from ..attribution.texts import conversation
 
     out = terminal.out
@@ -125,7 +125,7 @@ def _show(proposal: Proposal, folder: str, run_dir: str) -> None:
     if not proposal.removed:
         terminal.sentence(f"Nothing is proposed: {proposal.reason}")
         return
-    out.print(Text(f"Take out {count:,} of {total:,} training examples ({proposal.reason})", style="bold"))
+    terminal.sentence(f"Take out {count:,} of {total:,} training examples ({proposal.reason})", style="bold")
     scale = terminal.Scale(g.effect for g in proposal.removed)
     view = Table(box=None, pad_edge=False, header_style="dim", padding=(0, 1), expand=True, show_edge=False)
     for name in ("", f"effect{scale.unit}", "z"):
@@ -148,7 +148,7 @@ def _show(proposal: Proposal, folder: str, run_dir: str) -> None:
         out.print(Text("\nExpected change of each marked answer's loss without them (nats a token)", style="bold"))
         _rows(((c.verdict, c.expected, c.low, c.high, c.id) for c in known), proposal)
     out.print()
-    terminal.lines_of(("wrote", terminal_text(folder)), ("next", f"daunce fix {terminal_text(run_dir)} --retrain"))
+    terminal.lines_of(("wrote", terminal_text(folder)), ("next", terminal_text(following)))
 
 
 def _rows(rows: Any, proposal: Proposal) -> None:

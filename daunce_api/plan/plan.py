@@ -61,6 +61,8 @@ class Plan:
     hours_per_job: float | None
     concurrent_jobs: int
     today: date
+    smallest_subset: int = 0
+    """Examples of the member with the fewest; ``subset`` is that of the one with the most."""
     checkpoints: int = 1
     """Models of each member that are scored, its final one included."""
     hosting: Hosting | None = None
@@ -258,6 +260,11 @@ class Plan:
             for name, value in self.rows()
         )
 
+    @property
+    def _subset_text(self) -> str:
+        least = self.smallest_subset
+        return f"{least:,} to {self.subset:,}" if 0 < least < self.subset else f"{self.subset:,}"
+
     def _jobs_text(self) -> str:
         if self.missing is not None and not self.submitted:
             live = len(self.missing.training)
@@ -266,9 +273,9 @@ class Plan:
         members = len(self.submitted - {TARGET})
         if TARGET in self.submitted:
             jobs += f" (the target model on all {self.n_train:,} examples, then {members} members"
-            jobs += f" on {self.subset:,} each)"
+            jobs += f" on {self._subset_text} each)"
         elif self.subset:
-            jobs += f", each on {self.subset:,} of {self.n_train:,} examples"
+            jobs += f", each on {self._subset_text} of {self.n_train:,} examples"
         return jobs if self.missing is None else f"{jobs}; the other {self.members - members} members have a job"
 
     def _scoring_text(self) -> str:
