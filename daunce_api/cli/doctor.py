@@ -19,7 +19,15 @@ from .._util.blocking import run_blocking
 from .._util.retry import Retrier, RetryPolicy
 from ..config import RunConfig
 from ..data.tokenizers import EncodedExample
-from ..errors import CapabilityError, DataError, DaunceError, ProviderError, StoreError, TransientError
+from ..errors import (
+    CapabilityError,
+    DataError,
+    DaunceError,
+    ProviderError,
+    RejectedError,
+    StoreError,
+    TransientError,
+)
 from ..providers.base import (
     Deferred,
     Listing,
@@ -35,6 +43,8 @@ from ..providers.openai_wire.client import WireClient
 from ..providers.openai_wire.echo import dialect_of_models
 from ..providers.registry import Backend, capabilities_of, open_backend
 from ..store import RunStore
+from ..store.lock import RunLock
+from ..store.run import LOCK_NAME
 from .allowance import price_of_look
 from .findings import Check, Findings
 from .train_one import TinyJob, tiny_job, train_one
@@ -102,10 +112,12 @@ async def examine_run(run: Run, *, tiny: TinyJob | None = None) -> Findings:
 
 
 def fine_tunes_of(config: RunConfig) -> list[str]:
-    """Fine-tunes that a run has by now: its own target model first, then those that it trained."""
+    """Fine-tunes that a run has by now: its own target model first, then those that it trained. While another process
+    works on the run, those are left alone: a look takes the adapters that it loaded off the server again."""
     given = config.ensemble.target_model
     try:
         with RunStore.open(config.run_dir, read_only=True) as store:
+            RunLock(config.run_dir / LOCK_NAME).release()
             trained = store.jobs.ready_models()
     except StoreError:
         trained = {}
@@ -142,6 +154,8 @@ async def examine_backend(
         first = await _noise(scorer, asked, examples[0], findings)
         await _together(scorer, asked, examples, first, findings)
         await _alignment(scorer, asked, examples[0], findings)
+        if asked == model and fine_tunes:
+            await _fine_tune(scorer, fine_tunes[0], examples[0], findings)
         await _burst(scorer, asked, examples, first, findings)
     except DaunceError as error:
         findings.add("log-probabilities", False, str(error))
@@ -271,6 +285,21 @@ async def _alignment(scorer: Scorer, model: str, example: EncodedExample, findin
         return
     report = await _patient(lambda: scorer.probe(model, example))
     findings.add("alignment", True if report.checked else None, report.detail)
+
+
+async def _fine_tune(scorer: Scorer, model: str, example: EncodedExample, findings: Findings) -> None:
+    """Test a fine-tune of the run too: a server may be right for the base and wrong for adapters (vLLM issue 51594)."""
+    if not isinstance(scorer, Probing):
+        return
+    name = "fine-tune's alignment"
+    try:
+        report = await _patient(lambda: scorer.probe(model, example))
+    except RejectedError as error:  # it may be gone by now, which says nothing of the endpoint
+        findings.add(name, None, str(error))
+    except ProviderError as error:
+        findings.add(name, False, str(error))
+    else:
+        findings.add(name, True if report.checked else None, f"{report.detail} of {model}")
 
 
 async def _burst(

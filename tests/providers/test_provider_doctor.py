@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -64,11 +64,13 @@ class Echo:
         return httpx2.Response(200, content=json.dumps({"model": body["model"], "choices": choices}))
 
 
-async def look(handler: Any, *, scorer: str = "echo", examples: Any = BATCH, **options: Any) -> Findings:
+async def look(
+    handler: Any, *, scorer: str = "echo", examples: Any = BATCH, fine_tunes: Sequence[str] = (), **options: Any
+) -> Findings:
     server = Server(handler)
     config = run_config(scorer=scorer, options=options)
     async with open_backend(config, http_client=server.http()) as backend:
-        return await examine_backend(backend, "m", examples, Findings())
+        return await examine_backend(backend, "m", examples, Findings(), fine_tunes=fine_tunes)
 
 
 def check(findings: Findings, name: str) -> doctor.Check:
@@ -124,6 +126,28 @@ async def test_values_of_the_next_position_fail() -> None:
     findings = await look(Echo(shifted))
     assert not findings.ok
     assert "cannot be used" in findings.text()
+
+
+@pytest.mark.parametrize("right", [True, False])
+async def test_a_fine_tune_of_the_run_is_tested_beside_the_base_model(right: bool) -> None:
+    """vLLM issue 51594: prompt log-probabilities leave out what an adapter does to the last layer."""
+
+    class Server(Echo):
+        def __call__(self, request: httpx2.Request) -> Any:
+            def of_the_base(values: list[Any], ids: list[int], prompts: int) -> list[Any]:
+                return sequence("m", ids)
+
+            tuned = request.method == "POST" and body_of(request)["model"] == "ft"
+            self.change = of_the_base if tuned and not right else None
+            return super().__call__(request)
+
+    findings = await look(Server(), fine_tunes=["ft"])
+    assert check(findings, "alignment").ok
+    assert findings.ok is right
+    if right:
+        assert check(findings, "fine-tune's alignment").ok
+    else:
+        assert "or to another model" in check(findings, "fine-tune's alignment").detail
 
 
 async def test_an_endpoint_without_echo_says_what_to_use() -> None:
