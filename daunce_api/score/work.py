@@ -20,7 +20,7 @@ from ..data.example import Verdict
 from ..errors import CapabilityError, DaunceError, MembersAlikeError, NotEnoughMembersError
 from ..plan import Plan
 from ..plan.asking import AskPlan, gone_text, too_few
-from ..plan.inputs import HALTED, RunInputs, with_cap
+from ..plan.inputs import HALTED, TESTS, RunInputs, with_cap
 from ..providers.base import Deferred, Generator
 from ..providers.registry import Backend, open_backend
 from ..providers.replay import Session
@@ -40,7 +40,7 @@ from ..train import (
 from ..train.stopping import Stopping
 from .asking import QuestionScoring
 from .cache import ScoredCache, open_cache
-from .client import FINE_TUNE_PROBE_VALUE, PROBE_VALUE, Budget, Progress, ScoringClient
+from .client import Budget, Progress, ScoringClient
 from .health import Comparison, accept
 from .leftovers import take_off, take_off_before
 from .members import Asked, MemberScoring, tokens_of
@@ -75,7 +75,7 @@ class Work:
         self._on_progress = on_progress
         self._session = session
         self._clock = clock if clock is not None or session is None else session.clock
-        self._protocol = PROTOCOL if session is None else session.protocol
+        self._replayed = None if session is None else session.replayed
         self._stop = Stopping(run.config.ensemble.stop)
         self._scoring: MemberScoring | None = None
 
@@ -156,7 +156,7 @@ class Work:
         scoring = QuestionScoring(
             client,
             store,
-            exists=JobClient(backend.trainer, store, clock=self._clock, protocol=self._protocol).model_exists,
+            exists=JobClient(backend.trainer, store, clock=self._clock, replayed=self._replayed).model_exists,
             usd_per_token=plan.usd_per_token,
             cap=self._config.budget.max_usd,
         )
@@ -196,15 +196,14 @@ class Work:
         session = self._session
         recording: AbstractContextManager[Any] = session or nullcontext()
         if session is not None and session.not_checked and self._on_event is not None:
-            listed = ", ".join(session.not_checked)
-            text = f"The recording is older than these checks, which are left out: {listed}."
+            text = f"This replay does not check: {'; '.join(session.not_checked)}."
             self._on_event(Event(EventKind.NOT_CHECKED, text))
         cache = None if session is not None else open_cache(self._run.config)
         with recording, cache or nullcontext():
             async with open_backend(
                 self._run.config,
                 replaying=session is not None and session.replaying,
-                protocol=self._protocol,
+                protocol=PROTOCOL if session is None else session.protocol,
             ) as backend:
                 yield backend, cache
 
@@ -218,6 +217,7 @@ class Work:
             cache=cache,
             reduction=self._config.attribution.loss,
             budget=Budget(usd_per_token, self._config.budget.max_usd),
+            replayed=self._replayed,
         )
 
     def _progressed(self, member: int, done: int, total: int) -> None:
@@ -229,8 +229,7 @@ class Work:
     async def _at(self, backend: Backend, plan: Plan, cache: ScoredCache | None, adopt: bool) -> None:
         run, store, config = self._run, self._store, self._config
         asked = Asked(run.material.encoded_test, run.material.encoded_train)
-        probed = tokens_of(asked.then[: config.scoring.noise_probe])
-        client = self._client(backend, cache, (plan.scoring_usd_per_model or 0.0) / (tokens_of(asked.all) + probed))
+        client = self._client(backend, cache, (plan.scoring_usd_per_model or 0.0) / tokens_of(asked.all))
         self._client_in_use = client
         jobs = JobClient(
             backend.trainer,
@@ -240,8 +239,7 @@ class Work:
             purpose="retrain" if run.purpose == "retrain" else "train",
             on_event=self._on_event,
             clock=self._clock,
-            protocol=self._protocol,
-            replaying=self._session is not None and self._session.replaying,
+            replayed=self._replayed,
         )
         self._training = Training(jobs, ensemble=run.material.ensemble, dataset=run.train, config=config, adopt=adopt)
         self._scoring = MemberScoring(
@@ -251,6 +249,7 @@ class Work:
             asked,
             partial(run.material.is_scored, store),
             usd_per_model=plan.scoring_usd_per_model,
+            usd_again=plan.again_usd,
             cap=config.budget.max_usd,
             purpose=run.purpose,
             on_progress=self._on_progress,
@@ -258,7 +257,7 @@ class Work:
         base = config.backend.model
         plan.check_model(await self._training.model_info(base))
         if backend.scorer.capabilities.max_models is None and not run.questions_only:
-            # Before anything is paid for. An endpoint that has to load each model is tested with member 0.
+            # Before anything is paid for. An endpoint that has to load each model is tested with members alone.
             await client.probe(base, self._scoring.shortest)
         trained = run.trained_members(store)
         if trained and not run.questions_only:
@@ -327,8 +326,7 @@ class Work:
         members = sorted({m for m, _, _ in store.scores.models()}) if error.members is None else list(error.members)
         store.scores.set_aside(members, str(error), suspect=True)
         if error.members is None:  # an endpoint that served something else is tested again
-            store.set_value(PROBE_VALUE, None)
-            store.set_value(FINE_TUNE_PROBE_VALUE, None)
+            store.set_value(TESTS, None)
         return MembersAlikeError(
             f"{error} What was scored of {_listed(members)} is set aside; the models are kept. Once the endpoint "
             "serves them, run the same command: it scores them again, and they are paid for again.",
