@@ -47,14 +47,17 @@ class RunInputs:
         wanted: int | None = None,
         questions_only: bool = False,
         purpose: Purpose = "score",
+        adopts: bool = False,
     ) -> None:
-        """``purpose``: what the ledger books scoring for."""
+        """``purpose``: what the ledger books scoring for. ``adopts``: jobs that the run folder does not know are taken
+        over from the provider."""
         self.config = config
         self.train = train
         self.questions = test if isinstance(test, Questions) else Questions.of(test)
         self.design = design
         self.questions_only = questions_only
         self.purpose: Purpose = purpose
+        self.adopts = adopts
         self._wanted = wanted
         self._version = VERSION
         """Of the config's keys, when the run was started."""

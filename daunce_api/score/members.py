@@ -117,15 +117,30 @@ class MemberScoring:
     def _booked(
         self, subject: str, member: int, checkpoint: int = 0, twice: Sequence[EncodedExample] = ()
     ) -> Iterator[None]:
-        """Reserve the price of scoring one model; afterwards, settle what was not in the cache, by its share of the
-        tokens. What fails keeps its reservation."""
-        ledger, usd = self._store.ledger, self._usd + (self._usd_again if twice else 0.0)
-        ledger.reserve(subject, usd, purpose=self._purpose, cap=self._cap)
-        yield
-        cached = self._store.scores.cached_tokens(member, checkpoint)
-        saved = usd * min(1.0, cached / tokens_of([*self._asked.all, *twice]))
-        # The reservation holds what earlier measurements of this model were billed, too.
-        ledger.settle(subject, max(0.0, ledger.unsettled().get(subject, usd) - saved))
+        usd, tokens = self._usd + (self._usd_again if twice else 0.0), tokens_of(self._asked.all) + tokens_of(twice)
+        with booked(self._store, subject, usd, tokens, member, checkpoint, cap=self._cap, purpose=self._purpose):
+            yield
+
+
+@contextmanager
+def booked(
+    store: RunStore,
+    subject: str,
+    usd: float,
+    tokens: int,
+    member: int,
+    checkpoint: int = 0,
+    *,
+    cap: float | None,
+    purpose: Purpose = "score",
+) -> Iterator[None]:
+    """Reserve the price ``usd`` of scoring one model on ``tokens`` tokens; afterwards, settle what was not in the
+    cache, by its share of the tokens. What fails keeps its reservation."""
+    store.ledger.reserve(subject, usd, purpose=purpose, cap=cap)
+    yield
+    saved = usd * min(1.0, store.scores.cached_tokens(member, checkpoint) / tokens)
+    # The reservation holds what earlier measurements of this model were billed, too.
+    store.ledger.settle(subject, max(0.0, store.ledger.unsettled().get(subject, usd) - saved))
 
 
 def tokens_of(examples: Sequence[EncodedExample]) -> int:

@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator, Callable, Collection, Coroutine, Mapp
 from contextlib import AbstractContextManager, asynccontextmanager, nullcontext, suppress
 from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypedDict, TypeVar
 
 from .._util.blocking import run_blocking
 from .._util.clock import Clock
@@ -53,6 +53,21 @@ ANSWER_TOKENS = 256
 Answer = TypeVar("Answer")
 
 
+class Options(TypedDict, total=False):
+    """How a run is executed.
+
+    ``on_event`` and ``on_progress`` are called as it goes on. ``session`` records or replays the API traffic
+    (:mod:`daunce_api.providers.replay`), ``clock`` waits. ``max_usd`` takes the place of ``budget.max_usd`` for this
+    call, and is recorded.
+    """
+
+    on_event: OnEvent | None
+    on_progress: Progress | None
+    session: Session | None
+    clock: Clock | None
+    max_usd: float | None
+
+
 class Work:
     """One execution of a run: what lives only while it trains and scores. Everything that lasts is in the store."""
 
@@ -79,8 +94,8 @@ class Work:
         self._stop = Stopping(run.config.ensemble.stop)
         self._scoring: MemberScoring | None = None
 
-    async def run(self, *, adopt: bool = False) -> None:
-        """Train and score what is missing; nothing is opened where nothing is. ``adopt``: see :class:`Training`.
+    async def run(self) -> None:
+        """Train and score what is missing; nothing is opened where nothing is.
 
         Raises MembersAlikeError as soon as members show that the endpoint does not serve the fine-tunes: their scores
         are set aside, so that the same call scores them again.
@@ -89,7 +104,7 @@ class Work:
         plan = run.plan(max_usd=self._max_usd)
         plan.check()
         run_key = None if session is None else session.run_key
-        with RunStore.create_or_open(run.run_dir, run.manifest(), run_key=run_key, accept_loss=adopt) as store:
+        with RunStore.create_or_open(run.run_dir, run.manifest(), run_key=run_key, accept_loss=run.adopts) as store:
             self._store, self._comparison = store, Comparison(store)
             if session is not None:
                 session.check_run(store.run_key)
@@ -100,7 +115,7 @@ class Work:
                 if self._max_usd is not None:
                     store.note("budget", f"max_usd {self._max_usd:g} for this command")
                 try:
-                    await self._train_and_score(plan, adopt)
+                    await self._train_and_score(plan)
                 except MembersAlikeError as error:
                     raise self._set_aside(error) from error
                 except DaunceError as error:
@@ -108,7 +123,7 @@ class Work:
                         store.history.stopped("error", str(error))
                     raise
 
-    async def _train_and_score(self, plan: Plan, adopt: bool) -> None:
+    async def _train_and_score(self, plan: Plan) -> None:
         run, store = self._run, self._store
         members = await asyncio.to_thread(complete_members, store, run.material)
         await self._compare(members)
@@ -119,7 +134,7 @@ class Work:
             return
         store.history.cleared()
         async with self._backend() as (backend, cache):
-            await self._at(backend, plan, cache, adopt)
+            await self._at(backend, plan, cache)
         await self._compare(await asyncio.to_thread(complete_members, store, run.material))
 
     async def ask(self, questions: Dataset, plan: AskPlan, verdict: Verdict | None = None) -> None:
@@ -226,10 +241,11 @@ class Work:
         elif self._on_progress is not None:
             self._on_progress(member, done, total)
 
-    async def _at(self, backend: Backend, plan: Plan, cache: ScoredCache | None, adopt: bool) -> None:
+    async def _at(self, backend: Backend, plan: Plan, cache: ScoredCache | None) -> None:
         run, store, config = self._run, self._store, self._config
         asked = Asked(run.material.encoded_test, run.material.encoded_train)
-        client = self._client(backend, cache, (plan.scoring_usd_per_model or 0.0) / tokens_of(asked.all))
+        tokens = tokens_of(asked.all) + plan.test_tokens
+        client = self._client(backend, cache, (plan.scoring_usd_per_model or 0.0) / tokens)
         self._client_in_use = client
         jobs = JobClient(
             backend.trainer,
@@ -241,7 +257,9 @@ class Work:
             clock=self._clock,
             replayed=self._replayed,
         )
-        self._training = Training(jobs, ensemble=run.material.ensemble, dataset=run.train, config=config, adopt=adopt)
+        self._training = Training(
+            jobs, ensemble=run.material.ensemble, dataset=run.train, config=config, adopt=run.adopts
+        )
         self._scoring = MemberScoring(
             client,
             store,

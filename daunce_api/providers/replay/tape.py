@@ -98,7 +98,7 @@ class Tape(Cassette):  # type: ignore[misc]
         plain = decode_response(response)
         return {
             "status": plain["status"],
-            "headers": scrub.response_headers(plain["headers"]),
+            "headers": scrub.response_headers(plain["headers"], self._secrets),
             "body": {"string": scrub.without_secrets(plain["body"]["string"] or b"", self._secrets)},
         }
 
