@@ -22,7 +22,7 @@ from .rows import Floats, MemberLosses, Stages
 Vector: TypeAlias = NDArray[np.float64]
 Matrix: TypeAlias = NDArray[np.float64]
 Question: TypeAlias = Literal["attribution", "retrieval"]
-_BLOCK = 65_536
+_BLOCK = 8_192
 
 QUESTIONS: dict[Question, str] = {
     "attribution": "how much each training example moves each test example's loss (judged by LDS)",

@@ -39,7 +39,7 @@ from .jackknife import (
 )
 from .rows import Floats, Index, MemberLosses, Stages, stacked
 
-_ROWS = 16_384
+_ROWS = 8_192
 _TILE = (2_048, 512)
 _PAIRS = 1_000_000  # that are weighted at a time
 _CHANGES = 10_000_000  # of groups by members that are held at a time
@@ -54,10 +54,12 @@ class Shrinkage:
     Attributes:
         left_N: (N,) 1 / |a|, zero for a vector of zeros.
         right_M: (M,) sqrt(d / c) / |b|, likewise.
+        most: sqrt(d / c), what a score's size can be at most in units of left_N and right_M.
     """
 
     left_N: Floats
     right_M: Floats
+    most: float
 
     @staticmethod
     def of(amount: float, filtered_D: Floats, left_square_N: Floats, right_square_M: Floats) -> Shrinkage:
@@ -66,7 +68,8 @@ class Shrinkage:
         left, right = (
             np.divide(1, np.sqrt(x), out=np.zeros_like(x), where=x > 0) for x in (left_square_N, right_square_M)
         )
-        return Shrinkage(left, right * right.dtype.type(np.sqrt(directions / amount)))
+        most = float(np.sqrt(directions / amount))
+        return Shrinkage(left, right * right.dtype.type(most), most)
 
     def weight(self, score: Floats, rows: slice | Index, columns: slice | Index) -> Floats:
         """Weights in [0, 1) of unweighted scores: (n, m) of a block given by slices, or (p,) of single pairs."""
@@ -75,6 +78,24 @@ class Shrinkage:
         square *= self.right_M[columns]
         square *= square
         return np.asarray(square / (1 + square))
+
+    def lengths(self) -> list[Floats]:
+        """|a| and |b|, this times the largest weight there is: no weighted score exceeds their product."""
+        left, right = (np.divide(1, x, out=np.zeros_like(x), where=x > 0) for x in (self.left_N, self.right_M))
+        return [left, right * right.dtype.type(self.most**3 / (1 + self.most**2))]
+
+    def least(self, weighted_m: Floats, rows: slice, columns: slice) -> Floats:
+        """(m,) what a score of these rows is before its weight where it is ``weighted_m`` after, or less: the root of
+        q^2 s^3 = t (1 + q^2 s^2), a little too small; -inf where nothing bounds it."""
+        q2 = np.square(self.left_N[rows].max() * self.right_M[columns])
+        known = (weighted_m > 0) & (q2 > 0)
+        t, q2 = weighted_m[known], q2[known]
+        s = t + np.cbrt(t / q2)
+        for _ in range(5):  # Newton, from above
+            s -= ((s - t) * s * s * q2 - t) / ((3 * s - 2 * t) * s * q2)
+        out = np.full_like(weighted_m, -np.inf)
+        out[known] = s * (1 - 1e-4)
+        return out
 
     def slope(self, score: Floats, rows: slice | Index, columns: slice | Index) -> Floats:
         """What a deviation of the score makes of the weighted one, root mean square: w (5^1/2 - (5^1/2 - 1) w).

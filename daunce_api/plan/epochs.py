@@ -7,8 +7,6 @@ from ..providers.registry import capabilities_of
 from .prices import provider_of
 
 _NAMES = ("n_epochs", "epochs")
-_DEFAULTS = {"embedded": 3, "tinker": 3}
-"""Documented defaults of the kinds that this package implements itself."""
 
 
 def epochs_of(config: RunConfig, n_examples: int, *, target: bool) -> tuple[int, str | None]:
@@ -26,9 +24,7 @@ def epochs_of(config: RunConfig, n_examples: int, *, target: bool) -> tuple[int,
         if isinstance(value, int | float) and value >= 1:
             return int(value), None
     provider = provider_of(config.backend.kind, config.backend.base_url)
-    if provider in _DEFAULTS:
-        return _DEFAULTS[provider], None
-    if provider == "local" and (own := capabilities_of(config)[0].epochs) is not None:
+    if (own := capabilities_of(config)[0].epochs) is not None:
         return own, None
     epochs = 3
     if provider == "openai":

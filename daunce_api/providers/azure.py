@@ -19,16 +19,10 @@ from ..errors import ConfigurationError, MissingExtraError, RejectedError, Trans
 from .azure_deployments import API_VERSIONS, AzureScorerOptions, DeploymentHost
 from .base import Job, JobRequest, Scorer, ScorerCapabilities, TrainerCapabilities
 from .endpoint import Endpoint, api_key_from
-from .hosting import hosted
+from .hosting import HostedScorer
 from .openai_wire.chat_token import chat_capabilities, open_tokenizer, scorer_on
 from .openai_wire.client import WireClient
-from .openai_wire.trainer import (
-    HYPERPARAMETERS,
-    KEPT_CHECKPOINTS,
-    OPENAI_GRACE_SECONDS,
-    WireTrainer,
-    WireTrainerOptions,
-)
+from .openai_wire.trainer import OPENAI_GRACE_SECONDS, WireTrainer, WireTrainerOptions, wire_capabilities
 from .options import parse_options
 from .polling import Answer, Poll, file_in_time
 from .registry import Context
@@ -63,15 +57,12 @@ class AzureTrainerOptions(WireTrainerOptions):
 def trainer_capabilities(config: RunConfig) -> TrainerCapabilities:
     """As OpenAI's own, with Azure's conditions; no network."""
     options = parse_options(AzureTrainerOptions, config.backend.options, "backend.options")
-    return TrainerCapabilities(
+    return wire_capabilities(
+        config,
+        options,
         provider="Azure OpenAI",
-        max_concurrent_jobs=config.backend.max_concurrent_jobs or JOBS_AT_ONCE,
-        min_examples=options.min_examples,
-        hyperparameters=HYPERPARAMETERS,
-        grace_seconds=OPENAI_GRACE_SECONDS if options.grace_seconds is None else options.grace_seconds,
-        listing_lag_seconds=options.listing_lag_seconds,
-        echoes=options.echoes,
-        checkpoints=KEPT_CHECKPOINTS,
+        max_concurrent_jobs=JOBS_AT_ONCE,
+        grace_seconds=OPENAI_GRACE_SECONDS,
         notes=NOTES,
         accepts=frozenset({"tools", "images", "validation"}),
     )
@@ -177,7 +168,7 @@ def open_scorer(context: Context) -> Scorer:
     management_token(options)  # where there is none, nothing is started
     own = context.http_client is None
     http = context.http_client or httpx2.AsyncClient(timeout=options.timeout)
-    return hosted(scorer, DeploymentHost(http, options, lambda: management_token(options), own_http=own))
+    return HostedScorer(scorer, DeploymentHost(http, options, lambda: management_token(options), own_http=own))
 
 
 def management_token(options: AzureScorerOptions) -> str:

@@ -234,6 +234,21 @@ class ModelInfo:
     shutdown_date: str | None = None
 
 
+class Closing:
+    """An asynchronous context manager that closes itself at the end of its block."""
+
+    async def close(self) -> None:
+        """Close what this opened or was given to close."""
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.close()
+
+
 class _Opened(Protocol):
     async def __aenter__(self) -> Self: ...
     async def __aexit__(

@@ -17,7 +17,7 @@ from ..errors import ConfigurationError
 from .base import TrainerCapabilities
 from .endpoint import Endpoint
 from .openai_wire.client import WireClient
-from .openai_wire.trainer import HYPERPARAMETERS, KEPT_CHECKPOINTS, WireTrainer, WireTrainerOptions
+from .openai_wire.trainer import WireTrainer, WireTrainerOptions, wire_capabilities
 from .options import parse_options
 from .registry import Context
 from .server_process import EmbeddedServer
@@ -34,16 +34,15 @@ def trainer_capabilities(config: RunConfig) -> TrainerCapabilities:
     """As of any OpenAI-wire server; twice as many jobs as workers keep every worker busy."""
     trainer, server = _options(config)
     workers = server.get("workers", 1)
-    return TrainerCapabilities(
+    return wire_capabilities(
+        config,
+        trainer,
         provider="embedded server",
-        max_concurrent_jobs=config.backend.max_concurrent_jobs or 2 * (workers if isinstance(workers, int) else 1),
-        min_examples=trainer.min_examples,
-        hyperparameters=HYPERPARAMETERS,
-        grace_seconds=trainer.grace_seconds or 0.0,
+        max_concurrent_jobs=2 * (workers if isinstance(workers, int) else 1),
+        epochs=3,
+        grace_seconds=0.0,
         listing_lag_seconds=trainer.listing_lag_seconds or 0.0,
-        echoes=trainer.echoes,
         max_context_tokens=context_tokens(config),
-        checkpoints=KEPT_CHECKPOINTS,
         notes=("trains and scores on this machine",),
     )
 

@@ -12,14 +12,13 @@ from collections import OrderedDict
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field, replace
-from types import TracebackType
-from typing import Protocol, Self
+from typing import Protocol
 
 from .._util.clock import Clock, SystemClock
 from .._util.retry import Retrier, RetryPolicy
 from ..data.tokenizers import EncodedExample
 from ..errors import DaunceError, ProviderError, StopError
-from .base import HostRecords, Metered, ProbeReport, Probing, Scorer, ScorerCapabilities, TokenScores
+from .base import Closing, HostRecords, Metered, ProbeReport, Probing, Scorer, ScorerCapabilities, TokenScores
 from .failures import gone_already
 from .polling import Answer, Poll
 
@@ -218,7 +217,7 @@ class Pool:
             raise failure
 
 
-class HostedScorer:
+class HostedScorer(Closing):
     """A scorer of models that a host has to load first. Closing it unloads them and closes the scorer."""
 
     def __init__(self, scorer: Scorer, host: Host, *, clock: Clock | None = None) -> None:
@@ -237,6 +236,13 @@ class HostedScorer:
         """As the inner scorer, under the name that the host gave the model."""
         async with self.pool.serving(model) as served:
             return await self.inner.score(served, batch)
+
+    async def probe(self, model: str, example: EncodedExample) -> ProbeReport:
+        """As the inner scorer, on the model's served name."""
+        if not isinstance(self.inner, Probing):
+            return ProbeReport(False, "this scorer has no test of its endpoint")
+        async with self.pool.serving(model) as served:
+            return await self.inner.probe(served, example)
 
     def record(self, records: HostRecords) -> None:
         """Keep in ``records`` what is put on the server and taken off."""
@@ -262,30 +268,8 @@ class HostedScorer:
         if isinstance(self.inner, Metered):
             self.inner.watch(observer)
 
-    async def __aenter__(self) -> Self:
-        await self.inner.__aenter__()
-        return self
-
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    async def close(self) -> None:
         try:
             await self.pool.close()
         finally:
-            await self.inner.__aexit__(kind, error, trace)
-
-
-class ProbedHostedScorer(HostedScorer):
-    """The same, of a scorer that can test its endpoint."""
-
-    async def probe(self, model: str, example: EncodedExample) -> ProbeReport:
-        """As the inner scorer, on the model's served name."""
-        if not isinstance(self.inner, Probing):
-            return ProbeReport(False, "this scorer has no test of its endpoint")
-        async with self.pool.serving(model) as served:
-            return await self.inner.probe(served, example)
-
-
-def hosted(scorer: Scorer, host: Host) -> HostedScorer:
-    """A scorer whose models are loaded by a host; it can be probed where the scorer can."""
-    return ProbedHostedScorer(scorer, host) if isinstance(scorer, Probing) else HostedScorer(scorer, host)
+            await self.inner.__aexit__(None, None, None)

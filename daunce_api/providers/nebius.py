@@ -19,7 +19,7 @@ from .base import GRACE_SECONDS, Job, JobStatus, ScorerCapabilities, TrainerCapa
 from .failures import gone_already
 from .openai_wire.client import WireClient
 from .openai_wire.echo import EchoScorer, echo_capabilities, echo_options
-from .openai_wire.trainer import WireTrainer, WireTrainerOptions, number
+from .openai_wire.trainer import WireTrainer, WireTrainerOptions, number, wire_capabilities
 from .openai_wire.wire_scorer import open_client
 from .options import parse_options
 from .registry import Context
@@ -45,13 +45,16 @@ class NebiusOptions(WireTrainerOptions):
 def trainer_capabilities(config: RunConfig) -> TrainerCapabilities:
     """Limits of Nebius's fine-tuning; no network. Its limit on jobs at once is not published: 4 is cautious."""
     options = parse_options(NebiusOptions, config.backend.options, "backend.options")
-    return TrainerCapabilities(
+    return wire_capabilities(
+        config,
+        options,
         provider="Nebius",
-        max_concurrent_jobs=config.backend.max_concurrent_jobs or 4,
-        min_examples=options.min_examples,
+        max_concurrent_jobs=4,
+        hyperparameters=frozenset(),
+        epochs=3,
         starts_from_fine_tune=False,
-        grace_seconds=GRACE_SECONDS if options.grace_seconds is None else options.grace_seconds,
-        listing_lag_seconds=options.listing_lag_seconds,
+        grace_seconds=GRACE_SECONDS,
+        checkpoints=1,
         notes=NOTES,
     )
 

@@ -17,6 +17,13 @@ class Options(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True)
 
 
+class TrainerOptions(Options):
+    """What every trainer at an address can be given in ``backend.options``."""
+
+    timeout: float = Field(120.0, gt=0, description="seconds that a request may take (uploads: at least 600)")
+    min_examples: int = Field(1, ge=1, description="fewest examples that the provider accepts in a training file")
+
+
 class ScorerOptions(Options):
     """What every scorer of an endpoint can be given in ``backend.scorer.options``."""
 

@@ -37,19 +37,10 @@ REPLAYED = "replayed-key"
 
 
 @dataclass(frozen=True, slots=True)
-class ScorerKind:
-    """A way to read log-probabilities. ``base_url`` and ``key_variable`` are defaults of an endpoint of its own."""
-
-    module: str
-    extra: str | None = None
-    base_url: str | None = None
-    key_variable: str | None = None
-
-
-@dataclass(frozen=True, slots=True)
 class BackendKind:
-    """A provider of fine-tuning. ``scorer`` is the kind used where the config names none; ``needs_url`` says that
-    ``backend.base_url`` has no default; ``remote`` that requests leave the process."""
+    """A provider of fine-tuning. ``scorer`` is the kind used where the config names none; a scorer of the same name has
+    the same address, key and extra. ``needs_url`` says that ``backend.base_url`` has no default; ``remote`` that
+    requests leave the process."""
 
     module: str
     scorer: str
@@ -61,7 +52,7 @@ class BackendKind:
     needs_url: bool = False
 
 
-KindT = TypeVar("KindT")
+Entry = TypeVar("Entry")
 
 _HERE = "daunce_api.providers"
 OPENAI_BASE_URL = "https://api.openai.com/v1"
@@ -117,26 +108,25 @@ BACKENDS: Mapping[str, BackendKind] = {
     ),
 }
 
-SCORERS: Mapping[str, ScorerKind] = {
-    "echo": ScorerKind(f"{_HERE}.openai_wire.echo"),
-    "chat_token": ScorerKind(f"{_HERE}.openai_wire.chat_token"),
-    "local": ScorerKind(f"{_HERE}.local.backend", extra="local"),
-    "vllm": ScorerKind(f"{_HERE}.vllm"),
-    "prompt_logprobs": ScorerKind(f"{_HERE}.prompt_logprobs"),
-    "sglang": ScorerKind(f"{_HERE}.sglang"),
-    "together": ScorerKind(f"{_HERE}.together.scorer", base_url=TOGETHER_BASE_URL, key_variable="TOGETHER_API_KEY"),
-    "fireworks": ScorerKind(f"{_HERE}.fireworks.scorer", base_url=FIREWORKS_BASE_URL, key_variable="FIREWORKS_API_KEY"),
-    "tinker": ScorerKind(
-        f"{_HERE}.tinker.scorer", extra="tinker", base_url=TINKER_BASE_URL, key_variable="TINKER_API_KEY"
-    ),
-    "nebius": ScorerKind(f"{_HERE}.nebius", base_url=NEBIUS_BASE_URL, key_variable="NEBIUS_API_KEY"),
-    "azure": ScorerKind(f"{_HERE}.azure"),
-    "tgi": ScorerKind(f"{_HERE}.retired"),
+SCORERS: Mapping[str, str] = {
+    "echo": f"{_HERE}.openai_wire.echo",
+    "chat_token": f"{_HERE}.openai_wire.chat_token",
+    "local": f"{_HERE}.local.backend",
+    "vllm": f"{_HERE}.vllm",
+    "prompt_logprobs": f"{_HERE}.vllm",
+    "sglang": f"{_HERE}.sglang",
+    "together": f"{_HERE}.together.scorer",
+    "fireworks": f"{_HERE}.fireworks.scorer",
+    "tinker": f"{_HERE}.tinker.scorer",
+    "nebius": f"{_HERE}.nebius",
+    "azure": f"{_HERE}.azure",
+    "tgi": f"{_HERE}.retired",
 }
+"""Modules of the ways to read log-probabilities."""
 
 
-def known(table: Mapping[str, KindT], name: str, key: str) -> KindT:
-    """The kind of that name. Raises ConfigurationError where there is none, with ``key``, where it was read."""
+def known(table: Mapping[str, Entry], name: str, key: str) -> Entry:
+    """What a table has under a name. Raises ConfigurationError with ``key``, where it was read, for an unknown one."""
     if name in table:
         return table[name]
     offered = [kind for kind in table if kind != "tgi"]
@@ -279,8 +269,8 @@ def scoring_address(config: RunConfig) -> str | None:
     if config.backend.kind == "embedded" or not trainer.remote:
         return None
     name = scorer_kind(config)
-    scorer = known(SCORERS, name, "backend.scorer.kind")
-    own = scorer.base_url if config.backend.scorer.kind not in (None, trainer.scorer) else None
+    known(SCORERS, name, "backend.scorer.kind")
+    own = _own(name).base_url if config.backend.scorer.kind not in (None, trainer.scorer) else None
     address = config.backend.scorer.base_url or own or config.backend.base_url or trainer.base_url
     if address is None or Endpoint(address).loopback:
         return None
@@ -294,8 +284,12 @@ def _backend(config: RunConfig) -> tuple[BackendKind, ModuleType]:
 
 def _scorer_module(config: RunConfig, kind: BackendKind) -> ModuleType:
     name = config.backend.scorer.kind or kind.scorer
-    scorer = known(SCORERS, name, "backend.scorer.kind")
-    return _load(scorer.module, scorer.extra, name)
+    return _load(known(SCORERS, name, "backend.scorer.kind"), _own(name).extra, name)
+
+
+def _own(scorer: str) -> BackendKind:
+    """Address, key and extra of a scorer's own provider; none of them where it has none."""
+    return BACKENDS.get(scorer, BackendKind("", scorer))
 
 
 def _load(module: str, extra: str | None, name: str) -> ModuleType:
@@ -329,7 +323,7 @@ def _trainer_endpoint(config: RunConfig, kind: BackendKind, key_of: KeyOf) -> En
 def _scorer_endpoint(config: RunConfig, kind: BackendKind, trainer: Endpoint | None, key_of: KeyOf) -> Endpoint | None:
     """The scorer's own address and key where it has one; otherwise the trainer's."""
     settings = config.backend.scorer
-    scorer = SCORERS[scorer_kind(config)]
+    scorer = _own(scorer_kind(config))
     base_url = settings.base_url or (scorer.base_url if settings.kind not in (None, kind.scorer) else None)
     if base_url is None:
         if settings.api_key_env is None or trainer is None:

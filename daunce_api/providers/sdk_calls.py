@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Awaitable, Mapping, Set
-from types import ModuleType, TracebackType
-from typing import Any, Self, TypeVar
+from types import ModuleType
+from typing import Any, TypeVar
 
 from pydantic import ValidationError
 
 from ..errors import DaunceError, ProviderError, RejectedError, ReplayError, StopError, TransientError
-from .base import Hyperparameters, TrainerCapabilities
+from .base import Closing, Hyperparameters, TrainerCapabilities
 from .failures import Failures
 
 _NEVER_SENT = {"ConnectError", "ConnectTimeout", "PoolTimeout", "UnsupportedProtocol"}
@@ -115,7 +115,7 @@ def _submits(error: Exception, submit: bool | str) -> bool:
     return bool(submit) and (path is None or submit is True or path.endswith(submit))
 
 
-class SdkTrainer:
+class SdkTrainer(Closing):
     """What trainers on an SDK's client share. Closing one closes the client.
 
     ``base_model`` is the model that is fine-tuned from scratch; a job on any other one continues that fine-tune.
@@ -131,12 +131,7 @@ class SdkTrainer:
     def capabilities(self) -> TrainerCapabilities:
         return self._capabilities
 
-    async def __aenter__(self) -> Self:
-        return self
-
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    async def close(self) -> None:
         await self._sdk.close()
 
 

@@ -26,11 +26,12 @@ from typing import Any
 
 from daunce_api.data.dataset import Dataset
 from daunce_api.data.tokenizers import EncodedExample, LocalTokenizer, encode_example
+from daunce_api.providers.base import ScorerCapabilities
 from daunce_api.providers.endpoint import Endpoint
 from daunce_api.providers.openai_wire.client import WireClient
 from daunce_api.providers.openai_wire.echo import EchoOptions, EchoScorer, echo_capabilities
-from daunce_api.providers.prompt_logprobs import PromptLogprobsOptions, PromptLogprobsScorer, prompt_capabilities
 from daunce_api.providers.tokenizers import embedded_folder
+from daunce_api.providers.vllm import VllmOptions, VllmScorer
 from daunce_api.score.client import ScoringClient
 from daunce_api.server import EmbeddedServer, ServerSettings
 from daunce_api.store import RunStore
@@ -65,7 +66,7 @@ json.dump(found, open(sys.argv[2], "w"))
 """
 
 
-Scorers = dict[str, Callable[[Endpoint], EchoScorer | PromptLogprobsScorer]]
+Scorers = dict[str, Callable[[Endpoint], EchoScorer | VllmScorer]]
 
 
 def examples() -> list[EncodedExample]:
@@ -102,12 +103,13 @@ def echo(endpoint: Endpoint) -> EchoScorer:
     return EchoScorer(WireClient.open(endpoint), echo_capabilities(options, provider="the server"), options)
 
 
-def prompt_logprobs(endpoint: Endpoint) -> PromptLogprobsScorer:
-    options = PromptLogprobsOptions()
-    return PromptLogprobsScorer(WireClient.open(endpoint), prompt_capabilities(options), options)
+def prompt_logprobs(endpoint: Endpoint) -> VllmScorer:
+    options = VllmOptions(adapters=False)
+    capabilities = ScorerCapabilities("vLLM", "any", max_prompts_per_request=options.prompts_per_request)
+    return VllmScorer(WireClient.open(endpoint), capabilities, options)
 
 
-async def ours(scorer: EchoScorer | PromptLogprobsScorer, model: str, chosen: list[EncodedExample]) -> Answer:
+async def ours(scorer: EchoScorer | VllmScorer, model: str, chosen: list[EncodedExample]) -> Answer:
     """The same by the scoring client, with every check and the store's transactions."""
     with (
         tempfile.TemporaryDirectory() as folder,

@@ -99,7 +99,7 @@ def killed(run: Run, vllms: Vllms, monkeypatch: pytest.MonkeyPatch) -> Run:
         """A killed process closes nothing."""
 
     with monkeypatch.context() as patch:
-        patch.setattr(HostedScorer, "__aexit__", nothing)
+        patch.setattr(HostedScorer, "close", nothing)
         run.execute()
     assert len(vllms.vllm.adapters) == 1
     with RunStore.open(run.run_dir, read_only=True) as store:

@@ -20,7 +20,7 @@ from daunce_api.cli.doctor import Findings, examine_backend, fine_tunes_of
 from daunce_api.providers import azure
 from daunce_api.providers.base import JobStatus
 from daunce_api.providers.fireworks import scorer as fireworks_scorer
-from daunce_api.providers.hosting import hosted
+from daunce_api.providers.hosting import HostedScorer
 from daunce_api.providers.registry import Backend
 from daunce_api.providers.together import scorer as together_scorer
 from daunce_api.store import RunStore
@@ -41,7 +41,7 @@ async def test_fireworks_is_asked_for_the_base_model_on_its_deployment_without_l
     models = Service().on("GET /v1/accounts/fireworks/models/base-8b", {"name": fireworks_tests.BASE})
     loads, server = Service(), Server(fireworks_tests.echo())
     inner = fireworks_scorer.open_scorer(server.context(run_config("fireworks")))
-    scorer = hosted(inner, fireworks_tests.deployment(loads))
+    scorer = HostedScorer(inner, fireworks_tests.deployment(loads))
     findings = await examined(fireworks_tests.make(models), scorer, fireworks_tests.BASE)
     assert findings.ok
     assert detail(findings, "log-probabilities").startswith("6 of 15 tokens")
@@ -61,7 +61,7 @@ async def test_together_is_tried_with_a_fine_tune_of_the_run_or_not_at_all(train
         together_tests.TINY,
         together_tests.BASE,
     )
-    scorer = hosted(inner, together_tests.adapter_host(attached))
+    scorer = HostedScorer(inner, together_tests.adapter_host(attached))
     findings = await examined(
         together_tests.make(together_tests.service().on("GET /v1/fine-tunes", {"data": []})),
         scorer,
@@ -120,3 +120,5 @@ def test_the_runs_own_models_are_known_to_the_doctor(tmp_path: Path) -> None:
     assert fine_tunes_of(config) == ["me/m3"]
     started = {"members": 8, "start_from": "target", "target_model": "me/t"}
     assert fine_tunes_of(run_config("together", run_dir=str(tmp_path), ensemble=started)) == ["me/t", "me/m3"]
+    with RunStore.open(tmp_path):  # a process works on the run, and may have loaded them
+        assert fine_tunes_of(config) == []

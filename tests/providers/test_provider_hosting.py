@@ -327,9 +327,8 @@ async def test_what_does_not_load_says_what_to_do(tmp_path: Path) -> None:
     await scorer.pool.host.unload(str(tmp_path / "missing"))
 
 
-@pytest.mark.parametrize("route", ["completions", "echo"])
-async def test_names_that_are_served_already_are_used_as_they_are(route: str, tmp_path: Path) -> None:
-    scorer, _ = hosted(Vllm(), tmp_path, adapters=False, route=route)
+async def test_names_that_are_served_already_are_used_as_they_are(tmp_path: Path) -> None:
+    scorer, _ = hosted(Vllm(), tmp_path, adapters=False)
     assert not isinstance(scorer, HostedScorer)
     assert scorer.capabilities.scope == "any"
 
@@ -341,7 +340,7 @@ def test_the_example_config_of_local_training_and_vllm_scoring_is_valid() -> Non
     path = Path(__file__).parents[2] / "examples" / "local_training_vllm_scoring.yaml"
     config = RunConfig.from_yaml(path)
     assert (config.backend.kind, scorer_kind(config)) == ("local", "vllm")
-    assert SCORERS["vllm"].module.endswith("vllm")
+    assert SCORERS["vllm"].endswith("vllm")
     options = adapters.vllm_options(config)
     assert options.max_adapters == 4
     capabilities = adapters.scorer_capabilities(config)

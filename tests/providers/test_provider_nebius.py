@@ -12,10 +12,12 @@ from urllib.parse import unquote, urlsplit
 import pytest
 from provider_support import BATCH, run_config, sequence, truth
 
+from daunce_api.plan.epochs import epochs_of
 from daunce_api.plan.refusals import trainer_refusals
 from daunce_api.providers import nebius
 from daunce_api.providers.base import JobRequest, JobStatus, mark_of
 from daunce_api.providers.endpoint import Endpoint
+from daunce_api.providers.openai_wire import trainer as openai_wire
 from daunce_api.providers.registry import Context
 
 KEY = "nebius-marked-0123456789"
@@ -156,3 +158,16 @@ def test_any_hyperparameter_of_nebius_may_be_given() -> None:
     config = run_config("nebius", model=BASE, training={"hyperparameters": given})
     assert trainer_refusals(config, nebius.trainer_capabilities(config)) == []
     assert any("not tested against Nebius" in note for note in nebius.trainer_capabilities(config).notes)
+
+
+def test_any_hyperparameter_of_a_server_of_the_wire_may_be_given_but_none_that_openai_lacks() -> None:
+    given = {"lora": True, "lora_alpha": 16}
+    for kind, refused in (("openai_wire", 0), ("openai", 2)):
+        config = run_config(kind, model=BASE, training={"hyperparameters": given})
+        assert len(trainer_refusals(config, openai_wire.trainer_capabilities(config))) == refused
+
+
+def test_the_plan_counts_the_epochs_that_a_provider_documents_or_that_are_sent() -> None:
+    assert epochs_of(run_config("nebius", model=BASE), 100, target=False) == (3, None)
+    assert epochs_of(run_config("together", model=BASE), 100, target=False) == (3, None)
+    assert epochs_of(run_config("openai_wire", model=BASE), 100, target=False)[1] is not None

@@ -13,7 +13,7 @@ from provider_support import BATCH, LONG, Server, body_of, encoded, run_config, 
 from daunce_api.data.dataset import Example, Message
 from daunce_api.data.tokenizers import EncodedExample
 from daunce_api.errors import CapabilityError, ContractError, RejectedError, TransientError
-from daunce_api.providers import prompt_logprobs
+from daunce_api.providers import vllm
 
 Change = Callable[[list[Any]], list[Any]]
 
@@ -42,8 +42,8 @@ def completions(change: Change | None = None, **extra: Any) -> Callable[[httpx2.
     return handler
 
 
-def make(server: Server, **options: Any) -> prompt_logprobs.PromptLogprobsScorer:
-    return prompt_logprobs.open_scorer(server.context(run_config(scorer="prompt_logprobs", options=options)))
+def make(server: Server, **options: Any) -> Any:
+    return vllm.open_scorer(server.context(run_config(scorer="prompt_logprobs", options=options)))
 
 
 async def test_an_honest_server_is_read_exactly_by_id() -> None:
@@ -190,7 +190,7 @@ def test_the_toy_server_speaks_of_the_same_numbers() -> None:
 
 
 def test_capabilities() -> None:
-    both = prompt_logprobs.scorer_capabilities(run_config(scorer="prompt_logprobs"))
+    both = vllm.scorer_capabilities(run_config(scorer="prompt_logprobs"))
     assert (both.scope, both.max_prompts_per_request) == ("any", 32)
-    chat = prompt_logprobs.scorer_capabilities(run_config(scorer="prompt_logprobs", options={"route": "chat"}))
+    chat = vllm.scorer_capabilities(run_config(scorer="prompt_logprobs", options={"route": "chat"}))
     assert chat.max_prompts_per_request == 1

@@ -14,7 +14,7 @@ from test_provider_prompt_logprobs import completions
 
 from daunce_api._util.clock import InstantClock
 from daunce_api.errors import TransientError
-from daunce_api.providers import prompt_logprobs
+from daunce_api.providers import vllm
 from daunce_api.providers.base import Metered
 from daunce_api.score.slots import AdaptiveSlots, seconds_of
 
@@ -163,7 +163,7 @@ async def test_headers_of_answers_and_of_refusals_reach_the_observer() -> None:
         return answer
 
     server = Server(handler)
-    scorer = prompt_logprobs.open_scorer(server.context(run_config(scorer="prompt_logprobs")))
+    scorer = vllm.open_scorer(server.context(run_config(scorer="prompt_logprobs")))
     assert isinstance(scorer, Metered)
     scorer.watch(lambda headers: seen.append(headers["x-ratelimit-remaining-requests"]))
     with pytest.raises(TransientError) as info:

@@ -15,7 +15,7 @@ from provider_support import BATCH, LONG, SHORT, Server, run_config, truth
 from test_provider_prompt_logprobs import completions
 
 from daunce_api._util.clock import InstantClock
-from daunce_api.providers import prompt_logprobs
+from daunce_api.providers import vllm
 from daunce_api.providers.base import TokenScores
 from daunce_api.providers.registry import scoring_address
 from daunce_api.score.cache import FILE_NAME, ScoredCache, open_cache
@@ -151,7 +151,7 @@ def test_a_scorer_of_its_own_has_its_own_address_and_the_cache_can_be_switched_o
 
 
 def client(server: Server, run_dir: Path, cache: ScoredCache) -> tuple[ScoringClient, RunStore]:
-    scorer = prompt_logprobs.open_scorer(server.context(run_config(scorer="prompt_logprobs")))
+    scorer = vllm.open_scorer(server.context(run_config(scorer="prompt_logprobs")))
     store = RunStore.create_or_open(run_dir, {"config": {}})
     return ScoringClient(scorer, store, clock=InstantClock(), cache=cache), store
 

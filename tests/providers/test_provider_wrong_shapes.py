@@ -13,7 +13,7 @@ from provider_support import BATCH, LONG, VOCABULARY, Server, body_of, run_confi
 from daunce_api.data.dataset import Example
 from daunce_api.data.tokenizers import EncodedExample, encode_example
 from daunce_api.errors import ContractError, ProviderError, RejectedError, StopError, TransientError
-from daunce_api.providers import prompt_logprobs, sglang
+from daunce_api.providers import sglang, vllm
 from daunce_api.providers.base import Probing, Scorer
 from daunce_api.providers.openai_wire import echo
 from daunce_api.providers.together import scorer as together_scorer
@@ -135,7 +135,7 @@ class Engine:
 
 KINDS: dict[str, tuple[Callable[[Any], Any], dict[str, Any], EncodedExample]] = {
     "echo": (echo.open_scorer, {"return_token_ids": True}, LONG),
-    "prompt_logprobs": (prompt_logprobs.open_scorer, {}, LONG),
+    "prompt_logprobs": (vllm.open_scorer, {}, LONG),
     "sglang": (sglang.open_scorer, {}, LONG),
     "together": (together_scorer.open_scorer, {}, TEXT),
 }

@@ -6,6 +6,7 @@ Runs where ``DAUNCE_LLAMA_CPP_PYTHON`` names a Python that has ``xllamacpp``, an
 from __future__ import annotations
 
 import os
+import socket
 import subprocess
 import time
 from collections.abc import Iterator
@@ -14,10 +15,9 @@ from pathlib import Path
 import httpx2
 import pytest
 from provider_support import BATCH, run_config
-from test_real_vllm import free_port
 
 from daunce_api.errors import ContractError, DaunceError
-from daunce_api.providers import prompt_logprobs
+from daunce_api.providers import vllm
 from daunce_api.providers.base import ProbeReport
 from daunce_api.providers.endpoint import Endpoint
 from daunce_api.providers.openai_wire import echo
@@ -38,6 +38,13 @@ server = xllamacpp.Server(parameters)
 time.sleep(600)
 """
 START_SECONDS = 120
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
 
 
 @pytest.fixture(scope="module")
@@ -75,7 +82,7 @@ async def test_echo_that_is_ignored_is_refused(llama_cpp: Endpoint, max_tokens: 
 
 
 async def test_prompt_logprobs_that_are_ignored_are_refused(llama_cpp: Endpoint) -> None:
-    async with prompt_logprobs.open_scorer(Context(run_config(scorer="prompt_logprobs"), llama_cpp)) as scorer:
+    async with vllm.open_scorer(Context(run_config(scorer="prompt_logprobs"), llama_cpp)) as scorer:
         with pytest.raises(ContractError):
             await scorer.score("m", BATCH[:1])
 

@@ -66,7 +66,7 @@ STATUSES = (200, 200, 200, 200, 400, 401, 404, 409, 429, 500, 502)
 
 def calls(client: WireClient) -> list[Callable[[], Awaitable[Any]]]:
     """One call of every reader."""
-    trainer = WireTrainer(client, TrainerCapabilities("test", 3), WireTrainerOptions(job_events=True))
+    trainer = WireTrainer(client, TrainerCapabilities("test", 3), WireTrainerOptions())
     scorer = EchoScorer(client, ScorerCapabilities("test", "any"), EchoOptions(return_token_ids=True))
     plain = EchoScorer(client, ScorerCapabilities("test", "any"), EchoOptions(max_tokens=1))
     return [
@@ -76,7 +76,6 @@ def calls(client: WireClient) -> list[Callable[[], Awaitable[Any]]]:
         lambda: trainer.find_job("abc-m0-a1"),
         lambda: trainer.get("ftjob-1"),
         lambda: trainer.cancel("ftjob-1"),
-        lambda: trainer.events("ftjob-1"),
         lambda: trainer.model_info("base"),
         lambda: trainer.delete_model("ft:base:x"),
         lambda: trainer.delete_file("file-1"),
@@ -87,7 +86,7 @@ def calls(client: WireClient) -> list[Callable[[], Awaitable[Any]]]:
     ]
 
 
-CALLS = 14
+CALLS = 13
 
 
 def changed(template: int, path: list[int], value: Any) -> dict[str, Any]:

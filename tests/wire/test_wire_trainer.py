@@ -127,25 +127,6 @@ async def test_checkpoints_are_the_models_before_the_final_one() -> None:
     assert await trainer.checkpoints("ftjob-1") == []
 
 
-async def test_progress_comes_from_events_where_asked_for() -> None:
-    def handler(request: httpx2.Request) -> Any:
-        if request.url.path.endswith("/events"):
-            return {"data": [{"data": {"step": 5, "total_steps": 20}}, {"data": None}, {"data": {"step": 4}}, 3]}
-        return job_object(status="running")
-
-    server = Server(handler)
-    assert (await server.trainer().get("ftjob-1")).progress is None
-    assert len(server.requests) == 1
-    assert (await server.trainer(job_events=True).get("ftjob-1")).progress == 0.25
-
-
-async def test_unreadable_events_do_not_hide_the_state() -> None:
-    def handler(request: httpx2.Request) -> Any:
-        return httpx2.Response(500) if request.url.path.endswith("/events") else job_object(status="running")
-
-    assert (await Server(handler).trainer(job_events=True).get("ftjob-1")).status is JobStatus.RUNNING
-
-
 def paged(items: list[dict[str, Any]], size: int) -> Any:
     """A list endpoint with ``after``."""
 

@@ -15,7 +15,7 @@ from ...config import RunConfig
 from ...errors import RejectedError
 from ..base import Scorer, ScorerCapabilities
 from ..failures import NO_REASON
-from ..hosting import PolledHost, hosted
+from ..hosting import HostedScorer, PolledHost
 from ..openai_wire.echo import EchoOptions, EchoScorer, echo_capabilities, presets
 from ..openai_wire.wire_scorer import open_client
 from ..options import parse_options
@@ -66,7 +66,7 @@ def open_scorer(context: Context) -> Scorer:
     account = options.account_id or config.backend.options.get("account_id")
     sdk, calls = open_sdk(context, account_id=account, timeout=options.timeout)
     host = DeploymentHost(sdk, calls, options.deployment, options.max_adapters, base=config.backend.model)
-    return hosted(scorer, host)
+    return HostedScorer(scorer, host)
 
 
 class DeploymentHost(PolledHost):

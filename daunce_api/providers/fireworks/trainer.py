@@ -17,7 +17,7 @@ from ...config import RunConfig
 from ...errors import ConfigurationError, MissingExtraError, RejectedError, StopError
 from ..base import Job, JobRequest, JobStatus, ModelInfo, TrainerCapabilities
 from ..failures import NO_REASON, Failures, cancelled, gone_already
-from ..options import Options, parse_options
+from ..options import TrainerOptions, parse_options
 from ..polling import Poll, file_in_time
 from ..registry import Context
 from ..sdk_calls import SdkCalls, SdkTrainer, known_hyperparameters
@@ -57,12 +57,11 @@ _FINAL = {
 }
 
 
-class FireworksOptions(Options):
+class FireworksOptions(TrainerOptions):
     """``backend.options`` of the Fireworks trainer."""
 
     account_id: str | None = Field(None, description=f"account; default: the environment variable {ACCOUNT_VARIABLE}")
-    timeout: float = Field(120.0, gt=0, description="seconds that a request may take (uploads: at least 600)")
-    min_examples: int = Field(3, ge=1)
+    min_examples: int = Field(3, ge=1, description="fewest examples that the provider accepts in a training file")
     send_template: bool = Field(
         True, description="have jobs render chats with the chat template of backend.tokenizer, as they are measured"
     )

@@ -10,13 +10,12 @@ import hashlib
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from types import TracebackType
-from typing import Any, Protocol, Self
+from typing import Any, Protocol
 
 from ..._util.clock import Clock, SystemClock
 from ...data.tokenizers import EncodedExample
 from ...errors import CapabilityError, ContractError, DaunceError, ProviderError, RejectedError, TransientError
-from ..base import Scorer, ScorerCapabilities, Swept, TokenScores
+from ..base import Closing, Scorer, ScorerCapabilities, Swept, TokenScores
 from .batches import ENDPOINT, Batch, Batches, files_of
 from .client import WireClient
 
@@ -76,7 +75,7 @@ class SingleRequests(Scorer, Protocol):
     def watch(self, observer: Callable[[Mapping[str, str]], None]) -> None: ...
 
 
-class BatchScorer:
+class BatchScorer(Closing):
     """``Deferred`` scorer: sends the requests of a scorer of single requests as batches. Closing it closes that scorer.
 
     ``score`` returns when its batches have ended. Answers that a call got and could not return, since others failed,
@@ -244,13 +243,8 @@ class BatchScorer:
             ANOTHER_HOUR,
         )
 
-    async def __aenter__(self) -> Self:
-        return self
-
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        await self._scorer.__aexit__(kind, error, trace)
+    async def close(self) -> None:
+        await self._client.close()
 
 
 def _part(lines: Sequence[bytes], replicate: int) -> _Part:

@@ -9,14 +9,14 @@ from __future__ import annotations
 import json
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
-from types import TracebackType
-from typing import Any, Literal, Protocol, Self
+from typing import Any, Literal, Protocol
 from urllib.parse import urlsplit
 
 import httpx2
 import openai
 
 from ...errors import ProviderError, RejectedError, StopError
+from ..base import Closing
 from ..endpoint import ANONYMOUS, Endpoint
 from ..failures import Failures
 
@@ -64,7 +64,7 @@ class RawResponse(Protocol):
     def http_response(self) -> httpx2.Response: ...
 
 
-class WireClient:
+class WireClient(Closing):
     """An SDK client with the project's errors. Owns the client: closing this closes its connections.
 
     ``sdk`` may be any ``AsyncOpenAI`` (``AsyncAzureOpenAI`` too); ``secrets`` are removed from every message.
@@ -221,14 +221,6 @@ class WireClient:
 
     async def close(self) -> None:
         await self.sdk.close()
-
-    async def __aenter__(self) -> Self:
-        return self
-
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        await self.close()
 
 
 @dataclass(frozen=True, slots=True)

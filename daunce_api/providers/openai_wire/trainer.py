@@ -10,16 +10,16 @@ from __future__ import annotations
 
 import re
 from collections.abc import AsyncIterator, Awaitable
-from dataclasses import dataclass, replace
-from types import TracebackType
-from typing import Any, Literal, Self
+from dataclasses import replace
+from typing import Any, Literal
 
 from pydantic import Field
 
 from ...config import RunConfig
-from ...errors import RejectedError, TransientError
+from ...errors import RejectedError
 from ..base import (
     GRACE_SECONDS,
+    Closing,
     EchoField,
     Job,
     JobEcho,
@@ -31,7 +31,7 @@ from ..base import (
 )
 from ..failures import NO_REASON, cancelled
 from ..identity import count
-from ..options import Options, parse_options
+from ..options import TrainerOptions, parse_options
 from ..registry import Context
 from .client import RawResponse, WireClient
 
@@ -62,10 +62,9 @@ _STATUSES = {
 }
 
 
-class WireTrainerOptions(Options):
+class WireTrainerOptions(TrainerOptions):
     """``backend.options`` of OpenAI-wire trainers."""
 
-    timeout: float = Field(120.0, gt=0, description="seconds that a request may take (uploads: at least 600)")
     min_examples: int = Field(10, ge=1, description="fewest examples that the provider accepts in a training file")
     grace_seconds: float | None = Field(
         None,
@@ -78,7 +77,6 @@ class WireTrainerOptions(Options):
     echoes: frozenset[EchoField] = Field(
         ECHOES, description="fields of a job that the server repeats as they were sent; the others are not compared"
     )
-    job_events: bool = Field(False, description="also read a running job's events, for progress; doubles the polls")
     extra_body: dict[str, Any] = Field(
         default_factory=dict, description="fields of the provider's own in the request for a job, such as trainingType"
     )
@@ -91,21 +89,31 @@ def trainer_capabilities(config: RunConfig) -> TrainerCapabilities:
     """Limits of OpenAI, or of a server of its wire format, which takes hyperparameters of its own; no network."""
     options = parse_options(WireTrainerOptions, config.backend.options, "backend.options")
     official = config.backend.kind == "openai"
-    grace = options.grace_seconds
-    if grace is None:
-        grace = OPENAI_GRACE_SECONDS if official else GRACE_SECONDS
-    return TrainerCapabilities(
+    return wire_capabilities(
+        config,
+        options,
         provider="OpenAI" if official else "OpenAI-wire server",
-        max_concurrent_jobs=config.backend.max_concurrent_jobs or 3,
-        min_examples=options.min_examples,
-        hyperparameters=HYPERPARAMETERS,
-        grace_seconds=grace,
-        listing_lag_seconds=options.listing_lag_seconds,
-        echoes=options.echoes,
-        checkpoints=KEPT_CHECKPOINTS,
+        max_concurrent_jobs=3,
+        hyperparameters=HYPERPARAMETERS if official else frozenset(),
+        grace_seconds=OPENAI_GRACE_SECONDS if official else GRACE_SECONDS,
         accepts=frozenset({"tools", "images", "validation"} | (set() if official else {"texts"})),
         notes=OPENAI_NOTES if official else (),
     )
+
+
+def wire_capabilities(config: RunConfig, options: WireTrainerOptions, **differences: Any) -> TrainerCapabilities:
+    """What a trainer with these options can do; ``differences`` are the provider's own fields, its grace period and its
+    jobs at once those that hold where the config gives none."""
+    grace, jobs = options.grace_seconds, config.backend.max_concurrent_jobs
+    known = {
+        "min_examples": options.min_examples,
+        "hyperparameters": HYPERPARAMETERS,
+        "listing_lag_seconds": options.listing_lag_seconds,
+        "echoes": options.echoes,
+        "checkpoints": KEPT_CHECKPOINTS,
+    }
+    given = {"grace_seconds": grace, "max_concurrent_jobs": jobs}
+    return TrainerCapabilities(**{**known, **differences, **{k: v for k, v in given.items() if v is not None}})
 
 
 def open_trainer(context: Context) -> WireTrainer:
@@ -119,18 +127,7 @@ def open_trainer(context: Context) -> WireTrainer:
     return WireTrainer(client, capabilities, options, checkpoint_is_model=not official)
 
 
-@dataclass(frozen=True, slots=True)
-class JobEvent:
-    """One line of a job's log. ``step`` of ``total_steps`` where the event tells of training steps."""
-
-    message: str
-    kind: str
-    created_at: int
-    step: int | None = None
-    total_steps: int | None = None
-
-
-class WireTrainer:
+class WireTrainer(Closing):
     """``Trainer`` over OpenAI's wire format. Closing it closes the client.
 
     ``checkpoint_is_model``: the model of a succeeded job that names none is its last checkpoint.
@@ -276,37 +273,18 @@ class WireTrainer:
         return None
 
     async def get(self, job_id: str) -> Job:
-        answer = await self._client.json(
-            self._sdk.fine_tuning.jobs.with_raw_response.retrieve(job_id),
-            doing=f"reading job {job_id}",
-            needs={"id": str, "status": str},
-            kind=_JOB,
-            equal={"id": job_id},
-        )
-        return await self._job(answer)
+        return await self._one(job_id, self._sdk.fine_tuning.jobs.with_raw_response.retrieve(job_id), "reading")
 
     async def cancel(self, job_id: str) -> Job:
         """Ask for cancellation; a job that is already final is returned as it is."""
-        return await cancelled(self._cancel(job_id), lambda: self.get(job_id))
+        call = self._sdk.fine_tuning.jobs.with_raw_response.cancel(job_id)
+        return await cancelled(self._one(job_id, call, "cancelling"), lambda: self.get(job_id))
 
-    async def _cancel(self, job_id: str) -> Job:
+    async def _one(self, job_id: str, call: Awaitable[RawResponse], doing: str) -> Job:
         answer = await self._client.json(
-            self._sdk.fine_tuning.jobs.with_raw_response.cancel(job_id),
-            doing=f"cancelling job {job_id}",
-            needs={"id": str, "status": str},
-            kind=_JOB,
-            equal={"id": job_id},
+            call, doing=f"{doing} job {job_id}", needs={"id": str, "status": str}, kind=_JOB, equal={"id": job_id}
         )
         return await self._job(answer)
-
-    async def events(self, job_id: str) -> list[JobEvent]:
-        """The latest events of a job, newest first."""
-        answer = await self._client.json(
-            self._sdk.fine_tuning.jobs.with_raw_response.list_events(job_id, limit=_EVENTS_PAGE),
-            doing=f"reading events of job {job_id}",
-            needs={"data": list},
-        )
-        return [event_of(item) for item in answer["data"] if isinstance(item, dict)]
 
     async def checkpoints(self, job_id: str) -> list[str]:
         """Models of a succeeded job from before its last epoch, ascending by step.
@@ -355,8 +333,6 @@ class WireTrainer:
                 return replace(job, status=JobStatus.FAILED, error=self._client.clean(error))
             if self._checkpoint_is_model:
                 return replace(job, model=next(iter(reversed(await self._checkpoints_if_any(job.id))), None))
-        elif job.status is JobStatus.RUNNING and self._options.job_events:
-            return replace(job, progress=await self._progress(job.id))
         return job
 
     def _read(self, answer: dict[str, Any]) -> Job:
@@ -376,11 +352,13 @@ class WireTrainer:
 
     async def _withheld(self, job_id: str) -> str | None:
         """Why a safety check keeps the model of a succeeded job for good; None where nothing says so."""
+        call = self._sdk.fine_tuning.jobs.with_raw_response.list_events(job_id, limit=_EVENTS_PAGE)
+        doing = f"reading events of job {job_id}"
         try:
-            events = await self.events(job_id)
+            events = (await self._client.json(call, doing=doing, needs={"data": list}))["data"]
         except RejectedError:
             return None  # a server without events
-        withheld = [e.message for e in events if e.kind == "moderation_checks"]
+        withheld = [e.get("message") for e in events if isinstance(e, dict) and e.get("type") == "moderation_checks"]
         return f"the provider withholds the model: {withheld[0]}" if withheld else None
 
     async def _checkpoints_if_any(self, job_id: str) -> list[str]:
@@ -389,20 +367,7 @@ class WireTrainer:
         except RejectedError:
             return []  # a server without checkpoints
 
-    async def _progress(self, job_id: str) -> float | None:
-        try:
-            events = await self.events(job_id)
-        except (TransientError, RejectedError):
-            return None  # progress is a courtesy; the job's state was read all the same
-        steps = [e.step / e.total_steps for e in events if e.step is not None and e.total_steps]
-        return min(max(steps), 1.0) if steps else None
-
-    async def __aenter__(self) -> Self:
-        return self
-
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    async def close(self) -> None:
         await self._client.close()
 
 
@@ -454,19 +419,6 @@ def reason_of(error: object) -> str:
 def names_a_parameter(error: object) -> bool:
     """Whether a failed job names the parameter that was invalid (``training_file``, most often)."""
     return isinstance(error, dict) and isinstance(error.get("param"), str)
-
-
-def event_of(item: dict[str, Any]) -> JobEvent:
-    """A ``fine_tuning.job.event``."""
-    raw = item.get("data")
-    data: dict[str, Any] = raw if isinstance(raw, dict) else {}
-    return JobEvent(
-        message=str(item.get("message", "")),
-        kind=str(item.get("type", "")),
-        created_at=number(item.get("created_at")) or 0,
-        step=number(data.get("step")),
-        total_steps=number(data.get("total_steps")),
-    )
 
 
 def number(value: object) -> int | None:

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 from ...data.tokenizers import EncodedExample
 from ...errors import ContractError
-from ..base import ScorerCapabilities, TokenScores
+from ..base import Closing, ScorerCapabilities, TokenScores
 from ..registry import Context
 from .client import WireClient
 
@@ -24,7 +23,7 @@ def open_client(context: Context, *, timeout: float, concurrency: int) -> WireCl
     )
 
 
-class WireScorer:
+class WireScorer(Closing):
     """Client and capabilities of a scorer. Closing it closes the client."""
 
     def __init__(self, client: WireClient, capabilities: ScorerCapabilities) -> None:
@@ -56,12 +55,7 @@ class WireScorer:
             raise ContractError(f"{self.client.provider} generated no text. Give the answer instead.")
         return text
 
-    async def __aenter__(self) -> Self:
-        return self
-
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    async def close(self) -> None:
         await self.client.close()
 
 

@@ -5,15 +5,14 @@ from __future__ import annotations
 import asyncio
 from collections import OrderedDict
 from collections.abc import Sequence
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 from pydantic import Field
 
 from ...config import RunConfig
 from ...data.tokenizers import EncodedExample
 from ...errors import RejectedError, StopError
-from ..base import ProbeReport, ScorerCapabilities, TokenScores
+from ..base import Closing, ProbeReport, ScorerCapabilities, TokenScores
 from ..contract import BEFORE_TARGETS, refuse_long, scores_of
 from ..options import ScorerOptions, parse_options
 from ..probe import GENERATED, Generated, generated, probe_generated
@@ -59,7 +58,7 @@ def open_scorer(context: Context) -> TinkerScorer:
     )
 
 
-class TinkerScorer:
+class TinkerScorer(Closing):
     """``Scorer`` on Tinker's wire. Its models are ``tinker://`` paths, or the base model's name.
 
     ``first_left_out``: the server may leave out the first position, which has no log-probability, instead of sending
@@ -76,7 +75,7 @@ class TinkerScorer:
         base_model: str,
         first_left_out: bool = False,
     ) -> None:
-        self._service = service
+        self._service = service.enter()
         self._capabilities = capabilities
         self._options = options
         self._base_model = base_model
@@ -217,13 +216,7 @@ class TinkerScorer:
             lambda: client.create_sampling_client(**which, retry_config=once), doing=f"opening {model}"
         )
 
-    async def __aenter__(self) -> Self:
-        self._service.enter()
-        return self
-
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    async def close(self) -> None:
         await self._service.leave()
 
 

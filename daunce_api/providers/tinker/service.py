@@ -13,7 +13,7 @@ import re
 from collections.abc import Callable
 from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, version
-from typing import Any
+from typing import Any, Self
 from urllib.parse import urlsplit
 
 from ...errors import ConfigurationError, MissingExtraError, ProviderError, RejectedError, TransientError
@@ -104,8 +104,10 @@ class Service:
         """The result of an SDK method that was called already."""
         return await self.calls.call(_settled(future), doing=doing)
 
-    def enter(self) -> None:
+    def enter(self) -> Self:
+        """This client for one more user, who has to :meth:`leave`."""
         self._users += 1
+        return self
 
     async def leave(self) -> None:
         self._users -= 1
@@ -118,9 +120,9 @@ class Service:
 
 async def _settled(value: Any) -> Any:
     """What an SDK method gives: a plain value, a future of a thread, or something to await."""
-    if isinstance(value, concurrent.futures.Future):
-        return await asyncio.wrap_future(value)
-    return await value if inspect.isawaitable(value) else value
+    if inspect.isawaitable(value):  # some are futures of a thread besides, which the SDK gives up
+        return await value
+    return await asyncio.wrap_future(value) if isinstance(value, concurrent.futures.Future) else value
 
 
 def accepts(function: Callable[..., Any], name: str) -> bool:

@@ -11,8 +11,7 @@ import asyncio
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 from pydantic import Field
 
@@ -21,7 +20,7 @@ from ...config import RunConfig
 from ...data.dataset import Dataset
 from ...data.tokenizers import EncodedExample, Tokenizer, encode_example
 from ...errors import DaunceError, ProviderError, RejectedError, StopError
-from ..base import Job, JobRequest, JobStatus, ModelInfo, TrainerCapabilities
+from ..base import Closing, Job, JobRequest, JobStatus, ModelInfo, TrainerCapabilities
 from ..failures import gone_already
 from ..options import Options, parse_options
 from ..registry import Context
@@ -36,8 +35,8 @@ MOST_CHECKPOINTS = 100
 FILES_FOLDER = "tinker"
 """Inside the run folder."""
 NOTES = (
-    "the training loop runs in this process: one that was interrupted goes on after its last whole epoch",
-    "one optimiser step takes at least one of the service's clock cycles, however small the batch",
+    "the training loop runs in this process: an interrupted one resumes after its last complete epoch",
+    "an optimizer step takes at least one of the service's clock cycles, however small the batch",
 )
 _PAGE = 100
 
@@ -71,6 +70,7 @@ def trainer_capabilities(config: RunConfig) -> TrainerCapabilities:
         provider=name_of(address),
         max_concurrent_jobs=config.backend.max_concurrent_jobs or 4,
         hyperparameters=HYPERPARAMETERS,
+        epochs=Recipe().n_epochs,
         checkpoints=MOST_CHECKPOINTS,
         models_persist=persist,
         models_expire=True,
@@ -106,7 +106,7 @@ class _Running:
     task: asyncio.Task[str]
 
 
-class TinkerTrainer:
+class TinkerTrainer(Closing):
     """``Trainer`` on Tinker's wire, ``Checkpointing``. Closing it stops the loops that still run.
 
     ``keeping`` says what every member's loop saves. ``needs_target``: other members start from one that was trained
@@ -125,7 +125,7 @@ class TinkerTrainer:
         keeping: Keeping | None = None,
         needs_target: bool = False,
     ) -> None:
-        self._service = service
+        self._service = service.enter()
         self._capabilities = capabilities
         self._options = options
         self._tokenizer = tokenizer
@@ -346,13 +346,7 @@ class TinkerTrainer:
         dataset = Dataset.from_jsonl(self._path(file_id))
         return [encode_example(example, self._tokenizer, "all") for example in dataset]
 
-    async def __aenter__(self) -> Self:
-        self._service.enter()
-        return self
-
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    async def close(self) -> None:
         tasks = [running.task for running in self._loops.values()]
         for task in tasks:
             task.cancel()

@@ -16,7 +16,7 @@ from ...data.tokenizers import EncodedExample, Tokenizer
 from ...errors import ConfigurationError, ContractError, RejectedError
 from ..base import ProbeReport, Scorer, ScorerCapabilities
 from ..contract import check_model
-from ..hosting import PolledHost, hosted
+from ..hosting import HostedScorer, PolledHost
 from ..openai_wire.client import WireClient
 from ..openai_wire.wire_scorer import open_client
 from ..options import ScorerOptions, parse_options
@@ -78,7 +78,7 @@ def open_scorer(context: Context) -> Scorer:
     if options.endpoint_id is None:
         return scorer
     sdk, calls = open_sdk(context, timeout=options.timeout, project_id=options.project_id)
-    return hosted(scorer, AdapterHost(sdk, calls, options))
+    return HostedScorer(scorer, AdapterHost(sdk, calls, options))
 
 
 class TogetherScorer(TextScorer):

@@ -7,6 +7,7 @@ key. ``random_seed`` is always sent: left out, every member of an ensemble gets 
 from __future__ import annotations
 
 import tempfile
+from collections.abc import Awaitable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,7 +18,7 @@ from ...config import RunConfig
 from ...errors import MissingExtraError
 from ..base import Hyperparameters, Job, JobRequest, JobStatus, ModelInfo, TrainerCapabilities, mark_of
 from ..failures import NO_REASON, Failures, cancelled
-from ..options import Options, parse_options
+from ..options import TrainerOptions, parse_options
 from ..registry import Context
 from ..sdk_calls import SdkCalls, SdkTrainer, known_hyperparameters, plain
 
@@ -65,11 +66,9 @@ _STATUSES = {
 }
 
 
-class TogetherOptions(Options):
+class TogetherOptions(TrainerOptions):
     """``backend.options`` of the Together trainer."""
 
-    timeout: float = Field(120.0, gt=0, description="seconds that a request may take")
-    min_examples: int = Field(1, ge=1)
     project_id: str | None = Field(None, description="project of the account; needed to delete models")
 
 
@@ -82,9 +81,10 @@ def trainer_capabilities(config: RunConfig) -> TrainerCapabilities:
         max_concurrent_jobs=config.backend.max_concurrent_jobs or 4,
         min_examples=options.min_examples,
         hyperparameters=HYPERPARAMETERS,
+        epochs=int(DEFAULTS["n_epochs"]),
         switches=SWITCHES,
         notes=(*NOTES, *_defaults_note(config), *(() if packed else (UNPACKED,))),
-        accepts=frozenset({"tools", "weights", "validation"}),
+        accepts=frozenset({"tools", "texts", "weights", "validation"}),
     )
 
 
@@ -209,17 +209,15 @@ class TogetherTrainer(SdkTrainer):
         return await self.get(str(oldest["id"]))
 
     async def get(self, job_id: str) -> Job:
-        return self._job(
-            await self._calls.fields(self._sdk.fine_tuning.retrieve(job_id), doing=f"reading job {job_id}")
-        )
+        return await self._one(self._sdk.fine_tuning.retrieve(job_id), f"reading job {job_id}")
 
     async def cancel(self, job_id: str) -> Job:
         """Ask for cancellation; a job that is already final is returned as it is."""
-        return await cancelled(self._cancel(job_id), lambda: self.get(job_id))
-
-    async def _cancel(self, job_id: str) -> Job:
         call = self._sdk.fine_tuning.cancel(job_id)
-        return self._job(await self._calls.fields(call, doing=f"cancelling job {job_id}"))
+        return await cancelled(self._one(call, f"cancelling job {job_id}"), lambda: self.get(job_id))
+
+    async def _one(self, call: Awaitable[Any], doing: str) -> Job:
+        return self._job(await self._calls.fields(call, doing=doing))
 
     async def delete_file(self, file_id: str) -> bool:
         return await self._calls.delete(self._sdk.files.delete(file_id), doing=f"deleting file {file_id}")
