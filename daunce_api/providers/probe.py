@@ -20,6 +20,8 @@ GENERATED = 8
 FIRST_LEFT_OUT = (
     "If the server has no entry for the first token of a prompt (Modular MAX), set backend.scorer.options.dialect: max."
 )
+REQUESTS = 4
+"""A test is priced as this many prompts, each with ``GENERATED`` tokens more: no test sends more than that."""
 TOLERANCE = 0.2
 """Generation and echo run through different kernels, so bfloat16 servers differ by some hundredths (nats)."""
 
@@ -30,6 +32,11 @@ class Generated:
 
     ids: tuple[int, ...]
     values: tuple[object, ...]
+
+
+def tokens_of_test(prompt: int) -> int:
+    """Tokens of the test of one model on an example of ``prompt`` tokens, at most."""
+    return REQUESTS * (prompt + GENERATED)
 
 
 def generated(ids: object, values: object) -> Generated | None:

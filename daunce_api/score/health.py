@@ -187,7 +187,7 @@ class Comparison:
         pair = [k for k in attribution.members[:2] if k in models]
         if verdict == "open" and client is not None and self._next == 2 and len(pair) == 2:
             for member in pair:
-                await client.probe_noise(member, models[member], examples, REPEATS)
+                await client.measure_again(member, models[member], examples[:REPEATS])
             verdict = await asyncio.to_thread(self._verdict, attribution)
         if verdict == "open" and client is None:
             logger.warning(

@@ -17,7 +17,7 @@ import pytest
 from daunce_api import Run, RunConfig
 from daunce_api.cli.doctor import examine
 from daunce_api.errors import ContractError
-from daunce_api.score.client import PROBE_VALUE
+from daunce_api.plan.inputs import TESTS
 from daunce_api.store import RunStore
 from tests.store_rows import by_key, members_scored
 
@@ -112,7 +112,7 @@ def unscored(quiet: Quiet, tmp_path: Path, key: None) -> RunConfig:
     with RunStore.open(config.run_dir) as store:
         for member in range(MEMBERS):
             store.scores.set_aside([member], "to be scored again", suspect=False)
-        store.set_value(PROBE_VALUE, None)
+        store.set_value(TESTS, None)
     return config
 
 
