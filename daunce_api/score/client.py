@@ -11,6 +11,7 @@ from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
+from functools import partial
 from typing import TypeVar
 
 import numpy as np
@@ -20,8 +21,9 @@ from .._util.retry import Retrier, RetryPolicy
 from ..attribution.matrices import finish
 from ..core.losses import Reduction
 from ..data.tokenizers import EncodedExample
-from ..errors import ContractError, ProviderError, RejectedError, ReplayError, StoreError, TransientError
+from ..errors import ContractError, ProviderError, RejectedError, ReplayError, StopError, StoreError, TransientError
 from ..providers.base import Deferred, Hosting, Metered, ProbeReport, Probing, Scorer, TokenScores
+from ..providers.probe import check_adapter
 from ..store import RunStore, ScoreBatch
 from ..store.ledger import Purpose
 from .cache import ScoredCache
@@ -32,14 +34,15 @@ PROBE_VALUE, FINE_TUNE_PROBE_VALUE = "scorer_probe", "scorer_probe_fine_tune"
 """Keys in the store under which the endpoint's tests are kept: with the base model (or whatever model was given), and
 with the first fine-tune that was scored."""
 
-PROBE_REQUESTS, PROBE_GENERATED = 3, 32
+PROBE_REQUESTS, PROBE_GENERATED = 4, 32
 """A test counts in the ledger as this many prompts, each longer by what it generates: more than any of them sends."""
 
 FIRST_WAIT, LONGEST_WAIT = 0.5, 30.0
 """Seconds before the second try of a request, and the most between two; doubled in between."""
 
 Answer = TypeVar("Answer")
-Batch = list[tuple[int, EncodedExample]]
+Item = tuple[int, EncodedExample]
+Batch = list[Item]
 """Examples with their ids in the store."""
 Progress = Callable[[int, int, int], None]
 
@@ -64,7 +67,7 @@ class ScoringClient:
     keeps its place, so that a rate limit slows everything down instead of starting a storm. ``on_progress`` gets
     (member, scored examples, all examples) after every batch of a member's own scores. A model that is complete gets
     its row of losses (``reduction``). ``budget`` pays for what is sent again, and for tests of the endpoint: reserved
-    before it is sent, BudgetError at the cap.
+    before it is sent, BudgetError at the cap. ``base``: the model that the first fine-tune is compared with.
     """
 
     def __init__(
@@ -80,6 +83,7 @@ class ScoringClient:
         cache: ScoredCache | None = None,
         reduction: Reduction = "mean",
         budget: Budget | None = None,
+        base: str | None = None,
     ) -> None:
         self._scorer = scorer
         self._cache = cache
@@ -97,6 +101,7 @@ class ScoringClient:
         self._on_progress = on_progress
         self._reduction = reduction
         self._budget = budget or Budget()
+        self._base = base
         self._probing = asyncio.Lock()
         self._full: StoreError | None = None
         self._prepared: tuple[tuple[EncodedExample, ...], Batch] = ((), [])
@@ -104,10 +109,17 @@ class ScoringClient:
         """Requests sent so far, repeats included."""
 
     async def score_member(
-        self, member: int, model: str, examples: Sequence[EncodedExample], replicate: int = 0, checkpoint: int = 0
+        self,
+        member: int,
+        model: str,
+        examples: Sequence[EncodedExample],
+        replicate: int = 0,
+        checkpoint: int = 0,
+        twice: Sequence[EncodedExample] = (),
     ) -> int:
         """Score what the store lacks for this member; the number of examples scored now. ``checkpoint`` numbers its
-        models from the final one (0) backwards.
+        models from the final one (0) backwards. ``twice`` are scored a second time (replicate 1) among the others: a
+        server that batches gives an example other values in company than alone, and those are the run's.
 
         Examples with equal token ids and targets are sent once. Each batch is stored in one transaction when it
         arrives. After an error no new batch is sent, those under way are still received and stored, and then the
@@ -117,19 +129,24 @@ class ScoringClient:
         given = tuple(examples)
         if self._prepared[0] is not examples and self._prepared[0] != given:  # every member is scored on the same
             self._prepared = (given, await asyncio.to_thread(self._prepare, given))
-        return await self._score(member, model, self._prepared[1], replicate, checkpoint)
+        return await self._score(member, model, self._prepared[1], replicate, checkpoint, self._prepare(twice))
 
-    async def _score(self, member: int, model: str, prepared: Batch, replicate: int, checkpoint: int) -> int:
-        scores = self._store.scores
-        done = scores.measured(member, replicate, checkpoint)
-        missing = [item for item in prepared if item[0] >= done.size or not done[item[0]]]
+    async def _score(
+        self, member: int, model: str, prepared: Batch, replicate: int, checkpoint: int, twice: Sequence[Item] = ()
+    ) -> int:
+        missing = self._missing(prepared, member, replicate, checkpoint)
         if missing:
+            again = self._missing(twice, member, 1, checkpoint)
             # All of it in one lease: a model that is given back and wanted again keeps its place only at once.
             async with self._leases.lease(model):
-                return await self._score_missing(member, model, prepared, missing, replicate, checkpoint)
+                return await self._score_missing(member, model, prepared, missing, replicate, checkpoint, again)
         if replicate == 0:
             await self._finish(prepared, member, checkpoint)
         return 0
+
+    def _missing(self, prepared: Sequence[Item], member: int, replicate: int, checkpoint: int) -> Batch:
+        done = self._store.scores.measured(member, replicate, checkpoint)
+        return [item for item in prepared if item[0] >= done.size or not done[item[0]]]
 
     async def _finish(self, prepared: Batch, member: int, checkpoint: int) -> None:
         """Keep the losses of a model that is complete."""
@@ -153,26 +170,31 @@ class ScoringClient:
         return [item for item in missing if item[0] not in known]
 
     async def _score_missing(
-        self, member: int, model: str, prepared: Batch, missing: Batch, replicate: int, checkpoint: int
+        self, member: int, model: str, prepared: Batch, missing: Batch, replicate: int, checkpoint: int, twice: Batch
     ) -> int:
         if replicate == 0 and self._cache is not None:
             missing = await asyncio.to_thread(self._from_elsewhere, self._cache, member, model, missing, checkpoint)
-        if replicate == 0 and missing:
-            await self._probe_fine_tune(model, min((e for _, e in missing), key=lambda e: (len(e.ids), e.ids)))
-        capabilities = self._scorer.capabilities
-        queue = deque(batches(missing, capabilities.max_prompts_per_request, capabilities.max_tokens_per_request))
+        if replicate == 0 and (missing or twice):
+            examples = (example for _, example in missing or twice)
+            await self._probe_fine_tune(model, min(examples, key=lambda e: (len(e.ids), e.ids)))
         asking = _Asking(self, member, model, replicate, checkpoint, len(prepared), len(prepared) - len(missing))
+        again = _Asking(self, member, model, 1, checkpoint, len(twice), 0)
+        capabilities = self._scorer.capabilities
+        limits = capabilities.max_prompts_per_request, capabilities.max_tokens_per_request
+        sent = [(asking, batch) for batch in batches(missing, *limits)]
+        sent[1:1] = [(again, batch) for batch in batches(twice, *limits)]
+        queue = deque(sent)
         failures = list[Exception]()
 
         async def work() -> None:
             while queue and not failures:
-                batch = queue.popleft()
+                asker, batch = queue.popleft()
                 try:
                     async with self._slots.slot():
                         if self._full is not None:  # an answer that cannot be kept is not sent for
                             raise self._full
                         if not failures:
-                            await asking.batch(batch)
+                            await asker.batch(batch)
                 except StoreError as error:
                     self._full = error
                     failures.append(error)
@@ -237,11 +259,21 @@ class ScoringClient:
             tokens = PROBE_REQUESTS * (len(example.ids) + PROBE_GENERATED)
             try:
                 await self._book(f"test of {model}", tokens, "probe")
-                report = await self._send(lambda: scorer.probe(model, example), f"test {model}", tokens, "probe")
+                tested = partial(self._tested, scorer, name, model, example)
+                report = await self._send(tested, f"test {model}", tokens, "probe")
             except RejectedError as error:
                 return ProbeReport(False, f"the endpoint could not be tested with {model}: {error}")
-            self._store.set_value(name, asdict(report))
+            known = {k: getattr(report, k) for k in ("checked", "detail", "largest_difference")}
+            self._store.set_value(name, known)
             return report
+
+    async def _tested(self, scorer: Probing, name: str, model: str, example: EncodedExample) -> ProbeReport:
+        report = await scorer.probe(model, example)
+        if name == FINE_TUNE_PROBE_VALUE and self._base is not None:
+            # The base model may not be served, or a recording may be older than this look at it.
+            with suppress(RejectedError, StopError, ReplayError):
+                await check_adapter(self._scorer, self._base, model, report)
+        return report
 
     async def _send(
         self, request: Callable[[], Awaitable[Answer]], what: str, tokens: int, purpose: Purpose = "score"

@@ -93,10 +93,7 @@ class MemberScoring:
             return
         probed = self._asked.then[: self._config.scoring.noise_probe] if member != TARGET else ()
         with self._booked(f"scoring of member {member}", member, probed=probed):
-            if probed:
-                # Before the scores: a model that has them all is never asked again.
-                await self._client.probe_noise(member, model, self._asked.then, len(probed))
-            await self._client.score_member(member, model, self._asked.all)
+            await self._client.score_member(member, model, self._asked.all, twice=probed)
 
     async def _checkpoint(self, member: int, number: int, model: str, training: Checkpoints) -> None:
         """One of the models from before the end of the member's job; one that is gone is left out."""

@@ -218,6 +218,7 @@ class Work:
             cache=cache,
             reduction=self._config.attribution.loss,
             budget=Budget(usd_per_token, self._config.budget.max_usd),
+            base=self._config.backend.model,
         )
 
     def _progressed(self, member: int, done: int, total: int) -> None:
