@@ -83,4 +83,12 @@ def test_what_saved_models_cost_by_the_month_is_in_the_plan() -> None:
     assert "daunce clean" in note
     (note,) = price_notes(config("tinker", "Qwen/Qwen3-8B", ensemble={"keep_days": 30}), NOVEMBER)
     assert "for 30 days" in note
+    # 32 members and 2 checkpoints each: .42 GB at the default rank of 32, a quarter of it at rank 8.
+    (note,) = price_notes(config("tinker", "Qwen/Qwen3-8B", ensemble={"checkpoints": 2}), NOVEMBER)
+    assert "about $2.70 a month for 64 models of some 0.42 GB" in note
+    small = {"training": {"hyperparameters": {"rank": 8}}, "ensemble": {"start_from": "target"}}
+    (note,) = price_notes(config("tinker", "Qwen/Qwen3-8B", **small), NOVEMBER)
+    assert "about $0.35 a month for 33 models of some 0.11 GB" in note
+    (note,) = price_notes(config("tinker", "thinkingmachines/Inkling"), NOVEMBER)
+    assert "models are kept until `daunce clean`; ensemble.keep_days limits that: $0.10 per GB and month" in note
     assert price_notes(config("tinker", "m", base_url="http://127.0.0.1:8411"), NOVEMBER) == []
