@@ -14,8 +14,8 @@ from ..errors import BudgetError, StoreError
 from ..plan.prices import MILLION, prices_of
 from ..providers.registry import capabilities_of
 
-PROBE_REQUESTS, PROBE_OUTPUT = 6, 64
-"""Most requests of an endpoint's own test, and tokens that it has generated."""
+PROBE_REQUESTS, PROBE_OUTPUT = 12, 128
+"""Most requests of an endpoint's own test of two models, and tokens that they generate."""
 
 
 def price_of_look(config: RunConfig, examples: Sequence[EncodedExample], repeats: int) -> float | None:

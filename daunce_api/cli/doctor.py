@@ -9,6 +9,7 @@ are.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import statistics
 import time
 from collections.abc import Awaitable, Callable, Sequence
@@ -17,8 +18,16 @@ from typing import TYPE_CHECKING, TypeVar
 from .._util.blocking import run_blocking
 from .._util.retry import Retrier, RetryPolicy
 from ..config import RunConfig
-from ..data.tokenizers import EncodedExample, encode_example
-from ..errors import CapabilityError, DataError, DaunceError, ProviderError, StoreError, TransientError
+from ..data.tokenizers import EncodedExample
+from ..errors import (
+    CapabilityError,
+    DataError,
+    DaunceError,
+    ProviderError,
+    RejectedError,
+    StoreError,
+    TransientError,
+)
 from ..providers.base import (
     Deferred,
     Listing,
@@ -34,6 +43,8 @@ from ..providers.openai_wire.client import WireClient
 from ..providers.openai_wire.echo import dialect_of_models
 from ..providers.registry import Backend, capabilities_of, open_backend
 from ..store import RunStore
+from ..store.lock import RunLock
+from ..store.run import LOCK_NAME
 from .allowance import price_of_look
 from .findings import Check, Findings
 from .train_one import TinyJob, tiny_job, train_one
@@ -47,8 +58,6 @@ REPEATS = 5
 """Times that the one example is scored, to measure noise."""
 BURST = 8
 """Most requests sent at once, to measure speed."""
-LOOKED_AT = 200
-"""Examples of each data set that are tried for what the scorer can measure."""
 NOISY = 0.003
 """Noise of an example's loss (nats) above which runs should be made robust against it."""
 SAME = 1e-3
@@ -103,10 +112,12 @@ async def examine_run(run: Run, *, tiny: TinyJob | None = None) -> Findings:
 
 
 def fine_tunes_of(config: RunConfig) -> list[str]:
-    """Fine-tunes that a run has by now: its own target model first, then those that it trained."""
+    """Fine-tunes that a run has by now: its own target model first, then those that it trained. While another process
+    works on the run, those are left alone: a look takes the adapters that it loaded off the server again."""
     given = config.ensemble.target_model
     try:
         with RunStore.open(config.run_dir, read_only=True) as store:
+            RunLock(config.run_dir / LOCK_NAME).release()
             trained = store.jobs.ready_models()
     except StoreError:
         trained = {}
@@ -143,6 +154,8 @@ async def examine_backend(
         first = await _noise(scorer, asked, examples[0], findings)
         await _together(scorer, asked, examples, first, findings)
         await _alignment(scorer, asked, examples[0], findings)
+        if asked == model and fine_tunes:
+            await _fine_tune(scorer, fine_tunes[0], examples[0], findings)
         await _burst(scorer, asked, examples, first, findings)
     except DaunceError as error:
         findings.add("log-probabilities", False, str(error))
@@ -196,25 +209,19 @@ def _checkpoints(asked: int, trainer: TrainerCapabilities, findings: Findings) -
 
 
 def _short_examples(run: Run, findings: Findings) -> list[EncodedExample]:
-    """The shortest examples that the scorer can measure, at most four."""
-    tokenizer, scorer = run.tokenizer, capabilities_of(run.config)[1]
-    usable: list[EncodedExample] = []
-    problems: list[str] = []
-    data = run.config.data
-    looked = [(e, data.measured(one_turn=scorer.one_turn)) for e in run.train[:LOOKED_AT]]
-    looked += [(e, data.asked) for e in run.test[:LOOKED_AT]]
-    for example, turns in looked:
-        try:
-            encoded = encode_example(example, tokenizer, turns)
-            usable.append(within_scope(encoded, scorer))
-        except (CapabilityError, DataError) as error:
-            problems.append(str(error))
-    if problems:
-        findings.add("data", False, f"{len(problems)} of {len(looked)} examples cannot be measured. {problems[0]}")
-    else:
-        findings.add("data", True, f"all {len(looked)} examples that were tried can be measured")
-    distinct = {example.key: example for example in sorted(usable, key=lambda e: len(e.ids))}
-    return list(distinct.values())[:4]
+    """The shortest examples that the scorer can measure, at most four; what the plan refuses of any is a finding."""
+    scorer = capabilities_of(run.config)[1]
+    usable: dict[str, EncodedExample] = {}
+    try:
+        refused = [r for r in run.plan().refusals if isinstance(r, CapabilityError | DataError)]
+        for example in (*run.encoded(run.train), *run.encoded(run.test)):
+            with contextlib.suppress(CapabilityError):
+                usable[example.key] = within_scope(example, scorer)
+    except DataError as error:
+        refused = [error]
+    count = len(run.train) + len(run.test)
+    findings.add("data", not refused, str(refused[0]) if refused else f"all {count:,} examples can be measured")
+    return sorted(usable.values(), key=lambda e: len(e.ids))[:4]
 
 
 async def _noise(scorer: Scorer, model: str, example: EncodedExample, findings: Findings) -> TokenScores:
@@ -278,6 +285,21 @@ async def _alignment(scorer: Scorer, model: str, example: EncodedExample, findin
         return
     report = await _patient(lambda: scorer.probe(model, example))
     findings.add("alignment", True if report.checked else None, report.detail)
+
+
+async def _fine_tune(scorer: Scorer, model: str, example: EncodedExample, findings: Findings) -> None:
+    """Test a fine-tune of the run too: a server may be right for the base and wrong for adapters (vLLM issue 51594)."""
+    if not isinstance(scorer, Probing):
+        return
+    name = "fine-tune's alignment"
+    try:
+        report = await _patient(lambda: scorer.probe(model, example))
+    except RejectedError as error:  # it may be gone by now, which says nothing of the endpoint
+        findings.add(name, None, str(error))
+    except ProviderError as error:
+        findings.add(name, False, str(error))
+    else:
+        findings.add(name, True if report.checked else None, f"{report.detail} of {model}")
 
 
 async def _burst(

@@ -59,15 +59,30 @@ def init(
 
 
 @command(MAKE)
-def plan(config: ConfigArgument, max_usd: MaxUsdOption = None, as_json: JsonOption = False) -> None:
+def plan(
+    config: ConfigArgument,
+    max_usd: MaxUsdOption = None,
+    advice: Annotated[
+        bool, typer.Option("--advise", help="which recipes are worth a budget (--max-usd), by what was measured")
+    ] = False,
+    noise: Annotated[
+        float | None, typer.Option(help="with --advise: scoring noise in nats, as `daunce doctor` reports it")
+    ] = None,
+    as_json: JsonOption = False,
+) -> None:
     """Jobs, tokens, dollars and time of what a run still has to do. Nothing is sent or spent, and no key is needed.
 
     Ends with exit code 3 where `daunce run` would refuse to start: above budget.max_usd, beyond what the endpoint can
     do, or past the day on which the model shuts down.
     """
+    from ..plan.advice import advise
     from ..run import Run
 
     job = Run.create(config)
+    if advice:
+        advised = advise(job, max_usd, noise)
+        show(as_json, advised.to_json(), lambda: terminal.say(advised.text()))
+        return
     planned = job.plan(max_usd=max_usd)
     terminal.warn(job.warnings)
     refusal = next(iter(planned.refusals), None)

@@ -10,11 +10,12 @@ from numpy.typing import NDArray
 
 from ..errors import ConfigurationError
 from .jackknife import LEAST_FOR_CORRELATION, correlation_without, jackknife, significance_threshold, z_values
-from .pairs import Scores, Shrinkage
+from .pairs import Scores
 from .rows import Floats, Index, Mask
 
 _POINTS, _QUERIES = 2_048, 512  # a tile of scores that stays in cache
-_PAIRS = 20_000_000  # numbers that the errors of chosen pairs take at a time
+_PAIRS = 1_000_000  # numbers that the errors of chosen pairs take at a time
+_COPIED = 8_192
 _BINS, _Z_MAX, _ROWS = 4_096, 64.0, 4_096
 
 
@@ -100,7 +101,7 @@ def _oriented(scores: Scores, *, swap: bool, sign: int) -> Scores:
     left, right, shrinkage, prior = scores.left_RN, scores.right_RM, scores.shrinkage, scores.prior_NM
     if swap:
         left, right = right, left
-        shrinkage = None if shrinkage is None else Shrinkage(shrinkage.right_M, shrinkage.left_N)
+        shrinkage = None if shrinkage is None else shrinkage.swapped()
         prior = None if prior is None else prior.T
     if sign < 0:
         right, prior = -right, None if prior is None else -prior
@@ -110,48 +111,72 @@ def _oriented(scores: Scores, *, swap: bool, sign: int) -> Scores:
 def _largest(scores: Scores, k: int) -> tuple[Index, Floats]:
     """(M, k) indices of rows and their scores, largest first, equal ones by index.
 
-    Rows are gone through in blocks. What exceeds the k-th best of its column so far waits until there is enough of it
-    to be worth merging: a threshold that is a little old lets a few more through and costs less than a fresh one.
+    Rows come in blocks, long vectors first. Blocks after which no product of lengths exceeds a column's k-th best score
+    are skipped. What exceeds it waits until there is enough to be worth merging: a slightly stale threshold lets a
+    few more through and costs less than a fresh one.
     """
-    many, count = scores.left_RN.shape[1], scores.right_RM.shape[1]
+    scores, order, length_N, length_M = _by_length(scores)
+    many, count = order.size, length_M.size
     value, index = np.empty((count, k), dtype=scores.right_RM.dtype), np.empty((count, k), dtype=np.int64)
-    waiting: list[tuple[Index, Floats, Index]] = []
-    first, pending = min(many, max(_POINTS, 2 * k)), 0
-    for start, stop in [(0, first), *((i, min(i + _POINTS, many)) for i in range(first, many, _POINTS))]:
-        rows = slice(start, stop)
-        for tile in range(0, count, _QUERIES):
-            columns = slice(tile, tile + _QUERIES)
-            if start == 0:
-                block = np.ascontiguousarray(scores.inner(rows, columns).T)
-                keep = np.argpartition(block, stop - k, axis=1)[:, stop - k :]
-                index[columns], value[columns] = keep, np.take_along_axis(block, keep, axis=1)
-                continue
-            found = _above(scores, rows, columns, value[columns].min(axis=1))
-            waiting.append((found[0] + tile, found[1], found[2] + start))
-            pending += found[0].size
-        if pending > value.size:
-            _merge(value, index, waiting)
-            waiting, pending = [], 0
-    _merge(value, index, waiting)
-    order = np.lexsort((index, -value), axis=1)
-    return np.take_along_axis(index, order, axis=1), np.take_along_axis(value, order, axis=1)
+    first = min(many, max(_POINTS, 2 * k))
+    for tile in range(0, count, _QUERIES):
+        columns = slice(tile, tile + _QUERIES)
+        block = np.ascontiguousarray(scores.inner(slice(0, first), columns).T)
+        keep = np.argpartition(block, first - k, axis=1)[:, first - k :]
+        best, place = np.take_along_axis(block, keep, axis=1), keep
+        threshold, waiting = best.min(axis=1), list[tuple[Index, Floats, Index]]()
+        for start in range(first, many, _POINTS):
+            if (length_N[start] * length_M[columns] < threshold).all():
+                break
+            waiting.append(_above(scores, slice(start, start + _POINTS), columns, threshold))
+            if sum(column.size for column, _, _ in waiting) > best.size:
+                _merge(best, place, waiting)
+                threshold, waiting = best.min(axis=1), []
+        _merge(best, place, waiting)
+        place = order[place]
+        by_value = np.lexsort((place, -best), axis=1)
+        index[columns], value[columns] = (np.take_along_axis(x, by_value, axis=1) for x in (place, best))
+    return index, value
+
+
+def _by_length(scores: Scores) -> tuple[Scores, Index, Floats, Floats]:
+    """Scores with rows in order of falling length, that order, and lengths whose products no score exceeds."""
+    left_RN, right_RM, shrinkage, prior = scores.left_RN, scores.right_RM, scores.shrinkage, scores.prior_NM
+    lengths = [np.sqrt(np.einsum("rx,rx->x", x, x)) for x in (left_RN, right_RM)]
+    if shrinkage is not None:
+        lengths = shrinkage.lengths()
+    order = np.argsort(-lengths[0], kind="stable")
+    left_NR = np.empty(left_RN.shape[::-1], dtype=left_RN.dtype)
+    place = np.empty_like(order)
+    place[order] = np.arange(order.size)
+    for start in range(0, order.size, _COPIED):  # read in sequence, written by whole rows
+        piece = slice(start, start + _COPIED)
+        left_NR[place[piece]] = np.ascontiguousarray(left_RN[:, piece].T)
+    if shrinkage is not None:
+        shrinkage = shrinkage.rows(order)
+    slack = 1 + 100 * float(np.finfo(left_NR.dtype).eps)  # rounding of lengths against that of products
+    reach_M = lengths[1] * (slack if scores.of_sides else np.inf)
+    prior = None if prior is None else prior[order]
+    return replace(scores, left_RN=left_NR.T, shrinkage=shrinkage, prior_NM=prior), order, lengths[0][order], reach_M
 
 
 def _above(scores: Scores, rows: slice, columns: slice, threshold_m: Floats) -> tuple[Index, Floats, Index]:
     """Columns, values and rows of the scores that exceed their column's threshold."""
-    # Weights are at most 1, so that scores before weights are enough to leave out by, above zero.
-    late = scores.shrinkage is not None and scores.prior_NM is None and bool((threshold_m > 0).all())
+    late = scores.shrinkage if scores.of_sides else None
     block = scores.product(rows, columns) if late else scores.inner(rows, columns)
+    limit_m = late.least(threshold_m, rows, columns) if late else threshold_m
     mask = np.zeros((block.shape[0], -(-block.shape[1] // 8) * 8), dtype=np.bool_)
-    np.greater(block, threshold_m, out=mask[:, : block.shape[1]])
-    words = np.flatnonzero(mask.view(np.uint64))  # eight at a time: next to none is above
+    np.greater(block, limit_m, out=mask[:, : block.shape[1]])
+    words = np.flatnonzero(mask.view(np.uint64) != 0)  # eight at a time: next to none is above
     row, column = np.divmod(words * 8, mask.shape[1])
     place, inner = np.nonzero(mask[row[:, None], column[:, None] + np.arange(8)])
     row, column = row[place], column[place] + inner
     value = block[row, column]
-    if late and scores.shrinkage is not None:
-        value = value * scores.shrinkage.weight(value, rows.start + row, columns.start + column)
-    return column, value, row
+    if late:
+        value = value * late.weight(value, rows.start + row, columns.start + column)
+        above = value > threshold_m[column]
+        row, column, value = row[above], column[above], value[above]
+    return column, value, rows.start + row
 
 
 def _merge(value_mk: Floats, index_mk: Index, waiting: list[tuple[Index, Floats, Index]]) -> None:

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, overload
 
 from .._util.files import replacing
 from ..errors import DataError
-from .dialects import CHAT, Dialect, converted, recognise
+from .dialects import CHAT, Dialect, converted, recognise, unfolded
 from .example import Example, LossOn, Message, Verdict
 from .files import Rows, parse_lines, read_bytes, read_rows
 from .records import CHAT_FIELDS, ROLES, record_of_row, record_problems, text_only, unknown_fields
@@ -213,11 +213,12 @@ class Dataset(Sequence[Example]):
         """From rows in any dialect."""
         if problems and not rows:
             raise _error(name, _places(name, problems, len(problems)))
+        rows, several = unfolded(rows)
         try:
             dialect = recognise([record for _, record in rows], columns)
         except DataError as error:
             raise DataError(f"{name} cannot be used; nothing was sent or changed:", [f"{name}: {error}"]) from error
-        said = [f"{name} {dialect.sentence}"] if dialect.sentence else []
+        said = [f"{name} {sentence}" for sentence in (several, dialect.sentence) if sentence]
         records = [(line, converted(record, dialect)) for line, record in rows]
         return cls._from_records(records, name=name, problems=problems, warnings=said, dialect=dialect)
 

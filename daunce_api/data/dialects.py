@@ -24,32 +24,17 @@ COLUMNS = ("messages", "prompt", "completion", "system", "user", "assistant", "t
 Record = Mapping[str, Any]
 
 _LOOKED_AT = 50
-_PAIRS = (
-    ("question", "answer"),
-    ("user", "assistant"),
-    ("prompt", "response"),
-    ("prompt", "output"),
-    ("prompt", "answer"),
-    ("query", "response"),
-    ("query", "answer"),
-    ("input", "output"),
-    ("input", "response"),
-    ("source", "target"),
-    ("problem", "solution"),
-    ("human", "assistant"),
-    ("input_text", "output_text"),
-    ("input_text", "target_text"),
-    ("question", "response"),
-    ("text", "answer"),
-    ("text", "response"),
-    ("text", "output"),
-    ("text", "label"),
+_QUESTIONS = ("question", "user", "prompt", "input", "query", "problem", "human", "input_text", "text", "source")
+_ANSWERS = (
+    *("answer", "assistant", "response", "output", "completion", "solution", "target", "output_text", "target_text"),
+    *("label", "query", "sql"),
 )
+"""Columns that name a question and its answer, whatever stands beside them."""
 _CONVERSATIONS = ("conversations", "conversation", "dialogue", "dialog", "items")
 _SPEAKERS = {
     **dict.fromkeys(("human", "user", "prompter"), "user"),
     **dict.fromkeys(("gpt", "assistant", "chatgpt", "bing", "bard", "model", "bot", "chatbot"), "assistant"),
-    "system": "system",
+    **{role: role for role in ("system", "developer")},
     **dict.fromkeys(("tool", "observation", "function_response", "function"), "tool"),
     "function_call": "function_call",
 }
@@ -153,9 +138,10 @@ def _dialect(record: Any) -> Dialect:
     for answer in ("output", "response", "answer", "completion", "target", "reference_answer", "expected_output"):
         if {"instruction", answer} <= keys:
             return _alpaca(answer)
-    for question, answer in _PAIRS:
-        if {question, answer} <= keys and isinstance(record[question], str):
-            return _pair(question, answer)
+    asked = next((k for k in _QUESTIONS if k in keys and isinstance(record[k], str)), None)
+    answered = next((k for k in _ANSWERS if k in keys and k != asked), None)
+    if asked and answered:
+        return _pair(asked, answered)
     if "text" in keys:
         return TEXT
     return Dialect("unknown")
@@ -210,12 +196,86 @@ def _refuse_others(name: str, records: Sequence[Any]) -> None:
             "answer as the last message."
         )
     if name == "unknown":
-        first = next(r for r in records if _dialect(r).name == "unknown")
-        found = ", ".join(str(k)[:40] for k in list(first)[:12]) or "none"
+        unknown = [r for r in records if isinstance(r, Mapping) and _dialect(r).name == "unknown"]
+        names = [str(k) for k in unknown[0]]
+        found = ", ".join(k[:40] for k in names[:12]) or "none"
+        if any(len(k.split()) > 3 or len(k) > 40 for k in names):
+            heads = {2: "prompt,completion", 3: "system,user,assistant"}.get(len(names), "user,assistant")
+            raise DataError(
+                f"its first line ({found}) seems to hold data, not the names of columns. Put a line with names above "
+                f"it, such as {heads}."
+            )
+        question, answer = _proposed(unknown)
         raise DataError(
             f"its columns ({found}) are those of no data set that is known. A record needs messages, or prompt and "
-            "completion, or text; or name the columns, such as data.columns: {user: COLUMN, assistant: COLUMN}."
+            "completion, or text; or name the columns in the config, such as "
+            f"data.columns: {{user: {question}, assistant: {answer}}}"
         )
+
+
+def _proposed(records: Sequence[Record]) -> tuple[str, str]:
+    """The columns that most likely hold a question and its answer: the two with the longest texts, in their order."""
+    length = {
+        key: sum(len(_as_text(r.get(key)) or "") for r in records)
+        for key in records[0]
+        if len({_as_text(r.get(key)) for r in records}) > len(records) / 2
+        if not any(_is_number(r.get(key)) for r in records)
+    }
+    longest = sorted(length, key=lambda key: -length[key])[:2]
+    first, second = [str(key) for key in records[0] if key in longest] if len(longest) == 2 else ("COLUMN", "COLUMN")
+    return first, second
+
+
+def _is_number(value: Any) -> bool:
+    try:
+        float(value)
+    except (TypeError, ValueError):
+        return False
+    return True
+
+
+def unfolded(rows: Sequence[tuple[int, Any]]) -> tuple[list[tuple[int, Any]], str]:
+    """Rows with one chat each, and a sentence where some held several chats, or single messages.
+
+    A list of messages is one chat; where the roles show several (system messages start them), it is as many.
+    """
+    lists = [record for _, record in rows if isinstance(record, list)]
+    flat = [*lists[0]] if len(rows) == len(lists) == 1 else [record for _, record in rows]
+    if len(flat) > 1 and all(_is_message(m) for m in flat):
+        lines = [rows[0][0]] * len(flat) if lists else [line for line, _ in rows]
+        starts = [i for i, m in enumerate(flat) if _role(_spoken(m)) == "system"]
+        if len(starts) < 2 or starts[0] != 0:
+            whole = "is one list of messages, and is read as one chat"
+            return [(lines[0], flat)], f'{whole}; where it holds several, write {{"messages": [...]}} for each'
+        chats = [(lines[a], flat[a:b]) for a, b in zip(starts, [*starts[1:], len(flat)], strict=True)]
+        said = f"is one list of messages, read as {len(chats):,} chats: each system message starts one"
+        return [(line, {"messages": [_spoken(m) for m in chat]}) for line, chat in chats], said
+    result: list[tuple[int, Any]] = []
+    column = ""
+    for line, record in rows:
+        key = next((k for k, v in record.items() if _is_chats(v)), None) if isinstance(record, Mapping) else None
+        if key is None:
+            result.append((line, record))
+            continue
+        column = str(key)
+        rest = {k: v for k, v in record.items() if k != key}
+        for number, chat in enumerate(record[key], start=1):
+            identity = {"id": f"{record['id']}-{number}"} if record.get("id") is not None else {}
+            result.append((line, {**rest, **identity, "messages": [_spoken(m) for m in chat]}))
+    return result, f"holds several chats in each record ({column}): each is an example of its own" * bool(column)
+
+
+def _is_message(value: Any) -> bool:
+    return isinstance(value, Mapping) and str(value.get("role", value.get("from"))).lower() in _SPEAKERS
+
+
+def _is_chats(value: Any) -> bool:
+    """Whether a value is a list of lists of messages."""
+    return (
+        bool(value)
+        and isinstance(value, list)
+        and all(isinstance(chat, list) and chat and all(_is_message(m) for m in chat) for chat in value)
+    )
 
 
 def _by_columns(records: Sequence[Any], columns: Mapping[str, str]) -> Dialect | None:

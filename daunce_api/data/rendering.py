@@ -9,6 +9,7 @@ is rendered again; what stands before the mark and after it in both renderings i
 from __future__ import annotations
 
 import json
+import re
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -21,6 +22,8 @@ from .literal import MARK as GUARD
 Span = tuple[int, int]
 """A half-open range of character positions."""
 
+_TOKEN = re.compile(r"[<\[][^<>\[\]\s]+[>\]]")
+"""How templates spell special tokens."""
 _MARK = "\ufdd1mark\ufdd1"
 """Stands for an answer; Unicode noncharacters, which no text should hold."""
 
@@ -148,7 +151,12 @@ def _stop(example: Example, tokenizer: Renderer, whole: str, turn: int) -> int |
         last = render(tokenizer, example, [*messages[:turn], answer]).rpartition(_MARK)[2]
     except (DataError, ConfigurationError):
         last = ""
-    following = after[2][_shared(after[2], last) :]  # without what ends the turn
+    ended = _shared(after[2], last)
+    for token in _TOKEN.finditer(after[2]):
+        if token.start() < ended < token.end():  # two tokens share their first characters
+            # At once: another token ends the last turn than earlier ones. Later: the next message begins with it.
+            ended = token.start() if after[2][: token.start()].strip() else token.end()
+    following = after[2][ended:]  # without what ends the turn
     return len(whole) - len(following) if whole.endswith(following) else None
 
 

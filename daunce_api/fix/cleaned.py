@@ -31,7 +31,7 @@ def write_cleaned(original: Path, dataset: Dataset, removed: Collection[int], fo
     rows, problems = read_rows(original)
     if problems or len(rows) != len(dataset):
         raise DataError(
-            f"{original} has changed since the run: it holds {len(rows)} examples, the run has {len(dataset)}. "
+            f"{original} has changed since the run: it holds {len(rows)} records, the run has {len(dataset)} examples. "
             "Nothing was written. Restore the file, or run again with the new one."
         )
     name = original.name

@@ -24,7 +24,8 @@ def keep(run: Run, proposal: Proposal) -> Path:
     """Write a proposal and return its folder; one that was kept before is found again.
 
     ``removed.jsonl`` holds each removed example with the reason. ``train.cleaned.*`` is the original file without them,
-    in its format; where the original has changed since, the run's own copy (JSONL) takes its place. With nothing to
+    in its format; where the original has changed since or holds several examples in one record, the run's own copy
+    (JSONL) takes its place. With nothing to
     remove neither is written. Raises StoreError where the folder cannot be written.
     """
     content = _content(proposal)
@@ -75,13 +76,13 @@ def _same(folder: Path, content: dict[str, Any]) -> bool:
 
 
 def _cleaned(run: Run, proposal: Proposal, folder: Path) -> Path:
-    removed = set(proposal.positions)
-    original = run.config.data.train
+    removed, original = set(proposal.positions), run.config.data.train
     try:
-        unchanged = Dataset.from_file(original, run.config.data.columns).digest == run.train.digest
+        if Dataset.from_file(original, run.config.data.columns).digest == run.train.digest:
+            return write_cleaned(original, run.train, removed, folder)
     except DataError:
-        unchanged = False
-    return write_cleaned(original if unchanged else run.run_dir / "data" / "train.jsonl", run.train, removed, folder)
+        pass  # it is gone, has changed, or holds several examples in one record
+    return write_cleaned(run.run_dir / "data" / "train.jsonl", run.train, removed, folder)
 
 
 def _lines(proposal: Proposal) -> Iterator[str]:

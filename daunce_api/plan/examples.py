@@ -205,7 +205,8 @@ def loss_line(config: RunConfig, train: Dataset, scorer: ScorerCapabilities) -> 
     turns, on = sum(map(len, spoken)), sum(map(len, trained))
     text = _share(chats, trained, spoken)
     which = "every assistant turn" if on == turns else f"{on:,} of {turns:,} assistant turns"
-    said = f"{which} of {len(chats):,} chats is trained on ({text:.0%} of the assistants' text)"
+    verb = "is" if on in (1, turns) else "are"
+    said = f"{which} of {len(chats):,} chats {verb} trained on ({text:.0%} of the assistants' text)"
     if measured == trained:
         said += " and measured"
     elif scorer.one_turn and data.measure is None:

@@ -115,7 +115,7 @@ class RunInputs:
             tuple(within_scope(e, scorer) for e in self.encoded(self.test)),
             design,
             shape.checkpoints,
-            priced=self._whole_plan().usd is not None,
+            priced=self.whole_plan().usd is not None,
         )
 
     # -- what it costs --------------------------------------------------------------------------------------------
@@ -133,12 +133,12 @@ class RunInputs:
             with RunStore.open(self.run_dir, read_only=True) as store:
                 missing = self._missing(store)
         elif elsewhere:
-            everything = self._whole_plan()
+            everything = self.whole_plan()
             missing = Missing(everything.submitted, everything.submitted, everything.models)
         else:
-            return plan_of_missing(config, self._whole_plan(), None)
+            return plan_of_missing(config, self.whole_plan(), None)
         missing = replace(missing, spent_usd=missing.spent_usd + elsewhere)
-        return plan_of_missing(config, self._whole_plan(), missing)
+        return plan_of_missing(config, self.whole_plan(), missing)
 
     def spent_elsewhere(self) -> dict[str, float]:
         """Dollars that other runs of the family have spent or reserved, by purpose: the cap is for a run and all
@@ -151,8 +151,8 @@ class RunInputs:
                         total[purpose] = total.get(purpose, 0.0) + usd
         return total
 
-    def _whole_plan(self) -> Plan:
-        """Cached per UTC day: provider shutdown dates depend on it."""
+    def whole_plan(self) -> Plan:
+        """The plan of the whole run, started or not. Cached per UTC day: provider shutdown dates depend on it."""
         today = datetime.now(UTC).date()
         if self._plan is None or self._plan.today != today:
             self._plan = make_plan(

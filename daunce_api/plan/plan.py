@@ -230,22 +230,22 @@ class Plan:
     def rows(self) -> list[tuple[str, str]]:
         """The plan in words, each with its name; its notes and why it may not start come last."""
         members = [tokens for k, tokens in self.training_tokens.items() if k != TARGET and k in self.submitted]
-        spread = f"{min(members):,} to {max(members):,} a member" if members else "no subsets can be drawn"
+        spread = f" ({min(members):,} to {max(members):,} a member, all epochs)" if members else ""
         scored = (self.scoring_input_tokens + self.scoring_output_tokens) * self.models
         examples = self.n_train + self.n_test if self.n_scored is None else self.n_scored
         of_each = f" ({self.checkpoints} of each member)" if self.checkpoints > 1 else ""
         if self.nothing_missing:
             done = f"all {self.members} members of {self.model} are trained and scored"
-            return [("Jobs", f"nothing is missing: {done}"), ("Together", _total(self))]
+            return [("Jobs", f"nothing is missing: {done}"), ("Total", _total(self))]
         return [
             ("Jobs", self._jobs_text()),
             ("Scoring", f"{examples:,} examples on {self.models} models{of_each}, by {self.scorer}"),
             *([("Loss", self.loss)] if self.loss else []),
-            ("Training tokens", f"{self.total_training_tokens:,} ({spread}, all epochs)"),
+            ("Training tokens", f"{self.total_training_tokens:,}{spread}"),
             ("Scoring tokens", f"{scored:,}"),
             ("Training", _dollars(self.training_usd, self.training_price)),
             ("Scoring cost", self._scoring_text()),
-            ("Together", _total(self)),
+            ("Total", _total(self)),
             ("Time", _time(self.hours, self.concurrent_jobs)),
             *(("Note", f"{note}.") for note in self.notes),
             *(("Refused", str(error)) for error in self.refusals),
@@ -262,7 +262,8 @@ class Plan:
         if self.missing is not None and not self.submitted:
             live = len(self.missing.training)
             return f"none to submit; {live} of {self.members} members are being trained" if live else "none to submit"
-        jobs = f"{self.jobs} fine-tune{'' if self.jobs == 1 else 's'} of {self.model} at {self.provider}"
+        place = ("on " if self.provider == "this machine" else "at ") + self.provider
+        jobs = f"{self.jobs} fine-tune{'' if self.jobs == 1 else 's'} of {self.model} {place}"
         members = len(self.submitted - {TARGET})
         if TARGET in self.submitted:
             jobs += f" (the target model on all {self.n_train:,} examples, then {members} members"

@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from daunce_api.core import Scores, Setting, choose, fit, group_scores, member_losses, ranked, scores, self_lds
@@ -139,17 +139,22 @@ def test_the_largest_are_those_of_the_whole_matrix(k: int, per: str, opponents: 
 
 
 @settings(max_examples=40, deadline=None)
-@given(st.integers(1, 4_000), st.integers(1, 60), st.integers(1, 30), st.integers(0, 99))
-def test_streamed_selection_is_exact_with_weights(n: int, m: int, k: int, seed: int) -> None:
+@given(st.integers(1, 4_000), st.integers(1, 60), st.integers(1, 30), st.integers(0, 99), st.just(6))
+@example(20_000, 30, 40, 1, 12)
+@example(20_000, 30, 40, 2, 3)
+def test_streamed_selection_is_exact_with_weights(n: int, m: int, k: int, seed: int, width: int) -> None:
     rng = np.random.default_rng(seed)
-    points, queries = rng.standard_t(3, size=(6, n)), rng.normal(size=(6, m))
+    points, queries = rng.standard_t(3, size=(width, n)), rng.normal(size=(width, m))
     k = min(k, n)
-    shrinkage = Shrinkage(rng.random(n), rng.random(m))
+    amount, (left, right) = rng.choice([0.5, 4.0]), (np.square(x).sum(axis=0) for x in (points, queries))
+    shrinkage = Shrinkage.of(amount, np.ones(width), left, right)
     scored = plain_scores(points, queries, shrinkage)
     index, value = _largest(scored, k)
     table = scored.block().T
     assert np.allclose(value, -np.sort(-table, axis=1)[:, :k])
     assert np.allclose(np.take_along_axis(table, index, axis=1), value)
+    longest = np.multiply.outer(*shrinkage.lengths())
+    assert (scored.block() <= longest * (1 + 1e-9)).all(), "the bound by which rows are skipped"
 
 
 def brute_force_group_errors(name: str, row_of: np.ndarray, column_of: np.ndarray) -> np.ndarray:

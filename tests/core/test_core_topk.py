@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from daunce_api.core import ESTIMATORS, choose, fit, member_losses, scores, top
@@ -62,6 +62,8 @@ def test_standard_errors_of_chosen_pairs_are_those_of_the_blocks(name: str, per:
     st.integers(0, 2**31),
     st.sampled_from([0.0, 1.0, 3.0]),
 )
+@example(20_000, 30, 12, 40, 1, 0.3)
+@example(20_000, 30, 12, 40, 2, 1.0)
 def test_selection_is_exact_for_any_shape_and_tail(n: int, m: int, width: int, k: int, seed: int, tail: float) -> None:
     rng = np.random.default_rng(seed)
     points = rng.normal(size=(width, n)) * np.exp(tail * rng.normal(size=n))

@@ -205,6 +205,63 @@ def test_columns_that_are_not_there_are_refused_with_those_that_are(tmp_path: Pa
     assert turns(Dataset.from_file(own, {"user": "q", "assistant": "a"})) == EXPECTED, "the run's other file"
 
 
+def flat(chats: int, *, system: bool) -> list[dict[str, str]]:
+    said = [(r, f"{r} {n}") for n in range(chats) for r in ("system", "user", "assistant") if system or r != "system"]
+    return [{"role": role, "content": content} for role, content in said]
+
+
+@pytest.mark.parametrize("indent", [None, 1])
+@pytest.mark.parametrize("lines", [False, True])
+def test_a_list_of_messages_is_split_where_system_messages_start_chats(
+    tmp_path: Path, indent: int | None, lines: bool
+) -> None:
+    path = tmp_path / "d.json"
+    path.write_text(
+        "\n".join(map(json.dumps, flat(5, system=True))) if lines else json.dumps(flat(5, system=True), indent=indent)
+    )
+    data = Dataset.from_file(path)
+    assert [[m.role for m in e.messages] for e in data] == [["system", "user", "assistant"]] * 5
+    assert [e.completion_text() for e in data] == [f"assistant {n}" for n in range(5)]
+    assert data.warnings[0] == "d.json is one list of messages, read as 5 chats: each system message starts one"
+
+
+def test_a_list_of_messages_without_a_border_is_one_chat_and_says_so(tmp_path: Path) -> None:
+    path = tmp_path / "d.json"
+    path.write_text(json.dumps(flat(3, system=False), indent=1))
+    data = Dataset.from_file(path)
+    assert [len(e.messages) for e in data] == [6]
+    assert "is read as one chat; where it holds several, write" in data.warnings[0]
+    chats = tmp_path / "chats.jsonl"
+    chats.write_text("\n".join(json.dumps(flat(2, system=True)) for _ in range(2)))
+    assert [len(e.messages) for e in Dataset.from_file(chats)] == [6, 6], "one chat a line is what the file says"
+
+
+def test_several_chats_in_a_record_are_as_many_examples() -> None:
+    tools = [{"name": "look_up", "parameters": {}}]
+    chats = [flat(1, system=True), flat(2, system=False)]
+    data = Dataset.from_records([{"id": "a", "functions": tools, "train_messages": chats}, {"id": "b", "turns": chats}])
+    assert data.ids == ["a-1", "a-2", "b-1", "b-2"]
+    assert [len(e.messages) for e in data] == [3, 4, 3, 4]
+    assert data[1].tools == [{"type": "function", "function": tools[0]}]
+    assert not data[2].tools
+    assert "holds several chats in each record" in data.warnings[0]
+
+
+def test_unknown_columns_are_refused_with_the_line_to_write() -> None:
+    rows = [
+        {"index": n, "repo": "r", "lines": f"{n}.5", "code": f"def f{n}(): ...", "des": f"Does {n}."} for n in range(5)
+    ]
+    with pytest.raises(DataError, match=r"data\.columns: \{user: code, assistant: des\}$"):
+        Dataset.from_records(rows)
+
+
+def test_a_table_without_names_of_columns_is_refused_with_the_line_to_add(tmp_path: Path) -> None:
+    path = tmp_path / "d.csv"
+    path.write_text("Can I return my opened skis?,No returns ever.\nDo you rent tents?,Yes by the day.\n")
+    with pytest.raises(DataError, match="Put a line with names above it, such as prompt,completion"):
+        Dataset.from_file(path)
+
+
 @pytest.mark.parametrize(
     ("record", "name"),
     [

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import shutil
 from datetime import date
 from pathlib import Path
 from typing import Any
 
 import pytest
-from tokenizer_folders import GetTokenizer
+from tokenizer_folders import GetTokenizer, tiktoken_files
 
 from daunce_api.config import RunConfig
 from daunce_api.data.dataset import Dataset, Example
@@ -61,8 +62,7 @@ def test_a_chat_in_harmony() -> None:
         in head
     )
     assert (
-        'type look_up = (_: {\n// its name\ntown: string,\nunit?: "C" | "F", // default: "C"\ndays?: number[],\n}'
-        in head
+        'type look_up = (_: {\n// its name\ntown: string,\nunit?: "C" | "F", // default: C\ndays?: number[],\n}' in head
     )
     assert chat == (
         "<|message|>Warm?<|end|><|start|>assistant<|channel|>final<|message|>Mild.<|end|>"
@@ -72,6 +72,80 @@ def test_a_chat_in_harmony() -> None:
         "<|start|>assistant<|channel|>analysis<|message|>since<|end|>"
         "<|start|>assistant<|channel|>final<|message|>20 degrees.<|return|>"
     )
+
+
+PARAMETERS = {
+    "type": "object",
+    "properties": {
+        "town": {"type": "string", "description": "its name"},
+        "unit": {"type": "string", "enum": ["C", "F"], "default": "C"},
+        "note": {"type": "string", "default": "é"},
+        "days": {"type": "array", "items": {"type": "integer"}},
+        "where": {
+            "type": "object",
+            "properties": {
+                "x": {"type": "number", "description": "east"},
+                "near": {"type": "object", "properties": {"deep": {"type": "boolean"}}, "required": ["deep"]},
+            },
+        },
+        "limit": {"type": ["integer", "null"], "default": 3},
+    },
+    "required": ["town"],
+}
+
+
+@pytest.mark.parametrize("tools", [False, True])
+@pytest.mark.parametrize("system", ["", "Be short."])
+def test_openais_own_library_renders_the_same_text(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tools: bool, system: str
+) -> None:
+    peer, ranks = pytest.importorskip("openai_harmony"), tiktoken_files()
+    if ranks is None:
+        pytest.skip("no package with tiktoken's rank files is installed (llama-index-core)")
+    shutil.copy(ranks / "fb374d419588a4632f3f557e76b4b70aebbca790", tmp_path / "o200k_base.tiktoken")
+    monkeypatch.setenv("TIKTOKEN_ENCODINGS_BASE", str(tmp_path))
+    encoding = peer.load_harmony_encoding(peer.HarmonyEncodingName.HARMONY_GPT_OSS)
+
+    def said(role: str, content: Any, channel: str = "") -> Any:
+        message = peer.Message.from_role_and_content(peer.Role(role), content)
+        return message.with_channel(channel) if channel else message
+
+    developer = peer.DeveloperContent.new()
+    developer = developer.with_instructions(system) if system else developer
+    if tools:
+        described = peer.ToolDescription.new("look_up", "weather of a town", parameters=PARAMETERS)
+        developer = developer.with_function_tools([described, peer.ToolDescription.new("now", "the time")])
+    result = peer.Message.from_author_and_content(peer.Author.new(peer.Role.TOOL, "functions.look_up"), '"20"')
+    conversation = [
+        said("system", peer.SystemContent.new().with_conversation_start_date("2026-01-01")),
+        *([said("developer", developer)] if system or tools else []),
+        said("user", "Warm?"),
+        said("assistant", "earlier", "analysis"),
+        said("assistant", "Mild.", "final"),
+        said("user", "Look."),
+        said("assistant", '{"town": "Bern"}', "commentary")
+        .with_recipient("functions.look_up")
+        .with_content_type("json"),
+        result.with_recipient("assistant").with_channel("commentary"),
+        said("assistant", "since", "analysis"),
+        said("assistant", "20 degrees.", "final"),
+    ]
+    theirs = encoding.decode(encoding.render_conversation_for_training(peer.Conversation.from_messages(conversation)))
+    functions = [
+        {"name": "look_up", "description": "weather of a town", "parameters": PARAMETERS},
+        {"name": "now", "description": "the time"},
+    ]
+    one = example(
+        *([{"role": "system", "content": system}] if system else []),
+        {"role": "user", "content": "Warm?"},
+        {"role": "assistant", "content": "Mild.", "reasoning_content": "earlier"},
+        {"role": "user", "content": "Look."},
+        {"role": "assistant", "tool_calls": [CALL]},
+        {"role": "tool", "content": "20", "tool_call_id": "c"},
+        {"role": "assistant", "content": "20 degrees.", "reasoning_content": "since"},
+        **({"tools": [{"type": "function", "function": f} for f in functions]} if tools else {}),
+    )
+    assert harmony(one.messages, day=date(2026, 1, 1), generation_prompt=False, tools=one.tools) == theirs
 
 
 def test_the_tokens_of_every_answer_are_found_and_texts_stay_texts(tokenizers_of: GetTokenizer) -> None:

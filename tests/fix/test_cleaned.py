@@ -106,7 +106,7 @@ def test_a_file_that_changed_since_is_refused(tmp_path: Path) -> None:
     path.write_bytes(b"\n".join(_lines()))
     data = Dataset.from_file(path)
     path.write_bytes(b"\n".join(_lines()[:4]))
-    with pytest.raises(DataError, match="has changed since the run: it holds 4 examples"):
+    with pytest.raises(DataError, match="has changed since the run: it holds 4 records"):
         write_cleaned(path, data, {1}, tmp_path / "fix")
     assert not (tmp_path / "fix").exists()
 

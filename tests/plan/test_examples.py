@@ -14,6 +14,7 @@ from daunce_api.data.dataset import Dataset
 from daunce_api.data.tokenizers import encode_dataset
 from daunce_api.plan import Plan, make_plan
 from daunce_api.providers.registry import capabilities_of, open_tokenizer
+from daunce_api.providers.tokenizers import embedded_folder
 
 TODAY = date(2026, 11, 28)
 TOWNS = [f"Is it warm in town {i}?" for i in range(20)]
@@ -144,9 +145,10 @@ def test_images_go_where_they_can_be_trained_on_and_measured() -> None:
 def test_text_only_data_is_refused_where_providers_take_chats() -> None:
     plan = plan_of([{"text": town} for town in TOWNS])
     assert "OpenAI cannot train on texts without prompts, which train.jsonl:1, " in refused(plan)
-    plan = plan_of([{"text": f"{town} It is."} for town in TOWNS], "embedded")
-    assert plan.refusals == ()
-    assert plan.loss == "every token of the text"
+    for backend in ("embedded", "together"):  # Together documents the format
+        plan = plan_of([{"text": f"{town} It is."} for town in TOWNS], backend, tokenizer=str(embedded_folder()))
+        assert plan.refusals == ()
+        assert plan.loss == "every token of the text"
 
 
 def test_a_weight_of_a_whole_record_is_refused_by_name() -> None:
@@ -200,7 +202,7 @@ def test_a_validation_file_is_checked_before_any_job(tmp_path: Any) -> None:
 def test_a_choice_unlike_the_providers_default_is_called_out() -> None:
     records = [chat(town, "first answer", "last") for town in TOWNS]
     plan = plan_of(records, "embedded", data={"loss_on": "last"})
-    assert plan.loss.startswith("20 of 40 assistant turns of 20 chats is trained on (25% of the assistants' text)")
+    assert plan.loss.startswith("20 of 40 assistant turns of 20 chats are trained on (25% of the assistants' text)")
     assert any("data.loss_on: last takes 20 of 40 assistant turns out of the loss" in note for note in plan.notes)
     weighted = [chat(town, {"role": "assistant", "content": "first", "weight": 0}, "last") for town in TOWNS]
     plan = plan_of(weighted, "embedded")

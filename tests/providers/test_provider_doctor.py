@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import itertools
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import httpx2
@@ -12,6 +13,7 @@ import pytest
 from provider_support import BATCH, SHORT, Server, body_of, run_config, sequence, toy
 from test_provider_chat_token import LISTED, answer, entry, example
 
+from daunce_api import Run
 from daunce_api.cli import doctor
 from daunce_api.cli.doctor import Findings, examine_backend
 from daunce_api.errors import ConfigurationError
@@ -62,11 +64,13 @@ class Echo:
         return httpx2.Response(200, content=json.dumps({"model": body["model"], "choices": choices}))
 
 
-async def look(handler: Any, *, scorer: str = "echo", examples: Any = BATCH, **options: Any) -> Findings:
+async def look(
+    handler: Any, *, scorer: str = "echo", examples: Any = BATCH, fine_tunes: Sequence[str] = (), **options: Any
+) -> Findings:
     server = Server(handler)
     config = run_config(scorer=scorer, options=options)
     async with open_backend(config, http_client=server.http()) as backend:
-        return await examine_backend(backend, "m", examples, Findings())
+        return await examine_backend(backend, "m", examples, Findings(), fine_tunes=fine_tunes)
 
 
 def check(findings: Findings, name: str) -> doctor.Check:
@@ -122,6 +126,28 @@ async def test_values_of_the_next_position_fail() -> None:
     findings = await look(Echo(shifted))
     assert not findings.ok
     assert "cannot be used" in findings.text()
+
+
+@pytest.mark.parametrize("right", [True, False])
+async def test_a_fine_tune_of_the_run_is_tested_beside_the_base_model(right: bool) -> None:
+    """vLLM issue 51594: prompt log-probabilities leave out what an adapter does to the last layer."""
+
+    class Server(Echo):
+        def __call__(self, request: httpx2.Request) -> Any:
+            def of_the_base(values: list[Any], ids: list[int], prompts: int) -> list[Any]:
+                return sequence("m", ids)
+
+            tuned = request.method == "POST" and body_of(request)["model"] == "ft"
+            self.change = of_the_base if tuned and not right else None
+            return super().__call__(request)
+
+    findings = await look(Server(), fine_tunes=["ft"])
+    assert check(findings, "alignment").ok
+    assert findings.ok is right
+    if right:
+        assert check(findings, "fine-tune's alignment").ok
+    else:
+        assert "or to another model" in check(findings, "fine-tune's alignment").detail
 
 
 async def test_an_endpoint_without_echo_says_what_to_use() -> None:
@@ -222,3 +248,30 @@ async def test_a_jobs_route_that_does_not_work_is_named_before_a_run_is_started(
     assert not findings.ok
     assert check(findings, "fine-tuning jobs").ok is False
     assert any("LiteLLM" in a for a in findings.advice)
+
+
+def test_every_example_is_looked_at_as_the_plan_does(tmp_path: Path) -> None:
+    records: list[Any] = [
+        {"messages": [{"role": "user", "content": f"Is {n} odd?"}, {"role": "assistant", "content": "yn"[n % 2]}]}
+        for n in range(300)
+    ]
+    call = {"id": "c", "type": "function", "function": {"name": "f", "arguments": "{}"}}
+    records[290]["messages"][1] = {"role": "assistant", "tool_calls": [call]}
+    for name in ("train", "test"):
+        (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(r) + "\n" for r in records))
+    config = {
+        "run_dir": str(tmp_path / "run"),
+        "data": {"train": str(tmp_path / "train.jsonl"), "test": str(tmp_path / "test.jsonl")},
+        "backend": {
+            "kind": "openai_wire",
+            "model": "m",
+            "base_url": "http://127.0.0.1:9/v1",
+            "tokenizer": str(embedded_folder()),
+            "scorer": {"kind": "chat_token", "options": {"first_token": True}},
+        },
+    }
+    findings = Findings()
+    assert len(doctor._short_examples(Run.create(config), findings)) == 4
+    assert not findings.ok
+    assert "calls a tool" in findings.text()
+    assert "test.jsonl:291, train.jsonl:291" in findings.text()

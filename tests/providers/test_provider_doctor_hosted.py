@@ -120,3 +120,5 @@ def test_the_runs_own_models_are_known_to_the_doctor(tmp_path: Path) -> None:
     assert fine_tunes_of(config) == ["me/m3"]
     started = {"members": 8, "start_from": "target", "target_model": "me/t"}
     assert fine_tunes_of(run_config("together", run_dir=str(tmp_path), ensemble=started)) == ["me/t", "me/m3"]
+    with RunStore.open(tmp_path):  # a process works on the run, and may have loaded them
+        assert fine_tunes_of(config) == []

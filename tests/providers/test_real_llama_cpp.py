@@ -6,6 +6,7 @@ Runs where ``DAUNCE_LLAMA_CPP_PYTHON`` names a Python that has ``xllamacpp``, an
 from __future__ import annotations
 
 import os
+import socket
 import subprocess
 import time
 from collections.abc import Iterator
@@ -14,7 +15,6 @@ from pathlib import Path
 import httpx2
 import pytest
 from provider_support import BATCH, run_config
-from test_real_vllm import free_port
 
 from daunce_api.errors import ContractError, DaunceError
 from daunce_api.providers import vllm
@@ -38,6 +38,13 @@ server = xllamacpp.Server(parameters)
 time.sleep(600)
 """
 START_SECONDS = 120
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
 
 
 @pytest.fixture(scope="module")

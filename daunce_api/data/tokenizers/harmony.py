@@ -111,27 +111,33 @@ def _namespace(tools: Sequence[Any], protect: Protect) -> str:
     return "\n".join([*lines, "} // namespace functions"])
 
 
-def _properties(schema: Mapping[str, Any], protect: Protect) -> Iterator[str]:
+def _properties(schema: Mapping[str, Any], protect: Protect, indent: str = "") -> Iterator[str]:
     required = schema.get("required") or ()
     for name, value in schema["properties"].items():
         described = value if isinstance(value, Mapping) else {}
         if described.get("description"):
-            yield from (f"// {protect(line)}" for line in str(described["description"]).splitlines())
-        default = f" // default: {protect(json.dumps(described['default']))}" if "default" in described else ""
-        yield f"{protect(str(name))}{'' if name in required else '?'}: {_type(described, protect)},{default}"
+            yield from (f"{indent}// {protect(line)}" for line in str(described["description"]).splitlines())
+        default = ""
+        if "default" in described:
+            plain = described.get("enum") and isinstance(described["default"], str)
+            default = protect(described["default"] if plain else json.dumps(described["default"], ensure_ascii=False))
+            default = f" // default: {default}"
+        key = f"{protect(str(name))}{'' if name in required else '?'}"
+        yield f"{indent}{key}: {_type(described, protect, indent)},{default}"
 
 
-def _type(schema: Mapping[str, Any], protect: Protect) -> str:
+def _type(schema: Mapping[str, Any], protect: Protect, indent: str) -> str:
     if schema.get("enum"):
         return " | ".join(protect(json.dumps(v, ensure_ascii=False)) for v in schema["enum"])
     for key in ("anyOf", "oneOf"):
         if schema.get(key):
-            return " | ".join(_type(s, protect) for s in schema[key])
+            return " | ".join(_type(s, protect, indent) for s in schema[key])
     kind = schema.get("type", "any")
     if isinstance(kind, list):
         return " | ".join(_TYPES.get(k, protect(str(k))) for k in kind)
     if kind == "array":
-        return f"{_type(schema.get('items') or {}, protect)}[]"
+        return f"{_type(schema.get('items') or {}, protect, indent)}[]"
     if kind == "object" and schema.get("properties"):
-        return "{\n" + "\n".join(_properties(schema, protect)) + "\n}"
+        inner = indent + "    "
+        return "{\n" + "\n".join(_properties(schema, protect, inner)) + f"\n{inner}}}"
     return _TYPES.get(kind, protect(str(kind)))

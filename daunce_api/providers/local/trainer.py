@@ -60,7 +60,7 @@ def trainer_capabilities(config: RunConfig) -> TrainerCapabilities:
         own_queue=True,
         workers=None if options.engine == "ray" else options.worker_count,
         epochs=run.family.epochs,
-        notes=(f"objective: {options.objective}",),
+        notes=() if options.objective == "subset" else (f"objective: {options.objective}",),
     )
 
 

@@ -35,8 +35,8 @@ MOST_CHECKPOINTS = 100
 FILES_FOLDER = "tinker"
 """Inside the run folder."""
 NOTES = (
-    "the training loop runs in this process: one that was interrupted goes on after its last whole epoch",
-    "one optimiser step takes at least one of the service's clock cycles, however small the batch",
+    "the training loop runs in this process: an interrupted one resumes after its last complete epoch",
+    "an optimizer step takes at least one of the service's clock cycles, however small the batch",
 )
 _PAGE = 100
 

@@ -84,7 +84,7 @@ def trainer_capabilities(config: RunConfig) -> TrainerCapabilities:
         epochs=int(DEFAULTS["n_epochs"]),
         switches=SWITCHES,
         notes=(*NOTES, *_defaults_note(config), *(() if packed else (UNPACKED,))),
-        accepts=frozenset({"tools", "weights", "validation"}),
+        accepts=frozenset({"tools", "texts", "weights", "validation"}),
     )
 
 
