@@ -109,6 +109,8 @@ def make_plan(
         checkpoints=shape.checkpoints,
         scoring_input_tokens=counts.input,
         scoring_output_tokens=counts.output,
+        again_tokens=counts.again,
+        test_tokens=counts.test,
         training_price=training_price,
         scoring_price=scoring_price,
         price_factor=scorer.price_factor,

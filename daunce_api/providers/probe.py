@@ -26,6 +26,8 @@ LOST, DEVIATIONS = 0.1, 6.0
 """Least part of an adapter whose loss is reported, and standard errors that it has to be away from 0."""
 RESOLUTION = 1e-4
 """Differences of log-probabilities below this say nothing of a model (nats)."""
+REQUESTS = 4
+"""A test is priced as this many prompts, each with ``GENERATED`` tokens more: no test sends more than that."""
 TOLERANCE = 0.2
 """Generation and echo run through different kernels, so bfloat16 servers differ by some hundredths (nats)."""
 
@@ -36,6 +38,11 @@ class Generated:
 
     ids: tuple[int, ...]
     values: tuple[object, ...]
+
+
+def tokens_of_test(prompt: int) -> int:
+    """Tokens of the test of one model on an example of ``prompt`` tokens, at most."""
+    return REQUESTS * (prompt + GENERATED)
 
 
 def generated(ids: object, values: object) -> Generated | None:

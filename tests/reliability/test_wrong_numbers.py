@@ -18,7 +18,7 @@ import pytest
 from daunce_api import Run, RunConfig
 from daunce_api.cli.doctor import examine
 from daunce_api.errors import ContractError
-from daunce_api.score.client import FINE_TUNE_PROBE_VALUE, PROBE_VALUE
+from daunce_api.plan.inputs import TESTS
 from daunce_api.store import RunStore
 from tests.store_rows import by_key, members_scored
 
@@ -113,7 +113,7 @@ def unscored(quiet: Quiet, tmp_path: Path, key: None) -> RunConfig:
     with RunStore.open(config.run_dir) as store:
         for member in range(MEMBERS):
             store.scores.set_aside([member], "to be scored again", suspect=False)
-        store.set_value(PROBE_VALUE, None)
+        store.set_value(TESTS, None)
     return config
 
 
@@ -199,8 +199,6 @@ def test_an_endpoint_that_is_right_for_the_base_model_alone_is_found_with_the_fi
     provider: Provider, unscored: RunConfig, fault: str
 ) -> None:
     """vLLM issue 51594: LoRA on lm_head is lost in log-probabilities of prompts, and not in generation."""
-    with RunStore.open(unscored.run_dir) as store:
-        store.set_value(FINE_TUNE_PROBE_VALUE, None)
 
     def change(request: Body, answer: Body) -> None:
         if not request["model"].startswith("ft:") or not request.get("echo"):
@@ -223,7 +221,7 @@ def test_an_endpoint_that_is_right_for_the_base_model_alone_is_found_with_the_fi
     spoil_answers(provider, change)
     refused(unscored, "off by one|70% of the way from the fine-tune")
     with RunStore.open(unscored.run_dir, read_only=True) as store:
-        assert store.get_value(PROBE_VALUE)["checked"], "with the base model it passed"
+        assert store.get_value(TESTS)["daunce-tiny"]["checked"], "with the base model it passed"
         assert not any(by_key(store, member, replicate=1).keys() for member in range(MEMBERS))
 
 
