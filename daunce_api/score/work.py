@@ -251,6 +251,7 @@ class Work:
             reduction=self._config.attribution.loss,
             budget=Budget(usd_per_token, self._config.budget.max_usd),
             replayed=self._replayed,
+            base=self._config.backend.model,
         )
 
     def _progressed(self, member: int, done: int, total: int) -> None:
