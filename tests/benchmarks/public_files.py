@@ -1,8 +1,8 @@
 """Do training files that people have load, and as what they say? Compared with a reader of a few lines.
 
-``python -m tests.benchmarks.public_files FOLDER``: a folder of training files (JSONL, JSON, CSV; from any place). Prints
-a row a file: how it was read, examples, turns, and whether count and answers are those of the independent reader, or why
-the file is refused.
+``python -m tests.benchmarks.public_files FOLDER``: a folder of training files (JSONL, JSON, CSV; from anywhere).
+Prints a row a file: how it was read, examples, turns, and whether count and answers are those of the independent
+reader, or why the file is refused.
 """
 
 from __future__ import annotations
