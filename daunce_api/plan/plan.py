@@ -230,7 +230,7 @@ class Plan:
     def rows(self) -> list[tuple[str, str]]:
         """The plan in words, each with its name; its notes and why it may not start come last."""
         members = [tokens for k, tokens in self.training_tokens.items() if k != TARGET and k in self.submitted]
-        spread = f"{min(members):,} to {max(members):,} a member" if members else "no subsets can be drawn"
+        spread = f" ({min(members):,} to {max(members):,} a member, all epochs)" if members else ""
         scored = (self.scoring_input_tokens + self.scoring_output_tokens) * self.models
         examples = self.n_train + self.n_test if self.n_scored is None else self.n_scored
         of_each = f" ({self.checkpoints} of each member)" if self.checkpoints > 1 else ""
@@ -241,7 +241,7 @@ class Plan:
             ("Jobs", self._jobs_text()),
             ("Scoring", f"{examples:,} examples on {self.models} models{of_each}, by {self.scorer}"),
             *([("Loss", self.loss)] if self.loss else []),
-            ("Training tokens", f"{self.total_training_tokens:,} ({spread}, all epochs)"),
+            ("Training tokens", f"{self.total_training_tokens:,}{spread}"),
             ("Scoring tokens", f"{scored:,}"),
             ("Training", _dollars(self.training_usd, self.training_price)),
             ("Scoring cost", self._scoring_text()),
