@@ -18,6 +18,7 @@ from ..contract import BEFORE_TARGETS, refuse_long, scores_of
 from ..options import ScorerOptions, parse_options
 from ..probe import GENERATED, Generated, generated, probe_generated
 from ..registry import Context
+from .loops import DAY
 from .paths import AGAIN, path_of, state_path
 from .service import Service, accepts, is_tinker, name_of, open_service
 
@@ -155,7 +156,8 @@ class TinkerScorer(Closing):
                 lambda: client.create_training_client_from_state(state), doing=f"loading {state}"
             )
             self._held.append(training)  # the server keeps the model for as long as the session is there
-            await service.start(lambda: training.save_weights_for_sampler(AGAIN), doing=f"saving {state} to be scored")
+            save = partial(training.save_weights_for_sampler, AGAIN, ttl_seconds=DAY)
+            await service.start(save, doing=f"saving {state} to be scored")
             info = await service.start(training.get_info, doing="reading the new training run")
             path = path_of(str(info.model_id), "sampler_weights", AGAIN)
             return await self._open_path({"model_path": path}, model)
