@@ -129,7 +129,8 @@ class Attribution(Measurements):
         """Which tokens carry the score of a pair: those of the answer, then those of the training example.
 
         Columns: ``side`` ("test", "train"), ``position`` (in the completion), ``token`` and ``score``, the token's part
-        (positive = helpful). The parts of either side add up to the pair's score, exactly, for every estimator.
+        (positive = helpful). The parts of either side add up to the pair's score (with a prior, to its evidence),
+        exactly, for every estimator.
 
         ``DataFrame.attrs`` holds ``train``, ``test``, ``score`` (the sum), ``estimator``, ``why``; ``left_out``, why
         there are no rows of the training side ("" where there are); and ``final_only``, whether the pair's score also
@@ -140,10 +141,9 @@ class Attribution(Measurements):
         return pair_tokens(self, self.token_split, train, test)
 
     def save(self, folder: str | Path) -> Path:
-        """Write the attribution to a folder (``attribution.json``, ``losses.npz``), over what is there.
+        """Write the attribution to a folder (``attribution.json``, ``losses.npz``), replacing an earlier one.
 
-        Both files are written beside the old ones and then renamed, so that a crash leaves whole files. Raises
-        StoreError where the folder cannot be written.
+        Each file is replaced atomically. Raises StoreError where the folder cannot be written.
         """
         return saved.write(Path(folder), *saved.contents_of(self))
 

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from .. import core
 from ..core.estimators import stabilized
 from ..core.losses import token_losses
-from ..core.pairs import Shrinkage
+from ..core.pairs import Shrinkage, tilted
 from ..core.rows import centered
 from ..errors import DataError
 from .labels import Side
@@ -126,7 +126,10 @@ class Split:
             test_K = centered(self._test_loss(j))
             sides = np.stack([self._left(i), test_K])
             products = sides @ self._map_KK @ sides.T
-            weights = Shrinkage.of(self._setting.shrinkage, self._filtered, products[0, :1], products[1, 1:])
+            amount, prior_NM = self._setting.shrinkage, self._losses.prior_NM
+            if prior_NM is not None:
+                amount /= float(tilted(prior_NM[self._places[0][i], self._places[1][j]], self._setting.tilt))
+            weights = Shrinkage.of(amount, self._filtered, products[0, :1], products[1, 1:])
             return float(weights.weight(products[:1, 1], np.array([0]), np.array([0]))[0])
         if not self._correlation:
             return 1.0

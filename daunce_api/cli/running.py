@@ -59,15 +59,30 @@ def init(
 
 
 @command(MAKE)
-def plan(config: ConfigArgument, max_usd: MaxUsdOption = None, as_json: JsonOption = False) -> None:
+def plan(
+    config: ConfigArgument,
+    max_usd: MaxUsdOption = None,
+    advice: Annotated[
+        bool, typer.Option("--advise", help="which recipes are worth a budget (--max-usd), by what was measured")
+    ] = False,
+    noise: Annotated[
+        float | None, typer.Option(help="with --advise: scoring noise in nats, as `daunce doctor` reports it")
+    ] = None,
+    as_json: JsonOption = False,
+) -> None:
     """Jobs, tokens, dollars and time of what a run still has to do. Nothing is sent or spent, and no key is needed.
 
     Ends with exit code 3 where `daunce run` would refuse to start: above budget.max_usd, beyond what the endpoint can
     do, or past the day on which the model shuts down.
     """
+    from ..plan.advice import advise
     from ..run import Run
 
     job = Run.create(config)
+    if advice:
+        advised = advise(job, max_usd, noise)
+        show(as_json, advised.to_json(), lambda: terminal.say(advised.text()))
+        return
     planned = job.plan(max_usd=max_usd)
     terminal.warn(job.warnings)
     refusal = next(iter(planned.refusals), None)
@@ -105,7 +120,7 @@ def run(
     from ..store import RunStore
     from .viewing import candidates_of
 
-    job = Run.create(config)
+    job = Run.create(config, adopt=adopt)
     planned = job.plan(max_usd=max_usd)
     terminal.warn(job.warnings)
     planned.check()
@@ -120,7 +135,7 @@ def run(
         work.accept_suspect(job.run_dir)
     with terminal.Progress(job.config.ensemble.members, quiet=as_json) as progress:
         attribution = job.execute(
-            on_event=progress.event, on_progress=progress.scored, session=session, max_usd=max_usd, adopt=adopt
+            on_event=progress.event, on_progress=progress.scored, session=session, max_usd=max_usd
         )
     status = job.status()
     page = write_report_of(job, attribution, status=status, candidates=candidates_of) if report else None
@@ -149,12 +164,14 @@ def clean(run: RunArgument = HERE, yes: YesOption = False, as_json: JsonOption =
 
     Rankings and reports go on working; members that are not scored yet would have to be trained again.
     """
-    from ..run import Run
+    from ..score.work import clean_run
+    from ..store import RunStore
 
-    job = Run.open(run)
+    with RunStore.open(run, read_only=True) as store:  # neither its data nor its tokenizer may be there any more
+        name = store.manifest["config"]["name"]
     if not yes:
-        confirm(f"Delete the remote files and models of {job.config.name}? Scores stay, the models are gone.")
-    report = job.clean()
+        confirm(f"Delete the remote files and models of {name}? Scores stay, the models are gone.")
+    report = clean_run(run)
     content = {
         "models": report.models,
         "files": report.files,

@@ -18,7 +18,9 @@ cross-validate, c = 4, which cost at most .002 LDS with 10 members and gained up
 
 A prior is added with the weight 30 / K times its own correlation with the members' test losses, less one standard
 error of that (`prior_weight`): no member has taken part in it, so all of them are held out. The more members, the less
-it is needed; where it knows nothing it gets nothing. 30 comes from the chat task of tests/benchmarks.
+it is needed; where it knows nothing it gets nothing. And scores of pairs that it relates are drawn towards zero less
+(`pairs.Shrinkage`), with g = 1.5 times the same correlation less its error, whatever the number of members. 30 and 1.5
+come from the chat task of tests/benchmarks.
 
 Losses at earlier checkpoints are used unless held-out members are predicted better, by 1 %, without them, and always
 while there are too few members to cross-validate. Of the scales of test losses (`stabilized`) the one nearest to the
@@ -48,6 +50,7 @@ AMOUNTS = (None, 0.5, 1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0)
 FIXED_AMOUNT = 4.0  # with too few members to cross-validate
 SHORT_OF_BEST = 0.05
 PRIOR = 30.0
+TILT = 1.5
 MOST_PRIOR = 1.0
 TOO_CLOSE = 0.01
 
@@ -206,11 +209,12 @@ def _with_prior(losses: MemberLosses, choice: Choice) -> Choice:
     if losses.prior_NM is None:
         return choice
     weight, found, error = prior_weight(losses)
+    tilt = TILT * (found - error)
     known = f"{found:.2f} +- {error:.2f}, its own correlation with the members' losses"
     if not weight:
         return replace(choice, why=f"{choice.why}; without the prior ({known})")
     why = f"{choice.why}; plus {weight:.2f} standard deviations of prior ({known})"
-    return replace(choice, setting=replace(choice.setting, prior=weight), why=why)
+    return replace(choice, setting=replace(choice.setting, prior=weight, tilt=tilt), why=why)
 
 
 def _fixed(losses: MemberLosses) -> Choice:

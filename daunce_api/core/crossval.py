@@ -15,6 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from copy import copy
+from dataclasses import replace
 from typing import TypeAlias
 
 import numpy as np
@@ -22,7 +23,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from ..errors import ConfigurationError
 from .estimators import Matrix, Setting, Spectrum, decompose, estimator_named, inclusion_dispersion, stabilized
-from .pairs import Shrinkage, fit
+from .pairs import Shrinkage, fit, tilted
 from .rows import Floats, Index, MemberLosses, Stages, centered, stacked
 
 Candidate: TypeAlias = tuple[str, Setting]
@@ -178,10 +179,14 @@ class CrossValidator:
                 score = a_DN.T @ right
                 lengths = phi.astype(np.float32) @ squares_DN, (right * b_DM).sum(axis=0).astype(np.float32)
                 for i in own:
-                    amount = candidates[i][1].shrinkage or 1.0
-                    weights = Shrinkage.of(amount, spectrum.w * phi, *lengths).weight(score, _ALL, _ALL)
+                    setting = candidates[i][1]
+                    shrinkage = Shrinkage.of(setting.shrinkage or 1.0, spectrum.w * phi, *lengths)
+                    if setting.tilt and self.losses.prior_NM is not None:
+                        tilt_NM = tilted(self.losses.prior_NM[piece], setting.tilt).astype(np.float32)
+                        shrinkage = replace(shrinkage, tilt_NM=tilt_NM)
+                    weights = shrinkage.weight(score, _ALL, _ALL)
                     total[i] -= weight[:, piece] @ (score * weights)
-                    if candidates[i][1].prior:
+                    if setting.prior:
                         squares[i] += np.square(score * weights).sum(axis=0)
         return [
             x + self._prior_part(setting, members, held, square)

@@ -41,6 +41,7 @@ class Setting:
         checkpoints: whether losses at earlier checkpoints are used, where they are given.
         shrinkage: c of `pairs.Shrinkage`, by which a filter's scores are drawn towards zero; None: not at all.
         prior: weight of the prior, in root mean squares of each test example's scores.
+        tilt: g of `pairs.Shrinkage`: c is exp(-g p) times as much for a pair with prior p.
     """
 
     ridge: float | None = None
@@ -48,6 +49,7 @@ class Setting:
     checkpoints: bool = True
     shrinkage: float | None = None
     prior: float = 0.0
+    tilt: float = 0.0
 
 
 @dataclass(frozen=True, eq=False)

@@ -13,7 +13,9 @@ with the score and never exceeds it. With the filter phi, a = phi^1/2 U^T A_i an
 d = (sum p)^2 / sum p^2 directions (the participation ratio).
 
 PRIOR. What is known of a pair before any member is trained is added, so many root mean squares of the test example's
-scores (`choice.prior_weight`). Standard errors and z-values are those of the evidence alone.
+scores (`choice.prior_weight`). Where the prior is borne out, a pair that it relates is also more likely to have an
+influence that is not chance: c is exp(-g p) times as much for a pair with (standardized) prior p. Standard errors and
+z-values are those of the evidence alone; z does not depend on weights.
 """
 
 from __future__ import annotations
@@ -55,11 +57,13 @@ class Shrinkage:
         left_N: (N,) 1 / |a|, zero for a vector of zeros.
         right_M: (M,) sqrt(d / c) / |b|, likewise.
         most: sqrt(d / c), what a score's size can be at most in units of left_N and right_M.
+        tilt_NM: exp(g p), by which a pair's z^2 counts more, or None.
     """
 
     left_N: Floats
     right_M: Floats
     most: float
+    tilt_NM: Floats | None = None
 
     @staticmethod
     def of(amount: float, filtered_D: Floats, left_square_N: Floats, right_square_M: Floats) -> Shrinkage:
@@ -77,7 +81,18 @@ class Shrinkage:
         square = score * (left[:, None] if isinstance(rows, slice) else left)
         square *= self.right_M[columns]
         square *= square
+        if self.tilt_NM is not None:
+            square *= self.tilt_NM[rows, columns]
         return np.asarray(square / (1 + square))
+
+    def swapped(self) -> Shrinkage:
+        """The two sides exchanged."""
+        return Shrinkage(self.right_M, self.left_N, self.most, None if self.tilt_NM is None else self.tilt_NM.T)
+
+    def rows(self, pick: Index) -> Shrinkage:
+        """Of some training examples."""
+        tilt = None if self.tilt_NM is None else self.tilt_NM[pick]
+        return replace(self, left_N=self.left_N[pick], tilt_NM=tilt)
 
     def lengths(self) -> list[Floats]:
         """|a| and |b|, this times the largest weight there is: no weighted score exceeds their product."""
@@ -133,6 +148,11 @@ class Scores:
     standardized: bool = False
     shrinkage: Shrinkage | None = None
     prior_NM: Floats | None = None
+
+    @property
+    def of_sides(self) -> bool:
+        """Whether scores follow from their two sides alone, without a prior of the pair."""
+        return self.prior_NM is None and (self.shrinkage is None or self.shrinkage.tilt_NM is None)
 
     @cached_property
     def terms(self) -> tuple[ErrorTerm, ...]:
@@ -260,9 +280,7 @@ class Scores:
         step, pairs = max(1, _CHANGES // (members * columns)), max(1, _PAIRS // column_of.size)
         for first in range(0, error.shape[0], step):
             some = np.flatnonzero((row_of >= first) & (row_of < first + step))
-            part = replace(
-                self, left_RN=self.left_RN[:, some], shrinkage=replace(shrinkage, left_N=shrinkage.left_N[some])
-            )
+            part = replace(self, left_RN=self.left_RN[:, some], shrinkage=shrinkage.rows(some))
             change = np.zeros((members, min(step, error.shape[0] - first), columns))
             for start in range(0, some.size, pairs):
                 change_of = part._slopes(slice(start, start + pairs), rights_KPM)
@@ -323,6 +341,8 @@ def fit(losses: MemberLosses, name: str, setting: Setting | None = None) -> Scor
         return filter_terms(spectrum, phi, ridge_of(spectrum, setting))
 
     shrinkage = _shrinkage(setting.shrinkage, spectrum, phi, left, tests)
+    if shrinkage is not None and setting.tilt and losses.prior_NM is not None:
+        shrinkage = replace(shrinkage, tilt_NM=tilted(losses.prior_NM, setting.tilt).astype(left.dtype))
     scores = Scores(left, right, tests, terms, stages, *place, shrinkage=shrinkage)
     return _with_prior(scores, losses, setting)
 
@@ -338,6 +358,11 @@ def _shrinkage(
         parts = [half_DR @ side_RX[:, i : i + _ROWS] for i in range(0, side_RX.shape[1], _ROWS)]
         squares.append(np.concatenate([np.einsum("dx,dx->x", p, p) for p in parts] or [np.zeros(0, left_RN.dtype)]))
     return Shrinkage.of(amount, spectrum.w * phi, *squares)
+
+
+def tilted(prior: Floats, tilt: float) -> Floats:
+    """exp(g p). Priors are skewed: beyond -2 and 3 standard deviations they say no more."""
+    return np.asarray(np.exp(tilt * np.clip(prior, -2, 3)))
 
 
 def _with_prior(scores: Scores, losses: MemberLosses, setting: Setting) -> Scores:

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from ..errors import ConfigurationError
 from .jackknife import LEAST_FOR_CORRELATION, correlation_without, jackknife, significance_threshold, z_values
-from .pairs import Scores, Shrinkage
+from .pairs import Scores
 from .rows import Floats, Index, Mask
 
 _POINTS, _QUERIES = 2_048, 512  # a tile of scores that stays in cache
@@ -101,7 +101,7 @@ def _oriented(scores: Scores, *, swap: bool, sign: int) -> Scores:
     left, right, shrinkage, prior = scores.left_RN, scores.right_RM, scores.shrinkage, scores.prior_NM
     if swap:
         left, right = right, left
-        shrinkage = None if shrinkage is None else Shrinkage(shrinkage.right_M, shrinkage.left_N, shrinkage.most)
+        shrinkage = None if shrinkage is None else shrinkage.swapped()
         prior = None if prior is None else prior.T
     if sign < 0:
         right, prior = -right, None if prior is None else -prior
@@ -153,16 +153,16 @@ def _by_length(scores: Scores) -> tuple[Scores, Index, Floats, Floats]:
         piece = slice(start, start + _COPIED)
         left_NR[place[piece]] = np.ascontiguousarray(left_RN[:, piece].T)
     if shrinkage is not None:
-        shrinkage = replace(shrinkage, left_N=shrinkage.left_N[order])
+        shrinkage = shrinkage.rows(order)
     slack = 1 + 100 * float(np.finfo(left_NR.dtype).eps)  # rounding of lengths against that of products
-    reach_M = lengths[1] * slack if prior is None else np.full_like(lengths[1], np.inf)
+    reach_M = lengths[1] * (slack if scores.of_sides else np.inf)
     prior = None if prior is None else prior[order]
     return replace(scores, left_RN=left_NR.T, shrinkage=shrinkage, prior_NM=prior), order, lengths[0][order], reach_M
 
 
 def _above(scores: Scores, rows: slice, columns: slice, threshold_m: Floats) -> tuple[Index, Floats, Index]:
     """Columns, values and rows of the scores that exceed their column's threshold."""
-    late = None if scores.prior_NM is not None else scores.shrinkage
+    late = scores.shrinkage if scores.of_sides else None
     block = scores.product(rows, columns) if late else scores.inner(rows, columns)
     limit_m = late.least(threshold_m, rows, columns) if late else threshold_m
     mask = np.zeros((block.shape[0], -(-block.shape[1] // 8) * 8), dtype=np.bool_)

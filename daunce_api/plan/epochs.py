@@ -6,7 +6,7 @@ from ..config import RunConfig
 from ..providers.registry import capabilities_of
 from .prices import provider_of
 
-_NAMES = ("n_epochs", "epochs")
+NAMES = ("n_epochs", "epochs")
 
 
 def epochs_of(config: RunConfig, n_examples: int, *, target: bool) -> tuple[int, str | None]:
@@ -19,7 +19,7 @@ def epochs_of(config: RunConfig, n_examples: int, *, target: bool) -> tuple[int,
     given = training.hyperparameters
     if target and training.target_hyperparameters is not None:
         given = training.target_hyperparameters
-    for name in _NAMES:
+    for name in NAMES:
         value = given.get(name)
         if isinstance(value, int | float) and value >= 1:
             return int(value), None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import pytest
@@ -11,7 +12,7 @@ import pytest
 import daunce_api
 from daunce_api import Attribution, RunConfig
 from daunce_api.attribution.similarity import prior_of
-from daunce_api.core import choose, estimate, fit, member_losses
+from daunce_api.core import choose, estimate, fit, member_losses, top
 from daunce_api.core.choice import prior_weight
 from daunce_api.data.dataset import Dataset
 from daunce_api.errors import ConfigurationError, DataError
@@ -96,7 +97,36 @@ def test_every_table_says_what_is_evidence_and_what_prior() -> None:
     assert np.array_equal(named.scores_NM(), without.with_estimator("covariance").scores_NM())
     ranking = made.ranking(4, columns=[3])
     assert ranking.prior_Mk is not None
-    assert np.allclose(made.scored.stderr_block(), without.scored.stderr_block()), "errors are the evidence's"
+    assert np.allclose(made.scored.z_block(), without.scored.z_block()), "significance is the evidence's"
+
+
+def test_scores_of_related_pairs_are_drawn_towards_zero_less() -> None:
+    train, test, inclusion, influence = problem(10)
+    losses = member_losses(train, test, inclusion, prior_NM=influence)
+    choice = choose(losses)
+    assert choice.setting.tilt > 0
+    evidence, plain = (
+        fit(losses, choice.estimator.name, replace(choice.setting, prior=0.0, tilt=tilt)).dense()
+        for tilt in (choice.setting.tilt, 0.0)
+    )
+    related = influence > 0
+    assert (np.abs(evidence) > np.abs(plain))[related].all()
+    assert (np.abs(evidence) < np.abs(plain))[~related].all()
+    assert choose(losses, "whitened").setting.tilt == 0
+
+
+@pytest.mark.parametrize("per", ["test", "train"])
+def test_rankings_and_groups_are_those_of_the_scores(per: Literal["test", "train"]) -> None:
+    made = attribution()
+    score = made.scores_NM()
+    ranking = top(
+        made.train_loss_KN, made.test_loss_KM, 4, inclusion_KN=made.inclusion_KN, prior_NM=made.prior_NM, per=per
+    )
+    table = score.T if per == "test" else score
+    assert np.allclose(ranking.score_Mk, -np.sort(-table, axis=1)[:, :4])
+    groups = made.groups(train=[WORDS[i // 4] for i in range(40)])
+    assert np.allclose(groups.score_GH, score.reshape(10, 4, 10).sum(axis=1))
+    assert (groups.stderr_GH > 0).all()
 
 
 def test_it_survives_saving(tmp_path: Path) -> None:

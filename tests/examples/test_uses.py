@@ -164,7 +164,7 @@ def test_halves_and_sources_are_retrained(definitions: Path, tmp_path: Path) -> 
 # -- 5: a picture --------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("start", [[], ["--from-scratch"]])
+@pytest.mark.parametrize("start", [[], pytest.param(["--from-scratch"], marks=pytest.mark.long)])
 def test_picture_of_digits(tmp_path: Path, start: list[str]) -> None:
     script = USES / "vision" / "who_taught_this_image.py"
     arguments: list[str | Path] = [

@@ -201,6 +201,17 @@ def test_tokens_of_either_side_add_up_to_the_pair(attribution: Attribution, esti
     assert not table.attrs["final_only"]
 
 
+def test_tokens_add_up_to_the_evidence_where_there_is_a_prior(attribution: Attribution) -> None:
+    made = replace(attribution.with_estimator("auto"), prior="text")
+    made.__dict__["prior_NM"] = attribution.with_estimator("covariance").scores_NM()
+    assert made.choice.setting.tilt > 0
+    assert made.scored.prior_NM is not None
+    evidence = made.scored.block() - made.scored.prior_NM
+    table = made.token_scores("t4", "q1")
+    for side in ("test", "train"):
+        assert table.loc[table["side"] == side, "score"].sum() == pytest.approx(evidence[4, 1], rel=1e-6)
+
+
 def test_tokens_of_a_covariance_by_hand(attribution: Attribution) -> None:
     train_KT, test_KU = (-attribution.tokens[side].logprobs[i] for side, i in (("train", 3), ("test", 2)))
     score_TU = (train_KT - train_KT.mean(axis=0)).T @ (test_KU - test_KU.mean(axis=0)) / (len(train_KT) - 1)

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from daunce_api import Run
+from daunce_api.store import RunStore
 
 OLD = Path(__file__).parents[2] / "fixtures" / "run-2fa6155"
 EXPECTED: dict[str, Any] = json.loads((OLD / "expected.json").read_text())
@@ -27,3 +28,21 @@ def test_a_finished_run_opens_with_its_losses_and_scores(tmp_path: Path) -> None
     assert attribution.choice.estimator.name == EXPECTED["estimator"]
     table = attribution.tokens["test"]
     assert table.logprobs[0].shape == (len(attribution.members), len(table.pieces[0]))
+
+
+def test_a_half_done_run_is_finished_with_one_job_a_member(tmp_path: Path) -> None:
+    """Killed with a job alive: it is looked up, its model scored, and the losses are those of the finished run."""
+    folder = tmp_path / "run"
+    shutil.copytree(OLD / "half", folder)
+    with RunStore.open(folder, read_only=True) as store:
+        before = {job.key for job in store.jobs.rows()}
+    attribution = Run.open(folder).execute()
+    with RunStore.open(folder, read_only=True) as store:
+        assert {job.key for job in store.jobs.rows()} == before
+    assert attribution.members == tuple(range(6))
+    for losses, expected in (
+        (attribution.train_loss_KN, EXPECTED["train_loss_KN"]),
+        (attribution.test_loss_KM, EXPECTED["test_loss_KM"]),
+    ):
+        assert losses[:2].tolist() == expected[:2]  # scored by the old version
+        np.testing.assert_allclose(losses, expected, atol=1e-3)  # another processor rounds otherwise

@@ -125,11 +125,11 @@ def test_a_client_killed_at_random_moments_submits_and_uploads_nothing_twice(tmp
         }
         command = [sys.executable, "-c", textwrap.dedent(CLIENT), json.dumps(config)]
         environment = {**os.environ, "TEST_SERVER_KEY": server.api_key, "OMP_NUM_THREADS": "1"}
-        for life in range(40):
+        for life in range(12):
             with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment) as client:
                 assert client.stdout is not None
                 assert client.stdout.readline() == "started\n"
-                if life < 30:
+                if life < 8:
                     time.sleep(rng.choice([0.01, 0.03, 0.1, 0.3]) * rng.random())
                     if client.poll() is None:
                         client.send_signal(signal.SIGKILL)

@@ -1,0 +1,226 @@
+"""`daunce plan --advise`: recipes for a budget, what they cost here, and what such recipes were measured to be worth.
+
+Costs are those of the run's own plan: its data, tokenizer, provider and prices. Quality is looked up in measured.json,
+a table from the package's own study (tests/benchmarks): the LDS on two fine-tunes, a language model's and a small
+classifier's. Between the numbers of members that were measured, LDS is taken to be linear in their logarithm; beyond
+them nothing is claimed.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import asdict, dataclass, replace
+from functools import lru_cache
+from importlib.resources import files
+from typing import Any
+
+import numpy as np
+
+from ..errors import ConfigurationError, DaunceError
+from ..providers.registry import capabilities_of
+from ..store import TARGET
+from .epochs import NAMES
+from .inputs import RunInputs
+from .plan import Plan
+
+SHAPES = (("base", 0.5, 1), ("base", 0.5, 3), ("target", 0.3, 1))
+"""start_from, subset_ratio and checkpoints that were measured; members from the target train for one epoch."""
+BARGAIN = 0.9
+"""Share of the best expected LDS that the cheaper recipe has to keep."""
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Members, what they cost, and the LDS that was measured with such members.
+
+    Attributes:
+        name: why it is in the list.
+        start, ratio, members, checkpoints: of the config's ``ensemble``. epochs: of each member; None: the config's.
+        usd: dollars of the whole run.
+        lds: what was measured, by task; empty for a recipe that is judged by retrieval.
+        note: what else was measured.
+    """
+
+    name: str
+    start: str
+    ratio: float
+    epochs: int | None
+    members: int
+    checkpoints: int
+    usd: float
+    lds: dict[str, float]
+    note: str = ""
+
+    @property
+    def expected(self) -> float | None:
+        """Mean over the tasks; the run's lies, as far as they tell, between theirs."""
+        return float(np.mean(list(self.lds.values()))) if self.lds else None
+
+
+@dataclass(frozen=True)
+class Advice:
+    """Recipes within a budget; the last is the paper's (arXiv 2505.23223) for the same money."""
+
+    budget_usd: float
+    noise: float | None
+    recipes: tuple[Recipe, ...]
+    notes: tuple[str, ...]
+
+    def to_json(self) -> dict[str, Any]:
+        """As plain data."""
+        recipes = [asdict(r) | {"expected_lds": r.expected} for r in self.recipes]
+        return {**asdict(self), "recipes": recipes, "source": _table()["source"]}
+
+    def text(self) -> str:
+        """For a reader."""
+        noise = "no scoring noise" if self.noise is None else f"scoring noise of {self.noise:g} nats"
+        lines = [f"Recipes within ${self.budget_usd:,.2f}, {noise}:"]
+        for r in self.recipes:
+            lines += [
+                f"  {r.name}: ${r.usd:,.2f}",
+                f"    start_from: {r.start}, subset_ratio: {r.ratio}, members: {r.members}, checkpoints: "
+                f"{r.checkpoints}, {'epochs as configured' if r.epochs is None else 'epochs of members: 1'}",
+            ]
+            if r.expected is not None:
+                each = ", ".join(f"{value:.2f} on {task}" for task, value in r.lds.items())
+                lines.append(f"    expected LDS about {r.expected:.2f} (measured: {each})")
+            lines += [f"    {r.note}"] if r.note else []
+        return "\n".join([*lines, *(f"Note: {note}." for note in self.notes), f"Measured: {_table()['source']}."])
+
+
+def advise(inputs: RunInputs, max_usd: float | None = None, noise: float | None = None) -> Advice:
+    """Recipes for a run's data and provider within a budget; nothing is sent.
+
+    Args:
+        max_usd: the budget in dollars; None: ``budget.max_usd``.
+        noise: standard deviation of the scoring noise of one loss, nats, as `daunce doctor` reports it; None: none.
+
+    Raises:
+        ConfigurationError: no budget, or one that no recipe fits; noise that cannot be; prices that are not known.
+        DataError: examples that cannot be encoded.
+        DaunceError: why no member at all can be trained or scored, as in :attr:`Plan.refusals`.
+    """
+    budget = inputs.config.budget.max_usd if max_usd is None else max_usd
+    if budget is None or not (math.isfinite(budget) and budget >= 0):
+        raise ConfigurationError("Advice needs a budget in dollars: set budget.max_usd, or pass --max-usd.")
+    if noise is not None and not (math.isfinite(noise) and noise >= 0):
+        raise ConfigurationError("Scoring noise is a standard deviation in nats: finite, 0 or more.")
+    level, notes = _level(noise)
+    found: list[Recipe] = []
+    last: list[Recipe] = []
+    refused: list[DaunceError] = []
+    smallest = math.inf
+    for start, ratio, checkpoints in SHAPES:
+        plan = _plan(inputs, start, ratio, checkpoints)
+        if refusals := (*plan.about_jobs, *plan.about_scoring):
+            refused.append(refusals[0])
+            notes.append(f"start_from: {start} with checkpoints: {checkpoints} is left out. {refusals[0]}".rstrip("."))
+            continue
+        fixed, each = _costs(plan)
+        epochs = 1 if start == "target" else None
+        planted = _table()["planted"]
+        if (start, ratio, checkpoints) == (planted["start"], 0.5, 1) and fixed + planted["members"] * each <= budget:
+            usd = fixed + planted["members"] * each
+            note = f"finds a planted group by --question retrieval (average precision {planted['average_precision']})"
+            last.append(Recipe("Cheapest for one cause", start, ratio, None, planted["members"], 1, usd, {}, note))
+        least, most = _measured_members(start, level)
+        smallest = min(smallest, fixed + least * each)
+        members = most if each == 0 else min(most, int((budget - fixed) // each))
+        for count in range(least, members + 1):
+            shape = Recipe("", start, ratio, epochs, count, checkpoints, fixed + count * each, {})
+            found.append(replace(shape, lds=_lds(start, level, count, "auto" if checkpoints == 1 else "auto_3_models")))
+        if start == "target" and members >= least:
+            paper = replace(found[-1], name="The paper's", lds=_lds(start, level, members, "covariance"))
+            last.append(replace(paper, note="estimator: covariance"))
+    if len(refused) == len(SHAPES):
+        raise refused[0]
+    if not found:
+        raise ConfigurationError(
+            f"${budget:,.2f} is too little: the smallest recipe that was measured costs ${smallest:,.2f} here. Nothing "
+            "was sent."
+        )
+    best = max(found, key=lambda r: (round(r.expected or 0.0, 2), -r.usd))
+    bargain = min((r for r in found if (r.expected or 0.0) >= BARGAIN * (best.expected or 0.0)), key=lambda r: r.usd)
+    first = [replace(best, name="Best"), replace(bargain, name="Cheaper")]
+    return Advice(budget, noise, (*first, *last), tuple(notes))
+
+
+def _plan(inputs: RunInputs, start: str, ratio: float, checkpoints: int) -> Plan:
+    """Of two such members."""
+    config = inputs.config
+    shape = {"start_from": start, "subset_ratio": ratio, "checkpoints": checkpoints, "members": 2, "stop": None}
+    target = config.ensemble.target_model if start == "target" else None
+    training = config.training
+    if start == "target":
+        known = capabilities_of(config)[0].hyperparameters
+        name = next((n for n in NAMES if n in training.hyperparameters or n in known), NAMES[0])
+        whole = training.target_hyperparameters
+        training = training.model_copy(
+            update={
+                "hyperparameters": {**training.hyperparameters, name: 1},
+                "target_hyperparameters": training.hyperparameters if whole is None else whole,
+            }
+        )
+    varied = config.model_copy(
+        update={
+            "ensemble": config.ensemble.model_copy(update={**shape, "target_model": target}),
+            "training": training,
+        }
+    )
+    variant = RunInputs(varied, inputs.train, inputs.questions)
+    variant.share_encoding(inputs)
+    plan = variant.whole_plan()
+    inputs.share_encoding(variant)
+    return plan
+
+
+def _costs(plan: Plan) -> tuple[float, float]:
+    """Dollars that do not depend on the number of members, and of one member: trained, and its models scored."""
+    costs, scoring = plan.costs, plan.scoring_usd_per_model
+    if costs is None or scoring is None:
+        raise ConfigurationError("Prices of this provider are not known, so nothing can be advised: set budget.price.")
+    hosting = 0.0 if plan.hosting is None else plan.hosting.usd or 0.0
+    scoring -= hosting / plan.scored_models
+    members = [costs.estimate(k) for k in plan.training_tokens if k != TARGET]
+    fixed = hosting + (costs.estimate(TARGET) if TARGET in plan.training_tokens else 0.0)
+    fixed += (plan.scored_models - len(members) * plan.checkpoints) * scoring
+    fixed += plan.test_usd or 0.0
+    return fixed, float(np.mean(members)) + plan.checkpoints * scoring + (plan.again_usd or 0.0)
+
+
+def _level(noise: float | None) -> tuple[float, list[str]]:
+    """The next larger noise that was measured, and what has to be said of that."""
+    levels = sorted({row["noise"] for row in _rows()})
+    if noise is None:
+        return levels[0], ["no scoring noise is assumed; `daunce doctor` measures it, and --noise takes it"]
+    above = [x for x in levels if x >= noise]
+    if not above:
+        return levels[-1], [f"noise above {levels[-1]} nats was not measured: expect less"]
+    return above[0], [] if above[0] == noise else [f"taken from measurements with noise of {above[0]} nats"]
+
+
+def _measured_members(start: str, noise: float) -> tuple[int, int]:
+    counts = [row["members"] for row in _rows() if row["start"] == start and row["noise"] == noise]
+    return min(counts), max(counts)
+
+
+def _lds(start: str, noise: float, members: int, column: str) -> dict[str, float]:
+    """By task."""
+    out = {}
+    for task in sorted({row["task"] for row in _rows()}):
+        rows = [r for r in _rows() if (r["task"], r["start"], r["noise"]) == (task, start, noise)]
+        place = np.log([r["members"] for r in rows])
+        out[task] = round(float(np.interp(math.log(members), place, [r[column] for r in rows])), 3)
+    return out
+
+
+def _rows() -> list[dict[str, Any]]:
+    table = _table()
+    return [dict(zip(table["columns"], row, strict=True)) for row in table["lds"]]
+
+
+@lru_cache(maxsize=1)
+def _table() -> dict[str, Any]:
+    table: dict[str, Any] = json.loads((files(__package__) / "measured.json").read_text(encoding="utf-8"))
+    return table
