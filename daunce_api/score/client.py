@@ -57,9 +57,9 @@ class ScoringClient:
     """Scores members with one bound on concurrency for all of them together.
 
     ``concurrency`` is the most requests at once (default: the scorer's own limit); rate limits lower it for a while
-    (:mod:`daunce_api.score.slots`). What ``cache`` knows of is not sent, except for replicates. A request is repeated by one
-    policy (``RETRIES``), then its TransientError is raised; a request that waits keeps its place, so that a rate limit
-    slows everything down instead of starting a storm. ``on_progress`` gets
+    (:mod:`daunce_api.score.slots`). What ``cache`` knows of is not sent, except for replicates. A request is
+    repeated by one policy (``RETRIES``), then its TransientError is raised; a request that waits keeps its place, so
+    that a rate limit slows everything down instead of starting a storm. ``on_progress`` gets
     (member, scored examples, all examples) after every batch of a member's own scores. A model that is complete gets
     its row of losses (``reduction``). ``budget`` pays for what is sent again: reserved before it is sent, BudgetError
     at the cap. ``replayed``: the protocol of a recording that is replayed; an older one holds no tests of fine-tunes.
