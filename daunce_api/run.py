@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any, Unpack
 
 from ._util.blocking import run_blocking
-from ._util.clock import Clock
 from ._util.sections import BackendName, BackendSection, Sections
 from .attribution import Attribution
 from .attribution.cause import Cause, cause_of
@@ -28,12 +27,10 @@ from .data.tokenizers import EncodedExample
 from .errors import ConfigurationError, DaunceError, NotEnoughMembersError
 from .plan.asking import BASE
 from .plan.inputs import DATA_FOLDER, RunInputs
-from .providers.replay import Session
-from .score.client import Progress
-from .score.work import Work, cancel_run, clean_run
+from .score.work import Options, Work, cancel_run, clean_run
 from .status import RunStatus, status_of
 from .store import TARGET, RunStore
-from .train import CancelReport, CleanReport, OnEvent
+from .train import CancelReport, CleanReport
 
 
 class Run(RunInputs):
@@ -55,22 +52,26 @@ class Run(RunInputs):
     _attributed: tuple[object, tuple[Attribution, ...]] | None = None
 
     @classmethod
-    def create(cls, config: RunConfig | Mapping[str, Any] | str | Path) -> Run:
+    def create(cls, config: RunConfig | Mapping[str, Any] | str | Path, *, adopt: bool = False) -> Run:
         """From a config, a mapping of its keys, or the path of a YAML file; reads and checks the data.
 
         A run that was started keeps its recipe: defaults that have changed since are those of its version. Lines that
-        the test file has more than before become questions of the run. Raises ConfigurationError, DataError.
+        the test file has more than before become questions of the run. ``adopt``: jobs of this run that the provider
+        lists and the run folder does not know (it is a copy, or lost its end, or its store) are taken over instead of
+        ending the run with UnknownJobsError or StoreCorruptError. Raises ConfigurationError, DataError.
         """
         if isinstance(config, str | Path):
             config = RunConfig.from_yaml(config)
         elif not isinstance(config, RunConfig):
             config = RunConfig.from_mapping(dict(config))
-        for path in (config.data.train, config.data.test):
-            if path.exists() and not (path.is_file() or path.is_dir()):
+        for path in (config.data.train, config.data.test, config.data.validation):
+            if path is not None and path.exists() and not (path.is_file() or path.is_dir()):
                 raise ConfigurationError(f"{path} is not a regular file, and examples are read more than once.")
         columns = config.data.columns
         train, test = (Dataset.from_file(path, columns) for path in (config.data.train, config.data.test))
-        return cls.of(config, train, test)
+        if adopt:
+            RunStore.make_room(config.run_dir)
+        return cls.of(config, train, test, adopts=adopt)
 
     @classmethod
     def of(cls, config: RunConfig, train: Dataset, test: Dataset, **design: Any) -> Run:
@@ -129,62 +130,24 @@ class Run(RunInputs):
 
     # -- the run --------------------------------------------------------------------------------------------------
 
-    def execute(
-        self,
-        *,
-        on_event: OnEvent | None = None,
-        on_progress: Progress | None = None,
-        session: Session | None = None,
-        clock: Clock | None = None,
-        max_usd: float | None = None,
-        adopt: bool = False,
-    ) -> Attribution:
+    def execute(self, **options: Unpack[Options]) -> Attribution:
         """Train and score what is missing, then attribute; the same call again does only what is missing.
 
-        ``on_event`` and ``on_progress`` are called as it goes on; ``session`` records or replays the API traffic
-        (:mod:`daunce_api.providers.replay`); ``max_usd`` takes the place of ``budget.max_usd`` for this call, and is
-        recorded. ``adopt`` takes over jobs of this run that the provider has and the run folder does not know, instead
-        of raising UnknownJobsError. Whatever ends it, what was trained and scored is kept. Raises any
-        :class:`~daunce_api.errors.DaunceError`; KeyboardInterrupt leaves a run that the same call resumes.
+        ``options`` are those of :class:`~daunce_api.score.work.Options`: callbacks, a session that records or replays
+        the API traffic, and another cap for this call. Whatever ends it, what was trained and scored is kept. Raises
+        any :class:`~daunce_api.errors.DaunceError`; KeyboardInterrupt leaves a run that the same call resumes.
         """
-        self.measure(
-            on_event=on_event,
-            on_progress=on_progress,
-            session=session,
-            clock=clock,
-            max_usd=max_usd,
-            adopt=adopt,
-        )
+        self.measure(**options)
         return self.attribution()
 
-    async def execute_async(
-        self,
-        *,
-        on_event: OnEvent | None = None,
-        on_progress: Progress | None = None,
-        session: Session | None = None,
-        clock: Clock | None = None,
-        max_usd: float | None = None,
-        adopt: bool = False,
-    ) -> Attribution:
+    async def execute_async(self, **options: Unpack[Options]) -> Attribution:
         """:meth:`execute` for programs that run an event loop of their own."""
-        work = Work(self, on_event=on_event, on_progress=on_progress, session=session, clock=clock, max_usd=max_usd)
-        await work.run(adopt=adopt)
+        await Work(self, **options).run()
         return await asyncio.to_thread(self.attribution)
 
-    def measure(
-        self,
-        *,
-        on_event: OnEvent | None = None,
-        on_progress: Progress | None = None,
-        session: Session | None = None,
-        clock: Clock | None = None,
-        max_usd: float | None = None,
-        adopt: bool = False,
-    ) -> None:
+    def measure(self, **options: Unpack[Options]) -> None:
         """:meth:`execute` without an attribution: for designs that are scored on their questions alone."""
-        work = Work(self, on_event=on_event, on_progress=on_progress, session=session, clock=clock, max_usd=max_usd)
-        run_blocking(work.run(adopt=adopt))
+        run_blocking(Work(self, **options).run())
 
     # -- results --------------------------------------------------------------------------------------------------
 
@@ -243,10 +206,7 @@ class Run(RunInputs):
         answer: str | None = None,
         system: str | None = None,
         verdict: Verdict | None = None,
-        on_progress: Progress | None = None,
-        session: Session | None = None,
-        clock: Clock | None = None,
-        max_usd: float | None = None,
+        **options: Unpack[Options],
     ) -> Attribution:
         """Which training examples made the model answer this? Asked of the members that exist: no fine-tuning.
 
@@ -267,10 +227,9 @@ class Run(RunInputs):
             messages = [{"role": "system", "content": system}] if system else []
             messages.append({"role": "user", "content": str(prompt)})
             questions = self.question(messages, answer)
-        plan = self.asking(questions, max_usd=max_usd)
+        plan = self.asking(questions, max_usd=options.get("max_usd"))
         plan.check()
-        work = Work(self, on_progress=on_progress, session=session, clock=clock, max_usd=max_usd)
-        run_blocking(work.ask(questions, plan, verdict))
+        run_blocking(Work(self, **options).ask(questions, plan, verdict))
         return replace(self.attribution(questions.ids[0]), focus=tuple(questions.ids))
 
     def question(self, messages: Sequence[Mapping[str, Any]], answer: str | None = None) -> Dataset:
@@ -285,7 +244,7 @@ class Run(RunInputs):
             answer = turns.pop()["content"]
         plain = not self.train[0].is_chat and len(turns) == 1
         if answer is None:
-            answer = run_blocking(Work(self).generate(turns[0]["content"] if plain else turns))
+            answer = run_blocking(Work(self).generate([turns[0]["content"] if plain else turns]))[0][0]
         record: dict[str, Any] = {"messages": [*turns, {"role": "assistant", "content": answer}]}
         if plain:
             record = {"prompt": turns[0]["content"], "completion": answer}

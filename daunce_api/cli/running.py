@@ -120,7 +120,7 @@ def run(
     from ..store import RunStore
     from .viewing import candidates_of
 
-    job = Run.create(config)
+    job = Run.create(config, adopt=adopt)
     planned = job.plan(max_usd=max_usd)
     terminal.warn(job.warnings)
     planned.check()
@@ -135,7 +135,7 @@ def run(
         work.accept_suspect(job.run_dir)
     with terminal.Progress(job.config.ensemble.members, quiet=as_json) as progress:
         attribution = job.execute(
-            on_event=progress.event, on_progress=progress.scored, session=session, max_usd=max_usd, adopt=adopt
+            on_event=progress.event, on_progress=progress.scored, session=session, max_usd=max_usd
         )
     status = job.status()
     page = write_report_of(job, attribution, status=status, candidates=candidates_of) if report else None
@@ -164,12 +164,14 @@ def clean(run: RunArgument = HERE, yes: YesOption = False, as_json: JsonOption =
 
     Rankings and reports go on working; members that are not scored yet would have to be trained again.
     """
-    from ..run import Run
+    from ..score.work import clean_run
+    from ..store import RunStore
 
-    job = Run.open(run)
+    with RunStore.open(run, read_only=True) as store:  # neither its data nor its tokenizer may be there any more
+        name = store.manifest["config"]["name"]
     if not yes:
-        confirm(f"Delete the remote files and models of {job.config.name}? Scores stay, the models are gone.")
-    report = job.clean()
+        confirm(f"Delete the remote files and models of {name}? Scores stay, the models are gone.")
+    report = clean_run(run)
     content = {
         "models": report.models,
         "files": report.files,

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from types import MappingProxyType
 from typing import Any
 
 from ..config import RunConfig
 from ..data.tokenizers import EncodedExample
 from ..errors import BudgetError, CapabilityError, DataError, DaunceError, NotEnoughMembersError
 from ..providers.base import ScorerCapabilities, within_scope
+from ..providers.probe import tokens_of_test
 from ..store import TARGET
 from .prices import MILLION, Hosting, hosting_of, prices_of
 
@@ -119,10 +121,12 @@ def plan_asking(
     trained: Sequence[int],
     gone: Sequence[int],
     spent_usd: float,
+    untested: Mapping[int, int] = MappingProxyType({}),
 ) -> AskPlan:
     """Plan to ask ``questions``; ``missing`` are those that each model lacks, every checkpoint of a member counted.
 
-    ``trained``: members whose training examples are scored; ``gone``: those of them without a model.
+    ``trained``: members whose training examples are scored; ``gone``: those of them without a model. ``untested``: how
+    many models of each member the endpoint was not tested with.
     """
     refusals: list[DaunceError] = []
     limit = scorer.max_context_tokens
@@ -144,6 +148,8 @@ def plan_asking(
     one_token = scorer.scope != "any"
     sent = sum((e.targets[0] if one_token else len(e.ids)) for asked in missing.values() for e in asked)
     answered = sum(map(len, missing.values())) if one_token else 0
+    if not one_token:
+        sent += sum(untested.get(k, 0) * tokens_of_test(min(len(e.ids) for e in asked)) for k, asked in missing.items())
     _, price = prices_of(config)
     tokens_usd: float | None = None
     if price.input is not None and (price.output is not None or not answered):

@@ -28,6 +28,8 @@ from .planning import make_plan, plan_of_missing
 
 HALTED = "halted"
 """Why a run stopped that has enough members; with this name the store keeps the rule that said so."""
+TESTS = "endpoint tests"
+"""Key in the store: reports of the endpoint's tests, by model."""
 DATA_FOLDER = "data"
 """Inside the run folder: the examples as they were read."""
 
@@ -45,14 +47,17 @@ class RunInputs:
         wanted: int | None = None,
         questions_only: bool = False,
         purpose: Purpose = "score",
+        adopts: bool = False,
     ) -> None:
-        """``purpose``: what the ledger books scoring for."""
+        """``purpose``: what the ledger books scoring for. ``adopts``: jobs that the run folder does not know are taken
+        over from the provider."""
         self.config = config
         self.train = train
         self.questions = test if isinstance(test, Questions) else Questions.of(test)
         self.design = design
         self.questions_only = questions_only
         self.purpose: Purpose = purpose
+        self.adopts = adopts
         self._wanted = wanted
         self._version = VERSION
         """Of the config's keys, when the run was started."""
@@ -134,7 +139,7 @@ class RunInputs:
                 missing = self._missing(store)
         elif elsewhere:
             everything = self.whole_plan()
-            missing = Missing(everything.submitted, everything.submitted, everything.models)
+            missing = Missing(everything.submitted, everything.submitted, everything.models, everything.members)
         else:
             return plan_of_missing(config, self.whole_plan(), None)
         missing = replace(missing, spent_usd=missing.spent_usd + elsewhere)
@@ -174,7 +179,8 @@ class RunInputs:
         members = range(material.ensemble.members)
         training = {k for k in members if k not in done and k not in ready}
         asked = [k for k in members if k not in done or k in ready]
-        models = sum(not material.is_scored(store, k, n) for k in asked for n in range(material.models))
+        finals = sum(not material.is_scored(store, k, 0) for k in asked)
+        models = finals + sum(not material.is_scored(store, k, n) for k in asked for n in range(1, material.models))
         target_unscored = self.config.scoring.target and not material.is_scored(store, TARGET)
         rule, stop = shape.stop, store.history.stop()
         if (
@@ -183,11 +189,12 @@ class RunInputs:
             and stop.kind == HALTED
             and store.get_value(HALTED) == rule.model_dump()
         ):
-            return Missing(frozenset(), frozenset(), 0, store.ledger.spent())
+            return Missing(frozenset(), frozenset(), 0, spent_usd=store.ledger.spent())
         made_here = shape.start_from == "target" and shape.target_model is None
         if made_here and TARGET not in ready and (training or target_unscored):
             training.add(TARGET)
-        return Missing(frozenset(training - live), frozenset(training), models + target_unscored, store.ledger.spent())
+        spent = store.ledger.spent()
+        return Missing(frozenset(training - live), frozenset(training), models + target_unscored, finals, spent)
 
     def trained_members(self, store: RunStore) -> list[int]:
         """Members whose every training example is scored (every question, where a run has those alone): their models
@@ -216,6 +223,7 @@ class RunInputs:
                 member: [e for e in encoded for n in checkpoints if not _has(store, e, member, n)]
                 for member, checkpoints in models.items()
             }
+            tested = store.get_value(TESTS, {})
             spent = store.ledger.spent() + sum(self.spent_elsewhere().values())
         return plan_asking(
             with_cap(self.config, max_usd),
@@ -225,6 +233,7 @@ class RunInputs:
             trained=trained,
             gone=[k for k in trained if k not in models],
             spent_usd=spent,
+            untested={k: sum(m not in tested for m in checkpoints.values()) for k, checkpoints in models.items()},
         )
 
     def encoded_questions(self, questions: Dataset) -> tuple[EncodedExample, ...]:

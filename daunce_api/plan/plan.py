@@ -19,12 +19,13 @@ class Missing:
 
     ``jobs``: members (-1: the target model) for which a job has to be submitted; those with a live job are paid for
     already. ``training``: members without a model, live jobs included. ``models`` are to be scored, earlier
-    checkpoints included. ``spent_usd``: dollars spent and reserved so far.
+    checkpoints included; ``finals`` of them are members' final ones. ``spent_usd``: dollars spent and reserved so far.
     """
 
     jobs: frozenset[int]
     training: frozenset[int]
     models: int
+    finals: int = 0
     spent_usd: float = 0.0
 
     @property
@@ -39,8 +40,8 @@ class Plan:
 
     Tokens are those that are billed: of all epochs for training, of prompts and answers for scoring. Dollars and
     hours are None where they are not known. ``refusals`` are the reasons not to start; :meth:`check` raises them.
-    ``members``, ``training_tokens`` (of each member's job), ``scored_models`` and ``scoring_*_tokens`` (of one model)
-    describe the whole run; ``jobs`` and everything in dollars, what is missing.
+    ``members``, ``training_tokens`` (of each member's job), ``scored_models`` and ``scoring_*_tokens`` (of one model,
+    every example once) describe the whole run; ``jobs`` and everything in dollars, what is missing.
     """
 
     provider: str
@@ -61,6 +62,12 @@ class Plan:
     hours_per_job: float | None
     concurrent_jobs: int
     today: date
+    smallest_subset: int = 0
+    """Examples of the member with the fewest; ``subset`` is that of the one with the most."""
+    again_tokens: tuple[int, int] = (0, 0)
+    """Of prompts and of answers that each member gives twice, to measure noise."""
+    test_tokens: int = 0
+    """Of the endpoint's test, which is made once with every model and with the base model."""
     checkpoints: int = 1
     """Models of each member that are scored, its final one included."""
     hosting: Hosting | None = None
@@ -116,25 +123,43 @@ class Plan:
 
     @property
     def scoring_usd_per_model(self) -> float | None:
-        """Dollars of measuring one model on every example, its share of the endpoint's hours included."""
+        """Dollars of testing one model and measuring it on every example once, its share of the endpoint's hours
+        included."""
         hosting = 0.0 if self.hosting is None else self.hosting.usd
-        if hosting is None:
-            return None
-        total = 0.0
-        for tokens, price in (
-            (self.scoring_input_tokens, self.scoring_price.input),
-            (self.scoring_output_tokens, self.scoring_price.output),
-        ):
-            if tokens and price is None:
-                return None
-            total += tokens * (price or 0.0)
-        return total * self.price_factor / MILLION + hosting / self.scored_models
+        tokens = self._scoring_usd_of(self.scoring_input_tokens + self.test_tokens, self.scoring_output_tokens)
+        return None if hosting is None or tokens is None else tokens + hosting / self.scored_models
+
+    @property
+    def again_usd(self) -> float | None:
+        """Dollars of what a member is measured on twice."""
+        return self._scoring_usd_of(*self.again_tokens)
+
+    @property
+    def test_usd(self) -> float | None:
+        """Dollars of testing the endpoint with one model."""
+        return self._scoring_usd_of(self.test_tokens, 0)
+
+    @property
+    def scoring_tokens(self) -> tuple[int, int]:
+        """Tokens of all prompts that are to be sent, tests and repeated ones included, and of their answers."""
+        finals = self.members if self.missing is None else self.missing.finals
+        tests = (self.models + 1 if self.models else 0) * self.test_tokens
+        return (
+            self.models * self.scoring_input_tokens + finals * self.again_tokens[0] + tests,
+            self.models * self.scoring_output_tokens + finals * self.again_tokens[1],
+        )
 
     @property
     def scoring_usd(self) -> float | None:
-        """Dollars of scoring all models that are to be scored, the endpoint's hours included."""
-        one = self.scoring_usd_per_model
-        return None if one is None else one * self.models
+        """Dollars of scoring all models that are to be scored, tests and the endpoint's hours included."""
+        tokens, hosting = self._scoring_usd_of(*self.scoring_tokens), 0.0 if self.hosting is None else self.hosting.usd
+        return None if hosting is None or tokens is None else tokens + hosting * self.models / self.scored_models
+
+    def _scoring_usd_of(self, prompts: int, answers: int) -> float | None:
+        price = self.scoring_price
+        if (prompts and price.input is None) or (answers and price.output is None):
+            return None
+        return (prompts * (price.input or 0.0) + answers * (price.output or 0.0)) * self.price_factor / MILLION
 
     @property
     def usd(self) -> float | None:
@@ -207,8 +232,8 @@ class Plan:
             "training_tokens_target": self.training_tokens.get(TARGET),
             "scored_models": self.models,
             "checkpoints": self.checkpoints,
-            "scoring_input_tokens": self.scoring_input_tokens * self.models,
-            "scoring_output_tokens": self.scoring_output_tokens * self.models,
+            "scoring_input_tokens": self.scoring_tokens[0],
+            "scoring_output_tokens": self.scoring_tokens[1],
             "training_usd": self.training_usd,
             "scoring_usd": self.scoring_usd,
             "usd": self.usd,
@@ -231,7 +256,6 @@ class Plan:
         """The plan in words, each with its name; its notes and why it may not start come last."""
         members = [tokens for k, tokens in self.training_tokens.items() if k != TARGET and k in self.submitted]
         spread = f" ({min(members):,} to {max(members):,} a member, all epochs)" if members else ""
-        scored = (self.scoring_input_tokens + self.scoring_output_tokens) * self.models
         examples = self.n_train + self.n_test if self.n_scored is None else self.n_scored
         of_each = f" ({self.checkpoints} of each member)" if self.checkpoints > 1 else ""
         if self.nothing_missing:
@@ -242,7 +266,7 @@ class Plan:
             ("Scoring", f"{examples:,} examples on {self.models} models{of_each}, by {self.scorer}"),
             *([("Loss", self.loss)] if self.loss else []),
             ("Training tokens", f"{self.total_training_tokens:,}{spread}"),
-            ("Scoring tokens", f"{scored:,}"),
+            ("Scoring tokens", f"{sum(self.scoring_tokens):,}"),
             ("Training", _dollars(self.training_usd, self.training_price)),
             ("Scoring cost", self._scoring_text()),
             ("Total", _total(self)),
@@ -258,6 +282,11 @@ class Plan:
             for name, value in self.rows()
         )
 
+    @property
+    def _subset_text(self) -> str:
+        least = self.smallest_subset
+        return f"{least:,} to {self.subset:,}" if 0 < least < self.subset else f"{self.subset:,}"
+
     def _jobs_text(self) -> str:
         if self.missing is not None and not self.submitted:
             live = len(self.missing.training)
@@ -267,9 +296,9 @@ class Plan:
         members = len(self.submitted - {TARGET})
         if TARGET in self.submitted:
             jobs += f" (the target model on all {self.n_train:,} examples, then {members} members"
-            jobs += f" on {self.subset:,} each)"
+            jobs += f" on {self._subset_text} each)"
         elif self.subset:
-            jobs += f", each on {self.subset:,} of {self.n_train:,} examples"
+            jobs += f", each on {self._subset_text} of {self.n_train:,} examples"
         return jobs if self.missing is None else f"{jobs}; the other {self.members - members} members have a job"
 
     def _scoring_text(self) -> str:

@@ -10,6 +10,7 @@ from ..data.dataset import Dataset, Example
 from ..data.tokenizers import Encode, EncodedExample, TiktokenTokenizer, tiktoken_encoding_name
 from ..errors import CapabilityError, DataError, DaunceError
 from ..providers.base import ScorerCapabilities, TrainerCapabilities, within_scope
+from ..providers.probe import tokens_of_test
 from .examples import bytes_refusals, context_of, left_out_notes, measured_refusals
 from .prices import provider_of
 
@@ -20,7 +21,8 @@ _NAMED = 5
 @dataclass(frozen=True, slots=True)
 class Counts:
     """``training_N``: tokens that one epoch on each training example bills. ``input``, ``output``: tokens of all
-    prompts for one model, noise probe included, and of the answers to them. ``refusals``: what cannot be measured,
+    prompts for one model, and of the answers to them; ``again``: those of the prompts that each member gets twice, to
+    measure noise; ``test``: tokens of the endpoint's test of one model. ``refusals``: what cannot be measured,
     ``about_jobs``: what cannot be trained on."""
 
     training_N: tuple[int, ...]
@@ -30,6 +32,8 @@ class Counts:
     refusals: tuple[DaunceError, ...]
     about_jobs: tuple[DaunceError, ...] = ()
     notes: tuple[str, ...] = ()
+    again: tuple[int, int] = (0, 0)
+    test: int = 0
 
 
 def count(
@@ -53,7 +57,8 @@ def count(
     """
     published = _published_rule(config)
     if published is not None and not published.exact:
-        examples = [*test] if questions_only else [*test, *train, *train[: config.scoring.noise_probe]]
+        examples = [*test] if questions_only else [*test, *train]
+        again = [] if questions_only else train[: config.scoring.noise_probe]
         training = tuple(published.count(e) for e in train)
         return Counts(
             training,
@@ -62,6 +67,7 @@ def count(
             False,
             tuple(_without_ids(config, train, test, scorer, questions_only)),
             tuple(_too_long(trainer.provider, context_of(config, trainer), train, training, slack=1.3)),
+            again=(sum(_prompt(e, published) for e in again), len(again)),
         )
     encoded_train, encoded_test = encode(train), encode(test)
     refusals = [
@@ -78,19 +84,34 @@ def count(
         refusals += measured_refusals(scorer, sides, exact=True)
     unique = {e.key: e for e in (*scoped_test, *scoped_train)}
     probed = {e.key: e for e in scoped_train[: config.scoring.noise_probe]}
-    asked = [*unique.values(), *probed.values()]
     one_token = scorer.scope != "any"
     if published is not None:
         training = tuple(published.count(e) for e in train)
-        prompts = sum(_prompt(e.example, published) for e in asked)
     else:
         training = tuple(len(e.ids) for e in encoded_train)
-        prompts = sum(e.targets[0] if one_token else len(e.ids) for e in asked)
+
+    def sent(examples: Iterable[EncodedExample]) -> tuple[int, int]:
+        """Tokens of prompts, and of answers."""
+        asked = [*examples]
+        if published is not None:
+            prompts = sum(_prompt(e.example, published) for e in asked)
+        else:
+            prompts = sum(e.targets[0] if one_token else len(e.ids) for e in asked)
+        return prompts, len(asked) if one_token else 0
+
     if published is not None and trainer.max_context_tokens is None:
         about_jobs += _too_long(trainer.provider, context_of(config, trainer), train, training)
     notes = left_out_notes([(train, encoded_train), (test, encoded_test)])
-    output = len(asked) if one_token else 0
-    return Counts(training, prompts, output, True, tuple(refusals), tuple(about_jobs), tuple(notes))
+    return Counts(
+        training,
+        *sent(unique.values()),
+        True,
+        tuple(refusals),
+        tuple(about_jobs),
+        tuple(notes),
+        sent(probed.values()),
+        0 if one_token else tokens_of_test(min(len(e.ids) for e in unique.values())),
+    )
 
 
 def _without_ids(

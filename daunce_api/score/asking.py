@@ -67,10 +67,10 @@ class QuestionScoring:
         missing = [e for e in questions if not scores.has_all(scores.find_ids([e]), member, checkpoint=checkpoint)]
         if not missing:
             return
-        tokens = tokens_of(missing)
+        tokens = tokens_of(missing) + self._client.tokens_of_test(model, missing)
         subject = f"questions of member {member}, checkpoint {checkpoint}"
         before = scores.cached_tokens(member, checkpoint)
         ledger.reserve(subject, tokens * self._usd, purpose="ask", cap=self._cap)
-        await self._client.score_member(member, model, missing, checkpoint=checkpoint)
+        await self._client.score_member(member, model, missing, checkpoint)
         saved = (scores.cached_tokens(member, checkpoint) - before) * self._usd
         ledger.settle(subject, max(0.0, ledger.unsettled().get(subject, 0.0) - saved))

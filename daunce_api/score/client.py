@@ -7,10 +7,12 @@ scoring a member again after a crash repeats at most the batches that were under
 from __future__ import annotations
 
 import asyncio
+import sys
 from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
+from functools import partial
 from typing import TypeVar
 
 import numpy as np
@@ -20,20 +22,15 @@ from .._util.retry import Retrier, RetryPolicy
 from ..attribution.matrices import finish
 from ..core.losses import Reduction
 from ..data.tokenizers import EncodedExample
-from ..errors import ContractError, ProviderError, RejectedError, ReplayError, StoreError, TransientError
+from ..errors import ContractError, ProviderError, RejectedError, ReplayError, StopError, StoreError, TransientError
+from ..plan.inputs import TESTS
 from ..providers.base import Deferred, Hosting, Metered, ProbeReport, Probing, Scorer, TokenScores
+from ..providers.probe import check_adapter, tokens_of_test
 from ..store import RunStore, ScoreBatch
 from ..store.ledger import Purpose
 from .cache import ScoredCache
-from .slots import AdaptiveSlots, ModelLeases
+from .slots import AdaptiveSlots
 from .writer import GroupCommit
-
-PROBE_VALUE, FINE_TUNE_PROBE_VALUE = "scorer_probe", "scorer_probe_fine_tune"
-"""Keys in the store under which the endpoint's tests are kept: with the base model (or whatever model was given), and
-with the first fine-tune that was scored."""
-
-PROBE_REQUESTS, PROBE_GENERATED = 3, 32
-"""A test counts in the ledger as this many prompts, each longer by what it generates: more than any of them sends."""
 
 FIRST_WAIT, LONGEST_WAIT = 0.5, 30.0
 """Seconds before the second try of a request, and the most between two; doubled in between."""
@@ -46,7 +43,8 @@ Progress = Callable[[int, int, int], None]
 
 @dataclass(frozen=True, slots=True)
 class Budget:
-    """What requests cost that come on top of one measurement of each model: repeats and tests.
+    """What requests cost that come on top of what was reserved for a model: those that are sent again, and the test
+    with the base model.
 
     ``usd_per_token`` of a prompt, answers included; ``cap`` dollars of the whole ledger, or None.
     """
@@ -63,8 +61,9 @@ class ScoringClient:
     most ``attempts`` times and for ``patience`` seconds in all, then its TransientError is raised; a request that waits
     keeps its place, so that a rate limit slows everything down instead of starting a storm. ``on_progress`` gets
     (member, scored examples, all examples) after every batch of a member's own scores. A model that is complete gets
-    its row of losses (``reduction``). ``budget`` pays for what is sent again, and for tests of the endpoint: reserved
-    before it is sent, BudgetError at the cap.
+    its row of losses (``reduction``). ``budget`` pays for what is sent again: reserved before it is sent, BudgetError
+    at the cap. ``replayed``: the protocol of a recording that is replayed; an older one holds no tests of fine-tunes.
+    ``base``: the model that fine-tunes are compared with.
     """
 
     def __init__(
@@ -80,6 +79,8 @@ class ScoringClient:
         cache: ScoredCache | None = None,
         reduction: Reduction = "mean",
         budget: Budget | None = None,
+        replayed: int | None = None,
+        base: str | None = None,
     ) -> None:
         self._scorer = scorer
         self._cache = cache
@@ -89,7 +90,8 @@ class ScoringClient:
         clock = clock or SystemClock()
         self._retry = Retrier(RetryPolicy(FIRST_WAIT, LONGEST_WAIT, attempts, patience), clock)
         self._slots = AdaptiveSlots(self._concurrency, clock)
-        self._leases = ModelLeases(scorer.capabilities.max_models)
+        # The requests of many members must not take turns on a server that holds a few models: every turn loads one.
+        self._models = asyncio.Semaphore(scorer.capabilities.max_models or sys.maxsize)
         if isinstance(scorer, Metered):
             scorer.watch(self._slots.observe)
         if isinstance(scorer, Hosting):
@@ -97,39 +99,61 @@ class ScoringClient:
         self._on_progress = on_progress
         self._reduction = reduction
         self._budget = budget or Budget()
-        self._probing = asyncio.Lock()
+        self._base = base
+        self._tests_fine_tunes = replayed is None or replayed >= 2
         self._full: StoreError | None = None
         self._prepared: tuple[tuple[EncodedExample, ...], Batch] = ((), [])
         self.requests = 0
         """Requests sent so far, repeats included."""
 
     async def score_member(
-        self, member: int, model: str, examples: Sequence[EncodedExample], replicate: int = 0, checkpoint: int = 0
+        self,
+        member: int,
+        model: str,
+        examples: Sequence[EncodedExample],
+        checkpoint: int = 0,
+        *,
+        twice: Sequence[EncodedExample] = (),
     ) -> int:
         """Score what the store lacks for this member; the number of examples scored now. ``checkpoint`` numbers its
-        models from the final one (0) backwards.
+        models from the final one (0) backwards; ``twice`` are measured a second time (replicate 1) among
+        the others, for the noise: a server that batches gives an example other values in company than alone.
 
-        Examples with equal token ids and targets are sent once. Each batch is stored in one transaction when it
-        arrives. After an error no new batch is sent, those under way are still received and stored, and then the
-        error is raised: TransientError (given up), RejectedError and ContractError (naming the example), StopError,
-        BudgetError (something would have to be sent again).
+        The endpoint is tested with every model once, before any of its values is stored. Examples with equal token ids
+        and targets are sent once. Each batch is stored in one transaction when it arrives. After an error no new batch
+        is sent, those under way are still received and stored, and then the error is raised: TransientError (given
+        up), RejectedError and ContractError (naming the example), StopError, BudgetError (something would have to be
+        sent again).
         """
         given = tuple(examples)
         if self._prepared[0] is not examples and self._prepared[0] != given:  # every member is scored on the same
             self._prepared = (given, await asyncio.to_thread(self._prepare, given))
-        return await self._score(member, model, self._prepared[1], replicate, checkpoint)
+        prepared = self._prepared[1]
+        again = self._missing(self._prepare(twice), member, 1, 0)
+        missing = self._missing(prepared, member, 0, checkpoint)
+        if missing and self._cache is not None:
+            missing = await asyncio.to_thread(self._from_elsewhere, self._cache, member, model, missing, checkpoint)
+        scored = 0
+        if again or missing:
+            async with self._models:
+                if self._tests_fine_tunes:
+                    await self._test(model, min((e for _, e in prepared), key=lambda e: (len(e.ids), e.ids)))
+                asking = _Asking(self, member, model, 0, checkpoint, len(prepared), len(prepared) - len(missing))
+                scored = await self._score_missing(missing, asking, again, _Asking(self, member, model, 1))
+        await self._finish(prepared, member, checkpoint)
+        return scored
 
-    async def _score(self, member: int, model: str, prepared: Batch, replicate: int, checkpoint: int) -> int:
-        scores = self._store.scores
-        done = scores.measured(member, replicate, checkpoint)
-        missing = [item for item in prepared if item[0] >= done.size or not done[item[0]]]
-        if missing:
-            # All of it in one lease: a model that is given back and wanted again keeps its place only at once.
-            async with self._leases.lease(model):
-                return await self._score_missing(member, model, prepared, missing, replicate, checkpoint)
-        if replicate == 0:
-            await self._finish(prepared, member, checkpoint)
-        return 0
+    async def measure_again(self, member: int, model: str, examples: Sequence[EncodedExample]) -> int:
+        """Measure examples a second time (replicate 1), those that were not yet; the number measured now."""
+        again = self._missing(await asyncio.to_thread(self._prepare, examples), member, 1, 0)
+        if not again:
+            return 0
+        async with self._models:
+            return await self._score_missing(again, _Asking(self, member, model, 1))
+
+    def _missing(self, prepared: Batch, member: int, replicate: int, checkpoint: int) -> Batch:
+        done = self._store.scores.measured(member, replicate, checkpoint)
+        return [item for item in prepared if item[0] >= done.size or not done[item[0]]]
 
     async def _finish(self, prepared: Batch, member: int, checkpoint: int) -> None:
         """Keep the losses of a model that is complete."""
@@ -153,26 +177,25 @@ class ScoringClient:
         return [item for item in missing if item[0] not in known]
 
     async def _score_missing(
-        self, member: int, model: str, prepared: Batch, missing: Batch, replicate: int, checkpoint: int
+        self, missing: Batch, asking: _Asking, beside: Batch | None = None, other: _Asking | None = None
     ) -> int:
-        if replicate == 0 and self._cache is not None:
-            missing = await asyncio.to_thread(self._from_elsewhere, self._cache, member, model, missing, checkpoint)
-        if replicate == 0 and missing:
-            await self._probe_fine_tune(model, min((e for _, e in missing), key=lambda e: (len(e.ids), e.ids)))
+        """Send what is missing, and what ``other`` asks for right behind its first batch."""
         capabilities = self._scorer.capabilities
-        queue = deque(batches(missing, capabilities.max_prompts_per_request, capabilities.max_tokens_per_request))
-        asking = _Asking(self, member, model, replicate, checkpoint, len(prepared), len(prepared) - len(missing))
+        limits = capabilities.max_prompts_per_request, capabilities.max_tokens_per_request
+        sent = [(asking, batch) for batch in batches(missing, *limits)]
+        sent[1:1] = [(other or asking, batch) for batch in batches(beside or [], *limits)]
+        queue = deque(sent)
         failures = list[Exception]()
 
         async def work() -> None:
             while queue and not failures:
-                batch = queue.popleft()
+                asker, batch = queue.popleft()
                 try:
                     async with self._slots.slot():
                         if self._full is not None:  # an answer that cannot be kept is not sent for
                             raise self._full
                         if not failures:
-                            await asking.batch(batch)
+                            await asker.batch(batch)
                 except StoreError as error:
                     self._full = error
                     failures.append(error)
@@ -184,8 +207,6 @@ class ScoringClient:
                 group.create_task(work())
         if failures:
             raise failures[0]
-        if replicate == 0:
-            await self._finish(prepared, member, checkpoint)
         return asking.scored
 
     async def drain(self) -> None:
@@ -197,51 +218,52 @@ class ScoringClient:
         distinct = dict(zip(self._store.scores.ids_of(examples).tolist(), examples, strict=True))
         return sorted(distinct.items(), key=lambda item: (item[1].ids, item[1].targets))
 
-    async def probe_noise(self, member: int, model: str, examples: Sequence[EncodedExample], count: int) -> int:
-        """Score the first ``count`` distinct examples a second time (replicate 1); see ``measure_noise``."""
-        return await self._score(member, model, self._prepare(examples[:count]), replicate=1, checkpoint=0)
-
     async def probe(self, model: str, example: EncodedExample) -> ProbeReport | None:
         """Have the scorer test its endpoint with one model and one example, once a run; the report, or None where
         the scorer has no test.
 
-        Best called with the base model before anything is trained. The first fine-tune that is scored is tested
-        besides, before any of its values is stored: an endpoint can be right for the base and wrong for adapters.
-        Raises ContractError where the endpoint fails the test; an endpoint that does not serve the model is tested
-        with a fine-tune alone.
+        Best called with the base model before anything is trained: it is booked on its own. Every other model is
+        tested before its first value is stored, as an endpoint can be right for the base and wrong for adapters.
+        Raises ContractError where the endpoint fails the test; an endpoint that does not serve the model is not tested.
         """
+        if tokens := self.tokens_of_test(model, [example]):
+            await self._book(f"test of {model}", tokens, "probe")
+        return await self._test(model, example)
+
+    def tokens_of_test(self, model: str, examples: Sequence[EncodedExample]) -> int:
+        """Tokens of testing the endpoint with a model before it is scored on ``examples``; 0 where it was tested."""
+        if not isinstance(self._scorer, Probing) or model in self._store.get_value(TESTS, {}):
+            return 0
+        return tokens_of_test(min(len(e.ids) for e in examples))
+
+    async def _test(self, model: str, example: EncodedExample) -> ProbeReport | None:
+        scorer, reports = self._scorer, self._store.get_value(TESTS, {})
+        if not isinstance(scorer, Probing):
+            return None
+        if model in reports:
+            return ProbeReport(**reports[model])
         try:
-            return await self._probe(PROBE_VALUE, model, example)
+            async with self._slots.slot():
+                tested = partial(self._tested, scorer, model, example)
+                report = await self._send(tested, f"test {model}", tokens_of_test(len(example.ids)), "probe")
+        except RejectedError as error:
+            return ProbeReport(False, f"the endpoint could not be tested with {model}: {error}")
         except ReplayError as error:
             raise ReplayError(
                 f"{error} The request is part of the endpoint's test, which recordings of earlier versions lack: "
                 "make a new one with daunce run CONFIG --record NEW_DIR."
             ) from error
+        kept = asdict(replace(report, generated=None))
+        self._store.set_value(TESTS, {**self._store.get_value(TESTS, {}), model: kept})
+        return report
 
-    async def _probe_fine_tune(self, model: str, example: EncodedExample) -> None:
-        try:
-            await self._probe(FINE_TUNE_PROBE_VALUE, model, example)
-        except ReplayError:
-            # Recordings of earlier versions hold no such test; their losses are compared as they are.
-            report = ProbeReport(False, "this recording holds no test of a fine-tune")
-            self._store.set_value(FINE_TUNE_PROBE_VALUE, asdict(report))
-
-    async def _probe(self, name: str, model: str, example: EncodedExample) -> ProbeReport | None:
-        scorer = self._scorer
-        if not isinstance(scorer, Probing):
-            return None
-        async with self._leases.lease(model), self._probing:
-            known = self._store.get_value(name)
-            if known is not None:
-                return ProbeReport(known["checked"], known["detail"], known["largest_difference"])
-            tokens = PROBE_REQUESTS * (len(example.ids) + PROBE_GENERATED)
-            try:
-                await self._book(f"test of {model}", tokens, "probe")
-                report = await self._send(lambda: scorer.probe(model, example), f"test {model}", tokens, "probe")
-            except RejectedError as error:
-                return ProbeReport(False, f"the endpoint could not be tested with {model}: {error}")
-            self._store.set_value(name, asdict(report))
-            return report
+    async def _tested(self, scorer: Probing, model: str, example: EncodedExample) -> ProbeReport:
+        report = await scorer.probe(model, example)
+        if self._base is not None:
+            # The base model may not be served, or a recording may be older than this look at it.
+            with suppress(RejectedError, StopError, ReplayError):
+                await check_adapter(self._scorer, self._base, model, report)
+        return report
 
     async def _send(
         self, request: Callable[[], Awaitable[Answer]], what: str, tokens: int, purpose: Purpose = "score"
@@ -284,7 +306,14 @@ class _Asking:
     """The requests of one model."""
 
     def __init__(
-        self, client: ScoringClient, member: int, model: str, replicate: int, checkpoint: int, total: int, before: int
+        self,
+        client: ScoringClient,
+        member: int,
+        model: str,
+        replicate: int,
+        checkpoint: int = 0,
+        total: int = 0,
+        before: int = 0,
     ) -> None:
         self._client = client
         self._member = member

@@ -42,7 +42,8 @@ class Checkpoints(Protocol):
 
 
 class MemberScoring:
-    """Everything that is asked of one member's models."""
+    """Everything that is asked of one member's models. ``usd_per_model``: dollars of measuring one model once;
+    ``usd_again``: of what a member is measured on twice."""
 
     def __init__(
         self,
@@ -53,6 +54,7 @@ class MemberScoring:
         is_scored: IsScored,
         *,
         usd_per_model: float | None,
+        usd_again: float | None,
         cap: float | None,
         purpose: Purpose = "score",
         on_progress: Progress | None = None,
@@ -63,6 +65,7 @@ class MemberScoring:
         self._asked = asked
         self._is_scored = is_scored
         self._usd = usd_per_model or 0.0
+        self._usd_again = usd_again or 0.0
         self._cap = cap
         self._purpose = purpose
         self._on_progress = on_progress
@@ -91,12 +94,9 @@ class MemberScoring:
     async def _final(self, member: int, model: str) -> None:
         if self._is_scored(member, 0):
             return
-        probed = self._asked.then[: self._config.scoring.noise_probe] if member != TARGET else ()
-        with self._booked(f"scoring of member {member}", member, probed=probed):
-            if probed:
-                # Before the scores: a model that has them all is never asked again.
-                await self._client.probe_noise(member, model, self._asked.then, len(probed))
-            await self._client.score_member(member, model, self._asked.all)
+        twice = self._asked.then[: self._config.scoring.noise_probe] if member != TARGET else ()
+        with self._booked(f"scoring of member {member}", member, twice=twice):
+            await self._client.score_member(member, model, self._asked.all, twice=twice)
 
     async def _checkpoint(self, member: int, number: int, model: str, training: Checkpoints) -> None:
         """One of the models from before the end of the member's job; one that is gone is left out."""
@@ -105,7 +105,7 @@ class MemberScoring:
         with self._booked(f"scoring of member {member}, checkpoint {number}", member, number):
             while True:
                 try:
-                    await self._client.score_member(member, model, self._asked.all, checkpoint=number)
+                    await self._client.score_member(member, model, self._asked.all, number)
                 except RejectedError as error:
                     if await training.is_not_yet(model, error):
                         continue
@@ -115,10 +115,10 @@ class MemberScoring:
 
     @contextmanager
     def _booked(
-        self, subject: str, member: int, checkpoint: int = 0, probed: Sequence[EncodedExample] = ()
+        self, subject: str, member: int, checkpoint: int = 0, twice: Sequence[EncodedExample] = ()
     ) -> Iterator[None]:
-        tokens = tokens_of(self._asked.all) + tokens_of(probed)
-        with booked(self._store, subject, self._usd, tokens, member, checkpoint, cap=self._cap, purpose=self._purpose):
+        usd, tokens = self._usd + (self._usd_again if twice else 0.0), tokens_of(self._asked.all) + tokens_of(twice)
+        with booked(self._store, subject, usd, tokens, member, checkpoint, cap=self._cap, purpose=self._purpose):
             yield
 
 

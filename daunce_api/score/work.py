@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from collections.abc import AsyncIterator, Callable, Collection, Coroutine, Mapping, Sequence
 from contextlib import AbstractContextManager, asynccontextmanager, nullcontext, suppress
 from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypedDict, TypeVar
 
 from .._util.blocking import run_blocking
 from .._util.clock import Clock
@@ -20,7 +21,8 @@ from ..data.example import Verdict
 from ..errors import CapabilityError, DaunceError, MembersAlikeError, NotEnoughMembersError
 from ..plan import Plan
 from ..plan.asking import AskPlan, gone_text, too_few
-from ..plan.inputs import HALTED, RunInputs, with_cap
+from ..plan.inputs import HALTED, TESTS, RunInputs, with_cap
+from ..plan.prices import MILLION, prices_of
 from ..providers.base import Deferred, Generator
 from ..providers.registry import Backend, open_backend
 from ..providers.replay import Session
@@ -40,7 +42,7 @@ from ..train import (
 from ..train.stopping import Stopping
 from .asking import QuestionScoring
 from .cache import ScoredCache, open_cache
-from .client import FINE_TUNE_PROBE_VALUE, PROBE_VALUE, Budget, Progress, ScoringClient
+from .client import Budget, Progress, ScoringClient
 from .health import Comparison, accept
 from .leftovers import take_off, take_off_before
 from .members import Asked, MemberScoring, tokens_of
@@ -51,6 +53,21 @@ ANSWER_TOKENS = 256
 """Most tokens of an answer that the target generates."""
 
 Answer = TypeVar("Answer")
+
+
+class Options(TypedDict, total=False):
+    """How a run is executed.
+
+    ``on_event`` and ``on_progress`` are called as it goes on. ``session`` records or replays the API traffic
+    (:mod:`daunce_api.providers.replay`), ``clock`` waits. ``max_usd`` takes the place of ``budget.max_usd`` for this
+    call, and is recorded.
+    """
+
+    on_event: OnEvent | None
+    on_progress: Progress | None
+    session: Session | None
+    clock: Clock | None
+    max_usd: float | None
 
 
 class Work:
@@ -75,12 +92,12 @@ class Work:
         self._on_progress = on_progress
         self._session = session
         self._clock = clock if clock is not None or session is None else session.clock
-        self._protocol = PROTOCOL if session is None else session.protocol
+        self._replayed = None if session is None else session.replayed
         self._stop = Stopping(run.config.ensemble.stop)
         self._scoring: MemberScoring | None = None
 
-    async def run(self, *, adopt: bool = False) -> None:
-        """Train and score what is missing; nothing is opened where nothing is. ``adopt``: see :class:`Training`.
+    async def run(self) -> None:
+        """Train and score what is missing; nothing is opened where nothing is.
 
         Raises MembersAlikeError as soon as members show that the endpoint does not serve the fine-tunes: their scores
         are set aside, so that the same call scores them again.
@@ -89,7 +106,7 @@ class Work:
         plan = run.plan(max_usd=self._max_usd)
         plan.check()
         run_key = None if session is None else session.run_key
-        with RunStore.create_or_open(run.run_dir, run.manifest(), run_key=run_key, accept_loss=adopt) as store:
+        with RunStore.create_or_open(run.run_dir, run.manifest(), run_key=run_key, accept_loss=run.adopts) as store:
             self._store, self._comparison = store, Comparison(store)
             if session is not None:
                 session.check_run(store.run_key)
@@ -100,7 +117,7 @@ class Work:
                 if self._max_usd is not None:
                     store.note("budget", f"max_usd {self._max_usd:g} for this command")
                 try:
-                    await self._train_and_score(plan, adopt)
+                    await self._train_and_score(plan)
                 except MembersAlikeError as error:
                     raise self._set_aside(error) from error
                 except DaunceError as error:
@@ -108,7 +125,7 @@ class Work:
                         store.history.stopped("error", str(error))
                     raise
 
-    async def _train_and_score(self, plan: Plan, adopt: bool) -> None:
+    async def _train_and_score(self, plan: Plan) -> None:
         run, store = self._run, self._store
         members = await asyncio.to_thread(complete_members, store, run.material)
         await self._compare(members)
@@ -119,7 +136,7 @@ class Work:
             return
         store.history.cleared()
         async with self._backend() as (backend, cache):
-            await self._at(backend, plan, cache, adopt)
+            await self._at(backend, plan, cache)
         await self._compare(await asyncio.to_thread(complete_members, store, run.material))
 
     async def ask(self, questions: Dataset, plan: AskPlan, verdict: Verdict | None = None) -> None:
@@ -156,7 +173,7 @@ class Work:
         scoring = QuestionScoring(
             client,
             store,
-            exists=JobClient(backend.trainer, store, clock=self._clock, protocol=self._protocol).model_exists,
+            exists=JobClient(backend.trainer, store, clock=self._clock, replayed=self._replayed).model_exists,
             usd_per_token=plan.usd_per_token,
             cap=self._config.budget.max_usd,
         )
@@ -171,23 +188,39 @@ class Work:
         if shortfall := too_few(len(trained) - len(lost), len(trained)):
             raise NotEnoughMembersError(f"{shortfall} {gone_text(lost)}")
 
-    async def generate(self, asked: str | Sequence[Mapping[str, Any]]) -> str:
-        """The target's own answer to a prompt or messages. Raises CapabilityError where nothing can give one."""
-        run = self._run
-        with RunStore.open(run.run_dir, read_only=True) as store:
-            target = store.jobs.ready_models().get(TARGET) or run.config.ensemble.target_model
-        if target is None:
-            raise CapabilityError(
-                "the run has no target model (ensemble.start_from is base), so there is nothing to generate an answer: "
-                "give the answer. Nothing was sent."
-            )
-        async with open_backend(run.config) as backend:
-            if not isinstance(backend.scorer, Generator):
+    async def generate(
+        self, prompts: Sequence[str | Sequence[Mapping[str, Any]]], members: Sequence[int] = (TARGET,)
+    ) -> list[list[str]]:
+        """What each model (default: the target) answers to each prompt or list of messages; booked before it is sent.
+
+        Raises CapabilityError where nothing can give an answer, BudgetError beyond the cap.
+        """
+        config = self._config
+        with RunStore.open(self._run.run_dir) as store:
+            models = {
+                **({TARGET: given} if (given := config.ensemble.target_model) else {}),
+                **store.jobs.ready_models(),
+            }
+            if not models.keys() >= set(members):
                 raise CapabilityError(
-                    f"{backend.scorer.capabilities.provider} does not generate answers: give the answer. Nothing was "
-                    "sent."
+                    "the run has no target model (ensemble.start_from is base), so there is nothing to generate an "
+                    "answer: give the answer. Nothing was sent."
                 )
-            return await backend.scorer.generate(target, asked, max_tokens=ANSWER_TOKENS)
+            async with open_backend(config) as backend:
+                if not isinstance(backend.scorer, Generator):
+                    raise CapabilityError(
+                        f"{backend.scorer.capabilities.provider} does not generate answers: give the answer. Nothing "
+                        "was sent."
+                    )
+                price, answers = prices_of(config)[1], []
+                for prompt in prompts:
+                    sent = len(json.dumps(prompt)) * (price.input or 0.0) + ANSWER_TOKENS * (price.output or 0.0)
+                    usd = len(members) * sent / MILLION
+                    store.ledger.add("generate", usd, purpose="ask", cap=config.budget.max_usd)
+                    answers.append(
+                        [await backend.scorer.generate(models[k], prompt, max_tokens=ANSWER_TOKENS) for k in members]
+                    )
+        return answers
 
     @asynccontextmanager
     async def _backend(self) -> AsyncIterator[tuple[Backend, ScoredCache | None]]:
@@ -196,15 +229,14 @@ class Work:
         session = self._session
         recording: AbstractContextManager[Any] = session or nullcontext()
         if session is not None and session.not_checked and self._on_event is not None:
-            listed = ", ".join(session.not_checked)
-            text = f"The recording is older than these checks, which are left out: {listed}."
+            text = f"This replay does not check: {'; '.join(session.not_checked)}."
             self._on_event(Event(EventKind.NOT_CHECKED, text))
         cache = None if session is not None else open_cache(self._run.config)
         with recording, cache or nullcontext():
             async with open_backend(
                 self._run.config,
                 replaying=session is not None and session.replaying,
-                protocol=self._protocol,
+                protocol=PROTOCOL if session is None else session.protocol,
             ) as backend:
                 yield backend, cache
 
@@ -218,6 +250,8 @@ class Work:
             cache=cache,
             reduction=self._config.attribution.loss,
             budget=Budget(usd_per_token, self._config.budget.max_usd),
+            replayed=self._replayed,
+            base=self._config.backend.model,
         )
 
     def _progressed(self, member: int, done: int, total: int) -> None:
@@ -226,11 +260,11 @@ class Work:
         elif self._on_progress is not None:
             self._on_progress(member, done, total)
 
-    async def _at(self, backend: Backend, plan: Plan, cache: ScoredCache | None, adopt: bool) -> None:
+    async def _at(self, backend: Backend, plan: Plan, cache: ScoredCache | None) -> None:
         run, store, config = self._run, self._store, self._config
         asked = Asked(run.material.encoded_test, run.material.encoded_train)
-        probed = tokens_of(asked.then[: config.scoring.noise_probe])
-        client = self._client(backend, cache, (plan.scoring_usd_per_model or 0.0) / (tokens_of(asked.all) + probed))
+        tokens = tokens_of(asked.all) + plan.test_tokens
+        client = self._client(backend, cache, (plan.scoring_usd_per_model or 0.0) / tokens)
         self._client_in_use = client
         jobs = JobClient(
             backend.trainer,
@@ -240,10 +274,11 @@ class Work:
             purpose="retrain" if run.purpose == "retrain" else "train",
             on_event=self._on_event,
             clock=self._clock,
-            protocol=self._protocol,
-            replaying=self._session is not None and self._session.replaying,
+            replayed=self._replayed,
         )
-        self._training = Training(jobs, ensemble=run.material.ensemble, dataset=run.train, config=config, adopt=adopt)
+        self._training = Training(
+            jobs, ensemble=run.material.ensemble, dataset=run.train, config=config, adopt=run.adopts
+        )
         self._scoring = MemberScoring(
             client,
             store,
@@ -251,6 +286,7 @@ class Work:
             asked,
             partial(run.material.is_scored, store),
             usd_per_model=plan.scoring_usd_per_model,
+            usd_again=plan.again_usd,
             cap=config.budget.max_usd,
             purpose=run.purpose,
             on_progress=self._on_progress,
@@ -258,7 +294,7 @@ class Work:
         base = config.backend.model
         plan.check_model(await self._training.model_info(base))
         if backend.scorer.capabilities.max_models is None and not run.questions_only:
-            # Before anything is paid for. An endpoint that has to load each model is tested with member 0.
+            # Before anything is paid for. An endpoint that has to load each model is tested with members alone.
             await client.probe(base, self._scoring.shortest)
         trained = run.trained_members(store)
         if trained and not run.questions_only:
@@ -327,8 +363,7 @@ class Work:
         members = sorted({m for m, _, _ in store.scores.models()}) if error.members is None else list(error.members)
         store.scores.set_aside(members, str(error), suspect=True)
         if error.members is None:  # an endpoint that served something else is tested again
-            store.set_value(PROBE_VALUE, None)
-            store.set_value(FINE_TUNE_PROBE_VALUE, None)
+            store.set_value(TESTS, None)
         return MembersAlikeError(
             f"{error} What was scored of {_listed(members)} is set aside; the models are kept. Once the endpoint "
             "serves them, run the same command: it scores them again, and they are paid for again.",

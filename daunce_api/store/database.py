@@ -42,7 +42,8 @@ class Database:
     """
 
     def __init__(self, path: Path, *, read_only: bool) -> None:
-        """Open or create. Raises StoreError where that is not possible, StoreCorruptError for what is no run store."""
+        """Open or create. Raises StoreError where that is not possible or a newer version wrote it, StoreCorruptError
+        for what is no run store."""
         self.path = path
         self._mutex = threading.RLock()
         self._depth = 0
@@ -60,7 +61,7 @@ class Database:
             (version,) = connection.execute("PRAGMA user_version").fetchone()
             (tables,) = connection.execute("SELECT count(*) FROM sqlite_master").fetchone()
             if version > VERSION:
-                raise StoreCorruptError(
+                raise StoreError(
                     f"{self.path} was written by a newer version (schema {version}, this one knows {VERSION}). "
                     "Nothing was changed. Upgrade daunce-api."
                 )

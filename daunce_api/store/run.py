@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import secrets
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from datetime import datetime
 from pathlib import Path
 from types import TracebackType
@@ -115,10 +116,7 @@ class RunStore(Part):
                     "where it names none."
                 )
             raise StoreError(f"{path} holds no run. `daunce run` starts one; check the folder's name.")
-        if not read_only:
-            store = cls._locked(path, now)
-        else:
-            store = cls(path, Database(path / FILE_NAME, read_only=True), None, now)
+        store = cls(path, _database(path, read_only=True), None, now) if read_only else cls._locked(path, now)
         try:
             if store._meta("run_key") is None:
                 raise StoreError(f"{path} holds a run that was never started. `daunce run` starts it.")
@@ -128,13 +126,33 @@ class RunStore(Part):
         return store
 
     @classmethod
+    def make_room(cls, run_dir: str | Path) -> None:
+        """Move a store aside that was emptied or torn, so that :meth:`create_or_open` with ``accept_loss`` can begin
+        it anew; one that can be read stays."""
+        path = Path(run_dir)
+        if not cls.exists(path):
+            return
+        lock = RunLock(path / LOCK_NAME)
+        try:
+            Database(path / FILE_NAME, read_only=True).close()
+        except StoreCorruptError:
+            number = 1
+            while (aside := path / f"{FILE_NAME}.damaged-{number}").exists():
+                number += 1
+            for suffix in ("", "-wal", "-shm"):
+                with suppress(FileNotFoundError):
+                    (path / (FILE_NAME + suffix)).rename(path / (aside.name + suffix))
+        finally:
+            lock.release()
+
+    @classmethod
     def _locked(cls, path: Path, now: Callable[[], datetime] | None, *, accept_loss: bool = False) -> RunStore:
         lock = RunLock(path / LOCK_NAME)
         try:
             noted = None if accept_loss else Guard.read(path)
             if noted is not None and not (path / FILE_NAME).exists():
                 raise _lost(path, noted[0])
-            store = cls(path, Database(path / FILE_NAME, read_only=False), lock, now)
+            store = cls(path, _database(path, read_only=False), lock, now)
         except BaseException:
             lock.release()
             raise
@@ -215,6 +233,15 @@ class RunStore(Part):
         """Every change of state so far, oldest first: for people, never to be parsed."""
         rows = self._db.execute("SELECT time, subject, before, after, detail FROM transitions ORDER BY id")
         return [Transition(*row) for row in rows]
+
+
+def _database(path: Path, *, read_only: bool) -> Database:
+    """The file of a run. One that is no store any more, where its guard says that it was one, has lost what it held."""
+    try:
+        return Database(path / FILE_NAME, read_only=read_only)
+    except StoreCorruptError as error:
+        noted = Guard.read(path)
+        raise error if noted is None else _lost(path, noted[0]) from error
 
 
 def _lost(path: Path, run_key: str) -> StoreCorruptError:

@@ -36,10 +36,9 @@ class Audit:
 
 
 async def audit(client: JobClient) -> Audit:
-    """Compare, once. Empty where the provider cannot list a run's jobs, and in a replay: recorded lists show jobs in
-    the order of the recording, which is not the order in which a replay submits them."""
+    """Compare, once. Empty where the provider cannot list a run's jobs, and in a replay."""
     trainer, store = client.trainer, client.store
-    if client.protocol < 2 or client.replaying or not isinstance(trainer, Listing):
+    if client.replaying or not isinstance(trainer, Listing):
         return Audit()
     await client.reach_jobs()
     listed = await client.repeat(lambda: trainer.jobs_of(store.run_key), "list this run's jobs")

@@ -49,8 +49,8 @@ class JobClient:
 
     ``costs`` are tokens and price of each job; without them nothing is reserved and nothing settled, which is enough
     for cancelling and cleaning up. ``cap``: dollars that reserved and spent money may reach. ``rng`` spreads waiting
-    times and nothing else. ``protocol``: a replay of an older recording leaves out what it does not hold
-    (:mod:`daunce_api.providers.replay.protocol`): the list of the run's jobs, and the sequence number.
+    times and nothing else. ``replayed``: the protocol of the recording that is replayed, where one is: the
+    replay leaves out what it does not hold (:mod:`daunce_api.providers.replay.protocol`).
     """
 
     def __init__(
@@ -66,8 +66,7 @@ class JobClient:
         retries: RetryPolicy = JOB_RETRIES,
         polls: PollPolicy | None = None,
         rng: random.Random | None = None,
-        protocol: int = PROTOCOL,
-        replaying: bool = False,
+        replayed: int | None = None,
     ) -> None:
         if cap is not None and costs is None:
             raise BudgetError(
@@ -78,8 +77,8 @@ class JobClient:
         self.store = store
         self.costs = costs
         self._tokens_compared = False
-        self.protocol = protocol
-        self.replaying = replaying
+        self.replaying = replayed is not None
+        self.protocol = PROTOCOL if replayed is None else replayed
         self._cap = cap
         self._purpose = purpose
         self._on_event = on_event
@@ -109,7 +108,7 @@ class JobClient:
         """Whether the provider's jobs can be reached at all, asked once. Raises StopError where the route fails every
         time, as behind a gateway that passes on everything but fine-tuning."""
         trainer = self.trainer
-        if self._reached or self.protocol < 2 or not isinstance(trainer, Listing):
+        if self._reached or not isinstance(trainer, Listing):
             return
         try:
             await Retrier(REACH_RETRIES, self._clock, rng=self._rng, on_retry=self._waiting)(

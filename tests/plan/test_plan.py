@@ -107,7 +107,9 @@ def test_tokens_and_dollars_of_an_openai_run_by_hand() -> None:
 
 def test_the_noise_probe_is_paid_for() -> None:
     plan = plan_of(config(scoring={"noise_probe": 4}))
-    assert (plan.scoring_input_tokens, plan.scoring_output_tokens) == (44 * PROMPT, 44)
+    assert plan.again_tokens == (4 * PROMPT, 4)
+    assert plan.scoring_tokens == (4 * 44 * PROMPT, 4 * 44)
+    assert plan.scoring_usd == pytest.approx(4 * (44 * PROMPT * 0.8 + 44 * 3.2) / 1e6)
 
 
 def test_a_batch_discount_is_taken_off_scoring_alone() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import random
 import time
 from collections import Counter
@@ -35,9 +36,16 @@ class Tally:
 
 
 def crash_storm(
-    folder: Path, *, kills: int, server_kills: int = 0, seed: int = 0, tell: Callable[[str], None] = print
+    folder: Path,
+    *,
+    kills: int,
+    server_kills: int = 0,
+    seed: int = 0,
+    seconds: float = math.inf,
+    tell: Callable[[str], None] = print,
 ) -> Tally:
-    """Run after run, each killed and taken up until it ends, until both numbers of kills are reached.
+    """Run after run, each killed and resumed until it ends, until both numbers of kills are reached or ``seconds`` have
+    passed.
 
     Raises AssertionError at the first broken promise, with the seed in its message.
     """
@@ -49,7 +57,7 @@ def crash_storm(
     with Provider(folder / "server") as provider:
         killer = Killer(provider, rng)
         expected = undisturbed(provider, folder)
-        while tally.client_kills < kills or provider.kills < server_kills:
+        while (tally.client_kills < kills or provider.kills < server_kills) and time.monotonic() - begin < seconds:
             tally.runs += 1
             config = config_of(folder, folder / f"run-{tally.runs}", provider.proxy.base_url)
             client = Client(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import math
 import os
 import tempfile
 from pathlib import Path
@@ -19,6 +20,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Storms of crashes, faults and load against a real server.")
     parser.add_argument("--kills", type=int, default=0, help="times that the client is killed")
     parser.add_argument("--server-kills", type=int, default=0, help="times that the server is killed")
+    parser.add_argument("--seconds", type=float, default=math.inf, help="no further run is killed after these")
     parser.add_argument("--load-seconds", type=float, default=0, help="time under 64 connections")
     parser.add_argument("--fault-runs", type=int, default=0, help="runs in which 30 %% of the requests fail")
     parser.add_argument("--seed", type=int, default=0)
@@ -30,7 +32,12 @@ def main() -> None:
     with tempfile.TemporaryDirectory(prefix="daunce-storm-") as folder:
         if given.kills or given.server_kills:
             tally = crash_storm(
-                Path(folder), kills=given.kills, server_kills=given.server_kills, seed=given.seed, tell=tell
+                Path(folder),
+                kills=given.kills,
+                server_kills=given.server_kills,
+                seed=given.seed,
+                seconds=given.seconds,
+                tell=tell,
             )
             tell(tally.text())
         if given.fault_runs:

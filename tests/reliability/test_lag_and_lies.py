@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from daunce_api.errors import (
     NotEnoughMembersError,
     ProviderError,
     StopError,
+    StoreCorruptError,
     TransientError,
     UnknownJobsError,
 )
@@ -51,17 +53,24 @@ def key(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(KEY_VARIABLE, KEY)
 
 
-def make(provider: LaggingProvider, data: Path, run_dir: Path, *, max_attempts: int = 3, grace: float = GRACE) -> Run:
+def make(
+    provider: LaggingProvider,
+    data: Path,
+    run_dir: Path,
+    *,
+    max_attempts: int = 3,
+    grace: float = GRACE,
+    adopt: bool = False,
+) -> Run:
     options = {"grace_seconds": grace, "listing_lag_seconds": grace}
     training = {"max_attempts": max_attempts}
-    return Run.create(config_of(data, run_dir, provider.base_url, backend={"options": options}, training=training))
+    config = config_of(data, run_dir, provider.base_url, backend={"options": options}, training=training)
+    return Run.create(config, adopt=adopt)
 
 
-def run_on(
-    provider: LaggingProvider, data: Path, run_dir: Path, *, events: list[Any] | None = None, adopt: bool = False
-) -> None:
+def run_on(provider: LaggingProvider, data: Path, run_dir: Path, *, events: list[Any] | None = None) -> None:
     on_event = None if events is None else events.append
-    make(provider, data, run_dir).execute(clock=provider.clock, on_event=on_event, adopt=adopt)
+    make(provider, data, run_dir).execute(clock=provider.clock, on_event=on_event)
 
 
 def accounted(provider: LaggingProvider, run_dir: Path, *, raised: BaseException | None) -> None:
@@ -192,9 +201,37 @@ def test_a_copy_of_a_run_is_noticed_before_it_pays_and_can_take_the_jobs_over(
             copy.execute(clock=provider.clock)
         assert len(provider.jobs) == jobs
         assert raised.value.exit_code == 4
-        copy.execute(clock=provider.clock, adopt=True)
+        make(provider, data, tmp_path / "copy", max_attempts=5, adopt=True).execute(clock=provider.clock)
         assert len(provider.jobs) == jobs
         assert outcome(tmp_path / "copy")["scores"] == reference["scores"]
+
+
+def _emptied(file: Path) -> None:
+    file.write_bytes(b"")
+
+
+def _torn(file: Path) -> None:
+    content = file.read_bytes()
+    file.write_bytes(content[:100] + bytes(len(content) // 2))
+
+
+@pytest.mark.parametrize("damage", [_emptied, _torn, Path.unlink])
+def test_a_store_that_is_lost_is_refused_and_its_jobs_are_taken_over_on_request(
+    damage: Callable[[Path], Any], data: Path, tmp_path: Path, reference: dict[str, Any]
+) -> None:
+    with LaggingProvider() as provider:
+        run_on(provider, data, tmp_path / "run")
+        damage(tmp_path / "run" / "run.sqlite")
+        sent = len(provider.requests)
+        with pytest.raises(StoreCorruptError, match=r"has lost .*nothing was sent.*--adopt") as raised:
+            run_on(provider, data, tmp_path / "run")
+        assert (len(provider.requests), raised.value.exit_code) == (sent, 4)
+        make(provider, data, tmp_path / "run", adopt=True).execute(clock=provider.clock)
+        assert len(provider.jobs) == MEMBERS
+    assert outcome(tmp_path / "run")["scores"] == reference["scores"]
+    with RunStore.open(tmp_path / "run", read_only=True) as store:
+        assert store.ledger.spent("train") > 0, "what was taken over is booked"
+    assert (tmp_path / "run" / "run.sqlite.damaged-1").exists() == (damage is not Path.unlink), "it is kept"
 
 
 def test_a_gateway_whose_jobs_route_is_broken_ends_the_run_with_a_sentence(data: Path, tmp_path: Path) -> None:

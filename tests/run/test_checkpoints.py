@@ -24,8 +24,8 @@ from daunce_api.errors import CapabilityError, ConfigurationError, ContractError
 from daunce_api.providers.base import JobStatus, TokenScores
 from daunce_api.providers.openai_wire.echo import EchoScorer
 from daunce_api.providers.openai_wire.trainer import WireTrainer
+from daunce_api.providers.probe import tokens_of_test
 from daunce_api.providers.replay import record, replay
-from daunce_api.score.client import PROBE_GENERATED, PROBE_REQUESTS
 from daunce_api.server import EmbeddedServer
 from daunce_api.store import RunStore
 from daunce_api.train import EventKind
@@ -204,19 +204,26 @@ def test_scoring_of_checkpoints_is_paid_for_once(with_checkpoints: MakeConfig) -
     price = {"training": 0.0, "input": 1000.0, "output": 0.0}
     run = Run.create(with_checkpoints(2, budget={"price": price}))
     plan = run.plan()
-    assert plan.usd == pytest.approx(8 * (plan.scoring_usd_per_model or 0))
     run.execute()
-    # The endpoint is tested with the base model and with one fine-tune. These requests are booked as well, apart from
-    # the scores and besides the plan; the scores themselves cost what was planned, to the token.
-    shortest = min(len(e.ids) for e in run.material.encoded)
-    tests = 2 * PROBE_REQUESTS * (shortest + PROBE_GENERATED) * price["input"] / 1e6
+    # To the token: 8 models once and tested, the base model tested, and 4 final models measured twice on 2 examples.
+    lengths = {e.key: len(e.ids) for e in run.material.encoded}
+    twice = sum(len(e.ids) for e in run.material.encoded_train[:2])
+    test = tokens_of_test(min(lengths.values()))
+    assert plan.usd == pytest.approx((8 * (sum(lengths.values()) + test) + test + 4 * twice) * price["input"] / 1e6)
     with RunStore.open(run.run_dir, read_only=True) as store:
-        assert store.ledger.spent("score") == pytest.approx(plan.usd)
-        assert store.ledger.spent("probe") == pytest.approx(tests)
-    assert run.status().usd == pytest.approx((plan.usd or 0) + tests)
+        assert store.ledger.spent("probe") == pytest.approx(test * price["input"] / 1e6)
+        assert store.ledger.spent() == pytest.approx(plan.usd)
     # Nothing is missing, so nothing is bought, whatever the cap.
     assert Run.create(with_checkpoints(2, budget={"price": price, "max_usd": plan.usd})).execute().earlier is not None
-    assert run.status().usd == pytest.approx((plan.usd or 0) + tests)
+    assert run.status().usd == pytest.approx(plan.usd)
+
+
+def test_a_cap_of_what_the_plan_says_is_enough(with_checkpoints: MakeConfig) -> None:
+    price = {"training": 20.0, "input": 1000.0, "output": 0.0}
+    usd = Run.create(with_checkpoints(2, budget={"price": price})).plan().usd
+    capped = Run.create(with_checkpoints(2, budget={"price": price, "max_usd": usd}))
+    capped.execute()
+    assert capped.status().usd == pytest.approx(usd, rel=0.02)
 
 
 def test_what_was_scored_before_an_interruption_is_not_reserved_again(
@@ -249,7 +256,7 @@ def test_what_was_scored_before_an_interruption_is_not_reserved_again(
         reserved = Counter(t.subject for t in store.transitions() if t.after == "reserved")
         assert store.ledger.unsettled() == {}
     tests = [subject for subject in reserved if subject.startswith("spend test of ")]
-    assert len(tests) == 2  # of the endpoint, with the base model and with one fine-tune: booked apart from the models
+    assert len(tests) == 1  # of the endpoint with the base model; those of other models are part of their price
     assert len(reserved) - len(tests) == 4 + 12  # jobs and models
     assert max(reserved.values()) == 1
 

@@ -115,7 +115,6 @@ def test_nobody_to_ask_is_an_error_before_anything_is_trained(priced: Path, cli:
     assert not (priced / "evaluation").exists()
 
 
-@pytest.mark.long  # depends on the moment of an interruption: passes alone, not beside another worker
 def test_an_interrupted_removal_is_taken_up(folder: Path, cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
     submitted = []
 

@@ -155,7 +155,6 @@ def test_fewer_subsets_than_before_are_the_first_of_them(run: Run) -> None:
     assert not heard
 
 
-@pytest.mark.long  # depends on the moment of an interruption: passes alone, not beside another worker
 def test_jobs_of_subsets_that_are_no_longer_asked_for_are_booked(make_config: MakeConfig) -> None:
     run = Run.create(make_config(budget={"price": {"training": 10.0, "input": 1.0, "output": 1.0}}))
     started = lds_truth(run, subsets=4)

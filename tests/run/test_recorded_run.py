@@ -12,17 +12,19 @@ from typing import Any
 import numpy as np
 import pytest
 
-from daunce_api import Run
+from daunce_api import Attribution, Run
 from daunce_api.errors import ReplayError
+from daunce_api.plan.inputs import TESTS
 from daunce_api.providers.replay import replay
+from daunce_api.store import RunStore
 
-FIXTURE = Path(__file__).parents[2] / "fixtures" / "small-run"
+FIXTURES = Path(__file__).parents[2] / "fixtures"
+FIXTURE = FIXTURES / "small-run"
 
 
 @pytest.fixture
-def small_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A copy of the recorded run's folder, with every way to a network closed."""
-    shutil.copytree(FIXTURE, tmp_path / "small", ignore=shutil.ignore_patterns("run"))
+def no_network(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every way to a network closed, and no key."""
 
     def closed(self: socket.socket, address: Any) -> None:
         raise AssertionError(f"a replay tried to reach {address}")
@@ -31,7 +33,45 @@ def small_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setattr(socket.socket, "connect_ex", closed)
     for name in ("OPENAI_API_KEY", "DAUNCE_SERVE_API_KEY"):
         monkeypatch.delenv(name, raising=False)
+
+
+@pytest.fixture
+def small_run(tmp_path: Path, no_network: None) -> Path:
+    """A copy of the recorded run's folder."""
+    shutil.copytree(FIXTURE, tmp_path / "small", ignore=shutil.ignore_patterns("run"))
     return tmp_path / "small"
+
+
+def replayed(folder: Path) -> tuple[Attribution, list[str]]:
+    """The run of a folder's recording, and what it says that it did not check."""
+    events: list[Any] = []
+    attribution = Run.create(folder / "run.yaml").execute(session=replay(folder / "recording"), on_event=events.append)
+    return attribution, [event.message for event in events if event.kind == "not_checked"]
+
+
+def test_a_recording_of_the_second_protocol_replays_every_test_of_the_endpoint(
+    tmp_path: Path, no_network: None
+) -> None:
+    folder = tmp_path / "second"
+    shutil.copytree(FIXTURES / "protocol-2", folder, ignore=shutil.ignore_patterns("run"))
+    attribution, not_checked = replayed(folder)
+    expected = json.loads((folder / "expected.json").read_text())
+    assert attribution.train_loss_KN.tolist() == expected["train_loss_KN"]
+    assert attribution.test_loss_KM.tolist() == expected["test_loss_KM"]
+    assert attribution.earlier is not None
+    assert attribution.earlier.train_loss_SKN.tolist() == expected["earlier_train_loss_SKN"]
+    assert not_checked == ["This replay does not check: the provider's list of this run's jobs."]
+    with RunStore.open(folder / "run", read_only=True) as store:
+        models = {model for job in store.jobs.rows() for model in store.jobs.models(job.member)}
+        reports = store.get_value(TESTS)
+    assert reports.keys() == {"daunce-tiny", *models}
+    assert all(report["checked"] for report in reports.values())
+
+
+def test_an_older_recording_says_what_it_cannot_check(small_run: Path) -> None:
+    _, (text,) = replayed(small_run)
+    assert "the provider's list of this run's jobs; the run's sequence number in each job" in text
+    assert "token ids of scored prompts; the endpoint's test on fine-tunes" in text
 
 
 def test_a_replay_gives_bit_identical_losses_and_scores(small_run: Path) -> None:

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from scripted_scorer import ProbingScorer, ScriptedScorer, example, scores
 
 from daunce_api._util.clock import InstantClock
+from daunce_api.config import RunConfig
 from daunce_api.data.tokenizers import EncodedExample
 from daunce_api.errors import (
     BudgetError,
@@ -24,8 +25,11 @@ from daunce_api.errors import (
     StoreError,
     TransientError,
 )
+from daunce_api.plan.inputs import TESTS
 from daunce_api.providers.base import ProbeReport, TokenScores
+from daunce_api.providers.probe import tokens_of_test
 from daunce_api.score.client import Budget, ScoringClient, batches
+from daunce_api.score.members import Asked, MemberScoring
 from daunce_api.store import RunStore
 from tests.store_rows import by_key, put
 
@@ -271,8 +275,8 @@ async def test_a_short_answer_is_no_answer(store: RunStore) -> None:
 
 async def test_noise_is_probed_on_the_first_examples(store: RunStore) -> None:
     scoring = client(ScriptedScorer(), store)
-    assert await scoring.probe_noise(0, "ft", EXAMPLES, 3) == 3
-    assert await scoring.probe_noise(0, "ft", EXAMPLES, 0) == 0
+    assert await scoring.measure_again(0, "ft", EXAMPLES[:3]) == 3
+    assert await scoring.measure_again(0, "ft", EXAMPLES[:3]) == 0
     assert by_key(store, 0, replicate=1).keys() == {e.key for e in EXAMPLES[:3]}
     assert not by_key(store, 0).keys()
 
@@ -280,24 +284,36 @@ async def test_noise_is_probed_on_the_first_examples(store: RunStore) -> None:
 FINE = ProbeReport(True, "fine", 0.01)
 
 
-async def test_the_endpoint_is_tested_with_the_base_and_with_the_first_fine_tune(store: RunStore) -> None:
-    scorer = ProbingScorer([TransientError("busy"), FINE, FINE])
+async def test_the_endpoint_is_tested_once_with_the_base_and_with_every_model_that_is_scored(store: RunStore) -> None:
+    scorer = ProbingScorer([TransientError("busy"), *[FINE] * 6])
     scoring = client(scorer, store)
     assert await scoring.probe("base", EXAMPLES[4]) == FINE
     await asyncio.gather(*(scoring.score_member(k, f"ft-{k}", EXAMPLES) for k in (2, 0, 1)))
-    assert await client(scorer, store).probe("other", EXAMPLES[0]) == FINE
+    assert await client(scorer, store).probe("base", EXAMPLES[0]) == FINE
     await client(scorer, store).score_member(3, "ft-3", EXAMPLES)
-    assert scorer.probed == [("base", "e4"), ("base", "e4"), ("ft-2", "e0")]
+    await client(scorer, store).score_member(3, "ft-3-earlier", EXAMPLES, 1, twice=EXAMPLES[:2])
+    await client(scorer, store).score_member(3, "ft-3", EXAMPLES, twice=EXAMPLES[:4])
+    assert scorer.probed[:2] == [("base", "e4")] * 2
+    # The same example whatever is missing, so that a replay sends what was recorded.
+    assert sorted(scorer.probed[2:]) == [(f"ft-{k}", "e0") for k in (0, 1, 2, 3)] + [("ft-3-earlier", "e0")]
 
 
-async def test_where_the_base_is_not_served_the_first_fine_tune_is_tested_whichever_it_is(store: RunStore) -> None:
-    scorer = ProbingScorer([RejectedError("not served"), FINE])
+async def test_an_older_recording_holds_no_test_of_fine_tunes(store: RunStore) -> None:
+    scorer = ProbingScorer([FINE])
+    scoring = client(scorer, store, replayed=1)
+    await scoring.probe("base", EXAMPLES[0])
+    await scoring.score_member(0, "ft", EXAMPLES)
+    assert [model for model, _ in scorer.probed] == ["base"]
+
+
+async def test_an_endpoint_that_does_not_serve_the_base_is_tested_with_fine_tunes(store: RunStore) -> None:
+    scorer = ProbingScorer([RejectedError("not served"), FINE, FINE])
     scoring = client(scorer, store)
     report = await scoring.probe("base", EXAMPLES[0])
     assert report is not None
     assert not report.checked
     await asyncio.gather(*(scoring.score_member(k, f"ft-{k}", EXAMPLES) for k in (5, 7)))
-    assert [model for model, _ in scorer.probed] == ["base", "ft-5"]
+    assert [model for model, _ in scorer.probed] == ["base", "ft-5", "ft-7"]
 
 
 async def test_an_endpoint_that_is_wrong_for_fine_tunes_stops_before_any_value_is_stored(store: RunStore) -> None:
@@ -416,13 +432,19 @@ async def test_refusals_that_cost_nothing_are_not_booked(store: RunStore) -> Non
     assert store.ledger.spent() == 0
 
 
-async def test_tests_of_the_endpoint_are_booked_as_such(store: RunStore) -> None:
-    scoring = client(ProbingScorer([FINE, FINE]), store, budget=Budget(1e-6, 1.0))
+async def test_the_test_with_the_base_model_is_booked_and_those_of_fine_tunes_are_part_of_their_price(
+    store: RunStore,
+) -> None:
+    lost = TransientError("the answer was lost")
+    scoring = client(ProbingScorer([FINE, FINE, lost, FINE]), store, budget=Budget(1e-6, 1.0))
     await scoring.probe("base", EXAMPLES[0])
     await scoring.score_member(0, "ft", EXAMPLES)
-    assert store.ledger.spent_by_purpose() == {"probe": pytest.approx(2 * 3 * 35e-6)}
+    one = tokens_of_test(3) * 1e-6
+    assert store.ledger.spent_by_purpose() == {"probe": pytest.approx(one)}
+    await scoring.score_member(1, "ft-1", EXAMPLES)  # sent again: booked on top
+    assert store.ledger.spent_by_purpose() == {"probe": pytest.approx(2 * one)}
     poor = client(ProbingScorer([FINE]), store, budget=Budget(1.0, 1.0))
-    store.set_value("scorer_probe", None)
+    store.set_value(TESTS, None)
     with pytest.raises(BudgetError):
         await poor.probe("base", EXAMPLES[0])
 
@@ -430,10 +452,8 @@ async def test_tests_of_the_endpoint_are_booked_as_such(store: RunStore) -> None
 async def test_progress_counts_what_is_scored_not_what_is_measured_again(store: RunStore) -> None:
     seen: list[tuple[int, int, int]] = []
     scoring = client(ScriptedScorer(), store, on_progress=lambda *report: seen.append(report))
-    await scoring.probe_noise(1, "ft", EXAMPLES, 4)
-    assert seen == []
-    await scoring.score_member(1, "ft", EXAMPLES)
-    assert seen[-1] == (1, 10, 10)
+    await scoring.score_member(1, "ft", EXAMPLES, twice=EXAMPLES[:4])
+    assert [done for _, done, _ in seen] == [4, 8, 10]
 
 
 async def test_a_complete_model_has_its_row_of_losses(store: RunStore) -> None:
@@ -442,3 +462,41 @@ async def test_a_complete_model_has_its_row_of_losses(store: RunStore) -> None:
     assert {tuple(g.tolist()) for g in store.scores.groups().values()} == {tuple(range(10))}
     expected = [-sum(scores("ft", e).logprobs) for e in EXAMPLES]
     assert rows[0].loss.tolist() == pytest.approx(expected, rel=1e-15)
+
+
+class Accompanied(ScriptedScorer):
+    """Remembers of each request how many were under way with it at the most."""
+
+    def __init__(self) -> None:
+        super().__init__(prompts=1)
+        self.beside: dict[str, list[int]] = {}
+
+    async def score(self, model: str, batch: Sequence[EncodedExample]) -> list[TokenScores]:
+        answer = asyncio.ensure_future(super().score(model, batch))
+        most = 0
+        while not answer.done():
+            await asyncio.sleep(0)
+            most = max(most, self.running)
+        self.beside.setdefault(batch[0].example.id, []).append(most)
+        return await answer
+
+
+async def test_noise_is_measured_in_the_company_of_the_other_requests(store: RunStore) -> None:
+    """A server that batches answers alone to the bit, and otherwise among others."""
+    scorer = Accompanied()
+    config = RunConfig.from_mapping({"data": {"train": "a", "test": "b"}, "scoring": {"noise_probe": 1}})
+    asked = Asked((), tuple(EXAMPLES))
+    scoring = MemberScoring(
+        client(scorer, store), store, config, asked, lambda *_: False, usd_per_model=None, usd_again=None, cap=None
+    )
+
+    class Nothing:
+        async def checkpoints(self, member: int) -> dict[int, str]:
+            return {}
+
+    await scoring.member(0, "ft", Nothing())  # type: ignore[arg-type]
+    twice = [most for most in scorer.beside.values() if len(most) == 2]
+    assert len(twice) == 1
+    assert min(twice[0]) > 1
+    assert len(by_key(store, 0).keys()) == len(EXAMPLES)
+    assert len(by_key(store, 0, replicate=1).keys()) == 1

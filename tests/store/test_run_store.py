@@ -422,7 +422,7 @@ def test_a_newer_schema_is_refused(tmp_path: Path) -> None:
     with sqlite3.connect(tmp_path / "run.sqlite") as other:
         other.execute("PRAGMA user_version = 99")
     other.close()
-    with pytest.raises(StoreCorruptError, match="newer version"):
+    with pytest.raises(StoreError, match="newer version"):
         RunStore.open(tmp_path)
 
 

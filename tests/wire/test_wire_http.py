@@ -164,7 +164,7 @@ async def test_faults_change_no_score_and_start_no_storm(
     async with open_backend(config(tmp_path / "faulty", **faulty_server)) as faulty:
         got, sent = await scores(faulty, "stormy")
     assert got == expected
-    assert needed == len(expected) + 1, "and the test of the first fine-tune"
+    assert needed == len(expected) + 1, "and the test of the fine-tune"
     assert needed < sent <= 2 * needed
 
 

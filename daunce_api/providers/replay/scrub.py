@@ -50,10 +50,11 @@ def request_headers(headers: Mapping[str, str]) -> dict[str, str]:
     }
 
 
-def response_headers(headers: Mapping[str, list[str]]) -> dict[str, list[str]]:
-    """Content type, waiting times, request id and rate limits."""
+def response_headers(headers: Mapping[str, list[str]], secrets: Iterable[bytes] = ()) -> dict[str, list[str]]:
+    """Content type, waiting times, request id and rate limits, without the given secrets, organizations and users."""
+    secrets = [*secrets]
     return {
-        name.lower(): list(values)
+        name.lower(): [without_secrets(value.encode(), secrets).decode() for value in values]
         for name, values in headers.items()
         if name.lower() in _RESPONSE_HEADERS or name.lower().startswith(_RATE_LIMIT)
     }

@@ -72,9 +72,14 @@ class Session:
         return PROTOCOL if self._label is None else self._label.protocol
 
     @property
+    def replayed(self) -> int | None:
+        """The protocol of the recording that is replayed; None where requests are really sent."""
+        return None if self._label is None else self._label.protocol
+
+    @property
     def not_checked(self) -> tuple[str, ...]:
-        """Checks that a replay leaves out because its recording is older than they are."""
-        return not_checked(self.protocol)
+        """Checks that a replay leaves out."""
+        return () if self._label is None else not_checked(self._label.protocol)
 
     def check_run(self, run_key: str) -> None:
         """Raises ReplayError where the run has another key, since a session goes with a new run only."""

@@ -1,0 +1,96 @@
+"""Commands on runs that are half there, and on files that never end: a sentence, an exit code, and nothing bought."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from daunce_api import Run
+from daunce_api.cli import main
+from daunce_api.errors import MembersAlikeError
+from daunce_api.store import RunStore
+
+from .harness import KEY, KEY_VARIABLE, MEMBERS, config_of, save_config, write_data
+from .lagging import LaggingProvider
+
+Cli = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture
+def cli(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Cli:
+    """A command line in this process: exit code, standard output, standard error."""
+    monkeypatch.setenv(KEY_VARIABLE, KEY)
+
+    def call(*arguments: object) -> tuple[int, str, str]:
+        with pytest.raises(SystemExit) as stopped:
+            main([str(a) for a in arguments])
+        captured = capsys.readouterr()
+        assert "Traceback" not in captured.err
+        return int(stopped.value.code or 0), captured.out, captured.err
+
+    return call
+
+
+def test_clean_and_cancel_need_neither_data_nor_tokenizer(tmp_path: Path, cli: Cli) -> None:
+    write_data(tmp_path)
+    (tmp_path / "tokenizer").mkdir()
+    with LaggingProvider() as provider:
+        config = config_of(tmp_path, tmp_path / "run", provider.base_url)
+        Run.create(config).execute(clock=provider.clock)
+        shutil.rmtree(tmp_path / "run" / "data")
+        with RunStore.open(tmp_path / "run") as store:
+            manifest = store.manifest
+            manifest["config"]["backend"]["tokenizer"] = str(tmp_path / "gone")
+            store._set_meta("manifest", manifest)
+        code, out, err = cli("cancel", tmp_path / "run", "--json")
+        assert (code, json.loads(out)["cancelled"]) == (0, []), err
+        code, out, err = cli("clean", tmp_path / "run", "--yes", "--json")
+        assert (code, len(json.loads(out)["models"])) == (0, MEMBERS), err
+
+
+def test_suspect_scores_are_used_again_on_request_and_nothing_is_bought(tmp_path: Path, cli: Cli) -> None:
+    write_data(tmp_path)
+    with LaggingProvider() as provider:
+        config = config_of(tmp_path, tmp_path / "run", provider.base_url)
+        path = save_config(config, tmp_path / "run.yaml")
+        served = provider._made
+        twin = {"ft:daunce-tiny:ftjob-3": "ft:daunce-tiny:ftjob-2"}
+        provider._made = lambda model, before: served(twin.get(model, model), before)  # type: ignore[method-assign]
+        run = Run.create(config)
+        with pytest.raises(MembersAlikeError, match="set aside"):
+            run.execute(clock=provider.clock)
+        with RunStore.open(tmp_path / "run", read_only=True) as store:
+            assert len(store.scores.models()) <= 2 * (MEMBERS - 2)
+            members = {k for aside in store.scores.asides() for k in aside.members}
+        code, _, err = cli("run", path, "--yes", "--no-report", "--accept-suspect")
+        assert code == 0, err
+        with RunStore.open(tmp_path / "run", read_only=True) as store:
+            assert all(aside.restored_at for aside in store.scores.asides())
+            assert {k for k, *_ in store.scores.models()} == set(range(MEMBERS)) > members
+        sent = provider.requests.count("POST completions")
+        assert cli("run", path, "--yes", "--no-report", "--accept-suspect")[0] == 0
+        assert provider.requests.count("POST completions") == sent
+        assert len(provider.jobs) == MEMBERS
+
+
+@pytest.mark.parametrize("where", ["train", "test", "validation"])
+@pytest.mark.parametrize("kind", ["device", "pipe"])
+def test_examples_that_never_end_are_refused(tmp_path: Path, cli: Cli, where: str, kind: str) -> None:
+    write_data(tmp_path)
+    endless = Path("/dev/zero")
+    if kind == "pipe":
+        endless = tmp_path / "pipe"
+        os.mkfifo(endless)
+    config = config_of(tmp_path, tmp_path / "run", "http://127.0.0.1:9/v1", data={where: str(endless)})
+    code, _, err = cli("plan", save_config(config, tmp_path / "run.yaml"))
+    assert (code, "is not a regular file" in err) == (2, True), err
+
+
+def test_a_config_that_never_ends_is_refused(cli: Cli) -> None:
+    code, _, err = cli("plan", "/dev/zero")
+    assert (code, "is not a config file" in err) == (2, True), err
