@@ -28,6 +28,9 @@ _PROBE = "Daunce 123 äöü ✓ 漢字 \n\n\tx"
 class ServerTokenizer:
     """Texts and chats as a server tokenizes them. Every new text costs a request."""
 
+    begin = end = ""
+    """Not known to a client: plain completions are measured without the token that ends them."""
+
     def __init__(self, endpoint: Endpoint, model: str, *, http_client: httpx2.Client | None = None) -> None:
         self.name = f"{model} at the server"
         self._model = model
@@ -42,15 +45,6 @@ class ServerTokenizer:
     def fingerprint(self) -> str:
         ids = self.encode(_PROBE)
         return f"server:{self._model}:{hashlib.sha256(json.dumps(ids).encode()).hexdigest()[:16]}"
-
-    @property
-    def begin(self) -> str:
-        return ""
-
-    @property
-    def end(self) -> str:
-        """Not known to a client: plain completions are measured without the token that ends them."""
-        return ""
 
     def encode(self, text: str) -> list[int]:
         return list(self._tokenize_text(text)[0])
