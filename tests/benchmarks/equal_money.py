@@ -1,10 +1,11 @@
 # ruff: noqa: E402 - thread counts are set before NumPy is imported
 """The paper's recipe against ours for the same dollars: ``python -m tests.benchmarks.equal_money [digits lm chat]``.
 
-The paper's (arXiv 2505.23223): covariance, members from the target on .3 of the examples for one epoch. A budget is what
-so many of its members cost, trained and scored on all examples, by two published price lists; the other recipes have as
-many members as that buys. What the target itself costs is left out on all sides: who explains a model has it. Judged on
-the losses in the cache (tasks.py), by retrained halves; the interval is over ensembles of cached members, which overlap.
+The paper's (arXiv 2505.23223): covariance, members from the target on .3 of the examples for one epoch. A budget is
+what so many of its members cost, trained and scored on all examples, by two published price lists; the other recipes
+have as many members as that buys. What the target itself costs is left out on all sides: who explains a model has it.
+Judged on the losses in the cache (tasks.py), by retrained halves; the interval is over ensembles of cached members,
+which overlap.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ for variable in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
 
 import numpy as np
 
-from daunce_api.core import fit
+from daunce_api.core import Checkpoints, fit
 from tests.benchmarks.estimators import auto, cached, ensembles
 from tests.benchmarks.tasks import Task, all_tasks
 
@@ -38,10 +39,10 @@ def judged(task: Task, kind: str, arm: str, members: int, draws: int) -> np.ndar
     for e in ensembles(task, kind, members, 0.0, draws):
         if arm == "checkpoints" and e.earlier is None:
             break
-        if e.earlier is not None:  # the last two of them, as ensemble.checkpoints: 3 has
-            stages = (e.earlier.train_loss_SKN[-2:], e.earlier.test_loss_SKM[-2:])
-            e = replace(e, earlier=type(e.earlier)(*stages))
-        losses = e.losses(checkpoints=arm == "checkpoints", prior=arm == "prior")
+        last = e.earlier  # two of them, as ensemble.checkpoints: 3 has
+        if last is not None:
+            last = Checkpoints(last.train_loss_SKN[-2:], last.test_loss_SKM[-2:])
+        losses = replace(e, earlier=last).losses(checkpoints=arm == "checkpoints", prior=arm == "prior")
         found.append(e.judge(fit(losses, "covariance").dense() if arm == "covariance" else auto(losses)[0]))
     return np.array(found)
 
