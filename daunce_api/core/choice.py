@@ -264,7 +264,7 @@ def _besides(losses: MemberLosses, setting: Setting) -> str:
     if not earlier:
         return why
     if setting.checkpoints:
-        return f"{why}; with the losses at {earlier} earlier checkpoints as further rows"
+        return f"{why}; with the losses at {earlier} earlier checkpoint{'s' * (earlier > 1)} as further rows"
     return f"{why}; without the losses at earlier checkpoints, which predict held-out members worse"
 
 
