@@ -219,8 +219,8 @@ def test_few_members_have_wider_intervals() -> None:
 def test_gains_fall_into_their_interval_as_often_as_they_should() -> None:
     """A linear problem with luck in every loss: forecasts from 25 members against the 50 that then are there.
 
-    .84 of 50 such runs, not .95: subsets explain .67 of a loss here, above the .55 that few members are drawn to, so the
-    ceiling rises from .83 to .87 as members tell of it, and self_lds gains .03 less than a fixed ceiling promises.
+    .84 of 50 such runs, not .95: subsets explain .67 of a loss here, above the .55 that few members are drawn to, so
+    the ceiling rises from .83 to .87 as members tell of it, and self_lds gains .03 less than a fixed one promises.
     """
     inside = []
     for seed in range(24):
