@@ -45,6 +45,8 @@ version keeps the recipe that it was started with."""
 
 _RETIRED: dict[str, str] = {}
 """Keys that this version no longer has, with what to use instead."""
+_RETIRED_VALUES = {"attribution.estimator: matched": "this version does not have it; scores are those of auto"}
+"""The same of values."""
 
 
 class _Section(BaseModel):
@@ -256,9 +258,7 @@ class ScoringConfig(_Section):
 class AttributionConfig(_Section):
     """How losses become scores; may be changed after the run."""
 
-    estimator: str = Field(
-        "auto", description="auto, covariance, correlation, inclusion, whitened, half_whitened or matched"
-    )
+    estimator: str = Field("auto", description="auto, covariance, correlation, inclusion, whitened or half_whitened")
     loss: Literal["mean", "sum", "margin"] = Field(
         "mean", description="per example: nats per completion token, their sum, or minus the mean log-odds"
     )
@@ -408,6 +408,9 @@ def _known_keys(section: type[BaseModel], content: Mapping[str, Any], path: str)
         if key not in section.model_fields:
             instead = _RETIRED.get(place, "this version does not know it")
             gone.append(f"{place}: {instead}; the run was started with it")
+            continue
+        if (retired := f"{place}: {value}") in _RETIRED_VALUES:
+            gone.append(f"{retired}: {_RETIRED_VALUES[retired]}")
             continue
         inner = section_of(section.model_fields[key].annotation)
         if inner is not None and isinstance(value, Mapping):

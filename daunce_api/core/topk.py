@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from ..errors import ConfigurationError
 from .jackknife import LEAST_FOR_CORRELATION, correlation_without, jackknife, significance_threshold, z_values
 from .pairs import Scores
-from .rows import Floats, Index, Mask
+from .stages import Floats, Index, Mask
 
 _POINTS, _QUERIES = 2_048, 512  # a tile of scores that stays in cache
 _PAIRS = 1_000_000  # numbers that the errors of chosen pairs take at a time

@@ -20,7 +20,6 @@ from .refusals import (
     budget_refusals,
     checkpoint_refusals,
     closing_refusals,
-    estimator_refusals,
     trainer_refusals,
 )
 from .tokens import count
@@ -49,7 +48,7 @@ def make_plan(
     """
     today = today or datetime.now(UTC).date()
     counts = count(config, train, test, encode, trainer, scorer, questions_only=questions_only)
-    about_scoring: list[DaunceError] = [*counts.refusals, *estimator_refusals(config, len(train))]
+    about_scoring: list[DaunceError] = list(counts.refusals)
     about_jobs: list[DaunceError] = list(counts.about_jobs)
     notes: list[str] = [*trainer.notes, *scorer.notes, *counts.notes]
     jobs_refused, scoring_refused, more = record_refusals(config, train, test, trainer, scorer)
