@@ -10,7 +10,7 @@ import difflib
 import json
 import math
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from copy import deepcopy
 from datetime import date
 from pathlib import Path
@@ -456,16 +456,19 @@ def _explain(error: ValidationError) -> list[str]:
         place = ".".join(str(p) for p in problem["loc"]) or "(top level)"
         if problem["type"] == "extra_forbidden":
             section, name = problem["loc"][:-1], str(problem["loc"][-1])
-            known = _fields_at(section)
-            close = difflib.get_close_matches(name, known, n=1)
-            retired = _RETIRED.get(place)
-            hint = retired or (f"did you mean {close[0]}?" if close else f"known keys: {', '.join(known)}")
+            hint = _RETIRED.get(place) or close_to(name, _fields_at(section))
             if not re.fullmatch(r"[A-Za-z_]{1,40}", name):  # not a name of ours, and perhaps a secret
                 place = ".".join([*map(str, section), "(a key that is not shown)"])
             lines.append(f"  {place}: unknown key; {hint}")
         else:
             lines.append(f"  {place}: {problem['msg'].removeprefix('Value error, ')}")
     return lines
+
+
+def close_to(name: str, known: Collection[str], otherwise: str = "known keys: {}") -> str:
+    """What an unknown name may stand for."""
+    close = difflib.get_close_matches(name, known, n=1)
+    return f"did you mean {close[0]}?" if close else otherwise.format(", ".join(known))
 
 
 def section_of(annotation: Any) -> type[BaseModel] | None:

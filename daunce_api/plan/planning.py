@@ -93,7 +93,7 @@ def make_plan(
     training_price, scoring_price = prices_of(config)
     submitted = config.backend.max_concurrent_jobs or max(1, trainer.max_concurrent_jobs)
     minutes = config.backend.minutes_per_job
-    seconds = trainer.seconds_per_job if minutes is None else 60 * minutes
+    seconds = None if minutes is None else 60 * minutes
     hosting = hosting_of(config, scorer)
     notes += price_notes(config, today, training_price, scoring_price, hosting)
     plan = Plan(

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import difflib
 from datetime import date
 
-from ..config import RunConfig
+from ..config import RunConfig, close_to
 from ..errors import BudgetError, CapabilityError, ConfigurationError, DaunceError
 from ..providers.base import TrainerCapabilities
 from .plan import Plan
@@ -37,8 +36,7 @@ def trainer_refusals(config: RunConfig, trainer: TrainerCapabilities) -> list[Da
         if name not in trainer.switches
     ]
     for name in sorted(given.keys() - trainer.hyperparameters) if trainer.hyperparameters else ():
-        close = difflib.get_close_matches(name, trainer.hyperparameters, n=1)
-        hint = f"did you mean {close[0]}?" if close else f"it knows {', '.join(sorted(trainer.hyperparameters))}."
+        hint = close_to(name, sorted(trainer.hyperparameters), "it knows {}.")
         refusals.append(
             ConfigurationError(
                 f"training.hyperparameters.{name}: {trainer.provider} does not know it; {hint} Nothing was sent."
