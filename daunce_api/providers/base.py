@@ -135,7 +135,6 @@ class TrainerCapabilities:
     starts_from_fine_tune: bool = True
     hyperparameters: frozenset[str] = frozenset()
     switches: frozenset[str] = frozenset()
-    seconds_per_job: float | None = None
     epochs: int | None = None
     grace_seconds: float = GRACE_SECONDS
     listing_lag_seconds: float | None = None
