@@ -167,7 +167,7 @@ def _above(scores: Scores, rows: slice, columns: slice, threshold_m: Floats) -> 
     limit_m = late.least(threshold_m, rows, columns) if late else threshold_m
     mask = np.zeros((block.shape[0], -(-block.shape[1] // 8) * 8), dtype=np.bool_)
     np.greater(block, limit_m, out=mask[:, : block.shape[1]])
-    words = np.flatnonzero(mask.view(np.uint64) != 0)  # eight at a time: next to none is above
+    words = np.flatnonzero(mask.view(np.uint64) != 0)  # eight at a time, since hardly any is above
     row, column = np.divmod(words * 8, mask.shape[1])
     place, inner = np.nonzero(mask[row[:, None], column[:, None] + np.arange(8)])
     row, column = row[place], column[place] + inner
