@@ -387,7 +387,7 @@ class Hosting(Protocol):
 
 @runtime_checkable
 class Generator(Protocol):
-    """A scorer whose endpoint also generates answers."""
+    """A scorer whose endpoint also generates answers: those of OpenAI's wire format; `local` and Tinker's do not."""
 
     async def generate(self, model: str, asked: str | Sequence[Mapping[str, Any]], *, max_tokens: int) -> str:
         """The most likely answer of a model to a prompt, or to chat messages (``role``, ``content``).

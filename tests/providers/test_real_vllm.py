@@ -118,11 +118,15 @@ async def test_adapters_are_loaded_scored_and_unloaded(
     vllm: str, tokenizer: LocalTokenizer, examples: list[EncodedExample], tmp_path: Path
 ) -> None:
     from daunce_api.providers.local.language import LanguageModel, LoraSettings
+    from daunce_api.providers.local.train import fine_tune
 
     model = LanguageModel.load(MODEL)
     folder = tmp_path / "local" / "models"
     for seed in (0, 1):
-        model.train(examples[:12], settings=LoraSettings(n_epochs=2), seed=seed, out=folder / f"ft-{seed}")
+        settings = LoraSettings(n_epochs=2)
+        trainee = model.trainee([(examples[:12], seed)], settings)
+        fine_tune(model.adapted, trainee, settings)
+        model.save(folder / f"ft-{seed}", trainee, 0, settings)
     scorer: Any = scoring.open_scorer(context(Endpoint(vllm, provider="vLLM"), "vllm", tmp_path))
     base = await values(scoring.open_scorer(context(Endpoint(vllm), "prompt_logprobs")), MODEL, examples)
     async with scorer:
