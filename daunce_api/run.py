@@ -244,7 +244,7 @@ class Run(RunInputs):
             answer = turns.pop()["content"]
         plain = not self.train[0].is_chat and len(turns) == 1
         if answer is None:
-            answer = run_blocking(Work(self).generate(turns[0]["content"] if plain else turns))
+            answer = run_blocking(Work(self).generate([turns[0]["content"] if plain else turns]))[0][0]
         record: dict[str, Any] = {"messages": [*turns, {"role": "assistant", "content": answer}]}
         if plain:
             record = {"prompt": turns[0]["content"], "completion": answer}

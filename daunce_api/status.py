@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from datetime import datetime, timedelta
 from typing import Any
 
 from ._util.text import dollars, duration
@@ -45,7 +46,8 @@ class RunStatus:
     ``started_at``, ``last_result_at`` ISO 8601, "" without any. ``busy_seconds``: a process worked on the run;
     ``seconds``: from the start to the last result, breaks included; ``job_seconds`` at the provider, queueing
     included, all jobs added up.
-    ``more``: what half as many members again are expected to add to ``self_lds``.
+    ``models_until``: day (ISO 8601) on which the provider deletes the first of the models by itself, None where it
+    does not (``ensemble.keep_days``). ``more``: what half as many members again are expected to add to ``self_lds``.
     ``measured``: what a loss is the loss of; ``censored``: share of the losses that are lower bounds.
     ``noise``: scoring noise of one loss in nats, None where nothing was scored twice. ``failures``: members that
     are left out, and why. ``stopped``: why the run ended before it was complete, "" where that no longer holds.
@@ -86,6 +88,7 @@ class RunStatus:
     failures: tuple[str, ...]
     stopped: str
     recent: tuple[str, ...]
+    models_until: str | None = None
 
     def with_spent(self, by_purpose: Mapping[str, float]) -> RunStatus:
         """With the money of runs within this one (retraining)."""
@@ -125,6 +128,8 @@ class RunStatus:
         rows += [("spent", self._spent_text()), ("time", self._time_text())]
         if self.target is not None:
             rows.append(("target", self.target))
+        if self.models_until is not None:
+            rows.append(("kept", f"models until {self.models_until} at the earliest (ensemble.keep_days)"))
         if self.measured != "completion" or self.censored:
             bounds = f", {self.censored:.1%} of the losses are lower bounds" if self.censored else ""
             rows.append(("measured", f"{self.measured}{bounds}"))
@@ -242,4 +247,13 @@ def status_of(
             f"{t.time} {t.subject}: {t.before or '-'} -> {t.after}{f' ({t.detail})' if t.detail else ''}"
             for t in [t for t in store.transitions() if not t.subject.startswith("spend ")][-5:]
         ),
+        models_until=_models_until(store, config),
     )
+
+
+def _models_until(store: RunStore, config: RunConfig) -> str | None:
+    ready, days = set(store.jobs.ready_models().values()), config.ensemble.keep_days
+    ends = [job.ended_at for job in store.jobs.rows() if job.model in ready and job.ended_at is not None]
+    if days is None or not ends:
+        return None
+    return (datetime.fromisoformat(min(ends)) + timedelta(days=days)).date().isoformat()

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from .._util.text import terminal_text
 from ..errors import ConfigurationError, DataError
 from . import terminal
 from .common import HERE, LOOK, JsonOption, MaxUsdOption, RunArgument, YesOption, command, confirm, show
@@ -164,7 +165,9 @@ def _print(job: Run, asked: Dataset, k: int) -> None:
         opponents = attribution.top(question, k, opponents=True, fdr=FDR)
         terminal.say("  Opponents: they made it less likely")
         terminal.ranked(attribution, opponents)
-    terminal.say(f"\nNext: daunce top {job.run_dir} --test {asked.ids[0]}, or daunce report {job.run_dir}")
+    folder = terminal_text(str(job.run_dir))
+    terminal.say("")
+    terminal.lines_of(("next", f"daunce top {folder} --test {asked.ids[0]}"), ("", f"daunce report {folder}"))
 
 
 def _first_line(job: Run, question: str, significant: bool) -> str:

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from ..fix.retraining import Outcome
     from ..run import Run
 
-_SHOWN = 20
+_SHOWN, _SAID = 20, 5
 
 
 @command(LOOK)
@@ -43,7 +43,7 @@ def fix(
     random examples; the price comes first.
     """
     from ..fix import propose
-    from ..fix.folder import keep, keep_outcome
+    from ..fix.folder import keep, keep_outcome, kept_outcome
     from ..fix.retraining import outcome, retraining_of
     from ..run import Run
 
@@ -59,7 +59,7 @@ def fix(
     folder = keep(job, proposal)
     content = _content(proposal) | {"folder": str(folder)}
     if not as_json:
-        _show(proposal, str(folder), str(job.run_dir))
+        _show(proposal, str(folder), "" if retrain else f"daunce fix {job.run_dir} --retrain")
     if retrain and proposal.removed:
         retrained = retraining_of(job, proposal, seeds=seeds)
         plan = retrained.plan(max_usd=max_usd)
@@ -69,7 +69,13 @@ def fix(
         if plan.costs_money and not yes:
             confirm_price([plan], "Retrain")
         with terminal.Progress(retrained.config.ensemble.members, quiet=as_json) as progress:
-            found = outcome(retrained, proposal, on_event=progress.event, on_progress=progress.scored)
+            found = outcome(
+                retrained,
+                proposal,
+                known=kept_outcome(folder),
+                on_event=progress.event,
+                on_progress=progress.scored,
+            )
         keep_outcome(folder, found)
         content["outcome"] = found.to_json()
         if not as_json:
@@ -111,7 +117,7 @@ def _known(value: Any) -> Any:
     return None if isinstance(value, float) and math.isnan(value) else value
 
 
-def _show(proposal: Proposal, folder: str, run_dir: str) -> None:
+def _show(proposal: Proposal, folder: str, following: str) -> None:
     from ..attribution.texts import conversation
 
     out = terminal.out
@@ -119,7 +125,7 @@ def _show(proposal: Proposal, folder: str, run_dir: str) -> None:
     if not proposal.removed:
         terminal.sentence(f"Nothing is proposed: {proposal.reason}")
         return
-    out.print(Text(f"Take out {count:,} of {total:,} training examples ({proposal.reason})", style="bold"))
+    terminal.sentence(f"Take out {count:,} of {total:,} training examples ({proposal.reason})", style="bold")
     scale = terminal.Scale(g.effect for g in proposal.removed)
     view = Table(box=None, pad_edge=False, header_style="dim", padding=(0, 1), expand=True, show_edge=False)
     for name in ("", f"effect{scale.unit}", "z"):
@@ -142,7 +148,7 @@ def _show(proposal: Proposal, folder: str, run_dir: str) -> None:
         out.print(Text("\nExpected change of each marked answer's loss without them (nats a token)", style="bold"))
         _rows(((c.verdict, c.expected, c.low, c.high, c.id) for c in known), proposal)
     out.print()
-    terminal.lines_of(("wrote", terminal_text(folder)), ("next", f"daunce fix {terminal_text(run_dir)} --retrain"))
+    terminal.lines_of(("wrote", terminal_text(folder)), ("next", terminal_text(following)))
 
 
 def _rows(rows: Any, proposal: Proposal) -> None:
@@ -179,3 +185,7 @@ def _show_outcome(found: Outcome) -> None:
     out.print(table)
     kinds = f"{found.seeds} models of each kind; before: all data; random: without as many others"
     terminal.sentence(kinds, style="dim")
+    for answer in found.answers[:_SAID] if any(a.said for a in found.answers) else ():
+        out.print(Text(f"\n{terminal_text(answer.id, 40)}, as one model of each answers by itself", style="dim"))
+        for name, arm in (("before", ALL), ("after", CLEANED)):
+            out.print(Text(f"  {name:<8}{phrase(answer.said.get(arm, '-'), max(out.width - 10, 20))}"))

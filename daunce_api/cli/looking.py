@@ -161,16 +161,16 @@ def report(
     from .viewing import candidates_of
 
     job = Run.open(run)
-    _name_other_groups(job)
     page = write_report_of(job, job.attribution(), output, candidates=candidates_of)
+    _name_other_groups(job, "on a page of their own")
     show(as_json, {"report": str(page)}, lambda: terminal.say(f"Wrote {page}"))
 
 
-def _name_other_groups(job: Run) -> None:
+def _name_other_groups(job: Run, where: str = "not in it") -> None:
     """Questions that other members answered are not in one table with the rest."""
     for group in job.attributions()[1:]:
         names = ", ".join(group.test.ids[:5]) + (", ..." if len(group.test) > 5 else "")
-        terminal.warn([f"not in it, since {len(group.members)} other members answered: {names} (see `daunce top`)"])
+        terminal.warn([f"{where}, since {len(group.members)} other members answered: {names} (see `daunce top`)"])
 
 
 @command(LOOK)
@@ -214,6 +214,8 @@ def evaluate(
     if truth is not None and not lds:
         raise ConfigurationError("--truth FILE is what --lds compares with: add --lds.")
     job = Run.open(run)
+    if truth is None:  # which has answers of its own
+        _name_other_groups(job)
     tables = []
     if retrieval is not None:
         attribution = job.attribution()

@@ -6,6 +6,8 @@ Standard output carries results, standard error everything else.
 from __future__ import annotations
 
 import math
+import re
+import textwrap
 import threading
 import time
 from collections.abc import Iterable, Sequence
@@ -35,32 +37,55 @@ err = Console(stderr=True, highlight=False, soft_wrap=True)
 _SHOWN = ("failed", "left_out", "fewer_models", "waiting", "parked", "not_yet", "orphan", "adopted", "not_checked")
 """Kinds of events that are printed as they happen."""
 
+_NAME = re.compile(r"[A-Z][\w ]{2,16}: +")
 _FINDINGS, _FIRST = 3, 3
 """Answers, and proponents of each, at the end of a run."""
 
 
 def say(text: str) -> None:
-    """A plain result; paths and ids in it are escaped."""
-    out.print(Text("\n".join(terminal_text(line) for line in text.split("\n"))))
+    """A plain result; paths and ids in it are escaped. In a terminal, what follows a name is indented."""
+    for line in text.split("\n"):
+        name = _NAME.match(line)
+        out.print(Text("\n".join(_broken(out, terminal_text(line), len(name[0]) if name else 0))))
+
+
+def _broken(console: Console, line: str, indent: int) -> list[str]:
+    """A line as it is shown: in a terminal it breaks between words."""
+    if not console.is_terminal or cell_len(line) <= console.width:
+        return [line]
+    width = max(console.width, indent + 20)
+    # Words of scripts without spaces are left to the terminal.
+    return textwrap.wrap(
+        line,
+        width,
+        subsequent_indent=" " * indent,
+        break_long_words=False,
+        break_on_hyphens=False,
+        drop_whitespace=True,
+    )
 
 
 def warn(warnings: Sequence[str], limit: int = 10) -> None:
     """What was noticed and kept, one line a kind."""
     shown = summarized(warnings)
-    for warning in shown[:limit]:
-        err.print(Text.assemble(("note  ", "yellow"), terminal_text(warning)))
-    if len(shown) > limit:
-        err.print(Text.assemble(("note  ", "yellow"), f"and {len(shown) - limit} more"))
+    for warning in shown[:limit] + ([f"and {len(shown) - limit} more"] if len(shown) > limit else []):
+        note(warning)
+
+
+def note(text: str) -> None:
+    """One thing that was noticed."""
+    lines = _broken(err, "note  " + terminal_text(text), 6)
+    err.print(Text.assemble((lines[0][:6], "yellow"), "\n".join([lines[0][6:], *lines[1:]])))
 
 
 def error(message: str) -> None:
     """Why a command ends; each line is shown as it is, escaped."""
-    first, *rest = message.splitlines() or [""]
-    err.print(Text.assemble(("error  ", "bold red"), terminal_text(first)))
-    for line in rest[:60]:
-        err.print(Text("       " + terminal_text(line)))
-    if len(rest) > 60:
-        err.print(Text(f"       and {len(rest) - 60} more lines"))
+    shown = message.splitlines() or [""]
+    more = [f"and {len(shown) - 61} more lines"] if len(shown) > 61 else []
+    for n, line in enumerate([*shown[:61], *more]):
+        mark = "       " if n else "error  "
+        lines = _broken(err, mark + terminal_text(line), 9 if line.startswith("  ") else 7)
+        err.print(Text.assemble((lines[0][:7], "bold red"), "\n".join([lines[0][7:], *lines[1:]])))
 
 
 class Progress:
@@ -116,7 +141,7 @@ class Progress:
             self._ready.add(event.member or 0)
         self._draw()
         if event.kind in _SHOWN and not self._quiet:
-            self._bars.console.print(Text.assemble(("note  ", "yellow"), terminal_text(event.message)))
+            note(event.message)
 
     def scored(self, member: int, done: int, total: int) -> None:
         """Examples of a member were scored; it counts once all of them are."""

@@ -8,16 +8,18 @@ the provider bills for a job of known examples tells.
 from __future__ import annotations
 
 import hashlib
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from .._util.clock import Clock, SystemClock
 from .._util.retry import Retrier, RetryPolicy
 from ..data.tokenizers import EncodedExample
-from ..errors import AmbiguousSubmitError, ProviderError
+from ..errors import AmbiguousSubmitError, ProviderError, RejectedError, StopError
 from ..plan.prices import MILLION, prices_of
 from ..plan.tokens import count
 from ..providers.base import Job, JobRequest, JobStatus, Probing, Trainer
+from ..providers.probe import check_adapter
 from ..providers.registry import Backend, capabilities_of
 from .findings import Findings
 
@@ -88,6 +90,8 @@ async def train_one(
         if isinstance(backend.scorer, Probing):
             scorer, tested = backend.scorer, model
             report = await retry(lambda: scorer.probe(tested, example), f"test {model}")
+            with suppress(RejectedError, StopError):  # the base model is not served there
+                await check_adapter(backend.scorer, run.config.backend.model, model, report)
             findings.add("fine-tune's alignment", True if report.checked else None, report.detail)
     except ProviderError as error:
         findings.add("tiny job", False, str(error))

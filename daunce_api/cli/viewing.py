@@ -14,7 +14,7 @@ from .common import HERE, LOOK, command
 
 if TYPE_CHECKING:
     from ..attribution import Attribution
-    from ..report import Candidates
+    from ..report import Candidates, Retrained
     from ..run import Run
 
 _SHOWN = 100
@@ -40,7 +40,8 @@ def view(
         if browser:
             webbrowser.open(address)
 
-    serve(Runs(folder, fix=proposal_of, candidates=candidates_of), host=host, port=port, on_start=started)
+    runs = Runs(folder, fix=proposal_of, candidates=candidates_of, outcome=lambda run: outcome_of(run)[0])
+    serve(runs, host=host, port=port, on_start=started)
 
 
 def proposal_of(run: Run) -> dict[str, Any]:
@@ -80,6 +81,7 @@ def proposal_of(run: Run) -> dict[str, Any]:
         "count": len(proposal.positions),
         "of": len(attribution.train),
         "groups": groups,
+        "command": f"daunce fix {run.run_dir} --retrain",
     }
 
 
@@ -109,7 +111,31 @@ def candidates_of(run: Run, attribution: Attribution) -> Candidates | None:
         f"By how much each example pushes the {len(unwanted)} unwanted{against} answers, in standard errors; "
         f"near-duplicates count together. {proposal_words}"
     )
-    return Candidates(size, proposed, "Unwanted (z)", words)
+    verdict, retrained = outcome_of(run)
+    return Candidates(size, proposed, "Unwanted (z)", words, verdict, retrained)
+
+
+def outcome_of(run: Run) -> tuple[str, tuple[Retrained, ...]]:
+    """What the newest retraining of a run says, in a sentence and for each answer; '' and nothing without one."""
+    from ..fix.folder import kept_fixes, kept_outcome
+    from ..fix.retraining import ALL, ARMS, CLEANED
+    from ..report import Retrained
+
+    kept = next((found for folder in reversed(kept_fixes(run.run_dir)) if (found := kept_outcome(folder))), None)
+    if kept is None:
+        return "", ()
+    unknown = float("nan")
+    return kept["verdict"], tuple(
+        Retrained(
+            a["id"],
+            a["verdict"],
+            tuple(a["loss"][arm] for arm in ARMS),
+            tuple(a["probability"][arm] for arm in ARMS),
+            tuple(unknown if a[name] is None else a[name] for name in ("change", "low", "high")),
+            (said[ALL], said[CLEANED]) if (said := a.get("said")) else None,
+        )
+        for a in kept["answers"]
+    )
 
 
 def marked(run: Run, attribution: Attribution) -> tuple[list[str], list[str]]:

@@ -45,6 +45,12 @@ def keep_outcome(folder: Path, outcome: Outcome) -> None:
     _write(folder, {**_read(folder), "outcome": outcome.to_json()})
 
 
+def kept_outcome(folder: Path) -> dict[str, Any] | None:
+    """What :func:`keep_outcome` has kept in a proposal's folder, as plain data. Raises StoreError."""
+    found: dict[str, Any] | None = _read(folder).get("outcome")
+    return found
+
+
 def kept_fixes(run_dir: Path) -> list[Path]:
     """Folders of the proposals of a run, oldest first."""
     found = (run_dir / FOLDER).glob(f"*/{FIX_FILE}")

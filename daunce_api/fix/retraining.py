@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy import stats
 
+from .._util.blocking import run_blocking
 from ..data.subsets import Ensemble, plan_ensemble
-from ..errors import ConfigurationError, NotEnoughMembersError
+from ..errors import BudgetError, CapabilityError, ConfigurationError, NotEnoughMembersError, ProviderError
 from ..evaluation.retraining import question_losses, retraining
 from ..run import Run
 from ..score.client import Progress
+from ..score.work import Work
 from ..train import OnEvent
 from .proposal import Proposal
 
@@ -33,6 +36,7 @@ class Answer:
 
     ``change``: mean loss of the cleaned arm less that of all data, paired by seed, with a 95 % interval from ``low`` to
     ``high`` (Student's t over seeds); positive = the answer became less likely. NaN where seeds are missing.
+    ``said``: what the first model of an arm answers to the question by itself, where the endpoint generates.
     """
 
     id: str
@@ -41,6 +45,7 @@ class Answer:
     change: float
     low: float
     high: float
+    said: Mapping[str, str] = field(default_factory=dict)
 
     def probability(self, arm: str) -> float:
         """Geometric mean of the answer's token probabilities under an arm's models."""
@@ -72,6 +77,7 @@ class Outcome:
                 "change": _finite(a.change),
                 "low": _finite(a.low),
                 "high": _finite(a.high),
+                "said": dict(a.said),
             }
             for a in self.answers
         ]
@@ -110,9 +116,16 @@ def retraining_of(run: Run, proposal: Proposal, *, seeds: int = SEEDS) -> Run:
 
 
 def outcome(
-    retrained: Run, proposal: Proposal, *, on_event: OnEvent | None = None, on_progress: Progress | None = None
+    retrained: Run,
+    proposal: Proposal,
+    *,
+    known: Mapping[str, Any] | None = None,
+    on_event: OnEvent | None = None,
+    on_progress: Progress | None = None,
 ) -> Outcome:
     """Train and score what is missing, then compare the arms; the same call again resumes.
+
+    ``known``: an earlier outcome of the same models (:meth:`Outcome.to_json`), whose generated answers are kept.
 
     Raises NotEnoughMembersError where fewer than two seeds have a model in every arm, and any other DaunceError.
     """
@@ -131,16 +144,36 @@ def outcome(
     columns = [retrained.test.position(i) for i, _ in marked]
     loss_SAM = losses.loss_SM[rows][:, :, columns]
     change_SM = loss_SAM[:, ARMS.index(CLEANED)] - loss_SAM[:, ARMS.index(ALL)]
+    said = {a["id"]: a.get("said") or {} for a in (known or {}).get("answers", ())}
+    if not any(said.values()):
+        models = [whole[0] * len(ARMS) + ARMS.index(arm) for arm in (ALL, CLEANED)]
+        said = _generated(retrained, [identity for identity, _ in marked], models)
     answers = []
     for j, (identity, verdict) in enumerate(marked):
         means = {arm: float(loss_SAM[:, a, j].mean()) for a, arm in enumerate(ARMS)}
-        answers.append(Answer(identity, verdict, means, *_interval(change_SM[:, j])))
+        answers.append(Answer(identity, verdict, means, *_interval(change_SM[:, j]), said.get(identity, {})))
     spans = {}
     for verdict in ("unwanted", "wanted"):
         of_verdict = [j for j, (_, v) in enumerate(marked) if v == verdict]
         spans[verdict] = _interval(change_SM[:, of_verdict].mean(axis=1)) if of_verdict else None
     sentence = _sentence(len(proposal.positions), answers, spans["unwanted"], spans["wanted"])
     return Outcome(len(whole), tuple(answers), spans["unwanted"], spans["wanted"], sentence)
+
+
+def _generated(run: Run, questions: Sequence[str], models: Sequence[int]) -> dict[str, dict[str, str]]:
+    """What a model of all data and one of the cleaned data answer by themselves; empty where nothing generates."""
+    prompts: dict[str, Any] = {}
+    for identity in questions:
+        example = run.test[run.test.position(identity)]
+        context = example.messages[: example.trained_turns("last")[-1]] if example.is_chat else ()
+        if not any(m.images or m.calls or m.role in ("tool", "function") for m in context) and not example.tools:
+            prompts[identity] = [m.to_record() for m in context] or example.prompt
+    prompts = {identity: prompt for identity, prompt in prompts.items() if prompt}
+    try:
+        answers = run_blocking(Work(run).generate(list(prompts.values()), models)) if prompts else []
+    except (BudgetError, CapabilityError, ProviderError):
+        return {}
+    return {i: dict(zip((ALL, CLEANED), a, strict=True)) for i, a in zip(prompts, answers, strict=True)}
 
 
 def _interval(values_S: Floats) -> tuple[float, float, float]:

@@ -62,6 +62,8 @@ class Plan:
     hours_per_job: float | None
     concurrent_jobs: int
     today: date
+    smallest_subset: int = 0
+    """Examples of the member with the fewest; ``subset`` is that of the one with the most."""
     again_tokens: tuple[int, int] = (0, 0)
     """Of prompts and of answers that each member gives twice, to measure noise."""
     test_tokens: int = 0
@@ -280,6 +282,11 @@ class Plan:
             for name, value in self.rows()
         )
 
+    @property
+    def _subset_text(self) -> str:
+        least = self.smallest_subset
+        return f"{least:,} to {self.subset:,}" if 0 < least < self.subset else f"{self.subset:,}"
+
     def _jobs_text(self) -> str:
         if self.missing is not None and not self.submitted:
             live = len(self.missing.training)
@@ -289,9 +296,9 @@ class Plan:
         members = len(self.submitted - {TARGET})
         if TARGET in self.submitted:
             jobs += f" (the target model on all {self.n_train:,} examples, then {members} members"
-            jobs += f" on {self.subset:,} each)"
+            jobs += f" on {self._subset_text} each)"
         elif self.subset:
-            jobs += f", each on {self.subset:,} of {self.n_train:,} examples"
+            jobs += f", each on {self._subset_text} of {self.n_train:,} examples"
         return jobs if self.missing is None else f"{jobs}; the other {self.members - members} members have a job"
 
     def _scoring_text(self) -> str:

@@ -79,10 +79,11 @@ def make_plan(
         epochs, assumed = epochs_of(config, len(train), target=True)
         tokens[TARGET] = epochs * sum(counts.training_N)
         notes += [f"target model: {assumed}"] if assumed else []
-    members, subset = shape.members, 0
+    members, subset, least = shape.members, 0, 0
     if ensemble is not None:
         members = ensemble.members
-        subset = int(ensemble.inclusion_KN.sum(axis=1).max())
+        sizes_K = ensemble.inclusion_KN.sum(axis=1)
+        subset, least = int(sizes_K.max()), int(sizes_K.min())
         epochs, assumed = epochs_of(config, subset, target=False)
         notes += [assumed] if assumed else []
         about_jobs += checkpoint_refusals(config, trainer, None if assumed else epochs)
@@ -104,6 +105,7 @@ def make_plan(
         n_train=len(train),
         n_test=len(test),
         subset=subset,
+        smallest_subset=least,
         training_tokens=tokens,
         scored_models=members * shape.checkpoints + (config.scoring.target and shape.start_from == "target"),
         checkpoints=shape.checkpoints,

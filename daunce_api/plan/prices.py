@@ -21,6 +21,9 @@ SAME_TOKENS = 0.01
 STALE_DAYS = 90
 """Age of a price from which a plan warns."""
 
+LORA_GB = 0.0033
+"""GB of LoRA weights in float32 on every linear layer of a dense model, a rank and (10^9 parameters)^(2/3): 1.1 at rank
+32 for 32 billion, .42 for 8 billion."""
 _OWN_MACHINE = ("embedded", "local")
 _LOOPBACK = {"localhost", "127.0.0.1", "::1"}
 _OWN_ENDPOINT = ("fireworks", "nebius", "tinker", "together")
@@ -160,8 +163,23 @@ def price_notes(config: RunConfig, today: date, *prices: Price | Hosting | None)
         if entry["backend"] == provider and is_own_address(config):
             kept = config.ensemble.keep_days
             until = "until `daunce clean`; ensemble.keep_days limits that" if kept is None else f"for {kept} days"
-            notes.append(f"models are kept {until}: ${entry['usd']:.2f} per {entry['per']} ({entry['source']})")
+            notes.append(f"models are kept {until}: {_monthly(config, entry)} ({entry['source']})")
     return notes
+
+
+def _monthly(config: RunConfig, entry: dict[str, Any]) -> str:
+    """What the models of a run cost by the month, as far as their size can be told."""
+    shape, given = config.ensemble, config.training.hyperparameters
+    models = shape.members * shape.checkpoints + (shape.start_from == "target" and shape.target_model is None)
+    price, rank = f"${entry['usd']:.2f} per {entry['per']}", given.get("rank", 32)
+    size = _billions(config.backend.model)
+    if size is None or not isinstance(rank, int):
+        return price
+    gigabytes = LORA_GB * rank * size ** (2 / 3)
+    return (
+        f"about ${models * gigabytes * entry['usd']:,.2f} a month for {models} models of some {gigabytes:.2g} GB "
+        f"(by the model's size and rank; {price})"
+    )
 
 
 def is_own_address(config: RunConfig) -> bool:

@@ -343,11 +343,13 @@ class Listing(Protocol):
 @dataclass(frozen=True, slots=True)
 class ProbeReport:
     """What a scorer found out about its endpoint. ``checked`` is False where the endpoint gives no means to check;
-    ``largest_difference`` is in nats, between two ways to ask for the same number."""
+    ``largest_difference`` is in nats, between two ways to ask for the same number. ``generated``: what the model made,
+    as an example whose targets are the generated tokens, with their log-probabilities when made and when scored."""
 
     checked: bool
     detail: str
     largest_difference: float | None = None
+    generated: tuple[EncodedExample, tuple[float, ...], tuple[float, ...]] | None = field(default=None, repr=False)
 
 
 @runtime_checkable

@@ -31,6 +31,10 @@ class Host(Protocol):
 
     limit: int
 
+    def always_served(self, model: str) -> str | None:
+        """The name that a model answers under without being loaded; None for one that has to be."""
+        ...
+
     async def load(self, model: str) -> str:
         """Make a model answer requests; the name under which it does. Loading one that is there already succeeds."""
         ...
@@ -80,9 +84,6 @@ class PolledHost(ABC):
         return None
 
     async def load(self, model: str) -> str:
-        served = self.always_served(model)
-        if served is not None:
-            return served
         served, loaded, answer = await self.create(model)
         self._known[model] = loaded
         await self._poll.until(
@@ -91,8 +92,6 @@ class PolledHost(ABC):
         return served
 
     async def unload(self, model: str) -> None:
-        if self.always_served(model) is not None:
-            return
         known = self._known.pop(model, None)
         for loaded in [known] if known else await self.listed(model):
             with gone_already():
@@ -129,6 +128,10 @@ class Pool:
 
         A model that could not be loaded leaves no trace; the next caller tries again.
         """
+        always = self.host.always_served(model)
+        if always is not None:
+            yield always
+            return
         held = await self._acquire(model)
         try:
             try:

@@ -11,6 +11,8 @@ from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
+import numpy as np
+
 from ..data.tokenizers import EncodedExample
 from ..errors import ContractError, RejectedError
 from .base import ProbeReport, Scorer, TokenScores
@@ -20,6 +22,10 @@ GENERATED = 8
 FIRST_LEFT_OUT = (
     "If the server has no entry for the first token of a prompt (Modular MAX), set backend.scorer.options.dialect: max."
 )
+LOST, DEVIATIONS = 0.1, 6.0
+"""Least part of an adapter whose loss is reported, and standard errors that it has to be away from 0."""
+RESOLUTION = 1e-4
+"""Differences of log-probabilities below this say nothing of a model (nats)."""
 REQUESTS = 4
 """A test is priced as this many prompts, each with ``GENERATED`` tokens more: no test sends more than that."""
 TOLERANCE = 0.2
@@ -75,7 +81,8 @@ async def probe_generated(
     positions = tuple(range(len(prompt), len(prompt) + len(made.ids)))
     whole = replace(example, ids=(*prompt, *made.ids), targets=positions, boundary_moved=False)
     (scores,) = await (score or scorer.score)(model, [whole])
-    return compare(provider, list(zip(positions, made.values, scores.logprobs, strict=True)))
+    report = compare(provider, list(zip(positions, made.values, scores.logprobs, strict=True)))
+    return _with(report, whole, made, scores.logprobs)
 
 
 async def does_not_generate(scorer: Scorer, model: str, example: EncodedExample, error: RejectedError) -> ProbeReport:
@@ -123,11 +130,13 @@ async def probe_echo(scorer: Completions, model: str, example: EncodedExample) -
         return await does_not_generate(scorer, model, example, error)
     made = generated(choice.get("token_ids"), values_of(choice))
     if made is not None:
-        return await _by_generated_text(scorer, model, prompt, made)
+        return await _by_generated_text(scorer, model, example, prompt, made)
     return await _by_most_likely(scorer, model, example)
 
 
-async def _by_generated_text(scorer: Completions, model: str, prompt: list[int], made: Generated) -> ProbeReport:
+async def _by_generated_text(
+    scorer: Completions, model: str, example: EncodedExample, prompt: list[int], made: Generated
+) -> ProbeReport:
     # The bare values, since the contract's own checks would only say that something is wrong.
     choice = (await scorer.complete(model, [[*prompt, *made.ids]]))[0]
     echoed = values_of(choice)
@@ -138,7 +147,7 @@ async def _by_generated_text(scorer: Completions, model: str, prompt: list[int],
         )
     pairs = [(len(prompt) + i, value, echoed[len(prompt) + i]) for i, value in enumerate(made.values)]
     try:
-        return compare(scorer.provider, pairs)
+        report = compare(scorer.provider, pairs)
     except ContractError as error:
         before = [(position, value, echoed[position - 1]) for position, value, _ in pairs]
         try:
@@ -146,6 +155,42 @@ async def _by_generated_text(scorer: Completions, model: str, prompt: list[int],
         except ContractError:
             raise error from None
         raise ContractError(f"{error} Every value stands one position too early. {FIRST_LEFT_OUT}") from None
+    positions = tuple(position for position, _, _ in pairs)
+    whole = replace(example, ids=(*prompt, *made.ids), targets=positions, boundary_moved=False)
+    return _with(report, whole, made, [value for _, _, value in pairs])
+
+
+def _with(report: ProbeReport, whole: EncodedExample, made: Generated, scored: Sequence[object]) -> ProbeReport:
+    made_T, scored_T = (tuple(map(float, side)) for side in (made.values, scored))  # type: ignore[arg-type]
+    return replace(report, generated=(whole, made_T, scored_T))
+
+
+async def check_adapter(scorer: Scorer, base: str, model: str, report: ProbeReport) -> None:
+    """Whether a fine-tune that passed its test is scored as a whole.
+
+    A server may apply a part of an adapter when it generates and not when it scores prompts: then what it scores lies
+    between fine-tune and base model, closer to the former than any tolerance for kernels that round. With g, e and b
+    the log-probabilities of the generated tokens when made, when scored, and under the base model, the part that is
+    lost is the slope of g - e on g - b; rounding has none. Raises ContractError where it is at least ``LOST`` and
+    beyond ``DEVIATIONS`` standard errors, RejectedError where the base model is not served.
+    """
+    if report.generated is None or model == base:
+        return
+    whole, made, scored = report.generated
+    (plain,) = await scorer.score(base, [whole])
+    g_T, e_T, b_T = (np.array(side) for side in (made, scored, plain.logprobs))
+    far_T, off_T = g_T - b_T, g_T - e_T
+    square = float(far_T @ far_T)
+    if len(g_T) < 3 or square == 0:
+        return
+    lost = float(off_T @ far_T) / square
+    error = float(np.sqrt(np.mean((off_T - lost * far_T) ** 2) / square)) + RESOLUTION / math.sqrt(square)
+    if lost > max(LOST, DEVIATIONS * error):
+        raise ContractError(
+            f"the log-probabilities that are given for prompts of {model} lie {lost:.0%} of the way from the fine-tune "
+            f"to {base}, though it generates as the fine-tune: the server loses a part of the adapter when it scores "
+            "(vLLM issue 51594: LoRA on lm_head). Nothing was scored. Train without that module, or update the server."
+        )
 
 
 async def _by_most_likely(scorer: Completions, model: str, example: EncodedExample) -> ProbeReport:

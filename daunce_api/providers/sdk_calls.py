@@ -18,6 +18,7 @@ from .base import Closing, Hyperparameters, TrainerCapabilities
 from .failures import Failures
 
 _NEVER_SENT = {"ConnectError", "ConnectTimeout", "PoolTimeout", "UnsupportedProtocol"}
+_NOT_CONNECTED = {"ClientConnectorError", "ConnectionTimeoutError", "InvalidURL"}
 
 Answer = TypeVar("Answer")
 
@@ -79,7 +80,7 @@ class SdkCalls:
                 doing,
                 timed_out=isinstance(error, sdk.APITimeoutError),
                 submit=submit,
-                never_sent=type(error.__cause__).__name__ in _NEVER_SENT,
+                never_sent=_never_sent(error.__cause__),
             )
         if type(error).__name__ == "RequestFailedError":  # Tinker's, of a request that was accepted and then failed
             said = self.failures.clean(f"{doing} failed at {self.failures.provider}: {error}")
@@ -107,6 +108,15 @@ class SdkCalls:
                 "command again."
             )
         )
+
+
+def _never_sent(error: BaseException | None) -> bool:
+    """Whether a request never left. httpx over aiohttp (Fireworks' SDK) calls every broken connection a ConnectTimeout,
+    also one on which the server has acted: there aiohttp's own error tells."""
+    below = None if error is None else error.__cause__
+    if type(below).__module__.startswith("aiohttp"):
+        return any(kind.__name__ in _NOT_CONNECTED for kind in type(below).__mro__)
+    return type(error).__name__ in _NEVER_SENT
 
 
 def _submits(error: Exception, submit: bool | str) -> bool:

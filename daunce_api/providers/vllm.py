@@ -248,11 +248,12 @@ class AdapterHost:
         self._base = base
         self._options = options
 
+    def always_served(self, model: str) -> str | None:
+        return model if model == self._base else None
+
     async def load(self, model: str) -> str:
         """The name that the adapter is served under. Raises RejectedError where the folder is missing here or at the
         server, or where the server does not load adapters at run time."""
-        if model == self._base:
-            return model
         folder = self._folder(model)
         name = name_of(folder)
         body = {"lora_name": name, "lora_path": self._seen_by_server(folder)}
@@ -271,8 +272,6 @@ class AdapterHost:
 
     async def unload(self, model: str) -> None:
         """Take it off; one that is gone already is no error, and neither is a folder that is no longer here."""
-        if model == self._base:
-            return
         try:
             name = name_of(self._folder(model))
         except RejectedError:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from .candidates import Candidates
+from .candidates import Candidates, Retrained
 from .facts import RunFacts
 from .page import write_report
 
-__all__ = ["Candidates", "RunFacts", "write_report"]
+__all__ = ["Candidates", "Retrained", "RunFacts", "write_report"]

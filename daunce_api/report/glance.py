@@ -35,10 +35,11 @@ def glance(attribution: Attribution, run: RunFacts, significant: float, overlap:
         ),
         Tile(
             "Quality (self-LDS)",
-            "unknown" if quality is None else f"{quality.value:.2f}",
+            "unknown" if quality is None else f"{quality.value:.2f} [{quality.low:.2f}, {quality.high:.2f}]",
             "needs at least 8 members"
             if quality is None
-            else f"95 % interval {quality.low:.2f} to {quality.high:.2f}; 1 = held-out members are predicted perfectly",
+            else "with its 95 % interval; 1 = held-out members are predicted perfectly"
+            + ("; a rough guess below 20 members" if quality.rough else ""),
         ),
         Tile(
             "Estimator",

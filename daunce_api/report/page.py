@@ -125,6 +125,7 @@ def report_html(
         state=state_of(attribution),
         candidates=candidates,
         how_to_mark=HOW_TO_MARK,
+        retrained=_retrained(attribution, candidates),
         others=others,
         unit=unit(attribution),
         heat_note=parts.sources.note,
@@ -262,6 +263,17 @@ def _examples(dataset: Dataset, picks: Any, labels: list[str], systems: dict[str
         "prompt": [part.question for part in parts],
         "answer": [part.answer for part in parts],
     }
+
+
+def _retrained(attribution: Attribution, candidates: Candidates | None) -> list[dict[str, Any]]:
+    """Rows of the table of answers before and after a retraining."""
+    known = set(attribution.test.ids)
+    rows = []
+    for one in candidates.retrained if candidates is not None else ():
+        if one.id in known:
+            example = conversation(attribution.test[attribution.test.position(one.id)])
+            rows.append({"answer": example.answer, "question": example.question, "row": one})
+    return rows
 
 
 def _state_in(path: Path) -> str:

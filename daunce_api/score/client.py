@@ -11,7 +11,8 @@ import sys
 from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
+from functools import partial
 from typing import TypeVar
 
 import numpy as np
@@ -21,10 +22,10 @@ from .._util.retry import Retrier, RetryPolicy
 from ..attribution.matrices import finish
 from ..core.losses import Reduction
 from ..data.tokenizers import EncodedExample
-from ..errors import ContractError, ProviderError, RejectedError, ReplayError, StoreError, TransientError
+from ..errors import ContractError, ProviderError, RejectedError, ReplayError, StopError, StoreError, TransientError
 from ..plan.inputs import TESTS
 from ..providers.base import Deferred, Hosting, Metered, ProbeReport, Probing, Scorer, TokenScores
-from ..providers.probe import tokens_of_test
+from ..providers.probe import check_adapter, tokens_of_test
 from ..store import RunStore, ScoreBatch
 from ..store.ledger import Purpose
 from .cache import ScoredCache
@@ -62,6 +63,7 @@ class ScoringClient:
     (member, scored examples, all examples) after every batch of a member's own scores. A model that is complete gets
     its row of losses (``reduction``). ``budget`` pays for what is sent again: reserved before it is sent, BudgetError
     at the cap. ``replayed``: the protocol of a recording that is replayed; an older one holds no tests of fine-tunes.
+    ``base``: the model that fine-tunes are compared with.
     """
 
     def __init__(
@@ -78,6 +80,7 @@ class ScoringClient:
         reduction: Reduction = "mean",
         budget: Budget | None = None,
         replayed: int | None = None,
+        base: str | None = None,
     ) -> None:
         self._scorer = scorer
         self._cache = cache
@@ -96,6 +99,7 @@ class ScoringClient:
         self._on_progress = on_progress
         self._reduction = reduction
         self._budget = budget or Budget()
+        self._base = base
         self._tests_fine_tunes = replayed is None or replayed >= 2
         self._full: StoreError | None = None
         self._prepared: tuple[tuple[EncodedExample, ...], Batch] = ((), [])
@@ -112,7 +116,8 @@ class ScoringClient:
         twice: Sequence[EncodedExample] = (),
     ) -> int:
         """Score what the store lacks for this member; the number of examples scored now. ``checkpoint`` numbers its
-        models from the final one (0) backwards; ``twice`` are measured a second time (replicate 1), for the noise.
+        models from the final one (0) backwards; ``twice`` are measured a second time (replicate 1) among
+        the others, for the noise: a server that batches gives an example other values in company than alone.
 
         The endpoint is tested with every model once, before any of its values is stored. Examples with equal token ids
         and targets are sent once. Each batch is stored in one transaction when it arrives. After an error no new batch
@@ -133,10 +138,8 @@ class ScoringClient:
             async with self._models:
                 if self._tests_fine_tunes:
                     await self._test(model, min((e for _, e in prepared), key=lambda e: (len(e.ids), e.ids)))
-                # The replicate first: a model that has all its scores is never asked again.
-                await self._score_missing(again, _Asking(self, member, model, 1))
                 asking = _Asking(self, member, model, 0, checkpoint, len(prepared), len(prepared) - len(missing))
-                scored = await self._score_missing(missing, asking)
+                scored = await self._score_missing(missing, asking, again, _Asking(self, member, model, 1))
         await self._finish(prepared, member, checkpoint)
         return scored
 
@@ -173,20 +176,26 @@ class ScoringClient:
         self._store.scores.add_cached(member, checkpoint, len(known), tokens)
         return [item for item in missing if item[0] not in known]
 
-    async def _score_missing(self, missing: Batch, asking: _Asking) -> int:
+    async def _score_missing(
+        self, missing: Batch, asking: _Asking, beside: Batch | None = None, other: _Asking | None = None
+    ) -> int:
+        """Send what is missing, and what ``other`` asks for right behind its first batch."""
         capabilities = self._scorer.capabilities
-        queue = deque(batches(missing, capabilities.max_prompts_per_request, capabilities.max_tokens_per_request))
+        limits = capabilities.max_prompts_per_request, capabilities.max_tokens_per_request
+        sent = [(asking, batch) for batch in batches(missing, *limits)]
+        sent[1:1] = [(other or asking, batch) for batch in batches(beside or [], *limits)]
+        queue = deque(sent)
         failures = list[Exception]()
 
         async def work() -> None:
             while queue and not failures:
-                batch = queue.popleft()
+                asker, batch = queue.popleft()
                 try:
                     async with self._slots.slot():
                         if self._full is not None:  # an answer that cannot be kept is not sent for
                             raise self._full
                         if not failures:
-                            await asking.batch(batch)
+                            await asker.batch(batch)
                 except StoreError as error:
                     self._full = error
                     failures.append(error)
@@ -235,9 +244,8 @@ class ScoringClient:
             return ProbeReport(**reports[model])
         try:
             async with self._slots.slot():
-                report = await self._send(
-                    lambda: scorer.probe(model, example), f"test {model}", tokens_of_test(len(example.ids)), "probe"
-                )
+                tested = partial(self._tested, scorer, model, example)
+                report = await self._send(tested, f"test {model}", tokens_of_test(len(example.ids)), "probe")
         except RejectedError as error:
             return ProbeReport(False, f"the endpoint could not be tested with {model}: {error}")
         except ReplayError as error:
@@ -245,7 +253,16 @@ class ScoringClient:
                 f"{error} The request is part of the endpoint's test, which recordings of earlier versions lack: "
                 "make a new one with daunce run CONFIG --record NEW_DIR."
             ) from error
-        self._store.set_value(TESTS, {**self._store.get_value(TESTS, {}), model: asdict(report)})
+        kept = asdict(replace(report, generated=None))
+        self._store.set_value(TESTS, {**self._store.get_value(TESTS, {}), model: kept})
+        return report
+
+    async def _tested(self, scorer: Probing, model: str, example: EncodedExample) -> ProbeReport:
+        report = await scorer.probe(model, example)
+        if self._base is not None:
+            # The base model may not be served, or a recording may be older than this look at it.
+            with suppress(RejectedError, StopError, ReplayError):
+                await check_adapter(self._scorer, self._base, model, report)
         return report
 
     async def _send(

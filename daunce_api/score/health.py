@@ -74,8 +74,9 @@ def likeness(first_KR: Floats, again_KR: Floats, loss_KN: Floats) -> Likeness:
     if repeats == 0:
         return Likeness("differ" if varied > 0 else "alike", float("nan"), float("nan"), float("nan"))
     noise = float(np.mean((first_KR - again_KR) ** 2) / 2)
-    if noise == 0:
-        return Likeness("differ" if varied > 0 else "alike", float("inf") if varied > 0 else 0.0, 0.0, 0.0)
+    if noise == 0 or varied == 0:
+        signal = float("inf") if varied > 0 else 0.0
+        return Likeness("differ" if varied > 0 else "alike", signal, 0.0, float(np.sqrt(noise)))
     x_KR, y_KR = first_KR - first_KR.mean(axis=0), again_KR - again_KR.mean(axis=0)
     product_R = (x_KR * y_KR).sum(axis=0) / (members - 1) / noise
     signal, freedom = float(product_R.mean()), repeats * (members - 1)

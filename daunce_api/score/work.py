@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from collections.abc import AsyncIterator, Callable, Collection, Coroutine, Mapping, Sequence
 from contextlib import AbstractContextManager, asynccontextmanager, nullcontext, suppress
 from functools import partial
@@ -21,6 +22,7 @@ from ..errors import CapabilityError, DaunceError, MembersAlikeError, NotEnoughM
 from ..plan import Plan
 from ..plan.asking import AskPlan, gone_text, too_few
 from ..plan.inputs import HALTED, TESTS, RunInputs, with_cap
+from ..plan.prices import MILLION, prices_of
 from ..providers.base import Deferred, Generator
 from ..providers.registry import Backend, open_backend
 from ..providers.replay import Session
@@ -186,23 +188,39 @@ class Work:
         if shortfall := too_few(len(trained) - len(lost), len(trained)):
             raise NotEnoughMembersError(f"{shortfall} {gone_text(lost)}")
 
-    async def generate(self, asked: str | Sequence[Mapping[str, Any]]) -> str:
-        """The target's own answer to a prompt or messages. Raises CapabilityError where nothing can give one."""
-        run = self._run
-        with RunStore.open(run.run_dir, read_only=True) as store:
-            target = store.jobs.ready_models().get(TARGET) or run.config.ensemble.target_model
-        if target is None:
-            raise CapabilityError(
-                "the run has no target model (ensemble.start_from is base), so there is nothing to generate an answer: "
-                "give the answer. Nothing was sent."
-            )
-        async with open_backend(run.config) as backend:
-            if not isinstance(backend.scorer, Generator):
+    async def generate(
+        self, prompts: Sequence[str | Sequence[Mapping[str, Any]]], members: Sequence[int] = (TARGET,)
+    ) -> list[list[str]]:
+        """What each model (default: the target) answers to each prompt or list of messages; booked before it is sent.
+
+        Raises CapabilityError where nothing can give an answer, BudgetError beyond the cap.
+        """
+        config = self._config
+        with RunStore.open(self._run.run_dir) as store:
+            models = {
+                **({TARGET: given} if (given := config.ensemble.target_model) else {}),
+                **store.jobs.ready_models(),
+            }
+            if not models.keys() >= set(members):
                 raise CapabilityError(
-                    f"{backend.scorer.capabilities.provider} does not generate answers: give the answer. Nothing was "
-                    "sent."
+                    "the run has no target model (ensemble.start_from is base), so there is nothing to generate an "
+                    "answer: give the answer. Nothing was sent."
                 )
-            return await backend.scorer.generate(target, asked, max_tokens=ANSWER_TOKENS)
+            async with open_backend(config) as backend:
+                if not isinstance(backend.scorer, Generator):
+                    raise CapabilityError(
+                        f"{backend.scorer.capabilities.provider} does not generate answers: give the answer. Nothing "
+                        "was sent."
+                    )
+                price, answers = prices_of(config)[1], []
+                for prompt in prompts:
+                    sent = len(json.dumps(prompt)) * (price.input or 0.0) + ANSWER_TOKENS * (price.output or 0.0)
+                    usd = len(members) * sent / MILLION
+                    store.ledger.add("generate", usd, purpose="ask", cap=config.budget.max_usd)
+                    answers.append(
+                        [await backend.scorer.generate(models[k], prompt, max_tokens=ANSWER_TOKENS) for k in members]
+                    )
+        return answers
 
     @asynccontextmanager
     async def _backend(self) -> AsyncIterator[tuple[Backend, ScoredCache | None]]:
@@ -233,6 +251,7 @@ class Work:
             reduction=self._config.attribution.loss,
             budget=Budget(usd_per_token, self._config.budget.max_usd),
             replayed=self._replayed,
+            base=self._config.backend.model,
         )
 
     def _progressed(self, member: int, done: int, total: int) -> None:

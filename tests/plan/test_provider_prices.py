@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import json
-from datetime import date
+from datetime import date, timedelta
 from importlib.resources import files
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from daunce_api.config import RunConfig
 from daunce_api.plan.prices import Hosting, Price, closing_of, hosting_of, price_notes, prices_of
+from daunce_api.providers.base import JobStatus
 from daunce_api.providers.registry import BACKENDS, capabilities_of
+from daunce_api.status import _models_until
+from daunce_api.store import RunStore
 
 NOVEMBER = date(2026, 11, 28)
 
@@ -83,4 +87,26 @@ def test_what_saved_models_cost_by_the_month_is_in_the_plan() -> None:
     assert "daunce clean" in note
     (note,) = price_notes(config("tinker", "Qwen/Qwen3-8B", ensemble={"keep_days": 30}), NOVEMBER)
     assert "for 30 days" in note
+    # 32 members and 2 checkpoints each: .42 GB at the default rank of 32, a quarter of it at rank 8.
+    (note,) = price_notes(config("tinker", "Qwen/Qwen3-8B", ensemble={"checkpoints": 2}), NOVEMBER)
+    assert "about $2.70 a month for 64 models of some 0.42 GB" in note
+    small = {"training": {"hyperparameters": {"rank": 8}}, "ensemble": {"start_from": "target"}}
+    (note,) = price_notes(config("tinker", "Qwen/Qwen3-8B", **small), NOVEMBER)
+    assert "about $0.35 a month for 33 models of some 0.11 GB" in note
+    (note,) = price_notes(config("tinker", "thinkingmachines/Inkling"), NOVEMBER)
+    assert "models are kept until `daunce clean`; ensemble.keep_days limits that: $0.10 per GB and month" in note
     assert price_notes(config("tinker", "m", base_url="http://127.0.0.1:8411"), NOVEMBER) == []
+
+
+def test_status_names_the_day_on_which_the_first_kept_model_goes(tmp_path: Path) -> None:
+    with RunStore.create_or_open(tmp_path / "run", {"config": {}}) as store:
+        for member in (0, 1):
+            key = f"abc-m{member}-a1"
+            store.jobs.intent(key, member, 1, "{}")
+            store.jobs.submitted(key, f"job-{member}")
+            store.jobs.state(key, JobStatus.SUCCEEDED, f"tinker://{member}", trained_tokens=7)
+        ended = min(str(row.ended_at) for row in store.jobs.rows() if row.model)
+        day = date.fromisoformat(ended[:10]) + timedelta(days=30)
+        kept = config("tinker", "Qwen/Qwen3-8B", ensemble={"keep_days": 30})
+        assert _models_until(store, kept) == day.isoformat()
+        assert _models_until(store, config("tinker", "Qwen/Qwen3-8B")) is None

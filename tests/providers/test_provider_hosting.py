@@ -38,6 +38,9 @@ class FakeHost:
         self.reached = asyncio.Event()
         self.closed = False
 
+    def always_served(self, model: str) -> str | None:
+        return None
+
     async def load(self, model: str) -> str:
         await asyncio.sleep(0)
         if model in self.failing:
@@ -288,9 +291,9 @@ async def test_names_stand_for_weights_not_for_places(tmp_path: Path) -> None:
     scorer, server = hosted(vllm, tmp_path, max_adapters=4)
     names = [await scorer.pool.host.load(str(p)) for p in (one, two, other)]
     assert names[0] == names[1] != names[2]
-    assert await scorer.pool.host.load("base") == "base"
+    async with scorer.pool.serving("base") as served:
+        assert served == "base", "it takes no place"
     requests = len(server.requests)
-    await scorer.pool.host.unload("base")
     assert len(server.requests) == requests
     # Another process finds the name again; a folder that is gone is no error.
     again, _ = hosted(vllm, tmp_path, max_adapters=4)

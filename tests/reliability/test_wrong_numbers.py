@@ -12,6 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import httpx2
 import pytest
 
 from daunce_api import Run, RunConfig
@@ -21,7 +22,7 @@ from daunce_api.plan.inputs import TESTS
 from daunce_api.store import RunStore
 from tests.store_rows import by_key, members_scored
 
-from .harness import MEMBERS, NOISE, Provider, asked, encoded_ids, outcome
+from .harness import KEY, MEMBERS, NOISE, Provider, asked, encoded_ids, outcome
 from .proxy import Sent
 
 Quiet = tuple[RunConfig, dict[str, Any]]
@@ -191,6 +192,37 @@ def test_answers_crossed_within_a_batch_are_asked_for_one_by_one(
     Run.create(unscored).execute()
     assert outcome(unscored.run_dir)["scores"] == quiet[1]["scores"]
     assert not examine(Run.create(unscored)).ok
+
+
+@pytest.mark.parametrize("fault", ["an adapter lost in part", "off by one"])
+def test_an_endpoint_that_is_right_for_the_base_model_alone_is_found_with_the_first_fine_tune(
+    provider: Provider, unscored: RunConfig, fault: str
+) -> None:
+    """vLLM issue 51594: LoRA on lm_head is lost in log-probabilities of prompts, and not in generation."""
+
+    def change(request: Body, answer: Body) -> None:
+        if not request["model"].startswith("ft:") or not request.get("echo"):
+            return
+        assert provider.server is not None
+        asked = {**request, "model": "daunce-tiny"}
+        headers = {"Authorization": f"Bearer {KEY}"}
+        base = httpx2.post(f"{provider.server.base_url}/completions", json=asked, headers=headers, trust_env=False)
+        for choice, plain in zip(answer["choices"], base.json()["choices"], strict=True):
+            values, others = choice["logprobs"]["token_logprobs"], plain["logprobs"]["token_logprobs"]
+            if fault == "off by one":
+                _shift(choice, values, [])
+            else:
+                values[1:] = [0.3 * a + 0.7 * b for a, b in zip(values[1:], others[1:], strict=True)]
+            listed = choice["logprobs"].get("top_logprobs") or []
+            for token, value, top in zip(choice["logprobs"]["tokens"], values, listed, strict=False):
+                if top:
+                    top[token] = value
+
+    spoil_answers(provider, change)
+    refused(unscored, "off by one|70% of the way from the fine-tune")
+    with RunStore.open(unscored.run_dir, read_only=True) as store:
+        assert store.get_value(TESTS)["daunce-tiny"]["checked"], "with the base model it passed"
+        assert not any(by_key(store, member, replicate=1).keys() for member in range(MEMBERS))
 
 
 def mended(provider: Provider, config: RunConfig, quiet: Quiet) -> dict[tuple[str, tuple[int, ...]], int]:

@@ -154,7 +154,11 @@ def test_members_whose_models_are_gone_do_not_answer(make_config: MakeConfig, se
     assert json.loads(out)["measured"] == "completion"
     code, _, err = cli("report", run.run_dir)
     assert code == 0
-    assert "3 other members answered: a" in err
+    assert "on a page of their own, since 3 other members answered: a" in " ".join(err.split())
+    pages = [(run.run_dir / name).read_text() for name in ("report.html", "report-2.html")]
+    assert '<a href="report-2.html">1 answer by 3 members</a>' in pages[0]
+    assert '<a href="report.html">3 answers by 4 members</a>' in pages[1]
+    assert not (run.run_dir / "report-3.html").exists()
     assert run.asking(chats("b")).gone == (1,)
     assert "The models of member 1 are gone" in run.asking(chats("b")).text()
     jobs, _ = state(run)

@@ -13,6 +13,7 @@ import pytest
 from daunce_api import Dataset, Run, RunConfig
 from daunce_api.fix import propose
 from daunce_api.fix.folder import keep, kept_fixes
+from daunce_api.fix.retraining import retraining_of
 
 MakeConfig = Callable[..., RunConfig]
 Cli = Callable[..., tuple[int, str, str]]
@@ -46,6 +47,8 @@ def test_a_removal_is_written_retrained_and_compared(run: Run, cli: Cli) -> None
     for answer in outcome["answers"]:
         assert answer["change"] == pytest.approx(answer["loss"]["cleaned"] - answer["loss"]["all"])
         assert answer["low"] <= answer["change"] <= answer["high"]
+        assert set(answer["said"]) == {"all", "cleaned"}
+        assert all(answer["said"].values())
     assert "unwanted answers became" in outcome["verdict"]
     again = Run.open(run.run_dir)
     assert again.questions.verdicts == {first: "unwanted", second: "wanted"}
@@ -54,8 +57,15 @@ def test_a_removal_is_written_retrained_and_compared(run: Run, cli: Cli) -> None
     assert code == 0, err
     assert "Take out" in out
     assert "before" in out
+    assert " ".join(outcome["answers"][0]["said"]["cleaned"].split())[:20] in " ".join(out.split())
     assert kept_fixes(run.run_dir) == [folder]
     assert json.loads((folder / "fix.json").read_text())["outcome"] == outcome
+
+
+def test_the_plan_says_how_many_examples_the_models_are_trained_on(run: Run) -> None:
+    retrained = retraining_of(run, propose(run.attribution(), run.test.ids[:1], top=2), seeds=2)
+    count = len(run.train)
+    assert f"each on {count - 2} to {count} of {count} examples" in retrained.plan().text()
 
 
 def test_where_nothing_passes_no_cleaned_file_is_written(run: Run, cli: Cli) -> None:

@@ -14,11 +14,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from daunce_api.cli.viewing import candidates_of, proposal_of
+from daunce_api.cli.viewing import candidates_of, outcome_of, proposal_of
 from daunce_api.errors import ConfigurationError
 from daunce_api.fix import propose
+from daunce_api.fix.folder import keep_outcome
+from daunce_api.fix.retraining import Answer, Outcome
+from daunce_api.report.page import report_html
+from daunce_api.report.view import Runs
 from daunce_api.run import Run
 
+SAID = {"all": "<b>NO</b> returns.", "cleaned": "Yes, gladly."}
 FIXTURE = Path(__file__).parents[2] / "fixtures" / "run-2fa6155" / "run"
 
 
@@ -55,6 +60,31 @@ def test_the_page_shows_the_ranking_of_fix(run: Run) -> None:
         expected.reason,
     )
     assert (Path(found["folder"]) / "fix.json").is_file()
+
+
+def test_pages_show_what_a_retraining_did(run: Run) -> None:
+    run.mark(run.test.ids[:1], "unwanted")
+    folder = Path(proposal_of(run)["folder"])
+    answers = (
+        Answer(run.test.ids[0], "unwanted", {"all": 1.0, "cleaned": 3.0, "random": 1.25}, 2.0, 1.5, 2.5, SAID),
+        Answer("gone", "wanted", {"all": 1.0, "cleaned": 1.0, "random": 1.0}, 0.0, float("nan"), float("nan")),
+    )
+    keep_outcome(folder, Outcome(3, answers, (2.0, 1.5, 2.5), None, "Unwanted answers became less likely."))
+    shown = candidates_of(run, run.attribution())
+    assert shown is not None
+    assert shown.retrained[0].change == (2.0, 1.5, 2.5)
+    assert shown.retrained[0].probability == pytest.approx(np.exp([-1, -3, -1.25]))
+    page = report_html(run.attribution(), candidates=shown)
+    assert "Unwanted answers became less likely." in page
+    for text in ("0.368 → 0.050", "1.00 → 3.00", "+2.00 [1.50, 2.50]", "&lt;b&gt;NO&lt;/b&gt;", "Yes, gladly."):
+        assert text in page
+    assert page.count('class="said"') == 1
+    assert "gone" not in page.split('class="outcome"')[1].split("</table>")[0], "an answer of another page"
+    runs = Runs(run.run_dir, outcome=lambda run: outcome_of(run)[0])
+    (identity,) = runs.scan()
+    assert runs.state(identity)["fixed"] == "Unwanted answers became less likely."
+    (folder / "fix.json").unlink()
+    assert runs.state(identity)["fixed"] == "", "the page follows the folder"
 
 
 def test_the_command_serves_until_it_is_interrupted(run: Run) -> None:

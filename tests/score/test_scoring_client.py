@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from scripted_scorer import ProbingScorer, ScriptedScorer, example, scores
 
 from daunce_api._util.clock import InstantClock
+from daunce_api.config import RunConfig
 from daunce_api.data.tokenizers import EncodedExample
 from daunce_api.errors import (
     BudgetError,
@@ -28,6 +29,7 @@ from daunce_api.plan.inputs import TESTS
 from daunce_api.providers.base import ProbeReport, TokenScores
 from daunce_api.providers.probe import tokens_of_test
 from daunce_api.score.client import Budget, ScoringClient, batches
+from daunce_api.score.members import Asked, MemberScoring
 from daunce_api.store import RunStore
 from tests.store_rows import by_key, put
 
@@ -460,3 +462,41 @@ async def test_a_complete_model_has_its_row_of_losses(store: RunStore) -> None:
     assert {tuple(g.tolist()) for g in store.scores.groups().values()} == {tuple(range(10))}
     expected = [-sum(scores("ft", e).logprobs) for e in EXAMPLES]
     assert rows[0].loss.tolist() == pytest.approx(expected, rel=1e-15)
+
+
+class Accompanied(ScriptedScorer):
+    """Remembers of each request how many were under way with it at the most."""
+
+    def __init__(self) -> None:
+        super().__init__(prompts=1)
+        self.beside: dict[str, list[int]] = {}
+
+    async def score(self, model: str, batch: Sequence[EncodedExample]) -> list[TokenScores]:
+        answer = asyncio.ensure_future(super().score(model, batch))
+        most = 0
+        while not answer.done():
+            await asyncio.sleep(0)
+            most = max(most, self.running)
+        self.beside.setdefault(batch[0].example.id, []).append(most)
+        return await answer
+
+
+async def test_noise_is_measured_in_the_company_of_the_other_requests(store: RunStore) -> None:
+    """A server that batches answers alone to the bit, and otherwise among others."""
+    scorer = Accompanied()
+    config = RunConfig.from_mapping({"data": {"train": "a", "test": "b"}, "scoring": {"noise_probe": 1}})
+    asked = Asked((), tuple(EXAMPLES))
+    scoring = MemberScoring(
+        client(scorer, store), store, config, asked, lambda *_: False, usd_per_model=None, usd_again=None, cap=None
+    )
+
+    class Nothing:
+        async def checkpoints(self, member: int) -> dict[int, str]:
+            return {}
+
+    await scoring.member(0, "ft", Nothing())  # type: ignore[arg-type]
+    twice = [most for most in scorer.beside.values() if len(most) == 2]
+    assert len(twice) == 1
+    assert min(twice[0]) > 1
+    assert len(by_key(store, 0).keys()) == len(EXAMPLES)
+    assert len(by_key(store, 0, replicate=1).keys()) == 1

@@ -61,9 +61,9 @@ const color = (name) => getComputedStyle(document.documentElement).getPropertyVa
 // A source that is an empty text needs a name that can be seen.
 const sourceName = (s) => data.sources[s] || '(empty)';
 
-// The source of an example; nothing where all have the same.
+// The source of an example; nothing where all have the same, or it has none.
 function tag(side, i) {
-  if (data.sources.length < 2) return '';
+  if (data.sources.length < 2 || data.sources[side.source[i]] === '(none)') return '';
   return element('span', { class: 'tag' }, sourceName(side.source[i]));
 }
 

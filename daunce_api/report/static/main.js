@@ -30,8 +30,13 @@ function toggleTheme() {
   setTheme(document.documentElement.dataset.theme === 'dark' ? 'light' : 'dark', true);
 }
 
+function openHelp() {
+  byId('help').showModal();
+  byId('help-head').focus();
+}
+
 function startKeys() {
-  byId('help-open').addEventListener('click', () => byId('help').showModal());
+  byId('help-open').addEventListener('click', openHelp);
   document.addEventListener('keydown', (event) => {
     const typing = /^(INPUT|SELECT|TEXTAREA)$/.test(event.target.tagName);
     if (event.key === 'Escape' && event.target.type === 'search') {
@@ -42,7 +47,7 @@ function startKeys() {
     if (typing || event.metaKey || event.ctrlKey || event.altKey || byId('help').open) return;
     const action = {
       '/': () => byId('test-search').focus(), j: () => answers.list.step(1), k: () => answers.list.step(-1),
-      t: toggleTheme, '?': () => byId('help').showModal(),
+      t: toggleTheme, '?': openHelp,
     }[event.key];
     if (action) {
       event.preventDefault();

@@ -60,8 +60,9 @@ class _Kept:
 class Runs:
     """The runs of a folder by short ids. The methods may be called from several threads.
 
-    ``fix`` proposes what to take out of a run with marked answers (plain data: ``reason``, ``folder``, ``groups``), and
-    ``candidates`` is the same ranking for the report; both stand above this package and are passed in.
+    ``fix`` proposes what to take out of a run with marked answers (plain data: ``reason``, ``folder``, ``groups``),
+    ``candidates`` is the same ranking for the report, and ``outcome`` says what a retraining without them did; they
+    stand above this package and are passed in.
 
     Raises KeyError for an id that is not (or no longer) among the runs, and what opening a run raises.
     """
@@ -72,8 +73,9 @@ class Runs:
         *,
         fix: Callable[[Run], dict[str, Any]] | None = None,
         candidates: Ranked = no_candidates,
+        outcome: Callable[[Run], str] = lambda run: "",
     ) -> None:
-        self._fix, self._candidates = fix, candidates
+        self._fix, self._candidates, self._outcome = fix, candidates, outcome
         self.folder = folder.expanduser().resolve()
         self._kept: dict[str, _Kept] = {}
         self._paths: dict[str, Path] = {}
@@ -120,6 +122,7 @@ class Runs:
             "rows": [list(pair) for pair in status.rows()],
             "recent": list(status.recent),
             "fixable": self._fix is not None,
+            "fixed": self._outcome(self._run(identity)),
         }
 
     def questions(self, identity: str) -> list[dict[str, Any]]:
@@ -246,4 +249,6 @@ def _stamp(path: Path) -> tuple[float, ...]:
             stamp += [found.st_mtime_ns, found.st_size]
         except OSError:
             stamp += [0, 0]
+    # A proposal is kept beside the store.
+    stamp += sorted(found.stat().st_mtime_ns for found in path.glob("fix/*/fix.json"))
     return tuple(stamp)

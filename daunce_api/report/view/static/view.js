@@ -123,6 +123,7 @@ function drawRun(run) {
       q.group ? element('a', { href: 'report/' + run.id + (q.group > 1 ? '-' + q.group : '') + '#answer=' + encodeURIComponent(q.id) }, q.answer) : element('span', {}, q.answer),
       element('span', { class: 'under' }, q.question), element('span', { class: 'under id' }, q.id)))),
     ...(run.scored >= 2 && run.fixable ? [fixPart(run)] : []),
+    run.fixed ? element('p', { id: 'fixed' }, element('b', {}, 'Retrained: '), run.fixed + ' ', element('a', { href: 'report/' + run.id + '#fixed' }, 'Before and after')) : '',
     ...(run.scored >= 2 ? [askPart(run)] : []),
     run.recent.length ? element('h2', {}, 'Last changes (UTC)') : '',
     element('ul', { class: 'log' }, ...run.recent.map((line) => element('li', {}, line))));
@@ -165,7 +166,7 @@ function fixPart(run) {
       out.replaceChildren(...(found.problem ? [element('p', { class: 'notes' }, found.problem)] : proposal(found)));
     } }, 'What should I take out?');
     return element('section', { id: 'fix' }, element('h2', {}, 'Fix'),
-      element('p', { class: 'soft' }, 'Mark answers above as unwanted (and some as wanted, if you like). The proposal is written beside the run; nothing is fine-tuned.'), button, out);
+      element('p', { class: 'soft' }, 'Mark answers above as unwanted (and some as wanted, if you like). The proposal is written beside the run. Nothing is fine-tuned from this page: retraining costs money, so it asks in the terminal.'), button, out);
   });
 }
 
@@ -173,7 +174,7 @@ function proposal(found) {
   const size = Math.max(0, ...found.groups.map((group) => Math.abs(group.effect || 0)));
   const places = size > 0 ? Math.min(Math.max(2 - Math.floor(Math.log10(size)), 0), 8) : 2;
   return [
-    element('p', {}, found.groups.length ? found.count.toLocaleString('en') + ' of ' + found.of.toLocaleString('en') + ' training examples (' + found.reason + '). Written to ' + found.folder + '; `daunce fix --retrain` shows whether it helps.' : 'Nothing is proposed: ' + found.reason),
+    element('p', {}, found.groups.length ? found.count.toLocaleString('en') + ' of ' + found.of.toLocaleString('en') + ' training examples (' + found.reason + '). Written to ' + found.folder + '; `daunce fix --retrain` shows whether it helps.' : 'Nothing is proposed: ' + found.reason, found.groups.length ? element('code', {}, found.command) : ''),
     ...(found.groups.length ? [element('div', { class: 'scroll' }, element('table', {},
       element('thead', {}, element('tr', {}, ...['Training example', 'Effect', 'z'].map((name) => element('th', { scope: 'col', class: name === 'Training example' ? '' : 'num' }, name)))),
       element('tbody', {}, ...found.groups.map((group) => element('tr', { 'data-example': group.id },
