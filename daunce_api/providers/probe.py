@@ -232,9 +232,8 @@ def compare(provider: str, pairs: Sequence[tuple[int, object, object]]) -> Probe
                 "its echoed values belong to other positions (some servers are off by one), or to another model. "
                 "Nothing was scored. Use another server, or update this one."
             )
-    return ProbeReport(
-        True, f"echo agrees with greedy generation at {len(pairs)} token{'s' * (len(pairs) > 1)}", largest
-    )
+    tokens = f"{len(pairs)} token{'s' * (len(pairs) > 1)}"
+    return ProbeReport(True, f"scores agree with the endpoint's own generation at {tokens}", largest)
 
 
 def values_of(choice: dict[str, Any]) -> list[object]:
