@@ -1,5 +1,14 @@
-"""``python -m daunce_api``: the command line, where the script ``daunce`` is not on the path."""
+"""``daunce``, and ``python -m daunce_api`` where the script is not on the path."""
 
-from daunce_api.cli import main
 
-main()
+def main() -> None:
+    """The command line; Ctrl-C ends it without a traceback also while it is still being imported."""
+    try:
+        from daunce_api.cli import main as command_line
+    except KeyboardInterrupt:
+        raise SystemExit(130) from None
+    command_line()
+
+
+if __name__ == "__main__":
+    main()

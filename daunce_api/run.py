@@ -133,8 +133,9 @@ class Run(RunInputs):
     def execute(self, **options: Unpack[Options]) -> Attribution:
         """Train and score what is missing, then attribute; the same call again does only what is missing.
 
-        ``options`` are those of :class:`~daunce_api.score.work.Options`: callbacks, a session that records or replays
-        the API traffic, and another cap for this call. Whatever ends it, what was trained and scored is kept. Raises
+        ``options``: ``on_event`` and ``on_progress`` are called as it goes on; ``session`` records or replays the API
+        traffic (:mod:`daunce_api.providers.replay`); ``clock`` waits; ``max_usd`` takes the place of
+        ``budget.max_usd`` for this call, and is recorded. Whatever ends it, what was trained and scored is kept. Raises
         any :class:`~daunce_api.errors.DaunceError`; KeyboardInterrupt leaves a run that the same call resumes.
         """
         self.measure(**options)

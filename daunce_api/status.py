@@ -244,7 +244,9 @@ def status_of(
         ),
         stopped="" if stop is None else stop.reason,
         recent=tuple(
-            f"{t.time} {t.subject}: {t.before or '-'} -> {t.after}{f' ({t.detail})' if t.detail else ''}"
+            f"{t.time} {t.subject}: {t.detail}"
+            if t.after == "note"
+            else f"{t.time} {t.subject}: {t.before or '-'} -> {t.after}{f' ({t.detail})' if t.detail else ''}"
             for t in [t for t in store.transitions() if not t.subject.startswith("spend ")][-5:]
         ),
         models_until=_models_until(store, config),

@@ -19,8 +19,9 @@ def finish(store: RunStore, ids: Ids, member: int, checkpoint: int, reduction: R
     """Keep the losses of a model that is measured on all of these examples, so that nothing reads its tokens again."""
     columns = np.unique(ids)
     with RunStore.open(store.run_dir, read_only=True) as reader:  # a connection of its own: writers go on meanwhile
+        aside = reader.scores.aside_up_to(member)
         row = _row(reader.scores.load(member, checkpoint=checkpoint), columns, reduction)
-    store.scores.save_losses(columns, member, checkpoint, _kind(reduction), row)
+    store.scores.save_losses(columns, member, checkpoint, _kind(reduction), row, aside=aside)
 
 
 def loss_matrix(

@@ -88,11 +88,12 @@ async def examine_run(run: Run, *, tiny: TinyJob | None = None) -> Findings:
     """
     findings = Findings()
     trainer, scorer = capabilities_of(run.config)
+    jobs = trainer.workers or trainer.max_concurrent_jobs
     findings.add(
         "training",
         None,
-        f"{trainer.provider}: {trainer.workers or trainer.max_concurrent_jobs} jobs at once, at least "
-        f"{trainer.min_examples} examples, "
+        f"{trainer.provider}: {jobs} job{'s' * (jobs > 1)} at once, at least "
+        f"{trainer.min_examples} example{'s' * (trainer.min_examples > 1)}, "
         f"{'takes a seed' if trainer.honours_seed else 'takes no seed'}",
     )
     _checkpoints(run.config.ensemble.checkpoints, trainer, findings)

@@ -37,7 +37,8 @@ import numpy as np
 from ..errors import ConfigurationError
 from .crossval import Candidate, CrossValidator, weighted_correlation
 from .estimators import ESTIMATORS, QUESTIONS, Estimator, Question, Setting, Spectrum, estimator_named, spectrum_of
-from .rows import MemberLosses, centered
+from .rows import MemberLosses
+from .stages import centered
 
 RIDGES = tuple(float(x) for x in np.round(10.0 ** np.arange(-1, 1.01, 0.25), 3))
 SHORTFALL = 0.08
@@ -263,7 +264,7 @@ def _besides(losses: MemberLosses, setting: Setting) -> str:
     if not earlier:
         return why
     if setting.checkpoints:
-        return f"{why}; with the losses at {earlier} earlier checkpoints as further rows"
+        return f"{why}; with the losses at {earlier} earlier checkpoint{'s' * (earlier > 1)} as further rows"
     return f"{why}; without the losses at earlier checkpoints, which predict held-out members worse"
 
 

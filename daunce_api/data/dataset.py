@@ -17,10 +17,11 @@ from typing import TYPE_CHECKING, Any, overload
 
 from .._util.files import replacing
 from ..errors import DataError
-from .dialects import CHAT, Dialect, converted, recognise, unfolded
+from .dialects import CHAT, Dialect, converted, recognise
 from .example import Example, LossOn, Message, Verdict
 from .files import Rows, parse_lines, read_bytes, read_rows
 from .records import CHAT_FIELDS, ROLES, record_of_row, record_problems, text_only, unknown_fields
+from .unfolding import unfolded
 
 if TYPE_CHECKING:
     import pandas as pd

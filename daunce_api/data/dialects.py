@@ -6,22 +6,31 @@ attributed (preference data, reinforcement data) is refused by its name.
 
 from __future__ import annotations
 
-import ast
-import json
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from ..errors import DataError
+from .turns import (
+    SPEAKERS,
+    Record,
+    as_text,
+    from_text,
+    gemini_chat,
+    one_turn,
+    role_of,
+    spoken,
+    system_text,
+    trl_chat,
+    without_nulls,
+)
 
 ANSWER_MARK = "<|answer|>"
 """In a text-only record: where the answer starts. It is taken out of the text."""
 
 COLUMNS = ("messages", "prompt", "completion", "system", "user", "assistant", "text", "tools", "id", "source")
 """What ``data.columns`` can name a column of the file for."""
-
-Record = Mapping[str, Any]
 
 _LOOKED_AT = 50
 _QUESTIONS = ("question", "user", "prompt", "input", "query", "problem", "human", "input_text", "text", "source")
@@ -31,13 +40,6 @@ _ANSWERS = (
 )
 """Columns that name a question and its answer, whatever stands beside them."""
 _CONVERSATIONS = ("conversations", "conversation", "dialogue", "dialog", "items")
-_SPEAKERS = {
-    **dict.fromkeys(("human", "user", "prompter"), "user"),
-    **dict.fromkeys(("gpt", "assistant", "chatgpt", "bing", "bard", "model", "bot", "chatbot"), "assistant"),
-    **{role: role for role in ("system", "developer")},
-    **dict.fromkeys(("tool", "observation", "function_response", "function"), "tool"),
-    "function_call": "function_call",
-}
 _PREFERENCE = (
     {"chosen", "rejected"},
     {"preferred_output", "non_preferred_output"},
@@ -89,13 +91,13 @@ def native(record: Any) -> Any:
     plain = {k: v for k, v in record.items() if v is not None or k in ("messages", "prompt", "completion")}
     for key in ("messages", "tools", "functions"):
         if isinstance(plain.get(key), str):
-            plain[key] = _from_text(plain[key])
+            plain[key] = from_text(plain[key])
     if isinstance(plain.get("messages"), list):
-        plain["messages"] = [_turn(m) for m in plain["messages"]]
+        plain["messages"] = [without_nulls(m) for m in plain["messages"]]
         if plain["messages"]:
             plain = {k: v for k, v in plain.items() if k not in ("prompt", "completion")}
-            system = _system_text(plain.get("system"))
-            if system and not any(_role(m) == "system" for m in plain["messages"]):
+            system = system_text(plain.get("system"))
+            if system and not any(role_of(m) == "system" for m in plain["messages"]):
                 plain["messages"] = [{"role": "system", "content": system}, *plain["messages"]]
                 del plain["system"]
     if "messages" in plain and plain["messages"] is None and plain.keys() & {"prompt", "completion", "text"}:
@@ -133,7 +135,7 @@ def _dialect(record: Any) -> Dialect:
     if conversation:
         return _sharegpt(conversation)
     if {"prompt", "completion"} <= keys:
-        lists = any(isinstance(_from_text(record[k]), list) for k in ("prompt", "completion"))
+        lists = any(isinstance(from_text(record[k]), list) for k in ("prompt", "completion"))
         return TRL if lists else COMPLETION
     for answer in ("output", "response", "answer", "completion", "target", "reference_answer", "expected_output"):
         if {"instruction", answer} <= keys:
@@ -150,23 +152,23 @@ def _dialect(record: Any) -> Dialect:
 def _conversation_column(record: Record) -> str | None:
     """The column that holds a conversation: one of the usual names, or any with turns and an answer."""
     for key in _CONVERSATIONS:
-        if isinstance(_from_text(record.get(key)), list):
+        if isinstance(from_text(record.get(key)), list):
             return key
     for key, value in record.items():
         turns = value if isinstance(value, list) else None
         if key not in ("prompt", "completion") and turns and all(isinstance(t, Mapping) for t in turns):
-            speakers = [_SPEAKERS.get(str(t.get("role", t.get("from"))).lower()) for t in turns]
+            speakers = [SPEAKERS.get(str(t.get("role", t.get("from"))).lower()) for t in turns]
             if None not in speakers and "assistant" in speakers:
                 return str(key)
     return None
 
 
 def _chat_dialect(record: Record, keys: set[str]) -> Dialect:
-    messages = _from_text(record["messages"])
+    messages = from_text(record["messages"])
     last = messages[-1] if isinstance(messages, list) and messages else None
     if (
         isinstance(last, Mapping)
-        and _role(last) in ("user", "system", "developer")
+        and role_of(last) in ("user", "system", "developer")
         and any(w in k for k in keys for w in _REINFORCED)
     ):
         return Dialect("reinforcement")
@@ -216,9 +218,9 @@ def _refuse_others(name: str, records: Sequence[Any]) -> None:
 def _proposed(records: Sequence[Record]) -> tuple[str, str]:
     """The columns that most likely hold a question and its answer: the two with the longest texts, in their order."""
     length = {
-        key: sum(len(_as_text(r.get(key)) or "") for r in records)
+        key: sum(len(as_text(r.get(key)) or "") for r in records)
         for key in records[0]
-        if len({_as_text(r.get(key)) for r in records}) > len(records) / 2
+        if len({as_text(r.get(key)) for r in records}) > len(records) / 2
         if not any(_is_number(r.get(key)) for r in records)
     }
     longest = sorted(length, key=lambda key: -length[key])[:2]
@@ -232,50 +234,6 @@ def _is_number(value: Any) -> bool:
     except (TypeError, ValueError):
         return False
     return True
-
-
-def unfolded(rows: Sequence[tuple[int, Any]]) -> tuple[list[tuple[int, Any]], str]:
-    """Rows with one chat each, and a sentence where some held several chats, or single messages.
-
-    A list of messages is one chat; where the roles show several (system messages start them), it is as many.
-    """
-    lists = [record for _, record in rows if isinstance(record, list)]
-    flat = [*lists[0]] if len(rows) == len(lists) == 1 else [record for _, record in rows]
-    if len(flat) > 1 and all(_is_message(m) for m in flat):
-        lines = [rows[0][0]] * len(flat) if lists else [line for line, _ in rows]
-        starts = [i for i, m in enumerate(flat) if _role(_spoken(m)) == "system"]
-        if len(starts) < 2 or starts[0] != 0:
-            whole = "is one list of messages, and is read as one chat"
-            return [(lines[0], flat)], f'{whole}; where it holds several, write {{"messages": [...]}} for each'
-        chats = [(lines[a], flat[a:b]) for a, b in zip(starts, [*starts[1:], len(flat)], strict=True)]
-        said = f"is one list of messages, read as {len(chats):,} chats: each system message starts one"
-        return [(line, {"messages": [_spoken(m) for m in chat]}) for line, chat in chats], said
-    result: list[tuple[int, Any]] = []
-    column = ""
-    for line, record in rows:
-        key = next((k for k, v in record.items() if _is_chats(v)), None) if isinstance(record, Mapping) else None
-        if key is None:
-            result.append((line, record))
-            continue
-        column = str(key)
-        rest = {k: v for k, v in record.items() if k != key}
-        for number, chat in enumerate(record[key], start=1):
-            identity = {"id": f"{record['id']}-{number}"} if record.get("id") is not None else {}
-            result.append((line, {**rest, **identity, "messages": [_spoken(m) for m in chat]}))
-    return result, f"holds several chats in each record ({column}): each is an example of its own" * bool(column)
-
-
-def _is_message(value: Any) -> bool:
-    return isinstance(value, Mapping) and str(value.get("role", value.get("from"))).lower() in _SPEAKERS
-
-
-def _is_chats(value: Any) -> bool:
-    """Whether a value is a list of lists of messages."""
-    return (
-        bool(value)
-        and isinstance(value, list)
-        and all(isinstance(chat, list) and chat and all(_is_message(m) for m in chat) for chat in value)
-    )
 
 
 def _by_columns(records: Sequence[Any], columns: Mapping[str, str]) -> Dialect | None:
@@ -297,11 +255,11 @@ def _by_columns(records: Sequence[Any], columns: Mapping[str, str]) -> Dialect |
         kept = {k: record[k] for k in ("id", "source") if k in record and k not in columns.values()}
         plain: dict[str, Any] = kept | {k: v for k, v in taken.items() if v is not None}
         if {"user", "assistant"} & content.keys():
-            return _one_turn(plain, plain.pop("user", None), plain.pop("assistant", None))
+            return one_turn(plain, plain.pop("user", None), plain.pop("assistant", None))
         if "messages" in content and "from" in str(plain.get("messages"))[:200]:
             return _sharegpt("messages").read(plain)
         if {"prompt", "completion"} <= content.keys():
-            if any(isinstance(_from_text(plain.get(k)), list) for k in ("prompt", "completion")):
+            if any(isinstance(from_text(plain.get(k)), list) for k in ("prompt", "completion")):
                 return TRL.read(plain)
             return {**plain, **{k: plain.get(k) for k in ("prompt", "completion")}}
         return plain if content else {**record, **plain}
@@ -310,38 +268,13 @@ def _by_columns(records: Sequence[Any], columns: Mapping[str, str]) -> Dialect |
     return Dialect("data.columns", f"is read by data.columns ({said})", read, frozenset(content.values()))
 
 
-def _one_turn(record: Record, user: Any, assistant: Any) -> Record:
-    """A chat of one question and its answer, after the record's ``system`` where it has one."""
-    rest = {k: v for k, v in record.items() if k not in ("system", "system_prompt", "history")}
-    turns: list[dict[str, Any]] = []
-    system = _system_text(record.get("system")) or _system_text(record.get("system_prompt"))
-    if system:
-        turns.append({"role": "system", "content": system})
-    history = _from_text(record.get("history"))
-    for pair in history if isinstance(history, list) else ():
-        if isinstance(pair, list | tuple) and len(pair) == 2:
-            turns += [{"role": "user", "content": pair[0]}, {"role": "assistant", "content": pair[1]}]
-    turns += [{"role": "user", "content": _as_text(user)}, {"role": "assistant", "content": _as_text(assistant)}]
-    return {**rest, "messages": turns}
-
-
-def _as_text(value: Any) -> Any:
-    """A number or an object in a column of texts, as JSON."""
-    if value is None or isinstance(value, str):
-        return value
-    try:
-        return json.dumps(value, ensure_ascii=False)
-    except (TypeError, ValueError, RecursionError):
-        return value
-
-
 def _alpaca(answer: str) -> Dialect:
     def read(record: Record) -> Record:
         given = [record.get(k) for k in ("instruction", "input")]
         texts = [t for t in given if t not in (None, "")]
         asked = "\n\n".join(texts) if all(isinstance(t, str) for t in texts) else given[0]
         rest = {k: v for k, v in record.items() if k not in ("instruction", "input", answer, "text")}
-        return _one_turn(rest, asked, record.get(answer))
+        return one_turn(rest, asked, record.get(answer))
 
     return Dialect(
         "Alpaca",
@@ -355,7 +288,7 @@ def _alpaca(answer: str) -> Dialect:
 def _pair(question: str, answer: str) -> Dialect:
     def read(record: Record) -> Record:
         rest = {k: v for k, v in record.items() if k not in (question, answer)}
-        return _one_turn(rest, record.get(question), record.get(answer))
+        return one_turn(rest, record.get(question), record.get(answer))
 
     return Dialect(
         f"{question}/{answer}",
@@ -372,11 +305,11 @@ def _sharegpt(key: str) -> Dialect:
             return record
         rest = {k: v for k, v in record.items() if k not in (key, "system")}
         if isinstance(rest.get("tools"), str):
-            rest["tools"] = _from_text(rest["tools"]) or None
-        turns = _from_text(record.get(key))
-        messages = [_spoken(t) for t in turns] if isinstance(turns, list) else turns
-        system = _system_text(record.get("system"))
-        if system and isinstance(messages, list) and not any(_role(m) == "system" for m in messages):
+            rest["tools"] = from_text(rest["tools"]) or None
+        turns = from_text(record.get(key))
+        messages = [spoken(t) for t in turns] if isinstance(turns, list) else turns
+        system = system_text(record.get("system"))
+        if system and isinstance(messages, list) and not any(role_of(m) == "system" for m in messages):
             messages = [{"role": "system", "content": system}, *messages]
         return {**rest, "messages": messages}
 
@@ -386,95 +319,6 @@ def _sharegpt(key: str) -> Dialect:
         read,
         frozenset({key}),
     )
-
-
-def _spoken(turn: Any) -> Any:
-    """A turn of ShareGPT (``from``, ``value``) as a message."""
-    if not isinstance(turn, Mapping):
-        return turn
-    turn = _turn(turn)
-    if "from" not in turn:
-        return {**turn, "role": _SPEAKERS.get(str(turn.get("role")).lower(), turn.get("role"))}
-    speaker = str(turn["from"])
-    role = _SPEAKERS.get(speaker.lower(), speaker)
-    content = turn.get("value", turn.get("content"))
-    rest = {k: v for k, v in turn.items() if k not in ("from", "value", "content")}
-    if role == "function_call":
-        call = _from_text(content)
-        calls = call if isinstance(call, list) else [call]
-        if all(isinstance(c, Mapping) and "name" in c for c in calls):
-            named = [{"type": "function", "function": {"arguments": {}, **c}} for c in calls]
-            return {"role": "assistant", "content": "", "tool_calls": named, **rest}
-        role = "assistant"
-    return {"role": role, "content": content, **rest}
-
-
-def _trl(record: Record) -> Record:
-    if not isinstance(record, Mapping):
-        return record
-    prompt, completion = (_from_text(record.get(k)) for k in ("prompt", "completion"))
-    asked = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
-    said = [{"role": "assistant", "content": completion}] if isinstance(completion, str) else completion
-    if not isinstance(asked, list) or not isinstance(said, list):
-        return record
-    # A completion carries the loss, a prompt does not.
-    context = [{**_turn(m), "weight": 0} if _role(m) == "assistant" else m for m in asked]
-    rest = {k: v for k, v in record.items() if k not in ("prompt", "completion")}
-    return {**rest, "messages": [*context, *said]}
-
-
-def _gemini(record: Record) -> Record:
-    """Google's ``contents`` with ``parts``."""
-
-    def turn(content: Any) -> Any:
-        if not isinstance(content, Mapping) or not isinstance(content.get("parts"), list):
-            return content
-        texts = [p.get("text") for p in content["parts"] if isinstance(p, Mapping)]
-        role = {"model": "assistant"}.get(content.get("role", ""), content.get("role", "user"))
-        plain = [t for t in texts if isinstance(t, str)]
-        if len(plain) == len(content["parts"]):
-            return {"role": role, "content": "".join(plain)}
-        return {"role": role, "content": content["parts"]}
-
-    names = ("systemInstruction", "system_instruction")
-    system = next((turn(record[k]) for k in names if isinstance(record.get(k), Mapping)), None)
-    messages = [turn(c) for c in record["contents"]]
-    if isinstance(system, Mapping):
-        messages = [{**system, "role": "system"}, *messages]
-    return {**{k: v for k, v in record.items() if k not in ("contents", *names)}, "messages": messages}
-
-
-def _role(message: Any) -> Any:
-    return message.get("role") if isinstance(message, Mapping) else None
-
-
-def _turn(message: Any) -> Any:
-    """A message without its null fields; its content stays where it is null on purpose, beside a call."""
-    if not isinstance(message, Mapping):
-        return message
-    called = message.get("tool_calls") or message.get("function_call")
-    return {k: v for k, v in message.items() if v is not None or (k == "content" and called)}
-
-
-def _system_text(value: Any) -> str:
-    if isinstance(value, list):  # Bedrock: [{"text": ...}]
-        value = "".join(str(p.get("text", "")) for p in value if isinstance(p, Mapping))
-    return value if isinstance(value, str) else ""
-
-
-def _from_text(value: Any) -> Any:
-    """A list or object that stands as text in a table's cell, in JSON or as Python prints it; others as they are."""
-    if not isinstance(value, str) or value.lstrip()[:1] not in ("[", "{"):
-        return value
-    try:
-        return json.loads(value)
-    except (ValueError, RecursionError):
-        pass
-    try:
-        read = ast.literal_eval(value)
-    except (ValueError, SyntaxError, RecursionError, MemoryError):
-        return value
-    return read if isinstance(read, list | dict) else value
 
 
 CHAT = Dialect("chat", read=native)
@@ -489,9 +333,9 @@ TRL = Dialect(
     "TRL's conversational prompt/completion",
     "has prompt and completion as lists of messages (as TRL has them): they are read as one chat, of which the "
     "completion carries the loss",
-    _trl,
+    trl_chat,
     frozenset({"prompt", "completion"}),
 )
 GEMINI = Dialect(
-    "Gemini", "is a Gemini file (contents, parts): each record is read as a chat", _gemini, frozenset({"contents"})
+    "Gemini", "is a Gemini file (contents, parts): each record is read as a chat", gemini_chat, frozenset({"contents"})
 )

@@ -16,8 +16,6 @@ from ..errors import DataError, StoreCorruptError
 from .dataset import Dataset, Example
 from .example import Verdict
 
-"""Whether an answer should stay as it is, or go."""
-
 FILE_BATCH, ASKED_BATCH = "test", "ask"
 """Names of batches: of the config's test file (``test``, ``test-2``, ...) and of ``daunce ask`` (``ask-1``, ...)."""
 

@@ -185,7 +185,8 @@ def _costs(plan: Plan) -> tuple[float, float]:
     members = [costs.estimate(k) for k in plan.training_tokens if k != TARGET]
     fixed = hosting + (costs.estimate(TARGET) if TARGET in plan.training_tokens else 0.0)
     fixed += (plan.scored_models - len(members) * plan.checkpoints) * scoring
-    return fixed, float(np.mean(members)) + plan.checkpoints * scoring
+    fixed += plan.test_usd or 0.0
+    return fixed, float(np.mean(members)) + plan.checkpoints * scoring + (plan.again_usd or 0.0)
 
 
 def _level(noise: float | None) -> tuple[float, list[str]]:

@@ -203,8 +203,8 @@ def too_few(able: int, trained: int) -> str | None:
     if able >= need:
         return None
     return (
-        f"{able} of {trained} members can answer, and a question needs at least {need} (3, and half of them). Nothing "
-        "is lost: earlier questions stay answered."
+        f"{able} of {trained} members can answer, and a question needs at least {need} (three, and half of the "
+        "members). Nothing is lost: earlier questions stay answered."
     )
 
 

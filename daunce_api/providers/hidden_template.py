@@ -30,6 +30,7 @@ class HiddenTemplateTokenizer:
     """
 
     keeps_images = True
+    begin = end = ""
 
     def __init__(self, inner: Tokenizer) -> None:
         self._inner = inner
@@ -38,14 +39,6 @@ class HiddenTemplateTokenizer:
     @property
     def fingerprint(self) -> str:
         return f"contents:{self._inner.fingerprint}"
-
-    @property
-    def begin(self) -> str:
-        return ""
-
-    @property
-    def end(self) -> str:
-        return ""
 
     def encode(self, text: str) -> list[int]:
         return self.encode_with_offsets(text)[0]

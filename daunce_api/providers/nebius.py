@@ -138,6 +138,8 @@ class NebiusTrainer(WireTrainer):
             listed = json.loads(content)
         except ValueError:
             listed = None
+        if isinstance(listed, dict):  # its documentation shows a bare list, its other routes an object with one
+            listed = listed.get("data")
         if not isinstance(listed, list):
             raise self._client.failures.malformed("listing models", False, "a body that is not a list")
         return [model for model in listed if isinstance(model, dict)]

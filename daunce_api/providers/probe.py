@@ -189,7 +189,8 @@ async def check_adapter(scorer: Scorer, base: str, model: str, report: ProbeRepo
         raise ContractError(
             f"the log-probabilities that are given for prompts of {model} lie {lost:.0%} of the way from the fine-tune "
             f"to {base}, though it generates as the fine-tune: the server loses a part of the adapter when it scores "
-            "(vLLM issue 51594: LoRA on lm_head). Nothing was scored. Train without that module, or update the server."
+            "(vLLM issue 51594: LoRA on lm_head). Nothing was scored; the models are kept. Update the server and run "
+            "the same command again, or train without that module."
         )
 
 
@@ -232,9 +233,8 @@ def compare(provider: str, pairs: Sequence[tuple[int, object, object]]) -> Probe
                 "its echoed values belong to other positions (some servers are off by one), or to another model. "
                 "Nothing was scored. Use another server, or update this one."
             )
-    return ProbeReport(
-        True, f"echo agrees with greedy generation at {len(pairs)} token{'s' * (len(pairs) > 1)}", largest
-    )
+    tokens = f"{len(pairs)} token{'s' * (len(pairs) > 1)}"
+    return ProbeReport(True, f"scores agree with the endpoint's own generation at {tokens}", largest)
 
 
 def values_of(choice: dict[str, Any]) -> list[object]:

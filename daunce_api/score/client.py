@@ -32,8 +32,8 @@ from .cache import ScoredCache
 from .slots import AdaptiveSlots
 from .writer import GroupCommit
 
-FIRST_WAIT, LONGEST_WAIT = 0.5, 30.0
-"""Seconds before the second try of a request, and the most between two; doubled in between."""
+RETRIES = RetryPolicy(first=0.5, longest=30.0, attempts=12, total=600.0)
+"""Of one request for scores."""
 
 Answer = TypeVar("Answer")
 Batch = list[tuple[int, EncodedExample]]
@@ -57,9 +57,9 @@ class ScoringClient:
     """Scores members with one bound on concurrency for all of them together.
 
     ``concurrency`` is the most requests at once (default: the scorer's own limit); rate limits lower it for a while
-    (:mod:`daunce_api.score.slots`). What ``cache`` knows of is not sent, except for replicates. A request is tried at
-    most ``attempts`` times and for ``patience`` seconds in all, then its TransientError is raised; a request that waits
-    keeps its place, so that a rate limit slows everything down instead of starting a storm. ``on_progress`` gets
+    (:mod:`daunce_api.score.slots`). What ``cache`` knows of is not sent, except for replicates. A request is
+    repeated by one policy (``RETRIES``), then its TransientError is raised; a request that waits keeps its place, so
+    that a rate limit slows everything down instead of starting a storm. ``on_progress`` gets
     (member, scored examples, all examples) after every batch of a member's own scores. A model that is complete gets
     its row of losses (``reduction``). ``budget`` pays for what is sent again: reserved before it is sent, BudgetError
     at the cap. ``replayed``: the protocol of a recording that is replayed; an older one holds no tests of fine-tunes.
@@ -73,8 +73,6 @@ class ScoringClient:
         *,
         concurrency: int | None = None,
         clock: Clock | None = None,
-        attempts: int = 12,
-        patience: float = 600.0,
         on_progress: Progress | None = None,
         cache: ScoredCache | None = None,
         reduction: Reduction = "mean",
@@ -88,7 +86,7 @@ class ScoringClient:
         self._concurrency = concurrency or scorer.capabilities.max_concurrent_requests
         self._writer = GroupCommit(store, scorer.fingerprint)
         clock = clock or SystemClock()
-        self._retry = Retrier(RetryPolicy(FIRST_WAIT, LONGEST_WAIT, attempts, patience), clock)
+        self._retry = Retrier(RETRIES, clock)
         self._slots = AdaptiveSlots(self._concurrency, clock)
         # The requests of many members must not take turns on a server that holds a few models: every turn loads one.
         self._models = asyncio.Semaphore(scorer.capabilities.max_models or sys.maxsize)

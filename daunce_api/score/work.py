@@ -56,12 +56,7 @@ Answer = TypeVar("Answer")
 
 
 class Options(TypedDict, total=False):
-    """How a run is executed.
-
-    ``on_event`` and ``on_progress`` are called as it goes on. ``session`` records or replays the API traffic
-    (:mod:`daunce_api.providers.replay`), ``clock`` waits. ``max_usd`` takes the place of ``budget.max_usd`` for this
-    call, and is recorded.
-    """
+    """How a run is executed; see :meth:`daunce_api.Run.execute`."""
 
     on_event: OnEvent | None
     on_progress: Progress | None

@@ -197,14 +197,14 @@ class Scores(Part):
 
     def _in_use(self, place: Place) -> tuple[str, tuple[int, ...]]:
         """SQL for a model's blobs that were not set aside."""
-        return "member = ? AND replicate = ? AND checkpoint = ? AND id > ?", (*place, self._aside_up_to(place[0]))
+        return "member = ? AND replicate = ? AND checkpoint = ? AND id > ?", (*place, self.aside_up_to(place[0]))
 
     def models(self) -> list[Place]:
         """Models of which anything in use is measured: (member, replicate, checkpoint), ascending; -1 is the target."""
         rows = self._db.execute(
             "SELECT member, replicate, checkpoint, MAX(id) FROM blobs GROUP BY 1, 2, 3 ORDER BY 1, 2, 3"
         )
-        aside = {member: self._aside_up_to(member) for member in {m for m, *_ in rows}}
+        aside = {member: self.aside_up_to(member) for member in {m for m, *_ in rows}}
         return [(m, r, c) for m, r, c, last in rows if last > aside[m]]
 
     def tokens_scored(self, examples: Sequence[EncodedExample] = ()) -> int:
@@ -295,7 +295,8 @@ class Scores(Part):
             self.forget_measured(member)
         return members
 
-    def _aside_up_to(self, member: int) -> int:
+    def aside_up_to(self, member: int) -> int:
+        """Number of the last blob of a member that is set aside; 0 where none is."""
         rows = self._db.rows("aside", "WHERE restored_at IS NULL")
         return max((up_to for _, members, up_to, *_ in rows if member in json.loads(members)), default=0)
 
@@ -305,14 +306,19 @@ class Scores(Part):
         """Columns of every matrix, by its number: ids of examples, each once."""
         return {number: np.frombuffer(ids, _IDS) for number, ids in self._db.rows("groups", "ORDER BY number")}
 
-    def save_losses(self, ids: Ids, member: int, checkpoint: int, kind: str, row: LossRow) -> None:
+    def save_losses(
+        self, ids: Ids, member: int, checkpoint: int, kind: str, row: LossRow, *, aside: int | None = None
+    ) -> None:
         """Keep a complete model's row of the matrix whose columns are ``ids``, made if it is new.
 
-        ``kind`` names what was summed over tokens; a row of another kind is replaced.
+        ``kind`` names what was summed over tokens; a row of another kind is replaced. ``aside``: what
+        :meth:`aside_up_to` was when the measurements were read; where they were set aside since, the row is not kept.
         """
         flags = None if row.censored is None or not row.censored.any() else np.packbits(row.censored).tobytes()
         content = (row.loss.astype(_FLOATS).tobytes(), row.counts.astype(_IDS).tobytes(), flags)
         with self._db.transaction():
+            if aside is not None and aside != self.aside_up_to(member):
+                return
             groups = self.groups()
             number = next((n for n, columns in groups.items() if np.array_equal(columns, ids)), None)
             if number is None:

@@ -111,7 +111,7 @@ async def end_orphan(client: JobClient, row: JobRow, job: Job) -> str:
     known = store.get_value(f"orphan {job.id}")
     if known == state:
         return state
-    client.book(subject, row.member, job.trained_tokens)
+    client.money.book(subject, row.member, job.trained_tokens)
     store.set_value(f"orphan {job.id}", state)
     lost = "was taken for lost" if job.id == row.job_id else f"is not the one of {row.key} that this run uses"
     text = f"job {job.id} ({row.key}) {lost}: {state}"
@@ -149,7 +149,7 @@ async def _adopt(client: JobClient, job: Job, request_for: Adopt) -> bool:
     request = await request_for(member, key, job.echo.file_id)
     if request is None or contradiction(request, job, client.trainer.capabilities.echoes) is not None:
         return False
-    client.reserve(key, member)
+    client.money.reserve(key, member)
     store.jobs.intent(key, member, attempt, json.dumps(asdict(request)))
     store.jobs.submitted(key, job.id)
     client.emit(Event(EventKind.ADOPTED, f"job {job.id} is taken over as {key}", member, attempt, job))

@@ -13,7 +13,7 @@ from .events import CancelReport, CleanReport
 async def cancel_jobs(client: JobClient) -> CancelReport:
     """Cancel every job that the store does not know to be final."""
     report = CancelReport()
-    client.release_unsent()
+    client.money.release_unsent()
     for row in client.store.jobs.rows():
         if row.status != INTENT and JobStatus(row.status).final:
             continue
@@ -75,8 +75,8 @@ async def clean_up(client: JobClient) -> CleanReport:
         if file.state == "deleted":
             continue
         try:
-            file_id = file.file_id or await client.find_file(file.name, file.size)
-            if file_id is not None and not await client.delete_file(file_id):
+            file_id = file.file_id or await client.files.find(file.name, file.size)
+            if file_id is not None and not await client.files.delete(file_id):
                 report.kept[file_id] = f"the provider keeps the file {file.name}"
                 continue
             client.store.jobs.file_deleted(file.sha256)

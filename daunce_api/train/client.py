@@ -6,26 +6,23 @@ stored. Before anything that may have been acted on is sent again, the provider 
 
 from __future__ import annotations
 
-import asyncio
-import hashlib
 import json
 import random
-from collections.abc import Awaitable, Callable
 from dataclasses import asdict, replace
-from typing import TypeVar
 
 from .._util.clock import Clock, SystemClock
-from .._util.log import logger
-from .._util.retry import Retrier, Retry, RetryPolicy, duration
-from .._util.text import terminal_text
-from ..errors import AmbiguousSubmitError, BudgetError, HeldJobError, RejectedError, StopError, TransientError
+from .._util.retry import RetryPolicy, duration
+from ..errors import AmbiguousSubmitError, HeldJobError, RejectedError, StopError, TransientError
 from ..plan import JobCosts
 from ..providers.base import Checkpointing, Job, JobRequest, JobStatus, Listing, ModelInfo, Trainer
 from ..providers.identity import contradiction
 from ..providers.replay.protocol import PROTOCOL
 from ..store import INTENT, JobRow, Purpose, RunStore
 from .events import Event, EventKind, OnEvent
-from .grace import Grace, names_missing
+from .files import TrainingFiles
+from .grace import names_missing
+from .money import JobMoney
+from .patient import Patient
 from .policy import JOB_RETRIES, REACH_RETRIES, PollPolicy
 
 LOST = "lost track of the job: "
@@ -36,21 +33,16 @@ CANCELLED = "cancelled on request"
 
 MOST_SENDS = 5
 """Times that one attempt is sent without any trace of it at the provider."""
-FILE_LOOK_SECONDS = 60.0
-"""Longest search for an upload without an answer: unlike a second job, a second copy of a file costs nothing."""
 _HELD_AFTER = 60.0
 """Shortest time for which an answer has to contradict its request before its job is held."""
 
-T = TypeVar("T")
 
-
-class JobClient:
+class JobClient(Patient):
     """One run's jobs, files and models at one provider, recorded in one store.
 
-    ``costs`` are tokens and price of each job; without them nothing is reserved and nothing settled, which is enough
-    for cancelling and cleaning up. ``cap``: dollars that reserved and spent money may reach. ``rng`` spreads waiting
-    times and nothing else. ``replayed``: the protocol of the recording that is replayed, where one is: the
-    replay leaves out what it does not hold (:mod:`daunce_api.providers.replay.protocol`).
+    ``costs``, ``cap`` and ``purpose`` are those of :class:`.money.JobMoney`, ``rng`` of :class:`.patient.Patient`.
+    ``replayed``: the protocol of the recording that is replayed, where one is: the replay leaves out what it does not
+    hold (:mod:`daunce_api.providers.replay.protocol`).
     """
 
     def __init__(
@@ -68,41 +60,23 @@ class JobClient:
         rng: random.Random | None = None,
         replayed: int | None = None,
     ) -> None:
-        if cap is not None and costs is None:
-            raise BudgetError(
-                "budget.max_usd is set, but the price of a job is not known; nothing was sent. Set budget.price, or "
-                "take max_usd out."
-            )
+        self.money = JobMoney(store, costs, cap, purpose)
         self.trainer = trainer
         self.store = store
-        self.costs = costs
-        self._tokens_compared = False
         self.replaying = replayed is not None
         self.protocol = PROTOCOL if replayed is None else replayed
-        self._cap = cap
-        self._purpose = purpose
-        self._on_event = on_event
-        self._clock = clock or SystemClock()
         self._polls = polls or PollPolicy()
-        self._rng = rng or random.Random()
-        self._retry = Retrier(retries, self._clock, rng=self._rng, on_retry=self._waiting)
         capabilities = trainer.capabilities
-        self._grace = Grace(capabilities.grace_seconds, self._clock, self._not_yet)
         lag = capabilities.listing_lag_seconds
         self._lag = capabilities.grace_seconds if lag is None else lag
-        self._uploads: dict[str, asyncio.Lock] = {}
+        super().__init__(capabilities.grace_seconds, clock or SystemClock(), retries, rng or random.Random(), on_event)
+        self.files = TrainingFiles(self, trainer, store, self._lag)
         self._contradicted: dict[str, float] = {}
         self._reached = False
 
     def sends(self, key: str) -> int:
         """How often this run folder sent an attempt's job."""
         return int(self.store.get_value(f"sends {key}", 1))
-
-    def emit(self, event: Event) -> None:
-        """Report an event, and log it."""
-        logger.info("%s", terminal_text(event.message))
-        if self._on_event is not None:
-            self._on_event(event)
 
     async def reach_jobs(self) -> None:
         """Whether the provider's jobs can be reached at all, asked once. Raises StopError where the route fails every
@@ -111,9 +85,7 @@ class JobClient:
         if self._reached or not isinstance(trainer, Listing):
             return
         try:
-            await Retrier(REACH_RETRIES, self._clock, rng=self._rng, on_retry=self._waiting)(
-                trainer.reach_jobs, "reach the fine-tuning jobs"
-            )
+            await self.repeat(trainer.reach_jobs, "reach the fine-tuning jobs", REACH_RETRIES)
         except TransientError as error:
             if error.status is None or error.status < 500:
                 raise
@@ -124,55 +96,12 @@ class JobClient:
             ) from error
         self._reached = True
 
-    # -- files ----------------------------------------------------------------------------------------------------
-
-    async def file(self, content: bytes, *, verify: bool = False) -> str:
-        """Id of the uploaded file with this content; uploaded once, however many members share it.
-
-        ``verify`` asks the provider whether a file that was uploaded before is still there.
-        """
-        sha256 = hashlib.sha256(content).hexdigest()
-        name = f"daunce-{self.store.run_key}-{sha256[:12]}.jsonl"
-        lag = min(self._lag, FILE_LOOK_SECONDS)
-        async with self._uploads.setdefault(sha256, asyncio.Lock()):
-            row = self.store.jobs.file(sha256)
-            if row is not None and row.state == "uploaded" and row.file_id is not None:
-                if not verify or await self.find_file(name, len(content)) is not None:
-                    return row.file_id
-                self.store.jobs.file_deleted(sha256)
-            # An intent without an answer: an upload was under way when the run ended, and may have arrived.
-            look = lag if row is not None and row.state == INTENT else None
-            self.store.jobs.file_intent(sha256, name, len(content))
-
-            async def upload() -> str:
-                nonlocal look
-                found = None if look is None else await self.find_file(name, len(content), lag=look)
-                if found is not None:
-                    return found
-                look = None
-                try:
-                    return await self.trainer.upload(name, content)
-                except TransientError as error:
-                    if error.status != 429:  # anything else may have been acted on
-                        look = lag
-                    raise
-
-            file_id = await self.repeat(upload, f"upload {name}")
-            self.store.jobs.file_uploaded(sha256, file_id)
-            self.emit(Event(EventKind.UPLOADED, f"{name} ({len(content):,} bytes) is {file_id}"))
-            return file_id
-
-    async def find_file(self, name: str, size: int, *, lag: float | None = None) -> str | None:
-        """Id of an uploaded file of this name and size; looked for as in :meth:`find_job`, for a minute at most."""
-        seconds = min(self._lag, FILE_LOOK_SECONDS) if lag is None else lag
-        return await self._search(lambda: self.trainer.find_file(name, size), f"look for {name}", seconds)
-
     # -- one attempt ----------------------------------------------------------------------------------------------
 
     async def submit(self, request: JobRequest, member: int, attempt: int) -> Job:
         """Reserve the price, record the intent, submit, record the answer. Raises BudgetError, and what the trainer
         raises."""
-        self.reserve(request.key, member)
+        self.money.reserve(request.key, member)
         if self.protocol >= 2:
             request = replace(request, sequence=self.store.sequence)
         self.store.jobs.intent(request.key, member, attempt, json.dumps(asdict(request)))
@@ -232,7 +161,7 @@ class JobClient:
                 self._compare(request, job)
             return job
 
-        return await self._search(look, f"look for job {request.key}", lag)
+        return await self.search(look, f"look for job {request.key}", lag)
 
     async def watch(self, row: JobRow) -> Job:
         """Poll a submitted job until it is final, record what changes, settle its cost, return its last state.
@@ -240,7 +169,7 @@ class JobClient:
         A succeeded job has a model here: one that shows none in time counts as failed. A job that the provider does
         not show after the grace period, and one that takes too long (it is cancelled first), count as failed too.
         """
-        polls, clock = self._polls, self._clock
+        polls, clock = self._polls, self.clock
         own_queue = self.trainer.capabilities.own_queue
         started = begun = clock.now()
         finished: float | None = None
@@ -261,21 +190,13 @@ class JobClient:
                 self.emit(Event(EventKind.STATE, f"{row.key} is {job.status}", row.member, row.attempt, job))
             if job.status.final and not (job.status is JobStatus.SUCCEEDED and job.model is None):
                 self.store.jobs.state(row.key, job.status, job.model, job.error, job.trained_tokens)
-                self.settle(row.key, row.member, job.trained_tokens)
-                self._compare_tokens(row, job)
+                self.money.settle(row.key, row.member, job.trained_tokens)
+                if (text := self.money.other_tokens(row, job)) is not None:
+                    self.emit(Event(EventKind.OTHER_TOKENS, f"{row.key}: {text}", row.member, row.attempt, job))
                 return job
             if not job.status.final:
                 self.store.jobs.state(row.key, job.status)
             await self.pause(min(max(polls.first, age / 10), polls.longest))
-
-    def _compare_tokens(self, row: JobRow, job: Job) -> None:
-        """Say once a run where a job was billed for other tokens than are measured."""
-        text = None
-        if self.costs is not None and job.status is JobStatus.SUCCEEDED and not self._tokens_compared:
-            text = self.costs.mismatch(row.member, job.trained_tokens)
-        if text is not None:
-            self._tokens_compared = True
-            self.emit(Event(EventKind.OTHER_TOKENS, f"{row.key}: {text}", row.member, row.attempt, job))
 
     async def _look(self, row: JobRow) -> Job:
         """A job's present state; a failed job with a ``LOST`` error where it stays invisible."""
@@ -299,10 +220,10 @@ class JobClient:
                         job_id,
                         JobStatus.FAILED,
                         error=f"{LOST}the provider does not show {job_id} after "
-                        f"{duration(self._grace.seconds)} ({error})",
+                        f"{duration(self.grace_seconds)} ({error})",
                     )
             else:
-                self._grace.visible(subject)
+                self.visible(subject)
                 return job
 
     def _compare(self, request: JobRequest, job: Job, *, job_id: str | None = None, ambiguous: bool = False) -> None:
@@ -315,9 +236,9 @@ class JobClient:
         if reason is None:
             self._contradicted.pop(request.key, None)
             return
-        now = self._clock.now()
+        now = self.clock.now()
         since = self._contradicted.setdefault(request.key, now)
-        if now - since >= max(self._grace.seconds, _HELD_AFTER):
+        if now - since >= max(self.grace_seconds, _HELD_AFTER):
             raise HeldJobError(
                 f"job {job.id or '(without an id)'} may be {request.key} of this run, but the provider shows {reason}. "
                 "It is held: not used, and not submitted again. Everything so far is kept. Look at the job in the "
@@ -342,7 +263,7 @@ class JobClient:
         """The provider's present view of a job whose fate the store does not know; None where there is none."""
         if row.status == INTENT or row.job_id is None:
             look = f"look for job {row.key}"
-            return await self._search(lambda: self.trainer.find_job(row.key), look, self._lag)
+            return await self.search(lambda: self.trainer.find_job(row.key), look, self._lag)
         job = await self._look(row)
         return None if (job.error or "").startswith(LOST) else job
 
@@ -356,33 +277,6 @@ class JobClient:
             waited += step
             job = await self.repeat(lambda: self.trainer.get(job_id), f"look at {key}")
         return job
-
-    # -- money ----------------------------------------------------------------------------------------------------
-
-    def reserve(self, subject: str, member: int) -> None:
-        """Reserve the expected price of a job. Raises BudgetError at the cap; nothing is reserved then."""
-        if self.costs is not None:
-            self.store.ledger.reserve(subject, self.costs.estimate(member), purpose=self._purpose, cap=self._cap)
-
-    def settle(self, subject: str, member: int, trained_tokens: int | None) -> None:
-        """Book what was billed: the price of the reported tokens. Where none are reported the reservation stands,
-        since a job that failed may have been billed for its steps."""
-        if self.costs is not None:
-            usd = self.costs.estimate(member) if trained_tokens is None else self.costs.billed(trained_tokens)
-            self.store.ledger.settle(subject, usd)
-
-    def book(self, subject: str, member: int, trained_tokens: int | None) -> None:
-        """Book a job that has been submitted already, whatever the cap: its price, or what it reports."""
-        if self.costs is not None:
-            self.store.ledger.reserve(subject, self.costs.estimate(member), purpose=self._purpose)
-            self.settle(subject, member, trained_tokens)
-
-    def release_unsent(self) -> None:
-        """Free money that was reserved for jobs of which not even an intent was recorded: they were never sent."""
-        known = {row.key for row in self.store.jobs.rows()}
-        for subject in self.store.ledger.unsettled():
-            if subject.startswith(f"{self.store.run_key}-m") and " " not in subject and subject not in known:
-                self.store.ledger.settle(subject, 0.0)
 
     # -- models ---------------------------------------------------------------------------------------------------
 
@@ -416,53 +310,13 @@ class JobClient:
                 if not_yet and await self.wait_for(subject, error):
                     continue
             else:
-                self._grace.visible(subject)
+                self.visible(subject)
             self.store.jobs.checkpoints_found(row.key, models)
             return models
 
     async def delete_model(self, model: str) -> bool:
         """True where the model is gone now."""
         return await self.repeat(lambda: self.trainer.delete_model(model), f"delete {model}")
-
-    async def delete_file(self, file_id: str) -> bool:
-        """True where the file is gone now."""
-        return await self.repeat(lambda: self.trainer.delete_file(file_id), f"delete {file_id}")
-
-    # -- waiting --------------------------------------------------------------------------------------------------
-
-    async def wait_for(self, subject: str, why: object) -> bool:
-        """Wait before another look at something new that is not visible yet; False once its grace period is over."""
-        return await self._grace.wait(subject, why, sleep=self.pause)
-
-    def visible(self, subject: str) -> None:
-        """Something that was waited for is there."""
-        self._grace.visible(subject)
-
-    async def repeat(self, action: Callable[[], Awaitable[T]], what: str) -> T:
-        """A request by the retry policy; whoever passes one that must not run twice makes it look first."""
-        return await self._retry(action, what, on=(TransientError, AmbiguousSubmitError))
-
-    async def pause(self, seconds: float) -> None:
-        """Wait for ``seconds``, or up to a fifth longer."""
-        await self._clock.sleep(seconds * self._rng.uniform(1.0, 1.2))
-
-    async def _search(self, look: Callable[[], Awaitable[T | None]], what: str, seconds: float) -> T | None:
-        """What ``look`` finds, at once or before ``seconds`` have passed; pauses double from half a second up."""
-        waited, step = 0.0, 0.5
-        while True:
-            found = await self.repeat(look, what)
-            if found is not None or waited >= seconds:
-                return found
-            step = min(step, seconds - waited)
-            await self.pause(step)
-            waited, step = waited + step, min(step * 2, 30.0)
-
-    def _waiting(self, retry: Retry) -> None:
-        text = f"{retry.what}: {retry.error} Next try in {duration(retry.pause)}."
-        self.emit(Event(EventKind.WAITING, text))
-
-    def _not_yet(self, text: str) -> None:
-        self.emit(Event(EventKind.NOT_YET, text))
 
 
 def request_of(row: JobRow) -> JobRequest:

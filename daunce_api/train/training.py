@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-import hashlib
 import json
 from collections.abc import Awaitable, Callable, Collection, Sequence
 from contextlib import suppress
-from dataclasses import replace
-from functools import cached_property
 
 from ..config import RunConfig
 from ..data.dataset import Dataset
@@ -28,12 +25,9 @@ from ..store import FINAL, INTENT, TARGET, JobRow
 from .audit import audit, check, end_orphan, say_unseen
 from .client import CANCELLED, JobClient
 from .events import Event, EventKind, TrainingOutcome
+from .recipes import Recipes
 
 OnReady = Callable[[int, str], Awaitable[None]]
-
-SUFFIX_CHARACTERS = 43
-"""What a suffix of 64 characters leaves beside a mark of the key; the run key must not be cut off."""
-
 
 ORPHANS_EVERY = 60.0
 """Seconds between two looks for a second job of an attempt whose submit was repeated."""
@@ -54,7 +48,7 @@ class Training:
         self._client = client
         self._store = client.store
         self._ensemble = ensemble
-        self._dataset = dataset
+        self._recipes = Recipes(ensemble, dataset, config, client.store.run_key, protocol=client.protocol)
         self._config = config
         self._adopts = adopt
         self._slots = asyncio.Semaphore(
@@ -275,68 +269,28 @@ class Training:
         if previous is not None and previous.model_deleted and previous.status == JobStatus.SUCCEEDED:
             reason = f"{previous.model} was deleted before everything was scored"
             self._store.scores.set_aside([member], reason, suspect=False)
-        key = self._key(member, attempt)
-        self._client.reserve(key, member)
+        key, files, recipes = f"{self._store.run_key}-m{member}-a{attempt}", self._client.files, self._recipes
+        self._client.money.reserve(key, member)
         try:
-            file_id = await self._client.file(self._content(member))
-            validation = None if self._validation is None else await self._client.file(self._validation)
+            file_id = await files.id_of(recipes.content(member))
+            validation = None if recipes.validation is None else await files.id_of(recipes.validation)
         except RejectedError:  # nothing was submitted
             self._store.ledger.settle(key, 0.0)
             raise
         await check(self._client)
-        request = replace(self._request(member, base, key, file_id), validation_file_id=validation)
-        await self._client.submit(request, member, attempt)
-
-    @cached_property
-    def _validation(self) -> bytes | None:
-        """The validation file as the provider gets it; no member is trained on it, and it is never attributed."""
-        data = self._config.data
-        if data.validation is None:
-            return None
-        examples = Dataset.from_file(data.validation, data.columns)
-        return examples.training_file(range(len(examples)), data.loss_on)
-
-    def _key(self, member: int, attempt: int) -> str:
-        return f"{self._store.run_key}-m{member}-a{attempt}"
-
-    def _request(self, member: int, base: str, key: str, file_id: str) -> JobRequest:
-        training = self._config.training
-        hyperparameters = training.hyperparameters
-        if member == TARGET and training.target_hyperparameters is not None:
-            hyperparameters = training.target_hyperparameters
-        named = f"{self._store.run_key}-{'target' if member == TARGET else f'm{member}'}"
-        room = SUFFIX_CHARACTERS - len(named) - 1 if self._client.protocol >= 2 else None
-        return JobRequest(
-            key=key,
-            model=base,
-            file_id=file_id,
-            seed=self._ensemble.target_seed if member == TARGET else int(self._ensemble.seeds_K[member]),
-            hyperparameters=dict(hyperparameters),
-            suffix=f"{self._config.name[:room]}-{named}",
-        )
+        await self._client.submit(recipes.request(member, base, key, file_id, validation), member, attempt)
 
     async def _request_of_unknown(self, member: int, key: str, file_id: str) -> JobRequest | None:
         """The request that this run would have sent with ``key``; None where ``file_id`` is not the member's file."""
         if not TARGET <= member < self._ensemble.members:
             return None
-        content = self._content(member)
-        digest = hashlib.sha256(content).hexdigest()
-        name = f"daunce-{self._store.run_key}-{digest[:12]}.jsonl"
-        if await self._client.find_file(name, len(content)) != file_id:
-            return None
         ensemble = self._config.ensemble
         base: str | None = self._config.backend.model
         if member != TARGET and ensemble.start_from == "target":
             base = ensemble.target_model or self._store.jobs.ready_models().get(TARGET)
-        if base is None:
+        if base is None or not await self._client.files.take_over(self._recipes.content(member), file_id):
             return None
-        self._store.jobs.file_intent(digest, name, len(content))
-        self._store.jobs.file_uploaded(digest, file_id)
-        return self._request(member, base, key, file_id)
-
-    def _content(self, member: int) -> bytes:
-        positions = range(len(self._dataset)) if member == TARGET else self._ensemble.subset(member).tolist()
-        return self._dataset.training_file(positions, self._config.data.loss_on)
+        return self._recipes.request(member, base, key, file_id)
 
     async def _worth_another(self, row: JobRow, job: Job) -> bool:
         """Report a job without a model; False where the provider would refuse the next one for the same reason."""
@@ -362,7 +316,7 @@ class Training:
     async def _file_was_gone(self, row: JobRow) -> bool:
         """Whether the provider no longer had the training file of a job; if so it is uploaded again."""
         file_id: str = json.loads(row.request_json)["file_id"]
-        return await self._client.file(self._content(row.member), verify=True) != file_id
+        return await self._client.files.id_of(self._recipes.content(row.member), verify=True) != file_id
 
     async def _hand_over(self, member: int, model: str, on_ready: OnReady) -> bool:
         """False where the model turned out to be gone, so that its member has to be trained again."""
@@ -400,7 +354,7 @@ class Training:
         open_keys = self._store.ledger.unsettled()
         for row in self._store.jobs.rows():
             if row.key in open_keys and row.status in FINAL:
-                self._client.settle(row.key, row.member, row.trained_tokens)
+                self._client.money.settle(row.key, row.member, row.trained_tokens)
 
     @property
     def _may_submit(self) -> bool:

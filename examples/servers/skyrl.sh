@@ -16,7 +16,7 @@ if [ ! -x env/bin/python ]; then
 fi
 # uv run starts it, since SkyRL reads its parent's command line; the folder of checkpoints has to be absolute.
 export VIRTUAL_ENV=$FOLDER/env JAX_PLATFORMS=cpu HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1
-export XLA_FLAGS=--xla_cpu_multi_thread_eigen=false
+export XLA_FLAGS=--xla_cpu_multi_thread_eigen=false JAX_COMPILATION_CACHE_DIR=$FOLDER/jax
 exec uv run --no-project --active --offline -m skyrl.tinker.api --base-model "$MODEL" --backend jax \
   --backend-config '{"max_lora_adapters": 20, "max_lora_rank": 32}' --checkpoints-base "$FOLDER/ckpt" \
   --database-url "sqlite:///$FOLDER/tx.db" --host 127.0.0.1 --port "$PORT"

@@ -9,6 +9,7 @@ SDK repeats the creation of a training run, which costs nothing, and the local t
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -18,17 +19,20 @@ from typing import Any
 
 import httpx2
 import pytest
+import yaml
 from http_stub import serving
 from provider_support import KEY as WIRE_KEY
 from provider_support import run_config
 from sdk_support import KEY, Service, httpx
 
+from daunce_api.config import RunConfig
 from daunce_api.errors import AmbiguousSubmitError, RejectedError
+from daunce_api.plan.refusals import trainer_refusals
 from daunce_api.providers import azure, embedded, nebius
 from daunce_api.providers.base import JobRequest, JobStatus, Trainer
 from daunce_api.providers.endpoint import Endpoint
 from daunce_api.providers.openai_wire import trainer as openai_wire
-from daunce_api.providers.registry import Context
+from daunce_api.providers.registry import Context, capabilities_of
 from daunce_api.providers.tokenizers import embedded_folder
 from tests.reliability.proxy import Proxy, Sent
 
@@ -291,3 +295,16 @@ def test_capabilities_are_known_without_a_request(stub: Stub) -> None:
     assert said.provider
     assert said.max_concurrent_jobs >= 1
     assert said.min_examples >= 1
+
+
+PAGE = Path(__file__).parents[2] / "examples" / "guide" / "docs" / "providers.md"
+
+
+@pytest.mark.parametrize("block", re.findall(r"```yaml\n(.*?)```", PAGE.read_text(encoding="utf-8"), re.DOTALL))
+def test_what_the_guide_says_to_write_is_a_valid_config(block: str) -> None:
+    content = {"data": {"train": "train.jsonl", "test": "test.jsonl"}, **yaml.safe_load(block)}
+    config = RunConfig.from_mapping(content)
+    if config.backend.kind == "local":  # its model folder is the reader's
+        return
+    trainer, _ = capabilities_of(config)
+    assert trainer_refusals(config, trainer) == []

@@ -157,11 +157,15 @@ class FakeSampling:
         self.change = change
         self.service = service
 
+    def _not_loaded(self) -> Any:
+        return done(
+            tinker.RequestFailedError(f"Model {self.model} not loaded", "r", tinker.types.RequestErrorCategory.User)
+        )
+
     def compute_logprobs(self, prompt: Any, prompt_logprobs_last_n: int | None = None) -> Any:
         ids = prompt.to_ints()
         if self.model in self.service.forgotten:
-            category = tinker.types.RequestErrorCategory.User
-            return done(tinker.RequestFailedError(f"Model {self.model} not loaded", "r", category))
+            return self._not_loaded()
         values = sequence(self.model, ids)
         hidden = len(ids) - (prompt_logprobs_last_n or len(ids))
         values[:hidden] = [None] * hidden
@@ -169,6 +173,8 @@ class FakeSampling:
 
     def sample(self, prompt: Any, num_samples: int, sampling_params: Any) -> Any:
         assert (num_samples, sampling_params.temperature, sampling_params.stop) == (1, 1.0, [])
+        if self.model in self.service.forgotten:
+            return self._not_loaded()
         ids = prompt.to_ints()
         made = [(3 * t + 1) % 40 for t in range(sampling_params.max_tokens)]
         values = sequence(self.model, [*ids, *made])[len(ids) :]
@@ -566,9 +572,12 @@ def test_weights_are_what_the_measured_loss_is() -> None:
     assert float(weights @ -values) == pytest.approx(-np.mean(truth("m", example)), rel=1e-6)
 
 
-async def test_a_model_that_the_server_forgot_is_loaded_from_its_training_state() -> None:
+@pytest.mark.parametrize(
+    ("name", "state"), [("daunce-final", "daunce-final"), ("daunce-epoch-0002", "daunce-state-0002")]
+)
+async def test_a_model_that_the_server_forgot_is_loaded_from_its_training_state(name: str, state: str) -> None:
     """Once for all requests that wait for it."""
-    path = "tinker://run-1/sampler_weights/daunce-final"
+    path = f"tinker://run-1/sampler_weights/{name}"
     fake = FakeService(FakeTraining("run-7"))
     fake.forgotten = {path}
     async with open_scorer(fake) as scorer:
@@ -578,9 +587,28 @@ async def test_a_model_that_the_server_forgot_is_loaded_from_its_training_state(
     assert again == first
     assert fake.created == [
         {"model_path": path},
-        {"path": "tinker://run-1/weights/daunce-final"},
+        {"path": f"tinker://run-1/weights/{state}"},
         {"model_path": again_at},
     ]
+
+
+async def test_a_model_that_the_server_forgot_is_loaded_to_be_tested() -> None:
+    fake = FakeService(FakeTraining("run-7"))
+    fake.forgotten = {"tinker://run-1/sampler_weights/daunce-final"}
+    async with open_scorer(fake) as scorer:
+        assert (await scorer.probe("tinker://run-1/sampler_weights/daunce-final", BATCH[0])).checked
+
+
+@pytest.mark.parametrize("forgets", [True, False])
+async def test_the_state_of_a_model_that_may_be_forgotten_is_kept_as_long_as_it(forgets: bool, tmp_path: Path) -> None:
+    training = FakeTraining("run-1")
+    async with make(FakeService(training), tmp_path, keeping=Keeping(2, state=forgets)) as trainer:
+        await trainer.upload("f.jsonl", CONTENT)
+        await trainer.submit(request(hyperparameters={"n_epochs": 3}))
+        await finished(trainer, "run-1")
+    assert training.seconds["sampler_weights/daunce-epoch-0002"] is None
+    assert (training.seconds["weights/daunce-state-0002"] is None) is forgets
+    assert training.seconds["weights/daunce-state-0001"] is not None
 
 
 async def test_a_model_that_cannot_be_loaded_again_is_named() -> None:

@@ -92,6 +92,7 @@ def test_nothing_secret_is_in_recording_or_run(recorded: tuple[Path, dict[int, A
     for secret in (KEY, ORGANISATION, COOKIE, "marked", "Bearer"):
         assert secret.encode() not in kept
     assert b"key-removed of org-removed is too fast" in kept
+    assert b"for key-removed of org-removed" in kept, "in a header, too"
 
 
 def test_headers_are_an_allow_list(recorded: tuple[Path, dict[int, Any]]) -> None:

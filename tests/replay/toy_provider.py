@@ -51,13 +51,14 @@ class Provider:
     def __call__(self, request: httpx2.Request) -> httpx2.Response:
         self.requests += 1
         status, body, headers = self._answer(request)
-        headers |= {
+        headers = {
             "content-type": "application/json",
             "set-cookie": f"session={COOKIE}",
             "openai-organization": ORGANISATION,
             "x-request-id": f"req_{self.requests}",
             "server": "toy",
             "content-encoding": "gzip",
+            **headers,
         }
         return httpx2.Response(status, content=gzip.compress(json.dumps(body).encode()), headers=headers)
 
@@ -97,7 +98,7 @@ class Provider:
             return (
                 429,
                 {"error": {"message": f"{key} of {ORGANISATION} is too fast", "code": "x"}},
-                {"retry-after": "60"},
+                {"retry-after": "60", "x-request-id": f"for {key} of {ORGANISATION}"},
             )
         asked = json.loads(request.content)
         choices = []

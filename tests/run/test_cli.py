@@ -7,6 +7,7 @@ import io
 import json
 import re
 import shutil
+import sys
 from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
@@ -19,6 +20,7 @@ import typer
 import yaml
 
 from daunce_api import Run, RunConfig
+from daunce_api.__main__ import main as entry_point
 from daunce_api.attribution.score_files import load_bergson
 from daunce_api.cli import app
 from daunce_api.cli.demo.experiment import run_demo
@@ -299,3 +301,20 @@ def test_the_help_of_a_command_stands_alone(name: str, cli: Cli, monkeypatch: py
     paragraphs = [p.split("\n") for p in "\n".join(line.strip() for line in text.splitlines()).split("\n\n")]
     for line, following in (pair for lines in paragraphs for pair in pairwise(line for line in lines if line)):
         assert len(line) + 1 + len(following.split()[0]) > 85, (line, following)
+
+
+def test_ctrl_c_while_the_command_line_is_imported_ends_without_a_traceback(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Interrupted:
+        def find_spec(self, name: str, *_: object) -> None:
+            if name == "daunce_api.cli":
+                raise KeyboardInterrupt
+
+    for name in [name for name in sys.modules if name.startswith("daunce_api.cli")]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setattr(sys, "meta_path", [Interrupted(), *sys.meta_path])
+    with pytest.raises(SystemExit) as stopped:
+        entry_point()
+    assert stopped.value.code == 130
+    assert capsys.readouterr().err == ""

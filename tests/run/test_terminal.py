@@ -236,3 +236,34 @@ def test_status_says_that_few_members_tell_little(finished: object, screen: io.S
     assert "a rough guess below 20 members" in text
     assert "more members" not in text
     assert state.to_json()["more"] is None
+
+
+def test_lines_break_between_words_in_a_terminal_and_nowhere_else(monkeypatch: pytest.MonkeyPatch) -> None:
+    line = "Loss:            every assistant turn of twelve chats is trained on"
+    for wide, expected in (
+        (40, ["Loss:            every assistant turn of", " " * 17 + "twelve chats is trained", " " * 17 + "on"]),
+        (80, [line]),
+    ):
+        text = io.StringIO()
+        monkeypatch.setattr(
+            terminal, "out", Console(file=text, width=wide, force_terminal=True, color_system=None, soft_wrap=True)
+        )
+        terminal.say(line)
+        assert text.getvalue().splitlines() == expected
+    piped, err = io.StringIO(), io.StringIO()
+    monkeypatch.setattr(terminal, "out", Console(file=piped, width=40, soft_wrap=True))
+    terminal.say(line)
+    assert piped.getvalue() == line + "\n"
+    monkeypatch.setattr(
+        terminal, "err", Console(file=err, width=30, force_terminal=True, color_system=None, soft_wrap=True)
+    )
+    terminal.error("a.jsonl has problems. Fix them:\n  a.jsonl:1: not JSON: a comma stands there")
+    terminal.note("something was noticed and kept")
+    assert err.getvalue().splitlines() == [
+        "error  a.jsonl has problems.",
+        "       Fix them:",
+        "         a.jsonl:1: not JSON:",
+        "         a comma stands there",
+        "note  something was noticed",
+        "      and kept",
+    ]

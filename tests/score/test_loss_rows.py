@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
+from daunce_api.attribution import matrices
 from daunce_api.attribution.matrices import finish, loss_matrix
 from daunce_api.core.losses import Reduction, per_example_losses
 from daunce_api.errors import StoreCorruptError
 from daunce_api.providers.base import TokenScores
-from daunce_api.store import RunStore
+from daunce_api.store import LossRow, RunStore
 from tests.store_rows import by_key, put
 
 KEYS = [f"k{i}" for i in range(40)]
@@ -73,3 +75,21 @@ def test_tokens_are_not_read_where_rows_are_kept(run: RunStore) -> None:
     again, _ = loss_matrix(run, [(0, 0)], ids, "mean")
     assert again.tobytes() == expected.tobytes()
     run.close()
+
+
+def test_a_row_of_measurements_that_were_set_aside_meanwhile_is_not_kept(
+    run: RunStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Rows are computed in a thread, which goes on when the run is being ended because its members are alike."""
+    ids = run.scores.register(dict.fromkeys(KEYS, 5))
+    compute = matrices._row
+
+    def slow(*given: Any) -> LossRow:
+        row = compute(*given)
+        run.scores.set_aside([1], "the base model answered", suspect=True)
+        return row
+
+    monkeypatch.setattr(matrices, "_row", slow)
+    finish(run, ids, 1, 0, "mean")
+    assert not run.scores.has_row(ids, 1, 0)
+    assert (1, 0) not in run.scores.complete(ids)

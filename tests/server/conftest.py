@@ -107,6 +107,18 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[EmbeddedServer]
 
 
 @pytest.fixture(scope="session")
+def nebius(tmp_path_factory: pytest.TempPathFactory) -> Iterator[EmbeddedServer]:
+    with EmbeddedServer(ServerSettings(state_dir=tmp_path_factory.mktemp("nebius"), dialect="nebius")) as running:
+        yield running
+
+
+@pytest.fixture(scope="session")
+def vllm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[EmbeddedServer]:
+    with EmbeddedServer(ServerSettings(state_dir=tmp_path_factory.mktemp("vllm"), dialect="vllm")) as running:
+        yield running
+
+
+@pytest.fixture(scope="session")
 def client(server: EmbeddedServer) -> openai.OpenAI:
     return connect(server)
 

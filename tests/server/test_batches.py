@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterator
 from typing import Any
 
 import httpx2
 import openai
 import pytest
 
-from daunce_api.server import EmbeddedServer, ServerSettings
+from daunce_api.server import EmbeddedServer
 
 from .conftest import MODEL, jsonl, raw, records, upload, wait
 
@@ -78,12 +77,6 @@ def test_a_batch_needs_a_file_of_its_own_purpose(server: EmbeddedServer) -> None
         assert caught.value.param == "input_file_id"
 
 
-@pytest.fixture(scope="module")
-def nebius(tmp_path_factory: pytest.TempPathFactory) -> Iterator[EmbeddedServer]:
-    with EmbeddedServer(ServerSettings(state_dir=tmp_path_factory.mktemp("nebius"), dialect="nebius")) as running:
-        yield running
-
-
 def test_a_nebius_job_names_no_model_and_its_checkpoint_becomes_one(nebius: EmbeddedServer) -> None:
     sdk = _sdk(nebius)
     file = upload(sdk, jsonl(records()))
@@ -122,12 +115,6 @@ def test_a_nebius_job_names_no_model_and_its_checkpoint_becomes_one(nebius: Embe
         assert http.post("/v1/completions", json={**ask, "model": models[first["id"]]}).status_code == 200
         bad = http.post("/v0/models", json={"name": "m", "base_model": MODEL, "source": f"{done.id}:ftckpt-x"})
         assert bad.json()["error"]["param"] == "source"
-
-
-@pytest.fixture(scope="module")
-def vllm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[EmbeddedServer]:
-    with EmbeddedServer(ServerSettings(state_dir=tmp_path_factory.mktemp("vllm"), dialect="vllm")) as running:
-        yield running
 
 
 def test_vllm_s_null_and_prompt_logprobs(vllm: EmbeddedServer, http: httpx2.Client) -> None:

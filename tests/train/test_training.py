@@ -647,7 +647,7 @@ def test_a_run_says_once_where_other_tokens_are_billed_than_are_counted(world: W
     """The provider's chat template is not ours: members would be measured on other tokens than they were trained on."""
     with world.open() as store:
         client = world.client(store)
-        client.costs = JobCosts(dict.fromkeys(range(-1, world.members), counted), 0.001)
+        client.money.costs = JobCosts(dict.fromkeys(range(-1, world.members), counted), 0.001)
         training = Training(client, ensemble=world.ensemble, dataset=world.dataset, config=world.config)
         asyncio.run(training.run(world.on_ready))
     events = [e for e in world.events if e.kind is EventKind.OTHER_TOKENS]

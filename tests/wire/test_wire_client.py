@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import pickle
+import threading
 import traceback
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
 import httpx2
@@ -22,7 +24,7 @@ from daunce_api.errors import (
 )
 from daunce_api.providers.endpoint import Endpoint, api_key_from, checked_base_url
 from daunce_api.providers.failures import retry_after
-from daunce_api.providers.openai_wire.client import open_sdk
+from daunce_api.providers.openai_wire.client import WireClient, open_sdk
 
 
 async def failure(server: Server, *, submit: bool = False) -> ProviderError:
@@ -195,3 +197,36 @@ async def test_no_retries_of_the_sdk_and_no_proxy_for_loopback(monkeypatch: pyte
     remote = open_sdk(Endpoint("http://wire.test/v1", KEY))
     assert remote._client._mounts
     await remote.close()
+
+
+async def test_a_redirect_takes_no_training_file_elsewhere() -> None:
+    """307 keeps method and body; the key would be stripped on the way to another origin, the file would not."""
+    received: list[bytes] = []
+
+    class Elsewhere(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            body = self.rfile.read(int(self.headers["content-length"]))
+            received.append(body)
+            target = None if self.path == "/there" else f"http://127.0.0.1:{server.server_address[1]}/there"
+            self.send_response(200 if target is None else 307)
+            if target is not None:
+                self.send_header("location", target)
+            self.send_header("content-length", "0")
+            self.end_headers()
+
+        def log_message(self, *_: Any) -> None:
+            return None
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Elsewhere)
+    threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
+    endpoint = Endpoint(f"http://127.0.0.1:{server.server_address[1]}/v1", KEY, "the server")
+    try:
+        client = WireClient.open(endpoint)
+        call = client.sdk.files.with_raw_response.create(file=("a.jsonl", b"{}"), purpose="fine-tune")
+        with pytest.raises(RejectedError, match="307"):
+            await client.json(call, doing="the test")
+        await client.sdk.close()
+    finally:
+        server.shutdown()
+        server.server_close()
+    assert len(received) == 1

@@ -65,6 +65,7 @@ class TiktokenTokenizer:
     """
 
     BYTES_PER_TOKEN = 4
+    begin = end = ""
 
     def __init__(self, model: str, *, day: date | None = None) -> None:
         """Raises ConfigurationError where the model's encoding is not known."""
@@ -87,14 +88,6 @@ class TiktokenTokenizer:
     def fingerprint(self) -> str:
         name = f"{self.name} {self._day}" if self.name == HARMONY else self.name
         return name if self.exact else f"estimate:{name}"
-
-    @property
-    def begin(self) -> str:
-        return ""
-
-    @property
-    def end(self) -> str:
-        return ""
 
     def encode(self, text: str) -> list[int]:
         """Ids of a text; special tokens spelled in it are ordinary characters.

@@ -43,6 +43,7 @@ def open_sdk(
             timeout=httpx2.Timeout(timeout, connect=10.0),
             limits=httpx2.Limits(max_connections=connections, max_keepalive_connections=connections),
             trust_env=not endpoint.loopback,
+            follow_redirects=False,  # a training file goes where the config says, and nowhere else
         )
     sdk = openai.AsyncOpenAI(
         api_key=endpoint.api_key,

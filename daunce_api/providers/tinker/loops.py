@@ -152,12 +152,14 @@ class Loop:
 
     async def _save_epoch(self, training: Any, epoch: int) -> None:
         record, keeping = self._record, self._keeping
-        if epoch > self._recipe.n_epochs - keeping.models:
+        is_model, state_seconds = epoch > self._recipe.n_epochs - keeping.models, STATE_DAYS * DAY
+        if is_model:
             name = epoch_name(EPOCH, epoch)
             await self._saved(training.save_weights_for_sampler, name, keeping.seconds)
             record.epochs[str(epoch)] = path_of(record.run, "sampler_weights", name)
         name = epoch_name(STATE, epoch)
-        await self._saved(training.save_state, name, STATE_DAYS * DAY)
+        # Where models are forgotten, one of an epoch is loaded from this state for as long as it is kept.
+        await self._saved(training.save_state, name, keeping.seconds if is_model and keeping.state else state_seconds)
         record.epoch, record.state = epoch, path_of(record.run, "weights", name)
         self._save(record)
 

@@ -35,8 +35,9 @@ def sampler_path(path: str) -> str:
 
 
 def state_path(path: str) -> str:
-    """The path of the training state that was saved beside the sampler's weights."""
-    return path_of(parts_of(path)[0], "weights", parts_of(path)[1])
+    """The path of the training state that was saved beside the sampler's weights, of a member's end or of an epoch."""
+    run, name = parts_of(path)
+    return path_of(run, "weights", name.replace(EPOCH, STATE, 1) if name.startswith(EPOCH) else name)
 
 
 def epoch_name(prefix: str, epoch: int) -> str:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import asyncio
 from collections import OrderedDict
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Awaitable, Callable, Sequence
+from functools import partial
+from typing import Any, TypeVar
 
 from pydantic import Field
 
@@ -17,9 +18,11 @@ from ..contract import BEFORE_TARGETS, refuse_long, scores_of
 from ..options import ScorerOptions, parse_options
 from ..probe import GENERATED, Generated, generated, probe_generated
 from ..registry import Context
+from .loops import DAY
 from .paths import AGAIN, path_of, state_path
 from .service import Service, accepts, is_tinker, name_of, open_service
 
+Answer = TypeVar("Answer")
 _TAIL = "prompt_logprobs_last_n"
 _CLIENTS = 64
 """Sampling clients kept; each stands for one model."""
@@ -101,19 +104,20 @@ class TinkerScorer(Closing):
         """
         for example in batch:
             refuse_long(example, 1, self._options.max_context_tokens)
-        return [await self._score(model, example) for example in batch]
+        return [await self._with_client(model, partial(self._asked, model, example)) for example in batch]
 
-    async def _score(self, model: str, example: EncodedExample) -> TokenScores:
+    async def _with_client(self, model: str, ask: Callable[[Any], Awaitable[Answer]]) -> Answer:
+        """What ``ask`` gives for the model's sampling client, loaded again where the server has forgotten the model."""
         client = await self._client(model)
         try:
-            return await self._asked(client, model, example)
+            return await ask(client)
         except RejectedError as error:
             if not _is_forgotten(error) or model == self._base_model:
                 raise
             forgotten = error
-        return await self._asked(await self._loaded_again(model, client, forgotten), model, example)
+        return await ask(await self._loaded_again(model, client, forgotten))
 
-    async def _asked(self, client: Any, model: str, example: EncodedExample) -> TokenScores:
+    async def _asked(self, model: str, example: EncodedExample, client: Any) -> TokenScores:
         import tinker
 
         prompt = tinker.ModelInput.from_ints(list(example.ids))
@@ -152,7 +156,8 @@ class TinkerScorer(Closing):
                 lambda: client.create_training_client_from_state(state), doing=f"loading {state}"
             )
             self._held.append(training)  # the server keeps the model for as long as the session is there
-            await service.start(lambda: training.save_weights_for_sampler(AGAIN), doing=f"saving {state} to be scored")
+            save = partial(training.save_weights_for_sampler, AGAIN, ttl_seconds=DAY)
+            await service.start(save, doing=f"saving {state} to be scored")
             info = await service.start(training.get_info, doing="reading the new training run")
             path = path_of(str(info.model_id), "sampler_weights", AGAIN)
             return await self._open_path({"model_path": path}, model)
@@ -177,13 +182,16 @@ class TinkerScorer(Closing):
     async def _sample(self, model: str, prompt: tuple[int, ...]) -> Generated | None:
         import tinker
 
-        client = await self._client(model)
         # At temperature 1 a sample's log-probabilities are the model's own, whichever way a service reports them.
         how = tinker.SamplingParams(max_tokens=GENERATED, temperature=1.0, seed=1, stop=[])
         ids = tinker.ModelInput.from_ints(list(prompt))
-        answer = await self._service.start(
-            lambda: client.sample(ids, num_samples=1, sampling_params=how), doing=f"testing {model}"
-        )
+
+        async def ask(client: Any) -> Any:
+            return await self._service.start(
+                lambda: client.sample(ids, num_samples=1, sampling_params=how), doing=f"testing {model}"
+            )
+
+        answer = await self._with_client(model, ask)
         made = answer.sequences[0] if answer.sequences else None
         return None if made is None else generated(made.tokens, made.logprobs)
 
