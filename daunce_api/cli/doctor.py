@@ -172,10 +172,11 @@ async def _jobs_route(trainer: Trainer, findings: Findings) -> None:
         await _patient(trainer.reach_jobs)
     except ProviderError as error:
         findings.add("fine-tuning jobs", False, str(error))
-        findings.advice.append(
-            "the jobs route does not work here, so nothing can be trained. A gateway may need a license for it, or a "
-            "pass-through address (LiteLLM: base_url .../openai/v1)."
-        )
+        if error.status is not None:  # it was answered
+            findings.advice.append(
+                "the jobs route does not work here, so nothing can be trained. A gateway may need a license for it, or "
+                "a pass-through address (LiteLLM: base_url .../openai/v1)."
+            )
     else:
         findings.add("fine-tuning jobs", True, "they can be listed")
 
