@@ -175,7 +175,7 @@ async def _jobs_route(trainer: Trainer, findings: Findings) -> None:
         if error.status is not None:  # it was answered
             findings.advice.append(
                 "the jobs route does not work here, so nothing can be trained. A gateway may need a license for it, or "
-                "a pass-through address (LiteLLM: base_url .../openai/v1)."
+                "a pass-through address (LiteLLM: base_url .../openai)."
             )
     else:
         findings.add("fine-tuning jobs", True, "they can be listed")
