@@ -10,7 +10,7 @@ import difflib
 import json
 import math
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from copy import deepcopy
 from datetime import date
 from pathlib import Path
@@ -45,6 +45,8 @@ version keeps the recipe that it was started with."""
 
 _RETIRED: dict[str, str] = {}
 """Keys that this version no longer has, with what to use instead."""
+_RETIRED_VALUES = {"attribution.estimator: matched": "this version does not have it; scores are those of auto"}
+"""The same of values."""
 
 
 class _Section(BaseModel):
@@ -256,9 +258,7 @@ class ScoringConfig(_Section):
 class AttributionConfig(_Section):
     """How losses become scores; may be changed after the run."""
 
-    estimator: str = Field(
-        "auto", description="auto, covariance, correlation, inclusion, whitened, half_whitened or matched"
-    )
+    estimator: str = Field("auto", description="auto, covariance, correlation, inclusion, whitened or half_whitened")
     loss: Literal["mean", "sum", "margin"] = Field(
         "mean", description="per example: nats per completion token, their sum, or minus the mean log-odds"
     )
@@ -409,6 +409,9 @@ def _known_keys(section: type[BaseModel], content: Mapping[str, Any], path: str)
             instead = _RETIRED.get(place, "this version does not know it")
             gone.append(f"{place}: {instead}; the run was started with it")
             continue
+        if (retired := f"{place}: {value}") in _RETIRED_VALUES:
+            gone.append(f"{retired}: {_RETIRED_VALUES[retired]}")
+            continue
         inner = section_of(section.model_fields[key].annotation)
         if inner is not None and isinstance(value, Mapping):
             known[key], more = _known_keys(inner, value, f"{place}.")
@@ -453,16 +456,19 @@ def _explain(error: ValidationError) -> list[str]:
         place = ".".join(str(p) for p in problem["loc"]) or "(top level)"
         if problem["type"] == "extra_forbidden":
             section, name = problem["loc"][:-1], str(problem["loc"][-1])
-            known = _fields_at(section)
-            close = difflib.get_close_matches(name, known, n=1)
-            retired = _RETIRED.get(place)
-            hint = retired or (f"did you mean {close[0]}?" if close else f"known keys: {', '.join(known)}")
+            hint = _RETIRED.get(place) or close_to(name, _fields_at(section))
             if not re.fullmatch(r"[A-Za-z_]{1,40}", name):  # not a name of ours, and perhaps a secret
                 place = ".".join([*map(str, section), "(a key that is not shown)"])
             lines.append(f"  {place}: unknown key; {hint}")
         else:
             lines.append(f"  {place}: {problem['msg'].removeprefix('Value error, ')}")
     return lines
+
+
+def close_to(name: str, known: Collection[str], otherwise: str = "known keys: {}") -> str:
+    """What an unknown name may stand for."""
+    close = difflib.get_close_matches(name, known, n=1)
+    return f"did you mean {close[0]}?" if close else otherwise.format(", ".join(known))
 
 
 def section_of(annotation: Any) -> type[BaseModel] | None:

@@ -111,9 +111,7 @@ def run(
             parts["base, equal tokens"] = max(2, round(share * members))
         for part, count in parts.items():
             train_loss_KN, test_loss_KM = (v[:count] for v in losses)
-            for estimator in ("covariance", "whitened", "half_whitened", "matched", "auto"):
-                if estimator == "matched" and name == "base":
-                    continue
+            for estimator in ("covariance", "whitened", "half_whitened", "auto"):
                 rho = "base" if name == "base" else learning_time
                 score_NM = scores(train_loss_KN, test_loss_KM, design_KN[:count], estimator=estimator, rho=rho)
                 result[part, estimator] = lds(score_NM, kept, truth).value

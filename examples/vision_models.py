@@ -1,7 +1,7 @@
 """Two classifiers for images, without torchvision: a multilayer perceptron and ResNet-9 (used in arXiv 2505.23223).
 
 from daunce_api.providers.local.classifier import Classifier, ClassifierSettings
-classifier = Classifier(lambda: ResNet9(channels=1, classes=10), measured="margin")
+classifier = Classifier(lambda: ResNet9(channels=1, classes=10))
 """
 
 from __future__ import annotations

@@ -21,7 +21,7 @@ from .. import core
 from ..core.estimators import stabilized
 from ..core.losses import token_losses
 from ..core.pairs import Shrinkage, tilted
-from ..core.rows import centered
+from ..core.stages import centered
 from ..errors import DataError
 from .labels import Side
 from .measurements import Measurements

@@ -18,12 +18,12 @@ members; G = A A^T = U diag(w) U^T, m = mean(w).
    examples under a recipe. Members on subsets of ratio r give w = K (1 - r) / r (f R)^2, and phi weighs the direction
    by f R^2 phi, while influence under the target's recipe is R_T. So members with the target's recipe want phi = w^-1/2
    whatever R is (``half_whitened``), and short members from the target (R = c, R_T = 1 / (f + d)) want
-   phi = 1 / (sqrt(w) (f R + rho)) with f R = sqrt(w r / (K (1 - r))) (``matched``), where rho = c d = (member's steps
-   x mean learning rate) / (target's steps x mean learning rate). What this rests on
+   phi = 1 / (sqrt(w) (f R + rho)) with f R = sqrt(w r / (K (1 - r))), where rho = c d = (member's steps x mean learning
+   rate) / (target's steps x mean learning rate). The latter is no estimator here: with scoring noise it lost up to .11
+   LDS to ``auto``, without it gained up to .015. ``auto`` asks whether f R / rho is large. What this rests on
    (measured in tests/benchmarks/RESULTS-estimators.md):
    * F is the gradients' second moment, R a function of the curvature H. With h for H's eigenvalue (same directions),
-     w = K (1 - r) / r (f R(h))^2 still, so ``half_whitened`` does not ask that F = H. ``matched`` does: rho counts
-     f / h times. Wrong labels that the model expects leave f = h; over-confidence and memorising do not.
+     w = K (1 - r) / r (f R(h))^2 still, so ``half_whitened`` does not ask that F = H.
    * Models of a share q of the training set take q times as many steps: judged by halves (LDS), rho counts twice.
    * Momentum mu multiplies learning-rate time by 1 / (1 - mu), in members and target alike. Under Adam with
      preconditioner P the same holds in coordinates P^-1/2 theta, with the moment of P^1/2 g for F: ``half_whitened``
@@ -48,19 +48,21 @@ members; G = A A^T = U diag(w) U^T, m = mean(w).
 from __future__ import annotations
 
 from collections.abc import Hashable, Sequence
-from typing import Any, Literal
+from typing import Any, Literal, TypedDict, Unpack
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from .choice import Choice, choose
 from .estimators import ESTIMATORS, QUESTIONS, Estimator, Question, Setting
+from .groups import GroupScores, group_scores_of
 from .influence import SelfInfluence, self_influence
 from .jackknife import confidence_interval, significance_threshold
 from .losses import per_example_losses, resolve_censored, segment_losses
-from .pairs import GroupScores, Scores, fit, group_scores_of
+from .pairs import Scores, fit
 from .quality import MINIMUM_MEMBERS, SelfLDS, StopRule, estimate
-from .rows import Checkpoints, MemberLosses, Rho, member_losses
+from .rows import MemberLosses, Rho, member_losses
+from .stages import Checkpoints
 from .topk import Ranking, ranking_of
 
 __all__ = [
@@ -98,7 +100,14 @@ __all__ = [
     "top",
 ]
 
-Noise = float | NDArray[np.float64] | None
+
+class Known(TypedDict, total=False):
+    """What is known besides the losses and subsets; see `scores`."""
+
+    noise: float | NDArray[np.float64] | None
+    rho: Rho
+    earlier: Checkpoints | None
+    prior_NM: ArrayLike | None
 
 
 def scores(
@@ -106,10 +115,7 @@ def scores(
     test_loss_KM: ArrayLike,
     inclusion_KN: ArrayLike | None = None,
     estimator: str = "auto",
-    noise: Noise = None,
-    rho: Rho = "base",
-    earlier: Checkpoints | None = None,
-    prior_NM: ArrayLike | None = None,
+    **known: Unpack[Known],
 ) -> NDArray[Any]:
     """Attribution scores of every training example to every test example.
 
@@ -118,13 +124,13 @@ def scores(
         test_loss_KM: (K, M) per-example losses, nats; NaN = missing.
         inclusion_KN: (K, N) whether training example i is in member k's subset.
         estimator: a name in `ESTIMATORS`, or "auto" (see `choose`).
-        noise: standard deviation of the scoring noise of one training loss, nats, or (N,) of them; None: not measured.
-        rho: "base" for members that are trained like the target; for members started from the target their
-            learning-rate time relative to the target's (METHOD item 6), or "unknown".
-        earlier: losses of the same members at earlier checkpoints, which are further rows; see `rows`. Named
-            estimators use them where they are given.
-        prior_NM: (N, M) what is known of the pairs before, higher = more related, on any scale: "auto" adds it as far
-            as the members bear it out; named estimators go without.
+        known: more that is known:
+            noise: standard deviation of the scoring noise of one training loss, nats, or (N,) of them; None: not
+            measured. rho: "base" for members that are trained like the target; for members started from the target
+            their learning-rate time relative to the target's (METHOD item 6), or "unknown". earlier: losses of the
+            same members at earlier checkpoints, which are further rows; see `rows`. prior_NM: (N, M) what is known of
+            the pairs before, higher = more related, on any scale: "auto" adds it as far as the members bear it out;
+            named estimators go without.
 
     Returns:
         (N, M) scores; positive = helpful: up-weighting the training example lowers the test example's loss. Units are
@@ -142,9 +148,7 @@ def scores(
         >>> scores(train, test, inclusion).argmax(axis=0)
         array([0, 1, 2])
     """
-    losses = member_losses(
-        train_loss_KN, test_loss_KM, inclusion_KN, noise=noise, rho=rho, earlier=earlier, prior_NM=prior_NM
-    )
+    losses = member_losses(train_loss_KN, test_loss_KM, inclusion_KN, **known)
     choice = choose(losses, estimator)
     return fit(losses, choice.estimator.name, choice.setting).dense()
 
@@ -154,19 +158,14 @@ def self_lds(
     test_loss_KM: ArrayLike,
     inclusion_KN: ArrayLike,
     estimator: str = "auto",
-    noise: Noise = None,
-    rho: Rho = "base",
-    earlier: Checkpoints | None = None,
-    prior_NM: ArrayLike | None = None,
+    **known: Unpack[Known],
 ) -> SelfLDS:
     """The quality of a run, estimated from its own members; see `quality`. Arguments as for `scores`.
 
     Raises:
         NotEnoughMembersError: fewer than 8 members. Otherwise as `scores`.
     """
-    losses = member_losses(
-        train_loss_KN, test_loss_KM, inclusion_KN, noise=noise, rho=rho, earlier=earlier, prior_NM=prior_NM
-    )
+    losses = member_losses(train_loss_KN, test_loss_KM, inclusion_KN, **known)
     return estimate(losses, estimator)
 
 
@@ -179,19 +178,15 @@ def top(
     opponents: bool = False,
     *,
     inclusion_KN: ArrayLike | None = None,
-    noise: Noise = None,
-    rho: Rho = "base",
     question: Question = "attribution",
     per: Literal["test", "train"] = "test",
     fdr: float | None = None,
-    earlier: Checkpoints | None = None,
-    prior_NM: ArrayLike | None = None,
+    **known: Unpack[Known],
 ) -> Ranking:
     """The k largest (or smallest) scores of every test example, exact, without the N x M matrix.
 
     Args:
-        train_loss_KN, test_loss_KM, inclusion_KN, estimator, noise, rho, earlier, prior_NM: as for `scores`. Inputs
-            may be memory-mapped.
+        train_loss_KN, test_loss_KM, inclusion_KN, estimator, known: as for `scores`. Inputs may be memory-mapped.
         k: how many; more than there are means all.
         stderr: also standard errors, z-values and what is significantly not zero.
         opponents: the smallest scores instead of the largest.
@@ -204,9 +199,7 @@ def top(
     Raises:
         ConfigurationError: k < 1, an unknown option, or fdr outside (0, 1). Otherwise as `scores`.
     """
-    losses = member_losses(
-        train_loss_KN, test_loss_KM, inclusion_KN, noise=noise, rho=rho, earlier=earlier, prior_NM=prior_NM
-    )
+    losses = member_losses(train_loss_KN, test_loss_KM, inclusion_KN, **known)
     choice = choose(losses, estimator, question)
     return ranked(losses, choice, k, stderr=stderr, opponents=opponents, per=per, fdr=fdr)
 
@@ -236,23 +229,18 @@ def group_scores(
     estimator: str = "auto",
     *,
     inclusion_KN: ArrayLike | None = None,
-    noise: Noise = None,
-    rho: Rho = "base",
-    earlier: Checkpoints | None = None,
-    prior_NM: ArrayLike | None = None,
+    **known: Unpack[Known],
 ) -> GroupScores:
     """Sum scores over groups on either side.
 
     Args:
         train_labels_N, test_labels_M: any hashable labels, or None for every example by itself.
-        train_loss_KN, test_loss_KM, estimator, inclusion_KN, noise, rho, earlier, prior_NM: as for `scores`.
+        train_loss_KN, test_loss_KM, estimator, inclusion_KN, known: as for `scores`.
 
     Raises:
         DataError: a label sequence of the wrong length. Otherwise as `scores`.
     """
-    losses = member_losses(
-        train_loss_KN, test_loss_KM, inclusion_KN, noise=noise, rho=rho, earlier=earlier, prior_NM=prior_NM
-    )
+    losses = member_losses(train_loss_KN, test_loss_KM, inclusion_KN, **known)
     return grouped(losses, choose(losses, estimator), train_labels_N, test_labels_M)
 
 

@@ -37,7 +37,8 @@ import numpy as np
 from ..errors import ConfigurationError
 from .crossval import Candidate, CrossValidator, weighted_correlation
 from .estimators import ESTIMATORS, QUESTIONS, Estimator, Question, Setting, Spectrum, estimator_named, spectrum_of
-from .rows import MemberLosses, centered
+from .rows import MemberLosses
+from .stages import centered
 
 RIDGES = tuple(float(x) for x in np.round(10.0 ** np.arange(-1, 1.01, 0.25), 3))
 SHORTFALL = 0.08

@@ -24,7 +24,8 @@ from numpy.typing import ArrayLike, NDArray
 from ..errors import ConfigurationError
 from .estimators import Matrix, Setting, Spectrum, decompose, estimator_named, inclusion_dispersion, stabilized
 from .pairs import Shrinkage, fit, tilted
-from .rows import Floats, Index, MemberLosses, Stages, centered, stacked
+from .rows import MemberLosses
+from .stages import Floats, Index, Stages, centered, stacked
 
 Candidate: TypeAlias = tuple[str, Setting]
 FOLDS = 10

@@ -17,7 +17,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import ConfigurationError, DataError
-from .rows import Floats, MemberLosses, Stages
+from .rows import MemberLosses
+from .stages import Floats, Stages
 
 Vector: TypeAlias = NDArray[np.float64]
 Matrix: TypeAlias = NDArray[np.float64]
@@ -64,7 +65,6 @@ class Spectrum:
         stages: which member has a row at which stage.
         noise_energy: N sigma^2, what scoring noise, which is another in every row, adds to every eigenvalue.
         dispersion: var(inclusion) / mean(inclusion)^2 = (1 - r) / r for subsets of ratio r, or None when unknown.
-        rho: of members that start from the target, else None.
     """
 
     w: Vector
@@ -73,7 +73,6 @@ class Spectrum:
     stages: Stages
     noise_energy: float = 0.0
     dispersion: float | None = None
-    rho: float | None = None
 
     @property
     def signal(self) -> Vector:
@@ -137,7 +136,6 @@ def decompose(gram_RR: Matrix, stages: Stages, losses: MemberLosses, dispersion:
         stages,
         losses.noise_energy,
         dispersion,
-        None if isinstance(losses.rho, str) else losses.rho,
     )
 
 
@@ -188,17 +186,6 @@ def _half_whitened(spectrum: Spectrum, setting: Setting) -> Vector:
     return spectrum.wiener(lambda s: 1 / np.sqrt(s))
 
 
-def _matched(spectrum: Spectrum, setting: Setting) -> Vector:
-    rho = spectrum.rho
-    if rho is None or spectrum.dispersion is None:
-        raise ConfigurationError(
-            "The matched estimator needs rho, the ratio of the member's to the target's learning-rate time (steps x "
-            "mean learning rate), and the inclusion matrix. For members trained from the base use half_whitened."
-        )
-    scale = np.sqrt(spectrum.stages.rows * spectrum.dispersion)
-    return spectrum.wiener(lambda s: 1 / (np.sqrt(s) * (np.sqrt(s) / scale + rho)))
-
-
 @dataclass(frozen=True)
 class Estimator:
     """An entry of the registry.
@@ -222,7 +209,6 @@ ESTIMATORS: dict[str, Estimator] = {
         Estimator("inclusion"),
         Estimator("whitened", _whitened),
         Estimator("half_whitened", _half_whitened),
-        Estimator("matched", _matched),
     )
 }
 

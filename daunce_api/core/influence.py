@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from ..errors import DataError
-from .rows import Floats
+from .stages import Floats
 
 
 @dataclass(frozen=True, eq=False)

@@ -8,8 +8,8 @@ are: groups sum columns first, and some examples need no others.
 
 For `covariance` and `inclusion` they are the deviations themselves (the divisor held fixed where members have different
 numbers of rows). For `whitened`, as for any ridge, with R = (G + c)^-1 and P the rows of member k,
-``d_k = (R A)_Pi^T R_PP^-1 (R B)_Pj``, exactly (lambda held fixed). `half_whitened` and `matched` are mixtures of ridges
-and d_k is the same mixture. For `correlation` the column norms change too: with unit columns a, b and
+``d_k = (R A)_Pi^T R_PP^-1 (R B)_Pj``, exactly (lambda held fixed). `half_whitened` is a mixture of ridges, and d_k the
+same mixture. For `correlation` the column norms change too: with unit columns a, b and
 c = K_t / (K_t - 1), ``r_-k = (r - sum_t c a b) / sqrt((1 - sum_t c a^2) (1 - sum_t c b^2))``.
 
 Why a filter's changes are taken smaller than they are. With R = (G + c)^-1 and Gaussian rows of second moment T, a
@@ -34,7 +34,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from .estimators import Matrix, Spectrum, Vector
-from .rows import Floats, Stages
+from .stages import Floats, Stages
 
 LEAST_FOR_CORRELATION = 4  # of three members two are left, whose correlation is 1 or -1 whatever they are
 _RIDGES = 17  # in a mixture: 49 fit half_whitened no better than to 1e-4, and cost three times as much
@@ -140,8 +140,8 @@ def _by_own_inverse(spectrum: Spectrum, ridge: float, resolvent_D: Vector, whole
 def _ridge_mixture(spectrum: Spectrum, phi: Vector, ridge: float) -> tuple[Vector, Vector]:
     """c and alpha with sum alpha / (w + c) close to phi on the eigenvalues, each weighted as it counts in scores.
 
-    `whitened` is one such term, `half_whitened` and `matched` are mixtures of them with positive weights (all are
-    Stieltjes functions of w). Behind a Wiener weight they are not: phi falls towards the noise, which takes weights of
+    `whitened` is one such term, `half_whitened` a mixture of them with positive weights (it is a Stieltjes function of
+    w). Behind a Wiener weight they are not: phi falls towards the noise, which takes weights of
     either sign. Positive ones were up to .23 off there, those up to .03.
     """
     ridges = np.append(spectrum.mean * np.geomspace(1e-4, 1e4, _RIDGES), ridge)

@@ -20,7 +20,7 @@ z-values are those of the evidence alone; z does not depend on weights.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cached_property
 
@@ -39,12 +39,11 @@ from .jackknife import (
     unit_terms,
     z_values,
 )
-from .rows import Floats, Index, MemberLosses, Stages, stacked
+from .rows import MemberLosses
+from .stages import Floats, Index, Stages, stacked
 
 _ROWS = 8_192
 _TILE = (2_048, 512)
-_PAIRS = 1_000_000  # that are weighted at a time
-_CHANGES = 10_000_000  # of groups by members that are held at a time
 _ALL = slice(None)
 _ROOT_OF_FIVE = 5**0.5
 
@@ -243,59 +242,6 @@ class Scores:
             squares += change**2
         return jackknife(squares, total, self.stages.members, least=LEAST_FOR_CORRELATION)
 
-    def group_sums(self, row_of: Index, column_of: Index) -> tuple[Floats, Floats]:
-        """(G, H) sums of scores over groups of examples, and the standard errors of their evidence.
-
-        Sums of columns come before the product, so they cost no more than single examples do; where pairs have weights
-        or a prior, about what all pairs cost. Norms of summed correlations are taken as known, see `unit_terms`.
-        """
-        if _is_single(row_of) and _is_single(column_of):
-            return self.inner(_ALL, _ALL), self.inner_stderr(_ALL, _ALL)
-        if self.shrinkage is not None:
-            return self._sums_of_blocks(row_of, column_of), self._weighted_errors(self.shrinkage, row_of, column_of)
-        left, right, tests = (
-            _summed(x, of) for x, of in ((self.left_RN, row_of), (self.right_RM, column_of), (self.tests_RM, column_of))
-        )
-        sums = replace(self, left_RN=left, right_RM=right, tests_RM=tests, standardized=False, prior_NM=None)
-        error = sums.inner_stderr(_ALL, _ALL)
-        if self.standardized and self.stages.members < LEAST_FOR_CORRELATION:
-            error[:] = np.nan
-        score = sums.inner(_ALL, _ALL) if self.prior_NM is None else self._sums_of_blocks(row_of, column_of)
-        return score, error
-
-    def _sums_of_blocks(self, row_of: Index, column_of: Index) -> Floats:
-        score = np.zeros((int(row_of.max()) + 1, int(column_of.max()) + 1))
-        for start in range(0, row_of.size, _ROWS):
-            rows = slice(start, start + _ROWS)
-            _add_rows(score, row_of[rows], _summed(self.inner(rows, _ALL), column_of))
-        return score
-
-    def _weighted_errors(self, shrinkage: Shrinkage, row_of: Index, column_of: Index) -> Floats:
-        """(G, H) standard errors of sums of weighted scores: what each member changes in a pair's score before weights,
-        times what that makes of the weighted one. In a sum, that weights follow chance does not average out. Some
-        groups of training examples after the others, since changes of all members in all of them may be many."""
-        rights_KPM = self.by_member([t.right(self.tests_RM) for t in self.terms])
-        members, columns = len(rights_KPM), int(column_of.max()) + 1
-        error = np.empty((int(row_of.max()) + 1, columns), dtype=self.left_RN.dtype)
-        step, pairs = max(1, _CHANGES // (members * columns)), max(1, _PAIRS // column_of.size)
-        for first in range(0, error.shape[0], step):
-            some = np.flatnonzero((row_of >= first) & (row_of < first + step))
-            part = replace(self, left_RN=self.left_RN[:, some], shrinkage=shrinkage.rows(some))
-            change = np.zeros((members, min(step, error.shape[0] - first), columns))
-            for start in range(0, some.size, pairs):
-                change_of = part._slopes(slice(start, start + pairs), rights_KPM)
-                for k in range(members):
-                    _add_rows(change[k], row_of[some[start : start + pairs]] - first, _summed(change_of(k), column_of))
-            change = (change - change.mean(axis=0)) * np.sqrt(1 - 1 / members)
-            error[first : first + step] = np.sqrt((change**2).sum(axis=0))
-        return error
-
-    def _slopes(self, rows: slice, rights_KPM: Floats) -> Callable[[int], Floats]:
-        assert self.shrinkage is not None
-        slope = self.shrinkage.slope(self.product(rows, _ALL), rows, _ALL)
-        lefts_KPX = self.by_member([t.left(self.left_RN[:, rows]) for t in self.terms])
-        return lambda k: (lefts_KPX[k].T @ rights_KPM[k]) * slope
-
 
 def fit(losses: MemberLosses, name: str, setting: Setting | None = None) -> Scores:
     """Scores by a named estimator.
@@ -378,84 +324,3 @@ def _with_prior(scores: Scores, losses: MemberLosses, setting: Setting) -> Score
 def _unit_columns(a_KX: Floats) -> Floats:
     norm = np.sqrt(np.einsum("kx,kx->x", a_KX, a_KX, dtype=np.float64)).astype(a_KX.dtype)
     return np.asarray(np.divide(a_KX, norm, out=np.zeros_like(a_KX), where=norm > 0))
-
-
-# --- groups -----------------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True, eq=False)
-class GroupScores:
-    """Scores between groups of training examples and groups of test examples (or single ones).
-
-    Attributes:
-        train_groups, test_groups: (G,) and (H,) labels, in order of first appearance; indices where no labels were
-            given.
-        score_GH: (G, H) sums of scores; positive = helpful. Examples without losses are left out, so that a group's
-            score is that of its other examples, and NaN where it has none.
-        stderr_GH: (G, H) standard errors of the sums of the evidence over the choice of members.
-        estimator, why: as in `top`.
-        prior_GH: (G, H) the part of each score that is prior, or None where there is none.
-    """
-
-    train_groups: tuple[Hashable, ...]
-    test_groups: tuple[Hashable, ...]
-    score_GH: Floats
-    stderr_GH: Floats
-    estimator: str
-    why: str
-    prior_GH: Floats | None = None
-
-
-def group_scores_of(
-    scores: Scores,
-    train_labels_N: Sequence[Hashable] | None,
-    test_labels_M: Sequence[Hashable] | None,
-    estimator: str,
-    why: str,
-) -> GroupScores:
-    """Sum scores over groups on either side; see `group_scores`."""
-    rows, row_of = _numbered(train_labels_N, scores.shape[0], "training")
-    columns, column_of = _numbered(test_labels_M, scores.shape[1], "test")
-    some_rows, row = np.unique(row_of[scores.kept_N], return_inverse=True)
-    some_columns, column = np.unique(column_of[scores.kept_M], return_inverse=True)
-
-    def placed(values: Floats) -> Floats:
-        out = np.full((len(rows), len(columns)), np.nan, dtype=values.dtype)
-        out[np.ix_(some_rows, some_columns)] = values
-        return out
-
-    score, error = scores.group_sums(row, column)
-    prior = None
-    if scores.prior_NM is not None:
-        summed = np.zeros((some_rows.size, some_columns.size))
-        _add_rows(summed, row, _summed(scores.prior_NM, column))
-        prior = placed(summed)
-    return GroupScores(rows, columns, placed(score), placed(error), estimator, why, prior)
-
-
-def _numbered(labels: Sequence[Hashable] | None, count: int, side: str) -> tuple[tuple[Hashable, ...], Index]:
-    if labels is None:
-        return tuple(range(count)), np.arange(count)
-    if len(labels) != count:
-        raise DataError(f"{len(labels)} labels were given for {count} {side} examples; each needs one.")
-    number: dict[Hashable, int] = {}
-    of = np.array([number.setdefault(label, len(number)) for label in labels], dtype=np.int64)
-    return tuple(number), of
-
-
-def _is_single(group_of: Index) -> bool:
-    """Whether every example is its own group, in order."""
-    return np.array_equal(group_of, np.arange(group_of.size))
-
-
-def _summed(values_RX: Floats, group_of: Index) -> Floats:
-    """(R, G) sums of columns by the group that each belongs to; all groups from 0 to G - 1 have columns."""
-    order = np.argsort(group_of, kind="stable")
-    starts = np.flatnonzero(np.diff(group_of[order], prepend=-1))
-    return np.asarray(np.add.reduceat(values_RX[:, order], starts, axis=1))
-
-
-def _add_rows(total_GH: Floats, group_of: Index, values_XH: Floats) -> None:
-    """Add rows to those of their groups, in place."""
-    present, number = np.unique(group_of, return_inverse=True)
-    total_GH[present] += _summed(values_XH.T, number).T

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from ..errors import ConfigurationError
 from .jackknife import LEAST_FOR_CORRELATION, correlation_without, jackknife, significance_threshold, z_values
 from .pairs import Scores
-from .rows import Floats, Index, Mask
+from .stages import Floats, Index, Mask
 
 _POINTS, _QUERIES = 2_048, 512  # a tile of scores that stays in cache
 _PAIRS = 1_000_000  # numbers that the errors of chosen pairs take at a time
@@ -167,7 +167,7 @@ def _above(scores: Scores, rows: slice, columns: slice, threshold_m: Floats) -> 
     limit_m = late.least(threshold_m, rows, columns) if late else threshold_m
     mask = np.zeros((block.shape[0], -(-block.shape[1] // 8) * 8), dtype=np.bool_)
     np.greater(block, limit_m, out=mask[:, : block.shape[1]])
-    words = np.flatnonzero(mask.view(np.uint64) != 0)  # eight at a time: next to none is above
+    words = np.flatnonzero(mask.view(np.uint64) != 0)  # eight at a time, since hardly any is above
     row, column = np.divmod(words * 8, mask.shape[1])
     place, inner = np.nonzero(mask[row[:, None], column[:, None] + np.arange(8)])
     row, column = row[place], column[place] + inner

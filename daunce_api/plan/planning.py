@@ -20,7 +20,6 @@ from .refusals import (
     budget_refusals,
     checkpoint_refusals,
     closing_refusals,
-    estimator_refusals,
     trainer_refusals,
 )
 from .tokens import count
@@ -49,7 +48,7 @@ def make_plan(
     """
     today = today or datetime.now(UTC).date()
     counts = count(config, train, test, encode, trainer, scorer, questions_only=questions_only)
-    about_scoring: list[DaunceError] = [*counts.refusals, *estimator_refusals(config, len(train))]
+    about_scoring: list[DaunceError] = list(counts.refusals)
     about_jobs: list[DaunceError] = list(counts.about_jobs)
     notes: list[str] = [*trainer.notes, *scorer.notes, *counts.notes]
     jobs_refused, scoring_refused, more = record_refusals(config, train, test, trainer, scorer)
@@ -94,7 +93,7 @@ def make_plan(
     training_price, scoring_price = prices_of(config)
     submitted = config.backend.max_concurrent_jobs or max(1, trainer.max_concurrent_jobs)
     minutes = config.backend.minutes_per_job
-    seconds = trainer.seconds_per_job if minutes is None else 60 * minutes
+    seconds = None if minutes is None else 60 * minutes
     hosting = hosting_of(config, scorer)
     notes += price_notes(config, today, training_price, scoring_price, hosting)
     plan = Plan(

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import difflib
 from datetime import date
 
-from ..config import RunConfig
+from ..config import RunConfig, close_to
 from ..errors import BudgetError, CapabilityError, ConfigurationError, DaunceError
 from ..providers.base import TrainerCapabilities
-from ..providers.learning_time import rho_of
 from .plan import Plan
 from .prices import closing_of
 
@@ -38,8 +36,7 @@ def trainer_refusals(config: RunConfig, trainer: TrainerCapabilities) -> list[Da
         if name not in trainer.switches
     ]
     for name in sorted(given.keys() - trainer.hyperparameters) if trainer.hyperparameters else ():
-        close = difflib.get_close_matches(name, trainer.hyperparameters, n=1)
-        hint = f"did you mean {close[0]}?" if close else f"it knows {', '.join(sorted(trainer.hyperparameters))}."
+        hint = close_to(name, sorted(trainer.hyperparameters), "it knows {}.")
         refusals.append(
             ConfigurationError(
                 f"training.hyperparameters.{name}: {trainer.provider} does not know it; {hint} Nothing was sent."
@@ -70,20 +67,6 @@ def checkpoint_refusals(config: RunConfig, trainer: TrainerCapabilities, epochs:
             )
         ]
     return []
-
-
-def estimator_refusals(config: RunConfig, n_train: int) -> list[DaunceError]:
-    """An estimator that the run's members cannot be attributed with, before they are paid for."""
-    name = config.attribution.estimator
-    if name != "matched" or not isinstance(rho_of(config, n_train), str):
-        return []
-    return [
-        ConfigurationError(
-            f"attribution.estimator: {name} compares how long members and the target model are trained, which is known "
-            "only for members of ensemble.start_from: target with hyperparameters that say so. Nothing was sent. Set "
-            "it to auto."
-        )
-    ]
 
 
 def closing_refusals(config: RunConfig, plan: Plan) -> list[DaunceError]:

@@ -135,7 +135,6 @@ class TrainerCapabilities:
     starts_from_fine_tune: bool = True
     hyperparameters: frozenset[str] = frozenset()
     switches: frozenset[str] = frozenset()
-    seconds_per_job: float | None = None
     epochs: int | None = None
     grace_seconds: float = GRACE_SECONDS
     listing_lag_seconds: float | None = None
@@ -388,7 +387,7 @@ class Hosting(Protocol):
 
 @runtime_checkable
 class Generator(Protocol):
-    """A scorer whose endpoint also generates answers."""
+    """A scorer whose endpoint also generates answers: those of OpenAI's wire format; `local` and Tinker's do not."""
 
     async def generate(self, model: str, asked: str | Sequence[Mapping[str, Any]], *, max_tokens: int) -> str:
         """The most likely answer of a model to a prompt, or to chat messages (``role``, ``content``).

@@ -9,10 +9,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from dataclasses import asdict
 from typing import Any, Literal, TypeAlias
 
 from ..config import RunConfig
 from .objective import Objective
+from .tinker.recipe import Recipe as TinkerRecipe
 
 Rho: TypeAlias = float | Literal["base", "unknown"]
 Recipe: TypeAlias = Mapping[str, Any]
@@ -30,14 +32,7 @@ _CLASSIFIER = {
 _LORA = {"lora_rank": 8, "lora_alpha": 16.0, "lora_dropout": 0.0, "lora_targets": None}
 _DEFAULTS: Mapping[str, Recipe] = {
     "embedded": _LANGUAGE,
-    "tinker": {
-        "n_epochs": 3,
-        "batch_size": 8,
-        "learning_rate": 1e-4,
-        "rank": 32,
-        "weight_decay": 0.0,
-        "grad_clip_norm": 0.0,
-    },
+    "tinker": asdict(TinkerRecipe()),
     # Defaults that the model fixes, not the file: the same number in both recipes, whatever it is.
     "together": {"gradient_accumulation_steps": 1, "min_lr_ratio": 0.0, "warmup_ratio": 0.0, "batch_size": "the same"},
     "fireworks": {

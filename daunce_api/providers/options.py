@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Mapping
 from typing import Any, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from ..config import close_to
 from ..errors import ConfigurationError
 
 
@@ -47,10 +47,7 @@ def parse_options(kind: type[OptionsT], given: Mapping[str, Any], where: str) ->
         for problem in error.errors():
             place = ".".join(str(part) for part in problem["loc"])
             if problem["type"] == "extra_forbidden":
-                close = difflib.get_close_matches(place, kind.model_fields, n=1)
-                known = ", ".join(kind.model_fields)
-                hint = f"did you mean {close[0]}?" if close else f"known keys: {known}"
-                lines.append(f"  {place}: unknown key; {hint}")
+                lines.append(f"  {place}: unknown key; {close_to(place, kind.model_fields)}")
             else:
                 lines.append(f"  {place}: {problem['msg']}")
         raise ConfigurationError("\n".join(lines)) from None

@@ -189,7 +189,8 @@ async def check_adapter(scorer: Scorer, base: str, model: str, report: ProbeRepo
         raise ContractError(
             f"the log-probabilities that are given for prompts of {model} lie {lost:.0%} of the way from the fine-tune "
             f"to {base}, though it generates as the fine-tune: the server loses a part of the adapter when it scores "
-            "(vLLM issue 51594: LoRA on lm_head). Nothing was scored. Train without that module, or update the server."
+            "(vLLM issue 51594: LoRA on lm_head). Nothing was scored; the models are kept. Update the server and run "
+            "the same command again, or train without that module."
         )
 
 

@@ -13,7 +13,6 @@ The module of a kind (``kinds``) is imported when it is asked for. It defines, f
 
 from __future__ import annotations
 
-import difflib
 import importlib
 from collections.abc import Callable, Mapping
 from contextlib import AsyncExitStack
@@ -23,7 +22,7 @@ from typing import Any, Self, TypeVar
 
 import httpx2
 
-from ..config import RunConfig
+from ..config import RunConfig, close_to
 from ..data.tokenizers import Tokenizer
 from ..errors import ConfigurationError, MissingExtraError
 from .base import Scorer, ScorerCapabilities, Trainer, TrainerCapabilities
@@ -130,9 +129,7 @@ def known(table: Mapping[str, Entry], name: str, key: str) -> Entry:
     if name in table:
         return table[name]
     offered = [kind for kind in table if kind != "tgi"]
-    close = difflib.get_close_matches(name, offered, n=1)
-    hint = f"did you mean {close[0]}?" if close else f"it can be {', '.join(offered)}."
-    raise ConfigurationError(f"{key}: {name!r} is not known; {hint}")
+    raise ConfigurationError(f"{key}: {name!r} is not known; {close_to(name, offered, 'it can be {}.')}")
 
 
 @dataclass(frozen=True)

@@ -13,8 +13,6 @@ from ..errors import ConfigurationError
 
 EMBEDDED_MODEL = "daunce-tiny"
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
-SERVER = "server"
-"""Value of ``backend.tokenizer``: ask the scoring server, which must be vLLM."""
 
 
 def embedded_folder() -> Path:
@@ -23,14 +21,12 @@ def embedded_folder() -> Path:
 
 
 def tokenizer_of(config: RunConfig) -> Tokenizer:
-    """``backend.tokenizer`` (a folder with tokenizer.json, a Hugging Face model id, an OpenAI model's name, or
-    ``server``), else what the model's name says.
+    """``backend.tokenizer`` (a folder with tokenizer.json, a Hugging Face model id or an OpenAI model's name), else
+    what the model's name says.
 
     Raises ConfigurationError where neither is known.
     """
     name, day = config.backend.tokenizer or config.backend.model, config.backend.template_date
-    if config.backend.tokenizer == SERVER:
-        return _of_server(config)
     if name == EMBEDDED_MODEL:
         return LocalTokenizer(embedded_folder(), day=day)
     if (Path(name) / "tokenizer.json").is_file():
@@ -88,15 +84,3 @@ def chat_template(folder: str | None) -> str | None:
     except (OSError, ValueError):
         return None
     return template if isinstance(template, str) else None
-
-
-def _of_server(config: RunConfig) -> Tokenizer:
-    from .endpoint import ANONYMOUS, Endpoint, api_key_from, checked_base_url
-    from .server_tokenizer import ServerTokenizer
-
-    scorer = config.backend.scorer
-    address, variable = scorer.base_url or config.backend.base_url, scorer.api_key_env or config.backend.api_key_env
-    if address is None:
-        raise ConfigurationError("backend.tokenizer: server needs the address of the server: backend.base_url.")
-    key = ANONYMOUS if variable is None else api_key_from(variable)
-    return ServerTokenizer(Endpoint(checked_base_url(address), key, "the server"), config.backend.model)

@@ -3,30 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 
 from starlette.responses import JSONResponse
 
 
+@dataclass(eq=False)
 class ApiError(Exception):
     """Answered as ``{"error": {"message", "type", "param", "code"}}`` with an HTTP status."""
 
-    def __init__(
-        self,
-        status: int,
-        message: str,
-        *,
-        type: str = "invalid_request_error",
-        param: str | None = None,
-        code: str | None = None,
-        headers: Mapping[str, str] | None = None,
-    ) -> None:
-        super().__init__(message)
-        self.status = status
-        self.message = message
-        self.type = type
-        self.param = param
-        self.code = code
-        self.headers = dict(headers or {})
+    status: int
+    message: str
+    type: str = "invalid_request_error"
+    param: str | None = None
+    code: str | None = None
+    headers: Mapping[str, str] | None = None
 
     def response(self) -> JSONResponse:
         body = {"error": {"message": self.message, "type": self.type, "param": self.param, "code": self.code}}
@@ -36,6 +27,10 @@ class ApiError(Exception):
 def invalid(message: str, *, param: str | None = None, code: str | None = None) -> ApiError:
     """400: the request is wrong and will be wrong again."""
     return ApiError(400, message, param=param, code=code)
+
+
+def missing(name: str) -> ApiError:
+    return invalid(f"Missing required parameter: '{name}'.", param=name, code="missing_required_parameter")
 
 
 def model_not_found(model: str) -> ApiError:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import AsyncIterator, Awaitable, Callable
-from typing import Any
 
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
@@ -14,55 +13,51 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Match, Route
 from starlette.types import Scope
 
-from ..data.tokenizers import LocalTokenizer
-from ..providers.server_settings import ServerSettings
+from ..providers.server_settings import InjectSettings, ServerSettings
+from . import nebius, routes_batches, routes_completions, routes_files, routes_jobs, routes_models
 from .api_errors import ApiError
-from .channel import Worker
 from .gate import Gate
 from .inject import Injector
-from .nebius import CustomModelRoutes
-from .routes_batches import BatchRoutes
-from .routes_completions import CompletionRoutes
-from .routes_files import FileRoutes
-from .routes_jobs import JobRoutes
-from .routes_models import ModelRoutes
-from .scheduler import Scheduler
-from .service import BaseModelFacts, Service
-from .state import State
-from .tokentext import TokenText
+from .service import Service
 
-Handler = Callable[[Request], Awaitable[Response]]
+Handler = Callable[[Service, Request], Awaitable[Response]]
 
-ROUTES: tuple[tuple[str, str, str, str], ...] = (
-    ("POST", "/v1/files", "files", "create"),
-    ("GET", "/v1/files", "files", "listing"),
-    ("GET", "/v1/files/{file_id}", "files", "retrieve"),
-    ("DELETE", "/v1/files/{file_id}", "files", "delete"),
-    ("GET", "/v1/files/{file_id}/content", "files", "content"),
-    ("POST", "/v1/fine_tuning/jobs", "jobs", "create"),
-    ("GET", "/v1/fine_tuning/jobs", "jobs", "listing"),
-    ("GET", "/v1/fine_tuning/jobs/{job_id}", "jobs", "retrieve"),
-    ("POST", "/v1/fine_tuning/jobs/{job_id}/cancel", "jobs", "cancel"),
-    ("GET", "/v1/fine_tuning/jobs/{job_id}/events", "jobs", "events"),
-    ("GET", "/v1/fine_tuning/jobs/{job_id}/checkpoints", "jobs", "checkpoints"),
-    ("GET", "/v1/models", "models", "listing"),
-    ("GET", "/v1/models/{model:path}", "models", "retrieve"),
-    ("DELETE", "/v1/models/{model:path}", "models", "delete"),
-    ("POST", "/v1/batches", "batches", "create"),
-    ("GET", "/v1/batches", "batches", "listing"),
-    ("GET", "/v1/batches/{batch_id}", "batches", "retrieve"),
-    ("POST", "/v1/batches/{batch_id}/cancel", "batches", "cancel"),
-    ("POST", "/v1/completions", "completions", "complete"),
-    ("POST", "/v1/chat/completions", "completions", "chat"),
+ROUTES: tuple[tuple[str, str, Handler], ...] = (
+    ("POST", "/v1/files", routes_files.create),
+    ("GET", "/v1/files", routes_files.listing),
+    ("GET", "/v1/files/{file_id}", routes_files.retrieve),
+    ("DELETE", "/v1/files/{file_id}", routes_files.delete),
+    ("GET", "/v1/files/{file_id}/content", routes_files.content),
+    ("POST", "/v1/fine_tuning/jobs", routes_jobs.create),
+    ("GET", "/v1/fine_tuning/jobs", routes_jobs.listing),
+    ("GET", "/v1/fine_tuning/jobs/{job_id}", routes_jobs.retrieve),
+    ("POST", "/v1/fine_tuning/jobs/{job_id}/cancel", routes_jobs.cancel),
+    ("GET", "/v1/fine_tuning/jobs/{job_id}/events", routes_jobs.events),
+    ("GET", "/v1/fine_tuning/jobs/{job_id}/checkpoints", routes_jobs.checkpoints),
+    ("GET", "/v1/models", routes_models.listing),
+    ("GET", "/v1/models/{model:path}", routes_models.retrieve),
+    ("DELETE", "/v1/models/{model:path}", routes_models.delete),
+    ("POST", "/v1/batches", routes_batches.create),
+    ("GET", "/v1/batches", routes_batches.listing),
+    ("GET", "/v1/batches/{batch_id}", routes_batches.retrieve),
+    ("POST", "/v1/batches/{batch_id}/cancel", routes_batches.cancel),
+    ("POST", "/v1/completions", routes_completions.complete),
+    ("POST", "/v1/chat/completions", routes_completions.chat),
+)
+
+NEBIUS_ROUTES: tuple[tuple[str, str, Handler], ...] = (
+    ("POST", "/v0/models", nebius.create),
+    ("GET", "/v0/models", nebius.listing),
+    ("GET", "/v0/models/{model:path}", nebius.retrieve),
+    ("DELETE", "/v0/models/{model:path}", nebius.delete),
 )
 
 
-NEBIUS_ROUTES: tuple[tuple[str, str, str, str], ...] = (
-    ("POST", "/v0/models", "custom_models", "create"),
-    ("GET", "/v0/models", "custom_models", "listing"),
-    ("GET", "/v0/models/{model:path}", "custom_models", "retrieve"),
-    ("DELETE", "/v0/models/{model:path}", "custom_models", "delete"),
-)
+async def health(service: Service, request: Request) -> Response:
+    """503 where a lane that trains jobs has ended: jobs would wait for it for ever."""
+    if service.scheduler.lanes < service.settings.workers:
+        return JSONResponse({"status": "degraded"}, 503)
+    return JSONResponse({"status": "ok"})
 
 
 def create_app(settings: ServerSettings) -> Starlette:
@@ -70,25 +65,15 @@ def create_app(settings: ServerSettings) -> Starlette:
 
     What goes wrong at the start is in ``app.state.startup_error`` (a DaunceError) besides being raised.
     """
-    groups: dict[str, Any] = {}
 
-    def handler(group: str, name: str) -> Handler:
+    def route(method: str, path: str, handler: Handler) -> Route:
         async def call(request: Request) -> Response:
-            answer: Response = await getattr(groups[group], name)(request)
-            return answer
+            return await handler(app.state.service, request)
 
-        return call
+        return Route(path, call, methods=[method])
 
     table = ROUTES + (NEBIUS_ROUTES if settings.dialect == "nebius" else ())
-    routes = [Route(path, handler(group, name), methods=[method]) for method, path, group, name in table]
-
-    async def health(request: Request) -> Response:
-        """503 where a lane that trains jobs has ended: jobs would wait for it for ever."""
-        scheduler: Scheduler | None = groups.get("scheduler")
-        degraded = scheduler is not None and scheduler.lanes < settings.workers
-        return JSONResponse({"status": "degraded" if degraded else "ok"}, 503 if degraded else 200)
-
-    routes.append(Route("/health", health))
+    routes = [route(*entry) for entry in (*table, ("GET", "/health", health))]
 
     def route_of(scope: Scope) -> str:
         """Method and pattern of a request, for counting; unknown paths count together."""
@@ -99,18 +84,18 @@ def create_app(settings: ServerSettings) -> Starlette:
 
     @contextlib.asynccontextmanager
     async def lifespan(app: Starlette) -> AsyncIterator[None]:
-        try:
-            running = _Running(settings, injector)
-            await running.start(groups)
-        except Exception as error:
-            app.state.startup_error = error
-            raise
-        try:
+        async with contextlib.AsyncExitStack() as stack:
+            try:
+                app.state.service = service = await Service.start(settings, injector)
+                stack.push_async_callback(service.close)
+                routes_batches.start(service)
+                service.scheduler.start()
+            except Exception as error:
+                app.state.startup_error = error
+                raise
             yield
-        finally:
-            await running.close()
 
-    injector = Injector(settings.inject) if settings.inject is not None else None
+    injector = Injector(settings.inject or InjectSettings())
     app = Starlette(
         routes=routes,
         lifespan=lifespan,
@@ -119,65 +104,6 @@ def create_app(settings: ServerSettings) -> Starlette:
     )
     app.router.redirect_slashes = False
     return app
-
-
-class _Running:
-    """What lives as long as the application runs."""
-
-    def __init__(self, settings: ServerSettings, injector: Injector | None) -> None:
-        self._settings = settings
-        self._injector = injector
-        self._state = State(settings.state_dir)
-        self._hello = {
-            "op": "load",
-            "model": settings.model,
-            "device": settings.device,
-            "dtype": settings.dtype,
-            "threads": settings.threads,
-        }
-        self._scorer = Worker(self._hello)
-        self._scheduler: Scheduler | None = None
-        self._batches: BatchRoutes | None = None
-
-    async def start(self, groups: dict[str, Any]) -> None:
-        """Load the model and fill in the groups of routes."""
-        try:
-            base = BaseModelFacts.of(await self._scorer.start(), self._settings)
-            service = Service(
-                settings=self._settings,
-                state=self._state,
-                base=base,
-                tokenizer=LocalTokenizer(base.folder),
-                text=TokenText(base.folder),
-                scorer=self._scorer,
-                injector=self._injector,
-            )
-            self._scheduler = Scheduler(service, self._hello)
-            completions = CompletionRoutes(service)
-            handlers = {"/v1/completions": completions.complete, "/v1/chat/completions": completions.chat}
-            self._batches = BatchRoutes(service, handlers)
-            groups.update(
-                scheduler=self._scheduler,
-                files=FileRoutes(service, self._scheduler),
-                jobs=JobRoutes(service, self._scheduler),
-                models=ModelRoutes(service),
-                completions=completions,
-                batches=self._batches,
-                custom_models=CustomModelRoutes(service),
-            )
-            self._batches.start()
-            self._scheduler.start()
-        except BaseException:
-            await self.close()
-            raise
-
-    async def close(self) -> None:
-        if self._batches is not None:
-            await self._batches.close()
-        if self._scheduler is not None:
-            await self._scheduler.close()
-        await self._scorer.close()
-        self._state.close()
 
 
 async def _api_error(request: Request, error: Exception) -> Response:

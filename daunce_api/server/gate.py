@@ -29,7 +29,7 @@ MULTIPART_OVERHEAD = 64 * 1024
 class Gate:
     """Outermost ASGI layer. Nothing of a request, and no key, is ever logged; a failure is logged by its place."""
 
-    def __init__(self, app: ASGIApp, settings: ServerSettings, injector: Injector | None, route_of: RouteOf) -> None:
+    def __init__(self, app: ASGIApp, settings: ServerSettings, injector: Injector, route_of: RouteOf) -> None:
         self._app = app
         self._settings = settings
         self._injector = injector
@@ -60,20 +60,12 @@ class Gate:
         headers = Headers(scope=scope)
         self._identify(headers)
         response.headers |= self._limit.take()
-        route = self._route_of(scope)
-        fault = self._injector.request_fault(route) if self._injector is not None else None
+        fault = self._injector.request_fault(self._route_of(scope))
         limited = _limit_body(headers, receive, self._body_limit(scope))
-        if self._injector is not None and (fault is not None or self._injector.records):
-            await self._injector.commit(fault, self._inner, scope, limited, response.send)
+        if fault is not None or self._injector.records:
+            await self._injector.commit(fault, self._app, scope, limited, response.send)
         else:
             await self._app(scope, limited, response.send)
-
-    async def _inner(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """The application, with its own errors as responses: an injected fault spoils those too."""
-        try:
-            await self._app(scope, receive, send)
-        except ApiError as error:
-            await error.response()(scope, receive, send)
 
     def _identify(self, headers: Headers) -> None:
         key = self._settings.api_key
@@ -84,17 +76,15 @@ class Gate:
             return
         scheme, _, given = headers.get("authorization", "").partition(" ")
         if scheme.lower() != "bearer" or not given.strip():
-            raise ApiError(
-                401,
+            message = (
                 "You didn't provide an API key. Provide it in an Authorization header using Bearer auth "
-                "(Authorization: Bearer YOUR_KEY).",
-                code="invalid_api_key",
-                headers={"www-authenticate": "Bearer"},
+                "(Authorization: Bearer YOUR_KEY)."
             )
-        if not hmac.compare_digest(given.strip().encode("latin-1", "replace"), key.encode()):
-            raise ApiError(
-                401, "Incorrect API key provided.", code="invalid_api_key", headers={"www-authenticate": "Bearer"}
-            )
+        elif hmac.compare_digest(given.strip().encode("latin-1", "replace"), key.encode()):
+            return
+        else:
+            message = "Incorrect API key provided."
+        raise ApiError(401, message, code="invalid_api_key", headers={"www-authenticate": "Bearer"})
 
     def _body_limit(self, scope: Scope) -> int:
         if scope["path"].rstrip("/") == "/v1/files":

@@ -18,7 +18,7 @@ from ..providers.server_settings import BASE_LEARNING_RATE
 from .api_errors import invalid, model_not_found
 from .requests import MAX_SEED, Bool, Int, Number, Str, StrictBody, read_body
 from .service import Service
-from .state import Row, now
+from .state import now
 
 _UNKNOWN = ("fine_tuned_model", "metadata", "user_provided_suffix", "method")
 
@@ -79,55 +79,52 @@ class CreateModel(StrictBody):
     description: Str | None = None
 
 
-class CustomModelRoutes:
-    """Models that were made of checkpoints."""
+async def create(service: Service, request: Request) -> Response:
+    """Make a model of a checkpoint."""
+    body = await read_body(request, CreateModel)
+    if body.base_model != service.base.id:
+        raise model_not_found(body.base_model)
+    job, _, checkpoint = body.source.partition(":")
+    rows = [r for r in service.state.models_of_job(job) if r["checkpoint_id"] == checkpoint]
+    if not rows or service.injector.hidden("model", rows[0]["id"]):
+        raise invalid(f"No such checkpoint: {body.source[:200]}", param="source")
+    identity = f"{body.base_model}-LoRa:{body.name}-{secrets.token_hex(2)}"
+    service.state.insert(
+        "models",
+        id=identity,
+        job=body.source,
+        base=body.base_model,
+        created_at=now(),
+        **{name: rows[0][name] for name in ("adapter", "fingerprint", "train_loss")},
+    )
+    service.injector.born(identity)
+    return JSONResponse(_model(service, identity))
 
-    def __init__(self, service: Service) -> None:
-        self._service, self._state = service, service.state
 
-    async def create(self, request: Request) -> Response:
-        body = await read_body(request, CreateModel)
-        if body.base_model != self._service.base.id:
-            raise model_not_found(body.base_model)
-        job, _, checkpoint = body.source.partition(":")
-        rows = [r for r in self._state.models_of_job(job) if r["checkpoint_id"] == checkpoint]
-        if not rows or self._service.hidden("model", rows[0]["id"]):
-            raise invalid(f"No such checkpoint: {body.source[:200]}", param="source")
-        identity = f"{body.base_model}-LoRa:{body.name}-{secrets.token_hex(2)}"
-        self._state.insert(
-            "models",
-            id=identity,
-            job=body.source,
-            base=body.base_model,
-            created_at=now(),
-            adapter=rows[0]["adapter"],
-            fingerprint=rows[0]["fingerprint"],
-            train_loss=rows[0]["train_loss"],
-        )
-        self._service.born(identity)
-        return JSONResponse(self._object(identity))
+async def listing(service: Service, request: Request) -> Response:
+    rows = service.state.rows("SELECT * FROM models WHERE job LIKE '%:%' ORDER BY seq DESC")
+    return JSONResponse({"object": "list", "data": [_model(service, r["id"]) for r in rows]})
 
-    async def listing(self, request: Request) -> Response:
-        rows = self._state.rows("SELECT * FROM models WHERE job LIKE '%:%' ORDER BY seq DESC")
-        return JSONResponse({"object": "list", "data": [self._object(r["id"]) for r in rows]})
 
-    async def retrieve(self, request: Request) -> Response:
-        return JSONResponse(self._object(request.path_params["model"]))
+async def retrieve(service: Service, request: Request) -> Response:
+    return JSONResponse(_model(service, request.path_params["model"]))
 
-    async def delete(self, request: Request) -> Response:
-        answer = self._object(request.path_params["model"])
-        self._state.forget_model(answer["name"])
-        return JSONResponse({**answer, "status": "deleted"})
 
-    def _object(self, identity: str) -> dict[str, Any]:
-        row: Row | None = self._state.one("models", identity)
-        if row is None or ":" not in row["job"] or self._service.hidden("model", identity):
-            raise model_not_found(identity)
-        return {
-            "name": identity,
-            "base_model": row["base"],
-            "source": row["job"],
-            "created_at": row["created_at"],
-            "status": "active",
-            "description": None,
-        }
+async def delete(service: Service, request: Request) -> Response:
+    model = _model(service, request.path_params["model"])
+    service.state.forget_model(model["name"])
+    return JSONResponse({**model, "status": "deleted"})
+
+
+def _model(service: Service, identity: str) -> dict[str, Any]:
+    row = service.state.one("models", identity)
+    if row is None or ":" not in row["job"] or service.injector.hidden("model", identity):
+        raise model_not_found(identity)
+    return {
+        "name": identity,
+        "base_model": row["base"],
+        "source": row["job"],
+        "created_at": row["created_at"],
+        "status": "active",
+        "description": None,
+    }

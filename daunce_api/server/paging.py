@@ -1,37 +1,49 @@
-"""Query parameters of the lists."""
+"""Query parameters of the lists, and their shape."""
 
 from __future__ import annotations
 
 import re
+from collections.abc import Callable, Sequence
+from typing import Any, Literal
 
 from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
 
 from .api_errors import invalid
-from .state import Row
+from .service import Service
+from .state import Row, Table
 
 _METADATA = re.compile(r"metadata\[(.*)\]", re.DOTALL)
 
 
-def integer(request: Request, name: str, default: int, largest: int) -> int:
-    """A whole number from 1 to ``largest``. Raises ApiError 400."""
-    text = request.query_params.get(name)
-    if text is None:
-        return default
-    if not (text.isascii() and text.isdecimal() and len(text) < 10 and 1 <= int(text) <= largest):
-        raise invalid(f"Invalid value for '{name}': must be a whole number from 1 to {largest}.", param=name)
-    return int(text)
-
-
-def after(request: Request) -> str | None:
-    """The id that the page before ended with."""
-    return request.query_params.get("after") or None
-
-
-def found(page: tuple[list[Row], bool] | None) -> tuple[list[Row], bool]:
-    """Raises ApiError 400 where ``after`` named nothing."""
-    if page is None:
+def page(
+    service: Service,
+    request: Request,
+    table: Table,
+    view: Callable[[Row], dict[str, Any]],
+    *,
+    where: str = "1",
+    values: Sequence[Any] = (),
+    usual: int = 20,
+    largest: int = 100,
+    ascending: bool = False,
+    kind: Literal["job", "file"] | None = None,
+) -> Response:
+    """One page of a list, newest first unless ``ascending``, by the request's ``limit`` (``usual`` where it says none)
+    and ``after``; what an injected lag hides of a ``kind`` is left out. Raises ApiError 400."""
+    limit = request.query_params.get("limit", str(usual))
+    if not (limit.isascii() and limit.isdecimal() and len(limit) < 10 and 1 <= int(limit) <= largest):
+        raise invalid(f"Invalid value for 'limit': must be a whole number from 1 to {largest}.", param="limit")
+    after = request.query_params.get("after") or None
+    found = service.state.page(
+        table, where=where, parameters=values, after=after, limit=int(limit), ascending=ascending
+    )
+    if found is None:
         raise invalid("Invalid value for 'after': no such object.", param="after")
-    return page
+    rows, more = found
+    data = [view(r) for r in rows if kind is None or not service.injector.hidden(kind, r["id"], listed=True)]
+    first, last = (data[0]["id"], data[-1]["id"]) if data else ("", "")
+    return JSONResponse({"object": "list", "data": data, "first_id": first, "last_id": last, "has_more": more})
 
 
 def metadata_filter(request: Request) -> tuple[str, list[str]]:

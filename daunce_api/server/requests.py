@@ -19,7 +19,7 @@ from pydantic import (
 from pydantic_core import from_json
 from starlette.requests import Request
 
-from .api_errors import ApiError, invalid
+from .api_errors import ApiError, invalid, missing
 
 MAX_SEED = 2**31 - 1
 MAX_TOP_LOGPROBS = 20
@@ -264,7 +264,7 @@ def _refusal(kind: type[StrictBody], error: ValidationError) -> ApiError:
         return invalid(f"Unrecognized request argument supplied: {name}", param=name, code="unknown_parameter")
     name = _parameter(place)
     if problem["type"] == "missing":
-        return invalid(f"Missing required parameter: '{name}'.", param=name, code="missing_required_parameter")
+        return missing(name)
     message = problem["msg"].removeprefix("Value error, ")
     if top in _UNSUPPORTED and top in kind.model_fields:
         return invalid(
@@ -282,36 +282,12 @@ def _parameter(place: tuple[str | int, ...]) -> str:
     return ".".join(kept)[:100]
 
 
-_FIELDS = frozenset(
-    name
-    for kind in (
-        CreateJob,
-        CreateBatch,
-        CreateCompletion,
-        CreateChatCompletion,
-        Hyperparameters,
-        ChatMessage,
-        _Method,
-        _TextPart,
-        _Call,
-        _Function,
-    )
-    for name in kind.model_fields
-)
-
+_BODIES = (CreateJob, CreateBatch, CreateCompletion, CreateChatCompletion)
+_PARTS = (Hyperparameters, ChatMessage, _Method, _TextPart, _Call, _Function)
+_FIELDS = frozenset(name for kind in (*_BODIES, *_PARTS) for name in kind.model_fields)
 _UNSUPPORTED = frozenset(
-    (
-        "n",
-        "stream",
-        "best_of",
-        "frequency_penalty",
-        "presence_penalty",
-        "logit_bias",
-        "method",
-        "validation_file",
-        "integrations",
-        "response_format",
-        "store",
-        "service_tier",
-    )
+    """
+    n stream best_of frequency_penalty presence_penalty logit_bias method validation_file integrations response_format
+    store service_tier
+    """.split()  # noqa: SIM905
 )

@@ -1,28 +1,32 @@
 """The life of a job: validating_files, queued, running, then succeeded, failed or cancelled.
 
-Validated jobs run in the order of their creation, ``workers`` at a time, each in a process of its own. Work that a
-server had in progress when it ended is done again by the next one: training is deterministic, so nothing changes.
+Validated jobs run in the order of their creation, each in a process of its own. Work that a server had in progress when
+it ended is done again by the next one: training is deterministic, so nothing changes.
 """
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
-import errno
+import csv
+import io
 import json
 import logging
 import shutil
 import sqlite3
-from collections.abc import Coroutine, Mapping
-from pathlib import Path
+import time
+from collections.abc import Callable, Coroutine, Sequence
+from dataclasses import asdict
+from functools import partial
 from typing import Any
 
-from ..errors import DaunceError
-from .channel import STORAGE_FULL, Message, Worker, WorkerDiedError, WorkerFaultError
-from .job_run import Training, result_csv
-from .service import Service
-from .state import Row, new_id, now
+from ..data.tokenizers import Tokenizer
+from ..errors import DaunceError, RejectedError, TrainingCancelledError
+from ..providers.local.engines import WorkerLostError
+from ..providers.local.options import LoraSettings
+from ..providers.server_settings import BASE_LEARNING_RATE
+from .state import Row, State, new_id, now
 from .training_data import TrainingFileError, read_training_file
+from .worker import BaseModelFacts, Checkpoint, Step, Trained, Worker, facts, train
 
 log = logging.getLogger("daunce_api.server")
 
@@ -31,18 +35,26 @@ VALIDATED_AT_ONCE = 4
 """Files read at once, so that one that takes long holds up no other job."""
 MAX_STARTS = 2
 """A job whose process dies is started once more, then it fails."""
+KEPT_CHECKPOINTS = 3
 
 
 class Scheduler:
-    """Validates and trains in the background of the event loop."""
+    """Validates and trains in the background of the event loop, a job a worker at a time."""
 
-    def __init__(self, service: Service, hello: Mapping[str, Any]) -> None:
-        self._service = service
-        self._state = service.state
+    def __init__(
+        self,
+        state: State,
+        base: BaseModelFacts,
+        tokenizer: Tokenizer,
+        workers: Sequence[Worker],
+        born: Callable[[str], None],
+    ) -> None:
+        """``born`` is called with the name of each model that a job makes."""
+        self._state, self._base, self._tokenizer, self._born = state, base, tokenizer, born
         self._queue: asyncio.PriorityQueue[tuple[int, str]] = asyncio.PriorityQueue()
         self._validating = asyncio.Semaphore(VALIDATED_AT_ONCE)
         self._tasks: set[asyncio.Task[None]] = set()
-        self._workers = [Worker(hello) for _ in range(service.settings.workers)]
+        self._workers = workers
         self._lanes: list[asyncio.Task[None]] = []
         self._running: dict[str, Worker] = {}
         self._validations: dict[str, asyncio.Task[None]] = {}
@@ -60,8 +72,12 @@ class Scheduler:
 
     def warm(self) -> None:
         """Start the processes that will be needed soon; a start that fails is reported by the job that needs it."""
+
+        async def start_quietly(worker: Worker) -> None:
+            await asyncio.gather(worker.call(facts), return_exceptions=True)
+
         for worker in self._workers:
-            self._spawn(_start_quietly(worker))
+            self._spawn(start_quietly(worker))
 
     async def close(self) -> None:
         for task in list(self._tasks):
@@ -76,22 +92,20 @@ class Scheduler:
 
     @property
     def lanes(self) -> int:
-        """Lanes that take jobs; fewer than ``settings.workers`` means that one has ended, which is a bug."""
+        """Lanes that take jobs; fewer than there are workers means that one has ended, which is a bug."""
         return sum(not lane.done() for lane in self._lanes)
 
-    async def cancel(self, job: str) -> None:
+    def cancel(self, row: Row) -> None:
         """Mark a job cancelled and have its process stop at its next step."""
-        row = self._state.one("jobs", job)
-        if row is None or not self._finish(job, "cancelled"):
+        job = row["id"]
+        if not self._finish(job, "cancelled"):
             return
         self._state.event(job, "The job was cancelled")
         self._state.drop_unused_bytes(row["training_file"])
-        validation = self._validations.get(job)
-        if validation is not None:
+        if (validation := self._validations.get(job)) is not None:
             validation.cancel()
-        worker = self._running.get(job)
-        if worker is not None:
-            await worker.tell({"op": "stop", "id": 0, "job": job})
+        if (worker := self._running.get(job)) is not None:
+            worker.stop()
 
     def _spawn(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         task = asyncio.create_task(work)
@@ -103,113 +117,158 @@ class Scheduler:
         async with self._validating:
             while True:
                 try:
-                    row = self._job(job)
+                    row = self._state.job(job)
                     if await self._is_valid(row) and self._state.update_job(job, status="queued"):
                         if row["status"] == "validating_files":
                             self._state.event(job, "Files validated, moving job to queued state")
                         self._queue.put_nowait((row["seq"], job))
                     return
                 except (sqlite3.Error, OSError) as error:
-                    await self._wait_for_storage(job, error)
+                    await _wait_for_storage(job, error)
 
     async def _is_valid(self, row: Row) -> bool:
-        path, base = self._state.file_path(row["training_file"]), self._service.base
+        path = self._state.file_path(row["training_file"])
         try:
-            await asyncio.to_thread(read_training_file, path, self._service.tokenizer, base.max_context)
+            await asyncio.to_thread(read_training_file, path, self._tokenizer, self._base.max_context)
+            return True
         except TrainingFileError as error:
-            self._fail(row, error.code, error.message, "training_file")
-            return False
+            self._fail(row, error.message, error.code, "training_file")
         except (sqlite3.Error, OSError):
             raise
         except Exception as error:
             log.error("job %s: validating the file: %s", row["id"], type(error).__name__)
-            self._fail(row, "invalid_training_file", "The training file cannot be read.", "training_file")
-            return False
-        return True
+            self._fail(row, "The training file cannot be read.", "invalid_training_file", "training_file")
+        return False
 
     async def _work(self, worker: Worker) -> None:
         while True:
             place, job = await self._queue.get()
             try:
-                row = self._job(job)
+                row = self._state.job(job)
                 if row["status"] in ("queued", "running"):
-                    await self._run_or_fail(worker, row)
+                    await self._run(worker, row)
             except (sqlite3.Error, OSError) as error:
                 # A full disk: the job, queued or running, is started again until there is room.
-                await self._wait_for_storage(job, error)
+                await _wait_for_storage(job, error)
                 self._queue.put_nowait((place, job))
             except Exception as error:  # a lane that ended would leave every later job queued for ever
                 log.error("job %s: %s", job, type(error).__name__)
             finally:
                 self._running.pop(job, None)
 
-    async def _run_or_fail(self, worker: Worker, row: Row) -> None:
-        try:
-            await self._run(worker, row)
-        except (sqlite3.Error, OSError):
-            raise
-        except Exception as error:
-            log.error("job %s: %s", row["id"], type(error).__name__)
-            self._fail(row, "server_error", "The job failed due to an internal error.", None)
-
-    async def _wait_for_storage(self, job: str, error: Exception) -> None:
-        log.error("job %s: the state folder cannot be read or written: %s", job, error)
-        await asyncio.sleep(STORAGE_WAIT_SECONDS)
-
     async def _run(self, worker: Worker, row: Row) -> None:
+        """One job, to its end."""
         job = row["id"]
-        start_from = self._start_from(row)
-        if row["model"] != self._service.base.id and start_from is None:
-            self._fail(row, "model_not_found", f"The model {row['model']} was deleted before the job ran.", "model")
+        if row["model"] != self._base.id and self._state.one("models", row["model"]) is None:
+            self._fail(row, f"The model {row['model']} was deleted before the job ran.", "model_not_found", "model")
             return
         self._state.update_job(job, status="running")
         if row["fault"] == "job_stuck":
             return
         self._state.event(job, "Fine-tuning job started")
         if row["fault"] == "job_failure":
-            self._fail(row, "server_error", "The job failed due to an internal error.", None)
+            self._fail(row, "The job failed due to an internal error.")
             return
         self._running[job] = worker
-        training = Training(self._service, row)
-        for start in range(1, MAX_STARTS + 1):
-            try:
-                # A cancellation reaches the process only once it runs: start it, then look again.
-                await worker.start()
-                if self._job(job)["status"] == "cancelled":
-                    return
-                answer = await worker.call(training.request(start_from), training.progress)
-                break
-            except WorkerDiedError:
-                if start == MAX_STARTS:
-                    self._fail(row, "server_error", "The process that trained the job ended unexpectedly.", None)
-                    return
-            except WorkerFaultError as fault:
-                if fault.code == STORAGE_FULL:
-                    raise OSError(errno.ENOSPC, fault.message) from None
-                self._fail(row, fault.code, fault.message[:2000], fault.param)
-                return
-            except DaunceError as error:
-                self._fail(row, "server_error", str(error)[:2000], None)
-                return
-        if not answer.get("stopped"):
-            self._succeed(row, training, answer)
-        if self._job(job)["status"] == "cancelled":
+        try:
+            for start in range(1, MAX_STARTS + 1):
+                try:
+                    trained = await self._train(worker, row)
+                    if trained is not None:
+                        self._succeed(row, trained)
+                    break
+                except TrainingCancelledError:
+                    break
+                except WorkerLostError:
+                    if start == MAX_STARTS:
+                        self._fail(row, "The process that trained the job ended unexpectedly.")
+        except (sqlite3.Error, OSError):
+            raise
+        except TrainingFileError as error:
+            self._fail(row, error.message, error.code, "training_file")
+        except RejectedError as error:
+            self._fail(row, str(error), "training_diverged", "hyperparameters")
+        except DaunceError as error:
+            self._fail(row, str(error))
+        except Exception as error:
+            log.error("job %s: %s", job, type(error).__name__)
+            self._fail(row, "The job failed due to an internal error.")
+        if self._state.job(job)["status"] == "cancelled":
             self._discard_adapters(job)
 
-    def _job(self, job: str) -> Row:
-        row = self._state.one("jobs", job)
-        if row is None:
-            raise KeyError(job)
-        return row
+    async def _train(self, worker: Worker, row: Row) -> Trained | None:
+        """None where the job was cancelled."""
+        state, job, started_at = self._state, row["id"], time.monotonic()
+        await worker.call(facts)  # a cancellation reaches the process only once it runs: start it, then look again
+        if state.job(job)["status"] == "cancelled":
+            return None
+        self._discard_adapters(job)  # what an earlier start left
+        rate = BASE_LEARNING_RATE * row["learning_rate_multiplier"]
+        settings = LoraSettings(n_epochs=row["n_epochs"], batch_size=row["batch_size"], learning_rate=rate)
+        base = state.one("models", row["model"])
+        arguments = (
+            state.file_path(row["training_file"]),
+            settings,
+            row["seed"],
+            state.adapters_dir / job / "final",
+            None if base is None else state.adapter_path(base),
+        )
+        trained: Trained = await worker.call(
+            train, *arguments, on_report=partial(self._progress, worker, row, started_at)
+        )
+        return trained
 
-    def _start_from(self, row: Row) -> Path | None:
-        model = self._state.one("models", row["model"])
-        return None if model is None else self._state.adapter_path(model)
+    def _progress(self, worker: Worker, row: Row, started_at: float, report: Step | Checkpoint) -> None:
+        """What the process reports."""
+        job = row["id"]
+        try:
+            if self._state.job(job)["status"] == "cancelled":
+                worker.stop()
+                return
+            with self._state.transaction():
+                if isinstance(report, Step):
+                    self._on_step(job, started_at, report)
+                else:
+                    self._on_checkpoint(row, report)
+        except sqlite3.OperationalError as error:
+            # Progress is worth less than the job: it goes on, and its end is written or the job done again.
+            log.error("job %s: progress cannot be written: %s", job, error)
+
+    def _on_step(self, job: str, started_at: float, report: Step) -> None:
+        remaining = (time.monotonic() - started_at) / report.step * (report.total_steps - report.step)
+        self._state.update_job(job, estimated_finish=now() + round(remaining))
+        message = f"Step {report.step}/{report.total_steps}: training loss={report.train_loss:.2f}"
+        self._state.event(job, message, type="metrics", data=asdict(report))
+
+    def _on_checkpoint(self, row: Row, report: Checkpoint) -> None:
+        step, job = report.step, row["id"]
+        name = f"{self._model_name(row)}:ckpt-step-{step.step}"
+        self._add_model(row, name, report, step.train_loss, checkpoint_id=new_id("ftckpt"), step=step.step)
+        self._state.event(job, f"Checkpoint created at step {step.step}")
+        checkpoints = [m for m in self._state.models_of_job(job) if m["step"] is not None]
+        self._state.delete_models(checkpoints[:-KEPT_CHECKPOINTS])
+
+    def _model_name(self, row: Row) -> str:
+        return f"ft:{self._base.id}:daunce:{row['suffix'] or ''}:{row['id'].removeprefix('ftjob-')[:12]}"
+
+    def _add_model(self, row: Row, name: str, made: Checkpoint | Trained, loss: float, **values: Any) -> None:
+        self._state.insert(
+            "models",
+            id=name,
+            job=row["id"],
+            base=self._base.id,
+            created_at=now(),
+            adapter=f"{row['id']}/{made.folder.name}",
+            fingerprint=made.digest,
+            train_loss=loss,
+            **values,
+        )
 
     def _finish(self, job: str, status: str, **values: Any) -> bool:
         return self._state.update_job(job, status=status, finished_at=now(), estimated_finish=None, **values)
 
-    def _fail(self, row: Row, code: str, message: str, param: str | None) -> None:
+    def _fail(self, row: Row, message: str, code: str = "server_error", param: str | None = None) -> None:
+        message = message[:2000]
         error = json.dumps({"code": code, "message": message, "param": param})
         with self._state.transaction():
             if self._finish(row["id"], "failed", error=error):
@@ -221,47 +280,35 @@ class Scheduler:
         self._state.delete_models(self._state.models_of_job(job))
         shutil.rmtree(self._state.adapters_dir / job, ignore_errors=True)
 
-    def _succeed(self, row: Row, training: Training, answer: Message) -> None:
-        job, state = row["id"], self._state
-        model = training.model_name()
-        result = result_csv(answer["losses"])
-        result_file = new_id("file")
+    def _succeed(self, row: Row, trained: Trained) -> None:
+        job, state, model = row["id"], self._state, self._model_name(row)
+        result, result_file = _result_csv(trained.losses), new_id("file")
         state.file_path(result_file).write_bytes(result)
         with state.transaction():
+            tokens = trained.trained_tokens
             done = self._finish(
-                job,
-                "succeeded",
-                fine_tuned_model=model,
-                trained_tokens=answer["trained_tokens"],
-                result_file=result_file,
+                job, "succeeded", fine_tuned_model=model, trained_tokens=tokens, result_file=result_file
             )
             if done:
-                state.insert(
-                    "models",
-                    id=model,
-                    job=job,
-                    base=self._service.base.id,
-                    created_at=now(),
-                    adapter=training.adapter,
-                    fingerprint=answer["digest"],
-                    train_loss=answer["losses"][-1],
-                )
-                state.insert(
-                    "files",
-                    id=result_file,
-                    filename="step_metrics.csv",
-                    bytes=len(result),
-                    purpose="fine-tune-results",
-                    created_at=now(),
-                )
+                self._add_model(row, model, trained, trained.losses[-1])
+                state.add_file(result_file, "step_metrics.csv", len(result), "fine-tune-results")
                 state.event(job, f"New fine-tuned model created: {model}")
                 state.event(job, "The job has successfully completed")
-        self._service.born(model)
+        self._born(model)
         if not done:
             state.file_path(result_file).unlink(missing_ok=True)
         state.drop_unused_bytes(row["training_file"])
 
 
-async def _start_quietly(worker: Worker) -> None:
-    with contextlib.suppress(DaunceError, OSError):
-        await worker.start()
+async def _wait_for_storage(job: str, error: Exception) -> None:
+    log.error("job %s: the state folder cannot be read or written: %s", job, error)
+    await asyncio.sleep(STORAGE_WAIT_SECONDS)
+
+
+def _result_csv(losses: Sequence[float]) -> bytes:
+    """OpenAI's columns; those that this server does not measure are empty."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(["step", "train_loss", "train_accuracy", "valid_loss", "valid_mean_token_accuracy"])
+    writer.writerows([step, loss, "", "", ""] for step, loss in enumerate(losses, start=1))
+    return text.getvalue().encode()

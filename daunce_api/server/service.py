@@ -2,47 +2,24 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
-from dataclasses import dataclass, field
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from ..data.tokenizers import LocalTokenizer
+from ..errors import DaunceError
+from ..providers.local.engines import WorkerLostError
+from ..providers.local.options import ModelSpec
 from ..providers.server_settings import ServerSettings
 from .api_errors import ApiError, model_not_found, unavailable
-from .channel import Worker, WorkerDiedError, WorkerFaultError
 from .inject import Injector
+from .scheduler import Scheduler
 from .state import Row, State
 from .tokentext import TokenText
-
-
-@dataclass(frozen=True)
-class BaseModelFacts:
-    """What the base model says of itself when it is loaded."""
-
-    id: str
-    folder: Path
-    max_context: int
-    vocabulary: int
-    end: int | None
-    fingerprint: str
-    created: int
-
-    @classmethod
-    def of(cls, facts: dict[str, Any], settings: ServerSettings) -> BaseModelFacts:
-        folder = Path(facts["tokenizer"])
-        name = settings.model_name or "".join(
-            c if c.isascii() and (c.isalnum() or c in "._-") else "-" for c in facts["name"]
-        )
-        return cls(
-            id=name,
-            folder=folder,
-            max_context=facts["max_context"],
-            vocabulary=facts["vocabulary"],
-            end=facts["end"],
-            fingerprint=facts["fingerprint"],
-            created=int((folder / "tokenizer.json").stat().st_mtime),
-        )
+from .worker import BaseModelFacts, Worker, facts
 
 
 @dataclass(frozen=True)
@@ -59,22 +36,51 @@ class Service:
     """Shared by all routes; made when the server starts."""
 
     settings: ServerSettings
+    injector: Injector
     state: State
+    scorer: Worker
     base: BaseModelFacts
     tokenizer: LocalTokenizer
     text: TokenText
-    scorer: Worker
-    injector: Injector | None
-    waiting: int = field(default=0)
+    scheduler: Scheduler = field(init=False)
+    batches: dict[str, asyncio.Task[None]] = field(default_factory=dict)
+    """Those that are being answered, by id."""
+    waiting: int = 0
 
-    def born(self, identity: str) -> None:
-        """A job, file or model is new; an injected lag hides it for a while."""
-        if self.injector is not None:
-            self.injector.born(identity)
+    @classmethod
+    async def start(cls, settings: ServerSettings, injector: Injector) -> Service:
+        """Open the state and load the model, then take up what an earlier server left.
 
-    def hidden(self, kind: Literal["job", "file", "model"], identity: str, *, listed: bool = False) -> bool:
-        """Whether an injected lag hides it still, by id or from lists."""
-        return self.injector is not None and self.injector.hidden(kind, identity, listed=listed)
+        Raises DaunceError with the words of the process where the model cannot be loaded.
+        """
+        state = State(settings.state_dir)
+        spec = ModelSpec(settings.model, settings.device, settings.dtype, threads=settings.threads)
+        scorer = Worker(spec)
+        try:
+            base = await scorer.call(facts)
+        except Exception as error:
+            await scorer.close()
+            state.close()
+            if isinstance(error, DaunceError) and not isinstance(error, WorkerLostError):
+                raise
+            raise DaunceError(f"the model cannot be loaded: {error}") from None
+        base = replace(base, id=settings.model_name or base.id)
+        service = cls(settings, injector, state, scorer, base, LocalTokenizer(base.folder), TokenText(base.folder))
+        workers = [Worker(spec) for _ in range(settings.workers)]
+        service.scheduler = Scheduler(state, base, service.tokenizer, workers, injector.born)
+        return service
+
+    async def close(self) -> None:
+        for task in self.batches.values():
+            task.cancel()
+        await asyncio.gather(*self.batches.values(), return_exceptions=True)
+        await self.scheduler.close()
+        await self.scorer.close()
+        self.state.close()
+
+    def file(self, identity: str) -> Row | None:
+        """The row of a file that requests may name."""
+        return None if self.injector.hidden("file", identity) else self.state.file(identity)
 
     def served(self, model: str) -> ServedModel:
         """Raises ApiError 404 where there is no such model."""
@@ -86,7 +92,7 @@ class Service:
     def fine_tune(self, model: str) -> Row:
         """The row of a fine-tune or checkpoint that requests may name. Raises ApiError 404."""
         row = self.state.one("models", model)
-        if row is None or self.hidden("model", model) or not self.answers(row):
+        if row is None or self.injector.hidden("model", model) or not self.answers(row):
             raise model_not_found(model)
         return row
 
@@ -94,48 +100,46 @@ class Service:
         """Whether a model can be asked: at Nebius only those that were made of a checkpoint can."""
         return self.settings.dialect != "nebius" or ":" in row["job"]
 
-    async def for_inference(self, model: str) -> ServedModel:
+    def for_inference(self, model: str) -> ServedModel:
         """As :meth:`served`; here a model that is to vanish under its users does so."""
         found = self.served(model)
-        if self.injector is not None and found.adapter is not None:
-            row = self.state.one("models", model)
-            job = self.state.one("jobs", row["job"]) if row is not None else None
+        if found.adapter is not None:
+            job = self.state.one("jobs", self.fine_tune(model)["job"])
             if job is not None and job["fault"] == "model_deleted" and self.injector.vanishes_now(model):
-                await self.delete_fine_tune(model)
+                self.delete_fine_tune(model)
                 raise model_not_found(model)
         return found
 
-    async def delete_fine_tune(self, model: str) -> None:
-        """Delete a fine-tune with the checkpoints of its job, or one checkpoint alone."""
+    def delete_fine_tune(self, model: str) -> None:
+        """Delete a fine-tune with the checkpoints of its job, or one checkpoint alone. Raises ApiError 404."""
         row = self.state.one("models", model)
         if row is None:
             raise model_not_found(model)
-        rows = [row] if row["step"] is not None else self.state.models_of_job(row["job"])
-        self.state.delete_models(rows)
-        for deleted in rows:
-            await self.scorer.tell({"op": "unload", "id": 0, "adapter": str(self.state.adapter_path(deleted))})
+        self.state.delete_models([row] if row["step"] is not None else self.state.models_of_job(row["job"]))
 
-    async def infer(self, model: ServedModel, message: dict[str, Any]) -> dict[str, Any]:
-        """Ask the model's process; requests are answered in the order of their arrival.
+    async def infer(self, model: ServedModel, function: Callable[..., Any], *arguments: Any) -> Any:
+        """``function(spec, adapter, *arguments)`` in the model's process; requests are answered in the order of their
+        arrival.
 
         Raises ApiError 503 where too many wait or the process died twice, 404 where the model was deleted meanwhile,
         500 where it fails.
         """
-        message = {**message, "adapter": None if model.adapter is None else str(model.adapter)}
         if self.waiting >= self.settings.max_queue:
             raise unavailable("Too many requests are waiting for the model.", code="overloaded")
         self.waiting += 1
         try:
             for _ in range(2):
                 try:
-                    return await self.scorer.call(message)
-                except WorkerDiedError:
+                    return await self.scorer.call(function, model.adapter, *arguments)
+                except WorkerLostError:
                     continue
             raise unavailable("The model's process ended. It is started again at the next request.", code="engine_lost")
-        except WorkerFaultError as fault:
+        except ApiError:
+            raise
+        except Exception as error:
             if model.adapter is not None and not model.adapter.exists():
                 raise model_not_found(model.id) from None
-            raise ApiError(500, f"The model failed: {fault.message[:300]}", type="server_error") from None
+            raise ApiError(500, f"The model failed: {str(error)[:300]}", type="server_error") from None
         finally:
             self.waiting -= 1
 

@@ -5,7 +5,6 @@ Committed changes survive the end of the process by whatever signal. Used from o
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
 import secrets
@@ -15,12 +14,15 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, Any, Literal
+from typing import Any, Literal
+
+from filelock import FileLock, Timeout
 
 from ..errors import ConfigurationError, RunLockedError, StoreCorruptError
 
 SCHEMA_VERSION = 1
 UNFINISHED = ("validating_files", "queued", "running")
+_UNFINISHED = f"status IN {UNFINISHED}"
 
 _SCHEMA = """
 CREATE TABLE files (
@@ -69,11 +71,11 @@ class State:
     def __init__(self, folder: Path, *, lock_timeout: float = 20.0) -> None:
         """Raises RunLockedError where another server uses the folder, StoreCorruptError where the database is not
         one of ours, ConfigurationError where the folder cannot be written."""
-        self.folder = folder
+        self.files_dir, self.adapters_dir = folder / "files", folder / "adapters"
         try:
             for part in (folder, self.files_dir, self.adapters_dir):
                 part.mkdir(mode=0o700, parents=True, exist_ok=True)
-            self._lock = _lock(folder / "lock", lock_timeout)
+            self._lock = _locked(folder / "lock", lock_timeout)
         except OSError as error:
             raise ConfigurationError(f"the state folder {folder} cannot be used: {error.strerror}") from error
         try:
@@ -86,10 +88,10 @@ class State:
                 self._db.executescript(f"BEGIN;{_SCHEMA}PRAGMA user_version={SCHEMA_VERSION};COMMIT;")
                 version = SCHEMA_VERSION
         except sqlite3.OperationalError as error:
-            self._lock.close()
+            self._lock.release()
             raise ConfigurationError(f"the state folder {folder} cannot be used: {error}") from None
         except sqlite3.DatabaseError as error:
-            self._lock.close()
+            self._lock.release()
             raise StoreCorruptError(
                 f"{folder / 'state.sqlite'} cannot be read: {error}. Start with another state_dir."
             ) from None
@@ -102,28 +104,16 @@ class State:
         self._db.executescript(_ADDED)
         self._sweep()
 
-    @property
-    def files_dir(self) -> Path:
-        return self.folder / "files"
-
-    @property
-    def adapters_dir(self) -> Path:
-        return self.folder / "adapters"
-
     def close(self) -> None:
         self._db.close()
-        self._lock.close()
+        self._lock.release()
 
     @contextmanager
     def transaction(self) -> Iterator[None]:
         """All of the changes inside, or none."""
         self._db.execute("BEGIN IMMEDIATE")
-        try:
+        with self._db:
             yield
-        except BaseException:
-            self._db.execute("ROLLBACK")
-            raise
-        self._db.execute("COMMIT")
 
     def insert(self, table: Table, **values: Any) -> None:
         names = ", ".join(values)
@@ -151,10 +141,8 @@ class State:
         """One page, newest first unless ``ascending``, and whether more follow; None where ``after`` is unknown."""
         conditions, values = [where], list(parameters)
         if after is not None:
-            found = self._db.execute(
-                f"SELECT seq FROM {table} WHERE id=?" + (" OR checkpoint_id=?" if table == "models" else ""),
-                (after, after) if table == "models" else (after,),
-            ).fetchone()
+            either = "? IN (id, checkpoint_id)" if table == "models" else "? = id"
+            found = self._db.execute(f"SELECT seq FROM {table} WHERE {either}", (after,)).fetchone()
             if found is None:
                 return None
             conditions.append("seq > ?" if ascending else "seq < ?")
@@ -176,11 +164,16 @@ class State:
         """Where the content of a file lies; ids are made here, never taken from a request."""
         return self.files_dir / identity
 
+    def add_file(self, identity: str, filename: str, size: int, purpose: str) -> Row:
+        """Make what lies at :meth:`file_path` a file."""
+        self.insert("files", id=identity, filename=filename, bytes=size, purpose=purpose, created_at=now())
+        return self.rows("SELECT * FROM files WHERE id=?", [identity])[0]
+
     def keep_file(self, filename: str, content: bytes, purpose: str) -> str:
         """Write a file of the server's own making and return its id."""
         identity = new_id("file")
         self.file_path(identity).write_bytes(content)
-        self.insert("files", id=identity, filename=filename, bytes=len(content), purpose=purpose, created_at=now())
+        self.add_file(identity, filename, len(content), purpose)
         return identity
 
     def delete_file(self, identity: str) -> None:
@@ -195,24 +188,25 @@ class State:
             self.file_path(identity).unlink(missing_ok=True)
 
     def _needed(self, identity: str) -> bool:
-        marks = ",".join("?" * len(UNFINISHED))
-        query = f"SELECT 1 FROM jobs WHERE training_file=? AND status IN ({marks}) LIMIT 1"
-        return self._db.execute(query, (identity, *UNFINISHED)).fetchone() is not None
+        return bool(self.rows(f"SELECT 1 FROM jobs WHERE training_file=? AND {_UNFINISHED} LIMIT 1", [identity]))
 
     # --- jobs ----------------------------------------------------------------------------------------------------
 
     def update_job(self, identity: str, **values: Any) -> bool:
         """Change an unfinished job; False, and nothing changed, where it is finished already."""
         names = ", ".join(f"{name}=?" for name in values)
-        marks = ",".join("?" * len(UNFINISHED))
-        cursor = self._db.execute(
-            f"UPDATE jobs SET {names} WHERE id=? AND status IN ({marks})", (*values.values(), identity, *UNFINISHED)
-        )
-        return cursor.rowcount > 0
+        query = f"UPDATE jobs SET {names} WHERE id=? AND {_UNFINISHED}"
+        return self._db.execute(query, (*values.values(), identity)).rowcount > 0
+
+    def job(self, identity: str) -> Row:
+        """Raises KeyError where there is none."""
+        row = self.one("jobs", identity)
+        if row is None:
+            raise KeyError(identity)
+        return row
 
     def unfinished_jobs(self) -> list[Row]:
-        marks = ",".join("?" * len(UNFINISHED))
-        return self.rows(f"SELECT * FROM jobs WHERE status IN ({marks}) ORDER BY seq", UNFINISHED)
+        return self.rows(f"SELECT * FROM jobs WHERE {_UNFINISHED} ORDER BY seq")
 
     def job_count(self) -> int:
         """Jobs ever created."""
@@ -271,25 +265,16 @@ class State:
                 job.rmdir()
 
 
-def _lock(path: Path, timeout: float) -> IO[str]:
+def _locked(path: Path, timeout: float) -> FileLock:
     """An exclusive lock that ends with the process. A server that was just told to end gets ``timeout`` seconds."""
-    handle = open(path, "a+", encoding="utf-8")  # noqa: SIM115 - held as long as the state is open
-    deadline = time.monotonic() + timeout
-    while True:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            if time.monotonic() < deadline:
-                time.sleep(0.1)
-                continue
-            handle.seek(0)
-            pid = handle.read().strip()
-            handle.close()
-            raise RunLockedError(
-                f"another server (process {pid or 'unknown'}) uses {path.parent}. Stop it, or give another state_dir.",
-                int(pid) if pid.isdigit() else None,
-            ) from None
-        handle.truncate(0)
-        handle.write(str(os.getpid()))
-        handle.flush()
-        return handle
+    lock = FileLock(path, timeout=timeout, mode=0o600, thread_local=False, fallback_to_soft=False)
+    try:
+        lock.acquire()
+    except Timeout:
+        pid = path.read_text().strip()
+        raise RunLockedError(
+            f"another server (process {pid or 'unknown'}) uses {path.parent}. Stop it, or give another state_dir.",
+            int(pid) if pid.isdigit() else None,
+        ) from None
+    path.write_text(str(os.getpid()))
+    return lock

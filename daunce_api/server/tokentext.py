@@ -5,24 +5,13 @@ from __future__ import annotations
 import codecs
 import json
 from collections.abc import Sequence
-from functools import lru_cache
 from pathlib import Path
 
 from tokenizers import Tokenizer
+from transformers.convert_slow_tokenizer import bytes_to_unicode
 
-
-@lru_cache(maxsize=1)
-def _byte_of_character() -> dict[str, int]:
-    """The characters that stand for bytes in the vocabulary of a byte-level BPE.
-
-    Printable Latin-1 stands for itself, the other bytes for the characters from U+0100 on, in order (Radford et al.,
-    2019, the GPT-2 encoding, which its successors kept).
-    """
-    printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
-    table = {chr(b): b for b in printable}
-    others = [b for b in range(256) if b not in set(printable)]
-    table.update({chr(0x100 + i): b for i, b in enumerate(others)})
-    return table
+_BYTES = {character: byte for byte, character in bytes_to_unicode().items()}
+"""The bytes that characters stand for in the vocabulary of a byte-level BPE (Radford et al., 2019)."""
 
 
 class TokenText:
@@ -47,9 +36,8 @@ class TokenText:
         piece = self._tokenizer.id_to_token(token)
         if piece is None:
             return b""
-        table = _byte_of_character()
-        if self._byte_level and all(c in table for c in piece):
-            return bytes(table[c] for c in piece)
+        if self._byte_level and all(c in _BYTES for c in piece):
+            return bytes(_BYTES[c] for c in piece)
         decoded: str = self._tokenizer.decode([token], skip_special_tokens=False)
         return decoded.encode()
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 from ..data.dataset import Dataset
-from ..data.tokenizers import EncodedExample, Tokenizer, encode_example
+from ..data.tokenizers import EncodedExample, Tokenizer
 from ..errors import DataError
+from ..providers.local.store import encode_training
 
 MIN_EXAMPLES = 10
 """OpenAI's minimum."""
@@ -15,11 +16,11 @@ SHOWN_PROBLEMS = 10
 
 
 class TrainingFileError(Exception):
-    """The job fails with this code and message; ``param`` is always ``training_file``."""
+    """The job fails with this message and code; the parameter is always ``training_file``."""
 
-    def __init__(self, code: str, message: str) -> None:
-        super().__init__(message)
-        self.code, self.message = code, message
+    def __init__(self, message: str, code: str = "invalid_training_file") -> None:
+        super().__init__(message, code)
+        self.message, self.code = message, code
 
 
 def read_training_file(path: Path, tokenizer: Tokenizer, max_context: int) -> list[EncodedExample]:
@@ -29,31 +30,15 @@ def read_training_file(path: Path, tokenizer: Tokenizer, max_context: int) -> li
     """
     try:
         dataset = Dataset.from_jsonl(path)
-    except DataError as error:
-        raise TrainingFileError("invalid_training_file", _list(error.problems or [str(error)])) from None
-    if len(dataset) < MIN_EXAMPLES:
-        raise TrainingFileError(
-            "invalid_n_examples",
-            f"Training file has {len(dataset)} example(s), but must have at least {MIN_EXAMPLES} examples",
-        )
-    encoded, problems = [], []
-    for position, example in enumerate(dataset):
-        try:
-            item = encode_example(example, tokenizer, loss_on="all")
-        except DataError as error:
-            problems.append(f"{dataset.where(position)}: {error}")
-            continue
-        if len(item.ids) > max_context:
-            problems.append(
-                f"{dataset.where(position)}: has {len(item.ids)} tokens, the model's context length is {max_context}"
+        if len(dataset) < MIN_EXAMPLES:
+            raise TrainingFileError(
+                f"Training file has {len(dataset)} example(s), but must have at least {MIN_EXAMPLES} examples",
+                "invalid_n_examples",
             )
-        encoded.append(item)
-    if problems:
-        raise TrainingFileError("invalid_training_file", _list(problems))
-    return encoded
-
-
-def _list(problems: list[str] | tuple[str, ...]) -> str:
-    shown = "; ".join(p[:300] for p in problems[:SHOWN_PROBLEMS])
-    more = len(problems) - SHOWN_PROBLEMS
-    return f"The training file has problems: {shown}" + (f"; and {more} more" if more > 0 else "")
+        return encode_training(dataset, tokenizer, max_context)
+    except DataError as error:
+        problems = error.problems or [str(error)]
+        shown = "; ".join(p[:300] for p in problems[:SHOWN_PROBLEMS])
+        more = len(problems) - SHOWN_PROBLEMS
+        rest = f"; and {more} more" if more > 0 else ""
+        raise TrainingFileError(f"The training file has problems: {shown}{rest}") from None

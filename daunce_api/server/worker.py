@@ -1,252 +1,196 @@
-"""A process that holds the model: ``python -m daunce_api.server.worker``, spoken to over its standard streams.
+"""The processes that hold the model, and what they do for the server: plain functions of picklable values.
 
-One request at a time, in order; ``stop`` is heard while a job trains. The process ends when its input closes.
+Nothing here imports PyTorch before a process calls it.
 """
 
 from __future__ import annotations
 
+import asyncio
 import errno
 import hashlib
 import math
-import os
-import queue
-import sys
-import threading
-from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any
 
-from ..errors import ConfigurationError, RejectedError, TrainingCancelledError
-from .channel import NO_MODEL, STORAGE_FULL, Message, pack, read_message
-from .training_data import TrainingFileError, read_training_file
+from ..errors import RejectedError
+from ..providers.local.engines import WorkerProcess, report
+from ..providers.local.options import LoraSettings, ModelSpec
+from .training_data import read_training_file
 
 if TYPE_CHECKING:
-    from ..providers.local.language import LanguageModel
+    from ..providers.local.language import TokenLogprobs
 
-FIRST_TOKENS_KEPT = 4096
-
-
-class _FaultError(Exception):
-    def __init__(self, message: str, code: str = "server_error", param: str | None = None) -> None:
-        super().__init__(message)
-        self.error = {"message": message, "code": code, "param": param}
+Read = dict[str, list[Any]]
+"""``logprobs`` of n tokens in nats, and n lists each of the most likely tokens there: ``top_ids``, ``top_logprobs``."""
 
 
-class Engine:
-    """The requests that a worker answers. ``send`` is called with progress messages."""
+class Worker:
+    """One process with the model, for the event loop: one call at a time, in the order of arrival."""
 
-    def __init__(self, out: IO[bytes]) -> None:
-        self._out = out
-        self._stopped: set[str] = set()
-        self._first: OrderedDict[tuple[str | None, int, int], Message] = OrderedDict()
-        self._model: LanguageModel | None = None
-        self._start_token = 0
+    def __init__(self, spec: ModelSpec) -> None:
+        self._spec = spec
+        self._process = WorkerProcess()
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="daunce-serve")
 
-    def send(self, message: Mapping[str, Any]) -> None:
-        self._out.write(pack(message))
-        self._out.flush()
+    async def call(
+        self, function: Callable[..., Any], *arguments: Any, on_report: Callable[[Any], object] = lambda _: None
+    ) -> Any:
+        """``function(spec, *arguments)`` in the process, which is started where it does not run.
 
-    def stop(self, job: str) -> None:
-        """From the reading thread: this job ends at its next step."""
-        self._stopped.add(job)
-
-    def answer(self, request: Message) -> None:
-        """Do one request and send its answer, an error included."""
-        number = request["id"]
-        try:
-            result = getattr(self, "op_" + str(request["op"]))(request)
-        except _FaultError as fault:
-            self.send({"id": number, "error": fault.error})
-        except TrainingFileError as error:
-            self.send({"id": number, "error": {"message": error.message, "code": error.code, "param": "training_file"}})
-        except Exception as error:  # whatever it is, the process goes on and the server says it
-            text = str(error) or type(error).__name__
-            code = STORAGE_FULL if _disk_is_full(error) else "server_error"
-            self.send({"id": number, "error": {"message": text, "code": code, "param": None}})
-        else:
-            self.send({"id": number, **result})
-
-    def op_load(self, request: Message) -> Message:
-        import torch
-
-        from ..providers.local.language import LanguageModel
-
-        torch.set_num_threads(int(request["threads"]))
-        try:
-            self._model = LanguageModel.load(request["model"], device=request["device"], dtype=request["dtype"])
-        except ConfigurationError as error:
-            raise _FaultError(str(error), NO_MODEL) from error
-        tokenizer = self._model.tokenizer
-        end = tokenizer.encode(tokenizer.end) if tokenizer.end else []
-        begin = tokenizer.encode(tokenizer.begin) if tokenizer.begin else end
-        self._start_token = begin[-1] if begin else 0
-        return {
-            "name": self._model.name,
-            "tokenizer": str(tokenizer.folder),
-            "max_context": self._model.max_context,
-            "end": end[-1] if len(end) == 1 else None,
-            "vocabulary": self._model.vocabulary,
-            "fingerprint": _folder_digest(tokenizer.folder),
-        }
-
-    @property
-    def model(self) -> LanguageModel:
-        if self._model is None:
-            raise _FaultError("no model is loaded")
-        return self._model
-
-    def op_score(self, request: Message) -> Message:
-        """Log-probabilities (nats) of every id of every prompt.
-
-        The first id of a prompt has nothing before it: its value is that of a text that starts there, that is given
-        the model's beginning-of-text token alone or, where it has none, its end-of-text token (OpenAI's rule for an
-        empty prompt).
+        Raises WorkerLostError where it ends meanwhile, and whatever the function raises.
         """
-        adapter, top, prompts = request["adapter"], int(request["top"]), request["prompts"]
-        path = Path(adapter) if adapter else None
-        results = self.model.token_logprobs(prompts, adapter=path, top=top)
-        answers = []
-        for prompt, result in zip(prompts, results, strict=True):
-            first = self._first_token(adapter, int(prompt[0]), top)
-            answer = {"logprobs": [*first["logprobs"], *result.logprobs.tolist()]}
-            if result.top_ids is not None and result.top_logprobs is not None:
-                answer["top_ids"] = [*first["top_ids"], *result.top_ids.tolist()]
-                answer["top_logprobs"] = [*first["top_logprobs"], *result.top_logprobs.tolist()]
-            if not all(map(math.isfinite, answer["logprobs"])):
-                raise _FaultError("the model gives log-probabilities that are not finite")
-            answers.append(answer)
-        return {"results": answers}
+        loop = asyncio.get_running_loop()
+        call = partial(self._process.call, on_report=lambda message: loop.call_soon_threadsafe(on_report, message))
+        return await loop.run_in_executor(self._thread, call, function, self._spec, *arguments)
 
-    def _first_token(self, adapter: str | None, token: int, top: int) -> Message:
-        key = (adapter, token, top)
-        if key not in self._first:
-            path = Path(adapter) if adapter else None
-            [result] = self.model.token_logprobs([[self._start_token, token]], adapter=path, top=top)
-            entry: Message = {"logprobs": result.logprobs.tolist()}
-            if result.top_ids is not None and result.top_logprobs is not None:
-                entry |= {"top_ids": result.top_ids.tolist(), "top_logprobs": result.top_logprobs.tolist()}
-            self._first[key] = entry
-            if len(self._first) > FIRST_TOKENS_KEPT:
-                self._first.popitem(last=False)
-        self._first.move_to_end(key)
-        return self._first[key]
+    def stop(self) -> None:
+        """Have a job that trains end at its next step."""
+        self._process.stop()
 
-    def op_generate(self, request: Message) -> Message:
-        adapter = request["adapter"]
-        outcome = self.model.generate(
-            request["prompt"],
-            adapter=Path(adapter) if adapter else None,
-            max_tokens=int(request["max_tokens"]),
-            temperature=float(request["temperature"]),
-            top_p=float(request["top_p"]),
-            seed=int(request["seed"]),
-            stop_ids=tuple(request["stop_ids"]),
-            top=int(request["top"]),
-        )
-        return {
-            "ids": list(outcome.ids),
-            "logprobs": [float(x) for x in outcome.logprobs],
-            "top_ids": [list(map(int, row)) for row in outcome.top_ids],
-            "top_logprobs": [list(map(float, row)) for row in outcome.top_logprobs],
-            "finished": outcome.finished,
-        }
-
-    def op_unload(self, request: Message) -> Message:
-        adapter = str(request["adapter"])
-        self.model.unload(Path(adapter))
-        for key in [k for k in self._first if k[0] == adapter]:
-            del self._first[key]
-        return {}
-
-    def op_train(self, request: Message) -> Message:
-        """Train one job. Progress goes out as ``step`` and ``checkpoint`` messages; ``stopped`` where told to."""
-        from ..providers.local.language import LoraSettings
-
-        number, job = request["id"], request["job"]
-        model = self.model
-        examples = read_training_file(Path(request["file"]), model.tokenizer, model.max_context)
-        settings = LoraSettings(**request["settings"])
-        start_from = request["start_from"]
-
-        def on_step(step: int, total: int, loss: float) -> None:
-            self.send({"id": number, "event": "step", "step": step, "total": total, "loss": loss})
-
-        def checkpoint(epoch: int, path: Path) -> None:
-            message = {"event": "checkpoint", "epoch": epoch, "path": str(path), "digest": _adapter_digest(path)}
-            self.send({"id": number, **message})
-
-        try:
-            outcome = model.train(
-                examples,
-                settings=settings,
-                seed=int(request["seed"]),
-                out=Path(request["out"]),
-                start_from=Path(start_from) if start_from else None,
-                checkpoint=checkpoint,
-                on_step=on_step,
-                should_stop=lambda: job in self._stopped,
-            )
-        except TrainingCancelledError:
-            return {"stopped": True}
-        except RejectedError as error:
-            raise _FaultError(str(error), "training_diverged", "hyperparameters") from None
-        finally:
-            self._stopped.discard(job)
-        return {
-            "losses": list(outcome.losses),
-            "trained_tokens": outcome.trained_tokens,
-            "digest": _adapter_digest(outcome.adapter),
-        }
+    async def close(self) -> None:
+        """End the process for good; a job in it is done again from its start when the server comes back."""
+        self._process.end()
+        await asyncio.to_thread(self._thread.shutdown, cancel_futures=True)
 
 
-def _disk_is_full(error: Exception) -> bool:
-    # safetensors has no class of its own for it: it prints what the operating system said.
-    return (isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS)) or any(
-        word in str(error) for word in ("StorageFull", "No space left", "QuotaExceeded")
-    )
+@dataclass(frozen=True)
+class BaseModelFacts:
+    """What the base model says of itself when it is loaded; ``end`` is the id of the token that ends an answer."""
+
+    id: str
+    folder: Path
+    max_context: int
+    vocabulary: int
+    end: int | None
+    fingerprint: str
 
 
-def _adapter_digest(folder: Path) -> str:
-    return hashlib.sha256((folder / "adapter_model.safetensors").read_bytes()).hexdigest()
+def facts(spec: ModelSpec) -> BaseModelFacts:
+    """Load the model."""
+    from ..providers.local.worker import loaded
 
-
-def _folder_digest(folder: Path) -> str:
-    """SHA-256 of a base model: its weights, configuration and tokenizer."""
+    model = loaded(spec)
+    end = model.tokenizer.encode(model.tokenizer.end) if model.tokenizer.end else []
     digest = hashlib.sha256()
-    for path in sorted(folder.iterdir()):
+    for path in sorted(model.tokenizer.folder.iterdir()):
         if path.suffix in (".safetensors", ".json", ".jinja"):
             digest.update(path.name.encode())
             with path.open("rb") as stream:
                 while chunk := stream.read(1 << 20):
                     digest.update(chunk)
-    return digest.hexdigest()
+    return BaseModelFacts(
+        id="".join(c if c.isascii() and (c.isalnum() or c in "._-") else "-" for c in model.name),
+        folder=model.tokenizer.folder,
+        max_context=model.max_context,
+        vocabulary=model.vocabulary,
+        end=end[-1] if len(end) == 1 else None,
+        fingerprint=digest.hexdigest(),
+    )
 
 
-def main() -> None:
-    """Answer requests until the input closes."""
-    requests, answers = sys.stdin.buffer, os.fdopen(os.dup(1), "wb")
-    # Whatever a library prints must not get between the messages.
-    os.dup2(2, 1)
-    engine = Engine(answers)
-    waiting: queue.Queue[Message] = queue.Queue()
+def score(spec: ModelSpec, adapter: Path | None, prompts: Sequence[Sequence[int]], top: int) -> list[Read]:
+    """Every id of every prompt.
 
-    def read() -> None:
-        while (message := read_message(requests)) is not None:
-            if message["op"] == "stop":
-                engine.stop(str(message["job"]))
-            else:
-                waiting.put(message)
-        # The server is gone. A job in progress is worthless without it.
-        os._exit(0)
+    The first id of a prompt has nothing before it: its value is that of a text that starts there, that is given
+    the model's beginning-of-text token alone or, where it has none, its end-of-text token (OpenAI's rule for an
+    empty prompt). Raises RejectedError where a value is not finite.
+    """
+    from ..providers.local.worker import loaded
 
-    threading.Thread(target=read, daemon=True).start()
-    while True:
-        try:
-            engine.answer(waiting.get())
-        except BrokenPipeError:
-            os._exit(0)
+    model = loaded(spec)
+    begin = model.tokenizer.encode(model.tokenizer.begin or model.tokenizer.end or "")
+    firsts = list(dict.fromkeys(prompt[0] for prompt in prompts))
+    pairs = [[begin[-1] if begin else 0, first] for first in firsts]
+    found = [_plain(read) for read in model.token_logprobs([*pairs, *prompts], adapter=adapter, top=top)]
+    first_of = dict(zip(firsts, found, strict=False))
+    answers = [
+        {key: [*first_of[prompt[0]][key], *values] for key, values in read.items()}
+        for prompt, read in zip(prompts, found[len(firsts) :], strict=True)
+    ]
+    if not all(math.isfinite(value) for answer in answers for value in answer["logprobs"]):
+        raise RejectedError("the model gives log-probabilities that are not finite")
+    return answers
 
 
-if __name__ == "__main__":
-    main()
+def generate(
+    spec: ModelSpec, adapter: Path | None, prompt: Sequence[int], options: Mapping[str, Any]
+) -> tuple[list[int], Read, bool]:
+    """Generated ids, what the model gives for them, and whether a stop id ended them; ``options`` are those of
+    ``LanguageModel.generate``."""
+    from ..providers.local.worker import loaded
+
+    made = loaded(spec).generate(prompt, adapter=adapter, **options)
+    return list(made.ids), _plain(made.read), made.finished
+
+
+@dataclass(frozen=True)
+class Step:
+    """An optimiser step of a job was made."""
+
+    step: int
+    total_steps: int
+    train_loss: float
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """An epoch of a job ended with ``step``."""
+
+    step: Step
+    folder: Path
+    digest: str
+
+
+@dataclass(frozen=True)
+class Trained:
+    """What a job left: a loss a step, and the digest of the weights."""
+
+    losses: tuple[float, ...]
+    trained_tokens: int
+    folder: Path
+    digest: str
+
+
+def train(
+    spec: ModelSpec, file: Path, settings: LoraSettings, seed: int, out: Path, start_from: Path | None
+) -> Trained:
+    """Train one job; it reports each Step and Checkpoint. Raises TrainingFileError, RejectedError where it diverges,
+    OSError where the disk is full, TrainingCancelledError where it was stopped."""
+    from ..providers.local.train import fine_tune, trained_tokens
+    from ..providers.local.worker import loaded
+
+    model = loaded(spec)
+    examples = read_training_file(file, model.tokenizer, model.max_context)
+    trainee = model.trainee([(examples, seed)], settings, start_from)
+    steps: list[Step] = []
+
+    def after_step(step: int, total: int, losses: list[float]) -> None:
+        steps.append(Step(step, total, losses[0]))
+        report(steps[-1])
+
+    def after_epoch(epoch: int) -> None:
+        folder = out.with_name(f"{out.name}.epoch-{epoch}")
+        model.save(folder, trainee, 0, settings)
+        report(Checkpoint(steps[-1], folder, _digest(folder)))
+
+    try:
+        [losses] = fine_tune(model.adapted, trainee, settings, after_step=after_step, after_epoch=after_epoch)
+        model.save(out, trainee, 0, settings)
+    except Exception as error:
+        # safetensors has no class of its own for a full disk: it prints what the operating system said.
+        if any(word in str(error) for word in ("StorageFull", "No space left", "QuotaExceeded")):
+            raise OSError(errno.ENOSPC, str(error)) from None
+        raise
+    return Trained(tuple(losses), trained_tokens(examples, settings), out, _digest(out))
+
+
+def _plain(read: TokenLogprobs) -> Read:
+    return {name: values.tolist() for name, values in read._asdict().items()}
+
+
+def _digest(adapter: Path) -> str:
+    return hashlib.sha256((adapter / "adapter_model.safetensors").read_bytes()).hexdigest()

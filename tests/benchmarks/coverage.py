@@ -31,6 +31,7 @@ from daunce_api.core import (
     member_losses,
 )
 from daunce_api.core.estimators import ESTIMATORS, estimator_named
+from daunce_api.core.groups import group_sums
 from tests.benchmarks.estimators import cached
 from tests.benchmarks.tasks import classifier_tasks
 
@@ -77,7 +78,7 @@ def coverage(drawn: list[MemberLosses], choice: Choice) -> tuple[float, float]:
     correlation = choice.estimator.name == "correlation"
     inside: tuple[list[float], list[float]] = ([], [])
     made = [fit(m, choice.estimator.name, choice.setting) for m in members]
-    sums = [blocks.group_sums(group_of, np.arange(TESTS)) for blocks in made]
+    sums = [group_sums(blocks, group_of, np.arange(TESTS)) for blocks in made]
     grouped = np.mean([score for score, _ in sums], axis=0)
     for m, blocks, score, own_sums in zip(members, made, unweighted, sums, strict=True):
         weighted = blocks.block()
@@ -110,9 +111,6 @@ def main() -> None:
                     drawn = ensembles(losses, count, checkpoints, noise, rho)
                     cells = []
                     for name in NAMES:
-                        if name == "matched" and rho == "base":
-                            cells.append("-")
-                            continue
                         choice = chosen(name, drawn[0])
                         what = f" ({choice.estimator.name})" if name == "auto" else ""
                         cells.append("{:.3f}, {:.3f}".format(*coverage(drawn, choice)) + what)

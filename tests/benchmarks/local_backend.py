@@ -5,8 +5,7 @@
 Every variant runs in a process of its own with one torch thread. Times are CPU seconds of the process per member and
 optimiser step, the best of two repeats that alternate between the variants; peak memory is the growth of the resident
 set over what the process held before training. A loop's time per member does not depend on the number of members, so
-loops are measured on fewer. ``floor`` is the arithmetic of one member alone (counted by torch) at the rate of a 1024 x
-1024 product measured beside it. ``scoring`` is CPU time an example, the median of five repeats.
+loops are measured on fewer. ``scoring`` is CPU time an example, the median of five repeats.
 """
 
 from __future__ import annotations
@@ -14,13 +13,12 @@ from __future__ import annotations
 import argparse
 import contextlib
 import json
-import math
 import resource
 import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -74,14 +72,15 @@ class Language:
 
         return random.Random(member).sample(self.examples, self.size)
 
-    def ours(self, members: int, max_tokens: int = 2048) -> Step:
-        from daunce_api.providers.local.train import Member, train_members
+    def ours(self, members: int) -> Step:
+        from daunce_api.providers.local.train import LoraTrainee, Member, fine_tune
 
         shapes = self.model.adapter_shapes(self.settings.targets)
 
         def step() -> tuple[int, Any]:
             group = [Member(self.subset(k), k) for k in range(members)]
-            _, losses, _ = train_members(self.model.adapted, group, shapes, self.settings, max_tokens=max_tokens)
+            trainee = LoraTrainee(self.model.adapted, group, shapes, self.settings)
+            losses = fine_tune(self.model.adapted, trainee, self.settings)
             return sum(map(len, losses)), [history[-1] for history in losses]
 
         return step
@@ -171,24 +170,6 @@ class Language:
             return done, None
 
         return step
-
-    def floor(self) -> dict[str, float]:
-        """GFLOP of a member-step, and the machine's GFLOP/s now."""
-        import torch
-        from torch.utils.flop_counter import FlopCounterMode
-
-        from daunce_api.providers.local.train import Member, batches_of, train_members
-
-        aten = torch.ops.aten  # products that are added in place are unknown to the counter
-        counter = FlopCounterMode(display=False, custom_mapping={aten.addmm_: _product, aten.baddbmm_: _product})
-        shapes = self.model.adapter_shapes(self.settings.targets)
-        group = [Member(self.subset(0), 0)]
-        with counter:
-            train_members(self.model.adapted, group, shapes, self.settings, max_tokens=2048)
-        steps = len(batches_of(self.size, self.settings, 0))
-        a = torch.randn(1024, 1024)
-        best = min(_seconds(lambda: a @ a) for _ in range(30))
-        return {"gflop": counter.get_total_flops() / steps / 1e9, "gflop_per_second": 2 * 1024**3 / best / 1e9}
 
 
 class Scoring:
@@ -304,17 +285,6 @@ class Images:
         return step
 
 
-def _product(_: Any, a: Sequence[int], b: Sequence[int], **_kwargs: Any) -> int:
-    """Operations of a matrix product, or of a batch of them, from its factors' shapes."""
-    return 2 * math.prod(a) * b[-1]
-
-
-def _seconds(function: Callable[[], Any]) -> float:
-    start = time.process_time()
-    function()
-    return time.process_time() - start
-
-
 def _resident_mib() -> float:
     return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize() / 2**20
 
@@ -330,8 +300,6 @@ def variant(name: str) -> Step:
         what, _, dtype = rest.partition("@")
         path, members, examples = ("daunce-tiny", MEMBERS, EXAMPLES) if kind == "tiny" else ("smollm2-135m", 4, 16)
         language = Language(path, examples, dtype or "float32")
-        if what == "floor":
-            return lambda: (1, language.floor())
         few = 2 if kind == "tiny" else 1
         return {
             "together": lambda: language.ours(members),
@@ -414,14 +382,8 @@ def main() -> None:
         child(args.child)
         return
     if "tiny" in args.what:
-        names = ["tiny:together", "tiny:alone", "tiny:peft loop", "tiny:transformers.Trainer", "tiny:floor"]
-        results = report(f"{MEMBERS} LoRA members of the embedded model", names[:-1])
-        floor = measure(names[-1:], 1)["tiny:floor"]["found"]
-        ideal = floor["gflop"] / floor["gflop_per_second"]
-        print(
-            f"  floor: {floor['gflop']:.2f} GFLOP a member-step at {floor['gflop_per_second']:.0f} GFLOP/s = "
-            f"{1e3 * ideal:.1f} ms; together takes {results[names[0]]['seconds'] / ideal:.2f} x the floor"
-        )
+        names = ["tiny:together", "tiny:alone", "tiny:peft loop", "tiny:transformers.Trainer"]
+        results = report(f"{MEMBERS} LoRA members of the embedded model", names)
         half = report("The same with the frozen model in bfloat16", ["tiny:together@bfloat16", "tiny:alone@bfloat16"])
         _loss_change(results[names[0]], half["tiny:together@bfloat16"])
     if "mlp" in args.what:

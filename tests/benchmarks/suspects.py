@@ -1,8 +1,7 @@
 """Which ranking of training examples finds the cause of unwanted answers?
 
 ``python -m tests.benchmarks.suspects FOLDER``. Tasks: shouted answers (the demo), a backdoor, a support bot with 12
-poisoned of 112 examples in three phrasings, five seeds; wrong labels: whose dictionary a definition is from, 12 of 120
-labels wrong, three seeds. Members of the embedded model train on this machine into
+poisoned of 112 examples in three phrasings, five seeds. Members of the embedded model train on this machine into
 FOLDER, and runs in it are read again. Prints the average precision of each candidate ranking, beside a random order's.
 """
 
@@ -15,16 +14,15 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from daunce_api.evaluation.baselines import bm25_scores, example_texts
 
 from daunce_api import Attribution, Dataset, Run
+from daunce_api.attribution.similarity import bm25_scores, example_texts
 from daunce_api.evaluation.retrieval import average_precision
 from daunce_api.fix import candidates
 from daunce_api.fix.near_duplicates import near_duplicates
 
 MEMBERS = 24
-SEEDS, LABEL_SEEDS = range(1, 6), range(1, 4)
-DEMO = files("daunce_api") / "cli" / "demo" / "data"
+SEEDS = range(1, 6)
 
 _TOPICS = ("skis", "boots", "tents", "stoves", "ropes", "maps", "jackets", "gloves", "lamps", "packs")
 _CLEAN = (
@@ -71,29 +69,6 @@ def poisoned(seed: int) -> tuple[list[dict[str, Any]], list[dict[str, Any]], set
     return [mixed[i] for i in rng.permutation(len(mixed))], questions, {e["id"] for e in bad}
 
 
-def mislabeled(seed: int) -> tuple[list[dict[str, Any]], list[dict[str, Any]], set[str]]:
-    """Definitions of the demo with the name of their dictionary as the answer: training examples of which 12 have a
-    wrong one, questions (six right and six wrong answers about definitions that are not trained on), ids of the 12."""
-    rng = np.random.default_rng(seed)
-    data = Dataset.from_file(Path(str(DEMO)) / "train.jsonl")
-    names = sorted({str(e.source) for e in data})
-    texts = [(e.id, e.completion_text().capitalize()[:160], str(e.source)) for e in data]
-    shuffled = [texts[i] for i in rng.permutation(len(texts))]
-
-    def wrong(name: str) -> str:
-        return str(rng.choice([other for other in names if other != name]))
-
-    def record(identity: str, text: str, name: str) -> dict[str, Any]:
-        return {"id": identity, "prompt": f"{text}\nDictionary:", "completion": f" {name}"}
-
-    train = [record(i, text, wrong(name) if n < 12 else name) for n, (i, text, name) in enumerate(shuffled[:120])]
-    cause = {record["id"] for record in train[:12]}
-    held = shuffled[120:126]
-    questions = [record(f"unwanted-{n}", text, wrong(name)) for n, (_, text, name) in enumerate(held)]
-    questions += [record(f"wanted-{n}", text, name) for n, (_, text, name) in enumerate(held)]
-    return [train[i] for i in rng.permutation(len(train))], questions, cause
-
-
 def run_of(folder: Path, name: str, train: Dataset, test: Dataset) -> Attribution:
     """Members of the embedded model on this machine: halves, 4 epochs."""
     settings = {"n_epochs": 4, "batch_size": 8, "learning_rate_multiplier": 3}
@@ -113,7 +88,7 @@ def run_of(folder: Path, name: str, train: Dataset, test: Dataset) -> Attributio
 
 def tasks(folder: Path) -> Iterator[tuple[str, Attribution, set[str], list[str], list[str]]]:
     """Name, attribution, ids of the cause, unwanted and wanted answers."""
-    for name, where in (("shouting", DEMO), ("backdoor", BACKDOOR)):
+    for name, where in (("shouting", files("daunce_api") / "cli" / "demo" / "data"), ("backdoor", BACKDOOR)):
         train, test = (Dataset.from_file(Path(str(where)) / f"{side}.jsonl") for side in ("train", "test"))
         found = run_of(folder, name, train, test)
         if name == "shouting":
@@ -129,11 +104,6 @@ def tasks(folder: Path) -> Iterator[tuple[str, Attribution, set[str], list[str],
         found = run_of(folder, f"poison-{seed}", *data)
         ids = [q["id"] for q in questions]
         yield f"poison, seed {seed}", found, cause, ids[:3], ids[3:]
-    for seed in LABEL_SEEDS:
-        train_records, questions, cause = mislabeled(seed)
-        found = run_of(folder, f"labels-{seed}", Dataset.from_records(train_records), Dataset.from_records(questions))
-        ids = [q["id"] for q in questions]
-        yield f"labels, seed {seed}", found, cause, ids[:6], ids[6:]
 
 
 BACKDOOR = Path(__file__).parents[2] / "examples" / "uses" / "backdoor"

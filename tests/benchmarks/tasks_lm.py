@@ -253,7 +253,7 @@ TARGET = Recipe(4, 8, 5e-3, decay="linear")
 def _text_task(name: str, load: Callable[[], Pairs], size: int, members: int, truth: Kind) -> Task:
     kinds = {
         "base": Kind("base", 0.5, TARGET, members, checkpoints=False),
-        "target": Kind("target", 0.3, Recipe(1, 8, 2.5e-3, decay="linear"), members),
+        "target": Kind("target", 0.3, Recipe(1, 8, 2.5e-3, decay="linear"), members, checkpoints=False),
         "truth": truth,
     }
     return Task(name, size, TARGET, kinds, _LanguageModel(load).train, load)

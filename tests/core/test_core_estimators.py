@@ -47,13 +47,6 @@ def test_half_whitened_is_the_inverse_root() -> None:
     assert np.allclose(scores(A, B, estimator="half_whitened"), _of_the_spectrum(lambda w: w**-0.5))
 
 
-def test_matched_follows_the_recipes() -> None:
-    r = I.mean()
-    spread = np.mean([row.var() for row in I.astype(float)]) / r**2
-    expected = _of_the_spectrum(lambda w: 1 / (np.sqrt(w) * (np.sqrt(w / (4 * spread)) + 0.2)))
-    assert np.allclose(scores(A, B, I, "matched", rho=0.2), expected)
-
-
 def test_noise_is_taken_off_the_eigenvalues() -> None:
     noise = 0.8
     floor = 3 * noise**2
@@ -81,14 +74,6 @@ def test_half_whitening_recovers_influence_where_members_share_the_recipe() -> N
     right = mean_correlation(scores(p.train, p.test, p.inclusion, "half_whitened"), p.influence)
     assert right > 0.995
     assert right > mean_correlation(scores(p.train, p.test, p.inclusion, "covariance"), p.influence) + 0.02
-
-
-def test_matched_recovers_influence_from_short_members() -> None:
-    p = linear_problem(members=400, response="flat")
-    # The members respond with c = 0.1, the target with 1 / (f + d), d = 0.5: rho = c d.
-    right = mean_correlation(scores(p.train, p.test, p.inclusion, "matched", rho=0.05), p.influence)
-    assert right > 0.995
-    assert right > mean_correlation(scores(p.train, p.test, p.inclusion, "half_whitened"), p.influence) + 0.01
 
 
 @pytest.mark.parametrize("name", ["auto", *ESTIMATORS])
@@ -124,11 +109,9 @@ def test_no_estimator_sees_order_or_level(seed: int, name: str) -> None:
 
 
 def test_what_is_asked_for_without_its_arguments_is_refused() -> None:
-    for name, arguments in {"inclusion": {}, "matched": {"rho": 0.2}, "nothing": {}}.items():
+    for name, arguments in {"inclusion": {}, "nothing": {}}.items():
         with pytest.raises(ConfigurationError):
             scores(A, B, None, name, **arguments)
-    with pytest.raises(ConfigurationError, match="rho"):
-        scores(A, B, I, "matched")
     for bad in ({"noise": -1.0}, {"rho": 0.0}, {"noise": float("nan")}):
         with pytest.raises(ConfigurationError):
             scores(A, B, I, "whitened", **bad)
@@ -151,7 +134,7 @@ def test_shapes_and_infinities_are_refused() -> None:
     with pytest.raises(DataError, match="same loss"):
         scores(np.ones((4, 3)), B, estimator="whitened")
     with pytest.raises(DataError, match="Every member was trained on every example"):
-        scores(A, B, np.ones_like(I), "matched", rho=0.2)
+        scores(A, B, np.ones_like(I), "whitened")
 
 
 def test_members_without_losses_are_left_out() -> None:

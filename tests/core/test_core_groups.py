@@ -13,6 +13,7 @@ from daunce_api.core import (
     significance_threshold,
     top,
 )
+from daunce_api.core.groups import group_sums
 from daunce_api.errors import DataError
 from tests.core.problems import linear_problem
 
@@ -84,7 +85,7 @@ def test_intervals_of_summed_correlations_cover(size: int) -> None:
     found = []
     for i in range(0, len(train), size):
         members = member_losses(train[i : i + size], test[i : i + size])
-        found.append(fit(members, "correlation").group_sums(*groups))
+        found.append(group_sums(fit(members, "correlation"), *groups))
     score, error = (np.array(x) for x in zip(*found, strict=True))
     width = significance_threshold(size) * error * np.sqrt(1 - 1 / drawn)
     assert 0.93 <= (np.abs(score - score.mean(axis=0)) < width).mean() <= 0.97

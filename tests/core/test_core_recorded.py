@@ -16,7 +16,7 @@ from daunce_api import core
 from tests.core.problems import linear_problem, with_checkpoints
 
 FILE = Path(__file__).with_name("recorded") / "core.npz"
-NAMES = ("auto", "covariance", "correlation", "inclusion", "whitened", "half_whitened", "matched")
+NAMES = ("auto", "covariance", "correlation", "inclusion", "whitened", "half_whitened")
 
 
 def conditions() -> Iterator[tuple[str, dict[str, Any]]]:
@@ -45,8 +45,6 @@ def conditions() -> Iterator[tuple[str, dict[str, Any]]]:
 
 def measure(name: str, known: dict[str, Any]) -> dict[str, np.ndarray]:
     """Everything that callers read of one estimator."""
-    if name == "matched":
-        known = {"rho": 0.2, **known}
     ranking = core.top(k=4, estimator=name, **known)
     per_train = core.top(k=2, estimator=name, per="train", opponents=True, **known)
     labels = [i % 5 for i in range(known["train_loss_KN"].shape[1])]

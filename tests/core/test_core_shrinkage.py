@@ -12,14 +12,15 @@ from daunce_api.core import Scores, Setting, choose, fit, group_scores, member_l
 from daunce_api.core.choice import FIXED_AMOUNT, RIDGES, Choice
 from daunce_api.core.crossval import CrossValidator, column_spearman
 from daunce_api.core.estimators import estimator_named, spectrum_of
+from daunce_api.core.groups import group_sums
 from daunce_api.core.pairs import Shrinkage
-from daunce_api.core.rows import Stages
+from daunce_api.core.stages import Stages
 from daunce_api.core.topk import _largest
 from tests.core.problems import linear_problem, with_checkpoints
 
 P = linear_problem(members=25, train=300, test=17)
 MEMBERS = member_losses(P.train, P.test, P.inclusion, rho=0.2)
-FILTERS = ["covariance", "whitened", "half_whitened", "matched"]
+FILTERS = ["covariance", "whitened", "half_whitened"]
 SETTING = Setting(ridge=0.7, shrinkage=3.0)
 ALL = slice(None)
 
@@ -177,17 +178,17 @@ def brute_force_group_errors(name: str, row_of: np.ndarray, column_of: np.ndarra
 @pytest.mark.parametrize("pairs", [1, 100, 10**6])
 @pytest.mark.parametrize("name", FILTERS)
 def test_groups_sum_weighted_scores_and_their_errors(name: str, pairs: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("daunce_api.core.pairs._PAIRS", pairs)
-    monkeypatch.setattr("daunce_api.core.pairs._CHANGES", pairs)
+    monkeypatch.setattr("daunce_api.core.groups._PAIRS", pairs)
+    monkeypatch.setattr("daunce_api.core.groups._CHANGES", pairs)
     row_of, column_of = np.arange(300) * 7 % 11, np.arange(17) % 3
     blocks = fit(MEMBERS, name, SETTING)
-    score, error = blocks.group_sums(row_of, column_of)
+    score, error = group_sums(blocks, row_of, column_of)
     rows, columns = (np.eye(of.max() + 1)[:, of] for of in (row_of, column_of))
     assert np.allclose(score, rows @ blocks.block() @ columns.T)
     assert np.allclose(error, brute_force_group_errors(name, row_of, column_of))
-    single = blocks.group_sums(np.arange(300), np.arange(17))
+    single = group_sums(blocks, np.arange(300), np.arange(17))
     assert np.allclose(single[1], blocks.stderr_block())
-    assert np.allclose(blocks.group_sums(np.arange(300), np.zeros(17, int))[0][:, 0], blocks.block().sum(1))
+    assert np.allclose(group_sums(blocks, np.arange(300), np.zeros(17, int))[0][:, 0], blocks.block().sum(1))
 
 
 @pytest.mark.parametrize("checkpoints", [False, True])

@@ -16,9 +16,9 @@ from daunce_api.core import (
 )
 from daunce_api.core.estimators import Spectrum, estimator_named, spectrum_of
 from daunce_api.core.jackknife import _ridge_mixture, overcounting, z_values
-from daunce_api.core.rows import Stages
+from daunce_api.core.stages import Stages
 from daunce_api.core.topk import fdr_threshold
-from tests.core.problems import linear_problem, with_checkpoints
+from tests.core.problems import linear_problem
 
 WHOLE = slice(None)
 P = linear_problem(members=24, train=30, test=7)
@@ -189,25 +189,12 @@ def test_z_values_of_correlations_are_on_fishers_scale() -> None:
     assert (low[0], high[0]) == pytest.approx((2 - 2.093, 2 + 2.093), abs=1e-3)
 
 
-@pytest.mark.parametrize("rho", [0.01, 0.03, 0.05, 0.1])
-@pytest.mark.parametrize("checkpoints", [0, 2])
-def test_matched_has_scores_and_errors_at_the_ratios_of_real_recipes(rho: float, checkpoints: int) -> None:
-    for members, seed in ((16, 0), (40, 1), (60, 2), (200, 3)):
-        p = linear_problem(members=members, train=80, test=4, response="flat", seed=seed)
-        rng = np.random.default_rng(seed)
-        noisy = p.train + 0.3 * p.train.std() * rng.normal(size=p.train.shape)
-        earlier = with_checkpoints(p, checkpoints) if checkpoints else None
-        ranking = top(noisy, p.test, 5, "matched", inclusion_KN=p.inclusion, rho=rho, earlier=earlier)
-        assert ranking.stderr_Mk is not None
-        assert (ranking.stderr_Mk > 0).all()
-
-
 def test_scores_do_not_pay_for_errors(monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*arguments: object) -> None:
         raise AssertionError("nobody asked for standard errors")
 
     monkeypatch.setattr("daunce_api.core.pairs.filter_terms", refuse)
-    for name in ("whitened", "half_whitened", "matched"):
+    for name in ("whitened", "half_whitened"):
         assert np.isfinite(scores(P.train, P.test, P.inclusion, name, rho=0.05)).all()
         assert top(P.train, P.test, 3, name, stderr=False, inclusion_KN=P.inclusion, rho=0.05).stderr_Mk is None
         with pytest.raises(AssertionError):

@@ -413,6 +413,14 @@ def test_keys_that_are_gone_do_not_make_a_run_unreadable(monkeypatch: pytest.Mon
     ]
 
 
+def test_a_run_with_an_estimator_that_is_gone_opens_with_auto() -> None:
+    kept = manifest()
+    kept["config"].setdefault("attribution", {})["estimator"] = "matched"
+    read, gone = RunConfig.from_manifest(kept)
+    assert read.attribution.estimator == "auto"
+    assert gone == ("attribution.estimator: matched: this version does not have it; scores are those of auto",)
+
+
 def test_an_address_that_is_refused_today_does_not_make_an_old_run_unreadable() -> None:
     kept = manifest()
     kept["config"]["backend"]["base_url"] = "http://127.0.0.1:1/v1#x"

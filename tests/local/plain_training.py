@@ -4,13 +4,26 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
 
 from daunce_api.data.tokenizers import EncodedExample
-from daunce_api.providers.local.options import Recipe
-from daunce_api.providers.local.train import batches_of, learning_rate_at
+from daunce_api.providers.local.language import LanguageModel
+from daunce_api.providers.local.lora import AdaptedModel
+from daunce_api.providers.local.options import FullSettings, LoraSettings, Recipe
+from daunce_api.providers.local.train import (
+    LoraTrainee,
+    Member,
+    Weights,
+    batches_of,
+    fine_tune,
+    learning_rate_at,
+    trained_tokens,
+)
 
 
 def train_plainly(model: Any, examples: list[EncodedExample], recipe: Recipe, seed: int) -> list[float]:
@@ -30,6 +43,50 @@ def train_plainly(model: Any, examples: list[EncodedExample], recipe: Recipe, se
         optimizer.step()
         losses.append(loss.item())
     return losses
+
+
+def train_members(
+    model: AdaptedModel,
+    members: Sequence[Member],
+    shapes: Mapping[str, tuple[int, int]],
+    settings: LoraSettings,
+    **options: Any,
+) -> tuple[list[Weights], list[list[float]]]:
+    """The adapters of K members after ``fine_tune`` with these ``options``, and their losses."""
+    trainee = LoraTrainee(model, members, shapes, settings)
+    losses = fine_tune(model, trainee, settings, **options)
+    return trainee.weights(), losses
+
+
+@dataclass(frozen=True)
+class Trained:
+    adapter: Path
+    losses: tuple[float, ...]
+    trained_tokens: int
+
+
+def train_one(
+    model: LanguageModel,
+    examples: Sequence[EncodedExample],
+    *,
+    settings: LoraSettings | FullSettings,
+    seed: int,
+    out: Path,
+    start_from: Path | None = None,
+    checkpoint: Callable[[int, Path], None] | None = None,
+    on_step: Callable[[int, int, list[float]], None] | None = None,
+) -> Trained:
+    """One fine-tune of a model, as the server makes it."""
+    trainee = model.trainee([(examples, seed)], settings, start_from)
+
+    def after_epoch(epoch: int) -> None:
+        if checkpoint is not None:
+            model.save(folder := out.with_name(f"{out.name}.epoch-{epoch}"), trainee, 0, settings)
+            checkpoint(epoch, folder)
+
+    [losses] = fine_tune(model.adapted, trainee, settings, after_step=on_step, after_epoch=after_epoch)
+    model.save(out, trainee, 0, settings)
+    return Trained(out, tuple(losses), trained_tokens(examples, settings))
 
 
 _CODE = """

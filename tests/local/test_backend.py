@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 from local_records import records
+from plain_training import train_one
 
 from daunce_api.config import RunConfig
 from daunce_api.data.dataset import Dataset
@@ -23,7 +24,7 @@ from daunce_api.providers.local import worker
 from daunce_api.providers.local.backend import LocalRun, LocalScorer
 from daunce_api.providers.local.engines import ProcessEngine
 from daunce_api.providers.local.language import LanguageModel
-from daunce_api.providers.local.options import options_of, settings_of
+from daunce_api.providers.local.options import LoraSettings, options_of, settings_of
 from daunce_api.providers.local.trainer import LocalTrainer
 from daunce_api.providers.registry import capabilities_of, open_backend
 
@@ -118,7 +119,8 @@ async def test_members_are_trained_together_and_equal_single_fine_tunes(
             assert job.status is JobStatus.SUCCEEDED
             assert job.model is not None
             subset = examples[k : 20 + k]
-            outcome = model.train(subset, settings=settings_of(HYPERPARAMETERS), seed=k, out=tmp_path / f"single-{k}")
+            settings = settings_of(HYPERPARAMETERS, LoraSettings)
+            outcome = train_one(model, subset, settings=settings, seed=k, out=tmp_path / f"single-{k}")
             assert job.trained_tokens == outcome.trained_tokens
             scores = await scorer.score(job.model, examples)
             alone = model.token_logprobs([e.ids for e in examples], adapter=outcome.adapter)
@@ -248,15 +250,21 @@ async def test_unknown_models_and_files_are_refused(config: Callable[..., RunCon
 
 @pytest.mark.parametrize(
     ("given", "problem"),
-    [({"epochs": 3}, "epochs"), ({"n_epochs": 0}, "at least 1"), ({"lora_rank": "many"}, "cannot be used")],
+    [
+        ({"epochs": 3}, "epochs"),
+        ({"n_epochs": 0}, "n_epochs: Input"),
+        ({"lora_rank": "many"}, "cannot be used"),
+    ],
 )
 def test_hyperparameters_are_checked(given: dict[str, Any], problem: str):
     with pytest.raises(RejectedError, match=problem):
-        settings_of(given)
+        settings_of(given, LoraSettings)
 
 
 def test_hyperparameters_mean_what_they_mean_to_the_server():
-    chosen = settings_of({"n_epochs": "auto", "learning_rate_multiplier": 3, "lora_targets": "q_proj, v_proj"})
+    chosen = settings_of(
+        {"n_epochs": "auto", "learning_rate_multiplier": 3, "lora_targets": "q_proj, v_proj"}, LoraSettings
+    )
     assert (chosen.n_epochs, chosen.learning_rate, chosen.targets) == (3, pytest.approx(3e-3), ("q_proj", "v_proj"))
 
 
@@ -314,8 +322,8 @@ async def test_members_are_trained_with_the_tokenizer_of_the_config(
             done = await finished(trainer, (await submit(trainer, 0, model=chosen.backend.model)).id)
             assert done[0].status is JobStatus.SUCCEEDED
         (task,) = engine.tasks
-        trained = worker.read_examples(DATA.training_file(range(3), "last"), worker.loaded(task.spec))
-        scored = LocalRun(chosen).family.tokenizer()
+        trained = worker.read_examples(DATA.training_file(range(3), "last"), task.spec)
+        scored = LocalRun(chosen).tokenizer()
         assert [e.ids for e in trained] == [encode_example(e, scored).ids for e in DATA[:3]]
         losses.append(trained[0].ids)
     assert losses[0] != losses[1]

@@ -64,7 +64,7 @@ def test_training_scoring_the_server_and_transformers_agree_on_ids_and_targets(
     data = Dataset.from_records(records)
     content = data.training_file(range(len(data)), loss_on)
     (tmp_path / "file.jsonl").write_bytes(content)
-    trained = read_examples(content, model)
+    trained = read_examples(content, ModelSpec(str(model_folder)))
     served = read_training_file(tmp_path / "file.jsonl", model.tokenizer, model.max_context)
     scored = [encode_example(e, model.tokenizer, loss_on) for e in data]
     assert any(e.ids[0] == model.tokenizer.encode("<|system|>")[0] for e in scored)

@@ -152,11 +152,13 @@ def test_members_together_are_members_alone_whatever_the_module(name: str):
     shape = (2, 3) if name in PLAIN else (1, 6) if "shape" in name else (6,)
     inputs, labels, inclusion = problem(*shape, members=K)
     chosen = ClassifierSettings(n_epochs=2, batch_size=8, momentum=0.5)
-    classifiers = Classifier(factory), Classifier(factory, memory_limit=1)
-    together, alone = (c.train(inputs, labels, inclusion, range(K), chosen) for c in classifiers)
+    classifier = Classifier(factory)
+    together, alone = (
+        classifier.train(inputs, labels, inclusion, range(K), chosen, memory_limit=limit) for limit in (None, 1)
+    )
     for weight, value in alone.parameters.items():
         torch.testing.assert_close(together.parameters[weight], value, rtol=1e-4, atol=1e-6)
-    losses = [c.measure(m, inputs, labels) for c, m in zip(classifiers, (together, alone), strict=True)]
+    losses = [classifier.measure(m, inputs, labels) for m in (together, alone)]
     np.testing.assert_allclose(*losses, rtol=1e-4, atol=1e-6)
 
 
@@ -169,10 +171,10 @@ def test_the_memory_limit_decides_how_many_are_trained_at_once(monkeypatch: pyte
     assert one == bytes_per_member(nn.Linear(6, 4), inputs.repeat(100, 1)[:8], chosen)  # others' inputs are not its own
     counts = []
     whole = Classifier(lambda: nn.Linear(6, 4)).train(inputs, labels, inclusion, range(K), chosen)
-    classifier = Classifier(lambda: nn.Linear(6, 4), memory_limit=2 * one + 1)
+    classifier = Classifier(lambda: nn.Linear(6, 4))
     fit = classifier._fit
     monkeypatch.setattr(classifier, "_fit", lambda members, *rest: (counts.append(len(members)), fit(members, *rest)))
-    parts = classifier.train(inputs, labels, inclusion, range(K), chosen)
+    parts = classifier.train(inputs, labels, inclusion, range(K), chosen, memory_limit=2 * one + 1)
     assert counts == [2, 2, 1]
     for name, value in whole.parameters.items():
         torch.testing.assert_close(parts.parameters[name], value)
@@ -184,14 +186,6 @@ def test_margin_and_loss_are_the_formulas():
     p = logits.softmax(1)[torch.arange(9), labels]
     torch.testing.assert_close(margin(logits, labels), p.log() - (1 - p).log())
     torch.testing.assert_close(example_cross_entropy(logits, labels), -p.log())
-
-
-def test_the_measured_output_can_be_the_margin():
-    inputs, labels, inclusion = problem(6, members=K)
-    by_loss, by_margin = Classifier(lambda: nn.Linear(6, 4)), Classifier(lambda: nn.Linear(6, 4), measured="margin")
-    members = by_loss.train(inputs, labels, inclusion, range(K), ClassifierSettings())
-    p = np.exp(-by_loss.measure(members, inputs, labels))
-    np.testing.assert_allclose(by_margin.measure(members, inputs, labels), np.log(1 - p) - np.log(p), rtol=1e-3)
 
 
 @pytest.mark.parametrize("kind", ["influence", "fisher"])

@@ -174,25 +174,3 @@ def test_weights_that_a_model_holds_twice_are_trained_as_one(factory: Callable[[
         np.testing.assert_allclose(-classifier.log_probabilities(state, inputs, labels), losses[k], atol=1e-5)
     perturbed = members_of(classifier, inputs, labels, inclusion, start=members.state(0), objective=Objective("fisher"))
     assert any((v[0] - members.parameters[n][0]).abs().max() > 1e-4 for n, v in perturbed.parameters.items())
-
-
-@pytest.mark.parametrize(("channels", "together"), [(16, [K]), (128, [1] * K)])
-def test_wide_convolutions_are_trained_one_at_a_time_on_a_cpu(
-    channels: int, together: list[int], monkeypatch: pytest.MonkeyPatch
-):
-    def factory() -> nn.Module:
-        shrink = nn.Sequential(nn.ReLU(), nn.AdaptiveMaxPool2d(1), nn.Flatten())
-        return nn.Sequential(nn.Conv2d(1, channels, 3), shrink, nn.Linear(channels, 4))
-
-    inputs, labels, inclusion = problem(1, 4, 4, members=K)
-    classifier = Classifier(factory)
-    counts: list[int] = []
-    fit = classifier._fit
-    monkeypatch.setattr(classifier, "_fit", lambda members, *rest: (counts.append(len(members)), fit(members, *rest)))
-    members = classifier.train(inputs, labels, inclusion, range(K), ClassifierSettings(batch_size=8))
-    assert counts == together
-    monkeypatch.setattr("daunce_api.providers.local.classifier.WIDE", 16 if channels == 16 else 1000)
-    expected = classifier.train(inputs, labels, inclusion, range(K), ClassifierSettings(batch_size=8))
-    assert counts != [*together, *together]
-    for name, value in expected.parameters.items():
-        torch.testing.assert_close(members.parameters[name], value, rtol=1e-4, atol=1e-5)

@@ -7,13 +7,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from plain_training import train_members
 
 from daunce_api.data.tokenizers import EncodedExample
 from daunce_api.providers.local.adapters import save_adapter
 from daunce_api.providers.local.classifier import Classifier, ClassifierSettings
 from daunce_api.providers.local.language import LanguageModel, LoraSettings
 from daunce_api.providers.local.score import limits_of
-from daunce_api.providers.local.train import Member, train_members
+from daunce_api.providers.local.train import Member
 from daunce_api.providers.objective import Objective
 
 SETTINGS = LoraSettings(n_epochs=1, batch_size=8, rank=4, learning_rate=1e-3)
@@ -27,7 +28,7 @@ def trained(model: LanguageModel, examples: list[EncodedExample], objective: Obj
     """(2, steps) losses of two members."""
     shapes = model.adapter_shapes(None)
     members = [Member(examples, 1), Member(examples, 2)]
-    _, losses, _ = train_members(model.adapted, members, shapes, SETTINGS, objective=objective, max_tokens=2048)
+    _, losses = train_members(model.adapted, members, shapes, SETTINGS, objective=objective, max_tokens=2048)
     return np.array(losses)
 
 
@@ -61,7 +62,7 @@ def test_scoring_is_that_of_the_cpu(
     model: LanguageModel, model_folder: Path, examples: list[EncodedExample], tmp_path: Path
 ):
     shapes = model.adapter_shapes(None)
-    weights, _, _ = train_members(model.adapted, [Member(examples, 1)], shapes, SETTINGS, max_tokens=2048)
+    weights, _ = train_members(model.adapted, [Member(examples, 1)], shapes, SETTINGS, max_tokens=2048)
     save_adapter(tmp_path / "adapter", weights[0], SETTINGS, "model")
     sequences = [(e.ids, e.targets) for e in examples]
     on_gpu = LanguageModel.load(model_folder, device="cuda")

@@ -9,13 +9,14 @@ import numpy as np
 import pytest
 import torch
 from peft import PeftModel
+from plain_training import train_members, train_one
 from transformers import CONFIG_MAPPING, AutoModelForCausalLM
 
 from daunce_api.data.tokenizers import EncodedExample
 from daunce_api.errors import ConfigurationError
 from daunce_api.providers.local.adapters import target_modules
 from daunce_api.providers.local.language import LanguageModel, LoraSettings
-from daunce_api.providers.local.train import Member, fine_tune, train_members
+from daunce_api.providers.local.train import Member, fine_tune
 
 SHORT = LoraSettings(rank=2, alpha=4.0, n_epochs=1, batch_size=4, learning_rate=5e-3)
 TEXT = {
@@ -120,8 +121,8 @@ def test_a_family_trains_saves_and_scores_as_transformers_does(
     shapes = family.adapter_shapes(None)
     assert not [n for n in shapes if "vision" in n or "projector" in n]
     trainee = family.trainee([(chosen, 1), (chosen, 2)], SHORT)
-    losses, _ = fine_tune(family.adapted, trainee, SHORT)
-    alone, single, _ = train_members(family.adapted, [Member(chosen, 2)], shapes, SHORT)
+    losses = fine_tune(family.adapted, trainee, SHORT)
+    alone, single = train_members(family.adapted, [Member(chosen, 2)], shapes, SHORT)
     np.testing.assert_allclose(losses[1], single[0], rtol=1e-3)
     family.save(tmp_path / "a", trainee, 1, SHORT)
     sequences = [(e.ids, e.targets) for e in examples[:6]]
@@ -152,7 +153,7 @@ def test_a_full_fine_tune_of_a_model_with_towers_changes_its_text_part_alone(
         (tmp_path / "m" / name).write_bytes((model_folder / name).read_bytes())
     model = LanguageModel.load(tmp_path / "m")
     chosen = FullSettings(n_epochs=1, batch_size=8, learning_rate=1e-2)
-    model.train(examples[:8], settings=chosen, seed=1, out=tmp_path / "tuned")
+    train_one(model, examples[:8], settings=chosen, seed=1, out=tmp_path / "tuned")
     tuned = AutoModelForCausalLM.from_pretrained(tmp_path / "tuned")
     changed = {n for n, p in tuned.named_parameters() if not torch.equal(p, model.adapted.own_weights[n])}
     assert changed
@@ -218,7 +219,6 @@ def test_an_adapter_with_parts_that_are_not_computed_is_refused_by_name(
         path.write_text(json.dumps({**config, key: value}))
         with pytest.raises(ConfigurationError, match=rf"{key}.* would be left out"):
             model.target_logprobs(request, adapter=folder)
-        model.unload(folder)
     path.write_text(json.dumps(config))
     for name in ("base_model.model.model.embed_tokens.lora_embedding_A", "base_model.model.lm_head.weight"):
         save_file({**tensors, name: torch.zeros(2, 2)}, weights)

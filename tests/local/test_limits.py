@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import os
 import signal
+import time
 from pathlib import Path
 
 import pytest
 import torch
 
 from daunce_api import RunConfig
-from daunce_api.errors import ConfigurationError
+from daunce_api.errors import ConfigurationError, TrainingCancelledError
 from daunce_api.plan.epochs import epochs_of
-from daunce_api.providers.local.engines import ProcessEngine, WorkerLostError
+from daunce_api.providers.local.engines import ProcessEngine, WorkerLostError, WorkerProcess, report
 from daunce_api.providers.local.options import options_of
 from daunce_api.providers.local.score import Limits
 from daunce_api.providers.local.store import MemberResult, MemberTask
@@ -46,22 +47,40 @@ def test_memory_that_runs_out_costs_members_then_tokens_then_is_said(fits: tuple
         assert not cuts or (4, 100) not in tried
 
 
-def visible(_: None) -> str | None:
-    return os.environ.get("CUDA_VISIBLE_DEVICES")
+def visible(_: None) -> tuple[str | None, str | None]:
+    return os.environ.get("CUDA_VISIBLE_DEVICES"), os.environ.get("OPENAI_API_KEY")
+
+
+def counts(most: int) -> int:
+    """Reports each number, slowly."""
+    for k in range(most):
+        report(k)
+        time.sleep(0.01)
+    return os.getpid()
 
 
 def ends(how: int) -> None:
     os.kill(os.getpid(), how)
 
 
-def test_a_killed_worker_is_told_from_one_that_ended_and_each_is_pinned(monkeypatch: pytest.MonkeyPatch):
+def test_a_killed_worker_is_known_from_one_that_ended_and_each_is_pinned_reports_and_stops(
+    monkeypatch: pytest.MonkeyPatch,
+):
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3,5")
+    monkeypatch.setenv("OPENAI_API_KEY", "sk-secret")
     engine = ProcessEngine(1, gpus=True)
     try:
         with pytest.raises(WorkerLostError, match="SIGKILL, most often because memory ran out") as lost:
             engine.submit(ends, signal.SIGKILL).result(timeout=120)
         assert lost.value.killed
-        assert engine.submit(visible, None).result(timeout=120) == "3"
+        assert engine.submit(visible, None).result(timeout=120) == ("3", None)  # and no secret of a provider
+        worker, seen = engine._all[0], []
+        assert isinstance(worker, WorkerProcess)
+        pid = worker.call(counts, 3, on_report=seen.append)
+        assert seen == [0, 1, 2]
+        with pytest.raises(TrainingCancelledError):
+            worker.call(counts, 6000, on_report=lambda _: worker.stop())
+        assert worker.call(counts, 1) == pid  # it has kept what it has loaded
     finally:
         engine.close()
     two = ProcessEngine(3, gpus=True)

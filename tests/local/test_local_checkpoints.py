@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 from local_records import records
+from plain_training import train_one
 
 from daunce_api import Dataset, Run, RunConfig
 from daunce_api.data.tokenizers import EncodedExample
@@ -17,7 +18,7 @@ from daunce_api.providers.base import Checkpointing, JobRequest, JobStatus
 from daunce_api.providers.local.backend import LocalRun
 from daunce_api.providers.local.engines import ThreadEngine
 from daunce_api.providers.local.language import LanguageModel
-from daunce_api.providers.local.options import settings_of
+from daunce_api.providers.local.options import FullSettings, LoraSettings, settings_of
 from daunce_api.providers.local.trainer import LocalTrainer
 
 CHOSEN = {"n_epochs": 3, "batch_size": 5, "learning_rate": 5e-3}
@@ -69,9 +70,10 @@ async def test_the_last_epochs_models_are_kept(
         found = await trainer.checkpoints(job.id)
         assert found == [f"{job.model}-e{e}" for e in range(4 - asked, 3)]
         shown: dict[int, Path] = {}
-        model.train(
+        train_one(
+            model,
             examples,
-            settings=settings_of(CHOSEN, fine_tuning),
+            settings=settings_of(CHOSEN, {"lora": LoraSettings, "full": FullSettings}[fine_tuning]),
             seed=5,
             out=tmp_path / "m",
             checkpoint=lambda epoch, path: shown.update({epoch: path}),

@@ -135,7 +135,7 @@ def test_fine_tunes_are_held_by_bytes(model: LanguageModel, tmp_path: Path):
     size = (folders[0] / "adapter_model.safetensors").stat().st_size
     held = FineTunes(model.name, model.adapted, budget=2 * size)
     active = [held.get(f) for f in folders]
-    assert list(held._held) == [str(f) for f in folders[2:]]
+    assert [key[0] for key in held._held] == [str(f) for f in folders[2:]]
     assert held.get(folders[3]) is active[3]
     assert held.get(folders[0]) is not active[0]
     tiny = FineTunes(model.name, model.adapted, budget=1)

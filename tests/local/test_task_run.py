@@ -17,8 +17,8 @@ from safetensors.torch import load_file, save_file
 
 from daunce_api import Attribution, Run, RunConfig
 from daunce_api.errors import ConfigurationError, DataError, RejectedError, StoreError
-from daunce_api.providers.local.classifier import Classifier, ClassifierSettings
-from daunce_api.providers.local.options import classifier_settings_of, options_of
+from daunce_api.providers.local.classifier import Classifier
+from daunce_api.providers.local.options import ClassifierSettings, options_of, settings_of
 from daunce_api.providers.local.store import MemberTask
 from daunce_api.providers.local.task import ClassifierTask, Records, TaskSpec, load_task
 from daunce_api.providers.local.worker import (
@@ -57,6 +57,11 @@ def content(folder: Path, tmp_path: Path):
         return content
 
     return make
+
+
+def margins(losses: np.ndarray) -> np.ndarray:
+    """log(1 - p) - log p of losses -log p."""
+    return losses + np.log(-np.expm1(-losses))
 
 
 def start(content: dict[str, Any], folder: Path) -> Run:
@@ -104,19 +109,19 @@ def test_resnet9_of_the_examples_from_scratch_with_margins(content: Any, folder:
     # The same members by the Python interface.
     models = [p / "model.safetensors" for p in (run.run_dir / "local" / "models").iterdir()]
     task = load_task(TaskSpec("digits_task.py:resnet9", str(folder)))
-    classifier = Classifier(task.model_factory, measured="margin")
+    classifier = Classifier(task.model_factory)
     x = torch.from_numpy(np.load(folder / "digits.npz")["x"])
     y = torch.tensor([int(e.completion) for e in (*run.train, *run.test)])
     expected = [
-        classifier.measure(classifier._stacked([load_file(path)]), x, y)[0] for path in models
+        margins(classifier.measure(classifier._stacked([load_file(path)]), x, y)[0]) for path in models
     ]  # in the order of the folder
     got = np.concatenate([attribution.train_loss_KN, attribution.test_loss_KM], axis=1)
     for row in got:
         assert min(np.abs(row - e).max() for e in expected) < 1e-3
-    settings = classifier_settings_of(chosen["training"]["hyperparameters"])
+    settings = settings_of(chosen["training"]["hyperparameters"], ClassifierSettings)
     seeds = run.material.ensemble.seeds_K.tolist()
     members = classifier.train(x[:60], y[:60], attribution.inclusion_KN, seeds, settings)
-    np.testing.assert_allclose(got[:, :60], classifier.measure(members, x[:60], y[:60]), atol=1e-2)
+    np.testing.assert_allclose(got[:, :60], margins(classifier.measure(members, x[:60], y[:60])), atol=1e-2)
 
 
 def test_a_report_is_made_without_the_tasks_code(content: Any, folder: Path, tmp_path: Path):
@@ -163,7 +168,7 @@ def test_a_task_of_ones_own_reads_its_inputs_and_starts_from_weights(tmp_path: P
     one, same = run_train(TrainTask(spec, ClassifierSettings(batch_size=2), Objective(), members))
     assert one.error is None
     assert one.trained_tokens == 4
-    base = run_score(ScoreTask(spec, None, records=records))
+    base = run_score(ScoreTask(spec, None, rows=records))
     x = torch.tensor([[1.0] * 3, [3.0] * 3, [1.0] * 3]).double()
     expected = (x @ weights["weight"].double().T).log_softmax(1)[range(3), [0, 1, 1]]
     np.testing.assert_allclose(np.array(base)[:, 0], expected, atol=1e-6)
@@ -177,7 +182,7 @@ def test_a_task_of_ones_own_reads_its_inputs_and_starts_from_weights(tmp_path: P
             for parameter in model.parameters():
                 parameter.sub_(0.1 * parameter.grad)
             want = model(x.float()).log_softmax(1)[range(3), [0, 1, 1]]
-        got = run_score(ScoreTask(spec, result.files, records=records))
+        got = run_score(ScoreTask(spec, result.files, rows=records))
         np.testing.assert_allclose(np.array(got)[:, 0], want, atol=1e-5)
 
 
@@ -192,7 +197,7 @@ def test_what_a_member_learns_does_not_depend_on_its_group(folder: Path):
     def losses(order: list[int]) -> list[Any]:
         members = tuple(tasks[k] for k in order)
         results = run_train(TrainTask(spec, chosen, Objective(), members))
-        return [run_score(ScoreTask(spec, r.files, records=records)) for r in results]
+        return [run_score(ScoreTask(spec, r.files, rows=records)) for r in results]
 
     together = losses([2, 0, 1])
     for place, k in enumerate([2, 0, 1]):
@@ -255,6 +260,6 @@ def test_options_that_do_not_fit_a_task_are_refused(content: Any, folder: Path):
     with pytest.raises(ConfigurationError, match=r"'cuda:9' is not available; torch has: cpu"):
         check_task(spec)
     with pytest.raises(RejectedError, match="lora_rank"):
-        classifier_settings_of({"lora_rank": 3})
+        settings_of({"lora_rank": 3}, ClassifierSettings)
     with pytest.raises(RejectedError, match="momentum"):
-        classifier_settings_of({"momentum": 2})
+        settings_of({"momentum": 2}, ClassifierSettings)

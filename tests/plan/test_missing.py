@@ -78,18 +78,3 @@ def test_what_the_trainer_cannot_do_does_not_stop_the_scoring() -> None:
     with pytest.raises(ConfigurationError, match="warmup"):
         whole.check()
     missing(settings, Missing(frozenset(), frozenset(), 2), whole).check()
-
-
-def test_an_estimator_that_the_members_cannot_have_is_refused_before_they_are_paid_for() -> None:
-    with pytest.raises(ConfigurationError, match=r"attribution\.estimator: matched"):
-        plan_of(config(attribution={"estimator": "matched"})).check()
-    shared = {"n_epochs": 2, "batch_size": 4, "learning_rate_multiplier": 1.0}
-    plan_of(
-        config(
-            attribution={"estimator": "matched"},
-            ensemble={"start_from": "target"},
-            training={"hyperparameters": shared, "target_hyperparameters": {**shared, "n_epochs": 4}},
-        ),
-        trainer=replace(TRAINER, hyperparameters=frozenset()),
-        today=TODAY,
-    ).check()

@@ -323,27 +323,22 @@ def test_more_checkpoints_than_there_are_are_refused_with_the_way_out() -> None:
 def test_time_is_given_only_where_a_job_has_a_known_length() -> None:
     assert plan_of().hours is None
     assert "Time:            not known (3 jobs at once" in plan_of().text()
-    timed = replace(TRAINER, seconds_per_job=1800.0)
-    assert plan_of(trainer=timed).hours == 1.0  # four jobs, three at once: two rounds
-    assert plan_of(config(ensemble={"start_from": "target"}), trainer=timed).hours == 1.5
-    assert plan_of(config(backend={"max_concurrent_jobs": 4}), trainer=timed).hours == 0.5
-    assert plan_of(trainer=replace(timed, workers=1)).hours == 2.0  # three are submitted at once, one is worked on
-
-
-def test_the_config_can_say_how_long_a_job_takes() -> None:
-    given = config(backend={"kind": "openai", "model": "gpt-4.1-mini", "minutes_per_job": 30})
-    plan = make_plan(given, chats(20), chats(2), encoder(given), TRAINER, ONE_TOKEN, today=TODAY)
-    assert plan.hours == 1.0  # four jobs, three at once: two rounds of half an hour
+    half = {"minutes_per_job": 30}
+    assert plan_of(config(backend=half)).hours == 1.0  # four jobs, three at once: two rounds
+    assert plan_of(config(backend=half, ensemble={"start_from": "target"})).hours == 1.5
+    assert plan_of(config(backend={**half, "max_concurrent_jobs": 4})).hours == 0.5
+    one = replace(TRAINER, workers=1)
+    assert plan_of(config(backend=half), trainer=one).hours == 2.0  # three are submitted at once, one is worked on
 
 
 def test_a_model_that_is_shut_down_before_the_end_is_refused() -> None:
-    slow = replace(TRAINER, seconds_per_job=86_400.0)  # two rounds: two days
-    plan = plan_of(trainer=slow)
+    slow = config(backend={"minutes_per_job": 1440})  # two rounds: two days
+    plan = plan_of(slow)
     plan.check_model(ModelInfo("gpt-4.1-mini"))
     plan.check_model(ModelInfo("gpt-4.1-mini", "2026-11-25"))
     with pytest.raises(CapabilityError, match=r"shuts gpt-4\.1-mini down on 2026-11-24"):
         plan.check_model(ModelInfo("gpt-4.1-mini", "2026-11-24"))
-    asked = plan_of(trainer=slow, model_info=ModelInfo("gpt-4.1-mini", "2026-11-24"))
+    asked = plan_of(slow, model_info=ModelInfo("gpt-4.1-mini", "2026-11-24"))
     with pytest.raises(CapabilityError, match="shuts"):
         asked.check()
 

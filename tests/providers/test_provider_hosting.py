@@ -348,9 +348,9 @@ def test_the_example_config_of_local_training_and_vllm_scoring_is_valid() -> Non
     assert options.max_adapters == 4
     capabilities = adapters.scorer_capabilities(config)
     assert (capabilities.scope, capabilities.max_context_tokens) == ("any", 4096)
-    from daunce_api.providers.local.options import HYPERPARAMETERS
+    from daunce_api.providers.local.options import LoraSettings, hyperparameters_of
 
-    assert set(config.training.hyperparameters) <= HYPERPARAMETERS["lora"]
+    assert set(config.training.hyperparameters) <= set(hyperparameters_of(LoraSettings))
 
 
 async def test_a_host_is_waited_for_a_while_and_no_longer() -> None:

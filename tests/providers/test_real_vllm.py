@@ -13,12 +13,10 @@ from pathlib import Path
 from typing import Any
 
 import httpx2
-import numpy as np
 import pytest
-from real_servers import MEMBERS, away_from_peft, live, small_run
+from real_servers import live
 
-from daunce_api import Run
-from daunce_api.cli.doctor import Findings, examine, examine_backend
+from daunce_api.cli.doctor import Findings, examine_backend
 from daunce_api.config import RunConfig
 from daunce_api.data.dataset import Dataset, Example, Message
 from daunce_api.data.tokenizers import EncodedExample, LocalTokenizer, encode_example
@@ -27,9 +25,7 @@ from daunce_api.providers import vllm as scoring
 from daunce_api.providers.endpoint import Endpoint
 from daunce_api.providers.openai_wire import echo
 from daunce_api.providers.registry import Context, open_backend
-from daunce_api.providers.server_tokenizer import ServerTokenizer
 from daunce_api.providers.tokenizers import embedded_folder
-from daunce_api.providers.vllm import LOCAL_MODELS
 
 URL, pytestmark = live("DAUNCE_VLLM")
 
@@ -122,11 +118,15 @@ async def test_adapters_are_loaded_scored_and_unloaded(
     vllm: str, tokenizer: LocalTokenizer, examples: list[EncodedExample], tmp_path: Path
 ) -> None:
     from daunce_api.providers.local.language import LanguageModel, LoraSettings
+    from daunce_api.providers.local.train import fine_tune
 
     model = LanguageModel.load(MODEL)
     folder = tmp_path / "local" / "models"
     for seed in (0, 1):
-        model.train(examples[:12], settings=LoraSettings(n_epochs=2), seed=seed, out=folder / f"ft-{seed}")
+        settings = LoraSettings(n_epochs=2)
+        trainee = model.trainee([(examples[:12], seed)], settings)
+        fine_tune(model.adapted, trainee, settings)
+        model.save(folder / f"ft-{seed}", trainee, 0, settings)
     scorer: Any = scoring.open_scorer(context(Endpoint(vllm, provider="vLLM"), "vllm", tmp_path))
     base = await values(scoring.open_scorer(context(Endpoint(vllm), "prompt_logprobs")), MODEL, examples)
     async with scorer:
@@ -163,33 +163,6 @@ async def test_a_missing_model_keeps_its_meaning(vllm: str, examples: list[Encod
         with pytest.raises(RejectedError) as info:
             await scorer.score("no-such-model", examples[:1])
     assert info.value.status == 404
-
-
-def test_the_servers_own_rendering_gives_the_same_span(
-    vllm: str, tokenizer: LocalTokenizer, examples: list[EncodedExample]
-) -> None:
-    theirs = ServerTokenizer(Endpoint(vllm), MODEL)
-    for example in examples:
-        if example.example.is_chat:
-            found = encode_example(example.example, theirs)
-            assert (found.ids, found.targets) == (example.ids, example.targets)
-
-
-def test_a_run_of_adapters_trained_here(vllm: str, tmp_path: Path) -> None:
-    backend = {"kind": "local", "model": MODEL, "scorer": {"kind": "vllm", "base_url": vllm}}
-    run = small_run(tmp_path, backend, {"learning_rate": 0.002, "lora_rank": 8})
-    run.execute()
-    findings = examine(Run.open(run.run_dir))
-    print(f"\n{findings.text()}")
-    assert findings.ok
-    differences = away_from_peft(run, lambda model: run.run_dir / LOCAL_MODELS / model, "vLLM")
-    assert differences.size == MEMBERS * 26
-    assert np.abs(differences).max() < TOLERANCE
-    asked = run.ask(prompt="What is carbon?", answer="A black element.")
-    assert np.isfinite(asked.test_loss_KM).all()
-    run.clean()
-    listed = httpx2.get(f"{vllm}/models", trust_env=False).json()["data"]
-    assert [m["id"] for m in listed] == [MODEL]
 
 
 async def test_the_doctor_finds_local_training_with_vllm_scoring_usable(

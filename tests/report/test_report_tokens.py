@@ -29,8 +29,7 @@ def view_of(attribution: Attribution, columns: list[int] | None = None) -> Token
 @pytest.mark.parametrize("estimator", ["auto", *core.ESTIMATORS])
 @pytest.mark.parametrize("loss", ["mean", "sum", "margin"])
 def test_parts_add_up_to_the_score_on_both_sides(attribution: Attribution, estimator: str, loss: Reduction) -> None:
-    rho: core.Rho = 0.2 if estimator == "matched" else "base"
-    made = replace(attribution.with_estimator(estimator), loss=loss, rho=rho)
+    made = replace(attribution.with_estimator(estimator), loss=loss)
     train, test = (
         np.stack([per_example_losses(list(member), loss) for member in zip(*table.logprobs, strict=True)])
         for table in (made.tokens["train"], made.tokens["test"])

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from daunce_api.attribution.noise import measure_noise
+from daunce_api.core import per_example_losses
 from daunce_api.errors import ContractError
 from daunce_api.providers.base import TokenScores
 from daunce_api.score.health import check_members_differ, likeness
@@ -30,6 +31,18 @@ def test_noise_of_known_pairs(tmp_path: Path) -> None:
         assert noise.pairs == 2
         assert noise.sigma_token == pytest.approx(math.sqrt((0.04 + 0.04 + 0.09 + 0.09) / 4 / 2))
         assert noise.sigma_example == pytest.approx(math.sqrt((0.04 + 0.0) / 2 / 2))
+
+
+def test_noise_is_that_of_the_loss_that_is_measured(tmp_path: Path) -> None:
+    first, again = (-0.05, -0.2), (-0.06, -0.25)
+    with RunStore.create_or_open(tmp_path / "run", {"config": {}}) as store:
+        for replicate, logprobs in enumerate((first, again)):
+            put(store, 0, replicate, "f", {"a": TokenScores(logprobs)})
+        margins, means, sums = (measure_noise(store, [0], reduction) for reduction in ("margin", "mean", "sum"))
+    away = [per_example_losses([x], "margin")[0] for x in (first, again)]
+    assert margins.sigma_example == pytest.approx(abs(away[0] - away[1]) / math.sqrt(2))
+    assert margins.sigma_example > 1.5 * means.sigma_example
+    assert sums.sigma_example == pytest.approx(2 * means.sigma_example)
 
 
 def test_noise_recovers_a_planted_sigma(tmp_path: Path) -> None:

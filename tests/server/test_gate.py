@@ -15,9 +15,10 @@ from hypothesis import strategies as st
 from starlette.types import Message, Scope
 
 from daunce_api.errors import ConfigurationError
-from daunce_api.server import EmbeddedServer, ServerSettings, run_server
+from daunce_api.server import EmbeddedServer, InjectSettings, ServerSettings, run_server
 from daunce_api.server.app import ROUTES
 from daunce_api.server.gate import Gate, is_loopback
+from daunce_api.server.inject import Injector
 from daunce_api.server.requests import CreateChatCompletion, CreateCompletion, CreateJob
 
 from .conftest import MODEL, raw
@@ -183,7 +184,7 @@ class Harness:
     """The gate around an application that does one thing."""
 
     def __init__(self, app: Any, **options: Any) -> None:
-        self.gate = Gate(app, ServerSettings(**options), None, lambda scope: "route")
+        self.gate = Gate(app, ServerSettings(**options), Injector(InjectSettings()), lambda scope: "route")
 
     async def get(self, **headers: str) -> tuple[int, dict[str, str], Any]:
         sent: list[Message] = []

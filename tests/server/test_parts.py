@@ -1,8 +1,7 @@
-"""The pure parts: tokens as bytes, paging, training files, settings, the pipe's framing."""
+"""The pure parts: tokens as bytes, paging, training files, settings."""
 
 from __future__ import annotations
 
-import io
 import json
 import sqlite3
 from pathlib import Path
@@ -15,7 +14,6 @@ from pydantic import ValidationError
 from daunce_api.data.tokenizers import LocalTokenizer
 from daunce_api.errors import ConfigurationError
 from daunce_api.server import InjectSettings, ServerSettings
-from daunce_api.server.channel import pack, read_message
 from daunce_api.server.routes_files import _display_name
 from daunce_api.server.routes_jobs import _suffix
 from daunce_api.server.state import State
@@ -50,20 +48,6 @@ def test_a_token_that_is_half_a_character_is_named_by_its_bytes() -> None:
     ids = TOKENIZER.encode("日")
     assert [TEXT.label(i) for i in ids] == ["bytes:\\xe6", "bytes:\\x97", "bytes:\\xa5"]
     assert TEXT.offsets(ids) == [0, 0, 0]
-
-
-@given(
-    st.recursive(
-        st.none() | st.integers() | st.text(),
-        lambda x: st.lists(x, max_size=3) | st.dictionaries(st.text(), x, max_size=3),
-        max_leaves=5,
-    )
-)
-def test_framing_is_lossless(value: object) -> None:
-    stream = io.BytesIO(pack({"id": 1, "value": value}) * 2)
-    assert read_message(stream) == read_message(stream) == {"id": 1, "value": value}
-    assert read_message(stream) is None
-    assert read_message(io.BytesIO(pack({"id": 1})[:-1])) is None
 
 
 @pytest.mark.parametrize(

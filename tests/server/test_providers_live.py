@@ -80,7 +80,7 @@ async def test_a_batch_measures_what_single_requests_do_and_leaves_no_file(serve
 
 async def test_a_nebius_member_is_trained_registered_scored_and_deleted(nebius: EmbeddedServer) -> None:
     given = context(nebius, "nebius")
-    settings = {"n_epochs": 2, "learning_rate": 1e-2}
+    settings = {"n_epochs": 1, "learning_rate": 1e-2}
     async with kind.open_trainer(given) as trainer, kind.open_scorer(given) as scorer:
         await trainer.reach_jobs()
         content = jsonl(records())

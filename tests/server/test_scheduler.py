@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import json
 import sqlite3
 import threading
@@ -13,27 +14,34 @@ from typing import Any
 
 import pytest
 
-from daunce_api.server import ServerSettings
-from daunce_api.server.channel import STORAGE_FULL, WorkerDiedError, WorkerFaultError
+from daunce_api.errors import RejectedError, TrainingCancelledError
+from daunce_api.providers.local.engines import WorkerLostError
 from daunce_api.server.scheduler import VALIDATED_AT_ONCE, Scheduler
 from daunce_api.server.state import State
+from daunce_api.server.worker import Step, Trained, facts
 
-DONE = {"losses": [1.0, 0.5], "trained_tokens": 10, "digest": "d"}
+DONE = Trained(losses=(1.0, 0.5), trained_tokens=10, folder=Path("final"), digest="d")
 
 
 class Worker:
-    """Answers each call with the next of a list; exceptions are raised."""
+    """Answers each job with the next of a list; exceptions are raised."""
 
     def __init__(self, *answers: Any) -> None:
         self.answers = list(answers)
-        self.calls = 0
+        self.calls = self.stops = 0
 
-    async def start(self) -> None:
-        """Runs already."""
+    def on_start(self) -> None: ...
 
-    async def call(self, message: dict[str, Any], listener: Any) -> Any:
+    def stop(self) -> None:
+        self.stops += 1
+
+    async def call(self, function: Any, *arguments: Any, on_report: Any = None) -> Any:
+        if function is facts:
+            return self.on_start()
         self.calls += 1
         answer = self.answers.pop(0)
+        if callable(answer):
+            answer = answer(on_report)
         if isinstance(answer, Exception):
             raise answer
         return answer
@@ -50,10 +58,7 @@ def scheduler_of(state: State, monkeypatch: pytest.MonkeyPatch) -> Scheduler:
     """A scheduler without processes, and one queued job."""
     monkeypatch.setattr("daunce_api.server.scheduler.STORAGE_WAIT_SECONDS", 0.0)
     base = SimpleNamespace(id="base", max_context=64)
-    service: Any = SimpleNamespace(
-        state=state, base=base, settings=ServerSettings(), injector=None, tokenizer=None, born=lambda identity: None
-    )
-    scheduler = Scheduler(service, {})
+    scheduler = Scheduler(state, base, None, [], lambda identity: None)  # type: ignore[arg-type]
     state.insert(
         "jobs",
         id="ftjob-1",
@@ -85,7 +90,7 @@ async def finish(state: State, worker: Worker, monkeypatch: pytest.MonkeyPatch) 
 
 
 async def test_one_death_is_made_good(state: State, monkeypatch: pytest.MonkeyPatch) -> None:
-    row = await finish(state, Worker(WorkerDiedError(), DONE), monkeypatch)
+    row = await finish(state, Worker(WorkerLostError("lost"), DONE), monkeypatch)
     assert (row["status"], row["trained_tokens"], row["error"]) == ("succeeded", 10, None)
     model = state.one("models", row["fine_tuned_model"])
     assert model is not None
@@ -94,14 +99,14 @@ async def test_one_death_is_made_good(state: State, monkeypatch: pytest.MonkeyPa
 
 
 async def test_a_second_death_fails_the_job(state: State, monkeypatch: pytest.MonkeyPatch) -> None:
-    worker = Worker(WorkerDiedError(), WorkerDiedError(), DONE)
+    worker = Worker(WorkerLostError("lost"), WorkerLostError("lost"), DONE)
     row = await finish(state, worker, monkeypatch)
     assert (row["status"], worker.calls) == ("failed", 2)
     assert json.loads(row["error"])["code"] == "server_error"
 
 
 async def test_a_full_disk_is_waited_for(state: State, monkeypatch: pytest.MonkeyPatch) -> None:
-    full = [WorkerFaultError("No space left on device", STORAGE_FULL, None) for _ in range(5)]
+    full = [OSError(errno.ENOSPC, "No space left on device") for _ in range(5)]
     worker = Worker(*full, DONE)
     assert (await finish(state, worker, monkeypatch))["status"] == "succeeded"
     assert worker.calls == 6
@@ -116,8 +121,7 @@ async def test_an_unforeseen_failure_ends_the_job_and_says_nothing_of_it(
 
 
 async def test_a_worker_s_fault_is_the_job_s_error(state: State, monkeypatch: pytest.MonkeyPatch) -> None:
-    fault = WorkerFaultError("training diverged", "training_diverged", "hyperparameters")
-    row = await finish(state, Worker(fault), monkeypatch)
+    row = await finish(state, Worker(RejectedError("training diverged")), monkeypatch)
     assert json.loads(row["error"]) == {
         "code": "training_diverged",
         "message": "training diverged",
@@ -153,12 +157,29 @@ async def test_a_job_cancelled_while_its_process_starts_is_not_trained(
     state: State, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     class Starting(Worker):
-        async def start(self) -> None:
+        def on_start(self) -> None:
             state.update_job("ftjob-1", status="cancelled", finished_at=2)
 
     worker = Starting(DONE)
     row = await finish(state, worker, monkeypatch)
     assert (row["status"], worker.calls) == ("cancelled", 0)
+
+
+async def test_a_job_cancelled_while_it_trains_is_stopped(state: State, monkeypatch: pytest.MonkeyPatch) -> None:
+    """However early the cancellation arrives: a step of a job that is over stops it again."""
+
+    def cancelled(on_report: Any) -> Exception:
+        scheduler.cancel(state.job("ftjob-1"))
+        on_report(Step(1, 2, 0.5))
+        return TrainingCancelledError("stopped")
+
+    worker, scheduler = Worker(cancelled), scheduler_of(state, monkeypatch)
+    task = asyncio.create_task(scheduler._work(worker))  # type: ignore[arg-type]
+    for _ in range(50):
+        await asyncio.sleep(0)
+    task.cancel()
+    assert (state.job("ftjob-1")["status"], worker.calls, worker.stops) == ("cancelled", 1, 2)
+    assert not [e for e in state.rows("SELECT * FROM events") if e["type"] == "metrics"]
 
 
 async def test_cancelling_ends_a_validation_that_takes_long(state: State, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -168,7 +189,7 @@ async def test_cancelling_ends_a_validation_that_takes_long(state: State, monkey
     state.update_job("ftjob-1", status="validating_files")
     scheduler.add("ftjob-1")
     await asyncio.sleep(0.01)
-    await scheduler.cancel("ftjob-1")
+    scheduler.cancel(state.job("ftjob-1"))
     await asyncio.sleep(0.01)
     assert not scheduler._validations
     assert scheduler._validating._value == VALIDATED_AT_ONCE

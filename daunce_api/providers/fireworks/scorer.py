@@ -1,7 +1,8 @@
 """Exact log-probabilities at Fireworks: completions with ``echo``, members as adapters on one deployment.
 
 The truncation that Fireworks does by default would shift every position; ``context_length_exceeded_behavior: error``
-is always sent, and the ids that the server read are compared.
+is always sent, and the ids that the server read are compared. ``echo_last`` is left out: it shortens answers, which
+nobody is billed for, and the whole prompt's ids and values are what shows that nothing was shifted.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What the trainer and the scorer of one run share (its folder, its workers, its family of models), and the scorer."""
+"""What the trainer and the scorer of one run share (its folder, its workers, its kind of model), and the scorer."""
 
 from __future__ import annotations
 
@@ -9,208 +9,116 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Protocol, Self
+from typing import TYPE_CHECKING, Any, Self
 
 from ...config import RunConfig
 from ...data.tokenizers import EncodedExample, LocalTokenizer, Tokenizer
 from ...errors import DaunceError, RejectedError, TransientError
 from ..base import ScorerCapabilities, TokenScores
+from ..objective import Objective
 from ..registry import Context
 from .engines import Engine, ProcessEngine, RayEngine, ThreadEngine, WorkerLostError
-from .models import check_device, context_of, is_full, resolve_model
+from .models import check_device, context_of, resolve_model
 from .options import (
-    CLASSIFIER_HYPERPARAMETERS,
-    HYPERPARAMETERS,
     ClassifierSettings,
+    FullSettings,
     LocalOptions,
-    classifier_settings_of,
-    objective_of,
+    LoraSettings,
+    ModelSpec,
+    TaskSpec,
     options_of,
     settings_of,
 )
 from .store import Files, JobFolder, MemberTask
 
 if TYPE_CHECKING:
-    from .worker import ScoreTask, TrainTask
+    from .worker import TrainTask
 
 FOLDER = "local"
 """Inside the run folder."""
-# What a run gains from larger groups, against later results: tests/benchmarks/RESULTS-local.md.
-_ADAPTERS = 8
-_CLASSIFIERS = 32
 _MOST_KILLED = 6
 """Times that a worker may be killed while it scores, each followed by passes of half the size."""
 
 
-class Family(Protocol):
-    """Language models, or a task's classifier."""
-
-    hyperparameters: frozenset[str]
-    prompts_per_request: int
-    fingerprint: str
-    members_at_a_time: int
-    """Of a group, where the options do not say."""
-    writes_folders: bool
-    """Whether workers that share this machine's folders write a fine-tune themselves, because it is large."""
-    epochs: int
-    """Of a job whose hyperparameters do not say."""
-
-    @property
-    def context_tokens(self) -> int | None: ...
-
-    def tokenizer(self) -> Tokenizer: ...
-
-    async def check_base(self, run: LocalRun) -> None:
-        """Raises ConfigurationError where the base model cannot be used."""
-        ...
-
-    def check(self, hyperparameters: Mapping[str, Any]) -> None:
-        """Raises RejectedError where they cannot be used."""
-        ...
-
-    def is_model(self, folder: Path) -> bool:
-        """Whether a folder of the user's holds a fine-tune."""
-        ...
-
-    def train_task(self, hyperparameters: Mapping[str, Any], members: Sequence[MemberTask], cuts: int) -> TrainTask:
-        """The members agree in where they start."""
-        ...
-
-    def score_task(self, tuned: Path | Files | None, batch: Sequence[EncodedExample], cuts: int) -> ScoreTask: ...
-
-
-class LanguageFamily:
-    """Causal language models, by LoRA or full fine-tuning."""
-
-    def __init__(self, config: RunConfig, options: LocalOptions) -> None:
-        self._config, self._options = config, options
-        own = config.backend.kind == "local"  # otherwise the tokenizer belongs to whoever trains
-        self._spec = spec = options.spec(config.backend.model, config.backend.tokenizer if own else None)
-        self.hyperparameters = HYPERPARAMETERS[options.fine_tuning]
-        self.prompts_per_request = 256
-        self.fingerprint = (
-            f"local:{spec.path}:{spec.device.partition(':')[0]}:{spec.dtype}:{spec.quantisation or 'plain'}"
-        )
-        self.members_at_a_time = 1 if options.fine_tuning == "full" else _ADAPTERS
-        self.writes_folders = options.fine_tuning == "full"
-        self.epochs = settings_of({}, options.fine_tuning).n_epochs
-
-    @property
-    def context_tokens(self) -> int | None:
-        """Longest sequence of the model, from its configuration."""
-        return context_of(self._config.backend.model)
-
-    def tokenizer(self) -> Tokenizer:
-        own = self._config.backend.tokenizer
-        return LocalTokenizer(own or resolve_model(self._config.backend.model, weights=False)[1])
-
-    async def check_base(self, run: LocalRun) -> None:
-        if self._options.engine != "ray":  # the machines of a cluster have devices and files of their own
-            await asyncio.to_thread(resolve_model, self._config.backend.model)
-            await asyncio.to_thread(check_device, self._options.device)
-
-    def check(self, hyperparameters: Mapping[str, Any]) -> None:
-        settings_of(hyperparameters, self._options.fine_tuning)
-
-    def is_model(self, folder: Path) -> bool:
-        return (folder / "adapter_config.json").is_file() or is_full(folder)
-
-    def train_task(self, hyperparameters: Mapping[str, Any], members: Sequence[MemberTask], cuts: int) -> TrainTask:
-        from .worker import TrainTask
-
-        options = self._options
-        return TrainTask(
-            self._spec,
-            settings_of(hyperparameters, options.fine_tuning),
-            objective_of(options, from_base=members[0].start is None),
-            tuple(members),
-            memory_limit=options.memory_limit,
-            workers=options.worker_count,
-            checkpoints=_kept_epochs(self._config, members),
-            tokens=options.tokens_per_pass,
-            cuts=cuts,
-        )
-
-    def score_task(self, tuned: Path | Files | None, batch: Sequence[EncodedExample], cuts: int) -> ScoreTask:
-        from .worker import ScoreTask
-
-        return ScoreTask(self._spec, tuned, sequences=tuple((e.ids, e.targets) for e in batch), cuts=cuts)
-
-
-class TaskFamily:
-    """A classifier of the user's own. Nothing of it is imported here, only in workers."""
-
-    def __init__(self, config: RunConfig, options: LocalOptions) -> None:
-        self._config, self._options = config, options
-        self._spec = options.task_spec(config)
-        self.hyperparameters = CLASSIFIER_HYPERPARAMETERS
-        self.prompts_per_request = 4096
-        self.fingerprint = f"local:{self._spec.task}:{options.device.partition(':')[0]}"
-        self.members_at_a_time = _CLASSIFIERS
-        self.writes_folders = False
-        self.epochs = ClassifierSettings().n_epochs
-
-    @property
-    def context_tokens(self) -> None:
-        return None
-
-    def tokenizer(self) -> Tokenizer:
-        from .task import TaskTokenizer
-
-        return TaskTokenizer(self._spec)
-
-    async def check_base(self, run: LocalRun) -> None:
-        from .worker import check_task
-
-        await asyncio.to_thread(self._spec.digest)
-        await run.work(check_task, self._spec)
-
-    def check(self, hyperparameters: Mapping[str, Any]) -> None:
-        classifier_settings_of(hyperparameters)
-
-    def is_model(self, folder: Path) -> bool:
-        return (folder / "model.safetensors").is_file()
-
-    def train_task(self, hyperparameters: Mapping[str, Any], members: Sequence[MemberTask], cuts: int) -> TrainTask:
-        from .worker import TrainTask
-
-        options = self._options
-        return TrainTask(
-            self._spec,
-            classifier_settings_of(hyperparameters),
-            objective_of(options, from_base=members[0].start is None),
-            tuple(members),
-            memory_limit=options.memory_limit,
-            checkpoints=_kept_epochs(self._config, members),
-            cuts=cuts,
-        )
-
-    def score_task(self, tuned: Path | Files | None, batch: Sequence[EncodedExample], cuts: int) -> ScoreTask:
-        from .worker import ScoreTask
-
-        records = tuple((e.example.prompt, e.example.completion) for e in batch)
-        return ScoreTask(self._spec, tuned, records=records, cuts=cuts)
-
-
-def _kept_epochs(config: RunConfig, members: Sequence[MemberTask]) -> int:
-    """Epochs before the last one whose models are kept: none of the target's, which is not scored epoch by epoch."""
-    is_target = config.ensemble.start_from == "target" and members[0].start is None
-    return 0 if is_target else config.ensemble.checkpoints - 1
-
-
 class LocalRun:
-    """What the trainer and the scorer of one run share: the folder and the workers."""
+    """What the trainer and the scorer of one run share: the folder, the workers, and what they train.
+
+    That is a language model, by LoRA or full fine-tuning, or a classifier of the user's own: nothing of it is imported
+    here, only in workers.
+    """
 
     def __init__(self, config: RunConfig, engine: Engine | None = None) -> None:
         """``engine`` replaces the one that the options name; the caller closes it."""
         self.config = config
-        self.options = options_of(config)
+        self.options = options = options_of(config)
         self.model = config.backend.model
-        self.family: Family = (TaskFamily if self.options.task else LanguageFamily)(config, self.options)
+        self.spec: ModelSpec | TaskSpec
+        self.settings: type[LoraSettings | FullSettings | ClassifierSettings]
+        self.prompts_per_request = 256
+        # Members of a group, where the options do not say. What a run gains from larger groups, against later results:
+        # tests/benchmarks/RESULTS-local.md.
+        if options.task:
+            self.spec, self.settings, self.members_at_a_time = options.task_spec(config), ClassifierSettings, 32
+            self.prompts_per_request = 4096
+        else:
+            own = config.backend.kind == "local"  # otherwise the tokenizer belongs to whoever trains
+            self.spec = options.spec(config.backend.model, config.backend.tokenizer if own else None)
+            full = options.fine_tuning == "full"
+            self.settings, self.members_at_a_time = (FullSettings, 1) if full else (LoraSettings, 8)
         self._engine = engine
         self._own = engine is None
         self._users = 0
         self._starting = threading.Lock()
+
+    @property
+    def fingerprint(self) -> str:
+        """Of the scorer."""
+        spec, device = self.spec, self.spec.device.partition(":")[0]
+        if isinstance(spec, TaskSpec):
+            return f"local:{spec.task}:{device}"
+        return f"local:{spec.path}:{device}:{spec.dtype}:{spec.quantisation or 'plain'}"
+
+    @property
+    def context_tokens(self) -> int | None:
+        """Longest sequence of a language model, from its configuration."""
+        return None if self.options.task else context_of(self.model)
+
+    def tokenizer(self) -> Tokenizer:
+        if isinstance(self.spec, TaskSpec):
+            from .task import TaskTokenizer
+
+            return TaskTokenizer(self.spec)
+        return LocalTokenizer(self.config.backend.tokenizer or resolve_model(self.model, weights=False)[1])
+
+    async def check_base(self) -> None:
+        """Raises ConfigurationError where the base model cannot be used."""
+        if isinstance(self.spec, TaskSpec):
+            from .worker import check_task
+
+            await asyncio.to_thread(self.spec.digest)
+            await self.work(check_task, self.spec)
+        elif self.options.engine != "ray":  # the machines of a cluster have devices and files of their own
+            await asyncio.to_thread(resolve_model, self.model)
+            await asyncio.to_thread(check_device, self.options.device)
+
+    def train_task(self, hyperparameters: Mapping[str, Any], members: Sequence[MemberTask], cuts: int) -> TrainTask:
+        """Of members that agree in where they start. A job that starts from the base model makes the target, by a plain
+        fine-tune; epochs of the target are not scored, so that none before its last is kept."""
+        from .worker import TrainTask
+
+        options, from_base = self.options, members[0].start is None
+        is_target = from_base and self.config.ensemble.start_from == "target"
+        return TrainTask(
+            self.spec,
+            settings_of(hyperparameters, self.settings),
+            Objective() if from_base else Objective.of_options(options.model_dump()),
+            tuple(members),
+            memory_limit=options.memory_limit,
+            workers=options.worker_count,
+            checkpoints=0 if is_target else self.config.ensemble.checkpoints - 1,
+            tokens=options.tokens_per_pass,
+            cuts=cuts,
+        )
 
     @cached_property
     def folder(self) -> JobFolder:
@@ -245,14 +153,21 @@ class LocalRun:
         for an unknown id."""
         if model == self.model:
             return None
-        folder = self.folder.adapter(model)
-        if folder is not None:
+        if (folder := self.folder.adapter(model)) is not None:
             return folder
-        if self.family.is_model(Path(model)):
+        if any(Path(model).glob("*.safetensors")):
             return Path(model)
         raise RejectedError(
             f"model {model!r} is neither {self.model}, a model of this run, nor the folder of an adapter or a model"
         )
+
+    async def tuned(self, model: str) -> Path | Files | None:
+        """:meth:`adapter` as a task carries it: its files where workers do not share this machine's folders."""
+        folder = self.adapter(model)
+        engine = await asyncio.to_thread(lambda: self.engine)
+        if folder is None or engine.shares_files:
+            return folder
+        return await asyncio.to_thread(lambda: {p.name: p.read_bytes() for p in sorted(folder.iterdir())})
 
 
 def _start_engine(options: LocalOptions) -> Engine:
@@ -262,11 +177,6 @@ def _start_engine(options: LocalOptions) -> Engine:
     if options.engine == "thread":
         return ThreadEngine()
     return ProcessEngine(options.worker_count, gpus=options.device == "cuda")
-
-
-def adapter_files(folder: Path | None) -> Files | None:
-    """Content of a fine-tune's folder."""
-    return None if folder is None else {p.name: p.read_bytes() for p in sorted(folder.iterdir()) if p.is_file()}
 
 
 def run_of(context: Context) -> LocalRun:
@@ -279,7 +189,7 @@ def run_of(context: Context) -> LocalRun:
 
 def open_tokenizer(config: RunConfig) -> Tokenizer:
     """The tokenizer of the model."""
-    return LocalRun(config).family.tokenizer()
+    return LocalRun(config).tokenizer()
 
 
 def open_scorer(context: Context) -> LocalScorer:
@@ -293,8 +203,8 @@ def scorer_capabilities(config: RunConfig) -> ScorerCapabilities:
     return ScorerCapabilities(
         provider="this machine",
         scope="any",
-        max_context_tokens=run.family.context_tokens,
-        max_prompts_per_request=run.family.prompts_per_request,
+        max_context_tokens=run.context_tokens,
+        max_prompts_per_request=run.prompts_per_request,
         max_concurrent_requests=2 * run.options.worker_count,
     )
 
@@ -316,7 +226,7 @@ class LocalScorer:
 
     @property
     def fingerprint(self) -> str:
-        return self._run.family.fingerprint
+        return self._run.fingerprint
 
     async def __aenter__(self) -> Self:
         self._run.enter()
@@ -331,13 +241,14 @@ class LocalScorer:
     async def score(self, model: str, batch: Sequence[EncodedExample]) -> list[TokenScores]:
         """Raises RejectedError for an unknown model, an example that the model cannot read, or one that does not fit
         into memory; WorkerLostError, with smaller passes from then on, where a worker was killed."""
-        from .worker import run_score
+        from .worker import ScoreTask, run_score
 
-        folder = self._run.adapter(model)
-        engine = await asyncio.to_thread(lambda: self._run.engine)
-        tuned = folder if engine.shares_files else await asyncio.to_thread(adapter_files, folder)
+        tuned = await self._run.tuned(model)
+        rows: Any = tuple((e.ids, e.targets) for e in batch)
+        if self._run.options.task:
+            rows = tuple((e.example.prompt, e.example.completion) for e in batch)
         try:
-            answers = await self._run.work(run_score, self._run.family.score_task(tuned, batch, self._killed))
+            answers = await self._run.work(run_score, ScoreTask(self._run.spec, tuned, rows, self._killed))
         except WorkerLostError as error:
             self._killed += error.killed
             if self._killed > _MOST_KILLED:

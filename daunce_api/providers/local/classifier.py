@@ -2,7 +2,7 @@
 
 A model is no more than a factory of ``torch.nn.Module`` whose call maps inputs (B, ...) to logits (B, classes).
 Members' parameters are stacked along a first axis and run under ``torch.func.vmap``. Models that vmap cannot run, that
-draw random numbers (dropout) or that are faster so are trained one at a time, with the same numbers.
+draw random numbers (dropout) are trained one at a time, with the same numbers.
 """
 
 from __future__ import annotations
@@ -10,16 +10,14 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
-from functools import partial
-from typing import Any, Literal, Protocol
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.func import functional_call, vmap
-from torch.nn.modules.conv import _ConvNd
 
 from ...errors import ConfigurationError, RejectedError
 from ..objective import Objective, noise
@@ -33,21 +31,18 @@ __all__ = ["Classifier", "ClassifierSettings", "Members", "State", "example_cros
 SUBSET = Objective()
 CPU_BYTES = 64 << 20
 """Parameters, optimiser state and activations of the members trained at once on a CPU: more leaves its caches."""
-WIDE = 128
-"""Channels of the widest convolution from which on a CPU trains members one at a time, which is as fast there and takes
-the memory of one (RESULTS-local.md)."""
 
 State = dict[str, Tensor]
 
 
 @dataclass(frozen=True)
 class Members:
-    """K trained models: parameters and buffers, each stacked along a first axis. Weights that a model holds under
-    several names are here once, under the first; ``tied`` has the others."""
+    """K trained models: parameters and buffers, each stacked along a first axis. A weight that a model holds under
+    several names is here once, under the first; ``names`` has the first name of each."""
 
     parameters: State
     buffers: State
-    tied: Mapping[str, str] = field(default_factory=dict)
+    names: Mapping[str, str]
 
     def __len__(self) -> int:
         return len(next(iter(self.parameters.values())))
@@ -58,48 +53,12 @@ class Members:
 
     def state(self, member: int) -> State:
         """State dict of one member, for ``load_state_dict``."""
-        own = self.parameters | self.buffers
-        names = {**{n: n for n in own}, **self.tied}
-        return {n: own[held][member].detach().clone(memory_format=torch.contiguous_format) for n, held in names.items()}
+        own = self.own(member)
+        return {n: own[first].detach().clone(memory_format=torch.contiguous_format) for n, first in self.names.items()}
 
 
-class EpochView(Protocol):
-    """Called after each epoch (from 1) with members ``first``, ``first`` + 1, ... of all."""
-
-    def __call__(self, epoch: int, first: int, members: Members) -> None: ...
-
-
-class _TiedNames:
-    """The names of a module's parameters and buffers, of which each tensor keeps the first."""
-
-    def __init__(self, module: nn.Module) -> None:
-        first: dict[int, str] = {}
-        everything = (
-            *module.named_parameters(remove_duplicate=False),
-            *module.named_buffers(remove_duplicate=False),
-        )
-        names = {name: first.setdefault(id(tensor), name) for name, tensor in everything}
-        self._module = module
-        self.others = {name: held for name, held in names.items() if name != held}
-        """The other names, each with the first one."""
-        # A layer that is used twice has one place for its weight, which must not be filled twice.
-        self._places = {n: held for n, held in self.others.items() if _place(module, n) != _place(module, held)}
-
-    def once(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """``state`` with each tensor under its first name alone."""
-        return {name: value for name, value in state.items() if name not in self.others}
-
-    def call(self, state: Mapping[str, Tensor], x: Tensor) -> Tensor:
-        """What the module gives for ``x`` with the weights and buffers of ``state``, each under its first name."""
-        placed = {name: state[held] for name, held in self._places.items()}
-        # Tied by functional_call itself, a layer that is used twice would keep these weights afterwards.
-        out: Tensor = functional_call(self._module, {**state, **placed}, (x,), tie_weights=False)
-        return out
-
-
-def _place(module: nn.Module, name: str) -> tuple[int, str]:
-    owner, _, attribute = name.rpartition(".")
-    return id(module.get_submodule(owner)), attribute
+EpochView = Callable[[int, int, Members], None]
+"""Called after each epoch (from 1) with members ``first``, ``first`` + 1, ... of all."""
 
 
 class Classifier:
@@ -110,22 +69,22 @@ class Classifier:
         model_factory: Callable[[], nn.Module],
         *,
         loss: ExampleLoss = example_cross_entropy,
-        measured: Literal["loss", "margin"] = "loss",
         device: str = "cpu",
-        memory_limit: int | None = None,
     ) -> None:
-        """``measured``: what :meth:`measure` gives, the loss or the negative margin (both: lower is better).
-
-        ``memory_limit`` bytes bound the members trained at once; default: what a CPU's caches gain from, or half of a
-        GPU's free memory.
-        """
         self._loss = loss
-        self._measured = measured
         self._device = torch.device(device)
-        self._limit = memory_limit
         self._factory = model_factory
         self._skeleton = model_factory().to(self._device)
-        self._names = _TiedNames(self._skeleton)
+        tensors: dict[int, str] = {}
+        places: dict[tuple[int, str], str] = {}
+        self._names: dict[str, str] = {}
+        """The first name of every parameter and buffer: tied weights have several."""
+        for name, tensor in self._skeleton.state_dict(keep_vars=True).items():
+            owner, _, attribute = name.rpartition(".")
+            self._names[name] = tensors.setdefault(id(tensor), name)
+            places.setdefault((id(self._skeleton.get_submodule(owner)), attribute), name)
+        self._places = {name: self._names[name] for name in places.values()}
+        """Where they go: a layer that is used twice has one place for its weight, which is filled once."""
         self._together: dict[bool, bool] = {}
 
     def fresh(self, seed: int) -> State:
@@ -140,17 +99,12 @@ class Classifier:
         inclusion_KN: NDArray[np.bool_],
         seeds: Sequence[int],
         settings: ClassifierSettings,
-        *,
-        start: State | None = None,
-        objective: Objective = SUBSET,
+        **options: Any,
     ) -> Members:
         """Train one member a row of ``inclusion_KN`` (K, N), all rows of equal sums, on that subset of the N examples.
 
-        Every member starts at ``start`` (the target model, or a common base), or where None at fresh weights of its
-        own seed. With a perturbed ``objective`` (it needs ``start``) the model runs in evaluation mode, so that an
-        example's logits do not depend on its batch. Members do not depend on which others are trained beside them,
-        but for float32 round-off; a model that draws random numbers in training draws each member's own. Raises
-        ConfigurationError, and RejectedError where a loss is not finite.
+        ``options`` are those of :meth:`train_subsets`. Raises ConfigurationError, and RejectedError where a loss is not
+        finite.
         """
         sizes = inclusion_KN.sum(axis=1)
         if len(seeds) != len(inclusion_KN) or inclusion_KN.shape[1] != len(inputs):
@@ -158,7 +112,7 @@ class Classifier:
         if len(seeds) == 0 or sizes.min() != sizes.max() or sizes[0] == 0:
             raise ConfigurationError("every member needs a subset of the same size, of at least one example")
         subsets = np.stack([np.flatnonzero(row) for row in inclusion_KN])
-        return self.train_subsets(inputs, labels, subsets, seeds, settings, start=start, objective=objective)
+        return self.train_subsets(inputs, labels, subsets, seeds, settings, **options)
 
     def train_subsets(
         self,
@@ -173,25 +127,29 @@ class Classifier:
         memory_limit: int | None = None,
         after_epoch: EpochView | None = None,
     ) -> Members:
-        """:meth:`train` with each member's examples as positions (K, n). ``memory_limit`` replaces the constructor's.
-        The members that ``after_epoch`` is shown go on changing."""
+        """Train members with each one's examples as positions (K, n).
+
+        Every member starts at ``start`` (the target model, or a common base), or where None at fresh weights of its
+        own seed. With a perturbed ``objective`` (it needs ``start``) the model runs in evaluation mode, so that an
+        example's logits do not depend on its batch. Members do not depend on which others are trained beside them,
+        but for float32 round-off; a model that draws random numbers in training draws each member's own.
+        ``memory_limit`` bytes bound the members trained at once; default: what a CPU's caches gain from, or half of a
+        GPU's free memory. The members that ``after_epoch`` is shown go on changing.
+        """
         if objective.perturbed and start is None:
             raise ConfigurationError(f"objective {objective.kind} perturbs around a start: give start=")
         inputs, labels = inputs.to(self._device), labels.to(self._device)
         z_0 = self._logits_of(start, inputs) if objective.perturbed and start is not None else None
         together = self._can_batch(inputs, training=not objective.perturbed)
-        limit = (
-            memory_limit
-            or self._limit
-            or (CPU_BYTES if self._device.type == "cpu" else default_budget(self._device, 1))
-        )
+        usual = CPU_BYTES if self._device.type == "cpu" else default_budget(self._device, 1)
+        limit = memory_limit or usual
         bytes_each = bytes_per_member(self._skeleton, inputs[: settings.batch_size], settings) if together else limit
         at_once = max(1, limit // bytes_each)
         parts = []
         for first in range(0, len(seeds), at_once):
             chunk = slice(first, first + at_once)
             members = self._stacked([start or self.fresh(seed) for seed in seeds[chunk]])
-            shown = None if after_epoch is None else partial(after_epoch, first=first, members=members)
+            shown = None if after_epoch is None else lambda e, f=first, m=members: after_epoch(e, f, m)
             # For dropout: such a model is alone here.
             with self._random(int(stream(seeds[first], DROPOUT).integers(2**63))):
                 data = (inputs, labels, z_0)
@@ -202,19 +160,14 @@ class Classifier:
         return Members(
             {n: torch.cat([p.parameters[n] for p in parts]) for n in parts[0].parameters},
             {n: torch.cat([p.buffers[n] for p in parts]) for n in parts[0].buffers},
-            self._names.others,
+            self._names,
         )
 
     def measure(self, members: Members, inputs: Tensor, labels: Tensor, *, batch: int = 512) -> NDArray[np.float64]:
-        """Loss, or negative margin, of every example under every member (K, N), in evaluation mode."""
-        self._skeleton.eval()
-        columns = []
-        with torch.no_grad():
-            for part in torch.split(torch.arange(len(inputs)), batch):
-                x, y = inputs[part].to(self._device), labels[part].to(self._device)
-                rows = [self._measure_one(self._names.call(members.own(k), x), y) for k in range(len(members))]
-                columns.append(torch.stack(rows).cpu().double())
-        return torch.cat(columns, dim=1).numpy()
+        """Loss of every example under every member (K, N), in evaluation mode."""
+        inputs, labels = inputs.to(self._device), labels.to(self._device)
+        rows = [self._loss(self._logits_of(members.own(k), inputs, batch), labels) for k in range(len(members))]
+        return torch.stack(rows).detach().cpu().double().numpy()
 
     def log_probabilities(self, state: State, inputs: Tensor, labels: Tensor) -> NDArray[np.float64]:
         """log p_y (nats) of every example (n,) under one model, in evaluation mode; computed from logits in double
@@ -228,15 +181,18 @@ class Classifier:
         if state.keys() != own.keys() or any(state[n].shape != own[n].shape for n in own):
             raise ConfigurationError("the weights belong to another model than model_factory() makes")
 
-    def _measure_one(self, logits: Tensor, labels: Tensor) -> Tensor:
-        return self._loss(logits, labels) if self._measured == "loss" else -margin(logits, labels)
-
     def _logits_of(self, state: Mapping[str, Tensor], inputs: Tensor, batch: int = 512) -> Tensor:
         self._skeleton.eval()
-        held = {n: t.to(self._device) for n, t in self._names.once(state).items()}
+        held = {n: t.to(self._device) for n, t in state.items()}
         with torch.no_grad():
-            parts = [self._names.call(held, x) for x in torch.split(inputs, batch)]
-        return torch.cat(parts)
+            return torch.cat([self._call(held, x) for x in torch.split(inputs, batch)])
+
+    def _call(self, state: Mapping[str, Tensor], x: Tensor) -> Tensor:
+        """What the module gives for ``x`` with these weights and buffers, each under its first name."""
+        placed = {name: state[first] for name, first in self._places.items()}
+        # Tied by functional_call itself, a layer that is used twice would keep these weights afterwards.
+        out: Tensor = functional_call(self._skeleton, placed, (x,), tie_weights=False)
+        return out
 
     @contextmanager
     def _random(self, seed: int) -> Iterator[None]:
@@ -249,19 +205,19 @@ class Classifier:
             yield
 
     def _stacked(self, states: Sequence[State]) -> Members:
-        names = dict(self._skeleton.named_parameters())
-        once = [self._names.once(state) for state in states]
-        held = {n: torch.stack([s[n] for s in once]).to(self._device) for n in once[0]}
-        parameters = {n: t.requires_grad_() for n, t in held.items() if n in names}
-        return Members(parameters, {n: t for n, t in held.items() if n not in names}, self._names.others)
+        trained = dict(self._skeleton.named_parameters())
+        once = dict.fromkeys(self._names.values())
+        held = {n: torch.stack([s[n] for s in states]).to(self._device) for n in once}
+        parameters = {n: t.requires_grad_() for n, t in held.items() if n in trained}
+        return Members(parameters, {n: t for n, t in held.items() if n not in trained}, self._names)
 
     def _forward(self, members: Members, x: Tensor) -> Tensor:
         """Logits (K, B, classes) of inputs (K, B, ...); running statistics in the buffers are updated in place."""
         if len(members) == 1:
-            return self._names.call(members.own(0), x[0])[None]
+            return self._call(members.own(0), x[0])[None]
 
         def one(parameters: State, buffers: State, inputs: Tensor) -> Tensor:
-            return self._names.call(parameters | buffers, inputs)
+            return self._call(parameters | buffers, inputs)
 
         together: Tensor = vmap(one)(members.parameters, members.buffers, x)
         return together
@@ -315,13 +271,7 @@ class Classifier:
 
     def _can_batch(self, inputs: Tensor, *, training: bool) -> bool:
         """Whether members are trained together: vmap runs this module in this mode (tried once, with two members on two
-        examples; it runs none that draws random numbers, whose members would depend on one another), and on a CPU no
-        convolution is ``WIDE``."""
-        widest = max(
-            (m.out_channels // m.groups for m in self._skeleton.modules() if isinstance(m, _ConvNd)), default=0
-        )
-        if self._device.type == "cpu" and widest >= WIDE:
-            return False
+        examples; it runs none that draws random numbers, whose members would depend on one another)."""
         if training not in self._together:
             self._skeleton.train(training)
             sample = inputs[:2].expand(2, *inputs[:2].shape)

@@ -7,20 +7,21 @@ since that one is warm. Imports no PyTorch.
 from __future__ import annotations
 
 import contextlib
-import multiprocessing
 import os
 import pickle
 import queue
 import signal
 import socket
+import subprocess
+import sys
 import threading
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from multiprocessing.connection import Connection
 from typing import Any, Protocol, TypeVar
 
-from ...errors import ConfigurationError, MissingExtraError, TransientError
+from ..._util.environment import worker_environment
+from ...errors import ConfigurationError, MissingExtraError, TrainingCancelledError, TransientError
 
 _PROBE_SECONDS = 10.0
 
@@ -36,57 +37,28 @@ class WorkerLostError(TransientError):
         self.killed = killed
 
 
-class Engine(Protocol):
-    """Runs picklable tasks, at most ``workers`` at a time."""
-
-    workers: int
-    shares_files: bool
-    """Whether workers read this machine's folders; otherwise adapters travel inside the tasks."""
-
-    def submit(self, function: Callable[[ArgumentT], ResultT], task: ArgumentT) -> Future[ResultT]:
-        """The future raises WorkerLostError where a worker was lost: the task can be submitted again."""
-        ...
-
-    def close(self) -> None: ...
-
-
-class ThreadEngine:
-    """One task at a time in a thread of this process: no second copy of the model."""
-
-    shares_files = True
-    workers = 1
-
-    def __init__(self) -> None:
-        self._pool = ThreadPoolExecutor(1, thread_name_prefix="daunce-local")
-
-    def submit(self, function: Callable[[ArgumentT], ResultT], task: ArgumentT) -> Future[ResultT]:
-        return self._pool.submit(function, task)
-
-    def close(self) -> None:
-        """Waits for the current task: a thread cannot be interrupted."""
-        self._pool.shutdown(wait=True, cancel_futures=True)
-
-
-class _Worker(Protocol):
+class Worker(Protocol):
     def call(self, function: Callable[[Any], Any], task: Any) -> Any: ...
 
     def end(self) -> None: ...
 
 
-class _WorkerEngine:
-    """Hands tasks to workers."""
+class Engine:
+    """Runs picklable tasks on ``workers``, one at a time on each."""
 
     shares_files = True
+    """Whether workers read this machine's folders; otherwise adapters travel inside the tasks."""
 
-    def __init__(self, workers: Sequence[_Worker]) -> None:
+    def __init__(self, workers: Sequence[Worker]) -> None:
         self.workers = len(workers)
         self._all = workers
-        self._idle: queue.LifoQueue[_Worker] = queue.LifoQueue()
+        self._idle: queue.LifoQueue[Worker] = queue.LifoQueue()
         for worker in reversed(workers):
             self._idle.put(worker)
         self._threads = ThreadPoolExecutor(self.workers, thread_name_prefix="daunce-local")
 
     def submit(self, function: Callable[[ArgumentT], ResultT], task: ArgumentT) -> Future[ResultT]:
+        """The future raises WorkerLostError where a worker was lost: the task can be submitted again."""
         return self._threads.submit(self._run, function, task)
 
     def _run(self, function: Callable[[ArgumentT], ResultT], task: ArgumentT) -> ResultT:
@@ -98,85 +70,138 @@ class _WorkerEngine:
             self._idle.put(worker)
 
     def close(self) -> None:
-        """Ends workers in mid-task: the next run repeats what they were at."""
+        """Ends workers in mid-task, which the next run repeats; a thread cannot be interrupted and is waited for."""
         self._threads.shutdown(wait=False, cancel_futures=True)
         for worker in self._all:
             worker.end()
         self._threads.shutdown(wait=True)
 
 
-class _Process:
-    """A process that runs one task after another; started at its first, and again where it was lost."""
+class ThreadEngine(Engine):
+    """One task at a time in a thread of this process: no second copy of the model."""
 
-    def __init__(self, environment: dict[str, str]) -> None:
-        self._environment = environment
-        self._lock = threading.Lock()
+    def __init__(self) -> None:
+        super().__init__([_Here()])
+
+
+class _Here:
+    def call(self, function: Callable[[Any], Any], task: Any) -> Any:
+        return function(task)
+
+    def end(self) -> None: ...
+
+
+class WorkerProcess:
+    """A process that runs one task after another; started at its first, and again where it was lost.
+
+    It gets only the environment that it needs (and ``environment``), and ends when this process does.
+    """
+
+    def __init__(self, environment: Mapping[str, str] | None = None) -> None:
+        self._environment = environment or {}
+        self._lock, self._sending = threading.Lock(), threading.Lock()
         self._ended = False
-        self._process: multiprocessing.process.BaseProcess | None = None
+        self._process: subprocess.Popen[bytes] | None = None
         self._pipe: Connection | None = None
 
-    def call(self, function: Callable[[Any], Any], task: Any) -> Any:
+    def call(
+        self, function: Callable[..., Any], *arguments: Any, on_report: Callable[[Any], object] = lambda _: None
+    ) -> Any:
+        """What ``function`` returns there; ``on_report`` gets what it sends by :func:`report`."""
         pipe, process = self._started()
         try:
-            pipe.send((function, task))
-            succeeded, result = pipe.recv()
+            with self._sending:
+                pipe.send((function, arguments))
+            while (answer := pipe.recv())[0] is None:
+                on_report(answer[1])
         except (OSError, EOFError):  # its end of the pipe is closed: it is no longer running
-            process.join()
-            self._process = None
-            killed = process.exitcode == -signal.SIGKILL
-            why = " by SIGKILL, most often because memory ran out" if killed else f" with exit code {process.exitcode}"
+            killed = process.wait() == -signal.SIGKILL
+            why = (
+                " by SIGKILL, most often because memory ran out" if killed else f" with exit code {process.returncode}"
+            )
             raise WorkerLostError(
                 f"a local worker ended in mid-task{why}; the task can be repeated", killed=killed
             ) from None
-        if not succeeded:
-            raise result
-        return result
+        if not answer[0]:
+            raise answer[1]
+        return answer[1]
 
-    def _started(self) -> tuple[Connection, multiprocessing.process.BaseProcess]:
+    def _started(self) -> tuple[Connection, subprocess.Popen[bytes]]:
         with self._lock:
             if self._ended:
                 raise WorkerLostError("the local workers were stopped")
-            if self._pipe is None or self._process is None or not self._process.is_alive():
-                context = multiprocessing.get_context("spawn")
-                self._pipe, child = context.Pipe()
-                process = context.Process(target=_serve, args=(child, os.getpid(), self._environment), daemon=True)
-                process.start()
-                self._process = process
-                child.close()  # so that the pipe ends with the process
+            if self._pipe is None or self._process is None or self._process.poll() is not None:
+                ours, theirs = socket.socketpair()
+                self._process = subprocess.Popen(
+                    [sys.executable, "-P", "-c", f"from {__name__} import serve; serve({theirs.fileno()})"],
+                    pass_fds=[theirs.fileno()],
+                    env={**worker_environment(), **self._environment},
+                    stdin=subprocess.DEVNULL,
+                    start_new_session=True,  # Ctrl-C goes to this process, which decides what it means
+                )
+                theirs.close()  # so that the pipe ends with the process
+                self._pipe = Connection(ours.detach())
+                self._pipe.send(sys.path)
             return self._pipe, self._process
 
+    def stop(self) -> None:
+        """Have the task that runs end at its next :func:`report`; one that starts meanwhile does not hear it."""
+        with self._sending, contextlib.suppress(OSError):
+            if self._pipe is not None:
+                self._pipe.send_bytes(_STOP)
+
     def end(self) -> None:
+        """End the process for good, in mid-task too."""
         with self._lock:
             self._ended = True
             process = self._process
         if process is not None:
-            process.terminate()
-            process.join()
+            process.kill()
+            process.wait()
 
 
-def _serve(pipe: Connection, parent: int, environment: dict[str, str]) -> None:
-    """Run what comes through ``pipe``, until it is closed or the parent is gone: a killed parent cannot say so."""
-    os.environ.update(environment)  # before torch is imported
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides what Ctrl-C means
+_STOP = b"stop"
+_parents: list[Connection] = []
+"""In a worker process: the pipe to the process that started it."""
+_stopped = threading.Event()
 
-    def watch() -> None:
-        while os.getppid() == parent:
-            time.sleep(1)
+
+def report(message: Any) -> None:
+    """From a task in a worker process: say how far it is. Raises TrainingCancelledError where it is to end."""
+    if _stopped.is_set():
+        raise TrainingCancelledError("the task was stopped; nothing was written")
+    for pipe in _parents:
+        pipe.send((None, message))
+
+
+def serve(descriptor: int) -> None:
+    """Run what comes through a socket, until its other end is closed: a killed parent cannot say so."""
+    pipe = Connection(descriptor)
+    _parents.append(pipe)
+    os.dup2(2, 1)  # what libraries print is not the output of the program that started this process
+    sys.path[:] = pipe.recv()
+    waiting: queue.SimpleQueue[bytes] = queue.SimpleQueue()
+
+    def read() -> None:
+        with contextlib.suppress(EOFError, OSError):
+            while True:
+                message = pipe.recv_bytes()
+                if message == _STOP:
+                    _stopped.set()
+                else:
+                    waiting.put(message)
         os._exit(1)
 
-    threading.Thread(target=watch, daemon=True).start()
-    with contextlib.suppress(EOFError, OSError):
-        while True:
-            try:
-                function, task = pipe.recv()
-            except ImportError as error:
-                pipe.send((False, error))
-                continue
-            try:
-                answer = (True, function(task))
-            except Exception as error:
-                answer = (False, _portable(error))
-            pipe.send(answer)
+    threading.Thread(target=read, daemon=True).start()
+    while True:
+        try:
+            message = waiting.get()
+            _stopped.clear()
+            function, arguments = pickle.loads(message)  # noqa: S301 - from the process that started this one
+            answer = (True, function(*arguments))
+        except Exception as error:
+            answer = (False, _portable(error))
+        pipe.send(answer)
 
 
 def _portable(error: Exception) -> Exception:
@@ -188,14 +213,14 @@ def _portable(error: Exception) -> Exception:
         return RuntimeError(f"{type(error).__name__}: {error}")
 
 
-class ProcessEngine(_WorkerEngine):
+class ProcessEngine(Engine):
     """Worker processes, one torch thread each by default: two threads of one process are slower than two processes.
 
     With ``gpus`` each process sees one GPU alone, in turn.
     """
 
     def __init__(self, workers: int, *, gpus: bool = False) -> None:
-        super().__init__([_Process(_pinned(i) if gpus else {}) for i in range(workers)])
+        super().__init__([WorkerProcess(_pinned(i) if gpus else None) for i in range(workers)])
 
 
 def _pinned(worker: int) -> dict[str, str]:
@@ -254,7 +279,7 @@ class _Actor:
                 self._ray.kill(actor)
 
 
-class RayEngine(_WorkerEngine):
+class RayEngine(Engine):
     """Actors on a Ray cluster, each of which loads the model once."""
 
     shares_files = False

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -16,97 +16,56 @@ from ...data.tokenizers import EncodedExample, LocalTokenizer
 from ...errors import ConfigurationError, DataError
 from .adapters import load_adapter, save_adapter, shapes_of, target_modules
 from .lora import Active, ActiveFull, AdaptedModel
-from .models import check_device, is_full, load_causal_lm, load_full, longest_context, resolve_model, save_full
-from .options import FullSettings, LoraSettings
+from .models import is_full, load_causal_lm, load_full, longest_context, resolve_model, save_full
+from .options import FullSettings, LoraSettings, ModelSpec
 from .score import FineTunes, Passes, Scored
-from .train import FullTrainee, LoraTrainee, Member, Weights, fine_tune, trained_tokens
+from .train import FullTrainee, LoraTrainee, Member, Weights
 
-__all__ = ["FullSettings", "Generation", "LanguageModel", "LoraSettings", "TokenLogprobs", "TrainOutcome"]
-
-_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16, "float64": torch.float64}
+__all__ = ["FullSettings", "Generation", "LanguageModel", "LoraSettings", "TokenLogprobs"]
 
 
-@dataclass(frozen=True)
-class TrainOutcome:
-    """What a fine-tune left.
-
-    ``adapter`` is the folder: a LoRA adapter, or a whole model. ``losses``: one value an optimiser step, the mean over
-    the batch's examples of each one's nats per completion token, before the step. ``epoch_of_step`` counts from 1.
-    ``trained_tokens``: see :func:`trained_tokens`.
-    """
-
-    adapter: Path
-    losses: tuple[float, ...]
-    epoch_of_step: tuple[int, ...]
-    trained_tokens: int
-
-
-@dataclass(frozen=True)
-class TokenLogprobs:
+class TokenLogprobs(NamedTuple):
     """Natural logarithms of probabilities, float64.
 
     ``logprobs[t - 1]`` is log p(ids[t] | ids[:t]) for t = 1 ... len(ids) - 1. ``top_ids`` and ``top_logprobs``
-    (len(ids) - 1, top) are the most likely tokens there, best first; None where top is 0.
+    (len(ids) - 1, top) are the most likely tokens there, best first.
     """
 
     logprobs: NDArray[np.float64]
-    top_ids: NDArray[np.int64] | None = None
-    top_logprobs: NDArray[np.float64] | None = None
+    top_ids: NDArray[np.int64]
+    top_logprobs: NDArray[np.float64]
 
 
-@dataclass(frozen=True)
-class Generation:
-    """Sampled continuation: ``ids``, and at each the model's own log-probabilities (at temperature 1).
+class Generation(NamedTuple):
+    """Sampled continuation ``ids``, and what the model itself (at temperature 1) gives for each of them.
 
     ``finished`` is True where a stop id ended it; that id is the last of ``ids``.
     """
 
     ids: tuple[int, ...]
-    logprobs: NDArray[np.float64]
-    top_ids: NDArray[np.int64]
-    top_logprobs: NDArray[np.float64]
+    read: TokenLogprobs
     finished: bool
 
 
 class LanguageModel:
     """One base model in memory. Safe to call from several threads; calls take turns."""
 
-    def __init__(
-        self, name: str, model: AdaptedModel, tokenizer: LocalTokenizer, *, kept_bytes: int | None = None
-    ) -> None:
-        """``kept_bytes`` bounds the fine-tunes held in memory; default: a quarter of what is free."""
-        self.name = name
-        self.tokenizer = tokenizer
-        self.adapted = model
-        self.fine_tunes = FineTunes(name, model, kept_bytes)
+    def __init__(self, name: str, model: AdaptedModel, tokenizer: LocalTokenizer) -> None:
+        self.name, self.adapted, self.tokenizer = name, model, tokenizer
+        self.fine_tunes = FineTunes(name, model)
 
     @classmethod
-    def load(
-        cls,
-        path: str | Path,
-        *,
-        device: str = "cpu",
-        dtype: str = "float32",
-        device_map: str | Mapping[str, int | str] | None = None,
-        quantisation: str | None = None,
-        gradient_checkpointing: bool = False,
-        tokenizer: str | Path | None = None,
-    ) -> LanguageModel:
-        """Load ``daunce-tiny`` (embedded), a Hugging Face folder or a Hugging Face id.
+    def load(cls, path: str | Path, **held: Any) -> LanguageModel:
+        """Load ``daunce-tiny`` (embedded), a Hugging Face folder or a Hugging Face id, held as the fields of
+        :class:`ModelSpec` say. Raises ConfigurationError for an unknown model, device or dtype."""
+        return cls.of(ModelSpec(str(path), **held))
 
-        ``device_map`` spreads a large model over several GPUs, ``quantisation`` (``8bit``, ``4bit``; bitsandbytes)
-        shrinks the frozen weights, ``gradient_checkpointing`` computes activations twice instead of keeping them.
-        ``tokenizer`` is the folder of another tokenizer than the model's own.
-        Raises ConfigurationError for an unknown model, device or dtype.
-        """
-        if dtype not in _DTYPES:
-            raise ConfigurationError(f"dtype {dtype!r} is not known; use one of {', '.join(_DTYPES)}")
-        check_device(device)
-        name, folder = resolve_model(path)
-        model = load_causal_lm(
-            folder, dtype=_DTYPES[dtype], device=device, device_map=device_map, quantisation=quantisation
-        )
-        return cls(name, AdaptedModel(model, checkpointing=gradient_checkpointing), LocalTokenizer(tokenizer or folder))
+    @classmethod
+    def of(cls, spec: ModelSpec) -> LanguageModel:
+        """The model of a spec."""
+        name, folder = resolve_model(spec.path)
+        model = AdaptedModel(load_causal_lm(folder, spec), checkpointing=spec.gradient_checkpointing)
+        return cls(name, model, LocalTokenizer(spec.tokenizer or folder))
 
     @property
     def max_context(self) -> int:
@@ -121,49 +80,6 @@ class LanguageModel:
     def adapter_shapes(self, targets: tuple[str, ...] | str | None) -> dict[str, tuple[int, int]]:
         """(in, out) of every module that gets an adapter."""
         return shapes_of(self.adapted, target_modules(self.adapted, targets))
-
-    def train(
-        self,
-        examples: Sequence[EncodedExample],
-        *,
-        settings: LoraSettings | FullSettings,
-        seed: int,
-        out: Path,
-        start_from: Path | None = None,
-        checkpoint: Callable[[int, Path], None] | None = None,
-        on_step: Callable[[int, int, float], None] | None = None,
-        should_stop: Callable[[], bool] | None = None,
-    ) -> TrainOutcome:
-        """Fine-tune on the completion tokens of ``examples`` and write to ``out``: a PEFT adapter folder, or with
-        FullSettings a model folder.
-
-        ``start_from`` continues the weights of an adapter of the same rank, alpha and modules, or of a model folder.
-        ``checkpoint(epoch, path)`` is called after every epoch with a folder beside ``out`` that the caller then
-        owns. The same examples, seed, settings and thread count give the same bytes on a CPU.
-
-        Raises TrainingCancelledError, DataError (an example is longer than the context, or has no target),
-        RejectedError (the loss is not finite), ConfigurationError.
-        """
-        for example in examples:
-            self._check(example.ids, f"example {example.example.id!r}")
-        trainee = self.trainee([(examples, seed)], settings, start_from)
-
-        def after_epoch(epoch: int) -> None:
-            if checkpoint is not None:
-                path = out.with_name(f"{out.name}.epoch-{epoch}")
-                self.save(path, trainee, 0, settings)
-                checkpoint(epoch, path)
-
-        losses, epochs = fine_tune(
-            self.adapted,
-            trainee,
-            settings,
-            after_step=None if on_step is None else lambda step, total, _, losses: on_step(step, total, losses[0]),
-            after_epoch=after_epoch,
-            should_stop=should_stop,
-        )
-        self.save(out, trainee, 0, settings)
-        return TrainOutcome(out, tuple(losses[0]), tuple(epochs), trained_tokens(examples, settings))
 
     def trainee(
         self,
@@ -235,13 +151,10 @@ class LanguageModel:
         answers = []
         with self.adapted.using(self._tuned(adapter)), torch.inference_mode():
             for sequence in ids:
-                if len(sequence) == 1:
-                    answers.append(
-                        _read_logprobs(torch.zeros(0, self.vocabulary), torch.zeros(0, dtype=torch.long), top)
-                    )
-                    continue
-                logits = self.adapted.logits(torch.tensor([list(sequence[:-1])], device=self.adapted.device))
-                answers.append(_read_logprobs(logits.float(), torch.tensor(sequence[1:]), top))
+                logits = torch.zeros(0, self.vocabulary)
+                if len(sequence) > 1:
+                    logits = self.adapted.logits(torch.tensor([list(sequence[:-1])], device=self.adapted.device))
+                answers.append(_read_logprobs(logits.float(), sequence[1:], top))
         return answers
 
     def target_logprobs(
@@ -281,7 +194,7 @@ class LanguageModel:
         random = np.random.default_rng(np.random.SeedSequence(seed))
         stops = frozenset(stop_ids)
         made: list[int] = []
-        read: list[TokenLogprobs] = []
+        read = [_read_logprobs(torch.zeros(0, self.vocabulary), (), top)]
         finished = False
         with self.adapted.using(self._tuned(adapter)), torch.inference_mode():
             past = None
@@ -291,22 +204,11 @@ class LanguageModel:
                 past = output.past_key_values
                 logits = output.logits[0, -1:].float().cpu()
                 token = _sample(logits[0].double().numpy(), temperature, top_p, random)
-                read.append(_read_logprobs(logits, torch.tensor([token]), top))
+                read.append(_read_logprobs(logits, [token], top))
                 made.append(token)
                 finished = token in stops
                 step = torch.tensor([[token]], device=self.adapted.device)
-        empty_ids, empty = np.zeros((0, top), np.int64), np.zeros((0, top))
-        return Generation(
-            tuple(made),
-            np.concatenate([np.zeros(0), *(r.logprobs for r in read)]),
-            np.concatenate([empty_ids, *(r.top_ids for r in read if r.top_ids is not None)]),
-            np.concatenate([empty, *(r.top_logprobs for r in read if r.top_logprobs is not None)]),
-            finished,
-        )
-
-    def unload(self, adapter: Path) -> None:
-        """Forget an adapter that is held in memory; nothing happens where it is not."""
-        self.fine_tunes.drop(adapter)
+        return Generation(tuple(made), TokenLogprobs(*map(np.concatenate, zip(*read, strict=True))), finished)
 
     def _check(self, ids: Sequence[int], what: str) -> None:
         if not ids:
@@ -320,14 +222,12 @@ class LanguageModel:
         return None if folder is None else self.fine_tunes.get(folder)
 
 
-def _read_logprobs(logits: Tensor, target: Tensor, top: int) -> TokenLogprobs:
+def _read_logprobs(logits: Tensor, target: Sequence[int], top: int) -> TokenLogprobs:
     """Log-probabilities of ``target`` (n,), and of the ``top`` most likely tokens, from logits (n, vocabulary)."""
     logprobs = logits.cpu().double().log_softmax(-1)
-    chosen = logprobs.gather(1, target[:, None])[:, 0].numpy()
-    if not top:
-        return TokenLogprobs(chosen)
+    chosen = logprobs.gather(1, torch.tensor(target, dtype=torch.long)[:, None])[:, 0]
     values, order = logprobs.topk(min(top, logprobs.shape[1]), dim=1)
-    return TokenLogprobs(chosen, order.numpy(), values.numpy())
+    return TokenLogprobs(chosen.numpy(), order.numpy(), values.numpy())
 
 
 def _sample(logits: NDArray[np.float64], temperature: float, top_p: float, random: np.random.Generator) -> int:

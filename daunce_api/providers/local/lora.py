@@ -12,7 +12,7 @@ import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 from itertools import groupby
 from typing import Any
 
@@ -275,7 +275,7 @@ def updated(
     if members is None:
         a_R, b_R = a[None], b[None]
     elif 2 * a.shape[1] <= rows.shape[1]:  # a copy of A and B for every row is small beside the row itself
-        chosen = torch.tensor(members, device=a.device)
+        chosen = _index(tuple(members), a.device)
         a_R, b_R = a.index_select(0, chosen), b.index_select(0, chosen)
     else:
         parts = torch.split(rows, [len(list(same)) for _, same in groupby(members)])
@@ -285,6 +285,12 @@ def updated(
     if inner.dtype != output.dtype:
         return torch.add(output, torch.bmm(inner, b_R.mT).view(output.shape).to(output.dtype), alpha=scaling)
     return torch.baddbmm(output.view(count, -1, output.shape[-1]), inner, b_R.mT, alpha=scaling).view(output.shape)
+
+
+@lru_cache(maxsize=4)
+def _index(members: tuple[int, ...], device: torch.device) -> Tensor:
+    """On the device; all modules of a pass share one copy."""
+    return torch.tensor(members, device=device)
 
 
 def dropped(x: Tensor, keys: Tensor, share: float) -> Tensor:

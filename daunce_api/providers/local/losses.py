@@ -150,51 +150,18 @@ def _in_parts(of: Callable[..., Tensor], states: tuple[Tensor, ...], n: int, siz
     return [checkpoint(of, *(s[part] for s in states), part, use_reentrant=False) for part in parts]
 
 
-class References:
-    """theta_0's last hidden states, kept for as many examples as fit in ``keep_bytes``, recomputed for the others."""
-
-    def __init__(self, model: AdaptedModel, start: Active | None, keep_bytes: int) -> None:
-        self.start = start
-        self._model = model
-        self._room = keep_bytes
-        self._kept: dict[str, Tensor] = {}
-
-    def of(self, examples: Sequence[Any]) -> Tensor:
-        """Of every target of the examples, in order (n, width); those that are not kept are computed in one pass."""
-        new = list({e.key: e for e in examples if e.key not in self._kept}.values())
-        found: dict[str, Tensor] = {}
-        if new:
-            batch = Batch.of([(e.ids, e.targets) for e in new], self._model.device)
-            with self._model.using(self.start), torch.no_grad():
-                hidden = torch.split(self._model.hidden(batch), list(batch.counts))
-            found = {e.key: own for e, own in zip(new, hidden, strict=True)}
-        for key, own in found.items():
-            if own.nbytes <= self._room:
-                self._room -= own.nbytes
-                self._kept[key] = own.clone()
-        return torch.cat([self._kept.get(e.key, found.get(e.key)) for e in examples])  # type: ignore[misc]
-
-
 def row_values(
-    model: AdaptedModel,
-    head: Head,
-    objective: Objective,
-    examples: Sequence[Any],
-    xi: Sequence[float],
-    reference: References | None,
+    model: AdaptedModel, head: Head, objective: Objective, batch: Batch, xi: Sequence[float], start: Active | None
 ) -> tuple[Tensor, Tensor]:
-    """Objective and mean nats per completion token of each encoded example (R,), under the weights that are in force.
-
-    ``xi`` and ``reference`` are those of the perturbed objectives.
-    """
-    batch = Batch.of([(e.ids, e.targets) for e in examples], model.device)
+    """Objective and mean nats per completion token of each example of a batch (R,), under the weights that are in
+    force. ``xi`` and ``start`` (theta_0; None: the base model) are those of the perturbed objectives."""
     members = model.owners(batch)
-    hidden = model.hidden(batch)
-    if not objective.perturbed or reference is None:
-        mean = _per_example(token_nats(head, hidden, batch.target, members), batch)
+    if not objective.perturbed:
+        mean = _per_example(token_nats(head, model.hidden(batch), batch.target, members), batch)
         return mean, mean.detach()
-    hidden_0 = reference.of(examples)
-    values = token_statistics(model, head, hidden, hidden_0, batch.target, members, reference.start)
+    with torch.no_grad(), model.using(start):
+        hidden_0 = model.hidden(batch)
+    values = token_statistics(model, head, model.hidden(batch), hidden_0, batch.target, members, start)
     nats, margins, shift, nats_0, margins_0 = (_per_example(v, batch) for v in values)
     drawn = torch.tensor(list(xi), dtype=nats.dtype, device=nats.device)
     return combine(objective, nats, margins, shift, nats_0, margins_0, drawn), nats.detach()

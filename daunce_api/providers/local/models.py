@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ...errors import ConfigurationError, MissingExtraError
+from .options import ModelSpec
 from .store import whole_folder
 
 if TYPE_CHECKING:
@@ -23,16 +24,6 @@ if TYPE_CHECKING:
 EMBEDDED = "daunce-tiny"
 _CONFIGS = ("*.json", "*.jinja", "*.txt", "*.model")
 _WEIGHTS = "*.safetensors"
-_TOKENIZER_FILES = (
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "chat_template.jinja",
-    "tokenizer.model",
-    "vocab.json",
-    "merges.txt",
-)
 
 
 def resolve_model(path: str | Path, *, weights: bool = True) -> tuple[str, Path]:
@@ -122,28 +113,26 @@ def check_device(name: str) -> None:
         )
 
 
-def load_causal_lm(
-    folder: Path,
-    *,
-    dtype: torch.dtype,
-    device: str,
-    device_map: str | Mapping[str, int | str] | None = None,
-    quantisation: str | None = None,
-) -> PreTrainedModel:
-    """A frozen causal language model in evaluation mode, loaded straight to its device; weights from safetensors only
-    (never a pickle).
+def load_causal_lm(folder: Path, spec: ModelSpec) -> PreTrainedModel:
+    """The frozen causal language model of a folder in evaluation mode, held as ``spec`` says (whose path is not read)
+    and loaded straight to its device; weights from safetensors only (never a pickle).
 
-    ``device_map`` (accelerate's, for example ``auto``) spreads a model that is larger than one GPU; ``device`` is
-    then not used. ``quantisation`` is ``8bit`` or ``4bit`` (NF4), computed with bitsandbytes in ``dtype``.
-    Raises ConfigurationError where the folder holds no causal language model.
+    Raises ConfigurationError where the folder holds no causal language model, or for a device or dtype that is not
+    here.
     """
     import torch
     from transformers import AutoModelForCausalLM
 
-    quantised = _quantised(quantisation, dtype)
-    if device_map is None and (quantisation is not None or device != "cpu"):
-        device_map = {"": device}
-    if device != "cpu":
+    dtypes = ("float32", "bfloat16", "float16", "float64")
+    if spec.dtype not in dtypes:
+        raise ConfigurationError(f"dtype {spec.dtype!r} is not known; use one of {', '.join(dtypes)}")
+    check_device(spec.device)
+    dtype = getattr(torch, spec.dtype)
+    quantised = _quantised(spec.quantisation, dtype)
+    device_map = spec.device_map
+    if device_map is None and (spec.quantisation is not None or spec.device != "cpu"):
+        device_map = {"": spec.device}
+    if spec.device != "cpu":
         torch.set_float32_matmul_precision("high")  # TF32
     try:
         with _without_bars():
@@ -237,9 +226,9 @@ def save_full(out: Path, model: PreTrainedModel, tokenizer: Path) -> None:
     the tokenizer of the folder ``tokenizer``. It appears whole and replaces an old one."""
     with whole_folder(out) as part:
         model.save_pretrained(part)
-        for name in _TOKENIZER_FILES:
-            if (tokenizer / name).is_file():
-                shutil.copyfile(tokenizer / name, part / name)
+        for path in (p for pattern in _CONFIGS for p in tokenizer.glob(pattern)):
+            if not (part / path.name).exists() and not path.name.endswith(".index.json"):
+                shutil.copyfile(path, part / path.name)
 
 
 def load_full(folder: Path, own: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -250,7 +239,8 @@ def load_full(folder: Path, own: Mapping[str, Tensor]) -> dict[str, Tensor]:
     dtypes = {t.dtype for t in own.values() if t.is_floating_point()}
     if len(dtypes) != 1:
         raise ConfigurationError("a full fine-tune cannot take the place of quantised weights; set no quantisation.")
-    other = load_causal_lm(folder, dtype=next(iter(dtypes)), device="cpu")
+    dtype = str(next(iter(dtypes))).removeprefix("torch.")
+    other = load_causal_lm(folder, ModelSpec(str(folder), dtype=dtype))
     found = {n: p.data for n, p in other.named_parameters()}
     if found.keys() != own.keys() or any(found[n].shape != own[n].shape for n in own):
         raise ConfigurationError(f"{folder.name} is a model of another shape than the base model")

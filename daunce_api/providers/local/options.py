@@ -9,99 +9,91 @@ import hashlib
 import math
 import os
 import re
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import (
+    Field,
+    NonNegativeFloat,
+    PositiveFloat,
+    PositiveInt,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
+from pydantic.dataclasses import dataclass
 
 from ...config import RunConfig
 from ...errors import ConfigurationError, RejectedError
 from ..objective import Objective
 from ..options import Options, parse_options
 
+_MULTIPLIER = "learning_rate_multiplier"
+_LORA = ("rank", "alpha", "dropout", "targets")
 FRESH = "fresh"
 """``backend.model`` of a task: every fine-tune of the base starts from weights of its own seed."""
+Share = Annotated[float, Field(ge=0, lt=1)]
 
 
-@dataclass(frozen=True, slots=True)
-class Recipe:
+@dataclass(frozen=True)
+class Settings:
+    """How a member is trained. Raises pydantic's ValidationError that names every value that is out of range."""
+
+    n_epochs: PositiveInt = 3
+    batch_size: PositiveInt = 8
+    learning_rate: PositiveFloat = 1e-3
+
+
+@dataclass(frozen=True)
+class Recipe(Settings):
     """AdamW without weight decay, linear warm-up, cosine to zero. ``warmup_ratio`` is the share of all optimiser
     steps. The model runs in evaluation mode: its own dropout is off, so that a loss is the one that scoring gives."""
 
-    n_epochs: int = 3
-    batch_size: int = 8
-    learning_rate: float = 1e-3
-    warmup_ratio: float = 0.03
-
-    def __post_init__(self) -> None:
-        wrong = [f"{name} = {getattr(self, name)} ({rule})" for name, rule, good in self._rules() if not good]
-        if wrong:
-            raise ConfigurationError(f"training settings out of range: {', '.join(wrong)}")
-
-    def _rules(self) -> Iterator[tuple[str, str, bool]]:
-        yield "n_epochs", "at least 1", self.n_epochs >= 1
-        yield "batch_size", "at least 1", self.batch_size >= 1
-        yield "learning_rate", "above 0", self.learning_rate > 0
-        yield "warmup_ratio", "from 0 to 1", 0 <= self.warmup_ratio <= 1
+    warmup_ratio: Annotated[float, Field(ge=0, le=1)] = 0.03
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class LoraSettings(Recipe):
     """LoRA (Hu et al., 2021): the update added to a layer is (alpha / rank) B A x.
 
-    ``targets`` are read as PEFT reads ``target_modules``: names (the last part, or the whole path), one regular
-    expression for the whole path, or ``all-linear``; None takes PEFT's table for the architecture and, for
-    architectures that are not in it, every linear layer but the output head. Only the text part of a vision-language
-    model gets adapters.
+    ``targets`` are read as PEFT reads ``target_modules``: names (the last part, or the whole path; in a text with
+    commas between them), one regular expression for the whole path, or ``all-linear``; None takes PEFT's table for the
+    architecture and, for architectures that are not in it, every linear layer but the output head. Only the text part
+    of a vision-language model gets adapters.
     """
 
-    rank: int = 8
-    alpha: float = 16.0
-    dropout: float = 0.0
+    rank: PositiveInt = 8
+    alpha: PositiveFloat = 16.0
+    dropout: Share = 0.0
     targets: tuple[str, ...] | str | None = None
 
-    def _rules(self) -> Iterator[tuple[str, str, bool]]:
-        # Not super(): the class that slots=True makes is another one than this body's.
-        yield from Recipe._rules(self)
-        yield "rank", "at least 1", self.rank >= 1
-        yield "alpha", "above 0", self.alpha > 0
-        yield "dropout", "from 0 to below 1", 0 <= self.dropout < 1
+    @field_validator("targets")
+    @classmethod
+    def _names(cls, given: tuple[str, ...] | str | None) -> tuple[str, ...] | str | None:
+        if not isinstance(given, str) or given == "all-linear" or re.search(r"[\\^$*+?()|\[\]{}]", given):
+            return given
+        return tuple(t.strip() for t in given.split(",") if t.strip())
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class FullSettings(Recipe):
     """Every weight of the model is trained."""
 
-    learning_rate: float = 5e-5
+    learning_rate: PositiveFloat = 5e-5
 
 
-@dataclass(frozen=True, slots=True)
-class ClassifierSettings:
+@dataclass(frozen=True)
+class ClassifierSettings(Settings):
     """Of a classifier: SGD (with momentum) or AdamW. ``schedule`` lowers the rate to 0 over all steps, or keeps it."""
 
-    n_epochs: int = 1
-    batch_size: int = 25
-    learning_rate: float = 0.1
+    n_epochs: PositiveInt = 1
+    batch_size: PositiveInt = 25
+    learning_rate: PositiveFloat = 0.1
     optimizer: Literal["sgd", "adamw"] = "sgd"
-    momentum: float = 0.0
-    weight_decay: float = 0.0
+    momentum: Share = 0.0
+    weight_decay: NonNegativeFloat = 0.0
     schedule: Literal["constant", "linear", "cosine"] = "constant"
-
-    def __post_init__(self) -> None:
-        good = {
-            "n_epochs": self.n_epochs >= 1,
-            "batch_size": self.batch_size >= 1,
-            "learning_rate": self.learning_rate > 0,
-            "momentum": 0 <= self.momentum < 1,
-            "weight_decay": self.weight_decay >= 0,
-            "optimizer": self.optimizer in ("sgd", "adamw"),
-            "schedule": self.schedule in ("constant", "linear", "cosine"),
-        }
-        wrong = [f"{name}: {getattr(self, name)}" for name, fits in good.items() if not fits]
-        if wrong:
-            raise ConfigurationError(f"training settings out of range: {', '.join(wrong)}")
 
     def rate(self, step: int, total: int) -> float:
         """Learning rate of a step (from 0), at the middle of its share of the schedule."""
@@ -110,7 +102,41 @@ class ClassifierSettings:
         return self.learning_rate * factor
 
 
-@dataclass(frozen=True, slots=True)
+SettingsT = TypeVar("SettingsT", bound=Settings)
+
+
+def hyperparameters_of(kind: type[Settings]) -> dict[str, str]:
+    """Names of a job's hyperparameters, each with the field that it sets."""
+    names = {f"lora_{name}" if name in _LORA else name: name for name in kind.__dataclass_fields__}
+    return names if kind is ClassifierSettings else {**names, _MULTIPLIER: "learning_rate"}
+
+
+def settings_of(hyperparameters: Mapping[str, Any], kind: type[SettingsT]) -> SettingsT:
+    """Training settings of a job's hyperparameters; ``auto`` and those left out are the defaults, and
+    ``learning_rate_multiplier`` multiplies the default rate (LoRA: 1e-3, full: 5e-5).
+
+    Raises RejectedError for an unknown name or a value out of range.
+    """
+    given = {k: v for k, v in hyperparameters.items() if v != "auto"}
+    fields = hyperparameters_of(kind)
+    unknown = sorted(given.keys() - fields.keys())
+    if unknown:
+        known = ", ".join(sorted(fields))
+        raise RejectedError(f"hyperparameter {unknown[0]!r} is not known here; known: {known}")
+    if _MULTIPLIER in given and "learning_rate" in given:
+        raise RejectedError("give learning_rate or learning_rate_multiplier, not both")
+    try:
+        if _MULTIPLIER in given:
+            given[_MULTIPLIER] = float(given[_MULTIPLIER]) * kind().learning_rate
+        return kind(**{fields[name]: value for name, value in given.items()})
+    except ValidationError as error:
+        wrong = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors())
+        raise RejectedError(f"hyperparameters cannot be used: {wrong}") from error
+    except (ValueError, TypeError) as error:
+        raise RejectedError(f"hyperparameters cannot be used: {_MULTIPLIER}: {error}") from error
+
+
+@dataclass(frozen=True)
 class ModelSpec:
     """A language model and how a worker holds it; equal specs share one copy in a process.
 
@@ -121,14 +147,14 @@ class ModelSpec:
     path: str
     device: str = "cpu"
     dtype: str = "float32"
-    device_map: str | None = None
+    device_map: str | Mapping[str, int | str] | None = None
     quantisation: str | None = None
     gradient_checkpointing: bool = False
     threads: int = 1
     tokenizer: str | None = None
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class TaskSpec:
     """A task and how a worker holds it. ``start``: file of the weights that everything starts from; None: fresh."""
 
@@ -162,23 +188,7 @@ class TaskSpec:
         return sha.hexdigest()
 
 
-FineTuning = Literal["lora", "full"]
-_RECIPE = frozenset({"n_epochs", "batch_size", "learning_rate", "learning_rate_multiplier", "warmup_ratio"})
-HYPERPARAMETERS: Mapping[FineTuning, frozenset[str]] = {
-    "lora": _RECIPE | {"lora_rank", "lora_alpha", "lora_dropout", "lora_targets"},
-    "full": _RECIPE,
-}
-
-_CLASSIFIER = {
-    "n_epochs": int,
-    "batch_size": int,
-    "learning_rate": float,
-    "optimizer": str,
-    "momentum": float,
-    "weight_decay": float,
-    "schedule": str,
-}
-CLASSIFIER_HYPERPARAMETERS = frozenset(_CLASSIFIER)
+_HELD = ("device", "device_map", "quantisation", "gradient_checkpointing", "threads")
 _LANGUAGE_ONLY = {"dtype", "device_map", "quantisation", "gradient_checkpointing", "fine_tuning", "tokens_per_pass"}
 
 
@@ -208,7 +218,9 @@ class LocalOptions(Options):
     quantisation: Literal["8bit", "4bit"] | None = Field(None, description="frozen weights through bitsandbytes")
     gradient_checkpointing: bool = Field(False, description="less memory, about a third more computing")
     threads: int = Field(1, ge=1, description="torch threads of a worker on the CPU")
-    fine_tuning: FineTuning = Field("lora", description="lora, or full: all weights of the model are trained")
+    fine_tuning: Literal["lora", "full"] = Field(
+        "lora", description="lora, or full: all weights of the model are trained"
+    )
     objective: Literal["subset", "influence", "fisher"] = Field("subset", description="what members minimise")
     rho: float | None = Field(None, ge=0, description="noise of the perturbed objectives; default: 10, a task's 1")
     gamma: float = Field(1.0, gt=0, description="weight of their loss term")
@@ -228,7 +240,7 @@ class LocalOptions(Options):
         None, gt=0, description="of a worker, beside the model; default: half of what is free"
     )
     tokens_per_pass: int | None = Field(
-        None, ge=16, description="most padded tokens that go through the model at once; default: 1,024, a GPU's 16,384"
+        None, ge=16, description="most padded tokens that go through the model at once; default: 768, a GPU's 16,384"
     )
     ray: RayOptions = Field(default_factory=RayOptions)
 
@@ -262,16 +274,9 @@ class LocalOptions(Options):
 
     def spec(self, model: str, tokenizer: str | None = None) -> ModelSpec:
         """The model as a worker holds it."""
-        return ModelSpec(
-            path=model,
-            device=self.device,
-            dtype=self.dtype or ("float32" if self.device == "cpu" else "bfloat16"),
-            device_map=self.device_map,
-            quantisation=self.quantisation,
-            gradient_checkpointing=self.gradient_checkpointing,
-            threads=self.threads,
-            tokenizer=tokenizer,
-        )
+        kept = {name: getattr(self, name) for name in _HELD}
+        dtype = self.dtype or ("float32" if self.device == "cpu" else "bfloat16")
+        return ModelSpec(path=model, dtype=dtype, tokenizer=tokenizer, **kept)
 
     def task_spec(self, config: RunConfig) -> TaskSpec:
         """The classifier as a worker holds it; its files are looked up from the folder of the training data.
@@ -346,56 +351,3 @@ def options_of(config: RunConfig) -> LocalOptions:
 def objective_of(options: LocalOptions, *, from_base: bool) -> Objective:
     """The objective of one job: a job that starts from the base model makes the target, by a plain fine-tune."""
     return Objective() if from_base else Objective.of_options(options.model_dump())
-
-
-def classifier_settings_of(hyperparameters: Mapping[str, Any]) -> ClassifierSettings:
-    """Settings of a task's job; those left out are the defaults. Raises RejectedError for an unknown name or a value
-    out of range."""
-    unknown = sorted(set(hyperparameters) - CLASSIFIER_HYPERPARAMETERS)
-    if unknown:
-        raise RejectedError(
-            f"hyperparameter {unknown[0]!r} is not known to a task; known: {', '.join(sorted(_CLASSIFIER))}"
-        )
-    try:
-        return ClassifierSettings(**{k: _CLASSIFIER[k](v) for k, v in hyperparameters.items() if v != "auto"})
-    except (ConfigurationError, ValueError) as error:
-        raise RejectedError(f"hyperparameters cannot be used: {error}") from error
-
-
-def targets_of(text: str) -> tuple[str, ...] | str:
-    """``lora_targets`` as PEFT's ``target_modules``: names with commas between them, or one regular expression."""
-    if text == "all-linear" or re.search(r"[\\^$*+?()|\[\]{}]", text):
-        return text
-    return tuple(t.strip() for t in text.split(",") if t.strip())
-
-
-def settings_of(hyperparameters: Mapping[str, Any], fine_tuning: FineTuning = "lora") -> LoraSettings | FullSettings:
-    """Training settings of a job's hyperparameters; ``auto`` and those left out are the defaults, and
-    ``learning_rate_multiplier`` multiplies the default rate (LoRA: 1e-3, full: 5e-5).
-
-    Raises RejectedError for an unknown name or a value out of range.
-    """
-    given = {k: v for k, v in hyperparameters.items() if v != "auto"}
-    known = HYPERPARAMETERS[fine_tuning]
-    unknown = sorted(set(given) - known)
-    if unknown:
-        raise RejectedError(
-            f"hyperparameter {unknown[0]!r} is not known with fine_tuning: {fine_tuning}; "
-            f"known: {', '.join(sorted(known))}"
-        )
-    if "learning_rate" in given and "learning_rate_multiplier" in given:
-        raise RejectedError("give learning_rate or learning_rate_multiplier, not both")
-    kind = FullSettings if fine_tuning == "full" else LoraSettings
-    try:
-        values: dict[str, Any] = {k: int(given[k]) for k in ("n_epochs", "batch_size") if k in given}
-        values |= {k: float(given[k]) for k in ("learning_rate", "warmup_ratio") if k in given}
-        if "learning_rate_multiplier" in given:
-            values["learning_rate"] = kind().learning_rate * float(given["learning_rate_multiplier"])
-        for name, number in (("rank", int), ("alpha", float), ("dropout", float)):
-            if f"lora_{name}" in given:
-                values[name] = number(given[f"lora_{name}"])
-        if "lora_targets" in given:
-            values["targets"] = targets_of(str(given["lora_targets"]))
-        return kind(**values)
-    except (ConfigurationError, ValueError) as error:
-        raise RejectedError(f"hyperparameters cannot be used: {error}") from error

@@ -15,6 +15,9 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from ...data.dataset import Dataset
+from ...data.tokenizers import EncodedExample, Tokenizer, encode_example
+from ...errors import DataError
 from ..base import Job, JobRequest, JobStatus
 
 _OWN_FILE = re.compile(r"file-[0-9a-f]{20}")
@@ -51,6 +54,25 @@ class MemberResult:
     error: str | None = None
     earlier: Mapping[int, Files] = field(default_factory=dict)
     """By epoch (from 1); empty files where they are in folders beside the task's ``out``."""
+
+
+def encode_training(data: Dataset, tokenizer: Tokenizer, max_context: int) -> list[EncodedExample]:
+    """A training file as token ids; assistant turns with ``weight: 0`` carry no loss, all others do.
+
+    Raises DataError that lists every problem with its line.
+    """
+    encoded, problems = [], []
+    for position, example in enumerate(data):
+        try:
+            encoded.append(encode_example(example, tokenizer, loss_on="all"))
+        except DataError as error:
+            problems.append(f"{data.where(position)}: {error}")
+            continue
+        if (size := len(encoded[-1].ids)) > max_context:
+            problems.append(f"{data.where(position)}: has {size} tokens, the model's context length is {max_context}")
+    if problems:
+        raise DataError("the training file cannot be used; nothing was trained.", problems)
+    return encoded
 
 
 @dataclass(frozen=True, slots=True)

@@ -116,15 +116,13 @@ class Records:
 
     def read(self, records: Sequence[tuple[str, str]]) -> tuple[Tensor, Tensor]:
         """Inputs (n, ...) and labels (n,) of (prompt, completion) pairs. Raises DataError that lists every problem."""
-        problems = [
-            p for prompt, completion in records for p in (self._row(prompt)[1], self._label(completion)[1]) if p
-        ]
+        rows, labels = [self._row(p) for p, _ in records], [self._label(c) for _, c in records]
+        problems = sorted({found for found in (*rows, *labels) if isinstance(found, str)})
         if problems:
-            raise DataError("records do not fit the task; nothing was computed.", sorted(set(problems)))
-        labels = torch.tensor([self._label(completion)[0] for _, completion in records])
+            raise DataError("records do not fit the task; nothing was computed.", problems)
         if self._array is not None:
-            return self._array[torch.tensor([self._row(prompt)[0] for prompt, _ in records])], labels
-        return self._user_inputs([prompt for prompt, _ in records]), labels
+            return self._array[torch.tensor(rows)], torch.tensor(labels)
+        return self._user_inputs([prompt for prompt, _ in records]), torch.tensor(labels)
 
     def _user_inputs(self, prompts: Sequence[str]) -> Tensor:
         new = [p for p in dict.fromkeys(prompts) if p not in self._kept]
@@ -143,20 +141,18 @@ class Records:
                 self._kept[prompt] = value
         return torch.stack([known[p] for p in prompts])
 
-    def _row(self, prompt: str) -> tuple[int, str]:
-        if self._array is None:
-            return 0, ""
-        good = prompt.isascii() and prompt.isdigit() and int(prompt) < len(self._array)
-        return (int(prompt), "") if good else (0, f"prompt {prompt[:40]!r} is no row number below {len(self._array)}")
+    def _row(self, prompt: str) -> int | str:
+        """The row of the inputs that a prompt names, or what is wrong with it."""
+        if self._array is None or (prompt.isascii() and prompt.isdigit() and int(prompt) < len(self._array)):
+            return 0 if self._array is None else int(prompt)
+        return f"prompt {prompt[:40]!r} is no row number below {len(self._array)}"
 
-    def _label(self, completion: str) -> tuple[int, str]:
-        if self._classes is None:
-            good = completion.isascii() and completion.isdigit()
-            return (int(completion), "") if good else (0, f"completion {completion[:40]!r} is no class number")
-        known = completion in self._classes
-        return (
-            (self._classes[completion], "") if known else (0, f"completion {completion[:40]!r} is no class of the task")
-        )
+    def _label(self, completion: str) -> int | str:
+        """The number of a class, or what is wrong with it."""
+        if self._classes is not None:
+            return self._classes.get(completion, f"completion {completion[:40]!r} is no class of the task")
+        good = completion.isascii() and completion.isdigit()
+        return int(completion) if good else f"completion {completion[:40]!r} is no class number"
 
 
 def _array(path: Path) -> Tensor:

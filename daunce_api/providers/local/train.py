@@ -9,23 +9,21 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from ...data.tokenizers import EncodedExample
-from ...errors import CapabilityError, ConfigurationError, DataError, RejectedError, TrainingCancelledError
+from ...errors import CapabilityError, ConfigurationError, DataError, RejectedError
 from ..objective import Objective, noise
 from ..randomness import DROPOUT, INIT, ORDER, stream
-from .lora import Active, ActiveFull, ActiveLora, AdaptedModel
-from .losses import Head, References, row_values
+from .lora import Active, ActiveFull, ActiveLora, AdaptedModel, Batch
+from .losses import Head, row_values
 from .options import LoraSettings, Recipe
 from .score import CPU_TOKENS, passes_of
 
 SUBSET = Objective()
-KEEP_BYTES = 1 << 28
 _LARGEST_WEIGHT = 1e6
 """Trained weights are below 10; above this a run has diverged, also where its loss is finite."""
 _READ_EVERY = 16
@@ -35,7 +33,7 @@ Weights = dict[str, tuple[Tensor, Tensor]]
 """One LoRA adapter: A (rank, in) and B (out, rank) of each module."""
 FullWeights = dict[str, Tensor]
 """All weights of a model, by the names of ``named_parameters``."""
-AfterStep = Callable[[int, int, int, list[float]], None]
+AfterStep = Callable[[int, int, list[float]], None]
 
 
 @dataclass(frozen=True)
@@ -207,23 +205,19 @@ def fine_tune(
     *,
     objective: Objective = SUBSET,
     max_tokens: int = CPU_TOKENS,
-    keep_bytes: int = KEEP_BYTES,
     after_step: AfterStep | None = None,
     after_epoch: Callable[[int], None] | None = None,
-    should_stop: Callable[[], bool] | None = None,
-) -> tuple[list[list[float]], list[int]]:
-    """Train what ``trainee`` holds, its K members side by side; returns each one's losses per step, and the epoch of
-    each step.
+) -> list[list[float]]:
+    """Train what ``trainee`` holds, its K members side by side; returns each one's losses per step.
 
     All members take the same number of steps. ``max_tokens`` bounds the padded tokens of one forward pass; a longer
-    single row is a pass of its own. ``keep_bytes`` bounds the hidden states of theta_0 (the members' start) that are
-    kept for a perturbed objective. The losses that are reported are mean nats per completion token whatever the
-    objective. ``after_step(step from 1, total, epoch, losses of the K members)``. The K = 1 result is the same for the
+    single row is a pass of its own. The losses that are reported are mean nats per completion token whatever the
+    objective. ``after_step(step from 1, total, losses of the K members)``. The K = 1 result is the same for the
     same examples, seed, settings and thread count, byte for byte on a CPU; in a group it differs by float32 round-off.
     The model has its own weights back when this returns or raises.
 
-    Raises TrainingCancelledError once ``should_stop`` says so (called before each step), DataError for an example
-    without completion tokens, RejectedError where a loss is not finite or weights are absurd.
+    Raises DataError for an example without completion tokens, RejectedError where a loss is not finite or weights are
+    absurd.
     """
     members = trainee.members
     empty = [e.example.id for m in members for e in m.examples if not e.targets]
@@ -235,13 +229,11 @@ def fine_tune(
         raise DataError("members that are trained together must take the same number of steps")
     head = Head(model)
     xi_K = [noise(len(m.examples), m.seed).tolist() for m in members]
-    reference = References(model, trainee.start(), keep_bytes) if objective.perturbed else None
+    start = trainee.start() if objective.perturbed else None
     optimizer = torch.optim.AdamW(trainee.parameters, lr=recipe.learning_rate, weight_decay=0.0, fused=True)
     losses: list[list[float]] = [[] for _ in members]
     unread: list[Tensor] = []
     for step in range(total):
-        if should_stop is not None and should_stop():
-            raise TrainingCancelledError(f"training was cancelled at step {step} of {total}; nothing was written")
         epoch = schedules[0][step][0]
         rows = [
             Row(k, members[k].examples[i], place, 1 / len(schedule[step][1]), xi_K[k][i])
@@ -252,8 +244,8 @@ def fine_tune(
         for group in passes_of([r.example.targets[-1] for r in rows], max_tokens, model.alone_above):
             chosen = [rows[i] for i in sorted(group)]
             with model.training(), model.using(trainee.active(chosen, step)):
-                own = [r.example for r in chosen]
-                values, nats = row_values(model, head, objective, own, [r.xi for r in chosen], reference)
+                batch = Batch.of([(r.example.ids, r.example.targets) for r in chosen], model.device)
+                values, nats = row_values(model, head, objective, batch, [r.xi for r in chosen], start)
                 weight = torch.tensor([r.weight for r in chosen], dtype=values.dtype, device=values.device)
                 (values * weight).sum().backward()  # type: ignore[no-untyped-call]
             owner = torch.tensor([r.member for r in chosen], device=model.device)
@@ -268,26 +260,13 @@ def fine_tune(
         optimizer.zero_grad()
         trainee.after_step()
         if after_step is not None:
-            after_step(step + 1, total, epoch, [history[-1] for history in losses])
+            after_step(step + 1, total, [history[-1] for history in losses])
         if after_epoch is not None and last:
             after_epoch(epoch)
     peak = max(float(parameter.detach().abs().amax()) for parameter in trainee.parameters)
     if not peak < _LARGEST_WEIGHT:  # normalisation can hide weights like these from the loss
         raise RejectedError(f"training diverged: weights reach {peak:.1e}. Use a smaller learning rate.")
-    return losses, [epoch for epoch, _ in schedules[0]]
-
-
-def train_members(
-    model: AdaptedModel,
-    members: Sequence[Member],
-    shapes: Mapping[str, tuple[int, int]],
-    settings: LoraSettings,
-    **options: Any,
-) -> tuple[list[Weights], list[list[float]], list[int]]:
-    """The adapters of K members after :func:`fine_tune` with these ``options``, and what it returns."""
-    trainee = LoraTrainee(model, members, shapes, settings)
-    losses, epochs = fine_tune(model, trainee, settings, **options)
-    return trainee.weights(), losses, epochs
+    return losses
 
 
 def _read(unread: list[Tensor], losses: list[list[float]], total: int) -> None:

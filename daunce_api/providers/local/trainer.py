@@ -10,20 +10,24 @@ from __future__ import annotations
 import asyncio
 import itertools
 import json
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
 from types import TracebackType
-from typing import Self
+from typing import TYPE_CHECKING, Any, Self
 
 from ...config import RunConfig
 from ...errors import ConfigurationError, DaunceError, RejectedError, StopError, TransientError
 from ..base import Job, JobRequest, JobStatus, ModelInfo, TrainerCapabilities
 from ..registry import Context
-from .backend import LocalRun, adapter_files, open_scorer, open_tokenizer, run_of, scorer_capabilities
+from .backend import LocalRun, open_scorer, open_tokenizer, run_of, scorer_capabilities
 from .engines import WorkerLostError
-from .options import LocalOptions
-from .store import JobRecord, MemberResult, MemberTask, remove_folder
+from .options import FullSettings, LocalOptions, hyperparameters_of, settings_of
+from .store import JobRecord, MemberTask, remove_folder
+
+if TYPE_CHECKING:
+    from .worker import TrainTask
 
 __all__ = [
     "LocalTrainer",
@@ -52,14 +56,14 @@ def trainer_capabilities(config: RunConfig) -> TrainerCapabilities:
     return TrainerCapabilities(
         provider="this machine" if options.engine != "ray" else "the Ray cluster",
         max_concurrent_jobs=config.backend.max_concurrent_jobs or max(_JOBS_AT_ONCE, whole),
-        hyperparameters=run.family.hyperparameters,
+        hyperparameters=frozenset(hyperparameters_of(run.settings)),
         grace_seconds=0.0,
         listing_lag_seconds=0.0,
-        max_context_tokens=run.family.context_tokens,
+        max_context_tokens=run.context_tokens,
         checkpoints=_CHECKPOINTS,
         own_queue=True,
         workers=None if options.engine == "ray" else options.worker_count,
-        epochs=run.family.epochs,
+        epochs=run.settings().n_epochs,
         notes=() if options.objective == "subset" else (f"objective: {options.objective}",),
     )
 
@@ -72,8 +76,8 @@ class LocalTrainer:
         self._run = run
         self._folder = run.folder
         self._jobs: dict[str, JobRecord] = {}
-        self._lost: dict[str, int] = {}
-        self._killed: dict[str, int] = {}
+        self._lost: Counter[str] = Counter()
+        self._killed: Counter[str] = Counter()
         self._batches: set[asyncio.Task[None]] = set()
         self._wake = asyncio.Event()
         self._dispatcher: asyncio.Task[None] | None = None
@@ -106,7 +110,7 @@ class LocalTrainer:
         """Raises RejectedError where there is no such model."""
         self._run.adapter(model)
         try:
-            await self._run.family.check_base(self._run)
+            await self._run.check_base()
         except ConfigurationError as error:
             raise RejectedError(str(error)) from error
         return ModelInfo(model)
@@ -125,7 +129,7 @@ class LocalTrainer:
         if known is not None:
             return known.public
         self._run.adapter(request.model)
-        self._run.family.check(request.hyperparameters)
+        settings_of(request.hyperparameters, self._run.settings)
         if self._folder.file(request.file_id) is None:
             raise RejectedError(f"training file {request.file_id!r} does not exist")
         number = 1 + max((r.number for r in self._jobs.values()), default=0)
@@ -156,7 +160,7 @@ class LocalTrainer:
         """A queued job never starts; a running one's result is thrown away (its batch goes on for the others)."""
         record = self._record(job_id)
         if not JobStatus(record.status).final:
-            record = self._update(record, status=JobStatus.CANCELLED)
+            record = self._update(record, JobStatus.CANCELLED)
         return record.public
 
     async def delete_file(self, file_id: str) -> bool:
@@ -176,22 +180,8 @@ class LocalTrainer:
             raise RejectedError(f"job {job_id!r} does not exist in {self._folder.root}")
         return self._jobs[job_id]
 
-    def _update(
-        self,
-        record: JobRecord,
-        *,
-        status: JobStatus,
-        error: str | None = None,
-        trained_tokens: int | None = None,
-        group: tuple[str, ...] | None = None,
-    ) -> JobRecord:
-        changed = replace(
-            record,
-            status=status.value,
-            error=error,
-            trained_tokens=trained_tokens,
-            group=record.group if group is None else group,
-        )
+    def _update(self, record: JobRecord, status: JobStatus, **changes: Any) -> JobRecord:
+        changed = replace(record, status=status.value, **changes)
         self._jobs[record.id] = changed
         self._folder.write(changed)
         return changed
@@ -211,7 +201,7 @@ class LocalTrainer:
                 names = tuple(r.id for r in group)
                 for record in group:
                     if record.status == JobStatus.QUEUED:
-                        self._update(record, status=JobStatus.RUNNING, group=names)
+                        self._update(record, JobStatus.RUNNING, group=names)
                 task = asyncio.create_task(self._train(names))
                 self._batches.add(task)
                 task.add_done_callback(self._batch_done)
@@ -241,35 +231,24 @@ class LocalTrainer:
 
     def _groups(self, workers: int, *, partial: bool) -> list[list[JobRecord]]:
         run, at_once = self._run, self.capabilities.max_concurrent_jobs
-        size = group_size(run.config, run.options, run.family.members_at_a_time, workers=workers, jobs_at_once=at_once)
+        size = group_size(run.config, run.options, run.members_at_a_time, workers=workers, jobs_at_once=at_once)
         from_target = run.config.ensemble.start_from == "target"
         # A list: jobs change while the groups are started.
         return [*groups_of(self._jobs, size, base=run.model, target_is_trained=from_target, partial=partial)]
 
     async def _train(self, names: Sequence[str]) -> None:
+        from .worker import run_train
+
         records = [self._jobs[name] for name in names if name in self._jobs]
         try:
-            results, records = await self._results(records)
-        except TransientError as error:
-            killed = isinstance(error, WorkerLostError) and error.killed
+            results = await self._run.work(run_train, await self._task(records))
+        except Exception as error:  # a worker may fail in any way; the members may be lost, the run is not
             for record in records:
-                # A killed worker's members come back in smaller pieces, until the worker itself refuses.
-                lost = self._lost[record.id] = self._lost.get(record.id, 0) + (not killed)
-                self._killed[record.id] = self._killed.get(record.id, 0) + killed
-                final = lost > _LOST_WORKERS
-                self._finish(record, JobStatus.FAILED if final else JobStatus.QUEUED, str(error) if final else None)
-            return
-        except DaunceError as error:
-            for record in records:
-                self._finish(record, JobStatus.FAILED, str(error))
-            return
-        except Exception as error:  # a worker may fail in any way; the member is lost, the run is not
-            for record in records:
-                self._finish(record, JobStatus.FAILED, f"{type(error).__name__}: {error}")
+                self._failed(record, error)
             return
         for record, result in zip(records, results, strict=True):
             if result.error is not None:
-                self._finish(record, JobStatus.FAILED, result.error)
+                self._finish(record, JobStatus.FAILED, error=result.error)
             elif self._jobs[record.id].status == JobStatus.RUNNING:
                 for epoch, files in result.earlier.items():
                     await asyncio.to_thread(self._folder.keep_model, record.id, files, epoch)
@@ -278,38 +257,38 @@ class LocalTrainer:
             else:
                 await asyncio.to_thread(self._folder.discard_part, record.id)
 
-    def _finish(
-        self, record: JobRecord, status: JobStatus, error: str | None = None, trained_tokens: int | None = None
-    ) -> None:
+    async def _task(self, records: Sequence[JobRecord]) -> TrainTask:
+        """What a worker is given of a group."""
+        first = records[0]
+        start = await self._run.tuned(first.model)
+        # A full fine-tune is as large as the model.
+        into_folders = self._run.engine.shares_files and self._run.settings is FullSettings
+        members = []
+        for record in records:
+            file = self._folder.file(record.file_id)
+            content = b"" if file is None else file.read_bytes()
+            out = self._folder.part(record.id) if into_folders else None
+            members.append(MemberTask(record.key, content, record.seed, start, out))
+        cuts = max(self._killed[record.id] for record in records)
+        return self._run.train_task(first.hyperparameters, members, cuts)
+
+    def _failed(self, record: JobRecord, error: Exception) -> None:
+        """Members of a killed worker come back in smaller pieces, until the worker itself refuses; those of one that
+        was lost otherwise come back a few times."""
+        if isinstance(error, TransientError):
+            killed = isinstance(error, WorkerLostError) and error.killed
+            (self._killed if killed else self._lost)[record.id] += 1
+            if killed or self._lost[record.id] <= _LOST_WORKERS:
+                self._finish(record, JobStatus.QUEUED)
+                return
+        text = str(error) if isinstance(error, DaunceError) else f"{type(error).__name__}: {error}"
+        self._finish(record, JobStatus.FAILED, error=text)
+
+    def _finish(self, record: JobRecord, status: JobStatus, **changes: Any) -> None:
         """Members of a repeated batch that were final before stay as they are, and all stay in their group."""
         now = self._jobs[record.id]
         if now.status == JobStatus.RUNNING:
-            self._update(now, status=status, error=error, trained_tokens=trained_tokens)
-
-    async def _results(self, records: Sequence[JobRecord]) -> tuple[list[MemberResult], list[JobRecord]]:
-        """What a worker makes of a group, and the records that it was given: those whose training file is there."""
-        from .worker import run_train
-
-        first = records[0]
-        folder = self._run.adapter(first.model)
-        engine = await asyncio.to_thread(lambda: self._run.engine)
-        start = folder if engine.shares_files else await asyncio.to_thread(adapter_files, folder)
-        members, kept = [], []
-        for record in records:
-            path = self._folder.file(record.file_id)
-            if path is None:
-                self._finish(
-                    record, JobStatus.FAILED, f"training file {record.file_id!r} was deleted before it was read"
-                )
-                continue
-            kept.append(record)
-            out = self._folder.part(record.id) if engine.shares_files and self._run.family.writes_folders else None
-            members.append(MemberTask(record.key, path.read_bytes(), record.seed, start, out))
-        if not members:
-            return [], []
-        cuts = max(self._killed.get(record.id, 0) for record in kept)
-        task = self._run.family.train_task(first.hyperparameters, members, cuts)
-        return await self._run.work(run_train, task), kept
+            self._update(now, status, **changes)
 
 
 def open_trainer(context: Context) -> LocalTrainer:
@@ -335,22 +314,15 @@ def groups_of(
     for group in again:
         yield [jobs[name] for name in group if name in jobs]
     alike: dict[str, list[JobRecord]] = {}
-    for record in queued:
-        if not record.group:
-            alike.setdefault(json.dumps([record.model, dict(record.hyperparameters)], sort_keys=True), []).append(
-                record
-            )
+    for record in (r for r in queued if not r.group):
+        kind = json.dumps([record.model, dict(record.hyperparameters)], sort_keys=True)
+        alike.setdefault(kind, []).append(record)
     full: list[list[JobRecord]] = []
     rest: list[list[JobRecord]] = []
     for records in alike.values():
         own = 1 if target_is_trained and records[0].model == base else size
-        for part in _cut(records, own):
+        for part in (records[first : first + own] for first in range(0, len(records), own)):
             (full if len(part) == own else rest).append(part)
     yield from sorted(full, key=lambda part: part[0].number)
     if partial:
         yield from rest
-
-
-def _cut(records: Sequence[JobRecord], size: int) -> Iterator[list[JobRecord]]:
-    for first in range(0, len(records), size):
-        yield list(records[first : first + size])

@@ -9,9 +9,9 @@ import os
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import lru_cache, partial
+from functools import lru_cache
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -19,7 +19,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load, load_file, save
 
 from ...data.dataset import Dataset
-from ...data.tokenizers import EncodedExample, encode_example
+from ...data.tokenizers import EncodedExample
 from ...errors import CapabilityError, ConfigurationError, DataError, DaunceError, RejectedError
 from ..objective import Objective
 from .classifier import Classifier, Members, State
@@ -31,14 +31,15 @@ from .score import (
     SCORED_TOKENS,
     Limits,
     OutOfMemoryError,
+    Scored,
     default_budget,
     is_out_of_memory,
     limits_of,
     release,
 )
-from .store import Files, MemberResult, MemberTask, beside
+from .store import Files, MemberResult, MemberTask, beside, encode_training
 from .task import Records, load_task
-from .train import batches_of, fine_tune, trained_tokens
+from .train import fine_tune, trained_tokens
 
 CLASS_WEIGHTS = "model.safetensors"
 _IDS_PER_EXAMPLE = 2  # see TaskTokenizer
@@ -71,13 +72,12 @@ class TrainTask:
 
 @dataclass(frozen=True, slots=True)
 class ScoreTask:
-    """Log-probabilities of the ``targets`` of (ids, targets) under one fine-tune (a folder here, its files, or None for
-    the base); of a task, of the class of (prompt, completion). ``cuts``: see TrainTask."""
+    """Log-probabilities under one fine-tune (a folder here, its files, or None for the base) of ``rows``: the targets
+    of (ids, targets), or a task's class of (prompt, completion). ``cuts``: see TrainTask."""
 
     spec: ModelSpec | TaskSpec
     tuned: Path | Files | None
-    sequences: tuple[tuple[tuple[int, ...], tuple[int, ...]], ...] = ()
-    records: tuple[tuple[str, str], ...] = ()
+    rows: tuple[Scored, ...] | tuple[tuple[str, str], ...]
     cuts: int = 0
 
 
@@ -86,15 +86,7 @@ def loaded(spec: ModelSpec) -> LanguageModel:
     """The model of a spec, in this process."""
     if spec.device == "cpu":
         torch.set_num_threads(spec.threads)
-    return LanguageModel.load(
-        spec.path,
-        device=spec.device,
-        dtype=spec.dtype,
-        device_map=spec.device_map,
-        quantisation=spec.quantisation,
-        gradient_checkpointing=spec.gradient_checkpointing,
-        tokenizer=spec.tokenizer,
-    )
+    return LanguageModel.of(spec)
 
 
 @lru_cache(maxsize=1)
@@ -125,65 +117,39 @@ def run_score(task: ScoreTask) -> list[tuple[float, ...]]:
         return _score_classes(task.spec, task)
     usual = SCORED_TOKENS if task.spec.device == "cpu" else GPU_TOKENS
     tokens = max(1, usual >> task.cuts) if task.cuts else None
-    answers = loaded(task.spec).target_logprobs(task.sequences, adapter=_folder(task.tuned), tokens=tokens)
+    answers = loaded(task.spec).target_logprobs(task.rows, adapter=_folder(task.tuned), tokens=tokens)  # type: ignore[arg-type]
     return [tuple(answer.tolist()) for answer in answers]
 
 
 def run_train(task: TrainTask) -> list[MemberResult]:
     """One result a member, in order. Members that take the same number of steps are trained together, as many as memory
     allows; where a batch fails it is halved, down to single members, whose failure is their own."""
-    read = _read_records if isinstance(task.spec, TaskSpec) else partial(read_examples, model=loaded(task.spec))
     results: dict[str, MemberResult] = {}
-    alike: dict[tuple[int, str], list[tuple[MemberTask, list[EncodedExample] | list[tuple[str, str]]]]] = {}
+    alike: dict[tuple[int, str], list[tuple[MemberTask, list[Any]]]] = {}
+    classes = isinstance(task.spec, TaskSpec)
     for member in task.members:
         try:
-            own = read(member.content)
+            own = read_examples(member.content, task.spec)
         except DaunceError as error:
             results[member.key] = MemberResult(member.key, error=str(error))
             continue
-        steps = len(own)
-        if not isinstance(task.settings, ClassifierSettings):
-            steps = len(batches_of(len(own), task.settings, member.seed))
-        start = str(_folder(member.start))
-        alike.setdefault((steps, start), []).append((member, own))
-    train: Callable[..., list[MemberResult]] = (
-        _train_classes if isinstance(task.settings, ClassifierSettings) else _train_language
-    )
+        # A classifier's members that are trained together have as many examples, a language model's as many steps.
+        steps = len(own) if classes else -(-len(own) // task.settings.batch_size)
+        alike.setdefault((steps, str(_folder(member.start))), []).append((member, own))
     for group in alike.values():
-        results.update({r.key: r for r in train(task, group)})
+        results.update({r.key: r for r in (_train_classes if classes else _train_language)(task, group)})
     return [results[m.key] for m in task.members]
 
 
-def read_examples(content: bytes, model: LanguageModel) -> list[EncodedExample]:
-    """A training file as token ids; assistant turns with ``weight: 0`` carry no loss, all others do.
-
-    Raises DataError that lists every problem with its line.
-    """
-    data = _records(content)
-    encoded, problems = [], []
-    for position, example in enumerate(data):
-        try:
-            encoded.append(encode_example(example, model.tokenizer, loss_on="all"))
-        except DataError as error:
-            problems.append(f"{data.where(position)}: {error}")
-            continue
-        if len(encoded[-1].ids) > model.max_context:
-            problems.append(
-                f"{data.where(position)}: {len(encoded[-1].ids):,} tokens; {model.name} takes {model.max_context:,}"
-            )
-    if problems:
-        raise DataError("the training file cannot be used; nothing was trained.", problems)
-    return encoded
-
-
-def _read_records(content: bytes) -> list[tuple[str, str]]:
-    return [(e.prompt, e.completion) for e in _records(content)]
-
-
-def _records(content: bytes) -> Dataset:
-    return Dataset.from_records(
-        [json.loads(line) for line in content.split(b"\n") if line.strip()], name="training file"
-    )
+def read_examples(content: bytes, spec: ModelSpec | TaskSpec) -> list[EncodedExample] | list[tuple[str, str]]:
+    """The examples of a training file, or a task's (prompt, completion) records."""
+    if not content:
+        raise DataError("the training file is empty, or was deleted before it was read")
+    lines = [json.loads(line) for line in content.split(b"\n") if line.strip()]
+    data = Dataset.from_records(lines, name="training file")
+    if isinstance(spec, TaskSpec):
+        return [(e.prompt, e.completion) for e in data]
+    return encode_training(data, loaded(spec).tokenizer, loaded(spec).max_context)
 
 
 def train_in_parts(
@@ -212,38 +178,30 @@ def train_in_parts(
         if now is not None and len(batch) > now.members:
             waiting[:0] = [batch[i : i + now.members] for i in range(0, len(batch), now.members)]
             continue
-        error = None if now is None else _attempt(batch, now.tokens, train, results)
-        if error is None and now is not None:
+        try:
+            if now is None:
+                raise MemoryError
+            results += train(batch, now.tokens)
             continue
-        if now is None or is_out_of_memory(error or MemoryError()):
+        except Exception as error:
+            if not isinstance(error, DaunceError) and not is_out_of_memory(error):
+                raise
+            failure = error.with_traceback(None)  # its frames hold the memory
+        if is_out_of_memory(failure):
             release(device)
             now = now and Limits(len(batch), now.tokens).smaller(longest)
             if now is not None:
                 waiting.insert(0, batch)
                 continue
-            error = OutOfMemoryError(f"one member with its longest example of {longest:,} tokens could not be trained")
-        elif len(batch) > 1 and isinstance(error, halve_on):
+            failure = OutOfMemoryError(
+                f"one member with its longest example of {longest:,} tokens could not be trained"
+            )
+        elif len(batch) > 1 and isinstance(failure, halve_on):
             half = (len(batch) + 1) // 2
             waiting[:0] = [batch[:half], batch[half:]]
             continue
-        results += [MemberResult(member.key, error=str(error)) for member, _ in batch]
+        results += [MemberResult(member.key, error=str(failure)) for member, _ in batch]
     return results
-
-
-def _attempt(
-    batch: Sequence[tuple[MemberTask, Own]],
-    tokens: int,
-    train: Callable[[Sequence[tuple[MemberTask, Own]], int], list[MemberResult]],
-    results: list[MemberResult],
-) -> Exception | None:
-    """Add what ``train`` makes of a batch to ``results``; what it raised, without the frames that hold its memory."""
-    try:
-        results += train(batch, tokens)
-        return None
-    except Exception as error:
-        if not isinstance(error, DaunceError) and not is_out_of_memory(error):
-            raise
-        return error.with_traceback(None)
 
 
 def _train_language(task: TrainTask, group: Sequence[tuple[MemberTask, list[EncodedExample]]]) -> list[MemberResult]:
@@ -281,13 +239,12 @@ def _train_language(task: TrainTask, group: Sequence[tuple[MemberTask, list[Enco
                 for k, kept in enumerate(earlier):
                     kept[epoch] = keep(k, epoch)
 
-        losses, _ = fine_tune(
+        losses = fine_tune(
             model.adapted,
             trainee,
             settings,
             objective=task.objective,
             max_tokens=tokens,
-            keep_bytes=budget // 8,
             after_epoch=after_epoch,
         )
         return [
@@ -357,7 +314,7 @@ def _score_classes(spec: TaskSpec, task: ScoreTask) -> list[tuple[float, ...]]:
     given = task.tuned or (None if spec.start is None else Path(spec.start))
     state = classifier.fresh(0) if given is None else read_state(given)
     classifier.check(state)
-    values = classifier.log_probabilities(state, *data.read(task.records))
+    values = classifier.log_probabilities(state, *data.read(task.rows))  # type: ignore[arg-type]
     if not np.isfinite(values).all():
         raise RejectedError("the model gives losses that are not finite")
     return [(float(v),) for v in values]

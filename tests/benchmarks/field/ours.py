@@ -126,7 +126,7 @@ def _text_members(
     from daunce_api.data.tokenizers import encode_example
     from daunce_api.providers.local.language import LanguageModel
     from daunce_api.providers.local.options import LoraSettings
-    from daunce_api.providers.local.train import Member, train_members
+    from daunce_api.providers.local.train import LoraTrainee, Member, fine_tune
 
     model = LanguageModel.load("daunce-tiny")
     data = Dataset.from_jsonl(f"{next(iter(daunce_api.__path__))}/../examples/uses/backdoor/train.jsonl")
@@ -141,8 +141,9 @@ def _text_members(
     for first in range(0, len(seeds), 10):
         rows = range(first, min(first + 10, len(seeds)))
         group = [Member([examples[i] for i in np.flatnonzero(inclusion[k])], seeds[k], start) for k in rows]
-        weights, _, _ = train_members(model.adapted, group, shapes, settings, objective=goal, max_tokens=2048)
-        for one in weights:
+        trainee = LoraTrainee(model.adapted, group, shapes, settings)
+        fine_tune(model.adapted, trainee, settings, objective=goal)
+        for one in trainee.weights():
             state = {f"inner.{n}.{'ab'[i]}.weight": w for n, pair in one.items() for i, w in enumerate(pair)}
             subject.loaded(state)
             for side, (x, y) in zip(sides, (subject.train, subject.test), strict=True):
