@@ -28,7 +28,7 @@ OBJECT_KINDS = frozenset(
 _NO_ROUTE = re.compile(r"(unknown|invalid) (request )?url", re.IGNORECASE)
 """What OpenAI and `daunce serve` say, also through a gateway, of a path that they do not know."""
 MOST_PAGES = 1000
-"""Pages of a list that are read; no provider holds so many jobs or files of one user."""
+"""Pages of a list that are read; no provider holds that many jobs or files of one user."""
 
 _NEVER_SENT = (httpx2.ConnectError, httpx2.ConnectTimeout, httpx2.PoolTimeout, httpx2.UnsupportedProtocol)
 
