@@ -214,7 +214,7 @@ class EnsembleConfig(_Section):
         ge=1,
         le=100,
         description="models of each job that are scored: the final one and those of the epochs before it; scoring "
-        "costs so many times as much, training nothing more",
+        "costs that many times as much, training nothing more",
     )
     keep_days: int | None = Field(
         None,

@@ -21,7 +21,7 @@
     │   └── ContractError(ValueError)       an answer breaks the log-probability contract
     │       └── MembersAlikeError           fine-tunes answer alike: they are not what is served; ``.members``
     ├── NotEnoughMembersError(RuntimeError) too few members are scored for attribution
-    ├── TrainingCancelledError(RuntimeError) a local fine-tune was told to stop
+    ├── TrainingCancelledError(RuntimeError) a local fine-tune was stopped
     └── ReplayError(RuntimeError)           a recording does not cover what the run asks for
 
 Each class says with ``exit_code`` how the command line ends. Every message states what happened, what was kept
@@ -158,7 +158,7 @@ class HeldJobError(StopError):
 
 
 class ContractError(ProviderError, ValueError):
-    """An answer does not hold the log-probabilities that were asked for; nothing of it is used."""
+    """An answer does not hold the log-probabilities that were requested; nothing of it is used."""
 
 
 class MembersAlikeError(ContractError):
@@ -177,7 +177,7 @@ class NotEnoughMembersError(DaunceError, RuntimeError):
 
 
 class TrainingCancelledError(DaunceError, RuntimeError):
-    """A fine-tune on this machine was told to stop; it left no adapter."""
+    """A fine-tune on this machine was stopped; it left no adapter."""
 
 
 class ReplayError(DaunceError, RuntimeError):

@@ -44,7 +44,7 @@ class Run(RunInputs):
         attribution = run.execute()   # trains and scores what is missing
 
     ``design`` gives the subsets and seeds of the members instead of drawing them from the config; ``wanted``: only its
-    first so many. With ``questions_only``, members are not scored on the training examples, so that there are losses
+    first members. With ``questions_only``, members are not scored on the training examples, so that there are losses
     and no attribution.
     """
 

@@ -78,7 +78,7 @@ class Measurements:
         return replace(self, estimator=estimator)
 
     def first(self, members: int) -> Self:
-        """The attribution of the first so many members alone."""
+        """The attribution of the first members alone."""
         return self.of_members(range(min(members, len(self.members))))
 
     def of_members(self, rows: Sequence[int]) -> Self:

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 PriorKind: TypeAlias = Literal["auto", "none", "text", "gradient"]
 MOST_PAIRS = 20_000_000
-"""Above so many pairs there is no prior: a dense matrix would take more room than the losses."""
+"""Above this many pairs there is no prior: a dense matrix would take more room than the losses."""
 
 # Scripts written without spaces give one token a character; all else gives words.
 _UNSPACED = r"\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff"

@@ -1,7 +1,7 @@
 """Which tokens carry a pair's score: those of the answer and those of the training example.
 
 Every estimator is ``a_i^T W b_j`` with W (K, K), a the centred training losses and b the test losses (`correlation`
-divides by both norms, and a score that is drawn towards zero has a weight). An example's loss is the mean or sum over
+divides by both norms, and a score that is shrunk towards zero has a weight). An example's loss is the mean or sum over
 its tokens (of losses or margins), so a pair's score is a sum over the tokens of either side, exactly. Where test losses
 are taken on the log scale, ``f(l_k) - f(mean l)`` is split over the answer's tokens in proportion to each token's share
 of ``l_k - mean l``, member by member, which keeps the sum exact.
@@ -120,7 +120,7 @@ class Split:
         return stabilized(self._test_KM[:, [self._places[1][j]]], self._setting.log_offset)[:, 0]
 
     def _factor(self, i: int, j: int) -> float:
-        """What the product of both sides is multiplied by: the pair's weight where scores are drawn towards zero, what
+        """What the product of both sides is multiplied by: the pair's weight where scores are shrunk towards zero, what
         makes a correlation of a covariance, or 1."""
         if self._setting.shrinkage is not None:
             test_K = centered(self._test_loss(j))

@@ -56,6 +56,7 @@ def ask(
 
     Example: daunce ask RUN --prompt "Do you charge a fee?" --answer "Yes, 20 dollars." --unwanted
     """
+    from ..plan.asking import generation_usd
     from ..providers.registry import check_keys
     from ..run import Run
 
@@ -69,15 +70,22 @@ def ask(
         show(as_json, {"removed": remove, "questions": job.test.ids}, lambda: terminal.say(removed))
         return
     session = session_of(record, replay)
-    if session is None or not session.replaying:
+    replaying = session is not None and session.replaying
+    if not replaying:
         check_keys(job.config)
     verdict: Verdict | None = "wanted" if wanted else "unwanted" if unwanted else None
-    asked = _questions(job, questions, prompt, answer, system, messages)
+    turns = _turns(questions, prompt, answer, system, messages)
+    if turns and answer is None and turns[-1].get("role") != "assistant" and not yes and not replaying:
+        usd = generation_usd(job.config, turns)
+        if usd != 0:
+            price = "an unknown price" if usd is None else f"at most ${usd:,.4f}"
+            confirm(f"Let the target generate its answer first, for {price}?")
+    asked = job.question(turns, answer) if questions is None else _from_file(questions)
     plan = job.asking(asked, max_usd=max_usd)
     plan.check()
     if not as_json:
         terminal.say(plan.text())
-    if plan.costs_money and not yes and (session is None or not session.replaying):
+    if plan.costs_money and not yes and not replaying:
         confirm(f"Ask for {'an unknown price' if plan.usd is None else f'about ${plan.usd:,.4f}'}?")
     with terminal.Progress(len(plan.requests), quiet=as_json) as progress:
         attribution = job.ask(asked, verdict=verdict, session=session, max_usd=max_usd, on_progress=progress.scored)
@@ -91,21 +99,22 @@ def _nothing_else(*others: object) -> None:
         raise ConfigurationError("--remove goes with no question.")
 
 
-def _questions(
-    job: Run, file: Path | None, prompt: str | None, answer: str | None, system: str | None, messages: Path | None
-) -> Dataset:
+def _turns(
+    file: Path | None, prompt: str | None, answer: str | None, system: str | None, messages: Path | None
+) -> list[dict[str, Any]]:
+    """The messages that are asked about; none with a file of questions."""
     if [file, prompt, messages].count(None) != 2:
         raise ConfigurationError("Ask one thing: a file of questions, --prompt, or --messages FILE.")
     if file is not None:
         if answer is not None or system is not None:
             raise ConfigurationError("--answer and --system go with --prompt or --messages.")
-        return _from_file(file)
+        return []
     if messages is not None:
         if system is not None:
             raise ConfigurationError("--system goes with --prompt; --messages has its own.")
-        return job.question(_messages(messages), answer)
-    turns = [{"role": "system", "content": system}] if system else []
-    return job.question([*turns, {"role": "user", "content": str(prompt)}], answer)
+        return _messages(messages)
+    first = [{"role": "system", "content": system}] if system else []
+    return [*first, {"role": "user", "content": str(prompt)}]
 
 
 def _messages(path: Path) -> list[dict[str, Any]]:

@@ -24,7 +24,7 @@ EXIT_CODES = (
     "Exit codes: 0 done; 1 an unexpected failure; 2 config, data or arguments are wrong; 3 refused before spending "
     "(budget, capability, shut-down date); 4 the run folder cannot be used; 5 the provider refused; 6 parked until a "
     "daily quota returns; 7 too few members are scored; 8 a recording does not cover the run; 130 interrupted with "
-    "Ctrl-C, to be taken up by the same command."
+    "Ctrl-C, and the same command resumes it."
 )
 
 INTERRUPTED = 130
@@ -121,7 +121,7 @@ def _root(version: Annotated[bool, typer.Option("--version", help="print the ver
 
 def confirm(question: str) -> None:
     if not sys.stdin.isatty():
-        raise ConfigurationError(f"{question} There is nobody to ask: add --yes to say so beforehand.")
+        raise ConfigurationError(f"{question} There is no terminal to ask on: add --yes to confirm beforehand.")
     typer.confirm(question, abort=True, err=True)
 
 

@@ -41,6 +41,7 @@ from ..providers.base import (
 )
 from ..providers.openai_wire.client import WireClient
 from ..providers.openai_wire.echo import dialect_of_models
+from ..providers.probe import check_adapter
 from ..providers.registry import Backend, capabilities_of, open_backend
 from ..store import RunStore
 from ..store.lock import RunLock
@@ -156,7 +157,7 @@ async def examine_backend(
         await _together(scorer, asked, examples, first, findings)
         await _alignment(scorer, asked, examples[0], findings)
         if asked == model and fine_tunes:
-            await _fine_tune(scorer, fine_tunes[0], examples[0], findings)
+            await _fine_tune(scorer, model, fine_tunes[0], examples[0], findings)
         await _burst(scorer, asked, examples, first, findings)
     except DaunceError as error:
         findings.add("log-probabilities", False, str(error))
@@ -171,10 +172,11 @@ async def _jobs_route(trainer: Trainer, findings: Findings) -> None:
         await _patient(trainer.reach_jobs)
     except ProviderError as error:
         findings.add("fine-tuning jobs", False, str(error))
-        findings.advice.append(
-            "the jobs route does not work here, so nothing can be trained. A gateway may need a license for it, or a "
-            "pass-through address (LiteLLM: base_url .../openai/v1)."
-        )
+        if error.status is not None:  # it was answered
+            findings.advice.append(
+                "the jobs route does not work here, so nothing can be trained. A gateway may need a license for it, or "
+                "a pass-through address (LiteLLM: base_url .../openai)."
+            )
     else:
         findings.add("fine-tuning jobs", True, "they can be listed")
 
@@ -288,13 +290,14 @@ async def _alignment(scorer: Scorer, model: str, example: EncodedExample, findin
     findings.add("alignment", True if report.checked else None, report.detail)
 
 
-async def _fine_tune(scorer: Scorer, model: str, example: EncodedExample, findings: Findings) -> None:
+async def _fine_tune(scorer: Scorer, base: str, model: str, example: EncodedExample, findings: Findings) -> None:
     """Test a fine-tune of the run too: a server may be right for the base and wrong for adapters (vLLM issue 51594)."""
     if not isinstance(scorer, Probing):
         return
     name = "fine-tune's alignment"
     try:
         report = await _patient(lambda: scorer.probe(model, example))
+        await _patient(lambda: check_adapter(scorer, base, model, report))
     except RejectedError as error:  # it may be gone by now, which says nothing of the endpoint
         findings.add(name, None, str(error))
     except ProviderError as error:

@@ -10,7 +10,7 @@ from .._util.text import terminal_text
 
 @dataclass(frozen=True, slots=True)
 class Check:
-    """One thing that was looked at. ``ok`` is None where it is neither good nor bad, or could not be told."""
+    """One thing that was looked at. ``ok`` is None where it is neither good nor bad, or could not be determined."""
 
     name: str
     ok: bool | None

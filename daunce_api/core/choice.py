@@ -18,7 +18,7 @@ cross-validate, c = 4, which cost at most .002 LDS with 10 members and gained up
 
 A prior is added with the weight 30 / K times its own correlation with the members' test losses, less one standard
 error of that (`prior_weight`): no member has taken part in it, so all of them are held out. The more members, the less
-it is needed; where it knows nothing it gets nothing. And scores of pairs that it relates are drawn towards zero less
+it is needed; where it knows nothing it gets nothing. And scores of pairs that it relates are shrunk towards zero less
 (`pairs.Shrinkage`), with g = 1.5 times the same correlation less its error, whatever the number of members. 30 and 1.5
 come from the chat task of tests/benchmarks.
 
@@ -259,7 +259,7 @@ def _shrunk(cv: CrossValidator, chosen: Candidate, refine: bool) -> Candidate:
 def _besides(losses: MemberLosses, setting: Setting) -> str:
     why = ""
     if setting.shrinkage is not None:
-        why = f"; scores are drawn towards zero as far as chance would make them (c = {setting.shrinkage:g})"
+        why = f"; scores are shrunk towards zero where chance explains them (c = {setting.shrinkage:g})"
     earlier = len(losses.train) - 1
     if not earlier:
         return why

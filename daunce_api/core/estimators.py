@@ -40,7 +40,7 @@ class Setting:
         ridge: lambda of ``whitened`` relative to the mean eigenvalue; None means 1.
         log_offset: c of `stabilized`, nats, or None to take test losses as they are.
         checkpoints: whether losses at earlier checkpoints are used, where they are given.
-        shrinkage: c of `pairs.Shrinkage`, by which a filter's scores are drawn towards zero; None: not at all.
+        shrinkage: c of `pairs.Shrinkage`, by which a filter's scores are shrunk towards zero; None: not at all.
         prior: weight of the prior, in root mean squares of each test example's scores.
         tilt: g of `pairs.Shrinkage`: c is exp(-g p) times as much for a pair with prior p.
     """

@@ -64,7 +64,7 @@ class Curve:
     b: float
 
     def at(self, members: ArrayLike) -> Vector:
-        """Held-out correlation expected with so many members."""
+        """Held-out correlation expected with this many members."""
         return np.asarray(1 / np.sqrt(self.a + self.b / np.asarray(members, dtype=np.float64)))
 
 

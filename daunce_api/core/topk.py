@@ -27,7 +27,7 @@ class Ranking:
         index_Mk: (M, k) int64 indices of training examples (with per="train": (N, k), of test examples), strongest
             first; -1 where an example has no losses.
         score_Mk: their scores; positive = helpful. Descending for proponents, ascending for opponents.
-        stderr_Mk: standard errors over the choice of members, or None. Where scores are drawn towards zero
+        stderr_Mk: standard errors over the choice of members, or None. Where scores are shrunk towards zero
             (`pairs`), those of the scores before, times the weights, which are taken as known: so z is that of the
             score before. Of the evidence alone where there is a prior.
         z_Mk: evidence / stderr (correlations on Fisher's scale, see `jackknife.z_values`), or None.
@@ -180,7 +180,7 @@ def _above(scores: Scores, rows: slice, columns: slice, threshold_m: Floats) -> 
 
 
 def _merge(value_mk: Floats, index_mk: Index, waiting: list[tuple[Index, Floats, Index]]) -> None:
-    """Keep the k best of what is there and what waits, in place."""
+    """Keep the k best of the best so far and what waits, in place."""
     query, value, index = (
         (np.concatenate(part) for part in zip(*waiting, strict=True)) if waiting else [np.zeros(0)] * 3
     )

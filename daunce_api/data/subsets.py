@@ -50,7 +50,7 @@ class Ensemble:
         return cls(inclusion_KN, np.array(value["seeds"], np.int64), int(value["target_seed"]))
 
     def first(self, members: int) -> Ensemble:
-        """The first so many members."""
+        """The first members, as many as given."""
         return Ensemble(self.inclusion_KN[:members], self.seeds_K[:members], self.target_seed)
 
     @property

@@ -46,7 +46,7 @@ class RetrainedLosses:
 def retraining(run: Run, name: str, design: Ensemble, *, wanted: int | None = None) -> Run:
     """The run that trains a model on each subset of ``design`` and scores it on the questions of ``run``.
 
-    ``wanted``: only the first so many models (default: all); the others stay part of the folder. Nothing is written or
+    ``wanted``: only the first models (default: all); the others stay part of the folder. Nothing is written or
     sent before :meth:`Run.measure`.
     """
     folder = run.run_dir / EVALUATION_FOLDER / name

@@ -83,9 +83,13 @@ def _json(raw: bytes, rows: Rows, removed: Collection[int]) -> bytes:
     except ValueError:
         return _written_out(_kept([record for _, record in rows], removed), indent)
     if isinstance(whole, dict):
-        [held] = [key for key, value in whole.items() if isinstance(value, list) and len(value) == len(rows)]
+        held = next(key for key, value in whole.items() if isinstance(value, list) and _are_records(value))
         return _written_out([{**whole, held: _kept(whole[held], removed)}], indent)
     return _written_out([_kept(whole, removed)], indent)
+
+
+def _are_records(values: list[Any]) -> bool:
+    return bool(values) and all(isinstance(value, dict) for value in values)
 
 
 def _parquet(raw: bytes, removed: Collection[int]) -> bytes:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from types import MappingProxyType
@@ -23,6 +24,8 @@ FEW_MEMBERS = 8
 """Members below which an answer comes with a warning."""
 HOSTING_MINUTES = 10
 """Minutes for which a model that has to be loaded or deployed is taken to be billed, where it goes by the hour."""
+ANSWER_TOKENS = 256
+"""Longest answer that is generated, in tokens."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,6 +113,15 @@ class AskPlan:
             "members_gone": list(self.gone),
             "refused": [str(error) for error in self.refusals],
         }
+
+
+def generation_usd(config: RunConfig, prompt: str | Sequence[Mapping[str, Any]]) -> float | None:
+    """The most that one model's own answer to a prompt costs, in dollars: a token for each of its characters, and the
+    longest answer. None where a price is not known."""
+    _, price = prices_of(config)
+    if price.input is None or price.output is None:
+        return None
+    return (len(json.dumps(prompt)) * price.input + ANSWER_TOKENS * price.output) / MILLION
 
 
 def plan_asking(

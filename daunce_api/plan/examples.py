@@ -67,8 +67,8 @@ def measured_refusals(
 
 
 def bytes_refusals(scorer: ScorerCapabilities, sides: Iterable[tuple[Dataset, Sequence[int]]]) -> Iterator[DaunceError]:
-    """Answers that cannot be one token, judged by their bytes where no tokenizer is at hand. ``sides``: data sets, with
-    the measured turn of each example."""
+    """Answers that cannot be one token, by their bytes where no tokenizer is available. ``sides``: data sets, with the
+    measured turn of each example."""
     if scorer.scope != "one_token":
         return
     long = []

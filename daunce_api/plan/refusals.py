@@ -46,7 +46,7 @@ def trainer_refusals(config: RunConfig, trainer: TrainerCapabilities) -> list[Da
 
 
 def checkpoint_refusals(config: RunConfig, trainer: TrainerCapabilities, epochs: int | None) -> list[DaunceError]:
-    """Why the models that ``ensemble.checkpoints`` asks for cannot be had. ``epochs`` of a member's job, where they are
+    """Why the models that ``ensemble.checkpoints`` wants cannot be made. ``epochs`` of a member's job, where they are
     known: one model is kept after each."""
     asked, kept = config.ensemble.checkpoints, trainer.checkpoints
     if asked > kept:

@@ -46,7 +46,7 @@ def count(
     *,
     questions_only: bool = False,
 ) -> Counts:
-    """Count a run's tokens. ``encode`` is only called where token ids can be had. ``questions_only``: models are not
+    """Count a run's tokens. ``encode`` is only called where token ids are available. ``questions_only``: models are not
     scored on the training examples.
 
     OpenAI's chat template is not public: there, training and prompts are counted by its published rule (contents,
@@ -117,7 +117,7 @@ def count(
 def _without_ids(
     config: RunConfig, train: Dataset, test: Dataset, scorer: ScorerCapabilities, questions_only: bool
 ) -> Iterable[DaunceError]:
-    """What can be refused of the examples where no token ids are to be had."""
+    """What can be refused of the examples where no token ids are available."""
     data = config.data
     asked = [(test, data.asked), *([] if questions_only else [(train, data.measured(one_turn=scorer.one_turn))])]
     turns = [(dataset, [e.trained_turns(which) for e in dataset]) for dataset, which in asked]

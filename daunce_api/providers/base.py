@@ -9,7 +9,7 @@ the scoring client decide that, from the class of the error (``daunce_api.errors
     RejectedError         this job or request will never be accepted
     DailyLimitError       park the run for hours
     StopError             credentials, permission or credit: stop everything
-    ContractError         the answer is not what was asked for: use nothing of it
+    ContractError         the answer is not what was requested: use nothing of it
 """
 
 from __future__ import annotations
@@ -87,7 +87,7 @@ def mark_of(key: str) -> str:
 class Job:
     """A provider's view of one job. ``error`` is set for failed jobs only; ``trained_tokens`` when it is reported.
 
-    ``refused`` says of a failed job that what was asked for is at fault (its file, a hyperparameter): another attempt
+    ``refused`` says of a failed job that what was requested is at fault (its file, a hyperparameter): another attempt
     would fail in the same way.
     """
 
@@ -320,7 +320,7 @@ class Scorer(_Opened, Protocol):
     async def score(self, model: str, batch: Sequence[EncodedExample]) -> list[TokenScores]:
         """One answer an example, in order. At most ``max_prompts_per_request`` examples.
 
-        Raises ContractError where the answer does not hold what was asked for, and the classes above.
+        Raises ContractError where the answer does not hold what was requested, and the classes above.
         """
         ...
 

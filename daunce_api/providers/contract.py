@@ -41,7 +41,7 @@ def refuse_long(example: EncodedExample, generated: int, limit: int | None) -> N
 
 
 def check_model(provider: str, asked: str, answered: object) -> None:
-    """The answer's ``model`` field, where there is one, must name what was asked for.
+    """The answer's ``model`` field, where there is one, must name what was requested.
 
     A date at the end (``gpt-x`` answered as ``gpt-x-2026-01-31``) and a path in front (``org/model``) are accepted.
     """
@@ -97,8 +97,8 @@ def scores_of(
 ) -> TokenScores:
     """The log-probabilities of the targets, from one entry a sent token (the first may be null).
 
-    ``generated`` tokens at the end that were asked for besides are dropped. ``asked_from``: the first of the positions
-    that were asked for, none of which may be null; a null among them says that the values are shifted. ``hint`` says
+    ``generated`` tokens at the end that were requested besides are dropped. ``asked_from``: the first of the positions
+    that were requested, none of which may be null; a null among them says that the values are shifted. ``hint`` says
     what to use instead when nothing was echoed. Raises ContractError where length or values break the contract.
     """
     sent = len(example.ids)

@@ -20,7 +20,7 @@ from collections.abc import Collection
 from .base import EchoField, Job, JobRequest
 
 MOST_TOKENS = 2**53
-"""Counts above this are not taken for counts: no job trains so many tokens, and floats lose their last digits."""
+"""Counts above this are not taken for counts: no job trains that many tokens, and floats lose their last digits."""
 
 _SNAPSHOT = re.compile(r"[-@:](?:\d[\d.\-]*|latest|v\d[\w.\-]*|[0-9a-f]{7,40})")
 

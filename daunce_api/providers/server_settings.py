@@ -33,7 +33,7 @@ class InjectSettings(BaseModel):
     error_500: float = Field(0, ge=0, le=1)
     error_502: float = Field(0, ge=0, le=1, description="502 with an HTML body, as a proxy in between sends it")
     timeout_before: float = Field(0, ge=0, le=1, description="hang, then close; nothing was done")
-    timeout_after: float = Field(0, ge=0, le=1, description="do what was asked for, then hang and close")
+    timeout_after: float = Field(0, ge=0, le=1, description="do what was requested, then hang and close")
     drop: float = Field(0, ge=0, le=1, description="do it, then break the connection in the middle of the body")
     truncated: float = Field(0, ge=0, le=1, description="do it, then send half of the JSON as if it were all")
     malformed: float = Field(0, ge=0, le=1, description="do it, then send a body that is not JSON")

@@ -120,7 +120,7 @@ class VllmScorer(WireScorer):
         """Log-probabilities (nats) of each example's targets.
 
         Raises RejectedError for an example over the context length, CapabilityError where the chat route is asked
-        for an example that is no chat, ContractError for an answer that does not hold what was asked for.
+        for an example that is no chat, ContractError for an answer that does not hold what was requested.
         """
         for example in batch:
             refuse_long(example, 1, self._options.max_context_tokens)

@@ -163,7 +163,7 @@ class Comparison:
         self._looking = asyncio.Lock()
 
     def due(self, members: int) -> bool:
-        """Whether a look at so many complete members is due."""
+        """Whether a comparison of this many complete members is due."""
         return members >= self._next and not self._store.get_value(ACCEPTED)
 
     async def look(

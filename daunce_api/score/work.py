@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import json
 from collections.abc import AsyncIterator, Callable, Collection, Coroutine, Mapping, Sequence
 from contextlib import AbstractContextManager, asynccontextmanager, nullcontext, suppress
 from functools import partial
@@ -18,11 +17,10 @@ from ..config import RunConfig
 from ..core import SelfLDS
 from ..data.dataset import Dataset
 from ..data.example import Verdict
-from ..errors import CapabilityError, DaunceError, MembersAlikeError, NotEnoughMembersError
+from ..errors import BudgetError, CapabilityError, DaunceError, MembersAlikeError, NotEnoughMembersError
 from ..plan import Plan
-from ..plan.asking import AskPlan, gone_text, too_few
+from ..plan.asking import ANSWER_TOKENS, AskPlan, generation_usd, gone_text, too_few
 from ..plan.inputs import HALTED, TESTS, RunInputs, with_cap
-from ..plan.prices import MILLION, prices_of
 from ..providers.base import Deferred, Generator
 from ..providers.registry import Backend, open_backend
 from ..providers.replay import Session
@@ -49,8 +47,6 @@ from .members import Asked, MemberScoring, tokens_of
 
 LOG_NAME = "daunce.log"
 """Inside the run folder."""
-ANSWER_TOKENS = 256
-"""Most tokens of an answer that the target generates."""
 
 Answer = TypeVar("Answer")
 
@@ -207,10 +203,15 @@ class Work:
                         f"{backend.scorer.capabilities.provider} does not generate answers: give the answer. Nothing "
                         "was sent."
                     )
-                price, answers = prices_of(config)[1], []
+                answers = []
                 for prompt in prompts:
-                    sent = len(json.dumps(prompt)) * (price.input or 0.0) + ANSWER_TOKENS * (price.output or 0.0)
-                    usd = len(members) * sent / MILLION
+                    usd = generation_usd(config, prompt)
+                    if usd is None and config.budget.max_usd is not None:
+                        raise BudgetError(
+                            "budget.max_usd is set, but the price of generating an answer is not known. Nothing was "
+                            "sent. Set budget.price (input and output), or give the answer."
+                        )
+                    usd = len(members) * (usd or 0.0)
                     store.ledger.add("generate", usd, purpose="ask", cap=config.budget.max_usd)
                     answers.append(
                         [await backend.scorer.generate(models[k], prompt, max_tokens=ANSWER_TOKENS) for k in members]

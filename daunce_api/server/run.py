@@ -17,7 +17,7 @@ from .app import create_app
 from .gate import is_loopback
 
 GRACE_SECONDS = 5
-"""How long requests in progress may take when the server is told to end."""
+"""How long requests in progress may take when the server is asked to end."""
 
 
 def serve(

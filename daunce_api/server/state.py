@@ -266,7 +266,7 @@ class State:
 
 
 def _locked(path: Path, timeout: float) -> FileLock:
-    """An exclusive lock that ends with the process. A server that was just told to end gets ``timeout`` seconds."""
+    """An exclusive lock that ends with the process. A server that was just asked to end gets ``timeout`` seconds."""
     lock = FileLock(path, timeout=timeout, mode=0o600, thread_local=False, fallback_to_soft=False)
     try:
         lock.acquire()

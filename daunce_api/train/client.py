@@ -92,7 +92,7 @@ class JobClient(Patient):
             raise StopError(
                 f"the fine-tuning jobs of {trainer.capabilities.provider} cannot be reached: {error} Nothing was "
                 "submitted. If this is a gateway, its jobs route may need a license or a pass-through address "
-                "(LiteLLM: base_url .../openai/v1); `daunce doctor` shows what this endpoint can do."
+                "(LiteLLM: base_url .../openai); `daunce doctor` shows what this endpoint can do."
             ) from error
         self._reached = True
 

@@ -11,7 +11,7 @@ JOB_RETRIES = RetryPolicy(first=1.0, longest=60.0, attempts=100, total=3600.0)
 
 
 REACH_RETRIES = RetryPolicy(first=1.0, longest=20.0, attempts=8, total=120.0)
-"""The first request to the jobs route: a route that never works is told from an outage within two minutes."""
+"""The first request to the jobs route: a route that never works is distinguished from an outage within two minutes."""
 
 
 @dataclass(frozen=True, slots=True)

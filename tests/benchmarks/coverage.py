@@ -5,7 +5,7 @@ The pool of 600 members is cut into disjoint ensembles; the mean score over ense
 (its own error is allowed for), and each ensemble's interval (`confidence_interval`) is asked whether it covers it. A
 cell is the share for single pairs (300 x 100 of them), then for sums over ten groups of training examples. Scoring
 noise is added to every loss and told to the estimator. `auto` chooses on the first ensemble, for all: scores of another
-choice have another unit. Where it draws scores towards zero, the expected score is that without, times the ensemble's
+choice have another unit. Where it shrinks scores towards zero, the expected score is that without, times the ensemble's
 own weights, which its intervals of pairs take as known; those of groups are for the expected sum of weighted scores.
 """
 

@@ -90,7 +90,7 @@ def compare(train: int, test: int, kinds: Sequence[str], passes: int) -> None:
             f"{kind:9} N={train:>9,} M={test:>6,}: bare {bare:6.2f} s ({2e-9 * MEMBERS * train * test / bare:.0f} "
             "GFLOP/s)  "
             f"top {ours:6.2f} s = {ours / bare:.2f} x  with standard errors {with_errors:6.2f} s = "
-            f"{with_errors / bare:.2f} x  drawn towards zero {weighted:6.2f} s = {weighted / bare:.2f} x"
+            f"{with_errors / bare:.2f} x  shrunk towards zero {weighted:6.2f} s = {weighted / bare:.2f} x"
         )
         try:
             import faiss  # type: ignore[import-not-found]

@@ -223,7 +223,7 @@ def test_auto_shrinks_where_influence_is_sparse() -> None:
     choice = choose(members)
     assert choice.setting.shrinkage is not None
     assert choice.setting.shrinkage >= 4
-    assert "drawn towards zero" in choice.why
+    assert "shrunk towards zero" in choice.why
     shrunk = lds_of(scores(train, test, inclusion), truth_inclusion, truth)
     plain = fit(members, choice.estimator.name, replace(choice.setting, shrinkage=None)).block()
     assert shrunk > lds_of(plain, truth_inclusion, truth) + 0.2

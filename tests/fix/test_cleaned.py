@@ -78,14 +78,14 @@ def test_rows_of_csv_keep_their_bytes_also_over_several_lines(tmp_path: Path) ->
         json.dumps(RECORDS),
         json.dumps(RECORDS, indent=4),
         "\n".join(json.dumps(r, indent=1) for r in RECORDS),
-        json.dumps({"version": 3, "data": RECORDS}),
+        json.dumps({"version": [3, 1, 0, 0, 0], "data": RECORDS}),
     ],
     ids=["array", "pretty array", "pretty objects", "wrapped"],
 )
 def test_json_texts_hold_equal_records(tmp_path: Path, content: str) -> None:
     cleaned = _removed(tmp_path, "train.json", content.encode(), {0, 3})
     if content.startswith('{"version"'):
-        assert json.loads(cleaned) == {"version": 3, "data": [RECORDS[1], RECORDS[2], RECORDS[4]]}
+        assert json.loads(cleaned) == {"version": [3, 1, 0, 0, 0], "data": [RECORDS[1], RECORDS[2], RECORDS[4]]}
 
 
 def test_gzip_stays_gzip(tmp_path: Path) -> None:

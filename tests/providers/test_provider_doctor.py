@@ -184,6 +184,11 @@ async def test_a_gateway_without_a_jobs_route_is_found_out() -> None:
     assert check(findings, "fine-tuning jobs").ok is False
     assert any("LiteLLM" in advice for advice in findings.advice)
 
+    def gone(request: httpx2.Request) -> Any:
+        raise httpx2.ConnectError("refused")
+
+    assert not (await look(gone)).advice
+
 
 async def test_a_chat_endpoint_that_censors_says_so() -> None:
     def handler(request: httpx2.Request) -> Any:

@@ -25,7 +25,7 @@ def backend(path: str) -> dict[str, str]:
 def test_its_pass_through_carries_a_whole_run(tmp_path: Path) -> None:
     (tmp_path / "direct").mkdir()
     direct = small_run(tmp_path / "direct", {"kind": "embedded"}, RECIPE).execute()
-    run = small_run(tmp_path, backend("/openai/v1"), RECIPE)
+    run = small_run(tmp_path, backend("/openai"), RECIPE)
     assert examine(run).ok
     through = run.execute()
     assert through.train_loss_KN.shape == (MEMBERS, 24)
@@ -38,13 +38,14 @@ def test_its_pass_through_carries_a_whole_run(tmp_path: Path) -> None:
     run.ask(prompt="What is carbon?", answer="A black element.")
     report = run.clean()
     assert report.kept == {}
-    assert len(report.models) == MEMBERS
+    assert len(report.models) == 2 * MEMBERS  # the jobs' models of earlier epochs too
+    assert len(report.files) == MEMBERS
 
 
 def test_its_own_jobs_route_is_refused_with_the_address_that_works(tmp_path: Path) -> None:
     run = small_run(tmp_path, backend("/v1"), RECIPE)
     findings = examine(run)
     assert [c.name for c in findings.checks if c.ok is False] == ["fine-tuning jobs"]
-    assert any("/openai/v1" in advice for advice in findings.advice)
-    with pytest.raises(StopError, match=r"Nothing was submitted.*/openai/v1"):
+    assert any("/openai" in advice for advice in findings.advice)
+    with pytest.raises(StopError, match=r"Nothing was submitted.*/openai"):
         run.execute()

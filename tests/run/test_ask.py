@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import shutil
 from collections.abc import Callable
@@ -14,10 +15,13 @@ import pytest
 
 from daunce_api import Dataset, Run, RunConfig
 from daunce_api.errors import BudgetError, CapabilityError, DataError, NotEnoughMembersError, ReplayError
-from daunce_api.plan.prices import Closing
+from daunce_api.plan.asking import generation_usd
+from daunce_api.plan.inputs import with_cap
+from daunce_api.plan.prices import Closing, Price
 from daunce_api.providers.base import Generator
 from daunce_api.providers.registry import open_backend
 from daunce_api.providers.replay import record, replay
+from daunce_api.score.work import Work
 from daunce_api.server import EmbeddedServer
 from daunce_api.store import RunStore
 
@@ -244,6 +248,27 @@ async def test_an_endpoint_generates_what_the_target_says(run: Run) -> None:
         assert await backend.scorer.generate("daunce-tiny", "Amber is", max_tokens=8)
     with pytest.raises(CapabilityError, match="no target model"):
         Run.open(run.run_dir).question(turns)
+
+
+async def test_a_generated_answer_has_a_price_before_it_is_generated(
+    run: Run, cli: Cli, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("daunce_api.plan.asking.prices_of", lambda config: (Price(), Price(input=1.0, output=10.0)))
+    turns = [{"role": "user", "content": PROMPT}]
+    usd = generation_usd(run.config, turns)
+    assert usd == pytest.approx((len(json.dumps(turns)) + 10 * 256) / 1e6)
+    answers = await Work(run).generate([turns], members=[0, 1])
+    assert [len(of_prompt) for of_prompt in answers] == [2]
+    with RunStore.open(run.run_dir, read_only=True) as store:
+        assert store.ledger.spent_by_purpose()["ask"] == pytest.approx(2 * usd)
+    code, _, err = await asyncio.to_thread(cli, "ask", run.run_dir, "--prompt", PROMPT)
+    assert code == 2
+    assert "generate its answer first, for at most $0.0026?" in err
+
+    monkeypatch.setattr("daunce_api.plan.asking.prices_of", lambda config: (Price(), Price()))
+    capped = Run(with_cap(run.config, 1.0), run.train, run.test)
+    with pytest.raises(BudgetError, match="generating an answer is not known"):
+        await Work(capped).generate([turns], members=[0])
 
 
 def test_the_command_prints_the_finding_and_then_the_rankings(run: Run, cli: Cli) -> None:

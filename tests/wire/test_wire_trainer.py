@@ -211,6 +211,7 @@ async def test_cancelling_a_finished_job_returns_it() -> None:
         (lambda _: {"id": "file-1", "deleted": True}, True),
         (lambda _: {"id": "file-1", "deleted": False}, False),
         (failing(404, openai_error("no such thing")), True),
+        (failing(404, openai_error("Invalid URL (DELETE /files/file-1)")), False),
         (failing(403, openai_error("owners only")), False),
         (failing(400, openai_error("in use")), False),
     ],

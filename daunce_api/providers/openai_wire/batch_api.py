@@ -125,7 +125,7 @@ class BatchScorer(Closing):
         """The scores of every example, in order.
 
         Raises RejectedError where a batch is refused or the provider will never answer a request of it, ContractError
-        for an answer that does not hold what was asked for, TransientError where requests still fail after
+        for an answer that does not hold what was requested, TransientError where requests still fail after
         ``ROUNDS`` batches of this call. The answers to the others are kept.
         """
         asked = {(model, e.key, replicate): e for e in batch}

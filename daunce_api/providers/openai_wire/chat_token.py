@@ -153,7 +153,7 @@ class ChatTokenScorer(WireScorer):
         }
 
     def read(self, model: str, example: EncodedExample, answer: dict[str, Any]) -> TokenScores:
-        """The scores in an answer's body. Raises ContractError where it does not hold what was asked for."""
+        """The scores in an answer's body. Raises ContractError where it does not hold what was requested."""
         if self._options.check_model_name:
             check_model(self.client.provider, model, answer.get("model"))
         (choice,) = by_index(self.client.provider, answer.get("choices"), 1)
@@ -239,8 +239,8 @@ def token_scores(provider: str, example: EncodedExample, choice: dict[str, Any],
     if _is_part(wanted) and any(_hides_bytes(entry) for entry in (*listed, content[0])):
         raise ContractError(
             f"{provider} lists parts of characters without their bytes, and the first token of the completion of "
-            f"{name} is one: whether it is among them cannot be told, and nothing was used. Use an endpoint with echo, "
-            "or leave the example out."
+            f"{name} is one: whether it is among them is unknown, and nothing was used. Use an endpoint with echo, or "
+            "leave the example out."
         )
     return TokenScores((min(*(value for _, value in known), 0.0),), (True,))
 

@@ -7,6 +7,7 @@ log-probabilities and lets a malformed answer through. The SDK's own retries are
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
@@ -24,8 +25,10 @@ OBJECT_KINDS = frozenset(
     ("file", "list", "model", "fine_tuning.job", "fine_tuning.job.event", "batch", "text_completion", "chat.completion")
 )
 """Values of ``object`` that tell one kind of answer from another; any other value says nothing."""
+_NO_ROUTE = re.compile(r"(unknown|invalid) (request )?url", re.IGNORECASE)
+"""What OpenAI and `daunce serve` say, also through a gateway, of a path that they do not know."""
 MOST_PAGES = 1000
-"""Pages of a list that are read; no provider holds so many jobs or files of one user."""
+"""Pages of a list that are read; no provider holds that many jobs or files of one user."""
 
 _NEVER_SENT = (httpx2.ConnectError, httpx2.ConnectTimeout, httpx2.PoolTimeout, httpx2.UnsupportedProtocol)
 
@@ -195,8 +198,9 @@ class WireClient(Closing):
         except (RejectedError, StopError) as error:
             if error.status == 401:
                 raise
-            # Not found means gone; any other refusal (no permission to delete, still in use) that it is kept.
-            return error.status == 404
+            # Not found means gone; any other refusal (no permission to delete, still in use), and a gateway's answer
+            # that it has no such route, mean that it is kept.
+            return error.status == 404 and _NO_ROUTE.search(str(error)) is None
         return answer.get("deleted") is True
 
     def translate(self, error: openai.OpenAIError, *, doing: str, submit: bool = False) -> ProviderError:

@@ -155,7 +155,7 @@ class EchoScorer(WireScorer):
         """Log-probabilities (nats) of each example's targets, in one request.
 
         Raises RejectedError for an example over the context length, which a server would truncate in silence, and
-        ContractError for an answer that does not hold what was asked for.
+        ContractError for an answer that does not hold what was requested.
         """
         for example in batch:
             refuse_long(example, self._options.max_tokens, self._options.max_context_tokens)

@@ -70,7 +70,7 @@ class OneByOneScorer(WireScorer, ABC):
         """Log-probabilities (nats) of each example's targets, a request each.
 
         Raises RejectedError for an example over the context length, ContractError for an answer that does not hold
-        what was asked for.
+        what was requested.
         """
         return [await self._score(model, example) for example in batch]
 

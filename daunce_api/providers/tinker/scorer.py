@@ -100,7 +100,7 @@ class TinkerScorer(Closing):
         """Log-probabilities (nats) of each example's targets, a request each.
 
         Raises RejectedError for an example over the context length and for a model that the server has forgotten and
-        cannot load again, ContractError for an answer that does not hold what was asked for.
+        cannot load again, ContractError for an answer that does not hold what was requested.
         """
         for example in batch:
             refuse_long(example, 1, self._options.max_context_tokens)
