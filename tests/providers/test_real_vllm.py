@@ -13,10 +13,12 @@ from pathlib import Path
 from typing import Any
 
 import httpx2
+import numpy as np
 import pytest
-from real_servers import live
+from real_servers import MEMBERS, away_from_peft, live, small_run
 
-from daunce_api.cli.doctor import Findings, examine_backend
+from daunce_api import Run
+from daunce_api.cli.doctor import Findings, examine, examine_backend
 from daunce_api.config import RunConfig
 from daunce_api.data.dataset import Dataset, Example, Message
 from daunce_api.data.tokenizers import EncodedExample, LocalTokenizer, encode_example
@@ -163,6 +165,23 @@ async def test_a_missing_model_keeps_its_meaning(vllm: str, examples: list[Encod
         with pytest.raises(RejectedError) as info:
             await scorer.score("no-such-model", examples[:1])
     assert info.value.status == 404
+
+
+def test_a_run_of_adapters_trained_here(vllm: str, tmp_path: Path) -> None:
+    backend = {"kind": "local", "model": MODEL, "scorer": {"kind": "vllm", "base_url": vllm}}
+    run = small_run(tmp_path, backend, {"learning_rate": 0.002, "lora_rank": 8})
+    run.execute()
+    findings = examine(Run.open(run.run_dir))
+    print(f"\n{findings.text()}")
+    assert findings.ok
+    differences = away_from_peft(run, lambda model: run.run_dir / scoring.LOCAL_MODELS / model, "vLLM")
+    assert differences.size == MEMBERS * 26
+    assert np.abs(differences).max() < TOLERANCE
+    asked = run.ask(prompt="What is carbon?", answer="A black element.")
+    assert np.isfinite(asked.test_loss_KM).all()
+    run.clean()
+    listed = httpx2.get(f"{vllm}/models", trust_env=False).json()["data"]
+    assert [m["id"] for m in listed] == [MODEL]
 
 
 async def test_the_doctor_finds_local_training_with_vllm_scoring_usable(
