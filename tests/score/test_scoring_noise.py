@@ -147,3 +147,18 @@ def test_unmeasured_losses_say_nothing() -> None:
     loss_KN[1, 0] = np.nan
     with pytest.raises(ContractError):
         check_members_differ(loss_KN, MODELS)
+
+
+def test_one_model_that_answers_in_other_batches_is_found_out() -> None:
+    """Values of one model differ by rounding where its batches differ, also where both measurements of it do not."""
+    rng = np.random.default_rng(0)
+    losses = rng.exponential(2.0, 40)
+    again = np.tile(losses[:4], (3, 1))
+    rounded = losses + rng.normal(0, 1e-7, (3, 40))
+    with pytest.raises(ContractError, match="base model"):
+        check_members_differ(rounded, ["a", "b", "c"], again, again)
+    others = rounded + rng.normal(0, 0.1, (3, 40))
+    assert check_members_differ(others, ["a", "b", "c"], again, again) == "differ"
+    others[2] = others[1] + rng.normal(0, 1e-7, 40)
+    with pytest.raises(ContractError, match="'b' and 'c' give the same losses"):
+        check_members_differ(others, ["a", "b", "c"], again, again)
