@@ -102,7 +102,7 @@ def test_a_daily_quota_in_mid_run_parks_it_and_the_next_day_ends_it(stormy: Any,
         same_scores(storm.config, quiet)
 
 
-@pytest.mark.slow
+@pytest.mark.long  # tests/train does the same with a provider in this process
 def test_failed_and_stuck_jobs_are_tried_again(stormy: Any, quiet: Quiet, monkeypatch: pytest.MonkeyPatch) -> None:
     """A stuck job is cancelled once it has taken longer than the policy allows."""
     monkeypatch.setattr("daunce_api.train.client.PollPolicy", partial(PollPolicy, job_timeout=20.0))
@@ -119,6 +119,7 @@ def test_failed_and_stuck_jobs_are_tried_again(stormy: Any, quiet: Quiet, monkey
             assert not store.ledger.unsettled()
 
 
+@pytest.mark.long  # tests/train does the same with a provider in this process
 def test_models_deleted_under_a_run_are_trained_again(stormy: Any, quiet: Quiet) -> None:
     with stormy("model_deleted=0.5,seed=4", training={"max_attempts": 8}) as storm:
         assert storm.client.run() == 0, storm.client.printed()

@@ -611,7 +611,7 @@ def large(tmp_path_factory: pytest.TempPathFactory) -> Path:
         ]
         for side, count in (("a", 10_000), ("q", 200))
     ]
-    attribution = made_attribution(*(Dataset.from_records(r) for r in records), members=40, tokens=True)
+    attribution = made_attribution(*(Dataset.from_records(r) for r in records), members=7, tokens=True)
     return write_report(attribution, tmp_path_factory.mktemp("large") / "large.html")
 
 
