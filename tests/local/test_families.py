@@ -14,7 +14,7 @@ from transformers import CONFIG_MAPPING, AutoModelForCausalLM
 
 from daunce_api.data.tokenizers import EncodedExample
 from daunce_api.errors import ConfigurationError
-from daunce_api.providers.local.adapters import target_modules
+from daunce_api.providers.local.adapters import _LIKE_LLAMA, _is_target, target_modules
 from daunce_api.providers.local.language import LanguageModel, LoraSettings
 from daunce_api.providers.local.train import Member, fine_tune
 
@@ -227,3 +227,22 @@ def test_an_adapter_with_parts_that_are_not_computed_is_refused_by_name(
     save_file(tensors, weights)
     path.write_text(json.dumps({**config, "use_rslora": True}))
     model.target_logprobs(request, adapter=folder)
+
+
+def test_the_usual_targets_are_those_of_pefts_table() -> None:
+    from peft.utils.constants import TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING as KNOWN
+
+    assert {kind: list(KNOWN[kind]) for kind in _LIKE_LLAMA} == {kind: ["q_proj", "v_proj"] for kind in _LIKE_LLAMA}
+
+
+@pytest.mark.parametrize("wanted", [("q_proj", "1.mlp.up_proj"), r".*\.[01]\..*(q|v)_proj", ("proj",), "q_proj"])
+def test_targets_match_as_pefts_own(wanted: tuple[str, ...] | str) -> None:
+    from peft import LoraConfig
+    from peft.tuners.tuners_utils import check_target_module_exists
+
+    names = [
+        f"model.layers.{i}.{n}" for i in range(12) for n in ("self_attn.q_proj", "self_attn.v_proj", "mlp.up_proj")
+    ]
+    config = LoraConfig(target_modules=wanted if isinstance(wanted, str) else list(wanted))
+    expected = [bool(check_target_module_exists(config, name)) for name in [*names, "q_proj"]]
+    assert [_is_target(name, wanted) for name in [*names, "q_proj"]] == expected

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
+import re
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,9 @@ _SIZES = ("in_features", "nx"), ("out_features", "nf")  # of a linear layer, and
 WEIGHTS = "adapter_model.safetensors"
 CONFIG = "adapter_config.json"
 _PREFIX = "base_model.model."
+_LIKE_LLAMA = frozenset({"llama", "mistral", "qwen2", "qwen3", "gemma", "gemma2"})
+"""Kinds of model for which PEFT's table names the query and value projections. PEFT is asked about the others alone:
+importing it takes seconds, more than a small model's whole job."""
 _HARMLESS = frozenset(
     """
     alpha_pattern auto_mapping base_model_name_or_path ensure_weight_tying eva_config exclude_modules fan_in_fan_out
@@ -48,23 +52,18 @@ class Adapter:
 def target_modules(model: AdaptedModel, targets: tuple[str, ...] | str | None) -> list[str]:
     """Full names of the modules that get an adapter, in the model's order; none in a tower for images or sound.
 
-    ``targets`` are matched by PEFT itself (names, one regular expression, ``all-linear``); None: PEFT's table for the
-    architecture, and every linear layer but the output head where it has no entry or none that matches.
+    ``targets`` are read as PEFT reads them (ends of names, one regular expression, ``all-linear``); None: PEFT's table
+    for the architecture, and every linear layer but the output head where it has no entry or none that matches.
     Raises ConfigurationError where ``targets`` match no linear layer.
     """
-    from peft import LoraConfig
-    from peft.tuners.tuners_utils import check_target_module_exists
-    from peft.utils.constants import TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING as KNOWN
     from transformers.pytorch_utils import Conv1D
 
     linear = [n for n, m in model.modules.items() if isinstance(m, (nn.Linear, Conv1D)) and model.is_text(n)]
     body = [n for n in linear if model.modules[n] is not model.head]
     if targets == "all-linear":
         return body
-    kinds = (model.model.config.model_type, model.config.model_type)
-    wanted = next((KNOWN[k] for k in kinds if k in KNOWN), ()) if targets is None else targets
-    config = LoraConfig(target_modules=wanted if isinstance(wanted, str) else list(wanted))
-    found = [n for n in (body if targets is None else linear) if check_target_module_exists(config, n)]
+    wanted = _usual_targets(model.model.config.model_type, model.config.model_type) if targets is None else targets
+    found = [n for n in (body if targets is None else linear) if _is_target(n, wanted)]
     if not found and targets is not None:
         names = sorted({n.rpartition(".")[2] for n in linear})
         shown = targets if isinstance(targets, str) else ", ".join(targets)
@@ -72,6 +71,22 @@ def target_modules(model: AdaptedModel, targets: tuple[str, ...] | str | None) -
             f"no linear layer of {model.config.model_type} is named {shown}. Its layers: {', '.join(names)}"
         )
     return found or body
+
+
+def _is_target(name: str, wanted: Sequence[str]) -> bool:
+    if isinstance(wanted, str):
+        return re.fullmatch(wanted, name) is not None
+    return any(name == end or name.endswith(f".{end}") for end in wanted)
+
+
+def _usual_targets(*kinds: str) -> Sequence[str]:
+    """PEFT's table for the first of these kinds of model that it has."""
+    if kinds[0] in _LIKE_LLAMA:
+        return ("q_proj", "v_proj")
+    from peft.utils.constants import TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING as KNOWN
+
+    targets: Sequence[str] = next((KNOWN[kind] for kind in kinds if kind in KNOWN), ())
+    return targets
 
 
 def shapes_of(model: AdaptedModel, names: list[str]) -> dict[str, tuple[int, int]]:
@@ -91,32 +106,24 @@ def save_adapter(
 
     The same weights give the same bytes.
     """
-    from peft import LoraConfig
-
     tensors = {}
     for name, (a, b) in weights.items():
         tensors[f"{_PREFIX}{name}.lora_A.weight"] = a.detach().to("cpu", torch.float32).contiguous()
         tensors[f"{_PREFIX}{name}.lora_B.weight"] = b.detach().to("cpu", torch.float32).contiguous()
-    config = LoraConfig(
-        task_type="CAUSAL_LM",
-        r=settings.rank,
-        lora_alpha=settings.alpha,  # PEFT computes with it as a float
-        lora_dropout=settings.dropout,
-        target_modules=list(weights),
-        base_model_name_or_path=base_model,
-        inference_mode=True,
-    ).to_dict()
-    # PEFT holds the names as a set, whose order changes from one process to the next.
-    config["target_modules"] = sorted(weights)
+    config = {
+        "peft_type": "LORA",
+        "task_type": "CAUSAL_LM",
+        "base_model_name_or_path": base_model,
+        "r": settings.rank,
+        "lora_alpha": settings.alpha,  # PEFT computes with it as a float
+        "lora_dropout": settings.dropout,
+        "target_modules": sorted(weights),
+        "bias": "none",
+        "inference_mode": True,
+    }
     with whole_folder(out) as part:
         save_file(tensors, part / WEIGHTS, metadata={"format": "pt"})
-        (part / CONFIG).write_text(json.dumps(config, indent=2, sort_keys=True, default=_plain) + "\n")
-
-
-def _plain(value: object) -> object:
-    if isinstance(value, (set, frozenset)):
-        return sorted(value)
-    return str(getattr(value, "value", value))
+        (part / CONFIG).write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
 
 
 def load_adapter(folder: Path) -> Adapter:
