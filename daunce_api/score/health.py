@@ -133,14 +133,14 @@ def check_members_differ(
             )
     for k in range(1, members):
         apart = np.abs(loss_KN[:k, :_SAMPLE] - loss_KN[k, :_SAMPLE]) > ROUNDING
-        for twin in np.flatnonzero(~apart.any(axis=1)):
+        for twin in np.flatnonzero(~apart.any(axis=1)).tolist():
             gap_N = np.abs(loss_KN[twin] - loss_KN[k])
             both_N = np.isfinite(gap_N)
             if both_N.any() and (gap_N[both_N] <= ROUNDING).all():
                 raise MembersAlikeError(
                     f"models {models[twin]!r} and {models[k]!r} give the same losses on every example: the server "
                     "answers with one model for both. Check that each fine-tune is loaded under its own name.",
-                    (int(twin), k),
+                    (twin, k),
                 )
     return verdict
 
