@@ -16,6 +16,7 @@ from daunce_api.data.tokenizers import LocalTokenizer, encode_example
 from daunce_api.errors import DataError
 
 END, USER, ASSISTANT = 1, 3, 4
+SPECIAL = ["<|pad|>", "<|end|>", "<|system|>", "<|user|>", "<|assistant|>"]
 SPELLED = st.sampled_from(
     ["<|end|>", "<|user|>", "<|assistant|>", "<|pad|>", "<|", "end", "|>", MARK, f"<{MARK}|end|>", "<<|end|>", " ", "a"]
 )
@@ -27,7 +28,19 @@ def test_contents_can_neither_end_nor_open_a_turn(tokenizers_of: GetTokenizer, q
     tokenizer = tokenizers_of("embedded")
     assert isinstance(tokenizer, LocalTokenizer)
     messages = (Message("user", question), Message("assistant", answer))
-    encoded = encode_example(Example("x", messages=messages), tokenizer)
+    try:
+        encoded = encode_example(Example("x", messages=messages), tokenizer)
+    except DataError as error:  # two halves that a template could put side by side are refused
+        if "the rest of a special token" not in str(error):
+            raise
+        halves = [(token[:n], token[n:]) for token in SPECIAL for n in range(1, len(token))]
+        assert any(
+            one.endswith(first) and other.startswith(second)
+            for first, second in halves
+            for one in (question, answer)
+            for other in (question, answer)
+        )
+        return
     special = [i for i in encoded.ids if i < 5]
     assert special == [USER, END, ASSISTANT, END]
     assert encoded.ids[-1] == END
@@ -114,3 +127,9 @@ def test_a_vocabulary_that_spells_a_special_token_by_itself_is_refused(tmp_path:
     assert local.encode(local.render([Message("user", "fine")]))[-1] == vocabulary["<s>"]
     with pytest.raises(DataError, match="spells a special token"):
         local.encode(local.render([Message("user", "a <s> b")]))
+
+
+def test_halves_in_two_texts_are_refused(tokenizers_of: GetTokenizer) -> None:
+    messages = (Message("user", "|> is the rest"), Message("assistant", "it ends with <|end"))
+    with pytest.raises(DataError, match="the rest of a special token"):
+        encode_example(Example("x", messages=messages), tokenizers_of("embedded"))
