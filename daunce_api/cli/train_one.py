@@ -16,6 +16,7 @@ from .._util.clock import Clock, SystemClock
 from .._util.retry import Retrier, RetryPolicy
 from ..data.tokenizers import EncodedExample
 from ..errors import AmbiguousSubmitError, ProviderError, RejectedError, StopError
+from ..plan.epochs import NAMES
 from ..plan.prices import MILLION, prices_of
 from ..plan.tokens import count
 from ..providers.base import Job, JobRequest, JobStatus, Probing, Trainer
@@ -31,7 +32,6 @@ POLL_SECONDS, LONGEST = 10.0, 7200.0
 """Between two looks at the job, and until it is cancelled."""
 LISTING_SECONDS = 15.0
 """How long a new job may be missing from a list, where the provider does not say."""
-EPOCH_NAMES = ("n_epochs", "epochs")
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +51,7 @@ def tiny_job(run: Run) -> TinyJob:
     shortest = sorted(range(len(tokens_N)), key=lambda i: (tokens_N[i], i))[: max(trainer.min_examples, 4)]
     tokens = sum(tokens_N[i] for i in shortest)
     given = dict(run.config.training.hyperparameters)
-    known = next((name for name in EPOCH_NAMES if name in given or name in trainer.hyperparameters), "n_epochs")
+    known = next((name for name in NAMES if name in given or name in trainer.hyperparameters), "n_epochs")
     price = prices_of(run.config)[0].training
     usd = None if price is None else tokens * price / MILLION
     return TinyJob(tuple(sorted(shortest)), tokens, usd, {**given, known: 1})

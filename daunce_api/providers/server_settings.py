@@ -49,7 +49,7 @@ class InjectSettings(BaseModel):
     model_lag: float = Field(0, ge=0, description="seconds for which a model that was just trained answers 404")
     list_lag: float = Field(0, ge=0, description="seconds for which lists lack what is new, although it is found by id")
     daily_limit_after: int | None = Field(None, ge=0, description="jobs accepted before the daily limit is reached")
-    retry_after: float = Field(1.0, ge=0, le=120, description="seconds asked for by rate_limit")
+    retry_after: float = Field(1.0, ge=0, le=120, description="seconds in the Retry-After of rate_limit")
     hang: float = Field(30.0, ge=0, description="seconds that the timeouts hang; longer than the client waits")
     seed: int = 0
 

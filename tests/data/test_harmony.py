@@ -36,6 +36,14 @@ TOOLS = [
     }
 ]
 CALL = {"id": "c", "type": "function", "function": {"name": "look_up", "arguments": '{"town": "Bern"}'}}
+TURNS: list[dict[str, Any]] = [
+    {"role": "user", "content": "Warm?"},
+    {"role": "assistant", "content": "Mild.", "reasoning_content": "earlier"},
+    {"role": "user", "content": "Look."},
+    {"role": "assistant", "tool_calls": [CALL]},
+    {"role": "tool", "content": "20", "tool_call_id": "c"},
+    {"role": "assistant", "content": "20 degrees.", "reasoning_content": "since"},
+]
 
 
 def example(*messages: dict[str, Any], **fields: Any) -> Example:
@@ -45,12 +53,7 @@ def example(*messages: dict[str, Any], **fields: Any) -> Example:
 def test_a_chat_in_harmony() -> None:
     one = example(
         {"role": "system", "content": "Be short."},
-        {"role": "user", "content": "Warm?"},
-        {"role": "assistant", "content": "Mild.", "reasoning_content": "earlier"},
-        {"role": "user", "content": "Look."},
-        {"role": "assistant", "tool_calls": [CALL]},
-        {"role": "tool", "content": "20", "tool_call_id": "c"},
-        {"role": "assistant", "content": "20 degrees.", "reasoning_content": "since"},
+        *TURNS,
         tools=TOOLS,
     )
     text = harmony(one.messages, day=date(2026, 1, 1), generation_prompt=False, tools=one.tools)
@@ -137,12 +140,7 @@ def test_openais_own_library_renders_the_same_text(
     ]
     one = example(
         *([{"role": "system", "content": system}] if system else []),
-        {"role": "user", "content": "Warm?"},
-        {"role": "assistant", "content": "Mild.", "reasoning_content": "earlier"},
-        {"role": "user", "content": "Look."},
-        {"role": "assistant", "tool_calls": [CALL]},
-        {"role": "tool", "content": "20", "tool_call_id": "c"},
-        {"role": "assistant", "content": "20 degrees.", "reasoning_content": "since"},
+        *TURNS,
         **({"tools": [{"type": "function", "function": f} for f in functions]} if tools else {}),
     )
     assert harmony(one.messages, day=date(2026, 1, 1), generation_prompt=False, tools=one.tools) == theirs
