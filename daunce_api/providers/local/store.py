@@ -11,7 +11,7 @@ import shutil
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -77,8 +77,7 @@ def encode_training(data: Dataset, tokenizer: Tokenizer, max_context: int) -> li
 
 @dataclass(frozen=True, slots=True)
 class JobRecord:
-    """One job. ``group`` names the jobs that it is trained with, fixed when training starts, so that a group that was
-    interrupted is repeated with the same members. ``number`` counts the jobs of a run in the order of submission."""
+    """One job. ``number`` counts the jobs of a run in the order of submission."""
 
     id: str
     key: str
@@ -89,8 +88,13 @@ class JobRecord:
     status: str = JobStatus.QUEUED.value
     error: str | None = None
     trained_tokens: int | None = None
-    group: tuple[str, ...] = field(default=())
     number: int = 0
+
+    @classmethod
+    def of(cls, request: JobRequest, number: int) -> JobRecord:
+        """A job that waits."""
+        kept = {name: getattr(request, name) for name in ("key", "model", "file_id", "seed")}
+        return cls(job_id(request.key), **kept, hyperparameters=dict(request.hyperparameters), number=number)
 
     @property
     def public(self) -> Job:
@@ -103,6 +107,10 @@ class JobRecord:
 def model_id(job_id: str, epoch: int | None = None) -> str:
     """Name of the model that a job makes, or of the one that it was after an earlier epoch (from 1)."""
     return job_id.replace("job-", "ft-", 1) + ("" if epoch is None else f"-e{epoch}")
+
+
+def job_id(key: str) -> str:
+    return f"job-{hashlib.sha256(key.encode()).hexdigest()[:20]}"
 
 
 class JobFolder:
@@ -127,34 +135,18 @@ class JobFolder:
         path = self.root / "files" / file_id
         return path if _OWN_FILE.fullmatch(file_id) and path.is_file() else None
 
-    def job_id(self, key: str) -> str:
-        return f"job-{hashlib.sha256(key.encode()).hexdigest()[:20]}"
-
-    def create(self, request: JobRequest, number: int) -> JobRecord:
-        record = JobRecord(
-            self.job_id(request.key),
-            request.key,
-            request.model,
-            request.file_id,
-            request.seed,
-            dict(request.hyperparameters),
-            number=number,
-        )
-        self.write(record)
-        return record
-
     def write(self, record: JobRecord) -> None:
         _write(self.root / "jobs" / f"{record.id}.json", json.dumps(asdict(record), indent=1).encode())
 
     def read(self) -> dict[str, JobRecord]:
-        """Every job, by id. A job that was running when the last process ended is queued again, with its group."""
+        """Every job, by id. A job that was running when the last process ended is queued again."""
         jobs = {}
         for path in sorted((self.root / "jobs").glob("job-*.json")):
             content = json.loads(path.read_text())
-            record = JobRecord(**{**content, "group": tuple(content["group"])})
-            if record.status == JobStatus.RUNNING:
-                record = replace(record, status=JobStatus.QUEUED.value)
-            jobs[record.id] = record
+            content.pop("group", None)  # of an earlier version
+            if content["status"] == JobStatus.RUNNING:
+                content["status"] = JobStatus.QUEUED.value
+            jobs[content["id"]] = JobRecord(**content)
         return jobs
 
     def adapter(self, model: str) -> Path | None:
