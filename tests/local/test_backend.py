@@ -36,7 +36,6 @@ class ScriptedEngine:
     """Runs tasks at once, in this thread, unless a script says what happens instead."""
 
     workers = 1
-    shares_files = True
 
     def __init__(self, *script: BaseException | None) -> None:
         self.script = list(script)

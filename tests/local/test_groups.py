@@ -34,7 +34,7 @@ class StubEngine:
     workers: int = 2
     script: list[Exception | None] = field(default_factory=list)
     dies_at: int = 10**9
-    shares_files: bool = True
+    writes: bool = True
     groups: list[list[str]] = field(default_factory=list)
 
     def submit(self, function: Callable[[Any], Any], task: TrainTask) -> Future[Any]:
@@ -46,7 +46,10 @@ class StubEngine:
         if planned is not None:
             future.set_exception(planned)
         else:
-            future.set_result([MemberResult(m.key, {"weights": m.key.encode()}) for m in task.members])
+            for m in task.members if self.writes else ():
+                m.out.mkdir()
+                (m.out / "weights").write_text(m.key)
+            future.set_result([MemberResult(m.key) for m in task.members])
         return future
 
     def close(self) -> None: ...
@@ -211,8 +214,16 @@ async def test_results_that_cannot_be_kept_end_the_run(
     def full(*_: object) -> None:
         raise OSError("no space left on device")
 
-    monkeypatch.setattr(type(run.folder), "keep_model", full)
+    monkeypatch.setattr(type(run.folder), "keep_models", full)
     async with LocalTrainer(run) as trainer:
         job = await submit(trainer, "m0", chosen.backend.model)
         with pytest.raises(StopError, match="no space left"):
+            await ended(trainer, [job])
+
+
+async def test_a_cluster_that_does_not_share_the_run_folder_is_named(config: Callable[..., RunConfig]):
+    chosen = config()
+    async with LocalTrainer(LocalRun(chosen, StubEngine(writes=False))) as trainer:
+        job = await submit(trainer, "m0", chosen.backend.model)
+        with pytest.raises(ConfigurationError, match="on storage that all machines of the cluster share"):
             await ended(trainer, [job])

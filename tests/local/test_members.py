@@ -198,7 +198,7 @@ def test_memory_stays_within_the_limit():
 
 
 def test_members_are_split_by_memory_and_by_steps_and_keep_their_order(
-    model_folder: Path, monkeypatch: pytest.MonkeyPatch
+    model_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     data = Dataset.from_records(records(24))
     sizes = []
@@ -211,16 +211,21 @@ def test_members_are_split_by_memory_and_by_steps_and_keep_their_order(
     monkeypatch.setattr(worker, "fine_tune", spy)
     monkeypatch.setattr(worker, "limits_of", lambda *_, members, **__: Limits(min(members, 3), 2048))
     counts = [20, 20, 9, 20, 20, 20]
-    members = tuple(MemberTask(f"m{k}", data.training_file(range(n), "last"), k) for k, n in enumerate(counts))
+    members = tuple(
+        MemberTask(f"m{k}", data.training_file(range(n), "last"), k, tmp_path / str(k)) for k, n in enumerate(counts)
+    )
     task = TrainTask(ModelSpec(str(model_folder)), SHORT, Objective(), members)
     results = run_train(task)
     assert [r.key for r in results] == [f"m{k}" for k in range(6)]
     assert sizes == [3, 2, 1]
     assert [len(r.losses) for r in results] == [8, 8, 4, 8, 8, 8]
-    assert all(set(r.files) == {"adapter_config.json", "adapter_model.safetensors"} for r in results)
+    written = [sorted(p.name for p in (tmp_path / str(k)).iterdir()) for k in range(6)]
+    assert written == [["adapter_config.json", "adapter_model.safetensors"]] * 6
 
 
-def test_what_cannot_be_trained_together_is_trained_alone(model_folder: Path, monkeypatch: pytest.MonkeyPatch):
+def test_what_cannot_be_trained_together_is_trained_alone(
+    model_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
     data = Dataset.from_records(records(24))
     sizes = []
     original = worker.fine_tune
@@ -231,7 +236,9 @@ def test_what_cannot_be_trained_together_is_trained_alone(model_folder: Path, mo
             raise CapabilityError("not together")
         return original(model, trainee, *rest, **options)
 
-    members = tuple(MemberTask(f"m{k}", data.training_file(range(k, 20 + k), "last"), k) for k in range(4))
+    members = tuple(
+        MemberTask(f"m{k}", data.training_file(range(k, 20 + k), "last"), k, tmp_path / str(k)) for k in range(4)
+    )
     task = TrainTask(ModelSpec(str(model_folder)), SHORT, Objective(), members)
     whole = run_train(task)
     monkeypatch.setattr(worker, "fine_tune", only_one)

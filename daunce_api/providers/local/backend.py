@@ -24,7 +24,7 @@ from .options import (
     TaskSpec,
     options_of,
 )
-from .store import Files, JobFolder
+from .store import JobFolder
 
 FOLDER = "local"
 """Inside the run folder."""
@@ -132,13 +132,6 @@ class LocalRun:
             f"model {model!r} is neither {self.model}, a model of this run, nor the folder of an adapter or a model"
         )
 
-    async def tuned(self, model: str) -> Path | Files | None:
-        """:meth:`adapter` as a task carries it: its files where workers do not share this machine's folders."""
-        folder = self.adapter(model)
-        if folder is None or (await self.engine()).shares_files:
-            return folder
-        return await asyncio.to_thread(lambda: {p.name: p.read_bytes() for p in sorted(folder.iterdir())})
-
 
 def _start_engine(options: LocalOptions) -> Engine:
     if options.engine == "ray":
@@ -210,7 +203,7 @@ class LocalScorer(Closing):
         into memory; WorkerLostError, with smaller passes from then on, where a worker was killed."""
         from .worker import ScoreTask, run_score
 
-        tuned = await self._run.tuned(model)
+        tuned = self._run.adapter(model)
         rows: Any = tuple((e.ids, e.targets) for e in batch)
         if self._run.options.task:
             rows = tuple((e.example.prompt, e.example.completion) for e in batch)

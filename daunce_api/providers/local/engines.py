@@ -46,9 +46,6 @@ class Worker(Protocol):
 class Engine:
     """Runs picklable tasks on ``workers``, one at a time on each."""
 
-    shares_files = True
-    """Whether workers read this machine's folders; otherwise adapters travel inside the tasks."""
-
     def __init__(self, workers: Sequence[Worker]) -> None:
         self.workers = len(workers)
         self._all = workers
@@ -280,9 +277,8 @@ class _Actor:
 
 
 class RayEngine(Engine):
-    """Actors on a Ray cluster, each of which loads the model once."""
-
-    shares_files = False
+    """Actors on a Ray cluster, each of which loads the model once. They read and write this machine's folders by their
+    names: those have to lie on storage that the cluster shares."""
 
     def __init__(
         self, *, address: str | None, cpus: float, gpus: float, retries: int, workers: int | None = None

@@ -31,7 +31,7 @@ class Head:
 
     def __init__(self, model: AdaptedModel) -> None:
         """Raises CapabilityError where that does not give the model's own logits: the family does something else."""
-        self._model = model
+        self.model = model
         config = model.config
         self._cap: float | None = getattr(config, "final_logit_softcapping", None)
         self._factor = float(getattr(config, "logit_scale", None) or 1.0)
@@ -45,13 +45,8 @@ class Head:
         if found.shape != own.shape or not torch.allclose(found.float(), own, rtol=0.05, atol=0.05):
             raise CapabilityError(
                 f"{model.model.config.model_type} changes its logits in a way that is not known here; "
-                "it can be scored but not trained."
+                "kind: vllm scores such a model."
             )
-
-    @property
-    def frozen(self) -> bool:
-        """Whether neither its weights nor an adapter on it are trained by what is in force."""
-        return not self._model.trains_head
 
     def at_once(self, device: torch.device) -> int:
         """Tokens that go through the head together."""
@@ -59,7 +54,7 @@ class Head:
 
     def logits(self, hidden: Tensor, members: Sequence[int] | None) -> Tensor:
         """(n, vocabulary), each of its own member (see ``AdaptedModel.owners``)."""
-        raw = self._model.raw_logits(hidden, members)
+        raw = self.model.raw_logits(hidden, members)
         raw = raw if raw.dtype == torch.float64 else raw.float()
         if self._factor != 1.0:
             raw = raw * self._factor
@@ -74,15 +69,12 @@ class _Nats(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(
-        ctx: Any, hidden: Tensor, target: Tensor, logits: Callable[[Tensor, slice], Tensor], size: int
-    ) -> Tensor:
+    def forward(ctx: Any, hidden: Tensor, nats_of: Callable[[Tensor, slice], Tensor], n: int, size: int) -> Tensor:
         nats, pulls = [], []
-        for first in range(0, len(target), size):
-            part = slice(first, first + size)
+        for part in _parts(n, size):
             with torch.enable_grad():
                 states = hidden[part].detach().requires_grad_()
-                values = cross_entropy(logits(states, part), target[part], reduction="none")
+                values = nats_of(states, part)
                 pulls.append(torch.autograd.grad(values.sum(), states)[0])
             nats.append(values.detach())
         ctx.save_for_backward(torch.cat(pulls))
@@ -97,24 +89,21 @@ class _Nats(torch.autograd.Function):
 def token_nats(head: Head, hidden: Tensor, target: Tensor, members: Sequence[int] | None) -> Tensor:
     """-log p_y of each token (n,), from last hidden states (n, width); differentiable in them and in what is trained of
     the head."""
+    target = target.to(hidden.device)
 
-    def logits(states: Tensor, part: slice) -> Tensor:
-        return head.logits(states, None if members is None else members[part])
-
-    def of(states: Tensor, part: slice) -> Tensor:
-        values: Tensor = cross_entropy(logits(states, part), target[part], reduction="none")
+    def nats_of(states: Tensor, part: slice) -> Tensor:
+        logits = head.logits(states, None if members is None else members[part])
+        values: Tensor = cross_entropy(logits, target[part], reduction="none")
         return values
 
-    target = target.to(hidden.device)
     size = head.at_once(hidden.device)
-    if hidden.requires_grad and head.frozen:
-        nats: Tensor = _Nats.apply(hidden, target, logits, size)  # type: ignore[no-untyped-call]
+    if hidden.requires_grad and not head.model.trains_head:
+        nats: Tensor = _Nats.apply(hidden, nats_of, len(target), size)  # type: ignore[no-untyped-call]
         return nats
-    return torch.cat(_in_parts(of, (hidden,), len(target), size))
+    return torch.cat(_in_parts(nats_of, (hidden,), len(target), size))
 
 
 def token_statistics(
-    model: AdaptedModel,
     head: Head,
     hidden: Tensor,
     hidden_0: Tensor,
@@ -128,7 +117,7 @@ def token_statistics(
 
     def of(states: Tensor, states_0: Tensor, part: slice) -> Tensor:
         y = target[part]
-        with torch.no_grad(), model.using(start):
+        with torch.no_grad(), head.model.using(start):
             z_0 = head.logits(states_0, None)
             g = z_0.softmax(1)
             g[torch.arange(len(y), device=g.device), y] -= 1
@@ -142,26 +131,30 @@ def token_statistics(
     return torch.cat(parts, dim=1).unbind()
 
 
+def _parts(n: int, size: int) -> list[slice]:
+    return [slice(first, first + size) for first in range(0, n, size)]
+
+
 def _in_parts(of: Callable[..., Tensor], states: tuple[Tensor, ...], n: int, size: int) -> list[Tensor]:
     """``of`` slices of ``states``; the logits of more than one slice are computed again in backward, not kept."""
-    parts = [slice(first, first + size) for first in range(0, n, size)]
-    if len(parts) == 1 or not torch.is_grad_enabled():
-        return [of(*(s[part] for s in states), part) for part in parts]
-    return [checkpoint(of, *(s[part] for s in states), part, use_reentrant=False) for part in parts]
+    if n <= size or not torch.is_grad_enabled():
+        return [of(*(s[part] for s in states), part) for part in _parts(n, size)]
+    return [checkpoint(of, *(s[part] for s in states), part, use_reentrant=False) for part in _parts(n, size)]
 
 
 def row_values(
-    model: AdaptedModel, head: Head, objective: Objective, batch: Batch, xi: Sequence[float], start: Active | None
+    head: Head, objective: Objective, batch: Batch, xi: Sequence[float], start: Active | None
 ) -> tuple[Tensor, Tensor]:
     """Objective and mean nats per completion token of each example of a batch (R,), under the weights that are in
     force. ``xi`` and ``start`` (theta_0; None: the base model) are those of the perturbed objectives."""
+    model = head.model
     members = model.owners(batch)
     if not objective.perturbed:
         mean = _per_example(token_nats(head, model.hidden(batch), batch.target, members), batch)
         return mean, mean.detach()
     with torch.no_grad(), model.using(start):
         hidden_0 = model.hidden(batch)
-    values = token_statistics(model, head, model.hidden(batch), hidden_0, batch.target, members, start)
+    values = token_statistics(head, model.hidden(batch), hidden_0, batch.target, members, start)
     nats, margins, shift, nats_0, margins_0 = (_per_example(v, batch) for v in values)
     drawn = torch.tensor(list(xi), dtype=nats.dtype, device=nats.device)
     return combine(objective, nats, margins, shift, nats_0, margins_0, drawn), nats.detach()

@@ -26,7 +26,6 @@ from pydantic.dataclasses import dataclass
 
 from ...config import RunConfig
 from ...errors import ConfigurationError, RejectedError
-from ..objective import Objective
 from ..options import Options, parse_options
 
 _MULTIPLIER = "learning_rate_multiplier"
@@ -346,8 +345,3 @@ def options_of(config: RunConfig) -> LocalOptions:
             "backend.options.device_map spreads one copy of the model: use it with engine: thread."
         )
     return options
-
-
-def objective_of(options: LocalOptions, *, from_base: bool) -> Objective:
-    """The objective of one job: a job that starts from the base model makes the target, by a plain fine-tune."""
-    return Objective() if from_base else Objective.of_options(options.model_dump())

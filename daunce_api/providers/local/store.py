@@ -11,49 +11,39 @@ import shutil
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from ...data.dataset import Dataset
 from ...data.tokenizers import EncodedExample, Tokenizer, encode_example
-from ...errors import DataError
+from ...errors import ConfigurationError, DataError
 from ..base import Job, JobRequest, JobStatus
 
 _OWN_FILE = re.compile(r"file-[0-9a-f]{20}")
 _OWN_MODEL = re.compile(r"ft-[0-9a-f]{20}(-e[1-9][0-9]{0,5})?")
 
 
-Files = Mapping[str, bytes]
-"""The folder of a fine-tune: file name to content."""
-
-
 @dataclass(frozen=True, slots=True)
 class MemberTask:
-    """One fine-tune: its training file, seed, and the fine-tune that it starts from (None: the base model).
-
-    A full fine-tune is written to ``out`` where the worker shares this machine's folders: it is as large as the model.
-    Otherwise, and for adapters, the result carries the files.
-    """
+    """One fine-tune: its training file, its seed, the folder that its result goes to, and the folder of the fine-tune
+    that it starts from (None: the base model)."""
 
     key: str
     content: bytes
     seed: int
-    start: Path | Files | None = None
-    out: Path | None = None
+    out: Path
+    start: Path | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class MemberResult:
-    """The fine-tune of one member (its files, or none where they are in its task's ``out``), or why there is none."""
+    """What a member's training was, or why there is no fine-tune in its task's ``out``."""
 
     key: str
-    files: Files = field(default_factory=dict)
     losses: tuple[float, ...] = ()
     trained_tokens: int = 0
     error: str | None = None
-    earlier: Mapping[int, Files] = field(default_factory=dict)
-    """By epoch (from 1); empty files where they are in folders beside the task's ``out``."""
 
 
 def encode_training(data: Dataset, tokenizer: Tokenizer, max_context: int) -> list[EncodedExample]:
@@ -161,21 +151,22 @@ class JobFolder:
         return [found[epoch] for epoch in sorted(found)]
 
     def part(self, job_id: str) -> Path:
-        """Where a worker leaves a large result before it counts (see :func:`beside`)."""
+        """Where a worker leaves a result before it counts (see :func:`beside`)."""
         return self.root / "models" / f".part-{job_id}"
 
-    def keep_model(self, job_id: str, files: Mapping[str, bytes], epoch: int | None = None) -> None:
-        """Make a job's result its model: ``files``, or what the worker left in :meth:`part`."""
-        target = self.root / "models" / model_id(job_id, epoch)
-        part = beside(self.part(job_id), epoch)
-        if files:
-            shutil.rmtree(part, ignore_errors=True)
-            part.mkdir()
-            for name, content in files.items():
-                _write(part / name, content)
-        if target.exists():
-            shutil.rmtree(target)
-        part.rename(target)
+    def keep_models(self, job_id: str) -> None:
+        """Make what a worker left of a job its models, the final one last. Raises ConfigurationError where there is no
+        final one."""
+        part, own = self.part(job_id), self.root / "models" / model_id(job_id)
+        if not part.is_dir():
+            raise ConfigurationError(
+                f"the fine-tune that a worker wrote to {part} is not there: with engine: ray run_dir has to lie on "
+                "storage that all machines of the cluster share."
+            )
+        for left in sorted(part.parent.glob(f"{part.name}*"), reverse=True):
+            target = own.with_name(left.name.replace(part.name, own.name, 1))
+            shutil.rmtree(target, ignore_errors=True)
+            left.rename(target)
 
     def discard_part(self, job_id: str) -> None:
         """Forget what a worker left of a job that no longer counts."""

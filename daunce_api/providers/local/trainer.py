@@ -21,7 +21,7 @@ from ..objective import Objective
 from ..registry import Context
 from .backend import LocalRun, open_scorer, open_tokenizer, run_of, scorer_capabilities
 from .engines import WorkerLostError
-from .options import FullSettings, hyperparameters_of, settings_of
+from .options import hyperparameters_of, settings_of
 from .store import JobRecord, MemberTask, job_id, remove_folder
 
 __all__ = [
@@ -230,7 +230,7 @@ class LocalTrainer(Closing):
         from .worker import run_train
 
         try:
-            results = await self._run.work(run_train, await self._task(records))
+            results = await self._run.work(run_train, self._task(records))
         except Exception as error:  # a worker may fail in any way; the members may be lost, the run is not
             for record in records:
                 self._failed(record, error)
@@ -239,28 +239,23 @@ class LocalTrainer(Closing):
             if result.error is not None:
                 self._finish(record, JobStatus.FAILED, error=result.error)
             elif self._jobs[record.id].status == JobStatus.RUNNING:
-                for epoch, files in result.earlier.items():
-                    await asyncio.to_thread(self._folder.keep_model, record.id, files, epoch)
-                await asyncio.to_thread(self._folder.keep_model, record.id, result.files)
+                await asyncio.to_thread(self._folder.keep_models, record.id)
                 self._finish(record, JobStatus.SUCCEEDED, trained_tokens=result.trained_tokens)
             else:
                 await asyncio.to_thread(self._folder.discard_part, record.id)
 
-    async def _task(self, records: Sequence[JobRecord]) -> Any:
+    def _task(self, records: Sequence[JobRecord]) -> Any:
         """What a worker is given of a group. A job that starts from the base model makes the target, by a plain
         fine-tune; epochs of the target are not scored, so that none before its last is kept."""
         from .worker import TrainTask
 
         run, first, options = self._run, records[0], self._run.options
-        start = await run.tuned(first.model)
-        # A full fine-tune is as large as the model.
-        into_folders = (await run.engine()).shares_files and run.settings is FullSettings
+        start = run.adapter(first.model)
         members = []
         for record in records:
             file = self._folder.file(record.file_id)
             content = b"" if file is None else file.read_bytes()
-            out = self._folder.part(record.id) if into_folders else None
-            members.append(MemberTask(record.key, content, record.seed, start, out))
+            members.append(MemberTask(record.key, content, record.seed, self._folder.part(record.id), start))
         is_target = start is None and run.config.ensemble.start_from == "target"
         return TrainTask(
             run.spec,
