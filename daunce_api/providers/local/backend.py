@@ -135,7 +135,8 @@ class LocalRun:
 
 def _start_engine(options: LocalOptions) -> Engine:
     if options.engine == "ray":
-        ray, gpus = options.ray, options.gpus_per_actor
+        ray = options.ray  # an actor takes one GPU, and the cluster hides all others from it
+        gpus = float(options.device.startswith("cuda")) if ray.gpus is None else ray.gpus
         return RayEngine(address=ray.address, cpus=ray.cpus, gpus=gpus, retries=ray.retries, workers=options.workers)
     if options.engine == "thread":
         return ThreadEngine()

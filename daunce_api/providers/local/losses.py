@@ -4,6 +4,7 @@ objectives of :mod:`daunce_api.providers.objective` around either."""
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -116,15 +117,10 @@ def token_statistics(
     are the last hidden states at theta and at theta_0."""
 
     def of(states: Tensor, states_0: Tensor, part: slice) -> Tensor:
-        y = target[part]
         with torch.no_grad(), head.model.using(start):
             z_0 = head.logits(states_0, None)
-            g = z_0.softmax(1)
-            g[torch.arange(len(y), device=g.device), y] -= 1
-            fixed = cross_entropy(z_0, y, reduction="none"), margin(z_0, y)
         z = head.logits(states, None if members is None else members[part])
-        own = cross_entropy(z, y, reduction="none"), margin(z, y), (g * (z - z_0)).sum(1)
-        return torch.stack([*own, *fixed])
+        return torch.stack(_statistics(partial(cross_entropy, reduction="none"), z, target[part], z_0))
 
     target, hidden_0 = target.to(hidden.device), hidden_0.to(hidden.device)
     parts = _in_parts(of, (hidden, hidden_0), len(target), head.at_once(hidden.device))
@@ -154,10 +150,10 @@ def row_values(
         return mean, mean.detach()
     with torch.no_grad(), model.using(start):
         hidden_0 = model.hidden(batch)
-    values = token_statistics(head, model.hidden(batch), hidden_0, batch.target, members, start)
-    nats, margins, shift, nats_0, margins_0 = (_per_example(v, batch) for v in values)
-    drawn = torch.tensor(list(xi), dtype=nats.dtype, device=nats.device)
-    return combine(objective, nats, margins, shift, nats_0, margins_0, drawn), nats.detach()
+    tokens = token_statistics(head, model.hidden(batch), hidden_0, batch.target, members, start)
+    statistics = [_per_example(values, batch) for values in tokens]
+    drawn = torch.tensor(list(xi), dtype=statistics[0].dtype, device=statistics[0].device)
+    return combine(objective, statistics, drawn), statistics[0].detach()
 
 
 def _per_example(values: Tensor, batch: Batch) -> Tensor:
@@ -166,10 +162,10 @@ def _per_example(values: Tensor, batch: Batch) -> Tensor:
     return sums.index_add(0, batch.row.to(values.device), values) / counts
 
 
-def combine(
-    objective: Objective, nats: Tensor, margin: Tensor, shift: Tensor, nats_0: Tensor, margin_0: Tensor, xi: Tensor
-) -> Tensor:
-    """Value of the objective for each example (R,), from the examples' mean nats, mean margin and <g, z - z_0>."""
+def combine(objective: Objective, statistics: Sequence[Tensor], xi: Tensor) -> Tensor:
+    """Value of the objective for each example (R,), from its mean nats and margin, <g, z - z_0>, and nats and margin at
+    theta_0."""
+    nats, margin, shift, nats_0, margin_0 = statistics
     if objective.kind == "subset":
         return nats
     signed = objective.rho * (2 * xi - 1)
@@ -195,10 +191,14 @@ def perturbed_loss(
     objective: Objective, loss: ExampleLoss, logits: Tensor, labels: Tensor, logits_0: Tensor, xi: Tensor
 ) -> Tensor:
     """Value of a perturbed objective for each example (B,), with ``loss`` as its L and g = dL/dz at ``logits_0``."""
-    z_0 = logits_0.detach().requires_grad_()
+    return combine(objective, _statistics(loss, logits, labels, logits_0), xi)
+
+
+def _statistics(loss: ExampleLoss, z: Tensor, labels: Tensor, z_0: Tensor) -> tuple[Tensor, ...]:
+    """Loss and margin at z (B, classes); <g, z - z_0> with g the loss's gradient at z_0; loss and margin at z_0."""
+    z_0 = z_0.detach().requires_grad_()
     with torch.enable_grad():
         value_0 = loss(z_0, labels)
         (g,) = torch.autograd.grad(value_0.sum(), z_0)
-    shift = (g * (logits - logits_0)).sum(1)
-    value, margins = loss(logits, labels), (margin(logits, labels), margin(logits_0, labels))
-    return combine(objective, value, margins[0], shift, value_0.detach(), margins[1], xi)
+    z_0 = z_0.detach()
+    return loss(z, labels), margin(z, labels), (g * (z - z_0)).sum(1), value_0.detach(), margin(z_0, labels)

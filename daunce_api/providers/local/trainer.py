@@ -262,7 +262,7 @@ class LocalTrainer(Closing):
             settings_of(first.hyperparameters, run.settings),
             Objective() if start is None else Objective.of_options(options.model_dump()),
             tuple(members),
-            memory_limit=options.memory_limit,
+            memory_limit=None if options.memory_limit_gib is None else int(options.memory_limit_gib * 2**30),
             workers=options.worker_count,
             checkpoints=0 if is_target else run.config.ensemble.checkpoints - 1,
             tokens=options.tokens_per_pass,
