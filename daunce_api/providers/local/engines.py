@@ -78,10 +78,8 @@ class ThreadEngine(Engine):
     """One task at a time in a thread of this process: no second copy of the model."""
 
     def __init__(self) -> None:
-        super().__init__([_Here()])
+        super().__init__([self])
 
-
-class _Here:
     def call(self, function: Callable[[Any], Any], task: Any) -> Any:
         return function(task)
 

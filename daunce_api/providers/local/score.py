@@ -171,7 +171,11 @@ class FineTunes:
         key, size = (str(folder), stats[0].st_mtime_ns, stats[0].st_ino), sum(s.st_size for s in stats)
         with self._model.lock:
             if key not in self._held:
-                self._make_room(size)
+                held = sum(s for s, _ in self._held.values())
+                # What is held is part of what could be free.
+                budget = self._budget or (free_bytes(self._model.device) + held) // 4
+                while self._held and held + size > budget:
+                    held -= self._held.popitem(last=False)[1][0]
                 active = ActiveFull(load_full(folder, self._model.own_weights)) if full else self._lora(folder)
                 self._held[key] = size, active
             self._held.move_to_end(key)
@@ -182,24 +186,15 @@ class FineTunes:
         with self._model.lock:
             self._held.clear()
 
-    def _make_room(self, size: int) -> None:
-        held = sum(s for s, _ in self._held.values())
-        # What is held is part of what could be free.
-        budget = self._budget or (free_bytes(self._model.device) + held) // 4
-        while self._held and held + size > budget:
-            held -= self._held.popitem(last=False)[1][0]
-
     def _lora(self, folder: Path) -> ActiveLora:
         loaded = load_adapter(folder)
-        unknown = [n for n in loaded.weights if n not in self._model.modules]
-        if unknown:
-            raise ConfigurationError(f"{folder.name} belongs to another model: {self._name} has no {unknown[0]}")
-        for name, shape in shapes_of(self._model, list(loaded.weights)).items():
-            a, b = loaded.weights[name]
-            if (a.shape[1], b.shape[0]) != shape:
+        shapes = shapes_of(self._model, [n for n in loaded.weights if n in self._model.modules])
+        for name, (a, b) in loaded.weights.items():
+            if shapes.get(name) != (a.shape[1], b.shape[0]):
+                layer = "{1} x {0}".format(*shapes[name]) if name in shapes else "missing"
                 raise ConfigurationError(
-                    f"{folder.name} belongs to another model: its update of {name} is {b.shape[0]} x {a.shape[1]}, "
-                    f"the layer of {self._name} {shape[1]} x {shape[0]}"
+                    f"{folder.name} belongs to another model: its update of {name} is {b.shape[0]} x {a.shape[1]}, the "
+                    f"layer of {self._name} is {layer}"
                 )
         weights = loaded.weights
         if self._model.model.dtype == torch.bfloat16:  # what updates are computed in there

@@ -163,14 +163,17 @@ class JobFolder:
                 f"the fine-tune that a worker wrote to {part} is not there: with engine: ray run_dir has to lie on "
                 "storage that all machines of the cluster share."
             )
-        for left in sorted(part.parent.glob(f"{part.name}*"), reverse=True):
+        for left in sorted(self._left(job_id), reverse=True):
             target = own.with_name(left.name.replace(part.name, own.name, 1))
             shutil.rmtree(target, ignore_errors=True)
             left.rename(target)
 
+    def _left(self, job_id: str) -> Iterator[Path]:
+        return self.part(job_id).parent.glob(f"{self.part(job_id).name}*")
+
     def discard_part(self, job_id: str) -> None:
         """Forget what a worker left of a job that no longer counts."""
-        for part in self.part(job_id).parent.glob(f"{self.part(job_id).name}*"):
+        for part in self._left(job_id):
             shutil.rmtree(part, ignore_errors=True)
 
 
