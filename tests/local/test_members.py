@@ -18,7 +18,7 @@ from transformers import GPT2Config, GPT2LMHeadModel, GPTNeoXConfig, GPTNeoXForC
 from daunce_api.data.dataset import Dataset
 from daunce_api.data.tokenizers import EncodedExample
 from daunce_api.errors import CapabilityError, ConfigurationError, MissingExtraError
-from daunce_api.providers.local import worker
+from daunce_api.providers.local import score, worker
 from daunce_api.providers.local.language import LanguageModel, LoraSettings
 from daunce_api.providers.local.score import Limits, limits_of, token_bytes
 from daunce_api.providers.local.store import MemberTask
@@ -175,7 +175,7 @@ def test_a_quantised_model_without_its_package_names_the_extra(model_folder: Pat
         LanguageModel.load(model_folder, quantisation="4bit")
 
 
-def test_the_limits_keep_to_the_budget(model: LanguageModel):
+def test_the_limits_keep_to_the_budget(model: LanguageModel, monkeypatch: pytest.MonkeyPatch):
     limits = [
         limits_of(model.adapted, member_bytes=100_000, members=50, longest=60, budget=budget, tokens=None)
         for budget in (0, 1_000_000, 3_000_000, 1 << 30)
@@ -185,6 +185,10 @@ def test_the_limits_keep_to_the_budget(model: LanguageModel):
     assert all(100_000 * x.members + token_bytes(model.adapted, 60) * x.tokens <= 3_000_000 for x in limits[1:3])
     given = limits_of(model.adapted, member_bytes=1, members=1, longest=60, budget=1 << 30, tokens=100)
     assert given == Limits(1, 100)
+    monkeypatch.setattr(score, "CPU_PASS_BYTES", 200 * token_bytes(model.adapted, 60))
+    for tokens, most in ((None, 200), (500, 500)):  # the user's own number stays
+        sized = limits_of(model.adapted, member_bytes=1, members=1, longest=60, budget=1 << 30, tokens=tokens)
+        assert sized == Limits(1, most)
     assert given.smaller(60) == Limits(1, 60)
     assert Limits(3, 100).smaller(60) == Limits(2, 100)
     assert Limits(1, 60).smaller(60) is None

@@ -50,7 +50,11 @@ class LocalRun:
         # Members of a group, where the options do not say. What a run gains from larger groups, against later results:
         # tests/benchmarks/RESULTS-local.md.
         if options.task:
-            self.spec, self.settings, self.members_at_a_time = options.task_spec(config), ClassifierSettings, 32
+            self.spec, self.settings, self.members_at_a_time = (
+                options.task_spec(options.task, config),
+                ClassifierSettings,
+                32,
+            )
             self.prompts_per_request = 4096
         else:
             own = config.backend.kind == "local"  # otherwise the tokenizer belongs to whoever trains

@@ -19,6 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import linear
+from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedModel
 
 from ...errors import CapabilityError
@@ -69,25 +70,12 @@ class Batch:
 
     @classmethod
     def of(cls, sequences: Sequence[tuple[Sequence[int], Sequence[int]]], device: torch.device) -> Batch:
-        """Of (token ids, indices of the targets among them), moved to ``device`` in one copy. What follows the last
-        target's predecessor is left out, since attention is causal."""
-        lengths = [max(targets) for _, targets in sequences]
-        width = max(lengths)
-        flat = [0] * (len(sequences) * width)
-        row: list[int] = []
-        column: list[int] = []
-        target: list[int] = []
-        for r, (ids, targets) in enumerate(sequences):
-            flat[r * width : r * width + lengths[r]] = ids[: lengths[r]]
-            row += [r] * len(targets)
-            column += [t - 1 for t in targets]
-            target += [ids[t] for t in targets]
-        packed = torch.tensor([*flat, *row, *column, *target])
-        if device.type == "cuda":
-            packed = packed.pin_memory()
-        sizes = [len(flat), len(row), len(row), len(row)]
-        padded, *places = torch.split(packed.to(device, non_blocking=True), sizes)
-        return cls(padded.view(-1, width), places[0], places[1], places[2], [len(t) for _, t in sequences])
+        """Of (token ids, indices of the targets among them). What follows the last target's predecessor is left out,
+        since attention is causal."""
+        ids = pad_sequence([torch.tensor(ids[: max(targets)]) for ids, targets in sequences], batch_first=True)
+        places = [(r, t - 1, ids[t]) for r, (ids, targets) in enumerate(sequences) for t in targets]
+        row, column, target = torch.tensor(list(zip(*places, strict=True)), device=device)
+        return cls(ids.to(device), row, column, target, [len(targets) for _, targets in sequences])
 
 
 class AdaptedModel:

@@ -259,16 +259,11 @@ class LocalOptions(Options):
         dtype = self.dtype or ("float32" if self.device == "cpu" else "bfloat16")
         return ModelSpec(path=model, dtype=dtype, tokenizer=tokenizer, **kept)
 
-    def task_spec(self, config: RunConfig) -> TaskSpec:
-        """The classifier as a worker holds it; its files are looked up from the folder of the training data.
-
-        Raises ConfigurationError where there is no task.
-        """
+    def task_spec(self, task: str, config: RunConfig) -> TaskSpec:
+        """The classifier as a worker holds it; its files are looked up from the folder of the training data."""
         folder = config.data.train.parent
-        if self.task is None:
-            raise ConfigurationError("backend.options.task is not set")
         return TaskSpec(
-            task=self.task,
+            task=task,
             folder=str(folder),
             inputs=None if self.inputs is None else str(folder / self.inputs),
             start=None if config.backend.model == FRESH else str(folder / config.backend.model),

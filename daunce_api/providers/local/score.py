@@ -23,6 +23,8 @@ from .models import is_full, load_full
 CPU_TOKENS = 768
 """Padded tokens of a training pass on a CPU; 1,024 and 2,048 are 3 % faster with the embedded model, and take a quarter
 more memory and twice as much (RESULTS-local.md)."""
+CPU_PASS_BYTES = 1 << 30
+"""What a training pass may take on a CPU by :func:`token_bytes`: large models gain nothing from longer passes."""
 GPU_TOKENS = 16384
 SCORED_TOKENS = 512
 """Of a scoring pass on a CPU, which gains nothing from more."""
@@ -126,10 +128,13 @@ def limits_of(
 ) -> Limits:
     """As many of ``members`` as half of a ``budget`` in bytes holds, and as many tokens a pass as the rest of it, at
     most ``tokens`` (None: the device's usual); at least one member and one row of the ``longest`` example."""
-    most = tokens or (CPU_TOKENS if model.device.type == "cpu" else GPU_TOKENS)
+    on_cpu = model.device.type == "cpu"
     together = max(1, min(members, budget // 2 // max(1, member_bytes)))
-    fits = int((budget - together * member_bytes) // token_bytes(model, longest))
-    return Limits(together, max(longest, min(most, fits)))
+    left = budget - together * member_bytes
+    if on_cpu and tokens is None:
+        left = min(left, CPU_PASS_BYTES)
+    most = min(tokens or (CPU_TOKENS if on_cpu else GPU_TOKENS), int(left // token_bytes(model, longest)))
+    return Limits(together, max(longest, most))
 
 
 def token_bytes(model: AdaptedModel, longest: int) -> float:
