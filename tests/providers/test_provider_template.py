@@ -9,7 +9,9 @@ SDK repeats the creation of a training run, which costs nothing, and the local t
 from __future__ import annotations
 
 import json
+import os
 import re
+import resource
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
@@ -27,7 +29,7 @@ from sdk_support import KEY, Service, httpx
 
 from daunce_api._util.clock import InstantClock
 from daunce_api.config import RunConfig
-from daunce_api.errors import AmbiguousSubmitError, RejectedError, UnknownJobsError
+from daunce_api.errors import AmbiguousSubmitError, RejectedError, StopError, UnknownJobsError
 from daunce_api.plan.refusals import trainer_refusals
 from daunce_api.providers import azure, embedded, nebius
 from daunce_api.providers.base import JobRequest, JobStatus, Listing, Trainer
@@ -339,6 +341,23 @@ async def test_a_job_that_is_not_there_is_refused_without_the_key(stub: Stub) ->
     assert info.value.status in (404, None)
     assert KEY not in str(info.value)
     assert WIRE_KEY not in str(info.value)
+
+
+@pytest.mark.parametrize("kind", ["openai_wire", "together", "fireworks"])
+async def test_a_process_that_has_run_out_of_files_stops_instead_of_trying_for_an_hour(kind: str) -> None:
+    with ExitStack() as stack:
+        first, second = (PROVIDERS[kind](stack).trainer for _ in range(2))
+        async with first, second:
+            assert await first.find_job("abc-m0-a1") is None  # what it imports is open now
+            _, hard = limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+            lowest = os.dup(0)
+            os.close(lowest)
+            resource.setrlimit(resource.RLIMIT_NOFILE, (lowest, hard))
+            try:
+                with pytest.raises(StopError, match=r"not sent: Too many open files.*`ulimit -n 1024`.*kept"):
+                    await second.find_job("abc-m0-a1")
+            finally:
+                resource.setrlimit(resource.RLIMIT_NOFILE, limits)
 
 
 def test_capabilities_are_known_without_a_request(stub: Stub) -> None:

@@ -394,15 +394,17 @@ async def test_a_cancelled_loop_is_not_taken_up_again(tmp_path: Path) -> None:
 async def test_a_training_state_is_kept_where_it_is_needed(options: Any, state: bool, tmp_path: Path) -> None:
     """The target's for the members that start from it; every member's where the server forgets models."""
     for model, keeping in (
-        (BASE, Keeping(seconds=60)),
+        (BASE, Keeping(2, seconds=60)),
         ("tinker://t/sampler_weights/daunce-final", Keeping(state=True)),
     ):
         training = FakeTraining("run-1")
         async with make(FakeService(training), tmp_path / str(len(model)), keeping=keeping, **options) as trainer:
             await trainer.upload("f.jsonl", CONTENT)
-            await trainer.submit(request(model=model, hyperparameters={"n_epochs": 1}))
+            await trainer.submit(request(model=model, hyperparameters={"n_epochs": 2}))
             await finished(trainer, "run-1")
         assert ("weights/daunce-final" in training.saved) is (state or keeping.state)
+        scored = keeping.models == 2 and not state  # a target's earlier models are not
+        assert ("sampler_weights/daunce-epoch-0001" in training.saved) is scored
         assert training.seconds["sampler_weights/daunce-final"] == keeping.seconds
 
 

@@ -219,7 +219,7 @@ class TinkerTrainer(Closing):
         """Start a loop; without a training client, from the record's saved state."""
         keeping = self._keeping
         if self._needs_target and record.model == self._base_model:
-            keeping = Keeping(keeping.models, keeping.seconds, state=True)
+            keeping = Keeping(1, keeping.seconds, state=True)  # its models from before the end are not scored
         loop = Loop(self._service, record, keeping, self._records.save, examples)
 
         async def run() -> str:
