@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import shutil
 from collections.abc import Iterator, Mapping
@@ -10,6 +11,7 @@ from functools import lru_cache
 from importlib.resources import files
 from importlib.util import find_spec
 from pathlib import Path
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 from ...errors import ConfigurationError, MissingExtraError
@@ -72,14 +74,18 @@ def _of_hub(name: str, weights: bool) -> Path:
 @lru_cache(maxsize=8)
 def context_of(path: str) -> int | None:
     """Longest sequence of a model in tokens, from its configuration alone; None where that does not say."""
-    from transformers import AutoConfig
-
     folder = resolve_model(path, weights=False)[1]
     try:
-        config = AutoConfig.from_pretrained(folder, local_files_only=True)
-    except (OSError, ValueError, KeyError, ImportError) as error:
+        content = json.loads((folder / "config.json").read_text())
+        found = longest_context(SimpleNamespace(**content.get("text_config", content)))
+        if found is None:  # the family's own default, which costs importing PyTorch
+            from transformers import AutoConfig
+
+            config = AutoConfig.from_pretrained(folder, local_files_only=True)
+            found = longest_context(config.get_text_config(decoder=True))
+    except (AttributeError, OSError, TypeError, ValueError, KeyError, ImportError) as error:
         raise ConfigurationError(f"{folder.name}: config.json cannot be read: {error}") from error
-    return longest_context(config.get_text_config(decoder=True))
+    return found
 
 
 def longest_context(config: Any) -> int | None:
