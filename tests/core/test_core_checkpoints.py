@@ -151,7 +151,8 @@ def test_cross_validation_of_some_members_takes_parts_of_the_matrices_of_all(set
     """So nested choices cost no further pass over the training examples' Gram matrix."""
     members, some = member_losses(P.train, P.test, P.inclusion, earlier=STAGES, noise=0.01), np.arange(3, 24)
     part, fresh = CrossValidator(members).members(some), CrossValidator(members.members(some))
-    assert np.allclose(part.spectrum().w, fresh.spectrum().w) and np.allclose(part.explained(), fresh.explained())
+    assert np.allclose(part.spectrum().w, fresh.spectrum().w)
+    assert np.allclose(part.explained(), fresh.explained())
     got, expected = (cv.folded([("whitened", setting)])[0] for cv in (part, fresh))
     assert np.allclose(got, expected, rtol=1e-4, atol=1e-6 * np.abs(expected).max())
 
