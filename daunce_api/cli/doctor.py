@@ -31,7 +31,6 @@ from ..errors import (
 from ..providers.base import (
     Deferred,
     Listing,
-    Probing,
     Scorer,
     ScorerCapabilities,
     TokenScores,
@@ -41,7 +40,7 @@ from ..providers.base import (
 )
 from ..providers.openai_wire.client import WireClient
 from ..providers.openai_wire.echo import dialect_of_models
-from ..providers.probe import check_adapter
+from ..providers.probe import probe_model
 from ..providers.registry import Backend, capabilities_of, open_backend
 from ..store import RunStore
 from ..store.lock import RunLock
@@ -284,26 +283,23 @@ async def _together(
 
 
 async def _alignment(scorer: Scorer, model: str, example: EncodedExample, findings: Findings) -> None:
-    if not isinstance(scorer, Probing):
-        return
-    report = await _patient(lambda: scorer.probe(model, example))
-    findings.add("alignment", True if report.checked else None, report.detail)
+    report = await _patient(lambda: probe_model(scorer, model, example, base=None))
+    if report is not None:
+        findings.add("alignment", True if report.checked else None, report.detail)
 
 
 async def _fine_tune(scorer: Scorer, base: str, model: str, example: EncodedExample, findings: Findings) -> None:
     """Test a fine-tune of the run too: a server may be right for the base and wrong for adapters (vLLM issue 51594)."""
-    if not isinstance(scorer, Probing):
-        return
     name = "fine-tune's alignment"
     try:
-        report = await _patient(lambda: scorer.probe(model, example))
-        await _patient(lambda: check_adapter(scorer, base, model, report))
+        report = await _patient(lambda: probe_model(scorer, model, example, base=base))
     except RejectedError as error:  # it may be gone by now, which says nothing of the endpoint
         findings.add(name, None, str(error))
     except ProviderError as error:
         findings.add(name, False, str(error))
     else:
-        findings.add(name, True if report.checked else None, f"{report.detail} of {model}")
+        if report is not None:
+            findings.add(name, True if report.checked else None, f"{report.detail} of {model}")
 
 
 async def _burst(

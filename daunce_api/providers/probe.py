@@ -8,14 +8,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Awaitable, Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 import numpy as np
 
 from ..data.tokenizers import EncodedExample
-from ..errors import ContractError, RejectedError
-from .base import ProbeReport, Scorer, TokenScores
+from ..errors import ContractError, RejectedError, ReplayError, StopError
+from .base import ProbeReport, Probing, Scorer, TokenScores
 
 GENERATED = 8
 """Tokens that the endpoint is asked to generate."""
@@ -165,8 +166,24 @@ def _with(report: ProbeReport, whole: EncodedExample, made: Generated, scored: S
     return replace(report, generated=(whole, made_T, scored_T))
 
 
-async def check_adapter(scorer: Scorer, base: str, model: str, report: ProbeReport) -> None:
-    """Whether a fine-tune that passed its test is scored as a whole.
+async def probe_model(scorer: Scorer, model: str, example: EncodedExample, *, base: str | None) -> ProbeReport | None:
+    """Test an endpoint with one model, a fine-tune beside its base; None where the scorer has no test.
+
+    Raises ContractError where the endpoint fails, RejectedError where it does not know the model. A base model that is
+    not served, or that a recording has no answer of, is left out.
+    """
+    if not isinstance(scorer, Probing):
+        return None
+    report = await scorer.probe(model, example)
+    if base is not None and model != base:
+        with suppress(RejectedError, StopError, ReplayError):
+            return replace(report, from_base=await distance_from_base(scorer, base, model, report))
+    return report
+
+
+async def distance_from_base(scorer: Scorer, base: str, model: str, report: ProbeReport) -> float | None:
+    """How far a fine-tune that passed its test is from the base model (``ProbeReport.from_base``), and whether it is
+    scored as a whole.
 
     A server may apply a part of an adapter when it generates and not when it scores prompts: then what it scores lies
     between fine-tune and base model, closer to the former than any tolerance for kernels that round. With g, e and b
@@ -174,15 +191,15 @@ async def check_adapter(scorer: Scorer, base: str, model: str, report: ProbeRepo
     lost is the slope of g - e on g - b; rounding has none. Raises ContractError where it is at least ``LOST`` and
     beyond ``DEVIATIONS`` standard errors, RejectedError where the base model is not served.
     """
-    if report.generated is None or model == base:
-        return
+    if report.generated is None:
+        return None
     whole, made, scored = report.generated
     (plain,) = await scorer.score(base, [whole])
     g_T, e_T, b_T = (np.array(side) for side in (made, scored, plain.logprobs))
     far_T, off_T = g_T - b_T, g_T - e_T
-    square = float(far_T @ far_T)
+    square, from_base = float(far_T @ far_T), float(np.sqrt(np.mean((e_T - b_T) ** 2)))
     if len(g_T) < 3 or square == 0:
-        return
+        return from_base
     lost = float(off_T @ far_T) / square
     error = float(np.sqrt(np.mean((off_T - lost * far_T) ** 2) / square)) + RESOLUTION / math.sqrt(square)
     if lost > max(LOST, DEVIATIONS * error):
@@ -192,6 +209,7 @@ async def check_adapter(scorer: Scorer, base: str, model: str, report: ProbeRepo
             "(vLLM issue 51594: LoRA on lm_head). Nothing was scored; the models are kept. Update the server and run "
             "the same command again, or train without that module."
         )
+    return from_base
 
 
 async def _by_most_likely(scorer: Completions, model: str, example: EncodedExample) -> ProbeReport:

@@ -315,6 +315,9 @@ class Work:
         if member == TARGET or run.questions_only:
             return
         members = await asyncio.to_thread(complete_members, self._store, run.material)
+        if (client := self._client_in_use) is not None and self._replayed is None:
+            base, examples = self._config.backend.model, run.material.encoded_train
+            await self._comparison.look_for_base(client, members, base, examples, self._config.attribution.loss)
         if not self._comparison.due(len(members)) and self._config.ensemble.stop is None:
             return
         await self._compare(members, self._client_in_use)
@@ -358,8 +361,10 @@ class Work:
         store = self._store
         members = sorted({m for m, _, _ in store.scores.models()}) if error.members is None else list(error.members)
         store.scores.set_aside(members, str(error), suspect=True)
-        if error.members is None:  # an endpoint that served something else is tested again
-            store.set_value(TESTS, None)
+        # An endpoint that served something else is tested again.
+        served = None if error.members is None else {store.jobs.ready_models().get(k) for k in members}
+        tests = store.get_value(TESTS, {})
+        store.set_value(TESTS, {m: report for m, report in tests.items() if served is not None and m not in served})
         return MembersAlikeError(
             f"{error} What was scored of {_listed(members)} is set aside; the models are kept. Once the endpoint "
             "serves them, run the same command: it scores them again, and they are paid for again.",

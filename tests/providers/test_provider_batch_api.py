@@ -276,7 +276,7 @@ async def test_a_replicate_is_measured_and_not_answered_by_the_first_measurement
         with RunStore.create_or_open(tmp_path / "run", {"config": {}}) as store:
             scoring = ScoringClient(scorer, store, clock=clock)
             if life == 0:
-                await scoring.measure_again(0, "ft:m", EXAMPLES[:4])
+                await scoring.measure(0, "ft:m", EXAMPLES[:4])
                 service.noise = 0.0
             else:
                 await scoring.score_member(0, "ft:m", EXAMPLES)
