@@ -128,7 +128,7 @@ class Measurements:
     def self_lds(self) -> core.SelfLDS | None:
         """Estimated quality of the ranking (see :func:`daunce_api.core.self_lds`); None with too few members."""
         try:
-            return core.estimate(self.losses, self.estimator)
+            return core.estimate(self.losses, self.estimator, chosen=self.choice)
         except NotEnoughMembersError:
             return None
 
