@@ -23,7 +23,6 @@ from .hosting import HostedScorer
 from .openai_wire.chat_token import chat_capabilities, open_tokenizer, scorer_on
 from .openai_wire.client import WireClient
 from .openai_wire.trainer import OPENAI_GRACE_SECONDS, WireTrainer, WireTrainerOptions, wire_capabilities
-from .options import parse_options
 from .polling import Answer, Poll, file_in_time
 from .registry import Context
 
@@ -56,7 +55,7 @@ class AzureTrainerOptions(WireTrainerOptions):
 
 def trainer_capabilities(config: RunConfig) -> TrainerCapabilities:
     """As OpenAI's own, with Azure's conditions; no network."""
-    options = parse_options(AzureTrainerOptions, config.backend.options, "backend.options")
+    options = AzureTrainerOptions.of(config)
     return wire_capabilities(
         config,
         options,
@@ -70,7 +69,7 @@ def trainer_capabilities(config: RunConfig) -> TrainerCapabilities:
 
 def open_trainer(context: Context) -> AzureTrainer:
     """The OpenAI-wire trainer on an ``AsyncAzureOpenAI``."""
-    options = parse_options(AzureTrainerOptions, context.config.backend.options, "backend.options")
+    options = AzureTrainerOptions.of(context.config)
     client = _client(context, options.api_version, options.timeout)
     return AzureTrainer(client, trainer_capabilities(context.config), options)
 
@@ -129,7 +128,7 @@ class AzureTrainer(WireTrainer):
 
 def azure_options(config: RunConfig) -> AzureScorerOptions:
     """The scorer's options, checked. Raises ConfigurationError where the resource is named by halves."""
-    options = parse_options(AzureScorerOptions, config.backend.scorer.options, "backend.scorer.options")
+    options = AzureScorerOptions.of(config)
     named = [options.subscription, options.resource_group, options.account]
     if any(named) and not all(named):
         raise ConfigurationError(

@@ -58,23 +58,19 @@ async def probe_generated(
     scorer: Scorer,
     model: str,
     example: EncodedExample,
+    generate: Callable[[str, tuple[int, ...]], Awaitable[Generated | None]],
     *,
-    provider: str,
-    generate: Callable[[tuple[int, ...]], Awaitable[Generated | None]],
-    limit: int | None,
     score: Callable[[str, Sequence[EncodedExample]], Awaitable[list[TokenScores]]] | None = None,
 ) -> ProbeReport:
     """Test one model of a scorer of token ids: ``generate`` continues a prompt by up to ``GENERATED`` tokens, which
     are then scored (by ``score`` where the scorer's own does not take ids) and must have the same log-probabilities.
 
-    ``limit`` is the longest prompt, None where it is not known. Raises ContractError where they differ by more than
+    Raises ContractError where they differ by more than
     ``TOLERANCE`` nats, and RejectedError where the endpoint does not know the model.
     """
-    prompt = example.ids[: example.targets[0]]
-    if limit is not None:
-        prompt = prompt[: max(1, limit - GENERATED - 1)]
+    prompt = _prompt_of(scorer, example)
     try:
-        made = await generate(prompt)
+        made = await generate(model, prompt)
     except RejectedError as error:
         return await does_not_generate(scorer, model, example, error)
     if made is None:
@@ -82,8 +78,14 @@ async def probe_generated(
     positions = tuple(range(len(prompt), len(prompt) + len(made.ids)))
     whole = replace(example, ids=(*prompt, *made.ids), targets=positions, boundary_moved=False)
     (scores,) = await (score or scorer.score)(model, [whole])
-    report = compare(provider, list(zip(positions, made.values, scores.logprobs, strict=True)))
+    report = compare(scorer.capabilities.provider, list(zip(positions, made.values, scores.logprobs, strict=True)))
     return _with(report, whole, made, scores.logprobs)
+
+
+def _prompt_of(scorer: Scorer, example: EncodedExample) -> tuple[int, ...]:
+    """The example's prompt, as much of it as leaves room to generate."""
+    prompt, limit = example.ids[: example.targets[0]], scorer.capabilities.max_context_tokens
+    return prompt if limit is None else prompt[: max(1, limit - GENERATED - 1)]
 
 
 async def does_not_generate(scorer: Scorer, model: str, example: EncodedExample, error: RejectedError) -> ProbeReport:
@@ -121,10 +123,7 @@ async def probe_echo(scorer: Completions, model: str, example: EncodedExample) -
     there. Raises ContractError where they differ by more than ``TOLERANCE`` nats, and RejectedError where the
     endpoint does not know the model.
     """
-    prompt = list(example.ids[: example.targets[0]])
-    limit = scorer.capabilities.max_context_tokens
-    if limit is not None:
-        prompt = prompt[: max(1, limit - GENERATED - 1)]
+    prompt = list(_prompt_of(scorer, example))
     try:
         choice = (await scorer.complete(model, [prompt], max_tokens=GENERATED, echo=False))[0]
     except RejectedError as error:

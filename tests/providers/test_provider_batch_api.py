@@ -140,7 +140,7 @@ def make(service: OpenAI, **options: Any) -> tuple[BatchScorer, Server, InstantC
     scorer = chat_token.ChatTokenScorer(
         server.client(),
         chat_token.scorer_capabilities(single),
-        chat_token.chat_options(config),
+        chat_token.ChatTokenOptions.of(config),
         tokenizer=TOKENIZER,
     )
     capabilities = chat_token.scorer_capabilities(config)

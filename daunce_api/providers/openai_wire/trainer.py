@@ -29,7 +29,7 @@ from ..base import (
 )
 from ..failures import NO_REASON, cancelled
 from ..identity import count, key_in, of_run
-from ..options import TrainerOptions, parse_options
+from ..options import TrainerOptions
 from ..registry import Context
 from .client import RawResponse, WireClient
 
@@ -79,7 +79,7 @@ class WireTrainerOptions(TrainerOptions):
 
 def trainer_capabilities(config: RunConfig) -> TrainerCapabilities:
     """Limits of OpenAI, or of a server of its wire format, which takes hyperparameters of its own; no network."""
-    options = parse_options(WireTrainerOptions, config.backend.options, "backend.options")
+    options = WireTrainerOptions.of(config)
     official = config.backend.kind == "openai"
     return wire_capabilities(
         config,
@@ -110,7 +110,7 @@ def wire_capabilities(config: RunConfig, options: WireTrainerOptions, **differen
 
 def open_trainer(context: Context) -> WireTrainer:
     """A trainer of the config's endpoint."""
-    options = parse_options(WireTrainerOptions, context.config.backend.options, "backend.options")
+    options = WireTrainerOptions.of(context.config)
     official = context.config.backend.kind == "openai"
     if options.key_in is None and not official:
         options = options.model_copy(update={"key_in": frozenset({"metadata", "suffix"})})
@@ -135,14 +135,10 @@ class WireTrainer(Closing):
     ) -> None:
         self._client = client
         self._sdk = client.sdk
-        self._capabilities = capabilities
+        self.capabilities = capabilities
         self._options = options or WireTrainerOptions()
         self._key_in = self._options.key_in or frozenset({"metadata"})
         self._checkpoint_is_model = checkpoint_is_model
-
-    @property
-    def capabilities(self) -> TrainerCapabilities:
-        return self._capabilities
 
     async def model_info(self, model: str) -> ModelInfo:
         """What ``GET /models/ID`` says. Raises RejectedError where the model does not exist (any more)."""

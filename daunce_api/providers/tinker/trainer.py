@@ -23,7 +23,7 @@ from ...errors import DaunceError, ProviderError, RejectedError, StopError
 from ..base import Closing, EchoField, Job, JobEcho, JobRequest, JobStatus, ModelInfo, TrainerCapabilities
 from ..failures import gone_already
 from ..identity import of_run
-from ..options import Options, parse_options
+from ..options import Options
 from ..registry import Context
 from ..tokenizers import tokenizer_of
 from .loops import DAY, Keeping, Loop, LoopRecord, LoopRecords
@@ -62,7 +62,7 @@ class TinkerOptions(Options):
 
 def trainer_capabilities(config: RunConfig) -> TrainerCapabilities:
     """Any subset, seed and recipe; no network."""
-    options = parse_options(TinkerOptions, config.backend.options, "backend.options")
+    options = TinkerOptions.of(config)
     address = config.backend.base_url
     persist = options.persist_at(address)
     notes = list(NOTES)
@@ -84,7 +84,7 @@ def trainer_capabilities(config: RunConfig) -> TrainerCapabilities:
 def open_trainer(context: Context) -> TinkerTrainer:
     """A trainer that keeps the members' files in the run folder."""
     config = context.config
-    options = parse_options(TinkerOptions, config.backend.options, "backend.options")
+    options = TinkerOptions.of(config)
     days = config.ensemble.keep_days
     return TinkerTrainer(
         open_service(context),
@@ -129,7 +129,7 @@ class TinkerTrainer(Closing):
         needs_target: bool = False,
     ) -> None:
         self._service = service.enter()
-        self._capabilities = capabilities
+        self.capabilities = capabilities
         self._options = options
         self._tokenizer = tokenizer
         self._folder = folder
@@ -138,10 +138,6 @@ class TinkerTrainer(Closing):
         self._keeping = keeping or Keeping()
         self._needs_target = needs_target
         self._loops: dict[str, _Running] = {}
-
-    @property
-    def capabilities(self) -> TrainerCapabilities:
-        return self._capabilities
 
     async def model_info(self, model: str) -> ModelInfo:
         """Raises RejectedError where the service does not train this model."""
