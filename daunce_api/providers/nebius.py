@@ -19,7 +19,8 @@ from .base import GRACE_SECONDS, Job, JobStatus, ScorerCapabilities, TrainerCapa
 from .failures import gone_already
 from .openai_wire.client import WireClient
 from .openai_wire.echo import EchoScorer, echo_capabilities, echo_options
-from .openai_wire.trainer import WireTrainer, WireTrainerOptions, number, wire_capabilities
+from .openai_wire.job_object import number
+from .openai_wire.trainer import WireTrainer, WireTrainerOptions, wire_capabilities
 from .openai_wire.wire_scorer import open_client
 from .registry import Context
 

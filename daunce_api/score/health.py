@@ -20,6 +20,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
 import numpy as np
@@ -309,3 +310,14 @@ def accept(store: RunStore, number: int) -> tuple[int, ...]:
     members = store.scores.take_back(number)
     store.set_value(ACCEPTED, True)
     return members
+
+
+def accept_suspect(run_dir: str | Path) -> tuple[int, ...]:
+    """Use suspect scores of a run again that were set aside ("members alike"), and compare members no more; the
+    members. Nothing happens where there are none."""
+    with RunStore.open(run_dir) as store:
+        found: list[int] = []
+        for aside in store.scores.asides():
+            if aside.suspect and aside.restored_at is None:
+                found += accept(store, aside.number)
+        return tuple(found)

@@ -24,8 +24,8 @@ from daunce_api.providers.openai_wire.batch_api import ROUNDS, BatchScorer
 from daunce_api.providers.openai_wire.trainer import WireTrainer
 from daunce_api.providers.registry import Backend, capabilities_of, open_backend
 from daunce_api.providers.tokenizers import embedded_folder
+from daunce_api.score.cleaning import clean_everything
 from daunce_api.score.client import ScoringClient
-from daunce_api.score.work import clean_everything
 from daunce_api.store import RunStore
 from daunce_api.train import CleanReport, JobClient
 from tests.store_rows import by_key
