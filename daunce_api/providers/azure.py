@@ -23,6 +23,7 @@ from .hosting import HostedScorer
 from .openai_wire.chat_token import chat_capabilities, open_tokenizer, scorer_on
 from .openai_wire.client import WireClient
 from .openai_wire.trainer import OPENAI_GRACE_SECONDS, WireTrainer, WireTrainerOptions, wire_capabilities
+from .options import all_or_none
 from .polling import Answer, Poll, file_in_time
 from .registry import Context
 
@@ -129,12 +130,8 @@ class AzureTrainer(WireTrainer):
 def azure_options(config: RunConfig) -> AzureScorerOptions:
     """The scorer's options, checked. Raises ConfigurationError where the resource is named by halves."""
     options = AzureScorerOptions.of(config)
-    named = [options.subscription, options.resource_group, options.account]
-    if any(named) and not all(named):
-        raise ConfigurationError(
-            "backend.scorer.options: subscription, resource_group and account name the Azure resource together; give "
-            "all three, or none where the fine-tunes are deployed already."
-        )
+    what = "name the Azure resource together; give all three, or none where the fine-tunes are deployed already"
+    all_or_none(options, ("subscription", "resource_group", "account"), what)
     if options.batch_api:
         raise ConfigurationError(
             "backend.scorer.options.batch_api: Azure runs batches only on deployments of their own kind (GlobalBatch), "

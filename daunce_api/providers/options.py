@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, Self, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -44,6 +44,14 @@ class ScorerOptions(Options):
     max_context_tokens: int | None = Field(None, ge=1, description="longest prompt of the model; default: unknown")
     concurrency: int = Field(8, ge=1, description="requests that the endpoint takes at once")
     timeout: float = Field(120.0, gt=0, description="seconds that a request may take")
+
+
+def all_or_none(options: Options, names: Sequence[str], what: str) -> None:
+    """Raises ConfigurationError where some of the options are given and some are not; ``what`` they are for."""
+    values = [getattr(options, name) for name in names]
+    if any(values) and not all(values):
+        listed = f"{', '.join(names[:-1])} and {names[-1]}"
+        raise ConfigurationError(f"{options.where}: {listed} {what}.")
 
 
 OptionsT = TypeVar("OptionsT", bound=Options)

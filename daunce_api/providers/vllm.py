@@ -19,14 +19,14 @@ from pydantic import Field
 
 from ..config import RunConfig
 from ..data.tokenizers import EncodedExample
-from ..errors import CapabilityError, ConfigurationError, ContractError, RejectedError
+from ..errors import CapabilityError, ContractError, RejectedError
 from .base import ProbeReport, Scorer, ScorerCapabilities, TokenScores
 from .contract import TOP_TOLERANCE, by_index, check_ids, check_model, refuse_long, scores_of
 from .failures import gone_already
 from .hosting import HostedScorer
 from .openai_wire.client import WireClient
 from .openai_wire.wire_scorer import WireScorer, open_client
-from .options import ScorerOptions
+from .options import ScorerOptions, all_or_none
 from .probe import GENERATED, Generated, generated, probe_generated, values_of
 from .registry import Context
 
@@ -66,8 +66,7 @@ class VllmOptions(ScorerOptions):
 def vllm_options(config: RunConfig) -> VllmOptions:
     """The scorer's options, checked. Raises ConfigurationError where only one of the roots is given."""
     options = VllmOptions.of(config, adapters=config.backend.scorer.kind != "prompt_logprobs")
-    if (options.local_root is None) != (options.server_root is None):
-        raise ConfigurationError("backend.scorer.options: local_root and server_root go together.")
+    all_or_none(options, ("local_root", "server_root"), "go together")
     return options
 
 

@@ -31,7 +31,7 @@ from ..train import (
     Training,
 )
 from ..train.stopping import Stopping
-from .asking import QuestionScoring
+from .asking import score_questions
 from .cache import ScoredCache, open_cache
 from .cleaning import take_off_before
 from .client import Budget, Progress, ScoringClient
@@ -154,15 +154,15 @@ class Work:
     ) -> None:
         run, store = self._run, self._store
         trained = run.trained_members(store)
-        scoring = QuestionScoring(
+        gone = await score_questions(
             client,
             store,
+            run.encoded_questions(questions),
+            run.models_to_ask(store, trained, members_only=members_only),
             exists=JobClient(backend.trainer, store, clock=self._clock, replayed=self._replayed).model_exists,
             usd_per_token=plan.usd_per_token,
             cap=self._config.budget.max_usd,
         )
-        models = run.models_to_ask(store, trained, members_only=members_only)
-        gone = await scoring.score(run.encoded_questions(questions), models)
         for member, why in gone.items():
             row = store.jobs.trained_by(member)
             if row is not None:

@@ -483,7 +483,7 @@ async def test_clean_takes_the_batches_of_every_model_of_the_run(
     async def cleaned(client: JobClient) -> CleanReport:
         return CleanReport(["ft:final"], ["training-file"])
 
-    monkeypatch.setattr("daunce_api.score.work.clean_up", cleaned)
+    monkeypatch.setattr("daunce_api.score.cleaning.clean_up", cleaned)
 
     with RunStore.create_or_open(tmp_path / "run", {"config": {}}) as store:
         store.jobs.intent("k-m0-a1", 0, 1, "{}")

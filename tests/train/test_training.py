@@ -598,10 +598,10 @@ def test_time_is_simulated_in_order() -> None:
 def test_a_model_is_looked_for_patiently_and_missed_clearly(world: World) -> None:
     script = once(("model_info", Fault.LOST_BEFORE), ("model_info", Fault.RATE_LIMIT))
     with world.open() as store:
-        training = world.training(store, FakeTrainer(world.provider, script))
-        assert asyncio.run(training.model_info("base")).id == "base"
+        client = world.client(store, FakeTrainer(world.provider, script))
+        assert asyncio.run(client.model_info("base")).id == "base"
         with pytest.raises(RejectedError, match="does not exist"):
-            asyncio.run(training.model_info("nobody"))
+            asyncio.run(client.model_info("nobody"))
 
 
 def test_a_validation_file_goes_with_every_job_and_is_uploaded_once(tmp_path: Path) -> None:

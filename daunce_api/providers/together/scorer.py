@@ -18,13 +18,13 @@ from ...data.dataset import Example
 from ...data.encoded import text_of as whole_text
 from ...data.literal import MARK
 from ...data.tokenizers import EncodedExample, Tokenizer
-from ...errors import ConfigurationError, ContractError, RejectedError
+from ...errors import ContractError, RejectedError
 from ..base import ProbeReport, Scorer, ScorerCapabilities, TokenScores
 from ..contract import check_ids, check_model, refuse_long, scores_of
 from ..hosting import HostedScorer, PolledHost
 from ..openai_wire.client import WireClient
 from ..openai_wire.wire_scorer import WireScorer, open_client
-from ..options import ScorerOptions
+from ..options import ScorerOptions, all_or_none
 from ..polling import Answer, Poll
 from ..probe import GENERATED, compare, not_generating
 from ..registry import Context
@@ -50,12 +50,8 @@ class TogetherScorerOptions(ScorerOptions):
 def together_options(config: RunConfig) -> TogetherScorerOptions:
     """The scorer's options, checked. Raises ConfigurationError where a dedicated endpoint is named by halves."""
     options = TogetherScorerOptions.of(config)
-    named = [options.project_id, options.endpoint_id, options.deployment_id]
-    if any(named) and not all(named):
-        raise ConfigurationError(
-            "backend.scorer.options: project_id, endpoint_id and deployment_id name a dedicated endpoint together; "
-            "give all three, or none where every fine-tune has an endpoint of its own."
-        )
+    what = "name a dedicated endpoint together; give all three, or none where every fine-tune has one of its own"
+    all_or_none(options, ("project_id", "endpoint_id", "deployment_id"), what)
     return options
 
 
