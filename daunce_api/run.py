@@ -21,7 +21,8 @@ from .config import RunConfig
 from .core import per_example_losses
 from .data.dataset import Dataset
 from .data.example import Verdict
-from .data.questions import Questions, kept_dataset
+from .data.kept import kept_dataset
+from .data.questions import Questions
 from .data.subsets import Ensemble
 from .data.tokenizers import EncodedExample
 from .errors import ConfigurationError, DaunceError, NotEnoughMembersError
@@ -115,6 +116,7 @@ class Run(RunInputs):
             purpose="score" if design is None else "retrain",
         )
         run._version, run._gone = int(manifest.get("version", 1)), gone
+        run._tokenizer_fingerprint = manifest.get("tokenizer")
         return run
 
     def __repr__(self) -> str:

@@ -33,8 +33,8 @@ class Material:
     test: Dataset
     measured: str
     """What a loss is the loss of; see ``ScorerCapabilities.measured``."""
-    encoded_train: tuple[EncodedExample, ...]
-    encoded_test: tuple[EncodedExample, ...]
+    encoded_train: Sequence[EncodedExample]
+    encoded_test: Sequence[EncodedExample]
     ensemble: Ensemble
     models: int = 1
     """Models of each job that are scored, the final one included (``ensemble.checkpoints``)."""
@@ -44,17 +44,21 @@ class Material:
     @property
     def encoded(self) -> tuple[EncodedExample, ...]:
         """Everything that a member is asked about: test examples first, since they are few and shown first."""
-        return self.encoded_test + self.encoded_train
+        return (*self.encoded_test, *self.encoded_train)
+
+    def ids(self, store: RunStore) -> Ids:
+        """The store's ids of :attr:`encoded`; -1 for an example that nothing was ever measured of."""
+        return np.concatenate([store.scores.find_ids(side) for side in (self.encoded_test, self.encoded_train)])
 
     def is_scored(self, store: RunStore, member: int, checkpoint: int = 0) -> bool:
         """Whether a model has been measured on everything that it is asked about."""
-        return store.scores.has_all(store.scores.find_ids(self.encoded), member, checkpoint=checkpoint)
+        return store.scores.has_all(self.ids(store), member, checkpoint=checkpoint)
 
 
 def complete_members(store: RunStore, material: Material) -> list[int]:
     """Members of which every model that is wanted is scored on every example, ascending. A job that has fewer
     checkpoints than wanted, or of which some are gone, is complete without them."""
-    scored = store.scores.complete(store.scores.find_ids(material.encoded))
+    scored = store.scores.complete(material.ids(store))
     members = []
     for k in range(material.ensemble.members):
         if (k, 0) in scored:
@@ -89,7 +93,7 @@ def _only(material: Material, positions: Sequence[int]) -> Material:
 
 def models_scored(store: RunStore, material: Material) -> int:
     """Models that are scored on every example, earlier checkpoints included."""
-    scored = store.scores.complete(store.scores.find_ids(material.encoded))
+    scored = store.scores.complete(material.ids(store))
     return sum((k, n) in scored for k in range(material.ensemble.members) for n in range(material.models))
 
 
@@ -149,7 +153,7 @@ def _earlier(store: RunStore, material: Material, members: Sequence[int], config
     """Losses of the members' earlier checkpoints, ascending by epoch; NaN where a member has fewer than others."""
     if material.models == 1:
         return None
-    scored = store.scores.complete(store.scores.find_ids(material.encoded))
+    scored = store.scores.complete(material.ids(store))
     stages: list[tuple[NDArray[np.float64], NDArray[np.float64]]] = []
     for number in range(material.models - 1, 0, -1):
         rows = [row for row, k in enumerate(members) if (k, number) in scored]
@@ -172,7 +176,7 @@ def _earlier(store: RunStore, material: Material, members: Sequence[int], config
 def _tokens(
     store: RunStore, material: Material, members: Sequence[int], tokenizer: Tokenizer
 ) -> dict[Side, TokenTable]:
-    sides: dict[Side, tuple[EncodedExample, ...]] = {"test": material.encoded_test, "train": material.encoded_train}
+    sides: dict[Side, Sequence[EncodedExample]] = {"test": material.encoded_test, "train": material.encoded_train}
     return {
         side: stored_tokens(store.run_dir, members, examples, _ids(store, examples), tokenizer)
         for side, examples in sides.items()

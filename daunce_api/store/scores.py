@@ -18,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..data.encoded import EncodedExample
+from ..data.kept import keys_of
 from ..errors import RunChangedError, StoreError
 from ..providers.base import TokenScores
 from .part import Part
@@ -69,7 +70,7 @@ class Scores(Part):
     def find_ids(self, examples: Sequence[EncodedExample]) -> Ids:
         """:meth:`ids_of` without writing: -1 for an example that nothing was ever measured of."""
         numbers = self._known()
-        return np.array([numbers.get(e.key, -1) for e in examples], _IDS)
+        return np.array([numbers.get(key, -1) for key in keys_of(examples)], _IDS)
 
     def _known(self) -> dict[str, int]:
         """Ids by key, in the order of the ids."""
@@ -207,15 +208,15 @@ class Scores(Part):
         aside = {member: self.aside_up_to(member) for member in {m for m, *_ in rows}}
         return [(m, r, c) for m, r, c, last in rows if last > aside[m]]
 
-    def tokens_scored(self, examples: Sequence[EncodedExample] = ()) -> int:
+    def tokens_scored(self, *sides: Sequence[EncodedExample]) -> int:
         """Prompt and completion tokens of every measurement that was made, those set aside included.
 
-        ``examples`` give the sizes that a run of an earlier version did not note.
+        ``sides``: examples that give the sizes that a run of an earlier version did not note.
         """
         ((tokens,),) = self._db.execute("SELECT COALESCE(SUM(tokens), 0) FROM blobs")
         unknown = self._db.execute("SELECT ids FROM blobs WHERE tokens IS NULL")
         if unknown:
-            sizes = {int(i): len(e.ids) for i, e in zip(self.find_ids(examples), examples, strict=True)}
+            sizes = {int(i): len(e.ids) for side in sides for i, e in zip(self.find_ids(side), side, strict=True)}
             tokens += sum(sizes.get(i, 0) for (ids,) in unknown for i in np.frombuffer(ids, _IDS).tolist())
         return int(tokens)
 
