@@ -20,6 +20,7 @@ from ..providers.learning_time import rho_of
 from ..providers.objective import Objective
 from ..store import Ids, RunStore
 from . import Attribution, Side, TokenTable
+from .derived import FOLDER
 from .matrices import loss_matrix
 from .noise import measure_noise
 from .stored_tokens import stored_tokens
@@ -130,6 +131,7 @@ def assemble(store: RunStore, material: Material, config: RunConfig, tokenizer: 
         loss=reduction,
         prior=config.attribution.prior,
         prior_model=config.attribution.prior_model,
+        derived=store.run_dir / FOLDER,
         measured=material.measured,
         censored=float(censored),
         tokens={} if tokenizer is None else _tokens(store, material, members, tokenizer),

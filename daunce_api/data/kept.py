@@ -64,7 +64,7 @@ class KeptTokens(Sequence[EncodedExample]):
 
     def __init__(self, dataset: Dataset, arrays: Arrays) -> None:
         self._dataset, self._arrays = dataset, arrays
-        self._edges = {name: np.cumsum([0, *arrays[f"{name}_counts"]]) for name in _LISTS}
+        self._edges = {n: np.concatenate([[0], np.cumsum(arrays[f"{n}_counts"], dtype=np.int64)]) for n in _LISTS}
 
     @cached_property
     def keys(self) -> list[str]:
@@ -166,9 +166,14 @@ def _arrays_of(tokens: Sequence[EncodedExample]) -> Arrays:
     }
     for name in _LISTS:
         lists = [getattr(e, name) for e in tokens]
-        arrays[name] = np.array([number for numbers in lists for number in numbers], np.int64)
-        arrays[f"{name}_counts"] = np.array([len(numbers) for numbers in lists], np.int64)
+        arrays[name] = _packed([number for numbers in lists for number in numbers])
+        arrays[f"{name}_counts"] = _packed([len(numbers) for numbers in lists])
     return arrays
+
+
+def _packed(numbers: Sequence[int]) -> NDArray[Any]:
+    """Numbers >= 0 in the narrowest type that holds them."""
+    return np.array(numbers, np.min_scalar_type(max(numbers, default=0)))
 
 
 def _bytes_of(text: str) -> NDArray[np.uint8]:
