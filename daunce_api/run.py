@@ -197,7 +197,9 @@ class Run(RunInputs):
                 f"{trained} of {self.material.ensemble.members} members are trained and scored; attribution needs at "
                 "least 2. Everything so far is kept: run `daunce run` again to resume."
             )
-        return tuple(assemble(store, group, self.config, self.tokenizer) for group in groups)
+        return tuple(
+            assemble(store, group, self.config, lambda: self.tokenizer, members=members) for group, members in groups
+        )
 
     # -- further questions ----------------------------------------------------------------------------------------
 

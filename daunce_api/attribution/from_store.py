@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -69,8 +69,11 @@ def complete_members(store: RunStore, material: Material) -> list[int]:
     return members
 
 
-def question_groups(store: RunStore, material: Material, questions: Questions) -> list[Material]:
-    """The material of each group of questions that the same members (at least two) have answered, the largest first.
+def question_groups(
+    store: RunStore, material: Material, questions: Questions
+) -> list[tuple[Material, tuple[int, ...]]]:
+    """The material of each group of questions that the same members (at least two) have answered, and those members;
+    the largest first.
 
     Each is one call of the core, with those members' training losses.
     """
@@ -80,8 +83,8 @@ def question_groups(store: RunStore, material: Material, questions: Questions) -
         if positions:
             members = tuple(complete_members(store, _only(material, positions)))
             answered.setdefault(members, []).extend(positions)
-    groups = [_only(material, sorted(positions)) for members, positions in answered.items() if len(members) > 1]
-    return sorted(groups, key=lambda group: -len(group.encoded_test))
+    groups = [(_only(material, sorted(places)), members) for members, places in answered.items() if len(members) > 1]
+    return sorted(groups, key=lambda group: -len(group[0].encoded_test))
 
 
 def _only(material: Material, positions: Sequence[int]) -> Material:
@@ -98,13 +101,20 @@ def models_scored(store: RunStore, material: Material) -> int:
     return sum((k, n) in scored for k in range(material.ensemble.members) for n in range(material.models))
 
 
-def assemble(store: RunStore, material: Material, config: RunConfig, tokenizer: Tokenizer | None = None) -> Attribution:
-    """The attribution of the members that are complete now.
+def assemble(
+    store: RunStore,
+    material: Material,
+    config: RunConfig,
+    tokenizer: Callable[[], Tokenizer] | None = None,
+    *,
+    members: Sequence[int] | None = None,
+) -> Attribution:
+    """The attribution of complete members, by default of all that are complete now.
 
-    ``tokenizer`` gives the token strings of token-level views; without it they are left out. Raises
+    ``tokenizer`` opens what gives the token strings of token-level views; without it they are left out. Raises
     NotEnoughMembersError with fewer than two complete members.
     """
-    members = complete_members(store, material)
+    members = complete_members(store, material) if members is None else list(members)
     if len(members) < 2:
         raise NotEnoughMembersError(
             f"{len(members)} of {material.ensemble.members} members are trained and scored; attribution needs at "
@@ -176,7 +186,7 @@ def _earlier(store: RunStore, material: Material, members: Sequence[int], config
 
 
 def _tokens(
-    store: RunStore, material: Material, members: Sequence[int], tokenizer: Tokenizer
+    store: RunStore, material: Material, members: Sequence[int], tokenizer: Callable[[], Tokenizer]
 ) -> dict[Side, TokenTable]:
     sides: dict[Side, Sequence[EncodedExample]] = {"test": material.encoded_test, "train": material.encoded_train}
     return {

@@ -190,11 +190,7 @@ class Measurements:
             losses = self.losses if columns is None else self.losses.tests(columns)
             return core.ranked(losses, choice, k, stderr=stderr, opponents=opponents, per=per, fdr=fdr)
         ranking = core.ranked(self.losses, choice, k, stderr=stderr, opponents=opponents, per=per, fdr=fdr)
-        picked: dict[str, Any] = {
-            name: None if (value := getattr(ranking, name)) is None else value[columns]
-            for name in ("index_Mk", "score_Mk", "stderr_Mk", "z_Mk", "distinguishable_Mk", "prior_Mk")
-        }
-        return replace(ranking, **picked)
+        return ranking.at(columns)
 
     def groups(
         self,

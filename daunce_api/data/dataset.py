@@ -107,6 +107,11 @@ class Dataset(Sequence[Example]):
         """Sources in data-set order."""
         return [e.source for e in self._examples]
 
+    @property
+    def content_hashes(self) -> list[str]:
+        """:attr:`Example.content_hash` of each example."""
+        return [e.content_hash for e in self._examples]
+
     def position(self, example_id: str) -> int:
         """Index of an id. Raises DataError that names close matches."""
         if example_id not in self._index:

@@ -21,6 +21,7 @@ from .._util.files import replacing
 from ..errors import DataError, StoreCorruptError
 from .dataset import Dataset, example_of
 from .encoded import EncodedExample
+from .example import Example
 from .files import parse_lines
 
 _FORMAT = 1
@@ -49,10 +50,30 @@ class KeptDataset(Dataset):
     def __len__(self) -> int:
         return int(self._header["count"])
 
+    @overload
+    def __getitem__(self, index: int) -> Example: ...
+    @overload
+    def __getitem__(self, index: slice) -> tuple[Example, ...]: ...
+    def __getitem__(self, index: int | slice) -> Example | tuple[Example, ...]:
+        if isinstance(index, slice) or "_examples" in self.__dict__:
+            return super().__getitem__(index)
+        line = range(len(self))[index]
+        ((_, record),), _ = parse_lines(self._lines[line])
+        return example_of(record, record["id"], line + 1)
+
+    @cached_property
+    def _lines(self) -> list[bytes]:
+        return self._raw.split(b"\n")
+
     @property
     def digest(self) -> str:
         """As :attr:`Dataset.digest`."""
         return str(self._header["digest"])
+
+    @property
+    def content_hashes(self) -> list[str]:
+        """As :attr:`Dataset.content_hashes`."""
+        return _spelled(self._kept["contents"], 16)
 
     def tokens(self, recipe: Sequence[str]) -> Sequence[EncodedExample] | None:
         """Token ids of the examples under this recipe (tokenizer, measured turns), where they were kept."""
@@ -69,8 +90,7 @@ class KeptTokens(Sequence[EncodedExample]):
     @cached_property
     def keys(self) -> list[str]:
         """:attr:`EncodedExample.key` of each example."""
-        digests = self._arrays["keys"].tobytes().hex()
-        return [digests[i : i + 64] for i in range(0, len(digests), 64)]
+        return _spelled(self._arrays["keys"], 64)
 
     def __len__(self) -> int:
         return len(self._dataset)
@@ -136,7 +156,8 @@ def keep_dataset(
         "warnings": examples.warnings,
         "recipe": None if tokens is None else list(recipe),
     }
-    arrays = {"header": _bytes_of(json.dumps(header)), **({} if tokens is None else _arrays_of(tokens))}
+    arrays = {"header": _bytes_of(json.dumps(header)), "contents": _digits(examples.content_hashes)}
+    arrays |= {} if tokens is None else _arrays_of(tokens)
     with replacing(_index_of(path)) as part, part.open("wb") as file:
         np.savez(file, allow_pickle=False, **arrays)
 
@@ -160,7 +181,7 @@ def _indexed(path: Path) -> KeptDataset | None:
 
 def _arrays_of(tokens: Sequence[EncodedExample]) -> Arrays:
     arrays: Arrays = {
-        "keys": np.frombuffer(bytes.fromhex("".join(keys_of(tokens))), np.uint8),
+        "keys": _digits(keys_of(tokens)),
         "moved": np.array([e.boundary_moved for e in tokens]),
         "left_out": _bytes_of(json.dumps({str(i): e.left_out for i, e in enumerate(tokens) if e.left_out})),
     }
@@ -174,6 +195,15 @@ def _arrays_of(tokens: Sequence[EncodedExample]) -> Arrays:
 def _packed(numbers: Sequence[int]) -> NDArray[Any]:
     """Numbers >= 0 in the narrowest type that holds them."""
     return np.array(numbers, np.min_scalar_type(max(numbers, default=0)))
+
+
+def _digits(hashes: Sequence[str]) -> NDArray[np.uint8]:
+    return np.frombuffer(bytes.fromhex("".join(hashes)), np.uint8)
+
+
+def _spelled(digits: NDArray[np.uint8], length: int) -> list[str]:
+    whole = digits.tobytes().hex()
+    return [whole[i : i + length] for i in range(0, len(whole), length)]
 
 
 def _bytes_of(text: str) -> NDArray[np.uint8]:
