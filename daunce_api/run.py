@@ -163,10 +163,13 @@ class Run(RunInputs):
         there is no run.
         """
         with RunStore.open(self.run_dir, read_only=True) as store:
-            state = (store.sequence, self.questions)
-            if self._attributed is None or self._attributed[0] != state:
-                self._attributed = (state, self._attribute(store))
-            return self._attributed[1]
+            return self._groups(store)
+
+    def _groups(self, store: RunStore) -> tuple[Attribution, ...]:
+        state = (store.sequence, self.questions)
+        if self._attributed is None or self._attributed[0] != state:
+            self._attributed = (state, self._attribute(store))
+        return self._attributed[1]
 
     def attribution(self, question: str | None = None) -> Attribution:
         """The attribution of the group that holds a question; default: the first of :meth:`attributions`.
@@ -296,11 +299,11 @@ class Run(RunInputs):
 
     def status(self) -> RunStatus:
         """How far the run is; also while another process works on it. Raises StoreError where there is no run."""
-        try:
-            groups = () if self.questions_only else self.attributions()
-        except NotEnoughMembersError:
-            groups = ()
         with RunStore.open(self.run_dir, read_only=True) as store:
+            try:
+                groups = () if self.questions_only else self._groups(store)
+            except NotEnoughMembersError:
+                groups = ()
             scored = self.finished_members(store)
             status = status_of(store, self.material, self.config, groups, scored)
         retrained = {} if self.purpose == "retrain" else self.spent_elsewhere()

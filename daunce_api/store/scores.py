@@ -27,6 +27,7 @@ from .rows import Ids, LossRow, ScoreBatch, SetAside, TokenColumns
 Place = tuple[int, int, int]
 """(member, replicate, checkpoint)."""
 
+_FIRST_BLOBS = 16
 _FINGERPRINT, _EXAMPLES = "fingerprint", "examples"
 _IDS, _FLOATS = np.dtype("<i4"), np.dtype("<f8")
 
@@ -173,17 +174,24 @@ class Scores(Part):
 
     def load_some(self, ids: Ids, member: int, replicate: int = 0, checkpoint: int = 0) -> TokenColumns:
         """Measurements of some examples, those that exist; only the blobs that hold them are read."""
-        where, values = self._in_use((member, replicate, checkpoint))
+        where, (*place, last) = self._in_use((member, replicate, checkpoint))
         wanted = _with(np.zeros(0, np.bool_), np.unique(ids[ids >= 0]))
-        rows = self._db.execute(f"SELECT id, ids FROM blobs WHERE {where} ORDER BY id", values)
-        held = np.frombuffer(b"".join(raw for _, raw in rows), _IDS)
-        edges = np.cumsum([0, *(len(raw) // _IDS.itemsize for _, raw in rows)])
-        keep = held < wanted.size
-        keep[keep] = wanted[held[keep]]
-        found = []
-        for (number, _), start, stop in zip(rows, edges[:-1].tolist(), edges[1:].tolist(), strict=True):
-            if keep[start:stop].any():
-                found.append(_pick(next(self._blobs("id = ?", (number,))), keep[start:stop]))
+        missing, found = int(wanted.sum()), []
+        for limit in (_FIRST_BLOBS, -1):  # what is measured twice comes first
+            rows = self._db.execute(
+                f"SELECT id, ids FROM blobs WHERE {where} ORDER BY id LIMIT {limit}", (*place, last)
+            )
+            held = np.frombuffer(b"".join(raw for _, raw in rows), _IDS)
+            edges = np.cumsum([0, *(len(raw) // _IDS.itemsize for _, raw in rows)])
+            keep = held < wanted.size
+            keep[keep] = wanted[held[keep]]
+            for (number, _), start, stop in zip(rows, edges[:-1].tolist(), edges[1:].tolist(), strict=True):
+                if keep[start:stop].any():
+                    found.append(_pick(next(self._blobs("id = ?", (number,))), keep[start:stop]))
+                last = number
+            missing -= int(keep.sum())
+            if not missing or not rows:
+                break
         return _joined(found)
 
     def _blobs(self, where: str, values: tuple[int, ...]) -> Iterator[TokenColumns]:
