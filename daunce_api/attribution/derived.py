@@ -20,6 +20,7 @@ from numpy.typing import ArrayLike, NDArray
 from .. import core
 from .._util.files import replacing
 from .._util.version import __version__
+from ..core.quality import Curve, Draws
 from ..errors import StoreError
 
 FOLDER = "derived"
@@ -53,6 +54,21 @@ def choice_of(folder: Path | None, digest: str, compute: Callable[[], core.Choic
     return choice
 
 
+def quality_of(folder: Path | None, digest: str, compute: Callable[[], core.SelfLDS | None]) -> core.SelfLDS | None:
+    """The quality that was estimated from the losses of this digest; None with too few members."""
+
+    def read(value: Mapping[str, Any]) -> core.SelfLDS:
+        curve, draws = value["curve"], value["draws"]
+        if draws is not None:
+            arrays: dict[str, Any] = {name: np.array(numbers) for name, numbers in draws.items()}
+            draws = Draws(**{**arrays, "growth": tuple(draws["growth"])})
+        curve = None if curve is None else Curve(**curve)
+        return core.SelfLDS(**{**value, "curve": curve, "draws": draws})
+
+    quality: core.SelfLDS | None = _kept(folder, "quality.json", digest, compute, asdict, read)
+    return quality
+
+
 def _kept(
     folder: Path | None,
     name: str,
@@ -69,9 +85,10 @@ def _kept(
         known = dict(json.loads(path.read_text(encoding="utf-8")))
         return read(known[digest])
     made = compute()
-    known = {**known, digest: plain(made)}
-    with suppress(StoreError), replacing(path) as part:
-        part.write_text(json.dumps(dict(list(known.items())[-_MOST:])), encoding="utf-8")
+    if made is not None:
+        known = dict([*known.items(), (digest, plain(made))][-_MOST:])
+        with suppress(StoreError), replacing(path) as part:
+            part.write_text(json.dumps(known, default=np.ndarray.tolist), encoding="utf-8")
     return made
 
 

@@ -15,7 +15,7 @@ from .. import core
 from ..core.losses import Reduction
 from ..data.dataset import Dataset
 from ..errors import NotEnoughMembersError
-from .derived import choice_of, digest_of
+from .derived import choice_of, digest_of, quality_of
 from .labels import NONE, Labels, Side, labels_of
 from .similarity import PriorKind, prior_of
 from .token_table import TokenTable
@@ -145,10 +145,14 @@ class Measurements:
     @cached_property
     def self_lds(self) -> core.SelfLDS | None:
         """Estimated quality of the ranking (see :func:`daunce_api.core.self_lds`); None with too few members."""
-        try:
-            return core.estimate(self.losses, self.estimator)
-        except NotEnoughMembersError:
-            return None
+
+        def compute() -> core.SelfLDS | None:
+            try:
+                return core.estimate(self.losses, self.estimator)
+            except NotEnoughMembersError:
+                return None
+
+        return quality_of(self.derived, self._digest, compute)
 
     def scores_NM(self) -> NDArray[Any]:
         """(N, M) scores by :attr:`choice`; positive = helpful. Units, and what is raised, as of
