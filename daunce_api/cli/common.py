@@ -12,9 +12,10 @@ from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 import typer
 from typer.core import TyperCommand
 
+from .._util.exhausted import exhausted
 from .._util.text import terminal_text
 from .._util.version import __version__
-from ..errors import ConfigurationError, DaunceError
+from ..errors import ConfigurationError, DaunceError, StoreError
 from . import terminal
 
 if TYPE_CHECKING:
@@ -166,4 +167,10 @@ def main(arguments: list[str] | None = None) -> None:
         code = 2
     except BrokenPipeError:
         code = 0
+    except Exception as error:
+        limit = exhausted(error)
+        if limit is None:
+            raise
+        terminal.error(f"{limit}. What was stored is kept; once it is raised or freed, run the same command again.")
+        code = StoreError.exit_code
     sys.exit(code)

@@ -119,7 +119,7 @@ class DeploymentHost(PolledHost):
                 json=body,
             )
         except httpx2.TransportError as error:
-            failure = failures.unreachable(doing, timed_out=isinstance(error, httpx2.TimeoutException))
+            failure = failures.unreachable(doing, error, timed_out=isinstance(error, httpx2.TimeoutException))
         else:
             if response.status_code >= 400:
                 failure = failures.from_status(response.status_code, response, doing)

@@ -59,9 +59,9 @@ class JobRequest:
     validation_file_id: str | None = None
 
     def marked_suffix(self, characters: int) -> str:
-        """As much of the readable suffix as fits, then :func:`mark_of` the key."""
+        """As much of the readable suffix's end as fits (run key and member), then :func:`mark_of` the key."""
         mark = mark_of(self.key)
-        return f"{self.suffix[: characters - len(mark) - 1]}-{mark}"
+        return f"{self.suffix[-(characters - len(mark) - 1) :].lstrip('-')}-{mark}"
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,10 +13,12 @@ from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Protocol
 
+from .._util.exhausted import exhausted
 from ..errors import AmbiguousSubmitError, DailyLimitError, ProviderError, RejectedError, StopError, TransientError
 from .base import Job
 
 _QUOTA_CODES = {"insufficient_quota", "billing_hard_limit_reached", "billing_not_active"}
+_KEPT = "Everything so far is kept; once it is raised or freed, run the same command again."
 _MAX_MESSAGE = 500
 NO_REASON = "the provider gave no reason"
 """Stands for what a provider did not say of a failed job."""
@@ -77,9 +79,18 @@ class Failures:
         return RejectedError(said)
 
     def unreachable(
-        self, doing: str, *, timed_out: bool = False, submit: bool = False, never_sent: bool = False
+        self,
+        doing: str,
+        cause: BaseException | None,
+        *,
+        timed_out: bool = False,
+        submit: bool = False,
+        never_sent: bool = False,
     ) -> ProviderError:
-        """The error of a request that got no answer; ``never_sent`` says that it cannot have been acted on."""
+        """The error of a request that got no answer, by what its connection failed with; ``never_sent`` says that it
+        cannot have been acted on."""
+        if (limit := exhausted(cause)) is not None:
+            return StopError(f"{doing} was not sent: {limit}. {_KEPT}")
         what = "did not answer in time" if timed_out else "could not be reached, or broke the connection"
         if submit and not never_sent:
             return self.ambiguous(doing, what)

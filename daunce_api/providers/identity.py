@@ -15,13 +15,15 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 
-from .base import EchoField, Job, JobRequest
+from .base import EchoField, Job, JobRequest, mark_of
 
 MOST_TOKENS = 2**53
 """Counts above this are not taken for counts: no job trains that many tokens, and floats lose their last digits."""
 
+MOST_ATTEMPTS = 100
+_MARKED = re.compile(r"(?:^|[-:])([0-9a-f]{3,64})-(target|m\d+)-([0-9a-f]{20})(?=$|[-:])")
 _SNAPSHOT = re.compile(r"[-@:](?:\d[\d.\-]*|latest|v\d[\w.\-]*|[0-9a-f]{7,40})")
 
 
@@ -53,6 +55,34 @@ def contradiction(request: JobRequest, job: Job, fields: Collection[EchoField]) 
             if other is not None and not _same_setting(value, other):
                 return f"{name} {other!r} instead of {value!r}"
     return None
+
+
+def key_in(names: Iterable[object]) -> str | None:
+    """The key of the job that has one of these names, which :meth:`JobRequest.marked_suffix` made a part of them; None
+    where none of them holds one.
+
+    Example:
+        >>> request = JobRequest("abc123-m7-a2", "base", "file-1", 7, {}, "poems-abc123-m7")
+        >>> key_in([None, "owner/base-8b-" + request.marked_suffix(40)]), key_in(["poems-abc123-m7"])
+        ('abc123-m7-a2', None)
+    """
+    for match in (m for name in names if isinstance(name, str) for m in _MARKED.finditer(name)):
+        member = "m-1" if match[2] == "target" else match[2]
+        for attempt in range(1, MOST_ATTEMPTS):
+            key = f"{match[1]}-{member}-a{attempt}"
+            if mark_of(key) == match[3]:
+                return key
+    return None
+
+
+def of_run(key: str | None, run_key: str) -> bool:
+    """Whether a job's key is one of this run's.
+
+    Example:
+        >>> of_run("abc123-m7-a2", "abc123"), of_run("abc1234-m7-a2", "abc123"), of_run(None, "abc123")
+        (True, False, False)
+    """
+    return key is not None and key.partition("-")[0] == run_key
 
 
 def refines(requested: str, shown: str) -> bool:

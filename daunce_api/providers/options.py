@@ -9,6 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from ..config import close_to
 from ..errors import ConfigurationError
+from .base import EchoField
 
 
 class Options(BaseModel):
@@ -22,6 +23,10 @@ class TrainerOptions(Options):
 
     timeout: float = Field(120.0, gt=0, description="seconds that a request may take (uploads: at least 600)")
     min_examples: int = Field(1, ge=1, description="fewest examples that the provider accepts in a training file")
+    echoes: frozenset[EchoField] = Field(
+        frozenset(("key", "file_id", "model", "seed", "hyperparameters")),
+        description="fields of a job that the server repeats as they were sent; the others are not compared",
+    )
 
 
 class ScorerOptions(Options):

@@ -78,6 +78,7 @@ class SdkCalls:
         if isinstance(error, sdk.APIConnectionError):
             return self.failures.unreachable(
                 doing,
+                error,
                 timed_out=isinstance(error, sdk.APITimeoutError),
                 submit=submit,
                 never_sent=_never_sent(error.__cause__),

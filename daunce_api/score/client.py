@@ -29,6 +29,7 @@ from ..providers.probe import check_adapter, tokens_of_test
 from ..store import RunStore, ScoreBatch
 from ..store.ledger import Purpose
 from .cache import ScoredCache
+from .in_flight import InFlight
 from .slots import AdaptiveSlots
 from .writer import GroupCommit
 
@@ -97,6 +98,13 @@ class ScoringClient:
         self._on_progress = on_progress
         self._reduction = reduction
         self._budget = budget or Budget()
+        # A batch API's answers are found again and not paid for twice.
+        priced = self._budget.usd_per_token > 0 and not isinstance(scorer, Deferred)
+        self._in_flight = InFlight(store.run_dir, counts=priced)
+        if priced and (left := self._in_flight.left()):
+            usd = left * self._budget.usd_per_token
+            store.ledger.add("again: what was in flight when an earlier process ended", usd, purpose="score")
+            self._in_flight.clear()
         self._base = base
         self._tests_fine_tunes = replayed is None or replayed >= 2
         self._full: StoreError | None = None
@@ -242,8 +250,8 @@ class ScoringClient:
             return ProbeReport(**reports[model])
         try:
             async with self._slots.slot():
-                tested = partial(self._tested, scorer, model, example)
-                report = await self._send(tested, f"test {model}", tokens_of_test(len(example.ids)), "probe")
+                tested, tokens = partial(self._tested, scorer, model, example), tokens_of_test(len(example.ids))
+                report = await self._send(tested, f"test {model}", tokens, "probe")
         except RejectedError as error:
             return ProbeReport(False, f"the endpoint could not be tested with {model}: {error}")
         except ReplayError as error:
@@ -253,6 +261,7 @@ class ScoringClient:
             ) from error
         kept = asdict(replace(report, generated=None))
         self._store.set_value(TESTS, {**self._store.get_value(TESTS, {}), model: kept})
+        self._in_flight.add(-tokens)
         return report
 
     async def _tested(self, scorer: Probing, model: str, example: EncodedExample) -> ProbeReport:
@@ -266,13 +275,16 @@ class ScoringClient:
     async def _send(
         self, request: Callable[[], Awaitable[Answer]], what: str, tokens: int, purpose: Purpose = "score"
     ) -> Answer:
-        """Send a request until it is answered. What may have been acted on already is paid for again."""
+        """Send a request until it is answered. What may have been acted on already is paid for again. The answer is in
+        flight until whoever gets it has stored it; so is a request without an answer that was given up."""
         acted_on = False
 
         async def send() -> Answer:
             nonlocal acted_on
             if acted_on:
                 await self._book(f"again: {what}", tokens, purpose)
+            else:
+                self._in_flight.add(tokens)
             self.requests += 1
             try:
                 answer = await request()
@@ -280,12 +292,19 @@ class ScoringClient:
                 acted_on = error.status != 429
                 if error.status == 429:
                     self._slots.limited()
+                    self._in_flight.add(-tokens)
+                raise
+            except ContractError:
+                raise  # answered, and paid for
+            except ProviderError:
+                self._in_flight.add(-tokens)
                 raise
             except asyncio.CancelledError:
                 # Its answer is lost, and the same command sends it again; paid for already, so no cap holds it.
                 if usd := tokens * self._budget.usd_per_token:
                     with suppress(StoreError):
                         self._store.ledger.add(f"again: {what}", usd, purpose=purpose)
+                        self._in_flight.add(-tokens)
                 raise
             self._slots.succeeded()
             return answer
@@ -338,10 +357,13 @@ class _Asking:
                 raise _named(error, self._member, batch) from error
             middle = len(batch) // 2
             answered = again or isinstance(error, ContractError)
+            if isinstance(error, ContractError):  # the halves are booked again
+                self._client._in_flight.add(-tokens)
             await self.batch(batch[:middle], again=answered)
             await self.batch(batch[middle:], again=answered)
         else:
             await self._keep(batch, answers)
+            self._client._in_flight.add(-tokens)
 
     async def _answers(self, batch: Batch, what: str, tokens: int) -> list[TokenScores]:
         scorer, model, examples = self._client._scorer, self._model, [example for _, example in batch]

@@ -39,6 +39,7 @@ def detail(findings: Findings, name: str) -> str:
 
 async def test_fireworks_is_asked_for_the_base_model_on_its_deployment_without_loading_it() -> None:
     models = Service().on("GET /v1/accounts/fireworks/models/base-8b", {"name": fireworks_tests.BASE})
+    models.on(f"GET {fireworks_tests.JOBS}", {"supervisedFineTuningJobs": []})
     loads, server = Service(), Server(fireworks_tests.echo())
     inner = fireworks_scorer.open_scorer(server.context(run_config("fireworks")))
     scorer = HostedScorer(inner, fireworks_tests.deployment(loads))

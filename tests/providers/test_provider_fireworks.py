@@ -63,7 +63,7 @@ async def test_a_job_is_created_under_an_id_that_follows_from_its_key() -> None:
         "dataset": DATASET,
         "baseModel": BASE,
         "outputModel": f"accounts/me/models/{created.id}",
-        "displayName": "run-m0",
+        "displayName": REQUEST.marked_suffix(63),
         "epochs": 2,
         "learningRate": 1e-4,
         "loraRank": 8,

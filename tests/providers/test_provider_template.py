@@ -9,10 +9,12 @@ SDK repeats the creation of a training run, which costs nothing, and the local t
 from __future__ import annotations
 
 import json
+import os
 import re
+import resource
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -25,15 +27,20 @@ from provider_support import KEY as WIRE_KEY
 from provider_support import run_config
 from sdk_support import KEY, Service, httpx
 
+from daunce_api._util.clock import InstantClock
 from daunce_api.config import RunConfig
-from daunce_api.errors import AmbiguousSubmitError, RejectedError
+from daunce_api.errors import AmbiguousSubmitError, RejectedError, StopError, UnknownJobsError
 from daunce_api.plan.refusals import trainer_refusals
 from daunce_api.providers import azure, embedded, nebius
-from daunce_api.providers.base import JobRequest, JobStatus, Trainer
+from daunce_api.providers.base import JobRequest, JobStatus, Listing, Trainer
 from daunce_api.providers.endpoint import Endpoint
+from daunce_api.providers.identity import contradiction
 from daunce_api.providers.openai_wire import trainer as openai_wire
 from daunce_api.providers.registry import Context, capabilities_of
 from daunce_api.providers.tokenizers import embedded_folder
+from daunce_api.store import RunStore
+from daunce_api.train import JobClient, cancel_jobs
+from daunce_api.train.audit import check
 from tests.reliability.proxy import Proxy, Sent
 
 BASE = "org/Base-8B"
@@ -104,7 +111,8 @@ def together(stack: ExitStack) -> Stub:
 
     def submit(request: Any) -> Any:
         body = json.loads(request.content)
-        jobs.append(given.job(id=f"ft-{len(jobs)}", suffix=body["suffix"], status="running"))
+        kept = {name: body[name] for name in ("suffix", "training_file", "random_seed")}
+        jobs.append(given.job(id=f"ft-{len(jobs)}", status="running", **kept))
         if lost:
             lost.clear()
             return httpx.ReadTimeout("lost")
@@ -137,8 +145,8 @@ def fireworks(stack: ExitStack) -> Stub:
     lost: list[bool] = []
 
     def submit(request: Any) -> Any:
-        job_id = request.url.params["supervisedFineTuningJobId"]
-        jobs[job_id] = {"name": f"accounts/me/x/{job_id}", "state": "JOB_STATE_RUNNING"}
+        job_id, body = request.url.params["supervisedFineTuningJobId"], json.loads(request.content)
+        jobs[job_id] = {**body, "name": f"accounts/me/x/{job_id}", "state": "JOB_STATE_RUNNING"}
         if lost:
             lost.clear()
             return httpx.ReadTimeout("lost")
@@ -153,6 +161,7 @@ def fireworks(stack: ExitStack) -> Stub:
         return jobs[job_id]
 
     stub = Service().on(f"POST {given.JOBS}", submit).on(f"GET {given.JOBS}/", one).on(f"POST {given.JOBS}/", one)
+    stub.on(f"GET {given.JOBS}", lambda _: {"supervisedFineTuningJobs": list(jobs.values())})
     options = {"account_id": "me", "send_template": False}
     config = run_config("fireworks", model=given.BASE, trainer_options=options)
     url = stack.enter_context(serving(stub))
@@ -236,7 +245,7 @@ PROVIDERS: dict[str, Callable[[ExitStack], Stub]] = {
 
 
 def request(stub: Stub, key: str) -> JobRequest:
-    return JobRequest(key, stub.model, stub.file, 7, stub.recipe or {}, "run")
+    return JobRequest(key, stub.model, stub.file, 7, stub.recipe or {}, f"a-long-name-{key.rpartition('-')[0]}")
 
 
 @pytest.fixture(params=[*PROVIDERS, "embedded"])
@@ -275,6 +284,50 @@ async def test_a_submit_without_an_answer_is_found_by_its_key_and_by_no_other(st
         await stub.trainer.cancel(job.id)
 
 
+async def test_the_jobs_of_a_run_are_listed_with_what_they_were_sent_with(stub: Stub) -> None:
+    """So that a copy of a run is noticed, an orphan is named and `--adopt` knows whose job it takes over."""
+    if not isinstance(stub.trainer, Listing):
+        pytest.skip("its jobs are files of the run folder")
+    await stub.trainer.reach_jobs()
+    assert await stub.trainer.jobs_of("abe") == []
+    keys = ["abe-m-1-a1", "abe-m0-a1", "abe-m0-a12", "abd-m0-a1"]
+    sent = [request(stub, key) for key in keys]
+    sent[0] = replace(sent[0], suffix="a-long-name-abe-target")
+    submitted = [await stub.trainer.submit(each) for each in sent]
+    listed = {job.echo.key: job for job in await stub.trainer.jobs_of("abe")}
+    assert {key: job.id for key, job in listed.items()} == dict(
+        zip(keys[:3], (job.id for job in submitted), strict=False)
+    )
+    for each, job in zip(sent, submitted, strict=True):
+        for shown in (job, await stub.trainer.get(job.id), *([listed[each.key]] if each.key in listed else ())):
+            assert (shown.echo.key, shown.echo.file_id) == (each.key, each.file_id)
+            assert contradiction(each, shown, stub.trainer.capabilities.echoes) is None
+            other = replace(each, file_id="file-of-another")
+            assert "training file" in str(contradiction(other, shown, stub.trainer.capabilities.echoes))
+    for job in submitted:
+        await stub.trainer.cancel(job.id)
+
+
+async def test_a_job_of_the_run_that_its_folder_does_not_know_stops_it_and_is_cancelled(
+    stub: Stub, tmp_path: Path
+) -> None:
+    if not isinstance(stub.trainer, Listing):
+        pytest.skip("its jobs are files of the run folder")
+    config = run_config("openai_wire").model_dump(mode="json")
+    with RunStore.create_or_open(tmp_path, {"config": config}, run_key="acc") as store:
+        client = JobClient(stub.trainer, store, clock=InstantClock())
+        own = await client.submit(request(stub, "acc-m0-a1"), 0, 1)
+        await check(client)
+        copys = await stub.trainer.submit(request(stub, "acc-m1-a1"))  # by a copy of the folder
+        with pytest.raises(UnknownJobsError, match="acc-m1-a1") as raised:
+            await check(client)
+        assert raised.value.jobs == (copys.id,)
+        report = await cancel_jobs(client)
+    assert report.cancelled == ["acc-m0-a1"]
+    assert report.unknown == {copys.id: "acc-m1-a1 is not known to this run folder: cancelled"}
+    assert (await stub.trainer.get(own.id)).status is JobStatus.CANCELLED
+
+
 async def test_a_job_is_read_cancelled_and_stays_cancelled(stub: Stub) -> None:
     job = await stub.trainer.submit(request(stub, "abc-m0-a1"))
     assert not (await stub.trainer.get(job.id)).status.final
@@ -288,6 +341,23 @@ async def test_a_job_that_is_not_there_is_refused_without_the_key(stub: Stub) ->
     assert info.value.status in (404, None)
     assert KEY not in str(info.value)
     assert WIRE_KEY not in str(info.value)
+
+
+@pytest.mark.parametrize("kind", ["openai_wire", "together", "fireworks"])
+async def test_a_process_that_has_run_out_of_files_stops_instead_of_trying_for_an_hour(kind: str) -> None:
+    with ExitStack() as stack:
+        first, second = (PROVIDERS[kind](stack).trainer for _ in range(2))
+        async with first, second:
+            assert await first.find_job("abc-m0-a1") is None  # what it imports is open now
+            _, hard = limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+            lowest = os.dup(0)
+            os.close(lowest)
+            resource.setrlimit(resource.RLIMIT_NOFILE, (lowest, hard))
+            try:
+                with pytest.raises(StopError, match=r"not sent: Too many open files.*`ulimit -n 1024`.*kept"):
+                    await second.find_job("abc-m0-a1")
+            finally:
+                resource.setrlimit(resource.RLIMIT_NOFILE, limits)
 
 
 def test_capabilities_are_known_without_a_request(stub: Stub) -> None:

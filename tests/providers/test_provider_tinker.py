@@ -54,6 +54,9 @@ async def done(value: Any) -> Any:
     return value
 
 
+METADATA = {"daunce_key": "k-m0-a0", "daunce_file": "f.jsonl"}
+
+
 class FakeTraining:
     """A training client that remembers what it is asked, with the checks that the SDK's types make."""
 
@@ -229,7 +232,7 @@ async def test_a_member_is_trained_on_its_subset_with_its_seed(tmp_path: Path) -
             "base_model": BASE,
             "rank": 32,
             "seed": 5,
-            "user_metadata": {"daunce_key": "k-m0-a0"},
+            "user_metadata": METADATA,
             "train_mlp": True,
             "train_attn": True,
             "train_unembed": True,
@@ -298,6 +301,35 @@ async def test_the_next_step_is_sent_while_one_is_awaited(tmp_path: Path) -> Non
     assert len(training.steps) == 3
 
 
+async def test_a_resumed_loop_is_one_job_and_what_the_sdk_repeated_is_none(tmp_path: Path) -> None:
+    fake = FakeService(FakeTraining("run-1"))
+
+    def run(name: str, key: str, trained: bool = False) -> Any:
+        saved = SimpleNamespace(checkpoint_id="weights/daunce-state-0001") if trained else None
+        metadata = {"daunce_key": key, "daunce_file": "f.jsonl"}
+        return SimpleNamespace(
+            training_run_id=name, user_metadata=metadata, last_checkpoint=saved, last_sampler_checkpoint=None
+        )
+
+    async with make(fake, tmp_path) as trainer:
+        await trainer.upload("f.jsonl", CONTENT)
+        await trainer.submit(request(key="k-m0-a1"))
+        await finished(trainer, "run-1")
+        fake.runs = [
+            run("run-1", "k-m0-a1", trained=True),
+            run("run-repeated", "k-m0-a1"),
+            run("run-of-a-copy", "k-m0-a1", trained=True),
+            run("run-unknown", "k-m1-a1"),
+            run("run-unknown-repeated", "k-m1-a1"),
+            run("run-of-another", "kk-m0-a1", trained=True),
+            SimpleNamespace(training_run_id="nobodys", user_metadata=None),
+        ]
+        listed = {job.id: job for job in await trainer.jobs_of("k")}
+    assert listed.keys() == {"run-1", "run-of-a-copy", "run-unknown"}
+    assert listed["run-1"].status is JobStatus.SUCCEEDED
+    assert (listed["run-unknown"].echo.key, listed["run-unknown"].echo.file_id) == ("k-m1-a1", "f.jsonl")
+
+
 async def test_a_loop_that_was_interrupted_goes_on_after_its_last_epoch(tmp_path: Path) -> None:
     first = FakeTraining("run-1", fail_at=5)
     async with make(FakeService(first), tmp_path, keeping=Keeping(models=3)) as trainer:
@@ -318,7 +350,7 @@ async def test_a_loop_that_was_interrupted_goes_on_after_its_last_epoch(tmp_path
             "tinker://run-1/sampler_weights/daunce-epoch-0002",
         ]
     state = "tinker://run-1/weights/daunce-state-0002"
-    assert fake.created == [{"with optimiser": state, "user_metadata": {"daunce_key": "k-m0-a0"}}]
+    assert fake.created == [{"with optimiser": state, "user_metadata": METADATA}]
     whole = FakeTraining("run-3")
     async with make(FakeService(whole), tmp_path / "other") as trainer:
         await trainer.upload("f.jsonl", CONTENT)
@@ -362,15 +394,17 @@ async def test_a_cancelled_loop_is_not_taken_up_again(tmp_path: Path) -> None:
 async def test_a_training_state_is_kept_where_it_is_needed(options: Any, state: bool, tmp_path: Path) -> None:
     """The target's for the members that start from it; every member's where the server forgets models."""
     for model, keeping in (
-        (BASE, Keeping(seconds=60)),
+        (BASE, Keeping(2, seconds=60)),
         ("tinker://t/sampler_weights/daunce-final", Keeping(state=True)),
     ):
         training = FakeTraining("run-1")
         async with make(FakeService(training), tmp_path / str(len(model)), keeping=keeping, **options) as trainer:
             await trainer.upload("f.jsonl", CONTENT)
-            await trainer.submit(request(model=model, hyperparameters={"n_epochs": 1}))
+            await trainer.submit(request(model=model, hyperparameters={"n_epochs": 2}))
             await finished(trainer, "run-1")
         assert ("weights/daunce-final" in training.saved) is (state or keeping.state)
+        scored = keeping.models == 2 and not state  # a target's earlier models are not
+        assert ("sampler_weights/daunce-epoch-0001" in training.saved) is scored
         assert training.seconds["sampler_weights/daunce-final"] == keeping.seconds
 
 

@@ -206,6 +206,6 @@ async def test_the_doctor_recognises_it(vllm: str, examples: list[EncodedExample
     config = context(Endpoint(vllm), "echo").config
     async with open_backend(config) as backend:
         findings = await examine_backend(backend, MODEL, examples[:4], Findings())
-    # vLLM trains nothing: it does not answer questions about a base model.
-    assert [c.name for c in findings.checks if c.ok is False] == ["base model"]
+    # vLLM trains nothing: it has no route of jobs and does not answer questions about a base model.
+    assert [c.name for c in findings.checks if c.ok is False] == ["base model", "fine-tuning jobs"]
     assert any("dialect: vllm" in a for a in findings.advice)

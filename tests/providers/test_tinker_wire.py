@@ -82,7 +82,8 @@ async def test_a_member_is_trained_over_http_with_the_tokens_and_weights_of_its_
         assert job.model is not None
         assert await backend.trainer.delete_model(job.model)
     [created] = stub.routes("POST", "create_model")
-    assert (created["base_model"], created["user_metadata"]) == (BASE, {"daunce_key": "run-m0-a0"})
+    metadata = {"daunce_key": "run-m0-a0", "daunce_file": "train-abc.jsonl"}
+    assert (created["base_model"], created["user_metadata"]) == (BASE, metadata)
     assert (created["lora_config"]["rank"], created["lora_config"]["seed"]) == (4, 7)
     dataset = Dataset.from_jsonl(tmp_path / "tinker" / "train-abc.jsonl")
     examples = [encode_example(e, backend.tokenizer(), "all") for e in dataset]

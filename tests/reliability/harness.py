@@ -285,13 +285,20 @@ def check_run(provider: Provider, config: RunConfig, expected: dict[str, Any], s
     # At most what was under way at each death is sent and booked again: one test of the endpoint, and full batches.
     longest = max(len(ids) for ids in encoded_ids(config))
     lost = deaths * (IN_FLIGHT * longest + CONCURRENCY * tokens_of_test(longest)) * PRICE["input"] / 1e6
-    assert expected["spent"] <= found["spent"] + 1e-9, "the ledger says less than the undisturbed run's"
+    assert bill(provider, config, sent) <= found["spent"] + 1e-9, "the ledger says less than the bill"
     assert found["spent"] <= expected["spent"] + lost + 1e-9, f"${found['spent']} after {deaths} deaths"
     for name, value in expected.items():
         if name == "spent":
             continue
         assert found[name] == value, f"{name} differs from the undisturbed run{_difference(found[name], value)}"
     return again
+
+
+def bill(provider: Provider, config: RunConfig, sent: list[Sent]) -> float:
+    """Dollars of what the server trained and of every prompt that it answered, whoever got the answer."""
+    jobs = sum(job.trained_tokens or 0 for job in jobs_of(provider, config.run_dir)) * PRICE["training"]
+    bodies = [json.loads(s.body) for s in sent if s.route == "POST /v1/completions" and s.status == 200]
+    return (jobs + sum(len(ids) for body in bodies for ids in body["prompt"]) * PRICE["input"]) / 1e6
 
 
 def _difference(found: Any, expected: Any) -> str:

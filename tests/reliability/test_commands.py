@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import shutil
@@ -34,6 +35,19 @@ def cli(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> 
         return int(stopped.value.code or 0), captured.out, captured.err
 
     return call
+
+
+def test_a_process_that_runs_out_of_files_says_so(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object, **__: object) -> None:
+        try:
+            raise OSError(errno.EMFILE, os.strerror(errno.EMFILE), "library.so")
+        except OSError as error:
+            raise RuntimeError("could not be imported") from error
+
+    monkeypatch.setattr("daunce_api.cli.common.app", full)
+    code, _, said = cli("top")
+    assert code == 4
+    assert "Too many open files, a limit of this machine (`ulimit -n 1024` raises it). What was stored is kept" in said
 
 
 def test_clean_and_cancel_need_neither_data_nor_tokenizer(tmp_path: Path, cli: Cli) -> None:

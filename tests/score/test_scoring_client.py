@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import shutil
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -407,6 +408,41 @@ async def test_what_is_sent_again_is_booked_before(store: RunStore, fault: str) 
     await client(scorer, store, budget=Budget(1.0, None)).score_member(0, "ft", EXAMPLES)
     assert store.ledger.spent() == pytest.approx(bill(scorer))
     assert (bill(scorer) > WHOLE) == (fault != "quiet")
+
+
+@pytest.mark.parametrize("death", [1, 2, 4])
+async def test_the_ledger_is_never_less_than_the_bill_wherever_a_process_is_killed(
+    store: RunStore, tmp_path: Path, death: int
+) -> None:
+    """A copy of the folder, made while requests are under way, is what a killed process leaves."""
+    killed = tmp_path / "killed"
+    paid: list[float] = []
+
+    def script(model: str, batch: Sequence[EncodedExample]) -> None:
+        if len(scorer.sent) >= death and not killed.exists():
+            shutil.copytree(store.run_dir, killed)
+            paid.append(bill(scorer))  # what is under way is acted on
+
+    scorer, after = ScriptedScorer(script, prompts=2), ScriptedScorer(prompts=2)
+    store.ledger.reserve("scoring of member 0", WHOLE, purpose="score")
+    await client(scorer, store, budget=Budget(1.0)).score_member(0, "ft", EXAMPLES)
+    with RunStore.create_or_open(killed, {"config": {}}) as resumed:
+        await client(after, resumed, budget=Budget(1.0)).score_member(0, "ft", EXAMPLES)
+        billed = paid[0] + bill(after)
+        assert billed > WHOLE
+        assert billed <= resumed.ledger.spent() <= billed + 1e-6
+        client(after, resumed, budget=Budget(1.0))
+        assert resumed.ledger.spent() <= billed + 1e-6, "what was left in flight is booked once"
+
+
+async def test_a_request_that_was_given_up_is_booked_when_it_is_sent_again(store: RunStore) -> None:
+    lost = ScriptedScorer(lambda *_: TransientError("the answer was lost"))
+    store.ledger.reserve("scoring of member 0", WHOLE, purpose="score")
+    with pytest.raises(TransientError):
+        await client(lost, store, concurrency=1, budget=Budget(1.0)).score_member(0, "ft", EXAMPLES)
+    good = ScriptedScorer()
+    await client(good, store, budget=Budget(1.0)).score_member(0, "ft", EXAMPLES)
+    assert store.ledger.spent() == pytest.approx(bill(lost) + bill(good))
 
 
 async def test_at_the_cap_nothing_is_sent_again_and_what_was_scored_is_kept(store: RunStore) -> None:

@@ -245,7 +245,7 @@ async def test_a_job_without_metadata_is_found_by_its_suffix() -> None:
     body = json.loads(server.requests[0].content)
     assert body["method"]["supervised"]["hyperparameters"] == {"lora": True, "n_epochs": 2}
     assert body["metadata"]["daunce_key"] == "abc-m0-a0"
-    assert len(body["suffix"]) == 64
+    assert len(body["suffix"]) <= 64
     found = await trainer.find_job("abc-m0-a0")
     assert found is not None
     assert found.id == job.id

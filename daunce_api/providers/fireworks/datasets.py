@@ -93,7 +93,7 @@ class DataSets:
                 response = await http.put(url, content=content, headers=headers)
         except httpx2.TransportError as error:
             timed_out = isinstance(error, httpx2.TimeoutException)
-            failure = self._calls.failures.unreachable(doing, timed_out=timed_out)
+            failure = self._calls.failures.unreachable(doing, error, timed_out=timed_out)
         else:
             if response.status_code < 400:
                 return

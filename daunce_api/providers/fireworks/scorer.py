@@ -23,9 +23,7 @@ from ..options import parse_options
 from ..polling import Answer, Poll
 from ..registry import Context
 from ..sdk_calls import SdkCalls
-from .trainer import open_sdk
-
-_PAGE = 200
+from .trainer import PAGE, id_of, open_sdk
 
 
 class FireworksScorerOptions(EchoOptions):
@@ -88,7 +86,7 @@ class DeploymentHost(PolledHost):
     async def create(self, model: str) -> tuple[str, str, Answer]:
         call = self._sdk.lora.load(model=model, deployment=self._deployment)
         answer = await self._calls.fields(call, doing=f"loading {model}")
-        return self._served(model), _id_of(answer.get("name")), answer
+        return self._served(model), id_of(answer.get("name")), answer
 
     async def read(self, loaded: str, model: str) -> Answer:
         return await self._calls.fields(self._sdk.lora.get(loaded), doing=f"waiting for {model}")
@@ -104,21 +102,16 @@ class DeploymentHost(PolledHost):
         await self._calls.call(self._sdk.lora.unload(loaded), doing=f"unloading {model}")
 
     async def listed(self, model: str) -> list[str]:
-        where = _id_of(self._deployment)
+        where = id_of(self._deployment)
 
         async def read() -> list[Any]:
-            return [item async for item in self._sdk.lora.list(page_size=_PAGE)]
+            return [item async for item in self._sdk.lora.list(page_size=PAGE)]
 
         items = await self._calls.call(read(), doing="listing what is loaded")
-        return [_id_of(item.name) for item in items if item.model == model and _id_of(item.deployment) == where]
+        return [id_of(item.name) for item in items if item.model == model and id_of(item.deployment) == where]
 
     async def close(self) -> None:
         await self._sdk.close()
 
     def _served(self, model: str) -> str:
         return f"{model}#{self._deployment}"
-
-
-def _id_of(resource: object) -> str:
-    """The last part of a resource's name."""
-    return str(resource or "").rsplit("/", 1)[-1]

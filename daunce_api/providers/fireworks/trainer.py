@@ -1,7 +1,8 @@
 """Supervised fine-tuning jobs at Fireworks (SDK ``fireworks-ai`` 1).
 
 The client chooses a job's id, so the id is a hash of the job's key: a repeated submit is refused by the provider, and
-a lost job is read by its id. Jobs take no seed, so two members on one subset would differ for reasons unknown.
+a lost job is read by its id; a run's jobs are found by their display names. Jobs take no seed, so two members on one
+subset would differ for reasons unknown.
 """
 
 from __future__ import annotations
@@ -15,12 +16,13 @@ from pydantic import Field
 
 from ...config import RunConfig
 from ...errors import ConfigurationError, MissingExtraError, RejectedError, StopError
-from ..base import Job, JobRequest, JobStatus, ModelInfo, TrainerCapabilities
+from ..base import EchoField, Job, JobEcho, JobRequest, JobStatus, ModelInfo, TrainerCapabilities
 from ..failures import NO_REASON, Failures, cancelled, gone_already
+from ..identity import key_in, of_run
 from ..options import TrainerOptions, parse_options
 from ..polling import Poll, file_in_time
 from ..registry import Context
-from ..sdk_calls import SdkCalls, SdkTrainer, known_hyperparameters
+from ..sdk_calls import SdkCalls, SdkTrainer, known_hyperparameters, plain
 from ..tokenizers import chat_template
 from .datasets import FILE_FAULTS, READY, DataSets, dataset_id_of
 
@@ -28,6 +30,7 @@ if TYPE_CHECKING:
     from fireworks import AsyncFireworks
 
 ACCOUNT_VARIABLE = "FIREWORKS_ACCOUNT_ID"
+DISPLAY_CHARACTERS, PAGE = 63, 200
 HYPERPARAMETERS = frozenset(
     {
         "epochs",
@@ -62,6 +65,10 @@ class FireworksOptions(TrainerOptions):
 
     account_id: str | None = Field(None, description=f"account; default: the environment variable {ACCOUNT_VARIABLE}")
     min_examples: int = Field(3, ge=1, description="fewest examples that the provider accepts in a training file")
+    echoes: frozenset[EchoField] = Field(
+        frozenset(("key", "file_id")),
+        description="fields of a job that Fireworks repeats as they were sent; the others are not compared",
+    )
     send_template: bool = Field(
         True, description="have jobs render chats with the chat template of backend.tokenizer, as they are measured"
     )
@@ -77,6 +84,7 @@ def trainer_capabilities(config: RunConfig) -> TrainerCapabilities:
         honours_seed=False,
         hyperparameters=HYPERPARAMETERS,
         grace_seconds=120.0,
+        echoes=options.echoes,
         notes=NOTES,
         accepts=frozenset({"tools"}),
     )
@@ -179,7 +187,7 @@ class FireworksTrainer(SdkTrainer):
             dataset=request.file_id,
             supervised_fine_tuning_job_id=job_id,
             output_model=self._resource("models", job_id),
-            display_name=request.suffix,
+            display_name=request.marked_suffix(DISPLAY_CHARACTERS),
             eval_auto_carveout=False,  # every example of the subset is trained on
             early_stop=False,
             **options,
@@ -189,13 +197,27 @@ class FireworksTrainer(SdkTrainer):
         return self._job(job_id, answer)
 
     async def _is_read(self, file_id: str) -> bool:
-        return await self._data.state(file_id.rsplit("/", 1)[-1]) not in (None, READY)
+        return await self._data.state(id_of(file_id)) not in (None, READY)
 
     async def find_job(self, key: str) -> Job | None:
         """The job with this key, by its id."""
         with gone_already():
             return await self.get(job_id_of(key))
         return None
+
+    async def jobs_of(self, run_key: str) -> list[Job]:
+        """Every job of a run, by their display names."""
+
+        async def read() -> list[dict[str, Any]]:
+            listed = self._sdk.supervised_fine_tuning_jobs.list(page_size=PAGE)
+            return [found async for item in listed if (found := plain(item)) is not None]
+
+        items = await self._calls.call(read(), doing="listing this run's jobs")
+        return [self._job(id_of(i.get("name")), i) for i in items if of_run(key_in([i.get("displayName")]), run_key)]
+
+    async def reach_jobs(self) -> None:
+        """The first of the list of jobs."""
+        await self._calls.call(self._sdk.supervised_fine_tuning_jobs.list(page_size=1), doing="listing jobs")
 
     async def get(self, job_id: str) -> Job:
         call = self._sdk.supervised_fine_tuning_jobs.get(job_id)
@@ -211,7 +233,7 @@ class FireworksTrainer(SdkTrainer):
         return await self.get(job_id)
 
     async def delete_file(self, file_id: str) -> bool:
-        dataset = file_id.rsplit("/", 1)[-1]
+        dataset = id_of(file_id)
         return await self._calls.delete(self._sdk.datasets.delete(dataset), doing=f"deleting data set {dataset}")
 
     async def delete_model(self, model: str) -> bool:
@@ -247,7 +269,13 @@ class FireworksTrainer(SdkTrainer):
             error=reason if status is JobStatus.FAILED else None,
             progress=min(percent / 100.0, 1.0) if isinstance(percent, int) else None,
             refused=status is JobStatus.FAILED and code in FILE_FAULTS,
+            echo=JobEcho(key=key_in([answer.get("displayName")]), file_id=answer.get("dataset")),
         )
+
+
+def id_of(resource: object) -> str:
+    """The last part of a resource's name."""
+    return str(resource or "").rsplit("/", 1)[-1]
 
 
 def split_model(model: str) -> tuple[str, str]:

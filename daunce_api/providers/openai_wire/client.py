@@ -218,6 +218,7 @@ class WireClient(Closing):
         if isinstance(error, openai.APIConnectionError):
             return self.failures.unreachable(
                 doing,
+                error,
                 timed_out=isinstance(error, openai.APITimeoutError),
                 submit=submit,
                 never_sent=isinstance(error.__cause__, _NEVER_SENT),

@@ -8,7 +8,6 @@ here, the rest (``JobEcho``) by whoever knows the request.
 
 from __future__ import annotations
 
-import re
 from collections.abc import AsyncIterator, Awaitable
 from dataclasses import replace
 from typing import Any, Literal
@@ -20,7 +19,6 @@ from ...errors import RejectedError
 from ..base import (
     GRACE_SECONDS,
     Closing,
-    EchoField,
     Job,
     JobEcho,
     JobRequest,
@@ -30,7 +28,7 @@ from ..base import (
     mark_of,
 )
 from ..failures import NO_REASON, cancelled
-from ..identity import count
+from ..identity import count, key_in, of_run
 from ..options import TrainerOptions, parse_options
 from ..registry import Context
 from .client import RawResponse, WireClient
@@ -42,7 +40,6 @@ KEPT_CHECKPOINTS = 3
 HYPERPARAMETERS = frozenset({"n_epochs", "batch_size", "learning_rate_multiplier"})
 OPENAI_GRACE_SECONDS = 600.0
 """OpenAI's guide: it may take several minutes until a model that has just been trained can be used."""
-ECHOES: frozenset[EchoField] = frozenset(("key", "file_id", "model", "seed", "hyperparameters"))
 OPENAI_NOTES = (
     "OpenAI takes no new fine-tuning jobs from 6 January 2027, and shuts down gpt-4o, gpt-4o-mini, gpt-4.1, "
     "gpt-4.1-mini and their fine-tunes on 14 January 2027",
@@ -51,8 +48,6 @@ OPENAI_NOTES = (
 _JOB = "fine_tuning.job"
 _JOBS_PAGE, _FILES_PAGE, _EVENTS_PAGE, _CHECKPOINTS_PAGE = 100, 1000, 50, 100
 _UPLOAD_TIMEOUT = 600.0
-_MARKED = re.compile(r"(?:^|[-:])([0-9a-f]{3,64})-(target|m\d+)-([0-9a-f]{20})(?=$|[-:])")
-_MOST_ATTEMPTS = 100
 _STATUSES = {
     "validating_files": JobStatus.QUEUED,
     "queued": JobStatus.QUEUED,
@@ -73,9 +68,6 @@ class WireTrainerOptions(TrainerOptions):
     )
     listing_lag_seconds: float | None = Field(
         None, ge=0, description="how long a submit without an answer is looked for; default: grace_seconds"
-    )
-    echoes: frozenset[EchoField] = Field(
-        ECHOES, description="fields of a job that the server repeats as they were sent; the others are not compared"
     )
     extra_body: dict[str, Any] = Field(
         default_factory=dict, description="fields of the provider's own in the request for a job, such as trainingType"
@@ -236,7 +228,7 @@ class WireTrainer(Closing):
     async def jobs_of(self, run_key: str) -> list[Job]:
         """Every job of a run."""
         jobs = self._listed_jobs({RUN_FIELD: run_key}, "listing this run's jobs")
-        return [self._read(job) async for job in jobs if (self._key_of(job) or "").partition("-")[0] == run_key]
+        return [self._read(job) async for job in jobs if of_run(self._key_of(job), run_key)]
 
     async def reach_jobs(self) -> None:
         """``GET /fine_tuning/jobs?limit=1``."""
@@ -264,13 +256,7 @@ class WireTrainer(Closing):
         own = _metadata_key(job)
         if own is not None or "suffix" not in self._key_in:
             return own
-        for match in (m for name in _names(job) for m in _MARKED.finditer(name)):
-            member = match[2].removeprefix("m") if match[2] != "target" else "-1"
-            for attempt in range(1, _MOST_ATTEMPTS):
-                key = f"{match[1]}-m{member}-a{attempt}"
-                if mark_of(key) == match[3]:
-                    return key
-        return None
+        return key_in(_names(job))
 
     async def get(self, job_id: str) -> Job:
         return await self._one(job_id, self._sdk.fine_tuning.jobs.with_raw_response.retrieve(job_id), "reading")

@@ -12,6 +12,7 @@ from typing import Any
 from ..._util.files import replacing
 from ...data.tokenizers import EncodedExample
 from ...errors import StoreError
+from ..base import JobEcho
 from .paths import EPOCH, FINAL, STATE, epoch_name, path_of
 from .recipe import Recipe, batches_of, datum
 from .service import Service
@@ -44,6 +45,10 @@ class LoopRecord:
     @property
     def run(self) -> str:
         return self.runs[-1]
+
+    @property
+    def echo(self) -> JobEcho:
+        return JobEcho(key=self.key, file_id=self.file_id)
 
     @property
     def job_id(self) -> str:

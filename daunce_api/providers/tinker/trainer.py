@@ -8,7 +8,7 @@ was saved, and a member without one is trained again.
 from __future__ import annotations
 
 import asyncio
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -20,8 +20,9 @@ from ...config import RunConfig
 from ...data.dataset import Dataset
 from ...data.tokenizers import EncodedExample, Tokenizer, encode_example
 from ...errors import DaunceError, ProviderError, RejectedError, StopError
-from ..base import Closing, Job, JobRequest, JobStatus, ModelInfo, TrainerCapabilities
+from ..base import Closing, EchoField, Job, JobEcho, JobRequest, JobStatus, ModelInfo, TrainerCapabilities
 from ..failures import gone_already
+from ..identity import of_run
 from ..options import Options, parse_options
 from ..registry import Context
 from ..tokenizers import tokenizer_of
@@ -30,7 +31,8 @@ from .paths import EPOCH, FINAL, SCHEME, is_sampler, listed_name, parts_of, path
 from .recipe import HYPERPARAMETERS, Recipe
 from .service import Service, is_tinker, name_of, open_service
 
-KEY_FIELD = "daunce_key"
+KEY_FIELD, FILE_FIELD, SEQUENCE_FIELD = "daunce_key", "daunce_file", "daunce_seq"
+ECHOES: frozenset[EchoField] = frozenset(("key", "file_id"))
 MOST_CHECKPOINTS = 100
 FILES_FOLDER = "tinker"
 """Inside the run folder."""
@@ -71,6 +73,7 @@ def trainer_capabilities(config: RunConfig) -> TrainerCapabilities:
         max_concurrent_jobs=config.backend.max_concurrent_jobs or 4,
         hyperparameters=HYPERPARAMETERS,
         epochs=Recipe().n_epochs,
+        echoes=ECHOES,
         checkpoints=MOST_CHECKPOINTS,
         models_persist=persist,
         models_expire=True,
@@ -170,7 +173,9 @@ class TinkerTrainer(Closing):
         run was created."""
         recipe = Recipe.of(request.hyperparameters)
         examples = self._examples(request.file_id)
-        metadata = {KEY_FIELD: request.key}
+        metadata = {KEY_FIELD: request.key, FILE_FIELD: request.file_id}
+        if request.sequence is not None:
+            metadata[SEQUENCE_FIELD] = str(request.sequence)
         client = await self._service.client()
         doing = f"creating the training run of {request.key}"
         if request.model == self._base_model:
@@ -198,7 +203,7 @@ class TinkerTrainer(Closing):
         )
         self._records.save(record)
         self._run(record, examples, training)
-        return Job(record.job_id, JobStatus.RUNNING)
+        return Job(record.job_id, JobStatus.RUNNING, echo=record.echo)
 
     async def _run_id(self, training: Any) -> str:
         info = await self._service.start(training.get_info, doing="reading the new training run")
@@ -214,7 +219,7 @@ class TinkerTrainer(Closing):
         """Start a loop; without a training client, from the record's saved state."""
         keeping = self._keeping
         if self._needs_target and record.model == self._base_model:
-            keeping = Keeping(keeping.models, keeping.seconds, state=True)
+            keeping = Keeping(1, keeping.seconds, state=True)  # its models from before the end are not scored
         loop = Loop(self._service, record, keeping, self._records.save, examples)
 
         async def run() -> str:
@@ -228,7 +233,7 @@ class TinkerTrainer(Closing):
         create = partial(
             client.create_training_client_from_state_with_optimizer,
             record.state,
-            user_metadata={KEY_FIELD: record.key},
+            user_metadata={KEY_FIELD: record.key, FILE_FIELD: record.file_id},
         )
         training = await self._service.start(create, doing=f"taking up {record.key} after epoch {record.epoch}")
         record.runs.append(await self._run_id(training))
@@ -241,18 +246,49 @@ class TinkerTrainer(Closing):
         for record in self._records.all():
             if record.key == key:
                 return await self.get(record.job_id)
+        jobs = [_ended(run) for run in await self._training_runs(f"looking up {key}") if _key_of(run) == key]
+        return next((job for job in jobs if job.status is JobStatus.SUCCEEDED), jobs[-1] if jobs else None)
+
+    async def jobs_of(self, run_key: str) -> list[Job]:
+        """Every job of a run: those whose loops this run folder knows, and training runs of others that carry one of
+        its keys. One without a checkpoint beside another of its key was made by a request that the SDK repeated."""
+        records = [record for record in self._records.all() if of_run(record.key, run_key)]
+        jobs, keys = [self._without_resuming(record) for record in records], {record.key for record in records}
+        ours = {run for record in records for run in record.runs}
+        runs: list[Any] = []
+        with gone_already():  # a server without such a list
+            runs = await self._training_runs("listing this run's jobs")
+        for run in runs:
+            key = _key_of(run)
+            if key is None or not of_run(key, run_key) or str(run.training_run_id) in ours:
+                continue
+            if key not in keys or run.last_checkpoint is not None or run.last_sampler_checkpoint is not None:
+                jobs.append(_ended(run))
+            keys.add(key)
+        return jobs
+
+    def _without_resuming(self, record: LoopRecord) -> Job:
+        running = self._loops.get(record.job_id)
+        if running is None or running.task.done():
+            return _left(record)
+        return Job(record.job_id, JobStatus.RUNNING, progress=running.loop.progress, echo=record.echo)
+
+    async def reach_jobs(self) -> None:
+        """The first of the list of training runs."""
+        rest = await self._service.rest()
+        with gone_already():
+            await self._service.start(partial(rest.list_training_runs, limit=1), doing="listing training runs")
+
+    async def _training_runs(self, doing: str) -> list[Any]:
         rest = await self._service.rest()
         found: list[Any] = []
         offset, total = 0, 1
         while offset < total:
-            page = await self._service.start(
-                partial(rest.list_training_runs, limit=_PAGE, offset=offset), doing=f"looking up {key}"
-            )
-            found += [run for run in page.training_runs if (run.user_metadata or {}).get(KEY_FIELD) == key]
+            page = await self._service.start(partial(rest.list_training_runs, limit=_PAGE, offset=offset), doing=doing)
+            found += page.training_runs
             total = page.cursor.total_count
             offset += _PAGE
-        jobs = [_ended(run) for run in found]
-        return next((job for job in jobs if job.status is JobStatus.SUCCEEDED), jobs[-1] if jobs else None)
+        return found
 
     async def get(self, job_id: str) -> Job:
         """The job's state. A loop that an earlier process left after a whole epoch is taken up again."""
@@ -268,14 +304,14 @@ class TinkerTrainer(Closing):
             self._run(record, self._examples(record.file_id), None)
             running = self._loops[job_id]
         if not running.task.done():
-            return Job(job_id, JobStatus.RUNNING, progress=running.loop.progress)
+            return self._without_resuming(running.record)
         if running.task.cancelled():
-            return Job(job_id, JobStatus.CANCELLED)
+            return Job(job_id, JobStatus.CANCELLED, echo=running.record.echo)
         error = running.task.exception()
         if isinstance(error, StopError) or (error is not None and not isinstance(error, DaunceError)):
             raise error
         if error is not None:
-            return Job(job_id, JobStatus.FAILED, error=str(error))
+            return Job(job_id, JobStatus.FAILED, error=str(error), echo=running.record.echo)
         return _left(running.record)
 
     async def checkpoints(self, job_id: str) -> list[str]:
@@ -359,16 +395,24 @@ _INTERRUPTED = "its training loop ended with the process that ran it"
 
 def _left(record: LoopRecord) -> Job:
     """A job that no loop of this process works on, by its record."""
+    job = Job(record.job_id, JobStatus.CANCELLED, echo=record.echo)
     if record.final is not None:
-        return Job(record.job_id, JobStatus.SUCCEEDED, model=record.final, trained_tokens=record.tokens, progress=1.0)
+        return replace(job, status=JobStatus.SUCCEEDED, model=record.final, trained_tokens=record.tokens, progress=1.0)
     if record.cancelled:
-        return Job(record.job_id, JobStatus.CANCELLED)
-    return Job(record.job_id, JobStatus.FAILED, error=f"{_INTERRUPTED}, before its first epoch was saved")
+        return job
+    return replace(job, status=JobStatus.FAILED, error=f"{_INTERRUPTED}, before its first epoch was saved")
 
 
 def _ended(run: Any) -> Job:
     """A training run that no loop of this process works on and no record knows."""
     run_id, checkpoint = str(run.training_run_id), run.last_sampler_checkpoint
+    echo = JobEcho(key=_key_of(run), file_id=(run.user_metadata or {}).get(FILE_FIELD))
     if checkpoint is not None and listed_name(checkpoint) == FINAL:
-        return Job(run_id, JobStatus.SUCCEEDED, model=path_of(run_id, "sampler_weights", FINAL))
-    return Job(run_id, JobStatus.FAILED, error=_INTERRUPTED)
+        return Job(run_id, JobStatus.SUCCEEDED, model=path_of(run_id, "sampler_weights", FINAL), echo=echo)
+    return Job(run_id, JobStatus.FAILED, error=_INTERRUPTED, echo=echo)
+
+
+def _key_of(run: Any) -> str | None:
+    """The key that a training run carries in its metadata."""
+    key: str | None = (run.user_metadata or {}).get(KEY_FIELD)
+    return key

@@ -1,7 +1,8 @@
 """Fine-tuning jobs at Together (SDK ``together`` 3).
 
-Jobs have no metadata; what finds a lost one again is the suffix of the model's name, which carries a hash of the job's
-key. ``random_seed`` is always sent: left out, every member of an ensemble gets Together's default of 42.
+Jobs have no metadata; a run's jobs are found by the suffix of the model's name, which carries the run's key, the member
+and a hash of the job's key. ``random_seed`` is always sent: left out, every member of an ensemble gets Together's
+default of 42.
 """
 
 from __future__ import annotations
@@ -16,8 +17,19 @@ from pydantic import Field
 
 from ...config import RunConfig
 from ...errors import MissingExtraError
-from ..base import Hyperparameters, Job, JobRequest, JobStatus, ModelInfo, TrainerCapabilities, mark_of
+from ..base import (
+    EchoField,
+    Hyperparameters,
+    Job,
+    JobEcho,
+    JobRequest,
+    JobStatus,
+    ModelInfo,
+    TrainerCapabilities,
+    mark_of,
+)
 from ..failures import NO_REASON, Failures, cancelled
+from ..identity import key_in, of_run
 from ..options import TrainerOptions, parse_options
 from ..registry import Context
 from ..sdk_calls import SdkCalls, SdkTrainer, known_hyperparameters, plain
@@ -70,6 +82,10 @@ class TogetherOptions(TrainerOptions):
     """``backend.options`` of the Together trainer."""
 
     project_id: str | None = Field(None, description="project of the account; needed to delete models")
+    echoes: frozenset[EchoField] = Field(
+        frozenset(("key", "file_id", "seed")),
+        description="fields of a job that Together repeats as they were sent; the others are not compared",
+    )
 
 
 def trainer_capabilities(config: RunConfig) -> TrainerCapabilities:
@@ -83,6 +99,7 @@ def trainer_capabilities(config: RunConfig) -> TrainerCapabilities:
         hyperparameters=HYPERPARAMETERS,
         epochs=int(DEFAULTS["n_epochs"]),
         switches=SWITCHES,
+        echoes=options.echoes,
         notes=(*NOTES, *_defaults_note(config), *(() if packed else (UNPACKED,))),
         accepts=frozenset({"tools", "texts", "weights", "validation"}),
     )
@@ -196,17 +213,25 @@ class TogetherTrainer(SdkTrainer):
 
     async def find_job(self, key: str) -> Job | None:
         """The job whose model carries the hash of this key; of two, the older one."""
-        answer = await self._calls.fields(self._sdk.fine_tuning.list(), doing=f"looking up job {key}")
-        mark = mark_of(key)
-        found = [
-            item
-            for item in objects(answer.get("data"))
-            if str(item.get("suffix") or "").endswith(mark) or mark in str(item.get("model_output_name") or "")
-        ]
+        listed, mark = await self._listed(f"looking up job {key}"), mark_of(key)
+        found = [item for item in listed if any(mark in name for name in _names(item))]
         if not found:
             return None
         oldest = min(found, key=lambda item: str(item.get("created_at") or ""))
         return await self.get(str(oldest["id"]))
+
+    async def jobs_of(self, run_key: str) -> list[Job]:
+        """Every job of a run, by the suffixes of their models."""
+        listed = await self._listed("listing this run's jobs")
+        return [self._job(item) for item in listed if of_run(key_in(_names(item)), run_key)]
+
+    async def reach_jobs(self) -> None:
+        """The list of jobs; Together has no shorter request."""
+        await self._listed("listing fine-tuning jobs")
+
+    async def _listed(self, doing: str) -> list[dict[str, Any]]:
+        answer = await self._calls.fields(self._sdk.fine_tuning.list(), doing=doing)
+        return objects(answer.get("data"))
 
     async def get(self, job_id: str) -> Job:
         return await self._one(self._sdk.fine_tuning.retrieve(job_id), f"reading job {job_id}")
@@ -248,7 +273,14 @@ class TogetherTrainer(SdkTrainer):
             trained_tokens=tokens if isinstance(tokens, int) and tokens > 0 else None,
             progress=min(done / steps, 1.0) if isinstance(done, int) and isinstance(steps, int) and steps else None,
             refused=answer.get("status") == "user_error",
+            echo=JobEcho(
+                key=key_in(_names(answer)), file_id=answer.get("training_file"), seed=answer.get("random_seed")
+            ),
         )
+
+
+def _names(item: dict[str, Any]) -> list[str]:
+    return [name for field in ("suffix", "model_output_name") if isinstance(name := item.get(field), str)]
 
 
 def _typed(hyperparameters: Hyperparameters) -> dict[str, Any]:
