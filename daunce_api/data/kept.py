@@ -193,8 +193,9 @@ def _arrays_of(tokens: Sequence[EncodedExample]) -> Arrays:
 
 
 def _packed(numbers: Sequence[int]) -> NDArray[Any]:
-    """Numbers >= 0 in the narrowest type that holds them."""
-    return np.array(numbers, np.min_scalar_type(max(numbers, default=0)))
+    """Numbers in a narrow type that holds them."""
+    ends = (np.min_scalar_type(end(numbers, default=0)) for end in (min, max))
+    return np.array(numbers, np.result_type(*ends))
 
 
 def _digits(hashes: Sequence[str]) -> NDArray[np.uint8]:

@@ -127,7 +127,7 @@ def test_any_text_comes_back(tmp_path_factory: pytest.TempPathFactory, texts: li
 
 def test_numbers_are_packed_without_a_loss(tmp_path: Path) -> None:
     data = Dataset.from_records([{"prompt": "a", "completion": str(i)} for i in range(3)])
-    big = [EncodedExample(e, (0, 2**40 + i), (1,)) for i, e in enumerate(data)]
+    big = [EncodedExample(e, (-1, 2**40 + i), (1,)) for i, e in enumerate(data)]
     keep_dataset(tmp_path / "d.jsonl", data, big, RECIPE)
     kept = kept_dataset(tmp_path / "d.jsonl", data.digest)
     assert isinstance(kept, KeptDataset)
