@@ -76,7 +76,7 @@ class Run(RunInputs):
 
     @classmethod
     def of(cls, config: RunConfig, train: Dataset, test: Dataset, **design: Any) -> Run:
-        """From a config and examples that are read already; takes up what its folder holds. ``design``: further
+        """From a config and examples that are read already; resumes what its folder holds. ``design``: further
         arguments of the class."""
         if not RunStore.exists(config.run_dir):
             return cls(config, train, test, **design)
@@ -135,7 +135,7 @@ class Run(RunInputs):
     def execute(self, **options: Unpack[Options]) -> Attribution:
         """Train and score what is missing, then attribute; the same call again does only what is missing.
 
-        ``options``: ``on_event`` and ``on_progress`` are called as it goes on; ``session`` records or replays the API
+        ``options``: ``on_event`` and ``on_progress`` are called during the run; ``session`` records or replays the API
         traffic (:mod:`daunce_api.providers.replay`); ``clock`` waits; ``max_usd`` takes the place of
         ``budget.max_usd`` for this call, and is recorded. Whatever ends it, what was trained and scored is kept. Raises
         any :class:`~daunce_api.errors.DaunceError`; KeyboardInterrupt leaves a run that the same call resumes.

@@ -8,7 +8,7 @@ base on random halves with the target's own recipe; one epoch from the target on
 both again with the paper's perturbed objective. The truth: fine-tunes of the base on 50 other random halves, several
 seeds each, none of them a member. Printed is the LDS (mean over 40 test examples of the Spearman correlation between
 true and predicted losses) by ensemble and number of members, with the tokens that its members were trained on. "as many
-tokens" takes only so many members from the base as were trained on the tokens of all those from the target. "best
+tokens" takes only as many members from the base as were trained on the tokens of all those from the target. "best
 ridge" is `whitened` at the strength that is best by this very truth, which nobody has: a bound, not a method.
 """
 
@@ -63,7 +63,7 @@ class Plan:
 
 @dataclass(frozen=True)
 class Trained:
-    """K members: ``loss_KX`` nats per completion token of the examples asked for, their training tokens, and files."""
+    """K members: ``loss_KX`` nats per completion token of the requested examples, their training tokens, and files."""
 
     loss_KX: NDArray[np.float64]
     tokens_K: NDArray[np.int64]

@@ -40,15 +40,22 @@ class KeptDataset(Dataset):
         self._raw, self._kept, self._header = raw, index, header
 
     def __getattr__(self, name: str) -> Any:
-        if name not in ("_examples", "_index"):
+        if name == "_index":
+            self._index = {example_id: position for position, example_id in enumerate(self.ids)}
+        elif name == "_examples":
+            records, _ = parse_lines(self._raw)
+            self._examples = tuple(example_of(record, record["id"], line) for line, record in records)
+        else:
             raise AttributeError(name)
-        records, _ = parse_lines(self._raw)
-        self._examples = tuple(example_of(record, record["id"], line) for line, record in records)
-        self._index = {example.id: position for position, example in enumerate(self._examples)}
         return self.__dict__[name]
 
     def __len__(self) -> int:
-        return int(self._header["count"])
+        return len(self.ids)
+
+    @property
+    def ids(self) -> list[str]:
+        """As :attr:`Dataset.ids`."""
+        return list(self._header["ids"])
 
     @overload
     def __getitem__(self, index: int) -> Example: ...
@@ -152,7 +159,7 @@ def keep_dataset(
         "format": _FORMAT,
         "sha256": hashlib.sha256(path.read_bytes()).hexdigest(),
         "digest": digest,
-        "count": len(examples),
+        "ids": examples.ids,
         "warnings": examples.warnings,
         "recipe": None if tokens is None else list(recipe),
     }

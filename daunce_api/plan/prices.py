@@ -176,7 +176,7 @@ def price_notes(config: RunConfig, today: date, *prices: Price | Hosting | None)
 
 
 def _monthly(config: RunConfig, entry: dict[str, Any]) -> str:
-    """What the models of a run cost by the month, as far as their size can be told."""
+    """What the models of a run cost a month, where their size is known."""
     shape, given = config.ensemble, config.training.hyperparameters
     models = shape.members * shape.checkpoints + (shape.start_from == "target" and shape.target_model is None)
     price, rank = f"${entry['usd']:.2f} per {entry['per']}", given.get("rank", 32)
