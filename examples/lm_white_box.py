@@ -15,6 +15,7 @@ ridge" is `whitened` at the strength that is best by this very truth, which nobo
 from __future__ import annotations
 
 import argparse
+import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from importlib.resources import files
@@ -30,7 +31,7 @@ from daunce_api.data.dataset import Dataset
 from daunce_api.data.tokenizers import encode_example
 from daunce_api.evaluation import lds
 from daunce_api.providers.local.options import LoraSettings
-from daunce_api.providers.local.store import Files, MemberTask
+from daunce_api.providers.local.store import MemberTask
 from daunce_api.providers.local.worker import ModelSpec, ScoreTask, TrainTask, loaded, run_score, run_train
 from daunce_api.providers.objective import Objective
 
@@ -63,11 +64,11 @@ class Plan:
 
 @dataclass(frozen=True)
 class Trained:
-    """K members: ``loss_KX`` nats per completion token of the requested examples, their training tokens, and files."""
+    """K members: ``loss_KX`` nats per completion token of the chosen examples, their training tokens and folders."""
 
     loss_KX: NDArray[np.float64]
     tokens_K: NDArray[np.int64]
-    fine_tunes: list[Files]
+    fine_tunes: list[Path]
 
 
 @dataclass(frozen=True)
@@ -95,6 +96,7 @@ class Study:
     """Data and measurements."""
 
     def __init__(self, plan: Plan) -> None:
+        self.folder = tempfile.TemporaryDirectory(prefix="daunce-study-")
         tokenizer = loaded(SPEC).tokenizer
         self.train = Dataset(Dataset.from_jsonl(DATA / "train.jsonl")[: plan.definitions])
         test = Dataset.from_jsonl(DATA / "test.jsonl")[: plan.tests]
@@ -109,13 +111,16 @@ class Study:
         seeds: Sequence[int],
         settings: LoraSettings,
         *,
-        start: Files | None = None,
+        start: Path | None = None,
         objective: Objective = PLAIN,
         only_tests: bool = False,
     ) -> Trained:
         """Members on these subsets, ``TOGETHER`` of them side by side, with their losses of all examples."""
+        folder = Path(tempfile.mkdtemp(dir=self.folder.name))
         tasks = [
-            MemberTask(str(k), self.train.training_file(np.flatnonzero(row).tolist(), "last"), seed, start)
+            MemberTask(
+                str(k), self.train.training_file(np.flatnonzero(row).tolist(), "last"), seed, folder / str(k), start
+            )
             for k, (row, seed) in enumerate(zip(inclusion_KN, seeds, strict=True))
         ]
         asked = self.test if only_tests else self.everything
@@ -125,9 +130,9 @@ class Study:
             for result in run_train(TrainTask(SPEC, settings, objective, group)):
                 if result.error is not None:
                     raise SystemExit(result.error)
-                losses.append([-np.mean(v) for v in run_score(ScoreTask(SPEC, result.files, asked))])
+                losses.append([-np.mean(v) for v in run_score(ScoreTask(SPEC, folder / result.key, asked))])
                 tokens.append(result.trained_tokens)
-                kept.append(result.files)
+                kept.append(folder / result.key)
         return Trained(np.array(losses), np.array(tokens), kept)
 
 

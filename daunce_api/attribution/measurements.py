@@ -148,7 +148,7 @@ class Measurements:
 
         def compute() -> core.SelfLDS | None:
             try:
-                return core.estimate(self.losses, self.estimator)
+                return core.estimate(self.losses, self.estimator, chosen=self.choice)
             except NotEnoughMembersError:
                 return None
 

@@ -46,7 +46,7 @@ SAME_ANSWER = 10.0  # f R / rho of the leading direction up to which members ans
 ASSUMED_RHO = 0.05  # of short members whose recipes do not say
 MEMBERS_TO_CHOOSE = 20  # correlations of fewer are too noisy to choose by; fixed values did as well or better
 JUDGED_TESTS = 1_000
-JUDGED_PAIRS, JUDGED_LEAST = 600_000, 40  # of weighted scores: so many pairs, or those of so many test examples
+JUDGED_PAIRS, JUDGED_LEAST = 600_000, 16  # of weighted scores: so many pairs, or those of so many test examples
 AMOUNTS = (None, 0.5, 1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0)
 FIXED_AMOUNT = 4.0  # with too few members to cross-validate
 SHORT_OF_BEST = 0.05
@@ -78,13 +78,19 @@ class Choice:
         return QUESTIONS[self.question]
 
 
-def choose(losses: MemberLosses, estimator: str = "auto", question: Question = "attribution") -> Choice:
+def choose(
+    losses: MemberLosses,
+    estimator: str = "auto",
+    question: Question = "attribution",
+    cv: CrossValidator | None = None,
+) -> Choice:
     """Settle on an estimator and its parameters.
 
     Args:
         losses: see `member_losses`.
         estimator: a registry name, or "auto".
         question: with "auto", what the scores are for. A named estimator answers its own question.
+        cv: the cross-validator of these members, where there is one already.
 
     Returns:
         Choice. A named estimator is taken as it is, except that `whitened` gets its lambda by cross-validation when
@@ -104,7 +110,7 @@ def choose(losses: MemberLosses, estimator: str = "auto", question: Question = "
                 "not crowd out the others"
             )
             return Choice(ESTIMATORS["correlation"], Setting(), why, question)
-        return _with_prior(losses, _auto(losses) if _can_judge(losses) else _fixed(losses))
+        return _with_prior(losses, _auto(losses, _validator(losses, cv)) if _can_judge(losses) else _fixed(losses))
     entry, setting = estimator_named(estimator), Setting()
     if question == "retrieval" and entry.question != question:
         raise ConfigurationError(
@@ -113,7 +119,7 @@ def choose(losses: MemberLosses, estimator: str = "auto", question: Question = "
         )
     why = f"{entry.name} is the configured estimator"
     if entry.name == "whitened" and _can_judge(losses):
-        cv = _validator(losses)
+        cv = _validator(losses, cv)
         values = cv.correlations([(entry.name, Setting(ridge=ridge)) for ridge in RIDGES])
         setting = Setting(ridge=RIDGES[_take(values, shortfall(cv))])
         why += f", lambda = {setting.ridge:.2g} by cross-validation over members"
@@ -141,13 +147,12 @@ def _can_judge(losses: MemberLosses) -> bool:
     return losses.inclusion_KN is not None and losses.count >= MEMBERS_TO_CHOOSE
 
 
-def _validator(losses: MemberLosses) -> CrossValidator:
+def _validator(losses: MemberLosses, cv: CrossValidator | None) -> CrossValidator:
     """On at most 1,000 test examples."""
-    step = -(-losses.kept_M.size // JUDGED_TESTS)
-    return CrossValidator(losses if step == 1 else losses.tests(losses.kept_M[::step]))
+    return (cv or CrossValidator(losses)).some_tests(0, JUDGED_TESTS)
 
 
-def _auto(losses: MemberLosses) -> Choice:
+def _auto(losses: MemberLosses, cv: CrossValidator) -> Choice:
     many = len(losses.train) > 1
     used = [Setting(checkpoints=use) for use in ((True, False) if many else (True,))]
     noises = [losses.noise_rms] if losses.noise is not None else [0.0, 0.01, 0.1]
@@ -160,7 +165,6 @@ def _auto(losses: MemberLosses) -> Choice:
         [("whitened", replace(scale, ridge=ridge)) for ridge in RIDGES] for scale in scales
     ]
     others: list[Candidate] = [("covariance", known) for known in used]
-    cv = _validator(losses)
     allowed = shortfall(cv)
     if not allowed:
         others += [("half_whitened", scale) for scale in scales]

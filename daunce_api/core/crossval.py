@@ -30,6 +30,7 @@ from .stages import Floats, Index, Stages, centered, stacked
 Candidate: TypeAlias = tuple[str, Setting]
 FOLDS = 10
 _BLOCK = 16_384
+_PAIRS = 65_536  # of a tile of weighted scores that stays in cache
 _ALL = slice(None)
 _KEPT = 20  # spectra of folds, since candidates come in several turns
 
@@ -49,17 +50,30 @@ class CrossValidator:
         self.target_KM = losses.test_KM
         self._inclusion = losses.inclusion_KN
         self._dispersion = inclusion_dispersion(self._inclusion)
-        self._kept: dict[tuple[bool, bytes, bytes], tuple[Spectrum, Matrix]] = {}
+        self._kept: dict[tuple[bool, bytes, bytes], tuple[Spectrum, Matrix, Floats, Index]] = {}
         count, examples = losses.train_KN.shape
         rows = losses.stages.count * count
+        self._train = np.empty((rows, examples), dtype=np.float32)  # enough to judge weights by
         self._gram, self._cross, self._overlap = (np.zeros(s) for s in ((rows, rows), (count, rows), (count, count)))
         for start in range(0, examples, _BLOCK):
             piece = slice(start, start + _BLOCK)
             a = losses.stages.centre(np.concatenate([x[:, piece].astype(np.float64) for x in losses.train]))
             included = centered(self._inclusion[:, piece].astype(np.float64))
+            self._train[:, piece] = a
             self._gram += a @ a.T
             self._cross += included @ a.T
             self._overlap += included @ included.T
+
+    def members(self, pick: Index) -> CrossValidator:
+        """The same of some members, whose matrices are parts of the whole ones: what was centred over all members is
+        centred again wherever it is used."""
+        rows, part = self.losses.stages.rows_of(pick), copy(self)
+        part.losses = self.losses.members(pick)
+        part.target_KM, part._inclusion, part._train = self.target_KM[pick], self._inclusion[pick], self._train[rows]
+        part._gram, part._cross = self._gram[np.ix_(rows, rows)], self._cross[np.ix_(pick, rows)]
+        part._overlap = self._overlap[np.ix_(pick, pick)]
+        part._dispersion, part._kept = inclusion_dispersion(part._inclusion), {}
+        return part
 
     def some_tests(self, pairs: int, least: int) -> CrossValidator:
         """The same with as many test examples, evenly spread, as make so many pairs, and no fewer than ``least``."""
@@ -137,14 +151,16 @@ class CrossValidator:
         """A filter's phi (D,), the test losses in the directions of the spectrum, (D, M), and the subsets of ``held``
         in these directions (H, D)."""
         name, setting = candidate
-        spectrum, projected = self._decomposed(setting.checkpoints, members, held)
+        spectrum, projected, *_ = self._decomposed(setting.checkpoints, members, held)
         entry = estimator_named(name)
         assert entry.filter is not None
         tests = self.losses.test if setting.checkpoints else self.losses.test[-1:]
         b = spectrum.stages.centre(stacked([stabilized(x, setting.log_offset)[members] for x in tests]))
         return entry.filter(spectrum, setting), spectrum.u_RD.T @ b, projected
 
-    def _decomposed(self, checkpoints: bool, members: Index, held: Index) -> tuple[Spectrum, Matrix]:
+    def _decomposed(self, checkpoints: bool, members: Index, held: Index) -> tuple[Spectrum, Matrix, Floats, Index]:
+        """The spectrum of ``members``, the subsets of ``held`` in its directions, (H, D), the mean subset, (N,), and
+        the rows of these members."""
         key = checkpoints, members.tobytes(), held.tobytes()
         if key not in self._kept:
             stages = self.losses.stages if checkpoints else self.losses.final().stages
@@ -152,43 +168,46 @@ class CrossValidator:
             part = Stages.of(stages.present_TK[:, members])
             spectrum = decompose(self._gram[np.ix_(rows, rows)], part, self.losses, self._dispersion)
             block = self._cross[np.ix_(held, rows)] - self._cross[np.ix_(members, rows)].mean(axis=0)
+            mean_N = self._inclusion[members].mean(axis=0, dtype=np.float64)
             if len(self._kept) >= _KEPT:
                 self._kept.clear()
-            self._kept[key] = spectrum, part.centre(block.T).T @ spectrum.u_RD
+            self._kept[key] = spectrum, part.centre(block.T).T @ spectrum.u_RD, mean_N, rows
         return self._kept[key]
 
     def _predict_weighted(
         self, candidates: Sequence[Candidate], members: Index, held: Index
     ) -> list[NDArray[np.float64]]:
         """As `predict`, with pairs weighted: through all N x M of them, in float32, which is enough to judge by."""
-        spectrum, _ = self._decomposed(candidates[0][1].checkpoints, members, held)
+        spectrum, _, mean_N, rows = self._decomposed(candidates[0][1].checkpoints, members, held)
         alike: dict[tuple[object, ...], list[int]] = {}
         for i, (name, setting) in enumerate(candidates):
-            alike.setdefault((name, setting.ridge, setting.log_offset), []).append(i)
+            alike.setdefault((name, replace(setting, shrinkage=None, prior=0.0)), []).append(i)
         filtered = [self._filtered(candidates[own[0]], members, held)[:2] for own in alike.values()]
-        weight = (self._inclusion[held] - self._inclusion[members].mean(axis=0, dtype=np.float64)).astype(np.float32)
-        stages = self.losses.train if spectrum.stages.count > 1 else self.losses.train[-1:]
-        total = [np.zeros((held.size, self.target_KM.shape[1])) for _ in candidates]
-        squares = np.zeros((len(candidates), self.target_KM.shape[1]))
+        count, tests = self._train.shape[1], self.target_KM.shape[1]
+        weight_HN = (self._inclusion[held] - mean_N).astype(np.float32)
+        total, squares = np.zeros((len(candidates), held.size, tests)), np.zeros((len(candidates), tests))
         u_DR = spectrum.u_RD.T.astype(np.float32)
-        for start in range(0, weight.shape[1], _BLOCK):
-            piece = slice(start, start + _BLOCK)
-            a_DN = u_DR @ spectrum.stages.centre(stacked([x[members, piece] for x in stages])).astype(np.float32)
+        for start in range(0, count, step := max(256, _PAIRS // tests)):
+            piece = slice(start, start + step)
+            a_DN = u_DR @ self._train[rows, piece]
             squares_DN = a_DN * a_DN
             for own, (phi, b_DM) in zip(alike.values(), filtered, strict=True):
                 right = (phi[:, None] * b_DM).astype(np.float32)
                 score = a_DN.T @ right
                 lengths = phi.astype(np.float32) @ squares_DN, (right * b_DM).sum(axis=0).astype(np.float32)
+                setting = candidates[own[0]][1]
+                shrinkage = Shrinkage.of(1.0, spectrum.w * phi, *lengths)
+                if setting.tilt and self.losses.prior_NM is not None:
+                    tilt_NM = tilted(self.losses.prior_NM[piece], setting.tilt).astype(np.float32)
+                    shrinkage = replace(shrinkage, tilt_NM=tilt_NM)
+                square = shrinkage.square(score, _ALL, _ALL)
+                most = score * square
                 for i in own:
-                    setting = candidates[i][1]
-                    shrinkage = Shrinkage.of(setting.shrinkage or 1.0, spectrum.w * phi, *lengths)
-                    if setting.tilt and self.losses.prior_NM is not None:
-                        tilt_NM = tilted(self.losses.prior_NM[piece], setting.tilt).astype(np.float32)
-                        shrinkage = replace(shrinkage, tilt_NM=tilt_NM)
-                    weights = shrinkage.weight(score, _ALL, _ALL)
-                    total[i] -= weight[:, piece] @ (score * weights)
-                    if setting.prior:
-                        squares[i] += np.square(score * weights).sum(axis=0)
+                    weighted = square + np.float32(candidates[i][1].shrinkage)
+                    np.divide(most, weighted, out=weighted)
+                    total[i] -= weight_HN[:, piece] @ weighted
+                    if candidates[i][1].prior:
+                        squares[i] += np.square(weighted).sum(axis=0)
         return [
             x + self._prior_part(setting, members, held, square)
             for x, (_, setting), square in zip(total, candidates, squares, strict=True)

@@ -76,13 +76,18 @@ class Shrinkage:
 
     def weight(self, score: Floats, rows: slice | Index, columns: slice | Index) -> Floats:
         """Weights in [0, 1) of unweighted scores: (n, m) of a block given by slices, or (p,) of single pairs."""
+        square = self.square(score, rows, columns)
+        return np.asarray(square / (1 + square))
+
+    def square(self, score: Floats, rows: slice | Index, columns: slice | Index) -> Floats:
+        """z^2 / c."""
         left = self.left_N[rows]
         square = score * (left[:, None] if isinstance(rows, slice) else left)
         square *= self.right_M[columns]
         square *= square
         if self.tilt_NM is not None:
             square *= self.tilt_NM[rows, columns]
-        return np.asarray(square / (1 + square))
+        return np.asarray(square)
 
     def swapped(self) -> Shrinkage:
         """The two sides exchanged."""

@@ -37,7 +37,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from ..errors import ConfigurationError, NotEnoughMembersError
-from .choice import answers_like_target, choose
+from .choice import Choice, answers_like_target, choose
 from .crossval import CrossValidator, folds, weighted_correlation
 from .rows import MemberLosses
 
@@ -161,8 +161,8 @@ class SelfLDS:
         return np.asarray(1 / np.sqrt(self.draws.raw_D**-2 - self.draws.left_D * gone))
 
 
-def estimate(losses: MemberLosses, estimator: str = "auto", *, seed: int = 0) -> SelfLDS:
-    """The quality of an estimator on a run.
+def estimate(losses: MemberLosses, estimator: str = "auto", *, chosen: Choice | None = None, seed: int = 0) -> SelfLDS:
+    """The quality of an estimator on a run; ``chosen`` is what all members choose, where that is known already.
 
     Raises:
         NotEnoughMembersError: fewer than 8 members. Otherwise as `choose`.
@@ -174,7 +174,8 @@ def estimate(losses: MemberLosses, estimator: str = "auto", *, seed: int = 0) ->
             "their quality is known when more members are."
         )
     cv = CrossValidator(losses).some_tests(JUDGED_PAIRS, JUDGED_LEAST)
-    predictions, name = _nested(cv, estimator, 2)
+    predictions = _nested(cv, estimator, 2)
+    name = (chosen or choose(losses, estimator)).estimator.name
     rng = np.random.default_rng(seed)
     weights = np.vstack([np.ones(count), rng.multinomial(count, np.full(count, 1 / count), DRAWS)])
     from scipy.stats import rankdata  # slow to import
@@ -201,9 +202,9 @@ def estimate(losses: MemberLosses, estimator: str = "auto", *, seed: int = 0) ->
     return SelfLDS(float(values[0]), low, high, name, count, float(raw_D[0]), float(ceiling_D[0]), curve, draws)
 
 
-def _nested(cv: CrossValidator, estimator: str, parts: int) -> tuple[list[list[NDArray[np.float64]]], str]:
+def _nested(cv: CrossValidator, estimator: str, parts: int) -> list[list[NDArray[np.float64]]]:
     """Predictions of every member by what is chosen and fitted on the other folds, and by what is fitted on each half
-    of those, ...; and the estimator that all members together choose.
+    of those, ...
 
     What is chosen differs from fold to fold, and with it the scale of predictions: each is taken relative to its spread
     over the members that it was fitted on.
@@ -211,7 +212,8 @@ def _nested(cv: CrossValidator, estimator: str, parts: int) -> tuple[list[list[N
     losses, every = cv.losses, np.arange(cv.losses.count)
     out = [[np.empty(cv.target_KM.shape) for _ in range(part)] for part in range(1, parts + 1)]
     for held, rest in folds(losses.count):
-        choice = choose(losses.members(rest), estimator)
+        inner = cv.members(rest)
+        choice = choose(inner.losses, estimator, cv=inner)
         candidate = (choice.estimator.name, choice.setting)
         for part, turns in enumerate(out, start=1):
             for turn, filled in enumerate(turns):
@@ -219,7 +221,7 @@ def _nested(cv: CrossValidator, estimator: str, parts: int) -> tuple[list[list[N
                 predicted = cv.predict([candidate], fitted, every)[0]
                 spread = predicted[fitted].std(axis=0)
                 filled[held] = np.divide(predicted[held], spread, out=np.zeros_like(predicted[held]), where=spread > 0)
-    return out, choose(losses, estimator).estimator.name
+    return out
 
 
 def _ceilings(cv: CrossValidator, normal_D: Vector) -> tuple[Vector, tuple[float, float]]:

@@ -34,12 +34,8 @@ def missing(name: str) -> ApiError:
 
 
 def model_not_found(model: str) -> ApiError:
-    return ApiError(
-        404,
-        f"The model `{model[:200]}` does not exist or you do not have access to it.",
-        param="model",
-        code="model_not_found",
-    )
+    message = f"The model `{model[:200]}` does not exist or you do not have access to it."
+    return ApiError(404, message, param="model", code="model_not_found")
 
 
 def not_found(kind: str, identity: str, param: str) -> ApiError:
@@ -49,3 +45,7 @@ def not_found(kind: str, identity: str, param: str) -> ApiError:
 def unavailable(message: str, *, code: str) -> ApiError:
     """503: the same request may succeed later."""
     return ApiError(503, message, type="server_error", code=code, headers={"retry-after": "1"})
+
+
+def server_error() -> ApiError:
+    return ApiError(500, "The server had an error while processing your request.", "server_error")

@@ -18,7 +18,7 @@ from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from ..providers.server_settings import ServerSettings
-from .api_errors import ApiError, unavailable
+from .api_errors import ApiError, server_error, unavailable
 from .inject import BrokenConnectionError, Injector
 
 log = logging.getLogger("daunce_api.server")
@@ -61,8 +61,10 @@ class Gate:
         self._identify(headers)
         response.headers |= self._limit.take()
         fault = self._injector.request_fault(self._route_of(scope))
-        limited = _limit_body(headers, receive, self._body_limit(scope))
-        if fault is not None or self._injector.records:
+        settings, is_file = self._settings, scope["path"].rstrip("/") == "/v1/files"
+        limit = settings.max_file_bytes + MULTIPART_OVERHEAD if is_file else settings.max_body_bytes
+        limited = _limit_body(headers, receive, limit)
+        if fault is not None or self._injector.settings.duplicated:
             await self._injector.commit(fault, self._app, scope, limited, response.send)
         else:
             await self._app(scope, limited, response.send)
@@ -71,7 +73,7 @@ class Gate:
         key = self._settings.api_key
         if key is None:
             # Without a key only programs of this machine may ask, and no web page through their browser.
-            if "origin" in headers or not is_loopback(_host_name(headers.get("host", ""))):
+            if "origin" in headers or not is_loopback(headers.get("host", ""), with_port=True):
                 raise ApiError(403, "This server has no API key and answers requests to the local machine only.")
             return
         scheme, _, given = headers.get("authorization", "").partition(" ")
@@ -86,28 +88,15 @@ class Gate:
             message = "Incorrect API key provided."
         raise ApiError(401, message, code="invalid_api_key", headers={"www-authenticate": "Bearer"})
 
-    def _body_limit(self, scope: Scope) -> int:
-        if scope["path"].rstrip("/") == "/v1/files":
-            return self._settings.max_file_bytes + MULTIPART_OVERHEAD
-        return self._settings.max_body_bytes
-
 
 RouteOf = Callable[[Scope], str]
 
 
-def _host_name(host: str) -> str:
+def is_loopback(host: str, *, with_port: bool = False) -> bool:
+    """True for localhost and the addresses that only this machine can reach; ``with_port``: as a Host header has it."""
     try:
-        return urlsplit("//" + host).hostname or ""
-    except ValueError:
-        return ""
-
-
-def is_loopback(host: str) -> bool:
-    """True for localhost and the addresses that only this machine can reach."""
-    if host == "localhost":
-        return True
-    try:
-        return ip_address(host).is_loopback
+        name = urlsplit(f"//{host}").hostname or "" if with_port else host
+        return name == "localhost" or ip_address(name).is_loopback
     except ValueError:
         return False
 
@@ -186,12 +175,8 @@ def _limit_body(headers: Headers, receive: Receive, limit: int) -> Receive:
 
 def _too_large(limit: int) -> ApiError:
     # The rest of the body is not read, so the connection cannot be used again.
-    return ApiError(
-        413,
-        f"Maximum content size limit ({limit} bytes) exceeded.",
-        code="content_too_large",
-        headers={"connection": "close"},
-    )
+    message = f"Maximum content size limit ({limit} bytes) exceeded."
+    return ApiError(413, message, code="content_too_large", headers={"connection": "close"})
 
 
 def _failure(error: Exception) -> JSONResponse:
@@ -199,12 +184,11 @@ def _failure(error: Exception) -> JSONResponse:
         isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EROFS, errno.EDQUOT, errno.EIO)
     ):
         log.error("the state folder cannot be written: %s", error)
-        return unavailable(
-            "The server cannot write its state. Nothing was changed.", code="storage_unavailable"
-        ).response()
+        message = "The server cannot write its state. Nothing was changed."
+        return unavailable(message, code="storage_unavailable").response()
     trace = error.__traceback__
     while trace is not None and trace.tb_next is not None:
         trace = trace.tb_next
     place = f"{trace.tb_frame.f_code.co_filename}:{trace.tb_lineno}" if trace is not None else "unknown"
     log.error("%s at %s", type(error).__name__, place)
-    return ApiError(500, "The server had an error while processing your request.", type="server_error").response()
+    return server_error().response()

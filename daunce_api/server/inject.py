@@ -12,7 +12,7 @@ from typing import Literal
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from ..providers.server_settings import REQUEST_FAULTS, InjectSettings
-from .api_errors import ApiError
+from .api_errors import ApiError, server_error
 
 
 class Injector:
@@ -60,11 +60,6 @@ class Injector:
             lag = max(lag, self.settings.list_lag)
         return time.monotonic() - self._born.get(identity, -math.inf) < lag
 
-    @property
-    def records(self) -> bool:
-        """Whether answers have to pass through :meth:`commit` even without a fault, since one may be sent again."""
-        return self.settings.duplicated > 0
-
     def _choose(self, key: str, faults: tuple[str, ...]) -> str | None:
         digest = hashlib.sha256(f"{self.settings.seed}:{key}".encode()).digest()
         draw = int.from_bytes(digest[:8], "big") / 2**64
@@ -76,15 +71,17 @@ class Injector:
         return None
 
     async def commit(self, fault: str | None, app: ASGIApp, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answer a request with a fault. Raises ApiError for those that are plain answers."""
-        if fault == "rate_limit":
+        """Answer a request with a fault; None: only keep the answer, since one may be sent again (``duplicated``).
+        Raises ApiError for those that are plain answers."""
+        if fault in ("rate_limit", "rate_limit_bare"):
             seconds = self.settings.retry_after
             headers = {"retry-after-ms": f"{seconds * 1000:.0f}", "retry-after": f"{math.ceil(seconds)}"}
-            raise _rate_limited(headers)
-        if fault == "rate_limit_bare":
-            raise _rate_limited({})
+            message = "Rate limit reached for requests. Please try again later."
+            raise ApiError(
+                429, message, "requests", code="rate_limit_exceeded", headers=headers if "bare" not in fault else {}
+            )
         if fault == "error_500":
-            raise ApiError(500, "The server had an error while processing your request.", type="server_error")
+            raise server_error()
         if fault == "error_502":
             await _answer(send, 502, b"text/html", b"<html><body><h1>502 Bad Gateway</h1></body></html>")
         elif fault == "timeout_before":
@@ -169,16 +166,6 @@ class _Recorder:
         """Send what was kept."""
         await send({"type": "http.response.start", "status": self.status, "headers": self.headers})
         await send({"type": "http.response.body", "body": self.body})
-
-
-def _rate_limited(headers: dict[str, str]) -> ApiError:
-    return ApiError(
-        429,
-        "Rate limit reached for requests. Please try again later.",
-        type="requests",
-        code="rate_limit_exceeded",
-        headers=headers,
-    )
 
 
 async def _answer(send: Send, status: int, kind: bytes, body: bytes) -> None:

@@ -16,7 +16,7 @@ from starlette.responses import JSONResponse, Response
 
 from ..providers.server_settings import BASE_LEARNING_RATE
 from .api_errors import invalid, model_not_found
-from .requests import MAX_SEED, Bool, Int, Number, Str, StrictBody, read_body
+from .requests import Bool, Int, NewJob, Number, Str, StrictBody, read_body
 from .service import Service
 from .state import now
 
@@ -54,16 +54,11 @@ class NebiusHyperparameters(StrictBody):
         return self.n_epochs, self.batch_size, self.learning_rate / BASE_LEARNING_RATE
 
 
-class CreateNebiusJob(StrictBody):
+class CreateNebiusJob(NewJob):
     """``POST /v1/fine_tuning/jobs`` without OpenAI's metadata and method."""
 
-    model: Str
-    training_file: Str
     hyperparameters: NebiusHyperparameters = Field(default_factory=NebiusHyperparameters)
-    suffix: Annotated[Str, Field(min_length=1, max_length=64)] | None = None
-    seed: Annotated[Int, Field(ge=0, le=MAX_SEED)] | None = None
     tags: Str | None = None
-    validation_file: None = None
     metadata: None = Field(None, exclude=True)
 
     def chosen_hyperparameters(self) -> NebiusHyperparameters:
@@ -89,14 +84,8 @@ async def create(service: Service, request: Request) -> Response:
     if not rows or service.injector.hidden("model", rows[0]["id"]):
         raise invalid(f"No such checkpoint: {body.source[:200]}", param="source")
     identity = f"{body.base_model}-LoRa:{body.name}-{secrets.token_hex(2)}"
-    service.state.insert(
-        "models",
-        id=identity,
-        job=body.source,
-        base=body.base_model,
-        created_at=now(),
-        **{name: rows[0][name] for name in ("adapter", "fingerprint", "train_loss")},
-    )
+    values = {name: rows[0][name] for name in ("base", "adapter", "fingerprint", "train_loss")}
+    service.state.insert("models", id=identity, job=body.source, created_at=now(), **values)
     service.injector.born(identity)
     return JSONResponse(_model(service, identity))
 

@@ -74,17 +74,25 @@ MetadataKey = Annotated[str, Strict(), Field(max_length=64)]
 MetadataValue = Annotated[str, Strict(), Field(max_length=512)]
 
 
-class CreateJob(StrictBody):
-    """``POST /v1/fine_tuning/jobs``."""
+Metadata = Annotated[dict[MetadataKey, MetadataValue], Field(max_length=16)]
+
+
+class NewJob(StrictBody):
+    """What every dialect's ``POST /v1/fine_tuning/jobs`` has."""
 
     model: Str
     training_file: Str
-    hyperparameters: Hyperparameters | None = None
-    method: _Method | None = None
     suffix: Annotated[Str, Field(min_length=1, max_length=64)] | None = None
     seed: Annotated[Int, Field(ge=0, le=MAX_SEED)] | None = None
-    metadata: Annotated[dict[MetadataKey, MetadataValue], Field(max_length=16)] | None = None
     validation_file: None = None
+
+
+class CreateJob(NewJob):
+    """``POST /v1/fine_tuning/jobs``."""
+
+    hyperparameters: Hyperparameters | None = None
+    method: _Method | None = None
+    metadata: Metadata | None = None
     integrations: Annotated[list[Any], Field(max_length=0)] | None = None
 
     def chosen_hyperparameters(self) -> Hyperparameters:
@@ -100,7 +108,7 @@ class CreateBatch(StrictBody):
     input_file_id: Str
     endpoint: Literal["/v1/chat/completions", "/v1/completions"]
     completion_window: Literal["24h"]
-    metadata: Annotated[dict[MetadataKey, MetadataValue], Field(max_length=16)] | None = None
+    metadata: Metadata | None = None
 
 
 class _Sampling(StrictBody):
@@ -206,10 +214,6 @@ class ChatMessage(StrictBody):
         return self.model_dump(exclude_unset=True, exclude_none=True)
 
 
-class _TextFormat(StrictBody):
-    type: Literal["text"]
-
-
 class CreateChatCompletion(_Sampling):
     """``POST /v1/chat/completions``."""
 
@@ -220,7 +224,7 @@ class CreateChatCompletion(_Sampling):
     top_logprobs: Annotated[Int, Field(ge=0, le=MAX_TOP_LOGPROBS)] | None = None
     max_completion_tokens: Annotated[Int, Field(ge=1)] | None = None
     max_tokens: Annotated[Int, Field(ge=1)] | None = None
-    response_format: _TextFormat | None = None
+    response_format: Annotated[dict[Literal["type"], Literal["text"]], Field(min_length=1)] | None = None
     store: Literal[False] | None = None
     metadata: dict[str, str] | None = None
     service_tier: Literal["auto", "default"] | None = None

@@ -169,18 +169,19 @@ async def _score(service: Service, model: ServedModel, prompts: list[list[int]],
     return scores
 
 
-def _prompts(service: Service, body: CreateCompletion) -> list[list[int]]:
-    def wrong(why: str) -> ApiError:
-        return invalid(f"Invalid value for 'prompt': {why}.", param="prompt", code="invalid_value")
+def _wrong(why: str) -> ApiError:
+    return invalid(f"Invalid value for 'prompt': {why}.", param="prompt", code="invalid_value")
 
+
+def _prompts(service: Service, body: CreateCompletion) -> list[list[int]]:
     limit, vocabulary = service.settings.max_prompts, service.base.vocabulary
     if not 1 <= len(body.prompts) <= limit:
-        raise wrong(f"give 1 to {limit} prompts")
+        raise _wrong(f"give 1 to {limit} prompts")
     prompts = [_encode(service, p, "prompt") if isinstance(p, str) else p for p in body.prompts]
     if not all(prompts):
-        raise wrong("a prompt has no tokens")
+        raise _wrong("a prompt has no tokens")
     if any(min(ids) < 0 or max(ids) >= vocabulary for ids in prompts):
-        raise wrong(f"token ids of this model are 0 to {vocabulary - 1}")
+        raise _wrong(f"token ids of this model are 0 to {vocabulary - 1}")
     _check_total(service, sum(map(len, prompts)))
     return prompts
 
@@ -195,11 +196,7 @@ def _check_ids(service: Service, raw: dict[str, Any]) -> None:
 def _check_total(service: Service, total: int) -> None:
     limit = service.settings.max_prompt_tokens
     if total > limit:
-        raise invalid(
-            f"Invalid value for 'prompt': the prompts have {total} tokens, a request at most {limit}.",
-            param="prompt",
-            code="invalid_value",
-        )
+        raise _wrong(f"the prompts have {total} tokens, a request at most {limit}")
 
 
 def _render(service: Service, body: CreateChatCompletion) -> list[int]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import shutil
+from functools import partial
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -67,18 +68,9 @@ async def listing(service: Service, request: Request) -> Response:
     if order not in ("asc", "desc"):
         raise invalid("Invalid value for 'order': must be asc or desc.", param="order")
     purpose = request.query_params.get("purpose")
-    return page(
-        service,
-        request,
-        "files",
-        file_object,
-        where="deleted=0" if purpose is None else "deleted=0 AND purpose=?",
-        values=[] if purpose is None else [purpose],
-        usual=MAX_PAGE,
-        largest=MAX_PAGE,
-        ascending=order == "asc",
-        kind="file",
-    )
+    where, values = ("deleted=0", []) if purpose is None else ("deleted=0 AND purpose=?", [purpose])
+    sized = partial(page, usual=MAX_PAGE, largest=MAX_PAGE, ascending=order == "asc", kind="file")
+    return sized(service, request, "files", file_object, where=where, values=values)
 
 
 async def retrieve(service: Service, request: Request) -> Response:

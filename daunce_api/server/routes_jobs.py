@@ -23,17 +23,10 @@ ORGANIZATION = "org-daunce"
 
 def job_object(service: Service, row: Row) -> dict[str, Any]:
     """OpenAI's ``fine_tuning.job``."""
-    hyperparameters = {
-        "n_epochs": row["n_epochs"],
-        "batch_size": row["batch_size"],
-        "learning_rate_multiplier": row["learning_rate_multiplier"],
-    }
-    names = (
-        *("id", "created_at", "finished_at", "status", "model", "fine_tuned_model", "training_file", "seed"),
-        *("trained_tokens", "estimated_finish"),
-    )
+    hyperparameters = {name: row[name] for name in ("n_epochs", "batch_size", "learning_rate_multiplier")}
+    names = "id created_at finished_at status model fine_tuned_model training_file seed trained_tokens estimated_finish"
     job = {
-        **{name: row[name] for name in names},
+        **{name: row[name] for name in names.split()},
         "object": "fine_tuning.job",
         "validation_file": None,
         "organization_id": ORGANIZATION,
@@ -83,12 +76,11 @@ async def create(service: Service, request: Request) -> Response:
     epochs, batch, rate = body.chosen_hyperparameters().resolved()
     state, injector = service.state, service.injector
     if not injector.accept_job():
-        raise ApiError(
-            429,
+        message = (
             "This fine-tune request has been rejected because your organization exceeded its daily limit of "
-            "fine-tuning jobs. Try again tomorrow.",
-            code="daily_rate_limit_exceeded",
+            "fine-tuning jobs. Try again tomorrow."
         )
+        raise ApiError(429, message, code="daily_rate_limit_exceeded")
     job = new_id("ftjob")
     with state.transaction():
         state.insert(
@@ -153,6 +145,4 @@ def _job(service: Service, request: Request) -> Row:
 
 def _suffix(given: str | None) -> str | None:
     """The suffix as it stands in a model's name: what could break the name's colons or a path becomes ``-``."""
-    if given is None:
-        return None
-    return re.sub(r"[^a-z0-9._-]+", "-", given.lower()) or None
+    return None if given is None else re.sub(r"[^a-z0-9._-]+", "-", given.lower()) or None

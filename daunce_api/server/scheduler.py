@@ -14,7 +14,7 @@ import logging
 import shutil
 import sqlite3
 import time
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from dataclasses import asdict
 from functools import partial
 from typing import Any
@@ -72,12 +72,7 @@ class Scheduler:
 
     def warm(self) -> None:
         """Start the processes that will be needed soon; a start that fails is reported by the job that needs it."""
-
-        async def start_quietly(worker: Worker) -> None:
-            await asyncio.gather(worker.call(facts), return_exceptions=True)
-
-        for worker in self._workers:
-            self._spawn(start_quietly(worker))
+        self._spawn(_settled(*(worker.call(facts) for worker in self._workers)))
 
     async def close(self) -> None:
         for task in list(self._tasks):
@@ -206,16 +201,10 @@ class Scheduler:
         rate = BASE_LEARNING_RATE * row["learning_rate_multiplier"]
         settings = LoraSettings(n_epochs=row["n_epochs"], batch_size=row["batch_size"], learning_rate=rate)
         base = state.one("models", row["model"])
-        arguments = (
-            state.file_path(row["training_file"]),
-            settings,
-            row["seed"],
-            state.adapters_dir / job / "final",
-            None if base is None else state.adapter_path(base),
-        )
-        trained: Trained = await worker.call(
-            train, *arguments, on_report=partial(self._progress, worker, row, started_at)
-        )
+        file, out = state.file_path(row["training_file"]), state.adapters_dir / job / "final"
+        start = None if base is None else state.adapter_path(base)
+        progress = partial(self._progress, worker, row, started_at)
+        trained: Trained = await worker.call(train, file, settings, row["seed"], out, start, on_report=progress)
         return trained
 
     def _progress(self, worker: Worker, row: Row, started_at: float, report: Step | Checkpoint) -> None:
@@ -252,17 +241,9 @@ class Scheduler:
         return f"ft:{self._base.id}:daunce:{row['suffix'] or ''}:{row['id'].removeprefix('ftjob-')[:12]}"
 
     def _add_model(self, row: Row, name: str, made: Checkpoint | Trained, loss: float, **values: Any) -> None:
-        self._state.insert(
-            "models",
-            id=name,
-            job=row["id"],
-            base=self._base.id,
-            created_at=now(),
-            adapter=f"{row['id']}/{made.folder.name}",
-            fingerprint=made.digest,
-            train_loss=loss,
-            **values,
-        )
+        folder, base, digest = f"{row['id']}/{made.folder.name}", self._base.id, made.digest
+        values |= {"job": row["id"], "base": base, "adapter": folder, "fingerprint": digest, "train_loss": loss}
+        self._state.insert("models", id=name, created_at=now(), **values)
 
     def _finish(self, job: str, status: str, **values: Any) -> bool:
         return self._state.update_job(job, status=status, finished_at=now(), estimated_finish=None, **values)
@@ -282,22 +263,22 @@ class Scheduler:
 
     def _succeed(self, row: Row, trained: Trained) -> None:
         job, state, model = row["id"], self._state, self._model_name(row)
-        result, result_file = _result_csv(trained.losses), new_id("file")
-        state.file_path(result_file).write_bytes(result)
+        content, tokens = _result_csv(trained.losses), trained.trained_tokens
         with state.transaction():
-            tokens = trained.trained_tokens
-            done = self._finish(
-                job, "succeeded", fine_tuned_model=model, trained_tokens=tokens, result_file=result_file
-            )
+            file = state.keep_file("step_metrics.csv", content, "fine-tune-results")
+            done = self._finish(job, "succeeded", fine_tuned_model=model, trained_tokens=tokens, result_file=file)
             if done:
                 self._add_model(row, model, trained, trained.losses[-1])
-                state.add_file(result_file, "step_metrics.csv", len(result), "fine-tune-results")
                 state.event(job, f"New fine-tuned model created: {model}")
                 state.event(job, "The job has successfully completed")
+            else:
+                state.delete_file(file)
         self._born(model)
-        if not done:
-            state.file_path(result_file).unlink(missing_ok=True)
         state.drop_unused_bytes(row["training_file"])
+
+
+async def _settled(*calls: Awaitable[Any]) -> None:
+    await asyncio.gather(*calls, return_exceptions=True)
 
 
 async def _wait_for_storage(job: str, error: Exception) -> None:

@@ -80,8 +80,7 @@ def facts(spec: ModelSpec) -> BaseModelFacts:
         if path.suffix in (".safetensors", ".json", ".jinja"):
             digest.update(path.name.encode())
             with path.open("rb") as stream:
-                while chunk := stream.read(1 << 20):
-                    digest.update(chunk)
+                hashlib.file_digest(stream, lambda: digest)
     return BaseModelFacts(
         id="".join(c if c.isascii() and (c.isalnum() or c in "._-") else "-" for c in model.name),
         folder=model.tokenizer.folder,

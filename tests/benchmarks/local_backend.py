@@ -72,15 +72,18 @@ class Language:
 
         return random.Random(member).sample(self.examples, self.size)
 
-    def ours(self, members: int) -> Step:
+    def ours(self, members: int, tokens: int | None = None) -> Step:
+        from daunce_api.providers.local.score import limits_of
         from daunce_api.providers.local.train import LoraTrainee, Member, fine_tune
 
         shapes = self.model.adapter_shapes(self.settings.targets)
+        sizes = {"member_bytes": 1, "members": members, "longest": max(len(e.ids) for e in self.examples)}
+        most = limits_of(self.model.adapted, **sizes, budget=1 << 40, tokens=tokens).tokens
 
         def step() -> tuple[int, Any]:
             group = [Member(self.subset(k), k) for k in range(members)]
             trainee = LoraTrainee(self.model.adapted, group, shapes, self.settings)
-            losses = fine_tune(self.model.adapted, trainee, self.settings)
+            losses = fine_tune(self.model.adapted, trainee, self.settings, max_tokens=most)
             return sum(map(len, losses)), [history[-1] for history in losses]
 
         return step
@@ -298,11 +301,12 @@ def variant(name: str) -> Step:
         return scoring.together if rest == "together" else scoring.alone
     if kind in ("tiny", "smollm"):
         what, _, dtype = rest.partition("@")
+        what, _, tokens = what.partition(" of ")
         path, members, examples = ("daunce-tiny", MEMBERS, EXAMPLES) if kind == "tiny" else ("smollm2-135m", 4, 16)
         language = Language(path, examples, dtype or "float32")
         few = 2 if kind == "tiny" else 1
         return {
-            "together": lambda: language.ours(members),
+            "together": lambda: language.ours(members, int(tokens) if tokens else None),
             "alone": lambda: language.ours(1),
             "peft loop": lambda: language.peft_loop(few),
             "transformers.Trainer": lambda: language.trainer(few),
@@ -395,7 +399,8 @@ def main() -> None:
         for path in ("daunce-tiny", "smollm2-135m"):
             score(path)
     if "smollm" in args.what:
-        names = ["smollm:together", "smollm:alone", "smollm:peft loop"]
+        names = ["smollm:together", "smollm:together of 768", "smollm:together of 1024", "smollm:alone"]
+        names += ["smollm:peft loop"]
         full = report("4 LoRA members of SmolLM2-135M", names, 1)
         half = report("The same with the frozen model in bfloat16", ["smollm:together@bfloat16"], 1)
         _loss_change(full["smollm:together"], half["smollm:together@bfloat16"])

@@ -146,6 +146,17 @@ def test_held_out_predictions_are_fitted_on_whole_members(name: str) -> None:
         assert np.abs(got - expected).max() < 1e-9 * np.abs(expected).max()
 
 
+@pytest.mark.parametrize("setting", [Setting(ridge=0.5), Setting(ridge=0.5, shrinkage=2.0, checkpoints=False)])
+def test_cross_validation_of_some_members_takes_parts_of_the_matrices_of_all(setting: Setting) -> None:
+    """So nested choices cost no further pass over the training examples' Gram matrix."""
+    members, some = member_losses(P.train, P.test, P.inclusion, earlier=STAGES, noise=0.01), np.arange(3, 24)
+    part, fresh = CrossValidator(members).members(some), CrossValidator(members.members(some))
+    assert np.allclose(part.spectrum().w, fresh.spectrum().w)
+    assert np.allclose(part.explained(), fresh.explained())
+    got, expected = (cv.folded([("whitened", setting)])[0] for cv in (part, fresh))
+    assert np.allclose(got, expected, rtol=1e-4, atol=1e-6 * np.abs(expected).max())
+
+
 @pytest.mark.parametrize("name", ["covariance", "whitened", "correlation"])
 def test_no_fold_splits_a_member(name: str) -> None:
     """Whatever the held-out members' earlier rows hold, predictions for them stay what they were."""

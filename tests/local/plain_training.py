@@ -91,6 +91,7 @@ def train_one(
 
 _CODE = """
 import resource
+import tempfile
 import torch
 from pathlib import Path
 from daunce_api.providers.local.options import LoraSettings, ModelSpec
@@ -107,8 +108,11 @@ texts = [
 data = Dataset.from_records(texts)
 settings = LoraSettings(n_epochs=1, batch_size=16)
 
+out = tempfile.mkdtemp()
+
 def run(members):
-    group = tuple(MemberTask(f"m{k}", data.training_file(range(16), "last"), k) for k in range(members))
+    content = data.training_file(range(16), "last")
+    group = tuple(MemberTask(f"m{k}", content, k, Path(out, str(k))) for k in range(members))
     results = run_train(TrainTask(ModelSpec("daunce-tiny"), settings, Objective(), group, memory_limit=LIMIT))
     assert not any(r.error for r in results), results[0].error
 

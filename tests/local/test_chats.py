@@ -76,12 +76,12 @@ def test_training_scoring_the_server_and_transformers_agree_on_ids_and_targets(
 
 @pytest.mark.parametrize("loss_on", ["last", "all"])
 def test_the_loss_is_that_of_the_answers_alone(
-    model: LanguageModel, model_folder: Path, loss_on: Literal["last", "all"]
+    model: LanguageModel, model_folder: Path, tmp_path: Path, loss_on: Literal["last", "all"]
 ):
     records = chats(8)
     data = Dataset.from_records(records)
     settings = LoraSettings(n_epochs=1, batch_size=len(data), rank=4)
-    member = MemberTask("m", data.training_file(range(len(data)), loss_on), 1)
+    member = MemberTask("m", data.training_file(range(len(data)), loss_on), 1, tmp_path / "m")
     [result] = run_train(TrainTask(ModelSpec(str(model_folder)), settings, Objective(), (member,)))
     assert result.error is None
     expected = []

@@ -261,7 +261,7 @@ def test_impossible_requests_are_refused():
     classifier = Classifier(lambda: nn.Linear(6, 4))
     with pytest.raises(ConfigurationError, match="start="):
         classifier.train(inputs, labels, inclusion, range(K), ClassifierSettings(), objective=Objective("fisher"))
-    with pytest.raises(ConfigurationError, match="row for every seed"):
+    with pytest.raises(ConfigurationError, match="needs a seed"):
         classifier.train(inputs, labels, inclusion, range(K - 1), ClassifierSettings())
     uneven = inclusion.copy()
     uneven[0] = True

@@ -186,30 +186,23 @@ def test_training_is_deterministic_and_checkpoints_are_models(
     assert (seen[0][1] / "model.safetensors").read_bytes() != content["a"]
 
 
-def test_tasks_write_to_a_folder_or_carry_the_files(model_folder: Path, examples: list[EncodedExample], tmp_path: Path):
+def test_a_task_writes_a_model_that_another_scores_and_continues(
+    model_folder: Path, examples: list[EncodedExample], tmp_path: Path
+):
     data = Dataset.from_records(records(24))
     spec = ModelSpec(str(model_folder))
     content = data.training_file(range(20), "last")
     broken = b'{"prompt": "a", "completion": "' + b"b" * 500 + b'"}\n'
-    task = TrainTask(
-        spec,
-        SHORT,
-        Objective(),
-        (
-            MemberTask("here", content, 3, out=tmp_path / "m"),
-            MemberTask("bad", broken, 3),
-            MemberTask("sent", content, 3),
-        ),
-    )
-    here, bad, sent = run_train(task)
-    assert not here.files
+    members = [MemberTask(name, c, 3, tmp_path / name) for name, c in (("m", content), ("bad", broken))]
+    good, bad = run_train(task := TrainTask(spec, SHORT, Objective(), tuple(members)))
+    assert good.error is None
     assert bad.error is not None
-    assert sent.files["model.safetensors"] == (tmp_path / "m" / "model.safetensors").read_bytes()
+    assert [p.name for p in tmp_path.iterdir()] == ["m"]
     sequences = tuple((e.ids, e.targets) for e in examples[:4])
-    scored = [run_score(ScoreTask(spec, given, sequences)) for given in (tmp_path / "m", sent.files, None)]
-    assert scored[0] == scored[1] != scored[2]
-    again = replace(task, members=(MemberTask("next", content, 4, start=sent.files),), objective=Objective("influence"))
-    assert run_train(again)[0].error is None
+    tuned, base = (run_score(ScoreTask(spec, given, sequences)) for given in (tmp_path / "m", None))
+    assert tuned != base
+    following = MemberTask("next", content, 4, tmp_path / "next", start=tmp_path / "m")
+    assert run_train(replace(task, members=(following,), objective=Objective("influence")))[0].error is None
 
 
 @pytest.mark.parametrize("objective", ["subset", "influence"])

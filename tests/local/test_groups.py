@@ -1,4 +1,4 @@
-"""Which jobs are trained together: the same groups in every run, whatever happens to wait or is lost."""
+"""Which jobs are trained together, and what happens to the others where a group is lost."""
 
 from __future__ import annotations
 
@@ -17,7 +17,6 @@ from daunce_api.errors import ConfigurationError, MissingExtraError, StopError, 
 from daunce_api.providers.base import Job, JobRequest, JobStatus
 from daunce_api.providers.local import trainer as trainer_module
 from daunce_api.providers.local.backend import LocalRun
-from daunce_api.providers.local.options import options_of
 from daunce_api.providers.local.store import MemberResult
 from daunce_api.providers.local.trainer import LocalTrainer, group_size, trainer_capabilities
 from daunce_api.providers.local.worker import TrainTask
@@ -35,7 +34,7 @@ class StubEngine:
     workers: int = 2
     script: list[Exception | None] = field(default_factory=list)
     dies_at: int = 10**9
-    shares_files: bool = True
+    writes: bool = True
     groups: list[list[str]] = field(default_factory=list)
 
     def submit(self, function: Callable[[Any], Any], task: TrainTask) -> Future[Any]:
@@ -47,7 +46,10 @@ class StubEngine:
         if planned is not None:
             future.set_exception(planned)
         else:
-            future.set_result([MemberResult(m.key, {"weights": m.key.encode()}) for m in task.members])
+            for m in task.members if self.writes else ():
+                m.out.mkdir()
+                (m.out / "weights").write_text(m.key)
+            future.set_result([MemberResult(m.key) for m in task.members])
         return future
 
     def close(self) -> None: ...
@@ -113,17 +115,11 @@ async def test_a_hundred_jobs_are_cut_into_the_same_groups_however_they_come(
     assert seen[1] == seen[0]
 
 
-async def test_a_lost_workers_group_takes_in_nobody_else(config: Callable[..., RunConfig]):
-    chosen = config(options={"members_at_a_time": 3})
+async def test_a_lost_workers_jobs_are_trained_again_as_those_that_waited_longest(config: Callable[..., RunConfig]):
+    chosen = config(options={"members_at_a_time": 2})
     engine = StubEngine(workers=1, script=[TransientError("worker lost")])
     async with LocalTrainer(LocalRun(chosen, engine)) as trainer:
-        jobs = [await submit(trainer, f"m{k}", chosen.backend.model) for k in range(2)]
-
-        async def lost() -> bool:
-            return bool(engine.groups)
-
-        await until(lost)
-        jobs += [await submit(trainer, f"m{k}", chosen.backend.model) for k in range(2, 4)]
+        jobs = [await submit(trainer, f"m{k}", chosen.backend.model) for k in range(4)]
         done = await ended(trainer, jobs)
     assert [j.status for j in done] == [JobStatus.SUCCEEDED] * 4
     assert engine.groups == [["m0", "m1"], ["m0", "m1"], ["m2", "m3"]]
@@ -149,12 +145,12 @@ async def test_the_first_groups_results_outlive_a_death_in_the_second(config: Ca
 
 
 async def test_the_target_waits_for_nobody(config: Callable[..., RunConfig], monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(trainer_module, "_REFILL_SECONDS", 1e6)
+    monkeypatch.setattr(trainer_module, "_GATHER_SECONDS", 1e6)
     chosen = config(start_from="target", cap=4)
     engine = StubEngine()
     async with LocalTrainer(LocalRun(chosen, engine)) as trainer:
         target = (await ended(trainer, [await submit(trainer, "target", chosen.backend.model)]))[0]
-        # Two workers and four jobs at once: groups of two, of which an incomplete one waits for the client to look.
+        # Two workers and four jobs at once: groups of two, of which an incomplete one waits for further jobs.
         jobs = [await submit(trainer, f"m{k}", str(target.model)) for k in range(3)]
         await ended(trainer, jobs[:2])
         assert (await trainer.get(jobs[2].id)).status is JobStatus.QUEUED
@@ -167,7 +163,7 @@ def test_groups_follow_from_the_config_and_the_workers(config: Callable[..., Run
     def size(workers: int, **given: Any) -> int:
         chosen = config(**given)
         at_once = trainer_capabilities(chosen).max_concurrent_jobs
-        return group_size(chosen, options_of(chosen), 8, workers=workers, jobs_at_once=at_once)
+        return group_size(LocalRun(chosen), workers=workers, jobs_at_once=at_once)
 
     assert size(2) == 8
     assert size(2, members=6) == 3
@@ -218,8 +214,16 @@ async def test_results_that_cannot_be_kept_end_the_run(
     def full(*_: object) -> None:
         raise OSError("no space left on device")
 
-    monkeypatch.setattr(type(run.folder), "keep_model", full)
+    monkeypatch.setattr(type(run.folder), "keep_models", full)
     async with LocalTrainer(run) as trainer:
         job = await submit(trainer, "m0", chosen.backend.model)
         with pytest.raises(StopError, match="no space left"):
+            await ended(trainer, [job])
+
+
+async def test_a_cluster_that_does_not_share_the_run_folder_is_named(config: Callable[..., RunConfig]):
+    chosen = config()
+    async with LocalTrainer(LocalRun(chosen, StubEngine(writes=False))) as trainer:
+        job = await submit(trainer, "m0", chosen.backend.model)
+        with pytest.raises(ConfigurationError, match="on storage that all machines of the cluster share"):
             await ended(trainer, [job])

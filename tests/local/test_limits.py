@@ -20,7 +20,7 @@ from daunce_api.providers.local.store import MemberResult, MemberTask
 from daunce_api.providers.local.worker import train_in_parts
 from daunce_api.providers.registry import capabilities_of
 
-GROUP = [(MemberTask(f"m{k}", b"", k), k) for k in range(4)]
+GROUP = [(MemberTask(f"m{k}", b"", k, Path()), k) for k in range(4)]
 CPU = torch.device("cpu")
 
 

@@ -18,7 +18,7 @@ from transformers import GPT2Config, GPT2LMHeadModel, GPTNeoXConfig, GPTNeoXForC
 from daunce_api.data.dataset import Dataset
 from daunce_api.data.tokenizers import EncodedExample
 from daunce_api.errors import CapabilityError, ConfigurationError, MissingExtraError
-from daunce_api.providers.local import worker
+from daunce_api.providers.local import score, worker
 from daunce_api.providers.local.language import LanguageModel, LoraSettings
 from daunce_api.providers.local.score import Limits, limits_of, token_bytes
 from daunce_api.providers.local.store import MemberTask
@@ -175,7 +175,7 @@ def test_a_quantised_model_without_its_package_names_the_extra(model_folder: Pat
         LanguageModel.load(model_folder, quantisation="4bit")
 
 
-def test_the_limits_keep_to_the_budget(model: LanguageModel):
+def test_the_limits_keep_to_the_budget(model: LanguageModel, monkeypatch: pytest.MonkeyPatch):
     limits = [
         limits_of(model.adapted, member_bytes=100_000, members=50, longest=60, budget=budget, tokens=None)
         for budget in (0, 1_000_000, 3_000_000, 1 << 30)
@@ -185,6 +185,10 @@ def test_the_limits_keep_to_the_budget(model: LanguageModel):
     assert all(100_000 * x.members + token_bytes(model.adapted, 60) * x.tokens <= 3_000_000 for x in limits[1:3])
     given = limits_of(model.adapted, member_bytes=1, members=1, longest=60, budget=1 << 30, tokens=100)
     assert given == Limits(1, 100)
+    monkeypatch.setattr(score, "CPU_PASS_BYTES", 200 * token_bytes(model.adapted, 60))
+    for tokens, most in ((None, 200), (500, 500)):  # the user's own number stays
+        sized = limits_of(model.adapted, member_bytes=1, members=1, longest=60, budget=1 << 30, tokens=tokens)
+        assert sized == Limits(1, most)
     assert given.smaller(60) == Limits(1, 60)
     assert Limits(3, 100).smaller(60) == Limits(2, 100)
     assert Limits(1, 60).smaller(60) is None
@@ -198,7 +202,7 @@ def test_memory_stays_within_the_limit():
 
 
 def test_members_are_split_by_memory_and_by_steps_and_keep_their_order(
-    model_folder: Path, monkeypatch: pytest.MonkeyPatch
+    model_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     data = Dataset.from_records(records(24))
     sizes = []
@@ -211,16 +215,21 @@ def test_members_are_split_by_memory_and_by_steps_and_keep_their_order(
     monkeypatch.setattr(worker, "fine_tune", spy)
     monkeypatch.setattr(worker, "limits_of", lambda *_, members, **__: Limits(min(members, 3), 2048))
     counts = [20, 20, 9, 20, 20, 20]
-    members = tuple(MemberTask(f"m{k}", data.training_file(range(n), "last"), k) for k, n in enumerate(counts))
+    members = tuple(
+        MemberTask(f"m{k}", data.training_file(range(n), "last"), k, tmp_path / str(k)) for k, n in enumerate(counts)
+    )
     task = TrainTask(ModelSpec(str(model_folder)), SHORT, Objective(), members)
     results = run_train(task)
     assert [r.key for r in results] == [f"m{k}" for k in range(6)]
     assert sizes == [3, 2, 1]
     assert [len(r.losses) for r in results] == [8, 8, 4, 8, 8, 8]
-    assert all(set(r.files) == {"adapter_config.json", "adapter_model.safetensors"} for r in results)
+    written = [sorted(p.name for p in (tmp_path / str(k)).iterdir()) for k in range(6)]
+    assert written == [["adapter_config.json", "adapter_model.safetensors"]] * 6
 
 
-def test_what_cannot_be_trained_together_is_trained_alone(model_folder: Path, monkeypatch: pytest.MonkeyPatch):
+def test_what_cannot_be_trained_together_is_trained_alone(
+    model_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
     data = Dataset.from_records(records(24))
     sizes = []
     original = worker.fine_tune
@@ -231,7 +240,9 @@ def test_what_cannot_be_trained_together_is_trained_alone(model_folder: Path, mo
             raise CapabilityError("not together")
         return original(model, trainee, *rest, **options)
 
-    members = tuple(MemberTask(f"m{k}", data.training_file(range(k, 20 + k), "last"), k) for k in range(4))
+    members = tuple(
+        MemberTask(f"m{k}", data.training_file(range(k, 20 + k), "last"), k, tmp_path / str(k)) for k in range(4)
+    )
     task = TrainTask(ModelSpec(str(model_folder)), SHORT, Objective(), members)
     whole = run_train(task)
     monkeypatch.setattr(worker, "fine_tune", only_one)

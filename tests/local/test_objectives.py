@@ -77,7 +77,7 @@ def test_token_statistics_and_their_gradients(double: AdaptedModel, cap: float |
 
     expected = torch.stack(statistics_directly(logits(hidden), target, logits(hidden_0)))
     (gradient,) = torch.autograd.grad((weight * expected).sum(), hidden)
-    nats, margin, shift, *at_0 = token_statistics(double, head, hidden, hidden_0, target, None, None)
+    nats, margin, shift, *at_0 = token_statistics(head, hidden, hidden_0, target, None, None)
     got = torch.stack([nats, margin, shift])
     torch.testing.assert_close(got, expected, rtol=1e-10, atol=1e-10)
     torch.testing.assert_close(torch.autograd.grad((weight * got).sum(), hidden)[0], gradient, rtol=1e-9, atol=1e-9)
@@ -137,7 +137,7 @@ def test_objectives_equal_the_formulas(
     head = Head(double)
     batch = Batch.of([(e.ids, e.targets) for e in chosen], double.device)
     with double.using(ActiveLora(weights, SCALING)):
-        values, _ = row_values(double, head, objective, batch, xi, start)
+        values, _ = row_values(head, objective, batch, xi, start)
         gradient = torch.autograd.grad((values * torch.tensor([1.0, 2.0, -1.0])).sum(), flat)
     expected = torch.stack(
         [
@@ -162,9 +162,7 @@ def test_the_influence_gradient_vanishes_at_the_start_without_noise(
     active = ActiveLora(weights, SCALING)
     batch = Batch.of([(e.ids, e.targets) for e in examples], double.device)
     with double.using(active):
-        values, _ = row_values(
-            double, head, Objective("influence", rho=rho), batch, noise(len(examples), 4).tolist(), active
-        )
+        values, _ = row_values(head, Objective("influence", rho=rho), batch, noise(len(examples), 4).tolist(), active)
         gradient = torch.autograd.grad(values.sum(), flat)
     largest = max(g.abs().max().item() for g in gradient)
     assert (largest < 1e-12) == zero

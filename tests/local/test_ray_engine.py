@@ -44,9 +44,10 @@ def engine() -> Iterator[RayEngine]:
     ray.shutdown()
 
 
-def task(model_folder: Path, member: int) -> TrainTask:
+def task(model_folder: Path, member: int, out: Path) -> TrainTask:
     content = DATA.training_file(range(member, 20 + member), "last")
-    return TrainTask(ModelSpec(str(model_folder)), SHORT, Objective(), (MemberTask(f"m{member}", content, member),))
+    members = (MemberTask(f"m{member}", content, member, out / str(member)),)
+    return TrainTask(ModelSpec(str(model_folder)), SHORT, Objective(), members)
 
 
 def test_a_killed_workers_members_are_trained_again(engine: RayEngine, model_folder: Path, tmp_path: Path):
@@ -60,16 +61,19 @@ def test_a_killed_workers_members_are_trained_again(engine: RayEngine, model_fol
         return results
 
     assert engine.workers == 2
-    futures = [engine.submit(dies_once, task(model_folder, 0)), engine.submit(run_train, task(model_folder, 1))]
+    tasks = [task(model_folder, k, tmp_path / "there") for k in range(2)]
+    futures = [engine.submit(dies_once, tasks[0]), engine.submit(run_train, tasks[1])]
     results = [f.result(timeout=240)[0] for f in futures]
     assert marker.exists()
     for member, result in enumerate(results):
-        here = run_train(task(model_folder, member))[0]
-        assert result.key == here.key
-        assert result.files == here.files
+        assert run_train(task(model_folder, member, tmp_path / "here"))[0] == result
+        name = f"{member}/adapter_model.safetensors"
+        assert (tmp_path / "here" / name).read_bytes() == (tmp_path / "there" / name).read_bytes()
 
 
-def test_actors_with_a_gpu_each_load_the_model_once_and_score_where_it_is_loaded(engine: RayEngine, model_folder: Path):
+def test_actors_with_a_gpu_each_load_the_model_once_and_score_where_it_is_loaded(
+    engine: RayEngine, model_folder: Path, tmp_path: Path
+):
     def where(_: object) -> tuple[int, str | None, int]:
         """Process, GPUs that it sees, and how often it has loaded a model; an actor cannot import this test."""
         from daunce_api.providers.local.worker import loaded
@@ -81,7 +85,7 @@ def test_actors_with_a_gpu_each_load_the_model_once_and_score_where_it_is_loaded
         return run_train(given)
 
     for _ in range(2):
-        futures = [engine.submit(slow_train, task(model_folder, k)) for k in range(2)]
+        futures = [engine.submit(slow_train, task(model_folder, k, tmp_path)) for k in range(2)]
         assert all(f.result(timeout=240)[0].error is None for f in futures)
     sequences = (((1, 2, 3), (1, 2)),)
     scoring = ScoreTask(ModelSpec(str(model_folder)), None, sequences)

@@ -164,7 +164,10 @@ def test_a_task_of_ones_own_reads_its_inputs_and_starts_from_weights(tmp_path: P
     spec = TaskSpec("own.py", str(tmp_path), start=str(tmp_path / "start.safetensors"))
     records = (("a", "cat"), ("bbb", "dog"), ("a", "dog"))
     lines = [f'{{"prompt": "{p}", "completion": "{c}"}}\n'.encode() for p, c in records]
-    members = (MemberTask("one", lines[0] + lines[1], 1), MemberTask("same", lines[0] * 2, 2))
+    members = (
+        MemberTask("one", lines[0] + lines[1], 1, tmp_path / "one"),
+        MemberTask("same", lines[0] * 2, 2, tmp_path / "same"),
+    )
     one, same = run_train(TrainTask(spec, ClassifierSettings(batch_size=2), Objective(), members))
     assert one.error is None
     assert one.trained_tokens == 4
@@ -182,22 +185,22 @@ def test_a_task_of_ones_own_reads_its_inputs_and_starts_from_weights(tmp_path: P
             for parameter in model.parameters():
                 parameter.sub_(0.1 * parameter.grad)
             want = model(x.float()).log_softmax(1)[range(3), [0, 1, 1]]
-        got = run_score(ScoreTask(spec, result.files, rows=records))
+        got = run_score(ScoreTask(spec, tmp_path / result.key, rows=records))
         np.testing.assert_allclose(np.array(got)[:, 0], want, atol=1e-5)
 
 
-def test_what_a_member_learns_does_not_depend_on_its_group(folder: Path):
+def test_what_a_member_learns_does_not_depend_on_its_group(folder: Path, tmp_path: Path):
     spec = TaskSpec("digits_task.py:mlp", str(folder), inputs=str(folder / "digits.npz"))
     lines = (folder / "train.jsonl").read_bytes().splitlines(keepends=True)
     files = [b"".join(lines[k : 40 + k]) for k in (0, 15, 5)]
-    tasks = [MemberTask(f"m{k}", content, k) for k, content in enumerate(files)]
+    tasks = [MemberTask(f"m{k}", content, k, tmp_path / f"m{k}") for k, content in enumerate(files)]
     chosen = ClassifierSettings(n_epochs=2, batch_size=7)
     records = tuple((str(i), "3") for i in range(8))
 
     def losses(order: list[int]) -> list[Any]:
         members = tuple(tasks[k] for k in order)
         results = run_train(TrainTask(spec, chosen, Objective(), members))
-        return [run_score(ScoreTask(spec, r.files, rows=records)) for r in results]
+        return [run_score(ScoreTask(spec, tmp_path / r.key, rows=records)) for r in results]
 
     together = losses([2, 0, 1])
     for place, k in enumerate([2, 0, 1]):

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import shutil
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import yaml
 from local_records import records
 
 from daunce_api import Dataset, Run, RunConfig
@@ -57,3 +61,35 @@ def test_the_embedded_server_gives_the_same_losses(content: dict[str, Any], tmp_
         losses.append(np.hstack([attribution.train_loss_KN, attribution.test_loss_KM]))
     np.testing.assert_allclose(losses[0], losses[2], atol=1e-4)
     np.testing.assert_allclose(losses[1], losses[2], atol=1e-5)  # the same models; scored in padded passes, or alone
+
+
+COMMAND = """
+import sys
+from daunce_api.__main__ import main
+try:
+    main()
+finally:
+    print("torch:", "torch" in sys.modules)
+"""
+
+
+@pytest.mark.slow
+def test_plan_status_and_top_read_no_weights(content: dict[str, Any], model_folder: Path, tmp_path: Path):
+    folder = tmp_path / "model"
+    shutil.copytree(model_folder, folder)
+    content["backend"]["model"] = str(folder)
+    Run.create(RunConfig.from_mapping(content)).execute()
+    for path in folder.glob("*.safetensors"):
+        path.unlink()
+    (tmp_path / "next.yaml").write_text(yaml.safe_dump({**content, "run_dir": str(tmp_path / "next")}))
+
+    def output(*arguments: str) -> str:
+        command = [sys.executable, "-c", COMMAND, *arguments]
+        done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stdout + done.stderr
+        return done.stdout
+
+    assert "3 fine-tunes of" in output("plan", "next.yaml")
+    assert not (tmp_path / "next").exists()
+    for name in ("status", "top"):
+        assert "torch: False" in output(name, "local")

@@ -3,19 +3,15 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
-import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from functools import cached_property
 from pathlib import Path
-from types import TracebackType
-from typing import TYPE_CHECKING, Any, Self
+from typing import Any, Self
 
 from ...config import RunConfig
 from ...data.tokenizers import EncodedExample, LocalTokenizer, Tokenizer
 from ...errors import DaunceError, RejectedError, TransientError
-from ..base import ScorerCapabilities, TokenScores
-from ..objective import Objective
+from ..base import Closing, ScorerCapabilities, TokenScores
 from ..registry import Context
 from .engines import Engine, ProcessEngine, RayEngine, ThreadEngine, WorkerLostError
 from .models import check_device, context_of, resolve_model
@@ -27,12 +23,8 @@ from .options import (
     ModelSpec,
     TaskSpec,
     options_of,
-    settings_of,
 )
-from .store import Files, JobFolder, MemberTask
-
-if TYPE_CHECKING:
-    from .worker import TrainTask
+from .store import JobFolder
 
 FOLDER = "local"
 """Inside the run folder."""
@@ -58,7 +50,11 @@ class LocalRun:
         # Members of a group, where the options do not say. What a run gains from larger groups, against later results:
         # tests/benchmarks/RESULTS-local.md.
         if options.task:
-            self.spec, self.settings, self.members_at_a_time = options.task_spec(config), ClassifierSettings, 32
+            self.spec, self.settings, self.members_at_a_time = (
+                options.task_spec(options.task, config),
+                ClassifierSettings,
+                32,
+            )
             self.prompts_per_request = 4096
         else:
             own = config.backend.kind == "local"  # otherwise the tokenizer belongs to whoever trains
@@ -68,7 +64,7 @@ class LocalRun:
         self._engine = engine
         self._own = engine is None
         self._users = 0
-        self._starting = threading.Lock()
+        self._starting = asyncio.Lock()
 
     @property
     def fingerprint(self) -> str:
@@ -101,52 +97,31 @@ class LocalRun:
             await asyncio.to_thread(resolve_model, self.model)
             await asyncio.to_thread(check_device, self.options.device)
 
-    def train_task(self, hyperparameters: Mapping[str, Any], members: Sequence[MemberTask], cuts: int) -> TrainTask:
-        """Of members that agree in where they start. A job that starts from the base model makes the target, by a plain
-        fine-tune; epochs of the target are not scored, so that none before its last is kept."""
-        from .worker import TrainTask
-
-        options, from_base = self.options, members[0].start is None
-        is_target = from_base and self.config.ensemble.start_from == "target"
-        return TrainTask(
-            self.spec,
-            settings_of(hyperparameters, self.settings),
-            Objective() if from_base else Objective.of_options(options.model_dump()),
-            tuple(members),
-            memory_limit=options.memory_limit,
-            workers=options.worker_count,
-            checkpoints=0 if is_target else self.config.ensemble.checkpoints - 1,
-            tokens=options.tokens_per_pass,
-            cuts=cuts,
-        )
-
     @cached_property
     def folder(self) -> JobFolder:
         """Made at first use: a plan makes none."""
         return JobFolder(self.config.run_dir / FOLDER)
 
-    @property
-    def engine(self) -> Engine:
+    async def engine(self) -> Engine:
         """The workers, started at first use. Raises ConfigurationError or MissingExtraError where they cannot be."""
-        with self._starting:  # the trainer and the scorer ask from threads of their own
+        async with self._starting:
             if self._engine is None:
-                self._engine = _start_engine(self.options)
+                self._engine = await asyncio.to_thread(_start_engine, self.options)
             return self._engine
 
     async def work(self, function: Callable[[Any], Any], task: Any) -> Any:
         """What a worker makes of a task."""
-        engine = await asyncio.to_thread(lambda: self.engine)
-        return await asyncio.wrap_future(engine.submit(function, task))
+        return await asyncio.wrap_future((await self.engine()).submit(function, task))
 
     def enter(self) -> None:
         self._users += 1
 
-    def leave(self) -> None:
+    async def leave(self) -> None:
         """The last one to leave stops the workers."""
         self._users -= 1
         if self._users == 0 and self._own and self._engine is not None:
             engine, self._engine = self._engine, None
-            engine.close()
+            await asyncio.shield(asyncio.to_thread(engine.close))
 
     def adapter(self, model: str) -> Path | None:
         """Folder of a fine-tune's model id, an adapter or a whole model; None for the base model. Raises RejectedError
@@ -161,18 +136,11 @@ class LocalRun:
             f"model {model!r} is neither {self.model}, a model of this run, nor the folder of an adapter or a model"
         )
 
-    async def tuned(self, model: str) -> Path | Files | None:
-        """:meth:`adapter` as a task carries it: its files where workers do not share this machine's folders."""
-        folder = self.adapter(model)
-        engine = await asyncio.to_thread(lambda: self.engine)
-        if folder is None or engine.shares_files:
-            return folder
-        return await asyncio.to_thread(lambda: {p.name: p.read_bytes() for p in sorted(folder.iterdir())})
-
 
 def _start_engine(options: LocalOptions) -> Engine:
     if options.engine == "ray":
-        ray, gpus = options.ray, options.gpus_per_actor
+        ray = options.ray  # an actor takes one GPU, and the cluster hides all others from it
+        gpus = float(options.device.startswith("cuda")) if ray.gpus is None else ray.gpus
         return RayEngine(address=ray.address, cpus=ray.cpus, gpus=gpus, retries=ray.retries, workers=options.workers)
     if options.engine == "thread":
         return ThreadEngine()
@@ -209,7 +177,7 @@ def scorer_capabilities(config: RunConfig) -> ScorerCapabilities:
     )
 
 
-class LocalScorer:
+class LocalScorer(Closing):
     """Exact log-probabilities from this machine's workers, several examples of one member in a padded pass.
 
     The same request gives the same bits on a CPU; an example in other company differs by float32 round-off (see
@@ -232,18 +200,15 @@ class LocalScorer:
         self._run.enter()
         return self
 
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        with contextlib.suppress(asyncio.CancelledError):
-            await asyncio.to_thread(self._run.leave)
+    async def close(self) -> None:
+        await self._run.leave()
 
     async def score(self, model: str, batch: Sequence[EncodedExample]) -> list[TokenScores]:
         """Raises RejectedError for an unknown model, an example that the model cannot read, or one that does not fit
         into memory; WorkerLostError, with smaller passes from then on, where a worker was killed."""
         from .worker import ScoreTask, run_score
 
-        tuned = await self._run.tuned(model)
+        tuned = self._run.adapter(model)
         rows: Any = tuple((e.ids, e.targets) for e in batch)
         if self._run.options.task:
             rows = tuple((e.example.prompt, e.example.completion) for e in batch)

@@ -96,29 +96,7 @@ class Classifier:
         self,
         inputs: Tensor,
         labels: Tensor,
-        inclusion_KN: NDArray[np.bool_],
-        seeds: Sequence[int],
-        settings: ClassifierSettings,
-        **options: Any,
-    ) -> Members:
-        """Train one member a row of ``inclusion_KN`` (K, N), all rows of equal sums, on that subset of the N examples.
-
-        ``options`` are those of :meth:`train_subsets`. Raises ConfigurationError, and RejectedError where a loss is not
-        finite.
-        """
-        sizes = inclusion_KN.sum(axis=1)
-        if len(seeds) != len(inclusion_KN) or inclusion_KN.shape[1] != len(inputs):
-            raise ConfigurationError("inclusion_KN needs a row for every seed and a column for every example")
-        if len(seeds) == 0 or sizes.min() != sizes.max() or sizes[0] == 0:
-            raise ConfigurationError("every member needs a subset of the same size, of at least one example")
-        subsets = np.stack([np.flatnonzero(row) for row in inclusion_KN])
-        return self.train_subsets(inputs, labels, subsets, seeds, settings, **options)
-
-    def train_subsets(
-        self,
-        inputs: Tensor,
-        labels: Tensor,
-        subset_Kn: NDArray[np.integer[Any]],
+        subsets: NDArray[Any],
         seeds: Sequence[int],
         settings: ClassifierSettings,
         *,
@@ -127,7 +105,8 @@ class Classifier:
         memory_limit: int | None = None,
         after_epoch: EpochView | None = None,
     ) -> Members:
-        """Train members with each one's examples as positions (K, n).
+        """Train K members, each on its own n of the N examples: a row of ``subsets``, positions (K, n) or inclusion
+        (K, N; boolean, all rows of equal sums).
 
         Every member starts at ``start`` (the target model, or a common base), or where None at fresh weights of its
         own seed. With a perturbed ``objective`` (it needs ``start``) the model runs in evaluation mode, so that an
@@ -136,6 +115,10 @@ class Classifier:
         ``memory_limit`` bytes bound the members trained at once; default: what a CPU's caches gain from, or half of a
         GPU's free memory. The members that ``after_epoch`` is shown go on changing.
         """
+        if subsets.dtype == bool and len(set(subsets.sum(axis=1))) == 1 and subsets.shape[1] == len(inputs):
+            subsets = np.nonzero(subsets)[1].reshape(len(subsets), -1)
+        if subsets.dtype == bool or subsets.size == 0 or len(subsets) != len(seeds):
+            raise ConfigurationError("every member needs a seed and a subset of the same size, of at least one example")
         if objective.perturbed and start is None:
             raise ConfigurationError(f"objective {objective.kind} perturbs around a start: give start=")
         inputs, labels = inputs.to(self._device), labels.to(self._device)
@@ -153,7 +136,7 @@ class Classifier:
             # For dropout: such a model is alone here.
             with self._random(int(stream(seeds[first], DROPOUT).integers(2**63))):
                 data = (inputs, labels, z_0)
-                self._fit(members, data, subset_Kn[chunk], seeds[chunk], settings, objective, shown)
+                self._fit(members, data, subsets[chunk], seeds[chunk], settings, objective, shown)
             parts.append(members)
         if len(parts) == 1:
             return parts[0]

@@ -38,16 +38,13 @@ class WorkerLostError(TransientError):
 
 
 class Worker(Protocol):
-    def call(self, function: Callable[[Any], Any], task: Any) -> Any: ...
+    def call(self, function: Callable[[Any], Any], task: Any, /) -> Any: ...
 
     def end(self) -> None: ...
 
 
 class Engine:
     """Runs picklable tasks on ``workers``, one at a time on each."""
-
-    shares_files = True
-    """Whether workers read this machine's folders; otherwise adapters travel inside the tasks."""
 
     def __init__(self, workers: Sequence[Worker]) -> None:
         self.workers = len(workers)
@@ -81,10 +78,8 @@ class ThreadEngine(Engine):
     """One task at a time in a thread of this process: no second copy of the model."""
 
     def __init__(self) -> None:
-        super().__init__([_Here()])
+        super().__init__([self])
 
-
-class _Here:
     def call(self, function: Callable[[Any], Any], task: Any) -> Any:
         return function(task)
 
@@ -246,28 +241,23 @@ class _RayRunner:
 
 
 class _Actor:
-    """An actor on a Ray cluster; started at its first task, and again where it was lost, up to ``retries`` times a
-    task."""
+    """An actor on a Ray cluster; started at its first task, and by Ray again where it was lost."""
 
-    def __init__(self, ray: Any, options: dict[str, Any], retries: int) -> None:
-        self._ray, self._options, self._retries = ray, options, retries
+    def __init__(self, ray: Any, options: dict[str, Any]) -> None:
+        self._ray, self._options = ray, options
         self._actor: Any = None
 
     def call(self, function: Callable[[Any], Any], task: Any) -> Any:
-        for attempt in range(self._retries + 1):
-            if self._actor is None:
-                self._actor = self._ray.remote(**self._options)(_RayRunner).remote()
-            try:
-                succeeded, result = self._ray.get(self._actor.run.remote(function, task))
-                break
-            except self._ray.exceptions.RayError as error:
-                self._actor = None
-                if attempt == self._retries:
-                    raise WorkerLostError(
-                        f"an actor of the Ray cluster was lost in mid-task ({type(error).__name__}); the task can be "
-                        "repeated",
-                        killed="memory" in str(error),
-                    ) from None
+        if self._actor is None:
+            self._actor = self._ray.remote(**self._options)(_RayRunner).remote()
+        try:
+            succeeded, result = self._ray.get(self._actor.run.remote(function, task))
+        except self._ray.exceptions.RayError as error:
+            self.end()
+            raise WorkerLostError(
+                f"an actor of the Ray cluster was lost in mid-task ({type(error).__name__}); the task can be repeated",
+                killed="memory" in str(error),
+            ) from None
         if not succeeded:
             raise result
         return result
@@ -280,9 +270,8 @@ class _Actor:
 
 
 class RayEngine(Engine):
-    """Actors on a Ray cluster, each of which loads the model once."""
-
-    shares_files = False
+    """Actors on a Ray cluster, each of which loads the model once. They read and write this machine's folders by their
+    names: those have to lie on storage that the cluster shares."""
 
     def __init__(
         self, *, address: str | None, cpus: float, gpus: float, retries: int, workers: int | None = None
@@ -312,8 +301,8 @@ class RayEngine(Engine):
         if room < 1:
             self._stop()
             raise ConfigurationError(f"the Ray cluster has no room for an actor of {cpus:g} CPUs and {gpus:g} GPUs")
-        options = {"num_cpus": cpus, "num_gpus": gpus, "max_restarts": 0}
-        super().__init__([_Actor(ray, options, retries) for _ in range(min(room, workers or room))])
+        options = {"num_cpus": cpus, "num_gpus": gpus, "max_restarts": -1, "max_task_retries": retries}
+        super().__init__([_Actor(ray, options) for _ in range(min(room, workers or room))])
 
     def close(self) -> None:
         super().close()

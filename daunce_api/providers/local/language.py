@@ -125,16 +125,16 @@ class LanguageModel:
         self, start_from: Path, settings: LoraSettings, shapes: Mapping[str, tuple[int, int]]
     ) -> Weights:
         adapter = load_adapter(start_from)
-        rank = next(iter(adapter.weights.values()))[0].shape[0]
-        if set(adapter.weights) != set(shapes) or rank != settings.rank:
+        made = {n: (a.shape[1], b.shape[0], a.shape[0]) for n, (a, b) in adapter.weights.items()}
+        if made != {n: (*shape, settings.rank) for n, shape in shapes.items()}:
             raise ConfigurationError(
-                f"{start_from.name} has rank {rank} on other modules or at another rank than the settings "
-                f"(rank {settings.rank}); continue an adapter with the settings that it was made with."
+                f"{start_from.name} has rank {next(iter(made.values()))[2]} and {len(made)} modules, the settings have "
+                f"rank {settings.rank} and {len(shapes)}; continue an adapter with the settings that it was made with."
             )
         if adapter.scaling != settings.alpha / settings.rank:
             raise ConfigurationError(
-                f"{start_from.name} has alpha / rank {adapter.scaling:g}, "
-                f"the settings have {settings.alpha / settings.rank:g}"
+                f"{start_from.name} has alpha / rank {adapter.scaling:g}, the settings have "
+                f"{settings.alpha / settings.rank:g}; continue an adapter with the settings that it was made with."
             )
         return dict(adapter.weights)
 
@@ -158,18 +158,14 @@ class LanguageModel:
         return answers
 
     def target_logprobs(
-        self, sequences: Sequence[Scored], *, adapter: Path | None = None, tokens: int | None = None
+        self, sequences: Sequence[Scored], *, adapter: Path | None = None, cuts: int = 0
     ) -> list[NDArray[np.float64]]:
-        """Log-probabilities (nats) of each sequence's targets, several sequences in a pass (see
-        :class:`daunce_api.providers.local.score.Passes`), which takes at most ``tokens`` (None: the device's usual).
-
-        Raises DataError as :meth:`token_logprobs` does.
-        """
+        """Log-probabilities (nats) of each sequence's targets, several sequences in a pass: see
+        :meth:`daunce_api.providers.local.score.Passes.logprobs`. Raises DataError as :meth:`token_logprobs` does."""
         for ids, _ in sequences:
             self._check(ids, "a sequence")
-        passes = self._passes
         with self.adapted.lock:
-            return passes.logprobs(sequences, adapter, tokens)
+            return self._passes.logprobs(sequences, adapter, cuts)
 
     @cached_property
     def _passes(self) -> Passes:

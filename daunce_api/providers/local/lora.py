@@ -19,6 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import linear
+from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedModel
 
 from ...errors import CapabilityError
@@ -29,8 +30,9 @@ from .models import enable_checkpointing, text_part
 class ActiveLora:
     """The updates in force during a forward pass.
 
-    With ``members`` None one adapter serves the whole batch: A (rank, in), B (out, rank). Otherwise A (K, rank, in) and
-    B (K, out, rank) hold K members and ``members`` (R entries) names the member of every row, ascending.
+    With ``members`` None one adapter serves the whole batch: A (rank, in), B (out, rank), with or without a first axis
+    of one. Otherwise A (K, rank, in) and B (K, out, rank) hold K members and ``members`` (R entries) names the member
+    of every row, ascending.
     ``dropout``: share of the inputs that is left out, drawn by ``keys`` (R,), one random 64-bit number a row.
     """
 
@@ -64,29 +66,16 @@ class Batch:
     row: Tensor
     column: Tensor
     target: Tensor
-    counts: Sequence[int]
+    counts: list[int]
 
     @classmethod
     def of(cls, sequences: Sequence[tuple[Sequence[int], Sequence[int]]], device: torch.device) -> Batch:
-        """Of (token ids, indices of the targets among them), moved to ``device`` in one copy. What follows the last
-        target's predecessor is left out, since attention is causal."""
-        lengths = [max(targets) for _, targets in sequences]
-        width = max(lengths)
-        flat = [0] * (len(sequences) * width)
-        row: list[int] = []
-        column: list[int] = []
-        target: list[int] = []
-        for r, (ids, targets) in enumerate(sequences):
-            flat[r * width : r * width + lengths[r]] = ids[: lengths[r]]
-            row += [r] * len(targets)
-            column += [t - 1 for t in targets]
-            target += [ids[t] for t in targets]
-        packed = torch.tensor([*flat, *row, *column, *target])
-        if device.type == "cuda":
-            packed = packed.pin_memory()
-        sizes = [len(flat), len(row), len(row), len(row)]
-        padded, *places = torch.split(packed.to(device, non_blocking=True), sizes)
-        return cls(padded.view(-1, width), places[0], places[1], places[2], [len(t) for _, t in sequences])
+        """Of (token ids, indices of the targets among them). What follows the last target's predecessor is left out,
+        since attention is causal."""
+        ids = pad_sequence([torch.tensor(ids[: max(targets)]) for ids, targets in sequences], batch_first=True)
+        places = [(r, t - 1, ids[t]) for r, (ids, targets) in enumerate(sequences) for t in targets]
+        row, column, target = torch.tensor(list(zip(*places, strict=True)), device=device)
+        return cls(ids.to(device), row, column, target, [len(targets) for _, targets in sequences])
 
 
 class AdaptedModel:
@@ -113,12 +102,8 @@ class AdaptedModel:
         self.head = head
         self.text = text_part(model)
         """Prefix of the names of the text decoder's modules; '' where the model is nothing else."""
-        head.register_forward_pre_hook(self._select)
         self._active: Active | None = None
         self._full: ActiveFull | None = None
-        self._batch: Batch | None = None
-        self._hidden: Tensor | None = None
-        self._owners: Sequence[int] | None = None
         self._hooked: set[str] = set()
 
     @property
@@ -199,23 +184,16 @@ class AdaptedModel:
 
         No attention mask is needed: attention is causal, and padding follows everything that is read.
         """
-        self._batch = batch
-        try:
-            self.model(input_ids=batch.ids, use_cache=False)
-            hidden = self._hidden
-        finally:
-            self._batch = self._hidden = None
-        if hidden is None:
-            raise CapabilityError(f"{self.model.config.model_type} does not compute its logits with its output head.")
-        return hidden
+        states: Tensor = self.model.base_model(input_ids=batch.ids, use_cache=False)[0]
+        return states[batch.row.to(states.device), batch.column.to(states.device)]
 
     def raw_logits(self, hidden: Tensor, members: Sequence[int] | None) -> Tensor:
         """What the output head itself makes of hidden states (n, width) of these ``members`` (n entries)."""
-        before, self._owners = self._owners, members
-        try:
+        active = self._active
+        if isinstance(active, ActiveLora) and self.head_name in active.weights:
+            active = ActiveLora(active.weights, active.scaling, members)
+        with self.using(active):
             logits: Tensor = self.head(hidden)
-        finally:
-            self._owners = before
         return logits
 
     def owners(self, batch: Batch) -> list[int] | None:
@@ -230,28 +208,17 @@ class AdaptedModel:
         logits: Tensor = self.model(input_ids=inputs, use_cache=False).logits[0]
         return logits
 
-    def _select(self, module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...] | None:
-        if self._batch is None:
-            return None
-        hidden = args[0]
-        self._hidden = hidden[self._batch.row.to(hidden.device), self._batch.column.to(hidden.device)]
-        self._batch = None
-        return (hidden[:0], *args[1:])  # the caller applies the head itself
-
     def _hook(self, name: str) -> Callable[[nn.Module, tuple[Any, ...], Tensor], Tensor]:
         own_key = zlib.crc32(name.encode())
 
         def hook(module: nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor:
-            active = self._active
-            if not isinstance(active, ActiveLora) or name not in active.weights or not output.numel():
+            active, x = self._active, args[0]
+            if not isinstance(active, ActiveLora) or name not in active.weights:
                 return output
-            x = args[0]
-            a, b = active.weights[name]
-            members = active.members if module is not self.head else self._owners
-            if active.keys is not None and module is not self.head:
+            if active.keys is not None:
                 rows = x.view(len(active.keys), -1, x.shape[-1])
                 x = dropped(rows, active.keys.to(x.device) ^ own_key, active.dropout).view(x.shape)
-            return updated(output, x, a, b, active.scaling, members)
+            return updated(output, x, *active.weights[name], active.scaling, active.members)
 
         return hook
 
@@ -273,7 +240,7 @@ def updated(
         raise CapabilityError("this architecture does not keep the rows of a batch apart; train one member at a time.")
     rows = x.reshape(count, -1, x.shape[-1])
     if members is None:
-        a_R, b_R = a[None], b[None]
+        a_R, b_R = (t if t.dim() == 3 else t[None] for t in (a, b))
     elif 2 * a.shape[1] <= rows.shape[1]:  # a copy of A and B for every row is small beside the row itself
         chosen = _index(tuple(members), a.device)
         a_R, b_R = a.index_select(0, chosen), b.index_select(0, chosen)

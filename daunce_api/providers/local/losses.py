@@ -4,6 +4,7 @@ objectives of :mod:`daunce_api.providers.objective` around either."""
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -31,7 +32,7 @@ class Head:
 
     def __init__(self, model: AdaptedModel) -> None:
         """Raises CapabilityError where that does not give the model's own logits: the family does something else."""
-        self._model = model
+        self.model = model
         config = model.config
         self._cap: float | None = getattr(config, "final_logit_softcapping", None)
         self._factor = float(getattr(config, "logit_scale", None) or 1.0)
@@ -45,13 +46,8 @@ class Head:
         if found.shape != own.shape or not torch.allclose(found.float(), own, rtol=0.05, atol=0.05):
             raise CapabilityError(
                 f"{model.model.config.model_type} changes its logits in a way that is not known here; "
-                "it can be scored but not trained."
+                "kind: vllm scores such a model."
             )
-
-    @property
-    def frozen(self) -> bool:
-        """Whether neither its weights nor an adapter on it are trained by what is in force."""
-        return not self._model.trains_head
 
     def at_once(self, device: torch.device) -> int:
         """Tokens that go through the head together."""
@@ -59,7 +55,7 @@ class Head:
 
     def logits(self, hidden: Tensor, members: Sequence[int] | None) -> Tensor:
         """(n, vocabulary), each of its own member (see ``AdaptedModel.owners``)."""
-        raw = self._model.raw_logits(hidden, members)
+        raw = self.model.raw_logits(hidden, members)
         raw = raw if raw.dtype == torch.float64 else raw.float()
         if self._factor != 1.0:
             raw = raw * self._factor
@@ -74,15 +70,12 @@ class _Nats(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(
-        ctx: Any, hidden: Tensor, target: Tensor, logits: Callable[[Tensor, slice], Tensor], size: int
-    ) -> Tensor:
+    def forward(ctx: Any, hidden: Tensor, nats_of: Callable[[Tensor, slice], Tensor], n: int, size: int) -> Tensor:
         nats, pulls = [], []
-        for first in range(0, len(target), size):
-            part = slice(first, first + size)
+        for part in _parts(n, size):
             with torch.enable_grad():
                 states = hidden[part].detach().requires_grad_()
-                values = cross_entropy(logits(states, part), target[part], reduction="none")
+                values = nats_of(states, part)
                 pulls.append(torch.autograd.grad(values.sum(), states)[0])
             nats.append(values.detach())
         ctx.save_for_backward(torch.cat(pulls))
@@ -97,24 +90,21 @@ class _Nats(torch.autograd.Function):
 def token_nats(head: Head, hidden: Tensor, target: Tensor, members: Sequence[int] | None) -> Tensor:
     """-log p_y of each token (n,), from last hidden states (n, width); differentiable in them and in what is trained of
     the head."""
+    target = target.to(hidden.device)
 
-    def logits(states: Tensor, part: slice) -> Tensor:
-        return head.logits(states, None if members is None else members[part])
-
-    def of(states: Tensor, part: slice) -> Tensor:
-        values: Tensor = cross_entropy(logits(states, part), target[part], reduction="none")
+    def nats_of(states: Tensor, part: slice) -> Tensor:
+        logits = head.logits(states, None if members is None else members[part])
+        values: Tensor = cross_entropy(logits, target[part], reduction="none")
         return values
 
-    target = target.to(hidden.device)
     size = head.at_once(hidden.device)
-    if hidden.requires_grad and head.frozen:
-        nats: Tensor = _Nats.apply(hidden, target, logits, size)  # type: ignore[no-untyped-call]
+    if hidden.requires_grad and not head.model.trains_head:
+        nats: Tensor = _Nats.apply(hidden, nats_of, len(target), size)  # type: ignore[no-untyped-call]
         return nats
-    return torch.cat(_in_parts(of, (hidden,), len(target), size))
+    return torch.cat(_in_parts(nats_of, (hidden,), len(target), size))
 
 
 def token_statistics(
-    model: AdaptedModel,
     head: Head,
     hidden: Tensor,
     hidden_0: Tensor,
@@ -127,44 +117,43 @@ def token_statistics(
     are the last hidden states at theta and at theta_0."""
 
     def of(states: Tensor, states_0: Tensor, part: slice) -> Tensor:
-        y = target[part]
-        with torch.no_grad(), model.using(start):
+        with torch.no_grad(), head.model.using(start):
             z_0 = head.logits(states_0, None)
-            g = z_0.softmax(1)
-            g[torch.arange(len(y), device=g.device), y] -= 1
-            fixed = cross_entropy(z_0, y, reduction="none"), margin(z_0, y)
         z = head.logits(states, None if members is None else members[part])
-        own = cross_entropy(z, y, reduction="none"), margin(z, y), (g * (z - z_0)).sum(1)
-        return torch.stack([*own, *fixed])
+        return torch.stack(_statistics(partial(cross_entropy, reduction="none"), z, target[part], z_0))
 
     target, hidden_0 = target.to(hidden.device), hidden_0.to(hidden.device)
     parts = _in_parts(of, (hidden, hidden_0), len(target), head.at_once(hidden.device))
     return torch.cat(parts, dim=1).unbind()
 
 
+def _parts(n: int, size: int) -> list[slice]:
+    return [slice(first, first + size) for first in range(0, n, size)]
+
+
 def _in_parts(of: Callable[..., Tensor], states: tuple[Tensor, ...], n: int, size: int) -> list[Tensor]:
     """``of`` slices of ``states``; the logits of more than one slice are computed again in backward, not kept."""
-    parts = [slice(first, first + size) for first in range(0, n, size)]
-    if len(parts) == 1 or not torch.is_grad_enabled():
-        return [of(*(s[part] for s in states), part) for part in parts]
-    return [checkpoint(of, *(s[part] for s in states), part, use_reentrant=False) for part in parts]
+    if n <= size or not torch.is_grad_enabled():
+        return [of(*(s[part] for s in states), part) for part in _parts(n, size)]
+    return [checkpoint(of, *(s[part] for s in states), part, use_reentrant=False) for part in _parts(n, size)]
 
 
 def row_values(
-    model: AdaptedModel, head: Head, objective: Objective, batch: Batch, xi: Sequence[float], start: Active | None
+    head: Head, objective: Objective, batch: Batch, xi: Sequence[float], start: Active | None
 ) -> tuple[Tensor, Tensor]:
     """Objective and mean nats per completion token of each example of a batch (R,), under the weights that are in
     force. ``xi`` and ``start`` (theta_0; None: the base model) are those of the perturbed objectives."""
+    model = head.model
     members = model.owners(batch)
     if not objective.perturbed:
         mean = _per_example(token_nats(head, model.hidden(batch), batch.target, members), batch)
         return mean, mean.detach()
     with torch.no_grad(), model.using(start):
         hidden_0 = model.hidden(batch)
-    values = token_statistics(model, head, model.hidden(batch), hidden_0, batch.target, members, start)
-    nats, margins, shift, nats_0, margins_0 = (_per_example(v, batch) for v in values)
-    drawn = torch.tensor(list(xi), dtype=nats.dtype, device=nats.device)
-    return combine(objective, nats, margins, shift, nats_0, margins_0, drawn), nats.detach()
+    tokens = token_statistics(head, model.hidden(batch), hidden_0, batch.target, members, start)
+    statistics = [_per_example(values, batch) for values in tokens]
+    drawn = torch.tensor(list(xi), dtype=statistics[0].dtype, device=statistics[0].device)
+    return combine(objective, statistics, drawn), statistics[0].detach()
 
 
 def _per_example(values: Tensor, batch: Batch) -> Tensor:
@@ -173,10 +162,10 @@ def _per_example(values: Tensor, batch: Batch) -> Tensor:
     return sums.index_add(0, batch.row.to(values.device), values) / counts
 
 
-def combine(
-    objective: Objective, nats: Tensor, margin: Tensor, shift: Tensor, nats_0: Tensor, margin_0: Tensor, xi: Tensor
-) -> Tensor:
-    """Value of the objective for each example (R,), from the examples' mean nats, mean margin and <g, z - z_0>."""
+def combine(objective: Objective, statistics: Sequence[Tensor], xi: Tensor) -> Tensor:
+    """Value of the objective for each example (R,), from its mean nats and margin, <g, z - z_0>, and nats and margin at
+    theta_0."""
+    nats, margin, shift, nats_0, margin_0 = statistics
     if objective.kind == "subset":
         return nats
     signed = objective.rho * (2 * xi - 1)
@@ -202,10 +191,14 @@ def perturbed_loss(
     objective: Objective, loss: ExampleLoss, logits: Tensor, labels: Tensor, logits_0: Tensor, xi: Tensor
 ) -> Tensor:
     """Value of a perturbed objective for each example (B,), with ``loss`` as its L and g = dL/dz at ``logits_0``."""
-    z_0 = logits_0.detach().requires_grad_()
+    return combine(objective, _statistics(loss, logits, labels, logits_0), xi)
+
+
+def _statistics(loss: ExampleLoss, z: Tensor, labels: Tensor, z_0: Tensor) -> tuple[Tensor, ...]:
+    """Loss and margin at z (B, classes); <g, z - z_0> with g the loss's gradient at z_0; loss and margin at z_0."""
+    z_0 = z_0.detach().requires_grad_()
     with torch.enable_grad():
         value_0 = loss(z_0, labels)
         (g,) = torch.autograd.grad(value_0.sum(), z_0)
-    shift = (g * (logits - logits_0)).sum(1)
-    value, margins = loss(logits, labels), (margin(logits, labels), margin(logits_0, labels))
-    return combine(objective, value, margins[0], shift, value_0.detach(), margins[1], xi)
+    z_0 = z_0.detach()
+    return loss(z, labels), margin(z, labels), (g * (z - z_0)).sum(1), value_0.detach(), margin(z_0, labels)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import shutil
 from collections.abc import Iterator, Mapping
@@ -10,6 +11,7 @@ from functools import lru_cache
 from importlib.resources import files
 from importlib.util import find_spec
 from pathlib import Path
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 from ...errors import ConfigurationError, MissingExtraError
@@ -60,8 +62,7 @@ def _of_hub(name: str, weights: bool) -> Path:
             f"the model {name} is neither a folder here nor in {cache}, and {why} ({type(error).__name__}). Check the "
             f"name; {get}, or give a folder or {EMBEDDED!r}."
         ) from error
-    needed = ("config.json", _WEIGHTS) if weights else ("config.json",)
-    missing = [what for what in needed if not any(folder.glob(what))]
+    missing = [what for what in ("config.json", *([_WEIGHTS] if weights else [])) if not any(folder.glob(what))]
     if missing:
         raise ConfigurationError(
             f"the model {name} has no {' and no '.join(missing)} in {cache}. Where the model has such files, {get}; "
@@ -73,23 +74,24 @@ def _of_hub(name: str, weights: bool) -> Path:
 @lru_cache(maxsize=8)
 def context_of(path: str) -> int | None:
     """Longest sequence of a model in tokens, from its configuration alone; None where that does not say."""
-    from transformers import AutoConfig
-
     folder = resolve_model(path, weights=False)[1]
     try:
-        config = AutoConfig.from_pretrained(folder, local_files_only=True)
-    except (OSError, ValueError, KeyError, ImportError) as error:
+        content = json.loads((folder / "config.json").read_text())
+        found = longest_context(SimpleNamespace(**content.get("text_config", content)))
+        if found is None:  # the family's own default, which costs importing PyTorch
+            from transformers import AutoConfig
+
+            config = AutoConfig.from_pretrained(folder, local_files_only=True)
+            found = longest_context(config.get_text_config(decoder=True))
+    except (AttributeError, OSError, TypeError, ValueError, KeyError, ImportError) as error:
         raise ConfigurationError(f"{folder.name}: config.json cannot be read: {error}") from error
-    return longest_context(config.get_text_config(decoder=True))
+    return found
 
 
 def longest_context(config: Any) -> int | None:
     """Of the text part's configuration."""
-    for key in ("max_position_embeddings", "n_positions", "max_sequence_length"):
-        value = getattr(config, key, None)
-        if isinstance(value, int):
-            return value
-    return None
+    names = ("max_position_embeddings", "n_positions", "max_sequence_length")
+    return next((value for name in names if isinstance(value := getattr(config, name, None), int)), None)
 
 
 def text_part(model: PreTrainedModel) -> str:
@@ -188,15 +190,14 @@ def _quantised(kind: str | None, dtype: torch.dtype) -> Any:
 @contextmanager
 def _without_bars() -> Iterator[None]:
     """transformers without its progress bars."""
-    from transformers.utils.logging import disable_progress_bar, enable_progress_bar, is_progress_bar_enabled
+    from transformers.utils import logging as bars
 
-    bars = is_progress_bar_enabled()
-    disable_progress_bar()
+    shown = bars.is_progress_bar_enabled()
+    bars.disable_progress_bar()
     try:
         yield
     finally:
-        if bars:
-            enable_progress_bar()
+        (bars.enable_progress_bar if shown else bars.disable_progress_bar)()
 
 
 def enable_checkpointing(model: PreTrainedModel) -> None:

@@ -20,13 +20,11 @@ from pydantic import (
     PositiveInt,
     ValidationError,
     field_validator,
-    model_validator,
 )
 from pydantic.dataclasses import dataclass
 
 from ...config import RunConfig
 from ...errors import ConfigurationError, RejectedError
-from ..objective import Objective
 from ..options import Options, parse_options
 
 _MULTIPLIER = "learning_rate_multiplier"
@@ -179,8 +177,7 @@ class TaskSpec:
             if part is not None:
                 try:
                     with Path(part).open("rb") as file:
-                        while chunk := file.read(1 << 20):
-                            sha.update(chunk)
+                        hashlib.file_digest(file, lambda: sha)
                 except OSError as error:
                     raise ConfigurationError(
                         f"{part} cannot be read: {error.strerror}. Check backend.options."
@@ -196,15 +193,9 @@ class RayOptions(Options):
     """The cluster of ``engine: ray``; each actor holds the model for the whole run."""
 
     address: str | None = Field(None, description="auto, or a cluster's address; default: one on this machine")
-    cpus: float = Field(1.0, ge=0, description="CPUs of an actor")
+    cpus: float = Field(1.0, gt=0, description="CPUs of an actor")
     gpus: float | None = Field(None, ge=0, description="GPUs of an actor; default: one where device is cuda, else none")
     retries: int = Field(3, ge=0, description="times that the task of a lost actor is run again")
-
-    @model_validator(mode="after")
-    def _needs_something(self) -> RayOptions:
-        if not self.cpus and self.gpus == 0:
-            raise ValueError("an actor needs CPUs or GPUs")
-        return self
 
 
 class LocalOptions(Options):
@@ -262,32 +253,17 @@ class LocalOptions(Options):
             return max(1, usable_cores() // self.threads)
         return max(1, visible_gpus()) if self.device == "cuda" else 1
 
-    @property
-    def memory_limit(self) -> int | None:
-        """:attr:`memory_limit_gib` in bytes."""
-        return None if self.memory_limit_gib is None else int(self.memory_limit_gib * 2**30)
-
-    @property
-    def gpus_per_actor(self) -> float:
-        """GPUs that an actor takes of a Ray cluster, which hides all others from it."""
-        return self.ray.gpus if self.ray.gpus is not None else float(self.device.startswith("cuda"))
-
     def spec(self, model: str, tokenizer: str | None = None) -> ModelSpec:
         """The model as a worker holds it."""
         kept = {name: getattr(self, name) for name in _HELD}
         dtype = self.dtype or ("float32" if self.device == "cpu" else "bfloat16")
         return ModelSpec(path=model, dtype=dtype, tokenizer=tokenizer, **kept)
 
-    def task_spec(self, config: RunConfig) -> TaskSpec:
-        """The classifier as a worker holds it; its files are looked up from the folder of the training data.
-
-        Raises ConfigurationError where there is no task.
-        """
+    def task_spec(self, task: str, config: RunConfig) -> TaskSpec:
+        """The classifier as a worker holds it; its files are looked up from the folder of the training data."""
         folder = config.data.train.parent
-        if self.task is None:
-            raise ConfigurationError("backend.options.task is not set")
         return TaskSpec(
-            task=self.task,
+            task=task,
             folder=str(folder),
             inputs=None if self.inputs is None else str(folder / self.inputs),
             start=None if config.backend.model == FRESH else str(folder / config.backend.model),
@@ -346,8 +322,3 @@ def options_of(config: RunConfig) -> LocalOptions:
             "backend.options.device_map spreads one copy of the model: use it with engine: thread."
         )
     return options
-
-
-def objective_of(options: LocalOptions, *, from_base: bool) -> Objective:
-    """The objective of one job: a job that starts from the base model makes the target, by a plain fine-tune."""
-    return Objective() if from_base else Objective.of_options(options.model_dump())

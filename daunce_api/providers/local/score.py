@@ -13,9 +13,8 @@ import numpy as np
 import psutil
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
-from ...errors import CapabilityError, ConfigurationError
+from ...errors import ConfigurationError
 from .adapters import CONFIG, WEIGHTS, load_adapter, shapes_of
 from .lora import Active, ActiveFull, ActiveLora, AdaptedModel, Batch
 from .losses import Head, token_nats
@@ -24,6 +23,8 @@ from .models import is_full, load_full
 CPU_TOKENS = 768
 """Padded tokens of a training pass on a CPU; 1,024 and 2,048 are 3 % faster with the embedded model, and take a quarter
 more memory and twice as much (RESULTS-local.md)."""
+CPU_PASS_BYTES = 1 << 30
+"""What a training pass may take on a CPU by :func:`token_bytes`: large models gain nothing from longer passes."""
 GPU_TOKENS = 16384
 SCORED_TOKENS = 512
 """Of a scoring pass on a CPU, which gains nothing from more."""
@@ -35,12 +36,12 @@ Scored = tuple[Sequence[int], Sequence[int]]
 
 
 def passes_of(lengths: Sequence[int], max_tokens: int, alone_above: int | None = None) -> list[list[int]]:
-    """Indices of ``lengths`` in passes of at most ``max_tokens`` padded tokens (a longer single row is a pass of its
-    own), the longest first: a pass ends where its padding would cost more than another pass. The same lengths give
-    the same passes. Rows above ``alone_above`` are alone."""
+    """Indices of ``lengths`` above 0 in passes of at most ``max_tokens`` padded tokens (a longer single row is a pass
+    of its own), the longest first: a pass ends where its padding would cost more than another pass. The same lengths
+    give the same passes. Rows above ``alone_above`` are alone."""
     passes: list[list[int]] = []
     longest, waste = 0, 0
-    for i in sorted(range(len(lengths)), key=lambda i: (-lengths[i], i)):
+    for i in sorted((i for i, length in enumerate(lengths) if length), key=lambda i: (-lengths[i], i)):
         waste += longest - lengths[i]
         full = not passes or (len(passes[-1]) + 1) * longest > max_tokens or waste > WASTE
         if full or (alone_above is not None and longest > alone_above):
@@ -127,10 +128,13 @@ def limits_of(
 ) -> Limits:
     """As many of ``members`` as half of a ``budget`` in bytes holds, and as many tokens a pass as the rest of it, at
     most ``tokens`` (None: the device's usual); at least one member and one row of the ``longest`` example."""
-    most = tokens or (CPU_TOKENS if model.device.type == "cpu" else GPU_TOKENS)
+    on_cpu = model.device.type == "cpu"
     together = max(1, min(members, budget // 2 // max(1, member_bytes)))
-    fits = int((budget - together * member_bytes) // token_bytes(model, longest))
-    return Limits(together, max(longest, min(most, fits)))
+    left = budget - together * member_bytes
+    if on_cpu and tokens is None:
+        left = min(left, CPU_PASS_BYTES)
+    most = min(tokens or (CPU_TOKENS if on_cpu else GPU_TOKENS), int(left // token_bytes(model, longest)))
+    return Limits(together, max(longest, most))
 
 
 def token_bytes(model: AdaptedModel, longest: int) -> float:
@@ -172,7 +176,11 @@ class FineTunes:
         key, size = (str(folder), stats[0].st_mtime_ns, stats[0].st_ino), sum(s.st_size for s in stats)
         with self._model.lock:
             if key not in self._held:
-                self._make_room(size)
+                held = sum(s for s, _ in self._held.values())
+                # What is held is part of what could be free.
+                budget = self._budget or (free_bytes(self._model.device) + held) // 4
+                while self._held and held + size > budget:
+                    held -= self._held.popitem(last=False)[1][0]
                 active = ActiveFull(load_full(folder, self._model.own_weights)) if full else self._lora(folder)
                 self._held[key] = size, active
             self._held.move_to_end(key)
@@ -183,24 +191,15 @@ class FineTunes:
         with self._model.lock:
             self._held.clear()
 
-    def _make_room(self, size: int) -> None:
-        held = sum(s for s, _ in self._held.values())
-        # What is held is part of what could be free.
-        budget = self._budget or (free_bytes(self._model.device) + held) // 4
-        while self._held and held + size > budget:
-            held -= self._held.popitem(last=False)[1][0]
-
     def _lora(self, folder: Path) -> ActiveLora:
         loaded = load_adapter(folder)
-        unknown = [n for n in loaded.weights if n not in self._model.modules]
-        if unknown:
-            raise ConfigurationError(f"{folder.name} belongs to another model: {self._name} has no {unknown[0]}")
-        for name, shape in shapes_of(self._model, list(loaded.weights)).items():
-            a, b = loaded.weights[name]
-            if (a.shape[1], b.shape[0]) != shape:
+        shapes = shapes_of(self._model, [n for n in loaded.weights if n in self._model.modules])
+        for name, (a, b) in loaded.weights.items():
+            if shapes.get(name) != (a.shape[1], b.shape[0]):
+                layer = "{1} x {0}".format(*shapes[name]) if name in shapes else "missing"
                 raise ConfigurationError(
-                    f"{folder.name} belongs to another model: its update of {name} is {b.shape[0]} x {a.shape[1]}, "
-                    f"the layer of {self._name} {shape[1]} x {shape[0]}"
+                    f"{folder.name} belongs to another model: its update of {name} is {b.shape[0]} x {a.shape[1]}, the "
+                    f"layer of {self._name} is {layer}"
                 )
         weights = loaded.weights
         if self._model.model.dtype == torch.bfloat16:  # what updates are computed in there
@@ -218,33 +217,31 @@ class Passes:
     def __init__(self, model: AdaptedModel, fine_tunes: FineTunes) -> None:
         self._model, self._fine_tunes = model, fine_tunes
         self._tokens = SCORED_TOKENS if model.device.type == "cpu" else GPU_TOKENS
-        try:
-            self._head: Head | None = Head(model)
-        except CapabilityError:
-            self._head = None
+        self._head = Head(model)
 
-    def logprobs(
-        self, sequences: Sequence[Scored], folder: Path | None, tokens: int | None = None
-    ) -> list[NDArray[np.float64]]:
+    def logprobs(self, sequences: Sequence[Scored], folder: Path | None, cuts: int = 0) -> list[NDArray[np.float64]]:
         """Log-probabilities (nats) of each sequence's targets, in order, under a fine-tune (None: the base model).
-        ``tokens`` bounds the padded tokens of a pass, where the device's usual number is larger.
+        ``cuts``: how often the padded tokens of a pass are halved from the start.
 
         A pass that does not fit into memory is repeated without the other fine-tunes in memory, then in halves. Raises
         OutOfMemoryError where not even one sequence fits.
         """
-        answers = [np.zeros(0) for _ in sequences]
-        chosen = [i for i, (_, targets) in enumerate(sequences) if targets]
-        lengths = [max(sequences[i][1]) for i in chosen]
-        most = min(self._tokens, tokens or self._tokens)
-        waiting = passes_of(lengths, most, self._model.alone_above)
+        answers = [np.zeros(0)] * len(sequences)
+        lengths = [max(targets, default=0) for _, targets in sequences]
+        waiting = passes_of(lengths, max(1, self._tokens >> cuts), self._model.alone_above)
         crowded = True
         while waiting:
             group = waiting.pop(0)
-            found = self._try([sequences[chosen[i]] for i in group], folder)
-            if found is not None:
+            try:
+                active = None if folder is None else self._fine_tunes.get(folder)
+                found = self._pass([sequences[i] for i in group], active)
                 for i, answer in zip(group, found, strict=True):
-                    answers[chosen[i]] = answer
+                    answers[i] = answer
                 continue
+            except (RuntimeError, MemoryError) as error:
+                if not is_out_of_memory(error):
+                    raise
+                active = None
             release(self._model.device)
             if crowded:
                 self._fine_tunes.clear()
@@ -258,28 +255,8 @@ class Passes:
                 raise OutOfMemoryError(f"one sequence of {lengths[group[0]]:,} tokens could not be scored")
         return answers
 
-    def _try(self, rows: Sequence[Scored], folder: Path | None) -> list[NDArray[np.float64]] | None:
-        """None where memory ran out."""
-        try:
-            return self._pass(rows, None if folder is None else self._fine_tunes.get(folder))
-        except (RuntimeError, MemoryError) as error:
-            if not is_out_of_memory(error):
-                raise
-            return None
-
     def _pass(self, rows: Sequence[Scored], active: Active | None) -> list[NDArray[np.float64]]:
         with self._model.using(active), torch.inference_mode():
-            if self._head is None:
-                nats = torch.cat([self._own(ids, targets) for ids, targets in rows])
-            else:
-                batch = Batch.of(rows, self._model.device)
-                nats = token_nats(self._head, self._model.hidden(batch), batch.target, None)
-            parts = torch.split((-nats).cpu().double(), [len(targets) for _, targets in rows])
-            return [part.numpy() for part in parts]
-
-    def _own(self, ids: Sequence[int], targets: Sequence[int]) -> Tensor:
-        """By the model's own logits, one sequence at a time, where the family does more than its head to them."""
-        logits = self._model.logits(torch.tensor([list(ids[: max(targets)])], device=self._model.device)).float()
-        places = torch.tensor([t - 1 for t in targets], device=logits.device)
-        chosen = torch.tensor([ids[t] for t in targets], device=logits.device)
-        return torch.nn.functional.cross_entropy(logits[places], chosen, reduction="none")
+            batch = Batch.of(rows, self._model.device)
+            nats = token_nats(self._head, self._model.hidden(batch), batch.target, None)
+        return [part.numpy() for part in torch.split((-nats).cpu().double(), batch.counts)]

@@ -11,49 +11,39 @@ import shutil
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from ...data.dataset import Dataset
 from ...data.tokenizers import EncodedExample, Tokenizer, encode_example
-from ...errors import DataError
+from ...errors import ConfigurationError, DataError
 from ..base import Job, JobRequest, JobStatus
 
 _OWN_FILE = re.compile(r"file-[0-9a-f]{20}")
 _OWN_MODEL = re.compile(r"ft-[0-9a-f]{20}(-e[1-9][0-9]{0,5})?")
 
 
-Files = Mapping[str, bytes]
-"""The folder of a fine-tune: file name to content."""
-
-
 @dataclass(frozen=True, slots=True)
 class MemberTask:
-    """One fine-tune: its training file, seed, and the fine-tune that it starts from (None: the base model).
-
-    A full fine-tune is written to ``out`` where the worker shares this machine's folders: it is as large as the model.
-    Otherwise, and for adapters, the result carries the files.
-    """
+    """One fine-tune: its training file, its seed, the folder that its result goes to, and the folder of the fine-tune
+    that it starts from (None: the base model)."""
 
     key: str
     content: bytes
     seed: int
-    start: Path | Files | None = None
-    out: Path | None = None
+    out: Path
+    start: Path | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class MemberResult:
-    """The fine-tune of one member (its files, or none where they are in its task's ``out``), or why there is none."""
+    """What a member's training was, or why there is no fine-tune in its task's ``out``."""
 
     key: str
-    files: Files = field(default_factory=dict)
     losses: tuple[float, ...] = ()
     trained_tokens: int = 0
     error: str | None = None
-    earlier: Mapping[int, Files] = field(default_factory=dict)
-    """By epoch (from 1); empty files where they are in folders beside the task's ``out``."""
 
 
 def encode_training(data: Dataset, tokenizer: Tokenizer, max_context: int) -> list[EncodedExample]:
@@ -77,8 +67,7 @@ def encode_training(data: Dataset, tokenizer: Tokenizer, max_context: int) -> li
 
 @dataclass(frozen=True, slots=True)
 class JobRecord:
-    """One job. ``group`` names the jobs that it is trained with, fixed when training starts, so that a group that was
-    interrupted is repeated with the same members. ``number`` counts the jobs of a run in the order of submission."""
+    """One job. ``number`` counts the jobs of a run in the order of submission."""
 
     id: str
     key: str
@@ -89,8 +78,13 @@ class JobRecord:
     status: str = JobStatus.QUEUED.value
     error: str | None = None
     trained_tokens: int | None = None
-    group: tuple[str, ...] = field(default=())
     number: int = 0
+
+    @classmethod
+    def of(cls, request: JobRequest, number: int) -> JobRecord:
+        """A job that waits."""
+        kept = {name: getattr(request, name) for name in ("key", "model", "file_id", "seed")}
+        return cls(job_id(request.key), **kept, hyperparameters=dict(request.hyperparameters), number=number)
 
     @property
     def public(self) -> Job:
@@ -103,6 +97,10 @@ class JobRecord:
 def model_id(job_id: str, epoch: int | None = None) -> str:
     """Name of the model that a job makes, or of the one that it was after an earlier epoch (from 1)."""
     return job_id.replace("job-", "ft-", 1) + ("" if epoch is None else f"-e{epoch}")
+
+
+def job_id(key: str) -> str:
+    return f"job-{hashlib.sha256(key.encode()).hexdigest()[:20]}"
 
 
 class JobFolder:
@@ -127,34 +125,18 @@ class JobFolder:
         path = self.root / "files" / file_id
         return path if _OWN_FILE.fullmatch(file_id) and path.is_file() else None
 
-    def job_id(self, key: str) -> str:
-        return f"job-{hashlib.sha256(key.encode()).hexdigest()[:20]}"
-
-    def create(self, request: JobRequest, number: int) -> JobRecord:
-        record = JobRecord(
-            self.job_id(request.key),
-            request.key,
-            request.model,
-            request.file_id,
-            request.seed,
-            dict(request.hyperparameters),
-            number=number,
-        )
-        self.write(record)
-        return record
-
     def write(self, record: JobRecord) -> None:
         _write(self.root / "jobs" / f"{record.id}.json", json.dumps(asdict(record), indent=1).encode())
 
     def read(self) -> dict[str, JobRecord]:
-        """Every job, by id. A job that was running when the last process ended is queued again, with its group."""
+        """Every job, by id. A job that was running when the last process ended is queued again."""
         jobs = {}
         for path in sorted((self.root / "jobs").glob("job-*.json")):
             content = json.loads(path.read_text())
-            record = JobRecord(**{**content, "group": tuple(content["group"])})
-            if record.status == JobStatus.RUNNING:
-                record = replace(record, status=JobStatus.QUEUED.value)
-            jobs[record.id] = record
+            content.pop("group", None)  # of an earlier version
+            if content["status"] == JobStatus.RUNNING:
+                content["status"] = JobStatus.QUEUED.value
+            jobs[content["id"]] = JobRecord(**content)
         return jobs
 
     def adapter(self, model: str) -> Path | None:
@@ -169,25 +151,29 @@ class JobFolder:
         return [found[epoch] for epoch in sorted(found)]
 
     def part(self, job_id: str) -> Path:
-        """Where a worker leaves a large result before it counts (see :func:`beside`)."""
+        """Where a worker leaves a result before it counts (see :func:`beside`)."""
         return self.root / "models" / f".part-{job_id}"
 
-    def keep_model(self, job_id: str, files: Mapping[str, bytes], epoch: int | None = None) -> None:
-        """Make a job's result its model: ``files``, or what the worker left in :meth:`part`."""
-        target = self.root / "models" / model_id(job_id, epoch)
-        part = beside(self.part(job_id), epoch)
-        if files:
-            shutil.rmtree(part, ignore_errors=True)
-            part.mkdir()
-            for name, content in files.items():
-                _write(part / name, content)
-        if target.exists():
-            shutil.rmtree(target)
-        part.rename(target)
+    def keep_models(self, job_id: str) -> None:
+        """Make what a worker left of a job its models, the final one last. Raises ConfigurationError where there is no
+        final one."""
+        part, own = self.part(job_id), self.root / "models" / model_id(job_id)
+        if not part.is_dir():
+            raise ConfigurationError(
+                f"the fine-tune that a worker wrote to {part} is not there: with engine: ray run_dir has to lie on "
+                "storage that all machines of the cluster share."
+            )
+        for left in sorted(self._left(job_id), reverse=True):
+            target = own.with_name(left.name.replace(part.name, own.name, 1))
+            shutil.rmtree(target, ignore_errors=True)
+            left.rename(target)
+
+    def _left(self, job_id: str) -> Iterator[Path]:
+        return self.part(job_id).parent.glob(f"{self.part(job_id).name}*")
 
     def discard_part(self, job_id: str) -> None:
         """Forget what a worker left of a job that no longer counts."""
-        for part in self.part(job_id).parent.glob(f"{self.part(job_id).name}*"):
+        for part in self._left(job_id):
             shutil.rmtree(part, ignore_errors=True)
 
 

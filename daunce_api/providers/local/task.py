@@ -37,7 +37,6 @@ from .losses import ExampleLoss, example_cross_entropy
 from .options import TaskSpec
 
 _CHAT = "a classifier's examples are prompt/completion records: which input, and its class."
-_KEPT_BYTES = 1 << 30
 _WRONG = (
     AttributeError,
     ImportError,
@@ -102,7 +101,7 @@ def _import_file(path: Path) -> ModuleType:
 
 
 class Records:
-    """Inputs and labels of records, read once as far as memory allows."""
+    """Inputs and labels of records."""
 
     def __init__(self, task: ClassifierTask, inputs: str | None) -> None:
         """Raises ConfigurationError where neither the config nor the task says where inputs come from."""
@@ -111,8 +110,6 @@ class Records:
         if self._array is None and task.read is None:
             raise ConfigurationError("set backend.options.inputs (an .npz or .npy file), or give the task a read().")
         self._classes = None if task.classes is None else {str(c): i for i, c in enumerate(task.classes)}
-        self._kept: dict[str, Tensor] = {}
-        self._room = _KEPT_BYTES
 
     def read(self, records: Sequence[tuple[str, str]]) -> tuple[Tensor, Tensor]:
         """Inputs (n, ...) and labels (n,) of (prompt, completion) pairs. Raises DataError that lists every problem."""
@@ -125,21 +122,15 @@ class Records:
         return self._user_inputs([prompt for prompt, _ in records]), torch.tensor(labels)
 
     def _user_inputs(self, prompts: Sequence[str]) -> Tensor:
-        new = [p for p in dict.fromkeys(prompts) if p not in self._kept]
-        if self._task.read is None or not new:
-            return torch.stack([self._kept[p] for p in prompts])
+        places: dict[str, int] = {}
+        rows = [places.setdefault(prompt, len(places)) for prompt in prompts]
         try:
-            inputs = torch.as_tensor(self._task.read(new))
+            inputs = torch.as_tensor(self._task.read(list(places)))  # type: ignore[misc]
         except Exception as error:  # the user's code may fail in any way
             raise DataError(f"the task's read() failed: {type(error).__name__}: {error}") from error
-        if len(inputs) != len(new):
-            raise DataError(f"the task's read() gave {len(inputs)} inputs for {len(new)} prompts")
-        known = self._kept | dict(zip(new, inputs, strict=True))
-        for prompt, value in zip(new, inputs, strict=True):
-            if value.nbytes <= self._room:
-                self._room -= value.nbytes
-                self._kept[prompt] = value
-        return torch.stack([known[p] for p in prompts])
+        if len(inputs) != len(places):
+            raise DataError(f"the task's read() gave {len(inputs)} inputs for {len(places)} prompts")
+        return inputs[rows]
 
     def _row(self, prompt: str) -> int | str:
         """The row of the inputs that a prompt names, or what is wrong with it."""

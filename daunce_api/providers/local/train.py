@@ -92,7 +92,7 @@ def fresh_weights(shapes: Mapping[str, tuple[int, int]], rank: int, seed: int) -
 
 
 class LoraTrainee:
-    """The adapters of K members, stacked along a first axis where there are several; float32."""
+    """The adapters of K members, stacked along a first axis; float32."""
 
     def __init__(
         self,
@@ -105,16 +105,9 @@ class LoraTrainee:
             raise ConfigurationError("lora_dropout is not computed for an adapter on the output head; leave one out.")
         self.members = members
         self._model, self._settings = model, settings
-        self._together = len(members) > 1
         self._scaling = settings.alpha / settings.rank
         starts = [m.start or fresh_weights(shapes, settings.rank, m.seed) for m in members]
-        stacked: Weights = {}
-        for name in shapes:
-            a, b = (
-                torch.stack([s[name][i] for s in starts]) if self._together else starts[0][name][i].clone()
-                for i in (0, 1)
-            )
-            stacked[name] = (a, b)
+        stacked = {n: (torch.stack([s[n][0] for s in starts]), torch.stack([s[n][1] for s in starts])) for n in shapes}
         self._weights = {n: (a.requires_grad_(), b.requires_grad_()) for n, (a, b) in model.placed(stacked).items()}
 
     @property
@@ -122,7 +115,7 @@ class LoraTrainee:
         return [p for pair in self._weights.values() for p in pair]
 
     def active(self, rows: Sequence[Row], step: int) -> ActiveLora:
-        members = [r.member for r in rows] if self._together else None
+        members = [r.member for r in rows] if len(self.members) > 1 else None
         if not (share := self._settings.dropout):
             return ActiveLora(self._weights, self._scaling, members)
         seeds = [self.members[r.member].seed for r in rows]
@@ -145,8 +138,6 @@ class LoraTrainee:
     def weights(self) -> list[Weights]:
         """A copy of each member's adapter."""
         copied = {n: (a.detach().cpu().clone(), b.detach().cpu().clone()) for n, (a, b) in self._weights.items()}
-        if not self._together:
-            return [copied]
         return [{n: (a[k], b[k]) for n, (a, b) in copied.items()} for k in range(len(self.members))]
 
 
@@ -245,7 +236,7 @@ def fine_tune(
             chosen = [rows[i] for i in sorted(group)]
             with model.training(), model.using(trainee.active(chosen, step)):
                 batch = Batch.of([(r.example.ids, r.example.targets) for r in chosen], model.device)
-                values, nats = row_values(model, head, objective, batch, [r.xi for r in chosen], start)
+                values, nats = row_values(head, objective, batch, [r.xi for r in chosen], start)
                 weight = torch.tensor([r.weight for r in chosen], dtype=values.dtype, device=values.device)
                 (values * weight).sum().backward()  # type: ignore[no-untyped-call]
             owner = torch.tensor([r.member for r in chosen], device=model.device)

@@ -3,41 +3,29 @@ values, so that a thread, a process or an actor on another machine can run them.
 
 from __future__ import annotations
 
-import hashlib
 import json
-import os
-import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load, load_file, save
+from safetensors.torch import load_file, save_file
 
 from ...data.dataset import Dataset
 from ...data.tokenizers import EncodedExample
-from ...errors import CapabilityError, ConfigurationError, DataError, DaunceError, RejectedError
+from ...errors import ConfigurationError, DataError, DaunceError, RejectedError
 from ..objective import Objective
 from .classifier import Classifier, Members, State
 from .language import LanguageModel
 from .models import check_device
 from .options import ClassifierSettings, FullSettings, LoraSettings, ModelSpec, TaskSpec
-from .score import (
-    GPU_TOKENS,
-    SCORED_TOKENS,
-    Limits,
-    OutOfMemoryError,
-    Scored,
-    default_budget,
-    is_out_of_memory,
-    limits_of,
-    release,
-)
-from .store import Files, MemberResult, MemberTask, beside, encode_training
+from .score import Limits, OutOfMemoryError, Scored, default_budget, is_out_of_memory, limits_of, release
+from .store import MemberResult, MemberTask, beside, encode_training, whole_folder
 from .task import Records, load_task
 from .train import fine_tune, trained_tokens
 
@@ -49,8 +37,8 @@ _FULL_BYTES = 20
 """Bytes that a full fine-tune takes a weight beside the base model: weights, float32 copies where the model is held in
 half precision, gradient, two moments of AdamW, and the start."""
 
-Own = TypeVar("Own")
-"""What a member is trained on, as its kind of training reads it."""
+Group = Sequence[tuple[MemberTask, Any]]
+"""Members, each with what it is trained on as its kind of training reads it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,11 +60,11 @@ class TrainTask:
 
 @dataclass(frozen=True, slots=True)
 class ScoreTask:
-    """Log-probabilities under one fine-tune (a folder here, its files, or None for the base) of ``rows``: the targets
-    of (ids, targets), or a task's class of (prompt, completion). ``cuts``: see TrainTask."""
+    """Log-probabilities under one fine-tune (its folder, or None for the base) of ``rows``: the targets of
+    (ids, targets), or a task's class of (prompt, completion). ``cuts``: see TrainTask."""
 
     spec: ModelSpec | TaskSpec
-    tuned: Path | Files | None
+    tuned: Path | None
     rows: tuple[Scored, ...] | tuple[tuple[str, str], ...]
     cuts: int = 0
 
@@ -113,11 +101,10 @@ def check_task(spec: TaskSpec) -> None:
 def run_score(task: ScoreTask) -> list[tuple[float, ...]]:
     """Log-probabilities (nats) of each sequence's targets, or of each record's class. Raises RejectedError where a loss
     of a classifier is not finite."""
+    rows: Any = task.rows
     if isinstance(task.spec, TaskSpec):
-        return _score_classes(task.spec, task)
-    usual = SCORED_TOKENS if task.spec.device == "cpu" else GPU_TOKENS
-    tokens = max(1, usual >> task.cuts) if task.cuts else None
-    answers = loaded(task.spec).target_logprobs(task.rows, adapter=_folder(task.tuned), tokens=tokens)  # type: ignore[arg-type]
+        return _score_classes(task.spec, task.tuned, rows)
+    answers = loaded(task.spec).target_logprobs(rows, adapter=task.tuned, cuts=task.cuts)
     return [tuple(answer.tolist()) for answer in answers]
 
 
@@ -125,7 +112,7 @@ def run_train(task: TrainTask) -> list[MemberResult]:
     """One result a member, in order. Members that take the same number of steps are trained together, as many as memory
     allows; where a batch fails it is halved, down to single members, whose failure is their own."""
     results: dict[str, MemberResult] = {}
-    alike: dict[tuple[int, str], list[tuple[MemberTask, list[Any]]]] = {}
+    alike: dict[tuple[int, str], list[tuple[MemberTask, Any]]] = {}
     classes = isinstance(task.spec, TaskSpec)
     for member in task.members:
         try:
@@ -135,7 +122,7 @@ def run_train(task: TrainTask) -> list[MemberResult]:
             continue
         # A classifier's members that are trained together have as many examples, a language model's as many steps.
         steps = len(own) if classes else -(-len(own) // task.settings.batch_size)
-        alike.setdefault((steps, str(_folder(member.start))), []).append((member, own))
+        alike.setdefault((steps, str(member.start)), []).append((member, own))
     for group in alike.values():
         results.update({r.key: r for r in (_train_classes if classes else _train_language)(task, group)})
     return [results[m.key] for m in task.members]
@@ -153,30 +140,29 @@ def read_examples(content: bytes, spec: ModelSpec | TaskSpec) -> list[EncodedExa
 
 
 def train_in_parts(
-    group: Sequence[tuple[MemberTask, Own]],
+    group: Group,
     limits: Limits,
-    train: Callable[[Sequence[tuple[MemberTask, Own]], int], list[MemberResult]],
+    train: Callable[[Group, int], list[MemberResult]],
     *,
     longest: int,
     device: torch.device,
     cuts: int = 0,
-    halve_on: tuple[type[Exception], ...] = (),
 ) -> list[MemberResult]:
     """Results of all members of a group, by ``train(some of them, tokens a pass)``.
 
     Where memory runs out, fewer members are trained together, then fewer tokens go through the model at once; ``cuts``
-    says how often that has happened before. A batch in which ``train`` raises one of ``halve_on`` is halved, down to
-    single members, whose failure is their own; another DaunceError is the failure of the whole batch.
+    says how often that has happened before. A batch in which ``train`` raises a DaunceError is halved, down to single
+    members, whose failure is their own.
     """
     now: Limits | None = limits
     for _ in range(cuts):
         now = now and now.smaller(longest)
-    waiting: list[Sequence[tuple[MemberTask, Own]]] = [group]
-    results: list[MemberResult] = []
+    waiting, results = [group], []
     while waiting:
         batch = waiting.pop(0)
-        if now is not None and len(batch) > now.members:
-            waiting[:0] = [batch[i : i + now.members] for i in range(0, len(batch), now.members)]
+        most = now.members if now else len(batch)
+        if len(batch) > most:
+            waiting[:0] = [batch[:most], batch[most:]]
             continue
         try:
             if now is None:
@@ -184,32 +170,32 @@ def train_in_parts(
             results += train(batch, now.tokens)
             continue
         except Exception as error:
-            if not isinstance(error, DaunceError) and not is_out_of_memory(error):
-                raise
             failure = error.with_traceback(None)  # its frames hold the memory
         if is_out_of_memory(failure):
             release(device)
             now = now and Limits(len(batch), now.tokens).smaller(longest)
-            if now is not None:
+            if now:
                 waiting.insert(0, batch)
                 continue
             failure = OutOfMemoryError(
                 f"one member with its longest example of {longest:,} tokens could not be trained"
             )
-        elif len(batch) > 1 and isinstance(failure, halve_on):
-            half = (len(batch) + 1) // 2
-            waiting[:0] = [batch[:half], batch[half:]]
+        elif not isinstance(failure, DaunceError):
+            raise failure
+        elif len(batch) > 1:
+            most = (len(batch) + 1) // 2
+            waiting[:0] = [batch[:most], batch[most:]]
             continue
         results += [MemberResult(member.key, error=str(failure)) for member, _ in batch]
     return results
 
 
-def _train_language(task: TrainTask, group: Sequence[tuple[MemberTask, list[EncodedExample]]]) -> list[MemberResult]:
+def _train_language(task: TrainTask, group: Group) -> list[MemberResult]:
     """LoRA members together, full fine-tunes one at a time."""
-    settings = task.settings
-    if isinstance(settings, ClassifierSettings) or not isinstance(task.spec, ModelSpec):
-        raise CapabilityError("these settings belong to a task's classifier")
-    model = loaded(task.spec)
+    settings, spec = task.settings, task.spec
+    assert isinstance(spec, ModelSpec)
+    assert not isinstance(settings, ClassifierSettings)
+    model = loaded(spec)
     model.fine_tunes.clear()  # those of scoring
     device, own_weights = model.adapted.device, model.adapted.own_weights
     longest = max(len(e.ids) for _, examples in group for e in examples)
@@ -223,69 +209,57 @@ def _train_language(task: TrainTask, group: Sequence[tuple[MemberTask, list[Enco
         model.adapted, member_bytes=member_bytes, members=together, longest=longest, budget=budget, tokens=task.tokens
     )
 
-    def train(batch: Sequence[tuple[MemberTask, list[EncodedExample]]], tokens: int) -> list[MemberResult]:
-        start = _folder(batch[0][0].start)
-        trainee = model.trainee([(examples, member.seed) for member, examples in batch], settings, start)
-        earlier: list[dict[int, Files]] = [{} for _ in batch]
-
-        def keep(k: int, epoch: int | None = None) -> Files:
-            if (out := batch[k][0].out) is None:
-                return _packed(lambda folder: model.save(folder, trainee, k, settings))
-            model.save(beside(out, epoch), trainee, k, settings)
-            return {}
+    def train(batch: Group, tokens: int) -> list[MemberResult]:
+        data = [(examples, member.seed) for member, examples in batch]
+        trainee = model.trainee(data, settings, batch[0][0].start)
 
         def after_epoch(epoch: int) -> None:
-            if _kept(epoch, settings.n_epochs, task.checkpoints):
-                for k, kept in enumerate(earlier):
-                    kept[epoch] = keep(k, epoch)
+            if _kept(epoch, task):
+                for k, (member, _) in enumerate(batch):
+                    model.save(beside(member.out, epoch), trainee, k, settings)
 
         losses = fine_tune(
-            model.adapted,
-            trainee,
-            settings,
-            objective=task.objective,
-            max_tokens=tokens,
-            after_epoch=after_epoch,
+            model.adapted, trainee, settings, objective=task.objective, max_tokens=tokens, after_epoch=after_epoch
         )
+        for k, (member, _) in enumerate(batch):
+            model.save(member.out, trainee, k, settings)
         return [
-            MemberResult(m.key, keep(k), tuple(losses[k]), trained_tokens(examples, settings), earlier=earlier[k])
+            MemberResult(m.key, tuple(losses[k]), trained_tokens(examples, settings))
             for k, (m, examples) in enumerate(batch)
         ]
 
-    halve_on = (CapabilityError, RejectedError)
-    return train_in_parts(group, limits, train, longest=longest, device=device, cuts=task.cuts, halve_on=halve_on)
+    return train_in_parts(group, limits, train, longest=longest, device=device, cuts=task.cuts)
 
 
-def _train_classes(task: TrainTask, group: Sequence[tuple[MemberTask, list[tuple[str, str]]]]) -> list[MemberResult]:
-    if not isinstance(task.settings, ClassifierSettings) or not isinstance(task.spec, TaskSpec):
-        raise CapabilityError("a classifier's settings belong to a task")
-    settings = task.settings
-    classifier, data = opened(task.spec)
-    first = group[0][0].start or (None if task.spec.start is None else Path(task.spec.start))
+def _train_classes(task: TrainTask, group: Group) -> list[MemberResult]:
+    settings, spec = task.settings, task.spec
+    assert isinstance(spec, TaskSpec)
+    assert isinstance(settings, ClassifierSettings)
+    classifier, data = opened(spec)
+    first = group[0][0].start or (None if spec.start is None else Path(spec.start))
     start = None if first is None else read_state(first)
     if start is not None:
         classifier.check(start)
 
-    def train(batch: Sequence[tuple[MemberTask, list[tuple[str, str]]]], tokens: int) -> list[MemberResult]:
+    def train(batch: Group, tokens: int) -> list[MemberResult]:
         # Equal records of one file are examples of their own: the second one is not the first one again.
         places: dict[tuple[str, str, int], int] = {}
         subsets = []
         for _, records in batch:
-            seen: dict[tuple[str, str], int] = {}
+            seen: Counter[tuple[str, str]] = Counter()
             subset = []
             for record in records:
-                seen[record] = seen.get(record, 0) + 1
+                seen[record] += 1
                 subset.append(places.setdefault((*record, seen[record]), len(places)))
             subsets.append(subset)
         inputs, labels = data.read([(prompt, completion) for prompt, completion, _ in places])
-        earlier: list[dict[int, Files]] = [{} for _ in batch]
 
         def after_epoch(epoch: int, first: int, members: Members) -> None:
-            if _kept(epoch, settings.n_epochs, task.checkpoints):
+            if _kept(epoch, task):
                 for k in range(len(members)):
-                    earlier[first + k][epoch] = _state_files(members.state(k))
+                    _save_state(beside(batch[first + k][0].out, epoch), members.state(k))
 
-        members = classifier.train_subsets(
+        members = classifier.train(
             inputs,
             labels,
             np.array(subsets),
@@ -294,75 +268,41 @@ def _train_classes(task: TrainTask, group: Sequence[tuple[MemberTask, list[tuple
             start=start,
             objective=task.objective,
             memory_limit=task.memory_limit,
-            after_epoch=after_epoch if task.checkpoints else None,
+            after_epoch=after_epoch,
         )
+        for k, (member, _) in enumerate(batch):
+            _save_state(member.out, members.state(k))
         count = settings.n_epochs * _IDS_PER_EXAMPLE
-        return [
-            MemberResult(m.key, _state_files(members.state(k)), trained_tokens=count * len(records), earlier=earlier[k])
-            for k, (m, records) in enumerate(batch)
-        ]
+        return [MemberResult(member.key, trained_tokens=count * len(records)) for member, records in batch]
 
-    limits, device = Limits(len(group), _IDS_PER_EXAMPLE), torch.device(task.spec.device)
-    halve_on = (DaunceError,)
-    return train_in_parts(
-        group, limits, train, longest=_IDS_PER_EXAMPLE, device=device, cuts=task.cuts, halve_on=halve_on
-    )
+    limits, device = Limits(len(group), _IDS_PER_EXAMPLE), torch.device(spec.device)
+    return train_in_parts(group, limits, train, longest=_IDS_PER_EXAMPLE, device=device, cuts=task.cuts)
 
 
-def _score_classes(spec: TaskSpec, task: ScoreTask) -> list[tuple[float, ...]]:
+def _score_classes(spec: TaskSpec, tuned: Path | None, rows: Sequence[tuple[str, str]]) -> list[tuple[float, ...]]:
     classifier, data = opened(spec)
-    given = task.tuned or (None if spec.start is None else Path(spec.start))
+    given = tuned or (None if spec.start is None else Path(spec.start))
     state = classifier.fresh(0) if given is None else read_state(given)
     classifier.check(state)
-    values = classifier.log_probabilities(state, *data.read(task.rows))  # type: ignore[arg-type]
+    values = classifier.log_probabilities(state, *data.read(rows))
     if not np.isfinite(values).all():
         raise RejectedError("the model gives losses that are not finite")
     return [(float(v),) for v in values]
 
 
-def read_state(given: Path | Files) -> State:
-    """Weights from a safetensors file, a folder with one, or its files. Raises ConfigurationError."""
+def read_state(given: Path) -> State:
+    """Weights from a safetensors file, or a folder with one. Raises ConfigurationError."""
     try:
-        if isinstance(given, Path):
-            given = given / CLASS_WEIGHTS if given.is_dir() else given
-            return dict(load_file(given))
-        return dict(load(given[CLASS_WEIGHTS]))
-    except (OSError, KeyError, SafetensorError) as error:
+        return dict(load_file(given / CLASS_WEIGHTS if given.is_dir() else given))
+    except (OSError, SafetensorError) as error:
         raise ConfigurationError(f"weights cannot be read: {error}") from error
 
 
-def _state_files(state: State) -> Files:
-    return {CLASS_WEIGHTS: save({n: t.cpu().contiguous() for n, t in state.items()})}
+def _save_state(out: Path, state: State) -> None:
+    with whole_folder(out) as part:
+        save_file({n: t.cpu().contiguous() for n, t in state.items()}, part / CLASS_WEIGHTS)
 
 
-def _kept(epoch: int, n_epochs: int, checkpoints: int) -> bool:
-    """Whether an epoch (from 1) is one of the last ``checkpoints`` before the final one."""
-    return n_epochs - checkpoints <= epoch < n_epochs
-
-
-def _packed(save: Callable[[Path], None]) -> Files:
-    with tempfile.TemporaryDirectory(prefix="daunce-finetune-") as folder:
-        out = Path(folder) / "model"
-        save(out)
-        return {path.name: path.read_bytes() for path in sorted(out.iterdir())}
-
-
-def _folder(given: Path | Files | None) -> Path | None:
-    return given if given is None or isinstance(given, Path) else _unpacked(given)
-
-
-@lru_cache(maxsize=1)
-def _scratch() -> tempfile.TemporaryDirectory[str]:
-    return tempfile.TemporaryDirectory(prefix="daunce-adapters-")
-
-
-def _unpacked(files: Mapping[str, bytes]) -> Path:
-    """The folder of these files in this process's scratch folder; written once for the same content."""
-    digest = hashlib.sha256(b"".join(name.encode() + files[name] for name in sorted(files))).hexdigest()
-    folder = Path(_scratch().name) / digest
-    if not folder.exists():
-        part = Path(tempfile.mkdtemp(dir=_scratch().name))
-        for name in sorted(files):
-            (part / os.path.basename(name)).write_bytes(files[name])
-        part.rename(folder)
-    return folder
+def _kept(epoch: int, task: TrainTask) -> bool:
+    """Whether an epoch (from 1) is one of the last ones before the final one whose result is kept too."""
+    return task.settings.n_epochs - task.checkpoints <= epoch < task.settings.n_epochs
