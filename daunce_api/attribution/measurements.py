@@ -144,7 +144,7 @@ class Measurements:
 
     @cached_property
     def self_lds(self) -> core.SelfLDS | None:
-        """Estimated quality of the ranking (see :func:`daunce_api.core.self_lds`); None with too few members."""
+        """Estimated quality of the ranking (see :func:`daunce_api.core.estimate`); None with too few members."""
 
         def compute() -> core.SelfLDS | None:
             try:
@@ -192,8 +192,8 @@ class Measurements:
         choice = self._chosen_for(question)
         if columns is None or fdr is None:
             losses = self.losses if columns is None else self.losses.tests(columns)
-            return core.ranked(losses, choice, k, stderr=stderr, opponents=opponents, per=per, fdr=fdr)
-        ranking = core.ranked(self.losses, choice, k, stderr=stderr, opponents=opponents, per=per, fdr=fdr)
+            return core.top(losses, choice, k, stderr=stderr, opponents=opponents, per=per, fdr=fdr)
+        ranking = core.top(self.losses, choice, k, stderr=stderr, opponents=opponents, per=per, fdr=fdr)
         return ranking.at(columns)
 
     def groups(
@@ -222,7 +222,7 @@ class Measurements:
         question: core.Question = "attribution",
     ) -> core.GroupScores:
         """:meth:`groups` of any hashable labels, one for every example in the data's order, taken as they are."""
-        return core.grouped(self.losses, self._chosen_for(question), train_labels_N, test_labels_M)
+        return core.group_scores(self.losses, self._chosen_for(question), train_labels_N, test_labels_M)
 
     def self_influence(self) -> core.SelfInfluence:
         """What members say about each training example by itself: mislabelled ones stand out."""

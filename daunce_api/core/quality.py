@@ -236,7 +236,9 @@ def _ceilings(cv: CrossValidator, normal_D: Vector) -> tuple[Vector, tuple[float
     middle, few = UNLIKE_TARGET
     unlike = min(middle + few / losses.count, 1.0)
     variance_M = np.var(losses.test_KM.astype(np.float64), axis=0)
-    kept = np.maximum(variance_M - losses.noise_rms**2, 0) / np.where(variance_M > 0, variance_M, 1)
+    kept = np.maximum(variance_M - losses.noise_energy / losses.train_KN.shape[1], 0) / np.where(
+        variance_M > 0, variance_M, 1
+    )
     like = float(np.clip(LIKE_TARGET * np.sqrt(kept).mean(), CEILING_LEAST, 1))
     if losses.rho == "unknown":
         ceiling_D = np.where(normal_D > 0, unlike, like)

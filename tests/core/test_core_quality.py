@@ -8,12 +8,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import spearmanr
 
-from daunce_api.core import MemberLosses, Rho, SelfLDS, Setting, choose, fit, member_losses, scores, self_lds
+from daunce_api.core import MemberLosses, Rho, SelfLDS, Setting, choose, fit, member_losses, scores
 from daunce_api.core.choice import ASSUMED_RHO, RIDGES, SHORTFALL, shortfall
 from daunce_api.core.crossval import CrossValidator, column_spearman
 from daunce_api.core.quality import interval_around
 from daunce_api.errors import ConfigurationError, NotEnoughMembersError
-from tests.core.problems import linear_problem
+from tests.core.problems import linear_problem, self_lds
 
 P = linear_problem(members=48)
 MEMBERS = member_losses(P.train, P.test, P.inclusion)

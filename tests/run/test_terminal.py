@@ -16,10 +16,10 @@ from rich.console import Console
 from daunce_api._util.text import phrase, summarized, terminal_text
 from daunce_api.attribution import Attribution, tables
 from daunce_api.cli import terminal
-from daunce_api.core import SelfLDS, self_lds
+from daunce_api.core import SelfLDS
 from daunce_api.data.dataset import Dataset
 from daunce_api.run import Run
-from tests.core.problems import linear_problem
+from tests.core.problems import linear_problem, self_lds
 
 
 @pytest.fixture
