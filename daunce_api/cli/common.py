@@ -151,7 +151,10 @@ def main(arguments: list[str] | None = None) -> None:
     try:
         code = app(arguments, standalone_mode=False) or 0
         if code == INTERRUPTED:
-            terminal.error("Interrupted. What was done is kept: the same command goes on, `daunce cancel` stops jobs.")
+            terminal.error(
+                "Interrupted. Everything so far is kept: run the same command again to resume; "
+                "`daunce cancel` stops the jobs."
+            )
     except DaunceError as error:
         if as_json:
             typer.echo(json.dumps(error_content(error)))

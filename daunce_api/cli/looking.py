@@ -199,7 +199,7 @@ def evaluate(
     yes: YesOption = False,
     as_json: JsonOption = False,
 ) -> None:
-    """How good the attribution is, beside BM25, embeddings and chance. The same command again goes on.
+    """How good the attribution is, beside BM25, embeddings and chance. Run the same command again to resume.
 
     --retrieval needs nothing but labels. --lds and --removal fine-tune new models through the run's own backend, none
     of them in the ensemble; all plans and their prices come first. With --truth FILE, LDS takes models from elsewhere:

@@ -1,4 +1,4 @@
-"""Commands that make a run, carry it on, and end it: what they send is said before, and asked for where it costs."""
+"""Commands that start, resume and end a run; what they send is shown first, and confirmed where it costs money."""
 
 from __future__ import annotations
 

@@ -279,7 +279,7 @@ def answer(attribution: Attribution, test: str) -> None:
 
 def ranked(attribution: Attribution, table: pd.DataFrame) -> None:
     """The rows of a ranking of examples: the training answer first, its question and id below; or of groups."""
-    from ..attribution.texts import conversation, shared_system
+    from ..attribution.texts import conversation
 
     if "completion" not in table:
         _groups(table)
@@ -287,7 +287,9 @@ def ranked(attribution: Attribution, table: pd.DataFrame) -> None:
     rows = table.to_dict("records")
     correlation = table.attrs.get("estimator") == "correlation"  # whose intervals are not symmetric
     scale = Scale(v for row in rows for v in (row["score"], row["low"], row["high"]))
-    system = shared_system(attribution.train)
+    train = attribution.train
+    examples = [conversation(train[train.position(str(row["id"]))]) for row in rows]
+    systems = {example.system for example in (*examples, *map(conversation, attribution.test))}
     view = Table(box=None, pad_edge=False, header_style="dim", padding=(0, 1), expand=True, show_edge=False)
     view.add_column("", justify="right", no_wrap=True)
     view.add_column(f"score{scale.unit}", justify="right", no_wrap=True)
@@ -304,8 +306,7 @@ def ranked(attribution: Attribution, table: pd.DataFrame) -> None:
     ]
     head = max(5 + len(scale.unit), *(len(n) for n, _ in numbers)), max(6, *(len(n) for _, n in numbers))
     width = max(out.width - sum(head) - len(str(len(rows))) - 6, 24)
-    for row, (score, interval) in zip(rows, numbers, strict=True):
-        example = conversation(attribution.train[attribution.train.position(str(row["id"]))])
+    for row, (score, interval), example in zip(rows, numbers, examples, strict=True):
         copies = int(row.get("copies", 1))
         names = [terminal_text(str(row["id"]), 24)]
         if isinstance(row["source"], str) and row["source"]:
@@ -313,7 +314,7 @@ def ranked(attribution: Attribution, table: pd.DataFrame) -> None:
         if copies > 1:
             names.append(f"{copies} copies")
         aside = " · " + " · ".join(names)
-        asked = example.question if system is not None else f"[{phrase(example.system, 24)}] {example.question}"
+        asked = example.question if len(systems) == 1 else f"[{phrase(example.system, 24)}] {example.question}"
         text = Text(phrase(example.answer, width))
         text.append("\n" + phrase(asked, max(width - cell_len(aside), 12)) + aside, style="dim")
         view.add_row(str(row["rank"]), score, interval, text, style="" if row["distinguishable"] else "dim")

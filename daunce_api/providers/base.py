@@ -209,6 +209,11 @@ def within_scope(example: EncodedExample, capabilities: ScorerCapabilities) -> E
     )
 
 
+def all_within_scope(examples: Sequence[EncodedExample], capabilities: ScorerCapabilities) -> Sequence[EncodedExample]:
+    """:func:`within_scope` of each example."""
+    return examples if capabilities.scope == "any" else tuple(within_scope(e, capabilities) for e in examples)
+
+
 @dataclass(frozen=True, slots=True)
 class TokenScores:
     """Log-probabilities (nats) of the target tokens of one example, in the order of ``EncodedExample.targets``.

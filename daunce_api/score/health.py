@@ -25,7 +25,6 @@ from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.special import fdtri
 
 from .._util.log import logger
 from ..attribution import Attribution
@@ -105,6 +104,8 @@ def likeness(first_KR: Floats, again_KR: Floats, loss_KN: Floats) -> Likeness:
     seen = float(product_R.std(ddof=1) / np.sqrt(repeats)) if repeats > 1 else 0.0
     error = max(float(expected), seen)
     verdict = "open"
+    from scipy.special import fdtri  # slow to import
+
     by_chance = fdtri(loss_KN.shape[1] * (members - 1), repeats * members, 1 - _CLEAR)
     if varied / noise > by_chance or signal - DEVIATIONS * error > 0:
         verdict = "differ"

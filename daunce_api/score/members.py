@@ -23,12 +23,12 @@ IsScored = Callable[[int, int], bool]
 class Asked:
     """What every model of a run is scored on: ``first`` (questions) before ``then`` (training examples, if any)."""
 
-    first: tuple[EncodedExample, ...]
-    then: tuple[EncodedExample, ...]
+    first: Sequence[EncodedExample]
+    then: Sequence[EncodedExample]
 
     @property
     def all(self) -> tuple[EncodedExample, ...]:
-        return self.first + self.then
+        return (*self.first, *self.then)
 
 
 class MemberScoring:
