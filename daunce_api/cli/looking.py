@@ -93,7 +93,7 @@ def top(
         kind = "opponents" if opponents else "proponents"
         if by is not None:
             kind = f"{by}s, {'most harmful' if opponents else 'most helpful'} first"
-        terminal.ranking(attribution, table, test=test, title=kind)
+        terminal.rankings(attribution, {kind: table}, test=test, fdr=fdr)
     else:
         write_table(table, form, output)
 
@@ -253,4 +253,4 @@ def _ask_for(plans: dict[str, Plan], unfinished: Sequence[str], *, yes: bool, as
     paid = [name for name in unfinished if plans[name].costs_money]
     if paid and not yes:
         options = " and ".join(f"--{name}" for name in paid)
-        confirm_price([plans[name] for name in paid], f"Train the models of {options}")
+        confirm_price(f"Train the models of {options}", *(plans[name].usd for name in paid))

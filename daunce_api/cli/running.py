@@ -129,7 +129,7 @@ def run(
     if not as_json:
         terminal.say(planned.text())
     if planned.costs_money and not yes and replay is None:
-        confirm_price([planned], "Start this run")
+        confirm_price("Start this run", planned.usd)
     session = session_of(record, replay)
     if accept_suspect and RunStore.exists(job.run_dir):
         health.accept_suspect(job.run_dir)

@@ -10,7 +10,7 @@ import re
 import textwrap
 import threading
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
@@ -253,17 +253,18 @@ def lines_of(*lines: tuple[str, str]) -> None:
             out.print(Text.assemble((f"{name:<8}", "dim"), value))
 
 
-def ranking(attribution: Attribution, table: pd.DataFrame, *, test: str, title: str) -> None:
-    """``daunce top``: proponents or opponents of one answer; what is not significant is dim."""
+def rankings(attribution: Attribution, tables: Mapping[str, pd.DataFrame], *, test: str, fdr: float | None) -> None:
+    """``daunce top``, ``daunce ask``: rankings for one answer by their titles; what is not significant is dim."""
     from ..attribution.tables import why_no_scores
 
     answer(attribution, test)
-    if table.empty:
+    if all(table.empty for table in tables.values()):
         sentence(terminal_text(why_no_scores(attribution, test) or "No training example has a score for it."))
         return
-    out.print(Text(f"  {title}", style="bold"))
-    ranked(attribution, table)
-    footer(attribution, estimator=str(table.attrs.get("estimator", "")))
+    for title, table in tables.items():
+        out.print(Text(f"  {title}", style="bold"))
+        ranked(attribution, table)
+    footer(attribution, estimator=str(table.attrs.get("estimator", "")), fdr=fdr)
 
 
 def answer(attribution: Attribution, test: str) -> None:
@@ -342,13 +343,14 @@ def _groups(table: pd.DataFrame) -> None:
     out.print(view)
 
 
-def footer(attribution: Attribution, more: str = "", *, estimator: str = "") -> None:
+def footer(attribution: Attribution, more: str = "", *, estimator: str = "", fdr: float | None = None) -> None:
     """One line on how the scores above were made and how to read them."""
+    level = "5 %, per pair" if fdr is None else f"false-discovery rate {fdr:.3g}"
     words = [
         f"{len(attribution.members)} members",
         (estimator or attribution.choice.estimator.name).replace("_", "-"),
         "+ helps",
-        "dim: not significant (5 %, per pair)",
+        f"dim: not significant ({level})",
     ]
     if attribution.measured != "completion":
         words.append(f"measured: {attribution.measured}")
