@@ -194,9 +194,11 @@ def _checked_prior(prior_NM: ArrayLike | None, shape: tuple[int, int], rows: Ind
     prior = np.asarray(prior_NM, dtype=np.float64)
     if prior.shape != shape or not np.isfinite(prior).all():
         raise DataError(f"The prior has shape {prior.shape}; it must be {shape}, finite, one number for each pair.")
-    prior = centered(prior[np.ix_(rows, columns)])
+    whole = (len(rows), len(columns)) == shape
+    prior = centered(prior if whole else prior[np.ix_(rows, columns)])
     spread = prior.std(axis=0)
-    return np.asarray(np.divide(prior, spread, out=np.zeros_like(prior), where=spread > 0))
+    prior /= np.where(spread > 0, spread, np.inf)
+    return prior
 
 
 def _checked_rho(rho: Rho) -> Rho:

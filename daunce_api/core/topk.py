@@ -56,6 +56,12 @@ class Ranking:
     opponents: bool
     prior_Mk: Floats | None = None
 
+    def at(self, rows: Any = slice(None), places: Any = slice(None)) -> Ranking:
+        """Some examples' partners, or some of their places, by indices."""
+        names = ("index_Mk", "score_Mk", "stderr_Mk", "z_Mk", "distinguishable_Mk", "prior_Mk")
+        arrays = {name: value for name in names if (value := getattr(self, name)) is not None}
+        return replace(self, **{name: value[rows][:, places] for name, value in arrays.items()})
+
 
 def top(
     losses: MemberLosses,
@@ -279,8 +285,8 @@ def fdr_threshold(scores: Scores, rate: float) -> float:
         counts += np.bincount(place, minlength=_BINS)
     at_least = counts[::-1].cumsum()[::-1]
     edges = np.linspace(0, _Z_MAX, _BINS + 1)
-    from scipy import stats  # slow to import
+    from scipy.special import stdtr  # slow to import
 
-    p_value = 2 * stats.t.sf(edges[:-1], scores.stages.members - 1)
+    p_value = 2 * stdtr(scores.stages.members - 1, -edges[:-1])
     passing = np.flatnonzero((at_least > 0) & (p_value * counts.sum() <= rate * at_least))
     return float(edges[passing[0]]) if passing.size else float("inf")
