@@ -243,7 +243,7 @@ class TrainingConfig(_Section):
         None, description="for the target fine-tune of start_from: target; default: the same"
     )
     max_attempts: int = Field(3, ge=1, le=10, description="jobs tried for one member before it is left out")
-    min_members: int = Field(2, ge=2, description="the run goes on as long as this many members can still succeed")
+    min_members: int = Field(2, ge=2, description="the run continues as long as this many members can still succeed")
 
 
 class ScoringConfig(_Section):

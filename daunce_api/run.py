@@ -21,13 +21,15 @@ from .config import RunConfig
 from .core import per_example_losses
 from .data.dataset import Dataset
 from .data.example import Verdict
-from .data.questions import Questions, kept_dataset
+from .data.kept import kept_dataset
+from .data.questions import Questions
 from .data.subsets import Ensemble
 from .data.tokenizers import EncodedExample
 from .errors import ConfigurationError, DaunceError, NotEnoughMembersError
 from .plan.asking import BASE
 from .plan.inputs import DATA_FOLDER, RunInputs
-from .score.work import Options, Work, cancel_run, clean_run
+from .score.cleaning import cancel_run, clean_run
+from .score.work import Options, Work
 from .status import RunStatus, status_of
 from .store import TARGET, RunStore
 from .train import CancelReport, CleanReport
@@ -75,7 +77,7 @@ class Run(RunInputs):
 
     @classmethod
     def of(cls, config: RunConfig, train: Dataset, test: Dataset, **design: Any) -> Run:
-        """From a config and examples that are read already; takes up what its folder holds. ``design``: further
+        """From a config and examples that are read already; resumes what its folder holds. ``design``: further
         arguments of the class."""
         if not RunStore.exists(config.run_dir):
             return cls(config, train, test, **design)
@@ -115,6 +117,7 @@ class Run(RunInputs):
             purpose="score" if design is None else "retrain",
         )
         run._version, run._gone = int(manifest.get("version", 1)), gone
+        run._tokenizer_fingerprint = manifest.get("tokenizer")
         return run
 
     def __repr__(self) -> str:
@@ -133,7 +136,7 @@ class Run(RunInputs):
     def execute(self, **options: Unpack[Options]) -> Attribution:
         """Train and score what is missing, then attribute; the same call again does only what is missing.
 
-        ``options``: ``on_event`` and ``on_progress`` are called as it goes on; ``session`` records or replays the API
+        ``options``: ``on_event`` and ``on_progress`` are called during the run; ``session`` records or replays the API
         traffic (:mod:`daunce_api.providers.replay`); ``clock`` waits; ``max_usd`` takes the place of
         ``budget.max_usd`` for this call, and is recorded. Whatever ends it, what was trained and scored is kept. Raises
         any :class:`~daunce_api.errors.DaunceError`; KeyboardInterrupt leaves a run that the same call resumes.
@@ -161,10 +164,13 @@ class Run(RunInputs):
         there is no run.
         """
         with RunStore.open(self.run_dir, read_only=True) as store:
-            state = (store.sequence, self.questions)
-            if self._attributed is None or self._attributed[0] != state:
-                self._attributed = (state, self._attribute(store))
-            return self._attributed[1]
+            return self._groups(store)
+
+    def _groups(self, store: RunStore) -> tuple[Attribution, ...]:
+        state = (store.sequence, self.questions)
+        if self._attributed is None or self._attributed[0] != state:
+            self._attributed = (state, self._attribute(store))
+        return self._attributed[1]
 
     def attribution(self, question: str | None = None) -> Attribution:
         """The attribution of the group that holds a question; default: the first of :meth:`attributions`.
@@ -195,7 +201,9 @@ class Run(RunInputs):
                 f"{trained} of {self.material.ensemble.members} members are trained and scored; attribution needs at "
                 "least 2. Everything so far is kept: run `daunce run` again to resume."
             )
-        return tuple(assemble(store, group, self.config, self.tokenizer) for group in groups)
+        return tuple(
+            assemble(store, group, self.config, lambda: self.tokenizer, members=members) for group, members in groups
+        )
 
     # -- further questions ----------------------------------------------------------------------------------------
 
@@ -292,11 +300,11 @@ class Run(RunInputs):
 
     def status(self) -> RunStatus:
         """How far the run is; also while another process works on it. Raises StoreError where there is no run."""
-        try:
-            groups = () if self.questions_only else self.attributions()
-        except NotEnoughMembersError:
-            groups = ()
         with RunStore.open(self.run_dir, read_only=True) as store:
+            try:
+                groups = () if self.questions_only else self._groups(store)
+            except NotEnoughMembersError:
+                groups = ()
             scored = self.finished_members(store)
             status = status_of(store, self.material, self.config, groups, scored)
         retrained = {} if self.purpose == "retrain" else self.spent_elsewhere()

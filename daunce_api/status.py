@@ -222,7 +222,7 @@ def status_of(
         questions=len(material.encoded_test),
         question_groups=tuple((len(group.test), len(group.members)) for group in groups),
         trained_tokens=sum(job.trained_tokens or 0 for job in store.jobs.rows()),
-        scored_tokens=store.scores.tokens_scored(material.encoded),
+        scored_tokens=store.scores.tokens_scored(material.encoded_test, material.encoded_train),
         cached_scores=store.scores.cached(),
         usd=store.ledger.spent() if material.priced else None,
         usd_by_purpose=store.ledger.spent_by_purpose(),

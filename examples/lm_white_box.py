@@ -8,7 +8,7 @@ base on random halves with the target's own recipe; one epoch from the target on
 both again with the paper's perturbed objective. The truth: fine-tunes of the base on 50 other random halves, several
 seeds each, none of them a member. Printed is the LDS (mean over 40 test examples of the Spearman correlation between
 true and predicted losses) by ensemble and number of members, with the tokens that its members were trained on. "as many
-tokens" takes only so many members from the base as were trained on the tokens of all those from the target. "best
+tokens" takes only as many members from the base as were trained on the tokens of all those from the target. "best
 ridge" is `whitened` at the strength that is best by this very truth, which nobody has: a bound, not a method.
 """
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -20,6 +20,7 @@ from ..providers.learning_time import rho_of
 from ..providers.objective import Objective
 from ..store import Ids, RunStore
 from . import Attribution, Side, TokenTable
+from .derived import FOLDER
 from .matrices import loss_matrix
 from .noise import measure_noise
 from .stored_tokens import stored_tokens
@@ -33,8 +34,8 @@ class Material:
     test: Dataset
     measured: str
     """What a loss is the loss of; see ``ScorerCapabilities.measured``."""
-    encoded_train: tuple[EncodedExample, ...]
-    encoded_test: tuple[EncodedExample, ...]
+    encoded_train: Sequence[EncodedExample]
+    encoded_test: Sequence[EncodedExample]
     ensemble: Ensemble
     models: int = 1
     """Models of each job that are scored, the final one included (``ensemble.checkpoints``)."""
@@ -44,17 +45,21 @@ class Material:
     @property
     def encoded(self) -> tuple[EncodedExample, ...]:
         """Everything that a member is asked about: test examples first, since they are few and shown first."""
-        return self.encoded_test + self.encoded_train
+        return (*self.encoded_test, *self.encoded_train)
+
+    def ids(self, store: RunStore) -> Ids:
+        """The store's ids of :attr:`encoded`; -1 for an example that nothing was ever measured of."""
+        return np.concatenate([store.scores.find_ids(side) for side in (self.encoded_test, self.encoded_train)])
 
     def is_scored(self, store: RunStore, member: int, checkpoint: int = 0) -> bool:
         """Whether a model has been measured on everything that it is asked about."""
-        return store.scores.has_all(store.scores.find_ids(self.encoded), member, checkpoint=checkpoint)
+        return store.scores.has_all(self.ids(store), member, checkpoint=checkpoint)
 
 
 def complete_members(store: RunStore, material: Material) -> list[int]:
     """Members of which every model that is wanted is scored on every example, ascending. A job that has fewer
     checkpoints than wanted, or of which some are gone, is complete without them."""
-    scored = store.scores.complete(store.scores.find_ids(material.encoded))
+    scored = store.scores.complete(material.ids(store))
     members = []
     for k in range(material.ensemble.members):
         if (k, 0) in scored:
@@ -64,8 +69,11 @@ def complete_members(store: RunStore, material: Material) -> list[int]:
     return members
 
 
-def question_groups(store: RunStore, material: Material, questions: Questions) -> list[Material]:
-    """The material of each group of questions that the same members (at least two) have answered, the largest first.
+def question_groups(
+    store: RunStore, material: Material, questions: Questions
+) -> list[tuple[Material, tuple[int, ...]]]:
+    """The material of each group of questions that the same members (at least two) have answered, and those members;
+    the largest first.
 
     Each is one call of the core, with those members' training losses.
     """
@@ -75,8 +83,8 @@ def question_groups(store: RunStore, material: Material, questions: Questions) -
         if positions:
             members = tuple(complete_members(store, _only(material, positions)))
             answered.setdefault(members, []).extend(positions)
-    groups = [_only(material, sorted(positions)) for members, positions in answered.items() if len(members) > 1]
-    return sorted(groups, key=lambda group: -len(group.encoded_test))
+    groups = [(_only(material, sorted(places)), members) for members, places in answered.items() if len(members) > 1]
+    return sorted(groups, key=lambda group: -len(group[0].encoded_test))
 
 
 def _only(material: Material, positions: Sequence[int]) -> Material:
@@ -89,17 +97,24 @@ def _only(material: Material, positions: Sequence[int]) -> Material:
 
 def models_scored(store: RunStore, material: Material) -> int:
     """Models that are scored on every example, earlier checkpoints included."""
-    scored = store.scores.complete(store.scores.find_ids(material.encoded))
+    scored = store.scores.complete(material.ids(store))
     return sum((k, n) in scored for k in range(material.ensemble.members) for n in range(material.models))
 
 
-def assemble(store: RunStore, material: Material, config: RunConfig, tokenizer: Tokenizer | None = None) -> Attribution:
-    """The attribution of the members that are complete now.
+def assemble(
+    store: RunStore,
+    material: Material,
+    config: RunConfig,
+    tokenizer: Callable[[], Tokenizer] | None = None,
+    *,
+    members: Sequence[int] | None = None,
+) -> Attribution:
+    """The attribution of complete members, by default of all that are complete now.
 
-    ``tokenizer`` gives the token strings of token-level views; without it they are left out. Raises
+    ``tokenizer`` opens what gives the token strings of token-level views; without it they are left out. Raises
     NotEnoughMembersError with fewer than two complete members.
     """
-    members = complete_members(store, material)
+    members = complete_members(store, material) if members is None else list(members)
     if len(members) < 2:
         raise NotEnoughMembersError(
             f"{len(members)} of {material.ensemble.members} members are trained and scored; attribution needs at "
@@ -126,6 +141,7 @@ def assemble(store: RunStore, material: Material, config: RunConfig, tokenizer: 
         loss=reduction,
         prior=config.attribution.prior,
         prior_model=config.attribution.prior_model,
+        derived=store.run_dir / FOLDER,
         measured=material.measured,
         censored=float(censored),
         tokens={} if tokenizer is None else _tokens(store, material, members, tokenizer),
@@ -149,7 +165,7 @@ def _earlier(store: RunStore, material: Material, members: Sequence[int], config
     """Losses of the members' earlier checkpoints, ascending by epoch; NaN where a member has fewer than others."""
     if material.models == 1:
         return None
-    scored = store.scores.complete(store.scores.find_ids(material.encoded))
+    scored = store.scores.complete(material.ids(store))
     stages: list[tuple[NDArray[np.float64], NDArray[np.float64]]] = []
     for number in range(material.models - 1, 0, -1):
         rows = [row for row, k in enumerate(members) if (k, number) in scored]
@@ -170,9 +186,9 @@ def _earlier(store: RunStore, material: Material, members: Sequence[int], config
 
 
 def _tokens(
-    store: RunStore, material: Material, members: Sequence[int], tokenizer: Tokenizer
+    store: RunStore, material: Material, members: Sequence[int], tokenizer: Callable[[], Tokenizer]
 ) -> dict[Side, TokenTable]:
-    sides: dict[Side, tuple[EncodedExample, ...]] = {"test": material.encoded_test, "train": material.encoded_train}
+    sides: dict[Side, Sequence[EncodedExample]] = {"test": material.encoded_test, "train": material.encoded_train}
     return {
         side: stored_tokens(store.run_dir, members, examples, _ids(store, examples), tokenizer)
         for side, examples in sides.items()

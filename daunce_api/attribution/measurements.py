@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from pathlib import Path
 from typing import Any, Literal, Self
 
 import numpy as np
@@ -14,6 +15,7 @@ from .. import core
 from ..core.losses import Reduction
 from ..data.dataset import Dataset
 from ..errors import NotEnoughMembersError
+from .derived import choice_of, digest_of, quality_of
 from .labels import NONE, Labels, Side, labels_of
 from .similarity import PriorKind, prior_of
 from .token_table import TokenTable
@@ -45,6 +47,8 @@ class Measurements:
         prior, prior_model: what is added to scores of few members (:func:`daunce_api.attribution.similarity.prior_of`).
         weight_KN: (K, N) how much a member's objective weighs an example, where members are perturbed by more than
             their subsets (:meth:`daunce_api.providers.objective.Objective.weights_KN`), or None.
+        derived: folder in which the choice, the quality and the prior are kept, so that they are computed once; None:
+            nowhere.
     """
 
     train: Dataset
@@ -65,6 +69,7 @@ class Measurements:
     weight_KN: Floats | None = None
     prior: PriorKind = "none"
     prior_model: str | None = None
+    derived: Path | None = None
     focus: tuple[str, ...] = ()
     """Ids of the questions that were just asked, to be shown first."""
 
@@ -85,7 +90,7 @@ class Measurements:
         """The attribution of some members alone, by their rows."""
         keep = list(rows)
         tokens = {side: table.rows(keep) for side, table in self.tokens.items()}
-        return replace(
+        some = replace(
             self,
             members=tuple(self.members[k] for k in keep),
             train_loss_KN=self.train_loss_KN[keep],
@@ -95,6 +100,9 @@ class Measurements:
             tokens=tokens,
             earlier=None if self.earlier is None else self.earlier.members(keep),
         )
+        if "prior_NM" in self.__dict__:  # is of the examples, whoever the members are
+            some.__dict__["prior_NM"] = self.prior_NM
+        return some
 
     @cached_property
     def losses(self) -> core.MemberLosses:
@@ -110,14 +118,24 @@ class Measurements:
         )
 
     @cached_property
-    def prior_NM(self) -> Floats | None:
+    def prior_NM(self) -> NDArray[np.float32] | None:
         """(N, M) the prior, on a scale of its own; None where there is none."""
-        return prior_of(self.train, self.test, self.prior, self.prior_model)
+        return prior_of(self.train, self.test, self.prior, self.prior_model, folder=self.derived)
+
+    @cached_property
+    def _digest(self) -> str:
+        """Of everything that the choice and the quality follow from."""
+        stages = () if self.earlier is None else (self.earlier.train_loss_SKN, self.earlier.test_loss_SKM)
+        losses = (self.train_loss_KN, self.test_loss_KM, self.design_KN, *stages)
+        prior: list[str] = []
+        if self.estimator == "auto" and self.prior != "none":
+            prior = [self.prior, str(self.prior_model), self.train.digest, self.test.digest]
+        return digest_of(*losses, self.noise, self.rho, self.estimator, prior)
 
     @cached_property
     def choice(self) -> core.Choice:
         """The estimator in use and why it was chosen."""
-        return core.choose(self.losses, self.estimator)
+        return choice_of(self.derived, self._digest, lambda: core.choose(self.losses, self.estimator))
 
     def _chosen_for(self, question: core.Question) -> core.Choice:
         if question == "attribution":
@@ -126,11 +144,15 @@ class Measurements:
 
     @cached_property
     def self_lds(self) -> core.SelfLDS | None:
-        """Estimated quality of the ranking (see :func:`daunce_api.core.self_lds`); None with too few members."""
-        try:
-            return core.estimate(self.losses, self.estimator, chosen=self.choice)
-        except NotEnoughMembersError:
-            return None
+        """Estimated quality of the ranking (see :func:`daunce_api.core.estimate`); None with too few members."""
+
+        def compute() -> core.SelfLDS | None:
+            try:
+                return core.estimate(self.losses, self.estimator, chosen=self.choice)
+            except NotEnoughMembersError:
+                return None
+
+        return quality_of(self.derived, self._digest, compute)
 
     def scores_NM(self) -> NDArray[Any]:
         """(N, M) scores by :attr:`choice`; positive = helpful. Units, and what is raised, as of
@@ -170,13 +192,9 @@ class Measurements:
         choice = self._chosen_for(question)
         if columns is None or fdr is None:
             losses = self.losses if columns is None else self.losses.tests(columns)
-            return core.ranked(losses, choice, k, stderr=stderr, opponents=opponents, per=per, fdr=fdr)
-        ranking = core.ranked(self.losses, choice, k, stderr=stderr, opponents=opponents, per=per, fdr=fdr)
-        picked: dict[str, Any] = {
-            name: None if (value := getattr(ranking, name)) is None else value[columns]
-            for name in ("index_Mk", "score_Mk", "stderr_Mk", "z_Mk", "distinguishable_Mk", "prior_Mk")
-        }
-        return replace(ranking, **picked)
+            return core.top(losses, choice, k, stderr=stderr, opponents=opponents, per=per, fdr=fdr)
+        ranking = core.top(self.losses, choice, k, stderr=stderr, opponents=opponents, per=per, fdr=fdr)
+        return ranking.at(columns)
 
     def groups(
         self,
@@ -204,7 +222,7 @@ class Measurements:
         question: core.Question = "attribution",
     ) -> core.GroupScores:
         """:meth:`groups` of any hashable labels, one for every example in the data's order, taken as they are."""
-        return core.grouped(self.losses, self._chosen_for(question), train_labels_N, test_labels_M)
+        return core.group_scores(self.losses, self._chosen_for(question), train_labels_N, test_labels_M)
 
     def self_influence(self) -> core.SelfInfluence:
         """What members say about each training example by itself: mislabelled ones stand out."""

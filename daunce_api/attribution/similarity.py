@@ -11,12 +11,14 @@ import warnings
 from collections.abc import Iterable, Sequence
 from contextlib import redirect_stderr
 from io import StringIO
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import ConfigurationError, DataError, MissingExtraError
+from .derived import digest_of, prior_columns
 
 if TYPE_CHECKING:
     from ..data.dataset import Dataset, Example
@@ -116,8 +118,11 @@ def embedding_scores(
     return np.asarray(train @ test.T)
 
 
-def prior_of(train: Dataset, test: Dataset, kind: PriorKind, model: str | None = None) -> NDArray[np.float64] | None:
-    """(N, M) prior of scores, or None where there is none: "none", or more than ``MOST_PAIRS`` pairs.
+def prior_of(
+    train: Dataset, test: Dataset, kind: PriorKind, model: str | None = None, *, folder: Path | None = None
+) -> NDArray[np.float32] | None:
+    """(N, M) prior of scores, or None where there is none: "none", or more than ``MOST_PAIRS`` pairs. Its columns are
+    kept in ``folder``, so that each is computed once.
 
     "text" is the square root of BM25 scores; "gradient" the mean of that and the cosine of the base model's gradients,
     both with columns of variance 1; "auto" takes "gradient" where ``model`` names the folder of its weights.
@@ -128,14 +133,23 @@ def prior_of(train: Dataset, test: Dataset, kind: PriorKind, model: str | None =
     """
     if kind == "none" or len(train) * len(test) > MOST_PAIRS:
         return None
-    text = np.sqrt(bm25_scores(example_texts(train), example_texts(test)))
-    if kind == "text" or (kind == "auto" and model is None):
-        return text
-    if model is None:
+    if kind == "gradient" and model is None:
         raise ConfigurationError("attribution.prior: gradient needs attribution.prior_model, the base model's folder.")
-    from ..providers.local.gradients import gradient_cosine
+    weights = None if kind == "text" else model
 
-    return _standardized(text) + _standardized(gradient_cosine(model, list(train), list(test)))
+    def columns(positions: Sequence[int]) -> NDArray[np.float64]:
+        asked = [test[j] for j in positions]
+        text = np.sqrt(bm25_scores(example_texts(train), example_texts(asked)))
+        if weights is None:
+            return text
+        from ..providers.local.gradients import gradient_cosine
+
+        return _standardized(text) + _standardized(gradient_cosine(weights, list(train), asked))
+
+    files = [] if weights is None or not Path(weights).is_dir() else sorted(Path(weights).iterdir())
+    state = [(path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in files]
+    digest = digest_of([train.digest, str(weights), repr(state)])
+    return prior_columns(folder, digest, [e.content_hash for e in test], columns)
 
 
 def _standardized(score_NM: NDArray[np.float64]) -> NDArray[np.float64]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import TypeVar, overload
@@ -19,9 +19,13 @@ T = TypeVar("T")
 
 
 def stored_tokens(
-    run_dir: Path, members: Sequence[int], examples: Sequence[EncodedExample], ids: Ids, tokenizer: Tokenizer
+    run_dir: Path,
+    members: Sequence[int],
+    examples: Sequence[EncodedExample],
+    ids: Ids,
+    tokenizer: Callable[[], Tokenizer],
 ) -> TokenTable:
-    """The table of these members and examples; nothing is read before it is looked at.
+    """The table of these members and examples; nothing is read or opened before it is looked at.
 
     Reading raises StoreError where the run folder is gone by then.
     """
@@ -43,7 +47,7 @@ class StoredTable(TokenTable):
 
 
 class _Pieces(Sequence[tuple[str, ...]]):
-    def __init__(self, examples: Sequence[EncodedExample], tokenizer: Tokenizer) -> None:
+    def __init__(self, examples: Sequence[EncodedExample], tokenizer: Callable[[], Tokenizer]) -> None:
         self._examples = examples
         self._tokenizer = tokenizer
 
@@ -58,7 +62,7 @@ class _Pieces(Sequence[tuple[str, ...]]):
         if isinstance(at, slice):
             return _Pieces(self._examples[at], self._tokenizer)
         example = self._examples[at]
-        return tuple(self._tokenizer.pieces([example.ids[t] for t in example.targets]))
+        return tuple(self._tokenizer().pieces([example.ids[t] for t in example.targets]))
 
 
 class _Logprobs(Sequence[Floats]):

@@ -88,18 +88,17 @@ def ranking_table(attribution: Measurements, ranking: core.Ranking) -> pd.DataFr
 def top_folded(attribution: Measurements, test: str, k: int, **options: Any) -> pd.DataFrame:
     """:meth:`Attribution.top` for people: training examples with the same content share a row, and a column ``copies``
     says how many there are."""
-    copies = Counter(example.content_hash for example in attribution.train)
-    extra = sum(count - 1 for count in copies.values())
+    contents = attribution.train.content_hashes
+    copies = Counter(contents)
     columns = [attribution.test.position(test)]
-    ranking = attribution.ranking(min(k + extra, len(attribution.train)), columns=columns, **options)
-    table = ranking_table(attribution, ranking)
-    content = [attribution.train[attribution.train.position(str(i))].content_hash for i in table["id"]]
-    table = table.assign(copies=[copies[c] for c in content])
-    first = [c not in content[:row] for row, c in enumerate(content)]
-    kept = table[first].head(k).reset_index(drop=True)
-    kept["rank"] = range(1, len(kept) + 1)
-    kept.attrs = table.attrs
-    return kept
+    ranking = attribution.ranking(k + len(contents) - len(copies), columns=columns, **options)
+    firsts: dict[str, int] = {}
+    for place, i in enumerate(ranking.index_Mk[0].tolist()):
+        if i >= 0:
+            firsts.setdefault(contents[i], place)
+    shown = list(firsts)[:k]
+    table = ranking_table(attribution, ranking.at(places=[firsts[content] for content in shown]))
+    return table.assign(copies=[copies[content] for content in shown])
 
 
 def why_no_scores(attribution: Measurements, test: str) -> str | None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -46,9 +46,3 @@ def _named(tool: Any) -> Any:
     """The name of a tool, in whatever dialect it is defined."""
     inner = tool.get("function", tool) if isinstance(tool, Mapping) else tool
     return inner.get("name", "unnamed") if isinstance(inner, Mapping) else inner
-
-
-def shared_system(*sides: Iterable[Example]) -> str | None:
-    """The system prompt of all examples, "" where none has one; None where they differ."""
-    found = {conversation(example).system for side in sides for example in side}
-    return found.pop() if len(found) == 1 else None

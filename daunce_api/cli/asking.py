@@ -14,7 +14,7 @@ import typer
 from .._util.text import terminal_text
 from ..errors import ConfigurationError, DataError
 from . import terminal
-from .common import HERE, LOOK, JsonOption, MaxUsdOption, RunArgument, YesOption, command, confirm, show
+from .common import HERE, LOOK, JsonOption, MaxUsdOption, RunArgument, YesOption, command, confirm_price, show
 from .running import session_of
 
 if TYPE_CHECKING:
@@ -78,15 +78,14 @@ def ask(
     if turns and answer is None and turns[-1].get("role") != "assistant" and not yes and not replaying:
         usd = generation_usd(job.config, turns)
         if usd != 0:
-            price = "an unknown price" if usd is None else f"at most ${usd:,.4f}"
-            confirm(f"Let the target generate its answer first, for {price}?")
+            confirm_price("Let the target generate its answer first,", usd, bound=True)
     asked = job.question(turns, answer) if questions is None else _from_file(questions)
     plan = job.asking(asked, max_usd=max_usd)
     plan.check()
     if not as_json:
         terminal.say(plan.text())
     if plan.costs_money and not yes and not replaying:
-        confirm(f"Ask for {'an unknown price' if plan.usd is None else f'about ${plan.usd:,.4f}'}?")
+        confirm_price("Ask", plan.usd)
     with terminal.Progress(len(plan.requests), quiet=as_json) as progress:
         attribution = job.ask(asked, verdict=verdict, session=session, max_usd=max_usd, on_progress=progress.scored)
     content: dict[str, Any] = {"plan": plan.to_json(), "answers": [_content(job, q, k) for q in asked.ids]}
@@ -170,10 +169,11 @@ def _print(job: Run, asked: Dataset, k: int) -> None:
         proponents = attribution.top(question, k, fdr=FDR)
         terminal.say("")
         terminal.sentence(_first_line(job, question, bool(proponents["distinguishable"].any())), style="bold")
-        terminal.ranking(attribution, proponents, test=question, title="Proponents: they made it more likely")
-        opponents = attribution.top(question, k, opponents=True, fdr=FDR)
-        terminal.say("  Opponents: they made it less likely")
-        terminal.ranked(attribution, opponents)
+        tables = {
+            "Proponents: they made it more likely": proponents,
+            "Opponents: they made it less likely": attribution.top(question, k, opponents=True, fdr=FDR),
+        }
+        terminal.rankings(attribution, tables, test=question, fdr=FDR)
     folder = terminal_text(str(job.run_dir))
     terminal.say("")
     terminal.lines_of(("next", f"daunce top {folder} --test {asked.ids[0]}"), ("", f"daunce report {folder}"))

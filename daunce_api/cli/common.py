@@ -5,9 +5,9 @@ from __future__ import annotations
 import inspect
 import json
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, TypeVar
+from typing import Annotated, Any, TypeVar
 
 import typer
 from typer.core import TyperCommand
@@ -17,9 +17,6 @@ from .._util.text import terminal_text
 from .._util.version import __version__
 from ..errors import ConfigurationError, DaunceError, StoreError
 from . import terminal
-
-if TYPE_CHECKING:
-    from ..plan import Plan
 
 EXIT_CODES = (
     "Exit codes: 0 done; 1 an unexpected failure; 2 config, data or arguments are wrong; 3 refused before spending "
@@ -126,11 +123,13 @@ def confirm(question: str) -> None:
     typer.confirm(question, abort=True, err=True)
 
 
-def confirm_price(plans: Sequence[Plan], what: str) -> None:
-    """Ask whether to go on with what costs money, one or several plans together: "WHAT for about $2.10?"."""
-    known = [plan.usd for plan in plans if plan.usd is not None]
-    price = f"about ${sum(known):,.2f}" if len(known) == len(plans) else "an unknown price"
-    confirm(f"{what} for {price}?")
+def confirm_price(what: str, *usd: float | None, bound: bool = False) -> None:
+    """Ask whether to continue with what costs money, all prices together: "WHAT for about $2.10?"; a ``bound`` is "at
+    most"."""
+    known = [price for price in usd if price is not None]
+    total = sum(known)
+    amount = f"{'at most' if bound else 'about'} ${total:,.{2 if total >= 1 else 4}f}"
+    confirm(f"{what} for {amount if len(known) == len(usd) else 'an unknown price'}?")
 
 
 def show(as_json: bool, content: dict[str, Any], show: Callable[[], None]) -> None:
@@ -151,7 +150,10 @@ def main(arguments: list[str] | None = None) -> None:
     try:
         code = app(arguments, standalone_mode=False) or 0
         if code == INTERRUPTED:
-            terminal.error("Interrupted. What was done is kept: the same command goes on, `daunce cancel` stops jobs.")
+            terminal.error(
+                "Interrupted. Everything so far is kept: run the same command again to resume; "
+                "`daunce cancel` stops the jobs."
+            )
     except DaunceError as error:
         if as_json:
             typer.echo(json.dumps(error_content(error)))

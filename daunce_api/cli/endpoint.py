@@ -9,7 +9,7 @@ import typer
 
 from ..errors import ProviderError
 from . import terminal
-from .common import ENDPOINT, ConfigArgument, JsonOption, YesOption, command, confirm, show
+from .common import ENDPOINT, ConfigArgument, JsonOption, YesOption, command, confirm_price, show
 
 
 @command(ENDPOINT)
@@ -76,11 +76,10 @@ def doctor(
     if tiny is not None:
         usd = None if usd is None or tiny.usd is None else usd + tiny.usd
     if usd != 0.0:
-        known = f"at most ${usd:,.4f}" if usd is not None else "a price that is not known"
         allowance.check(usd or 0.0, max_usd)
         if not yes:
             job = "" if tiny is None else f", and train one job of {len(tiny.positions)} examples"
-            confirm(f"Ask {run.config.backend.kind} for one short example, a few times{job}, for {known}?")
+            confirm_price(f"Ask {run.config.backend.kind} for one short example, a few times{job},", usd, bound=True)
         allowance.book(usd or 0.0)
     findings = examine(run, tiny=tiny)
     content = findings.to_json() | {"max_price_usd": usd}

@@ -20,7 +20,7 @@ class Check:
 @dataclass(slots=True)
 class Findings:
     """What the doctor found. ``sigma_token`` and ``sigma_example`` are standard deviations of one measurement in nats;
-    ``advice`` says what to change, ``tried`` whether log-probabilities were asked for."""
+    ``advice`` says what to change, ``tried`` whether log-probabilities were requested."""
 
     checks: list[Check] = field(default_factory=list)
     advice: list[str] = field(default_factory=list)

@@ -67,7 +67,7 @@ def fix(
         if not as_json:
             terminal.say("\n" + plan.text())
         if plan.costs_money and not yes:
-            confirm_price([plan], "Retrain")
+            confirm_price("Retrain", plan.usd)
         with terminal.Progress(retrained.config.ensemble.members, quiet=as_json) as progress:
             found = outcome(
                 retrained,

@@ -93,7 +93,7 @@ def top(
         kind = "opponents" if opponents else "proponents"
         if by is not None:
             kind = f"{by}s, {'most harmful' if opponents else 'most helpful'} first"
-        terminal.ranking(attribution, table, test=test, title=kind)
+        terminal.rankings(attribution, {kind: table}, test=test, fdr=fdr)
     else:
         write_table(table, form, output)
 
@@ -199,7 +199,7 @@ def evaluate(
     yes: YesOption = False,
     as_json: JsonOption = False,
 ) -> None:
-    """How good the attribution is, beside BM25, embeddings and chance. The same command again goes on.
+    """How good the attribution is, beside BM25, embeddings and chance. Run the same command again to resume.
 
     --retrieval needs nothing but labels. --lds and --removal fine-tune new models through the run's own backend, none
     of them in the ensemble; all plans and their prices come first. With --truth FILE, LDS takes models from elsewhere:
@@ -253,4 +253,4 @@ def _ask_for(plans: dict[str, Plan], unfinished: Sequence[str], *, yes: bool, as
     paid = [name for name in unfinished if plans[name].costs_money]
     if paid and not yes:
         options = " and ".join(f"--{name}" for name in paid)
-        confirm_price([plans[name] for name in paid], f"Train the models of {options}")
+        confirm_price(f"Train the models of {options}", *(plans[name].usd for name in paid))

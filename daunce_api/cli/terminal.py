@@ -10,7 +10,7 @@ import re
 import textwrap
 import threading
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
@@ -253,17 +253,18 @@ def lines_of(*lines: tuple[str, str]) -> None:
             out.print(Text.assemble((f"{name:<8}", "dim"), value))
 
 
-def ranking(attribution: Attribution, table: pd.DataFrame, *, test: str, title: str) -> None:
-    """``daunce top``: proponents or opponents of one answer; what is not significant is dim."""
+def rankings(attribution: Attribution, tables: Mapping[str, pd.DataFrame], *, test: str, fdr: float | None) -> None:
+    """``daunce top``, ``daunce ask``: rankings for one answer by their titles; what is not significant is dim."""
     from ..attribution.tables import why_no_scores
 
     answer(attribution, test)
-    if table.empty:
+    if all(table.empty for table in tables.values()):
         sentence(terminal_text(why_no_scores(attribution, test) or "No training example has a score for it."))
         return
-    out.print(Text(f"  {title}", style="bold"))
-    ranked(attribution, table)
-    footer(attribution, estimator=str(table.attrs.get("estimator", "")))
+    for title, table in tables.items():
+        out.print(Text(f"  {title}", style="bold"))
+        ranked(attribution, table)
+    footer(attribution, estimator=str(table.attrs.get("estimator", "")), fdr=fdr)
 
 
 def answer(attribution: Attribution, test: str) -> None:
@@ -279,7 +280,7 @@ def answer(attribution: Attribution, test: str) -> None:
 
 def ranked(attribution: Attribution, table: pd.DataFrame) -> None:
     """The rows of a ranking of examples: the training answer first, its question and id below; or of groups."""
-    from ..attribution.texts import conversation, shared_system
+    from ..attribution.texts import conversation
 
     if "completion" not in table:
         _groups(table)
@@ -287,7 +288,9 @@ def ranked(attribution: Attribution, table: pd.DataFrame) -> None:
     rows = table.to_dict("records")
     correlation = table.attrs.get("estimator") == "correlation"  # whose intervals are not symmetric
     scale = Scale(v for row in rows for v in (row["score"], row["low"], row["high"]))
-    system = shared_system(attribution.train)
+    train = attribution.train
+    examples = [conversation(train[train.position(str(row["id"]))]) for row in rows]
+    systems = {example.system for example in (*examples, *map(conversation, attribution.test))}
     view = Table(box=None, pad_edge=False, header_style="dim", padding=(0, 1), expand=True, show_edge=False)
     view.add_column("", justify="right", no_wrap=True)
     view.add_column(f"score{scale.unit}", justify="right", no_wrap=True)
@@ -304,8 +307,7 @@ def ranked(attribution: Attribution, table: pd.DataFrame) -> None:
     ]
     head = max(5 + len(scale.unit), *(len(n) for n, _ in numbers)), max(6, *(len(n) for _, n in numbers))
     width = max(out.width - sum(head) - len(str(len(rows))) - 6, 24)
-    for row, (score, interval) in zip(rows, numbers, strict=True):
-        example = conversation(attribution.train[attribution.train.position(str(row["id"]))])
+    for row, (score, interval), example in zip(rows, numbers, examples, strict=True):
         copies = int(row.get("copies", 1))
         names = [terminal_text(str(row["id"]), 24)]
         if isinstance(row["source"], str) and row["source"]:
@@ -313,7 +315,7 @@ def ranked(attribution: Attribution, table: pd.DataFrame) -> None:
         if copies > 1:
             names.append(f"{copies} copies")
         aside = " · " + " · ".join(names)
-        asked = example.question if system is not None else f"[{phrase(example.system, 24)}] {example.question}"
+        asked = example.question if len(systems) == 1 else f"[{phrase(example.system, 24)}] {example.question}"
         text = Text(phrase(example.answer, width))
         text.append("\n" + phrase(asked, max(width - cell_len(aside), 12)) + aside, style="dim")
         view.add_row(str(row["rank"]), score, interval, text, style="" if row["distinguishable"] else "dim")
@@ -341,13 +343,14 @@ def _groups(table: pd.DataFrame) -> None:
     out.print(view)
 
 
-def footer(attribution: Attribution, more: str = "", *, estimator: str = "") -> None:
+def footer(attribution: Attribution, more: str = "", *, estimator: str = "", fdr: float | None = None) -> None:
     """One line on how the scores above were made and how to read them."""
+    level = "5 %, per pair" if fdr is None else f"false-discovery rate {fdr:.3g}"
     words = [
         f"{len(attribution.members)} members",
         (estimator or attribution.choice.estimator.name).replace("_", "-"),
         "+ helps",
-        "dim: not significant (5 %, per pair)",
+        f"dim: not significant ({level})",
     ]
     if attribution.measured != "completion":
         words.append(f"measured: {attribution.measured}")

@@ -47,15 +47,13 @@ members; G = A A^T = U diag(w) U^T, m = mean(w).
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Sequence
-from typing import Any, Literal, TypedDict, Unpack
+from typing import Any
 
-import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from .choice import Choice, choose
 from .estimators import ESTIMATORS, QUESTIONS, Estimator, Question, Setting
-from .groups import GroupScores, group_scores_of
+from .groups import GroupScores, group_scores
 from .influence import SelfInfluence, self_influence
 from .jackknife import confidence_interval, significance_threshold
 from .losses import per_example_losses, resolve_censored, segment_losses
@@ -63,7 +61,7 @@ from .pairs import Scores, fit
 from .quality import MINIMUM_MEMBERS, SelfLDS, StopRule, estimate
 from .rows import MemberLosses, Rho, member_losses
 from .stages import Checkpoints
-from .topk import Ranking, ranking_of
+from .topk import Ranking, top
 
 __all__ = [
     "ESTIMATORS",
@@ -87,27 +85,15 @@ __all__ = [
     "estimate",
     "fit",
     "group_scores",
-    "grouped",
     "member_losses",
     "per_example_losses",
-    "ranked",
     "resolve_censored",
     "scores",
     "segment_losses",
     "self_influence",
-    "self_lds",
     "significance_threshold",
     "top",
 ]
-
-
-class Known(TypedDict, total=False):
-    """What is known besides the losses and subsets; see `scores`."""
-
-    noise: float | NDArray[np.float64] | None
-    rho: Rho
-    earlier: Checkpoints | None
-    prior_NM: ArrayLike | None
 
 
 def scores(
@@ -115,22 +101,19 @@ def scores(
     test_loss_KM: ArrayLike,
     inclusion_KN: ArrayLike | None = None,
     estimator: str = "auto",
-    **known: Unpack[Known],
+    **known: Any,
 ) -> NDArray[Any]:
     """Attribution scores of every training example to every test example.
+
+    The same in parts: `member_losses` checks what is known, `choose` picks an estimator, and `fit` (all scores), `top`,
+    `group_scores` and `estimate` (their quality) take the two.
 
     Args:
         train_loss_KN: (K, N) per-example losses of K members, nats; NaN = missing.
         test_loss_KM: (K, M) per-example losses, nats; NaN = missing.
         inclusion_KN: (K, N) whether training example i is in member k's subset.
         estimator: a name in `ESTIMATORS`, or "auto" (see `choose`).
-        known: more that is known:
-            noise: standard deviation of the scoring noise of one training loss, nats, or (N,) of them; None: not
-            measured. rho: "base" for members that are trained like the target; for members started from the target
-            their learning-rate time relative to the target's (METHOD item 6), or "unknown". earlier: losses of the
-            same members at earlier checkpoints, which are further rows; see `rows`. prior_NM: (N, M) what is known of
-            the pairs before, higher = more related, on any scale: "auto" adds it as far as the members bear it out;
-            named estimators go without.
+        known: noise, rho, earlier and prior_NM of `member_losses`.
 
     Returns:
         (N, M) scores; positive = helpful: up-weighting the training example lowers the test example's loss. Units are
@@ -141,115 +124,14 @@ def scores(
         DataError, NotEnoughMembersError, ConfigurationError: see `member_losses` and the estimator.
 
     Example:
+        >>> import numpy as np
         >>> rng = np.random.default_rng(0)
         >>> inclusion = rng.random((40, 100)) < 0.5                # 40 members, 100 training examples
-        >>> train = -inclusion + 0.1 * rng.normal(size=(40, 100))  # an example in the subset has a lower loss
-        >>> test = -inclusion[:, :3] + 0.1 * rng.normal(size=(40, 3))
+        >>> train = -1.0 * inclusion + 0.1 * rng.normal(size=(40, 100))  # an example in the subset has a lower loss
+        >>> test = -1.0 * inclusion[:, :3] + 0.1 * rng.normal(size=(40, 3))
         >>> scores(train, test, inclusion).argmax(axis=0)
         array([0, 1, 2])
     """
     losses = member_losses(train_loss_KN, test_loss_KM, inclusion_KN, **known)
     choice = choose(losses, estimator)
     return fit(losses, choice.estimator.name, choice.setting).dense()
-
-
-def self_lds(
-    train_loss_KN: ArrayLike,
-    test_loss_KM: ArrayLike,
-    inclusion_KN: ArrayLike,
-    estimator: str = "auto",
-    **known: Unpack[Known],
-) -> SelfLDS:
-    """The quality of a run, estimated from its own members; see `quality`. Arguments as for `scores`.
-
-    Raises:
-        NotEnoughMembersError: fewer than 8 members. Otherwise as `scores`.
-    """
-    losses = member_losses(train_loss_KN, test_loss_KM, inclusion_KN, **known)
-    return estimate(losses, estimator)
-
-
-def top(
-    train_loss_KN: ArrayLike,
-    test_loss_KM: ArrayLike,
-    k: int,
-    estimator: str = "auto",
-    stderr: bool = True,
-    opponents: bool = False,
-    *,
-    inclusion_KN: ArrayLike | None = None,
-    question: Question = "attribution",
-    per: Literal["test", "train"] = "test",
-    fdr: float | None = None,
-    **known: Unpack[Known],
-) -> Ranking:
-    """The k largest (or smallest) scores of every test example, exact, without the N x M matrix.
-
-    Args:
-        train_loss_KN, test_loss_KM, inclusion_KN, estimator, known: as for `scores`. Inputs may be memory-mapped.
-        k: how many; more than there are means all.
-        stderr: also standard errors, z-values and what is significantly not zero.
-        opponents: the smallest scores instead of the largest.
-        question: with estimator="auto": "attribution" (effect on the loss, judged by LDS) or "retrieval" (which
-            examples belong together). A named estimator answers its own, and refuses retrieval if that is not it.
-        per: "test" ranks training examples for each test example, "train" the other way round.
-        fdr: mark as distinguishable so that at most this share of all marked pairs of the N x M is expected to be false
-            (Benjamini-Hochberg; costs a pass over all pairs).
-
-    Raises:
-        ConfigurationError: k < 1, an unknown option, or fdr outside (0, 1). Otherwise as `scores`.
-    """
-    losses = member_losses(train_loss_KN, test_loss_KM, inclusion_KN, **known)
-    choice = choose(losses, estimator, question)
-    return ranked(losses, choice, k, stderr=stderr, opponents=opponents, per=per, fdr=fdr)
-
-
-def ranked(
-    losses: MemberLosses,
-    choice: Choice,
-    k: int,
-    *,
-    stderr: bool = True,
-    opponents: bool = False,
-    per: Literal["test", "train"] = "test",
-    fdr: float | None = None,
-) -> Ranking:
-    """`top` with an estimator that is chosen already. Of ``losses``, test examples may be left out afterwards: without
-    ``fdr`` a pair's entry does not depend on which others there are."""
-    scored = fit(losses, choice.estimator.name, choice.setting)
-    names = {"estimator": choice.estimator.name, "why": choice.why, "question": choice.question_text}
-    return ranking_of(scored, k, **names, stderr=stderr, opponents=opponents, per=per, fdr=fdr)
-
-
-def group_scores(
-    train_loss_KN: ArrayLike,
-    test_loss_KM: ArrayLike,
-    train_labels_N: Sequence[Hashable] | None = None,
-    test_labels_M: Sequence[Hashable] | None = None,
-    estimator: str = "auto",
-    *,
-    inclusion_KN: ArrayLike | None = None,
-    **known: Unpack[Known],
-) -> GroupScores:
-    """Sum scores over groups on either side.
-
-    Args:
-        train_labels_N, test_labels_M: any hashable labels, or None for every example by itself.
-        train_loss_KN, test_loss_KM, estimator, inclusion_KN, known: as for `scores`.
-
-    Raises:
-        DataError: a label sequence of the wrong length. Otherwise as `scores`.
-    """
-    losses = member_losses(train_loss_KN, test_loss_KM, inclusion_KN, **known)
-    return grouped(losses, choose(losses, estimator), train_labels_N, test_labels_M)
-
-
-def grouped(
-    losses: MemberLosses,
-    choice: Choice,
-    train_labels_N: Sequence[Hashable] | None = None,
-    test_labels_M: Sequence[Hashable] | None = None,
-) -> GroupScores:
-    """`group_scores` of an estimator that is chosen already."""
-    scored = fit(losses, choice.estimator.name, choice.setting)
-    return group_scores_of(scored, train_labels_N, test_labels_M, choice.estimator.name, choice.why)

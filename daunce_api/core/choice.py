@@ -155,7 +155,7 @@ def _validator(losses: MemberLosses, cv: CrossValidator | None) -> CrossValidato
 def _auto(losses: MemberLosses, cv: CrossValidator) -> Choice:
     many = len(losses.train) > 1
     used = [Setting(checkpoints=use) for use in ((True, False) if many else (True,))]
-    noises = [losses.noise_rms] if losses.noise is not None else [0.0, 0.01, 0.1]
+    noises = [0.0, 0.01, 0.1] if losses.noise is None else [losses.noise]
     scales = [
         replace(known, log_offset=offset)
         for known in used
@@ -224,7 +224,7 @@ def _with_prior(losses: MemberLosses, choice: Choice) -> Choice:
 
 def _fixed(losses: MemberLosses) -> Choice:
     """Too little to cross-validate."""
-    noise, many = losses.noise_rms, len(losses.train) > 1
+    noise, many = losses.noise or 0.0, len(losses.train) > 1
     if noise and not spectrum_of(losses).signal.any():
         why = "the scoring noise is larger than what filters could use"
         return Choice(ESTIMATORS["covariance"], Setting(), why, "attribution")

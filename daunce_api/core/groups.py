@@ -8,8 +8,10 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from ..errors import DataError
+from .choice import Choice
 from .jackknife import LEAST_FOR_CORRELATION
-from .pairs import Scores, Shrinkage
+from .pairs import Scores, Shrinkage, fit
+from .rows import MemberLosses
 from .stages import Floats, Index
 
 _ROWS = 8_192
@@ -41,14 +43,22 @@ class GroupScores:
     prior_GH: Floats | None = None
 
 
-def group_scores_of(
-    scores: Scores,
-    train_labels_N: Sequence[Hashable] | None,
-    test_labels_M: Sequence[Hashable] | None,
-    estimator: str,
-    why: str,
+def group_scores(
+    losses: MemberLosses,
+    choice: Choice,
+    train_labels_N: Sequence[Hashable] | None = None,
+    test_labels_M: Sequence[Hashable] | None = None,
 ) -> GroupScores:
-    """Sum scores over groups on either side; see `group_scores`."""
+    """Sum scores over groups on either side.
+
+    Args:
+        losses, choice: see `member_losses` and `choose`.
+        train_labels_N, test_labels_M: any hashable labels, or None for every example by itself.
+
+    Raises:
+        DataError: a label sequence of the wrong length. Otherwise as `fit`.
+    """
+    scores = fit(losses, choice.estimator.name, choice.setting)
     rows, row_of = _numbered(train_labels_N, scores.shape[0], "training")
     columns, column_of = _numbered(test_labels_M, scores.shape[1], "test")
     some_rows, row = np.unique(row_of[scores.kept_N], return_inverse=True)
@@ -65,7 +75,7 @@ def group_scores_of(
         summed = np.zeros((some_rows.size, some_columns.size))
         _add_rows(summed, row, _summed(scores.prior_NM, column))
         prior = placed(summed)
-    return GroupScores(rows, columns, placed(score), placed(error), estimator, why, prior)
+    return GroupScores(rows, columns, placed(score), placed(error), choice.estimator.name, choice.why, prior)
 
 
 def group_sums(scores: Scores, row_of: Index, column_of: Index) -> tuple[Floats, Floats]:

@@ -17,29 +17,24 @@ class SelfInfluence:
 
     Attributes:
         variance_N: variance of its loss over members, less the scoring noise, nats^2: its `covariance` score to itself.
-        within_N: the same within members that saw it and within those that did not, pooled: what is left when its own
-            membership is taken out, i.e. how much it depends on the other examples. None without inclusion.
         memorised_N: mean loss of members that did not see it less that of members that did, nats (Feldman and Zhang
             2020, section 2.1, with the loss as the measured output): high for mislabelled and rare examples. None
             without inclusion.
-        memorised_stderr_N: its standard error (Welch). None without inclusion.
     """
 
     variance_N: Floats
-    within_N: Floats | None
     memorised_N: Floats | None
-    memorised_stderr_N: Floats | None
 
 
 def self_influence(
-    train_loss_KN: ArrayLike, inclusion_KN: ArrayLike | None = None, noise: float | NDArray[np.float64] = 0.0
+    train_loss_KN: ArrayLike, inclusion_KN: ArrayLike | None = None, noise: float = 0.0
 ) -> SelfInfluence:
     """Self-influence of every training example.
 
     Args:
         train_loss_KN: (K, N) losses in nats, NaN = missing.
         inclusion_KN: (K, N) whether example i is in member k's subset.
-        noise: standard deviation of the scoring noise, nats, one number or (N,).
+        noise: standard deviation of the scoring noise, nats.
 
     Returns:
         SelfInfluence.
@@ -52,25 +47,15 @@ def self_influence(
         raise DataError(f"Training losses must be (K, N), not {loss.shape}.")
     seen = np.isfinite(loss)
     _, variance, count = _moments(loss, seen)
-    energy = np.square(np.asarray(noise, dtype=np.float64))
-    variance = np.where(count >= 2, np.maximum(variance - energy, 0), np.nan)
+    variance = np.where(count >= 2, np.maximum(variance - noise**2, 0), np.nan)
     if inclusion_KN is None:
-        return SelfInfluence(variance, None, None, None)
+        return SelfInfluence(variance, None)
     inclusion = np.asarray(inclusion_KN) > 0
     if inclusion.shape != loss.shape:
         raise DataError(f"Inclusion has shape {inclusion.shape}, training losses {loss.shape}; they must agree.")
-    mean_in, var_in, n_in = _moments(loss, seen & inclusion)
-    mean_out, var_out, n_out = _moments(loss, seen & ~inclusion)
-    enough = (n_in >= 2) & (n_out >= 2)
-    with np.errstate(invalid="ignore", divide="ignore"):
-        within = ((n_in - 1) * var_in + (n_out - 1) * var_out) / (n_in + n_out - 2)
-        error = np.sqrt(var_in / n_in + var_out / n_out)
-    return SelfInfluence(
-        variance,
-        np.where(enough, np.maximum(within - energy, 0), np.nan),
-        np.where((n_in >= 1) & (n_out >= 1), mean_out - mean_in, np.nan),
-        np.where(enough, error, np.nan),
-    )
+    mean_in, _, n_in = _moments(loss, seen & inclusion)
+    mean_out, _, n_out = _moments(loss, seen & ~inclusion)
+    return SelfInfluence(variance, np.where((n_in >= 1) & (n_out >= 1), mean_out - mean_in, np.nan))
 
 
 def _moments(loss_KN: Floats, chosen_KN: NDArray[np.bool_]) -> tuple[Floats, Floats, Floats]:

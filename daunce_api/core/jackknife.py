@@ -198,9 +198,9 @@ def jackknife(squares: Floats, total: Floats, members: int, least: int = 3) -> F
 
 def significance_threshold(members: int, level: float = 0.95) -> float:
     """|z| that one pair exceeds by chance with probability ``1 - level``: Student's t, K - 1 degrees of freedom."""
-    from scipy import stats  # slow to import
+    from scipy.special import stdtrit  # slow to import
 
-    return float(stats.t.ppf((1 + level) / 2, members - 1))
+    return float(stdtrit(members - 1, (1 + level) / 2))
 
 
 def z_values(score: Floats, stderr: Floats, *, correlation: bool = False) -> Floats:
@@ -223,9 +223,9 @@ def confidence_interval(
         score, stderr: any matching shape. members: K. level: nominal coverage.
         correlation: scores are correlations; the interval is symmetric on Fisher's scale and stays within -1 to 1.
     """
-    from scipy import stats  # slow to import
+    from scipy.special import stdtrit  # slow to import
 
-    width = stats.t.ppf((1 + level) / 2, max(members - 1, 1)) * np.asarray(stderr)
+    width = stdtrit(max(members - 1, 1), (1 + level) / 2) * np.asarray(stderr)
     if not correlation:
         return np.asarray(score - width), np.asarray(score + width)
     middle = _fisher(score)

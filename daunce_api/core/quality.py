@@ -11,13 +11,16 @@ correlation so found, ``raw``, is an LDS against single training runs. The LDS o
 several seeds, which takes the seeds' luck out of it: ``value = raw / ceiling``. What the ceiling is depends on the
 members, and its constants are measured, not derived (RESULTS-estimators.md).
 
-* Members that share the target's recipe (rho "base"): ``1.1 sqrt(h)``. h is the share of the test losses' variance that
-  subsets explain linearly (`CrossValidator.explained`), drawn towards .55 +- .2 by its standard error. Luck and scoring
-  noise are no part of h; the factor stands for what subsets do beyond the linear, and for the luck left in the truth.
+* Members that share the target's recipe (rho "base"): ``sqrt(R)``, R the correlation of two fine-tunes on the same
+  subset, which no run of distinct subsets measures. What N examples do in sum to a loss varies less from subset to
+  subset the more there are, luck hardly: over five tasks the log odds of R fall by 1.0 for every tenfold N (`LUCK`),
+  which is the prior; scoring noise lowers it. It is updated by 1.05 h, h being the share of the test losses' variance
+  that subsets explain linearly (`CrossValidator.explained`), which counts for more the more members there are.
 * Members from the target that answer like it (`choice.answers_like_target`): .92 times the correlation of test losses
   with and without scoring noise.
 * Other short members from the target answer more steeply than a retrained model does: with few members that lowers the
-  true LDS by about as much as luck and noise lower ``raw``, with many by less: ``.84 + 1.6 / K``, at most 1.
+  true LDS by about as much as luck lowers ``raw``, with many by less: ``.79 + 3.3 / K``, at most 1, times the root of
+  that correlation, since noise hides the directions in which they differ most.
 * Where rho is unknown, either of the last two: the value is halfway, the interval covers both.
 
 The interval takes the ceiling to be known to 10 %, besides the error of h. Below 20 members it is a rough guess.
@@ -30,7 +33,7 @@ to a factor, sd .25 of its logarithm), what is no curve (8 % of raw; 25 % below 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -47,10 +50,10 @@ FEW = 20
 DRAWS = 400
 JUDGED_PAIRS, JUDGED_LEAST = 1_500_000, 50
 CEILING_LEAST, CEILING_SPREAD = 0.4, 0.1
-EXPLAINED = (0.55, 0.2)
-BEYOND_LINEAR = 1.1
+LUCK = (0.3, 1.0, 0.4)  # log odds of R for 1,000 examples and subsets of half, their fall a decade, their deviation
+BEYOND_LINEAR = 1.05
 LIKE_TARGET = 0.92
-UNLIKE_TARGET = (0.84, 1.6)
+UNLIKE_TARGET = (0.79, 3.3)
 NEAR_ZERO = 0.02
 FORM = 0.25
 OTHERWISE, OTHERWISE_FEW = 0.08, 0.25
@@ -69,7 +72,7 @@ class Curve:
 
 
 @dataclass(frozen=True, eq=False)
-class _Draws:
+class Draws:
     """Draws of the curve and the ceiling; the first of each array is the estimate itself.
 
     Attributes:
@@ -77,7 +80,7 @@ class _Draws:
         left_D: raw^-2 less its limit: what is left to gain.
         ceiling_D: with everything that is not known of it.
         share_D: of that, what more members will tell, as a factor.
-        growth: the ceiling of n members over that of K.
+        growth: (a, b): the ceiling of n members is proportional to min(a + b / n, 1).
         luck_D: standard normal deviations: of members to come, and of whatever is no curve.
     """
 
@@ -85,7 +88,7 @@ class _Draws:
     left_D: Vector
     ceiling_D: Vector
     share_D: Vector
-    growth: Callable[[float], float]
+    growth: tuple[float, float]
     luck_D: Vector
 
 
@@ -111,7 +114,7 @@ class SelfLDS:
     raw: float
     ceiling: float
     curve: Curve | None
-    draws: _Draws | None = field(default=None, repr=False, compare=False)
+    draws: Draws | None = field(default=None, repr=False, compare=False)
 
     @property
     def rough(self) -> bool:
@@ -122,14 +125,13 @@ class SelfLDS:
         """Estimated LDS with another number of members; NaN without a curve."""
         if self.curve is None:
             return np.full(np.shape(members), np.nan)
-        growth = 1.0 if self.draws is None else np.vectorize(self.draws.growth)(members)
-        return np.asarray(np.minimum(self.curve.at(members) / (self.ceiling * growth), 1.0))
+        return np.asarray(np.minimum(self.curve.at(members) / (self.ceiling * self._growth(members)), 1.0))
 
     def interval(self, members: int) -> tuple[float, float]:
         """95 % interval of the LDS with at least K members: ``low`` and ``high`` with K; NaN without a curve."""
         if self.draws is None:
             return np.nan, np.nan
-        values = self._raw_with(members) / (self.draws.ceiling_D * self.draws.growth(members))
+        values = self._raw_with(members) / (self.draws.ceiling_D * self._growth(members))
         return interval_around(np.minimum(values, 1.0), self.members)
 
     def gain(self, members: int) -> tuple[float, float, float]:
@@ -147,9 +149,14 @@ class SelfLDS:
         later = raw_D[0] + self._raw_with(total) - raw_D + new * (raw_D - np.median(raw_D[1:]))
         later += np.sqrt(new * (1 - new)) * spread * luck + new * share * raw_D[0] * other
         later[0] = self._raw_with(total)[0]
-        ceiling_D = self.ceiling * self.draws.growth(total) * self.draws.share_D**new
+        ceiling_D = self.ceiling * self._growth(total) * self.draws.share_D**new
         low, high = interval_around(np.minimum(later / np.maximum(ceiling_D, later), 1.0), self.members)
         return float(self.expected(total)) - self.value, low - self.value, high - self.value
+
+    def _growth(self, members: ArrayLike) -> Vector:
+        """The ceiling of so many members over that of K."""
+        a, b = (1.0, 0.0) if self.draws is None else self.draws.growth
+        return np.asarray(np.minimum(a + b / np.asarray(members), 1.0) / min(a + b / self.members, 1.0))
 
     def _raw_with(self, members: float) -> Vector:
         assert self.draws is not None
@@ -193,7 +200,7 @@ def estimate(losses: MemberLosses, estimator: str = "auto", *, chosen: Choice | 
         full, half = np.maximum(raw_D, NEAR_ZERO), np.maximum(half_D, NEAR_ZERO)
         left = np.maximum(half**-2 - full**-2, 0.0) * np.exp(FORM * normal_ZD[2])
         left = np.minimum(left, full**-2 - 1)  # the limit is a correlation: a >= 1
-        draws = _Draws(full, left, ceiling_D, drawn / drawn[0], growth, normal_ZD[3:])
+        draws = Draws(full, left, ceiling_D, drawn / drawn[0], growth, normal_ZD[3:])
         curve = Curve(float(full[0] ** -2 - left[0]), float(left[0] * count))
     return SelfLDS(float(values[0]), low, high, name, count, float(raw_D[0]), float(ceiling_D[0]), curve, draws)
 
@@ -220,27 +227,31 @@ def _nested(cv: CrossValidator, estimator: str, parts: int) -> list[list[NDArray
     return out
 
 
-def _ceilings(cv: CrossValidator, normal_D: Vector) -> tuple[Vector, Callable[[float], float]]:
-    """(D,) draws of what raw can reach at most, and how that changes with the number of members."""
+def _ceilings(cv: CrossValidator, normal_D: Vector) -> tuple[Vector, tuple[float, float]]:
+    """(D,) draws of what raw can reach at most, and how that changes with the number of members (`Draws.growth`)."""
     losses = cv.losses
+    variance_M = np.var(losses.test_KM.astype(np.float64), axis=0)
+    kept_M = np.maximum(variance_M - (losses.noise or 0.0) ** 2, 0) / np.where(variance_M > 0, variance_M, 1)
     if losses.rho == "base":
         share, error = cv.explained()
-        mean, spread = EXPLAINED
-        weight = 0.0 if not np.isfinite(error) else spread**2 / (spread**2 + error**2)
-        share_D = weight * share + (1 - weight) * mean + np.sqrt(1 - weight) * spread * normal_D
-        return np.clip(BEYOND_LINEAR * np.sqrt(np.maximum(share_D, 0)), CEILING_LEAST, 1), lambda n: 1.0
+        odds, fall, spread = LUCK
+        odds = np.exp(odds - fall * np.log10(losses.train_KN.shape[1] / 1_000)) * cv.dispersion
+        mean = kept_M.mean() * odds / (1 + odds)
+        spread *= mean / (1 + odds)
+        weight = spread**2 / (spread**2 + (BEYOND_LINEAR * error) ** 2)
+        share_D = weight * BEYOND_LINEAR * share + (1 - weight) * mean + np.sqrt(1 - weight) * spread * normal_D
+        return np.clip(np.sqrt(np.maximum(share_D, 0)), CEILING_LEAST, 1), (1.0, 0.0)
     middle, few = UNLIKE_TARGET
-    unlike = min(middle + few / losses.count, 1.0)
-    variance_M = np.var(losses.test_KM.astype(np.float64), axis=0)
-    kept = np.maximum(variance_M - losses.noise_rms**2, 0) / np.where(variance_M > 0, variance_M, 1)
-    like = float(np.clip(LIKE_TARGET * np.sqrt(kept).mean(), CEILING_LEAST, 1))
+    kept = float(np.sqrt(kept_M).mean())
+    level = min(middle + few / losses.count, 1.0)
+    like, unlike = max(LIKE_TARGET * kept, CEILING_LEAST), max(level * np.sqrt(kept), CEILING_LEAST)
     if losses.rho == "unknown":
         ceiling_D = np.where(normal_D > 0, unlike, like)
         ceiling_D[0] = (unlike + like) / 2
-        return ceiling_D, lambda n: 1.0
+        return ceiling_D, (1.0, 0.0)
     if answers_like_target(losses, cv.spectrum()):
-        return np.full(normal_D.shape, like), lambda n: 1.0
-    return np.full(normal_D.shape, unlike), lambda n: min(middle + few / n, 1.0) / unlike
+        return np.full(normal_D.shape, like), (1.0, 0.0)
+    return np.full(normal_D.shape, unlike), UNLIKE_TARGET
 
 
 def interval_around(value_D: Vector, members: int) -> tuple[float, float]:

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal, TypeAlias
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 
 from ..errors import ConfigurationError, DataError, NotEnoughMembersError
 from .stages import Checkpoints, Floats, Index, Mask, Stages, centered, stacked
@@ -31,7 +31,7 @@ class MemberLosses:
         stages: which member has a row at which stage.
         kept_K, kept_N, kept_M: these members, training and test examples among those that were given.
         shape: how many training and test examples were given.
-        noise: standard deviation of the scoring noise of one loss, nats, or (N,) of them; None: not measured.
+        noise: standard deviation of the scoring noise of one loss, nats; None: not measured.
         rho: see `Rho`.
         prior_NM: what is known of the pairs before any member is trained, higher = more related, columns of mean 0 and
             variance 1 (0 where constant); or None.
@@ -45,7 +45,7 @@ class MemberLosses:
     kept_N: Index
     kept_M: Index
     shape: tuple[int, int]
-    noise: float | NDArray[np.float64] | None = None
+    noise: float | None = None
     rho: Rho = "base"
     prior_NM: Floats | None = None
 
@@ -67,13 +67,7 @@ class MemberLosses:
     @property
     def noise_energy(self) -> float:
         """Sum over training examples of the noise variance, nats^2: what noise adds to every eigenvalue."""
-        sigma = np.asarray(0.0 if self.noise is None else self.noise, dtype=np.float64)
-        return float((sigma**2).sum() if sigma.ndim else self.train_KN.shape[1] * sigma**2)
-
-    @property
-    def noise_rms(self) -> float:
-        """Root mean square of the noise, nats; 0 where it was not measured."""
-        return float(np.sqrt(self.noise_energy / self.train_KN.shape[1]))
+        return float(self.train_KN.shape[1] * (self.noise or 0.0) ** 2)
 
     def train_rows(self) -> Floats:
         """(R, N) training losses, each stage centred over its members."""
@@ -114,7 +108,7 @@ def member_losses(
     test_loss_KM: ArrayLike,
     inclusion_KN: ArrayLike | None = None,
     *,
-    noise: float | NDArray[np.float64] | None = None,
+    noise: float | None = None,
     rho: Rho = "base",
     earlier: Checkpoints | None = None,
     prior_NM: ArrayLike | None = None,
@@ -125,7 +119,7 @@ def member_losses(
         train_loss_KN: (K, N) losses in nats, NaN = missing. float32 stays float32 if both matrices are.
         test_loss_KM: (K, M) losses in nats, NaN = missing.
         inclusion_KN: (K, N) whether example i is in member k's subset (bool), or how often (bootstrap subsets).
-        noise, rho: see `MemberLosses`; for all N training examples.
+        noise, rho: see `MemberLosses`.
         prior_NM: (N, M) similarity of any scale, or None.
         earlier: losses of the same K members at earlier checkpoints of their training.
 
@@ -171,7 +165,7 @@ def member_losses(
         rows,
         columns,
         shape,
-        _checked_noise(noise, shape[0], rows),
+        _checked_noise(noise),
         _checked_rho(rho),
         _checked_prior(prior_NM, shape, rows, columns),
     )
@@ -188,15 +182,10 @@ def _checked_inclusion(inclusion_KN: ArrayLike | None, shape: tuple[int, ...]) -
     return inclusion
 
 
-def _checked_noise(noise: ArrayLike | None, count: int, rows: Index) -> float | NDArray[np.float64] | None:
-    if noise is None:
-        return None
-    sigma = np.asarray(noise, dtype=np.float64)
-    if not (np.isfinite(sigma).all() and (sigma >= 0).all()):
+def _checked_noise(noise: float | None) -> float | None:
+    if noise is not None and not (np.isfinite(noise) and noise >= 0):
         raise ConfigurationError("Scoring noise is a standard deviation in nats: finite and not negative.")
-    if sigma.ndim and sigma.shape != (count,):
-        raise DataError(f"Noise has shape {sigma.shape}; it must be one number or one for each of {count} examples.")
-    return sigma[rows] if sigma.ndim else float(sigma)
+    return None if noise is None else float(noise)
 
 
 def _checked_prior(prior_NM: ArrayLike | None, shape: tuple[int, int], rows: Index, columns: Index) -> Floats | None:
@@ -205,9 +194,11 @@ def _checked_prior(prior_NM: ArrayLike | None, shape: tuple[int, int], rows: Ind
     prior = np.asarray(prior_NM, dtype=np.float64)
     if prior.shape != shape or not np.isfinite(prior).all():
         raise DataError(f"The prior has shape {prior.shape}; it must be {shape}, finite, one number for each pair.")
-    prior = centered(prior[np.ix_(rows, columns)])
+    whole = (len(rows), len(columns)) == shape
+    prior = centered(prior if whole else prior[np.ix_(rows, columns)])
     spread = prior.std(axis=0)
-    return np.asarray(np.divide(prior, spread, out=np.zeros_like(prior), where=spread > 0))
+    prior /= np.where(spread > 0, spread, np.inf)
+    return prior
 
 
 def _checked_rho(rho: Rho) -> Rho:

@@ -9,8 +9,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import ConfigurationError
+from .choice import Choice
 from .jackknife import LEAST_FOR_CORRELATION, correlation_without, jackknife, significance_threshold, z_values
-from .pairs import Scores
+from .pairs import Scores, fit
+from .rows import MemberLosses
 from .stages import Floats, Index, Mask
 
 _POINTS, _QUERIES = 2_048, 512  # a tile of scores that stays in cache
@@ -54,25 +56,53 @@ class Ranking:
     opponents: bool
     prior_Mk: Floats | None = None
 
+    def at(self, rows: Any = slice(None), places: Any = slice(None)) -> Ranking:
+        """Some examples' partners, or some of their places, by indices."""
+        names = ("index_Mk", "score_Mk", "stderr_Mk", "z_Mk", "distinguishable_Mk", "prior_Mk")
+        arrays = {name: value for name in names if (value := getattr(self, name)) is not None}
+        return replace(self, **{name: value[rows][:, places] for name, value in arrays.items()})
 
-def ranking_of(
-    scores: Scores,
+
+def top(
+    losses: MemberLosses,
+    choice: Choice,
     k: int,
     *,
-    estimator: str,
-    why: str,
-    question: str,
     stderr: bool = True,
     opponents: bool = False,
     per: Literal["test", "train"] = "test",
     fdr: float | None = None,
 ) -> Ranking:
-    """Rank by scores; see `top`. Raises ConfigurationError for options that cannot be."""
+    """The k largest (or smallest) scores of every test example, exact, without the N x M matrix.
+
+    Args:
+        losses: see `member_losses`; matrices may be memory-mapped. Test examples may be left out after the choice:
+            without ``fdr`` a pair's entry does not depend on which others there are.
+        choice: see `choose`.
+        k: how many; more than there are means all.
+        stderr: also standard errors, z-values and what is significantly not zero.
+        opponents: the smallest scores instead of the largest.
+        per: "test" ranks training examples for each test example, "train" the other way round.
+        fdr: mark as distinguishable so that at most this share of all marked pairs of the N x M is expected to be false
+            (Benjamini-Hochberg; costs a pass over all pairs).
+
+    Raises:
+        ConfigurationError: k < 1, an unknown option, or fdr outside (0, 1). Otherwise as `fit`.
+
+    Example:
+        >>> from daunce_api.core import choose, member_losses, top
+        >>> rng = np.random.default_rng(0)
+        >>> inclusion = rng.random((40, 100)) < 0.5
+        >>> train = 0.1 * rng.normal(size=(40, 100)) - inclusion  # an example in the subset has a lower loss
+        >>> losses = member_losses(train, -1.0 * inclusion[:, :3], inclusion)
+        >>> top(losses, choose(losses), k=1).index_Mk[:, 0]
+        array([0, 1, 2])
+    """
     if k < 1 or per not in ("test", "train"):
         raise ConfigurationError(f'top needs k >= 1 and per="test" or "train"; got k={k}, per={per!r}.')
     if fdr is not None and not (stderr and 0 < fdr < 1):
         raise ConfigurationError(f"A false-discovery rate lies in (0, 1) and needs standard errors; got fdr={fdr}.")
-    swap = per == "train"
+    scores, swap = fit(losses, choice.estimator.name, choice.setting), per == "train"
     points, queries = (scores.kept_M, scores.kept_N) if swap else (scores.kept_N, scores.kept_M)
     many, count = scores.shape[::-1] if swap else scores.shape
 
@@ -93,7 +123,8 @@ def ranking_of(
         marks = np.abs(z) >= threshold
     index = placed(points[inner], -1)
     members = scores.stages.members
-    return Ranking(index, score, error, z, marks, threshold, estimator, why, question, members, opponents, prior)
+    names = choice.estimator.name, choice.why, choice.question_text
+    return Ranking(index, score, error, z, marks, threshold, *names, members, opponents, prior)
 
 
 def _oriented(scores: Scores, *, swap: bool, sign: int) -> Scores:
@@ -254,8 +285,8 @@ def fdr_threshold(scores: Scores, rate: float) -> float:
         counts += np.bincount(place, minlength=_BINS)
     at_least = counts[::-1].cumsum()[::-1]
     edges = np.linspace(0, _Z_MAX, _BINS + 1)
-    from scipy import stats  # slow to import
+    from scipy.special import stdtr  # slow to import
 
-    p_value = 2 * stats.t.sf(edges[:-1], scores.stages.members - 1)
+    p_value = 2 * stdtr(scores.stages.members - 1, -edges[:-1])
     passing = np.flatnonzero((at_least > 0) & (p_value * counts.sum() <= rate * at_least))
     return float(edges[passing[0]]) if passing.size else float("inf")

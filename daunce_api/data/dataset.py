@@ -107,6 +107,11 @@ class Dataset(Sequence[Example]):
         """Sources in data-set order."""
         return [e.source for e in self._examples]
 
+    @property
+    def content_hashes(self) -> list[str]:
+        """:attr:`Example.content_hash` of each example."""
+        return [e.content_hash for e in self._examples]
+
     def position(self, example_id: str) -> int:
         """Index of an id. Raises DataError that names close matches."""
         if example_id not in self._index:
@@ -260,7 +265,7 @@ class Dataset(Sequence[Example]):
                 unknown.setdefault(key, []).append(line)
             if isinstance(record.get("source"), Mapping | list | tuple):
                 unknown.setdefault("source", []).append(line)
-            example = _build(record, "" if record.get("id") is None else str(record["id"]), line)
+            example = example_of(record, "" if record.get("id") is None else str(record["id"]), line)
             content = example.content_hash
             first = contents.setdefault(content, line)
             if first != line:
@@ -271,7 +276,7 @@ class Dataset(Sequence[Example]):
                     copies[content] += 1
                     identity = f"{content}-{copies[content] + 1}"
                 taken[identity] = line
-                example = _build(record, identity, line)
+                example = example_of(record, identity, line)
             examples.append(example)
             if record.get("verdict") is not None:
                 verdicts[example.id] = record["verdict"]
@@ -313,7 +318,8 @@ def _places(name: str, problems: Sequence[tuple[int, str]], records: int) -> lis
     return [text for _, text in sorted(said, key=lambda p: p[0])]
 
 
-def _build(record: Mapping[str, Any], identity: str, line: int) -> Example:
+def example_of(record: Mapping[str, Any], identity: str, line: int) -> Example:
+    """The example of a record that was checked."""
     messages = tuple(message_of(m) for m in record.get("messages") or ())
     source = record.get("source")
     fields = {k: record[k] for k in CHAT_FIELDS if messages and record.get(k) is not None}

@@ -6,15 +6,16 @@ finished run and taken out of its tables, and no score is lost.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from ..errors import DataError, StoreCorruptError
+from ..errors import DataError
 from .dataset import Dataset, Example
 from .example import Verdict
+from .kept import keep_dataset, kept_dataset
 
 FILE_BATCH, ASKED_BATCH = "test", "ask"
 """Names of batches: of the config's test file (``test``, ``test-2``, ...) and of ``daunce ask`` (``ask-1``, ...)."""
@@ -138,10 +139,10 @@ class Questions:
 
     # -- in the run folder ----------------------------------------------------------------------------------------
 
-    def write(self, folder: Path) -> None:
+    def write(self, folder: Path, keep: Callable[[Path, Dataset], None] = keep_dataset) -> None:
         """Write the files of batches that the folder does not hold. Raises StoreError where that fails."""
         for batch in self.batches:
-            keep_dataset(folder / f"{batch.name}.jsonl", batch.examples)
+            keep(folder / f"{batch.name}.jsonl", batch.examples)
 
     def to_value(self) -> dict[str, Any]:
         """What the store keeps beside the files."""
@@ -179,31 +180,3 @@ class Questions:
 def _same(example: Example, examples: Dataset) -> bool:
     """Whether a question of this id and content is among the examples."""
     return example.id in examples.ids and examples[examples.position(example.id)].content_hash == example.content_hash
-
-
-def kept_dataset(path: Path, digest: str) -> Dataset:
-    """Examples as a run folder keeps them. Raises StoreCorruptError where they are not those of this digest."""
-    try:
-        examples = Dataset.from_jsonl(path)
-    except DataError as error:
-        raise StoreCorruptError(_edited(path)) from error
-    if examples.digest != digest:
-        raise StoreCorruptError(_edited(path))
-    return examples
-
-
-def _edited(path: Path) -> str:
-    return (
-        f"{path} does not hold the examples that the run was started with: it was edited or damaged. Nothing "
-        "was changed. `daunce run` with the original data writes it anew."
-    )
-
-
-def keep_dataset(path: Path, examples: Dataset) -> None:
-    """Write examples where a file does not hold them; a torn or edited one does not. Raises StoreError."""
-    try:
-        held = path.exists() and Dataset.from_jsonl(path).digest == examples.digest
-    except DataError:
-        held = False
-    if not held:
-        examples.to_jsonl(path)

@@ -98,8 +98,12 @@ def plan_ensemble(n_train: int, members: int, subset_ratio: float, seed: int, mi
     for k in range(members):
         stream = _stream(seed, k)
         seeds_K[k] = stream.integers(2**31)
-        # Sorting random keys: Generator.choice promises less about staying the same over NumPy versions.
-        inclusion_KN[k, np.argsort(stream.random(n_train), kind="stable")[:size]] = True
+        # The smallest random keys: Generator.choice promises less about staying the same over NumPy versions.
+        keys = stream.random(n_train)
+        inclusion_KN[k] = keys <= np.partition(keys, size - 1)[size - 1]
+        if inclusion_KN[k].sum() > size:  # two equal keys: the first one goes first
+            inclusion_KN[k] = False
+            inclusion_KN[k, np.argsort(keys, kind="stable")[:size]] = True
     return Ensemble(inclusion_KN, seeds_K, int(_stream(seed, 2**32 - 1).integers(2**31)))
 
 

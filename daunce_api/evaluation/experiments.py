@@ -23,7 +23,7 @@ from .retraining import EVALUATION_FOLDER, kept_shape, question_losses, retraini
 from .retrieval import retrieval
 from .table import Row, Table
 
-# -- retrieval: from the scores at hand ---------------------------------------------------------------------------
+# -- retrieval: from the scores that exist ---------------------------------------------------------------------------
 
 
 def read_labels(path: str | Path, attribution: Attribution) -> NDArray[np.bool_]:
@@ -151,9 +151,7 @@ def export_truth(run: Run, path: str | Path, attribution: Attribution, *, seeds:
     """
     measured = question_losses(kept_lds_truth(run, seeds))
     if not measured.models:
-        raise ConfigurationError(
-            f"No model of the truth is scored yet. `daunce evaluate {run.run_dir} --lds` goes on with them."
-        )
+        raise ConfigurationError(f"No model of the truth is scored yet. `daunce evaluate {run.run_dir} --lds` resumes.")
     truth = _of(attribution, run, measured.by_subset())
     return save_truth(path, *truth, run.train.ids, attribution.test.ids, attribution.scores_NM())
 

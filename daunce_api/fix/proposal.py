@@ -166,7 +166,7 @@ def candidates(attribution: Attribution, unwanted: Sequence[str], wanted: Sequen
     losses = contrast(attribution, unwanted, wanted)
     choice = _linear(attribution)
     labels = _groups(attribution)
-    scored = core.grouped(losses, choice, labels, None)
+    scored = core.group_scores(losses, choice, labels, None)
     effect, error = scored.score_GH[:, 0], scored.stderr_GH[:, 0]
     members: dict[Any, list[int]] = {}
     for position, label in enumerate(labels):
@@ -258,7 +258,7 @@ def expected_changes(
     slope, slope_error = _calibrated(attribution, choice, columns)
     labels = np.zeros(len(attribution.train), dtype=int)
     labels[list(positions)] = 1
-    sums = core.grouped(attribution.losses.tests(columns), choice, labels.tolist(), None)
+    sums = core.group_scores(attribution.losses.tests(columns), choice, labels.tolist(), None)
     row = sums.train_groups.index(1)
     t = stats.t.ppf((1 + _LEVEL) / 2, count - 1)
     changes = []

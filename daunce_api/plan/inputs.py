@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
 from functools import cached_property
@@ -12,12 +12,13 @@ from typing import Any
 
 from ..attribution.from_store import Material, complete_members
 from ..config import VERSION, RunConfig
-from ..data.dataset import Dataset
-from ..data.questions import Questions, keep_dataset
+from ..data.dataset import Dataset, LossOn
+from ..data.kept import KeptDataset, keep_dataset
+from ..data.questions import Questions
 from ..data.subsets import Ensemble, plan_ensemble
 from ..data.tokenizers import EncodedExample, Tokenizer, encode_dataset
 from ..errors import CapabilityError, ConfigurationError, DataError
-from ..providers.base import within_scope
+from ..providers.base import all_within_scope, within_scope
 from ..providers.registry import capabilities_of, open_tokenizer
 from ..store import FINAL, TARGET, RunStore
 from ..store.ledger import Purpose
@@ -25,6 +26,7 @@ from ..store.run import FILE_NAME as DATABASE
 from .asking import BASE, AskPlan, plan_asking
 from .plan import Missing, Plan
 from .planning import make_plan, plan_of_missing
+from .prices import prices_known
 
 HALTED = "halted"
 """Why a run stopped that has enough members; with this name the store keeps the rule that said so."""
@@ -61,7 +63,9 @@ class RunInputs:
         self._wanted = wanted
         self._version = VERSION
         """Of the config's keys, when the run was started."""
-        self._encoded: dict[Dataset, tuple[EncodedExample, ...]] = {}
+        self._tokenizer_fingerprint: str | None = None
+        """Of the tokenizer that the run was started with; None for a new one."""
+        self._encoded: dict[Dataset, Sequence[EncodedExample]] = {}
         self._plan: Plan | None = None
 
     @property
@@ -81,16 +85,26 @@ class RunInputs:
         """The tokenizer of the config's model."""
         return open_tokenizer(self.config)
 
-    def encoded(self, dataset: Dataset) -> tuple[EncodedExample, ...]:
-        """A data set as token ids of the run's tokenizer, the turns that are measured as targets; encoded once.
+    def encoded(self, dataset: Dataset) -> Sequence[EncodedExample]:
+        """A data set as token ids of the run's tokenizer, the turns that are measured as targets; encoded once, and
+        read where the run folder keeps them.
 
         Raises DataError that lists every line that cannot be encoded.
         """
         if dataset not in self._encoded:
-            data, one_turn = self.config.data, capabilities_of(self.config)[1].one_turn
-            turns = data.measured(one_turn=one_turn) if dataset is self.train else data.asked
-            self._encoded[dataset] = encode_dataset(dataset, self.tokenizer, turns)
+            kept = dataset.tokens(self._recipe(dataset)) if isinstance(dataset, KeptDataset) else None
+            if kept is None:
+                kept = encode_dataset(dataset, self.tokenizer, self._turns(dataset))
+            self._encoded[dataset] = kept
         return self._encoded[dataset]
+
+    def _turns(self, dataset: Dataset) -> LossOn:
+        data, one_turn = self.config.data, capabilities_of(self.config)[1].one_turn
+        return data.measured(one_turn=one_turn) if dataset is self.train else data.asked
+
+    def _recipe(self, dataset: Dataset) -> list[str]:
+        """What the token ids of a data set depend on, besides its examples."""
+        return [self._tokenizer_fingerprint or self.tokenizer.fingerprint, self._turns(dataset)]
 
     def share_encoding(self, other: RunInputs) -> None:
         """Take over what another run of the same tokenizer has encoded, so that it is not encoded twice."""
@@ -116,11 +130,11 @@ class RunInputs:
             self.train,
             self.test,
             scorer.measured,
-            tuple(within_scope(e, scorer) for e in asked),
-            tuple(within_scope(e, scorer) for e in self.encoded(self.test)),
+            all_within_scope(asked, scorer),
+            all_within_scope(self.encoded(self.test), scorer),
             design,
             shape.checkpoints,
-            priced=self.whole_plan().usd is not None,
+            priced=prices_known(self.config, scorer),
         )
 
     # -- what it costs --------------------------------------------------------------------------------------------
@@ -294,8 +308,12 @@ class RunInputs:
     def keep(self, store: RunStore) -> None:
         """Copies of the examples, so that the run folder stands alone; written before anything is bought."""
         folder = self.run_dir / DATA_FOLDER
-        keep_dataset(folder / "train.jsonl", self.train)
-        self.questions.write(folder)
+
+        def keep_tokens(path: Path, dataset: Dataset) -> None:
+            keep_dataset(path, dataset, self._encoded.get(dataset), self._recipe(dataset))
+
+        keep_tokens(folder / "train.jsonl", self.train)
+        self.questions.write(folder, keep_tokens)
         store.set_value("questions", self.questions.to_value())
         if self.design is not None:
             design = {"ensemble": self.design.to_value(), "questions_only": self.questions_only}

@@ -122,6 +122,14 @@ def prices_of(config: RunConfig) -> tuple[Price, Price]:
     return _overridden(training, config), _overridden(scoring, config)
 
 
+def prices_known(config: RunConfig, scorer: ScorerCapabilities) -> bool:
+    """Whether a price is known for everything that a run of this config pays for."""
+    (training, scoring), hosting = prices_of(config), hosting_of(config, scorer)
+    answers = scorer.scope == "any" or scoring.output is not None  # others generate a token for each answer
+    hours = hosting is None or hosting.usd is not None
+    return training.training is not None and scoring.input is not None and answers and hours
+
+
 def hosting_of(config: RunConfig, scorer: ScorerCapabilities) -> Hosting | None:
     """The cost of the hours of the endpoint that answers; None where it is not paid for by the hour."""
     kind, address = _scoring_place(config)
@@ -168,7 +176,7 @@ def price_notes(config: RunConfig, today: date, *prices: Price | Hosting | None)
 
 
 def _monthly(config: RunConfig, entry: dict[str, Any]) -> str:
-    """What the models of a run cost by the month, as far as their size can be told."""
+    """What the models of a run cost a month, where their size is known."""
     shape, given = config.ensemble, config.training.hyperparameters
     models = shape.members * shape.checkpoints + (shape.start_from == "target" and shape.target_model is None)
     price, rank = f"${entry['usd']:.2f} per {entry['per']}", given.get("rank", 32)

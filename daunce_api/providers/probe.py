@@ -8,14 +8,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Awaitable, Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 import numpy as np
 
 from ..data.tokenizers import EncodedExample
-from ..errors import ContractError, RejectedError
-from .base import ProbeReport, Scorer, TokenScores
+from ..errors import ContractError, RejectedError, ReplayError, StopError
+from .base import ProbeReport, Probing, Scorer, TokenScores
 
 GENERATED = 8
 """Tokens that the endpoint is asked to generate."""
@@ -57,23 +58,19 @@ async def probe_generated(
     scorer: Scorer,
     model: str,
     example: EncodedExample,
+    generate: Callable[[str, tuple[int, ...]], Awaitable[Generated | None]],
     *,
-    provider: str,
-    generate: Callable[[tuple[int, ...]], Awaitable[Generated | None]],
-    limit: int | None,
     score: Callable[[str, Sequence[EncodedExample]], Awaitable[list[TokenScores]]] | None = None,
 ) -> ProbeReport:
     """Test one model of a scorer of token ids: ``generate`` continues a prompt by up to ``GENERATED`` tokens, which
     are then scored (by ``score`` where the scorer's own does not take ids) and must have the same log-probabilities.
 
-    ``limit`` is the longest prompt, None where it is not known. Raises ContractError where they differ by more than
+    Raises ContractError where they differ by more than
     ``TOLERANCE`` nats, and RejectedError where the endpoint does not know the model.
     """
-    prompt = example.ids[: example.targets[0]]
-    if limit is not None:
-        prompt = prompt[: max(1, limit - GENERATED - 1)]
+    prompt = _prompt_of(scorer, example)
     try:
-        made = await generate(prompt)
+        made = await generate(model, prompt)
     except RejectedError as error:
         return await does_not_generate(scorer, model, example, error)
     if made is None:
@@ -81,8 +78,14 @@ async def probe_generated(
     positions = tuple(range(len(prompt), len(prompt) + len(made.ids)))
     whole = replace(example, ids=(*prompt, *made.ids), targets=positions, boundary_moved=False)
     (scores,) = await (score or scorer.score)(model, [whole])
-    report = compare(provider, list(zip(positions, made.values, scores.logprobs, strict=True)))
+    report = compare(scorer.capabilities.provider, list(zip(positions, made.values, scores.logprobs, strict=True)))
     return _with(report, whole, made, scores.logprobs)
+
+
+def _prompt_of(scorer: Scorer, example: EncodedExample) -> tuple[int, ...]:
+    """The example's prompt, as much of it as leaves room to generate."""
+    prompt, limit = example.ids[: example.targets[0]], scorer.capabilities.max_context_tokens
+    return prompt if limit is None else prompt[: max(1, limit - GENERATED - 1)]
 
 
 async def does_not_generate(scorer: Scorer, model: str, example: EncodedExample, error: RejectedError) -> ProbeReport:
@@ -120,10 +123,7 @@ async def probe_echo(scorer: Completions, model: str, example: EncodedExample) -
     there. Raises ContractError where they differ by more than ``TOLERANCE`` nats, and RejectedError where the
     endpoint does not know the model.
     """
-    prompt = list(example.ids[: example.targets[0]])
-    limit = scorer.capabilities.max_context_tokens
-    if limit is not None:
-        prompt = prompt[: max(1, limit - GENERATED - 1)]
+    prompt = list(_prompt_of(scorer, example))
     try:
         choice = (await scorer.complete(model, [prompt], max_tokens=GENERATED, echo=False))[0]
     except RejectedError as error:
@@ -165,8 +165,24 @@ def _with(report: ProbeReport, whole: EncodedExample, made: Generated, scored: S
     return replace(report, generated=(whole, made_T, scored_T))
 
 
-async def check_adapter(scorer: Scorer, base: str, model: str, report: ProbeReport) -> None:
-    """Whether a fine-tune that passed its test is scored as a whole.
+async def probe_model(scorer: Scorer, model: str, example: EncodedExample, *, base: str | None) -> ProbeReport | None:
+    """Test an endpoint with one model, a fine-tune beside its base; None where the scorer has no test.
+
+    Raises ContractError where the endpoint fails, RejectedError where it does not know the model. A base model that is
+    not served, or that a recording has no answer of, is left out.
+    """
+    if not isinstance(scorer, Probing):
+        return None
+    report = await scorer.probe(model, example)
+    if base is not None and model != base:
+        with suppress(RejectedError, StopError, ReplayError):
+            return replace(report, from_base=await distance_from_base(scorer, base, model, report))
+    return report
+
+
+async def distance_from_base(scorer: Scorer, base: str, model: str, report: ProbeReport) -> float | None:
+    """How far a fine-tune that passed its test is from the base model (``ProbeReport.from_base``), and whether it is
+    scored as a whole.
 
     A server may apply a part of an adapter when it generates and not when it scores prompts: then what it scores lies
     between fine-tune and base model, closer to the former than any tolerance for kernels that round. With g, e and b
@@ -174,15 +190,15 @@ async def check_adapter(scorer: Scorer, base: str, model: str, report: ProbeRepo
     lost is the slope of g - e on g - b; rounding has none. Raises ContractError where it is at least ``LOST`` and
     beyond ``DEVIATIONS`` standard errors, RejectedError where the base model is not served.
     """
-    if report.generated is None or model == base:
-        return
+    if report.generated is None:
+        return None
     whole, made, scored = report.generated
     (plain,) = await scorer.score(base, [whole])
     g_T, e_T, b_T = (np.array(side) for side in (made, scored, plain.logprobs))
     far_T, off_T = g_T - b_T, g_T - e_T
-    square = float(far_T @ far_T)
+    square, from_base = float(far_T @ far_T), float(np.sqrt(np.mean((e_T - b_T) ** 2)))
     if len(g_T) < 3 or square == 0:
-        return
+        return from_base
     lost = float(off_T @ far_T) / square
     error = float(np.sqrt(np.mean((off_T - lost * far_T) ** 2) / square)) + RESOLUTION / math.sqrt(square)
     if lost > max(LOST, DEVIATIONS * error):
@@ -192,6 +208,7 @@ async def check_adapter(scorer: Scorer, base: str, model: str, report: ProbeRepo
             "(vLLM issue 51594: LoRA on lm_head). Nothing was scored; the models are kept. Update the server and run "
             "the same command again, or train without that module."
         )
+    return from_base
 
 
 async def _by_most_likely(scorer: Completions, model: str, example: EncodedExample) -> ProbeReport:

@@ -32,7 +32,7 @@ class RunFacts:
         name: of the run.
         provider, model: who fine-tuned, and from which base model.
         started_at, finished_at: ISO 8601 times.
-        members_asked, members_trained, members_failed: fine-tunes asked for, that succeeded, that were given up.
+        members_asked, members_trained, members_failed: fine-tunes requested, that succeeded, that were given up.
         dollars: spent, in US dollars; None = unknown.
         training_tokens: as the provider counted them.
         scoring_tokens: prompts and completions of everything that was scored.

@@ -12,7 +12,7 @@ from ..core import MINIMUM_MEMBERS, significance_threshold
 from .facts import QualityPoint
 
 _ROWS = 4_096
-_CURVE_POINTS = 7
+_CURVE_POINTS = 4
 _PICTURE = (96, 480)
 
 Floats = NDArray[np.float64]

@@ -27,7 +27,7 @@ _TYPES: dict[str, np.dtype[Any]] = {
 
 def deflate(content: bytes) -> str:
     """Gzip (no time stamp, so that the same content gives the same page) in base64."""
-    return base64.b64encode(gzip.compress(content, 9, mtime=0)).decode("ascii")
+    return base64.b64encode(gzip.compress(content, 6, mtime=0)).decode("ascii")
 
 
 def source_hash(text: str) -> str:

@@ -236,7 +236,7 @@ def _shown_train(attribution: Attribution, parts: _Parts) -> np.ndarray[Any, np.
 
 
 def _expected(attribution: Attribution) -> list[list[float]]:
-    """[members, self_lds, low, high] from the members at hand to twice as many; empty where it cannot be foreseen."""
+    """[members, self_lds, low, high] from the present members to twice as many; empty where it cannot be foreseen."""
     members, quality = len(attribution.members), attribution.self_lds
     if quality is None or quality.curve is None:
         return []

@@ -104,8 +104,8 @@ def _depth(columns: list[int], indices: tuple[Index, ...], test: TokenTable, tra
         near = index_Mk[:, :DEPTH]
         size = np.where(near >= 0, count_M[:, None], 0)
         if train is not None:
-            count_N = np.array([len(pieces) for pieces in train.pieces])
-            size = size + np.where(near >= 0, count_N[near], 0)
+            count = {i: len(train.pieces[i]) for i in np.unique(near[near >= 0]).tolist()} | {-1: 0}
+            size = size + np.vectorize(count.__getitem__, otypes=[int])(near)
         per_place[: near.shape[1]] += size.sum(axis=0)
     return int((np.cumsum(per_place) <= MAX_PARTS).sum())
 

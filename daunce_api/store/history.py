@@ -35,7 +35,7 @@ class History(Part):
             self._log(kind, "", "note", reason)
 
     def cleared(self) -> None:
-        """The run is complete, or goes on: earlier stops hold no longer."""
+        """The run is complete, or resumed: earlier stops no longer hold."""
         with self._db.transaction():
             rows = self._db.rows("stops", "WHERE cleared_at IS NULL")
             self._db.put("stops", *[(*row[:-1], self._now()) for row in rows])

@@ -18,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..data.encoded import EncodedExample
+from ..data.kept import keys_of
 from ..errors import RunChangedError, StoreError
 from ..providers.base import TokenScores
 from .part import Part
@@ -26,6 +27,7 @@ from .rows import Ids, LossRow, ScoreBatch, SetAside, TokenColumns
 Place = tuple[int, int, int]
 """(member, replicate, checkpoint)."""
 
+_FIRST_BLOBS = 16
 _FINGERPRINT, _EXAMPLES = "fingerprint", "examples"
 _IDS, _FLOATS = np.dtype("<i4"), np.dtype("<f8")
 
@@ -69,7 +71,7 @@ class Scores(Part):
     def find_ids(self, examples: Sequence[EncodedExample]) -> Ids:
         """:meth:`ids_of` without writing: -1 for an example that nothing was ever measured of."""
         numbers = self._known()
-        return np.array([numbers.get(e.key, -1) for e in examples], _IDS)
+        return np.array([numbers.get(key, -1) for key in keys_of(examples)], _IDS)
 
     def _known(self) -> dict[str, int]:
         """Ids by key, in the order of the ids."""
@@ -172,17 +174,24 @@ class Scores(Part):
 
     def load_some(self, ids: Ids, member: int, replicate: int = 0, checkpoint: int = 0) -> TokenColumns:
         """Measurements of some examples, those that exist; only the blobs that hold them are read."""
-        where, values = self._in_use((member, replicate, checkpoint))
+        where, (*place, last) = self._in_use((member, replicate, checkpoint))
         wanted = _with(np.zeros(0, np.bool_), np.unique(ids[ids >= 0]))
-        rows = self._db.execute(f"SELECT id, ids FROM blobs WHERE {where} ORDER BY id", values)
-        held = np.frombuffer(b"".join(raw for _, raw in rows), _IDS)
-        edges = np.cumsum([0, *(len(raw) // _IDS.itemsize for _, raw in rows)])
-        keep = held < wanted.size
-        keep[keep] = wanted[held[keep]]
-        found = []
-        for (number, _), start, stop in zip(rows, edges[:-1].tolist(), edges[1:].tolist(), strict=True):
-            if keep[start:stop].any():
-                found.append(_pick(next(self._blobs("id = ?", (number,))), keep[start:stop]))
+        missing, found = int(wanted.sum()), []
+        for limit in (_FIRST_BLOBS, -1):  # what is measured twice comes first
+            rows = self._db.execute(
+                f"SELECT id, ids FROM blobs WHERE {where} ORDER BY id LIMIT {limit}", (*place, last)
+            )
+            held = np.frombuffer(b"".join(raw for _, raw in rows), _IDS)
+            edges = np.cumsum([0, *(len(raw) // _IDS.itemsize for _, raw in rows)])
+            keep = held < wanted.size
+            keep[keep] = wanted[held[keep]]
+            for (number, _), start, stop in zip(rows, edges[:-1].tolist(), edges[1:].tolist(), strict=True):
+                if keep[start:stop].any():
+                    found.append(_pick(next(self._blobs("id = ?", (number,))), keep[start:stop]))
+                last = number
+            missing -= int(keep.sum())
+            if not missing or not rows:
+                break
         return _joined(found)
 
     def _blobs(self, where: str, values: tuple[int, ...]) -> Iterator[TokenColumns]:
@@ -207,15 +216,15 @@ class Scores(Part):
         aside = {member: self.aside_up_to(member) for member in {m for m, *_ in rows}}
         return [(m, r, c) for m, r, c, last in rows if last > aside[m]]
 
-    def tokens_scored(self, examples: Sequence[EncodedExample] = ()) -> int:
+    def tokens_scored(self, *sides: Sequence[EncodedExample]) -> int:
         """Prompt and completion tokens of every measurement that was made, those set aside included.
 
-        ``examples`` give the sizes that a run of an earlier version did not note.
+        ``sides``: examples that give the sizes that a run of an earlier version did not note.
         """
         ((tokens,),) = self._db.execute("SELECT COALESCE(SUM(tokens), 0) FROM blobs")
         unknown = self._db.execute("SELECT ids FROM blobs WHERE tokens IS NULL")
         if unknown:
-            sizes = {int(i): len(e.ids) for i, e in zip(self.find_ids(examples), examples, strict=True)}
+            sizes = {int(i): len(e.ids) for side in sides for i, e in zip(self.find_ids(side), side, strict=True)}
             tokens += sum(sizes.get(i, 0) for (ids,) in unknown for i in np.frombuffer(ids, _IDS).tolist())
         return int(tokens)
 

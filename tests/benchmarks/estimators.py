@@ -173,7 +173,7 @@ def mislabelled(chosen: dict[str, Task]) -> None:
     from tests.benchmarks.tasks import wrong_labels
 
     print("\n### Wrong labels found by self-influence: average precision (10 % are wrong)\n")
-    print("| task | members | K | variance | within | memorised | mean loss |\n" + "|---" * 7 + "|")
+    print("| task | members | K | variance | memorised | mean loss |\n" + "|---" * 6 + "|")
     for name in ("digits", "fashion"):
         if name not in chosen:
             continue
@@ -184,7 +184,7 @@ def mislabelled(chosen: dict[str, Task]) -> None:
                 if e is None:
                     continue
                 found = self_influence(e.train, e.inclusion)
-                columns = (found.variance_N, found.within_N, found.memorised_N, e.train.mean(axis=0))
+                columns = (found.variance_N, found.memorised_N, e.train.mean(axis=0))
                 values = [_average_precision(np.nan_to_num(c), wrong) for c in columns if c is not None]
                 print(f"| {name} | {kind} | {count} | " + " | ".join(f"{v:.3f}" for v in values) + " |", flush=True)
 

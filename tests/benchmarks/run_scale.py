@@ -259,8 +259,7 @@ def measure(
         meter.figures["store, us of an example"] = round(1e6 * (time.process_time() - start) / stored, 1)
 
     def finish_run() -> None:
-        attribution = Run.create(config).attribution()
-        write_report(attribution, folder / "report.html")
+        write_report(run.attribution(), folder / "report.html")
 
     meter("from the last answer to the report", finish_run)
     meter.figures["peak memory, GB"] = round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20, 2)

@@ -27,7 +27,7 @@ for variable in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
 
 import numpy as np
 
-from daunce_api.core import ESTIMATORS, Choice, Setting, member_losses, ranked, top, topk
+from daunce_api.core import ESTIMATORS, Choice, Setting, member_losses, top, topk
 
 MEMBERS, K_BEST = 100, 100
 
@@ -57,10 +57,16 @@ def bare_product(a_KN: np.ndarray, b_KM: np.ndarray) -> None:
             np.matmul(q, p.T, out=buffer[: len(q) * len(p)].reshape(len(q), len(p)))
 
 
+def found(a_KN: np.ndarray, b_KM: np.ndarray, stderr: bool = True) -> None:
+    """Top of plain scores."""
+    choice = Choice(ESTIMATORS["covariance"], Setting(), "", "attribution")
+    top(member_losses(a_KN, b_KM), choice, K_BEST, stderr=stderr)
+
+
 def drawn(a_KN: np.ndarray, b_KM: np.ndarray) -> None:
     """Top of weighted scores (`core.pairs.Shrinkage`), whose spectrum is needed too."""
     choice = Choice(ESTIMATORS["covariance"], Setting(shrinkage=4.0), "", "attribution")
-    ranked(member_losses(a_KN, b_KM), choice, K_BEST, stderr=False)
+    top(member_losses(a_KN, b_KM), choice, K_BEST, stderr=False)
 
 
 def full_sort(a_KN: np.ndarray, b_KM: np.ndarray) -> None:
@@ -83,8 +89,8 @@ def compare(train: int, test: int, kinds: Sequence[str], passes: int) -> None:
     for kind in kinds:
         a, b = losses(kind, train, test)
         bare = seconds(lambda a=a, b=b: bare_product(a, b), passes)
-        ours = seconds(lambda a=a, b=b: top(a, b, K_BEST, "covariance", stderr=False), passes)
-        with_errors = seconds(lambda a=a, b=b: top(a, b, K_BEST, "covariance"), passes)
+        ours = seconds(lambda a=a, b=b: found(a, b, stderr=False), passes)
+        with_errors = seconds(lambda a=a, b=b: found(a, b), passes)
         weighted = seconds(lambda a=a, b=b: drawn(a, b), passes)
         line = (
             f"{kind:9} N={train:>9,} M={test:>6,}: bare {bare:6.2f} s ({2e-9 * MEMBERS * train * test / bare:.0f} "
@@ -117,7 +123,7 @@ def full_size() -> None:
     a, b = losses("gaussian", 1_000_000, 10_000)
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
     start = time.process_time()
-    top(a, b, K_BEST, "covariance")
+    found(a, b)
     spent = time.process_time() - start
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
     inputs = (a.nbytes + b.nbytes) / 2**30
@@ -152,7 +158,7 @@ def main() -> None:
             (100_000, 4_000),
         ):
             a, b = losses("gaussian", *size)
-            ours = seconds(lambda a=a, b=b: top(a, b, K_BEST, "covariance"))
+            ours = seconds(lambda a=a, b=b: found(a, b))
             print(
                 f"N={size[0]:>8,} M={size[1]:>6,}: {ours:6.2f} s, {1e9 * ours / size[0] / size[1]:.2f} ns a pair",
                 flush=True,

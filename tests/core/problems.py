@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
-from daunce_api.core import Checkpoints
+from daunce_api import core
+from daunce_api.core import Checkpoints, GroupScores, Question, Ranking, SelfLDS
 
 
 @dataclass(frozen=True, eq=False)
@@ -57,3 +60,42 @@ def with_checkpoints(problem: LinearProblem, count: int, luck: float = 0.05, see
         ]
         sides.append(np.stack(stages))
     return Checkpoints(*sides)
+
+
+def top(
+    train_loss_KN: Any,
+    test_loss_KM: Any,
+    k: int,
+    estimator: str = "auto",
+    *,
+    question: Question = "attribution",
+    stderr: bool = True,
+    opponents: bool = False,
+    per: Any = "test",
+    fdr: float | None = None,
+    **known: Any,
+) -> Ranking:
+    """`core.top` of loss matrices."""
+    losses = core.member_losses(train_loss_KN, test_loss_KM, **known)
+    choice = core.choose(losses, estimator, question)
+    return core.top(losses, choice, k, stderr=stderr, opponents=opponents, per=per, fdr=fdr)
+
+
+def group_scores(
+    train_loss_KN: Any,
+    test_loss_KM: Any,
+    train_labels_N: Sequence[Hashable] | None = None,
+    test_labels_M: Sequence[Hashable] | None = None,
+    estimator: str = "auto",
+    **known: Any,
+) -> GroupScores:
+    """`core.group_scores` of loss matrices."""
+    losses = core.member_losses(train_loss_KN, test_loss_KM, **known)
+    return core.group_scores(losses, core.choose(losses, estimator), train_labels_N, test_labels_M)
+
+
+def self_lds(
+    train_loss_KN: Any, test_loss_KM: Any, inclusion_KN: Any, estimator: str = "auto", **known: Any
+) -> SelfLDS:
+    """`core.estimate` of loss matrices."""
+    return core.estimate(core.member_losses(train_loss_KN, test_loss_KM, inclusion_KN, **known), estimator)

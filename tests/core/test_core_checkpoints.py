@@ -15,17 +15,14 @@ from daunce_api.core import (
     choose,
     confidence_interval,
     fit,
-    group_scores,
     member_losses,
     scores,
-    self_lds,
     significance_threshold,
-    top,
 )
 from daunce_api.core.crossval import CrossValidator, folds
 from daunce_api.core.stages import Stages
 from daunce_api.errors import DataError
-from tests.core.problems import linear_problem, mean_correlation, with_checkpoints
+from tests.core.problems import group_scores, linear_problem, mean_correlation, self_lds, top, with_checkpoints
 
 WHOLE = slice(None)
 P = linear_problem(members=24, train=30, test=7)

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from daunce_api import core
-from tests.core.problems import linear_problem, with_checkpoints
+from tests.core.problems import group_scores, linear_problem, top, with_checkpoints
 
 FILE = Path(__file__).with_name("recorded") / "core.npz"
 NAMES = ("auto", "covariance", "correlation", "inclusion", "whitened", "half_whitened")
@@ -45,11 +45,11 @@ def conditions() -> Iterator[tuple[str, dict[str, Any]]]:
 
 def measure(name: str, known: dict[str, Any]) -> dict[str, np.ndarray]:
     """Everything that callers read of one estimator."""
-    ranking = core.top(k=4, estimator=name, **known)
-    per_train = core.top(k=2, estimator=name, per="train", opponents=True, **known)
+    ranking = top(k=4, estimator=name, **known)
+    per_train = top(k=2, estimator=name, per="train", opponents=True, **known)
     labels = [i % 5 for i in range(known["train_loss_KN"].shape[1])]
-    groups = core.group_scores(train_labels_N=labels, estimator=name, **known)
-    both = core.group_scores(
+    groups = group_scores(train_labels_N=labels, estimator=name, **known)
+    both = group_scores(
         train_labels_N=labels,
         test_labels_M=[j % 2 for j in range(known["test_loss_KM"].shape[1])],
         estimator=name,

@@ -8,7 +8,8 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from daunce_api.core import Scores, Setting, choose, fit, group_scores, member_losses, ranked, scores, self_lds
+from daunce_api import core
+from daunce_api.core import Scores, Setting, choose, fit, member_losses, scores
 from daunce_api.core.choice import FIXED_AMOUNT, RIDGES, Choice
 from daunce_api.core.crossval import CrossValidator, column_spearman
 from daunce_api.core.estimators import estimator_named, spectrum_of
@@ -16,7 +17,7 @@ from daunce_api.core.groups import group_sums
 from daunce_api.core.pairs import Shrinkage
 from daunce_api.core.stages import Stages
 from daunce_api.core.topk import _largest
-from tests.core.problems import linear_problem, with_checkpoints
+from tests.core.problems import group_scores, linear_problem, self_lds, with_checkpoints
 
 P = linear_problem(members=25, train=300, test=17)
 MEMBERS = member_losses(P.train, P.test, P.inclusion, rho=0.2)
@@ -125,7 +126,7 @@ def test_the_largest_are_those_of_the_whole_matrix(k: int, per: str, opponents: 
     table, error = blocks.block(), blocks.stderr_block()
     if per == "test":
         table, error = table.T, error.T
-    ranking = ranked(MEMBERS, choice, k, opponents=opponents, per=per)  # type: ignore[arg-type]
+    ranking = core.top(MEMBERS, choice, k, opponents=opponents, per=per)  # type: ignore[arg-type]
     size = min(k, table.shape[1])
     expected = np.sort(table, axis=1)[:, :size] if opponents else -np.sort(-table, axis=1)[:, :size]
     assert np.allclose(ranking.score_Mk, expected)

@@ -2,10 +2,10 @@ from __future__ import annotations
 
 import pytest
 
-from daunce_api.core import SelfLDS, StopRule, self_lds
+from daunce_api.core import SelfLDS, StopRule
 from daunce_api.core.quality import Curve
 from daunce_api.errors import ConfigurationError
-from tests.core.problems import linear_problem
+from tests.core.problems import linear_problem, self_lds
 
 
 def _look(members: int, value: float, b: float = 50.0) -> SelfLDS:

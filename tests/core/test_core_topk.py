@@ -1,16 +1,28 @@
 from __future__ import annotations
 
+import doctest
+import sys
+
 import numpy as np
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from daunce_api.core import ESTIMATORS, choose, fit, member_losses, scores, top
+from daunce_api import core
+from daunce_api.core import ESTIMATORS, choose, fit, member_losses, scores
 from daunce_api.core.jackknife import z_values
 from daunce_api.core.topk import _largest
 from daunce_api.errors import ConfigurationError
-from tests.core.problems import linear_problem
+from tests.core.problems import linear_problem, top
 from tests.core.test_core_shrinkage import plain_scores
+
+
+def test_the_examples_of_docstrings_run() -> None:
+    for module in (core, sys.modules[core.top.__module__]):
+        result = doctest.testmod(module)
+        assert result.attempted
+        assert not result.failed
+
 
 P = linear_problem(members=25, train=300, test=17)
 

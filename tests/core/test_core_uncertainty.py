@@ -4,21 +4,12 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from daunce_api.core import (
-    Setting,
-    confidence_interval,
-    fit,
-    group_scores,
-    member_losses,
-    scores,
-    significance_threshold,
-    top,
-)
+from daunce_api.core import Setting, confidence_interval, fit, member_losses, scores, significance_threshold
 from daunce_api.core.estimators import Spectrum, estimator_named, spectrum_of
 from daunce_api.core.jackknife import _ridge_mixture, overcounting, z_values
 from daunce_api.core.stages import Stages
 from daunce_api.core.topk import fdr_threshold
-from tests.core.problems import linear_problem
+from tests.core.problems import group_scores, linear_problem, top
 
 WHOLE = slice(None)
 P = linear_problem(members=24, train=30, test=7)

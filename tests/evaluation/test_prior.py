@@ -12,10 +12,11 @@ import pytest
 import daunce_api
 from daunce_api import Attribution, RunConfig
 from daunce_api.attribution.similarity import prior_of
-from daunce_api.core import choose, estimate, fit, member_losses, top
+from daunce_api.core import choose, estimate, fit, member_losses
 from daunce_api.core.choice import prior_weight
 from daunce_api.data.dataset import Dataset
 from daunce_api.errors import ConfigurationError, DataError
+from tests.core.problems import top
 
 WORDS = ["ash", "birch", "cedar", "dogwood", "elm", "fir", "ginkgo", "hazel", "ivy", "juniper"]
 

@@ -13,6 +13,7 @@ from daunce_api import Attribution, Dataset, core
 from daunce_api.attribution import TokenTable
 from daunce_api.errors import ConfigurationError, DataError, StoreCorruptError
 from daunce_api.report.sources import source_scores
+from tests.core.problems import self_lds, top
 
 
 def dataset(n: int, name: str, sources: tuple[str | None, ...]) -> Dataset:
@@ -64,10 +65,8 @@ def test_top_ranks_the_one_test_example_and_chooses_once(
     auto = replace(attribution, estimator="auto")
     whole = auto.ranking(4, question=question)
     ranked, chosen = [], []
-    true_ranked, true_choose = core.ranked, core.choose
-    monkeypatch.setattr(
-        core, "ranked", lambda m, *a, **o: (ranked.append(m.test_KM.shape[1]), true_ranked(m, *a, **o))[1]
-    )
+    true_ranked, true_choose = core.top, core.choose
+    monkeypatch.setattr(core, "top", lambda m, *a, **o: (ranked.append(m.test_KM.shape[1]), true_ranked(m, *a, **o))[1])
     monkeypatch.setattr(core, "choose", lambda *a: (chosen.append(1), true_choose(*a))[1])
     for j, test in enumerate(auto.test.ids):
         table = auto.top(test, k=4, question=question)
@@ -238,11 +237,11 @@ def test_earlier_checkpoints_reach_every_question(with_checkpoints: Attribution)
     scores_NM = core.scores(*arrays, **known)
     np.testing.assert_array_equal(with_checkpoints.scores_NM(), scores_NM)
     assert not np.allclose(scores_NM, without.scores_NM())
-    assert with_checkpoints.self_lds == core.self_lds(*arrays, **known)
+    assert with_checkpoints.self_lds == self_lds(*arrays, **known)
     assert with_checkpoints.self_lds != without.self_lds
     best = with_checkpoints.top("q1", k=3)
     assert list(best["score"]) == pytest.approx(list(-np.sort(-scores_NM[:, 1])[:3]))
-    errors = core.top(*arrays[:2], 3, inclusion_KN=arrays[2], **known).stderr_Mk
+    errors = top(*arrays[:2], 3, inclusion_KN=arrays[2], **known).stderr_Mk
     assert errors is not None
     assert list(best["stderr"]) == pytest.approx(list(errors[1]))
     np.testing.assert_allclose(with_checkpoints.groups().score_GH[0], scores_NM[[0, 3]].sum(axis=0))

@@ -15,6 +15,7 @@ from scipy import stats
 from daunce_api import Attribution, Dataset, core
 from daunce_api.attribution import TokenTable
 from daunce_api.errors import ConfigurationError, DataError
+from tests.core.problems import group_scores
 
 TRAIN_LABELS = ["new", "old", "new", None, "old", "new"]
 TEST_LABELS = [2, 10, 2, 2]
@@ -67,7 +68,7 @@ def test_groups_of_any_labels_are_sums_on_both_sides(attribution: Attribution) -
     assert groups.test_groups == (2, 10)
     expected = [[score[np.ix_(train == g, test == h)].sum() for h in ("2", "10")] for g in ("new", "old", "None")]
     np.testing.assert_allclose(groups.score_GH, expected)
-    summed = core.group_scores(
+    summed = group_scores(
         attribution.train_loss_KN,
         attribution.test_loss_KM,
         train.tolist(),

@@ -128,7 +128,7 @@ def test_an_interrupted_removal_is_taken_up(folder: Path, cli: Cli, monkeypatch:
         patch.setattr(terminal.Progress, "event", interrupt)
         code, _, err = cli("evaluate", folder, *REMOVAL)
     assert code == 130
-    assert "the same command goes on" in err
+    assert "run the same command again to resume" in err
     before = jobs(folder, "removal")
     assert len(before) >= 2
     code, out, err = cli("evaluate", folder, *REMOVAL, "--json")

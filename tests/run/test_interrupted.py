@@ -76,7 +76,7 @@ def test_an_interrupted_run_is_taken_up(
     _, err = process.communicate(timeout=60)
     if how == signal.SIGINT:
         assert process.returncode == 130
-        assert "the same command goes on" in err
+        assert "run the same command again to resume" in err
         assert "Traceback" not in err
     attribution = Run.create(config).execute()
     assert np.array_equal(attribution.train_loss_KN, undisturbed)

@@ -16,10 +16,10 @@ from rich.console import Console
 from daunce_api._util.text import phrase, summarized, terminal_text
 from daunce_api.attribution import Attribution, tables
 from daunce_api.cli import terminal
-from daunce_api.core import SelfLDS, self_lds
+from daunce_api.core import SelfLDS
 from daunce_api.data.dataset import Dataset
 from daunce_api.run import Run
-from tests.core.problems import linear_problem
+from tests.core.problems import linear_problem, self_lds
 
 
 @pytest.fixture
@@ -58,14 +58,14 @@ def test_correlations_are_printed_with_both_ends_of_their_interval(
     attribution: Attribution, screen: io.StringIO
 ) -> None:
     table = attribution.top("q0", 3, question="retrieval")
-    terminal.ranking(attribution, table, test="q0", title="proponents")
+    terminal.rankings(attribution, {"proponents": table}, test="q0", fdr=None)
     assert re.search(r"[+-]\d\.\d+ to [+-]\d\.\d+", screen.getvalue())
     assert "±" not in screen.getvalue()
 
 
 def test_decimals_stand_below_each_other(attribution: Attribution, screen: io.StringIO) -> None:
     table = attribution.with_estimator("covariance").top("q0", 8)
-    terminal.ranking(attribution, table, test="q0", title="proponents")
+    terminal.rankings(attribution, {"proponents": table}, test="q0", fdr=None)
     rows = re.findall(r"^\s*\d+ +([+-][\d.]+) +([\d.]+)  ", screen.getvalue(), re.M)
     assert len(rows) == 8
     assert (
@@ -87,7 +87,7 @@ def test_answers_come_first_and_system_prompts_and_copies_are_folded(screen: io.
     attribution = chats()
     table = tables.top_folded(attribution, "q0", 9)
     assert list(table["rank"]) == list(range(1, 10))
-    terminal.ranking(attribution, table, test="q0", title="proponents")
+    terminal.rankings(attribution, {"proponents": table}, test="q0", fdr=None)
     text = screen.getvalue()
     assert text.startswith("Because of 0.")
     assert "Be brief" not in text
@@ -114,17 +114,28 @@ def test_system_prompts_that_differ_are_shown(screen: io.StringIO) -> None:
         ]
     )
     attribution = replace(attribution, train=odd)
-    terminal.ranking(attribution, attribution.top("q0", 12), test="q0", title="t")
+    terminal.rankings(attribution, {"t": attribution.top("q0", 12)}, test="q0", fdr=None)
     assert "[Shout!]" in screen.getvalue()
     assert "[Be brief.]" in screen.getvalue()
 
 
 def test_the_last_line_says_how_to_read_it(screen: io.StringIO) -> None:
     attribution = chats()
-    terminal.ranking(attribution, attribution.top("q0", 3), test="q0", title="proponents")
+    terminal.rankings(attribution, {"proponents": attribution.top("q0", 3)}, test="q0", fdr=None)
     last = screen.getvalue().rstrip().splitlines()[-1]
     assert last.startswith("40 members · ")
     assert "not significant (5 %, per pair)" in last
+
+
+def test_two_rankings_share_a_footer_that_names_the_level_of_significance(
+    attribution: Attribution, screen: io.StringIO
+) -> None:
+    tables = {name: attribution.top("q0", 2, opponents=name == "opponents", fdr=0.1) for name in ("first", "opponents")}
+    terminal.rankings(attribution, tables, test="q0", fdr=0.1)
+    *lines, last = screen.getvalue().strip().splitlines()
+    assert last.endswith("dim: not significant (false-discovery rate 0.1)")
+    assert [line.strip() for line in lines if line.strip() in tables] == ["first", "opponents"]
+    assert "not significant" not in "".join(lines)
 
 
 def test_an_answer_without_scores_says_why(screen: io.StringIO) -> None:
@@ -134,7 +145,7 @@ def test_an_answer_without_scores_says_why(screen: io.StringIO) -> None:
     censored = replace(attribution, test_loss_KM=loss, censored=0.3)
     table = censored.top("q1", 3)
     assert list(table.columns)[:2] == ["rank", "id"]
-    terminal.ranking(censored, table, test="q1", title="proponents")
+    terminal.rankings(censored, {"proponents": table}, test="q1", fdr=None)
     assert "lower bound" in screen.getvalue()
     assert "1" not in screen.getvalue().splitlines()[-1].replace("q1", "")
 
@@ -175,7 +186,7 @@ def test_the_time_left_is_shown_from_the_first_second(monkeypatch: pytest.Monkey
 
 
 def test_sources_have_no_ids(attribution: Attribution, screen: io.StringIO) -> None:
-    terminal.ranking(attribution, attribution.top_groups("q0"), test="q0", title="t")
+    terminal.rankings(attribution, {"t": attribution.top_groups("q0")}, test="q0", fdr=None)
     head = screen.getvalue().splitlines()[3].split()
     assert head == ["score", "±", "95", "%", "source", "examples"]
 

@@ -1,4 +1,4 @@
-"""tiktoken's encodings for OpenAI models: exact where the rank files are at hand, a stated estimate otherwise."""
+"""tiktoken's encodings for OpenAI models: exact where the rank files are available, a stated estimate otherwise."""
 
 from __future__ import annotations
 

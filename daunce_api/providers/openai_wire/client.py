@@ -10,16 +10,18 @@ import json
 import re
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 from urllib.parse import urlsplit
 
 import httpx2
-import openai
 
 from ...errors import ProviderError, RejectedError, StopError
 from ..base import Closing
 from ..endpoint import ANONYMOUS, Endpoint
 from ..failures import Failures
+
+if TYPE_CHECKING:
+    import openai  # imported where it is used: commands that only read a run start without it
 
 OBJECT_KINDS = frozenset(
     ("file", "list", "model", "fine_tuning.job", "fine_tuning.job.event", "batch", "text_completion", "chat.completion")
@@ -41,6 +43,8 @@ def open_sdk(
     Organisation and project of the environment go to OpenAI alone, and a proxy of the environment is not asked for
     loopback addresses. ``timeout`` is in seconds, for one request.
     """
+    import openai
+
     if http_client is None:
         http_client = openai.DefaultAsyncHttpxClient(
             timeout=httpx2.Timeout(timeout, connect=10.0),
@@ -136,6 +140,8 @@ class WireClient(Closing):
 
     async def content(self, call: Awaitable[RawResponse], *, doing: str, submit: bool = False) -> bytes:
         """The bytes that a ``with_raw_response`` call is answered with; errors as in :meth:`json`."""
+        import openai
+
         failure: ProviderError
         try:
             response = (await call).http_response
@@ -204,7 +210,9 @@ class WireClient(Closing):
         return answer.get("deleted") is True
 
     def translate(self, error: openai.OpenAIError, *, doing: str, submit: bool = False) -> ProviderError:
-        """The error class that says what to do; the table is in ``backends/base.py``."""
+        """The error class that says what to do; the table is in ``providers/base.py``."""
+        import openai
+
         if isinstance(error, openai.APIStatusError):
             return self.failures.from_status(error.status_code, error.response, doing, submit=submit)
         if isinstance(error, openai.APIConnectionError):

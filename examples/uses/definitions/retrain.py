@@ -18,7 +18,7 @@ def retrained_losses(run: Run, name: str, masks: Mapping[str, list[Mask]]) -> di
     """(S, M) test losses in nats per completion token of models trained on the S masks under each label.
 
     A mask is (N,) bool over the training examples; one that is listed twice is trained with two seeds. The models
-    live in ``RUN/evaluation/NAME-DIGEST``: the same call goes on where it was interrupted. Raises any DaunceError, and
+    live in ``RUN/evaluation/NAME-DIGEST``: the same call resumes where it was interrupted. Raises any DaunceError, and
     SystemExit where a model could not be trained.
     """
     rows = [mask for group in masks.values() for mask in group]

@@ -61,7 +61,7 @@ def main() -> None:
             f"{row['source']:>9} -> {row['answers']:<9} score {row['score']:8.4f} "
             f"[{row['low']:8.4f}, {row['high']:8.4f}]  rise without it {row['rise']:+.3f}"
         )
-    told = [r for r in rows if r["low"] > 0 or r["high"] < 0]
+    significant = [r for r in rows if r["low"] > 0 or r["high"] < 0]
     best = {
         a: max((r for r in rows if r["answers"] == a), key=lambda r: r["score"])["source"] for a in set(test.tolist())
     }
@@ -69,8 +69,8 @@ def main() -> None:
     summary = {
         "spearman_score_rise": float(spearmanr([r["score"] for r in rows], [r["rise"] for r in rows]).statistic),
         "pairs": len(rows),
-        "distinguishable": len(told),
-        "of_them_with_the_right_sign": sum(np.sign(r["score"]) == np.sign(r["rise"]) for r in told),
+        "distinguishable": len(significant),
+        "of_them_with_the_right_sign": sum(np.sign(r["score"]) == np.sign(r["rise"]) for r in significant),
         "most_valuable_source_agrees": f"{sum(best[a] == worst_loss[a] for a in best)} of {len(best)}",
     }
     print(json.dumps(summary, default=int))

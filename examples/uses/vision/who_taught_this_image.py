@@ -26,7 +26,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from daunce_api.core import self_lds, top
+from daunce_api.core import choose, estimate, member_losses, top
 from daunce_api.providers.local.classifier import Classifier, ClassifierSettings
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
@@ -128,16 +128,17 @@ def main() -> None:
         trained = classifier.train(*train, inclusion_KN, range(args.members), MEMBER, start=target)
     train_KN, test_KM = classifier.measure(trained, *train), classifier.measure(trained, *test)
 
-    proponents = top(train_KN, test_KM, 10, inclusion_KN=inclusion_KN)
-    related = top(train_KN, test_KM, 10, inclusion_KN=inclusion_KN, question="retrieval")
-    opponents = top(train_KN, test_KM, 10, opponents=True, inclusion_KN=inclusion_KN)
+    losses = member_losses(train_KN, test_KM, inclusion_KN)
+    choice = choose(losses)
+    proponents, opponents = (top(losses, choice, 10, opponents=worst) for worst in (False, True))
+    related = top(losses, choose(losses, question="retrieval"), 10)
     flat, test_flat = x.reshape(n, -1), test_x.reshape(len(test_x), -1)
     distance_MN = (test_flat**2).sum(1)[:, None] + (flat**2).sum(1) - 2 * test_flat @ flat.T
     nearest_Mk = np.argsort(distance_MN, axis=1)[:, :10]
     shown = [int(np.flatnonzero(test_y == c)[0]) for c in range(CLASSES)][::2]
     rows = [[test_x[[j]], x[proponents.index_Mk[j, :7]], x[opponents.index_Mk[j, :7]]] for j in shown]
     write_png(args.picture, draw(rows))
-    quality = self_lds(train_KN, test_KM, inclusion_KN)
+    quality = estimate(losses, chosen=choice)
     print(
         json.dumps(
             {
