@@ -8,15 +8,11 @@ are.
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
-import statistics
-import time
-from collections.abc import Awaitable, Callable, Sequence
-from typing import TYPE_CHECKING, TypeVar
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from .._util.blocking import run_blocking
-from .._util.retry import Retrier, RetryPolicy
 from ..config import RunConfig
 from ..data.tokenizers import EncodedExample
 from ..errors import (
@@ -26,12 +22,10 @@ from ..errors import (
     ProviderError,
     RejectedError,
     StoreError,
-    TransientError,
 )
 from ..providers.base import (
     Deferred,
     Listing,
-    Probing,
     Scorer,
     ScorerCapabilities,
     TokenScores,
@@ -41,13 +35,14 @@ from ..providers.base import (
 )
 from ..providers.openai_wire.client import WireClient
 from ..providers.openai_wire.echo import dialect_of_models
-from ..providers.probe import check_adapter
+from ..providers.probe import probe_model
 from ..providers.registry import Backend, capabilities_of, open_backend
 from ..store import RunStore
 from ..store.lock import RunLock
 from ..store.run import LOCK_NAME
 from .allowance import price_of_look
 from .findings import Check, Findings
+from .noise import BURST, REPEATS, RETRIES, burst, noise, patient
 from .train_one import TinyJob, tiny_job, train_one
 
 if TYPE_CHECKING:
@@ -55,17 +50,8 @@ if TYPE_CHECKING:
 
 __all__ = ["Check", "Findings", "examine", "examine_backend", "examine_run", "fine_tunes_of", "tiny_job"]
 
-REPEATS = 5
-"""Times that the one example is scored, to measure noise."""
-BURST = 8
-"""Most requests sent at once, to measure speed."""
-NOISY = 0.003
-"""Noise of an example's loss (nats) above which runs should be made robust against it."""
 SAME = 1e-3
 """Largest difference (nats) between an example alone and in a batch that counts as rounding."""
-
-RETRIES = RetryPolicy(first=1.0, longest=4.0, attempts=3, total=60.0)
-Answer = TypeVar("Answer")
 
 
 def examine(run: Run, *, tiny: TinyJob | None = None) -> Findings:
@@ -137,7 +123,7 @@ async def examine_backend(
     """Add to ``findings`` what a backend answers about a base model, or about one of ``fine_tunes`` where its scorer
     serves only such; the first example is the one that is repeated."""
     try:
-        info = await _patient(lambda: backend.trainer.model_info(model))
+        info = await patient(lambda: backend.trainer.model_info(model))
     except ProviderError as error:
         findings.add("base model", False, str(error))
     else:
@@ -153,12 +139,12 @@ async def examine_backend(
     if asked is None:
         return findings
     try:
-        first = await _noise(scorer, asked, examples[0], findings)
+        first = await noise(scorer, asked, examples[0], findings)
         await _together(scorer, asked, examples, first, findings)
         await _alignment(scorer, asked, examples[0], findings)
         if asked == model and fine_tunes:
             await _fine_tune(scorer, model, fine_tunes[0], examples[0], findings)
-        await _burst(scorer, asked, examples, first, findings)
+        await burst(scorer, asked, examples, first, findings)
     except DaunceError as error:
         findings.add("log-probabilities", False, str(error))
     return findings
@@ -169,7 +155,7 @@ async def _jobs_route(trainer: Trainer, findings: Findings) -> None:
     if not isinstance(trainer, Listing):
         return
     try:
-        await _patient(trainer.reach_jobs)
+        await patient(trainer.reach_jobs)
     except ProviderError as error:
         findings.add("fine-tuning jobs", False, str(error))
         if error.status is not None:  # it was answered
@@ -227,41 +213,6 @@ def _short_examples(run: Run, findings: Findings) -> list[EncodedExample]:
     return sorted(usable.values(), key=lambda e: len(e.ids))[:4]
 
 
-async def _noise(scorer: Scorer, model: str, example: EncodedExample, findings: Findings) -> TokenScores:
-    """Score the example several times, one after the other."""
-    answers, seconds = [], []
-    for _ in range(REPEATS):
-        start = time.perf_counter()
-        answers += await _patient(lambda: scorer.score(model, [example]))
-        seconds.append(time.perf_counter() - start)
-    findings.seconds_per_request = statistics.median(seconds)
-    values = [a.logprobs for a in answers]
-    losses = [-statistics.fmean(v) for v in values]
-    loss = statistics.fmean(losses)
-    if any(a.any_censored for a in answers):
-        findings.add(
-            "log-probabilities",
-            True,
-            f"the example's token is not among those listed: its loss is at least {loss:.3f} nats (censored)",
-        )
-        findings.advice.append(
-            "the base model does not list the answer; fine-tunes usually do. If many examples stay censored (the run "
-            "reports the rate), use an endpoint with echo."
-        )
-        return answers[0]
-    findings.sigma_token = max(statistics.stdev(column) for column in zip(*values, strict=True))
-    findings.sigma_example = statistics.stdev(losses)
-    tokens = f"{len(example.targets)} of {len(example.ids)} tokens"
-    findings.add("log-probabilities", True, f"{tokens} of a short example, loss {loss:.3f} nats per token")
-    findings.add(
-        "noise",
-        True,
-        f"the same example {REPEATS} times: standard deviation {findings.sigma_example:.2g} nats of its loss, "
-        f"{findings.sigma_token:.2g} of the noisiest token",
-    )
-    return answers[0]
-
-
 async def _together(
     scorer: Scorer, model: str, examples: Sequence[EncodedExample], alone: TokenScores, findings: Findings
 ) -> None:
@@ -269,7 +220,7 @@ async def _together(
     if scorer.capabilities.max_prompts_per_request == 1 or len(examples) == 1:
         return
     batch = list(examples[: scorer.capabilities.max_prompts_per_request])
-    beside = (await _patient(lambda: scorer.score(model, batch)))[0]
+    beside = (await patient(lambda: scorer.score(model, batch)))[0]
     difference = max(abs(a - b) for a, b in zip(alone.logprobs, beside.logprobs, strict=True))
     allowed = max(SAME, 5 * (findings.sigma_token or 0.0))
     findings.add(
@@ -284,83 +235,23 @@ async def _together(
 
 
 async def _alignment(scorer: Scorer, model: str, example: EncodedExample, findings: Findings) -> None:
-    if not isinstance(scorer, Probing):
-        return
-    report = await _patient(lambda: scorer.probe(model, example))
-    findings.add("alignment", True if report.checked else None, report.detail)
+    report = await patient(lambda: probe_model(scorer, model, example, base=None))
+    if report is not None:
+        findings.add("alignment", True if report.checked else None, report.detail)
 
 
 async def _fine_tune(scorer: Scorer, base: str, model: str, example: EncodedExample, findings: Findings) -> None:
     """Test a fine-tune of the run too: a server may be right for the base and wrong for adapters (vLLM issue 51594)."""
-    if not isinstance(scorer, Probing):
-        return
     name = "fine-tune's alignment"
     try:
-        report = await _patient(lambda: scorer.probe(model, example))
-        await _patient(lambda: check_adapter(scorer, base, model, report))
+        report = await patient(lambda: probe_model(scorer, model, example, base=base))
     except RejectedError as error:  # it may be gone by now, which says nothing of the endpoint
         findings.add(name, None, str(error))
     except ProviderError as error:
         findings.add(name, False, str(error))
     else:
-        findings.add(name, True if report.checked else None, f"{report.detail} of {model}")
-
-
-async def _burst(
-    scorer: Scorer, model: str, examples: Sequence[EncodedExample], alone: TokenScores, findings: Findings
-) -> None:
-    """Several requests at once, as a run sends them: how fast they are, and how noisy an example is among others.
-
-    A server that batches may give an example other values in company than alone. A rate limit is a finding, not a
-    failure.
-    """
-    count = min(BURST, scorer.capabilities.max_concurrent_requests)
-    sent = [examples[0] if i % 2 == 0 else examples[i // 2 % len(examples)] for i in range(count)]
-    start = time.perf_counter()
-    answers = await asyncio.gather(*(scorer.score(model, [example]) for example in sent), return_exceptions=True)
-    seconds = time.perf_counter() - start
-    answered = sum(isinstance(answer, list) for answer in answers)
-    failures = [answer for answer in answers if isinstance(answer, BaseException)]
-    others = [f for f in failures if not isinstance(f, TransientError)]
-    if others:
-        raise others[0]
-    findings.requests_per_second = answered / seconds if seconds > 0 else None
-    single = findings.seconds_per_request or 0.0
-    findings.add(
-        "speed",
-        None,
-        f"{single * 1000:.0f} ms a request; {count} at once: {answered} answered, "
-        f"{answered / max(seconds, 1e-9):.1f} a second",
-    )
-    if failures:
-        findings.advice.append(
-            f"{len(failures)} of {count} requests at once were turned away: set scoring.concurrency to "
-            f"{max(1, answered)}."
-        )
-    same = [a[0] for e, a in zip(sent, answers, strict=True) if e is examples[0] and isinstance(a, list)]
-    _noise_in_company([alone, *same], findings)
-
-
-def _noise_in_company(answers: Sequence[TokenScores], findings: Findings) -> None:
-    """Add the noise of one example over requests that were sent together, where it was measured alone before."""
-    if findings.sigma_example is None or len(answers) < 3 or any(a.any_censored for a in answers):
-        return
-    values = [a.logprobs for a in answers]
-    token = max(statistics.stdev(column) for column in zip(*values, strict=True))
-    example = statistics.stdev([statistics.fmean(v) for v in values])
-    findings.add(
-        "noise in company",
-        True,
-        f"the same example {len(answers)} times among others: standard deviation {example:.2g} nats of its loss, "
-        f"{token:.2g} of the noisiest token",
-    )
-    findings.sigma_token = max(findings.sigma_token or 0.0, token)
-    findings.sigma_example = max(findings.sigma_example, example)
-    if findings.sigma_example > NOISY:
-        findings.advice.append(
-            "this endpoint is noisy. Prefer ensemble.start_from: base with subset_ratio .3 to .5 and a larger learning "
-            "rate over many weak members, and keep scoring.noise_probe on: the estimators use the measured noise."
-        )
+        if report is not None:
+            findings.add(name, True if report.checked else None, f"{report.detail} of {model}")
 
 
 async def _dialect(scorer: Scorer, findings: Findings) -> None:
@@ -382,8 +273,3 @@ async def _dialect(scorer: Scorer, findings: Findings) -> None:
     else:
         findings.add("server", None, f"it is {dialect}")
         findings.advice.append(f"set backend.scorer.options.dialect: {dialect}, so that token ids are compared.")
-
-
-async def _patient(request: Callable[[], Awaitable[Answer]]) -> Answer:
-    """A request, repeated twice where the provider is only busy."""
-    return await Retrier(RETRIES)(request, "ask the endpoint")

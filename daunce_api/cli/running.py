@@ -116,7 +116,7 @@ def run(
     from ..providers.registry import check_keys
     from ..report.of_run import write_report_of
     from ..run import Run
-    from ..score import work
+    from ..score import health
     from ..store import RunStore
     from .viewing import candidates_of
 
@@ -132,7 +132,7 @@ def run(
         confirm_price("Start this run", planned.usd)
     session = session_of(record, replay)
     if accept_suspect and RunStore.exists(job.run_dir):
-        work.accept_suspect(job.run_dir)
+        health.accept_suspect(job.run_dir)
     with terminal.Progress(job.config.ensemble.members, quiet=as_json) as progress:
         attribution = job.execute(
             on_event=progress.event, on_progress=progress.scored, session=session, max_usd=max_usd
@@ -149,7 +149,7 @@ def cancel(run: RunArgument = HERE, as_json: JsonOption = False) -> None:
 
     `daunce run` with the run's config resumes it.
     """
-    from ..score.work import cancel_run
+    from ..score.cleaning import cancel_run
 
     report = cancel_run(run)
     content = {"cancelled": report.cancelled, "already_final": report.already_final, "kept": report.kept}
@@ -164,7 +164,7 @@ def clean(run: RunArgument = HERE, yes: YesOption = False, as_json: JsonOption =
 
     Rankings and reports go on working; members that are not scored yet would have to be trained again.
     """
-    from ..score.work import clean_run
+    from ..score.cleaning import clean_run
     from ..store import RunStore
 
     with RunStore.open(run, read_only=True) as store:  # neither its data nor its tokenizer may be there any more

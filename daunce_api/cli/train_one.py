@@ -8,19 +8,18 @@ the provider bills for a job of known examples tells.
 from __future__ import annotations
 
 import hashlib
-from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from .._util.clock import Clock, SystemClock
 from .._util.retry import Retrier, RetryPolicy
 from ..data.tokenizers import EncodedExample
-from ..errors import AmbiguousSubmitError, ProviderError, RejectedError, StopError
+from ..errors import AmbiguousSubmitError, ProviderError
 from ..plan.epochs import NAMES
 from ..plan.prices import MILLION, prices_of
 from ..plan.tokens import count
-from ..providers.base import Job, JobRequest, JobStatus, Probing, Trainer
-from ..providers.probe import check_adapter
+from ..providers.base import Job, JobRequest, JobStatus, Trainer
+from ..providers.probe import probe_model
 from ..providers.registry import Backend, capabilities_of
 from .findings import Findings
 
@@ -87,11 +86,9 @@ async def train_one(
             findings.add("tiny job", False, f"job {ended.id} is {ended.status}: {ended.error or 'it has no model'}")
             return
         compare_tokens(ended.trained_tokens, job.tokens, len(job.positions), findings)
-        if isinstance(backend.scorer, Probing):
-            scorer, tested = backend.scorer, model
-            report = await retry(lambda: scorer.probe(tested, example), f"test {model}")
-            with suppress(RejectedError, StopError):  # the base model is not served there
-                await check_adapter(backend.scorer, run.config.backend.model, model, report)
+        base, tested = run.config.backend.model, model
+        report = await retry(lambda: probe_model(backend.scorer, tested, example, base=base), f"test {model}")
+        if report is not None:
             findings.add("fine-tune's alignment", True if report.checked else None, report.detail)
     except ProviderError as error:
         findings.add("tiny job", False, str(error))

@@ -41,6 +41,7 @@ class CrossValidator:
     Attributes:
         losses: the losses of all members.
         target_KM: what predictions are compared with: the test losses of the final models.
+        dispersion: see `Spectrum`.
     """
 
     def __init__(self, losses: MemberLosses) -> None:
@@ -49,7 +50,7 @@ class CrossValidator:
         self.losses = losses
         self.target_KM = losses.test_KM
         self._inclusion = losses.inclusion_KN
-        self._dispersion = inclusion_dispersion(self._inclusion)
+        self.dispersion = inclusion_dispersion(self._inclusion)
         self._kept: dict[tuple[bool, bytes, bytes], tuple[Spectrum, Matrix, Floats, Index]] = {}
         count, examples = losses.train_KN.shape
         rows = losses.stages.count * count
@@ -72,7 +73,7 @@ class CrossValidator:
         part.target_KM, part._inclusion, part._train = self.target_KM[pick], self._inclusion[pick], self._train[rows]
         part._gram, part._cross = self._gram[np.ix_(rows, rows)], self._cross[np.ix_(pick, rows)]
         part._overlap = self._overlap[np.ix_(pick, pick)]
-        part._dispersion, part._kept = inclusion_dispersion(part._inclusion), {}
+        part.dispersion, part._kept = inclusion_dispersion(part._inclusion), {}
         return part
 
     def some_tests(self, pairs: int, least: int) -> CrossValidator:
@@ -111,7 +112,7 @@ class CrossValidator:
     def spectrum(self) -> Spectrum:
         """The spectrum of the final models' training losses, of all members."""
         final, count = self.losses.final(), self.losses.count
-        return decompose(self._gram[-count:, -count:], final.stages, self.losses, self._dispersion)
+        return decompose(self._gram[-count:, -count:], final.stages, self.losses, self.dispersion)
 
     def correlations(self, candidates: Sequence[Candidate]) -> NDArray[np.float64]:
         """Held-out correlation of each candidate, mean over test examples."""
@@ -166,7 +167,7 @@ class CrossValidator:
             stages = self.losses.stages if checkpoints else self.losses.final().stages
             rows = self._gram.shape[0] - stages.count * stages.members + stages.rows_of(members)
             part = Stages.of(stages.present_TK[:, members])
-            spectrum = decompose(self._gram[np.ix_(rows, rows)], part, self.losses, self._dispersion)
+            spectrum = decompose(self._gram[np.ix_(rows, rows)], part, self.losses, self.dispersion)
             block = self._cross[np.ix_(held, rows)] - self._cross[np.ix_(members, rows)].mean(axis=0)
             mean_N = self._inclusion[members].mean(axis=0, dtype=np.float64)
             if len(self._kept) >= _KEPT:

@@ -11,13 +11,16 @@ correlation so found, ``raw``, is an LDS against single training runs. The LDS o
 several seeds, which takes the seeds' luck out of it: ``value = raw / ceiling``. What the ceiling is depends on the
 members, and its constants are measured, not derived (RESULTS-estimators.md).
 
-* Members that share the target's recipe (rho "base"): ``1.1 sqrt(h)``. h is the share of the test losses' variance that
-  subsets explain linearly (`CrossValidator.explained`), drawn towards .55 +- .2 by its standard error. Luck and scoring
-  noise are no part of h; the factor stands for what subsets do beyond the linear, and for the luck left in the truth.
+* Members that share the target's recipe (rho "base"): ``sqrt(R)``, R the correlation of two fine-tunes on the same
+  subset, which no run of distinct subsets measures. What N examples do in sum to a loss varies less from subset to
+  subset the more there are, luck hardly: over five tasks the log odds of R fall by 1.0 for every tenfold N (`LUCK`),
+  which is the prior; scoring noise lowers it. It is updated by 1.05 h, h being the share of the test losses' variance
+  that subsets explain linearly (`CrossValidator.explained`), which counts for more the more members there are.
 * Members from the target that answer like it (`choice.answers_like_target`): .92 times the correlation of test losses
   with and without scoring noise.
 * Other short members from the target answer more steeply than a retrained model does: with few members that lowers the
-  true LDS by about as much as luck and noise lower ``raw``, with many by less: ``.84 + 1.6 / K``, at most 1.
+  true LDS by about as much as luck lowers ``raw``, with many by less: ``.79 + 3.3 / K``, at most 1, times the root of
+  that correlation, since noise hides the directions in which they differ most.
 * Where rho is unknown, either of the last two: the value is halfway, the interval covers both.
 
 The interval takes the ceiling to be known to 10 %, besides the error of h. Below 20 members it is a rough guess.
@@ -47,10 +50,10 @@ FEW = 20
 DRAWS = 400
 JUDGED_PAIRS, JUDGED_LEAST = 1_500_000, 50
 CEILING_LEAST, CEILING_SPREAD = 0.4, 0.1
-EXPLAINED = (0.55, 0.2)
-BEYOND_LINEAR = 1.1
+LUCK = (0.3, 1.0, 0.4)  # log odds of R for 1,000 examples and subsets of half, their fall a decade, their deviation
+BEYOND_LINEAR = 1.05
 LIKE_TARGET = 0.92
-UNLIKE_TARGET = (0.84, 1.6)
+UNLIKE_TARGET = (0.79, 3.3)
 NEAR_ZERO = 0.02
 FORM = 0.25
 OTHERWISE, OTHERWISE_FEW = 0.08, 0.25
@@ -227,19 +230,21 @@ def _nested(cv: CrossValidator, estimator: str, parts: int) -> list[list[NDArray
 def _ceilings(cv: CrossValidator, normal_D: Vector) -> tuple[Vector, tuple[float, float]]:
     """(D,) draws of what raw can reach at most, and how that changes with the number of members (`Draws.growth`)."""
     losses = cv.losses
+    variance_M = np.var(losses.test_KM.astype(np.float64), axis=0)
+    kept_M = np.maximum(variance_M - (losses.noise or 0.0) ** 2, 0) / np.where(variance_M > 0, variance_M, 1)
     if losses.rho == "base":
         share, error = cv.explained()
-        mean, spread = EXPLAINED
-        weight = 0.0 if not np.isfinite(error) else spread**2 / (spread**2 + error**2)
-        share_D = weight * share + (1 - weight) * mean + np.sqrt(1 - weight) * spread * normal_D
-        return np.clip(BEYOND_LINEAR * np.sqrt(np.maximum(share_D, 0)), CEILING_LEAST, 1), (1.0, 0.0)
+        odds, fall, spread = LUCK
+        odds = np.exp(odds - fall * np.log10(losses.train_KN.shape[1] / 1_000)) * cv.dispersion
+        mean = kept_M.mean() * odds / (1 + odds)
+        spread *= mean / (1 + odds)
+        weight = spread**2 / (spread**2 + (BEYOND_LINEAR * error) ** 2)
+        share_D = weight * BEYOND_LINEAR * share + (1 - weight) * mean + np.sqrt(1 - weight) * spread * normal_D
+        return np.clip(np.sqrt(np.maximum(share_D, 0)), CEILING_LEAST, 1), (1.0, 0.0)
     middle, few = UNLIKE_TARGET
-    unlike = min(middle + few / losses.count, 1.0)
-    variance_M = np.var(losses.test_KM.astype(np.float64), axis=0)
-    kept = np.maximum(variance_M - losses.noise_energy / losses.train_KN.shape[1], 0) / np.where(
-        variance_M > 0, variance_M, 1
-    )
-    like = float(np.clip(LIKE_TARGET * np.sqrt(kept).mean(), CEILING_LEAST, 1))
+    kept = float(np.sqrt(kept_M).mean())
+    level = min(middle + few / losses.count, 1.0)
+    like, unlike = max(LIKE_TARGET * kept, CEILING_LEAST), max(level * np.sqrt(kept), CEILING_LEAST)
     if losses.rho == "unknown":
         ceiling_D = np.where(normal_D > 0, unlike, like)
         ceiling_D[0] = (unlike + like) / 2

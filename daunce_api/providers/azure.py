@@ -23,7 +23,7 @@ from .hosting import HostedScorer
 from .openai_wire.chat_token import chat_capabilities, open_tokenizer, scorer_on
 from .openai_wire.client import WireClient
 from .openai_wire.trainer import OPENAI_GRACE_SECONDS, WireTrainer, WireTrainerOptions, wire_capabilities
-from .options import parse_options
+from .options import all_or_none
 from .polling import Answer, Poll, file_in_time
 from .registry import Context
 
@@ -56,7 +56,7 @@ class AzureTrainerOptions(WireTrainerOptions):
 
 def trainer_capabilities(config: RunConfig) -> TrainerCapabilities:
     """As OpenAI's own, with Azure's conditions; no network."""
-    options = parse_options(AzureTrainerOptions, config.backend.options, "backend.options")
+    options = AzureTrainerOptions.of(config)
     return wire_capabilities(
         config,
         options,
@@ -70,7 +70,7 @@ def trainer_capabilities(config: RunConfig) -> TrainerCapabilities:
 
 def open_trainer(context: Context) -> AzureTrainer:
     """The OpenAI-wire trainer on an ``AsyncAzureOpenAI``."""
-    options = parse_options(AzureTrainerOptions, context.config.backend.options, "backend.options")
+    options = AzureTrainerOptions.of(context.config)
     client = _client(context, options.api_version, options.timeout)
     return AzureTrainer(client, trainer_capabilities(context.config), options)
 
@@ -129,13 +129,9 @@ class AzureTrainer(WireTrainer):
 
 def azure_options(config: RunConfig) -> AzureScorerOptions:
     """The scorer's options, checked. Raises ConfigurationError where the resource is named by halves."""
-    options = parse_options(AzureScorerOptions, config.backend.scorer.options, "backend.scorer.options")
-    named = [options.subscription, options.resource_group, options.account]
-    if any(named) and not all(named):
-        raise ConfigurationError(
-            "backend.scorer.options: subscription, resource_group and account name the Azure resource together; give "
-            "all three, or none where the fine-tunes are deployed already."
-        )
+    options = AzureScorerOptions.of(config)
+    what = "name the Azure resource together; give all three, or none where the fine-tunes are deployed already"
+    all_or_none(options, ("subscription", "resource_group", "account"), what)
     if options.batch_api:
         raise ConfigurationError(
             "backend.scorer.options.batch_api: Azure runs batches only on deployments of their own kind (GlobalBatch), "

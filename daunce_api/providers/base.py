@@ -348,12 +348,14 @@ class Listing(Protocol):
 class ProbeReport:
     """What a scorer found out about its endpoint. ``checked`` is False where the endpoint gives no means to check;
     ``largest_difference`` is in nats, between two ways to ask for the same number. ``generated``: what the model made,
-    as an example whose targets are the generated tokens, with their log-probabilities when made and when scored."""
+    as an example whose targets are the generated tokens, with their log-probabilities when made and when scored.
+    ``from_base``: how far a fine-tune's are from the base model's (root mean square, nats), where both are known."""
 
     checked: bool
     detail: str
     largest_difference: float | None = None
     generated: tuple[EncodedExample, tuple[float, ...], tuple[float, ...]] | None = field(default=None, repr=False)
+    from_base: float | None = None
 
 
 @runtime_checkable

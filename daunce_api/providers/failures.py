@@ -59,6 +59,7 @@ class Failures:
     def _of_status(self, status: int, response: ErrorResponse, doing: str, submit: bool) -> ProviderError:
         message, code = _error_of(response)
         said = self.clean(f"{self.provider} answered {status} to {doing}: {message}")
+        said += "" if said.endswith((".", "!", "?", "…")) else "."
         if code == "daily_rate_limit_exceeded":
             return DailyLimitError(f"{said} Everything so far is kept; run the same command again in some hours.")
         if code in _QUOTA_CODES or status == 402:

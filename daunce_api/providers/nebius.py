@@ -19,9 +19,9 @@ from .base import GRACE_SECONDS, Job, JobStatus, ScorerCapabilities, TrainerCapa
 from .failures import gone_already
 from .openai_wire.client import WireClient
 from .openai_wire.echo import EchoScorer, echo_capabilities, echo_options
-from .openai_wire.trainer import WireTrainer, WireTrainerOptions, number, wire_capabilities
+from .openai_wire.job_object import number
+from .openai_wire.trainer import WireTrainer, WireTrainerOptions, wire_capabilities
 from .openai_wire.wire_scorer import open_client
-from .options import parse_options
 from .registry import Context
 
 DEFAULTS: dict[str, Any] = {"lora": True, "packing": False}
@@ -44,7 +44,7 @@ class NebiusOptions(WireTrainerOptions):
 
 def trainer_capabilities(config: RunConfig) -> TrainerCapabilities:
     """Limits of Nebius's fine-tuning; no network. Its limit on jobs at once is not published: 4 is cautious."""
-    options = parse_options(NebiusOptions, config.backend.options, "backend.options")
+    options = NebiusOptions.of(config)
     return wire_capabilities(
         config,
         options,
@@ -68,7 +68,7 @@ def scorer_capabilities(config: RunConfig) -> ScorerCapabilities:
 def open_trainer(context: Context) -> NebiusTrainer:
     """The wire trainer, with registration of models."""
     config = context.config
-    options = parse_options(NebiusOptions, config.backend.options, "backend.options")
+    options = NebiusOptions.of(config)
     client = WireClient.open(context.wire_endpoint, http_client=context.http_client, timeout=options.timeout)
     return NebiusTrainer(client, trainer_capabilities(config), options, base_model=config.backend.model)
 

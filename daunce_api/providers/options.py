@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any, TypeVar
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar, Self, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from ..config import close_to
+from ..config import RunConfig, close_to
 from ..errors import ConfigurationError
 from .base import EchoField
 
@@ -16,6 +16,13 @@ class Options(BaseModel):
     """Base of every kind's options: frozen, unknown keys refused."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True)
+    where: ClassVar[str] = "backend.options"
+
+    @classmethod
+    def of(cls, config: RunConfig, **presets: Any) -> Self:
+        """The config's options, over ``presets``. Raises ConfigurationError that lists every problem."""
+        section = config.backend if cls.where == Options.where else config.backend.scorer
+        return parse_options(cls, {**presets, **section.options}, cls.where)
 
 
 class TrainerOptions(Options):
@@ -32,9 +39,19 @@ class TrainerOptions(Options):
 class ScorerOptions(Options):
     """What every scorer of an endpoint can be given in ``backend.scorer.options``."""
 
+    where: ClassVar[str] = "backend.scorer.options"
+
     max_context_tokens: int | None = Field(None, ge=1, description="longest prompt of the model; default: unknown")
     concurrency: int = Field(8, ge=1, description="requests that the endpoint takes at once")
     timeout: float = Field(120.0, gt=0, description="seconds that a request may take")
+
+
+def all_or_none(options: Options, names: Sequence[str], what: str) -> None:
+    """Raises ConfigurationError where some of the options are given and some are not; ``what`` they are for."""
+    values = [getattr(options, name) for name in names]
+    if any(values) and not all(values):
+        listed = f"{', '.join(names[:-1])} and {names[-1]}"
+        raise ConfigurationError(f"{options.where}: {listed} {what}.")
 
 
 OptionsT = TypeVar("OptionsT", bound=Options)

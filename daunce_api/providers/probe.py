@@ -8,14 +8,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Awaitable, Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 import numpy as np
 
 from ..data.tokenizers import EncodedExample
-from ..errors import ContractError, RejectedError
-from .base import ProbeReport, Scorer, TokenScores
+from ..errors import ContractError, RejectedError, ReplayError, StopError
+from .base import ProbeReport, Probing, Scorer, TokenScores
 
 GENERATED = 8
 """Tokens that the endpoint is asked to generate."""
@@ -30,6 +31,10 @@ REQUESTS = 4
 """A test is priced as this many prompts, each with ``GENERATED`` tokens more: no test sends more than that."""
 TOLERANCE = 0.2
 """Generation and echo run through different kernels, so bfloat16 servers differ by some hundredths (nats)."""
+
+
+Pairs = Sequence[tuple[int, object, object]]
+"""Positions, with the log-probability that was given when the token was made and when it was scored."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,23 +62,19 @@ async def probe_generated(
     scorer: Scorer,
     model: str,
     example: EncodedExample,
+    generate: Callable[[str, tuple[int, ...]], Awaitable[Generated | None]],
     *,
-    provider: str,
-    generate: Callable[[tuple[int, ...]], Awaitable[Generated | None]],
-    limit: int | None,
     score: Callable[[str, Sequence[EncodedExample]], Awaitable[list[TokenScores]]] | None = None,
 ) -> ProbeReport:
     """Test one model of a scorer of token ids: ``generate`` continues a prompt by up to ``GENERATED`` tokens, which
     are then scored (by ``score`` where the scorer's own does not take ids) and must have the same log-probabilities.
 
-    ``limit`` is the longest prompt, None where it is not known. Raises ContractError where they differ by more than
+    Raises ContractError where they differ by more than
     ``TOLERANCE`` nats, and RejectedError where the endpoint does not know the model.
     """
-    prompt = example.ids[: example.targets[0]]
-    if limit is not None:
-        prompt = prompt[: max(1, limit - GENERATED - 1)]
+    prompt = _prompt_of(scorer, example)
     try:
-        made = await generate(prompt)
+        made = await generate(model, prompt)
     except RejectedError as error:
         return await does_not_generate(scorer, model, example, error)
     if made is None:
@@ -81,8 +82,14 @@ async def probe_generated(
     positions = tuple(range(len(prompt), len(prompt) + len(made.ids)))
     whole = replace(example, ids=(*prompt, *made.ids), targets=positions, boundary_moved=False)
     (scores,) = await (score or scorer.score)(model, [whole])
-    report = compare(provider, list(zip(positions, made.values, scores.logprobs, strict=True)))
+    report = compare(scorer.capabilities.provider, list(zip(positions, made.values, scores.logprobs, strict=True)))
     return _with(report, whole, made, scores.logprobs)
+
+
+def _prompt_of(scorer: Scorer, example: EncodedExample) -> tuple[int, ...]:
+    """The example's prompt, as much of it as leaves room to generate."""
+    prompt, limit = example.ids[: example.targets[0]], scorer.capabilities.max_context_tokens
+    return prompt if limit is None else prompt[: max(1, limit - GENERATED - 1)]
 
 
 async def does_not_generate(scorer: Scorer, model: str, example: EncodedExample, error: RejectedError) -> ProbeReport:
@@ -120,10 +127,7 @@ async def probe_echo(scorer: Completions, model: str, example: EncodedExample) -
     there. Raises ContractError where they differ by more than ``TOLERANCE`` nats, and RejectedError where the
     endpoint does not know the model.
     """
-    prompt = list(example.ids[: example.targets[0]])
-    limit = scorer.capabilities.max_context_tokens
-    if limit is not None:
-        prompt = prompt[: max(1, limit - GENERATED - 1)]
+    prompt = list(_prompt_of(scorer, example))
     try:
         choice = (await scorer.complete(model, [prompt], max_tokens=GENERATED, echo=False))[0]
     except RejectedError as error:
@@ -146,15 +150,8 @@ async def _by_generated_text(
             "tokens. Use an endpoint that echoes prompts with their log-probabilities, or scorer option max_tokens: 1."
         )
     pairs = [(len(prompt) + i, value, echoed[len(prompt) + i]) for i, value in enumerate(made.values)]
-    try:
-        report = compare(scorer.provider, pairs)
-    except ContractError as error:
-        before = [(position, value, echoed[position - 1]) for position, value, _ in pairs]
-        try:
-            compare(scorer.provider, before)
-        except ContractError:
-            raise error from None
-        raise ContractError(f"{error} Every value stands one position too early. {FIRST_LEFT_OUT}") from None
+    before = [(position, value, echoed[position - 1]) for position, value, _ in pairs]
+    report = _compared(scorer.provider, pairs, before)
     positions = tuple(position for position, _, _ in pairs)
     whole = replace(example, ids=(*prompt, *made.ids), targets=positions, boundary_moved=False)
     return _with(report, whole, made, [value for _, _, value in pairs])
@@ -165,8 +162,24 @@ def _with(report: ProbeReport, whole: EncodedExample, made: Generated, scored: S
     return replace(report, generated=(whole, made_T, scored_T))
 
 
-async def check_adapter(scorer: Scorer, base: str, model: str, report: ProbeReport) -> None:
-    """Whether a fine-tune that passed its test is scored as a whole.
+async def probe_model(scorer: Scorer, model: str, example: EncodedExample, *, base: str | None) -> ProbeReport | None:
+    """Test an endpoint with one model, a fine-tune beside its base; None where the scorer has no test.
+
+    Raises ContractError where the endpoint fails, RejectedError where it does not know the model. A base model that is
+    not served, or that a recording has no answer of, is left out.
+    """
+    if not isinstance(scorer, Probing):
+        return None
+    report = await scorer.probe(model, example)
+    if base is not None and model != base:
+        with suppress(RejectedError, StopError, ReplayError):
+            return replace(report, from_base=await distance_from_base(scorer, base, model, report))
+    return report
+
+
+async def distance_from_base(scorer: Scorer, base: str, model: str, report: ProbeReport) -> float | None:
+    """How far a fine-tune that passed its test is from the base model (``ProbeReport.from_base``), and whether it is
+    scored as a whole.
 
     A server may apply a part of an adapter when it generates and not when it scores prompts: then what it scores lies
     between fine-tune and base model, closer to the former than any tolerance for kernels that round. With g, e and b
@@ -174,15 +187,15 @@ async def check_adapter(scorer: Scorer, base: str, model: str, report: ProbeRepo
     lost is the slope of g - e on g - b; rounding has none. Raises ContractError where it is at least ``LOST`` and
     beyond ``DEVIATIONS`` standard errors, RejectedError where the base model is not served.
     """
-    if report.generated is None or model == base:
-        return
+    if report.generated is None:
+        return None
     whole, made, scored = report.generated
     (plain,) = await scorer.score(base, [whole])
     g_T, e_T, b_T = (np.array(side) for side in (made, scored, plain.logprobs))
     far_T, off_T = g_T - b_T, g_T - e_T
-    square = float(far_T @ far_T)
+    square, from_base = float(far_T @ far_T), float(np.sqrt(np.mean((e_T - b_T) ** 2)))
     if len(g_T) < 3 or square == 0:
-        return
+        return from_base
     lost = float(off_T @ far_T) / square
     error = float(np.sqrt(np.mean((off_T - lost * far_T) ** 2) / square)) + RESOLUTION / math.sqrt(square)
     if lost > max(LOST, DEVIATIONS * error):
@@ -192,6 +205,7 @@ async def check_adapter(scorer: Scorer, base: str, model: str, report: ProbeRepo
             "(vLLM issue 51594: LoRA on lm_head). Nothing was scored; the models are kept. Update the server and run "
             "the same command again, or train without that module."
         )
+    return from_base
 
 
 async def _by_most_likely(scorer: Completions, model: str, example: EncodedExample) -> ProbeReport:
@@ -206,19 +220,34 @@ async def _by_most_likely(scorer: Completions, model: str, example: EncodedExamp
     listed = (whole.get("logprobs") or {}).get("top_logprobs") if isinstance(whole.get("logprobs"), dict) else None
     if not isinstance(listed, list) or len(listed) < n:
         return ProbeReport(False, "the endpoint does not list likely tokens of the prompt")
-    pairs = []
+
+    def top(entry: object) -> float | None:
+        return max((v for v in entry.values() if _number(v)), default=None) if isinstance(entry, dict) else None
+
+    pairs, before = [], []
     for position, choice in zip(positions, choices, strict=True):
-        entry = listed[position]
-        top = [v for v in entry.values() if _number(v)] if isinstance(entry, dict) else []
         value = (values_of(choice) or [None])[0]
-        if top and value is not None:
-            pairs.append((position, value, max(top)))
+        if value is not None and (highest := top(listed[position])) is not None:
+            pairs.append((position, value, highest))
+            before.append((position, value, top(listed[position - 1])))
     if not pairs:
         return ProbeReport(False, "the endpoint generated nothing that could be compared")
-    return compare(scorer.provider, pairs)
+    return _compared(scorer.provider, pairs, before)
 
 
-def compare(provider: str, pairs: Sequence[tuple[int, object, object]]) -> ProbeReport:
+def _compared(provider: str, pairs: Pairs, before: Pairs) -> ProbeReport:
+    """As :func:`compare`; the error says so where the values of the position ``before`` each one agree."""
+    try:
+        return compare(provider, pairs)
+    except ContractError as error:
+        try:
+            compare(provider, before)
+        except ContractError:
+            raise error from None
+        raise ContractError(f"{error} Every value stands one position too early. {FIRST_LEFT_OUT}") from None
+
+
+def compare(provider: str, pairs: Pairs) -> ProbeReport:
     """The report on (position, log-probability when generated, log-probability when scored).
 
     Raises ContractError where two differ by more than ``TOLERANCE`` nats.

@@ -135,12 +135,8 @@ class SdkTrainer(Closing):
     def __init__(self, sdk: Any, calls: SdkCalls, capabilities: TrainerCapabilities, *, base_model: str) -> None:
         self._sdk = sdk
         self._calls = calls
-        self._capabilities = capabilities
+        self.capabilities = capabilities
         self._base_model = base_model
-
-    @property
-    def capabilities(self) -> TrainerCapabilities:
-        return self._capabilities
 
     async def close(self) -> None:
         await self._sdk.close()

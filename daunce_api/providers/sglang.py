@@ -17,8 +17,8 @@ from ..errors import ContractError
 from .base import ProbeReport, ScorerCapabilities, TokenScores
 from .contract import BEFORE_TARGETS, check_ids, refuse_long, scores_of
 from .openai_wire.client import WireClient
-from .openai_wire.wire_scorer import OneByOneScorer, open_client
-from .options import ScorerOptions, parse_options
+from .openai_wire.wire_scorer import WireScorer, open_client
+from .options import ScorerOptions
 from .probe import GENERATED, Generated, generated, probe_generated
 from .registry import Context
 
@@ -32,14 +32,9 @@ class SGLangOptions(ScorerOptions):
     concurrency: int = Field(32, ge=1, description="requests that the endpoint takes at once")
 
 
-def sglang_options(config: RunConfig) -> SGLangOptions:
-    """The scorer's options, checked."""
-    return parse_options(SGLangOptions, config.backend.scorer.options, "backend.scorer.options")
-
-
 def scorer_capabilities(config: RunConfig) -> ScorerCapabilities:
     """Any completion, exactly; no network. The server batches by itself, so a request holds one prompt."""
-    options = sglang_options(config)
+    options = SGLangOptions.of(config)
     return ScorerCapabilities(
         provider="SGLang",
         scope="any",
@@ -50,23 +45,28 @@ def scorer_capabilities(config: RunConfig) -> ScorerCapabilities:
 
 def open_scorer(context: Context) -> SGLangScorer:
     """A scorer of the config's SGLang server; a trailing ``/v1`` of its address is overlooked."""
-    options = sglang_options(context.config)
+    options = SGLangOptions.of(context.config)
     client = open_client(context, timeout=options.timeout, concurrency=options.concurrency)
     return SGLangScorer(client, scorer_capabilities(context.config), options, context.config.backend.model)
 
 
-class SGLangScorer(OneByOneScorer):
+class SGLangScorer(WireScorer):
     """``Scorer`` over ``POST /generate``. Closing it closes the client. ``base`` is the model without adapter."""
 
     def __init__(self, client: WireClient, capabilities: ScorerCapabilities, options: SGLangOptions, base: str) -> None:
         super().__init__(client, capabilities)
+        self.fingerprint = "sglang-generate" if options.adapters else "sglang-generate adapters=off"
         self._options = options
         self._base = base
         self._url = str(client.sdk.base_url).rstrip("/").removesuffix("/v1") + "/generate"
 
-    @property
-    def fingerprint(self) -> str:
-        return "sglang-generate" if self._options.adapters else "sglang-generate adapters=off"
+    async def score(self, model: str, batch: Sequence[EncodedExample]) -> list[TokenScores]:
+        """Log-probabilities (nats) of each example's targets, a request each.
+
+        Raises RejectedError for an example over the context length, ContractError for an answer that does not hold
+        what was requested.
+        """
+        return [await self._score(model, example) for example in batch]
 
     async def _score(self, model: str, example: EncodedExample) -> TokenScores:
         refuse_long(example, 1, self._options.max_context_tokens)
@@ -78,14 +78,7 @@ class SGLangScorer(OneByOneScorer):
     async def probe(self, model: str, example: EncodedExample) -> ProbeReport:
         """Compare input log-probabilities with those of greedy generation. Raises as
         :func:`.probe.probe_generated`."""
-        return await probe_generated(
-            self,
-            model,
-            example,
-            provider=self.client.provider,
-            generate=lambda prompt: self._generate(model, prompt),
-            limit=self._options.max_context_tokens,
-        )
+        return await probe_generated(self, model, example, self._generate)
 
     async def _generate(self, model: str, prompt: tuple[int, ...]) -> Generated | None:
         meta = await self._ask(model, prompt, doing=f"testing {model}", count=GENERATED)

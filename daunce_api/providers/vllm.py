@@ -19,14 +19,14 @@ from pydantic import Field
 
 from ..config import RunConfig
 from ..data.tokenizers import EncodedExample
-from ..errors import CapabilityError, ConfigurationError, ContractError, RejectedError
+from ..errors import CapabilityError, ContractError, RejectedError
 from .base import ProbeReport, Scorer, ScorerCapabilities, TokenScores
 from .contract import TOP_TOLERANCE, by_index, check_ids, check_model, refuse_long, scores_of
 from .failures import gone_already
 from .hosting import HostedScorer
 from .openai_wire.client import WireClient
 from .openai_wire.wire_scorer import WireScorer, open_client
-from .options import ScorerOptions, parse_options
+from .options import ScorerOptions, all_or_none
 from .probe import GENERATED, Generated, generated, probe_generated, values_of
 from .registry import Context
 
@@ -65,10 +65,8 @@ class VllmOptions(ScorerOptions):
 
 def vllm_options(config: RunConfig) -> VllmOptions:
     """The scorer's options, checked. Raises ConfigurationError where only one of the roots is given."""
-    given = {"adapters": config.backend.scorer.kind != "prompt_logprobs", **config.backend.scorer.options}
-    options = parse_options(VllmOptions, given, "backend.scorer.options")
-    if (options.local_root is None) != (options.server_root is None):
-        raise ConfigurationError("backend.scorer.options: local_root and server_root go together.")
+    options = VllmOptions.of(config, adapters=config.backend.scorer.kind != "prompt_logprobs")
+    all_or_none(options, ("local_root", "server_root"), "go together")
     return options
 
 
@@ -110,11 +108,8 @@ class VllmScorer(WireScorer):
 
     def __init__(self, client: WireClient, capabilities: ScorerCapabilities, options: VllmOptions) -> None:
         super().__init__(client, capabilities)
+        self.fingerprint = f"prompt-logprobs {options.route}"
         self._options = options
-
-    @property
-    def fingerprint(self) -> str:
-        return f"prompt-logprobs {self._options.route}"
 
     async def score(self, model: str, batch: Sequence[EncodedExample]) -> list[TokenScores]:
         """Log-probabilities (nats) of each example's targets.
@@ -131,15 +126,7 @@ class VllmScorer(WireScorer):
     async def probe(self, model: str, example: EncodedExample) -> ProbeReport:
         """Compare prompt log-probabilities with those of greedy generation, on the completions route: the chat route
         reads the same ones. Raises as :func:`.probe.probe_generated`."""
-        return await probe_generated(
-            self,
-            model,
-            example,
-            provider=self.client.provider,
-            generate=lambda prompt: self._generate(model, prompt),
-            limit=self._options.max_context_tokens,
-            score=self._score_ids,
-        )
+        return await probe_generated(self, model, example, self._generate, score=self._score_ids)
 
     async def _generate(self, model: str, prompt: tuple[int, ...]) -> Generated | None:
         call = self.client.sdk.completions.with_raw_response.create(

@@ -15,62 +15,55 @@ Models = Mapping[int, Mapping[int, str]]
 """By member (-1: the target, -2: the base) and checkpoint (0: the final model), the ids of models."""
 
 
-class QuestionScoring:
-    """Scores questions, each model's reserved before it is sent and settled after."""
+async def score_questions(
+    client: ScoringClient,
+    store: RunStore,
+    questions: Sequence[EncodedExample],
+    models: Models,
+    *,
+    exists: Callable[[str], Awaitable[bool]],
+    usd_per_token: float,
+    cap: float | None,
+) -> dict[int, str]:
+    """Score what is missing, each model's reserved before it is sent and settled after; the members whose final model
+    is gone, and why. ``exists``: whether the provider still has a model, asked where a request for it is refused.
 
-    def __init__(
-        self,
-        client: ScoringClient,
-        store: RunStore,
-        *,
-        exists: Callable[[str], Awaitable[bool]],
-        usd_per_token: float,
-        cap: float | None,
-    ) -> None:
-        """``exists``: whether the provider still has a model, asked where a request for it is refused."""
-        self._client = client
-        self._store = store
-        self._exists = exists
-        self._usd = usd_per_token
-        self._cap = cap
+    Raises what the scoring client raises, and BudgetError at the cap; what was scored is kept.
+    """
+    gone: dict[int, str] = {}
 
-    async def score(self, questions: Sequence[EncodedExample], models: Models) -> dict[int, str]:
-        """Score what is missing; the members whose final model is gone, and why. Raises what the scoring client raises,
-        and BudgetError at the cap; what was scored is kept."""
-        gone: dict[int, str] = {}
-
-        async def member(number: int, checkpoints: Mapping[int, str]) -> None:
-            for checkpoint, model in sorted(checkpoints.items()):
-                try:
-                    await self._one(number, checkpoint, model, questions)
-                except RejectedError as error:
-                    if error.status != 404 and await self._exists(model):
-                        raise
-                    if checkpoint == 0:
-                        gone[number] = str(error)
-                        return
-                    row = self._store.jobs.trained_by(number)
-                    if row is not None:
-                        self._store.jobs.checkpoint_gone(row.key, checkpoint, str(error))
-
-        try:
-            async with asyncio.TaskGroup() as group:
-                for number, checkpoints in models.items():
-                    group.create_task(member(number, checkpoints))
-        except BaseExceptionGroup as errors:
-            await self._client.drain()
-            raise errors.exceptions[0] from errors
-        return gone
-
-    async def _one(self, member: int, checkpoint: int, model: str, questions: Sequence[EncodedExample]) -> None:
-        scores, ledger = self._store.scores, self._store.ledger
+    async def one(member: int, checkpoint: int, model: str) -> None:
+        scores, ledger = store.scores, store.ledger
         missing = [e for e in questions if not scores.has_all(scores.find_ids([e]), member, checkpoint=checkpoint)]
         if not missing:
             return
-        tokens = tokens_of(missing) + self._client.tokens_of_test(model, missing)
+        tokens = tokens_of(missing) + client.tokens_of_test(model, missing)
         subject = f"questions of member {member}, checkpoint {checkpoint}"
         before = scores.cached_tokens(member, checkpoint)
-        ledger.reserve(subject, tokens * self._usd, purpose="ask", cap=self._cap)
-        await self._client.score_member(member, model, missing, checkpoint)
-        saved = (scores.cached_tokens(member, checkpoint) - before) * self._usd
+        ledger.reserve(subject, tokens * usd_per_token, purpose="ask", cap=cap)
+        await client.score_member(member, model, missing, checkpoint)
+        saved = (scores.cached_tokens(member, checkpoint) - before) * usd_per_token
         ledger.settle(subject, max(0.0, ledger.unsettled().get(subject, 0.0) - saved))
+
+    async def all_of(member: int, checkpoints: Mapping[int, str]) -> None:
+        for checkpoint, model in sorted(checkpoints.items()):
+            try:
+                await one(member, checkpoint, model)
+            except RejectedError as error:
+                if error.status != 404 and await exists(model):
+                    raise
+                if checkpoint == 0:
+                    gone[member] = str(error)
+                    return
+                row = store.jobs.trained_by(member)
+                if row is not None:
+                    store.jobs.checkpoint_gone(row.key, checkpoint, str(error))
+
+    try:
+        async with asyncio.TaskGroup() as group:
+            for number, checkpoints in models.items():
+                group.create_task(all_of(number, checkpoints))
+    except BaseExceptionGroup as errors:
+        await client.drain()
+        raise errors.exceptions[0] from errors
+    return gone

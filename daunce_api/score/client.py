@@ -22,10 +22,10 @@ from .._util.retry import Retrier, RetryPolicy
 from ..attribution.matrices import finish
 from ..core.losses import Reduction
 from ..data.tokenizers import EncodedExample
-from ..errors import ContractError, ProviderError, RejectedError, ReplayError, StopError, StoreError, TransientError
+from ..errors import ContractError, ProviderError, RejectedError, ReplayError, StoreError, TransientError
 from ..plan.inputs import TESTS
 from ..providers.base import Deferred, Hosting, Metered, ProbeReport, Probing, Scorer, TokenScores
-from ..providers.probe import check_adapter, tokens_of_test
+from ..providers.probe import probe_model, tokens_of_test
 from ..store import RunStore, ScoreBatch
 from ..store.ledger import Purpose
 from .cache import ScoredCache
@@ -149,13 +149,15 @@ class ScoringClient:
         await self._finish(prepared, member, checkpoint)
         return scored
 
-    async def measure_again(self, member: int, model: str, examples: Sequence[EncodedExample]) -> int:
-        """Measure examples a second time (replicate 1), those that were not yet; the number measured now."""
-        again = self._missing(await asyncio.to_thread(self._prepare, examples), member, 1, 0)
-        if not again:
+    async def measure(self, member: int, model: str, examples: Sequence[EncodedExample], replicate: int = 1) -> int:
+        """Measure examples on top of a member's own scores, those that were not yet; the number measured now. It is
+        booked on its own. Raises BudgetError at the cap, and what :meth:`score_member` raises."""
+        missing = self._missing(await asyncio.to_thread(self._prepare, examples), member, replicate, 0)
+        if not missing:
             return 0
         async with self._models:
-            return await self._score_missing(again, _Asking(self, member, model, 1))
+            await self._book(f"comparison of {model}", sum(len(e.ids) for _, e in missing), "score")
+            return await self._score_missing(missing, _Asking(self, member, model, replicate))
 
     def _missing(self, prepared: Batch, member: int, replicate: int, checkpoint: int) -> Batch:
         done = self._store.scores.measured(member, replicate, checkpoint)
@@ -250,8 +252,9 @@ class ScoringClient:
             return ProbeReport(**reports[model])
         try:
             async with self._slots.slot():
-                tested, tokens = partial(self._tested, scorer, model, example), tokens_of_test(len(example.ids))
-                report = await self._send(tested, f"test {model}", tokens, "probe")
+                tokens = self.tokens_of_test(model, [example])
+                test = partial(probe_model, scorer, model, example, base=self._base)
+                report = await self._send(test, f"test {model}", tokens, "probe")
         except RejectedError as error:
             return ProbeReport(False, f"the endpoint could not be tested with {model}: {error}")
         except ReplayError as error:
@@ -259,17 +262,10 @@ class ScoringClient:
                 f"{error} The request is part of the endpoint's test, which recordings of earlier versions lack: "
                 "make a new one with daunce run CONFIG --record NEW_DIR."
             ) from error
+        assert report is not None
         kept = asdict(replace(report, generated=None))
         self._store.set_value(TESTS, {**self._store.get_value(TESTS, {}), model: kept})
         self._in_flight.add(-tokens)
-        return report
-
-    async def _tested(self, scorer: Probing, model: str, example: EncodedExample) -> ProbeReport:
-        report = await scorer.probe(model, example)
-        if self._base is not None:
-            # The base model may not be served, or a recording may be older than this look at it.
-            with suppress(RejectedError, StopError, ReplayError):
-                await check_adapter(self._scorer, self._base, model, report)
         return report
 
     async def _send(

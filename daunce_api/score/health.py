@@ -9,6 +9,10 @@ Alike is said only where this variance is below ``SMALLEST_SIGNAL`` times the no
 Members that differ by at least that much are stopped wrongly in fewer than 1 of 1,000 runs, looks at 2, 4, 8, ...
 members included (tests/score/test_scoring_noise.py simulates it over noise, K and N); smaller differences carry little
 attribution and have no such promise.
+
+An endpoint may also answer for a single member with the base model (a gateway that falls back). Every fine-tune's test
+shows how far it is from the base; one that is much nearer than the others is compared with the base on examples, and is
+found out where its losses are the base's within the noise and the others' are not.
 """
 
 from __future__ import annotations
@@ -16,6 +20,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
 import numpy as np
@@ -26,7 +31,9 @@ from ..attribution import Attribution
 from ..attribution.matrices import loss_matrix
 from ..core.losses import Reduction
 from ..data.tokenizers import EncodedExample
-from ..errors import MembersAlikeError
+from ..errors import MembersAlikeError, RejectedError
+from ..plan.asking import BASE
+from ..plan.inputs import TESTS
 from ..store import Ids, RunStore
 from .client import ScoringClient
 
@@ -42,6 +49,13 @@ _SAMPLE = 64
 """Examples by which pairs of members are sorted out before all are compared."""
 _CLEAR = 1e-4
 """Probability by chance of a scatter that settles it without further measurements."""
+
+NEAR = 0.2
+"""A member this much nearer to the base than the median, on what it generated, is compared with the base's losses."""
+BASE_EXAMPLES = 16
+"""Training examples of that comparison."""
+_SAME, _APART = 3.0, 10.0
+"""Standard deviations of the noise within which losses are the base's, and how much farther the others have to be."""
 
 ACCEPTED = "members_alike_accepted"
 """Key in the store: a person has looked at suspect scores and wants them used."""
@@ -168,6 +182,8 @@ class Comparison:
         self._store = store
         self._next = 2
         self._looking = asyncio.Lock()
+        self._cleared: set[int] = set()
+        """Members near to the base that are not it."""
 
     def due(self, members: int) -> bool:
         """Whether a comparison of this many complete members is due."""
@@ -195,7 +211,7 @@ class Comparison:
         pair = [k for k in attribution.members[:2] if k in models]
         if verdict == "open" and client is not None and self._next == 2 and len(pair) == 2:
             for member in pair:
-                await client.measure_again(member, models[member], examples[:REPEATS])
+                await client.measure(member, models[member], examples[:REPEATS])
             verdict = await asyncio.to_thread(self._verdict, attribution)
         if verdict == "open" and client is None:
             logger.warning(
@@ -203,6 +219,56 @@ class Comparison:
                 "nothing. A larger scoring.noise_probe tells more."
             )
         self._next = 10**9 if verdict == "differ" else 2 * len(attribution.members)
+
+    async def look_for_base(
+        self,
+        client: ScoringClient,
+        members: Sequence[int],
+        base: str,
+        examples: Sequence[EncodedExample],
+        reduction: Reduction,
+    ) -> None:
+        """Raises MembersAlikeError where the base model answered for one of the complete ``members``; with its number.
+        Only where a test leaves that open, the base is measured on some ``examples``, which is booked."""
+        store = self._store
+        if store.get_value(ACCEPTED):
+            return
+        async with self._looking:
+            models, tests = store.jobs.ready_models(), store.get_value(TESTS, {})
+            far = {k: tests.get(models.get(k), {}).get("from_base") for k in members}
+            known = {k: float(x) for k, x in far.items() if x is not None}
+            near = [k for k, x in known.items() if x <= NEAR * np.median([*known.values()])]
+            suspects = [k for k in near if k not in self._cleared]
+            if len(known) < 3 or not suspects:
+                return
+            chosen = tuple({e.key: e for e in examples}.values())[:BASE_EXAMPLES]
+            try:
+                await client.measure(BASE, base, chosen, 0)
+            except RejectedError:  # it is not served, so it can hardly have answered
+                self._cleared.update(suspects)
+                return
+            like = await asyncio.to_thread(self._like_base, [*known], suspects, chosen, reduction)
+            self._cleared.update(k for k in suspects if k not in like)
+            if like:
+                names = ", ".join(repr(models[k]) for k in like)
+                raise MembersAlikeError(
+                    f"{names} gives the losses of the base model {base!r} on {len(chosen)} examples, and the other "
+                    "members do not: the server answers with the base model in its place (a gateway that falls back?). "
+                    "Check that this fine-tune is loaded under its own name.",
+                    tuple(like),
+                )
+
+    def _like_base(
+        self, members: Sequence[int], suspects: Sequence[int], examples: Sequence[EncodedExample], reduction: Reduction
+    ) -> list[int]:
+        """Those of the suspects whose losses on the examples are the base's."""
+        ids = self._store.scores.find_ids(examples)
+        loss_KN, _ = loss_matrix(self._store, [(BASE, 0), *((k, 0) for k in members)], ids, reduction)
+        away = dict(zip(members, np.sqrt(((loss_KN[1:] - loss_KN[0]) ** 2).mean(axis=1)), strict=True))
+        first, again = repeated_losses(self._store, members, reduction)
+        noise = float(np.sqrt(((first - again) ** 2).mean())) if first.size else 0.0  # of a difference, as here
+        same = max(ROUNDING, _SAME * noise)
+        return [k for k in suspects if away[k] <= same and np.median([*away.values()]) >= _APART * max(away[k], same)]
 
     def _verdict(self, attribution: Attribution) -> Verdict:
         members, models = attribution.members, self._store.jobs.ready_models()
@@ -245,3 +311,14 @@ def accept(store: RunStore, number: int) -> tuple[int, ...]:
     members = store.scores.take_back(number)
     store.set_value(ACCEPTED, True)
     return members
+
+
+def accept_suspect(run_dir: str | Path) -> tuple[int, ...]:
+    """Use suspect scores of a run again that were set aside ("members alike"), and compare members no more; the
+    members. Nothing happens where there are none."""
+    with RunStore.open(run_dir) as store:
+        found: list[int] = []
+        for aside in store.scores.asides():
+            if aside.suspect and aside.restored_at is None:
+                found += accept(store, aside.number)
+        return tuple(found)

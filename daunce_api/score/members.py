@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Protocol
 
 from ..config import RunConfig
 from ..data.tokenizers import EncodedExample
 from ..errors import RejectedError
 from ..store import TARGET, RunStore
 from ..store.ledger import Purpose
+from ..train.models import Models
 from .client import Progress, ScoringClient
 
 IsScored = Callable[[int, int], bool]
@@ -29,16 +29,6 @@ class Asked:
     @property
     def all(self) -> tuple[EncodedExample, ...]:
         return (*self.first, *self.then)
-
-
-class Checkpoints(Protocol):
-    """Who knows which earlier models a member's job left (:class:`daunce_api.train.Training`)."""
-
-    def checkpoints(self, member: int) -> Awaitable[dict[int, str]]: ...
-
-    def is_not_yet(self, model: str, error: RejectedError) -> Awaitable[bool]: ...
-
-    def checkpoint_is_gone(self, member: int, number: int, model: str, error: RejectedError) -> Awaitable[bool]: ...
 
 
 class MemberScoring:
@@ -82,14 +72,14 @@ class MemberScoring:
         """What the endpoint is tested with: any example will do, the same one every time, cheap."""
         return min(self._asked.all, key=lambda e: (len(e.ids), e.ids, e.targets))
 
-    async def member(self, member: int, model: str, training: Checkpoints) -> None:
+    async def member(self, member: int, model: str, models: Models) -> None:
         """Score what is missing of a member's final model and its earlier checkpoints."""
-        earlier: Mapping[int, str] = {} if member == TARGET else await training.checkpoints(member)
+        earlier: Mapping[int, str] = {} if member == TARGET else await models.checkpoints(member)
         self._shares[member] = (0, 1 + len(earlier))
         await self._final(member, model)
         for rank, (number, checkpoint) in enumerate(earlier.items(), start=1):
             self._shares[member] = (rank, 1 + len(earlier))
-            await self._checkpoint(member, number, checkpoint, training)
+            await self._checkpoint(member, number, checkpoint, models)
 
     async def _final(self, member: int, model: str) -> None:
         if self._is_scored(member, 0):
@@ -98,7 +88,7 @@ class MemberScoring:
         with self._booked(f"scoring of member {member}", member, twice=twice):
             await self._client.score_member(member, model, self._asked.all, twice=twice)
 
-    async def _checkpoint(self, member: int, number: int, model: str, training: Checkpoints) -> None:
+    async def _checkpoint(self, member: int, number: int, model: str, models: Models) -> None:
         """One of the models from before the end of the member's job; one that is gone is left out."""
         if self._is_scored(member, number):
             return
@@ -107,9 +97,9 @@ class MemberScoring:
                 try:
                     await self._client.score_member(member, model, self._asked.all, number)
                 except RejectedError as error:
-                    if await training.is_not_yet(model, error):
+                    if await models.is_not_yet(model, error):
                         continue
-                    if not await training.checkpoint_is_gone(member, number, model, error):
+                    if not await models.checkpoint_is_gone(member, number, model, error):
                         raise
                 return
 

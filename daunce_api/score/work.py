@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Collection, Coroutine, Mapping, Sequence
+from collections.abc import AsyncIterator, Collection, Mapping, Sequence
 from contextlib import AbstractContextManager, asynccontextmanager, nullcontext, suppress
 from functools import partial
-from pathlib import Path
 from typing import Any, TypedDict, TypeVar
 
-from .._util.blocking import run_blocking
 from .._util.clock import Clock
 from .._util.log import logging_to
 from ..attribution.from_store import assemble, complete_members
-from ..config import RunConfig
 from ..core import SelfLDS
 from ..data.dataset import Dataset
 from ..data.example import Verdict
@@ -21,28 +18,24 @@ from ..errors import BudgetError, CapabilityError, DaunceError, MembersAlikeErro
 from ..plan import Plan
 from ..plan.asking import ANSWER_TOKENS, AskPlan, generation_usd, gone_text, too_few
 from ..plan.inputs import HALTED, TESTS, RunInputs, with_cap
-from ..providers.base import Deferred, Generator
+from ..providers.base import Generator
 from ..providers.registry import Backend, open_backend
 from ..providers.replay import Session
 from ..providers.replay.protocol import PROTOCOL
 from ..store import TARGET, RunStore
 from ..train import (
-    CancelReport,
-    CleanReport,
     Event,
     EventKind,
     JobClient,
     OnEvent,
     Training,
-    cancel_jobs,
-    clean_up,
 )
 from ..train.stopping import Stopping
-from .asking import QuestionScoring
+from .asking import score_questions
 from .cache import ScoredCache, open_cache
+from .cleaning import take_off_before
 from .client import Budget, Progress, ScoringClient
-from .health import Comparison, accept
-from .leftovers import take_off, take_off_before
+from .health import Comparison
 from .members import Asked, MemberScoring, tokens_of
 
 LOG_NAME = "daunce.log"
@@ -161,15 +154,15 @@ class Work:
     ) -> None:
         run, store = self._run, self._store
         trained = run.trained_members(store)
-        scoring = QuestionScoring(
+        gone = await score_questions(
             client,
             store,
+            run.encoded_questions(questions),
+            run.models_to_ask(store, trained, members_only=members_only),
             exists=JobClient(backend.trainer, store, clock=self._clock, replayed=self._replayed).model_exists,
             usd_per_token=plan.usd_per_token,
             cap=self._config.budget.max_usd,
         )
-        models = run.models_to_ask(store, trained, members_only=members_only)
-        gone = await scoring.score(run.encoded_questions(questions), models)
         for member, why in gone.items():
             row = store.jobs.trained_by(member)
             if row is not None:
@@ -288,7 +281,7 @@ class Work:
             on_progress=self._on_progress,
         )
         base = config.backend.model
-        plan.check_model(await self._training.model_info(base))
+        plan.check_model(await jobs.model_info(base))
         if backend.scorer.capabilities.max_models is None and not run.questions_only:
             # Before anything is paid for. An endpoint that has to load each model is tested with members alone.
             await client.probe(base, self._scoring.shortest)
@@ -311,10 +304,13 @@ class Work:
         if member == TARGET and not self._config.scoring.target:
             return
         assert self._scoring is not None
-        await self._scoring.member(member, model, self._training)
+        await self._scoring.member(member, model, self._training.models)
         if member == TARGET or run.questions_only:
             return
         members = await asyncio.to_thread(complete_members, self._store, run.material)
+        if (client := self._client_in_use) is not None and self._replayed is None:
+            base, examples = self._config.backend.model, run.material.encoded_train
+            await self._comparison.look_for_base(client, members, base, examples, self._config.attribution.loss)
         if not self._comparison.due(len(members)) and self._config.ensemble.stop is None:
             return
         await self._compare(members, self._client_in_use)
@@ -358,59 +354,15 @@ class Work:
         store = self._store
         members = sorted({m for m, _, _ in store.scores.models()}) if error.members is None else list(error.members)
         store.scores.set_aside(members, str(error), suspect=True)
-        if error.members is None:  # an endpoint that served something else is tested again
-            store.set_value(TESTS, None)
+        # An endpoint that served something else is tested again.
+        served = None if error.members is None else {store.jobs.ready_models().get(k) for k in members}
+        tests = store.get_value(TESTS, {})
+        store.set_value(TESTS, {m: report for m, report in tests.items() if served is not None and m not in served})
         return MembersAlikeError(
             f"{error} What was scored of {_listed(members)} is set aside; the models are kept. Once the endpoint "
             "serves them, run the same command: it scores them again, and they are paid for again.",
             members,
         )
-
-
-def cancel_run(run_dir: str | Path) -> CancelReport:
-    """Stop the jobs of a run that are not final: of any run folder, also one whose data or tokenizer is gone."""
-    return _at_provider(run_dir, lambda client, _: cancel_jobs(client))
-
-
-def clean_run(run_dir: str | Path) -> CleanReport:
-    """Delete what a run created at the provider: models and files of its jobs, batches of its scoring. What it left on
-    the scoring server is taken off first. Needs the run's store and its provider, nothing else."""
-    return _at_provider(run_dir, clean_everything)
-
-
-def accept_suspect(run_dir: str | Path) -> tuple[int, ...]:
-    """Use suspect scores of a run again that were set aside ("members alike"), and compare members no more; the
-    members. Nothing happens where there are none."""
-    with RunStore.open(run_dir) as store:
-        found: list[int] = []
-        for aside in store.scores.asides():
-            if aside.suspect and aside.restored_at is None:
-                found += accept(store, aside.number)
-        return tuple(found)
-
-
-async def clean_everything(client: JobClient, backend: Backend) -> CleanReport:
-    """:func:`clean_run` with a client and a backend that are open."""
-    store, scorer = client.store, backend.scorer
-    hosted = store.hosted.models()
-    kept = await take_off(scorer, store)
-    report = await clean_up(client)
-    report.unloaded = [model for model in hosted if model not in kept]
-    report.kept.update({f"{model} on the scoring server": why for model, why in kept.items()})
-    if isinstance(scorer, Deferred):
-        swept = await scorer.sweep(store.jobs.models())
-        report.files += swept.files
-        report.kept |= swept.kept
-    return report
-
-
-def _at_provider(run_dir: str | Path, action: Callable[[JobClient, Backend], Coroutine[Any, Any, Answer]]) -> Answer:
-    async def act() -> Answer:
-        with RunStore.open(run_dir) as store:
-            async with open_backend(RunConfig.from_manifest(store.manifest)[0]) as backend:
-                return await action(JobClient(backend.trainer, store), backend)
-
-    return run_blocking(act())
 
 
 def _listed(members: Collection[int]) -> str:

@@ -20,9 +20,8 @@ from ..providers.replay.protocol import PROTOCOL
 from ..store import INTENT, JobRow, Purpose, RunStore
 from .events import Event, EventKind, OnEvent
 from .files import TrainingFiles
-from .grace import names_missing
 from .money import JobMoney
-from .patient import Patient
+from .patient import Patient, names_missing
 from .policy import JOB_RETRIES, REACH_RETRIES, PollPolicy
 
 LOST = "lost track of the job: "

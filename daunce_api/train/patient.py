@@ -1,8 +1,12 @@
-"""Requests that are repeated, and things that are looked for again: who waits says so."""
+"""Requests that are repeated, and things that are looked for again: who waits says so.
+
+A job, file or model that was just made may be invisible for minutes, and that is no failure.
+"""
 
 from __future__ import annotations
 
 import random
+import re
 from collections.abc import Awaitable, Callable
 from typing import TypeVar
 
@@ -10,15 +14,26 @@ from .._util.clock import Clock
 from .._util.log import logger
 from .._util.retry import Retrier, Retry, RetryPolicy, duration
 from .._util.text import terminal_text
-from ..errors import AmbiguousSubmitError, TransientError
+from ..errors import AmbiguousSubmitError, RejectedError, TransientError
 from .events import Event, EventKind, OnEvent
-from .grace import Grace
 
 T = TypeVar("T")
 
+_LONGEST_PAUSE = 30.0
+_MISSING = re.compile(
+    r"not (?:yet )?(?:be )?(?:found|exist|ready|available|processed|visible|known)|no such|does ?n[o'’]t exist"
+    r"|unknown|invalid|still (?:being )?process",
+    re.IGNORECASE,
+)
+_FILE = re.compile(r"\b(?:training[_ ]?)?files?\b", re.IGNORECASE)
+
 
 class Patient:
-    """A clock, one retry policy, and the grace periods of a provider's new things. ``rng`` spreads waiting times."""
+    """A clock, one retry policy, and the grace periods of a provider's new things. ``rng`` spreads waiting times.
+
+    A grace period begins when a thing is first not found, and not when it was made, so that a run that was interrupted
+    in between waits as well.
+    """
 
     def __init__(
         self, grace_seconds: float, clock: Clock, retries: RetryPolicy, rng: random.Random, on_event: OnEvent | None
@@ -28,7 +43,7 @@ class Patient:
         self._retries = retries
         self._rng = rng
         self._on_event = on_event
-        self._grace = Grace(grace_seconds, clock, lambda text: self.emit(Event(EventKind.NOT_YET, text)))
+        self._missing_since: dict[str, float] = {}
 
     def emit(self, event: Event) -> None:
         """Report an event, and log it."""
@@ -38,11 +53,24 @@ class Patient:
 
     async def wait_for(self, subject: str, why: object) -> bool:
         """Wait before another look at something new that is not visible yet; False once its grace period is over."""
-        return await self._grace.wait(subject, why, sleep=self.pause)
+        now, seconds = self.clock.now(), self.grace_seconds
+        waited = now - self._missing_since.get(subject, now)
+        if waited >= seconds:
+            return False
+        if subject not in self._missing_since:
+            self._missing_since[subject] = now
+            text = (
+                f"{subject} is not visible yet ({why}). The provider may need minutes; it is looked for again for "
+                f"{duration(seconds)} before it counts as lost."
+            )
+            self.emit(Event(EventKind.NOT_YET, text))
+        await self.pause(min(max(1.0, waited / 2), _LONGEST_PAUSE, seconds - waited))
+        return True
 
     def visible(self, subject: str) -> None:
         """Something that was waited for is there."""
-        self._grace.visible(subject)
+        if self._missing_since.pop(subject, None) is not None:
+            self.emit(Event(EventKind.NOT_YET, f"{subject} is visible now."))
 
     async def repeat(self, action: Callable[[], Awaitable[T]], what: str, policy: RetryPolicy | None = None) -> T:
         """A request by the retry policy; whoever passes one that must not run twice makes it look first."""
@@ -66,3 +94,11 @@ class Patient:
 
     def _waiting(self, retry: Retry) -> None:
         self.emit(Event(EventKind.WAITING, f"{retry.what}: {retry.error} Next try in {duration(retry.pause)}."))
+
+
+def names_missing(error: RejectedError, *ids: str) -> bool:
+    """Whether a refused job creation says that its training file, or one of ``ids``, is not there."""
+    text = str(error)
+    if error.status not in (None, 400, 404, 409, 422) or _MISSING.search(text) is None:
+        return False
+    return any(name in text for name in ids) or _FILE.search(text) is not None

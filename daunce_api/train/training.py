@@ -20,11 +20,12 @@ from ..errors import (
     StoreError,
     TransientError,
 )
-from ..providers.base import Job, JobRequest, JobStatus, ModelInfo
+from ..providers.base import Job, JobRequest, JobStatus
 from ..store import FINAL, INTENT, TARGET, JobRow
 from .audit import audit, check, end_orphan, say_unseen
 from .client import CANCELLED, JobClient
-from .events import Event, EventKind, TrainingOutcome
+from .events import Event, EventKind, TrainingOutcome, name_of
+from .models import Models
 from .recipes import Recipes
 
 OnReady = Callable[[int, str], Awaitable[None]]
@@ -46,6 +47,7 @@ class Training:
         self, client: JobClient, *, ensemble: Ensemble, dataset: Dataset, config: RunConfig, adopt: bool = False
     ) -> None:
         self._client = client
+        self.models = Models(client, config.ensemble.checkpoints)
         self._store = client.store
         self._ensemble = ensemble
         self._recipes = Recipes(ensemble, dataset, config, client.store.run_key, protocol=client.protocol)
@@ -128,47 +130,6 @@ class Training:
         if self._halted is None:
             self._halted = reason
             self._store.history.stopped("halted", reason)
-
-    async def model_info(self, model: str) -> ModelInfo:
-        """What the provider says of a model. Raises RejectedError where it has none of this name."""
-        return await self._client.model_info(model)
-
-    async def checkpoints(self, member: int) -> dict[int, str]:
-        """The member's models from before the end of its job, as many as ``ensemble.checkpoints`` wants, by number:
-        1 is the last one before the final model. Fewer, where the provider has fewer."""
-        wanted = self._config.ensemble.checkpoints
-        row = self._store.jobs.trained_by(member)
-        if wanted == 1 or row is None:
-            return {}
-        known = self._store.jobs.checkpoints(row.key) is not None
-        models_S = await self._client.checkpoints(row)
-        models = {n: model for n, model in enumerate(reversed(models_S), start=1) if n < wanted and model is not None}
-        if not known and len(models) < wanted - 1:
-            text = f"{name_of(member)} has {1 + len(models)} of the {wanted} models that ensemble.checkpoints asks for"
-            self._client.emit(Event(EventKind.FEWER_MODELS, text, member, row.attempt))
-        return models
-
-    async def checkpoint_is_gone(self, member: int, number: int, model: str, error: RejectedError) -> bool:
-        """Whether a refused request means that the provider no longer has this checkpoint; then it is left out.
-
-        A checkpoint that is not visible yet is waited for first. False: the request was refused for another reason.
-        """
-        row = self._store.jobs.trained_by(member)
-        if row is None or (error.status != 404 and await self._client.model_exists(model)):
-            return False
-        self._store.jobs.checkpoint_gone(row.key, number, str(error))
-        text = f"{name_of(member)} is used without {model}: {error}"
-        self._client.emit(Event(EventKind.FEWER_MODELS, text, member, row.attempt))
-        return True
-
-    async def is_not_yet(self, model: str, error: RejectedError) -> bool:
-        """Whether a refused request about a new model is worth repeating: the provider does not show the model yet.
-
-        Waits before it says so; False once the grace period is over, or where the model is not what is missing.
-        """
-        if error.status != 404 and (model not in str(error) or await self._client.model_exists(model)):
-            return False
-        return await self._client.wait_for(f"model {model}", error)
 
     # -- one member -----------------------------------------------------------------------------------------------
 
@@ -326,7 +287,7 @@ class Training:
                 try:
                     await on_ready(member, model)
                 except RejectedError as error:
-                    if not await self.is_not_yet(model, error):
+                    if not await self.models.is_not_yet(model, error):
                         raise
                 else:
                     client.visible(f"model {model}")
@@ -401,11 +362,6 @@ class Training:
                     ]
                 )
             )
-
-
-def name_of(member: int) -> str:
-    """A member in a sentence."""
-    return "the target model" if member == TARGET else f"member {member}"
 
 
 def _gravest(errors: BaseExceptionGroup[BaseException]) -> BaseException:

@@ -17,7 +17,7 @@ from daunce_api._util.retry import RetryPolicy
 from daunce_api.providers.hosting import HostedScorer
 from daunce_api.providers.registry import open_backend
 from daunce_api.providers.vllm import LOCAL_MODELS, name_of
-from daunce_api.score import leftovers, work
+from daunce_api.score import cleaning, work
 from daunce_api.store import RunStore
 
 pytest.importorskip("peft")
@@ -36,7 +36,7 @@ class Vllms:
         def opened(config: Any, **options: Any) -> Any:
             return open_backend(config, http_client=self.server.http(), **options)
 
-        for module in (leftovers, work):
+        for module in (cleaning, work):
             monkeypatch.setattr(module, "open_backend", opened)
 
 

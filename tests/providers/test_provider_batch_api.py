@@ -24,8 +24,8 @@ from daunce_api.providers.openai_wire.batch_api import ROUNDS, BatchScorer
 from daunce_api.providers.openai_wire.trainer import WireTrainer
 from daunce_api.providers.registry import Backend, capabilities_of, open_backend
 from daunce_api.providers.tokenizers import embedded_folder
+from daunce_api.score.cleaning import clean_everything
 from daunce_api.score.client import ScoringClient
-from daunce_api.score.work import clean_everything
 from daunce_api.store import RunStore
 from daunce_api.train import CleanReport, JobClient
 from tests.store_rows import by_key
@@ -140,7 +140,7 @@ def make(service: OpenAI, **options: Any) -> tuple[BatchScorer, Server, InstantC
     scorer = chat_token.ChatTokenScorer(
         server.client(),
         chat_token.scorer_capabilities(single),
-        chat_token.chat_options(config),
+        chat_token.ChatTokenOptions.of(config),
         tokenizer=TOKENIZER,
     )
     capabilities = chat_token.scorer_capabilities(config)
@@ -276,7 +276,7 @@ async def test_a_replicate_is_measured_and_not_answered_by_the_first_measurement
         with RunStore.create_or_open(tmp_path / "run", {"config": {}}) as store:
             scoring = ScoringClient(scorer, store, clock=clock)
             if life == 0:
-                await scoring.measure_again(0, "ft:m", EXAMPLES[:4])
+                await scoring.measure(0, "ft:m", EXAMPLES[:4])
                 service.noise = 0.0
             else:
                 await scoring.score_member(0, "ft:m", EXAMPLES)
@@ -483,7 +483,7 @@ async def test_clean_takes_the_batches_of_every_model_of_the_run(
     async def cleaned(client: JobClient) -> CleanReport:
         return CleanReport(["ft:final"], ["training-file"])
 
-    monkeypatch.setattr("daunce_api.score.work.clean_up", cleaned)
+    monkeypatch.setattr("daunce_api.score.cleaning.clean_up", cleaned)
 
     with RunStore.create_or_open(tmp_path / "run", {"config": {}}) as store:
         store.jobs.intent("k-m0-a1", 0, 1, "{}")

@@ -52,7 +52,7 @@ TOKENIZER = HiddenTemplateTokenizer(Words())
 
 def make(server: Server, **options: Any) -> chat_token.ChatTokenScorer:
     config = run_config(scorer="chat_token", options=options)
-    parsed = chat_token.chat_options(config)
+    parsed = chat_token.ChatTokenOptions.of(config)
     return chat_token.ChatTokenScorer(
         server.client(),
         chat_token.scorer_capabilities(config),

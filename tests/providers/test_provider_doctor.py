@@ -14,7 +14,7 @@ from provider_support import BATCH, SHORT, Server, body_of, run_config, sequence
 from test_provider_chat_token import LISTED, answer, entry, example
 
 from daunce_api import Run
-from daunce_api.cli import doctor
+from daunce_api.cli import doctor, noise
 from daunce_api.cli.doctor import Findings, examine_backend
 from daunce_api.errors import ConfigurationError
 from daunce_api.providers.openai_wire.echo import presets
@@ -237,7 +237,7 @@ async def test_noise_in_company_is_measured_beside_other_examples() -> None:
     assert "standard deviation 0 nats" in check(findings, "noise").detail
     assert "nats of its loss" in check(findings, "noise in company").detail
     assert findings.sigma_example is not None
-    assert findings.sigma_example > doctor.NOISY
+    assert findings.sigma_example > noise.NOISY
     assert any("noisy" in a for a in findings.advice)
 
 

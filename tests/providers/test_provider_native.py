@@ -16,7 +16,7 @@ from daunce_api.data.tokenizers import encode_example
 from daunce_api.errors import ContractError, RejectedError
 from daunce_api.providers import sglang
 from daunce_api.providers.contract import BEFORE_TARGETS
-from daunce_api.providers.together.text import text_of
+from daunce_api.providers.together.scorer import text_of
 from daunce_api.providers.tokenizers import tokenizer_of
 
 Change = Callable[[dict[str, Any]], dict[str, Any]]

@@ -190,6 +190,6 @@ async def test_replicates_are_measured_again(tmp_path: Path) -> None:
         scoring, store = client(server, tmp_path / "one", cache)
         with store:
             await scoring.score_member(0, "ft", [LONG, SHORT])
-            await scoring.measure_again(0, "ft", [LONG])
+            await scoring.measure(0, "ft", [LONG])
             assert prompts(server) == 3
             assert len(by_key(store, 0, replicate=1)) == 1

@@ -17,7 +17,7 @@ from daunce_api.errors import ContractError, ProviderError, RejectedError, StopE
 from daunce_api.providers import sglang, vllm
 from daunce_api.providers.base import ProbeReport, Probing, Scorer, TokenScores
 from daunce_api.providers.openai_wire import echo
-from daunce_api.providers.probe import check_adapter
+from daunce_api.providers.probe import distance_from_base
 from daunce_api.providers.together import scorer as together_scorer
 from daunce_api.providers.tokenizers import tokenizer_of
 
@@ -256,7 +256,7 @@ async def test_what_was_generated_is_there_to_be_compared_with_the_base_model(ki
     whole, made, scored = report.generated
     assert made == pytest.approx(scored)
     assert whole.targets == tuple(range(len(whole.ids) - 8, len(whole.ids)))
-    await check_adapter(scorer, "daunce-tiny", "ft", report)
+    await distance_from_base(scorer, "daunce-tiny", "ft", report)
 
 
 class Base:
@@ -281,7 +281,7 @@ async def test_a_part_of_an_adapter_that_is_lost_is_told_from_rounding(lost: flo
         scored = (1 - lost) * made + lost * base + rng.normal(0, sigma, 8)
         report = ProbeReport(True, "", 0.0, (encoded(range(9), range(1, 9)), tuple(made), tuple(scored)))
         try:
-            await check_adapter(Base(base), "base", "ft", report)  # type: ignore[arg-type]
+            await distance_from_base(Base(base), "base", "ft", report)  # type: ignore[arg-type]
         except ContractError:
             said += 1
     assert said >= refused if refused else said == 0

@@ -275,3 +275,20 @@ def test_one_adapter_for_two_names_is_found_out(provider: Provider, unscored: Ru
     # Members 0 and 3 may have been under way when the twins were found; what they had is not asked for again.
     for k, model in models.items():
         assert sum(n for (name, _), n in counts.items() if name == model) == whole + NOISE - there[k]
+
+
+def test_the_base_model_for_one_fine_tune_is_found_out(provider: Provider, unscored: RunConfig, quiet: Quiet) -> None:
+    """Generation, scoring and every single answer are in order; it is just another model that answers."""
+    with RunStore.open(unscored.run_dir, read_only=True) as store:
+        models = store.jobs.ready_models()
+    spoil_requests(provider, lambda body: body.update(model="daunce-tiny") if body["model"] == models[2] else None)
+    for _ in range(2):  # the second time it is tested again
+        with pytest.raises(
+            ContractError, match=r"losses of the base model 'daunce-tiny'.*member 2 is set aside"
+        ) as info:
+            Run.create(unscored).execute()
+        assert repr(models[2]) in str(info.value)
+        with RunStore.open(unscored.run_dir, read_only=True) as store:
+            assert not by_key(store, 2).keys()
+    counts = mended(provider, unscored, quiet)
+    assert sum(n for (name, _), n in counts.items() if name == models[2]) == len(encoded_ids(unscored)) + NOISE

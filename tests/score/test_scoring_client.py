@@ -276,8 +276,8 @@ async def test_a_short_answer_is_no_answer(store: RunStore) -> None:
 
 async def test_noise_is_probed_on_the_first_examples(store: RunStore) -> None:
     scoring = client(ScriptedScorer(), store)
-    assert await scoring.measure_again(0, "ft", EXAMPLES[:3]) == 3
-    assert await scoring.measure_again(0, "ft", EXAMPLES[:3]) == 0
+    assert await scoring.measure(0, "ft", EXAMPLES[:3]) == 3
+    assert await scoring.measure(0, "ft", EXAMPLES[:3]) == 0
     assert by_key(store, 0, replicate=1).keys() == {e.key for e in EXAMPLES[:3]}
     assert not by_key(store, 0).keys()
 

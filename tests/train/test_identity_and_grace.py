@@ -17,7 +17,7 @@ from daunce_api.providers.base import Job, JobEcho, JobRequest, JobStatus
 from daunce_api.providers.identity import contradiction, count, refines
 from daunce_api.providers.replay import protocol
 from daunce_api.train import EventKind, cancel_jobs
-from daunce_api.train.grace import names_missing
+from daunce_api.train.patient import names_missing
 
 FIELDS = frozenset(("key", "file_id", "model", "seed", "hyperparameters"))
 REQUEST = JobRequest("abc-m3-a1", "org/base", "file-1", 7, {"n_epochs": 3, "rate": 0.1, "batch_size": "auto"}, "s")

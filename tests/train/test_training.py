@@ -311,7 +311,7 @@ def test_checkpoints_are_looked_up_once_and_fewer_are_said(world: World) -> None
             training = world.training(store, trainer)
 
             async def ask(member: int, model: str) -> None:
-                found[member] = await training.checkpoints(member)
+                found[member] = await training.models.checkpoints(member)
 
             asyncio.run(training.run(ask))
 
@@ -334,7 +334,7 @@ def test_without_checkpoints_asked_for_nobody_looks_for_them(world: World) -> No
     with world.open() as store:
         training = world.training(store, trainer)
         asyncio.run(training.run())
-        assert asyncio.run(training.checkpoints(0)) == {}
+        assert asyncio.run(training.models.checkpoints(0)) == {}
     assert "checkpoints" not in trainer.calls
 
 
@@ -346,7 +346,7 @@ def test_a_job_that_the_provider_forgot_has_no_checkpoints(world: World) -> None
     with world.open() as store:
         training = world.training(store)
         (member,) = (j.member for j in store.jobs.rows() if j.job_id == "job-0")
-        assert asyncio.run(training.checkpoints(member)) == {}
+        assert asyncio.run(training.models.checkpoints(member)) == {}
         assert store.jobs.wanted_checkpoints(member, 2) == ()
 
 
@@ -598,10 +598,10 @@ def test_time_is_simulated_in_order() -> None:
 def test_a_model_is_looked_for_patiently_and_missed_clearly(world: World) -> None:
     script = once(("model_info", Fault.LOST_BEFORE), ("model_info", Fault.RATE_LIMIT))
     with world.open() as store:
-        training = world.training(store, FakeTrainer(world.provider, script))
-        assert asyncio.run(training.model_info("base")).id == "base"
+        client = world.client(store, FakeTrainer(world.provider, script))
+        assert asyncio.run(client.model_info("base")).id == "base"
         with pytest.raises(RejectedError, match="does not exist"):
-            asyncio.run(training.model_info("nobody"))
+            asyncio.run(client.model_info("nobody"))
 
 
 def test_a_validation_file_goes_with_every_job_and_is_uploaded_once(tmp_path: Path) -> None:

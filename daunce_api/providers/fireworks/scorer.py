@@ -19,7 +19,6 @@ from ..failures import NO_REASON
 from ..hosting import HostedScorer, PolledHost
 from ..openai_wire.echo import EchoOptions, EchoScorer, echo_capabilities, presets
 from ..openai_wire.wire_scorer import open_client
-from ..options import parse_options
 from ..polling import Answer, Poll
 from ..registry import Context
 from ..sdk_calls import SdkCalls
@@ -39,8 +38,7 @@ class FireworksScorerOptions(EchoOptions):
 
 def fireworks_options(config: RunConfig) -> FireworksScorerOptions:
     """The scorer's options, with what Fireworks' dialect of echo needs."""
-    given = {**presets("fireworks", None), **config.backend.scorer.options}
-    return parse_options(FireworksScorerOptions, given, "backend.scorer.options")
+    return FireworksScorerOptions.of(config, **presets("fireworks", None))
 
 
 def scorer_capabilities(config: RunConfig) -> ScorerCapabilities:

@@ -19,7 +19,7 @@ from ...errors import ConfigurationError, MissingExtraError, RejectedError, Stop
 from ..base import EchoField, Job, JobEcho, JobRequest, JobStatus, ModelInfo, TrainerCapabilities
 from ..failures import NO_REASON, Failures, cancelled, gone_already
 from ..identity import key_in, of_run
-from ..options import TrainerOptions, parse_options
+from ..options import TrainerOptions
 from ..polling import Poll, file_in_time
 from ..registry import Context
 from ..sdk_calls import SdkCalls, SdkTrainer, known_hyperparameters, plain
@@ -76,7 +76,7 @@ class FireworksOptions(TrainerOptions):
 
 def trainer_capabilities(config: RunConfig) -> TrainerCapabilities:
     """Limits of Fireworks' fine-tuning; no network. Its limit on jobs at once is not published: 4 is cautious."""
-    options = parse_options(FireworksOptions, config.backend.options, "backend.options")
+    options = FireworksOptions.of(config)
     return TrainerCapabilities(
         provider="Fireworks",
         max_concurrent_jobs=config.backend.max_concurrent_jobs or 4,
@@ -92,7 +92,7 @@ def trainer_capabilities(config: RunConfig) -> TrainerCapabilities:
 
 def open_trainer(context: Context) -> FireworksTrainer:
     """A trainer on the SDK's own client, without its retries."""
-    options = parse_options(FireworksOptions, context.config.backend.options, "backend.options")
+    options = FireworksOptions.of(context.config)
     sdk, calls = open_sdk(context, account_id=options.account_id, timeout=options.timeout)
     config = context.config
     return FireworksTrainer(

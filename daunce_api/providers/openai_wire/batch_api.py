@@ -92,21 +92,14 @@ class BatchScorer(Closing):
         max_bytes: int = MAX_BYTES,
     ) -> None:
         self._scorer = scorer
-        self._capabilities = capabilities
+        self.fingerprint = scorer.fingerprint
+        self.capabilities = capabilities
         self._client = scorer.client
         self._batches = Batches(scorer.client, poll_seconds=poll_seconds, clock=clock or SystemClock())
         self._max_bytes = max_bytes
         self._known: dict[Question, TokenScores] = {}
         self._refused: dict[Question, DaunceError] = {}
         self._left: list[_Left] = []
-
-    @property
-    def capabilities(self) -> ScorerCapabilities:
-        return self._capabilities
-
-    @property
-    def fingerprint(self) -> str:
-        return self._scorer.fingerprint
 
     @property
     def immediate(self) -> SingleRequests:

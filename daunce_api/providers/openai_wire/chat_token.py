@@ -18,7 +18,7 @@ from ...errors import CapabilityError, ContractError
 from ..base import Scorer, ScorerCapabilities, TokenScores
 from ..contract import IMPOSSIBLE, ROUNDING, by_index, check_model
 from ..hidden_template import HiddenTemplateTokenizer
-from ..options import ScorerOptions, parse_options
+from ..options import ScorerOptions
 from ..registry import Context
 from ..tokenizers import tokenizer_of
 from .batch_api import BatchScorer
@@ -49,14 +49,9 @@ class ChatTokenOptions(ScorerOptions):
     batch_concurrency: int = Field(64, ge=1, description="batches under way at once; each may take 24 hours")
 
 
-def chat_options(config: RunConfig) -> ChatTokenOptions:
-    """The scorer's options, checked."""
-    return parse_options(ChatTokenOptions, config.backend.scorer.options, "backend.scorer.options")
-
-
 def scorer_capabilities(config: RunConfig) -> ScorerCapabilities:
     """One token of the most likely ones, or the first token by choice; no network."""
-    return chat_capabilities(chat_options(config), provider="one-token chat")
+    return chat_capabilities(ChatTokenOptions.of(config), provider="one-token chat")
 
 
 def chat_capabilities(options: ChatTokenOptions, *, provider: str, notes: tuple[str, ...] = ()) -> ScorerCapabilities:
@@ -87,7 +82,7 @@ def open_tokenizer(config: RunConfig) -> HiddenTemplateTokenizer:
 
 def open_scorer(context: Context) -> Scorer:
     """A one-token scorer of the config's endpoint, through single requests or through the Batch API."""
-    options = chat_options(context.config)
+    options = ChatTokenOptions.of(context.config)
     capabilities = scorer_capabilities(context.config)
     client = open_client(context, timeout=options.timeout, concurrency=capabilities.max_concurrent_requests)
     return scorer_on(client, context.config, options, capabilities)
@@ -117,12 +112,9 @@ class ChatTokenScorer(WireScorer):
         tokenizer: HiddenTemplateTokenizer,
     ) -> None:
         super().__init__(client, capabilities)
+        self.fingerprint = f"chat-{capabilities.scope} top={options.top_logprobs}"
         self._options = options
         self._tokenizer = tokenizer
-
-    @property
-    def fingerprint(self) -> str:
-        return f"chat-{self._capabilities.scope} top={self._options.top_logprobs}"
 
     async def score(self, model: str, batch: Sequence[EncodedExample]) -> list[TokenScores]:
         """The log-probability (nats) of each example's one target, censored where it is not listed.

@@ -19,7 +19,7 @@ from ...data.tokenizers import EncodedExample
 from ...errors import ConfigurationError, ContractError, ProviderError, RejectedError
 from ..base import ProbeReport, ScorerCapabilities, TokenScores
 from ..contract import by_index, check_ids, check_model, check_top, refuse_long, scores_of
-from ..options import ScorerOptions, parse_options
+from ..options import ScorerOptions
 from ..probe import FIRST_LEFT_OUT, probe_echo
 from ..registry import Context
 from .client import WireClient
@@ -70,16 +70,14 @@ class EchoOptions(ScorerOptions):
 
 def echo_options(config: RunConfig) -> EchoOptions:
     """The scorer's options; those not given follow from the server's dialect, or from the embedded server."""
-    given = dict(config.backend.scorer.options)
     address = config.backend.scorer.base_url or config.backend.base_url
-    given = {**presets(given.get("dialect", "auto"), address), **given}
+    known = presets(config.backend.scorer.options.get("dialect", "auto"), address)
     if config.backend.kind == "embedded":
         from ..embedded import context_tokens
 
         # With the ids compared, lists of likely tokens would only make answers and recordings longer.
-        embedded = {"return_token_ids": True, "logprobs": 0, "max_context_tokens": context_tokens(config)}
-        given = {**embedded, **given}
-    return parse_options(EchoOptions, given, "backend.scorer.options")
+        known = {"return_token_ids": True, "logprobs": 0, "max_context_tokens": context_tokens(config), **known}
+    return EchoOptions.of(config, **known)
 
 
 def scorer_capabilities(config: RunConfig) -> ScorerCapabilities:
@@ -123,33 +121,17 @@ class EchoScorer(WireScorer):
         self, client: WireClient, capabilities: ScorerCapabilities, options: EchoOptions, *, detect: bool = False
     ) -> None:
         super().__init__(client, capabilities)
-        self._options = options
+        self.options = options
+        self.provider = client.provider
+        self.lists_likely = options.logprobs > 0
+        self.fingerprint = f"completions-echo max_tokens={options.max_tokens}"
+        if options.extra_body:
+            digest = hashlib.sha256(json.dumps(options.extra_body, sort_keys=True).encode()).hexdigest()
+            self.fingerprint += f" extra_body={digest[:16]}"
         self._asks_for_ids = [name for name in _ID_OPTIONS if getattr(options, name)]
         self._extra: dict[str, Any] = {**options.extra_body, **dict.fromkeys(self._asks_for_ids, True)}
         self._known = not detect
         self._looking = asyncio.Lock()
-
-    @property
-    def provider(self) -> str:
-        """Name of the server in messages."""
-        return self.client.provider
-
-    @property
-    def lists_likely(self) -> bool:
-        return self._options.logprobs > 0
-
-    @property
-    def options(self) -> EchoOptions:
-        return self._options
-
-    @property
-    def fingerprint(self) -> str:
-        extra = self._options.extra_body
-        name = f"completions-echo max_tokens={self._options.max_tokens}"
-        if not extra:
-            return name
-        digest = hashlib.sha256(json.dumps(extra, sort_keys=True).encode()).hexdigest()
-        return f"{name} extra_body={digest[:16]}"
 
     async def score(self, model: str, batch: Sequence[EncodedExample]) -> list[TokenScores]:
         """Log-probabilities (nats) of each example's targets, in one request.
@@ -158,7 +140,7 @@ class EchoScorer(WireScorer):
         ContractError for an answer that does not hold what was requested.
         """
         for example in batch:
-            refuse_long(example, self._options.max_tokens, self._options.max_context_tokens)
+            refuse_long(example, self.options.max_tokens, self.options.max_context_tokens)
         choices = await self.complete(model, [example.ids for example in batch])
         return [self._scores(example, choice) for example, choice in zip(batch, choices, strict=True)]
 
@@ -172,8 +154,8 @@ class EchoScorer(WireScorer):
             "model": model,
             "prompt": [list(ids) for ids in prompts],
             "echo": echo,
-            "logprobs": self._options.logprobs,
-            "max_tokens": self._options.max_tokens if max_tokens is None else max_tokens,
+            "logprobs": self.options.logprobs,
+            "max_tokens": self.options.max_tokens if max_tokens is None else max_tokens,
             "temperature": 0,
             **self._extra,
         }
@@ -185,10 +167,10 @@ class EchoScorer(WireScorer):
                 advised.status = error.status
                 raise advised from None
             raise
-        if self._options.check_model_name:
-            check_model(self.client.provider, model, answer.get("model"))
-        choices = by_index(self.client.provider, answer.get("choices"), len(prompts))
-        if echo and self._options.first_position == "left_out":
+        if self.options.check_model_name:
+            check_model(self.provider, model, answer.get("model"))
+        choices = by_index(self.provider, answer.get("choices"), len(prompts))
+        if echo and self.options.first_position == "left_out":
             choices = [_with_first_position(choice) for choice in choices]
         return choices
 
@@ -227,7 +209,7 @@ class EchoScorer(WireScorer):
             return [int(t[len(_TOKEN_ID) :]) for t in tokens[:sent]]
         if self._asks_for_ids:
             raise ContractError(
-                f"{self.client.provider} does not return the token ids that it read, though "
+                f"{self.provider} does not return the token ids that it read, though "
                 f"{', '.join(self._asks_for_ids)} asks for them. Nothing was used. Leave the option out if the server "
                 "does not know it."
             )
@@ -238,7 +220,7 @@ class EchoScorer(WireScorer):
         return await probe_echo(self, model, example)
 
     def _scores(self, example: EncodedExample, choice: dict[str, Any]) -> TokenScores:
-        provider, options = self.client.provider, self._options
+        provider, options = self.provider, self.options
         logprobs = choice.get("logprobs")
         if not isinstance(logprobs, dict):
             logprobs = {}

@@ -20,7 +20,6 @@ from ..base import (
     GRACE_SECONDS,
     Closing,
     Job,
-    JobEcho,
     JobRequest,
     JobStatus,
     ModelInfo,
@@ -29,11 +28,12 @@ from ..base import (
 )
 from ..failures import NO_REASON, cancelled
 from ..identity import count, key_in, of_run
-from ..options import TrainerOptions, parse_options
+from ..options import TrainerOptions
 from ..registry import Context
 from .client import RawResponse, WireClient
+from .job_object import KEY_FIELD, echo_of, metadata_key, names_a_parameter, names_of, number, reason_of, text
 
-KEY_FIELD, RUN_FIELD, SEQUENCE_FIELD = "daunce_key", "daunce_run", "daunce_seq"
+RUN_FIELD, SEQUENCE_FIELD = "daunce_run", "daunce_seq"
 SUFFIX_CHARACTERS = 64
 KEPT_CHECKPOINTS = 3
 """One an epoch, and the last three of a job are kept; the last one is the final model."""
@@ -79,7 +79,7 @@ class WireTrainerOptions(TrainerOptions):
 
 def trainer_capabilities(config: RunConfig) -> TrainerCapabilities:
     """Limits of OpenAI, or of a server of its wire format, which takes hyperparameters of its own; no network."""
-    options = parse_options(WireTrainerOptions, config.backend.options, "backend.options")
+    options = WireTrainerOptions.of(config)
     official = config.backend.kind == "openai"
     return wire_capabilities(
         config,
@@ -110,7 +110,7 @@ def wire_capabilities(config: RunConfig, options: WireTrainerOptions, **differen
 
 def open_trainer(context: Context) -> WireTrainer:
     """A trainer of the config's endpoint."""
-    options = parse_options(WireTrainerOptions, context.config.backend.options, "backend.options")
+    options = WireTrainerOptions.of(context.config)
     official = context.config.backend.kind == "openai"
     if options.key_in is None and not official:
         options = options.model_copy(update={"key_in": frozenset({"metadata", "suffix"})})
@@ -135,14 +135,10 @@ class WireTrainer(Closing):
     ) -> None:
         self._client = client
         self._sdk = client.sdk
-        self._capabilities = capabilities
+        self.capabilities = capabilities
         self._options = options or WireTrainerOptions()
         self._key_in = self._options.key_in or frozenset({"metadata"})
         self._checkpoint_is_model = checkpoint_is_model
-
-    @property
-    def capabilities(self) -> TrainerCapabilities:
-        return self._capabilities
 
     async def model_info(self, model: str) -> ModelInfo:
         """What ``GET /models/ID`` says. Raises RejectedError where the model does not exist (any more)."""
@@ -246,17 +242,17 @@ class WireTrainer(Closing):
 
     def _carries(self, job: dict[str, Any], key: str) -> bool:
         """Whether a listed job has the key: in its metadata, or, where it has none, as the mark in one of its names."""
-        own = _metadata_key(job)
+        own = metadata_key(job)
         if own is not None:
             return own == key
-        return "suffix" in self._key_in and any(mark_of(key) in name for name in _names(job))
+        return "suffix" in self._key_in and any(mark_of(key) in name for name in names_of(job))
 
     def _key_of(self, job: dict[str, Any]) -> str | None:
         """The key of a job of any run; None where it carries none."""
-        own = _metadata_key(job)
+        own = metadata_key(job)
         if own is not None or "suffix" not in self._key_in:
             return own
-        return key_in(_names(job))
+        return key_in(names_of(job))
 
     async def get(self, job_id: str) -> Job:
         return await self._one(job_id, self._sdk.fine_tuning.jobs.with_raw_response.retrieve(job_id), "reading")
@@ -329,7 +325,7 @@ class WireTrainer(Closing):
         return Job(
             id=str(answer["id"]),
             status=status,
-            model=_text(answer.get("fine_tuned_model")),
+            model=text(answer.get("fine_tuned_model")),
             error=self._client.clean(reason_of(answer.get("error"))) if failed else None,
             trained_tokens=count(answer.get("trained_tokens")),
             refused=failed and names_a_parameter(answer.get("error")),
@@ -355,58 +351,3 @@ class WireTrainer(Closing):
 
     async def close(self) -> None:
         await self._client.close()
-
-
-def echo_of(answer: dict[str, Any], key: str | None) -> JobEcho:
-    """What a job object repeats of its request. The hyperparameters of the method win over the older top-level ones."""
-    method = answer.get("method")
-    kind = method.get(method.get("type")) if isinstance(method, dict) and isinstance(method.get("type"), str) else None
-    settings = kind.get("hyperparameters") if isinstance(kind, dict) else None
-    if not isinstance(settings, dict):
-        settings = answer.get("hyperparameters")
-    if not isinstance(settings, dict):
-        settings = {}
-    return JobEcho(
-        key=key,
-        file_id=_text(answer.get("training_file")),
-        model=_text(answer.get("model")),
-        seed=number(answer.get("seed")),
-        hyperparameters={
-            str(name): value
-            for name, value in settings.items()
-            if isinstance(value, int | float | str) and not isinstance(value, bool)
-        },
-    )
-
-
-def _metadata_key(job: dict[str, Any]) -> str | None:
-    metadata = job.get("metadata")
-    return _text(metadata.get(KEY_FIELD)) if isinstance(metadata, dict) else None
-
-
-def _names(job: dict[str, Any]) -> list[str]:
-    names = [job.get(name) for name in ("suffix", "user_provided_suffix", "fine_tuned_model")]
-    return [name for name in names if isinstance(name, str)]
-
-
-def _text(value: object) -> str | None:
-    return value if isinstance(value, str) and value else None
-
-
-def reason_of(error: object) -> str:
-    """Text of a failed job's ``error``, which may be ``{}``, null or hold nulls only."""
-    if isinstance(error, dict):
-        parts = [str(error[name]) for name in ("code", "message", "param") if error.get(name)]
-        if parts:
-            return ": ".join(parts)
-    return NO_REASON
-
-
-def names_a_parameter(error: object) -> bool:
-    """Whether a failed job names the parameter that was invalid (``training_file``, most often)."""
-    return isinstance(error, dict) and isinstance(error.get("param"), str)
-
-
-def number(value: object) -> int | None:
-    """A whole number, or None for anything else."""
-    return value if isinstance(value, int) and not isinstance(value, bool) else None

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from ...data.tokenizers import EncodedExample
 from ...errors import ContractError
-from ..base import Closing, ScorerCapabilities, TokenScores
+from ..base import Closing, ScorerCapabilities
 from ..registry import Context
 from .client import WireClient
 
@@ -28,11 +26,7 @@ class WireScorer(Closing):
 
     def __init__(self, client: WireClient, capabilities: ScorerCapabilities) -> None:
         self.client = client
-        self._capabilities = capabilities
-
-    @property
-    def capabilities(self) -> ScorerCapabilities:
-        return self._capabilities
+        self.capabilities = capabilities
 
     def watch(self, observer: Callable[[Mapping[str, str]], None]) -> None:
         """Have ``observer`` called with the headers of every answer."""
@@ -57,22 +51,3 @@ class WireScorer(Closing):
 
     async def close(self) -> None:
         await self.client.close()
-
-
-class OneByOneScorer(WireScorer, ABC):
-    """A scorer of servers that take one prompt a request."""
-
-    @property
-    @abstractmethod
-    def fingerprint(self) -> str: ...
-
-    async def score(self, model: str, batch: Sequence[EncodedExample]) -> list[TokenScores]:
-        """Log-probabilities (nats) of each example's targets, a request each.
-
-        Raises RejectedError for an example over the context length, ContractError for an answer that does not hold
-        what was requested.
-        """
-        return [await self._score(model, example) for example in batch]
-
-    @abstractmethod
-    async def _score(self, model: str, example: EncodedExample) -> TokenScores: ...

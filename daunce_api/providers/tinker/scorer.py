@@ -15,7 +15,7 @@ from ...data.tokenizers import EncodedExample
 from ...errors import RejectedError, StopError
 from ..base import Closing, ProbeReport, ScorerCapabilities, TokenScores
 from ..contract import BEFORE_TARGETS, refuse_long, scores_of
-from ..options import ScorerOptions, parse_options
+from ..options import ScorerOptions
 from ..probe import GENERATED, Generated, generated, probe_generated
 from ..registry import Context
 from .loops import DAY
@@ -34,14 +34,9 @@ class TinkerScorerOptions(ScorerOptions):
     concurrency: int = Field(32, ge=1, description="requests at once")
 
 
-def tinker_options(config: RunConfig) -> TinkerScorerOptions:
-    """The scorer's options, checked."""
-    return parse_options(TinkerScorerOptions, config.backend.scorer.options, "backend.scorer.options")
-
-
 def scorer_capabilities(config: RunConfig) -> ScorerCapabilities:
     """Any completion, exactly; no network."""
-    options = tinker_options(config)
+    options = TinkerScorerOptions.of(config)
     return ScorerCapabilities(
         provider=name_of(config.backend.scorer.base_url or config.backend.base_url),
         scope="any",
@@ -55,7 +50,7 @@ def open_scorer(context: Context) -> TinkerScorer:
     return TinkerScorer(
         open_service(context),
         scorer_capabilities(context.config),
-        tinker_options(context.config),
+        TinkerScorerOptions.of(context.config),
         base_model=context.config.backend.model,
         first_left_out=not is_tinker(context.wire_endpoint.base_url),
     )
@@ -69,6 +64,8 @@ class TinkerScorer(Closing):
     that from values that are shifted.
     """
 
+    fingerprint = "tinker-compute-logprobs"
+
     def __init__(
         self,
         service: Service,
@@ -79,7 +76,7 @@ class TinkerScorer(Closing):
         first_left_out: bool = False,
     ) -> None:
         self._service = service.enter()
-        self._capabilities = capabilities
+        self.capabilities = capabilities
         self._options = options
         self._base_model = base_model
         self._clients: OrderedDict[str, asyncio.Task[Any]] = OrderedDict()
@@ -87,14 +84,6 @@ class TinkerScorer(Closing):
         self._first_left_out = first_left_out
         self._tail_only = True
         """Whether only the positions that are needed are asked for."""
-
-    @property
-    def capabilities(self) -> ScorerCapabilities:
-        return self._capabilities
-
-    @property
-    def fingerprint(self) -> str:
-        return "tinker-compute-logprobs"
 
     async def score(self, model: str, batch: Sequence[EncodedExample]) -> list[TokenScores]:
         """Log-probabilities (nats) of each example's targets, a request each.
@@ -170,14 +159,7 @@ class TinkerScorer(Closing):
 
     async def probe(self, model: str, example: EncodedExample) -> ProbeReport:
         """Compare log-probabilities with those of a sample. Raises as :func:`..probe.probe_generated`."""
-        return await probe_generated(
-            self,
-            model,
-            example,
-            provider=self._service.name,
-            generate=lambda prompt: self._sample(model, prompt),
-            limit=self._options.max_context_tokens,
-        )
+        return await probe_generated(self, model, example, self._sample)
 
     async def _sample(self, model: str, prompt: tuple[int, ...]) -> Generated | None:
         import tinker

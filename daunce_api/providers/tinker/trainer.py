@@ -8,7 +8,7 @@ was saved, and a member without one is trained again.
 from __future__ import annotations
 
 import asyncio
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -20,18 +20,18 @@ from ...config import RunConfig
 from ...data.dataset import Dataset
 from ...data.tokenizers import EncodedExample, Tokenizer, encode_example
 from ...errors import DaunceError, ProviderError, RejectedError, StopError
-from ..base import Closing, EchoField, Job, JobEcho, JobRequest, JobStatus, ModelInfo, TrainerCapabilities
+from ..base import Closing, EchoField, Job, JobRequest, JobStatus, ModelInfo, TrainerCapabilities
 from ..failures import gone_already
 from ..identity import of_run
-from ..options import Options, parse_options
+from ..options import Options
 from ..registry import Context
 from ..tokenizers import tokenizer_of
+from .jobs import FILE_FIELD, KEY_FIELD, SEQUENCE_FIELD, ended, key_of, left, training_runs
 from .loops import DAY, Keeping, Loop, LoopRecord, LoopRecords
 from .paths import EPOCH, FINAL, SCHEME, is_sampler, listed_name, parts_of, path_of, sampler_path, state_path
 from .recipe import HYPERPARAMETERS, Recipe
 from .service import Service, is_tinker, name_of, open_service
 
-KEY_FIELD, FILE_FIELD, SEQUENCE_FIELD = "daunce_key", "daunce_file", "daunce_seq"
 ECHOES: frozenset[EchoField] = frozenset(("key", "file_id"))
 MOST_CHECKPOINTS = 100
 FILES_FOLDER = "tinker"
@@ -40,7 +40,6 @@ NOTES = (
     "the training loop runs in this process: an interrupted one resumes after its last complete epoch",
     "an optimizer step takes at least one of the service's clock cycles, however small the batch",
 )
-_PAGE = 100
 
 
 class TinkerOptions(Options):
@@ -62,7 +61,7 @@ class TinkerOptions(Options):
 
 def trainer_capabilities(config: RunConfig) -> TrainerCapabilities:
     """Any subset, seed and recipe; no network."""
-    options = parse_options(TinkerOptions, config.backend.options, "backend.options")
+    options = TinkerOptions.of(config)
     address = config.backend.base_url
     persist = options.persist_at(address)
     notes = list(NOTES)
@@ -84,7 +83,7 @@ def trainer_capabilities(config: RunConfig) -> TrainerCapabilities:
 def open_trainer(context: Context) -> TinkerTrainer:
     """A trainer that keeps the members' files in the run folder."""
     config = context.config
-    options = parse_options(TinkerOptions, config.backend.options, "backend.options")
+    options = TinkerOptions.of(config)
     days = config.ensemble.keep_days
     return TinkerTrainer(
         open_service(context),
@@ -129,7 +128,7 @@ class TinkerTrainer(Closing):
         needs_target: bool = False,
     ) -> None:
         self._service = service.enter()
-        self._capabilities = capabilities
+        self.capabilities = capabilities
         self._options = options
         self._tokenizer = tokenizer
         self._folder = folder
@@ -138,10 +137,6 @@ class TinkerTrainer(Closing):
         self._keeping = keeping or Keeping()
         self._needs_target = needs_target
         self._loops: dict[str, _Running] = {}
-
-    @property
-    def capabilities(self) -> TrainerCapabilities:
-        return self._capabilities
 
     async def model_info(self, model: str) -> ModelInfo:
         """Raises RejectedError where the service does not train this model."""
@@ -246,7 +241,7 @@ class TinkerTrainer(Closing):
         for record in self._records.all():
             if record.key == key:
                 return await self.get(record.job_id)
-        jobs = [_ended(run) for run in await self._training_runs(f"looking up {key}") if _key_of(run) == key]
+        jobs = [ended(run) for run in await training_runs(self._service, f"looking up {key}") if key_of(run) == key]
         return next((job for job in jobs if job.status is JobStatus.SUCCEEDED), jobs[-1] if jobs else None)
 
     async def jobs_of(self, run_key: str) -> list[Job]:
@@ -257,20 +252,20 @@ class TinkerTrainer(Closing):
         ours = {run for record in records for run in record.runs}
         runs: list[Any] = []
         with gone_already():  # a server without such a list
-            runs = await self._training_runs("listing this run's jobs")
+            runs = await training_runs(self._service, "listing this run's jobs")
         for run in runs:
-            key = _key_of(run)
+            key = key_of(run)
             if key is None or not of_run(key, run_key) or str(run.training_run_id) in ours:
                 continue
             if key not in keys or run.last_checkpoint is not None or run.last_sampler_checkpoint is not None:
-                jobs.append(_ended(run))
+                jobs.append(ended(run))
             keys.add(key)
         return jobs
 
     def _without_resuming(self, record: LoopRecord) -> Job:
         running = self._loops.get(record.job_id)
         if running is None or running.task.done():
-            return _left(record)
+            return left(record)
         return Job(record.job_id, JobStatus.RUNNING, progress=running.loop.progress, echo=record.echo)
 
     async def reach_jobs(self) -> None:
@@ -278,17 +273,6 @@ class TinkerTrainer(Closing):
         rest = await self._service.rest()
         with gone_already():
             await self._service.start(partial(rest.list_training_runs, limit=1), doing="listing training runs")
-
-    async def _training_runs(self, doing: str) -> list[Any]:
-        rest = await self._service.rest()
-        found: list[Any] = []
-        offset, total = 0, 1
-        while offset < total:
-            page = await self._service.start(partial(rest.list_training_runs, limit=_PAGE, offset=offset), doing=doing)
-            found += page.training_runs
-            total = page.cursor.total_count
-            offset += _PAGE
-        return found
 
     async def get(self, job_id: str) -> Job:
         """The job's state. A loop that an earlier process left after a whole epoch is taken up again."""
@@ -298,9 +282,9 @@ class TinkerTrainer(Closing):
             if record is None:
                 rest = await self._service.rest()
                 run = await self._service.start(lambda: rest.get_training_run(job_id), doing=f"reading run {job_id}")
-                return _ended(run)
+                return ended(run)
             if record.final is not None or record.cancelled or record.state is None:
-                return _left(record)
+                return left(record)
             self._run(record, self._examples(record.file_id), None)
             running = self._loops[job_id]
         if not running.task.done():
@@ -312,7 +296,7 @@ class TinkerTrainer(Closing):
             raise error
         if error is not None:
             return Job(job_id, JobStatus.FAILED, error=str(error), echo=running.record.echo)
-        return _left(running.record)
+        return left(running.record)
 
     async def checkpoints(self, job_id: str) -> list[str]:
         """Paths of the sampler's weights after the epochs before the last, in order."""
@@ -388,31 +372,3 @@ class TinkerTrainer(Closing):
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
         await self._service.leave()
-
-
-_INTERRUPTED = "its training loop ended with the process that ran it"
-
-
-def _left(record: LoopRecord) -> Job:
-    """A job that no loop of this process works on, by its record."""
-    job = Job(record.job_id, JobStatus.CANCELLED, echo=record.echo)
-    if record.final is not None:
-        return replace(job, status=JobStatus.SUCCEEDED, model=record.final, trained_tokens=record.tokens, progress=1.0)
-    if record.cancelled:
-        return job
-    return replace(job, status=JobStatus.FAILED, error=f"{_INTERRUPTED}, before its first epoch was saved")
-
-
-def _ended(run: Any) -> Job:
-    """A training run that no loop of this process works on and no record knows."""
-    run_id, checkpoint = str(run.training_run_id), run.last_sampler_checkpoint
-    echo = JobEcho(key=_key_of(run), file_id=(run.user_metadata or {}).get(FILE_FIELD))
-    if checkpoint is not None and listed_name(checkpoint) == FINAL:
-        return Job(run_id, JobStatus.SUCCEEDED, model=path_of(run_id, "sampler_weights", FINAL), echo=echo)
-    return Job(run_id, JobStatus.FAILED, error=_INTERRUPTED, echo=echo)
-
-
-def _key_of(run: Any) -> str | None:
-    """The key that a training run carries in its metadata."""
-    key: str | None = (run.user_metadata or {}).get(KEY_FIELD)
-    return key

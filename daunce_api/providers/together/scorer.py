@@ -7,24 +7,29 @@ off again within its limit.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from pydantic import Field
 
 from ...config import RunConfig
+from ...data.dataset import Example
+from ...data.encoded import text_of as whole_text
+from ...data.literal import MARK
 from ...data.tokenizers import EncodedExample, Tokenizer
-from ...errors import ConfigurationError, ContractError, RejectedError
-from ..base import ProbeReport, Scorer, ScorerCapabilities
-from ..contract import check_model
+from ...errors import ContractError, RejectedError
+from ..base import ProbeReport, Scorer, ScorerCapabilities, TokenScores
+from ..contract import check_ids, check_model, refuse_long, scores_of
 from ..hosting import HostedScorer, PolledHost
 from ..openai_wire.client import WireClient
-from ..openai_wire.wire_scorer import open_client
-from ..options import ScorerOptions, parse_options
+from ..openai_wire.wire_scorer import WireScorer, open_client
+from ..options import ScorerOptions, all_or_none
 from ..polling import Answer, Poll
+from ..probe import GENERATED, compare, not_generating
 from ..registry import Context
 from ..sdk_calls import SdkCalls
 from ..tokenizers import tokenizer_of
-from .text import Reading, TextScorer
 from .trainer import open_sdk, weights_of
 
 IGNORED = (
@@ -44,13 +49,9 @@ class TogetherScorerOptions(ScorerOptions):
 
 def together_options(config: RunConfig) -> TogetherScorerOptions:
     """The scorer's options, checked. Raises ConfigurationError where a dedicated endpoint is named by halves."""
-    options = parse_options(TogetherScorerOptions, config.backend.scorer.options, "backend.scorer.options")
-    named = [options.project_id, options.endpoint_id, options.deployment_id]
-    if any(named) and not all(named):
-        raise ConfigurationError(
-            "backend.scorer.options: project_id, endpoint_id and deployment_id name a dedicated endpoint together; "
-            "give all three, or none where every fine-tune has an endpoint of its own."
-        )
+    options = TogetherScorerOptions.of(config)
+    what = "name a dedicated endpoint together; give all three, or none where every fine-tune has one of its own"
+    all_or_none(options, ("project_id", "endpoint_id", "deployment_id"), what)
     return options
 
 
@@ -81,8 +82,30 @@ def open_scorer(context: Context) -> Scorer:
     return HostedScorer(scorer, AdapterHost(sdk, calls, options))
 
 
-class TogetherScorer(TextScorer):
-    """``Scorer`` over ``POST /completions`` with text, of fine-tunes of ``base``. Closing it closes the client."""
+def text_of(example: Example, tokenizer: Tokenizer) -> str:
+    """The whole text that :func:`daunce_api.data.tokenizers.encode_example` turns into ids."""
+    # The marks keep a content from spelling a special token for our tokenizer. A server would read one in such a
+    # content all the same; then its ids differ and the answer is refused.
+    return whole_text(example, tokenizer).replace(MARK, "")
+
+
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """What a server says of one text: the ids that it read, a log-probability each, and what it generated then:
+    (id, log-probability, text), up to the first token that is no text."""
+
+    ids: Sequence[object]
+    values: Sequence[object]
+    made: Sequence[tuple[object, object, str]] = ()
+
+
+class TogetherScorer(WireScorer):
+    """``Scorer`` over ``POST /completions`` with text, of fine-tunes of ``base``. Closing it closes the client.
+
+    The server's ids must come back and be those of the example; otherwise nothing is used. Many models' servers put the
+    token that begins a text (BOS) in front by themselves. Then the text is sent without it, and what they read is the
+    example again. ``leading_tokens`` of the server's own stand in front of every example besides its own.
+    """
 
     def __init__(
         self,
@@ -92,23 +115,99 @@ class TogetherScorer(TextScorer):
         tokenizer: Tokenizer,
         base: str,
     ) -> None:
-        leading, limit = options.leading_tokens, options.max_context_tokens
-        super().__init__(client, capabilities, tokenizer, leading=leading, limit=limit, hint=IGNORED)
-        self._options = options
+        super().__init__(client, capabilities)
+        self.fingerprint = f"together-echo leading={options.leading_tokens}"
+        self._tokenizer = tokenizer
+        self._leading = options.leading_tokens
+        self._limit = options.max_context_tokens
         self._base = base
+        self._front: object = None
+        """Id that the server puts in front of every text, once an answer has shown that it doubles the example's."""
 
-    @property
-    def fingerprint(self) -> str:
-        return f"together-echo leading={self._options.leading_tokens}"
+    async def score(self, model: str, batch: Sequence[EncodedExample]) -> list[TokenScores]:
+        """Log-probabilities (nats) of each example's targets, a request each.
+
+        Raises RejectedError for an example over the context length, ContractError for an answer that does not hold
+        what was requested.
+        """
+        return [await self._score(model, example) for example in batch]
+
+    async def _score(self, model: str, example: EncodedExample) -> TokenScores:
+        refuse_long(example, 1 + self._leading, self._limit)
+        doing = f"scoring example {example.example.id!r} under {model}"
+        text = text_of(example.example, self._tokenizer)
+        sent = self._without_front(example, text)
+        reading = await self._read(model, sent, doing=doing)
+        if sent == text and not self._leading and list(reading.ids) == [example.ids[0], *example.ids]:
+            self._front = example.ids[0]
+            sent = self._without_front(example, text)
+            reading = await self._read(model, sent, doing=doing)
+        return self._scores(example, reading, shortened=sent != text)
 
     async def probe(self, model: str, example: EncodedExample) -> ProbeReport:
-        """As other scorers of texts. Raises RejectedError for the base model too: what answers for it, if anything
-        does, is not the endpoint that fine-tunes answer on."""
+        """Compare log-probabilities with those of greedy generation.
+
+        The generated text is sent back and must be read as the generated tokens; where it is not, nothing is known.
+        Raises as :meth:`score`, ContractError where the values differ, and RejectedError for the base model: what
+        answers for it, if anything does, is not the endpoint that fine-tunes answer on.
+        """
         if model == self._base:
             raise RejectedError(
                 f"Together serves fine-tunes on endpoints of their own, of which {model} tells nothing."
             )
-        return await super().probe(model, example)
+        await self._score(model, example)  # whether the model is there, and what the server puts in front
+        room = GENERATED if self._limit is None else self._limit - len(example.ids) - self._leading - 1
+        text = text_of(example.example, self._tokenizer)
+        offsets = self._tokenizer.encode_with_offsets(text)[1]
+        whole = self._without_front(example, text)
+        prompt = whole[: len(whole) - len(text) + offsets[example.targets[0]][0]] or whole
+        doing = f"testing {model}"
+        try:
+            first = await self._read(model, prompt, doing=doing, count=max(1, min(GENERATED, room)))
+        except RejectedError as error:
+            return not_generating(error)
+        again = await self._read(model, prompt + "".join(said for _, _, said in first.made), doing=doing)
+        pairs = []
+        for position, (token, value, _) in enumerate(first.made, start=len(first.ids)):
+            if position >= len(again.ids) or again.ids[position] != token:
+                break  # its own text is read as other tokens from here on
+            pairs.append((position, value, again.values[position]))
+        if not pairs or list(again.ids[: len(first.ids)]) != list(first.ids):
+            return ProbeReport(False, "the endpoint reads the text that it generates as other tokens than it made")
+        return compare(self.client.provider, pairs)
+
+    def _without_front(self, example: EncodedExample, text: str) -> str:
+        """The text as it is to be sent: without the token that the server puts in front itself."""
+        begins = self._front is not None and example.ids[0] == self._front
+        return text[self._tokenizer.encode_with_offsets(text)[1][0][1] :] if begins else text
+
+    def _scores(self, example: EncodedExample, reading: Reading, *, shortened: bool) -> TokenScores:
+        provider, name, leading = self.client.provider, f"example {example.example.id!r}", self._leading
+        ids, values = list(reading.ids), list(reading.values)
+        if not values:
+            return scores_of(provider, example, None, hint=IGNORED)
+        if shortened and ids != list(example.ids):
+            raise ContractError(
+                f"{provider} read other tokens than those of {name}: it puts the special token {self._front} in front "
+                "of every text, and reads the text behind it in another way than where the token is part of the text. "
+                "Nothing was used. Use a server that takes token ids (vLLM, SGLang, `daunce serve`)."
+            )
+        if not leading and ids[1:] == list(example.ids):
+            raise ContractError(
+                f"{provider} read other tokens than those of {name}: it puts a special token (id {ids[0]}) in front, "
+                "and the example has none there. Nothing was used. Point backend.tokenizer to the served model's own "
+                "folder: where its tokenizer begins every text with this token, examples do too. Where the members "
+                "were trained without it, serve a tokenizer that adds none, or accept it with "
+                "backend.scorer.options.leading_tokens: 1."
+            )
+        check_ids(provider, example, ids[leading:])
+        if leading and ids[:leading] == list(example.ids[:leading]):
+            raise ContractError(
+                f"{provider} puts the token {ids[0]} in front of {name}, which begins with it already, so it would be "
+                "scored behind a doubled token. Nothing was used. Take backend.scorer.options.leading_tokens out: the "
+                "text is then sent without what the server adds."
+            )
+        return scores_of(provider, example, values[leading:], hint=IGNORED)
 
     async def _read(self, model: str, text: str, *, doing: str, count: int = 1) -> Reading:
         call = self.client.sdk.completions.with_raw_response.create(

@@ -30,7 +30,7 @@ from ..base import (
 )
 from ..failures import NO_REASON, Failures, cancelled
 from ..identity import key_in, of_run
-from ..options import TrainerOptions, parse_options
+from ..options import TrainerOptions
 from ..registry import Context
 from ..sdk_calls import SdkCalls, SdkTrainer, known_hyperparameters, plain
 
@@ -90,7 +90,7 @@ class TogetherOptions(TrainerOptions):
 
 def trainer_capabilities(config: RunConfig) -> TrainerCapabilities:
     """Limits of Together's fine-tuning; no network. Its limit on jobs at once is not published: 4 is cautious."""
-    options = parse_options(TogetherOptions, config.backend.options, "backend.options")
+    options = TogetherOptions.of(config)
     packed = bool(config.training.hyperparameters.get("packing", 1))
     return TrainerCapabilities(
         provider="Together",
@@ -113,7 +113,7 @@ def _defaults_note(config: RunConfig) -> tuple[str, ...]:
 
 def open_trainer(context: Context) -> TogetherTrainer:
     """A trainer on the SDK's own client, without its retries."""
-    options = parse_options(TogetherOptions, context.config.backend.options, "backend.options")
+    options = TogetherOptions.of(context.config)
     sdk, calls = open_sdk(context, timeout=options.timeout, project_id=options.project_id)
     return TogetherTrainer(sdk, calls, trainer_capabilities(context.config), base_model=context.config.backend.model)
 

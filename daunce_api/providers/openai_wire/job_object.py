@@ -1,0 +1,65 @@
+"""What a fine-tuning job in OpenAI's wire format says of itself."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ..base import JobEcho
+from ..failures import NO_REASON
+
+KEY_FIELD = "daunce_key"
+
+
+def echo_of(answer: dict[str, Any], key: str | None) -> JobEcho:
+    """What a job object repeats of its request. The hyperparameters of the method win over the older top-level ones."""
+    method = answer.get("method")
+    kind = method.get(method.get("type")) if isinstance(method, dict) and isinstance(method.get("type"), str) else None
+    settings = kind.get("hyperparameters") if isinstance(kind, dict) else None
+    if not isinstance(settings, dict):
+        settings = answer.get("hyperparameters")
+    if not isinstance(settings, dict):
+        settings = {}
+    return JobEcho(
+        key=key,
+        file_id=text(answer.get("training_file")),
+        model=text(answer.get("model")),
+        seed=number(answer.get("seed")),
+        hyperparameters={
+            str(name): value
+            for name, value in settings.items()
+            if isinstance(value, int | float | str) and not isinstance(value, bool)
+        },
+    )
+
+
+def metadata_key(job: dict[str, Any]) -> str | None:
+    metadata = job.get("metadata")
+    return text(metadata.get(KEY_FIELD)) if isinstance(metadata, dict) else None
+
+
+def names_of(job: dict[str, Any]) -> list[str]:
+    names = [job.get(name) for name in ("suffix", "user_provided_suffix", "fine_tuned_model")]
+    return [name for name in names if isinstance(name, str)]
+
+
+def text(value: object) -> str | None:
+    return value if isinstance(value, str) and value else None
+
+
+def reason_of(error: object) -> str:
+    """Text of a failed job's ``error``, which may be ``{}``, null or hold nulls only."""
+    if isinstance(error, dict):
+        parts = [str(error[name]) for name in ("code", "message", "param") if error.get(name)]
+        if parts:
+            return ": ".join(parts)
+    return NO_REASON
+
+
+def names_a_parameter(error: object) -> bool:
+    """Whether a failed job names the parameter that was invalid (``training_file``, most often)."""
+    return isinstance(error, dict) and isinstance(error.get("param"), str)
+
+
+def number(value: object) -> int | None:
+    """A whole number, or None for anything else."""
+    return value if isinstance(value, int) and not isinstance(value, bool) else None
