@@ -21,7 +21,7 @@ IMPOSSIBLE = -9000.0
 ROUNDING = 1e-6
 """A log-probability may exceed zero by this much, for round-off in the server (nats)."""
 BEFORE_TARGETS = 16
-"""Positions before the targets that are asked for where a scorer chooses: an answer that is certain, and ended by a
+"""Positions before the targets that are requested where a scorer chooses: an answer that is certain, and ended by a
 token that is certain, has the log-probability 0 by right, and the prompt before it tells that from a server's zeros."""
 TOP_TOLERANCE = 1e-3
 """Both values come from one softmax; they differ by how they are rounded for the answer (nats)."""

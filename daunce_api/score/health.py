@@ -143,7 +143,7 @@ def check_members_differ(
             )
             raise MembersAlikeError(
                 f"all {len(models)} fine-tuned models give the same losses: {measured}. Either the server answers with "
-                "the base model whatever model is asked for, or training changed nothing. Check that each fine-tune is "
+                "the base model for every model, or training changed nothing. Check that each fine-tune is "
                 "loaded under its own name, and the learning rate and epochs."
             )
     for k in range(1, members):
