@@ -33,6 +33,10 @@ TOLERANCE = 0.2
 """Generation and echo run through different kernels, so bfloat16 servers differ by some hundredths (nats)."""
 
 
+Pairs = Sequence[tuple[int, object, object]]
+"""Positions, with the log-probability that was given when the token was made and when it was scored."""
+
+
 @dataclass(frozen=True, slots=True)
 class Generated:
     """Tokens that an endpoint made, with the log-probability (nats) that it gave for each."""
@@ -146,15 +150,8 @@ async def _by_generated_text(
             "tokens. Use an endpoint that echoes prompts with their log-probabilities, or scorer option max_tokens: 1."
         )
     pairs = [(len(prompt) + i, value, echoed[len(prompt) + i]) for i, value in enumerate(made.values)]
-    try:
-        report = compare(scorer.provider, pairs)
-    except ContractError as error:
-        before = [(position, value, echoed[position - 1]) for position, value, _ in pairs]
-        try:
-            compare(scorer.provider, before)
-        except ContractError:
-            raise error from None
-        raise ContractError(f"{error} Every value stands one position too early. {FIRST_LEFT_OUT}") from None
+    before = [(position, value, echoed[position - 1]) for position, value, _ in pairs]
+    report = _compared(scorer.provider, pairs, before)
     positions = tuple(position for position, _, _ in pairs)
     whole = replace(example, ids=(*prompt, *made.ids), targets=positions, boundary_moved=False)
     return _with(report, whole, made, [value for _, _, value in pairs])
@@ -223,19 +220,34 @@ async def _by_most_likely(scorer: Completions, model: str, example: EncodedExamp
     listed = (whole.get("logprobs") or {}).get("top_logprobs") if isinstance(whole.get("logprobs"), dict) else None
     if not isinstance(listed, list) or len(listed) < n:
         return ProbeReport(False, "the endpoint does not list likely tokens of the prompt")
-    pairs = []
+
+    def top(entry: object) -> float | None:
+        return max((v for v in entry.values() if _number(v)), default=None) if isinstance(entry, dict) else None
+
+    pairs, before = [], []
     for position, choice in zip(positions, choices, strict=True):
-        entry = listed[position]
-        top = [v for v in entry.values() if _number(v)] if isinstance(entry, dict) else []
         value = (values_of(choice) or [None])[0]
-        if top and value is not None:
-            pairs.append((position, value, max(top)))
+        if value is not None and (highest := top(listed[position])) is not None:
+            pairs.append((position, value, highest))
+            before.append((position, value, top(listed[position - 1])))
     if not pairs:
         return ProbeReport(False, "the endpoint generated nothing that could be compared")
-    return compare(scorer.provider, pairs)
+    return _compared(scorer.provider, pairs, before)
 
 
-def compare(provider: str, pairs: Sequence[tuple[int, object, object]]) -> ProbeReport:
+def _compared(provider: str, pairs: Pairs, before: Pairs) -> ProbeReport:
+    """As :func:`compare`; the error says so where the values of the position ``before`` each one agree."""
+    try:
+        return compare(provider, pairs)
+    except ContractError as error:
+        try:
+            compare(provider, before)
+        except ContractError:
+            raise error from None
+        raise ContractError(f"{error} Every value stands one position too early. {FIRST_LEFT_OUT}") from None
+
+
+def compare(provider: str, pairs: Pairs) -> ProbeReport:
     """The report on (position, log-probability when generated, log-probability when scored).
 
     Raises ContractError where two differ by more than ``TOLERANCE`` nats.

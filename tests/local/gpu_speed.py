@@ -103,7 +103,7 @@ def main() -> None:
         rate = 60 * limits.members / took
         print(f"{limits.members:3d} together: {rate:8.1f} members a minute, {peak >> 20:,} MiB")
         assert peak <= budget, "more memory than the budget"
-    save_adapter(folder / "adapter", trainee.weights()[0], SETTINGS, "random")
+    save_adapter(folder / "adapter", trainee.weights(0), SETTINGS, "random")
     scoring, ours = Passes(model, FineTunes("random", model)), []
     rows = [(e.ids, e.targets) for e in examples]
     scoring.logprobs(rows[:1], folder / "adapter")

@@ -22,6 +22,7 @@ def main(model: str, adapter: str, sequences: str, answer: str) -> None:
         dtype=json.loads((Path(model) / "config.json").read_text())["dtype"],
         skip_tokenizer_init=True,
         enable_lora=True,
+        lora_target_modules=["q_proj", "k_proj", "v_proj"],  # without the head, which prompt_logprobs maps wrongly
         max_model_len=length,
         gpu_memory_utilization=0.4,
         max_num_batched_tokens=max(2048, length),

@@ -50,12 +50,13 @@ def train_members(
     members: Sequence[Member],
     shapes: Mapping[str, tuple[int, int]],
     settings: LoraSettings,
+    start: Weights | None = None,
     **options: Any,
 ) -> tuple[list[Weights], list[list[float]]]:
     """The adapters of K members after ``fine_tune`` with these ``options``, and their losses."""
-    trainee = LoraTrainee(model, members, shapes, settings)
+    trainee = LoraTrainee(model, members, shapes, settings, start)
     losses = fine_tune(model, trainee, settings, **options)
-    return trainee.weights(), losses
+    return [trainee.weights(k) for k in range(len(members))], losses
 
 
 @dataclass(frozen=True)

@@ -30,13 +30,19 @@ SHORT = LoraSettings(rank=4, alpha=8.0, n_epochs=2, batch_size=5, learning_rate=
 
 
 def train(
-    model: LanguageModel, members: list[Member], settings: LoraSettings, max_tokens: int, objective: Objective
+    model: LanguageModel,
+    members: list[Member],
+    settings: LoraSettings,
+    max_tokens: int,
+    objective: Objective,
+    start: Weights | None = None,
 ) -> tuple[list[Weights], np.ndarray]:
     weights, losses = train_members(
         model.adapted,
         members,
         model.adapter_shapes(settings.targets),
         settings,
+        start,
         objective=objective,
         max_tokens=max_tokens,
     )
@@ -58,13 +64,13 @@ def test_members_together_are_members_alone(
 ):
     settings, objective = replace(SHORT, dropout=dropout), Objective(kind, rho=2.0)
     starts, _ = train(model, [Member(examples, 0)], SHORT, 2048, Objective())
-    members = [Member(examples[k : 18 + k], 10 + k, starts[0]) for k in range(3)]
-    together, losses = train(model, members, settings, max_tokens, objective)
-    alone = [train(model, [m], settings, 2048, objective) for m in members]
+    members = [Member(examples[k : 18 + k], 10 + k) for k in range(3)]
+    together, losses = train(model, members, settings, max_tokens, objective, starts[0])
+    alone = [train(model, [m], settings, 2048, objective, starts[0]) for m in members]
     np.testing.assert_allclose(losses, np.concatenate([a[1] for a in alone]), rtol=1e-4)
     assert_close(together, [a[0][0] for a in alone], 2e-4)
     if dropout:
-        undisturbed, _ = train(model, members[:1], SHORT, 2048, objective)
+        undisturbed, _ = train(model, members[:1], SHORT, 2048, objective, starts[0])
         with pytest.raises(AssertionError):
             assert_close(undisturbed, together[:1], 2e-4)
 

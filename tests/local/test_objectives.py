@@ -176,9 +176,10 @@ def test_every_objective_trains(model: LanguageModel, examples: list[EncodedExam
     for kind, rho in (("influence", 5.0), ("fisher", 5.0), ("subset", 0.0)):
         trained, losses = train_members(
             model.adapted,
-            [Member(examples, 3, start)],
+            [Member(examples, 3)],
             model.adapter_shapes(None),
             chosen,
+            start,
             objective=Objective(kind, rho=rho),
             max_tokens=512,
         )

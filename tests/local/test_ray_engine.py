@@ -37,7 +37,7 @@ SHORT = LoraSettings(rank=4, alpha=8.0, n_epochs=1, batch_size=5)
 @pytest.fixture(scope="module")
 def engine() -> Iterator[RayEngine]:
     ray.init(num_cpus=2, num_gpus=2, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
-    engine = RayEngine(address=None, cpus=1, gpus=1, retries=2)  # declared GPUs; the work is the CPU's
+    engine = RayEngine(address=None, cpus=1, gpus=1)  # declared GPUs; the work is the CPU's
     yield engine
     engine.close()
     assert ray.is_initialized()  # a cluster that was there before is left alone
@@ -119,7 +119,7 @@ from daunce_api.errors import ConfigurationError
 services.find_gcs_addresses = functools.cache(set)
 services.find_bootstrap_address = lambda _: None
 try:
-    engine = RayEngine(address=sys.argv[1] or None, cpus=1, gpus=0, retries=0)
+    engine = RayEngine(address=sys.argv[1] or None, cpus=1, gpus=0)
 except ConfigurationError as error:
     print("refused:", error)
 else:
@@ -163,7 +163,7 @@ def test_a_cluster_that_is_not_there_is_refused_soon():
 
 def test_tasks_that_fit_nowhere_are_refused(engine: RayEngine):
     with pytest.raises(ConfigurationError, match="no room"):
-        RayEngine(address=None, cpus=64, gpus=0, retries=0)
+        RayEngine(address=None, cpus=64, gpus=0)
 
 
 async def test_a_run_on_ray_keeps_everything_in_its_own_folder(

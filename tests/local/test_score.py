@@ -179,6 +179,7 @@ def test_free_memory_is_shared_and_a_containers_limit_counts(tmp_path: Path, mon
     monkeypatch.undo()
     assert score._container_rest(tmp_path) == []
     (tmp_path / "memory.current").write_text("700\n")
+    (tmp_path / "memory.stat").write_text("anon 5\n")
     for limit, rest in (("max", []), ("1000", [300]), ("500", [0])):
         (tmp_path / "memory.max").write_text(f"{limit}\n")
         assert score._container_rest(tmp_path) == rest

@@ -141,7 +141,7 @@ def _start_engine(options: LocalOptions) -> Engine:
     if options.engine == "ray":
         ray = options.ray  # an actor takes one GPU, and the cluster hides all others from it
         gpus = float(options.device.startswith("cuda")) if ray.gpus is None else ray.gpus
-        return RayEngine(address=ray.address, cpus=ray.cpus, gpus=gpus, retries=ray.retries, workers=options.workers)
+        return RayEngine(address=ray.address, cpus=ray.cpus, gpus=gpus, workers=options.workers)
     if options.engine == "thread":
         return ThreadEngine()
     return ProcessEngine(options.worker_count, gpus=options.device == "cuda")

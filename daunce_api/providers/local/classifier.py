@@ -140,11 +140,11 @@ class Classifier:
             parts.append(members)
         if len(parts) == 1:
             return parts[0]
-        return Members(
-            {n: torch.cat([p.parameters[n] for p in parts]) for n in parts[0].parameters},
-            {n: torch.cat([p.buffers[n] for p in parts]) for n in parts[0].buffers},
-            self._names,
+        parameters, buffers = (
+            {n: torch.cat([part[n] for part in held]) for n in held[0]}
+            for held in ([p.parameters for p in parts], [p.buffers for p in parts])
         )
+        return Members(parameters, buffers, self._names)
 
     def measure(self, members: Members, inputs: Tensor, labels: Tensor, *, batch: int = 512) -> NDArray[np.float64]:
         """Loss of every example under every member (K, N), in evaluation mode."""

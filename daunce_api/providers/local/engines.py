@@ -24,6 +24,8 @@ from ..._util.environment import worker_environment
 from ...errors import ConfigurationError, MissingExtraError, TrainingCancelledError, TransientError
 
 _PROBE_SECONDS = 10.0
+_RETRIES = 3
+"""Times that Ray runs the task of a lost actor again."""
 
 ArgumentT = TypeVar("ArgumentT")
 ResultT = TypeVar("ResultT")
@@ -273,9 +275,7 @@ class RayEngine(Engine):
     """Actors on a Ray cluster, each of which loads the model once. They read and write this machine's folders by their
     names: those have to lie on storage that the cluster shares."""
 
-    def __init__(
-        self, *, address: str | None, cpus: float, gpus: float, retries: int, workers: int | None = None
-    ) -> None:
+    def __init__(self, *, address: str | None, cpus: float, gpus: float, workers: int | None = None) -> None:
         """``address``: ``auto`` or a cluster's; None starts one on this machine, ended at :meth:`close`. ``workers``:
         the most actors; None: as many as the cluster has room for.
 
@@ -301,7 +301,7 @@ class RayEngine(Engine):
         if room < 1:
             self._stop()
             raise ConfigurationError(f"the Ray cluster has no room for an actor of {cpus:g} CPUs and {gpus:g} GPUs")
-        options = {"num_cpus": cpus, "num_gpus": gpus, "max_restarts": -1, "max_task_retries": retries}
+        options = {"num_cpus": cpus, "num_gpus": gpus, "max_restarts": -1, "max_task_retries": _RETRIES}
         super().__init__([_Actor(ray, options) for _ in range(min(room, workers or room))])
 
     def close(self) -> None:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ...errors import ConfigurationError, MissingExtraError
+from ...errors import ConfigurationError
 
 if TYPE_CHECKING:
     from ...data.dataset import Example
@@ -29,11 +29,9 @@ def gradient_cosine(model: str | Path, train: Sequence[Example], test: Sequence[
         MissingExtraError: the extra `local` is not installed.
         ConfigurationError: the folder holds no language model with a chat template.
     """
-    try:
-        import torch
-        from transformers import AutoModelForCausalLM, AutoTokenizer
-    except ImportError as error:
-        raise MissingExtraError("The gradient prior", "local") from error
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
     if not Path(model).is_dir():
         raise ConfigurationError(f"attribution.prior_model: {model} is no folder with a model's weights.")
     try:

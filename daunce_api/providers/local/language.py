@@ -91,19 +91,12 @@ class LanguageModel:
         continue ``start_from``, where it is given.
 
         Raises ConfigurationError where an adapter was made with another rank, alpha or other modules than the settings,
-        and for a full fine-tune where the folder is none or the base cannot be trained.
+        and for a full fine-tune where the folder is none.
         """
         if isinstance(settings, LoraSettings):
             shapes = self.adapter_shapes(settings.targets)
             start = None if start_from is None else self._start_weights(start_from, settings, shapes)
-            return LoraTrainee(self.adapted, [Member(e, seed, start) for e, seed in members], shapes, settings)
-        if any(
-            t.dtype not in (torch.float32, torch.float64, torch.bfloat16) for t in self.adapted.own_weights.values()
-        ):
-            raise ConfigurationError(
-                "a full fine-tune needs weights in float32, float64 or bfloat16: set dtype, and no quantisation, or "
-                "use fine_tuning: lora."
-            )
+            return LoraTrainee(self.adapted, [Member(*m) for m in members], shapes, settings, start)
         if start_from is not None and not is_full(start_from):
             raise ConfigurationError(
                 f"{start_from.name} is no model folder; a full fine-tune continues a full fine-tune, not an adapter."
@@ -116,7 +109,7 @@ class LanguageModel:
     ) -> None:
         """Write what a member is now to an adapter folder, or to a model folder with this model's tokenizer."""
         if isinstance(trainee, LoraTrainee) and isinstance(settings, LoraSettings):
-            save_adapter(out, trainee.weights()[member], settings, self.name)
+            save_adapter(out, trainee.weights(member), settings, self.name)
         elif isinstance(trainee, FullTrainee):
             with self.adapted.using(ActiveFull(trainee.weights())):
                 save_full(out, self.adapted.model, self.tokenizer.folder)

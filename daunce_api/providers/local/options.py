@@ -195,7 +195,6 @@ class RayOptions(Options):
     address: str | None = Field(None, description="auto, or a cluster's address; default: one on this machine")
     cpus: float = Field(1.0, gt=0, description="CPUs of an actor")
     gpus: float | None = Field(None, ge=0, description="GPUs of an actor; default: one where device is cuda, else none")
-    retries: int = Field(3, ge=0, description="times that the task of a lost actor is run again")
 
 
 class LocalOptions(Options):

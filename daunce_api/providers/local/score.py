@@ -90,22 +90,13 @@ def free_bytes(device: torch.device) -> int:
 
 
 def _container_rest(root: Path = Path("/sys/fs/cgroup")) -> list[int]:
-    """What this process's container has left, where it has a limit (cgroup 2, or 1)."""
-    for limit, used in (
-        ("memory.max", "memory.current"),
-        ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes"),
-    ):
-        try:
-            most, now = ((root / name).read_text().strip() for name in (limit, used))
-            if most == "max":
-                return []
-            stat = (root / used).with_name("memory.stat")
-            lines = stat.read_text().splitlines() if stat.is_file() else []
-            cached = sum(int(line.split()[1]) for line in lines if line.startswith("inactive_file "))
-            return [max(0, int(most) - int(now) + cached)]  # the kernel takes back cached files
-        except (OSError, ValueError):
-            continue
-    return []
+    """What this process's container (cgroup 2) has left, where it has a limit."""
+    try:
+        most, now, stat = ((root / f"memory.{name}").read_text() for name in ("max", "current", "stat"))
+        cached = sum(int(line.split()[1]) for line in stat.splitlines() if line.startswith("inactive_file "))
+        return [max(0, int(most) - int(now) + cached)]  # the kernel takes back cached files
+    except (OSError, ValueError):  # no container, or "max": no limit
+        return []
 
 
 @dataclass(frozen=True, slots=True)

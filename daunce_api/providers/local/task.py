@@ -37,17 +37,6 @@ from .losses import ExampleLoss, example_cross_entropy
 from .options import TaskSpec
 
 _CHAT = "a classifier's examples are prompt/completion records: which input, and its class."
-_WRONG = (
-    AttributeError,
-    ImportError,
-    OSError,
-    SyntaxError,
-    NameError,
-    TypeError,
-    ValueError,
-    RuntimeError,
-    LookupError,
-)
 
 
 @dataclass(frozen=True)
@@ -71,7 +60,7 @@ def load_task(spec: TaskSpec) -> ClassifierTask:
     try:
         module = _import_file(place) if isinstance(place, Path) else importlib.import_module(place)
         found: Any = getattr(module, name) if name else module
-    except _WRONG as error:
+    except Exception as error:  # the user's code may fail in any way
         raise ConfigurationError(
             f"backend.options.task {spec.task!r} cannot be imported: {type(error).__name__}: {error}"
         ) from error

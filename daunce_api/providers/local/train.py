@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from ...data.tokenizers import EncodedExample
-from ...errors import CapabilityError, ConfigurationError, DataError, RejectedError
+from ...errors import ConfigurationError, DataError, RejectedError
 from ..objective import Objective, noise
 from ..randomness import DROPOUT, INIT, ORDER, stream
 from .lora import Active, ActiveFull, ActiveLora, AdaptedModel, Batch
@@ -38,12 +38,10 @@ AfterStep = Callable[[int, int, list[float]], None]
 
 @dataclass(frozen=True)
 class Member:
-    """One fine-tune of a group: its examples, its seed, and the adapter weights that it starts from (None: fresh; a
-    full fine-tune gets its start elsewhere)."""
+    """One fine-tune of a group: its examples and its seed."""
 
     examples: Sequence[EncodedExample]
     seed: int
-    start: Mapping[str, tuple[Tensor, Tensor]] | None = None
 
 
 @dataclass(frozen=True)
@@ -100,13 +98,16 @@ class LoraTrainee:
         members: Sequence[Member],
         shapes: Mapping[str, tuple[int, int]],
         settings: LoraSettings,
+        start: Weights | None = None,
     ) -> None:
+        """``start`` holds the adapter that all begin with (theta_0); None: fresh weights of each one's own seed."""
         if settings.dropout and model.head_name in shapes:
             raise ConfigurationError("lora_dropout is not computed for an adapter on the output head; leave one out.")
         self.members = members
         self._model, self._settings = model, settings
         self._scaling = settings.alpha / settings.rank
-        starts = [m.start or fresh_weights(shapes, settings.rank, m.seed) for m in members]
+        self._start = None if start is None else ActiveLora(model.placed(start), self._scaling)
+        starts = [start or fresh_weights(shapes, settings.rank, m.seed) for m in members]
         stacked = {n: (torch.stack([s[n][0] for s in starts]), torch.stack([s[n][1] for s in starts])) for n in shapes}
         self._weights = {n: (a.requires_grad_(), b.requires_grad_()) for n, (a, b) in model.placed(stacked).items()}
 
@@ -126,19 +127,18 @@ class LoraTrainee:
 
     def start(self) -> Active | None:
         """theta_0. Fresh adapters change nothing, so that it is the base model."""
-        first = self.members[0].start
-        if any(m.start is not first for m in self.members):
-            raise CapabilityError("members of a perturbed objective that are trained together need the same start.")
-        return None if first is None else ActiveLora(self._model.placed(first), self._scaling)
+        return self._start
 
     def before_step(self) -> None: ...
 
     def after_step(self) -> None: ...
 
-    def weights(self) -> list[Weights]:
-        """A copy of each member's adapter."""
-        copied = {n: (a.detach().cpu().clone(), b.detach().cpu().clone()) for n, (a, b) in self._weights.items()}
-        return [{n: (a[k], b[k]) for n, (a, b) in copied.items()} for k in range(len(self.members))]
+    def weights(self, member: int) -> Weights:
+        """A copy of a member's adapter."""
+        return {
+            n: (a[member].detach().cpu().clone(), b[member].detach().cpu().clone())
+            for n, (a, b) in self._weights.items()
+        }
 
 
 class FullTrainee:

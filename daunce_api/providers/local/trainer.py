@@ -19,19 +19,12 @@ from ...errors import ConfigurationError, DaunceError, RejectedError, StopError,
 from ..base import Closing, Job, JobRequest, JobStatus, ModelInfo, TrainerCapabilities
 from ..objective import Objective
 from ..registry import Context
-from .backend import LocalRun, open_scorer, open_tokenizer, run_of, scorer_capabilities
+from .backend import LocalRun, open_tokenizer, run_of
 from .engines import WorkerLostError
 from .options import hyperparameters_of, settings_of
 from .store import JobRecord, MemberTask, job_id, remove_folder
 
-__all__ = [
-    "LocalTrainer",
-    "open_scorer",
-    "open_tokenizer",
-    "open_trainer",
-    "scorer_capabilities",
-    "trainer_capabilities",
-]
+__all__ = ["LocalTrainer", "open_tokenizer", "open_trainer", "trainer_capabilities"]
 
 _JOBS_AT_ONCE = 64
 _QUEUED_AT_MOST = 2048

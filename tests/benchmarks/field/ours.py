@@ -140,10 +140,11 @@ def _text_members(
     sides: tuple[list[np.ndarray], list[np.ndarray]] = ([], [])
     for first in range(0, len(seeds), 10):
         rows = range(first, min(first + 10, len(seeds)))
-        group = [Member([examples[i] for i in np.flatnonzero(inclusion[k])], seeds[k], start) for k in rows]
-        trainee = LoraTrainee(model.adapted, group, shapes, settings)
+        group = [Member([examples[i] for i in np.flatnonzero(inclusion[k])], seeds[k]) for k in rows]
+        trainee = LoraTrainee(model.adapted, group, shapes, settings, start)
         fine_tune(model.adapted, trainee, settings, objective=goal)
-        for one in trainee.weights():
+        for k in range(len(group)):
+            one = trainee.weights(k)
             state = {f"inner.{n}.{'ab'[i]}.weight": w for n, pair in one.items() for i, w in enumerate(pair)}
             subject.loaded(state)
             for side, (x, y) in zip(sides, (subject.train, subject.test), strict=True):
