@@ -36,7 +36,7 @@ def test_the_package_runs_as_a_module() -> None:
 
 
 def test_the_core_has_its_entry_points() -> None:
-    assert {"scores", "self_lds", "top", "group_scores", "self_influence"} <= set(core.__all__)
+    assert {"scores", "choose", "estimate", "top", "group_scores", "self_influence"} <= set(core.__all__)
     for name in core.__all__:
         assert (getattr(core, name).__doc__ or "").strip() or name in ("ESTIMATORS", "QUESTIONS", "Question", "Rho")
 

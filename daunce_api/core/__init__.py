@@ -54,11 +54,10 @@ from numpy.typing import ArrayLike, NDArray
 from .choice import Choice, choose
 from .estimators import ESTIMATORS, QUESTIONS, Estimator, Question, Setting
 from .groups import GroupScores, group_scores
-from .influence import SelfInfluence, self_influence
 from .jackknife import confidence_interval, significance_threshold
-from .losses import per_example_losses, resolve_censored, segment_losses
+from .losses import SelfInfluence, per_example_losses, resolve_censored, segment_losses, self_influence
 from .pairs import Scores, fit
-from .quality import MINIMUM_MEMBERS, SelfLDS, StopRule, estimate
+from .quality import MINIMUM_MEMBERS, SelfLDS, estimate
 from .rows import MemberLosses, Rho, member_losses
 from .stages import Checkpoints
 from .topk import Ranking, top
@@ -79,7 +78,6 @@ __all__ = [
     "SelfInfluence",
     "SelfLDS",
     "Setting",
-    "StopRule",
     "choose",
     "confidence_interval",
     "estimate",

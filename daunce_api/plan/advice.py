@@ -178,6 +178,10 @@ def _plan(inputs: RunInputs, start: str, ratio: float, checkpoints: int) -> Plan
 def _costs(plan: Plan) -> tuple[float, float]:
     """Dollars that do not depend on the number of members, and of one member: trained, and its models scored."""
     costs, scoring = plan.costs, plan.scoring_usd_per_model
+    if plan.hosting is not None and plan.hosting.usd is None:
+        raise ConfigurationError(
+            f"Nothing can be advised, since the cost of the endpoint that scores is not known: {plan.hosting.text}."
+        )
     if costs is None or scoring is None:
         raise ConfigurationError("Prices of this provider are not known, so nothing can be advised: set budget.price.")
     hosting = 0.0 if plan.hosting is None else plan.hosting.usd or 0.0

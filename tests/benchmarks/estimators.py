@@ -24,7 +24,7 @@ from daunce_api.attribution.similarity import bm25_scores
 from daunce_api.core import Checkpoints, MemberLosses, Rho, choose, estimate, fit, member_losses, self_influence
 from daunce_api.core.crossval import column_spearman
 from tests.benchmarks import tasks
-from tests.benchmarks.tasks import CACHE, CHUNK, Task, all_tasks, chunk_files, joined, losses, read_chunk
+from tests.benchmarks.tasks import CACHE, Task, all_tasks, chunk_files, joined, read_chunk
 
 COUNTS = (10, 25, 50, 100)
 NOISES = (0.0, 0.01, 0.03)
@@ -79,20 +79,24 @@ def similarity(task: Task) -> np.ndarray | None:
 
 
 def cached(task: Task, kind: str, checkpoints: bool = False) -> dict[str, np.ndarray] | None:
-    """What the cache holds of a kind, without training; None if nothing or an incomplete truth.
+    """What the cache holds of a kind, without training; None if nothing. Of a truth, whole subsets.
 
     With ``checkpoints`` only members whose earlier checkpoints are there too.
     """
     spec = task.kinds[kind]
     folder = CACHE / task.name / kind
     files = sorted(folder.glob("[0-9]*[0-9].npz"))
-    if kind == "truth":
-        return losses(task, kind) if len(files) * CHUNK >= spec.count * spec.seeds else None
     if checkpoints:
         files = [file for file in files if chunk_files(folder, int(file.stem))[1].exists()]
     if not files:
         return None
-    return joined([read_chunk(chunk_files(folder, int(file.stem))) for file in files])
+    out = joined([read_chunk(chunk_files(folder, int(file.stem))) for file in files])
+    if kind == "truth":
+        subsets = len(out["test"]) // spec.seeds
+        per_seed = out["test"][: subsets * spec.seeds].reshape(subsets, spec.seeds, -1)
+        inclusion = out["inclusion"][: subsets * spec.seeds : spec.seeds]
+        out = {"inclusion": inclusion, "test": per_seed.mean(axis=1), "per_seed": per_seed}
+    return out
 
 
 def ensembles(task: Task, kind: str, count: int, noise: float, draws: int = 20) -> Iterator[Ensemble]:

@@ -1,10 +1,15 @@
 # ruff: noqa: E402 - thread counts are set before NumPy is imported
-"""Is self_lds right, and its curve? ``python -m tests.benchmarks.quality [toy digits fashion lm resnet]``.
+"""Is self_lds right, and its curve? ``python -m tests.benchmarks.quality [toy digits fashion lm chat resnet]``.
 
 From the cached members of a task sequences of members are drawn. After K of them self_lds and its interval are held
 against the LDS of the same scores on retrained models, and what was foreseen for more members against what these then
 gave. Sequences share members where the pool is small, so shares of intervals that cover are less certain than the
 number of sequences suggests; a forecast and what it is compared with share the first K members, as in a run that grows.
+
+The LDS is that against a truth without luck: the correlation with retrained models over the root of their reliability
+(two seeds of one subset; Spearman and Brown for their mean). Members trained like the target that are not in the
+sequence are further retrained models, of one seed each. Its own standard error, over retrained models, stands beside
+it. Constants of self_lds are those of the other tasks (`of_others`): the judged one took no part in them.
 
 ``toy`` is linear, with luck of each run's own in every loss and new data for every sequence.
 """
@@ -21,13 +26,61 @@ for variable in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
 
 import numpy as np
 
-from daunce_api.core import SelfLDS, member_losses
-from daunce_api.core.quality import estimate
+from daunce_api.core import SelfLDS, member_losses, quality
+from daunce_api.core.crossval import column_spearman
 from tests.benchmarks.estimators import Ensemble, auto, cached
 from tests.benchmarks.tasks import Task, all_tasks, classifier_tasks
 
 COUNTS = (10, 25, 50, 100, 200)
 PAIRS = ((10, 25), (25, 50), (50, 100), (100, 200), (25, 100), (50, 200))
+
+
+ANSWERS = {"lm": (160, 0.78), "chat": (128, 0.76), "digits": (1_000, 0.574), "fashion": (5_000, 0.479)}
+ANSWERS["resnet"] = (2_000, 0.382)
+"""Training examples, and the correlation of two seeds of one subset."""
+LINEAR = {"lm": (1.56, 0.38), "chat": (1.105, 0.07), "digits": (0.953, 0.08)}
+"""That over the share that subsets explain linearly, of the whole pool, and its standard error."""
+ALIKE = {"lm": 0.79, "chat": 0.90}
+"""The ceiling of members from the target that answer like it."""
+
+
+def of_others(task: str) -> None:
+    """Set the constants of self_lds to what the other tasks make them."""
+    size, answer = np.array([known for name, known in ANSWERS.items() if name != task]).T
+    x, y = np.log10(size / 1_000), np.log(answer / (1 - answer))
+    fall, level = np.polyfit(x, y, 1)
+    left = y - level - fall * x
+    quality.LUCK = (level, -fall, float(np.sqrt((left**2).sum() / (len(x) - 2))))
+    factor, error = np.array([known for name, known in LINEAR.items() if name != task]).T
+    quality.BEYOND_LINEAR = float((factor / error**2).sum() / (1 / error**2).sum())
+    quality.LIKE_TARGET = float(np.mean([known for name, known in ALIKE.items() if name != task]))
+
+
+@dataclass(frozen=True, eq=False)
+class Truth:
+    """Retrained models: (S, N) subsets, (S, M) losses, and the reliability of these."""
+
+    inclusion: np.ndarray
+    loss: np.ndarray
+    reliability: float
+
+    def judge(self, score_NM: np.ndarray, rows: np.ndarray) -> float:
+        """LDS without the truth's luck."""
+        predicted = -(self.inclusion[rows].astype(np.float64) @ score_NM)
+        return float(column_spearman(predicted, self.loss[rows]).mean() / np.sqrt(self.reliability))
+
+
+def judged(truths: Sequence[Truth], score_NM: np.ndarray, draws: int = 40) -> tuple[float, float]:
+    """The mean over truths, weighted by models and reliability, and its bootstrap standard error over models."""
+    weight = [len(t.loss) * t.reliability for t in truths]
+    rng = np.random.default_rng(0)
+    picks = [[np.arange(len(t.loss)) for t in truths]]
+    picks += [[rng.integers(0, len(t.loss), len(t.loss)) for t in truths] for _ in range(draws)]
+    found = [
+        np.average([t.judge(score_NM, rows) for t, rows in zip(truths, pick, strict=True)], weights=weight)
+        for pick in picks
+    ]
+    return float(found[0]), float(np.std(found[1:]))
 
 
 @dataclass(frozen=True)
@@ -36,29 +89,40 @@ class Look:
 
     quality: SelfLDS
     lds: float
+    error: float
 
 
-def look(e: Ensemble, count: int) -> Look:
+def look(e: Ensemble, truths: Sequence[Truth], count: int) -> Look:
     """The first members of an ensemble."""
     members = member_losses(e.train[:count], e.test[:count], e.inclusion[:count], noise=e.noise, rho=e.rho)
-    return Look(estimate(members), e.judge(auto(members)[0]))
+    return Look(quality.estimate(members), *judged(truths, auto(members)[0]))
 
 
-def drawn(task: Task, kind: str, noise: float, sequences: int, most: int) -> Iterator[Ensemble]:
-    """Random sequences of the cached members of a task."""
-    members, truth = cached(task, kind), cached(task, "truth")
-    if members is None or truth is None:
+def drawn(task: Task, kind: str, noise: float, sequences: int, most: int) -> Iterator[tuple[Ensemble, list[Truth]]]:
+    """Random sequences of the cached members of a task, and retrained models that are none of them."""
+    members, truth, alike = cached(task, kind), cached(task, "truth"), cached(task, "base")
+    if members is None or truth is None or alike is None:
         return
+    per_seed = truth["per_seed"]
+    half = per_seed.shape[1] // 2
+    sides = per_seed[:, :half].mean(axis=1), per_seed[:, half : 2 * half].mean(axis=1)
+    r = float(column_spearman(*sides).mean())
+    single, whole = r / (half - (half - 1) * r), 2 * r / (1 + r)
     for index in range(sequences):
         rng = np.random.default_rng([5, index])
         order = rng.permutation(len(members["train"]))[:most]
         train, test = (members[side][order].astype(np.float64) for side in ("train", "test"))
         train, test = (loss + noise * rng.normal(size=loss.shape) for loss in (train, test))
-        inclusion, rho = members["inclusion"][order], task.rho(kind)
-        yield Ensemble(train, test, inclusion, noise or None, rho, truth["inclusion"].astype(float), truth["test"])
+        unused = (
+            np.arange(len(alike["test"])) if kind != "base" else np.setdiff1d(np.arange(len(members["test"])), order)
+        )
+        further = Truth(alike["inclusion"][unused[:300]], alike["test"][unused[:300]], single)
+        truths = [Truth(truth["inclusion"], truth["test"], whole), *([further] if unused.size > 2 else [])]
+        known = (noise or None, task.rho(kind), truth["inclusion"].astype(float), truth["test"])
+        yield Ensemble(train, test, members["inclusion"][order], *known), truths
 
 
-def toys(rank: int, luck: float, sequences: int, most: int) -> Iterator[Ensemble]:
+def toys(rank: int, luck: float, sequences: int, most: int) -> Iterator[tuple[Ensemble, list[Truth]]]:
     """400 training and 40 test examples of a linear model; luck relative to the spread that subsets make."""
     for index in range(sequences):
         rng = np.random.default_rng([index, rank])
@@ -70,20 +134,23 @@ def toys(rank: int, luck: float, sequences: int, most: int) -> Iterator[Ensemble
         clean = [moved @ side.T for side in (g, t)]
         train, test = (x + luck * x.std(axis=0) * rng.normal(size=x.shape) for x in clean)
         kept, truth = inclusion[:most], inclusion[most:].astype(float)
-        yield Ensemble(2 + train[:most], 1 + test[:most], kept, None, "base", truth, clean[1][most:])
+        e = Ensemble(2 + train[:most], 1 + test[:most], kept, None, "base", truth, clean[1][most:])
+        yield e, [Truth(truth, clean[1][most:], 1.0)]
 
 
-def tables(name: str, ensembles: Sequence[Iterator[Ensemble]], labels: Sequence[str], counts: Sequence[int]) -> None:
+def tables(
+    name: str, ensembles: Sequence[Iterator[tuple[Ensemble, list[Truth]]]], labels: Sequence[str], counts: Sequence[int]
+) -> None:
     """Print the two tables of a task; one row a K, or a pair of them, and kind of ensemble."""
     found = {}
     for label, sequences in zip(labels, ensembles, strict=True):
-        looks = [[look(e, count) for count in counts if count <= len(e.train)] for e in sequences]
+        looks = [[look(e, truths, count) for count in counts if count <= len(e.train)] for e, truths in sequences]
         if looks:
             found[label] = looks
     print(
         f"\n### {name}: self_lds and its interval against LDS\n\n"
-        "| members, noise | K | sequences | self_lds | LDS | error | sd of error | largest | interval covers LDS "
-        "| mean width |\n" + "|---" * 10 + "|"
+        "| members, noise | K | sequences | self_lds | LDS | its s.e. | error | sd of error | within .05 "
+        "| interval covers LDS | mean width |\n" + "|---" * 11 + "|"
     )
     for label, looks in found.items():
         for k, count in enumerate(counts[: len(looks[0])]):
@@ -92,8 +159,9 @@ def tables(name: str, ensembles: Sequence[Iterator[Ensemble]], labels: Sequence[
             low, high = np.array([q.low for q in own]), np.array([q.high for q in own])
             error = value - lds
             print(
-                f"| {label} | {count} | {len(looks)} | {value.mean():.3f} | {lds.mean():.3f} | {error.mean():+.3f} "
-                f"| {error.std():.3f} | {np.abs(error).max():.2f} | {_share(low, lds, high)} "
+                f"| {label} | {count} | {len(looks)} | {value.mean():.3f} | {lds.mean():.3f} "
+                f"| {np.mean([run[k].error for run in looks]):.3f} | {error.mean():+.3f} | {error.std():.3f} "
+                f"| {(np.abs(error) <= 0.05).mean():.2f} | {_share(low, lds, high)} "
                 f"| {(high - low).mean():.2f} |"
             )
     print(
@@ -132,7 +200,7 @@ def _share(low: np.ndarray, value: np.ndarray, high: np.ndarray) -> str:
 def main() -> None:
     """Print Markdown."""
     parser = argparse.ArgumentParser()
-    parser.add_argument("tasks", nargs="*", default=["toy", "digits", "fashion", "lm", "resnet"])
+    parser.add_argument("tasks", nargs="*", default=["toy", "digits", "fashion", "lm", "chat", "resnet"])
     parser.add_argument("--sequences", type=int, default=40)
     parser.add_argument("--counts", nargs="+", type=int, default=COUNTS)
     arguments = parser.parse_args()
@@ -143,6 +211,7 @@ def main() -> None:
             made = [toys(rank, luck, arguments.sequences, max(counts)) for rank, luck in cases]
             tables("toy", made, [f"rank {rank}, luck {luck}" for rank, luck in cases], counts)
             continue
+        of_others(name)
         task = (classifier_tasks() if name in ("digits", "fashion") else all_tasks())[name]
         cells = [(kind, noise) for kind in ("base", "target") for noise in (0.0, 0.03)]
         made = [drawn(task, kind, noise, arguments.sequences, max(counts)) for kind, noise in cells]

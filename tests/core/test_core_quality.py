@@ -62,13 +62,13 @@ def test_the_ceiling_of_members_from_the_target_depends_on_how_alike_they_answer
     test = P.test + rng.normal(size=P.test.shape) * P.test.std(axis=0)  # keeps raw below any ceiling
     assert self_lds(P.train, test, P.inclusion, "covariance", rho=1e-6).ceiling == pytest.approx(0.79 + 3.3 / 48)
     alike = self_lds(P.train, test, P.inclusion, "covariance", rho=1e6)
-    assert alike.ceiling == pytest.approx(0.92)
+    assert alike.ceiling == pytest.approx(0.87)
     noise = 0.2 * float(test.std(axis=0).min())
     noisy = self_lds(P.train, test, P.inclusion, "covariance", rho=1e6, noise=noise)
-    expected = 0.92 * np.sqrt(1 - noise**2 / test.var(axis=0)).mean()
+    expected = 0.87 * np.sqrt(1 - noise**2 / test.var(axis=0)).mean()
     assert noisy.ceiling == pytest.approx(expected)
     unlike = self_lds(P.train, test, P.inclusion, "covariance", rho=1e-6, noise=noise)
-    assert unlike.ceiling == pytest.approx((0.79 + 3.3 / 48) * np.sqrt(expected / 0.92))
+    assert unlike.ceiling == pytest.approx((0.79 + 3.3 / 48) * np.sqrt(expected / 0.87))
 
 
 @pytest.mark.parametrize("examples", [100, 10_000])
@@ -119,7 +119,7 @@ def test_an_interval_says_that_rho_is_not_known() -> None:
     rng = np.random.default_rng(2)
     test = P.test + rng.normal(size=P.test.shape) * P.test.std(axis=0)
     like, unlike, unknown = (
-        self_lds(P.train, test, P.inclusion, "covariance", rho=rho) for rho in (1e6, 1e-6, "unknown")
+        self_lds(P.train[:12], test[:12], P.inclusion[:12], "covariance", rho=rho) for rho in (1e6, 1e-6, "unknown")
     )
     assert unknown.raw == like.raw == unlike.raw
     assert unknown.ceiling == pytest.approx((like.ceiling + unlike.ceiling) / 2)

@@ -14,8 +14,9 @@ from test_plan import _bytes_for_tokens, chats, config  # noqa: F401 - a fixture
 from daunce_api.cli.common import main
 from daunce_api.config import RunConfig
 from daunce_api.errors import CapabilityError, ConfigurationError
-from daunce_api.plan.advice import Advice, Recipe, advise
+from daunce_api.plan.advice import Advice, Recipe, _costs, advise
 from daunce_api.plan.inputs import RunInputs
+from daunce_api.plan.prices import Hosting
 
 RESULTS = Path(__file__).parents[1] / "benchmarks" / "RESULTS-estimators.md"
 
@@ -116,6 +117,15 @@ def test_reasons_that_hold_for_all_members_are_raised() -> None:
         advise(RunInputs(config(), chats(300, "many tokens"), chats(8, "many tokens")), 5.0)
     with pytest.raises(ConfigurationError, match=r"set budget\.price"):
         advise(inputs(config(backend={"model": "gpt-4o-unheard-of"})), 5.0)
+
+
+@pytest.mark.parametrize(
+    ("hosting", "missing"),
+    [(Hosting(2.0, None, "one GPU"), "hosting_hours"), (Hosting(None, 3.0, "one GPU"), r"price\.hosting")],
+)
+def test_what_is_missing_of_an_endpoint_paid_by_the_hour_is_named(hosting: Hosting, missing: str) -> None:
+    with pytest.raises(ConfigurationError, match=rf"endpoint that scores is not known: .*set budget\.{missing} to see"):
+        _costs(replace(inputs().whole_plan(), hosting=hosting))
 
 
 def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
