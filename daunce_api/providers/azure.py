@@ -169,7 +169,7 @@ def open_scorer(context: Context) -> Scorer:
 
 def management_token(options: AzureScorerOptions) -> str:
     """The management service's token as it is now. Raises ConfigurationError where there is none, MissingExtraError
-    where Azure's own sign-in is asked for and not installed."""
+    where Azure's own sign-in is configured and not installed."""
     if options.azure_identity:
         return identity_token()
     path = options.management_token_file

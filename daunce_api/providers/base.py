@@ -360,7 +360,7 @@ class ProbeReport:
 
 @runtime_checkable
 class Metered(Protocol):
-    """A scorer that shows the headers of its endpoint's answers, in which rate limits are told."""
+    """A scorer that shows the headers of its endpoint's answers, which carry its rate limits."""
 
     def watch(self, observer: Callable[[Mapping[str, str]], None]) -> None:
         """Have ``observer`` called with the headers of every answer."""
@@ -371,7 +371,7 @@ class HostRecords(Protocol):
     """Keeps which models may stand on a server, so that they can be taken off after a crash too."""
 
     def load_intent(self, model: str) -> None:
-        """To be written before a model is asked for; one that is there already stays."""
+        """To be written before a model is loaded; an intent that is recorded already stays."""
         ...
 
     def unloaded(self, model: str) -> None:

@@ -21,7 +21,7 @@ IMPOSSIBLE = -9000.0
 ROUNDING = 1e-6
 """A log-probability may exceed zero by this much, for round-off in the server (nats)."""
 BEFORE_TARGETS = 16
-"""Positions before the targets that are asked for where a scorer chooses: an answer that is certain, and ended by a
+"""Positions before the targets that are requested where a scorer chooses: an answer that is certain, and ended by a
 token that is certain, has the log-probability 0 by right, and the prompt before it tells that from a server's zeros."""
 TOP_TOLERANCE = 1e-3
 """Both values come from one softmax; they differ by how they are rounded for the answer (nats)."""
@@ -125,10 +125,7 @@ def scores_of(
         )
     if asked_from is not None and None in logprobs[asked_from:sent]:
         _checked(provider, example, logprobs.index(None, asked_from), None)
-    values = tuple([logprobs[t] for t in example.targets])
-    if not _in_order(values):
-        values = tuple([_checked(provider, example, t, logprobs[t]) for t in example.targets])
-    return TokenScores(values)
+    return TokenScores(tuple(_checked(provider, example, t, logprobs[t]) for t in example.targets))
 
 
 def check_top(provider: str, example: EncodedExample, scores: TokenScores, listed: object) -> None:
@@ -149,14 +146,6 @@ def check_top(provider: str, example: EncodedExample, scores: TokenScores, liste
                 f"{_name(example)} and {value:.4f} for the token itself: values and positions are shifted against "
                 "each other. Nothing of the answer was used."
             )
-
-
-def _in_order(values: tuple[Any, ...]) -> bool:
-    """Whether all are log-probabilities beyond doubt, as nearly every answer's are; others are looked at singly."""
-    if set(map(type, values)) != {float}:
-        return False
-    # The sum is NaN when one value is; min and max may step over it.
-    return min(values) > IMPOSSIBLE and max(values) <= 0 and not math.isnan(sum(values))
 
 
 def _checked(provider: str, example: EncodedExample, position: int, value: object) -> float:

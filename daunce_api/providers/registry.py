@@ -1,13 +1,13 @@
 """How a backend is opened from a config.
 
-The module of a kind (``kinds``) is imported when it is asked for. It defines, for the roles that it has,
+The module of a kind (``kinds``) is imported when it is first used. It defines, for the roles that it has,
 
     trainer_capabilities(config: RunConfig) -> TrainerCapabilities     no network, no key
     scorer_capabilities(config: RunConfig) -> ScorerCapabilities       no network, no key
     open_trainer(context: Context) -> Trainer
     open_scorer(context: Context) -> Scorer
     open_tokenizer(config: RunConfig) -> Tokenizer                     optional, the scorer's before the trainer's;
-                                                                       default: ``backends.tokenizers``
+                                                                       default: ``providers.tokenizers``
     start_server(config: RunConfig) -> tuple[Endpoint, Callable[[], None]]   optional: a server of the run's own
 """
 

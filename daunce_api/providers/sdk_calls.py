@@ -69,7 +69,7 @@ class SdkCalls:
         if isinstance(error, sdk.APIConnectionError) and isinstance(error.__cause__, ReplayError):
             return error.__cause__  # the SDKs take whatever a transport raises for a failed connection
         if type(error) is ValueError and isinstance(error.__cause__, Exception):
-            # Tinker's SDK wraps what the service answers when it is asked for the result of an earlier request.
+            # Tinker's SDK wraps what the service answers to a request for the result of an earlier one.
             if not isinstance(error.__cause__, sdk.APIError):
                 return self.failures.malformed(doing, submit, "a body that its SDK cannot read")
             error = error.__cause__

@@ -1,1 +1,1 @@
-"""Models to log-probabilities: what is missing, asked for in batches, kept as it arrives, checked."""
+"""Models to log-probabilities: what is missing, requested in batches, stored as it arrives, checked."""

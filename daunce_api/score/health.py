@@ -143,7 +143,7 @@ def check_members_differ(
             )
             raise MembersAlikeError(
                 f"all {len(models)} fine-tuned models give the same losses: {measured}. Either the server answers with "
-                "the base model whatever model is asked for, or training changed nothing. Check that each fine-tune is "
+                "the base model for every model, or training changed nothing. Check that each fine-tune is "
                 "loaded under its own name, and the learning rate and epochs."
             )
     for k in range(1, members):
@@ -158,6 +158,17 @@ def check_members_differ(
                     (twin, k),
                 )
     return verdict
+
+
+def like_base(loss_KN: Floats, base_N: Floats, first_KR: Floats, again_KR: Floats) -> list[int]:
+    """Rows whose losses are the base model's within the noise, where those of most others are not.
+
+    ``first_KR`` and ``again_KR``: two measurements of R examples by the same members, from which the noise is known.
+    """
+    away_K = np.sqrt(((loss_KN - base_N) ** 2).mean(axis=1))
+    noise = float(np.sqrt(((first_KR - again_KR) ** 2).mean())) if first_KR.size else 0.0  # of a difference, as here
+    same = max(ROUNDING, _SAME * noise)
+    return np.flatnonzero((away_K <= same) & (np.median(away_K) >= _APART * same)).tolist()
 
 
 def repeated_losses(store: RunStore, members: Sequence[int], reduction: Reduction = "mean") -> tuple[Floats, Floats]:
@@ -264,11 +275,9 @@ class Comparison:
         """Those of the suspects whose losses on the examples are the base's."""
         ids = self._store.scores.find_ids(examples)
         loss_KN, _ = loss_matrix(self._store, [(BASE, 0), *((k, 0) for k in members)], ids, reduction)
-        away = dict(zip(members, np.sqrt(((loss_KN[1:] - loss_KN[0]) ** 2).mean(axis=1)), strict=True))
-        first, again = repeated_losses(self._store, members, reduction)
-        noise = float(np.sqrt(((first - again) ** 2).mean())) if first.size else 0.0  # of a difference, as here
-        same = max(ROUNDING, _SAME * noise)
-        return [k for k in suspects if away[k] <= same and np.median([*away.values()]) >= _APART * max(away[k], same)]
+        noise = repeated_losses(self._store, members, reduction)
+        rows = like_base(loss_KN[1:], loss_KN[0], *noise)
+        return [k for row, k in enumerate(members) if row in rows and k in suspects]
 
     def _verdict(self, attribution: Attribution) -> Verdict:
         members, models = attribution.members, self._store.jobs.ready_models()

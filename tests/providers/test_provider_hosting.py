@@ -12,7 +12,7 @@ import httpx2
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from provider_support import BATCH, Server, body_of, run_config, truth
+from provider_support import BATCH, Server, body_of, encoded, run_config, truth
 from test_provider_prompt_logprobs import completions
 
 from daunce_api._util.clock import InstantClock
@@ -22,6 +22,8 @@ from daunce_api.providers import vllm as adapters
 from daunce_api.providers.base import ScorerCapabilities, TokenScores
 from daunce_api.providers.hosting import HostedScorer, Pool
 from daunce_api.providers.polling import Poll
+from daunce_api.score.client import ScoringClient
+from daunce_api.store import RunStore
 
 
 class FakeHost:
@@ -428,3 +430,23 @@ async def test_who_gives_up_waiting_for_room_leaves_the_unloading_to_its_end() -
     await asyncio.wait_for(use("c"), 1.0)
     await pool.close()
     assert host.held == set()
+
+
+TAKING_TURNS = [encoded([1, 2, 3 + i], [2], f"e{i}") for i in range(6)]
+
+
+async def test_every_member_is_loaded_once_however_many_are_ready(tmp_path: Path) -> None:
+    """Members take turns on a server that holds only a few of them: whole members, not requests."""
+    for limit in (1, 2):
+        host = FakeHost(limit)
+        scorer = HostedScorer(Inner(host), host)
+        assert scorer.capabilities.max_models == limit
+        with RunStore.create_or_open(tmp_path / str(limit), {"config": {}}) as store:
+            async with scorer:
+                client = ScoringClient(scorer, store, concurrency=4)
+
+                async def member(number: int, client: ScoringClient = client) -> None:
+                    await client.score_member(number, f"m{number}", TAKING_TURNS, twice=TAKING_TURNS[:2])
+
+                await asyncio.gather(*(member(i) for i in range(5)))
+        assert sorted(host.loads) == [f"m{i}" for i in range(5)]

@@ -9,7 +9,7 @@ from itertools import count
 
 import pytest
 
-from daunce_api._util import retry
+from daunce_api._util import exhausted, retry
 from daunce_api._util.clock import InstantClock
 from daunce_api._util.retry import Retrier, Retry, RetryPolicy, duration
 from daunce_api.errors import AmbiguousSubmitError, DailyLimitError, RejectedError, TransientError
@@ -115,3 +115,4 @@ async def test_only_named_errors_are_repeated() -> None:
 
 def test_the_examples_of_its_docstrings() -> None:
     assert doctest.testmod(retry).failed == 0
+    assert doctest.testmod(exhausted).failed == 0

@@ -202,7 +202,7 @@ def token_scores(provider: str, example: EncodedExample, choice: dict[str, Any],
         )
     if len(content) != 1:
         raise ContractError(
-            f"{provider} generated {len(content)} tokens for {name} where one was asked for; nothing was used. Set "
+            f"{provider} generated {len(content)} tokens for {name} where one was requested; nothing was used. Set "
             "scorer option limit_field: max_tokens."
         )
     listed = content[0].get("top_logprobs")

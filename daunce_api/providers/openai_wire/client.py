@@ -40,8 +40,8 @@ def open_sdk(
 ) -> openai.AsyncOpenAI:
     """``AsyncOpenAI`` without retries of its own.
 
-    Organisation and project of the environment go to OpenAI alone, and a proxy of the environment is not asked for
-    loopback addresses. ``timeout`` is in seconds, for one request.
+    Organisation and project of the environment go to OpenAI alone, and requests to loopback addresses do not go
+    through a proxy of the environment. ``timeout`` is in seconds, for one request.
     """
     import openai
 

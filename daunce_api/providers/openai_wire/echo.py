@@ -191,7 +191,7 @@ class EchoScorer(WireScorer):
     def read_ids(self, choice: dict[str, Any], sent: int) -> list[object] | None:
         """The prompt's ids as the server read them, in any of three forms; None where it does not tell.
 
-        Raises ContractError where they were asked for and are missing.
+        Raises ContractError where they were requested and are missing.
         """
         returned = choice.get("prompt_token_ids")
         if isinstance(returned, list):

@@ -83,7 +83,7 @@ class TinkerScorer(Closing):
         self._held: list[Any] = []
         self._first_left_out = first_left_out
         self._tail_only = True
-        """Whether only the positions that are needed are asked for."""
+        """Whether only the positions that are needed are requested."""
 
     async def score(self, model: str, batch: Sequence[EncodedExample]) -> list[TokenScores]:
         """Log-probabilities (nats) of each example's targets, a request each.
