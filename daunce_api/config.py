@@ -43,9 +43,15 @@ _EARLIER_DEFAULTS: dict[int, dict[str, Any]] = {
 """What a key that is left out meant before the default changed, by the version that changed it: a run of an earlier
 version keeps the recipe that it was started with."""
 
-_RETIRED: dict[str, str] = {}
-"""Keys that this version no longer has, with what to use instead."""
-_RETIRED_VALUES = {"attribution.estimator: matched": "this version does not have it; scores are those of auto"}
+_RETIRED = {
+    "backend.options.job_events": "progress comes from the job itself",
+    "backend.options.ray.retries": "Ray starts a lost actor again by itself",
+}
+"""Keys that this version no longer has, options of providers among them, with what takes their place."""
+_RETIRED_VALUES = {
+    "attribution.estimator: matched": "this version does not have it; scores are those of auto",
+    "backend.scorer.options.route: echo": "set backend.scorer.kind: echo to score anything further",
+}
 """The same of values."""
 
 
@@ -399,21 +405,24 @@ def _with_earlier_defaults(content: dict[str, Any], version: int) -> dict[str, A
     return content
 
 
-def _known_keys(section: type[BaseModel], content: Mapping[str, Any], path: str) -> tuple[dict[str, Any], list[str]]:
-    """The keys of a section that this version has, and a sentence for each of the others."""
+def _known_keys(
+    section: type[BaseModel] | None, content: Mapping[str, Any], path: str
+) -> tuple[dict[str, Any], list[str]]:
+    """The keys of a section that this version has, and a sentence for each of the others; of a section of free keys
+    (None: options, hyperparameters), those that are not retired."""
     known: dict[str, Any] = {}
     gone: list[str] = []
     for key, value in content.items():
         place = f"{path}{key}"
-        if key not in section.model_fields:
+        if place in _RETIRED or (section is not None and key not in section.model_fields):
             instead = _RETIRED.get(place, "this version does not know it")
             gone.append(f"{place}: {instead}; the run was started with it")
             continue
         if (retired := f"{place}: {value}") in _RETIRED_VALUES:
             gone.append(f"{retired}: {_RETIRED_VALUES[retired]}")
             continue
-        inner = section_of(section.model_fields[key].annotation)
-        if inner is not None and isinstance(value, Mapping):
+        if isinstance(value, Mapping):
+            inner = None if section is None else section_of(section.model_fields[key].annotation)
             known[key], more = _known_keys(inner, value, f"{place}.")
             gone += more
         else:

@@ -15,7 +15,8 @@ members, and its constants are measured, not derived (RESULTS-estimators.md).
   subset, which no run of distinct subsets measures. What N examples do in sum to a loss varies less from subset to
   subset the more there are, luck hardly: over five tasks the log odds of R fall by 1.0 for every tenfold N (`LUCK`),
   which is the prior; scoring noise lowers it. It is updated by 1.05 h, h being the share of the test losses' variance
-  that subsets explain linearly (`CrossValidator.explained`), which counts for more the more members there are.
+  that subsets explain linearly (`CrossValidator.explained`), which counts for more the more members there are, and by
+  ``raw``, the density of LDS being taken as 2 (1 - LDS): a high ``raw`` tells of a high ceiling, not of perfection.
 * Members from the target that answer like it (`choice.answers_like_target`): .87 times the correlation of test losses
   with and without scoring noise.
 * Other short members from the target answer more steeply than a retrained model does: with few members that lowers the
@@ -50,6 +51,7 @@ DRAWS = 400
 JUDGED_PAIRS, JUDGED_LEAST = 1_500_000, 50
 CEILING_LEAST, CEILING_SPREAD = 0.4, 0.1
 LUCK = (0.3, 1.0, 0.4)  # log odds of R for 1,000 examples and subsets of half, their fall a decade, their deviation
+MOST_MEASURED = 5_000  # examples; with more, R is taken to fall no further
 BEYOND_LINEAR = 1.05
 LIKE_TARGET = 0.87
 UNLIKE_TARGET = (0.79, 3.3)
@@ -190,7 +192,7 @@ def estimate(losses: MemberLosses, estimator: str = "auto", *, chosen: Choice | 
     raw_D, half_D = levels
     normal_ZD = rng.standard_normal((5, DRAWS + 1))
     normal_ZD[:, 0] = 0
-    drawn, growth = _ceilings(cv, normal_ZD[0])
+    drawn, growth = _ceilings(cv, float(raw_D[0]), normal_ZD[0])
     ceiling_D = np.maximum(drawn * np.exp(CEILING_SPREAD * normal_ZD[1]), raw_D)
     values = np.minimum(raw_D / ceiling_D, 1.0)
     low, high = interval_around(values, count)
@@ -226,20 +228,23 @@ def _nested(cv: CrossValidator, estimator: str, parts: int) -> list[list[NDArray
     return out
 
 
-def _ceilings(cv: CrossValidator, normal_D: Vector) -> tuple[Vector, tuple[float, float]]:
+def _ceilings(cv: CrossValidator, raw: float, normal_D: Vector) -> tuple[Vector, tuple[float, float]]:
     """(D,) draws of what raw can reach at most, and how that changes with the number of members (`Draws.growth`)."""
     losses = cv.losses
     variance_M = np.var(losses.test_KM.astype(np.float64), axis=0)
     kept_M = np.maximum(variance_M - (losses.noise or 0.0) ** 2, 0) / np.where(variance_M > 0, variance_M, 1)
     if losses.rho == "base":
+        from scipy.special import expit, ndtr  # slow to import
+
         share, error = cv.explained()
-        odds, fall, spread = LUCK
-        odds = np.exp(odds - fall * np.log10(losses.train_KN.shape[1] / 1_000)) * cv.dispersion
-        mean = kept_M.mean() * odds / (1 + odds)
-        spread *= mean / (1 + odds)
-        weight = spread**2 / (spread**2 + (BEYOND_LINEAR * error) ** 2)
-        share_D = weight * BEYOND_LINEAR * share + (1 - weight) * mean + np.sqrt(1 - weight) * spread * normal_D
-        return np.clip(np.sqrt(np.maximum(share_D, 0)), CEILING_LEAST, 1), (1.0, 0.0)
+        level, fall, spread = LUCK
+        odds = level - fall * np.log10(min(losses.train_KN.shape[1], MOST_MEASURED) / 1_000) + np.log(cv.dispersion)
+        z = np.linspace(-4, 4, 161)
+        answer_Z = kept_M.mean() * expit(odds + spread * z)
+        ceiling_Z = np.clip(np.sqrt(answer_Z), CEILING_LEAST, 1)
+        likely_Z = np.exp(-(z**2) / 2 - ((share - answer_Z / BEYOND_LINEAR) / error) ** 2 / 2)
+        likely_Z *= np.maximum(1 - raw / ceiling_Z, 1e-9) / ceiling_Z
+        return np.interp(ndtr(normal_D), np.cumsum(likely_Z) / likely_Z.sum(), ceiling_Z), (1.0, 0.0)
     middle, few = UNLIKE_TARGET
     kept = float(np.sqrt(kept_M).mean())
     level = min(middle + few / losses.count, 1.0)

@@ -217,8 +217,7 @@ def _merge(value_mk: Floats, index_mk: Index, waiting: list[tuple[Index, Floats,
     )
     if not query.size:
         return
-    small = value_mk.shape[0] <= np.iinfo(np.uint16).max
-    order = np.argsort(query.astype(np.uint16) if small else query, kind="stable")  # short integers sort in one pass
+    order = np.argsort(query.astype(np.uint16), kind="stable")  # of a tile; short integers sort in one pass
     query, value, index = query[order], value[order], index[order]
     touched, first, count = np.unique(query, return_index=True, return_counts=True)
     k = value_mk.shape[1]

@@ -71,15 +71,26 @@ def test_the_ceiling_of_members_from_the_target_depends_on_how_alike_they_answer
     assert unlike.ceiling == pytest.approx((0.79 + 3.3 / 48) * np.sqrt(expected / 0.87))
 
 
+def test_a_high_correlation_tells_of_a_high_ceiling_not_of_a_perfect_run() -> None:
+    """Little luck, where other tasks of as many examples had much."""
+    problem = linear_problem(members=30, train=3_000, test=6, rank=6)
+    luck = 0.5 * problem.test.std(axis=0) * np.random.default_rng(0).normal(size=problem.test.shape)
+    judged = self_lds(problem.train, problem.test + luck, problem.inclusion, "half_whitened")
+    assert 0.75 < judged.raw < judged.ceiling
+    assert judged.value < 1
+    assert judged.low < judged.value - 0.03
+
+
 @pytest.mark.parametrize("examples", [100, 10_000])
 def test_few_members_from_the_base_leave_the_ceiling_to_what_other_tasks_had(examples: int) -> None:
-    """sqrt(R), whose log odds fall by 1 for ten times the examples; scoring noise lowers it."""
+    """sqrt(R), whose log odds fall by 1 for ten times the examples, up to 5,000; scoring noise lowers it."""
     rng = np.random.default_rng(3)
     inclusion = rng.random((10, examples)) < 0.5
     train, test = 0.1 * rng.normal(size=(10, examples)) - inclusion, rng.normal(size=(10, 3))
-    odds = np.exp(0.3 - np.log10(examples / 1_000))
+    odds = np.exp(0.3 - np.log10(min(examples, 5_000) / 1_000))
     judged = self_lds(train, test, inclusion, "covariance")
     assert judged.ceiling == pytest.approx(np.sqrt(odds / (1 + odds)), abs=0.06)
+    assert judged.high - judged.low > 0.3, "and the interval says so"
     noise = 0.8 * float(test.std(axis=0).min())
     assert self_lds(train, test, inclusion, "covariance", noise=noise).ceiling < judged.ceiling - 0.05
 

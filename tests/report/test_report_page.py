@@ -173,7 +173,7 @@ def test_many_sources_are_added_up_in_one_row_and_one_column(attribution: Attrib
     named = {*found.rows} & {*found.columns} - {None}
     assert [r for r in found.rows if r in named] == [c for c in found.columns if c in named]
     labels = [[x if x in kept else None for x in made.labels(side)] for side, kept in _sides(found)]
-    whole = core.group_scores(made.train_loss_KN, made.test_loss_KM, *labels, inclusion_KN=made.inclusion_KN)
+    whole = core.group_scores(made.losses, made.choice, *labels)
     for s, row in enumerate(found.rows):
         for t, column in enumerate(found.columns):
             cell = whole.train_groups.index(row), whole.test_groups.index(column)

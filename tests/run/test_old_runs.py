@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 
-from daunce_api import Run
+from daunce_api import Run, RunConfig
+from daunce_api.errors import ConfigurationError
+from daunce_api.providers.registry import capabilities_of
 from daunce_api.store import RunStore
 
 OLD = Path(__file__).parents[2] / "fixtures" / "run-2fa6155"
@@ -46,3 +50,28 @@ def test_a_half_done_run_is_finished_with_one_job_a_member(tmp_path: Path) -> No
     ):
         assert losses[:2].tolist() == expected[:2]  # scored by the old version
         np.testing.assert_allclose(losses, expected, atol=1e-3)  # another processor rounds otherwise
+
+
+@pytest.mark.parametrize(
+    ("backend", "said"),
+    [
+        ({"kind": "openai_wire", "base_url": "http://127.0.0.1:1/v1", "options": {"job_events": True}}, "job_events"),
+        ({"kind": "local", "options": {"engine": "ray", "ray": {"retries": 3, "cpus": 1}}}, r"ray\.retries"),
+        (
+            {
+                "kind": "local",
+                "scorer": {"kind": "vllm", "base_url": "http://127.0.0.1:1", "options": {"route": "echo"}},
+            },
+            "route: echo",
+        ),
+    ],
+)
+def test_options_that_are_gone_are_left_out_with_a_sentence(backend: dict[str, Any], said: str) -> None:
+    data = {"train": "train.jsonl", "test": "test.jsonl"}
+    config, gone = RunConfig.from_manifest({"config": {"data": data, "backend": {"model": "daunce-tiny", **backend}}})
+    assert [sentence for sentence in gone if re.search(said, sentence)] == list(gone) != []
+    capabilities_of(config)
+    options = config.backend.options.get("ray", {})
+    assert options == ({"cpus": 1} if "retries" in said else {})
+    with pytest.raises(ConfigurationError, match=r"unknown key|Input should be"):
+        capabilities_of(RunConfig.from_mapping({"data": data, "backend": {"model": "daunce-tiny", **backend}}))

@@ -8,13 +8,13 @@ import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from functools import lru_cache
-from importlib.resources import files
 from importlib.util import find_spec
 from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 from ...errors import ConfigurationError, MissingExtraError
+from ..tokenizers import EMBEDDED_MODEL, embedded_folder
 from .options import ModelSpec
 from .store import whole_folder
 
@@ -23,7 +23,6 @@ if TYPE_CHECKING:
     from torch import Tensor
     from transformers import PreTrainedModel
 
-EMBEDDED = "daunce-tiny"
 _CONFIGS = ("*.json", "*.jinja", "*.txt", "*.model")
 _WEIGHTS = "*.safetensors"
 
@@ -35,15 +34,15 @@ def resolve_model(path: str | Path, *, weights: bool = True) -> tuple[str, Path]
     Raises ConfigurationError where there is no such model.
     """
     name = str(path)
-    if name == EMBEDDED:
-        return name, Path(str(files("daunce_api.server") / "model"))
+    if name == EMBEDDED_MODEL:
+        return name, embedded_folder()
     folder = Path(path).expanduser()
     if (folder / "config.json").is_file():
         return folder.resolve().name, folder.resolve()
     if folder.is_dir() or isinstance(path, Path) or name.count("/") != 1 or name.startswith((".", "~")):
         raise ConfigurationError(
             f"{name} is no Hugging Face model folder (config.json is missing). Give such a folder, an id of the "
-            f"form owner/name, or {EMBEDDED!r}."
+            f"form owner/name, or {EMBEDDED_MODEL!r}."
         )
     return name, _of_hub(name, weights)
 
@@ -60,7 +59,7 @@ def _of_hub(name: str, weights: bool) -> Path:
         why = "HF_HUB_OFFLINE forbids downloads" if constants.HF_HUB_OFFLINE else "it could not be downloaded"
         raise ConfigurationError(
             f"the model {name} is neither a folder here nor in {cache}, and {why} ({type(error).__name__}). Check the "
-            f"name; {get}, or give a folder or {EMBEDDED!r}."
+            f"name; {get}, or give a folder or {EMBEDDED_MODEL!r}."
         ) from error
     missing = [what for what in ("config.json", *([_WEIGHTS] if weights else [])) if not any(folder.glob(what))]
     if missing:
