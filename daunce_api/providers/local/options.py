@@ -230,7 +230,9 @@ class LocalOptions(Options):
         None, gt=0, description="of a worker, beside the model; default: half of what is free"
     )
     tokens_per_pass: int | None = Field(
-        None, ge=16, description="most padded tokens that go through the model at once; default: 768, a GPU's 16,384"
+        None,
+        ge=16,
+        description="most padded tokens in a pass; default: 16,384 on a GPU, on a CPU 768 or what 1 GiB holds",
     )
     ray: RayOptions = Field(default_factory=RayOptions)
 
