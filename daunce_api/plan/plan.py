@@ -299,7 +299,8 @@ class Plan:
             jobs += f" on {self._subset_text} each)"
         elif self.subset:
             jobs += f", each on {self._subset_text} of {self.n_train:,} examples"
-        return jobs if self.missing is None else f"{jobs}; the other {self.members - members} members have a job"
+        others = 0 if self.missing is None else self.members - members
+        return f"{jobs}; the other {others} members have a job" if others else jobs
 
     def _scoring_text(self) -> str:
         if self.hosting is None:

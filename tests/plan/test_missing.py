@@ -35,6 +35,9 @@ def test_jobs_tokens_and_money_are_of_what_is_missing() -> None:
     assert plan.to_json()["spent_usd"] == 0.5
     assert "1 fine-tune of gpt-4.1-mini at OpenAI" in plan.text()
     assert "$0.50 spent or reserved before" in plan.text()
+    assert "; the other 3 members have a job" in plan.text()
+    everything = frozenset(range(4))
+    assert "other" not in dict(missing(settings, Missing(everything, everything, 4)).rows())["Jobs"]
 
 
 def test_live_jobs_take_time_and_no_money() -> None:

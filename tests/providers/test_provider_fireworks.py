@@ -15,7 +15,7 @@ from sdk_support import KEY, Service, error, httpx
 from daunce_api import Dataset, Run
 from daunce_api._util.clock import InstantClock
 from daunce_api.errors import AmbiguousSubmitError, ContractError, RejectedError, StopError, TransientError
-from daunce_api.providers.base import JobRequest, JobStatus
+from daunce_api.providers.base import JobRequest, JobStatus, mark_of
 from daunce_api.providers.failures import Failures
 from daunce_api.providers.fireworks import datasets
 from daunce_api.providers.fireworks import scorer as fireworks_scorer
@@ -205,6 +205,16 @@ async def test_a_paused_job_stops_the_run_with_advice() -> None:
     with pytest.raises(StopError, match=r"paused job .*suspended.*settle that at Fireworks") as info:
         await make(Service().on(f"GET {JOBS}/{i}", answer)).get(i)
     assert KEY not in str(info.value)
+
+
+async def test_a_paused_job_can_be_listed_and_cancelled() -> None:
+    i = job_id_of(REQUEST.key)
+    paused = job("JOB_STATE_PAUSED", displayName=f"abc-m0-{mark_of(REQUEST.key)}")
+    stub = Service().on(f"GET {JOBS}/{i}", paused).on(f"POST {JOBS}/{i}:cancel", {})
+    trainer = make(stub.on(f"GET {JOBS}", {"supervisedFineTuningJobs": [paused]}))
+    assert [found.id for found in await trainer.jobs_of("abc")] == [i]
+    assert (await trainer.cancel(i)).id == i
+    assert not (await trainer.get(i)).status.final
 
 
 async def test_a_job_that_fails_for_its_file_is_not_tried_again() -> None:

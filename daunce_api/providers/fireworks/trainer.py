@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+from collections.abc import Mapping
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -155,6 +156,8 @@ class FireworksTrainer(SdkTrainer):
         super().__init__(sdk, calls, capabilities, base_model=base_model)
         self._data = DataSets(sdk, calls, poll or Poll(5.0, 120))
         self._template = template
+        self._cancelled: set[str] = set()
+        """Jobs that may be found paused: nobody waits for them."""
 
     async def model_info(self, model: str) -> ModelInfo:
         """Raises RejectedError where the model (``accounts/ACCOUNT/models/ID``) does not exist."""
@@ -221,13 +224,23 @@ class FireworksTrainer(SdkTrainer):
 
     async def get(self, job_id: str) -> Job:
         call = self._sdk.supervised_fine_tuning_jobs.get(job_id)
-        return self._job(job_id, await self._calls.fields(call, doing=f"reading job {job_id}"))
+        answer = await self._calls.fields(call, doing=f"reading job {job_id}")
+        said = _status_of(answer).get("message")
+        if _state_of(answer) == "PAUSED" and job_id not in self._cancelled:
+            why = self._calls.failures.clean(f" ({said})" if said else "")
+            raise StopError(
+                f"Fireworks has paused job {job_id}{why}: the account is suspended, or somebody paused it. Everything "
+                "so far is kept; settle that at Fireworks (billing, or resume the job), then run the same command "
+                "again."
+            )
+        return self._job(job_id, answer)
 
     async def cancel(self, job_id: str) -> Job:
         """Ask for cancellation; a job that is already final is returned as it is."""
         return await cancelled(self._cancel(job_id), lambda: self.get(job_id))
 
     async def _cancel(self, job_id: str) -> Job:
+        self._cancelled.add(job_id)
         call = self._sdk.supervised_fine_tuning_jobs.cancel(job_id, body={})
         await self._calls.call(call, doing=f"cancelling job {job_id}")
         return await self.get(job_id)
@@ -246,18 +259,9 @@ class FireworksTrainer(SdkTrainer):
         return f"accounts/{self._sdk.account_id}/{kind}/{name}"
 
     def _job(self, job_id: str, answer: dict[str, Any]) -> Job:
-        state = str(answer.get("state") or "").removeprefix("JOB_STATE_")
+        state, found = _state_of(answer), _status_of(answer)
         status = _FINAL.get(state, JobStatus.QUEUED if state in _QUEUED else JobStatus.RUNNING)
-        found = answer.get("status")
-        said = found.get("message") if isinstance(found, dict) else None
-        code = found.get("code") if isinstance(found, dict) else None
-        if state == "PAUSED":
-            why = self._calls.failures.clean(f" ({said})" if said else "")
-            raise StopError(
-                f"Fireworks has paused job {job_id}{why}: the account is suspended, or somebody paused it. Everything "
-                "so far is kept; settle that at Fireworks (billing, or resume the job), then run the same command "
-                "again."
-            )
+        said, code = found.get("message"), found.get("code")
         progress = answer.get("jobProgress")
         percent = progress.get("percent") if isinstance(progress, dict) else None
         model = answer.get("outputModel") or self._resource("models", job_id)
@@ -271,6 +275,15 @@ class FireworksTrainer(SdkTrainer):
             refused=status is JobStatus.FAILED and code in FILE_FAULTS,
             echo=JobEcho(key=key_in([answer.get("displayName")]), file_id=answer.get("dataset")),
         )
+
+
+def _state_of(answer: Mapping[str, Any]) -> str:
+    return str(answer.get("state") or "").removeprefix("JOB_STATE_")
+
+
+def _status_of(answer: Mapping[str, Any]) -> Mapping[str, Any]:
+    found = answer.get("status")
+    return found if isinstance(found, dict) else {}
 
 
 def id_of(resource: object) -> str:
