@@ -271,7 +271,7 @@ def test_the_first_token_alone_is_named_in_every_output(
     assert attribution.measured == said
     assert 0 <= attribution.censored <= 1
     terminal.status(run.status())
-    terminal.ranking(attribution, attribution.top("q0", 2), test="q0", title="q0")
+    terminal.rankings(attribution, {"q0": attribution.top("q0", 2)}, test="q0", fdr=None)
     assert capsys.readouterr().out.count(said) == 2
     assert said in write_report_of(run, attribution).read_text()
     assert Attribution.load(attribution.save(run.run_dir / "saved")).measured == said
