@@ -93,7 +93,7 @@ def _kept(
 
 
 def prior_columns(
-    folder: Path | None,
+    folder: Path,
     digest: str,
     questions: Sequence[str],
     compute: Callable[[list[int]], NDArray[np.float64]],
@@ -105,22 +105,21 @@ def prior_columns(
         questions: what tells questions apart, M of them.
         compute: (N, n) prior of n questions, by their positions.
     """
-    path = None if folder is None else folder / "prior.npz"
+    path = folder / "prior.npz"
     known: list[str] = []
     column_Nm = None
-    if path is not None:
-        with suppress(*_UNREADABLE), np.load(path, allow_pickle=False) as stored:
-            if str(stored["digest"]) == digest:
-                known, column_Nm = stored["questions"].tolist(), stored["prior_Nm"]
-    missing = [j for j, question in enumerate(questions) if question not in known]
+    with suppress(*_UNREADABLE), np.load(path, allow_pickle=False) as stored:
+        if str(stored["digest"]) == digest:
+            known, column_Nm = stored["questions"].tolist(), stored["prior_Nm"]
+    held = frozenset(known)
+    missing = [j for j, question in enumerate(questions) if question not in held]
     if missing:
-        # Rounded whether or not it is kept, so that both give the same scores.
         fresh = compute(missing).astype(np.float32)
         column_Nm = fresh if column_Nm is None else np.concatenate([column_Nm, fresh], axis=1)
         known = known + [questions[j] for j in missing]
-        if path is not None:
-            with suppress(StoreError), replacing(path) as part, part.open("wb") as file:
-                np.savez(file, allow_pickle=False, digest=digest, questions=np.array(known), prior_Nm=column_Nm)
+        with suppress(StoreError), replacing(path) as part, part.open("wb") as file:
+            np.savez(file, allow_pickle=False, digest=digest, questions=np.array(known), prior_Nm=column_Nm)
     assert column_Nm is not None
     place = {question: j for j, question in enumerate(known)}
-    return np.asarray(column_Nm[:, [place[question] for question in questions]])
+    # In one layout whatever was kept: sums over another one differ in their last bits.
+    return np.ascontiguousarray(column_Nm[:, [place[question] for question in questions]])

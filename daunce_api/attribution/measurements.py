@@ -124,7 +124,9 @@ class Measurements:
 
     @cached_property
     def _digest(self) -> str:
-        """Of everything that the choice and the quality follow from."""
+        """Of everything that the choice and the quality follow from; "" where nothing is kept."""
+        if self.derived is None:
+            return ""
         stages = () if self.earlier is None else (self.earlier.train_loss_SKN, self.earlier.test_loss_SKM)
         losses = (self.train_loss_KN, self.test_loss_KM, self.design_KN, *stages)
         prior: list[str] = []
