@@ -41,8 +41,8 @@ class Failures:
         return text if len(text) <= _MAX_MESSAGE else text[: _MAX_MESSAGE - 1] + "…"
 
     def from_status(self, status: int, response: httpx2.Response, doing: str, *, submit: bool = False) -> ProviderError:
-        """The error of an answer with an HTTP status of 400 or more (an SDK's ``httpx`` serves as well). ``doing`` names
-        the request in messages, ``submit`` marks one that must not be repeated blindly."""
+        """The error of an answer with an HTTP status of 400 or more (``httpx``'s serves as well). ``doing`` names the
+        request in messages, ``submit`` marks one that must not be repeated blindly."""
         error = self._of_status(status, response, doing, submit)
         error.status = status
         return error

@@ -25,7 +25,7 @@ UNLOADING = RetryPolicy(first=2.0, longest=10.0, attempts=3, total=60.0)
 """How often a model that could not be unloaded is tried again: what stays may be paid for by the hour."""
 
 
-class Host(ABC):
+class Host(Closing, ABC):
     """Puts models on a server and takes them off. ``limit`` is how many it holds at once; a model that is being loaded
     is looked at by ``poll`` until it is there.
 
@@ -79,9 +79,6 @@ class Host(ABC):
         for loaded in [known] if known else await self.listed(model):
             with gone_already():
                 await self.delete(loaded, model)
-
-    async def close(self) -> None:
-        """Close the connections that are the host's own."""
 
 
 @dataclass

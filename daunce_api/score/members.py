@@ -1,4 +1,4 @@
-"""Scoring the models of a run: members as soon as they exist, questions under those that exist; money reserved before."""
+"""Scoring a run's models: members as soon as they exist, questions under those that do; money is reserved before."""
 
 from __future__ import annotations
 
