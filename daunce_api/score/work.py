@@ -230,7 +230,7 @@ class Work:
 
     async def _at(self, backend: Backend, plan: Plan) -> None:
         run, store, config, material = self._run, self._store, self._config, self._run.material
-        tokens = tokens_of((*material.encoded_test, *material.encoded_train)) + plan.test_tokens
+        tokens = tokens_of(material.encoded) + plan.test_tokens
         self._scorer = client = self._client(backend, (plan.scoring_usd_per_model or 0.0) / tokens)
         jobs = self._jobs(backend, plan.costs)
         self._training = Training(jobs, ensemble=material.ensemble, dataset=run.train, config=config, adopt=run.adopts)

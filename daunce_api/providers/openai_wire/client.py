@@ -155,12 +155,11 @@ class WireClient(Closing):
 
     def raw(self, method: Literal["GET", "POST", "DELETE"], url: str, body: object = None) -> Awaitable[RawResponse]:
         """A request outside the SDK's surface, to be given to :meth:`json` or :meth:`content`."""
-        send: Callable[..., Awaitable[httpx2.Response]] = {
-            "GET": self.sdk.get,
-            "POST": self.sdk.post,
-            "DELETE": self.sdk.delete,
-        }[method]
-        return send(url, cast_to=httpx2.Response, **({} if body is None else {"body": body}))
+        send: Any = {"GET": self.sdk.get, "POST": self.sdk.post, "DELETE": self.sdk.delete}[method]
+        answer: Awaitable[httpx2.Response] = send(
+            url, cast_to=httpx2.Response, **({} if body is None else {"body": body})
+        )
+        return answer
 
     async def post(self, path: str, body: Mapping[str, Any], *, doing: str) -> dict[str, Any]:
         """POST to a path outside the SDK's surface, relative to ``base_url`` (an absolute URL is taken as it is)."""
