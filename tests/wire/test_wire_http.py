@@ -6,6 +6,7 @@ import asyncio
 import json
 import os
 import socket
+from contextlib import AbstractAsyncContextManager
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -49,7 +50,9 @@ def encoded(train: Dataset) -> list[EncodedExample]:
     return [encode_example(example, tokenizer) for example in train[:40]]
 
 
-def opened(server: EmbeddedServer, run_dir: Path, monkeypatch: pytest.MonkeyPatch, **scorer: Any) -> Backend:
+def opened(
+    server: EmbeddedServer, run_dir: Path, monkeypatch: pytest.MonkeyPatch, **scorer: Any
+) -> AbstractAsyncContextManager[Backend]:
     monkeypatch.setenv("DAUNCE_TEST_KEY", server.api_key)
     backend = {"kind": "openai_wire", "base_url": server.base_url, "api_key_env": "DAUNCE_TEST_KEY", "model": MODEL}
     return open_backend(config(run_dir, **backend, scorer={"options": scorer}))
@@ -104,7 +107,7 @@ async def test_a_job_from_upload_to_deletion(
             await scorer.score(job.model, encoded[:1])
 
 
-@pytest.mark.parametrize("options", [{"max_tokens": 1}, {"logprobs": 0}, {"return_tokens_as_token_ids": True}])
+@pytest.mark.parametrize("options", [{"max_tokens": 1}, {"logprobs": 0}, {"return_token_ids": True}])
 async def test_every_form_of_the_request_gives_the_same_numbers(
     options: dict[str, Any],
     server: EmbeddedServer,
@@ -145,7 +148,7 @@ async def test_faults_change_no_score_and_start_no_storm(
         with RunStore.create_or_open(tmp_path / name, {"config": {}}) as store:
             client = ScoringClient(backend.scorer, store, clock=InstantClock())
             await client.score_member(1, MODEL, encoded)
-            return by_key(store, 1), client.requests
+            return by_key(store, 1), client.sender.requests
 
     async with opened(server, tmp_path, monkeypatch, prompts_per_request=1) as quiet:
         expected, needed = await scores(quiet, "quiet")
