@@ -69,11 +69,11 @@ def measure_noise(store: RunStore, members: Iterable[int], reduction: Reduction 
     """
     differences = []
     for member in members:
-        twice = np.intersect1d(*(np.flatnonzero(store.scores.measured(member, replicate)) for replicate in (0, 1)))
-        ids, models = twice.astype(np.int32), [(member, 0)]
+        once, again = (np.flatnonzero(store.scores.measured(member, replicate)) for replicate in (0, 1))
+        ids, models = np.intersect1d(once, again).astype(np.int32), [(member, 0)]
         first, first_censored = loss_matrix(store, models, ids, reduction)
-        again, again_censored = loss_matrix(store, models, ids, reduction, replicate=1)
-        differences.append((first - again)[~(first_censored | again_censored)])
+        second, second_censored = loss_matrix(store, models, ids, reduction, replicate=1)
+        differences.append((first - second)[~(first_censored | second_censored)])
     away = np.concatenate([np.zeros(0), *differences])
     # A difference of two measurements has twice the variance of one.
     return float(np.sqrt(np.mean(away**2) / 2)) if away.size else None

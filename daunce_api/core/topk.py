@@ -14,7 +14,8 @@ from .jackknife import significance_threshold, z_values
 from .pairs import Scores, fit
 from .rows import Floats, Index, Mask, MemberLosses
 
-_POINTS, _QUERIES = 2_048, 512  # a tile of scores that stays in cache
+_POINTS, _QUERIES = 2_048, 512  # a tile of scores that is searched at once
+_STRIP = 512  # rows of it that are compared while they are in the nearest cache
 _COPIED = 8_192
 _BINS, _Z_MAX, _ROWS = 4_096, 64.0, 4_096
 
@@ -148,7 +149,6 @@ def _largest(scores: Scores, k: int) -> tuple[Index, Floats]:
     many, count = order.size, length_M.size
     value, index = np.empty((count, k), dtype=scores.right_RM.dtype), np.empty((count, k), dtype=np.int64)
     first = min(many, max(_POINTS, 2 * k))
-    # Fresh memory for every block would cost a third of its product.
     room, marks = np.empty((_POINTS, _QUERIES), dtype=value.dtype), np.empty((_POINTS, _QUERIES), dtype=np.bool_)
     for tile in range(0, count, _QUERIES):
         columns = slice(tile, min(tile + _QUERIES, count))
@@ -156,15 +156,16 @@ def _largest(scores: Scores, k: int) -> tuple[Index, Floats]:
         block = np.ascontiguousarray(scores.inner(slice(0, first), columns).T)
         keep = np.argpartition(block, first - k, axis=1)[:, first - k :]
         best, place = np.take_along_axis(block, keep, axis=1), keep
-        threshold, waiting = best.min(axis=1), list[tuple[Index, Floats, Index]]()
+        threshold, waiting, found = best.min(axis=1), list[tuple[Index, Floats, Index]](), 0
         for start in range(first, many, _POINTS):
             if (length_N[start] * length_M[columns] < threshold).all():
                 break
             rows = slice(start, min(start + _POINTS, many))
             waiting.append(_above(scores, rows, columns, threshold, room, marks))
-            if sum(column.size for column, _, _ in waiting) > best.size:
+            found += waiting[-1][0].size
+            if found > best.size:
                 _merge(best, place, waiting)
-                threshold, waiting = best.min(axis=1), []
+                threshold, waiting, found = best.min(axis=1), [], 0
         _merge(best, place, waiting)
         place = order[place]
         by_value = np.lexsort((place, -best), axis=1)
@@ -199,10 +200,16 @@ def _above(
     """Columns, values and rows of the scores that exceed their column's threshold, worked out in ``room`` and
     ``marks``, which is False beyond the last column."""
     late = scores.shrinkage if scores.of_sides else None
-    many, count = rows.stop - rows.start, columns.stop - columns.start
-    block = scores.product(rows, columns, room[:many, :count]) if scores.of_sides else scores.inner(rows, columns)
-    marks = marks[:many]
-    np.greater(block, late.least(threshold_m, rows, columns) if late else threshold_m, out=marks[:, :count])
+    limit_m = late.least(threshold_m, rows, columns) if late else threshold_m
+    block, marks = room[: rows.stop - rows.start, : threshold_m.size], marks[: rows.stop - rows.start]
+    for start in range(0, len(block), _STRIP):
+        part = block[start : start + _STRIP]
+        strip = slice(rows.start + start, rows.start + start + len(part))
+        if scores.of_sides:
+            scores.product(strip, columns, part)
+        else:
+            part[:] = scores.inner(strip, columns)
+        np.greater(part, limit_m, out=marks[start : start + _STRIP, : threshold_m.size])
     words = np.flatnonzero(marks.view(np.uint64) != 0)  # eight at a time, since hardly any is above
     row, column = np.divmod(words * 8, _QUERIES)
     place, inner = np.nonzero(marks[row[:, None], column[:, None] + np.arange(8)])

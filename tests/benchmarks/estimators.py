@@ -135,8 +135,9 @@ def auto(losses: MemberLosses) -> tuple[np.ndarray, float]:
     return fit(losses, choice.estimator.name, choice.setting).dense(), choice.setting.prior
 
 
-def table(task: Task, kind: str, counts: Sequence[int], draws: int) -> None:
-    """Print one Markdown table: rows are cells; intervals are over ensembles."""
+def table(task: Task, kind: str, counts: Sequence[int], draws: int, prior_alone: bool) -> None:
+    """Print one Markdown table: rows are cells; intervals are over ensembles. ``prior_alone``: without what takes
+    longest, checkpoints and self_lds."""
     print(
         "| noise | K | covariance | auto | auto, checkpoints | auto, prior | gain by the prior | its weight | self_lds "
         "| raw | error | precision | precision, prior |\n" + "|---" * 13 + "|",
@@ -150,19 +151,22 @@ def table(task: Task, kind: str, counts: Sequence[int], draws: int) -> None:
                 plain = e.losses(checkpoints=False, prior=False)
                 without = auto(plain)[0]
                 base = e.judge(without)
-                stages = e.judge(auto(e.losses(prior=False))[0]) if e.earlier is not None else np.nan
+                stages, value, raw = np.nan, np.nan, np.nan
+                if not prior_alone:
+                    quality = estimate(plain)
+                    value, raw = quality.value, quality.raw
+                    stages = e.judge(auto(e.losses(prior=False))[0]) if e.earlier is not None else np.nan
                 score, weight = auto(e.losses(checkpoints=False))
-                quality = estimate(plain)
                 covariance = e.judge(fit(plain, "covariance").dense())
                 both = e.judge(score)
                 found = [np.nan if known is None else retrieval(s, known).average_precision for s in (without, score)]
-                rows.append([covariance, base, stages, both, both - base, weight, quality.value, quality.raw, *found])
+                rows.append([covariance, base, stages, both, both - base, weight, value, raw, *found])
             if not rows:
                 continue
             m, spread = np.mean(rows, axis=0), 1.96 * np.std(rows, axis=0) / np.sqrt(len(rows))
             cells = [f"{x:.3f}" if np.isfinite(x) else "-" for x in m]
             cells[4] = f"{m[4]:+.4f} ± {spread[4]:.4f}"
-            cells.insert(8, f"{m[6] - m[1]:+.3f}")
+            cells.insert(8, f"{m[6] - m[1]:+.3f}" if np.isfinite(m[6]) else "-")
             print(f"| {noise} | {count} | " + " | ".join(cells) + " |", flush=True)
 
 
@@ -173,12 +177,13 @@ def main() -> None:
     parser.add_argument("--counts", nargs="+", type=int, default=COUNTS, help="numbers of members")
     parser.add_argument("--kinds", nargs="+", default=["base", "target"])
     parser.add_argument("--draws", type=int, default=20, help="ensembles of a cell")
+    parser.add_argument("--prior-alone", action="store_true", help="leave out checkpoints and self_lds")
     arguments = parser.parse_args()
     chosen = {name: task for name, task in all_tasks(arguments.tasks).items() if name in arguments.tasks}
     for name, task in chosen.items():
         for kind in arguments.kinds:
             print(f"\n### {name}, members from {kind}\n", flush=True)
-            table(task, kind, arguments.counts, arguments.draws)
+            table(task, kind, arguments.counts, arguments.draws, arguments.prior_alone)
     mislabelled(chosen)
 
 
