@@ -41,9 +41,13 @@ class Material:
     priced: bool = True
     """Whether every price of the run is known; the ledger holds only what is."""
 
+    @property
+    def encoded(self) -> tuple[EncodedExample, ...]:
+        """Everything that a member is asked about: test examples first, since they are few and shown first."""
+        return (*self.encoded_test, *self.encoded_train)
+
     def ids(self, store: RunStore) -> Ids:
-        """The store's ids of everything that a member is asked about, questions first; -1 for an example that nothing
-        was ever measured of."""
+        """The store's ids of :attr:`encoded`; -1 for an example that nothing was ever measured of."""
         return np.concatenate([store.scores.find_ids(side) for side in (self.encoded_test, self.encoded_train)])
 
     def is_scored(self, store: RunStore, member: int, checkpoint: int = 0) -> bool:

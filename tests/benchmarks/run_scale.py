@@ -168,7 +168,7 @@ def fill(run: Any, store: Any, members: list[int]) -> int:
     from daunce_api.providers.base import TokenScores
     from daunce_api.store import ScoreBatch
 
-    examples = (*run.material.encoded_test, *run.material.encoded_train)
+    examples = run.material.encoded
     ids = store.scores.ids_of(examples)
     sizes = [len(e.targets) for e in examples]
     shared = np.random.default_rng(0).exponential(2.0, sum(sizes))
@@ -226,7 +226,7 @@ def measure(
         return made
 
     run = meter("create and plan", create)
-    lengths = {e.key: len(e.targets) for e in (*run.material.encoded_test, *run.material.encoded_train)}
+    lengths = {e.key: len(e.targets) for e in run.material.encoded}
     distinct, tokens = len(lengths), sum(lengths.values())
     meter.figures["answers, tokens"] = round(tokens / distinct, 1)
     with RunStore.create_or_open(config.run_dir, run.manifest()) as store:

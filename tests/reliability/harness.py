@@ -255,7 +255,7 @@ def asked(sent: list[Sent]) -> Counter[tuple[str, tuple[int, ...]]]:
 def encoded_ids(config: RunConfig) -> set[tuple[int, ...]]:
     """Token ids of every example of a run."""
     material = Run.create(config).material
-    return {tuple(e.ids) for e in (*material.encoded_test, *material.encoded_train)}
+    return {tuple(e.ids) for e in material.encoded}
 
 
 def scored_too_often(config: RunConfig, sent: list[Sent]) -> int:

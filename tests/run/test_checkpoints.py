@@ -46,11 +46,6 @@ def with_checkpoints(make_config: MakeConfig) -> MakeConfig:
     return make
 
 
-def examples_of(run: Run) -> Sequence[EncodedExample]:
-    """Everything that a model is asked about."""
-    return (*run.material.encoded_test, *run.material.encoded_train)
-
-
 def same(a: Attribution, b: Attribution) -> bool:
     """Whether two attributions have the same losses to the last bit, those of checkpoints included."""
     assert a.earlier is not None
@@ -88,7 +83,7 @@ def test_checkpoints_are_further_rows_and_change_nothing_else(with_checkpoints: 
     status = run.status()
     assert (status.members_scored, status.models_scored, status.models_asked) == (4, 12, 12)
     last = {member: (done, total) for member, done, total in progress}
-    asked = len({e.key for e in examples_of(run)})
+    asked = len({e.key for e in run.material.encoded})
     assert last == dict.fromkeys(range(4), (3 * asked, 3 * asked))
 
 
@@ -211,7 +206,7 @@ def test_scoring_of_checkpoints_is_paid_for_once(with_checkpoints: MakeConfig) -
     plan = run.plan()
     run.execute()
     # To the token: 8 models once and tested, the base model tested, and 4 final models measured twice on 2 examples.
-    lengths = {e.key: len(e.ids) for e in examples_of(run)}
+    lengths = {e.key: len(e.ids) for e in run.material.encoded}
     twice = sum(len(e.ids) for e in run.material.encoded_train[:2])
     test = tokens_of_test(min(lengths.values()))
     assert plan.usd == pytest.approx((8 * (sum(lengths.values()) + test) + test + 4 * twice) * price["input"] / 1e6)
@@ -269,7 +264,7 @@ def test_what_was_scored_before_an_interruption_is_not_reserved_again(
 def test_censored_losses_of_a_checkpoint_are_kept_as_bounds(with_checkpoints: MakeConfig) -> None:
     """Early models list fewer of the right tokens; an example without a value would cost the whole stage."""
     run = Run.create(with_checkpoints(2))
-    examples = {e.key: e for e in examples_of(run)}
+    examples = {e.key: e for e in run.material.encoded}
     dim = next(iter(examples))
     with RunStore.create_or_open(run.run_dir, run.manifest()) as store:
         for k in range(4):
@@ -314,9 +309,9 @@ def test_killed_while_checkpoints_are_scored_a_run_goes_on_and_ends_with_the_sam
     process.send_signal(signal.SIGKILL)
     process.communicate(timeout=60)
     run = Run.create(config)
-    assert 0 < rows(config) < 8 * len({e.key for e in examples_of(run)})
+    assert 0 < rows(config) < 8 * len({e.key for e in run.material.encoded})
     assert same(run.execute(), undisturbed)
-    assert rows(config) == 8 * len({e.key for e in examples_of(run)})
+    assert rows(config) == 8 * len({e.key for e in run.material.encoded})
     with RunStore.open(config.run_dir, read_only=True) as store:
         assert [job.attempt for job in store.jobs.rows()] == [1] * 4
 

@@ -31,7 +31,7 @@ def test_status_and_report_say_what_a_run_has_used(finished: Path) -> None:
     assert probed > 0
     status = run.status()
     facts = facts_of(run, status)
-    assert status.scored_tokens > 4 * sum(len(e.ids) for e in (*material.encoded_test, *material.encoded_train)) * 0.9
+    assert status.scored_tokens > 4 * sum(len(e.ids) for e in material.encoded) * 0.9
     assert facts.scoring_tokens == status.scored_tokens
     assert facts.training_tokens == status.trained_tokens > 0
     assert facts.seconds == status.seconds > 0
