@@ -20,7 +20,7 @@ from daunce_api.core import (
     significance_threshold,
 )
 from daunce_api.core.crossval import CrossValidator, folds
-from daunce_api.core.stages import Stages
+from daunce_api.core.rows import Stages
 from daunce_api.errors import DataError
 from tests.core.problems import group_scores, linear_problem, mean_correlation, self_lds, top, with_checkpoints
 

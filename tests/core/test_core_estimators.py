@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from daunce_api.core import ESTIMATORS, member_losses, scores
-from daunce_api.core.estimators import inclusion_dispersion
+from daunce_api.core.rows import inclusion_dispersion
 from daunce_api.errors import ConfigurationError, DataError, NotEnoughMembersError
 from tests.core.problems import linear_problem, mean_correlation
 

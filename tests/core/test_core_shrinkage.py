@@ -15,7 +15,7 @@ from daunce_api.core.crossval import CrossValidator, column_spearman
 from daunce_api.core.estimators import estimator_named, spectrum_of
 from daunce_api.core.groups import group_sums
 from daunce_api.core.pairs import Shrinkage
-from daunce_api.core.stages import Stages
+from daunce_api.core.rows import Stages
 from daunce_api.core.topk import _largest
 from tests.core.problems import group_scores, linear_problem, self_lds, with_checkpoints
 
