@@ -174,9 +174,11 @@ def _print(job: Run, asked: Dataset, k: int) -> None:
             "Opponents: they made it less likely": attribution.top(question, k, opponents=True, fdr=FDR),
         }
         terminal.rankings(attribution, tables, test=question, fdr=FDR)
-    folder = terminal_text(str(job.run_dir))
+    folder = str(job.run_dir)
     terminal.say("")
-    terminal.lines_of(("next", f"daunce top {folder} --test {asked.ids[0]}"), ("", f"daunce report {folder}"))
+    terminal.lines_of(
+        ("next", terminal.command("top", folder, "--test", asked.ids[0])), ("", terminal.command("report", folder))
+    )
 
 
 def _first_line(job: Run, question: str, significant: bool) -> str:
