@@ -51,9 +51,8 @@ def page(
     shown = [r for r in rows[:limit] if kind is None or not service.injector.hidden(kind, r["id"], listed=True)]
     data = [view(r) for r in shown]
     first, last = (data[0]["id"], data[-1]["id"]) if data else ("", "")
-    return JSONResponse(
-        {"object": "list", "data": data, "first_id": first, "last_id": last, "has_more": len(rows) > limit}
-    )
+    more = len(rows) > limit
+    return JSONResponse({"object": "list", "data": data, "first_id": first, "last_id": last, "has_more": more})
 
 
 def metadata_filter(request: Request) -> tuple[str, list[str]]:

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import os
 import signal
-import time
 from pathlib import Path
 
 import pytest
 import torch
+from worker_tasks import counts, ends, visible
 
 from daunce_api import RunConfig
 from daunce_api.errors import ConfigurationError, TrainingCancelledError
 from daunce_api.plan.epochs import epochs_of
-from daunce_api.providers.local.engines import ProcessEngine, WorkerLostError, WorkerProcess, report
+from daunce_api.providers.local.engines import ProcessEngine, WorkerLostError, WorkerProcess
 from daunce_api.providers.local.memory import Limits
 from daunce_api.providers.local.options import options_of
 from daunce_api.providers.local.store import MemberResult, MemberTask
@@ -24,7 +23,10 @@ GROUP = [(MemberTask(f"m{k}", b"", k, Path()), k) for k in range(4)]
 
 
 @pytest.mark.parametrize(("fits", "cuts"), [((2, 100), 0), ((1, 30), 0), ((1, 30), 3), ((0, 0), 0), ((0, 0), 9)])
-def test_memory_that_runs_out_costs_members_then_tokens_then_is_said(fits: tuple[int, int], cuts: int):
+def test_memory_that_runs_out_costs_members_then_tokens_then_is_said(
+    fits: tuple[int, int], cuts: int, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr("gc.collect", lambda: 0)  # seconds of a test process
     tried: list[tuple[int, int]] = []
     began = cuts
 
@@ -53,22 +55,6 @@ def test_memory_that_runs_out_costs_members_then_tokens_then_is_said(fits: tuple
         assert not tried or tried[-1] == (1, 25)
     if not any(r.error for r in results):
         assert not began or (4, 100) not in tried
-
-
-def visible(_: None) -> tuple[str | None, str | None]:
-    return os.environ.get("CUDA_VISIBLE_DEVICES"), os.environ.get("OPENAI_API_KEY")
-
-
-def counts(most: int) -> int:
-    """Reports each number, slowly."""
-    for k in range(most):
-        report(k)
-        time.sleep(0.01)
-    return os.getpid()
-
-
-def ends(how: int) -> None:
-    os.kill(os.getpid(), how)
 
 
 def test_a_killed_worker_is_known_from_one_that_ended_and_each_is_pinned_reports_and_stops(
