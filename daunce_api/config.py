@@ -46,11 +46,12 @@ version keeps the recipe that it was started with."""
 _RETIRED = {
     "backend.options.job_events": "progress comes from the job itself",
     "backend.options.ray.retries": "Ray starts a lost actor again by itself",
+    "backend.scorer.options.route": "echo is backend.scorer.kind: echo, and vLLM is always sent token ids",
+    "backend.scorer.options.return_tokens_as_token_ids": "return_token_ids: true does the same",
 }
 """Keys that this version no longer has, options of providers among them, with what takes their place."""
 _RETIRED_VALUES = {
     "attribution.estimator: matched": "this version does not have it; scores are those of auto",
-    "backend.scorer.options.route: echo": "set backend.scorer.kind: echo to score anything further",
 }
 """The same of values."""
 

@@ -6,8 +6,10 @@ own) and which is paid by the hour. Deployments are made when a member is scored
 
 from __future__ import annotations
 
-from dataclasses import replace
+import hashlib
+from collections.abc import Callable
 from functools import lru_cache, partial
+from pathlib import Path
 from typing import Any
 
 import httpx2
@@ -15,14 +17,14 @@ import openai
 from pydantic import Field
 
 from ..config import RunConfig
-from ..errors import ConfigurationError, MissingExtraError, RejectedError, TransientError
-from .azure_deployments import API_VERSIONS, AzureScorerOptions, DeploymentHost
+from ..errors import ConfigurationError, MissingExtraError, RejectedError, StopError, TransientError
 from .base import Job, JobRequest, Scorer, ScorerCapabilities, TrainerCapabilities
 from .endpoint import Endpoint, api_key_from
-from .hosting import HostedScorer
-from .openai_wire.chat_token import chat_capabilities, open_tokenizer, scorer_on
+from .failures import Failures
+from .hosting import Host, HostedScorer
+from .openai_wire.chat_token import ChatTokenOptions, open_tokenizer, scorer_on
 from .openai_wire.client import WireClient
-from .openai_wire.trainer import OPENAI_GRACE_SECONDS, WireTrainer, WireTrainerOptions, wire_capabilities
+from .openai_wire.trainer import OPENAI_GRACE_SECONDS, WireTrainer, WireTrainerOptions
 from .options import all_or_none
 from .polling import Answer, Poll, file_in_time
 from .registry import Context
@@ -35,6 +37,9 @@ NOTES = (
     "by default an Azure resource runs 1 fine-tuning job at a time and keeps 100 in all, files 50 (1 GB)",
     "customers who are new since 14 October 2026 cannot train gpt-4.1, -mini and -nano at Azure",
 )
+MANAGEMENT_URL = "https://management.azure.com"
+MANAGEMENT_VERSION = "2024-10-01"
+API_VERSIONS = "a dated version, or v1 for the surface without dates (.../openai/v1, projects of Foundry)"
 DEVELOPER_SKU = "developertier"
 """Deployments of this kind cost nothing by the hour; Azure removes them after a day."""
 JOBS_AT_ONCE = 1
@@ -53,15 +58,16 @@ class AzureTrainerOptions(WireTrainerOptions):
         None, description="trainingType of jobs: Standard, GlobalStandard or developerTier (the cheap ones, by region)"
     )
 
+    def own_fields(self) -> dict[str, Any]:
+        return {**self.extra_body, **({"trainingType": self.training_type} if self.training_type else {})}
+
 
 def trainer_capabilities(config: RunConfig) -> TrainerCapabilities:
     """As OpenAI's own, with Azure's conditions; no network."""
-    options = AzureTrainerOptions.of(config)
-    return wire_capabilities(
+    return AzureTrainerOptions.of(config).capabilities(
         config,
-        options,
-        provider="Azure OpenAI",
-        max_concurrent_jobs=JOBS_AT_ONCE,
+        "Azure OpenAI",
+        JOBS_AT_ONCE,
         grace_seconds=OPENAI_GRACE_SECONDS,
         notes=NOTES,
         accepts=frozenset({"tools", "images", "validation"}),
@@ -86,10 +92,6 @@ class AzureTrainer(WireTrainer):
         *,
         poll: Poll | None = None,
     ) -> None:
-        options = options or AzureTrainerOptions()
-        if options.training_type is not None:
-            extra = {**options.extra_body, "trainingType": options.training_type}
-            options = options.model_copy(update={"extra_body": extra})
         super().__init__(client, capabilities, options)
         self._poll = poll or Poll(5.0, 120)
 
@@ -102,7 +104,7 @@ class AzureTrainer(WireTrainer):
 
         def ready(answer: Answer) -> bool:
             if answer.get("status") in _BROKEN:
-                reason = self._client.clean(str(answer.get("status_details") or answer["status"]))
+                reason = self._client.failures.clean(str(answer.get("status_details") or answer["status"]))
                 raise RejectedError(f"Azure finds fault with {name}: {reason}")
             return answer.get("status") not in _WAITING
 
@@ -127,6 +129,32 @@ class AzureTrainer(WireTrainer):
         return await self._client.json(call, doing=f"reading file {file_id}")
 
 
+class AzureScorerOptions(ChatTokenOptions):
+    """``backend.scorer.options`` of the Azure scorer: the one-token chat scorer's, and where deployments are made.
+
+    Without ``subscription`` the fine-tunes are taken to be deployed already, under their own names.
+    """
+
+    api_version: str = Field("2025-04-01-preview", description=API_VERSIONS)
+    subscription: str | None = None
+    resource_group: str | None = None
+    account: str | None = Field(None, description="name of the Azure OpenAI resource")
+    management_token_env: str = Field(
+        "AZURE_MANAGEMENT_TOKEN", description="variable with a token of `az account get-access-token`"
+    )
+    azure_identity: bool = Field(False, description="take that token from the package azure-identity (extra azure)")
+    management_token_file: Path | None = Field(
+        None, description="file with such a token instead, read at every request: a token lasts for about an hour"
+    )
+    sku: str = Field("Standard", description="Standard, GlobalStandard (open models) or DeveloperTier (free, one day)")
+    model_format: str = Field(
+        "OpenAI", description="publisher of the base model: OpenAI, Microsoft, Meta, Mistral AI, Alibaba, ..."
+    )
+    model_version: str = "1"
+    capacity: int = Field(1, ge=1, description="thousands of tokens per minute of each deployment")
+    max_deployments: int = Field(1, ge=1, description="deployments at once")
+
+
 def azure_options(config: RunConfig) -> AzureScorerOptions:
     """The scorer's options, checked. Raises ConfigurationError where the resource is named by halves."""
     options = AzureScorerOptions.of(config)
@@ -143,9 +171,9 @@ def azure_options(config: RunConfig) -> AzureScorerOptions:
 def scorer_capabilities(config: RunConfig) -> ScorerCapabilities:
     """One token of the most likely ones, or the first token by choice; no network."""
     options = azure_options(config)
-    capabilities = chat_capabilities(options, provider="Azure one-token chat", notes=NOTES[:1])
-    return replace(
-        capabilities,
+    return options.capabilities(
+        "Azure one-token chat",
+        NOTES[:1],
         hourly=options.sku.lower() != DEVELOPER_SKU,
         tried_on="fine_tune" if options.subscription is None else "nothing",
     )
@@ -165,6 +193,101 @@ def open_scorer(context: Context) -> Scorer:
     own = context.http_client is None
     http = context.http_client or httpx2.AsyncClient(timeout=options.timeout)
     return HostedScorer(scorer, DeploymentHost(http, options, lambda: management_token(options), own_http=own))
+
+
+class DeploymentHost(Host):
+    """Makes and deletes deployments. Their names follow from the models', so that one that an earlier process left is
+    found again.
+
+    ``token`` is asked before every request, since a token lasts for about an hour. ``http`` is closed by its owner.
+    """
+
+    def __init__(
+        self,
+        http: httpx2.AsyncClient,
+        options: AzureScorerOptions,
+        token: Callable[[], str],
+        *,
+        poll: Poll | None = None,
+        own_http: bool = False,
+    ) -> None:
+        super().__init__(options.max_deployments, poll or Poll(15.0, 240))
+        self._http = http
+        self._own_http = own_http
+        self._options = options
+        self._token = token
+
+    async def create(self, model: str) -> tuple[str, str, Answer]:
+        name, options = name_of(model), self._options
+        body = {
+            "sku": {"name": options.sku, "capacity": options.capacity},
+            "properties": {"model": {"format": options.model_format, "name": model, "version": options.model_version}},
+        }
+        return name, name, await self._request("PUT", name, f"deploying {model}", body)
+
+    async def read(self, loaded: str, model: str) -> Answer:
+        return await self._request("GET", loaded, f"waiting for {model}")
+
+    def ready(self, answer: Answer, model: str) -> bool:
+        properties = answer.get("properties")
+        state = properties.get("provisioningState") if isinstance(properties, dict) else None
+        if state in ("Failed", "Canceled", "Disabled"):
+            raise RejectedError(f"Azure could not deploy {model}: {state}.")
+        return state == "Succeeded"
+
+    async def delete(self, loaded: str, model: str) -> None:
+        await self._request("DELETE", loaded, f"deleting the deployment of {model}")
+
+    async def listed(self, model: str) -> list[str]:
+        return [name_of(model)]
+
+    async def close(self) -> None:
+        if self._own_http:
+            await self._http.aclose()
+
+    async def _request(self, method: str, name: str, doing: str, body: dict[str, Any] | None = None) -> dict[str, Any]:
+        options, token = self._options, self._token()
+        failures = Failures("Azure's management service", [token])
+        url = (
+            f"{MANAGEMENT_URL}/subscriptions/{options.subscription}/resourceGroups/{options.resource_group}/providers/"
+            f"Microsoft.CognitiveServices/accounts/{options.account}/deployments/{name}"
+        )
+        try:
+            response = await failures.request(
+                self._http,
+                method,
+                url,
+                doing=doing,
+                params={"api-version": MANAGEMENT_VERSION},
+                headers={"Authorization": f"Bearer {token}"},
+                json=body,
+            )
+        except StopError as error:
+            raise (_with_advice(error, name, options) if error.status is not None else error) from None
+        try:
+            answer = response.json() if response.content else {}
+        except ValueError:
+            answer = None
+        if not isinstance(answer, dict):
+            raise failures.malformed(doing, False, "a body that is not a JSON object")
+        return answer
+
+
+def name_of(model: str) -> str:
+    """The name of a model's deployment."""
+    return f"daunce-{hashlib.sha256(model.encode()).hexdigest()[:24]}"
+
+
+def _with_advice(failure: StopError, name: str, options: AzureScorerOptions) -> StopError:
+    """A refused token in words of its own: it is not the API key that failed, and a deployment may be left."""
+    source = options.management_token_file or options.management_token_env
+    advised = StopError(
+        f"{failure} Here it is the token of {source} that counts, not the API key: it lasts for about an hour. "
+        f"Deployment {name} may be up, and is paid for by the hour: renew the token, then run the same command again "
+        "or `daunce clean`, which delete it."
+    )
+    advised.status = failure.status
+    return advised
 
 
 def management_token(options: AzureScorerOptions) -> str:
@@ -188,7 +311,7 @@ def identity_token() -> str:
     """A token from whatever signs in to Azure on this machine: environment, managed identity, ``az login``."""
     credential = _credential()
     try:
-        return str(credential.get_token("https://management.azure.com/.default").token)
+        return str(credential.get_token(f"{MANAGEMENT_URL}/.default").token)
     except Exception as error:  # the package raises errors of its own and of its transport
         raise ConfigurationError(
             f"Azure's sign-in gave no token ({type(error).__name__}). Run `az login`, or set "

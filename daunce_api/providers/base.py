@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from types import TracebackType
@@ -96,7 +97,6 @@ class Job:
     model: str | None = None
     error: str | None = None
     trained_tokens: int | None = None
-    progress: float | None = None
     refused: bool = False
     echo: JobEcho = JobEcho()
 
@@ -253,14 +253,7 @@ class Closing:
         await self.close()
 
 
-class _Opened(Protocol):
-    async def __aenter__(self) -> Self: ...
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None: ...
-
-
-class Trainer(_Opened, Protocol):
+class Trainer(AbstractAsyncContextManager["Trainer"], Protocol):
     """Fine-tuning jobs of one provider."""
 
     @property
@@ -311,7 +304,7 @@ class Checkpointing(Protocol):
         ...
 
 
-class Scorer(_Opened, Protocol):
+class Scorer(AbstractAsyncContextManager["Scorer"], Protocol):
     """Log-probabilities of given tokens under a given model."""
 
     @property

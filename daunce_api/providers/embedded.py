@@ -17,7 +17,7 @@ from ..errors import ConfigurationError
 from .base import TrainerCapabilities
 from .endpoint import Endpoint
 from .openai_wire.client import WireClient
-from .openai_wire.trainer import WireTrainer, WireTrainerOptions, wire_capabilities
+from .openai_wire.trainer import WireTrainer, WireTrainerOptions
 from .options import parse_options
 from .registry import Context
 from .server_process import EmbeddedServer
@@ -34,11 +34,10 @@ def trainer_capabilities(config: RunConfig) -> TrainerCapabilities:
     """As of any OpenAI-wire server; twice as many jobs as workers keep every worker busy."""
     trainer, server = _options(config)
     workers = server.get("workers", 1)
-    return wire_capabilities(
+    return trainer.capabilities(
         config,
-        trainer,
-        provider="embedded server",
-        max_concurrent_jobs=2 * (workers if isinstance(workers, int) else 1),
+        "embedded server",
+        2 * (workers if isinstance(workers, int) else 1),
         epochs=3,
         grace_seconds=0.0,
         listing_lag_seconds=trainer.listing_lag_seconds or 0.0,

@@ -11,7 +11,9 @@ import math
 import time
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Protocol
+from typing import Any
+
+import httpx2
 
 from .._util.exhausted import exhausted
 from ..errors import AmbiguousSubmitError, DailyLimitError, ProviderError, RejectedError, StopError, TransientError
@@ -22,17 +24,6 @@ _KEPT = "Everything so far is kept; once it is raised or freed, run the same com
 _MAX_MESSAGE = 500
 NO_REASON = "the provider gave no reason"
 """Stands for what a provider did not say of a failed job."""
-
-
-class ErrorResponse(Protocol):
-    """The parts of an HTTP answer that are looked at; httpx's and httpx2's have them."""
-
-    @property
-    def headers(self) -> Mapping[str, str]: ...
-    @property
-    def content(self) -> bytes: ...
-    @property
-    def text(self) -> str: ...
 
 
 class Failures:
@@ -49,14 +40,14 @@ class Failures:
         text = "".join(c if c.isprintable() else " " for c in text)
         return text if len(text) <= _MAX_MESSAGE else text[: _MAX_MESSAGE - 1] + "…"
 
-    def from_status(self, status: int, response: ErrorResponse, doing: str, *, submit: bool = False) -> ProviderError:
-        """The error of an answer with an HTTP status of 400 or more. ``doing`` names the request in messages,
-        ``submit`` marks one that must not be repeated blindly."""
+    def from_status(self, status: int, response: httpx2.Response, doing: str, *, submit: bool = False) -> ProviderError:
+        """The error of an answer with an HTTP status of 400 or more (``httpx``'s serves as well). ``doing`` names the
+        request in messages, ``submit`` marks one that must not be repeated blindly."""
         error = self._of_status(status, response, doing, submit)
         error.status = status
         return error
 
-    def _of_status(self, status: int, response: ErrorResponse, doing: str, submit: bool) -> ProviderError:
+    def _of_status(self, status: int, response: httpx2.Response, doing: str, submit: bool) -> ProviderError:
         message, code = _error_of(response)
         said = self.clean(f"{self.provider} answered {status} to {doing}: {message}")
         said += "" if said.endswith((".", "!", "?", "…")) else "."
@@ -110,8 +101,22 @@ class Failures:
             "again."
         )
 
+    async def request(
+        self, http: httpx2.AsyncClient, method: str, url: str, *, doing: str, **how: Any
+    ) -> httpx2.Response:
+        """The answer to a request that no SDK makes, of a status below 400; any other raises its error."""
+        try:
+            response = await http.request(method, url, **how)
+        except httpx2.TransportError as error:
+            failure = self.unreachable(doing, error, timed_out=isinstance(error, httpx2.TimeoutException))
+        else:
+            if response.status_code < 400:
+                return response
+            failure = self.from_status(response.status_code, response, doing)
+        raise failure  # outside the handler: address and headers may be secret
 
-def _error_of(response: ErrorResponse) -> tuple[str, str]:
+
+def _error_of(response: httpx2.Response) -> tuple[str, str]:
     """Message and code of an error body: OpenAI's, vLLM's (integer code), FastAPI's ``detail``, or plain text."""
     try:
         body = json.loads(response.content)
@@ -167,3 +172,17 @@ async def cancelled(call: Awaitable[Job], read: Callable[[], Awaitable[Job]]) ->
         if job.status.final:
             return job
         raise
+
+
+@contextmanager
+def noted_in(kept: dict[str, str], name: str) -> Iterator[None]:
+    """Around the clean-up of one thing: where that fails, ``kept`` says why, and the next one can go on.
+
+    A StopError ends everything.
+    """
+    try:
+        yield
+    except StopError:
+        raise
+    except ProviderError as error:
+        kept[name] = str(error)

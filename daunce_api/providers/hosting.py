@@ -12,64 +12,36 @@ from collections import OrderedDict
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field, replace
-from typing import Protocol
 
 from .._util.clock import Clock, SystemClock
 from .._util.retry import Retrier, RetryPolicy
 from ..data.tokenizers import EncodedExample
-from ..errors import DaunceError, ProviderError, StopError
+from ..errors import DaunceError
 from .base import Closing, HostRecords, Metered, ProbeReport, Probing, Scorer, ScorerCapabilities, TokenScores
-from .failures import gone_already
+from .failures import gone_already, noted_in
 from .polling import Answer, Poll
 
 UNLOADING = RetryPolicy(first=2.0, longest=10.0, attempts=3, total=60.0)
 """How often a model that could not be unloaded is tried again: what stays may be paid for by the hour."""
 
 
-class Host(Protocol):
-    """Puts models on a server and takes them off. ``limit`` is how many it holds at once."""
-
-    limit: int
-
-    def always_served(self, model: str) -> str | None:
-        """The name that a model answers under without being loaded; None for one that has to be."""
-        ...
-
-    async def load(self, model: str) -> str:
-        """Make a model answer requests; the name under which it does. Loading one that is there already succeeds."""
-        ...
-
-    async def unload(self, model: str) -> None:
-        """Take off whatever is there of a model: loaded, half loaded, or left by another process. Nothing there is no
-        error."""
-        ...
-
-    async def close(self) -> None: ...
-
-
-class PolledHost(ABC):
-    """A host whose provider says that a model is being loaded and is asked again until it is there.
+class Host(Closing, ABC):
+    """Puts models on a server and takes them off. ``limit`` is how many it holds at once; a model that is being loaded
+    is looked at by ``poll`` until it is there.
 
     A subclass is the provider's own requests. What this process loaded is remembered by its id, what another one left
     is found by :meth:`listed`.
     """
 
-    def __init__(self, limit: int, poll: Poll) -> None:
+    def __init__(self, limit: int, poll: Poll | None = None) -> None:
         self.limit = limit
-        self._poll = poll
+        self._poll = poll or Poll(5.0, 240)
         self._known: dict[str, str] = {}
 
     @abstractmethod
     async def create(self, model: str) -> tuple[str, str, Answer]:
-        """Have a model loaded: the name that it will answer under, the id of what loads it, the provider's answer."""
-
-    @abstractmethod
-    async def read(self, loaded: str, model: str) -> Answer:
-        """What the provider says of something that is being loaded, by its id."""
-
-    @abstractmethod
-    def ready(self, answer: Answer, model: str) -> bool:
-        """Whether the answer says that the model is there. Raises RejectedError where it will never be."""
+        """Have a model loaded: the name that it will answer under, the id of what loads it, the provider's answer.
+        Loading one that is there already succeeds."""
 
     @abstractmethod
     async def delete(self, loaded: str, model: str) -> None:
@@ -79,11 +51,20 @@ class PolledHost(ABC):
     async def listed(self, model: str) -> Sequence[str]:
         """Ids under which a model is loaded, whoever loaded it."""
 
+    async def read(self, loaded: str, model: str) -> Answer:
+        """What the provider says of something that is being loaded, by its id."""
+        return {}
+
+    def ready(self, answer: Answer, model: str) -> bool:
+        """Whether the answer says that the model is there. Raises RejectedError where it will never be."""
+        return True
+
     def always_served(self, model: str) -> str | None:
         """The name that a model answers under without being loaded; None for one that has to be."""
         return None
 
     async def load(self, model: str) -> str:
+        """Make a model answer requests; the name under which it does."""
         served, loaded, answer = await self.create(model)
         self._known[model] = loaded
         await self._poll.until(
@@ -92,14 +73,12 @@ class PolledHost(ABC):
         return served
 
     async def unload(self, model: str) -> None:
+        """Take off whatever is there of a model: loaded, half loaded, or left by another process. Nothing there is no
+        error."""
         known = self._known.pop(model, None)
         for loaded in [known] if known else await self.listed(model):
             with gone_already():
                 await self.delete(loaded, model)
-
-    @abstractmethod
-    async def close(self) -> None:
-        """Close the connections that are the host's own."""
 
 
 @dataclass
@@ -258,12 +237,8 @@ class HostedScorer(Closing):
         """
         kept: dict[str, str] = {}
         for model in models:
-            try:
+            with noted_in(kept, model):
                 await self.pool.take_off(model)
-            except StopError:
-                raise
-            except ProviderError as error:
-                kept[model] = str(error)
         return kept
 
     def watch(self, observer: Callable[[Mapping[str, str]], None]) -> None:

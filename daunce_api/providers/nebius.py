@@ -14,14 +14,11 @@ from urllib.parse import quote
 from pydantic import Field
 
 from ..config import RunConfig
-from ..errors import RejectedError
-from .base import GRACE_SECONDS, Job, JobStatus, ScorerCapabilities, TrainerCapabilities
-from .failures import gone_already
-from .openai_wire.client import WireClient
-from .openai_wire.echo import EchoScorer, echo_capabilities, echo_options
+from .base import Job, JobStatus, ScorerCapabilities, TrainerCapabilities
+from .openai_wire.client import WireClient, open_client
+from .openai_wire.echo import EchoScorer, echo_options
 from .openai_wire.job_object import number
-from .openai_wire.trainer import WireTrainer, WireTrainerOptions, wire_capabilities
-from .openai_wire.wire_scorer import open_client
+from .openai_wire.trainer import WireTrainer, WireTrainerOptions
 from .registry import Context
 
 DEFAULTS: dict[str, Any] = {"lora": True, "packing": False}
@@ -44,16 +41,13 @@ class NebiusOptions(WireTrainerOptions):
 
 def trainer_capabilities(config: RunConfig) -> TrainerCapabilities:
     """Limits of Nebius's fine-tuning; no network. Its limit on jobs at once is not published: 4 is cautious."""
-    options = NebiusOptions.of(config)
-    return wire_capabilities(
+    return NebiusOptions.of(config).capabilities(
         config,
-        options,
-        provider="Nebius",
-        max_concurrent_jobs=4,
+        "Nebius",
+        4,
         hyperparameters=frozenset(),
         epochs=3,
         starts_from_fine_tune=False,
-        grace_seconds=GRACE_SECONDS,
         checkpoints=1,
         notes=NOTES,
     )
@@ -61,8 +55,7 @@ def trainer_capabilities(config: RunConfig) -> TrainerCapabilities:
 
 def scorer_capabilities(config: RunConfig) -> ScorerCapabilities:
     """Any completion, exactly, once the first member has shown it; no network."""
-    capabilities = echo_capabilities(echo_options(config), provider="Nebius", notes=(UNVERIFIED,))
-    return replace(capabilities, fine_tunes_verified=False)
+    return echo_options(config).capabilities("Nebius", notes=(UNVERIFIED,), fine_tunes_verified=False)
 
 
 def open_trainer(context: Context) -> NebiusTrainer:
@@ -76,8 +69,7 @@ def open_trainer(context: Context) -> NebiusTrainer:
 def open_scorer(context: Context) -> EchoScorer:
     """Completions with echo."""
     options = echo_options(context.config)
-    client = open_client(context, timeout=options.timeout, concurrency=options.concurrency)
-    return EchoScorer(client, scorer_capabilities(context.config), options)
+    return EchoScorer(open_client(context, options), scorer_capabilities(context.config), options)
 
 
 class NebiusTrainer(WireTrainer):
@@ -115,7 +107,7 @@ class NebiusTrainer(WireTrainer):
         source = job.model
         model = await self._registered(source) or await self._register(source)
         if model.get("status") == "error":
-            reason = self._client.clean(str(model.get("status_reason") or "no reason given"))
+            reason = self._client.failures.clean(str(model.get("status_reason") or "no reason given"))
             return replace(job, status=JobStatus.FAILED, model=None, error=f"Nebius does not serve {source}: {reason}")
         return replace(job, model=str(model["name"]) if model.get("status") == "active" else None)
 
@@ -154,12 +146,5 @@ class NebiusTrainer(WireTrainer):
 
     async def delete_model(self, model: str) -> bool:
         """Takes the model out of serving. Its checkpoint stays with the job."""
-        with gone_already():
-            call = self._client.raw("DELETE", f"{self._models}/{quote(model)}{self._query}")
-            try:
-                await self._client.content(call, doing=f"deleting model {model}")
-            except RejectedError as error:
-                if error.status != 404:
-                    return False
-                raise
-        return True
+        call = self._client.raw("DELETE", f"{self._models}/{quote(model)}{self._query}")
+        return await self._client.calls.delete(call, doing=f"deleting model {model}")

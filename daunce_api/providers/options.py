@@ -9,7 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from ..config import RunConfig, close_to
 from ..errors import ConfigurationError
-from .base import EchoField
+from .base import EchoField, ScorerCapabilities, TrainerCapabilities
 
 
 class Options(BaseModel):
@@ -35,6 +35,12 @@ class TrainerOptions(Options):
         description="fields of a job that the server repeats as they were sent; the others are not compared",
     )
 
+    def capabilities(self, config: RunConfig, provider: str, jobs: int, **differences: Any) -> TrainerCapabilities:
+        """What a trainer with these options can do: ``jobs`` at once where the config gives no number, and the
+        provider's ``differences``."""
+        known = {"min_examples": self.min_examples, "echoes": self.echoes}
+        return TrainerCapabilities(provider, config.backend.max_concurrent_jobs or jobs, **{**known, **differences})
+
 
 class ScorerOptions(Options):
     """What every scorer of an endpoint can be given in ``backend.scorer.options``."""
@@ -44,6 +50,15 @@ class ScorerOptions(Options):
     max_context_tokens: int | None = Field(None, ge=1, description="longest prompt of the model; default: unknown")
     concurrency: int = Field(8, ge=1, description="requests that the endpoint takes at once")
     timeout: float = Field(120.0, gt=0, description="seconds that a request may take")
+
+    def capabilities(self, provider: str, **differences: Any) -> ScorerCapabilities:
+        """What a scorer with these options can do: any completion, exactly, but for the provider's ``differences``."""
+        known = {
+            "scope": "any",
+            "max_context_tokens": self.max_context_tokens,
+            "max_concurrent_requests": self.concurrency,
+        }
+        return ScorerCapabilities(provider, **{**known, **differences})
 
 
 def all_or_none(options: Options, names: Sequence[str], what: str) -> None:

@@ -10,19 +10,16 @@ import math
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 
 from ..data.tokenizers import EncodedExample
 from ..errors import ContractError, RejectedError, ReplayError, StopError
-from .base import ProbeReport, Probing, Scorer, TokenScores
+from .base import ProbeReport, Probing, Scorer
 
 GENERATED = 8
 """Tokens that the endpoint is asked to generate."""
-FIRST_LEFT_OUT = (
-    "If the server has no entry for the first token of a prompt (Modular MAX), set backend.scorer.options.dialect: max."
-)
 LOST, DEVIATIONS = 0.1, 6.0
 """Least part of an adapter whose loss is reported, and standard errors that it has to be away from 0."""
 RESOLUTION = 1e-4
@@ -64,102 +61,51 @@ async def probe_generated(
     example: EncodedExample,
     generate: Callable[[str, tuple[int, ...]], Awaitable[Generated | None]],
     *,
-    score: Callable[[str, Sequence[EncodedExample]], Awaitable[list[TokenScores]]] | None = None,
+    otherwise: Callable[[str, EncodedExample], Awaitable[ProbeReport]] | None = None,
+    hint: str = "",
 ) -> ProbeReport:
     """Test one model of a scorer of token ids: ``generate`` continues a prompt by up to ``GENERATED`` tokens, which
-    are then scored (by ``score`` where the scorer's own does not take ids) and must have the same log-probabilities.
+    are then scored and must have the same log-probabilities.
+    ``otherwise`` tests an endpoint that does not tell ids and log-probabilities of what it generates; ``hint`` says
+    what to do about values that stand one position too early.
 
-    Raises ContractError where they differ by more than
-    ``TOLERANCE`` nats, and RejectedError where the endpoint does not know the model.
+    Raises ContractError where they differ by more than ``TOLERANCE`` nats, and RejectedError where the endpoint does
+    not know the model.
     """
-    prompt = _prompt_of(scorer, example)
+    limit = scorer.capabilities.max_context_tokens
+    prompt = example.ids[: example.targets[0]]
+    if limit is not None:  # as much of it as leaves room to generate
+        prompt = prompt[: max(1, limit - GENERATED - 1)]
     try:
         made = await generate(model, prompt)
     except RejectedError as error:
-        return await does_not_generate(scorer, model, example, error)
+        await scorer.score(model, [example])  # where it is the model that is refused, another one has to be tested
+        return not_generating(error)
     if made is None:
+        if otherwise is not None:
+            return await otherwise(model, example)
         return ProbeReport(False, "the endpoint does not tell ids and log-probabilities of what it generates")
-    positions = tuple(range(len(prompt), len(prompt) + len(made.ids)))
-    whole = replace(example, ids=(*prompt, *made.ids), targets=positions, boundary_moved=False)
-    (scores,) = await (score or scorer.score)(model, [whole])
-    report = compare(scorer.capabilities.provider, list(zip(positions, made.values, scores.logprobs, strict=True)))
-    return _with(report, whole, made, scores.logprobs)
-
-
-def _prompt_of(scorer: Scorer, example: EncodedExample) -> tuple[int, ...]:
-    """The example's prompt, as much of it as leaves room to generate."""
-    prompt, limit = example.ids[: example.targets[0]], scorer.capabilities.max_context_tokens
-    return prompt if limit is None else prompt[: max(1, limit - GENERATED - 1)]
-
-
-async def does_not_generate(scorer: Scorer, model: str, example: EncodedExample, error: RejectedError) -> ProbeReport:
-    """The report on an endpoint that refused to generate. Raises RejectedError where it is the model that it refuses:
-    then another one has to be tested."""
-    await scorer.score(model, [example])
-    return not_generating(error)
+    ids = (*prompt, *made.ids)
+    positions = tuple(range(len(prompt), len(ids)))
+    # With the position before them, if it has a value: then values that stand one too early are called so.
+    before = positions if len(prompt) == 1 else (len(prompt) - 1, *positions[:-1])
+    asked = replace(example, ids=ids, targets=tuple(sorted({*before, *positions})), boundary_moved=False)
+    (scores,) = await scorer.score(model, [asked])
+    value = dict(zip(asked.targets, scores.logprobs, strict=True))
+    report = compared(
+        scorer.capabilities.provider,
+        [(t, v, value[t]) for t, v in zip(positions, made.values, strict=True)],
+        [(t, v, value[t]) for t, v in zip(before, made.values, strict=True)],
+        hint,
+    )
+    made_T = tuple(map(float, made.values))  # type: ignore[arg-type]
+    scored_T = tuple(value[t] for t in positions)
+    return replace(report, generated=(replace(asked, targets=positions), made_T, scored_T))
 
 
 def not_generating(error: RejectedError) -> ProbeReport:
     """The report on an endpoint that scores a model and refused to generate with it."""
     return ProbeReport(False, f"the endpoint does not generate, so its alignment could not be tested: {error}")
-
-
-class Completions(Scorer, Protocol):
-    """What :func:`probe_echo` asks of a scorer on a completions endpoint with ``echo``."""
-
-    @property
-    def provider(self) -> str: ...
-    @property
-    def lists_likely(self) -> bool:
-        """Whether most likely tokens are listed."""
-        ...
-
-    async def complete(
-        self, model: str, prompts: Sequence[Sequence[int]], *, max_tokens: int | None = None, echo: bool = True
-    ) -> list[dict[str, Any]]: ...
-
-
-async def probe_echo(scorer: Completions, model: str, example: EncodedExample) -> ProbeReport:
-    """Test one model on the prompt of one example, with two to four small requests.
-
-    Where the server returns token ids, it generates a continuation greedily and then scores it: both must agree.
-    Where it does not, the most likely token at some positions of the example must be what greedy generation gives
-    there. Raises ContractError where they differ by more than ``TOLERANCE`` nats, and RejectedError where the
-    endpoint does not know the model.
-    """
-    prompt = list(_prompt_of(scorer, example))
-    try:
-        choice = (await scorer.complete(model, [prompt], max_tokens=GENERATED, echo=False))[0]
-    except RejectedError as error:
-        return await does_not_generate(scorer, model, example, error)
-    made = generated(choice.get("token_ids"), values_of(choice))
-    if made is not None:
-        return await _by_generated_text(scorer, model, example, prompt, made)
-    return await _by_most_likely(scorer, model, example)
-
-
-async def _by_generated_text(
-    scorer: Completions, model: str, example: EncodedExample, prompt: list[int], made: Generated
-) -> ProbeReport:
-    # The bare values, since the contract's own checks would only say that something is wrong.
-    choice = (await scorer.complete(model, [[*prompt, *made.ids]]))[0]
-    echoed = values_of(choice)
-    if len(echoed) < len(prompt) + len(made.ids):
-        raise ContractError(
-            f"{scorer.provider} echoes {len(echoed)} log-probabilities for {len(prompt) + len(made.ids)} "
-            "tokens. Use an endpoint that echoes prompts with their log-probabilities, or scorer option max_tokens: 1."
-        )
-    pairs = [(len(prompt) + i, value, echoed[len(prompt) + i]) for i, value in enumerate(made.values)]
-    before = [(position, value, echoed[position - 1]) for position, value, _ in pairs]
-    report = _compared(scorer.provider, pairs, before)
-    positions = tuple(position for position, _, _ in pairs)
-    whole = replace(example, ids=(*prompt, *made.ids), targets=positions, boundary_moved=False)
-    return _with(report, whole, made, [value for _, _, value in pairs])
-
-
-def _with(report: ProbeReport, whole: EncodedExample, made: Generated, scored: Sequence[object]) -> ProbeReport:
-    made_T, scored_T = (tuple(map(float, side)) for side in (made.values, scored))  # type: ignore[arg-type]
-    return replace(report, generated=(whole, made_T, scored_T))
 
 
 async def probe_model(scorer: Scorer, model: str, example: EncodedExample, *, base: str | None) -> ProbeReport | None:
@@ -208,35 +154,8 @@ async def distance_from_base(scorer: Scorer, base: str, model: str, report: Prob
     return from_base
 
 
-async def _by_most_likely(scorer: Completions, model: str, example: EncodedExample) -> ProbeReport:
-    if not scorer.lists_likely:
-        return ProbeReport(False, "the endpoint returns neither token ids nor lists of likely tokens (logprobs: 0)")
-    n = len(example.ids)
-    positions = sorted({max(1, n // 2), n - 1})
-    choices = [
-        (await scorer.complete(model, [example.ids[:position]], max_tokens=1, echo=False))[0] for position in positions
-    ]
-    whole = (await scorer.complete(model, [example.ids]))[0]
-    listed = (whole.get("logprobs") or {}).get("top_logprobs") if isinstance(whole.get("logprobs"), dict) else None
-    if not isinstance(listed, list) or len(listed) < n:
-        return ProbeReport(False, "the endpoint does not list likely tokens of the prompt")
-
-    def top(entry: object) -> float | None:
-        return max((v for v in entry.values() if _number(v)), default=None) if isinstance(entry, dict) else None
-
-    pairs, before = [], []
-    for position, choice in zip(positions, choices, strict=True):
-        value = (values_of(choice) or [None])[0]
-        if value is not None and (highest := top(listed[position])) is not None:
-            pairs.append((position, value, highest))
-            before.append((position, value, top(listed[position - 1])))
-    if not pairs:
-        return ProbeReport(False, "the endpoint generated nothing that could be compared")
-    return _compared(scorer.provider, pairs, before)
-
-
-def _compared(provider: str, pairs: Pairs, before: Pairs) -> ProbeReport:
-    """As :func:`compare`; the error says so where the values of the position ``before`` each one agree."""
+def compared(provider: str, pairs: Pairs, before: Pairs, hint: str) -> ProbeReport:
+    """As :func:`compare`; the error says so, with the ``hint``, where the values of the position ``before`` agree."""
     try:
         return compare(provider, pairs)
     except ContractError as error:
@@ -244,7 +163,7 @@ def _compared(provider: str, pairs: Pairs, before: Pairs) -> ProbeReport:
             compare(provider, before)
         except ContractError:
             raise error from None
-        raise ContractError(f"{error} Every value stands one position too early. {FIRST_LEFT_OUT}") from None
+        raise ContractError(f"{error} Every value stands one position too early. {hint}".rstrip()) from None
 
 
 def compare(provider: str, pairs: Pairs) -> ProbeReport:
@@ -254,7 +173,7 @@ def compare(provider: str, pairs: Pairs) -> ProbeReport:
     """
     largest = 0.0
     for position, made, echoed in pairs:
-        difference = abs(made - echoed) if _number(made) and _number(echoed) else math.inf  # type: ignore[operator]
+        difference = abs(made - echoed) if is_number(made) and is_number(echoed) else math.inf  # type: ignore[operator]
         largest = max(largest, difference)
         if difference > TOLERANCE:
             raise ContractError(
@@ -273,5 +192,5 @@ def values_of(choice: dict[str, Any]) -> list[object]:
     return values if isinstance(values, list) else []
 
 
-def _number(value: object) -> bool:
+def is_number(value: object) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)

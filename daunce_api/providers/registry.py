@@ -14,11 +14,11 @@ The module of a kind (``kinds``) is imported when it is first used. It defines, 
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable, Mapping
-from contextlib import AsyncExitStack
+from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
-from types import ModuleType, TracebackType
-from typing import Any, Self, TypeVar
+from types import ModuleType
+from typing import Any, TypeVar
 
 import httpx2
 
@@ -27,7 +27,6 @@ from ..data.tokenizers import Tokenizer
 from ..errors import ConfigurationError, MissingExtraError
 from .base import Scorer, ScorerCapabilities, Trainer, TrainerCapabilities
 from .endpoint import ANONYMOUS, Endpoint, api_key_from, checked_base_url
-from .replay.protocol import PROTOCOL
 
 KeyOf = Callable[[str], str]
 
@@ -54,10 +53,6 @@ class BackendKind:
 Entry = TypeVar("Entry")
 
 _HERE = "daunce_api.providers"
-OPENAI_BASE_URL = "https://api.openai.com/v1"
-TOGETHER_BASE_URL = "https://api.together.ai/v1"
-FIREWORKS_BASE_URL = "https://api.fireworks.ai/inference/v1"
-NEBIUS_BASE_URL = "https://api.tokenfactory.nebius.com/v1"
 TINKER_BASE_URL = "https://tinker.thinkingmachines.dev/services/tinker-prod"
 
 BACKENDS: Mapping[str, BackendKind] = {
@@ -66,7 +61,7 @@ BACKENDS: Mapping[str, BackendKind] = {
         f"{_HERE}.openai_wire.trainer",
         "chat_token",
         provider="OpenAI",
-        base_url=OPENAI_BASE_URL,
+        base_url="https://api.openai.com/v1",
         key_variable="OPENAI_API_KEY",
     ),
     "openai_wire": BackendKind(f"{_HERE}.openai_wire.trainer", "echo", provider="the server", needs_url=True),
@@ -76,7 +71,7 @@ BACKENDS: Mapping[str, BackendKind] = {
         "together",
         extra="together",
         provider="Together",
-        base_url=TOGETHER_BASE_URL,
+        base_url="https://api.together.ai/v1",
         key_variable="TOGETHER_API_KEY",
     ),
     "fireworks": BackendKind(
@@ -84,7 +79,7 @@ BACKENDS: Mapping[str, BackendKind] = {
         "fireworks",
         extra="fireworks",
         provider="Fireworks",
-        base_url=FIREWORKS_BASE_URL,
+        base_url="https://api.fireworks.ai/inference/v1",
         key_variable="FIREWORKS_API_KEY",
     ),
     "tinker": BackendKind(
@@ -99,7 +94,7 @@ BACKENDS: Mapping[str, BackendKind] = {
         f"{_HERE}.nebius",
         "nebius",
         provider="Nebius",
-        base_url=NEBIUS_BASE_URL,
+        base_url="https://api.tokenfactory.nebius.com/v1",
         key_variable="NEBIUS_API_KEY",
     ),
     "azure": BackendKind(
@@ -139,8 +134,6 @@ class Context:
     config: RunConfig
     endpoint: Endpoint | None
     http_client: httpx2.AsyncClient | None = None
-    protocol: int = PROTOCOL
-    """What may be sent: a replay of an older recording leaves out what it does not hold."""
     shared: dict[str, Any] = field(default_factory=dict)
 
     @property
@@ -151,53 +144,20 @@ class Context:
         return self.endpoint
 
 
+@dataclass(frozen=True, slots=True)
 class Backend:
-    """An opened pair of trainer and scorer, with the tokenizer that goes with the model.
+    """An opened pair of trainer and scorer."""
 
-    An asynchronous context manager; leaving it closes both roles and stops a server that was started for the run.
-    """
-
-    def __init__(
-        self, trainer: Trainer, scorer: Scorer, tokenizer: Callable[[], Tokenizer], stop: Callable[[], None] | None
-    ) -> None:
-        self.trainer = trainer
-        self.scorer = scorer
-        self.tokenizer = tokenizer
-        self._stop = stop
-        self._stack = AsyncExitStack()
-
-    async def __aenter__(self) -> Self:
-        try:
-            await self._stack.enter_async_context(self.trainer)
-            await self._stack.enter_async_context(self.scorer)
-        except BaseException:
-            await self.close()
-            raise
-        return self
-
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        await self.close()
-
-    async def close(self) -> None:
-        """Close connections and stop the run's own server. Does nothing the second time."""
-        stop, self._stop = self._stop, None
-        try:
-            await self._stack.aclose()
-        finally:
-            if stop is not None:
-                stop()
+    trainer: Trainer
+    scorer: Scorer
 
 
-def open_backend(
-    config: RunConfig,
-    *,
-    http_client: httpx2.AsyncClient | None = None,
-    replaying: bool = False,
-    protocol: int = PROTOCOL,
-) -> Backend:
-    """Trainer, scorer and tokenizer of a config. Sends nothing yet, but starts the server of kind ``embedded``.
+@asynccontextmanager
+async def open_backend(
+    config: RunConfig, *, http_client: httpx2.AsyncClient | None = None, replaying: bool = False
+) -> AsyncIterator[Backend]:
+    """Trainer and scorer of a config, closed at the end of the block. Sends nothing yet, but starts the server of kind
+    ``embedded``, which is stopped then.
 
     ``http_client`` replaces the connections of OpenAI-wire kinds (tests). ``replaying`` says that a recording answers
     every request: no key is needed and no server is started. Raises ConfigurationError for an unknown
@@ -205,24 +165,22 @@ def open_backend(
     """
     kind, module = _backend(config)
     scorer_module = _scorer_module(config, kind)
-    stop: Callable[[], None] | None = None
     key_of = (lambda _: REPLAYED) if replaying else api_key_from
-    if not hasattr(module, "start_server"):
-        endpoint = _trainer_endpoint(config, kind, key_of)
-    elif replaying:
-        endpoint = Endpoint("http://127.0.0.1/v1", REPLAYED, kind.provider)
-    else:
-        endpoint, stop = module.start_server(config)
-    try:
+    async with AsyncExitStack() as stack:
+        if not hasattr(module, "start_server"):
+            endpoint = _trainer_endpoint(config, kind, key_of)
+        elif replaying:
+            endpoint = Endpoint("http://127.0.0.1/v1", REPLAYED, kind.provider)
+        else:
+            endpoint, stop = module.start_server(config)
+            stack.callback(stop)
         shared: dict[str, Any] = {}
-        trainer = module.open_trainer(Context(config, endpoint, http_client, protocol, shared))
-        scorer_endpoint = _scorer_endpoint(config, kind, endpoint, key_of)
-        scorer = scorer_module.open_scorer(Context(config, scorer_endpoint, http_client, protocol, shared))
-    except BaseException:
-        if stop is not None:
-            stop()
-        raise
-    return Backend(trainer, scorer, lambda: open_tokenizer(config), stop)
+        trainer = module.open_trainer(Context(config, endpoint, http_client, shared))
+        await stack.enter_async_context(trainer)
+        endpoint = _scorer_endpoint(config, kind, endpoint, key_of)
+        scorer = scorer_module.open_scorer(Context(config, endpoint, http_client, shared))
+        await stack.enter_async_context(scorer)
+        yield Backend(trainer, scorer)
 
 
 def check_keys(config: RunConfig) -> None:
@@ -262,16 +220,17 @@ def scorer_kind(config: RunConfig) -> str:
 def scoring_address(config: RunConfig) -> str | None:
     """Kind and address that log-probabilities come from, without a key; None where that is this machine, or where the
     models are trained on it."""
-    trainer = known(BACKENDS, config.backend.kind, "backend.kind")
-    if config.backend.kind == "embedded" or not trainer.remote:
+    kind = known(BACKENDS, config.backend.kind, "backend.kind")
+    if config.backend.kind == "embedded" or not kind.remote:
         return None
-    name = scorer_kind(config)
-    known(SCORERS, name, "backend.scorer.kind")
-    own = _own(name).base_url if config.backend.scorer.kind not in (None, trainer.scorer) else None
-    address = config.backend.scorer.base_url or own or config.backend.base_url or trainer.base_url
-    if address is None or Endpoint(address).loopback:
+
+    def no_key(_: str) -> str:
+        return ANONYMOUS
+
+    endpoint = _scorer_endpoint(config, kind, _trainer_endpoint(config, kind, no_key), no_key)
+    if endpoint is None or not endpoint.base_url or endpoint.loopback:
         return None
-    return f"{name} {address.rstrip('/')}"
+    return f"{scorer_kind(config)} {endpoint.base_url}"
 
 
 def _backend(config: RunConfig) -> tuple[BackendKind, ModuleType]:
@@ -309,12 +268,9 @@ def _trainer_endpoint(config: RunConfig, kind: BackendKind, key_of: KeyOf) -> En
         )
     # A provider's own variable is only the default for the provider's own address: a key must not go elsewhere.
     own = config.backend.base_url is None or config.backend.base_url.rstrip("/") == kind.base_url
-    return _endpoint(
-        checked_base_url(base_url) if base_url else "",
-        config.backend.api_key_env or (kind.key_variable if own else None),
-        kind.provider,
-        key_of,
-    )
+    variable = config.backend.api_key_env or (kind.key_variable if own else None)
+    key = ANONYMOUS if variable is None else key_of(variable)
+    return Endpoint(checked_base_url(base_url) if base_url else "", key, kind.provider)
 
 
 def _scorer_endpoint(config: RunConfig, kind: BackendKind, trainer: Endpoint | None, key_of: KeyOf) -> Endpoint | None:
@@ -328,9 +284,5 @@ def _scorer_endpoint(config: RunConfig, kind: BackendKind, trainer: Endpoint | N
         return Endpoint(trainer.base_url, key_of(settings.api_key_env), trainer.provider)
     own = settings.base_url is None or settings.base_url.rstrip("/") == scorer.base_url
     variable = settings.api_key_env or (scorer.key_variable if own else None)
-    return _endpoint(checked_base_url(base_url), variable, "the scoring server", key_of)
-
-
-def _endpoint(base_url: str, variable: str | None, provider: str, key_of: KeyOf) -> Endpoint:
     key = ANONYMOUS if variable is None else key_of(variable)
-    return Endpoint(base_url, key, provider)
+    return Endpoint(checked_base_url(base_url), key, "the scoring server")

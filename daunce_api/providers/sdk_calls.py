@@ -29,9 +29,8 @@ class SdkCalls:
     The SDK's own retries must be off: callers decide by error class.
     """
 
-    def __init__(self, sdk: ModuleType, failures: Failures, *, sdk_version: str = "") -> None:
+    def __init__(self, sdk: ModuleType, failures: Failures) -> None:
         self._sdk = sdk
-        self._sdk_version = sdk_version
         self.failures = failures
 
     async def call(self, call: Awaitable[Answer], *, doing: str, submit: bool | str = False) -> Answer:
@@ -99,7 +98,7 @@ class SdkCalls:
             return None
         # Whatever else an SDK raises (an assertion, a missing attribute): the request may have been acted on, and the
         # next answer will most likely be as unreadable.
-        name = f"{sdk.__name__} {self._sdk_version}".strip()
+        name = f"{sdk.__name__} {getattr(sdk, '__version__', 'of an unknown version')}"
         if submit:
             return self.failures.ambiguous(doing, f"sent what the package {name} cannot read")
         return StopError(

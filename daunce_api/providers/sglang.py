@@ -16,8 +16,7 @@ from ..data.tokenizers import EncodedExample
 from ..errors import ContractError
 from .base import ProbeReport, ScorerCapabilities, TokenScores
 from .contract import BEFORE_TARGETS, check_ids, refuse_long, scores_of
-from .openai_wire.client import WireClient
-from .openai_wire.wire_scorer import WireScorer, open_client
+from .openai_wire.client import WireClient, WireScorer, open_client
 from .options import ScorerOptions
 from .probe import GENERATED, Generated, generated, probe_generated
 from .registry import Context
@@ -34,19 +33,13 @@ class SGLangOptions(ScorerOptions):
 
 def scorer_capabilities(config: RunConfig) -> ScorerCapabilities:
     """Any completion, exactly; no network. The server batches by itself, so a request holds one prompt."""
-    options = SGLangOptions.of(config)
-    return ScorerCapabilities(
-        provider="SGLang",
-        scope="any",
-        max_context_tokens=options.max_context_tokens,
-        max_concurrent_requests=options.concurrency,
-    )
+    return SGLangOptions.of(config).capabilities("SGLang")
 
 
 def open_scorer(context: Context) -> SGLangScorer:
     """A scorer of the config's SGLang server; a trailing ``/v1`` of its address is overlooked."""
     options = SGLangOptions.of(context.config)
-    client = open_client(context, timeout=options.timeout, concurrency=options.concurrency)
+    client = open_client(context, options)
     return SGLangScorer(client, scorer_capabilities(context.config), options, context.config.backend.model)
 
 
@@ -73,7 +66,7 @@ class SGLangScorer(WireScorer):
         start = max(0, example.targets[0] - 1 - BEFORE_TARGETS)
         doing = f"scoring example {example.example.id!r} under {model}"
         meta = await self._ask(model, example.ids, doing=doing, logprob_start_len=start)
-        return triple_scores(self.client.provider, example, meta, start)
+        return triple_scores(self.provider, example, meta, start)
 
     async def probe(self, model: str, example: EncodedExample) -> ProbeReport:
         """Compare input log-probabilities with those of greedy generation. Raises as

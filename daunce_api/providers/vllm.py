@@ -1,8 +1,7 @@
 """vLLM: exact log-probabilities through ``prompt_logprobs``, and members as LoRA adapters that it loads.
 
 Each position is a table from token id to log-probability, so every value is looked up by the id that was sent: a
-server that read other tokens, or one token more, cannot go unnoticed. On the chat route the server renders the
-messages; its tokens must be those of the client's own rendering.
+server that read other tokens, or one token more, cannot go unnoticed.
 
 For adapters the server is started with ``--enable-lora`` and ``VLLM_ALLOW_RUNTIME_LORA_UPDATING=True`` and must see
 their folders. An adapter is served under a hash of its weights, so that a name never stands for other weights.
@@ -13,20 +12,19 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from pydantic import Field
 
 from ..config import RunConfig
 from ..data.tokenizers import EncodedExample
-from ..errors import CapabilityError, ContractError, RejectedError
+from ..errors import ContractError, RejectedError
 from .base import ProbeReport, Scorer, ScorerCapabilities, TokenScores
-from .contract import TOP_TOLERANCE, by_index, check_ids, check_model, refuse_long, scores_of
-from .failures import gone_already
-from .hosting import HostedScorer
-from .openai_wire.client import WireClient
-from .openai_wire.wire_scorer import WireScorer, open_client
+from .contract import TOP_TOLERANCE, check_ids, refuse_long, scores_of
+from .hosting import Host, HostedScorer
+from .openai_wire.client import WireClient, WireScorer, open_client
 from .options import ScorerOptions, all_or_none
+from .polling import Answer
 from .probe import GENERATED, Generated, generated, probe_generated, values_of
 from .registry import Context
 
@@ -47,7 +45,6 @@ IGNORED = (
 class VllmOptions(ScorerOptions):
     """``backend.scorer.options`` of the vLLM scorer."""
 
-    route: Literal["completions", "chat"] = Field("completions", description="chat lets the server render the chat")
     adapters: bool | None = Field(
         None,
         description="true: models are adapter folders to load; false: names that are served already; default: true for "
@@ -59,7 +56,7 @@ class VllmOptions(ScorerOptions):
     ranks: bool = Field(
         True, description="list the most likely token of each position too, which shows shifted values; false: shorter"
     )
-    prompts_per_request: int = Field(32, ge=1, le=2048, description="completions only; chat takes one")
+    prompts_per_request: int = Field(32, ge=1, le=2048)
     tokens_per_request: int = Field(16_384, ge=1)
 
 
@@ -73,30 +70,19 @@ def vllm_options(config: RunConfig) -> VllmOptions:
 def scorer_capabilities(config: RunConfig) -> ScorerCapabilities:
     """Any completion, exactly; no network."""
     options = vllm_options(config)
-    return ScorerCapabilities(
-        provider=f"vLLM prompt_logprobs ({options.route})",
-        scope="any",
-        max_context_tokens=options.max_context_tokens,
-        max_prompts_per_request=options.prompts_per_request if options.route == "completions" else 1,
+    return options.capabilities(
+        "vLLM prompt_logprobs",
+        max_prompts_per_request=options.prompts_per_request,
         max_tokens_per_request=options.tokens_per_request,
-        max_concurrent_requests=options.concurrency,
         notes=(LARGE_VOCABULARY,),
-        look=_refuse_plain if options.route == "chat" else None,
     )
-
-
-def _refuse_plain(example: EncodedExample) -> None:
-    if not example.example.is_chat:
-        raise CapabilityError(
-            f"example {example.example.id!r} is no chat; set backend.scorer.options.route: completions for it."
-        )
 
 
 def open_scorer(context: Context) -> Scorer:
     """A scorer of the config's vLLM server, which loads members' adapters unless ``adapters`` is off."""
     config = context.config
     options = vllm_options(config)
-    client = open_client(context, timeout=options.timeout, concurrency=options.concurrency)
+    client = open_client(context, options)
     scorer = VllmScorer(client, scorer_capabilities(config), options)
     if not options.adapters:
         return scorer
@@ -106,76 +92,37 @@ def open_scorer(context: Context) -> Scorer:
 class VllmScorer(WireScorer):
     """``Scorer`` over vLLM's ``prompt_logprobs``. Closing it closes the client."""
 
+    fingerprint = "prompt-logprobs completions"
+
     def __init__(self, client: WireClient, capabilities: ScorerCapabilities, options: VllmOptions) -> None:
         super().__init__(client, capabilities)
-        self.fingerprint = f"prompt-logprobs {options.route}"
         self._options = options
 
     async def score(self, model: str, batch: Sequence[EncodedExample]) -> list[TokenScores]:
         """Log-probabilities (nats) of each example's targets.
 
-        Raises RejectedError for an example over the context length, CapabilityError where the chat route is asked
-        for an example that is no chat, ContractError for an answer that does not hold what was requested.
+        Raises RejectedError for an example over the context length, ContractError for an answer that does not hold
+        what was requested.
         """
         for example in batch:
             refuse_long(example, 1, self._options.max_context_tokens)
-        if self._options.route == "chat":
-            return [await self._score_chat(model, example) for example in batch]
-        return await self._score_ids(model, batch)
-
-    async def probe(self, model: str, example: EncodedExample) -> ProbeReport:
-        """Compare prompt log-probabilities with those of greedy generation, on the completions route: the chat route
-        reads the same ones. Raises as :func:`.probe.probe_generated`."""
-        return await probe_generated(self, model, example, self._generate, score=self._score_ids)
-
-    async def _generate(self, model: str, prompt: tuple[int, ...]) -> Generated | None:
-        call = self.client.sdk.completions.with_raw_response.create(
-            model=model,
-            prompt=[list(prompt)],
-            max_tokens=GENERATED,
-            temperature=0,
-            logprobs=1,
-            extra_body={"return_token_ids": True},
-        )
-        answer = await self.client.json(call, doing=f"testing {model}")
-        check_model(self.client.provider, model, answer.get("model"))
-        (choice,) = by_index(self.client.provider, answer.get("choices"), 1)
-        return generated(choice.get("token_ids"), values_of(choice))
-
-    async def _score_ids(self, model: str, batch: Sequence[EncodedExample]) -> list[TokenScores]:
-        call = self.client.sdk.completions.with_raw_response.create(
-            model=model,
-            prompt=[list(example.ids) for example in batch],
-            max_tokens=1,
-            temperature=0,
-            extra_body={"prompt_logprobs": int(self._options.ranks)},
-        )
-        answer = await self.client.json(call, doing=f"scoring {len(batch)} prompts under {model}")
-        check_model(self.client.provider, model, answer.get("model"))
-        choices = by_index(self.client.provider, answer.get("choices"), len(batch))
+        fields = {"max_tokens": 1, "prompt_logprobs": int(self._options.ranks)}
+        doing = f"scoring {len(batch)} prompts under {model}"
+        choices = await self.completions(model, [e.ids for e in batch], fields, doing=doing)
         return [
-            table_scores(self.client.provider, example, choice.get("prompt_logprobs"), choice.get("prompt_token_ids"))
+            table_scores(self.provider, example, choice.get("prompt_logprobs"), choice.get("prompt_token_ids"))
             for example, choice in zip(batch, choices, strict=True)
         ]
 
-    async def _score_chat(self, model: str, example: EncodedExample) -> TokenScores:
-        _refuse_plain(example)
-        chat = example.example
-        messages: Any = [{k: v for k, v in m.to_record().items() if k != "weight"} for m in chat.messages]
-        more: dict[str, Any] = {"tools": chat.tools} if chat.tools else {}
-        more |= {k: chat.fields[k] for k in ("chat_template_kwargs", "documents") if k in chat.fields}
-        call = self.client.sdk.chat.completions.with_raw_response.create(
-            model=model,
-            messages=messages,
-            max_tokens=1,
-            temperature=0,
-            extra_body={"prompt_logprobs": int(self._options.ranks), "add_generation_prompt": False, **more},
-        )
-        answer = await self.client.json(call, doing=f"scoring example {example.example.id!r} under {model}")
-        check_model(self.client.provider, model, answer.get("model"))
-        return table_scores(
-            self.client.provider, example, answer.get("prompt_logprobs"), answer.get("prompt_token_ids")
-        )
+    async def probe(self, model: str, example: EncodedExample) -> ProbeReport:
+        """Compare prompt log-probabilities with those of greedy generation. Raises as
+        :func:`.probe.probe_generated`."""
+        return await probe_generated(self, model, example, self._generate)
+
+    async def _generate(self, model: str, prompt: tuple[int, ...]) -> Generated | None:
+        fields = {"max_tokens": GENERATED, "logprobs": 1, "return_token_ids": True}
+        (choice,) = await self.completions(model, [prompt], fields, doing=f"testing {model}")
+        return generated(choice.get("token_ids"), values_of(choice))
 
 
 def table_scores(provider: str, example: EncodedExample, tables: object, read: object = None) -> TokenScores:
@@ -222,14 +169,14 @@ def _check_rank(
             )
 
 
-class AdapterHost:
+class AdapterHost(Host):
     """Loads and unloads adapters over vLLM's ``/v1/load_lora_adapter``. The client is the scorer's, who closes it.
 
     A model is a folder of ``models`` (the local trainer's), any adapter folder, or the base model ``base``.
     """
 
     def __init__(self, client: WireClient, models: Path, base: str, options: VllmOptions) -> None:
-        self.limit = options.max_adapters
+        super().__init__(options.max_adapters)
         self._client = client
         self._models = models
         self._base = base
@@ -238,36 +185,36 @@ class AdapterHost:
     def always_served(self, model: str) -> str | None:
         return model if model == self._base else None
 
-    async def load(self, model: str) -> str:
-        """The name that the adapter is served under. Raises RejectedError where the folder is missing here or at the
-        server, or where the server does not load adapters at run time."""
+    async def create(self, model: str) -> tuple[str, str, Answer]:
+        """Raises RejectedError where the folder is missing here or at the server, or where the server does not load
+        adapters at run time."""
         folder = self._folder(model)
         name = name_of(folder)
         body = {"lora_name": name, "lora_path": self._seen_by_server(folder)}
         try:
-            await self._client.command("load_lora_adapter", body, doing=f"loading adapter {model}")
+            await self._command("load_lora_adapter", body, f"loading adapter {model}")
         except RejectedError as error:
-            if "already" in str(error):
-                return name
             if error.status == 404 and "adapter" not in str(error).partition(":")[2].lower():
                 raise RejectedError(
                     f"{self._client.provider} does not load adapters at run time. Start vLLM with --enable-lora and "
                     "VLLM_ALLOW_RUNTIME_LORA_UPDATING=True."
                 ) from error
-            raise
-        return name
+            if "already" not in str(error):
+                raise
+        return name, name, {}
 
-    async def unload(self, model: str) -> None:
-        """Take it off; one that is gone already is no error, and neither is a folder that is no longer here."""
+    async def delete(self, loaded: str, model: str) -> None:
+        await self._command("unload_lora_adapter", {"lora_name": loaded}, f"unloading adapter {model}")
+
+    async def listed(self, model: str) -> list[str]:
         try:
-            name = name_of(self._folder(model))
+            return [name_of(self._folder(model))]
         except RejectedError:
-            return  # the name came from its weights; the server forgets it when it restarts
-        with gone_already():
-            await self._client.command("unload_lora_adapter", {"lora_name": name}, doing=f"unloading adapter {model}")
+            return []  # the name came from its weights; the server forgets it when it restarts
 
-    async def close(self) -> None:
-        """Nothing of its own to close."""
+    async def _command(self, path: str, body: dict[str, str], doing: str) -> None:
+        """A request whose answer, if it is no error, says nothing of interest."""
+        await self._client.content(self._client.raw("POST", path, body), doing=doing)
 
     def _folder(self, model: str) -> Path:
         candidates = [self._models / model, Path(model)]

@@ -8,63 +8,35 @@ from __future__ import annotations
 
 import asyncio
 import sys
-from collections import deque
-from collections.abc import Awaitable, Callable, Sequence
-from contextlib import suppress
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, replace
 from functools import partial
-from typing import TypeVar
 
 import numpy as np
 
 from .._util.clock import Clock, SystemClock
-from .._util.retry import Retrier, RetryPolicy
 from ..attribution.matrices import finish
 from ..core.losses import Reduction
 from ..data.tokenizers import EncodedExample
-from ..errors import ContractError, ProviderError, RejectedError, ReplayError, StoreError, TransientError
+from ..errors import RejectedError, ReplayError
 from ..plan.inputs import TESTS
-from ..providers.base import Deferred, Hosting, Metered, ProbeReport, Probing, Scorer, TokenScores
+from ..providers.base import Hosting, ProbeReport, Probing, Scorer
 from ..providers.probe import probe_model, tokens_of_test
 from ..store import RunStore, ScoreBatch
-from ..store.ledger import Purpose
 from .cache import ScoredCache
-from .in_flight import InFlight
-from .slots import AdaptiveSlots
-from .writer import GroupCommit
+from .sending import Asking, Batch, Budget, Sender
 
-RETRIES = RetryPolicy(first=0.5, longest=30.0, attempts=12, total=600.0)
-"""Of one request for scores."""
-
-Answer = TypeVar("Answer")
-Batch = list[tuple[int, EncodedExample]]
-"""Examples with their ids in the store."""
 Progress = Callable[[int, int, int], None]
-
-
-@dataclass(frozen=True, slots=True)
-class Budget:
-    """What requests cost that come on top of what was reserved for a model: those that are sent again, and the test
-    with the base model.
-
-    ``usd_per_token`` of a prompt, answers included; ``cap`` dollars of the whole ledger, or None.
-    """
-
-    usd_per_token: float = 0.0
-    cap: float | None = None
+"""Called with a member, what is scored of it, and everything that is."""
 
 
 class ScoringClient:
-    """Scores members with one bound on concurrency for all of them together.
+    """Scores members; ``concurrency`` is the most requests at once (default: the scorer's own limit), and rate limits
+    lower it for a while (:mod:`daunce_api.score.slots`).
 
-    ``concurrency`` is the most requests at once (default: the scorer's own limit); rate limits lower it for a while
-    (:mod:`daunce_api.score.slots`). What ``cache`` knows of is not sent, except for replicates. A request is
-    repeated by one policy (``RETRIES``), then its TransientError is raised; a request that waits keeps its place, so
-    that a rate limit slows everything down instead of starting a storm. ``on_progress`` gets
-    (member, scored examples, all examples) after every batch of a member's own scores. A model that is complete gets
-    its row of losses (``reduction``). ``budget`` pays for what is sent again: reserved before it is sent, BudgetError
-    at the cap. ``replayed``: the protocol of a recording that is replayed; an older one holds no tests of fine-tunes.
-    ``base``: the model that fine-tunes are compared with.
+    What ``cache`` knows of is not sent, except for replicates. A model that is complete gets its row of losses
+    (``reduction``). ``budget``: see :class:`.sending.Sender`. ``replayed``: the protocol of a recording that is
+    replayed; an older one holds no tests of fine-tunes. ``base``: the model that fine-tunes are compared with.
     """
 
     def __init__(
@@ -74,7 +46,6 @@ class ScoringClient:
         *,
         concurrency: int | None = None,
         clock: Clock | None = None,
-        on_progress: Progress | None = None,
         cache: ScoredCache | None = None,
         reduction: Reduction = "mean",
         budget: Budget | None = None,
@@ -84,33 +55,22 @@ class ScoringClient:
         self._scorer = scorer
         self._cache = cache
         self._store = store
-        self._concurrency = concurrency or scorer.capabilities.max_concurrent_requests
-        self._writer = GroupCommit(store, scorer.fingerprint)
-        clock = clock or SystemClock()
-        self._retry = Retrier(RETRIES, clock)
-        self._slots = AdaptiveSlots(self._concurrency, clock)
+        limits = scorer.capabilities
+        self.sender = Sender(
+            scorer,
+            store,
+            concurrency=concurrency or limits.max_concurrent_requests,
+            clock=clock or SystemClock(),
+            budget=budget or Budget(),
+        )
         # The requests of many members must not take turns on a server that holds a few models: every turn loads one.
-        self._models = asyncio.Semaphore(scorer.capabilities.max_models or sys.maxsize)
-        if isinstance(scorer, Metered):
-            scorer.watch(self._slots.observe)
+        self._models = asyncio.Semaphore(limits.max_models or sys.maxsize)
         if isinstance(scorer, Hosting):
             scorer.record(store.hosted)
-        self._on_progress = on_progress
         self._reduction = reduction
-        self._budget = budget or Budget()
-        # A batch API's answers are found again and not paid for twice.
-        priced = self._budget.usd_per_token > 0 and not isinstance(scorer, Deferred)
-        self._in_flight = InFlight(store.run_dir, counts=priced)
-        if priced and (left := self._in_flight.left()):
-            usd = left * self._budget.usd_per_token
-            store.ledger.add("again: what was in flight when an earlier process ended", usd, purpose="score")
-            self._in_flight.clear()
         self._base = base
         self._tests_fine_tunes = replayed is None or replayed >= 2
-        self._full: StoreError | None = None
         self._prepared: tuple[tuple[EncodedExample, ...], Batch] = ((), [])
-        self.requests = 0
-        """Requests sent so far, repeats included."""
 
     async def score_member(
         self,
@@ -120,10 +80,12 @@ class ScoringClient:
         checkpoint: int = 0,
         *,
         twice: Sequence[EncodedExample] = (),
+        on_progress: Callable[[int, int], None] | None = None,
     ) -> int:
         """Score what the store lacks for this member; the number of examples scored now. ``checkpoint`` numbers its
         models from the final one (0) backwards; ``twice`` are measured a second time (replicate 1) among
         the others, for the noise: a server that batches gives an example other values in company than alone.
+        ``on_progress`` gets the numbers of scored examples and of all after every batch.
 
         The endpoint is tested with every model once, before any of its values is stored. Examples with equal token ids
         and targets are sent once. Each batch is stored in one transaction when it arrives. After an error no new batch
@@ -144,8 +106,14 @@ class ScoringClient:
             async with self._models:
                 if self._tests_fine_tunes:
                     await self._test(model, min((e for _, e in prepared), key=lambda e: (len(e.ids), e.ids)))
-                asking = _Asking(self, member, model, 0, checkpoint, len(prepared), len(prepared) - len(missing))
-                scored = await self._score_missing(missing, asking, again, _Asking(self, member, model, 1))
+                before, total = len(prepared) - len(missing), len(prepared)
+
+                def report(done: int) -> None:
+                    if on_progress is not None:
+                        on_progress(before + done, total)
+
+                asking = Asking(self.sender, member, model, 0, checkpoint, report)
+                scored = await self._score_missing(missing, asking, again, Asking(self.sender, member, model, 1))
         await self._finish(prepared, member, checkpoint)
         return scored
 
@@ -156,8 +124,8 @@ class ScoringClient:
         if not missing:
             return 0
         async with self._models:
-            await self._book(f"comparison of {model}", sum(len(e.ids) for _, e in missing), "score")
-            return await self._score_missing(missing, _Asking(self, member, model, replicate))
+            await self.sender.book(f"comparison of {model}", sum(len(e.ids) for _, e in missing), "score")
+            return await self._score_missing(missing, Asking(self.sender, member, model, replicate))
 
     def _missing(self, prepared: Batch, member: int, replicate: int, checkpoint: int) -> Batch:
         done = self._store.scores.measured(member, replicate, checkpoint)
@@ -185,41 +153,19 @@ class ScoringClient:
         return [item for item in missing if item[0] not in known]
 
     async def _score_missing(
-        self, missing: Batch, asking: _Asking, beside: Batch | None = None, other: _Asking | None = None
+        self, missing: Batch, asking: Asking, beside: Batch | None = None, other: Asking | None = None
     ) -> int:
         """Send what is missing, and what ``other`` asks for right behind its first batch."""
         capabilities = self._scorer.capabilities
         limits = capabilities.max_prompts_per_request, capabilities.max_tokens_per_request
         sent = [(asking, batch) for batch in batches(missing, *limits)]
         sent[1:1] = [(other or asking, batch) for batch in batches(beside or [], *limits)]
-        queue = deque(sent)
-        failures = list[Exception]()
-
-        async def work() -> None:
-            while queue and not failures:
-                asker, batch = queue.popleft()
-                try:
-                    async with self._slots.slot():
-                        if self._full is not None:  # an answer that cannot be kept is not sent for
-                            raise self._full
-                        if not failures:
-                            await asker.batch(batch)
-                except StoreError as error:
-                    self._full = error
-                    failures.append(error)
-                except Exception as error:
-                    failures.append(error)
-
-        async with asyncio.TaskGroup() as group:
-            for _ in range(min(self._concurrency, len(queue))):
-                group.create_task(work())
-        if failures:
-            raise failures[0]
+        await self.sender.score(sent)
         return asking.scored
 
     async def drain(self) -> None:
         """Wait until every answer that arrived is in the store, also after an error."""
-        await self._writer.drain()
+        await self.sender.writer.drain()
 
     def _prepare(self, examples: Sequence[EncodedExample]) -> Batch:
         """Distinct examples with their ids, those with equal beginnings beside each other (servers cache prefixes)."""
@@ -235,7 +181,7 @@ class ScoringClient:
         Raises ContractError where the endpoint fails the test; an endpoint that does not serve the model is not tested.
         """
         if tokens := self.tokens_of_test(model, [example]):
-            await self._book(f"test of {model}", tokens, "probe")
+            await self.sender.book(f"test of {model}", tokens, "probe")
         return await self._test(model, example)
 
     def tokens_of_test(self, model: str, examples: Sequence[EncodedExample]) -> int:
@@ -251,10 +197,10 @@ class ScoringClient:
         if model in reports:
             return ProbeReport(**reports[model])
         try:
-            async with self._slots.slot():
+            async with self.sender.slots.slot():
                 tokens = self.tokens_of_test(model, [example])
                 test = partial(probe_model, scorer, model, example, base=self._base)
-                report = await self._send(test, f"test {model}", tokens, "probe")
+                report = await self.sender.send(test, f"test {model}", tokens, "probe")
         except RejectedError as error:
             return ProbeReport(False, f"the endpoint could not be tested with {model}: {error}")
         except ReplayError as error:
@@ -265,123 +211,8 @@ class ScoringClient:
         assert report is not None
         kept = asdict(replace(report, generated=None))
         self._store.set_value(TESTS, {**self._store.get_value(TESTS, {}), model: kept})
-        self._in_flight.add(-tokens)
+        self.sender.in_flight(-tokens)
         return report
-
-    async def _send(
-        self, request: Callable[[], Awaitable[Answer]], what: str, tokens: int, purpose: Purpose = "score"
-    ) -> Answer:
-        """Send a request until it is answered. What may have been acted on already is paid for again. The answer is in
-        flight until whoever gets it has stored it; so is a request without an answer that was given up."""
-        acted_on = False
-
-        async def send() -> Answer:
-            nonlocal acted_on
-            if acted_on:
-                await self._book(f"again: {what}", tokens, purpose)
-            else:
-                self._in_flight.add(tokens)
-            self.requests += 1
-            try:
-                answer = await request()
-            except TransientError as error:
-                acted_on = error.status != 429
-                if error.status == 429:
-                    self._slots.limited()
-                    self._in_flight.add(-tokens)
-                raise
-            except ContractError:
-                raise  # answered, and paid for
-            except ProviderError:
-                self._in_flight.add(-tokens)
-                raise
-            except asyncio.CancelledError:
-                # Its answer is lost, and the same command sends it again; paid for already, so no cap holds it.
-                if usd := tokens * self._budget.usd_per_token:
-                    with suppress(StoreError):
-                        self._store.ledger.add(f"again: {what}", usd, purpose=purpose)
-                        self._in_flight.add(-tokens)
-                raise
-            self._slots.succeeded()
-            return answer
-
-        return await self._retry(send, what)
-
-    async def _book(self, subject: str, tokens: int, purpose: Purpose) -> None:
-        """Book a request that no reservation covers, before it is sent. Raises BudgetError at the cap."""
-        usd = tokens * self._budget.usd_per_token
-        if usd:
-            book = self._store.ledger.add
-            await asyncio.to_thread(book, subject, usd, purpose=purpose, cap=self._budget.cap)
-
-
-class _Asking:
-    """The requests of one model."""
-
-    def __init__(
-        self,
-        client: ScoringClient,
-        member: int,
-        model: str,
-        replicate: int,
-        checkpoint: int = 0,
-        total: int = 0,
-        before: int = 0,
-    ) -> None:
-        self._client = client
-        self._member = member
-        self._model = model
-        self._replicate = replicate
-        self._checkpoint = checkpoint
-        self._total = total
-        self._before = before
-        self.scored = 0
-
-    async def batch(self, batch: Batch, *, again: bool = False) -> None:
-        """Score and keep a batch; one that is refused is halved until the example at fault is alone.
-
-        ``again``: the endpoint has answered for these examples before, and is paid once more.
-        """
-        tokens = sum(len(example.ids) for _, example in batch)
-        what = f"score member {self._member}"
-        try:
-            if again:
-                await self._client._book(f"again: {what}", tokens, "score")
-            answers = await self._answers(batch, what, tokens)
-        except (RejectedError, ContractError) as error:
-            if len(batch) == 1 or error.status == 404:
-                raise _named(error, self._member, batch) from error
-            middle = len(batch) // 2
-            answered = again or isinstance(error, ContractError)
-            if isinstance(error, ContractError):  # the halves are booked again
-                self._client._in_flight.add(-tokens)
-            await self.batch(batch[:middle], again=answered)
-            await self.batch(batch[middle:], again=answered)
-        else:
-            await self._keep(batch, answers)
-            self._client._in_flight.add(-tokens)
-
-    async def _answers(self, batch: Batch, what: str, tokens: int) -> list[TokenScores]:
-        scorer, model, examples = self._client._scorer, self._model, [example for _, example in batch]
-        if isinstance(scorer, Deferred):
-            answers = await self._client._send(
-                lambda: scorer.score_replicate(model, examples, self._replicate), what, tokens
-            )
-        else:
-            answers = await self._client._send(lambda: scorer.score(model, examples), what, tokens)
-        if len(answers) != len(examples):
-            raise ContractError(f"the scorer gave {len(answers)} answers for {len(examples)} examples; none was used.")
-        return answers
-
-    async def _keep(self, batch: Batch, answers: Sequence[TokenScores]) -> None:
-        client = self._client
-        ids = np.array([number for number, _ in batch], np.int32)
-        await client._writer.save(ScoreBatch(self._member, self._replicate, self._checkpoint, ids, answers))
-        if isinstance(client._scorer, Deferred):
-            await client._scorer.release(self._model, [example for _, example in batch], self._replicate)
-        self.scored += len(batch)
-        if client._on_progress is not None and self._replicate == 0:
-            client._on_progress(self._member, self._before + self.scored, self._total)
 
 
 def batches(items: Batch, max_prompts: int, max_tokens: int | None) -> list[Batch]:
@@ -397,12 +228,3 @@ def batches(items: Batch, max_prompts: int, max_tokens: int | None) -> list[Batc
         result[-1].append(item)
         tokens += length
     return result
-
-
-def _named(error: ProviderError, member: int, batch: Batch) -> ProviderError:
-    where = f"member {member}"
-    if len(batch) == 1:
-        where += f", example {batch[0][1].example.id!r}"
-    named = type(error)(f"{where}: {error} What was scored before is kept.")
-    named.status = error.status
-    return named

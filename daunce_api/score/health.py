@@ -209,27 +209,21 @@ class Comparison:
         again, once. Without a client it is the last look, whatever earlier ones gave.
         """
         async with self._looking:
-            if client is None or self.due(len(attribution.members)):
-                await self._look(attribution, client, examples)
-
-    async def _look(
-        self, attribution: Attribution, client: ScoringClient | None, examples: Sequence[EncodedExample]
-    ) -> None:
-        if self._store.get_value(ACCEPTED):
-            return
-        verdict = await asyncio.to_thread(self._verdict, attribution)
-        models = self._store.jobs.ready_models()
-        pair = [k for k in attribution.members[:2] if k in models]
-        if verdict == "open" and client is not None and self._next == 2 and len(pair) == 2:
-            for member in pair:
-                await client.measure(member, models[member], examples[:REPEATS])
+            if self._store.get_value(ACCEPTED) or (client is not None and not self.due(len(attribution.members))):
+                return
             verdict = await asyncio.to_thread(self._verdict, attribution)
-        if verdict == "open" and client is None:
-            logger.warning(
-                "the members' losses differ by little more than measurement noise: the scores of this run may mean "
-                "nothing. A larger scoring.noise_probe tells more."
-            )
-        self._next = 10**9 if verdict == "differ" else 2 * len(attribution.members)
+            models = self._store.jobs.ready_models()
+            pair = [k for k in attribution.members[:2] if k in models]
+            if verdict == "open" and client is not None and self._next == 2 and len(pair) == 2:
+                for member in pair:
+                    await client.measure(member, models[member], examples[:REPEATS])
+                verdict = await asyncio.to_thread(self._verdict, attribution)
+            if verdict == "open" and client is None:
+                logger.warning(
+                    "the members' losses differ by little more than measurement noise: the scores of this run may mean "
+                    "nothing. A larger scoring.noise_probe tells more."
+                )
+            self._next = 10**9 if verdict == "differ" else 2 * len(attribution.members)
 
     async def look_for_base(
         self,
@@ -312,22 +306,12 @@ class Comparison:
             raise MembersAlikeError(str(error), rows and [members[row] for row in rows]) from error
 
 
-def accept(store: RunStore, number: int) -> tuple[int, ...]:
-    """Use suspect scores again that were set aside under this number, and compare no more; the members.
-
-    Raises StoreError as ``store.scores.take_back`` does.
-    """
-    members = store.scores.take_back(number)
-    store.set_value(ACCEPTED, True)
-    return members
-
-
 def accept_suspect(run_dir: str | Path) -> tuple[int, ...]:
     """Use suspect scores of a run again that were set aside ("members alike"), and compare members no more; the
     members. Nothing happens where there are none."""
     with RunStore.open(run_dir) as store:
-        found: list[int] = []
-        for aside in store.scores.asides():
-            if aside.suspect and aside.restored_at is None:
-                found += accept(store, aside.number)
-        return tuple(found)
+        suspects = [aside.number for aside in store.scores.asides() if aside.suspect and aside.restored_at is None]
+        members = tuple(member for number in suspects for member in store.scores.take_back(number))
+        if suspects:
+            store.set_value(ACCEPTED, True)
+        return members

@@ -1,115 +1,147 @@
-"""Scoring the members of a run: each as soon as it has a model, everything that it lacks; money reserved before."""
+"""Scoring a run's models: members as soon as they exist, questions under those that do; money is reserved before."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import asyncio
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 
 from ..config import RunConfig
 from ..data.tokenizers import EncodedExample
 from ..errors import RejectedError
-from ..store import TARGET, RunStore
-from ..store.ledger import Purpose
-from ..train.models import Models
+from ..store import TARGET, Purpose, RunStore
+from ..train import JobClient
 from .client import Progress, ScoringClient
 
-IsScored = Callable[[int, int], bool]
-"""Whether a member's checkpoint is measured on everything that it is asked about."""
-
-
-@dataclass(frozen=True, slots=True)
-class Asked:
-    """What every model of a run is scored on: ``first`` (questions) before ``then`` (training examples, if any)."""
-
-    first: Sequence[EncodedExample]
-    then: Sequence[EncodedExample]
-
-    @property
-    def all(self) -> tuple[EncodedExample, ...]:
-        return (*self.first, *self.then)
+Models = Mapping[int, Mapping[int, str]]
+"""By member (-1: the target, -2: the base) and checkpoint (0: the final model), the ids of models."""
 
 
 class MemberScoring:
-    """Everything that is asked of one member's models. ``usd_per_model``: dollars of measuring one model once;
-    ``usd_again``: of what a member is measured on twice."""
+    """Everything that is asked of one member's models: the questions, then the training ``examples``.
+
+    ``usd_per_model``: dollars of measuring one model once; ``usd_again``: of what a member is measured on twice.
+    """
 
     def __init__(
         self,
         client: ScoringClient,
         store: RunStore,
+        jobs: JobClient,
         config: RunConfig,
-        asked: Asked,
-        is_scored: IsScored,
+        questions: Sequence[EncodedExample],
+        examples: Sequence[EncodedExample],
         *,
-        usd_per_model: float | None,
-        usd_again: float | None,
-        cap: float | None,
+        usd_per_model: float | None = None,
+        usd_again: float | None = None,
         purpose: Purpose = "score",
         on_progress: Progress | None = None,
     ) -> None:
         self._client = client
         self._store = store
+        self._jobs = jobs
         self._config = config
-        self._asked = asked
-        self._is_scored = is_scored
+        self.asked = (*questions, *examples)
+        self._twice = examples[: config.scoring.noise_probe]
         self._usd = usd_per_model or 0.0
         self._usd_again = usd_again or 0.0
-        self._cap = cap
         self._purpose = purpose
         self._on_progress = on_progress
-        self._shares: dict[int, tuple[int, int]] = {}
-
-    def progressed(self, member: int, done: int, total: int) -> None:
-        """Progress over all models of a member; for the client's ``on_progress``."""
-        before, models = self._shares.get(member, (0, 1))
-        if self._on_progress is not None:
-            self._on_progress(member, before * total + done, models * total)
 
     @cached_property
     def shortest(self) -> EncodedExample:
         """What the endpoint is tested with: any example will do, the same one every time, cheap."""
-        return min(self._asked.all, key=lambda e: (len(e.ids), e.ids, e.targets))
+        return min(self.asked, key=lambda e: (len(e.ids), e.ids, e.targets))
 
-    async def member(self, member: int, model: str, models: Models) -> None:
+    async def member(self, member: int, model: str) -> None:
         """Score what is missing of a member's final model and its earlier checkpoints."""
-        earlier: Mapping[int, str] = {} if member == TARGET else await models.checkpoints(member)
-        self._shares[member] = (0, 1 + len(earlier))
-        await self._final(member, model)
-        for rank, (number, checkpoint) in enumerate(earlier.items(), start=1):
-            self._shares[member] = (rank, 1 + len(earlier))
-            await self._checkpoint(member, number, checkpoint, models)
+        wanted = 1 if member == TARGET else self._config.ensemble.checkpoints
+        models = {0: model, **await self._jobs.earlier_models(member, wanted)}
+        for rank, (number, checkpoint) in enumerate(models.items()):
+            await self._model(member, number, checkpoint, rank, len(models))
 
-    async def _final(self, member: int, model: str) -> None:
-        if self._is_scored(member, 0):
+    async def _model(self, member: int, number: int, model: str, rank: int, models: int) -> None:
+        """One of the member's models; one from before the end of its job that is gone is left out."""
+        store, jobs, asked = self._store, self._jobs, self.asked
+        if store.scores.has_all(store.scores.find_ids(asked), member, checkpoint=number):
             return
-        twice = self._asked.then[: self._config.scoring.noise_probe] if member != TARGET else ()
-        with self._booked(f"scoring of member {member}", member, twice=twice):
-            await self._client.score_member(member, model, self._asked.all, twice=twice)
+        twice = self._twice if number == 0 and member != TARGET else ()
+        usd, tokens = self._usd + (self._usd_again if twice else 0.0), tokens_of(asked) + tokens_of(twice)
+        subject = f"scoring of member {member}" + (f", checkpoint {number}" if number else "")
 
-    async def _checkpoint(self, member: int, number: int, model: str, models: Models) -> None:
-        """One of the models from before the end of the member's job; one that is gone is left out."""
-        if self._is_scored(member, number):
-            return
-        with self._booked(f"scoring of member {member}, checkpoint {number}", member, number):
+        def progressed(done: int, total: int) -> None:
+            if self._on_progress is not None:
+                self._on_progress(member, rank * total + done, models * total)
+
+        cap = self._config.budget.max_usd
+        with booked(store, subject, usd, tokens, member, number, cap=cap, purpose=self._purpose):
             while True:
                 try:
-                    await self._client.score_member(member, model, self._asked.all, number)
+                    await self._client.score_member(member, model, asked, number, twice=twice, on_progress=progressed)
                 except RejectedError as error:
-                    if await models.is_not_yet(model, error):
+                    if number == 0:
+                        raise
+                    if await jobs.is_not_yet(model, error):
                         continue
-                    if not await models.checkpoint_is_gone(member, number, model, error):
+                    if not await jobs.checkpoint_is_gone(member, number, model, error):
                         raise
                 return
 
-    @contextmanager
-    def _booked(
-        self, subject: str, member: int, checkpoint: int = 0, twice: Sequence[EncodedExample] = ()
-    ) -> Iterator[None]:
-        usd, tokens = self._usd + (self._usd_again if twice else 0.0), tokens_of(self._asked.all) + tokens_of(twice)
-        with booked(self._store, subject, usd, tokens, member, checkpoint, cap=self._cap, purpose=self._purpose):
-            yield
+
+async def score_questions(
+    client: ScoringClient,
+    store: RunStore,
+    jobs: JobClient,
+    questions: Sequence[EncodedExample],
+    models: Models,
+    *,
+    usd_per_token: float,
+    cap: float | None,
+    on_progress: Progress | None = None,
+) -> dict[int, str]:
+    """Score questions under the models that exist: what is missing, each model's reserved before it is sent and settled
+    after; the members whose final model is gone, and why.
+
+    Raises what the scoring client raises, and BudgetError at the cap; what was scored is kept.
+    """
+    scores = store.scores
+    gone: dict[int, str] = {}
+
+    async def one(member: int, checkpoint: int, model: str) -> None:
+        missing = [e for e in questions if not scores.has_all(scores.find_ids([e]), member, checkpoint=checkpoint)]
+        if not missing:
+            return
+        tokens = tokens_of(missing) + client.tokens_of_test(model, missing)
+        subject = f"questions of member {member}, checkpoint {checkpoint}"
+        before = scores.cached_tokens(member, checkpoint)
+        report = None if on_progress is None else partial(on_progress, member)
+        usd = tokens * usd_per_token
+        with booked(store, subject, usd, tokens, member, checkpoint, cap=cap, purpose="ask", before=before):
+            await client.score_member(member, model, missing, checkpoint, on_progress=report)
+
+    async def all_of(member: int, checkpoints: Mapping[int, str]) -> None:
+        for checkpoint, model in sorted(checkpoints.items()):
+            try:
+                await one(member, checkpoint, model)
+            except RejectedError as error:
+                if error.status != 404 and await jobs.model_exists(model):
+                    raise
+                if checkpoint == 0:
+                    gone[member] = str(error)
+                    return
+                row = store.jobs.trained_by(member)
+                if row is not None:
+                    store.jobs.checkpoint_gone(row.key, checkpoint, str(error))
+
+    try:
+        async with asyncio.TaskGroup() as group:
+            for number, checkpoints in models.items():
+                group.create_task(all_of(number, checkpoints))
+    except BaseExceptionGroup as errors:
+        await client.drain()
+        raise errors.exceptions[0] from errors
+    return gone
 
 
 @contextmanager
@@ -123,12 +155,14 @@ def booked(
     *,
     cap: float | None,
     purpose: Purpose = "score",
+    before: int = 0,
 ) -> Iterator[None]:
     """Reserve the price ``usd`` of scoring one model on ``tokens`` tokens; afterwards, settle what was not in the
-    cache, by its share of the tokens. What fails keeps its reservation."""
+    cache, by its share of the tokens (``before``: those that had come from there for other examples). What fails keeps
+    its reservation."""
     store.ledger.reserve(subject, usd, purpose=purpose, cap=cap)
     yield
-    saved = usd * min(1.0, store.scores.cached_tokens(member, checkpoint) / tokens)
+    saved = usd * min(1.0, (store.scores.cached_tokens(member, checkpoint) - before) / tokens)
     # The reservation holds what earlier measurements of this model were billed, too.
     store.ledger.settle(subject, max(0.0, store.ledger.unsettled().get(subject, usd) - saved))
 

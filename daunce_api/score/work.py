@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Collection, Mapping, Sequence
-from contextlib import AbstractContextManager, asynccontextmanager, nullcontext, suppress
-from functools import partial
-from typing import Any, TypedDict, TypeVar
+from contextlib import asynccontextmanager, nullcontext, suppress
+from typing import Any, TypedDict, Unpack
 
 from .._util.clock import Clock
 from .._util.log import logging_to
@@ -15,33 +14,24 @@ from ..core import SelfLDS
 from ..data.dataset import Dataset
 from ..data.example import Verdict
 from ..errors import BudgetError, CapabilityError, DaunceError, MembersAlikeError, NotEnoughMembersError
-from ..plan import Plan
+from ..plan import JobCosts, Plan
 from ..plan.asking import ANSWER_TOKENS, AskPlan, generation_usd, gone_text, too_few
 from ..plan.inputs import HALTED, TESTS, RunInputs, with_cap
 from ..providers.base import Generator
 from ..providers.registry import Backend, open_backend
 from ..providers.replay import Session
-from ..providers.replay.protocol import PROTOCOL
 from ..store import TARGET, RunStore
-from ..train import (
-    Event,
-    EventKind,
-    JobClient,
-    OnEvent,
-    Training,
-)
+from ..train import Event, EventKind, JobClient, OnEvent, Training
 from ..train.stopping import Stopping
-from .asking import score_questions
-from .cache import ScoredCache, open_cache
+from .cache import open_cache
 from .cleaning import take_off_before
-from .client import Budget, Progress, ScoringClient
+from .client import Progress, ScoringClient
 from .health import Comparison
-from .members import Asked, MemberScoring, tokens_of
+from .members import MemberScoring, score_questions, tokens_of
+from .sending import Budget
 
 LOG_NAME = "daunce.log"
 """Inside the run folder."""
-
-Answer = TypeVar("Answer")
 
 
 class Options(TypedDict, total=False):
@@ -57,28 +47,18 @@ class Options(TypedDict, total=False):
 class Work:
     """One execution of a run: what lives only while it trains and scores. Everything that lasts is in the store."""
 
-    def __init__(
-        self,
-        run: RunInputs,
-        *,
-        on_event: OnEvent | None = None,
-        on_progress: Progress | None = None,
-        session: Session | None = None,
-        clock: Clock | None = None,
-        max_usd: float | None = None,
-    ) -> None:
+    def __init__(self, run: RunInputs, **options: Unpack[Options]) -> None:
         self._run = run
-        self._config = with_cap(run.config, max_usd)
+        self._max_usd = options.get("max_usd")
+        self._config = with_cap(run.config, self._max_usd)
         if (cap := self._config.budget.max_usd) is not None:
             self._config = with_cap(run.config, max(0.0, cap - sum(run.spent_elsewhere().values())))
-        self._max_usd = max_usd
-        self._on_event = on_event
-        self._on_progress = on_progress
-        self._session = session
-        self._clock = clock if clock is not None or session is None else session.clock
+        self._on_event = options.get("on_event")
+        self._on_progress = options.get("on_progress")
+        self._session = session = options.get("session")
+        self._clock = options.get("clock") or (None if session is None else session.clock)
         self._replayed = None if session is None else session.replayed
         self._stop = Stopping(run.config.ensemble.stop)
-        self._scoring: MemberScoring | None = None
 
     async def run(self) -> None:
         """Train and score what is missing; nothing is opened where nothing is.
@@ -119,8 +99,8 @@ class Work:
         if len(members) == run.material.ensemble.members or reason is not None:
             return
         store.history.cleared()
-        async with self._backend() as (backend, cache):
-            await self._at(backend, plan, cache)
+        async with self._backend() as backend:
+            await self._at(backend, plan)
         await self._compare(await asyncio.to_thread(complete_members, store, run.material))
 
     async def ask(self, questions: Dataset, plan: AskPlan, verdict: Verdict | None = None) -> None:
@@ -138,15 +118,14 @@ class Work:
             with logging_to(run.run_dir / LOG_NAME), store.history.busy():
                 if session is None:
                     await take_off_before(run.config, store)
-                async with self._backend() as (backend, cache):
-                    await self._score_questions(
-                        backend, self._client(backend, cache, plan.usd_per_token), plan, questions
-                    )
+                async with self._backend() as backend:
+                    client, jobs = self._client(backend, plan.usd_per_token), self._jobs(backend)
+                    await self._score_questions(client, jobs, plan, questions)
 
     async def _score_questions(
         self,
-        backend: Backend,
         client: ScoringClient,
+        jobs: JobClient,
         plan: AskPlan,
         questions: Dataset,
         *,
@@ -157,11 +136,12 @@ class Work:
         gone = await score_questions(
             client,
             store,
+            jobs,
             run.encoded_questions(questions),
             run.models_to_ask(store, trained, members_only=members_only),
-            exists=JobClient(backend.trainer, store, clock=self._clock, replayed=self._replayed).model_exists,
             usd_per_token=plan.usd_per_token,
             cap=self._config.budget.max_usd,
+            on_progress=self._on_progress,
         )
         for member, why in gone.items():
             row = store.jobs.trained_by(member)
@@ -212,71 +192,57 @@ class Work:
         return answers
 
     @asynccontextmanager
-    async def _backend(self) -> AsyncIterator[tuple[Backend, ScoredCache | None]]:
-        """The opened backend, and the cache of scores. A recording holds every request, so nothing may be answered from
-        elsewhere while one is made or replayed."""
+    async def _backend(self) -> AsyncIterator[Backend]:
+        """The opened backend, its traffic recorded or replayed where that is wanted."""
         session = self._session
-        recording: AbstractContextManager[Any] = session or nullcontext()
         if session is not None and session.not_checked and self._on_event is not None:
             text = f"This replay does not check: {'; '.join(session.not_checked)}."
             self._on_event(Event(EventKind.NOT_CHECKED, text))
-        cache = None if session is not None else open_cache(self._run.config)
-        with recording, cache or nullcontext():
-            async with open_backend(
-                self._run.config,
-                replaying=session is not None and session.replaying,
-                protocol=PROTOCOL if session is None else session.protocol,
-            ) as backend:
-                yield backend, cache
+        with session or nullcontext():
+            async with open_backend(self._run.config, replaying=self._replayed is not None) as backend:
+                yield backend
 
-    def _client(self, backend: Backend, cache: ScoredCache | None, usd_per_token: float) -> ScoringClient:
+    def _client(self, backend: Backend, usd_per_token: float) -> ScoringClient:
         return ScoringClient(
             backend.scorer,
             self._store,
             concurrency=self._config.scoring.concurrency,
             clock=self._clock,
-            on_progress=self._progressed,
-            cache=cache,
+            # A recording holds every request, so nothing may be answered from elsewhere.
+            cache=open_cache(self._run.config) if self._session is None else None,
             reduction=self._config.attribution.loss,
             budget=Budget(usd_per_token, self._config.budget.max_usd),
             replayed=self._replayed,
             base=self._config.backend.model,
         )
 
-    def _progressed(self, member: int, done: int, total: int) -> None:
-        if self._scoring is not None:
-            self._scoring.progressed(member, done, total)
-        elif self._on_progress is not None:
-            self._on_progress(member, done, total)
-
-    async def _at(self, backend: Backend, plan: Plan, cache: ScoredCache | None) -> None:
-        run, store, config = self._run, self._store, self._config
-        asked = Asked(run.material.encoded_test, run.material.encoded_train)
-        tokens = tokens_of(asked.all) + plan.test_tokens
-        client = self._client(backend, cache, (plan.scoring_usd_per_model or 0.0) / tokens)
-        self._client_in_use = client
-        jobs = JobClient(
+    def _jobs(self, backend: Backend, costs: JobCosts | None = None) -> JobClient:
+        return JobClient(
             backend.trainer,
-            store,
-            costs=plan.costs,
-            cap=config.budget.max_usd,
-            purpose="retrain" if run.purpose == "retrain" else "train",
+            self._store,
+            costs=costs,
+            cap=None if costs is None else self._config.budget.max_usd,
+            purpose="retrain" if self._run.purpose == "retrain" else "train",
             on_event=self._on_event,
             clock=self._clock,
             replayed=self._replayed,
         )
-        self._training = Training(
-            jobs, ensemble=run.material.ensemble, dataset=run.train, config=config, adopt=run.adopts
-        )
+
+    async def _at(self, backend: Backend, plan: Plan) -> None:
+        run, store, config, material = self._run, self._store, self._config, self._run.material
+        tokens = tokens_of(material.encoded) + plan.test_tokens
+        self._scorer = client = self._client(backend, (plan.scoring_usd_per_model or 0.0) / tokens)
+        jobs = self._jobs(backend, plan.costs)
+        self._training = Training(jobs, ensemble=material.ensemble, dataset=run.train, config=config, adopt=run.adopts)
         self._scoring = MemberScoring(
             client,
             store,
+            jobs,
             config,
-            asked,
-            partial(run.material.is_scored, store),
+            material.encoded_test,
+            material.encoded_train,
             usd_per_model=plan.scoring_usd_per_model,
             usd_again=plan.again_usd,
-            cap=config.budget.max_usd,
             purpose=run.purpose,
             on_progress=self._on_progress,
         )
@@ -290,7 +256,7 @@ class Work:
             more = run.asking(run.test, members_only=True, max_usd=self._max_usd)
             if more.requests:  # the test file has more lines than before
                 more.check()
-                await self._score_questions(backend, client, more, run.test, members_only=True)
+                await self._score_questions(client, jobs, more, run.test, members_only=True)
         try:
             one_first = not backend.scorer.capabilities.fine_tunes_verified
             await self._training.run(self._score, finished=trained, one_first=one_first)
@@ -303,17 +269,16 @@ class Work:
         run = self._run
         if member == TARGET and not self._config.scoring.target:
             return
-        assert self._scoring is not None
-        await self._scoring.member(member, model, self._training.models)
+        await self._scoring.member(member, model)
         if member == TARGET or run.questions_only:
             return
         members = await asyncio.to_thread(complete_members, self._store, run.material)
-        if (client := self._client_in_use) is not None and self._replayed is None:
+        if self._replayed is None:
             base, examples = self._config.backend.model, run.material.encoded_train
-            await self._comparison.look_for_base(client, members, base, examples, self._config.attribution.loss)
+            await self._comparison.look_for_base(self._scorer, members, base, examples, self._config.attribution.loss)
         if not self._comparison.due(len(members)) and self._config.ensemble.stop is None:
             return
-        await self._compare(members, self._client_in_use)
+        await self._compare(members, self._scorer)
         reason = await self._enough(members)
         if reason is not None:
             self._training.halt(reason)

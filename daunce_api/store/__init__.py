@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from .ledger import Entry, Purpose
+from .ledger import Purpose
 from .rows import (
     FINAL,
     INTENT,
@@ -25,7 +25,6 @@ __all__ = [
     "FINAL",
     "INTENT",
     "TARGET",
-    "Entry",
     "FileRow",
     "Ids",
     "JobRow",

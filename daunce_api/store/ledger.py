@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections import defaultdict
 from collections.abc import Mapping
-from typing import Literal, NamedTuple
+from typing import Literal
 
 from ..errors import BudgetError
 from .part import Part
@@ -14,14 +14,6 @@ NANO = 1_000_000_000
 """Money is kept in whole billionths of a dollar, so that sums are exact."""
 
 Purpose = Literal["train", "score", "probe", "ask", "retrain"]
-
-
-class Entry(NamedTuple):
-    """Money of one subject: what it is for, dollars reserved, dollars settled (None while the reservation is open)."""
-
-    purpose: str
-    reserved: float
-    settled: float | None
 
 
 class Ledger(Part):
@@ -42,11 +34,6 @@ class Ledger(Part):
             if row is None or row[2] is not None:
                 self._add(subject, usd, row, purpose, cap)
 
-    def extend(self, subject: str, usd: float, *, purpose: Purpose, cap: float | None = None) -> None:
-        """Add to a subject's reservation, open or not: something is sent again. Raises as :meth:`reserve` does."""
-        with self._db.transaction():
-            self._add(subject, usd, self._rows().get(subject), purpose, cap)
-
     def add(self, subject: str, usd: float, *, purpose: Purpose, cap: float | None = None) -> None:
         """Book what is sent now and billed in any case. Raises as :meth:`reserve` does; then nothing is booked."""
         with self._db.transaction():
@@ -64,11 +51,6 @@ class Ledger(Part):
             if settled != amount:
                 self._db.put("spend", (subject, purpose, reserved, amount))
                 self._log(f"spend {subject}", "reserved" if settled is None else "settled", "settled", f"${usd:.6f}")
-
-    def entry(self, subject: str) -> Entry | None:
-        """What is booked for a subject; None where nothing is."""
-        row = self._rows().get(subject)
-        return None if row is None else Entry(row[0], row[1] / NANO, None if row[2] is None else row[2] / NANO)
 
     def spent(self, purpose: Purpose | None = None) -> float:
         """Dollars settled, plus those reserved and not settled yet; for one purpose, or in all."""

@@ -27,7 +27,6 @@ from .rows import Ids, LossRow, ScoreBatch, SetAside, TokenColumns
 Place = tuple[int, int, int]
 """(member, replicate, checkpoint)."""
 
-_FIRST_BLOBS = 16
 _FINGERPRINT, _EXAMPLES = "fingerprint", "examples"
 _IDS, _FLOATS = np.dtype("<i4"), np.dtype("<f8")
 
@@ -163,35 +162,26 @@ class Scores(Part):
         have = self.measured(member, replicate, checkpoint)
         return bool(ids.size == 0 or (ids.min() >= 0 and ids.max() < have.size and have[ids].all()))
 
-    def forget_measured(self, member: int) -> None:
-        """Free what :meth:`measured` keeps in memory of a member that is complete."""
-        for place in [p for p in self._measured if p[0] == member]:
-            del self._measured[place]
-
     def load(self, member: int, replicate: int = 0, checkpoint: int = 0) -> TokenColumns:
         """All measurements of a model. Raises StoreCorruptError where a blob is damaged."""
         return _joined(list(self._blobs(*self._in_use((member, replicate, checkpoint)))))
 
     def load_some(self, ids: Ids, member: int, replicate: int = 0, checkpoint: int = 0) -> TokenColumns:
         """Measurements of some examples, those that exist; only the blobs that hold them are read."""
-        where, (*place, last) = self._in_use((member, replicate, checkpoint))
-        wanted = _with(np.zeros(0, np.bool_), np.unique(ids[ids >= 0]))
+        where, values = self._in_use((member, replicate, checkpoint))
+        wanted = np.zeros(len(self._known()), np.bool_)
+        wanted[ids[(ids >= 0) & (ids < wanted.size)]] = True
         missing, found = int(wanted.sum()), []
-        for limit in (_FIRST_BLOBS, -1):  # what is measured twice comes first
-            rows = self._db.execute(
-                f"SELECT id, ids FROM blobs WHERE {where} ORDER BY id LIMIT {limit}", (*place, last)
-            )
-            held = np.frombuffer(b"".join(raw for _, raw in rows), _IDS)
-            edges = np.cumsum([0, *(len(raw) // _IDS.itemsize for _, raw in rows)])
+        # What is measured twice comes first, so that the ids of most blobs are not looked at.
+        for number, raw in self._db.each(f"SELECT id, ids FROM blobs WHERE {where} ORDER BY id", values):
+            if not missing:
+                break
+            held = np.frombuffer(raw, _IDS)
             keep = held < wanted.size
             keep[keep] = wanted[held[keep]]
-            for (number, _), start, stop in zip(rows, edges[:-1].tolist(), edges[1:].tolist(), strict=True):
-                if keep[start:stop].any():
-                    found.append(_pick(next(self._blobs("id = ?", (number,))), keep[start:stop]))
-                last = number
-            missing -= int(keep.sum())
-            if not missing or not rows:
-                break
+            if keep.any():
+                found.append(_pick(next(self._blobs("id = ?", (number,))), keep))
+                missing -= int(keep.sum())
         return _joined(found)
 
     def _blobs(self, where: str, values: tuple[int, ...]) -> Iterator[TokenColumns]:
@@ -268,8 +258,7 @@ class Scores(Part):
                 self._db.execute("DELETE FROM losses WHERE member = ?", (member,))
                 self._db.execute("DELETE FROM cached WHERE member = ?", (member,))
                 self._log(f"scores of member {member}", "", "set aside", reason)
-        for member in members:
-            self.forget_measured(member)
+        self._measured.clear()
         return int(number)
 
     def asides(self) -> list[SetAside]:
@@ -286,22 +275,20 @@ class Scores(Part):
         Raises StoreError where they are not suspect but replaced, and where a member was scored again since.
         """
         with self._db.transaction():
-            for row in self._db.rows("aside", "WHERE number = ? AND restored_at IS NULL AND suspect = 1", number):
-                members: tuple[int, ...] = tuple(json.loads(row[1]))
-                again = sorted({m for m, _, _ in self.models() if m in members})
-                if again:
-                    raise StoreError(
-                        f"members {', '.join(map(str, again))} were scored again since; both stay stored, nothing was "
-                        "changed."
-                    )
-                self._db.put("aside", (*row[:-1], self._now()))
-                for member in members:
-                    self._log(f"scores of member {member}", "set aside", "taken back", "")
-                break
-            else:
+            rows = self._db.rows("aside", "WHERE number = ? AND restored_at IS NULL AND suspect = 1", number)
+            if not rows:
                 raise StoreError(f"there are no suspect scores under the number {number}")
-        for member in members:
-            self.forget_measured(member)
+            members: tuple[int, ...] = tuple(json.loads(rows[0][1]))
+            again = sorted({m for m, _, _ in self.models() if m in members})
+            if again:
+                raise StoreError(
+                    f"members {', '.join(map(str, again))} were scored again since; both stay stored, nothing was "
+                    "changed."
+                )
+            self._db.put("aside", (*rows[0][:-1], self._now()))
+            for member in members:
+                self._log(f"scores of member {member}", "set aside", "taken back", "")
+        self._measured.clear()
         return members
 
     def aside_up_to(self, member: int) -> int:

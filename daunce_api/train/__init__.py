@@ -5,7 +5,7 @@ from __future__ import annotations
 from .cleanup import cancel_jobs, clean_up
 from .client import JobClient
 from .events import CancelReport, CleanReport, Event, EventKind, OnEvent, TrainingOutcome
-from .policy import JOB_RETRIES, PollPolicy
+from .patient import JOB_RETRIES, PollPolicy
 from .training import OnReady, Training
 
 __all__ = [

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from ..errors import ProviderError, StopError
 from ..providers.base import JobStatus
+from ..providers.failures import noted_in
 from ..store import INTENT, JobRow
 from .audit import report_unknown
 from .client import CANCELLED, LOST, JobClient
@@ -17,25 +17,11 @@ async def cancel_jobs(client: JobClient) -> CancelReport:
     for row in client.store.jobs.rows():
         if row.status != INTENT and JobStatus(row.status).final:
             continue
-        try:
+        with noted_in(report.kept, row.key):
             await _cancel(client, row, report)
-        except StopError:
-            raise
-        except ProviderError as error:
-            report.kept[row.key] = str(error)
-    report.unknown = await _unknown(client, report.kept)
+    with noted_in(report.kept, "the list of this run's jobs"):
+        report.unknown = await report_unknown(client, cancel=True)
     return report
-
-
-async def _unknown(client: JobClient, kept: dict[str, str]) -> dict[str, str]:
-    """Jobs of this run key that the store does not use, cancelled; a list that fails is itself something to say."""
-    try:
-        return await report_unknown(client, cancel=True)
-    except StopError:
-        raise
-    except ProviderError as error:
-        kept["the list of this run's jobs"] = str(error)
-        return {}
 
 
 async def _cancel(client: JobClient, row: JobRow, report: CancelReport) -> None:
@@ -64,17 +50,13 @@ async def clean_up(client: JobClient) -> CleanReport:
     cancelled = await cancel_jobs(client)
     report = CleanReport(kept=dict(cancelled.kept), unknown=dict(cancelled.unknown))
     for row in client.store.jobs.rows():
-        try:
+        with noted_in(report.kept, row.model or row.key):
             await _delete_checkpoints(client, row, report)
             await _delete_model(client, row, report)
-        except StopError:
-            raise
-        except ProviderError as error:
-            report.kept[row.model or row.key] = str(error)
     for file in client.store.jobs.files():
         if file.state == "deleted":
             continue
-        try:
+        with noted_in(report.kept, file.file_id or file.name):
             file_id = file.file_id or await client.files.find(file.name, file.size)
             if file_id is not None and not await client.files.delete(file_id):
                 report.kept[file_id] = f"the provider keeps the file {file.name}"
@@ -82,10 +64,6 @@ async def clean_up(client: JobClient) -> CleanReport:
             client.store.jobs.file_deleted(file.sha256)
             if file_id is not None:
                 report.files.append(file_id)
-        except StopError:
-            raise
-        except ProviderError as error:
-            report.kept[file.file_id or file.name] = str(error)
     return report
 
 

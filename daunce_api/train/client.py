@@ -18,11 +18,10 @@ from ..providers.base import Checkpointing, Job, JobRequest, JobStatus, Listing,
 from ..providers.identity import contradiction
 from ..providers.replay.protocol import PROTOCOL
 from ..store import INTENT, JobRow, Purpose, RunStore
-from .events import Event, EventKind, OnEvent
+from .events import Event, EventKind, OnEvent, name_of
 from .files import TrainingFiles
 from .money import JobMoney
-from .patient import Patient, names_missing
-from .policy import JOB_RETRIES, REACH_RETRIES, PollPolicy
+from .patient import JOB_RETRIES, REACH_RETRIES, Patient, PollPolicy, names_missing
 
 LOST = "lost track of the job: "
 """Begins the error of a job that was given up although the provider may still hold it."""
@@ -312,6 +311,42 @@ class JobClient(Patient):
                 self.visible(subject)
             self.store.jobs.checkpoints_found(row.key, models)
             return models
+
+    async def earlier_models(self, member: int, wanted: int) -> dict[int, str]:
+        """The member's models from before the end of its job, where ``wanted`` of each member are scored, by number:
+        1 is the last one before the final model. Fewer, where the provider has fewer."""
+        row = self.store.jobs.trained_by(member)
+        if wanted == 1 or row is None:
+            return {}
+        known = self.store.jobs.checkpoints(row.key) is not None
+        models_S = await self.checkpoints(row)
+        models = {n: model for n, model in enumerate(reversed(models_S), start=1) if n < wanted and model is not None}
+        if not known and len(models) < wanted - 1:
+            text = f"{name_of(member)} has {1 + len(models)} of the {wanted} models that ensemble.checkpoints asks for"
+            self.emit(Event(EventKind.FEWER_MODELS, text, member, row.attempt))
+        return models
+
+    async def checkpoint_is_gone(self, member: int, number: int, model: str, error: RejectedError) -> bool:
+        """Whether a refused request means that the provider no longer has this checkpoint; then it is left out.
+
+        A checkpoint that is not visible yet is waited for first. False: the request was refused for another reason.
+        """
+        row = self.store.jobs.trained_by(member)
+        if row is None or (error.status != 404 and await self.model_exists(model)):
+            return False
+        self.store.jobs.checkpoint_gone(row.key, number, str(error))
+        text = f"{name_of(member)} is used without {model}: {error}"
+        self.emit(Event(EventKind.FEWER_MODELS, text, member, row.attempt))
+        return True
+
+    async def is_not_yet(self, model: str, error: RejectedError) -> bool:
+        """Whether a refused request about a new model is worth repeating: the provider does not show the model yet.
+
+        Waits before it says so; False once the grace period is over, or where the model is not what is missing.
+        """
+        if error.status != 404 and (model not in str(error) or await self.model_exists(model)):
+            return False
+        return await self.wait_for(f"model {model}", error)
 
     async def delete_model(self, model: str) -> bool:
         """True where the model is gone now."""

@@ -25,7 +25,6 @@ from ..store import FINAL, INTENT, TARGET, JobRow
 from .audit import audit, check, end_orphan, say_unseen
 from .client import CANCELLED, JobClient
 from .events import Event, EventKind, TrainingOutcome, name_of
-from .models import Models
 from .recipes import Recipes
 
 OnReady = Callable[[int, str], Awaitable[None]]
@@ -47,7 +46,6 @@ class Training:
         self, client: JobClient, *, ensemble: Ensemble, dataset: Dataset, config: RunConfig, adopt: bool = False
     ) -> None:
         self._client = client
-        self.models = Models(client, config.ensemble.checkpoints)
         self._store = client.store
         self._ensemble = ensemble
         self._recipes = Recipes(ensemble, dataset, config, client.store.run_key, protocol=client.protocol)
@@ -287,7 +285,7 @@ class Training:
                 try:
                     await on_ready(member, model)
                 except RejectedError as error:
-                    if not await self.models.is_not_yet(model, error):
+                    if not await client.is_not_yet(model, error):
                         raise
                 else:
                     client.visible(f"model {model}")

@@ -29,7 +29,7 @@ from daunce_api.data.tokenizers import EncodedExample, LocalTokenizer, encode_ex
 from daunce_api.providers.base import ScorerCapabilities
 from daunce_api.providers.endpoint import Endpoint
 from daunce_api.providers.openai_wire.client import WireClient
-from daunce_api.providers.openai_wire.echo import EchoOptions, EchoScorer, echo_capabilities
+from daunce_api.providers.openai_wire.echo import EchoOptions, EchoScorer
 from daunce_api.providers.tokenizers import embedded_folder
 from daunce_api.providers.vllm import VllmOptions, VllmScorer
 from daunce_api.score.client import ScoringClient
@@ -100,7 +100,7 @@ def harness(endpoint: Endpoint, model: str, chosen: list[EncodedExample]) -> dic
 
 def echo(endpoint: Endpoint) -> EchoScorer:
     options = EchoOptions(return_token_ids=True)
-    return EchoScorer(WireClient.open(endpoint), echo_capabilities(options, provider="the server"), options)
+    return EchoScorer(WireClient.open(endpoint), options.capabilities("the server"), options)
 
 
 def prompt_logprobs(endpoint: Endpoint) -> VllmScorer:

@@ -27,7 +27,7 @@ from daunce_api.data.dataset import Example
 from daunce_api.data.tokenizers import EncodedExample
 from daunce_api.providers.endpoint import Endpoint
 from daunce_api.providers.openai_wire.client import WireClient
-from daunce_api.providers.openai_wire.echo import EchoOptions, EchoScorer, echo_capabilities
+from daunce_api.providers.openai_wire.echo import EchoOptions, EchoScorer
 from daunce_api.score.client import ScoringClient, batches
 from daunce_api.store import RunStore
 from tests.store_rows import put
@@ -98,7 +98,7 @@ async def scoring_client(items: list[EncodedExample], prompts: int, run_dir: Pat
     options = EchoOptions(prompts_per_request=prompts, tokens_per_request=10**9)
     wire = WireClient.open(Endpoint("http://server.test/v1"), http_client=httpx2.AsyncClient(transport=server))
     with RunStore.create_or_open(run_dir, {"config": {}}) as store:
-        async with EchoScorer(wire, echo_capabilities(options, provider="instant"), options) as scorer:
+        async with EchoScorer(wire, options.capabilities("instant"), options) as scorer:
             await ScoringClient(scorer, store, concurrency=CONCURRENCY).score_member(1, "ft", items)
     return server.requests
 

@@ -26,7 +26,7 @@ from daunce_api.providers.local.engines import ProcessEngine
 from daunce_api.providers.local.language import LanguageModel
 from daunce_api.providers.local.options import LoraSettings, options_of, settings_of
 from daunce_api.providers.local.trainer import LocalTrainer
-from daunce_api.providers.registry import capabilities_of, open_backend
+from daunce_api.providers.registry import capabilities_of, open_backend, open_tokenizer
 
 DATA = Dataset.from_records(records(24))
 HYPERPARAMETERS = {"n_epochs": 2, "batch_size": 5, "learning_rate": 5e-3, "lora_rank": 4, "lora_alpha": 8}
@@ -330,7 +330,7 @@ async def test_the_registry_opens_it(config: Callable[..., RunConfig]):
     assert scorer.max_context_tokens == 128
     assert trainer.listing_lag_seconds == 0
     async with open_backend(config(engine="thread")) as backend:
-        assert backend.tokenizer().encode("a") == [64]
+        assert open_tokenizer(config(engine="thread")).encode("a") == [64]
         assert isinstance(backend.scorer, LocalScorer)
 
 

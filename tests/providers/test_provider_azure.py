@@ -15,7 +15,7 @@ from daunce_api._util.clock import InstantClock
 from daunce_api.data.tokenizers import EncodedExample, encode_example
 from daunce_api.errors import ConfigurationError, MissingExtraError, RejectedError, StopError, TransientError
 from daunce_api.providers import azure
-from daunce_api.providers.azure_deployments import AzureScorerOptions
+from daunce_api.providers.azure import AzureScorerOptions
 from daunce_api.providers.base import JobRequest, JobStatus
 from daunce_api.providers.hosting import HostedScorer
 from daunce_api.providers.polling import Poll
@@ -212,10 +212,11 @@ async def test_a_wrong_key_stops(monkeypatch: pytest.MonkeyPatch) -> None:
     assert KEY not in str(info.value)
 
 
-def test_the_key_and_the_address_are_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_the_key_and_the_address_are_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("AZURE_OPENAI_API_KEY", raising=False)
     with pytest.raises(ConfigurationError, match="base_url"):
-        open_backend(run_config("azure", base_url=None))
+        async with open_backend(run_config("azure", base_url=None)):
+            pass
     capabilities = azure.scorer_capabilities(config())
     assert capabilities.scope == "one_token"
     assert any("by the hour" in note for note in capabilities.notes)

@@ -12,8 +12,7 @@ from provider_support import KEY, Server, run_config
 
 from daunce_api._util.clock import InstantClock
 from daunce_api.errors import ConfigurationError, RejectedError, StopError, TransientError
-from daunce_api.providers.azure import azure_options, management_token
-from daunce_api.providers.azure_deployments import AzureScorerOptions, DeploymentHost, name_of
+from daunce_api.providers.azure import AzureScorerOptions, DeploymentHost, azure_options, management_token, name_of
 from daunce_api.providers.hosting import Pool
 from daunce_api.providers.polling import Poll
 from daunce_api.store import RunStore

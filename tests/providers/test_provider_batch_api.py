@@ -6,7 +6,7 @@ import asyncio
 import json
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import httpx2
 import pytest
@@ -14,7 +14,7 @@ from provider_support import Server, run_config
 from test_provider_chat_token import TOKENIZER, answer, entry, example
 
 from daunce_api._util.clock import InstantClock
-from daunce_api.attribution.noise import measure_noise
+from daunce_api.attribution.matrices import measure_noise
 from daunce_api.cli.doctor import Findings, examine_backend
 from daunce_api.data.tokenizers import EncodedExample, encode_example
 from daunce_api.errors import ConfigurationError, ContractError, RejectedError, StopError, TransientError
@@ -22,7 +22,7 @@ from daunce_api.providers.base import JobStatus, TrainerCapabilities
 from daunce_api.providers.openai_wire import chat_token
 from daunce_api.providers.openai_wire.batch_api import ROUNDS, BatchScorer
 from daunce_api.providers.openai_wire.trainer import WireTrainer
-from daunce_api.providers.registry import Backend, capabilities_of, open_backend
+from daunce_api.providers.registry import Backend, capabilities_of, open_backend, open_tokenizer
 from daunce_api.providers.tokenizers import embedded_folder
 from daunce_api.score.cleaning import clean_everything
 from daunce_api.score.client import ScoringClient
@@ -281,8 +281,7 @@ async def test_a_replicate_is_measured_and_not_answered_by_the_first_measurement
             else:
                 await scoring.score_member(0, "ft:m", EXAMPLES)
             noise = measure_noise(store, [0])
-    assert noise.pairs == 4
-    assert noise.sigma_example == pytest.approx(0.25 / 2**0.5)
+    assert noise == pytest.approx(0.25 / 2**0.5)
     assert len(service.batches) == 2
 
 
@@ -311,7 +310,7 @@ async def test_the_doctor_asks_by_single_requests() -> None:
     async with open_backend(config, http_client=server.http()) as backend:
         assert isinstance(backend.scorer, BatchScorer)
         assert backend.scorer.capabilities.max_prompts_per_request == 50_000
-        question = encode_example(EXAMPLES[0].example, backend.tokenizer())
+        question = encode_example(EXAMPLES[0].example, open_tokenizer(config))
         first = replace(question, targets=question.targets[:1])
         findings = await examine_backend(backend, "ft:m", [first, first], Findings())
     assert findings.ok, findings.text()
@@ -491,6 +490,6 @@ async def test_clean_takes_the_batches_of_every_model_of_the_run(
         store.jobs.state("k-m0-a1", JobStatus.SUCCEEDED, "ft:final")
         store.jobs.checkpoints_found("k-m0-a1", ["ft:earlier", None])
         client = JobClient(WireTrainer(Server(lambda _: {}).client(), TrainerCapabilities("test", 3)), store)
-        report = await clean_everything(client, Backend(client.trainer, scorer, cast(Any, None), None))
+        report = await clean_everything(client, Backend(client.trainer, scorer))
     assert report.files == ["training-file", "file-0", "file-1"]
     assert list(service.files) == ["file-2"]

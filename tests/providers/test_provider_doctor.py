@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -201,8 +202,9 @@ async def test_a_chat_endpoint_that_censors_says_so() -> None:
     from test_provider_chat_token import make
 
     async with open_backend(config, http_client=server.http()) as backend:
-        backend.scorer = make(server)
-        findings = await examine_backend(backend, "m", [example("Is it?", "never")], Findings())
+        findings = await examine_backend(
+            replace(backend, scorer=make(server)), "m", [example("Is it?", "never")], Findings()
+        )
     assert findings.ok
     assert "at least 5.000 nats (censored)" in check(findings, "log-probabilities").detail
     assert any("endpoint with echo" in a for a in findings.advice)

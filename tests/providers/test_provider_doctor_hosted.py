@@ -25,12 +25,10 @@ from daunce_api.providers.registry import Backend
 from daunce_api.providers.together import scorer as together_scorer
 from daunce_api.store import RunStore
 
-no_tokenizer: Any = None
-
 
 async def examined(trainer: Any, scorer: Any, model: str, examples: Any = BATCH, **options: Any) -> Findings:
-    async with Backend(trainer, scorer, no_tokenizer, None) as backend:
-        return await examine_backend(backend, model, examples, Findings(), **options)
+    async with trainer, scorer:
+        return await examine_backend(Backend(trainer, scorer), model, examples, Findings(), **options)
 
 
 def detail(findings: Findings, name: str) -> str:
@@ -100,7 +98,7 @@ async def test_azure_is_never_made_to_deploy(makes_deployments: bool, monkeypatc
     for known in ([], ["ft:m:target"]):
         trainer, scorer = azure.open_trainer(context), azure.open_scorer(context)
         findings = await examine_backend(
-            Backend(trainer, scorer, no_tokenizer, None), "gpt-4o-mini", question, Findings(), fine_tunes=known
+            Backend(trainer, scorer), "gpt-4o-mini", question, Findings(), fine_tunes=known
         )
         assert findings.ok
         assert findings.tried is (bool(known) and not makes_deployments)

@@ -20,17 +20,17 @@ from daunce_api.data.tokenizers import EncodedExample
 from daunce_api.errors import ConfigurationError, RejectedError, StopError, TransientError
 from daunce_api.providers import vllm as adapters
 from daunce_api.providers.base import ScorerCapabilities, TokenScores
-from daunce_api.providers.hosting import HostedScorer, Pool
+from daunce_api.providers.hosting import Host, HostedScorer, Pool
 from daunce_api.providers.polling import Poll
 from daunce_api.score.client import ScoringClient
 from daunce_api.store import RunStore
 
 
-class FakeHost:
+class FakeHost(Host):
     """Records what is loaded, and fails the test where more than the limit is."""
 
     def __init__(self, limit: int) -> None:
-        self.limit = limit
+        super().__init__(limit)
         self.held: set[str] = set()
         self.loads: list[str] = []
         self.unloads: list[str] = []
@@ -40,10 +40,7 @@ class FakeHost:
         self.reached = asyncio.Event()
         self.closed = False
 
-    def always_served(self, model: str) -> str | None:
-        return None
-
-    async def load(self, model: str) -> str:
+    async def create(self, model: str) -> tuple[str, str, Mapping[str, Any]]:
         await asyncio.sleep(0)
         if model in self.failing:
             self.failing.discard(model)
@@ -54,9 +51,12 @@ class FakeHost:
         self.reached.set()
         if self.stuck is not None:
             await self.stuck.wait()
-        return f"served-{model}"
+        return f"served-{model}", model, {}
 
-    async def unload(self, model: str) -> None:
+    async def listed(self, model: str) -> list[str]:
+        return [model]
+
+    async def delete(self, loaded: str, model: str) -> None:
         await asyncio.sleep(0)
         if self.refusals:
             raise self.refusals.pop(0)

@@ -8,11 +8,9 @@ from typing import Any
 
 import httpx2
 import pytest
-from provider_support import BATCH, LONG, Server, body_of, encoded, run_config, sequence, toy, truth
+from provider_support import BATCH, LONG, Server, body_of, run_config, sequence, toy, truth
 
-from daunce_api.data.dataset import Example, Message
-from daunce_api.data.tokenizers import EncodedExample
-from daunce_api.errors import CapabilityError, ContractError, RejectedError, TransientError
+from daunce_api.errors import ContractError, RejectedError, TransientError
 from daunce_api.providers import vllm
 
 Change = Callable[[list[Any]], list[Any]]
@@ -95,21 +93,6 @@ async def test_wrong_answers_raise_in_plain_words(change: Change, words: str) ->
         await make(server).score("ft", [LONG])
 
 
-async def test_the_chat_route_is_probed_on_completions() -> None:
-    def both(request: httpx2.Request) -> Any:
-        body = body_of(request)
-        if "messages" in body:
-            return chats()(request)
-        if not body.get("return_token_ids"):
-            return completions()(request)
-        made = [1] * body["max_tokens"]
-        values = sequence(body["model"], [*body["prompt"][0], *made])[-len(made) :]
-        return {"model": "ft", "choices": [{"index": 0, "token_ids": made, "logprobs": {"token_logprobs": values}}]}
-
-    report = await make(Server(both), route="chat").probe("ft", CHAT)
-    assert (report.checked, report.largest_difference) == (True, 0.0)
-
-
 async def test_ids_that_the_server_says_it_read_are_compared() -> None:
     server = Server(completions(prompt_token_ids=[*LONG.ids[:-1], 39]))
     with pytest.raises(ContractError, match="position 14"):
@@ -143,47 +126,6 @@ async def test_what_exceeds_the_context_is_not_sent() -> None:
     assert server.requests == []
 
 
-CHAT = EncodedExample(
-    Example("c", messages=(Message("user", "hello"), Message("assistant", "there"))), (1, 2, 3, 4, 5, 6), (4, 5)
-)
-
-
-def chats(change: Change | None = None, rendered: tuple[int, ...] = CHAT.ids) -> Callable[[httpx2.Request], Any]:
-    def handler(request: httpx2.Request) -> Any:
-        body = body_of(request)
-        found = tables(body["model"], list(rendered))
-        return {
-            "model": body["model"],
-            "choices": [{"index": 0, "message": {"role": "assistant", "content": "x"}}],
-            "prompt_logprobs": change(found) if change else found,
-        }
-
-    return handler
-
-
-async def test_chat_is_rendered_by_the_server_and_its_tokens_must_be_ours() -> None:
-    server = Server(chats())
-    (scores,) = await make(server, route="chat").score("ft", [CHAT])
-    assert scores.logprobs == truth("ft", CHAT)
-    body = server.body()
-    assert body["messages"] == [{"role": "user", "content": "hello"}, {"role": "assistant", "content": "there"}]
-    assert (body["prompt_logprobs"], body["add_generation_prompt"]) == (1, False)
-    for other in ((39, *CHAT.ids), CHAT.ids[:-1], (1, 2, 3, 4, 39, 6)):
-        with pytest.raises(ContractError):
-            await make(Server(chats(rendered=other)), route="chat").score("ft", [CHAT])
-    with pytest.raises(CapabilityError, match="route: completions"):
-        await make(server, route="chat").score("ft", [encoded([1, 2], [1])])
-
-
-async def test_logprobs_of_the_generated_token_alone_are_refused_on_chat() -> None:
-    def generated_only(request: httpx2.Request) -> Any:
-        content = [{"token": "x", "logprob": -0.1, "top_logprobs": []}]
-        return {"model": "ft", "choices": [{"index": 0, "logprobs": {"content": content}}]}
-
-    with pytest.raises(ContractError, match="ignores prompt_logprobs"):
-        await make(Server(generated_only), route="chat").score("ft", [CHAT])
-
-
 def test_the_toy_server_speaks_of_the_same_numbers() -> None:
     ids = list(LONG.ids)
     assert [t and t[str(i)]["logprob"] for t, i in zip(tables("m", ids), ids, strict=True)] == sequence("m", ids)
@@ -192,5 +134,3 @@ def test_the_toy_server_speaks_of_the_same_numbers() -> None:
 def test_capabilities() -> None:
     both = vllm.scorer_capabilities(run_config(scorer="prompt_logprobs"))
     assert (both.scope, both.max_prompts_per_request) == ("any", 32)
-    chat = vllm.scorer_capabilities(run_config(scorer="prompt_logprobs", options={"route": "chat"}))
-    assert chat.max_prompts_per_request == 1

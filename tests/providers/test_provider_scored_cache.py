@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import multiprocessing
 import shutil
-import sqlite3
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +17,7 @@ from daunce_api._util.clock import InstantClock
 from daunce_api.providers import vllm
 from daunce_api.providers.base import TokenScores
 from daunce_api.providers.registry import scoring_address
-from daunce_api.score.cache import FILE_NAME, ScoredCache, open_cache
+from daunce_api.score.cache import ScoredCache, open_cache
 from daunce_api.score.client import ScoringClient
 from daunce_api.store import RunStore
 from tests.store_rows import by_key, put
@@ -35,14 +34,14 @@ def held(folder: Path, member: int = 0, checkpoint: int = 0) -> Path:
 
 
 def test_what_another_run_holds_is_found_exactly_and_not_kept_twice(tmp_path: Path) -> None:
-    with ScoredCache(tmp_path / "cache", "echo https://x") as cache:
-        cache.note("f", "m", held(tmp_path / "run", 3, 1), 3, 1)
-    with ScoredCache(tmp_path / "cache", "echo https://x") as cache:
-        assert cache.lookup("f", "m", BATCH) == ANSWERS
-        assert cache.lookup("f", "m", BATCH, besides=tmp_path / "run") == {}
-        shutil.rmtree(tmp_path / "run")
-        assert cache.lookup("f", "m", BATCH) == {}
-    content = b"".join(p.read_bytes() for p in (tmp_path / "cache").iterdir())
+    cache = ScoredCache(tmp_path / "cache", "echo https://x")
+    cache.note("f", "m", held(tmp_path / "run", 3, 1), 3, 1)
+    cache = ScoredCache(tmp_path / "cache", "echo https://x")
+    assert cache.lookup("f", "m", BATCH) == ANSWERS
+    assert cache.lookup("f", "m", BATCH, besides=tmp_path / "run") == {}
+    shutil.rmtree(tmp_path / "run")
+    assert cache.lookup("f", "m", BATCH) == {}
+    content = b"".join(p.read_bytes() for p in (tmp_path / "cache" / "scored").iterdir())
     for text in (np.array([-1.5, -0.25]).tobytes(), LONG.key.encode(), b"https://x"):
         assert text not in content
 
@@ -51,57 +50,52 @@ def test_what_another_run_holds_is_found_exactly_and_not_kept_twice(tmp_path: Pa
 def test_another_endpoint_scorer_or_model_is_another_question(
     address: str, fingerprint: str, model: str, tmp_path: Path
 ) -> None:
-    with ScoredCache(tmp_path / "cache", "a") as cache:
-        cache.note("f", "m", held(tmp_path / "run"), 0, 0)
-    with ScoredCache(tmp_path / "cache", address) as cache:
-        assert cache.lookup(fingerprint, model, [LONG]) == {}
+    cache = ScoredCache(tmp_path / "cache", "a")
+    cache.note("f", "m", held(tmp_path / "run"), 0, 0)
+    cache = ScoredCache(tmp_path / "cache", address)
+    assert cache.lookup(fingerprint, model, [LONG]) == {}
 
 
 def test_what_was_set_aside_or_damaged_in_its_run_is_not_found(tmp_path: Path) -> None:
-    with ScoredCache(tmp_path / "cache", "a") as cache:
-        for name in ("aside", "damaged"):
-            cache.note("f", name, held(tmp_path / name), 0, 0)
-        with RunStore.open(tmp_path / "aside") as store:
-            store.scores.set_aside([0], "all alike", suspect=True)
-        with RunStore.open(tmp_path / "damaged") as store:
-            store._db.execute("UPDATE blobs SET logprobs = zeroblob(24)")
-        assert cache.lookup("f", "aside", [LONG]) == {}
-        assert cache.lookup("f", "damaged", [LONG]) == {}
+    cache = ScoredCache(tmp_path / "cache", "a")
+    for name in ("aside", "damaged"):
+        cache.note("f", name, held(tmp_path / name), 0, 0)
+    with RunStore.open(tmp_path / "aside") as store:
+        store.scores.set_aside([0], "all alike", suspect=True)
+    with RunStore.open(tmp_path / "damaged") as store:
+        store._db.execute("UPDATE blobs SET logprobs = zeroblob(24)")
+    assert cache.lookup("f", "aside", [LONG]) == {}
+    assert cache.lookup("f", "damaged", [LONG]) == {}
 
 
-def test_a_damaged_file_is_set_aside_with_its_log_and_over_no_earlier_one(tmp_path: Path) -> None:
-    folder = held(tmp_path / "run")
-    for number in (1, 2):
-        (tmp_path / FILE_NAME).write_bytes(b"no database at all" * 100)
-        (tmp_path / f"{FILE_NAME}-wal").write_bytes(b"its log")
-        with ScoredCache(tmp_path, "a") as cache:
-            assert cache.lookup("f", "m", [LONG]) == {}
-            cache.note("f", "m", folder, 0, 0)
-            assert cache.lookup("f", "m", [LONG]) == {LONG.key: ANSWERS[LONG.key]}
-        assert (tmp_path / f"{FILE_NAME}.damaged-{number}").read_bytes().startswith(b"no database")
-        assert not any(p.read_bytes() == b"its log" for p in tmp_path.glob(f"{FILE_NAME}-wal"))
-
-
-def test_a_locked_file_is_not_thrown_away(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("daunce_api.score.cache._BUSY_SECONDS", 0.1)
-    folder = held(tmp_path / "run")
-    with ScoredCache(tmp_path, "a") as cache:
+def test_a_damaged_line_is_passed_over_and_the_others_are_read(tmp_path: Path) -> None:
+    folder, cache = held(tmp_path / "run"), ScoredCache(tmp_path, "a")
+    cache.note("f", "m", tmp_path / "gone", 0, 0)
+    (path,) = (tmp_path / "scored").iterdir()
+    path.write_bytes(path.read_bytes() + b'\x00\xff no line at all\n["torn')
+    assert cache.lookup("f", "m", [LONG]) == {}
+    for _ in range(2):  # the first one ends the torn line
         cache.note("f", "m", folder, 0, 0)
-        cache._database.execute("PRAGMA locking_mode = EXCLUSIVE")
-        cache._database.execute("BEGIN EXCLUSIVE")
-        with pytest.raises(sqlite3.OperationalError, match="locked"):
-            ScoredCache(tmp_path, "a")
-        assert open_cache(run_config(kind="openai", base_url=None), tmp_path) is None
-        cache._database.execute("COMMIT")
-    with ScoredCache(tmp_path, "a") as cache:
-        assert cache.lookup("f", "m", [LONG])
-    assert not list(tmp_path.glob("*.damaged*"))
+    assert cache.lookup("f", "m", [LONG]) == {LONG.key: ANSWERS[LONG.key]}
+    before = path.read_bytes()
+    cache.note("f", "m", folder, 0, 0)
+    assert path.read_bytes() == before
+
+
+def test_a_cache_that_cannot_be_read_or_written_costs_the_run_nothing(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "scored").write_text("a file where the folder should be")
+    cache = ScoredCache(tmp_path, "a")
+    cache.note("f", "m", held(tmp_path / "run"), 0, 0)
+    assert cache.lookup("f", "m", [LONG]) == {}
+    assert "could not be written" in caplog.text
 
 
 def _write(folder: str, start: int) -> None:
-    with ScoredCache(Path(folder), "a") as cache:
-        for i in range(start, start + 50):
-            cache.note("f", f"m{i}", Path(folder) / "run", 0, 0)
+    cache = ScoredCache(Path(folder), "a")
+    for i in range(start, start + 50):
+        cache.note("f", f"m{i}", Path(folder) / "run", 0, 0)
 
 
 def test_several_processes_share_it(tmp_path: Path) -> None:
@@ -113,8 +107,8 @@ def test_several_processes_share_it(tmp_path: Path) -> None:
         worker.join(30)
         assert worker.exitcode == 0
     held(tmp_path / "run")
-    with ScoredCache(tmp_path, "a") as cache:
-        assert all(cache.lookup("f", f"m{i}", [LONG]) for i in range(0, 100, 9))
+    cache = ScoredCache(tmp_path, "a")
+    assert all(cache.lookup("f", f"m{i}", [LONG]) for i in range(0, 100, 9))
 
 
 ADDRESSES: list[tuple[dict[str, Any], str | None]] = [
@@ -132,10 +126,7 @@ ADDRESSES: list[tuple[dict[str, Any], str | None]] = [
 def test_only_paid_remote_endpoints_are_kept(changes: dict[str, Any], address: str | None, tmp_path: Path) -> None:
     config = run_config(**changes)
     assert scoring_address(config) == address
-    cache = open_cache(config, tmp_path)
-    assert (cache is None) == (address is None)
-    if cache is not None:
-        cache.close()
+    assert (open_cache(config, tmp_path) is None) == (address is None)
 
 
 def test_a_scorer_of_its_own_has_its_own_address_and_the_cache_can_be_switched_off(tmp_path: Path) -> None:
@@ -163,33 +154,33 @@ def prompts(server: Server) -> int:
 
 
 async def test_a_second_run_sends_only_what_no_run_has_paid_for(tmp_path: Path) -> None:
-    with ScoredCache(tmp_path / "cache", "a") as cache:
-        first = Server(completions())
-        scoring, store = client(first, tmp_path / "one", cache)
-        with store:
-            assert await scoring.score_member(0, "ft", [LONG]) == 1
-        second = Server(completions())
-        scoring, store = client(second, tmp_path / "two", cache)
-        with store:
-            await scoring.score_member(0, "ft", BATCH)
-            assert prompts(second) == 2
-            found = by_key(store, 0)
-            assert {k: s.logprobs for k, s in found.items()} == {e.key: truth("ft", e) for e in BATCH}
-            await scoring.score_member(1, "other", BATCH)
-            assert prompts(second) == 5
-        third = Server(completions())
-        scoring, store = client(third, tmp_path / "three", cache)
-        with store:
-            await scoring.score_member(0, "ft", BATCH)
-            assert third.requests == []
+    cache = ScoredCache(tmp_path / "cache", "a")
+    first = Server(completions())
+    scoring, store = client(first, tmp_path / "one", cache)
+    with store:
+        assert await scoring.score_member(0, "ft", [LONG]) == 1
+    second = Server(completions())
+    scoring, store = client(second, tmp_path / "two", cache)
+    with store:
+        await scoring.score_member(0, "ft", BATCH)
+        assert prompts(second) == 2
+        found = by_key(store, 0)
+        assert {k: s.logprobs for k, s in found.items()} == {e.key: truth("ft", e) for e in BATCH}
+        await scoring.score_member(1, "other", BATCH)
+        assert prompts(second) == 5
+    third = Server(completions())
+    scoring, store = client(third, tmp_path / "three", cache)
+    with store:
+        await scoring.score_member(0, "ft", BATCH)
+        assert third.requests == []
 
 
 async def test_replicates_are_measured_again(tmp_path: Path) -> None:
     server = Server(completions())
-    with ScoredCache(tmp_path / "cache", "a") as cache:
-        scoring, store = client(server, tmp_path / "one", cache)
-        with store:
-            await scoring.score_member(0, "ft", [LONG, SHORT])
-            await scoring.measure(0, "ft", [LONG])
-            assert prompts(server) == 3
-            assert len(by_key(store, 0, replicate=1)) == 1
+    cache = ScoredCache(tmp_path / "cache", "a")
+    scoring, store = client(server, tmp_path / "one", cache)
+    with store:
+        await scoring.score_member(0, "ft", [LONG, SHORT])
+        await scoring.measure(0, "ft", [LONG])
+        assert prompts(server) == 3
+        assert len(by_key(store, 0, replicate=1)) == 1

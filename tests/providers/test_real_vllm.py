@@ -102,16 +102,10 @@ async def test_every_way_to_ask_gives_the_same_numbers(
         "echo": echo.open_scorer(context(server, "echo", dialect="vllm")),
         "echo, one token generated": echo.open_scorer(context(server, "echo", dialect="vllm", max_tokens=1)),
         "prompt_logprobs": scoring.open_scorer(context(server, "prompt_logprobs")),
-        "chat": scoring.open_scorer(context(server, "prompt_logprobs", route="chat")),
     }
     for name, scorer in theirs.items():
-        chosen = [e for e in examples if e.example.is_chat] if name == "chat" else examples
-        found = await values(scorer, MODEL, chosen)
-        if name == "chat":
-            reference = await values(echo.open_scorer(context(daunce, "echo")), MODEL, chosen)
-        else:
-            reference = ours
-        distance = furthest(found, reference)
+        found = await values(scorer, MODEL, examples)
+        distance = furthest(found, ours)
         print(f"\nvLLM {name} against daunce serve: {len(found)} tokens, at most {distance:.2g} nats apart")
         assert distance < TOLERANCE
 
@@ -148,11 +142,8 @@ async def test_adapters_are_loaded_scored_and_unloaded(
     assert [m["id"] for m in listed] == [MODEL]
 
 
-@pytest.mark.parametrize("route", ["completions", "chat"])
-async def test_prompt_logprobs_agree_with_its_own_generation(
-    route: str, vllm: str, examples: list[EncodedExample]
-) -> None:
-    async with scoring.open_scorer(context(Endpoint(vllm), "prompt_logprobs", route=route)) as scorer:
+async def test_prompt_logprobs_agree_with_its_own_generation(vllm: str, examples: list[EncodedExample]) -> None:
+    async with scoring.open_scorer(context(Endpoint(vllm), "prompt_logprobs")) as scorer:
         report = await scorer.probe(MODEL, next(e for e in examples if e.example.is_chat))
     assert report.checked
     assert report.largest_difference is not None

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import Iterator
+from contextlib import AbstractAsyncContextManager
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from provider_support import BATCH, LONG, run_config, truth
 from tinker_stub import BASE, TinkerStub, serving
 
 from daunce_api.data.dataset import Dataset
-from daunce_api.data.tokenizers import encode_example
+from daunce_api.data.tokenizers import LocalTokenizer, encode_example
 from daunce_api.errors import RejectedError, StopError, TransientError
 from daunce_api.providers.base import Checkpointing, Job, JobRequest, JobStatus, Probing
 from daunce_api.providers.registry import Backend, open_backend
@@ -40,7 +41,7 @@ def stub(monkeypatch: pytest.MonkeyPatch) -> Iterator[TinkerStub]:
         yield found
 
 
-def opened(stub: TinkerStub, folder: Path, **changes: Any) -> Backend:
+def opened(stub: TinkerStub, folder: Path, **changes: Any) -> AbstractAsyncContextManager[Backend]:
     tokenizer = str(embedded_folder())
     changes |= {"base_url": stub.url, "tokenizer": tokenizer, "api_key_env": "TINKER_API_KEY", "run_dir": str(folder)}
     return open_backend(run_config("tinker", model=BASE, **changes))
@@ -86,7 +87,7 @@ async def test_a_member_is_trained_over_http_with_the_tokens_and_weights_of_its_
     assert (created["base_model"], created["user_metadata"]) == (BASE, metadata)
     assert (created["lora_config"]["rank"], created["lora_config"]["seed"]) == (4, 7)
     dataset = Dataset.from_jsonl(tmp_path / "tinker" / "train-abc.jsonl")
-    examples = [encode_example(e, backend.tokenizer(), "all") for e in dataset]
+    examples = [encode_example(e, LocalTokenizer(embedded_folder()), "all") for e in dataset]
     batches = batches_of(3, Recipe(n_epochs=2, batch_size=2), 7)
     sent = stub.routes("POST", "forward_backward")
     assert [len(request.data) for request in sent] == [len(batch) for batch in batches]

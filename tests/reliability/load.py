@@ -87,7 +87,7 @@ async def _load(server: EmbeddedServer, seconds: float) -> Load:
                     assert known.setdefault(key, scores) == scores, "an answer changed from one round to the next"
                 store.scores.set_aside([1], "the next round", suspect=False)
                 answers += len(found)
-                requests += scoring.requests
+                requests += scoring.sender.requests
                 rounds += 1
                 if settled is None and time.monotonic() > begin + seconds / 4:
                     settled = _memory(server)

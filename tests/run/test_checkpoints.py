@@ -190,12 +190,12 @@ def test_a_server_without_checkpoints_is_told_once(
 def test_a_server_that_answers_for_checkpoints_with_the_base_model_is_found_out(
     with_checkpoints: MakeConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    honest = EchoScorer.score
+    honest = EchoScorer.complete
 
-    async def forgets_checkpoints(self: EchoScorer, model: str, batch: Sequence[EncodedExample]) -> list[TokenScores]:
-        return await honest(self, "daunce-tiny" if "ckpt-step" in model else model, batch)
+    async def forgets_checkpoints(self: EchoScorer, model: str, prompts: Any, **options: Any) -> list[dict[str, Any]]:
+        return await honest(self, "daunce-tiny" if "ckpt-step" in model else model, prompts, **options)
 
-    monkeypatch.setattr(EchoScorer, "score", forgets_checkpoints)
+    monkeypatch.setattr(EchoScorer, "complete", forgets_checkpoints)
     with pytest.raises(ContractError, match="answers with the base model"):
         Run.create(with_checkpoints(2)).execute()
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +25,6 @@ from daunce_api.errors import (
     StoreError,
 )
 from daunce_api.plan import Plan, make_plan
-from daunce_api.providers.base import TokenScores
 from daunce_api.providers.openai_wire.echo import EchoScorer
 from daunce_api.server import EmbeddedServer
 from daunce_api.store import RunStore
@@ -288,12 +287,12 @@ def test_a_server_that_answers_with_the_base_model_ends_the_run_early(
     make_config: MakeConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The costliest wrong number: it is found with the first two members, not after all are paid for."""
-    honest = EchoScorer.score
+    honest = EchoScorer.complete
 
-    async def base_model_only(self: EchoScorer, model: str, batch: Sequence[EncodedExample]) -> list[TokenScores]:
-        return await honest(self, "daunce-tiny", batch)
+    async def base_model_only(self: EchoScorer, model: str, prompts: Any, **options: Any) -> list[dict[str, Any]]:
+        return await honest(self, "daunce-tiny", prompts, **options)
 
-    monkeypatch.setattr(EchoScorer, "score", base_model_only)
+    monkeypatch.setattr(EchoScorer, "complete", base_model_only)
     run = Run.create(make_config(ensemble={"members": 12}, backend={"max_concurrent_jobs": 1}))
     with pytest.raises(ContractError, match="answers with the base model"):
         run.execute()

@@ -16,7 +16,7 @@ from daunce_api._util.clock import InstantClock
 from daunce_api.errors import StoreCorruptError, StoreError
 from daunce_api.providers.base import TokenScores
 from daunce_api.score.client import ScoringClient
-from daunce_api.score.writer import GroupCommit
+from daunce_api.score.sending import GroupCommit
 from daunce_api.store import RunStore, ScoreBatch
 from tests.store_rows import by_key
 
@@ -90,7 +90,7 @@ async def test_no_more_batches_than_the_concurrency_are_unwritten(tmp_path: Path
     scorer = ScriptedScorer(prompts=1)
     with RunStore.create_or_open(tmp_path / "run", {"config": {}}) as store:
         scoring = ScoringClient(scorer, store, concurrency=3, clock=InstantClock())
-        scoring._writer._store = held  # type: ignore[assignment]
+        scoring.sender.writer._store = held  # type: ignore[assignment]
         task = asyncio.create_task(scoring.score_member(1, "ft", [example(str(i), [i, i]) for i in range(10)]))
         await asyncio.to_thread(held.started.acquire)
         for _ in range(200):

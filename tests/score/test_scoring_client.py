@@ -29,8 +29,9 @@ from daunce_api.errors import (
 from daunce_api.plan.inputs import TESTS
 from daunce_api.providers.base import ProbeReport, TokenScores
 from daunce_api.providers.probe import tokens_of_test
-from daunce_api.score.client import Budget, ScoringClient, batches
-from daunce_api.score.members import Asked, MemberScoring
+from daunce_api.score.client import ScoringClient, batches
+from daunce_api.score.members import MemberScoring
+from daunce_api.score.sending import Budget
 from daunce_api.store import RunStore
 from tests.store_rows import by_key, put
 
@@ -54,7 +55,7 @@ async def test_everything_is_scored_once_and_kept(store: RunStore) -> None:
     assert by_key(store, 3) == {e.key: scores("ft-3", e) for e in EXAMPLES}
     assert await scoring.score_member(3, "ft-3", EXAMPLES) == 0
     assert [len(ids) for _, ids in scorer.sent] == [4, 4, 2]
-    assert scoring.requests == 3
+    assert scoring.sender.requests == 3
 
 
 async def test_equal_tokens_are_sent_once_whatever_their_id(store: RunStore) -> None:
@@ -67,11 +68,11 @@ async def test_equal_tokens_are_sent_once_whatever_their_id(store: RunStore) -> 
 async def test_only_what_is_missing_is_sent(store: RunStore) -> None:
     put(store, 0, 0, "scripted", {e.key: scores("ft", e) for e in EXAMPLES[:7]})
     scorer = ScriptedScorer()
-    seen: list[tuple[int, int, int]] = []
-    scoring = client(scorer, store, on_progress=lambda *report: seen.append(report))
-    assert await scoring.score_member(0, "ft", EXAMPLES) == 3
+    seen: list[tuple[int, int]] = []
+    report = lambda *done: seen.append(done)  # noqa: E731
+    assert await client(scorer, store).score_member(0, "ft", EXAMPLES, on_progress=report) == 3
     assert scorer.sent == [("ft", ["e7", "e8", "e9"])]
-    assert seen == [(0, 10, 10)]
+    assert seen == [(10, 10)]
 
 
 async def test_equal_beginnings_stand_beside_each_other(store: RunStore) -> None:
@@ -135,7 +136,7 @@ async def test_transient_errors_are_repeated_after_growing_waits(store: RunStore
     scoring = ScoringClient(scorer, store, clock=clock)
     assert await scoring.score_member(0, "ft", EXAMPLES[:2]) == 2
     assert len(clock.waits) == 5
-    assert scoring.requests == 6
+    assert scoring.sender.requests == 6
     for wait, longest in zip(clock.waits, [0.5, 1, 2, 4, 8], strict=True):
         assert longest / 2 <= wait <= longest
 
@@ -333,7 +334,7 @@ async def test_a_scorer_without_a_probe_is_not_probed(store: RunStore) -> None:
     assert await client(ScriptedScorer(), store).probe("base", EXAMPLES[0]) is None
 
 
-@settings(max_examples=20, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=20, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
 def test_interrupted_anywhere_the_scores_are_the_same(data: st.DataObject, tmp_path_factory: Any) -> None:
     """Runs that stop at random requests with random errors end, taken up again, in the scores of a quiet run, and send
@@ -486,10 +487,10 @@ async def test_the_test_with_the_base_model_is_booked_and_those_of_fine_tunes_ar
 
 
 async def test_progress_counts_what_is_scored_not_what_is_measured_again(store: RunStore) -> None:
-    seen: list[tuple[int, int, int]] = []
-    scoring = client(ScriptedScorer(), store, on_progress=lambda *report: seen.append(report))
-    await scoring.score_member(1, "ft", EXAMPLES, twice=EXAMPLES[:4])
-    assert [done for _, done, _ in seen] == [4, 8, 10]
+    seen: list[tuple[int, int]] = []
+    scoring = client(ScriptedScorer(), store)
+    await scoring.score_member(1, "ft", EXAMPLES, twice=EXAMPLES[:4], on_progress=lambda *report: seen.append(report))
+    assert [done for done, _ in seen] == [4, 8, 10]
 
 
 async def test_a_complete_model_has_its_row_of_losses(store: RunStore) -> None:
@@ -521,16 +522,13 @@ async def test_noise_is_measured_in_the_company_of_the_other_requests(store: Run
     """A server that batches answers alone to the bit, and otherwise among others."""
     scorer = Accompanied()
     config = RunConfig.from_mapping({"data": {"train": "a", "test": "b"}, "scoring": {"noise_probe": 1}})
-    asked = Asked((), tuple(EXAMPLES))
-    scoring = MemberScoring(
-        client(scorer, store), store, config, asked, lambda *_: False, usd_per_model=None, usd_again=None, cap=None
-    )
 
     class Nothing:
-        async def checkpoints(self, member: int) -> dict[int, str]:
+        async def earlier_models(self, member: int, wanted: int) -> dict[int, str]:
             return {}
 
-    await scoring.member(0, "ft", Nothing())  # type: ignore[arg-type]
+    jobs: Any = Nothing()
+    await MemberScoring(client(scorer, store), store, jobs, config, (), tuple(EXAMPLES)).member(0, "ft")
     twice = [most for most in scorer.beside.values() if len(most) == 2]
     assert len(twice) == 1
     assert min(twice[0]) > 1

@@ -567,11 +567,6 @@ def test_spending_is_known_by_purpose(store: RunStore) -> None:
     assert store.ledger.spent_by_purpose() == {"score": 0.25, "train": 0.4}
     assert store.ledger.spent("train") == 0.4
     assert store.ledger.unsettled("score") == {"scoring of member 0": 0.25}
-    store.ledger.extend("scoring of member 0", 0.125, purpose="score", cap=1.0)
-    assert store.ledger.entry("scoring of member 0") == ("score", 0.375, None)
-    with pytest.raises(BudgetError):
-        store.ledger.extend("scoring of member 0", 0.3, purpose="score", cap=1.0)
-    assert store.ledger.entry("scoring of member 0") == ("score", 0.375, None)
 
 
 # -- what the store notices ---------------------------------------------------------------------------------------

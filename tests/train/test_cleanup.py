@@ -97,7 +97,7 @@ def test_checkpoints_of_a_job_whose_final_model_vanished_are_deleted_as_well(wor
         training = world.training(store)
 
         async def vanishing(member: int, model: str) -> None:
-            assert list((await training.models.checkpoints(member)).values()) == [f"{model}:step-1"]
+            assert list((await world.earlier(training, member)).values()) == [f"{model}:step-1"]
             if member == 1:
                 world.provider.models.discard(model)
                 raise RejectedError(f"no model {model}")

@@ -103,7 +103,7 @@ class Histories(RuleBasedStateMachine):
         async def on_ready(member: int, model: str) -> None:
             await self.world.on_ready(member, model)
             if member >= 0:
-                found = await training.models.checkpoints(member)
+                found = await self.world.earlier(training, member)
                 asked = self.world.config.ensemble.checkpoints
                 expected = [(1, f"{model}:step-2"), (2, f"{model}:step-1")][: asked - 1] if member != 2 else []
                 assert list(found.items()) == expected
@@ -185,7 +185,6 @@ def _nothing() -> Iterator[None]:
 
 
 _COMMON: dict[str, Any] = {
-    "deadline": None,
     "suppress_health_check": list(HealthCheck),
     "print_blob": True,
 }

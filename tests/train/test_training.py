@@ -311,7 +311,7 @@ def test_checkpoints_are_looked_up_once_and_fewer_are_said(world: World) -> None
             training = world.training(store, trainer)
 
             async def ask(member: int, model: str) -> None:
-                found[member] = await training.models.checkpoints(member)
+                found[member] = await world.earlier(training, member)
 
             asyncio.run(training.run(ask))
 
@@ -334,7 +334,7 @@ def test_without_checkpoints_asked_for_nobody_looks_for_them(world: World) -> No
     with world.open() as store:
         training = world.training(store, trainer)
         asyncio.run(training.run())
-        assert asyncio.run(training.models.checkpoints(0)) == {}
+        assert asyncio.run(world.earlier(training, 0)) == {}
     assert "checkpoints" not in trainer.calls
 
 
@@ -346,7 +346,7 @@ def test_a_job_that_the_provider_forgot_has_no_checkpoints(world: World) -> None
     with world.open() as store:
         training = world.training(store)
         (member,) = (j.member for j in store.jobs.rows() if j.job_id == "job-0")
-        assert asyncio.run(training.models.checkpoints(member)) == {}
+        assert asyncio.run(world.earlier(training, member)) == {}
         assert store.jobs.wanted_checkpoints(member, 2) == ()
 
 

@@ -82,6 +82,10 @@ class World:
         client = self.client(store, trainer, **polls)
         return Training(client, ensemble=self.ensemble, dataset=self.dataset, config=self.config, adopt=adopt)
 
+    async def earlier(self, training: Training, member: int) -> dict[int, str]:
+        """The member's models before its final one, as scoring asks for them."""
+        return await training._client.earlier_models(member, self.config.ensemble.checkpoints)
+
     async def on_ready(self, member: int, model: str) -> None:
         self.ready.append((member, model))
 

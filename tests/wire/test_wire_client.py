@@ -24,7 +24,7 @@ from daunce_api.errors import (
 )
 from daunce_api.providers.endpoint import Endpoint, api_key_from, checked_base_url
 from daunce_api.providers.failures import retry_after
-from daunce_api.providers.openai_wire.client import WireClient, open_sdk
+from daunce_api.providers.openai_wire.client import WireClient
 
 
 async def failure(server: Server, *, submit: bool = False) -> ProviderError:
@@ -181,20 +181,20 @@ async def test_organisation_and_project_go_to_openai_alone(monkeypatch: pytest.M
     server = Server(lambda _: {"id": "m"})
     await server.client().sdk.models.retrieve("m")
     assert not {"openai-organization", "openai-project"} & set(server.requests[0].headers)
-    official = open_sdk(Endpoint("https://api.openai.com/v1", KEY), http_client=server.http())
+    official = WireClient.open(Endpoint("https://api.openai.com/v1", KEY), http_client=server.http()).sdk
     await official.models.retrieve("m")
     assert server.requests[1].headers["openai-organization"] == "org-private"
 
 
 async def test_no_retries_of_the_sdk_and_no_proxy_for_loopback(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HTTP_PROXY", "http://127.0.0.1:9")
-    sdk = open_sdk(Endpoint("http://127.0.0.1:1/v1", KEY), timeout=5)
+    sdk = WireClient.open(Endpoint("http://127.0.0.1:1/v1", KEY), timeout=5).sdk
     assert sdk.max_retries == 0
     with pytest.raises(openai.APIConnectionError):
         await sdk.models.retrieve("m")
     assert not sdk._client._mounts
     await sdk.close()
-    remote = open_sdk(Endpoint("http://wire.test/v1", KEY))
+    remote = WireClient.open(Endpoint("http://wire.test/v1", KEY)).sdk
     assert remote._client._mounts
     await remote.close()
 

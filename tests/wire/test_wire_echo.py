@@ -143,23 +143,6 @@ async def test_a_config_that_says_what_to_do_is_followed_without_a_look(options:
     assert ("return_token_ids" in server.body()) == (options in ({"return_token_ids": True}, {"dialect": "vllm"}))
 
 
-async def test_ids_in_vllms_older_form() -> None:
-    honest = ToyServer()
-
-    def handler(request: Any) -> Any:
-        answer = honest(request)
-        for choice in answer["choices"]:
-            choice["logprobs"]["tokens"] = ["token_id:" + t[1:] for t in choice["logprobs"]["tokens"]]
-        return answer
-
-    server = Server(handler)
-    scores = await server.echo(return_tokens_as_token_ids=True, max_tokens=1).score("ft-1", BATCH)
-    assert scores[0].logprobs == truth("ft-1", LONG)
-    honest.fault = "shifted_ids"
-    with pytest.raises(ContractError, match="other tokens"):
-        await server.echo(return_tokens_as_token_ids=True).score("ft-1", BATCH)
-
-
 async def test_too_long_a_prompt_is_never_sent() -> None:
     server = Server(ToyServer())
     with pytest.raises(RejectedError, match=r"'long' has 15 tokens.*12"):

@@ -6,7 +6,7 @@ import asyncio
 import json
 import os
 import socket
-from collections.abc import Iterator
+from contextlib import AbstractAsyncContextManager
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,7 @@ from daunce_api.providers.openai_wire.echo import EchoScorer
 from daunce_api.providers.registry import Backend, open_backend, open_tokenizer
 from daunce_api.providers.replay import record, replay
 from daunce_api.score.client import ScoringClient
-from daunce_api.server import EmbeddedServer, ServerSettings
+from daunce_api.server import EmbeddedServer
 from daunce_api.store import RunStore
 from tests.store_rows import by_key
 
@@ -40,12 +40,6 @@ def config(run_dir: Path, **backend: Any) -> RunConfig:
 
 
 @pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[EmbeddedServer]:
-    with EmbeddedServer(ServerSettings(state_dir=tmp_path_factory.mktemp("server"))) as running:
-        yield running
-
-
-@pytest.fixture(scope="module")
 def train() -> Dataset:
     return Dataset.from_jsonl(TRAIN)
 
@@ -56,7 +50,9 @@ def encoded(train: Dataset) -> list[EncodedExample]:
     return [encode_example(example, tokenizer) for example in train[:40]]
 
 
-def opened(server: EmbeddedServer, run_dir: Path, monkeypatch: pytest.MonkeyPatch, **scorer: Any) -> Backend:
+def opened(
+    server: EmbeddedServer, run_dir: Path, monkeypatch: pytest.MonkeyPatch, **scorer: Any
+) -> AbstractAsyncContextManager[Backend]:
     monkeypatch.setenv("DAUNCE_TEST_KEY", server.api_key)
     backend = {"kind": "openai_wire", "base_url": server.base_url, "api_key_env": "DAUNCE_TEST_KEY", "model": MODEL}
     return open_backend(config(run_dir, **backend, scorer={"options": scorer}))
@@ -111,7 +107,7 @@ async def test_a_job_from_upload_to_deletion(
             await scorer.score(job.model, encoded[:1])
 
 
-@pytest.mark.parametrize("options", [{"max_tokens": 1}, {"logprobs": 0}, {"return_tokens_as_token_ids": True}])
+@pytest.mark.parametrize("options", [{"max_tokens": 1}, {"logprobs": 0}, {"return_token_ids": True}])
 async def test_every_form_of_the_request_gives_the_same_numbers(
     options: dict[str, Any],
     server: EmbeddedServer,
@@ -152,7 +148,7 @@ async def test_faults_change_no_score_and_start_no_storm(
         with RunStore.create_or_open(tmp_path / name, {"config": {}}) as store:
             client = ScoringClient(backend.scorer, store, clock=InstantClock())
             await client.score_member(1, MODEL, encoded)
-            return by_key(store, 1), client.requests
+            return by_key(store, 1), client.sender.requests
 
     async with opened(server, tmp_path, monkeypatch, prompts_per_request=1) as quiet:
         expected, needed = await scores(quiet, "quiet")

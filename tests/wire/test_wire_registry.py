@@ -39,11 +39,12 @@ WIRE = {"kind": "openai_wire", "base_url": "http://wire.test/v1", "model": "m"}
         ({"kind": "openai", "model": "gpt-4.1-nano"}, "OPENAI_API_KEY"),
     ],
 )
-def test_what_is_wrong_is_named(backend: dict[str, Any], words: str, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_what_is_wrong_is_named(backend: dict[str, Any], words: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("OPENAI_API_KEY", raising=False)
     monkeypatch.delenv("DAUNCE_TEST_KEY", raising=False)
     with pytest.raises(ConfigurationError, match=words):
-        open_backend(config(backend))
+        async with open_backend(config(backend)):
+            pass
 
 
 @pytest.mark.parametrize("option", ["state_dir", "api_key", "model"])
@@ -71,14 +72,14 @@ def test_capabilities_need_no_key(monkeypatch: pytest.MonkeyPatch) -> None:
 async def test_trainer_and_scorer_talk_to_the_address(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("DAUNCE_TEST_KEY", KEY)
     server = Server(ToyServer())
-    backend = open_backend(config({**WIRE, "api_key_env": "DAUNCE_TEST_KEY"}), http_client=server.http())
-    async with backend:
+    keyed = config({**WIRE, "api_key_env": "DAUNCE_TEST_KEY"})
+    async with open_backend(keyed, http_client=server.http()) as backend:
         assert isinstance(backend.trainer, WireTrainer)
         assert isinstance(backend.scorer, EchoScorer)
         await backend.scorer.score("ft", [encoded([1, 2, 3], [2])])
     assert [str(r.url) for r in server.requests] == ["http://wire.test/v1/models", "http://wire.test/v1/completions"]
     assert {r.headers["authorization"] for r in server.requests} == {f"Bearer {KEY}"}
-    assert KEY not in json.dumps(repr(backend.__dict__))
+    assert KEY not in json.dumps(repr(backend))
 
 
 @pytest.mark.parametrize(

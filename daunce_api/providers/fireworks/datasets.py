@@ -88,17 +88,8 @@ class DataSets:
         if not isinstance(url, str):
             raise self._calls.failures.malformed(doing, False, "no address for the file")
         headers = {"content-type": "application/octet-stream", "x-goog-content-length-range": f"{size},{size}"}
-        try:
-            async with httpx2.AsyncClient(timeout=UPLOAD_TIMEOUT) as http:
-                response = await http.put(url, content=content, headers=headers)
-        except httpx2.TransportError as error:
-            timed_out = isinstance(error, httpx2.TimeoutException)
-            failure = self._calls.failures.unreachable(doing, error, timed_out=timed_out)
-        else:
-            if response.status_code < 400:
-                return
-            failure = self._calls.failures.from_status(response.status_code, response, doing)
-        raise failure  # outside the handler: the signed address is a secret
+        async with httpx2.AsyncClient(timeout=UPLOAD_TIMEOUT) as http:
+            await self._calls.failures.request(http, "PUT", url, doing=doing, content=content, headers=headers)
 
     async def _until_ready(self, dataset: str, refused: RejectedError | None) -> None:
         """Have the upload validated and wait until the data set is ready: before that, jobs on it are refused."""

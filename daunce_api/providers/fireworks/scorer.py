@@ -7,7 +7,6 @@ nobody is billed for, and the whole prompt's ids and values are what shows that 
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import Any
 
 from pydantic import Field
@@ -16,9 +15,9 @@ from ...config import RunConfig
 from ...errors import RejectedError
 from ..base import Scorer, ScorerCapabilities
 from ..failures import NO_REASON
-from ..hosting import HostedScorer, PolledHost
-from ..openai_wire.echo import EchoOptions, EchoScorer, echo_capabilities, presets
-from ..openai_wire.wire_scorer import open_client
+from ..hosting import Host, HostedScorer
+from ..openai_wire.client import open_client
+from ..openai_wire.echo import EchoOptions, EchoScorer, presets
 from ..polling import Answer, Poll
 from ..registry import Context
 from ..sdk_calls import SdkCalls
@@ -46,18 +45,16 @@ def scorer_capabilities(config: RunConfig) -> ScorerCapabilities:
     options = fireworks_options(config)
     if options.serverless:
         note = "echo of a serverless LoRA was not tested against Fireworks: the first finished member tests it"
-        capabilities = echo_capabilities(options, provider="Fireworks", notes=(note,))
-        return replace(capabilities, fine_tunes_verified=False, tried_on="fine_tune")
+        return options.capabilities("Fireworks", notes=(note,), fine_tunes_verified=False, tried_on="fine_tune")
     note = "fine-tunes answer only on a dedicated deployment, which is paid by the GPU second"
-    return replace(echo_capabilities(options, provider="Fireworks", notes=(note,)), hourly=True)
+    return options.capabilities("Fireworks", notes=(note,), hourly=True)
 
 
 def open_scorer(context: Context) -> Scorer:
     """An echo scorer of Fireworks' completions; with a deployment, members are loaded on it in turn."""
     config = context.config
     options = fireworks_options(config)
-    client = open_client(context, timeout=options.timeout, concurrency=options.concurrency)
-    scorer = EchoScorer(client, scorer_capabilities(config), options)
+    scorer = EchoScorer(open_client(context, options), scorer_capabilities(config), options)
     if options.deployment is None or options.serverless:
         return scorer
     account = options.account_id or config.backend.options.get("account_id")
@@ -66,13 +63,13 @@ def open_scorer(context: Context) -> Scorer:
     return HostedScorer(scorer, host)
 
 
-class DeploymentHost(PolledHost):
+class DeploymentHost(Host):
     """Loads fine-tunes on a deployment of their base model ``base``, which answers there as it is."""
 
     def __init__(
         self, sdk: Any, calls: SdkCalls, deployment: str, limit: int, *, base: str, poll: Poll | None = None
     ) -> None:
-        super().__init__(limit, poll or Poll(5.0, 240))
+        super().__init__(limit, poll)
         self._sdk = sdk
         self._calls = calls
         self._deployment = deployment

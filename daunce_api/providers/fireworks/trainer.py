@@ -66,10 +66,7 @@ class FireworksOptions(TrainerOptions):
 
     account_id: str | None = Field(None, description=f"account; default: the environment variable {ACCOUNT_VARIABLE}")
     min_examples: int = Field(3, ge=1, description="fewest examples that the provider accepts in a training file")
-    echoes: frozenset[EchoField] = Field(
-        frozenset(("key", "file_id")),
-        description="fields of a job that Fireworks repeats as they were sent; the others are not compared",
-    )
+    echoes: frozenset[EchoField] = frozenset(("key", "file_id"))
     send_template: bool = Field(
         True, description="have jobs render chats with the chat template of backend.tokenizer, as they are measured"
     )
@@ -77,15 +74,13 @@ class FireworksOptions(TrainerOptions):
 
 def trainer_capabilities(config: RunConfig) -> TrainerCapabilities:
     """Limits of Fireworks' fine-tuning; no network. Its limit on jobs at once is not published: 4 is cautious."""
-    options = FireworksOptions.of(config)
-    return TrainerCapabilities(
-        provider="Fireworks",
-        max_concurrent_jobs=config.backend.max_concurrent_jobs or 4,
-        min_examples=options.min_examples,
+    return FireworksOptions.of(config).capabilities(
+        config,
+        "Fireworks",
+        4,
         honours_seed=False,
         hyperparameters=HYPERPARAMETERS,
         grace_seconds=120.0,
-        echoes=options.echoes,
         notes=NOTES,
         accepts=frozenset({"tools"}),
     )
@@ -262,8 +257,6 @@ class FireworksTrainer(SdkTrainer):
         state, found = _state_of(answer), _status_of(answer)
         status = _FINAL.get(state, JobStatus.QUEUED if state in _QUEUED else JobStatus.RUNNING)
         said, code = found.get("message"), found.get("code")
-        progress = answer.get("jobProgress")
-        percent = progress.get("percent") if isinstance(progress, dict) else None
         model = answer.get("outputModel") or self._resource("models", job_id)
         reason = self._calls.failures.clean(str(said or NO_REASON))
         return Job(
@@ -271,7 +264,6 @@ class FireworksTrainer(SdkTrainer):
             status=status,
             model=str(model) if status is JobStatus.SUCCEEDED else None,
             error=reason if status is JobStatus.FAILED else None,
-            progress=min(percent / 100.0, 1.0) if isinstance(percent, int) else None,
             refused=status is JobStatus.FAILED and code in FILE_FAULTS,
             echo=JobEcho(key=key_in([answer.get("displayName")]), file_id=answer.get("dataset")),
         )

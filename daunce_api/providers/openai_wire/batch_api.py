@@ -9,8 +9,10 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Protocol
+
+import httpx2
 
 from ..._util.clock import Clock, SystemClock
 from ...data.tokenizers import EncodedExample
@@ -48,18 +50,6 @@ class _Left:
 
     files: list[str]
     open: set[Question]
-
-
-@dataclass(frozen=True, slots=True)
-class _Refusal:
-    """The answer to one line, as the table of failures reads answers."""
-
-    content: bytes
-    headers: Mapping[str, str] = field(default_factory=dict)
-
-    @property
-    def text(self) -> str:
-        return self.content.decode(errors="replace")
 
 
 class SingleRequests(Scorer, Protocol):
@@ -223,10 +213,10 @@ class BatchScorer(Closing):
             return self._scorer.read(model, example, body)
         doing = f"scoring example {example.example.id!r} under {model}"
         if isinstance(status, int) and status >= 400:
-            raise self._client.failures.from_status(status, _Refusal(json.dumps(body).encode()), doing)
+            raise self._client.failures.from_status(status, httpx2.Response(status, json=body), doing)
         problem = line.get("error")
         message = problem.get("message") if isinstance(problem, dict) else problem
-        raise TransientError(self._client.clean(f"{self._client.provider} did not answer {doing}: {message}"))
+        raise TransientError(self._client.failures.clean(f"{self._client.provider} did not answer {doing}: {message}"))
 
     def _given_up(self, missing: Asked, said: Mapping[Question, str], count: int) -> TransientError:
         question, example = next(iter(missing.items()))

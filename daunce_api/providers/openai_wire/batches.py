@@ -15,7 +15,7 @@ from typing import Any, Final
 from ..._util.clock import Clock
 from ...errors import AmbiguousSubmitError, DailyLimitError, ProviderError, RejectedError, StopError, TransientError
 from ..base import Swept
-from ..failures import NO_REASON, gone_already
+from ..failures import NO_REASON, gone_already, noted_in
 from .client import WireClient
 
 KEY_FIELD, MODEL_FIELD = "daunce_batch", "daunce_model"
@@ -86,11 +86,13 @@ class Batches:
             if batch["status"] != "failed":
                 return batch
             if not _is_limited(batch):
-                raise RejectedError(self._client.clean(f"batch {batch['id']} failed: {_problems(batch)}"))
+                raise RejectedError(self._client.failures.clean(f"batch {batch['id']} failed: {_problems(batch)}"))
             alone = 0 if await self._others_under_way() else alone + 1
             if alone == _LOOKS:
                 raise RejectedError(
-                    self._client.clean(f"batch {batch['id']} is too large, with no other under way: {_problems(batch)}")
+                    self._client.failures.clean(
+                        f"batch {batch['id']} is too large, with no other under way: {_problems(batch)}"
+                    )
                 )
             await self._clock.sleep(_LIMIT_POLLS * self._poll_seconds)
             batch = await self._create(str(batch["input_file_id"]), model, mark)
@@ -150,14 +152,8 @@ class Batches:
             if batch.get("status") not in _ENDED:
                 await self._cancel(batch["id"], swept)
         for file_id in sorted(ours):
-            try:
-                gone = await self._delete(file_id)
-            except StopError:
-                raise
-            except ProviderError as error:
-                swept.kept[file_id] = str(error)
-            else:
-                if gone:
+            with noted_in(swept.kept, file_id):
+                if await self._delete(file_id):
                     swept.files.append(file_id)
                 else:
                     swept.kept[file_id] = f"the provider keeps the file {there[file_id]}"
@@ -165,17 +161,12 @@ class Batches:
 
     async def _cancel(self, batch_id: str, swept: Swept) -> None:
         call = self._client.sdk.batches.with_raw_response.cancel(batch_id)
-        try:
+        with noted_in(swept.kept, batch_id):
             answer = await self._client.json(call, doing=f"cancelling batch {batch_id}")
-        except StopError:
-            raise
-        except ProviderError as error:
-            swept.kept[batch_id] = str(error)
-            return
-        if answer.get("status") not in _ENDED:
-            swept.kept[batch_id] = (
-                f"batch {batch_id} is being cancelled and may still leave answers; clean again in some minutes"
-            )
+            if answer.get("status") not in _ENDED:
+                swept.kept[batch_id] = (
+                    f"batch {batch_id} is being cancelled and may still leave answers; clean again in some minutes"
+                )
 
     async def _create(self, file_id: str, model: str, mark: str) -> Batch:
         call = self._client.sdk.batches.with_raw_response.create(

@@ -22,8 +22,7 @@ from ..options import ScorerOptions
 from ..registry import Context
 from ..tokenizers import tokenizer_of
 from .batch_api import BatchScorer
-from .client import WireClient
-from .wire_scorer import WireScorer, open_client
+from .client import WireClient, WireScorer, open_client
 
 _SENT = ("tools", "functions", "parallel_tool_calls", "tool_choice", "reasoning_effort")
 """Fields of a chat record that the endpoint takes."""
@@ -48,31 +47,32 @@ class ChatTokenOptions(ScorerOptions):
     batch_poll_seconds: float = Field(60.0, gt=0)
     batch_concurrency: int = Field(64, ge=1, description="batches under way at once; each may take 24 hours")
 
+    def capabilities(self, provider: str, notes: tuple[str, ...] = (), **differences: Any) -> ScorerCapabilities:
+        """What a one-token chat scorer with these options can do."""
+        said = [f"a token outside the {self.top_logprobs} most likely ones is censored: its loss is a lower bound"]
+        if self.first_token:
+            said.append("measures the first completion token only (first_token: true)")
+        if self.batch_api:
+            said.append("Batch API: half the list price, answers within 24 hours")
+            differences |= {
+                "max_prompts_per_request": BATCH_REQUESTS,
+                "max_concurrent_requests": self.batch_concurrency,
+                "price_factor": 0.5,
+            }
+        return super().capabilities(
+            provider,
+            scope="first_token" if self.first_token else "one_token",
+            one_turn=True,
+            accepts=frozenset({"tools", "images"}),
+            look=measured_turn,
+            notes=(*said, *notes),
+            **differences,
+        )
+
 
 def scorer_capabilities(config: RunConfig) -> ScorerCapabilities:
     """One token of the most likely ones, or the first token by choice; no network."""
-    return chat_capabilities(ChatTokenOptions.of(config), provider="one-token chat")
-
-
-def chat_capabilities(options: ChatTokenOptions, *, provider: str, notes: tuple[str, ...] = ()) -> ScorerCapabilities:
-    """What a one-token chat scorer with these options can do."""
-    said = [f"a token outside the {options.top_logprobs} most likely ones is censored: its loss is a lower bound"]
-    if options.first_token:
-        said.append("measures the first completion token only (first_token: true)")
-    if options.batch_api:
-        said.append("Batch API: half the list price, answers within 24 hours")
-    return ScorerCapabilities(
-        provider=provider,
-        scope="first_token" if options.first_token else "one_token",
-        max_context_tokens=options.max_context_tokens,
-        max_prompts_per_request=BATCH_REQUESTS if options.batch_api else 1,
-        max_concurrent_requests=options.batch_concurrency if options.batch_api else options.concurrency,
-        price_factor=0.5 if options.batch_api else 1.0,
-        one_turn=True,
-        accepts=frozenset({"tools", "images"}),
-        look=measured_turn,
-        notes=(*said, *notes),
-    )
+    return ChatTokenOptions.of(config).capabilities("one-token chat")
 
 
 def open_tokenizer(config: RunConfig) -> HiddenTemplateTokenizer:
@@ -84,7 +84,7 @@ def open_scorer(context: Context) -> Scorer:
     """A one-token scorer of the config's endpoint, through single requests or through the Batch API."""
     options = ChatTokenOptions.of(context.config)
     capabilities = scorer_capabilities(context.config)
-    client = open_client(context, timeout=options.timeout, concurrency=capabilities.max_concurrent_requests)
+    client = open_client(context, options, concurrency=capabilities.max_concurrent_requests)
     return scorer_on(client, context.config, options, capabilities)
 
 
@@ -95,8 +95,8 @@ def scorer_on(
     tokenizer = open_tokenizer(config)
     if not options.batch_api:
         return ChatTokenScorer(client, capabilities, options, tokenizer=tokenizer)
-    single = chat_capabilities(options.model_copy(update={"batch_api": False}), provider=capabilities.provider)
-    scorer = ChatTokenScorer(client, single, options, tokenizer=tokenizer)
+    single = options.model_copy(update={"batch_api": False})
+    scorer = ChatTokenScorer(client, single.capabilities(capabilities.provider), single, tokenizer=tokenizer)
     return BatchScorer(scorer, capabilities, poll_seconds=options.batch_poll_seconds)
 
 
@@ -112,6 +112,7 @@ class ChatTokenScorer(WireScorer):
         tokenizer: HiddenTemplateTokenizer,
     ) -> None:
         super().__init__(client, capabilities)
+        self.checks_model = options.check_model_name
         self.fingerprint = f"chat-{capabilities.scope} top={options.top_logprobs}"
         self._options = options
         self._tokenizer = tokenizer
@@ -123,9 +124,8 @@ class ChatTokenScorer(WireScorer):
         """
         scores = []
         for example in batch:
-            body = self.request(model, example)
-            call = self.client.sdk.chat.completions.with_raw_response.create(**body)
-            answer = await self.client.json(call, doing=f"scoring example {example.example.id!r} under {model}")
+            doing = f"scoring example {example.example.id!r} under {model}"
+            answer = await self.client.post("/chat/completions", self.request(model, example), doing=doing)
             scores.append(self.read(model, example, answer))
         return scores
 
@@ -146,16 +146,16 @@ class ChatTokenScorer(WireScorer):
 
     def read(self, model: str, example: EncodedExample, answer: dict[str, Any]) -> TokenScores:
         """The scores in an answer's body. Raises ContractError where it does not hold what was requested."""
-        if self._options.check_model_name:
-            check_model(self.client.provider, model, answer.get("model"))
-        (choice,) = by_index(self.client.provider, answer.get("choices"), 1)
+        if self.checks_model:
+            check_model(self.provider, model, answer.get("model"))
+        (choice,) = by_index(self.provider, answer.get("choices"), 1)
         wanted = self._tokenizer.bytes_of(example.ids[example.targets[0]])
         if wanted is None:
             raise CapabilityError(
                 f"the first token of the completion of example {example.example.id!r} is a part of a character whose "
                 "bytes the tokenizer does not tell. Use the model's own encoding, or an endpoint with echo."
             )
-        return token_scores(self.client.provider, example, choice, wanted)
+        return token_scores(self.provider, example, choice, wanted)
 
 
 def measured_turn(example: EncodedExample) -> int:

@@ -1,4 +1,4 @@
-"""The SDK's client as every OpenAI-wire part opens it, and what each of its errors means here.
+"""The SDK's client as every OpenAI-wire part opens it, and what the scorers on it share.
 
 Answers are read as raw JSON: the SDK builds its objects without checking them, which is slower on long lists of
 log-probabilities and lets a malformed answer through. The SDK's own retries are off; callers decide by error class.
@@ -9,16 +9,19 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 from urllib.parse import urlsplit
 
 import httpx2
 
-from ...errors import ProviderError, RejectedError, StopError
-from ..base import Closing
+from ...errors import ContractError, RejectedError, StopError
+from ..base import Closing, ScorerCapabilities
+from ..contract import by_index, check_model
 from ..endpoint import ANONYMOUS, Endpoint
 from ..failures import Failures
+from ..options import ScorerOptions
+from ..registry import Context
+from ..sdk_calls import SdkCalls
 
 if TYPE_CHECKING:
     import openai  # imported where it is used: commands that only read a run start without it
@@ -32,44 +35,15 @@ _NO_ROUTE = re.compile(r"(unknown|invalid) (request )?url", re.IGNORECASE)
 MOST_PAGES = 1000
 """Pages of a list that are read; no provider holds that many jobs or files of one user."""
 
-_NEVER_SENT = (httpx2.ConnectError, httpx2.ConnectTimeout, httpx2.PoolTimeout, httpx2.UnsupportedProtocol)
 
-
-def open_sdk(
-    endpoint: Endpoint, *, http_client: httpx2.AsyncClient | None = None, timeout: float = 600.0, connections: int = 100
-) -> openai.AsyncOpenAI:
-    """``AsyncOpenAI`` without retries of its own.
-
-    Organisation and project of the environment go to OpenAI alone, and requests to loopback addresses do not go
-    through a proxy of the environment. ``timeout`` is in seconds, for one request.
-    """
-    import openai
-
-    if http_client is None:
-        http_client = openai.DefaultAsyncHttpxClient(
-            timeout=httpx2.Timeout(timeout, connect=10.0),
-            limits=httpx2.Limits(max_connections=connections, max_keepalive_connections=connections),
-            trust_env=not endpoint.loopback,
-            follow_redirects=False,  # a training file goes where the config says, and nowhere else
-        )
-    sdk = openai.AsyncOpenAI(
-        api_key=endpoint.api_key,
-        base_url=endpoint.base_url,
-        max_retries=0,
-        timeout=timeout,
-        http_client=http_client,
-    )
-    if (urlsplit(endpoint.base_url).hostname or "") not in ("api.openai.com", "eu.api.openai.com"):
-        sdk.organization = None
-        sdk.project = None
-    return sdk
-
-
-class RawResponse(Protocol):
+class SdkResponse(Protocol):
     """What the SDK's ``with_raw_response`` methods return."""
 
     @property
     def http_response(self) -> httpx2.Response: ...
+
+
+RawResponse = SdkResponse | httpx2.Response
 
 
 class WireClient(Closing):
@@ -79,11 +53,14 @@ class WireClient(Closing):
     """
 
     def __init__(self, sdk: openai.AsyncOpenAI, *, provider: str, secrets: Sequence[str] = ()) -> None:
+        import openai
+
         self.sdk = sdk
         self.provider = provider
         self.observer: Callable[[Mapping[str, str]], None] | None = None
         """Gets the headers of every answer."""
         self.failures = Failures(provider, [s for s in (*secrets, sdk.api_key) if s != ANONYMOUS])
+        self.calls = SdkCalls(openai, self.failures)
 
     @classmethod
     def open(
@@ -94,8 +71,30 @@ class WireClient(Closing):
         timeout: float = 600.0,
         connections: int = 100,
     ) -> WireClient:
-        """A client of an endpoint; see :func:`open_sdk`."""
-        sdk = open_sdk(endpoint, http_client=http_client, timeout=timeout, connections=connections)
+        """A client of an endpoint, on an ``AsyncOpenAI`` without retries of its own.
+
+        Organisation and project of the environment go to OpenAI alone, and requests to loopback addresses do not go
+        through a proxy of the environment. ``timeout`` is in seconds, for one request.
+        """
+        import openai
+
+        if http_client is None:
+            http_client = openai.DefaultAsyncHttpxClient(
+                timeout=httpx2.Timeout(timeout, connect=10.0),
+                limits=httpx2.Limits(max_connections=connections, max_keepalive_connections=connections),
+                trust_env=not endpoint.loopback,
+                follow_redirects=False,  # a training file goes where the config says, and nowhere else
+            )
+        sdk = openai.AsyncOpenAI(
+            api_key=endpoint.api_key,
+            base_url=endpoint.base_url,
+            max_retries=0,
+            timeout=timeout,
+            http_client=http_client,
+        )
+        if (urlsplit(endpoint.base_url).hostname or "") not in ("api.openai.com", "eu.api.openai.com"):
+            sdk.organization = None
+            sdk.project = None
         return cls(sdk, provider=endpoint.provider)
 
     async def json(
@@ -134,7 +133,7 @@ class WireClient(Closing):
         for name, value in (equal or {}).items():
             shown = answer.get(name)
             if shown is not None and shown != value:
-                what = self.clean(f"{name} {shown!r} instead of {value!r}")
+                what = self.failures.clean(f"{name} {shown!r} instead of {value!r}")
                 raise self.failures.malformed(doing, submit, f"the answer to another request ({what})")
         return answer
 
@@ -142,30 +141,29 @@ class WireClient(Closing):
         """The bytes that a ``with_raw_response`` call is answered with; errors as in :meth:`json`."""
         import openai
 
-        failure: ProviderError
-        try:
-            response = (await call).http_response
+        async def answer() -> bytes:
+            try:
+                answered = await call
+            except openai.APIStatusError as error:
+                self._seen(error.response.headers)
+                raise
+            response = answered if isinstance(answered, httpx2.Response) else answered.http_response
             self._seen(response.headers)
             return response.content
-        except openai.OpenAIError as error:
-            if isinstance(error, openai.APIStatusError):
-                self._seen(error.response.headers)
-            failure = self.translate(error, doing=doing, submit=submit)
-        # Raised outside the handler: the SDK's error holds the request with its Authorization header.
-        raise failure
+
+        return await self.calls.call(answer(), doing=doing, submit=submit)
 
     def raw(self, method: Literal["GET", "POST", "DELETE"], url: str, body: object = None) -> Awaitable[RawResponse]:
         """A request outside the SDK's surface, to be given to :meth:`json` or :meth:`content`."""
         send: Any = {"GET": self.sdk.get, "POST": self.sdk.post, "DELETE": self.sdk.delete}[method]
-        return _raw(send(url, cast_to=httpx2.Response, **({} if body is None else {"body": body})))
+        answer: Awaitable[httpx2.Response] = send(
+            url, cast_to=httpx2.Response, **({} if body is None else {"body": body})
+        )
+        return answer
 
     async def post(self, path: str, body: Mapping[str, Any], *, doing: str) -> dict[str, Any]:
         """POST to a path outside the SDK's surface, relative to ``base_url`` (an absolute URL is taken as it is)."""
         return await self.json(self.raw("POST", path, body), doing=doing)
-
-    async def command(self, path: str, body: Mapping[str, Any], *, doing: str) -> None:
-        """POST whose answer, if it is no error, says nothing of interest."""
-        await self.content(self.raw("POST", path, body), doing=doing)
 
     async def get(self, path: str, *, doing: str) -> dict[str, Any]:
         """GET of a path outside the SDK's surface."""
@@ -209,38 +207,72 @@ class WireClient(Closing):
             return error.status == 404 and _NO_ROUTE.search(str(error)) is None
         return answer.get("deleted") is True
 
-    def translate(self, error: openai.OpenAIError, *, doing: str, submit: bool = False) -> ProviderError:
-        """The error class that says what to do; the table is in ``providers/base.py``."""
-        import openai
-
-        if isinstance(error, openai.APIStatusError):
-            return self.failures.from_status(error.status_code, error.response, doing, submit=submit)
-        if isinstance(error, openai.APIConnectionError):
-            return self.failures.unreachable(
-                doing,
-                error,
-                timed_out=isinstance(error, openai.APITimeoutError),
-                submit=submit,
-                never_sent=isinstance(error.__cause__, _NEVER_SENT),
-            )
-        return StopError(self.clean(f"{doing} could not be sent to {self.provider}: {error}. Nothing was changed."))
-
     def _seen(self, headers: Mapping[str, str]) -> None:
         if self.observer is not None:
             self.observer(headers)
-
-    def clean(self, text: str) -> str:
-        """A message of a server, fit for people: without secrets and control characters, and not too long."""
-        return self.failures.clean(text)
 
     async def close(self) -> None:
         await self.sdk.close()
 
 
-@dataclass(frozen=True, slots=True)
-class _Raw:
-    http_response: httpx2.Response
+def open_client(context: Context, options: ScorerOptions, *, concurrency: int | None = None) -> WireClient:
+    """A scorer's client of the config's endpoint, with a connection for each request that may be under way."""
+    return WireClient.open(
+        context.wire_endpoint,
+        http_client=context.http_client,
+        timeout=options.timeout,
+        connections=max(concurrency or options.concurrency, context.config.scoring.concurrency or 1),
+    )
 
 
-async def _raw(call: Awaitable[httpx2.Response]) -> _Raw:
-    return _Raw(await call)
+class WireScorer(Closing):
+    """Client and capabilities of a scorer. Closing it closes the client.
+
+    ``checks_model``: an answer has to name the model that was asked.
+    """
+
+    checks_model = True
+
+    def __init__(self, client: WireClient, capabilities: ScorerCapabilities) -> None:
+        self.client = client
+        self.provider = client.provider
+        self.capabilities = capabilities
+
+    def watch(self, observer: Callable[[Mapping[str, str]], None]) -> None:
+        """Have ``observer`` called with the headers of every answer."""
+        self.client.observer = observer
+
+    async def ask(self, path: str, model: str, fields: Mapping[str, Any], *, doing: str) -> dict[str, Any]:
+        """What a model answers to a greedy request. Raises ContractError where another model has answered."""
+        answer = await self.client.post(path, {"model": model, "temperature": 0, **fields}, doing=doing)
+        if self.checks_model:
+            check_model(self.provider, model, answer.get("model"))
+        return answer
+
+    async def completions(
+        self, model: str, prompts: Sequence[Sequence[int]], fields: Mapping[str, Any], *, doing: str
+    ) -> list[dict[str, Any]]:
+        """Choices of a completions request, one a prompt and in its order."""
+        # The SDK's typed method walks through every token id of the prompts before it sends them as they are.
+        body = {"prompt": [list(ids) for ids in prompts], **fields}
+        answer = await self.ask("/completions", model, body, doing=doing)
+        return by_index(self.provider, answer.get("choices"), len(prompts))
+
+    async def generate(self, model: str, asked: str | Sequence[Mapping[str, Any]], *, max_tokens: int) -> str:
+        """The model's most likely answer, at temperature 0; see :class:`~daunce_api.providers.base.Generator`."""
+        plain = isinstance(asked, str)
+        path = "/completions" if plain else "/chat/completions"
+        question = {"prompt": asked} if plain else {"messages": list(asked)}
+        body = {"model": model, **question, "max_tokens": max_tokens, "temperature": 0}
+        answer = await self.client.post(path, body, doing="generating an answer")
+        try:
+            choice = answer["choices"][0]
+            text = choice["text"] if plain else choice["message"]["content"]
+        except (KeyError, IndexError, TypeError):
+            text = None
+        if not isinstance(text, str) or not text:
+            raise ContractError(f"{self.provider} generated no text. Give the answer instead.")
+        return text
+
+    async def close(self) -> None:
+        await self.client.close()

@@ -18,18 +18,18 @@ from ...config import RunConfig
 from ...data.tokenizers import EncodedExample
 from ...errors import ConfigurationError, ContractError, ProviderError, RejectedError
 from ..base import ProbeReport, ScorerCapabilities, TokenScores
-from ..contract import by_index, check_ids, check_model, check_top, refuse_long, scores_of
+from ..contract import check_ids, check_top, refuse_long, scores_of
 from ..options import ScorerOptions
-from ..probe import FIRST_LEFT_OUT, probe_echo
+from ..probe import GENERATED, Generated, compared, generated, is_number, probe_generated, values_of
 from ..registry import Context
-from .client import WireClient
-from .wire_scorer import WireScorer, open_client
+from .client import WireClient, WireScorer, open_client
 
 IGNORED_ECHO = (
     "Use an endpoint that echoes prompts with their log-probabilities: vLLM, Together, Fireworks or `daunce serve`."
 )
-_TOKEN_ID = "token_id:"
-_ID_OPTIONS = ("return_token_ids", "return_tokens_as_token_ids")
+FIRST_LEFT_OUT = (
+    "If the server has no entry for the first token of a prompt (Modular MAX), set backend.scorer.options.dialect: max."
+)
 
 
 Dialect = Literal["auto", "plain", "vllm", "daunce", "fireworks", "max"]
@@ -59,13 +59,20 @@ class EchoOptions(ScorerOptions):
     max_tokens: Literal[0, 1] = Field(0, description="1 for servers that refuse 0; the generated token is dropped")
     logprobs: int = Field(1, ge=0, le=20, description="most likely tokens listed; some servers read 0 as off")
     return_token_ids: bool = Field(False, description="ask for the ids that the server read, and compare them")
-    return_tokens_as_token_ids: bool = Field(False, description="the same, by vLLM's older option")
     first_position: Literal["null", "left_out"] = Field(
         "null", description="left_out for servers that send no entry for the first token (MAX)"
     )
     check_model_name: bool = Field(True, description="the answer must name the model that was asked")
     extra_body: dict[str, Any] = Field(default_factory=dict, description="fields of the server's own, sent besides")
     dialect: Dialect = Field("auto", description="presets for a kind of server: auto goes by its address")
+
+    def capabilities(self, provider: str, **differences: Any) -> ScorerCapabilities:
+        """Any completion, exactly, in batches of prompts."""
+        batches = {
+            "max_prompts_per_request": self.prompts_per_request,
+            "max_tokens_per_request": self.tokens_per_request,
+        }
+        return super().capabilities(provider, **batches, **differences)
 
 
 def echo_options(config: RunConfig) -> EchoOptions:
@@ -82,32 +89,19 @@ def echo_options(config: RunConfig) -> EchoOptions:
 
 def scorer_capabilities(config: RunConfig) -> ScorerCapabilities:
     """Any completion, exactly; no network."""
-    return echo_capabilities(echo_options(config), provider="completions with echo")
-
-
-def echo_capabilities(options: EchoOptions, *, provider: str, notes: tuple[str, ...] = ()) -> ScorerCapabilities:
-    """What an echo scorer with these options can do."""
-    return ScorerCapabilities(
-        provider=provider,
-        scope="any",
-        max_context_tokens=options.max_context_tokens,
-        max_prompts_per_request=options.prompts_per_request,
-        max_tokens_per_request=options.tokens_per_request,
-        max_concurrent_requests=options.concurrency,
-        notes=notes,
-    )
+    return echo_options(config).capabilities("completions with echo")
 
 
 def open_scorer(context: Context) -> EchoScorer:
     """An echo scorer of the config's endpoint."""
     options = echo_options(context.config)
-    client = open_client(context, timeout=options.timeout, concurrency=options.concurrency)
-    return EchoScorer(client, scorer_capabilities(context.config), options, detect=_is_open(options))
+    capabilities = scorer_capabilities(context.config)
+    return EchoScorer(open_client(context, options), capabilities, options, detect=_is_open(options))
 
 
 def _is_open(options: EchoOptions) -> bool:
     """Whether the server is asked which kind it is: the config says neither that nor whether ids are compared."""
-    return options.dialect == "auto" and options.model_fields_set.isdisjoint(_ID_OPTIONS)
+    return options.dialect == "auto" and "return_token_ids" not in options.model_fields_set
 
 
 class EchoScorer(WireScorer):
@@ -122,14 +116,14 @@ class EchoScorer(WireScorer):
     ) -> None:
         super().__init__(client, capabilities)
         self.options = options
-        self.provider = client.provider
-        self.lists_likely = options.logprobs > 0
+        self.checks_model = options.check_model_name
         self.fingerprint = f"completions-echo max_tokens={options.max_tokens}"
         if options.extra_body:
             digest = hashlib.sha256(json.dumps(options.extra_body, sort_keys=True).encode()).hexdigest()
             self.fingerprint += f" extra_body={digest[:16]}"
-        self._asks_for_ids = [name for name in _ID_OPTIONS if getattr(options, name)]
-        self._extra: dict[str, Any] = {**options.extra_body, **dict.fromkeys(self._asks_for_ids, True)}
+        self._extra: dict[str, Any] = dict(options.extra_body)
+        if options.return_token_ids:
+            self._extra["return_token_ids"] = True
         self._known = not detect
         self._looking = asyncio.Lock()
 
@@ -149,27 +143,22 @@ class EchoScorer(WireScorer):
     ) -> list[dict[str, Any]]:
         """Choices of a completions request, one a prompt and in its order; temperature 0."""
         await self._look()
-        # The SDK's typed method walks through every token id of the prompts before it sends them as they are.
-        body = {
-            "model": model,
-            "prompt": [list(ids) for ids in prompts],
+        fields = {
             "echo": echo,
             "logprobs": self.options.logprobs,
             "max_tokens": self.options.max_tokens if max_tokens is None else max_tokens,
-            "temperature": 0,
             **self._extra,
         }
         try:
-            answer = await self.client.post("/completions", body, doing=f"scoring {len(prompts)} prompts under {model}")
+            choices = await self.completions(
+                model, prompts, fields, doing=f"scoring {len(prompts)} prompts under {model}"
+            )
         except RejectedError as error:
-            if body["max_tokens"] == 0 and "max_tokens" in str(error).partition(":")[2]:
+            if fields["max_tokens"] == 0 and "max_tokens" in str(error).partition(":")[2]:
                 advised = RejectedError(f"{error} Set backend.scorer.options.max_tokens: 1.")
                 advised.status = error.status
                 raise advised from None
             raise
-        if self.options.check_model_name:
-            check_model(self.provider, model, answer.get("model"))
-        choices = by_index(self.provider, answer.get("choices"), len(prompts))
         if echo and self.options.first_position == "left_out":
             choices = [_with_first_position(choice) for choice in choices]
         return choices
@@ -189,7 +178,7 @@ class EchoScorer(WireScorer):
             self._known = True
 
     def read_ids(self, choice: dict[str, Any], sent: int) -> list[object] | None:
-        """The prompt's ids as the server read them, in any of three forms; None where it does not tell.
+        """The prompt's ids as the server read them, in either of two forms; None where it does not tell.
 
         Raises ContractError where they were requested and are missing.
         """
@@ -200,24 +189,50 @@ class EchoScorer(WireScorer):
         listed = logprobs.get("token_ids") if isinstance(logprobs, dict) else None
         if isinstance(listed, list):
             return listed[:sent]
-        tokens = logprobs.get("tokens") if isinstance(logprobs, dict) else None
-        if (
-            isinstance(tokens, list)
-            and tokens
-            and all(isinstance(t, str) and t.startswith(_TOKEN_ID) and t[len(_TOKEN_ID) :].isdigit() for t in tokens)
-        ):
-            return [int(t[len(_TOKEN_ID) :]) for t in tokens[:sent]]
-        if self._asks_for_ids:
+        if self.options.return_token_ids:
             raise ContractError(
-                f"{self.provider} does not return the token ids that it read, though "
-                f"{', '.join(self._asks_for_ids)} asks for them. Nothing was used. Leave the option out if the server "
-                "does not know it."
+                f"{self.provider} does not return the token ids that it read, though return_token_ids asks for them. "
+                "Nothing was used. Leave the option out if the server does not know it."
             )
         return None
 
     async def probe(self, model: str, example: EncodedExample) -> ProbeReport:
-        """Compare echoed log-probabilities with those of greedy generation; see ``probe``."""
-        return await probe_echo(self, model, example)
+        """Compare echoed log-probabilities with those of greedy generation, with two to four small requests.
+
+        Where the server returns token ids, it generates a continuation greedily and then scores it: both must agree.
+        Where it does not, the most likely token at some positions of the example must be what greedy generation gives
+        there. Raises as :func:`..probe.probe_generated`.
+        """
+        return await probe_generated(
+            self, model, example, self._generate, otherwise=self._by_most_likely, hint=FIRST_LEFT_OUT
+        )
+
+    async def _generate(self, model: str, prompt: tuple[int, ...]) -> Generated | None:
+        (choice,) = await self.complete(model, [prompt], max_tokens=GENERATED, echo=False)
+        return generated(choice.get("token_ids"), values_of(choice))
+
+    async def _by_most_likely(self, model: str, example: EncodedExample) -> ProbeReport:
+        if not self.options.logprobs:
+            return ProbeReport(False, "the endpoint returns neither token ids nor lists of likely tokens (logprobs: 0)")
+        n = len(example.ids)
+        (whole,) = await self.complete(model, [example.ids])
+        listed = whole["logprobs"].get("top_logprobs") if isinstance(whole.get("logprobs"), dict) else None
+        if not isinstance(listed, list) or len(listed) < n:
+            return ProbeReport(False, "the endpoint does not list likely tokens of the prompt")
+
+        def top(entry: object) -> float | None:
+            return max((v for v in entry.values() if is_number(v)), default=None) if isinstance(entry, dict) else None
+
+        pairs, before = [], []
+        for position in sorted({max(1, n // 2), n - 1}):
+            (choice,) = await self.complete(model, [example.ids[:position]], max_tokens=1, echo=False)
+            value = (values_of(choice) or [None])[0]
+            if value is not None and (highest := top(listed[position])) is not None:
+                pairs.append((position, value, highest))
+                before.append((position, value, top(listed[position - 1])))
+        if not pairs:
+            return ProbeReport(False, "the endpoint generated nothing that could be compared")
+        return compared(self.provider, pairs, before, FIRST_LEFT_OUT)
 
     def _scores(self, example: EncodedExample, choice: dict[str, Any]) -> TokenScores:
         provider, options = self.provider, self.options

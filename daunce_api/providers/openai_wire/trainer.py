@@ -76,36 +76,35 @@ class WireTrainerOptions(TrainerOptions):
         None, min_length=1, description="where a job carries its key; default: metadata (OpenAI), both elsewhere"
     )
 
+    def own_fields(self) -> dict[str, Any]:
+        """Fields of the provider's own in the request for a job."""
+        return dict(self.extra_body)
+
+    def capabilities(
+        self, config: RunConfig, provider: str, jobs: int, *, grace_seconds: float = GRACE_SECONDS, **differences: Any
+    ) -> TrainerCapabilities:
+        """What a trainer on OpenAI's wire can do; ``grace_seconds`` holds where the config gives none."""
+        known = {
+            "hyperparameters": HYPERPARAMETERS,
+            "grace_seconds": grace_seconds if self.grace_seconds is None else self.grace_seconds,
+            "listing_lag_seconds": self.listing_lag_seconds,
+            "checkpoints": KEPT_CHECKPOINTS,
+        }
+        return super().capabilities(config, provider, jobs, **{**known, **differences})
+
 
 def trainer_capabilities(config: RunConfig) -> TrainerCapabilities:
     """Limits of OpenAI, or of a server of its wire format, which takes hyperparameters of its own; no network."""
-    options = WireTrainerOptions.of(config)
     official = config.backend.kind == "openai"
-    return wire_capabilities(
+    return WireTrainerOptions.of(config).capabilities(
         config,
-        options,
-        provider="OpenAI" if official else "OpenAI-wire server",
-        max_concurrent_jobs=3,
+        "OpenAI" if official else "OpenAI-wire server",
+        3,
         hyperparameters=HYPERPARAMETERS if official else frozenset(),
         grace_seconds=OPENAI_GRACE_SECONDS if official else GRACE_SECONDS,
         accepts=frozenset({"tools", "images", "validation"} | (set() if official else {"texts"})),
         notes=OPENAI_NOTES if official else (),
     )
-
-
-def wire_capabilities(config: RunConfig, options: WireTrainerOptions, **differences: Any) -> TrainerCapabilities:
-    """What a trainer with these options can do; ``differences`` are the provider's own fields, its grace period and its
-    jobs at once those that hold where the config gives none."""
-    grace, jobs = options.grace_seconds, config.backend.max_concurrent_jobs
-    known = {
-        "min_examples": options.min_examples,
-        "hyperparameters": HYPERPARAMETERS,
-        "listing_lag_seconds": options.listing_lag_seconds,
-        "echoes": options.echoes,
-        "checkpoints": KEPT_CHECKPOINTS,
-    }
-    given = {"grace_seconds": grace, "max_concurrent_jobs": jobs}
-    return TrainerCapabilities(**{**known, **differences, **{k: v for k, v in given.items() if v is not None}})
 
 
 def open_trainer(context: Context) -> WireTrainer:
@@ -166,7 +165,9 @@ class WireTrainer(Closing):
         )
         if answer.get("status") == "error":
             reason = answer.get("status_details") or NO_REASON
-            raise RejectedError(self._client.clean(f"{self._client.provider} refused the file {name}: {reason}"))
+            raise RejectedError(
+                self._client.failures.clean(f"{self._client.provider} refused the file {name}: {reason}")
+            )
         return str(answer["id"])
 
     async def find_file(self, name: str, size: int) -> str | None:
@@ -205,8 +206,8 @@ class WireTrainer(Closing):
                 body["metadata"][SEQUENCE_FIELD] = str(request.sequence)
         if request.validation_file_id is not None:
             body["validation_file"] = request.validation_file_id
-        if self._options.extra_body:
-            body["extra_body"] = dict(self._options.extra_body)
+        if extra := self._options.own_fields():
+            body["extra_body"] = extra
         return body
 
     def _recipe(self, hyperparameters: dict[str, Any]) -> dict[str, Any]:
@@ -312,7 +313,7 @@ class WireTrainer(Closing):
         if job.status is JobStatus.SUCCEEDED and job.model is None:
             error = await self._withheld(job.id)
             if error is not None:
-                return replace(job, status=JobStatus.FAILED, error=self._client.clean(error))
+                return replace(job, status=JobStatus.FAILED, error=self._client.failures.clean(error))
             if self._checkpoint_is_model:
                 return replace(job, model=next(iter(reversed(await self._checkpoints_if_any(job.id))), None))
         return job
@@ -326,7 +327,7 @@ class WireTrainer(Closing):
             id=str(answer["id"]),
             status=status,
             model=text(answer.get("fine_tuned_model")),
-            error=self._client.clean(reason_of(answer.get("error"))) if failed else None,
+            error=self._client.failures.clean(reason_of(answer.get("error"))) if failed else None,
             trained_tokens=count(answer.get("trained_tokens")),
             refused=failed and names_a_parameter(answer.get("error")),
             echo=echo_of(answer, self._key_of(answer)),

@@ -67,11 +67,6 @@ class Session:
         return self._label is not None
 
     @property
-    def protocol(self) -> int:
-        """What the run sends (:mod:`daunce_api.providers.replay.protocol`): a replay only what its recording holds."""
-        return PROTOCOL if self._label is None else self._label.protocol
-
-    @property
     def replayed(self) -> int | None:
         """The protocol of the recording that is replayed; None where requests are really sent."""
         return None if self._label is None else self._label.protocol
@@ -134,7 +129,7 @@ class Session:
         label = Label(
             server=LOCAL if local else LIVE,
             run_key=self.run_key,
-            protocol=self.protocol,
+            protocol=PROTOCOL,
             daunce_api=version("daunce-api"),
             vcrpy=version("vcrpy"),
             exchanges=len(tape),

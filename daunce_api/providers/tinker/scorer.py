@@ -36,52 +36,35 @@ class TinkerScorerOptions(ScorerOptions):
 
 def scorer_capabilities(config: RunConfig) -> ScorerCapabilities:
     """Any completion, exactly; no network."""
-    options = TinkerScorerOptions.of(config)
-    return ScorerCapabilities(
-        provider=name_of(config.backend.scorer.base_url or config.backend.base_url),
-        scope="any",
-        max_context_tokens=options.max_context_tokens,
-        max_concurrent_requests=options.concurrency,
-    )
+    return TinkerScorerOptions.of(config).capabilities(name_of(_address(config)))
+
+
+def _address(config: RunConfig) -> str | None:
+    return config.backend.scorer.base_url or config.backend.base_url
 
 
 def open_scorer(context: Context) -> TinkerScorer:
     """A scorer on the run's service client."""
-    return TinkerScorer(
-        open_service(context),
-        scorer_capabilities(context.config),
-        TinkerScorerOptions.of(context.config),
-        base_model=context.config.backend.model,
-        first_left_out=not is_tinker(context.wire_endpoint.base_url),
-    )
+    return TinkerScorer(open_service(context), context.config)
 
 
 class TinkerScorer(Closing):
     """``Scorer`` on Tinker's wire. Its models are ``tinker://`` paths, or the base model's name.
 
-    ``first_left_out``: the server may leave out the first position, which has no log-probability, instead of sending
+    A server that is not Tinker's own may leave out the first position, which has no log-probability, instead of sending
     null for it (SkyRL does). Its answers are then one value shorter; the test of the endpoint against a sample tells
     that from values that are shifted.
     """
 
     fingerprint = "tinker-compute-logprobs"
 
-    def __init__(
-        self,
-        service: Service,
-        capabilities: ScorerCapabilities,
-        options: TinkerScorerOptions,
-        *,
-        base_model: str,
-        first_left_out: bool = False,
-    ) -> None:
+    def __init__(self, service: Service, config: RunConfig) -> None:
         self._service = service.enter()
-        self.capabilities = capabilities
-        self._options = options
-        self._base_model = base_model
+        self.capabilities = scorer_capabilities(config)
+        self._base_model = config.backend.model
+        self._first_left_out = not is_tinker(_address(config))
         self._clients: OrderedDict[str, asyncio.Task[Any]] = OrderedDict()
         self._held: list[Any] = []
-        self._first_left_out = first_left_out
         self._tail_only = True
         """Whether only the positions that are needed are requested."""
 
@@ -92,7 +75,7 @@ class TinkerScorer(Closing):
         cannot load again, ContractError for an answer that does not hold what was requested.
         """
         for example in batch:
-            refuse_long(example, 1, self._options.max_context_tokens)
+            refuse_long(example, 1, self.capabilities.max_context_tokens)
         return [await self._with_client(model, partial(self._asked, model, example)) for example in batch]
 
     async def _with_client(self, model: str, ask: Callable[[Any], Awaitable[Answer]]) -> Answer:
@@ -111,21 +94,22 @@ class TinkerScorer(Closing):
 
         prompt = tinker.ModelInput.from_ints(list(example.ids))
         last = min(len(example.ids) - 1, len(example.ids) - example.targets[0] + BEFORE_TARGETS)
-        doing = f"scoring example {example.example.id!r} under {model}"
+
+        async def values(**tail: int) -> Any:
+            doing = f"scoring example {example.example.id!r} under {model}"
+            answer = await self._service.start(lambda: client.compute_logprobs(prompt, **tail), doing=doing)
+            return list(answer) if isinstance(answer, Sequence) else answer
+
         if self._tail_only and accepts(client.compute_logprobs, _TAIL):
             try:
-                values = await self._service.start(
-                    lambda: client.compute_logprobs(prompt, **{_TAIL: last}), doing=doing
-                )
+                listed = await values(**{_TAIL: last})
             except StopError as error:
                 if _TAIL not in str(error):
                     raise
                 self._tail_only = False  # the server is older than this field
             else:
-                listed = list(values) if isinstance(values, Sequence) else values
                 return scores_of(self._service.name, example, listed, asked_from=len(example.ids) - last)
-        values = await self._service.start(lambda: client.compute_logprobs(prompt), doing=doing)
-        listed = list(values) if isinstance(values, Sequence) else values
+        listed = await values()
         if self._first_left_out and isinstance(listed, list) and len(listed) == len(example.ids) - 1:
             listed = [None, *listed]
         return scores_of(self._service.name, example, listed, asked_from=1)

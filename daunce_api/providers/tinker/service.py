@@ -12,7 +12,7 @@ import inspect
 import re
 from collections.abc import Callable
 from contextlib import suppress
-from importlib.metadata import PackageNotFoundError, version
+from functools import partial
 from typing import Any, Self
 from urllib.parse import urlsplit
 
@@ -27,6 +27,7 @@ KEY_PREFIX = "tml-"
 NO_KEY = "tml-no-key"
 """Sent to servers without keys."""
 _SHARED = "tinker"
+_PAGE = 100
 _FULL = re.compile(r"maximum number of .{0,40}(reached|exceeded)|no free (slot|adapter)", re.IGNORECASE)
 """What a server says that holds as many models as it can; those of a process that was killed go after a while."""
 
@@ -85,6 +86,18 @@ class Service:
             owner = await self.client()
         answer = await self.start(owner.get_server_capabilities, doing="listing models")
         return list(getattr(answer, "supported_models", None) or ())
+
+    async def training_runs(self, doing: str) -> list[Any]:
+        """Every training run that the service lists."""
+        rest = await self.rest()
+        found: list[Any] = []
+        offset, total = 0, 1
+        while offset < total:
+            page = await self.start(partial(rest.list_training_runs, limit=_PAGE, offset=offset), doing=doing)
+            found += page.training_runs
+            total = page.cursor.total_count
+            offset += _PAGE
+        return found
 
     async def start(self, create: Callable[[], Any], *, doing: str, submit: bool = False) -> Any:
         """The result of an SDK method. The method itself may open a session, which blocks, so it runs in a thread."""
@@ -158,15 +171,8 @@ def open_service(context: Context) -> Service:
     rest = getattr(tinker, "RestClient", None)
     service = Service(
         lambda: tinker.ServiceClient(**where, **shown),
-        SdkCalls(tinker, Failures(name_of(endpoint.base_url), [key]), sdk_version=_version()),
+        SdkCalls(tinker, Failures(name_of(endpoint.base_url), [key])),
         None if rest is None else lambda: rest(**where),
     )
     context.shared[_SHARED] = service
     return service
-
-
-def _version() -> str:
-    try:
-        return version("tinker")
-    except PackageNotFoundError:
-        return "of an unknown version"

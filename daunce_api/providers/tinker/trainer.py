@@ -18,22 +18,23 @@ from pydantic import Field
 from ..._util.files import replacing
 from ...config import RunConfig
 from ...data.dataset import Dataset
-from ...data.tokenizers import EncodedExample, Tokenizer, encode_example
+from ...data.tokenizers import EncodedExample, encode_example
 from ...errors import DaunceError, ProviderError, RejectedError, StopError
-from ..base import Closing, EchoField, Job, JobRequest, JobStatus, ModelInfo, TrainerCapabilities
+from ..base import Closing, EchoField, Job, JobEcho, JobRequest, JobStatus, ModelInfo, TrainerCapabilities
 from ..failures import gone_already
 from ..identity import of_run
 from ..options import Options
 from ..registry import Context
 from ..tokenizers import tokenizer_of
-from .jobs import FILE_FIELD, KEY_FIELD, SEQUENCE_FIELD, ended, key_of, left, training_runs
-from .loops import DAY, Keeping, Loop, LoopRecord, LoopRecords
+from .loops import DAY, INTERRUPTED, Keeping, Loop, LoopRecord, LoopRecords
 from .paths import EPOCH, FINAL, SCHEME, is_sampler, listed_name, parts_of, path_of, sampler_path, state_path
 from .recipe import HYPERPARAMETERS, Recipe
 from .service import Service, is_tinker, name_of, open_service
 
 ECHOES: frozenset[EchoField] = frozenset(("key", "file_id"))
 MOST_CHECKPOINTS = 100
+KEY_FIELD, FILE_FIELD, SEQUENCE_FIELD = "daunce_key", "daunce_file", "daunce_seq"
+"""In the metadata of a training run."""
 FILES_FOLDER = "tinker"
 """Inside the run folder."""
 NOTES = (
@@ -82,60 +83,31 @@ def trainer_capabilities(config: RunConfig) -> TrainerCapabilities:
 
 def open_trainer(context: Context) -> TinkerTrainer:
     """A trainer that keeps the members' files in the run folder."""
-    config = context.config
-    options = TinkerOptions.of(config)
-    days = config.ensemble.keep_days
-    return TinkerTrainer(
-        open_service(context),
-        trainer_capabilities(config),
-        options,
-        tokenizer=tokenizer_of(config),
-        folder=config.run_dir / FILES_FOLDER,
-        base_model=config.backend.model,
-        keeping=Keeping(
-            config.ensemble.checkpoints,
-            None if days is None else days * DAY,
-            state=not options.persist_at(config.backend.base_url),
-        ),
-        needs_target=config.ensemble.start_from == "target",
-    )
+    return TinkerTrainer(open_service(context), context.config)
 
 
 @dataclass(frozen=True, slots=True)
 class _Running:
-    loop: Loop
     record: LoopRecord
     task: asyncio.Task[str]
 
 
 class TinkerTrainer(Closing):
-    """``Trainer`` on Tinker's wire, ``Checkpointing``. Closing it stops the loops that still run.
+    """``Trainer`` on Tinker's wire, ``Checkpointing``. Closing it stops the loops that still run."""
 
-    ``keeping`` says what every member's loop saves. ``needs_target``: other members start from one that was trained
-    from the base model, whose training state is therefore kept.
-    """
-
-    def __init__(
-        self,
-        service: Service,
-        capabilities: TrainerCapabilities,
-        options: TinkerOptions,
-        *,
-        tokenizer: Tokenizer,
-        folder: Path,
-        base_model: str,
-        keeping: Keeping | None = None,
-        needs_target: bool = False,
-    ) -> None:
+    def __init__(self, service: Service, config: RunConfig) -> None:
         self._service = service.enter()
-        self.capabilities = capabilities
-        self._options = options
-        self._tokenizer = tokenizer
-        self._folder = folder
-        self._records = LoopRecords(folder)
-        self._base_model = base_model
-        self._keeping = keeping or Keeping()
-        self._needs_target = needs_target
+        self.capabilities = trainer_capabilities(config)
+        self._layers = TinkerOptions.of(config).model_dump(exclude={"models_persist"})
+        self._tokenizer = tokenizer_of(config)
+        self._folder = config.run_dir / FILES_FOLDER
+        self._records = LoopRecords(self._folder)
+        self._base_model = config.backend.model
+        days = config.ensemble.keep_days
+        seconds = None if days is None else days * DAY
+        self._keeping = Keeping(config.ensemble.checkpoints, seconds, state=not self.capabilities.models_persist)
+        # Members start from a target that is trained from the base model: its training state is kept.
+        self._needs_target = config.ensemble.start_from == "target"
         self._loops: dict[str, _Running] = {}
 
     async def model_info(self, model: str) -> ModelInfo:
@@ -180,7 +152,7 @@ class TinkerTrainer(Closing):
                 rank=recipe.rank,
                 seed=request.seed,
                 user_metadata=metadata,
-                **self._options.model_dump(exclude={"models_persist"}),
+                **self._layers,
             )
         else:
             create = partial(
@@ -198,7 +170,7 @@ class TinkerTrainer(Closing):
         )
         self._records.save(record)
         self._run(record, examples, training)
-        return Job(record.job_id, JobStatus.RUNNING, echo=record.echo)
+        return record.job(JobStatus.RUNNING)
 
     async def _run_id(self, training: Any) -> str:
         info = await self._service.start(training.get_info, doing="reading the new training run")
@@ -220,7 +192,7 @@ class TinkerTrainer(Closing):
         async def run() -> str:
             return await loop.train(training if training is not None else await self._resumed(record))
 
-        self._loops[record.job_id] = _Running(loop, record, asyncio.create_task(run()))
+        self._loops[record.job_id] = _Running(record, asyncio.create_task(run()))
 
     async def _resumed(self, record: LoopRecord) -> Any:
         """A training client at the record's saved state, with its optimiser."""
@@ -241,7 +213,7 @@ class TinkerTrainer(Closing):
         for record in self._records.all():
             if record.key == key:
                 return await self.get(record.job_id)
-        jobs = [ended(run) for run in await training_runs(self._service, f"looking up {key}") if key_of(run) == key]
+        jobs = [ended(run) for run in await self._service.training_runs(f"looking up {key}") if key_of(run) == key]
         return next((job for job in jobs if job.status is JobStatus.SUCCEEDED), jobs[-1] if jobs else None)
 
     async def jobs_of(self, run_key: str) -> list[Job]:
@@ -252,7 +224,7 @@ class TinkerTrainer(Closing):
         ours = {run for record in records for run in record.runs}
         runs: list[Any] = []
         with gone_already():  # a server without such a list
-            runs = await training_runs(self._service, "listing this run's jobs")
+            runs = await self._service.training_runs("listing this run's jobs")
         for run in runs:
             key = key_of(run)
             if key is None or not of_run(key, run_key) or str(run.training_run_id) in ours:
@@ -265,8 +237,8 @@ class TinkerTrainer(Closing):
     def _without_resuming(self, record: LoopRecord) -> Job:
         running = self._loops.get(record.job_id)
         if running is None or running.task.done():
-            return left(record)
-        return Job(record.job_id, JobStatus.RUNNING, progress=running.loop.progress, echo=record.echo)
+            return record.left()
+        return record.job(JobStatus.RUNNING)
 
     async def reach_jobs(self) -> None:
         """The first of the list of training runs."""
@@ -284,19 +256,19 @@ class TinkerTrainer(Closing):
                 run = await self._service.start(lambda: rest.get_training_run(job_id), doing=f"reading run {job_id}")
                 return ended(run)
             if record.final is not None or record.cancelled or record.state is None:
-                return left(record)
+                return record.left()
             self._run(record, self._examples(record.file_id), None)
             running = self._loops[job_id]
         if not running.task.done():
             return self._without_resuming(running.record)
         if running.task.cancelled():
-            return Job(job_id, JobStatus.CANCELLED, echo=running.record.echo)
+            return running.record.job(JobStatus.CANCELLED)
         error = running.task.exception()
         if isinstance(error, StopError) or (error is not None and not isinstance(error, DaunceError)):
             raise error
         if error is not None:
-            return Job(job_id, JobStatus.FAILED, error=str(error), echo=running.record.echo)
-        return left(running.record)
+            return running.record.job(JobStatus.FAILED, error=str(error))
+        return running.record.left()
 
     async def checkpoints(self, job_id: str) -> list[str]:
         """Paths of the sampler's weights after the epochs before the last, in order."""
@@ -372,3 +344,18 @@ class TinkerTrainer(Closing):
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
         await self._service.leave()
+
+
+def ended(run: Any) -> Job:
+    """A training run that no loop of this process works on and no record knows."""
+    run_id, checkpoint = str(run.training_run_id), run.last_sampler_checkpoint
+    echo = JobEcho(key=key_of(run), file_id=(run.user_metadata or {}).get(FILE_FIELD))
+    if checkpoint is not None and listed_name(checkpoint) == FINAL:
+        return Job(run_id, JobStatus.SUCCEEDED, model=path_of(run_id, "sampler_weights", FINAL), echo=echo)
+    return Job(run_id, JobStatus.FAILED, error=INTERRUPTED, echo=echo)
+
+
+def key_of(run: Any) -> str | None:
+    """The key that a training run carries in its metadata."""
+    key: str | None = (run.user_metadata or {}).get(KEY_FIELD)
+    return key

@@ -20,10 +20,9 @@ from ...data.literal import MARK
 from ...data.tokenizers import EncodedExample, Tokenizer
 from ...errors import ContractError, RejectedError
 from ..base import ProbeReport, Scorer, ScorerCapabilities, TokenScores
-from ..contract import check_ids, check_model, refuse_long, scores_of
-from ..hosting import HostedScorer, PolledHost
-from ..openai_wire.client import WireClient
-from ..openai_wire.wire_scorer import WireScorer, open_client
+from ..contract import check_ids, refuse_long, scores_of
+from ..hosting import Host, HostedScorer
+from ..openai_wire.client import WireClient, WireScorer, open_client
 from ..options import ScorerOptions, all_or_none
 from ..polling import Answer, Poll
 from ..probe import GENERATED, compare, not_generating
@@ -57,12 +56,8 @@ def together_options(config: RunConfig) -> TogetherScorerOptions:
 
 def scorer_capabilities(config: RunConfig) -> ScorerCapabilities:
     """Any completion, exactly; no network."""
-    options = together_options(config)
-    return ScorerCapabilities(
-        provider="Together",
-        scope="any",
-        max_context_tokens=options.max_context_tokens,
-        max_concurrent_requests=options.concurrency,
+    return together_options(config).capabilities(
+        "Together",
         hourly=True,
         tried_on="fine_tune",
         notes=("a fine-tune answers only on a dedicated endpoint, which is paid by the minute",),
@@ -73,9 +68,8 @@ def open_scorer(context: Context) -> Scorer:
     """A scorer of Together's completions; with a dedicated endpoint, members are attached to it in turn."""
     config = context.config
     options = together_options(config)
-    client = open_client(context, timeout=options.timeout, concurrency=options.concurrency)
-    tokenizer, base = tokenizer_of(config), config.backend.model
-    scorer = TogetherScorer(client, scorer_capabilities(config), options, tokenizer, base)
+    client, capabilities = open_client(context, options), scorer_capabilities(config)
+    scorer = TogetherScorer(client, capabilities, options, tokenizer_of(config), config.backend.model)
     if options.endpoint_id is None:
         return scorer
     sdk, calls = open_sdk(context, timeout=options.timeout, project_id=options.project_id)
@@ -174,7 +168,7 @@ class TogetherScorer(WireScorer):
             pairs.append((position, value, again.values[position]))
         if not pairs or list(again.ids[: len(first.ids)]) != list(first.ids):
             return ProbeReport(False, "the endpoint reads the text that it generates as other tokens than it made")
-        return compare(self.client.provider, pairs)
+        return compare(self.provider, pairs)
 
     def _without_front(self, example: EncodedExample, text: str) -> str:
         """The text as it is to be sent: without the token that the server puts in front itself."""
@@ -182,7 +176,7 @@ class TogetherScorer(WireScorer):
         return text[self._tokenizer.encode_with_offsets(text)[1][0][1] :] if begins else text
 
     def _scores(self, example: EncodedExample, reading: Reading, *, shortened: bool) -> TokenScores:
-        provider, name, leading = self.client.provider, f"example {example.example.id!r}", self._leading
+        provider, name, leading = self.provider, f"example {example.example.id!r}", self._leading
         ids, values = list(reading.ids), list(reading.values)
         if not values:
             return scores_of(provider, example, None, hint=IGNORED)
@@ -210,18 +204,15 @@ class TogetherScorer(WireScorer):
         return scores_of(provider, example, values[leading:], hint=IGNORED)
 
     async def _read(self, model: str, text: str, *, doing: str, count: int = 1) -> Reading:
-        call = self.client.sdk.completions.with_raw_response.create(
-            model=model, prompt=text, echo=True, logprobs=1, max_tokens=count, temperature=0
-        )
-        answer = await self.client.json(call, doing=doing)
-        check_model(self.client.provider, model, answer.get("model"))
+        fields = {"prompt": text, "echo": True, "logprobs": 1, "max_tokens": count}
+        answer = await self.ask("/completions", model, fields, doing=doing)
         prompt = _logprobs(answer.get("prompt"))
         values, ids = prompt.get("token_logprobs"), prompt.get("token_ids")
         if not isinstance(values, list) or not values:
             return Reading([], [])
         if not isinstance(ids, list):
             raise ContractError(
-                f"{self.client.provider} did not say which tokens it read ({doing}). It tokenizes the text by itself, "
+                f"{self.provider} did not say which tokens it read ({doing}). It tokenizes the text by itself, "
                 "so without ids no value can be trusted; nothing was used."
             )
         made = _logprobs(answer.get("choices"))
@@ -244,11 +235,11 @@ def _logprobs(items: object) -> dict[str, Any]:
     return found if isinstance(found, dict) else {}
 
 
-class AdapterHost(PolledHost):
+class AdapterHost(Host):
     """Attaches fine-tunes' adapters to a deployment of their base model, and detaches them."""
 
     def __init__(self, sdk: Any, calls: SdkCalls, options: TogetherScorerOptions, *, poll: Poll | None = None) -> None:
-        super().__init__(options.max_adapters, poll or Poll(5.0, 240))
+        super().__init__(options.max_adapters, poll)
         self._sdk = sdk
         self._adapters = sdk.endpoints.adapters
         self._calls = calls

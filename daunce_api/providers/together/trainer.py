@@ -29,7 +29,7 @@ from ..base import (
     mark_of,
 )
 from ..failures import NO_REASON, Failures, cancelled
-from ..identity import key_in, of_run
+from ..identity import count, key_in, of_run
 from ..options import TrainerOptions
 from ..registry import Context
 from ..sdk_calls import SdkCalls, SdkTrainer, known_hyperparameters, plain
@@ -82,24 +82,19 @@ class TogetherOptions(TrainerOptions):
     """``backend.options`` of the Together trainer."""
 
     project_id: str | None = Field(None, description="project of the account; needed to delete models")
-    echoes: frozenset[EchoField] = Field(
-        frozenset(("key", "file_id", "seed")),
-        description="fields of a job that Together repeats as they were sent; the others are not compared",
-    )
+    echoes: frozenset[EchoField] = frozenset(("key", "file_id", "seed"))
 
 
 def trainer_capabilities(config: RunConfig) -> TrainerCapabilities:
     """Limits of Together's fine-tuning; no network. Its limit on jobs at once is not published: 4 is cautious."""
-    options = TogetherOptions.of(config)
     packed = bool(config.training.hyperparameters.get("packing", 1))
-    return TrainerCapabilities(
-        provider="Together",
-        max_concurrent_jobs=config.backend.max_concurrent_jobs or 4,
-        min_examples=options.min_examples,
+    return TogetherOptions.of(config).capabilities(
+        config,
+        "Together",
+        4,
         hyperparameters=HYPERPARAMETERS,
         epochs=int(DEFAULTS["n_epochs"]),
         switches=SWITCHES,
-        echoes=options.echoes,
         notes=(*NOTES, *_defaults_note(config), *(() if packed else (UNPACKED,))),
         accepts=frozenset({"tools", "texts", "weights", "validation"}),
     )
@@ -264,14 +259,12 @@ class TogetherTrainer(SdkTrainer):
     def _job(self, answer: dict[str, Any]) -> Job:
         status = _STATUSES.get(str(answer.get("status")), JobStatus.RUNNING)
         model = answer.get("model_output_name")
-        tokens, done, steps = (answer.get(k) for k in ("token_count", "steps_completed", "total_steps"))
         return Job(
             id=str(answer["id"]),
             status=status,
             model=model if status is JobStatus.SUCCEEDED and isinstance(model, str) else None,
             error=self._calls.failures.clean(_reason(answer)) if status is JobStatus.FAILED else None,
-            trained_tokens=tokens if isinstance(tokens, int) and tokens > 0 else None,
-            progress=min(done / steps, 1.0) if isinstance(done, int) and isinstance(steps, int) and steps else None,
+            trained_tokens=count(answer.get("token_count")) or None,
             refused=answer.get("status") == "user_error",
             echo=JobEcho(
                 key=key_in(_names(answer)), file_id=answer.get("training_file"), seed=answer.get("random_seed")
