@@ -18,7 +18,7 @@ from .attribution import Attribution
 from .attribution.cause import Cause, cause_of
 from .attribution.from_store import assemble, question_groups
 from .config import RunConfig
-from .core import per_example_losses
+from .core import segment_losses
 from .data.dataset import Dataset
 from .data.example import Verdict
 from .data.kept import kept_dataset
@@ -276,10 +276,10 @@ class Run(RunInputs):
         return cause_of(question, attribution.test_loss_KM[:, column], base, target)
 
     def _loss(self, store: RunStore, example: EncodedExample, member: int) -> float | None:
-        found = store.scores.load_some(store.scores.find_ids([example]), member).scores()
-        for scores in found.values():
-            return float(per_example_losses([scores.logprobs], self.config.attribution.loss)[0])
-        return None
+        found = store.scores.load_some(store.scores.find_ids([example]), member)
+        if not found.ids.size:
+            return None
+        return float(segment_losses(found.logprobs, found.counts, self.config.attribution.loss)[0])
 
     def remove(self, questions: Sequence[str]) -> None:
         """Take questions out of the tables; their scores are kept, and asking again shows them again.

@@ -145,7 +145,7 @@ class Attribution(Measurements):
 
         Each file is replaced atomically. Raises StoreError where the folder cannot be written.
         """
-        return saved.write(Path(folder), *saved.contents_of(self))
+        return saved.write(Path(folder), self)
 
     @classmethod
     def load(cls, folder: str | Path) -> Attribution:
@@ -153,4 +153,4 @@ class Attribution(Measurements):
 
         Raises ConfigurationError where nothing is there, StoreCorruptError where it is damaged. No pickle is read.
         """
-        return saved.read(Path(folder), lambda content, arrays: cls(**saved.fields_of(content, arrays)))
+        return cls(**saved.read(Path(folder)))

@@ -21,8 +21,7 @@ from ..providers.objective import Objective
 from ..store import Ids, RunStore
 from . import Attribution, Side, TokenTable
 from .derived import FOLDER
-from .matrices import loss_matrix
-from .noise import measure_noise
+from .matrices import loss_matrix, measure_noise
 from .stored_tokens import stored_tokens
 
 
@@ -122,9 +121,9 @@ def assemble(
         )
     reduction = config.attribution.loss
     models = [(k, 0) for k in members]
-    noise = measure_noise(store, members, reduction)
-    train_KN, train_censored_KN = loss_matrix(store, models, _ids(store, material.encoded_train), reduction)
-    test_KM, test_censored_KM = loss_matrix(store, models, _ids(store, material.encoded_test), reduction)
+    find = store.scores.find_ids
+    train_KN, train_censored_KN = loss_matrix(store, models, find(material.encoded_train), reduction)
+    test_KM, test_censored_KM = loss_matrix(store, models, find(material.encoded_test), reduction)
     censored = (train_censored_KN.sum() + test_censored_KM.sum()) / (train_censored_KN.size + test_censored_KM.size)
     return Attribution(
         train=material.train,
@@ -136,7 +135,7 @@ def assemble(
         weight_KN=_weights(config, material.ensemble, members),
         earlier=_earlier(store, material, members, config),
         estimator=config.attribution.estimator,
-        noise=noise.sigma_example if noise.pairs else None,
+        noise=measure_noise(store, members, reduction),
         rho=rho_of(config, len(material.train)),
         loss=reduction,
         prior=config.attribution.prior,
@@ -147,10 +146,6 @@ def assemble(
         tokens={} if tokenizer is None else _tokens(store, material, members, tokenizer),
         facts=_facts(store, config, material, len(members)),
     )
-
-
-def _ids(store: RunStore, examples: Sequence[EncodedExample]) -> Ids:
-    return store.scores.find_ids(examples)
 
 
 def _weights(config: RunConfig, ensemble: Ensemble, members: Sequence[int]) -> NDArray[np.float64] | None:
@@ -174,7 +169,7 @@ def _earlier(store: RunStore, material: Material, members: Sequence[int], config
         models = [(members[row], number) for row in rows]
         sides = []
         for examples in (material.encoded_train, material.encoded_test):
-            found, censored = loss_matrix(store, models, _ids(store, examples), config.attribution.loss)
+            found, censored = loss_matrix(store, models, store.scores.find_ids(examples), config.attribution.loss)
             loss = np.full((len(members), len(examples)), np.nan)
             # Bounds stay whatever their share: one example less would cost the whole stage.
             loss[rows] = resolve_censored(found, censored, max_share=1.0)
@@ -190,7 +185,7 @@ def _tokens(
 ) -> dict[Side, TokenTable]:
     sides: dict[Side, Sequence[EncodedExample]] = {"test": material.encoded_test, "train": material.encoded_train}
     return {
-        side: stored_tokens(store.run_dir, members, examples, _ids(store, examples), tokenizer)
+        side: stored_tokens(store.run_dir, members, examples, store.scores.find_ids(examples), tokenizer)
         for side, examples in sides.items()
     }
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -61,6 +61,22 @@ def loss_matrix(
         loss_KN[k] = loss[ids] / counts[ids] if reduction == "mean" else loss[ids]
         censored_KN[k] = censored[ids]
     return loss_KN, censored_KN
+
+
+def measure_noise(store: RunStore, members: Iterable[int], reduction: Reduction = "mean") -> float | None:
+    """Standard deviation of one measurement of a loss, nats, from examples that these members were measured on twice;
+    None where there are none. Lower bounds are left out.
+    """
+    differences = []
+    for member in members:
+        once, again = (np.flatnonzero(store.scores.measured(member, replicate)) for replicate in (0, 1))
+        ids, models = np.intersect1d(once, again).astype(np.int32), [(member, 0)]
+        first, first_censored = loss_matrix(store, models, ids, reduction)
+        second, second_censored = loss_matrix(store, models, ids, reduction, replicate=1)
+        differences.append((first - second)[~(first_censored | second_censored)])
+    away = np.concatenate([np.zeros(0), *differences])
+    # A difference of two measurements has twice the variance of one.
+    return float(np.sqrt(np.mean(away**2) / 2)) if away.size else None
 
 
 def _kind(reduction: Reduction) -> str:

@@ -36,14 +36,11 @@ def notebook_html(attribution: Measurements) -> str:
         example = attribution.test[j]
         cells = [_text(example.completion_text(), example.id)]
         for ranking in rankings:
+            assert ranking.distinguishable_Mk is not None
+            places = zip(ranking.index_Mk[j], ranking.score_Mk[j], ranking.distinguishable_Mk[j], strict=True)
             found = [
-                _entry(attribution, int(i), float(s), marked=ranking.distinguishable_Mk is None or bool(m))
-                for i, s, m in zip(
-                    ranking.index_Mk[j],
-                    ranking.score_Mk[j],
-                    np.ones(_TOP) if ranking.distinguishable_Mk is None else ranking.distinguishable_Mk[j],
-                    strict=False,
-                )
+                _entry(attribution, int(i), float(s), marked=bool(m))
+                for i, s, m in places
                 if i >= 0 and (s < 0) == ranking.opponents and s != 0
             ]
             cells.append("".join(found) or "none")

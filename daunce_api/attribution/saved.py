@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import json
 import zipfile
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,12 +27,14 @@ CONTENT_NAME, ARRAYS_NAME = "attribution.json", "losses.npz"
 MAX_TOKEN_ENTRIES = 20_000_000
 """Token log-probabilities that are saved at most of a side (160 MB); above it, that side is left out."""
 
-T = TypeVar("T")
+_PLAIN = ("estimator", "noise", "rho", "loss", "prior", "prior_model", "measured", "censored")
+
 Arrays = dict[str, NDArray[Any]]
 
 
-def write(folder: Path, content: Mapping[str, Any], arrays: Arrays) -> Path:
+def write(folder: Path, attribution: Measurements) -> Path:
     """Write both files into a folder, and return it. Raises StoreError where that fails."""
+    content, arrays = _contents_of(attribution)
     with replacing(folder / ARRAYS_NAME) as part, part.open("wb") as file:
         np.savez_compressed(file, allow_pickle=False, **arrays)
     with replacing(folder / CONTENT_NAME) as part:
@@ -40,10 +42,10 @@ def write(folder: Path, content: Mapping[str, Any], arrays: Arrays) -> Path:
     return folder
 
 
-def read(folder: Path, build: Callable[[dict[str, Any], Arrays], T]) -> T:
-    """Read both files and build something of them.
+def read(folder: Path) -> dict[str, Any]:
+    """The arguments that make an equal attribution.
 
-    Raises ConfigurationError where nothing is there, StoreCorruptError where it cannot be read or built.
+    Raises ConfigurationError where nothing is there, StoreCorruptError where it cannot be read.
     """
     if not (folder / CONTENT_NAME).is_file():
         raise ConfigurationError(f"{folder} holds no saved attribution. `Attribution.save` writes one.")
@@ -52,7 +54,7 @@ def read(folder: Path, build: Callable[[dict[str, Any], Arrays], T]) -> T:
         if content["format"] != FORMAT:
             raise ValueError(f"format {content['format']}, this version reads {FORMAT}")
         with np.load(folder / ARRAYS_NAME, allow_pickle=False) as arrays:
-            return build(content, dict(arrays))
+            return _fields_of(content, dict(arrays))
     except (OSError, ValueError, KeyError, TypeError, zipfile.BadZipFile) as error:
         raise StoreCorruptError(
             f"{folder} cannot be read as a saved attribution ({error}). `Run.open(...).attribution().save(...)` writes "
@@ -60,8 +62,7 @@ def read(folder: Path, build: Callable[[dict[str, Any], Arrays], T]) -> T:
         ) from error
 
 
-def contents_of(attribution: Measurements) -> tuple[dict[str, Any], Arrays]:
-    """Everything that an attribution holds, for `write`."""
+def _contents_of(attribution: Measurements) -> tuple[dict[str, Any], Arrays]:
     arrays: Arrays = {
         "members_K": np.array(attribution.members, dtype=np.int64),
         "train_loss_KN": attribution.train_loss_KN,
@@ -78,14 +79,7 @@ def contents_of(attribution: Measurements) -> tuple[dict[str, Any], Arrays]:
         arrays[f"{side}_token_logprobs_KT"] = np.concatenate(table.logprobs, axis=1)
         arrays[f"{side}_token_counts"] = np.array([len(p) for p in table.pieces], dtype=np.int64)
     content = {
-        "estimator": attribution.estimator,
-        "noise": attribution.noise,
-        "rho": attribution.rho,
-        "loss": attribution.loss,
-        "prior": attribution.prior,
-        "prior_model": attribution.prior_model,
-        "measured": attribution.measured,
-        "censored": attribution.censored,
+        **{name: getattr(attribution, name) for name in _PLAIN},
         "facts": dict(attribution.facts),
         "train": _dataset_to_json(attribution.train),
         "test": _dataset_to_json(attribution.test),
@@ -99,8 +93,7 @@ def _entries(table: TokenTable) -> int:
     return sum(len(pieces) for pieces in table.pieces) * (len(table.logprobs[0]) if len(table.pieces) else 0)
 
 
-def fields_of(content: Mapping[str, Any], arrays: Arrays) -> dict[str, Any]:
-    """The arguments that make an equal attribution."""
+def _fields_of(content: Mapping[str, Any], arrays: Arrays) -> dict[str, Any]:
     tokens: dict[Side, TokenTable] = {}
     for side, pieces in content["tokens"].items():
         edges = np.cumsum(arrays[f"{side}_token_counts"])[:-1]
@@ -109,19 +102,17 @@ def fields_of(content: Mapping[str, Any], arrays: Arrays) -> dict[str, Any]:
     earlier = None
     if "earlier_train_loss_SKN" in arrays:
         earlier = core.Checkpoints(arrays["earlier_train_loss_SKN"], arrays["earlier_test_loss_SKM"])
-    plain = ("estimator", "noise", "loss", "measured", "censored", "facts")
     return {
         "train": _dataset_from_json(content["train"]),
         "test": _dataset_from_json(content["test"]),
         "members": tuple(int(m) for m in arrays["members_K"]),
         **{name: arrays[name] for name in ("train_loss_KN", "test_loss_KM", "inclusion_KN")},
         "weight_KN": arrays.get("weight_KN"),
-        **{name: content[name] for name in plain},
+        **{name: content[name] for name in _PLAIN if name in content},  # without a prior in files of earlier versions
+        "facts": content["facts"],
         "tokens": tokens,
         "earlier": earlier,
         "rho": _rho(content),
-        "prior": content.get("prior", "none"),
-        "prior_model": content.get("prior_model"),
     }
 
 

@@ -86,9 +86,7 @@ def _words(texts: Sequence[str]) -> list[list[str]]:
     return words
 
 
-def embedding_scores(
-    train_texts: Sequence[str], test_texts: Sequence[str], *, batch_size: int = 32
-) -> NDArray[np.float64]:
+def embedding_scores(train_texts: Sequence[str], test_texts: Sequence[str]) -> NDArray[np.float64]:
     """Cosine similarity of sentence embeddings (all-MiniLM-L6-v2, which the extra carries; no download, on the CPU).
 
     The model reads the first 256 tokens of a text.
@@ -109,10 +107,7 @@ def embedding_scores(
     with redirect_stderr(StringIO()):  # a bar that says that a file is being read
         model = load_model(device="cpu")
     train, test = (
-        np.asarray(
-            model.encode(list(texts), batch_size=batch_size, normalize_embeddings=True, show_progress_bar=False),
-            dtype=np.float64,
-        )
+        np.asarray(model.encode(list(texts), normalize_embeddings=True, show_progress_bar=False), dtype=np.float64)
         for texts in (train_texts, test_texts)
     )
     return np.asarray(train @ test.T)

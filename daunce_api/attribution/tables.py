@@ -18,7 +18,8 @@ if TYPE_CHECKING:
 
     from .measurements import Measurements
 
-_COLUMNS = ["rank", "id", "source", "score", "stderr", "low", "high", "z", "distinguishable", "prompt", "completion"]
+Floats = NDArray[Any]
+
 _GROUP_QUESTIONS: dict[core.Question, str] = {
     "attribution": "how much each {what} moves the answer's loss",
     "retrieval": "whose examples belong to the answer, by {what}",
@@ -45,36 +46,29 @@ def ranking_table(attribution: Measurements, ranking: core.Ranking) -> pd.DataFr
     """The examples of a ranking for one answer; see :meth:`Attribution.top`."""
     import pandas as pd
 
-    score, z = ranking.score_Mk[0], _known(ranking.z_Mk)[0]
-    correlation = ranking.estimator == "correlation"
-    error, marks = _known(ranking.stderr_Mk)[0], _known(ranking.distinguishable_Mk)[0]
-    rows = []
-    for rank in range(ranking.index_Mk.shape[1]):
-        i = int(ranking.index_Mk[0, rank])
-        if i < 0:
-            break
-        example = attribution.train[i]
-        rows.append(
-            {
-                "rank": rank + 1,
-                "id": example.id,
-                "source": example.source,
-                **_interval(
-                    score[rank],
-                    error[rank],
-                    z[rank],
-                    bool(marks[rank]),
-                    ranking.members,
-                    correlation=correlation,
-                    prior=None if ranking.prior_Mk is None else ranking.prior_Mk[0, rank],
-                ),
-                "prompt": example.prompt_text(),
-                "completion": example.completion_text(),
-            }
-        )
-    parts = [] if ranking.prior_Mk is None else ["evidence", "prior"]
-    place = _COLUMNS.index("score") + 1
-    table = pd.DataFrame(rows, columns=[*_COLUMNS[:place], *parts, *_COLUMNS[place:]])
+    assert ranking.stderr_Mk is not None
+    assert ranking.z_Mk is not None
+    assert ranking.distinguishable_Mk is not None
+    known = ranking.index_Mk[0] >= 0
+    examples = [attribution.train[int(i)] for i in ranking.index_Mk[0, known]]
+    table = pd.DataFrame(
+        {
+            "rank": range(1, len(examples) + 1),
+            "id": [e.id for e in examples],
+            "source": [e.source for e in examples],
+            **_intervals(
+                ranking.score_Mk[0, known],
+                ranking.stderr_Mk[0, known],
+                ranking.z_Mk[0, known],
+                ranking.distinguishable_Mk[0, known],
+                ranking.members,
+                correlation=ranking.estimator == "correlation",
+                prior=None if ranking.prior_Mk is None else ranking.prior_Mk[0, known],
+            ),
+            "prompt": [e.prompt_text() for e in examples],
+            "completion": [e.completion_text() for e in examples],
+        }
+    )
     table.attrs.update(
         estimator=ranking.estimator,
         why=ranking.why,
@@ -130,28 +124,20 @@ def group_ranking_table(
     members = len(attribution.members)
     groups = attribution.groups(train=by, question=question)
     sizes = Counter(labels_of(attribution.train, by))
-    score_GM, error_GM = groups.score_GH, groups.stderr_GH
-    prior_GM = groups.prior_GH
+    score_GM, error_GM, prior_GM = groups.score_GH, groups.stderr_GH, groups.prior_GH
     evidence_GM = score_GM if prior_GM is None else score_GM - prior_GM
     z_GM = np.divide(evidence_GM, error_GM, out=np.full(score_GM.shape, np.nan), where=error_GM > 0)
     mark_GM = _significant(z_GM, members, fdr)
     name = _name(by, "train")
-    rows = [
+    prior = None if prior_GM is None else prior_GM[:, j]
+    table = pd.DataFrame(
         {
-            name: label,
-            "examples": sizes[cast("Label", label)],
-            **_interval(
-                score_GM[g, j],
-                error_GM[g, j],
-                z_GM[g, j],
-                bool(mark_GM[g, j]),
-                members,
-                prior=None if prior_GM is None else prior_GM[g, j],
-            ),
+            name: groups.train_groups,
+            "examples": [sizes[cast("Label", label)] for label in groups.train_groups],
+            **_intervals(score_GM[:, j], error_GM[:, j], z_GM[:, j], mark_GM[:, j], members, prior=prior),
         }
-        for g, label in enumerate(groups.train_groups)
-    ]
-    table = pd.DataFrame(rows).sort_values("score", ascending=opponents, kind="stable").head(k)
+    )
+    table = table.sort_values("score", ascending=opponents, kind="stable").head(k)
     table.insert(0, "rank", range(1, len(table) + 1))
     table.attrs.update(
         estimator=groups.estimator,
@@ -192,32 +178,21 @@ def _significant(z_GM: NDArray[Any], members: int, fdr: float | None) -> NDArray
     return marks
 
 
-def _interval(
-    score: float,
-    stderr: float,
-    z: float,
-    marked: bool,
+def _intervals(
+    score: Floats,
+    stderr: Floats,
+    z: Floats,
+    marked: NDArray[np.bool_],
     members: int,
     *,
     correlation: bool = False,
-    prior: float | None = None,
-) -> dict[str, Any]:
-    """A score, its parts where it has a prior, and standard error, 95 % interval, z and mark of its evidence."""
+    prior: Floats | None = None,
+) -> dict[str, NDArray[Any]]:
+    """Columns of scores, their parts where they have a prior, and standard errors, 95 % intervals, z and marks of their
+    evidence."""
     evidence = score if prior is None else score - prior
-    low, high = core.confidence_interval(np.asarray(evidence), np.asarray(stderr), members, correlation=correlation)
-    parts = {} if prior is None else {"evidence": float(evidence), "prior": float(prior)}
-    return {
-        "score": float(score),
-        **parts,
-        "stderr": float(stderr),
-        "low": float(low),
-        "high": float(high),
-        "z": float(z),
-        "distinguishable": marked,
-    }
-
-
-def _known(values: NDArray[Any] | None) -> NDArray[Any]:
-    if values is None:
-        raise ConfigurationError("this ranking was made without standard errors.")
-    return values
+    low, high = core.confidence_interval(evidence, stderr, members, correlation=correlation)
+    columns = {"score": score, "stderr": stderr, "low": low, "high": high, "z": z}
+    if prior is not None:
+        columns = {"score": score, "evidence": evidence, "prior": prior, **columns}
+    return {name: values.astype(np.float64) for name, values in columns.items()} | {"distinguishable": marked}

@@ -20,8 +20,7 @@ from numpy.typing import NDArray
 from .. import core
 from ..core.estimators import stabilized
 from ..core.losses import token_losses
-from ..core.pairs import Shrinkage, tilted
-from ..core.stages import centered
+from ..core.rows import centered
 from ..errors import DataError
 from .labels import Side
 from .measurements import Measurements
@@ -64,7 +63,7 @@ class Split:
     def train_parts(self, i: int, j: int) -> Floats:
         """(T,) part of each token of training example i in its score to test example j; they sum to the score."""
         tokens_KT = centered(self._token_losses("train", i))
-        return np.asarray(tokens_KT.T @ (self._map_KK @ self._test_loss(j)) * self._factor(i, j))
+        return np.asarray(tokens_KT.T @ (self._units.right_RM @ self._test_loss(j)) * self._factor(i, j))
 
     def test_parts(self, i: int, j: int) -> Floats:
         """(U,) part of each token of test example j in the score of training example i to it; they sum to the score."""
@@ -78,16 +77,12 @@ class Split:
                 moved_K[:-1] - moved_K[-1], away_K, out=np.ones_like(away_K), where=np.abs(away_K) > 1e-12
             )
             tokens_KU = tokens_KU * slope_K[:, None]
-        return np.asarray(self._left(i) @ self._map_KK @ tokens_KU * self._factor(i, j))
-
-    @property
-    def _map_KK(self) -> Floats:
-        """W: what the estimator makes of a test column, one column for each member; centring included."""
-        return np.asarray(self._units.right_RM)
+        return np.asarray(self._left(i) @ self._units.right_RM @ tokens_KU * self._factor(i, j))
 
     @cached_property
     def _units(self) -> core.Scores:
-        """The scores of every training example to K imagined answers, each of which one member alone finds hard."""
+        """The scores of every training example to K imagined answers, each of which one member alone finds hard: their
+        test side is W, centring included."""
         losses, count = self._losses, self._losses.count
         units = replace(
             losses,
@@ -101,10 +96,11 @@ class Split:
         return core.fit(units, name, core.Setting(ridge=self._setting.ridge))
 
     @cached_property
-    def _filtered(self) -> Floats:
-        """The filtered spectrum, which is that of W G (see `core.pairs`)."""
-        left_KN = self._units.left_RN
-        return np.asarray(np.linalg.eigvals(self._map_KK @ (left_KN @ left_KN.T)).real)
+    def _scores(self) -> core.Scores:
+        """The evidence of the final models."""
+        if not self.final_only:
+            return self._attribution.scored
+        return core.fit(self._losses, self._attribution.choice.estimator.name, replace(self._setting, prior=0.0))
 
     def _token_losses(self, side: Side, position: int) -> Floats:
         """(K, T) losses of an example's tokens, which sum to the example's loss."""
@@ -123,14 +119,10 @@ class Split:
         """What the product of both sides is multiplied by: the pair's weight where scores are shrunk towards zero, what
         makes a correlation of a covariance, or 1."""
         if self._setting.shrinkage is not None:
-            test_K = centered(self._test_loss(j))
-            sides = np.stack([self._left(i), test_K])
-            products = sides @ self._map_KK @ sides.T
-            amount, prior_NM = self._setting.shrinkage, self._losses.prior_NM
-            if prior_NM is not None:
-                amount /= float(tilted(prior_NM[self._places[0][i], self._places[1][j]], self._setting.tilt))
-            weights = Shrinkage.of(amount, self._filtered, products[0, :1], products[1, 1:])
-            return float(weights.weight(products[:1, 1], np.array([0]), np.array([0]))[0])
+            row, column = (slice(place, place + 1) for place in (self._places[0][i], self._places[1][j]))
+            weights = self._scores.shrinkage
+            assert weights is not None
+            return float(weights.weight(self._scores.product(row, column), row, column)[0, 0])
         if not self._correlation:
             return 1.0
         norms = np.linalg.norm(self._left(i)) * np.linalg.norm(centered(self._test_loss(j)))

@@ -55,11 +55,10 @@ from .choice import Choice, choose
 from .estimators import ESTIMATORS, QUESTIONS, Estimator, Question, Setting
 from .groups import GroupScores, group_scores
 from .jackknife import confidence_interval, significance_threshold
-from .losses import SelfInfluence, per_example_losses, resolve_censored, segment_losses, self_influence
+from .losses import SelfInfluence, resolve_censored, segment_losses, self_influence
 from .pairs import Scores, fit
 from .quality import MINIMUM_MEMBERS, SelfLDS, estimate
-from .rows import MemberLosses, Rho, member_losses
-from .stages import Checkpoints
+from .rows import Checkpoints, MemberLosses, Rho, member_losses
 from .topk import Ranking, top
 
 __all__ = [
@@ -84,7 +83,6 @@ __all__ = [
     "fit",
     "group_scores",
     "member_losses",
-    "per_example_losses",
     "resolve_censored",
     "scores",
     "segment_losses",

@@ -37,8 +37,7 @@ import numpy as np
 from ..errors import ConfigurationError
 from .crossval import Candidate, CrossValidator, weighted_correlation
 from .estimators import ESTIMATORS, QUESTIONS, Estimator, Question, Setting, Spectrum, estimator_named, spectrum_of
-from .rows import MemberLosses
-from .stages import centered
+from .rows import MemberLosses, centered
 
 RIDGES = tuple(float(x) for x in np.round(10.0 ** np.arange(-1, 1.01, 0.25), 3))
 SHORTFALL = 0.08
@@ -127,11 +126,13 @@ def choose(
 
 
 def answers_like_target(losses: MemberLosses, spectrum: Spectrum) -> bool:
-    """Whether members and target answer to re-weighting alike: not short, or a leading f R of at most 10 rho."""
+    """Whether members and target answer to re-weighting alike: not short, or at most 10 rho for f R of the leading
+    direction, the unitless response of the training recipe: sqrt(s / (K dispersion)), METHOD item 6."""
     if losses.rho == "base":
         return True
     rho = ASSUMED_RHO if isinstance(losses.rho, str) else losses.rho
-    return bool(spectrum.response[0] <= SAME_ANSWER * rho)
+    leading = np.sqrt(spectrum.signal[0] / (spectrum.stages.rows * losses.dispersion))
+    return bool(leading <= SAME_ANSWER * rho)
 
 
 def shortfall(cv: CrossValidator) -> float:

@@ -22,10 +22,9 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from ..errors import ConfigurationError
-from .estimators import Matrix, Setting, Spectrum, decompose, estimator_named, inclusion_dispersion, stabilized
+from .estimators import Matrix, Setting, Spectrum, decompose, estimator_named, stabilized
 from .pairs import Shrinkage, fit, tilted
-from .rows import MemberLosses
-from .stages import Floats, Index, Stages, centered, stacked
+from .rows import Floats, Index, MemberLosses, Stages, centered, inclusion_dispersion, stacked
 
 Candidate: TypeAlias = tuple[str, Setting]
 FOLDS = 10
@@ -41,16 +40,15 @@ class CrossValidator:
     Attributes:
         losses: the losses of all members.
         target_KM: what predictions are compared with: the test losses of the final models.
-        dispersion: see `Spectrum`.
     """
 
     def __init__(self, losses: MemberLosses) -> None:
         if losses.inclusion_KN is None:
             raise ConfigurationError("Members are cross-validated through their subsets: pass inclusion_KN.")
+        inclusion_dispersion(losses.inclusion_KN)
         self.losses = losses
         self.target_KM = losses.test_KM
         self._inclusion = losses.inclusion_KN
-        self.dispersion = inclusion_dispersion(self._inclusion)
         self._kept: dict[tuple[bool, bytes, bytes], tuple[Spectrum, Matrix, Floats, Index]] = {}
         count, examples = losses.train_KN.shape
         rows = losses.stages.count * count
@@ -73,7 +71,7 @@ class CrossValidator:
         part.target_KM, part._inclusion, part._train = self.target_KM[pick], self._inclusion[pick], self._train[rows]
         part._gram, part._cross = self._gram[np.ix_(rows, rows)], self._cross[np.ix_(pick, rows)]
         part._overlap = self._overlap[np.ix_(pick, pick)]
-        part.dispersion, part._kept = inclusion_dispersion(part._inclusion), {}
+        part._kept = {}
         return part
 
     def some_tests(self, pairs: int, least: int) -> CrossValidator:
@@ -112,7 +110,7 @@ class CrossValidator:
     def spectrum(self) -> Spectrum:
         """The spectrum of the final models' training losses, of all members."""
         final, count = self.losses.final(), self.losses.count
-        return decompose(self._gram[-count:, -count:], final.stages, self.losses, self.dispersion)
+        return decompose(self._gram[-count:, -count:], final.stages, self.losses.noise_energy)
 
     def correlations(self, candidates: Sequence[Candidate]) -> NDArray[np.float64]:
         """Held-out correlation of each candidate, mean over test examples."""
@@ -167,7 +165,7 @@ class CrossValidator:
             stages = self.losses.stages if checkpoints else self.losses.final().stages
             rows = self._gram.shape[0] - stages.count * stages.members + stages.rows_of(members)
             part = Stages.of(stages.present_TK[:, members])
-            spectrum = decompose(self._gram[np.ix_(rows, rows)], part, self.losses, self.dispersion)
+            spectrum = decompose(self._gram[np.ix_(rows, rows)], part, self.losses.noise_energy)
             block = self._cross[np.ix_(held, rows)] - self._cross[np.ix_(members, rows)].mean(axis=0)
             mean_N = self._inclusion[members].mean(axis=0, dtype=np.float64)
             if len(self._kept) >= _KEPT:

@@ -11,14 +11,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Literal, TypeAlias
+from typing import Literal, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import ConfigurationError, DataError
-from .rows import MemberLosses
-from .stages import Floats, Stages
+from .rows import Floats, MemberLosses, Stages, inclusion_dispersion
 
 Vector: TypeAlias = NDArray[np.float64]
 Matrix: TypeAlias = NDArray[np.float64]
@@ -64,7 +63,6 @@ class Spectrum:
         mean: tr(G) / (number of rows), the unit in which a ridge lambda is measured.
         stages: which member has a row at which stage.
         noise_energy: N sigma^2, what scoring noise, which is another in every row, adds to every eigenvalue.
-        dispersion: var(inclusion) / mean(inclusion)^2 = (1 - r) / r for subsets of ratio r, or None when unknown.
     """
 
     w: Vector
@@ -72,25 +70,11 @@ class Spectrum:
     mean: float
     stages: Stages
     noise_energy: float = 0.0
-    dispersion: float | None = None
 
     @property
     def signal(self) -> Vector:
         """(D,) eigenvalues less the noise energy, at least zero: s of METHOD item 5."""
         return np.maximum(self.w - self.noise_energy, 0.0)
-
-    @property
-    def response(self) -> Vector:
-        """(D,) f R, the unitless response of the training recipe in each direction: sqrt(s / (R dispersion)), item 6.
-
-        R is the number of rows; with checkpoints this is the root mean square of the responses at all stages.
-
-        Raises:
-            ConfigurationError: the inclusion matrix is not known.
-        """
-        if self.dispersion is None:
-            raise ConfigurationError("This estimator needs the inclusion matrix: pass inclusion_KN.")
-        return np.asarray(np.sqrt(self.signal / (self.stages.rows * self.dispersion)))
 
     def wiener(self, phi: Callable[[Vector], Vector]) -> Vector:
         """(D,) (s / w)^2 phi(s): a filter of the signal's eigenvalue s behind a Wiener weight (METHOD, item 5)."""
@@ -104,20 +88,20 @@ def spectrum_of(losses: MemberLosses) -> Spectrum:
     """Decompose the centred training losses.
 
     Raises:
-        DataError: the training losses are the same in all members.
+        DataError: the training losses are the same in all members, or all subsets are empty or the whole training set.
     """
+    if losses.inclusion_KN is not None:
+        inclusion_dispersion(losses.inclusion_KN)
     rows_RN, stages = losses.train_rows(), losses.stages
     gram: Matrix = np.zeros((rows_RN.shape[0],) * 2)
     for start in range(0, rows_RN.shape[1], _BLOCK):
         block = rows_RN[:, start : start + _BLOCK].astype(np.float64)
         gram += block @ block.T
-    return decompose(gram, stages, losses)
+    return decompose(gram, stages, losses.noise_energy)
 
 
-def decompose(gram_RR: Matrix, stages: Stages, losses: MemberLosses, dispersion: float | None = None) -> Spectrum:
+def decompose(gram_RR: Matrix, stages: Stages, noise_energy: float) -> Spectrum:
     """Eigendecomposition of a Gram matrix, centred over the members of each stage, null directions dropped.
-
-    ``losses`` say what is known besides; ``dispersion`` spares computing it again.
 
     Raises:
         DataError: the matrix is zero.
@@ -127,33 +111,8 @@ def decompose(gram_RR: Matrix, stages: Stages, losses: MemberLosses, dispersion:
     keep = w > 100 * w.size * np.finfo(np.float64).eps * max(float(w[-1]), 0.0)
     if not keep.any():
         raise DataError("All members give every training example the same loss, so nothing tells examples apart.")
-    if dispersion is None and losses.inclusion_KN is not None:
-        dispersion = inclusion_dispersion(losses.inclusion_KN)
-    return Spectrum(
-        w[keep][::-1].copy(),
-        np.ascontiguousarray(u[:, keep][:, ::-1]),
-        float(np.trace(centred)) / stages.rows,
-        stages,
-        losses.noise_energy,
-        dispersion,
-    )
-
-
-def inclusion_dispersion(inclusion_KN: NDArray[Any]) -> float:
-    """var(inclusion) / r^2 within members, r being the mean: (1 - r) / r for subsets of ratio r, about 1 / r for
-    bootstrap subsets. Where examples are weighed by noise, whose mean says nothing, r is the share that has a weight:
-    an objective is a mean over its examples.
-    """
-    counts = inclusion_KN.dtype.kind != "f" or bool((inclusion_KN == np.rint(inclusion_KN)).all())
-    mean = float(inclusion_KN.mean(dtype=np.float64) if counts else (inclusion_KN != 0).mean())
-    if mean <= 0:
-        raise DataError("Every subset is empty: no member was trained on any example.")
-    within = float(np.mean([np.var(row, dtype=np.float64) for row in inclusion_KN]))
-    if within <= 0:
-        raise DataError(
-            "Every member was trained on every example: subsets of the training set are what attribution reads."
-        )
-    return within / mean**2
+    mean = float(np.trace(centred)) / stages.rows
+    return Spectrum(w[keep][::-1].copy(), np.ascontiguousarray(u[:, keep][:, ::-1]), mean, stages, noise_energy)
 
 
 def stabilized(test_KM: Floats, log_offset: float | None) -> Floats:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -11,8 +11,7 @@ from ..errors import DataError
 from .choice import Choice
 from .jackknife import LEAST_FOR_CORRELATION
 from .pairs import Scores, Shrinkage, fit
-from .rows import MemberLosses
-from .stages import Floats, Index
+from .rows import Floats, Index, MemberLosses
 
 _ROWS = 8_192
 _PAIRS = 1_000_000  # that are weighted at a time
@@ -82,7 +81,7 @@ def group_sums(scores: Scores, row_of: Index, column_of: Index) -> tuple[Floats,
     """(G, H) sums of scores over groups of examples, and the standard errors of their evidence.
 
     Sums of columns come before the product, so they cost no more than single examples do; where pairs have weights
-    or a prior, about what all pairs cost. Norms of summed correlations are taken as known, see `unit_terms`.
+    or a prior, about what all pairs cost. Norms of summed correlations are taken as known, see `jackknife`.
     """
     if _is_single(row_of) and _is_single(column_of):
         return scores.inner(_ALL, _ALL), scores.inner_stderr(_ALL, _ALL)
@@ -118,22 +117,18 @@ def _weighted_errors(scores: Scores, shrinkage: Shrinkage, row_of: Index, column
     step, pairs = max(1, _CHANGES // (members * columns)), max(1, _PAIRS // column_of.size)
     for first in range(0, error.shape[0], step):
         some = np.flatnonzero((row_of >= first) & (row_of < first + step))
-        part = replace(scores, left_RN=scores.left_RN[:, some], shrinkage=shrinkage.rows(some))
+        part, weights = replace(scores, left_RN=scores.left_RN[:, some]), shrinkage.rows(some)
         change = np.zeros((members, min(step, error.shape[0] - first), columns))
         for start in range(0, some.size, pairs):
-            change_of = _slopes(part, slice(start, start + pairs), rights_KPM)
+            rows = slice(start, start + pairs)
+            slope = weights.slope(part.product(rows, _ALL), rows, _ALL)
+            lefts_KPX = part.by_member([t.left(part.left_RN[:, rows]) for t in scores.terms])
             for k in range(members):
-                _add_rows(change[k], row_of[some[start : start + pairs]] - first, _summed(change_of(k), column_of))
+                change_of_k = (lefts_KPX[k].T @ rights_KPM[k]) * slope
+                _add_rows(change[k], row_of[some[rows]] - first, _summed(change_of_k, column_of))
         change = (change - change.mean(axis=0)) * np.sqrt(1 - 1 / members)
         error[first : first + step] = np.sqrt((change**2).sum(axis=0))
     return error
-
-
-def _slopes(scores: Scores, rows: slice, rights_KPM: Floats) -> Callable[[int], Floats]:
-    assert scores.shrinkage is not None
-    slope = scores.shrinkage.slope(scores.product(rows, _ALL), rows, _ALL)
-    lefts_KPX = scores.by_member([t.left(scores.left_RN[:, rows]) for t in scores.terms])
-    return lambda k: (lefts_KPX[k].T @ rights_KPM[k]) * slope
 
 
 def _numbered(labels: Sequence[Hashable] | None, count: int, side: str) -> tuple[tuple[Hashable, ...], Index]:

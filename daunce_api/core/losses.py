@@ -8,7 +8,6 @@ reduced in the same way, each by its own token count.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
@@ -16,7 +15,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from ..errors import ConfigurationError, DataError
-from .stages import Floats
+from .rows import Floats
 
 Reduction: TypeAlias = Literal["mean", "sum", "margin"]
 FloatArray: TypeAlias = NDArray[np.floating]
@@ -35,39 +34,6 @@ def token_losses(logprobs: ArrayLike, reduction: Reduction = "mean") -> NDArray[
         return -values
     sure = np.minimum(values, _SUREST)
     return np.asarray(np.log(-np.expm1(sure)) - sure)
-
-
-def per_example_losses(
-    token_logprobs: Sequence[ArrayLike | None], reduction: Reduction = "mean"
-) -> NDArray[np.float64]:
-    """Reduce ragged token log-probabilities to one loss an example.
-
-    Args:
-        token_logprobs: for each of N examples the natural-log probabilities of its completion tokens (length T_i >=
-            1), or ``None`` where the example was not scored.
-        reduction: ``"mean"`` gives nats per completion token, ``"sum"`` nats per example, ``"margin"`` the negative
-            mean margin of the tokens (of either sign).
-
-    Returns:
-        (N,) float64 losses in nats, NaN where the input is ``None``. Higher is worse.
-
-    Raises:
-        DataError: an example has no tokens, or a log-probability is NaN, -inf or clearly positive.
-    """
-    rows = [None if row is None else np.asarray(row, dtype=np.float64).ravel() for row in token_logprobs]
-    empty = [i for i, row in enumerate(rows) if row is not None and row.size == 0]
-    if empty:
-        raise DataError(
-            "Examples without completion tokens have no loss. Nothing was computed; drop them or mark them as None.",
-            [f"example {i}" for i in empty[:20]],
-        )
-    present = [row for row in rows if row is not None]
-    losses = np.full(len(rows), np.nan)
-    if present:
-        lengths = np.array([row.size for row in present])
-        values = segment_losses(np.concatenate(present), lengths, reduction)
-        losses[[i for i, row in enumerate(rows) if row is not None]] = values
-    return losses
 
 
 def segment_losses(logprobs_T: ArrayLike, lengths_N: ArrayLike, reduction: Reduction = "mean") -> NDArray[np.float64]:

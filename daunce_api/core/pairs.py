@@ -34,13 +34,10 @@ from .jackknife import (
     correlation_without,
     filter_terms,
     jackknife,
-    moment_terms,
     squared_changes,
-    unit_terms,
     z_values,
 )
-from .rows import MemberLosses
-from .stages import Floats, Index, Stages, stacked
+from .rows import Floats, Index, MemberLosses, Stages, stacked
 
 _ROWS = 8_192
 _TILE = (2_048, 512)
@@ -75,18 +72,18 @@ class Shrinkage:
         return Shrinkage(left, right * right.dtype.type(most), most)
 
     def weight(self, score: Floats, rows: slice | Index, columns: slice | Index) -> Floats:
-        """Weights in [0, 1) of unweighted scores: (n, m) of a block given by slices, or (p,) of single pairs."""
+        """Weights in [0, 1) of unweighted scores: (n, m) of a block, or (p,) of single pairs without a prior."""
         square = self.square(score, rows, columns)
         return np.asarray(square / (1 + square))
 
     def square(self, score: Floats, rows: slice | Index, columns: slice | Index) -> Floats:
         """z^2 / c."""
         left = self.left_N[rows]
-        square = score * (left[:, None] if isinstance(rows, slice) else left)
+        square = score * (left[:, None] if score.ndim == 2 else left)
         square *= self.right_M[columns]
         square *= square
         if self.tilt_NM is not None:
-            square *= self.tilt_NM[rows, columns]
+            square *= self.tilt_NM[rows][:, columns]
         return np.asarray(square)
 
     def swapped(self) -> Shrinkage:
@@ -197,9 +194,9 @@ class Scores:
 
     # --- below, rows and columns are those of the examples that have losses ---
 
-    def product(self, rows: slice, columns: slice) -> Floats:
+    def product(self, rows: slice | Index, columns: slice | Index, out: Floats | None = None) -> Floats:
         """(n, m) scores before weights."""
-        return np.asarray(self.left_RN[:, rows].T @ self.right_RM[:, columns])
+        return np.matmul(self.left_RN[:, rows].T, self.right_RM[:, columns], out=out)
 
     def evidence(self, rows: slice, columns: slice) -> Floats:
         """(n, m) what the members say."""
@@ -211,7 +208,7 @@ class Scores:
         score = self.evidence(rows, columns)
         return score if self.prior_NM is None else score + self.prior_NM[rows, columns]
 
-    def inner_stderr(self, rows: slice, columns: slice) -> Floats:
+    def inner_stderr(self, rows: slice | Index, columns: slice | Index) -> Floats:
         """(n, m) standard errors of the evidence."""
         left_RX, tests_RX = self.left_RN[:, rows], self.tests_RM[:, columns]
         if self.standardized:
@@ -268,9 +265,11 @@ def fit(losses: MemberLosses, name: str, setting: Setting | None = None) -> Scor
         left = stacked([stages.centre_stage(t, included) for t in range(stages.count)])
     if name == "correlation":
         left, tests = _unit_columns(left), _unit_columns(tests)
-        return Scores(left, tests, tests, lambda: unit_terms(stages), stages, *place, standardized=True)
+        known_norms = (ErrorTerm(None, stages.inflation()),)
+        return Scores(left, tests, tests, lambda: known_norms, stages, *place, standardized=True)
+    moments = (ErrorTerm(None, stages.left_out()),)
     if name == "inclusion" or (name == "covariance" and setting.shrinkage is None):
-        scores = Scores(left, tests / stages.freedom, tests, lambda: moment_terms(stages), stages, *place)
+        scores = Scores(left, tests / stages.freedom, tests, lambda: moments, stages, *place)
         return _with_prior(scores, losses, setting)
     assert entry.filter is not None
     spectrum = spectrum_of(losses)
@@ -288,7 +287,7 @@ def fit(losses: MemberLosses, name: str, setting: Setting | None = None) -> Scor
 
     def terms() -> tuple[ErrorTerm, ...]:
         if name == "covariance":
-            return moment_terms(stages)
+            return moments
         return filter_terms(spectrum, phi, ridge_of(spectrum, setting))
 
     shrinkage = _shrinkage(setting.shrinkage, spectrum, phi, left, tests)

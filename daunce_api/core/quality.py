@@ -178,7 +178,7 @@ def estimate(losses: MemberLosses, estimator: str = "auto", *, chosen: Choice | 
             "their quality is known when more members are."
         )
     cv = CrossValidator(losses).some_tests(JUDGED_PAIRS, JUDGED_LEAST)
-    predictions = _nested(cv, estimator, 2)
+    predictions = _nested(cv, estimator)
     name = (chosen or choose(losses, estimator)).estimator.name
     rng = np.random.default_rng(seed)
     weights = np.vstack([np.ones(count), rng.multinomial(count, np.full(count, 1 / count), DRAWS)])
@@ -206,15 +206,15 @@ def estimate(losses: MemberLosses, estimator: str = "auto", *, chosen: Choice | 
     return SelfLDS(float(values[0]), low, high, name, count, float(raw_D[0]), float(ceiling_D[0]), curve, draws)
 
 
-def _nested(cv: CrossValidator, estimator: str, parts: int) -> list[list[NDArray[np.float64]]]:
+def _nested(cv: CrossValidator, estimator: str) -> list[list[NDArray[np.float64]]]:
     """Predictions of every member by what is chosen and fitted on the other folds, and by what is fitted on each half
-    of those, ...
+    of those.
 
     What is chosen differs from fold to fold, and with it the scale of predictions: each is taken relative to its spread
     over the members that it was fitted on.
     """
     losses, every = cv.losses, np.arange(cv.losses.count)
-    out = [[np.empty(cv.target_KM.shape) for _ in range(part)] for part in range(1, parts + 1)]
+    out = [[np.empty(cv.target_KM.shape) for _ in range(part)] for part in (1, 2)]
     for held, rest in folds(losses.count):
         inner = cv.members(rest)
         choice = choose(inner.losses, estimator, cv=inner)
@@ -238,7 +238,7 @@ def _ceilings(cv: CrossValidator, raw: float, normal_D: Vector) -> tuple[Vector,
 
         share, error = cv.explained()
         level, fall, spread = LUCK
-        odds = level - fall * np.log10(min(losses.train_KN.shape[1], MOST_MEASURED) / 1_000) + np.log(cv.dispersion)
+        odds = level - fall * np.log10(min(losses.train_KN.shape[1], MOST_MEASURED) / 1_000) + np.log(losses.dispersion)
         z = np.linspace(-4, 4, 161)
         answer_Z = kept_M.mean() * expit(odds + spread * z)
         ceiling_Z = np.clip(np.sqrt(answer_Z), CEILING_LEAST, 1)

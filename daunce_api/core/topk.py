@@ -10,13 +10,12 @@ from numpy.typing import NDArray
 
 from ..errors import ConfigurationError
 from .choice import Choice
-from .jackknife import LEAST_FOR_CORRELATION, correlation_without, jackknife, significance_threshold, z_values
+from .jackknife import significance_threshold, z_values
 from .pairs import Scores, fit
-from .rows import MemberLosses
-from .stages import Floats, Index, Mask
+from .rows import Floats, Index, Mask, MemberLosses
 
-_POINTS, _QUERIES = 2_048, 512  # a tile of scores that stays in cache
-_PAIRS = 1_000_000  # numbers that the errors of chosen pairs take at a time
+_POINTS, _QUERIES = 2_048, 512  # a tile of scores that is searched at once
+_STRIP = 512  # rows of it that are compared while they are in the nearest cache
 _COPIED = 8_192
 _BINS, _Z_MAX, _ROWS = 4_096, 64.0, 4_096
 
@@ -117,7 +116,7 @@ def top(
     prior = None if scores.prior_NM is None else placed(scores.prior_NM[rows, columns], np.nan)
     error = z = marks = threshold = None
     if stderr:
-        error = placed(_pair_errors(scores, *np.broadcast_arrays(rows, columns)), np.nan)
+        error = placed(_pair_errors(scores, inner, swap=swap), np.nan)
         z = z_values(score if prior is None else score - prior, error, correlation=scores.standardized)
         threshold = significance_threshold(scores.stages.members) if fdr is None else fdr_threshold(scores, fdr)
         marks = np.abs(z) >= threshold
@@ -150,19 +149,23 @@ def _largest(scores: Scores, k: int) -> tuple[Index, Floats]:
     many, count = order.size, length_M.size
     value, index = np.empty((count, k), dtype=scores.right_RM.dtype), np.empty((count, k), dtype=np.int64)
     first = min(many, max(_POINTS, 2 * k))
+    room, marks = np.empty((_POINTS, _QUERIES), dtype=value.dtype), np.empty((_POINTS, _QUERIES), dtype=np.bool_)
     for tile in range(0, count, _QUERIES):
-        columns = slice(tile, tile + _QUERIES)
+        columns = slice(tile, min(tile + _QUERIES, count))
+        marks[:, count - tile :] = False
         block = np.ascontiguousarray(scores.inner(slice(0, first), columns).T)
         keep = np.argpartition(block, first - k, axis=1)[:, first - k :]
         best, place = np.take_along_axis(block, keep, axis=1), keep
-        threshold, waiting = best.min(axis=1), list[tuple[Index, Floats, Index]]()
+        threshold, waiting, found = best.min(axis=1), list[tuple[Index, Floats, Index]](), 0
         for start in range(first, many, _POINTS):
             if (length_N[start] * length_M[columns] < threshold).all():
                 break
-            waiting.append(_above(scores, slice(start, start + _POINTS), columns, threshold))
-            if sum(column.size for column, _, _ in waiting) > best.size:
+            rows = slice(start, min(start + _POINTS, many))
+            waiting.append(_above(scores, rows, columns, threshold, room, marks))
+            found += waiting[-1][0].size
+            if found > best.size:
                 _merge(best, place, waiting)
-                threshold, waiting = best.min(axis=1), []
+                threshold, waiting, found = best.min(axis=1), [], 0
         _merge(best, place, waiting)
         place = order[place]
         by_value = np.lexsort((place, -best), axis=1)
@@ -191,16 +194,25 @@ def _by_length(scores: Scores) -> tuple[Scores, Index, Floats, Floats]:
     return replace(scores, left_RN=left_NR.T, shrinkage=shrinkage, prior_NM=prior), order, lengths[0][order], reach_M
 
 
-def _above(scores: Scores, rows: slice, columns: slice, threshold_m: Floats) -> tuple[Index, Floats, Index]:
-    """Columns, values and rows of the scores that exceed their column's threshold."""
+def _above(
+    scores: Scores, rows: slice, columns: slice, threshold_m: Floats, room: Floats, marks: Mask
+) -> tuple[Index, Floats, Index]:
+    """Columns, values and rows of the scores that exceed their column's threshold, worked out in ``room`` and
+    ``marks``, which is False beyond the last column."""
     late = scores.shrinkage if scores.of_sides else None
-    block = scores.product(rows, columns) if late else scores.inner(rows, columns)
     limit_m = late.least(threshold_m, rows, columns) if late else threshold_m
-    mask = np.zeros((block.shape[0], -(-block.shape[1] // 8) * 8), dtype=np.bool_)
-    np.greater(block, limit_m, out=mask[:, : block.shape[1]])
-    words = np.flatnonzero(mask.view(np.uint64) != 0)  # eight at a time, since hardly any is above
-    row, column = np.divmod(words * 8, mask.shape[1])
-    place, inner = np.nonzero(mask[row[:, None], column[:, None] + np.arange(8)])
+    block, marks = room[: rows.stop - rows.start, : threshold_m.size], marks[: rows.stop - rows.start]
+    for start in range(0, len(block), _STRIP):
+        part = block[start : start + _STRIP]
+        strip = slice(rows.start + start, rows.start + start + len(part))
+        if scores.of_sides:
+            scores.product(strip, columns, part)
+        else:
+            part[:] = scores.inner(strip, columns)
+        np.greater(part, limit_m, out=marks[start : start + _STRIP, : threshold_m.size])
+    words = np.flatnonzero(marks.view(np.uint64) != 0)  # eight at a time, since hardly any is above
+    row, column = np.divmod(words * 8, _QUERIES)
+    place, inner = np.nonzero(marks[row[:, None], column[:, None] + np.arange(8)])
     row, column = row[place], column[place] + inner
     value = block[row, column]
     if late:
@@ -232,42 +244,14 @@ def _merge(value_mk: Floats, index_mk: Index, waiting: list[tuple[Index, Floats,
     index_mk[touched] = np.take_along_axis(indices, keep, axis=1)
 
 
-def _pair_errors(scores: Scores, rows_Mk: Index, columns_Mk: Index) -> Floats:
-    """Standard errors of chosen pairs: some R numbers each, whatever N x M is."""
-    dtype = scores.left_RN.dtype
-    left_NR: Floats = np.ascontiguousarray(scores.left_RN.T)
-    right_MR: Floats = np.ascontiguousarray(scores.right_RM.T)
-    maps = [None if t.left_map is None else t.left_map.astype(dtype) for t in scores.terms]
-    rights = [
-        right_MR if scores.standardized else np.ascontiguousarray(t.right(scores.tests_RM).T) for t in scores.terms
-    ]
-    stages, inflation = scores.stages, scores.stages.inflation().astype(dtype)
-    out: Floats = np.zeros_like(rows_Mk, dtype=dtype)
-
-    def by_member(values: Floats) -> Floats:
-        """Sums over the rows of each member, on the last axis."""
-        return np.asarray(values.reshape(*values.shape[:-1], stages.count, stages.members).sum(axis=-2))
-
-    step = max(1, _PAIRS // max(rows_Mk[:1].size * scores.left_RN.shape[0], 1))
-    for start in range(0, len(rows_Mk), step):
-        rows, columns = rows_Mk[start : start + step], columns_Mk[start : start + step]
-        left = left_NR[rows]
-        least = 3
-        if scores.standardized:
-            right, least = right_MR[columns], LEAST_FOR_CORRELATION
-            score = (left * right).sum(axis=-1, keepdims=True)
-            sums = (by_member(inflation * x * y) for x, y in ((left, right), (left, left), (right, right)))
-            change = score - correlation_without(score, *sums)
-        else:
-            sides = zip(maps, rights, strict=True)
-            parts = [(left if m is None else left @ m) * right[columns] for m, right in sides]
-            change = by_member(np.sum(parts, axis=0))
-        squares = np.einsum("...k,...k->...", change, change)
-        error = jackknife(squares, change.sum(axis=-1), stages.members, least)
-        if scores.shrinkage is not None:
-            score = np.einsum("...r,...r->...", left, right_MR[columns])
-            error *= scores.shrinkage.weight(score.ravel(), rows.ravel(), columns.ravel()).reshape(score.shape)
-        out[start : start + step] = error
+def _pair_errors(scores: Scores, index_Qk: Index, *, swap: bool) -> Floats:
+    """(Q, k) standard errors of each query's pairs, as blocks of one column (with ``swap`` of one row) each."""
+    scores = replace(scores, left_RN=np.asfortranarray(scores.left_RN), tests_RM=np.asfortranarray(scores.tests_RM))
+    out = np.empty(index_Qk.shape, dtype=scores.left_RN.dtype)
+    for q, partners in enumerate(index_Qk):
+        own = slice(q, q + 1)
+        block = scores.inner_stderr(own, partners) if swap else scores.inner_stderr(partners, own)
+        out[q] = block.ravel()
     return out
 
 

@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy.stats import rankdata
 
+from ..core.crossval import weighted_correlation
 from ..errors import DataError
 
 DRAWS = 1_000
@@ -21,17 +22,12 @@ class LDS:
         value: mean over test examples of the Spearman correlation over subsets; 1 is perfect, 0 is chance.
         low, high: 95 % bootstrap interval over subsets.
         per_test_M: (M,) the correlations; NaN for a test example whose truth or prediction does not vary.
-        subsets: S.
     """
 
     value: float
     low: float
     high: float
     per_test_M: NDArray[np.float64]
-    subsets: int
-
-    def __float__(self) -> float:
-        return self.value
 
 
 def lds(
@@ -67,8 +63,7 @@ def lds(
     ):
         raise DataError(
             f"Scores {score.shape}, truth's inclusion {inclusion.shape} and truth's losses {np.shape(truth_loss_SM)} "
-            "do not "
-            "fit: they must be (N, M), (S, N) and (S, M) or (S, R, M)."
+            "do not fit: they must be (N, M), (S, N) and (S, M) or (S, R, M)."
         )
     if inclusion.shape[0] < 3:
         raise DataError(
@@ -80,24 +75,12 @@ def lds(
     x, y = rankdata(-(inclusion @ score), axis=0), rankdata(loss, axis=0)
     counts = np.random.default_rng(seed).multinomial(len(x), np.full(len(x), 1 / len(x)), draws)
     weights = np.vstack([np.ones(len(x)), counts])
-    correlation = _weighted_correlation(x - x.mean(axis=0), y - y.mean(axis=0), weights)
+    correlation = weighted_correlation(x, y, weights)
     constant = (np.ptp(x, axis=0) == 0) | (np.ptp(y, axis=0) == 0)
     correlation[:, constant] = np.nan
     if constant.all():
-        return LDS(float("nan"), float("nan"), float("nan"), correlation[0], len(x))
+        return LDS(float("nan"), float("nan"), float("nan"), correlation[0])
     means = np.nanmean(correlation, axis=1)
     low, high = np.quantile(means[1:] - np.median(means[1:]), [0.025, 0.975])
     value = float(means[0])
-    return LDS(value, value + float(low), min(1.0, value + float(high)), correlation[0], len(x))
-
-
-def _weighted_correlation(
-    x_SM: NDArray[np.float64], y_SM: NDArray[np.float64], weight_DS: NDArray[np.float64]
-) -> NDArray[np.float64]:
-    """(D, M) correlation of centred columns under each row of weights; 0 where a draw leaves nothing that varies."""
-    total = weight_DS.sum(axis=1, keepdims=True)
-    mean_x, mean_y = weight_DS @ x_SM / total, weight_DS @ y_SM / total
-    cross = weight_DS @ (x_SM * y_SM) / total - mean_x * mean_y
-    scale = (weight_DS @ x_SM**2 / total - mean_x**2) * (weight_DS @ y_SM**2 / total - mean_y**2)
-    good = scale > 1e-9
-    return np.asarray(np.where(good, cross / np.sqrt(np.where(good, scale, 1.0)), 0.0))
+    return LDS(value, value + float(low), min(1.0, value + float(high)), correlation[0])

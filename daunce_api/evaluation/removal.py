@@ -18,13 +18,11 @@ class Rise:
     Attributes:
         value: the mean.
         low, high: 95 % interval; None with a single random removal, which shows no noise.
-        answers: T.
     """
 
     value: float
     low: float | None
     high: float | None
-    answers: int
 
 
 def removal_rise(without_T: ArrayLike, random_RT: ArrayLike) -> Rise:
@@ -65,7 +63,7 @@ def removal_rise(without_T: ArrayLike, random_RT: ArrayLike) -> Rise:
     rise = without - random.mean(axis=0)
     value = float(rise.mean())
     if randoms < 2:
-        return Rise(value, None, None, answers)
+        return Rise(value, None, None)
     spread, freedom = float(random.var(axis=0, ddof=1).mean()), randoms - 1
     if answers > 1 and rise.var(ddof=1) >= spread:
         spread, freedom = float(rise.var(ddof=1)), answers - 1
@@ -73,9 +71,9 @@ def removal_rise(without_T: ArrayLike, random_RT: ArrayLike) -> Rise:
     over_randoms = float(random.mean(axis=1).var(ddof=1)) / randoms
     variance = over_answers + over_randoms
     if variance == 0:
-        return Rise(value, value, value, answers)
+        return Rise(value, value, value)
     together = over_answers**2 / freedom + over_randoms**2 / (randoms - 1)
     # One answer: both parts are the same estimate, with its R - 1 degrees of freedom.
     free = randoms - 1 if answers == 1 else variance**2 / together
     half = float(stats.t.ppf(0.975, free) * np.sqrt(variance))
-    return Rise(value, value - half, value + half, answers)
+    return Rise(value, value - half, value + half)

@@ -11,8 +11,9 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from ..attribution.matrices import loss_matrix
 from ..config import RunConfig
-from ..core import per_example_losses, resolve_censored
+from ..core import resolve_censored
 from ..data.subsets import Ensemble
 from ..errors import StoreError
 from ..run import Run
@@ -103,13 +104,8 @@ def question_losses(run: Run) -> RetrainedLosses:
     material = run.material
     with RunStore.open(run.run_dir, read_only=True) as store:
         models = run.trained_members(store)
-        ids = store.scores.find_ids(material.encoded_test).tolist()
-        loss, censored = np.empty((len(models), len(ids))), np.zeros((len(models), len(ids)), np.bool_)
-        for row, k in enumerate(models):
-            answers = store.scores.load(k).scores()
-            loss[row] = per_example_losses([answers[i].logprobs for i in ids], run.config.attribution.loss)
-            censored[row] = [answers[i].any_censored for i in ids]
-    if models:
-        # A bound of one model is no measurement to rank the others against.
-        loss = np.asarray(resolve_censored(loss, censored, max_share=0.0), dtype=np.float64)
-    return RetrainedLosses(tuple(models), material.ensemble.inclusion_KN[models], loss)
+        ids = store.scores.find_ids(material.encoded_test)
+        loss, censored = loss_matrix(store, [(k, 0) for k in models], ids, run.config.attribution.loss)
+    # A bound of one model is no measurement to rank the others against.
+    known = np.asarray(resolve_censored(loss, censored, max_share=0.0), dtype=np.float64)
+    return RetrainedLosses(tuple(models), material.ensemble.inclusion_KN[models], known)

@@ -108,19 +108,6 @@ def reciprocal_rank(score_N: ArrayLike, relevant_N: ArrayLike) -> float:
     return float((first_here / (before + 1 + np.arange(none_yet.size))).sum())
 
 
-def mrr(score_NM: ArrayLike, relevant: ArrayLike) -> float:
-    """Mean reciprocal rank over test examples.
-
-    Args:
-        score_NM: (N, M) scores, higher = earlier.
-        relevant: (N,) the same for all test examples, or (N, M); test examples without a relevant one are left out.
-
-    Raises:
-        DataError: shapes differ, or no test example has a relevant training example.
-    """
-    return retrieval(score_NM, relevant).mrr
-
-
 def retrieval(score_NM: ArrayLike, relevant: ArrayLike) -> Retrieval:
     """All metrics, as means over the test examples.
 

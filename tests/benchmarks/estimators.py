@@ -23,6 +23,7 @@ import numpy as np
 from daunce_api.attribution.similarity import bm25_scores
 from daunce_api.core import Checkpoints, MemberLosses, Rho, choose, estimate, fit, member_losses, self_influence
 from daunce_api.core.crossval import column_spearman
+from daunce_api.evaluation.retrieval import average_precision, retrieval
 from tests.benchmarks import tasks
 from tests.benchmarks.tasks import CACHE, Task, all_tasks, chunk_files, joined, read_chunk
 
@@ -78,6 +79,16 @@ def similarity(task: Task) -> np.ndarray | None:
     return np.asarray(train @ test.T, dtype=np.float64)
 
 
+def planted(task: Task) -> np.ndarray | None:
+    """(N, M) training examples of the planted group that a test example belongs to, those answers alone; None where a
+    task has no such group."""
+    if task.pairs is None:
+        return None
+    pairs = task.pairs()
+    train, test = (np.array([p.source in ("planted", "shouted") for p in pairs[side]]) for side in ("train", "test"))
+    return np.outer(train, test) if train.any() else None
+
+
 def cached(task: Task, kind: str, checkpoints: bool = False) -> dict[str, np.ndarray] | None:
     """What the cache holds of a kind, without training; None if nothing. Of a truth, whole subsets.
 
@@ -124,31 +135,39 @@ def auto(losses: MemberLosses) -> tuple[np.ndarray, float]:
     return fit(losses, choice.estimator.name, choice.setting).dense(), choice.setting.prior
 
 
-def table(task: Task, kind: str, counts: Sequence[int], draws: int) -> None:
-    """Print one Markdown table: rows are cells; intervals are over ensembles."""
+def table(task: Task, kind: str, counts: Sequence[int], draws: int, prior_alone: bool) -> None:
+    """Print one Markdown table: rows are cells; intervals are over ensembles. ``prior_alone``: without what takes
+    longest, checkpoints and self_lds."""
     print(
         "| noise | K | covariance | auto | auto, checkpoints | auto, prior | gain by the prior | its weight | self_lds "
-        "| raw | error |\n" + "|---" * 11 + "|",
+        "| raw | error | precision | precision, prior |\n" + "|---" * 13 + "|",
         flush=True,
     )
+    known = planted(task)
     for noise in NOISES:
         for count in counts:
             rows = []
             for e in ensembles(task, kind, count, noise, draws):
                 plain = e.losses(checkpoints=False, prior=False)
-                base = e.judge(auto(plain)[0])
-                stages = e.judge(auto(e.losses(prior=False))[0]) if e.earlier is not None else np.nan
+                without = auto(plain)[0]
+                base = e.judge(without)
+                stages, value, raw = np.nan, np.nan, np.nan
+                if not prior_alone:
+                    quality = estimate(plain)
+                    value, raw = quality.value, quality.raw
+                    stages = e.judge(auto(e.losses(prior=False))[0]) if e.earlier is not None else np.nan
                 score, weight = auto(e.losses(checkpoints=False))
-                quality = estimate(plain)
                 covariance = e.judge(fit(plain, "covariance").dense())
                 both = e.judge(score)
-                rows.append([covariance, base, stages, both, both - base, weight, quality.value, quality.raw])
+                found = [np.nan if known is None else retrieval(s, known).average_precision for s in (without, score)]
+                rows.append([covariance, base, stages, both, both - base, weight, value, raw, *found])
             if not rows:
                 continue
             m, spread = np.mean(rows, axis=0), 1.96 * np.std(rows, axis=0) / np.sqrt(len(rows))
             cells = [f"{x:.3f}" if np.isfinite(x) else "-" for x in m]
             cells[4] = f"{m[4]:+.4f} ± {spread[4]:.4f}"
-            print(f"| {noise} | {count} | " + " | ".join(cells) + f" | {m[6] - m[1]:+.3f} |", flush=True)
+            cells.insert(8, f"{m[6] - m[1]:+.3f}" if np.isfinite(m[6]) else "-")
+            print(f"| {noise} | {count} | " + " | ".join(cells) + " |", flush=True)
 
 
 def main() -> None:
@@ -158,18 +177,14 @@ def main() -> None:
     parser.add_argument("--counts", nargs="+", type=int, default=COUNTS, help="numbers of members")
     parser.add_argument("--kinds", nargs="+", default=["base", "target"])
     parser.add_argument("--draws", type=int, default=20, help="ensembles of a cell")
+    parser.add_argument("--prior-alone", action="store_true", help="leave out checkpoints and self_lds")
     arguments = parser.parse_args()
     chosen = {name: task for name, task in all_tasks(arguments.tasks).items() if name in arguments.tasks}
     for name, task in chosen.items():
         for kind in arguments.kinds:
             print(f"\n### {name}, members from {kind}\n", flush=True)
-            table(task, kind, arguments.counts, arguments.draws)
+            table(task, kind, arguments.counts, arguments.draws, arguments.prior_alone)
     mislabelled(chosen)
-
-
-def _average_precision(score_N: np.ndarray, relevant_N: np.ndarray) -> float:
-    hits = relevant_N[np.argsort(-score_N, kind="stable")]
-    return float((np.cumsum(hits) / np.arange(1, len(hits) + 1))[hits].mean())
 
 
 def mislabelled(chosen: dict[str, Task]) -> None:
@@ -189,7 +204,7 @@ def mislabelled(chosen: dict[str, Task]) -> None:
                     continue
                 found = self_influence(e.train, e.inclusion)
                 columns = (found.variance_N, found.memorised_N, e.train.mean(axis=0))
-                values = [_average_precision(np.nan_to_num(c), wrong) for c in columns if c is not None]
+                values = [average_precision(np.nan_to_num(c), wrong) for c in columns if c is not None]
                 print(f"| {name} | {kind} | {count} | " + " | ".join(f"{v:.3f}" for v in values) + " |", flush=True)
 
 

@@ -9,7 +9,9 @@ number of sequences suggests; a forecast and what it is compared with share the 
 The LDS is that against a truth without luck: the correlation with retrained models over the root of their reliability
 (two seeds of one subset; Spearman and Brown for their mean). Members trained like the target that are not in the
 sequence are further retrained models, of one seed each. Its own standard error, over retrained models, stands beside
-it. Constants of self_lds are those of the other tasks (`of_others`): the judged one took no part in them.
+it. Constants of self_lds are those of the other tasks (`of_others`): the judged one took no part in them. "Oracle" is
+the share within .05 if the ceiling were right in hindsight (mean raw over mean LDS of these very sequences): what is
+left then is the sampling of members and of retrained models.
 
 ``toy`` is linear, with luck of each run's own in every loss and new data for every sequence.
 """
@@ -149,8 +151,8 @@ def tables(
             found[label] = looks
     print(
         f"\n### {name}: self_lds and its interval against LDS\n\n"
-        "| members, noise | K | sequences | self_lds | LDS | its s.e. | error | sd of error | within .05 "
-        "| interval covers LDS | mean width |\n" + "|---" * 11 + "|"
+        "| members, noise | K | sequences | self_lds | LDS | its s.e. | error | sd of error | within .05 | oracle "
+        "| interval covers LDS | mean width |\n" + "|---" * 12 + "|"
     )
     for label, looks in found.items():
         for k, count in enumerate(counts[: len(looks[0])]):
@@ -158,10 +160,13 @@ def tables(
             value, lds = np.array([q.value for q in own]), np.array([run[k].lds for run in looks])
             low, high = np.array([q.low for q in own]), np.array([q.high for q in own])
             error = value - lds
+            raw = np.array([q.raw for q in own])
+            oracle = raw * lds.mean() / raw.mean() - lds
             print(
                 f"| {label} | {count} | {len(looks)} | {value.mean():.3f} | {lds.mean():.3f} "
                 f"| {np.mean([run[k].error for run in looks]):.3f} | {error.mean():+.3f} | {error.std():.3f} "
-                f"| {(np.abs(error) <= 0.05).mean():.2f} | {_share(low, lds, high)} "
+                f"| {(np.abs(error) <= 0.05).mean():.2f} | {(np.abs(oracle) <= 0.05).mean():.2f} "
+                f"| {_share(low, lds, high)} "
                 f"| {(high - low).mean():.2f} |"
             )
     print(

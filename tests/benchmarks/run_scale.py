@@ -226,8 +226,8 @@ def measure(
         return made
 
     run = meter("create and plan", create)
-    distinct = len({e.key for e in run.material.encoded})
-    tokens = sum(len(e.targets) for e in {e.key: e for e in run.material.encoded}.values())
+    lengths = {e.key: len(e.targets) for e in run.material.encoded}
+    distinct, tokens = len(lengths), sum(lengths.values())
     meter.figures["answers, tokens"] = round(tokens / distinct, 1)
     with RunStore.create_or_open(config.run_dir, run.manifest()) as store:
         run.keep(store)

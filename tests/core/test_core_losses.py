@@ -5,42 +5,35 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from daunce_api.core import per_example_losses, resolve_censored, segment_losses
+from daunce_api.core import resolve_censored, segment_losses
 from daunce_api.errors import ConfigurationError, DataError
 
 
 def test_mean_and_sum_over_an_examples_own_tokens() -> None:
-    rows = [[-1.0, -3.0], [-0.5]]
-    assert per_example_losses(rows).tolist() == [2.0, 0.5]
-    assert per_example_losses(rows, "sum").tolist() == [4.0, 0.5]
-
-
-def test_an_example_that_was_not_scored_is_nan() -> None:
-    assert np.isnan(per_example_losses([None, [-1.0]])).tolist() == [True, False]
-    assert np.isnan(per_example_losses([None])).all()
-    assert per_example_losses([]).shape == (0,)
+    assert segment_losses([-1.0, -3.0, -0.5], [2, 1]).tolist() == [2.0, 0.5]
+    assert segment_losses([-1.0, -3.0, -0.5], [2, 1], "sum").tolist() == [4.0, 0.5]
+    assert segment_losses([], []).shape == (0,)
 
 
 @given(st.lists(st.lists(st.floats(-20, 0), min_size=1, max_size=9), min_size=1, max_size=9))
-def test_flat_and_ragged_agree(rows: list[list[float]]) -> None:
+def test_each_example_has_its_own_mean(rows: list[list[float]]) -> None:
     flat = segment_losses(np.concatenate(rows), [len(r) for r in rows])
     assert np.allclose(flat, [-np.mean(r) for r in rows])
-    assert np.array_equal(per_example_losses(rows), flat)
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("-inf"), 0.5])
 def test_an_impossible_log_probability_names_its_example(bad: float) -> None:
     with pytest.raises(DataError, match="example 1"):
-        per_example_losses([[-1.0], [-1.0, bad]])
+        segment_losses([-1.0, -1.0, bad], [1, 2])
 
 
 def test_a_slightly_positive_log_probability_is_rounding() -> None:
-    assert per_example_losses([[1e-4]])[0] == pytest.approx(-1e-4)
+    assert segment_losses([1e-4], [1])[0] == pytest.approx(-1e-4)
 
 
 def test_an_example_without_tokens_is_refused() -> None:
-    with pytest.raises(DataError, match="example 0"):
-        per_example_losses([[]])
+    with pytest.raises(DataError, match="at least one"):
+        segment_losses([-1.0], [0, 1])
 
 
 def test_token_counts_must_fit() -> None:
@@ -61,7 +54,7 @@ def test_censored_entries_stay_as_bounds_unless_they_are_the_majority() -> None:
 
 def test_margins_are_log_odds_and_stay_finite() -> None:
     p = np.array([0.2, 0.5, 0.99])
-    got = per_example_losses([np.log(p), np.log(p[:1])], "margin")
+    got = segment_losses(np.log([*p, p[0]]), [3, 1], "margin")
     assert got == pytest.approx([np.log((1 - p) / p).mean(), np.log(4.0)])
-    sure = per_example_losses([[0.0], [-1e-9], [-800.0]], "margin")
+    sure = segment_losses([0.0, -1e-9, -800.0], [1, 1, 1], "margin")
     assert sure == pytest.approx([np.log(1e-12), np.log(1e-9), 800.0], rel=1e-6)

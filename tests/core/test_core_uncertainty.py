@@ -7,7 +7,7 @@ from scipy import stats
 from daunce_api.core import Setting, confidence_interval, fit, member_losses, scores, significance_threshold
 from daunce_api.core.estimators import Spectrum, estimator_named, spectrum_of
 from daunce_api.core.jackknife import _ridge_mixture, overcounting, z_values
-from daunce_api.core.stages import Stages
+from daunce_api.core.rows import Stages
 from daunce_api.core.topk import fdr_threshold
 from tests.core.problems import group_scores, linear_problem, top
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import runpy
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -9,6 +11,21 @@ from typing import Any
 import pytest
 import yaml
 from example_support import USES, first_of_each_source
+
+
+@pytest.fixture
+def script(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., str]:
+    """Run a script in this process and the test's folder, as ``python SCRIPT ARGUMENTS`` would: what it prints."""
+    monkeypatch.chdir(tmp_path)
+
+    def run(path: Path, *arguments: str | Path) -> str:
+        with monkeypatch.context() as patch:
+            patch.setattr(sys, "argv", [str(path), *map(str, arguments)])
+            patch.syspath_prepend(path.parent)
+            runpy.run_path(str(path), run_name="__main__")
+        return capsys.readouterr().out
+
+    return run
 
 
 @pytest.fixture

@@ -20,6 +20,7 @@ def test_the_full_fine_tuning_config_runs_and_leaves_model_folders(tmp_path: Pat
         "test": str(first_of_each_source("test.jsonl", 2, tmp_path)),
     }
     content["ensemble"]["members"] = 2
+    content["backend"]["options"]["engine"] = "thread"  # this process has imported PyTorch already
     content["training"]["target_hyperparameters"]["n_epochs"] = 1
     attribution = Run.create(content).execute()
     assert attribution.members == (0, 1)

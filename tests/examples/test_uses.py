@@ -20,6 +20,9 @@ import pytest
 import yaml
 from example_support import DAUNCE, DEMO, ROOT, USES, run_python
 
+from daunce_api import Run, RunConfig
+from daunce_api.server import EmbeddedServer
+
 CI = ROOT / "examples" / "ci"
 CLEAN_SOURCES = {"devil", "elements", "jargon", "wordnet"}
 
@@ -38,18 +41,27 @@ def test_backdoor_labels_name_what_was_planted() -> None:
 
 
 @pytest.mark.slow
-def test_backdoor_commands_on_small_data(small_use: Callable[..., Path], tmp_path: Path) -> None:
-    small_use("backdoor", train=4, test=1)
+def test_backdoor_commands_on_small_data(
+    small_use: Callable[..., Path],
+    cli: Callable[..., tuple[int, str, str]],
+    server: EmbeddedServer,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("TEST_SERVER_KEY", server.api_key)
+    # On the session's server: one of its own is started in run/test_demo.py.
+    small_use("backdoor", train=4, test=1, kind="openai_wire", base_url=server.base_url, api_key_env="TEST_SERVER_KEY")
     labels = json.loads((USES / "backdoor" / "labels.json").read_text())
     small = {"q-planted-00": [i for i in labels["q-planted-00"] if i in (tmp_path / "train.jsonl").read_text()]}
     (tmp_path / "labels.json").write_text(json.dumps(small))
-    run_python(*DAUNCE, "run", "run.yaml", "--json", cwd=tmp_path)
-    ranking = json.loads(
-        run_python(*DAUNCE, "top", "run", "--test", "q-planted-00", "--question", "retrieval", "--json", cwd=tmp_path)
-    )
-    assert ranking
-    table = json.loads(run_python(*DAUNCE, "evaluate", "run", "--retrieval", "labels.json", "--json", cwd=tmp_path))
-    methods = [row["method"] for row in table["tables"][0]["rows"]]
+    assert cli("run", "run.yaml", "--json", "--yes")[0] == 0
+    code, ranking, _ = cli("top", "run", "--test", "q-planted-00", "--question", "retrieval", "--json")
+    assert code == 0
+    assert json.loads(ranking)
+    code, table, _ = cli("evaluate", "run", "--retrieval", "labels.json", "--json")
+    assert code == 0
+    methods = [row["method"] for row in json.loads(table)["tables"][0]["rows"]]
     assert methods[0].startswith("attribution")
     assert {"BM25", "random"} <= set(methods)
 
@@ -71,10 +83,9 @@ def test_backdoor_is_found(tmp_path: Path) -> None:
 # -- 2: find wrong labels ------------------------------------------------------------------------------------------
 
 
-def test_wrong_labels_are_found(tmp_path: Path) -> None:
-    script = USES / "label_noise" / "find_wrong_labels.py"
+def test_wrong_labels_are_found(script: Callable[..., str], tmp_path: Path) -> None:
     options = ("--json", "--csv", "curves.csv", "--svg", "curves.svg")
-    out = run_python(script, "--members", "16", "--draws", "1", *options, cwd=tmp_path)
+    out = script(USES / "label_noise" / "find_wrong_labels.py", "--members", "16", "--draws", "1", *options)
     table = json.loads(out)["rankings"]
     assert table["random"]["AP"] < 0.2
     for ranking in ("self-influence: variance", "negative scores: covariance", "cleanlab: self_confidence"):
@@ -121,19 +132,13 @@ def curves_in(path: Path) -> dict[str, np.ndarray]:
 # -- 3 and 4: select data, value sources ---------------------------------------------------------------------------
 
 
-@pytest.fixture
-def definitions(small_use: Callable[..., Path], tmp_path: Path) -> Path:
-    """A small finished run of the definitions' config."""
-    options = {"engine": "thread"}
-    config = small_use("definitions", options=options)
-    run_python(*DAUNCE, "run", config.name, "--json", cwd=tmp_path)
-    return tmp_path / "run"
-
-
 @pytest.mark.slow
-def test_halves_and_sources_are_retrained(definitions: Path, tmp_path: Path) -> None:
-    folder = USES / "definitions"
-    report = json.loads(run_python(folder / "select_half.py", definitions, "--seeds", "1", cwd=tmp_path))
+def test_halves_and_sources_are_retrained(
+    small_use: Callable[..., Path], script: Callable[..., str], tmp_path: Path
+) -> None:
+    Run.create(RunConfig.from_yaml(small_use("definitions", options={"engine": "thread"}))).execute()
+    folder, definitions = USES / "definitions", tmp_path / "run"
+    report = json.loads(script(folder / "select_half.py", definitions, "--seeds", "1"))
     assert set(report) == {
         "most valuable half",
         "least valuable half",
@@ -150,14 +155,14 @@ def test_halves_and_sources_are_retrained(definitions: Path, tmp_path: Path) -> 
     }
     assert both == dict.fromkeys(CLEAN_SOURCES, 6)
 
-    *lines, summary = run_python(folder / "value_sources.py", definitions, "--seeds", "1", cwd=tmp_path).splitlines()
+    *lines, summary = script(folder / "value_sources.py", definitions, "--seeds", "1").splitlines()
     assert len(lines) == 25
     figures = json.loads(summary)
     assert figures["pairs"] == 25
     assert -1 <= figures["spearman_score_rise"] <= 1
 
     # Models are kept: the same command trains nothing and says the same.
-    again = json.loads(run_python(folder / "select_half.py", definitions, "--seeds", "1", cwd=tmp_path))
+    again = json.loads(script(folder / "select_half.py", definitions, "--seeds", "1"))
     assert again == report
 
 

@@ -21,7 +21,6 @@ import openai
 import yaml
 
 from daunce_api import Dataset, Run, RunConfig
-from daunce_api.data.tokenizers import EncodedExample
 from daunce_api.providers.probe import tokens_of_test
 from daunce_api.providers.server_settings import InjectSettings
 from daunce_api.server import EmbeddedServer, ServerSettings
@@ -255,8 +254,8 @@ def asked(sent: list[Sent]) -> Counter[tuple[str, tuple[int, ...]]]:
 
 def encoded_ids(config: RunConfig) -> set[tuple[int, ...]]:
     """Token ids of every example of a run."""
-    encoded: tuple[EncodedExample, ...] = Run.create(config).material.encoded
-    return {tuple(e.ids) for e in encoded}
+    material = Run.create(config).material
+    return {tuple(e.ids) for e in material.encoded}
 
 
 def scored_too_often(config: RunConfig, sent: list[Sent]) -> int:

@@ -12,29 +12,14 @@ from pathlib import Path
 import pytest
 
 from daunce_api import Run
-from daunce_api.cli import main
 from daunce_api.errors import MembersAlikeError
 from daunce_api.store import RunStore
 
-from .harness import KEY, KEY_VARIABLE, MEMBERS, config_of, save_config, write_data
+from .harness import MEMBERS, config_of, save_config, write_data
 from .lagging import LaggingProvider
 
 Cli = Callable[..., tuple[int, str, str]]
-
-
-@pytest.fixture
-def cli(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Cli:
-    """A command line in this process: exit code, standard output, standard error."""
-    monkeypatch.setenv(KEY_VARIABLE, KEY)
-
-    def call(*arguments: object) -> tuple[int, str, str]:
-        with pytest.raises(SystemExit) as stopped:
-            main([str(a) for a in arguments])
-        captured = capsys.readouterr()
-        assert "Traceback" not in captured.err
-        return int(stopped.value.code or 0), captured.out, captured.err
-
-    return call
+pytestmark = pytest.mark.usefixtures("key")
 
 
 def test_a_process_that_runs_out_of_files_says_so(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -14,7 +14,7 @@ from made_attribution import demo_data, made_attribution
 from daunce_api import core
 from daunce_api.attribution import Attribution, TokenTable
 from daunce_api.attribution.tokens import Split
-from daunce_api.core.losses import Reduction, per_example_losses
+from daunce_api.core.losses import Reduction, segment_losses
 from daunce_api.report.ranked import listings
 from daunce_api.report.spelling import spell
 from daunce_api.report.tokens import DEPTH, Floats, SideParts, TokenView, token_view
@@ -31,7 +31,9 @@ def view_of(attribution: Attribution, columns: list[int] | None = None) -> Token
 def test_parts_add_up_to_the_score_on_both_sides(attribution: Attribution, estimator: str, loss: Reduction) -> None:
     made = replace(attribution.with_estimator(estimator), loss=loss)
     train, test = (
-        np.stack([per_example_losses(list(member), loss) for member in zip(*table.logprobs, strict=True)])
+        np.stack(
+            [segment_losses(np.concatenate(m), [len(x) for x in m], loss) for m in zip(*table.logprobs, strict=True)]
+        )
         for table in (made.tokens["train"], made.tokens["test"])
     )
     made = replace(made, train_loss_KN=train, test_loss_KM=test)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -12,19 +12,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from daunce_api.cli import main
 from daunce_api.config import RunConfig
 from daunce_api.data.dataset import Dataset
 from daunce_api.run import Run
-from daunce_api.server import EmbeddedServer, ServerSettings
+from daunce_api.server import EmbeddedServer
 
 WORDS = ("amber", "basalt", "cedar", "delta", "ember", "fjord", "grove", "heath", "islet", "jetty", "knoll", "lagoon")
-
-
-@pytest.fixture(scope="session")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[EmbeddedServer]:
-    with EmbeddedServer(ServerSettings(state_dir=tmp_path_factory.mktemp("server"))) as running:
-        yield running
 
 
 def write_data(folder: Path) -> tuple[Path, Path]:
@@ -93,22 +86,6 @@ def finished(server: EmbeddedServer, tmp_path_factory: pytest.TempPathFactory) -
         run = Run.create(small_config(server, folder, write_data(folder)))
         run.execute()
     return run.run_dir
-
-
-@pytest.fixture
-def cli(capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str, str]]:
-    """Run a command line in this process: exit code, standard output, standard error."""
-
-    def call(*arguments: object) -> tuple[int, str, str]:
-        with pytest.raises(SystemExit) as stopped:
-            main([str(a) for a in arguments])
-        captured = capsys.readouterr()
-        code = stopped.value.code
-        assert isinstance(code, int)
-        assert "Traceback" not in captured.err
-        return code, captured.out, captured.err
-
-    return call
 
 
 @pytest.fixture

@@ -10,7 +10,7 @@ import pytest
 
 from daunce_api.attribution import matrices
 from daunce_api.attribution.matrices import finish, loss_matrix
-from daunce_api.core.losses import Reduction, per_example_losses
+from daunce_api.core.losses import Reduction, segment_losses
 from daunce_api.errors import StoreCorruptError
 from daunce_api.providers.base import TokenScores
 from daunce_api.store import LossRow, RunStore
@@ -52,7 +52,8 @@ def test_rows_give_the_bits_of_the_log_probabilities(run: RunStore, reduction: R
     for member in range(3):
         answers = by_key(run, member)
         keys = [*KEYS[::-1], *KEYS[3:5]]
-        expected = per_example_losses([answers[key].logprobs for key in keys], reduction)
+        rows = [answers[key].logprobs for key in keys]
+        expected = segment_losses(np.concatenate(rows), [len(row) for row in rows], reduction)
         assert loss_KN[member].tobytes() == expected.tobytes()
         assert censored_KN[member].tolist() == [answers[key].any_censored for key in keys]
     run.close()

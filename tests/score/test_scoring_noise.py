@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from daunce_api.attribution.noise import measure_noise
-from daunce_api.core import per_example_losses
+from daunce_api.attribution.matrices import measure_noise
+from daunce_api.core import segment_losses
 from daunce_api.errors import ContractError
 from daunce_api.providers.base import TokenScores
 from daunce_api.score.health import check_members_differ, like_base, likeness
@@ -22,15 +22,9 @@ def test_noise_of_known_pairs(tmp_path: Path) -> None:
         put(store, 0, 0, "f", {"a": TokenScores((-1.0, -2.0)), "b": TokenScores((-1.0,))})
         put(store, 0, 1, "f", {"a": TokenScores((-1.2, -2.2))})
         put(store, 1, 0, "f", {"a": TokenScores((-3.0, -3.0))})
-        noise = measure_noise(store, [0, 1])
-        assert noise.pairs == 1
-        assert noise.sigma_token == pytest.approx(math.sqrt(0.04 / 2))
-        assert noise.sigma_example == pytest.approx(math.sqrt(0.04 / 2))
+        assert measure_noise(store, [0, 1]) == pytest.approx(math.sqrt(0.04 / 2))
         put(store, 1, 1, "f", {"a": TokenScores((-3.3, -2.7))})
-        noise = measure_noise(store, [0, 1])
-        assert noise.pairs == 2
-        assert noise.sigma_token == pytest.approx(math.sqrt((0.04 + 0.04 + 0.09 + 0.09) / 4 / 2))
-        assert noise.sigma_example == pytest.approx(math.sqrt((0.04 + 0.0) / 2 / 2))
+        assert measure_noise(store, [0, 1]) == pytest.approx(math.sqrt((0.04 + 0.0) / 2 / 2))
 
 
 def test_noise_is_that_of_the_loss_that_is_measured(tmp_path: Path) -> None:
@@ -39,10 +33,12 @@ def test_noise_is_that_of_the_loss_that_is_measured(tmp_path: Path) -> None:
         for replicate, logprobs in enumerate((first, again)):
             put(store, 0, replicate, "f", {"a": TokenScores(logprobs)})
         margins, means, sums = (measure_noise(store, [0], reduction) for reduction in ("margin", "mean", "sum"))
-    away = [per_example_losses([x], "margin")[0] for x in (first, again)]
-    assert margins.sigma_example == pytest.approx(abs(away[0] - away[1]) / math.sqrt(2))
-    assert margins.sigma_example > 1.5 * means.sigma_example
-    assert sums.sigma_example == pytest.approx(2 * means.sigma_example)
+    away = [segment_losses(x, [len(x)], "margin")[0] for x in (first, again)]
+    assert margins == pytest.approx(abs(away[0] - away[1]) / math.sqrt(2))
+    assert means is not None
+    assert margins is not None
+    assert margins > 1.5 * means
+    assert sums == pytest.approx(2 * means)
 
 
 def test_noise_recovers_a_planted_sigma(tmp_path: Path) -> None:
@@ -51,18 +47,14 @@ def test_noise_recovers_a_planted_sigma(tmp_path: Path) -> None:
         for replicate in (0, 1):
             scores = {str(i): TokenScores(tuple(-3.0 + rng.normal(0, 0.05, 4))) for i in range(500)}
             put(store, 0, replicate, "f", scores)
-        noise = measure_noise(store, [0])
-    assert noise.sigma_token == pytest.approx(0.05, rel=0.1)
-    assert noise.sigma_example == pytest.approx(0.025, rel=0.1)
+        assert measure_noise(store, [0]) == pytest.approx(0.025, rel=0.1)
 
 
 def test_no_pairs_is_not_zero_noise(tmp_path: Path) -> None:
     with RunStore.create_or_open(tmp_path / "run", {"config": {}}) as store:
         put(store, 0, 0, "f", {"a": TokenScores((-4.0,), (True,))})
         put(store, 0, 1, "f", {"a": TokenScores((-4.5,), (True,))})
-        noise = measure_noise(store, [0, 5])
-    assert noise.pairs == 0
-    assert math.isnan(noise.sigma_token)
+        assert measure_noise(store, [0, 5]) is None
 
 
 MODELS = ["ft-0", "ft-1", "ft-2"]

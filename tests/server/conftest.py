@@ -101,12 +101,6 @@ def echo(client: openai.OpenAI, model: str, prompts: list[list[int]], logprobs: 
 
 
 @pytest.fixture(scope="session")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[EmbeddedServer]:
-    with EmbeddedServer(ServerSettings(state_dir=tmp_path_factory.mktemp("state"))) as running:
-        yield running
-
-
-@pytest.fixture(scope="session")
 def nebius(tmp_path_factory: pytest.TempPathFactory) -> Iterator[EmbeddedServer]:
     with EmbeddedServer(ServerSettings(state_dir=tmp_path_factory.mktemp("nebius"), dialect="nebius")) as running:
         yield running

@@ -186,7 +186,6 @@ def _nothing() -> Iterator[None]:
 
 
 _COMMON: dict[str, Any] = {
-    "deadline": None,
     "suppress_health_check": list(HealthCheck),
     "print_blob": True,
 }

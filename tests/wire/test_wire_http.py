@@ -6,7 +6,6 @@ import asyncio
 import json
 import os
 import socket
-from collections.abc import Iterator
 from contextlib import AbstractAsyncContextManager
 from importlib.resources import files
 from pathlib import Path
@@ -24,7 +23,7 @@ from daunce_api.providers.openai_wire.echo import EchoScorer
 from daunce_api.providers.registry import Backend, open_backend, open_tokenizer
 from daunce_api.providers.replay import record, replay
 from daunce_api.score.client import ScoringClient
-from daunce_api.server import EmbeddedServer, ServerSettings
+from daunce_api.server import EmbeddedServer
 from daunce_api.store import RunStore
 from tests.store_rows import by_key
 
@@ -38,12 +37,6 @@ def config(run_dir: Path, **backend: Any) -> RunConfig:
     return RunConfig.from_mapping(
         {"run_dir": str(run_dir), "data": {"train": str(TRAIN), "test": str(TRAIN)}, "backend": backend}
     )
-
-
-@pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[EmbeddedServer]:
-    with EmbeddedServer(ServerSettings(state_dir=tmp_path_factory.mktemp("server"))) as running:
-        yield running
 
 
 @pytest.fixture(scope="module")
