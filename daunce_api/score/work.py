@@ -281,7 +281,7 @@ class Work:
         await self._compare(members, self._scorer)
         reason = await self._enough(members)
         if reason is not None:
-            self._training.halt(reason)
+            self._training.halt()
             self._halted(reason)
 
     def _halted(self, reason: str) -> None:
