@@ -9,12 +9,20 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 from daunce_api.cli import main
 from daunce_api.server import EmbeddedServer, ServerSettings
 
 # A shell starts `pytest &` with SIGINT ignored, and every process below it inherits that.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+
+# The time of one example says nothing on a shared machine. The examples are the same in every run of the same code;
+# `--hypothesis-profile=default` draws others.
+settings.register_profile(
+    "shared machine", deadline=None, suppress_health_check=[HealthCheck.too_slow], derandomize=True
+)
+settings.load_profile("shared machine")
 
 TESTS = Path(__file__).parent
 SHARING = {"reliability": "reliability", "server": "server", "examples": "run", "run": "run", "wire": "run"}

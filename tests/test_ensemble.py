@@ -17,7 +17,7 @@ def test_one_seed_gives_the_same_bits_everywhere() -> None:
     assert ensemble.seeds_K.tolist() == [1722792823, 1421746522, 1409566257]
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     n=st.integers(2, 80),
     k=st.integers(1, 12),

@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 
 from pydantic import ValidationError
 
+from ..config import RunConfig
 from ..errors import DaunceError, ProviderError, RejectedError, ReplayError, StopError, TransientError
 from .base import Closing, Hyperparameters, TrainerCapabilities
 from .failures import Failures
@@ -128,14 +129,14 @@ def _submits(error: Exception, submit: bool | str) -> bool:
 class SdkTrainer(Closing):
     """What trainers on an SDK's client share. Closing one closes the client.
 
-    ``base_model`` is the model that is fine-tuned from scratch; a job on any other one continues that fine-tune.
+    The config's model is the one that is fine-tuned from scratch; a job on any other one continues that fine-tune.
     """
 
-    def __init__(self, sdk: Any, calls: SdkCalls, capabilities: TrainerCapabilities, *, base_model: str) -> None:
+    def __init__(self, sdk: Any, calls: SdkCalls, config: RunConfig, capabilities: TrainerCapabilities) -> None:
         self._sdk = sdk
         self._calls = calls
         self.capabilities = capabilities
-        self._base_model = base_model
+        self._base_model = config.backend.model
 
     async def close(self) -> None:
         await self._sdk.close()

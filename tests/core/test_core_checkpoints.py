@@ -166,7 +166,7 @@ def test_no_fold_splits_a_member(name: str) -> None:
         assert np.allclose(changed.folded(candidate)[0][held], plain[held])
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(st.integers(0, 10_000), st.sampled_from(list(ESTIMATORS)))
 def test_members_may_come_in_any_order(seed: int, name: str) -> None:
     order = np.random.default_rng(seed).permutation(24)
@@ -176,7 +176,7 @@ def test_members_may_come_in_any_order(seed: int, name: str) -> None:
         assert np.allclose(one, other, rtol=1e-6, atol=1e-9 * np.abs(one).max())
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(st.integers(0, 10_000), st.sampled_from(list(ESTIMATORS)))
 def test_what_all_members_share_at_a_stage_does_not_count(seed: int, name: str) -> None:
     rng = np.random.default_rng(seed)
@@ -190,7 +190,7 @@ def test_what_all_members_share_at_a_stage_does_not_count(seed: int, name: str) 
         assert np.allclose(one, other, rtol=1e-6, atol=1e-9 * np.abs(one).max())
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(st.integers(0, 10_000), st.sampled_from(list(ESTIMATORS)))
 def test_a_stage_that_repeats_the_final_models_says_nothing_new(seed: int, name: str) -> None:
     repeated = Checkpoints(P.train[None], P.test[None])

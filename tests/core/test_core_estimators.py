@@ -89,7 +89,7 @@ def test_single_precision_stays_single_and_agrees(name: str) -> None:
     assert np.abs(single - double).max() < 2e-3 * np.abs(double).max()
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(st.integers(0, 10_000), st.sampled_from(sorted(ESTIMATORS)))
 def test_no_estimator_sees_order_or_level(seed: int, name: str) -> None:
     rng = np.random.default_rng(seed)

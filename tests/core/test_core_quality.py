@@ -137,7 +137,7 @@ def test_an_interval_says_that_rho_is_not_known() -> None:
     assert unknown.high - unknown.low > max(x.high - x.low for x in (like, unlike))
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(st.integers(0, 10_000))
 def test_column_spearman_is_scipys(seed: int) -> None:
     rng = np.random.default_rng(seed)

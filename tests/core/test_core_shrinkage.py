@@ -67,7 +67,7 @@ def test_sums_of_chance_have_the_spread_that_is_said() -> None:
         assert said == pytest.approx((score * shrinkage.weight(score, ALL, ALL)).std(), rel=0.15)
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(st.integers(0, 10_000), st.floats(0.01, 100), st.integers(1, 50))
 def test_scores_keep_their_sign_and_order_and_never_grow(seed: int, amount: float, spread: int) -> None:
     rng = np.random.default_rng(seed)
@@ -140,7 +140,7 @@ def test_the_largest_are_those_of_the_whole_matrix(k: int, per: str, opponents: 
     assert np.allclose(ranking.z_Mk, np.take_along_axis(z, ranking.index_Mk, axis=1)), "weights say nothing of chance"
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(st.integers(1, 4_000), st.integers(1, 60), st.integers(1, 30), st.integers(0, 99), st.just(6))
 @example(20_000, 30, 40, 1, 12)
 @example(20_000, 30, 40, 2, 3)

@@ -65,7 +65,7 @@ def test_standard_errors_of_chosen_pairs_are_those_of_the_blocks(name: str, per:
     assert np.allclose(ranking.z_Mk, expected)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     st.integers(1, 5_000),
     st.integers(1, 300),

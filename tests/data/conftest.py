@@ -5,14 +5,9 @@ from __future__ import annotations
 from functools import lru_cache
 
 import pytest
-from hypothesis import settings
 from tokenizer_folders import EMBEDDED, GetTokenizer, chatml, llama_like, tiktoken_files
 
 from daunce_api.data.tokenizers import LocalTokenizer, TiktokenTokenizer, Tokenizer, openai_models
-
-# The time of one example says nothing on a shared machine.
-settings.register_profile("data", deadline=None)
-settings.load_profile("data")
 
 
 @pytest.fixture(scope="session")

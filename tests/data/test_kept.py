@@ -113,7 +113,7 @@ def test_an_edited_file_is_refused_whatever_its_index_says(tmp_path: Path) -> No
         kept_dataset(path, "0" * 64)
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(st.lists(st.tuples(st.text(max_size=8), st.text(min_size=1, max_size=8)), min_size=1, max_size=5))
 def test_any_text_comes_back(tmp_path_factory: pytest.TempPathFactory, texts: list[tuple[str, str]]) -> None:
     records = [{"prompt": a, "completion": f"x{b}"} for a, b in texts]

@@ -30,7 +30,7 @@ def test_it_is_what_dattri_computes() -> None:
     assert judged.value == pytest.approx(np.mean(expected))
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(st.integers(0, 10_000))
 def test_it_is_scipys_spearman_per_test_example(seed: int) -> None:
     score, inclusion, loss = _problem(seed)

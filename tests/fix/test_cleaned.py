@@ -40,7 +40,7 @@ def _lines(separators: tuple[str, str] = (", ", ": ")) -> list[bytes]:
     return [json.dumps(r, ensure_ascii=False, separators=separators).encode() for r in RECORDS]
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(
     removed=st.sets(st.integers(0, 4), max_size=4),
     end=st.sampled_from([b"\n", b"\r\n"]),
@@ -128,7 +128,7 @@ def test_near_duplicates_are_linked_and_others_are_not() -> None:
     assert len(set(groups)) == 4
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(st.lists(st.lists(st.sampled_from("abcdef"), min_size=3, max_size=8), min_size=2, max_size=8))
 def test_no_pair_above_the_limit_is_missed(words: list[list[str]]) -> None:
     """Against all pairs, joined by hand."""

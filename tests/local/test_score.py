@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from daunce_api.data.tokenizers import EncodedExample
@@ -158,7 +158,6 @@ def test_odd_requests(model: LanguageModel, sequences: list[Scored]):
         model.target_logprobs([((1, model.vocabulary), (1,))])
 
 
-@settings(deadline=None)
 @given(st.lists(st.integers(1, 90), min_size=1, max_size=40), st.integers(1, 300), st.integers(1, 100))
 def test_passes_hold_every_row_once_within_the_limit(lengths: list[int], limit: int, alone: int):
     passes = passes_of(lengths, limit, alone)

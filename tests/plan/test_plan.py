@@ -134,7 +134,7 @@ def test_a_target_model_is_a_job_on_all_examples() -> None:
 
 
 @given(n=st.integers(20, 60), members=st.integers(2, 6), ratio=st.floats(0.5, 0.9), epochs=st.integers(1, 5))
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 def test_embedded_tokens_are_those_of_the_ids_that_are_trained_on(
     n: int, members: int, ratio: float, epochs: int
 ) -> None:

@@ -72,8 +72,7 @@ def file(status: str, **changes: Any) -> dict[str, Any]:
 
 
 def azure_trainer(server: Server, clock: InstantClock | None = None) -> azure.AzureTrainer:
-    capabilities = azure.trainer_capabilities(config())
-    return azure.AzureTrainer(server.client(URL), capabilities, poll=Poll(5.0, 120, clock or InstantClock()))
+    return azure.AzureTrainer(server.client(URL), config(), poll=Poll(5.0, 120, clock or InstantClock()))
 
 
 async def test_files_are_uploaded_read_found_and_deleted() -> None:

@@ -12,7 +12,7 @@ import pytest
 from daunce_api import Run, RunConfig
 from daunce_api.providers.base import JobStatus
 from daunce_api.store import RunStore
-from daunce_api.train import PollPolicy
+from daunce_api.train.patient import PollPolicy
 
 from .faults import fault_run, mixed
 from .harness import KEY, KEY_VARIABLE, MEMBERS, Client, Provider, config_of, jobs_of, outcome, save_config, write_data

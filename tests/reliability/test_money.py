@@ -170,7 +170,7 @@ class CappedLedger(RuleBasedStateMachine):
             shutil.rmtree(self.folder)
 
 
-_COMMON: dict[str, Any] = {"deadline": None, "print_blob": True}
+_COMMON: dict[str, Any] = {"print_blob": True}
 
 
 class TestCappedLedger(CappedLedger.TestCase):  # type: ignore[misc, valid-type]

@@ -29,13 +29,13 @@ COMMON: dict[str, Any] = {
 }
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(**COMMON)
 def test_a_good_answer_with_one_odd_place(call: int, status: int, template: int, path: list[int], value: Any) -> None:
     answered(call, status, as_json(changed(template, path, value)))
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     call=st.integers(0, CALLS - 1),
     status=st.sampled_from(STATUSES),
@@ -47,7 +47,7 @@ def test_any_answer_at_all(call: int, status: int, content: bytes, wait: str) ->
 
 
 @pytest.mark.long
-@settings(max_examples=5000, deadline=None)
+@settings(max_examples=5000)
 @given(**COMMON)
 def test_many_good_answers_with_one_odd_place(
     call: int, status: int, template: int, path: list[int], value: Any

@@ -334,7 +334,7 @@ async def test_a_scorer_without_a_probe_is_not_probed(store: RunStore) -> None:
     assert await client(ScriptedScorer(), store).probe("base", EXAMPLES[0]) is None
 
 
-@settings(max_examples=20, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=20, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
 def test_interrupted_anywhere_the_scores_are_the_same(data: st.DataObject, tmp_path_factory: Any) -> None:
     """Runs that stop at random requests with random errors end, taken up again, in the scores of a quiet run, and send

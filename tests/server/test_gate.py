@@ -147,7 +147,7 @@ names = st.sampled_from(
 )
 
 
-@settings(max_examples=50, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=50, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     path=st.sampled_from(["completions", "chat/completions", "fine_tuning/jobs"]),
     body=st.dictionaries(names, json_values, max_size=6),
@@ -163,7 +163,7 @@ def test_random_bodies_never_break_the_server(
     check_response("POST", f"/v1/{path}", response.status_code, response.content)
 
 
-@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     path=st.sampled_from(["files", "fine_tuning/jobs", "fine_tuning/jobs/x/events", "models"]),
     query=st.dictionaries(

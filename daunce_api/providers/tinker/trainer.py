@@ -19,7 +19,7 @@ from ..._util.files import replacing
 from ...config import RunConfig
 from ...data.dataset import Dataset
 from ...data.tokenizers import EncodedExample, encode_example
-from ...errors import DaunceError, ProviderError, RejectedError, StopError
+from ...errors import DaunceError, RejectedError, StopError
 from ..base import Closing, EchoField, Job, JobEcho, JobRequest, JobStatus, ModelInfo, TrainerCapabilities
 from ..failures import gone_already
 from ..identity import of_run
@@ -317,18 +317,13 @@ class TinkerTrainer(Closing):
                         kept = path_of(each, "sampler_weights" if is_sampler(c) else "weights", listed_name(c))
                         if not listed_name(c).startswith(EPOCH) and kept not in paths:
                             paths.append(kept)
-        rest = await self._service.rest()
-        gone = True
+        rest, service = await self._service.rest(), self._service
+        gone = []
         for path in paths:
-            try:
-                await self._service.start(
-                    partial(rest.delete_checkpoint_from_tinker_path, path), doing=f"deleting {path}"
-                )
-            except ProviderError as error:
-                if error.status == 401:
-                    raise
-                gone = gone and error.status == 404
-        return gone
+            doing = f"deleting {path}"
+            call = service.start(partial(rest.delete_checkpoint_from_tinker_path, path), doing=doing)
+            gone.append(await service.calls.delete(call, doing=doing))
+        return all(gone)
 
     def _path(self, name: str) -> Path:
         return self._folder / Path(name).name
