@@ -166,7 +166,8 @@ def _largest(scores: Scores, k: int) -> tuple[Index, Floats]:
             if found > best.size:
                 _merge(best, place, waiting)
                 threshold, waiting, found = best.min(axis=1), [], 0
-        _merge(best, place, waiting)
+        if found:
+            _merge(best, place, waiting)
         place = order[place]
         by_value = np.lexsort((place, -best), axis=1)
         index[columns], value[columns] = (np.take_along_axis(x, by_value, axis=1) for x in (place, best))
@@ -223,12 +224,8 @@ def _above(
 
 
 def _merge(value_mk: Floats, index_mk: Index, waiting: list[tuple[Index, Floats, Index]]) -> None:
-    """Keep the k best of the best so far and what waits, in place."""
-    query, value, index = (
-        (np.concatenate(part) for part in zip(*waiting, strict=True)) if waiting else [np.zeros(0)] * 3
-    )
-    if not query.size:
-        return
+    """Keep the k best of the best so far and what waits (one score at least), in place."""
+    query, value, index = (np.concatenate(part) for part in zip(*waiting, strict=True))
     order = np.argsort(query.astype(np.uint16), kind="stable")  # of a tile; short integers sort in one pass
     query, value, index = query[order], value[order], index[order]
     touched, first, count = np.unique(query, return_index=True, return_counts=True)
