@@ -111,12 +111,8 @@ class NebiusTrainer(WireTrainer):
 
     async def _registered(self, source: str) -> dict[str, Any] | None:
         """The registration of a checkpoint, if there is one that was not deleted."""
-        job_id, _, checkpoint = source.partition(":")
         for model in await self._listed():
-            own = model.get("source") == source or (model.get("job_id"), model.get("checkpoint_id")) == (
-                job_id,
-                checkpoint,
-            )
+            own = source in (model.get("source"), f"{model.get('job_id')}:{model.get('checkpoint_id')}")
             if own and model.get("status") != "deleted" and isinstance(model.get("name"), str):
                 return model
         return None

@@ -87,9 +87,7 @@ class SdkCalls:
             said = self.failures.clean(f"{doing} failed at {self.failures.provider}: {error}")
             users = str(getattr(getattr(error, "category", ""), "value", "")).lower() == "user"
             return RejectedError(said) if users else TransientError(said)
-        if isinstance(error, sdk.APIError):
-            return self.failures.malformed(doing, submit, "a body that its SDK cannot read")
-        if isinstance(error, json.JSONDecodeError | ValidationError):
+        if isinstance(error, (sdk.APIError, json.JSONDecodeError, ValidationError)):
             return self.failures.malformed(doing, submit, "a body that its SDK cannot read")
         if isinstance(error, ValueError | TypeError) and not isinstance(error, DaunceError):
             # The SDKs check arguments with bare built-in errors, before anything is sent.

@@ -133,8 +133,6 @@ class Database:
         """Close; a second call does nothing."""
         with self.lock, self._translated("closed"):
             self._connection.close()
-            if self._guard is not None:
-                self._guard.close()
 
     def checkpoint(self) -> None:
         """Copy what was written from the write-ahead log into the file: losing the log loses nothing after this."""

@@ -169,8 +169,7 @@ class Scores(Part):
     def load_some(self, ids: Ids, member: int, replicate: int = 0, checkpoint: int = 0) -> TokenColumns:
         """Measurements of some examples, those that exist; only the blobs that hold them are read."""
         where, values = self._in_use((member, replicate, checkpoint))
-        wanted = np.zeros(len(self._known()), np.bool_)
-        wanted[ids[(ids >= 0) & (ids < wanted.size)]] = True
+        wanted = _with(np.zeros(0, np.bool_), ids[ids >= 0])
         missing, found = int(wanted.sum()), []
         # What is measured twice comes first, so that the ids of most blobs are not looked at.
         for number, raw in self._db.each(f"SELECT id, ids FROM blobs WHERE {where} ORDER BY id", values):

@@ -56,7 +56,7 @@ class Training:
         )
         self._finished: frozenset[int] = frozenset()
         self._parked: DaunceError | None = None
-        self._halted: str | None = None
+        self._halted = False
         self._left_out: dict[int, str] = {}
 
     # -- the run --------------------------------------------------------------------------------------------------
@@ -119,11 +119,9 @@ class Training:
             raise self._parked
         self._require(len(self._finished | (self._store.jobs.ready_models().keys() - {TARGET})))
 
-    def halt(self, reason: str) -> None:
+    def halt(self) -> None:
         """Submit no more jobs in this run; live ones are waited for. For a rule that says that K is large enough."""
-        if self._halted is None:
-            self._halted = reason
-            self._store.history.stopped("halted", reason)
+        self._halted = True
 
     # -- one member -----------------------------------------------------------------------------------------------
 
@@ -305,7 +303,7 @@ class Training:
     def _begin(self) -> None:
         """Nothing is parked, and jobs that ended while nobody could book them are booked (the run was interrupted in
         between, or they were cancelled)."""
-        self._parked, self._halted, self._left_out = None, None, {}
+        self._parked, self._halted, self._left_out = None, False, {}
         open_keys = self._store.ledger.unsettled()
         for row in self._store.jobs.rows():
             if row.key in open_keys and row.status in FINAL:
@@ -313,7 +311,7 @@ class Training:
 
     @property
     def _may_submit(self) -> bool:
-        return self._parked is None and self._halted is None
+        return self._parked is None and not self._halted
 
     def _park(self, error: DaunceError) -> None:
         """Submit no more jobs in this run; the first error is the one that it ends with."""

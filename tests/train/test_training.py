@@ -564,12 +564,10 @@ def test_halting_submits_no_more_and_waits_for_the_rest(world: World) -> None:
 
         async def on_ready(member: int, model: str) -> None:
             if len(store.jobs.ready_models()) >= 3:
-                training.halt("self_lds has reached its plateau")
+                training.halt()
 
         asyncio.run(training.run(on_ready))
-        stop, models = store.history.stop(), store.jobs.ready_models()
-    assert stop is not None
-    assert (stop.kind, stop.reason) == ("halted", "self_lds has reached its plateau")
+        models = store.jobs.ready_models()
     assert 3 <= len(models) <= 5
     assert len(world.provider.jobs) == len(models)
 

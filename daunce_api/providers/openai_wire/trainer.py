@@ -9,6 +9,7 @@ here, the rest (``JobEcho``) by whoever knows the request.
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Awaitable
+from contextlib import suppress
 from dataclasses import replace
 from functools import partial
 from typing import Any, Literal
@@ -313,7 +314,9 @@ class WireTrainer(Closing):
             if error is not None:
                 return replace(job, status=JobStatus.FAILED, error=self._client.failures.clean(error))
             if self._checkpoint_is_model:
-                return replace(job, model=next(iter(reversed(await self._checkpoints_if_any(job.id))), None))
+                with suppress(RejectedError):  # a server without checkpoints
+                    models = await self._checkpoints(job.id)
+                    return replace(job, model=models[-1] if models else None)
         return job
 
     def _read(self, answer: dict[str, Any]) -> Job:
@@ -341,12 +344,6 @@ class WireTrainer(Closing):
             return None  # a server without events
         withheld = [e.get("message") for e in events if isinstance(e, dict) and e.get("type") == "moderation_checks"]
         return f"the provider withholds the model: {withheld[0]}" if withheld else None
-
-    async def _checkpoints_if_any(self, job_id: str) -> list[str]:
-        try:
-            return await self._checkpoints(job_id)
-        except RejectedError:
-            return []  # a server without checkpoints
 
     async def close(self) -> None:
         await self._client.close()
