@@ -77,6 +77,7 @@ def _contents_of(attribution: Measurements) -> tuple[dict[str, Any], Arrays]:
         arrays["earlier_test_loss_SKM"] = attribution.earlier.test_loss_SKM
     tables = {side: table for side, table in attribution.tokens.items() if _entries(table) <= MAX_TOKEN_ENTRIES}
     for side, table in tables.items():
+        table.prefetch(range(len(table.pieces)))
         arrays[f"{side}_token_logprobs_KT"] = np.concatenate(table.logprobs, axis=1)
         arrays[f"{side}_token_counts"] = np.array([len(p) for p in table.pieces], dtype=np.int64)
     content = {

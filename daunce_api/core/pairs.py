@@ -194,9 +194,9 @@ class Scores:
 
     # --- below, rows and columns are those of the examples that have losses ---
 
-    def product(self, rows: slice | Index, columns: slice | Index, out: Floats | None = None) -> Floats:
+    def product(self, rows: slice | Index, columns: slice | Index) -> Floats:
         """(n, m) scores before weights."""
-        return np.matmul(self.left_RN[:, rows].T, self.right_RM[:, columns], out=out)
+        return np.asarray(self.left_RN[:, rows].T @ self.right_RM[:, columns])
 
     def evidence(self, rows: slice, columns: slice) -> Floats:
         """(n, m) what the members say."""
