@@ -118,16 +118,14 @@ class Study:
         """Members on these subsets, ``TOGETHER`` of them side by side, with their losses of all examples."""
         folder = Path(tempfile.mkdtemp(dir=self.folder.name))
         tasks = [
-            MemberTask(
-                str(k), self.train.training_file(np.flatnonzero(row).tolist(), "last"), seed, folder / str(k), start
-            )
+            MemberTask(str(k), self.train.training_file(np.flatnonzero(row).tolist(), "last"), seed, folder / str(k))
             for k, (row, seed) in enumerate(zip(inclusion_KN, seeds, strict=True))
         ]
         asked = self.test if only_tests else self.everything
         losses, tokens, kept = [], [], []
         for first in range(0, len(tasks), TOGETHER):
             group = tuple(tasks[first : first + TOGETHER])
-            for result in run_train(TrainTask(SPEC, settings, objective, group)):
+            for result in run_train(TrainTask(SPEC, settings, objective, group, start)):
                 if result.error is not None:
                     raise SystemExit(result.error)
                 losses.append([-np.mean(v) for v in run_score(ScoreTask(SPEC, folder / result.key, asked))])

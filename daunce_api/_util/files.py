@@ -23,6 +23,17 @@ def writing(path: Path) -> Iterator[None]:
         ) from error
 
 
+def overwrite(path: Path, content: bytes) -> None:
+    """Write a few bytes over those of a file of the same length: a process that is killed leaves the old or the new
+    ones. The file is made where there is none. Raises StoreError as :func:`writing` does."""
+    with writing(path):
+        fd = os.open(path, os.O_WRONLY | os.O_CREAT, 0o600)
+        try:
+            os.pwrite(fd, content, 0)
+        finally:
+            os.close(fd)
+
+
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
     """A file beside ``path`` to write to, which takes its place at the end: no reader ever sees half of it.

@@ -28,6 +28,7 @@ MAX_TOKEN_ENTRIES = 20_000_000
 """Token log-probabilities that are saved at most of a side (160 MB); above it, that side is left out."""
 
 _PLAIN = ("estimator", "noise", "rho", "loss", "prior", "prior_model", "measured", "censored")
+_OLDER = {"prior": "none", "prior_model": None}  # of files of earlier versions, which lack them
 
 Arrays = dict[str, NDArray[Any]]
 
@@ -76,6 +77,7 @@ def _contents_of(attribution: Measurements) -> tuple[dict[str, Any], Arrays]:
         arrays["earlier_test_loss_SKM"] = attribution.earlier.test_loss_SKM
     tables = {side: table for side, table in attribution.tokens.items() if _entries(table) <= MAX_TOKEN_ENTRIES}
     for side, table in tables.items():
+        table.prefetch(range(len(table.pieces)))
         arrays[f"{side}_token_logprobs_KT"] = np.concatenate(table.logprobs, axis=1)
         arrays[f"{side}_token_counts"] = np.array([len(p) for p in table.pieces], dtype=np.int64)
     content = {
@@ -108,7 +110,7 @@ def _fields_of(content: Mapping[str, Any], arrays: Arrays) -> dict[str, Any]:
         "members": tuple(int(m) for m in arrays["members_K"]),
         **{name: arrays[name] for name in ("train_loss_KN", "test_loss_KM", "inclusion_KN")},
         "weight_KN": arrays.get("weight_KN"),
-        **{name: content[name] for name in _PLAIN if name in content},  # without a prior in files of earlier versions
+        **{name: {**_OLDER, **content}[name] for name in _PLAIN},
         "facts": content["facts"],
         "tokens": tokens,
         "earlier": earlier,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import TypeVar, overload
@@ -29,43 +30,51 @@ def stored_tokens(
 
     Reading raises StoreError where the run folder is gone by then.
     """
-    return StoredTable(_Pieces(examples, tokenizer), _Logprobs(run_dir, members, ids))
+
+    def pieces(i: int) -> tuple[str, ...]:
+        return tuple(tokenizer().pieces([examples[i].ids[t] for t in examples[i].targets]))
+
+    return _table(_Lazy(len(examples), pieces), _Reader(run_dir, members, ids))
 
 
+class _Lazy(Sequence[T]):
+    """Items that are made when they are looked at."""
+
+    def __init__(self, count: int, make: Callable[[int], T]) -> None:
+        self._count, self._make = count, make
+
+    def __len__(self) -> int:
+        return self._count
+
+    @overload
+    def __getitem__(self, at: int) -> T: ...
+    @overload
+    def __getitem__(self, at: slice) -> Sequence[T]: ...
+    def __getitem__(self, at: int | slice) -> T | Sequence[T]:
+        places = range(self._count)[at]
+        return self._make(places) if isinstance(places, int) else [self._make(i) for i in places]
+
+
+@dataclass(frozen=True, eq=False)
 class StoredTable(TokenTable):
     """A token table whose numbers are in a run's store."""
 
-    logprobs: _Logprobs
+    reader: _Reader
 
     def rows(self, keep: Sequence[int]) -> TokenTable:
         """The table of some members alone."""
-        return StoredTable(self.pieces, self.logprobs.rows(keep))
+        return _table(self.pieces, self.reader.of_members(keep))
 
     def prefetch(self, positions: Iterable[int]) -> None:
         """Read these examples at once."""
-        self.logprobs.read(positions)
+        self.reader.read(positions)
 
 
-class _Pieces(Sequence[tuple[str, ...]]):
-    def __init__(self, examples: Sequence[EncodedExample], tokenizer: Callable[[], Tokenizer]) -> None:
-        self._examples = examples
-        self._tokenizer = tokenizer
-
-    def __len__(self) -> int:
-        return len(self._examples)
-
-    @overload
-    def __getitem__(self, at: int) -> tuple[str, ...]: ...
-    @overload
-    def __getitem__(self, at: slice) -> Sequence[tuple[str, ...]]: ...
-    def __getitem__(self, at: int | slice) -> tuple[str, ...] | Sequence[tuple[str, ...]]:
-        if isinstance(at, slice):
-            return _Pieces(self._examples[at], self._tokenizer)
-        example = self._examples[at]
-        return tuple(self._tokenizer().pieces([example.ids[t] for t in example.targets]))
+def _table(pieces: Sequence[tuple[str, ...]], reader: _Reader) -> StoredTable:
+    return StoredTable(pieces, _Lazy(len(pieces), reader.logprobs), reader)
 
 
-class _Logprobs(Sequence[Floats]):
+class _Reader:
     """(K, T_i) arrays of examples; what was read stays in memory."""
 
     def __init__(self, run_dir: Path, members: Sequence[int], ids: Ids) -> None:
@@ -74,23 +83,14 @@ class _Logprobs(Sequence[Floats]):
         self._ids = ids
         self._read: dict[int, Floats] = {}
 
-    def __len__(self) -> int:
-        return len(self._ids)
+    def logprobs(self, position: int) -> Floats:
+        """Of one example."""
+        self.read([position])
+        return self._read[int(self._ids[position])]
 
-    @overload
-    def __getitem__(self, at: int) -> Floats: ...
-    @overload
-    def __getitem__(self, at: slice) -> Sequence[Floats]: ...
-    def __getitem__(self, at: int | slice) -> Floats | Sequence[Floats]:
-        if isinstance(at, slice):
-            self.read(range(*at.indices(len(self))))
-            return [self._read[int(i)] for i in self._ids[at]]
-        self.read([at])
-        return self._read[int(self._ids[at])]
-
-    def rows(self, keep: Sequence[int]) -> _Logprobs:
+    def of_members(self, keep: Sequence[int]) -> _Reader:
         """The same examples of some members."""
-        part = _Logprobs(self._run_dir, [self._members[k] for k in keep], self._ids)
+        part = _Reader(self._run_dir, [self._members[k] for k in keep], self._ids)
         part._read = {i: values[list(keep)] for i, values in self._read.items()}
         return part
 

@@ -111,7 +111,8 @@ def _weighted_errors(scores: Scores, shrinkage: Shrinkage, row_of: Index, column
     """(G, H) standard errors of sums of weighted scores: what each member changes in a pair's score before weights,
     times what that makes of the weighted one. In a sum, that weights follow chance does not average out. Some
     groups of training examples after the others, since changes of all members in all of them may be many."""
-    rights_KPM = scores.by_member([t.right(scores.tests_RM) for t in scores.terms])
+    by_member = scores.stages.by_member
+    rights_KPM = by_member(np.concatenate([t.right(scores.tests_RM) for t in scores.terms]))
     members, columns = len(rights_KPM), int(column_of.max()) + 1
     error = np.empty((int(row_of.max()) + 1, columns), dtype=scores.left_RN.dtype)
     step, pairs = max(1, _CHANGES // (members * columns)), max(1, _PAIRS // column_of.size)
@@ -122,7 +123,7 @@ def _weighted_errors(scores: Scores, shrinkage: Shrinkage, row_of: Index, column
         for start in range(0, some.size, pairs):
             rows = slice(start, start + pairs)
             slope = weights.slope(part.product(rows, _ALL), rows, _ALL)
-            lefts_KPX = part.by_member([t.left(part.left_RN[:, rows]) for t in scores.terms])
+            lefts_KPX = by_member(np.concatenate([t.left(part.left_RN[:, rows]) for t in scores.terms]))
             for k in range(members):
                 change_of_k = (lefts_KPX[k].T @ rights_KPM[k]) * slope
                 _add_rows(change[k], row_of[some[rows]] - first, _summed(change_of_k, column_of))

@@ -22,7 +22,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, partial
 
 import numpy as np
 
@@ -194,9 +194,9 @@ class Scores:
 
     # --- below, rows and columns are those of the examples that have losses ---
 
-    def product(self, rows: slice | Index, columns: slice | Index, out: Floats | None = None) -> Floats:
+    def product(self, rows: slice | Index, columns: slice | Index) -> Floats:
         """(n, m) scores before weights."""
-        return np.matmul(self.left_RN[:, rows].T, self.right_RM[:, columns], out=out)
+        return np.asarray(self.left_RN[:, rows].T @ self.right_RM[:, columns])
 
     def evidence(self, rows: slice, columns: slice) -> Floats:
         """(n, m) what the members say."""
@@ -217,21 +217,16 @@ class Scores:
         members = self.stages.members
         for i in range(0, out.shape[0], _TILE[0]):
             left = left_RX[:, i : i + _TILE[0]]
-            lefts = self.by_member([t.left(left) for t in self.terms])
+            lefts = self.stages.by_member(np.concatenate([t.left(left) for t in self.terms]))
             for j in range(0, out.shape[1], _TILE[1]):
                 rights = [t.right(tests_RX[:, j : j + _TILE[1]]) for t in self.terms]
                 # The left maps are symmetric, so the sum over members is one product, however many terms there are.
                 total = left.T @ sum(t.left(right) for t, right in zip(self.terms, rights, strict=True))
-                squares = squared_changes(lefts, self.by_member(rights))
+                squares = squared_changes(lefts, self.stages.by_member(np.concatenate(rights)))
                 out[i : i + _TILE[0], j : j + _TILE[1]] = jackknife(squares, total, members)
         return (
             out if self.shrinkage is None else out * self.shrinkage.weight(self.product(rows, columns), rows, columns)
         )
-
-    def by_member(self, terms: list[Floats]) -> Floats:
-        """(K, P, n) one side of each member's parts: a term at a stage is a part."""
-        rows = np.concatenate(terms)
-        return rows.reshape(-1, self.stages.members, rows.shape[1]).swapaxes(0, 1)
 
     def _correlation_errors(self, left_RX: Floats, right_RY: Floats) -> Floats:
         score = left_RX.T @ right_RY
@@ -282,14 +277,9 @@ def fit(losses: MemberLosses, name: str, setting: Setting | None = None) -> Scor
             "scoring would help."
         )
     right = (spectrum.u_RD @ (phi[:, None] * (spectrum.u_RD.T @ tests))).astype(left.dtype)
+    terms: Callable[[], tuple[ErrorTerm, ...]] = partial(filter_terms, spectrum, phi, ridge_of(spectrum, setting))
     if name == "covariance":
-        right = tests / stages.freedom
-
-    def terms() -> tuple[ErrorTerm, ...]:
-        if name == "covariance":
-            return moments
-        return filter_terms(spectrum, phi, ridge_of(spectrum, setting))
-
+        right, terms = tests / stages.freedom, lambda: moments
     shrinkage = _shrinkage(setting.shrinkage, spectrum, phi, left, tests)
     if shrinkage is not None and setting.tilt and losses.prior_NM is not None:
         shrinkage = replace(shrinkage, tilt_NM=tilted(losses.prior_NM, setting.tilt).astype(left.dtype))

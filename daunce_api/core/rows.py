@@ -140,8 +140,8 @@ class Stages:
         return np.where(self.present_TK, size / np.maximum(size - 1, 1), 0.0).ravel()
 
     def by_member(self, rows_RX: Floats) -> Floats:
-        """(K, T, X) view of rows, the rows of a member together."""
-        return rows_RX.reshape(self.count, self.members, -1).swapaxes(0, 1)
+        """(K, P, X) view of one or more sets of rows below each other, the rows of a member together."""
+        return rows_RX.reshape(-1, self.members, rows_RX.shape[1]).swapaxes(0, 1)
 
 
 def centered(loss_KX: Floats) -> Floats:

@@ -14,8 +14,7 @@ from .jackknife import significance_threshold, z_values
 from .pairs import Scores, fit
 from .rows import Floats, Index, Mask, MemberLosses
 
-_POINTS, _QUERIES = 2_048, 512  # a tile of scores that is searched at once
-_STRIP = 512  # rows of it that are compared while they are in the nearest cache
+_POINTS, _QUERIES = 2_048, 512  # a tile of scores that stays in cache
 _COPIED = 8_192
 _BINS, _Z_MAX, _ROWS = 4_096, 64.0, 4_096
 
@@ -149,10 +148,8 @@ def _largest(scores: Scores, k: int) -> tuple[Index, Floats]:
     many, count = order.size, length_M.size
     value, index = np.empty((count, k), dtype=scores.right_RM.dtype), np.empty((count, k), dtype=np.int64)
     first = min(many, max(_POINTS, 2 * k))
-    room, marks = np.empty((_POINTS, _QUERIES), dtype=value.dtype), np.empty((_POINTS, _QUERIES), dtype=np.bool_)
     for tile in range(0, count, _QUERIES):
-        columns = slice(tile, min(tile + _QUERIES, count))
-        marks[:, count - tile :] = False
+        columns = slice(tile, tile + _QUERIES)
         block = np.ascontiguousarray(scores.inner(slice(0, first), columns).T)
         keep = np.argpartition(block, first - k, axis=1)[:, first - k :]
         best, place = np.take_along_axis(block, keep, axis=1), keep
@@ -160,13 +157,13 @@ def _largest(scores: Scores, k: int) -> tuple[Index, Floats]:
         for start in range(first, many, _POINTS):
             if (length_N[start] * length_M[columns] < threshold).all():
                 break
-            rows = slice(start, min(start + _POINTS, many))
-            waiting.append(_above(scores, rows, columns, threshold, room, marks))
+            waiting.append(_above(scores, slice(start, start + _POINTS), columns, threshold))
             found += waiting[-1][0].size
             if found > best.size:
                 _merge(best, place, waiting)
                 threshold, waiting, found = best.min(axis=1), [], 0
-        _merge(best, place, waiting)
+        if found:
+            _merge(best, place, waiting)
         place = order[place]
         by_value = np.lexsort((place, -best), axis=1)
         index[columns], value[columns] = (np.take_along_axis(x, by_value, axis=1) for x in (place, best))
@@ -194,22 +191,13 @@ def _by_length(scores: Scores) -> tuple[Scores, Index, Floats, Floats]:
     return replace(scores, left_RN=left_NR.T, shrinkage=shrinkage, prior_NM=prior), order, lengths[0][order], reach_M
 
 
-def _above(
-    scores: Scores, rows: slice, columns: slice, threshold_m: Floats, room: Floats, marks: Mask
-) -> tuple[Index, Floats, Index]:
-    """Columns, values and rows of the scores that exceed their column's threshold, worked out in ``room`` and
-    ``marks``, which is False beyond the last column."""
+def _above(scores: Scores, rows: slice, columns: slice, threshold_m: Floats) -> tuple[Index, Floats, Index]:
+    """Columns, values and rows of the scores that exceed their column's threshold."""
     late = scores.shrinkage if scores.of_sides else None
+    block = scores.product(rows, columns) if late else scores.inner(rows, columns)
+    marks = np.zeros((block.shape[0], _QUERIES), dtype=np.bool_)
     limit_m = late.least(threshold_m, rows, columns) if late else threshold_m
-    block, marks = room[: rows.stop - rows.start, : threshold_m.size], marks[: rows.stop - rows.start]
-    for start in range(0, len(block), _STRIP):
-        part = block[start : start + _STRIP]
-        strip = slice(rows.start + start, rows.start + start + len(part))
-        if scores.of_sides:
-            scores.product(strip, columns, part)
-        else:
-            part[:] = scores.inner(strip, columns)
-        np.greater(part, limit_m, out=marks[start : start + _STRIP, : threshold_m.size])
+    np.greater(block, limit_m, out=marks[:, : block.shape[1]])
     words = np.flatnonzero(marks.view(np.uint64) != 0)  # eight at a time, since hardly any is above
     row, column = np.divmod(words * 8, _QUERIES)
     place, inner = np.nonzero(marks[row[:, None], column[:, None] + np.arange(8)])
@@ -223,12 +211,8 @@ def _above(
 
 
 def _merge(value_mk: Floats, index_mk: Index, waiting: list[tuple[Index, Floats, Index]]) -> None:
-    """Keep the k best of the best so far and what waits, in place."""
-    query, value, index = (
-        (np.concatenate(part) for part in zip(*waiting, strict=True)) if waiting else [np.zeros(0)] * 3
-    )
-    if not query.size:
-        return
+    """Keep the k best of the best so far and what waits (one score at least), in place."""
+    query, value, index = (np.concatenate(part) for part in zip(*waiting, strict=True))
     order = np.argsort(query.astype(np.uint16), kind="stable")  # of a tile; short integers sort in one pass
     query, value, index = query[order], value[order], index[order]
     touched, first, count = np.unique(query, return_index=True, return_counts=True)

@@ -25,7 +25,6 @@ from .hosting import Host, HostedScorer
 from .openai_wire.chat_token import ChatTokenOptions, open_tokenizer, scorer_on
 from .openai_wire.client import WireClient
 from .openai_wire.trainer import OPENAI_GRACE_SECONDS, WireTrainer, WireTrainerOptions
-from .options import all_or_none
 from .polling import Answer, Poll, file_in_time
 from .registry import Context
 
@@ -78,21 +77,14 @@ def open_trainer(context: Context) -> AzureTrainer:
     """The OpenAI-wire trainer on an ``AsyncAzureOpenAI``."""
     options = AzureTrainerOptions.of(context.config)
     client = _client(context, options.api_version, options.timeout)
-    return AzureTrainer(client, trainer_capabilities(context.config), options)
+    return AzureTrainer(client, context.config)
 
 
 class AzureTrainer(WireTrainer):
     """OpenAI's, with files that Azure reads before a job may use them."""
 
-    def __init__(
-        self,
-        client: WireClient,
-        capabilities: TrainerCapabilities,
-        options: AzureTrainerOptions | None = None,
-        *,
-        poll: Poll | None = None,
-    ) -> None:
-        super().__init__(client, capabilities, options)
+    def __init__(self, client: WireClient, config: RunConfig, *, poll: Poll | None = None) -> None:
+        super().__init__(client, trainer_capabilities(config), AzureTrainerOptions.of(config))
         self._poll = poll or Poll(5.0, 120)
 
     async def upload(self, name: str, content: bytes) -> str:
@@ -135,6 +127,9 @@ class AzureScorerOptions(ChatTokenOptions):
     Without ``subscription`` the fine-tunes are taken to be deployed already, under their own names.
     """
 
+    together = ("subscription", "resource_group", "account")
+    what = "name the Azure resource together; give all three, or none where the fine-tunes are deployed already"
+
     api_version: str = Field("2025-04-01-preview", description=API_VERSIONS)
     subscription: str | None = None
     resource_group: str | None = None
@@ -158,8 +153,6 @@ class AzureScorerOptions(ChatTokenOptions):
 def azure_options(config: RunConfig) -> AzureScorerOptions:
     """The scorer's options, checked. Raises ConfigurationError where the resource is named by halves."""
     options = AzureScorerOptions.of(config)
-    what = "name the Azure resource together; give all three, or none where the fine-tunes are deployed already"
-    all_or_none(options, ("subscription", "resource_group", "account"), what)
     if options.batch_api:
         raise ConfigurationError(
             "backend.scorer.options.batch_api: Azure runs batches only on deployments of their own kind (GlobalBatch), "

@@ -18,7 +18,7 @@ from .base import Job, JobStatus, ScorerCapabilities, TrainerCapabilities
 from .openai_wire.client import WireClient, open_client
 from .openai_wire.echo import EchoScorer, echo_options
 from .openai_wire.job_object import number
-from .openai_wire.trainer import WireTrainer, WireTrainerOptions
+from .openai_wire.trainer import SUFFIX, WireTrainer, WireTrainerOptions
 from .registry import Context
 
 DEFAULTS: dict[str, Any] = {"lora": True, "packing": False}
@@ -63,7 +63,7 @@ def open_trainer(context: Context) -> NebiusTrainer:
     config = context.config
     options = NebiusOptions.of(config)
     client = WireClient.open(context.wire_endpoint, http_client=context.http_client, timeout=options.timeout)
-    return NebiusTrainer(client, trainer_capabilities(config), options, base_model=config.backend.model)
+    return NebiusTrainer(client, config)
 
 
 def open_scorer(context: Context) -> EchoScorer:
@@ -75,12 +75,10 @@ def open_scorer(context: Context) -> EchoScorer:
 class NebiusTrainer(WireTrainer):
     """``Trainer`` at Nebius. The model of a job is the registered name of its last checkpoint."""
 
-    def __init__(
-        self, client: WireClient, capabilities: TrainerCapabilities, options: NebiusOptions, *, base_model: str
-    ) -> None:
-        by_suffix = options.model_copy(update={"key_in": options.key_in or frozenset({"suffix"})})
-        super().__init__(client, capabilities, by_suffix, checkpoint_is_model=True)
-        self._base_model = base_model
+    def __init__(self, client: WireClient, config: RunConfig) -> None:
+        options = NebiusOptions.of(config)
+        super().__init__(client, trainer_capabilities(config), options, key_in=SUFFIX, checkpoint_is_model=True)
+        self._base_model = config.backend.model
         self._models = str(client.sdk.base_url).rstrip("/").removesuffix("/v1") + "/v0/models"
         self._query = "" if options.project_id is None else f"?ai_project_id={quote(options.project_id)}"
 
@@ -113,12 +111,8 @@ class NebiusTrainer(WireTrainer):
 
     async def _registered(self, source: str) -> dict[str, Any] | None:
         """The registration of a checkpoint, if there is one that was not deleted."""
-        job_id, _, checkpoint = source.partition(":")
         for model in await self._listed():
-            own = model.get("source") == source or (model.get("job_id"), model.get("checkpoint_id")) == (
-                job_id,
-                checkpoint,
-            )
+            own = source in (model.get("source"), f"{model.get('job_id')}:{model.get('checkpoint_id')}")
             if own and model.get("status") != "deleted" and isinstance(model.get("name"), str):
                 return model
         return None

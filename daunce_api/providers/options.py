@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any, ClassVar, Self, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -17,12 +17,21 @@ class Options(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True)
     where: ClassVar[str] = "backend.options"
+    together: ClassVar[tuple[str, ...]] = ()
+    """Options that are given together or not at all."""
+    what: ClassVar[str] = ""
+    """What these are for."""
 
     @classmethod
     def of(cls, config: RunConfig, **presets: Any) -> Self:
         """The config's options, over ``presets``. Raises ConfigurationError that lists every problem."""
         section = config.backend if cls.where == Options.where else config.backend.scorer
-        return parse_options(cls, {**presets, **section.options}, cls.where)
+        options = parse_options(cls, {**presets, **section.options}, cls.where)
+        values = [getattr(options, name) for name in cls.together]
+        if any(values) and not all(values):
+            listed = f"{', '.join(cls.together[:-1])} and {cls.together[-1]}"
+            raise ConfigurationError(f"{cls.where}: {listed} {cls.what}.")
+        return options
 
 
 class TrainerOptions(Options):
@@ -59,14 +68,6 @@ class ScorerOptions(Options):
             "max_concurrent_requests": self.concurrency,
         }
         return ScorerCapabilities(provider, **{**known, **differences})
-
-
-def all_or_none(options: Options, names: Sequence[str], what: str) -> None:
-    """Raises ConfigurationError where some of the options are given and some are not; ``what`` they are for."""
-    values = [getattr(options, name) for name in names]
-    if any(values) and not all(values):
-        listed = f"{', '.join(names[:-1])} and {names[-1]}"
-        raise ConfigurationError(f"{options.where}: {listed} {what}.")
 
 
 OptionsT = TypeVar("OptionsT", bound=Options)

@@ -49,10 +49,9 @@ def tokens_of_test(prompt: int) -> int:
 
 def generated(ids: object, values: object) -> Generated | None:
     """What an endpoint made; None where it does not tell every token's id and value."""
-    known = isinstance(ids, list) and ids and all(type(i) is int for i in ids)
-    if not known or not isinstance(values, list) or not isinstance(ids, list) or len(values) != len(ids):
+    if not isinstance(ids, list) or not isinstance(values, list) or len(values) != len(ids) or not ids:
         return None
-    return Generated(tuple(ids), tuple(values))
+    return Generated(tuple(ids), tuple(values)) if all(type(i) is int for i in ids) else None
 
 
 async def probe_generated(

@@ -163,8 +163,7 @@ async def open_backend(
     every request: no key is needed and no server is started. Raises ConfigurationError for an unknown
     kind, a missing API key or address, and MissingExtraError.
     """
-    kind, module = _backend(config)
-    scorer_module = _scorer_module(config, kind)
+    kind, module, scorer_module = _modules(config)
     key_of = (lambda _: REPLAYED) if replaying else api_key_from
     async with AsyncExitStack() as stack:
         if not hasattr(module, "start_server"):
@@ -188,22 +187,21 @@ def check_keys(config: RunConfig) -> None:
 
     Raises ConfigurationError that names the environment variable of a key that is missing.
     """
-    kind, module = _backend(config)
+    kind, module, _ = _modules(config)
     endpoint = None if hasattr(module, "start_server") else _trainer_endpoint(config, kind, api_key_from)
     _scorer_endpoint(config, kind, endpoint, api_key_from)
 
 
 def capabilities_of(config: RunConfig) -> tuple[TrainerCapabilities, ScorerCapabilities]:
     """What the config's trainer and scorer can do, without network and without a key."""
-    kind, module = _backend(config)
-    scorer_module = _scorer_module(config, kind)
+    _, module, scorer_module = _modules(config)
     return module.trainer_capabilities(config), scorer_module.scorer_capabilities(config)
 
 
 def open_tokenizer(config: RunConfig) -> Tokenizer:
     """The tokenizer of the config's model. Raises ConfigurationError where it is not known."""
-    kind, module = _backend(config)
-    for part in (_scorer_module(config, kind), module):
+    _, module, scorer_module = _modules(config)
+    for part in (scorer_module, module):
         if hasattr(part, "open_tokenizer"):
             tokenizer: Tokenizer = part.open_tokenizer(config)
             return tokenizer
@@ -233,14 +231,11 @@ def scoring_address(config: RunConfig) -> str | None:
     return f"{scorer_kind(config)} {endpoint.base_url}"
 
 
-def _backend(config: RunConfig) -> tuple[BackendKind, ModuleType]:
-    kind = known(BACKENDS, config.backend.kind, "backend.kind")
-    return kind, _load(kind.module, kind.extra, config.backend.kind)
-
-
-def _scorer_module(config: RunConfig, kind: BackendKind) -> ModuleType:
-    name = config.backend.scorer.kind or kind.scorer
-    return _load(known(SCORERS, name, "backend.scorer.kind"), _own(name).extra, name)
+def _modules(config: RunConfig) -> tuple[BackendKind, ModuleType, ModuleType]:
+    """The config's kind, the module of its trainer and that of its scorer."""
+    kind, name = known(BACKENDS, config.backend.kind, "backend.kind"), scorer_kind(config)
+    scorer = _load(known(SCORERS, name, "backend.scorer.kind"), _own(name).extra, name)
+    return kind, _load(kind.module, kind.extra, config.backend.kind), scorer
 
 
 def _own(scorer: str) -> BackendKind:

@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 
 from pydantic import ValidationError
 
+from ..config import RunConfig
 from ..errors import DaunceError, ProviderError, RejectedError, ReplayError, StopError, TransientError
 from .base import Closing, Hyperparameters, TrainerCapabilities
 from .failures import Failures
@@ -86,9 +87,7 @@ class SdkCalls:
             said = self.failures.clean(f"{doing} failed at {self.failures.provider}: {error}")
             users = str(getattr(getattr(error, "category", ""), "value", "")).lower() == "user"
             return RejectedError(said) if users else TransientError(said)
-        if isinstance(error, sdk.APIError):
-            return self.failures.malformed(doing, submit, "a body that its SDK cannot read")
-        if isinstance(error, json.JSONDecodeError | ValidationError):
+        if isinstance(error, (sdk.APIError, json.JSONDecodeError, ValidationError)):
             return self.failures.malformed(doing, submit, "a body that its SDK cannot read")
         if isinstance(error, ValueError | TypeError) and not isinstance(error, DaunceError):
             # The SDKs check arguments with bare built-in errors, before anything is sent.
@@ -128,14 +127,14 @@ def _submits(error: Exception, submit: bool | str) -> bool:
 class SdkTrainer(Closing):
     """What trainers on an SDK's client share. Closing one closes the client.
 
-    ``base_model`` is the model that is fine-tuned from scratch; a job on any other one continues that fine-tune.
+    The config's model is the one that is fine-tuned from scratch; a job on any other one continues that fine-tune.
     """
 
-    def __init__(self, sdk: Any, calls: SdkCalls, capabilities: TrainerCapabilities, *, base_model: str) -> None:
+    def __init__(self, sdk: Any, calls: SdkCalls, config: RunConfig, capabilities: TrainerCapabilities) -> None:
         self._sdk = sdk
         self._calls = calls
         self.capabilities = capabilities
-        self._base_model = base_model
+        self._base_model = config.backend.model
 
     async def close(self) -> None:
         await self._sdk.close()

@@ -72,8 +72,7 @@ class InjectSettings(BaseModel):
         try:
             settings = cls.model_validate(values)
         except ValidationError as error:
-            problems = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors())
-            raise ConfigurationError(f"--inject: {problems}") from error
+            raise ConfigurationError(f"--inject: {_problems(error)}") from error
         total = sum(getattr(settings, name) for name in REQUEST_FAULTS)
         if total > 1 + 1e-9 or not math.isfinite(total):
             raise ConfigurationError(f"--inject: the rates of the request faults add up to {total:g}, more than 1")
@@ -136,7 +135,10 @@ class ServerSettings(BaseModel):
         try:
             return cls.model_validate(values)
         except ValidationError as error:
-            # The input is left out: it may hold the key.
-            problems = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors())
             known = ", ".join(cls.model_fields)
-            raise ConfigurationError(f"server options: {problems}. Known options: {known}.") from None
+            raise ConfigurationError(f"server options: {_problems(error)}. Known options: {known}.") from None
+
+
+def _problems(error: ValidationError) -> str:
+    """Places and messages; the input is left out, which may hold the key."""
+    return "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors())

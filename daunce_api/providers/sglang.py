@@ -39,18 +39,17 @@ def scorer_capabilities(config: RunConfig) -> ScorerCapabilities:
 def open_scorer(context: Context) -> SGLangScorer:
     """A scorer of the config's SGLang server; a trailing ``/v1`` of its address is overlooked."""
     options = SGLangOptions.of(context.config)
-    client = open_client(context, options)
-    return SGLangScorer(client, scorer_capabilities(context.config), options, context.config.backend.model)
+    return SGLangScorer(open_client(context, options), context.config)
 
 
 class SGLangScorer(WireScorer):
-    """``Scorer`` over ``POST /generate``. Closing it closes the client. ``base`` is the model without adapter."""
+    """``Scorer`` over ``POST /generate``. Closing it closes the client."""
 
-    def __init__(self, client: WireClient, capabilities: ScorerCapabilities, options: SGLangOptions, base: str) -> None:
-        super().__init__(client, capabilities)
+    def __init__(self, client: WireClient, config: RunConfig) -> None:
+        super().__init__(client, scorer_capabilities(config))
+        self._options = options = SGLangOptions.of(config)
         self.fingerprint = "sglang-generate" if options.adapters else "sglang-generate adapters=off"
-        self._options = options
-        self._base = base
+        self._base = config.backend.model
         self._url = str(client.sdk.base_url).rstrip("/").removesuffix("/v1") + "/generate"
 
     async def score(self, model: str, batch: Sequence[EncodedExample]) -> list[TokenScores]:

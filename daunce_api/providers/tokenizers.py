@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Sequence
 from importlib.resources import files
 from pathlib import Path
 
@@ -47,23 +48,34 @@ def tokenizer_of(config: RunConfig) -> Tokenizer:
     )
 
 
-def _of_hub(name: str) -> Path:
-    """The folder with the tokenizer of a model on the Hugging Face Hub: the local cache's, or downloaded (a few MB)."""
+def hub_folder(name: str, patterns: Sequence[str], what: str, advice: str) -> Path:
+    """The folder with some files of a model on the Hugging Face Hub: the local cache's, or downloaded.
+
+    Raises ConfigurationError where ``what`` of the model is in neither, with ``advice``.
+    """
     from huggingface_hub import constants, snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
-    # Together names some of its copies so.
-    name = name.removesuffix("-Reference")
-    files = ["tokenizer*.json", "special_tokens_map.json", "*.jinja", "additional_chat_templates/*"]
     try:
-        folder = Path(snapshot_download(name, allow_patterns=files))
+        return Path(snapshot_download(name, allow_patterns=list(patterns)))
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
         why = "HF_HUB_OFFLINE forbids it" if constants.HF_HUB_OFFLINE else type(error).__name__
         raise ConfigurationError(
-            f"the tokenizer of {name} is not in the cache of Hugging Face models and could not be downloaded ({why}). "
-            f"Run `hf download {name} --include 'tokenizer*' '*.jinja'` where there is a network (a gated model needs "
-            "`hf auth login`), or set backend.tokenizer to a folder with tokenizer.json."
+            f"{what} {name} is not in the cache of Hugging Face models ({constants.HF_HUB_CACHE}) and could not be "
+            f"downloaded ({why}). {advice}"
         ) from error
+
+
+def _of_hub(name: str) -> Path:
+    """The folder with the tokenizer of a model on the Hub (a few MB)."""
+    name = name.removesuffix("-Reference")  # Together names some of its copies so
+    folder = hub_folder(
+        name,
+        ["tokenizer*.json", "special_tokens_map.json", "*.jinja", "additional_chat_templates/*"],
+        "the tokenizer of",
+        f"Run `hf download {name} --include 'tokenizer*' '*.jinja'` where there is a network (a gated model needs "
+        "`hf auth login`), or set backend.tokenizer to a folder with tokenizer.json.",
+    )
     if not (folder / "tokenizer.json").is_file():
         raise ConfigurationError(
             f"the model {name} on the Hugging Face Hub has no tokenizer.json. Save its tokenizer with "

@@ -23,7 +23,7 @@ from .base import ProbeReport, Scorer, ScorerCapabilities, TokenScores
 from .contract import TOP_TOLERANCE, check_ids, refuse_long, scores_of
 from .hosting import Host, HostedScorer
 from .openai_wire.client import WireClient, WireScorer, open_client
-from .options import ScorerOptions, all_or_none
+from .options import ScorerOptions
 from .polling import Answer
 from .probe import GENERATED, Generated, generated, probe_generated, values_of
 from .registry import Context
@@ -45,6 +45,9 @@ IGNORED = (
 class VllmOptions(ScorerOptions):
     """``backend.scorer.options`` of the vLLM scorer."""
 
+    together = ("local_root", "server_root")
+    what = "go together"
+
     adapters: bool | None = Field(
         None,
         description="true: models are adapter folders to load; false: names that are served already; default: true for "
@@ -61,10 +64,8 @@ class VllmOptions(ScorerOptions):
 
 
 def vllm_options(config: RunConfig) -> VllmOptions:
-    """The scorer's options, checked. Raises ConfigurationError where only one of the roots is given."""
-    options = VllmOptions.of(config, adapters=config.backend.scorer.kind != "prompt_logprobs")
-    all_or_none(options, ("local_root", "server_root"), "go together")
-    return options
+    """The scorer's options; whether adapters are loaded goes by its kind."""
+    return VllmOptions.of(config, adapters=config.backend.scorer.kind != "prompt_logprobs")
 
 
 def scorer_capabilities(config: RunConfig) -> ScorerCapabilities:
@@ -86,7 +87,7 @@ def open_scorer(context: Context) -> Scorer:
     scorer = VllmScorer(client, scorer_capabilities(config), options)
     if not options.adapters:
         return scorer
-    return HostedScorer(scorer, AdapterHost(client, config.run_dir / LOCAL_MODELS, config.backend.model, options))
+    return HostedScorer(scorer, AdapterHost(client, config))
 
 
 class VllmScorer(WireScorer):
@@ -172,15 +173,15 @@ def _check_rank(
 class AdapterHost(Host):
     """Loads and unloads adapters over vLLM's ``/v1/load_lora_adapter``. The client is the scorer's, who closes it.
 
-    A model is a folder of ``models`` (the local trainer's), any adapter folder, or the base model ``base``.
+    A model is a folder of the local trainer's, any adapter folder, or the base model.
     """
 
-    def __init__(self, client: WireClient, models: Path, base: str, options: VllmOptions) -> None:
+    def __init__(self, client: WireClient, config: RunConfig) -> None:
+        self._options = options = vllm_options(config)
         super().__init__(options.max_adapters)
         self._client = client
-        self._models = models
-        self._base = base
-        self._options = options
+        self._models = config.run_dir / LOCAL_MODELS
+        self._base = config.backend.model
 
     def always_served(self, model: str) -> str | None:
         return model if model == self._base else None

@@ -18,7 +18,7 @@ found out where its losses are the base's within the noise and the others' are n
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -115,14 +115,20 @@ def likeness(first_KR: Floats, again_KR: Floats, loss_KN: Floats) -> Likeness:
 
 
 def check_members_differ(
-    loss_KN: Floats, models: Sequence[str], first_KR: Floats | None = None, again_KR: Floats | None = None
+    loss_KN: Floats,
+    models: Sequence[str],
+    first_KR: Floats | None = None,
+    again_KR: Floats | None = None,
+    *,
+    numbers: Sequence[int] | None = None,
 ) -> Verdict:
     """Fine-tunes on different subsets must answer differently; whether these do, or it is open.
 
     ``loss_KN`` holds per-example losses in nats (NaN where not measured), ``models`` the K model ids, ``first_KR`` and
     ``again_KR`` what was measured twice of the same members. Raises MembersAlikeError where all members give the same
     losses up to the noise (the server answers with the base model, or training changed nothing), or where two members
-    give the same losses but for rounding (one adapter is served under two names; its ``members`` are their rows).
+    give the same losses but for rounding (one adapter is served under two names; its ``members`` are their rows, or
+    their ``numbers``).
     Fewer than two members or no examples: it is open.
     """
     loss_KN = np.asarray(loss_KN, dtype=np.float64)
@@ -155,7 +161,7 @@ def check_members_differ(
                 raise MembersAlikeError(
                     f"models {models[twin]!r} and {models[k]!r} give the same losses on every example: the server "
                     "answers with one model for both. Check that each fine-tune is loaded under its own name.",
-                    (twin, k),
+                    (twin, k) if numbers is None else (numbers[twin], numbers[k]),
                 )
     return verdict
 
@@ -274,36 +280,24 @@ class Comparison:
         return [k for row, k in enumerate(members) if row in rows and k in suspects]
 
     def _verdict(self, attribution: Attribution) -> Verdict:
-        members, models = attribution.members, self._store.jobs.ready_models()
-        earlier = attribution.earlier
+        members, earlier = attribution.members, attribution.earlier
         stages = [] if earlier is None else [*zip(earlier.train_loss_SKN, earlier.test_loss_SKM, strict=True)]
         for train_KN, test_KM in stages:
             loss_KX = np.concatenate([test_KM, train_KN], axis=1)
             rows = np.flatnonzero(np.isfinite(loss_KX).any(axis=1))
-            self._check(loss_KX[rows], [members[k] for k in rows], models, " (checkpoint)")
+            self._check(loss_KX[rows], [members[k] for k in rows], " (checkpoint)")
         loss_KX = np.concatenate([attribution.test_loss_KM, attribution.train_loss_KN], axis=1)
         # With the members that were measured again on the most examples; the others have few.
-        verdict = self._check(loss_KX, members, models, "", repeated_losses(self._store, members, attribution.loss))
+        verdict = self._check(loss_KX, members, "", *repeated_losses(self._store, members, attribution.loss))
         if verdict == "open" and len(members) > 2:
             pair = members[:2]
-            repeated = repeated_losses(self._store, pair, attribution.loss)
-            verdict = self._check(loss_KX[:2], pair, models, "", repeated)
+            verdict = self._check(loss_KX[:2], pair, "", *repeated_losses(self._store, pair, attribution.loss))
         return verdict
 
-    def _check(
-        self,
-        loss_KX: Floats,
-        members: Sequence[int],
-        models: Mapping[int, str],
-        which: str,
-        repeated: tuple[Floats, Floats] | None = None,
-    ) -> Verdict:
+    def _check(self, loss_KX: Floats, members: Sequence[int], which: str, *repeated: Floats) -> Verdict:
+        models = self._store.jobs.ready_models()
         names = [f"{models.get(k, f'member {k}')}{which}" for k in members]
-        try:
-            return check_members_differ(loss_KX, names, *(repeated or ()))
-        except MembersAlikeError as error:
-            rows = error.members
-            raise MembersAlikeError(str(error), rows and [members[row] for row in rows]) from error
+        return check_members_differ(loss_KX, names, *repeated, numbers=members)
 
 
 def accept_suspect(run_dir: str | Path) -> tuple[int, ...]:

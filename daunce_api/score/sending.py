@@ -6,7 +6,6 @@ An answer that arrives while a transaction is being written waits for the next o
 from __future__ import annotations
 
 import asyncio
-import os
 from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
@@ -17,7 +16,7 @@ from typing import TypeVar
 import numpy as np
 
 from .._util.clock import Clock
-from .._util.files import writing
+from .._util.files import overwrite
 from .._util.retry import Retrier, RetryPolicy
 from ..data.tokenizers import EncodedExample
 from ..errors import ContractError, ProviderError, RejectedError, StoreError, TransientError
@@ -202,13 +201,7 @@ class Sender:
         if not self._counts:
             return
         self._sent_tokens += tokens
-        path = self._store.run_dir / IN_FLIGHT
-        with writing(path):
-            fd = os.open(path, os.O_WRONLY | os.O_CREAT, 0o600)
-            try:
-                os.pwrite(fd, f"{self._sent_tokens:020d}".encode(), 0)
-            finally:
-                os.close(fd)
+        overwrite(self._store.run_dir / IN_FLIGHT, f"{self._sent_tokens:020d}".encode())
 
 
 def _left_in_flight(folder: Path) -> int:

@@ -93,10 +93,7 @@ class Work:
         run, store = self._run, self._store
         members = await asyncio.to_thread(complete_members, store, run.material)
         await self._compare(members)
-        reason = await self._enough(members)
-        if reason is not None:
-            self._halted(reason)
-        if len(members) == run.material.ensemble.members or reason is not None:
+        if await self._enough(members) or len(members) == run.material.ensemble.members:
             return
         store.history.cleared()
         async with self._backend() as backend:
@@ -279,18 +276,8 @@ class Work:
         if not self._comparison.due(len(members)) and self._config.ensemble.stop is None:
             return
         await self._compare(members, self._scorer)
-        reason = await self._enough(members)
-        if reason is not None:
-            self._training.halt(reason)
-            self._halted(reason)
-
-    def _halted(self, reason: str) -> None:
-        """The run has enough members: a plan asks for no more of them under the same rule."""
-        stop = self._store.history.stop()
-        if stop is None or stop.kind != HALTED:
-            self._store.history.stopped(HALTED, reason)
-        rule = self._config.ensemble.stop
-        self._store.set_value(HALTED, None if rule is None else rule.model_dump())
+        if await self._enough(members):
+            self._training.halt()
 
     async def _compare(self, members: list[int], client: ScoringClient | None = None) -> None:
         """Compare the first complete members with each other, before more of them are paid for."""
@@ -300,10 +287,11 @@ class Work:
         attribution = await asyncio.to_thread(assemble, self._store, self._run.material, self._config)
         await self._comparison.look(attribution, client, self._run.material.encoded_train)
 
-    async def _enough(self, members: list[int]) -> str | None:
-        """Why no further member is needed, by ``ensemble.stop``."""
-        if self._config.ensemble.stop is None:
-            return None
+    async def _enough(self, members: list[int]) -> bool:
+        """Whether no further member is needed, by ``ensemble.stop``: a plan asks for no more under the same rule."""
+        rule, store = self._config.ensemble.stop, self._store
+        if rule is None:
+            return False
 
         def look() -> str | None:
             def quality(chosen: Sequence[int]) -> SelfLDS | None:
@@ -312,7 +300,14 @@ class Work:
 
             return self._stop.reason(members, quality)
 
-        return await asyncio.to_thread(look)
+        reason = await asyncio.to_thread(look)
+        if reason is None:
+            return False
+        stop = store.history.stop()
+        if stop is None or stop.kind != HALTED:
+            store.history.stopped(HALTED, reason)
+        store.set_value(HALTED, rule.model_dump())
+        return True
 
     def _set_aside(self, error: MembersAlikeError) -> MembersAlikeError:
         """Set the scores aside that may not be those of their models."""

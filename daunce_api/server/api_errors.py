@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -45,6 +46,12 @@ def not_found(kind: str, identity: str, param: str) -> ApiError:
 def unavailable(message: str, *, code: str) -> ApiError:
     """503: the same request may succeed later."""
     return ApiError(503, message, type="server_error", code=code, headers={"retry-after": "1"})
+
+
+def rate_limited(message: str, wait: float | None) -> ApiError:
+    """429, with the seconds after which the next request is let through, where the answer is to say so."""
+    headers = {} if wait is None else {"retry-after": f"{math.ceil(wait)}", "retry-after-ms": f"{wait * 1000:.0f}"}
+    return ApiError(429, message, type="requests", code="rate_limit_exceeded", headers=headers)
 
 
 def server_error() -> ApiError:

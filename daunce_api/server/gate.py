@@ -5,7 +5,6 @@ from __future__ import annotations
 import errno
 import hmac
 import logging
-import math
 import secrets
 import sqlite3
 import time
@@ -18,12 +17,13 @@ from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from ..providers.server_settings import ServerSettings
-from .api_errors import ApiError, server_error, unavailable
+from .api_errors import ApiError, rate_limited, server_error, unavailable
 from .inject import BrokenConnectionError, Injector
 
 log = logging.getLogger("daunce_api.server")
 
 MULTIPART_OVERHEAD = 64 * 1024
+RouteOf = Callable[[Scope], str]
 
 
 class Gate:
@@ -37,10 +37,9 @@ class Gate:
         self._limit = _RequestLimit(settings.requests_per_minute)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] == "lifespan":
-            await self._app(scope, receive, send)
-            return
         if scope["type"] != "http":
+            if scope["type"] == "lifespan":
+                await self._app(scope, receive, send)
             return
         response = _Response(send, time.perf_counter())
         try:
@@ -89,9 +88,6 @@ class Gate:
         raise ApiError(401, message, code="invalid_api_key", headers={"www-authenticate": "Bearer"})
 
 
-RouteOf = Callable[[Scope], str]
-
-
 def is_loopback(host: str, *, with_port: bool = False) -> bool:
     """True for localhost and the addresses that only this machine can reach; ``with_port``: as a Host header has it."""
     try:
@@ -117,12 +113,8 @@ class _RequestLimit:
         self._time = moment
         if self._level < 1:
             wait = (1 - self._level) / rate
-            raise ApiError(
-                429,
-                f"Rate limit reached for requests: {self._capacity} a minute. Please try again in {wait:.3f}s.",
-                type="requests",
-                code="rate_limit_exceeded",
-                headers={"retry-after": f"{math.ceil(wait)}", "retry-after-ms": f"{math.ceil(wait * 1000)}"},
+            raise rate_limited(
+                f"Rate limit reached for requests: {self._capacity} a minute. Please try again in {wait:.3f}s.", wait
             )
         self._level -= 1
         return {

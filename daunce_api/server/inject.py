@@ -9,10 +9,12 @@ import time
 from collections import Counter
 from typing import Literal
 
+from starlette.datastructures import Headers
+from starlette.responses import HTMLResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from ..providers.server_settings import REQUEST_FAULTS, InjectSettings
-from .api_errors import ApiError, server_error
+from .api_errors import rate_limited, server_error
 
 
 class Injector:
@@ -74,16 +76,13 @@ class Injector:
         """Answer a request with a fault; None: only keep the answer, since one may be sent again (``duplicated``).
         Raises ApiError for those that are plain answers."""
         if fault in ("rate_limit", "rate_limit_bare"):
-            seconds = self.settings.retry_after
-            headers = {"retry-after-ms": f"{seconds * 1000:.0f}", "retry-after": f"{math.ceil(seconds)}"}
-            message = "Rate limit reached for requests. Please try again later."
-            raise ApiError(
-                429, message, "requests", code="rate_limit_exceeded", headers=headers if "bare" not in fault else {}
-            )
+            wait = self.settings.retry_after if fault == "rate_limit" else None
+            raise rate_limited("Rate limit reached for requests. Please try again later.", wait)
         if fault == "error_500":
             raise server_error()
         if fault == "error_502":
-            await _answer(send, 502, b"text/html", b"<html><body><h1>502 Bad Gateway</h1></body></html>")
+            page = HTMLResponse("<html><body><h1>502 Bad Gateway</h1></body></html>", 502)
+            await page(scope, receive, send)
         elif fault == "timeout_before":
             await self._hang(receive, send)
         else:
@@ -97,7 +96,7 @@ class Injector:
             elif fault is None:
                 await recorder.replay(send)
             else:
-                await self._spoil(fault, recorder, receive, send)
+                await self._spoil(fault, recorder, scope, receive, send)
 
     async def _exchanged(self, mine: _Recorder) -> _Recorder:
         """The answer of the next request that is to be swapped; the own one where none comes within ``hang``."""
@@ -114,20 +113,19 @@ class Injector:
         except TimeoutError:
             return mine
 
-    async def _spoil(self, fault: str, done: _Recorder, receive: Receive, send: Send) -> None:
+    async def _spoil(self, fault: str, done: _Recorder, scope: Scope, receive: Receive, send: Send) -> None:
         half = done.body[: len(done.body) // 2]
-        kind = dict(done.headers).get(b"content-type", b"application/json")
+        kind = Headers(raw=done.headers).get("content-type", "application/json")
         if fault == "timeout_after":
             await self._hang(receive, send)
         elif fault == "drop":
-            headers = [(b"content-type", kind), (b"content-length", b"%d" % (len(done.body) + 1))]
+            headers = [(b"content-type", kind.encode()), (b"content-length", b"%d" % (len(done.body) + 1))]
             await send({"type": "http.response.start", "status": done.status, "headers": headers})
             await send({"type": "http.response.body", "body": half, "more_body": True})
             raise BrokenConnectionError
-        elif fault == "truncated":
-            await _answer(send, done.status, kind, half)
         else:
-            await _answer(send, done.status, kind, b'{"object": "list", "data": [' + half[:40] + b"\x00<!-- ")
+            body = half if fault == "truncated" else b'{"object": "list", "data": [' + half[:40] + b"\x00<!-- "
+            await Response(body, done.status, {"content-type": kind})(scope, receive, send)
 
     async def _hang(self, receive: Receive, send: Send) -> None:
         """Say nothing until the client leaves or ``hang`` seconds have passed, then break the connection."""
@@ -166,9 +164,3 @@ class _Recorder:
         """Send what was kept."""
         await send({"type": "http.response.start", "status": self.status, "headers": self.headers})
         await send({"type": "http.response.body", "body": self.body})
-
-
-async def _answer(send: Send, status: int, kind: bytes, body: bytes) -> None:
-    headers = [(b"content-type", kind), (b"content-length", b"%d" % len(body))]
-    await send({"type": "http.response.start", "status": status, "headers": headers})
-    await send({"type": "http.response.body", "body": body})

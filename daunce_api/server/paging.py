@@ -31,18 +31,27 @@ def page(
 ) -> Response:
     """One page of a list, newest first unless ``ascending``, by the request's ``limit`` (``usual`` where it says none)
     and ``after``; what an injected lag hides of a ``kind`` is left out. Raises ApiError 400."""
-    limit = request.query_params.get("limit", str(usual))
-    if not (limit.isascii() and limit.isdecimal() and len(limit) < 10 and 1 <= int(limit) <= largest):
+    given = request.query_params.get("limit", str(usual))
+    limit = int(given) if given.isascii() and given.isdecimal() and len(given) < 10 else 0
+    if not 1 <= limit <= largest:
         raise invalid(f"Invalid value for 'limit': must be a whole number from 1 to {largest}.", param="limit")
-    after = request.query_params.get("after") or None
-    found = service.state.page(
-        table, where=where, parameters=values, after=after, limit=int(limit), ascending=ascending
-    )
-    if found is None:
-        raise invalid("Invalid value for 'after': no such object.", param="after")
-    rows, more = found
-    data = [view(r) for r in rows if kind is None or not service.injector.hidden(kind, r["id"], listed=True)]
+    conditions, bound = [where], list(values)
+    after = request.query_params.get("after")
+    if after:
+        either = "? IN (id, checkpoint_id)" if table == "models" else "? = id"
+        found = service.state.rows(f"SELECT seq FROM {table} WHERE {either}", [after])
+        if not found:
+            raise invalid("Invalid value for 'after': no such object.", param="after")
+        conditions.append("seq > ?" if ascending else "seq < ?")
+        bound.append(found[0]["seq"])
+    condition = " AND ".join(f"({c})" for c in conditions)
+    order = "ASC" if ascending else "DESC"
+    query = f"SELECT * FROM {table} WHERE {condition} ORDER BY seq {order} LIMIT ?"
+    rows = service.state.rows(query, [*bound, limit + 1])
+    shown = [r for r in rows[:limit] if kind is None or not service.injector.hidden(kind, r["id"], listed=True)]
+    data = [view(r) for r in shown]
     first, last = (data[0]["id"], data[-1]["id"]) if data else ("", "")
+    more = len(rows) > limit
     return JSONResponse({"object": "list", "data": data, "first_id": first, "last_id": last, "has_more": more})
 
 

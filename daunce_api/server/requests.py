@@ -70,11 +70,9 @@ class _Method(StrictBody):
     supervised: _Supervised | None = None
 
 
-MetadataKey = Annotated[str, Strict(), Field(max_length=64)]
-MetadataValue = Annotated[str, Strict(), Field(max_length=512)]
-
-
-Metadata = Annotated[dict[MetadataKey, MetadataValue], Field(max_length=16)]
+Metadata = Annotated[
+    dict[Annotated[Str, Field(max_length=64)], Annotated[Str, Field(max_length=512)]], Field(max_length=16)
+]
 
 
 class NewJob(StrictBody):

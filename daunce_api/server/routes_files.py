@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import os
 import shutil
-from functools import partial
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -69,8 +68,18 @@ async def listing(service: Service, request: Request) -> Response:
         raise invalid("Invalid value for 'order': must be asc or desc.", param="order")
     purpose = request.query_params.get("purpose")
     where, values = ("deleted=0", []) if purpose is None else ("deleted=0 AND purpose=?", [purpose])
-    sized = partial(page, usual=MAX_PAGE, largest=MAX_PAGE, ascending=order == "asc", kind="file")
-    return sized(service, request, "files", file_object, where=where, values=values)
+    return page(
+        service,
+        request,
+        "files",
+        file_object,
+        where=where,
+        values=values,
+        usual=MAX_PAGE,
+        largest=MAX_PAGE,
+        ascending=order == "asc",
+        kind="file",
+    )
 
 
 async def retrieve(service: Service, request: Request) -> Response:

@@ -241,9 +241,17 @@ class Scheduler:
         return f"ft:{self._base.id}:daunce:{row['suffix'] or ''}:{row['id'].removeprefix('ftjob-')[:12]}"
 
     def _add_model(self, row: Row, name: str, made: Checkpoint | Trained, loss: float, **values: Any) -> None:
-        folder, base, digest = f"{row['id']}/{made.folder.name}", self._base.id, made.digest
-        values |= {"job": row["id"], "base": base, "adapter": folder, "fingerprint": digest, "train_loss": loss}
-        self._state.insert("models", id=name, created_at=now(), **values)
+        self._state.insert(
+            "models",
+            id=name,
+            created_at=now(),
+            job=row["id"],
+            base=self._base.id,
+            adapter=f"{row['id']}/{made.folder.name}",
+            fingerprint=made.digest,
+            train_loss=loss,
+            **values,
+        )
 
     def _finish(self, job: str, status: str, **values: Any) -> bool:
         return self._state.update_job(job, status=status, finished_at=now(), estimated_finish=None, **values)

@@ -12,6 +12,7 @@ from typing import Any
 from ..data.tokenizers import LocalTokenizer
 from ..errors import DaunceError
 from ..providers.local.engines import WorkerLostError
+from ..providers.local.models import resolve_model
 from ..providers.local.options import ModelSpec
 from ..providers.server_settings import ServerSettings
 from .api_errors import ApiError, model_not_found, unavailable
@@ -53,6 +54,7 @@ class Service:
 
         Raises DaunceError with the words of the process where the model cannot be loaded.
         """
+        await asyncio.to_thread(resolve_model, settings.model)  # a process takes seconds to say that there is none
         state = State(settings.state_dir)
         spec = ModelSpec(settings.model, settings.device, settings.dtype, threads=settings.threads)
         scorer = Worker(spec)

@@ -128,32 +128,6 @@ class State:
     def rows(self, query: str, parameters: Sequence[Any] = ()) -> list[Row]:
         return self._db.execute(query, tuple(parameters)).fetchall()
 
-    def page(
-        self,
-        table: Table,
-        *,
-        where: str = "1",
-        parameters: Sequence[Any] = (),
-        after: str | None = None,
-        limit: int,
-        ascending: bool = False,
-    ) -> tuple[list[Row], bool] | None:
-        """One page, newest first unless ``ascending``, and whether more follow; None where ``after`` is unknown."""
-        conditions, values = [where], list(parameters)
-        if after is not None:
-            either = "? IN (id, checkpoint_id)" if table == "models" else "? = id"
-            found = self._db.execute(f"SELECT seq FROM {table} WHERE {either}", (after,)).fetchone()
-            if found is None:
-                return None
-            conditions.append("seq > ?" if ascending else "seq < ?")
-            values.append(found["seq"])
-        order = "ASC" if ascending else "DESC"
-        rows = self.rows(
-            f"SELECT * FROM {table} WHERE {' AND '.join(f'({c})' for c in conditions)} ORDER BY seq {order} LIMIT ?",
-            [*values, limit + 1],
-        )
-        return rows[:limit], len(rows) > limit
-
     # --- files ---------------------------------------------------------------------------------------------------
 
     def file(self, identity: str) -> Row | None:

@@ -8,9 +8,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from tokenizers import Tokenizer
-from transformers.convert_slow_tokenizer import bytes_to_unicode
 
-_BYTES = {character: byte for byte, character in bytes_to_unicode().items()}
+_PRINTABLE = (*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100))
+_OTHERS = sorted(set(range(0x100)) - set(_PRINTABLE))
+_BYTES = {chr(byte): byte for byte in _PRINTABLE} | {chr(0x100 + place): byte for place, byte in enumerate(_OTHERS)}
 """The bytes that characters stand for in the vocabulary of a byte-level BPE (Radford et al., 2019)."""
 
 

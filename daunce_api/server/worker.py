@@ -173,12 +173,12 @@ def train(
 
     def after_epoch(epoch: int) -> None:
         folder = out.with_name(f"{out.name}.epoch-{epoch}")
-        model.save(folder, trainee, 0, settings)
+        model.save(folder, trainee)
         report(Checkpoint(steps[-1], folder, _digest(folder)))
 
     try:
         [losses] = fine_tune(model.adapted, trainee, settings, after_step=after_step, after_epoch=after_epoch)
-        model.save(out, trainee, 0, settings)
+        model.save(out, trainee)
     except Exception as error:
         # safetensors has no class of its own for a full disk: it prints what the operating system said.
         if any(word in str(error) for word in ("StorageFull", "No space left", "QuotaExceeded")):

@@ -45,7 +45,8 @@ class Database:
         """Open or create. Raises StoreError where that is not possible or a newer version wrote it, StoreCorruptError
         for what is no run store."""
         self.path = path
-        self._mutex = threading.RLock()
+        self.lock = threading.RLock()
+        """Held while no other thread may use the database."""
         self._depth = 0
         self._guard: Guard | None = None
         self.span: int | None = None
@@ -130,27 +131,19 @@ class Database:
 
     def close(self) -> None:
         """Close; a second call does nothing."""
-        with self._mutex, self._translated("closed"):
+        with self.lock, self._translated("closed"):
             self._connection.close()
-            if self._guard is not None:
-                self._guard.close()
 
     def checkpoint(self) -> None:
         """Copy what was written from the write-ahead log into the file: losing the log loses nothing after this."""
-        with self._mutex, self._translated("written"):
+        with self.lock, self._translated("written"):
             if self._depth == 0:
                 self._connection.execute("PRAGMA wal_checkpoint(PASSIVE)")
 
     @contextmanager
-    def locked(self) -> Iterator[None]:
-        """No other thread uses the database inside the block."""
-        with self._mutex:
-            yield
-
-    @contextmanager
     def transaction(self) -> Iterator[None]:
         """All or nothing; nested ones are part of the outer one."""
-        with self._mutex, self._translated("written"):
+        with self.lock, self._translated("written"):
             if self._depth == 0:
                 self._stands()
                 self._connection.execute("BEGIN IMMEDIATE")
@@ -183,17 +176,17 @@ class Database:
 
     def execute(self, sql: str, values: Sequence[Any] = ()) -> list[Row]:
         """Run one statement and return its rows."""
-        with self._mutex, self._translated("read or written"):
+        with self.lock, self._translated("read or written"):
             return self._connection.execute(sql, values).fetchall()
 
     def each(self, sql: str, values: Sequence[Any] = ()) -> Iterator[Row]:
         """As :meth:`execute`, read row by row: for who may stop early."""
-        with self._mutex, self._translated("read"):
+        with self.lock, self._translated("read"):
             yield from self._connection.execute(sql, values)
 
     def executemany(self, sql: str, rows: Sequence[Sequence[Any]]) -> None:
         """Run one statement for every row."""
-        with self._mutex, self._translated("written"):
+        with self.lock, self._translated("written"):
             self._connection.executemany(sql, rows)
 
     def put(self, table: str, *rows: Row) -> None:

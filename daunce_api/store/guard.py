@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
-from .._util.files import WHAT_TO_DO
-from ..errors import StoreError
+from .._util.files import overwrite
 
 FILE_NAME = "sequence"
 
@@ -19,30 +17,12 @@ class Guard:
     """
 
     def __init__(self, folder: Path, run_key: str) -> None:
-        """Raises StoreError where the file cannot be written."""
         self._path = folder / FILE_NAME
         self._run_key = run_key
-        try:
-            self._fd: int | None = os.open(self._path, os.O_RDWR | os.O_CREAT, 0o600)
-        except OSError as error:
-            raise self._unwritable(error) from error
 
     def write(self, sequence: int) -> None:
-        """Note the number of transactions."""
-        if self._fd is not None:
-            try:
-                os.pwrite(self._fd, f"{self._run_key} {sequence:020d}\n".encode(), 0)
-            except OSError as error:
-                raise self._unwritable(error) from error
-
-    def close(self) -> None:
-        """Close the file; a second call does nothing."""
-        if self._fd is not None:
-            os.close(self._fd)
-            self._fd = None
-
-    def _unwritable(self, error: OSError) -> StoreError:
-        return StoreError(f"{self._path} cannot be written: {error.strerror}. {WHAT_TO_DO}")
+        """Note the number of transactions. Raises StoreError where the file cannot be written."""
+        overwrite(self._path, f"{self._run_key} {sequence:020d}\n".encode())
 
     @staticmethod
     def read(folder: Path) -> tuple[str, int] | None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Mapping
 from typing import Literal
 
 from ..errors import BudgetError
@@ -54,14 +53,17 @@ class Ledger(Part):
 
     def spent(self, purpose: Purpose | None = None) -> float:
         """Dollars settled, plus those reserved and not settled yet; for one purpose, or in all."""
-        return _total({s: r for s, r in self._rows().items() if purpose in (None, r[0])}) / NANO
+        return sum(total for each, total in self._totals().items() if purpose in (None, each)) / NANO
 
     def spent_by_purpose(self) -> dict[str, float]:
         """:meth:`spent` of every purpose that occurs."""
+        return {purpose: total / NANO for purpose, total in sorted(self._totals().items())}
+
+    def _totals(self) -> dict[str, int]:
         totals: dict[str, int] = defaultdict(int)
         for purpose, reserved, settled in self._rows().values():
             totals[purpose] += reserved if settled is None else settled
-        return {purpose: total / NANO for purpose, total in sorted(totals.items())}
+        return totals
 
     def unsettled(self, purpose: Purpose | None = None) -> dict[str, float]:
         """Dollars reserved and not settled yet, by subject."""
@@ -72,8 +74,7 @@ class Ledger(Part):
         self, subject: str, usd: float, row: tuple[str, int, int | None] | None, purpose: str, cap: float | None
     ) -> None:
         amount = _nano(usd)
-        rows = self._rows()
-        total = _total(rows)
+        total = sum(self._totals().values())
         if cap is not None and total + amount > _nano(cap):
             raise BudgetError(
                 f"{subject} needs ${usd:,.4f}, but ${total / NANO:,.4f} of the ${cap:,.2f} in budget.max_usd are "
@@ -86,10 +87,6 @@ class Ledger(Part):
 
     def _rows(self) -> dict[str, tuple[str, int, int | None]]:
         return {s: (purpose, reserved, settled) for s, purpose, reserved, settled in self._db.rows("spend")}
-
-
-def _total(rows: Mapping[str, tuple[str, int, int | None]]) -> int:
-    return sum(reserved if settled is None else settled for _, reserved, settled in rows.values())
 
 
 def _nano(usd: float) -> int:

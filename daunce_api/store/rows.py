@@ -121,11 +121,7 @@ class TokenColumns:
 
     def starts(self) -> NDArray[np.int64]:
         """(n,) where each example's tokens begin."""
-        return (
-            np.concatenate([[0], np.cumsum(self.counts, dtype=np.int64)[:-1]])
-            if self.counts.size
-            else np.zeros(0, np.int64)
-        )
+        return np.cumsum(self.counts, dtype=np.int64) - self.counts
 
     def scores(self) -> dict[int, TokenScores]:
         """The same by id, as the scorer gave it."""

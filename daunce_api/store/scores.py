@@ -52,7 +52,7 @@ class Scores(Part):
 
     def register(self, sizes: Mapping[str, int], keys: Sequence[str] | None = None) -> Ids:
         """Ids of ``keys`` (default: those of ``sizes``), whose sizes in tokens are given. New ones get an id."""
-        with self._db.locked():
+        with self._db.lock:
             numbers = self._known()
             fresh = {k: n for k, n in sizes.items() if k not in numbers or self._sizes[numbers[k]] < 0}
             if fresh:
@@ -97,7 +97,7 @@ class Scores(Part):
         for batch in batches:
             places.setdefault((batch.member, batch.replicate, batch.checkpoint), []).append(batch)
         columns = {place: _columns(part) for place, part in places.items()}
-        with self._db.locked():
+        with self._db.lock:
             saved: list[tuple[Place, Ids]] = []
             with self._db.transaction():
                 self._scored_with(fingerprint)
@@ -149,7 +149,7 @@ class Scores(Part):
         place = (member, replicate, checkpoint)
         have = self._measured.get(place)
         if have is None:
-            with self._db.locked():
+            with self._db.lock:
                 where, values = self._in_use(place)
                 rows = self._db.execute(f"SELECT ids FROM blobs WHERE {where}", values)
                 have = _with(np.zeros(0, np.bool_), np.frombuffer(b"".join(ids for (ids,) in rows), _IDS))
@@ -169,8 +169,7 @@ class Scores(Part):
     def load_some(self, ids: Ids, member: int, replicate: int = 0, checkpoint: int = 0) -> TokenColumns:
         """Measurements of some examples, those that exist; only the blobs that hold them are read."""
         where, values = self._in_use((member, replicate, checkpoint))
-        wanted = np.zeros(len(self._known()), np.bool_)
-        wanted[ids[(ids >= 0) & (ids < wanted.size)]] = True
+        wanted = _with(np.zeros(0, np.bool_), ids[ids >= 0])
         missing, found = int(wanted.sum()), []
         # What is measured twice comes first, so that the ids of most blobs are not looked at.
         for number, raw in self._db.each(f"SELECT id, ids FROM blobs WHERE {where} ORDER BY id", values):

@@ -4,22 +4,17 @@ from __future__ import annotations
 
 from .cleanup import cancel_jobs, clean_up
 from .client import JobClient
-from .events import CancelReport, CleanReport, Event, EventKind, OnEvent, TrainingOutcome
-from .patient import JOB_RETRIES, PollPolicy
-from .training import OnReady, Training
+from .events import CancelReport, CleanReport, Event, EventKind, OnEvent
+from .training import Training
 
 __all__ = [
-    "JOB_RETRIES",
     "CancelReport",
     "CleanReport",
     "Event",
     "EventKind",
     "JobClient",
     "OnEvent",
-    "OnReady",
-    "PollPolicy",
     "Training",
-    "TrainingOutcome",
     "cancel_jobs",
     "clean_up",
 ]

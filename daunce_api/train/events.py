@@ -53,16 +53,6 @@ def name_of(member: int) -> str:
 OnEvent = Callable[[Event], None]
 
 
-@dataclass(frozen=True, slots=True)
-class TrainingOutcome:
-    """What :meth:`Training.run` leaves: the model of each member that has one (-1: the target model), and why the
-    others were left out. ``halted`` is the reason given to :meth:`Training.halt`, if that was called."""
-
-    models: dict[int, str]
-    left_out: dict[int, str]
-    halted: str | None = None
-
-
 @dataclass(slots=True)
 class CancelReport:
     """What :func:`cancel_jobs` did, by job key. ``kept`` says why a job could not be cancelled. ``unknown``: jobs of

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Awaitable, Callable, Collection, Sequence
+from collections.abc import Awaitable, Callable, Collection, Iterator, Sequence
 from contextlib import suppress
 
 from ..config import RunConfig
@@ -24,7 +24,7 @@ from ..providers.base import Job, JobRequest, JobStatus
 from ..store import FINAL, INTENT, TARGET, JobRow
 from .audit import audit, check, end_orphan, say_unseen
 from .client import CANCELLED, JobClient
-from .events import Event, EventKind, TrainingOutcome, name_of
+from .events import Event, EventKind, name_of
 from .recipes import Recipes
 
 OnReady = Callable[[int, str], Awaitable[None]]
@@ -56,14 +56,14 @@ class Training:
         )
         self._finished: frozenset[int] = frozenset()
         self._parked: DaunceError | None = None
-        self._halted: str | None = None
+        self._halted = False
         self._left_out: dict[int, str] = {}
 
     # -- the run --------------------------------------------------------------------------------------------------
 
     async def run(
         self, on_ready: OnReady | None = None, *, finished: Collection[int] = (), one_first: bool = False
-    ) -> TrainingOutcome:
+    ) -> None:
         """Train what is missing; call ``on_ready(member, model)`` for every member as soon as it has a model.
 
         ``on_ready`` is also called for members that were trained before, and with member -1 for the target model of
@@ -117,17 +117,11 @@ class Training:
             raise failure
         if self._parked is not None:
             raise self._parked
-        models = self._store.jobs.ready_models()
-        if self._config.ensemble.target_model is not None:
-            models[TARGET] = self._config.ensemble.target_model
-        self._require(len(self._finished | (models.keys() - {TARGET})))
-        return TrainingOutcome(models, dict(self._left_out), self._halted)
+        self._require(len(self._finished | (self._store.jobs.ready_models().keys() - {TARGET})))
 
-    def halt(self, reason: str) -> None:
+    def halt(self) -> None:
         """Submit no more jobs in this run; live ones are waited for. For a rule that says that K is large enough."""
-        if self._halted is None:
-            self._halted = reason
-            self._store.history.stopped("halted", reason)
+        self._halted = True
 
     # -- one member -----------------------------------------------------------------------------------------------
 
@@ -309,7 +303,7 @@ class Training:
     def _begin(self) -> None:
         """Nothing is parked, and jobs that ended while nobody could book them are booked (the run was interrupted in
         between, or they were cancelled)."""
-        self._parked, self._halted, self._left_out = None, None, {}
+        self._parked, self._halted, self._left_out = None, False, {}
         open_keys = self._store.ledger.unsettled()
         for row in self._store.jobs.rows():
             if row.key in open_keys and row.status in FINAL:
@@ -317,7 +311,7 @@ class Training:
 
     @property
     def _may_submit(self) -> bool:
-        return self._parked is None and self._halted is None
+        return self._parked is None and not self._halted
 
     def _park(self, error: DaunceError) -> None:
         """Submit no more jobs in this run; the first error is the one that it ends with."""
@@ -364,16 +358,17 @@ class Training:
 
 def _gravest(errors: BaseExceptionGroup[BaseException]) -> BaseException:
     """The error to end with: a mistake in the program before a refusal, a refusal before a missing member."""
-    leaves: list[BaseException] = []
-
-    def walk(error: BaseException) -> None:
-        if isinstance(error, BaseExceptionGroup):
-            for inner in error.exceptions:
-                walk(inner)
-        else:
-            leaves.append(error)
-
-    walk(errors)
     ranks = (NotEnoughMembersError, TransientError, ProviderError, DaunceError)
-    leaves.sort(key=lambda e: next((i for i, kind in enumerate(ranks) if isinstance(e, kind)), len(ranks)))
-    return leaves[-1]
+
+    def rank(error: BaseException) -> int:
+        return next((i for i, kind in enumerate(ranks) if isinstance(error, kind)), len(ranks))
+
+    return max(_leaves(errors), key=rank)
+
+
+def _leaves(error: BaseException) -> Iterator[BaseException]:
+    if not isinstance(error, BaseExceptionGroup):
+        yield error
+    else:
+        for inner in error.exceptions:
+            yield from _leaves(inner)

@@ -140,7 +140,7 @@ def table(task: Task, kind: str, counts: Sequence[int], draws: int, prior_alone:
     longest, checkpoints and self_lds."""
     print(
         "| noise | K | covariance | auto | auto, checkpoints | auto, prior | gain by the prior | its weight | self_lds "
-        "| raw | error | precision | precision, prior |\n" + "|---" * 13 + "|",
+        "| raw | error | precision | its gain by the prior |\n" + "|---" * 13 + "|",
         flush=True,
     )
     known = planted(task)
@@ -160,12 +160,16 @@ def table(task: Task, kind: str, counts: Sequence[int], draws: int, prior_alone:
                 covariance = e.judge(fit(plain, "covariance").dense())
                 both = e.judge(score)
                 found = [np.nan if known is None else retrieval(s, known).average_precision for s in (without, score)]
-                rows.append([covariance, base, stages, both, both - base, weight, value, raw, *found])
+                rows.append(
+                    [covariance, base, stages, both, both - base, weight, value, raw, found[0], found[1] - found[0]]
+                )
             if not rows:
                 continue
             m, spread = np.mean(rows, axis=0), 1.96 * np.std(rows, axis=0) / np.sqrt(len(rows))
             cells = [f"{x:.3f}" if np.isfinite(x) else "-" for x in m]
-            cells[4] = f"{m[4]:+.4f} ± {spread[4]:.4f}"
+            for place in (4, 9):
+                if np.isfinite(m[place]):
+                    cells[place] = f"{m[place]:+.4f} ± {spread[place]:.4f}"
             cells.insert(8, f"{m[6] - m[1]:+.3f}" if np.isfinite(m[6]) else "-")
             print(f"| {noise} | {count} | " + " | ".join(cells) + " |", flush=True)
 

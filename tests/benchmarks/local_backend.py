@@ -73,7 +73,7 @@ class Language:
         return random.Random(member).sample(self.examples, self.size)
 
     def ours(self, members: int, tokens: int | None = None) -> Step:
-        from daunce_api.providers.local.score import limits_of
+        from daunce_api.providers.local.memory import limits_of
         from daunce_api.providers.local.train import LoraTrainee, Member, fine_tune
 
         shapes = self.model.adapter_shapes(self.settings.targets)

@@ -167,7 +167,7 @@ def brute_force_group_errors(name: str, row_of: np.ndarray, column_of: np.ndarra
     weight = blocks.block() / unweighted.block()
     slope = weight * (np.sqrt(5) - (np.sqrt(5) - 1) * weight)
     lefts, rights = (
-        unweighted.by_member([getattr(t, side)(x) for t in unweighted.terms])
+        unweighted.stages.by_member(np.concatenate([getattr(t, side)(x) for t in unweighted.terms]))
         for side, x in (("left", unweighted.left_RN), ("right", unweighted.tests_RM))
     )
     changes = lefts.swapaxes(1, 2) @ rights

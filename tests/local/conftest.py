@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -16,6 +17,8 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 from daunce_api.data.dataset import Dataset
 from daunce_api.data.tokenizers import EncodedExample, encode_example
 from daunce_api.providers.local.language import LanguageModel
+from daunce_api.providers.server_process import EmbeddedServer
+from daunce_api.providers.server_settings import ServerSettings
 
 torch.set_num_threads(1)
 
@@ -61,6 +64,20 @@ def model_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def model(model_folder: Path) -> LanguageModel:
     return LanguageModel.load(model_folder)
+
+
+@pytest.fixture(scope="session")
+def wire(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
+    """``backend`` of a config for runs over the wire, on one server for all of them."""
+    with EmbeddedServer(ServerSettings(state_dir=tmp_path_factory.mktemp("served"))) as server:
+        os.environ["DAUNCE_WIRE_KEY"] = server.api_key
+        yield {
+            "kind": "openai_wire",
+            "model": "daunce-tiny",
+            "base_url": server.base_url,
+            "api_key_env": "DAUNCE_WIRE_KEY",
+        }
+        del os.environ["DAUNCE_WIRE_KEY"]
 
 
 @pytest.fixture(scope="session")

@@ -19,9 +19,10 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from daunce_api.data.dataset import Dataset
 from daunce_api.data.tokenizers import EncodedExample
 from daunce_api.providers.local.adapters import save_adapter, shapes_of, target_modules
+from daunce_api.providers.local.language import LanguageModel
 from daunce_api.providers.local.lora import AdaptedModel
+from daunce_api.providers.local.memory import default_budget, limits_of
 from daunce_api.providers.local.options import LoraSettings
-from daunce_api.providers.local.score import FineTunes, Passes, default_budget, limits_of
 from daunce_api.providers.local.train import LoraTrainee, Member, fine_tune
 
 GPU = torch.cuda.is_available()
@@ -104,10 +105,10 @@ def main() -> None:
         print(f"{limits.members:3d} together: {rate:8.1f} members a minute, {peak >> 20:,} MiB")
         assert peak <= budget, "more memory than the budget"
     save_adapter(folder / "adapter", trainee.weights(0), SETTINGS, "random")
-    scoring, ours = Passes(model, FineTunes("random", model)), []
+    scoring, ours = LanguageModel("random", model, None), []  # type: ignore[arg-type] - no text is read
     rows = [(e.ids, e.targets) for e in examples]
-    scoring.logprobs(rows[:1], folder / "adapter")
-    rate = EXAMPLES / seconds(lambda: ours.extend(scoring.logprobs(rows, folder / "adapter")))
+    scoring.target_logprobs(rows[:1], adapter=folder / "adapter")
+    rate = EXAMPLES / seconds(lambda: ours.extend(scoring.target_logprobs(rows, adapter=folder / "adapter")))
     print(f"scoring: {rate:8.1f} sequences a second")
     wrapped = get_peft_model(base, LoraConfig(r=8, lora_alpha=16, target_modules=["q_proj", "v_proj"]))
     optimizer = torch.optim.AdamW([p for p in wrapped.parameters() if p.requires_grad], lr=1e-3)

@@ -82,11 +82,11 @@ def train_one(
 
     def after_epoch(epoch: int) -> None:
         if checkpoint is not None:
-            model.save(folder := out.with_name(f"{out.name}.epoch-{epoch}"), trainee, 0, settings)
+            model.save(folder := out.with_name(f"{out.name}.epoch-{epoch}"), trainee)
             checkpoint(epoch, folder)
 
     [losses] = fine_tune(model.adapted, trainee, settings, after_step=on_step, after_epoch=after_epoch)
-    model.save(out, trainee, 0, settings)
+    model.save(out, trainee)
     return Trained(out, tuple(losses), trained_tokens(examples, settings))
 
 

@@ -92,19 +92,15 @@ def test_the_loss_is_that_of_the_answers_alone(
     assert result.losses[0] == pytest.approx(np.mean(expected), rel=1e-5)
 
 
-def config(tmp_path: Path, kind: str, loss_on: str) -> RunConfig:
+def config(tmp_path: Path, backend: dict[str, Any], loss_on: str) -> RunConfig:
     for name, records in (("train", chats(14)), ("test", chats(17)[14:])):
         lines = [json.dumps({"id": f"{name}-{i}", **r}) for i, r in enumerate(records)]
         (tmp_path / f"{name}.jsonl").write_text("\n".join(lines) + "\n")
     return RunConfig.from_mapping(
         {
-            "run_dir": str(tmp_path / f"{kind}-{loss_on}"),
+            "run_dir": str(tmp_path / backend["kind"]),
             "data": {"train": "train.jsonl", "test": "test.jsonl", "loss_on": loss_on},
-            "backend": {
-                "kind": kind,
-                "model": "daunce-tiny",
-                "options": {"engine": "thread"} if kind == "local" else {},
-            },
+            "backend": backend,
             "ensemble": {"members": 2, "subset_ratio": 0.8, "seed": 3},
             "training": {"hyperparameters": {"n_epochs": 1, "batch_size": 4, "learning_rate_multiplier": 3}},
         },
@@ -114,8 +110,9 @@ def config(tmp_path: Path, kind: str, loss_on: str) -> RunConfig:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("loss_on", ["last", "all"])
-def test_a_run_is_the_same_over_the_wire(tmp_path: Path, loss_on: str):
-    runs = [Run.create(config(tmp_path, kind, loss_on)) for kind in ("local", "embedded")]
+def test_a_run_is_the_same_over_the_wire(tmp_path: Path, wire: dict[str, str], loss_on: str):
+    local = {"kind": "local", "model": "daunce-tiny", "options": {"engine": "thread"}}
+    runs = [Run.create(config(tmp_path, backend, loss_on)) for backend in (local, wire)]
     here, there = (run.execute() for run in runs)
     np.testing.assert_allclose(here.train_loss_KN, there.train_loss_KN, atol=1e-4)
     np.testing.assert_allclose(here.test_loss_KM, there.test_loss_KM, atol=1e-4)

@@ -13,7 +13,7 @@ from daunce_api.data.tokenizers import EncodedExample
 from daunce_api.providers.local.adapters import save_adapter
 from daunce_api.providers.local.classifier import Classifier, ClassifierSettings
 from daunce_api.providers.local.language import LanguageModel, LoraSettings
-from daunce_api.providers.local.score import limits_of
+from daunce_api.providers.local.memory import limits_of
 from daunce_api.providers.local.train import Member
 from daunce_api.providers.objective import Objective
 

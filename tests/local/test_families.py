@@ -124,7 +124,7 @@ def test_a_family_trains_saves_and_scores_as_transformers_does(
     losses = fine_tune(family.adapted, trainee, SHORT)
     alone, single = train_members(family.adapted, [Member(chosen, 2)], shapes, SHORT)
     np.testing.assert_allclose(losses[1], single[0], rtol=1e-3)
-    family.save(tmp_path / "a", trainee, 1, SHORT)
+    family.save(tmp_path / "a", trainee, 1)
     sequences = [(e.ids, e.targets) for e in examples[:6]]
     found = family.target_logprobs(sequences, adapter=tmp_path / "a")
 
@@ -200,7 +200,7 @@ def test_an_adapter_with_parts_that_are_not_computed_is_refused_by_name(
 
     folder = tmp_path / "a"
     trainee = model.trainee([(examples, 1)], SHORT)
-    model.save(folder, trainee, 0, SHORT)
+    model.save(folder, trainee)
     path, weights = folder / "adapter_config.json", folder / "adapter_model.safetensors"
     config, tensors = json.loads(path.read_text()), load_file(weights)
     request = [(examples[0].ids, examples[0].targets)]

@@ -56,7 +56,7 @@ def train_full(
 ) -> tuple[dict[str, torch.Tensor], list[float]]:
     trainee = FullTrainee(model, member, start)
     losses = fine_tune(model, trainee, chosen, **options)
-    return trainee.weights(), losses[0]
+    return trainee.held.weights, losses[0]
 
 
 def logprobs_of(model: torch.nn.Module, ids: tuple[int, ...]) -> np.ndarray:
@@ -201,8 +201,9 @@ def test_a_task_writes_a_model_that_another_scores_and_continues(
     sequences = tuple((e.ids, e.targets) for e in examples[:4])
     tuned, base = (run_score(ScoreTask(spec, given, sequences)) for given in (tmp_path / "m", None))
     assert tuned != base
-    following = MemberTask("next", content, 4, tmp_path / "next", start=tmp_path / "m")
-    assert run_train(replace(task, members=(following,), objective=Objective("influence")))[0].error is None
+    following = MemberTask("next", content, 4, tmp_path / "next")
+    task = replace(task, members=(following,), start=tmp_path / "m", objective=Objective("influence"))
+    assert run_train(task)[0].error is None
 
 
 @pytest.mark.parametrize("objective", ["subset", "influence"])

@@ -214,9 +214,9 @@ async def test_results_that_cannot_be_kept_end_the_run(
     def full(*_: object) -> None:
         raise OSError("no space left on device")
 
-    monkeypatch.setattr(type(run.folder), "keep_models", full)
     async with LocalTrainer(run) as trainer:
         job = await submit(trainer, "m0", chosen.backend.model)
+        monkeypatch.setattr(type(run.folder), "write", full)
         with pytest.raises(StopError, match="no space left"):
             await ended(trainer, [job])
 

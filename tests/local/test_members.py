@@ -18,9 +18,9 @@ from transformers import GPT2Config, GPT2LMHeadModel, GPTNeoXConfig, GPTNeoXForC
 from daunce_api.data.dataset import Dataset
 from daunce_api.data.tokenizers import EncodedExample
 from daunce_api.errors import CapabilityError, ConfigurationError, MissingExtraError
-from daunce_api.providers.local import score, worker
+from daunce_api.providers.local import memory, worker
 from daunce_api.providers.local.language import LanguageModel, LoraSettings
-from daunce_api.providers.local.score import Limits, limits_of, token_bytes
+from daunce_api.providers.local.memory import Limits, limits_of, token_bytes
 from daunce_api.providers.local.store import MemberTask
 from daunce_api.providers.local.train import LoraTrainee, Member, Weights
 from daunce_api.providers.local.worker import ModelSpec, TrainTask, run_train
@@ -191,7 +191,7 @@ def test_the_limits_keep_to_the_budget(model: LanguageModel, monkeypatch: pytest
     assert all(100_000 * x.members + token_bytes(model.adapted, 60) * x.tokens <= 3_000_000 for x in limits[1:3])
     given = limits_of(model.adapted, member_bytes=1, members=1, longest=60, budget=1 << 30, tokens=100)
     assert given == Limits(1, 100)
-    monkeypatch.setattr(score, "CPU_PASS_BYTES", 200 * token_bytes(model.adapted, 60))
+    monkeypatch.setattr(memory, "CPU_PASS_BYTES", 200 * token_bytes(model.adapted, 60))
     for tokens, most in ((None, 200), (500, 500)):  # the user's own number stays
         sized = limits_of(model.adapted, member_bytes=1, members=1, longest=60, budget=1 << 30, tokens=tokens)
         assert sized == Limits(1, most)

@@ -12,12 +12,13 @@ from hypothesis import strategies as st
 
 from daunce_api.data.tokenizers import EncodedExample
 from daunce_api.errors import ConfigurationError, DataError
-from daunce_api.providers.local import score
+from daunce_api.providers.local import memory, worker
 from daunce_api.providers.local.adapters import save_adapter
+from daunce_api.providers.local.engines import WorkerLostError
 from daunce_api.providers.local.language import LanguageModel, LoraSettings
 from daunce_api.providers.local.lora import ActiveFull, Batch
+from daunce_api.providers.local.memory import Scored, passes_of
 from daunce_api.providers.local.models import save_full
-from daunce_api.providers.local.score import FineTunes, OutOfMemoryError, Passes, Scored, passes_of
 from daunce_api.providers.local.train import fresh_weights
 
 
@@ -103,43 +104,53 @@ def test_rows_whose_positions_depend_on_padding_are_alone(
     assert any(rows > 1 for rows, _ in seen)
 
 
-def test_a_pass_that_does_not_fit_is_made_smaller(
+def test_a_pass_that_does_not_fit_is_repeated_in_smaller_ones(
     model: LanguageModel, sequences: list[Scored], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ):
     expected = model.target_logprobs(sequences)
-    held = FineTunes(model.name, model.adapted)
-    held.get(save(model, tmp_path / "a"))
-    scoring = Passes(model.adapted, held)
-    hidden, tried, fits = model.adapted.hidden, [], 2
+    own = LanguageModel(model.name, model.adapted, model.tokenizer)
+    own.target_logprobs(sequences[:1], adapter=save(model, tmp_path / "a"))
+    monkeypatch.setattr(worker, "loaded", lambda _: own)
+    hidden, tried = model.adapted.hidden, []
 
     def small(batch: Batch) -> torch.Tensor:
         tried.append(len(batch.counts))
-        if len(batch.counts) > fits:
+        if len(batch.counts) > 2:
             raise torch.OutOfMemoryError("out of memory")
         return hidden(batch)
 
+    def ask(cuts: int) -> list[tuple[float, ...]]:
+        return worker.run_score(worker.ScoreTask(worker.ModelSpec("m"), None, tuple(sequences), cuts))
+
     monkeypatch.setattr(model.adapted, "hidden", small)
-    assert_near(scoring.logprobs(sequences, None), expected, 1e-5)
-    assert tried[0] == tried[1] > tried[2] > fits >= tried[-1]  # first without the other fine-tunes, then in halves
-    assert not held._held
-    fits = 0
-    with pytest.raises(OutOfMemoryError, match=r"one sequence of .* quantisation"):
-        scoring.logprobs(sequences[:1], None)
+    cuts = 0
+    while True:
+        try:
+            answers = ask(cuts)
+            break
+        except WorkerLostError as error:
+            if not error.out_of_memory:
+                raise
+            cuts += 1
+    assert cuts > 1
+    assert sorted(tried[:cuts], reverse=True) == tried[:cuts]
+    assert_near([np.array(a) for a in answers], expected, 1e-5)
+    assert not own._held  # the room of the other fine-tunes was needed
     monkeypatch.setattr(model.adapted, "hidden", lambda batch: 1 / 0)
     with pytest.raises(ZeroDivisionError):
-        scoring.logprobs(sequences[:1], None)
+        ask(0)
 
 
 def test_fine_tunes_are_held_by_bytes(model: LanguageModel, tmp_path: Path):
     folders = [save(model, tmp_path / f"a{k}") for k in range(4)]
     size = (folders[0] / "adapter_model.safetensors").stat().st_size
-    held = FineTunes(model.name, model.adapted, budget=2 * size)
-    active = [held.get(f) for f in folders]
+    held = LanguageModel(model.name, model.adapted, model.tokenizer, budget=2 * size)
+    active = [held._tuned(f) for f in folders]
     assert [key[0] for key in held._held] == [str(f) for f in folders[2:]]
-    assert held.get(folders[3]) is active[3]
-    assert held.get(folders[0]) is not active[0]
-    tiny = FineTunes(model.name, model.adapted, budget=1)
-    assert tiny.get(folders[0]) is tiny.get(folders[0])  # the one in use is held whatever the budget
+    assert held._tuned(folders[3]) is active[3]
+    assert held._tuned(folders[0]) is not active[0]
+    tiny = LanguageModel(model.name, model.adapted, model.tokenizer, budget=1)
+    assert tiny._tuned(folders[0]) is tiny._tuned(folders[0])  # the one in use is held whatever the budget
 
 
 def test_an_adapter_of_another_shape_is_refused(model: LanguageModel, tmp_path: Path):
@@ -165,23 +176,23 @@ def test_passes_hold_every_row_once_within_the_limit(lengths: list[int], limit: 
     for p in passes:
         longest = max(lengths[i] for i in p)
         assert len(p) == 1 or (len(p) * longest <= limit and longest <= alone)
-        assert sum(longest - lengths[i] for i in p) <= score.WASTE
+        assert sum(longest - lengths[i] for i in p) <= memory.WASTE
 
 
 def test_free_memory_is_shared_and_a_containers_limit_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     cpu = torch.device("cpu")
-    monkeypatch.setattr(score, "_container_rest", lambda: [])
-    monkeypatch.setattr(score.psutil, "virtual_memory", lambda: type("M", (), {"available": 4000}))
-    assert (score.default_budget(cpu, 1), score.default_budget(cpu, 2)) == (2000, 1000)
-    monkeypatch.setattr(score, "_container_rest", lambda: [600])
-    assert score.default_budget(cpu, 1) == 300
+    monkeypatch.setattr(memory, "_container_rest", lambda: [])
+    monkeypatch.setattr(memory.psutil, "virtual_memory", lambda: type("M", (), {"available": 4000}))
+    assert (memory.default_budget(cpu, 1), memory.default_budget(cpu, 2)) == (2000, 1000)
+    monkeypatch.setattr(memory, "_container_rest", lambda: [600])
+    assert memory.default_budget(cpu, 1) == 300
     monkeypatch.undo()
-    assert score._container_rest(tmp_path) == []
+    assert memory._container_rest(tmp_path) == []
     (tmp_path / "memory.current").write_text("700\n")
     (tmp_path / "memory.stat").write_text("anon 5\n")
     for limit, rest in (("max", []), ("1000", [300]), ("500", [0])):
         (tmp_path / "memory.max").write_text(f"{limit}\n")
-        assert score._container_rest(tmp_path) == rest
+        assert memory._container_rest(tmp_path) == rest
     (tmp_path / "memory.stat").write_text("anon 5\ninactive_file 250\n")
     (tmp_path / "memory.max").write_text("1000\n")
-    assert score._container_rest(tmp_path) == [550]
+    assert memory._container_rest(tmp_path) == [550]

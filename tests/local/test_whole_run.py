@@ -1,4 +1,4 @@
-"""Whole runs of ``kind: local``, and the same run through the embedded server: one implementation, two doors."""
+"""Whole runs of ``kind: local``, and the same run through a server: one implementation, two doors."""
 
 from __future__ import annotations
 
@@ -48,15 +48,12 @@ def test_perturbed_members_around_a_target(content: dict[str, Any], tmp_path: Pa
 
 
 @pytest.mark.slow
-def test_the_embedded_server_gives_the_same_losses(content: dict[str, Any], tmp_path: Path):
+def test_the_server_gives_the_same_losses(content: dict[str, Any], wire: dict[str, str], tmp_path: Path):
     losses = []
-    for kind, options in (
-        ("local", {"engine": "thread"}),
-        ("local", {"engine": "thread", "members_at_a_time": 1}),
-        ("embedded", {}),
-    ):
-        content["run_dir"] = str(tmp_path / f"{kind}-{len(losses)}")
-        content["backend"] |= {"kind": kind, "options": options}
+    local = content["backend"]
+    alone = {**local, "options": {"engine": "thread", "members_at_a_time": 1}}
+    for backend in (local, alone, wire):
+        content |= {"run_dir": str(tmp_path / str(len(losses))), "backend": backend}
         attribution = Run.create(RunConfig.from_mapping(content)).execute()
         losses.append(np.hstack([attribution.train_loss_KN, attribution.test_loss_KM]))
     np.testing.assert_allclose(losses[0], losses[2], atol=1e-4)

@@ -72,8 +72,7 @@ def file(status: str, **changes: Any) -> dict[str, Any]:
 
 
 def azure_trainer(server: Server, clock: InstantClock | None = None) -> azure.AzureTrainer:
-    capabilities = azure.trainer_capabilities(config())
-    return azure.AzureTrainer(server.client(URL), capabilities, poll=Poll(5.0, 120, clock or InstantClock()))
+    return azure.AzureTrainer(server.client(URL), config(), poll=Poll(5.0, 120, clock or InstantClock()))
 
 
 async def test_files_are_uploaded_read_found_and_deleted() -> None:
@@ -254,3 +253,10 @@ def test_azures_own_sign_in_is_optional(monkeypatch: pytest.MonkeyPatch) -> None
         azure.management_token(options)
     assert KEY not in str(info.value)
     azure._credential.cache_clear()
+
+
+async def test_an_answer_is_generated_on_the_deployment_of_its_model() -> None:
+    server = Server(lambda _: {"choices": [{"message": {"content": "yes"}}]})
+    scorer: Any = azure.open_scorer(server.context(config(), URL))
+    assert await scorer.generate("ft-m", [{"role": "user", "content": "Is it?"}], max_tokens=3) == "yes"
+    assert server.paths == ["POST /openai/deployments/ft-m/chat/completions"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import itertools
 import json
 from collections.abc import Callable, Sequence
@@ -15,6 +16,7 @@ from provider_support import BATCH, SHORT, Server, body_of, run_config, sequence
 from test_provider_chat_token import LISTED, answer, entry, example
 
 from daunce_api import Run
+from daunce_api._util.clock import SystemClock
 from daunce_api.cli import doctor, noise
 from daunce_api.cli.doctor import Findings, examine_backend
 from daunce_api.errors import ConfigurationError
@@ -173,7 +175,11 @@ async def test_a_missing_model_and_a_wrong_key_are_findings() -> None:
     assert "backend.api_key_env" in check(findings, "base model").detail
 
 
-async def test_a_gateway_without_a_jobs_route_is_found_out() -> None:
+async def test_a_gateway_without_a_jobs_route_is_found_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def no_wait(clock: SystemClock, seconds: float) -> None:
+        await asyncio.sleep(0)
+
+    monkeypatch.setattr(SystemClock, "sleep", no_wait)
     echo = Echo()
 
     def handler(request: httpx2.Request) -> Any:

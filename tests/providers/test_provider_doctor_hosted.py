@@ -52,14 +52,8 @@ async def test_fireworks_is_asked_for_the_base_model_on_its_deployment_without_l
 async def test_together_is_tried_with_a_fine_tune_of_the_run_or_not_at_all(trained: bool) -> None:
     options = {"project_id": "p", "endpoint_id": "ep_1", "deployment_id": "dep_1"}
     attached, server = together_tests.attaching(), Server(together_tests.echo())
-    config = run_config("together", model="daunce-tiny", options=options)
-    inner = together_scorer.TogetherScorer(
-        server.client(),
-        together_scorer.scorer_capabilities(config),
-        together_scorer.together_options(config),
-        together_tests.TINY,
-        together_tests.BASE,
-    )
+    config = run_config("together", model=together_tests.BASE, tokenizer="daunce-tiny", options=options)
+    inner = together_scorer.TogetherScorer(server.client(), config)
     scorer = HostedScorer(inner, together_tests.adapter_host(attached))
     findings = await examined(
         together_tests.make(together_tests.service().on("GET /v1/fine-tunes", {"data": []})),

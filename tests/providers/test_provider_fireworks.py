@@ -43,10 +43,8 @@ def sdk(stub: Service) -> Any:
 
 
 def make(stub: Service, clock: InstantClock | None = None) -> FireworksTrainer:
-    capabilities = trainer_capabilities(run_config("fireworks", base_url=None))
-    return FireworksTrainer(
-        sdk(stub), calls(), capabilities, base_model=BASE, poll=Poll(5.0, 120, clock or InstantClock())
-    )
+    config = run_config("fireworks", model=BASE, base_url=None)
+    return FireworksTrainer(sdk(stub), calls(), config, poll=Poll(5.0, 120, clock or InstantClock()))
 
 
 def job(state: str = "JOB_STATE_CREATING", **changes: Any) -> dict[str, Any]:
@@ -226,10 +224,8 @@ async def test_a_job_that_fails_for_its_file_is_not_tried_again() -> None:
 async def test_chats_are_rendered_by_the_template_that_they_are_measured_with(tmp_path: Path) -> None:
     (tmp_path / "tokenizer_config.json").write_text(json.dumps({"chat_template": "{{ messages }}"}))
     stub = Service().on(f"POST {JOBS}", job())
-    capabilities = trainer_capabilities(run_config("fireworks"))
-    template = chat_template(str(tmp_path))
-    trainer = FireworksTrainer(sdk(stub), calls(), capabilities, base_model=BASE, template=template)
-    await trainer.submit(REQUEST)
+    config = run_config("fireworks", model=BASE, tokenizer=str(tmp_path))
+    await FireworksTrainer(sdk(stub), calls(), config).submit(REQUEST)
     assert stub.bodies(f"POST {JOBS}")[0]["jinjaTemplate"] == "{{ messages }}"
     (tmp_path / "chat_template.jinja").write_text("its own file wins")
     assert chat_template(str(tmp_path)) == "its own file wins"
@@ -384,9 +380,8 @@ async def test_echo_of_other_ids_or_without_ids_is_refused() -> None:
 
 
 def deployment(stub: Service, clock: InstantClock | None = None) -> fireworks_scorer.DeploymentHost:
-    return fireworks_scorer.DeploymentHost(
-        sdk(stub), calls(), "accounts/me/deployments/d", 100, base=BASE, poll=Poll(5.0, 240, clock or InstantClock())
-    )
+    options = fireworks_scorer.FireworksScorerOptions(deployment="accounts/me/deployments/d")
+    return fireworks_scorer.DeploymentHost(sdk(stub), calls(), options, BASE, Poll(5.0, 240, clock or InstantClock()))
 
 
 async def test_members_are_loaded_on_the_deployment_and_unloaded() -> None:

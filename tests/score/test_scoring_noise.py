@@ -20,7 +20,7 @@ from tests.store_rows import put
 def test_noise_of_known_pairs(tmp_path: Path) -> None:
     with RunStore.create_or_open(tmp_path / "run", {"config": {}}) as store:
         put(store, 0, 0, "f", {"a": TokenScores((-1.0, -2.0)), "b": TokenScores((-1.0,))})
-        put(store, 0, 1, "f", {"a": TokenScores((-1.2, -2.2))})
+        put(store, 0, 1, "f", {"a": TokenScores((-1.2, -2.2)), "c": TokenScores((-5.0,))})  # c: the second time alone
         put(store, 1, 0, "f", {"a": TokenScores((-3.0, -3.0))})
         assert measure_noise(store, [0, 1]) == pytest.approx(math.sqrt(0.04 / 2))
         put(store, 1, 1, "f", {"a": TokenScores((-3.3, -2.7))})

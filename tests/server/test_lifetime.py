@@ -43,7 +43,7 @@ def test_state_survives_sigkill_and_jobs_end_as_undisturbed(
     killed = connect(first)
     file = upload(killed, jsonl(records()))
     done = wait(killed, submit(killed, file, seed=1).id)
-    running = submit(killed, file, seed=2, n_epochs=15)
+    running = submit(killed, file, seed=2, n_epochs=10)
     waiting = submit(killed, file, seed=3, metadata={"daunce_key": "k"})
     wait(killed, running.id, until=lambda j: j.estimated_finish is not None)
     before = echo(killed, done.fine_tuned_model, [[3, 30, 40]])
@@ -62,8 +62,8 @@ def test_state_survives_sigkill_and_jobs_end_as_undisturbed(
         assert (again.status, last.status) == ("succeeded", "succeeded")
         assert [j.id for j in client_2.fine_tuning.jobs.list(metadata={"daunce_key": "k"})] == [waiting.id]
         steps = [p.step_number for p in client_2.fine_tuning.jobs.checkpoints.list(running.id)]
-        assert steps == [45, 42, 39]
-        quiet = wait(client, submit(client, training_file, seed=2, n_epochs=15).id)
+        assert steps == [30, 27, 24]
+        quiet = wait(client, submit(client, training_file, seed=2, n_epochs=10).id)
         part = Path("final") / "adapter_model.safetensors"
         mine, theirs = state_dir / "adapters" / running.id, server.log_path.parent / "adapters" / quiet.id
         assert (mine / part).read_bytes() == (theirs / part).read_bytes()
@@ -75,8 +75,8 @@ def test_a_process_that_dies_is_replaced(
 ) -> None:
     """Scoring goes on; the job that was in a dead process is done again, to the same bytes."""
     before = echo(client, fine_tune.fine_tuned_model, [[3, 30, 40]])
-    quiet = wait(client, submit(client, training_file, seed=2, n_epochs=40).id)
-    job = submit(client, training_file, seed=2, n_epochs=40)
+    quiet = wait(client, submit(client, training_file, seed=2, n_epochs=12).id)
+    job = submit(client, training_file, seed=2, n_epochs=12)
     wait(client, job.id, until=lambda j: j.estimated_finish is not None)
     for child in psutil.Process(server.pid).children():
         child.kill()
@@ -87,7 +87,7 @@ def test_a_process_that_dies_is_replaced(
     ]
     assert parts[0].read_bytes() == parts[1].read_bytes()
     steps = [p.step_number for p in client.fine_tuning.jobs.checkpoints.list(job.id)]
-    assert steps == [120, 117, 114]
+    assert steps == [36, 33, 30]
 
 
 @pytest.mark.slow
@@ -176,17 +176,17 @@ def test_a_full_disk_delays_and_loses_nothing(tmp_path: Path) -> None:
         with EmbeddedServer(ServerSettings(state_dir=disk / "state")) as server:
             client = connect(server)
             file = upload(client, jsonl(records()))
-            job = submit(client, file, n_epochs=20)
+            job = submit(client, file, n_epochs=10)
             wait(client, job.id, until=lambda j: j.estimated_finish is not None)
             filler = disk / "filler"
             with contextlib.suppress(OSError), filler.open("wb", buffering=0) as full:
                 while True:
                     full.write(b"x" * 4096)
-            for _ in range(20):
+            for _ in range(5):
                 with pytest.raises(openai.InternalServerError) as caught:
                     upload(client, jsonl(records(100)))
                 assert (caught.value.status_code, caught.value.code) == (503, "storage_unavailable")
-            time.sleep(3)  # long enough for the job to have ended, had there been room
+            time.sleep(2)  # long enough for the job to have ended, had there been room
             assert client.fine_tuning.jobs.retrieve(job.id).status == "running"
             filler.unlink()
             assert wait(client, job.id).status == "succeeded"

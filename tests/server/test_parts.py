@@ -5,16 +5,21 @@ from __future__ import annotations
 import json
 import sqlite3
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
+from starlette.requests import Request
 
 from daunce_api.data.tokenizers import LocalTokenizer
 from daunce_api.errors import ConfigurationError
 from daunce_api.server import InjectSettings, ServerSettings
-from daunce_api.server.routes_files import _display_name
+from daunce_api.server.api_errors import ApiError
+from daunce_api.server.paging import page
+from daunce_api.server.routes_files import _display_name, file_object
 from daunce_api.server.routes_jobs import _suffix
 from daunce_api.server.state import State
 from daunce_api.server.tokentext import TokenText
@@ -90,17 +95,24 @@ def test_pages_cover_everything_once(tmp_path: Path) -> None:
     state = State(tmp_path)
     for i in range(7):
         state.insert("files", id=f"file-{i}", filename=str(i), bytes=1, purpose="fine-tune", created_at=i)
+    service: Any = SimpleNamespace(state=state)
+
+    def listed(after: str, ascending: bool) -> dict[str, Any]:
+        request = Request({"type": "http", "query_string": f"limit=3&after={after}".encode()})
+        answer: dict[str, Any] = json.loads(page(service, request, "files", file_object, ascending=ascending).body)
+        return answer
+
     for ascending in (False, True):
         seen: list[str] = []
         more = True
         while more:
-            page = state.page("files", after=seen[-1] if seen else None, limit=3, ascending=ascending)
-            assert page is not None
-            rows, more = page
-            assert 1 <= len(rows) <= 3
-            seen += [r["id"] for r in rows]
+            shown = listed(seen[-1] if seen else "", ascending)
+            more = shown["has_more"]
+            assert 1 <= len(shown["data"]) <= 3
+            seen += [f["id"] for f in shown["data"]]
         assert seen == sorted((f"file-{i}" for i in range(7)), reverse=not ascending)
-    assert state.page("files", after="file-9", limit=3) is None
+    with pytest.raises(ApiError, match="no such object"):
+        listed("file-9", False)
     state.close()
 
 

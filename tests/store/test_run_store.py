@@ -20,7 +20,8 @@ import pytest
 from daunce_api.config import RunConfig
 from daunce_api.errors import BudgetError, RunChangedError, RunLockedError, StoreCorruptError, StoreError
 from daunce_api.providers.base import JobStatus, TokenScores
-from daunce_api.store import FileRow, JobRow, LossRow, RunStore, Transition
+from daunce_api.store import JobRow, LossRow, RunStore
+from daunce_api.store.rows import FileRow, Transition
 from tests.store_rows import by_key, put
 
 MANIFEST: dict[str, Any] = {

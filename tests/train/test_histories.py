@@ -26,7 +26,8 @@ from world import USD, World
 from daunce_api.errors import BudgetError, DaunceError, NotEnoughMembersError
 from daunce_api.providers.base import JobRequest, JobStatus
 from daunce_api.store import RunStore
-from daunce_api.train import OnReady, Training, cancel_jobs, clean_up
+from daunce_api.train import Training, cancel_jobs, clean_up
+from daunce_api.train.training import OnReady
 
 FAULTS = [f for f in Fault if f is not Fault.REJECTED]
 NEVER = 10**9
@@ -168,8 +169,8 @@ class Histories(RuleBasedStateMachine):
                 training = self.world.training(store, trainer)
                 # A cap or a target model that keeps failing may end the run before every member has had its turn.
                 with suppress(BudgetError, NotEnoughMembersError):
-                    outcome = asyncio.run(training.run(self.asking(training)))
-                    assert outcome.models.keys() - {-1} | outcome.left_out.keys() == set(range(4))
+                    asyncio.run(training.run(self.asking(training)))
+                    assert store.jobs.ready_models().keys() - {-1} | store.jobs.left_out().keys() == set(range(4))
                 self.promises()
                 asyncio.run(clean_up(self.world.client(store, trainer)))
                 assert not any(j.live for j in self.provider.jobs.values())

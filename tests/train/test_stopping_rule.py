@@ -36,11 +36,11 @@ def test_a_plateau_needs_a_flat_curve_and_no_recent_gain() -> None:
 
 
 def test_a_real_run_stops_before_its_last_member() -> None:
-    problem = linear_problem(members=160, train=80, test=12)
-    looks = [self_lds(problem.train[:k], problem.test[:k], problem.inclusion[:k]) for k in range(20, 161, 20)]
+    problem = linear_problem(members=100, train=50, test=12)
+    looks = [self_lds(problem.train[:k], problem.test[:k], problem.inclusion[:k]) for k in range(20, 101, 20)]
     rule = StopConfig(self_lds=0.999, plateau=0.01, min_members=30)
     stopped = next(n for n in range(1, len(looks) + 1) if enough(rule, looks[:n]))
-    assert 30 <= looks[stopped - 1].members < 160
+    assert 30 <= looks[stopped - 1].members < 100
     assert looks[-1].value - looks[stopped - 1].value < 0.03
 
 

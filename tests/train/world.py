@@ -16,11 +16,24 @@ from daunce_api.data.dataset import Dataset
 from daunce_api.data.subsets import Ensemble, plan_ensemble
 from daunce_api.plan import JobCosts
 from daunce_api.store import RunStore
-from daunce_api.train import JOB_RETRIES, Event, JobClient, PollPolicy, Training, TrainingOutcome
+from daunce_api.train import Event, JobClient, Training
+from daunce_api.train.patient import JOB_RETRIES, PollPolicy
 
 MANIFEST = RunConfig.from_mapping({"data": {"train": "-", "test": "-"}}).model_dump(mode="json")
 TOKENS, USD = 100, 0.01
 """Each job of the fake provider trains 100 tokens for a dollar."""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What training left in the store: models by member, and why members were left out."""
+
+    models: dict[int, str]
+    left_out: dict[int, str]
+
+    @classmethod
+    def of(cls, store: RunStore) -> Outcome:
+        return cls(store.jobs.ready_models(), {k: left.reason for k, left in store.jobs.left_out().items()})
 
 
 @dataclass
@@ -89,10 +102,10 @@ class World:
     async def on_ready(self, member: int, model: str) -> None:
         self.ready.append((member, model))
 
-    def run(self, trainer: FakeTrainer | None = None, *, adopt: bool = False, **polls: float) -> TrainingOutcome:
+    def run(self, trainer: FakeTrainer | None = None, *, adopt: bool = False, **polls: float) -> Outcome:
         with self.open() as store:
-            training = self.training(store, trainer, adopt=adopt, **polls)
-            return asyncio.run(training.run(self.on_ready))
+            asyncio.run(self.training(store, trainer, adopt=adopt, **polls).run(self.on_ready))
+            return Outcome.of(store)
 
     def requests(self, member: int) -> list[dict[str, Any]]:
         """What the provider was asked for, of one member, in order."""

@@ -59,20 +59,19 @@ def open_scorer(context: Context) -> Scorer:
         return scorer
     account = options.account_id or config.backend.options.get("account_id")
     sdk, calls = open_sdk(context, account_id=account, timeout=options.timeout)
-    host = DeploymentHost(sdk, calls, options.deployment, options.max_adapters, base=config.backend.model)
-    return HostedScorer(scorer, host)
+    return HostedScorer(scorer, DeploymentHost(sdk, calls, options, config.backend.model))
 
 
 class DeploymentHost(Host):
     """Loads fine-tunes on a deployment of their base model ``base``, which answers there as it is."""
 
     def __init__(
-        self, sdk: Any, calls: SdkCalls, deployment: str, limit: int, *, base: str, poll: Poll | None = None
+        self, sdk: Any, calls: SdkCalls, options: FireworksScorerOptions, base: str, poll: Poll | None = None
     ) -> None:
-        super().__init__(limit, poll)
+        super().__init__(options.max_adapters, poll)
         self._sdk = sdk
         self._calls = calls
-        self._deployment = deployment
+        self._deployment = options.deployment
         self._base = base
 
     def always_served(self, model: str) -> str | None:

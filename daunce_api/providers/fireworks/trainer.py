@@ -90,14 +90,7 @@ def open_trainer(context: Context) -> FireworksTrainer:
     """A trainer on the SDK's own client, without its retries."""
     options = FireworksOptions.of(context.config)
     sdk, calls = open_sdk(context, account_id=options.account_id, timeout=options.timeout)
-    config = context.config
-    return FireworksTrainer(
-        sdk,
-        calls,
-        trainer_capabilities(config),
-        base_model=config.backend.model,
-        template=chat_template(config.backend.tokenizer) if options.send_template else None,
-    )
+    return FireworksTrainer(sdk, calls, context.config)
 
 
 def open_sdk(context: Context, *, account_id: str | None, timeout: float) -> tuple[AsyncFireworks, SdkCalls]:
@@ -131,26 +124,15 @@ def job_id_of(key: str) -> str:
 
 
 class FireworksTrainer(SdkTrainer):
-    """``Trainer`` at Fireworks. Files are data set resources, whose ids follow from the files' names.
-
-    ``template`` is the chat template that examples are measured with; jobs render chats by it.
-    """
+    """``Trainer`` at Fireworks. Files are data set resources, whose ids follow from the files' names."""
 
     _sdk: AsyncFireworks
 
-    def __init__(
-        self,
-        sdk: AsyncFireworks,
-        calls: SdkCalls,
-        capabilities: TrainerCapabilities,
-        *,
-        base_model: str,
-        poll: Poll | None = None,
-        template: str | None = None,
-    ) -> None:
-        super().__init__(sdk, calls, capabilities, base_model=base_model)
+    def __init__(self, sdk: AsyncFireworks, calls: SdkCalls, config: RunConfig, *, poll: Poll | None = None) -> None:
+        super().__init__(sdk, calls, config, trainer_capabilities(config))
         self._data = DataSets(sdk, calls, poll or Poll(5.0, 120))
-        self._template = template
+        sends_template = FireworksOptions.of(config).send_template
+        self._template = chat_template(config.backend.tokenizer) if sends_template else None
         self._cancelled: set[str] = set()
         """Jobs that may be found paused: nobody waits for them."""
 

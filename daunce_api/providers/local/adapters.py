@@ -6,7 +6,6 @@ import json
 import math
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +15,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from ...errors import ConfigurationError
-from .lora import AdaptedModel
+from .lora import ActiveLora, AdaptedModel
 from .options import LoraSettings
 from .store import whole_folder
 
@@ -38,15 +37,6 @@ _HARMLESS = frozenset(
 """Fields of a PEFT configuration that are computed, or that do not change what an adapter computes."""
 _PLAIN_STARTS = (True, False, None, "gaussian", "orthogonal", "eva")
 """``init_lora_weights`` that leave the base model's own weights as they are."""
-
-
-@dataclass(frozen=True)
-class Adapter:
-    """One LoRA adapter in memory: ``weights[module] = (A, B)``, A (rank, in), B (out, rank), float32; the update of a
-    layer is ``scaling`` B A x."""
-
-    weights: Mapping[str, tuple[Tensor, Tensor]]
-    scaling: float
 
 
 def target_modules(model: AdaptedModel, targets: tuple[str, ...] | str | None) -> list[str]:
@@ -126,9 +116,9 @@ def save_adapter(
         (part / CONFIG).write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
 
 
-def load_adapter(folder: Path) -> Adapter:
-    """Read a PEFT LoRA folder. Raises ConfigurationError, with the name of the part, where it is not one or has parts
-    that are not computed here."""
+def load_adapter(folder: Path) -> ActiveLora:
+    """The update that a PEFT LoRA folder holds, in float32. Raises ConfigurationError, with the name of the part, where
+    it is not one or has parts that are not computed here."""
     try:
         config = json.loads((folder / CONFIG).read_text())
         tensors = load_file(folder / WEIGHTS)
@@ -154,7 +144,7 @@ def load_adapter(folder: Path) -> Adapter:
         for name in sorted(pairs)
     }
     rank = int(config["r"])
-    return Adapter(weights, float(config["lora_alpha"]) / (math.sqrt(rank) if config.get("use_rslora") else rank))
+    return ActiveLora(weights, float(config["lora_alpha"]) / (math.sqrt(rank) if config.get("use_rslora") else rank))
 
 
 def _beyond(config: Mapping[str, Any]) -> list[str]:

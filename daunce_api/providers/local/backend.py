@@ -28,8 +28,8 @@ from .store import JobFolder
 
 FOLDER = "local"
 """Inside the run folder."""
-_MOST_KILLED = 6
-"""Times that a worker may be killed while it scores, each followed by passes of half the size."""
+_MOST_CUTS = 6
+"""Times that memory may run out while scoring, each followed by passes of half the size."""
 
 
 class LocalRun:
@@ -46,21 +46,12 @@ class LocalRun:
         self.model = config.backend.model
         self.spec: ModelSpec | TaskSpec
         self.settings: type[LoraSettings | FullSettings | ClassifierSettings]
-        self.prompts_per_request = 256
-        # Members of a group, where the options do not say. What a run gains from larger groups, against later results:
-        # tests/benchmarks/RESULTS-local.md.
         if options.task:
-            self.spec, self.settings, self.members_at_a_time = (
-                options.task_spec(options.task, config),
-                ClassifierSettings,
-                32,
-            )
-            self.prompts_per_request = 4096
+            self.spec, self.settings = options.task_spec(options.task, config), ClassifierSettings
         else:
             own = config.backend.kind == "local"  # otherwise the tokenizer belongs to whoever trains
-            self.spec = options.spec(config.backend.model, config.backend.tokenizer if own else None)
-            full = options.fine_tuning == "full"
-            self.settings, self.members_at_a_time = (FullSettings, 1) if full else (LoraSettings, 8)
+            self.spec = options.spec(self.model, config.backend.tokenizer if own else None)
+            self.settings = FullSettings if options.fine_tuning == "full" else LoraSettings
         self._engine = engine
         self._own = engine is None
         self._users = 0
@@ -172,7 +163,7 @@ def scorer_capabilities(config: RunConfig) -> ScorerCapabilities:
         provider="this machine",
         scope="any",
         max_context_tokens=run.context_tokens,
-        max_prompts_per_request=run.prompts_per_request,
+        max_prompts_per_request=4096 if run.options.task else 256,
         max_concurrent_requests=2 * run.options.worker_count,
     )
 
@@ -181,12 +172,12 @@ class LocalScorer(Closing):
     """Exact log-probabilities from this machine's workers, several examples of one member in a padded pass.
 
     The same request gives the same bits on a CPU; an example in other company differs by float32 round-off (see
-    :class:`daunce_api.providers.local.score.Passes`).
+    :meth:`daunce_api.providers.local.language.LanguageModel.target_logprobs`).
     """
 
     def __init__(self, run: LocalRun) -> None:
         self._run = run
-        self._killed = 0
+        self._cuts = 0
 
     @cached_property
     def capabilities(self) -> ScorerCapabilities:
@@ -205,20 +196,22 @@ class LocalScorer(Closing):
 
     async def score(self, model: str, batch: Sequence[EncodedExample]) -> list[TokenScores]:
         """Raises RejectedError for an unknown model, an example that the model cannot read, or one that does not fit
-        into memory; WorkerLostError, with smaller passes from then on, where a worker was killed."""
+        into memory; WorkerLostError, with smaller passes from then on, where memory ran out."""
         from .worker import ScoreTask, run_score
 
         tuned = self._run.adapter(model)
         rows: Any = tuple((e.ids, e.targets) for e in batch)
         if self._run.options.task:
             rows = tuple((e.example.prompt, e.example.completion) for e in batch)
+        cuts = self._cuts
         try:
-            answers = await self._run.work(run_score, ScoreTask(self._run.spec, tuned, rows, self._killed))
+            answers = await self._run.work(run_score, ScoreTask(self._run.spec, tuned, rows, cuts))
         except WorkerLostError as error:
-            self._killed += error.killed
-            if self._killed > _MOST_KILLED:
+            if error.out_of_memory:  # several workers may run out in the same moment, which counts once
+                self._cuts = max(self._cuts, cuts + 1)
+            if self._cuts > _MOST_CUTS:
                 raise RejectedError(
-                    f"{error}. {self._killed} workers were killed while they scored. Set "
+                    f"{error}. Memory ran out {self._cuts} times while scoring. Set "
                     "backend.options.quantisation, dtype: bfloat16 or fewer workers; what is scored is kept."
                 ) from error
             raise

@@ -23,8 +23,8 @@ from ...errors import ConfigurationError, RejectedError
 from ..objective import Objective, noise
 from ..randomness import DROPOUT, ORDER, stream
 from .losses import ExampleLoss, example_cross_entropy, margin, perturbed_loss
+from .memory import default_budget
 from .options import ClassifierSettings
-from .score import default_budget
 
 __all__ = ["Classifier", "ClassifierSettings", "Members", "State", "example_cross_entropy", "margin"]
 

@@ -32,11 +32,12 @@ ResultT = TypeVar("ResultT")
 
 
 class WorkerLostError(TransientError):
-    """A worker ended in mid-task. ``killed``: by SIGKILL, which is how a system takes memory back."""
+    """A worker ended in mid-task. ``out_of_memory``: because memory ran out, or by SIGKILL, which is how a system takes
+    memory back; the task has to be made smaller."""
 
-    def __init__(self, message: str, *, killed: bool = False) -> None:
+    def __init__(self, message: str, *, out_of_memory: bool = False) -> None:
         super().__init__(message)
-        self.killed = killed
+        self.out_of_memory = out_of_memory
 
 
 class Worker(Protocol):
@@ -117,7 +118,7 @@ class WorkerProcess:
                 " by SIGKILL, most often because memory ran out" if killed else f" with exit code {process.returncode}"
             )
             raise WorkerLostError(
-                f"a local worker ended in mid-task{why}; the task can be repeated", killed=killed
+                f"a local worker ended in mid-task{why}; the task can be repeated", out_of_memory=killed
             ) from None
         if not answer[0]:
             raise answer[1]
@@ -235,11 +236,8 @@ def _pinned(worker: int) -> dict[str, str]:
 class _RayRunner:
     """Runs tasks inside an actor, which keeps what they load."""
 
-    def run(self, function: Callable[[Any], Any], task: Any) -> tuple[bool, Any]:
-        try:
-            return True, function(task)
-        except Exception as error:
-            return False, _portable(error)
+    def run(self, function: Callable[[Any], Any], task: Any) -> Any:
+        return function(task)
 
 
 class _Actor:
@@ -253,16 +251,15 @@ class _Actor:
         if self._actor is None:
             self._actor = self._ray.remote(**self._options)(_RayRunner).remote()
         try:
-            succeeded, result = self._ray.get(self._actor.run.remote(function, task))
+            return self._ray.get(self._actor.run.remote(function, task))
+        except self._ray.exceptions.RayTaskError as error:
+            raise error.cause from None
         except self._ray.exceptions.RayError as error:
             self.end()
             raise WorkerLostError(
                 f"an actor of the Ray cluster was lost in mid-task ({type(error).__name__}); the task can be repeated",
-                killed="memory" in str(error),
+                out_of_memory="memory" in str(error),
             ) from None
-        if not succeeded:
-            raise result
-        return result
 
     def end(self) -> None:
         actor, self._actor = self._actor, None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -14,11 +15,12 @@ from torch import Tensor
 
 from ...data.tokenizers import EncodedExample, LocalTokenizer
 from ...errors import ConfigurationError, DataError
-from .adapters import load_adapter, save_adapter, shapes_of, target_modules
-from .lora import Active, ActiveFull, AdaptedModel
+from .adapters import CONFIG, WEIGHTS, load_adapter, save_adapter, shapes_of, target_modules
+from .lora import Active, ActiveFull, ActiveLora, AdaptedModel, Batch
+from .losses import Head, token_nats
+from .memory import GPU_TOKENS, SCORED_TOKENS, Scored, free_bytes, passes_of
 from .models import is_full, load_causal_lm, load_full, longest_context, resolve_model, save_full
 from .options import FullSettings, LoraSettings, ModelSpec
-from .score import FineTunes, Passes, Scored
 from .train import FullTrainee, LoraTrainee, Member, Weights
 
 __all__ = ["FullSettings", "Generation", "LanguageModel", "LoraSettings", "TokenLogprobs"]
@@ -48,11 +50,14 @@ class Generation(NamedTuple):
 
 
 class LanguageModel:
-    """One base model in memory. Safe to call from several threads; calls take turns."""
+    """One base model in memory, and the fine-tunes of it that were used last. Safe to call from several threads; calls
+    take turns."""
 
-    def __init__(self, name: str, model: AdaptedModel, tokenizer: LocalTokenizer) -> None:
+    def __init__(self, name: str, model: AdaptedModel, tokenizer: LocalTokenizer, *, budget: int | None = None) -> None:
+        """``budget``: bytes of fine-tunes that are held beside the one in use; default: a quarter of what is free."""
         self.name, self.adapted, self.tokenizer = name, model, tokenizer
-        self.fine_tunes = FineTunes(name, model)
+        self._budget = budget
+        self._held: OrderedDict[tuple[str, int, int], tuple[int, Active]] = OrderedDict()
 
     @classmethod
     def load(cls, path: str | Path, **held: Any) -> LanguageModel:
@@ -95,7 +100,7 @@ class LanguageModel:
         """
         if isinstance(settings, LoraSettings):
             shapes = self.adapter_shapes(settings.targets)
-            start = None if start_from is None else self._start_weights(start_from, settings, shapes)
+            start = None if start_from is None else _start_weights(start_from, settings, shapes)
             return LoraTrainee(self.adapted, [Member(*m) for m in members], shapes, settings, start)
         if start_from is not None and not is_full(start_from):
             raise ConfigurationError(
@@ -104,32 +109,13 @@ class LanguageModel:
         first = None if start_from is None else load_full(start_from, self.adapted.own_weights)
         return FullTrainee(self.adapted, Member(*members[0]), first)
 
-    def save(
-        self, out: Path, trainee: LoraTrainee | FullTrainee, member: int, settings: LoraSettings | FullSettings
-    ) -> None:
+    def save(self, out: Path, trainee: LoraTrainee | FullTrainee, member: int = 0) -> None:
         """Write what a member is now to an adapter folder, or to a model folder with this model's tokenizer."""
-        if isinstance(trainee, LoraTrainee) and isinstance(settings, LoraSettings):
-            save_adapter(out, trainee.weights(member), settings, self.name)
-        elif isinstance(trainee, FullTrainee):
-            with self.adapted.using(ActiveFull(trainee.weights())):
+        if isinstance(trainee, LoraTrainee):
+            save_adapter(out, trainee.weights(member), trainee.settings, self.name)
+        else:
+            with self.adapted.using(trainee.held):
                 save_full(out, self.adapted.model, self.tokenizer.folder)
-
-    def _start_weights(
-        self, start_from: Path, settings: LoraSettings, shapes: Mapping[str, tuple[int, int]]
-    ) -> Weights:
-        adapter = load_adapter(start_from)
-        made = {n: (a.shape[1], b.shape[0], a.shape[0]) for n, (a, b) in adapter.weights.items()}
-        if made != {n: (*shape, settings.rank) for n, shape in shapes.items()}:
-            raise ConfigurationError(
-                f"{start_from.name} has rank {next(iter(made.values()))[2]} and {len(made)} modules, the settings have "
-                f"rank {settings.rank} and {len(shapes)}; continue an adapter with the settings that it was made with."
-            )
-        if adapter.scaling != settings.alpha / settings.rank:
-            raise ConfigurationError(
-                f"{start_from.name} has alpha / rank {adapter.scaling:g}, the settings have "
-                f"{settings.alpha / settings.rank:g}; continue an adapter with the settings that it was made with."
-            )
-        return dict(adapter.weights)
 
     def token_logprobs(
         self, ids: Sequence[Sequence[int]], *, adapter: Path | None = None, top: int = 0
@@ -153,16 +139,30 @@ class LanguageModel:
     def target_logprobs(
         self, sequences: Sequence[Scored], *, adapter: Path | None = None, cuts: int = 0
     ) -> list[NDArray[np.float64]]:
-        """Log-probabilities (nats) of each sequence's targets, several sequences in a pass: see
-        :meth:`daunce_api.providers.local.score.Passes.logprobs`. Raises DataError as :meth:`token_logprobs` does."""
+        """Log-probabilities (nats) of each sequence's targets, several sequences in a padded pass. ``cuts``: how often
+        the padded tokens of a pass are halved.
+
+        The same sequences in the same order give the same bits on a CPU; in other company an answer differs by float32
+        round-off (some 1e-5 nats), in half precision by what half precision is off by itself. Raises DataError as
+        :meth:`token_logprobs` does.
+        """
         for ids, _ in sequences:
             self._check(ids, "a sequence")
-        with self.adapted.lock:
-            return self._passes.logprobs(sequences, adapter, cuts)
+        answers = [np.zeros(0)] * len(sequences)
+        lengths = [max(targets, default=0) for _, targets in sequences]
+        most = SCORED_TOKENS if self.adapted.device.type == "cpu" else GPU_TOKENS
+        with self.adapted.using(self._tuned(adapter)), torch.inference_mode():
+            for group in passes_of(lengths, max(1, most >> cuts), self.adapted.alone_above):
+                batch = Batch.of([sequences[i] for i in group], self.adapted.device)
+                nats = token_nats(self._head, self.adapted.hidden(batch), batch.target, None)
+                parts = torch.split((-nats).cpu().double(), batch.counts)
+                for i, part in zip(group, parts, strict=True):
+                    answers[i] = part.numpy()
+        return answers
 
     @cached_property
-    def _passes(self) -> Passes:
-        return Passes(self.adapted, self.fine_tunes)
+    def _head(self) -> Head:
+        return Head(self.adapted)
 
     def generate(
         self,
@@ -207,8 +207,67 @@ class LanguageModel:
         if min(ids) < 0 or max(ids) >= self.vocabulary:
             raise DataError(f"{what} holds a token id outside 0 ... {self.vocabulary - 1} of {self.name}")
 
+    def forget_fine_tunes(self) -> None:
+        """Hold none in memory."""
+        with self.adapted.lock:
+            self._held.clear()
+
     def _tuned(self, folder: Path | None) -> Active | None:
-        return None if folder is None else self.fine_tunes.get(folder)
+        """What a PEFT adapter folder or a model folder holds, read again where its file has changed; None for None.
+
+        Raises ConfigurationError where the folder holds neither, or belongs to another model.
+        """
+        if folder is None:
+            return None
+        full = not (folder / CONFIG).exists() and is_full(folder)
+        try:
+            stats = [p.stat() for p in sorted(folder.glob("*.safetensors"))] if full else [(folder / WEIGHTS).stat()]
+        except OSError as error:
+            raise ConfigurationError(f"{folder} is no PEFT adapter folder: {error.strerror}") from error
+        key, size = (str(folder), stats[0].st_mtime_ns, stats[0].st_ino), sum(s.st_size for s in stats)
+        with self.adapted.lock:
+            if key not in self._held:
+                held = sum(s for s, _ in self._held.values())
+                # What is held is part of what could be free.
+                budget = self._budget or (free_bytes(self.adapted.device) + held) // 4
+                while self._held and held + size > budget:
+                    held -= self._held.popitem(last=False)[1][0]
+                active = ActiveFull(load_full(folder, self.adapted.own_weights)) if full else self._lora(folder)
+                self._held[key] = size, active
+            self._held.move_to_end(key)
+            return self._held[key][1]
+
+    def _lora(self, folder: Path) -> ActiveLora:
+        loaded = load_adapter(folder)
+        shapes = shapes_of(self.adapted, [n for n in loaded.weights if n in self.adapted.modules])
+        for name, (a, b) in loaded.weights.items():
+            if shapes.get(name) != (a.shape[1], b.shape[0]):
+                layer = "{1} x {0}".format(*shapes[name]) if name in shapes else "missing"
+                raise ConfigurationError(
+                    f"{folder.name} belongs to another model: its update of {name} is {b.shape[0]} x {a.shape[1]}, the "
+                    f"layer of {self.name} is {layer}"
+                )
+        weights = loaded.weights
+        if self.adapted.model.dtype == torch.bfloat16:  # what updates are computed in there
+            weights = {n: (a.bfloat16(), b.bfloat16()) for n, (a, b) in weights.items()}
+        return ActiveLora(self.adapted.placed(weights), loaded.scaling)
+
+
+def _start_weights(folder: Path, settings: LoraSettings, shapes: Mapping[str, tuple[int, int]]) -> Weights:
+    adapter = load_adapter(folder)
+    made = {n: (a.shape[1], b.shape[0], a.shape[0]) for n, (a, b) in adapter.weights.items()}
+    if made != {n: (*shape, settings.rank) for n, shape in shapes.items()}:
+        difference = (
+            f"rank {next(iter(made.values()))[2]} and {len(made)} modules, the settings have "
+            f"rank {settings.rank} and {len(shapes)}"
+        )
+    elif adapter.scaling != (scaling := settings.alpha / settings.rank):
+        difference = f"alpha / rank {adapter.scaling:g}, the settings have {scaling:g}"
+    else:
+        return dict(adapter.weights)
+    raise ConfigurationError(
+        f"{folder.name} has {difference}; continue an adapter with the settings that it was made with."
+    )
 
 
 def _read_logprobs(logits: Tensor, target: Sequence[int], top: int) -> TokenLogprobs:

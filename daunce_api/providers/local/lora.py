@@ -103,7 +103,6 @@ class AdaptedModel:
         self.text = text_part(model)
         """Prefix of the names of the text decoder's modules; '' where the model is nothing else."""
         self._active: Active | None = None
-        self._full: ActiveFull | None = None
         self._hooked: set[str] = set()
 
     @property
@@ -138,25 +137,15 @@ class AdaptedModel:
         """Whether a module or weight belongs to the text part, not to a tower for images or sound."""
         return name.startswith(self.text) or name.startswith(self.head_name)
 
-    @contextmanager
-    def training(self) -> Iterator[None]:
-        """Passes in training mode where activations are checkpointed (layers do it in that mode alone)."""
-        with self.lock:
-            self.model.train(self.checkpointing)
-            try:
-                yield
-            finally:
-                self.model.eval()
-
     def placed(self, weights: Mapping[str, tuple[Tensor, Tensor]]) -> dict[str, tuple[Tensor, Tensor]]:
         """An adapter, each part where the module is that it belongs to: with ``device_map`` not all are on one GPU."""
         devices = {name: next(self.modules[name].parameters()).device for name in weights}
         return {name: (a.to(devices[name]), b.to(devices[name])) for name, (a, b) in weights.items()}
 
     @contextmanager
-    def using(self, active: Active | None) -> Iterator[None]:
+    def using(self, active: Active | None, *, training: bool = False) -> Iterator[None]:
         """Have every forward pass computed with ``active`` (None: the base model alone), also the passes that gradient
-        checkpointing repeats in backward."""
+        checkpointing repeats in backward. With ``training`` activations are checkpointed where the model does so."""
         with self.lock:
             for name in active.weights if isinstance(active, ActiveLora) else ():
                 if name not in self._hooked:
@@ -164,19 +153,22 @@ class AdaptedModel:
                     self._hooked.add(name)
             before = self._active
             self._switch(active)
+            checkpointed = training and self.checkpointing
+            if checkpointed:  # layers do it in training mode alone
+                self.model.train()
             try:
                 yield
             finally:
                 self._switch(before)
+                if checkpointed:
+                    self.model.eval()
 
     def _switch(self, active: Active | None) -> None:
-        full = active if isinstance(active, ActiveFull) else None
-        if full is not self._full:
+        if active is not self._active and (isinstance(active, ActiveFull) or isinstance(self._active, ActiveFull)):
+            full = active if isinstance(active, ActiveFull) else ActiveFull({})
             for name, parameter in self.parameters.items():
-                stands_in = None if full is None else full.weights.get(name)
-                parameter.data = self.own_weights[name] if stands_in is None else stands_in
-                parameter.requires_grad_(full is not None and full.trained and stands_in is not None)
-            self._full = full
+                parameter.data = full.weights.get(name, self.own_weights[name])
+                parameter.requires_grad_(full.trained and name in full.weights)
         self._active = active
 
     def hidden(self, batch: Batch) -> Tensor:

@@ -14,7 +14,7 @@ from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 from ...errors import ConfigurationError, MissingExtraError
-from ..tokenizers import EMBEDDED_MODEL, embedded_folder
+from ..tokenizers import EMBEDDED_MODEL, embedded_folder, hub_folder
 from .options import ModelSpec
 from .store import whole_folder
 
@@ -48,24 +48,14 @@ def resolve_model(path: str | Path, *, weights: bool = True) -> tuple[str, Path]
 
 
 def _of_hub(name: str, weights: bool) -> Path:
-    from huggingface_hub import constants, snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
-
-    cache = f"the cache of Hugging Face models ({constants.HF_HUB_CACHE})"
-    get = f"run `hf download {name}`" + (" without HF_HUB_OFFLINE" if constants.HF_HUB_OFFLINE else "")
-    try:
-        folder = Path(snapshot_download(name, allow_patterns=[*_CONFIGS, *([_WEIGHTS] if weights else [])]))
-    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
-        why = "HF_HUB_OFFLINE forbids downloads" if constants.HF_HUB_OFFLINE else "it could not be downloaded"
-        raise ConfigurationError(
-            f"the model {name} is neither a folder here nor in {cache}, and {why} ({type(error).__name__}). Check the "
-            f"name; {get}, or give a folder or {EMBEDDED_MODEL!r}."
-        ) from error
-    missing = [what for what in ("config.json", *([_WEIGHTS] if weights else [])) if not any(folder.glob(what))]
+    get = f"`hf download {name}` where there is a network, or give a folder or {EMBEDDED_MODEL!r}."
+    of_weights = (_WEIGHTS,) if weights else ()
+    folder = hub_folder(name, (*_CONFIGS, *of_weights), "the model", f"Check the name; run {get}")
+    missing = [what for what in ("config.json", *of_weights) if not any(folder.glob(what))]
     if missing:
         raise ConfigurationError(
-            f"the model {name} has no {' and no '.join(missing)} in {cache}. Where the model has such files, {get}; "
-            "weights in other formats are not read."
+            f"the model {name} has no {' and no '.join(missing)} in the cache of Hugging Face models; weights in other "
+            f"formats are not read. Where the model has such files, run {get}"
         )
     return folder
 

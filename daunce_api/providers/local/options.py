@@ -11,7 +11,7 @@ import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, ClassVar, Literal, TypeVar
 
 from pydantic import (
     Field,
@@ -41,6 +41,9 @@ class Settings:
     n_epochs: PositiveInt = 3
     batch_size: PositiveInt = 8
     learning_rate: PositiveFloat = 1e-3
+    members_at_a_time: ClassVar[int] = 8
+    """Members of a group, where the options do not say. What a run gains from larger groups, against later results:
+    tests/benchmarks/RESULTS-local.md."""
 
 
 @dataclass(frozen=True)
@@ -79,6 +82,7 @@ class FullSettings(Recipe):
     """Every weight of the model is trained."""
 
     learning_rate: PositiveFloat = 5e-5
+    members_at_a_time: ClassVar[int] = 1
 
 
 @dataclass(frozen=True)
@@ -92,6 +96,7 @@ class ClassifierSettings(Settings):
     momentum: Share = 0.0
     weight_decay: NonNegativeFloat = 0.0
     schedule: Literal["constant", "linear", "cosine"] = "constant"
+    members_at_a_time: ClassVar[int] = 32
 
     def rate(self, step: int, total: int) -> float:
         """Learning rate of a step (from 0), at the middle of its share of the schedule."""

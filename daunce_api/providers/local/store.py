@@ -17,8 +17,8 @@ from typing import Any
 
 from ...data.dataset import Dataset
 from ...data.tokenizers import EncodedExample, Tokenizer, encode_example
-from ...errors import ConfigurationError, DataError
-from ..base import Job, JobRequest, JobStatus
+from ...errors import DataError
+from ..base import Job, JobStatus
 
 _OWN_FILE = re.compile(r"file-[0-9a-f]{20}")
 _OWN_MODEL = re.compile(r"ft-[0-9a-f]{20}(-e[1-9][0-9]{0,5})?")
@@ -26,14 +26,12 @@ _OWN_MODEL = re.compile(r"ft-[0-9a-f]{20}(-e[1-9][0-9]{0,5})?")
 
 @dataclass(frozen=True, slots=True)
 class MemberTask:
-    """One fine-tune: its training file, its seed, the folder that its result goes to, and the folder of the fine-tune
-    that it starts from (None: the base model)."""
+    """One fine-tune: its training file, its seed, and the folder that its result goes to."""
 
     key: str
     content: bytes
     seed: int
     out: Path
-    start: Path | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,12 +77,6 @@ class JobRecord:
     error: str | None = None
     trained_tokens: int | None = None
     number: int = 0
-
-    @classmethod
-    def of(cls, request: JobRequest, number: int) -> JobRecord:
-        """A job that waits."""
-        kept = {name: getattr(request, name) for name in ("key", "model", "file_id", "seed")}
-        return cls(job_id(request.key), **kept, hyperparameters=dict(request.hyperparameters), number=number)
 
     @property
     def public(self) -> Job:
@@ -150,31 +142,14 @@ class JobFolder:
         found = {int(p.name.removeprefix(f"{own}-e")): p.name for p in (self.root / "models").glob(f"{own}-e*")}
         return [found[epoch] for epoch in sorted(found)]
 
-    def part(self, job_id: str) -> Path:
-        """Where a worker leaves a result before it counts (see :func:`beside`)."""
-        return self.root / "models" / f".part-{job_id}"
+    def model_path(self, job_id: str) -> Path:
+        """Where a worker writes the model that a job makes; those of earlier epochs lie :func:`beside` it."""
+        return self.root / "models" / model_id(job_id)
 
-    def keep_models(self, job_id: str) -> None:
-        """Make what a worker left of a job its models, the final one last. Raises ConfigurationError where there is no
-        final one."""
-        part, own = self.part(job_id), self.root / "models" / model_id(job_id)
-        if not part.is_dir():
-            raise ConfigurationError(
-                f"the fine-tune that a worker wrote to {part} is not there: with engine: ray run_dir has to lie on "
-                "storage that all machines of the cluster share."
-            )
-        for left in sorted(self._left(job_id), reverse=True):
-            target = own.with_name(left.name.replace(part.name, own.name, 1))
-            shutil.rmtree(target, ignore_errors=True)
-            left.rename(target)
-
-    def _left(self, job_id: str) -> Iterator[Path]:
-        return self.part(job_id).parent.glob(f"{self.part(job_id).name}*")
-
-    def discard_part(self, job_id: str) -> None:
-        """Forget what a worker left of a job that no longer counts."""
-        for part in self._left(job_id):
-            shutil.rmtree(part, ignore_errors=True)
+    def discard_models(self, job_id: str) -> None:
+        """Forget what a worker wrote for a job that no longer counts."""
+        for folder in (self.root / "models").glob(f"{model_id(job_id)}*"):
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 def beside(folder: Path, epoch: int | None) -> Path:

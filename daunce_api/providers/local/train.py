@@ -18,10 +18,10 @@ from ...data.tokenizers import EncodedExample
 from ...errors import ConfigurationError, DataError, RejectedError
 from ..objective import Objective, noise
 from ..randomness import DROPOUT, INIT, ORDER, stream
-from .lora import Active, ActiveFull, ActiveLora, AdaptedModel, Batch
+from .lora import ActiveFull, ActiveLora, AdaptedModel, Batch
 from .losses import Head, row_values
+from .memory import CPU_TOKENS, passes_of
 from .options import LoraSettings, Recipe
-from .score import CPU_TOKENS, passes_of
 
 SUBSET = Objective()
 _LARGEST_WEIGHT = 1e6
@@ -31,8 +31,6 @@ _READ_EVERY = 16
 
 Weights = dict[str, tuple[Tensor, Tensor]]
 """One LoRA adapter: A (rank, in) and B (out, rank) of each module."""
-FullWeights = dict[str, Tensor]
-"""All weights of a model, by the names of ``named_parameters``."""
 AfterStep = Callable[[int, int, list[float]], None]
 
 
@@ -104,9 +102,10 @@ class LoraTrainee:
         if settings.dropout and model.head_name in shapes:
             raise ConfigurationError("lora_dropout is not computed for an adapter on the output head; leave one out.")
         self.members = members
-        self._model, self._settings = model, settings
+        self._model, self.settings = model, settings
         self._scaling = settings.alpha / settings.rank
-        self._start = None if start is None else ActiveLora(model.placed(start), self._scaling)
+        self.start = None if start is None else ActiveLora(model.placed(start), self._scaling)
+        """theta_0; None: the base model, which fresh adapters do not change."""
         starts = [start or fresh_weights(shapes, settings.rank, m.seed) for m in members]
         stacked = {n: (torch.stack([s[n][0] for s in starts]), torch.stack([s[n][1] for s in starts])) for n in shapes}
         self._weights = {n: (a.requires_grad_(), b.requires_grad_()) for n, (a, b) in model.placed(stacked).items()}
@@ -117,17 +116,13 @@ class LoraTrainee:
 
     def active(self, rows: Sequence[Row], step: int) -> ActiveLora:
         members = [r.member for r in rows] if len(self.members) > 1 else None
-        if not (share := self._settings.dropout):
+        if not (share := self.settings.dropout):
             return ActiveLora(self._weights, self._scaling, members)
         seeds = [self.members[r.member].seed for r in rows]
         keys = [stream(s, DROPOUT, step, r.place).integers(-(2**63), 2**63) for s, r in zip(seeds, rows, strict=True)]
         return ActiveLora(
             self._weights, self._scaling, members, share, torch.tensor(np.array(keys), device=self._model.device)
         )
-
-    def start(self) -> Active | None:
-        """theta_0. Fresh adapters change nothing, so that it is the base model."""
-        return self._start
 
     def before_step(self) -> None: ...
 
@@ -154,9 +149,9 @@ class FullTrainee:
         self.members = [member]
         self._model = model
         first = model.own_weights if start is None else start
-        self._start = ActiveFull(first)
+        self.start = ActiveFull(first)
         held = {n: t.clone() if model.is_text(n) else t for n, t in first.items()}
-        self._held = ActiveFull(held, trained=True)
+        self.held = ActiveFull(held, trained=True)
         self._masters = {
             n: t if t.dtype in (torch.float32, torch.float64) else t.float()
             for n, t in held.items()
@@ -168,10 +163,7 @@ class FullTrainee:
         return self._masters.values()
 
     def active(self, rows: Sequence[Row], step: int) -> ActiveFull:
-        return self._held
-
-    def start(self) -> Active | None:
-        return self._start
+        return self.held
 
     def before_step(self) -> None:
         for name, parameter in self._model.parameters.items():
@@ -181,12 +173,8 @@ class FullTrainee:
 
     def after_step(self) -> None:
         for name, master in self._masters.items():
-            if master is not self._held.weights[name]:
-                self._held.weights[name].copy_(master)
-
-    def weights(self) -> FullWeights:
-        """The weights as they are now, in the precision that the model computes with; training changes them."""
-        return {n: t.detach() for n, t in self._held.weights.items()}
+            if master is not self.held.weights[name]:
+                self.held.weights[name].copy_(master)
 
 
 def fine_tune(
@@ -220,7 +208,7 @@ def fine_tune(
         raise DataError("members that are trained together must take the same number of steps")
     head = Head(model)
     xi_K = [noise(len(m.examples), m.seed).tolist() for m in members]
-    start = trainee.start() if objective.perturbed else None
+    start = trainee.start if objective.perturbed else None
     optimizer = torch.optim.AdamW(trainee.parameters, lr=recipe.learning_rate, weight_decay=0.0, fused=True)
     losses: list[list[float]] = [[] for _ in members]
     unread: list[Tensor] = []
@@ -234,7 +222,7 @@ def fine_tune(
         step_losses = torch.zeros(len(members), device=model.device)
         for group in passes_of([r.example.targets[-1] for r in rows], max_tokens, model.alone_above):
             chosen = [rows[i] for i in sorted(group)]
-            with model.training(), model.using(trainee.active(chosen, step)):
+            with model.using(trainee.active(chosen, step), training=True):
                 batch = Batch.of([(r.example.ids, r.example.targets) for r in chosen], model.device)
                 values, nats = row_values(head, objective, batch, [r.xi for r in chosen], start)
                 weight = torch.tensor([r.weight for r in chosen], dtype=values.dtype, device=values.device)

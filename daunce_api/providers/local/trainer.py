@@ -64,7 +64,7 @@ class LocalTrainer(Closing):
         self._folder = run.folder
         self._jobs: dict[str, JobRecord] = {}
         self._lost: Counter[str] = Counter()
-        self._killed: Counter[str] = Counter()
+        self._cuts: Counter[str] = Counter()
         self._wake = asyncio.Event()
         self._dispatcher: asyncio.Task[None] | None = None
         self._last_submit = 0.0
@@ -77,8 +77,8 @@ class LocalTrainer(Closing):
     async def __aenter__(self) -> Self:
         self._run.enter()
         self._jobs = self._folder.read()
-        self._submitted()
-        self._dispatcher = asyncio.create_task(self._dispatch())
+        if self._waiting():
+            self._submitted()
         return self
 
     async def close(self) -> None:
@@ -113,15 +113,27 @@ class LocalTrainer(Closing):
         if self._folder.file(request.file_id) is None:
             raise RejectedError(f"training file {request.file_id!r} does not exist")
         number = 1 + max((r.number for r in self._jobs.values()), default=0)
-        record = self._keep(JobRecord.of(request, number))
+        hyperparameters = dict(request.hyperparameters)
+        record = JobRecord(
+            job_id(request.key),
+            request.key,
+            request.model,
+            request.file_id,
+            request.seed,
+            hyperparameters,
+            number=number,
+        )
+        self._keep(record)
         self._submitted()
         return record.public
 
     def _submitted(self) -> None:
+        """Have the workers, started at the first job, look for a group now and when no further jobs have come."""
         loop = asyncio.get_running_loop()
         self._last_submit = loop.time()
-        for seconds in (0.0, 1.01 * _GATHER_SECONDS):
-            loop.call_later(seconds, self._wake.set)
+        self._dispatcher = self._dispatcher or asyncio.create_task(self._dispatch())
+        self._wake.set()
+        loop.call_later(1.01 * _GATHER_SECONDS, self._wake.set)
 
     async def find_job(self, key: str) -> Job | None:
         record = self._jobs.get(job_id(key))
@@ -173,8 +185,6 @@ class LocalTrainer(Closing):
         """Train jobs as long as this is open. An error of its own would leave jobs that are never final: it is kept for
         those who ask for one."""
         try:
-            while not self._waiting():  # workers start at the first job
-                await self._woken()
             workers = (await self._run.engine()).workers
             async with asyncio.TaskGroup() as lanes:
                 for _ in range(workers):
@@ -188,17 +198,14 @@ class LocalTrainer(Closing):
                 )
             self._failure = cause
 
-    async def _woken(self) -> None:
-        self._wake.clear()
-        await self._wake.wait()
-
     async def _lane(self, workers: int) -> None:
         """One group after another, for one worker."""
         while True:
             if group := self._next_group(workers):
                 await self._train([self._keep(replace(r, status=JobStatus.RUNNING.value)) for r in group])
             else:
-                await self._woken()
+                self._wake.clear()
+                await self._wake.wait()
 
     def _waiting(self) -> list[JobRecord]:
         return sorted((r for r in self._jobs.values() if r.status == JobStatus.QUEUED), key=lambda r: (r.number, r.id))
@@ -231,11 +238,15 @@ class LocalTrainer(Closing):
         for record, result in zip(records, results, strict=True):
             if result.error is not None:
                 self._finish(record, JobStatus.FAILED, error=result.error)
-            elif self._jobs[record.id].status == JobStatus.RUNNING:
-                await asyncio.to_thread(self._folder.keep_models, record.id)
-                self._finish(record, JobStatus.SUCCEEDED, trained_tokens=result.trained_tokens)
+            elif self._jobs[record.id].status != JobStatus.RUNNING:
+                await asyncio.to_thread(self._folder.discard_models, record.id)
+            elif not (made := self._folder.model_path(record.id)).is_dir():
+                raise ConfigurationError(
+                    f"the fine-tune that a worker wrote to {made} is not there: with engine: ray run_dir has to lie on "
+                    "storage that all machines of the cluster share."
+                )
             else:
-                await asyncio.to_thread(self._folder.discard_part, record.id)
+                self._finish(record, JobStatus.SUCCEEDED, trained_tokens=result.trained_tokens)
 
     def _task(self, records: Sequence[JobRecord]) -> Any:
         """What a worker is given of a group. A job that starts from the base model makes the target, by a plain
@@ -248,27 +259,28 @@ class LocalTrainer(Closing):
         for record in records:
             file = self._folder.file(record.file_id)
             content = b"" if file is None else file.read_bytes()
-            members.append(MemberTask(record.key, content, record.seed, self._folder.part(record.id), start))
+            members.append(MemberTask(record.key, content, record.seed, self._folder.model_path(record.id)))
         is_target = start is None and run.config.ensemble.start_from == "target"
         return TrainTask(
             run.spec,
             settings_of(first.hyperparameters, run.settings),
             Objective() if start is None else Objective.of_options(options.model_dump()),
             tuple(members),
+            start,
             memory_limit=None if options.memory_limit_gib is None else int(options.memory_limit_gib * 2**30),
             workers=options.worker_count,
             checkpoints=0 if is_target else run.config.ensemble.checkpoints - 1,
             tokens=options.tokens_per_pass,
-            cuts=max(self._killed[record.id] for record in records),
+            cuts=max(self._cuts[record.id] for record in records),
         )
 
     def _failed(self, record: JobRecord, error: Exception) -> None:
-        """Members of a killed worker come back in smaller pieces, until the worker itself refuses; those of one that
-        was lost otherwise come back a few times."""
+        """Where memory ran out members come back in smaller pieces, until the worker itself refuses; where a worker was
+        lost otherwise they come back a few times."""
         if isinstance(error, TransientError):
-            killed = isinstance(error, WorkerLostError) and error.killed
-            (self._killed if killed else self._lost)[record.id] += 1
-            if killed or self._lost[record.id] <= _LOST_WORKERS:
+            too_large = isinstance(error, WorkerLostError) and error.out_of_memory
+            (self._cuts if too_large else self._lost)[record.id] += 1
+            if too_large or self._lost[record.id] <= _LOST_WORKERS:
                 self._finish(record, JobStatus.QUEUED)
                 return
         text = str(error) if isinstance(error, DaunceError) else f"{type(error).__name__}: {error}"
@@ -289,4 +301,4 @@ def group_size(run: LocalRun, *, workers: int, jobs_at_once: int) -> int:
     """Members of a group: ``members_at_a_time``, or the usual number and fewer where that leaves workers without any;
     never more than the ``jobs_at_once`` that can wait together."""
     even = -(-min(run.config.ensemble.members, jobs_at_once) // max(1, workers))
-    return min(run.options.members_at_a_time or min(run.members_at_a_time, even), jobs_at_once)
+    return min(run.options.members_at_a_time or min(run.settings.members_at_a_time, even), jobs_at_once)

@@ -4,7 +4,6 @@ values, so that a thread, a process or an actor on another machine can run them.
 from __future__ import annotations
 
 import json
-from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -21,10 +20,11 @@ from ...data.tokenizers import EncodedExample
 from ...errors import ConfigurationError, DataError, DaunceError, RejectedError
 from ..objective import Objective
 from .classifier import Classifier, Members, State
+from .engines import WorkerLostError
 from .language import LanguageModel
+from .memory import Limits, OutOfMemoryError, Scored, default_budget, limits_of, within_memory
 from .models import check_device
 from .options import ClassifierSettings, FullSettings, LoraSettings, ModelSpec, TaskSpec
-from .score import Limits, OutOfMemoryError, Scored, default_budget, is_out_of_memory, limits_of, release
 from .store import MemberResult, MemberTask, beside, encode_training, whole_folder
 from .task import Records, load_task
 from .train import fine_tune, trained_tokens
@@ -43,14 +43,16 @@ Group = Sequence[tuple[MemberTask, Any]]
 
 @dataclass(frozen=True, slots=True)
 class TrainTask:
-    """Members that are trained side by side. ``memory_limit`` in bytes beside the model; None: half of what is free,
+    """Members that are trained side by side, all from the fine-tune in the folder ``start`` (None: the base model).
+    ``memory_limit`` in bytes beside the model; None: half of what is free,
     shared by ``workers`` processes. ``tokens``: most padded tokens of a pass. ``checkpoints``: of how many epochs
-    before the last one the result is kept too. ``cuts``: how often a worker was killed at these members."""
+    before the last one the result is kept too. ``cuts``: how often memory ran out at these members."""
 
     spec: ModelSpec | TaskSpec
     settings: LoraSettings | FullSettings | ClassifierSettings
     objective: Objective
     members: tuple[MemberTask, ...]
+    start: Path | None = None
     memory_limit: int | None = None
     workers: int = 1
     checkpoints: int = 0
@@ -104,7 +106,10 @@ def run_score(task: ScoreTask) -> list[tuple[float, ...]]:
     rows: Any = task.rows
     if isinstance(task.spec, TaskSpec):
         return _score_classes(task.spec, task.tuned, rows)
-    answers = loaded(task.spec).target_logprobs(rows, adapter=task.tuned, cuts=task.cuts)
+    model = loaded(task.spec)
+    if task.cuts:
+        model.forget_fine_tunes()
+    answers = within_memory(lambda: model.target_logprobs(rows, adapter=task.tuned, cuts=task.cuts))
     return [tuple(answer.tolist()) for answer in answers]
 
 
@@ -112,7 +117,7 @@ def run_train(task: TrainTask) -> list[MemberResult]:
     """One result a member, in order. Members that take the same number of steps are trained together, as many as memory
     allows; where a batch fails it is halved, down to single members, whose failure is their own."""
     results: dict[str, MemberResult] = {}
-    alike: dict[tuple[int, str], list[tuple[MemberTask, Any]]] = {}
+    alike: dict[int, list[tuple[MemberTask, Any]]] = {}
     classes = isinstance(task.spec, TaskSpec)
     for member in task.members:
         try:
@@ -122,7 +127,7 @@ def run_train(task: TrainTask) -> list[MemberResult]:
             continue
         # A classifier's members that are trained together have as many examples, a language model's as many steps.
         steps = len(own) if classes else -(-len(own) // task.settings.batch_size)
-        alike.setdefault((steps, str(member.start)), []).append((member, own))
+        alike.setdefault(steps, []).append((member, own))
     for group in alike.values():
         results.update({r.key: r for r in (_train_classes if classes else _train_language)(task, group)})
     return [results[m.key] for m in task.members]
@@ -145,49 +150,37 @@ def train_in_parts(
     train: Callable[[Group, int], list[MemberResult]],
     *,
     longest: int,
-    device: torch.device,
     cuts: int = 0,
 ) -> list[MemberResult]:
     """Results of all members of a group, by ``train(some of them, tokens a pass)``.
 
-    Where memory runs out, fewer members are trained together, then fewer tokens go through the model at once; ``cuts``
-    says how often that has happened before. A batch in which ``train`` raises a DaunceError is halved, down to single
-    members, whose failure is their own.
+    ``cuts`` says how often memory has run out before: each time fewer members are trained together, then fewer tokens
+    go through the model at once. A batch in which ``train`` raises a DaunceError is halved, down to single members,
+    whose failure is their own. Raises WorkerLostError where memory runs out and there is something left to cut.
     """
+    failure = OutOfMemoryError(f"one member with its longest example of {longest:,} tokens could not be trained")
     now: Limits | None = limits
     for _ in range(cuts):
         now = now and now.smaller(longest)
-    waiting, results = [group], []
-    while waiting:
-        batch = waiting.pop(0)
-        most = now.members if now else len(batch)
-        if len(batch) > most:
-            waiting[:0] = [batch[:most], batch[most:]]
-            continue
+    if now is None:  # a worker was killed at the smallest piece
+        return [MemberResult(member.key, error=str(failure)) for member, _ in group]
+    members, tokens, smaller = now.members, now.tokens, now.smaller(longest)
+
+    def parts(batch: Group) -> list[MemberResult]:
         try:
-            if now is None:
-                raise MemoryError
-            results += train(batch, now.tokens)
-            continue
-        except Exception as error:
-            failure = error.with_traceback(None)  # its frames hold the memory
-        if is_out_of_memory(failure):
-            release(device)
-            now = now and Limits(len(batch), now.tokens).smaller(longest)
-            if now:
-                waiting.insert(0, batch)
-                continue
-            failure = OutOfMemoryError(
-                f"one member with its longest example of {longest:,} tokens could not be trained"
-            )
-        elif not isinstance(failure, DaunceError):
-            raise failure
-        elif len(batch) > 1:
-            most = (len(batch) + 1) // 2
-            waiting[:0] = [batch[:most], batch[most:]]
-            continue
-        results += [MemberResult(member.key, error=str(failure)) for member, _ in batch]
-    return results
+            return within_memory(lambda: train(batch, tokens))
+        except WorkerLostError:
+            if smaller:
+                raise
+            return [MemberResult(member.key, error=str(failure)) for member, _ in batch]
+        except DaunceError as error:
+            if len(batch) == 1:
+                return [MemberResult(batch[0][0].key, error=str(error))]
+        middle = (len(batch) + 1) // 2
+        return parts(batch[:middle]) + parts(batch[middle:])
+
+    batches = [group[first : first + members] for first in range(0, len(group), members)]
+    return [result for batch in batches for result in parts(batch)]
 
 
 def _train_language(task: TrainTask, group: Group) -> list[MemberResult]:
@@ -196,10 +189,10 @@ def _train_language(task: TrainTask, group: Group) -> list[MemberResult]:
     assert isinstance(spec, ModelSpec)
     assert not isinstance(settings, ClassifierSettings)
     model = loaded(spec)
-    model.fine_tunes.clear()  # those of scoring
-    device, own_weights = model.adapted.device, model.adapted.own_weights
+    model.forget_fine_tunes()
+    own_weights = model.adapted.own_weights
     longest = max(len(e.ids) for _, examples in group for e in examples)
-    budget = task.memory_limit or default_budget(device, task.workers)
+    budget = task.memory_limit or default_budget(model.adapted.device, task.workers)
     if isinstance(settings, LoraSettings):
         numbers = settings.rank * sum(map(sum, model.adapter_shapes(settings.targets).values()))
         member_bytes, together = 4 * _ADAPTER_COPIES * numbers, len(group)
@@ -211,24 +204,24 @@ def _train_language(task: TrainTask, group: Group) -> list[MemberResult]:
 
     def train(batch: Group, tokens: int) -> list[MemberResult]:
         data = [(examples, member.seed) for member, examples in batch]
-        trainee = model.trainee(data, settings, batch[0][0].start)
+        trainee = model.trainee(data, settings, task.start)
 
         def after_epoch(epoch: int) -> None:
             if _kept(epoch, task):
                 for k, (member, _) in enumerate(batch):
-                    model.save(beside(member.out, epoch), trainee, k, settings)
+                    model.save(beside(member.out, epoch), trainee, k)
 
         losses = fine_tune(
             model.adapted, trainee, settings, objective=task.objective, max_tokens=tokens, after_epoch=after_epoch
         )
         for k, (member, _) in enumerate(batch):
-            model.save(member.out, trainee, k, settings)
+            model.save(member.out, trainee, k)
         return [
             MemberResult(m.key, tuple(losses[k]), trained_tokens(examples, settings))
             for k, (m, examples) in enumerate(batch)
         ]
 
-    return train_in_parts(group, limits, train, longest=longest, device=device, cuts=task.cuts)
+    return train_in_parts(group, limits, train, longest=longest, cuts=task.cuts)
 
 
 def _train_classes(task: TrainTask, group: Group) -> list[MemberResult]:
@@ -236,23 +229,15 @@ def _train_classes(task: TrainTask, group: Group) -> list[MemberResult]:
     assert isinstance(spec, TaskSpec)
     assert isinstance(settings, ClassifierSettings)
     classifier, data = opened(spec)
-    first = group[0][0].start or (None if spec.start is None else Path(spec.start))
+    first = task.start or (None if spec.start is None else Path(spec.start))
     start = None if first is None else read_state(first)
     if start is not None:
         classifier.check(start)
 
     def train(batch: Group, tokens: int) -> list[MemberResult]:
-        # Equal records of one file are examples of their own: the second one is not the first one again.
-        places: dict[tuple[str, str, int], int] = {}
-        subsets = []
-        for _, records in batch:
-            seen: Counter[tuple[str, str]] = Counter()
-            subset = []
-            for record in records:
-                seen[record] += 1
-                subset.append(places.setdefault((*record, seen[record]), len(places)))
-            subsets.append(subset)
-        inputs, labels = data.read([(prompt, completion) for prompt, completion, _ in places])
+        places: dict[tuple[str, str], int] = {}
+        subsets = [[places.setdefault(record, len(places)) for record in records] for _, records in batch]
+        inputs, labels = data.read(list(places))
 
         def after_epoch(epoch: int, first: int, members: Members) -> None:
             if _kept(epoch, task):
@@ -275,8 +260,8 @@ def _train_classes(task: TrainTask, group: Group) -> list[MemberResult]:
         count = settings.n_epochs * _IDS_PER_EXAMPLE
         return [MemberResult(member.key, trained_tokens=count * len(records)) for member, records in batch]
 
-    limits, device = Limits(len(group), _IDS_PER_EXAMPLE), torch.device(spec.device)
-    return train_in_parts(group, limits, train, longest=_IDS_PER_EXAMPLE, device=device, cuts=task.cuts)
+    limits = Limits(len(group), _IDS_PER_EXAMPLE)
+    return train_in_parts(group, limits, train, longest=_IDS_PER_EXAMPLE, cuts=task.cuts)
 
 
 def _score_classes(spec: TaskSpec, tuned: Path | None, rows: Sequence[tuple[str, str]]) -> list[tuple[float, ...]]:

@@ -8,18 +8,19 @@ from __future__ import annotations
 
 import hashlib
 import json
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import httpx2
 
 from ..._util.clock import Clock, SystemClock
 from ...data.tokenizers import EncodedExample
 from ...errors import CapabilityError, ContractError, DaunceError, ProviderError, RejectedError, TransientError
-from ..base import Closing, Scorer, ScorerCapabilities, Swept, TokenScores
+from ..base import Closing, ScorerCapabilities, Swept, TokenScores
 from .batches import ENDPOINT, Batch, Batches, files_of
-from .client import WireClient
+from .client import WireScorer
 
 ROUNDS = 3
 """Times that requests which fail are submitted before a call gives up."""
@@ -52,17 +53,28 @@ class _Left:
     open: set[Question]
 
 
-class SingleRequests(Scorer, Protocol):
-    """A scorer of single requests, whose bodies and answers are those of the lines of a batch."""
+class SingleRequests(WireScorer, ABC):
+    """A scorer whose requests, one an example, may also be the lines of a batch. Closing it closes the client."""
 
-    @property
-    def client(self) -> WireClient: ...
+    fingerprint: str
 
-    def request(self, model: str, example: EncodedExample) -> dict[str, Any]: ...
+    @abstractmethod
+    def request(self, model: str, example: EncodedExample) -> dict[str, Any]:
+        """The body of the request. Raises CapabilityError for an example that cannot be asked about."""
 
-    def read(self, model: str, example: EncodedExample, answer: dict[str, Any]) -> TokenScores: ...
+    @abstractmethod
+    def read(self, model: str, example: EncodedExample, answer: dict[str, Any]) -> TokenScores:
+        """The scores in an answer's body. Raises ContractError where it does not hold what was requested."""
 
-    def watch(self, observer: Callable[[Mapping[str, str]], None]) -> None: ...
+    async def score(self, model: str, batch: Sequence[EncodedExample]) -> list[TokenScores]:
+        """Log-probabilities (nats) of each example's target, a request each. Raises as :meth:`request` and
+        :meth:`read` do."""
+        scores = []
+        for example in batch:
+            doing = f"scoring example {example.example.id!r} under {model}"
+            answer = await self.client.post("/chat/completions", self.request(model, example), doing=doing)
+            scores.append(self.read(model, example, answer))
+        return scores
 
 
 class BatchScorer(Closing):

@@ -137,10 +137,8 @@ class Batches:
         swept = Swept()
         prefixes = tuple(_prefix(model) for model in models)
         there: dict[str, str] = {}
-        async for file in self._client.pages(
-            lambda after: self._client.sdk.files.with_raw_response.list(limit=_FILES_PAGE, **after),
-            doing="listing files",
-        ):
+        listing = self._client.sdk.files.with_raw_response.list
+        async for file in self._client.pages(listing, doing="listing files", limit=_FILES_PAGE):
             there[file["id"]] = str(file.get("filename"))
         ours = {file_id for file_id, name in there.items() if name.startswith(prefixes)}
         asked = {model[:_METADATA_CHARACTERS] for model in models}
@@ -196,10 +194,8 @@ class Batches:
         return False
 
     def _listed(self) -> AsyncIterator[Batch]:
-        return self._client.pages(
-            lambda after: self._client.sdk.batches.with_raw_response.list(limit=_LIST_LIMIT, **after),
-            doing="listing batches",
-        )
+        listing = self._client.sdk.batches.with_raw_response.list
+        return self._client.pages(listing, doing="listing batches", limit=_LIST_LIMIT)
 
     async def _delete(self, file_id: str) -> bool:
         return await self._client.delete(

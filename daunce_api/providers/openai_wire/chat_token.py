@@ -7,7 +7,6 @@ log-probability is at most that of the last one listed. What is listed as -9999 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any, Literal
 
 from pydantic import Field
@@ -21,8 +20,8 @@ from ..hidden_template import HiddenTemplateTokenizer
 from ..options import ScorerOptions
 from ..registry import Context
 from ..tokenizers import tokenizer_of
-from .batch_api import BatchScorer
-from .client import WireClient, WireScorer, open_client
+from .batch_api import BatchScorer, SingleRequests
+from .client import WireClient, open_client
 
 _SENT = ("tools", "functions", "parallel_tool_calls", "tool_choice", "reasoning_effort")
 """Fields of a chat record that the endpoint takes."""
@@ -100,7 +99,7 @@ def scorer_on(
     return BatchScorer(scorer, capabilities, poll_seconds=options.batch_poll_seconds)
 
 
-class ChatTokenScorer(WireScorer):
+class ChatTokenScorer(SingleRequests):
     """``Scorer`` over ``POST /chat/completions`` with ``top_logprobs``. Closing it closes the client."""
 
     def __init__(
@@ -116,18 +115,6 @@ class ChatTokenScorer(WireScorer):
         self.fingerprint = f"chat-{capabilities.scope} top={options.top_logprobs}"
         self._options = options
         self._tokenizer = tokenizer
-
-    async def score(self, model: str, batch: Sequence[EncodedExample]) -> list[TokenScores]:
-        """The log-probability (nats) of each example's one target, censored where it is not listed.
-
-        Raises CapabilityError for an example that is no chat, has several trained turns or more than one target.
-        """
-        scores = []
-        for example in batch:
-            doing = f"scoring example {example.example.id!r} under {model}"
-            answer = await self.client.post("/chat/completions", self.request(model, example), doing=doing)
-            scores.append(self.read(model, example, answer))
-        return scores
 
     def request(self, model: str, example: EncodedExample) -> dict[str, Any]:
         """The body of the request: all messages before the measured turn, one token, greedy."""

@@ -170,14 +170,14 @@ class WireClient(Closing):
         return await self.json(self.raw("GET", path), doing=doing)
 
     async def pages(
-        self, page: Callable[[dict[str, Any]], Awaitable[RawResponse]], *, doing: str
+        self, listing: Callable[..., Awaitable[RawResponse]], *, doing: str, **query: Any
     ) -> AsyncIterator[dict[str, Any]]:
-        """Every object of a paginated list. Stops where a server repeats a page instead of going on. Raises StopError
-        for a list that does not end."""
+        """Every object of a paginated list, which a method of the SDK asks for. Stops where a server repeats a page
+        instead of going on. Raises StopError for a list that does not end."""
         seen: set[str] = set()
         after: dict[str, Any] = {}
         for _ in range(MOST_PAGES):
-            answer = await self.json(page(after), doing=doing, needs={"data": list}, kind="list")
+            answer = await self.json(listing(**query, **after), doing=doing, needs={"data": list}, kind="list")
             fresh = [
                 item
                 for item in answer["data"]

@@ -9,7 +9,9 @@ here, the rest (``JobEcho``) by whoever knows the request.
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Awaitable
+from contextlib import suppress
 from dataclasses import replace
+from functools import partial
 from typing import Any, Literal
 
 from pydantic import Field
@@ -35,6 +37,9 @@ from .job_object import KEY_FIELD, echo_of, metadata_key, names_a_parameter, nam
 
 RUN_FIELD, SEQUENCE_FIELD = "daunce_run", "daunce_seq"
 SUFFIX_CHARACTERS = 64
+KeyPlace = Literal["metadata", "suffix"]
+METADATA: frozenset[KeyPlace] = frozenset(("metadata",))
+SUFFIX: frozenset[KeyPlace] = frozenset(("suffix",))
 KEPT_CHECKPOINTS = 3
 """One an epoch, and the last three of a job are kept; the last one is the final model."""
 HYPERPARAMETERS = frozenset({"n_epochs", "batch_size", "learning_rate_multiplier"})
@@ -72,7 +77,7 @@ class WireTrainerOptions(TrainerOptions):
     extra_body: dict[str, Any] = Field(
         default_factory=dict, description="fields of the provider's own in the request for a job, such as trainingType"
     )
-    key_in: frozenset[Literal["metadata", "suffix"]] | None = Field(
+    key_in: frozenset[KeyPlace] | None = Field(
         None, min_length=1, description="where a job carries its key; default: metadata (OpenAI), both elsewhere"
     )
 
@@ -111,17 +116,17 @@ def open_trainer(context: Context) -> WireTrainer:
     """A trainer of the config's endpoint."""
     options = WireTrainerOptions.of(context.config)
     official = context.config.backend.kind == "openai"
-    if options.key_in is None and not official:
-        options = options.model_copy(update={"key_in": frozenset({"metadata", "suffix"})})
     client = WireClient.open(context.wire_endpoint, http_client=context.http_client, timeout=options.timeout)
     capabilities = trainer_capabilities(context.config)
-    return WireTrainer(client, capabilities, options, checkpoint_is_model=not official)
+    key_in = METADATA if official else METADATA | SUFFIX
+    return WireTrainer(client, capabilities, options, key_in=key_in, checkpoint_is_model=not official)
 
 
 class WireTrainer(Closing):
     """``Trainer`` over OpenAI's wire format. Closing it closes the client.
 
-    ``checkpoint_is_model``: the model of a succeeded job that names none is its last checkpoint.
+    ``key_in``: where jobs carry their key, unless the options say. ``checkpoint_is_model``: the model of a succeeded
+    job that names none is its last checkpoint.
     """
 
     def __init__(
@@ -130,13 +135,14 @@ class WireTrainer(Closing):
         capabilities: TrainerCapabilities,
         options: WireTrainerOptions | None = None,
         *,
+        key_in: frozenset[KeyPlace] = METADATA,
         checkpoint_is_model: bool = False,
     ) -> None:
         self._client = client
         self._sdk = client.sdk
         self.capabilities = capabilities
         self._options = options or WireTrainerOptions()
-        self._key_in = self._options.key_in or frozenset({"metadata"})
+        self._key_in = self._options.key_in or key_in
         self._checkpoint_is_model = checkpoint_is_model
 
     async def model_info(self, model: str) -> ModelInfo:
@@ -173,10 +179,9 @@ class WireTrainer(Closing):
     async def find_file(self, name: str, size: int) -> str | None:
         """Id of a file with this name and number of bytes; one that failed the provider's check does not count."""
 
-        def page(after: dict[str, Any]) -> Awaitable[RawResponse]:
-            return self._sdk.files.with_raw_response.list(purpose="fine-tune", limit=_FILES_PAGE, **after)
-
-        async for item in self._client.pages(page, doing="listing files"):
+        listing = self._sdk.files.with_raw_response.list
+        query = {"purpose": "fine-tune", "limit": _FILES_PAGE}
+        async for item in self._client.pages(listing, doing="listing files", **query):
             if item.get("filename") == name and item.get("bytes") == size and item.get("status") != "error":
                 return str(item["id"])
         return None
@@ -234,12 +239,9 @@ class WireTrainer(Closing):
 
     def _listed_jobs(self, metadata: dict[str, str], doing: str) -> AsyncIterator[dict[str, Any]]:
         """Listed jobs. A server may ignore the filter, so every page is read and the caller looks at each job."""
-        wanted: Any = {"metadata": metadata} if self._key_in == {"metadata"} else {}
-
-        def page(after: dict[str, Any]) -> Awaitable[RawResponse]:
-            return self._sdk.fine_tuning.jobs.with_raw_response.list(limit=_JOBS_PAGE, **wanted, **after)
-
-        return self._client.pages(page, doing=doing)
+        listing = self._sdk.fine_tuning.jobs.with_raw_response.list
+        wanted = {"metadata": metadata} if self._key_in == METADATA else {}
+        return self._client.pages(listing, doing=doing, limit=_JOBS_PAGE, **wanted)
 
     def _carries(self, job: dict[str, Any], key: str) -> bool:
         """Whether a listed job has the key: in its metadata, or, where it has none, as the mark in one of its names."""
@@ -277,13 +279,10 @@ class WireTrainer(Closing):
         return (await self._checkpoints(job_id))[:-1]
 
     async def _checkpoints(self, job_id: str) -> list[str]:
-        def page(after: dict[str, Any]) -> Awaitable[RawResponse]:
-            return self._sdk.fine_tuning.jobs.checkpoints.with_raw_response.list(
-                job_id, limit=_CHECKPOINTS_PAGE, **after
-            )
-
+        listing = partial(self._sdk.fine_tuning.jobs.checkpoints.with_raw_response.list, job_id)
+        doing = f"listing checkpoints of job {job_id}"
         models: dict[int, str] = {}
-        async for item in self._client.pages(page, doing=f"listing checkpoints of job {job_id}"):
+        async for item in self._client.pages(listing, doing=doing, limit=_CHECKPOINTS_PAGE):
             step, model = self._checkpoint_order(item), self._checkpoint_model(job_id, item)
             if step is not None and model is not None:
                 models[step] = model
@@ -315,7 +314,9 @@ class WireTrainer(Closing):
             if error is not None:
                 return replace(job, status=JobStatus.FAILED, error=self._client.failures.clean(error))
             if self._checkpoint_is_model:
-                return replace(job, model=next(iter(reversed(await self._checkpoints_if_any(job.id))), None))
+                with suppress(RejectedError):  # a server without checkpoints
+                    models = await self._checkpoints(job.id)
+                    return replace(job, model=models[-1] if models else None)
         return job
 
     def _read(self, answer: dict[str, Any]) -> Job:
@@ -343,12 +344,6 @@ class WireTrainer(Closing):
             return None  # a server without events
         withheld = [e.get("message") for e in events if isinstance(e, dict) and e.get("type") == "moderation_checks"]
         return f"the provider withholds the model: {withheld[0]}" if withheld else None
-
-    async def _checkpoints_if_any(self, job_id: str) -> list[str]:
-        try:
-            return await self._checkpoints(job_id)
-        except RejectedError:
-            return []  # a server without checkpoints
 
     async def close(self) -> None:
         await self._client.close()

@@ -29,11 +29,6 @@ def parts_of(path: str) -> tuple[str, str]:
     return run, name
 
 
-def sampler_path(path: str) -> str:
-    """The path of the sampler's weights, from any path of a checkpoint."""
-    return path_of(parts_of(path)[0], "sampler_weights", parts_of(path)[1])
-
-
 def state_path(path: str) -> str:
     """The path of the training state that was saved beside the sampler's weights, of a member's end or of an epoch."""
     run, name = parts_of(path)

@@ -19,7 +19,7 @@ from ..._util.files import replacing
 from ...config import RunConfig
 from ...data.dataset import Dataset
 from ...data.tokenizers import EncodedExample, encode_example
-from ...errors import DaunceError, ProviderError, RejectedError, StopError
+from ...errors import DaunceError, RejectedError, StopError
 from ..base import Closing, EchoField, Job, JobEcho, JobRequest, JobStatus, ModelInfo, TrainerCapabilities
 from ..failures import gone_already
 from ..identity import of_run
@@ -27,7 +27,7 @@ from ..options import Options
 from ..registry import Context
 from ..tokenizers import tokenizer_of
 from .loops import DAY, INTERRUPTED, Keeping, Loop, LoopRecord, LoopRecords
-from .paths import EPOCH, FINAL, SCHEME, is_sampler, listed_name, parts_of, path_of, sampler_path, state_path
+from .paths import EPOCH, FINAL, SCHEME, is_sampler, listed_name, parts_of, path_of, state_path
 from .recipe import HYPERPARAMETERS, Recipe
 from .service import Service, is_tinker, name_of, open_service
 
@@ -55,16 +55,12 @@ class TinkerOptions(Options):
         "servers, where each member's training state is kept too and loaded again to be scored",
     )
 
-    def persist_at(self, base_url: str | None) -> bool:
-        """Whether sampler weights outlive their session at this address."""
-        return is_tinker(base_url) if self.models_persist is None else self.models_persist
-
 
 def trainer_capabilities(config: RunConfig) -> TrainerCapabilities:
     """Any subset, seed and recipe; no network."""
     options = TinkerOptions.of(config)
     address = config.backend.base_url
-    persist = options.persist_at(address)
+    persist = is_tinker(address) if options.models_persist is None else options.models_persist
     notes = list(NOTES)
     if not persist:
         notes.append("this server may forget a model when its session ends: training states are kept and loaded again")
@@ -305,10 +301,10 @@ class TinkerTrainer(Closing):
     async def delete_model(self, model: str) -> bool:
         """Deletes the weights at this path; with a member's final ones, everything that its loop saved."""
         try:
-            paths = [sampler_path(model)]
             run, name = parts_of(model)
         except ValueError:
             return False
+        paths = [path_of(run, "sampler_weights", name)]
         if name == FINAL:
             known = next((r for r in self._records.all() if run in r.runs), None)
             for each in known.runs if known is not None else [run]:
@@ -317,18 +313,13 @@ class TinkerTrainer(Closing):
                         kept = path_of(each, "sampler_weights" if is_sampler(c) else "weights", listed_name(c))
                         if not listed_name(c).startswith(EPOCH) and kept not in paths:
                             paths.append(kept)
-        rest = await self._service.rest()
-        gone = True
+        rest, service = await self._service.rest(), self._service
+        gone = []
         for path in paths:
-            try:
-                await self._service.start(
-                    partial(rest.delete_checkpoint_from_tinker_path, path), doing=f"deleting {path}"
-                )
-            except ProviderError as error:
-                if error.status == 401:
-                    raise
-                gone = gone and error.status == 404
-        return gone
+            doing = f"deleting {path}"
+            call = service.start(partial(rest.delete_checkpoint_from_tinker_path, path), doing=doing)
+            gone.append(await service.calls.delete(call, doing=doing))
+        return all(gone)
 
     def _path(self, name: str) -> Path:
         return self._folder / Path(name).name

@@ -23,7 +23,7 @@ from ..base import ProbeReport, Scorer, ScorerCapabilities, TokenScores
 from ..contract import check_ids, refuse_long, scores_of
 from ..hosting import Host, HostedScorer
 from ..openai_wire.client import WireClient, WireScorer, open_client
-from ..options import ScorerOptions, all_or_none
+from ..options import ScorerOptions
 from ..polling import Answer, Poll
 from ..probe import GENERATED, compare, not_generating
 from ..registry import Context
@@ -39,6 +39,9 @@ IGNORED = (
 class TogetherScorerOptions(ScorerOptions):
     """``backend.scorer.options`` of the Together scorer."""
 
+    together = ("project_id", "endpoint_id", "deployment_id")
+    what = "name a dedicated endpoint together; give all three, or none where every fine-tune has one of its own"
+
     leading_tokens: int = Field(0, ge=0, le=4, description="special tokens in front that members were trained without")
     project_id: str | None = Field(None, description="project of the dedicated endpoint")
     endpoint_id: str | None = Field(None, description="dedicated endpoint that adapters are attached to")
@@ -46,17 +49,9 @@ class TogetherScorerOptions(ScorerOptions):
     max_adapters: int = Field(16, ge=1, description="adapters that the deployment holds at once")
 
 
-def together_options(config: RunConfig) -> TogetherScorerOptions:
-    """The scorer's options, checked. Raises ConfigurationError where a dedicated endpoint is named by halves."""
-    options = TogetherScorerOptions.of(config)
-    what = "name a dedicated endpoint together; give all three, or none where every fine-tune has one of its own"
-    all_or_none(options, ("project_id", "endpoint_id", "deployment_id"), what)
-    return options
-
-
 def scorer_capabilities(config: RunConfig) -> ScorerCapabilities:
     """Any completion, exactly; no network."""
-    return together_options(config).capabilities(
+    return TogetherScorerOptions.of(config).capabilities(
         "Together",
         hourly=True,
         tried_on="fine_tune",
@@ -67,9 +62,8 @@ def scorer_capabilities(config: RunConfig) -> ScorerCapabilities:
 def open_scorer(context: Context) -> Scorer:
     """A scorer of Together's completions; with a dedicated endpoint, members are attached to it in turn."""
     config = context.config
-    options = together_options(config)
-    client, capabilities = open_client(context, options), scorer_capabilities(config)
-    scorer = TogetherScorer(client, capabilities, options, tokenizer_of(config), config.backend.model)
+    options = TogetherScorerOptions.of(config)
+    scorer = TogetherScorer(open_client(context, options), config)
     if options.endpoint_id is None:
         return scorer
     sdk, calls = open_sdk(context, timeout=options.timeout, project_id=options.project_id)
@@ -94,27 +88,20 @@ class Reading:
 
 
 class TogetherScorer(WireScorer):
-    """``Scorer`` over ``POST /completions`` with text, of fine-tunes of ``base``. Closing it closes the client.
+    """``Scorer`` over ``POST /completions`` with text, of the config's fine-tunes. Closing it closes the client.
 
     The server's ids must come back and be those of the example; otherwise nothing is used. Many models' servers put the
     token that begins a text (BOS) in front by themselves. Then the text is sent without it, and what they read is the
     example again. ``leading_tokens`` of the server's own stand in front of every example besides its own.
     """
 
-    def __init__(
-        self,
-        client: WireClient,
-        capabilities: ScorerCapabilities,
-        options: TogetherScorerOptions,
-        tokenizer: Tokenizer,
-        base: str,
-    ) -> None:
-        super().__init__(client, capabilities)
-        self.fingerprint = f"together-echo leading={options.leading_tokens}"
-        self._tokenizer = tokenizer
-        self._leading = options.leading_tokens
-        self._limit = options.max_context_tokens
-        self._base = base
+    def __init__(self, client: WireClient, config: RunConfig) -> None:
+        super().__init__(client, scorer_capabilities(config))
+        self._leading = TogetherScorerOptions.of(config).leading_tokens
+        self._limit = self.capabilities.max_context_tokens
+        self.fingerprint = f"together-echo leading={self._leading}"
+        self._tokenizer = tokenizer_of(config)
+        self._base = config.backend.model
         self._front: object = None
         """Id that the server puts in front of every text, once an answer has shown that it doubles the example's."""
 

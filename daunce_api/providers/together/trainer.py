@@ -110,7 +110,7 @@ def open_trainer(context: Context) -> TogetherTrainer:
     """A trainer on the SDK's own client, without its retries."""
     options = TogetherOptions.of(context.config)
     sdk, calls = open_sdk(context, timeout=options.timeout, project_id=options.project_id)
-    return TogetherTrainer(sdk, calls, trainer_capabilities(context.config), base_model=context.config.backend.model)
+    return TogetherTrainer(sdk, calls, context.config)
 
 
 def open_sdk(context: Context, *, timeout: float, project_id: str | None = None) -> tuple[AsyncTogether, SdkCalls]:
@@ -156,10 +156,8 @@ class TogetherTrainer(SdkTrainer):
 
     _sdk: AsyncTogether
 
-    def __init__(
-        self, sdk: AsyncTogether, calls: SdkCalls, capabilities: TrainerCapabilities, *, base_model: str
-    ) -> None:
-        super().__init__(sdk, calls, capabilities, base_model=base_model)
+    def __init__(self, sdk: AsyncTogether, calls: SdkCalls, config: RunConfig) -> None:
+        super().__init__(sdk, calls, config, trainer_capabilities(config))
         self._limits: dict[str, Any] = {}
 
     async def model_info(self, model: str) -> ModelInfo:

@@ -221,7 +221,8 @@ def serve(runs: Runs, *, host: str = "127.0.0.1", port: int = 0, on_start: Calla
         raise MissingExtraError("daunce view", "view") from error
     if not _is_loopback(host):
         raise ConfigurationError(f"daunce view serves this machine only: {host} is no loopback address.")
-    listening = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET, socket.SOCK_STREAM)
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    listening = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)  # named, so that asyncio turns Nagle off
     listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
         listening.bind((host, port))
