@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import errno
 import io
 import json
 import os
@@ -10,7 +11,6 @@ import re
 import shutil
 import sys
 from collections.abc import Callable
-from contextlib import suppress
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -333,14 +333,16 @@ def test_an_encoding_without_the_characters_gets_escapes(
     assert r"\xb1" in (tmp_path / "out").read_text()
 
 
-@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
 def test_a_result_that_finds_no_room_is_a_sentence(
     finished: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    with Path("/dev/full").open("w", buffering=1) as out, monkeypatch.context() as patch, suppress(OSError):
-        patch.setattr(sys, "stdout", out)
-        with pytest.raises(SystemExit) as stopped:
-            main(["top", str(finished)])
+    class Full(io.StringIO):
+        def write(self, text: str) -> int:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(sys, "stdout", Full())
+    with pytest.raises(SystemExit) as stopped:
+        main(["top", str(finished)])
     assert stopped.value.code == 4
     assert "No space left on device" in capsys.readouterr().err
 

@@ -101,7 +101,7 @@ def test_a_training_file_edited_to_the_same_length_is_not_cut_by_position(run: R
 
 def test_a_removal_that_leaves_too_little_to_train_on_is_refused_before_anything_is_sent(run: Run, cli: Cli) -> None:
     enough = len(run.train) - 9  # the embedded server takes at least 10 examples
-    code, out, err = cli("fix", str(run.run_dir), "--unwanted", run.test.ids[0], "--top", str(enough), "--retrain")
+    code, _, err = cli("fix", str(run.run_dir), "--unwanted", run.test.ids[0], "--top", str(enough), "--retrain")
     assert code == 2
     assert f"a job would have 9 of {len(run.train)} training examples, fewer than the 10" in err
     assert not (run.run_dir / "evaluation").exists()
