@@ -22,7 +22,7 @@ from daunce_api.errors import ConfigurationError, RejectedError, TransientError
 from daunce_api.providers.base import Job, JobRequest, JobStatus
 from daunce_api.providers.local import worker
 from daunce_api.providers.local.backend import LocalRun, LocalScorer
-from daunce_api.providers.local.engines import ProcessEngine
+from daunce_api.providers.local.engines import ProcessEngine, WorkerLostError
 from daunce_api.providers.local.language import LanguageModel
 from daunce_api.providers.local.options import LoraSettings, options_of, settings_of
 from daunce_api.providers.local.trainer import LocalTrainer
@@ -164,6 +164,36 @@ async def test_a_lost_worker_is_tried_again_a_few_times(config: Callable[..., Ru
         job = await submit(trainer, 1, model=chosen.backend.model)
         done = (await finished(trainer, job.id))[0]
         assert (done.status, done.error, len(engine.tasks)) == (JobStatus.FAILED, "worker lost", 3)
+
+
+@pytest.mark.parametrize(("times", "end"), [(2, JobStatus.SUCCEEDED), (8, JobStatus.FAILED)])
+async def test_members_of_a_worker_without_memory_come_back_in_smaller_pieces(
+    config: Callable[..., RunConfig], times: int, end: JobStatus
+):
+    chosen = config()
+    engine = ScriptedEngine(*[WorkerLostError("no memory", out_of_memory=True) for _ in range(times)])
+    async with LocalTrainer(LocalRun(chosen, engine)) as trainer:
+        job = await submit(trainer, 0, model=chosen.backend.model)
+        [done] = await finished(trainer, job.id)
+    assert [t.cuts for t in engine.tasks] == list(range(times + 1))
+    assert done.status is end
+    assert ("gradient_checkpointing" in str(done.error)) is (end is JobStatus.FAILED)
+
+
+async def test_scoring_comes_back_with_smaller_passes_until_those_are_no_use(
+    config: Callable[..., RunConfig], examples: list[EncodedExample]
+):
+    chosen = config()
+    engine = ScriptedEngine(*[WorkerLostError("no memory", out_of_memory=True) for _ in range(8)])
+    async with LocalScorer(LocalRun(chosen, engine)) as scorer:
+        at_once = [scorer.score(chosen.backend.model, examples[:1]) for _ in range(2)]
+        assert {type(e) for e in await asyncio.gather(*at_once, return_exceptions=True)} == {WorkerLostError}
+        for _ in range(5):
+            with pytest.raises(WorkerLostError):
+                await scorer.score(chosen.backend.model, examples[:1])
+        with pytest.raises(RejectedError, match="quantisation"):
+            await scorer.score(chosen.backend.model, examples[:1])
+    assert [t.cuts for t in engine.tasks] == [0, 0, 1, 2, 3, 4, 5, 6]
 
 
 async def test_one_bad_member_does_not_fail_its_batch(config: Callable[..., RunConfig]):

@@ -203,10 +203,12 @@ class LocalScorer(Closing):
         rows: Any = tuple((e.ids, e.targets) for e in batch)
         if self._run.options.task:
             rows = tuple((e.example.prompt, e.example.completion) for e in batch)
+        cuts = self._cuts
         try:
-            answers = await self._run.work(run_score, ScoreTask(self._run.spec, tuned, rows, self._cuts))
+            answers = await self._run.work(run_score, ScoreTask(self._run.spec, tuned, rows, cuts))
         except WorkerLostError as error:
-            self._cuts += error.out_of_memory
+            if error.out_of_memory:  # several workers may run out in the same moment, which counts once
+                self._cuts = max(self._cuts, cuts + 1)
             if self._cuts > _MOST_CUTS:
                 raise RejectedError(
                     f"{error}. Memory ran out {self._cuts} times while scoring. Set "
