@@ -26,6 +26,7 @@ from daunce_api.__main__ import main as entry_point
 from daunce_api.attribution.score_files import load_bergson
 from daunce_api.cli import app, main
 from daunce_api.cli.demo.experiment import run_demo
+from daunce_api.providers.registry import BACKENDS
 from daunce_api.server import EmbeddedServer
 
 MakeConfig = Callable[..., RunConfig]
@@ -352,3 +353,8 @@ def test_a_run_folder_whose_name_is_not_utf8_is_refused_in_a_sentence(finished: 
     folder = shutil.copytree(finished, tmp_path / os.fsdecode(b"run-\xfc"))
     code, _, err = cli("status", folder)
     assert (code, "not UTF-8" in err) == (4, True)
+
+
+def test_init_names_every_backend(cli: Cli) -> None:
+    words = set(re.findall(r"\w+", cli("init", "--help")[1]))
+    assert words >= set(BACKENDS)
