@@ -5,7 +5,13 @@ from __future__ import annotations
 import errno
 import os
 
-_LIMITS = {errno.EMFILE: "`ulimit -n 1024` raises it", errno.ENFILE: "it is the whole system's", errno.ENOMEM: ""}
+_LIMITS = {
+    errno.EMFILE: "`ulimit -n 1024` raises it",
+    errno.ENFILE: "it is the whole system's",
+    errno.ENOMEM: "",
+    errno.ENOSPC: "",
+    errno.EDQUOT: "",
+}
 
 
 def exhausted(error: BaseException | None) -> str | None:

@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from .._util.text import terminal_text
 from ..errors import ConfigurationError, DataError
 from . import terminal
 from .common import HERE, LOOK, JsonOption, MaxUsdOption, RunArgument, YesOption, command, confirm_price, show
@@ -174,9 +173,11 @@ def _print(job: Run, asked: Dataset, k: int) -> None:
             "Opponents: they made it less likely": attribution.top(question, k, opponents=True, fdr=FDR),
         }
         terminal.rankings(attribution, tables, test=question, fdr=FDR)
-    folder = terminal_text(str(job.run_dir))
+    folder = str(job.run_dir)
     terminal.say("")
-    terminal.lines_of(("next", f"daunce top {folder} --test {asked.ids[0]}"), ("", f"daunce report {folder}"))
+    terminal.lines_of(
+        ("next", terminal.command("top", folder, "--test", asked.ids[0])), ("", terminal.command("report", folder))
+    )
 
 
 def _first_line(job: Run, question: str, significant: bool) -> str:

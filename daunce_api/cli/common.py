@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import io
 import json
 import sys
 from collections.abc import Callable
@@ -147,6 +148,9 @@ def error_content(error: DaunceError) -> dict[str, Any]:
 def main(arguments: list[str] | None = None) -> None:
     """Run the command line and exit with its code; no traceback reaches a user for an error of this package."""
     as_json = "--json" in (sys.argv[1:] if arguments is None else arguments)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # what the locale's encoding lacks is escaped
+            stream.reconfigure(errors="backslashreplace")
     try:
         code = app(arguments, standalone_mode=False) or 0
         if code == INTERRUPTED:

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from ..fix.retraining import Outcome
     from ..run import Run
 
+DEFAULT_FDR = 0.1
 _SHOWN, _SAID = 20, 5
 
 
@@ -27,7 +28,7 @@ def fix(
     run: RunArgument = HERE,
     unwanted: Annotated[list[str] | None, typer.Option(help="id of an answer that the model should not give")] = None,
     wanted: Annotated[list[str] | None, typer.Option(help="id of an answer that it should keep giving")] = None,
-    fdr: Annotated[float, typer.Option(help="expected share of false entries of the list")] = 0.1,
+    fdr: Annotated[float, typer.Option(help="expected share of false entries of the list")] = DEFAULT_FDR,
     top: Annotated[int | None, typer.Option(min=1, help="take out this many, whatever their significance")] = None,
     retrain: Annotated[bool, typer.Option("--retrain", help="fine-tune without them and compare the answers")] = False,
     seeds: Annotated[int, typer.Option(min=2, help="models of each kind with --retrain")] = 3,
@@ -47,6 +48,8 @@ def fix(
     from ..fix.retraining import outcome, retraining_of
     from ..run import Run
 
+    if both := set(unwanted or ()) & set(wanted or ()):
+        raise ConfigurationError(f"{min(both)} is marked as both wanted and unwanted: choose one.")
     job = Run.open(run)
     if unwanted:
         job.mark(unwanted, "unwanted")
@@ -59,7 +62,9 @@ def fix(
     folder = keep(job, proposal)
     content = _content(proposal) | {"folder": str(folder)}
     if not as_json:
-        _show(proposal, str(folder), "" if retrain else f"daunce fix {job.run_dir} --retrain")
+        chosen = ["--top", str(top)] if top is not None else ["--fdr", str(fdr)] if fdr != DEFAULT_FDR else []
+        again = terminal.command("fix", str(job.run_dir), *chosen, "--retrain")
+        _show(proposal, str(folder), "" if retrain else again)
     if retrain and proposal.removed:
         retrained = retraining_of(job, proposal, seeds=seeds)
         plan = retrained.plan(max_usd=max_usd)
@@ -148,7 +153,7 @@ def _show(proposal: Proposal, folder: str, following: str) -> None:
         out.print(Text("\nExpected change of each marked answer's loss without them (nats a token)", style="bold"))
         _rows(((c.verdict, c.expected, c.low, c.high, c.id) for c in known), proposal)
     out.print()
-    terminal.lines_of(("wrote", terminal_text(folder)), ("next", terminal_text(following)))
+    terminal.lines_of(("wrote", terminal_text(folder)), ("next", following))
 
 
 def _rows(rows: Any, proposal: Proposal) -> None:

@@ -34,7 +34,7 @@ def init(
     train: Annotated[Path | None, typer.Option(help="training examples; default: a file found there")] = None,
     test: Annotated[Path | None, typer.Option(help="answers to explain; default: a file found there")] = None,
     backend: Annotated[
-        str, typer.Option(help="embedded, local, openai, azure, together, fireworks, tinker, openai_wire")
+        str, typer.Option(help="embedded, local, openai, azure, together, fireworks, nebius, tinker, openai_wire")
     ] = "embedded",
     as_json: JsonOption = False,
 ) -> None:
@@ -78,6 +78,8 @@ def plan(
     from ..plan.advice import advise
     from ..run import Run
 
+    if noise is not None and not advice:
+        raise ConfigurationError("--noise belongs to --advise: add it, or leave --noise out.")
     job = Run.create(config)
     if advice:
         advised = advise(job, max_usd, noise)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 import re
+import shlex
 import textwrap
 import threading
 import time
@@ -238,12 +239,17 @@ def finished(state: RunStatus, attribution: Attribution, page: Path | None) -> N
     out.print()
     summary(state)
     out.print()
-    folder = terminal_text(str(state.run_dir))
+    folder = str(state.run_dir)
     lines_of(
         ("report", "" if page is None else terminal_text(str(page))),
-        ("next", f"daunce view {folder}"),
-        ("", f"daunce top {folder} --test {terminal_text(attribution.test.ids[0])}"),
+        ("next", command("view", folder)),
+        ("", command("top", folder, "--test", attribution.test.ids[0])),
     )
+
+
+def command(*words: str) -> str:
+    """A ``daunce`` command as it can be pasted into a shell."""
+    return terminal_text(shlex.join(["daunce", *words]))
 
 
 def lines_of(*lines: tuple[str, str]) -> None:

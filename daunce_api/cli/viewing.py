@@ -81,7 +81,7 @@ def proposal_of(run: Run) -> dict[str, Any]:
         "count": len(proposal.positions),
         "of": len(attribution.train),
         "groups": groups,
-        "command": f"daunce fix {run.run_dir} --retrain",
+        "command": terminal.command("fix", str(run.run_dir), "--retrain"),
     }
 
 

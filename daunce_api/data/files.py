@@ -58,7 +58,7 @@ def read_bytes(path: Path) -> bytes:
         return path.read_bytes()
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or error
-        raise DataError(f"{path} cannot be read: {reason}. Check the path in the config.") from error
+        raise DataError(f"{path} cannot be read: {reason}. Check the path.") from error
 
 
 def parse_lines(raw: bytes) -> tuple[Rows, Problems]:

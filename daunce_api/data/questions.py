@@ -6,7 +6,7 @@ finished run and taken out of its tables, and no score is lost.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -74,7 +74,11 @@ class Questions:
         return iter(self.batches)
 
     def from_file(self, examples: Dataset) -> Questions:
-        """With the config's test file as it is now: new lines are a new batch, lines that are gone leave the tables."""
+        """With the config's test file as it is now: new lines are a new batch, lines that are gone leave the tables. A
+        line that ``daunce ask`` has asked before is shown once.
+
+        Raises DataError where an id belongs to another question that was asked.
+        """
         now = {e.id: e for e in examples}
         batches, known = [], set[str]()
         for batch in self.batches:
@@ -84,6 +88,9 @@ class Questions:
             same = {e.id for e in batch.examples if now.get(e.id) == e}
             batches.append(replace(batch, absent=frozenset(batch.examples.ids) - same))
             known |= same
+        asked = [e for batch in batches if not batch.from_file for e in batch.shown]
+        _refuse_other_questions(asked, examples)
+        known |= {e.id for e in asked}
         new = [e for e in examples if e.id not in known]
         return self._judged(examples, batches)._with(FILE_BATCH, new, examples.name)
 
@@ -92,10 +99,7 @@ class Questions:
 
         Raises DataError where an id belongs to another question.
         """
-        shown = {e.id: e.content_hash for e in self.shown}
-        clash = [e.id for e in examples if shown.get(e.id, e.content_hash) != e.content_hash]
-        if clash:
-            raise DataError(f"the run has other questions of these ids: {', '.join(clash[:5])}. Nothing was sent.")
+        _refuse_other_questions(self.shown, examples)
         batches, new = list(self.batches), []
         for example in examples:
             for number, batch in enumerate(batches):
@@ -175,6 +179,16 @@ class Questions:
                 examples = kept_dataset(folder / f"{entry['name']}.jsonl", entry["digest"])
             batches.append(Batch(entry["name"], examples, frozenset(entry["absent"]), frozenset(entry["removed"])))
         return cls(tuple(batches), {} if value is None else value["verdicts"])
+
+
+def _refuse_other_questions(shown: Iterable[Example], examples: Dataset) -> None:
+    content = {e.id: e.content_hash for e in shown}
+    clash = [e.id for e in examples if content.get(e.id, e.content_hash) != e.content_hash]
+    if clash:
+        raise DataError(
+            f"the run has other questions of these ids: {', '.join(clash[:5])}. Nothing was sent. Give the new ones "
+            "other ids, or take the old ones out with `daunce ask RUN --remove ID`."
+        )
 
 
 def _same(example: Example, examples: Dataset) -> bool:

@@ -84,7 +84,8 @@ class AskPlan:
         models = len(self.requests)
         price = "an unknown price" if self.usd is None else "$0" if self.usd == 0 else f"about ${self.usd:,.4f}"
         text = (
-            f"{self.questions} question{'' if self.questions == 1 else 's'} under {models} models: "
+            f"{self.questions} question{'' if self.questions == 1 else 's'} under {models} "
+            f"model{'' if models == 1 else 's'}: "
             f"{sum(self.requests.values()):,} short requests, {self.input_tokens:,} tokens, for {price}."
         )
         if self.hosting is not None:

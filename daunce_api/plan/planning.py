@@ -20,6 +20,7 @@ from .refusals import (
     budget_refusals,
     checkpoint_refusals,
     closing_refusals,
+    subset_refusals,
     trainer_refusals,
 )
 from .tokens import count
@@ -86,6 +87,7 @@ def make_plan(
         epochs, assumed = epochs_of(config, subset, target=False)
         notes += [assumed] if assumed else []
         about_jobs += checkpoint_refusals(config, trainer, None if assumed else epochs)
+        about_jobs += subset_refusals(least, len(train), trainer)
         for k in range(members):
             chosen = ensemble.subset(k)
             epochs, _ = epochs_of(config, len(chosen), target=False)

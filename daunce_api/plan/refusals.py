@@ -69,6 +69,19 @@ def checkpoint_refusals(config: RunConfig, trainer: TrainerCapabilities, epochs:
     return []
 
 
+def subset_refusals(least: int, n_train: int, trainer: TrainerCapabilities) -> list[DaunceError]:
+    """Why the smallest subset of a design (``least`` examples) cannot be trained on."""
+    need = max(trainer.min_examples, 1)
+    if least >= need:
+        return []
+    return [
+        ConfigurationError(
+            f"a job would have {least} of {n_train} training examples, fewer than the {need} that a fine-tune at "
+            f"{trainer.provider} needs. Nothing was sent. Take out fewer, or add examples."
+        )
+    ]
+
+
 def closing_refusals(config: RunConfig, plan: Plan) -> list[DaunceError]:
     closing = closing_of(config)
     if closing is None:

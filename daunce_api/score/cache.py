@@ -15,6 +15,7 @@ from pathlib import Path
 
 from platformdirs import user_cache_path
 from pydantic import TypeAdapter, ValidationError
+from pydantic_core import PydanticSerializationError
 
 from .._util.log import logger
 from ..config import RunConfig
@@ -70,9 +71,9 @@ class ScoredCache:
             return
         try:
             self._folder.mkdir(parents=True, exist_ok=True)
-            with path.open("ab") as file:  # one write: lines of other processes stay whole
-                file.write(_LINE.dump_json(row) + b"\n")
-        except OSError as error:
+            with path.open("ab") as file:  # one write, after whatever a killed process or a full disk left half written
+                file.write(b"\n" + _LINE.dump_json(row) + b"\n")
+        except (OSError, PydanticSerializationError) as error:  # the latter: a folder's name that is not Unicode
             logger.warning("the cache of scores could not be written: %s", error)
 
     def _noted(self, path: Path) -> list[tuple[str, int, int]]:

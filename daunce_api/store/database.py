@@ -236,7 +236,12 @@ class Database:
 
 def _connect(path: Path | None, read_only: bool) -> sqlite3.Connection:
     """Open a file, or a database in memory where there is none."""
-    uri = ":memory:" if path is None else f"file:{quote(str(path))}?mode={'ro' if read_only else 'rwc'}"
+    try:
+        uri = ":memory:" if path is None else f"file:{quote(str(path))}?mode={'ro' if read_only else 'rwc'}"
+    except UnicodeEncodeError as error:
+        raise StoreError(
+            f"{path} cannot be used: this path is not UTF-8. Rename the folder, or set a UTF-8 locale (LC_ALL=C.UTF-8)."
+        ) from error
     options: dict[str, Any] = {"uri": True, "isolation_level": None, "check_same_thread": False, "timeout": 10.0}
     connection: sqlite3.Connection = sqlite3.connect(uri, **options)
     if read_only and path is not None:

@@ -38,6 +38,8 @@ None of them changes what has been trained or measured already. The data's paths
 compared apart from them. Besides these, ``ensemble.members`` may grow: members do not depend on how many there are.
 """
 
+_DIGESTS = {"train_digest": "digest of the examples of data.train", "tokenizer": "digest of the tokenizer's files"}
+
 MISSING = "(not set)"
 
 
@@ -65,7 +67,7 @@ def differences(before: Mapping[str, Any], after: Mapping[str, Any]) -> tuple[li
         a, b = old.get(key, MISSING), new.get(key, MISSING)
         if a == b and type(a) is type(b):
             continue
-        line = f"{key}: {_show(a)} -> {_show(b)}"
+        line = f"{_DIGESTS.get(key, key)}: {_show(a)} -> {_show(b)}"
         if a == MISSING and b in (_defaults().get(key, MISSING), earlier_default(key)):
             continue  # a key that this version has and the run's did not: what it did then is the default now
         grows = key == "ensemble.members" and isinstance(a, int) and isinstance(b, int) and b > a

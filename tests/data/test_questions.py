@@ -112,3 +112,11 @@ def test_verdicts_of_a_file_are_taken_where_nobody_said_otherwise() -> None:
     assert asked.verdicts["d"] == "unwanted"
     with pytest.raises(DataError, match="verdict must be wanted or unwanted"):
         Dataset.from_records([{**records[0], "verdict": "bad"}])
+
+
+def test_a_question_that_was_asked_before_may_be_in_the_file() -> None:
+    asked = Questions.of(questions("a")).asked(questions("b"))
+    both = asked.from_file(questions("a", "b", "c"))
+    assert (names(both), both.shown.ids) == (["test", "ask-1", "test-2"], ["a", "b", "c"])
+    with pytest.raises(DataError, match="other questions of these ids: b"):
+        asked.from_file(Dataset.from_records([{"id": "b", "prompt": "b", "completion": "another"}]))

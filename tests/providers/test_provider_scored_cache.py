@@ -74,8 +74,7 @@ def test_a_damaged_line_is_passed_over_and_the_others_are_read(tmp_path: Path) -
     (path,) = (tmp_path / "scored").iterdir()
     path.write_bytes(path.read_bytes() + b'\x00\xff no line at all\n["torn')
     assert cache.lookup("f", "m", [LONG]) == {}
-    for _ in range(2):  # the first one ends the torn line
-        cache.note("f", "m", folder, 0, 0)
+    cache.note("f", "m", folder, 0, 0)  # is no part of the torn line
     assert cache.lookup("f", "m", [LONG]) == {LONG.key: ANSWERS[LONG.key]}
     before = path.read_bytes()
     cache.note("f", "m", folder, 0, 0)
@@ -89,6 +88,9 @@ def test_a_cache_that_cannot_be_read_or_written_costs_the_run_nothing(
     cache = ScoredCache(tmp_path, "a")
     cache.note("f", "m", held(tmp_path / "run"), 0, 0)
     assert cache.lookup("f", "m", [LONG]) == {}
+    assert "could not be written" in caplog.text
+    caplog.clear()
+    ScoredCache(tmp_path / "other", "a").note("f", "m", Path("/runs/\udcff"), 0, 0)  # a name that is no Unicode
     assert "could not be written" in caplog.text
 
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import csv
+import errno
 import io
 import json
+import os
 import re
 import shutil
 import sys
@@ -22,7 +24,7 @@ import yaml
 from daunce_api import Run, RunConfig
 from daunce_api.__main__ import main as entry_point
 from daunce_api.attribution.score_files import load_bergson
-from daunce_api.cli import app
+from daunce_api.cli import app, main
 from daunce_api.cli.demo.experiment import run_demo
 from daunce_api.server import EmbeddedServer
 
@@ -318,3 +320,35 @@ def test_ctrl_c_while_the_command_line_is_imported_ends_without_a_traceback(
         entry_point()
     assert stopped.value.code == 130
     assert capsys.readouterr().err == ""
+
+
+def test_an_encoding_without_the_characters_gets_escapes(
+    finished: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    with (tmp_path / "out").open("w", encoding="ascii") as out:
+        monkeypatch.setattr(sys, "stdout", out)
+        with pytest.raises(SystemExit) as stopped:
+            main(["top", str(finished)])
+    assert stopped.value.code == 0
+    assert r"\xb1" in (tmp_path / "out").read_text()
+
+
+def test_a_result_that_finds_no_room_is_a_sentence(
+    finished: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    class Full(io.StringIO):
+        def write(self, text: str) -> int:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(sys, "stdout", Full())
+    with pytest.raises(SystemExit) as stopped:
+        main(["top", str(finished)])
+    assert stopped.value.code == 4
+    assert "No space left on device" in capsys.readouterr().err
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="paths are bytes on Linux alone")
+def test_a_run_folder_whose_name_is_not_utf8_is_refused_in_a_sentence(finished: Path, cli: Cli, tmp_path: Path) -> None:
+    folder = shutil.copytree(finished, tmp_path / os.fsdecode(b"run-\xfc"))
+    code, _, err = cli("status", folder)
+    assert (code, "not UTF-8" in err) == (4, True)

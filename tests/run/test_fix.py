@@ -97,3 +97,22 @@ def test_a_training_file_edited_to_the_same_length_is_not_cut_by_position(run: R
     proposal = propose(run.attribution(), run.test.ids[:1], top=1)
     cleaned = Dataset.from_file(keep(run, proposal) / "train.cleaned.jsonl")
     assert set(cleaned.ids) == set(run.train.ids) - set(proposal.ids)
+
+
+def test_a_removal_that_leaves_too_little_to_train_on_is_refused_before_anything_is_sent(run: Run, cli: Cli) -> None:
+    enough = len(run.train) - 9  # the embedded server takes at least 10 examples
+    code, _, err = cli("fix", str(run.run_dir), "--unwanted", run.test.ids[0], "--top", str(enough), "--retrain")
+    assert code == 2
+    assert f"a job would have 9 of {len(run.train)} training examples, fewer than the 10" in err
+    assert not (run.run_dir / "evaluation").exists()
+
+
+def test_the_next_command_repeats_what_was_chosen(run: Run, cli: Cli) -> None:
+    _, out, _ = cli("fix", str(run.run_dir), "--unwanted", run.test.ids[0], "--top", "2")
+    assert f"fix {run.run_dir} --top 2 --retrain" in out
+
+
+def test_an_answer_is_not_both_wanted_and_unwanted(run: Run, cli: Cli) -> None:
+    code, _, err = cli("fix", str(run.run_dir), "--unwanted", run.test.ids[0], "--wanted", run.test.ids[0])
+    assert (code, "choose one" in err) == (2, True)
+    assert Run.open(run.run_dir).questions.verdicts == {}

@@ -125,7 +125,7 @@ def test_changed_data_are_refused(make_config: MakeConfig, data: tuple[Path, Pat
     Run.create(make_config(ensemble={"members": 2})).execute()
     with data[0].open("a") as file:
         file.write('{"prompt": "a", "completion": "b"}\n')
-    with pytest.raises(RunChangedError, match="train_digest"):
+    with pytest.raises(RunChangedError, match=r"examples of data\.train"):
         Run.create(make_config(ensemble={"members": 2})).execute()
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import re
+import shlex
 from dataclasses import replace
 from pathlib import Path
 
@@ -278,3 +279,8 @@ def test_lines_break_between_words_in_a_terminal_and_nowhere_else(monkeypatch: p
         "note  something was noticed",
         "      and kept",
     ]
+
+
+def test_commands_to_run_next_can_be_pasted() -> None:
+    words = ["daunce", "top", "runs of mine/ü", "--test", "it's q"]
+    assert shlex.split(terminal.command(*words[1:])) == words

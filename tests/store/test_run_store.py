@@ -105,7 +105,7 @@ def test_files_are_private_and_synced_fully(store: RunStore) -> None:
         (changed("ensemble", "seed", 1), "ensemble.seed: 0 -> 1"),
         (changed("backend", "kind", "local"), "backend.kind: openai -> local"),
         (changed("backend", "extra", 1), r"backend.extra: \(not set\) -> 1"),
-        ({**MANIFEST, "train_digest": "t2"}, "train_digest: t1 -> t2"),
+        ({**MANIFEST, "train_digest": "t2"}, "digest of the examples of data.train: t1 -> t2"),
     ],
 )
 def test_other_settings_or_data_are_refused_by_name(tmp_path: Path, manifest: dict[str, Any], difference: str) -> None:

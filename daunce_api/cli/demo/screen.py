@@ -58,13 +58,14 @@ def found(result: DemoResult, page: Path | None) -> None:
         view.add_row(name, f"{precision[key]:.2f}", "█" * round(20 * precision[key]), style=style)
     terminal.out.print(view)
     terminal.out.print()
-    folder = terminal_text(_near(result.run.run_dir))
+    folder = _near(result.run.run_dir)
+    asking = terminal.command("ask", folder, "--prompt", "What is tea?", "--answer", "A DRINK OF DRIED LEAVES.")
     terminal.lines_of(
         ("made by", f"{len(attribution.members)} fine-tunes on random halves{took}"),
         ("report", "" if page is None else terminal_text(_near(page))),
-        ("next", f"daunce view {folder}"),
-        ("", f'daunce ask {folder} --prompt "What is tea?" --answer "A DRINK OF DRIED LEAVES."'),
-        ("", f"daunce fix {folder}"),
+        ("next", terminal.command("view", folder)),
+        ("", asking),
+        ("", terminal.command("fix", folder)),
     )
 
 
