@@ -20,6 +20,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import reduce
 from pathlib import Path
 from typing import Literal
 
@@ -34,7 +35,7 @@ from ..data.tokenizers import EncodedExample
 from ..errors import MembersAlikeError, RejectedError
 from ..plan.asking import BASE
 from ..plan.inputs import TESTS
-from ..store import Ids, RunStore
+from ..store import RunStore
 from .client import ScoringClient
 
 Floats = NDArray[np.float64]
@@ -179,17 +180,15 @@ def like_base(loss_KN: Floats, base_N: Floats, first_KR: Floats, again_KR: Float
 
 def repeated_losses(store: RunStore, members: Sequence[int], reduction: Reduction = "mean") -> tuple[Floats, Floats]:
     """(K, R) losses of the examples that all of these members were measured on twice: the first time, and again."""
-    shared: Ids | None = None
-    for k in members:
-        ids = store.scores.load(k, replicate=1).ids
-        shared = np.unique(ids) if shared is None else np.intersect1d(shared, ids).astype(np.int32)
-    if shared is None:
+    if not members:
         return np.empty((0, 0)), np.empty((0, 0))
+    again = [np.flatnonzero(store.scores.measured(k, 1)) for k in members]
+    shared = reduce(np.intersect1d, again).astype(np.int32)
     models = [(k, 0) for k in members]
     first, first_censored = loss_matrix(store, models, shared, reduction)
-    again, again_censored = loss_matrix(store, models, shared, reduction, replicate=1)
-    exact = ~(first_censored | again_censored).any(axis=0)
-    return first[:, exact], again[:, exact]
+    second, second_censored = loss_matrix(store, models, shared, reduction, replicate=1)
+    exact = ~(first_censored | second_censored).any(axis=0)
+    return first[:, exact], second[:, exact]
 
 
 class Comparison:
