@@ -69,14 +69,18 @@ def measure_noise(store: RunStore, members: Iterable[int], reduction: Reduction 
     """
     differences = []
     for member in members:
-        once, again = (np.flatnonzero(store.scores.measured(member, replicate)) for replicate in (0, 1))
-        ids, models = np.intersect1d(once, again).astype(np.int32), [(member, 0)]
-        first, first_censored = loss_matrix(store, models, ids, reduction)
-        second, second_censored = loss_matrix(store, models, ids, reduction, replicate=1)
-        differences.append((first - second)[~(first_censored | second_censored)])
-    away = np.concatenate([np.zeros(0), *differences])
+        again = store.scores.load(member, replicate=1)
+        once = store.scores.load_some(again.ids, member)  # a few blobs, where a row of losses is all of them
+        ids = np.intersect1d(once.ids, again.ids)
+        if not ids.size:
+            continue
+        first, second = (_row(tokens, ids, reduction) for tokens in (once, again))
+        away = (first.loss - second.loss) / (first.counts if reduction == "mean" else 1)
+        bounds = [row.censored for row in (first, second) if row.censored is not None]
+        differences.append(away[~np.any(bounds, axis=0)] if bounds else away)
+    every = np.concatenate([np.zeros(0), *differences])
     # A difference of two measurements has twice the variance of one.
-    return float(np.sqrt(np.mean(away**2) / 2)) if away.size else None
+    return float(np.sqrt(np.mean(every**2) / 2)) if every.size else None
 
 
 def _kind(reduction: Reduction) -> str:
