@@ -395,13 +395,13 @@ async def test_a_loaded_model_is_scored_while_another_is_being_unloaded() -> Non
 
     waiting = asyncio.create_task(use("c"))
     await unloading.wait()
-    await asyncio.wait_for(use("b"), 1.0)
+    await asyncio.wait_for(use("b"), 30.0)
     again = asyncio.create_task(use("a"))
     await asyncio.sleep(0)
     assert not waiting.done()
     assert not again.done()
     go_on.set()
-    await asyncio.wait_for(asyncio.gather(waiting, again), 1.0)
+    await asyncio.wait_for(asyncio.gather(waiting, again), 30.0)
     await pool.close()
 
 
@@ -427,7 +427,7 @@ async def test_who_gives_up_waiting_for_room_leaves_the_unloading_to_its_end() -
     gone.cancel()
     await asyncio.gather(gone, return_exceptions=True)
     go_on.set()
-    await asyncio.wait_for(use("c"), 1.0)
+    await asyncio.wait_for(use("c"), 30.0)
     await pool.close()
     assert host.held == set()
 
