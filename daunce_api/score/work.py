@@ -244,7 +244,7 @@ class Work:
             on_progress=self._on_progress,
         )
         base = config.backend.model
-        plan.check_model(await jobs.model_info(base))
+        plan.check_model(await jobs.first_contact(base))
         if backend.scorer.capabilities.max_models is None and not run.questions_only:
             # Before anything is paid for. An endpoint that has to load each model is tested with members alone.
             await client.probe(base, self._scoring.shortest)

@@ -278,6 +278,19 @@ class JobClient(Patient):
 
     # -- models ---------------------------------------------------------------------------------------------------
 
+    async def first_contact(self, model: str) -> ModelInfo:
+        """:meth:`model_info` as the first request of all. Raises StopError where within two minutes nothing answers:
+        that is a wrong address more often than an outage, and nothing is lost by coming back."""
+        try:
+            return await self.repeat(lambda: self.trainer.model_info(model), f"look for {model}", REACH_RETRIES)
+        except TransientError as error:
+            if error.status is not None:
+                return await self.model_info(model)
+            raise StopError(
+                f"{self.trainer.capabilities.provider} cannot be reached: {error} Nothing was sent. Check the network "
+                "and backend.base_url."
+            ) from error
+
     async def model_info(self, model: str) -> ModelInfo:
         """What the provider says of a model. Raises RejectedError where it has none of this name."""
         return await self.repeat(lambda: self.trainer.model_info(model), f"look for {model}")

@@ -604,6 +604,23 @@ def test_a_model_is_looked_for_patiently_and_missed_clearly(world: World) -> Non
             asyncio.run(client.model_info("nobody"))
 
 
+def test_an_address_where_nothing_answers_is_no_busy_server(world: World) -> None:
+    calls: list[str] = []
+
+    def busy(call: str) -> Fault | None:
+        calls.append(call)
+        return Fault.RATE_LIMIT if len(calls) <= 20 else None
+
+    with world.open() as store:
+        client = world.client(store, FakeTrainer(world.provider, lambda _: Fault.LOST_BEFORE))
+        with pytest.raises(StopError, match=r"fake cannot be reached: connection lost.* Nothing was sent\. Check"):
+            asyncio.run(client.first_contact("base"))
+        assert world.provider.clock.now() < 120
+        client = world.client(store, FakeTrainer(world.provider, busy))
+        assert asyncio.run(client.first_contact("base")).id == "base"
+        assert len(calls) == 21
+
+
 def test_a_validation_file_goes_with_every_job_and_is_uploaded_once(tmp_path: Path) -> None:
     path = tmp_path / "val.jsonl"
     path.write_text('{"instruction": "i", "input": "", "output": "o"}\n')
