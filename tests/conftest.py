@@ -6,10 +6,11 @@ from __future__ import annotations
 import signal
 from collections import Counter
 from collections.abc import Callable, Iterator
-from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, settings
+from xdist.scheduler import LoadScopeScheduling
 
 from daunce_api.cli import main
 from daunce_api.server import EmbeddedServer, ServerSettings
@@ -24,23 +25,30 @@ settings.register_profile(
 )
 settings.load_profile("shared machine")
 
-TESTS = Path(__file__).parent
-SHARING = {"reliability": "reliability", "server": "server", "examples": "run", "run": "run", "wire": "run"}
+SHARING = {"reliability": "reliability", "run": "run", "server": "server", "examples": "wire", "wire": "wire"}
 """The part for xdist that a folder belongs to, where tests share the servers of the session. Elsewhere each file is a
 part."""
 
 
-def part_of(item: pytest.Item) -> str:
-    path = item.path.relative_to(TESTS)
-    return SHARING.get(path.parts[0], str(path))
+def part_of(nodeid: str) -> str:
+    path = nodeid.partition("::")[0]
+    return SHARING.get(path.removeprefix("tests/").partition("/")[0], path)
 
 
-@pytest.hookimpl(tryfirst=True)  # xdist reads the marks
+class Parts(LoadScopeScheduling):
+    """A part of the tests at a time for each worker. (Marks of groups are not seen by xdist 3.8 with pytest 9.2.)"""
+
+    def _split_scope(self, nodeid: str) -> str:
+        return part_of(nodeid)
+
+
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Parts:
+    return Parts(config, log)
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    slow = Counter(part_of(item) for item in items if item.get_closest_marker("slow"))
-    items.sort(key=lambda item: (part_of(item) not in SHARING.values(), -slow[part_of(item)]))
-    for item in items:
-        item.add_marker(pytest.mark.xdist_group(part_of(item)))
+    slow = Counter(part_of(item.nodeid) for item in items if item.get_closest_marker("slow"))
+    items.sort(key=lambda item: (part_of(item.nodeid) not in SHARING.values(), -slow[part_of(item.nodeid)]))
 
 
 @pytest.fixture(scope="session")
