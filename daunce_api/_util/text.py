@@ -8,6 +8,7 @@ is shown keeps every character that is one; the others are written as Python esc
 from __future__ import annotations
 
 import re
+import shlex
 import unicodedata
 from collections.abc import Sequence
 
@@ -45,6 +46,11 @@ def terminal_text(text: str, width: int | None = None) -> str:
         if width is None or used < width:
             fits = len(pieces)
     return "".join(pieces)
+
+
+def command_line(*words: str) -> str:
+    """A ``daunce`` command as it can be pasted into a shell."""
+    return terminal_text(shlex.join(["daunce", *words]))
 
 
 def phrase(text: str, width: int) -> str:

@@ -25,14 +25,13 @@ def finish(store: RunStore, ids: Ids, member: int, checkpoint: int, reduction: R
 
 
 def loss_matrix(
-    store: RunStore, models: Sequence[Model], ids: Ids, reduction: Reduction, replicate: int = 0
+    store: RunStore, models: Sequence[Model], ids: Ids, reduction: Reduction
 ) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
     """Losses of complete models, as measured.
 
     Args:
         models: K of them, each measured on all of the examples.
         ids: (N,) examples; some may be there more than once.
-        replicate: 0, or 1 for the second measurement of the examples that have one.
         reduction: how token losses become an example's; see :func:`daunce_api.core.losses.segment_losses`.
 
     Returns:
@@ -46,14 +45,14 @@ def loss_matrix(
     for k, (member, checkpoint) in enumerate(models):
         loss, counts = np.full(size, np.nan), np.ones(size, dtype=np.int32)
         censored = np.zeros(size, dtype=np.bool_)
-        kept = {} if replicate else store.scores.load_losses(member, checkpoint, _kind(reduction))
+        kept = store.scores.load_losses(member, checkpoint, _kind(reduction))
         rows = [(groups[n], row) for n, row in kept.items()]
         known = np.zeros(size, dtype=np.bool_)
         for held, _ in rows:
             known[held] = True
         if not known[columns].all():
             missing = columns[~known[columns]]
-            tokens = store.scores.load_some(missing, member, replicate, checkpoint)
+            tokens = store.scores.load_some(missing, member, checkpoint=checkpoint)
             rows.append((missing, _row(tokens, missing, reduction)))
         for held, row in rows:
             loss[held], counts[held] = row.loss, row.counts
@@ -67,20 +66,27 @@ def measure_noise(store: RunStore, members: Iterable[int], reduction: Reduction 
     """Standard deviation of one measurement of a loss, nats, from examples that these members were measured on twice;
     None where there are none. Lower bounds are left out.
     """
-    differences = []
-    for member in members:
-        again = store.scores.load(member, replicate=1)
-        once = store.scores.load_some(again.ids, member)  # a few blobs, where a row of losses is all of them
-        ids = np.intersect1d(once.ids, again.ids)
-        if not ids.size:
-            continue
-        first, second = (_row(tokens, ids, reduction) for tokens in (once, again))
-        away = (first.loss - second.loss) / (first.counts if reduction == "mean" else 1)
-        bounds = [row.censored for row in (first, second) if row.censored is not None]
-        differences.append(away[~np.any(bounds, axis=0)] if bounds else away)
-    every = np.concatenate([np.zeros(0), *differences])
+    measured = [repeated(store, member, reduction) for member in members]
+    away = np.concatenate([np.zeros(0), *(first - second for _, first, second in measured)])
     # A difference of two measurements has twice the variance of one.
-    return float(np.sqrt(np.mean(every**2) / 2)) if every.size else None
+    return float(np.sqrt(np.mean(away**2) / 2)) if away.size else None
+
+
+def repeated(
+    store: RunStore, member: int, reduction: Reduction
+) -> tuple[Ids, NDArray[np.float64], NDArray[np.float64]]:
+    """Ids (R,), ascending, of the examples that a member was measured on twice, and their losses in nats (R,), the
+    first time and again. Lower bounds are left out."""
+    again = store.scores.load(member, replicate=1)
+    once = store.scores.load_some(again.ids, member)  # a few blobs, where a row of losses is all of them
+    ids = np.intersect1d(once.ids, again.ids)
+    if not ids.size:
+        return ids, np.zeros(0), np.zeros(0)
+    rows = [_row(tokens, ids, reduction) for tokens in (once, again)]
+    bounds = [row.censored for row in rows if row.censored is not None]
+    exact = ~np.any(bounds, axis=0) if bounds else np.ones(ids.size, dtype=np.bool_)
+    first, second = ((row.loss / (row.counts if reduction == "mean" else 1))[exact] for row in rows)
+    return ids[exact], first, second
 
 
 def _kind(reduction: Reduction) -> str:

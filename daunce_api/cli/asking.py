@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from .._util.text import command_line
 from ..errors import ConfigurationError, DataError
 from . import terminal
 from .common import HERE, LOOK, JsonOption, MaxUsdOption, RunArgument, YesOption, command, confirm_price, show
@@ -176,7 +177,7 @@ def _print(job: Run, asked: Dataset, k: int) -> None:
     folder = str(job.run_dir)
     terminal.say("")
     terminal.lines_of(
-        ("next", terminal.command("top", folder, "--test", asked.ids[0])), ("", terminal.command("report", folder))
+        ("next", command_line("top", folder, "--test", asked.ids[0])), ("", command_line("report", folder))
     )
 
 

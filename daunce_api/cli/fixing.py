@@ -9,7 +9,7 @@ import typer
 from rich.table import Table
 from rich.text import Text
 
-from .._util.text import phrase, rich_text, terminal_text
+from .._util.text import command_line, phrase, rich_text, terminal_text
 from ..errors import ConfigurationError
 from . import terminal
 from .common import HERE, LOOK, JsonOption, MaxUsdOption, RunArgument, YesOption, command, confirm_price, show
@@ -63,7 +63,7 @@ def fix(
     content = _content(proposal) | {"folder": str(folder)}
     if not as_json:
         chosen = ["--top", str(top)] if top is not None else ["--fdr", str(fdr)] if fdr != DEFAULT_FDR else []
-        again = terminal.command("fix", str(job.run_dir), *chosen, "--retrain")
+        again = command_line("fix", str(job.run_dir), *chosen, "--retrain")
         _show(proposal, str(folder), "" if retrain else again)
     if retrain and proposal.removed:
         retrained = retraining_of(job, proposal, seeds=seeds)

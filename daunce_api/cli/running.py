@@ -7,6 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
+from .._util.text import command_line
 from ..errors import ConfigurationError
 from . import terminal
 from .common import (
@@ -55,7 +56,7 @@ def init(
     put = f" Put your examples into {' and '.join(missing)}, or name other files under data:." if missing else ""
     content = {"config": str(path), "missing": missing, **seen}
     files = "".join(f"\n  data.{side}: {getattr(data, side).name} ({what})" for side, what in seen.items())
-    show(as_json, content, lambda: terminal.say(f"Wrote {path}.{put}{files}\nNext: daunce plan {path}"))
+    show(as_json, content, lambda: terminal.say(f"Wrote {path}.{put}{files}\nNext: {command_line('plan', str(path))}"))
 
 
 @command(MAKE)

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import math
 import re
-import shlex
 import textwrap
 import threading
 import time
@@ -23,7 +22,7 @@ from rich.progress import Progress as RichProgress
 from rich.table import Table
 from rich.text import Text
 
-from .._util.text import duration, phrase, rich_text, summarized, terminal_text
+from .._util.text import command_line, duration, phrase, rich_text, summarized, terminal_text
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -242,14 +241,9 @@ def finished(state: RunStatus, attribution: Attribution, page: Path | None) -> N
     folder = str(state.run_dir)
     lines_of(
         ("report", "" if page is None else terminal_text(str(page))),
-        ("next", command("view", folder)),
-        ("", command("top", folder, "--test", attribution.test.ids[0])),
+        ("next", command_line("view", folder)),
+        ("", command_line("top", folder, "--test", attribution.test.ids[0])),
     )
-
-
-def command(*words: str) -> str:
-    """A ``daunce`` command as it can be pasted into a shell."""
-    return terminal_text(shlex.join(["daunce", *words]))
 
 
 def lines_of(*lines: tuple[str, str]) -> None:

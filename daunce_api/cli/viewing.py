@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from .._util.text import command_line
 from ..errors import ConfigurationError
 from . import terminal
 from .common import HERE, LOOK, command
@@ -81,7 +82,7 @@ def proposal_of(run: Run) -> dict[str, Any]:
         "count": len(proposal.positions),
         "of": len(attribution.train),
         "groups": groups,
-        "command": terminal.command("fix", str(run.run_dir), "--retrain"),
+        "command": command_line("fix", str(run.run_dir), "--retrain"),
     }
 
 

@@ -24,7 +24,7 @@ from numpy.typing import ArrayLike, NDArray
 from ..errors import ConfigurationError
 from .estimators import Matrix, Setting, Spectrum, decompose, estimator_named, stabilized
 from .pairs import Shrinkage, fit, tilted
-from .rows import Floats, Index, MemberLosses, Stages, centered, inclusion_dispersion, stacked
+from .rows import Floats, Index, MemberLosses, Stages, centered, stacked
 
 Candidate: TypeAlias = tuple[str, Setting]
 FOLDS = 10
@@ -45,7 +45,7 @@ class CrossValidator:
     def __init__(self, losses: MemberLosses) -> None:
         if losses.inclusion_KN is None:
             raise ConfigurationError("Members are cross-validated through their subsets: pass inclusion_KN.")
-        inclusion_dispersion(losses.inclusion_KN)
+        _ = losses.dispersion  # raises for subsets that tell nothing apart
         self.losses = losses
         self.target_KM = losses.test_KM
         self._inclusion = losses.inclusion_KN

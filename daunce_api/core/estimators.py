@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import ConfigurationError, DataError
-from .rows import Floats, MemberLosses, Stages, inclusion_dispersion
+from .rows import Floats, MemberLosses, Stages
 
 Vector: TypeAlias = NDArray[np.float64]
 Matrix: TypeAlias = NDArray[np.float64]
@@ -91,7 +91,7 @@ def spectrum_of(losses: MemberLosses) -> Spectrum:
         DataError: the training losses are the same in all members, or all subsets are empty or the whole training set.
     """
     if losses.inclusion_KN is not None:
-        inclusion_dispersion(losses.inclusion_KN)
+        _ = losses.dispersion  # raises for subsets that tell nothing apart
     rows_RN, stages = losses.train_rows(), losses.stages
     gram: Matrix = np.zeros((rows_RN.shape[0],) * 2)
     for start in range(0, rows_RN.shape[1], _BLOCK):

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from .._util.text import command_line
 from ..attribution import Attribution
 from ..data.subsets import Ensemble, plan_ensemble
 from ..errors import ConfigurationError, DataError
@@ -94,10 +95,11 @@ def kept_lds_truth(run: Run, seeds: int | None = None) -> Run:
     found = [(f, int(f.name.rpartition("-s")[2])) for f in folders]
     fitting = [(folder, count) for folder, count in found if seeds in (None, count)]
     if not fitting:
+        evaluate = command_line("evaluate", str(run.run_dir), "--lds")
         there = f" with {seeds} seeds" if seeds is not None and found else ""
         raise ConfigurationError(
-            f"{run.run_dir} holds no retrained models for LDS{there}. `daunce evaluate {run.run_dir} --lds` trains "
-            "them; its plan and price come first. Scores alone can be exported as npy, parquet or bergson."
+            f"{run.run_dir} holds no retrained models for LDS{there}. `{evaluate}` trains them; "
+            "its plan and price come first. Scores alone can be exported as npy, parquet or bergson."
         )
     if len(fitting) > 1:
         names = ", ".join(folder.name for folder, _ in fitting)
@@ -151,7 +153,8 @@ def export_truth(run: Run, path: str | Path, attribution: Attribution, *, seeds:
     """
     measured = question_losses(kept_lds_truth(run, seeds))
     if not measured.models:
-        raise ConfigurationError(f"No model of the truth is scored yet. `daunce evaluate {run.run_dir} --lds` resumes.")
+        evaluate = command_line("evaluate", str(run.run_dir), "--lds")
+        raise ConfigurationError(f"No model of the truth is scored yet. `{evaluate}` resumes.")
     truth = _of(attribution, run, measured.by_subset())
     return save_truth(path, *truth, run.train.ids, attribution.test.ids, attribution.scores_NM())
 

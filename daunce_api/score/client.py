@@ -147,7 +147,7 @@ class ScoringClient:
         if not known:
             return missing
         batch = ScoreBatch(member, 0, checkpoint, np.array([*known], np.int32), list(known.values()))
-        self._store.scores.save(self._scorer.fingerprint, [batch])
+        self._store.scores.save(fingerprint, [batch])
         tokens = sum(len(example.ids) for number, example in missing if number in known)
         self._store.scores.add_cached(member, checkpoint, len(known), tokens)
         return [item for item in missing if item[0] not in known]

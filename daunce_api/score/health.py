@@ -29,7 +29,7 @@ from numpy.typing import NDArray
 
 from .._util.log import logger
 from ..attribution import Attribution
-from ..attribution.matrices import loss_matrix
+from ..attribution.matrices import loss_matrix, repeated
 from ..core.losses import Reduction
 from ..data.tokenizers import EncodedExample
 from ..errors import MembersAlikeError, RejectedError
@@ -182,13 +182,10 @@ def repeated_losses(store: RunStore, members: Sequence[int], reduction: Reductio
     """(K, R) losses of the examples that all of these members were measured on twice: the first time, and again."""
     if not members:
         return np.empty((0, 0)), np.empty((0, 0))
-    again = [np.flatnonzero(store.scores.measured(k, 1)) for k in members]
-    shared = reduce(np.intersect1d, again).astype(np.int32)
-    models = [(k, 0) for k in members]
-    first, first_censored = loss_matrix(store, models, shared, reduction)
-    second, second_censored = loss_matrix(store, models, shared, reduction, replicate=1)
-    exact = ~(first_censored | second_censored).any(axis=0)
-    return first[:, exact], second[:, exact]
+    measured = [repeated(store, k, reduction) for k in members]
+    shared = reduce(np.intersect1d, (ids for ids, _, _ in measured))
+    first, second = (np.array([row[side][np.searchsorted(row[0], shared)] for row in measured]) for side in (1, 2))
+    return first, second
 
 
 class Comparison:

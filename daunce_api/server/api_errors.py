@@ -50,7 +50,9 @@ def unavailable(message: str, *, code: str) -> ApiError:
 
 def rate_limited(message: str, wait: float | None) -> ApiError:
     """429, with the seconds after which the next request is let through, where the answer is to say so."""
-    headers = {} if wait is None else {"retry-after": f"{math.ceil(wait)}", "retry-after-ms": f"{wait * 1000:.0f}"}
+    headers = (
+        {} if wait is None else {"retry-after": f"{math.ceil(wait)}", "retry-after-ms": f"{math.ceil(wait * 1000)}"}
+    )
     return ApiError(429, message, type="requests", code="rate_limit_exceeded", headers=headers)
 
 

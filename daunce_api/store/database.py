@@ -179,10 +179,11 @@ class Database:
         with self.lock, self._translated("read or written"):
             return self._connection.execute(sql, values).fetchall()
 
-    def each(self, sql: str, values: Sequence[Any] = ()) -> Iterator[Row]:
-        """As :meth:`execute`, read row by row: for who may stop early."""
+    @contextmanager
+    def reading(self, sql: str, values: Sequence[Any] = ()) -> Iterator[Iterator[Row]]:
+        """The rows of a statement, read one by one inside the block: for who may stop early."""
         with self.lock, self._translated("read"):
-            yield from self._connection.execute(sql, values)
+            yield self._connection.execute(sql, values)
 
     def executemany(self, sql: str, rows: Sequence[Sequence[Any]]) -> None:
         """Run one statement for every row."""

@@ -172,15 +172,16 @@ class Scores(Part):
         wanted = _with(np.zeros(0, np.bool_), ids[ids >= 0])
         missing, found = int(wanted.sum()), []
         # What is measured twice comes first, so that the ids of most blobs are not looked at.
-        for number, raw in self._db.each(f"SELECT id, ids FROM blobs WHERE {where} ORDER BY id", values):
-            if not missing:
-                break
-            held = np.frombuffer(raw, _IDS)
-            keep = held < wanted.size
-            keep[keep] = wanted[held[keep]]
-            if keep.any():
-                found.append(_pick(next(self._blobs("id = ?", (number,))), keep))
-                missing -= int(keep.sum())
+        with self._db.reading(f"SELECT id, ids FROM blobs WHERE {where} ORDER BY id", values) as rows:
+            for number, raw in rows:
+                if not missing:
+                    break
+                held = np.frombuffer(raw, _IDS)
+                keep = held < wanted.size
+                keep[keep] = wanted[held[keep]]
+                if keep.any():
+                    found.append(_pick(next(self._blobs("id = ?", (number,))), keep))
+                    missing -= int(keep.sum())
         return _joined(found)
 
     def _blobs(self, where: str, values: tuple[int, ...]) -> Iterator[TokenColumns]:

@@ -14,7 +14,7 @@ import pytest
 from rich.cells import cell_len
 from rich.console import Console
 
-from daunce_api._util.text import phrase, summarized, terminal_text
+from daunce_api._util.text import command_line, phrase, summarized, terminal_text
 from daunce_api.attribution import Attribution, tables
 from daunce_api.cli import terminal
 from daunce_api.core import SelfLDS
@@ -283,4 +283,4 @@ def test_lines_break_between_words_in_a_terminal_and_nowhere_else(monkeypatch: p
 
 def test_commands_to_run_next_can_be_pasted() -> None:
     words = ["daunce", "top", "runs of mine/ü", "--test", "it's q"]
-    assert shlex.split(terminal.command(*words[1:])) == words
+    assert shlex.split(command_line(*words[1:])) == words

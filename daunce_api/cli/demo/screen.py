@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from rich.table import Table
 from rich.text import Text
 
-from ..._util.text import duration, terminal_text
+from ..._util.text import command_line, duration, terminal_text
 from .. import terminal
 
 if TYPE_CHECKING:
@@ -59,13 +59,13 @@ def found(result: DemoResult, page: Path | None) -> None:
     terminal.out.print(view)
     terminal.out.print()
     folder = _near(result.run.run_dir)
-    asking = terminal.command("ask", folder, "--prompt", "What is tea?", "--answer", "A DRINK OF DRIED LEAVES.")
+    asking = command_line("ask", folder, "--prompt", "What is tea?", "--answer", "A DRINK OF DRIED LEAVES.")
     terminal.lines_of(
         ("made by", f"{len(attribution.members)} fine-tunes on random halves{took}"),
         ("report", "" if page is None else terminal_text(_near(page))),
-        ("next", terminal.command("view", folder)),
+        ("next", command_line("view", folder)),
         ("", asking),
-        ("", terminal.command("fix", folder)),
+        ("", command_line("fix", folder)),
     )
 
 
