@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from math import ceil
 
 from starlette.responses import JSONResponse
 
@@ -50,9 +50,7 @@ def unavailable(message: str, *, code: str) -> ApiError:
 
 def rate_limited(message: str, wait: float | None) -> ApiError:
     """429, with the seconds after which the next request is let through, where the answer is to say so."""
-    headers = (
-        {} if wait is None else {"retry-after": f"{math.ceil(wait)}", "retry-after-ms": f"{math.ceil(wait * 1000)}"}
-    )
+    headers = {} if wait is None else {"retry-after": str(ceil(wait)), "retry-after-ms": str(ceil(1000 * wait))}
     return ApiError(429, message, type="requests", code="rate_limit_exceeded", headers=headers)
 
 
