@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from datetime import datetime, timedelta
+from pathlib import Path
 from typing import Any
 
 from ._util.text import dollars, duration
@@ -97,6 +98,11 @@ class RunStatus:
         return replace(self, usd=None if self.usd is None else sum(together.values()), usd_by_purpose=together)
 
     @property
+    def title(self) -> str:
+        """Its name; that of its folder where it has the default one."""
+        return Path(self.run_dir).name if self.name == "run" else self.name
+
+    @property
     def complete(self) -> bool:
         """Every member is scored."""
         return self.members_scored == self.members_asked
@@ -120,7 +126,7 @@ class RunStatus:
         if self.failures:
             more = len(self.failures) - _NAMED
             rows.append(("given up", "; ".join(self.failures[:_NAMED]) + (f"; and {more} more" if more > 0 else "")))
-        if self.stopped and not self.complete:
+        if self.stopped:
             rows.append(("stopped", self.stopped))
         if self.models_asked > self.members_asked:
             models = f"{self.models_scored} of {self.models_asked} scored, the checkpoints of earlier epochs among them"
@@ -242,7 +248,7 @@ def status_of(
             f"{'the target model' if member == TARGET else f'member {member}'}: {left.reason}"
             for member, left in left_out.items()
         ),
-        stopped="" if stop is None else stop.reason,
+        stopped="" if stop is None or len(scored) == material.ensemble.members else stop.reason,
         recent=tuple(
             f"{t.time} {t.subject}: {t.detail}"
             if t.after == "note"

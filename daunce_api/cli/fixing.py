@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -17,7 +18,6 @@ from .common import HERE, LOOK, JsonOption, MaxUsdOption, RunArgument, YesOption
 if TYPE_CHECKING:
     from ..fix import Proposal
     from ..fix.retraining import Outcome
-    from ..run import Run
 
 DEFAULT_FDR = 0.1
 _SHOWN, _SAID = 20, 5
@@ -43,7 +43,7 @@ def fix(
     removed.jsonl with the reasons. With --retrain, also models on the cleaned data, on all data, and without as many
     random examples; the price comes first.
     """
-    from ..fix import propose
+    from ..fix import propose_for
     from ..fix.folder import keep, keep_outcome, kept_outcome
     from ..fix.retraining import outcome, retraining_of
     from ..run import Run
@@ -55,17 +55,14 @@ def fix(
         job.mark(unwanted, "unwanted")
     if wanted:
         job.mark(wanted, "wanted")
-    bad, good = _marked(job)
-    attribution = job.attribution(bad[0])
-    bad, good = ([i for i in ids if i in attribution.test.ids] for ids in (bad, good))
-    proposal = propose(attribution, bad, good, fdr=fdr, top=top)
+    proposal = propose_for(job, fdr=fdr, top=top)
     folder = keep(job, proposal)
-    content = _content(proposal) | {"folder": str(folder)}
+    content = _content(proposal) | {"folder": None if folder is None else str(folder)}
     if not as_json:
         chosen = ["--top", str(top)] if top is not None else ["--fdr", str(fdr)] if fdr != DEFAULT_FDR else []
         again = command_line("fix", str(job.run_dir), *chosen, "--retrain")
         _show(proposal, str(folder), "" if retrain else again)
-    if retrain and proposal.removed:
+    if retrain and folder is not None:
         retrained = retraining_of(job, proposal, seeds=seeds)
         plan = retrained.plan(max_usd=max_usd)
         plan.check()
@@ -88,19 +85,6 @@ def fix(
     show(as_json, content, lambda: None)
 
 
-def _marked(job: Run) -> tuple[list[str], list[str]]:
-    verdicts = job.questions.verdicts
-    shown = set(job.test.ids)
-    bad = [i for i, verdict in verdicts.items() if verdict == "unwanted" and i in shown]
-    good = [i for i, verdict in verdicts.items() if verdict == "wanted" and i in shown]
-    if not bad:
-        raise ConfigurationError(
-            "no answer is marked as unwanted. Mark those that the model should not give: daunce fix RUN --unwanted ID "
-            f"(ids of this run: {', '.join(job.test.ids[:5])}), or daunce ask RUN --prompt ... --answer ... --unwanted."
-        )
-    return bad, good
-
-
 def _content(proposal: Proposal) -> dict[str, Any]:
     rows = proposal.table().drop(columns=["prompt", "completion"])
     return {
@@ -108,18 +92,9 @@ def _content(proposal: Proposal) -> dict[str, Any]:
         "wanted": list(proposal.wanted),
         "removed": proposal.ids,
         "reason": proposal.reason,
-        "groups": [{k: _known(v) for k, v in row.items()} for row in rows.to_dict("records")],
-        "changes": [
-            {"id": c.id, "verdict": c.verdict}
-            | {name: _known(getattr(c, name)) for name in ("expected", "low", "high")}
-            for c in proposal.changes
-        ],
+        "groups": json.loads(rows.to_json(orient="records", double_precision=15)),
+        "changes": [change.to_json() for change in proposal.changes],
     }
-
-
-def _known(value: Any) -> Any:
-    """JSON has no NaN."""
-    return None if isinstance(value, float) and math.isnan(value) else value
 
 
 def _show(proposal: Proposal, folder: str, following: str) -> None:

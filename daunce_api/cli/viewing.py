@@ -9,13 +9,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from .._util.text import command_line
-from ..errors import ConfigurationError
 from . import terminal
 from .common import HERE, LOOK, command
 
 if TYPE_CHECKING:
     from ..attribution import Attribution
-    from ..report import Candidates, Retrained
+    from ..report import Candidates
     from ..run import Run
 
 _SHOWN = 100
@@ -41,7 +40,7 @@ def view(
         if browser:
             webbrowser.open(address)
 
-    runs = Runs(folder, fix=proposal_of, candidates=candidates_of, outcome=lambda run: outcome_of(run)[0])
+    runs = Runs(folder, fix=proposal_of, candidates=candidates_of, outcome=outcome_of)
     serve(runs, host=host, port=port, on_start=started)
 
 
@@ -51,20 +50,15 @@ def proposal_of(run: Run) -> dict[str, Any]:
     Raises ConfigurationError where no answer is marked as unwanted, and what ``fix.propose`` raises.
     """
     from ..attribution.texts import conversation
-    from ..fix import propose
+    from ..fix import propose_for
     from ..fix.folder import keep
+    from ..fix.proposal import finite
 
-    for attribution in run.attributions():
-        unwanted, wanted = marked(run, attribution)
-        if unwanted:
-            break
-    else:
-        raise ConfigurationError("No answer is marked as unwanted. Mark those that the model should not give.")
-    proposal = propose(attribution, unwanted, wanted)
-    folder = keep(run, proposal)
+    proposal = propose_for(run)
+    train, folder = proposal.attribution.train, keep(run, proposal)
     groups = []
     for group in proposal.removed[:_SHOWN]:
-        example = attribution.train[group.positions[0]]
+        example = train[group.positions[0]]
         parts = conversation(example)
         groups.append(
             {
@@ -73,14 +67,14 @@ def proposal_of(run: Run) -> dict[str, Any]:
                 "question": parts.question[:_BRIEF],
                 "answer": parts.answer[:_BRIEF],
                 "effect": group.effect,
-                "z": group.z if group.z == group.z else None,
+                "z": finite(group.z),
             }
         )
     return {
         "reason": proposal.reason,
-        "folder": str(folder),
+        "folder": None if folder is None else str(folder),
         "count": len(proposal.positions),
-        "of": len(attribution.train),
+        "of": len(train),
         "groups": groups,
         "command": command_line("fix", str(run.run_dir), "--retrain"),
     }
@@ -90,7 +84,7 @@ def candidates_of(run: Run, attribution: Attribution) -> Candidates | None:
     """The same ranking for a report; None where none of its answers is marked as unwanted."""
     import numpy as np
 
-    from ..fix import propose
+    from ..fix import marked, propose
     from ..report import Candidates
 
     unwanted, wanted = marked(run, attribution)
@@ -112,35 +106,11 @@ def candidates_of(run: Run, attribution: Attribution) -> Candidates | None:
         f"By how much each example pushes the {len(unwanted)} unwanted{against} answers, in standard errors; "
         f"near-duplicates count together. {proposal_words}"
     )
-    verdict, retrained = outcome_of(run)
-    return Candidates(size, proposed, "Unwanted (z)", words, verdict, retrained)
+    return Candidates(size, proposed, "Unwanted (z)", words, outcome_of(run))
 
 
-def outcome_of(run: Run) -> tuple[str, tuple[Retrained, ...]]:
-    """What the newest retraining of a run says, in a sentence and for each answer; '' and nothing without one."""
+def outcome_of(run: Run) -> dict[str, Any] | None:
+    """What the newest retraining of a run gave, as plain data; None without one."""
     from ..fix.folder import kept_fixes, kept_outcome
-    from ..fix.retraining import ALL, ARMS, CLEANED
-    from ..report import Retrained
 
-    kept = next((found for folder in reversed(kept_fixes(run.run_dir)) if (found := kept_outcome(folder))), None)
-    if kept is None:
-        return "", ()
-    unknown = float("nan")
-    return kept["verdict"], tuple(
-        Retrained(
-            a["id"],
-            a["verdict"],
-            tuple(a["loss"][arm] for arm in ARMS),
-            tuple(a["probability"][arm] for arm in ARMS),
-            tuple(unknown if a[name] is None else a[name] for name in ("change", "low", "high")),
-            (said[ALL], said[CLEANED]) if (said := a.get("said")) else None,
-        )
-        for a in kept["answers"]
-    )
-
-
-def marked(run: Run, attribution: Attribution) -> tuple[list[str], list[str]]:
-    """Ids of unwanted and of wanted answers among those of an attribution."""
-    verdicts = run.questions.verdicts
-    unwanted, wanted = ([i for i in attribution.test.ids if verdicts.get(i) == v] for v in ("unwanted", "wanted"))
-    return unwanted, wanted
+    return kept_outcome(*kept_fixes(run.run_dir))

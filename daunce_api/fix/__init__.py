@@ -2,6 +2,6 @@
 
 from __future__ import annotations
 
-from .proposal import Proposal, candidates, propose
+from .proposal import Proposal, candidates, marked, propose, propose_for
 
-__all__ = ["Proposal", "candidates", "propose"]
+__all__ = ["Proposal", "candidates", "marked", "propose", "propose_for"]

@@ -7,8 +7,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from .._util.files import replacing
 from ..data.dataset import Dataset
 from ..errors import DataError, StoreError
@@ -20,22 +18,22 @@ from .retraining import Outcome
 FOLDER, FIX_FILE, REMOVED_FILE = "fix", "fix.json", "removed.jsonl"
 
 
-def keep(run: Run, proposal: Proposal) -> Path:
-    """Write a proposal and return its folder; one that was kept before is found again.
+def keep(run: Run, proposal: Proposal) -> Path | None:
+    """Write a proposal and return its folder; one that was kept before is found again. None with nothing to remove.
 
     ``removed.jsonl`` holds each removed example with the reason. ``train.cleaned.*`` is the original file without them,
     in its format; where the original has changed since or holds several examples in one record, the run's own copy
-    (JSONL) takes its place. With nothing to
-    remove neither is written. Raises StoreError where the folder cannot be written.
+    (JSONL) takes its place. Raises StoreError where the folder cannot be written.
     """
+    if not proposal.removed:
+        return None
     content = _content(proposal)
     folder = next((f for f in kept_fixes(run.run_dir) if _same(f, content)), None)
     if folder is None:
         folder = run.run_dir / FOLDER / str(1 + max((int(f.name) for f in kept_fixes(run.run_dir)), default=0))
-    if proposal.removed:
-        content["cleaned"] = _cleaned(run, proposal, folder).name
-        with replacing(folder / REMOVED_FILE) as part:
-            part.write_text("".join(_lines(proposal)), encoding="utf-8")
+    content["cleaned"] = _cleaned(run, proposal, folder).name
+    with replacing(folder / REMOVED_FILE) as part:
+        part.write_text("".join(_lines(proposal)), encoding="utf-8")
     _write(folder, {**_read(folder), **content})
     return folder
 
@@ -45,10 +43,9 @@ def keep_outcome(folder: Path, outcome: Outcome) -> None:
     _write(folder, {**_read(folder), "outcome": outcome.to_json()})
 
 
-def kept_outcome(folder: Path) -> dict[str, Any] | None:
-    """What :func:`keep_outcome` has kept in a proposal's folder, as plain data. Raises StoreError."""
-    found: dict[str, Any] | None = _read(folder).get("outcome")
-    return found
+def kept_outcome(*folders: Path) -> dict[str, Any] | None:
+    """What :func:`keep_outcome` has kept last in proposals' folders, as plain data. Raises StoreError."""
+    return next((found for folder in reversed(folders) if (found := _read(folder).get("outcome"))), None)
 
 
 def kept_fixes(run_dir: Path) -> list[Path]:
@@ -68,11 +65,7 @@ def _content(proposal: Proposal) -> dict[str, Any]:
             {"ids": [train[i].id for i in g.positions], "effect": g.effect, "stderr": g.stderr, "q": g.q}
             for g in proposal.removed
         ],
-        "changes": [
-            {"id": c.id, "verdict": c.verdict}
-            | {name: x if np.isfinite(x := getattr(c, name)) else None for name in ("expected", "low", "high")}
-            for c in proposal.changes
-        ],
+        "changes": [change.to_json() for change in proposal.changes],
     }
 
 
@@ -97,12 +90,8 @@ def _lines(proposal: Proposal) -> Iterator[str]:
     group_of = {i: group for group in proposal.removed for i in group.positions}
     for position in proposal.positions:
         group = group_of[position]
-        reason: dict[str, Any] = {
-            "effect": group.effect,
-            "stderr": group.stderr,
-            "q": group.q,
-            "line": train[position].line,
-        }
+        reason: dict[str, Any] = {"effect": group.effect, "stderr": group.stderr, "q": group.q}
+        reason["line"] = train[position].line
         twins = [train[i].id for i in group.positions if i != position]
         if twins:
             reason["near_duplicates"] = twins

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -17,6 +17,8 @@ from .near_duplicates import near_duplicates
 
 if TYPE_CHECKING:
     import pandas as pd
+
+    from ..run import Run
 
 Floats = NDArray[np.float64]
 
@@ -57,6 +59,10 @@ class Change:
     expected: float
     low: float
     high: float
+
+    def to_json(self) -> dict[str, Any]:
+        """As plain data, null for NaN."""
+        return {name: finite(value) for name, value in asdict(self).items()}
 
 
 @dataclass(frozen=True)
@@ -224,6 +230,31 @@ def propose(
         reason = _reason(len(passing), len(removed), fdr, largest_share, len(attribution.members))
     changes = expected_changes(attribution, [i for group in removed for i in group.positions], unwanted, wanted)
     return Proposal(attribution, tuple(unwanted), tuple(wanted), ranked, removed, changes, reason)
+
+
+def propose_for(run: Run, **options: Any) -> Proposal:
+    """:func:`propose` for the answers of a run that are marked: those that the members of the first unwanted one have
+    scored. ``options`` are of :func:`propose`. Raises ConfigurationError where no answer is unwanted."""
+    first = next((i for i in run.test.ids if run.questions.verdicts.get(i) == "unwanted"), None)
+    if first is None:
+        raise ConfigurationError(
+            "no answer is marked as unwanted. Mark those that the model should not give: daunce fix RUN --unwanted ID "
+            f"(ids of this run: {', '.join(run.test.ids[:5])}), or daunce ask RUN --prompt ... --answer ... --unwanted."
+        )
+    attribution = run.attribution(first)
+    return propose(attribution, *marked(run, attribution), **options)
+
+
+def marked(run: Run, attribution: Attribution) -> tuple[list[str], list[str]]:
+    """Ids of unwanted and of wanted answers among those of an attribution."""
+    verdicts = run.questions.verdicts
+    unwanted, wanted = ([i for i in attribution.test.ids if verdicts.get(i) == v] for v in ("unwanted", "wanted"))
+    return unwanted, wanted
+
+
+def finite(value: Any) -> Any:
+    """JSON has no NaN."""
+    return None if isinstance(value, float) and not np.isfinite(value) else value
 
 
 def _reason(passing: int, taken: int, fdr: float, share: float, members: int) -> str:

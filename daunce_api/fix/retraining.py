@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import numpy as np
@@ -18,7 +18,7 @@ from ..run import Run
 from ..score.client import Progress
 from ..score.work import Work
 from ..train import OnEvent
-from .proposal import Proposal
+from .proposal import Proposal, finite
 
 SEEDS = 3
 ALL, CLEANED, RANDOM = "all", "cleaned", "random"
@@ -69,20 +69,12 @@ class Outcome:
     def to_json(self) -> dict[str, Any]:
         """As plain data."""
         answers = [
-            {
-                "id": a.id,
-                "verdict": a.verdict,
-                "loss": a.loss,
-                "probability": {arm: a.probability(arm) for arm in a.loss},
-                "change": _finite(a.change),
-                "low": _finite(a.low),
-                "high": _finite(a.high),
-                "said": dict(a.said),
-            }
+            {name: finite(value) for name, value in asdict(a).items()}
+            | {"probability": {arm: a.probability(arm) for arm in a.loss}}
             for a in self.answers
         ]
         ranges = {
-            name: None if value is None else [_finite(x) for x in value]
+            name: None if value is None else [finite(x) for x in value]
             for name, value in (("unwanted", self.unwanted), ("wanted", self.wanted))
         }
         return {"seeds": self.seeds, "answers": answers, **ranges, "verdict": self.verdict}
@@ -202,7 +194,3 @@ def _sentence(
         )
     examples = "example" if removed == 1 else "examples"
     return f"Without {removed} {examples}, " + "; ".join(parts) + "."
-
-
-def _finite(value: float) -> float | None:
-    return value if np.isfinite(value) else None

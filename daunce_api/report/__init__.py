@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from .candidates import Candidates, Retrained
-from .facts import RunFacts
-from .page import write_report
+from .page import Candidates, write_report
 
-__all__ = ["Candidates", "Retrained", "RunFacts", "write_report"]
+__all__ = ["Candidates", "write_report"]

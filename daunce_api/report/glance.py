@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from .._util.text import dollars, duration, summarized
 from ..attribution import Attribution
 from ..attribution.notebook import checkpoints
-from .facts import RunFacts
+from ..status import RunStatus
 from .ranked import OVERLAP
 
 _FAILURES = 3
@@ -22,15 +23,15 @@ class Tile:
     detail: str
 
 
-def glance(attribution: Attribution, run: RunFacts, significant: float, overlap: float) -> list[Tile]:
-    """The tiles of a report; facts that are not known have none."""
-    choice, quality = attribution.choice, attribution.self_lds
+def glance(attribution: Attribution, run: RunStatus | None, significant: float, overlap: float) -> list[Tile]:
+    """The tiles of a report; what is not known without the run has none."""
+    choice, quality, scored = attribution.choice, attribution.self_lds, len(attribution.members)
     tiles = [
         Tile(
             "Members",
-            _members(attribution, run),
+            str(scored) if run is None or run.members_asked == scored else f"{scored} of {run.members_asked}",
             f"each trained on {_percent(attribution.inclusion_KN.mean())} of the training examples"
-            + (f"; {run.members_failed} failed" if run.members_failed else "")
+            + (f"; {run.members_failed} failed" if run is not None and run.members_failed else "")
             + (f"; {earlier}" if (earlier := checkpoints(attribution)) else ""),
         ),
         Tile(
@@ -58,16 +59,10 @@ def glance(attribution: Attribution, run: RunFacts, significant: float, overlap:
             f"{min(OVERLAP, len(attribution.train))}",
         ),
     ]
-    if run.dollars is not None or run.training_tokens is not None:
-        tokens = [
-            f"{count:,} tokens {verb}"
-            for count, verb in ((run.training_tokens, "trained"), (run.scoring_tokens, "scored"))
-            if count is not None
-        ]
-        tiles.append(Tile("Cost", dollars(run.dollars), ", ".join(tokens)))
-    if run.seconds is not None:
-        jobs = "" if run.job_seconds is None else f"; the jobs took {duration(run.job_seconds)} in all"
-        tiles.append(Tile("Time", duration(run.seconds), f"{_when(run)}{jobs}"))
+    if run is not None:
+        tokens = f"{run.trained_tokens:,} tokens trained, {run.scored_tokens:,} tokens scored"
+        jobs = f"the jobs took {duration(run.job_seconds)} in all"
+        tiles += [Tile("Cost", dollars(run.usd), tokens), Tile("Time", duration(run.seconds), f"{_when(run)}; {jobs}")]
     tiles.append(
         Tile(
             "Scoring noise",
@@ -83,22 +78,12 @@ def glance(attribution: Attribution, run: RunFacts, significant: float, overlap:
     return tiles
 
 
-@dataclass(frozen=True, slots=True)
-class Notes:
-    """Sentences above the answers (``first``), and those that unfold (``more``)."""
-
-    first: list[str]
-    more: list[str]
-
-
-def notes(
-    attribution: Attribution, run: RunFacts, *, shown_tests: int, cut: int | None, shown_train: int, previous: str = ""
-) -> Notes:
-    """Warnings of the run, and what this page leaves out. ``previous``: how the scores of the page before were made."""
-    first = [run.stopped] if run.stopped else []
-    first += run.failures[:_FAILURES]
-    if len(run.failures) > _FAILURES:
-        first.append(f"{len(run.failures) - _FAILURES} more members failed.")
+def first_notes(attribution: Attribution, run: RunStatus | None, previous: str) -> list[str]:
+    """What has to be known before the answers are read. ``previous``: how the scores of the page before were made."""
+    first, failures = [run.stopped] if run is not None and run.stopped else [], run.failures if run is not None else ()
+    first += failures[:_FAILURES]
+    if len(failures) > _FAILURES:
+        first.append(f"{len(failures) - _FAILURES} more members failed.")
     if attribution.measured != "completion":
         first.append(f"Measured: {attribution.measured}. Scores are about that, not about whole answers.")
     if previous and previous != state_of(attribution):
@@ -106,7 +91,14 @@ def notes(
             f"The report before this one was of {previous}, this one is of {state_of(attribution)}. Compare ranks "
             "between the two, not scores."
         )
-    more = summarized(run.warnings)
+    return first
+
+
+def more_notes(
+    attribution: Attribution, warnings: Sequence[str], *, shown_tests: int, cut: int | None, shown_train: int
+) -> list[str]:
+    """Warnings of the data, and what this page leaves out."""
+    more = summarized(warnings)
     if shown_tests < len(attribution.test):
         more.append(
             f"The page shows the first {shown_tests:,} of {len(attribution.test):,} answers; the run holds the scores "
@@ -119,7 +111,7 @@ def notes(
         )
     if cut is not None:
         more.append(f"Texts longer than {cut:,} characters are cut to keep the page small.")
-    return Notes(first, more)
+    return more
 
 
 def state_of(attribution: Attribution) -> str:
@@ -146,14 +138,9 @@ def _percent(share: float, decimals: int = 0) -> str:
     return f"{100 * share:.{decimals}f} %"
 
 
-def _members(attribution: Attribution, run: RunFacts) -> str:
-    scored = len(attribution.members)
-    return f"{scored}" if run.members_asked in (None, scored) else f"{scored} of {run.members_asked}"
-
-
-def _when(run: RunFacts) -> str:
+def _when(run: RunStatus) -> str:
     """Dates come as ISO text; the minute is precise enough to read."""
-    times = [t[:16].replace("T", " ") for t in (run.started_at, run.finished_at) if t]
+    times = [t[:16].replace("T", " ") for t in (run.started_at, run.last_result_at) if t]
     if len(times) == 2 and times[0][:10] == times[1][:10]:
         times[1] = times[1][11:]
     return " to ".join(times) + (" UTC" if times else "")

@@ -9,7 +9,6 @@ from numpy.typing import NDArray
 
 from ..attribution import Attribution
 from ..core import MINIMUM_MEMBERS, significance_threshold
-from .facts import QualityPoint
 
 _ROWS = 4_096
 _CURVE_POINTS = 4
@@ -55,17 +54,17 @@ def train_view(attribution: Attribution) -> TrainView:
     return TrainView(mean_N, self_N, included, marked / max(pairs, 1))
 
 
-def quality_curve(attribution: Attribution) -> tuple[QualityPoint, ...]:
-    """self_lds of the first 8, ... K members, for the curve of quality against members."""
+def quality_curve(attribution: Attribution) -> list[list[float]]:
+    """[members, self_lds, low, high] of the first 8, ... K members, for the curve of quality against members."""
     members = len(attribution.members)
     if members < MINIMUM_MEMBERS:
-        return ()
+        return []
     points = []
     for k in np.unique(np.geomspace(MINIMUM_MEMBERS, members, _CURVE_POINTS).round().astype(int)):
         found = attribution.first(int(k)).self_lds
         if found is not None:
-            points.append(QualityPoint(int(k), found.value, found.low, found.high))
-    return tuple(points)
+            points.append([int(k), found.value, found.low, found.high])
+    return points
 
 
 def loss_picture(attribution: Attribution) -> tuple[NDArray[np.int8], float, list[int]]:

@@ -7,7 +7,7 @@ the hashes of what it carries. Texts reach the page only as text nodes, never as
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from html import unescape
@@ -17,20 +17,19 @@ from typing import Any
 
 import jinja2
 import numpy as np
+from numpy.typing import NDArray
 
 from .._util.files import replacing
 from ..attribution import Attribution
-from ..attribution.texts import conversation
+from ..attribution.texts import Conversation, conversation
 from ..data.dataset import Dataset
-from .candidates import HOW_TO_MARK, Candidates
-from .facts import OtherGroup, RunFacts
-from .glance import glance, notes, state_of, unit
+from ..status import RunStatus
+from .glance import first_notes, glance, more_notes, state_of, unit
 from .overview import TrainView, loss_picture, quality_curve, train_view
 from .pack import Arrays, fitting_block, policy
-from .packed_tokens import add_tokens
 from .ranked import Listings, listings
 from .sources import SourceScores, source_scores
-from .tokens import TokenView, token_view
+from .tokens import TokenView, add_tokens, token_view
 
 MAX_TESTS = 500
 MAX_TRAIN = 20_000
@@ -42,6 +41,27 @@ _NOTES = 8
 _SCRIPTS = ("base.js", "list.js", "tokens.js", "share.js", "answers.js", "training.js", "plots.js", "main.js")
 _STATE = re.compile(r'<meta name="daunce-state" content="([^"]*)">')
 _HEAD = 20_000
+
+
+@dataclass(frozen=True, eq=False)
+class Candidates:
+    """Training examples by what taking them out would do, most useful removal first.
+
+    Attributes:
+        effect_N: by how much the example favors unwanted over wanted answers, in the unit of the ranking; NaN where it
+            is not known.
+        proposed_N: whether the ranking proposes to remove it.
+        label: name of the column, two or three words.
+        words: one or two sentences on how the ranking was made.
+        outcome: what retraining without proposed examples did, as :meth:`daunce_api.fix.retraining.Outcome.to_json`
+            has it; None where nothing was retrained.
+    """
+
+    effect_N: NDArray[np.float64]
+    proposed_N: NDArray[np.bool_]
+    label: str
+    words: str
+    outcome: Mapping[str, Any] | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -60,9 +80,10 @@ def write_report(
     attribution: Attribution,
     path: Path,
     *,
-    run: RunFacts | None = None,
+    run: RunStatus | None = None,
+    warnings: Sequence[str] = (),
     candidates: Candidates | None = None,
-    others: Sequence[OtherGroup] = (),
+    others: Sequence[tuple[str, Attribution]] = (),
 ) -> Path:
     """Write the report of an attribution.
 
@@ -70,9 +91,10 @@ def write_report(
         attribution: what is shown.
         path: of the HTML file; an existing one is replaced atomically, and the new one says so where their scores are
             not comparable.
-        run: facts about the run; without them the provider and model in ``attribution.facts`` are shown.
+        run: state of the run; without it the provider and model in ``attribution.facts`` are shown.
+        warnings: what was noticed in the data, one sentence each.
         candidates: a removal ranking, where answers are marked as wanted or unwanted.
-        others: pages of other answers of the run, which other members have scored.
+        others: pages of other answers of the run, which other members have scored: addresses and attributions.
 
     Returns:
         the path.
@@ -81,7 +103,8 @@ def write_report(
         NotEnoughMembersError: fewer than two members are scored.
         StoreError: the file cannot be written.
     """
-    page = report_html(attribution, run, candidates=candidates, others=others, previous=_state_in(Path(path)))
+    state = _state_in(Path(path))
+    page = report_html(attribution, run, warnings, candidates=candidates, others=others, previous=state)
     with replacing(Path(path)) as part:
         part.write_text(page, encoding="utf-8")
     return Path(path)
@@ -89,14 +112,14 @@ def write_report(
 
 def report_html(
     attribution: Attribution,
-    run: RunFacts | None = None,
+    run: RunStatus | None = None,
+    warnings: Sequence[str] = (),
     *,
     candidates: Candidates | None = None,
-    others: Sequence[OtherGroup] = (),
+    others: Sequence[tuple[str, Attribution]] = (),
     previous: str = "",
 ) -> str:
     """The report as a string; see :func:`write_report`. ``previous``: state of an earlier report, to compare with."""
-    run = RunFacts() if run is None else run
     columns = list(range(min(len(attribution.test), MAX_TESTS)))
     ranked = listings(attribution, columns)
     parts = _Parts(
@@ -118,37 +141,31 @@ def report_html(
     rest = len(numbers) + len(script) + len(style)
     block, cut = fitting_block(content, texts, max(MAX_PAGE - rest, _LEAST_TEXT))
     return _template().render(
-        title=run.name or "attribution",
-        run=run,
+        title="attribution" if run is None else run.title,
         attribution=attribution,
         tiles=glance(attribution, run, parts.train.significant, ranked.overlap),
         state=state_of(attribution),
         candidates=candidates,
-        how_to_mark=HOW_TO_MARK,
         retrained=_retrained(attribution, candidates),
         others=others,
         unit=unit(attribution),
         heat_note=parts.sources.note,
         most_notes=_NOTES,
-        notes=notes(
-            attribution,
-            run,
-            shown_tests=len(columns),
-            cut=cut,
-            shown_train=len(content["train"]["id"]),
-            previous=previous,
+        first_notes=first_notes(attribution, run, previous),
+        more_notes=more_notes(
+            attribution, warnings, shown_tests=len(columns), cut=cut, shown_train=len(content["train"]["id"])
         ),
         policy=policy([script], [style]),
         style=style,
         script=script,
         data=block,
         numbers=numbers,
-        provider=run.provider or str(attribution.facts.get("provider", "")),
-        model=run.model or str(attribution.facts.get("model", "")),
+        provider=str(attribution.facts.get("provider", "")) if run is None else run.provider,
+        model=str(attribution.facts.get("model", "")) if run is None else run.model,
     )
 
 
-def _content(attribution: Attribution, run: RunFacts, parts: _Parts) -> tuple[dict[str, Any], Arrays]:
+def _content(attribution: Attribution, run: RunStatus | None, parts: _Parts) -> tuple[dict[str, Any], Arrays]:
     shown = _shown_train(attribution, parts)
     position = np.full(len(attribution.train) + 1, -1)  # the last entry answers for index -1
     position[shown] = np.arange(shown.size)
@@ -191,7 +208,6 @@ def _content(attribution: Attribution, run: RunFacts, parts: _Parts) -> tuple[di
     picture, limit, widths = loss_picture(attribution)
     arrays.add("picture", picture, "b")
     tokens = None if parts.tokens is None else add_tokens(arrays, parts.tokens, parts.columns, shown.tolist())
-    curve = quality_curve(attribution)
     content = {
         "train": train,
         "test": test,
@@ -200,10 +216,10 @@ def _content(attribution: Attribution, run: RunFacts, parts: _Parts) -> tuple[di
         "systems": list(systems),
         "effect_label": None if parts.candidates is None else parts.candidates.label,
         "tokens": tokens,
-        "curve": [[p.members, p.value, p.low, p.high] for p in curve],
+        "curve": quality_curve(attribution),
         "expected": _expected(attribution),
-        "members_asked": run.members_asked,
-        "stopped": bool(run.stopped),
+        "members_asked": None if run is None else run.members_asked,
+        "stopped": run is not None and bool(run.stopped),
         "picture": {"limit": limit, "widths": widths, "members": len(attribution.members)},
         "heat": {
             # Numbers of sources, or positions of answers; null for all others together.
@@ -265,15 +281,12 @@ def _examples(dataset: Dataset, picks: Any, labels: list[str], systems: dict[str
     }
 
 
-def _retrained(attribution: Attribution, candidates: Candidates | None) -> list[dict[str, Any]]:
-    """Rows of the table of answers before and after a retraining."""
-    known = set(attribution.test.ids)
-    rows = []
-    for one in candidates.retrained if candidates is not None else ():
-        if one.id in known:
-            example = conversation(attribution.test[attribution.test.position(one.id)])
-            rows.append({"answer": example.answer, "question": example.question, "row": one})
-    return rows
+def _retrained(attribution: Attribution, candidates: Candidates | None) -> list[tuple[Mapping[str, Any], Conversation]]:
+    """The answers of this page before and after a retraining, with their texts."""
+    outcome = None if candidates is None else candidates.outcome
+    known, test = set(attribution.test.ids), attribution.test
+    found = [answer for answer in (() if outcome is None else outcome["answers"]) if answer["id"] in known]
+    return [(answer, conversation(test[test.position(answer["id"])])) for answer in found]
 
 
 def _state_in(path: Path) -> str:

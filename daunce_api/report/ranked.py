@@ -17,8 +17,6 @@ _MINIMUM_DEPTH = 20
 _BM25_CELLS = 20_000_000
 OVERLAP = 10
 
-_Signed = tuple[NDArray[np.int64], NDArray[Any], NDArray[Any], NDArray[Any], NDArray[np.bool_], NDArray[Any] | None]
-
 
 @dataclass(frozen=True, eq=False)
 class Listing:
@@ -57,7 +55,6 @@ def listings(attribution: Attribution, columns: list[int]) -> Listings:
     """Rank the training examples for some test examples, deeper where there are fewer of them."""
     depth = min(len(attribution.train), max(_MINIMUM_DEPTH, _PAIRS // len(columns)))
     found = [_signed(attribution.ranking(depth, opponents=sign < 0, columns=columns), sign) for sign in (1, -1)]
-    ranks = [np.zeros(index.shape, dtype=np.int64) for index, *_ in found]
     bm25 = Bm25(example_texts(attribution.train))
     texts = example_texts(attribution.test[j] for j in columns)
     wanted = min(OVERLAP, len(attribution.train))
@@ -68,28 +65,28 @@ def listings(attribution: Attribution, columns: list[int]) -> Listings:
         for c in range(score.shape[1]):
             column, j = score[:, c], start + c
             descending = -np.sort(-column)
-            for (index, *_), rank in zip(found, ranks, strict=True):
-                seen = index[j] >= 0
-                value = column[index[j][seen]]
+            for listing in found:
+                index = listing.index_Mk[j]
+                seen = index >= 0
+                value = column[index[seen]]
                 # Equal scores share the best place among them.
                 place = np.searchsorted(-descending, -value, side="left") + 1
-                rank[j][seen] = np.where(value > 0, place, 0)
-            first = ranks[0][j][:wanted]
+                listing.bm25_rank_Mk[j][seen] = np.where(value > 0, place, 0)
+            first = found[0].bm25_rank_Mk[j][:wanted]
             shared.append(float(((first > 0) & (first <= wanted)).sum()) / wanted)
-    proponents, opponents = (Listing(*part, rank) for part, rank in zip(found, ranks, strict=True))
-    return Listings(proponents, opponents, float(np.mean(shared)))
+    return Listings(found[0], found[1], float(np.mean(shared)))
 
 
-def _signed(ranking: core.Ranking, sign: int) -> _Signed:
+def _signed(ranking: core.Ranking, sign: int) -> Listing:
     """Only the entries of the wanted sign: the weakest "proponents" of a ranking can have negative scores."""
     right = (ranking.index_Mk >= 0) & (sign * np.nan_to_num(ranking.score_Mk) > 0)
-    stderr = np.full(right.shape, np.nan) if ranking.stderr_Mk is None else ranking.stderr_Mk
-    clear = np.zeros(right.shape, np.bool_) if ranking.distinguishable_Mk is None else ranking.distinguishable_Mk
-    low, high = core.confidence_interval(
-        ranking.score_Mk, stderr, ranking.members, correlation=ranking.estimator == "correlation"
-    )
+    assert ranking.stderr_Mk is not None
+    assert ranking.distinguishable_Mk is not None
+    correlation = ranking.estimator == "correlation"
+    ends = core.confidence_interval(ranking.score_Mk, ranking.stderr_Mk, ranking.members, correlation=correlation)
     prior = None if ranking.prior_Mk is None else np.where(right, ranking.prior_Mk, 0)
     width = max(1, int(right.sum(axis=1).max()))
     index = np.where(right, ranking.index_Mk, -1)[:, :width]
-    score, low, high = (np.where(right, x, 0)[:, :width] for x in (ranking.score_Mk, low, high))
-    return index, score, low, high, (right & clear)[:, :width], None if prior is None else prior[:, :width]
+    score, low, high = (np.where(right, x, 0)[:, :width] for x in (ranking.score_Mk, *ends))
+    clear, prior = (right & ranking.distinguishable_Mk)[:, :width], None if prior is None else prior[:, :width]
+    return Listing(index, score, low, high, clear, prior, bm25_rank_Mk=np.zeros(index.shape, dtype=np.int64))

@@ -1,15 +1,22 @@
-"""The tokens that the page shows: parts of the first pairs of each answer, and how tokens spell their texts."""
+"""The tokens that the page shows: parts of the first pairs of each answer, and how tokens spell their texts.
+
+The page carries every text once; its tokens are lengths over that text. What a template writes around a completion (an
+end mark, say) is a token too and is put before or after. A character that is split over several tokens has no piece of
+its own in any of them: those tokens become one unit.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ..attribution import Attribution, Side, TokenTable
 from ..attribution.tokens import Split
-from .spelling import Spelling, spell
+from .pack import Arrays
 
 DEPTH = 10
 MAX_PARTS = 2_000_000
@@ -19,6 +26,81 @@ _SIDES: tuple[Side, Side] = ("test", "train")
 
 Floats = NDArray[np.float64]
 Index = NDArray[np.int64]
+
+_BROKEN = "\ufffd"
+
+
+@dataclass(frozen=True, slots=True)
+class Spelling:
+    """How the tokens of one example spell its text.
+
+    Attributes:
+        starts: index of the first token of each unit; a unit is what has a colour of its own.
+        lengths: of each unit in UTF-16 code units, which is how JavaScript counts.
+        before, after: what the tokens hold around the text.
+        instead: the text that the tokens spell, where they do not spell the example's own; else None.
+    """
+
+    starts: tuple[int, ...]
+    lengths: tuple[int, ...]
+    before: str = ""
+    after: str = ""
+    instead: str | None = None
+
+
+def spell(pieces: Sequence[str], text: str) -> Spelling:
+    """Fit tokens to the text of an example.
+
+    Args:
+        pieces: the tokens as printable strings.
+        text: the completion.
+
+    Returns:
+        Spelling; its units, one after the other, are ``before + text + after``, or ``instead``.
+    """
+    if any(_BROKEN in piece for piece in pieces):
+        whole = _mended(pieces, text)
+        if whole is not None:
+            starts, units = whole
+            return _placed(starts, units, text)
+    return _placed(range(len(pieces)), pieces, text)
+
+
+def _placed(starts: Sequence[int], units: Sequence[str], text: str) -> Spelling:
+    joined = "".join(units)
+    lengths = tuple(len(unit.encode("utf-16-le", "surrogatepass")) // 2 for unit in units)
+    at = joined.find(text)
+    if at < 0 or not text:
+        return Spelling(tuple(starts), lengths, instead=joined)
+    return Spelling(tuple(starts), lengths, joined[:at], joined[at + len(text) :])
+
+
+def _mended(pieces: Sequence[str], text: str) -> tuple[list[int], list[str]] | None:
+    """Units in which no character is split, by walking along the text; None where the tokens do not follow it."""
+    starts: list[int] = []
+    units: list[str] = []
+    place = t = 0
+    while t < len(pieces):
+        starts.append(t)
+        if _BROKEN not in pieces[t]:
+            if place < len(text) and not text.startswith(pieces[t], place):
+                return None
+            units.append(pieces[t])
+            place += len(pieces[t])
+            t += 1
+            continue
+        end = t
+        while end < len(pieces) and _BROKEN in pieces[end]:
+            end += 1
+        # Every character that is split shows as at least one mark, so a run covers at most as many characters.
+        most = place + sum(map(len, pieces[t:end]))
+        after = -1 if end == len(pieces) else text.find(pieces[end], place + 1, most + len(pieces[end]))
+        stop = len(text) if after < 0 else after
+        if not place < stop <= most:
+            return None
+        units.append(text[place:stop])
+        place, t = stop, end
+    return starts, units
 
 
 @dataclass(frozen=True, eq=False)
@@ -74,8 +156,6 @@ def token_view(
     answers = {j: spell(test.pieces[j], attribution.test[j].completion_text()) for j in columns}
     loss = {j: _unit_losses(test, j, answers[j]) for j in columns}
     split = attribution.token_split
-    if split.why:
-        return TokenView(0, {"test": answers, "train": {}}, loss, None, None, split.why)
     both = None if split.why_not_train else train
     depth = _depth(columns, (proponents_Mk, opponents_Mk), test, both)
     why = split.why_not_train if depth else "the texts are too long for a page of this size"
@@ -140,3 +220,39 @@ def _unit_losses(table: TokenTable, j: int, spelling: Spelling) -> Floats:
     seen = np.isfinite(loss_KT)
     mean = np.where(seen, loss_KT, 0).sum(axis=0) / np.maximum(seen.sum(axis=0), 1)
     return np.asarray(np.add.reduceat(mean, spelling.starts))
+
+
+def add_tokens(arrays: Arrays, view: TokenView, columns: Sequence[int], shown: Sequence[int]) -> dict[str, Any]:
+    """Put the numbers of a view into the arrays.
+
+    Args:
+        columns, shown: positions of the answers and training examples that the page has, in its order.
+
+    Returns:
+        the rest, as plain data: ``depth``, ``why``, ``final_only``; by side, the [before, after] of each text that has
+        any, or the index of what stands in its place; ``instead``, those texts.
+    """
+    nothing, instead = Spelling((), ()), list[str]()
+    content: dict[str, Any] = {"depth": view.depth, "why": view.why, "final_only": view.final_only, "instead": instead}
+    for side, positions in zip(_SIDES, (columns, shown), strict=True):
+        spellings = [view.spelled[side].get(int(position), nothing) for position in positions]
+        around: dict[int, Any] = {}
+        for place, spelling in enumerate(spellings):
+            if spelling.instead is not None:
+                around[place] = len(instead)
+                instead.append(spelling.instead)
+            elif spelling.before or spelling.after:
+                around[place] = [spelling.before, spelling.after]
+        content[side] = around
+        lengths = [length for spelling in spellings for length in spelling.lengths]
+        arrays.add(f"{side}_token_edges", np.cumsum([0, *(len(spelling.lengths) for spelling in spellings)]), "i")
+        arrays.add(f"{side}_token_lengths", np.minimum(lengths, 2**16 - 1), "h")
+    arrays.add("token_loss", np.concatenate([view.loss[j] for j in columns]), "f")
+    for name, parts in (("pro", view.proponents), ("opp", view.opponents)):
+        if parts is not None:
+            arrays.add(f"{name}_test_parts", parts.test, "b")
+            arrays.add(f"{name}_test_edges", parts.test_edges, "i")
+            arrays.add(f"{name}_train_parts", parts.train, "b")
+            arrays.add(f"{name}_train_edges", parts.train_edges, "i")
+            arrays.add(f"{name}_token_scale", parts.scale, "f")
+    return content

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
-from made_attribution import FACTS, demo_data, made_attribution
+from made_attribution import FACTS, WARNINGS, demo_data, made_attribution
 
 from daunce_api.attribution import Attribution
 from daunce_api.report import write_report
@@ -31,7 +31,8 @@ def attribution() -> Attribution:
 
 @pytest.fixture(scope="session")
 def report(attribution: Attribution, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_report(attribution, tmp_path_factory.mktemp("report") / "report.html", run=FACTS)
+    page = tmp_path_factory.mktemp("report") / "report.html"
+    return write_report(attribution, page, run=FACTS, warnings=WARNINGS)
 
 
 # Not for the session: while Playwright runs, its event loop does, and later tests could not run one of their own.

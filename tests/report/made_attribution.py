@@ -2,29 +2,39 @@
 
 from __future__ import annotations
 
+from dataclasses import fields
 from typing import Any
 
 import numpy as np
 
 from daunce_api.attribution import Attribution, Side, TokenTable
 from daunce_api.data.dataset import Dataset
-from daunce_api.report import RunFacts
+from daunce_api.status import RunStatus
 
 EVIL = "</script><script>window.broken = 1</script><img src=x onerror='window.broken = 2'>"
-FACTS = RunFacts(
+WARNINGS = ("train.jsonl: 2 examples have the same content <b>and were kept</b>.",)
+
+
+def status_of(**known: Any) -> RunStatus:
+    """The state of a run of which little is known."""
+    unknown = {"str": "", "int": 0, "float": 0.0, "tuple[str, ...]": ()}
+    values = {field.name: unknown.get(str(field.type)) for field in fields(RunStatus)}
+    return RunStatus(**{**values, "name": "run", "question_groups": (), "usd_by_purpose": {}, **known})
+
+
+FACTS = status_of(
     name="planted boat",
     provider="embedded",
     model="daunce-tiny",
     started_at="2026-11-22T18:00:11Z",
-    finished_at="2026-11-22T18:02:22Z",
+    last_result_at="2026-11-22T18:02:22Z",
     members_asked=40,
     members_trained=32,
     members_failed=1,
-    dollars=3.2,
-    training_tokens=812_345,
-    scoring_tokens=401_200,
+    usd=3.2,
+    trained_tokens=812_345,
+    scored_tokens=401_200,
     seconds=131,
-    warnings=("train.jsonl: 2 examples have the same content <b>and were kept</b>.",),
     failures=("Member 7 was given up after 3 jobs.",),
     stopped="Stopped after 32 members: self_lds reached its goal.",
 )

@@ -11,13 +11,13 @@ from typing import Any
 
 import numpy as np
 import pytest
-from made_attribution import demo_data, file_data, made_attribution
+from made_attribution import demo_data, file_data, made_attribution, status_of
 
 from daunce_api.attribution import Attribution
 from daunce_api.attribution.similarity import bm25_scores, example_texts
 from daunce_api.attribution.tokens import Split
 from daunce_api.data.dataset import Dataset
-from daunce_api.report import Candidates, RunFacts, write_report
+from daunce_api.report import Candidates, write_report
 
 
 def test_opens_from_disk_without_network_error_or_refusal(report: Path, open_page: Any) -> None:
@@ -311,8 +311,8 @@ def test_without_sources_nothing_is_said_of_them(tmp_path: Path, open_page: Any)
 
 
 def test_many_warnings_are_folded(attribution: Attribution, tmp_path: Path, open_page: Any) -> None:
-    facts = RunFacts(warnings=tuple(f"warning {i}" for i in range(40)), failures=("Member 3 was given up.",))
-    page = open_page(write_report(attribution, tmp_path / "many.html", run=facts))
+    warnings, state = [f"warning {i}" for i in range(40)], status_of(failures=("Member 3 was given up.",))
+    page = open_page(write_report(attribution, tmp_path / "many.html", run=state, warnings=warnings))
     assert page.locator("#glance > .notes").first.inner_text() == "Member 3 was given up."
     assert "1 note" in page.locator("#strip summary").inner_text()
     page.locator("#strip summary").click()
@@ -502,8 +502,8 @@ def test_quality_curve_and_loss_picture_are_drawn(report: Path, open_page: Any) 
 
 
 def test_members_that_failed_do_not_make_it_a_stop(attribution: Attribution, tmp_path: Path, open_page: Any) -> None:
-    facts = RunFacts(members_asked=33, failures=("member 7: 3 jobs failed",))
-    page = open_page(write_report(attribution, tmp_path / "failed.html", run=facts))
+    state = status_of(members_asked=33, failures=("member 7: 3 jobs failed",))
+    page = open_page(write_report(attribution, tmp_path / "failed.html", run=state))
     text = page.locator("#curve").text_content()
     assert "32 of 33 scored" in text
     assert "stopped" not in page.locator("body").inner_text().lower()
@@ -580,7 +580,7 @@ def test_long_names_and_texts_stay_within_the_window(tmp_path: Path, open_page: 
         for i in range(27)
     ]
     data = Dataset.from_records(records)
-    path = write_report(made_attribution(data, data, members=12), tmp_path / "long.html", run=RunFacts(name="n" * 300))
+    path = write_report(made_attribution(data, data, members=12), tmp_path / "long.html", run=status_of(name="n" * 300))
     for width in (400, 1280):
         page = open_page(path, viewport={"width": width, "height": 800})
         page.locator("#pro .open").first.click()

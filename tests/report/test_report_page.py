@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from made_attribution import EVIL, FACTS, demo_data, file_data, made_attribution
+from made_attribution import EVIL, FACTS, WARNINGS, demo_data, file_data, made_attribution
 
 from daunce_api import core
 from daunce_api._util.text import duration
@@ -24,8 +24,7 @@ from daunce_api.attribution import Attribution, Side
 from daunce_api.attribution.notebook import checkpoints, notebook_html
 from daunce_api.attribution.similarity import bm25_scores, example_texts
 from daunce_api.data.dataset import Dataset
-from daunce_api.report import Candidates, RunFacts, write_report
-from daunce_api.report.facts import OtherGroup
+from daunce_api.report import Candidates, write_report
 from daunce_api.report.overview import loss_picture, quality_curve, train_view
 from daunce_api.report.pack import Arrays, deflate, fit_texts, fitting_block, json_block, policy
 from daunce_api.report.ranked import listings
@@ -43,7 +42,8 @@ def _blocks(page: str) -> dict[str, bytes]:
 
 
 def test_the_same_attribution_gives_the_same_bytes(report: Path, attribution: Attribution, tmp_path: Path) -> None:
-    assert write_report(attribution, tmp_path / "again.html", run=FACTS).read_bytes() == report.read_bytes()
+    again = write_report(attribution, tmp_path / "again.html", run=FACTS, warnings=WARNINGS)
+    assert again.read_bytes() == report.read_bytes()
     assert [p.name for p in tmp_path.iterdir()] == ["again.html"]
 
 
@@ -365,7 +365,8 @@ def test_a_page_says_that_scores_of_the_one_before_are_on_another_scale(
 
 
 def test_other_groups_of_answers_are_linked(attribution: Attribution, tmp_path: Path) -> None:
-    others = [OtherGroup("report-2.html", 1, 5), OtherGroup('"><i>x', 3, 7)]
+    one = replace(attribution.first(5), test=Dataset(attribution.test[:1]))
+    others = [("report-2.html", one), ('"><i>x', attribution.first(7))]
     page = write_report(attribution, tmp_path / "g.html", others=others).read_text()
     assert "These 12 answers are explained by 32 members" in page
     assert '<a href="report-2.html">1 answer by 5 members</a>' in page
@@ -374,10 +375,8 @@ def test_other_groups_of_answers_are_linked(attribution: Attribution, tmp_path: 
 
 
 def test_notes_of_one_kind_are_one_line(attribution: Attribution, tmp_path: Path) -> None:
-    facts = RunFacts(
-        warnings=tuple(f"train.jsonl:{i + 2}: same content as train.jsonl:1; both are kept" for i in range(7))
-    )
-    page = write_report(attribution, tmp_path / "n.html", run=facts).read_text()
+    warnings = [f"train.jsonl:{i + 2}: same content as train.jsonl:1; both are kept" for i in range(7)]
+    page = write_report(attribution, tmp_path / "n.html", warnings=warnings).read_text()
     assert page.count("same content as") == 1
     assert "and 6 more like this" in page
 
@@ -388,11 +387,12 @@ def test_a_small_run_makes_a_small_page(report: Path) -> None:
 
 def test_quality_curve_ends_at_the_runs_own_quality(attribution: Attribution) -> None:
     curve = quality_curve(attribution)
-    assert [p.members for p in curve] == sorted({p.members for p in curve})
-    assert curve[-1].members == 32
+    assert [members for members, *_ in curve] == sorted({members for members, *_ in curve})
+    members, value, low, high = curve[-1]
+    assert members == 32
     assert attribution.self_lds is not None
-    assert curve[-1].low <= curve[-1].value <= curve[-1].high
-    assert quality_curve(made_attribution(*demo_data(), members=5)) == ()
+    assert low <= value <= high
+    assert quality_curve(made_attribution(*demo_data(), members=5)) == []
 
 
 def test_the_plot_goes_on_with_what_is_expected_and_how_sure_that_is(attribution: Attribution, report: Path) -> None:
@@ -554,7 +554,7 @@ def test_views_of_a_run_with_checkpoints_use_them(attribution: Attribution) -> N
     made = replace(attribution, earlier=core.Checkpoints(*sides), estimator="covariance")
     np.testing.assert_allclose(train_view(made).mean_score_N, made.scores_NM().mean(axis=1), rtol=1e-6)
     assert made.self_lds is not None
-    assert quality_curve(made)[-1].value == pytest.approx(made.self_lds.value)
+    assert quality_curve(made)[-1][1] == pytest.approx(made.self_lds.value)
 
 
 def test_what_was_measured_is_said_where_it_is_less_than_the_answer(attribution: Attribution, tmp_path: Path) -> None:

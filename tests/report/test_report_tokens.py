@@ -16,8 +16,7 @@ from daunce_api.attribution import Attribution, TokenTable
 from daunce_api.attribution.tokens import Split
 from daunce_api.core.losses import Reduction, segment_losses
 from daunce_api.report.ranked import listings
-from daunce_api.report.spelling import spell
-from daunce_api.report.tokens import DEPTH, Floats, SideParts, TokenView, token_view
+from daunce_api.report.tokens import DEPTH, Floats, SideParts, TokenView, spell, token_view
 
 
 def view_of(attribution: Attribution, columns: list[int] | None = None) -> TokenView | None:

@@ -175,7 +175,7 @@ def test_a_question_is_priced_asked_marked_and_fixed(tmp_path: Path) -> None:
     assert "short requests" in price["text"]
     found = runs.ask(row["id"], turns, "A person who bakes bread.", 0)
     assert found["id"] in [q["id"] for q in runs.questions(row["id"])]
-    assert found["id"] in runs.attribution(row["id"]).test.ids
+    assert found["id"] in runs.attributions(row["id"])[0].test.ids
     runs.mark(row["id"], found["id"], "unwanted")
     assert {q["id"]: q["verdict"] for q in runs.questions(row["id"])}[found["id"]] == "unwanted"
     assert runs.fix(row["id"])["reason"] == "a test"

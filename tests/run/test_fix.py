@@ -72,7 +72,9 @@ def test_where_nothing_passes_no_cleaned_file_is_written(run: Run, cli: Cli) -> 
     code, out, _ = cli("fix", str(run.run_dir), "--unwanted", run.test.ids[0], "--fdr", "0.000001")
     assert code == 0
     assert "Nothing is proposed" in " ".join(out.split())
-    assert [p.name for p in (run.run_dir / "fix" / "1").iterdir()] == ["fix.json"]
+    assert not (run.run_dir / "fix").exists()
+    code, out, _ = cli("fix", str(run.run_dir), "--fdr", "0.000001", "--json")
+    assert (code, json.loads(out)["folder"]) == (0, None)
 
 
 def test_without_a_mark_the_command_says_how_to_mark(run: Run, cli: Cli) -> None:

@@ -17,7 +17,6 @@ from daunce_api import Run, RunConfig
 from daunce_api.cli import terminal
 from daunce_api.core import SelfLDS
 from daunce_api.report.glance import glance
-from daunce_api.report.of_run import facts_of
 from daunce_api.store import RunStore
 
 MakeConfig = Callable[..., RunConfig]
@@ -50,8 +49,7 @@ def test_quality_comes_with_its_interval_and_failures_with_their_reasons(
     run = Run.open(folder)
     state = run.status()
     assert state.failures == ("member 2: 4 jobs failed: <out of memory>",)
-    facts = facts_of(run, state)
-    assert (facts.failures, facts.members_failed) == (state.failures, 1)
+    assert state.members_failed == 1
     known = replace(state, self_lds=SelfLDS(0.625, 0.5, 0.75, "whitened", 8, 0.5, 0.8, None))
     monkeypatch.setattr(run, "status", lambda: known)
     view = run._repr_html_()
@@ -90,7 +88,7 @@ def test_money_is_unknown_where_a_price_is(finished: Path, monkeypatch: pytest.M
     text = io.StringIO()
     monkeypatch.setattr(terminal, "out", Console(file=text, width=200))
     terminal.status(state)
-    tiles = {tile.label: tile for tile in glance(attribution, facts_of(run, state), 0.5, 0.5)}
+    tiles = {tile.label: tile for tile in glance(attribution, state, 0.5, 0.5)}
     assert tiles["Cost"].value == "unknown"
     for shown in (text.getvalue(), run._repr_html_()):
         assert "unknown, " in shown

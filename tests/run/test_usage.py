@@ -7,7 +7,6 @@ from pathlib import Path
 import pytest
 
 from daunce_api import Attribution, Run
-from daunce_api.report.of_run import facts_of
 from daunce_api.store import RunStore
 from tests.store_rows import by_key
 
@@ -30,12 +29,10 @@ def test_status_and_report_say_what_a_run_has_used(finished: Path) -> None:
         probed = len(by_key(store, 0, 1).keys())
     assert probed > 0
     status = run.status()
-    facts = facts_of(run, status)
     assert status.scored_tokens > 4 * sum(len(e.ids) for e in material.encoded) * 0.9
-    assert facts.scoring_tokens == status.scored_tokens
-    assert facts.training_tokens == status.trained_tokens > 0
-    assert facts.seconds == status.seconds > 0
-    assert facts.job_seconds == status.job_seconds > 0
+    assert status.trained_tokens > 0
+    assert status.seconds > 0
+    assert status.job_seconds > 0
     assert status.busy_seconds > 0
     assert 0 < status.seconds <= status.busy_seconds + 1
     time = dict(status.rows())["time"]

@@ -17,7 +17,7 @@ import pytest
 from daunce_api.cli.viewing import candidates_of, outcome_of, proposal_of
 from daunce_api.errors import ConfigurationError
 from daunce_api.fix import propose
-from daunce_api.fix.folder import keep_outcome
+from daunce_api.fix.folder import keep, keep_outcome
 from daunce_api.fix.retraining import Answer, Outcome
 from daunce_api.report.page import report_html
 from daunce_api.report.view import Runs
@@ -54,17 +54,15 @@ def test_the_page_shows_the_ranking_of_fix(run: Run) -> None:
     assert "2 unwanted against 1 wanted" in shown.words
     assert expected.reason in shown.words
     found = proposal_of(run)
-    assert (found["count"], found["of"], found["reason"]) == (
-        len(expected.positions),
-        len(run.train),
-        expected.reason,
-    )
-    assert (Path(found["folder"]) / "fix.json").is_file()
+    assert (found["count"], found["of"], found["reason"]) == (0, len(run.train), expected.reason)
+    assert found["folder"] is None
+    assert not (run.run_dir / "fix").exists(), "nothing is proposed, so nothing is kept"
 
 
 def test_pages_show_what_a_retraining_did(run: Run) -> None:
     run.mark(run.test.ids[:1], "unwanted")
-    folder = Path(proposal_of(run)["folder"])
+    folder = keep(run, propose(run.attribution(), run.test.ids[:1], top=1))
+    assert folder is not None
     answers = (
         Answer(run.test.ids[0], "unwanted", {"all": 1.0, "cleaned": 3.0, "random": 1.25}, 2.0, 1.5, 2.5, SAID),
         Answer("gone", "wanted", {"all": 1.0, "cleaned": 1.0, "random": 1.0}, 0.0, float("nan"), float("nan")),
@@ -72,15 +70,15 @@ def test_pages_show_what_a_retraining_did(run: Run) -> None:
     keep_outcome(folder, Outcome(3, answers, (2.0, 1.5, 2.5), None, "Unwanted answers became less likely."))
     shown = candidates_of(run, run.attribution())
     assert shown is not None
-    assert shown.retrained[0].change == (2.0, 1.5, 2.5)
-    assert shown.retrained[0].probability == pytest.approx(np.exp([-1, -3, -1.25]))
+    assert shown.outcome is not None
+    assert shown.outcome["answers"][0]["change"] == 2.0
     page = report_html(run.attribution(), candidates=shown)
     assert "Unwanted answers became less likely." in page
     for text in ("0.368 → 0.050", "1.00 → 3.00", "+2.00 [1.50, 2.50]", "&lt;b&gt;NO&lt;/b&gt;", "Yes, gladly."):
         assert text in page
     assert page.count('class="said"') == 1
     assert "gone" not in page.split('class="outcome"')[1].split("</table>")[0], "an answer of another page"
-    runs = Runs(run.run_dir, outcome=lambda run: outcome_of(run)[0])
+    runs = Runs(run.run_dir, outcome=outcome_of)
     (identity,) = runs.scan()
     assert runs.state(identity)["fixed"] == "Unwanted answers became less likely."
     (folder / "fix.json").unlink()

@@ -94,15 +94,16 @@ def _side(attribution: Attribution, column: int, places: NDArray[np.int64]) -> d
     listed = ranking.index_Mk[0] >= 0
     order = ranking.index_Mk[0][listed]
     score_k = ranking.score_Mk[0][listed]
-    stderr_k = np.full(score_k.shape, np.nan) if ranking.stderr_Mk is None else ranking.stderr_Mk[0][listed]
-    marks = ranking.distinguishable_Mk
+    assert ranking.stderr_Mk is not None
+    assert ranking.distinguishable_Mk is not None
+    correlation = ranking.estimator == "correlation"
     low_k, high_k = core.confidence_interval(
-        score_k, stderr_k, len(attribution.members), correlation=ranking.estimator == "correlation"
+        score_k, ranking.stderr_Mk[0][listed], ranking.members, correlation=correlation
     )
     score, half = np.full(count, np.nan), np.full(count, np.nan)
     significant = np.zeros(count, np.bool_)
     score[order], half[order] = score_k, (high_k - low_k) / 2
-    significant[order] = False if marks is None else marks[0][listed]
+    significant[order] = ranking.distinguishable_Mk[0][listed]
     score, half, significant = score[places], half[places], significant[places]
     rank = np.empty(len(places), dtype=np.int64)
     rank[np.argsort(-np.nan_to_num(score, nan=-np.inf), kind="stable")] = np.arange(1, len(places) + 1)

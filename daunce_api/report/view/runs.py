@@ -16,7 +16,7 @@ from ...data.example import Verdict
 from ...errors import ConfigurationError, DaunceError, NotEnoughMembersError
 from ...run import Run
 from ...store.run import FILE_NAME
-from ..of_run import Ranked, facts_of, no_candidates, other_groups
+from ..of_run import Ranked, no_candidates
 from ..page import report_html
 from .compare import side_by_side
 
@@ -73,7 +73,7 @@ class Runs:
         *,
         fix: Callable[[Run], dict[str, Any]] | None = None,
         candidates: Ranked = no_candidates,
-        outcome: Callable[[Run], str] = lambda run: "",
+        outcome: Callable[[Run], dict[str, Any] | None] = lambda run: None,
     ) -> None:
         self._fix, self._candidates, self._outcome = fix, candidates, outcome
         self.folder = folder.expanduser().resolve()
@@ -103,11 +103,10 @@ class Runs:
             status = self._run(identity).status()
         except (DaunceError, OSError) as error:
             return row | {"name": path.name, "problem": str(error)}
-        content = status.to_json()
-        quality = content.get("self_lds")
+        quality = status.self_lds
         return row | {
             "name": status.name,
-            "title": path.name if status.name == "run" else status.name,
+            "title": status.title,
             "provider": status.provider,
             "model": status.model,
             "asked": status.members_asked,
@@ -117,12 +116,12 @@ class Runs:
             "failed": status.members_failed,
             "complete": status.complete,
             "usd": status.usd,
-            "quality": None if quality is None else [quality["value"], quality["low"], quality["high"]],
+            "quality": None if quality is None else [quality.value, quality.low, quality.high],
             "estimator": status.estimator,
             "rows": [list(pair) for pair in status.rows()],
             "recent": list(status.recent),
             "fixable": self._fix is not None,
-            "fixed": self._outcome(self._run(identity)),
+            "fixed": (self._outcome(self._run(identity)) or {}).get("verdict", ""),
         }
 
     def questions(self, identity: str) -> list[dict[str, Any]]:
@@ -187,28 +186,22 @@ class Runs:
         run, groups = self._run(identity), self.attributions(identity)
         if not 1 <= group <= len(groups):
             raise KeyError(group)
-        addresses = [identity if n == 1 else f"{identity}-{n}" for n in range(1, len(groups) + 1)]
-        return report_html(
-            groups[group - 1],
-            facts_of(run, run.status()),
-            candidates=self._candidates(run, groups[group - 1]),
-            others=other_groups(groups, addresses, group - 1),
-        )
+        shown = groups[group - 1]
+        addresses = [identity, *(f"{identity}-{n}" for n in range(2, len(groups) + 1))]
+        others = [(address, other) for address, other in zip(addresses, groups, strict=True) if other is not shown]
+        candidates = self._candidates(run, shown)
+        return report_html(shown, run.status(), run.warnings, candidates=candidates, others=others)
 
     def attributions(self, identity: str) -> tuple[Attribution, ...]:
         """See :meth:`daunce_api.Run.attributions`."""
         return self._of(identity, "attributions", lambda: self._run(identity).attributions())
-
-    def attribution(self, identity: str) -> Attribution:
-        """The attribution of the largest group of answers."""
-        return self.attributions(identity)[0]
 
     def compared(self, one: str, other: str, test: str | None) -> dict[str, Any]:
         """Two runs side by side; see :func:`~.compare.side_by_side`."""
         sides = []
         for identity in (one, other):
             try:
-                sides.append(self.attribution(identity))
+                sides.append(self.attributions(identity)[0])
             except NotEnoughMembersError as error:
                 return {"problem": f"{self._path(identity).name}: {error}"}
         return side_by_side(sides[0], sides[1], test)

@@ -12,14 +12,21 @@ import secrets
 import socket
 from collections.abc import Callable, Mapping
 from importlib.resources import files
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from ...errors import ConfigurationError, DaunceError, MissingExtraError
 from .runs import Runs
 
-if TYPE_CHECKING:
+try:
+    import uvicorn
     from starlette.applications import Starlette
-    from starlette.types import ASGIApp, Receive, Scope, Send
+    from starlette.datastructures import Headers, MutableHeaders
+    from starlette.requests import Request
+    from starlette.responses import HTMLResponse, JSONResponse, PlainTextResponse, Response
+    from starlette.routing import Route
+    from starlette.types import ASGIApp, Message, Receive, Scope, Send
+except ImportError as error:
+    raise MissingExtraError("daunce view", "view") from error
 
 _PAGE_POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; base-uri 'none'; form-action 'none'; "
@@ -47,36 +54,28 @@ class _Guard:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        headers = {name.lower(): value.decode("latin-1") for name, value in scope["headers"]}
-        parts = scope["path"].split("/", 2)
-        given = parts[1] if len(parts) > 1 else ""
-        origin = headers.get(b"origin")
-        if headers.get(b"host", "").lower() not in self._hosts:
+        headers = Headers(scope=scope)
+        given, _, path = scope["path"].removeprefix("/").partition("/")
+        origin = headers.get("origin")
+        if headers.get("host", "").lower() not in self._hosts:
             code, words = 421, "This server answers to its own address on this machine only."
         elif (origin is not None and origin.lower() not in {f"http://{host}" for host in self._hosts}) or headers.get(
-            b"sec-fetch-site", "none"
+            "sec-fetch-site", "none"
         ) not in ("none", "same-origin"):
             code, words = 403, "Requests of other pages are refused."
         elif not secrets.compare_digest(given.encode(), self._token.encode()):
             code, words = 404, "The address lacks the token that daunce view printed."
         else:
-            inner = dict(scope)
-            inner["path"] = "/" + (parts[2] if len(parts) > 2 else "")
-            inner["root_path"] = ""
-            inner["raw_path"] = inner["path"].encode("utf-8")
+            inner = {**scope, "path": f"/{path}", "root_path": "", "raw_path": f"/{path}".encode()}
             await self._app(inner, receive, _with_headers(send))
             return
-        body = words.encode()
-        plain = [(b"content-type", b"text/plain; charset=utf-8"), (b"content-length", str(len(body)).encode())]
-        await _with_headers(send)({"type": "http.response.start", "status": code, "headers": plain})
-        await send({"type": "http.response.body", "body": body})
+        await PlainTextResponse(words, code)(scope, receive, _with_headers(send))
 
 
 def _with_headers(send: Send) -> Send:
-    async def sending(message: Any) -> None:
+    async def sending(message: Message) -> None:
         if message["type"] == "http.response.start":
-            extra = [(name.encode(), value.encode()) for name, value in _HEADERS.items()]
-            message = {**message, "headers": [*message.get("headers", []), *extra]}
+            MutableHeaders(scope=message).update(_HEADERS)
         await send(message)
 
     return sending
@@ -94,11 +93,6 @@ def view_app(runs: Runs, token: str, hosts: frozenset[str]) -> ASGIApp:
 
 
 def _routes(runs: Runs) -> Starlette:
-    from starlette.applications import Starlette
-    from starlette.requests import Request
-    from starlette.responses import HTMLResponse, JSONResponse, Response
-    from starlette.routing import Route
-
     async def answer(make: Callable[[], Any]) -> Response:
         """JSON of something that is read in a thread; errors become a sentence."""
         try:
@@ -177,9 +171,9 @@ def _routes(runs: Runs) -> Starlette:
             identity, _, group = request.path_params["run"].partition("-")
             text = await asyncio.to_thread(runs.report, identity, int(group) if group.isdecimal() else 1)
         except KeyError:
-            return Response("There is no such run (any more) in this folder.", 404, media_type="text/plain")
+            return PlainTextResponse("There is no such run (any more) in this folder.", 404)
         except (DaunceError, OSError) as error:
-            return Response(str(error), 409, media_type="text/plain")
+            return PlainTextResponse(str(error), 409)
         # The page carries its own policy; this one adds what a policy in a page cannot say.
         return HTMLResponse(text, headers={"content-security-policy": "frame-ancestors 'none'"})
 
@@ -212,13 +206,8 @@ def serve(runs: Runs, *, host: str = "127.0.0.1", port: int = 0, on_start: Calla
         port: 0 = any free one.
         on_start: called with the address, token included, once the server listens.
 
-    Raises ConfigurationError for another than a loopback address or a port that is taken, and MissingExtraError without
-    the extra ``view``.
+    Raises ConfigurationError for another than a loopback address or a port that is taken.
     """
-    try:
-        import uvicorn
-    except ImportError as error:
-        raise MissingExtraError("daunce view", "view") from error
     if not _is_loopback(host):
         raise ConfigurationError(f"daunce view serves this machine only: {host} is no loopback address.")
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
