@@ -252,6 +252,11 @@ class TrainingConfig(_Section):
     max_attempts: int = Field(3, ge=1, le=10, description="jobs tried for one member before it is left out")
     min_members: int = Field(2, ge=2, description="the run continues as long as this many members can still succeed")
 
+    @property
+    def of_target(self) -> dict[str, HyperparameterValue]:
+        """Hyperparameters of the target fine-tune."""
+        return self.hyperparameters if self.target_hyperparameters is None else self.target_hyperparameters
+
 
 class ScoringConfig(_Section):
     """The requests for log-probabilities."""

@@ -6,20 +6,29 @@ saved, loaded and looked at without the run, the provider or a network.
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
+
+import numpy as np
 
 from .. import core
+from ..errors import DataError
 from . import saved, tables
-from .labels import Labels
+from .labels import Label, Labels, in_order, labels_of
 from .measurements import Measurements
 from .score_files import ScoreFormat, write_scores
-from .tokens import Split, pair_tokens
+from .tokens import Split
 
 if TYPE_CHECKING:
     import pandas as pd
+
+_GROUP_QUESTIONS: dict[core.Question, str] = {
+    "attribution": "how much each {what} moves the answer's loss",
+    "retrieval": "whose examples belong to the answer, by {what}",
+}
 
 
 @dataclass(frozen=True, eq=False)
@@ -48,7 +57,20 @@ class Attribution(Measurements):
         A group's score is the sum of its pairs' scores, where missing ones count as zero; :meth:`groups` has the
         standard errors. Raises DataError where labels are missing, and what :meth:`scores_NM` raises.
         """
-        return tables.score_table(self, by, test_by)
+        import pandas as pd
+
+        if by is None and test_by is None:
+            return pd.DataFrame(self.scores_NM(), index=pd.Index(self.train.ids, name="train"), columns=self.test.ids)
+        groups = self.groups(train=by, test=test_by)
+        rows, columns = list(groups.train_groups), list(groups.test_groups)
+        if by is None:
+            rows = [*self.train.ids]
+        if test_by is None:
+            columns = [*self.test.ids]
+        table = pd.DataFrame(groups.score_GH, index=pd.Index(rows, name=tables.row_name(by)), columns=columns)
+        if by is not None:
+            table = table.loc[in_order(cast("list[Label]", rows))]
+        return table if test_by is None else table[in_order(cast("list[Label]", columns))]
 
     def export(self, path: str | Path, format: ScoreFormat) -> Path:
         """Write all N x M scores for other tools, block by block, and return where.
@@ -118,7 +140,33 @@ class Attribution(Measurements):
 
         Raises ConfigurationError for an fdr outside (0, 1). Otherwise as :meth:`groups`.
         """
-        return tables.group_ranking_table(self, test, k, by=by, opponents=opponents, question=question, fdr=fdr)
+        import pandas as pd
+
+        j, members = self.test.position(test), len(self.members)
+        groups = self.groups(train=by, question=question)
+        sizes = Counter(labels_of(self.train, by))
+        score_GM, error_GM, prior_GM = groups.score_GH, groups.stderr_GH, groups.prior_GH
+        evidence_GM = score_GM if prior_GM is None else score_GM - prior_GM
+        z_GM = np.divide(evidence_GM, error_GM, out=np.full(score_GM.shape, np.nan), where=error_GM > 0)
+        mark_GM = tables.significant(z_GM, members, fdr)
+        name, prior = tables.row_name(by), None if prior_GM is None else prior_GM[:, j]
+        table = pd.DataFrame(
+            {
+                name: groups.train_groups,
+                "examples": [sizes[cast("Label", label)] for label in groups.train_groups],
+                **tables.intervals(score_GM[:, j], error_GM[:, j], z_GM[:, j], mark_GM[:, j], members, prior=prior),
+            }
+        )
+        table = table.sort_values("score", ascending=opponents, kind="stable").head(k)
+        table.insert(0, "rank", range(1, len(table) + 1))
+        table.attrs.update(
+            estimator=groups.estimator,
+            why=groups.why,
+            question=_GROUP_QUESTIONS[question].format(what=name),
+            measured=self.measured,
+            members=members,
+        )
+        return table.reset_index(drop=True)
 
     @cached_property
     def token_split(self) -> Split:
@@ -138,7 +186,33 @@ class Attribution(Measurements):
 
         Raises DataError for unknown ids, where token log-probabilities were not kept, and where losses are missing.
         """
-        return pair_tokens(self, self.token_split, train, test)
+        import pandas as pd
+
+        i, j, split = self.train.position(train), self.test.position(test), self.token_split
+        if split.why:
+            raise DataError(f"Scores of this attribution cannot be split over tokens: {split.why}.")
+        for side, example, loss_K in (
+            ("train", train, self.train_loss_KN[:, i]),
+            ("test", test, self.test_loss_KM[:, j]),
+        ):
+            if not np.isfinite(loss_K).any():
+                raise DataError(f"No member has scored {side} example {example!r}.")
+        parts = [("test", self.tokens["test"].pieces[j], split.test_parts(i, j))]
+        if not split.why_not_train:
+            parts.append(("train", self.tokens["train"].pieces[i], split.train_parts(i, j)))
+        columns = [(side, t, piece) for side, pieces, _ in parts for t, piece in enumerate(pieces)]
+        table = pd.DataFrame(columns, columns=["side", "position", "token"])
+        table = table.assign(score=np.concatenate([part for *_, part in parts]))
+        table.attrs.update(
+            train=train,
+            test=test,
+            score=float(parts[0][2].sum()),
+            estimator=self.choice.estimator.name,
+            why=self.choice.why,
+            left_out=split.why_not_train,
+            final_only=split.final_only,
+        )
+        return table
 
     def save(self, folder: str | Path) -> Path:
         """Write the attribution to a folder (``attribution.json``, ``losses.npz``), replacing an earlier one.

@@ -22,7 +22,7 @@ from ..store import Ids, RunStore
 from . import Attribution, Side, TokenTable
 from .derived import FOLDER
 from .matrices import loss_matrix, measure_noise
-from .stored_tokens import stored_tokens
+from .token_table import stored_tokens
 
 
 @dataclass(frozen=True)
@@ -144,7 +144,7 @@ def assemble(
         measured=material.measured,
         censored=float(censored),
         tokens={} if tokenizer is None else _tokens(store, material, members, tokenizer),
-        facts=_facts(store, config, material, len(members)),
+        facts=_facts(store, config, material),
     )
 
 
@@ -190,17 +190,12 @@ def _tokens(
     }
 
 
-def _facts(store: RunStore, config: RunConfig, material: Material, complete: int) -> dict[str, Any]:
-    jobs = [j for j in store.jobs.rows() if j.member >= 0]
+def _facts(store: RunStore, config: RunConfig, material: Material) -> dict[str, Any]:
     return {
         "run": config.name,
         "provider": config.backend.kind,
         "model": config.backend.model,
         "start_from": config.ensemble.start_from,
         "subset_ratio": config.ensemble.subset_ratio,
-        "members_asked": material.ensemble.members,
-        "members_complete": complete,
-        "failed_attempts": sum(j.status in ("failed", "cancelled") for j in jobs),
-        "trained_tokens": sum(j.trained_tokens or 0 for j in store.jobs.rows()),
         "usd": store.ledger.spent() if material.priced else None,
     }

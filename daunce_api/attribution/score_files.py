@@ -1,4 +1,6 @@
-"""Scores in the forms that other tools read, written block by block: the N x M scores need not fit into memory.
+"""Scores and tables in the forms that other tools read.
+
+The N x M scores are written block by block, so that they need not fit into memory:
 
 * ``npy``: one (N, M) array for ``numpy.load``;
 * ``parquet`` and ``csv``: one row a pair (``train_id``, ``test_id``, ``score``), for pandas, polars, DuckDB, ...; in
@@ -15,10 +17,11 @@ from __future__ import annotations
 import csv
 import json
 import math
+import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import chain
 from pathlib import Path
-from typing import Any, Literal, TypeAlias, get_args
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,9 +30,14 @@ from .._util.files import replacing
 from .._util.text import csv_cell
 from ..errors import ConfigurationError, DataError, MissingExtraError
 
+if TYPE_CHECKING:
+    import pandas as pd
+
 ScoreFormat = Literal["npy", "csv", "parquet", "bergson"]
+TableFormat = Literal["table", "csv", "json", "parquet"]
 Blocks: TypeAlias = Iterable[NDArray[Any]]
 """(n, M) scores of consecutive training examples, N rows in all."""
+Ids: TypeAlias = Sequence[str]
 
 
 def write_scores(path: Path, form: str, blocks: Blocks, train_ids: Sequence[str], test_ids: Sequence[str]) -> Path:
@@ -52,7 +60,9 @@ def write_scores(path: Path, form: str, blocks: Blocks, train_ids: Sequence[str]
         raise ConfigurationError(
             f"Scores cannot be written as {form!r}; there are: {', '.join(get_args(ScoreFormat))}."
         )
-    write[form](path, _checked(blocks, len(train_ids), len(test_ids)), train_ids, test_ids)
+    checked = _checked(blocks, len(train_ids), len(test_ids))
+    first = next(checked)
+    write[form](path, first.dtype, chain([first], checked), train_ids, test_ids)
     return path
 
 
@@ -93,47 +103,35 @@ def _checked(blocks: Blocks, rows: int, columns: int) -> Iterator[NDArray[Any]]:
         raise DataError(f"Scores of {seen} training examples were given for {rows} training ids.")
 
 
-def _npy(path: Path, blocks: Iterator[NDArray[Any]], train_ids: Sequence[str], test_ids: Sequence[str]) -> None:
-    first = next(blocks)
-    header = {"descr": first.dtype.str, "fortran_order": False, "shape": (len(train_ids), len(test_ids))}
+def _npy(path: Path, dtype: np.dtype[Any], blocks: Iterator[NDArray[Any]], train_ids: Ids, test_ids: Ids) -> None:
+    header = {"descr": dtype.str, "fortran_order": False, "shape": (len(train_ids), len(test_ids))}
     with replacing(path) as part, part.open("wb") as file:
         np.lib.format.write_array_header_1_0(file, header)
-        for block in chain([first], blocks):
+        for block in blocks:
             block.tofile(file)
 
 
-def _parquet(path: Path, blocks: Iterator[NDArray[Any]], train_ids: Sequence[str], test_ids: Sequence[str]) -> None:
+def _parquet(path: Path, dtype: np.dtype[Any], blocks: Iterator[NDArray[Any]], train_ids: Ids, test_ids: Ids) -> None:
     try:
         import pyarrow as pa
         import pyarrow.parquet as pq
     except ImportError as error:
         raise MissingExtraError("Writing parquet", "parquet") from error
-    first = next(blocks)
     text = pa.dictionary(pa.int32(), pa.string())
-    fields = [("train_id", text), ("test_id", text), ("score", pa.from_numpy_dtype(first.dtype))]
+    fields = [("train_id", text), ("test_id", text), ("score", pa.from_numpy_dtype(dtype))]
     schema = pa.schema(fields, metadata={"sign": "positive = helpful"})
-    test_names = pa.array(list(test_ids), pa.string())
-    start = 0
+    names, tests, start = np.array(train_ids, object), np.array(test_ids, object), 0
     with replacing(path) as part, pq.ParquetWriter(part, schema) as writer:
-        for block in chain([first], blocks):
-            rows, columns = block.shape
-            train = np.arange(rows, dtype=np.int32).repeat(columns)
-            test = np.tile(np.arange(columns, dtype=np.int32), rows)
-            train_names = pa.array(list(train_ids[start : start + rows]), pa.string())
-            writer.write_table(
-                pa.table(
-                    [
-                        pa.DictionaryArray.from_arrays(pa.array(train), train_names),
-                        pa.DictionaryArray.from_arrays(pa.array(test), test_names),
-                        pa.array(block.reshape(-1), from_pandas=True),  # NaN becomes null
-                    ],
-                    schema=schema,
-                )
-            )
-            start += rows
+        for block in blocks:
+            rows = names[start : start + len(block)]
+            ids = (rows.repeat(len(tests)), np.tile(tests, len(block)))
+            columns = [pa.array(column, pa.string()).dictionary_encode() for column in ids]
+            scores = pa.array(block.reshape(-1), from_pandas=True)  # NaN becomes null
+            writer.write_table(pa.table([*columns, scores], schema=schema))
+            start += len(block)
 
 
-def _csv(path: Path, blocks: Iterator[NDArray[Any]], train_ids: Sequence[str], test_ids: Sequence[str]) -> None:
+def _csv(path: Path, dtype: np.dtype[Any], blocks: Iterator[NDArray[Any]], train_ids: Ids, test_ids: Ids) -> None:
     columns = [csv_cell(name) for name in test_ids]
     with replacing(path) as part, part.open("w", encoding="utf-8", newline="") as file:
         writer = csv.writer(file)
@@ -146,15 +144,14 @@ def _csv(path: Path, blocks: Iterator[NDArray[Any]], train_ids: Sequence[str], t
             start += len(block)
 
 
-def _bergson(path: Path, blocks: Iterator[NDArray[Any]], train_ids: Sequence[str], test_ids: Sequence[str]) -> None:
-    first = next(blocks)
-    rows, columns, width = len(train_ids), len(test_ids), first.dtype.itemsize
+def _bergson(path: Path, dtype: np.dtype[Any], blocks: Iterator[NDArray[Any]], train_ids: Ids, test_ids: Ids) -> None:
+    rows, columns, width = len(train_ids), len(test_ids), dtype.itemsize
     # bergson aligns each (score, written) pair to the next power of two.
     pair = np.dtype(
-        {"names": ["score", "written"], "formats": [first.dtype, bool], "offsets": [0, width], "itemsize": 2 * width}
+        {"names": ["score", "written"], "formats": [dtype, bool], "offsets": [0, width], "itemsize": 2 * width}
     )
     with replacing(path / "scores.bin") as part, part.open("wb") as file:
-        for block in chain([first], blocks):
+        for block in blocks:
             if not np.isfinite(block).all():
                 raise DataError(
                     "bergson's folder holds one finite score for every pair, and some pairs have none; nothing was "
@@ -170,10 +167,55 @@ def _bergson(path: Path, blocks: Iterator[NDArray[Any]], train_ids: Sequence[str
         "num_scores": columns,
         "dtype": {
             "names": [name for j in range(columns) for name in (f"score_{j}", f"written_{j}")],
-            "formats": [first.dtype.name, "bool"] * columns,
+            "formats": [dtype.name, "bool"] * columns,
             "offsets": [offset for j in range(columns) for offset in (2 * width * j, 2 * width * j + width)],
             "itemsize": 2 * width * columns,
         },
     }
     with replacing(path / "info.json") as part:
         part.write_text(json.dumps(info, indent=2))
+
+
+def write_table(table: pd.DataFrame, form: TableFormat, output: Path | None) -> None:
+    """Write a table to a file, or to standard output.
+
+    ``csv`` neutralises text cells that a spreadsheet would take for formulas. ``json`` is one object with ``rows``
+    and the table's ``attrs``; in the other forms a column ``measured`` says what was measured where that is not the
+    whole completion. Raises ConfigurationError for a form that cannot go to standard output,
+    StoreError where a file cannot be written, and MissingExtraError without pyarrow.
+    """
+    if form != "json":
+        measured = table.attrs.get("measured", "completion")
+        table = table if measured == "completion" else table.assign(measured=measured)
+    if form == "table":
+        raise ConfigurationError("--output needs --format csv, json or parquet.")
+    if form == "parquet":
+        if output is None:
+            raise ConfigurationError("--format parquet is binary: add --output FILE.parquet.")
+        plain = table.copy()
+        plain.attrs = {}
+        try:
+            with replacing(output) as part:
+                plain.to_parquet(part, index=False)
+        except ImportError as error:
+            raise MissingExtraError("parquet", "parquet") from error
+        return
+    text = _table_csv(table) if form == "csv" else _table_json(table)
+    if output is None:
+        sys.stdout.write(text)
+    else:
+        with replacing(output) as part:
+            part.write_text(text, encoding="utf-8")
+
+
+def _table_csv(table: pd.DataFrame) -> str:
+    safe = table.map(lambda cell: csv_cell(cell) if isinstance(cell, str) else cell)
+    # Every text is quoted: by default a carriage return is not, and what follows it would begin a row of its own.
+    text: str = safe.to_csv(index=False, quoting=csv.QUOTE_NONNUMERIC)
+    return text
+
+
+def _table_json(table: pd.DataFrame) -> str:
+    # pandas turns NaN into null; json.dumps would write the non-standard NaN.
+    rows = json.loads(table.to_json(orient="records", double_precision=15))
+    return json.dumps({**table.attrs, "rows": rows}) + "\n"

@@ -1,17 +1,16 @@
-"""Scores of an attribution as tables for people: rankings of examples and of groups, and sums over labels."""
+"""Rankings of an attribution as tables for people, with what a row of scores needs beside them."""
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Hashable
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from .. import core
 from ..errors import ConfigurationError
-from .labels import Label, Labels, in_order, labels_of
+from .labels import Labels
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -19,27 +18,6 @@ if TYPE_CHECKING:
     from .measurements import Measurements
 
 Floats = NDArray[Any]
-
-_GROUP_QUESTIONS: dict[core.Question, str] = {
-    "attribution": "how much each {what} moves the answer's loss",
-    "retrieval": "whose examples belong to the answer, by {what}",
-}
-
-
-def score_table(attribution: Measurements, by: Labels | None, test_by: Labels | None) -> pd.DataFrame:
-    """See :meth:`Attribution.scores`."""
-    import pandas as pd
-
-    train, test = attribution.train, attribution.test
-    if by is None and test_by is None:
-        return pd.DataFrame(attribution.scores_NM(), index=pd.Index(train.ids, name="train"), columns=test.ids)
-    groups = attribution.groups(train=by, test=test_by)
-    rows = train.ids if by is None else list(groups.train_groups)
-    columns = test.ids if test_by is None else list(groups.test_groups)
-    table = pd.DataFrame(groups.score_GH, index=pd.Index(rows, name=_name(by, "train")), columns=columns)
-    if by is not None:
-        table = table.loc[_sorted(groups.train_groups)]
-    return table if test_by is None else table[_sorted(groups.test_groups)]
 
 
 def ranking_table(attribution: Measurements, ranking: core.Ranking) -> pd.DataFrame:
@@ -56,7 +34,7 @@ def ranking_table(attribution: Measurements, ranking: core.Ranking) -> pd.DataFr
             "rank": range(1, len(examples) + 1),
             "id": [e.id for e in examples],
             "source": [e.source for e in examples],
-            **_intervals(
+            **intervals(
                 ranking.score_Mk[0, known],
                 ranking.stderr_Mk[0, known],
                 ranking.z_Mk[0, known],
@@ -107,60 +85,14 @@ def why_no_scores(attribution: Measurements, test: str) -> str | None:
     return f"{test} has no scores: fewer than two members have scored it."
 
 
-def group_ranking_table(
-    attribution: Measurements,
-    test: str,
-    k: int,
-    *,
-    by: Labels,
-    opponents: bool,
-    question: core.Question,
-    fdr: float | None,
-) -> pd.DataFrame:
-    """See :meth:`Attribution.top_groups`."""
-    import pandas as pd
-
-    j = attribution.test.position(test)
-    members = len(attribution.members)
-    groups = attribution.groups(train=by, question=question)
-    sizes = Counter(labels_of(attribution.train, by))
-    score_GM, error_GM, prior_GM = groups.score_GH, groups.stderr_GH, groups.prior_GH
-    evidence_GM = score_GM if prior_GM is None else score_GM - prior_GM
-    z_GM = np.divide(evidence_GM, error_GM, out=np.full(score_GM.shape, np.nan), where=error_GM > 0)
-    mark_GM = _significant(z_GM, members, fdr)
-    name = _name(by, "train")
-    prior = None if prior_GM is None else prior_GM[:, j]
-    table = pd.DataFrame(
-        {
-            name: groups.train_groups,
-            "examples": [sizes[cast("Label", label)] for label in groups.train_groups],
-            **_intervals(score_GM[:, j], error_GM[:, j], z_GM[:, j], mark_GM[:, j], members, prior=prior),
-        }
-    )
-    table = table.sort_values("score", ascending=opponents, kind="stable").head(k)
-    table.insert(0, "rank", range(1, len(table) + 1))
-    table.attrs.update(
-        estimator=groups.estimator,
-        why=groups.why,
-        question=_GROUP_QUESTIONS[question].format(what=name),
-        measured=attribution.measured,
-        members=members,
-    )
-    return table.reset_index(drop=True)
-
-
-def _sorted(groups: tuple[Hashable, ...]) -> list[Label]:
-    return in_order(cast("tuple[Label, ...]", groups))
-
-
-def _name(by: Labels | None, single: str) -> str:
+def row_name(by: Labels | None) -> str:
     """What one row is, as the name of its column."""
     if by is None:
-        return single
+        return "train"
     return "source" if isinstance(by, str) else "group"
 
 
-def _significant(z_GM: NDArray[Any], members: int, fdr: float | None) -> NDArray[np.bool_]:
+def significant(z_GM: NDArray[Any], members: int, fdr: float | None) -> NDArray[np.bool_]:
     """Which sums are significant: each by itself at 5 %, or with a false-discovery rate over all of them
     (Benjamini and Hochberg 1995)."""
     size = np.abs(z_GM)
@@ -178,7 +110,7 @@ def _significant(z_GM: NDArray[Any], members: int, fdr: float | None) -> NDArray
     return marks
 
 
-def _intervals(
+def intervals(
     score: Floats,
     stderr: Floats,
     z: Floats,

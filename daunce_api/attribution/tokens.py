@@ -12,7 +12,6 @@ from __future__ import annotations
 
 from dataclasses import replace
 from functools import cached_property
-from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,12 +20,8 @@ from .. import core
 from ..core.estimators import stabilized
 from ..core.losses import token_losses
 from ..core.rows import centered
-from ..errors import DataError
 from .labels import Side
 from .measurements import Measurements
-
-if TYPE_CHECKING:
-    import pandas as pd
 
 Floats = NDArray[np.float64]
 
@@ -127,36 +122,3 @@ class Split:
             return 1.0
         norms = np.linalg.norm(self._left(i)) * np.linalg.norm(centered(self._test_loss(j)))
         return float((self._losses.count - 1) / norms) if norms else 0.0
-
-
-def pair_tokens(attribution: Measurements, split: Split, train: str, test: str) -> pd.DataFrame:
-    """See :meth:`Attribution.token_scores`."""
-    import pandas as pd
-
-    i, j = attribution.train.position(train), attribution.test.position(test)
-    if split.why:
-        raise DataError(f"Scores of this attribution cannot be split over tokens: {split.why}.")
-    for side, position, losses in (("train", i, attribution.train_loss_KN), ("test", j, attribution.test_loss_KM)):
-        if not np.isfinite(losses[:, position]).any():
-            raise DataError(f"No member has scored {side} example {getattr(attribution, side).ids[position]!r}.")
-    parts: list[tuple[Side, int, Floats]] = [("test", j, split.test_parts(i, j))]
-    if not split.why_not_train:
-        parts.append(("train", i, split.train_parts(i, j)))
-    table = pd.DataFrame(
-        {
-            "side": [side for side, _, part in parts for _ in part],
-            "position": [t for _, _, part in parts for t in range(len(part))],
-            "token": [piece for side, position, _ in parts for piece in attribution.tokens[side].pieces[position]],
-            "score": np.concatenate([part for _, _, part in parts]),
-        }
-    )
-    table.attrs.update(
-        train=train,
-        test=test,
-        score=float(parts[0][2].sum()),
-        estimator=attribution.choice.estimator.name,
-        why=attribution.choice.why,
-        left_out=split.why_not_train,
-        final_only=split.final_only,
-    )
-    return table

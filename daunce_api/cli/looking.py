@@ -73,7 +73,7 @@ def top(
     Example: daunce top RUN --test q-17 --by source
     """
     from ..attribution import Attribution
-    from ..attribution.export import write_table
+    from ..attribution.score_files import write_table
     from ..attribution.tables import top_folded
     from ..run import Run
 

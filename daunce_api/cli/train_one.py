@@ -15,9 +15,8 @@ from .._util.clock import Clock, SystemClock
 from .._util.retry import Retrier, RetryPolicy
 from ..data.tokenizers import EncodedExample
 from ..errors import AmbiguousSubmitError, ProviderError
-from ..plan.epochs import NAMES
 from ..plan.prices import MILLION, prices_of
-from ..plan.tokens import count
+from ..plan.tokens import EPOCHS, count
 from ..providers.base import Job, JobRequest, JobStatus, Trainer
 from ..providers.probe import probe_model
 from ..providers.registry import Backend, capabilities_of
@@ -50,7 +49,7 @@ def tiny_job(run: Run) -> TinyJob:
     shortest = sorted(range(len(tokens_N)), key=lambda i: (tokens_N[i], i))[: max(trainer.min_examples, 4)]
     tokens = sum(tokens_N[i] for i in shortest)
     given = dict(run.config.training.hyperparameters)
-    known = next((name for name in NAMES if name in given or name in trainer.hyperparameters), "n_epochs")
+    known = next((name for name in EPOCHS if name in given or name in trainer.hyperparameters), "n_epochs")
     price = prices_of(run.config)[0].training
     usd = None if price is None else tokens * price / MILLION
     return TinyJob(tuple(sorted(shortest)), tokens, usd, {**given, known: 1})

@@ -20,9 +20,9 @@ import numpy as np
 from ..errors import ConfigurationError, DaunceError
 from ..providers.registry import capabilities_of
 from ..store import TARGET
-from .epochs import NAMES
 from .inputs import RunInputs
 from .plan import Plan
+from .tokens import EPOCHS
 
 SHAPES = (("base", 0.5, 1), ("base", 0.5, 3), ("target", 0.3, 1))
 """start_from, subset_ratio and checkpoints that were measured; members from the target train for one epoch."""
@@ -154,12 +154,11 @@ def _plan(inputs: RunInputs, start: str, ratio: float, checkpoints: int) -> Plan
     training = config.training
     if start == "target":
         known = capabilities_of(config)[0].hyperparameters
-        name = next((n for n in NAMES if n in training.hyperparameters or n in known), NAMES[0])
-        whole = training.target_hyperparameters
+        name = next((n for n in EPOCHS if n in training.hyperparameters or n in known), EPOCHS[0])
         training = training.model_copy(
             update={
                 "hyperparameters": {**training.hyperparameters, name: 1},
-                "target_hyperparameters": training.hyperparameters if whole is None else whole,
+                "target_hyperparameters": training.of_target,
             }
         )
     varied = config.model_copy(

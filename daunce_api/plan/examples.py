@@ -42,7 +42,7 @@ def record_refusals(
         spelled = _places(train, lambda e: any(_CONTROL_TOKENS.search(t) for t in _texts(e)))
         if spelled:
             notes.append(
-                f"{_listed(spelled)} spell a control token (such as <|im_end|>); {trainer.provider} tokenizes the file "
+                f"{listed(spelled)} spell a control token (such as <|im_end|>); {trainer.provider} tokenizes the file "
                 "itself and may read it as one"
             )
     return about_jobs, about_scoring, notes
@@ -62,7 +62,7 @@ def measured_refusals(
             except CapabilityError as error:
                 refused.append((dataset.where(position), error))
     if refused:
-        return [CapabilityError(f"{refused[0][1]} This concerns {_listed([place for place, _ in refused])}.")]
+        return [CapabilityError(f"{refused[0][1]} This concerns {listed([place for place, _ in refused])}.")]
     return list(_one_target(scorer, sides)) if exact else []
 
 
@@ -79,7 +79,7 @@ def bytes_refusals(scorer: ScorerCapabilities, sides: Iterable[tuple[Dataset, Se
                 long.append(dataset.where(position))
     if long:
         yield CapabilityError(
-            f"the answers of {_listed(long)} are longer than one token (judged by their bytes), and {scorer.provider} "
+            f"the answers of {listed(long)} are longer than one token (judged by their bytes), and {scorer.provider} "
             "shows the log-probability of one generated token only. Score on an endpoint with echo (vLLM, Together, "
             "Fireworks, `daunce serve`), use one-token labels, or set backend.scorer.options.first_token: true to "
             "attribute the first token alone, which is another question."
@@ -127,7 +127,7 @@ def _unaccepted(
             continue
         places = [place for dataset in datasets for place in _places(dataset, holds)]
         if places:
-            yield CapabilityError(f"{provider} cannot {does} {name}, which {_listed(places)} hold.{hint}")
+            yield CapabilityError(f"{provider} cannot {does} {name}, which {listed(places)} hold.{hint}")
 
 
 def _file_rules(config: RunConfig, train: Dataset) -> Iterator[DaunceError]:
@@ -157,7 +157,7 @@ def _file_rules(config: RunConfig, train: Dataset) -> Iterator[DaunceError]:
     if spelled:
         yield DataError(
             f"a training file for {model} must not spell OpenAI's control tokens (such as <|endoftext|>): a job whose "
-            f"file does fails. Nothing was sent. Take them out of {_listed(spelled)}."
+            f"file does fails. Nothing was sent. Take them out of {listed(spelled)}."
         )
 
 
@@ -241,6 +241,7 @@ def _places(dataset: Dataset, holds: Callable[[Example], bool]) -> list[str]:
     return [dataset.where(position) for position, example in enumerate(dataset) if holds(example)]
 
 
-def _listed(places: Sequence[str]) -> str:
+def listed(places: Sequence[str]) -> str:
+    """The first places, and how many more there are."""
     more = f" and {len(places) - _NAMED:,} more" if len(places) > _NAMED else ""
     return ", ".join(places[:_NAMED]) + more

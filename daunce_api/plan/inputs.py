@@ -146,18 +146,12 @@ class RunInputs:
         Raises DataError or ConfigurationError. Reasons not to start are in ``Plan.refusals``; :meth:`Plan.check` raises
         the first.
         """
-        config = with_cap(self.config, max_usd)
-        elsewhere = sum(self.spent_elsewhere().values())
+        config, missing = with_cap(self.config, max_usd), self.whole_plan().missing
         if RunStore.exists(self.run_dir):
             with RunStore.open(self.run_dir, read_only=True) as store:
                 missing = self._missing(store)
-        elif elsewhere:
-            everything = self.whole_plan()
-            missing = Missing(everything.submitted, everything.submitted, everything.models, everything.members)
-        else:
-            return plan_of_missing(config, self.whole_plan(), None)
-        missing = replace(missing, spent_usd=missing.spent_usd + elsewhere)
-        return plan_of_missing(config, self.whole_plan(), missing)
+        spent = missing.spent_usd + sum(self.spent_elsewhere().values())
+        return plan_of_missing(config, self.whole_plan(), replace(missing, spent_usd=spent))
 
     def spent_elsewhere(self) -> dict[str, float]:
         """Dollars that other runs of the family have spent or reserved, by purpose: the cap is for a run and all

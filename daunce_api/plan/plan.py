@@ -15,7 +15,7 @@ from .prices import MILLION, Hosting, JobCosts, Price
 
 @dataclass(frozen=True, slots=True)
 class Missing:
-    """What a run that was started still has to do.
+    """What a run still has to do.
 
     ``jobs``: members (-1: the target model) for which a job has to be submitted; those with a live job are paid for
     already. ``training``: members without a model, live jobs included. ``models`` are to be scored, earlier
@@ -62,6 +62,8 @@ class Plan:
     hours_per_job: float | None
     concurrent_jobs: int
     today: date
+    missing: Missing
+    """What the run still has to do; of a new one, everything."""
     smallest_subset: int = 0
     """Examples of the member with the fewest; ``subset`` is that of the one with the most."""
     again_tokens: tuple[int, int] = (0, 0)
@@ -76,8 +78,6 @@ class Plan:
     """Which turns of the training examples carry the loss and are measured, in words."""
     n_scored: int | None = None
     """Examples that each model is scored on, where it is not all of them."""
-    missing: Missing | None = None
-    """What a run that was started still has to do; None for a new one."""
     notes: tuple[str, ...] = ()
     about_jobs: tuple[DaunceError, ...] = field(default=(), compare=False)
     """Reasons not to submit jobs."""
@@ -88,7 +88,7 @@ class Plan:
     @property
     def submitted(self) -> frozenset[int]:
         """Members (-1: the target model) for which a job is to be submitted."""
-        return frozenset(self.training_tokens) if self.missing is None else self.missing.jobs
+        return self.missing.jobs
 
     @property
     def jobs(self) -> int:
@@ -98,17 +98,17 @@ class Plan:
     @property
     def models(self) -> int:
         """Models to be scored."""
-        return self.scored_models if self.missing is None else self.missing.models
+        return self.missing.models
 
     @property
     def nothing_missing(self) -> bool:
         """The run is trained and scored."""
-        return self.missing is not None and self.missing.nothing
+        return self.missing.nothing
 
     @property
     def spent_usd(self) -> float:
         """Dollars that were spent or reserved before."""
-        return 0.0 if self.missing is None else self.missing.spent_usd
+        return self.missing.spent_usd
 
     @property
     def total_training_tokens(self) -> int:
@@ -142,11 +142,11 @@ class Plan:
     @property
     def scoring_tokens(self) -> tuple[int, int]:
         """Tokens of all prompts that are to be sent, tests and repeated ones included, and of their answers."""
-        finals = self.members if self.missing is None else self.missing.finals
+        (prompts, answers), finals = self.again_tokens, self.missing.finals
         tests = (self.models + 1 if self.models else 0) * self.test_tokens
         return (
-            self.models * self.scoring_input_tokens + finals * self.again_tokens[0] + tests,
-            self.models * self.scoring_output_tokens + finals * self.again_tokens[1],
+            self.models * self.scoring_input_tokens + finals * prompts + tests,
+            self.models * self.scoring_output_tokens + finals * answers,
         )
 
     @property
@@ -175,7 +175,7 @@ class Plan:
         """Hours of training; None where it is not known how long a job takes."""
         if self.hours_per_job is None:
             return None
-        training = self.submitted if self.missing is None else self.missing.training
+        training = self.missing.training
         members = len(training - {TARGET})
         return (math.ceil(members / self.concurrent_jobs) + (TARGET in training)) * self.hours_per_job
 
@@ -217,7 +217,7 @@ class Plan:
 
     def to_json(self) -> dict[str, Any]:
         """The plan as plain data, fields as documented here; what is not known is null."""
-        per_member = self.training_tokens.get(0)
+        hosting = self.hosting or Hosting(None, None, "")
         return {
             "provider": self.provider,
             "scorer": self.scorer,
@@ -228,7 +228,7 @@ class Plan:
             "test_examples": self.n_test,
             "subset_examples": self.subset,
             "training_tokens": self.total_training_tokens,
-            "training_tokens_first_member": per_member,
+            "training_tokens_first_member": self.training_tokens.get(0),
             "training_tokens_target": self.training_tokens.get(TARGET),
             "scored_models": self.models,
             "checkpoints": self.checkpoints,
@@ -241,10 +241,10 @@ class Plan:
             "max_usd": self.max_usd,
             "training_price_source": self.training_price.source,
             "scoring_price_source": self.scoring_price.source,
-            "hosting_usd": 0.0 if self.hosting is None else self.hosting.usd,
-            "hosting_usd_per_hour": None if self.hosting is None else self.hosting.usd_per_hour,
-            "hosting_hours": None if self.hosting is None else self.hosting.hours,
-            "hosting_price_source": None if self.hosting is None else self.hosting.source,
+            "hosting_usd": 0.0 if self.hosting is None else hosting.usd,
+            "hosting_usd_per_hour": hosting.usd_per_hour,
+            "hosting_hours": hosting.hours,
+            "hosting_price_source": hosting.source or None,
             "loss": self.loss,
             "hours": self.hours,
             "concurrent_jobs": self.concurrent_jobs,
@@ -288,7 +288,7 @@ class Plan:
         return f"{least:,} to {self.subset:,}" if 0 < least < self.subset else f"{self.subset:,}"
 
     def _jobs_text(self) -> str:
-        if self.missing is not None and not self.submitted:
+        if not self.submitted:
             live = len(self.missing.training)
             return f"none to submit; {live} of {self.members} members are being trained" if live else "none to submit"
         place = ("on " if self.provider == "this machine" else "at ") + self.provider
@@ -299,7 +299,7 @@ class Plan:
             jobs += f" on {self._subset_text} each)"
         elif self.subset:
             jobs += f", each on {self._subset_text} of {self.n_train:,} examples"
-        others = 0 if self.missing is None else self.members - members
+        others = self.members - members
         return f"{jobs}; the other {others} members have a job" if others else jobs
 
     def _scoring_text(self) -> str:

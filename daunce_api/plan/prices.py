@@ -97,15 +97,6 @@ class JobCosts:
         )
 
 
-@dataclass(frozen=True, slots=True)
-class Closing:
-    """Dates (``YYYY-MM-DD``) on which a provider stops taking jobs, and on which its models end."""
-
-    no_new_jobs_from: str
-    models_end: str | None
-    source: str
-
-
 def prices_of(config: RunConfig) -> tuple[Price, Price]:
     """Prices of training and of scoring. What runs on this machine costs nothing; ``budget.price`` wins over all.
 
@@ -146,13 +137,14 @@ def hosting_of(config: RunConfig, scorer: ScorerCapabilities) -> Hosting | None:
     return Hosting(price, config.budget.hosting_hours, source, as_of)
 
 
-def closing_of(config: RunConfig) -> Closing | None:
-    """When the config's provider and model close, where that is announced."""
+def closing_of(config: RunConfig) -> dict[str, Any] | None:
+    """When the config's provider stops taking jobs (``no_new_jobs_from``, a date) and its models end (``models_end``, a
+    date or None), where that is announced."""
     provider = provider_of(config.backend.kind, config.backend.base_url)
     for entry in _table()["closings"]:
         named = entry["models"] == "all" or any(_is(config.backend.model, model) for model in entry["models"])
         if entry["backend"] == provider and named:
-            return Closing(entry["no_new_jobs_from"], entry["models_end"], f"{entry['source']}, {entry['as_of']}")
+            return dict(entry)
     return None
 
 

@@ -1,4 +1,4 @@
-"""How many tokens are trained on, and how many are sent and answered to measure one model."""
+"""How many tokens are trained on and how often, and how many are sent and answered to measure one model."""
 
 from __future__ import annotations
 
@@ -11,11 +11,12 @@ from ..data.tokenizers import Encode, EncodedExample, TiktokenTokenizer, tiktoke
 from ..errors import CapabilityError, DataError, DaunceError
 from ..providers.base import ScorerCapabilities, TrainerCapabilities, within_scope
 from ..providers.probe import tokens_of_test
-from .examples import bytes_refusals, context_of, left_out_notes, measured_refusals
+from ..providers.registry import capabilities_of
+from .examples import bytes_refusals, context_of, left_out_notes, listed, measured_refusals
 from .prices import provider_of
 
-_NAMED = 5
-"""Examples that a refusal names before it only counts."""
+EPOCHS = ("n_epochs", "epochs")
+"""Names of the hyperparameter, by provider."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,9 +71,8 @@ def count(
             again=(sum(_prompt(e, published) for e in again), len(again)),
         )
     encoded_train, encoded_test = encode(train), encode(test)
-    refusals = [
-        *_context_refusals(scorer.provider, scorer.max_context_tokens, (train, encoded_train), (test, encoded_test)),
-    ]
+    limit = scorer.max_context_tokens
+    refusals = list(_context_refusals(scorer.provider, limit, (train, encoded_train), (test, encoded_test)))
     about_jobs = list(_context_refusals(trainer.provider, _below(trainer, scorer), (train, encoded_train)))
     scoped_train, unmeasured = _scope(train, encoded_train, scorer)
     scoped_test, unmeasured_test = _scope(test, encoded_test, scorer)
@@ -203,6 +203,29 @@ def _scope(
 def _scope_refusals(refused: list[tuple[str, CapabilityError]]) -> list[DaunceError]:
     if not refused:
         return []
-    places = ", ".join(place for place, _ in refused[:_NAMED])
-    more = f" and {len(refused) - _NAMED:,} more" if len(refused) > _NAMED else ""
-    return [CapabilityError(f"{refused[0][1]} This concerns {places}{more}.")]
+    return [CapabilityError(f"{refused[0][1]} This concerns {listed([place for place, _ in refused])}.")]
+
+
+def epochs_of(config: RunConfig, n_examples: int, *, target: bool) -> tuple[int, str | None]:
+    """Epochs of a job on ``n_examples``, and what had to be assumed for it (None where nothing had to).
+
+    OpenAI's ``auto`` follows its cookbook's estimate: 3 epochs, more for fewer than 34 examples (up to 25), fewer
+    for more than 8,333.
+    """
+    given = config.training.of_target if target else config.training.hyperparameters
+    for name in EPOCHS:
+        value = given.get(name)
+        if isinstance(value, int | float) and value >= 1:
+            return int(value), None
+    if (own := capabilities_of(config)[0].epochs) is not None:
+        return own, None
+    epochs = 3
+    if provider_of(config.backend.kind, config.backend.base_url) == "openai":
+        if n_examples * 3 < 100:
+            epochs = max(1, min(25, 100 // max(n_examples, 1)))
+        elif n_examples * 3 > 25_000:
+            epochs = max(1, 25_000 // n_examples)
+    return epochs, (
+        f"the number of epochs is left to the provider and taken to be {epochs}; set training.hyperparameters.n_epochs "
+        "to be sure of the price"
+    )

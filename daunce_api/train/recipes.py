@@ -46,9 +46,7 @@ class Recipes:
     ) -> JobRequest:
         """The request for a member's job."""
         training = self._config.training
-        hyperparameters = training.hyperparameters
-        if member == TARGET and training.target_hyperparameters is not None:
-            hyperparameters = training.target_hyperparameters
+        hyperparameters = training.of_target if member == TARGET else training.hyperparameters
         named = f"{self._run_key}-{'target' if member == TARGET else f'm{member}'}"
         room = SUFFIX_CHARACTERS - len(named) - 1 if self._protocol >= 2 else None
         return JobRequest(

@@ -11,7 +11,7 @@ from worker_tasks import counts, ends, visible
 
 from daunce_api import RunConfig
 from daunce_api.errors import ConfigurationError, TrainingCancelledError
-from daunce_api.plan.epochs import epochs_of
+from daunce_api.plan.tokens import epochs_of
 from daunce_api.providers.local.engines import ProcessEngine, WorkerLostError, WorkerProcess
 from daunce_api.providers.local.memory import Limits
 from daunce_api.providers.local.options import options_of

@@ -74,7 +74,7 @@ def test_what_the_config_prices_is_not_old() -> None:
 def test_closing_dates_are_the_providers_own(kind: str, model: str, jobs: str, end: str | None) -> None:
     closing = closing_of(config(kind, model, base_url="https://x.openai.azure.com" if kind == "azure" else None))
     assert closing is not None
-    assert (closing.no_new_jobs_from, closing.models_end) == (jobs, end)
+    assert (closing["no_new_jobs_from"], closing["models_end"]) == (jobs, end)
 
 
 def test_open_models_at_azure_have_no_closing_date() -> None:

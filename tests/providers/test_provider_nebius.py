@@ -12,8 +12,8 @@ from urllib.parse import unquote, urlsplit
 import pytest
 from provider_support import BATCH, run_config, sequence, truth
 
-from daunce_api.plan.epochs import epochs_of
-from daunce_api.plan.refusals import trainer_refusals
+from daunce_api.plan.planning import trainer_refusals
+from daunce_api.plan.tokens import epochs_of
 from daunce_api.providers import nebius
 from daunce_api.providers.base import JobRequest, JobStatus, mark_of
 from daunce_api.providers.endpoint import Endpoint

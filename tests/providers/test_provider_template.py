@@ -30,7 +30,7 @@ from sdk_support import KEY, Service, httpx
 from daunce_api._util.clock import InstantClock
 from daunce_api.config import RunConfig
 from daunce_api.errors import AmbiguousSubmitError, RejectedError, StopError, UnknownJobsError
-from daunce_api.plan.refusals import trainer_refusals
+from daunce_api.plan.planning import trainer_refusals
 from daunce_api.providers import azure, embedded, nebius
 from daunce_api.providers.base import JobRequest, JobStatus, Listing, Trainer
 from daunce_api.providers.endpoint import Endpoint

@@ -17,7 +17,7 @@ from daunce_api import Dataset, Run, RunConfig
 from daunce_api.errors import BudgetError, CapabilityError, DataError, NotEnoughMembersError, ReplayError
 from daunce_api.plan.asking import generation_usd
 from daunce_api.plan.inputs import with_cap
-from daunce_api.plan.prices import Closing, Price
+from daunce_api.plan.prices import Price
 from daunce_api.providers.base import Generator
 from daunce_api.providers.registry import open_backend
 from daunce_api.providers.replay import record, replay
@@ -176,9 +176,8 @@ def test_members_whose_models_are_gone_do_not_answer(make_config: MakeConfig, se
 
 
 def test_asking_goes_on_after_the_provider_takes_no_jobs(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(
-        "daunce_api.plan.refusals.closing_of", lambda config: Closing("2020-01-01", "2020-01-02", "a notice")
-    )
+    notice = {"no_new_jobs_from": "2020-01-01", "models_end": "2020-01-02", "source": "a notice", "as_of": "2019"}
+    monkeypatch.setattr("daunce_api.plan.planning.closing_of", lambda config: notice)
     assert run.ask(chats("a")).focus == ("a",)
     assert Run.open(run.run_dir).execute().test.ids[-1] == "a"
     grown = run.config.model_copy(update={"ensemble": run.config.ensemble.model_copy(update={"members": 5})})

@@ -9,7 +9,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from daunce_api.attribution.export import write_table
+from daunce_api.attribution.score_files import write_table
 
 
 def table(measured: str) -> pd.DataFrame:
