@@ -13,7 +13,7 @@ from .attribution import Attribution
 from .attribution.from_store import Material, models_scored
 from .config import RunConfig
 from .core import SelfLDS
-from .store import FINAL, TARGET, RunStore
+from .store import FINAL, TARGET, RunStore, name_of
 
 _NAMED = 3
 """Failures that are named one by one."""
@@ -210,7 +210,7 @@ def status_of(
     attribution = groups[0] if groups else None
     last = {job.member: job for job in store.jobs.rows()}  # attempts are in order
     running = sum(job.status not in FINAL for member, job in last.items() if member != TARGET)
-    left_out, stop, times = store.jobs.left_out(), store.history.stop(), store.history.times()
+    left_out, stop = store.jobs.left_out(), store.history.stop()
     target = last.get(TARGET)
     return RunStatus(
         run_dir=str(config.run_dir),
@@ -233,21 +233,14 @@ def status_of(
         usd=store.ledger.spent() if material.priced else None,
         usd_by_purpose=store.ledger.spent_by_purpose(),
         max_usd=config.budget.max_usd,
-        started_at=times.started_at,
-        last_result_at=times.last_result_at,
-        busy_seconds=times.busy_seconds,
-        seconds=times.elapsed_seconds,
-        job_seconds=times.job_seconds,
+        **asdict(store.history.times()),
         self_lds=None if attribution is None else attribution.self_lds,
         noise=None if attribution is None else attribution.noise,
         measured=material.measured,
         censored=None if attribution is None else attribution.censored,
         estimator=None if attribution is None else attribution.choice.estimator.name,
         why=None if attribution is None else attribution.choice.why,
-        failures=tuple(
-            f"{'the target model' if member == TARGET else f'member {member}'}: {left.reason}"
-            for member, left in left_out.items()
-        ),
+        failures=tuple(f"{name_of(member)}: {reason}" for member, reason in left_out.items()),
         stopped="" if stop is None or len(scored) == material.ensemble.members else stop.reason,
         recent=tuple(
             f"{t.time} {t.subject}: {t.detail}"

@@ -34,6 +34,12 @@ def overwrite(path: Path, content: bytes) -> None:
             os.close(fd)
 
 
+def write(path: Path, content: str | bytes) -> None:
+    """Write a whole file by :func:`replacing`; texts are UTF-8."""
+    with replacing(path) as part:
+        part.write_bytes(content.encode() if isinstance(content, str) else content)
+
+
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
     """A file beside ``path`` to write to, which takes its place at the end: no reader ever sees half of it.

@@ -16,6 +16,7 @@ from tenacity import AsyncRetrying, RetryCallState, retry_if_exception_type
 
 from ..errors import DailyLimitError, TransientError
 from .clock import Clock, SystemClock
+from .text import duration
 
 LONGEST_RETRY_AFTER = 31 * 86_400.0
 """Seconds; no server means to be asked again later than that, so a larger ``Retry-After`` is taken for nonsense."""
@@ -172,24 +173,6 @@ def sane(retry_after: float | None) -> float | None:
     if retry_after is None or not math.isfinite(retry_after) or not 0 < retry_after <= LONGEST_RETRY_AFTER:
         return None
     return retry_after
-
-
-def duration(seconds: float) -> str:
-    """A duration for people.
-
-    Example:
-        >>> duration(1.0), duration(40.4), duration(600), duration(9000), duration(400_000)
-        ('1 second', '40 seconds', '10 minutes', '2.5 hours', '4.6 days')
-    """
-    if seconds < 120:
-        number, name = f"{seconds:.0f}", "second"
-    elif seconds < 7200:
-        number, name = f"{seconds / 60:.0f}", "minute"
-    elif seconds < 172_800:
-        number, name = f"{seconds / 3600:.1f}".removesuffix(".0"), "hour"
-    else:
-        number, name = f"{seconds / 86_400:.1f}".removesuffix(".0"), "day"
-    return f"{number} {name}{'' if number == '1' else 's'}"
 
 
 def _retry_after(state: RetryCallState) -> float | None:

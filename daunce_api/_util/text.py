@@ -92,18 +92,30 @@ def summarized(sentences: Sequence[str], example: int = 3) -> list[str]:
 
 
 def dollars(usd: float | None) -> str:
-    """An amount of money; what is not known is said to be unknown."""
-    return "unknown" if usd is None else f"${usd:,.2f}"
+    """An amount of money, below a dollar to a hundredth of a cent; what is not known is said to be unknown.
+
+    Example:
+        >>> dollars(1234.5), dollars(0.5), dollars(0.00123), dollars(None)
+        ('$1,234.50', '$0.50', '$0.0012', 'unknown')
+    """
+    if usd is None:
+        return "unknown"
+    return f"${usd:,.2f}" if usd >= 1 else "$" + f"{usd:.4f}".removesuffix("00")
 
 
 def duration(seconds: float) -> str:
-    """Hours, minutes or seconds, in the two largest units."""
+    """A duration for people, in the two largest units.
+
+    Example:
+        >>> duration(0.53), duration(40.4), duration(600), duration(9000), duration(400_000)
+        ('0.5 s', '40 s', '10 min', '2 h 30 min', '4 d 15 h')
+    """
     whole = round(seconds)
-    if whole >= 3600:
-        return f"{whole // 3600} h {whole % 3600 // 60} min"
-    if whole >= 60:
-        return f"{whole // 60} min {whole % 60} s"
-    return f"{seconds:.1f} s" if seconds < 10 else f"{whole} s"
+    for unit, name, smaller, smaller_name in ((86_400, "d", 3600, "h"), (3600, "h", 60, "min"), (60, "min", 1, "s")):
+        if whole >= unit:
+            rest = whole % unit // smaller
+            return f"{whole // unit} {name}" + (f" {rest} {smaller_name}" if rest else "")
+    return f"{whole} s" if seconds >= 10 else f"{seconds:.1f} s".replace(".0 s", " s")
 
 
 def _shown(character: str) -> str:

@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from .. import core
-from .._util.files import replacing
+from .._util.files import replacing, write
 from .._util.version import __version__
 from ..core.quality import Curve, Draws
 from ..errors import StoreError
@@ -87,8 +87,8 @@ def _kept(
     made = compute()
     if made is not None:
         known = dict([*known.items(), (digest, plain(made))][-_MOST:])
-        with suppress(StoreError), replacing(path) as part:
-            part.write_text(json.dumps(known, default=np.ndarray.tolist), encoding="utf-8")
+        with suppress(StoreError):
+            write(path, json.dumps(known, default=np.ndarray.tolist))
     return made
 
 

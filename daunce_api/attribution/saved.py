@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .. import core
-from .._util.files import replacing
+from .._util import files
 from ..data.dataset import Dataset
 from ..errors import ConfigurationError, StoreCorruptError
 from .labels import Side
@@ -36,10 +36,9 @@ Arrays = dict[str, NDArray[Any]]
 def write(folder: Path, attribution: Measurements) -> Path:
     """Write both files into a folder, and return it. Raises StoreError where that fails."""
     content, arrays = _contents_of(attribution)
-    with replacing(folder / ARRAYS_NAME) as part, part.open("wb") as file:
+    with files.replacing(folder / ARRAYS_NAME) as part, part.open("wb") as file:
         np.savez_compressed(file, allow_pickle=False, **arrays)
-    with replacing(folder / CONTENT_NAME) as part:
-        part.write_text(json.dumps({"format": FORMAT, **content}, ensure_ascii=True), encoding="utf-8")
+    files.write(folder / CONTENT_NAME, json.dumps({"format": FORMAT, **content}, ensure_ascii=True))
     return folder
 
 

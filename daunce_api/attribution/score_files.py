@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias, get_args
 import numpy as np
 from numpy.typing import NDArray
 
-from .._util.files import replacing
+from .._util.files import replacing, write
 from .._util.text import csv_cell
 from ..errors import ConfigurationError, DataError, MissingExtraError
 
@@ -55,14 +55,14 @@ def write_scores(path: Path, form: str, blocks: Blocks, train_ids: Sequence[str]
         MissingExtraError: ``parquet`` without pyarrow.
         StoreError: the file cannot be written.
     """
-    write: dict[str, Callable[..., None]] = {"npy": _npy, "csv": _csv, "parquet": _parquet, "bergson": _bergson}
-    if form not in write:
+    writers: dict[str, Callable[..., None]] = {"npy": _npy, "csv": _csv, "parquet": _parquet, "bergson": _bergson}
+    if form not in writers:
         raise ConfigurationError(
             f"Scores cannot be written as {form!r}; there are: {', '.join(get_args(ScoreFormat))}."
         )
     checked = _checked(blocks, len(train_ids), len(test_ids))
     first = next(checked)
-    write[form](path, first.dtype, chain([first], checked), train_ids, test_ids)
+    writers[form](path, first.dtype, chain([first], checked), train_ids, test_ids)
     return path
 
 
@@ -172,8 +172,7 @@ def _bergson(path: Path, dtype: np.dtype[Any], blocks: Iterator[NDArray[Any]], t
             "itemsize": 2 * width * columns,
         },
     }
-    with replacing(path / "info.json") as part:
-        part.write_text(json.dumps(info, indent=2))
+    write(path / "info.json", json.dumps(info, indent=2))
 
 
 def write_table(table: pd.DataFrame, form: TableFormat, output: Path | None) -> None:
@@ -204,8 +203,7 @@ def write_table(table: pd.DataFrame, form: TableFormat, output: Path | None) -> 
     if output is None:
         sys.stdout.write(text)
     else:
-        with replacing(output) as part:
-            part.write_text(text, encoding="utf-8")
+        write(output, text)
 
 
 def _table_csv(table: pd.DataFrame) -> str:

@@ -6,11 +6,12 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TypeVar, overload
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
+from .._util.lazy import LazySequence
 from ..data.tokenizers import EncodedExample, Tokenizer
 from ..store import Ids, RunStore
 
@@ -55,8 +56,8 @@ def stored_tokens(
     return _StoredTable(run_dir, members, ids, _Lazy(len(examples), pieces))
 
 
-class _Lazy(Sequence[T]):
-    """Items that are made when they are looked at."""
+class _Lazy(LazySequence[T]):
+    """Items that a function makes."""
 
     def __init__(self, count: int, make: Callable[[int], T]) -> None:
         self._count, self._make = count, make
@@ -64,13 +65,8 @@ class _Lazy(Sequence[T]):
     def __len__(self) -> int:
         return self._count
 
-    @overload
-    def __getitem__(self, at: int) -> T: ...
-    @overload
-    def __getitem__(self, at: slice) -> Sequence[T]: ...
-    def __getitem__(self, at: int | slice) -> T | Sequence[T]:
-        places = range(self._count)[at]
-        return self._make(places) if isinstance(places, int) else [self._make(i) for i in places]
+    def item(self, position: int) -> T:
+        return self._make(position)
 
 
 class _StoredTable(TokenTable):

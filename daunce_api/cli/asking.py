@@ -64,7 +64,8 @@ def ask(
         raise ConfigurationError("--wanted and --unwanted exclude each other.")
     job = Run.open(run)
     if remove:
-        _nothing_else(questions, prompt, messages)
+        if any(other is not None for other in (questions, prompt, messages)):
+            raise ConfigurationError("--remove goes with no question.")
         job.remove(remove)
         removed = f"Removed {', '.join(remove)} from the tables. The scores are kept; asking again shows them again."
         show(as_json, {"removed": remove, "questions": job.test.ids}, lambda: terminal.say(removed))
@@ -93,11 +94,6 @@ def ask(
     _warn_of_few(attribution, as_json)
 
 
-def _nothing_else(*others: object) -> None:
-    if any(other is not None for other in others):
-        raise ConfigurationError("--remove goes with no question.")
-
-
 def _turns(
     file: Path | None, prompt: str | None, answer: str | None, system: str | None, messages: Path | None
 ) -> list[dict[str, Any]]:
@@ -117,7 +113,9 @@ def _turns(
 
 
 def _messages(path: Path) -> list[dict[str, Any]]:
-    raw = sys.stdin.buffer.read(MAX_INPUT_BYTES) if str(path) == "-" else _bytes(path)
+    from ..data.files import read_bytes
+
+    raw = sys.stdin.buffer.read(MAX_INPUT_BYTES) if str(path) == "-" else read_bytes(path)
     try:
         content = json.loads(raw)
     except (ValueError, RecursionError) as error:
@@ -126,14 +124,6 @@ def _messages(path: Path) -> list[dict[str, Any]]:
     if not isinstance(turns, list) or not turns or not all(isinstance(turn, dict) for turn in turns):
         raise DataError(f"{path} must hold a list of chat messages ({{role, content}}).")
     return turns
-
-
-def _bytes(path: Path) -> bytes:
-    try:
-        with path.open("rb") as file:
-            return file.read(MAX_INPUT_BYTES)
-    except (OSError, ValueError) as error:
-        raise DataError(f"{path} cannot be read: {getattr(error, 'strerror', None) or error}.") from error
 
 
 def _from_file(path: Path) -> Dataset:

@@ -14,7 +14,7 @@ import typer
 from typer.core import TyperCommand
 
 from .._util.exhausted import exhausted
-from .._util.text import terminal_text
+from .._util.text import dollars, terminal_text
 from .._util.version import __version__
 from ..errors import ConfigurationError, DaunceError, StoreError
 from . import terminal
@@ -70,6 +70,15 @@ RunArgument = Annotated[
         show_default=False,
     ),
 ]
+
+
+def file_named(path: Path | None) -> Path | None:
+    """The file of ``--output``: ``-``, which stands for standard output elsewhere, would be a file of that name."""
+    if path == Path("-"):
+        raise ConfigurationError("--output takes the name of a file, and - is none: /dev/stdout is standard output.")
+    return path
+
+
 JsonOption = Annotated[bool, typer.Option("--json", help="print one JSON object on standard output, nothing else")]
 MaxUsdOption = Annotated[
     float | None, typer.Option("--max-usd", help="budget.max_usd for this command; recorded with the run")
@@ -128,8 +137,7 @@ def confirm_price(what: str, *usd: float | None, bound: bool = False) -> None:
     """Ask whether to continue with what costs money, all prices together: "WHAT for about $2.10?"; a ``bound`` is "at
     most"."""
     known = [price for price in usd if price is not None]
-    total = sum(known)
-    amount = f"{'at most' if bound else 'about'} ${total:,.{2 if total >= 1 else 4}f}"
+    amount = f"{'at most' if bound else 'about'} {dollars(sum(known))}"
     confirm(f"{what} for {amount if len(known) == len(usd) else 'an unknown price'}?")
 
 

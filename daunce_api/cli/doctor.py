@@ -23,6 +23,7 @@ from ..errors import (
     RejectedError,
     StoreError,
 )
+from ..plan.prices import MILLION, prices_of
 from ..providers.base import (
     Deferred,
     Listing,
@@ -40,7 +41,6 @@ from ..providers.registry import Backend, capabilities_of, open_backend
 from ..store import RunStore
 from ..store.lock import RunLock
 from ..store.run import LOCK_NAME
-from .allowance import price_of_look
 from .findings import Check, Findings
 from .noise import BURST, REPEATS, RETRIES, burst, noise, patient
 from .train_one import TinyJob, tiny_job, train_one
@@ -48,31 +48,39 @@ from .train_one import TinyJob, tiny_job, train_one
 if TYPE_CHECKING:
     from ..run import Run
 
-__all__ = ["Check", "Findings", "examine", "examine_backend", "examine_run", "fine_tunes_of", "tiny_job"]
+__all__ = ["Check", "Findings", "examine", "examine_backend", "fine_tunes_of", "tiny_job"]
 
+PROBE_REQUESTS, PROBE_OUTPUT = 12, 128
+"""Most requests of an endpoint's own test of two models, and tokens that they generate."""
 SAME = 1e-3
 """Largest difference (nats) between an example alone and in a batch that counts as rounding."""
 
 
 def examine(run: Run, *, tiny: TinyJob | None = None) -> Findings:
-    """Look at the endpoint of a run's config; see :func:`examine_run`."""
-    return run_blocking(examine_run(run, tiny=tiny))
-
-
-def price_of(run: Run) -> float | None:
-    """Dollars that :func:`examine` costs at most; None where the price of tokens is not known."""
-    _, scorer = capabilities_of(run.config)
-    if scorer.tried_on == "nothing":
-        return 0.0
-    burst = min(BURST, scorer.max_concurrent_requests)
-    return price_of_look(run.config, _short_examples(run, Findings()), RETRIES.attempts * REPEATS + burst)
-
-
-async def examine_run(run: Run, *, tiny: TinyJob | None = None) -> Findings:
     """What the configured endpoints can do. Costs a few requests, and trains nothing but the ``tiny`` job, if any.
 
     Problems of the endpoint are findings; only an unusable config raises (ConfigurationError, MissingExtraError).
     """
+    return run_blocking(_examine(run, tiny))
+
+
+def price_of(run: Run) -> float | None:
+    """Dollars that :func:`examine` costs at most: requests for the first example, one for all together, and the
+    endpoint's own test. None where the price of tokens is not known."""
+    _, scorer = capabilities_of(run.config)
+    examples = [] if scorer.tried_on == "nothing" else _short_examples(run, Findings())
+    if not examples:
+        return 0.0
+    repeats, (_, price) = RETRIES.attempts * REPEATS + min(BURST, scorer.max_concurrent_requests), prices_of(run.config)
+    if price.input is None or price.output is None:
+        return None
+    sent = (repeats + PROBE_REQUESTS) * len(examples[0].ids) + sum(len(e.ids) for e in examples)
+    answered = PROBE_OUTPUT + (repeats + len(examples) if scorer.scope != "any" else 0)
+    # Single requests are sent at full price, whatever a run's batches cost.
+    return (sent * price.input + answered * price.output) / MILLION
+
+
+async def _examine(run: Run, tiny: TinyJob | None) -> Findings:
     findings = Findings()
     trainer, scorer = capabilities_of(run.config)
     jobs = trainer.workers or trainer.max_concurrent_jobs

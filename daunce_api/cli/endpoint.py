@@ -1,13 +1,17 @@
-"""Commands about the other side: what an endpoint can do, and an endpoint of one's own."""
+"""Commands about the other side: what an endpoint can do, what looking may cost, and an endpoint of one's own."""
 
 from __future__ import annotations
 
+import json
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated, Literal
 
 import typer
 
-from ..errors import ProviderError
+from .._util.files import writing
+from .._util.text import dollars
+from ..errors import BudgetError, ProviderError, StoreError
 from . import terminal
 from .common import ENDPOINT, ConfigArgument, JsonOption, YesOption, command, confirm_price, show
 
@@ -66,7 +70,6 @@ def doctor(
     """
     from ..providers.registry import check_keys
     from ..run import Run
-    from .allowance import Allowance
     from .doctor import examine, price_of, tiny_job
 
     run = Run.create(config)
@@ -86,3 +89,39 @@ def doctor(
     show(as_json, content, lambda: terminal.say(findings.text()))
     if not findings.ok:
         raise typer.Exit(ProviderError.exit_code)
+
+
+class Allowance:
+    """``CONFIG.doctor.jsonl``: a line a look, with the time and the dollars that it may have cost."""
+
+    def __init__(self, config: Path) -> None:
+        self.path = config.with_name(config.name + ".doctor.jsonl")
+
+    def spent(self) -> float:
+        """Dollars of all looks so far. Raises StoreError where the ledger is damaged."""
+        try:
+            lines = self.path.read_text(encoding="utf-8").splitlines()
+        except FileNotFoundError:
+            return 0.0
+        except (OSError, UnicodeDecodeError) as error:
+            raise StoreError(f"{self.path} cannot be read. Nothing was sent. Repair or delete it.") from error
+        try:
+            return sum(float(json.loads(line)["usd"]) for line in lines)
+        except (ValueError, KeyError, TypeError) as error:
+            raise StoreError(f"{self.path} is damaged. Nothing was sent. Repair or delete it.") from error
+
+    def check(self, usd: float, max_usd: float) -> None:
+        """Raises BudgetError where a look of this price would exceed the cap together with the earlier ones."""
+        spent = self.spent()
+        if spent + usd > max_usd:
+            raise BudgetError(
+                f"a look at the endpoint costs up to {dollars(usd)}, and {dollars(spent)} of the {dollars(max_usd)} "
+                f"that `daunce doctor` may spend on this config are used ({self.path}). Nothing was sent. Raise "
+                "--max-usd."
+            )
+
+    def book(self, usd: float) -> None:
+        """Write a look down before anything is sent. Raises StoreError where that cannot be done."""
+        line = json.dumps({"time": datetime.now(UTC).isoformat(timespec="seconds"), "usd": usd})
+        with writing(self.path), self.path.open("a", encoding="utf-8") as file:
+            file.write(line + "\n")

@@ -107,10 +107,7 @@ def _show(proposal: Proposal, folder: str, following: str) -> None:
         return
     terminal.sentence(f"Take out {count:,} of {total:,} training examples ({proposal.reason})", style="bold")
     scale = terminal.Scale(g.effect for g in proposal.removed)
-    view = Table(box=None, pad_edge=False, header_style="dim", padding=(0, 1), expand=True, show_edge=False)
-    for name in ("", f"effect{scale.unit}", "z"):
-        view.add_column(name, justify="right", no_wrap=True)
-    view.add_column("training example", ratio=1, no_wrap=True, overflow="ellipsis")
+    view = terminal.grid("", f"effect{scale.unit}", "z", text="training example")
     for rank, group in enumerate(proposal.removed[:_SHOWN], start=1):
         example = proposal.attribution.train[group.positions[0]]
         shown = conversation(example)

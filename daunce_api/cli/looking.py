@@ -11,7 +11,7 @@ import typer
 
 from ..errors import ConfigurationError
 from . import terminal
-from .common import HERE, LOOK, JsonOption, RunArgument, YesOption, command, confirm_price, show
+from .common import HERE, LOOK, JsonOption, RunArgument, YesOption, command, confirm_price, file_named, show
 
 if TYPE_CHECKING:
     from ..evaluation.table import Table
@@ -63,7 +63,7 @@ def top(
     ] = None,
     estimator: EstimatorOption = None,
     form: Annotated[TableFormat, typer.Option("--format", help="how to print")] = "table",
-    output: Annotated[Path | None, typer.Option(help="write to this file")] = None,
+    output: Annotated[Path | None, typer.Option(help="write to this file", callback=file_named)] = None,
     as_json: JsonOption = False,
 ) -> None:
     """The training examples behind one answer, ranked; positive scores made the answer more likely.
@@ -103,7 +103,10 @@ def export(
     run: RunArgument = HERE,
     form: Annotated[ExportFormat, typer.Option("--format", help="what to write")] = "csv",
     output: Annotated[
-        Path | None, typer.Option(help="file, for bergson a folder; default: in RUN/export, named by the format")
+        Path | None,
+        typer.Option(
+            help="file, for bergson a folder; default: in RUN/export, named by the format", callback=file_named
+        ),
     ] = None,
     estimator: EstimatorOption = None,
     seeds: Annotated[
@@ -148,7 +151,7 @@ def export(
 @command(LOOK)
 def report(
     run: RunArgument = HERE,
-    output: Annotated[Path | None, typer.Option(help="default: RUN/report.html")] = None,
+    output: Annotated[Path | None, typer.Option(help="default: RUN/report.html", callback=file_named)] = None,
     as_json: JsonOption = False,
 ) -> None:
     """Write one HTML file that explains every answer; it opens from disk and needs no network.

@@ -32,9 +32,7 @@ async def noise(scorer: Scorer, model: str, example: EncodedExample, findings: F
         answers += await patient(lambda: scorer.score(model, [example]))
         seconds.append(time.perf_counter() - start)
     findings.seconds_per_request = statistics.median(seconds)
-    values = [a.logprobs for a in answers]
-    losses = [-statistics.fmean(v) for v in values]
-    loss = statistics.fmean(losses)
+    loss = statistics.fmean(-statistics.fmean(answer.logprobs) for answer in answers)
     if any(a.any_censored for a in answers):
         findings.add(
             "log-probabilities",
@@ -46,8 +44,7 @@ async def noise(scorer: Scorer, model: str, example: EncodedExample, findings: F
             "reports the rate), use an endpoint with echo."
         )
         return answers[0]
-    findings.sigma_token = max(statistics.stdev(column) for column in zip(*values, strict=True))
-    findings.sigma_example = statistics.stdev(losses)
+    findings.sigma_token, findings.sigma_example = _sigmas(answers)
     tokens = f"{len(example.targets)} of {len(example.ids)} tokens"
     findings.add("log-probabilities", True, f"{tokens} of a short example, loss {loss:.3f} nats per token")
     findings.add(
@@ -98,9 +95,7 @@ def _noise_in_company(answers: Sequence[TokenScores], findings: Findings) -> Non
     """Add the noise of one example over requests that were sent together, where it was measured alone before."""
     if findings.sigma_example is None or len(answers) < 3 or any(a.any_censored for a in answers):
         return
-    values = [a.logprobs for a in answers]
-    token = max(statistics.stdev(column) for column in zip(*values, strict=True))
-    example = statistics.stdev([statistics.fmean(v) for v in values])
+    token, example = _sigmas(answers)
     findings.add(
         "noise in company",
         True,
@@ -114,6 +109,13 @@ def _noise_in_company(answers: Sequence[TokenScores], findings: Findings) -> Non
             "this endpoint is noisy. Prefer ensemble.start_from: base with subset_ratio .3 to .5 and a larger learning "
             "rate over many weak members, and keep scoring.noise_probe on: the estimators use the measured noise."
         )
+
+
+def _sigmas(answers: Sequence[TokenScores]) -> tuple[float, float]:
+    """Standard deviations over answers: of the noisiest token, and of the loss."""
+    values = [answer.logprobs for answer in answers]
+    token = max(statistics.stdev(column) for column in zip(*values, strict=True))
+    return token, statistics.stdev([statistics.fmean(v) for v in values])
 
 
 async def patient(request: Callable[[], Awaitable[Answer]]) -> Answer:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -155,9 +156,7 @@ def cancel(run: RunArgument = HERE, as_json: JsonOption = False) -> None:
     from ..score.cleaning import cancel_run
 
     report = cancel_run(run)
-    content = {"cancelled": report.cancelled, "already_final": report.already_final, "kept": report.kept}
-    content["unknown"] = report.unknown
-    show(as_json, content, lambda: terminal.cancelled(report))
+    show(as_json, asdict(report), lambda: terminal.cancelled(report))
 
 
 @command(MAKE)
@@ -175,14 +174,7 @@ def clean(run: RunArgument = HERE, yes: YesOption = False, as_json: JsonOption =
     if not yes:
         confirm(f"Delete the remote files and models of {name}? Scores stay, the models are gone.")
     report = clean_run(run)
-    content = {
-        "models": report.models,
-        "files": report.files,
-        "unloaded": report.unloaded,
-        "kept": report.kept,
-        "unknown": report.unknown,
-    }
-    show(as_json, content, lambda: terminal.cleaned(report))
+    show(as_json, asdict(report), lambda: terminal.cleaned(report))
 
 
 @command(MAKE)

@@ -8,16 +8,14 @@ from __future__ import annotations
 import math
 import re
 import textwrap
-import threading
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
 from rich.cells import cell_len
 from rich.console import Console
-from rich.progress import BarColumn, TextColumn, TimeElapsedColumn
+from rich.progress import BarColumn, ProgressColumn, Task, TextColumn, TimeElapsedColumn
 from rich.progress import Progress as RichProgress
 from rich.table import Table
 from rich.text import Text
@@ -88,6 +86,17 @@ def error(message: str) -> None:
         err.print(Text.assemble((lines[0][:7], "bold red"), "\n".join([lines[0][7:], *lines[1:]])))
 
 
+class _TimeLeft(ProgressColumn):
+    """How long the rest takes, by what is done; rich draws it again by itself."""
+
+    def __init__(self, left: Callable[[int], str]) -> None:
+        super().__init__()
+        self._left = left
+
+    def render(self, task: Task) -> Text:
+        return Text(self._left(int(task.completed)))
+
+
 class Progress:
     """One line: how many members are trained and scored, and about how long the rest takes.
 
@@ -102,35 +111,26 @@ class Progress:
             TextColumn("{task.description}", markup=False),
             BarColumn(bar_width=None),
             TimeElapsedColumn(),
-            TextColumn("{task.fields[left]}", markup=False),
+            _TimeLeft(self._left),
             console=err,
             disable=quiet,
             transient=True,
             expand=True,
         )
         self._members, self._first_guess = members, first_guess
-        self._bar = self._bars.add_task("starting", total=2 * members, left="")
+        self._bar = self._bars.add_task("starting", total=2 * members)
         self._quiet = quiet
         self._done: set[int] = set()
         self._ready: set[int] = set()
         self._begun = time.monotonic()
         self._before: int | None = None
-        self._ticking = threading.Event()
-        self._ticker = threading.Thread(target=self._tick, daemon=True)
 
     def __enter__(self) -> Self:
         self._bars.start()
         self._draw()
-        if not self._quiet:
-            self._ticker.start()
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._ticking.set()
-        if self._ticker.is_alive():
-            self._ticker.join()
+    def __exit__(self, *_: object) -> None:
         self._bars.stop()
 
     def event(self, event: Event) -> None:
@@ -150,16 +150,12 @@ class Progress:
             self._ready.add(member)
         self._draw()
 
-    def _tick(self) -> None:
-        while not self._ticking.wait(1.0):
-            self._draw()
-
     def _draw(self) -> None:
         steps = len(self._ready) + len(self._done)
         said = f"trained {len(self._ready)} of {self._members}, scored {len(self._done)}" if steps else "starting"
         if self._first_guess is not None and not steps:
             said = "training the first members"
-        self._bars.update(self._bar, completed=steps, description=said, left=self._left(steps))
+        self._bars.update(self._bar, completed=steps, description=said)
 
     def _left(self, steps: int) -> str:
         """About how long it still takes, by the pace of this call."""
@@ -267,6 +263,16 @@ def rankings(attribution: Attribution, tables: Mapping[str, pd.DataFrame], *, te
     footer(attribution, estimator=str(table.attrs.get("estimator", "")), fdr=fdr)
 
 
+def grid(*numbers: str, text: str = "") -> Table:
+    """A table without lines: columns of numbers by their headings, then one of texts, which takes the room there is."""
+    view = Table(box=None, pad_edge=False, header_style="dim", padding=(0, 1), expand=bool(text))
+    for name in numbers:
+        view.add_column(name, justify="right", no_wrap=True)
+    if text:
+        view.add_column(text, ratio=1, no_wrap=True, overflow="ellipsis")
+    return view
+
+
 def answer(attribution: Attribution, test: str) -> None:
     """The answer that is explained, its question, and its id."""
     from ..attribution.texts import conversation
@@ -291,11 +297,7 @@ def ranked(attribution: Attribution, table: pd.DataFrame) -> None:
     train = attribution.train
     examples = [conversation(train[train.position(str(row["id"]))]) for row in rows]
     systems = {example.system for example in (*examples, *map(conversation, attribution.test))}
-    view = Table(box=None, pad_edge=False, header_style="dim", padding=(0, 1), expand=True, show_edge=False)
-    view.add_column("", justify="right", no_wrap=True)
-    view.add_column(f"score{scale.unit}", justify="right", no_wrap=True)
-    view.add_column("95 % interval" if correlation else "± 95 %", justify="right", no_wrap=True)
-    view.add_column("training example", ratio=1, no_wrap=True, overflow="ellipsis")
+    view = grid("", f"score{scale.unit}", "95 % interval" if correlation else "± 95 %", text="training example")
     numbers = [
         (
             scale.number(row["score"]),
@@ -325,9 +327,7 @@ def ranked(attribution: Attribution, table: pd.DataFrame) -> None:
 def _groups(table: pd.DataFrame) -> None:
     rows = table.to_dict("records")
     scale = Scale(v for row in rows for v in (row["score"], row["low"], row["high"]))
-    view = Table(box=None, pad_edge=False, header_style="dim")
-    for name in ("", f"score{scale.unit}", "± 95 %"):
-        view.add_column(name, justify="right", no_wrap=True)
+    view = grid("", f"score{scale.unit}", "± 95 %")
     name = "source" if "source" in table else "group"
     view.add_column(name, no_wrap=True)
     view.add_column("examples", justify="right", no_wrap=True)
@@ -368,8 +368,7 @@ def cancelled(report: CancelReport) -> None:
         out.print(Text(f"Cancelled {len(report.cancelled)} jobs; {len(report.already_final)} had ended before."))
     else:
         out.print(Text("No job was going on."))
-    _kept(report.kept)
-    _unknown(report.unknown)
+    _left(report)
 
 
 def cleaned(report: CleanReport) -> None:
@@ -377,15 +376,11 @@ def cleaned(report: CleanReport) -> None:
     out.print(Text(f"Deleted {len(report.models)} models and {len(report.files)} files."))
     if report.unloaded:
         out.print(Text(f"Took {len(report.unloaded)} models off the scoring server."))
-    _kept(report.kept)
-    _unknown(report.unknown)
+    _left(report)
 
 
-def _unknown(jobs: dict[str, str]) -> None:
-    for job, state in jobs.items():
-        out.print(Text.assemble(("job   ", "yellow"), terminal_text(f"{job}: {state}")))
-
-
-def _kept(kept: dict[str, str]) -> None:
-    for subject, why in kept.items():
-        out.print(Text.assemble(("kept  ", "yellow"), terminal_text(f"{subject}: {why}")))
+def _left(report: CancelReport | CleanReport) -> None:
+    """What stays at the provider, and why."""
+    for mark, states in (("kept  ", report.kept), ("job   ", report.unknown)):
+        for subject, why in states.items():
+            out.print(Text.assemble((mark, "yellow"), terminal_text(f"{subject}: {why}")))

@@ -8,28 +8,30 @@ the provider bills for a job of known examples tells.
 from __future__ import annotations
 
 import hashlib
+import shutil
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING
 
-from .._util.clock import Clock, SystemClock
-from .._util.retry import Retrier, RetryPolicy
+from .._util.clock import Clock
+from .._util.retry import RetryPolicy
 from ..data.tokenizers import EncodedExample
-from ..errors import AmbiguousSubmitError, ProviderError
+from ..errors import ProviderError
 from ..plan.prices import MILLION, prices_of
 from ..plan.tokens import EPOCHS, count
-from ..providers.base import Job, JobRequest, JobStatus, Trainer
+from ..providers.base import Job, JobRequest, JobStatus
 from ..providers.probe import probe_model
 from ..providers.registry import Backend, capabilities_of
+from ..store import FINAL, INTENT, RunStore
+from ..train import JobClient, clean_up
+from ..train.patient import PollPolicy
 from .findings import Findings
 
 if TYPE_CHECKING:
     from ..run import Run
 
 RETRIES = RetryPolicy(first=2.0, longest=30.0, attempts=6, total=300.0)
-POLL_SECONDS, LONGEST = 10.0, 7200.0
-"""Between two looks at the job, and until it is cancelled."""
-LISTING_SECONDS = 15.0
-"""How long a new job may be missing from a list, where the provider does not say."""
+POLLS = PollPolicy(first=10.0, longest=10.0, job_timeout=7200.0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,76 +62,50 @@ async def train_one(
 ) -> None:
     """Train it, compare what is billed with what is counted, test the scorer with the model, and delete both.
 
-    What fails is a finding. The job carries a key of its content, so that an interrupted look finds it again.
+    What fails is a finding. The job has a small run folder of its own beside the config's, so that a look that was
+    interrupted goes on with it; the folder is deleted at the end.
     """
-    trainer, retry = backend.trainer, Retrier(RETRIES, clock or SystemClock())
     content = run.train.training_file(job.positions, run.config.data.loss_on)
     mark = hashlib.sha256(content + repr(sorted(job.hyperparameters.items())).encode()).hexdigest()[:12]
-    name = f"daunce-doctor-{mark}.jsonl"
-    file_id = model = None
-    try:
-        file_id = await retry(lambda: trainer.find_file(name, len(content)), "look for the file")
-        if file_id is None:
-            file_id = await retry(lambda: trainer.upload(name, content), "upload the file")
+    folder, base = run.run_dir.with_name(f"{run.run_dir.name}.doctor-{mark}"), run.config.backend.model
+    with RunStore.create_or_open(folder, run.manifest(), run_key=f"doctor{mark}") as store:
+        client = JobClient(backend.trainer, store, clock=clock, retries=RETRIES, polls=POLLS)
+        try:
+            ended = await _ended(client, base, content, job)
+            if ended.status is JobStatus.SUCCEEDED and ended.model is not None:
+                compare_tokens(ended.trained_tokens, job.tokens, len(job.positions), findings)
+                test = partial(probe_model, backend.scorer, ended.model, example, base=base)
+                report = await client.repeat(test, f"test {ended.model}")
+                if report is not None:
+                    findings.add("fine-tune's alignment", True if report.checked else None, report.detail)
+            else:
+                findings.add("tiny job", False, f"job {ended.id} is {ended.status}: {ended.error}")
+        except ProviderError as error:
+            findings.add("tiny job", False, str(error))
+        finally:
+            for what, why in (await clean_up(client)).kept.items():
+                advice = "delete it there when it is no longer needed"
+                findings.add("left at the provider", None, f"{what}: {why}; {advice}")
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+async def _ended(client: JobClient, base: str, content: bytes, job: TinyJob) -> Job:
+    """The job at its end: that of an earlier look where one was interrupted."""
+    rows = client.store.jobs.rows(0)
+    if rows and rows[-1].status == INTENT:
+        await client.resubmit(rows[-1])
+    elif not rows or rows[-1].status in FINAL:
+        attempt = len(rows) + 1
         request = JobRequest(
-            key=f"doctor{mark}-m0-a1",
-            model=run.config.backend.model,
-            file_id=file_id,
+            key=f"{client.store.run_key}-m0-a{attempt}",
+            model=base,
+            file_id=await client.files.id_of(content, verify=True),
             seed=0,
             hyperparameters=job.hyperparameters,
             suffix="daunce-doctor",
         )
-        ended = await _ended(trainer, request, retry, clock or SystemClock())
-        model = ended.model
-        if ended.status is not JobStatus.SUCCEEDED or model is None:
-            findings.add("tiny job", False, f"job {ended.id} is {ended.status}: {ended.error or 'it has no model'}")
-            return
-        compare_tokens(ended.trained_tokens, job.tokens, len(job.positions), findings)
-        base, tested = run.config.backend.model, model
-        report = await retry(lambda: probe_model(backend.scorer, tested, example, base=base), f"test {model}")
-        if report is not None:
-            findings.add("fine-tune's alignment", True if report.checked else None, report.detail)
-    except ProviderError as error:
-        findings.add("tiny job", False, str(error))
-    finally:
-        await _delete(trainer, model, file_id, findings)
-
-
-async def _ended(trainer: Trainer, request: JobRequest, retry: Retrier, clock: Clock) -> Job:
-    """The job once it is final and has its model; it is submitted once, and looked for before that."""
-
-    async def submitted() -> Job:
-        known = await trainer.find_job(request.key)
-        return known if known is not None else await trainer.submit(request)
-
-    try:
-        job = await retry(submitted, "submit the tiny job")
-    except AmbiguousSubmitError:
-        await clock.sleep(trainer.capabilities.listing_lag_seconds or LISTING_SECONDS)
-        found = await retry(lambda: trainer.find_job(request.key), "look for the tiny job")
-        if found is None:
-            raise
-        job = found
-    begun, job_id = clock.now(), job.id
-    while not job.status.final or (job.status is JobStatus.SUCCEEDED and job.model is None):
-        if clock.now() - begun > LONGEST:
-            if job.status.final:
-                return job
-            return await retry(lambda: trainer.cancel(job_id), "cancel the tiny job")
-        await clock.sleep(POLL_SECONDS)
-        job = await retry(lambda: trainer.get(job_id), "look at the tiny job")
-    return job
-
-
-async def _delete(trainer: Trainer, model: str | None, file_id: str | None, findings: Findings) -> None:
-    """Delete what the job left; what stays is named."""
-    try:
-        if model is not None and not await trainer.delete_model(model):
-            findings.add("left at the provider", None, f"model {model}: delete it there when it is no longer needed")
-        if file_id is not None and not await trainer.delete_file(file_id):
-            findings.add("left at the provider", None, f"file {file_id}: delete it there when it is no longer needed")
-    except ProviderError as error:
-        findings.add("left at the provider", None, f"model {model}, file {file_id}: {error}")
+        await client.submit(request, 0, attempt)
+    return await client.watch(client.store.jobs.rows(0)[-1])
 
 
 def compare_tokens(billed: int | None, counted: int, examples: int, findings: Findings) -> None:

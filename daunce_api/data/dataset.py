@@ -12,16 +12,18 @@ import json
 import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, overload
+from typing import TYPE_CHECKING, Any
 
-from .._util.files import replacing
+from .._util.files import write
+from .._util.lazy import LazySequence
 from ..errors import DataError
 from .dialects import CHAT, Dialect, converted, recognise
 from .example import Example, LossOn, Message, Verdict
 from .files import Rows, parse_lines, read_bytes, read_rows
 from .records import CHAT_FIELDS, ROLES, record_of_row, record_problems, text_only, unknown_fields
-from .unfolding import unfolded
+from .turns import unfolded
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -36,7 +38,7 @@ _NAMED = 5
 """Places that a problem or note names before it only counts."""
 
 
-class Dataset(Sequence[Example]):
+class Dataset(LazySequence[Example]):
     """An immutable sequence of examples with unique ids.
 
     ``name`` is used in messages, ``warnings`` lists what was noticed and kept (duplicates, unknown fields), and
@@ -81,12 +83,9 @@ class Dataset(Sequence[Example]):
         """``file:line`` of an example, for messages."""
         return f"{self.name}:{self._examples[position].line or position + 1}"
 
-    @overload
-    def __getitem__(self, index: int) -> Example: ...
-    @overload
-    def __getitem__(self, index: slice) -> tuple[Example, ...]: ...
-    def __getitem__(self, index: int | slice) -> Example | tuple[Example, ...]:
-        return self._examples[index]
+    def item(self, position: int) -> Example:
+        """One example."""
+        return self._examples[position]
 
     def __len__(self) -> int:
         return len(self._examples)
@@ -143,8 +142,7 @@ class Dataset(Sequence[Example]):
         """Write the examples, ids and sources included, so that :meth:`from_jsonl` gives a data set of the same
         digest. What is there is replaced once the new file is whole. Raises StoreError where that fails."""
         lines = (json.dumps(e.to_record(), ensure_ascii=False, separators=(",", ":")) + "\n" for e in self)
-        with replacing(Path(path)) as part:
-            part.write_text("".join(lines), encoding="utf-8")
+        write(Path(path), "".join(lines))
 
     @classmethod
     def from_file(cls, path: str | Path, columns: Mapping[str, str] | None = None) -> Dataset:
@@ -238,8 +236,7 @@ class Dataset(Sequence[Example]):
         warnings: Iterable[str] = (),
         dialect: Dialect = CHAT,
     ) -> Dataset:
-        found = list(problems)
-        notes = list(warnings)
+        found, notes = list(problems), list(warnings)
         contents: dict[str, int] = {}
         copies: Counter[str] = Counter()
         duplicates: list[tuple[int, int]] = []
@@ -247,24 +244,20 @@ class Dataset(Sequence[Example]):
         taken: dict[str, int] = {}
         kept: list[tuple[int, Mapping[str, Any]]] = []
         for line, record in records:
-            problems_here = record_problems(record)
-            found += [(line, problem) for problem in problems_here]
-            if problems_here:
+            if problems_here := record_problems(record):
+                found += [(line, problem) for problem in problems_here]
                 continue
             kept.append((line, record))
-            if record.get("id") is not None:
-                first = taken.setdefault(str(record["id"]), line)
-                if first != line:
-                    found.append((line, f"id {str(record['id'])!r} is also used by {name}:{first}"))
+            if record.get("id") is not None and (first := taken.setdefault(str(record["id"]), line)) != line:
+                found.append((line, f"id {str(record['id'])!r} is also used by {name}:{first}"))
         if found:
             raise _error(name, _places(name, found, len(records) + len(problems)))
         examples: list[Example] = []
         verdicts: dict[str, Verdict] = {}
         for line, record in kept:
-            for key in unknown_fields(record):
+            no_value = ["source"] if isinstance(record.get("source"), Mapping | list | tuple) else []
+            for key in (*unknown_fields(record), *no_value):
                 unknown.setdefault(key, []).append(line)
-            if isinstance(record.get("source"), Mapping | list | tuple):
-                unknown.setdefault("source", []).append(line)
             example = example_of(record, "" if record.get("id") is None else str(record["id"]), line)
             content = example.content_hash
             first = contents.setdefault(content, line)
@@ -276,13 +269,13 @@ class Dataset(Sequence[Example]):
                     copies[content] += 1
                     identity = f"{content}-{copies[content] + 1}"
                 taken[identity] = line
-                example = example_of(record, identity, line)
+                example = replace(example, id=identity)
             examples.append(example)
             if record.get("verdict") is not None:
                 verdicts[example.id] = record["verdict"]
         if duplicates:
             shown = ", ".join(f"{line} as {first}" for line, first in duplicates[:_NAMED])
-            more = ", ..." if len(duplicates) > _NAMED else ""
+            more = ", ..." * (len(duplicates) > _NAMED)
             notes.append(
                 f"{name}: {len(duplicates):,} of {len(examples):,} records repeat the content of an earlier one (line "
                 f"{shown}{more}); all are kept"

@@ -68,17 +68,14 @@ def recognise(rows: Sequence[Any], columns: Mapping[str, str] | None = None) -> 
     Raises DataError for preference and reinforcement data, and where ``columns`` names some that no record has.
     """
     records = [r for r in rows[:_LOOKED_AT] if isinstance(r, Mapping | list)]
-    if columns:
-        named = _by_columns(records, columns)
-        if named is not None:
-            return named
-    found = Counter(_dialect(r).name for r in records)
-    if not found:
+    if columns and (named := _by_columns(records, columns)) is not None:
+        return named
+    if not records:
         return CHAT
-    name = found.most_common(1)[0][0]
-    dialect = next(d for r in records if (d := _dialect(r)).name == name)
+    found = [_dialect(r) for r in records]
+    ((name, _),) = Counter(dialect.name for dialect in found).most_common(1)
     _refuse_others(name, records)
-    return dialect
+    return next(dialect for dialect in found if dialect.name == name)
 
 
 def native(record: Any) -> Any:
@@ -241,10 +238,8 @@ def _by_columns(records: Sequence[Any], columns: Mapping[str, str]) -> Dialect |
     present = {str(k) for r in records if isinstance(r, Mapping) for k in r}
     content = {k: v for k, v in columns.items() if k not in ("id", "source")}
     missing = sorted(set(columns.values()) - present)
-    if not set(content.values() or columns.values()) & present:
-        if any(_dialect(r).name != "unknown" for r in records):
-            return None  # the other file of the run
-        raise DataError(f"data.columns names {', '.join(missing)}; the columns are {', '.join(sorted(present))}.")
+    if not set(content.values() or columns.values()) & present and any(_dialect(r).name != "unknown" for r in records):
+        return None  # the other file of the run
     if missing:
         raise DataError(f"data.columns names {', '.join(missing)}; the columns are {', '.join(sorted(present))}.")
 

@@ -68,15 +68,13 @@ class EncodedExample:
     """An example as token ids.
 
     ``targets`` are the positions (>= 1, ascending) whose log-probability given all ids before them is measured:
-    the completion tokens. ``boundary_moved`` says that the tokenizer merged the end of the prompt with the start of
-    the completion, so that the merged token counts as completion. ``turns`` are the messages that are measured, and
-    ``left_out`` says what of the context the chat template does not write.
+    the completion tokens. ``turns`` are the messages that are measured, and ``left_out`` says what of the context the
+    chat template does not write.
     """
 
     example: Example
     ids: tuple[int, ...]
     targets: tuple[int, ...]
-    boundary_moved: bool = False
     turns: tuple[int, ...] = ()
     left_out: tuple[str, ...] = ()
     key: str = field(init=False, repr=False, compare=False)
@@ -123,16 +121,13 @@ def encode_example(example: Example, tokenizer: Tokenizer, loss_on: LossOn = "la
     ids, offsets = tokenizer.encode_with_offsets(whole)
     starts, ends = [start for start, _ in offsets], [end for _, end in offsets]
     targets: set[int] = set()
-    moved = False
     for start, stop in spans:
-        first, after = bisect_right(ends, start), bisect_left(starts, stop)
-        targets.update(range(max(first, 1), after))
-        moved = moved or (first < len(ids) and starts[first] < start)
+        targets.update(range(max(bisect_right(ends, start), 1), bisect_left(starts, stop)))
     if not targets:
         raise DataError(f"example {example.id!r} has no completion token that a model could predict")
     if marked:
         _check_answers(example, tokenizer, ids, sorted(targets), turns)
-    return EncodedExample(example, tuple(ids), tuple(sorted(targets)), moved, turns, left_out)
+    return EncodedExample(example, tuple(ids), tuple(sorted(targets)), turns, left_out)
 
 
 def text_of(example: Example, tokenizer: Tokenizer) -> str:

@@ -9,15 +9,16 @@ from __future__ import annotations
 import hashlib
 import json
 import zipfile
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any, overload
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from .._util.files import replacing
+from .._util.lazy import LazySequence
 from ..errors import DataError, StoreCorruptError
 from .dataset import Dataset, example_of
 from .encoded import EncodedExample
@@ -27,8 +28,6 @@ from .files import parse_lines
 _FORMAT = 1
 _LISTS = ("ids", "targets", "turns")
 Arrays = dict[str, NDArray[Any]]
-TokensOf = Callable[[Dataset], Sequence[EncodedExample] | None]
-"""Token ids of a data set, where they are known."""
 
 
 class KeptDataset(Dataset):
@@ -50,23 +49,19 @@ class KeptDataset(Dataset):
         return self.__dict__[name]
 
     def __len__(self) -> int:
-        return len(self.ids)
+        return len(self._header["ids"])
 
     @property
     def ids(self) -> list[str]:
         """As :attr:`Dataset.ids`."""
         return list(self._header["ids"])
 
-    @overload
-    def __getitem__(self, index: int) -> Example: ...
-    @overload
-    def __getitem__(self, index: slice) -> tuple[Example, ...]: ...
-    def __getitem__(self, index: int | slice) -> Example | tuple[Example, ...]:
-        if isinstance(index, slice) or "_examples" in self.__dict__:
-            return super().__getitem__(index)
-        line = range(len(self))[index]
-        ((_, record),), _ = parse_lines(self._lines[line])
-        return example_of(record, record["id"], line + 1)
+    def item(self, position: int) -> Example:
+        """One example, parsed alone unless all of them are."""
+        if "_examples" in self.__dict__:
+            return super().item(position)
+        ((_, record),), _ = parse_lines(self._lines[position])
+        return example_of(record, record["id"], position + 1)
 
     @cached_property
     def _lines(self) -> list[bytes]:
@@ -87,7 +82,7 @@ class KeptDataset(Dataset):
         return KeptTokens(self, self._kept) if self._header["recipe"] == list(recipe) else None
 
 
-class KeptTokens(Sequence[EncodedExample]):
+class KeptTokens(LazySequence[EncodedExample]):
     """A data set as token ids, each example made when it is looked at; ``keys`` are known at once."""
 
     def __init__(self, dataset: Dataset, arrays: Arrays) -> None:
@@ -102,19 +97,14 @@ class KeptTokens(Sequence[EncodedExample]):
     def __len__(self) -> int:
         return len(self._dataset)
 
-    @overload
-    def __getitem__(self, at: int) -> EncodedExample: ...
-    @overload
-    def __getitem__(self, at: slice) -> tuple[EncodedExample, ...]: ...
-    def __getitem__(self, at: int | slice) -> EncodedExample | tuple[EncodedExample, ...]:
-        if isinstance(at, slice):
-            return tuple(self[i] for i in range(*at.indices(len(self))))
-        at = range(len(self))[at]
+    def item(self, position: int) -> EncodedExample:
+        """One example as token ids."""
         ids, targets, turns = (
-            tuple(self._arrays[name][edges[at] : edges[at + 1]].tolist()) for name, edges in self._edges.items()
+            tuple(self._arrays[name][edges[position] : edges[position + 1]].tolist())
+            for name, edges in self._edges.items()
         )
-        moved, left_out = bool(self._arrays["moved"][at]), self._left_out.get(str(at), ())
-        return EncodedExample(self._dataset[at], ids, targets, moved, turns, tuple(left_out))
+        left_out = tuple(self._left_out.get(str(position), ()))
+        return EncodedExample(self._dataset[position], ids, targets, turns, left_out)
 
     @cached_property
     def _left_out(self) -> dict[str, list[str]]:
@@ -189,7 +179,6 @@ def _indexed(path: Path) -> KeptDataset | None:
 def _arrays_of(tokens: Sequence[EncodedExample]) -> Arrays:
     arrays: Arrays = {
         "keys": _digits(keys_of(tokens)),
-        "moved": np.array([e.boundary_moved for e in tokens]),
         "left_out": _bytes_of(json.dumps({str(i): e.left_out for i, e in enumerate(tokens) if e.left_out})),
     }
     for name in _LISTS:

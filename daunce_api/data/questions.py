@@ -130,11 +130,6 @@ class Questions:
         ]
         return replace(self, batches=tuple(batches))
 
-    def batch_of(self, question: str) -> Batch:
-        """The batch that a question is shown of. Raises DataError that names close matches."""
-        self.shown.position(question)
-        return next(b for b in self.batches if any(e.id == question for e in b.shown))
-
     def _with(self, kind: str, examples: Sequence[Example], name: str) -> Questions:
         if not examples:
             return self

@@ -9,7 +9,7 @@ from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
-from .._util.files import replacing
+from .._util.files import write
 from ..data.dataset import Dataset
 from ..data.files import read_rows
 from ..errors import DataError
@@ -36,13 +36,16 @@ def write_cleaned(original: Path, dataset: Dataset, removed: Collection[int], fo
         )
     name = original.name
     if original.is_dir():
-        content = _written_out(_kept([record for _, record in rows], removed))
-        return _written(folder / f"{name}.cleaned.jsonl", content)
+        path = folder / f"{name}.cleaned.jsonl"
+        write(path, _written_out(_kept([record for _, record in rows], removed)))
+        return path
     stem, dot, suffixes = name.partition(".")
     raw = original.read_bytes()
     zipped = raw.startswith(b"\x1f\x8b")
     content = _without(gzip.decompress(raw) if zipped else raw, name.lower().removesuffix(".gz"), rows, removed)
-    return _written(folder / f"{stem}.cleaned{dot}{suffixes}", gzip.compress(content) if zipped else content)
+    path = folder / f"{stem}.cleaned{dot}{suffixes}"
+    write(path, gzip.compress(content) if zipped else content)
+    return path
 
 
 def _without(raw: bytes, name: str, rows: Rows, removed: Collection[int]) -> bytes:
@@ -108,9 +111,3 @@ def _kept(records: list[Any], removed: Collection[int]) -> list[Any]:
 
 def _written_out(values: list[Any], indent: int | None = None) -> bytes:
     return "".join(json.dumps(value, ensure_ascii=False, indent=indent) + "\n" for value in values).encode()
-
-
-def _written(path: Path, content: bytes) -> Path:
-    with replacing(path) as part:
-        part.write_bytes(content)
-    return path

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from .._util.files import replacing
+from .._util.files import write
 from ..data.dataset import Dataset
 from ..errors import DataError, StoreError
 from ..run import Run
@@ -32,8 +32,7 @@ def keep(run: Run, proposal: Proposal) -> Path | None:
     if folder is None:
         folder = run.run_dir / FOLDER / str(1 + max((int(f.name) for f in kept_fixes(run.run_dir)), default=0))
     content["cleaned"] = _cleaned(run, proposal, folder).name
-    with replacing(folder / REMOVED_FILE) as part:
-        part.write_text("".join(_lines(proposal)), encoding="utf-8")
+    write(folder / REMOVED_FILE, "".join(_lines(proposal)))
     _write(folder, {**_read(folder), **content})
     return folder
 
@@ -110,5 +109,4 @@ def _read(folder: Path) -> dict[str, Any]:
 
 
 def _write(folder: Path, content: dict[str, Any]) -> None:
-    with replacing(folder / FIX_FILE) as part:
-        part.write_text(json.dumps(content, ensure_ascii=False, indent=1), encoding="utf-8")
+    write(folder / FIX_FILE, json.dumps(content, ensure_ascii=False, indent=1))

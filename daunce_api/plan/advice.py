@@ -8,20 +8,21 @@ them nothing is claimed.
 
 from __future__ import annotations
 
-import json
 import math
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
-from functools import lru_cache
-from importlib.resources import files
 from typing import Any
 
 import numpy as np
+import pandas as pd
 
+from .._util.text import dollars
 from ..errors import ConfigurationError, DaunceError
 from ..providers.registry import capabilities_of
 from ..store import TARGET
 from .inputs import RunInputs
 from .plan import Plan
+from .prices import table_of
 from .tokens import EPOCHS
 
 SHAPES = (("base", 0.5, 1), ("base", 0.5, 3), ("target", 0.3, 1))
@@ -70,15 +71,15 @@ class Advice:
     def to_json(self) -> dict[str, Any]:
         """As plain data."""
         recipes = [asdict(r) | {"expected_lds": r.expected} for r in self.recipes]
-        return {**asdict(self), "recipes": recipes, "source": _table()["source"]}
+        return {**asdict(self), "recipes": recipes, "source": table_of("measured.json")["source"]}
 
     def text(self) -> str:
         """For a reader."""
         noise = "no scoring noise" if self.noise is None else f"scoring noise of {self.noise:g} nats"
-        lines = [f"Recipes within ${self.budget_usd:,.2f}, {noise}:"]
+        lines = [f"Recipes within {dollars(self.budget_usd)}, {noise}:"]
         for r in self.recipes:
             lines += [
-                f"  {r.name}: ${r.usd:,.2f}",
+                f"  {r.name}: {dollars(r.usd)}",
                 f"    start_from: {r.start}, subset_ratio: {r.ratio}, members: {r.members}, checkpoints: "
                 f"{r.checkpoints}, {'epochs as configured' if r.epochs is None else 'epochs of members: 1'}",
             ]
@@ -86,7 +87,9 @@ class Advice:
                 each = ", ".join(f"{value:.2f} on {task}" for task, value in r.lds.items())
                 lines.append(f"    expected LDS about {r.expected:.2f} (measured: {each})")
             lines += [f"    {r.note}"] if r.note else []
-        return "\n".join([*lines, *(f"Note: {note}." for note in self.notes), f"Measured: {_table()['source']}."])
+        return "\n".join(
+            [*lines, *(f"Note: {note}." for note in self.notes), f"Measured: {table_of('measured.json')['source']}."]
+        )
 
 
 def advise(inputs: RunInputs, max_usd: float | None = None, noise: float | None = None) -> Advice:
@@ -119,26 +122,28 @@ def advise(inputs: RunInputs, max_usd: float | None = None, noise: float | None 
             continue
         fixed, each = _costs(plan)
         epochs = 1 if start == "target" else None
-        planted = _table()["planted"]
+        planted = table_of("measured.json")["planted"]
         if (start, ratio, checkpoints) == (planted["start"], 0.5, 1) and fixed + planted["members"] * each <= budget:
             usd = fixed + planted["members"] * each
             note = f"finds a planted group by --question retrieval (average precision {planted['average_precision']})"
             last.append(Recipe("Cheapest for one cause", start, ratio, None, planted["members"], 1, usd, {}, note))
-        least, most = _measured_members(start, level)
+        counts = _rows().query("start == @start and noise == @level")["members"]
+        least, most = int(counts.min()), int(counts.max())
         smallest = min(smallest, fixed + least * each)
         members = most if each == 0 else min(most, int((budget - fixed) // each))
-        for count in range(least, members + 1):
-            shape = Recipe("", start, ratio, epochs, count, checkpoints, fixed + count * each, {})
-            found.append(replace(shape, lds=_lds(start, level, count, "auto" if checkpoints == 1 else "auto_3_models")))
+        numbers = range(least, members + 1)
+        expected = _lds(start, level, numbers, "auto" if checkpoints == 1 else "auto_3_models")
+        for count, lds in zip(numbers, expected, strict=True):
+            found.append(Recipe("", start, ratio, epochs, count, checkpoints, fixed + count * each, lds))
         if start == "target" and members >= least:
-            paper = replace(found[-1], name="The paper's", lds=_lds(start, level, members, "covariance"))
+            paper = replace(found[-1], name="The paper's", lds=_lds(start, level, [members], "covariance")[0])
             last.append(replace(paper, note="estimator: covariance"))
     if len(refused) == len(SHAPES):
         raise refused[0]
     if not found:
         raise ConfigurationError(
-            f"${budget:,.2f} is too little: the smallest recipe that was measured costs ${smallest:,.2f} here. Nothing "
-            "was sent."
+            f"{dollars(budget)} is too little: the smallest recipe that was measured costs {dollars(smallest)} here. "
+            "Nothing was sent."
         )
     best = max(found, key=lambda r: (round(r.expected or 0.0, 2), -r.usd))
     bargain = min((r for r in found if (r.expected or 0.0) >= BARGAIN * (best.expected or 0.0)), key=lambda r: r.usd)
@@ -194,7 +199,7 @@ def _costs(plan: Plan) -> tuple[float, float]:
 
 def _level(noise: float | None) -> tuple[float, list[str]]:
     """The next larger noise that was measured, and what has to be said of that."""
-    levels = sorted({row["noise"] for row in _rows()})
+    levels = sorted(set(_rows()["noise"]))
     if noise is None:
         return levels[0], ["no scoring noise is assumed; `daunce doctor` measures it, and --noise takes it"]
     above = [x for x in levels if x >= noise]
@@ -203,27 +208,14 @@ def _level(noise: float | None) -> tuple[float, list[str]]:
     return above[0], [] if above[0] == noise else [f"taken from measurements with noise of {above[0]} nats"]
 
 
-def _measured_members(start: str, noise: float) -> tuple[int, int]:
-    counts = [row["members"] for row in _rows() if row["start"] == start and row["noise"] == noise]
-    return min(counts), max(counts)
+def _lds(start: str, noise: float, members: Sequence[int], column: str) -> list[dict[str, float]]:
+    """By task, for each of these numbers of members."""
+    by_task = {}
+    for task, rows in _rows().query("start == @start and noise == @noise").groupby("task"):
+        by_task[str(task)] = np.interp(np.log(members), np.log(rows["members"]), rows[column])
+    return [{task: round(float(lds[n]), 3) for task, lds in by_task.items()} for n in range(len(members))]
 
 
-def _lds(start: str, noise: float, members: int, column: str) -> dict[str, float]:
-    """By task."""
-    out = {}
-    for task in sorted({row["task"] for row in _rows()}):
-        rows = [r for r in _rows() if (r["task"], r["start"], r["noise"]) == (task, start, noise)]
-        place = np.log([r["members"] for r in rows])
-        out[task] = round(float(np.interp(math.log(members), place, [r[column] for r in rows])), 3)
-    return out
-
-
-def _rows() -> list[dict[str, Any]]:
-    table = _table()
-    return [dict(zip(table["columns"], row, strict=True)) for row in table["lds"]]
-
-
-@lru_cache(maxsize=1)
-def _table() -> dict[str, Any]:
-    table: dict[str, Any] = json.loads((files(__package__) / "measured.json").read_text(encoding="utf-8"))
-    return table
+def _rows() -> pd.DataFrame:
+    table = table_of("measured.json")
+    return pd.DataFrame(table["lds"], columns=table["columns"])

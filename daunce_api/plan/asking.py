@@ -8,12 +8,13 @@ from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 from typing import Any
 
+from .._util.text import dollars
 from ..config import RunConfig
 from ..data.tokenizers import EncodedExample
 from ..errors import BudgetError, CapabilityError, DataError, DaunceError, NotEnoughMembersError
 from ..providers.base import ScorerCapabilities, within_scope
 from ..providers.probe import tokens_of_test
-from ..store import TARGET
+from ..store import name_of
 from .prices import MILLION, Hosting, hosting_of, prices_of
 
 BASE = -2
@@ -26,6 +27,13 @@ HOSTING_MINUTES = 10
 """Minutes for which a model that has to be loaded or deployed is taken to be billed, where it goes by the hour."""
 ANSWER_TOKENS = 256
 """Longest answer that is generated, in tokens."""
+
+
+_JSON = (
+    *("questions", "input_tokens", "output_tokens", "usd", "hosting_usd", "saving_usd", "spent_usd", "max_usd"),
+    "members",
+)
+"""Attributes of a plan that its JSON form has under the same name."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,7 +90,7 @@ class AskPlan:
         if not self.requests:
             return "Nothing has to be scored: these questions were answered before."
         models = len(self.requests)
-        price = "an unknown price" if self.usd is None else "$0" if self.usd == 0 else f"about ${self.usd:,.4f}"
+        price = "an unknown price" if self.usd is None else "$0" if self.usd == 0 else f"about {dollars(self.usd)}"
         text = (
             f"{self.questions} question{'' if self.questions == 1 else 's'} under {models} "
             f"model{'' if models == 1 else 's'}: "
@@ -92,25 +100,16 @@ class AskPlan:
             hours = models * HOSTING_MINUTES / 60
             text += f" Hosting: about {hours:.1f} hours ({HOSTING_MINUTES} minutes a model; {self.hosting.source})."
             if self.saving_usd:
-                text += f" Asking them together saves ${self.saving_usd:,.2f}: each model is loaded once."
+                text += f" Asking them together saves {dollars(self.saving_usd)}: each model is loaded once."
         if self.gone:
             text += f" {gone_text(self.gone)}"
         return text
 
     def to_json(self) -> dict[str, Any]:
         """The plan as plain data; what is not known is null."""
-        return {
-            "questions": self.questions,
+        return {name: getattr(self, name) for name in _JSON} | {
             "models": len(self.requests),
             "requests": sum(self.requests.values()),
-            "input_tokens": self.input_tokens,
-            "output_tokens": self.output_tokens,
-            "usd": self.usd,
-            "hosting_usd": self.hosting_usd,
-            "saving_usd": self.saving_usd,
-            "spent_usd": self.spent_usd,
-            "max_usd": self.max_usd,
-            "members": self.members,
             "members_gone": list(self.gone),
             "refused": [str(error) for error in self.refusals],
         }
@@ -203,8 +202,9 @@ def _budget(plan: AskPlan) -> list[DaunceError]:
         left = max(0.0, plan.max_usd - plan.spent_usd)
         return [
             BudgetError(
-                f"asking costs about ${plan.usd:,.4f}, and ${left:,.4f} of budget.max_usd (${plan.max_usd:,.2f}) are "
-                "left. Nothing was sent. Ask fewer questions, or raise the cap for this command with --max-usd."
+                f"asking costs about {dollars(plan.usd)}, and {dollars(left)} of budget.max_usd "
+                f"({dollars(plan.max_usd)}) are left. Nothing was sent. Ask fewer questions, or raise the cap for this "
+                "command with --max-usd."
             )
         ]
     return []
@@ -223,9 +223,5 @@ def too_few(able: int, trained: int) -> str | None:
 
 def gone_text(members: Sequence[int]) -> str:
     """A sentence that names members whose models are gone; "" where there are none."""
-    names = [_name(k) for k in members[:10]] + ([f"{len(members) - 10} more"] if len(members) > 10 else [])
+    names = [name_of(k) for k in members[:10]] + ([f"{len(members) - 10} more"] if len(members) > 10 else [])
     return f"The models of {', '.join(names)} are gone." if names else ""
-
-
-def _name(member: int) -> str:
-    return {TARGET: "the target", BASE: "the base"}.get(member, f"member {member}")

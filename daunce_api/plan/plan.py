@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from datetime import date, timedelta
 from typing import Any
 
+from .._util.text import dollars
 from ..errors import CapabilityError, DaunceError
 from ..providers.base import ModelInfo
 from ..store import TARGET
@@ -32,6 +33,13 @@ class Missing:
     def nothing(self) -> bool:
         """Whether the run is trained and scored."""
         return not self.training and not self.models
+
+
+_JSON = (
+    *("provider", "scorer", "model", "members", "jobs", "checkpoints", "training_usd", "scoring_usd", "usd"),
+    *("spent_usd", "max_usd", "loss", "hours", "concurrent_jobs"),
+)
+"""Attributes of a plan that its JSON form has under the same name."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -218,12 +226,7 @@ class Plan:
     def to_json(self) -> dict[str, Any]:
         """The plan as plain data, fields as documented here; what is not known is null."""
         hosting = self.hosting or Hosting(None, None, "")
-        return {
-            "provider": self.provider,
-            "scorer": self.scorer,
-            "model": self.model,
-            "members": self.members,
-            "jobs": self.jobs,
+        return {name: getattr(self, name) for name in _JSON} | {
             "train_examples": self.n_train,
             "test_examples": self.n_test,
             "subset_examples": self.subset,
@@ -231,23 +234,14 @@ class Plan:
             "training_tokens_first_member": self.training_tokens.get(0),
             "training_tokens_target": self.training_tokens.get(TARGET),
             "scored_models": self.models,
-            "checkpoints": self.checkpoints,
             "scoring_input_tokens": self.scoring_tokens[0],
             "scoring_output_tokens": self.scoring_tokens[1],
-            "training_usd": self.training_usd,
-            "scoring_usd": self.scoring_usd,
-            "usd": self.usd,
-            "spent_usd": self.spent_usd,
-            "max_usd": self.max_usd,
             "training_price_source": self.training_price.source,
             "scoring_price_source": self.scoring_price.source,
             "hosting_usd": 0.0 if self.hosting is None else hosting.usd,
             "hosting_usd_per_hour": hosting.usd_per_hour,
             "hosting_hours": hosting.hours,
             "hosting_price_source": hosting.source or None,
-            "loss": self.loss,
-            "hours": self.hours,
-            "concurrent_jobs": self.concurrent_jobs,
             "notes": list(self.notes),
             "refused": [str(error) for error in self.refusals],
         }
@@ -305,7 +299,7 @@ class Plan:
     def _scoring_text(self) -> str:
         if self.hosting is None:
             return _dollars(self.scoring_usd, self.scoring_price)
-        total = "not known" if self.scoring_usd is None else f"${self.scoring_usd:,.2f}"
+        total = "not known" if self.scoring_usd is None else dollars(self.scoring_usd)
         return f"{total} (tokens: {self.scoring_price.source}; endpoint: {self.hosting.text})"
 
 
@@ -314,14 +308,14 @@ def _dollars(usd: float | None, price: Price) -> str:
         return "price not known; set budget.price to see it"
     if usd == 0:
         return f"$0 ({price.source})"
-    return f"${usd:,.2f} ({price.source})"
+    return f"{dollars(usd)} ({price.source})"
 
 
 def _total(plan: Plan) -> str:
-    text = "not known" if plan.usd is None else f"${plan.usd:,.2f}"
+    text = "not known" if plan.usd is None else dollars(plan.usd)
     if plan.spent_usd:
-        text += f", and ${plan.spent_usd:,.2f} spent or reserved before"
-    return text if plan.max_usd is None else f"{text}; budget.max_usd is ${plan.max_usd:,.2f}"
+        text += f", and {dollars(plan.spent_usd)} spent or reserved before"
+    return text if plan.max_usd is None else f"{text}; budget.max_usd is {dollars(plan.max_usd)}"
 
 
 def _time(hours: float | None, concurrent: int) -> str:

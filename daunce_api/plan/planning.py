@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from datetime import UTC, date, datetime
 
+from .._util.text import dollars
 from ..config import RunConfig, close_to
 from ..data.dataset import Dataset
 from ..data.subsets import Ensemble, plan_ensemble
@@ -249,13 +250,13 @@ def budget_refusals(plan: Plan) -> list[DaunceError]:
     if plan.usd + plan.spent_usd > plan.max_usd:
         before = ""
         if plan.spent_usd:
-            before = f" after ${plan.spent_usd:,.2f} that are spent or reserved, together"
+            before = f" after {dollars(plan.spent_usd)} that are spent or reserved, together"
         return [
             BudgetError(
-                f"the run would cost about ${plan.usd:,.2f} (training ${plan.training_usd:,.2f}, scoring "
-                f"${plan.scoring_usd:,.2f}){before} more than budget.max_usd: ${plan.max_usd:,.2f}. Nothing was sent. "
-                "Use fewer members, a smaller subset_ratio or fewer epochs, or raise budget.max_usd (`--max-usd` for "
-                "one command)."
+                f"the run would cost about {dollars(plan.usd)} (training {dollars(plan.training_usd)}, scoring "
+                f"{dollars(plan.scoring_usd)}){before} more than budget.max_usd: {dollars(plan.max_usd)}. Nothing was "
+                "sent. Use fewer members, a smaller subset_ratio or fewer epochs, or raise budget.max_usd "
+                "(`--max-usd` for one command)."
             )
         ]
     return []

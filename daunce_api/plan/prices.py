@@ -7,11 +7,12 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from datetime import date
-from functools import lru_cache
+from functools import cache
 from importlib.resources import files
 from typing import Any
 from urllib.parse import urlsplit
 
+from .._util.text import dollars
 from ..config import RunConfig
 from ..providers.base import ScorerCapabilities
 
@@ -59,7 +60,7 @@ class Hosting:
     @property
     def text(self) -> str:
         """The price for a reader, and what to set to make it known."""
-        price = "price per hour not known" if self.usd_per_hour is None else f"${self.usd_per_hour:,.2f} an hour"
+        price = "price per hour not known" if self.usd_per_hour is None else f"{dollars(self.usd_per_hour)} an hour"
         missing = []
         if self.usd_per_hour is None:
             missing.append("budget.price.hosting")
@@ -141,7 +142,7 @@ def closing_of(config: RunConfig) -> dict[str, Any] | None:
     """When the config's provider stops taking jobs (``no_new_jobs_from``, a date) and its models end (``models_end``, a
     date or None), where that is announced."""
     provider = provider_of(config.backend.kind, config.backend.base_url)
-    for entry in _table()["closings"]:
+    for entry in table_of("prices.json")["closings"]:
         named = entry["models"] == "all" or any(_is(config.backend.model, model) for model in entry["models"])
         if entry["backend"] == provider and named:
             return dict(entry)
@@ -159,7 +160,7 @@ def price_notes(config: RunConfig, today: date, *prices: Price | Hosting | None)
             "budget.price where they have changed"
         )
     provider = provider_of(config.backend.kind, config.backend.base_url)
-    for entry in _table()["storage"]:
+    for entry in table_of("prices.json")["storage"]:
         if entry["backend"] == provider and is_own_address(config):
             kept = config.ensemble.keep_days
             until = "until `daunce clean`; ensemble.keep_days limits that" if kept is None else f"for {kept} days"
@@ -171,13 +172,13 @@ def _monthly(config: RunConfig, entry: dict[str, Any]) -> str:
     """What the models of a run cost a month, where their size is known."""
     shape, given = config.ensemble, config.training.hyperparameters
     models = shape.members * shape.checkpoints + (shape.start_from == "target" and shape.target_model is None)
-    price, rank = f"${entry['usd']:.2f} per {entry['per']}", given.get("rank", 32)
+    price, rank = f"{dollars(entry['usd'])} per {entry['per']}", given.get("rank", 32)
     size = _billions(config.backend.model)
     if size is None or not isinstance(rank, int):
         return price
     gigabytes = LORA_GB * rank * size ** (2 / 3)
     return (
-        f"about ${models * gigabytes * entry['usd']:,.2f} a month for {models} models of some {gigabytes:.2g} GB "
+        f"about {dollars(models * gigabytes * entry['usd'])} a month for {models} models of some {gigabytes:.2g} GB "
         f"(by the model's size and rank; {price})"
     )
 
@@ -210,7 +211,7 @@ def _is_here(kind: str, base_url: str | None) -> bool:
 
 def _hosting_record(kind: str, base_url: str | None) -> dict[str, Any] | None:
     provider = None if _is_here(kind, base_url) else provider_of(kind, base_url)
-    return next((entry for entry in _table()["hosting"] if entry["backend"] == provider), None)
+    return next((entry for entry in table_of("prices.json")["hosting"] if entry["backend"] == provider), None)
 
 
 def _trains_lora(config: RunConfig) -> bool:
@@ -223,7 +224,7 @@ def _at(kind: str, base_url: str | None, model: str, *, lora: bool = True) -> Pr
     if _is_here(kind, base_url):
         return Price(0.0, 0.0, 0.0, "runs on this machine")
     provider = provider_of(kind, base_url)
-    for entry in _table()["prices"]:
+    for entry in table_of("prices.json")["prices"]:
         if entry["backend"] == provider and _fits(entry, model) and (lora or entry.get("method") != "lora"):
             source = f"{entry['source']}, as of {entry['as_of']}"
             return Price(entry["training"], entry.get("input"), entry.get("output"), source, entry["as_of"])
@@ -269,7 +270,8 @@ def _is(model: str, name: str) -> bool:
     return re.fullmatch(re.escape(name) + r"(-\d{4}-\d{2}-\d{2})?", base) is not None
 
 
-@lru_cache(maxsize=1)
-def _table() -> dict[str, Any]:
-    table: dict[str, Any] = json.loads((files(__package__) / "prices.json").read_text(encoding="utf-8"))
+@cache
+def table_of(name: str) -> dict[str, Any]:
+    """A JSON file of this package."""
+    table: dict[str, Any] = json.loads((files(__package__) / name).read_text(encoding="utf-8"))
     return table

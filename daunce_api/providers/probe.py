@@ -88,7 +88,7 @@ async def probe_generated(
     positions = tuple(range(len(prompt), len(ids)))
     # With the position before them, if it has a value: then values that stand one too early are called so.
     before = positions if len(prompt) == 1 else (len(prompt) - 1, *positions[:-1])
-    asked = replace(example, ids=ids, targets=tuple(sorted({*before, *positions})), boundary_moved=False)
+    asked = replace(example, ids=ids, targets=tuple(sorted({*before, *positions})))
     (scores,) = await scorer.score(model, [asked])
     value = dict(zip(asked.targets, scores.logprobs, strict=True))
     report = compared(

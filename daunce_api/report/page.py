@@ -19,7 +19,7 @@ import jinja2
 import numpy as np
 from numpy.typing import NDArray
 
-from .._util.files import replacing
+from .._util.files import write
 from ..attribution import Attribution
 from ..attribution.texts import Conversation, conversation
 from ..data.dataset import Dataset
@@ -105,8 +105,7 @@ def write_report(
     """
     state = _state_in(Path(path))
     page = report_html(attribution, run, warnings, candidates=candidates, others=others, previous=state)
-    with replacing(Path(path)) as part:
-        part.write_text(page, encoding="utf-8")
+    write(Path(path), page)
     return Path(path)
 
 

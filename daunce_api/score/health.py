@@ -300,8 +300,7 @@ def accept_suspect(run_dir: str | Path) -> tuple[int, ...]:
     """Use suspect scores of a run again that were set aside ("members alike"), and compare members no more; the
     members. Nothing happens where there are none."""
     with RunStore.open(run_dir) as store:
-        suspects = [aside.number for aside in store.scores.asides() if aside.suspect and aside.restored_at is None]
-        members = tuple(member for number in suspects for member in store.scores.take_back(number))
-        if suspects:
+        members = store.scores.take_back()
+        if members:
             store.set_value(ACCEPTED, True)
         return members

@@ -12,6 +12,7 @@ from .rows import (
     LossRow,
     ScoreBatch,
     TokenColumns,
+    name_of,
 )
 from .run import RunStore
 
@@ -26,4 +27,5 @@ __all__ = [
     "RunStore",
     "ScoreBatch",
     "TokenColumns",
+    "name_of",
 ]

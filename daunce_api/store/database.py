@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
+from .._util.files import overwrite
 from ..errors import StoreCorruptError, StoreError
-from .guard import Guard
 from .migrate import copy_tables
 from .schema import SEALED, VERSION, create
 
@@ -22,6 +22,23 @@ Row = tuple[Any, ...]
 
 _WAL_PAGES = 256
 """Pages (1 MB) after which what was written is copied from the write-ahead log into the file itself."""
+
+
+GUARD_NAME = "sequence"
+
+
+def noted(folder: Path) -> tuple[str, int] | None:
+    """Run key and number of transactions that were noted beside the store, after each of them; None where nothing
+    legible is.
+
+    A store with fewer transactions has lost some (a write-ahead log that was lost or torn, a file that was emptied or
+    replaced by an older copy): going on would pay for them again.
+    """
+    try:
+        words = (folder / GUARD_NAME).read_text().split()
+        return (words[0], int(words[1])) if len(words) == 2 else None
+    except (OSError, ValueError):
+        return None
 
 
 def seal(*values: Any) -> bytes:
@@ -48,7 +65,7 @@ class Database:
         self.lock = threading.RLock()
         """Held while no other thread may use the database."""
         self._depth = 0
-        self._guard: Guard | None = None
+        self._guarded: str | None = None
         self.span: int | None = None
         """Number of the period in which this process works on the run, while it does."""
         with self._translated("opened"):
@@ -118,10 +135,14 @@ class Database:
         _for_writing(connection)
         return connection
 
-    def guard_with(self, guard: Guard) -> None:
-        """Write the number of transactions to a file of its own from now on; see :class:`Guard`."""
-        self._guard = guard
-        guard.write(self.sequence)
+    def guard(self, run_key: str) -> None:
+        """Note the run's key and the number of transactions in a file of its own from now on; see :func:`noted`."""
+        self._guarded = run_key
+        self._note(self.sequence)
+
+    def _note(self, sequence: int) -> None:
+        if self._guarded is not None:
+            overwrite(self.path.with_name(GUARD_NAME), f"{self._guarded} {sequence:020d}\n".encode())
 
     @property
     def sequence(self) -> int:
@@ -153,8 +174,7 @@ class Database:
                 if self._depth == 1:
                     ((sequence,),) = self._connection.execute("UPDATE counter SET n = n + 1 RETURNING n").fetchall()
                     self._connection.execute("COMMIT")
-                    if self._guard is not None:
-                        self._guard.write(sequence)
+                    self._note(sequence)
             except BaseException:
                 if self._depth == 1 and self._connection.in_transaction:
                     self._connection.execute("ROLLBACK")

@@ -31,7 +31,8 @@ class History(Part):
     def stopped(self, kind: str, reason: str) -> None:
         """The run ends before it is complete; see :class:`Stop` for the kinds. It holds until :meth:`cleared`."""
         with self._db.transaction():
-            self._db.put("stops", (self._next(), kind, reason, self._now(), None))
+            ((last,),) = self._db.execute("SELECT COALESCE(MAX(id), 0) FROM stops")
+            self._db.put("stops", (last + 1, kind, reason, self._now(), None))
             self._log(kind, "", "note", reason)
 
     def cleared(self) -> None:
@@ -42,8 +43,8 @@ class History(Part):
 
     def stop(self) -> Stop | None:
         """The last reason that still holds, or None."""
-        for _, kind, reason, at, _ in self._db.rows("stops", "WHERE cleared_at IS NULL ORDER BY id DESC LIMIT 1"):
-            return Stop(kind, reason, at)
+        for _, kind, reason, *_ in self._db.rows("stops", "WHERE cleared_at IS NULL ORDER BY id DESC LIMIT 1"):
+            return Stop(kind, reason)
         return None
 
     def times(self) -> Times:
@@ -58,10 +59,6 @@ class History(Part):
             sum(_between(a, b) for a, b in spans),
             sum(_between(a, b) for a, b in jobs),
         )
-
-    def _next(self) -> int:
-        ((last,),) = self._db.execute("SELECT COALESCE(MAX(id), 0) FROM stops")
-        return int(last) + 1
 
 
 def _between(one: str, other: str) -> float:

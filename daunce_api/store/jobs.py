@@ -1,16 +1,17 @@
-"""``store.jobs``: files, jobs, their checkpoints, and which members were given up."""
+"""``store.jobs``: files, jobs, their checkpoints, and which members were given up; ``store.hosted``: what stands on a
+scoring server."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import astuple, replace
 from typing import Any
 
 from ..errors import StoreError
 from ..providers.base import JobStatus
 from .part import Part
-from .rows import FINAL, INTENT, FileRow, JobRow, LeftOut
+from .rows import FINAL, INTENT, FileRow, JobRow, name_of
 
 
 class Jobs(Part):
@@ -51,7 +52,7 @@ class Jobs(Part):
     def _write_file(self, row: FileRow) -> None:
         with self._db.transaction():
             old = self.file(row.sha256)
-            self._db.put("files", (row.sha256, row.name, row.size, row.state, row.file_id))
+            self._db.put("files", astuple(row))
             self._log(f"file {row.name}", old.state if old else "", row.state, row.file_id or "")
         self._db.checkpoint()
 
@@ -66,7 +67,6 @@ class Jobs(Part):
             if self._jobs("WHERE key = ? OR (member = ? AND attempt = ?)", key, member, attempt):
                 raise StoreError(f"attempt {attempt} of member {member} exists already; it is not submitted again")
             self._write_job(JobRow(key, member, attempt, request_json, INTENT), "")
-            self.take_back(member)
         self._db.checkpoint()
 
     def submitted(self, key: str, job_id: str) -> None:
@@ -85,18 +85,10 @@ class Jobs(Part):
 
         A member with a model is not left out any more.
         """
-        with self._db.transaction():
-            old = self._job(key)
-            self._change_job(
-                key,
-                error or model or "",
-                status=status.value,
-                model=model or old.model,
-                error=error,
-                trained_tokens=old.trained_tokens if trained_tokens is None else trained_tokens,
-            )
-            if status is JobStatus.SUCCEEDED:
-                self.take_back(old.member)
+        known: dict[str, Any] = {"model": model} if model else {}
+        if trained_tokens is not None:
+            known["trained_tokens"] = trained_tokens
+        self._change_job(key, error or model or "", status=status.value, error=error, **known)
 
     def model_deleted(self, key: str) -> None:
         """The provider no longer has the model of this job."""
@@ -132,11 +124,12 @@ class Jobs(Part):
         raise StoreError(f"no intent was recorded for the job {key}")
 
     def _change_job(self, key: str, detail: str, **changes: Any) -> None:
-        with self._db.transaction():
+        with self._db.lock:
             old = self._job(key)
             new = replace(old, **changes)
-            if new != old:
-                self._write_job(new, old.status, detail)
+            if new == old:
+                return
+            self._write_job(new, old.status, detail)
         self._db.checkpoint()
 
     def _write_job(self, row: JobRow, before: str, detail: str = "") -> None:
@@ -146,14 +139,10 @@ class Jobs(Part):
             if row.ended_at is None and row.status in FINAL:
                 row = replace(row, ended_at=self._now())
                 self._result()
-            self._db.put(
-                "jobs",
-                (
-                    *(row.key, row.member, row.attempt, row.request_json, row.status, row.job_id, row.model),
-                    *(row.error, row.trained_tokens, int(row.model_deleted), row.submitted_at, row.ended_at),
-                ),
-            )
+            self._db.put("jobs", astuple(replace(row, model_deleted=int(row.model_deleted))))
             self._log(f"job {row.key}", before, row.status, detail)
+            if row.status != before and row.status in (INTENT, JobStatus.SUCCEEDED):
+                self.take_back(row.member)
 
     # -- members that were given up -------------------------------------------------------------------------------
 
@@ -161,8 +150,7 @@ class Jobs(Part):
         """The run gives a member up. It holds until a new attempt is made or the member has a model."""
         with self._db.transaction():
             self._db.put("left_out", (member, reason, self._now(), None))
-            name = "the target model" if member < 0 else f"member {member}"
-            self._log(f"left out {name}", "", "note", reason)
+            self._log(f"left out {name_of(member)}", "", "note", reason)
 
     def take_back(self, member: int) -> None:
         """The member is not left out any more; nothing happens where it was not."""
@@ -170,10 +158,10 @@ class Jobs(Part):
             rows = self._db.rows("left_out", "WHERE member = ? AND taken_back_at IS NULL", member)
             self._db.put("left_out", *[(*row[:-1], self._now()) for row in rows])
 
-    def left_out(self) -> dict[int, LeftOut]:
+    def left_out(self) -> dict[int, str]:
         """Members that are left out now, and why."""
         rows = self._db.rows("left_out", "WHERE taken_back_at IS NULL ORDER BY member")
-        return {member: LeftOut(reason, at) for member, reason, at, _ in rows}
+        return {member: reason for member, reason, *_ in rows}
 
     # -- checkpoints: the models that a job leaves beside its final one, numbered from the end as their scores are -----
 
@@ -220,3 +208,25 @@ class Jobs(Part):
             # Nobody can ask about a model that was cleaned up.
             return () if row is not None and row.model_deleted else None
         return tuple(n for n in range(1, min(models, len(found) + 1)) if found[-n] is not None)
+
+
+class Hosted(Part):
+    """What a run put on its scoring server (adapters, deployments) and has not taken off, as far as is known."""
+
+    def load_intent(self, model: str) -> None:
+        """Write this before a model is loaded. Idempotent."""
+        with self._db.transaction():
+            if model not in self.models():
+                self._db.put("hosted", (model, self._now()))
+                self._log(f"hosted {model}", "", "intent", "")
+
+    def unloaded(self, model: str) -> None:
+        """The server no longer holds the model."""
+        with self._db.transaction():
+            if model in self.models():
+                self._db.execute("DELETE FROM hosted WHERE model = ?", (model,))
+                self._log(f"hosted {model}", "intent", "unloaded", "")
+
+    def models(self) -> list[str]:
+        """Models that may still be loaded, oldest first."""
+        return [str(model) for model, _ in self._db.rows("hosted", "ORDER BY rowid")]

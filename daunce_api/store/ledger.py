@@ -6,6 +6,7 @@ import math
 from collections import defaultdict
 from typing import Literal
 
+from .._util.text import dollars
 from ..errors import BudgetError
 from .part import Part
 
@@ -77,8 +78,8 @@ class Ledger(Part):
         total = sum(self._totals().values())
         if cap is not None and total + amount > _nano(cap):
             raise BudgetError(
-                f"{subject} needs ${usd:,.4f}, but ${total / NANO:,.4f} of the ${cap:,.2f} in budget.max_usd are "
-                "spent or reserved. Nothing more was sent, and everything paid for is kept. Raise budget.max_usd "
+                f"{subject} needs {dollars(usd)}, but {dollars(total / NANO)} of the {dollars(cap)} in budget.max_usd "
+                "are spent or reserved. Nothing more was sent, and everything paid for is kept. Raise budget.max_usd "
                 "and run the same command again."
             )
         before = 0 if row is None else row[1] if row[2] is None else row[2]

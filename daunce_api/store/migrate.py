@@ -46,11 +46,9 @@ class _Copy:
             "INSERT INTO transitions (time, subject, before, after, detail) VALUES (?, ?, ?, ?, ?)", log
         )
         self._meta(log)
-        for row in self._rows("files"):
-            self._put("files", row)
+        for table in ("files", "checkpoints"):
+            self._put(table, *self._rows(table))
         self._jobs(log)
-        for row in self._rows("checkpoints"):
-            self._put("checkpoints", row)
         for subject, reserved, settled in self._rows("spend"):
             self._put("spend", (subject, "score" if subject.startswith("scoring of ") else "train", reserved, settled))
         self._fates(log)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 from datetime import UTC, datetime
 from typing import Any
 
@@ -16,12 +15,11 @@ STARTED_AT, LAST_RESULT_AT = "started_at", "last_result_at"
 class Part:
     """One part of the store. Its methods write within one transaction each, and log what changed."""
 
-    def __init__(self, database: Database, now: Callable[[], datetime] | None) -> None:
+    def __init__(self, database: Database) -> None:
         self._db = database
-        self._clock = now or _utc_now
 
     def _now(self) -> str:
-        return self._clock().astimezone(UTC).isoformat(timespec="milliseconds")
+        return utc_now().isoformat(timespec="milliseconds")
 
     def _required(self, key: str) -> Any:
         value = self._meta(key)
@@ -55,5 +53,5 @@ class Part:
         )
 
 
-def _utc_now() -> datetime:
+def utc_now() -> datetime:
     return datetime.now(UTC)

@@ -19,6 +19,12 @@ INTENT = "intent"
 FINAL = frozenset(status.value for status in JobStatus if status.final)
 """States of a job to which nothing more happens, as far as the store knows."""
 
+
+def name_of(member: int) -> str:
+    """A member in a sentence."""
+    return "the target model" if member == TARGET else f"member {member}"
+
+
 Ids = NDArray[np.int32]
 """Integer ids of examples, as :meth:`ScoreTable.ids_of` gives them."""
 
@@ -57,14 +63,6 @@ class JobRow:
 
 
 @dataclass(frozen=True, slots=True)
-class LeftOut:
-    """A member that the run gave up: why, and when (ISO 8601)."""
-
-    reason: str
-    at: str
-
-
-@dataclass(frozen=True, slots=True)
 class Stop:
     """Why a run stopped before it was complete.
 
@@ -73,20 +71,19 @@ class Stop:
 
     kind: str
     reason: str
-    at: str
 
 
 @dataclass(frozen=True, slots=True)
 class Times:
     """When a run worked. ``started_at`` and ``last_result_at`` are ISO 8601, "" where there is none.
 
-    ``elapsed_seconds`` from the start to the last result (a job's end, a score); ``busy_seconds`` within it in which a
+    ``seconds`` from the start to the last result (a job's end, a score); ``busy_seconds`` within it in which a
     process worked on the run; ``job_seconds`` of ended jobs at the provider, queues included, one after the other.
     """
 
     started_at: str
     last_result_at: str
-    elapsed_seconds: float
+    seconds: float
     busy_seconds: float
     job_seconds: float
 
@@ -131,23 +128,6 @@ class TokenColumns:
             flags = () if self.censored is None else tuple(self.censored[part].tolist())
             found[i] = TokenScores(tuple(self.logprobs[part].tolist()), flags if any(flags) else ())
         return found
-
-
-@dataclass(frozen=True, slots=True)
-class SetAside:
-    """Scores that are kept but not used: ``members`` of which everything up to then was set aside, and why.
-
-    ``suspect``: they may be right (an endpoint that seemed to serve one model under many names) and can be taken back;
-    otherwise they are of a model that was replaced. ``restored_at``: when they were taken back, None while they are
-    aside.
-    """
-
-    number: int
-    members: tuple[int, ...]
-    suspect: bool
-    reason: str
-    at: str
-    restored_at: str | None
 
 
 @dataclass(frozen=True, slots=True)

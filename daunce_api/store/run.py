@@ -4,19 +4,15 @@ from __future__ import annotations
 
 import json
 import secrets
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from contextlib import suppress
-from datetime import datetime
 from pathlib import Path
-from types import TracebackType
 from typing import Any, Self
 
 from ..errors import RunChangedError, StoreCorruptError, StoreError
-from .database import Database
-from .guard import Guard
+from .database import Database, noted
 from .history import History
-from .hosted import Hosted
-from .jobs import Jobs
+from .jobs import Hosted, Jobs
 from .ledger import Ledger
 from .lock import RunLock
 from .manifest import differences
@@ -37,17 +33,15 @@ class RunStore(Part):
     the file cannot be read or written.
     """
 
-    def __init__(
-        self, run_dir: Path, database: Database, lock: RunLock | None, now: Callable[[], datetime] | None = None
-    ) -> None:
+    def __init__(self, run_dir: Path, database: Database, lock: RunLock | None) -> None:
         """Use :meth:`create_or_open` or :meth:`open`."""
-        super().__init__(database, now)
+        super().__init__(database)
         self.run_dir = run_dir
-        self.jobs = Jobs(database, now)
-        self.scores = Scores(database, now)
-        self.ledger = Ledger(database, now)
-        self.hosted = Hosted(database, now)
-        self.history = History(database, now)
+        self.jobs = Jobs(database)
+        self.scores = Scores(database)
+        self.ledger = Ledger(database)
+        self.hosted = Hosted(database)
+        self.history = History(database)
         self._lock = lock
 
     @classmethod
@@ -57,7 +51,6 @@ class RunStore(Part):
         manifest: Mapping[str, Any],
         *,
         run_key: str | None = None,
-        now: Callable[[], datetime] | None = None,
         accept_loss: bool = False,
     ) -> RunStore:
         """Take up a run, or start it.
@@ -78,16 +71,16 @@ class RunStore(Part):
                 f"{path} cannot be made: {error.strerror}. Set run_dir to a folder to write to."
             ) from error
         plain: dict[str, Any] = json.loads(json.dumps(manifest))
-        noted = Guard.read(path) if accept_loss else None
-        store = cls._locked(path, now, accept_loss=accept_loss)
+        lost = noted(path) if accept_loss else None
+        store = cls._locked(path, accept_loss=accept_loss)
         try:
             if store._meta("run_key") is None:
                 with store._db.transaction():
-                    store._set_meta("run_key", run_key or (noted[0] if noted is not None else secrets.token_hex(6)))
+                    store._set_meta("run_key", run_key or (secrets.token_hex(6) if lost is None else lost[0]))
                     store._set_meta("manifest", plain)
                     store._set_meta(STARTED_AT, store._now())
                     store._log("run", "", "created", "")
-                store._db.guard_with(Guard(path, store.run_key))
+                store._db.guard(store.run_key)
             else:
                 store._continue_with(plain)
         except BaseException:
@@ -101,9 +94,7 @@ class RunStore(Part):
         return (Path(run_dir) / FILE_NAME).is_file()
 
     @classmethod
-    def open(
-        cls, run_dir: str | Path, *, read_only: bool = False, now: Callable[[], datetime] | None = None
-    ) -> RunStore:
+    def open(cls, run_dir: str | Path, *, read_only: bool = False) -> RunStore:
         """Open an existing run as it is. ``read_only`` takes no lock: for looking at a run that is going on.
 
         Raises StoreError where there is no run, RunLockedError where another process works on it.
@@ -116,7 +107,7 @@ class RunStore(Part):
                     "where it names none."
                 )
             raise StoreError(f"{path} holds no run. `daunce run` starts one; check the folder's name.")
-        store = cls(path, _database(path, read_only=True), None, now) if read_only else cls._locked(path, now)
+        store = cls(path, _database(path, read_only=True), None) if read_only else cls._locked(path)
         try:
             if store._meta("run_key") is None:
                 raise StoreError(f"{path} holds a run that was never started. `daunce run` starts it.")
@@ -146,22 +137,22 @@ class RunStore(Part):
             lock.release()
 
     @classmethod
-    def _locked(cls, path: Path, now: Callable[[], datetime] | None, *, accept_loss: bool = False) -> RunStore:
+    def _locked(cls, path: Path, *, accept_loss: bool = False) -> RunStore:
         lock = RunLock(path / LOCK_NAME)
         try:
-            noted = None if accept_loss else Guard.read(path)
-            if noted is not None and not (path / FILE_NAME).exists():
-                raise _lost(path, noted[0])
-            store = cls(path, _database(path, read_only=False), lock, now)
+            guard = None if accept_loss else noted(path)
+            if guard is not None and not (path / FILE_NAME).exists():
+                raise _lost(path, guard[0])
+            store = cls(path, _database(path, read_only=False), lock)
         except BaseException:
             lock.release()
             raise
         try:
             run_key = store._meta("run_key")
-            if noted is not None and (run_key != noted[0] or store._db.sequence < noted[1]):
-                raise _lost(path, noted[0])
+            if guard is not None and (run_key != guard[0] or store._db.sequence < guard[1]):
+                raise _lost(path, guard[0])
             if run_key is not None:
-                store._db.guard_with(Guard(path, run_key))
+                store._db.guard(run_key)
         except BaseException:
             store.close()
             raise
@@ -191,9 +182,7 @@ class RunStore(Part):
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
     # -- the run itself -------------------------------------------------------------------------------------------
@@ -240,8 +229,8 @@ def _database(path: Path, *, read_only: bool) -> Database:
     try:
         return Database(path / FILE_NAME, read_only=read_only)
     except StoreCorruptError as error:
-        noted = Guard.read(path)
-        raise error if noted is None else _lost(path, noted[0]) from error
+        guard = noted(path)
+        raise error if guard is None else _lost(path, guard[0]) from error
 
 
 def _lost(path: Path, run_key: str) -> StoreCorruptError:

@@ -12,7 +12,6 @@ import itertools
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import chain
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,8 +20,9 @@ from ..data.encoded import EncodedExample
 from ..data.kept import keys_of
 from ..errors import RunChangedError, StoreError
 from ..providers.base import TokenScores
+from .database import Database
 from .part import Part
-from .rows import Ids, LossRow, ScoreBatch, SetAside, TokenColumns
+from .rows import Ids, LossRow, ScoreBatch, TokenColumns
 
 Place = tuple[int, int, int]
 """(member, replicate, checkpoint)."""
@@ -38,8 +38,8 @@ class Scores(Part):
     a ``checkpoint``: 0 for the member's final model, 1 for the last one before it, 2 for the one before that.
     """
 
-    def __init__(self, *args: Any) -> None:
-        super().__init__(*args)
+    def __init__(self, database: Database) -> None:
+        super().__init__(database)
         self._numbers: dict[str, int] | None = None
         self._sizes: NDArray[np.int64] = np.zeros(0, np.int64)
         self._measured: dict[Place, NDArray[np.bool_]] = {}
@@ -244,10 +244,11 @@ class Scores(Part):
 
     # -- scores that are not used ---------------------------------------------------------------------------------
 
-    def set_aside(self, members: Sequence[int], reason: str, *, suspect: bool) -> int:
-        """Use no more what was measured of members so far, and keep it; the number to take it back under.
+    def set_aside(self, members: Sequence[int], reason: str, *, suspect: bool) -> None:
+        """Use no more what was measured of members so far, and keep it.
 
-        ``suspect``: the answers may be another model's. Otherwise the member is trained anew, and two models never mix.
+        ``suspect``: the answers may be another model's (an endpoint that seemed to serve one model under many names),
+        and :meth:`take_back` uses them again. Otherwise the member is trained anew, and two models never mix.
         """
         with self._db.transaction():
             ((number,),) = self._db.execute("SELECT COALESCE(MAX(number), 0) + 1 FROM aside")
@@ -259,33 +260,22 @@ class Scores(Part):
                 self._db.execute("DELETE FROM cached WHERE member = ?", (member,))
                 self._log(f"scores of member {member}", "", "set aside", reason)
         self._measured.clear()
-        return int(number)
 
-    def asides(self) -> list[SetAside]:
-        """What was set aside, oldest first."""
-        rows = self._db.rows("aside", "ORDER BY number")
-        return [
-            SetAside(number, tuple(json.loads(members)), bool(suspect), reason, at, restored)
-            for number, members, _, suspect, reason, at, restored in rows
-        ]
+    def take_back(self) -> tuple[int, ...]:
+        """Use suspect scores again that were set aside; the members. Nothing happens where there are none.
 
-    def take_back(self, number: int) -> tuple[int, ...]:
-        """Use suspect scores again that were set aside; the members.
-
-        Raises StoreError where they are not suspect but replaced, and where a member was scored again since.
+        Raises StoreError where a member was scored again since.
         """
         with self._db.transaction():
-            rows = self._db.rows("aside", "WHERE number = ? AND restored_at IS NULL AND suspect = 1", number)
-            if not rows:
-                raise StoreError(f"there are no suspect scores under the number {number}")
-            members: tuple[int, ...] = tuple(json.loads(rows[0][1]))
+            rows = self._db.rows("aside", "WHERE restored_at IS NULL AND suspect = 1")
+            members = tuple(sorted({member for _, listed, *_ in rows for member in json.loads(listed)}))
             again = sorted({m for m, _, _ in self.models() if m in members})
             if again:
                 raise StoreError(
                     f"members {', '.join(map(str, again))} were scored again since; both stay stored, nothing was "
                     "changed."
                 )
-            self._db.put("aside", (*rows[0][:-1], self._now()))
+            self._db.put("aside", *[(*row[:-1], self._now()) for row in rows])
             for member in members:
                 self._log(f"scores of member {member}", "set aside", "taken back", "")
         self._measured.clear()

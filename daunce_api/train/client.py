@@ -11,14 +11,15 @@ import random
 from dataclasses import asdict, replace
 
 from .._util.clock import Clock, SystemClock
-from .._util.retry import RetryPolicy, duration
+from .._util.retry import RetryPolicy
+from .._util.text import duration
 from ..errors import AmbiguousSubmitError, HeldJobError, RejectedError, StopError, TransientError
 from ..plan import JobCosts
 from ..providers.base import Checkpointing, Job, JobRequest, JobStatus, Listing, ModelInfo, Trainer
 from ..providers.identity import contradiction
 from ..providers.replay.protocol import PROTOCOL
-from ..store import INTENT, JobRow, Purpose, RunStore
-from .events import Event, EventKind, OnEvent, name_of
+from ..store import INTENT, JobRow, Purpose, RunStore, name_of
+from .events import Event, EventKind, OnEvent
 from .files import TrainingFiles
 from .money import JobMoney
 from .patient import JOB_RETRIES, REACH_RETRIES, Patient, PollPolicy, names_missing

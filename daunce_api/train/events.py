@@ -7,7 +7,6 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 
 from ..providers.base import Job
-from ..store import TARGET
 
 
 class EventKind(StrEnum):
@@ -43,11 +42,6 @@ class Event:
     member: int | None = None
     attempt: int | None = None
     job: Job | None = None
-
-
-def name_of(member: int) -> str:
-    """A member in a sentence."""
-    return "the target model" if member == TARGET else f"member {member}"
 
 
 OnEvent = Callable[[Event], None]

@@ -1,13 +1,17 @@
-"""Training files at the provider: each distinct one is uploaded once, however many members share it."""
+"""What each member's job is submitted with: its training file, uploaded once however many share it, and its request."""
 
 from __future__ import annotations
 
 import asyncio
 import hashlib
+from functools import cached_property
 
+from ..config import RunConfig
+from ..data.dataset import Dataset
+from ..data.subsets import Ensemble
 from ..errors import TransientError
-from ..providers.base import Trainer
-from ..store import INTENT, RunStore
+from ..providers.base import JobRequest, Trainer
+from ..store import INTENT, TARGET, RunStore
 from .events import Event, EventKind
 from .patient import Patient
 
@@ -78,3 +82,68 @@ class TrainingFiles:
     def _named(self, content: bytes) -> tuple[str, str]:
         sha256 = hashlib.sha256(content).hexdigest()
         return sha256, f"daunce-{self._store.run_key}-{sha256[:12]}.jsonl"
+
+
+SUFFIX_CHARACTERS = 43
+"""What a suffix of 64 characters leaves beside a mark of the key; the run key must not be cut off."""
+
+
+class Recipes:
+    """Training files and requests of a run's members and its target model (-1).
+
+    ``protocol``: older recordings hold suffixes that were not shortened.
+    """
+
+    def __init__(
+        self, files: TrainingFiles, ensemble: Ensemble, dataset: Dataset, config: RunConfig, run_key: str, protocol: int
+    ) -> None:
+        self._files = files
+        self._ensemble = ensemble
+        self._dataset = dataset
+        self._config = config
+        self._run_key = run_key
+        self._protocol = protocol
+
+    def _content(self, member: int) -> bytes:
+        """The training file of a member: its subset; of the target: everything."""
+        positions = range(len(self._dataset)) if member == TARGET else self._ensemble.subset(member).tolist()
+        return self._dataset.training_file(positions, self._config.data.loss_on)
+
+    @cached_property
+    def _validation(self) -> bytes | None:
+        """The validation file as the provider gets it; no member is trained on it, and it is never attributed."""
+        data = self._config.data
+        if data.validation is None:
+            return None
+        examples = Dataset.from_file(data.validation, data.columns)
+        return examples.training_file(range(len(examples)), data.loss_on)
+
+    async def file_id(self, member: int, *, verify: bool = False) -> str:
+        """Id of a member's uploaded training file; see :meth:`TrainingFiles.id_of`."""
+        return await self._files.id_of(self._content(member), verify=verify)
+
+    async def is_of(self, member: int, file_id: str) -> bool:
+        """Whether a file at the provider is the member's training file; then it is recorded as uploaded."""
+        return await self._files.take_over(self._content(member), file_id)
+
+    async def uploaded(self, member: int, base: str, key: str) -> JobRequest:
+        """The request for a member's job, once the provider has its files."""
+        file_id = await self.file_id(member)
+        validation = None if self._validation is None else await self._files.id_of(self._validation)
+        return self.request(member, base, key, file_id, validation)
+
+    def request(self, member: int, base: str, key: str, file_id: str, validation: str | None = None) -> JobRequest:
+        """The request for a member's job, with ids of its files."""
+        training = self._config.training
+        hyperparameters = training.of_target if member == TARGET else training.hyperparameters
+        named = f"{self._run_key}-{'target' if member == TARGET else f'm{member}'}"
+        room = SUFFIX_CHARACTERS - len(named) - 1 if self._protocol >= 2 else None
+        return JobRequest(
+            key=key,
+            model=base,
+            file_id=file_id,
+            seed=self._ensemble.target_seed if member == TARGET else int(self._ensemble.seeds_K[member]),
+            hyperparameters=dict(hyperparameters),
+            suffix=f"{self._config.name[:room]}-{named}",
+            validation_file_id=validation,
+        )

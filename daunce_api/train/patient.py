@@ -13,8 +13,8 @@ from typing import TypeVar
 
 from .._util.clock import Clock
 from .._util.log import logger
-from .._util.retry import Retrier, Retry, RetryPolicy, duration
-from .._util.text import terminal_text
+from .._util.retry import Retrier, Retry, RetryPolicy
+from .._util.text import duration, terminal_text
 from ..errors import AmbiguousSubmitError, RejectedError, TransientError
 from .events import Event, EventKind, OnEvent
 

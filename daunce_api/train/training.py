@@ -21,11 +21,11 @@ from ..errors import (
     TransientError,
 )
 from ..providers.base import Job, JobRequest, JobStatus
-from ..store import FINAL, INTENT, TARGET, JobRow
+from ..store import FINAL, INTENT, TARGET, JobRow, name_of
 from .audit import audit, check, end_orphan, say_unseen
 from .client import CANCELLED, JobClient
-from .events import Event, EventKind, name_of
-from .recipes import Recipes
+from .events import Event, EventKind
+from .files import Recipes
 
 OnReady = Callable[[int, str], Awaitable[None]]
 
@@ -48,7 +48,7 @@ class Training:
         self._client = client
         self._store = client.store
         self._ensemble = ensemble
-        self._recipes = Recipes(ensemble, dataset, config, client.store.run_key, protocol=client.protocol)
+        self._recipes = Recipes(client.files, ensemble, dataset, config, client.store.run_key, client.protocol)
         self._config = config
         self._adopts = adopt
         self._slots = asyncio.Semaphore(
@@ -222,16 +222,15 @@ class Training:
         if previous is not None and previous.model_deleted and previous.status == JobStatus.SUCCEEDED:
             reason = f"{previous.model} was deleted before everything was scored"
             self._store.scores.set_aside([member], reason, suspect=False)
-        key, files, recipes = f"{self._store.run_key}-m{member}-a{attempt}", self._client.files, self._recipes
+        key = f"{self._store.run_key}-m{member}-a{attempt}"
         self._client.money.reserve(key, member)
         try:
-            file_id = await files.id_of(recipes.content(member))
-            validation = None if recipes.validation is None else await files.id_of(recipes.validation)
+            request = await self._recipes.uploaded(member, base, key)
         except RejectedError:  # nothing was submitted
             self._store.ledger.settle(key, 0.0)
             raise
         await check(self._client)
-        await self._client.submit(recipes.request(member, base, key, file_id, validation), member, attempt)
+        await self._client.submit(request, member, attempt)
 
     async def _request_of_unknown(self, member: int, key: str, file_id: str) -> JobRequest | None:
         """The request that this run would have sent with ``key``; None where ``file_id`` is not the member's file."""
@@ -241,7 +240,7 @@ class Training:
         base: str | None = self._config.backend.model
         if member != TARGET and ensemble.start_from == "target":
             base = ensemble.target_model or self._store.jobs.ready_models().get(TARGET)
-        if base is None or not await self._client.files.take_over(self._recipes.content(member), file_id):
+        if base is None or not await self._recipes.is_of(member, file_id):
             return None
         return self._recipes.request(member, base, key, file_id)
 
@@ -269,7 +268,7 @@ class Training:
     async def _file_was_gone(self, row: JobRow) -> bool:
         """Whether the provider no longer had the training file of a job; if so it is uploaded again."""
         file_id: str = json.loads(row.request_json)["file_id"]
-        return await self._client.files.id_of(self._recipes.content(row.member), verify=True) != file_id
+        return await self._recipes.file_id(row.member, verify=True) != file_id
 
     async def _hand_over(self, member: int, model: str, on_ready: OnReady) -> bool:
         """False where the model turned out to be gone, so that its member has to be trained again."""

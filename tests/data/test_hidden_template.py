@@ -42,7 +42,6 @@ def test_the_targets_are_the_answers_own_tokens_whatever_stands_before(
     own = tokenizer.encode(turns[-1][1])
     assert list(encoded.ids[-len(own) :]) == own
     assert encoded.targets == tuple(range(len(encoded.ids) - len(own), len(encoded.ids)))
-    assert not encoded.boundary_moved
     every = encode_example(example, hidden, "all")
     answers = [i for _, answer in turns for i in tokenizer.encode(answer)]
     assert [every.ids[t] for t in every.targets] == answers

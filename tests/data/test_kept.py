@@ -31,7 +31,7 @@ def chats() -> Dataset:
 
 def tokens_of(data: Dataset) -> tuple[EncodedExample, ...]:
     return tuple(
-        EncodedExample(e, (1, 70_000 + i, 3), (1, 2), bool(i % 2), (1, 4)[: i % 3], ("the system message",) * (i % 2))
+        EncodedExample(e, (1, 70_000 + i, 3), (1, 2), (1, 4)[: i % 3], ("the system message",) * (i % 2))
         for i, e in enumerate(data)
     )
 

@@ -50,7 +50,7 @@ def test_asked_questions_stay_whatever_the_file_says() -> None:
     assert asked.from_file(questions("b")).shown.ids == ["q", "b"]
     assert asked.asked(questions("q", "a")) == asked
     assert names(asked.asked(questions("r"))) == ["test", "ask-1", "ask-2"]
-    assert asked.batch_of("q").name == "ask-1"
+    assert [batch.name for batch in asked] == ["test", "ask-1"]
 
 
 def test_what_was_removed_is_shown_when_it_is_asked_again() -> None:

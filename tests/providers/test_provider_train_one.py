@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +37,7 @@ class Provider:
         path = request.url.path.removeprefix("/v1")
         if request.method == "DELETE":
             self.deleted.append(path)
-            return {"id": path, "deleted": True}
+            return {"id": path.rsplit("/", 1)[-1], "deleted": True}
         if path == "/files" and request.method == "POST":
             name = request.content.split(b'filename="')[1].split(b'"')[0].decode()
             content = request.content.split(b"\r\n\r\n", 2)[2].rsplit(b"\r\n--", 1)[0]
@@ -58,6 +59,8 @@ class Provider:
             return job
         if path == "/fine_tuning/jobs":
             return {"data": self.jobs, "has_more": False}
+        if path.endswith("/checkpoints"):
+            return {"data": [], "has_more": False}
         if path.startswith("/fine_tuning/jobs/"):
             job = self.jobs[0]
             job |= {"status": self.end, "fine_tuned_model": "ft:tiny", "trained_tokens": self.billed}
@@ -88,6 +91,7 @@ async def looked(provider: Provider, tmp_path: Path) -> tuple[Findings, Any, Pro
     example = encode_example(data[0], run.tokenizer, "last")
     async with open_backend(config, http_client=Server(provider).http()) as backend:
         await train_one(run, backend, job, example, findings, clock=InstantClock())
+    assert sorted(os.listdir(tmp_path)) == ["test.jsonl", "train.jsonl"]
     return findings, job, provider
 
 
@@ -123,6 +127,21 @@ def test_what_billed_tokens_say(billed: int | None, ok: bool | None, words: str)
 
 async def test_a_submit_without_an_answer_is_looked_up_and_not_repeated(tmp_path: Path) -> None:
     findings, _, provider = await looked(Provider(5, httpx2.ReadTimeout("slow")), tmp_path)
+    assert len(provider.jobs) == 1
+    assert any(c.name == "billed tokens" for c in findings.checks)
+
+
+async def test_a_look_that_was_killed_goes_on_with_its_job(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def killed(*_: object) -> None:
+        raise RuntimeError("killed")
+
+    provider = Provider(5)
+    with monkeypatch.context() as patch:
+        patch.setattr("daunce_api.cli.train_one.JobClient.watch", killed)
+        patch.setattr("daunce_api.cli.train_one.clean_up", killed)
+        with pytest.raises(RuntimeError, match="killed"):
+            await looked(provider, tmp_path)
+    findings, _, _ = await looked(provider, tmp_path)
     assert len(provider.jobs) == 1
     assert any(c.name == "billed tokens" for c in findings.checks)
 

@@ -224,8 +224,8 @@ def test_state_and_report_of_each_run(address: str, folder: Path) -> None:
     rows = {row["folder"]: row for row in content["runs"]}
     assert set(rows) == {"first", "deep/half"}
     whole, half = rows["first"], rows["deep/half"]
-    assert (whole["scored"], whole["asked"], whole["complete"]) == (6, 6, True)
-    assert (half["scored"], half["complete"]) == (2, False)
+    assert (whole["members_scored"], whole["members_asked"], whole["complete"]) == (6, 6, True)
+    assert (half["members_scored"], half["complete"]) == (2, False)
     code, headers, page = ask(address, f"report/{whole['id']}")
     assert code == 200
     assert headers["content-security-policy"] == "frame-ancestors 'none'"
@@ -238,10 +238,10 @@ def test_changes_of_a_store_are_seen(folder: Path, tmp_path: Path) -> None:
     shutil.copytree(folder / "deep" / "half", tmp_path / "run")
     runs = Runs(tmp_path)
     (row,) = runs.listed()
-    assert row["scored"] == 2
+    assert row["members_scored"] == 2
     shutil.rmtree(tmp_path / "run")
     shutil.copytree(folder / "first", tmp_path / "run")
-    assert runs.state(row["id"])["scored"] == 6
+    assert runs.state(row["id"])["members_scored"] == 6
     shutil.rmtree(tmp_path / "run")
     assert runs.listed() == []
     with pytest.raises(KeyError):

@@ -95,6 +95,9 @@ def test_scores_are_exported(finished: Path, cli: Cli, tmp_path: Path) -> None:
     assert code == 0
     assert f"Wrote {tmp_path / 's.parquet'} (24 training x 3 test examples" in out
     np.testing.assert_allclose(pd.read_parquet(tmp_path / "s.parquet")["score"], score.reshape(-1))
+    for command in (("export", finished), ("top", finished, "--format", "csv"), ("report", finished)):
+        code, _, err = cli(*command, "--output", "-")
+        assert (code, "/dev/stdout" in err, Path("-").exists()) == (2, True, False)
     assert cli("export", finished)[0] == 0
     rows = list(csv.DictReader((finished / "export" / "scores.csv").open()))
     assert [r["train_id"] for r in rows[:4]] == ["t0", "t0", "t0", "t1"]

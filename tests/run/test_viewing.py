@@ -97,7 +97,7 @@ def test_the_command_serves_until_it_is_interrupted(run: Run) -> None:
         found = re.search(r"http://127\.0\.0\.1:\d+/\S+/", process.stdout.readline())
         assert found is not None
         with urllib.request.urlopen(found[0] + "api/runs", timeout=60) as answer:
-            assert b'"scored":6' in answer.read()
+            assert b'"members_scored":6' in answer.read()
     finally:
         process.send_signal(signal.SIGINT)
         process.wait(30)

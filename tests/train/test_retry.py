@@ -11,7 +11,8 @@ import pytest
 
 from daunce_api._util import exhausted, retry
 from daunce_api._util.clock import InstantClock
-from daunce_api._util.retry import Retrier, Retry, RetryPolicy, duration
+from daunce_api._util.retry import Retrier, Retry, RetryPolicy
+from daunce_api._util.text import duration
 from daunce_api.errors import AmbiguousSubmitError, DailyLimitError, RejectedError, TransientError
 
 POLICY = RetryPolicy(first=1.0, longest=60.0, attempts=100, total=3600.0)

@@ -33,7 +33,7 @@ class Outcome:
 
     @classmethod
     def of(cls, store: RunStore) -> Outcome:
-        return cls(store.jobs.ready_models(), {k: left.reason for k, left in store.jobs.left_out().items()})
+        return cls(store.jobs.ready_models(), store.jobs.left_out())
 
 
 @dataclass

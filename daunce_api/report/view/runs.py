@@ -5,9 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
 from pathlib import Path
-from threading import Lock
 from typing import Any, TypeVar
 
 from ...attribution import Attribution
@@ -48,15 +46,6 @@ def _walk(folder: Path, depth: int) -> Iterator[Path]:
             yield from _walk(path, depth - 1)
 
 
-@dataclass
-class _Kept:
-    """What was computed of a run, for as long as its store does not change."""
-
-    stamp: tuple[float, ...] = ()
-    values: dict[str, Any] = field(default_factory=dict)
-    lock: Lock = field(default_factory=Lock)
-
-
 class Runs:
     """The runs of a folder by short ids. The methods may be called from several threads.
 
@@ -77,16 +66,13 @@ class Runs:
     ) -> None:
         self._fix, self._candidates, self._outcome = fix, candidates, outcome
         self.folder = folder.expanduser().resolve()
-        self._kept: dict[str, _Kept] = {}
+        self._kept: dict[tuple[str, str], tuple[tuple[float, ...], Any]] = {}
         self._paths: dict[str, Path] = {}
-        self._lock = Lock()
 
     def scan(self) -> dict[str, Path]:
         """Ids and paths of the runs that are there now."""
-        paths = {hashlib.sha256(os.fsencode(path)).hexdigest()[:12]: path for path in find_runs(self.folder)}
-        with self._lock:
-            self._paths = paths
-        return paths
+        self._paths = {hashlib.sha256(os.fsencode(path)).hexdigest()[:12]: path for path in find_runs(self.folder)}
+        return self._paths
 
     def listed(self) -> list[dict[str, Any]]:
         """One row a run: name, folder, state, members, money, time, quality, or why it cannot be read."""
@@ -103,26 +89,9 @@ class Runs:
             status = self._run(identity).status()
         except (DaunceError, OSError) as error:
             return row | {"name": path.name, "problem": str(error)}
-        quality = status.self_lds
-        return row | {
-            "name": status.name,
-            "title": status.title,
-            "provider": status.provider,
-            "model": status.model,
-            "asked": status.members_asked,
-            "trained": status.members_trained,
-            "scored": status.members_scored,
-            "running": status.members_running,
-            "failed": status.members_failed,
-            "complete": status.complete,
-            "usd": status.usd,
-            "quality": None if quality is None else [quality.value, quality.low, quality.high],
-            "estimator": status.estimator,
-            "rows": [list(pair) for pair in status.rows()],
-            "recent": list(status.recent),
-            "fixable": self._fix is not None,
-            "fixed": (self._outcome(self._run(identity)) or {}).get("verdict", ""),
-        }
+        fixed = (self._outcome(self._run(identity)) or {}).get("verdict", "")
+        shown = {"title": status.title, "rows": status.rows(), "fixable": self._fix is not None, "fixed": fixed}
+        return row | status.to_json() | shown
 
     def questions(self, identity: str) -> list[dict[str, Any]]:
         """The answers to explain, with their verdicts."""
@@ -216,20 +185,11 @@ class Runs:
 
     def _of(self, identity: str, name: str, make: Callable[[], T]) -> T:
         """A value that is made once for each state of the run's store."""
-        path = self._path(identity)
-        with self._lock:
-            kept = self._kept.setdefault(identity, _Kept())
-        with kept.lock:
-            stamp = _stamp(path)
-            if kept.stamp != stamp:
-                kept.stamp, kept.values = stamp, {}
-            if name in kept.values:
-                value: T = kept.values[name]
-                return value
-        value = make()
-        with kept.lock:
-            if kept.stamp == stamp:
-                kept.values[name] = value
+        stamp = _stamp(self._path(identity))
+        kept = self._kept.get((identity, name))
+        if kept is None or kept[0] != stamp:
+            kept = self._kept[identity, name] = stamp, make()
+        value: T = kept[1]
         return value
 
 

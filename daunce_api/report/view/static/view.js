@@ -17,7 +17,7 @@ function element(tag, attributes, ...children) {
 const digits = (x, places) => (x === null ? 'unknown' : (x < 0 ? '−' : '') + Math.abs(x).toFixed(places));
 const signed = (x, places) => (x > 0 ? '+' : '') + digits(x, places);
 const money = (usd) => (usd === null ? 'unknown' : '$' + usd.toFixed(2));
-const quality = (q) => (q === null ? '—' : q[0].toFixed(2));
+const quality = (q) => (q === null ? '—' : q.value.toFixed(2));
 
 async function read(path) {
   const answer = await fetch(path);
@@ -66,19 +66,19 @@ async function refresh() {
 }
 
 function progress(run) {
-  const share = (n) => (run.asked ? (100 * n) / run.asked : 0);
-  const bar = element('span', { class: 'bar-track', role: 'img', 'aria-label': run.scored + ' of ' + run.asked + ' members scored, ' + run.trained + ' trained' },
+  const share = (n) => (run.members_asked ? (100 * n) / run.members_asked : 0);
+  const bar = element('span', { class: 'bar-track', role: 'img', 'aria-label': run.members_scored + ' of ' + run.members_asked + ' members scored, ' + run.members_trained + ' trained' },
     element('span', { class: 'trained' }), element('span', { class: 'scored' }));
-  bar.children[0].style.width = share(run.trained) + '%';
-  bar.children[1].style.width = share(run.scored) + '%';
+  bar.children[0].style.width = share(run.members_trained) + '%';
+  bar.children[1].style.width = share(run.members_scored) + '%';
   return bar;
 }
 
 function state(run) {
   if (run.problem) return 'cannot be read';
   if (run.complete) return 'complete';
-  if (run.running) return run.running + ' training';
-  return run.scored || run.trained ? 'incomplete' : 'not started';
+  if (run.members_running) return run.members_running + ' training';
+  return run.members_scored || run.members_trained ? 'incomplete' : 'not started';
 }
 
 function drawRuns(content) {
@@ -86,7 +86,7 @@ function drawRuns(content) {
   document.title = 'daunce view';
   for (const id of [...chosen]) if (!content.runs.some((run) => run.id === id)) chosen.delete(id);
   const compare = element('button', { type: 'button', id: 'compare', disabled: chosen.size !== 2, onclick: () => { location.hash = 'compare/' + [...chosen].join('/'); } }, 'Compare two');
-  const tick = (run) => element('input', { type: 'checkbox', 'aria-label': 'Choose ' + run.name + ' to compare', checked: chosen.has(run.id), disabled: !(run.scored >= 2),
+  const tick = (run) => element('input', { type: 'checkbox', 'aria-label': 'Choose ' + run.name + ' to compare', checked: chosen.has(run.id), disabled: !(run.members_scored >= 2),
     onchange: (event) => {
       if (event.target.checked) chosen.add(run.id); else chosen.delete(run.id);
       compare.disabled = chosen.size !== 2;
@@ -98,11 +98,11 @@ function drawRuns(content) {
       element('tbody', {}, ...content.runs.map((run) => element('tr', { 'data-run': run.id },
         element('td', {}, tick(run)),
         element('td', {}, element('a', { href: '#run/' + run.id }, run.title || run.name), element('span', { class: 'under' }, (run.model ? run.model + ' on ' + run.provider + ' · ' : '') + run.folder)),
-        element('td', { class: run.problem ? 'harmful' : '', title: run.problem }, state(run), run.failed ? element('span', { class: 'under harmful' }, run.failed + ' failed') : ''),
-        element('td', {}, run.problem ? '' : progress(run), element('span', { class: 'under' }, run.problem ? '' : run.scored + ' of ' + run.asked + ' scored')),
+        element('td', { class: run.problem ? 'harmful' : '', title: run.problem }, state(run), run.members_failed ? element('span', { class: 'under harmful' }, run.members_failed + ' failed') : ''),
+        element('td', {}, run.problem ? '' : progress(run), element('span', { class: 'under' }, run.problem ? '' : run.members_scored + ' of ' + run.members_asked + ' scored')),
         element('td', { class: 'num' }, run.problem ? '' : money(run.usd)),
-        element('td', { class: 'num' }, run.problem ? '' : quality(run.quality)),
-        element('td', {}, run.scored >= 2 ? element('a', { href: 'report/' + run.id }, 'Report') : '')))))) : element('p', { class: 'soft' }, 'There is no run in this folder. `daunce run` or `daunce demo` makes one; it shows up here.'));
+        element('td', { class: 'num' }, run.problem ? '' : quality(run.self_lds)),
+        element('td', {}, run.members_scored >= 2 ? element('a', { href: 'report/' + run.id }, 'Report') : '')))))) : element('p', { class: 'soft' }, 'There is no run in this folder. `daunce run` or `daunce demo` makes one; it shows up here.'));
 }
 
 function drawRun(run) {
@@ -113,8 +113,8 @@ function drawRun(run) {
   }
   document.title = (run.title || run.name) + ' · daunce view';
   byId('main').replaceChildren(
-    element('div', { class: 'title' }, element('h1', {}, run.title || run.name), run.scored >= 2 ? element('a', { class: 'button', href: 'report/' + run.id }, 'Open the report') : ''),
-    element('p', { class: 'soft' }, state(run) + ' · ' + run.scored + ' of ' + run.asked + ' members scored, ' + run.trained + ' trained'),
+    element('div', { class: 'title' }, element('h1', {}, run.title || run.name), run.members_scored >= 2 ? element('a', { class: 'button', href: 'report/' + run.id }, 'Open the report') : ''),
+    element('p', { class: 'soft' }, state(run) + ' · ' + run.members_scored + ' of ' + run.members_asked + ' members scored, ' + run.members_trained + ' trained'),
     progress(run),
     element('dl', { class: 'facts' }, ...run.rows.flatMap(([name, value]) => [element('dt', {}, name), element('dd', {}, value)])),
     element('h2', {}, 'Answers to explain'),
@@ -122,9 +122,9 @@ function drawRun(run) {
       verdicts(run, q),
       q.group ? element('a', { href: 'report/' + run.id + (q.group > 1 ? '-' + q.group : '') + '#answer=' + encodeURIComponent(q.id) }, q.answer) : element('span', {}, q.answer),
       element('span', { class: 'under' }, q.question), element('span', { class: 'under id' }, q.id)))),
-    ...(run.scored >= 2 && run.fixable ? [fixPart(run)] : []),
+    ...(run.members_scored >= 2 && run.fixable ? [fixPart(run)] : []),
     run.fixed ? element('p', { id: 'fixed' }, element('b', {}, 'Retrained: '), run.fixed + ' ', element('a', { href: 'report/' + run.id + '#fixed' }, 'Before and after')) : '',
-    ...(run.scored >= 2 ? [askPart(run)] : []),
+    ...(run.members_scored >= 2 ? [askPart(run)] : []),
     run.recent.length ? element('h2', {}, 'Last changes (UTC)') : '',
     element('ul', { class: 'log' }, ...run.recent.map((line) => element('li', {}, line))));
 }
