@@ -86,6 +86,11 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
         {"num_local_experts": 4, "num_experts_per_tok": 2, "rope_parameters": {"rope_type": "default"}},
     ),
     "granite (scaled logits)": ("granite", {"logits_scaling": 3.0}),
+    "mamba": ("mamba", {"state_size": 4}),
+    "falcon-h1": (
+        "falcon_h1",
+        {"mamba_d_ssm": 16, "mamba_n_heads": 2, "mamba_d_head": 8, "mamba_n_groups": 1, "mamba_d_state": 4},
+    ),
     "gpt2": ("gpt2", {"n_embd": 16, "n_layer": 2, "n_head": 2, "n_positions": 96}),
 }
 
@@ -189,6 +194,18 @@ def test_targets_are_read_as_peft_reads_them(model: LanguageModel, targets: Any,
     wrapped = get_peft_model(fresh, config)
     theirs = {n.removesuffix(".lora_A.default.weight") for n, _ in wrapped.named_parameters() if "lora_A" in n}
     assert {f"base_model.model.{n}" for n in names} == theirs
+
+
+def test_the_output_of_a_state_space_layer_gets_no_adapter(model_folder: Path, tmp_path: Path):
+    kind, extra = FAMILIES["mamba"]
+    AutoModelForCausalLM.from_config(config_of(kind, extra, 300)).save_pretrained(tmp_path)
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        (tmp_path / name).write_bytes((model_folder / name).read_bytes())
+    mamba = LanguageModel.load(tmp_path).adapted
+    kinds = {n.rpartition(".")[2] for n in target_modules(mamba, "all-linear")}
+    assert kinds == {"in_proj", "x_proj", "dt_proj"}
+    with pytest.raises(ConfigurationError, match=r"layers\.0\.mixer\.out_proj is the output of a state-space layer"):
+        target_modules(mamba, ("in_proj", "out_proj"))
 
 
 def test_an_adapter_with_parts_that_are_not_computed_is_refused_by_name(
