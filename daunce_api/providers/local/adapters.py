@@ -62,8 +62,8 @@ def target_modules(model: AdaptedModel, targets: tuple[str, ...] | str | None) -
         )
     if bypassed := [n for n in found if _bypassed(model, n)]:
         raise ConfigurationError(
-            f"{bypassed[0]} is the output of a state-space layer, whose kernels take its weight and would pass an adapter "
-            "over; PEFT refuses it too. Leave it out of the target modules."
+            f"{bypassed[0]} is the output of a state-space layer, whose kernels take its weight and would pass over an "
+            "adapter; PEFT refuses it too. Leave it out of the target modules."
         )
     return found or body
 
