@@ -16,7 +16,7 @@ from ._util.blocking import run_blocking
 from ._util.sections import BackendName, BackendSection, Sections
 from .attribution import Attribution
 from .attribution.cause import Cause, cause_of
-from .attribution.from_store import assemble, question_groups
+from .attribution.from_store import assemble, question_groups, too_few_members
 from .config import RunConfig
 from .core import segment_losses
 from .data.dataset import Dataset
@@ -196,11 +196,7 @@ class Run(RunInputs):
             )
         groups = question_groups(store, self.material, self.questions)
         if not groups:
-            trained = len(self.trained_members(store))
-            raise NotEnoughMembersError(
-                f"{trained} of {self.material.ensemble.members} members are trained and scored; attribution needs at "
-                "least 2. Everything so far is kept: run `daunce run` again to resume."
-            )
+            raise too_few_members(len(self.trained_members(store)), self.material)
         return tuple(
             assemble(store, group, self.config, lambda: self.tokenizer, members=members) for group, members in groups
         )

@@ -20,17 +20,6 @@ _NAMED = 3
 
 
 @dataclass(frozen=True)
-class More:
-    """What ``members`` more members are expected to add to self_lds, and the 95 % interval of what they will have
-    added."""
-
-    members: int
-    gain: float
-    low: float
-    high: float
-
-
-@dataclass(frozen=True)
 class RunStatus:
     """The state of a run.
 
@@ -176,30 +165,31 @@ class RunStatus:
 
     def more_text(self) -> str | None:
         """What half as many members again would add, in words; None where that cannot be foreseen."""
-        more = self.more
-        if more is None:
+        if (more := self.more) is None:
             return None
-        gain, low, high = (f"{round(x, 2) + 0.0:.2f}" for x in (more.gain, more.low, more.high))
-        return f"{more.members} more members would be expected to add {gain} [{low}, {high}]"
+        gain, low, high = (f"{round(more[name], 2) + 0.0:.2f}" for name in ("gain", "low", "high"))
+        return f"{more['members']} more members would be expected to add {gain} [{low}, {high}]"
 
     @property
-    def more(self) -> More | None:
-        """What half as many members again would bring; None where that cannot be foreseen."""
+    def more(self) -> dict[str, float] | None:
+        """What half as many members again (``members``) are expected to add to self_lds (``gain``), and the 95 %
+        interval of what they will have added (``low``, ``high``); None where that cannot be foreseen."""
         quality = self.self_lds
         if quality is None or quality.curve is None:
             return None
         members = quality.members // 2
-        return More(members, *quality.gain(members))
+        gain, low, high = quality.gain(members)
+        return {"members": members, "gain": gain, "low": low, "high": high}
 
     def to_json(self) -> dict[str, Any]:
         """Plain data, as ``daunce status --json`` prints it."""
-        quality, more = self.self_lds, self.more
+        quality = self.self_lds
         if quality is not None:
             quality = replace(quality, draws=None)
         plain = asdict(replace(self, self_lds=quality))
         if quality is not None:
             del plain["self_lds"]["draws"]
-        return {**plain, "more": None if more is None else asdict(more), "complete": self.complete}
+        return {**plain, "more": self.more, "complete": self.complete}
 
 
 def status_of(

@@ -62,7 +62,7 @@ def complete_members(store: RunStore, material: Material) -> list[int]:
     members = []
     for k in range(material.ensemble.members):
         if (k, 0) in scored:
-            wanted = store.jobs.wanted_checkpoints(k, material.models)
+            wanted = store.jobs.earlier_models(k, material.models)
             if wanted is not None and all((k, n) in scored for n in wanted):
                 members.append(k)
     return members
@@ -94,6 +94,14 @@ def _only(material: Material, positions: Sequence[int]) -> Material:
     return replace(material, test=test, encoded_test=tuple(material.encoded_test[j] for j in positions))
 
 
+def too_few_members(scored: int, material: Material) -> NotEnoughMembersError:
+    """The error of an attribution that has fewer than two members."""
+    return NotEnoughMembersError(
+        f"{scored} of {material.ensemble.members} members are trained and scored; attribution needs at least 2. "
+        "Everything so far is kept: run `daunce run` again to resume."
+    )
+
+
 def models_scored(store: RunStore, material: Material) -> int:
     """Models that are scored on every example, earlier checkpoints included."""
     scored = store.scores.complete(material.ids(store))
@@ -115,10 +123,7 @@ def assemble(
     """
     members = complete_members(store, material) if members is None else list(members)
     if len(members) < 2:
-        raise NotEnoughMembersError(
-            f"{len(members)} of {material.ensemble.members} members are trained and scored; attribution needs at "
-            "least 2. Everything so far is kept: run `daunce run` again to resume."
-        )
+        raise too_few_members(len(members), material)
     reduction = config.attribution.loss
     models = [(k, 0) for k in members]
     find = store.scores.find_ids

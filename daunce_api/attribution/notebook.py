@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from html import escape
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
+
+from .tables import ranking_table
 
 if TYPE_CHECKING:
     from .measurements import Measurements
@@ -29,24 +31,16 @@ def notebook_html(attribution: Measurements) -> str:
         head += f" · {earlier}"
     if quality is not None:
         head += f" · self-LDS {quality.value:.2f} [{quality.low:.2f}, {quality.high:.2f}]"
-    columns = list(range(min(_TESTS, len(attribution.test))))
-    rankings = [attribution.ranking(_TOP, opponents=opponents, columns=columns) for opponents in (False, True)]
-    rows = []
-    for j in columns:
-        example = attribution.test[j]
+    shown, rows = attribution.test[:_TESTS], []
+    for j, example in enumerate(shown):
         cells = [_text(example.completion_text(), example.id)]
-        for ranking in rankings:
-            assert ranking.distinguishable_Mk is not None
-            places = zip(ranking.index_Mk[j], ranking.score_Mk[j], ranking.distinguishable_Mk[j], strict=True)
-            found = [
-                _entry(attribution, int(i), float(s), marked=bool(m))
-                for i, s, m in places
-                if i >= 0 and (s < 0) == ranking.opponents and s != 0
-            ]
-            cells.append("".join(found) or "none")
+        for opponents in (False, True):
+            table = ranking_table(attribution, attribution.ranking(_TOP, opponents=opponents, columns=[j]))
+            found = table[table["score"] < 0 if opponents else table["score"] > 0]
+            cells.append("".join(_entry(row) for row in found.to_dict("records")) or "none")
         rows.append("<tr>" + "".join(f'<td style="{_CELL}">{cell}</td>' for cell in cells) + "</tr>")
     titles = "".join(f'<th style="{_CELL}">{t}</th>' for t in ("Answer", "Helped most by", "Hurt most by"))
-    rest = len(attribution.test) - len(columns)
+    rest = len(attribution.test) - len(shown)
     more = f"<p style='opacity:.7'>and {rest:,} more test examples; .top(id) ranks any of them</p>" if rest > 0 else ""
     return (
         f'<div style="max-width:70em"><p><strong>Attribution</strong> · {escape(head)}<br>'
@@ -88,9 +82,7 @@ def _text(text: str, label: str, limit: int = 120) -> str:
     return f"<code>{escape(label)}</code><br>{escape(short)}"
 
 
-def _entry(attribution: Measurements, position: int, score: float, *, marked: bool) -> str:
-    example = attribution.train[position]
-    style = "margin-bottom:.3em" + ("" if marked else ";opacity:.5")
-    return (
-        f'<div style="{style}"><strong>{score:+.3g}</strong> {_text(example.completion_text(), example.id, 80)}</div>'
-    )
+def _entry(row: Mapping[Any, Any]) -> str:
+    style = "margin-bottom:.3em" + ("" if row["distinguishable"] else ";opacity:.5")
+    text = _text(row["completion"], row["id"], 80)
+    return f'<div style="{style}"><strong>{row["score"]:+.3g}</strong> {text}</div>'

@@ -90,7 +90,7 @@ Command = TypeVar("Command", bound=Callable[..., None])
 
 
 class _Command(TyperCommand):
-    """Help without a type after plain switches, and with the names of the estimators."""
+    """Help without a type after plain switches."""
 
     def get_params(self, ctx: Any) -> list[Any]:
         params = super().get_params(ctx)
@@ -98,14 +98,6 @@ class _Command(TyperCommand):
             if getattr(param, "is_flag", False):
                 param.metavar = ""
         return params
-
-    def format_help(self, ctx: Any, formatter: Any) -> None:
-        for param in self.params:
-            if param.name == "estimator":
-                from ..core import ESTIMATORS  # takes a second: only help needs it
-
-                param.help = f"{param.help}: auto, {', '.join(ESTIMATORS)}"  # type: ignore[attr-defined]
-        super().format_help(ctx, formatter)
 
 
 def command(panel: str) -> Callable[[Command], Command]:

@@ -29,7 +29,9 @@ EXPORT_NAMES: dict[ExportFormat, str] = {
     "bergson": "bergson",
     "dattri": "dattri.npz",
 }
-EstimatorOption = Annotated[str | None, typer.Option(help="another estimator than the config's")]
+ESTIMATORS = "auto, covariance, correlation, inclusion, whitened, half_whitened"
+"""Written out, since importing the core takes a second; a test compares them."""
+EstimatorOption = Annotated[str | None, typer.Option(help=f"another estimator than the config's: {ESTIMATORS}")]
 
 
 @command(LOOK)
@@ -159,7 +161,7 @@ def report(
     Each answer with the training examples and the tokens behind it, scores by source, examples to look at again, and
     how far the scores can be trusted. `daunce run` writes it too.
     """
-    from ..report.of_run import write_report_of
+    from ..report.page import write_report_of
     from ..run import Run
     from .viewing import candidates_of
 

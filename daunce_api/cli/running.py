@@ -118,7 +118,7 @@ def run(
     scored is kept, and no job is paid for twice. Ends with report.html in the run folder.
     """
     from ..providers.registry import check_keys
-    from ..report.of_run import write_report_of
+    from ..report.page import write_report_of
     from ..run import Run
     from ..score import health
     from ..store import RunStore
@@ -188,7 +188,7 @@ def demo(
     Fine-tunes members of a small language model through OpenAI's wire format, served on this machine, and compares the
     finding with text search. Needs the extra `server`.
     """
-    from ..report.of_run import write_report_of
+    from ..report.page import write_report_of
     from .demo import screen
     from .viewing import candidates_of
 

@@ -72,8 +72,7 @@ def warn(warnings: Sequence[str], limit: int = 10) -> None:
 
 def note(text: str) -> None:
     """One thing that was noticed."""
-    lines = _broken(err, "note  " + terminal_text(text), 6)
-    err.print(Text.assemble((lines[0][:6], "yellow"), "\n".join([lines[0][6:], *lines[1:]])))
+    _marked("note  ", "yellow", text, 6)
 
 
 def error(message: str) -> None:
@@ -81,9 +80,12 @@ def error(message: str) -> None:
     shown = message.splitlines() or [""]
     more = [f"and {len(shown) - 61} more lines"] if len(shown) > 61 else []
     for n, line in enumerate([*shown[:61], *more]):
-        mark = "       " if n else "error  "
-        lines = _broken(err, mark + terminal_text(line), 9 if line.startswith("  ") else 7)
-        err.print(Text.assemble((lines[0][:7], "bold red"), "\n".join([lines[0][7:], *lines[1:]])))
+        _marked("       " if n else "error  ", "bold red", line, 9 if line.startswith("  ") else 7)
+
+
+def _marked(mark: str, style: str, line: str, indent: int) -> None:
+    first, *more = _broken(err, mark + terminal_text(line), indent)
+    err.print(Text.assemble((mark, style), "\n".join([first[len(mark) :], *more])))
 
 
 class _TimeLeft(ProgressColumn):

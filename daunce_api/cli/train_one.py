@@ -120,9 +120,7 @@ def compare_tokens(billed: int | None, counted: int, examples: int, findings: Fi
     findings.add(
         "billed tokens",
         None,
-        f"{billed:,} are billed, {counted:,} are counted here: {abs(difference) / examples:+.1f} an example".replace(
-            "+", "+" if difference > 0 else "-"
-        ),
+        f"{billed:,} are billed, {counted:,} are counted here: {difference / examples:+.1f} an example",
     )
     findings.advice.append(
         "members may be trained on other tokens than are measured: the provider's chat template adds or leaves out "

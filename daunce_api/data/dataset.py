@@ -21,8 +21,8 @@ from .._util.lazy import LazySequence
 from ..errors import DataError
 from .dialects import CHAT, Dialect, converted, recognise
 from .example import Example, LossOn, Message, Verdict
-from .files import Rows, parse_lines, read_bytes, read_rows
-from .records import CHAT_FIELDS, ROLES, record_of_row, record_problems, text_only, unknown_fields
+from .files import Rows, numbered, parse_lines, read_bytes, read_rows
+from .records import CHAT_FIELDS, ROLES, record_problems, text_only, unknown_fields
 from .turns import unfolded
 
 if TYPE_CHECKING:
@@ -187,8 +187,7 @@ class Dataset(LazySequence[Example]):
         repeated = sorted({str(c) for c, n in Counter(frame.columns).items() if n > 1})
         if repeated:
             raise DataError(f"{name} has more than one column {', '.join(repeated)}; rename all but one.")
-        rows = [record_of_row(row) for row in frame.to_dict("records")]
-        return cls._from_rows(list(enumerate(rows, start=1)), name=name, columns=columns)
+        return cls._from_rows(numbered(frame.to_dict("records")), name=name, columns=columns)
 
     @classmethod
     def from_huggingface(
@@ -202,8 +201,7 @@ class Dataset(LazySequence[Example]):
         if isinstance(dataset, Mapping):
             splits = ", ".join(map(str, dataset))
             raise DataError(f"{name} is a dictionary of splits ({splits}); pass one of them.")
-        rows = [record_of_row(row) if isinstance(row, Mapping) else row for row in dataset]
-        return cls._from_rows(list(enumerate(rows, start=1)), name=name, columns=columns)
+        return cls._from_rows(numbered(dataset), name=name, columns=columns)
 
     @classmethod
     def _from_rows(

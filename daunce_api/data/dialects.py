@@ -265,9 +265,8 @@ def _by_columns(records: Sequence[Any], columns: Mapping[str, str]) -> Dialect |
 
 def _alpaca(answer: str) -> Dialect:
     def read(record: Record) -> Record:
-        given = [record.get(k) for k in ("instruction", "input")]
-        texts = [t for t in given if t not in (None, "")]
-        asked = "\n\n".join(texts) if all(isinstance(t, str) for t in texts) else given[0]
+        texts = [t for t in (record.get("instruction"), record.get("input")) if t not in (None, "")]
+        asked = "\n\n".join(texts) if all(isinstance(t, str) for t in texts) else record.get("instruction")
         rest = {k: v for k, v in record.items() if k not in ("instruction", "input", answer, "text")}
         return one_turn(rest, asked, record.get(answer))
 

@@ -11,7 +11,7 @@ import re
 import reprlib
 import zlib
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -43,7 +43,7 @@ def read_rows(path: Path) -> tuple[Rows, Problems]:
     if raw.startswith(b"\x1f\x8b"):
         raw = _unzipped(path, raw)
     if raw.startswith(b"PAR1"):
-        return _numbered(_parquet(io.BytesIO(raw), path)), []
+        return numbered(_parquet(io.BytesIO(raw), path)), []
     if raw.startswith(_UTF16_BOMS):
         return [], [(1, "the file is UTF-16, not UTF-8; save it as UTF-8")]
     raw = raw.removeprefix(_UTF8_BOM)
@@ -170,7 +170,7 @@ def _json(raw: bytes) -> tuple[Rows, Problems]:
             return [], [(error.lineno, problem)]
         return [], [(1, _why(error, b""))]
     if len(rows) == 1 and (inner := _inner(rows[0][1])):
-        return _numbered(inner), []
+        return numbered(inner), []
     return rows, []
 
 
@@ -268,7 +268,8 @@ def _parquet(file: Any, path: Path) -> list[Any]:
     return rows
 
 
-def _numbered(rows: list[Any]) -> Rows:
+def numbered(rows: Iterable[Any]) -> Rows:
+    """Rows of a table with their numbers, from 1."""
     plain = [record_of_row(row) if isinstance(row, Mapping) else row for row in rows]
     return list(enumerate(plain, start=1))
 
@@ -280,7 +281,7 @@ def _folder(path: Path) -> Rows:
         raise DataError(f"{path} holds several splits ({splits}); give the folder of one, such as {path.name}/train.")
     arrow = sorted(path.glob("*.arrow"))
     if arrow:
-        return _numbered([row for part in arrow for row in _arrow(part)])
+        return numbered(row for part in arrow for row in _arrow(part))
     hidden = {".cache", ".git", ".huggingface"}
     parts = [
         p

@@ -138,11 +138,6 @@ def _source_problems(value: Any) -> Iterable[str]:
     return [*_length_problems("source", value), *_surrogate_problems("source", value)]
 
 
-def _weight_problems(value: Any, place: str) -> Iterator[str]:
-    if value is not None and (isinstance(value, bool) or not isinstance(value, int | float) or value not in (0, 1)):
-        yield f"{place} must be 0 or 1: other weights cannot be attributed yet"
-
-
 def _messages_problems(messages: Any) -> list[str]:
     if not isinstance(messages, Sequence) or isinstance(messages, str | bytes) or not messages:
         return ["messages must be a non-empty list"]
@@ -187,8 +182,8 @@ def _message_problems(message: Mapping[Any, Any]) -> Iterator[str]:
             yield f".{name} must be a text"
     if weight is not None and role != "assistant" and weight != 0:
         yield ".weight belongs on assistant turns only"
-    else:
-        yield from _weight_problems(weight, ".weight")
+    elif weight is not None and (isinstance(weight, bool) or weight not in (0, 1)):
+        yield ".weight must be 0 or 1: other weights cannot be attributed yet"
     yield from _all_surrogates("", message)
 
 

@@ -60,6 +60,14 @@ def render(tokenizer: Renderer, example: Example, messages: Sequence[Message] | 
     return tokenizer.render(example.messages if messages is None else messages, **how)
 
 
+def _tried(tokenizer: Renderer, example: Example, messages: Sequence[Message] | None = None, **how: Any) -> str | None:
+    """:func:`render`; None where the template refuses the messages."""
+    try:
+        return render(tokenizer, example, messages, **how)
+    except (DataError, ConfigurationError):
+        return None
+
+
 def rendered_chat(example: Example, tokenizer: Renderer, turns: Sequence[int]) -> Rendered:
     """The rendered chat with the spans of ``turns``.
 
@@ -88,14 +96,11 @@ def rendered_chat(example: Example, tokenizer: Renderer, turns: Sequence[int]) -
 def _by_prefix(example: Example, tokenizer: Renderer, whole: str, turn: int) -> Span | None:
     """The turn as what a conversation is longer by when it is added; None where earlier text changes with it."""
     messages = example.messages
-    try:
-        before = render(tokenizer, example, messages[:turn], generation_prompt=True)
-        through = whole if turn + 1 == len(messages) else render(tokenizer, example, messages[: turn + 1])
-    except (DataError, ConfigurationError):
+    before = _tried(tokenizer, example, messages[:turn], generation_prompt=True)
+    through = whole if turn + 1 == len(messages) else _tried(tokenizer, example, messages[: turn + 1])
+    if before is None or through is None or not (whole.startswith(through) and through.startswith(before)):
         return None
-    if whole.startswith(through) and through.startswith(before):
-        return len(before), len(through)
-    return None
+    return len(before), len(through)
 
 
 def _by_mark(example: Example, tokenizer: Renderer, whole: str, turn: int) -> Span:
@@ -114,18 +119,12 @@ def _by_mark(example: Example, tokenizer: Renderer, whole: str, turn: int) -> Sp
 
 def _start(example: Example, tokenizer: Renderer, whole: str, turn: int) -> int | None:
     messages = example.messages
-    try:
-        before = render(tokenizer, example, messages[:turn], generation_prompt=True)
-    except (DataError, ConfigurationError):
-        before = None
+    before = _tried(tokenizer, example, messages[:turn], generation_prompt=True)
     if before and whole.startswith(before):
         return len(before)
     plain = Message("assistant", _MARK)
     for later in (messages[turn + 1 :], ()):
-        try:
-            marked = render(tokenizer, example, [*messages[:turn], plain, *later])
-        except (DataError, ConfigurationError):
-            continue
+        marked = _tried(tokenizer, example, [*messages[:turn], plain, *later]) or ""
         position = marked.find(_MARK)
         if position < 0:
             continue
@@ -141,16 +140,10 @@ def _stop(example: Example, tokenizer: Renderer, whole: str, turn: int) -> int |
     if turn + 1 == len(messages):
         return len(whole)
     answer = _with_mark(messages[turn])
-    try:
-        after = render(tokenizer, example, [*messages[:turn], answer, *messages[turn + 1 :]]).rpartition(_MARK)
-    except (DataError, ConfigurationError):
-        return None
+    after = (_tried(tokenizer, example, [*messages[:turn], answer, *messages[turn + 1 :]]) or "").rpartition(_MARK)
     if not after[1]:
         return None
-    try:
-        last = render(tokenizer, example, [*messages[:turn], answer]).rpartition(_MARK)[2]
-    except (DataError, ConfigurationError):
-        last = ""
+    last = (_tried(tokenizer, example, [*messages[:turn], answer]) or "").rpartition(_MARK)[2]
     ended = _shared(after[2], last)
     for token in _TOKEN.finditer(after[2]):
         if token.start() < ended < token.end():  # two tokens share their first characters
@@ -243,10 +236,8 @@ def _writes_tools(example: Example, tokenizer: Renderer, text: str) -> bool:
     if "tools" not in cache:
         marked = {"type": "function", "function": {"name": _MARK, "description": _MARK, "parameters": {}}}
         chat = Example("", messages=(Message("user", "a"), Message("assistant", "b")), fields={"tools": [marked]})
-        try:
-            cache["tools"] = _MARK in render(tokenizer, chat)
-        except (DataError, ConfigurationError):
-            cache["tools"] = True
+        shown = _tried(tokenizer, chat)
+        cache["tools"] = shown is None or _MARK in shown
     return bool(cache["tools"])
 
 
@@ -265,10 +256,7 @@ def _never_written(example: Example, tokenizer: Renderer) -> set[tuple[int, str]
             replace(m, content=f"{_MARK}{i};") if m.texts and not m.images else m
             for i, m in enumerate(example.messages)
         ]
-        try:
-            text = render(tokenizer, example, marks)
-        except (DataError, ConfigurationError):
-            text = ""
+        text = _tried(tokenizer, example, marks) or ""
         gone = Counter(i for i, m in enumerate(marks) if m.content == f"{_MARK}{i};" and f"{_MARK}{i};" not in text)
         cache[shape] = {(i, "content") for i in gone} if text else set()
     return cache[shape]

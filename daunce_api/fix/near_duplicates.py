@@ -6,6 +6,8 @@ import re
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 
+from scipy.cluster.hierarchy import DisjointSet
+
 SIMILAR = 0.7
 """Jaccard similarity of word 3-grams from which two texts count as near-duplicates."""
 
@@ -32,26 +34,19 @@ def near_duplicates(texts: Sequence[str], similar: float = SIMILAR) -> list[int]
     for of_text in grams:
         for gram in of_text:
             counts[gram] += 1
-    root = list(range(len(texts)))
-
-    def find(i: int) -> int:
-        while root[i] != i:
-            root[i] = root[root[i]]
-            i = root[i]
-        return i
-
+    groups = DisjointSet(range(len(texts)))
     by_gram: defaultdict[tuple[str, ...], list[int]] = defaultdict(list)
     first_equal: dict[frozenset[tuple[str, ...]], int] = {}
     for i, of_text in enumerate(grams):
         j = first_equal.setdefault(of_text, i)
         if j != i:
-            root[find(i)] = find(j)
+            groups.merge(i, j)
             continue
         for j in _candidates(of_text, counts, by_gram, i, similar):
-            a, b = find(i), find(j)
-            if a != b and len(of_text & grams[j]) >= similar * len(of_text | grams[j]):
-                root[max(a, b)] = min(a, b)
-    return [find(i) for i in range(len(texts))]
+            if not groups.connected(i, j) and len(of_text & grams[j]) >= similar * len(of_text | grams[j]):
+                groups.merge(i, j)
+    firsts: dict[int, int] = {}
+    return [firsts.setdefault(groups[i], i) for i in range(len(texts))]
 
 
 def _grams(text: str) -> frozenset[tuple[str, ...]]:

@@ -101,26 +101,19 @@ class Proposal:
 
         groups = self.removed if k is None else self.ranked[:k]
         on_list = {group.positions for group in self.removed}
-        rows = []
-        for rank, group in enumerate(groups, start=1):
-            example = self.attribution.train[group.positions[0]]
-            rows.append(
-                {
-                    "rank": rank,
-                    "id": example.id,
-                    "examples": len(group.positions),
-                    "source": example.source,
-                    "effect": group.effect,
-                    "stderr": group.stderr,
-                    "z": group.z,
-                    "q": group.q,
-                    "removed": group.positions in on_list,
-                    "prompt": example.prompt_text(),
-                    "completion": example.completion_text(),
-                }
-            )
-        columns = ["rank", "id", "examples", "source", "effect", "stderr", "z", "q", "removed", "prompt", "completion"]
-        return pd.DataFrame(rows, columns=columns)
+        examples = [self.attribution.train[group.positions[0]] for group in groups]
+        return pd.DataFrame(
+            {
+                "rank": range(1, len(groups) + 1),
+                "id": [example.id for example in examples],
+                "examples": [len(group.positions) for group in groups],
+                "source": [example.source for example in examples],
+                **{name: [getattr(group, name) for group in groups] for name in ("effect", "stderr", "z", "q")},
+                "removed": [group.positions in on_list for group in groups],
+                "prompt": [example.prompt_text() for example in examples],
+                "completion": [example.completion_text() for example in examples],
+            }
+        )
 
 
 def contrast(attribution: Attribution, unwanted: Sequence[str], wanted: Sequence[str] = ()) -> core.MemberLosses:

@@ -263,12 +263,8 @@ class RunInputs:
         ready = store.jobs.ready_models()
         models: dict[int, dict[int, str]] = {}
         for member in trained:
-            row = store.jobs.trained_by(member)
-            if member not in ready or row is None:
-                continue
-            earlier = store.jobs.checkpoints(row.key) or ()
-            numbers = store.jobs.wanted_checkpoints(member, self.material.models) or ()
-            models[member] = {0: ready[member], **{n: str(earlier[-n]) for n in numbers}}
+            if member in ready:
+                models[member] = {0: ready[member], **(store.jobs.earlier_models(member, self.material.models) or {})}
         if members_only:
             return models
         target = ready.get(TARGET) or self.config.ensemble.target_model

@@ -67,13 +67,13 @@ def count(
             len(examples),
             False,
             tuple(_without_ids(config, train, test, scorer, questions_only)),
-            tuple(_too_long(trainer.provider, context_of(config, trainer), train, training, slack=1.3)),
+            tuple(_too_long(trainer.provider, context_of(config, trainer), (train, training), slack=1.3)),
             again=(sum(_prompt(e, published) for e in again), len(again)),
         )
     encoded_train, encoded_test = encode(train), encode(test)
-    limit = scorer.max_context_tokens
-    refusals = list(_context_refusals(scorer.provider, limit, (train, encoded_train), (test, encoded_test)))
-    about_jobs = list(_context_refusals(trainer.provider, _below(trainer, scorer), (train, encoded_train)))
+    ids_N, ids_M = ([len(e.ids) for e in encoded] for encoded in (encoded_train, encoded_test))
+    refusals = list(_too_long(scorer.provider, scorer.max_context_tokens, (train, ids_N), (test, ids_M)))
+    about_jobs = list(_too_long(trainer.provider, _below(trainer, scorer), (train, ids_N)))
     scoped_train, unmeasured = _scope(train, encoded_train, scorer)
     scoped_test, unmeasured_test = _scope(test, encoded_test, scorer)
     if questions_only:
@@ -85,10 +85,7 @@ def count(
     unique = {e.key: e for e in (*scoped_test, *scoped_train)}
     probed = {e.key: e for e in scoped_train[: config.scoring.noise_probe]}
     one_token = scorer.scope != "any"
-    if published is not None:
-        training = tuple(published.count(e) for e in train)
-    else:
-        training = tuple(len(e.ids) for e in encoded_train)
+    training = tuple(ids_N if published is None else map(published.count, train))
 
     def sent(examples: Iterable[EncodedExample]) -> tuple[int, int]:
         """Tokens of prompts, and of answers."""
@@ -100,7 +97,7 @@ def count(
         return prompts, len(asked) if one_token else 0
 
     if published is not None and trainer.max_context_tokens is None:
-        about_jobs += _too_long(trainer.provider, context_of(config, trainer), train, training)
+        about_jobs += _too_long(trainer.provider, context_of(config, trainer), (train, training))
     notes = left_out_notes([(train, encoded_train), (test, encoded_test)])
     return Counts(
         training,
@@ -131,21 +128,6 @@ def _without_ids(
     return bytes_refusals(scorer, [(dataset, [t[-1] if t else 0 for t in chosen]) for dataset, chosen in turns])
 
 
-def _too_long(
-    provider: str, limit: int | None, train: Dataset, tokens: Sequence[int], *, slack: float = 1.0
-) -> Iterable[DaunceError]:
-    """The examples that are longer than what a provider trains on; ``slack`` where tokens are estimates."""
-    places = [
-        f"{train.where(i)}: {n:,} tokens" for i, n in enumerate(tokens) if limit is not None and n > slack * limit
-    ]
-    if places:
-        yield DataError(
-            f"{len(places):,} of {len(train):,} examples are longer than the {limit:,} tokens that {provider} trains "
-            "on: their ends, the answers, would be cut off. Nothing was sent. Shorten or drop these:",
-            places,
-        )
-
-
 def _published_rule(config: RunConfig) -> TiktokenTokenizer | None:
     name = config.backend.tokenizer or config.backend.model
     if provider_of(config.backend.kind, config.backend.base_url) not in ("azure", "openai"):
@@ -166,22 +148,24 @@ def _below(trainer: TrainerCapabilities, scorer: ScorerCapabilities) -> int | No
     return None if limit is None or (other is not None and other <= limit) else limit
 
 
-def _context_refusals(
-    provider: str, limit: int | None, *sides: tuple[Dataset, Sequence[EncodedExample]]
+def _too_long(
+    provider: str, limit: int | None, *sides: tuple[Dataset, Iterable[int]], slack: float = 1.0
 ) -> Iterable[DaunceError]:
-    """The examples that are longer than what a trainer or a scorer takes, where it says so."""
+    """The examples that are longer, by their tokens, than what a trainer or a scorer takes, where that is known;
+    ``slack`` where tokens are estimates."""
     if limit is None:
         return
     problems = [
-        f"{dataset.where(position)}: {len(example.ids):,} tokens"
-        for dataset, encoded in sides
-        for position, example in enumerate(encoded)
-        if len(example.ids) > limit
+        f"{dataset.where(position)}: {tokens:,} tokens"
+        for dataset, lengths in sides
+        for position, tokens in enumerate(lengths)
+        if tokens > slack * limit
     ]
     if problems:
         yield DataError(
-            f"{provider} takes {limit:,} tokens at most, which {len(problems):,} examples exceed, and shortened ones "
-            "would be trained and measured wrongly. Nothing was sent. Shorten or drop these:",
+            f"{provider} takes {limit:,} tokens at most, and {len(problems):,} of the examples "
+            f"{'is' if len(problems) == 1 else 'are'} longer: their ends, the answers, would be cut off, and trained "
+            "or measured wrongly. Nothing was sent. Shorten or drop these:",
             problems,
         )
 

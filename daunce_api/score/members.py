@@ -125,14 +125,12 @@ async def score_questions(
             try:
                 await one(member, checkpoint, model)
             except RejectedError as error:
-                if error.status != 404 and await jobs.model_exists(model):
+                if checkpoint and await jobs.checkpoint_is_gone(member, checkpoint, model, error):
+                    continue
+                if checkpoint or (error.status != 404 and await jobs.model_exists(model)):
                     raise
-                if checkpoint == 0:
-                    gone[member] = str(error)
-                    return
-                row = store.jobs.trained_by(member)
-                if row is not None:
-                    store.jobs.checkpoint_gone(row.key, checkpoint, str(error))
+                gone[member] = str(error)
+                return
 
     try:
         async with asyncio.TaskGroup() as group:

@@ -32,7 +32,7 @@ class AdaptiveSlots:
         self._remaining = math.inf
         self._reset_at = -math.inf
         self._cut_at = -math.inf
-        self._limiter: CapacityLimiter | None = None
+        self._limiter = CapacityLimiter(ceiling)
 
     @property
     def allowed(self) -> int:
@@ -67,8 +67,6 @@ class AdaptiveSlots:
     @asynccontextmanager
     async def slot(self) -> AsyncIterator[None]:
         """One request is on its way inside the block."""
-        if self._limiter is None:
-            self._limiter = CapacityLimiter(self.allowed)
         holder = object()
         self._limiter.total_tokens = self.allowed
         await self._limiter.acquire_on_behalf_of(holder)

@@ -197,17 +197,17 @@ class Jobs(Part):
             found += self.checkpoints(job.key) or ()
         return [model for model in found if model is not None]
 
-    def wanted_checkpoints(self, member: int, models: int) -> tuple[int, ...] | None:
-        """Numbers of the member's checkpoints that are scored where ``models`` of each job are, final one included:
-        those that exist. None where that is not known before the provider is asked."""
+    def earlier_models(self, member: int, models: int) -> dict[int, str] | None:
+        """The member's checkpoints that are scored where ``models`` of each job are, final one included, by their
+        numbers: those that exist. None where that is not known before the provider is asked."""
         if models == 1:
-            return ()
+            return {}
         row = self.trained_by(member)
         found = None if row is None else self.checkpoints(row.key)
         if found is None:
             # Nobody can ask about a model that was cleaned up.
-            return () if row is not None and row.model_deleted else None
-        return tuple(n for n in range(1, min(models, len(found) + 1)) if found[-n] is not None)
+            return {} if row is not None and row.model_deleted else None
+        return {n: model for n, model in enumerate(reversed(found), start=1) if n < models and model is not None}
 
 
 class Hosted(Part):

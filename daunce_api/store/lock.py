@@ -7,8 +7,8 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from .._util.files import WHAT_TO_DO
-from ..errors import RunLockedError, StoreError
+from .._util.files import writing
+from ..errors import RunLockedError
 
 
 class RunLock:
@@ -22,32 +22,26 @@ class RunLock:
         """Raises RunLockedError with the pid of the holder, StoreError where the file cannot be written."""
         # Never a lock by existence alone: that one would outlive its holder.
         self._lock = FileLock(path, timeout=0, mode=0o600, thread_local=False, fallback_to_soft=False)
-        try:
-            self._lock.acquire()
-        except Timeout as error:
-            pid = _pid_in(path)
-            holder = f"process {pid}" if pid else "another process"
-            raise RunLockedError(
-                f"{holder} is working on {path.parent}; nothing was changed. Wait for it, or stop it and run the same "
-                "command again. `daunce status` reads the run meanwhile.",
-                pid,
-            ) from error
-        except OSError as error:
-            raise _unwritable(path, error) from error
-        try:
-            with path.open("r+b", buffering=0) as file:
-                file.write(f"{os.getpid()}\n".encode())
-        except OSError as error:
-            self.release()
-            raise _unwritable(path, error) from error
+        with writing(path):
+            try:
+                self._lock.acquire()
+                with path.open("r+b", buffering=0) as file:
+                    file.write(f"{os.getpid()}\n".encode())
+            except Timeout as error:
+                pid = _pid_in(path)
+                holder = f"process {pid}" if pid else "another process"
+                raise RunLockedError(
+                    f"{holder} is working on {path.parent}; nothing was changed. Wait for it, or stop it and run the "
+                    "same command again. `daunce status` reads the run meanwhile.",
+                    pid,
+                ) from error
+            except OSError:
+                self.release()
+                raise
 
     def release(self) -> None:
         """Give the lock back; a second call does nothing."""
         self._lock.release()
-
-
-def _unwritable(path: Path, error: OSError) -> StoreError:
-    return StoreError(f"{path} cannot be written: {error.strerror}. Nothing was changed. {WHAT_TO_DO}")
 
 
 def _pid_in(path: Path) -> int | None:

@@ -333,8 +333,8 @@ class JobClient(Patient):
         if wanted == 1 or row is None:
             return {}
         known = self.store.jobs.checkpoints(row.key) is not None
-        models_S = await self.checkpoints(row)
-        models = {n: model for n, model in enumerate(reversed(models_S), start=1) if n < wanted and model is not None}
+        await self.checkpoints(row)
+        models = self.store.jobs.earlier_models(member, wanted) or {}
         if not known and len(models) < wanted - 1:
             text = f"{name_of(member)} has {1 + len(models)} of the {wanted} models that ensemble.checkpoints asks for"
             self.emit(Event(EventKind.FEWER_MODELS, text, member, row.attempt))

@@ -178,7 +178,7 @@ def test_control_tokens_are_named_by_line_where_openai_tokenizes(token: str) -> 
 
 def test_examples_over_the_training_context_are_counted_and_named() -> None:
     plan = plan_of(labels({7: chat("x" * 70_000, "y")}))
-    assert "1 of 20 examples are longer than the 65,536 tokens that OpenAI trains on" in refused(plan)
+    assert "OpenAI takes 65,536 tokens at most, and 1 of the examples is longer" in refused(plan)
     assert "train.jsonl:8: 70,0" in refused(plan)
 
 

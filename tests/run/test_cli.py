@@ -21,10 +21,10 @@ import pytest
 import typer
 import yaml
 
-from daunce_api import Run, RunConfig
+from daunce_api import Run, RunConfig, core
 from daunce_api.__main__ import main as entry_point
 from daunce_api.attribution.score_files import load_bergson
-from daunce_api.cli import app, main
+from daunce_api.cli import app, looking, main
 from daunce_api.cli.demo.experiment import run_demo
 from daunce_api.providers.registry import BACKENDS
 from daunce_api.server import EmbeddedServer
@@ -131,6 +131,7 @@ def test_help_shows_no_types_of_switches_and_lists_estimators(cli: Cli) -> None:
         assert "EXAMPLE" not in text
     text = " ".join(re.sub(r"[│\s]+", " ", cli("top", "--help")[1]).split())
     assert "auto, covariance, correlation" in text
+    assert ", ".join(["auto", *core.ESTIMATORS]) == looking.ESTIMATORS
 
 
 @pytest.mark.parametrize(

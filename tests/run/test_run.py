@@ -258,7 +258,7 @@ def test_the_first_token_alone_is_named_in_every_output(
     make_config: MakeConfig, data: tuple[Path, Path], capsys: pytest.CaptureFixture[str]
 ) -> None:
     from daunce_api.cli import terminal
-    from daunce_api.report.of_run import write_report_of
+    from daunce_api.report.page import write_report_of
 
     for path in data:  # answers that begin alike are refused
         path.write_text(path.read_text().replace("A kind of stone", "Some stone"))

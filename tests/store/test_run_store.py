@@ -304,17 +304,17 @@ def trained(store: RunStore, key: str = "k-m0-a1", attempt: int = 1) -> None:
 
 
 def test_checkpoints_are_numbered_from_the_end(store: RunStore) -> None:
-    assert store.jobs.wanted_checkpoints(0, 3) is None  # no job yet
-    assert store.jobs.wanted_checkpoints(0, 1) == ()
+    assert store.jobs.earlier_models(0, 3) is None  # no job yet
+    assert store.jobs.earlier_models(0, 1) == {}
     trained(store)
     assert store.jobs.checkpoints("k-m0-a1") is None
-    assert store.jobs.wanted_checkpoints(0, 3) is None  # nobody asked the provider yet
+    assert store.jobs.earlier_models(0, 3) is None  # nobody asked the provider yet
     store.jobs.checkpoints_found("k-m0-a1", ["step-1", "step-2", "step-3"])
-    assert store.jobs.wanted_checkpoints(0, 3) == (1, 2)
-    assert store.jobs.wanted_checkpoints(0, 9) == (1, 2, 3)
+    assert store.jobs.earlier_models(0, 3) == {1: "step-3", 2: "step-2"}
+    assert store.jobs.earlier_models(0, 9) == {1: "step-3", 2: "step-2", 3: "step-1"}
     store.jobs.checkpoint_gone("k-m0-a1", 1, "404")
     assert store.jobs.checkpoints("k-m0-a1") == ("step-1", "step-2", None)
-    assert store.jobs.wanted_checkpoints(0, 3) == (2,)
+    assert store.jobs.earlier_models(0, 3) == {2: "step-2"}
     with pytest.raises(StoreError, match="no checkpoint 4"):
         store.jobs.checkpoint_gone("k-m0-a1", 4, "404")
 
@@ -323,15 +323,15 @@ def test_a_job_without_checkpoints_is_not_asked_about_again(store: RunStore) -> 
     trained(store)
     store.jobs.checkpoints_found("k-m0-a1", [])
     assert store.jobs.checkpoints("k-m0-a1") == ()
-    assert store.jobs.wanted_checkpoints(0, 3) == ()
+    assert store.jobs.earlier_models(0, 3) == {}
 
 
 def test_nobody_waits_for_checkpoints_of_a_model_that_was_cleaned_up(store: RunStore) -> None:
     trained(store)
     store.jobs.model_deleted("k-m0-a1")
-    assert store.jobs.wanted_checkpoints(0, 3) == ()
+    assert store.jobs.earlier_models(0, 3) == {}
     trained(store, "k-m0-a2", 2)
-    assert store.jobs.wanted_checkpoints(0, 3) is None
+    assert store.jobs.earlier_models(0, 3) is None
 
 
 def test_a_run_of_2fa6155_is_read_as_it_is_and_taken_up(old_run: Path) -> None:

@@ -347,7 +347,7 @@ def test_a_job_that_the_provider_forgot_has_no_checkpoints(world: World) -> None
         training = world.training(store)
         (member,) = (j.member for j in store.jobs.rows() if j.job_id == "job-0")
         assert asyncio.run(world.earlier(training, member)) == {}
-        assert store.jobs.wanted_checkpoints(member, 2) == ()
+        assert store.jobs.earlier_models(member, 2) == {}
 
 
 def test_a_member_that_was_cleaned_up_half_scored_is_scored_anew(world: World) -> None:

@@ -44,7 +44,7 @@ class LocalTokenizer:
         if adds_bos is None:  # then the post-processor knows
             added = self._backend.encode("", add_special_tokens=True).ids
             adds_bos = bool(bos) and self._backend.token_to_id(bos) in added[:1]
-        self._begin = bos if adds_bos else ""
+        self.begin, self.end = bos if adds_bos else "", self._special.get("eos_token", "")
         # The post-processor adds what encode() must not, and cuts white space off the offsets.
         self._backend.post_processor = None
         names = {i: token.content for i, token in self._backend.get_added_tokens_decoder().items() if token.special}
@@ -56,8 +56,9 @@ class LocalTokenizer:
             ChatTemplate(tools_text, self._special, name=self.name, day=day) if tools_text else self._template
         )
         dated = [str(self._template.day)] if self._template is not None and self._template.writes_date else []
-        facts = json.dumps([self._begin, self.end, text, *dated], sort_keys=True)
-        self._fingerprint = hashlib.sha256(self._raw.encode() + facts.encode()).hexdigest()
+        facts = json.dumps([self.begin, self.end, text, *dated], sort_keys=True)
+        # A separate template for tools is not in it: earlier versions never used one, and their runs go on.
+        self.fingerprint = hashlib.sha256(self._raw.encode() + facts.encode()).hexdigest()
 
     @staticmethod
     def _read(path: Path) -> str:
@@ -102,20 +103,6 @@ class LocalTokenizer:
             named["tool_use"] = self._read(tools)
         default, tool_use = named.get("default"), named.get("tool_use")
         return default if isinstance(default, str) else "", tool_use if isinstance(tool_use, str) else ""
-
-    @property
-    def fingerprint(self) -> str:
-        """Of vocabulary and template. A separate template for tools is not in it: earlier versions never used one, and
-        their runs go on."""
-        return self._fingerprint
-
-    @property
-    def begin(self) -> str:
-        return self._begin
-
-    @property
-    def end(self) -> str:
-        return self._special.get("eos_token", "")
 
     @cached_property
     def _literal(self) -> Any:

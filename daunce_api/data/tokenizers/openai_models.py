@@ -79,15 +79,12 @@ class TiktokenTokenizer:
         self._encoding = _load(encoding)
         self.exact = self._encoding is not None
         self._day = day or DEFAULT_DATE
+        dated = f"{encoding} {self._day}" if encoding == HARMONY else encoding
+        self.fingerprint = dated if self.exact else f"estimate:{dated}"
         self.shapes: dict[Any, Any] | None = None
         special = self._encoding.special_tokens_set if self.name == HARMONY and self._encoding is not None else ()
         self._guard = SpecialTokenGuard(special)
         self._special = frozenset(special)
-
-    @property
-    def fingerprint(self) -> str:
-        name = f"{self.name} {self._day}" if self.name == HARMONY else self.name
-        return name if self.exact else f"estimate:{name}"
 
     def encode(self, text: str) -> list[int]:
         """Ids of a text; special tokens spelled in it are ordinary characters.

@@ -2,28 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy import stats
 
-from ... import core
 from ...attribution import Attribution
 from ...attribution.texts import conversation
-from ...data.dataset import Example
+from ...data.dataset import Dataset
 
 _ROWS = 100
 _BRIEF = 400
 _FIRST = 10
 
 
-def _by_content(examples: Iterable[Example]) -> dict[str, int]:
+def _by_content(examples: Dataset) -> dict[str, int]:
     """Position of the first example with each content: ids of two runs need not mean the same."""
     places: dict[str, int] = {}
-    for position, example in enumerate(examples):
-        places.setdefault(example.content_hash, position)
+    for position, content in enumerate(examples.content_hashes):
+        places.setdefault(content, position)
     return places
 
 
@@ -89,25 +87,12 @@ def side_by_side(one: Attribution, other: Attribution, test: str | None) -> dict
 
 def _side(attribution: Attribution, column: int, places: NDArray[np.int64]) -> dict[str, NDArray[Any]]:
     """Scores of one run for the common examples; ranks are among these."""
-    count = len(attribution.train)
-    ranking = attribution.ranking(count, columns=[column])
-    listed = ranking.index_Mk[0] >= 0
-    order = ranking.index_Mk[0][listed]
-    score_k = ranking.score_Mk[0][listed]
-    assert ranking.stderr_Mk is not None
-    assert ranking.distinguishable_Mk is not None
-    correlation = ranking.estimator == "correlation"
-    low_k, high_k = core.confidence_interval(
-        score_k, ranking.stderr_Mk[0][listed], ranking.members, correlation=correlation
-    )
-    score, half = np.full(count, np.nan), np.full(count, np.nan)
-    significant = np.zeros(count, np.bool_)
-    score[order], half[order] = score_k, (high_k - low_k) / 2
-    significant[order] = ranking.distinguishable_Mk[0][listed]
-    score, half, significant = score[places], half[places], significant[places]
-    rank = np.empty(len(places), dtype=np.int64)
-    rank[np.argsort(-np.nan_to_num(score, nan=-np.inf), kind="stable")] = np.arange(1, len(places) + 1)
-    return {"score": score, "half": half, "rank": rank, "significant": significant}
+    ids = attribution.train.ids
+    table = attribution.top(attribution.test.ids[column], len(ids)).set_index("id").reindex([ids[i] for i in places])
+    rank = table["score"].rank(ascending=False, method="first", na_option="bottom").astype(int)
+    half, significant = (table["high"] - table["low"]) / 2, table["distinguishable"].eq(True)
+    columns = {"score": table["score"], "half": half, "rank": rank, "significant": significant}
+    return {name: values.to_numpy() for name, values in columns.items()}
 
 
 def _plain(value: float) -> float | None:

@@ -14,8 +14,7 @@ from ...data.example import Verdict
 from ...errors import ConfigurationError, DaunceError, NotEnoughMembersError
 from ...run import Run
 from ...store.run import FILE_NAME
-from ..of_run import Ranked, no_candidates
-from ..page import report_html
+from ..page import Ranked, no_candidates, report_html
 from .compare import side_by_side
 
 _DEPTH = 4
