@@ -57,7 +57,9 @@ _RETIRED_VALUES = {
 
 
 class _Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True, allow_inf_nan=False)
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, validate_default=True, allow_inf_nan=False, use_attribute_docstrings=True
+    )
 
     @field_validator("*", mode="before")
     @classmethod
@@ -124,20 +126,20 @@ HyperparameterValue = Annotated[bool | int | float | str, BeforeValidator(_hyper
 class DataConfig(_Section):
     """Where the examples are. Relative paths are relative to the config file."""
 
-    train: Path = Field(description="training examples: JSONL, JSON, CSV, Parquet, ... in any common dialect")
-    test: Path = Field(description="the answers to explain: a file of the same kinds")
-    validation: Path | None = Field(
-        None, description="validation file that each job is given; it is never attributed (OpenAI, Azure, Together)"
-    )
-    columns: dict[Column, str] | None = Field(
-        None,
-        description="names of the file's own columns, such as {user: question, assistant: answer}; default: recognized",
-    )
-    loss_on: LossOn = Field("all", description="assistant turns that are trained on: all, as providers do, or the last")
-    measure: LossOn | None = Field(
-        None, description="turns of training examples that are scored (last or all); default: those trained on"
-    )
-    questions: LossOn | None = Field("last", description="turns of the test file that are explained (last or all)")
+    train: Path
+    """training examples: JSONL, JSON, CSV, Parquet, ... in any common dialect"""
+    test: Path
+    """the answers to explain: a file of the same kinds"""
+    validation: Path | None = None
+    """validation file that each job is given; it is never attributed (OpenAI, Azure, Together)"""
+    columns: dict[Column, str] | None = None
+    """names of the file's own columns, such as {user: question, assistant: answer}; default: recognized"""
+    loss_on: LossOn = "all"
+    """assistant turns that are trained on: all, as providers do, or the last"""
+    measure: LossOn | None = None
+    """turns of training examples that are scored (last or all); default: those trained on"""
+    questions: LossOn | None = "last"
+    """turns of the test file that are explained (last or all)"""
 
     def measured(self, *, one_turn: bool = False) -> LossOn:
         """The turns of training examples that are scored; ``one_turn``: the scorer can measure one turn only."""
@@ -152,54 +154,55 @@ class DataConfig(_Section):
 class ScorerConfig(_Section):
     """Where log-probabilities are read, if that is another endpoint than the one that trains."""
 
-    kind: str | None = Field(None, description="scorer; default: the backend's own")
-    base_url: Address | None = Field(None, description="its endpoint; default: the backend's")
-    api_key_env: VariableName | None = Field(
-        None, description="environment variable that holds its API key; default: the backend's"
-    )
-    options: OptionValues = Field(default_factory=dict, description="options of this kind of scorer")
+    kind: str | None = None
+    """scorer; default: the backend's own"""
+    base_url: Address | None = None
+    """its endpoint; default: the backend's"""
+    api_key_env: VariableName | None = None
+    """environment variable that holds its API key; default: the backend's"""
+    options: OptionValues = Field(default_factory=dict)
+    """options of this kind of scorer"""
 
 
 class BackendConfig(_Section):
     """Who fine-tunes and who scores."""
 
-    kind: str = Field(
-        "embedded",
-        description="embedded, local, openai, azure, together, fireworks, tinker, nebius, or openai_wire (any server)",
-    )
-    model: str = Field("daunce-tiny", description="base model that is fine-tuned")
-    base_url: Address | None = Field(None, description="endpoint of an OpenAI-wire server; default: the provider's own")
-    api_key_env: VariableName | None = Field(
-        None, description="environment variable that holds the API key; default: the provider's usual one"
-    )
-    tokenizer: str | None = Field(None, description="tokenizer folder or tiktoken model; default: the model's own")
-    template_date: date | None = Field(
-        None, description="date that the chat template writes; default: the template's own, or 2026-01-01"
-    )
-    max_concurrent_jobs: int | None = Field(
-        None, ge=1, description="fine-tuning jobs at once; default: the provider's limit"
-    )
-    minutes_per_job: float | None = Field(
-        None, gt=0, description="how long a job takes, for the plan's hours; default: not known"
-    )
-    options: OptionValues = Field(default_factory=dict, description="options of this kind of backend")
-    scorer: ScorerConfig = Field(default_factory=ScorerConfig, description="who scores, if it is somebody else")
+    kind: str = "embedded"
+    """embedded, local, openai, azure, together, fireworks, tinker, nebius, or openai_wire (any server)"""
+    model: str = "daunce-tiny"
+    """base model that is fine-tuned"""
+    base_url: Address | None = None
+    """endpoint of an OpenAI-wire server; default: the provider's own"""
+    api_key_env: VariableName | None = None
+    """environment variable that holds the API key; default: the provider's usual one"""
+    tokenizer: str | None = None
+    """tokenizer folder or tiktoken model; default: the model's own"""
+    template_date: date | None = None
+    """date that the chat template writes; default: the template's own, or 2026-01-01"""
+    max_concurrent_jobs: int | None = Field(None, ge=1)
+    """fine-tuning jobs at once; default: the provider's limit"""
+    minutes_per_job: float | None = Field(None, gt=0)
+    """how long a job takes, for the plan's hours; default: not known"""
+    options: OptionValues = Field(default_factory=dict)
+    """options of this kind of backend"""
+    scorer: ScorerConfig = Field(default_factory=ScorerConfig)
+    """who scores, if it is somebody else"""
 
 
 class StopConfig(_Section):
     """Stop paying for members when more of them no longer help."""
 
-    self_lds: float | None = Field(None, gt=0, lt=1, description="stop when self_lds reaches this value")
-    surely: bool = Field(False, description="self_lds counts as reached when the lower end of its 95 % interval is")
-    plateau: float | None = Field(
-        None,
-        gt=0,
-        lt=1,
-        description="stop when half as many members again are expected to gain less self_lds than this, and the last "
-        "check_every gained less too",
-    )
-    min_members: int = Field(10, ge=2, description="members that are trained in any case")
-    check_every: int = Field(5, ge=1, description="members between two looks")
+    self_lds: float | None = Field(None, gt=0, lt=1)
+    """stop when self_lds reaches this value"""
+    surely: bool = False
+    """self_lds counts as reached when the lower end of its 95 % interval is"""
+    plateau: float | None = Field(None, gt=0, lt=1)
+    """stop when half as many members again are expected to gain less self_lds than this, and the last check_every
+    gained less too"""
+    min_members: int = Field(10, ge=2)
+    """members that are trained in any case"""
+    check_every: int = Field(5, ge=1)
+    """members between two looks"""
 
     @model_validator(mode="after")
     def _fits_together(self) -> StopConfig:
@@ -211,25 +214,23 @@ class StopConfig(_Section):
 class EnsembleConfig(_Section):
     """Which members there are. Growing ``members`` later keeps those that were trained."""
 
-    members: int = Field(32, ge=2, le=100_000, description="K, the number of fine-tunes")
-    subset_ratio: float = Field(0.5, gt=0, lt=1, description="share of the training set that each member sees")
-    seed: int = Field(0, ge=0, lt=2**31, description="everything random follows from it")
-    start_from: Literal["base", "target"] = Field("base", description="what members are fine-tuned from")
-    target_model: str | None = Field(None, description="an existing fine-tune of the whole training set")
-    checkpoints: int = Field(
-        1,
-        ge=1,
-        le=100,
-        description="models of each job that are scored: the final one and those of the epochs before it; scoring "
-        "costs that many times as much, training nothing more",
-    )
-    keep_days: int | None = Field(
-        None,
-        ge=1,
-        le=3650,
-        description="days after which the provider deletes the models by itself (tinker); default: `daunce clean` does",
-    )
-    stop: StopConfig | None = Field(None, description="stop before K members; default: never")
+    members: int = Field(32, ge=2, le=100_000)
+    """K, the number of fine-tunes"""
+    subset_ratio: float = Field(0.5, gt=0, lt=1)
+    """share of the training set that each member sees"""
+    seed: int = Field(0, ge=0, lt=2**31)
+    """everything random follows from it"""
+    start_from: Literal["base", "target"] = "base"
+    """what members are fine-tuned from"""
+    target_model: str | None = None
+    """an existing fine-tune of the whole training set"""
+    checkpoints: int = Field(1, ge=1, le=100)
+    """models of each job that are scored: the final one and those of the epochs before it; scoring costs that many
+    times as much, training nothing more"""
+    keep_days: int | None = Field(None, ge=1, le=3650)
+    """days after which the provider deletes the models by itself (tinker); default: `daunce clean` does"""
+    stop: StopConfig | None = None
+    """stop before K members; default: never"""
 
     @model_validator(mode="after")
     def _fits_together(self) -> EnsembleConfig:
@@ -243,14 +244,14 @@ class EnsembleConfig(_Section):
 class TrainingConfig(_Section):
     """The fine-tuning jobs."""
 
-    hyperparameters: dict[str, HyperparameterValue] = Field(
-        default_factory=dict, description="by the provider's own names; those left out are the provider's defaults"
-    )
-    target_hyperparameters: dict[str, HyperparameterValue] | None = Field(
-        None, description="for the target fine-tune of start_from: target; default: the same"
-    )
-    max_attempts: int = Field(3, ge=1, le=10, description="jobs tried for one member before it is left out")
-    min_members: int = Field(2, ge=2, description="the run continues as long as this many members can still succeed")
+    hyperparameters: dict[str, HyperparameterValue] = Field(default_factory=dict)
+    """by the provider's own names; those left out are the provider's defaults"""
+    target_hyperparameters: dict[str, HyperparameterValue] | None = None
+    """for the target fine-tune of start_from: target; default: the same"""
+    max_attempts: int = Field(3, ge=1, le=10)
+    """jobs tried for one member before it is left out"""
+    min_members: int = Field(2, ge=2)
+    """the run continues as long as this many members can still succeed"""
 
     @property
     def of_target(self) -> dict[str, HyperparameterValue]:
@@ -261,27 +262,28 @@ class TrainingConfig(_Section):
 class ScoringConfig(_Section):
     """The requests for log-probabilities."""
 
-    concurrency: int | None = Field(None, ge=1, description="requests at once; default: the endpoint's limit")
-    noise_probe: int = Field(4, ge=0, description="examples scored twice for every member, to measure noise")
-    target: bool = Field(False, description="also score the target model (start_from: target)")
-    cache: bool = Field(True, description="reuse what any run of yours paid a remote endpoint for before")
+    concurrency: int | None = Field(None, ge=1)
+    """requests at once; default: the endpoint's limit"""
+    noise_probe: int = Field(4, ge=0)
+    """examples scored twice for every member, to measure noise"""
+    target: bool = False
+    """also score the target model (start_from: target)"""
+    cache: bool = True
+    """reuse what any run of yours paid a remote endpoint for before"""
 
 
 class AttributionConfig(_Section):
     """How losses become scores; may be changed after the run."""
 
-    estimator: str = Field("auto", description="auto, covariance, correlation, inclusion, whitened or half_whitened")
-    loss: Literal["mean", "sum", "margin"] = Field(
-        "mean", description="per example: nats per completion token, their sum, or minus the mean log-odds"
-    )
-    prior: Literal["auto", "none", "text", "gradient"] = Field(
-        "auto",
-        description="added to scores of few members, as far as the members bear it out: text similarity, or that of "
-        "the base model's gradients (needs prior_model); auto takes what there is",
-    )
-    prior_model: str | None = Field(
-        None, description="folder with the base model's weights and tokenizer, for prior: gradient (extra: local)"
-    )
+    estimator: str = "auto"
+    """auto, covariance, correlation, inclusion, whitened or half_whitened"""
+    loss: Literal["mean", "sum", "margin"] = "mean"
+    """per example: nats per completion token, their sum, or minus the mean log-odds"""
+    prior: Literal["auto", "none", "text", "gradient"] = "auto"
+    """added to scores of few members, as far as the members bear it out: text similarity, or that of the base model's
+    gradients (needs prior_model); auto takes what there is"""
+    prior_model: str | None = None
+    """folder with the base model's weights and tokenizer, for prior: gradient (extra: local)"""
 
     @field_validator("estimator")
     @classmethod
@@ -296,41 +298,48 @@ class AttributionConfig(_Section):
 class PriceConfig(_Section):
     """US dollars per million tokens."""
 
-    training: float | None = Field(None, ge=0, description="trained tokens; default: the price table")
-    input: float | None = Field(None, ge=0, description="prompt tokens of the fine-tuned model")
-    output: float | None = Field(None, ge=0, description="generated tokens of the fine-tuned model")
-    hosting: float | None = Field(None, ge=0, description="US dollars per hour of the endpoint, all its GPUs together")
+    training: float | None = Field(None, ge=0)
+    """trained tokens; default: the price table"""
+    input: float | None = Field(None, ge=0)
+    """prompt tokens of the fine-tuned model"""
+    output: float | None = Field(None, ge=0)
+    """generated tokens of the fine-tuned model"""
+    hosting: float | None = Field(None, ge=0)
+    """US dollars per hour of the endpoint, all its GPUs together"""
 
 
 class BudgetConfig(_Section):
     """What the run may cost."""
 
-    max_usd: float | None = Field(None, ge=0, description="the run refuses to start or go on above this")
-    price: PriceConfig | None = Field(None, description="overrides the price table")
-    hosting_hours: float | None = Field(
-        None, gt=0, description="how long the endpoint that scores is paid for, where that goes by the hour"
-    )
+    max_usd: float | None = Field(None, ge=0)
+    """the run refuses to start or go on above this"""
+    price: PriceConfig | None = None
+    """overrides the price table"""
+    hosting_hours: float | None = Field(None, gt=0)
+    """how long the endpoint that scores is paid for, where that goes by the hour"""
 
 
 class RunConfig(_Section):
     """One run. ``run_dir`` is where everything is kept."""
 
-    name: str = Field(
-        "run", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,39}$", description="short name; goes into job names"
-    )
-    run_dir: Path = Field(
-        default_factory=lambda data: Path("runs", data.get("name", "run")),
-        description="folder of the run, relative to this file; default: runs/NAME",
-    )
-    data: DataConfig = Field(description="where the examples are; relative paths start from this file")
-    backend: BackendConfig = Field(default_factory=BackendConfig, description="who fine-tunes and who scores")
-    ensemble: EnsembleConfig = Field(default_factory=EnsembleConfig, description="which members there are")
-    training: TrainingConfig = Field(default_factory=TrainingConfig, description="the fine-tuning jobs")
-    scoring: ScoringConfig = Field(default_factory=ScoringConfig, description="the requests for log-probabilities")
-    attribution: AttributionConfig = Field(
-        default_factory=AttributionConfig, description="how losses become scores; may be changed after the run"
-    )
-    budget: BudgetConfig = Field(default_factory=BudgetConfig, description="what the run may cost")
+    name: str = Field("run", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,39}$")
+    """short name; goes into job names"""
+    run_dir: Path = Field(default_factory=lambda data: Path("runs", data.get("name", "run")))
+    """folder of the run, relative to this file; default: runs/NAME"""
+    data: DataConfig
+    """where the examples are; relative paths start from this file"""
+    backend: BackendConfig = Field(default_factory=BackendConfig)
+    """who fine-tunes and who scores"""
+    ensemble: EnsembleConfig = Field(default_factory=EnsembleConfig)
+    """which members there are"""
+    training: TrainingConfig = Field(default_factory=TrainingConfig)
+    """the fine-tuning jobs"""
+    scoring: ScoringConfig = Field(default_factory=ScoringConfig)
+    """the requests for log-probabilities"""
+    attribution: AttributionConfig = Field(default_factory=AttributionConfig)
+    """how losses become scores; may be changed after the run"""
+    budget: BudgetConfig = Field(default_factory=BudgetConfig)
+    """what the run may cost"""
 
     @model_validator(mode="after")
     def _fits_together(self) -> RunConfig:

@@ -92,7 +92,7 @@ def summarized(sentences: Sequence[str], example: int = 3) -> list[str]:
 
 
 def dollars(usd: float | None) -> str:
-    """An amount of money, below a dollar to a hundredth of a cent; what is not known is said to be unknown.
+    """An amount of money, below ten cents to a hundredth of a cent; what is not known is said to be unknown.
 
     Example:
         >>> dollars(1234.5), dollars(0.5), dollars(0.00123), dollars(None)
@@ -100,7 +100,7 @@ def dollars(usd: float | None) -> str:
     """
     if usd is None:
         return "unknown"
-    return f"${usd:,.2f}" if usd >= 1 else "$" + f"{usd:.4f}".removesuffix("00")
+    return f"${usd:,.2f}" if usd >= 0.1 else "$" + f"{usd:.4f}".removesuffix("00")
 
 
 def duration(seconds: float) -> str:

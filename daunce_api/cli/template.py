@@ -143,7 +143,8 @@ def _line(depth: int, text: str, meaning: str, shown: bool) -> str:
 
 def _meaning(field: FieldInfo) -> str:
     choices = get_args(field.annotation) if get_origin(field.annotation) is Literal else ()
-    return f"{field.description} ({' | '.join(choices)})" if choices else str(field.description)
+    meaning = " ".join(str(field.description).split())
+    return f"{meaning} ({' | '.join(choices)})" if choices else meaning
 
 
 def _scalar(value: Any) -> str:

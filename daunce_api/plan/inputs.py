@@ -17,8 +17,8 @@ from ..data.kept import KeptDataset, keep_dataset
 from ..data.questions import Questions
 from ..data.subsets import Ensemble, plan_ensemble
 from ..data.tokenizers import EncodedExample, Tokenizer, encode_dataset
-from ..errors import CapabilityError, ConfigurationError, DataError
-from ..providers.base import all_within_scope, within_scope
+from ..errors import ConfigurationError, DataError
+from ..providers.base import all_within_scope
 from ..providers.registry import capabilities_of, open_tokenizer
 from ..store import FINAL, TARGET, RunStore
 from ..store.ledger import Purpose
@@ -27,6 +27,7 @@ from .asking import BASE, AskPlan, plan_asking
 from .plan import Missing, Plan
 from .planning import make_plan, plan_of_missing
 from .prices import prices_known
+from .tokens import scoped
 
 HALTED = "halted"
 """Why a run stopped that has enough members; with this name the store keeps the rule that said so."""
@@ -246,15 +247,7 @@ class RunInputs:
 
     def encoded_questions(self, questions: Dataset) -> tuple[EncodedExample, ...]:
         """Questions as the scorer measures them; one that it cannot measure as it is, for the plan to name."""
-        scorer = capabilities_of(self.config)[1]
-
-        def scoped(example: EncodedExample) -> EncodedExample:
-            try:
-                return within_scope(example, scorer)
-            except CapabilityError:
-                return example
-
-        return tuple(scoped(e) for e in self.encoded(questions))
+        return tuple(scoped(questions, self.encoded(questions), capabilities_of(self.config)[1])[0])
 
     def models_to_ask(
         self, store: RunStore, trained: Collection[int], *, members_only: bool = False

@@ -74,8 +74,8 @@ def count(
     ids_N, ids_M = ([len(e.ids) for e in encoded] for encoded in (encoded_train, encoded_test))
     refusals = list(_too_long(scorer.provider, scorer.max_context_tokens, (train, ids_N), (test, ids_M)))
     about_jobs = list(_too_long(trainer.provider, _below(trainer, scorer), (train, ids_N)))
-    scoped_train, unmeasured = _scope(train, encoded_train, scorer)
-    scoped_test, unmeasured_test = _scope(test, encoded_test, scorer)
+    scoped_train, unmeasured = scoped(train, encoded_train, scorer)
+    scoped_test, unmeasured_test = scoped(test, encoded_test, scorer)
     if questions_only:
         scoped_train, unmeasured = [], []
     refusals += _scope_refusals([*unmeasured_test, *unmeasured])
@@ -170,18 +170,18 @@ def _too_long(
         )
 
 
-def _scope(
+def scoped(
     dataset: Dataset, encoded: Sequence[EncodedExample], scorer: ScorerCapabilities
 ) -> tuple[list[EncodedExample], list[tuple[str, CapabilityError]]]:
     """What is measured of each example, and the examples of which nothing can be, with their places."""
-    scoped, refused = [], []
+    measured, refused = [], []
     for position, example in enumerate(encoded):
         try:
-            scoped.append(within_scope(example, scorer))
+            measured.append(within_scope(example, scorer))
         except CapabilityError as error:
-            scoped.append(example)
+            measured.append(example)
             refused.append((dataset.where(position), error))
-    return scoped, refused
+    return measured, refused
 
 
 def _scope_refusals(refused: list[tuple[str, CapabilityError]]) -> list[DaunceError]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import cached_property, partial
 
 from ..config import RunConfig
@@ -18,36 +19,28 @@ Models = Mapping[int, Mapping[int, str]]
 """By member (-1: the target, -2: the base) and checkpoint (0: the final model), the ids of models."""
 
 
+@dataclass(frozen=True, eq=False)
 class MemberScoring:
     """Everything that is asked of one member's models: the questions, then the training ``examples``.
 
     ``usd_per_model``: dollars of measuring one model once; ``usd_again``: of what a member is measured on twice.
     """
 
-    def __init__(
-        self,
-        client: ScoringClient,
-        store: RunStore,
-        jobs: JobClient,
-        config: RunConfig,
-        questions: Sequence[EncodedExample],
-        examples: Sequence[EncodedExample],
-        *,
-        usd_per_model: float | None = None,
-        usd_again: float | None = None,
-        purpose: Purpose = "score",
-        on_progress: Progress | None = None,
-    ) -> None:
-        self._client = client
-        self._store = store
-        self._jobs = jobs
-        self._config = config
-        self.asked = (*questions, *examples)
-        self._twice = examples[: config.scoring.noise_probe]
-        self._usd = usd_per_model or 0.0
-        self._usd_again = usd_again or 0.0
-        self._purpose = purpose
-        self._on_progress = on_progress
+    client: ScoringClient
+    store: RunStore
+    jobs: JobClient
+    config: RunConfig
+    questions: Sequence[EncodedExample]
+    examples: Sequence[EncodedExample]
+    usd_per_model: float | None = None
+    usd_again: float | None = None
+    purpose: Purpose = "score"
+    on_progress: Progress | None = None
+
+    @cached_property
+    def asked(self) -> tuple[EncodedExample, ...]:
+        """What each model is measured on."""
+        return (*self.questions, *self.examples)
 
     @cached_property
     def shortest(self) -> EncodedExample:
@@ -56,29 +49,30 @@ class MemberScoring:
 
     async def member(self, member: int, model: str) -> None:
         """Score what is missing of a member's final model and its earlier checkpoints."""
-        wanted = 1 if member == TARGET else self._config.ensemble.checkpoints
-        models = {0: model, **await self._jobs.earlier_models(member, wanted)}
+        wanted = 1 if member == TARGET else self.config.ensemble.checkpoints
+        models = {0: model, **await self.jobs.earlier_models(member, wanted)}
         for rank, (number, checkpoint) in enumerate(models.items()):
             await self._model(member, number, checkpoint, rank, len(models))
 
     async def _model(self, member: int, number: int, model: str, rank: int, models: int) -> None:
         """One of the member's models; one from before the end of its job that is gone is left out."""
-        store, jobs, asked = self._store, self._jobs, self.asked
+        store, jobs, asked = self.store, self.jobs, self.asked
         if store.scores.has_all(store.scores.find_ids(asked), member, checkpoint=number):
             return
-        twice = self._twice if number == 0 and member != TARGET else ()
-        usd, tokens = self._usd + (self._usd_again if twice else 0.0), tokens_of(asked) + tokens_of(twice)
+        twice = self.examples[: self.config.scoring.noise_probe] if number == 0 and member != TARGET else ()
+        usd = (self.usd_per_model or 0.0) + (self.usd_again or 0.0 if twice else 0.0)
+        tokens = tokens_of(asked) + tokens_of(twice)
         subject = f"scoring of member {member}" + (f", checkpoint {number}" if number else "")
 
         def progressed(done: int, total: int) -> None:
-            if self._on_progress is not None:
-                self._on_progress(member, rank * total + done, models * total)
+            if self.on_progress is not None:
+                self.on_progress(member, rank * total + done, models * total)
 
-        cap = self._config.budget.max_usd
-        with booked(store, subject, usd, tokens, member, number, cap=cap, purpose=self._purpose):
+        cap = self.config.budget.max_usd
+        with booked(store, subject, usd, tokens, member, number, cap=cap, purpose=self.purpose):
             while True:
                 try:
-                    await self._client.score_member(member, model, asked, number, twice=twice, on_progress=progressed)
+                    await self.client.score_member(member, model, asked, number, twice=twice, on_progress=progressed)
                 except RejectedError as error:
                     if number == 0:
                         raise
