@@ -29,7 +29,7 @@ class RetryPolicy:
     """When a failed request is repeated. All times are in seconds.
 
     The pause before the n-th repeat is ``first * 2**(n - 1)``, at most ``longest``, spread at random over its upper
-    half (``jitter``) so that requests that failed together do not return together. Where the server sends a sane
+    half so that requests that failed together do not return together. Where the server sends a sane
     ``Retry-After``, the pause is the larger of the two. The request is given up after ``attempts`` tries, and before
     a pause that would take it beyond ``total`` since the first try.
 
@@ -45,17 +45,11 @@ class RetryPolicy:
     longest: float
     attempts: int
     total: float
-    jitter: bool = True
 
     def pause(self, attempt: int, retry_after: float | None, *, spread: float) -> float:
         """Seconds to wait after ``attempt`` tries (>= 1); ``spread`` is a random number in [0, 1)."""
-        own = min(self.longest, self.first * 2.0 ** min(attempt - 1, 60))
-        if self.jitter:
-            own *= 0.5 + 0.5 * spread
-        wanted = sane(retry_after)
-        if wanted is None:
-            return own
-        return max(own, wanted * (1.0 + 0.1 * spread) if self.jitter else wanted)
+        own = min(self.longest, self.first * 2.0 ** min(attempt - 1, 60)) * (0.5 + 0.5 * spread)
+        return max(own, (sane(retry_after) or 0.0) * (1.0 + 0.1 * spread))
 
 
 @dataclass(frozen=True, slots=True)

@@ -22,6 +22,8 @@ _HIDDEN = frozenset({"Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"})
 """Unicode categories that are never printed as they are: control, format, surrogate, private use, unassigned, and
 the separators that break lines."""
 _ELLIPSIS = "…"
+_SHOWN = 3
+"""Sentences of one kind that are listed one by one."""
 _STACK = 8
 """Characters a column at most: accents can be stacked without end on one letter."""
 _FORMULA = frozenset("=+-@\t\r\n＝＋－＠")
@@ -64,10 +66,10 @@ def phrase(text: str, width: int) -> str:
     return words.rstrip(" ,;:") + " " + _ELLIPSIS if words and len(last) <= width // 3 else shown
 
 
-def rich_text(text: str, width: int | None = None, *, style: str = "") -> Text:
+def rich_text(text: str, width: int | None = None) -> Text:
     """:func:`terminal_text` for tables and panels of rich, which parse a ``str`` for markup (``[red]``) and emoji
     names (``:bomb:``) and a ``Text`` for neither. Progress columns take a ``str``: give them ``markup=False``."""
-    return Text(terminal_text(text, width), style=style)
+    return Text(terminal_text(text, width))
 
 
 def csv_cell(text: str) -> str:
@@ -80,14 +82,14 @@ def csv_cell(text: str) -> str:
     return f"'{text}" if start and start in _FORMULA else text
 
 
-def summarized(sentences: Sequence[str], example: int = 3) -> list[str]:
+def summarized(sentences: Sequence[str]) -> list[str]:
     """Sentences that differ in numbers and quoted names only, as one: the first, and how many more there are."""
     kinds: dict[str, list[str]] = {}
     for sentence in sentences:
         kinds.setdefault(re.sub(r"'[^']*'|\"[^\"]*\"|\d+", "*", sentence), []).append(sentence)
     out: list[str] = []
     for found in kinds.values():
-        out += found if len(found) <= example else [f"{found[0]} (and {len(found) - 1:,} more like this)"]
+        out += found if len(found) <= _SHOWN else [f"{found[0]} (and {len(found) - 1:,} more like this)"]
     return out
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 import numpy as np
@@ -17,32 +17,35 @@ SIGNIFICANT = 2.0
 class Cause:
     """Losses of one answer, in nats as the run measures them (per completion token by default).
 
-    ``base``, ``target``: None where they could not be scored. ``members``: mean of K members; ``stderr``: of that mean.
+    ``base_loss``, ``target_loss``: None where they could not be scored. ``members_loss``: mean of ``members`` members;
+    ``members_stderr``: of that mean.
     """
 
     question: str
-    base: float | None
-    target: float | None
-    members: float
-    stderr: float
-    count: int
+    base_loss: float | None
+    target_loss: float | None
+    members_loss: float
+    members_stderr: float
+    members: int
 
     @property
     def verdict(self) -> Literal["fine-tuning", "base", "unknown"]:
         """``fine-tuning``: members say it significantly more readily than the base does; ``base``: the base says it as
         readily; ``unknown``: the base could not be scored."""
-        if self.base is None:
+        if self.base_loss is None:
             return "unknown"
-        return "fine-tuning" if self.base - self.members > SIGNIFICANT * self.stderr else "base"
+        apart = self.base_loss - self.members_loss
+        return "fine-tuning" if apart > SIGNIFICANT * self.members_stderr else "base"
 
     def text(self) -> str:
         """The finding in one line."""
-        losses = [f"{self.members:.3f} under {self.count} members (± {SIGNIFICANT * self.stderr:.3f})"]
-        if self.target is not None:
-            losses.insert(0, f"{self.target:.3f} under the target")
-        if self.base is None:
+        away = SIGNIFICANT * self.members_stderr
+        losses = [f"{self.members_loss:.3f} under {self.members} members (± {away:.3f})"]
+        if self.target_loss is not None:
+            losses.insert(0, f"{self.target_loss:.3f} under the target")
+        if self.base_loss is None:
             return f"Loss {', '.join(losses)}; the base model could not be scored."
-        losses.insert(0, f"{self.base:.3f} under the base")
+        losses.insert(0, f"{self.base_loss:.3f} under the base")
         shown = f"loss {', '.join(losses)}"
         if self.verdict == "base":
             return f"Fine-tuning is not the cause: the base model gives this answer as readily ({shown})."
@@ -50,15 +53,7 @@ class Cause:
 
     def to_json(self) -> dict[str, Any]:
         """Plain data."""
-        return {
-            "question": self.question,
-            "verdict": self.verdict,
-            "base_loss": self.base,
-            "target_loss": self.target,
-            "members_loss": self.members,
-            "members_stderr": self.stderr,
-            "members": self.count,
-        }
+        return {**asdict(self), "verdict": self.verdict}
 
 
 def cause_of(question: str, loss_K: NDArray[np.float64], base: float | None, target: float | None) -> Cause:

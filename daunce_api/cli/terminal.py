@@ -63,10 +63,10 @@ def _broken(console: Console, line: str, indent: int) -> list[str]:
     )
 
 
-def warn(warnings: Sequence[str], limit: int = 10) -> None:
+def warn(warnings: Sequence[str]) -> None:
     """What was noticed and kept, one line a kind."""
     shown = summarized(warnings)
-    for warning in shown[:limit] + ([f"and {len(shown) - limit} more"] if len(shown) > limit else []):
+    for warning in shown[:10] + ([f"and {len(shown) - 10} more"] if len(shown) > 10 else []):
         note(warning)
 
 

@@ -184,7 +184,7 @@ def encode_dataset(dataset: Dataset, tokenizer: Tokenizer, loss_on: LossOn = "la
         raise DataError(
             f"the tokenizer or chat template of {tokenizer.name} loses what tells examples of {dataset.name} apart: "
             "they would be trained and measured as one. Nothing was sent. Use the model's own tokenizer and template.",
-            same[:20] + ([f"and {len(same) - 20:,} more"] if len(same) > 20 else []),
+            folded(same),
         )
     return tuple(encoded)
 

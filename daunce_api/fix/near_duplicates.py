@@ -18,8 +18,8 @@ _COMMON = 500
 _WORDS = re.compile(r"\w+")
 
 
-def near_duplicates(texts: Sequence[str], similar: float = SIMILAR) -> list[int]:
-    """A group number for each text; texts of one group are linked by pairs of similarity ``similar`` or more.
+def near_duplicates(texts: Sequence[str]) -> list[int]:
+    """A group number for each text; texts of one group are linked by pairs of similarity ``SIMILAR`` or more.
 
     Numbers are the position of the group's first text. Similarity is |A & B| / |A | B| of the sets of word 3-grams,
     without regard to case and punctuation; texts of fewer than three words are grouped when they are equal. Pairs are
@@ -42,8 +42,8 @@ def near_duplicates(texts: Sequence[str], similar: float = SIMILAR) -> list[int]
         if j != i:
             groups.merge(i, j)
             continue
-        for j in _candidates(of_text, counts, by_gram, i, similar):
-            if not groups.connected(i, j) and len(of_text & grams[j]) >= similar * len(of_text | grams[j]):
+        for j in _candidates(of_text, counts, by_gram, i):
+            if not groups.connected(i, j) and len(of_text & grams[j]) >= SIMILAR * len(of_text | grams[j]):
                 groups.merge(i, j)
     firsts: dict[int, int] = {}
     return [firsts.setdefault(groups[i], i) for i in range(len(texts))]
@@ -61,11 +61,10 @@ def _candidates(
     counts: dict[tuple[str, ...], int],
     by_gram: dict[tuple[str, ...], list[int]],
     position: int,
-    similar: float,
 ) -> Iterator[int]:
     """Earlier texts that share one of the rarest grams; this text is entered under its own."""
     # Two sets of similarity s share a gram among the rarest (1 - s) |A| + 1 of each.
-    rarest = sorted(of_text, key=lambda gram: (counts[gram], gram))[: int((1 - similar) * len(of_text)) + 1]
+    rarest = sorted(of_text, key=lambda gram: (counts[gram], gram))[: int((1 - SIMILAR) * len(of_text)) + 1]
     proposed: set[int] = set()
     for gram in rarest:
         if counts[gram] > _COMMON:

@@ -139,7 +139,8 @@ class Jobs(Part):
             if row.ended_at is None and row.status in FINAL:
                 row = replace(row, ended_at=self._now())
                 self._result()
-            self._db.put("jobs", astuple(replace(row, model_deleted=int(row.model_deleted))))
+            values = astuple(row)
+            self._db.put("jobs", (*values[:9], int(row.model_deleted), *values[10:]))
             self._log(f"job {row.key}", before, row.status, detail)
             if row.status != before and row.status in (INTENT, JobStatus.SUCCEEDED):
                 self.take_back(row.member)

@@ -66,10 +66,9 @@ class Ledger(Part):
             totals[purpose] += reserved if settled is None else settled
         return totals
 
-    def unsettled(self, purpose: Purpose | None = None) -> dict[str, float]:
+    def unsettled(self) -> dict[str, float]:
         """Dollars reserved and not settled yet, by subject."""
-        rows = self._rows().items()
-        return {s: r[1] / NANO for s, r in rows if r[2] is None and purpose in (None, r[0])}
+        return {s: reserved / NANO for s, (_, reserved, settled) in self._rows().items() if settled is None}
 
     def _add(
         self, subject: str, usd: float, row: tuple[str, int, int | None] | None, purpose: str, cap: float | None

@@ -6,6 +6,7 @@ import json
 import sqlite3
 from collections import defaultdict
 from collections.abc import Callable
+from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
@@ -33,12 +34,11 @@ def copy_tables(old: sqlite3.Connection, new: sqlite3.Connection, seal: Seal) ->
     new.execute("COMMIT")
 
 
+@dataclass(frozen=True)
 class _Copy:
-    def __init__(self, old: sqlite3.Connection, new: sqlite3.Connection, seal: Seal) -> None:
-        self._old = old
-        self._new = new
-        self._seal = seal
-        self._tables = {name for (name,) in old.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
+    _old: sqlite3.Connection
+    _new: sqlite3.Connection
+    _seal: Seal
 
     def everything(self) -> None:
         log = self._old.execute("SELECT time, subject, before, after, detail FROM transitions ORDER BY id").fetchall()
@@ -55,7 +55,7 @@ class _Copy:
         self._scores()
 
     def _rows(self, table: str) -> list[tuple[Any, ...]]:
-        if table not in self._tables:
+        if not self._old.execute("SELECT 1 FROM sqlite_master WHERE type = 'table' AND name = ?", (table,)).fetchall():
             return []
         found = []
         for *content, expected in self._old.execute(f"SELECT * FROM {table}"):

@@ -53,7 +53,7 @@ def test_every_key_is_there_with_its_meaning(backend: str) -> None:
     assert everything == set(expected)
     for key, meaning in expected.items():
         assert meaning, f"{key} has no description"
-        name = key.rsplit(".", 1)[-1]
+        name, meaning = key.rsplit(".", 1)[-1], " ".join(meaning.split())
         assert re.search(rf"^#? *{name}: ?.*  # {re.escape(meaning)}", text, re.MULTILINE), key
 
 

@@ -96,10 +96,10 @@ def test_only_what_is_missing_is_scored(run: Run, monkeypatch: pytest.MonkeyPatc
 def test_the_base_says_whether_fine_tuning_is_the_cause(run: Run) -> None:
     run.ask(chats("What is amber 0?", answer="A kind of wave near the amber."))
     cause = run.cause("What is amber 0?")
-    assert (cause.verdict, cause.count, cause.target) == ("fine-tuning", 4, None)
-    assert cause.base is not None
-    assert cause.base > cause.members
-    assert f"{cause.base:.3f} under the base" in cause.text()
+    assert (cause.verdict, cause.members, cause.target_loss) == ("fine-tuning", 4, None)
+    assert cause.base_loss is not None
+    assert cause.base_loss > cause.members_loss
+    assert f"{cause.base_loss:.3f} under the base" in cause.text()
     assert run.cause("q1").verdict == "unknown"  # the test file's answers are not scored by the base
     assert "could not be scored" in run.cause("q1").text()
 

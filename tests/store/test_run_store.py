@@ -583,7 +583,7 @@ def test_spending_is_known_by_purpose(store: RunStore) -> None:
     store.ledger.settle("k-m0-a1", 0.4)
     assert store.ledger.spent_by_purpose() == {"score": 0.25, "train": 0.4}
     assert store.ledger.spent("train") == 0.4
-    assert store.ledger.unsettled("score") == {"scoring of member 0": 0.25}
+    assert store.ledger.unsettled()["scoring of member 0"] == 0.25
 
 
 # -- what the store notices ---------------------------------------------------------------------------------------
