@@ -19,8 +19,8 @@ from pydantic import Field
 from ..config import RunConfig
 from ..errors import ConfigurationError, MissingExtraError, RejectedError, StopError, TransientError
 from .base import Job, JobRequest, Scorer, ScorerCapabilities, TrainerCapabilities
+from .calls import Calls
 from .endpoint import Endpoint, api_key_from
-from .failures import Failures
 from .hosting import Host, HostedScorer
 from .openai_wire.chat_token import ChatTokenOptions, open_tokenizer, scorer_on
 from .openai_wire.client import WireClient
@@ -96,7 +96,7 @@ class AzureTrainer(WireTrainer):
 
         def ready(answer: Answer) -> bool:
             if answer.get("status") in _BROKEN:
-                reason = self._client.failures.clean(str(answer.get("status_details") or answer["status"]))
+                reason = self._client.calls.clean(str(answer.get("status_details") or answer["status"]))
                 raise RejectedError(f"Azure finds fault with {name}: {reason}")
             return answer.get("status") not in _WAITING
 
@@ -240,13 +240,13 @@ class DeploymentHost(Host):
 
     async def _request(self, method: str, name: str, doing: str, body: dict[str, Any] | None = None) -> dict[str, Any]:
         options, token = self._options, self._token()
-        failures = Failures("Azure's management service", [token])
+        calls = Calls("Azure's management service", [token])
         url = (
             f"{MANAGEMENT_URL}/subscriptions/{options.subscription}/resourceGroups/{options.resource_group}/providers/"
             f"Microsoft.CognitiveServices/accounts/{options.account}/deployments/{name}"
         )
         try:
-            response = await failures.request(
+            response = await calls.request(
                 self._http,
                 method,
                 url,
@@ -262,7 +262,7 @@ class DeploymentHost(Host):
         except ValueError:
             answer = None
         if not isinstance(answer, dict):
-            raise failures.malformed(doing, False, "a body that is not a JSON object")
+            raise calls.malformed(doing, False, "a body that is not a JSON object")
         return answer
 
 

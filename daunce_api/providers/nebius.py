@@ -105,7 +105,7 @@ class NebiusTrainer(WireTrainer):
         source = job.model
         model = await self._registered(source) or await self._register(source)
         if model.get("status") == "error":
-            reason = self._client.failures.clean(str(model.get("status_reason") or "no reason given"))
+            reason = self._client.calls.clean(str(model.get("status_reason") or "no reason given"))
             return replace(job, status=JobStatus.FAILED, model=None, error=f"Nebius does not serve {source}: {reason}")
         return replace(job, model=str(model["name"]) if model.get("status") == "active" else None)
 
@@ -127,7 +127,7 @@ class NebiusTrainer(WireTrainer):
         if isinstance(listed, dict):  # its documentation shows a bare list, its other routes an object with one
             listed = listed.get("data")
         if not isinstance(listed, list):
-            raise self._client.failures.malformed("listing models", False, "a body that is not a list")
+            raise self._client.calls.malformed("listing models", False, "a body that is not a list")
         return [model for model in listed if isinstance(model, dict)]
 
     async def _register(self, source: str) -> dict[str, Any]:

@@ -7,9 +7,8 @@ from typing import TYPE_CHECKING, Any
 import httpx2
 
 from ...errors import ProviderError, RejectedError, TransientError
-from ..failures import gone_already
+from ..calls import Calls, gone_already
 from ..polling import Answer, Poll
-from ..sdk_calls import SdkCalls
 
 if TYPE_CHECKING:
     from fireworks import AsyncFireworks
@@ -33,7 +32,7 @@ def dataset_id_of(name: str) -> str:
 class DataSets:
     """Uploads and states of data sets, by their ids."""
 
-    def __init__(self, sdk: AsyncFireworks, calls: SdkCalls, poll: Poll) -> None:
+    def __init__(self, sdk: AsyncFireworks, calls: Calls, poll: Poll) -> None:
         self._sdk = sdk
         self._calls = calls
         self._poll = poll
@@ -86,10 +85,10 @@ class DataSets:
         urls = (await self._calls.fields(signed, doing=doing)).get("filenameToSignedUrls")
         url = urls.get(name) if isinstance(urls, dict) else None
         if not isinstance(url, str):
-            raise self._calls.failures.malformed(doing, False, "no address for the file")
+            raise self._calls.malformed(doing, False, "no address for the file")
         headers = {"content-type": "application/octet-stream", "x-goog-content-length-range": f"{size},{size}"}
         async with httpx2.AsyncClient(timeout=UPLOAD_TIMEOUT) as http:
-            await self._calls.failures.request(http, "PUT", url, doing=doing, content=content, headers=headers)
+            await self._calls.request(http, "PUT", url, doing=doing, content=content, headers=headers)
 
     async def _until_ready(self, dataset: str, refused: RejectedError | None) -> None:
         """Have the upload validated and wait until the data set is ready: before that, jobs on it are refused."""
@@ -105,7 +104,7 @@ class DataSets:
         def ready(latest: Answer) -> bool:
             status = latest.get("status")
             if latest.get("state") != READY and isinstance(status, dict) and status.get("code") in FILE_FAULTS:
-                reason = self._calls.failures.clean(str(status.get("message") or status["code"]))
+                reason = self._calls.clean(str(status.get("message") or status["code"]))
                 raise RejectedError(f"Fireworks finds fault with data set {dataset}: {reason}")
             return latest.get("state") == READY
 

@@ -18,12 +18,11 @@ from pydantic import Field
 from ...config import RunConfig
 from ...errors import ConfigurationError, MissingExtraError, RejectedError, StopError
 from ..base import EchoField, Job, JobEcho, JobRequest, JobStatus, ModelInfo, TrainerCapabilities
-from ..failures import NO_REASON, Failures, cancelled, gone_already
+from ..calls import NO_REASON, Calls, SdkTrainer, cancelled, gone_already, known_hyperparameters, plain
 from ..identity import key_in, of_run
 from ..options import TrainerOptions
 from ..polling import Poll, file_in_time
 from ..registry import Context
-from ..sdk_calls import SdkCalls, SdkTrainer, known_hyperparameters, plain
 from ..tokenizers import chat_template
 from .datasets import FILE_FAULTS, READY, DataSets, dataset_id_of
 
@@ -93,7 +92,7 @@ def open_trainer(context: Context) -> FireworksTrainer:
     return FireworksTrainer(sdk, calls, context.config)
 
 
-def open_sdk(context: Context, *, account_id: str | None, timeout: float) -> tuple[AsyncFireworks, SdkCalls]:
+def open_sdk(context: Context, *, account_id: str | None, timeout: float) -> tuple[AsyncFireworks, Calls]:
     """The SDK's client for the config's endpoint.
 
     Raises MissingExtraError where the SDK is not installed, ConfigurationError where no account is named.
@@ -115,7 +114,7 @@ def open_sdk(context: Context, *, account_id: str | None, timeout: float) -> tup
         max_retries=0,
         timeout=timeout,
     )
-    return sdk, SdkCalls(fireworks, Failures("Fireworks", [endpoint.api_key]))
+    return sdk, Calls("Fireworks", [endpoint.api_key], fireworks)
 
 
 def job_id_of(key: str) -> str:
@@ -128,7 +127,7 @@ class FireworksTrainer(SdkTrainer):
 
     _sdk: AsyncFireworks
 
-    def __init__(self, sdk: AsyncFireworks, calls: SdkCalls, config: RunConfig, *, poll: Poll | None = None) -> None:
+    def __init__(self, sdk: AsyncFireworks, calls: Calls, config: RunConfig, *, poll: Poll | None = None) -> None:
         super().__init__(sdk, calls, config, trainer_capabilities(config))
         self._data = DataSets(sdk, calls, poll or Poll(5.0, 120))
         sends_template = FireworksOptions.of(config).send_template
@@ -204,7 +203,7 @@ class FireworksTrainer(SdkTrainer):
         answer = await self._calls.fields(call, doing=f"reading job {job_id}")
         said = _status_of(answer).get("message")
         if _state_of(answer) == "PAUSED" and job_id not in self._cancelled:
-            why = self._calls.failures.clean(f" ({said})" if said else "")
+            why = self._calls.clean(f" ({said})" if said else "")
             raise StopError(
                 f"Fireworks has paused job {job_id}{why}: the account is suspended, or somebody paused it. Everything "
                 "so far is kept; settle that at Fireworks (billing, or resume the job), then run the same command "
@@ -240,7 +239,7 @@ class FireworksTrainer(SdkTrainer):
         status = _FINAL.get(state, JobStatus.QUEUED if state in _QUEUED else JobStatus.RUNNING)
         said, code = found.get("message"), found.get("code")
         model = answer.get("outputModel") or self._resource("models", job_id)
-        reason = self._calls.failures.clean(str(said or NO_REASON))
+        reason = self._calls.clean(str(said or NO_REASON))
         return Job(
             id=job_id,
             status=status,

@@ -225,10 +225,10 @@ class BatchScorer(Closing):
             return self._scorer.read(model, example, body)
         doing = f"scoring example {example.example.id!r} under {model}"
         if isinstance(status, int) and status >= 400:
-            raise self._client.failures.from_status(status, httpx2.Response(status, json=body), doing)
+            raise self._client.calls.from_status(status, httpx2.Response(status, json=body), doing)
         problem = line.get("error")
         message = problem.get("message") if isinstance(problem, dict) else problem
-        raise TransientError(self._client.failures.clean(f"{self._client.provider} did not answer {doing}: {message}"))
+        raise TransientError(self._client.calls.clean(f"{self._client.provider} did not answer {doing}: {message}"))
 
     def _given_up(self, missing: Asked, said: Mapping[Question, str], count: int) -> TransientError:
         question, example = next(iter(missing.items()))

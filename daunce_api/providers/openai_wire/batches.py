@@ -15,7 +15,7 @@ from typing import Any, Final
 from ..._util.clock import Clock
 from ...errors import AmbiguousSubmitError, DailyLimitError, ProviderError, RejectedError, StopError, TransientError
 from ..base import Swept
-from ..failures import NO_REASON, gone_already, noted_in
+from ..calls import NO_REASON, gone_already, noted_in
 from .client import WireClient
 
 KEY_FIELD, MODEL_FIELD = "daunce_batch", "daunce_model"
@@ -86,11 +86,11 @@ class Batches:
             if batch["status"] != "failed":
                 return batch
             if not _is_limited(batch):
-                raise RejectedError(self._client.failures.clean(f"batch {batch['id']} failed: {_problems(batch)}"))
+                raise RejectedError(self._client.calls.clean(f"batch {batch['id']} failed: {_problems(batch)}"))
             alone = 0 if await self._others_under_way() else alone + 1
             if alone == _LOOKS:
                 raise RejectedError(
-                    self._client.failures.clean(
+                    self._client.calls.clean(
                         f"batch {batch['id']} is too large, with no other under way: {_problems(batch)}"
                     )
                 )

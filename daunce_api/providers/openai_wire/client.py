@@ -16,12 +16,11 @@ import httpx2
 
 from ...errors import ContractError, RejectedError, StopError
 from ..base import Closing, ScorerCapabilities
+from ..calls import Calls
 from ..contract import by_index, check_model
 from ..endpoint import ANONYMOUS, Endpoint
-from ..failures import Failures
 from ..options import ScorerOptions
 from ..registry import Context
-from ..sdk_calls import SdkCalls
 
 if TYPE_CHECKING:
     import openai  # imported where it is used: commands that only read a run start without it
@@ -49,18 +48,17 @@ RawResponse = SdkResponse | httpx2.Response
 class WireClient(Closing):
     """An SDK client with the project's errors. Owns the client: closing this closes its connections.
 
-    ``sdk`` may be any ``AsyncOpenAI`` (``AsyncAzureOpenAI`` too); ``secrets`` are removed from every message.
+    ``sdk`` may be any ``AsyncOpenAI`` (``AsyncAzureOpenAI`` too).
     """
 
-    def __init__(self, sdk: openai.AsyncOpenAI, *, provider: str, secrets: Sequence[str] = ()) -> None:
+    def __init__(self, sdk: openai.AsyncOpenAI, *, provider: str) -> None:
         import openai
 
         self.sdk = sdk
         self.provider = provider
         self.observer: Callable[[Mapping[str, str]], None] | None = None
         """Gets the headers of every answer."""
-        self.failures = Failures(provider, [s for s in (*secrets, sdk.api_key) if s != ANONYMOUS])
-        self.calls = SdkCalls(openai, self.failures)
+        self.calls = Calls(provider, [] if sdk.api_key == ANONYMOUS else [sdk.api_key], openai)
 
     @classmethod
     def open(
@@ -123,18 +121,18 @@ class WireClient(Closing):
         except (ValueError, RecursionError):
             answer = None
         if not isinstance(answer, dict):
-            raise self.failures.malformed(doing, submit, "a body that is not a JSON object")
+            raise self.calls.malformed(doing, submit, "a body that is not a JSON object")
         for name, wanted in (needs or {}).items():
             if not isinstance(answer.get(name), wanted) or answer[name] == "":
-                raise self.failures.malformed(doing, submit, f"no usable field {name!r}")
+                raise self.calls.malformed(doing, submit, f"no usable field {name!r}")
         said = answer.get("object")
         if kind is not None and said != kind and isinstance(said, str) and said in OBJECT_KINDS:
-            raise self.failures.malformed(doing, submit, f"an object of another kind, {said!r} instead of {kind!r}")
+            raise self.calls.malformed(doing, submit, f"an object of another kind, {said!r} instead of {kind!r}")
         for name, value in (equal or {}).items():
             shown = answer.get(name)
             if shown is not None and shown != value:
-                what = self.failures.clean(f"{name} {shown!r} instead of {value!r}")
-                raise self.failures.malformed(doing, submit, f"the answer to another request ({what})")
+                what = self.calls.clean(f"{name} {shown!r} instead of {value!r}")
+                raise self.calls.malformed(doing, submit, f"the answer to another request ({what})")
         return answer
 
     async def content(self, call: Awaitable[RawResponse], *, doing: str, submit: bool = False) -> bytes:

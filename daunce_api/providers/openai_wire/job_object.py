@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from ..base import JobEcho
-from ..failures import NO_REASON
+from ..calls import NO_REASON
 
 KEY_FIELD = "daunce_key"
 

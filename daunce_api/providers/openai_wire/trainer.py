@@ -28,7 +28,7 @@ from ..base import (
     TrainerCapabilities,
     mark_of,
 )
-from ..failures import NO_REASON, cancelled
+from ..calls import NO_REASON, cancelled
 from ..identity import count, key_in, of_run
 from ..options import TrainerOptions
 from ..registry import Context
@@ -171,9 +171,7 @@ class WireTrainer(Closing):
         )
         if answer.get("status") == "error":
             reason = answer.get("status_details") or NO_REASON
-            raise RejectedError(
-                self._client.failures.clean(f"{self._client.provider} refused the file {name}: {reason}")
-            )
+            raise RejectedError(self._client.calls.clean(f"{self._client.provider} refused the file {name}: {reason}"))
         return str(answer["id"])
 
     async def find_file(self, name: str, size: int) -> str | None:
@@ -312,7 +310,7 @@ class WireTrainer(Closing):
         if job.status is JobStatus.SUCCEEDED and job.model is None:
             error = await self._withheld(job.id)
             if error is not None:
-                return replace(job, status=JobStatus.FAILED, error=self._client.failures.clean(error))
+                return replace(job, status=JobStatus.FAILED, error=self._client.calls.clean(error))
             if self._checkpoint_is_model:
                 with suppress(RejectedError):  # a server without checkpoints
                     models = await self._checkpoints(job.id)
@@ -328,7 +326,7 @@ class WireTrainer(Closing):
             id=str(answer["id"]),
             status=status,
             model=text(answer.get("fine_tuned_model")),
-            error=self._client.failures.clean(reason_of(answer.get("error"))) if failed else None,
+            error=self._client.calls.clean(reason_of(answer.get("error"))) if failed else None,
             trained_tokens=count(answer.get("trained_tokens")),
             refused=failed and names_a_parameter(answer.get("error")),
             echo=echo_of(answer, self._key_of(answer)),

@@ -10,7 +10,7 @@ import numpy as np
 
 from ...data.tokenizers import EncodedExample
 from ...errors import RejectedError
-from ..sdk_calls import known_hyperparameters
+from ..calls import known_hyperparameters
 
 
 @dataclass(frozen=True, slots=True)

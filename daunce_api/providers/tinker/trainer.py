@@ -21,7 +21,7 @@ from ...data.dataset import Dataset
 from ...data.tokenizers import EncodedExample, encode_example
 from ...errors import DaunceError, RejectedError, StopError
 from ..base import Closing, EchoField, Job, JobEcho, JobRequest, JobStatus, ModelInfo, TrainerCapabilities
-from ..failures import gone_already
+from ..calls import gone_already
 from ..identity import of_run
 from ..options import Options
 from ..registry import Context

@@ -20,6 +20,7 @@ from ...data.literal import MARK
 from ...data.tokenizers import EncodedExample, Tokenizer
 from ...errors import ContractError, RejectedError
 from ..base import ProbeReport, Scorer, ScorerCapabilities, TokenScores
+from ..calls import Calls
 from ..contract import check_ids, refuse_long, scores_of
 from ..hosting import Host, HostedScorer
 from ..openai_wire.client import WireClient, WireScorer, open_client
@@ -27,7 +28,6 @@ from ..options import ScorerOptions
 from ..polling import Answer, Poll
 from ..probe import GENERATED, compare, not_generating
 from ..registry import Context
-from ..sdk_calls import SdkCalls
 from ..tokenizers import tokenizer_of
 from .trainer import open_sdk, weights_of
 
@@ -225,7 +225,7 @@ def _logprobs(items: object) -> dict[str, Any]:
 class AdapterHost(Host):
     """Attaches fine-tunes' adapters to a deployment of their base model, and detaches them."""
 
-    def __init__(self, sdk: Any, calls: SdkCalls, options: TogetherScorerOptions, *, poll: Poll | None = None) -> None:
+    def __init__(self, sdk: Any, calls: Calls, options: TogetherScorerOptions, *, poll: Poll | None = None) -> None:
         super().__init__(options.max_adapters, poll)
         self._sdk = sdk
         self._adapters = sdk.endpoints.adapters
