@@ -27,7 +27,7 @@ from daunce_api.providers.base import JobRequest, JobStatus
 from daunce_api.providers.calls import Calls
 from daunce_api.providers.endpoint import Endpoint
 from daunce_api.providers.registry import Context
-from daunce_api.providers.tinker.recipe import Recipe, batches_of, datum
+from daunce_api.providers.tinker.loops import Recipe, batches_of, datum
 from daunce_api.providers.tinker.scorer import TinkerScorer
 from daunce_api.providers.tinker.service import Service, open_service
 from daunce_api.providers.tinker.trainer import TinkerTrainer, trainer_capabilities

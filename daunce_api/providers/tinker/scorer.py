@@ -18,8 +18,7 @@ from ..contract import BEFORE_TARGETS, refuse_long, scores_of
 from ..options import ScorerOptions
 from ..probe import GENERATED, Generated, generated, probe_generated
 from ..registry import Context
-from .loops import DAY
-from .paths import AGAIN, path_of, state_path
+from .loops import AGAIN, DAY, path_of, state_path
 from .service import Service, accepts, is_tinker, name_of, open_service
 
 Answer = TypeVar("Answer")
@@ -134,7 +133,7 @@ class TinkerScorer(Closing):
             info = await service.start(training.get_info, doing="reading the new training run")
             path = path_of(str(info.model_id), "sampler_weights", AGAIN)
             return await self._open_path({"model_path": path}, model)
-        except (RejectedError, ValueError) as again:
+        except RejectedError as again:
             raise RejectedError(
                 f"{service.name} no longer holds {model} ({error}), and it could not be loaded from its training state "
                 f"({again}). Its kept scores stay usable. To ask new questions, raise the number of models that the "
