@@ -52,6 +52,7 @@ _BROKEN = {"error", "failed", "canceled", "deleting", "deleted"}
 class AzureTrainerOptions(WireTrainerOptions):
     """``backend.options`` of the Azure trainer."""
 
+    grace_seconds: float = Field(OPENAI_GRACE_SECONDS, ge=0)
     api_version: str = Field("2025-04-01-preview", description=API_VERSIONS)
     training_type: str | None = Field(
         None, description="trainingType of jobs: Standard, GlobalStandard or developerTier (the cheap ones, by region)"
@@ -67,7 +68,6 @@ def trainer_capabilities(config: RunConfig) -> TrainerCapabilities:
         config,
         "Azure OpenAI",
         JOBS_AT_ONCE,
-        grace_seconds=OPENAI_GRACE_SECONDS,
         notes=NOTES,
         accepts=frozenset({"tools", "images", "validation"}),
     )
@@ -117,8 +117,7 @@ class AzureTrainer(WireTrainer):
             return False  # it is gone, which is not a matter of time
 
     async def _file(self, file_id: str) -> dict[str, Any]:
-        call = self._sdk.files.with_raw_response.retrieve(file_id)
-        return await self._client.json(call, doing=f"reading file {file_id}")
+        return await self._client.json(self._files.retrieve(file_id), doing=f"reading file {file_id}")
 
 
 class AzureScorerOptions(ChatTokenOptions):

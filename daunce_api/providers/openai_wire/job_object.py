@@ -6,6 +6,7 @@ from typing import Any
 
 from ..base import JobEcho
 from ..calls import NO_REASON
+from ..identity import count
 
 KEY_FIELD = "daunce_key"
 
@@ -23,7 +24,7 @@ def echo_of(answer: dict[str, Any], key: str | None) -> JobEcho:
         key=key,
         file_id=text(answer.get("training_file")),
         model=text(answer.get("model")),
-        seed=number(answer.get("seed")),
+        seed=count(answer.get("seed")),
         hyperparameters={
             str(name): value
             for name, value in settings.items()
@@ -58,8 +59,3 @@ def reason_of(error: object) -> str:
 def names_a_parameter(error: object) -> bool:
     """Whether a failed job names the parameter that was invalid (``training_file``, most often)."""
     return isinstance(error, dict) and isinstance(error.get("param"), str)
-
-
-def number(value: object) -> int | None:
-    """A whole number, or None for anything else."""
-    return value if isinstance(value, int) and not isinstance(value, bool) else None
