@@ -182,16 +182,15 @@ def open_scorer(context: Context) -> Scorer:
     if options.subscription is None:
         return scorer
     management_token(options)  # where there is none, nothing is started
-    own = context.http_client is None
     http = context.http_client or httpx2.AsyncClient(timeout=options.timeout)
-    return HostedScorer(scorer, DeploymentHost(http, options, lambda: management_token(options), own_http=own))
+    return HostedScorer(scorer, DeploymentHost(http, options, lambda: management_token(options)))
 
 
 class DeploymentHost(Host):
     """Makes and deletes deployments. Their names follow from the models', so that one that an earlier process left is
     found again.
 
-    ``token`` is asked before every request, since a token lasts for about an hour. ``http`` is closed by its owner.
+    ``token`` is asked before every request, since a token lasts for about an hour. Closing this closes ``http``.
     """
 
     def __init__(
@@ -201,11 +200,9 @@ class DeploymentHost(Host):
         token: Callable[[], str],
         *,
         poll: Poll | None = None,
-        own_http: bool = False,
     ) -> None:
         super().__init__(options.max_deployments, poll or Poll(15.0, 240))
         self._http = http
-        self._own_http = own_http
         self._options = options
         self._token = token
 
@@ -234,8 +231,7 @@ class DeploymentHost(Host):
         return [name_of(model)]
 
     async def close(self) -> None:
-        if self._own_http:
-            await self._http.aclose()
+        await self._http.aclose()
 
     async def _request(self, method: str, name: str, doing: str, body: dict[str, Any] | None = None) -> dict[str, Any]:
         options, token = self._options, self._token()

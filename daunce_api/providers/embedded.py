@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 from ..config import RunConfig
-from ..data.tokenizers import LocalTokenizer, Tokenizer
 from ..errors import ConfigurationError
 from .base import TrainerCapabilities
 from .endpoint import Endpoint
@@ -49,11 +48,6 @@ def open_trainer(context: Context) -> WireTrainer:
     options, _ = _options(context.config)
     client = WireClient.open(context.wire_endpoint, http_client=context.http_client, timeout=options.timeout)
     return WireTrainer(client, trainer_capabilities(context.config), options)
-
-
-def open_tokenizer(config: RunConfig) -> Tokenizer:
-    """The tokenizer of the served model."""
-    return LocalTokenizer(config.backend.tokenizer or _folder(config), day=config.backend.template_date)
 
 
 def context_tokens(config: RunConfig) -> int | None:

@@ -39,8 +39,7 @@ def metadata_key(job: dict[str, Any]) -> str | None:
 
 
 def names_of(job: dict[str, Any]) -> list[str]:
-    names = [job.get(name) for name in ("suffix", "user_provided_suffix", "fine_tuned_model")]
-    return [name for name in names if isinstance(name, str)]
+    return [str(job.get(name)) for name in ("suffix", "user_provided_suffix", "fine_tuned_model")]
 
 
 def text(value: object) -> str | None:
