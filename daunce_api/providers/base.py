@@ -320,9 +320,6 @@ class Listing(Protocol):
         """Every job whose key (``Job.echo.key``) begins with ``run_key``, whatever became of it. New jobs may be
         missing for ``grace_seconds``."""
 
-    async def reach_jobs(self) -> None:
-        """The cheapest request to the provider's jobs. Raises what a listing raises."""
-
 
 @dataclass(frozen=True, slots=True)
 class ProbeReport:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import email.utils
 import json
 import math
+import re
 import time
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence, Set
 from contextlib import contextmanager
@@ -35,6 +36,8 @@ from .base import Closing, Hyperparameters, Job, TrainerCapabilities
 _QUOTA_CODES = {"insufficient_quota", "billing_hard_limit_reached", "billing_not_active"}
 _KEPT = "Everything so far is kept; once it is raised or freed, run the same command again."
 _MAX_MESSAGE = 500
+_NO_ROUTE = re.compile(r"(unknown|invalid) (request )?url", re.IGNORECASE)
+"""What OpenAI and `daunce serve` say, also through a gateway, of a path that they do not know."""
 _NEVER_SENT = {"ConnectError", "ConnectTimeout", "PoolTimeout", "UnsupportedProtocol"}
 _NOT_CONNECTED = {"ClientConnectorError", "ConnectionTimeoutError", "InvalidURL"}
 NO_REASON = "the provider gave no reason"
@@ -144,14 +147,15 @@ class Calls:
         return found
 
     async def delete(self, call: Awaitable[Any], *, doing: str) -> bool:
-        """True where a thing is gone now or was already; False where it is kept (no permission to delete, in use)."""
+        """True where a thing is gone now or was already; False where it is kept: the answer says so, or it is
+        refused (no permission to delete, in use, a gateway without such a route)."""
         try:
-            await self.call(call, doing=doing)
+            answer = await self.call(call, doing=doing)
         except (RejectedError, StopError, TransientError) as error:
             if error.status == 401 or (isinstance(error, TransientError) and error.status != 409):
                 raise
-            return error.status == 404
-        return True
+            return error.status == 404 and _NO_ROUTE.search(str(error)) is None
+        return not isinstance(answer, dict) or answer.get("deleted", True) is True
 
     def _translate(self, error: Exception, doing: str, submit: bool) -> ProviderError | ReplayError | None:
         sdk = self._sdk

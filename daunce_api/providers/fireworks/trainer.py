@@ -284,10 +284,6 @@ class FireworksTrainer(SdkTrainer):
         items = await self._calls.call(read(), doing="listing this run's jobs")
         return [self._job(id_of(i.get("name")), i) for i in items if of_run(key_in([i.get("displayName")]), run_key)]
 
-    async def reach_jobs(self) -> None:
-        """The first of the list of jobs."""
-        await self._calls.call(self._jobs.list(page_size=1), doing="listing jobs")
-
     async def get(self, job_id: str) -> Job:
         call = self._jobs.get(job_id)
         answer = await self._calls.fields(call, doing=f"reading job {job_id}")

@@ -7,14 +7,13 @@ log-probabilities and lets a malformed answer through. The SDK's own retries are
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 from urllib.parse import urlsplit
 
 import httpx2
 
-from ...errors import ContractError, RejectedError, StopError
+from ...errors import ContractError, StopError
 from ..base import Closing, ScorerCapabilities
 from ..calls import Calls
 from ..contract import by_index, check_model
@@ -29,8 +28,6 @@ OBJECT_KINDS = frozenset(
     ("file", "list", "model", "fine_tuning.job", "fine_tuning.job.event", "batch", "text_completion", "chat.completion")
 )
 """Values of ``object`` that tell one kind of answer from another; any other value says nothing."""
-_NO_ROUTE = re.compile(r"(unknown|invalid) (request )?url", re.IGNORECASE)
-"""What OpenAI and `daunce serve` say, also through a gateway, of a path that they do not know."""
 MOST_PAGES = 1000
 """Pages of a list that are read; no provider holds that many jobs or files of one user."""
 
@@ -193,17 +190,9 @@ class WireClient(Closing):
         )
 
     async def delete(self, call: Awaitable[RawResponse], *, doing: str, target: str | None = None) -> bool:
-        """True when what the call deletes is gone now or was already; False when the provider keeps it. ``target`` is
-        the id that the answer has to name, if it names one."""
-        try:
-            answer = await self.json(call, doing=doing, equal={} if target is None else {"id": target})
-        except (RejectedError, StopError) as error:
-            if error.status == 401:
-                raise
-            # Not found means gone; any other refusal (no permission to delete, still in use), and a gateway's answer
-            # that it has no such route, mean that it is kept.
-            return error.status == 404 and _NO_ROUTE.search(str(error)) is None
-        return answer.get("deleted") is True
+        """As :meth:`Calls.delete`. ``target`` is the id that the answer has to name, if it names one."""
+        answer = self.json(call, doing=doing, equal={} if target is None else {"id": target})
+        return await self.calls.delete(answer, doing=doing)
 
     def _seen(self, headers: Mapping[str, str]) -> None:
         if self.observer is not None:

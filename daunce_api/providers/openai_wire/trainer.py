@@ -227,10 +227,6 @@ class WireTrainer(Closing):
         jobs = self._listed_jobs({RUN_FIELD: run_key}, "listing this run's jobs")
         return [self._read(job) async for job in jobs if of_run(self._key_of(job), run_key)]
 
-    async def reach_jobs(self) -> None:
-        """``GET /fine_tuning/jobs?limit=1``."""
-        await self._client.json(self._jobs.list(limit=1), doing="listing jobs", needs={"data": list}, kind="list")
-
     def _listed_jobs(self, metadata: dict[str, str], doing: str) -> AsyncIterator[dict[str, Any]]:
         """Listed jobs. A server may ignore the filter, so every page is read and the caller looks at each job."""
         wanted = {"metadata": metadata} if self._key_in == METADATA else {}

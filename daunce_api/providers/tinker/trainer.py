@@ -237,12 +237,6 @@ class TinkerTrainer(Closing):
         task = self._loops.get(record.job_id)
         return record.left() if task is None or task.done() else record.job(JobStatus.RUNNING)
 
-    async def reach_jobs(self) -> None:
-        """The first of the list of training runs."""
-        rest = await self._service.rest()
-        with gone_already():
-            await self._service.start(partial(rest.list_training_runs, limit=1), doing="listing training runs")
-
     async def get(self, job_id: str) -> Job:
         """The job's state. A loop that an earlier process left after a whole epoch is taken up again."""
         record, task = self._records.load(job_id), self._loops.get(job_id)

@@ -217,10 +217,6 @@ class TogetherTrainer(SdkTrainer):
         listed = await self._listed("listing this run's jobs")
         return [self._job(item) for item in listed if of_run(key_in(_names(item)), run_key)]
 
-    async def reach_jobs(self) -> None:
-        """The list of jobs; Together has no shorter request."""
-        await self._listed("listing fine-tuning jobs")
-
     async def _listed(self, doing: str) -> list[dict[str, Any]]:
         answer = await self._calls.fields(self._sdk.fine_tuning.list(), doing=doing)
         return objects(answer.get("data"))
