@@ -16,7 +16,7 @@ from ..errors import AmbiguousSubmitError, HeldJobError, RejectedError, StopErro
 from ..plan import JobCosts
 from ..providers.base import Checkpointing, Job, JobRequest, JobStatus, Listing, ModelInfo, Trainer
 from ..providers.identity import contradiction
-from ..providers.replay.protocol import PROTOCOL
+from ..providers.replay.session import PROTOCOL
 from ..store import INTENT, JobRow, Purpose, RunStore
 from .events import Event, EventKind, OnEvent, name_of
 from .files import TrainingFiles
@@ -40,7 +40,7 @@ class JobClient(Patient):
 
     ``costs``, ``cap`` and ``purpose`` are those of :class:`.money.JobMoney`, ``rng`` of :class:`.patient.Patient`.
     ``replayed``: the protocol of the recording that is replayed, where one is: the replay leaves out what it does not
-    hold (:mod:`daunce_api.providers.replay.protocol`).
+    hold (:mod:`daunce_api.providers.replay.session`).
     """
 
     def __init__(
