@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -10,12 +11,13 @@ import pytest
 import torch
 from peft import PeftModel
 from plain_training import train_members, train_one
-from transformers import CONFIG_MAPPING, AutoModelForCausalLM
+from transformers import CONFIG_MAPPING, AutoModelForCausalLM, AutoModelForMultimodalLM
 
 from daunce_api.data.tokenizers import EncodedExample
 from daunce_api.errors import ConfigurationError
 from daunce_api.providers.local.adapters import _LIKE_LLAMA, _is_target, target_modules
 from daunce_api.providers.local.language import LanguageModel, LoraSettings
+from daunce_api.providers.local.models import model_class
 from daunce_api.providers.local.train import Member, fine_tune
 
 SHORT = LoraSettings(rank=2, alpha=4.0, n_epochs=1, batch_size=4, learning_rate=5e-3)
@@ -62,9 +64,18 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
     "qwen3.5": ("qwen3_5_text", LINEAR),
     "qwen3.5-moe": ("qwen3_5_moe_text", {**LINEAR, **MOE, "shared_expert_intermediate_size": 8}),
     "gemma2": ("gemma2", {"query_pre_attn_scalar": 8}),
-    "gemma3": ("gemma3", {}),
+    "gemma3": ("gemma3", {"vision": {}}),
     "gemma3-text": ("gemma3_text", {"query_pre_attn_scalar": 8}),
-    "gemma4": ("gemma4", GEMMA_4),
+    "gemma4": ("gemma4", {**GEMMA_4, "vision": {}}),
+    "qwen3-vl": (
+        "qwen3_vl",
+        {
+            "rope_parameters": {"rope_type": "default", "mrope_section": [1, 1, 2], "rope_theta": 10000.0},
+            "vision": {"depth": 1, "num_heads": 2, "out_hidden_size": 16, "deepstack_visual_indexes": [0]},
+        },
+    ),
+    "llava": ("llava", {"model_type": "llama", "vision": {"model_type": "clip_vision_model"}}),
+    "mistral3": ("mistral3", {"model_type": "mistral", "vision": {"model_type": "pixtral"}}),
     "gemma4-text": ("gemma4_text", GEMMA_4),
     "mistral": ("mistral", {}),
     "phi3": ("phi3", {"rope_parameters": {"rope_type": "default", "rope_theta": 10000.0}}),
@@ -86,6 +97,11 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
         {"num_local_experts": 4, "num_experts_per_tok": 2, "rope_parameters": {"rope_type": "default"}},
     ),
     "granite (scaled logits)": ("granite", {"logits_scaling": 3.0}),
+    "mamba": ("mamba", {"state_size": 4}),
+    "falcon-h1": (
+        "falcon_h1",
+        {"mamba_d_ssm": 16, "mamba_n_heads": 2, "mamba_d_head": 8, "mamba_n_groups": 1, "mamba_d_state": 4},
+    ),
     "gpt2": ("gpt2", {"n_embd": 16, "n_layer": 2, "n_head": 2, "n_positions": 96}),
 }
 
@@ -94,8 +110,8 @@ def config_of(kind: str, extra: dict[str, Any], vocabulary: int) -> Any:
     text = {**TEXT, "vocab_size": vocabulary, "eos_token_id": 1, "bos_token_id": 1, **extra}
     if kind == "gpt2":
         return CONFIG_MAPPING[kind](vocab_size=vocabulary, eos_token_id=1, bos_token_id=1, **extra)
-    if kind in ("gemma3", "gemma4"):  # with a tower for images
-        return CONFIG_MAPPING[kind](text_config=text, vision_config=VISION)
+    if "vision" in text:
+        return CONFIG_MAPPING[kind](vision_config={**VISION, **text.pop("vision")}, text_config=text)
     return CONFIG_MAPPING[kind](**text)
 
 
@@ -106,7 +122,8 @@ def family(
     folder = tmp_path_factory.mktemp("families") / "model"
     torch.manual_seed(3)
     kind, extra = FAMILIES[request.param]
-    AutoModelForCausalLM.from_config(config_of(kind, extra, 300)).save_pretrained(folder)
+    auto = AutoModelForMultimodalLM if "vision" in extra else AutoModelForCausalLM
+    auto.from_config(config_of(kind, extra, 300)).save_pretrained(folder)
     for name in ("tokenizer.json", "tokenizer_config.json"):
         (folder / name).write_bytes((model_folder / name).read_bytes())
     return LanguageModel.load(folder)
@@ -129,7 +146,8 @@ def test_a_family_trains_saves_and_scores_as_transformers_does(
     found = family.target_logprobs(sequences, adapter=tmp_path / "a")
 
     folder = family.tokenizer.folder
-    plain = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32), tmp_path / "a")
+    base_model = type(family.adapted.model).from_pretrained(folder, dtype=torch.float32)
+    plain = PeftModel.from_pretrained(base_model, tmp_path / "a")
     moved = 0.0
     base = family.target_logprobs(sequences)
     with torch.no_grad():
@@ -148,7 +166,7 @@ def test_a_full_fine_tune_of_a_model_with_towers_changes_its_text_part_alone(
     from daunce_api.providers.local.options import FullSettings
 
     torch.manual_seed(3)
-    AutoModelForCausalLM.from_config(config_of("gemma3", {}, 300)).save_pretrained(tmp_path / "m")
+    AutoModelForCausalLM.from_config(config_of("gemma3", {"vision": {}}, 300)).save_pretrained(tmp_path / "m")
     for name in ("tokenizer.json", "tokenizer_config.json"):
         (tmp_path / "m" / name).write_bytes((model_folder / name).read_bytes())
     model = LanguageModel.load(tmp_path / "m")
@@ -191,11 +209,39 @@ def test_targets_are_read_as_peft_reads_them(model: LanguageModel, targets: Any,
     assert {f"base_model.model.{n}" for n in names} == theirs
 
 
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        ({"model_type": "t5", "is_encoder_decoder": True}, "'t5', which .* not load as a causal"),
+        ({"model_type": "bart", "is_encoder_decoder": True}, "Give a decoder-only model"),
+        ({"model_type": "tomorrows"}, "install a transformers that knows this one"),
+        ({"hidden_size": 8}, r"config.json cannot be read: KeyError\('model_type'\)"),
+    ],
+    ids=["encoder-decoder", "encoder-decoder with a decoder", "unknown", "without a kind"],
+)
+def test_what_is_no_causal_language_model_is_refused_by_its_configuration(
+    config: dict[str, Any], message: str, tmp_path: Path
+):
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    with pytest.raises(ConfigurationError, match=message):
+        model_class(tmp_path)
+
+
+def test_the_output_of_a_state_space_layer_gets_no_adapter(model_folder: Path, tmp_path: Path):
+    kind, extra = FAMILIES["mamba"]
+    AutoModelForCausalLM.from_config(config_of(kind, extra, 300)).save_pretrained(tmp_path)
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        (tmp_path / name).write_bytes((model_folder / name).read_bytes())
+    mamba = LanguageModel.load(tmp_path).adapted
+    kinds = {n.rpartition(".")[2] for n in target_modules(mamba, "all-linear")}
+    assert kinds == {"in_proj", "x_proj", "dt_proj"}
+    with pytest.raises(ConfigurationError, match=r"layers\.0\.mixer\.out_proj is the output of a state-space layer"):
+        target_modules(mamba, ("in_proj", "out_proj"))
+
+
 def test_an_adapter_with_parts_that_are_not_computed_is_refused_by_name(
     model: LanguageModel, examples: list[EncodedExample], tmp_path: Path
 ):
-    import json
-
     from safetensors.torch import load_file, save_file
 
     folder = tmp_path / "a"

@@ -44,12 +44,12 @@ def target_modules(model: AdaptedModel, targets: tuple[str, ...] | str | None) -
 
     ``targets`` are read as PEFT reads them (ends of names, one regular expression, ``all-linear``); None: PEFT's table
     for the architecture, and every linear layer but the output head where it has no entry or none that matches.
-    Raises ConfigurationError where ``targets`` match no linear layer.
+    Raises ConfigurationError where ``targets`` match no linear layer, or one that an adapter does not reach.
     """
     from transformers.pytorch_utils import Conv1D
 
     linear = [n for n, m in model.modules.items() if isinstance(m, (nn.Linear, Conv1D)) and model.is_text(n)]
-    body = [n for n in linear if model.modules[n] is not model.head]
+    body = [n for n in linear if model.modules[n] is not model.head and not _bypassed(model, n)]
     if targets == "all-linear":
         return body
     wanted = _usual_targets(model.model.config.model_type, model.config.model_type) if targets is None else targets
@@ -60,7 +60,18 @@ def target_modules(model: AdaptedModel, targets: tuple[str, ...] | str | None) -
         raise ConfigurationError(
             f"no linear layer of {model.config.model_type} is named {shown}. Its layers: {', '.join(names)}"
         )
+    if bypassed := [n for n in found if _bypassed(model, n)]:
+        raise ConfigurationError(
+            f"{bypassed[0]} is the output of a state-space layer, whose kernels take its weight and would pass over an "
+            "adapter; PEFT refuses it too. Leave it out of the target modules."
+        )
     return found or body
+
+
+def _bypassed(model: AdaptedModel, name: str) -> bool:
+    """Whether this layer is the output of a state-space layer (Mamba), which has parameters ``A_log`` and ``D``."""
+    owner, _, last = name.rpartition(".")
+    return last == "out_proj" and all(hasattr(model.modules[owner], p) for p in ("A_log", "D"))
 
 
 def _is_target(name: str, wanted: Sequence[str]) -> bool:

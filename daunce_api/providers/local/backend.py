@@ -14,7 +14,7 @@ from ...errors import DaunceError, RejectedError, TransientError
 from ..base import Closing, ScorerCapabilities, TokenScores
 from ..registry import Context
 from .engines import Engine, ProcessEngine, RayEngine, ThreadEngine, WorkerLostError
-from .models import check_device, context_of, resolve_model
+from .models import check_device, context_of, model_class, resolve_model
 from .options import (
     ClassifierSettings,
     FullSettings,
@@ -85,7 +85,8 @@ class LocalRun:
             await asyncio.to_thread(self.spec.digest)
             await self.work(check_task, self.spec)
         elif self.options.engine != "ray":  # the machines of a cluster have devices and files of their own
-            await asyncio.to_thread(resolve_model, self.model)
+            folder = (await asyncio.to_thread(resolve_model, self.model))[1]
+            await asyncio.to_thread(model_class, folder)
             await asyncio.to_thread(check_device, self.options.device)
 
     @cached_property

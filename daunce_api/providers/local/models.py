@@ -65,7 +65,7 @@ def context_of(path: str) -> int | None:
     """Longest sequence of a model in tokens, from its configuration alone; None where that does not say."""
     folder = resolve_model(path, weights=False)[1]
     try:
-        content = json.loads((folder / "config.json").read_text())
+        content = _config(folder)
         found = longest_context(SimpleNamespace(**content.get("text_config", content)))
         if found is None:  # the family's own default, which costs importing PyTorch
             from transformers import AutoConfig
@@ -75,6 +75,33 @@ def context_of(path: str) -> int | None:
     except (AttributeError, OSError, TypeError, ValueError, KeyError, ImportError) as error:
         raise ConfigurationError(f"{folder.name}: config.json cannot be read: {error}") from error
     return found
+
+
+def _config(folder: Path) -> dict[str, Any]:
+    content: dict[str, Any] = json.loads((folder / "config.json").read_text())
+    return content
+
+
+def model_class(folder: Path) -> Any:
+    """What loads the model of a folder, from its configuration alone: a language model, or one that has images or sound
+    beside its text. Raises ConfigurationError for any other kind."""
+    from transformers import AutoModelForCausalLM, AutoModelForMultimodalLM
+    from transformers.models.auto import modeling_auto
+
+    try:
+        content = _config(folder)
+        kind = str(content["model_type"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ConfigurationError(f"{folder.name}: config.json cannot be read: {error!r}") from error
+    if not content.get("is_encoder_decoder"):
+        if kind in modeling_auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
+            return AutoModelForCausalLM
+        if kind in modeling_auto.MODEL_FOR_MULTIMODAL_LM_MAPPING_NAMES:
+            return AutoModelForMultimodalLM
+    raise ConfigurationError(
+        f"{folder.name} is of the kind {kind!r}, which the installed transformers does not load as a causal language "
+        "model. Give a decoder-only model, or install a transformers that knows this one."
+    )
 
 
 def longest_context(config: Any) -> int | None:
@@ -112,7 +139,6 @@ def load_causal_lm(folder: Path, spec: ModelSpec) -> PreTrainedModel:
     here.
     """
     import torch
-    from transformers import AutoModelForCausalLM
 
     dtypes = ("float32", "bfloat16", "float16", "float64")
     if spec.dtype not in dtypes:
@@ -127,7 +153,7 @@ def load_causal_lm(folder: Path, spec: ModelSpec) -> PreTrainedModel:
         torch.set_float32_matmul_precision("high")  # TF32
     try:
         with _without_bars():
-            model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
+            model: PreTrainedModel = model_class(folder).from_pretrained(
                 folder,
                 dtype=dtype,
                 device_map=device_map,
