@@ -46,6 +46,7 @@ version keeps the recipe that it was started with."""
 _RETIRED = {
     "backend.options.job_events": "progress comes from the job itself",
     "backend.options.ray.retries": "Ray starts a lost actor again by itself",
+    "backend.scorer.options.leading_tokens": "serve a tokenizer that adds none, or name it in backend.tokenizer",
     "backend.scorer.options.route": "echo is backend.scorer.kind: echo, and vLLM is always sent token ids",
     "backend.scorer.options.return_tokens_as_token_ids": "return_token_ids: true does the same",
 }

@@ -163,7 +163,7 @@ async def _jobs_route(trainer: Trainer, findings: Findings) -> None:
     if not isinstance(trainer, Listing):
         return
     try:
-        await patient(trainer.reach_jobs)
+        await patient(lambda: trainer.jobs_of("doctor"))
     except ProviderError as error:
         findings.add("fine-tuning jobs", False, str(error))
         if error.status is not None:  # it was answered

@@ -19,8 +19,8 @@ from pydantic import Field
 from ..config import RunConfig
 from ..errors import ConfigurationError, MissingExtraError, RejectedError, StopError, TransientError
 from .base import Job, JobRequest, Scorer, ScorerCapabilities, TrainerCapabilities
+from .calls import Calls
 from .endpoint import Endpoint, api_key_from
-from .failures import Failures
 from .hosting import Host, HostedScorer
 from .openai_wire.chat_token import ChatTokenOptions, open_tokenizer, scorer_on
 from .openai_wire.client import WireClient
@@ -52,6 +52,7 @@ _BROKEN = {"error", "failed", "canceled", "deleting", "deleted"}
 class AzureTrainerOptions(WireTrainerOptions):
     """``backend.options`` of the Azure trainer."""
 
+    grace_seconds: float = Field(OPENAI_GRACE_SECONDS, ge=0)
     api_version: str = Field("2025-04-01-preview", description=API_VERSIONS)
     training_type: str | None = Field(
         None, description="trainingType of jobs: Standard, GlobalStandard or developerTier (the cheap ones, by region)"
@@ -67,7 +68,6 @@ def trainer_capabilities(config: RunConfig) -> TrainerCapabilities:
         config,
         "Azure OpenAI",
         JOBS_AT_ONCE,
-        grace_seconds=OPENAI_GRACE_SECONDS,
         notes=NOTES,
         accepts=frozenset({"tools", "images", "validation"}),
     )
@@ -96,7 +96,7 @@ class AzureTrainer(WireTrainer):
 
         def ready(answer: Answer) -> bool:
             if answer.get("status") in _BROKEN:
-                reason = self._client.failures.clean(str(answer.get("status_details") or answer["status"]))
+                reason = self._client.calls.clean(str(answer.get("status_details") or answer["status"]))
                 raise RejectedError(f"Azure finds fault with {name}: {reason}")
             return answer.get("status") not in _WAITING
 
@@ -117,8 +117,7 @@ class AzureTrainer(WireTrainer):
             return False  # it is gone, which is not a matter of time
 
     async def _file(self, file_id: str) -> dict[str, Any]:
-        call = self._sdk.files.with_raw_response.retrieve(file_id)
-        return await self._client.json(call, doing=f"reading file {file_id}")
+        return await self._client.json(self._files.retrieve(file_id), doing=f"reading file {file_id}")
 
 
 class AzureScorerOptions(ChatTokenOptions):
@@ -183,16 +182,15 @@ def open_scorer(context: Context) -> Scorer:
     if options.subscription is None:
         return scorer
     management_token(options)  # where there is none, nothing is started
-    own = context.http_client is None
     http = context.http_client or httpx2.AsyncClient(timeout=options.timeout)
-    return HostedScorer(scorer, DeploymentHost(http, options, lambda: management_token(options), own_http=own))
+    return HostedScorer(scorer, DeploymentHost(http, options, lambda: management_token(options)))
 
 
 class DeploymentHost(Host):
     """Makes and deletes deployments. Their names follow from the models', so that one that an earlier process left is
     found again.
 
-    ``token`` is asked before every request, since a token lasts for about an hour. ``http`` is closed by its owner.
+    ``token`` is asked before every request, since a token lasts for about an hour. Closing this closes ``http``.
     """
 
     def __init__(
@@ -202,11 +200,9 @@ class DeploymentHost(Host):
         token: Callable[[], str],
         *,
         poll: Poll | None = None,
-        own_http: bool = False,
     ) -> None:
         super().__init__(options.max_deployments, poll or Poll(15.0, 240))
         self._http = http
-        self._own_http = own_http
         self._options = options
         self._token = token
 
@@ -235,18 +231,17 @@ class DeploymentHost(Host):
         return [name_of(model)]
 
     async def close(self) -> None:
-        if self._own_http:
-            await self._http.aclose()
+        await self._http.aclose()
 
     async def _request(self, method: str, name: str, doing: str, body: dict[str, Any] | None = None) -> dict[str, Any]:
         options, token = self._options, self._token()
-        failures = Failures("Azure's management service", [token])
+        calls = Calls("Azure's management service", [token])
         url = (
             f"{MANAGEMENT_URL}/subscriptions/{options.subscription}/resourceGroups/{options.resource_group}/providers/"
             f"Microsoft.CognitiveServices/accounts/{options.account}/deployments/{name}"
         )
         try:
-            response = await failures.request(
+            response = await calls.request(
                 self._http,
                 method,
                 url,
@@ -262,7 +257,7 @@ class DeploymentHost(Host):
         except ValueError:
             answer = None
         if not isinstance(answer, dict):
-            raise failures.malformed(doing, False, "a body that is not a JSON object")
+            raise calls.malformed(doing, False, "a body that is not a JSON object")
         return answer
 
 

@@ -261,37 +261,29 @@ class Trainer(AbstractAsyncContextManager["Trainer"], Protocol):
 
     async def model_info(self, model: str) -> ModelInfo:
         """Raises RejectedError where the model does not exist (or was shut down)."""
-        ...
 
     async def upload(self, name: str, content: bytes) -> str:
         """Upload a training file, return its id. Not idempotent: ask :meth:`find_file` first after any doubt."""
-        ...
 
     async def find_file(self, name: str, size: int) -> str | None:
         """Id of an uploaded file of this name and size in bytes; names carry a content hash."""
-        ...
 
     async def submit(self, request: JobRequest) -> Job:
         """Create a job, once: never retried inside. Raises AmbiguousSubmitError when no answer tells what happened."""
-        ...
 
     async def find_job(self, key: str) -> Job | None:
         """The job whose request carried this key, or None."""
-        ...
 
     async def get(self, job_id: str) -> Job: ...
 
     async def cancel(self, job_id: str) -> Job:
         """Ask for cancellation; a job that is already final is returned as it is."""
-        ...
 
     async def delete_file(self, file_id: str) -> bool:
         """True when it is gone now or was already; False when the provider keeps it."""
-        ...
 
     async def delete_model(self, model: str) -> bool:
         """True when it is gone now or was already; False when the provider keeps it."""
-        ...
 
 
 @runtime_checkable
@@ -301,7 +293,6 @@ class Checkpointing(Protocol):
     async def checkpoints(self, job_id: str) -> list[str]:
         """Models of a succeeded job from before its end, ascending by training step: neither its final model nor one
         of the same weights. Raises RejectedError where the job is not known."""
-        ...
 
 
 class Scorer(AbstractAsyncContextManager["Scorer"], Protocol):
@@ -313,14 +304,12 @@ class Scorer(AbstractAsyncContextManager["Scorer"], Protocol):
     @property
     def fingerprint(self) -> str:
         """Names everything besides model and token ids that an answer depends on (endpoint kind and parameters)."""
-        ...
 
     async def score(self, model: str, batch: Sequence[EncodedExample]) -> list[TokenScores]:
         """One answer an example, in order. At most ``max_prompts_per_request`` examples.
 
         Raises ContractError where the answer does not hold what was requested, and the classes above.
         """
-        ...
 
 
 @runtime_checkable
@@ -330,11 +319,6 @@ class Listing(Protocol):
     async def jobs_of(self, run_key: str) -> list[Job]:
         """Every job whose key (``Job.echo.key``) begins with ``run_key``, whatever became of it. New jobs may be
         missing for ``grace_seconds``."""
-        ...
-
-    async def reach_jobs(self) -> None:
-        """The cheapest request to the provider's jobs. Raises what a listing raises."""
-        ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -357,7 +341,6 @@ class Metered(Protocol):
 
     def watch(self, observer: Callable[[Mapping[str, str]], None]) -> None:
         """Have ``observer`` called with the headers of every answer."""
-        ...
 
 
 class HostRecords(Protocol):
@@ -365,11 +348,9 @@ class HostRecords(Protocol):
 
     def load_intent(self, model: str) -> None:
         """To be written before a model is loaded; an intent that is recorded already stays."""
-        ...
 
     def unloaded(self, model: str) -> None:
         """The server no longer holds the model."""
-        ...
 
 
 @runtime_checkable
@@ -378,11 +359,9 @@ class Hosting(Protocol):
 
     def record(self, records: HostRecords) -> None:
         """Keep in ``records`` what is put on the server and taken off."""
-        ...
 
     async def take_off(self, models: Sequence[str]) -> dict[str, str]:
         """Take off what an earlier process left there; why not, by model, where that failed."""
-        ...
 
 
 @runtime_checkable
@@ -394,7 +373,6 @@ class Generator(Protocol):
 
         Raises RejectedError where the model is not there, ContractError for an answer without a text.
         """
-        ...
 
 
 @runtime_checkable
@@ -403,7 +381,6 @@ class Probing(Protocol):
 
     async def probe(self, model: str, example: EncodedExample) -> ProbeReport:
         """Raises ContractError where the endpoint returns numbers that are not what they seem (shifted by one)."""
-        ...
 
 
 @dataclass(slots=True)
@@ -422,16 +399,12 @@ class Deferred(Protocol):
     @property
     def immediate(self) -> Scorer:
         """The scorer of the same numbers that answers at once, for whoever only looks at the endpoint."""
-        ...
 
     async def score_replicate(self, model: str, batch: Sequence[EncodedExample], replicate: int) -> list[TokenScores]:
         """As ``score``; ``replicate`` tells measurements of the same examples apart."""
-        ...
 
     async def release(self, model: str, batch: Sequence[EncodedExample], replicate: int) -> None:
         """The answers to these examples are on disk: what the provider keeps of them may be deleted."""
-        ...
 
     async def sweep(self, models: Sequence[str]) -> Swept:
         """Stop what is under way for these models, and delete what earlier calls left at the provider."""
-        ...

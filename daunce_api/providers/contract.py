@@ -150,21 +150,17 @@ def check_top(provider: str, example: EncodedExample, scores: TokenScores, liste
 
 def _checked(provider: str, example: EncodedExample, position: int, value: object) -> float:
     if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
-        raise ContractError(
-            f"{provider} sent {str(value)[:40]!r} as log-probability of token {position} of {_name(example)}; nothing "
-            "of the answer was used."
-        )
-    if value <= IMPOSSIBLE:
-        raise ContractError(
-            f"{provider} sent {value} for token {position} of {_name(example)}: a stand-in for a value that it does "
-            "not know, not a measurement. Nothing of the answer was used."
-        )
-    if value > ROUNDING:
-        raise ContractError(
-            f"{provider} sent {value} for token {position} of {_name(example)}; a log-probability is never above 0. "
-            "Nothing of the answer was used."
-        )
-    return min(float(value), 0.0)
+        problem = "it is no number"
+    elif value <= IMPOSSIBLE:
+        problem = "it is a stand-in for a value that is not known, not a measurement"
+    elif value > ROUNDING:
+        problem = "a log-probability is never above 0"
+    else:
+        return min(float(value), 0.0)
+    raise ContractError(
+        f"{provider} sent {str(value)[:40]!r} as log-probability of token {position} of {_name(example)}: {problem}. "
+        "Nothing of the answer was used."
+    )
 
 
 def _name(example: EncodedExample) -> str:

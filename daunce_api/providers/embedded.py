@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 from ..config import RunConfig
-from ..data.tokenizers import LocalTokenizer, Tokenizer
 from ..errors import ConfigurationError
 from .base import TrainerCapabilities
 from .endpoint import Endpoint
@@ -39,8 +38,6 @@ def trainer_capabilities(config: RunConfig) -> TrainerCapabilities:
         "embedded server",
         2 * (workers if isinstance(workers, int) else 1),
         epochs=3,
-        grace_seconds=0.0,
-        listing_lag_seconds=trainer.listing_lag_seconds or 0.0,
         max_context_tokens=context_tokens(config),
         notes=("trains and scores on this machine",),
     )
@@ -51,11 +48,6 @@ def open_trainer(context: Context) -> WireTrainer:
     options, _ = _options(context.config)
     client = WireClient.open(context.wire_endpoint, http_client=context.http_client, timeout=options.timeout)
     return WireTrainer(client, trainer_capabilities(context.config), options)
-
-
-def open_tokenizer(config: RunConfig) -> Tokenizer:
-    """The tokenizer of the served model."""
-    return LocalTokenizer(config.backend.tokenizer or _folder(config), day=config.backend.template_date)
 
 
 def context_tokens(config: RunConfig) -> int | None:
@@ -69,13 +61,8 @@ def context_tokens(config: RunConfig) -> int | None:
 
 def start_server(config: RunConfig) -> tuple[Endpoint, Callable[[], None]]:
     """Start the server in a child process: its endpoint, and what stops it."""
-    server = EmbeddedServer(server_settings(config))
-    server.__enter__()
-
-    def stop() -> None:
-        server.__exit__(None, None, None)
-
-    return Endpoint(server.base_url, server.api_key, "the embedded server"), stop
+    server = EmbeddedServer(server_settings(config)).start()
+    return Endpoint(server.base_url, server.api_key, "the embedded server"), server.stop
 
 
 def server_settings(config: RunConfig) -> ServerSettings:
@@ -87,14 +74,15 @@ def server_settings(config: RunConfig) -> ServerSettings:
 
 
 def _options(config: RunConfig) -> tuple[WireTrainerOptions, dict[str, Any]]:
-    """``backend.options`` holds the trainer's and the server's options side by side."""
+    """``backend.options`` holds the trainer's and the server's options side by side. The server is never behind."""
     given = config.backend.options
     for name, why in _OWN.items():
         if name in given:
             raise ConfigurationError(f"backend.options.{name} cannot be set for kind embedded: {why}.")
     trainer = {k: v for k, v in given.items() if k in WireTrainerOptions.model_fields}
     server = {k: v for k, v in given.items() if k not in trainer}
-    return parse_options(WireTrainerOptions, trainer, "backend.options"), server
+    prompt = {"grace_seconds": 0.0, "listing_lag_seconds": 0.0}
+    return parse_options(WireTrainerOptions, {**prompt, **trainer}, "backend.options"), server
 
 
 def _folder(config: RunConfig) -> Path:

@@ -18,7 +18,7 @@ from .._util.retry import Retrier, RetryPolicy
 from ..data.tokenizers import EncodedExample
 from ..errors import DaunceError
 from .base import Closing, HostRecords, Metered, ProbeReport, Probing, Scorer, ScorerCapabilities, TokenScores
-from .failures import gone_already, noted_in
+from .calls import gone_already, noted_in
 from .polling import Answer, Poll
 
 UNLOADING = RetryPolicy(first=2.0, longest=10.0, attempts=3, total=60.0)

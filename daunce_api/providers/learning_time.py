@@ -14,7 +14,7 @@ from typing import Any, Literal, TypeAlias
 
 from ..config import RunConfig
 from .objective import Objective
-from .tinker.recipe import Recipe as TinkerRecipe
+from .tinker.loops import Recipe as TinkerRecipe
 
 Rho: TypeAlias = float | Literal["base", "unknown"]
 Recipe: TypeAlias = Mapping[str, Any]

@@ -17,8 +17,7 @@ from ..config import RunConfig
 from .base import Job, JobStatus, ScorerCapabilities, TrainerCapabilities
 from .openai_wire.client import WireClient, open_client
 from .openai_wire.echo import EchoScorer, echo_options
-from .openai_wire.job_object import number
-from .openai_wire.trainer import SUFFIX, WireTrainer, WireTrainerOptions
+from .openai_wire.trainer import SUFFIX, KeyPlace, WireTrainer, WireTrainerOptions
 from .registry import Context
 
 DEFAULTS: dict[str, Any] = {"lora": True, "packing": False}
@@ -36,6 +35,7 @@ UNVERIFIED = (
 class NebiusOptions(WireTrainerOptions):
     """``backend.options`` of the Nebius trainer."""
 
+    key_in: frozenset[KeyPlace] = SUFFIX
     project_id: str | None = Field(None, description="ai_project_id of the registered models; default: the key's own")
 
 
@@ -60,10 +60,9 @@ def scorer_capabilities(config: RunConfig) -> ScorerCapabilities:
 
 def open_trainer(context: Context) -> NebiusTrainer:
     """The wire trainer, with registration of models."""
-    config = context.config
-    options = NebiusOptions.of(config)
-    client = WireClient.open(context.wire_endpoint, http_client=context.http_client, timeout=options.timeout)
-    return NebiusTrainer(client, config)
+    timeout = NebiusOptions.of(context.config).timeout
+    client = WireClient.open(context.wire_endpoint, http_client=context.http_client, timeout=timeout)
+    return NebiusTrainer(client, context.config)
 
 
 def open_scorer(context: Context) -> EchoScorer:
@@ -77,7 +76,7 @@ class NebiusTrainer(WireTrainer):
 
     def __init__(self, client: WireClient, config: RunConfig) -> None:
         options = NebiusOptions.of(config)
-        super().__init__(client, trainer_capabilities(config), options, key_in=SUFFIX, checkpoint_is_model=True)
+        super().__init__(client, trainer_capabilities(config), options, checkpoint_is_model=True)
         self._base_model = config.backend.model
         self._models = str(client.sdk.base_url).rstrip("/").removesuffix("/v1") + "/v0/models"
         self._query = "" if options.project_id is None else f"?ai_project_id={quote(options.project_id)}"
@@ -88,10 +87,6 @@ class NebiusTrainer(WireTrainer):
     def _checkpoint_model(self, job_id: str, item: dict[str, Any]) -> str | None:
         """What a checkpoint is registered from."""
         return f"{job_id}:{item['id']}"
-
-    def _checkpoint_order(self, item: dict[str, Any]) -> int | None:
-        step = number(item.get("step_number"))
-        return step if step is not None else number(item.get("created_at"))
 
     async def checkpoints(self, job_id: str) -> list[str]:
         """None: each would have to be registered, and served, as a model of its own."""
@@ -105,7 +100,7 @@ class NebiusTrainer(WireTrainer):
         source = job.model
         model = await self._registered(source) or await self._register(source)
         if model.get("status") == "error":
-            reason = self._client.failures.clean(str(model.get("status_reason") or "no reason given"))
+            reason = self._client.calls.clean(str(model.get("status_reason") or "no reason given"))
             return replace(job, status=JobStatus.FAILED, model=None, error=f"Nebius does not serve {source}: {reason}")
         return replace(job, model=str(model["name"]) if model.get("status") == "active" else None)
 
@@ -127,7 +122,7 @@ class NebiusTrainer(WireTrainer):
         if isinstance(listed, dict):  # its documentation shows a bare list, its other routes an object with one
             listed = listed.get("data")
         if not isinstance(listed, list):
-            raise self._client.failures.malformed("listing models", False, "a body that is not a list")
+            raise self._client.calls.malformed("listing models", False, "a body that is not a list")
         return [model for model in listed if isinstance(model, dict)]
 
     async def _register(self, source: str) -> dict[str, Any]:

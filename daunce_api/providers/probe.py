@@ -91,7 +91,7 @@ async def probe_generated(
     asked = replace(example, ids=ids, targets=tuple(sorted({*before, *positions})))
     (scores,) = await scorer.score(model, [asked])
     value = dict(zip(asked.targets, scores.logprobs, strict=True))
-    report = compared(
+    report = compare(
         scorer.capabilities.provider,
         [(t, v, value[t]) for t, v in zip(positions, made.values, strict=True)],
         [(t, v, value[t]) for t, v in zip(before, made.values, strict=True)],
@@ -153,35 +153,30 @@ async def distance_from_base(scorer: Scorer, base: str, model: str, report: Prob
     return from_base
 
 
-def compared(provider: str, pairs: Pairs, before: Pairs, hint: str) -> ProbeReport:
-    """As :func:`compare`; the error says so, with the ``hint``, where the values of the position ``before`` agree."""
-    try:
-        return compare(provider, pairs)
-    except ContractError as error:
-        try:
-            compare(provider, before)
-        except ContractError:
-            raise error from None
-        raise ContractError(f"{error} Every value stands one position too early. {hint}".rstrip()) from None
-
-
-def compare(provider: str, pairs: Pairs) -> ProbeReport:
+def compare(provider: str, pairs: Pairs, before: Pairs = (), hint: str = "") -> ProbeReport:
     """The report on (position, log-probability when generated, log-probability when scored).
 
-    Raises ContractError where two differ by more than ``TOLERANCE`` nats.
+    Raises ContractError where two differ by more than ``TOLERANCE`` nats; it says so, with the ``hint``, where the
+    values of the position ``before`` agree.
     """
-    largest = 0.0
-    for position, made, echoed in pairs:
-        difference = abs(made - echoed) if is_number(made) and is_number(echoed) else math.inf  # type: ignore[operator]
-        largest = max(largest, difference)
+    differences = [_difference(made, echoed) for _, made, echoed in pairs]
+    for (position, made, echoed), difference in zip(pairs, differences, strict=True):
         if difference > TOLERANCE:
-            raise ContractError(
+            problem = (
                 f"{provider} generates token {position} with log-probability {made} and echoes {echoed} for it: "
                 "its echoed values belong to other positions (some servers are off by one), or to another model. "
                 "Nothing was scored. Use another server, or update this one."
             )
+            if before and all(_difference(made, echoed) <= TOLERANCE for _, made, echoed in before):
+                problem += f" Every value stands one position too early. {hint}"
+            raise ContractError(problem.rstrip())
     tokens = f"{len(pairs)} token{'s' * (len(pairs) > 1)}"
-    return ProbeReport(True, f"scores agree with the endpoint's own generation at {tokens}", largest)
+    report = f"scores agree with the endpoint's own generation at {tokens}"
+    return ProbeReport(True, report, max(differences, default=0.0))
+
+
+def _difference(made: object, scored: object) -> float:
+    return abs(made - scored) if is_number(made) and is_number(scored) else math.inf  # type: ignore[operator]
 
 
 def values_of(choice: dict[str, Any]) -> list[object]:

@@ -37,8 +37,8 @@ REPLAYED = "replayed-key"
 @dataclass(frozen=True, slots=True)
 class BackendKind:
     """A provider of fine-tuning. ``scorer`` is the kind used where the config names none; a scorer of the same name has
-    the same address, key and extra. ``needs_url`` says that ``backend.base_url`` has no default; ``remote`` that
-    requests leave the process."""
+    the same address, key and extra. ``remote``: requests leave the process; without a ``base_url`` of its own
+    ``backend.base_url`` is needed."""
 
     module: str
     scorer: str
@@ -47,7 +47,6 @@ class BackendKind:
     base_url: str | None = None
     key_variable: str | None = None
     remote: bool = True
-    needs_url: bool = False
 
 
 Entry = TypeVar("Entry")
@@ -64,7 +63,7 @@ BACKENDS: Mapping[str, BackendKind] = {
         base_url="https://api.openai.com/v1",
         key_variable="OPENAI_API_KEY",
     ),
-    "openai_wire": BackendKind(f"{_HERE}.openai_wire.trainer", "echo", provider="the server", needs_url=True),
+    "openai_wire": BackendKind(f"{_HERE}.openai_wire.trainer", "echo", provider="the server"),
     "local": BackendKind(f"{_HERE}.local.trainer", "local", extra="local", provider="this machine", remote=False),
     "together": BackendKind(
         f"{_HERE}.together.trainer",
@@ -97,9 +96,7 @@ BACKENDS: Mapping[str, BackendKind] = {
         base_url="https://api.tokenfactory.nebius.com/v1",
         key_variable="NEBIUS_API_KEY",
     ),
-    "azure": BackendKind(
-        f"{_HERE}.azure", "azure", provider="Azure OpenAI", key_variable="AZURE_OPENAI_API_KEY", needs_url=True
-    ),
+    "azure": BackendKind(f"{_HERE}.azure", "azure", provider="Azure OpenAI", key_variable="AZURE_OPENAI_API_KEY"),
 }
 
 SCORERS: Mapping[str, str] = {
@@ -256,16 +253,14 @@ def _load(module: str, extra: str | None, name: str) -> ModuleType:
 def _trainer_endpoint(config: RunConfig, kind: BackendKind, key_of: KeyOf) -> Endpoint | None:
     if not kind.remote:
         return None
-    base_url = config.backend.base_url or kind.base_url
-    if base_url is None and kind.needs_url:
+    settings = config.backend
+    base_url = settings.base_url or kind.base_url
+    if base_url is None:
         raise ConfigurationError(
-            f"backend.kind {config.backend.kind!r} needs backend.base_url, such as http://127.0.0.1:8000/v1."
+            f"backend.kind {settings.kind!r} needs backend.base_url, such as http://127.0.0.1:8000/v1."
         )
-    # A provider's own variable is only the default for the provider's own address: a key must not go elsewhere.
-    own = config.backend.base_url is None or config.backend.base_url.rstrip("/") == kind.base_url
-    variable = config.backend.api_key_env or (kind.key_variable if own else None)
-    key = ANONYMOUS if variable is None else key_of(variable)
-    return Endpoint(checked_base_url(base_url) if base_url else "", key, kind.provider)
+    key = _key(settings.base_url, settings.api_key_env, kind, key_of)
+    return Endpoint(checked_base_url(base_url), key, kind.provider)
 
 
 def _scorer_endpoint(config: RunConfig, kind: BackendKind, trainer: Endpoint | None, key_of: KeyOf) -> Endpoint | None:
@@ -277,7 +272,13 @@ def _scorer_endpoint(config: RunConfig, kind: BackendKind, trainer: Endpoint | N
         if settings.api_key_env is None or trainer is None:
             return trainer
         return Endpoint(trainer.base_url, key_of(settings.api_key_env), trainer.provider)
-    own = settings.base_url is None or settings.base_url.rstrip("/") == scorer.base_url
-    variable = settings.api_key_env or (scorer.key_variable if own else None)
-    key = ANONYMOUS if variable is None else key_of(variable)
+    key = _key(settings.base_url, settings.api_key_env, scorer, key_of)
     return Endpoint(checked_base_url(base_url), key, "the scoring server")
+
+
+def _key(address: str | None, variable: str | None, kind: BackendKind, key_of: KeyOf) -> str:
+    """The key for an address (None: the provider's own). A provider's own variable is only the default for its own
+    address: a key must not go elsewhere."""
+    own = address is None or address.rstrip("/") == kind.base_url
+    variable = variable or (kind.key_variable if own else None)
+    return ANONYMOUS if variable is None else key_of(variable)

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import contextlib
-import queue
 import secrets
+import select
 import subprocess
 import sys
-import threading
 from importlib.util import find_spec
 from pathlib import Path
 from types import TracebackType
-from typing import IO, Self
+from typing import Self
 
 from pydantic import TypeAdapter
 
@@ -121,12 +120,9 @@ class EmbeddedServer:
         with contextlib.suppress(BrokenPipeError):
             process.stdin.write(settings.model_dump_json().encode() + b"\n")
             process.stdin.flush()
-        lines: queue.Queue[bytes] = queue.Queue()
-        threading.Thread(target=_read_line, args=(process.stdout, lines), daemon=True).start()
-        try:
-            line = lines.get(timeout=self._start_timeout)
-        except queue.Empty:
+        if not select.select([process.stdout], [], [], self._start_timeout)[0]:
             return None
+        line = process.stdout.readline()
         if not line:
             with contextlib.suppress(subprocess.TimeoutExpired):
                 process.wait(STOP_SECONDS)
@@ -136,10 +132,3 @@ class EmbeddedServer:
     def _tail(self, offset: int) -> str:
         text = self.log_path.read_bytes()[offset:][-_LOG_TAIL:].decode(errors="replace")
         return text.replace(self.api_key, "[key]").strip()
-
-
-def _read_line(stream: IO[bytes], lines: queue.Queue[bytes]) -> None:
-    try:
-        lines.put(stream.readline())
-    except (OSError, ValueError):
-        lines.put(b"")

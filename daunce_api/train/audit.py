@@ -14,7 +14,7 @@ from collections.abc import Awaitable, Callable
 from dataclasses import asdict, dataclass, field
 
 from ..errors import ProviderError, RejectedError, UnknownJobsError
-from ..providers.base import Job, JobRequest, JobStatus, Listing
+from ..providers.base import Job, JobRequest, JobStatus
 from ..providers.identity import contradiction
 from ..store import INTENT, JobRow
 from .client import LOST, JobClient
@@ -37,11 +37,9 @@ class Audit:
 
 async def audit(client: JobClient) -> Audit:
     """Compare, once. Empty where the provider cannot list a run's jobs, and in a replay."""
-    trainer, store = client.trainer, client.store
-    if client.replaying or not isinstance(trainer, Listing):
+    store, listed = client.store, None if client.replaying else await client.listed()
+    if listed is None:
         return Audit()
-    await client.reach_jobs()
-    listed = await client.repeat(lambda: trainer.jobs_of(store.run_key), "list this run's jobs")
     rows = {row.key: row for row in store.jobs.rows()}  # read after the list: what was submitted meanwhile is known
     by_key: dict[str, list[Job]] = defaultdict(list)
     for job in {job.id: job for job in listed}.values():

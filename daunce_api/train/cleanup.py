@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from ..providers.base import JobStatus
-from ..providers.failures import noted_in
+from ..providers.calls import noted_in
 from ..store import INTENT, JobRow
 from .audit import report_unknown
 from .client import CANCELLED, LOST, JobClient

@@ -17,7 +17,7 @@ from ..errors import AmbiguousSubmitError, HeldJobError, RejectedError, StopErro
 from ..plan import JobCosts
 from ..providers.base import Checkpointing, Job, JobRequest, JobStatus, Listing, ModelInfo, Trainer
 from ..providers.identity import contradiction
-from ..providers.replay.protocol import PROTOCOL
+from ..providers.replay.session import PROTOCOL
 from ..store import INTENT, JobRow, Purpose, RunStore, name_of
 from .events import Event, EventKind, OnEvent
 from .files import TrainingFiles
@@ -41,7 +41,7 @@ class JobClient(Patient):
 
     ``costs``, ``cap`` and ``purpose`` are those of :class:`.money.JobMoney`, ``rng`` of :class:`.patient.Patient`.
     ``replayed``: the protocol of the recording that is replayed, where one is: the replay leaves out what it does not
-    hold (:mod:`daunce_api.providers.replay.protocol`).
+    hold (:mod:`daunce_api.providers.replay.session`).
     """
 
     def __init__(
@@ -77,16 +77,17 @@ class JobClient(Patient):
         """How often this run folder sent an attempt's job."""
         return int(self.store.get_value(f"sends {key}", 1))
 
-    async def reach_jobs(self) -> None:
-        """Whether the provider's jobs can be reached at all, asked once. Raises StopError where the route fails every
-        time, as behind a gateway that passes on everything but fine-tuning."""
+    async def listed(self) -> list[Job] | None:
+        """Every job of this run that the provider lists; None where it cannot list them. Raises StopError where the
+        first list fails every time, as behind a gateway that passes on everything but fine-tuning."""
         trainer = self.trainer
-        if self._reached or not isinstance(trainer, Listing):
-            return
+        if not isinstance(trainer, Listing):
+            return None
+        retries = None if self._reached else REACH_RETRIES
         try:
-            await self.repeat(trainer.reach_jobs, "reach the fine-tuning jobs", REACH_RETRIES)
+            jobs = await self.repeat(lambda: trainer.jobs_of(self.store.run_key), "list this run's jobs", retries)
         except TransientError as error:
-            if error.status is None or error.status < 500:
+            if self._reached or error.status is None or error.status < 500:
                 raise
             raise StopError(
                 f"the fine-tuning jobs of {trainer.capabilities.provider} cannot be reached: {error} Nothing was "
@@ -94,6 +95,7 @@ class JobClient(Patient):
                 "(LiteLLM: base_url .../openai); `daunce doctor` shows what this endpoint can do."
             ) from error
         self._reached = True
+        return jobs
 
     # -- one attempt ----------------------------------------------------------------------------------------------
 

@@ -21,7 +21,7 @@ from daunce_api.errors import ConfigurationError, ContractError, RejectedError, 
 from daunce_api.providers.base import JobStatus, TrainerCapabilities
 from daunce_api.providers.openai_wire import chat_token
 from daunce_api.providers.openai_wire.batch_api import ROUNDS, BatchScorer
-from daunce_api.providers.openai_wire.trainer import WireTrainer
+from daunce_api.providers.openai_wire.trainer import WireTrainer, WireTrainerOptions
 from daunce_api.providers.registry import Backend, capabilities_of, open_backend, open_tokenizer
 from daunce_api.providers.tokenizers import embedded_folder
 from daunce_api.score.cleaning import clean_everything
@@ -489,7 +489,9 @@ async def test_clean_takes_the_batches_of_every_model_of_the_run(
         store.jobs.submitted("k-m0-a1", "job-1")
         store.jobs.state("k-m0-a1", JobStatus.SUCCEEDED, "ft:final")
         store.jobs.checkpoints_found("k-m0-a1", ["ft:earlier", None])
-        client = JobClient(WireTrainer(Server(lambda _: {}).client(), TrainerCapabilities("test", 3)), store)
+        client = JobClient(
+            WireTrainer(Server(lambda _: {}).client(), TrainerCapabilities("test", 3), WireTrainerOptions()), store
+        )
         report = await clean_everything(client, Backend(client.trainer, scorer))
     assert report.files == ["training-file", "file-0", "file-1"]
     assert list(service.files) == ["file-2"]

@@ -20,7 +20,7 @@ from daunce_api._util.clock import SystemClock
 from daunce_api.cli import doctor, noise
 from daunce_api.cli.doctor import Findings, examine_backend
 from daunce_api.errors import ConfigurationError
-from daunce_api.providers.openai_wire.echo import presets
+from daunce_api.providers.openai_wire.echo import echo_options, presets
 from daunce_api.providers.registry import open_backend
 from daunce_api.providers.tokenizers import embedded_folder
 
@@ -227,8 +227,10 @@ def test_dialects_follow_the_address_or_the_config() -> None:
     assert presets("auto", None) == {}
     with pytest.raises(ConfigurationError, match=r"scorer\.kind: together"):
         presets("auto", "https://api.together.ai/v1")
-    with pytest.raises(ConfigurationError, match="auto, plain, vllm, daunce, fireworks, max"):
-        presets("llama", None)
+    with pytest.raises(
+        ConfigurationError, match="dialect: Input should be 'auto', 'plain', 'vllm', 'daunce', 'fireworks'"
+    ):
+        echo_options(run_config(scorer="echo", options={"dialect": "llama"}))
 
 
 async def test_noise_in_company_is_measured_beside_other_examples() -> None:

@@ -16,12 +16,11 @@ from daunce_api import Dataset, Run
 from daunce_api._util.clock import InstantClock
 from daunce_api.errors import AmbiguousSubmitError, ContractError, RejectedError, StopError, TransientError
 from daunce_api.providers.base import JobRequest, JobStatus, mark_of
-from daunce_api.providers.failures import Failures
-from daunce_api.providers.fireworks import datasets
+from daunce_api.providers.calls import Calls
 from daunce_api.providers.fireworks import scorer as fireworks_scorer
+from daunce_api.providers.fireworks import trainer as fireworks_trainer
 from daunce_api.providers.fireworks.trainer import FireworksTrainer, dataset_id_of, job_id_of, trainer_capabilities
 from daunce_api.providers.polling import Poll
-from daunce_api.providers.sdk_calls import SdkCalls
 from daunce_api.providers.tokenizers import chat_template, embedded_folder
 
 fireworks = pytest.importorskip("fireworks")
@@ -32,8 +31,8 @@ REQUEST = JobRequest("abc-m0-a1", BASE, DATASET, 77, {"epochs": 2, "learning_rat
 JOBS = "/v1/accounts/me/supervisedFineTuningJobs"
 
 
-def calls() -> SdkCalls:
-    return SdkCalls(fireworks, Failures("Fireworks", [KEY]))
+def calls() -> Calls:
+    return Calls("Fireworks", [KEY], fireworks)
 
 
 def sdk(stub: Service) -> Any:
@@ -247,7 +246,7 @@ async def test_a_large_file_goes_to_the_address_that_fireworks_signs(monkeypatch
     server = ThreadingHTTPServer(("127.0.0.1", 0), Bucket)
     Thread(target=server.serve_forever, daemon=True).start()
     try:
-        monkeypatch.setattr(datasets, "LARGEST_UPLOAD", 3)
+        monkeypatch.setattr(fireworks_trainer, "LARGEST_UPLOAD", 3)
         address = f"http://127.0.0.1:{server.server_port}/b?signature=secret"
         stub = SlowData(0).stub.on(f"POST {DATASETS}/{ID}:getUploadEndpoint", {"filenameToSignedUrls": {NAME: address}})
         assert await make(stub).upload(NAME, CONTENT) == DATASET

@@ -286,7 +286,6 @@ async def test_the_jobs_of_a_run_are_listed_with_what_they_were_sent_with(stub: 
     """So that a copy of a run is noticed, an orphan is named and `--adopt` knows whose job it takes over."""
     if not isinstance(stub.trainer, Listing):
         pytest.skip("its jobs are files of the run folder")
-    await stub.trainer.reach_jobs()
     assert await stub.trainer.jobs_of("abe") == []
     keys = ["abe-m-1-a1", "abe-m0-a1", "abe-m0-a12", "abd-m0-a1"]
     sent = [request(stub, key) for key in keys]

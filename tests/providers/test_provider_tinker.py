@@ -24,11 +24,10 @@ from daunce_api.errors import (
     TransientError,
 )
 from daunce_api.providers.base import JobRequest, JobStatus
+from daunce_api.providers.calls import Calls
 from daunce_api.providers.endpoint import Endpoint
-from daunce_api.providers.failures import Failures
 from daunce_api.providers.registry import Context
-from daunce_api.providers.sdk_calls import SdkCalls
-from daunce_api.providers.tinker.recipe import Recipe, batches_of, datum
+from daunce_api.providers.tinker.loops import Recipe, batches_of, datum
 from daunce_api.providers.tinker.scorer import TinkerScorer
 from daunce_api.providers.tinker.service import Service, open_service
 from daunce_api.providers.tinker.trainer import TinkerTrainer, trainer_capabilities
@@ -183,7 +182,7 @@ class FakeSampling:
 
 
 def service(fake: FakeService) -> Service:
-    return Service(lambda: fake, SdkCalls(tinker, Failures("Tinker", [KEY])), lambda: fake)
+    return Service(lambda: fake, Calls("Tinker", [KEY], tinker), lambda: fake)
 
 
 def make(

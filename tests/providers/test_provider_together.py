@@ -25,10 +25,9 @@ from daunce_api.errors import (
     TransientError,
 )
 from daunce_api.providers.base import JobRequest, JobStatus, mark_of
-from daunce_api.providers.failures import Failures
+from daunce_api.providers.calls import Calls
 from daunce_api.providers.polling import Poll
 from daunce_api.providers.replay import record, replay
-from daunce_api.providers.sdk_calls import SdkCalls
 from daunce_api.providers.together import scorer as together_scorer
 from daunce_api.providers.together.trainer import (
     SUFFIX_CHARACTERS,
@@ -102,7 +101,7 @@ def make(stub: Service | None, project: str | None = None) -> TogetherTrainer:
     sdk = together.AsyncTogether(
         api_key=KEY, base_url="http://together.test", max_retries=0, http_client=http_client, project_id=project
     )
-    calls = SdkCalls(together, Failures("Together", [KEY]))
+    calls = Calls("Together", [KEY], together)
     return TogetherTrainer(sdk, calls, run_config("together", model=BASE, base_url=None))
 
 
@@ -462,7 +461,7 @@ def adapter_host(stub: Service, clock: InstantClock | None = None) -> together_s
     sdk = together.AsyncTogether(
         api_key=KEY, base_url="http://together.test", max_retries=0, http_client=stub.http(), project_id="p"
     )
-    calls = SdkCalls(together, Failures("Together", [KEY]))
+    calls = Calls("Together", [KEY], together)
     options = together_scorer.TogetherScorerOptions(project_id="p", endpoint_id="ep_1", deployment_id="dep_1")
     return together_scorer.AdapterHost(sdk, calls, options, poll=Poll(5.0, 240, clock or InstantClock()))
 

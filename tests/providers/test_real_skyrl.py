@@ -22,7 +22,7 @@ from real_servers import MEMBERS, away_from_peft, live, models_of, small_run
 from safetensors.torch import load_file
 
 from daunce_api.cli.doctor import examine
-from daunce_api.providers.tinker.paths import parts_of
+from daunce_api.providers.tinker.loops import parts_of
 from daunce_api.providers.tokenizers import embedded_folder
 
 pytest.importorskip("tinker")

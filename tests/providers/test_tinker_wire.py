@@ -19,7 +19,7 @@ from daunce_api.data.tokenizers import LocalTokenizer, encode_example
 from daunce_api.errors import RejectedError, StopError, TransientError
 from daunce_api.providers.base import Checkpointing, Job, JobRequest, JobStatus, Probing
 from daunce_api.providers.registry import Backend, open_backend
-from daunce_api.providers.tinker.recipe import Recipe, batches_of
+from daunce_api.providers.tinker.loops import Recipe, batches_of
 from daunce_api.providers.tokenizers import embedded_folder
 
 KEY = "tml-marked-0123456789"

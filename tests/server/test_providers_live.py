@@ -82,7 +82,6 @@ async def test_a_nebius_member_is_trained_registered_scored_and_deleted(nebius: 
     given = context(nebius, "nebius")
     settings = {"n_epochs": 1, "learning_rate": 1e-2}
     async with kind.open_trainer(given) as trainer, kind.open_scorer(given) as scorer:
-        await trainer.reach_jobs()
         content = jsonl(records())
         file = await trainer.upload("daunce-live.jsonl", content)
         assert await trainer.find_file("daunce-live.jsonl", len(content)) == file

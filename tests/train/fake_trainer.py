@@ -246,9 +246,6 @@ class FakeTrainer:
             if job.request.key.startswith(f"{run_key}-") and not job.gone and job.created <= shown
         ]
 
-    async def reach_jobs(self) -> None:
-        (await self._enter("reach_jobs"))()
-
     def _job(self, job_id: str) -> FakeJob:
         job = self.provider.jobs.get(job_id)
         if job is None or job.gone or self.provider.clock.now() < job.created + self.provider.invisible:

@@ -15,7 +15,7 @@ from daunce_api.errors import NotEnoughMembersError, RejectedError, StopError, U
 from daunce_api.providers import identity
 from daunce_api.providers.base import Job, JobEcho, JobRequest, JobStatus
 from daunce_api.providers.identity import contradiction, count, refines
-from daunce_api.providers.replay import protocol
+from daunce_api.providers.replay import session as protocol
 from daunce_api.train import EventKind, cancel_jobs
 from daunce_api.train.patient import names_missing
 

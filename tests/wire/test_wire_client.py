@@ -22,8 +22,8 @@ from daunce_api.errors import (
     StopError,
     TransientError,
 )
+from daunce_api.providers.calls import retry_after
 from daunce_api.providers.endpoint import Endpoint, api_key_from, checked_base_url
-from daunce_api.providers.failures import retry_after
 from daunce_api.providers.openai_wire.client import WireClient
 
 

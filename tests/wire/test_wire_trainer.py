@@ -12,7 +12,7 @@ from wire_support import Server, failing, job_object, openai_error
 
 from daunce_api.errors import AmbiguousSubmitError, RejectedError, StopError, TransientError
 from daunce_api.providers.base import Checkpointing, JobRequest, JobStatus, ModelInfo, TrainerCapabilities
-from daunce_api.providers.openai_wire.trainer import WireTrainer
+from daunce_api.providers.openai_wire.trainer import WireTrainer, WireTrainerOptions
 
 REQUEST = JobRequest("abc-m3-a0", "base", "file-1", 17, {"n_epochs": 2, "learning_rate_multiplier": 0.5}, "run-m3")
 
@@ -274,6 +274,6 @@ async def test_the_model_of_a_job_without_a_name_is_its_last_checkpoint(events: 
 
     server = Server(handler)
     capabilities = TrainerCapabilities("test", 3)
-    trainer = WireTrainer(server.client(), capabilities, checkpoint_is_model=True)
+    trainer = WireTrainer(server.client(), capabilities, WireTrainerOptions(), checkpoint_is_model=True)
     assert (await trainer.get("ftjob-1")).model == "ft:s9"
-    assert (await WireTrainer(server.client(), capabilities).get("ftjob-1")).model is None
+    assert (await WireTrainer(server.client(), capabilities, WireTrainerOptions()).get("ftjob-1")).model is None

@@ -14,13 +14,12 @@ from pydantic import Field
 from ...config import RunConfig
 from ...errors import RejectedError
 from ..base import Scorer, ScorerCapabilities
-from ..failures import NO_REASON
+from ..calls import NO_REASON, Calls
 from ..hosting import Host, HostedScorer
 from ..openai_wire.client import open_client
 from ..openai_wire.echo import EchoOptions, EchoScorer, presets
 from ..polling import Answer, Poll
 from ..registry import Context
-from ..sdk_calls import SdkCalls
 from .trainer import PAGE, id_of, open_sdk
 
 
@@ -66,7 +65,7 @@ class DeploymentHost(Host):
     """Loads fine-tunes on a deployment of their base model ``base``, which answers there as it is."""
 
     def __init__(
-        self, sdk: Any, calls: SdkCalls, options: FireworksScorerOptions, base: str, poll: Poll | None = None
+        self, sdk: Any, calls: Calls, options: FireworksScorerOptions, base: str, poll: Poll | None = None
     ) -> None:
         super().__init__(options.max_adapters, poll)
         self._sdk = sdk
@@ -89,7 +88,7 @@ class DeploymentHost(Host):
         if answer.get("state") == "UNDEPLOYING":
             status = answer.get("status")
             reason = status.get("message") if isinstance(status, dict) else None
-            raise RejectedError(self._calls.failures.clean(f"Fireworks could not load {model}: {reason or NO_REASON}"))
+            raise RejectedError(self._calls.clean(f"Fireworks could not load {model}: {reason or NO_REASON}"))
         return answer.get("state") == "DEPLOYED"
 
     async def delete(self, loaded: str, model: str) -> None:

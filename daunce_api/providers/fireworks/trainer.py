@@ -13,25 +13,31 @@ from collections.abc import Mapping
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
+import httpx2
 from pydantic import Field
 
 from ...config import RunConfig
-from ...errors import ConfigurationError, MissingExtraError, RejectedError, StopError
+from ...errors import ConfigurationError, MissingExtraError, ProviderError, RejectedError, StopError, TransientError
 from ..base import EchoField, Job, JobEcho, JobRequest, JobStatus, ModelInfo, TrainerCapabilities
-from ..failures import NO_REASON, Failures, cancelled, gone_already
+from ..calls import NO_REASON, Calls, SdkTrainer, cancelled, gone_already, known_hyperparameters, plain
 from ..identity import key_in, of_run
 from ..options import TrainerOptions
-from ..polling import Poll, file_in_time
+from ..polling import Answer, Poll, file_in_time
 from ..registry import Context
-from ..sdk_calls import SdkCalls, SdkTrainer, known_hyperparameters, plain
 from ..tokenizers import chat_template
-from .datasets import FILE_FAULTS, READY, DataSets, dataset_id_of
 
 if TYPE_CHECKING:
     from fireworks import AsyncFireworks
 
 ACCOUNT_VARIABLE = "FIREWORKS_ACCOUNT_ID"
 DISPLAY_CHARACTERS, PAGE = 63, 200
+READY = "READY"
+"""State of a data set that jobs may use."""
+LARGEST_UPLOAD = 150_000_000
+"""Bytes that Fireworks takes in one request; larger files go to an address that it signs."""
+UPLOAD_TIMEOUT = 600.0
+FILE_FAULTS = {"INVALID_ARGUMENT", "OUT_OF_RANGE", "DATA_LOSS"}
+"""Codes of a status that says that the file itself is at fault."""
 HYPERPARAMETERS = frozenset(
     {
         "epochs",
@@ -93,7 +99,7 @@ def open_trainer(context: Context) -> FireworksTrainer:
     return FireworksTrainer(sdk, calls, context.config)
 
 
-def open_sdk(context: Context, *, account_id: str | None, timeout: float) -> tuple[AsyncFireworks, SdkCalls]:
+def open_sdk(context: Context, *, account_id: str | None, timeout: float) -> tuple[AsyncFireworks, Calls]:
     """The SDK's client for the config's endpoint.
 
     Raises MissingExtraError where the SDK is not installed, ConfigurationError where no account is named.
@@ -115,7 +121,13 @@ def open_sdk(context: Context, *, account_id: str | None, timeout: float) -> tup
         max_retries=0,
         timeout=timeout,
     )
-    return sdk, SdkCalls(fireworks, Failures("Fireworks", [endpoint.api_key]))
+    return sdk, Calls("Fireworks", [endpoint.api_key], fireworks)
+
+
+def dataset_id_of(name: str) -> str:
+    """The id of the data set that holds a file: lower case, letters, digits and hyphens."""
+    stem = name.removesuffix(".jsonl").lower()
+    return "".join(c if c.isascii() and c.isalnum() else "-" for c in stem)
 
 
 def job_id_of(key: str) -> str:
@@ -128,9 +140,10 @@ class FireworksTrainer(SdkTrainer):
 
     _sdk: AsyncFireworks
 
-    def __init__(self, sdk: AsyncFireworks, calls: SdkCalls, config: RunConfig, *, poll: Poll | None = None) -> None:
+    def __init__(self, sdk: AsyncFireworks, calls: Calls, config: RunConfig, *, poll: Poll | None = None) -> None:
         super().__init__(sdk, calls, config, trainer_capabilities(config))
-        self._data = DataSets(sdk, calls, poll or Poll(5.0, 120))
+        self._jobs = sdk.supervised_fine_tuning_jobs
+        self._poll = poll or Poll(5.0, 120)
         sends_template = FireworksOptions.of(config).send_template
         self._template = chat_template(config.backend.tokenizer) if sends_template else None
         self._cancelled: set[str] = set()
@@ -144,16 +157,92 @@ class FireworksTrainer(SdkTrainer):
         return ModelInfo(model)
 
     async def upload(self, name: str, content: bytes) -> str:
-        """Create the data set, upload its one file and wait until jobs may use it; the data set's resource name.
+        """Create a data set, upload its one file and wait until jobs may use it; the data set's resource name.
 
         Raises RejectedError where Fireworks finds fault with the file, TransientError where it takes too long.
         """
-        return self._resource("datasets", await self._data.upload(name, content))
+        dataset = dataset_id_of(name)
+        lines = content.count(b"\n")
+        chat = content.lstrip().startswith(b'{"messages"')
+        create = self._sdk.datasets.create(
+            dataset_id=dataset,
+            dataset={"user_uploaded": {}, "example_count": str(lines), "format": "CHAT" if chat else "COMPLETION"},
+        )
+        exists = False
+        try:
+            await self._calls.call(create, doing=f"creating data set {dataset}")
+        except ProviderError as error:
+            # 409: it exists, from an upload that was interrupted; its file is sent again.
+            if error.status != 409:
+                raise
+            exists = True
+        refused: RejectedError | None = None
+        try:
+            await self._send(dataset, name, content)
+        except RejectedError as error:
+            if not exists:
+                raise
+            refused = error  # its file may have arrived the first time
+        await self._until_ready(dataset, refused)
+        return self._resource("datasets", dataset)
+
+    async def _send(self, dataset: str, name: str, content: bytes) -> None:
+        """Send the file: in one request to Fireworks, or, where it is too large for that, to the address it signs."""
+        datasets, doing = self._sdk.datasets, f"uploading {name}"
+        if len(content) <= LARGEST_UPLOAD:
+            call = datasets.upload(dataset, file=(name, content, "application/jsonl"), timeout=UPLOAD_TIMEOUT)
+            await self._calls.call(call, doing=doing)
+            return
+        size = str(len(content))
+        signed = datasets.get_upload_endpoint(dataset, filename_to_size={name: size})
+        urls = (await self._calls.fields(signed, doing=doing)).get("filenameToSignedUrls")
+        url = urls.get(name) if isinstance(urls, dict) else None
+        if not isinstance(url, str):
+            raise self._calls.malformed(doing, False, "no address for the file")
+        headers = {"content-type": "application/octet-stream", "x-goog-content-length-range": f"{size},{size}"}
+        async with httpx2.AsyncClient(timeout=UPLOAD_TIMEOUT) as http:
+            await self._calls.request(http, "PUT", url, doing=doing, content=content, headers=headers)
+
+    async def _until_ready(self, dataset: str, refused: RejectedError | None) -> None:
+        """Have the upload validated and wait until the data set is ready: before that, jobs on it are refused."""
+        answer = await self._read(dataset)
+        if answer.get("state") != READY:
+            try:
+                call = self._sdk.datasets.validate_upload(dataset, body={})
+                await self._calls.call(call, doing=f"validating data set {dataset}")
+            except RejectedError as error:
+                refused = refused or error  # also said of one that is being validated already
+            answer = await self._read(dataset)
+
+        def ready(latest: Answer) -> bool:
+            status = _status_of(latest)
+            if latest.get("state") != READY and status.get("code") in FILE_FAULTS:
+                reason = self._calls.clean(str(status.get("message") or status["code"]))
+                raise RejectedError(f"Fireworks finds fault with data set {dataset}: {reason}")
+            return latest.get("state") == READY
+
+        try:
+            await self._poll.until(
+                ready, answer, lambda: self._read(dataset), f"data set {dataset}", late=TransientError
+            )
+        except TransientError:
+            if refused is not None:
+                raise refused from None
+            raise
+
+    async def _read(self, dataset: str) -> dict[str, Any]:
+        return await self._calls.fields(self._sdk.datasets.get(dataset), doing=f"reading data set {dataset}")
+
+    async def _state_of_data(self, dataset: str) -> str | None:
+        """A data set's state; None where there is none of this id."""
+        with gone_already():
+            return str((await self._read(dataset)).get("state"))
+        return None
 
     async def find_file(self, name: str, size: int) -> str | None:
         """The data set of this name, where its file arrived whole (the name carries the content's hash)."""
         dataset = dataset_id_of(name)
-        return self._resource("datasets", dataset) if await self._data.state(dataset) == READY else None
+        return self._resource("datasets", dataset) if await self._state_of_data(dataset) == READY else None
 
     async def submit(self, request: JobRequest) -> Job:
         """Create a job, once; one of the same id is refused by Fireworks. Raises AmbiguousSubmitError when no answer
@@ -163,7 +252,7 @@ class FireworksTrainer(SdkTrainer):
         if self._template is not None:
             options["jinja_template"] = self._template
         options["base_model" if request.model == self._base_model else "warm_start_from"] = request.model
-        call = self._sdk.supervised_fine_tuning_jobs.create(
+        call = self._jobs.create(
             dataset=request.file_id,
             supervised_fine_tuning_job_id=job_id,
             output_model=self._resource("models", job_id),
@@ -177,7 +266,7 @@ class FireworksTrainer(SdkTrainer):
         return self._job(job_id, answer)
 
     async def _is_read(self, file_id: str) -> bool:
-        return await self._data.state(id_of(file_id)) not in (None, READY)
+        return await self._state_of_data(id_of(file_id)) not in (None, READY)
 
     async def find_job(self, key: str) -> Job | None:
         """The job with this key, by its id."""
@@ -189,22 +278,18 @@ class FireworksTrainer(SdkTrainer):
         """Every job of a run, by their display names."""
 
         async def read() -> list[dict[str, Any]]:
-            listed = self._sdk.supervised_fine_tuning_jobs.list(page_size=PAGE)
+            listed = self._jobs.list(page_size=PAGE)
             return [found async for item in listed if (found := plain(item)) is not None]
 
         items = await self._calls.call(read(), doing="listing this run's jobs")
         return [self._job(id_of(i.get("name")), i) for i in items if of_run(key_in([i.get("displayName")]), run_key)]
 
-    async def reach_jobs(self) -> None:
-        """The first of the list of jobs."""
-        await self._calls.call(self._sdk.supervised_fine_tuning_jobs.list(page_size=1), doing="listing jobs")
-
     async def get(self, job_id: str) -> Job:
-        call = self._sdk.supervised_fine_tuning_jobs.get(job_id)
+        call = self._jobs.get(job_id)
         answer = await self._calls.fields(call, doing=f"reading job {job_id}")
         said = _status_of(answer).get("message")
         if _state_of(answer) == "PAUSED" and job_id not in self._cancelled:
-            why = self._calls.failures.clean(f" ({said})" if said else "")
+            why = self._calls.clean(f" ({said})" if said else "")
             raise StopError(
                 f"Fireworks has paused job {job_id}{why}: the account is suspended, or somebody paused it. Everything "
                 "so far is kept; settle that at Fireworks (billing, or resume the job), then run the same command "
@@ -218,7 +303,7 @@ class FireworksTrainer(SdkTrainer):
 
     async def _cancel(self, job_id: str) -> Job:
         self._cancelled.add(job_id)
-        call = self._sdk.supervised_fine_tuning_jobs.cancel(job_id, body={})
+        call = self._jobs.cancel(job_id, body={})
         await self._calls.call(call, doing=f"cancelling job {job_id}")
         return await self.get(job_id)
 
@@ -240,7 +325,7 @@ class FireworksTrainer(SdkTrainer):
         status = _FINAL.get(state, JobStatus.QUEUED if state in _QUEUED else JobStatus.RUNNING)
         said, code = found.get("message"), found.get("code")
         model = answer.get("outputModel") or self._resource("models", job_id)
-        reason = self._calls.failures.clean(str(said or NO_REASON))
+        reason = self._calls.clean(str(said or NO_REASON))
         return Job(
             id=job_id,
             status=status,

@@ -35,14 +35,8 @@ _ID_CHARACTERS = 48
 Question = tuple[str, str, int]
 """Model, example key, replicate."""
 Asked = dict[Question, EncodedExample]
-
-
-@dataclass(frozen=True, slots=True)
-class _Part:
-    """The lines of one batch, and the mark that it is found again by."""
-
-    content: bytes
-    mark: str
+Part = tuple[bytes, str]
+"""The lines of one batch, and the mark that it is found again by."""
 
 
 @dataclass(slots=True)
@@ -128,19 +122,19 @@ class BatchScorer(Closing):
         read: set[str] = set()
         rounds = 0
         while True:
-            refused = next((self._refused[q] for q in asked if q in self._refused), None)
-            if refused is not None:
-                raise refused
+            for question in asked:
+                if question in self._refused:
+                    raise self._refused[question]
             missing = {q: e for q, e in asked.items() if q not in self._known}
             if not missing:
                 break
-            parts = list(self._parts(model, missing, replicate))
-            found = [(part, await self._batches.find(part.mark, read)) for part in parts]
+            parts = self._parts(model, missing, replicate)
+            found = [(part, await self._batches.find(part[1], read)) for part in parts]
             if any(job is None for _, job in found):
                 if rounds == ROUNDS:
                     raise self._given_up(missing, said, len(batch))
                 rounds += 1
-            jobs = [(part, job or await self._batches.submit(part.content, model, part.mark)) for part, job in found]
+            jobs = [(mark, job or await self._batches.submit(content, model, mark)) for (content, mark), job in found]
             await self._take(model, jobs, asked, said, read)
         answers = [self._known[model, e.key, replicate] for e in batch]
         for question in asked:
@@ -163,14 +157,14 @@ class BatchScorer(Closing):
         return await self._batches.sweep(models)
 
     async def _take(
-        self, model: str, jobs: Sequence[tuple[_Part, Batch]], asked: Asked, said: dict[Question, str], read: set[str]
+        self, model: str, jobs: Sequence[tuple[str, Batch]], asked: Asked, said: dict[Question, str], read: set[str]
     ) -> None:
         """Wait for batches and keep what they answer; all are read before a refusal of one is raised."""
         by_id = {question[1][:_ID_CHARACTERS]: question for question in asked}
         failure: ProviderError | None = None
-        for part, job in jobs:
+        for mark, job in jobs:
             try:
-                ended = await self._batches.ended(job, model, part.mark)
+                ended = await self._batches.ended(job, model, mark)
             except RejectedError as error:
                 failure = failure or error
                 continue
@@ -197,7 +191,7 @@ class BatchScorer(Closing):
         if failure is not None:
             raise failure
 
-    def _parts(self, model: str, missing: Asked, replicate: int) -> Iterator[_Part]:
+    def _parts(self, model: str, missing: Asked, replicate: int) -> Iterator[Part]:
         """Groups of lines within the limit on bytes, always the same for the same question."""
         lines: list[bytes] = []
         size = 0
@@ -225,10 +219,10 @@ class BatchScorer(Closing):
             return self._scorer.read(model, example, body)
         doing = f"scoring example {example.example.id!r} under {model}"
         if isinstance(status, int) and status >= 400:
-            raise self._client.failures.from_status(status, httpx2.Response(status, json=body), doing)
+            raise self._client.calls.from_status(status, httpx2.Response(status, json=body), doing)
         problem = line.get("error")
         message = problem.get("message") if isinstance(problem, dict) else problem
-        raise TransientError(self._client.failures.clean(f"{self._client.provider} did not answer {doing}: {message}"))
+        raise TransientError(self._client.calls.clean(f"{self._client.provider} did not answer {doing}: {message}"))
 
     def _given_up(self, missing: Asked, said: Mapping[Question, str], count: int) -> TransientError:
         question, example = next(iter(missing.items()))
@@ -242,7 +236,7 @@ class BatchScorer(Closing):
         await self._client.close()
 
 
-def _part(lines: Sequence[bytes], replicate: int) -> _Part:
+def _part(lines: Sequence[bytes], replicate: int) -> Part:
     content = b"".join(lines)
     # Without the replicate, a second measurement would be answered by the first one's batch: no noise at all.
-    return _Part(content, hashlib.sha256(content + str(replicate).encode()).hexdigest()[:32])
+    return content, hashlib.sha256(content + str(replicate).encode()).hexdigest()[:32]

@@ -15,7 +15,7 @@ from typing import Any, Final
 from ..._util.clock import Clock
 from ...errors import AmbiguousSubmitError, DailyLimitError, ProviderError, RejectedError, StopError, TransientError
 from ..base import Swept
-from ..failures import NO_REASON, gone_already, noted_in
+from ..calls import NO_REASON, gone_already, noted_in
 from .client import WireClient
 
 KEY_FIELD, MODEL_FIELD = "daunce_batch", "daunce_model"
@@ -40,6 +40,8 @@ class Batches:
 
     def __init__(self, client: WireClient, *, poll_seconds: float, clock: Clock) -> None:
         self._client = client
+        self._files = client.sdk.files.with_raw_response
+        self._batches = client.sdk.batches.with_raw_response
         self._poll_seconds = poll_seconds
         self._clock = clock
         self._uploaded: dict[str, str] = {}
@@ -58,7 +60,7 @@ class Batches:
         """Upload the lines and make a batch of them. What is sent again is not uploaded again, and a file that is
         refused is deleted."""
         if mark not in self._uploaded:
-            upload = self._client.sdk.files.with_raw_response.create(
+            upload = self._files.create(
                 file=(f"{_prefix(model)}{mark}.jsonl", content, "application/jsonl"),
                 purpose="batch",
                 timeout=_UPLOAD_TIMEOUT,
@@ -86,11 +88,11 @@ class Batches:
             if batch["status"] != "failed":
                 return batch
             if not _is_limited(batch):
-                raise RejectedError(self._client.failures.clean(f"batch {batch['id']} failed: {_problems(batch)}"))
+                raise RejectedError(self._client.calls.clean(f"batch {batch['id']} failed: {_problems(batch)}"))
             alone = 0 if await self._others_under_way() else alone + 1
             if alone == _LOOKS:
                 raise RejectedError(
-                    self._client.failures.clean(
+                    self._client.calls.clean(
                         f"batch {batch['id']} is too large, with no other under way: {_problems(batch)}"
                     )
                 )
@@ -102,7 +104,7 @@ class Batches:
         failures = 0
         while batch.get("status") not in _ENDED:
             await self._clock.sleep(self._poll_seconds)
-            call = self._client.sdk.batches.with_raw_response.retrieve(str(batch["id"]))
+            call = self._batches.retrieve(str(batch["id"]))
             try:
                 batch = await self._client.json(call, doing=f"reading batch {batch['id']}", needs={"status": str})
             except TransientError:
@@ -120,7 +122,7 @@ class Batches:
             file_id = batch.get(name)
             if not isinstance(file_id, str):
                 continue
-            call = self._client.sdk.files.with_raw_response.content(file_id)
+            call = self._files.content(file_id)
             with gone_already():
                 content = await self._client.content(call, doing=f"reading {file_id}")
                 found += [line for raw in content.splitlines() if (line := _object(raw)) is not None]
@@ -137,7 +139,7 @@ class Batches:
         swept = Swept()
         prefixes = tuple(_prefix(model) for model in models)
         there: dict[str, str] = {}
-        listing = self._client.sdk.files.with_raw_response.list
+        listing = self._files.list
         async for file in self._client.pages(listing, doing="listing files", limit=_FILES_PAGE):
             there[file["id"]] = str(file.get("filename"))
         ours = {file_id for file_id, name in there.items() if name.startswith(prefixes)}
@@ -158,7 +160,7 @@ class Batches:
         return swept
 
     async def _cancel(self, batch_id: str, swept: Swept) -> None:
-        call = self._client.sdk.batches.with_raw_response.cancel(batch_id)
+        call = self._batches.cancel(batch_id)
         with noted_in(swept.kept, batch_id):
             answer = await self._client.json(call, doing=f"cancelling batch {batch_id}")
             if answer.get("status") not in _ENDED:
@@ -167,7 +169,7 @@ class Batches:
                 )
 
     async def _create(self, file_id: str, model: str, mark: str) -> Batch:
-        call = self._client.sdk.batches.with_raw_response.create(
+        call = self._batches.create(
             input_file_id=file_id,
             endpoint=ENDPOINT,
             completion_window="24h",
@@ -194,13 +196,11 @@ class Batches:
         return False
 
     def _listed(self) -> AsyncIterator[Batch]:
-        listing = self._client.sdk.batches.with_raw_response.list
+        listing = self._batches.list
         return self._client.pages(listing, doing="listing batches", limit=_LIST_LIMIT)
 
     async def _delete(self, file_id: str) -> bool:
-        return await self._client.delete(
-            self._client.sdk.files.with_raw_response.delete(file_id), doing=f"deleting file {file_id}"
-        )
+        return await self._client.delete(self._files.delete(file_id), doing=f"deleting file {file_id}")
 
 
 def files_of(batch: Batch) -> list[str]:

@@ -7,21 +7,19 @@ log-probabilities and lets a malformed answer through. The SDK's own retries are
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 from urllib.parse import urlsplit
 
 import httpx2
 
-from ...errors import ContractError, RejectedError, StopError
+from ...errors import ContractError, StopError
 from ..base import Closing, ScorerCapabilities
+from ..calls import Calls
 from ..contract import by_index, check_model
 from ..endpoint import ANONYMOUS, Endpoint
-from ..failures import Failures
 from ..options import ScorerOptions
 from ..registry import Context
-from ..sdk_calls import SdkCalls
 
 if TYPE_CHECKING:
     import openai  # imported where it is used: commands that only read a run start without it
@@ -30,8 +28,6 @@ OBJECT_KINDS = frozenset(
     ("file", "list", "model", "fine_tuning.job", "fine_tuning.job.event", "batch", "text_completion", "chat.completion")
 )
 """Values of ``object`` that tell one kind of answer from another; any other value says nothing."""
-_NO_ROUTE = re.compile(r"(unknown|invalid) (request )?url", re.IGNORECASE)
-"""What OpenAI and `daunce serve` say, also through a gateway, of a path that they do not know."""
 MOST_PAGES = 1000
 """Pages of a list that are read; no provider holds that many jobs or files of one user."""
 
@@ -49,18 +45,17 @@ RawResponse = SdkResponse | httpx2.Response
 class WireClient(Closing):
     """An SDK client with the project's errors. Owns the client: closing this closes its connections.
 
-    ``sdk`` may be any ``AsyncOpenAI`` (``AsyncAzureOpenAI`` too); ``secrets`` are removed from every message.
+    ``sdk`` may be any ``AsyncOpenAI`` (``AsyncAzureOpenAI`` too).
     """
 
-    def __init__(self, sdk: openai.AsyncOpenAI, *, provider: str, secrets: Sequence[str] = ()) -> None:
+    def __init__(self, sdk: openai.AsyncOpenAI, *, provider: str) -> None:
         import openai
 
         self.sdk = sdk
         self.provider = provider
         self.observer: Callable[[Mapping[str, str]], None] | None = None
         """Gets the headers of every answer."""
-        self.failures = Failures(provider, [s for s in (*secrets, sdk.api_key) if s != ANONYMOUS])
-        self.calls = SdkCalls(openai, self.failures)
+        self.calls = Calls(provider, [] if sdk.api_key == ANONYMOUS else [sdk.api_key], openai)
 
     @classmethod
     def open(
@@ -123,18 +118,18 @@ class WireClient(Closing):
         except (ValueError, RecursionError):
             answer = None
         if not isinstance(answer, dict):
-            raise self.failures.malformed(doing, submit, "a body that is not a JSON object")
+            raise self.calls.malformed(doing, submit, "a body that is not a JSON object")
         for name, wanted in (needs or {}).items():
             if not isinstance(answer.get(name), wanted) or answer[name] == "":
-                raise self.failures.malformed(doing, submit, f"no usable field {name!r}")
+                raise self.calls.malformed(doing, submit, f"no usable field {name!r}")
         said = answer.get("object")
         if kind is not None and said != kind and isinstance(said, str) and said in OBJECT_KINDS:
-            raise self.failures.malformed(doing, submit, f"an object of another kind, {said!r} instead of {kind!r}")
+            raise self.calls.malformed(doing, submit, f"an object of another kind, {said!r} instead of {kind!r}")
         for name, value in (equal or {}).items():
             shown = answer.get(name)
             if shown is not None and shown != value:
-                what = self.failures.clean(f"{name} {shown!r} instead of {value!r}")
-                raise self.failures.malformed(doing, submit, f"the answer to another request ({what})")
+                what = self.calls.clean(f"{name} {shown!r} instead of {value!r}")
+                raise self.calls.malformed(doing, submit, f"the answer to another request ({what})")
         return answer
 
     async def content(self, call: Awaitable[RawResponse], *, doing: str, submit: bool = False) -> bytes:
@@ -195,17 +190,9 @@ class WireClient(Closing):
         )
 
     async def delete(self, call: Awaitable[RawResponse], *, doing: str, target: str | None = None) -> bool:
-        """True when what the call deletes is gone now or was already; False when the provider keeps it. ``target`` is
-        the id that the answer has to name, if it names one."""
-        try:
-            answer = await self.json(call, doing=doing, equal={} if target is None else {"id": target})
-        except (RejectedError, StopError) as error:
-            if error.status == 401:
-                raise
-            # Not found means gone; any other refusal (no permission to delete, still in use), and a gateway's answer
-            # that it has no such route, mean that it is kept.
-            return error.status == 404 and _NO_ROUTE.search(str(error)) is None
-        return answer.get("deleted") is True
+        """As :meth:`Calls.delete`. ``target`` is the id that the answer has to name, if it names one."""
+        answer = self.json(call, doing=doing, equal={} if target is None else {"id": target})
+        return await self.calls.delete(answer, doing=doing)
 
     def _seen(self, headers: Mapping[str, str]) -> None:
         if self.observer is not None:

@@ -9,7 +9,7 @@ import asyncio
 import hashlib
 import json
 from collections.abc import Sequence
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 from urllib.parse import urlsplit
 
 from pydantic import Field
@@ -20,7 +20,7 @@ from ...errors import ConfigurationError, ContractError, ProviderError, Rejected
 from ..base import ProbeReport, ScorerCapabilities, TokenScores
 from ..contract import check_ids, check_top, refuse_long, scores_of
 from ..options import ScorerOptions
-from ..probe import GENERATED, Generated, compared, generated, is_number, probe_generated, values_of
+from ..probe import GENERATED, Generated, compare, generated, is_number, probe_generated, values_of
 from ..registry import Context
 from .client import WireClient, WireScorer, open_client
 
@@ -232,7 +232,7 @@ class EchoScorer(WireScorer):
                 before.append((position, value, top(listed[position - 1])))
         if not pairs:
             return ProbeReport(False, "the endpoint generated nothing that could be compared")
-        return compared(self.provider, pairs, before, FIRST_LEFT_OUT)
+        return compare(self.provider, pairs, before, FIRST_LEFT_OUT)
 
     def _scores(self, example: EncodedExample, choice: dict[str, Any]) -> TokenScores:
         provider, options = self.provider, self.options
@@ -261,18 +261,14 @@ def _with_first_position(choice: dict[str, Any]) -> dict[str, Any]:
 
 
 def presets(dialect: object, address: str | None) -> dict[str, Any]:
-    """Options of the echo scorer that a dialect needs; ``auto`` goes by the host of ``address``.
+    """Options of the echo scorer that a dialect needs, none for an unknown one; ``auto`` goes by the host of
+    ``address``.
 
     Raises ConfigurationError for Together's address, whose answers have another shape and another scorer.
     """
     if dialect == "auto":
         dialect = _by_host(urlsplit(address or "").hostname or "")
-    known = _PRESETS.get(dialect) if isinstance(dialect, str) else None
-    if known is None:
-        raise ConfigurationError(
-            f"backend.scorer.options.dialect: {dialect!r} is not known; it can be {', '.join(get_args(Dialect))}."
-        )
-    return dict(known)
+    return _PRESETS.get(str(dialect), {})
 
 
 def _by_host(host: str) -> str:

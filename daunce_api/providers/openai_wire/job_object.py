@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from ..base import JobEcho
-from ..failures import NO_REASON
+from ..calls import NO_REASON
+from ..identity import count
 
 KEY_FIELD = "daunce_key"
 
@@ -23,7 +24,7 @@ def echo_of(answer: dict[str, Any], key: str | None) -> JobEcho:
         key=key,
         file_id=text(answer.get("training_file")),
         model=text(answer.get("model")),
-        seed=number(answer.get("seed")),
+        seed=count(answer.get("seed")),
         hyperparameters={
             str(name): value
             for name, value in settings.items()
@@ -38,8 +39,7 @@ def metadata_key(job: dict[str, Any]) -> str | None:
 
 
 def names_of(job: dict[str, Any]) -> list[str]:
-    names = [job.get(name) for name in ("suffix", "user_provided_suffix", "fine_tuned_model")]
-    return [name for name in names if isinstance(name, str)]
+    return [str(job.get(name)) for name in ("suffix", "user_provided_suffix", "fine_tuned_model")]
 
 
 def text(value: object) -> str | None:
@@ -58,8 +58,3 @@ def reason_of(error: object) -> str:
 def names_a_parameter(error: object) -> bool:
     """Whether a failed job names the parameter that was invalid (``training_file``, most often)."""
     return isinstance(error, dict) and isinstance(error.get("param"), str)
-
-
-def number(value: object) -> int | None:
-    """A whole number, or None for anything else."""
-    return value if isinstance(value, int) and not isinstance(value, bool) else None

@@ -28,12 +28,12 @@ from ..base import (
     TrainerCapabilities,
     mark_of,
 )
-from ..failures import NO_REASON, cancelled
+from ..calls import NO_REASON, cancelled
 from ..identity import count, key_in, of_run
 from ..options import TrainerOptions
 from ..registry import Context
 from .client import RawResponse, WireClient
-from .job_object import KEY_FIELD, echo_of, metadata_key, names_a_parameter, names_of, number, reason_of, text
+from .job_object import KEY_FIELD, echo_of, metadata_key, names_a_parameter, names_of, reason_of, text
 
 RUN_FIELD, SEQUENCE_FIELD = "daunce_run", "daunce_seq"
 SUFFIX_CHARACTERS = 64
@@ -66,10 +66,8 @@ class WireTrainerOptions(TrainerOptions):
     """``backend.options`` of OpenAI-wire trainers."""
 
     min_examples: int = Field(10, ge=1, description="fewest examples that the provider accepts in a training file")
-    grace_seconds: float | None = Field(
-        None,
-        ge=0,
-        description="how long a new job, file or model may be invisible (404, not listed); default: 600 (OpenAI), 300",
+    grace_seconds: float = Field(
+        GRACE_SECONDS, ge=0, description="how long a new job, file or model may be invisible (404, not listed)"
     )
     listing_lag_seconds: float | None = Field(
         None, ge=0, description="how long a submit without an answer is looked for; default: grace_seconds"
@@ -77,36 +75,40 @@ class WireTrainerOptions(TrainerOptions):
     extra_body: dict[str, Any] = Field(
         default_factory=dict, description="fields of the provider's own in the request for a job, such as trainingType"
     )
-    key_in: frozenset[KeyPlace] | None = Field(
-        None, min_length=1, description="where a job carries its key; default: metadata (OpenAI), both elsewhere"
+    key_in: frozenset[KeyPlace] = Field(
+        METADATA, min_length=1, description="where a job carries its key; default: metadata (OpenAI), both elsewhere"
     )
 
     def own_fields(self) -> dict[str, Any]:
         """Fields of the provider's own in the request for a job."""
         return dict(self.extra_body)
 
-    def capabilities(
-        self, config: RunConfig, provider: str, jobs: int, *, grace_seconds: float = GRACE_SECONDS, **differences: Any
-    ) -> TrainerCapabilities:
-        """What a trainer on OpenAI's wire can do; ``grace_seconds`` holds where the config gives none."""
+    def capabilities(self, config: RunConfig, provider: str, jobs: int, **differences: Any) -> TrainerCapabilities:
+        """What a trainer on OpenAI's wire can do."""
         known = {
             "hyperparameters": HYPERPARAMETERS,
-            "grace_seconds": grace_seconds if self.grace_seconds is None else self.grace_seconds,
+            "grace_seconds": self.grace_seconds,
             "listing_lag_seconds": self.listing_lag_seconds,
             "checkpoints": KEPT_CHECKPOINTS,
         }
         return super().capabilities(config, provider, jobs, **{**known, **differences})
 
 
+def wire_options(config: RunConfig) -> WireTrainerOptions:
+    """The trainer's options. A server that is not OpenAI may keep no metadata: there a job's suffix has its key too."""
+    if config.backend.kind == "openai":
+        return WireTrainerOptions.of(config, grace_seconds=OPENAI_GRACE_SECONDS)
+    return WireTrainerOptions.of(config, key_in=METADATA | SUFFIX)
+
+
 def trainer_capabilities(config: RunConfig) -> TrainerCapabilities:
     """Limits of OpenAI, or of a server of its wire format, which takes hyperparameters of its own; no network."""
     official = config.backend.kind == "openai"
-    return WireTrainerOptions.of(config).capabilities(
+    return wire_options(config).capabilities(
         config,
         "OpenAI" if official else "OpenAI-wire server",
         3,
         hyperparameters=HYPERPARAMETERS if official else frozenset(),
-        grace_seconds=OPENAI_GRACE_SECONDS if official else GRACE_SECONDS,
         accepts=frozenset({"tools", "images", "validation"} | (set() if official else {"texts"})),
         notes=OPENAI_NOTES if official else (),
     )
@@ -114,41 +116,38 @@ def trainer_capabilities(config: RunConfig) -> TrainerCapabilities:
 
 def open_trainer(context: Context) -> WireTrainer:
     """A trainer of the config's endpoint."""
-    options = WireTrainerOptions.of(context.config)
-    official = context.config.backend.kind == "openai"
+    config, options = context.config, wire_options(context.config)
     client = WireClient.open(context.wire_endpoint, http_client=context.http_client, timeout=options.timeout)
-    capabilities = trainer_capabilities(context.config)
-    key_in = METADATA if official else METADATA | SUFFIX
-    return WireTrainer(client, capabilities, options, key_in=key_in, checkpoint_is_model=not official)
+    official = config.backend.kind == "openai"
+    return WireTrainer(client, trainer_capabilities(config), options, checkpoint_is_model=not official)
 
 
 class WireTrainer(Closing):
     """``Trainer`` over OpenAI's wire format. Closing it closes the client.
 
-    ``key_in``: where jobs carry their key, unless the options say. ``checkpoint_is_model``: the model of a succeeded
-    job that names none is its last checkpoint.
+    ``checkpoint_is_model``: the model of a succeeded job that names none is its last checkpoint.
     """
 
     def __init__(
         self,
         client: WireClient,
         capabilities: TrainerCapabilities,
-        options: WireTrainerOptions | None = None,
+        options: WireTrainerOptions,
         *,
-        key_in: frozenset[KeyPlace] = METADATA,
         checkpoint_is_model: bool = False,
     ) -> None:
         self._client = client
-        self._sdk = client.sdk
+        self._files = client.sdk.files.with_raw_response
+        self._jobs = client.sdk.fine_tuning.jobs.with_raw_response
         self.capabilities = capabilities
-        self._options = options or WireTrainerOptions()
-        self._key_in = self._options.key_in or key_in
+        self._options = options
+        self._key_in = options.key_in
         self._checkpoint_is_model = checkpoint_is_model
 
     async def model_info(self, model: str) -> ModelInfo:
         """What ``GET /models/ID`` says. Raises RejectedError where the model does not exist (any more)."""
         answer = await self._client.json(
-            self._sdk.models.with_raw_response.retrieve(model),
+            self._client.sdk.models.with_raw_response.retrieve(model),
             doing=f"reading model {model}",
             needs={"id": str},
             kind="model",
@@ -159,7 +158,7 @@ class WireTrainer(Closing):
     async def upload(self, name: str, content: bytes) -> str:
         """Upload a training file (purpose ``fine-tune``); its id. Raises RejectedError where the server refuses its
         content, TransientError where the answer is that of another upload or of a part of this one."""
-        call = self._sdk.files.with_raw_response.create(
+        call = self._files.create(
             file=(name, content, "application/jsonl"), purpose="fine-tune", timeout=_UPLOAD_TIMEOUT
         )
         answer = await self._client.json(
@@ -171,24 +170,20 @@ class WireTrainer(Closing):
         )
         if answer.get("status") == "error":
             reason = answer.get("status_details") or NO_REASON
-            raise RejectedError(
-                self._client.failures.clean(f"{self._client.provider} refused the file {name}: {reason}")
-            )
+            raise RejectedError(self._client.calls.clean(f"{self._client.provider} refused the file {name}: {reason}"))
         return str(answer["id"])
 
     async def find_file(self, name: str, size: int) -> str | None:
         """Id of a file with this name and number of bytes; one that failed the provider's check does not count."""
-
-        listing = self._sdk.files.with_raw_response.list
         query = {"purpose": "fine-tune", "limit": _FILES_PAGE}
-        async for item in self._client.pages(listing, doing="listing files", **query):
+        async for item in self._client.pages(self._files.list, doing="listing files", **query):
             if item.get("filename") == name and item.get("bytes") == size and item.get("status") != "error":
                 return str(item["id"])
         return None
 
     async def submit(self, request: JobRequest) -> Job:
         """Create a supervised job, once. Raises AmbiguousSubmitError when no answer tells what happened."""
-        call = self._sdk.fine_tuning.jobs.with_raw_response.create(**self._body(request))
+        call = self._jobs.create(**self._body(request))
         answer = await self._client.json(
             call, doing=f"creating job {request.key}", submit=True, needs={"id": str, "status": str}, kind=_JOB
         )
@@ -225,23 +220,17 @@ class WireTrainer(Closing):
         found = [job async for job in jobs if self._carries(job, key)]
         if not found:
             return None
-        return await self._job(min(found, key=lambda job: number(job.get("created_at")) or 0))
+        return await self._job(min(found, key=lambda job: count(job.get("created_at")) or 0))
 
     async def jobs_of(self, run_key: str) -> list[Job]:
         """Every job of a run."""
         jobs = self._listed_jobs({RUN_FIELD: run_key}, "listing this run's jobs")
         return [self._read(job) async for job in jobs if of_run(self._key_of(job), run_key)]
 
-    async def reach_jobs(self) -> None:
-        """``GET /fine_tuning/jobs?limit=1``."""
-        call = self._sdk.fine_tuning.jobs.with_raw_response.list(limit=1)
-        await self._client.json(call, doing="listing fine-tuning jobs", needs={"data": list}, kind="list")
-
     def _listed_jobs(self, metadata: dict[str, str], doing: str) -> AsyncIterator[dict[str, Any]]:
         """Listed jobs. A server may ignore the filter, so every page is read and the caller looks at each job."""
-        listing = self._sdk.fine_tuning.jobs.with_raw_response.list
         wanted = {"metadata": metadata} if self._key_in == METADATA else {}
-        return self._client.pages(listing, doing=doing, limit=_JOBS_PAGE, **wanted)
+        return self._client.pages(self._jobs.list, doing=doing, limit=_JOBS_PAGE, **wanted)
 
     def _carries(self, job: dict[str, Any], key: str) -> bool:
         """Whether a listed job has the key: in its metadata, or, where it has none, as the mark in one of its names."""
@@ -258,12 +247,12 @@ class WireTrainer(Closing):
         return key_in(names_of(job))
 
     async def get(self, job_id: str) -> Job:
-        return await self._one(job_id, self._sdk.fine_tuning.jobs.with_raw_response.retrieve(job_id), "reading")
+        return await self._one(job_id, self._jobs.retrieve(job_id), "reading")
 
     async def cancel(self, job_id: str) -> Job:
         """Ask for cancellation; a job that is already final is returned as it is."""
-        call = self._sdk.fine_tuning.jobs.with_raw_response.cancel(job_id)
-        return await cancelled(self._one(job_id, call, "cancelling"), lambda: self.get(job_id))
+        call = self._one(job_id, self._jobs.cancel(job_id), "cancelling")
+        return await cancelled(call, lambda: self.get(job_id))
 
     async def _one(self, job_id: str, call: Awaitable[RawResponse], doing: str) -> Job:
         answer = await self._client.json(
@@ -279,30 +268,25 @@ class WireTrainer(Closing):
         return (await self._checkpoints(job_id))[:-1]
 
     async def _checkpoints(self, job_id: str) -> list[str]:
-        listing = partial(self._sdk.fine_tuning.jobs.checkpoints.with_raw_response.list, job_id)
+        listing = partial(self._jobs.checkpoints.list, job_id)
         doing = f"listing checkpoints of job {job_id}"
         models: dict[int, str] = {}
         async for item in self._client.pages(listing, doing=doing, limit=_CHECKPOINTS_PAGE):
-            step, model = self._checkpoint_order(item), self._checkpoint_model(job_id, item)
-            if step is not None and model is not None:
-                models[step] = model
-        return [models[step] for step in sorted(models)]
-
-    def _checkpoint_order(self, item: dict[str, Any]) -> int | None:
-        """A number that grows with the steps that a checkpoint has been trained for; None where it is not known."""
-        return number(item.get("step_number"))
+            step, made_at = count(item.get("step_number")), count(item.get("created_at"))
+            order, model = made_at if step is None else step, self._checkpoint_model(job_id, item)
+            if order is not None and model is not None:
+                models[order] = model
+        return [models[order] for order in sorted(models)]
 
     def _checkpoint_model(self, job_id: str, item: dict[str, Any]) -> str | None:
         """The name that a checkpoint can be scored under; None where it has none."""
-        model = item.get("fine_tuned_model_checkpoint")
-        return model if isinstance(model, str) and model else None
+        return text(item.get("fine_tuned_model_checkpoint"))
 
     async def delete_file(self, file_id: str) -> bool:
-        call = self._sdk.files.with_raw_response.delete(file_id)
-        return await self._client.delete(call, doing=f"deleting file {file_id}", target=file_id)
+        return await self._client.delete(self._files.delete(file_id), doing=f"deleting file {file_id}", target=file_id)
 
     async def delete_model(self, model: str) -> bool:
-        call = self._sdk.models.with_raw_response.delete(model)
+        call = self._client.sdk.models.with_raw_response.delete(model)
         return await self._client.delete(call, doing=f"deleting model {model}")
 
     async def _job(self, answer: dict[str, Any]) -> Job:
@@ -312,7 +296,7 @@ class WireTrainer(Closing):
         if job.status is JobStatus.SUCCEEDED and job.model is None:
             error = await self._withheld(job.id)
             if error is not None:
-                return replace(job, status=JobStatus.FAILED, error=self._client.failures.clean(error))
+                return replace(job, status=JobStatus.FAILED, error=self._client.calls.clean(error))
             if self._checkpoint_is_model:
                 with suppress(RejectedError):  # a server without checkpoints
                     models = await self._checkpoints(job.id)
@@ -328,7 +312,7 @@ class WireTrainer(Closing):
             id=str(answer["id"]),
             status=status,
             model=text(answer.get("fine_tuned_model")),
-            error=self._client.failures.clean(reason_of(answer.get("error"))) if failed else None,
+            error=self._client.calls.clean(reason_of(answer.get("error"))) if failed else None,
             trained_tokens=count(answer.get("trained_tokens")),
             refused=failed and names_a_parameter(answer.get("error")),
             echo=echo_of(answer, self._key_of(answer)),
@@ -336,7 +320,7 @@ class WireTrainer(Closing):
 
     async def _withheld(self, job_id: str) -> str | None:
         """Why a safety check keeps the model of a succeeded job for good; None where nothing says so."""
-        call = self._sdk.fine_tuning.jobs.with_raw_response.list_events(job_id, limit=_EVENTS_PAGE)
+        call = self._jobs.list_events(job_id, limit=_EVENTS_PAGE)
         doing = f"reading events of job {job_id}"
         try:
             events = (await self._client.json(call, doing=doing, needs={"data": list}))["data"]

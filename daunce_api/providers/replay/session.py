@@ -3,6 +3,10 @@
 DIR/recording.json   what it is: ``server``, ``run_key``, versions, number of exchanges, whether the run ended well
 DIR/cassette.json    the exchanges, one a line
 DIR/SHA256SUMS       checksums of both (``sha256sum -c`` reads it)
+
+Replaying a recording of an earlier protocol leaves out what it does not know, and names it as not checked. Live runs
+and new recordings never leave anything out. No replay compares its store with the provider's list of jobs: recorded
+lists show jobs in the order of the recording, which is not the order in which a replay submits them.
 """
 
 from __future__ import annotations
@@ -20,7 +24,6 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from ..._util.clock import Clock, InstantClock, SystemClock
 from ..._util.files import replacing, writing
 from ...errors import MissingExtraError, ReplayError
-from .protocol import PROTOCOL, not_checked
 
 if TYPE_CHECKING:
     from .tape import Tape
@@ -30,6 +33,17 @@ LIVE: Literal["live"] = "live"
 
 CASSETTE, LABEL, SUMS = "cassette.json", "recording.json", "SHA256SUMS"
 _SHOWN = 3
+PROTOCOL = 2
+"""Which requests and fields this version sends: a number that grows when a run sends something new."""
+
+SINCE: dict[int, tuple[str, ...]] = {
+    2: (
+        "the run's sequence number in each job",
+        "token ids of scored prompts",
+        "the endpoint's test on fine-tunes",
+    )
+}
+"""What each version added: none of it changes a loss."""
 
 
 class Label(BaseModel):
@@ -45,6 +59,19 @@ class Label(BaseModel):
     vcrpy: str
     exchanges: int = Field(ge=0)
     complete: bool
+
+
+def not_checked(protocol: int) -> tuple[str, ...]:
+    """What a replay of a recording of ``protocol`` leaves out, in words.
+
+    Example:
+        >>> not_checked(PROTOCOL)
+        ("the provider's list of this run's jobs",)
+        >>> not_checked(1)[-1]
+        "the endpoint's test on fine-tunes"
+    """
+    newer = (name for version, names in sorted(SINCE.items()) if version > protocol for name in names)
+    return ("the provider's list of this run's jobs", *newer)
 
 
 class Session:

@@ -1,21 +1,27 @@
-"""The training loop of one member, and the record in the run folder from which a later process takes it up again."""
+"""The training loop of one member: its recipe, the checkpoints that it saves, and the record in the run folder from
+which a later process takes it up again.
+
+Paths of checkpoints are written in the one form that every service takes: ``tinker://RUN/KIND/NAME``. Servers write
+them differently: without ``sampler_weights/`` in the path of a saved sampler, with or without it in the id of a listed
+checkpoint.
+"""
 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
+import numpy as np
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from ..._util.files import replacing
 from ...data.tokenizers import EncodedExample
-from ...errors import StoreError
+from ...errors import RejectedError, StoreError
 from ..base import Job, JobEcho, JobStatus
-from .paths import EPOCH, FINAL, STATE, epoch_name, path_of
-from .recipe import Recipe, batches_of, datum
+from ..calls import known_hyperparameters
 from .service import Service
 
 IN_FLIGHT = 2
@@ -24,6 +30,95 @@ STATE_DAYS = 7
 """Days that the optimiser's state after an epoch is kept: it is for taking up a loop that was interrupted."""
 DAY = 86_400
 INTERRUPTED = "its training loop ended with the process that ran it"
+Kind = Literal["weights", "sampler_weights"]
+SCHEME = "tinker://"
+FINAL, EPOCH, STATE, AGAIN = "daunce-final", "daunce-epoch-", "daunce-state-", "daunce-again"
+"""Names: of a member's end, of its models before that and its optimiser states by epoch, of weights that were loaded
+again to be scored."""
+
+
+def path_of(run: str, kind: Kind, name: str) -> str:
+    """The path of a checkpoint of a training run."""
+    return f"{SCHEME}{run}/{kind}/{name}"
+
+
+def parts_of(path: str) -> tuple[str, str]:
+    """Training run and name in a path of either form. Raises RejectedError for anything else."""
+    run, _, rest = path.removeprefix(SCHEME).partition("/")
+    name = rest.rsplit("/", 1)[-1]
+    if not path.startswith(SCHEME) or not run or not name:
+        raise RejectedError(f"model {path!r} is no path of a checkpoint (tinker://RUN/sampler_weights/NAME)")
+    return run, name
+
+
+def state_path(path: str) -> str:
+    """The path of the training state that was saved beside the sampler's weights, of a member's end or of an epoch."""
+    run, name = parts_of(path)
+    return path_of(run, "weights", name.replace(EPOCH, STATE, 1) if name.startswith(EPOCH) else name)
+
+
+def epoch_name(prefix: str, epoch: int) -> str:
+    """Name of what is saved after an epoch, from 1; zeros in front make names sort as epochs do."""
+    return f"{prefix}{epoch:04}"
+
+
+def is_sampler(checkpoint: Any) -> bool:
+    """Whether a listed checkpoint is a sampler's weights."""
+    kind = getattr(checkpoint, "checkpoint_type", None)
+    return str(kind) == "sampler" if kind is not None else str(checkpoint.checkpoint_id).startswith("sampler_weights/")
+
+
+def listed_name(checkpoint: Any) -> str:
+    """The name of a listed checkpoint."""
+    return str(checkpoint.checkpoint_id).rsplit("/", 1)[-1]
+
+
+@dataclass(frozen=True, slots=True)
+class Recipe:
+    """Hyperparameters of a member's training: AdamW, the learning rate falling linearly to 0."""
+
+    n_epochs: int = 3
+    batch_size: int = 8
+    learning_rate: float = 1e-4
+    rank: int = 32
+    weight_decay: float = 0.0
+    grad_clip_norm: float = 0.0
+
+    @classmethod
+    def of(cls, given: Mapping[str, int | float | str]) -> Recipe:
+        """Raises RejectedError for unknown names and unusable values."""
+        values: dict[str, Any] = {}
+        for name, value in known_hyperparameters("Tinker", given, HYPERPARAMETERS).items():
+            whole = name in ("n_epochs", "batch_size", "rank")
+            usable = isinstance(value, int) if whole else isinstance(value, int | float)
+            if not usable or float(value) < (1 if whole else 0):
+                raise RejectedError(f"hyperparameter {name}: {value!r} is not a usable number.")
+            values[name] = int(value) if whole else float(value)
+        return cls(**values)
+
+
+HYPERPARAMETERS = frozenset(Recipe.__dataclass_fields__)
+
+
+def batches_of(n_examples: int, recipe: Recipe, seed: int) -> list[list[int]]:
+    """Example indices of every optimiser step: a fresh order each epoch, from the seed; the last batch may be short."""
+    random = np.random.default_rng(np.random.SeedSequence(seed))
+    batches = []
+    for _ in range(recipe.n_epochs):
+        order = random.permutation(n_examples).tolist()
+        batches += [order[i : i + recipe.batch_size] for i in range(0, n_examples, recipe.batch_size)]
+    return batches
+
+
+def datum(tinker: Any, example: EncodedExample, share: float) -> Any:
+    """An example for Tinker's ``cross_entropy``, which sums weight x negative log-likelihood (nats): the weights make
+    it ``share`` times the mean over the example's targets."""
+    weights = np.zeros(len(example.ids) - 1, dtype=np.float32)
+    weights[[t - 1 for t in example.targets]] = share / len(example.targets)
+    return tinker.Datum(
+        model_input=tinker.ModelInput.from_ints(list(example.ids[:-1])),
+        loss_fn_inputs={"target_tokens": np.asarray(example.ids[1:], dtype=np.int64), "weights": weights},
+    )
 
 
 class LoopRecord(BaseModel):

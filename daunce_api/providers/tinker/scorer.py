@@ -18,8 +18,7 @@ from ..contract import BEFORE_TARGETS, refuse_long, scores_of
 from ..options import ScorerOptions
 from ..probe import GENERATED, Generated, generated, probe_generated
 from ..registry import Context
-from .loops import DAY
-from .paths import AGAIN, path_of, state_path
+from .loops import AGAIN, DAY, path_of, state_path
 from .service import Service, accepts, is_tinker, name_of, open_service
 
 Answer = TypeVar("Answer")
@@ -133,8 +132,8 @@ class TinkerScorer(Closing):
             await service.start(save, doing=f"saving {state} to be scored")
             info = await service.start(training.get_info, doing="reading the new training run")
             path = path_of(str(info.model_id), "sampler_weights", AGAIN)
-            return await self._open_path({"model_path": path}, model)
-        except (RejectedError, ValueError) as again:
+            return await self._open({"model_path": path}, model)
+        except RejectedError as again:
             raise RejectedError(
                 f"{service.name} no longer holds {model} ({error}), and it could not be loaded from its training state "
                 f"({again}). Its kept scores stay usable. To ask new questions, raise the number of models that the "
@@ -163,7 +162,8 @@ class TinkerScorer(Closing):
 
     async def _client(self, model: str) -> Any:
         if model not in self._clients:
-            self._clients[model] = asyncio.create_task(self._open(model))
+            which = {"base_model": model} if model == self._base_model else {"model_path": model}
+            self._clients[model] = asyncio.create_task(self._open(which, model))
             while len(self._clients) > _CLIENTS:
                 self._clients.popitem(last=False)
         self._clients.move_to_end(model)
@@ -175,12 +175,7 @@ class TinkerScorer(Closing):
                 del self._clients[model]
             raise
 
-    async def _open(self, model: str) -> Any:
-        return await self._open_path(
-            {"base_model": model} if model == self._base_model else {"model_path": model}, model
-        )
-
-    async def _open_path(self, which: dict[str, str], model: str) -> Any:
+    async def _open(self, which: dict[str, str], model: str) -> Any:
         from tinker.lib.retry_handler import RetryConfig
 
         client = await self._service.client()

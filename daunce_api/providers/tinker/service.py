@@ -17,10 +17,9 @@ from typing import Any, Self
 from urllib.parse import urlsplit
 
 from ...errors import ConfigurationError, MissingExtraError, ProviderError, RejectedError, TransientError
+from ..calls import Calls
 from ..endpoint import ANONYMOUS
-from ..failures import Failures
 from ..registry import TINKER_BASE_URL, Context
-from ..sdk_calls import SdkCalls
 
 KEY_PREFIX = "tml-"
 """Every key that the SDK sends begins so; it refuses others."""
@@ -45,7 +44,7 @@ def name_of(base_url: str | None) -> str:
 class Service:
     """A ``tinker.ServiceClient``, opened at its first use, which closes when its last user does."""
 
-    def __init__(self, connect: Callable[[], Any], calls: SdkCalls, look_up: Callable[[], Any] | None = None) -> None:
+    def __init__(self, connect: Callable[[], Any], calls: Calls, look_up: Callable[[], Any] | None = None) -> None:
         """``connect`` makes the client of a session, ``look_up`` the one of what the service keeps, where the SDK has
         one without a session. Both send requests and wait for them."""
         self.calls = calls
@@ -59,7 +58,7 @@ class Service:
     @property
     def name(self) -> str:
         """Name of the service in messages."""
-        return self.calls.failures.provider
+        return self.calls.provider
 
     async def client(self) -> Any:
         """The SDK's client. Raises the errors of ``providers/base.py`` where no session can be opened."""
@@ -171,7 +170,7 @@ def open_service(context: Context) -> Service:
     rest = getattr(tinker, "RestClient", None)
     service = Service(
         lambda: tinker.ServiceClient(**where, **shown),
-        SdkCalls(tinker, Failures(name_of(endpoint.base_url), [key])),
+        Calls(name_of(endpoint.base_url), [key], tinker),
         None if rest is None else lambda: rest(**where),
     )
     context.shared[_SHARED] = service

@@ -8,7 +8,6 @@ was saved, and a member without one is trained again.
 from __future__ import annotations
 
 import asyncio
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -21,14 +20,29 @@ from ...data.dataset import Dataset
 from ...data.tokenizers import EncodedExample, encode_example
 from ...errors import DaunceError, RejectedError, StopError
 from ..base import Closing, EchoField, Job, JobEcho, JobRequest, JobStatus, ModelInfo, TrainerCapabilities
-from ..failures import gone_already
+from ..calls import gone_already
 from ..identity import of_run
 from ..options import Options
 from ..registry import Context
 from ..tokenizers import tokenizer_of
-from .loops import DAY, INTERRUPTED, Keeping, Loop, LoopRecord, LoopRecords
-from .paths import EPOCH, FINAL, SCHEME, is_sampler, listed_name, parts_of, path_of, state_path
-from .recipe import HYPERPARAMETERS, Recipe
+from .loops import (
+    DAY,
+    EPOCH,
+    FINAL,
+    HYPERPARAMETERS,
+    INTERRUPTED,
+    SCHEME,
+    Keeping,
+    Loop,
+    LoopRecord,
+    LoopRecords,
+    Recipe,
+    is_sampler,
+    listed_name,
+    parts_of,
+    path_of,
+    state_path,
+)
 from .service import Service, is_tinker, name_of, open_service
 
 ECHOES: frozenset[EchoField] = frozenset(("key", "file_id"))
@@ -82,12 +96,6 @@ def open_trainer(context: Context) -> TinkerTrainer:
     return TinkerTrainer(open_service(context), context.config)
 
 
-@dataclass(frozen=True, slots=True)
-class _Running:
-    record: LoopRecord
-    task: asyncio.Task[str]
-
-
 class TinkerTrainer(Closing):
     """``Trainer`` on Tinker's wire, ``Checkpointing``. Closing it stops the loops that still run."""
 
@@ -104,7 +112,7 @@ class TinkerTrainer(Closing):
         self._keeping = Keeping(config.ensemble.checkpoints, seconds, state=not self.capabilities.models_persist)
         # Members start from a target that is trained from the base model: its training state is kept.
         self._needs_target = config.ensemble.start_from == "target"
-        self._loops: dict[str, _Running] = {}
+        self._loops: dict[str, asyncio.Task[str]] = {}
 
     async def model_info(self, model: str) -> ModelInfo:
         """Raises RejectedError where the service does not train this model."""
@@ -152,7 +160,7 @@ class TinkerTrainer(Closing):
             )
         else:
             create = partial(
-                client.create_training_client_from_state, self._state(request.model), user_metadata=metadata
+                client.create_training_client_from_state, state_path(request.model), user_metadata=metadata
             )
         training = await self._service.start(create, doing=doing, submit=True)
         record = LoopRecord(
@@ -172,13 +180,7 @@ class TinkerTrainer(Closing):
         info = await self._service.start(training.get_info, doing="reading the new training run")
         return str(info.model_id)
 
-    def _state(self, model: str) -> str:
-        try:
-            return state_path(model)
-        except ValueError as error:
-            raise RejectedError(f"model {error}") from None
-
-    def _run(self, record: LoopRecord, examples: list[EncodedExample], training: Any | None) -> None:
+    def _run(self, record: LoopRecord, examples: list[EncodedExample], training: Any | None) -> asyncio.Task[str]:
         """Start a loop; without a training client, from the record's saved state."""
         keeping = self._keeping
         if self._needs_target and record.model == self._base_model:
@@ -188,7 +190,8 @@ class TinkerTrainer(Closing):
         async def run() -> str:
             return await loop.train(training if training is not None else await self._resumed(record))
 
-        self._loops[record.job_id] = _Running(record, asyncio.create_task(run()))
+        task = self._loops[record.job_id] = asyncio.create_task(run())
+        return task
 
     async def _resumed(self, record: LoopRecord) -> Any:
         """A training client at the record's saved state, with its optimiser."""
@@ -231,40 +234,29 @@ class TinkerTrainer(Closing):
         return jobs
 
     def _without_resuming(self, record: LoopRecord) -> Job:
-        running = self._loops.get(record.job_id)
-        if running is None or running.task.done():
-            return record.left()
-        return record.job(JobStatus.RUNNING)
-
-    async def reach_jobs(self) -> None:
-        """The first of the list of training runs."""
-        rest = await self._service.rest()
-        with gone_already():
-            await self._service.start(partial(rest.list_training_runs, limit=1), doing="listing training runs")
+        task = self._loops.get(record.job_id)
+        return record.left() if task is None or task.done() else record.job(JobStatus.RUNNING)
 
     async def get(self, job_id: str) -> Job:
         """The job's state. A loop that an earlier process left after a whole epoch is taken up again."""
-        running = self._loops.get(job_id)
-        if running is None:
-            record = self._records.load(job_id)
-            if record is None:
-                rest = await self._service.rest()
-                run = await self._service.start(lambda: rest.get_training_run(job_id), doing=f"reading run {job_id}")
-                return ended(run)
+        record, task = self._records.load(job_id), self._loops.get(job_id)
+        if record is None:
+            rest = await self._service.rest()
+            return ended(
+                await self._service.start(lambda: rest.get_training_run(job_id), doing=f"reading run {job_id}")
+            )
+        if task is None:
             if record.final is not None or record.cancelled or record.state is None:
                 return record.left()
-            self._run(record, self._examples(record.file_id), None)
-            running = self._loops[job_id]
-        if not running.task.done():
-            return self._without_resuming(running.record)
-        if running.task.cancelled():
-            return running.record.job(JobStatus.CANCELLED)
-        error = running.task.exception()
+            task = self._run(record, self._examples(record.file_id), None)
+        if not task.done():
+            return record.job(JobStatus.RUNNING)
+        if task.cancelled():
+            return record.job(JobStatus.CANCELLED)
+        error = task.exception()
         if isinstance(error, StopError) or (error is not None and not isinstance(error, DaunceError)):
             raise error
-        if error is not None:
-            return running.record.job(JobStatus.FAILED, error=str(error))
-        return running.record.left()
+        return record.left() if error is None else record.job(JobStatus.FAILED, error=str(error))
 
     async def checkpoints(self, job_id: str) -> list[str]:
         """Paths of the sampler's weights after the epochs before the last, in order."""
@@ -284,10 +276,10 @@ class TinkerTrainer(Closing):
 
     async def cancel(self, job_id: str) -> Job:
         """Stop the loop; what was trained so far stays at the service for some days, or until it is cleaned up."""
-        running = self._loops.get(job_id)
-        if running is not None:
-            running.task.cancel()
-            await asyncio.wait([running.task])
+        task = self._loops.get(job_id)
+        if task is not None:
+            task.cancel()
+            await asyncio.wait([task])
         record = self._records.load(job_id)
         if record is not None and record.final is None:
             record.cancelled = True
@@ -302,7 +294,7 @@ class TinkerTrainer(Closing):
         """Deletes the weights at this path; with a member's final ones, everything that its loop saved."""
         try:
             run, name = parts_of(model)
-        except ValueError:
+        except RejectedError:
             return False
         paths = [path_of(run, "sampler_weights", name)]
         if name == FINAL:
@@ -330,10 +322,9 @@ class TinkerTrainer(Closing):
         return [encode_example(example, self._tokenizer, "all") for example in dataset]
 
     async def close(self) -> None:
-        tasks = [running.task for running in self._loops.values()]
-        for task in tasks:
+        for task in self._loops.values():
             task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        await asyncio.gather(*self._loops.values(), return_exceptions=True)
         await self._service.leave()
 
 

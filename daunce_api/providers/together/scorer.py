@@ -20,6 +20,7 @@ from ...data.literal import MARK
 from ...data.tokenizers import EncodedExample, Tokenizer
 from ...errors import ContractError, RejectedError
 from ..base import ProbeReport, Scorer, ScorerCapabilities, TokenScores
+from ..calls import Calls
 from ..contract import check_ids, refuse_long, scores_of
 from ..hosting import Host, HostedScorer
 from ..openai_wire.client import WireClient, WireScorer, open_client
@@ -27,7 +28,6 @@ from ..options import ScorerOptions
 from ..polling import Answer, Poll
 from ..probe import GENERATED, compare, not_generating
 from ..registry import Context
-from ..sdk_calls import SdkCalls
 from ..tokenizers import tokenizer_of
 from .trainer import open_sdk, weights_of
 
@@ -42,7 +42,6 @@ class TogetherScorerOptions(ScorerOptions):
     together = ("project_id", "endpoint_id", "deployment_id")
     what = "name a dedicated endpoint together; give all three, or none where every fine-tune has one of its own"
 
-    leading_tokens: int = Field(0, ge=0, le=4, description="special tokens in front that members were trained without")
     project_id: str | None = Field(None, description="project of the dedicated endpoint")
     endpoint_id: str | None = Field(None, description="dedicated endpoint that adapters are attached to")
     deployment_id: str | None = Field(None, description="its deployment of the base model")
@@ -92,14 +91,14 @@ class TogetherScorer(WireScorer):
 
     The server's ids must come back and be those of the example; otherwise nothing is used. Many models' servers put the
     token that begins a text (BOS) in front by themselves. Then the text is sent without it, and what they read is the
-    example again. ``leading_tokens`` of the server's own stand in front of every example besides its own.
+    example again.
     """
+
+    fingerprint = "together-echo leading=0"
 
     def __init__(self, client: WireClient, config: RunConfig) -> None:
         super().__init__(client, scorer_capabilities(config))
-        self._leading = TogetherScorerOptions.of(config).leading_tokens
         self._limit = self.capabilities.max_context_tokens
-        self.fingerprint = f"together-echo leading={self._leading}"
         self._tokenizer = tokenizer_of(config)
         self._base = config.backend.model
         self._front: object = None
@@ -114,12 +113,12 @@ class TogetherScorer(WireScorer):
         return [await self._score(model, example) for example in batch]
 
     async def _score(self, model: str, example: EncodedExample) -> TokenScores:
-        refuse_long(example, 1 + self._leading, self._limit)
+        refuse_long(example, 1, self._limit)
         doing = f"scoring example {example.example.id!r} under {model}"
         text = text_of(example.example, self._tokenizer)
         sent = self._without_front(example, text)
         reading = await self._read(model, sent, doing=doing)
-        if sent == text and not self._leading and list(reading.ids) == [example.ids[0], *example.ids]:
+        if sent == text and list(reading.ids) == [example.ids[0], *example.ids]:
             self._front = example.ids[0]
             sent = self._without_front(example, text)
             reading = await self._read(model, sent, doing=doing)
@@ -137,7 +136,7 @@ class TogetherScorer(WireScorer):
                 f"Together serves fine-tunes on endpoints of their own, of which {model} tells nothing."
             )
         await self._score(model, example)  # whether the model is there, and what the server puts in front
-        room = GENERATED if self._limit is None else self._limit - len(example.ids) - self._leading - 1
+        room = GENERATED if self._limit is None else self._limit - len(example.ids) - 1
         text = text_of(example.example, self._tokenizer)
         offsets = self._tokenizer.encode_with_offsets(text)[1]
         whole = self._without_front(example, text)
@@ -163,7 +162,7 @@ class TogetherScorer(WireScorer):
         return text[self._tokenizer.encode_with_offsets(text)[1][0][1] :] if begins else text
 
     def _scores(self, example: EncodedExample, reading: Reading, *, shortened: bool) -> TokenScores:
-        provider, name, leading = self.provider, f"example {example.example.id!r}", self._leading
+        provider, name = self.provider, f"example {example.example.id!r}"
         ids, values = list(reading.ids), list(reading.values)
         if not values:
             return scores_of(provider, example, None, hint=IGNORED)
@@ -173,22 +172,15 @@ class TogetherScorer(WireScorer):
                 "of every text, and reads the text behind it in another way than where the token is part of the text. "
                 "Nothing was used. Use a server that takes token ids (vLLM, SGLang, `daunce serve`)."
             )
-        if not leading and ids[1:] == list(example.ids):
+        if ids[1:] == list(example.ids):
             raise ContractError(
                 f"{provider} read other tokens than those of {name}: it puts a special token (id {ids[0]}) in front, "
                 "and the example has none there. Nothing was used. Point backend.tokenizer to the served model's own "
                 "folder: where its tokenizer begins every text with this token, examples do too. Where the members "
-                "were trained without it, serve a tokenizer that adds none, or accept it with "
-                "backend.scorer.options.leading_tokens: 1."
+                "were trained without it, serve a tokenizer that adds none."
             )
-        check_ids(provider, example, ids[leading:])
-        if leading and ids[:leading] == list(example.ids[:leading]):
-            raise ContractError(
-                f"{provider} puts the token {ids[0]} in front of {name}, which begins with it already, so it would be "
-                "scored behind a doubled token. Nothing was used. Take backend.scorer.options.leading_tokens out: the "
-                "text is then sent without what the server adds."
-            )
-        return scores_of(provider, example, values[leading:], hint=IGNORED)
+        check_ids(provider, example, ids)
+        return scores_of(provider, example, values, hint=IGNORED)
 
     async def _read(self, model: str, text: str, *, doing: str, count: int = 1) -> Reading:
         fields = {"prompt": text, "echo": True, "logprobs": 1, "max_tokens": count}
@@ -225,7 +217,7 @@ def _logprobs(items: object) -> dict[str, Any]:
 class AdapterHost(Host):
     """Attaches fine-tunes' adapters to a deployment of their base model, and detaches them."""
 
-    def __init__(self, sdk: Any, calls: SdkCalls, options: TogetherScorerOptions, *, poll: Poll | None = None) -> None:
+    def __init__(self, sdk: Any, calls: Calls, options: TogetherScorerOptions, *, poll: Poll | None = None) -> None:
         super().__init__(options.max_adapters, poll)
         self._sdk = sdk
         self._adapters = sdk.endpoints.adapters

@@ -28,11 +28,10 @@ from ..base import (
     TrainerCapabilities,
     mark_of,
 )
-from ..failures import NO_REASON, Failures, cancelled
+from ..calls import NO_REASON, Calls, SdkTrainer, cancelled, known_hyperparameters, plain
 from ..identity import count, key_in, of_run
 from ..options import TrainerOptions
 from ..registry import Context
-from ..sdk_calls import SdkCalls, SdkTrainer, known_hyperparameters, plain
 
 if TYPE_CHECKING:
     from together import AsyncTogether
@@ -113,7 +112,7 @@ def open_trainer(context: Context) -> TogetherTrainer:
     return TogetherTrainer(sdk, calls, context.config)
 
 
-def open_sdk(context: Context, *, timeout: float, project_id: str | None = None) -> tuple[AsyncTogether, SdkCalls]:
+def open_sdk(context: Context, *, timeout: float, project_id: str | None = None) -> tuple[AsyncTogether, Calls]:
     """The SDK's client for the config's endpoint. Raises MissingExtraError where the SDK is not installed."""
     try:
         import together
@@ -127,7 +126,7 @@ def open_sdk(context: Context, *, timeout: float, project_id: str | None = None)
         max_retries=0,
         timeout=timeout,
     )
-    return sdk, SdkCalls(together, Failures("Together", [endpoint.api_key]))
+    return sdk, Calls("Together", [endpoint.api_key], together)
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,7 +138,7 @@ class Weights:
     adapter: str | None
 
 
-async def weights_of(sdk: AsyncTogether, calls: SdkCalls, model: str) -> Weights | None:
+async def weights_of(sdk: AsyncTogether, calls: Calls, model: str) -> Weights | None:
     """The objects of a fine-tune, by the job that made it; None where no job did."""
     answer = await calls.fields(sdk.fine_tuning.list(), doing=f"looking for the job of {model}")
     for item in objects(answer.get("data")):
@@ -156,7 +155,7 @@ class TogetherTrainer(SdkTrainer):
 
     _sdk: AsyncTogether
 
-    def __init__(self, sdk: AsyncTogether, calls: SdkCalls, config: RunConfig) -> None:
+    def __init__(self, sdk: AsyncTogether, calls: Calls, config: RunConfig) -> None:
         super().__init__(sdk, calls, config, trainer_capabilities(config))
         self._limits: dict[str, Any] = {}
 
@@ -201,7 +200,7 @@ class TogetherTrainer(SdkTrainer):
         # The SDK asks for an estimate of the price first; only the request after that one makes a job.
         answer = await self._calls.fields(call, doing=f"creating job {request.key}", submit="/fine-tunes")
         if not isinstance(answer.get("id"), str):
-            raise self._calls.failures.malformed(f"creating job {request.key}", True, "no job id")
+            raise self._calls.malformed(f"creating job {request.key}", True, "no job id")
         return self._job(answer)
 
     async def find_job(self, key: str) -> Job | None:
@@ -217,10 +216,6 @@ class TogetherTrainer(SdkTrainer):
         """Every job of a run, by the suffixes of their models."""
         listed = await self._listed("listing this run's jobs")
         return [self._job(item) for item in listed if of_run(key_in(_names(item)), run_key)]
-
-    async def reach_jobs(self) -> None:
-        """The list of jobs; Together has no shorter request."""
-        await self._listed("listing fine-tuning jobs")
 
     async def _listed(self, doing: str) -> list[dict[str, Any]]:
         answer = await self._calls.fields(self._sdk.fine_tuning.list(), doing=doing)
@@ -261,7 +256,7 @@ class TogetherTrainer(SdkTrainer):
             id=str(answer["id"]),
             status=status,
             model=model if status is JobStatus.SUCCEEDED and isinstance(model, str) else None,
-            error=self._calls.failures.clean(_reason(answer)) if status is JobStatus.FAILED else None,
+            error=self._calls.clean(_reason(answer)) if status is JobStatus.FAILED else None,
             trained_tokens=count(answer.get("token_count")) or None,
             refused=answer.get("status") == "user_error",
             echo=JobEcho(
