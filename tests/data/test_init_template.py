@@ -53,8 +53,8 @@ def test_every_key_is_there_with_its_meaning(backend: str) -> None:
     assert everything == set(expected)
     for key, meaning in expected.items():
         assert meaning, f"{key} has no description"
-        name, meaning = key.rsplit(".", 1)[-1], " ".join(meaning.split())
-        assert re.search(rf"^#? *{name}: ?.*  # {re.escape(meaning)}", text, re.MULTILINE), key
+        name, said = key.rsplit(".", 1)[-1], " ".join(meaning.split())
+        assert re.search(rf"^#? *{name}: ?.*  # {re.escape(said)}", text, re.MULTILINE), key
 
 
 def test_what_is_written_is_what_holds_without_it() -> None:
