@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import random
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TypeVar
 
 from tenacity import AsyncRetrying, RetryCallState, retry_if_exception_type
@@ -65,6 +65,7 @@ class Retry:
 OnRetry = Callable[[Retry], None]
 
 
+@dataclass(frozen=True)
 class Retrier:
     """Repeats requests by one policy, on one clock. ``rng`` spreads the pauses; ``on_retry`` is called before each.
 
@@ -83,18 +84,10 @@ class Retrier:
         'done'
     """
 
-    def __init__(
-        self,
-        policy: RetryPolicy,
-        clock: Clock | None = None,
-        *,
-        rng: random.Random | None = None,
-        on_retry: OnRetry | None = None,
-    ) -> None:
-        self.policy = policy
-        self.clock = clock or SystemClock()
-        self._rng = rng or random.Random()
-        self._on_retry = on_retry
+    policy: RetryPolicy
+    clock: Clock = field(default_factory=SystemClock)
+    rng: random.Random = field(default_factory=random.Random)
+    on_retry: OnRetry | None = None
 
     async def __call__(
         self,
@@ -115,7 +108,7 @@ class Retrier:
             return await action()
 
         def wait(state: RetryCallState) -> float:
-            return policy.pause(state.attempt_number, _retry_after(state), spread=self._rng.random())
+            return policy.pause(state.attempt_number, _retry_after(state), spread=self.rng.random())
 
         def stop(state: RetryCallState) -> bool:
             # A clock that stands still (a test, a suspended machine) must not unbind the loop.
@@ -124,8 +117,8 @@ class Retrier:
 
         def before_sleep(state: RetryCallState) -> None:
             error = state.outcome.exception() if state.outcome is not None else None
-            if self._on_retry is not None and error is not None:
-                self._on_retry(Retry(what, state.attempt_number, state.upcoming_sleep, error))
+            if self.on_retry is not None and error is not None:
+                self.on_retry(Retry(what, state.attempt_number, state.upcoming_sleep, error))
 
         retrying = AsyncRetrying(
             sleep=self.clock.sleep,

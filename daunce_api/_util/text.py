@@ -15,7 +15,6 @@ from collections.abc import Sequence
 from rich.cells import cell_len
 from rich.text import Text
 
-_VISIBLE = {"\n": "\\n", "\t": "\\t", "\r": "\\r"}
 _JOINERS = "\u200c\u200d"
 """Format characters that Persian, Indic scripts and emoji are spelled with; they hide nothing."""
 _HIDDEN = frozenset({"Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"})
@@ -121,11 +120,6 @@ def duration(seconds: float) -> str:
 
 
 def _shown(character: str) -> str:
-    if character in _VISIBLE:
-        return _VISIBLE[character]
     if unicodedata.category(character) not in _HIDDEN or character in _JOINERS:
         return character
-    code = ord(character)
-    if code < 0x100:
-        return f"\\x{code:02x}"
-    return f"\\u{code:04x}" if code < 0x10000 else f"\\U{code:08x}"
+    return character.encode("unicode_escape").decode()
