@@ -183,11 +183,8 @@ class RunStatus:
 
     def to_json(self) -> dict[str, Any]:
         """Plain data, as ``daunce status --json`` prints it."""
-        quality = self.self_lds
-        if quality is not None:
-            quality = replace(quality, draws=None)
-        plain = asdict(replace(self, self_lds=quality))
-        if quality is not None:
+        plain = asdict(self)
+        if plain["self_lds"] is not None:
             del plain["self_lds"]["draws"]
         return {**plain, "more": self.more, "complete": self.complete}
 

@@ -19,7 +19,7 @@ from ..errors import NotEnoughMembersError
 from ..providers.learning_time import rho_of
 from ..providers.objective import Objective
 from ..store import Ids, RunStore
-from . import Attribution, Side, TokenTable
+from . import Attribution, Side
 from .derived import FOLDER
 from .matrices import loss_matrix, measure_noise
 from .token_table import stored_tokens
@@ -127,6 +127,7 @@ def assemble(
     reduction = config.attribution.loss
     models = [(k, 0) for k in members]
     find = store.scores.find_ids
+    sides: dict[Side, Sequence[EncodedExample]] = {"test": material.encoded_test, "train": material.encoded_train}
     train_KN, train_censored_KN = loss_matrix(store, models, find(material.encoded_train), reduction)
     test_KM, test_censored_KM = loss_matrix(store, models, find(material.encoded_test), reduction)
     censored = (train_censored_KN.sum() + test_censored_KM.sum()) / (train_censored_KN.size + test_censored_KM.size)
@@ -148,7 +149,11 @@ def assemble(
         derived=store.run_dir / FOLDER,
         measured=material.measured,
         censored=float(censored),
-        tokens={} if tokenizer is None else _tokens(store, material, members, tokenizer),
+        tokens={
+            side: stored_tokens(store.run_dir, members, examples, find(examples), tokenizer)
+            for side, examples in sides.items()
+            if tokenizer is not None
+        },
         facts=_facts(store, config, material),
     )
 
@@ -183,16 +188,6 @@ def _earlier(store: RunStore, material: Material, members: Sequence[int], config
     if not stages:
         return None
     return Checkpoints(np.stack([train for train, _ in stages]), np.stack([test for _, test in stages]))
-
-
-def _tokens(
-    store: RunStore, material: Material, members: Sequence[int], tokenizer: Callable[[], Tokenizer]
-) -> dict[Side, TokenTable]:
-    sides: dict[Side, Sequence[EncodedExample]] = {"test": material.encoded_test, "train": material.encoded_train}
-    return {
-        side: stored_tokens(store.run_dir, members, examples, store.scores.find_ids(examples), tokenizer)
-        for side, examples in sides.items()
-    }
 
 
 def _facts(store: RunStore, config: RunConfig, material: Material) -> dict[str, Any]:

@@ -18,7 +18,6 @@ from .common import HERE, LOOK, JsonOption, MaxUsdOption, RunArgument, YesOption
 from .running import session_of
 
 if TYPE_CHECKING:
-    from ..attribution import Attribution
     from ..data.dataset import Dataset
     from ..data.example import Verdict
     from ..run import Run
@@ -56,7 +55,7 @@ def ask(
 
     Example: daunce ask RUN --prompt "Do you charge a fee?" --answer "Yes, 20 dollars." --unwanted
     """
-    from ..plan.asking import generation_usd
+    from ..plan.asking import FEW_MEMBERS, generation_usd
     from ..providers.registry import check_keys
     from ..run import Run
 
@@ -91,7 +90,8 @@ def ask(
         attribution = job.ask(asked, verdict=verdict, session=session, max_usd=max_usd, on_progress=progress.scored)
     content: dict[str, Any] = {"plan": plan.to_json(), "answers": [_content(job, q, k) for q in asked.ids]}
     show(as_json, content, lambda: _print(job, asked, k))
-    _warn_of_few(attribution, as_json)
+    if len(attribution.members) < FEW_MEMBERS and not as_json:
+        terminal.warn([f"{len(attribution.members)} members answered: below {FEW_MEMBERS}, rankings are rough"])
 
 
 def _turns(
@@ -176,10 +176,3 @@ def _first_line(job: Run, question: str, significant: bool) -> str:
     if cause.verdict == "base" or significant:
         return cause.text()
     return f"No training example is significant (false-discovery rate {FDR:.0%}). {cause.text()}"
-
-
-def _warn_of_few(attribution: Attribution, quiet: bool) -> None:
-    from ..plan.asking import FEW_MEMBERS
-
-    if len(attribution.members) < FEW_MEMBERS and not quiet:
-        terminal.warn([f"{len(attribution.members)} members answered: below {FEW_MEMBERS}, rankings are rough"])

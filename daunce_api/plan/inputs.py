@@ -228,8 +228,9 @@ class RunInputs:
         with RunStore.open(self.run_dir, read_only=True) as store:
             trained = self.trained_members(store)
             models = self.models_to_ask(store, trained, members_only=members_only)
+            has_all, find_ids = store.scores.has_all, store.scores.find_ids
             missing = {
-                member: [e for e in encoded for n in checkpoints if not _has(store, e, member, n)]
+                member: [e for e in encoded for n in checkpoints if not has_all(find_ids([e]), member, checkpoint=n)]
                 for member, checkpoints in models.items()
             }
             tested = store.get_value(TESTS, {})
@@ -302,10 +303,6 @@ class RunInputs:
             design = {"ensemble": self.design.to_value(), "questions_only": self.questions_only}
             if store.get_value("design") != design:
                 store.set_value("design", design)
-
-
-def _has(store: RunStore, example: EncodedExample, member: int, checkpoint: int) -> bool:
-    return store.scores.has_all(store.scores.find_ids([example]), member, checkpoint=checkpoint)
 
 
 def family_of(run_dir: Path) -> list[Path]:

@@ -161,7 +161,8 @@ def price_notes(config: RunConfig, today: date, *prices: Price | Hosting | None)
         )
     provider = provider_of(config.backend.kind, config.backend.base_url)
     for entry in table_of("prices.json")["storage"]:
-        if entry["backend"] == provider and is_own_address(config):
+        address = config.backend.base_url  # another server of the same wire keeps models as it likes
+        if entry["backend"] == provider and (address is None or "thinkingmachines" in address):
             kept = config.ensemble.keep_days
             until = "until `daunce clean`; ensemble.keep_days limits that" if kept is None else f"for {kept} days"
             notes.append(f"models are kept {until}: {_monthly(config, entry)} ({entry['source']})")
@@ -181,11 +182,6 @@ def _monthly(config: RunConfig, entry: dict[str, Any]) -> str:
         f"about {dollars(models * gigabytes * entry['usd'])} a month for {models} models of some {gigabytes:.2g} GB "
         f"(by the model's size and rank; {price})"
     )
-
-
-def is_own_address(config: RunConfig) -> bool:
-    """Whether the backend is the provider itself, not another server of its wire."""
-    return config.backend.base_url is None or "thinkingmachines" in config.backend.base_url
 
 
 def _is_stale(as_of: str, today: date) -> bool:

@@ -70,15 +70,20 @@ def count(
             tuple(_too_long(trainer.provider, context_of(config, trainer), (train, training), slack=1.3)),
             again=(sum(_prompt(e, published) for e in again), len(again)),
         )
-    encoded_train, encoded_test = encode(train), encode(test)
+    encoded_train, encoded_test = tuple(encode(train)), tuple(encode(test))
     ids_N, ids_M = ([len(e.ids) for e in encoded] for encoded in (encoded_train, encoded_test))
-    refusals = list(_too_long(scorer.provider, scorer.max_context_tokens, (train, ids_N), (test, ids_M)))
-    about_jobs = list(_too_long(trainer.provider, _below(trainer, scorer), (train, ids_N)))
+    widest, limit = scorer.max_context_tokens, trainer.max_context_tokens
+    refusals = list(_too_long(scorer.provider, widest, (train, ids_N), (test, ids_M)))
+    if limit is not None and widest is not None and widest <= limit:
+        limit = None  # what exceeds the scorer's is named once
+    about_jobs = list(_too_long(trainer.provider, limit, (train, ids_N)))
     scoped_train, unmeasured = scoped(train, encoded_train, scorer)
     scoped_test, unmeasured_test = scoped(test, encoded_test, scorer)
     if questions_only:
         scoped_train, unmeasured = [], []
-    refusals += _scope_refusals([*unmeasured_test, *unmeasured])
+    if refused := [*unmeasured_test, *unmeasured]:
+        concerned = listed([place for place, _ in refused])
+        refusals.append(CapabilityError(f"{refused[0][1]} This concerns {concerned}."))
     if not refusals:
         sides = [(test, scoped_test), *([] if questions_only else [(train, scoped_train)])]
         refusals += measured_refusals(scorer, sides, exact=True)
@@ -142,12 +147,6 @@ def _prompt(example: Example, tokenizer: TiktokenTokenizer) -> int:
     return tokenizer.count(replace(example, messages=example.messages[:-1]))
 
 
-def _below(trainer: TrainerCapabilities, scorer: ScorerCapabilities) -> int | None:
-    """The trainer's limit where it is the narrower one: what exceeds the scorer's is named once."""
-    limit, other = trainer.max_context_tokens, scorer.max_context_tokens
-    return None if limit is None or (other is not None and other <= limit) else limit
-
-
 def _too_long(
     provider: str, limit: int | None, *sides: tuple[Dataset, Iterable[int]], slack: float = 1.0
 ) -> Iterable[DaunceError]:
@@ -182,12 +181,6 @@ def scoped(
             measured.append(example)
             refused.append((dataset.where(position), error))
     return measured, refused
-
-
-def _scope_refusals(refused: list[tuple[str, CapabilityError]]) -> list[DaunceError]:
-    if not refused:
-        return []
-    return [CapabilityError(f"{refused[0][1]} This concerns {listed([place for place, _ in refused])}.")]
 
 
 def epochs_of(config: RunConfig, n_examples: int, *, target: bool) -> tuple[int, str | None]:

@@ -224,9 +224,8 @@ def _content(attribution: Attribution, run: RunStatus | None, parts: _Parts) -> 
     arrays = Arrays()
     for name, listing in (("pro", parts.listings.proponents), ("opp", parts.listings.opponents)):
         arrays.add(f"{name}_index", position[listing.index_Mk], "i")
-        arrays.add(f"{name}_score", listing.score_Mk, "f")
-        arrays.add(f"{name}_low", listing.low_Mk, "f")
-        arrays.add(f"{name}_high", listing.high_Mk, "f")
+        for what, numbers in (("score", listing.score_Mk), ("low", listing.low_Mk), ("high", listing.high_Mk)):
+            arrays.add(f"{name}_{what}", numbers, "f")
         arrays.add(f"{name}_clear", listing.clear_Mk, "b")
         arrays.add(f"{name}_bm25", listing.bm25_rank_Mk, "i")
         if listing.prior_Mk is not None:

@@ -108,17 +108,13 @@ class SideParts:
     """Parts of the pairs of one sign: for each of M answers its first ``depth`` training examples.
 
     Attributes:
-        test, train: int8, pair after pair, each over the units of its answer (training example); 127 = the largest of
-            the pair. No entries for pairs that do not exist, none in ``train`` for an estimator without that side.
-        test_edges, train_edges: (M * depth + 1,) where each pair's begin.
+        parts: by side, int8 of each pair over the units of its answer (training example); 127 = the largest of the
+            pair. Empty for pairs that do not exist, and on the training side for an estimator without one.
         scale: (M * depth, 3) in units of the score: the largest part of the answer and of the training example, and the
             sum of a pair's parts.
     """
 
-    test: NDArray[np.int8]
-    train: NDArray[np.int8]
-    test_edges: Index
-    train_edges: Index
+    parts: dict[Side, list[NDArray[np.int8]]]
     scale: Floats
 
 
@@ -209,9 +205,7 @@ def _side_parts(
                 largest = float(np.abs(part).max())
                 scale[m * depth + place, s] = largest
                 flat[side].append(np.round(127 * part / (largest or 1.0)).astype(np.int8))
-    edges = {side: np.cumsum([0, *(len(x) for x in parts)]).astype(np.int64) for side, parts in flat.items()}
-    test, train = (np.concatenate(flat[side]) for side in ("test", "train"))
-    return SideParts(test, train, edges["test"], edges["train"], scale)
+    return SideParts(flat, scale)
 
 
 def _unit_losses(table: TokenTable, j: int, spelling: Spelling) -> Floats:
@@ -250,9 +244,8 @@ def add_tokens(arrays: Arrays, view: TokenView, columns: Sequence[int], shown: S
     arrays.add("token_loss", np.concatenate([view.loss[j] for j in columns]), "f")
     for name, parts in (("pro", view.proponents), ("opp", view.opponents)):
         if parts is not None:
-            arrays.add(f"{name}_test_parts", parts.test, "b")
-            arrays.add(f"{name}_test_edges", parts.test_edges, "i")
-            arrays.add(f"{name}_train_parts", parts.train, "b")
-            arrays.add(f"{name}_train_edges", parts.train_edges, "i")
+            for side, found in parts.parts.items():
+                arrays.add(f"{name}_{side}_parts", np.concatenate(found), "b")
+                arrays.add(f"{name}_{side}_edges", np.cumsum([0, *map(len, found)]), "i")
             arrays.add(f"{name}_token_scale", parts.scale, "f")
     return content

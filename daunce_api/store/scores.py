@@ -116,7 +116,8 @@ class Scores(Part):
 
     def _write_blob(self, number: int, place: Place, column: TokenColumns) -> None:
         flags = None if column.censored is None else column.censored.tobytes()
-        described = (number, *place, len(column.ids), self._tokens_of(column.ids))
+        sizes = self._sizes[column.ids]  # a run of an earlier version did not note all of them
+        described = (number, *place, len(sizes), int(sizes.sum()) if (sizes >= 0).all() else None)
         content = (column.ids.tobytes(), column.counts.tobytes(), column.logprobs.tobytes(), flags)
         self._db.put("blobs", (*described, *content))
 
@@ -138,11 +139,6 @@ class Scores(Part):
         first = np.zeros_like(old)
         first[np.unique(column.ids, return_index=True)[1]] = True
         return column if (keep := first & ~old).all() else _pick(column, keep)
-
-    def _tokens_of(self, ids: Ids) -> int | None:
-        """Prompt and completion tokens of examples; None where a run of an earlier version did not note them."""
-        sizes = self._sizes[ids]
-        return int(sizes.sum()) if (sizes >= 0).all() else None
 
     def measured(self, member: int, replicate: int = 0, checkpoint: int = 0) -> NDArray[np.bool_]:
         """By id, whether the model has been measured on an example; ids beyond its end were not."""

@@ -70,8 +70,7 @@ def test_the_log_scale_and_weights_are_split_too(attribution: Attribution, shrin
 
 def pairs(parts: SideParts, place: int) -> tuple[Floats, Floats]:
     """Both sides of a pair, in units of the score."""
-    sides = ((parts.test, parts.test_edges, 0), (parts.train, parts.train_edges, 1))
-    test, train = (x[e[place] : e[place + 1]] / 127 * parts.scale[place, s] for x, e, s in sides)
+    test, train = (x[place] / 127 * parts.scale[place, s] for s, x in enumerate(parts.parts.values()))
     return test, train
 
 
@@ -97,14 +96,16 @@ def test_long_texts_have_parts_for_fewer_pairs(attribution: Attribution, monkeyp
     assert whole is not None
     assert whole.proponents is not None
     assert whole.opponents is not None
-    size = sum(len(x) for p in (whole.proponents, whole.opponents) for x in (p.test, p.train))
+    size = sum(len(x) for p in (whole.proponents, whole.opponents) for side in p.parts.values() for x in side)
     monkeypatch.setattr("daunce_api.report.tokens.MAX_PARTS", size // 2)
     half = view_of(attribution)
     assert half is not None
     assert half.proponents is not None
     assert half.opponents is not None
     assert 0 < half.depth < DEPTH
-    assert sum(len(x) for p in (half.proponents, half.opponents) for x in (p.test, p.train)) <= size // 2
+    assert (
+        sum(len(x) for p in (half.proponents, half.opponents) for side in p.parts.values() for x in side) <= size // 2
+    )
     monkeypatch.setattr("daunce_api.report.tokens.MAX_PARTS", 3)
     none = view_of(attribution)
     assert none is not None
@@ -118,7 +119,7 @@ def test_why_there_are_no_parts(attribution: Attribution) -> None:
     assert inclusion is not None
     assert inclusion.proponents is not None
     assert "inclusion does not look at" in inclusion.why
-    assert len(inclusion.proponents.train) == 0
+    assert not any(map(len, inclusion.proponents.parts["train"]))
     only_test = view_of(replace(attribution, tokens={"test": attribution.tokens["test"]}))
     assert only_test is not None
     assert "training examples were not kept" in only_test.why
