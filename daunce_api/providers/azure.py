@@ -20,6 +20,7 @@ from ..config import RunConfig
 from ..errors import ConfigurationError, MissingExtraError, RejectedError, StopError, TransientError
 from .base import Job, JobRequest, Scorer, ScorerCapabilities, TrainerCapabilities
 from .calls import Calls
+from .contract import part_of
 from .endpoint import Endpoint, api_key_from
 from .hosting import Host, HostedScorer
 from .openai_wire.chat_token import ChatTokenOptions, open_tokenizer, scorer_on
@@ -218,8 +219,7 @@ class DeploymentHost(Host):
         return await self._request("GET", loaded, f"waiting for {model}")
 
     def ready(self, answer: Answer, model: str) -> bool:
-        properties = answer.get("properties")
-        state = properties.get("provisioningState") if isinstance(properties, dict) else None
+        state = part_of(answer, "properties", "provisioningState")
         if state in ("Failed", "Canceled", "Disabled"):
             raise RejectedError(f"Azure could not deploy {model}: {state}.")
         return state == "Succeeded"

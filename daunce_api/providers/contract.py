@@ -30,6 +30,22 @@ _NUMBERS = (float, int)
 _DATED = re.compile(r"-\d{4}-?\d{2}-?\d{2}")
 
 
+def part_of(answer: object, *path: str | int) -> Any:
+    """What stands at a path inside an answer in JSON; None where it holds no such thing.
+
+    Example:
+        >>> part_of({"choices": [{"text": "no"}]}, "choices", 0, "text"), part_of({"choices": None}, "choices", 0)
+        ('no', None)
+    """
+    found: Any = answer
+    for step in path:
+        try:
+            found = found[step]
+        except (KeyError, IndexError, TypeError):
+            return None
+    return found
+
+
 def refuse_long(example: EncodedExample, generated: int, limit: int | None) -> None:
     """Raises RejectedError for an example that does not fit the context ``limit`` with ``generated`` tokens behind
     it: a server would truncate it in silence."""

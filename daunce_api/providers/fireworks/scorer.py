@@ -15,6 +15,7 @@ from ...config import RunConfig
 from ...errors import RejectedError
 from ..base import Scorer, ScorerCapabilities
 from ..calls import NO_REASON, Calls
+from ..contract import part_of
 from ..hosting import Host, HostedScorer
 from ..openai_wire.client import open_client
 from ..openai_wire.echo import EchoOptions, EchoScorer, presets
@@ -86,8 +87,7 @@ class DeploymentHost(Host):
 
     def ready(self, answer: Answer, model: str) -> bool:
         if answer.get("state") == "UNDEPLOYING":
-            status = answer.get("status")
-            reason = status.get("message") if isinstance(status, dict) else None
+            reason = part_of(answer, "status", "message")
             raise RejectedError(self._calls.clean(f"Fireworks could not load {model}: {reason or NO_REASON}"))
         return answer.get("state") == "DEPLOYED"
 

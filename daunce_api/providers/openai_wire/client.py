@@ -16,7 +16,7 @@ import httpx2
 from ...errors import ContractError, StopError
 from ..base import Closing, ScorerCapabilities
 from ..calls import Calls
-from ..contract import by_index, check_model
+from ..contract import by_index, check_model, part_of
 from ..endpoint import ANONYMOUS, Endpoint
 from ..options import ScorerOptions
 from ..registry import Context
@@ -252,11 +252,7 @@ class WireScorer(Closing):
         question = {"prompt": asked} if plain else {"messages": list(asked)}
         body = {"model": model, **question, "max_tokens": max_tokens, "temperature": 0}
         answer = await self.client.post(path, body, doing="generating an answer")
-        try:
-            choice = answer["choices"][0]
-            text = choice["text"] if plain else choice["message"]["content"]
-        except (KeyError, IndexError, TypeError):
-            text = None
+        text = part_of(answer, "choices", 0, *(["text"] if plain else ["message", "content"]))
         if not isinstance(text, str) or not text:
             raise ContractError(f"{self.provider} generated no text. Give the answer instead.")
         return text
