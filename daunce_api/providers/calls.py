@@ -11,7 +11,7 @@ import json
 import math
 import re
 import time
-from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence, Set
+from collections.abc import AsyncIterable, Awaitable, Callable, Iterator, Mapping, Sequence, Set
 from contextlib import contextmanager
 from types import ModuleType
 from typing import Any, TypeVar
@@ -145,6 +145,14 @@ class Calls:
         if found is None:
             raise self.malformed(doing, bool(submit), "a body that is not an object")
         return found
+
+    async def listed(self, items: AsyncIterable[Answer], *, doing: str) -> list[Answer]:
+        """Every item of a list whose pages the SDK turns."""
+
+        async def read() -> list[Answer]:
+            return [item async for item in items]
+
+        return await self.call(read(), doing=doing)
 
     async def delete(self, call: Awaitable[Any], *, doing: str) -> bool:
         """True where a thing is gone now or was already; False where it is kept: the answer says so, or it is

@@ -96,11 +96,7 @@ class DeploymentHost(Host):
 
     async def listed(self, model: str) -> list[str]:
         where = id_of(self._deployment)
-
-        async def read() -> list[Any]:
-            return [item async for item in self._sdk.lora.list(page_size=PAGE)]
-
-        items = await self._calls.call(read(), doing="listing what is loaded")
+        items = await self._calls.listed(self._sdk.lora.list(page_size=PAGE), doing="listing what is loaded")
         return [id_of(item.name) for item in items if item.model == model and id_of(item.deployment) == where]
 
     async def close(self) -> None:

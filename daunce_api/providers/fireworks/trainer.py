@@ -277,13 +277,9 @@ class FireworksTrainer(SdkTrainer):
 
     async def jobs_of(self, run_key: str) -> list[Job]:
         """Every job of a run, by their display names."""
-
-        async def read() -> list[dict[str, Any]]:
-            listed = self._jobs.list(page_size=PAGE)
-            return [found async for item in listed if (found := plain(item)) is not None]
-
-        items = await self._calls.call(read(), doing="listing this run's jobs")
-        return [self._job(id_of(i.get("name")), i) for i in items if of_run(key_in([i.get("displayName")]), run_key)]
+        items = await self._calls.listed(self._jobs.list(page_size=PAGE), doing="listing this run's jobs")
+        jobs = [self._job(id_of(item.get("name")), item) for each in items if (item := plain(each)) is not None]
+        return [job for job in jobs if of_run(job.echo.key, run_key)]
 
     async def get(self, job_id: str) -> Job:
         call = self._jobs.get(job_id)

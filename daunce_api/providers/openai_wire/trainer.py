@@ -224,8 +224,8 @@ class WireTrainer(Closing):
 
     async def jobs_of(self, run_key: str) -> list[Job]:
         """Every job of a run."""
-        jobs = self._listed_jobs({RUN_FIELD: run_key}, "listing this run's jobs")
-        return [self._read(job) async for job in jobs if of_run(self._key_of(job), run_key)]
+        jobs = [self._read(job) async for job in self._listed_jobs({RUN_FIELD: run_key}, "listing this run's jobs")]
+        return [job for job in jobs if of_run(job.echo.key, run_key)]
 
     def _listed_jobs(self, metadata: dict[str, str], doing: str) -> AsyncIterator[dict[str, Any]]:
         """Listed jobs. A server may ignore the filter, so every page is read and the caller looks at each job."""

@@ -243,12 +243,8 @@ class AdapterHost(Host):
         weights = await weights_of(self._sdk, self._calls, model)
         if weights is None or weights.adapter is None:
             return []
-
-        async def read() -> list[str]:
-            attached = self._adapters.list(**self._where)
-            return [str(a.id) async for a in attached if a.adapter_model_id == weights.adapter]
-
-        return await self._calls.call(read(), doing="listing what is attached")
+        attached = await self._calls.listed(self._adapters.list(**self._where), doing="listing what is attached")
+        return [str(a.id) for a in attached if a.adapter_model_id == weights.adapter]
 
     async def close(self) -> None:
         await self._sdk.close()
