@@ -84,9 +84,10 @@ def open_trainer(context: Context) -> AzureTrainer:
 class AzureTrainer(WireTrainer):
     """OpenAI's, with files that Azure reads before a job may use them."""
 
-    def __init__(self, client: WireClient, config: RunConfig, *, poll: Poll | None = None) -> None:
+    poll = Poll(5.0, 120)
+
+    def __init__(self, client: WireClient, config: RunConfig) -> None:
         super().__init__(client, trainer_capabilities(config), AzureTrainerOptions.of(config))
-        self._poll = poll or Poll(5.0, 120)
 
     async def upload(self, name: str, content: bytes) -> str:
         """Upload a training file and wait until Azure has read it; its id.
@@ -102,7 +103,7 @@ class AzureTrainer(WireTrainer):
             return answer.get("status") not in _WAITING
 
         look = partial(self._file, file_id)
-        await self._poll.until(ready, await look(), look, f"file {file_id}", late=TransientError)
+        await self.poll.until(ready, await look(), look, f"file {file_id}", late=TransientError)
         return file_id
 
     async def submit(self, request: JobRequest) -> Job:
@@ -194,15 +195,10 @@ class DeploymentHost(Host):
     ``token`` is asked before every request, since a token lasts for about an hour. Closing this closes ``http``.
     """
 
-    def __init__(
-        self,
-        http: httpx2.AsyncClient,
-        options: AzureScorerOptions,
-        token: Callable[[], str],
-        *,
-        poll: Poll | None = None,
-    ) -> None:
-        super().__init__(options.max_deployments, poll or Poll(15.0, 240))
+    poll = Poll(15.0, 240)
+
+    def __init__(self, http: httpx2.AsyncClient, options: AzureScorerOptions, token: Callable[[], str]) -> None:
+        super().__init__(options.max_deployments)
         self._http = http
         self._options = options
         self._token = token

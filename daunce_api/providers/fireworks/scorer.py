@@ -19,7 +19,7 @@ from ..contract import part_of
 from ..hosting import Host, HostedScorer
 from ..openai_wire.client import open_client
 from ..openai_wire.echo import EchoOptions, EchoScorer, presets
-from ..polling import Answer, Poll
+from ..polling import Answer
 from ..registry import Context
 from .trainer import PAGE, id_of, open_sdk
 
@@ -65,10 +65,8 @@ def open_scorer(context: Context) -> Scorer:
 class DeploymentHost(Host):
     """Loads fine-tunes on a deployment of their base model ``base``, which answers there as it is."""
 
-    def __init__(
-        self, sdk: Any, calls: Calls, options: FireworksScorerOptions, base: str, poll: Poll | None = None
-    ) -> None:
-        super().__init__(options.max_adapters, poll)
+    def __init__(self, sdk: Any, calls: Calls, options: FireworksScorerOptions, base: str) -> None:
+        super().__init__(options.max_adapters)
         self._sdk = sdk
         self._calls = calls
         self._deployment = options.deployment

@@ -140,11 +140,11 @@ class FireworksTrainer(SdkTrainer):
     """``Trainer`` at Fireworks. Files are data set resources, whose ids follow from the files' names."""
 
     _sdk: AsyncFireworks
+    poll = Poll(5.0, 120)
 
-    def __init__(self, sdk: AsyncFireworks, calls: Calls, config: RunConfig, *, poll: Poll | None = None) -> None:
+    def __init__(self, sdk: AsyncFireworks, calls: Calls, config: RunConfig) -> None:
         super().__init__(sdk, calls, config, trainer_capabilities(config))
         self._jobs = sdk.supervised_fine_tuning_jobs
-        self._poll = poll or Poll(5.0, 120)
         sends_template = FireworksOptions.of(config).send_template
         self._template = chat_template(config.backend.tokenizer) if sends_template else None
         self._cancelled: set[str] = set()
@@ -223,7 +223,7 @@ class FireworksTrainer(SdkTrainer):
             return latest.get("state") == READY
 
         try:
-            await self._poll.until(
+            await self.poll.until(
                 ready, answer, lambda: self._read(dataset), f"data set {dataset}", late=TransientError
             )
         except TransientError:

@@ -25,7 +25,7 @@ from ..contract import check_ids, part_of, refuse_long, scores_of
 from ..hosting import Host, HostedScorer
 from ..openai_wire.client import WireClient, WireScorer, open_client
 from ..options import ScorerOptions
-from ..polling import Answer, Poll
+from ..polling import Answer
 from ..probe import GENERATED, compare, not_generating
 from ..registry import Context
 from ..tokenizers import tokenizer_of
@@ -209,8 +209,8 @@ def _whole(number: object) -> object:
 class AdapterHost(Host):
     """Attaches fine-tunes' adapters to a deployment of their base model, and detaches them."""
 
-    def __init__(self, sdk: Any, calls: Calls, options: TogetherScorerOptions, *, poll: Poll | None = None) -> None:
-        super().__init__(options.max_adapters, poll)
+    def __init__(self, sdk: Any, calls: Calls, options: TogetherScorerOptions) -> None:
+        super().__init__(options.max_adapters)
         self._sdk = sdk
         self._adapters = sdk.endpoints.adapters
         self._calls = calls
