@@ -91,10 +91,6 @@ REQUEST_FAULTS = (
 """Faults of single requests; at most one of them hits a request."""
 
 
-def _default_state_dir() -> Path:
-    return platformdirs.user_state_path("daunce-api") / "server"
-
-
 class ServerSettings(Options):
     """What is served, where its state is kept, and who may ask. ``inject`` may be a text as on the command line."""
 
@@ -102,7 +98,10 @@ class ServerSettings(Options):
     model_name: str | None = Field(
         None, pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$", description="id of the base model; default: from `model`"
     )
-    state_dir: Path = Field(default_factory=_default_state_dir, description="files, jobs and adapters; survives")
+    state_dir: Path = Field(
+        default_factory=lambda: platformdirs.user_state_path("daunce-api") / "server",
+        description="files, jobs and adapters; survives",
+    )
     api_key: str | None = Field(None, min_length=1, repr=False, description="key to ask for; None: loopback only")
     inject: InjectSettings | None = None
     dialect: Literal["openai", "vllm", "nebius"] = Field("openai", description="whose differences to speak")

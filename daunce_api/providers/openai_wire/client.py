@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal
 from urllib.parse import urlsplit
 
 import httpx2
@@ -30,16 +30,6 @@ OBJECT_KINDS = frozenset(
 """Values of ``object`` that tell one kind of answer from another; any other value says nothing."""
 MOST_PAGES = 1000
 """Pages of a list that are read; no provider holds that many jobs or files of one user."""
-
-
-class SdkResponse(Protocol):
-    """What the SDK's ``with_raw_response`` methods return."""
-
-    @property
-    def http_response(self) -> httpx2.Response: ...
-
-
-RawResponse = SdkResponse | httpx2.Response
 
 
 class WireClient(Closing):
@@ -94,7 +84,7 @@ class WireClient(Closing):
 
     async def json(
         self,
-        call: Awaitable[RawResponse],
+        call: Awaitable[Any],
         *,
         doing: str,
         submit: bool = False,
@@ -132,7 +122,7 @@ class WireClient(Closing):
                 raise self.calls.malformed(doing, submit, f"the answer to another request ({what})")
         return answer
 
-    async def content(self, call: Awaitable[RawResponse], *, doing: str, submit: bool = False) -> bytes:
+    async def content(self, call: Awaitable[Any], *, doing: str, submit: bool = False) -> bytes:
         """The bytes that a ``with_raw_response`` call is answered with; errors as in :meth:`json`."""
         import openai
 
@@ -142,13 +132,13 @@ class WireClient(Closing):
             except openai.APIStatusError as error:
                 self._seen(error.response.headers)
                 raise
-            response = answered if isinstance(answered, httpx2.Response) else answered.http_response
+            response: httpx2.Response = getattr(answered, "http_response", answered)
             self._seen(response.headers)
             return response.content
 
         return await self.calls.call(answer(), doing=doing, submit=submit)
 
-    def raw(self, method: Literal["GET", "POST", "DELETE"], url: str, body: object = None) -> Awaitable[RawResponse]:
+    def raw(self, method: Literal["GET", "POST", "DELETE"], url: str, body: object = None) -> Awaitable[Any]:
         """A request outside the SDK's surface, to be given to :meth:`json` or :meth:`content`."""
         send: Any = {"GET": self.sdk.get, "POST": self.sdk.post, "DELETE": self.sdk.delete}[method]
         answer: Awaitable[httpx2.Response] = send(
@@ -165,7 +155,7 @@ class WireClient(Closing):
         return await self.json(self.raw("GET", path), doing=doing)
 
     async def pages(
-        self, listing: Callable[..., Awaitable[RawResponse]], *, doing: str, **query: Any
+        self, listing: Callable[..., Awaitable[Any]], *, doing: str, **query: Any
     ) -> AsyncIterator[dict[str, Any]]:
         """Every object of a paginated list, which a method of the SDK asks for. Stops where a server repeats a page
         instead of going on. Raises StopError for a list that does not end."""
@@ -189,7 +179,7 @@ class WireClient(Closing):
             "so far is kept. Check the address (backend.base_url), then run the same command again."
         )
 
-    async def delete(self, call: Awaitable[RawResponse], *, doing: str, target: str | None = None) -> bool:
+    async def delete(self, call: Awaitable[Any], *, doing: str, target: str | None = None) -> bool:
         """As :meth:`Calls.delete`. ``target`` is the id that the answer has to name, if it names one."""
         answer = self.json(call, doing=doing, equal={} if target is None else {"id": target})
         return await self.calls.delete(answer, doing=doing)

@@ -96,12 +96,9 @@ def open_scorer(context: Context) -> EchoScorer:
     """An echo scorer of the config's endpoint."""
     options = echo_options(context.config)
     capabilities = scorer_capabilities(context.config)
-    return EchoScorer(open_client(context, options), capabilities, options, detect=_is_open(options))
-
-
-def _is_open(options: EchoOptions) -> bool:
-    """Whether the server is asked which kind it is: the config says neither that nor whether ids are compared."""
-    return options.dialect == "auto" and "return_token_ids" not in options.model_fields_set
+    # A server is asked which kind it is where the config says neither that nor whether ids are compared.
+    detect = options.dialect == "auto" and "return_token_ids" not in options.model_fields_set
+    return EchoScorer(open_client(context, options), capabilities, options, detect=detect)
 
 
 class EchoScorer(WireScorer):

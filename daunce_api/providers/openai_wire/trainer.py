@@ -32,7 +32,7 @@ from ..calls import NO_REASON, cancelled
 from ..identity import count, key_in, of_run
 from ..options import TrainerOptions
 from ..registry import Context
-from .client import RawResponse, WireClient
+from .client import WireClient
 from .job_object import KEY_FIELD, echo_of, metadata_key, names_a_parameter, names_of, reason_of, text
 
 RUN_FIELD, SEQUENCE_FIELD = "daunce_run", "daunce_seq"
@@ -254,7 +254,7 @@ class WireTrainer(Closing):
         call = self._one(job_id, self._jobs.cancel(job_id), "cancelling")
         return await cancelled(call, lambda: self.get(job_id))
 
-    async def _one(self, job_id: str, call: Awaitable[RawResponse], doing: str) -> Job:
+    async def _one(self, job_id: str, call: Awaitable[Any], doing: str) -> Job:
         answer = await self._client.json(
             call, doing=f"{doing} job {job_id}", needs={"id": str, "status": str}, kind=_JOB, equal={"id": job_id}
         )
