@@ -20,7 +20,7 @@ from ..config import RunConfig
 from ..errors import ConfigurationError, MissingExtraError, RejectedError, StopError, TransientError
 from .base import Job, JobRequest, Scorer, ScorerCapabilities, TrainerCapabilities
 from .calls import Calls
-from .contract import part_of
+from .contract import json_of, part_of
 from .endpoint import Endpoint, api_key_from
 from .hosting import Host, HostedScorer
 from .openai_wire.chat_token import ChatTokenOptions, open_tokenizer, scorer_on
@@ -248,10 +248,7 @@ class DeploymentHost(Host):
             )
         except StopError as error:
             raise (_with_advice(error, name, options) if error.status is not None else error) from None
-        try:
-            answer = response.json() if response.content else {}
-        except ValueError:
-            answer = None
+        answer = json_of(response.content or b"{}")
         if not isinstance(answer, dict):
             raise calls.malformed(doing, False, "a body that is not a JSON object")
         return answer

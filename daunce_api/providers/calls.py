@@ -32,6 +32,7 @@ from ..errors import (
     TransientError,
 )
 from .base import Closing, Hyperparameters, Job, TrainerCapabilities
+from .contract import json_of
 
 _QUOTA_CODES = {"insufficient_quota", "billing_hard_limit_reached", "billing_not_active"}
 _KEPT = "Everything so far is kept; once it is raised or freed, run the same command again."
@@ -241,9 +242,7 @@ def _submits(error: Exception, submit: bool | str) -> bool:
 
 def _error_of(response: httpx2.Response) -> tuple[str, str]:
     """Message and code of an error body: OpenAI's, vLLM's (integer code), FastAPI's ``detail``, or plain text."""
-    try:
-        body = json.loads(response.content)
-    except (ValueError, RecursionError):
+    if (body := json_of(response.content)) is None:
         return (response.text.strip()[:_MAX_MESSAGE] or "no message", "")
     inner = body.get("error", body) if isinstance(body, dict) else body
     if isinstance(inner, dict):

@@ -7,7 +7,6 @@ prompts; the names of input files carry a hash of the model, so that what an int
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import AsyncIterator, Collection, Iterable
 from contextlib import suppress
 from typing import Any, Final
@@ -16,7 +15,7 @@ from ..._util.clock import Clock
 from ...errors import AmbiguousSubmitError, DailyLimitError, ProviderError, RejectedError, StopError, TransientError
 from ..base import Swept
 from ..calls import NO_REASON, gone_already, noted_in
-from ..contract import part_of
+from ..contract import json_of, part_of
 from .client import WireClient
 
 KEY_FIELD, MODEL_FIELD = "daunce_batch", "daunce_model"
@@ -125,7 +124,7 @@ class Batches:
             call = self._files.content(file_id)
             with gone_already():
                 content = await self._client.content(call, doing=f"reading {file_id}")
-                found += [line for raw in content.splitlines() if (line := _object(raw)) is not None]
+                found += [line for raw in content.splitlines() if isinstance(line := json_of(raw), dict)]
         return found
 
     async def forget(self, file_ids: Iterable[str]) -> None:
@@ -223,11 +222,3 @@ def _problems(batch: Batch) -> str:
 
 def _errors(batch: Batch) -> list[dict[str, Any]]:
     return [error for error in part_of(batch, "errors", "data") or () if isinstance(error, dict)]
-
-
-def _object(raw: bytes) -> dict[str, Any] | None:
-    try:
-        line = json.loads(raw)
-    except (ValueError, RecursionError):
-        return None
-    return line if isinstance(line, dict) else None

@@ -6,7 +6,6 @@ log-probabilities and lets a malformed answer through. The SDK's own retries are
 
 from __future__ import annotations
 
-import json
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 from urllib.parse import urlsplit
@@ -16,7 +15,7 @@ import httpx2
 from ...errors import ContractError, StopError
 from ..base import Closing, ScorerCapabilities
 from ..calls import Calls
-from ..contract import by_index, check_model, part_of
+from ..contract import by_index, check_model, json_of, part_of
 from ..endpoint import ANONYMOUS, Endpoint
 from ..options import ScorerOptions
 from ..registry import Context
@@ -100,13 +99,7 @@ class WireClient(Closing):
         answer it must be: its ``object``, and fields that have these values wherever the answer holds them. An answer
         that says otherwise belongs to another request and is malformed.
         """
-        content = await self.content(call, doing=doing, submit=submit)
-        try:
-            answer = json.loads(content)
-            if b"\\ud" in content.lower():  # half of a surrogate pair cannot be stored, logged or sent
-                json.dumps(answer, ensure_ascii=False).encode()
-        except (ValueError, RecursionError):
-            answer = None
+        answer = json_of(await self.content(call, doing=doing, submit=submit))
         if not isinstance(answer, dict):
             raise self.calls.malformed(doing, submit, "a body that is not a JSON object")
         for name, wanted in (needs or {}).items():
