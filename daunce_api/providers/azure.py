@@ -218,7 +218,7 @@ class DeploymentHost(Host):
         state = part_of(answer, "properties", "provisioningState")
         if state in ("Failed", "Canceled", "Disabled"):
             raise RejectedError(f"Azure could not deploy {model}: {state}.")
-        return state == "Succeeded"
+        return bool(state == "Succeeded")
 
     async def delete(self, loaded: str, model: str) -> None:
         await self._request("DELETE", loaded, f"deleting the deployment of {model}")
