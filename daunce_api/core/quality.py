@@ -20,8 +20,8 @@ members, and its constants are measured, not derived (RESULTS-estimators.md).
 * Members from the target that answer like it (`choice.answers_like_target`): .87 times the correlation of test losses
   with and without scoring noise.
 * Other short members from the target answer more steeply than a retrained model does: with few members that lowers the
-  true LDS by about as much as luck lowers ``raw``, with many by less: ``.79 + 3.3 / K``, at most 1, times the root of
-  that correlation, since noise hides the directions in which they differ most.
+  true LDS by about as much as luck lowers ``raw``, with many by less: ``.76 + 2.4 / K``, at most 1, times the fourth
+  root of that correlation, since noise hides the directions in which they differ most.
 * Where rho is unknown, either of the last two: the value is halfway, the interval covers both.
 
 The interval takes the ceiling to be known to 10 %, besides the error of h. Below 20 members it is a rough guess.
@@ -54,7 +54,7 @@ LUCK = (0.3, 1.0, 0.4)  # log odds of R for 1,000 examples and subsets of half, 
 MOST_MEASURED = 5_000  # examples; with more, R is taken to fall no further
 BEYOND_LINEAR = 1.05
 LIKE_TARGET = 0.87
-UNLIKE_TARGET = (0.79, 3.3)
+UNLIKE_TARGET = (0.76, 2.4)
 NEAR_ZERO = 0.02
 FORM = 0.25
 OTHERWISE, OTHERWISE_FEW = 0.08, 0.25
@@ -248,7 +248,7 @@ def _ceilings(cv: CrossValidator, raw: float, normal_D: Vector) -> tuple[Vector,
     middle, few = UNLIKE_TARGET
     kept = float(np.sqrt(kept_M).mean())
     level = min(middle + few / losses.count, 1.0)
-    like, unlike = max(LIKE_TARGET * kept, CEILING_LEAST), max(level * np.sqrt(kept), CEILING_LEAST)
+    like, unlike = max(LIKE_TARGET * kept, CEILING_LEAST), max(level * kept**0.25, CEILING_LEAST)
     if losses.rho == "unknown":
         ceiling_D = np.where(normal_D > 0, unlike, like)
         ceiling_D[0] = (unlike + like) / 2

@@ -44,6 +44,8 @@ LINEAR = {"lm": (1.56, 0.38), "chat": (1.105, 0.07), "digits": (0.953, 0.08)}
 """That over the share that subsets explain linearly, of the whole pool, and its standard error."""
 ALIKE = {"lm": 0.79, "chat": 0.90}
 """The ceiling of members from the target that answer like it."""
+UNLIKE = {"digits": (0.78, 2.5), "fashion": (0.74, 2.3)}
+"""That of others, (a, b) of a + b / K."""
 
 
 def of_others(task: str) -> None:
@@ -53,9 +55,12 @@ def of_others(task: str) -> None:
     fall, level = np.polyfit(x, y, 1)
     left = y - level - fall * x
     quality.LUCK = (level, -fall, float(np.sqrt((left**2).sum() / (len(x) - 2))))
+    quality.MOST_MEASURED = int(size.max())
     factor, error = np.array([known for name, known in LINEAR.items() if name != task]).T
     quality.BEYOND_LINEAR = float((factor / error**2).sum() / (1 / error**2).sum())
     quality.LIKE_TARGET = float(np.mean([known for name, known in ALIKE.items() if name != task]))
+    a, b = np.mean([known for name, known in UNLIKE.items() if name != task], axis=0)
+    quality.UNLIKE_TARGET = (float(a), float(b))
 
 
 @dataclass(frozen=True, eq=False)
@@ -106,10 +111,12 @@ def drawn(task: Task, kind: str, noise: float, sequences: int, most: int) -> Ite
     if members is None or truth is None or alike is None:
         return
     per_seed = truth["per_seed"]
-    half = per_seed.shape[1] // 2
+    seeds = per_seed.shape[1]
+    half = seeds // 2
     sides = per_seed[:, :half].mean(axis=1), per_seed[:, half : 2 * half].mean(axis=1)
     r = float(column_spearman(*sides).mean())
-    single, whole = r / (half - (half - 1) * r), 2 * r / (1 + r)
+    single = r / (half - (half - 1) * r)
+    whole = seeds * single / (1 + (seeds - 1) * single)
     for index in range(sequences):
         rng = np.random.default_rng([5, index])
         order = rng.permutation(len(members["train"]))[:most]
@@ -142,9 +149,10 @@ def toys(rank: int, luck: float, sequences: int, most: int) -> Iterator[tuple[En
 
 def tables(
     name: str, ensembles: Sequence[Iterator[tuple[Ensemble, list[Truth]]]], labels: Sequence[str], counts: Sequence[int]
-) -> None:
-    """Print the two tables of a task; one row a K, or a pair of them, and kind of ensemble."""
-    found = {}
+) -> list[tuple[int, np.ndarray]]:
+    """Print the two tables of a task; one row a K, or a pair of them, and kind of ensemble. Returns K and the errors of
+    all sequences, for each cell."""
+    found, errors = {}, []
     for label, sequences in zip(labels, ensembles, strict=True):
         looks = [[look(e, truths, count) for count in counts if count <= len(e.train)] for e, truths in sequences]
         if looks:
@@ -160,6 +168,7 @@ def tables(
             value, lds = np.array([q.value for q in own]), np.array([run[k].lds for run in looks])
             low, high = np.array([q.low for q in own]), np.array([q.high for q in own])
             error = value - lds
+            errors.append((count, error))
             raw = np.array([q.raw for q in own])
             oracle = raw * lds.mean() / raw.mean() - lds
             print(
@@ -183,6 +192,20 @@ def tables(
                 runs = [(run[before], run[after]) for run in looks if run[before].quality.curve is not None]
                 if runs:
                     print(f"| {label} | {pair[0]} -> {pair[1]} | " + _foreseen(runs, pair[1]))
+    return errors
+
+
+def together(errors: Sequence[tuple[int, np.ndarray]]) -> None:
+    """Print how many cells, whose error is the mean over sequences, and how many single sequences are within .05."""
+    print("\n| members | cells | within .05 | mean error | sequences | within .05 |\n" + "|---" * 6 + "|")
+    for least in (25, 50):
+        some = [error for count, error in errors if count >= least]
+        if some:
+            means, each = np.array([error.mean() for error in some]), np.concatenate(some)
+            print(
+                f"| {least} and more | {len(some)} | {(np.abs(means) <= 0.05).mean():.2f} | {means.mean():+.3f} "
+                f"| {each.size} | {(np.abs(each) <= 0.05).mean():.2f} |"
+            )
 
 
 def _foreseen(runs: Sequence[tuple[Look, Look]], count: int) -> str:
@@ -210,6 +233,7 @@ def main() -> None:
     parser.add_argument("--counts", nargs="+", type=int, default=COUNTS)
     arguments = parser.parse_args()
     counts = sorted(arguments.counts)
+    errors: list[tuple[int, np.ndarray]] = []
     for name in arguments.tasks:
         if name == "toy":
             cases = [(60, 0.5), (150, 0.5), (150, 1.0)]
@@ -220,7 +244,8 @@ def main() -> None:
         task = (classifier_tasks() if name in ("digits", "fashion") else all_tasks())[name]
         cells = [(kind, noise) for kind in ("base", "target") for noise in (0.0, 0.03)]
         made = [drawn(task, kind, noise, arguments.sequences, max(counts)) for kind, noise in cells]
-        tables(name, made, [f"{kind}, {noise}" for kind, noise in cells], counts)
+        errors += tables(name, made, [f"{kind}, {noise}" for kind, noise in cells], counts)
+    together(errors)
 
 
 if __name__ == "__main__":

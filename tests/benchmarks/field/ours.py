@@ -13,6 +13,7 @@ import torch
 from daunce_api.core import Checkpoints, scores
 from daunce_api.providers.local.classifier import Classifier, ClassifierSettings, Members
 from daunce_api.providers.objective import Objective
+from tests.benchmarks.estimators import similarity
 from tests.benchmarks.field.cells import Method, Result, read_cell
 from tests.benchmarks.field.subjects import Subject
 from tests.benchmarks.tasks import CACHE, CHUNK, Recipe, _number, _subset, chunk_files, joined, read_chunk
@@ -23,7 +24,9 @@ TIMED = {"digits": 50, "fashion": 50, "resnet": 16, "lm": 10}  # members that ar
 BLACK, WHITE = "fine-tuning and scoring by API", "weights, gradients"
 
 
-def black_box(subject: Subject, start: str, count: int, estimator: str, checkpoints: bool = False) -> Result:
+def black_box(
+    subject: Subject, start: str, count: int, estimator: str, checkpoints: bool = False, prior: bool = False
+) -> Result:
     """Scores of up to three disjoint ensembles of K members."""
     folder = CACHE / subject.name / start
     files = [chunk_files(folder, first) for first in range(0, subject.task.kinds[start].count, CHUNK)]
@@ -34,6 +37,7 @@ def black_box(subject: Subject, start: str, count: int, estimator: str, checkpoi
     if len(found["train"]) < count:
         raise ValueError(f"fewer than {count} members are in the cache")
     rho = subject.task.rho(start)
+    prior_NM = similarity(subject.task) if prior else None
     out = []
     for index in range(min(ENSEMBLES, len(found["train"]) // count)):
         rows = slice(index * count, (index + 1) * count)
@@ -41,7 +45,7 @@ def black_box(subject: Subject, start: str, count: int, estimator: str, checkpoi
         if checkpoints:
             earlier = Checkpoints(found["earlier_train"][:, rows], found["earlier_test"][:, rows])
         arrays = (found["train"][rows], found["test"][rows], found["inclusion"][rows])
-        out.append(scores(*arrays, estimator, rho=rho, earlier=earlier))
+        out.append(scores(*arrays, estimator, rho=rho, earlier=earlier, prior_NM=prior_NM))
     stored = read_cell(subject.name, f"members-from-{start}{'--with-checkpoints' if checkpoints else ''}")
     if stored is None:
         raise ValueError(f"members from {start} are not timed yet")
@@ -213,6 +217,17 @@ METHODS = (
             BLACK,
             black_box,
             {"start": start, "count": count, "estimator": "auto", "checkpoints": True},
+        )
+        for start in ("base", "target")
+        for count in COUNTS
+    ),
+    *(
+        Method(
+            f"black box, from {start}, auto + prior, K = {count}",
+            BLACK,
+            black_box,
+            {"start": start, "count": count, "estimator": "auto", "prior": True},
+            refuses=lambda task: "has no prior here" if task == "resnet" else "",
         )
         for start in ("base", "target")
         for count in COUNTS

@@ -176,8 +176,14 @@ def verdicts(tasks: Sequence[str], methods: Sequence[Method], root: Path | None 
 
 SHORT = (
     "black box, from base, auto, K = 100",
+    "black box, from base, auto + prior, K = 10",
+    "black box, from base, auto + prior, K = 25",
+    "black box, from base, auto + prior, K = 100",
     "black box, from base, auto + checkpoints, K = 100",
     "black box, from target, auto, K = 100",
+    "black box, from target, auto + prior, K = 10",
+    "black box, from target, auto + prior, K = 25",
+    "black box, from target, auto + prior, K = 100",
     "black box, from target, auto + checkpoints, K = 100",
     "white box, influence, auto, K = 100",
     "white box, fisher, auto, K = 100",
