@@ -220,10 +220,10 @@ def test_targets_are_read_as_peft_reads_them(model: LanguageModel, targets: Any,
 @pytest.mark.parametrize(
     ("config", "message"),
     [
-        ({"model_type": "t5", "is_encoder_decoder": True}, "'t5', which .* not load as a causal"),
+        ({"model_type": "t5", "is_encoder_decoder": True}, "no causal language model .*'t5'"),
         ({"model_type": "bart", "is_encoder_decoder": True}, "Give a decoder-only model"),
         ({"model_type": "tomorrows"}, "install a transformers that knows this one"),
-        ({"hidden_size": 8}, r"config.json cannot be read: KeyError\('model_type'\)"),
+        ({"hidden_size": 8}, "model_type None"),
     ],
     ids=["encoder-decoder", "encoder-decoder with a decoder", "unknown", "without a kind"],
 )
