@@ -32,7 +32,7 @@ from daunce_api.data.tokenizers import encode_example
 from daunce_api.evaluation import lds
 from daunce_api.providers.local.options import LoraSettings
 from daunce_api.providers.local.store import MemberTask
-from daunce_api.providers.local.worker import ModelSpec, ScoreTask, TrainTask, loaded, run_score, run_train
+from daunce_api.providers.local.worker import ModelSpec, TrainTask, loaded, run_score, run_train
 from daunce_api.providers.objective import Objective
 
 SPEC = ModelSpec("daunce-tiny")
@@ -128,7 +128,7 @@ class Study:
             for result in run_train(TrainTask(SPEC, settings, objective, group, start)):
                 if result.error is not None:
                     raise SystemExit(result.error)
-                losses.append([-np.mean(v) for v in run_score(ScoreTask(SPEC, folder / result.key, asked))])
+                losses.append([-np.mean(v) for v in run_score(SPEC, folder / result.key, asked)])
                 tokens.append(result.trained_tokens)
                 kept.append(folder / result.key)
         return Trained(np.array(losses), np.array(tokens), kept)

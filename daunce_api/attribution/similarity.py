@@ -17,15 +17,21 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
+from ..data.example import Example, Message
+from ..data.tokenizers import LocalTokenizer, encode_example
 from ..errors import ConfigurationError, DataError, MissingExtraError
 from .derived import digest_of, prior_columns
 
 if TYPE_CHECKING:
-    from ..data.dataset import Dataset, Example
+    from ..data.dataset import Dataset
 
 PriorKind: TypeAlias = Literal["auto", "none", "text", "gradient"]
 MOST_PAIRS = 20_000_000
 """Above this many pairs there is no prior: a dense matrix would take more room than the losses."""
+
+_SIDE = 8
+"""The gradient of a linear layer, out x in, is projected to this by this with two fixed random matrices."""
+_MOST_TOKENS = 512
 
 # Scripts written without spaces give one token a character; all else gives words.
 _UNSPACED = r"\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff"
@@ -113,6 +119,44 @@ def embedding_scores(train_texts: Sequence[str], test_texts: Sequence[str]) -> N
     return np.asarray(train @ test.T)
 
 
+def gradient_cosine(model: str | Path, train: Sequence[Example], test: Sequence[Example]) -> NDArray[np.float64]:
+    """(N, M) cosines of the examples' gradients under the base model in the folder ``model``: which examples pull its
+    weights the same way, before anything is fine-tuned. One backward pass an example, whose feature is the projected
+    gradients of all linear layers in a row.
+
+    Raises:
+        MissingExtraError: the extra `local` is not installed.
+        ConfigurationError: the folder holds no language model with a chat template.
+    """
+    from ..providers.local.models import load_causal_lm  # says which extra is missing
+    from ..providers.local.options import LocalOptions
+
+    if not Path(model).is_dir():
+        raise ConfigurationError(f"attribution.prior_model: {model} is no folder with a model's weights.")
+    import torch
+
+    tokenizer, network = LocalTokenizer(model), load_causal_lm(Path(model), LocalOptions())
+    weights = [m.weight.requires_grad_() for m in network.modules() if isinstance(m, torch.nn.Linear)]
+    generator = torch.Generator().manual_seed(0)
+    sides = [[torch.randn(_SIDE, n, generator=generator) for n in weight.shape] for weight in weights]
+
+    def feature(example: Example) -> NDArray[np.float64]:
+        turns = Message("user", example.prompt_text()), Message("assistant", example.completion_text())
+        encoded = encode_example(Example(example.id, messages=turns), tokenizer)
+        ids = torch.tensor(encoded.ids[:_MOST_TOKENS])
+        targets = torch.tensor([t for t in encoded.targets if t < len(ids)] or [len(ids) - 1])
+        loss = torch.nn.functional.cross_entropy(network(ids[None]).logits[0, targets - 1], ids[targets])
+        gradients = torch.autograd.grad(loss, weights, allow_unused=True)
+        parts = [
+            (left @ g @ right.T).flatten() for (left, right), g in zip(sides, gradients, strict=True) if g is not None
+        ]
+        found = torch.cat(parts).double().numpy()
+        return np.asarray(found / max(float(np.linalg.norm(found)), 1e-300))
+
+    rows, columns = (np.stack([feature(e) for e in examples]) for examples in (train, test))
+    return np.asarray(rows @ columns.T)
+
+
 def prior_of(
     train: Dataset, test: Dataset, kind: PriorKind, model: str | None = None, *, folder: Path | None = None
 ) -> NDArray[np.float32] | None:
@@ -137,8 +181,6 @@ def prior_of(
         text = np.sqrt(bm25_scores(example_texts(train), example_texts(asked)))
         if weights is None:
             return text
-        from ..providers.local.gradients import gradient_cosine
-
         return _standardized(text) + _standardized(gradient_cosine(weights, list(train), asked))
 
     if folder is None:  # rounded as what is kept, so that both give the same scores

@@ -194,6 +194,27 @@ def encode_dataset(dataset: Dataset, tokenizer: Tokenizer, loss_on: LossOn = "la
     return tuple(encoded)
 
 
+def encode_training(dataset: Dataset, tokenizer: Tokenizer, max_context: int) -> list[EncodedExample]:
+    """A training file as token ids; assistant turns with ``weight: 0`` carry no loss, all others do.
+
+    Raises DataError that lists every problem with its line.
+    """
+    encoded, problems = [], []
+    for position, example in enumerate(dataset):
+        try:
+            encoded.append(encode_example(example, tokenizer, loss_on="all"))
+        except DataError as error:
+            problems.append(f"{dataset.where(position)}: {error}")
+            continue
+        if (size := len(encoded[-1].ids)) > max_context:
+            problems.append(
+                f"{dataset.where(position)}: has {size} tokens, the model's context length is {max_context}"
+            )
+    if problems:
+        raise DataError("the training file cannot be used; nothing was trained.", problems)
+    return encoded
+
+
 def folded(problems: Sequence[str], shown: int = 20) -> list[str]:
     """The first problems, and how many more there are."""
     more = len(problems) - shown

@@ -56,7 +56,7 @@ class Service:
         """
         await asyncio.to_thread(resolve_model, settings.model)  # a process takes seconds to say that there is none
         state = State(settings.state_dir)
-        spec = ModelSpec(settings.model, settings.device, settings.dtype, threads=settings.threads)
+        spec = ModelSpec.of(settings.model, device=settings.device, dtype=settings.dtype, threads=settings.threads)
         scorer = Worker(spec)
         try:
             base = await scorer.call(facts)

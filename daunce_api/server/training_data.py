@@ -5,9 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from ..data.dataset import Dataset
-from ..data.tokenizers import EncodedExample, Tokenizer
+from ..data.tokenizers import EncodedExample, Tokenizer, encode_training
 from ..errors import DataError
-from ..providers.local.store import encode_training
 
 MIN_EXAMPLES = 10
 """OpenAI's minimum."""

@@ -11,7 +11,7 @@ import pytest
 
 import daunce_api
 from daunce_api import Attribution, RunConfig
-from daunce_api.attribution.similarity import prior_of
+from daunce_api.attribution.similarity import gradient_cosine, prior_of
 from daunce_api.core import choose, estimate, fit, member_losses
 from daunce_api.core.choice import prior_weight
 from daunce_api.data.dataset import Dataset
@@ -159,8 +159,6 @@ def test_gradients_of_the_base_model_know_what_text_does() -> None:
     made = attribution()
     folder = Path(daunce_api.__file__).parent / "server" / "model"
     few = Dataset.from_records([e.to_record() for e in list(made.train)[::2]], name="few")
-    from daunce_api.providers.local.gradients import gradient_cosine
-
     cosine = gradient_cosine(folder, list(few), list(made.test))
     assert cosine.shape == (20, 10)
     assert np.abs(cosine).max() <= 1

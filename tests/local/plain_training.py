@@ -21,7 +21,6 @@ from daunce_api.providers.local.train import (
     Weights,
     batches_of,
     fine_tune,
-    learning_rate_at,
     trained_tokens,
 )
 
@@ -39,7 +38,7 @@ def train_plainly(model: Any, examples: list[EncodedExample], recipe: Recipe, se
             loss = loss - logprobs[[t - 1 for t in targets], [ids[t] for t in targets]].mean() / len(batch)
         optimizer.zero_grad()
         loss.backward()
-        optimizer.param_groups[0]["lr"] = learning_rate_at(step, len(steps), recipe)
+        optimizer.param_groups[0]["lr"] = recipe.rate(step, len(steps))
         optimizer.step()
         losses.append(loss.item())
     return losses
@@ -114,7 +113,8 @@ out = tempfile.mkdtemp()
 def run(members):
     content = data.training_file(range(16), "last")
     group = tuple(MemberTask(f"m{k}", content, k, Path(out, str(k))) for k in range(members))
-    results = run_train(TrainTask(ModelSpec("daunce-tiny"), settings, Objective(), group, memory_limit=LIMIT))
+    spec = ModelSpec.of("daunce-tiny", memory_limit_gib=LIMIT / 2**30)
+    results = run_train(TrainTask(spec, settings, Objective(), group))
     assert not any(r.error for r in results), results[0].error
 
 run(1)

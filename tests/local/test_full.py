@@ -21,8 +21,8 @@ from daunce_api.providers.local.lora import AdaptedModel
 from daunce_api.providers.local.models import load_full
 from daunce_api.providers.local.options import options_of, settings_of
 from daunce_api.providers.local.store import MemberTask
-from daunce_api.providers.local.train import FullTrainee, Member, batches_of, fine_tune, learning_rate_at
-from daunce_api.providers.local.worker import ModelSpec, ScoreTask, TrainTask, run_score, run_train
+from daunce_api.providers.local.train import FullTrainee, Member, batches_of, fine_tune
+from daunce_api.providers.local.worker import ModelSpec, TrainTask, run_score, run_train
 from daunce_api.providers.objective import Objective, noise
 
 SHORT = FullSettings(n_epochs=2, batch_size=5, learning_rate=1e-3)
@@ -137,7 +137,7 @@ def test_a_perturbed_step_is_the_objectives_gradient(
             total = total + value / len(batch)
         optimizer.zero_grad()
         total.backward()
-        optimizer.param_groups[0]["lr"] = learning_rate_at(step, 2, chosen)
+        optimizer.param_groups[0]["lr"] = chosen.rate(step, 2)
         optimizer.step()
     for name, parameter in live.named_parameters():
         torch.testing.assert_close(trained[name], parameter.data, rtol=0, atol=1e-9)
@@ -199,7 +199,7 @@ def test_a_task_writes_a_model_that_another_scores_and_continues(
     assert bad.error is not None
     assert [p.name for p in tmp_path.iterdir()] == ["m"]
     sequences = tuple((e.ids, e.targets) for e in examples[:4])
-    tuned, base = (run_score(ScoreTask(spec, given, sequences)) for given in (tmp_path / "m", None))
+    tuned, base = (run_score(spec, given, sequences) for given in (tmp_path / "m", None))
     assert tuned != base
     following = MemberTask("next", content, 4, tmp_path / "next")
     task = replace(task, members=(following,), start=tmp_path / "m", objective=Objective("influence"))

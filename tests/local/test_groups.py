@@ -47,7 +47,7 @@ class StubEngine:
             future.set_exception(planned)
         else:
             for m in task.members if self.writes else ():
-                m.out.mkdir()
+                m.out.mkdir(parents=True)
                 (m.out / "weights").write_text(m.key)
             future.set_result([MemberResult(m.key) for m in task.members])
         return future

@@ -21,7 +21,7 @@ from daunce_api.data.tokenizers import EncodedExample
 from daunce_api.errors import ConfigurationError, DataError, RejectedError
 from daunce_api.providers.local.adapters import save_adapter
 from daunce_api.providers.local.language import LanguageModel, LoraSettings
-from daunce_api.providers.local.train import batches_of, fresh_weights, learning_rate_at
+from daunce_api.providers.local.train import batches_of, fresh_weights
 
 SHORT = LoraSettings(rank=4, alpha=8.0, n_epochs=2, batch_size=5, learning_rate=5e-3)
 
@@ -215,7 +215,7 @@ def test_unknown_models_dtypes_and_targets_are_refused(model: LanguageModel, tmp
 
 def test_learning_rate_warms_up_and_ends_near_zero():
     chosen = LoraSettings(learning_rate=1.0, warmup_ratio=0.1)
-    rates = [learning_rate_at(s, 100, chosen) for s in range(100)]
+    rates = [chosen.rate(s, 100) for s in range(100)]
     np.testing.assert_allclose(rates[:11], [(i + 1) / 11 for i in range(10)] + [1.0])
     np.testing.assert_allclose(rates[55], 0.5)
     assert rates[10:] == sorted(rates[10:], reverse=True)

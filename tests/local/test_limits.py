@@ -108,5 +108,5 @@ def test_a_plan_reads_no_weights_and_takes_the_recipes_epochs(
     assert epochs_of(config("fresh", task="task.py:task"), 100, target=False) == (1, None)
     with pytest.raises(ConfigurationError, match="mps is not supported"):
         options_of(config(str(bare), device="mps"))
-    gpu = options_of(config(str(bare), device="cuda")).spec("m")
-    assert (gpu.dtype, options_of(config(str(bare))).spec("m").dtype) == ("bfloat16", "float32")
+    held = [options_of(config(str(bare), device=device)).precision for device in ("cuda", "cpu")]
+    assert held == ["bfloat16", "float32"]

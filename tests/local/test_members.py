@@ -187,7 +187,7 @@ def test_the_limits_keep_to_the_budget(model: LanguageModel, monkeypatch: pytest
         for budget in (0, 1_000_000, 3_000_000, 1 << 30)
     ]
     assert [x.members for x in limits] == [1, 5, 15, 50]
-    assert (limits[0].tokens, limits[3].tokens) == (60, 768)
+    assert (limits[0].tokens, limits[3].tokens) == (60, 1024)
     assert all(100_000 * x.members + token_bytes(model.adapted, 60) * x.tokens <= 3_000_000 for x in limits[1:3])
     given = limits_of(model.adapted, member_bytes=1, members=1, longest=60, budget=1 << 30, tokens=100)
     assert given == Limits(1, 100)

@@ -17,7 +17,7 @@ from daunce_api.errors import ConfigurationError
 from daunce_api.providers.local import losses
 from daunce_api.providers.local.language import LanguageModel, LoraSettings
 from daunce_api.providers.local.lora import ActiveLora, AdaptedModel, Batch
-from daunce_api.providers.local.losses import Head, row_values, token_nats, token_statistics
+from daunce_api.providers.local.losses import row_values, token_nats, token_statistics
 from daunce_api.providers.local.train import Member
 from daunce_api.providers.objective import Objective, noise
 
@@ -43,16 +43,26 @@ def random_weights(model: LanguageModel, seed: int, scale: float) -> dict[str, t
     }
 
 
-def capped(double: AdaptedModel, cap: float | None) -> tuple[Head, Callable[[Tensor], Tensor]]:
-    """A head that scales and caps its logits, and its logits by the formula."""
-    head = Head(double)
-    head._cap, head._factor = cap, 0.7
+@pytest.fixture(params=[None, 1.5])
+def logits(
+    double: AdaptedModel, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
+) -> Callable[[Tensor], Tensor]:
+    """The model's logits by the formula, once it scales and caps them."""
+    assert double.head_width == double.config.vocab_size
+    monkeypatch.setattr(double, "cap", request.param)
+    monkeypatch.setattr(double, "factor", 0.7)
 
-    def logits(hidden: Tensor) -> Tensor:
+    def of(hidden: Tensor) -> Tensor:
         raw = hidden @ double.head.weight.T * 0.7
-        return raw if cap is None else cap * torch.tanh(raw / cap)
+        return raw if request.param is None else request.param * torch.tanh(raw / request.param)
 
-    return head, logits
+    return of
+
+
+def tokens(double: AdaptedModel) -> Batch:
+    """Seven tokens of one row."""
+    target = torch.randint(0, double.head_width, (7,))
+    return Batch(torch.zeros(1, 7), torch.zeros(7, dtype=torch.long), torch.arange(7), target, [7])
 
 
 def statistics_directly(
@@ -66,18 +76,17 @@ def statistics_directly(
 
 
 @pytest.mark.usefixtures("slices")
-@pytest.mark.parametrize("cap", [None, 1.5])
-def test_token_statistics_and_their_gradients(double: AdaptedModel, cap: float | None):
-    head, logits = capped(double, cap)
+def test_token_statistics_and_their_gradients(double: AdaptedModel, logits: Callable[[Tensor], Tensor]):
     torch.manual_seed(0)
     hidden = torch.randn(7, 32, dtype=torch.float64, requires_grad=True)
     hidden_0 = torch.randn(7, 32, dtype=torch.float64)
-    target = torch.randint(0, head.vocabulary, (7,))
+    batch = tokens(double)
+    target = batch.target
     weight = torch.randn(3, 7, dtype=torch.float64)
 
     expected = torch.stack(statistics_directly(logits(hidden), target, logits(hidden_0)))
     (gradient,) = torch.autograd.grad((weight * expected).sum(), hidden)
-    nats, margin, shift, *at_0 = token_statistics(head, hidden, hidden_0, target, None, None)
+    nats, margin, shift, *at_0 = token_statistics(double, hidden, hidden_0, batch, None)
     got = torch.stack([nats, margin, shift])
     torch.testing.assert_close(got, expected, rtol=1e-10, atol=1e-10)
     torch.testing.assert_close(torch.autograd.grad((weight * got).sum(), hidden)[0], gradient, rtol=1e-9, atol=1e-9)
@@ -85,15 +94,14 @@ def test_token_statistics_and_their_gradients(double: AdaptedModel, cap: float |
 
 
 @pytest.mark.usefixtures("slices")
-@pytest.mark.parametrize("cap", [None, 1.5])
-def test_the_loss_alone_and_its_gradient(double: AdaptedModel, cap: float | None):
-    head, logits = capped(double, cap)
+def test_the_loss_alone_and_its_gradient(double: AdaptedModel, logits: Callable[[Tensor], Tensor]):
     torch.manual_seed(0)
     hidden = (torch.randn(7, 32, dtype=torch.float64) * 20).requires_grad_()
-    target = torch.randint(0, head.vocabulary, (7,))
+    batch = tokens(double)
+    target = batch.target
     expected = -logits(hidden).log_softmax(1)[torch.arange(7), target]
     weight = torch.randn(7, dtype=torch.float64)
-    got = token_nats(head, hidden, target, None)
+    got = token_nats(double, hidden, batch)
     torch.testing.assert_close(got, expected)
     gradients = (torch.autograd.grad((weight * nats).sum(), hidden)[0] for nats in (got, expected))
     torch.testing.assert_close(*gradients)
@@ -134,10 +142,9 @@ def test_objectives_equal_the_formulas(
     weights = {n: (a.requires_grad_(), b.requires_grad_()) for n, (a, b) in random_weights(model, 2, 0.2).items()}
     flat = [t for pair in weights.values() for t in pair]
     chosen, xi = examples[:3], [0.1, 0.8, 0.6]
-    head = Head(double)
     batch = Batch.of([(e.ids, e.targets) for e in chosen], double.device)
     with double.using(ActiveLora(weights, SCALING)):
-        values, _ = row_values(head, objective, batch, xi, start)
+        values, _ = row_values(double, objective, batch, xi, start)
         gradient = torch.autograd.grad((values * torch.tensor([1.0, 2.0, -1.0])).sum(), flat)
     expected = torch.stack(
         [
@@ -158,11 +165,10 @@ def test_the_influence_gradient_vanishes_at_the_start_without_noise(
 ):
     weights = {n: (a.requires_grad_(), b.requires_grad_()) for n, (a, b) in random_weights(model, 1, 0.2).items()}
     flat = [t for pair in weights.values() for t in pair]
-    head = Head(double)
     active = ActiveLora(weights, SCALING)
     batch = Batch.of([(e.ids, e.targets) for e in examples], double.device)
     with double.using(active):
-        values, _ = row_values(head, Objective("influence", rho=rho), batch, noise(len(examples), 4).tolist(), active)
+        values, _ = row_values(double, Objective("influence", rho=rho), batch, noise(len(examples), 4).tolist(), active)
         gradient = torch.autograd.grad(values.sum(), flat)
     largest = max(g.abs().max().item() for g in gradient)
     assert (largest < 1e-12) == zero

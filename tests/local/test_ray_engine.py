@@ -24,7 +24,7 @@ from daunce_api.providers.local.engines import RayEngine
 from daunce_api.providers.local.options import LoraSettings
 from daunce_api.providers.local.store import MemberResult, MemberTask
 from daunce_api.providers.local.trainer import LocalTrainer
-from daunce_api.providers.local.worker import ModelSpec, ScoreTask, TrainTask, run_score, run_train
+from daunce_api.providers.local.worker import ModelSpec, TrainTask, run_score, run_train
 from daunce_api.providers.objective import Objective
 
 ray = pytest.importorskip("ray")
@@ -88,10 +88,10 @@ def test_actors_with_a_gpu_each_load_the_model_once_and_score_where_it_is_loaded
         futures = [engine.submit(slow_train, task(model_folder, k, tmp_path)) for k in range(2)]
         assert all(f.result(timeout=240)[0].error is None for f in futures)
     sequences = (((1, 2, 3), (1, 2)),)
-    scoring = ScoreTask(ModelSpec(str(model_folder)), None, sequences)
+    scoring = (ModelSpec(str(model_folder)), None, sequences)
     places = set()
     for _ in range(4):
-        assert len(engine.submit(run_score, scoring).result(timeout=60)[0]) == 2
+        assert len(engine.submit(run_score, *scoring).result(timeout=60)[0]) == 2
         places.add(engine.submit(where, None).result(timeout=60))
     assert len(places) == 1  # the warm one
     futures = [engine.submit(lambda x: (time.sleep(1), where(x))[1], None) for _ in range(2)]

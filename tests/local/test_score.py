@@ -120,7 +120,7 @@ def test_a_pass_that_does_not_fit_is_repeated_in_smaller_ones(
         return hidden(batch)
 
     def ask(cuts: int) -> list[tuple[float, ...]]:
-        return worker.run_score(worker.ScoreTask(worker.ModelSpec("m"), None, tuple(sequences), cuts))
+        return worker.run_score(worker.ModelSpec("m"), None, sequences, cuts)
 
     monkeypatch.setattr(model.adapted, "hidden", small)
     cuts = 0

@@ -18,11 +18,10 @@ from safetensors.torch import load_file, save_file
 from daunce_api import Attribution, Run, RunConfig
 from daunce_api.errors import ConfigurationError, DataError, RejectedError, StoreError
 from daunce_api.providers.local.classifier import Classifier
-from daunce_api.providers.local.options import ClassifierSettings, options_of, settings_of
+from daunce_api.providers.local.options import ClassifierSettings, LocalOptions, options_of, settings_of
 from daunce_api.providers.local.store import MemberTask
 from daunce_api.providers.local.task import ClassifierTask, Records, TaskSpec, load_task
 from daunce_api.providers.local.worker import (
-    ScoreTask,
     TrainTask,
     check_task,
     run_score,
@@ -171,7 +170,7 @@ def test_a_task_of_ones_own_reads_its_inputs_and_starts_from_weights(tmp_path: P
     one, same = run_train(TrainTask(spec, ClassifierSettings(batch_size=2), Objective(), members))
     assert one.error is None
     assert one.trained_tokens == 4
-    base = run_score(ScoreTask(spec, None, rows=records))
+    base = run_score(spec, None, records)
     x = torch.tensor([[1.0] * 3, [3.0] * 3, [1.0] * 3]).double()
     expected = (x @ weights["weight"].double().T).log_softmax(1)[range(3), [0, 1, 1]]
     np.testing.assert_allclose(np.array(base)[:, 0], expected, atol=1e-6)
@@ -185,7 +184,7 @@ def test_a_task_of_ones_own_reads_its_inputs_and_starts_from_weights(tmp_path: P
             for parameter in model.parameters():
                 parameter.sub_(0.1 * parameter.grad)
             want = model(x.float()).log_softmax(1)[range(3), [0, 1, 1]]
-        got = run_score(ScoreTask(spec, tmp_path / result.key, rows=records))
+        got = run_score(spec, tmp_path / result.key, records)
         np.testing.assert_allclose(np.array(got)[:, 0], want, atol=1e-5)
 
 
@@ -200,7 +199,7 @@ def test_what_a_member_learns_does_not_depend_on_its_group(folder: Path, tmp_pat
     def losses(order: list[int]) -> list[Any]:
         members = tuple(tasks[k] for k in order)
         results = run_train(TrainTask(spec, chosen, Objective(), members))
-        return [run_score(ScoreTask(spec, tmp_path / r.key, rows=records)) for r in results]
+        return [run_score(spec, tmp_path / r.key, records) for r in results]
 
     together = losses([2, 0, 1])
     for place, k in enumerate([2, 0, 1]):
@@ -259,7 +258,9 @@ def test_options_that_do_not_fit_a_task_are_refused(content: Any, folder: Path):
     named["backend"]["tokenizer"] = "gpt-4o"
     with pytest.raises(ConfigurationError, match="tokenizer is for language models"):
         options_of(RunConfig.from_mapping(named, base=folder))
-    spec = TaskSpec("digits_task.py:mlp", str(folder), inputs=str(folder / "digits.npz"), device="cuda:9")
+    spec = TaskSpec(
+        "digits_task.py:mlp", str(folder), inputs=str(folder / "digits.npz"), options=LocalOptions(device="cuda:9")
+    )
     with pytest.raises(ConfigurationError, match=r"'cuda:9' is not available; torch has: cpu"):
         check_task(spec)
     with pytest.raises(RejectedError, match="lora_rank"):

@@ -9,7 +9,15 @@ written with: no chat message can end its own turn or open another one. A prompt
 rendering of a text and is encoded as written, special tokens included.
 """
 
-from ..encoded import Encode, EncodedExample, SpellingTokenizer, Tokenizer, encode_dataset, encode_example
+from ..encoded import (
+    Encode,
+    EncodedExample,
+    SpellingTokenizer,
+    Tokenizer,
+    encode_dataset,
+    encode_example,
+    encode_training,
+)
 from .folder import LocalTokenizer
 from .openai_models import TiktokenTokenizer, tiktoken_encoding_name
 
@@ -22,5 +30,6 @@ __all__ = [
     "Tokenizer",
     "encode_dataset",
     "encode_example",
+    "encode_training",
     "tiktoken_encoding_name",
 ]

@@ -19,18 +19,17 @@ from .lora import ActiveLora, AdaptedModel
 from .options import LoraSettings
 from .store import whole_folder
 
-_SIZES = ("in_features", "nx"), ("out_features", "nf")  # of a linear layer, and of a transposed one
 WEIGHTS = "adapter_model.safetensors"
 CONFIG = "adapter_config.json"
-_PREFIX = "base_model.model."
+_PREFIX, _A, _B = "base_model.model.", ".lora_A.weight", ".lora_B.weight"
 _LIKE_LLAMA = frozenset({"llama", "mistral", "qwen2", "qwen3", "gemma", "gemma2"})
 """Kinds of model for which PEFT's table names the query and value projections. PEFT is asked about the others alone:
 importing it takes seconds, more than a small model's whole job."""
 _HARMLESS = frozenset(
     """
-    alpha_pattern auto_mapping base_model_name_or_path ensure_weight_tying eva_config exclude_modules fan_in_fan_out
+    auto_mapping base_model_name_or_path ensure_weight_tying eva_config exclude_modules fan_in_fan_out
     inference_mode init_lora_weights layers_pattern layers_to_transform lora_alpha lora_dropout megatron_config
-    megatron_core peft_type peft_version qalora_group_size r rank_pattern revision runtime_config target_modules
+    megatron_core peft_type peft_version qalora_group_size r revision runtime_config target_modules
     task_type use_rslora
     """.split()  # noqa: SIM905
 )
@@ -91,13 +90,12 @@ def _usual_targets(*kinds: str) -> Sequence[str]:
 
 
 def shapes_of(model: AdaptedModel, names: list[str]) -> dict[str, tuple[int, int]]:
-    """(in, out) of linear layers, plain, transposed or quantised."""
-    shapes = {}
-    for name in names:
-        module = model.modules[name]
-        n_in, n_out = (getattr(module, a, None) or getattr(module, b) for a, b in _SIZES)
-        shapes[name] = (int(n_in), int(n_out))
-    return shapes
+    """(in, out) of linear layers: plain, quantised, or transposed (``nx`` and ``nf``)."""
+
+    def size(name: str, *attributes: str) -> int:
+        return next(int(getattr(model.modules[name], a)) for a in attributes if hasattr(model.modules[name], a))
+
+    return {name: (size(name, "in_features", "nx"), size(name, "out_features", "nf")) for name in names}
 
 
 def save_adapter(
@@ -109,8 +107,8 @@ def save_adapter(
     """
     tensors = {}
     for name, (a, b) in weights.items():
-        tensors[f"{_PREFIX}{name}.lora_A.weight"] = a.detach().to("cpu", torch.float32).contiguous()
-        tensors[f"{_PREFIX}{name}.lora_B.weight"] = b.detach().to("cpu", torch.float32).contiguous()
+        tensors[_PREFIX + name + _A] = a.detach().to("cpu", torch.float32).contiguous()
+        tensors[_PREFIX + name + _B] = b.detach().to("cpu", torch.float32).contiguous()
     config = {
         "peft_type": "LORA",
         "task_type": "CAUSAL_LM",
@@ -135,25 +133,19 @@ def load_adapter(folder: Path) -> ActiveLora:
         tensors = load_file(folder / WEIGHTS)
     except (OSError, ValueError, SafetensorError) as error:
         raise ConfigurationError(f"{folder} is no PEFT adapter folder: {error}") from error
-    pairs = {k.rpartition(".lora_")[0]: k for k in tensors if k.endswith(".lora_A.weight") and k.startswith(_PREFIX)}
-    computed = {f"{name}.lora_{part}.weight" for name in pairs for part in "AB"}
-    beyond = [*_beyond(config), *sorted(tensors.keys() - computed)]
-    if beyond:
+    names = sorted(k.removesuffix(_A) for k in tensors if k.endswith(_A) and k.startswith(_PREFIX))
+    computed = {name + part for name in names for part in (_A, _B)}
+    if beyond := [*_beyond(config), *sorted(tensors.keys() - computed)]:
         raise ConfigurationError(
             f"{folder} is not a plain LoRA adapter: {', '.join(beyond[:5])} would be left out, and a wrong model "
             "scored. Merge the adapter into its base model (PEFT's merge_and_unload) and give the folder of the result."
         )
     missing = sorted(computed - tensors.keys())
-    if missing or not pairs:
+    if missing or not names:
         raise ConfigurationError(f"{folder}: {missing[0] if missing else 'a LoRA weight'} is missing")
     # Cloned: loaded tensors may lie at any address, and the address decides which kernel computes with them.
-    weights = {
-        name.removeprefix(_PREFIX): (
-            tensors[f"{name}.lora_A.weight"].float().clone(),
-            tensors[f"{name}.lora_B.weight"].float().clone(),
-        )
-        for name in sorted(pairs)
-    }
+    parts = {key: tensor.float().clone() for key, tensor in tensors.items()}
+    weights = {name.removeprefix(_PREFIX): (parts[name + _A], parts[name + _B]) for name in names}
     rank = int(config["r"])
     return ActiveLora(weights, float(config["lora_alpha"]) / (math.sqrt(rank) if config.get("use_rslora") else rank))
 
@@ -163,6 +155,5 @@ def _beyond(config: Mapping[str, Any]) -> list[str]:
     if config.get("peft_type") != "LORA":
         return [f"peft_type {config.get('peft_type')}"]
     found = [k for k, v in sorted(config.items()) if v and k not in _HARMLESS and (k, v) != ("bias", "none")]
-    found += [k for k in ("rank_pattern", "alpha_pattern") if config.get(k)]
     start = config.get("init_lora_weights", True)
     return found if start in _PLAIN_STARTS else [*found, f"init_lora_weights {start}"]

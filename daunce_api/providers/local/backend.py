@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Sequence
-from functools import cached_property
 from pathlib import Path
 from typing import Any, Self
 
@@ -15,15 +14,7 @@ from ..base import Closing, ScorerCapabilities, TokenScores
 from ..registry import Context
 from .engines import Engine, ProcessEngine, RayEngine, ThreadEngine, WorkerLostError
 from .models import check_device, context_of, model_class, resolve_model
-from .options import (
-    ClassifierSettings,
-    FullSettings,
-    LocalOptions,
-    LoraSettings,
-    ModelSpec,
-    TaskSpec,
-    options_of,
-)
+from .options import LocalOptions, TaskSpec, options_of
 from .store import JobFolder
 
 FOLDER = "local"
@@ -44,26 +35,11 @@ class LocalRun:
         self.config = config
         self.options = options = options_of(config)
         self.model = config.backend.model
-        self.spec: ModelSpec | TaskSpec
-        self.settings: type[LoraSettings | FullSettings | ClassifierSettings]
-        if options.task:
-            self.spec, self.settings = options.task_spec(options.task, config), ClassifierSettings
-        else:
-            own = config.backend.kind == "local"  # otherwise the tokenizer belongs to whoever trains
-            self.spec = options.spec(self.model, config.backend.tokenizer if own else None)
-            self.settings = FullSettings if options.fine_tuning == "full" else LoraSettings
-        self._engine = engine
-        self._own = engine is None
+        self.spec, self.settings = options.spec(config), options.settings
+        self.folder = JobFolder(config.run_dir / FOLDER)
+        self._engine, self._own = engine, engine is None
         self._users = 0
         self._starting = asyncio.Lock()
-
-    @property
-    def fingerprint(self) -> str:
-        """Of the scorer."""
-        spec, device = self.spec, self.spec.device.partition(":")[0]
-        if isinstance(spec, TaskSpec):
-            return f"local:{spec.task}:{device}"
-        return f"local:{spec.path}:{device}:{spec.dtype}:{spec.quantisation or 'plain'}"
 
     @property
     def context_tokens(self) -> int | None:
@@ -89,11 +65,6 @@ class LocalRun:
             await asyncio.to_thread(model_class, folder)
             await asyncio.to_thread(check_device, self.options.device)
 
-    @cached_property
-    def folder(self) -> JobFolder:
-        """Made at first use: a plan makes none."""
-        return JobFolder(self.config.run_dir / FOLDER)
-
     async def engine(self) -> Engine:
         """The workers, started at first use. Raises ConfigurationError or MissingExtraError where they cannot be."""
         async with self._starting:
@@ -101,9 +72,9 @@ class LocalRun:
                 self._engine = await asyncio.to_thread(_start_engine, self.options)
             return self._engine
 
-    async def work(self, function: Callable[[Any], Any], task: Any) -> Any:
-        """What a worker makes of a task."""
-        return await asyncio.wrap_future((await self.engine()).submit(function, task))
+    async def work(self, function: Callable[..., Any], *arguments: Any) -> Any:
+        """What ``function`` returns in a worker."""
+        return await asyncio.wrap_future((await self.engine()).submit(function, *arguments))
 
     def enter(self) -> None:
         self._users += 1
@@ -141,9 +112,7 @@ def _start_engine(options: LocalOptions) -> Engine:
 
 def run_of(context: Context) -> LocalRun:
     """The one that the trainer and the scorer of a context share."""
-    run = context.shared.get("local")
-    if not isinstance(run, LocalRun):
-        run = context.shared["local"] = LocalRun(context.config)
+    run: LocalRun = context.shared.setdefault("local", LocalRun(context.config))
     return run
 
 
@@ -178,15 +147,11 @@ class LocalScorer(Closing):
 
     def __init__(self, run: LocalRun) -> None:
         self._run = run
+        self.capabilities = scorer_capabilities(run.config)
+        options, device = run.options, run.options.device.partition(":")[0]
+        held = f"{run.model}:{device}:{options.precision}:{options.quantisation or 'plain'}"
+        self.fingerprint = f"local:{options.task}:{device}" if options.task else f"local:{held}"
         self._cuts = 0
-
-    @cached_property
-    def capabilities(self) -> ScorerCapabilities:
-        return scorer_capabilities(self._run.config)
-
-    @property
-    def fingerprint(self) -> str:
-        return self._run.fingerprint
 
     async def __aenter__(self) -> Self:
         self._run.enter()
@@ -198,15 +163,14 @@ class LocalScorer(Closing):
     async def score(self, model: str, batch: Sequence[EncodedExample]) -> list[TokenScores]:
         """Raises RejectedError for an unknown model, an example that the model cannot read, or one that does not fit
         into memory; WorkerLostError, with smaller passes from then on, where memory ran out."""
-        from .worker import ScoreTask, run_score
+        from .worker import run_score
 
         tuned = self._run.adapter(model)
-        rows: Any = tuple((e.ids, e.targets) for e in batch)
-        if self._run.options.task:
-            rows = tuple((e.example.prompt, e.example.completion) for e in batch)
+        task = self._run.options.task
+        rows = [(e.example.prompt, e.example.completion) if task else (e.ids, e.targets) for e in batch]
         cuts = self._cuts
         try:
-            answers = await self._run.work(run_score, ScoreTask(self._run.spec, tuned, rows, cuts))
+            answers = await self._run.work(run_score, self._run.spec, tuned, rows, cuts)
         except WorkerLostError as error:
             if error.out_of_memory:  # several workers may run out in the same moment, which counts once
                 self._cuts = max(self._cuts, cuts + 1)

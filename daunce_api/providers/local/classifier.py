@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -22,11 +22,10 @@ from torch.func import functional_call, vmap
 from ...errors import ConfigurationError, RejectedError
 from ..objective import Objective, noise
 from ..randomness import DROPOUT, ORDER, stream
-from .losses import ExampleLoss, example_cross_entropy, margin, perturbed_loss
+from .losses import ExampleLoss, combine, example_cross_entropy, margin, statistics
 from .memory import default_budget
+from .models import seeded
 from .options import ClassifierSettings
-
-__all__ = ["Classifier", "ClassifierSettings", "Members", "State", "example_cross_entropy", "margin"]
 
 SUBSET = Objective()
 CPU_BYTES = 64 << 20
@@ -47,6 +46,11 @@ class Members:
     def __len__(self) -> int:
         return len(next(iter(self.parameters.values())))
 
+    def part(self, chunk: slice) -> Members:
+        """Some of the members, in the same memory, for training."""
+        parameters = {n: t[chunk].detach().requires_grad_() for n, t in self.parameters.items()}
+        return Members(parameters, {n: t[chunk] for n, t in self.buffers.items()}, self.names)
+
     def own(self, member: int) -> State:
         """Views of one member's parameters and buffers."""
         return {n: t[member] for n, t in (self.parameters | self.buffers).items()}
@@ -57,19 +61,11 @@ class Members:
         return {n: own[first].detach().clone(memory_format=torch.contiguous_format) for n, first in self.names.items()}
 
 
-EpochView = Callable[[int, int, Members], None]
-"""Called after each epoch (from 1) with members ``first``, ``first`` + 1, ... of all."""
-
-
 class Classifier:
     """A family of models that differ in weights alone."""
 
     def __init__(
-        self,
-        model_factory: Callable[[], nn.Module],
-        *,
-        loss: ExampleLoss = example_cross_entropy,
-        device: str = "cpu",
+        self, model_factory: Callable[[], nn.Module], *, loss: ExampleLoss = example_cross_entropy, device: str = "cpu"
     ) -> None:
         self._loss = loss
         self._device = torch.device(device)
@@ -89,7 +85,7 @@ class Classifier:
 
     def fresh(self, seed: int) -> State:
         """Initial weights under a seed (torch's generators are left as they were)."""
-        with self._random(seed):
+        with seeded(seed, self._device):
             return dict(self._factory().state_dict())
 
     def train(
@@ -103,7 +99,7 @@ class Classifier:
         start: State | None = None,
         objective: Objective = SUBSET,
         memory_limit: int | None = None,
-        after_epoch: EpochView | None = None,
+        after_epoch: Callable[[int, int, Members], None] | None = None,
     ) -> Members:
         """Train K members, each on its own n of the N examples: a row of ``subsets``, positions (K, n) or inclusion
         (K, N; boolean, all rows of equal sums).
@@ -113,7 +109,8 @@ class Classifier:
         example's logits do not depend on its batch. Members do not depend on which others are trained beside them,
         but for float32 round-off; a model that draws random numbers in training draws each member's own.
         ``memory_limit`` bytes bound the members trained at once; default: what a CPU's caches gain from, or half of a
-        GPU's free memory. The members that ``after_epoch`` is shown go on changing.
+        GPU's free memory. ``after_epoch`` is called after each epoch (from 1) with the members ``first``,
+        ``first`` + 1, ... of all, which go on changing.
         """
         if subsets.dtype == bool and len(set(subsets.sum(axis=1))) == 1 and subsets.shape[1] == len(inputs):
             subsets = np.nonzero(subsets)[1].reshape(len(subsets), -1)
@@ -124,27 +121,19 @@ class Classifier:
         inputs, labels = inputs.to(self._device), labels.to(self._device)
         z_0 = self._logits_of(start, inputs) if objective.perturbed and start is not None else None
         together = self._can_batch(inputs, training=not objective.perturbed)
-        usual = CPU_BYTES if self._device.type == "cpu" else default_budget(self._device, 1)
-        limit = memory_limit or usual
+        limit = memory_limit or (CPU_BYTES if self._device.type == "cpu" else default_budget(self._device, 1))
         bytes_each = bytes_per_member(self._skeleton, inputs[: settings.batch_size], settings) if together else limit
         at_once = max(1, limit // bytes_each)
-        parts = []
+        members = self._stacked([start or self.fresh(seed) for seed in seeds])
         for first in range(0, len(seeds), at_once):
             chunk = slice(first, first + at_once)
-            members = self._stacked([start or self.fresh(seed) for seed in seeds[chunk]])
-            shown = None if after_epoch is None else lambda e, f=first, m=members: after_epoch(e, f, m)
+            part, data = members.part(chunk), (inputs, labels, z_0)
             # For dropout: such a model is alone here.
-            with self._random(int(stream(seeds[first], DROPOUT).integers(2**63))):
-                data = (inputs, labels, z_0)
-                self._fit(members, data, subsets[chunk], seeds[chunk], settings, objective, shown)
-            parts.append(members)
-        if len(parts) == 1:
-            return parts[0]
-        parameters, buffers = (
-            {n: torch.cat([part[n] for part in held]) for n in held[0]}
-            for held in ([p.parameters for p in parts], [p.buffers for p in parts])
-        )
-        return Members(parameters, buffers, self._names)
+            with seeded(int(stream(seeds[first], DROPOUT).integers(2**63)), self._device):
+                for epoch in self._fit(part, data, subsets[chunk], seeds[chunk], settings, objective):
+                    if after_epoch is not None:
+                        after_epoch(epoch, first, part)
+        return members
 
     def measure(self, members: Members, inputs: Tensor, labels: Tensor, *, batch: int = 512) -> NDArray[np.float64]:
         """Loss of every example under every member (K, N), in evaluation mode."""
@@ -177,32 +166,18 @@ class Classifier:
         out: Tensor = functional_call(self._skeleton, placed, (x,), tie_weights=False)
         return out
 
-    @contextmanager
-    def _random(self, seed: int) -> Iterator[None]:
-        """torch's generators under a seed inside, as they were afterwards; no other device is opened for it."""
-        cuda = self._device.type == "cuda"
-        with torch.random.fork_rng(devices=[self._device] if cuda else []):
-            torch.default_generator.manual_seed(seed)
-            if cuda:
-                torch.cuda.manual_seed(seed)
-            yield
-
     def _stacked(self, states: Sequence[State]) -> Members:
         trained = dict(self._skeleton.named_parameters())
         once = dict.fromkeys(self._names.values())
         held = {n: torch.stack([s[n] for s in states]).to(self._device) for n in once}
-        parameters = {n: t.requires_grad_() for n, t in held.items() if n in trained}
-        return Members(parameters, {n: t for n, t in held.items() if n not in trained}, self._names)
+        parameters, buffers = ({n: t for n, t in held.items() if (n in trained) == own} for own in (True, False))
+        return Members(parameters, buffers, self._names)
 
     def _forward(self, members: Members, x: Tensor) -> Tensor:
         """Logits (K, B, classes) of inputs (K, B, ...); running statistics in the buffers are updated in place."""
         if len(members) == 1:
             return self._call(members.own(0), x[0])[None]
-
-        def one(parameters: State, buffers: State, inputs: Tensor) -> Tensor:
-            return self._call(parameters | buffers, inputs)
-
-        together: Tensor = vmap(one)(members.parameters, members.buffers, x)
+        together: Tensor = vmap(self._call)(members.parameters | members.buffers, x)
         return together
 
     def _fit(
@@ -213,12 +188,14 @@ class Classifier:
         seeds: Sequence[int],
         settings: ClassifierSettings,
         objective: Objective,
-        after_epoch: Callable[[int], None] | None,
-    ) -> None:
-        """``data``: inputs, labels, and theta_0's logits of all examples where the objective is perturbed."""
+    ) -> Iterator[int]:
+        """Train ``members`` as they are iterated over: at the end of each epoch (from 1) it is given. ``data``: inputs,
+        labels, and theta_0's logits of all examples where the objective is perturbed."""
         inputs, labels, logits_0 = data
         parameters = list(members.parameters.values())
-        optimizer = _optimizer(parameters, settings)
+        sgd = partial(torch.optim.SGD, momentum=settings.momentum)
+        kind: Any = torch.optim.AdamW if settings.optimizer == "adamw" else sgd
+        optimizer = kind(parameters, weight_decay=settings.weight_decay, fused=True)
         randoms = [stream(seed, ORDER) for seed in seeds]
         n = len(subsets[0])
         subset_Kn = torch.from_numpy(np.asarray(subsets, dtype=np.int64))
@@ -239,14 +216,13 @@ class Classifier:
                 else:
                     z_0 = _rows(logits_0, chosen).flatten(0, 1)
                     xi = noise_Kn.gather(1, order_Kn)[:, batch].flatten().to(z_0)
-                    values = perturbed_loss(objective, self._loss, logits, y, z_0, xi)
+                    values = combine(objective, statistics(self._loss, logits, y, z_0), xi)
                 (values.sum() / chosen.shape[1]).backward()  # type: ignore[no-untyped-call]
                 optimizer.param_groups[0]["lr"] = settings.rate(step, total)
                 optimizer.step()
                 optimizer.zero_grad()
                 step += 1
-            if after_epoch is not None:
-                after_epoch(epoch)
+            yield epoch
         for tensor in parameters:
             tensor.requires_grad_(False)
             if not bool(tensor.isfinite().all()):
@@ -264,13 +240,6 @@ class Classifier:
             except (RuntimeError, ValueError, TypeError):
                 self._together[training] = False
         return self._together[training]
-
-
-def _optimizer(parameters: Sequence[Tensor], settings: ClassifierSettings) -> torch.optim.Optimizer:
-    decay = settings.weight_decay
-    if settings.optimizer == "adamw":
-        return torch.optim.AdamW(parameters, weight_decay=decay, fused=True)
-    return torch.optim.SGD(parameters, momentum=settings.momentum, weight_decay=decay, fused=True)
 
 
 def bytes_per_member(module: nn.Module, sample: Tensor, settings: ClassifierSettings) -> int:

@@ -18,17 +18,15 @@ import threading
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from multiprocessing.connection import Connection
-from typing import Any, Protocol, TypeVar
+from typing import Any
 
 from ..._util.environment import worker_environment
 from ...errors import ConfigurationError, MissingExtraError, TrainingCancelledError, TransientError
+from .options import visible_gpus
 
 _PROBE_SECONDS = 10.0
 _RETRIES = 3
 """Times that Ray runs the task of a lost actor again."""
-
-ArgumentT = TypeVar("ArgumentT")
-ResultT = TypeVar("ResultT")
 
 
 class WorkerLostError(TransientError):
@@ -40,32 +38,24 @@ class WorkerLostError(TransientError):
         self.out_of_memory = out_of_memory
 
 
-class Worker(Protocol):
-    def call(self, function: Callable[[Any], Any], task: Any, /) -> Any: ...
-
-    def end(self) -> None: ...
-
-
 class Engine:
-    """Runs picklable tasks on ``workers``, one at a time on each."""
+    """Runs functions on picklable values, one at a time on each of ``workers``."""
 
-    def __init__(self, workers: Sequence[Worker]) -> None:
-        self.workers = len(workers)
-        self._all = workers
-        self._idle: queue.LifoQueue[Worker] = queue.LifoQueue()
+    def __init__(self, workers: Sequence[Here | WorkerProcess | _Actor]) -> None:
+        self._all, self.workers = workers, len(workers)
+        self._idle: queue.LifoQueue[Here | WorkerProcess | _Actor] = queue.LifoQueue()
         for worker in reversed(workers):
             self._idle.put(worker)
         self._threads = ThreadPoolExecutor(self.workers, thread_name_prefix="daunce-local")
 
-    def submit(self, function: Callable[[ArgumentT], ResultT], task: ArgumentT) -> Future[ResultT]:
+    def submit(self, function: Callable[..., Any], *arguments: Any) -> Future[Any]:
         """The future raises WorkerLostError where a worker was lost: the task can be submitted again."""
-        return self._threads.submit(self._run, function, task)
+        return self._threads.submit(self._run, function, *arguments)
 
-    def _run(self, function: Callable[[ArgumentT], ResultT], task: ArgumentT) -> ResultT:
+    def _run(self, function: Callable[..., Any], *arguments: Any) -> Any:
         worker = self._idle.get()
         try:
-            result: ResultT = worker.call(function, task)
-            return result
+            return worker.call(function, *arguments)
         finally:
             self._idle.put(worker)
 
@@ -77,16 +67,20 @@ class Engine:
         self._threads.shutdown(wait=True)
 
 
+class Here:
+    """Runs functions in this very process, which keeps what they load."""
+
+    def call(self, function: Callable[..., Any], *arguments: Any) -> Any:
+        return function(*arguments)
+
+    def end(self) -> None: ...
+
+
 class ThreadEngine(Engine):
     """One task at a time in a thread of this process: no second copy of the model."""
 
     def __init__(self) -> None:
-        super().__init__([self])
-
-    def call(self, function: Callable[[Any], Any], task: Any) -> Any:
-        return function(task)
-
-    def end(self) -> None: ...
+        super().__init__([Here()])
 
 
 class WorkerProcess:
@@ -114,11 +108,9 @@ class WorkerProcess:
                 on_report(answer[1])
         except (OSError, EOFError):  # its end of the pipe is closed: it is no longer running
             killed = process.wait() == -signal.SIGKILL
-            why = (
-                " by SIGKILL, most often because memory ran out" if killed else f" with exit code {process.returncode}"
-            )
+            how = "by SIGKILL, most often because memory ran out" if killed else f"with exit code {process.returncode}"
             raise WorkerLostError(
-                f"a local worker ended in mid-task{why}; the task can be repeated", out_of_memory=killed
+                f"a local worker ended in mid-task {how}; the task can be repeated", out_of_memory=killed
             ) from None
         if not answer[0]:
             raise answer[1]
@@ -223,21 +215,9 @@ class ProcessEngine(Engine):
 
 def _pinned(worker: int) -> dict[str, str]:
     """The environment in which CUDA shows one of the GPUs that this process sees."""
-    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-    if visible is None:
-        from .options import visible_gpus
-
-        names = [str(i) for i in range(visible_gpus())]
-    else:
-        names = [name.strip() for name in visible.split(",") if name.strip()]
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES", ",".join(map(str, range(visible_gpus()))))
+    names = [name.strip() for name in visible.split(",") if name.strip()]
     return {"CUDA_VISIBLE_DEVICES": names[worker % len(names)]} if names else {}
-
-
-class _RayRunner:
-    """Runs tasks inside an actor, which keeps what they load."""
-
-    def run(self, function: Callable[[Any], Any], task: Any) -> Any:
-        return function(task)
 
 
 class _Actor:
@@ -247,11 +227,11 @@ class _Actor:
         self._ray, self._options = ray, options
         self._actor: Any = None
 
-    def call(self, function: Callable[[Any], Any], task: Any) -> Any:
+    def call(self, function: Callable[..., Any], *arguments: Any) -> Any:
         if self._actor is None:
-            self._actor = self._ray.remote(**self._options)(_RayRunner).remote()
+            self._actor = self._ray.remote(**self._options)(Here).remote()
         try:
-            return self._ray.get(self._actor.run.remote(function, task))
+            return self._ray.get(self._actor.call.remote(function, *arguments))
         except self._ray.exceptions.RayTaskError as error:
             raise error.cause from None
         except self._ray.exceptions.RayError as error:
@@ -296,19 +276,18 @@ class RayEngine(Engine):
         fits = [total.get("CPU", 0) / cpus if cpus else None, total.get("GPU", 0) / gpus if gpus else None]
         room = int(min(f for f in fits if f is not None))
         if room < 1:
-            self._stop()
+            self._end_own()
             raise ConfigurationError(f"the Ray cluster has no room for an actor of {cpus:g} CPUs and {gpus:g} GPUs")
         options = {"num_cpus": cpus, "num_gpus": gpus, "max_restarts": -1, "max_task_retries": _RETRIES}
         super().__init__([_Actor(ray, options) for _ in range(min(room, workers or room))])
 
     def close(self) -> None:
         super().close()
-        self._stop()
+        self._end_own()
 
-    def _stop(self) -> None:
+    def _end_own(self) -> None:
         if self._own:
             self._ray.shutdown()
-            self._own = False
 
 
 def _check_address(address: str | None) -> None:

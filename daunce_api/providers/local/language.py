@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
-from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -12,18 +11,17 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+from transformers import GenerationConfig
 
 from ...data.tokenizers import EncodedExample, LocalTokenizer
 from ...errors import ConfigurationError, DataError
 from .adapters import CONFIG, WEIGHTS, load_adapter, save_adapter, shapes_of, target_modules
 from .lora import Active, ActiveFull, ActiveLora, AdaptedModel, Batch
-from .losses import Head, token_nats
+from .losses import token_nats
 from .memory import GPU_TOKENS, SCORED_TOKENS, Scored, free_bytes, passes_of
-from .models import is_full, load_causal_lm, load_full, longest_context, resolve_model, save_full
+from .models import is_full, load_causal_lm, load_full, longest_context, resolve_model, save_full, seeded
 from .options import FullSettings, LoraSettings, ModelSpec
 from .train import FullTrainee, LoraTrainee, Member, Weights
-
-__all__ = ["FullSettings", "Generation", "LanguageModel", "LoraSettings", "TokenLogprobs"]
 
 
 class TokenLogprobs(NamedTuple):
@@ -56,31 +54,22 @@ class LanguageModel:
     def __init__(self, name: str, model: AdaptedModel, tokenizer: LocalTokenizer, *, budget: int | None = None) -> None:
         """``budget``: bytes of fine-tunes that are held beside the one in use; default: a quarter of what is free."""
         self.name, self.adapted, self.tokenizer = name, model, tokenizer
+        self.max_context = longest_context(model.config) or 2048
+        """The longest sequence that the model's positions allow, in tokens; 2,048 where the configuration is silent."""
+        self.vocabulary = int(model.config.vocab_size)
+        """Number of token ids that the model knows."""
         self._budget = budget
         self._held: OrderedDict[tuple[str, int, int], tuple[int, Active]] = OrderedDict()
 
     @classmethod
-    def load(cls, path: str | Path, **held: Any) -> LanguageModel:
-        """Load ``daunce-tiny`` (embedded), a Hugging Face folder or a Hugging Face id, held as the fields of
-        :class:`ModelSpec` say. Raises ConfigurationError for an unknown model, device or dtype."""
-        return cls.of(ModelSpec(str(path), **held))
-
-    @classmethod
-    def of(cls, spec: ModelSpec) -> LanguageModel:
-        """The model of a spec."""
+    def load(cls, given: ModelSpec | str | Path, **options: Any) -> LanguageModel:
+        """Load ``daunce-tiny`` (embedded), a Hugging Face folder or a Hugging Face id, held as the spec or
+        :class:`LocalOptions` say. Raises ConfigurationError for an unknown model, device or dtype."""
+        spec = given if isinstance(given, ModelSpec) else ModelSpec.of(given, **options)
         name, folder = resolve_model(spec.path)
-        model = AdaptedModel(load_causal_lm(folder, spec), checkpointing=spec.gradient_checkpointing)
+        causal = load_causal_lm(folder, spec.options)
+        model = AdaptedModel(causal, checkpointing=spec.options.gradient_checkpointing)
         return cls(name, model, LocalTokenizer(spec.tokenizer or folder))
-
-    @property
-    def max_context(self) -> int:
-        """The longest sequence that the model's positions allow, in tokens; 2,048 where the configuration is silent."""
-        return longest_context(self.adapted.config) or 2048
-
-    @property
-    def vocabulary(self) -> int:
-        """Number of token ids that the model knows."""
-        return int(self.adapted.config.vocab_size)
 
     def adapter_shapes(self, targets: tuple[str, ...] | str | None) -> dict[str, tuple[int, int]]:
         """(in, out) of every module that gets an adapter."""
@@ -154,15 +143,11 @@ class LanguageModel:
         with self.adapted.using(self._tuned(adapter)), torch.inference_mode():
             for group in passes_of(lengths, max(1, most >> cuts), self.adapted.alone_above):
                 batch = Batch.of([sequences[i] for i in group], self.adapted.device)
-                nats = token_nats(self._head, self.adapted.hidden(batch), batch.target, None)
+                nats = token_nats(self.adapted, self.adapted.hidden(batch), batch)
                 parts = torch.split((-nats).cpu().double(), batch.counts)
                 for i, part in zip(group, parts, strict=True):
                     answers[i] = part.numpy()
         return answers
-
-    @cached_property
-    def _head(self) -> Head:
-        return Head(self.adapted)
 
     def generate(
         self,
@@ -180,24 +165,25 @@ class LanguageModel:
         sampled from the smallest set of tokens that holds ``top_p`` of the probability. The same seed gives the same
         continuation."""
         self._check(ids, "the prompt")
-        random = np.random.default_rng(np.random.SeedSequence(seed))
-        stops = frozenset(stop_ids)
-        made: list[int] = []
-        read = [_read_logprobs(torch.zeros(0, self.vocabulary), (), top)]
-        finished = False
-        with self.adapted.using(self._tuned(adapter)), torch.inference_mode():
-            past = None
-            step = torch.tensor([list(ids)], device=self.adapted.device)
-            while len(made) < min(max_tokens, self.max_context - len(ids)) and not finished:
-                output = self.adapted.model(input_ids=step, past_key_values=past, use_cache=True)
-                past = output.past_key_values
-                logits = output.logits[0, -1:].float().cpu()
-                token = _sample(logits[0].double().numpy(), temperature, top_p, random)
-                read.append(_read_logprobs(logits, [token], top))
-                made.append(token)
-                finished = token in stops
-                step = torch.tensor([[token]], device=self.adapted.device)
-        return Generation(tuple(made), TokenLogprobs(*map(np.concatenate, zip(*read, strict=True))), finished)
+        room = min(max_tokens, self.max_context - len(ids))
+        made, logits = [], torch.zeros(0, self.vocabulary)
+        how: dict[str, Any] = {"max_new_tokens": room, "eos_token_id": list(stop_ids), "pad_token_id": 0}
+        how |= {"output_logits": True, "return_dict_in_generate": True}
+        if temperature:
+            how |= {"do_sample": True, "temperature": temperature, "top_p": top_p, "top_k": 0}
+        model, prompt = self.adapted.model, torch.tensor([list(ids)], device=self.adapted.device)
+        if room > 0:
+            with self.adapted.using(self._tuned(adapter)), torch.inference_mode(), seeded(seed, self.adapted.device):
+                # What a checkpoint has of its own here (penalties, top_k) would fill in what is not set.
+                own, model.generation_config = model.generation_config, GenerationConfig()
+                try:
+                    found = model.generate(
+                        prompt, attention_mask=torch.ones_like(prompt), generation_config=GenerationConfig(**how)
+                    )
+                finally:
+                    model.generation_config = own
+            made, logits = found.sequences[0, len(ids) :].tolist(), torch.cat(found.logits)
+        return Generation(tuple(made), _read_logprobs(logits, made, top), bool(made) and made[-1] in stop_ids)
 
     def _check(self, ids: Sequence[int], what: str) -> None:
         if not ids:
@@ -254,20 +240,15 @@ class LanguageModel:
 
 
 def _start_weights(folder: Path, settings: LoraSettings, shapes: Mapping[str, tuple[int, int]]) -> Weights:
-    adapter = load_adapter(folder)
+    adapter, scaling = load_adapter(folder), settings.alpha / settings.rank
     made = {n: (a.shape[1], b.shape[0], a.shape[0]) for n, (a, b) in adapter.weights.items()}
-    if made != {n: (*shape, settings.rank) for n, shape in shapes.items()}:
-        difference = (
-            f"rank {next(iter(made.values()))[2]} and {len(made)} modules, the settings have "
-            f"rank {settings.rank} and {len(shapes)}"
+    if made != {n: (*shape, settings.rank) for n, shape in shapes.items()} or adapter.scaling != scaling:
+        raise ConfigurationError(
+            f"{folder.name} has rank {next(iter(made.values()))[2]}, alpha / rank {adapter.scaling:g} and {len(made)} "
+            f"modules, the settings have rank {settings.rank}, alpha / rank {scaling:g} and {len(shapes)}; continue an "
+            "adapter with the settings that it was made with."
         )
-    elif adapter.scaling != (scaling := settings.alpha / settings.rank):
-        difference = f"alpha / rank {adapter.scaling:g}, the settings have {scaling:g}"
-    else:
-        return dict(adapter.weights)
-    raise ConfigurationError(
-        f"{folder.name} has {difference}; continue an adapter with the settings that it was made with."
-    )
+    return dict(adapter.weights)
 
 
 def _read_logprobs(logits: Tensor, target: Sequence[int], top: int) -> TokenLogprobs:
@@ -276,18 +257,3 @@ def _read_logprobs(logits: Tensor, target: Sequence[int], top: int) -> TokenLogp
     chosen = logprobs.gather(1, torch.tensor(target, dtype=torch.long)[:, None])[:, 0]
     values, order = logprobs.topk(min(top, logprobs.shape[1]), dim=1)
     return TokenLogprobs(chosen.numpy(), order.numpy(), values.numpy())
-
-
-def _sample(logits: NDArray[np.float64], temperature: float, top_p: float, random: np.random.Generator) -> int:
-    """A token drawn from logits (vocabulary,): the likeliest at temperature 0, otherwise one of the smallest set of
-    tokens that holds ``top_p`` of the probability."""
-    if temperature == 0:
-        return int(np.argmax(logits))
-    scaled = logits / temperature
-    probabilities = np.exp(scaled - scaled.max())
-    probabilities /= probabilities.sum()
-    order = np.argsort(-probabilities, kind="stable")
-    cumulative = np.cumsum(probabilities[order])
-    kept = order[: int(np.searchsorted(cumulative, top_p * cumulative[-1])) + 1]
-    share = probabilities[kept] / probabilities[kept].sum()
-    return int(random.choice(kept, p=share))

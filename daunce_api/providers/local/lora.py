@@ -11,7 +11,7 @@ import threading
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
 from itertools import groupby
 from typing import Any
@@ -91,6 +91,8 @@ class AdaptedModel:
         if checkpointing:
             enable_checkpointing(model)
         self.lock = threading.RLock()
+        self.device = torch.device(model.device)
+        """Where token ids go in."""
         self.config = model.config.get_text_config(decoder=True)
         self.modules = dict(model.named_modules())
         self.parameters = dict(model.named_parameters())
@@ -100,19 +102,14 @@ class AdaptedModel:
         if not isinstance(head, nn.Module):
             raise CapabilityError(f"{model.config.model_type} has no output head; give a causal language model.")
         self.head = head
+        self.head_name = next(str(name) for name, module in self.modules.items() if module is head)
+        self.cap: float | None = getattr(self.config, "final_logit_softcapping", None)
+        self.factor = float(getattr(self.config, "logit_scale", None) or 1.0)
+        self.factor /= float(getattr(self.config, "logits_scaling", None) or 1.0)
         self.text = text_part(model)
         """Prefix of the names of the text decoder's modules; '' where the model is nothing else."""
         self._active: Active | None = None
         self._hooked: set[str] = set()
-
-    @property
-    def device(self) -> torch.device:
-        """Where token ids go in."""
-        return torch.device(self.model.device)
-
-    @cached_property
-    def head_name(self) -> str:
-        return next(str(name) for name, module in self.modules.items() if module is self.head)
 
     @cached_property
     def alone_above(self) -> int | None:
@@ -121,9 +118,26 @@ class AdaptedModel:
         rope = getattr(self.config, "rope_parameters", None) or getattr(self.config, "rope_scaling", None) or {}
         if "dynamic" not in str(rope) and "longrope" not in str(rope):
             return None
-        own = rope.get("original_max_position_embeddings")
-        own = own or getattr(self.config, "original_max_position_embeddings", None)
-        return int(own or self.config.max_position_embeddings)
+        name = "original_max_position_embeddings"
+        return int(rope.get(name) or getattr(self.config, name, None) or self.config.max_position_embeddings)
+
+    @cached_property
+    def head_width(self) -> int:
+        """Number of logits that the output head gives.
+
+        Raises CapabilityError where :meth:`head_logits` are not the model's own: the family does something else.
+        """
+        ids = list(range(min(5, int(self.config.vocab_size))))
+        with self.using(None), torch.no_grad():
+            batch = Batch.of([(ids, range(1, len(ids)))], self.device)
+            own = self.logits(batch.ids).float()
+            found = self.head_logits(self.hidden(batch), batch.row)
+        if found.shape != own.shape or not torch.allclose(found.float(), own, rtol=0.05, atol=0.05):
+            raise CapabilityError(
+                f"{self.model.config.model_type} changes its logits in a way that is not known here; "
+                "kind: vllm scores such a model."
+            )
+        return int(found.shape[1])
 
     @property
     def trains_head(self) -> bool:
@@ -179,21 +193,19 @@ class AdaptedModel:
         states: Tensor = self.model.base_model(input_ids=batch.ids, use_cache=False)[0]
         return states[batch.row.to(states.device), batch.column.to(states.device)]
 
-    def raw_logits(self, hidden: Tensor, members: Sequence[int] | None) -> Tensor:
-        """What the output head itself makes of hidden states (n, width) of these ``members`` (n entries)."""
+    def head_logits(self, states: Tensor, rows: Tensor) -> Tensor:
+        """Logits (n, vocabulary) of last hidden states (n, width) of ``rows`` (n,) of a batch, in float32 (float64
+        if they are): by the model's own output head, and the constant factor, divisor or soft cap of some families.
+        """
         active = self._active
-        if isinstance(active, ActiveLora) and self.head_name in active.weights:
-            active = ActiveLora(active.weights, active.scaling, members)
+        if isinstance(active, ActiveLora) and active.members is not None and self.head_name in active.weights:
+            active = replace(active, members=[active.members[r] for r in rows.tolist()])
         with self.using(active):
-            logits: Tensor = self.head(hidden)
-        return logits
-
-    def owners(self, batch: Batch) -> list[int] | None:
-        """The member of every position of a batch; None where one adapter, or none, serves them all."""
-        active = self._active
-        if not isinstance(active, ActiveLora) or active.members is None:
-            return None
-        return [k for k, count in zip(active.members, batch.counts, strict=True) for _ in range(count)]
+            logits: Tensor = self.head(states)
+        logits = logits if logits.dtype == torch.float64 else logits.float()
+        if self.factor != 1.0:
+            logits = logits * self.factor
+        return logits if self.cap is None else torch.tanh(logits / self.cap) * self.cap
 
     def logits(self, inputs: Tensor) -> Tensor:
         """The model's own logits (T, vocabulary) of one sequence (1, T)."""
@@ -231,19 +243,20 @@ def updated(
     if x.shape[0] % count:
         raise CapabilityError("this architecture does not keep the rows of a batch apart; train one member at a time.")
     rows = x.reshape(count, -1, x.shape[-1])
-    if members is None:
-        a_R, b_R = (t if t.dim() == 3 else t[None] for t in (a, b))
-    elif 2 * a.shape[1] <= rows.shape[1]:  # a copy of A and B for every row is small beside the row itself
-        chosen = _index(tuple(members), a.device)
-        a_R, b_R = a.index_select(0, chosen), b.index_select(0, chosen)
-    else:
+    if members is not None and 2 * a.shape[1] > rows.shape[1]:  # copies of A and B would be large beside the rows
         parts = torch.split(rows, [len(list(same)) for _, same in groupby(members)])
         out = torch.cat([linear(linear(p, a[k]), b[k]) for p, (k, _) in zip(parts, groupby(members), strict=True)])
-        return torch.add(output, out.view(output.shape).to(output.dtype), alpha=scaling)
-    inner = torch.bmm(rows, a_R.mT)
-    if inner.dtype != output.dtype:
-        return torch.add(output, torch.bmm(inner, b_R.mT).view(output.shape).to(output.dtype), alpha=scaling)
-    return torch.baddbmm(output.view(count, -1, output.shape[-1]), inner, b_R.mT, alpha=scaling).view(output.shape)
+    else:
+        if members is None:
+            a_R, b_R = (t.view(1, *t.shape[-2:]) for t in (a, b))
+        else:
+            a_R, b_R = (t.index_select(0, _index(tuple(members), t.device)) for t in (a, b))
+        inner = torch.bmm(rows, a_R.mT)
+        if inner.dtype == output.dtype:
+            whole = torch.baddbmm(output.view(count, -1, output.shape[-1]), inner, b_R.mT, alpha=scaling)
+            return whole.view(output.shape)
+        out = torch.bmm(inner, b_R.mT)
+    return torch.add(output, out.view(output.shape).to(output.dtype), alpha=scaling)
 
 
 @lru_cache(maxsize=4)

@@ -12,13 +12,11 @@ from typing import TypeVar
 import psutil
 import torch
 
-from ...errors import ConfigurationError
 from .engines import WorkerLostError
 from .lora import AdaptedModel
 
-CPU_TOKENS = 768
-"""Padded tokens of a training pass on a CPU; 1,024 and 2,048 are 3 % faster with the embedded model, and take a quarter
-more memory and twice as much (RESULTS-local.md)."""
+CPU_TOKENS = 1024
+"""Padded tokens of a training pass on a CPU; see RESULTS-local.md for others."""
 CPU_PASS_BYTES = 1 << 30
 """What a training pass may take on a CPU by :func:`token_bytes`: large models gain nothing from longer passes."""
 GPU_TOKENS = 16384
@@ -45,17 +43,6 @@ def passes_of(lengths: Sequence[int], max_tokens: int, alone_above: int | None =
             longest, waste = lengths[i], 0
         passes[-1].append(i)
     return passes
-
-
-class OutOfMemoryError(ConfigurationError):
-    """Not even the smallest piece of work fits into memory."""
-
-    def __init__(self, what: str) -> None:
-        super().__init__(
-            f"out of memory: {what}. Set backend.options.gradient_checkpointing: true, dtype: bfloat16, quantisation: "
-            "8bit or 4bit, fewer workers, a smaller lora_rank or shorter examples; for a model that one machine cannot "
-            "hold use kind: tinker with a Tinker-compatible server."
-        )
 
 
 T = TypeVar("T")
@@ -114,7 +101,7 @@ class Limits:
 
 
 def limits_of(
-    model: AdaptedModel, *, member_bytes: int, members: int, longest: int, budget: int, tokens: int | None
+    model: AdaptedModel, member_bytes: int, *, members: int, longest: int, budget: int, tokens: int | None
 ) -> Limits:
     """As many of ``members`` as half of a ``budget`` in bytes holds, and as many tokens a pass as the rest of it, at
     most ``tokens`` (None: the device's usual); at least one member and one row of the ``longest`` example."""

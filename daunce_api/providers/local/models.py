@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from ...errors import ConfigurationError, MissingExtraError
 from ..tokenizers import EMBEDDED_MODEL, embedded_folder, hub_folder
-from .options import ModelSpec
+from .options import LocalOptions
 from .store import whole_folder
 
 if TYPE_CHECKING:
@@ -44,20 +44,15 @@ def resolve_model(path: str | Path, *, weights: bool = True) -> tuple[str, Path]
             f"{name} is no Hugging Face model folder (config.json is missing). Give such a folder, an id of the "
             f"form owner/name, or {EMBEDDED_MODEL!r}."
         )
-    return name, _of_hub(name, weights)
-
-
-def _of_hub(name: str, weights: bool) -> Path:
     get = f"`hf download {name}` where there is a network, or give a folder or {EMBEDDED_MODEL!r}."
     of_weights = (_WEIGHTS,) if weights else ()
     folder = hub_folder(name, (*_CONFIGS, *of_weights), "the model", f"Check the name; run {get}")
-    missing = [what for what in ("config.json", *of_weights) if not any(folder.glob(what))]
-    if missing:
+    if missing := [what for what in ("config.json", *of_weights) if not any(folder.glob(what))]:
         raise ConfigurationError(
             f"the model {name} has no {' and no '.join(missing)} in the cache of Hugging Face models; weights in other "
             f"formats are not read. Where the model has such files, run {get}"
         )
-    return folder
+    return name, folder
 
 
 @lru_cache(maxsize=8)
@@ -112,9 +107,7 @@ def longest_context(config: Any) -> int | None:
 
 def text_part(model: PreTrainedModel) -> str:
     """Prefix of the module names of the text decoder; '' where the model has no other part."""
-    if model.config.get_text_config(decoder=True) is model.config:
-        return ""
-    decoder = model.get_decoder()
+    decoder = None if model.config.get_text_config(decoder=True) is model.config else model.get_decoder()
     return next((f"{name}." for name, module in model.named_modules() if module is decoder and name), "")
 
 
@@ -122,49 +115,56 @@ def check_device(name: str) -> None:
     """Raises ConfigurationError, with those that there are, where torch has no device of this name here."""
     import torch
 
-    available = ["cpu"]
-    if torch.cuda.is_available():
-        available += ["cuda", *(f"cuda:{i}" for i in range(torch.cuda.device_count()))]
+    gpus = [f"cuda:{i}" for i in range(torch.cuda.device_count())]
+    available = ["cpu", *(["cuda", *gpus] if gpus else [])]
     if name not in available:
         raise ConfigurationError(
             f"device {name!r} is not available; torch has: {', '.join(available)}. Set device to one of them."
         )
 
 
-def load_causal_lm(folder: Path, spec: ModelSpec) -> PreTrainedModel:
-    """The frozen causal language model of a folder in evaluation mode, held as ``spec`` says (whose path is not read)
-    and loaded straight to its device; weights from safetensors only (never a pickle).
-
-    Raises ConfigurationError where the folder holds no causal language model, or for a device or dtype that is not
-    here.
-    """
+@contextmanager
+def seeded(seed: int, device: torch.device) -> Iterator[None]:
+    """torch's generators of the CPU and of ``device`` under a seed inside, as they were afterwards; no other device is
+    opened for it."""
     import torch
 
-    dtypes = ("float32", "bfloat16", "float16", "float64")
-    if spec.dtype not in dtypes:
-        raise ConfigurationError(f"dtype {spec.dtype!r} is not known; use one of {', '.join(dtypes)}")
-    check_device(spec.device)
-    dtype = getattr(torch, spec.dtype)
-    quantised = _quantised(spec.quantisation, dtype)
-    device_map = spec.device_map
-    if device_map is None and (spec.quantisation is not None or spec.device != "cpu"):
-        device_map = {"": spec.device}
-    if spec.device != "cpu":
+    cuda = device.type == "cuda"
+    with torch.random.fork_rng(devices=[device] if cuda else []):
+        torch.default_generator.manual_seed(seed)
+        if cuda:
+            torch.cuda.manual_seed(seed)
+        yield
+
+
+def load_causal_lm(folder: Path, options: LocalOptions) -> PreTrainedModel:
+    """The frozen causal language model of a folder in evaluation mode, held as ``options`` say and loaded straight to
+    its device; weights from safetensors only (never a pickle).
+
+    Raises ConfigurationError where the folder holds no causal language model, or for a device that is not here.
+    """
+    import torch
+    from transformers.utils import logging as bars
+
+    check_device(options.device)
+    dtype = getattr(torch, options.precision)
+    held = {"dtype": dtype, "quantization_config": _quantised(options.quantisation, dtype)}
+    if options.device_map or options.quantisation or options.device != "cpu":
+        held["device_map"] = options.device_map or {"": options.device}
+    if options.device != "cpu":
         torch.set_float32_matmul_precision("high")  # TF32
+    shown = bars.is_progress_bar_enabled()
+    bars.disable_progress_bar()
     try:
-        with _without_bars():
-            model: PreTrainedModel = model_class(folder).from_pretrained(
-                folder,
-                dtype=dtype,
-                device_map=device_map,
-                quantization_config=quantised,
-                use_safetensors=True,
-                local_files_only=True,
-            )
+        kind = model_class(folder)
+        model: PreTrainedModel = kind.from_pretrained(folder, use_safetensors=True, local_files_only=True, **held)
     except (OSError, ValueError, KeyError, ImportError) as error:
         raise ConfigurationError(f"{folder} cannot be loaded as a causal language model: {error}") from error
     except torch.OutOfMemoryError as error:
         raise ConfigurationError(too_large(folder.name)) from error
+    finally:
+        if shown:
+            bars.enable_progress_bar()
     for module in model.modules():
         # What bitsandbytes repacks a layer's weights for on some CPUs has no gradient; without it both ways work.
         if hasattr(module, "support_avx512bf16_for_cpu"):
@@ -198,19 +198,6 @@ def _quantised(kind: str | None, dtype: torch.dtype) -> Any:
     if kind == "8bit":
         return BitsAndBytesConfig(load_in_8bit=True)
     return BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=dtype)
-
-
-@contextmanager
-def _without_bars() -> Iterator[None]:
-    """transformers without its progress bars."""
-    from transformers.utils import logging as bars
-
-    shown = bars.is_progress_bar_enabled()
-    bars.disable_progress_bar()
-    try:
-        yield
-    finally:
-        (bars.enable_progress_bar if shown else bars.disable_progress_bar)()
 
 
 def enable_checkpointing(model: PreTrainedModel) -> None:
@@ -254,7 +241,7 @@ def load_full(folder: Path, own: Mapping[str, Tensor]) -> dict[str, Tensor]:
     if len(dtypes) != 1:
         raise ConfigurationError("a full fine-tune cannot take the place of quantised weights; set no quantisation.")
     dtype = str(next(iter(dtypes))).removeprefix("torch.")
-    other = load_causal_lm(folder, ModelSpec(str(folder), dtype=dtype))
+    other = load_causal_lm(folder, LocalOptions.model_validate({"dtype": dtype}))
     found = {n: p.data for n, p in other.named_parameters()}
     if found.keys() != own.keys() or any(found[n].shape != own[n].shape for n in own):
         raise ConfigurationError(f"{folder.name} is a model of another shape than the base model")

@@ -13,14 +13,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, TypeVar
 
-from pydantic import (
-    Field,
-    NonNegativeFloat,
-    PositiveFloat,
-    PositiveInt,
-    ValidationError,
-    field_validator,
-)
+from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt, ValidationError, field_validator
 from pydantic.dataclasses import dataclass
 
 from ...config import RunConfig
@@ -52,6 +45,13 @@ class Recipe(Settings):
     steps. The model runs in evaluation mode: its own dropout is off, so that a loss is the one that scoring gives."""
 
     warmup_ratio: Annotated[float, Field(ge=0, le=1)] = 0.03
+
+    def rate(self, step: int, total: int) -> float:
+        """Rate of optimizer step ``step`` (from 0): linear from above 0 over the warm-up, then a cosine to 0."""
+        warmup = math.ceil(self.warmup_ratio * total)
+        if step < warmup:
+            return self.learning_rate * (step + 1) / (warmup + 1)
+        return self.learning_rate * 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, total - warmup)))
 
 
 @dataclass(frozen=True)
@@ -122,75 +122,21 @@ def settings_of(hyperparameters: Mapping[str, Any], kind: type[SettingsT]) -> Se
     """
     given = {k: v for k, v in hyperparameters.items() if v != "auto"}
     fields = hyperparameters_of(kind)
-    unknown = sorted(given.keys() - fields.keys())
-    if unknown:
-        known = ", ".join(sorted(fields))
-        raise RejectedError(f"hyperparameter {unknown[0]!r} is not known here; known: {known}")
+    if unknown := sorted(given.keys() - fields.keys()):
+        raise RejectedError(f"hyperparameter {unknown[0]!r} is not known here; known: {', '.join(sorted(fields))}")
     if _MULTIPLIER in given and "learning_rate" in given:
         raise RejectedError("give learning_rate or learning_rate_multiplier, not both")
     try:
         if _MULTIPLIER in given:
             given[_MULTIPLIER] = float(given[_MULTIPLIER]) * kind().learning_rate
         return kind(**{fields[name]: value for name, value in given.items()})
-    except ValidationError as error:
-        wrong = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors())
-        raise RejectedError(f"hyperparameters cannot be used: {wrong}") from error
     except (ValueError, TypeError) as error:
-        raise RejectedError(f"hyperparameters cannot be used: {_MULTIPLIER}: {error}") from error
+        wrong = f"{_MULTIPLIER}: {error}"
+        if isinstance(error, ValidationError):
+            wrong = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors())
+        raise RejectedError(f"hyperparameters cannot be used: {wrong}") from error
 
 
-@dataclass(frozen=True)
-class ModelSpec:
-    """A language model and how a worker holds it; equal specs share one copy in a process.
-
-    ``quantisation``: None, ``8bit`` or ``4bit`` (bitsandbytes). ``threads``: torch threads of the worker.
-    ``tokenizer``: folder of another tokenizer than the model's own.
-    """
-
-    path: str
-    device: str = "cpu"
-    dtype: str = "float32"
-    device_map: str | Mapping[str, int | str] | None = None
-    quantisation: str | None = None
-    gradient_checkpointing: bool = False
-    threads: int = 1
-    tokenizer: str | None = None
-
-
-@dataclass(frozen=True)
-class TaskSpec:
-    """A task and how a worker holds it. ``start``: file of the weights that everything starts from; None: fresh."""
-
-    task: str
-    folder: str
-    inputs: str | None = None
-    start: str | None = None
-    device: str = "cpu"
-    threads: int = 1
-
-    @property
-    def place(self) -> tuple[Path | str, str]:
-        """File or module of the task, and the name in it ('' for the module itself)."""
-        place, _, name = self.task.partition(":")
-        return (Path(self.folder, place).resolve() if place.endswith(".py") else place), name
-
-    def digest(self) -> str:
-        """SHA-256 of the task's file, the inputs and the start; imports nothing. Raises ConfigurationError."""
-        sha = hashlib.sha256(f"{self.task}\n{self.inputs}\n{self.start}\n".encode())
-        place, _ = self.place
-        for part in (place if isinstance(place, Path) else None, self.inputs, self.start):
-            if part is not None:
-                try:
-                    with Path(part).open("rb") as file:
-                        hashlib.file_digest(file, lambda: sha)
-                except OSError as error:
-                    raise ConfigurationError(
-                        f"{part} cannot be read: {error.strerror}. Check backend.options."
-                    ) from error
-        return sha.hexdigest()
-
-
-_HELD = ("device", "device_map", "quantisation", "gradient_checkpointing", "threads")
 _LANGUAGE_ONLY = {"dtype", "device_map", "quantisation", "gradient_checkpointing", "fine_tuning", "tokens_per_pass"}
 
 
@@ -237,7 +183,7 @@ class LocalOptions(Options):
     tokens_per_pass: int | None = Field(
         None,
         ge=16,
-        description="most padded tokens in a pass; default: 16,384 on a GPU, on a CPU 768 or what 1 GiB holds",
+        description="most padded tokens in a pass; default: 16,384 on a GPU, on a CPU 1,024 or what 1 GiB holds",
     )
     ray: RayOptions = Field(default_factory=RayOptions)
 
@@ -259,23 +205,82 @@ class LocalOptions(Options):
             return max(1, usable_cores() // self.threads)
         return max(1, visible_gpus()) if self.device == "cuda" else 1
 
-    def spec(self, model: str, tokenizer: str | None = None) -> ModelSpec:
-        """The model as a worker holds it."""
-        kept = {name: getattr(self, name) for name in _HELD}
-        dtype = self.dtype or ("float32" if self.device == "cpu" else "bfloat16")
-        return ModelSpec(path=model, dtype=dtype, tokenizer=tokenizer, **kept)
+    @property
+    def memory_limit(self) -> int | None:
+        """In bytes."""
+        return None if self.memory_limit_gib is None else int(self.memory_limit_gib * 2**30)
 
-    def task_spec(self, task: str, config: RunConfig) -> TaskSpec:
-        """The classifier as a worker holds it; its files are looked up from the folder of the training data."""
-        folder = config.data.train.parent
-        return TaskSpec(
-            task=task,
-            folder=str(folder),
-            inputs=None if self.inputs is None else str(folder / self.inputs),
-            start=None if config.backend.model == FRESH else str(folder / config.backend.model),
-            device=self.device,
-            threads=self.threads,
-        )
+    @property
+    def precision(self) -> str:
+        """Of the frozen model."""
+        return self.dtype or ("float32" if self.device == "cpu" else "bfloat16")
+
+    @property
+    def settings(self) -> type[LoraSettings | FullSettings | ClassifierSettings]:
+        """How members are trained."""
+        if self.task:
+            return ClassifierSettings
+        return FullSettings if self.fine_tuning == "full" else LoraSettings
+
+    def spec(self, config: RunConfig) -> Spec:
+        """What a worker holds: the model, or the classifier, whose files are looked up from the folder of the training
+        data."""
+        backend, folder = config.backend, config.data.train.parent
+        if not self.task:
+            own = backend.kind == "local"  # otherwise the tokenizer belongs to whoever trains
+            return ModelSpec(backend.model, self, backend.tokenizer if own else None)
+        inputs = None if self.inputs is None else str(folder / self.inputs)
+        start = None if backend.model == FRESH else str(folder / backend.model)
+        return TaskSpec(self.task, str(folder), inputs, start, self)
+
+
+@dataclass(frozen=True)
+class ModelSpec:
+    """A language model and how a worker holds it; equal specs share one copy in a process. ``tokenizer``: folder of
+    another tokenizer than the model's own."""
+
+    path: str
+    options: LocalOptions = Field(default_factory=LocalOptions)
+    tokenizer: str | None = None
+
+    @classmethod
+    def of(cls, path: str | Path, **options: Any) -> ModelSpec:
+        """A model with these options. Raises ConfigurationError."""
+        return cls(str(path), parse_options(LocalOptions, options, "options"))
+
+
+@dataclass(frozen=True)
+class TaskSpec:
+    """A task and how a worker holds it. ``start``: file of the weights that everything starts from; None: fresh."""
+
+    task: str
+    folder: str
+    inputs: str | None = None
+    start: str | None = None
+    options: LocalOptions = Field(default_factory=LocalOptions)
+
+    @property
+    def place(self) -> tuple[Path | str, str]:
+        """File or module of the task, and the name in it ('' for the module itself)."""
+        place, _, name = self.task.partition(":")
+        return (Path(self.folder, place).resolve() if place.endswith(".py") else place), name
+
+    def digest(self) -> str:
+        """SHA-256 of the task's file, the inputs and the start; imports nothing. Raises ConfigurationError."""
+        sha = hashlib.sha256(f"{self.task}\n{self.inputs}\n{self.start}\n".encode())
+        place, _ = self.place
+        parts = [str(p) for p in (place if isinstance(place, Path) else None, self.inputs, self.start) if p]
+        try:
+            for part in parts:
+                with Path(part).open("rb") as file:
+                    hashlib.file_digest(file, lambda: sha)
+        except OSError as error:
+            why = f"{error.filename} cannot be read: {error.strerror}. Check backend.options."
+            raise ConfigurationError(why) from error
+        return sha.hexdigest()
+
+
+Spec = ModelSpec | TaskSpec
 
 
 def visible_gpus() -> int:

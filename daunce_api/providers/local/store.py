@@ -15,9 +15,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from ...data.dataset import Dataset
-from ...data.tokenizers import EncodedExample, Tokenizer, encode_example
-from ...errors import DataError
+from ..._util.files import replacing
 from ..base import Job, JobStatus
 
 _OWN_FILE = re.compile(r"file-[0-9a-f]{20}")
@@ -44,25 +42,6 @@ class MemberResult:
     error: str | None = None
 
 
-def encode_training(data: Dataset, tokenizer: Tokenizer, max_context: int) -> list[EncodedExample]:
-    """A training file as token ids; assistant turns with ``weight: 0`` carry no loss, all others do.
-
-    Raises DataError that lists every problem with its line.
-    """
-    encoded, problems = [], []
-    for position, example in enumerate(data):
-        try:
-            encoded.append(encode_example(example, tokenizer, loss_on="all"))
-        except DataError as error:
-            problems.append(f"{data.where(position)}: {error}")
-            continue
-        if (size := len(encoded[-1].ids)) > max_context:
-            problems.append(f"{data.where(position)}: has {size} tokens, the model's context length is {max_context}")
-    if problems:
-        raise DataError("the training file cannot be used; nothing was trained.", problems)
-    return encoded
-
-
 @dataclass(frozen=True, slots=True)
 class JobRecord:
     """One job. ``number`` counts the jobs of a run in the order of submission."""
@@ -73,7 +52,7 @@ class JobRecord:
     file_id: str
     seed: int
     hyperparameters: Mapping[str, Any]
-    status: str = JobStatus.QUEUED.value
+    status: JobStatus = JobStatus.QUEUED
     error: str | None = None
     trained_tokens: int | None = None
     number: int = 0
@@ -81,14 +60,13 @@ class JobRecord:
     @property
     def public(self) -> Job:
         """As the orchestrator sees it; a finished job's model carries the job's id."""
-        status = JobStatus(self.status)
-        model = model_id(self.id) if status is JobStatus.SUCCEEDED else None
-        return Job(self.id, status, model, self.error, self.trained_tokens)
+        model = model_id(self.id) if self.status is JobStatus.SUCCEEDED else None
+        return Job(self.id, self.status, model, self.error, self.trained_tokens)
 
 
-def model_id(job_id: str, epoch: int | None = None) -> str:
-    """Name of the model that a job makes, or of the one that it was after an earlier epoch (from 1)."""
-    return job_id.replace("job-", "ft-", 1) + ("" if epoch is None else f"-e{epoch}")
+def model_id(job_id: str) -> str:
+    """Name of the model that a job makes."""
+    return job_id.replace("job-", "ft-", 1)
 
 
 def job_id(key: str) -> str:
@@ -96,12 +74,10 @@ def job_id(key: str) -> str:
 
 
 class JobFolder:
-    """``files/``, ``jobs/`` and ``models/`` of one run."""
+    """``files/``, ``jobs/`` and ``models/`` of one run, made when something is written."""
 
     def __init__(self, root: Path) -> None:
         self.root = root
-        for name in ("files", "jobs", "models"):
-            (root / name).mkdir(parents=True, exist_ok=True)
 
     def file_id(self, name: str, size: int) -> str:
         """Id that a file of this name and size has; names carry a hash of the content."""
@@ -126,8 +102,8 @@ class JobFolder:
         for path in sorted((self.root / "jobs").glob("job-*.json")):
             content = json.loads(path.read_text())
             content.pop("group", None)  # of an earlier version
-            if content["status"] == JobStatus.RUNNING:
-                content["status"] = JobStatus.QUEUED.value
+            status = JobStatus(content["status"])
+            content["status"] = JobStatus.QUEUED if status is JobStatus.RUNNING else status
             jobs[content["id"]] = JobRecord(**content)
         return jobs
 
@@ -152,9 +128,9 @@ class JobFolder:
             shutil.rmtree(folder, ignore_errors=True)
 
 
-def beside(folder: Path, epoch: int | None) -> Path:
-    """Where what ``folder`` was after an earlier epoch is left."""
-    return folder if epoch is None else folder.with_name(f"{folder.name}-e{epoch}")
+def beside(folder: Path, epoch: int) -> Path:
+    """Where what ``folder`` was after an earlier epoch (from 1) is left."""
+    return folder.with_name(f"{folder.name}-e{epoch}")
 
 
 @contextmanager
@@ -184,9 +160,7 @@ def remove_folder(folder: Path) -> None:
 
 
 def _write(path: Path, content: bytes) -> None:
-    handle, part = tempfile.mkstemp(dir=path.parent, prefix=".part-")
-    with os.fdopen(handle, "wb") as file:
+    with replacing(path) as part, part.open("wb") as file:
         file.write(content)
         file.flush()
         os.fsync(file.fileno())
-    os.replace(part, path)

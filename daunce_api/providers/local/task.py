@@ -64,8 +64,6 @@ def load_task(spec: TaskSpec) -> ClassifierTask:
         raise ConfigurationError(
             f"backend.options.task {spec.task!r} cannot be imported: {type(error).__name__}: {error}"
         ) from error
-    if isinstance(found, ClassifierTask):
-        return found
     if not callable(getattr(found, "model_factory", None)):
         raise ConfigurationError(f"backend.options.task {spec.task!r} has no model_factory; see ClassifierTask.")
     given = {key: getattr(found, key) for key in ("classes", "loss", "read") if getattr(found, key, None) is not None}
@@ -111,15 +109,13 @@ class Records:
         return self._user_inputs([prompt for prompt, _ in records]), torch.tensor(labels)
 
     def _user_inputs(self, prompts: Sequence[str]) -> Tensor:
-        places: dict[str, int] = {}
-        rows = [places.setdefault(prompt, len(places)) for prompt in prompts]
         try:
-            inputs = torch.as_tensor(self._task.read(list(places)))  # type: ignore[misc]
+            inputs = torch.as_tensor(self._task.read(prompts))  # type: ignore[misc]
         except Exception as error:  # the user's code may fail in any way
             raise DataError(f"the task's read() failed: {type(error).__name__}: {error}") from error
-        if len(inputs) != len(places):
-            raise DataError(f"the task's read() gave {len(inputs)} inputs for {len(places)} prompts")
-        return inputs[rows]
+        if len(inputs) != len(prompts):
+            raise DataError(f"the task's read() gave {len(inputs)} inputs for {len(prompts)} prompts")
+        return inputs
 
     def _row(self, prompt: str) -> int | str:
         """The row of the inputs that a prompt names, or what is wrong with it."""

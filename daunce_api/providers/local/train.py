@@ -7,7 +7,7 @@ gradient is its own, and AdamW works element by element.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -19,7 +19,7 @@ from ...errors import ConfigurationError, DataError, RejectedError
 from ..objective import Objective, noise
 from ..randomness import DROPOUT, INIT, ORDER, stream
 from .lora import ActiveFull, ActiveLora, AdaptedModel, Batch
-from .losses import Head, row_values
+from .losses import row_values
 from .memory import CPU_TOKENS, passes_of
 from .options import LoraSettings, Recipe
 
@@ -31,7 +31,6 @@ _READ_EVERY = 16
 
 Weights = dict[str, tuple[Tensor, Tensor]]
 """One LoRA adapter: A (rank, in) and B (out, rank) of each module."""
-AfterStep = Callable[[int, int, list[float]], None]
 
 
 @dataclass(frozen=True)
@@ -68,14 +67,6 @@ def trained_tokens(examples: Sequence[EncodedExample], recipe: Recipe) -> int:
     return recipe.n_epochs * sum(len(e.ids) for e in examples)
 
 
-def learning_rate_at(step: int, total: int, recipe: Recipe) -> float:
-    """Rate of optimiser step ``step`` (from 0): linear from above 0 over the warm-up, then a cosine to 0."""
-    warmup = math.ceil(recipe.warmup_ratio * total)
-    if step < warmup:
-        return recipe.learning_rate * (step + 1) / (warmup + 1)
-    return recipe.learning_rate * 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, total - warmup)))
-
-
 def fresh_weights(shapes: Mapping[str, tuple[int, int]], rank: int, seed: int) -> Weights:
     """LoRA's start as PEFT makes it: A uniform within +-1/sqrt(in), B zero. ``shapes[module] = (in, out)``."""
     random = stream(seed, INIT)
@@ -101,39 +92,34 @@ class LoraTrainee:
         """``start`` holds the adapter that all begin with (theta_0); None: fresh weights of each one's own seed."""
         if settings.dropout and model.head_name in shapes:
             raise ConfigurationError("lora_dropout is not computed for an adapter on the output head; leave one out.")
-        self.members = members
-        self._model, self.settings = model, settings
+        self.members, self._model, self.settings = members, model, settings
         self._scaling = settings.alpha / settings.rank
         self.start = None if start is None else ActiveLora(model.placed(start), self._scaling)
         """theta_0; None: the base model, which fresh adapters do not change."""
         starts = [start or fresh_weights(shapes, settings.rank, m.seed) for m in members]
         stacked = {n: (torch.stack([s[n][0] for s in starts]), torch.stack([s[n][1] for s in starts])) for n in shapes}
         self._weights = {n: (a.requires_grad_(), b.requires_grad_()) for n, (a, b) in model.placed(stacked).items()}
-
-    @property
-    def parameters(self) -> Iterable[Tensor]:
-        return [p for pair in self._weights.values() for p in pair]
+        self.parameters = [part for pair in self._weights.values() for part in pair]
 
     def active(self, rows: Sequence[Row], step: int) -> ActiveLora:
         members = [r.member for r in rows] if len(self.members) > 1 else None
-        if not (share := self.settings.dropout):
-            return ActiveLora(self._weights, self._scaling, members)
-        seeds = [self.members[r.member].seed for r in rows]
-        keys = [stream(s, DROPOUT, step, r.place).integers(-(2**63), 2**63) for s, r in zip(seeds, rows, strict=True)]
-        return ActiveLora(
-            self._weights, self._scaling, members, share, torch.tensor(np.array(keys), device=self._model.device)
-        )
+        keys = None
+        if self.settings.dropout:
+            streams = (stream(self.members[r.member].seed, DROPOUT, step, r.place) for r in rows)
+            drawn = np.array([random.integers(-(2**63), 2**63) for random in streams])
+            keys = torch.tensor(drawn, device=self._model.device)
+        return ActiveLora(self._weights, self._scaling, members, self.settings.dropout, keys)
 
-    def before_step(self) -> None: ...
-
-    def after_step(self) -> None: ...
+    def step(self, optimizer: torch.optim.Optimizer) -> None:
+        optimizer.step()
 
     def weights(self, member: int) -> Weights:
         """A copy of a member's adapter."""
-        return {
-            n: (a[member].detach().cpu().clone(), b[member].detach().cpu().clone())
-            for n, (a, b) in self._weights.items()
-        }
+
+        def own(stacked: Tensor) -> Tensor:
+            return stacked[member].detach().cpu().clone()
+
+        return {n: (own(a), own(b)) for n, (a, b) in self._weights.items()}
 
 
 class FullTrainee:
@@ -146,32 +132,24 @@ class FullTrainee:
 
     def __init__(self, model: AdaptedModel, member: Member, start: Mapping[str, Tensor] | None = None) -> None:
         """``start`` holds the weights that training begins with (theta_0); None: the base model's."""
-        self.members = [member]
-        self._model = model
+        self.members, self._model = [member], model
         first = model.own_weights if start is None else start
         self.start = ActiveFull(first)
         held = {n: t.clone() if model.is_text(n) else t for n, t in first.items()}
         self.held = ActiveFull(held, trained=True)
-        self._masters = {
-            n: t if t.dtype in (torch.float32, torch.float64) else t.float()
-            for n, t in held.items()
-            if model.is_text(n)
-        }
-
-    @property
-    def parameters(self) -> Iterable[Tensor]:
-        return self._masters.values()
+        text = {n: t for n, t in held.items() if model.is_text(n)}
+        self._masters = {n: t if t.dtype.itemsize >= 4 else t.float() for n, t in text.items()}
+        self.parameters = list(self._masters.values())
 
     def active(self, rows: Sequence[Row], step: int) -> ActiveFull:
         return self.held
 
-    def before_step(self) -> None:
-        for name, parameter in self._model.parameters.items():
-            if parameter.grad is not None and name in self._masters:
-                self._masters[name].grad = parameter.grad.to(self._masters[name].dtype)
+    def step(self, optimizer: torch.optim.Optimizer) -> None:
+        for name, master in self._masters.items():
+            parameter = self._model.parameters[name]
+            master.grad = None if parameter.grad is None else parameter.grad.to(master.dtype)
             parameter.grad = None
-
-    def after_step(self) -> None:
+        optimizer.step()
         for name, master in self._masters.items():
             if master is not self.held.weights[name]:
                 self.held.weights[name].copy_(master)
@@ -184,7 +162,7 @@ def fine_tune(
     *,
     objective: Objective = SUBSET,
     max_tokens: int = CPU_TOKENS,
-    after_step: AfterStep | None = None,
+    after_step: Callable[[int, int, list[float]], None] | None = None,
     after_epoch: Callable[[int], None] | None = None,
 ) -> list[list[float]]:
     """Train what ``trainee`` holds, its K members side by side; returns each one's losses per step.
@@ -206,7 +184,6 @@ def fine_tune(
     total = len(schedules[0])
     if any(len(s) != total for s in schedules):
         raise DataError("members that are trained together must take the same number of steps")
-    head = Head(model)
     xi_K = [noise(len(m.examples), m.seed).tolist() for m in members]
     start = trainee.start if objective.perturbed else None
     optimizer = torch.optim.AdamW(trainee.parameters, lr=recipe.learning_rate, weight_decay=0.0, fused=True)
@@ -224,7 +201,7 @@ def fine_tune(
             chosen = [rows[i] for i in sorted(group)]
             with model.using(trainee.active(chosen, step), training=True):
                 batch = Batch.of([(r.example.ids, r.example.targets) for r in chosen], model.device)
-                values, nats = row_values(head, objective, batch, [r.xi for r in chosen], start)
+                values, nats = row_values(model, objective, batch, [r.xi for r in chosen], start)
                 weight = torch.tensor([r.weight for r in chosen], dtype=values.dtype, device=values.device)
                 (values * weight).sum().backward()  # type: ignore[no-untyped-call]
             owner = torch.tensor([r.member for r in chosen], device=model.device)
@@ -233,11 +210,9 @@ def fine_tune(
         last = step + 1 == total or schedules[0][step + 1][0] != epoch
         if after_step is not None or last or len(unread) == _READ_EVERY:
             _read(unread, losses, total)
-        optimizer.param_groups[0]["lr"] = learning_rate_at(step, total, recipe)
-        trainee.before_step()
-        optimizer.step()
+        optimizer.param_groups[0]["lr"] = recipe.rate(step, total)
+        trainee.step(optimizer)
         optimizer.zero_grad()
-        trainee.after_step()
         if after_step is not None:
             after_step(step + 1, total, [history[-1] for history in losses])
         if after_epoch is not None and last:

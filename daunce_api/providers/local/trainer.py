@@ -11,7 +11,6 @@ import json
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
-from functools import cached_property
 from typing import Any, Self
 
 from ...config import RunConfig
@@ -61,18 +60,14 @@ class LocalTrainer(Closing):
 
     def __init__(self, run: LocalRun) -> None:
         self._run = run
+        self.capabilities = trainer_capabilities(run.config)
         self._folder = run.folder
         self._jobs: dict[str, JobRecord] = {}
-        self._lost: Counter[str] = Counter()
-        self._cuts: Counter[str] = Counter()
+        self._lost, self._cuts = Counter[str](), Counter[str]()
         self._wake = asyncio.Event()
         self._dispatcher: asyncio.Task[None] | None = None
         self._last_submit = 0.0
         self._failure: DaunceError | None = None
-
-    @cached_property
-    def capabilities(self) -> TrainerCapabilities:
-        return trainer_capabilities(self._run.config)
 
     async def __aenter__(self) -> Self:
         self._run.enter()
@@ -106,24 +101,16 @@ class LocalTrainer(Closing):
 
     async def submit(self, request: JobRequest) -> Job:
         """Queue a job; a second submit with the same key returns the first one's job."""
-        if (known := await self.find_job(request.key)) is not None:
+        key, model, file_id = request.key, request.model, request.file_id
+        if (known := await self.find_job(key)) is not None:
             return known
-        self._run.adapter(request.model)
+        self._run.adapter(model)
         settings_of(request.hyperparameters, self._run.settings)
-        if self._folder.file(request.file_id) is None:
-            raise RejectedError(f"training file {request.file_id!r} does not exist")
+        if self._folder.file(file_id) is None:
+            raise RejectedError(f"training file {file_id!r} does not exist")
         number = 1 + max((r.number for r in self._jobs.values()), default=0)
         hyperparameters = dict(request.hyperparameters)
-        record = JobRecord(
-            job_id(request.key),
-            request.key,
-            request.model,
-            request.file_id,
-            request.seed,
-            hyperparameters,
-            number=number,
-        )
-        self._keep(record)
+        record = self._keep(JobRecord(job_id(key), key, model, file_id, request.seed, hyperparameters, number=number))
         self._submitted()
         return record.public
 
@@ -155,19 +142,17 @@ class LocalTrainer(Closing):
     async def cancel(self, job_id: str) -> Job:
         """A queued job never starts; a running one's result is thrown away (its group goes on for the others)."""
         record = self._record(job_id)
-        if not JobStatus(record.status).final:
-            record = self._keep(replace(record, status=JobStatus.CANCELLED.value))
+        if not record.status.final:
+            record = self._keep(replace(record, status=JobStatus.CANCELLED))
         return record.public
 
     async def delete_file(self, file_id: str) -> bool:
-        path = self._folder.file(file_id)
-        if path is not None:
+        if (path := self._folder.file(file_id)) is not None:
             path.unlink()
         return True
 
     async def delete_model(self, model: str) -> bool:
-        folder = self._folder.adapter(model)
-        if folder is not None:
+        if (folder := self._folder.adapter(model)) is not None:
             await asyncio.to_thread(remove_folder, folder)
         return True
 
@@ -202,7 +187,7 @@ class LocalTrainer(Closing):
         """One group after another, for one worker."""
         while True:
             if group := self._next_group(workers):
-                await self._train([self._keep(replace(r, status=JobStatus.RUNNING.value)) for r in group])
+                await self._train([self._keep(replace(r, status=JobStatus.RUNNING)) for r in group])
             else:
                 self._wake.clear()
                 await self._wake.wait()
@@ -267,10 +252,7 @@ class LocalTrainer(Closing):
             Objective() if start is None else Objective.of_options(options.model_dump()),
             tuple(members),
             start,
-            memory_limit=None if options.memory_limit_gib is None else int(options.memory_limit_gib * 2**30),
-            workers=options.worker_count,
             checkpoints=0 if is_target else run.config.ensemble.checkpoints - 1,
-            tokens=options.tokens_per_pass,
             cuts=max(self._cuts[record.id] for record in records),
         )
 
@@ -289,7 +271,7 @@ class LocalTrainer(Closing):
     def _finish(self, record: JobRecord, status: JobStatus, **changes: Any) -> None:
         """One that was cancelled meanwhile stays so."""
         if self._jobs[record.id].status == JobStatus.RUNNING:
-            self._keep(replace(record, status=status.value, **changes))
+            self._keep(replace(record, status=status, **changes))
 
 
 def open_trainer(context: Context) -> LocalTrainer:

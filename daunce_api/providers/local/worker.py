@@ -16,16 +16,16 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from ...data.dataset import Dataset
-from ...data.tokenizers import EncodedExample
+from ...data.tokenizers import EncodedExample, encode_training
 from ...errors import ConfigurationError, DataError, DaunceError, RejectedError
 from ..objective import Objective
 from .classifier import Classifier, Members, State
 from .engines import WorkerLostError
 from .language import LanguageModel
-from .memory import Limits, OutOfMemoryError, Scored, default_budget, limits_of, within_memory
+from .memory import Limits, default_budget, limits_of, within_memory
 from .models import check_device
-from .options import ClassifierSettings, FullSettings, LoraSettings, ModelSpec, TaskSpec
-from .store import MemberResult, MemberTask, beside, encode_training, whole_folder
+from .options import ClassifierSettings, FullSettings, LocalOptions, LoraSettings, ModelSpec, Spec, TaskSpec
+from .store import MemberResult, MemberTask, beside, whole_folder
 from .task import Records, load_task
 from .train import fine_tune, trained_tokens
 
@@ -44,50 +44,38 @@ Group = Sequence[tuple[MemberTask, Any]]
 @dataclass(frozen=True, slots=True)
 class TrainTask:
     """Members that are trained side by side, all from the fine-tune in the folder ``start`` (None: the base model).
-    ``memory_limit`` in bytes beside the model; None: half of what is free,
-    shared by ``workers`` processes. ``tokens``: most padded tokens of a pass. ``checkpoints``: of how many epochs
-    before the last one the result is kept too. ``cuts``: how often memory ran out at these members."""
+    ``checkpoints``: of how many epochs before the last one the result is kept too. ``cuts``: how often memory ran out
+    at these members."""
 
-    spec: ModelSpec | TaskSpec
+    spec: Spec
     settings: LoraSettings | FullSettings | ClassifierSettings
     objective: Objective
     members: tuple[MemberTask, ...]
     start: Path | None = None
-    memory_limit: int | None = None
-    workers: int = 1
     checkpoints: int = 0
-    tokens: int | None = None
-    cuts: int = 0
-
-
-@dataclass(frozen=True, slots=True)
-class ScoreTask:
-    """Log-probabilities under one fine-tune (its folder, or None for the base) of ``rows``: the targets of
-    (ids, targets), or a task's class of (prompt, completion). ``cuts``: see TrainTask."""
-
-    spec: ModelSpec | TaskSpec
-    tuned: Path | None
-    rows: tuple[Scored, ...] | tuple[tuple[str, str], ...]
     cuts: int = 0
 
 
 @lru_cache(maxsize=1)
 def loaded(spec: ModelSpec) -> LanguageModel:
     """The model of a spec, in this process."""
-    if spec.device == "cpu":
-        torch.set_num_threads(spec.threads)
-    return LanguageModel.of(spec)
+    _set_threads(spec.options)
+    return LanguageModel.load(spec)
+
+
+def _set_threads(options: LocalOptions) -> None:
+    if options.device == "cpu":
+        torch.set_num_threads(options.threads)
 
 
 @lru_cache(maxsize=1)
 def opened(spec: TaskSpec) -> tuple[Classifier, Records]:
     """The classifier and the data of a spec, in this process. Imports the task."""
-    if spec.device == "cpu":
-        torch.set_num_threads(spec.threads)
-    check_device(spec.device)
+    _set_threads(spec.options)
+    check_device(spec.options.device)
     task = load_task(spec)
     try:
-        classifier = Classifier(task.model_factory, loss=task.loss, device=spec.device)
+        classifier = Classifier(task.model_factory, loss=task.loss, device=spec.options.device)
     except Exception as error:  # the user's code may fail in any way
         raise ConfigurationError(f"{spec.task}: model_factory() failed: {type(error).__name__}: {error}") from error
     return classifier, Records(task, spec.inputs)
@@ -95,21 +83,19 @@ def opened(spec: TaskSpec) -> tuple[Classifier, Records]:
 
 def check_task(spec: TaskSpec) -> None:
     """Raises ConfigurationError where the task cannot be used."""
-    classifier, _ = opened(spec)
-    if spec.start is not None:
-        classifier.check(read_state(Path(spec.start)))
+    _state(spec)
 
 
-def run_score(task: ScoreTask) -> list[tuple[float, ...]]:
-    """Log-probabilities (nats) of each sequence's targets, or of each record's class. Raises RejectedError where a loss
-    of a classifier is not finite."""
-    rows: Any = task.rows
-    if isinstance(task.spec, TaskSpec):
-        return _score_classes(task.spec, task.tuned, rows)
-    model = loaded(task.spec)
-    if task.cuts:
+def run_score(spec: Spec, tuned: Path | None, rows: Sequence[Any], cuts: int = 0) -> list[tuple[float, ...]]:
+    """Log-probabilities (nats) under one fine-tune (its folder, or None for the base) of ``rows``: the targets of each
+    (ids, targets), or a task's class of each (prompt, completion). ``cuts``: see TrainTask. Raises RejectedError where
+    a loss of a classifier is not finite."""
+    if isinstance(spec, TaskSpec):
+        return _score_classes(spec, tuned, rows)
+    model = loaded(spec)
+    if cuts:
         model.forget_fine_tunes()
-    answers = within_memory(lambda: model.target_logprobs(rows, adapter=task.tuned, cuts=task.cuts))
+    answers = within_memory(lambda: model.target_logprobs(rows, adapter=tuned, cuts=cuts))
     return [tuple(answer.tolist()) for answer in answers]
 
 
@@ -133,7 +119,7 @@ def run_train(task: TrainTask) -> list[MemberResult]:
     return [results[m.key] for m in task.members]
 
 
-def read_examples(content: bytes, spec: ModelSpec | TaskSpec) -> list[EncodedExample] | list[tuple[str, str]]:
+def read_examples(content: bytes, spec: Spec) -> list[EncodedExample] | list[tuple[str, str]]:
     """The examples of a training file, or a task's (prompt, completion) records."""
     if not content:
         raise DataError("the training file is empty, or was deleted before it was read")
@@ -145,12 +131,7 @@ def read_examples(content: bytes, spec: ModelSpec | TaskSpec) -> list[EncodedExa
 
 
 def train_in_parts(
-    group: Group,
-    limits: Limits,
-    train: Callable[[Group, int], list[MemberResult]],
-    *,
-    longest: int,
-    cuts: int = 0,
+    group: Group, limits: Limits, train: Callable[[Group, int], list[MemberResult]], *, longest: int, cuts: int = 0
 ) -> list[MemberResult]:
     """Results of all members of a group, by ``train(some of them, tokens a pass)``.
 
@@ -158,12 +139,17 @@ def train_in_parts(
     go through the model at once. A batch in which ``train`` raises a DaunceError is halved, down to single members,
     whose failure is their own. Raises WorkerLostError where memory runs out and there is something left to cut.
     """
-    failure = OutOfMemoryError(f"one member with its longest example of {longest:,} tokens could not be trained")
+    failure = (
+        f"out of memory: one member with its longest example of {longest:,} tokens could not be trained. Set "
+        "backend.options.gradient_checkpointing: true, dtype: bfloat16, quantisation: 8bit or 4bit, fewer workers, a "
+        "smaller lora_rank or shorter examples; for a model that one machine cannot hold use kind: tinker with a "
+        "Tinker-compatible server."
+    )
     now: Limits | None = limits
     for _ in range(cuts):
         now = now and now.smaller(longest)
     if now is None:  # a worker was killed at the smallest piece
-        return [MemberResult(member.key, error=str(failure)) for member, _ in group]
+        return [MemberResult(member.key, error=failure) for member, _ in group]
     members, tokens, smaller = now.members, now.tokens, now.smaller(longest)
 
     def parts(batch: Group) -> list[MemberResult]:
@@ -172,7 +158,7 @@ def train_in_parts(
         except WorkerLostError:
             if smaller:
                 raise
-            return [MemberResult(member.key, error=str(failure)) for member, _ in batch]
+            return [MemberResult(member.key, error=failure) for member, _ in batch]
         except DaunceError as error:
             if len(batch) == 1:
                 return [MemberResult(batch[0][0].key, error=str(error))]
@@ -185,22 +171,21 @@ def train_in_parts(
 
 def _train_language(task: TrainTask, group: Group) -> list[MemberResult]:
     """LoRA members together, full fine-tunes one at a time."""
-    settings, spec = task.settings, task.spec
+    settings, spec, options = task.settings, task.spec, task.spec.options
     assert isinstance(spec, ModelSpec)
     assert not isinstance(settings, ClassifierSettings)
     model = loaded(spec)
     model.forget_fine_tunes()
     own_weights = model.adapted.own_weights
     longest = max(len(e.ids) for _, examples in group for e in examples)
-    budget = task.memory_limit or default_budget(model.adapted.device, task.workers)
+    budget = options.memory_limit or default_budget(model.adapted.device, options.worker_count)
     if isinstance(settings, LoraSettings):
         numbers = settings.rank * sum(map(sum, model.adapter_shapes(settings.targets).values()))
         member_bytes, together = 4 * _ADAPTER_COPIES * numbers, len(group)
     else:
         member_bytes, together = _FULL_BYTES * sum(t.numel() for t in own_weights.values()), 1
-    limits = limits_of(
-        model.adapted, member_bytes=member_bytes, members=together, longest=longest, budget=budget, tokens=task.tokens
-    )
+    tokens = options.tokens_per_pass
+    limits = limits_of(model.adapted, member_bytes, members=together, longest=longest, budget=budget, tokens=tokens)
 
     def train(batch: Group, tokens: int) -> list[MemberResult]:
         data = [(examples, member.seed) for member, examples in batch]
@@ -229,10 +214,7 @@ def _train_classes(task: TrainTask, group: Group) -> list[MemberResult]:
     assert isinstance(spec, TaskSpec)
     assert isinstance(settings, ClassifierSettings)
     classifier, data = opened(spec)
-    first = task.start or (None if spec.start is None else Path(spec.start))
-    start = None if first is None else read_state(first)
-    if start is not None:
-        classifier.check(start)
+    start = _state(spec, task.start)
 
     def train(batch: Group, tokens: int) -> list[MemberResult]:
         places: dict[tuple[str, str], int] = {}
@@ -252,7 +234,7 @@ def _train_classes(task: TrainTask, group: Group) -> list[MemberResult]:
             settings,
             start=start,
             objective=task.objective,
-            memory_limit=task.memory_limit,
+            memory_limit=spec.options.memory_limit,
             after_epoch=after_epoch,
         )
         for k, (member, _) in enumerate(batch):
@@ -266,21 +248,25 @@ def _train_classes(task: TrainTask, group: Group) -> list[MemberResult]:
 
 def _score_classes(spec: TaskSpec, tuned: Path | None, rows: Sequence[tuple[str, str]]) -> list[tuple[float, ...]]:
     classifier, data = opened(spec)
-    given = tuned or (None if spec.start is None else Path(spec.start))
-    state = classifier.fresh(0) if given is None else read_state(given)
-    classifier.check(state)
-    values = classifier.log_probabilities(state, *data.read(rows))
+    values = classifier.log_probabilities(_state(spec, tuned) or classifier.fresh(0), *data.read(rows))
     if not np.isfinite(values).all():
         raise RejectedError("the model gives losses that are not finite")
     return [(float(v),) for v in values]
 
 
-def read_state(given: Path) -> State:
-    """Weights from a safetensors file, or a folder with one. Raises ConfigurationError."""
+def _state(spec: TaskSpec, tuned: Path | None = None) -> State | None:
+    """Weights of a fine-tune's folder, else those that everything starts from; None: fresh ones. Raises
+    ConfigurationError where they cannot be read or belong to another model."""
+    classifier, _ = opened(spec)
+    file = spec.start if tuned is None else tuned / CLASS_WEIGHTS
+    if file is None:
+        return None
     try:
-        return dict(load_file(given / CLASS_WEIGHTS if given.is_dir() else given))
+        state = dict(load_file(file))
     except (OSError, SafetensorError) as error:
         raise ConfigurationError(f"weights cannot be read: {error}") from error
+    classifier.check(state)
+    return state
 
 
 def _save_state(out: Path, state: State) -> None:
