@@ -34,11 +34,12 @@ def serve(
     Your own provider: point a config at it with kind: openai_wire and its base_url. Needs the extras `server` and
     `local`.
     """
+    from ..providers.options import parse_options
     from ..server import ServerSettings, run_server
 
     options = {"model": model, "state_dir": state_dir, "api_key": api_key, "workers": workers}
     options |= {"inject": inject, "dialect": dialect}
-    settings = ServerSettings.from_options({k: v for k, v in options.items() if v is not None})
+    settings = parse_options(ServerSettings, {k: v for k, v in options.items() if v is not None}, "daunce serve")
 
     def ready(base_url: str) -> None:
         terminal.say(f"Serving {model} at {base_url} (Ctrl-C stops it)")

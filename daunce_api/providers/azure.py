@@ -20,6 +20,7 @@ from ..config import RunConfig
 from ..errors import ConfigurationError, MissingExtraError, RejectedError, StopError, TransientError
 from .base import Job, JobRequest, Scorer, ScorerCapabilities, TrainerCapabilities
 from .calls import Calls
+from .contract import json_of, part_of
 from .endpoint import Endpoint, api_key_from
 from .hosting import Host, HostedScorer
 from .openai_wire.chat_token import ChatTokenOptions, open_tokenizer, scorer_on
@@ -83,9 +84,10 @@ def open_trainer(context: Context) -> AzureTrainer:
 class AzureTrainer(WireTrainer):
     """OpenAI's, with files that Azure reads before a job may use them."""
 
-    def __init__(self, client: WireClient, config: RunConfig, *, poll: Poll | None = None) -> None:
+    poll = Poll(5.0, 120)
+
+    def __init__(self, client: WireClient, config: RunConfig) -> None:
         super().__init__(client, trainer_capabilities(config), AzureTrainerOptions.of(config))
-        self._poll = poll or Poll(5.0, 120)
 
     async def upload(self, name: str, content: bytes) -> str:
         """Upload a training file and wait until Azure has read it; its id.
@@ -101,7 +103,7 @@ class AzureTrainer(WireTrainer):
             return answer.get("status") not in _WAITING
 
         look = partial(self._file, file_id)
-        await self._poll.until(ready, await look(), look, f"file {file_id}", late=TransientError)
+        await self.poll.until(ready, await look(), look, f"file {file_id}", late=TransientError)
         return file_id
 
     async def submit(self, request: JobRequest) -> Job:
@@ -193,15 +195,10 @@ class DeploymentHost(Host):
     ``token`` is asked before every request, since a token lasts for about an hour. Closing this closes ``http``.
     """
 
-    def __init__(
-        self,
-        http: httpx2.AsyncClient,
-        options: AzureScorerOptions,
-        token: Callable[[], str],
-        *,
-        poll: Poll | None = None,
-    ) -> None:
-        super().__init__(options.max_deployments, poll or Poll(15.0, 240))
+    poll = Poll(15.0, 240)
+
+    def __init__(self, http: httpx2.AsyncClient, options: AzureScorerOptions, token: Callable[[], str]) -> None:
+        super().__init__(options.max_deployments)
         self._http = http
         self._options = options
         self._token = token
@@ -218,11 +215,10 @@ class DeploymentHost(Host):
         return await self._request("GET", loaded, f"waiting for {model}")
 
     def ready(self, answer: Answer, model: str) -> bool:
-        properties = answer.get("properties")
-        state = properties.get("provisioningState") if isinstance(properties, dict) else None
+        state = part_of(answer, "properties", "provisioningState")
         if state in ("Failed", "Canceled", "Disabled"):
             raise RejectedError(f"Azure could not deploy {model}: {state}.")
-        return state == "Succeeded"
+        return bool(state == "Succeeded")
 
     async def delete(self, loaded: str, model: str) -> None:
         await self._request("DELETE", loaded, f"deleting the deployment of {model}")
@@ -252,10 +248,7 @@ class DeploymentHost(Host):
             )
         except StopError as error:
             raise (_with_advice(error, name, options) if error.status is not None else error) from None
-        try:
-            answer = response.json() if response.content else {}
-        except ValueError:
-            answer = None
+        answer = json_of(response.content or b"{}")
         if not isinstance(answer, dict):
             raise calls.malformed(doing, False, "a body that is not a JSON object")
         return answer

@@ -11,7 +11,7 @@ import json
 import math
 import re
 import time
-from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence, Set
+from collections.abc import AsyncIterable, Awaitable, Callable, Iterator, Mapping, Sequence, Set
 from contextlib import contextmanager
 from types import ModuleType
 from typing import Any, TypeVar
@@ -32,6 +32,7 @@ from ..errors import (
     TransientError,
 )
 from .base import Closing, Hyperparameters, Job, TrainerCapabilities
+from .contract import json_of
 
 _QUOTA_CODES = {"insufficient_quota", "billing_hard_limit_reached", "billing_not_active"}
 _KEPT = "Everything so far is kept; once it is raised or freed, run the same command again."
@@ -146,6 +147,14 @@ class Calls:
             raise self.malformed(doing, bool(submit), "a body that is not an object")
         return found
 
+    async def listed(self, items: AsyncIterable[Answer], *, doing: str) -> list[Answer]:
+        """Every item of a list whose pages the SDK turns."""
+
+        async def read() -> list[Answer]:
+            return [item async for item in items]
+
+        return await self.call(read(), doing=doing)
+
     async def delete(self, call: Awaitable[Any], *, doing: str) -> bool:
         """True where a thing is gone now or was already; False where it is kept: the answer says so, or it is
         refused (no permission to delete, in use, a gateway without such a route)."""
@@ -233,9 +242,7 @@ def _submits(error: Exception, submit: bool | str) -> bool:
 
 def _error_of(response: httpx2.Response) -> tuple[str, str]:
     """Message and code of an error body: OpenAI's, vLLM's (integer code), FastAPI's ``detail``, or plain text."""
-    try:
-        body = json.loads(response.content)
-    except (ValueError, RecursionError):
+    if (body := json_of(response.content)) is None:
         return (response.text.strip()[:_MAX_MESSAGE] or "no message", "")
     inner = body.get("error", body) if isinstance(body, dict) else body
     if isinstance(inner, dict):

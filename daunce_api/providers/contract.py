@@ -7,6 +7,7 @@ repaired, aligned or guessed.
 
 from __future__ import annotations
 
+import json
 import math
 import re
 from collections.abc import Sequence
@@ -28,6 +29,33 @@ TOP_TOLERANCE = 1e-3
 
 _NUMBERS = (float, int)
 _DATED = re.compile(r"-\d{4}-?\d{2}-?\d{2}")
+
+
+def json_of(content: bytes) -> Any:
+    """The JSON in a body; None where it is none, or holds half of a surrogate pair, which cannot be stored or sent."""
+    try:
+        answer = json.loads(content)
+        if b"\\ud" in content.lower():
+            json.dumps(answer, ensure_ascii=False).encode()
+    except (ValueError, RecursionError):
+        return None
+    return answer
+
+
+def part_of(answer: object, *path: str | int) -> Any:
+    """What stands at a path inside an answer in JSON; None where it holds no such thing.
+
+    Example:
+        >>> part_of({"choices": [{"text": "no"}]}, "choices", 0, "text"), part_of({"choices": None}, "choices", 0)
+        ('no', None)
+    """
+    found: Any = answer
+    for step in path:
+        try:
+            found = found[step]
+        except (KeyError, IndexError, TypeError):
+            return None
+    return found
 
 
 def refuse_long(example: EncodedExample, generated: int, limit: int | None) -> None:

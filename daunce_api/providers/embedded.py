@@ -68,9 +68,8 @@ def start_server(config: RunConfig) -> tuple[Endpoint, Callable[[], None]]:
 def server_settings(config: RunConfig) -> ServerSettings:
     """Settings of the run's server, from ``backend.model`` and ``backend.options``."""
     _, options = _options(config)
-    return ServerSettings.from_options(
-        {**options, "model": config.backend.model, "state_dir": config.run_dir / STATE_FOLDER}
-    )
+    own = {"model": config.backend.model, "state_dir": config.run_dir / STATE_FOLDER}
+    return parse_options(ServerSettings, {**options, **own}, "backend.options")
 
 
 def _options(config: RunConfig) -> tuple[WireTrainerOptions, dict[str, Any]]:
@@ -81,8 +80,8 @@ def _options(config: RunConfig) -> tuple[WireTrainerOptions, dict[str, Any]]:
             raise ConfigurationError(f"backend.options.{name} cannot be set for kind embedded: {why}.")
     trainer = {k: v for k, v in given.items() if k in WireTrainerOptions.model_fields}
     server = {k: v for k, v in given.items() if k not in trainer}
-    prompt = {"grace_seconds": 0.0, "listing_lag_seconds": 0.0}
-    return parse_options(WireTrainerOptions, {**prompt, **trainer}, "backend.options"), server
+    own = {"grace_seconds": 0.0, "listing_lag_seconds": 0.0}
+    return parse_options(WireTrainerOptions, {**own, **trainer}, "backend.options"), server
 
 
 def _folder(config: RunConfig) -> Path:

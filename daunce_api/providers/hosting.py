@@ -33,9 +33,10 @@ class Host(Closing, ABC):
     is found by :meth:`listed`.
     """
 
-    def __init__(self, limit: int, poll: Poll | None = None) -> None:
+    poll = Poll(5.0, 240)
+
+    def __init__(self, limit: int) -> None:
         self.limit = limit
-        self._poll = poll or Poll(5.0, 240)
         self._known: dict[str, str] = {}
 
     @abstractmethod
@@ -67,7 +68,7 @@ class Host(Closing, ABC):
         """Make a model answer requests; the name under which it does."""
         served, loaded, answer = await self.create(model)
         self._known[model] = loaded
-        await self._poll.until(
+        await self.poll.until(
             lambda latest: self.ready(latest, model), answer, lambda: self.read(loaded, model), f"model {model}"
         )
         return served

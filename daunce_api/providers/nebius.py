@@ -6,7 +6,6 @@ under; the provider checks it for some minutes first. From its documentation, as
 
 from __future__ import annotations
 
-import json
 from dataclasses import replace
 from typing import Any
 from urllib.parse import quote
@@ -15,6 +14,7 @@ from pydantic import Field
 
 from ..config import RunConfig
 from .base import Job, JobStatus, ScorerCapabilities, TrainerCapabilities
+from .contract import json_of
 from .openai_wire.client import WireClient, open_client
 from .openai_wire.echo import EchoScorer, echo_options
 from .openai_wire.trainer import SUFFIX, KeyPlace, WireTrainer, WireTrainerOptions
@@ -114,11 +114,7 @@ class NebiusTrainer(WireTrainer):
 
     async def _listed(self) -> list[dict[str, Any]]:
         call = self._client.raw("GET", self._models + self._query)
-        content = await self._client.content(call, doing="listing models")
-        try:
-            listed = json.loads(content)
-        except ValueError:
-            listed = None
+        listed = json_of(await self._client.content(call, doing="listing models"))
         if isinstance(listed, dict):  # its documentation shows a bare list, its other routes an object with one
             listed = listed.get("data")
         if not isinstance(listed, list):

@@ -17,6 +17,7 @@ import numpy as np
 from ..data.tokenizers import EncodedExample
 from ..errors import ContractError, RejectedError, ReplayError, StopError
 from .base import ProbeReport, Probing, Scorer
+from .contract import part_of
 
 GENERATED = 8
 """Tokens that the endpoint is asked to generate."""
@@ -181,8 +182,7 @@ def _difference(made: object, scored: object) -> float:
 
 def values_of(choice: dict[str, Any]) -> list[object]:
     """The log-probabilities of a completions choice; none where it has none."""
-    logprobs = choice.get("logprobs")
-    values = logprobs.get("token_logprobs") if isinstance(logprobs, dict) else None
+    values = part_of(choice, "logprobs", "token_logprobs")
     return values if isinstance(values, list) else []
 
 

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Any, Literal
 
 import platformdirs
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import Field, field_validator
 
 from ..errors import ConfigurationError
+from .options import Options, parse_options
 
 MAX_FILE_BYTES = 512 * 1024**2
 """OpenAI's limit for an uploaded file."""
@@ -18,15 +19,13 @@ BASE_LEARNING_RATE = 1e-3
 """AdamW learning rate of the LoRA weights at ``learning_rate_multiplier: 1`` (and ``auto``)."""
 
 
-class InjectSettings(BaseModel):
+class InjectSettings(Options):
     """Faults that the server commits on purpose, so that clients can be tested against them.
 
     Rates are probabilities from 0 to 1. Which request is hit depends on ``seed`` and on how many requests to the same
     route came before it, and on nothing else: the same requests in the same order meet the same faults. Job faults
     depend on ``seed`` and on how many jobs were created before.
     """
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     rate_limit: float = Field(0, ge=0, le=1, description="429 with retry-after")
     rate_limit_bare: float = Field(0, ge=0, le=1, description="429 without retry-after")
@@ -69,10 +68,7 @@ class InjectSettings(BaseModel):
             if name in values:
                 raise ConfigurationError(f"--inject: {name} is given twice")
             values[name] = value
-        try:
-            settings = cls.model_validate(values)
-        except ValidationError as error:
-            raise ConfigurationError(f"--inject: {_problems(error)}") from error
+        settings = parse_options(cls, values, "--inject")
         total = sum(getattr(settings, name) for name in REQUEST_FAULTS)
         if total > 1 + 1e-9 or not math.isfinite(total):
             raise ConfigurationError(f"--inject: the rates of the request faults add up to {total:g}, more than 1")
@@ -95,20 +91,17 @@ REQUEST_FAULTS = (
 """Faults of single requests; at most one of them hits a request."""
 
 
-def _default_state_dir() -> Path:
-    return platformdirs.user_state_path("daunce-api") / "server"
-
-
-class ServerSettings(BaseModel):
-    """What is served, where its state is kept, and who may ask."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
+class ServerSettings(Options):
+    """What is served, where its state is kept, and who may ask. ``inject`` may be a text as on the command line."""
 
     model: str = Field("daunce-tiny", description="daunce-tiny, a Hugging Face id or model folder")
     model_name: str | None = Field(
         None, pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$", description="id of the base model; default: from `model`"
     )
-    state_dir: Path = Field(default_factory=_default_state_dir, description="files, jobs and adapters; survives")
+    state_dir: Path = Field(
+        default_factory=lambda: platformdirs.user_state_path("daunce-api") / "server",
+        description="files, jobs and adapters; survives",
+    )
     api_key: str | None = Field(None, min_length=1, repr=False, description="key to ask for; None: loopback only")
     inject: InjectSettings | None = None
     dialect: Literal["openai", "vllm", "nebius"] = Field("openai", description="whose differences to speak")
@@ -123,22 +116,7 @@ class ServerSettings(BaseModel):
     max_prompt_tokens: int = Field(131_072, ge=1, description="tokens of all prompts of one completions request")
     max_queue: int = Field(1024, ge=1, description="requests waiting for the model before 503 is answered")
 
+    @field_validator("inject", mode="before")
     @classmethod
-    def from_options(cls, options: dict[str, Any]) -> Self:
-        """From plain data (a config section); ``inject`` may be a text as on the command line.
-
-        Raises ConfigurationError that lists every problem.
-        """
-        values = dict(options)
-        if isinstance(values.get("inject"), str):
-            values["inject"] = InjectSettings.parse(values["inject"])
-        try:
-            return cls.model_validate(values)
-        except ValidationError as error:
-            known = ", ".join(cls.model_fields)
-            raise ConfigurationError(f"server options: {_problems(error)}. Known options: {known}.") from None
-
-
-def _problems(error: ValidationError) -> str:
-    """Places and messages; the input is left out, which may hold the key."""
-    return "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors())
+    def _as_on_the_command_line(cls, given: Any) -> Any:
+        return InjectSettings.parse(given) if isinstance(given, str) else given

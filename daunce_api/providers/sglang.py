@@ -15,7 +15,7 @@ from ..config import RunConfig
 from ..data.tokenizers import EncodedExample
 from ..errors import ContractError
 from .base import ProbeReport, ScorerCapabilities, TokenScores
-from .contract import BEFORE_TARGETS, check_ids, refuse_long, scores_of
+from .contract import BEFORE_TARGETS, check_ids, part_of, refuse_long, scores_of
 from .openai_wire.client import WireClient, WireScorer, open_client
 from .options import ScorerOptions
 from .probe import GENERATED, Generated, generated, probe_generated
@@ -74,7 +74,7 @@ class SGLangScorer(WireScorer):
 
     async def _generate(self, model: str, prompt: tuple[int, ...]) -> Generated | None:
         meta = await self._ask(model, prompt, doing=f"testing {model}", count=GENERATED)
-        made = meta.get("output_token_logprobs") if isinstance(meta, dict) else None
+        made = part_of(meta, "output_token_logprobs")
         if not isinstance(made, list) or not all(isinstance(t, list) and len(t) >= 2 for t in made):
             return None
         return generated([t[1] for t in made], [t[0] for t in made])
@@ -97,10 +97,9 @@ def triple_scores(provider: str, example: EncodedExample, meta: object, start: i
 
     Raises ContractError where the number of prompt tokens, the ids or the values break the contract.
     """
-    triples = meta.get("input_token_logprobs") if isinstance(meta, dict) else None
-    if not isinstance(meta, dict) or not isinstance(triples, list) or not triples:
+    triples, prompt_tokens = part_of(meta, "input_token_logprobs"), part_of(meta, "prompt_tokens")
+    if not isinstance(triples, list) or not triples:
         return scores_of(provider, example, None, hint=IGNORED)
-    prompt_tokens = meta.get("prompt_tokens")
     if isinstance(prompt_tokens, int) and prompt_tokens != len(example.ids):
         raise ContractError(
             f"{provider} read {prompt_tokens} tokens of example {example.example.id!r} where {len(example.ids)} were "

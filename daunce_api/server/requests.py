@@ -8,7 +8,6 @@ from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import (
     BaseModel,
-    BeforeValidator,
     ConfigDict,
     Field,
     Strict,
@@ -31,13 +30,7 @@ Bool = Annotated[bool, Strict()]
 Number = Annotated[float, Field(allow_inf_nan=False)]
 
 
-def _no_bool(value: Any) -> Any:
-    if isinstance(value, bool | str):
-        raise ValueError("must be a number")
-    return value
-
-
-RealNumber = Annotated[Number, BeforeValidator(_no_bool)]
+RealNumber = Annotated[Number, Strict()]
 
 
 class StrictBody(BaseModel):

@@ -6,9 +6,11 @@ import hashlib
 import json
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import lru_cache
 from typing import Any
 
+from daunce_api._util.clock import Clock, InstantClock
 from daunce_api.config import RunConfig
 from daunce_api.data.dataset import Example, Message
 from daunce_api.data.tokenizers import EncodedExample
@@ -25,6 +27,7 @@ __all__ = [
     "body_of",
     "chat",
     "encoded",
+    "polling",
     "run_config",
     "sequence",
     "toy",
@@ -87,6 +90,12 @@ def chat(*contents: str, name: str = "c") -> Example:
     """User and assistant in turn."""
     roles = ("user", "assistant")
     return Example(name, messages=tuple(Message(roles[i % 2], c) for i, c in enumerate(contents)))
+
+
+def polling(thing: Any, clock: Clock | None = None) -> Any:
+    """A trainer or a host that polls on a clock of the test's."""
+    thing.poll = replace(thing.poll, clock=clock or InstantClock())
+    return thing
 
 
 LONG = encoded(range(1, 16), range(9, 15), "long")

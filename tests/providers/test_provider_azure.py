@@ -8,7 +8,7 @@ from typing import Any
 
 import httpx2
 import pytest
-from provider_support import KEY, Server, chat, run_config
+from provider_support import KEY, Server, chat, polling, run_config
 from test_provider_chat_token import answer, entry
 
 from daunce_api._util.clock import InstantClock
@@ -18,7 +18,6 @@ from daunce_api.providers import azure
 from daunce_api.providers.azure import AzureScorerOptions
 from daunce_api.providers.base import JobRequest, JobStatus
 from daunce_api.providers.hosting import HostedScorer
-from daunce_api.providers.polling import Poll
 from daunce_api.providers.registry import open_backend
 from daunce_api.providers.tokenizers import embedded_folder
 
@@ -72,7 +71,7 @@ def file(status: str, **changes: Any) -> dict[str, Any]:
 
 
 def azure_trainer(server: Server, clock: InstantClock | None = None) -> azure.AzureTrainer:
-    return azure.AzureTrainer(server.client(URL), config(), poll=Poll(5.0, 120, clock or InstantClock()))
+    return polling(azure.AzureTrainer(server.client(URL), config()), clock)
 
 
 async def test_files_are_uploaded_read_found_and_deleted() -> None:

@@ -8,13 +8,12 @@ from typing import Any
 
 import httpx2
 import pytest
-from provider_support import KEY, Server, run_config
+from provider_support import KEY, Server, polling, run_config
 
 from daunce_api._util.clock import InstantClock
 from daunce_api.errors import ConfigurationError, RejectedError, StopError, TransientError
 from daunce_api.providers.azure import AzureScorerOptions, DeploymentHost, azure_options, management_token, name_of
 from daunce_api.providers.hosting import Pool
-from daunce_api.providers.polling import Poll
 from daunce_api.store import RunStore
 
 AZURE = {"subscription": "sub", "resource_group": "group", "account": "acct"}
@@ -52,7 +51,7 @@ class Management:
 
     def host(self, token: Callable[[], str] = lambda: KEY, clock: InstantClock | None = None) -> DeploymentHost:
         options = AzureScorerOptions(**AZURE)
-        return DeploymentHost(self.server.http(), options, token, poll=Poll(15.0, 240, clock or InstantClock()))
+        return polling(DeploymentHost(self.server.http(), options, token), clock)
 
 
 BUSY = httpx2.Response(503, json={"error": {"message": "busy"}})

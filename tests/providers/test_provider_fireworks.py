@@ -9,7 +9,7 @@ from threading import Thread
 from typing import Any
 
 import pytest
-from provider_support import BATCH, Server, body_of, run_config, sequence, truth
+from provider_support import BATCH, Server, body_of, polling, run_config, sequence, truth
 from sdk_support import KEY, Service, error, httpx
 
 from daunce_api import Dataset, Run
@@ -20,7 +20,6 @@ from daunce_api.providers.calls import Calls
 from daunce_api.providers.fireworks import scorer as fireworks_scorer
 from daunce_api.providers.fireworks import trainer as fireworks_trainer
 from daunce_api.providers.fireworks.trainer import FireworksTrainer, dataset_id_of, job_id_of, trainer_capabilities
-from daunce_api.providers.polling import Poll
 from daunce_api.providers.tokenizers import chat_template, embedded_folder
 
 fireworks = pytest.importorskip("fireworks")
@@ -43,7 +42,7 @@ def sdk(stub: Service) -> Any:
 
 def make(stub: Service, clock: InstantClock | None = None) -> FireworksTrainer:
     config = run_config("fireworks", model=BASE, base_url=None)
-    return FireworksTrainer(sdk(stub), calls(), config, poll=Poll(5.0, 120, clock or InstantClock()))
+    return polling(FireworksTrainer(sdk(stub), calls(), config), clock)
 
 
 def job(state: str = "JOB_STATE_CREATING", **changes: Any) -> dict[str, Any]:
@@ -380,7 +379,7 @@ async def test_echo_of_other_ids_or_without_ids_is_refused() -> None:
 
 def deployment(stub: Service, clock: InstantClock | None = None) -> fireworks_scorer.DeploymentHost:
     options = fireworks_scorer.FireworksScorerOptions(deployment="accounts/me/deployments/d")
-    return fireworks_scorer.DeploymentHost(sdk(stub), calls(), options, BASE, Poll(5.0, 240, clock or InstantClock()))
+    return polling(fireworks_scorer.DeploymentHost(sdk(stub), calls(), options, BASE), clock)
 
 
 async def test_members_are_loaded_on_the_deployment_and_unloaded() -> None:

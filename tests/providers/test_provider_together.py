@@ -9,7 +9,7 @@ from typing import Any
 
 import httpx2
 import pytest
-from provider_support import Server, body_of, run_config, sequence
+from provider_support import Server, body_of, polling, run_config, sequence
 from sdk_support import KEY, Service, error, httpx
 
 from daunce_api._util.clock import InstantClock
@@ -26,7 +26,6 @@ from daunce_api.errors import (
 )
 from daunce_api.providers.base import JobRequest, JobStatus, mark_of
 from daunce_api.providers.calls import Calls
-from daunce_api.providers.polling import Poll
 from daunce_api.providers.replay import record, replay
 from daunce_api.providers.together import scorer as together_scorer
 from daunce_api.providers.together.trainer import (
@@ -463,7 +462,7 @@ def adapter_host(stub: Service, clock: InstantClock | None = None) -> together_s
     )
     calls = Calls("Together", [KEY], together)
     options = together_scorer.TogetherScorerOptions(project_id="p", endpoint_id="ep_1", deployment_id="dep_1")
-    return together_scorer.AdapterHost(sdk, calls, options, poll=Poll(5.0, 240, clock or InstantClock()))
+    return polling(together_scorer.AdapterHost(sdk, calls, options), clock)
 
 
 async def test_adapters_are_attached_waited_for_and_detached() -> None:

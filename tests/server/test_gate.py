@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from starlette.types import Message, Scope
 
 from daunce_api.errors import ConfigurationError
+from daunce_api.providers.options import parse_options
 from daunce_api.server import EmbeddedServer, InjectSettings, ServerSettings, run_server
 from daunce_api.server.app import ROUTES
 from daunce_api.server.gate import Gate, is_loopback
@@ -273,7 +274,7 @@ def test_other_machines_need_a_key() -> None:
 def test_the_key_is_in_no_representation() -> None:
     assert "marked-key" not in repr(ServerSettings(api_key="marked-key"))
     with pytest.raises(ConfigurationError) as caught:
-        ServerSettings.from_options({"api_key": "marked-key", "workers": "many"})
+        parse_options(ServerSettings, {"api_key": "marked-key", "workers": "many"}, "here")
     assert "marked-key" not in str(caught.value)
     assert caught.value.__cause__ is None
 

@@ -16,6 +16,7 @@ from starlette.requests import Request
 
 from daunce_api.data.tokenizers import LocalTokenizer
 from daunce_api.errors import ConfigurationError
+from daunce_api.providers.options import parse_options
 from daunce_api.server import InjectSettings, ServerSettings
 from daunce_api.server.api_errors import ApiError
 from daunce_api.server.paging import page
@@ -132,10 +133,10 @@ def test_a_transaction_is_all_or_nothing(tmp_path: Path) -> None:
 
 
 def test_options_are_checked_and_named() -> None:
-    made = ServerSettings.from_options({"workers": 2, "inject": "drop=0.1,seed=2", "state_dir": "/x"})
+    made = parse_options(ServerSettings, {"workers": 2, "inject": "drop=0.1,seed=2", "state_dir": "/x"}, "here")
     assert made.inject == InjectSettings(drop=0.1, seed=2)
     assert ServerSettings.model_validate(json.loads(made.model_dump_json())) == made
-    with pytest.raises(ConfigurationError, match=r"wrokers.*Known options: model"):
-        ServerSettings.from_options({"wrokers": 2})
+    with pytest.raises(ConfigurationError, match=r"here has problems:\n  wrokers: unknown key; did you mean workers"):
+        parse_options(ServerSettings, {"wrokers": 2}, "here")
     with pytest.raises(ValidationError):
         ServerSettings(workers=0)

@@ -15,10 +15,11 @@ from ...config import RunConfig
 from ...errors import RejectedError
 from ..base import Scorer, ScorerCapabilities
 from ..calls import NO_REASON, Calls
+from ..contract import part_of
 from ..hosting import Host, HostedScorer
 from ..openai_wire.client import open_client
 from ..openai_wire.echo import EchoOptions, EchoScorer, presets
-from ..polling import Answer, Poll
+from ..polling import Answer
 from ..registry import Context
 from .trainer import PAGE, id_of, open_sdk
 
@@ -64,10 +65,8 @@ def open_scorer(context: Context) -> Scorer:
 class DeploymentHost(Host):
     """Loads fine-tunes on a deployment of their base model ``base``, which answers there as it is."""
 
-    def __init__(
-        self, sdk: Any, calls: Calls, options: FireworksScorerOptions, base: str, poll: Poll | None = None
-    ) -> None:
-        super().__init__(options.max_adapters, poll)
+    def __init__(self, sdk: Any, calls: Calls, options: FireworksScorerOptions, base: str) -> None:
+        super().__init__(options.max_adapters)
         self._sdk = sdk
         self._calls = calls
         self._deployment = options.deployment
@@ -86,8 +85,7 @@ class DeploymentHost(Host):
 
     def ready(self, answer: Answer, model: str) -> bool:
         if answer.get("state") == "UNDEPLOYING":
-            status = answer.get("status")
-            reason = status.get("message") if isinstance(status, dict) else None
+            reason = part_of(answer, "status", "message")
             raise RejectedError(self._calls.clean(f"Fireworks could not load {model}: {reason or NO_REASON}"))
         return answer.get("state") == "DEPLOYED"
 
@@ -96,11 +94,7 @@ class DeploymentHost(Host):
 
     async def listed(self, model: str) -> list[str]:
         where = id_of(self._deployment)
-
-        async def read() -> list[Any]:
-            return [item async for item in self._sdk.lora.list(page_size=PAGE)]
-
-        items = await self._calls.call(read(), doing="listing what is loaded")
+        items = await self._calls.listed(self._sdk.lora.list(page_size=PAGE), doing="listing what is loaded")
         return [id_of(item.name) for item in items if item.model == model and id_of(item.deployment) == where]
 
     async def close(self) -> None:

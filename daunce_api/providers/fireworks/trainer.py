@@ -20,6 +20,7 @@ from ...config import RunConfig
 from ...errors import ConfigurationError, MissingExtraError, ProviderError, RejectedError, StopError, TransientError
 from ..base import EchoField, Job, JobEcho, JobRequest, JobStatus, ModelInfo, TrainerCapabilities
 from ..calls import NO_REASON, Calls, SdkTrainer, cancelled, gone_already, known_hyperparameters, plain
+from ..contract import part_of
 from ..identity import key_in, of_run
 from ..options import TrainerOptions
 from ..polling import Answer, Poll, file_in_time
@@ -139,11 +140,11 @@ class FireworksTrainer(SdkTrainer):
     """``Trainer`` at Fireworks. Files are data set resources, whose ids follow from the files' names."""
 
     _sdk: AsyncFireworks
+    poll = Poll(5.0, 120)
 
-    def __init__(self, sdk: AsyncFireworks, calls: Calls, config: RunConfig, *, poll: Poll | None = None) -> None:
+    def __init__(self, sdk: AsyncFireworks, calls: Calls, config: RunConfig) -> None:
         super().__init__(sdk, calls, config, trainer_capabilities(config))
         self._jobs = sdk.supervised_fine_tuning_jobs
-        self._poll = poll or Poll(5.0, 120)
         sends_template = FireworksOptions.of(config).send_template
         self._template = chat_template(config.backend.tokenizer) if sends_template else None
         self._cancelled: set[str] = set()
@@ -215,14 +216,14 @@ class FireworksTrainer(SdkTrainer):
             answer = await self._read(dataset)
 
         def ready(latest: Answer) -> bool:
-            status = _status_of(latest)
-            if latest.get("state") != READY and status.get("code") in FILE_FAULTS:
-                reason = self._calls.clean(str(status.get("message") or status["code"]))
+            code = part_of(latest, "status", "code")
+            if latest.get("state") != READY and code in FILE_FAULTS:
+                reason = self._calls.clean(str(part_of(latest, "status", "message") or code))
                 raise RejectedError(f"Fireworks finds fault with data set {dataset}: {reason}")
             return latest.get("state") == READY
 
         try:
-            await self._poll.until(
+            await self.poll.until(
                 ready, answer, lambda: self._read(dataset), f"data set {dataset}", late=TransientError
             )
         except TransientError:
@@ -276,18 +277,14 @@ class FireworksTrainer(SdkTrainer):
 
     async def jobs_of(self, run_key: str) -> list[Job]:
         """Every job of a run, by their display names."""
-
-        async def read() -> list[dict[str, Any]]:
-            listed = self._jobs.list(page_size=PAGE)
-            return [found async for item in listed if (found := plain(item)) is not None]
-
-        items = await self._calls.call(read(), doing="listing this run's jobs")
-        return [self._job(id_of(i.get("name")), i) for i in items if of_run(key_in([i.get("displayName")]), run_key)]
+        items = await self._calls.listed(self._jobs.list(page_size=PAGE), doing="listing this run's jobs")
+        jobs = [self._job(id_of(item.get("name")), item) for each in items if (item := plain(each)) is not None]
+        return [job for job in jobs if of_run(job.echo.key, run_key)]
 
     async def get(self, job_id: str) -> Job:
         call = self._jobs.get(job_id)
         answer = await self._calls.fields(call, doing=f"reading job {job_id}")
-        said = _status_of(answer).get("message")
+        said = part_of(answer, "status", "message")
         if _state_of(answer) == "PAUSED" and job_id not in self._cancelled:
             why = self._calls.clean(f" ({said})" if said else "")
             raise StopError(
@@ -321,9 +318,8 @@ class FireworksTrainer(SdkTrainer):
         return f"accounts/{self._sdk.account_id}/{kind}/{name}"
 
     def _job(self, job_id: str, answer: dict[str, Any]) -> Job:
-        state, found = _state_of(answer), _status_of(answer)
+        state, said = _state_of(answer), part_of(answer, "status", "message")
         status = _FINAL.get(state, JobStatus.QUEUED if state in _QUEUED else JobStatus.RUNNING)
-        said, code = found.get("message"), found.get("code")
         model = answer.get("outputModel") or self._resource("models", job_id)
         reason = self._calls.clean(str(said or NO_REASON))
         return Job(
@@ -331,18 +327,13 @@ class FireworksTrainer(SdkTrainer):
             status=status,
             model=str(model) if status is JobStatus.SUCCEEDED else None,
             error=reason if status is JobStatus.FAILED else None,
-            refused=status is JobStatus.FAILED and code in FILE_FAULTS,
+            refused=status is JobStatus.FAILED and part_of(answer, "status", "code") in FILE_FAULTS,
             echo=JobEcho(key=key_in([answer.get("displayName")]), file_id=answer.get("dataset")),
         )
 
 
 def _state_of(answer: Mapping[str, Any]) -> str:
     return str(answer.get("state") or "").removeprefix("JOB_STATE_")
-
-
-def _status_of(answer: Mapping[str, Any]) -> Mapping[str, Any]:
-    found = answer.get("status")
-    return found if isinstance(found, dict) else {}
 
 
 def id_of(resource: object) -> str:

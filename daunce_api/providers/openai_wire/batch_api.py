@@ -19,6 +19,7 @@ from ..._util.clock import Clock, SystemClock
 from ...data.tokenizers import EncodedExample
 from ...errors import CapabilityError, ContractError, DaunceError, ProviderError, RejectedError, TransientError
 from ..base import Closing, ScorerCapabilities, Swept, TokenScores
+from ..contract import part_of
 from .batches import ENDPOINT, Batch, Batches, files_of
 from .client import WireScorer
 
@@ -212,16 +213,13 @@ class BatchScorer(Closing):
 
     def _answer(self, model: str, example: EncodedExample, line: dict[str, Any]) -> TokenScores:
         """The scores in a line of an answer. Raises what a single request with this answer would."""
-        response = line.get("response")
-        body = response.get("body") if isinstance(response, dict) else None
-        status = response.get("status_code") if isinstance(response, dict) else None
+        body, status = part_of(line, "response", "body"), part_of(line, "response", "status_code")
         if status == 200 and isinstance(body, dict):
             return self._scorer.read(model, example, body)
         doing = f"scoring example {example.example.id!r} under {model}"
         if isinstance(status, int) and status >= 400:
             raise self._client.calls.from_status(status, httpx2.Response(status, json=body), doing)
-        problem = line.get("error")
-        message = problem.get("message") if isinstance(problem, dict) else problem
+        message = part_of(line, "error", "message") or line.get("error")
         raise TransientError(self._client.calls.clean(f"{self._client.provider} did not answer {doing}: {message}"))
 
     def _given_up(self, missing: Asked, said: Mapping[Question, str], count: int) -> TransientError:

@@ -7,7 +7,6 @@ prompts; the names of input files carry a hash of the model, so that what an int
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import AsyncIterator, Collection, Iterable
 from contextlib import suppress
 from typing import Any, Final
@@ -16,6 +15,7 @@ from ..._util.clock import Clock
 from ...errors import AmbiguousSubmitError, DailyLimitError, ProviderError, RejectedError, StopError, TransientError
 from ..base import Swept
 from ..calls import NO_REASON, gone_already, noted_in
+from ..contract import json_of, part_of
 from .client import WireClient
 
 KEY_FIELD, MODEL_FIELD = "daunce_batch", "daunce_model"
@@ -49,8 +49,7 @@ class Batches:
     async def find(self, mark: str, read: Collection[str] = ()) -> Batch | None:
         """A batch with this mark that is under way or has answers, and is none of those in ``read``."""
         async for batch in self._listed():
-            metadata = batch.get("metadata")
-            if not isinstance(metadata, dict) or metadata.get(KEY_FIELD) != mark or batch["id"] in read:
+            if part_of(batch, "metadata", KEY_FIELD) != mark or batch["id"] in read:
                 continue
             if batch.get("status") not in _ENDED or isinstance(batch.get("output_file_id"), str):
                 return batch
@@ -125,7 +124,7 @@ class Batches:
             call = self._files.content(file_id)
             with gone_already():
                 content = await self._client.content(call, doing=f"reading {file_id}")
-                found += [line for raw in content.splitlines() if (line := _object(raw)) is not None]
+                found += [line for raw in content.splitlines() if isinstance(line := json_of(raw), dict)]
         return found
 
     async def forget(self, file_ids: Iterable[str]) -> None:
@@ -145,8 +144,7 @@ class Batches:
         ours = {file_id for file_id, name in there.items() if name.startswith(prefixes)}
         asked = {model[:_METADATA_CHARACTERS] for model in models}
         async for batch in self._listed():
-            metadata = batch.get("metadata")
-            if not isinstance(metadata, dict) or KEY_FIELD not in metadata or metadata.get(MODEL_FIELD) not in asked:
+            if part_of(batch, "metadata", KEY_FIELD) is None or part_of(batch, "metadata", MODEL_FIELD) not in asked:
                 continue
             ours.update(file_id for file_id in files_of(batch) if file_id in there)
             if batch.get("status") not in _ENDED:
@@ -223,14 +221,4 @@ def _problems(batch: Batch) -> str:
 
 
 def _errors(batch: Batch) -> list[dict[str, Any]]:
-    found = batch.get("errors")
-    listed = found.get("data") if isinstance(found, dict) else None
-    return [error for error in listed or () if isinstance(error, dict)]
-
-
-def _object(raw: bytes) -> dict[str, Any] | None:
-    try:
-        line = json.loads(raw)
-    except (ValueError, RecursionError):
-        return None
-    return line if isinstance(line, dict) else None
+    return [error for error in part_of(batch, "errors", "data") or () if isinstance(error, dict)]

@@ -15,7 +15,7 @@ from ...config import RunConfig
 from ...data.tokenizers import EncodedExample
 from ...errors import CapabilityError, ContractError
 from ..base import Scorer, ScorerCapabilities, TokenScores
-from ..contract import IMPOSSIBLE, ROUNDING, by_index, check_model
+from ..contract import IMPOSSIBLE, ROUNDING, by_index, check_model, part_of
 from ..hidden_template import HiddenTemplateTokenizer
 from ..options import ScorerOptions
 from ..registry import Context
@@ -179,10 +179,9 @@ def token_scores(provider: str, example: EncodedExample, choice: dict[str, Any],
     taken after a mask or a temperature.
     """
     name = f"example {example.example.id!r}"
-    logprobs = choice.get("logprobs")
-    content = logprobs.get("content") if isinstance(logprobs, dict) else None
+    content = part_of(choice, "logprobs", "content")
     if not isinstance(content, list) or not content or not isinstance(content[0], dict):
-        refused = isinstance(choice.get("message"), dict) and choice["message"].get("refusal")
+        refused = part_of(choice, "message", "refusal")
         raise ContractError(
             f"{provider} sent no log-probabilities for {name}"
             + (" and refused to answer it. Leave the example out." if refused else f". {NO_LIST}")

@@ -6,9 +6,8 @@ log-probabilities and lets a malformed answer through. The SDK's own retries are
 
 from __future__ import annotations
 
-import json
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal
 from urllib.parse import urlsplit
 
 import httpx2
@@ -16,7 +15,7 @@ import httpx2
 from ...errors import ContractError, StopError
 from ..base import Closing, ScorerCapabilities
 from ..calls import Calls
-from ..contract import by_index, check_model
+from ..contract import by_index, check_model, json_of, part_of
 from ..endpoint import ANONYMOUS, Endpoint
 from ..options import ScorerOptions
 from ..registry import Context
@@ -30,16 +29,6 @@ OBJECT_KINDS = frozenset(
 """Values of ``object`` that tell one kind of answer from another; any other value says nothing."""
 MOST_PAGES = 1000
 """Pages of a list that are read; no provider holds that many jobs or files of one user."""
-
-
-class SdkResponse(Protocol):
-    """What the SDK's ``with_raw_response`` methods return."""
-
-    @property
-    def http_response(self) -> httpx2.Response: ...
-
-
-RawResponse = SdkResponse | httpx2.Response
 
 
 class WireClient(Closing):
@@ -94,7 +83,7 @@ class WireClient(Closing):
 
     async def json(
         self,
-        call: Awaitable[RawResponse],
+        call: Awaitable[Any],
         *,
         doing: str,
         submit: bool = False,
@@ -110,13 +99,7 @@ class WireClient(Closing):
         answer it must be: its ``object``, and fields that have these values wherever the answer holds them. An answer
         that says otherwise belongs to another request and is malformed.
         """
-        content = await self.content(call, doing=doing, submit=submit)
-        try:
-            answer = json.loads(content)
-            if b"\\ud" in content.lower():  # half of a surrogate pair cannot be stored, logged or sent
-                json.dumps(answer, ensure_ascii=False).encode()
-        except (ValueError, RecursionError):
-            answer = None
+        answer = json_of(await self.content(call, doing=doing, submit=submit))
         if not isinstance(answer, dict):
             raise self.calls.malformed(doing, submit, "a body that is not a JSON object")
         for name, wanted in (needs or {}).items():
@@ -132,7 +115,7 @@ class WireClient(Closing):
                 raise self.calls.malformed(doing, submit, f"the answer to another request ({what})")
         return answer
 
-    async def content(self, call: Awaitable[RawResponse], *, doing: str, submit: bool = False) -> bytes:
+    async def content(self, call: Awaitable[Any], *, doing: str, submit: bool = False) -> bytes:
         """The bytes that a ``with_raw_response`` call is answered with; errors as in :meth:`json`."""
         import openai
 
@@ -142,13 +125,13 @@ class WireClient(Closing):
             except openai.APIStatusError as error:
                 self._seen(error.response.headers)
                 raise
-            response = answered if isinstance(answered, httpx2.Response) else answered.http_response
+            response: httpx2.Response = getattr(answered, "http_response", answered)
             self._seen(response.headers)
             return response.content
 
         return await self.calls.call(answer(), doing=doing, submit=submit)
 
-    def raw(self, method: Literal["GET", "POST", "DELETE"], url: str, body: object = None) -> Awaitable[RawResponse]:
+    def raw(self, method: Literal["GET", "POST", "DELETE"], url: str, body: object = None) -> Awaitable[Any]:
         """A request outside the SDK's surface, to be given to :meth:`json` or :meth:`content`."""
         send: Any = {"GET": self.sdk.get, "POST": self.sdk.post, "DELETE": self.sdk.delete}[method]
         answer: Awaitable[httpx2.Response] = send(
@@ -165,7 +148,7 @@ class WireClient(Closing):
         return await self.json(self.raw("GET", path), doing=doing)
 
     async def pages(
-        self, listing: Callable[..., Awaitable[RawResponse]], *, doing: str, **query: Any
+        self, listing: Callable[..., Awaitable[Any]], *, doing: str, **query: Any
     ) -> AsyncIterator[dict[str, Any]]:
         """Every object of a paginated list, which a method of the SDK asks for. Stops where a server repeats a page
         instead of going on. Raises StopError for a list that does not end."""
@@ -189,7 +172,7 @@ class WireClient(Closing):
             "so far is kept. Check the address (backend.base_url), then run the same command again."
         )
 
-    async def delete(self, call: Awaitable[RawResponse], *, doing: str, target: str | None = None) -> bool:
+    async def delete(self, call: Awaitable[Any], *, doing: str, target: str | None = None) -> bool:
         """As :meth:`Calls.delete`. ``target`` is the id that the answer has to name, if it names one."""
         answer = self.json(call, doing=doing, equal={} if target is None else {"id": target})
         return await self.calls.delete(answer, doing=doing)
@@ -252,11 +235,7 @@ class WireScorer(Closing):
         question = {"prompt": asked} if plain else {"messages": list(asked)}
         body = {"model": model, **question, "max_tokens": max_tokens, "temperature": 0}
         answer = await self.client.post(path, body, doing="generating an answer")
-        try:
-            choice = answer["choices"][0]
-            text = choice["text"] if plain else choice["message"]["content"]
-        except (KeyError, IndexError, TypeError):
-            text = None
+        text = part_of(answer, "choices", 0, *(["text"] if plain else ["message", "content"]))
         if not isinstance(text, str) or not text:
             raise ContractError(f"{self.provider} generated no text. Give the answer instead.")
         return text

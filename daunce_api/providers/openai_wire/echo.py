@@ -18,7 +18,7 @@ from ...config import RunConfig
 from ...data.tokenizers import EncodedExample
 from ...errors import ConfigurationError, ContractError, ProviderError, RejectedError
 from ..base import ProbeReport, ScorerCapabilities, TokenScores
-from ..contract import check_ids, check_top, refuse_long, scores_of
+from ..contract import check_ids, check_top, part_of, refuse_long, scores_of
 from ..options import ScorerOptions
 from ..probe import GENERATED, Generated, compare, generated, is_number, probe_generated, values_of
 from ..registry import Context
@@ -96,12 +96,9 @@ def open_scorer(context: Context) -> EchoScorer:
     """An echo scorer of the config's endpoint."""
     options = echo_options(context.config)
     capabilities = scorer_capabilities(context.config)
-    return EchoScorer(open_client(context, options), capabilities, options, detect=_is_open(options))
-
-
-def _is_open(options: EchoOptions) -> bool:
-    """Whether the server is asked which kind it is: the config says neither that nor whether ids are compared."""
-    return options.dialect == "auto" and "return_token_ids" not in options.model_fields_set
+    # A server is asked which kind it is where the config says neither that nor whether ids are compared.
+    detect = options.dialect == "auto" and "return_token_ids" not in options.model_fields_set
+    return EchoScorer(open_client(context, options), capabilities, options, detect=detect)
 
 
 class EchoScorer(WireScorer):
@@ -185,8 +182,7 @@ class EchoScorer(WireScorer):
         returned = choice.get("prompt_token_ids")
         if isinstance(returned, list):
             return returned
-        logprobs = choice.get("logprobs")
-        listed = logprobs.get("token_ids") if isinstance(logprobs, dict) else None
+        listed = part_of(choice, "logprobs", "token_ids")
         if isinstance(listed, list):
             return listed[:sent]
         if self.options.return_token_ids:
@@ -216,7 +212,7 @@ class EchoScorer(WireScorer):
             return ProbeReport(False, "the endpoint returns neither token ids nor lists of likely tokens (logprobs: 0)")
         n = len(example.ids)
         (whole,) = await self.complete(model, [example.ids])
-        listed = whole["logprobs"].get("top_logprobs") if isinstance(whole.get("logprobs"), dict) else None
+        listed = part_of(whole, "logprobs", "top_logprobs")
         if not isinstance(listed, list) or len(listed) < n:
             return ProbeReport(False, "the endpoint does not list likely tokens of the prompt")
 
@@ -236,10 +232,7 @@ class EchoScorer(WireScorer):
 
     def _scores(self, example: EncodedExample, choice: dict[str, Any]) -> TokenScores:
         provider, options = self.provider, self.options
-        logprobs = choice.get("logprobs")
-        if not isinstance(logprobs, dict):
-            logprobs = {}
-        values = logprobs.get("token_logprobs")
+        values = part_of(choice, "logprobs", "token_logprobs")
         short = isinstance(values, list) and 1 < len(values) == len(example.ids) + options.max_tokens - 1
         hint = FIRST_LEFT_OUT if short else IGNORED_ECHO
         scores = scores_of(provider, example, values, generated=options.max_tokens, hint=hint)
@@ -247,7 +240,7 @@ class EchoScorer(WireScorer):
         if returned is not None:
             check_ids(provider, example, returned)
         if options.logprobs:
-            check_top(provider, example, scores, logprobs.get("top_logprobs"))
+            check_top(provider, example, scores, part_of(choice, "logprobs", "top_logprobs"))
         return scores
 
 

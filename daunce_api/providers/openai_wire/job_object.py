@@ -6,6 +6,7 @@ from typing import Any
 
 from ..base import JobEcho
 from ..calls import NO_REASON
+from ..contract import part_of
 from ..identity import count
 
 KEY_FIELD = "daunce_key"
@@ -13,13 +14,9 @@ KEY_FIELD = "daunce_key"
 
 def echo_of(answer: dict[str, Any], key: str | None) -> JobEcho:
     """What a job object repeats of its request. The hyperparameters of the method win over the older top-level ones."""
-    method = answer.get("method")
-    kind = method.get(method.get("type")) if isinstance(method, dict) and isinstance(method.get("type"), str) else None
-    settings = kind.get("hyperparameters") if isinstance(kind, dict) else None
-    if not isinstance(settings, dict):
-        settings = answer.get("hyperparameters")
-    if not isinstance(settings, dict):
-        settings = {}
+    method = part_of(answer, "method", "type")
+    found = (part_of(answer, "method", method, "hyperparameters"), answer.get("hyperparameters"))
+    settings: dict[str, Any] = next((each for each in found if isinstance(each, dict)), {})
     return JobEcho(
         key=key,
         file_id=text(answer.get("training_file")),
@@ -34,8 +31,7 @@ def echo_of(answer: dict[str, Any], key: str | None) -> JobEcho:
 
 
 def metadata_key(job: dict[str, Any]) -> str | None:
-    metadata = job.get("metadata")
-    return text(metadata.get(KEY_FIELD)) if isinstance(metadata, dict) else None
+    return text(part_of(job, "metadata", KEY_FIELD))
 
 
 def names_of(job: dict[str, Any]) -> list[str]:

@@ -32,7 +32,7 @@ from ..calls import NO_REASON, cancelled
 from ..identity import count, key_in, of_run
 from ..options import TrainerOptions
 from ..registry import Context
-from .client import RawResponse, WireClient
+from .client import WireClient
 from .job_object import KEY_FIELD, echo_of, metadata_key, names_a_parameter, names_of, reason_of, text
 
 RUN_FIELD, SEQUENCE_FIELD = "daunce_run", "daunce_seq"
@@ -224,8 +224,8 @@ class WireTrainer(Closing):
 
     async def jobs_of(self, run_key: str) -> list[Job]:
         """Every job of a run."""
-        jobs = self._listed_jobs({RUN_FIELD: run_key}, "listing this run's jobs")
-        return [self._read(job) async for job in jobs if of_run(self._key_of(job), run_key)]
+        jobs = [self._read(job) async for job in self._listed_jobs({RUN_FIELD: run_key}, "listing this run's jobs")]
+        return [job for job in jobs if of_run(job.echo.key, run_key)]
 
     def _listed_jobs(self, metadata: dict[str, str], doing: str) -> AsyncIterator[dict[str, Any]]:
         """Listed jobs. A server may ignore the filter, so every page is read and the caller looks at each job."""
@@ -254,7 +254,7 @@ class WireTrainer(Closing):
         call = self._one(job_id, self._jobs.cancel(job_id), "cancelling")
         return await cancelled(call, lambda: self.get(job_id))
 
-    async def _one(self, job_id: str, call: Awaitable[RawResponse], doing: str) -> Job:
+    async def _one(self, job_id: str, call: Awaitable[Any], doing: str) -> Job:
         answer = await self._client.json(
             call, doing=f"{doing} job {job_id}", needs={"id": str, "status": str}, kind=_JOB, equal={"id": job_id}
         )

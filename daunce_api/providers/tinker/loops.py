@@ -15,7 +15,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, NonNegativeFloat, PositiveInt, ValidationError
+from pydantic.dataclasses import dataclass as checked
 
 from ..._util.files import replacing
 from ...data.tokenizers import EncodedExample
@@ -73,28 +74,26 @@ def listed_name(checkpoint: Any) -> str:
     return str(checkpoint.checkpoint_id).rsplit("/", 1)[-1]
 
 
-@dataclass(frozen=True, slots=True)
+@checked(frozen=True, config=ConfigDict(strict=True))
 class Recipe:
     """Hyperparameters of a member's training: AdamW, the learning rate falling linearly to 0."""
 
-    n_epochs: int = 3
-    batch_size: int = 8
-    learning_rate: float = 1e-4
-    rank: int = 32
-    weight_decay: float = 0.0
-    grad_clip_norm: float = 0.0
+    n_epochs: PositiveInt = 3
+    batch_size: PositiveInt = 8
+    learning_rate: NonNegativeFloat = 1e-4
+    rank: PositiveInt = 32
+    weight_decay: NonNegativeFloat = 0.0
+    grad_clip_norm: NonNegativeFloat = 0.0
 
     @classmethod
-    def of(cls, given: Mapping[str, int | float | str]) -> Recipe:
+    def of(cls, given: Mapping[str, Any]) -> Recipe:
         """Raises RejectedError for unknown names and unusable values."""
-        values: dict[str, Any] = {}
-        for name, value in known_hyperparameters("Tinker", given, HYPERPARAMETERS).items():
-            whole = name in ("n_epochs", "batch_size", "rank")
-            usable = isinstance(value, int) if whole else isinstance(value, int | float)
-            if not usable or float(value) < (1 if whole else 0):
-                raise RejectedError(f"hyperparameter {name}: {value!r} is not a usable number.")
-            values[name] = int(value) if whole else float(value)
-        return cls(**values)
+        values = known_hyperparameters("Tinker", given, HYPERPARAMETERS)
+        try:
+            return cls(**values)  # type: ignore[arg-type]
+        except ValidationError as error:
+            wrong = "; ".join(f"{problem['loc'][0]}: {problem['msg']}" for problem in error.errors())
+            raise RejectedError(f"hyperparameters cannot be used: {wrong}.") from error
 
 
 HYPERPARAMETERS = frozenset(Recipe.__dataclass_fields__)

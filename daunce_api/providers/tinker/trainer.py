@@ -219,7 +219,9 @@ class TinkerTrainer(Closing):
         """Every job of a run: those whose loops this run folder knows, and training runs of others that carry one of
         its keys. One without a checkpoint beside another of its key was made by a request that the SDK repeated."""
         records = [record for record in self._records.all() if of_run(record.key, run_key)]
-        jobs, keys = [self._without_resuming(record) for record in records], {record.key for record in records}
+        alive = {job_id for job_id, task in self._loops.items() if not task.done()}
+        jobs = [record.job(JobStatus.RUNNING) if record.job_id in alive else record.left() for record in records]
+        keys = {record.key for record in records}
         ours = {run for record in records for run in record.runs}
         runs: list[Any] = []
         with gone_already():  # a server without such a list
@@ -232,10 +234,6 @@ class TinkerTrainer(Closing):
                 jobs.append(ended(run))
             keys.add(key)
         return jobs
-
-    def _without_resuming(self, record: LoopRecord) -> Job:
-        task = self._loops.get(record.job_id)
-        return record.left() if task is None or task.done() else record.job(JobStatus.RUNNING)
 
     async def get(self, job_id: str) -> Job:
         """The job's state. A loop that an earlier process left after a whole epoch is taken up again."""

@@ -21,11 +21,11 @@ from ...data.tokenizers import EncodedExample, Tokenizer
 from ...errors import ContractError, RejectedError
 from ..base import ProbeReport, Scorer, ScorerCapabilities, TokenScores
 from ..calls import Calls
-from ..contract import check_ids, refuse_long, scores_of
+from ..contract import check_ids, part_of, refuse_long, scores_of
 from ..hosting import Host, HostedScorer
 from ..openai_wire.client import WireClient, WireScorer, open_client
 from ..options import ScorerOptions
-from ..polling import Answer, Poll
+from ..polling import Answer
 from ..probe import GENERATED, compare, not_generating
 from ..registry import Context
 from ..tokenizers import tokenizer_of
@@ -185,8 +185,7 @@ class TogetherScorer(WireScorer):
     async def _read(self, model: str, text: str, *, doing: str, count: int = 1) -> Reading:
         fields = {"prompt": text, "echo": True, "logprobs": 1, "max_tokens": count}
         answer = await self.ask("/completions", model, fields, doing=doing)
-        prompt = _logprobs(answer.get("prompt"))
-        values, ids = prompt.get("token_logprobs"), prompt.get("token_ids")
+        values, ids = (part_of(answer, "prompt", 0, "logprobs", name) for name in ("token_logprobs", "token_ids"))
         if not isinstance(values, list) or not values:
             return Reading([], [])
         if not isinstance(ids, list):
@@ -194,8 +193,8 @@ class TogetherScorer(WireScorer):
                 f"{self.provider} did not say which tokens it read ({doing}). It tokenizes the text by itself, "
                 "so without ids no value can be trusted; nothing was used."
             )
-        made = _logprobs(answer.get("choices"))
-        lists = [made.get(name) or [] for name in ("token_ids", "token_logprobs", "tokens")]
+        made = part_of(answer, "choices", 0, "logprobs")
+        lists = [part_of(made, name) or [] for name in ("token_ids", "token_logprobs", "tokens")]
         said = zip(*lists, strict=False) if all(isinstance(part, list) for part in lists) else ()
         return Reading(
             [_whole(i) for i in ids], values, [(_whole(token), value, str(piece)) for token, value, piece in said]
@@ -207,18 +206,11 @@ def _whole(number: object) -> object:
     return int(number) if isinstance(number, float) and number.is_integer() else number
 
 
-def _logprobs(items: object) -> dict[str, Any]:
-    """``[0].logprobs`` of a list with one item; nothing for any other shape."""
-    item = items[0] if isinstance(items, list) and len(items) == 1 else None
-    found = item.get("logprobs") if isinstance(item, dict) else None
-    return found if isinstance(found, dict) else {}
-
-
 class AdapterHost(Host):
     """Attaches fine-tunes' adapters to a deployment of their base model, and detaches them."""
 
-    def __init__(self, sdk: Any, calls: Calls, options: TogetherScorerOptions, *, poll: Poll | None = None) -> None:
-        super().__init__(options.max_adapters, poll)
+    def __init__(self, sdk: Any, calls: Calls, options: TogetherScorerOptions) -> None:
+        super().__init__(options.max_adapters)
         self._sdk = sdk
         self._adapters = sdk.endpoints.adapters
         self._calls = calls
@@ -251,12 +243,8 @@ class AdapterHost(Host):
         weights = await weights_of(self._sdk, self._calls, model)
         if weights is None or weights.adapter is None:
             return []
-
-        async def read() -> list[str]:
-            attached = self._adapters.list(**self._where)
-            return [str(a.id) async for a in attached if a.adapter_model_id == weights.adapter]
-
-        return await self._calls.call(read(), doing="listing what is attached")
+        attached = await self._calls.listed(self._adapters.list(**self._where), doing="listing what is attached")
+        return [str(a.id) for a in attached if a.adapter_model_id == weights.adapter]
 
     async def close(self) -> None:
         await self._sdk.close()

@@ -214,8 +214,8 @@ class TogetherTrainer(SdkTrainer):
 
     async def jobs_of(self, run_key: str) -> list[Job]:
         """Every job of a run, by the suffixes of their models."""
-        listed = await self._listed("listing this run's jobs")
-        return [self._job(item) for item in listed if of_run(key_in(_names(item)), run_key)]
+        jobs = [self._job(item) for item in await self._listed("listing this run's jobs")]
+        return [job for job in jobs if of_run(job.echo.key, run_key)]
 
     async def _listed(self, doing: str) -> list[dict[str, Any]]:
         answer = await self._calls.fields(self._sdk.fine_tuning.list(), doing=doing)
