@@ -47,7 +47,14 @@ def target_modules(model: AdaptedModel, targets: tuple[str, ...] | str | None) -
     """
     from transformers.pytorch_utils import Conv1D
 
-    linear = [n for n, m in model.modules.items() if isinstance(m, (nn.Linear, Conv1D)) and model.is_text(n)]
+    linear = [
+        name
+        for name, module in model.modules.items()
+        if isinstance(module, (nn.Linear, Conv1D))
+        and model.is_text(name)
+        # A router that is a linear layer gives more than its product.
+        and not type(module).__name__.endswith("Router")
+    ]
     body = [n for n in linear if model.modules[n] is not model.head and not _bypassed(model, n)]
     if targets == "all-linear":
         return body
