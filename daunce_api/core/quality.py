@@ -17,7 +17,7 @@ members, and its constants are measured, not derived (RESULTS-estimators.md).
   which is the prior; scoring noise lowers it. It is updated by 1.05 h, h being the share of the test losses' variance
   that subsets explain linearly (`CrossValidator.explained`), which counts for more the more members there are, and by
   ``raw``, the density of LDS being taken as 2 (1 - LDS): a high ``raw`` tells of a high ceiling, not of perfection.
-* Members from the target that answer like it (`choice.answers_like_target`): .87 times the correlation of test losses
+* Members from the target that answer like it (`choice.answers_like_target`): .83 times the correlation of test losses
   with and without scoring noise.
 * Other short members from the target answer more steeply than a retrained model does: with few members that lowers the
   true LDS by about as much as luck lowers ``raw``, with many by less: ``.76 + 2.4 / K``, at most 1, times the fourth
@@ -53,7 +53,7 @@ CEILING_LEAST, CEILING_SPREAD = 0.4, 0.1
 LUCK = (0.3, 1.0, 0.4)  # log odds of R for 1,000 examples and subsets of half, their fall a decade, their deviation
 MOST_MEASURED = 5_000  # examples; with more, R is taken to fall no further
 BEYOND_LINEAR = 1.05
-LIKE_TARGET = 0.87
+LIKE_TARGET = 0.83
 UNLIKE_TARGET = (0.76, 2.4)
 NEAR_ZERO = 0.02
 FORM = 0.25

@@ -263,7 +263,7 @@ def text_tasks() -> dict[str, Task]:
     """LoRA fine-tunes of the embedded model on three sets of texts."""
     truth = Kind("base", 0.5, TARGET, 50, seeds=2)
     return {
-        "lm": _text_task("lm", demo_pairs, 160, 100, replace(truth, count=40)),
+        "lm": _text_task("lm", demo_pairs, 160, 100, replace(truth, seeds=3)),
         "chat": _text_task("chat", chat_pairs, 128, 100, truth),
         "shout": _text_task("shout", shout_pairs, 144, 60, replace(truth, count=40, seeds=1, checkpoints=False)),
     }

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
@@ -16,6 +17,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from daunce_api.data.dataset import Dataset
 from daunce_api.data.tokenizers import EncodedExample, encode_example
+from daunce_api.providers.local import worker
 from daunce_api.providers.local.language import LanguageModel
 from daunce_api.providers.server_process import EmbeddedServer
 from daunce_api.providers.server_settings import ServerSettings
@@ -83,3 +85,17 @@ def wire(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
 @pytest.fixture(scope="session")
 def examples(model: LanguageModel) -> list[EncodedExample]:
     return [encode_example(e, model.tokenizer) for e in Dataset.from_records(records(24))]
+
+
+@pytest.fixture
+def trained_losses(monkeypatch: pytest.MonkeyPatch) -> list[list[list[float]]]:
+    """What a worker's members lost at each step, batch by batch as they are trained."""
+    seen: list[list[list[float]]] = []
+    original = worker.fine_tune
+
+    def spy(*given: Any, **options: Any) -> list[list[float]]:
+        seen.append(original(*given, **options))
+        return seen[-1]
+
+    monkeypatch.setattr(worker, "fine_tune", spy)
+    return seen

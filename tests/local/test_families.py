@@ -14,7 +14,7 @@ from plain_training import train_members, train_one
 from transformers import CONFIG_MAPPING, AutoModelForCausalLM, AutoModelForMultimodalLM
 
 from daunce_api.data.tokenizers import EncodedExample
-from daunce_api.errors import ConfigurationError
+from daunce_api.errors import CapabilityError, ConfigurationError
 from daunce_api.providers.local.adapters import _LIKE_LLAMA, _is_target, target_modules
 from daunce_api.providers.local.language import LanguageModel, LoraSettings
 from daunce_api.providers.local.models import model_class
@@ -72,6 +72,14 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
         {
             "rope_parameters": {"rope_type": "default", "mrope_section": [1, 1, 2], "rope_theta": 10000.0},
             "vision": {"depth": 1, "num_heads": 2, "out_hidden_size": 16, "deepstack_visual_indexes": [0]},
+        },
+    ),
+    "llama4": (
+        "llama4",
+        {
+            "num_local_experts": 2,
+            "intermediate_size_mlp": 24,
+            "vision": {"vision_output_dim": 16, "projector_input_dim": 16, "projector_output_dim": 16},
         },
     ),
     "llava": ("llava", {"model_type": "llama", "vision": {"model_type": "clip_vision_model"}}),
@@ -212,10 +220,10 @@ def test_targets_are_read_as_peft_reads_them(model: LanguageModel, targets: Any,
 @pytest.mark.parametrize(
     ("config", "message"),
     [
-        ({"model_type": "t5", "is_encoder_decoder": True}, "'t5', which .* not load as a causal"),
+        ({"model_type": "t5", "is_encoder_decoder": True}, "no causal language model .*'t5'"),
         ({"model_type": "bart", "is_encoder_decoder": True}, "Give a decoder-only model"),
         ({"model_type": "tomorrows"}, "install a transformers that knows this one"),
-        ({"hidden_size": 8}, r"config.json cannot be read: KeyError\('model_type'\)"),
+        ({"hidden_size": 8}, "model_type None"),
     ],
     ids=["encoder-decoder", "encoder-decoder with a decoder", "unknown", "without a kind"],
 )
@@ -225,6 +233,16 @@ def test_what_is_no_causal_language_model_is_refused_by_its_configuration(
     (tmp_path / "config.json").write_text(json.dumps(config))
     with pytest.raises(ConfigurationError, match=message):
         model_class(tmp_path)
+
+
+def test_an_encoder_is_refused(model_folder: Path, examples: list[EncodedExample], tmp_path: Path):
+    """It has a head over the vocabulary, but its logits know the answer."""
+    torch.manual_seed(3)
+    AutoModelForCausalLM.from_config(config_of("bert-generation", {}, 300)).save_pretrained(tmp_path)
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        (tmp_path / name).write_bytes((model_folder / name).read_bytes())
+    with pytest.raises(CapabilityError, match="bert-generation lets a token see those after it"):
+        LanguageModel.load(tmp_path).target_logprobs([(examples[0].ids, examples[0].targets)])
 
 
 def test_the_output_of_a_state_space_layer_gets_no_adapter(model_folder: Path, tmp_path: Path):

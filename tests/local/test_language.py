@@ -175,6 +175,18 @@ def test_greedy_generation_equals_transformers(
     np.testing.assert_allclose(top_logprobs[0], made.read.logprobs[0], atol=1e-5)
 
 
+def test_what_a_checkpoint_says_of_generation_changes_nothing(
+    model: LanguageModel, examples: list[EncodedExample], monkeypatch: pytest.MonkeyPatch
+):
+    prompt = examples[2].ids[:9]
+    plain = [model.generate(prompt, max_tokens=12, temperature=t, seed=1).ids for t in (0.0, 1.0)]
+    own = model.adapted.model.generation_config
+    for name, value in {"repetition_penalty": 9.0, "top_k": 1, "do_sample": True, "min_new_tokens": 3}.items():
+        monkeypatch.setattr(own, name, value)
+    assert [model.generate(prompt, max_tokens=12, temperature=t, seed=1).ids for t in (0.0, 1.0)] == plain
+    assert model.adapted.model.generation_config is own  # which a full fine-tune saves
+
+
 def test_sampling_follows_the_seed_and_top_p(model: LanguageModel, examples: list[EncodedExample]):
     prompt = examples[2].ids[:9]
     draws = [model.generate(prompt, max_tokens=10, temperature=1.0, seed=s).ids for s in (1, 1, 2)]

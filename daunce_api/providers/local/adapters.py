@@ -47,7 +47,9 @@ def target_modules(model: AdaptedModel, targets: tuple[str, ...] | str | None) -
     """
     from transformers.pytorch_utils import Conv1D
 
-    linear = [n for n, m in model.modules.items() if isinstance(m, (nn.Linear, Conv1D)) and model.is_text(n)]
+    layers = {n: m for n, m in model.modules.items() if isinstance(m, (nn.Linear, Conv1D)) and model.is_text(n)}
+    # A router that is a linear layer gives more than its product.
+    linear = [n for n, m in layers.items() if not type(m).__name__.endswith("Router")]
     body = [n for n in linear if model.modules[n] is not model.head and not _bypassed(model, n)]
     if targets == "all-linear":
         return body
@@ -105,10 +107,8 @@ def save_adapter(
 
     The same weights give the same bytes.
     """
-    tensors = {}
-    for name, (a, b) in weights.items():
-        tensors[_PREFIX + name + _A] = a.detach().to("cpu", torch.float32).contiguous()
-        tensors[_PREFIX + name + _B] = b.detach().to("cpu", torch.float32).contiguous()
+    parts = {name + end: t for name, pair in weights.items() for end, t in zip((_A, _B), pair, strict=True)}
+    tensors = {_PREFIX + key: t.detach().to("cpu", torch.float32).contiguous() for key, t in parts.items()}
     config = {
         "peft_type": "LORA",
         "task_type": "CAUSAL_LM",

@@ -32,9 +32,8 @@ class LocalRun:
 
     def __init__(self, config: RunConfig, engine: Engine | None = None) -> None:
         """``engine`` replaces the one that the options name; the caller closes it."""
-        self.config = config
+        self.config, self.model = config, config.backend.model
         self.options = options = options_of(config)
-        self.model = config.backend.model
         self.spec, self.settings = options.spec(config), options.settings
         self.folder = JobFolder(config.run_dir / FOLDER)
         self._engine, self._own = engine, engine is None

@@ -177,9 +177,7 @@ class LanguageModel:
                 # What a checkpoint has of its own here (penalties, top_k) would fill in what is not set.
                 own, model.generation_config = model.generation_config, GenerationConfig()
                 try:
-                    found = model.generate(
-                        prompt, attention_mask=torch.ones_like(prompt), generation_config=GenerationConfig(**how)
-                    )
+                    found = model.generate(prompt, GenerationConfig(**how), attention_mask=torch.ones_like(prompt))
                 finally:
                     model.generation_config = own
             made, logits = found.sequences[0, len(ids) :].tolist(), torch.cat(found.logits)

@@ -103,6 +103,11 @@ class AdaptedModel:
             raise CapabilityError(f"{model.config.model_type} has no output head; give a causal language model.")
         self.head = head
         self.head_name = next(str(name) for name, module in self.modules.items() if module is head)
+        # Text models taken out of a larger checkpoint (Llama 4) name a part of that one as their base.
+        body = model.base_model if model.base_model is not model else getattr(model, "model", None)
+        if not isinstance(body, nn.Module):
+            raise CapabilityError(f"{model.config.model_type} has no decoder apart from its output head.")
+        self.body = body
         self.cap: float | None = getattr(self.config, "final_logit_softcapping", None)
         self.factor = float(getattr(self.config, "logit_scale", None) or 1.0)
         self.factor /= float(getattr(self.config, "logits_scaling", None) or 1.0)
@@ -125,12 +130,16 @@ class AdaptedModel:
     def head_width(self) -> int:
         """Number of logits that the output head gives.
 
-        Raises CapabilityError where :meth:`head_logits` are not the model's own: the family does something else.
+        Raises CapabilityError where :meth:`head_logits` are not the model's own (the family does something else), and
+        where a token sees those after it (an encoder).
         """
         ids = list(range(min(5, int(self.config.vocab_size))))
         with self.using(None), torch.no_grad():
             batch = Batch.of([(ids, range(1, len(ids)))], self.device)
-            own = self.logits(batch.ids).float()
+            own, first = self.logits(batch.ids).float(), self.logits(batch.ids[:, :2]).float()
+            if (first - own[:2]).std() > 0.1 * own[:2].std():
+                kind = self.model.config.model_type
+                raise CapabilityError(f"{kind} lets a token see those after it; give a causal language model.")
             found = self.head_logits(self.hidden(batch), batch.row)
         if found.shape != own.shape or not torch.allclose(found.float(), own, rtol=0.05, atol=0.05):
             raise CapabilityError(
@@ -190,7 +199,7 @@ class AdaptedModel:
 
         No attention mask is needed: attention is causal, and padding follows everything that is read.
         """
-        states: Tensor = self.model.base_model(input_ids=batch.ids, use_cache=False)[0]
+        states: Tensor = self.body(input_ids=batch.ids, use_cache=False)[0]
         return states[batch.row.to(states.device), batch.column.to(states.device)]
 
     def head_logits(self, states: Tensor, rows: Tensor) -> Tensor:

@@ -59,8 +59,8 @@ def resolve_model(path: str | Path, *, weights: bool = True) -> tuple[str, Path]
 def context_of(path: str) -> int | None:
     """Longest sequence of a model in tokens, from its configuration alone; None where that does not say."""
     folder = resolve_model(path, weights=False)[1]
+    content = _config(folder)
     try:
-        content = _config(folder)
         found = longest_context(SimpleNamespace(**content.get("text_config", content)))
         if found is None:  # the family's own default, which costs importing PyTorch
             from transformers import AutoConfig
@@ -73,29 +73,28 @@ def context_of(path: str) -> int | None:
 
 
 def _config(folder: Path) -> dict[str, Any]:
-    content: dict[str, Any] = json.loads((folder / "config.json").read_text())
-    return content
+    try:
+        return dict(json.loads((folder / "config.json").read_text()))
+    except (OSError, ValueError, TypeError) as error:
+        raise ConfigurationError(f"{folder.name}: config.json cannot be read: {error}") from error
 
 
 def model_class(folder: Path) -> Any:
-    """What loads the model of a folder, from its configuration alone: a language model, or one that has images or sound
-    beside its text. Raises ConfigurationError for any other kind."""
+    """What loads the model of a folder, by its configuration: a language model, or one with images or sound beside its
+    text. Raises ConfigurationError for any other kind."""
     from transformers import AutoModelForCausalLM, AutoModelForMultimodalLM
     from transformers.models.auto import modeling_auto
 
-    try:
-        content = _config(folder)
-        kind = str(content["model_type"])
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ConfigurationError(f"{folder.name}: config.json cannot be read: {error!r}") from error
+    content = _config(folder)
+    kind = content.get("model_type")
     if not content.get("is_encoder_decoder"):
         if kind in modeling_auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
             return AutoModelForCausalLM
         if kind in modeling_auto.MODEL_FOR_MULTIMODAL_LM_MAPPING_NAMES:
             return AutoModelForMultimodalLM
     raise ConfigurationError(
-        f"{folder.name} is of the kind {kind!r}, which the installed transformers does not load as a causal language "
-        "model. Give a decoder-only model, or install a transformers that knows this one."
+        f"{folder.name} is no causal language model for the installed transformers (model_type {kind!r}). "
+        "Give a decoder-only model, or install a transformers that knows this one."
     )
 
 

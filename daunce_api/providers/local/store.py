@@ -37,7 +37,6 @@ class MemberResult:
     """What a member's training was, or why there is no fine-tune in its task's ``out``."""
 
     key: str
-    losses: tuple[float, ...] = ()
     trained_tokens: int = 0
     error: str | None = None
 

@@ -176,14 +176,13 @@ def _train_language(task: TrainTask, group: Group) -> list[MemberResult]:
     assert not isinstance(settings, ClassifierSettings)
     model = loaded(spec)
     model.forget_fine_tunes()
-    own_weights = model.adapted.own_weights
     longest = max(len(e.ids) for _, examples in group for e in examples)
     budget = options.memory_limit or default_budget(model.adapted.device, options.worker_count)
     if isinstance(settings, LoraSettings):
         numbers = settings.rank * sum(map(sum, model.adapter_shapes(settings.targets).values()))
         member_bytes, together = 4 * _ADAPTER_COPIES * numbers, len(group)
     else:
-        member_bytes, together = _FULL_BYTES * sum(t.numel() for t in own_weights.values()), 1
+        member_bytes, together = _FULL_BYTES * sum(t.numel() for t in model.adapted.own_weights.values()), 1
     tokens = options.tokens_per_pass
     limits = limits_of(model.adapted, member_bytes, members=together, longest=longest, budget=budget, tokens=tokens)
 
@@ -196,15 +195,12 @@ def _train_language(task: TrainTask, group: Group) -> list[MemberResult]:
                 for k, (member, _) in enumerate(batch):
                     model.save(beside(member.out, epoch), trainee, k)
 
-        losses = fine_tune(
+        fine_tune(
             model.adapted, trainee, settings, objective=task.objective, max_tokens=tokens, after_epoch=after_epoch
         )
         for k, (member, _) in enumerate(batch):
             model.save(member.out, trainee, k)
-        return [
-            MemberResult(m.key, tuple(losses[k]), trained_tokens(examples, settings))
-            for k, (m, examples) in enumerate(batch)
-        ]
+        return [MemberResult(member.key, trained_tokens(examples, settings)) for member, examples in batch]
 
     return train_in_parts(group, limits, train, longest=longest, cuts=task.cuts)
 
@@ -240,7 +236,7 @@ def _train_classes(task: TrainTask, group: Group) -> list[MemberResult]:
         for k, (member, _) in enumerate(batch):
             _save_state(member.out, members.state(k))
         count = settings.n_epochs * _IDS_PER_EXAMPLE
-        return [MemberResult(member.key, trained_tokens=count * len(records)) for member, records in batch]
+        return [MemberResult(member.key, count * len(records)) for member, records in batch]
 
     limits = Limits(len(group), _IDS_PER_EXAMPLE)
     return train_in_parts(group, limits, train, longest=_IDS_PER_EXAMPLE, cuts=task.cuts)
