@@ -14,6 +14,7 @@ import argparse
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 for variable in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
     os.environ.setdefault(variable, "1")  # spinning threads on a busy machine cost a hundredfold
@@ -24,7 +25,6 @@ from daunce_api.attribution.similarity import bm25_scores
 from daunce_api.core import Checkpoints, MemberLosses, Rho, choose, estimate, fit, member_losses, self_influence
 from daunce_api.core.crossval import column_spearman
 from daunce_api.evaluation.retrieval import average_precision, retrieval
-from tests.benchmarks import tasks
 from tests.benchmarks.tasks import CACHE, Task, all_tasks, chunk_files, joined, read_chunk
 
 COUNTS = (10, 25, 50, 100)
@@ -62,15 +62,13 @@ class Ensemble:
         )
 
 
-def similarity(task: Task) -> np.ndarray | None:
+def similarity(task: Task) -> np.ndarray:
     """(N, M) what the prior of a task is: the root of BM25 for texts, the cosine of centred pixels for images."""
     if task.pairs is not None:
         pairs = task.pairs()
         return np.sqrt(bm25_scores(*([p.text for p in pairs[side]] for side in ("train", "test"))))
-    load = {"digits": tasks._load_digits, "fashion": tasks._load_fashion}.get(task.name)
-    if load is None:
-        return None
-    data = load()
+    owner: Any = task.train.__self__  # type: ignore[attr-defined]
+    data = {name: np.asarray(value) for name, value in owner.load().items()}
     sides = [
         data[name].reshape(len(data[name]), -1) - data["x"].reshape(len(data["x"]), -1).mean(axis=0)
         for name in ("x", "test_x")

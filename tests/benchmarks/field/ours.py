@@ -227,7 +227,6 @@ METHODS = (
             BLACK,
             black_box,
             {"start": start, "count": count, "estimator": "auto", "prior": True},
-            refuses=lambda task: "has no prior here" if task == "resnet" else "",
         )
         for start in ("base", "target")
         for count in COUNTS
