@@ -24,7 +24,10 @@ class Options(BaseModel):
 
     @classmethod
     def of(cls, config: RunConfig, **presets: Any) -> Self:
-        """The config's options, over ``presets``; null is left out. Raises ConfigurationError that lists every problem."""
+        """The config's options, over ``presets``; one that is null is left out.
+
+        Raises ConfigurationError that lists every problem.
+        """
         section = config.backend if cls.where == Options.where else config.backend.scorer
         given = {name: value for name, value in section.options.items() if value is not None}
         options = parse_options(cls, {**presets, **given}, cls.where)
