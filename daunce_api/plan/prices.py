@@ -14,6 +14,7 @@ from urllib.parse import urlsplit
 
 from ..config import RunConfig
 from ..providers.base import ScorerCapabilities
+from ..providers.endpoint import is_loopback
 
 MILLION = 1_000_000
 SAME_TOKENS = 0.01
@@ -25,7 +26,6 @@ LORA_GB = 0.0033
 """GB of LoRA weights in float32 on every linear layer of a dense model, a rank and (10^9 parameters)^(2/3): 1.1 at rank
 32 for 32 billion, .42 for 8 billion."""
 _OWN_MACHINE = ("embedded", "local")
-_LOOPBACK = {"localhost", "127.0.0.1", "::1"}
 _OWN_ENDPOINT = ("fireworks", "nebius", "tinker", "together")
 """Scorers that have an endpoint of their own, whoever trains."""
 
@@ -213,7 +213,7 @@ def _scoring_place(config: RunConfig) -> tuple[str, str | None]:
 
 
 def _is_here(kind: str, base_url: str | None) -> bool:
-    return kind in _OWN_MACHINE or (base_url is not None and urlsplit(base_url).hostname in _LOOPBACK)
+    return kind in _OWN_MACHINE or (base_url is not None and is_loopback(urlsplit(base_url).hostname))
 
 
 def _hosting_record(kind: str, base_url: str | None) -> dict[str, Any] | None:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 from ..config import RunConfig
@@ -52,11 +51,11 @@ def open_trainer(context: Context) -> WireTrainer:
 
 def context_tokens(config: RunConfig) -> int | None:
     """Longest prompt of the served model, from its config.json."""
-    try:
-        value = json.loads((_folder(config) / "config.json").read_text()).get("max_position_embeddings")
-    except (OSError, ValueError):
-        return None
-    return value if isinstance(value, int) else None
+    if config.backend.model != EMBEDDED_MODEL:
+        from .local.models import context_of
+
+        return context_of(config.backend.model)
+    return int(json.loads((embedded_folder() / "config.json").read_text())["max_position_embeddings"])
 
 
 def start_server(config: RunConfig) -> tuple[Endpoint, Callable[[], None]]:
@@ -82,11 +81,3 @@ def _options(config: RunConfig) -> tuple[WireTrainerOptions, dict[str, Any]]:
     server = {k: v for k, v in given.items() if k not in trainer}
     own = {"grace_seconds": 0.0, "listing_lag_seconds": 0.0}
     return parse_options(WireTrainerOptions, {**own, **trainer}, "backend.options"), server
-
-
-def _folder(config: RunConfig) -> Path:
-    if config.backend.model == EMBEDDED_MODEL:
-        return embedded_folder()
-    from .local.models import resolve_model
-
-    return resolve_model(config.backend.model)[1]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass, field
+from ipaddress import ip_address
 from urllib.parse import urlsplit
 
 from .._util.secrets import address_problem
@@ -11,8 +12,6 @@ from ..errors import ConfigurationError
 
 ANONYMOUS = "no-key"
 """Sent as the bearer token to servers without keys; the SDK insists on one."""
-
-_LOOPBACK = {"localhost", "127.0.0.1", "::1"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,7 +24,15 @@ class Endpoint:
 
     @property
     def loopback(self) -> bool:
-        return (urlsplit(self.base_url).hostname or "") in _LOOPBACK
+        return is_loopback(urlsplit(self.base_url).hostname)
+
+
+def is_loopback(host: str | None) -> bool:
+    """Whether a name or an address is one that only this machine can reach."""
+    try:
+        return host == "localhost" or ip_address(host or "").is_loopback
+    except ValueError:
+        return False
 
 
 def api_key_from(variable: str) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import secrets
-import select
+import selectors
 import subprocess
 import sys
 from importlib.util import find_spec
@@ -120,8 +120,10 @@ class EmbeddedServer:
         with contextlib.suppress(BrokenPipeError):
             process.stdin.write(settings.model_dump_json().encode() + b"\n")
             process.stdin.flush()
-        if not select.select([process.stdout], [], [], self._start_timeout)[0]:
-            return None
+        with selectors.DefaultSelector() as selector:
+            selector.register(process.stdout, selectors.EVENT_READ)
+            if not selector.select(self._start_timeout):
+                return None
         line = process.stdout.readline()
         if not line:
             with contextlib.suppress(subprocess.TimeoutExpired):

@@ -30,8 +30,8 @@ def tokenizer_of(config: RunConfig) -> Tokenizer:
     name, day = config.backend.tokenizer or config.backend.model, config.backend.template_date
     if name == EMBEDDED_MODEL:
         return LocalTokenizer(embedded_folder(), day=day)
-    if (Path(name) / "tokenizer.json").is_file():
-        return LocalTokenizer(name, day=day)
+    if (Path(name).expanduser() / "tokenizer.json").is_file():
+        return LocalTokenizer(Path(name).expanduser(), day=day)
     if tiktoken_encoding_name(name) is not None:
         return TiktokenTokenizer(name, day=day)
     if _HUB_ID.fullmatch(name):

@@ -9,13 +9,13 @@ import secrets
 import sqlite3
 import time
 from collections.abc import Callable
-from ipaddress import ip_address
 from urllib.parse import urlsplit
 
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from ..providers.endpoint import is_loopback
 from ..providers.server_settings import ServerSettings
 from .api_errors import ApiError, rate_limited, server_error, unavailable
 from .inject import BrokenConnectionError, Injector
@@ -72,7 +72,7 @@ class Gate:
         key = self._settings.api_key
         if key is None:
             # Without a key only programs of this machine may ask, and no web page through their browser.
-            if "origin" in headers or not is_loopback(headers.get("host", ""), with_port=True):
+            if "origin" in headers or not is_loopback(_host_of(headers)):
                 raise ApiError(403, "This server has no API key and answers requests to the local machine only.")
             return
         scheme, _, given = headers.get("authorization", "").partition(" ")
@@ -88,13 +88,12 @@ class Gate:
         raise ApiError(401, message, code="invalid_api_key", headers={"www-authenticate": "Bearer"})
 
 
-def is_loopback(host: str, *, with_port: bool = False) -> bool:
-    """True for localhost and the addresses that only this machine can reach; ``with_port``: as a Host header has it."""
+def _host_of(headers: Headers) -> str | None:
+    """The host that a request names, without its port."""
     try:
-        name = urlsplit(f"//{host}").hostname or "" if with_port else host
-        return name == "localhost" or ip_address(name).is_loopback
+        return urlsplit(f"//{headers.get('host', '')}").hostname
     except ValueError:
-        return False
+        return None
 
 
 class _RequestLimit:

@@ -12,9 +12,9 @@ from typing import IO
 import uvicorn
 
 from ..errors import ConfigurationError
+from ..providers.endpoint import is_loopback
 from ..providers.server_settings import ServerSettings
 from .app import create_app
-from .gate import is_loopback
 
 GRACE_SECONDS = 5
 """How long requests in progress may take when the server is asked to end."""

@@ -16,10 +16,11 @@ from hypothesis import strategies as st
 from starlette.types import Message, Scope
 
 from daunce_api.errors import ConfigurationError
+from daunce_api.providers.endpoint import is_loopback
 from daunce_api.providers.options import parse_options
 from daunce_api.server import EmbeddedServer, InjectSettings, ServerSettings, run_server
 from daunce_api.server.app import ROUTES
-from daunce_api.server.gate import Gate, is_loopback
+from daunce_api.server.gate import Gate
 from daunce_api.server.inject import Injector
 from daunce_api.server.requests import CreateChatCompletion, CreateCompletion, CreateJob
 

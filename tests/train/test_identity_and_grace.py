@@ -12,7 +12,7 @@ from fake_trainer import FakeProvider, FakeTrainer, Fault
 from world import World
 
 from daunce_api.errors import NotEnoughMembersError, RejectedError, StopError, UnknownJobsError
-from daunce_api.providers import identity
+from daunce_api.providers import contract, identity
 from daunce_api.providers.base import Job, JobEcho, JobRequest, JobStatus
 from daunce_api.providers.identity import contradiction, count, refines
 from daunce_api.providers.replay import session as protocol
@@ -91,6 +91,7 @@ def test_which_refusals_speak_of_a_missing_file(status: int, text: str, missing:
 def test_docstring_examples() -> None:
     assert doctest.testmod(identity).failed == 0
     assert doctest.testmod(protocol).failed == 0
+    assert doctest.testmod(contract).failed == 0
 
 
 @pytest.mark.parametrize("invisible", [0.0, 30.0, 250.0])

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,6 +13,7 @@ from wire_support import KEY, Server, encoded
 
 from daunce_api.config import RunConfig
 from daunce_api.errors import ConfigurationError
+from daunce_api.providers.base import GRACE_SECONDS
 from daunce_api.providers.endpoint import ANONYMOUS
 from daunce_api.providers.openai_wire.echo import EchoScorer
 from daunce_api.providers.openai_wire.trainer import WireTrainer
@@ -51,6 +54,28 @@ async def test_what_is_wrong_is_named(backend: dict[str, Any], words: str, monke
 def test_the_embedded_server_keeps_its_own_options(option: str) -> None:
     with pytest.raises(ConfigurationError, match=option):
         capabilities_of(config({"kind": "embedded", "options": {option: "x"}}))
+
+
+def test_the_context_of_a_served_model_costs_no_weights(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    models = pytest.importorskip("daunce_api.providers.local.models")
+    (tmp_path / "config.json").write_text('{"max_position_embeddings": 77}')
+    downloads: list[str] = []
+
+    def hub_folder(name: str, patterns: Sequence[str], what: str, advice: str) -> Path:
+        downloads.extend(patterns)
+        return tmp_path
+
+    monkeypatch.setattr(models, "hub_folder", hub_folder)
+    trainer, scorer = capabilities_of(config({"kind": "embedded", "model": "owner/of-no-other-test"}))
+    assert (trainer.max_context_tokens, scorer.max_context_tokens) == (77, 77)
+    assert downloads
+    assert not any("safetensors" in pattern for pattern in downloads)
+
+
+def test_an_option_that_is_null_is_left_out() -> None:
+    """Run folders of earlier versions may hold it: null was the default of some."""
+    trainer, _ = capabilities_of(config({**WIRE, "options": {"grace_seconds": None, "key_in": None}}))
+    assert trainer.grace_seconds == GRACE_SECONDS
 
 
 def test_capabilities_need_no_key(monkeypatch: pytest.MonkeyPatch) -> None:

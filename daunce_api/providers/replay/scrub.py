@@ -11,7 +11,8 @@ import re
 from collections.abc import Iterable, Mapping
 from urllib.parse import parse_qsl, urlencode, urlsplit, urlunsplit
 
-LOOPBACK = ("localhost", "127.0.0.1", "::1", "0.0.0.0")
+from ..endpoint import is_loopback
+
 LOCAL_HOST = "local-server"
 """Stands for every loopback address and port, so that a server on another port replays."""
 
@@ -36,7 +37,8 @@ _IDENTITIES = (
 def uri(address: str) -> str:
     """A request's address: loopback host and port by one name, parameters sorted and without secrets."""
     parts = urlsplit(address)
-    host = LOCAL_HOST if (parts.hostname or "") in LOOPBACK else parts.netloc.rpartition("@")[2]
+    local = parts.hostname == "0.0.0.0" or is_loopback(parts.hostname)
+    host = LOCAL_HOST if local else parts.netloc.rpartition("@")[2]
     query = sorted((k, v) for k, v in parse_qsl(parts.query, keep_blank_values=True) if k not in _SECRET_PARAMETERS)
     return urlunsplit((parts.scheme, host, parts.path, urlencode(query), ""))
 
