@@ -24,9 +24,13 @@ class Options(BaseModel):
 
     @classmethod
     def of(cls, config: RunConfig, **presets: Any) -> Self:
-        """The config's options, over ``presets``. Raises ConfigurationError that lists every problem."""
+        """The config's options, over ``presets``; one that is null is left out.
+
+        Raises ConfigurationError that lists every problem.
+        """
         section = config.backend if cls.where == Options.where else config.backend.scorer
-        options = parse_options(cls, {**presets, **section.options}, cls.where)
+        given = {name: value for name, value in section.options.items() if value is not None}
+        options = parse_options(cls, {**presets, **given}, cls.where)
         values = [getattr(options, name) for name in cls.together]
         if any(values) and not all(values):
             listed = f"{', '.join(cls.together[:-1])} and {cls.together[-1]}"

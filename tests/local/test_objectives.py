@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -18,8 +19,10 @@ from daunce_api.providers.local import losses
 from daunce_api.providers.local.language import LanguageModel, LoraSettings
 from daunce_api.providers.local.lora import ActiveLora, AdaptedModel, Batch
 from daunce_api.providers.local.losses import row_values, token_nats, token_statistics
+from daunce_api.providers.local.options import LocalOptions
 from daunce_api.providers.local.train import Member
 from daunce_api.providers.objective import Objective, noise
+from daunce_api.providers.options import parse_options
 
 SCALING = 2.0
 
@@ -203,7 +206,7 @@ def test_noise_is_uniform_and_a_members_own():
     np.testing.assert_array_equal(xi[:5], noise(5, 3))
 
 
-@pytest.mark.parametrize("wrong", [{"kind": "other"}, {"rho": -1.0}, {"gamma": 0.0}])
-def test_impossible_objectives_are_refused(wrong: dict):
-    with pytest.raises(ConfigurationError):
-        Objective(**wrong)
+@pytest.mark.parametrize("wrong", [{"objective": "other"}, {"rho": -1.0}, {"gamma": 0.0}])
+def test_impossible_objectives_are_refused(wrong: dict[str, Any]):
+    with pytest.raises(ConfigurationError, match=next(iter(wrong))):
+        parse_options(LocalOptions, wrong, "backend.options")

@@ -13,6 +13,7 @@ from wire_support import KEY, Server, encoded
 
 from daunce_api.config import RunConfig
 from daunce_api.errors import ConfigurationError
+from daunce_api.providers.base import GRACE_SECONDS
 from daunce_api.providers.endpoint import ANONYMOUS
 from daunce_api.providers.openai_wire.echo import EchoScorer
 from daunce_api.providers.openai_wire.trainer import WireTrainer
@@ -69,6 +70,12 @@ def test_the_context_of_a_served_model_costs_no_weights(monkeypatch: pytest.Monk
     assert (trainer.max_context_tokens, scorer.max_context_tokens) == (77, 77)
     assert downloads
     assert not any("safetensors" in pattern for pattern in downloads)
+
+
+def test_an_option_that_is_null_is_left_out() -> None:
+    """Run folders of earlier versions may hold it: null was the default of some."""
+    trainer, _ = capabilities_of(config({**WIRE, "options": {"grace_seconds": None, "key_in": None}}))
+    assert trainer.grace_seconds == GRACE_SECONDS
 
 
 def test_capabilities_need_no_key(monkeypatch: pytest.MonkeyPatch) -> None:
