@@ -124,6 +124,7 @@ def assemble(
     members = complete_members(store, material) if members is None else list(members)
     if len(members) < 2:
         raise too_few_members(len(members), material)
+    store.jobs.rows()  # Refused where one was edited by hand: its scores would be those of another model.
     reduction = config.attribution.loss
     models = [(k, 0) for k in members]
     find = store.scores.find_ids
