@@ -39,6 +39,7 @@ class RunStatus:
     ``models_until``: day (ISO 8601) on which the provider deletes the first of the models by itself, None where it
     does not (``ensemble.keep_days``). ``more``: what half as many members again are expected to add to ``self_lds``.
     ``measured``: what a loss is the loss of; ``censored``: share of the losses that are lower bounds.
+    ``self_lds``, ``estimator`` and ``why`` are None below two members, and in a large run until they were computed.
     ``noise``: scoring noise of one loss in nats, None where nothing was scored twice. ``failures``: members that
     are left out, and why. ``stopped``: why the run ended before it was complete, "" where that no longer holds.
     ``recent``: the last changes.
@@ -132,6 +133,10 @@ class RunStatus:
             rows.append(("noise", f"{self.noise:.2g} nats a loss (the same examples scored twice)"))
         if self.estimator is not None:
             rows += [("estimator", str(self.why)), ("quality", self.quality_text())]
+        elif self.question_groups:
+            rows.append(
+                ("quality", "not computed for these members yet; `daunce report`, and the end of the run, do it")
+            )
         if (to_come := self.more_text()) is not None:
             rows.append(("more", to_come))
         return rows
@@ -195,6 +200,7 @@ def status_of(
     """Read the state of a run. ``groups``: the attribution of each group of questions, the largest first; none where
     there are too few members. ``scored``: members that lack nothing."""
     attribution = groups[0] if groups else None
+    judged = attribution if attribution is not None and attribution.judged else None
     last = {job.member: job for job in store.jobs.rows()}  # attempts are in order
     running = sum(job.status not in FINAL for member, job in last.items() if member != TARGET)
     left_out, stop = store.jobs.left_out(), store.history.stop()
@@ -221,12 +227,12 @@ def status_of(
         usd_by_purpose=store.ledger.spent_by_purpose(),
         max_usd=config.budget.max_usd,
         **asdict(store.history.times()),
-        self_lds=None if attribution is None else attribution.self_lds,
+        self_lds=None if judged is None else judged.self_lds,
         noise=None if attribution is None else attribution.noise,
         measured=material.measured,
         censored=None if attribution is None else attribution.censored,
-        estimator=None if attribution is None else attribution.choice.estimator.name,
-        why=None if attribution is None else attribution.choice.why,
+        estimator=None if judged is None else judged.choice.estimator.name,
+        why=None if judged is None else judged.choice.why,
         failures=tuple(f"{name_of(member)}: {reason}" for member, reason in left_out.items()),
         stopped="" if stop is None or len(scored) == material.ensemble.members else stop.reason,
         recent=tuple(

@@ -54,6 +54,16 @@ def choice_of(folder: Path | None, digest: str, compute: Callable[[], core.Choic
     return choice
 
 
+QUALITIES = "quality.json"
+
+
+def quality_is_kept(folder: Path | None, digest: str) -> bool:
+    """Whether :func:`quality_of` has nothing to compute."""
+    with suppress(*_UNREADABLE):
+        return folder is not None and digest in json.loads((folder / QUALITIES).read_text(encoding="utf-8"))
+    return False
+
+
 def quality_of(folder: Path | None, digest: str, compute: Callable[[], core.SelfLDS | None]) -> core.SelfLDS | None:
     """The quality that was estimated from the losses of this digest; None with too few members."""
 
@@ -65,7 +75,7 @@ def quality_of(folder: Path | None, digest: str, compute: Callable[[], core.Self
         curve = None if curve is None else Curve(**curve)
         return core.SelfLDS(**{**value, "curve": curve, "draws": draws})
 
-    quality: core.SelfLDS | None = _kept(folder, "quality.json", digest, compute, asdict, read)
+    quality: core.SelfLDS | None = _kept(folder, QUALITIES, digest, compute, asdict, read)
     return quality
 
 

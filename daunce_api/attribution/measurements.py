@@ -15,7 +15,7 @@ from .. import core
 from ..core.losses import Reduction
 from ..data.dataset import Dataset
 from ..errors import NotEnoughMembersError
-from .derived import choice_of, digest_of, quality_of
+from .derived import choice_of, digest_of, quality_is_kept, quality_of
 from .labels import NONE, Labels, Side, labels_of
 from .similarity import PriorKind, prior_of
 from .token_table import TokenTable
@@ -23,6 +23,8 @@ from .token_table import TokenTable
 Floats = NDArray[np.float64]
 
 _BLOCK_PAIRS = 1_000_000
+_SMALL = 200_000
+"""Losses (K x N) of which the choice and the quality take about a second."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -155,6 +157,12 @@ class Measurements:
                 return None
 
         return quality_of(self.derived, self._digest, compute)
+
+    @property
+    def judged(self) -> bool:
+        """Whether :attr:`choice` and :attr:`self_lds` are at hand, or computed in a moment."""
+        small = self.train_loss_KN.size <= _SMALL
+        return small or "self_lds" in self.__dict__ or quality_is_kept(self.derived, self._digest)
 
     def scores_NM(self) -> NDArray[Any]:
         """(N, M) scores by :attr:`choice`; positive = helpful. Units, and what is raised, as of

@@ -141,8 +141,8 @@ def run(
         attribution = job.execute(
             on_event=progress.event, on_progress=progress.scored, session=session, max_usd=max_usd
         )
-    status = job.status()
-    page = write_report_of(job, attribution, status=status, candidates=candidates_of) if report else None
+    page = write_report_of(job, attribution, candidates=candidates_of) if report else None
+    status = job.status()  # after the report, which computes the quality
     content = status.to_json() | {"report": None if page is None else str(page)}
     show(as_json, content, lambda: terminal.finished(status, attribution, page))
 

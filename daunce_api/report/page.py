@@ -126,7 +126,6 @@ def write_report_of(
     attribution: Attribution,
     output: Path | None = None,
     *,
-    status: RunStatus | None = None,
     candidates: Ranked = no_candidates,
 ) -> Path:
     """Write the HTML report of a run and return its path (default: ``report.html`` in the run folder).
@@ -136,13 +135,12 @@ def write_report_of(
 
     Args:
         attribution: of the group on the first page.
-        status: the run's, where it is known already.
         candidates: makes the removal ranking of a group, where answers in it are marked.
 
     Raises StoreError where a page cannot be written.
     """
     path = output or run.run_dir / REPORT_NAME
-    status = status or run.status()
+    status = run.status()
     rest = [group for group in run.attributions() if group.test.ids != attribution.test.ids]
     groups = [attribution, *rest]
     paths = [path if n == 1 else path.with_name(f"{path.stem}-{n}{path.suffix}") for n in range(1, len(groups) + 1)]

@@ -39,6 +39,29 @@ def test_a_run_that_was_started_shows_how_far_and_how_good_it_is(finished: Path)
     assert "self_lds is not known below 8 members" in view
 
 
+def test_the_status_of_a_large_run_starts_no_long_computation(
+    finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = Path(shutil.copytree(finished, tmp_path / "run"))
+    shutil.rmtree(folder / "derived")
+    monkeypatch.setattr("daunce_api.attribution.measurements._SMALL", 0)
+    state = Run.open(folder).status()
+    assert (state.estimator, state.why, state.self_lds) == (None, None, None)
+    assert dict(state.rows())["quality"].startswith("not computed for these members yet")
+    assert not (folder / "derived").exists()
+
+    from daunce_api import core
+    from daunce_api.attribution import derived
+
+    quality = SelfLDS(0.625, 0.5, 0.75, "whitened", 8, 0.5, 0.8, None)
+    monkeypatch.setattr(core, "estimate", lambda *_, **__: quality)
+    assert Run.open(folder).attribution().self_lds == quality
+    assert (folder / "derived" / derived.QUALITIES).is_file()
+    monkeypatch.setattr(core, "estimate", None)
+    assert Run.open(folder).status().self_lds == quality
+    assert "self_lds 0.62" in dict(Run.open(folder).status().rows())["quality"]
+
+
 def test_quality_comes_with_its_interval_and_failures_with_their_reasons(
     finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
