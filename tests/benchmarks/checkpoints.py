@@ -22,6 +22,7 @@ from daunce_api import Attribution, Run, RunConfig
 from daunce_api.cli.demo.experiment import demo_config
 from daunce_api.evaluation.experiments import lds_truth
 from daunce_api.evaluation.lds import lds
+from daunce_api.evaluation.retraining import question_losses
 from daunce_api.evaluation.retrieval import average_precision
 
 MEMBERS = (8, 12, 16, 24)
@@ -72,14 +73,17 @@ def main() -> None:
         attributions.append(run.execute())
         print(f"ensemble {seed}: {time.monotonic() - start:.0f} s in this call", flush=True)
     first = Run.create(config_of(folder, 1))
-    truth = lds_truth(first, subsets=asked.subsets).measure()
-    print(f"truth: {len(truth.models)} models", flush=True)
+    truth = lds_truth(first, subsets=asked.subsets)
+    truth.measure()
+    measured = question_losses(truth)
+    print(f"truth: {len(measured.models)} models", flush=True)
+    subset, loss = measured.by_subset()
     rows = []
     for members in MEMBERS:
         for seed, whole in enumerate(attributions, start=1):
             part = whole.first(members)
             for kind, attribution in (("final", replace(part, earlier=None)), ("checkpoints", part)):
-                found = figures(attribution, truth.inclusion_SN, truth.loss_SM)
+                found = figures(attribution, subset, loss)
                 rows.append({"members": members, "seed": seed, "rows": kind, **found})
     (folder / "checkpoints.json").write_text(json.dumps(rows, indent=1))
     print(f"{'K':>3} {'rows':<12} {'LDS':>6} {'cov':>6} {'self':>6} {'planted':>8} {'source':>7}  estimators")

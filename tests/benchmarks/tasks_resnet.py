@@ -64,9 +64,9 @@ class _Watched(Classifier):
         yield self._rows
         self._points = []
 
-    def _fit(self, *args: Any) -> None:
+    def _fit(self, *args: Any) -> Iterator[int]:
         self._done = 0
-        super()._fit(*args)
+        return super()._fit(*args)
 
     def _forward(self, members: Members, x: Tensor) -> Tensor:
         """Called once a step, after ``_done`` others."""
