@@ -323,8 +323,10 @@ class BudgetConfig(_Section):
 class RunConfig(_Section):
     """One run, as ``daunce init`` writes it with every key explained. ``run_dir`` is where everything is kept.
 
-    config = RunConfig.from_yaml("run.yaml")
-    config.ensemble.members
+    Example::
+
+        config = RunConfig.from_yaml("run.yaml")
+        config.ensemble.members
     """
 
     name: str = Field("run", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,39}$")

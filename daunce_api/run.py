@@ -26,12 +26,11 @@ from .data.questions import Questions
 from .data.subsets import Ensemble
 from .data.tokenizers import EncodedExample
 from .errors import ConfigurationError, DaunceError, NotEnoughMembersError
-from .plan.asking import BASE
 from .plan.inputs import DATA_FOLDER, RunInputs
 from .score.cleaning import cancel_run, clean_run
 from .score.work import Options, Work
 from .status import RunStatus, status_of
-from .store import TARGET, RunStore
+from .store import BASE, TARGET, RunStore
 from .train import CancelReport, CleanReport
 
 

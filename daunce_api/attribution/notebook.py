@@ -32,11 +32,13 @@ def notebook_html(attribution: Measurements) -> str:
     if quality is not None:
         head += f" · self-LDS {quality.value:.2f} [{quality.low:.2f}, {quality.high:.2f}]"
     shown, rows = attribution.test[:_TESTS], []
+    places = list(range(len(shown)))
+    rankings = [attribution.ranking(_TOP, opponents=opponents, columns=places) for opponents in (False, True)]
     for j, example in enumerate(shown):
         cells = [_text(example.completion_text(), example.id)]
-        for opponents in (False, True):
-            table = ranking_table(attribution, attribution.ranking(_TOP, opponents=opponents, columns=[j]))
-            found = table[table["score"] < 0 if opponents else table["score"] > 0]
+        for ranking in rankings:
+            table = ranking_table(attribution, ranking.at([j]))
+            found = table[table["score"] < 0 if ranking.opponents else table["score"] > 0]
             cells.append("".join(_entry(row) for row in found.to_dict("records")) or "none")
         rows.append("<tr>" + "".join(f'<td style="{_CELL}">{cell}</td>' for cell in cells) + "</tr>")
     titles = "".join(f'<th style="{_CELL}">{t}</th>' for t in ("Answer", "Helped most by", "Hurt most by"))

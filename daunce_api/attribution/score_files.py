@@ -120,12 +120,14 @@ def _parquet(path: Path, dtype: np.dtype[Any], blocks: Iterator[NDArray[Any]], t
     text = pa.dictionary(pa.int32(), pa.string())
     fields = [("train_id", text), ("test_id", text), ("score", pa.from_numpy_dtype(dtype))]
     schema = pa.schema(fields, metadata={"sign": "positive = helpful"})
-    names, tests, start = np.array(train_ids, object), np.array(test_ids, object), 0
+    start = 0
     with replacing(path) as part, pq.ParquetWriter(part, schema) as writer:
         for block in blocks:
-            rows = names[start : start + len(block)]
-            ids = (rows.repeat(len(tests)), np.tile(tests, len(block)))
-            columns = [pa.array(column, pa.string()).dictionary_encode() for column in ids]
+            ids = (train_ids[start : start + len(block)], test_ids)
+            columns = [
+                pa.DictionaryArray.from_arrays(places.ravel(), pa.array(list(names), pa.string()))
+                for places, names in zip(np.indices(block.shape, dtype=np.int32), ids, strict=True)
+            ]
             scores = pa.array(block.reshape(-1), from_pandas=True)  # NaN becomes null
             writer.write_table(pa.table([*columns, scores], schema=schema))
             start += len(block)

@@ -17,8 +17,6 @@ from ..providers.probe import tokens_of_test
 from ..store import name_of
 from .prices import MILLION, Hosting, hosting_of, prices_of
 
-BASE = -2
-"""The member number of the base model, which is scored on questions alone."""
 FEWEST_MEMBERS = 3
 """Members without which no question is answered; half of those of the run, besides."""
 FEW_MEMBERS = 8

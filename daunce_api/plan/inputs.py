@@ -20,10 +20,10 @@ from ..data.tokenizers import EncodedExample, Tokenizer, encode_dataset
 from ..errors import ConfigurationError, DataError
 from ..providers.base import all_within_scope
 from ..providers.registry import capabilities_of, open_tokenizer
-from ..store import FINAL, TARGET, RunStore
+from ..store import BASE, FINAL, TARGET, RunStore
 from ..store.ledger import Purpose
 from ..store.run import FILE_NAME as DATABASE
-from .asking import BASE, AskPlan, plan_asking
+from .asking import AskPlan, plan_asking
 from .plan import Missing, Plan
 from .planning import make_plan, plan_of_missing
 from .prices import prices_known

@@ -20,6 +20,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from ..errors import ConfigurationError
 from .randomness import NOISE, stream
 
 ObjectiveKind = Literal["subset", "influence", "fisher"]
@@ -33,6 +34,12 @@ class Objective:
     kind: ObjectiveKind = "subset"
     rho: float = 1.0
     gamma: float = 1.0
+
+    def __post_init__(self) -> None:
+        if self.kind not in ("subset", "influence", "fisher"):
+            raise ConfigurationError(f"objective {self.kind!r} is not known; use subset, influence or fisher")
+        if self.rho < 0 or self.gamma <= 0:
+            raise ConfigurationError("an objective needs rho >= 0 and gamma > 0")
 
     @property
     def perturbed(self) -> bool:

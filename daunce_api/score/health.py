@@ -33,9 +33,8 @@ from ..attribution.matrices import loss_matrix, repeated
 from ..core.losses import Reduction
 from ..data.tokenizers import EncodedExample
 from ..errors import MembersAlikeError, RejectedError
-from ..plan.asking import BASE
 from ..plan.inputs import TESTS
-from ..store import RunStore
+from ..store import BASE, RunStore
 from .client import ScoringClient
 
 Floats = NDArray[np.float64]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from .ledger import Purpose
 from .rows import (
+    BASE,
     FINAL,
     INTENT,
     TARGET,
@@ -17,6 +18,7 @@ from .rows import (
 from .run import RunStore
 
 __all__ = [
+    "BASE",
     "FINAL",
     "INTENT",
     "TARGET",

@@ -10,8 +10,8 @@ from numpy.typing import NDArray
 
 from ..providers.base import JobStatus, TokenScores
 
-TARGET = -1
-"""The member number of the target model."""
+TARGET, BASE = -1, -2
+"""The member numbers of the target model, and of the base model, which is scored on questions alone."""
 
 INTENT = "intent"
 """State of a job whose submit may or may not have reached the provider; every other state is a ``JobStatus``."""
@@ -22,7 +22,7 @@ FINAL = frozenset(status.value for status in JobStatus if status.final)
 
 def name_of(member: int) -> str:
     """A member in a sentence."""
-    return "the target model" if member == TARGET else f"member {member}"
+    return {TARGET: "the target model", BASE: "the base model"}.get(member, f"member {member}")
 
 
 Ids = NDArray[np.int32]

@@ -206,6 +206,12 @@ def test_noise_is_uniform_and_a_members_own():
     np.testing.assert_array_equal(xi[:5], noise(5, 3))
 
 
+@pytest.mark.parametrize("wrong", [{"kind": "other"}, {"rho": -1.0}, {"gamma": 0.0}])
+def test_impossible_objectives_are_refused_in_python(wrong: dict[str, Any]):
+    with pytest.raises(ConfigurationError):
+        Objective(**wrong)
+
+
 @pytest.mark.parametrize("wrong", [{"objective": "other"}, {"rho": -1.0}, {"gamma": 0.0}])
 def test_impossible_objectives_are_refused(wrong: dict[str, Any]):
     with pytest.raises(ConfigurationError, match=next(iter(wrong))):

@@ -81,3 +81,10 @@ def test_what_the_trainer_cannot_do_does_not_stop_the_scoring() -> None:
     with pytest.raises(ConfigurationError, match="warmup"):
         whole.check()
     missing(settings, Missing(frozenset(), frozenset(), 2), whole).check()
+
+
+def test_a_model_that_is_gone_is_named_for_what_it_is():
+    from daunce_api.plan.asking import gone_text
+    from daunce_api.store import BASE, TARGET
+
+    assert gone_text([BASE, TARGET, 3]) == "The models of the base model, the target model, member 3 are gone."

@@ -213,21 +213,12 @@ METHODS = (
     ),
     *(
         Method(
-            f"black box, from {start}, auto + checkpoints, K = {count}",
+            f"black box, from {start}, auto + {extra}, K = {count}",
             BLACK,
             black_box,
-            {"start": start, "count": count, "estimator": "auto", "checkpoints": True},
+            {"start": start, "count": count, "estimator": "auto", extra: True},
         )
-        for start in ("base", "target")
-        for count in COUNTS
-    ),
-    *(
-        Method(
-            f"black box, from {start}, auto + prior, K = {count}",
-            BLACK,
-            black_box,
-            {"start": start, "count": count, "estimator": "auto", "prior": True},
-        )
+        for extra in ("checkpoints", "prior")
         for start in ("base", "target")
         for count in COUNTS
     ),
