@@ -20,7 +20,7 @@ from daunce_api.data.tokenizers import EncodedExample
 from daunce_api.errors import ConfigurationError, DataError
 from daunce_api.providers.base import JobRequest, JobStatus
 from daunce_api.providers.local.backend import LocalRun, LocalScorer
-from daunce_api.providers.local.engines import RayEngine
+from daunce_api.providers.local.engines import RayEngine, WorkerLostError
 from daunce_api.providers.local.options import LoraSettings
 from daunce_api.providers.local.store import MemberResult, MemberTask
 from daunce_api.providers.local.trainer import LocalTrainer
@@ -50,22 +50,21 @@ def task(model_folder: Path, member: int, out: Path) -> TrainTask:
     return TrainTask(ModelSpec(str(model_folder)), SHORT, Objective(), members)
 
 
-def test_a_killed_workers_members_are_trained_again(engine: RayEngine, model_folder: Path, tmp_path: Path):
-    marker = tmp_path / "killed"
-
-    def dies_once(given: TrainTask) -> list[MemberResult]:
-        results = run_train(given)
-        if not marker.exists():
-            marker.write_text("")
-            os.kill(os.getpid(), signal.SIGKILL)
-        return results
+def test_a_killed_actor_is_told_and_the_next_task_has_a_new_one(
+    engine: RayEngine, model_folder: Path, tmp_path: Path
+):
+    def dies(given: TrainTask) -> None:
+        run_train(given)
+        os.kill(os.getpid(), signal.SIGKILL)
 
     assert engine.workers == 2
     tasks = [task(model_folder, k, tmp_path / "there") for k in range(2)]
-    futures = [engine.submit(dies_once, tasks[0]), engine.submit(run_train, tasks[1])]
-    results = [f.result(timeout=240)[0] for f in futures]
-    assert marker.exists()
-    for member, result in enumerate(results):
+    lost, other = engine.submit(dies, tasks[0]), engine.submit(run_train, tasks[1])
+    with pytest.raises(WorkerLostError, match="an actor of the Ray cluster was lost in mid-task") as told:
+        lost.result(timeout=240)
+    assert told.value.out_of_memory  # as with a process: SIGKILL is how a system takes memory back
+    again = engine.submit(run_train, tasks[0])
+    for member, result in enumerate(f.result(timeout=240)[0] for f in (again, other)):
         assert run_train(task(model_folder, member, tmp_path / "here"))[0] == result
         name = f"{member}/adapter_model.safetensors"
         assert (tmp_path / "here" / name).read_bytes() == (tmp_path / "there" / name).read_bytes()
@@ -166,7 +165,7 @@ def test_tasks_that_fit_nowhere_are_refused(engine: RayEngine):
         RayEngine(address=None, cpus=64, gpus=0)
 
 
-async def test_a_run_on_ray_keeps_everything_in_its_own_folder(
+async def test_a_run_on_ray_survives_a_killed_actor_and_keeps_everything_in_its_own_folder(
     engine: RayEngine, model_folder: Path, examples: list[EncodedExample], tmp_path: Path
 ):
     import asyncio
@@ -179,12 +178,16 @@ async def test_a_run_on_ray_keeps_everything_in_its_own_folder(
         }
     )
     run = LocalRun(config, engine)
+    warm = engine.submit(os.getpid).result(timeout=240)  # the next task goes to the same actor
     async with LocalTrainer(run) as trainer, LocalScorer(run) as scorer:
         jobs = []
         for k in range(4):
             file_id = await trainer.upload(f"s{k}.jsonl", DATA.training_file(range(k, 20 + k), "last"))
             jobs.append(await trainer.submit(JobRequest(f"k{k}", str(model_folder), file_id, k, {"n_epochs": 1}, "s")))
         async with asyncio.timeout(240):
+            while (await trainer.get(jobs[0].id)).status != JobStatus.RUNNING:  # noqa: ASYNC110
+                await asyncio.sleep(0.01)
+            os.kill(warm, signal.SIGKILL)
             while not all([(await trainer.get(j.id)).status.final for j in jobs]):  # noqa: ASYNC110
                 await asyncio.sleep(0.05)
         done = [await trainer.get(j.id) for j in jobs]

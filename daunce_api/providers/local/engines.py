@@ -25,8 +25,6 @@ from ...errors import ConfigurationError, MissingExtraError, TrainingCancelledEr
 from .options import visible_gpus
 
 _PROBE_SECONDS = 10.0
-_RETRIES = 3
-"""Times that Ray runs the task of a lost actor again."""
 
 
 class WorkerLostError(TransientError):
@@ -221,7 +219,8 @@ def _pinned(worker: int) -> dict[str, str]:
 
 
 class _Actor:
-    """An actor on a Ray cluster; started at its first task, and by Ray again where it was lost."""
+    """An actor on a Ray cluster; started at its first task, and at the next one where it was lost. Ray repeats nothing
+    itself: whoever gave the task knows better whether to give it again, or a smaller one."""
 
     def __init__(self, ray: Any, options: dict[str, Any]) -> None:
         self._ray, self._options = ray, options
@@ -278,7 +277,7 @@ class RayEngine(Engine):
         if room < 1:
             self._end_own()
             raise ConfigurationError(f"the Ray cluster has no room for an actor of {cpus:g} CPUs and {gpus:g} GPUs")
-        options = {"num_cpus": cpus, "num_gpus": gpus, "max_restarts": -1, "max_task_retries": _RETRIES}
+        options = {"num_cpus": cpus, "num_gpus": gpus}
         super().__init__([_Actor(ray, options) for _ in range(min(room, workers or room))])
 
     def close(self) -> None:
