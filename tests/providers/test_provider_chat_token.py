@@ -57,7 +57,7 @@ def make(server: Server, **options: Any) -> chat_token.ChatTokenScorer:
         server.client(),
         chat_token.scorer_capabilities(config),
         parsed,
-        tokenizer=TOKENIZER,
+        tokenizer=lambda: TOKENIZER,
     )
 
 

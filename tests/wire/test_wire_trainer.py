@@ -194,10 +194,11 @@ async def test_model_info_carries_the_shutdown_date(date: str | None) -> None:
         await Server(failing(404, openai_error("gone", "model_not_found"))).trainer().model_info("m")
 
 
-async def test_cancelling_a_finished_job_returns_it() -> None:
+@pytest.mark.parametrize("status", [400, 409])
+async def test_cancelling_a_finished_job_returns_it(status: int) -> None:
     def handler(request: httpx2.Request) -> Any:
         if request.method == "POST":
-            return httpx2.Response(400, json=openai_error("Job has already completed"))
+            return httpx2.Response(status, json=openai_error("Job has already completed"))
         return job_object(status="failed")
 
     assert (await Server(handler).trainer().cancel("ftjob-1")).status is JobStatus.FAILED
