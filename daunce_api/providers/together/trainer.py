@@ -8,7 +8,7 @@ default of 42.
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Awaitable, Sequence
+from collections.abc import Awaitable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -265,7 +265,7 @@ def _reason(answer: dict[str, Any]) -> str:
     return str(errors[-1]["message"]) if errors else NO_REASON
 
 
-async def listed(calls: Calls, call: Awaitable[Any], *, doing: str) -> Sequence[dict[str, Any]]:
+async def listed(calls: Calls, call: Awaitable[Any], *, doing: str) -> list[dict[str, Any]]:
     """The jobs or files in a list. An answer without a list is no empty one: what it does not show may be there."""
     answer = await calls.fields(call, doing=doing, needs={"data": list})
     return [item for item in answer["data"] if isinstance(item, dict) and isinstance(item.get("id"), str)]
