@@ -342,16 +342,22 @@ class SdkTrainer(Closing):
         await self._sdk.close()
 
 
+def connections(sdk: Any, endpoint: Endpoint, **how: Any) -> Any:
+    """The HTTP client of an SDK's client. It follows no redirect, since a training file goes where the config says and
+    nowhere else, and takes no proxy of the environment to this machine itself."""
+    return sdk.DefaultAsyncHttpxClient(trust_env=not endpoint.loopback, follow_redirects=False, **how)
+
+
 def open_sdk(
     package: str, client: str, provider: str, endpoint: Endpoint, *, timeout: float, **own: Any
 ) -> tuple[Any, Calls]:
-    """The client of a provider's SDK and the calls on it: without the SDK's retries, and without redirects, since a
-    training file goes where the config says and nowhere else. Raises MissingExtraError where it is not installed."""
+    """The client of a provider's SDK, without its retries, and the calls on it. Raises MissingExtraError where it is
+    not installed."""
     try:
         sdk: Any = importlib.import_module(package)
     except ImportError as error:
         raise MissingExtraError(f"{provider}'s fine-tuning", package) from error
-    http = sdk.DefaultAsyncHttpxClient(timeout=timeout, trust_env=not endpoint.loopback, follow_redirects=False)
+    http = connections(sdk, endpoint, timeout=timeout)
     own |= {"api_key": endpoint.api_key, "max_retries": 0, "timeout": timeout, "http_client": http}
     return getattr(sdk, client)(**own), Calls(provider, [endpoint.api_key], sdk)
 

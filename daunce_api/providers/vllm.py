@@ -12,7 +12,6 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from pydantic import Field
 
@@ -20,7 +19,7 @@ from ..config import RunConfig
 from ..data.tokenizers import EncodedExample
 from ..errors import ContractError, RejectedError
 from .base import ProbeReport, Scorer, ScorerCapabilities, TokenScores
-from .contract import TOP_TOLERANCE, check_ids, refuse_long, scores_of
+from .contract import check_ids, refuse_long, refuse_shifted, scores_of
 from .hosting import Host, HostedScorer
 from .openai_wire.client import WireClient, WireScorer, open_client
 from .options import ScorerOptions
@@ -149,25 +148,11 @@ def table_scores(provider: str, example: EncodedExample, tables: object, read: o
                 f"{example.example.id!r}: its template or tokenizer differs, or it truncates. Nothing was used. Point "
                 "backend.tokenizer to the served model's own folder."
             )
-        _check_rank(provider, example, position, entry, table)
+        for first in (e for e in table.values() if isinstance(e, dict) and e.get("rank") == 1):
+            refuse_shifted(provider, example, position, entry.get("logprob"), first.get("logprob"))
         values.append(entry.get("logprob"))
     values += [None] * (len(tables) - len(values))
     return scores_of(provider, example, values, hint=IGNORED)
-
-
-def _check_rank(
-    provider: str, example: EncodedExample, position: int, entry: dict[str, Any], table: dict[str, Any]
-) -> None:
-    """The token's value may not exceed that of rank 1. Costs nothing: every table lists that one too."""
-    value = entry.get("logprob")
-    first = [e.get("logprob") for e in table.values() if isinstance(e, dict) and e.get("rank") == 1]
-    for top in first:
-        if isinstance(value, float) and isinstance(top, int | float) and value > top + TOP_TOLERANCE:
-            raise ContractError(
-                f"{provider} ranks a token of log-probability {top:.4f} first at position {position} of example "
-                f"{example.example.id!r}, and gives {value:.4f} to the token itself: values and positions are shifted "
-                "against each other. Nothing of the answer was used."
-            )
 
 
 class AdapterHost(Host):

@@ -11,7 +11,8 @@ from typing import Any
 import httpx2
 import pytest
 from provider_support import Server, run_config
-from test_provider_chat_token import TOKENIZER, answer, entry, example
+from test_provider_chat_token import answer, entry, example
+from test_provider_chat_token import make as one_by_one
 
 from daunce_api._util.clock import InstantClock
 from daunce_api.attribution.matrices import measure_noise
@@ -135,15 +136,9 @@ class OpenAI:
 
 def make(service: OpenAI, **options: Any) -> tuple[BatchScorer, Server, InstantClock]:
     server, clock = Server(service), InstantClock()
-    single = run_config(scorer="chat_token")
     config = run_config(scorer="chat_token", options={"batch_api": True})
-    scorer = chat_token.ChatTokenScorer(
-        server.client(),
-        chat_token.scorer_capabilities(single),
-        chat_token.ChatTokenOptions.of(config),
-        tokenizer=lambda: TOKENIZER,
-    )
     capabilities = chat_token.scorer_capabilities(config)
+    scorer = one_by_one(server)
     return BatchScorer(scorer, capabilities, poll_seconds=60, clock=clock, **options), server, clock
 
 

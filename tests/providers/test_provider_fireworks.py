@@ -295,7 +295,7 @@ async def test_an_upload_is_validated_and_waited_for_before_a_job_is_submitted()
     trainer = make(slow.stub, clock)
     assert await trainer.upload(NAME, CONTENT) == DATASET
     assert slow.stub.paths.count(f"POST {DATASETS}/{ID}:validateUpload") == 1
-    assert clock.now() == 20.0
+    assert clock.now() == 25.0
     assert (await trainer.submit(REQUEST)).status is JobStatus.QUEUED
 
 

@@ -196,14 +196,12 @@ class FireworksTrainer(SdkTrainer):
 
     async def _until_ready(self, dataset: str, refused: RejectedError | None) -> None:
         """Have the upload validated and wait until the data set is ready: before that, jobs on it are refused."""
+        try:
+            call = self._sdk.datasets.validate_upload(dataset, body={})
+            await self._calls.call(call, doing=f"validating data set {dataset}")
+        except RejectedError as error:
+            refused = refused or error  # also said of one that is validated already
         answer = await self._read(dataset)
-        if answer.get("state") != READY:
-            try:
-                call = self._sdk.datasets.validate_upload(dataset, body={})
-                await self._calls.call(call, doing=f"validating data set {dataset}")
-            except RejectedError as error:
-                refused = refused or error  # also said of one that is being validated already
-            answer = await self._read(dataset)
 
         def ready(latest: Answer) -> bool:
             code = part_of(latest, "status", "code")
