@@ -22,7 +22,7 @@ from .base import ProbeReport, Scorer, ScorerCapabilities, TokenScores
 from .contract import check_ids, refuse_long, refuse_shifted, scores_of
 from .hosting import Host, HostedScorer
 from .openai_wire.client import WireClient, WireScorer, open_client
-from .options import ScorerOptions
+from .options import BatchOptions
 from .polling import Answer
 from .probe import GENERATED, Generated, generated, probe_generated, values_of
 from .registry import Context
@@ -41,7 +41,7 @@ IGNORED = (
 )
 
 
-class VllmOptions(ScorerOptions):
+class VllmOptions(BatchOptions):
     """``backend.scorer.options`` of the vLLM scorer."""
 
     together = ("local_root", "server_root")
@@ -58,8 +58,6 @@ class VllmOptions(ScorerOptions):
     ranks: bool = Field(
         True, description="list the most likely token of each position too, which shows shifted values; false: shorter"
     )
-    prompts_per_request: int = Field(32, ge=1, le=2048)
-    tokens_per_request: int = Field(16_384, ge=1)
 
 
 def vllm_options(config: RunConfig) -> VllmOptions:
@@ -69,13 +67,7 @@ def vllm_options(config: RunConfig) -> VllmOptions:
 
 def scorer_capabilities(config: RunConfig) -> ScorerCapabilities:
     """Any completion, exactly; no network."""
-    options = vllm_options(config)
-    return options.capabilities(
-        "vLLM prompt_logprobs",
-        max_prompts_per_request=options.prompts_per_request,
-        max_tokens_per_request=options.tokens_per_request,
-        notes=(LARGE_VOCABULARY,),
-    )
+    return vllm_options(config).capabilities("vLLM prompt_logprobs", notes=(LARGE_VOCABULARY,))
 
 
 def open_scorer(context: Context) -> Scorer:

@@ -26,9 +26,9 @@ from .service import Service
 
 IN_FLIGHT = 2
 """Optimiser steps that are sent before the first of them is awaited, so that the service never waits for us."""
-STATE_DAYS = 7
-"""Days that the optimiser's state after an epoch is kept: it is for taking up a loop that was interrupted."""
 DAY = 86_400
+STATE_SECONDS = 7 * DAY
+"""How long the optimizer's state after an epoch is kept: it is for resuming a loop that was interrupted."""
 INTERRUPTED = "its training loop ended with the process that ran it"
 Kind = Literal["weights", "sampler_weights"]
 SCHEME = "tinker://"
@@ -189,24 +189,20 @@ class LoopRecords:
 
 
 @dataclass(frozen=True, slots=True)
-class Keeping:
-    """What a member's loop saves: ``models`` of it that are scored, their seconds at the service (None: until they are
-    deleted), and whether the final training state is kept too."""
-
-    models: int = 1
-    seconds: int | None = None
-    state: bool = False
-
-
-@dataclass(frozen=True, slots=True)
 class Loop:
-    """The steps of one member at a training client."""
+    """The steps of one member at a training client.
+
+    ``models`` of it are scored and saved for ``seconds`` (None: until they are deleted); ``keeps_state``: their
+    training states are too.
+    """
 
     service: Service
-    record: LoopRecord
-    keeping: Keeping
     records: LoopRecords
+    record: LoopRecord
     examples: list[EncodedExample]
+    models: int
+    seconds: int | None
+    keeps_state: bool
 
     async def train(self, training: Any) -> str:
         """Run from the record's epoch to the end: the path of the sampler's weights."""
@@ -236,24 +232,22 @@ class Loop:
                 await settle()
             if rest == 0 and epoch < recipe.n_epochs:
                 await self._save_epoch(training, epoch, recipe)
-        keeping = self.keeping
-        if keeping.state:
-            await self._saved(training.save_state, FINAL, keeping.seconds)
-        await self._saved(training.save_weights_for_sampler, FINAL, keeping.seconds)
+        if self.keeps_state:
+            await self._saved(training.save_state, FINAL, self.seconds)
+        await self._saved(training.save_weights_for_sampler, FINAL, self.seconds)
         record.final = path_of(record.run, "sampler_weights", FINAL)
         self.records.save(record)
         return record.final
 
     async def _save_epoch(self, training: Any, epoch: int, recipe: Recipe) -> None:
-        record, keeping = self.record, self.keeping
-        is_model, state_seconds = epoch > recipe.n_epochs - keeping.models, STATE_DAYS * DAY
+        record, is_model = self.record, epoch > recipe.n_epochs - self.models
         if is_model:
             name = epoch_name(EPOCH, epoch)
-            await self._saved(training.save_weights_for_sampler, name, keeping.seconds)
+            await self._saved(training.save_weights_for_sampler, name, self.seconds)
             record.epochs[str(epoch)] = path_of(record.run, "sampler_weights", name)
         name = epoch_name(STATE, epoch)
         # Where models are forgotten, one of an epoch is loaded from this state for as long as it is kept.
-        await self._saved(training.save_state, name, keeping.seconds if is_model and keeping.state else state_seconds)
+        await self._saved(training.save_state, name, self.seconds if is_model and self.keeps_state else STATE_SECONDS)
         record.epoch, record.state = epoch, path_of(record.run, "weights", name)
         self.records.save(record)
 

@@ -33,7 +33,6 @@ from .loops import (
     HYPERPARAMETERS,
     INTERRUPTED,
     SCHEME,
-    Keeping,
     Loop,
     LoopRecord,
     LoopRecords,
@@ -109,12 +108,6 @@ class TinkerTrainer(Closing):
         self._config = config
         self._folder = config.run_dir / FILES_FOLDER
         self._records = LoopRecords(self._folder)
-        self._base_model = config.backend.model
-        days = config.ensemble.keep_days
-        seconds = None if days is None else days * DAY
-        self._keeping = Keeping(config.ensemble.checkpoints, seconds, state=not self.capabilities.models_persist)
-        # Members start from a target that is trained from the base model: its training state is kept.
-        self._needs_target = config.ensemble.start_from == "target"
         self._loops: dict[str, asyncio.Task[str]] = {}
         self._resumes: Counter[str] = Counter()
 
@@ -153,7 +146,7 @@ class TinkerTrainer(Closing):
             metadata[SEQUENCE_FIELD] = str(request.sequence)
         client = await self._service.client()
         doing = f"creating the training run of {request.key}"
-        if request.model == self._base_model:
+        if request.model == self._config.backend.model:
             create = partial(
                 client.create_lora_training_client,
                 base_model=request.model,
@@ -182,10 +175,18 @@ class TinkerTrainer(Closing):
 
     def _run(self, record: LoopRecord, examples: list[EncodedExample], training: Any | None) -> asyncio.Task[str]:
         """Start a loop; without a training client, from the record's saved state."""
-        keeping = self._keeping
-        if self._needs_target and record.model == self._base_model:
-            keeping = Keeping(1, keeping.seconds, state=True)  # its models from before the end are not scored
-        loop = Loop(self._service, record, keeping, self._records, examples)
+        ensemble = self._config.ensemble
+        # Members start from the target's training state; its models from before the end are not scored.
+        is_target = ensemble.start_from == "target" and record.model == self._config.backend.model
+        loop = Loop(
+            self._service,
+            self._records,
+            record,
+            examples,
+            models=1 if is_target else ensemble.checkpoints,
+            seconds=None if ensemble.keep_days is None else ensemble.keep_days * DAY,
+            keeps_state=is_target or not self.capabilities.models_persist,
+        )
 
         async def run() -> str:
             return await loop.train(training if training is not None else await self._resumed(record))
