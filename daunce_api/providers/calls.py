@@ -267,11 +267,8 @@ def _error_of(response: httpx2.Response) -> tuple[str, str]:
     return str(inner), ""
 
 
-def retry_after(headers: Mapping[str, str], *, wall_clock: float | None = None) -> float | None:
-    """Seconds that ``retry-after-ms`` or ``retry-after`` (seconds or a date) ask to wait; None if they say nothing.
-
-    ``wall_clock`` is the present as a Unix time, for tests.
-    """
+def retry_after(headers: Mapping[str, str]) -> float | None:
+    """Seconds that ``retry-after-ms`` or ``retry-after`` (seconds or a date) ask to wait; None if they say nothing."""
     for name, unit in (("retry-after-ms", 1000.0), ("retry-after", 1.0)):
         try:
             seconds = float(headers[name]) / unit
@@ -286,7 +283,7 @@ def retry_after(headers: Mapping[str, str], *, wall_clock: float | None = None) 
         moment = email.utils.mktime_tz(date)
     except (OverflowError, ValueError):
         return None
-    return max(moment - (time.time() if wall_clock is None else wall_clock), 0.0)
+    return max(moment - time.time(), 0.0)
 
 
 @contextmanager

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Awaitable, Mapping
+from collections.abc import Awaitable
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -17,7 +17,7 @@ import httpx2
 from pydantic import Field
 
 from ...config import RunConfig
-from ...errors import ConfigurationError, ProviderError, RejectedError, StopError, TransientError
+from ...errors import ConfigurationError, ProviderError, RejectedError, TransientError
 from ..base import EchoField, Job, JobEcho, JobRequest, JobStatus, ModelInfo, TrainerCapabilities
 from ..calls import NO_REASON, Calls, SdkTrainer, cancelled, gone_already, open_sdk, plain
 from ..contract import part_of
@@ -137,8 +137,6 @@ class FireworksTrainer(SdkTrainer):
         self._jobs = sdk.supervised_fine_tuning_jobs
         sends_template = FireworksOptions.of(config).send_template
         self._template = chat_template(config.backend.tokenizer) if sends_template else None
-        self._cancelled: set[str] = set()
-        """Jobs that may be found paused: nobody waits for them."""
 
     async def model_info(self, model: str) -> ModelInfo:
         """Raises RejectedError where the model (``accounts/ACCOUNT/models/ID``) does not exist."""
@@ -276,14 +274,6 @@ class FireworksTrainer(SdkTrainer):
         answer = await self._calls.fields(call, doing=doing, submit=submit, needs={"name": str})
         if id_of(answer["name"]) != job_id:
             raise self._calls.malformed(doing, submit, f"the job {id_of(answer['name'])}")
-        said = part_of(answer, "status", "message")
-        if _state_of(answer) == "PAUSED" and job_id not in self._cancelled:
-            why = self._calls.clean(f" ({said})" if said else "")
-            raise StopError(
-                f"Fireworks has paused job {job_id}{why}: the account is suspended, or somebody paused it. Everything "
-                "so far is kept; settle that at Fireworks (billing, or resume the job), then run the same command "
-                "again."
-            )
         return self._job(job_id, answer)
 
     async def cancel(self, job_id: str) -> Job:
@@ -291,7 +281,6 @@ class FireworksTrainer(SdkTrainer):
         return await cancelled(self._cancel(job_id), lambda: self.get(job_id))
 
     async def _cancel(self, job_id: str) -> Job:
-        self._cancelled.add(job_id)
         call = self._jobs.cancel(job_id, body={})
         await self._calls.call(call, doing=f"cancelling job {job_id}")
         return await self.get(job_id)
@@ -310,22 +299,24 @@ class FireworksTrainer(SdkTrainer):
         return f"accounts/{self._sdk.account_id}/{kind}/{name}"
 
     def _job(self, job_id: str, answer: dict[str, Any]) -> Job:
-        state, said = _state_of(answer), part_of(answer, "status", "message")
+        state = str(answer.get("state") or "").removeprefix("JOB_STATE_")
+        reason = self._calls.clean(str(part_of(answer, "status", "message") or NO_REASON))
+        paused = (
+            f"Fireworks has paused job {job_id} ({reason}): the account is suspended, or somebody paused it. "
+            "Everything so far is kept; settle that at Fireworks (billing, or resume the job), then run the same "
+            "command again."
+        )
         status = _FINAL.get(state, JobStatus.QUEUED if state in _QUEUED else JobStatus.RUNNING)
         model = answer.get("outputModel") or self._resource("models", job_id)
-        reason = self._calls.clean(str(said or NO_REASON))
         return Job(
             id=job_id,
             status=status,
             model=str(model) if status is JobStatus.SUCCEEDED else None,
             error=reason if status is JobStatus.FAILED else None,
             refused=status is JobStatus.FAILED and part_of(answer, "status", "code") in FILE_FAULTS,
+            blocked=paused if state == "PAUSED" else None,
             echo=JobEcho(key=key_in([answer.get("displayName")]), file_id=answer.get("dataset")),
         )
-
-
-def _state_of(answer: Mapping[str, Any]) -> str:
-    return str(answer.get("state") or "").removeprefix("JOB_STATE_")
 
 
 def id_of(resource: object) -> str:

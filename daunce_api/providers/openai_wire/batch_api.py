@@ -76,14 +76,12 @@ class BatchScorer(Closing):
         *,
         poll_seconds: float = 60.0,
         clock: Clock | None = None,
-        max_bytes: int = MAX_BYTES,
     ) -> None:
         self._scorer = scorer
         self.fingerprint = scorer.fingerprint
         self.capabilities = capabilities
         self._client = scorer.client
         self._batches = Batches(scorer.client, poll_seconds=poll_seconds, clock=clock or SystemClock())
-        self._max_bytes = max_bytes
         self._known: dict[Question, TokenScores] = {}
         self._refused: dict[Question, DaunceError] = {}
         self._left: list[_Left] = []
@@ -194,7 +192,7 @@ class BatchScorer(Closing):
                 "body": self._scorer.request(model, example),
             }
             line = (json.dumps(record, ensure_ascii=False) + "\n").encode()
-            if lines and size + len(line) > self._max_bytes:
+            if lines and size + len(line) > MAX_BYTES:
                 yield _part(lines, replicate)
                 lines, size = [], 0
             lines.append(line)
