@@ -153,7 +153,7 @@ class AzureScorerOptions(ChatTokenOptions):
 
 
 def azure_options(config: RunConfig) -> AzureScorerOptions:
-    """The scorer's options, checked. Raises ConfigurationError where the resource is named by halves."""
+    """The scorer's options, checked. Raises ConfigurationError where the resource is only partly named."""
     options = AzureScorerOptions.of(config)
     if options.batch_api:
         raise ConfigurationError(

@@ -296,6 +296,17 @@ def gone_already() -> Iterator[None]:
             raise
 
 
+async def refusal(call: Awaitable[object]) -> ProviderError | None:
+    """Why a request was refused, for a conflict (409) too; None where it was not."""
+    try:
+        await call
+    except ProviderError as error:
+        if error.status != 409 and not isinstance(error, RejectedError):
+            raise
+        return error
+    return None
+
+
 async def cancelled(call: Awaitable[Job], read: Callable[[], Awaitable[Job]]) -> Job:
     """The job after a request to cancel it; where that is refused because it is final already, as ``read`` gives it."""
     try:

@@ -313,14 +313,15 @@ async def test_a_job_on_data_that_is_not_ready_is_tried_again() -> None:
         await make(gone).submit(REQUEST)
 
 
-async def test_what_is_refused_while_an_earlier_upload_is_validated_is_no_failure() -> None:
-    refusals = {"upload": error(400, "has a file"), "validateUpload": error(400, "is being validated")}
+@pytest.mark.parametrize("status", [400, 409])
+async def test_what_is_refused_while_an_earlier_upload_is_validated_is_no_failure(status: int) -> None:
+    refusals = {"upload": error(status, "has a file"), "validateUpload": error(status, "is being validated")}
     slow = SlowData(4, **refusals)
     slow.stub.on(f"POST {DATASETS}", error(409))
     assert await make(slow.stub).upload(NAME, CONTENT) == DATASET
     never = SlowData(1000, **refusals)
     never.stub.on(f"POST {DATASETS}", error(409))
-    with pytest.raises(RejectedError, match="has a file"):
+    with pytest.raises(RejectedError if status == 400 else TransientError, match="has a file"):
         await make(never.stub).upload(NAME, CONTENT)
     fresh = SlowData(4, upload=error(400, "too big"))
     with pytest.raises(RejectedError, match="too big"):

@@ -17,9 +17,9 @@ import httpx2
 from pydantic import Field
 
 from ...config import RunConfig
-from ...errors import ConfigurationError, ProviderError, RejectedError, TransientError
+from ...errors import ConfigurationError, RejectedError, TransientError
 from ..base import EchoField, Job, JobEcho, JobRequest, JobStatus, ModelInfo, TrainerCapabilities
-from ..calls import NO_REASON, Calls, SdkTrainer, cancelled, gone_already, open_sdk, plain
+from ..calls import NO_REASON, Calls, SdkTrainer, cancelled, gone_already, open_sdk, plain, refusal
 from ..contract import part_of
 from ..identity import key_in, of_run
 from ..options import TrainerOptions
@@ -157,22 +157,32 @@ class FireworksTrainer(SdkTrainer):
             dataset_id=dataset,
             dataset={"user_uploaded": {}, "example_count": str(lines), "format": "CHAT" if chat else "COMPLETION"},
         )
-        exists = False
+        conflict = await refusal(self._calls.call(create, doing=f"creating data set {dataset}"))
+        if conflict is not None and conflict.status != 409:
+            raise conflict
+        # A conflict: it exists, from an upload that was interrupted. Its file is sent again, and may be there already.
+        unsent = await refusal(self._send(dataset, name, content))
+        if unsent is not None and conflict is None:
+            raise unsent
+        validate = self._sdk.datasets.validate_upload(dataset, body={})
+        unchecked = await refusal(self._calls.call(validate, doing=f"validating data set {dataset}"))
+
+        def ready(latest: Answer) -> bool:
+            code = part_of(latest, "status", "code")
+            if latest.get("state") != READY and code in FILE_FAULTS:
+                reason = self._calls.clean(str(part_of(latest, "status", "message") or code))
+                raise RejectedError(f"Fireworks finds fault with data set {dataset}: {reason}")
+            return latest.get("state") == READY
+
+        answer, late = await self._read(dataset), unsent or unchecked
         try:
-            await self._calls.call(create, doing=f"creating data set {dataset}")
-        except ProviderError as error:
-            # 409: it exists, from an upload that was interrupted; its file is sent again.
-            if error.status != 409:
-                raise
-            exists = True
-        refused: RejectedError | None = None
-        try:
-            await self._send(dataset, name, content)
-        except RejectedError as error:
-            if not exists:
-                raise
-            refused = error  # its file may have arrived the first time
-        await self._until_ready(dataset, refused)
+            await self.poll.until(
+                ready, answer, lambda: self._read(dataset), f"data set {dataset}", late=TransientError
+            )
+        except TransientError:
+            if late is not None:
+                raise late from None
+            raise
         return self._resource("datasets", dataset)
 
     async def _send(self, dataset: str, name: str, content: bytes) -> None:
@@ -191,31 +201,6 @@ class FireworksTrainer(SdkTrainer):
         headers = {"content-type": "application/octet-stream", "x-goog-content-length-range": f"{size},{size}"}
         async with httpx2.AsyncClient(timeout=UPLOAD_TIMEOUT) as http:
             await self._calls.request(http, "PUT", url, doing=doing, content=content, headers=headers)
-
-    async def _until_ready(self, dataset: str, refused: RejectedError | None) -> None:
-        """Have the upload validated and wait until the data set is ready: before that, jobs on it are refused."""
-        try:
-            call = self._sdk.datasets.validate_upload(dataset, body={})
-            await self._calls.call(call, doing=f"validating data set {dataset}")
-        except RejectedError as error:
-            refused = refused or error  # also said of one that is validated already
-        answer = await self._read(dataset)
-
-        def ready(latest: Answer) -> bool:
-            code = part_of(latest, "status", "code")
-            if latest.get("state") != READY and code in FILE_FAULTS:
-                reason = self._calls.clean(str(part_of(latest, "status", "message") or code))
-                raise RejectedError(f"Fireworks finds fault with data set {dataset}: {reason}")
-            return latest.get("state") == READY
-
-        try:
-            await self.poll.until(
-                ready, answer, lambda: self._read(dataset), f"data set {dataset}", late=TransientError
-            )
-        except TransientError:
-            if refused is not None:
-                raise refused from None
-            raise
 
     async def _read(self, dataset: str) -> dict[str, Any]:
         return await self._calls.fields(self._sdk.datasets.get(dataset), doing=f"reading data set {dataset}")

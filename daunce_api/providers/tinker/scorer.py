@@ -47,9 +47,9 @@ def open_scorer(context: Context) -> TinkerScorer:
 class TinkerScorer(Closing):
     """``Scorer`` on Tinker's wire. Its models are ``tinker://`` paths, or the base model's name.
 
-    A server that is not Tinker's own may leave out the first position, which has no log-probability, instead of sending
-    null for it (SkyRL does). Its answers are then one value shorter; the test of the endpoint against a sample tells
-    that from values that are shifted.
+    Other servers than Tinker's own may omit the first position, which has no log-probability, instead of sending null
+    for it (SkyRL does). Their answers are then one value shorter; the probe against a sample distinguishes that from
+    shifted values.
     """
 
     fingerprint = "tinker-compute-logprobs"
@@ -75,7 +75,7 @@ class TinkerScorer(Closing):
         return [await self._with_client(model, partial(self._asked, model, example)) for example in batch]
 
     async def _with_client(self, model: str, ask: Callable[[Any], Awaitable[Answer]]) -> Answer:
-        """What ``ask`` gives for the model's sampling client, loaded again where the server has forgotten the model."""
+        """The answer of ``ask`` for the model's sampling client; a model that the server has forgotten is reloaded."""
         opening = self._opening(model)
         try:
             return await ask(await self._opened(model, opening))
@@ -113,14 +113,14 @@ class TinkerScorer(Closing):
         return scores_of(self._service.name, example, listed, asked_from=1)
 
     async def _open_again(self, model: str, error: RejectedError) -> Any:
-        """A client of a model that the server forgot with its session, from the training state beside it."""
+        """A client of a model that the server forgot with its session, reloaded from the training state beside it."""
         service, client = self._service, await self._service.client()
         try:
             state = state_path(model)
             training = await service.start(
                 lambda: client.create_training_client_from_state(state), doing=f"loading {state}"
             )
-            self._held.append(training)  # the server keeps the model for as long as the session is there
+            self._held.append(training)  # the server keeps the model as long as the session lives
             save = partial(training.save_weights_for_sampler, AGAIN, ttl_seconds=DAY)
             await service.start(save, doing=f"saving {state} to be scored")
             return await self._open({"model_path": path_of(str(training.model_id), "sampler_weights", AGAIN)}, model)
