@@ -59,9 +59,6 @@ class AzureTrainerOptions(WireTrainerOptions):
         None, description="trainingType of jobs: Standard, GlobalStandard or developerTier (the cheap ones, by region)"
     )
 
-    def own_fields(self) -> dict[str, Any]:
-        return {**self.extra_body, **({"trainingType": self.training_type} if self.training_type else {})}
-
 
 def trainer_capabilities(config: RunConfig) -> TrainerCapabilities:
     """As OpenAI's own, with Azure's conditions; no network."""
@@ -87,7 +84,11 @@ class AzureTrainer(WireTrainer):
     poll = Poll(5.0, 120)
 
     def __init__(self, client: WireClient, config: RunConfig) -> None:
-        super().__init__(client, trainer_capabilities(config), AzureTrainerOptions.of(config))
+        options = AzureTrainerOptions.of(config)
+        if options.training_type is not None:
+            extra = {**options.extra_body, "trainingType": options.training_type}
+            options = options.model_copy(update={"extra_body": extra})
+        super().__init__(client, trainer_capabilities(config), options)
 
     async def upload(self, name: str, content: bytes) -> str:
         """Upload a training file and wait until Azure has read it; its id.

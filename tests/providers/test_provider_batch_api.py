@@ -19,7 +19,7 @@ from daunce_api.cli.doctor import Findings, examine_backend
 from daunce_api.data.tokenizers import EncodedExample, encode_example
 from daunce_api.errors import ConfigurationError, ContractError, RejectedError, StopError, TransientError
 from daunce_api.providers.base import JobStatus, TrainerCapabilities
-from daunce_api.providers.openai_wire import chat_token
+from daunce_api.providers.openai_wire import batches, chat_token
 from daunce_api.providers.openai_wire.batch_api import ROUNDS, BatchScorer
 from daunce_api.providers.openai_wire.trainer import WireTrainer, WireTrainerOptions
 from daunce_api.providers.registry import Backend, capabilities_of, open_backend, open_tokenizer
@@ -141,7 +141,7 @@ def make(service: OpenAI, **options: Any) -> tuple[BatchScorer, Server, InstantC
         server.client(),
         chat_token.scorer_capabilities(single),
         chat_token.ChatTokenOptions.of(config),
-        tokenizer=TOKENIZER,
+        tokenizer=lambda: TOKENIZER,
     )
     capabilities = chat_token.scorer_capabilities(config)
     return BatchScorer(scorer, capabilities, poll_seconds=60, clock=clock, **options), server, clock
@@ -397,6 +397,17 @@ async def test_a_few_failed_polls_in_a_day_are_no_failure_of_the_request() -> No
     service.busy = 10
     with pytest.raises(TransientError):
         await values(make(service)[0], replicate=1)
+
+
+@pytest.mark.parametrize("limited", [False, True])
+async def test_a_batch_that_never_ends_is_given_up(limited: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nor does one that has to wait for other batches of the account, of which there is always one."""
+    monkeypatch.setattr(batches, "LONGEST_WAIT", 86_400 / 24)
+    service = OpenAI()
+    service.end, service.token_limit = "in_progress", 0 if limited else 99
+    service.batches["batch-x"] = {"id": "batch-x", "status": "in_progress", "metadata": {}}
+    with pytest.raises(StopError, match=r"is still \w+ after .*Cancel it at the provider"):
+        await values(make(service)[0])
 
 
 async def test_a_cancelled_batch_keeps_what_it_answered_and_the_rest_is_asked_again() -> None:

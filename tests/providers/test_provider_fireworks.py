@@ -70,7 +70,7 @@ async def test_a_job_is_created_under_an_id_that_follows_from_its_key() -> None:
 
 async def test_a_fine_tune_is_continued_by_warm_start() -> None:
     stub = Service().on(f"POST {JOBS}", job())
-    await make(stub).submit(JobRequest("k", "accounts/me/models/target", DATASET, 1, {}, "s"))
+    await make(stub).submit(JobRequest(REQUEST.key, "accounts/me/models/target", DATASET, 1, {}, "s"))
     (body,) = stub.bodies(f"POST {JOBS}")
     assert body["warmStartFrom"] == "accounts/me/models/target"
     assert "baseModel" not in body
@@ -156,10 +156,17 @@ async def test_a_lost_job_is_read_by_its_id() -> None:
         await make(Service().on(f"GET {JOBS}", error(503))).find_job(REQUEST.key)
 
 
-async def test_unknown_hyperparameters_and_names_are_refused_before_anything_is_sent() -> None:
+@pytest.mark.parametrize("answer", [{}, {"name": "accounts/me/supervisedFineTuningJobs/another", "state": "x"}])
+async def test_an_answer_that_names_no_job_or_another_one_is_not_this_job(answer: Any) -> None:
+    stub = Service().on(f"GET {JOBS}", answer).on(f"POST {JOBS}", answer)
+    with pytest.raises(TransientError, match="nothing of it was used"):
+        await make(stub).find_job(REQUEST.key)
+    with pytest.raises(AmbiguousSubmitError):
+        await make(stub).submit(REQUEST)
+
+
+async def test_names_of_another_form_are_refused_before_anything_is_sent() -> None:
     stub = Service()
-    with pytest.raises(RejectedError, match=r"no hyperparameter n_epochs\..*epochs"):
-        await make(stub).submit(JobRequest("k", BASE, DATASET, 1, {"n_epochs": 3}, "s"))
     with pytest.raises(RejectedError, match="accounts/ACCOUNT/models/ID"):
         await make(stub).model_info("base-8b")
     assert stub.requests == []

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Mapping
+from collections.abc import Awaitable, Mapping
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -17,9 +17,9 @@ import httpx2
 from pydantic import Field
 
 from ...config import RunConfig
-from ...errors import ConfigurationError, MissingExtraError, ProviderError, RejectedError, StopError, TransientError
+from ...errors import ConfigurationError, ProviderError, RejectedError, StopError, TransientError
 from ..base import EchoField, Job, JobEcho, JobRequest, JobStatus, ModelInfo, TrainerCapabilities
-from ..calls import NO_REASON, Calls, SdkTrainer, cancelled, gone_already, known_hyperparameters, plain
+from ..calls import NO_REASON, Calls, SdkTrainer, cancelled, gone_already, open_sdk, plain
 from ..contract import part_of
 from ..identity import key_in, of_run
 from ..options import TrainerOptions
@@ -96,33 +96,23 @@ def trainer_capabilities(config: RunConfig) -> TrainerCapabilities:
 def open_trainer(context: Context) -> FireworksTrainer:
     """A trainer on the SDK's own client, without its retries."""
     options = FireworksOptions.of(context.config)
-    sdk, calls = open_sdk(context, account_id=options.account_id, timeout=options.timeout)
+    sdk, calls = open_fireworks(context, account_id=options.account_id, timeout=options.timeout)
     return FireworksTrainer(sdk, calls, context.config)
 
 
-def open_sdk(context: Context, *, account_id: str | None, timeout: float) -> tuple[AsyncFireworks, Calls]:
+def open_fireworks(context: Context, *, account_id: str | None, timeout: float) -> tuple[AsyncFireworks, Calls]:
     """The SDK's client for the config's endpoint.
 
     Raises MissingExtraError where the SDK is not installed, ConfigurationError where no account is named.
     """
-    try:
-        import fireworks
-    except ImportError as error:
-        raise MissingExtraError("Fireworks' fine-tuning", "fireworks") from error
     account = account_id or os.environ.get(ACCOUNT_VARIABLE, "").strip()
     if not account:
         raise ConfigurationError(
             f"Fireworks needs the account's id: set backend.options.account_id or the variable {ACCOUNT_VARIABLE}."
         )
     endpoint = context.wire_endpoint
-    sdk = fireworks.AsyncFireworks(
-        api_key=endpoint.api_key,
-        account_id=account,
-        base_url=endpoint.base_url.removesuffix("/v1").removesuffix("/inference"),
-        max_retries=0,
-        timeout=timeout,
-    )
-    return sdk, Calls("Fireworks", [endpoint.api_key], fireworks)
+    own = {"account_id": account, "base_url": endpoint.base_url.removesuffix("/v1").removesuffix("/inference")}
+    return open_sdk("fireworks", "AsyncFireworks", "Fireworks", endpoint, timeout=timeout, **own)
 
 
 def dataset_id_of(name: str) -> str:
@@ -249,7 +239,7 @@ class FireworksTrainer(SdkTrainer):
         """Create a job, once; one of the same id is refused by Fireworks. Raises AmbiguousSubmitError when no answer
         tells what happened, TransientError where the data set is not ready yet."""
         job_id = job_id_of(request.key)
-        options: dict[str, Any] = known_hyperparameters("Fireworks", request.hyperparameters, HYPERPARAMETERS)
+        options: dict[str, Any] = dict(request.hyperparameters)
         if self._template is not None:
             options["jinja_template"] = self._template
         options["base_model" if request.model == self._base_model else "warm_start_from"] = request.model
@@ -263,8 +253,7 @@ class FireworksTrainer(SdkTrainer):
             **options,
         )
         async with file_in_time(partial(self._is_read, request.file_id)):
-            answer = await self._calls.fields(call, doing=f"creating job {request.key}", submit=True)
-        return self._job(job_id, answer)
+            return await self._one(job_id, call, f"creating job {request.key}", submit=True)
 
     async def _is_read(self, file_id: str) -> bool:
         return await self._state_of_data(id_of(file_id)) not in (None, READY)
@@ -282,8 +271,13 @@ class FireworksTrainer(SdkTrainer):
         return [job for job in jobs if of_run(job.echo.key, run_key)]
 
     async def get(self, job_id: str) -> Job:
-        call = self._jobs.get(job_id)
-        answer = await self._calls.fields(call, doing=f"reading job {job_id}")
+        return await self._one(job_id, self._jobs.get(job_id), f"reading job {job_id}")
+
+    async def _one(self, job_id: str, call: Awaitable[Any], doing: str, *, submit: bool = False) -> Job:
+        """The job in an answer, which has to be this one."""
+        answer = await self._calls.fields(call, doing=doing, submit=submit, needs={"name": str})
+        if id_of(answer["name"]) != job_id:
+            raise self._calls.malformed(doing, submit, f"the job {id_of(answer['name'])}")
         said = part_of(answer, "status", "message")
         if _state_of(answer) == "PAUSED" and job_id not in self._cancelled:
             why = self._calls.clean(f" ({said})" if said else "")

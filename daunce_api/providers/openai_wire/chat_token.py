@@ -7,6 +7,8 @@ log-probability is at most that of the last one listed. What is listed as -9999 
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import cache, partial
 from typing import Any, Literal
 
 from pydantic import Field
@@ -91,7 +93,7 @@ def scorer_on(
     client: WireClient, config: RunConfig, options: ChatTokenOptions, capabilities: ScorerCapabilities
 ) -> Scorer:
     """The same on a client that is already open (Azure's has its own)."""
-    tokenizer = open_tokenizer(config)
+    tokenizer = cache(partial(open_tokenizer, config))  # `daunce cancel` works where it is gone
     if not options.batch_api:
         return ChatTokenScorer(client, capabilities, options, tokenizer=tokenizer)
     single = options.model_copy(update={"batch_api": False})
@@ -108,7 +110,7 @@ class ChatTokenScorer(SingleRequests):
         capabilities: ScorerCapabilities,
         options: ChatTokenOptions,
         *,
-        tokenizer: HiddenTemplateTokenizer,
+        tokenizer: Callable[[], HiddenTemplateTokenizer],
     ) -> None:
         super().__init__(client, capabilities)
         self.checks_model = options.check_model_name
@@ -136,7 +138,7 @@ class ChatTokenScorer(SingleRequests):
         if self.checks_model:
             check_model(self.provider, model, answer.get("model"))
         (choice,) = by_index(self.provider, answer.get("choices"), 1)
-        wanted = self._tokenizer.bytes_of(example.ids[example.targets[0]])
+        wanted = self._tokenizer().bytes_of(example.ids[example.targets[0]])
         if wanted is None:
             raise CapabilityError(
                 f"the first token of the completion of example {example.example.id!r} is a part of a character whose "

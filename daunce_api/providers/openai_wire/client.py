@@ -99,12 +99,8 @@ class WireClient(Closing):
         answer it must be: its ``object``, and fields that have these values wherever the answer holds them. An answer
         that says otherwise belongs to another request and is malformed.
         """
-        answer = json_of(await self.content(call, doing=doing, submit=submit))
-        if not isinstance(answer, dict):
-            raise self.calls.malformed(doing, submit, "a body that is not a JSON object")
-        for name, wanted in (needs or {}).items():
-            if not isinstance(answer.get(name), wanted) or answer[name] == "":
-                raise self.calls.malformed(doing, submit, f"no usable field {name!r}")
+        content = await self.content(call, doing=doing, submit=submit)
+        answer = self.calls.checked(json_of(content), doing, submit, needs)
         said = answer.get("object")
         if kind is not None and said != kind and isinstance(said, str) and said in OBJECT_KINDS:
             raise self.calls.malformed(doing, submit, f"an object of another kind, {said!r} instead of {kind!r}")
@@ -233,8 +229,7 @@ class WireScorer(Closing):
         plain = isinstance(asked, str)
         path = "/completions" if plain else "/chat/completions"
         question = {"prompt": asked} if plain else {"messages": list(asked)}
-        body = {"model": model, **question, "max_tokens": max_tokens, "temperature": 0}
-        answer = await self.client.post(path, body, doing="generating an answer")
+        answer = await self.ask(path, model, {**question, "max_tokens": max_tokens}, doing="generating an answer")
         text = part_of(answer, "choices", 0, *(["text"] if plain else ["message", "content"]))
         if not isinstance(text, str) or not text:
             raise ContractError(f"{self.provider} generated no text. Give the answer instead.")

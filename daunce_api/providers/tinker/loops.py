@@ -22,7 +22,6 @@ from ..._util.files import replacing
 from ...data.tokenizers import EncodedExample
 from ...errors import RejectedError, StoreError
 from ..base import Job, JobEcho, JobStatus
-from ..calls import known_hyperparameters
 from .service import Service
 
 IN_FLIGHT = 2
@@ -74,7 +73,7 @@ def listed_name(checkpoint: Any) -> str:
     return str(checkpoint.checkpoint_id).rsplit("/", 1)[-1]
 
 
-@checked(frozen=True, config=ConfigDict(strict=True))
+@checked(frozen=True, config=ConfigDict(strict=True, extra="forbid"))
 class Recipe:
     """Hyperparameters of a member's training: AdamW, the learning rate falling linearly to 0."""
 
@@ -88,9 +87,8 @@ class Recipe:
     @classmethod
     def of(cls, given: Mapping[str, Any]) -> Recipe:
         """Raises RejectedError for unknown names and unusable values."""
-        values = known_hyperparameters("Tinker", given, HYPERPARAMETERS)
         try:
-            return cls(**values)  # type: ignore[arg-type]
+            return cls(**given)
         except ValidationError as error:
             wrong = "; ".join(f"{problem['loc'][0]}: {problem['msg']}" for problem in error.errors())
             raise RejectedError(f"hyperparameters cannot be used: {wrong}.") from error
@@ -202,12 +200,12 @@ class Keeping:
 
 @dataclass(frozen=True, slots=True)
 class Loop:
-    """The steps of one member at a training client; ``save`` keeps its record."""
+    """The steps of one member at a training client."""
 
     service: Service
     record: LoopRecord
     keeping: Keeping
-    save: Callable[[LoopRecord], None]
+    records: LoopRecords
     examples: list[EncodedExample]
 
     async def train(self, training: Any) -> str:
@@ -243,7 +241,7 @@ class Loop:
             await self._saved(training.save_state, FINAL, keeping.seconds)
         await self._saved(training.save_weights_for_sampler, FINAL, keeping.seconds)
         record.final = path_of(record.run, "sampler_weights", FINAL)
-        self.save(record)
+        self.records.save(record)
         return record.final
 
     async def _save_epoch(self, training: Any, epoch: int, recipe: Recipe) -> None:
@@ -257,7 +255,7 @@ class Loop:
         # Where models are forgotten, one of an epoch is loaded from this state for as long as it is kept.
         await self._saved(training.save_state, name, keeping.seconds if is_model and keeping.state else state_seconds)
         record.epoch, record.state = epoch, path_of(record.run, "weights", name)
-        self.save(record)
+        self.records.save(record)
 
     async def _saved(self, save: Callable[..., Any], name: str, seconds: int | None) -> None:
         kept = {} if seconds is None else {"ttl_seconds": seconds}

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
 from typing import Any, TypeVar
@@ -23,8 +22,6 @@ from .service import Service, accepts, is_tinker, name_of, open_service
 
 Answer = TypeVar("Answer")
 _TAIL = "prompt_logprobs_last_n"
-_CLIENTS = 64
-"""Sampling clients kept; each stands for one model."""
 
 
 class TinkerScorerOptions(ScorerOptions):
@@ -62,7 +59,7 @@ class TinkerScorer(Closing):
         self.capabilities = scorer_capabilities(config)
         self._base_model = config.backend.model
         self._first_left_out = not is_tinker(_address(config))
-        self._clients: OrderedDict[str, asyncio.Task[Any]] = OrderedDict()
+        self._clients: dict[str, asyncio.Task[Any]] = {}
         self._held: list[Any] = []
         self._tail_only = True
         """Whether only the positions that are needed are requested."""
@@ -130,9 +127,7 @@ class TinkerScorer(Closing):
             self._held.append(training)  # the server keeps the model for as long as the session is there
             save = partial(training.save_weights_for_sampler, AGAIN, ttl_seconds=DAY)
             await service.start(save, doing=f"saving {state} to be scored")
-            info = await service.start(training.get_info, doing="reading the new training run")
-            path = path_of(str(info.model_id), "sampler_weights", AGAIN)
-            return await self._open({"model_path": path}, model)
+            return await self._open({"model_path": path_of(str(training.model_id), "sampler_weights", AGAIN)}, model)
         except RejectedError as again:
             raise RejectedError(
                 f"{service.name} no longer holds {model} ({error}), and it could not be loaded from its training state "
@@ -164,9 +159,6 @@ class TinkerScorer(Closing):
         if model not in self._clients:
             which = {"base_model": model} if model == self._base_model else {"model_path": model}
             self._clients[model] = asyncio.create_task(self._open(which, model))
-            while len(self._clients) > _CLIENTS:
-                self._clients.popitem(last=False)
-        self._clients.move_to_end(model)
         task = self._clients[model]
         try:
             return await asyncio.shield(task)

@@ -89,14 +89,13 @@ class Service:
     async def training_runs(self, doing: str) -> list[Any]:
         """Every training run that the service lists."""
         rest = await self.rest()
-        found: list[Any] = []
-        offset, total = 0, 1
-        while offset < total:
-            page = await self.start(partial(rest.list_training_runs, limit=_PAGE, offset=offset), doing=doing)
-            found += page.training_runs
-            total = page.cursor.total_count
-            offset += _PAGE
-        return found
+        found: dict[str, Any] = {}
+        while True:  # a server may send fewer than requested, or the same ones again
+            page = await self.start(partial(rest.list_training_runs, limit=_PAGE, offset=len(found)), doing=doing)
+            known = len(found)
+            found |= {str(run.training_run_id): run for run in page.training_runs}
+            if len(found) in (known, page.cursor.total_count):
+                return list(found.values())
 
     async def start(self, create: Callable[[], Any], *, doing: str, submit: bool = False) -> Any:
         """The result of an SDK method. The method itself may open a session, which blocks, so it runs in a thread."""
@@ -165,12 +164,14 @@ def open_service(context: Context) -> Service:
             f"every other key. Give the server a key that does, or leave backend.api_key_env out: {NO_KEY!r} is then "
             "sent."
         )
+    calls = Calls(name_of(endpoint.base_url), [key], tinker)
+    calls.longest = None  # steps and samples wait in the service's queues for as long as it takes
     where = {"api_key": key, "base_url": endpoint.base_url}
     shown = {"display_name": name} if accepts(tinker.ServiceClient, "display_name") else {}
     rest = getattr(tinker, "RestClient", None)
     service = Service(
         lambda: tinker.ServiceClient(**where, **shown),
-        Calls(name_of(endpoint.base_url), [key], tinker),
+        calls,
         None if rest is None else lambda: rest(**where),
     )
     context.shared[_SHARED] = service

@@ -8,7 +8,8 @@ was saved, and a member without one is trained again.
 from __future__ import annotations
 
 import asyncio
-from functools import partial
+from collections import Counter
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +18,8 @@ from pydantic import Field
 from ..._util.files import replacing
 from ...config import RunConfig
 from ...data.dataset import Dataset
-from ...data.tokenizers import EncodedExample, encode_example
-from ...errors import DaunceError, RejectedError, StopError
+from ...data.tokenizers import EncodedExample, Tokenizer, encode_example
+from ...errors import RejectedError, TransientError
 from ..base import Closing, EchoField, Job, JobEcho, JobRequest, JobStatus, ModelInfo, TrainerCapabilities
 from ..calls import gone_already
 from ..identity import of_run
@@ -47,6 +48,8 @@ from .service import Service, is_tinker, name_of, open_service
 
 ECHOES: frozenset[EchoField] = frozenset(("key", "file_id"))
 MOST_CHECKPOINTS = 100
+MOST_RESUMES = 3
+"""Times that a process resumes one loop that fails, before the job counts as failed and is paid for from its start."""
 KEY_FIELD, FILE_FIELD, SEQUENCE_FIELD = "daunce_key", "daunce_file", "daunce_seq"
 """In the metadata of a training run."""
 FILES_FOLDER = "tinker"
@@ -103,7 +106,7 @@ class TinkerTrainer(Closing):
         self._service = service.enter()
         self.capabilities = trainer_capabilities(config)
         self._layers = TinkerOptions.of(config).model_dump(exclude={"models_persist"})
-        self._tokenizer = tokenizer_of(config)
+        self._config = config
         self._folder = config.run_dir / FILES_FOLDER
         self._records = LoopRecords(self._folder)
         self._base_model = config.backend.model
@@ -113,6 +116,7 @@ class TinkerTrainer(Closing):
         # Members start from a target that is trained from the base model: its training state is kept.
         self._needs_target = config.ensemble.start_from == "target"
         self._loops: dict[str, asyncio.Task[str]] = {}
+        self._resumes: Counter[str] = Counter()
 
     async def model_info(self, model: str) -> ModelInfo:
         """Raises RejectedError where the service does not train this model."""
@@ -169,23 +173,19 @@ class TinkerTrainer(Closing):
             file_id=request.file_id,
             seed=request.seed,
             hyperparameters=dict(request.hyperparameters),
-            runs=[await self._run_id(training)],
+            runs=[str(training.model_id)],
             tokens=recipe.n_epochs * sum(len(e.ids) for e in examples),
         )
         self._records.save(record)
         self._run(record, examples, training)
         return record.job(JobStatus.RUNNING)
 
-    async def _run_id(self, training: Any) -> str:
-        info = await self._service.start(training.get_info, doing="reading the new training run")
-        return str(info.model_id)
-
     def _run(self, record: LoopRecord, examples: list[EncodedExample], training: Any | None) -> asyncio.Task[str]:
         """Start a loop; without a training client, from the record's saved state."""
         keeping = self._keeping
         if self._needs_target and record.model == self._base_model:
             keeping = Keeping(1, keeping.seconds, state=True)  # its models from before the end are not scored
-        loop = Loop(self._service, record, keeping, self._records.save, examples)
+        loop = Loop(self._service, record, keeping, self._records, examples)
 
         async def run() -> str:
             return await loop.train(training if training is not None else await self._resumed(record))
@@ -202,7 +202,7 @@ class TinkerTrainer(Closing):
             user_metadata={KEY_FIELD: record.key, FILE_FIELD: record.file_id},
         )
         training = await self._service.start(create, doing=f"taking up {record.key} after epoch {record.epoch}")
-        record.runs.append(await self._run_id(training))
+        record.runs.append(str(training.model_id))
         self._records.save(record)
         return training
 
@@ -236,7 +236,8 @@ class TinkerTrainer(Closing):
         return jobs
 
     async def get(self, job_id: str) -> Job:
-        """The job's state. A loop that an earlier process left after a whole epoch is taken up again."""
+        """The job's state. A loop that an earlier process left after a whole epoch is resumed from there, and so is one
+        that failed, up to ``MOST_RESUMES`` times."""
         record, task = self._records.load(job_id), self._loops.get(job_id)
         if record is None:
             rest = await self._service.rest()
@@ -252,9 +253,15 @@ class TinkerTrainer(Closing):
         if task.cancelled():
             return record.job(JobStatus.CANCELLED)
         error = task.exception()
-        if isinstance(error, StopError) or (error is not None and not isinstance(error, DaunceError)):
+        if error is None:
+            return record.left()
+        if not isinstance(error, TransientError | RejectedError):
             raise error
-        return record.left() if error is None else record.job(JobStatus.FAILED, error=str(error))
+        if record.state is None or self._resumes[job_id] == MOST_RESUMES:
+            return record.job(JobStatus.FAILED, error=str(error))
+        self._resumes[job_id] += 1
+        self._run(record, self._examples(record.file_id), None)
+        return record.job(JobStatus.RUNNING)
 
     async def checkpoints(self, job_id: str) -> list[str]:
         """Paths of the sampler's weights after the epochs before the last, in order."""
@@ -318,6 +325,10 @@ class TinkerTrainer(Closing):
         # Turns without loss carry weight 0 in the file, so that "all" is what is measured.
         dataset = Dataset.from_jsonl(self._path(file_id))
         return [encode_example(example, self._tokenizer, "all") for example in dataset]
+
+    @cached_property
+    def _tokenizer(self) -> Tokenizer:
+        return tokenizer_of(self._config)
 
     async def close(self) -> None:
         for task in self._loops.values():
