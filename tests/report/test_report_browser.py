@@ -71,7 +71,7 @@ def test_the_run_at_a_glance(report: Path, open_page: Any) -> None:
         "$3.20",
         "812,345 tokens trained",
         "2 min 11 s",
-        "half-whitened",
+        "whitened",
         "95 % interval",
         "not measured",
         "<b>and were kept</b>",
@@ -592,7 +592,7 @@ def test_long_names_and_texts_stay_within_the_window(tmp_path: Path, open_page: 
 def test_without_scripts_the_run_is_still_readable(report: Path, open_page: Any) -> None:
     page = open_page(report, wait="", java_script_enabled=False)
     assert "needs JavaScript" in page.locator("noscript").inner_text()
-    assert "half-whitened" in page.locator("#glance").inner_text()
+    assert "whitened" in page.locator("#glance").inner_text()
     assert page.locator("#answers").is_hidden()
 
 
