@@ -62,8 +62,8 @@ def ask(
         raise ConfigurationError("--wanted and --unwanted exclude each other.")
     job = Run.open(run)
     if remove:
-        asked = (questions, prompt, messages, answer, system, record, replay, max_usd)
-        if wanted or unwanted or any(other is not None for other in asked):
+        others = (questions, prompt, messages, answer, system, record, replay, max_usd)
+        if wanted or unwanted or any(other is not None for other in others):
             raise ConfigurationError("--remove goes with nothing else: ask in a command of its own.")
         job.remove(remove)
         removed = f"Removed {', '.join(remove)} from the tables. The scores are kept; asking again shows them again."

@@ -92,8 +92,9 @@ def write_report(
         StoreError: the file cannot be written.
     """
     path = Path(path)
-    options = {"proposal": proposal, "outcome": outcome, "others": others, "previous": _state_in(path)}
-    write(path, report_html(attribution, run, warnings, **options))
+    state = _state_in(path)
+    page = report_html(attribution, run, warnings, proposal=proposal, outcome=outcome, others=others, previous=state)
+    write(path, page)
     return path
 
 
