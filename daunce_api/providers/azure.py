@@ -19,11 +19,11 @@ from pydantic import Field
 from ..config import RunConfig
 from ..errors import ConfigurationError, MissingExtraError, RejectedError, StopError, TransientError
 from .base import Job, JobRequest, Scorer, ScorerCapabilities, TrainerCapabilities
-from .calls import Calls
+from .calls import Calls, connections
 from .contract import json_of, part_of
 from .endpoint import Endpoint, api_key_from
 from .hosting import Host, HostedScorer
-from .openai_wire.chat_token import ChatTokenOptions, open_tokenizer, scorer_on
+from .openai_wire.chat_token import ChatTokenOptions, ChatTokenScorer, open_tokenizer
 from .openai_wire.client import WireClient
 from .openai_wire.trainer import OPENAI_GRACE_SECONDS, WireTrainer, WireTrainerOptions
 from .polling import Answer, Poll, file_in_time
@@ -59,9 +59,6 @@ class AzureTrainerOptions(WireTrainerOptions):
         None, description="trainingType of jobs: Standard, GlobalStandard or developerTier (the cheap ones, by region)"
     )
 
-    def own_fields(self) -> dict[str, Any]:
-        return {**self.extra_body, **({"trainingType": self.training_type} if self.training_type else {})}
-
 
 def trainer_capabilities(config: RunConfig) -> TrainerCapabilities:
     """As OpenAI's own, with Azure's conditions; no network."""
@@ -87,7 +84,11 @@ class AzureTrainer(WireTrainer):
     poll = Poll(5.0, 120)
 
     def __init__(self, client: WireClient, config: RunConfig) -> None:
-        super().__init__(client, trainer_capabilities(config), AzureTrainerOptions.of(config))
+        options = AzureTrainerOptions.of(config)
+        if options.training_type is not None:
+            extra = {**options.extra_body, "trainingType": options.training_type}
+            options = options.model_copy(update={"extra_body": extra})
+        super().__init__(client, trainer_capabilities(config), options)
 
     async def upload(self, name: str, content: bytes) -> str:
         """Upload a training file and wait until Azure has read it; its id.
@@ -152,7 +153,7 @@ class AzureScorerOptions(ChatTokenOptions):
 
 
 def azure_options(config: RunConfig) -> AzureScorerOptions:
-    """The scorer's options, checked. Raises ConfigurationError where the resource is named by halves."""
+    """The scorer's options, checked. Raises ConfigurationError where the resource is only partly named."""
     options = AzureScorerOptions.of(config)
     if options.batch_api:
         raise ConfigurationError(
@@ -180,7 +181,7 @@ def open_scorer(context: Context) -> Scorer:
     client = _client(context, options.api_version, options.timeout)
     # A deployment answers as its base model.
     plain = options.model_copy(update={"check_model_name": False})
-    scorer = scorer_on(client, config, plain, scorer_capabilities(config))
+    scorer = ChatTokenScorer(client, config, scorer_capabilities(config), plain)
     if options.subscription is None:
         return scorer
     management_token(options)  # where there is none, nothing is started
@@ -321,6 +322,6 @@ def _client(context: Context, api_version: str, timeout: float) -> WireClient:
         api_key=endpoint.api_key,
         max_retries=0,
         timeout=timeout,
-        http_client=context.http_client,
+        http_client=context.http_client or connections(openai, endpoint, timeout=timeout),
     )
     return WireClient(sdk, provider="Azure OpenAI")

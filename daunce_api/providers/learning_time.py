@@ -15,6 +15,7 @@ from typing import Any, Literal, TypeAlias
 from ..config import RunConfig
 from .objective import Objective
 from .tinker.loops import Recipe as TinkerRecipe
+from .together.trainer import DEFAULTS as TOGETHER
 
 Rho: TypeAlias = float | Literal["base", "unknown"]
 Recipe: TypeAlias = Mapping[str, Any]
@@ -33,8 +34,8 @@ _LORA = {"lora_rank": 8, "lora_alpha": 16.0, "lora_dropout": 0.0, "lora_targets"
 _DEFAULTS: Mapping[str, Recipe] = {
     "embedded": _LANGUAGE,
     "tinker": asdict(TinkerRecipe()),
+    "together": {**TOGETHER, "gradient_accumulation_steps": 1, "min_lr_ratio": 0.0, "warmup_ratio": 0.0},
     # Defaults that the model fixes, not the file: the same number in both recipes, whatever it is.
-    "together": {"gradient_accumulation_steps": 1, "min_lr_ratio": 0.0, "warmup_ratio": 0.0, "batch_size": "the same"},
     "fireworks": {
         "gradient_accumulation_steps": 1,
         "learning_rate_warmup_steps": 0,

@@ -12,9 +12,6 @@ from pydantic import Field, field_validator
 from ..errors import ConfigurationError
 from .options import Options, parse_options
 
-MAX_FILE_BYTES = 512 * 1024**2
-"""OpenAI's limit for an uploaded file."""
-
 BASE_LEARNING_RATE = 1e-3
 """AdamW learning rate of the LoRA weights at ``learning_rate_multiplier: 1`` (and ``auto``)."""
 
@@ -51,6 +48,11 @@ class InjectSettings(Options):
     retry_after: float = Field(1.0, ge=0, le=120, description="seconds in the Retry-After of rate_limit")
     hang: float = Field(30.0, ge=0, description="seconds that the timeouts hang; longer than the client waits")
     seed: int = 0
+
+    @property
+    def lags(self) -> bool:
+        """Whether anything that is new is hidden for a while."""
+        return max(self.job_lag, self.file_lag, self.model_lag, self.list_lag) > 0
 
     @classmethod
     def parse(cls, text: str) -> InjectSettings:
@@ -95,14 +97,13 @@ class ServerSettings(Options):
     """What is served, where its state is kept, and who may ask. ``inject`` may be a text as on the command line."""
 
     model: str = Field("daunce-tiny", description="daunce-tiny, a Hugging Face id or model folder")
-    model_name: str | None = Field(
-        None, pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$", description="id of the base model; default: from `model`"
-    )
     state_dir: Path = Field(
         default_factory=lambda: platformdirs.user_state_path("daunce-api") / "server",
         description="files, jobs and adapters; survives",
     )
-    api_key: str | None = Field(None, min_length=1, repr=False, description="key to ask for; None: loopback only")
+    api_key: str | None = Field(
+        None, pattern="^[!-~]+$", repr=False, description="key that clients must send; None: loopback only"
+    )
     inject: InjectSettings | None = None
     dialect: Literal["openai", "vllm", "nebius"] = Field("openai", description="whose differences to speak")
     workers: int = Field(1, ge=1, le=64, description="jobs trained at once, one process each")
@@ -110,11 +111,6 @@ class ServerSettings(Options):
     device: str = "cpu"
     dtype: str = "float32"
     requests_per_minute: int = Field(60_000, ge=1, description="rate limit over all clients")
-    max_file_bytes: int = Field(MAX_FILE_BYTES, ge=1)
-    max_body_bytes: int = Field(4 * 1024**2, ge=1, description="limit of a JSON body, checked before it is parsed")
-    max_prompts: int = Field(2048, ge=1, description="prompts in one completions request")
-    max_prompt_tokens: int = Field(131_072, ge=1, description="tokens of all prompts of one completions request")
-    max_queue: int = Field(1024, ge=1, description="requests waiting for the model before 503 is answered")
 
     @field_validator("inject", mode="before")
     @classmethod

@@ -20,23 +20,11 @@ Where it differs from OpenAI's service:
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING
 
 from ..providers.server_process import EmbeddedServer, require_server_extra
 from ..providers.server_settings import InjectSettings, ServerSettings
 
-if TYPE_CHECKING:
-    from starlette.applications import Starlette
-
-__all__ = ["EmbeddedServer", "InjectSettings", "ServerSettings", "create_app", "run_server"]
-
-
-def create_app(settings: ServerSettings) -> Starlette:
-    """The ASGI application, to be run by any server. Raises MissingExtraError without the ``server`` extra."""
-    require_server_extra()
-    from .app import create_app as create
-
-    return create(settings)
+__all__ = ["EmbeddedServer", "InjectSettings", "ServerSettings", "run_server"]
 
 
 def run_server(

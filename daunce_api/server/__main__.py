@@ -15,7 +15,7 @@ def main() -> int:
     options = json.loads(sys.stdin.buffer.readline())
     try:
         settings = ServerSettings.model_validate(options)
-        serve(settings, "127.0.0.1", 0, on_ready=_announce, child_of=sys.stdin.buffer)
+        serve(settings, "127.0.0.1", 0, on_ready=_announce, child_of=sys.stdin.fileno())
     except DaunceError as error:
         print(error, file=sys.stderr)
         return error.exit_code

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import AsyncIterator, Awaitable, Callable
+from functools import partial
 
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
-from starlette.routing import Match, Route
-from starlette.types import Scope
+from starlette.routing import Route
 
 from ..providers.server_settings import InjectSettings, ServerSettings
 from . import nebius, routes_batches, routes_completions, routes_files, routes_jobs, routes_models
@@ -53,8 +53,9 @@ NEBIUS_ROUTES: tuple[tuple[str, str, Handler], ...] = (
 )
 
 
-async def health(service: Service, request: Request) -> Response:
-    """503 where a lane that trains jobs has ended: jobs would wait for it for ever."""
+async def health(request: Request) -> Response:
+    """503 where a lane that trains jobs has ended: jobs would wait for it forever."""
+    service: Service = request.app.state.service
     if service.scheduler.lanes < service.settings.workers:
         return JSONResponse({"status": "degraded"}, 503)
     return JSONResponse({"status": "ok"})
@@ -65,22 +66,13 @@ def create_app(settings: ServerSettings) -> Starlette:
 
     What goes wrong at the start is in ``app.state.startup_error`` (a DaunceError) besides being raised.
     """
+    injector = Injector(settings.inject or InjectSettings())
 
     def route(method: str, path: str, handler: Handler) -> Route:
         async def call(request: Request) -> Response:
-            return await handler(app.state.service, request)
+            return await injector.answer(f"{method} {path}", partial(handler, app.state.service), request)
 
         return Route(path, call, methods=[method])
-
-    table = ROUTES + (NEBIUS_ROUTES if settings.dialect == "nebius" else ())
-    routes = [route(*entry) for entry in (*table, ("GET", "/health", health))]
-
-    def route_of(scope: Scope) -> str:
-        """Method and pattern of a request, for counting; unknown paths count together."""
-        for route in routes:
-            if route.matches(scope)[0] == Match.FULL:
-                return f"{scope['method']} {route.path}"
-        return "other"
 
     @contextlib.asynccontextmanager
     async def lifespan(app: Starlette) -> AsyncIterator[None]:
@@ -95,21 +87,15 @@ def create_app(settings: ServerSettings) -> Starlette:
                 raise
             yield
 
-    injector = Injector(settings.inject or InjectSettings())
+    table = ROUTES + (NEBIUS_ROUTES if settings.dialect == "nebius" else ())
     app = Starlette(
-        routes=routes,
+        routes=[*(route(*entry) for entry in table), Route("/health", health)],
         lifespan=lifespan,
-        middleware=[Middleware(Gate, settings=settings, injector=injector, route_of=route_of)],
-        exception_handlers={ApiError: _api_error, HTTPException: _http_error},
+        middleware=[Middleware(Gate, settings=settings)],
+        exception_handlers={HTTPException: _http_error},
     )
     app.router.redirect_slashes = False
     return app
-
-
-async def _api_error(request: Request, error: Exception) -> Response:
-    if not isinstance(error, ApiError):
-        raise error
-    return error.response()
 
 
 async def _http_error(request: Request, error: Exception) -> Response:

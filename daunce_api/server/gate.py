@@ -1,4 +1,4 @@
-"""What every request passes: identity, limits, headers, injected faults, and errors in OpenAI's shape."""
+"""What every request passes: identity, limits, headers, and errors in OpenAI's shape."""
 
 from __future__ import annotations
 
@@ -8,32 +8,33 @@ import logging
 import secrets
 import sqlite3
 import time
-from collections.abc import Callable
 from urllib.parse import urlsplit
 
 from starlette.datastructures import Headers, MutableHeaders
+from starlette.requests import ClientDisconnect
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from ..providers.endpoint import is_loopback
 from ..providers.server_settings import ServerSettings
 from .api_errors import ApiError, rate_limited, server_error, unavailable
-from .inject import BrokenConnectionError, Injector
+from .inject import BrokenConnectionError
 
 log = logging.getLogger("daunce_api.server")
 
+MAX_FILE_BYTES = 512 * 1024**2
+"""OpenAI's limit for an uploaded file."""
+MAX_BODY_BYTES = 4 * 1024**2
+"""Limit of a JSON body, checked before it is parsed."""
 MULTIPART_OVERHEAD = 64 * 1024
-RouteOf = Callable[[Scope], str]
 
 
 class Gate:
     """Outermost ASGI layer. Nothing of a request, and no key, is ever logged; a failure is logged by its place."""
 
-    def __init__(self, app: ASGIApp, settings: ServerSettings, injector: Injector, route_of: RouteOf) -> None:
+    def __init__(self, app: ASGIApp, settings: ServerSettings) -> None:
         self._app = app
-        self._settings = settings
-        self._injector = injector
-        self._route_of = route_of
+        self._key = settings.api_key
         self._limit = _RequestLimit(settings.requests_per_minute)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -44,7 +45,7 @@ class Gate:
         response = _Response(send, time.perf_counter())
         try:
             await self._pass(scope, receive, response)
-        except BrokenConnectionError:
+        except (BrokenConnectionError, ClientDisconnect):
             # Returning with the response unfinished makes the HTTP server close the connection.
             return
         except ApiError as error:
@@ -59,18 +60,12 @@ class Gate:
         headers = Headers(scope=scope)
         self._identify(headers)
         response.headers |= self._limit.take()
-        fault = self._injector.request_fault(self._route_of(scope))
-        settings, is_file = self._settings, scope["path"].rstrip("/") == "/v1/files"
-        limit = settings.max_file_bytes + MULTIPART_OVERHEAD if is_file else settings.max_body_bytes
-        limited = _limit_body(headers, receive, limit)
-        if fault is not None or self._injector.settings.duplicated:
-            await self._injector.commit(fault, self._app, scope, limited, response.send)
-        else:
-            await self._app(scope, limited, response.send)
+        is_file = scope["path"] == "/v1/files"
+        limit = MAX_FILE_BYTES + MULTIPART_OVERHEAD if is_file else MAX_BODY_BYTES
+        await self._app(scope, _limit_body(headers, receive, limit), response.send)
 
     def _identify(self, headers: Headers) -> None:
-        key = self._settings.api_key
-        if key is None:
+        if self._key is None:
             # Without a key only programs of this machine may ask, and no web page through their browser.
             if "origin" in headers or not is_loopback(_host_of(headers)):
                 raise ApiError(403, "This server has no API key and answers requests to the local machine only.")
@@ -81,7 +76,7 @@ class Gate:
                 "You didn't provide an API key. Provide it in an Authorization header using Bearer auth "
                 "(Authorization: Bearer YOUR_KEY)."
             )
-        elif hmac.compare_digest(given.strip().encode("latin-1", "replace"), key.encode()):
+        elif hmac.compare_digest(given.strip().encode("latin-1", "replace"), self._key.encode()):
             return
         else:
             message = "Incorrect API key provided."

@@ -1,20 +1,26 @@
-"""Faults on purpose: which request meets which, and how each is committed on the wire."""
+"""Deliberate faults: which request meets which, and what each looks like on the wire."""
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import hashlib
 import math
 import time
 from collections import Counter
+from collections.abc import Awaitable, Callable
+from pathlib import Path
 from typing import Literal
 
-from starlette.datastructures import Headers
-from starlette.responses import HTMLResponse, Response
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from starlette.requests import Request
+from starlette.responses import FileResponse, HTMLResponse, Response
+from starlette.types import Receive, Scope, Send
 
 from ..providers.server_settings import REQUEST_FAULTS, InjectSettings
-from .api_errors import rate_limited, server_error
+from .api_errors import ApiError, rate_limited, server_error
+
+Handler = Callable[[Request], Awaitable[Response]]
+Kind = Literal["job", "file", "model"]
 
 
 class Injector:
@@ -26,8 +32,8 @@ class Injector:
         self._jobs_accepted = 0
         self._uses: Counter[str] = Counter()
         self._born: dict[str, float] = {}
-        self._last: _Recorder | None = None
-        self._swap: tuple[_Recorder, asyncio.Future[_Recorder]] | None = None
+        self._last: Response | None = None
+        self._swap: tuple[Response, asyncio.Future[Response]] | None = None
 
     def request_fault(self, route: str) -> str | None:
         """The fault of the next request to a route (method and pattern), or None."""
@@ -53,14 +59,18 @@ class Injector:
 
     def born(self, identity: str) -> None:
         """A job, file or model comes into being now; what an earlier server made is old enough to be seen."""
-        self._born[identity] = time.monotonic()
+        if self.settings.lags:
+            self._born[identity] = time.monotonic()
 
-    def hidden(self, kind: Literal["job", "file", "model"], identity: str, *, listed: bool = False) -> bool:
-        """Whether something is too young to be found by its id or, with ``listed``, to be in a list."""
+    def hidden(self, kind: Kind, identity: str) -> bool:
+        """Whether something is too young to be found by its id."""
         lag: float = getattr(self.settings, f"{kind}_lag")
-        if listed:
-            lag = max(lag, self.settings.list_lag)
-        return time.monotonic() - self._born.get(identity, -math.inf) < lag
+        return self._born.get(identity, -math.inf) > time.monotonic() - lag
+
+    def unlisted(self, kind: Kind) -> list[str]:
+        """Ids of what is too young to be in a list."""
+        since = time.monotonic() - max(getattr(self.settings, f"{kind}_lag"), self.settings.list_lag)
+        return [identity for identity, born in self._born.items() if born > since]
 
     def _choose(self, key: str, faults: tuple[str, ...]) -> str | None:
         digest = hashlib.sha256(f"{self.settings.seed}:{key}".encode()).digest()
@@ -72,34 +82,35 @@ class Injector:
             draw -= rate
         return None
 
-    async def commit(self, fault: str | None, app: ASGIApp, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answer a request with a fault; None: only keep the answer, since one may be sent again (``duplicated``).
-        Raises ApiError for those that are plain answers."""
+    async def answer(self, route: str, handler: Handler, request: Request) -> Response:
+        """The answer of a handler, or what the fault of this request makes of it. Raises ApiError."""
+        fault = self.request_fault(route)
         if fault in ("rate_limit", "rate_limit_bare"):
             wait = self.settings.retry_after if fault == "rate_limit" else None
             raise rate_limited("Rate limit reached for requests. Please try again later.", wait)
         if fault == "error_500":
             raise server_error()
         if fault == "error_502":
-            page = HTMLResponse("<html><body><h1>502 Bad Gateway</h1></body></html>", 502)
-            await page(scope, receive, send)
-        elif fault == "timeout_before":
-            await self._hang(receive, send)
-        else:
-            recorder = _Recorder()
-            await app(scope, receive, recorder.send)
-            before, self._last = self._last, recorder
-            if fault == "duplicated":
-                await (before or recorder).replay(send)
-            elif fault == "swapped":
-                await (await self._exchanged(recorder)).replay(send)
-            elif fault is None:
-                await recorder.replay(send)
-            else:
-                await self._spoil(fault, recorder, scope, receive, send)
+            return HTMLResponse("<html><body><h1>502 Bad Gateway</h1></body></html>", 502)
+        if fault == "timeout_before":
+            return await self._hang(request)
+        if fault is None and not self.settings.duplicated:
+            return await handler(request)
+        try:
+            response = await handler(request)
+        except ApiError as error:
+            response = error.response()
+        before, self._last = self._last, response
+        if fault == "timeout_after":
+            return await self._hang(request)
+        if fault == "swapped":
+            return await self._exchanged(response)
+        if fault == "duplicated":
+            return before or response
+        return response if fault is None else _spoiled(fault, response)
 
-    async def _exchanged(self, mine: _Recorder) -> _Recorder:
-        """The answer of the next request that is to be swapped; the own one where none comes within ``hang``."""
+    async def _exchanged(self, mine: Response) -> Response:
+        """The answer of the next request that is to be swapped; its own where none comes within ``hang``."""
         if self._swap is not None:
             theirs, waiting = self._swap
             self._swap = None
@@ -113,54 +124,34 @@ class Injector:
         except TimeoutError:
             return mine
 
-    async def _spoil(self, fault: str, done: _Recorder, scope: Scope, receive: Receive, send: Send) -> None:
-        half = done.body[: len(done.body) // 2]
-        kind = Headers(raw=done.headers).get("content-type", "application/json")
-        if fault == "timeout_after":
-            await self._hang(receive, send)
-        elif fault == "drop":
-            headers = [(b"content-type", kind.encode()), (b"content-length", b"%d" % (len(done.body) + 1))]
-            await send({"type": "http.response.start", "status": done.status, "headers": headers})
-            await send({"type": "http.response.body", "body": half, "more_body": True})
-            raise BrokenConnectionError
-        else:
-            body = half if fault == "truncated" else b'{"object": "list", "data": [' + half[:40] + b"\x00<!-- "
-            await Response(body, done.status, {"content-type": kind})(scope, receive, send)
+    async def _hang(self, request: Request) -> Response:
+        """Say nothing until the client leaves or ``hang`` seconds have passed; then the connection is cut."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(self.settings.hang):
+                while (await request.receive())["type"] != "http.disconnect":
+                    pass
+        return _Broken(b"", 504, {"content-type": "application/json", "content-length": "1"})
 
-    async def _hang(self, receive: Receive, send: Send) -> None:
-        """Say nothing until the client leaves or ``hang`` seconds have passed, then break the connection."""
 
-        async def until_client_leaves() -> None:
-            while (await receive())["type"] != "http.disconnect":
-                pass
-
-        try:
-            await asyncio.wait_for(until_client_leaves(), self.settings.hang)
-        except TimeoutError:
-            headers = [(b"content-type", b"application/json"), (b"content-length", b"1")]
-            await send({"type": "http.response.start", "status": 504, "headers": headers})
-            raise BrokenConnectionError from None
+def _spoiled(fault: str, response: Response) -> Response:
+    body = Path(response.path).read_bytes() if isinstance(response, FileResponse) else bytes(response.body)
+    half = body[: len(body) // 2]
+    kind = response.headers["content-type"]
+    if fault == "drop":
+        return _Broken(half, response.status_code, {"content-type": kind, "content-length": str(len(body) + 1)})
+    if fault == "malformed":
+        half = b'{"object": "list", "data": [' + half[:40] + b"\x00<!-- "
+    return Response(half, response.status_code, {"content-type": kind})
 
 
 class BrokenConnectionError(Exception):
     """The response was left unfinished on purpose: the connection has to be closed."""
 
 
-class _Recorder:
-    """Keeps a response instead of sending it."""
+class _Broken(Response):
+    """A response that is never finished."""
 
-    def __init__(self) -> None:
-        self.status = 500
-        self.headers: list[tuple[bytes, bytes]] = []
-        self.body = b""
-
-    async def send(self, message: Message) -> None:
-        if message["type"] == "http.response.start":
-            self.status, self.headers = message["status"], list(message["headers"])
-        elif message["type"] == "http.response.body":
-            self.body += message.get("body", b"")
-
-    async def replay(self, send: Send) -> None:
-        """Send what was kept."""
-        await send({"type": "http.response.start", "status": self.status, "headers": self.headers})
-        await send({"type": "http.response.body", "body": self.body})
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
+        await send({"type": "http.response.body", "body": self.body, "more_body": True})
+        raise BrokenConnectionError

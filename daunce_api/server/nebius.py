@@ -18,7 +18,7 @@ from ..providers.server_settings import BASE_LEARNING_RATE
 from .api_errors import invalid, model_not_found
 from .requests import Bool, Int, NewJob, Number, Str, StrictBody, read_body
 from .service import Service
-from .state import now
+from .state import Row, now
 
 _UNKNOWN = ("fine_tuned_model", "metadata", "user_provided_suffix", "method")
 
@@ -81,36 +81,35 @@ async def create(service: Service, request: Request) -> Response:
         raise model_not_found(body.base_model)
     job, _, checkpoint = body.source.partition(":")
     rows = [r for r in service.state.models_of_job(job) if r["checkpoint_id"] == checkpoint]
-    if not rows or service.injector.hidden("model", rows[0]["id"]):
+    if not rows:
         raise invalid(f"No such checkpoint: {body.source[:200]}", param="source")
-    identity = f"{body.base_model}-LoRa:{body.name}-{secrets.token_hex(2)}"
+    identity = f"{body.base_model}-LoRa:{body.name}-{secrets.token_hex(4)}"
     values = {name: rows[0][name] for name in ("base", "adapter", "fingerprint", "train_loss")}
     service.state.insert("models", id=identity, job=body.source, created_at=now(), **values)
+    model = _model(service.fine_tune(identity))
     service.injector.born(identity)
-    return JSONResponse(_model(service, identity))
+    return JSONResponse(model)
 
 
 async def listing(service: Service, request: Request) -> Response:
+    hidden = set(service.injector.unlisted("model"))
     rows = service.state.rows("SELECT * FROM models WHERE job LIKE '%:%' ORDER BY seq DESC")
-    return JSONResponse({"object": "list", "data": [_model(service, r["id"]) for r in rows]})
+    return JSONResponse({"object": "list", "data": [_model(row) for row in rows if row["id"] not in hidden]})
 
 
 async def retrieve(service: Service, request: Request) -> Response:
-    return JSONResponse(_model(service, request.path_params["model"]))
+    return JSONResponse(_model(service.fine_tune(request.path_params["model"])))
 
 
 async def delete(service: Service, request: Request) -> Response:
-    model = _model(service, request.path_params["model"])
-    service.state.forget_model(model["name"])
-    return JSONResponse({**model, "status": "deleted"})
+    row = service.fine_tune(request.path_params["model"])
+    service.state.delete_models([row])
+    return JSONResponse({**_model(row), "status": "deleted"})
 
 
-def _model(service: Service, identity: str) -> dict[str, Any]:
-    row = service.state.one("models", identity)
-    if row is None or ":" not in row["job"] or service.injector.hidden("model", identity):
-        raise model_not_found(identity)
+def _model(row: Row) -> dict[str, Any]:
     return {
-        "name": identity,
+        "name": row["id"],
         "base_model": row["base"],
         "source": row["job"],
         "created_at": row["created_at"],

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Sequence
-from typing import Any, Literal
+from typing import Any
 
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
 from .api_errors import invalid
+from .inject import Kind
 from .service import Service
 from .state import Row, Table
 
@@ -27,15 +28,18 @@ def page(
     usual: int = 20,
     largest: int = 100,
     ascending: bool = False,
-    kind: Literal["job", "file"] | None = None,
+    kind: Kind | None = None,
 ) -> Response:
-    """One page of a list, newest first unless ``ascending``, by the request's ``limit`` (``usual`` where it says none)
-    and ``after``; what an injected lag hides of a ``kind`` is left out. Raises ApiError 400."""
+    """One page of a list, newest first unless ``ascending``, by the request's ``limit`` (default ``usual``) and
+    ``after``; what an injected lag hides of a ``kind`` is left out. Raises ApiError 400."""
     given = request.query_params.get("limit", str(usual))
     limit = int(given) if given.isascii() and given.isdecimal() and len(given) < 10 else 0
     if not 1 <= limit <= largest:
         raise invalid(f"Invalid value for 'limit': must be a whole number from 1 to {largest}.", param="limit")
     conditions, bound = [where], list(values)
+    if kind is not None and (hidden := service.injector.unlisted(kind)):
+        conditions.append(f"id NOT IN ({', '.join('?' * len(hidden))})")
+        bound += hidden
     after = request.query_params.get("after")
     if after:
         either = "? IN (id, checkpoint_id)" if table == "models" else "? = id"
@@ -48,8 +52,7 @@ def page(
     order = "ASC" if ascending else "DESC"
     query = f"SELECT * FROM {table} WHERE {condition} ORDER BY seq {order} LIMIT ?"
     rows = service.state.rows(query, [*bound, limit + 1])
-    shown = [r for r in rows[:limit] if kind is None or not service.injector.hidden(kind, r["id"], listed=True)]
-    data = [view(r) for r in shown]
+    data = [view(r) for r in rows[:limit]]
     first, last = (data[0]["id"], data[-1]["id"]) if data else ("", "")
     more = len(rows) > limit
     return JSONResponse({"object": "list", "data": data, "first_id": first, "last_id": last, "has_more": more})

@@ -6,15 +6,7 @@ import secrets
 from collections.abc import Callable
 from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import (
-    BaseModel,
-    ConfigDict,
-    Field,
-    Strict,
-    ValidationError,
-    ValidationInfo,
-    field_validator,
-)
+from pydantic import BaseModel, ConfigDict, Field, Strict, ValidationError, ValidationInfo, field_validator
 from pydantic_core import from_json
 from starlette.requests import Request
 
@@ -27,16 +19,20 @@ LEAST_TEMPERATURE = 1e-4
 Int = Annotated[int, Strict()]
 Str = Annotated[str, Strict()]
 Bool = Annotated[bool, Strict()]
-Number = Annotated[float, Field(allow_inf_nan=False)]
+Number = Annotated[float, Strict(), Field(allow_inf_nan=False)]
 
-
-RealNumber = Annotated[Number, Strict()]
+_fields: set[str] = set()
+"""Names of the fields of all bodies and their parts."""
 
 
 class StrictBody(BaseModel):
-    """A body in which unknown fields are refused."""
+    """A body, or a part of one, in which unknown fields are refused."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, hide_input_in_errors=True)
+
+    @classmethod
+    def __pydantic_init_subclass__(cls, **_: Any) -> None:
+        _fields.update(cls.model_fields)
 
 
 class Hyperparameters(StrictBody):
@@ -44,7 +40,7 @@ class Hyperparameters(StrictBody):
 
     n_epochs: Annotated[Int, Field(ge=1, le=50)] | Literal["auto"] = "auto"
     batch_size: Annotated[Int, Field(ge=1, le=256)] | Literal["auto"] | None = "auto"
-    learning_rate_multiplier: Annotated[RealNumber, Field(gt=0)] | Literal["auto"] = "auto"
+    learning_rate_multiplier: Annotated[Number, Field(gt=0)] | Literal["auto"] = "auto"
 
     def resolved(self) -> tuple[int, int, float]:
         """(epochs, batch size, multiplier) with the automatic values filled in."""
@@ -105,13 +101,13 @@ class CreateBatch(StrictBody):
 class _Sampling(StrictBody):
     model: Str
     n: Annotated[Int, Field(ge=1, le=1)] | None = None
-    temperature: Annotated[RealNumber, Field(ge=0, le=2)] | None = None
-    top_p: Annotated[RealNumber, Field(gt=0, le=1)] | None = None
+    temperature: Annotated[Number, Field(ge=0, le=2)] | None = None
+    top_p: Annotated[Number, Field(ge=0, le=1)] | None = None
     seed: Annotated[Int, Field(ge=-(2**63), lt=2**63)] | None = None
     stop: Annotated[Str, Field(min_length=1)] | Annotated[list[Str], Field(max_length=4)] | None = None
     stream: Literal[False] | None = None
-    frequency_penalty: Annotated[RealNumber, Field(ge=0, le=0)] | None = None
-    presence_penalty: Annotated[RealNumber, Field(ge=0, le=0)] | None = None
+    frequency_penalty: Annotated[Number, Field(ge=0, le=0)] | None = None
+    presence_penalty: Annotated[Number, Field(ge=0, le=0)] | None = None
     logit_bias: Annotated[dict[str, Any], Field(max_length=0)] | None = None
     user: Str | None = None
     return_token_ids: Bool = False
@@ -135,14 +131,11 @@ class _Sampling(StrictBody):
         }
 
 
-Ids = list[Int]
-
-
 class CreateCompletion(_Sampling):
     """``POST /v1/completions``; ``prompt_logprobs``, ``return_token_ids`` and
     ``return_tokens_as_token_ids`` as vLLM has them."""
 
-    prompt: Str | list[Str] | Ids | list[Ids]
+    prompt: Str | list[Str] | list[Int] | list[list[Int]]
     echo: Bool | None = None
     logprobs: Annotated[Int, Field(ge=0, le=MAX_TOP_LOGPROBS)] | None = None
     max_tokens: Annotated[Int, Field(ge=0)] | None = None
@@ -185,6 +178,11 @@ class ChatMessage(StrictBody):
     content: Annotated[Str | list[_TextPart] | None, Field(validate_default=True)] = None
     tool_call_id: Str | None = None
     reasoning_content: Str | None = None
+    # An earlier answer, sent back as it came, has these too.
+    refusal: None = Field(None, exclude=True)
+    annotations: Annotated[list[Any], Field(max_length=0)] | None = Field(None, exclude=True)
+    audio: None = Field(None, exclude=True)
+    function_call: None = Field(None, exclude=True)
 
     @field_validator("content")
     @classmethod
@@ -247,13 +245,12 @@ async def read_body(request: Request, kind: type[Body], check: Callable[[dict[st
     try:
         return kind.model_validate(raw)
     except ValidationError as error:
-        raise _refusal(kind, error) from None
+        raise _refusal(error) from None
 
 
-def _refusal(kind: type[StrictBody], error: ValidationError) -> ApiError:
+def _refusal(error: ValidationError) -> ApiError:
     problem = error.errors(include_input=False, include_url=False)[0]
     place = problem["loc"]
-    top = str(place[0]) if place else ""
     if problem["type"] == "extra_forbidden":
         name = ".".join(map(str, place))[:100]
         return invalid(f"Unrecognized request argument supplied: {name}", param=name, code="unknown_parameter")
@@ -261,28 +258,26 @@ def _refusal(kind: type[StrictBody], error: ValidationError) -> ApiError:
     if problem["type"] == "missing":
         return missing(name)
     message = problem["msg"].removeprefix("Value error, ")
-    if top in _UNSUPPORTED and top in kind.model_fields:
+    if place[0] in _UNSUPPORTED:
         return invalid(
             f"'{name}' is not supported by this server as given: {message}.", param=name, code="unsupported_value"
         )
-    return invalid(f"Invalid value for '{name}': {message}.", param=name or None, code="invalid_value")
+    return invalid(f"Invalid value for '{name}': {message}.", param=name, code="invalid_value")
 
 
 def _parameter(place: tuple[str | int, ...]) -> str:
     """The parameter's own name out of pydantic's path, which also names the members of unions."""
     kept: list[str] = []
     for part in place:
-        if part in _FIELDS or (kept == ["messages"] and isinstance(part, int)) or kept == ["metadata"]:
+        if part in _fields or (kept == ["messages"] and isinstance(part, int)) or kept == ["metadata"]:
             kept.append(str(part))
     return ".".join(kept)[:100]
 
 
-_BODIES = (CreateJob, CreateBatch, CreateCompletion, CreateChatCompletion)
-_PARTS = (Hyperparameters, ChatMessage, _Method, _TextPart, _Call, _Function)
-_FIELDS = frozenset(name for kind in (*_BODIES, *_PARTS) for name in kind.model_fields)
 _UNSUPPORTED = frozenset(
-    """
-    n stream best_of frequency_penalty presence_penalty logit_bias method validation_file integrations response_format
-    store service_tier
-    """.split()  # noqa: SIM905
+    (
+        *("n", "stream", "best_of", "frequency_penalty", "presence_penalty", "logit_bias", "method"),
+        *("validation_file", "integrations", "response_format", "store", "service_tier"),
+    )
 )
+"""Parameters of OpenAI's with values that this server does not support."""

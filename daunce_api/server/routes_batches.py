@@ -7,18 +7,25 @@ answered again from its start by the next one.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import logging
 import secrets
+import sqlite3
+from collections.abc import Mapping
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
-from .api_errors import ApiError, invalid, not_found
+from .api_errors import ApiError, invalid, not_found, server_error
+from .gate import MAX_BODY_BYTES
 from .paging import page
 from .requests import CreateBatch, read_body
 from .routes_completions import chat, complete
+from .scheduler import in_thread, once_stored
 from .service import Service
 from .state import new_id, now
 
@@ -73,7 +80,7 @@ async def cancel(service: Service, request: Request) -> Response:
     batch = _batch(service, request)
     if batch["status"] not in ENDED:
         batch |= {"status": "cancelled", "cancelled_at": now()}
-        _keep(service, batch)
+        service.state.update_batch(batch)
     return JSONResponse(batch)
 
 
@@ -95,39 +102,54 @@ def start(service: Service) -> None:
 
 
 def _spawn(service: Service, batch: Batch) -> None:
-    task = service.batches[batch["id"]] = asyncio.create_task(_run(service, batch))
+    work = once_stored(f"batch {batch['id']}", partial(_run, service, batch))
+    task = service.batches[batch["id"]] = asyncio.create_task(work)
     task.add_done_callback(lambda _: service.batches.pop(batch["id"], None))
 
 
 async def _run(service: Service, batch: Batch) -> None:
+    """Answer a batch into files that are kept where it completes."""
+    state = service.state
+    files = {name: new_id("file") for name in ("output", "error")}
     try:
-        content = await asyncio.to_thread(service.state.file_path(batch["input_file_id"]).read_bytes)
-        requests = _requests(content, batch["endpoint"])
-    except (OSError, ApiError) as error:
-        message = error.message if isinstance(error, ApiError) else "The input file cannot be read."
-        problem = {"code": "invalid_request", "message": message, "param": None, "line": None}
+        counts = await _answer_all(service, batch, files)
+        total = {"total": sum(counts.values()), "completed": counts["output"], "failed": counts["error"]}
+        end = {"status": "completed", "completed_at": now(), "request_counts": total}
+        with state.transaction():
+            for name, identity in files.items():
+                if counts[name]:
+                    state.add_file(identity, f"{batch['id']}_{name}.jsonl", "batch_output")
+                    end[f"{name}_file_id"] = identity
+            state.update_batch(batch | end)
+    except ApiError as error:
+        problem = {"code": "invalid_request", "message": error.message, "param": None, "line": None}
         errors = {"object": "list", "data": [problem]}
-        _keep(service, {**batch, "status": "failed", "failed_at": now(), "errors": errors})
-        return
-    try:
-        answered = [await _answer(service, identity, batch["endpoint"], body) for identity, body in requests]
-        good = [line for line in answered if line["response"]["status_code"] == 200]
-        bad = [line for line in answered if line["response"]["status_code"] != 200]
-        counts = {"total": len(answered), "completed": len(good), "failed": len(bad)}
-        files = {
-            name: service.state.keep_file(f"{batch['id']}_{name}.jsonl", _lines(lines), "batch_output")
-            for name, lines in (("output", good), ("error", bad))
-            if lines
-        }
-        done = {**batch, "status": "completed", "completed_at": now(), "request_counts": counts}
-        _keep(service, {**done, **{f"{name}_file_id": identity for name, identity in files.items()}})
-    except Exception as error:
-        log.error("batch %s: %s", batch["id"], type(error).__name__)
-        _keep(service, {**batch, "status": "failed", "failed_at": now()})
+        state.update_batch({**batch, "status": "failed", "failed_at": now(), "errors": errors})
+    finally:
+        for identity in files.values():
+            if state.file(identity) is None:
+                state.file_path(identity).unlink(missing_ok=True)
 
 
-async def _answer(service: Service, identity: str, endpoint: str, body: Any) -> dict[str, Any]:
-    content = json.dumps(body).encode()
+async def _answer_all(service: Service, batch: Batch, files: Mapping[str, str]) -> dict[str, int]:
+    """Write the answers to ``files`` (``output`` and ``error``); how many each has. Raises ApiError for a file that is
+    no batch."""
+    state, endpoint = service.state, batch["endpoint"]
+    path, counts = state.file_path(batch["input_file_id"]), dict.fromkeys(files, 0)
+    await in_thread(_check, path, endpoint)
+    with contextlib.ExitStack() as stack:
+        lines = stack.enter_context(path.open("rb"))
+        answers = {name: stack.enter_context(state.file_path(i).open("wb")) for name, i in files.items()}
+        for line in lines:
+            answer = await _answer(service, endpoint, json.loads(line))
+            name = "output" if answer["response"]["status_code"] == 200 else "error"
+            answers[name].write(json.dumps(answer).encode() + b"\n")
+            counts[name] += 1
+    return counts
+
+
+async def _answer(service: Service, endpoint: str, line: dict[str, Any]) -> dict[str, Any]:
+    content = json.dumps(line["body"]).encode()
 
     async def receive() -> dict[str, Any]:
         return {"type": "http.request", "body": content, "more_body": False}
@@ -138,40 +160,44 @@ async def _answer(service: Service, identity: str, endpoint: str, body: Any) -> 
         response = await HANDLERS[endpoint](service, request)
     except ApiError as error:
         response = error.response()
+    except sqlite3.Error:
+        raise
+    except Exception as error:
+        log.error("a line of a batch: %s", type(error).__name__)
+        response = server_error().response()
     answer = {
         "status_code": response.status_code,
         "request_id": f"req_{secrets.token_hex(16)}",
         "body": json.loads(bytes(response.body)),
     }
-    return {"id": f"batch_req_{secrets.token_hex(12)}", "custom_id": identity, "response": answer, "error": None}
+    return {
+        "id": f"batch_req_{secrets.token_hex(12)}",
+        "custom_id": line["custom_id"],
+        "response": answer,
+        "error": None,
+    }
 
 
-def _keep(service: Service, batch: Batch) -> None:
-    service.state.update_batch(batch["id"], json.dumps(batch))
-
-
-def _requests(content: bytes, endpoint: str) -> list[tuple[str, Any]]:
-    """(custom_id, body) of every line. Raises ApiError that names the first line that is wrong."""
-    requests: dict[str, Any] = {}
-    lines = content.splitlines()
-    if len(lines) > MAX_LINES:
-        raise invalid(f"The file has {len(lines)} lines; a batch has at most {MAX_LINES}.")
-    for number, raw in enumerate(lines, start=1):
-        try:
-            line = json.loads(raw)
-            identity, asked = line["custom_id"], (line["method"], line["url"])
-            body = line["body"]
-        except (ValueError, RecursionError, TypeError, KeyError):
-            raise invalid(f"Line {number} is not an object with custom_id, method, url and body.") from None
-        if asked != ("POST", endpoint):
-            raise invalid(f"Line {number} is not a POST to {endpoint}.")
-        if not isinstance(identity, str) or identity in requests:
-            raise invalid(f"The custom_id of line {number} is not a text of its own.")
-        requests[identity] = body
-    if not requests:
-        raise invalid("The file has no requests.")
-    return list(requests.items())
-
-
-def _lines(answers: list[dict[str, Any]]) -> bytes:
-    return "".join(json.dumps(answer) + "\n" for answer in answers).encode()
+def _check(path: Path, endpoint: str) -> None:
+    """Raises ApiError that names the first line of a file that is no request of a batch."""
+    known: set[str] = set()
+    try:
+        file = path.open("rb")
+    except FileNotFoundError:
+        raise invalid("The input file was deleted.") from None
+    with file:
+        for number, raw in enumerate(iter(lambda: file.readline(MAX_BODY_BYTES + 1), b""), start=1):
+            if number > MAX_LINES:
+                raise invalid(f"The file has more than {MAX_LINES} lines, the most that a batch may have.")
+            if len(raw) > MAX_BODY_BYTES:
+                raise invalid(f"Line {number} has more than {MAX_BODY_BYTES} bytes.")
+            try:
+                line = json.loads(raw)
+                identity, request, _ = line["custom_id"], (line["method"], line["url"]), line["body"]
+            except (ValueError, RecursionError, TypeError, KeyError):
+                raise invalid(f"Line {number} is not an object with custom_id, method, url and body.") from None
+            if request != ("POST", endpoint):
+                raise invalid(f"Line {number} is not a POST to {endpoint}.")
+            if not isinstance(identity, str) or identity in known:
+                raise invalid(f"The custom_id of line {number} is not a text of its own.")
+            known.add(identity)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import secrets
 from collections.abc import Sequence
 from typing import Any
@@ -19,6 +20,9 @@ from .worker import Read, generate, score
 
 DEFAULT_MAX_TOKENS = 16
 PORTION_TOKENS = 2048
+MAX_PROMPTS = 2048
+MAX_PROMPT_TOKENS = 131_072
+"""Of all prompts of one completions request."""
 
 
 class _Tokens:
@@ -74,22 +78,20 @@ async def complete(service: Service, request: Request) -> Response:
     With ``echo`` every id of the prompt has a log-probability, the first too: that of a text that begins with it,
     given the token that begins or ends texts alone. So the lists are as long as the ids, and hold no null.
     """
-    body = await read_body(request, CreateCompletion, lambda raw: _check_ids(service, raw))
+    body = await read_body(request, CreateCompletion, _check_ids)
     vllm = service.settings.dialect == "vllm"
     if body.prompt_logprobs is not None and not vllm:
         raise invalid("Unrecognized request argument supplied: prompt_logprobs", param="prompt_logprobs")
     model = service.for_inference(body.model)
-    prompts = _prompts(service, body)
     max_tokens = DEFAULT_MAX_TOKENS if body.max_tokens is None else body.max_tokens
-    for position, ids in enumerate(prompts):
-        place = f"prompt {position}: " if len(prompts) > 1 else ""
-        _check_length(service, len(ids), max_tokens, "prompt", place)
+    prompts = await _prompts(service, body, max_tokens)
     top = body.logprobs or 0
     scores: list[Read] = []
     if (body.echo and body.logprobs is not None) or body.prompt_logprobs is not None:
         scores = await _score(service, model, prompts, max(top, body.prompt_logprobs or 0))
     choices, generated = [], 0
     for index, ids in enumerate(prompts):
+        await asyncio.sleep(0)  # many alternatives can take seconds of this thread: others get their turn
         tokens = _Tokens(service, body.return_tokens_as_token_ids)
         if body.echo and scores:
             tokens.add(ids, scores[index], top)
@@ -173,39 +175,48 @@ def _wrong(why: str) -> ApiError:
     return invalid(f"Invalid value for 'prompt': {why}.", param="prompt", code="invalid_value")
 
 
-def _prompts(service: Service, body: CreateCompletion) -> list[list[int]]:
-    limit, vocabulary = service.settings.max_prompts, service.base.vocabulary
-    if not 1 <= len(body.prompts) <= limit:
-        raise _wrong(f"give 1 to {limit} prompts")
-    prompts = [_encode(service, p, "prompt") if isinstance(p, str) else p for p in body.prompts]
-    if not all(prompts):
-        raise _wrong("a prompt has no tokens")
-    if any(min(ids) < 0 or max(ids) >= vocabulary for ids in prompts):
-        raise _wrong(f"token ids of this model are 0 to {vocabulary - 1}")
-    _check_total(service, sum(map(len, prompts)))
+async def _prompts(service: Service, body: CreateCompletion, max_tokens: int) -> list[list[int]]:
+    """The ids of all prompts. Raises ApiError 400."""
+    vocabulary = service.base.vocabulary
+    if not 1 <= len(body.prompts) <= MAX_PROMPTS:
+        raise _wrong(f"give 1 to {MAX_PROMPTS} prompts")
+    prompts: list[list[int]] = []
+    total = 0
+    for position, given in enumerate(body.prompts):
+        ids = given
+        if isinstance(ids, str):
+            await asyncio.sleep(0)  # long texts can take seconds of this thread: others get their turn
+            ids = _encode(service, ids, "prompt")
+        if not ids:
+            raise _wrong("a prompt has no tokens")
+        if min(ids) < 0 or max(ids) >= vocabulary:
+            raise _wrong(f"token ids of this model are 0 to {vocabulary - 1}")
+        _check_length(service, len(ids), max_tokens, "prompt", f"prompt {position}: " if len(body.prompts) > 1 else "")
+        prompts.append(ids)
+        total += len(ids)
+        _check_total(total)
     return prompts
 
 
-def _check_ids(service: Service, raw: dict[str, Any]) -> None:
+def _check_ids(raw: dict[str, Any]) -> None:
     """Refuse too many token ids by the lengths of their lists, before each of them is validated."""
     prompt = raw.get("prompt")
     if isinstance(prompt, list):
-        _check_total(service, sum(len(p) if isinstance(p, list) else not isinstance(p, str) for p in prompt))
+        _check_total(sum(len(p) if isinstance(p, list) else not isinstance(p, str) for p in prompt))
 
 
-def _check_total(service: Service, total: int) -> None:
-    limit = service.settings.max_prompt_tokens
-    if total > limit:
-        raise _wrong(f"the prompts have {total} tokens, a request at most {limit}")
+def _check_total(total: int) -> None:
+    if total > MAX_PROMPT_TOKENS:
+        raise _wrong(f"the prompts of a request have at most {MAX_PROMPT_TOKENS} tokens")
 
 
 def _render(service: Service, body: CreateChatCompletion) -> list[int]:
+    messages = [message_of(m.as_record()) for m in body.messages]
     try:
-        messages = [message_of(m.as_record()) for m in body.messages]
         text = service.tokenizer.render(messages, generation_prompt=True, tools=body.tools or ())
-        return _encode(service, text, "messages")
     except DaunceError as error:
         raise invalid(f"Invalid value for 'messages': {error}", param="messages") from None
+    return _encode(service, text, "messages")
 
 
 def _encode(service: Service, text: str, param: str) -> list[int]:
@@ -213,7 +224,10 @@ def _encode(service: Service, text: str, param: str) -> list[int]:
     # the sender's gain: no vocabulary packs this many characters into one token on average.
     if len(text) > service.base.max_context * 64:
         raise _too_long(service, f"at least {len(text) // 64}", param)
-    return service.tokenizer.encode(text)
+    try:
+        return service.tokenizer.encode(text)
+    except DaunceError as error:
+        raise invalid(f"Invalid value for '{param}': {error}", param=param) from None
 
 
 def _check_length(service: Service, prompt: int, completion: int, param: str, place: str = "") -> None:

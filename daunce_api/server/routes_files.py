@@ -13,6 +13,7 @@ from starlette.requests import Request
 from starlette.responses import FileResponse, JSONResponse, Response
 
 from .api_errors import ApiError, invalid, missing, not_found
+from .gate import MAX_FILE_BYTES
 from .paging import page
 from .service import Service
 from .state import Row, new_id
@@ -44,21 +45,19 @@ async def create(service: Service, request: Request) -> Response:
         if unknown:
             name = unknown[0][:100]
             raise invalid(f"'{name}' is not supported by this server.", param=name, code="unknown_parameter")
-        size, limit = upload.size or 0, service.settings.max_file_bytes
-        if size == 0:
+        if not upload.size:
             raise invalid("The file is empty.", param="file")
-        if size > limit:
-            raise ApiError(413, f"The file has {size} bytes; the limit is {limit}.", param="file")
+        if upload.size > MAX_FILE_BYTES:
+            raise ApiError(413, f"The file has {upload.size} bytes; the limit is {MAX_FILE_BYTES}.", param="file")
         identity = new_id("file")
         path = service.state.file_path(identity)
         await asyncio.to_thread(_keep, upload.file, path)
         try:
-            row = service.state.add_file(identity, _display_name(upload.filename), size, str(purpose))
+            row = service.state.add_file(identity, _display_name(upload.filename), str(purpose))
         except BaseException:
             path.unlink(missing_ok=True)
             raise
     service.injector.born(identity)
-    service.scheduler.warm()
     return JSONResponse(file_object(row))
 
 

@@ -104,7 +104,7 @@ async def create(service: Service, request: Request) -> Response:
             seed=body.seed if body.seed is not None else secrets.randbelow(2**31),
             suffix=_suffix(body.suffix),
             metadata=json.dumps(body.metadata) if body.metadata is not None else None,
-            fault=injector.job_fault(state.job_count() + 1),
+            fault=injector.job_fault(state.rows("SELECT COUNT(*) AS jobs FROM jobs")[0]["jobs"] + 1),
         )
         state.event(job, f"Created fine-tuning job: {job}")
         state.event(job, f"Validating training file: {body.training_file}")

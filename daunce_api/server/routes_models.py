@@ -14,8 +14,9 @@ from .service import Service
 async def listing(service: Service, request: Request) -> Response:
     """The base model, then the fine-tunes, newest first; checkpoints are listed with their job."""
     rows = service.state.rows("SELECT * FROM models WHERE step IS NULL ORDER BY seq DESC")
-    rows = [r for r in rows if service.answers(r) and not service.injector.hidden("model", r["id"], listed=True)]
-    return JSONResponse({"object": "list", "data": [_base(service), *(_model(r["id"], r["created_at"]) for r in rows)]})
+    hidden = set(service.injector.unlisted("model"))
+    shown = [_model(r["id"], r["created_at"]) for r in rows if service.answers(r) and r["id"] not in hidden]
+    return JSONResponse({"object": "list", "data": [_base(service), *shown]})
 
 
 async def retrieve(service: Service, request: Request) -> Response:

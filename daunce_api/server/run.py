@@ -7,7 +7,6 @@ import os
 import socket
 import threading
 from collections.abc import Callable
-from typing import IO
 
 import uvicorn
 
@@ -26,10 +25,10 @@ def serve(
     port: int,
     *,
     on_ready: Callable[[str], None] | None = None,
-    child_of: IO[bytes] | None = None,
+    child_of: int | None = None,
 ) -> None:
-    """Serve until Ctrl-C or a signal; with ``child_of``, the pipe to the process that started this one, also until
-    that ends.
+    """Serve until Ctrl-C or a signal; with ``child_of``, the descriptor of the pipe to the process that started this
+    one, also until that pipe ends.
 
     ``on_ready`` is called with the base URL once requests are answered.
     Raises ConfigurationError for a host or port that cannot be used, and what the start of the model raises.
@@ -67,10 +66,11 @@ def serve(
         # Ctrl-C is how a server is meant to be ended; everything is closed by now.
         return
     except SystemExit:
-        failure = getattr(app.state, "startup_error", None)
-        if failure is None:
+        # How newer versions of uvicorn end where the application does not start; older ones return.
+        if not hasattr(app.state, "startup_error"):
             raise
-        raise failure from None
+    if hasattr(app.state, "startup_error"):
+        raise app.state.startup_error from None
 
 
 class _Server(uvicorn.Server):
@@ -82,7 +82,8 @@ class _Server(uvicorn.Server):
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)
-        self._ready()
+        if self.started:
+            self._ready()
 
 
 def _bind(host: str, port: int) -> socket.socket:
@@ -100,11 +101,11 @@ def _bind(host: str, port: int) -> socket.socket:
     return listener
 
 
-def _end_with(stream: IO[bytes], server: uvicorn.Server) -> None:
-    """End this process when a stream ends, at the latest ``GRACE_SECONDS`` after that."""
+def _end_with(pipe: int, server: uvicorn.Server) -> None:
+    """End this process when a pipe ends, at the latest ``GRACE_SECONDS`` after that."""
 
     def watch() -> None:
-        while stream.read(4096):
+        while os.read(pipe, 4096):  # a thread in a buffered stream would hold its lock, which Python's end waits for
             pass
         server.should_exit = True
         timer = threading.Timer(GRACE_SECONDS, os._exit, (1,))

@@ -7,14 +7,13 @@ it ended is done again by the next one: training is deterministic, so nothing ch
 from __future__ import annotations
 
 import asyncio
-import csv
-import io
 import json
 import logging
-import shutil
 import sqlite3
+import threading
 import time
-from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from collections.abc import Callable, Coroutine, Sequence
+from concurrent.futures import Future
 from dataclasses import asdict
 from functools import partial
 from typing import Any
@@ -24,22 +23,20 @@ from ..errors import DaunceError, RejectedError, TrainingCancelledError
 from ..providers.local.engines import WorkerLostError
 from ..providers.local.options import LoraSettings
 from ..providers.server_settings import BASE_LEARNING_RATE
-from .state import Row, State, new_id, now
-from .training_data import TrainingFileError, read_training_file
-from .worker import BaseModelFacts, Checkpoint, Step, Trained, Worker, facts, train
+from .state import UNFINISHED, Row, State, new_id, now
+from .training_data import JobError, read_training_file
+from .worker import BaseModelFacts, Checkpoint, Step, Trained, Worker, train
 
 log = logging.getLogger("daunce_api.server")
 
 STORAGE_WAIT_SECONDS = 1.0
 VALIDATED_AT_ONCE = 4
 """Files read at once, so that one that takes long holds up no other job."""
-MAX_STARTS = 2
-"""A job whose process dies is started once more, then it fails."""
 KEPT_CHECKPOINTS = 3
 
 
 class Scheduler:
-    """Validates and trains in the background of the event loop, a job a worker at a time."""
+    """Validates and trains in the background of the event loop, one job at a time for each worker."""
 
     def __init__(
         self,
@@ -53,14 +50,13 @@ class Scheduler:
         self._state, self._base, self._tokenizer, self._born = state, base, tokenizer, born
         self._queue: asyncio.PriorityQueue[tuple[int, str]] = asyncio.PriorityQueue()
         self._validating = asyncio.Semaphore(VALIDATED_AT_ONCE)
-        self._tasks: set[asyncio.Task[None]] = set()
         self._workers = workers
         self._lanes: list[asyncio.Task[None]] = []
         self._running: dict[str, Worker] = {}
         self._validations: dict[str, asyncio.Task[None]] = {}
 
     def start(self) -> None:
-        """Take up the jobs that an earlier server left, then wait for new ones."""
+        """Resume the jobs that an earlier server left, then wait for new ones."""
         for job in self._state.unfinished_jobs():
             if job["status"] == "running":
                 if job["fault"] == "job_stuck":
@@ -68,21 +64,18 @@ class Scheduler:
                 self._state.update_job(job["id"], status="queued", estimated_finish=None)
                 self._state.event(job["id"], "The server was restarted; the job starts again")
             self.add(job["id"])
-        self._lanes = [self._spawn(self._work(worker)) for worker in self._workers]
-
-    def warm(self) -> None:
-        """Start the processes that will be needed soon; a start that fails is reported by the job that needs it."""
-        self._spawn(_settled(*(worker.call(facts) for worker in self._workers)))
+        self._lanes = [asyncio.create_task(self._work(worker)) for worker in self._workers]
 
     async def close(self) -> None:
-        for task in list(self._tasks):
+        tasks = [*self._lanes, *self._validations.values()]
+        for task in tasks:
             task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await asyncio.gather(*tasks, return_exceptions=True)
         await asyncio.gather(*(w.close() for w in self._workers))
 
     def add(self, job: str) -> None:
         """Validate a job's file, then queue the job."""
-        task = self._validations[job] = self._spawn(self._validate(job))
+        task = self._validations[job] = asyncio.create_task(self._validate(job))
         task.add_done_callback(lambda _: self._validations.pop(job, None))
 
     @property
@@ -102,102 +95,68 @@ class Scheduler:
         if (worker := self._running.get(job)) is not None:
             worker.stop()
 
-    def _spawn(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
-        task = asyncio.create_task(work)
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
-        return task
-
     async def _validate(self, job: str) -> None:
         async with self._validating:
-            while True:
-                try:
-                    row = self._state.job(job)
-                    if await self._is_valid(row) and self._state.update_job(job, status="queued"):
-                        if row["status"] == "validating_files":
-                            self._state.event(job, "Files validated, moving job to queued state")
-                        self._queue.put_nowait((row["seq"], job))
-                    return
-                except (sqlite3.Error, OSError) as error:
-                    await _wait_for_storage(job, error)
+            await once_stored(f"job {job}", partial(self._read_file, job))
 
-    async def _is_valid(self, row: Row) -> bool:
+    async def _read_file(self, job: str) -> None:
+        row = self._state.job(job)
         path = self._state.file_path(row["training_file"])
         try:
-            await asyncio.to_thread(read_training_file, path, self._tokenizer, self._base.max_context)
-            return True
-        except TrainingFileError as error:
-            self._fail(row, error.message, error.code, "training_file")
-        except (sqlite3.Error, OSError):
+            await in_thread(read_training_file, path, self._tokenizer, self._base.max_context)
+        except OSError:
             raise
         except Exception as error:
-            log.error("job %s: validating the file: %s", row["id"], type(error).__name__)
-            self._fail(row, "The training file cannot be read.", "invalid_training_file", "training_file")
-        return False
+            self._fail(row, error)
+            return
+        if self._state.update_job(job, status="queued"):
+            if row["status"] == "validating_files":
+                self._state.event(job, "Files validated, moving job to queued state")
+            self._queue.put_nowait((row["seq"], job))
 
     async def _work(self, worker: Worker) -> None:
         while True:
-            place, job = await self._queue.get()
+            _, job = await self._queue.get()
             try:
-                row = self._state.job(job)
-                if row["status"] in ("queued", "running"):
-                    await self._run(worker, row)
-            except (sqlite3.Error, OSError) as error:
-                # A full disk: the job, queued or running, is started again until there is room.
-                await _wait_for_storage(job, error)
-                self._queue.put_nowait((place, job))
-            except Exception as error:  # a lane that ended would leave every later job queued for ever
+                await once_stored(f"job {job}", partial(self._run, worker, job))
+            except Exception as error:  # a lane that ended would leave every later job queued forever
                 log.error("job %s: %s", job, type(error).__name__)
-            finally:
-                self._running.pop(job, None)
 
-    async def _run(self, worker: Worker, row: Row) -> None:
+    async def _run(self, worker: Worker, job: str) -> None:
         """One job, to its end."""
-        job = row["id"]
-        if row["model"] != self._base.id and self._state.one("models", row["model"]) is None:
-            self._fail(row, f"The model {row['model']} was deleted before the job ran.", "model_not_found", "model")
+        state, row = self._state, self._state.job(job)
+        if row["status"] not in UNFINISHED:
             return
-        self._state.update_job(job, status="running")
+        state.update_job(job, status="running")
         if row["fault"] == "job_stuck":
             return
-        self._state.event(job, "Fine-tuning job started")
-        if row["fault"] == "job_failure":
-            self._fail(row, "The job failed due to an internal error.")
-            return
+        state.event(job, "Fine-tuning job started")
         self._running[job] = worker
         try:
-            for start in range(1, MAX_STARTS + 1):
-                try:
-                    trained = await self._train(worker, row)
-                    if trained is not None:
-                        self._succeed(row, trained)
-                    break
-                except TrainingCancelledError:
-                    break
-                except WorkerLostError:
-                    if start == MAX_STARTS:
-                        self._fail(row, "The process that trained the job ended unexpectedly.")
+            if row["fault"] == "job_failure":
+                raise JobError("The job failed due to an internal error.")
+            if row["model"] != self._base.id and state.one("models", row["model"]) is None:
+                message = f"The model {row['model']} was deleted before the job ran."
+                raise JobError(message, "model_not_found", "model")
+            try:
+                trained = await self._train(worker, row)
+            except WorkerLostError:
+                trained = await self._train(worker, row)
+            self._succeed(row, trained)
+        except TrainingCancelledError:
+            pass
         except (sqlite3.Error, OSError):
             raise
-        except TrainingFileError as error:
-            self._fail(row, error.message, error.code, "training_file")
-        except RejectedError as error:
-            self._fail(row, str(error), "training_diverged", "hyperparameters")
-        except DaunceError as error:
-            self._fail(row, str(error))
         except Exception as error:
-            log.error("job %s: %s", job, type(error).__name__)
-            self._fail(row, "The job failed due to an internal error.")
-        if self._state.job(job)["status"] == "cancelled":
-            self._discard_adapters(job)
+            self._fail(row, error)
+        finally:
+            del self._running[job]
+            if state.job(job)["status"] == "cancelled":
+                state.delete_models_of_job(job)
 
-    async def _train(self, worker: Worker, row: Row) -> Trained | None:
-        """None where the job was cancelled."""
+    async def _train(self, worker: Worker, row: Row) -> Trained:
         state, job, started_at = self._state, row["id"], time.monotonic()
-        await worker.call(facts)  # a cancellation reaches the process only once it runs: start it, then look again
-        if state.job(job)["status"] == "cancelled":
-            return None
-        self._discard_adapters(job)  # what an earlier start left
+        state.delete_models_of_job(job)  # what an earlier start left
         rate = BASE_LEARNING_RATE * row["learning_rate_multiplier"]
         settings = LoraSettings(n_epochs=row["n_epochs"], batch_size=row["batch_size"], learning_rate=rate)
         base = state.one("models", row["model"])
@@ -208,7 +167,7 @@ class Scheduler:
         return trained
 
     def _progress(self, worker: Worker, row: Row, started_at: float, report: Step | Checkpoint) -> None:
-        """What the process reports."""
+        """What the process reports. A cancellation before it had started is heard at its first step."""
         job = row["id"]
         try:
             if self._state.job(job)["status"] == "cancelled":
@@ -219,7 +178,7 @@ class Scheduler:
                     self._on_step(job, started_at, report)
                 else:
                     self._on_checkpoint(row, report)
-        except sqlite3.OperationalError as error:
+        except sqlite3.Error as error:
             # Progress is worth less than the job: it goes on, and its end is written or the job done again.
             log.error("job %s: progress cannot be written: %s", job, error)
 
@@ -256,48 +215,69 @@ class Scheduler:
     def _finish(self, job: str, status: str, **values: Any) -> bool:
         return self._state.update_job(job, status=status, finished_at=now(), estimated_finish=None, **values)
 
-    def _fail(self, row: Row, message: str, code: str = "server_error", param: str | None = None) -> None:
-        message = message[:2000]
-        error = json.dumps({"code": code, "message": message, "param": param})
+    def _fail(self, row: Row, error: Exception) -> None:
+        """An error that is not ours is only named in the log: its text may quote the training data."""
+        if isinstance(error, JobError):
+            failure = error
+        elif isinstance(error, RejectedError):
+            failure = JobError(str(error), "training_diverged", "hyperparameters")
+        elif isinstance(error, DaunceError):
+            failure = JobError(str(error))
+        else:
+            log.error("job %s: %s", row["id"], type(error).__name__)
+            failure = JobError("The job failed due to an internal error.")
         with self._state.transaction():
-            if self._finish(row["id"], "failed", error=error):
-                self._state.event(row["id"], message, level="error")
+            if self._finish(
+                row["id"],
+                "failed",
+                error=json.dumps({"code": failure.code, "message": failure.message, "param": failure.param}),
+            ):
+                self._state.event(row["id"], failure.message, level="error")
         self._state.drop_unused_bytes(row["training_file"])
-        self._discard_adapters(row["id"])
-
-    def _discard_adapters(self, job: str) -> None:
-        self._state.delete_models(self._state.models_of_job(job))
-        shutil.rmtree(self._state.adapters_dir / job, ignore_errors=True)
+        self._state.delete_models_of_job(row["id"])
 
     def _succeed(self, row: Row, trained: Trained) -> None:
         job, state, model = row["id"], self._state, self._model_name(row)
-        content, tokens = _result_csv(trained.losses), trained.trained_tokens
+        if state.job(job)["status"] == "cancelled":
+            return
+        # OpenAI's columns; those that this server does not measure are empty.
+        lines = ["step,train_loss,train_accuracy,valid_loss,valid_mean_token_accuracy"]
+        lines += [f"{step},{loss},,," for step, loss in enumerate(trained.losses, start=1)]
+        file = job.replace("ftjob", "file")  # the same one where the disk is full and the job is done again
+        state.file_path(file).write_text("\n".join(lines) + "\n")
         with state.transaction():
-            file = state.keep_file("step_metrics.csv", content, "fine-tune-results")
-            done = self._finish(job, "succeeded", fine_tuned_model=model, trained_tokens=tokens, result_file=file)
-            if done:
-                self._add_model(row, model, trained, trained.losses[-1])
-                state.event(job, f"New fine-tuned model created: {model}")
-                state.event(job, "The job has successfully completed")
-            else:
-                state.delete_file(file)
+            state.add_file(file, "step_metrics.csv", "fine-tune-results")
+            tokens = trained.trained_tokens
+            self._finish(job, "succeeded", fine_tuned_model=model, trained_tokens=tokens, result_file=file)
+            self._add_model(row, model, trained, trained.losses[-1])
+            state.event(job, f"New fine-tuned model created: {model}")
+            state.event(job, "The job has successfully completed")
         self._born(model)
         state.drop_unused_bytes(row["training_file"])
 
 
-async def _settled(*calls: Awaitable[Any]) -> None:
-    await asyncio.gather(*calls, return_exceptions=True)
+async def in_thread(function: Callable[..., Any], *arguments: Any) -> None:
+    """Call a function that may take minutes, in a thread that the end of the server does not wait for."""
+    outcome: Future[None] = Future()
+
+    def call() -> None:
+        outcome.set_running_or_notify_cancel()
+        try:
+            function(*arguments)
+            outcome.set_result(None)
+        except Exception as error:
+            outcome.set_exception(error)
+
+    threading.Thread(target=call, daemon=True).start()
+    await asyncio.wrap_future(outcome)
 
 
-async def _wait_for_storage(job: str, error: Exception) -> None:
-    log.error("job %s: the state folder cannot be read or written: %s", job, error)
-    await asyncio.sleep(STORAGE_WAIT_SECONDS)
-
-
-def _result_csv(losses: Sequence[float]) -> bytes:
-    """OpenAI's columns; those that this server does not measure are empty."""
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["step", "train_loss", "train_accuracy", "valid_loss", "valid_mean_token_accuracy"])
-    writer.writerows([step, loss, "", "", ""] for step, loss in enumerate(losses, start=1))
-    return text.getvalue().encode()
+async def once_stored(work: str, attempt: Callable[[], Coroutine[Any, Any, None]]) -> None:
+    """Attempt some work, again from its start for as long as the state folder cannot be read or written: a full disk
+    delays it and loses nothing."""
+    while True:
+        try:
+            return await attempt()
+        except (sqlite3.Error, OSError) as error:
+            log.error("%s: the state folder cannot be read or written: %s", work, error)
+            await asyncio.sleep(STORAGE_WAIT_SECONDS)

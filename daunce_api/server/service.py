@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import hashlib
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,9 @@ from .scheduler import Scheduler
 from .state import Row, State
 from .tokentext import TokenText
 from .worker import BaseModelFacts, Worker, facts
+
+MAX_QUEUE = 1024
+"""Requests that wait for the model before 503 is answered."""
 
 
 @dataclass(frozen=True)
@@ -66,7 +70,6 @@ class Service:
             if isinstance(error, DaunceError) and not isinstance(error, WorkerLostError):
                 raise
             raise DaunceError(f"the model cannot be loaded: {error}") from None
-        base = replace(base, id=settings.model_name or base.id)
         service = cls(settings, injector, state, scorer, base, LocalTokenizer(base.folder), TokenText(base.folder))
         workers = [Worker(spec) for _ in range(settings.workers)]
         service.scheduler = Scheduler(state, base, service.tokenizer, workers, injector.born)
@@ -114,10 +117,9 @@ class Service:
 
     def delete_fine_tune(self, model: str) -> None:
         """Delete a fine-tune with the checkpoints of its job, or one checkpoint alone. Raises ApiError 404."""
-        row = self.state.one("models", model)
-        if row is None:
-            raise model_not_found(model)
-        self.state.delete_models([row] if row["step"] is not None else self.state.models_of_job(row["job"]))
+        row = self.fine_tune(model)
+        whole = row["step"] is None and ":" not in row["job"]
+        self.state.delete_models(self.state.models_of_job(row["job"]) if whole else [row])
 
     async def infer(self, model: ServedModel, function: Callable[..., Any], *arguments: Any) -> Any:
         """``function(spec, adapter, *arguments)`` in the model's process; requests are answered in the order of their
@@ -126,24 +128,20 @@ class Service:
         Raises ApiError 503 where too many wait or the process died twice, 404 where the model was deleted meanwhile,
         500 where it fails.
         """
-        if self.waiting >= self.settings.max_queue:
+        if self.waiting >= MAX_QUEUE:
             raise unavailable("Too many requests are waiting for the model.", code="overloaded")
         self.waiting += 1
         try:
             for _ in range(2):
-                try:
+                with contextlib.suppress(WorkerLostError):
                     return await self.scorer.call(function, model.adapter, *arguments)
-                except WorkerLostError:
-                    continue
-            raise unavailable("The model's process ended. It is started again at the next request.", code="engine_lost")
-        except ApiError:
-            raise
         except Exception as error:
             if model.adapter is not None and not model.adapter.exists():
                 raise model_not_found(model.id) from None
             raise ApiError(500, f"The model failed: {str(error)[:300]}", type="server_error") from None
         finally:
             self.waiting -= 1
+        raise unavailable("The model's process ended. It is started again at the next request.", code="engine_lost")
 
 
 def fingerprint(*digests: str) -> str:

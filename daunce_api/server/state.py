@@ -12,7 +12,7 @@ import shutil
 import sqlite3
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Literal
 
@@ -25,31 +25,29 @@ UNFINISHED = ("validating_files", "queued", "running")
 _UNFINISHED = f"status IN {UNFINISHED}"
 
 _SCHEMA = """
-CREATE TABLE files (
+CREATE TABLE IF NOT EXISTS files (
     seq INTEGER PRIMARY KEY AUTOINCREMENT, id TEXT NOT NULL UNIQUE, filename TEXT NOT NULL, bytes INTEGER NOT NULL,
     purpose TEXT NOT NULL, created_at INTEGER NOT NULL, deleted INTEGER NOT NULL DEFAULT 0);
-CREATE TABLE jobs (
+CREATE TABLE IF NOT EXISTS jobs (
     seq INTEGER PRIMARY KEY AUTOINCREMENT, id TEXT NOT NULL UNIQUE, created_at INTEGER NOT NULL, finished_at INTEGER,
     status TEXT NOT NULL, model TEXT NOT NULL, training_file TEXT NOT NULL, n_epochs INTEGER NOT NULL,
     batch_size INTEGER NOT NULL, learning_rate_multiplier REAL NOT NULL, seed INTEGER NOT NULL, suffix TEXT,
     metadata TEXT, error TEXT, fine_tuned_model TEXT, trained_tokens INTEGER, result_file TEXT,
     estimated_finish INTEGER, fault TEXT);
-CREATE INDEX jobs_status ON jobs(status);
-CREATE INDEX jobs_file ON jobs(training_file);
-CREATE TABLE events (
+CREATE INDEX IF NOT EXISTS jobs_status ON jobs(status);
+CREATE INDEX IF NOT EXISTS jobs_file ON jobs(training_file);
+CREATE TABLE IF NOT EXISTS events (
     seq INTEGER PRIMARY KEY AUTOINCREMENT, id TEXT NOT NULL UNIQUE, job TEXT NOT NULL, created_at INTEGER NOT NULL,
     level TEXT NOT NULL, message TEXT NOT NULL, type TEXT NOT NULL, data TEXT NOT NULL);
-CREATE INDEX events_job ON events(job, seq);
-CREATE TABLE models (
+CREATE INDEX IF NOT EXISTS events_job ON events(job, seq);
+CREATE TABLE IF NOT EXISTS models (
     seq INTEGER PRIMARY KEY AUTOINCREMENT, id TEXT NOT NULL UNIQUE, checkpoint_id TEXT UNIQUE, job TEXT NOT NULL,
     base TEXT NOT NULL, created_at INTEGER NOT NULL, adapter TEXT NOT NULL, fingerprint TEXT NOT NULL, step INTEGER,
     train_loss REAL);
-CREATE INDEX models_job ON models(job, seq);
-"""
-_ADDED = """
+CREATE INDEX IF NOT EXISTS models_job ON models(job, seq);
 CREATE TABLE IF NOT EXISTS batches (seq INTEGER PRIMARY KEY AUTOINCREMENT, id TEXT NOT NULL UNIQUE, body TEXT NOT NULL);
 """
-"""Tables of later versions: folders of earlier ones get them when they are opened, and stay readable by those."""
+"""A folder of an earlier version gets the tables that it lacks when it is opened; that version can still read it."""
 
 Row = sqlite3.Row
 Table = Literal["files", "jobs", "events", "models", "batches"]
@@ -78,31 +76,25 @@ class State:
             self._lock = _locked(folder / "lock", lock_timeout)
         except OSError as error:
             raise ConfigurationError(f"the state folder {folder} cannot be used: {error.strerror}") from error
+        database = folder / "state.sqlite"
         try:
-            self._db = sqlite3.connect(folder / "state.sqlite", isolation_level=None)
+            self._db = sqlite3.connect(database, isolation_level=None)
             self._db.row_factory = sqlite3.Row
             self._db.execute("PRAGMA journal_mode=WAL")
             self._db.execute("PRAGMA synchronous=NORMAL")
             version = self._db.execute("PRAGMA user_version").fetchone()[0]
+            if version not in (0, SCHEMA_VERSION):
+                raise sqlite3.DatabaseError(f"it has schema {version}, this version writes {SCHEMA_VERSION}")
+            self._db.executescript(f"BEGIN;{_SCHEMA}COMMIT;")
             if version == 0:
-                self._db.executescript(f"BEGIN;{_SCHEMA}PRAGMA user_version={SCHEMA_VERSION};COMMIT;")
-                version = SCHEMA_VERSION
-        except sqlite3.OperationalError as error:
+                self._db.execute(f"PRAGMA user_version={SCHEMA_VERSION}")
+            self._sweep()
+        except (sqlite3.OperationalError, OSError) as error:
             self._lock.release()
             raise ConfigurationError(f"the state folder {folder} cannot be used: {error}") from None
         except sqlite3.DatabaseError as error:
             self._lock.release()
-            raise StoreCorruptError(
-                f"{folder / 'state.sqlite'} cannot be read: {error}. Start with another state_dir."
-            ) from None
-        if version != SCHEMA_VERSION:
-            self.close()
-            raise StoreCorruptError(
-                f"{folder / 'state.sqlite'} has schema {version}, this version writes {SCHEMA_VERSION}. "
-                "Start with another state_dir."
-            )
-        self._db.executescript(_ADDED)
-        self._sweep()
+            raise StoreCorruptError(f"{database} cannot be read: {error}. Start with another state_dir.") from None
 
     def close(self) -> None:
         self._db.close()
@@ -138,17 +130,11 @@ class State:
         """Where the content of a file lies; ids are made here, never taken from a request."""
         return self.files_dir / identity
 
-    def add_file(self, identity: str, filename: str, size: int, purpose: str) -> Row:
+    def add_file(self, identity: str, filename: str, purpose: str) -> Row:
         """Make what lies at :meth:`file_path` a file."""
+        size = self.file_path(identity).stat().st_size
         self.insert("files", id=identity, filename=filename, bytes=size, purpose=purpose, created_at=now())
         return self.rows("SELECT * FROM files WHERE id=?", [identity])[0]
-
-    def keep_file(self, filename: str, content: bytes, purpose: str) -> str:
-        """Write a file of the server's own making and return its id."""
-        identity = new_id("file")
-        self.file_path(identity).write_bytes(content)
-        self.add_file(identity, filename, len(content), purpose)
-        return identity
 
     def delete_file(self, identity: str) -> None:
         """Hide a file; its bytes go when no unfinished job needs them."""
@@ -182,11 +168,6 @@ class State:
     def unfinished_jobs(self) -> list[Row]:
         return self.rows(f"SELECT * FROM jobs WHERE {_UNFINISHED} ORDER BY seq")
 
-    def job_count(self) -> int:
-        """Jobs ever created."""
-        count: int = self._db.execute("SELECT COUNT(*) FROM jobs").fetchone()[0]
-        return count
-
     def event(
         self, job: str, message: str, *, level: str = "info", type: str = "message", data: dict[str, Any] | None = None
     ) -> None:
@@ -206,37 +187,46 @@ class State:
     def adapter_path(self, row: Row) -> Path:
         return self.adapters_dir / str(row["adapter"])
 
-    def delete_models(self, rows: Sequence[Row]) -> None:
-        """Remove fine-tunes or checkpoints and their weights."""
-        for row in rows:
-            self._db.execute("DELETE FROM models WHERE id=?", (row["id"],))
-            shutil.rmtree(self.adapter_path(row), ignore_errors=True)
-
-    def forget_model(self, identity: str) -> None:
-        """Remove a model's row; its weights belong to the checkpoint that it was made of."""
-        self._db.execute("DELETE FROM models WHERE id=?", (identity,))
-
-    def update_batch(self, identity: str, body: str) -> None:
-        self._db.execute("UPDATE batches SET body=? WHERE id=?", (body, identity))
-
     def models_of_job(self, job: str) -> list[Row]:
         return self.rows("SELECT * FROM models WHERE job=? ORDER BY seq", (job,))
 
+    def delete_models(self, rows: Sequence[Row]) -> None:
+        """Remove fine-tunes or checkpoints, and the weights that no other model shares."""
+        for row in rows:
+            self._db.execute("DELETE FROM models WHERE id=?", (row["id"],))
+            if not self.rows("SELECT 1 FROM models WHERE adapter=? LIMIT 1", [row["adapter"]]):
+                shutil.rmtree(self.adapter_path(row), ignore_errors=True)
+
+    def delete_models_of_job(self, job: str) -> None:
+        """Remove everything that a job made."""
+        self.delete_models(self.models_of_job(job))
+        self._drop_unused_adapters(job)
+
+    def _drop_unused_adapters(self, job: str) -> None:
+        """Remove the weights in a job's folder that no model has."""
+        used = {r["adapter"] for r in self.rows("SELECT adapter FROM models WHERE adapter LIKE ?", [f"{job}/%"])}
+        folder = self.adapters_dir / job
+        for path in folder.glob("*"):
+            if f"{job}/{path.name}" not in used:
+                shutil.rmtree(path, ignore_errors=True)
+        with suppress(OSError):  # it is not empty, or not there
+            folder.rmdir()
+
+    # --- batches -------------------------------------------------------------------------------------------------
+
+    def update_batch(self, batch: dict[str, Any]) -> None:
+        self._db.execute("UPDATE batches SET body=? WHERE id=?", (json.dumps(batch), batch["id"]))
+
     def _sweep(self) -> None:
-        """Remove what a killed process left half done: files without a row, adapters that no model names."""
+        """Remove what a killed process left half done: files without a row, adapters that no model has."""
         known = {
             r["id"] for r in self.rows("SELECT id, deleted FROM files") if not r["deleted"] or self._needed(r["id"])
         }
         for path in self.files_dir.iterdir():
             if path.name not in known:
                 path.unlink(missing_ok=True)
-        kept = {r["adapter"] for r in self.rows("SELECT adapter FROM models")}
-        for job in self.adapters_dir.iterdir():
-            for path in list(job.iterdir()):
-                if f"{job.name}/{path.name}" not in kept:
-                    shutil.rmtree(path, ignore_errors=True)
-            if not any(job.iterdir()):
-                job.rmdir()
+        for folder in self.adapters_dir.iterdir():
+            self._drop_unused_adapters(folder.name)
 
 
 def _locked(path: Path, timeout: float) -> FileLock:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import codecs
 import json
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -15,6 +16,10 @@ _BYTES = {chr(byte): byte for byte in _PRINTABLE} | {chr(0x100 + place): byte fo
 """The bytes that characters stand for in the vocabulary of a byte-level BPE (Radford et al., 2019)."""
 
 
+_BYTE = re.compile("<0x([0-9A-F]{2})>")
+"""A token of a SentencePiece vocabulary that is one byte."""
+
+
 class TokenText:
     """Bytes and printable forms of the tokens of one tokenizer folder."""
 
@@ -22,9 +27,11 @@ class TokenText:
         path = folder / "tokenizer.json"
         self._tokenizer = Tokenizer.from_file(str(path))
         description = json.loads(path.read_text(encoding="utf-8"))
-        self._byte_level = "ByteLevel" in json.dumps(description.get("decoder"))
+        decoder = json.dumps(description.get("decoder"))
+        self._byte_level, self._byte_fallback = "ByteLevel" in decoder, "ByteFallback" in decoder
         self._literal = {t["id"]: t["content"].encode() for t in description.get("added_tokens", [])}
         self._bytes: dict[int, bytes] = {}
+        self._labels: dict[int, str] = {}
 
     def token_bytes(self, token: int) -> bytes:
         """The bytes that one token stands for; added tokens stand for their own name."""
@@ -39,16 +46,23 @@ class TokenText:
             return b""
         if self._byte_level and all(c in _BYTES for c in piece):
             return bytes(_BYTES[c] for c in piece)
-        decoded: str = self._tokenizer.decode([token], skip_special_tokens=False)
-        return decoded.encode()
+        if self._byte_fallback and (byte := _BYTE.fullmatch(piece)):
+            return bytes.fromhex(byte[1])
+        # Some decoders take a space off the beginning of a text: the second of two equal tokens keeps it.
+        once, twice = (self._tokenizer.decode([token] * n, skip_special_tokens=False) for n in (1, 2))
+        return twice[len(once) :].encode()
 
     def label(self, token: int) -> str:
         """The token as OpenAI's completions print it: its text, or ``bytes:\\xe2\\x82`` where that is not UTF-8."""
-        raw = self.token_bytes(token)
-        try:
-            return raw.decode()
-        except UnicodeDecodeError:
-            return "bytes:" + "".join(f"\\x{b:02x}" for b in raw)
+        known = self._labels.get(token)
+        if known is None:
+            raw = self.token_bytes(token)
+            try:
+                known = raw.decode()
+            except UnicodeDecodeError:
+                known = "bytes:" + "".join(f"\\x{b:02x}" for b in raw)
+            self._labels[token] = known
+        return known
 
     def text(self, ids: Sequence[int]) -> str:
         """The ids as text; what is not UTF-8 becomes U+FFFD."""

@@ -50,9 +50,7 @@ def task(model_folder: Path, member: int, out: Path) -> TrainTask:
     return TrainTask(ModelSpec(str(model_folder)), SHORT, Objective(), members)
 
 
-def test_a_killed_actor_is_told_and_the_next_task_has_a_new_one(
-    engine: RayEngine, model_folder: Path, tmp_path: Path
-):
+def test_a_killed_actor_is_told_and_the_next_task_has_a_new_one(engine: RayEngine, model_folder: Path, tmp_path: Path):
     def dies(given: TrainTask) -> None:
         run_train(given)
         os.kill(os.getpid(), signal.SIGKILL)

@@ -37,6 +37,8 @@ def serving(handler: Handler) -> Iterator[str]:
             status, body = getattr(answer, "status_code", 200), getattr(answer, "content", None)
             body = json.dumps(answer).encode() if body is None else body
             self.send_response(status)
+            if (location := getattr(answer, "headers", {}).get("location")) is not None:
+                self.send_header("location", location)
             self.send_header("content-type", "application/json")
             self.send_header("content-length", str(len(body)))
             self.end_headers()

@@ -57,6 +57,15 @@ class Management:
 BUSY = httpx2.Response(503, json={"error": {"message": "busy"}})
 
 
+async def test_a_redirect_is_no_answer_of_the_management_service() -> None:
+    """A deployment that counts as deleted and is not goes on costing by the hour."""
+    away = httpx2.Response(302, headers={"location": "https://login.test"})
+    server = Server(lambda _: away)
+    host = DeploymentHost(server.http(), AzureScorerOptions(**AZURE), lambda: KEY)
+    with pytest.raises(RejectedError, match="answered 302 to deleting the deployment"):
+        await host.unload(MODEL)
+
+
 async def test_azure_deploys_a_fine_tune_and_deletes_the_deployment() -> None:
     azure, clock = Management("Creating", BUSY, "Succeeded"), InstantClock()
     host = azure.host(clock=clock)

@@ -11,7 +11,8 @@ from typing import Any
 import httpx2
 import pytest
 from provider_support import Server, run_config
-from test_provider_chat_token import TOKENIZER, answer, entry, example
+from test_provider_chat_token import answer, entry, example
+from test_provider_chat_token import make as one_by_one
 
 from daunce_api._util.clock import InstantClock
 from daunce_api.attribution.matrices import measure_noise
@@ -19,7 +20,7 @@ from daunce_api.cli.doctor import Findings, examine_backend
 from daunce_api.data.tokenizers import EncodedExample, encode_example
 from daunce_api.errors import ConfigurationError, ContractError, RejectedError, StopError, TransientError
 from daunce_api.providers.base import JobStatus, TrainerCapabilities
-from daunce_api.providers.openai_wire import chat_token
+from daunce_api.providers.openai_wire import batch_api, batches, chat_token
 from daunce_api.providers.openai_wire.batch_api import ROUNDS, BatchScorer
 from daunce_api.providers.openai_wire.trainer import WireTrainer, WireTrainerOptions
 from daunce_api.providers.registry import Backend, capabilities_of, open_backend, open_tokenizer
@@ -133,18 +134,12 @@ class OpenAI:
                 batch[name] = file
 
 
-def make(service: OpenAI, **options: Any) -> tuple[BatchScorer, Server, InstantClock]:
+def make(service: OpenAI) -> tuple[BatchScorer, Server, InstantClock]:
     server, clock = Server(service), InstantClock()
-    single = run_config(scorer="chat_token")
     config = run_config(scorer="chat_token", options={"batch_api": True})
-    scorer = chat_token.ChatTokenScorer(
-        server.client(),
-        chat_token.scorer_capabilities(single),
-        chat_token.ChatTokenOptions.of(config),
-        tokenizer=TOKENIZER,
-    )
     capabilities = chat_token.scorer_capabilities(config)
-    return BatchScorer(scorer, capabilities, poll_seconds=60, clock=clock, **options), server, clock
+    scorer = one_by_one(server)
+    return BatchScorer(scorer, capabilities, poll_seconds=60, clock=clock), server, clock
 
 
 TRUTH = [(-2.0,), (-3.0,), (-4.0,), (-5.0,)]
@@ -399,6 +394,17 @@ async def test_a_few_failed_polls_in_a_day_are_no_failure_of_the_request() -> No
         await values(make(service)[0], replicate=1)
 
 
+@pytest.mark.parametrize("limited", [False, True])
+async def test_a_batch_that_never_ends_is_given_up(limited: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nor does one that has to wait for other batches of the account, of which there is always one."""
+    monkeypatch.setattr(batches, "LONGEST_WAIT", 86_400 / 24)
+    service = OpenAI()
+    service.end, service.token_limit = "in_progress", 0 if limited else 99
+    service.batches["batch-x"] = {"id": "batch-x", "status": "in_progress", "metadata": {}}
+    with pytest.raises(StopError, match=r"is still \w+ after .*Cancel it at the provider"):
+        await values(make(service)[0])
+
+
 async def test_a_cancelled_batch_keeps_what_it_answered_and_the_rest_is_asked_again() -> None:
     service = OpenAI()
     service.end = "cancelled"
@@ -407,9 +413,10 @@ async def test_a_cancelled_batch_keeps_what_it_answered_and_the_rest_is_asked_ag
     assert len(service.batches) == 2
 
 
-async def test_lines_beyond_the_limit_on_bytes_go_into_further_batches() -> None:
+async def test_lines_beyond_the_limit_on_bytes_go_into_further_batches(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(batch_api, "MAX_BYTES", 700)
     service = OpenAI()
-    scorer, _, clock = make(service, max_bytes=700)
+    scorer, _, clock = make(service)
     assert await values(scorer) == TRUTH
     assert len(service.batches) > 1
     assert all(len(content) <= 700 for name, content in service.files.items() if name.startswith("file-"))
@@ -417,7 +424,7 @@ async def test_lines_beyond_the_limit_on_bytes_go_into_further_batches() -> None
     assert asked.count(b"custom_id") == 4
     # All were submitted before the first was waited for.
     assert clock.now() <= 120.0 * len(service.batches)
-    assert await values(make(service, max_bytes=700)[0]) == TRUTH
+    assert await values(make(service)[0]) == TRUTH
     assert len(service.batches) == len({b["metadata"]["daunce_batch"] for b in service.batches.values()})
 
 

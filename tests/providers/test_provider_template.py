@@ -36,7 +36,7 @@ from daunce_api.providers.base import JobRequest, JobStatus, Listing, Trainer
 from daunce_api.providers.endpoint import Endpoint
 from daunce_api.providers.identity import contradiction
 from daunce_api.providers.openai_wire import trainer as openai_wire
-from daunce_api.providers.registry import Context, capabilities_of
+from daunce_api.providers.registry import BACKENDS, Context, capabilities_of, open_backend
 from daunce_api.providers.tokenizers import embedded_folder
 from daunce_api.server import EmbeddedServer
 from daunce_api.store import RunStore
@@ -338,6 +338,55 @@ async def test_a_job_that_is_not_there_is_refused_without_the_key(stub: Stub) ->
     assert info.value.status in (404, None)
     assert KEY not in str(info.value)
     assert WIRE_KEY not in str(info.value)
+
+
+@pytest.mark.parametrize("kind", ["openai_wire", "azure", "together", "fireworks"])
+async def test_a_redirect_takes_no_job_and_no_key_elsewhere(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    if kind in ("together", "fireworks"):
+        pytest.importorskip(kind)
+    received: list[str] = []
+
+    def elsewhere(request: httpx2.Request) -> Any:
+        received.append(request.url.path)
+        there = None if request.url.path == "/there" else "/there"
+        return httpx2.Response(
+            200 if there is None else 307, json={}, headers={} if there is None else {"location": there}
+        )
+
+    monkeypatch.setenv("K", KEY)
+    options = {"account_id": "me"} if kind == "fireworks" else {}
+    with serving(elsewhere) as url:
+        config = run_config(kind, model=BASE, base_url=f"{url}/v1", api_key_env="K", trainer_options=options)
+        async with open_backend(config) as backend:
+            with pytest.raises(RejectedError, match="307"):
+                await backend.trainer.delete_file("file-1") or await backend.trainer.get("ft-1")
+    assert "/there" not in received
+
+
+@pytest.mark.parametrize("kind", [kind for kind in BACKENDS if kind not in ("embedded", "local")])
+async def test_a_run_whose_tokenizer_is_gone_can_be_cancelled(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`daunce cancel` and `daunce clean` open trainer and scorer, whose jobs and deployments cost money."""
+    monkeypatch.setenv("K", "tml-marked-0123456789")
+    options = {"account_id": "me"} if kind == "fireworks" else {}
+    config = run_config(
+        kind,
+        None,
+        model="org/gone",
+        base_url="http://127.0.0.1:9",
+        api_key_env="K",
+        tokenizer="/gone",
+        trainer_options=options,
+    )
+    async with open_backend(config) as backend:
+        assert backend.trainer.capabilities.provider
+
+
+@pytest.mark.parametrize("kind", ["together", "fireworks", "tinker"])
+def test_a_hyperparameter_that_a_provider_does_not_know_is_refused_by_the_plan(kind: str) -> None:
+    config = run_config(kind, model=BASE, training={"hyperparameters": {"n_steps": 3}})
+    [refusal] = trainer_refusals(config, capabilities_of(config)[0])
+    assert "training.hyperparameters.n_steps" in str(refusal)
+    assert "Nothing was sent" in str(refusal)
 
 
 @pytest.mark.parametrize("kind", ["openai_wire", "together", "fireworks"])

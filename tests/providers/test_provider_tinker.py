@@ -30,7 +30,7 @@ from daunce_api.providers.registry import Context
 from daunce_api.providers.tinker.loops import Recipe, batches_of, datum
 from daunce_api.providers.tinker.scorer import TinkerScorer
 from daunce_api.providers.tinker.service import Service, open_service
-from daunce_api.providers.tinker.trainer import TinkerTrainer, trainer_capabilities
+from daunce_api.providers.tinker.trainer import MOST_RESUMES, TinkerTrainer, trainer_capabilities
 from daunce_api.providers.tokenizers import tokenizer_of
 
 tinker = pytest.importorskip("tinker")
@@ -58,16 +58,13 @@ class FakeTraining:
     """A training client that remembers what it is asked, with the checks that the SDK's types make."""
 
     def __init__(self, run: str, fail_at: int | None = None, gate: asyncio.Event | None = None) -> None:
-        self.run = run
+        self.run = self.model_id = run
         self.steps: list[tuple[list[Any], str]] = []
         self.rates: list[float] = []
         self.saved: list[str] = []
         self.seconds: dict[str, int | None] = {}
         self.fail_at = fail_at
         self.gate = gate
-
-    def get_info(self) -> Any:
-        return SimpleNamespace(model_id=self.run)
 
     def forward_backward(self, data: list[Any], loss_fn: str) -> Any:
         assert all(isinstance(d, tinker.Datum) for d in data)
@@ -207,12 +204,10 @@ def request(**changes: Any) -> JobRequest:
 
 
 async def finished(trainer: TinkerTrainer, job_id: str) -> Any:
-    for _ in range(400):
-        job = await trainer.get(job_id)
-        if job.status.final:
-            return job
-        await asyncio.sleep(0.005)
-    raise TimeoutError
+    async with asyncio.timeout(30):
+        while not (job := await trainer.get(job_id)).status.final:
+            await asyncio.wait([trainer._loops[job_id]])
+    return job
 
 
 async def test_a_member_is_trained_on_its_subset_with_its_seed(tmp_path: Path) -> None:
@@ -287,6 +282,64 @@ async def test_a_failed_step_fails_the_job_and_says_why(tmp_path: Path) -> None:
     assert "out of memory" in str(job.error)
 
 
+async def test_a_loop_that_fails_goes_on_from_its_saved_state_instead_of_being_paid_for_again(tmp_path: Path) -> None:
+    fake = FakeService(FakeTraining("run-1", fail_at=2))
+    async with make(fake, tmp_path) as trainer:
+        await trainer.upload("f.jsonl", CONTENT)
+        await trainer.submit(request())
+        await asyncio.wait([trainer._loops["run-1"]])
+        resumed = fake.training = FakeTraining("run-2")
+        job = await finished(trainer, "run-1")
+        assert (job.id, job.status, job.model) == (
+            "run-1",
+            JobStatus.SUCCEEDED,
+            "tinker://run-2/sampler_weights/daunce-final",
+        )
+        assert await trainer.delete_model(job.model)
+    assert fake.created[1]["with optimiser"] == "tinker://run-1/weights/daunce-state-0001"
+    assert len(resumed.steps) == 2
+
+
+async def test_a_loop_that_fails_wherever_it_is_resumed_is_given_up(tmp_path: Path) -> None:
+    class Failing(FakeTraining):
+        def forward_backward(self, data: list[Any], loss_fn: str) -> Any:
+            self.fail_at = len(self.steps)
+            return super().forward_backward(data, loss_fn)
+
+    fake = FakeService(FakeTraining("run-1", fail_at=2))
+    async with make(fake, tmp_path) as trainer:
+        await trainer.upload("f.jsonl", CONTENT)
+        await trainer.submit(request())
+        await asyncio.wait([trainer._loops["run-1"]])
+        fake.training = Failing("run-2")
+        job = await finished(trainer, "run-1")
+    assert job.status is JobStatus.FAILED
+    assert "of k-m0-a0 failed at Tinker: out of memory" in job.error
+    assert len(fake.created) == 1 + MOST_RESUMES
+
+
+async def test_every_training_run_is_listed_whatever_a_server_takes_for_a_page(tmp_path: Path) -> None:
+    """A run that is not listed is a job that is submitted again."""
+    fake = FakeService(FakeTraining("run-9"))
+    fake.runs = [run(f"run-{i}", f"k{i}", True) for i in range(60)]
+    pages = fake.list_training_runs
+    asked: list[int] = []
+
+    def small(limit: int, offset: int) -> Any:
+        asked.append(offset)
+        return pages(min(limit, 25), offset)
+
+    fake.list_training_runs = small  # type: ignore[method-assign]
+    async with make(fake, tmp_path) as trainer:
+        found = await trainer.find_job("k59")
+        assert found is not None
+        assert asked == [0, 25, 50]
+        del asked[:]
+        fake.list_training_runs = lambda limit, offset: asked.append(offset) or pages(20, 0)  # type: ignore[method-assign, func-returns-value]
+        assert await trainer.find_job("k59") is None
+    assert asked == [0, 20]
+
+
 async def test_the_next_step_is_sent_while_one_is_awaited(tmp_path: Path) -> None:
     gate = asyncio.Event()
     training = FakeTraining("run-1", gate=gate)
@@ -334,7 +387,7 @@ async def test_a_loop_that_was_interrupted_goes_on_after_its_last_epoch(tmp_path
     async with make(FakeService(first), tmp_path, checkpoints=3) as trainer:
         await trainer.upload("f.jsonl", CONTENT)
         await trainer.submit(request(hyperparameters={"n_epochs": 3, "batch_size": 2}))
-        await asyncio.sleep(0.1)
+        await asyncio.wait([trainer._loops["run-1"]])
     assert first.saved == [*(f"{kind}/daunce-{name}-000{epoch}" for epoch in (1, 2) for kind, name in KINDS)]
     second, fake = FakeTraining("run-2"), None
     fake = FakeService(second)
@@ -380,7 +433,7 @@ async def test_a_cancelled_loop_is_not_taken_up_again(tmp_path: Path) -> None:
     async with make(FakeService(training), tmp_path) as trainer:
         await trainer.upload("f.jsonl", CONTENT)
         await trainer.submit(request())
-        await asyncio.sleep(0.05)
+        await asyncio.wait([trainer._loops["run-1"]])
     fake = FakeService(FakeTraining("run-2", gate=asyncio.Event()))
     async with make(fake, tmp_path) as trainer:
         assert (await trainer.cancel("run-1")).status is JobStatus.CANCELLED
@@ -477,6 +530,20 @@ async def test_failed_submits(failure: str, kind: type[Exception], tmp_path: Pat
             await trainer.submit(request())
     assert KEY not in str(info.value)
     assert info.value.__context__ is None
+
+
+async def test_a_run_that_was_created_is_not_created_again_where_it_cannot_be_read(tmp_path: Path) -> None:
+    """Its id is known from its creation; an error of a second request would be taken for one of the submit."""
+
+    class Unreadable(FakeTraining):
+        def get_info(self) -> Any:
+            return done(tinker.APITimeoutError(request=None))
+
+    fake = FakeService(Unreadable("run-1"))
+    async with make(fake, tmp_path) as trainer:
+        await trainer.upload("f.jsonl", CONTENT)
+        assert (await trainer.submit(request())).id == "run-1"
+    assert len(fake.created) == 1
 
 
 async def test_unusable_recipes_are_refused_before_a_run_is_created(tmp_path: Path) -> None:

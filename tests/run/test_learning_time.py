@@ -83,6 +83,20 @@ def test_providers_by_their_own_names(kind: str, member: dict[str, Any], target:
     assert found == (expected if isinstance(expected, str) else pytest.approx(expected))
 
 
+def test_what_is_sent_to_together_where_nothing_is_given_is_known() -> None:
+    assert rho_of(RunConfig.from_mapping(together({})), 40) == pytest.approx(0.5)
+    assert rho_of(RunConfig.from_mapping(together({"n_epochs": 6})), 40) == pytest.approx(0.25)
+
+
+def together(target: dict[str, Any]) -> dict[str, Any]:
+    return {
+        "data": {"train": "train.jsonl", "test": "test.jsonl"},
+        "backend": {"kind": "together", "model": "fresh"},
+        "ensemble": {"members": 4, "subset_ratio": 0.5, "start_from": "target"},
+        "training": {"target_hyperparameters": target},
+    }
+
+
 def test_openai_says_all_three_or_nothing_is_known() -> None:
     whole = {"n_epochs": 1, "batch_size": 4, "learning_rate_multiplier": 2}
     assert ratio(whole, whole | {"n_epochs": 4}, "openai") == pytest.approx(0.125)

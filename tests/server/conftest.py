@@ -7,19 +7,36 @@ import os
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, Protocol
 
 import httpx2
 import openai
 import pytest
+from starlette.applications import Starlette
 
-from daunce_api.server import EmbeddedServer, ServerSettings
+from daunce_api.data.tokenizers import LocalTokenizer
+from daunce_api.providers.tokenizers import embedded_folder
+from daunce_api.server import EmbeddedServer, InjectSettings, ServerSettings
+from daunce_api.server.app import create_app
+from daunce_api.server.inject import Injector
+from daunce_api.server.service import Service
+from daunce_api.server.state import State
+from daunce_api.server.tokentext import TokenText
+from daunce_api.server.worker import BaseModelFacts
 
 from .schemas import check_response
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 MODEL = "daunce-tiny"
+
+
+class Address(Protocol):
+    """Where a server is."""
+
+    base_url: str
+    api_key: str
 
 
 def _check(response: httpx2.Response) -> None:
@@ -34,25 +51,25 @@ async def _check_async(response: httpx2.Response) -> None:
     check_response(request.method, request.url.path, response.status_code, response.content)
 
 
-def connect(server: EmbeddedServer, *, timeout: float = 30.0) -> openai.OpenAI:
+def connect(server: Address, *, timeout: float = 60.0) -> openai.OpenAI:
     """The official SDK; no retries; every answer validated."""
-    http = httpx2.Client(event_hooks={"response": [_check]}, timeout=timeout)
+    http = httpx2.Client(event_hooks={"response": [_check]}, timeout=timeout, verify=False)
     return openai.OpenAI(
         base_url=server.base_url, api_key=server.api_key, max_retries=0, timeout=timeout, http_client=http
     )
 
 
 def connect_async(server: EmbeddedServer, *, timeout: float = 60.0) -> openai.AsyncOpenAI:
-    http = httpx2.AsyncClient(event_hooks={"response": [_check_async]}, timeout=timeout)
+    http = httpx2.AsyncClient(event_hooks={"response": [_check_async]}, timeout=timeout, verify=False)
     return openai.AsyncOpenAI(
         base_url=server.base_url, api_key=server.api_key, max_retries=0, timeout=timeout, http_client=http
     )
 
 
 def raw(server: EmbeddedServer, **headers: str) -> httpx2.Client:
-    """Plain HTTP with the key."""
-    root = server.base_url.removesuffix("/v1")
-    return httpx2.Client(base_url=root, headers={"authorization": f"Bearer {server.api_key}", **headers}, timeout=30)
+    """Plain HTTP with the key. (``verify``: reading certificates would take longer than most tests.)"""
+    root, key = server.base_url.removesuffix("/v1"), {"authorization": f"Bearer {server.api_key}"}
+    return httpx2.Client(base_url=root, headers={**key, **headers}, timeout=60, verify=False)
 
 
 def records(count: int = 12, word: str = "thing") -> list[dict[str, Any]]:
@@ -70,7 +87,7 @@ def upload(client: openai.OpenAI, content: bytes, name: str = "train.jsonl") -> 
     return client.files.create(file=(name, content), purpose="fine-tune").id
 
 
-def wait(client: openai.OpenAI, job: str, *, until: Callable[[Any], bool] | None = None, seconds: float = 90) -> Any:
+def wait(client: openai.OpenAI, job: str, *, until: Callable[[Any], bool] | None = None, seconds: float = 240) -> Any:
     """Poll a job until it is final (or ``until`` holds)."""
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline:
@@ -100,15 +117,37 @@ def echo(client: openai.OpenAI, model: str, prompts: list[list[int]], logprobs: 
     return [list(c.logprobs.token_logprobs) for c in answer.choices]
 
 
+def offline(folder: Path, **options: Any) -> tuple[Starlette, Service]:
+    """The application over a state folder, without the processes: jobs stay as they were created, and no model
+    answers."""
+    settings = ServerSettings(state_dir=folder, **options)
+    model = embedded_folder()
+    base = BaseModelFacts(MODEL, model, max_context=512, vocabulary=2048, end=1, fingerprint="base")
+    injector = Injector(settings.inject or InjectSettings())
+    scorer: Any = None
+    app = create_app(settings)
+    app.state.service = service = Service(
+        settings, injector, State(folder), scorer, base, LocalTokenizer(model), TokenText(model)
+    )
+    jobs: Any = SimpleNamespace(add=lambda job: None)
+    service.scheduler = jobs
+    return app, service
+
+
 @pytest.fixture(scope="session")
 def nebius(tmp_path_factory: pytest.TempPathFactory) -> Iterator[EmbeddedServer]:
     with EmbeddedServer(ServerSettings(state_dir=tmp_path_factory.mktemp("nebius"), dialect="nebius")) as running:
         yield running
 
 
+JOB_FAULTS = InjectSettings(daily_limit_after=12, job_failure=0.3, job_stuck=0.3, model_deleted=0.4, seed=4)
+
+
 @pytest.fixture(scope="session")
 def vllm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[EmbeddedServer]:
-    with EmbeddedServer(ServerSettings(state_dir=tmp_path_factory.mktemp("vllm"), dialect="vllm")) as running:
+    """vLLM's dialect, and jobs with faults."""
+    settings = ServerSettings(state_dir=tmp_path_factory.mktemp("vllm"), dialect="vllm", inject=JOB_FAULTS)
+    with EmbeddedServer(settings) as running:
         yield running
 
 
@@ -117,7 +156,7 @@ def client(server: EmbeddedServer) -> openai.OpenAI:
     return connect(server)
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def http(server: EmbeddedServer) -> Iterator[httpx2.Client]:
     with raw(server) as client:
         yield client

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import threading
 import time
+from pathlib import Path
 from typing import Any
 
 import httpx2
 import openai
 import pytest
 
-from daunce_api.server import EmbeddedServer
+from daunce_api.server import EmbeddedServer, InjectSettings, routes_batches
+from daunce_api.server.gate import MAX_BODY_BYTES
 
-from .conftest import MODEL, jsonl, raw, records, upload, wait
+from .conftest import MODEL, jsonl, offline, raw, records, upload, wait
 
 
 def _sdk(server: EmbeddedServer) -> openai.OpenAI:
@@ -60,6 +64,7 @@ def test_a_batch_answers_as_single_requests_do(server: EmbeddedServer) -> None:
         ([{"custom_id": "a"}], "Line 1"),
         ([_question("a"), _question("a")], "custom_id of line 2"),
         ([_question("a", url="/v1/completions")], "not a POST to"),
+        ([_question("a", user="x" * MAX_BODY_BYTES)], "Line 1 has more than"),
     ],
 )
 def test_files_that_are_no_batch(server: EmbeddedServer, lines: list[Any], words: str) -> None:
@@ -97,24 +102,79 @@ def test_a_nebius_job_names_no_model_and_its_checkpoint_becomes_one(nebius: Embe
         ask = {"prompt": [5, 6], "echo": True, "logprobs": 1, "max_tokens": 0}
         unserved = http.post("/v1/completions", json={**ask, "model": last["fine_tuned_model_checkpoint"]})
         assert unserved.status_code == 404
-        models = {}
-        for checkpoint in (last, first):
+
+        def make(checkpoint: Any) -> Any:
             source = f"{done.id}:{checkpoint['id']}"
-            made = http.post("/v0/models", json={"name": "m", "base_model": MODEL, "source": source})
-            models[checkpoint["id"]] = made.json()["name"]
-        assert made.json()["status"] == "active"
+            return http.post("/v0/models", json={"name": "m", "base_model": MODEL, "source": source}).json()
+
+        models = {checkpoint["id"]: make(checkpoint)["name"] for checkpoint in (last, first)}
+        twin = make(first)
+        assert twin["status"] == "active"
         values = [
             http.post("/v1/completions", json={**ask, "model": name}).json()["choices"][0]["logprobs"]["token_logprobs"]
             for name in (MODEL, *models.values())
         ]
         assert len({tuple(v) for v in values}) == 3
         listed = http.get("/v0/models").json()["data"]
-        assert {m["name"] for m in listed} == set(models.values())
+        assert {m["name"] for m in listed} == {*models.values(), twin["name"]}
+        assert http.delete(f"/v1/models/{twin['name']}").status_code == 200  # and its weights stay with the other one
         assert http.delete(f"/v0/models/{models[last['id']]}").json()["status"] == "deleted"
         assert http.get(f"/v0/models/{models[last['id']]}").status_code == 404
         assert http.post("/v1/completions", json={**ask, "model": models[first["id"]]}).status_code == 200
         bad = http.post("/v0/models", json={"name": "m", "base_model": MODEL, "source": f"{done.id}:ftckpt-x"})
         assert bad.json()["error"]["param"] == "source"
+        lacking = http.post("/v0/models", json={"name": "m", "base_model": MODEL})
+        assert lacking.json()["error"]["param"] == "source"
+
+
+async def test_what_is_new_at_nebius_is_hidden_for_a_while(tmp_path: Path) -> None:
+    app, service = offline(tmp_path, dialect="nebius", inject=InjectSettings(model_lag=1000))
+    values = {"checkpoint_id": "ckpt", "base": MODEL, "created_at": 1, "adapter": "ftjob-1/final", "fingerprint": "f"}
+    service.state.insert("models", id="ft:m", job="ftjob-1", **values)
+    async with httpx2.AsyncClient(transport=httpx2.ASGITransport(app), base_url="http://localhost") as http:
+        body = {"name": "m", "base_model": MODEL, "source": "ftjob-1:ckpt"}
+        made = await http.post("/v0/models", json=body)
+        assert made.status_code == 200
+        assert (await http.get(f"/v0/models/{made.json()['name']}")).status_code == 404
+        assert (await http.get("/v0/models")).json()["data"] == []
+    service.state.close()
+
+
+async def test_a_batch_is_checked_beside_other_requests_and_waits_for_room(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The file is read in a thread. While the disk is full the batch is in progress; then it is answered once more, and
+    nothing is left of the first time."""
+    app, service = offline(tmp_path)
+    checked, failures = threading.Event(), [OSError(errno.ENOSPC, "No space left on device")]
+    check, answer = routes_batches._check, routes_batches._answer
+
+    def slow_check(*arguments: Any) -> None:
+        assert checked.wait(60)
+        check(*arguments)
+
+    async def answer_or_fail(*arguments: Any) -> Any:
+        if failures:
+            raise failures.pop()
+        return await answer(*arguments)
+
+    monkeypatch.setattr(routes_batches, "_check", slow_check)
+    monkeypatch.setattr(routes_batches, "_answer", answer_or_fail)
+    monkeypatch.setattr("daunce_api.server.scheduler.STORAGE_WAIT_SECONDS", 0.0)
+    async with httpx2.AsyncClient(transport=httpx2.ASGITransport(app), base_url="http://localhost") as http:
+        part = ("b.jsonl", jsonl([_question("a", n=2), _question("b", n=2)]))
+        file = (await http.post("/v1/files", files={"file": part}, data={"purpose": "batch"})).json()["id"]
+        body = {"input_file_id": file, "endpoint": "/v1/chat/completions", "completion_window": "24h"}
+        batch = (await http.post("/v1/batches", json=body)).json()
+        [task] = service.batches.values()
+        assert (await http.get(f"/v1/batches/{batch['id']}")).json()["status"] == "in_progress"
+        checked.set()
+        await task
+        batch = (await http.get(f"/v1/batches/{batch['id']}")).json()
+    assert (batch["status"], batch["request_counts"]["failed"]) == ("completed", 2)
+    assert batch["output_file_id"] is None
+    assert {path.name for path in service.state.files_dir.iterdir()} == {file, batch["error_file_id"]}
+    service.state.close()
 
 
 def test_vllm_s_null_and_prompt_logprobs(vllm: EmbeddedServer, http: httpx2.Client) -> None:

@@ -6,13 +6,18 @@ import asyncio
 import json
 import socket
 import threading
-import time
 from collections import Counter
-from typing import Any
+from pathlib import Path
 
+import httpx2
 import openai
 import pytest
 import uvicorn
+from starlette.applications import Starlette
+from starlette.middleware import Middleware
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route
 from starlette.types import Message, Scope
 
 from daunce_api.errors import ConfigurationError
@@ -21,8 +26,7 @@ from daunce_api.server import EmbeddedServer, InjectSettings, ServerSettings
 from daunce_api.server.gate import Gate
 from daunce_api.server.inject import Injector
 
-from .conftest import MODEL, connect, jsonl, records, submit, upload, wait
-from .test_gate import Harness
+from .conftest import JOB_FAULTS, MODEL, connect, jsonl, offline, records, submit, upload, wait
 
 
 def test_text_form() -> None:
@@ -83,20 +87,22 @@ BODY = json.dumps({"object": "list", "data": [{"id": "x" * 50}]}).encode()
 
 
 class Once:
-    """An application that counts what it did, behind a gate that injects one fault."""
+    """An application whose one route counts what it did, with an injector and the gate around it."""
 
-    def __init__(self, fault: str) -> None:
+    def __init__(self, settings: InjectSettings) -> None:
         self.acted = 0
         self.sent: list[Message] = []
-        settings = InjectSettings.model_validate({fault: 1, "retry_after": 0.25, "hang": 0.05})
-        self.harness = Harness(self.app, api_key="k")
-        self.harness.gate._injector = Injector(settings)
+        injector = Injector(settings)
 
-    async def app(self, scope: Scope, receive: Any, send: Any) -> None:
-        self.acted += 1
-        headers = [(b"content-type", b"application/json"), (b"content-length", b"%d" % len(BODY))]
-        await send({"type": "http.response.start", "status": 200, "headers": headers})
-        await send({"type": "http.response.body", "body": BODY})
+        async def act(request: Request) -> Response:
+            self.acted += 1
+            return Response(BODY, media_type="application/json")
+
+        async def call(request: Request) -> Response:
+            return await injector.answer("models", act, request)
+
+        gate = Middleware(Gate, settings=ServerSettings(api_key="k"))
+        self.app = Starlette(routes=[Route("/v1/models", call)], middleware=[gate])
 
     async def get(self) -> None:
         scope: Scope = {
@@ -109,14 +115,14 @@ class Once:
 
         async def receive() -> Message:
             if received.is_set():
-                await asyncio.sleep(30)  # the client stays; cancelled by the end of the hang
+                await asyncio.Event().wait()  # the client stays; cancelled by the end of the hang
             received.set()
             return {"type": "http.request", "body": b"", "more_body": False}
 
         async def send(message: Message) -> None:
             self.sent.append(message)
 
-        await self.harness.gate(scope, receive, send)
+        await self.app(scope, receive, send)
 
     @property
     def body(self) -> bytes:
@@ -142,7 +148,7 @@ class Once:
     ],
 )
 async def test_each_fault_on_the_wire(fault: str, acted: int, status: int, finished: bool) -> None:
-    once = Once(fault)
+    once = Once(InjectSettings.model_validate({fault: 1, "retry_after": 0.25, "hang": 0.05}))
     await once.get()
     assert (once.acted, once.sent[0]["status"], once.finished) == (acted, status, finished)
     headers = {k.decode(): v.decode() for k, v in once.sent[0]["headers"]}
@@ -158,7 +164,7 @@ async def test_each_fault_on_the_wire(fault: str, acted: int, status: int, finis
 
 
 async def test_the_answer_before_is_sent_again() -> None:
-    once = Once("duplicated")
+    once = Once(InjectSettings(duplicated=1))
     await once.get()
     assert once.body == BODY  # there is none before the first
     once.sent.clear()
@@ -167,84 +173,73 @@ async def test_the_answer_before_is_sent_again() -> None:
 
 
 async def test_two_requests_get_each_others_answers() -> None:
-    injector = Injector(InjectSettings(swapped=1, hang=5))
+    injector = Injector(InjectSettings(swapped=1, hang=60))
 
     async def request(body: bytes) -> bytes:
-        sent: list[Message] = []
+        async def act(request: Request) -> Response:
+            return Response(body)
 
-        async def app(scope: Scope, receive: Any, send: Any) -> None:
-            await send({"type": "http.response.start", "status": 200, "headers": []})
-            await send({"type": "http.response.body", "body": body})
-
-        async def send(message: Message) -> None:
-            sent.append(message)
-
-        await injector.commit("swapped", app, {}, send, send)  # type: ignore[arg-type]
-        return b"".join(m.get("body", b"") for m in sent)
+        return bytes((await injector.answer("models", act, Request({"type": "http"}))).body)
 
     assert await asyncio.gather(request(b"first"), request(b"second")) == [b"second", b"first"]
 
 
-def test_what_is_new_is_hidden_for_a_while(monkeypatch: pytest.MonkeyPatch) -> None:
-    clock = [100.0]
-    monkeypatch.setattr("daunce_api.server.inject.time.monotonic", lambda: clock[0])
-    injector = Injector(InjectSettings(job_lag=2, list_lag=5))
-    injector.born("ftjob-1")
-    assert injector.hidden("job", "ftjob-1")
-    assert not injector.hidden("file", "ftjob-1")
-    assert not injector.hidden("job", "ftjob-of-an-earlier-server", listed=True)
-    clock[0] = 102.5
-    assert not injector.hidden("job", "ftjob-1")
-    assert injector.hidden("job", "ftjob-1", listed=True)
-    clock[0] = 105.5
-    assert not injector.hidden("job", "ftjob-1", listed=True)
+async def test_what_is_new_is_hidden_for_a_while(tmp_path: Path) -> None:
+    """Files, jobs and models exist before they are found, and are found before they are listed."""
+    inject = InjectSettings(file_lag=1000, job_lag=1000, model_lag=1000, list_lag=2000)
+    app, service = offline(tmp_path, inject=inject)
+    service.state.file_path("file-old").write_text("x")
+    old = service.state.add_file("file-old", "a", "fine-tune")
 
+    def pass_time(seconds: float) -> None:
+        born = service.injector._born
+        born |= {identity: moment - seconds for identity, moment in born.items()}
 
-@pytest.mark.slow
-def test_a_provider_that_lags(tmp_path_factory: pytest.TempPathFactory) -> None:
-    """Files, jobs and models exist before they can be seen."""
-    inject = InjectSettings(file_lag=1.5, job_lag=1.5, model_lag=1.5)
-    with EmbeddedServer(ServerSettings(state_dir=tmp_path_factory.mktemp("lagging"), inject=inject)) as server:
-        client = connect(server)
-        file = upload(client, jsonl(records()))
-        assert file not in [f.id for f in client.files.list()]
-        with pytest.raises(openai.NotFoundError):
-            client.files.retrieve(file)
-        with pytest.raises(openai.BadRequestError, match="invalid training_file"):
-            submit(client, file)
-        time.sleep(1.6)
-        job = submit(client, file)
-        assert not client.fine_tuning.jobs.list().data
-        with pytest.raises(openai.NotFoundError):
-            client.fine_tuning.jobs.retrieve(job.id)
-        time.sleep(1.6)
-        done = wait(client, job.id)
-        missing = 0
-        for _ in range(100):
-            try:
-                client.completions.create(model=done.fine_tuned_model, prompt=[5], max_tokens=0)
-                break
-            except openai.NotFoundError:
-                missing += 1
-                time.sleep(0.05)
-        assert 0 < missing < 100
+    async with httpx2.AsyncClient(transport=httpx2.ASGITransport(app), base_url="http://localhost") as http:
+
+        async def listed(path: str) -> list[str]:
+            return [found["id"] for found in (await http.get(f"/v1/{path}")).json()["data"]]
+
+        part = ("train.jsonl", jsonl(records()))
+        file = (await http.post("/v1/files", files={"file": part}, data={"purpose": "fine-tune"})).json()["id"]
+        job = {"model": MODEL, "training_file": file}
+        assert (await http.get(f"/v1/files/{file}")).status_code == 404
+        assert (await http.post("/v1/fine_tuning/jobs", json=job)).json()["error"]["param"] == "training_file"
+        pass_time(1001)
+        assert (await http.get(f"/v1/files/{file}")).status_code == 200
+        assert await listed("files?limit=1") == [old["id"]]
+        created = (await http.post("/v1/fine_tuning/jobs", json=job)).json()["id"]
+        assert (await http.get(f"/v1/fine_tuning/jobs/{created}")).status_code == 404
+        assert await listed("fine_tuning/jobs") == []
+        service.state.insert("models", id="ft:m", job=created, base=MODEL, created_at=1, adapter="a", fingerprint="f")
+        service.injector.born("ft:m")
+        assert (await http.get("/v1/models/ft:m")).status_code == 404
+        pass_time(1001)
+        assert await listed("files?limit=1") == [file]
+        assert (await http.get(f"/v1/fine_tuning/jobs/{created}")).status_code == 200
+        assert (await http.get("/v1/models/ft:m")).status_code == 200
+        assert await listed("fine_tuning/jobs") == []
+        assert await listed("models") == [MODEL]
+        pass_time(1001)
+        assert await listed("fine_tuning/jobs") == [created]
+        assert await listed("models") == [MODEL, "ft:m"]
+    service.state.close()
 
 
 class Loopback:
-    """A real HTTP server of the gate around a one-answer application, in a thread."""
+    """A real HTTP server of the one-answer application, in a thread."""
 
-    def __init__(self, settings: InjectSettings) -> None:
-        self.injector = Injector(settings)
-        gate = Gate(Once("drop").app, ServerSettings(api_key="k"), self.injector, lambda scope: "models")
+    def __init__(self, settings: InjectSettings, timeout: float = 60) -> None:
         self._listener = socket.create_server(("127.0.0.1", 0))
-        config = uvicorn.Config(gate, log_config=None, log_level="critical", lifespan="off")
+        config = uvicorn.Config(Once(settings).app, log_config=None, log_level="critical", lifespan="off")
         self._server = uvicorn.Server(config)
         self._thread = threading.Thread(target=self._server.run, kwargs={"sockets": [self._listener]}, daemon=True)
+        self._timeout = timeout
 
     def __enter__(self) -> openai.OpenAI:
         self._thread.start()
         url = f"http://127.0.0.1:{self._listener.getsockname()[1]}/v1"
-        return openai.OpenAI(base_url=url, api_key="k", max_retries=0, timeout=0.2)
+        return openai.OpenAI(base_url=url, api_key="k", max_retries=0, timeout=self._timeout)
 
     def __exit__(self, *_: object) -> None:
         self._server.should_exit = True
@@ -266,7 +261,8 @@ class Loopback:
     ],
 )
 def test_each_fault_as_the_sdk_sees_it(fault: str, seen: type[Exception]) -> None:
-    with Loopback(InjectSettings.model_validate({fault: 1, "hang": 0.4})) as client, pytest.raises(seen):
+    hangs = fault.startswith("timeout")
+    with Loopback(InjectSettings.model_validate({fault: 1}), 0.2 if hangs else 60) as client, pytest.raises(seen):
         client.models.list()
 
 
@@ -284,31 +280,29 @@ def test_over_http_the_faults_come_as_planned() -> None:
 
 
 @pytest.mark.slow
-def test_job_faults_over_http(tmp_path_factory: pytest.TempPathFactory) -> None:
+def test_job_faults_over_http(vllm: EmbeddedServer) -> None:
     """Stuck and failed jobs, vanishing models, the daily limit."""
-    inject = InjectSettings(daily_limit_after=12, job_failure=0.3, job_stuck=0.3, model_deleted=0.4, seed=4)
-    expected = [Injector(inject).job_fault(n) for n in range(1, 13)]
+    expected = [Injector(JOB_FAULTS).job_fault(n) for n in range(1, 13)]
     assert {"job_failure", "job_stuck", "model_deleted"} <= set(expected)
-    with EmbeddedServer(ServerSettings(state_dir=tmp_path_factory.mktemp("faulty"), inject=inject)) as server:
-        client = connect(server)
-        file = upload(client, jsonl(records()))
-        jobs = [submit(client, file, n_epochs=1) for _ in range(12)]
-        with pytest.raises(openai.RateLimitError) as caught:
-            submit(client, file)
-        assert (caught.value.code, caught.value.type) == ("daily_rate_limit_exceeded", "invalid_request_error")
-        final = [wait(client, j.id, until=lambda j: j.status not in ("validating_files", "queued")) for j in jobs]
-        for job, fault in zip(final, expected, strict=True):
-            if fault == "job_stuck":
-                assert client.fine_tuning.jobs.retrieve(job.id).status == "running"
-                assert client.fine_tuning.jobs.cancel(job.id).status == "cancelled"
-                continue
-            done = wait(client, job.id)
-            assert (done.status, done.error is None) == (
-                ("failed", False) if fault == "job_failure" else ("succeeded", True)
-            )
-            if fault == "model_deleted":
+    client = connect(vllm)
+    file = upload(client, jsonl(records()))
+    jobs = [submit(client, file, n_epochs=1) for _ in range(12)]
+    with pytest.raises(openai.RateLimitError) as caught:
+        submit(client, file)
+    assert (caught.value.code, caught.value.type) == ("daily_rate_limit_exceeded", "invalid_request_error")
+    final = [wait(client, j.id, until=lambda j: j.status not in ("validating_files", "queued")) for j in jobs]
+    for job, fault in zip(final, expected, strict=True):
+        if fault == "job_stuck":
+            assert client.fine_tuning.jobs.retrieve(job.id).status == "running"
+            assert client.fine_tuning.jobs.cancel(job.id).status == "cancelled"
+            continue
+        done = wait(client, job.id)
+        assert (done.status, done.error is None) == (
+            ("failed", False) if fault == "job_failure" else ("succeeded", True)
+        )
+        if fault == "model_deleted":
+            client.completions.create(model=done.fine_tuned_model, prompt=[5], max_tokens=0)
+            with pytest.raises(openai.NotFoundError) as gone:
                 client.completions.create(model=done.fine_tuned_model, prompt=[5], max_tokens=0)
-                with pytest.raises(openai.NotFoundError) as gone:
-                    client.completions.create(model=done.fine_tuned_model, prompt=[5], max_tokens=0)
-                assert gone.value.code == "model_not_found"
-        assert client.models.retrieve(MODEL).id == MODEL
+            assert gone.value.code == "model_not_found"
+    assert client.models.retrieve(MODEL).id == MODEL

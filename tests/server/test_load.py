@@ -1,6 +1,6 @@
 """Many clients for a long time: flat memory on both sides, and every answer belongs to its question.
 
-``DAUNCE_LOAD_SECONDS`` sets how long (default 4; the long form is 600).
+``DAUNCE_LOAD_SECONDS`` sets how long (default 2; the long form is 600).
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from daunce_api.server import EmbeddedServer
 from .conftest import MODEL, connect_async
 
 CONNECTIONS = 64
-SECONDS = float(os.environ.get("DAUNCE_LOAD_SECONDS", "4"))
+SECONDS = float(os.environ.get("DAUNCE_LOAD_SECONDS", "2"))
 ALLOWED_GROWTH = 30 * 2**20
 
 

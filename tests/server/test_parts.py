@@ -9,6 +9,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import tokenizers
 from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
@@ -24,7 +25,7 @@ from daunce_api.server.routes_files import _display_name, file_object
 from daunce_api.server.routes_jobs import _suffix
 from daunce_api.server.state import State
 from daunce_api.server.tokentext import TokenText
-from daunce_api.server.training_data import TrainingFileError, read_training_file
+from daunce_api.server.training_data import JobError, read_training_file
 
 from .conftest import jsonl, records
 
@@ -56,6 +57,19 @@ def test_a_token_that_is_half_a_character_is_named_by_its_bytes() -> None:
     assert TEXT.offsets(ids) == [0, 0, 0]
 
 
+def test_spaces_and_bytes_of_a_sentencepiece_vocabulary_are_kept(tmp_path: Path) -> None:
+    """Its decoder takes the space off the beginning of a text, and with it off every token that is decoded alone."""
+    vocabulary = {"<unk>": 0, "\u2581the": 1, "re": 2, "<0xE6>": 3, "<0x97>": 4, "<0xA5>": 5}
+    tokenizer = tokenizers.Tokenizer(tokenizers.models.BPE(vocabulary, [], unk_token="<unk>", byte_fallback=True))
+    decoders = tokenizers.decoders
+    parts = [decoders.Replace("\u2581", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
+    tokenizer.decoder = decoders.Sequence(parts)
+    tokenizer.save(str(tmp_path / "tokenizer.json"))
+    text = TokenText(tmp_path)
+    assert text.text([1, 2, 1, 3, 4, 5]) == " there the日"
+    assert [text.label(i) for i in (1, 2, 3)] == [" the", "re", "bytes:\\xe6"]
+
+
 @pytest.mark.parametrize(
     ("given_suffix", "stands"),
     [("Demo Set", "demo-set"), ("a:b/../c", "a-b-..-c"), ("ñ", "-"), ("run.1_x-2", "run.1_x-2"), (None, None)],
@@ -77,7 +91,7 @@ def test_file_names_are_shown_without_paths_and_control_characters(name: str) ->
 def test_no_training_file_breaks_the_reader(tmp_path_factory: pytest.TempPathFactory, lines: list[bytes]) -> None:
     path = tmp_path_factory.mktemp("f") / "file"
     path.write_bytes(b"\n".join(lines))
-    with pytest.raises(TrainingFileError) as caught:
+    with pytest.raises(JobError) as caught:
         read_training_file(path, TOKENIZER, 512)
     assert caught.value.code in ("invalid_training_file", "invalid_n_examples")
     assert len(caught.value.message) < 5000
@@ -86,7 +100,7 @@ def test_no_training_file_breaks_the_reader(tmp_path_factory: pytest.TempPathFac
 def test_long_lists_of_problems_are_cut(tmp_path: Path) -> None:
     path = tmp_path / "file"
     path.write_bytes(jsonl([{"messages": [{"role": f"role-{i}", "content": "x"}]} for i in range(500)]))
-    with pytest.raises(TrainingFileError, match="and 491 more"):
+    with pytest.raises(JobError, match="and 491 more"):
         read_training_file(path, TOKENIZER, 512)
     path.write_bytes(jsonl(records(10)))
     assert len(read_training_file(path, TOKENIZER, 512)) == 10
@@ -130,6 +144,31 @@ def test_a_transaction_is_all_or_nothing(tmp_path: Path) -> None:
         insert_twice()
     assert state.one("files", "file-a") is None
     state.close()
+
+
+def test_weights_that_two_models_share_go_with_the_last_of_them(tmp_path: Path) -> None:
+    state = State(tmp_path)
+    weights = state.adapters_dir / "ftjob-1" / "final"
+    for identity, job in (("ft:a", "ftjob-1"), ("made", "ftjob-1:ckpt"), ("made too", "ftjob-1:ckpt")):
+        values = {"base": "b", "created_at": 1, "adapter": "ftjob-1/final", "fingerprint": "f"}
+        state.insert("models", id=identity, job=job, **values)
+    weights.mkdir(parents=True)
+    (weights.parent / "final.epoch-1").mkdir()
+    state.delete_models_of_job("ftjob-1")
+    assert [path.name for path in weights.parent.iterdir()] == ["final"]
+    for identity in ("made", "made too"):
+        assert weights.exists()
+        state.delete_models(state.rows("SELECT * FROM models WHERE id=?", [identity]))
+    assert not weights.exists()
+    state.close()
+
+
+def test_a_folder_that_cannot_be_used_is_named(tmp_path: Path) -> None:
+    (tmp_path / "files" / "a folder").mkdir(parents=True)
+    with pytest.raises(ConfigurationError, match="cannot be used"):
+        State(tmp_path)
+    (tmp_path / "files" / "a folder").rmdir()
+    State(tmp_path, lock_timeout=0.1).close()
 
 
 def test_options_are_checked_and_named() -> None:

@@ -18,7 +18,7 @@ from daunce_api.errors import RejectedError, TrainingCancelledError
 from daunce_api.providers.local.engines import WorkerLostError
 from daunce_api.server.scheduler import VALIDATED_AT_ONCE, Scheduler
 from daunce_api.server.state import State
-from daunce_api.server.worker import Step, Trained, facts
+from daunce_api.server.worker import Step, Trained
 
 DONE = Trained(losses=(1.0, 0.5), trained_tokens=10, folder=Path("final"), digest="d")
 
@@ -30,14 +30,10 @@ class Worker:
         self.answers = list(answers)
         self.calls = self.stops = 0
 
-    def on_start(self) -> None: ...
-
     def stop(self) -> None:
         self.stops += 1
 
     async def call(self, function: Any, *arguments: Any, on_report: Any = None) -> Any:
-        if function is facts:
-            return self.on_start()
         self.calls += 1
         answer = self.answers.pop(0)
         if callable(answer):
@@ -142,7 +138,7 @@ async def test_a_lane_outlives_errors_around_a_job(state: State, monkeypatch: py
 
     monkeypatch.setattr(state, "one", failing)
     scheduler = scheduler_of(state, monkeypatch)
-    lane = scheduler._spawn(scheduler._work(Worker(DONE)))  # type: ignore[arg-type]
+    lane = asyncio.create_task(scheduler._work(Worker(DONE)))  # type: ignore[arg-type]
     scheduler._lanes.append(lane)
     for _ in range(200):
         await asyncio.sleep(0)
@@ -153,20 +149,9 @@ async def test_a_lane_outlives_errors_around_a_job(state: State, monkeypatch: py
     assert scheduler.lanes == 0
 
 
-async def test_a_job_cancelled_while_its_process_starts_is_not_trained(
-    state: State, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    class Starting(Worker):
-        def on_start(self) -> None:
-            state.update_job("ftjob-1", status="cancelled", finished_at=2)
-
-    worker = Starting(DONE)
-    row = await finish(state, worker, monkeypatch)
-    assert (row["status"], worker.calls) == ("cancelled", 0)
-
-
 async def test_a_job_cancelled_while_it_trains_is_stopped(state: State, monkeypatch: pytest.MonkeyPatch) -> None:
-    """However early the cancellation arrives: a step of a job that is over stops it again."""
+    """However early the cancellation arrives, before the process had started too: a step of a job that is over stops it
+    again."""
 
     def cancelled(on_report: Any) -> Exception:
         scheduler.cancel(state.job("ftjob-1"))
@@ -194,3 +179,26 @@ async def test_cancelling_ends_a_validation_that_takes_long(state: State, monkey
     assert not scheduler._validations
     assert scheduler._validating._value == VALIDATED_AT_ONCE
     reading.set()
+
+
+def test_the_end_of_the_server_waits_for_no_validation(state: State, monkeypatch: pytest.MonkeyPatch) -> None:
+    over, read_to_the_end = threading.Event(), threading.Event()
+
+    def read(*_: Any) -> None:
+        loop.call_soon_threadsafe(reading.set)
+        over.wait(30)
+        read_to_the_end.set()
+
+    async def serve() -> None:
+        scheduler = scheduler_of(state, monkeypatch)
+        scheduler.add("ftjob-1")
+        await reading.wait()
+        await scheduler.close()
+
+    monkeypatch.setattr("daunce_api.server.scheduler.read_training_file", read)
+    reading = asyncio.Event()
+    with asyncio.Runner() as runner:
+        loop = runner.get_loop()
+        runner.run(serve())
+    assert not read_to_the_end.is_set()
+    over.set()

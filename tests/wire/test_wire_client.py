@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import pickle
 import threading
+import time
 import traceback
+from contextlib import suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
@@ -16,6 +18,7 @@ from wire_support import KEY, Server, failing, openai_error
 from daunce_api.errors import (
     AmbiguousSubmitError,
     ConfigurationError,
+    ContractError,
     DailyLimitError,
     ProviderError,
     RejectedError,
@@ -73,6 +76,55 @@ async def test_messages_keep_what_the_server_said() -> None:
     assert "bad file" in str(await failure(Server(failing(400, openai_error("bad file")))))
     assert "overloaded" in str(await failure(Server(failing(529, {"error": "overloaded"}))))
     assert "shut down" in str(await failure(Server(failing(404, openai_error("gone", "model_not_found")))))
+
+
+async def test_a_long_message_is_not_cut_within_a_key() -> None:
+    """Half of a key would no longer be found in it, and stay."""
+    key = "sk-proj-" + "0123456789" * 16
+    server = Server(failing(502, f"{'x' * 380} authorization: Bearer {key}".encode()))
+    client = WireClient.open(Endpoint("http://wire.test/v1", key, "the server"), http_client=server.http())
+    with pytest.raises(TransientError) as caught:
+        await client.json(client.sdk.models.with_raw_response.retrieve("m"), doing="the test")
+    assert key[:12] not in str(caught.value)
+
+
+async def test_an_answer_that_drips_is_not_waited_for_without_end() -> None:
+    """Every byte restarts the SDK's own timeout."""
+
+    class Dripping(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(200)
+            self.send_header("content-length", "100000")
+            self.end_headers()
+            with suppress(OSError):
+                for _ in range(1000):
+                    self.wfile.write(b" ")
+                    time.sleep(0.01)
+
+        def log_message(self, *_: Any) -> None:
+            return None
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Dripping)
+    threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
+    client = WireClient.open(Endpoint(f"http://127.0.0.1:{server.server_address[1]}/v1", KEY), timeout=5)
+    client.calls.longest = 0.2
+    try:
+        call = client.sdk.models.with_raw_response.retrieve("m")
+        with pytest.raises(TransientError, match="did not answer in time"):
+            await client.json(call, doing="the test")
+        call = client.sdk.models.with_raw_response.retrieve("m")
+        with pytest.raises(AmbiguousSubmitError, match="did not answer in time"):
+            await client.json(call, doing="the test", submit=True)
+    finally:
+        await client.close()
+        server.shutdown()
+        server.server_close()
+
+
+async def test_an_answer_generated_by_another_model_is_not_explained() -> None:
+    answer = {"model": "gpt-other", "choices": [{"message": {"content": "yes"}}]}
+    with pytest.raises(ContractError, match="another model"):
+        await Server(lambda _: answer).echo().generate("ft:m", [{"role": "user", "content": "?"}], max_tokens=4)
 
 
 def raising(error: type[httpx2.TransportError]) -> Server:
@@ -138,8 +190,9 @@ async def test_control_characters_of_a_server_do_not_reach_the_terminal() -> Non
         ({"retry-after": "tomorrow"}, None),
     ],
 )
-def test_retry_after(headers: dict[str, str], seconds: float | None) -> None:
-    assert retry_after(headers, wall_clock=784111740.0) == seconds
+def test_retry_after(headers: dict[str, str], seconds: float | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(time, "time", lambda: 784111740.0)
+    assert retry_after(headers) == seconds
 
 
 async def test_retry_after_reaches_the_caller() -> None:

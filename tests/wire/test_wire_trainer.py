@@ -88,7 +88,8 @@ async def test_a_failed_job_says_why() -> None:
     assert not job.refused
 
 
-async def test_a_withheld_model_is_a_failure_and_a_late_name_is_not() -> None:
+@pytest.mark.parametrize("blocked", [{"data": {"blocked": True}}, {"level": "error"}])
+async def test_a_withheld_model_is_a_failure_and_a_late_name_is_not(blocked: dict[str, Any]) -> None:
     events: list[dict[str, Any]] = [{"type": "message", "message": "done", "created_at": 1}]
 
     def handler(request: httpx2.Request) -> Any:
@@ -97,7 +98,10 @@ async def test_a_withheld_model_is_a_failure_and_a_late_name_is_not() -> None:
     trainer = Server(handler).trainer()
     job = await trainer.get("ftjob-1")
     assert (job.status, job.model) == (JobStatus.SUCCEEDED, None)  # whoever waits for it decides how long
-    events.append({"type": "moderation_checks", "message": "refused by a safety check", "created_at": 2})
+    check: dict[str, Any] = {"type": "moderation_checks", "level": "info", "message": "passed", "created_at": 2}
+    events.append({**check, "data": {"blocked": False, "results": []}})
+    assert (await trainer.get("ftjob-1")).status is JobStatus.SUCCEEDED, "a check that it passed"
+    events[1] = {**check, "message": "refused by a safety check", **blocked}
     job = await trainer.get("ftjob-1")
     assert job.status is JobStatus.FAILED
     assert job.error is not None
@@ -194,10 +198,11 @@ async def test_model_info_carries_the_shutdown_date(date: str | None) -> None:
         await Server(failing(404, openai_error("gone", "model_not_found"))).trainer().model_info("m")
 
 
-async def test_cancelling_a_finished_job_returns_it() -> None:
+@pytest.mark.parametrize("status", [400, 409])
+async def test_cancelling_a_finished_job_returns_it(status: int) -> None:
     def handler(request: httpx2.Request) -> Any:
         if request.method == "POST":
-            return httpx2.Response(400, json=openai_error("Job has already completed"))
+            return httpx2.Response(status, json=openai_error("Job has already completed"))
         return job_object(status="failed")
 
     assert (await Server(handler).trainer().cancel("ftjob-1")).status is JobStatus.FAILED

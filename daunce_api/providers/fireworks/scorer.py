@@ -21,7 +21,7 @@ from ..openai_wire.client import open_client
 from ..openai_wire.echo import EchoOptions, EchoScorer, presets
 from ..polling import Answer
 from ..registry import Context
-from .trainer import PAGE, id_of, open_sdk
+from .trainer import PAGE, id_of, open_fireworks
 
 
 class FireworksScorerOptions(EchoOptions):
@@ -58,7 +58,7 @@ def open_scorer(context: Context) -> Scorer:
     if options.deployment is None or options.serverless:
         return scorer
     account = options.account_id or config.backend.options.get("account_id")
-    sdk, calls = open_sdk(context, account_id=account, timeout=options.timeout)
+    sdk, calls = open_fireworks(context, account_id=account, timeout=options.timeout)
     return HostedScorer(scorer, DeploymentHost(sdk, calls, options, config.backend.model))
 
 

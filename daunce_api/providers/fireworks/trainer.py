@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Mapping
+from collections.abc import Awaitable
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -17,9 +17,9 @@ import httpx2
 from pydantic import Field
 
 from ...config import RunConfig
-from ...errors import ConfigurationError, MissingExtraError, ProviderError, RejectedError, StopError, TransientError
+from ...errors import ConfigurationError, RejectedError, TransientError
 from ..base import EchoField, Job, JobEcho, JobRequest, JobStatus, ModelInfo, TrainerCapabilities
-from ..calls import NO_REASON, Calls, SdkTrainer, cancelled, gone_already, known_hyperparameters, plain
+from ..calls import NO_REASON, Calls, SdkTrainer, cancelled, gone_already, open_sdk, plain, refusal
 from ..contract import part_of
 from ..identity import key_in, of_run
 from ..options import TrainerOptions
@@ -96,33 +96,23 @@ def trainer_capabilities(config: RunConfig) -> TrainerCapabilities:
 def open_trainer(context: Context) -> FireworksTrainer:
     """A trainer on the SDK's own client, without its retries."""
     options = FireworksOptions.of(context.config)
-    sdk, calls = open_sdk(context, account_id=options.account_id, timeout=options.timeout)
+    sdk, calls = open_fireworks(context, account_id=options.account_id, timeout=options.timeout)
     return FireworksTrainer(sdk, calls, context.config)
 
 
-def open_sdk(context: Context, *, account_id: str | None, timeout: float) -> tuple[AsyncFireworks, Calls]:
+def open_fireworks(context: Context, *, account_id: str | None, timeout: float) -> tuple[AsyncFireworks, Calls]:
     """The SDK's client for the config's endpoint.
 
     Raises MissingExtraError where the SDK is not installed, ConfigurationError where no account is named.
     """
-    try:
-        import fireworks
-    except ImportError as error:
-        raise MissingExtraError("Fireworks' fine-tuning", "fireworks") from error
     account = account_id or os.environ.get(ACCOUNT_VARIABLE, "").strip()
     if not account:
         raise ConfigurationError(
             f"Fireworks needs the account's id: set backend.options.account_id or the variable {ACCOUNT_VARIABLE}."
         )
     endpoint = context.wire_endpoint
-    sdk = fireworks.AsyncFireworks(
-        api_key=endpoint.api_key,
-        account_id=account,
-        base_url=endpoint.base_url.removesuffix("/v1").removesuffix("/inference"),
-        max_retries=0,
-        timeout=timeout,
-    )
-    return sdk, Calls("Fireworks", [endpoint.api_key], fireworks)
+    own = {"account_id": account, "base_url": endpoint.base_url.removesuffix("/v1").removesuffix("/inference")}
+    return open_sdk("fireworks", "AsyncFireworks", "Fireworks", endpoint, timeout=timeout, **own)
 
 
 def dataset_id_of(name: str) -> str:
@@ -147,8 +137,6 @@ class FireworksTrainer(SdkTrainer):
         self._jobs = sdk.supervised_fine_tuning_jobs
         sends_template = FireworksOptions.of(config).send_template
         self._template = chat_template(config.backend.tokenizer) if sends_template else None
-        self._cancelled: set[str] = set()
-        """Jobs that may be found paused: nobody waits for them."""
 
     async def model_info(self, model: str) -> ModelInfo:
         """Raises RejectedError where the model (``accounts/ACCOUNT/models/ID``) does not exist."""
@@ -169,22 +157,32 @@ class FireworksTrainer(SdkTrainer):
             dataset_id=dataset,
             dataset={"user_uploaded": {}, "example_count": str(lines), "format": "CHAT" if chat else "COMPLETION"},
         )
-        exists = False
+        conflict = await refusal(self._calls.call(create, doing=f"creating data set {dataset}"))
+        if conflict is not None and conflict.status != 409:
+            raise conflict
+        # A conflict: it exists, from an upload that was interrupted. Its file is sent again, and may be there already.
+        unsent = await refusal(self._send(dataset, name, content))
+        if unsent is not None and conflict is None:
+            raise unsent
+        validate = self._sdk.datasets.validate_upload(dataset, body={})
+        unchecked = await refusal(self._calls.call(validate, doing=f"validating data set {dataset}"))
+
+        def ready(latest: Answer) -> bool:
+            code = part_of(latest, "status", "code")
+            if latest.get("state") != READY and code in FILE_FAULTS:
+                reason = self._calls.clean(str(part_of(latest, "status", "message") or code))
+                raise RejectedError(f"Fireworks finds fault with data set {dataset}: {reason}")
+            return latest.get("state") == READY
+
+        answer, late = await self._read(dataset), unsent or unchecked
         try:
-            await self._calls.call(create, doing=f"creating data set {dataset}")
-        except ProviderError as error:
-            # 409: it exists, from an upload that was interrupted; its file is sent again.
-            if error.status != 409:
-                raise
-            exists = True
-        refused: RejectedError | None = None
-        try:
-            await self._send(dataset, name, content)
-        except RejectedError as error:
-            if not exists:
-                raise
-            refused = error  # its file may have arrived the first time
-        await self._until_ready(dataset, refused)
+            await self.poll.until(
+                ready, answer, lambda: self._read(dataset), f"data set {dataset}", late=TransientError
+            )
+        except TransientError:
+            if late is not None:
+                raise late from None
+            raise
         return self._resource("datasets", dataset)
 
     async def _send(self, dataset: str, name: str, content: bytes) -> None:
@@ -204,33 +202,6 @@ class FireworksTrainer(SdkTrainer):
         async with httpx2.AsyncClient(timeout=UPLOAD_TIMEOUT) as http:
             await self._calls.request(http, "PUT", url, doing=doing, content=content, headers=headers)
 
-    async def _until_ready(self, dataset: str, refused: RejectedError | None) -> None:
-        """Have the upload validated and wait until the data set is ready: before that, jobs on it are refused."""
-        answer = await self._read(dataset)
-        if answer.get("state") != READY:
-            try:
-                call = self._sdk.datasets.validate_upload(dataset, body={})
-                await self._calls.call(call, doing=f"validating data set {dataset}")
-            except RejectedError as error:
-                refused = refused or error  # also said of one that is being validated already
-            answer = await self._read(dataset)
-
-        def ready(latest: Answer) -> bool:
-            code = part_of(latest, "status", "code")
-            if latest.get("state") != READY and code in FILE_FAULTS:
-                reason = self._calls.clean(str(part_of(latest, "status", "message") or code))
-                raise RejectedError(f"Fireworks finds fault with data set {dataset}: {reason}")
-            return latest.get("state") == READY
-
-        try:
-            await self.poll.until(
-                ready, answer, lambda: self._read(dataset), f"data set {dataset}", late=TransientError
-            )
-        except TransientError:
-            if refused is not None:
-                raise refused from None
-            raise
-
     async def _read(self, dataset: str) -> dict[str, Any]:
         return await self._calls.fields(self._sdk.datasets.get(dataset), doing=f"reading data set {dataset}")
 
@@ -249,7 +220,7 @@ class FireworksTrainer(SdkTrainer):
         """Create a job, once; one of the same id is refused by Fireworks. Raises AmbiguousSubmitError when no answer
         tells what happened, TransientError where the data set is not ready yet."""
         job_id = job_id_of(request.key)
-        options: dict[str, Any] = known_hyperparameters("Fireworks", request.hyperparameters, HYPERPARAMETERS)
+        options: dict[str, Any] = dict(request.hyperparameters)
         if self._template is not None:
             options["jinja_template"] = self._template
         options["base_model" if request.model == self._base_model else "warm_start_from"] = request.model
@@ -263,8 +234,7 @@ class FireworksTrainer(SdkTrainer):
             **options,
         )
         async with file_in_time(partial(self._is_read, request.file_id)):
-            answer = await self._calls.fields(call, doing=f"creating job {request.key}", submit=True)
-        return self._job(job_id, answer)
+            return await self._one(job_id, call, f"creating job {request.key}", submit=True)
 
     async def _is_read(self, file_id: str) -> bool:
         return await self._state_of_data(id_of(file_id)) not in (None, READY)
@@ -282,16 +252,13 @@ class FireworksTrainer(SdkTrainer):
         return [job for job in jobs if of_run(job.echo.key, run_key)]
 
     async def get(self, job_id: str) -> Job:
-        call = self._jobs.get(job_id)
-        answer = await self._calls.fields(call, doing=f"reading job {job_id}")
-        said = part_of(answer, "status", "message")
-        if _state_of(answer) == "PAUSED" and job_id not in self._cancelled:
-            why = self._calls.clean(f" ({said})" if said else "")
-            raise StopError(
-                f"Fireworks has paused job {job_id}{why}: the account is suspended, or somebody paused it. Everything "
-                "so far is kept; settle that at Fireworks (billing, or resume the job), then run the same command "
-                "again."
-            )
+        return await self._one(job_id, self._jobs.get(job_id), f"reading job {job_id}")
+
+    async def _one(self, job_id: str, call: Awaitable[Any], doing: str, *, submit: bool = False) -> Job:
+        """The job in an answer, which has to be this one."""
+        answer = await self._calls.fields(call, doing=doing, submit=submit, needs={"name": str})
+        if id_of(answer["name"]) != job_id:
+            raise self._calls.malformed(doing, submit, f"the job {id_of(answer['name'])}")
         return self._job(job_id, answer)
 
     async def cancel(self, job_id: str) -> Job:
@@ -299,7 +266,6 @@ class FireworksTrainer(SdkTrainer):
         return await cancelled(self._cancel(job_id), lambda: self.get(job_id))
 
     async def _cancel(self, job_id: str) -> Job:
-        self._cancelled.add(job_id)
         call = self._jobs.cancel(job_id, body={})
         await self._calls.call(call, doing=f"cancelling job {job_id}")
         return await self.get(job_id)
@@ -318,22 +284,24 @@ class FireworksTrainer(SdkTrainer):
         return f"accounts/{self._sdk.account_id}/{kind}/{name}"
 
     def _job(self, job_id: str, answer: dict[str, Any]) -> Job:
-        state, said = _state_of(answer), part_of(answer, "status", "message")
+        state = str(answer.get("state") or "").removeprefix("JOB_STATE_")
+        reason = self._calls.clean(str(part_of(answer, "status", "message") or NO_REASON))
+        paused = (
+            f"Fireworks has paused job {job_id} ({reason}): the account is suspended, or somebody paused it. "
+            "Everything so far is kept; settle that at Fireworks (billing, or resume the job), then run the same "
+            "command again."
+        )
         status = _FINAL.get(state, JobStatus.QUEUED if state in _QUEUED else JobStatus.RUNNING)
         model = answer.get("outputModel") or self._resource("models", job_id)
-        reason = self._calls.clean(str(said or NO_REASON))
         return Job(
             id=job_id,
             status=status,
             model=str(model) if status is JobStatus.SUCCEEDED else None,
             error=reason if status is JobStatus.FAILED else None,
             refused=status is JobStatus.FAILED and part_of(answer, "status", "code") in FILE_FAULTS,
+            blocked=paused if state == "PAUSED" else None,
             echo=JobEcho(key=key_in([answer.get("displayName")]), file_id=answer.get("dataset")),
         )
-
-
-def _state_of(answer: Mapping[str, Any]) -> str:
-    return str(answer.get("state") or "").removeprefix("JOB_STATE_")
 
 
 def id_of(resource: object) -> str:

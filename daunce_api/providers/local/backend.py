@@ -111,7 +111,9 @@ def _start_engine(options: LocalOptions) -> Engine:
 
 def run_of(context: Context) -> LocalRun:
     """The one that the trainer and the scorer of a context share."""
-    run: LocalRun = context.shared.setdefault("local", LocalRun(context.config))
+    if FOLDER not in context.shared:
+        context.shared[FOLDER] = LocalRun(context.config)
+    run: LocalRun = context.shared[FOLDER]
     return run
 
 

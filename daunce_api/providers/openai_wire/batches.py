@@ -27,6 +27,8 @@ _LOOKS = 3
 _LIMIT_POLLS = 10
 """Polls between two tries of a batch that has to wait for others to end."""
 _FAILED_POLLS = 10
+LONGEST_WAIT = 3 * 86_400.0
+"""Seconds after which a batch that has not ended is given up: it was to end within one day."""
 _UPLOAD_TIMEOUT = 600.0
 _LIST_LIMIT, _FILES_PAGE = 100, 1000
 _METADATA_CHARACTERS = 512
@@ -79,11 +81,12 @@ class Batches:
         """The batch once it has ended, with whatever it answered.
 
         One that was turned away because too many tokens are waiting already is submitted again once others may have
-        ended. Raises RejectedError where it is refused, or too large for that limit by itself.
+        ended. Raises RejectedError where it is refused, or too large for that limit by itself, and StopError where it
+        does not end in ``LONGEST_WAIT``.
         """
-        alone = 0
+        alone, give_up = 0, self._clock.now() + LONGEST_WAIT
         while True:
-            batch = await self._polled(batch)
+            batch = await self._polled(batch, give_up)
             if batch["status"] != "failed":
                 return batch
             if not _is_limited(batch):
@@ -98,10 +101,18 @@ class Batches:
             await self._clock.sleep(_LIMIT_POLLS * self._poll_seconds)
             batch = await self._create(str(batch["input_file_id"]), model, mark)
 
-    async def _polled(self, batch: Batch) -> Batch:
+    async def _polled(self, batch: Batch, give_up: float) -> Batch:
         """The batch once it is final. In a day of polls some fail; only many in a row are an error."""
         failures = 0
         while batch.get("status") not in _ENDED:
+            if self._clock.now() >= give_up:
+                raise StopError(
+                    self._client.calls.clean(
+                        f"batch {batch['id']} is still {batch.get('status')} after {LONGEST_WAIT / 86_400:.0f} days, "
+                        "though it was to end within one. Everything so far is kept. Cancel it at the provider, then "
+                        "run the same command again: what it has answered is used, and the rest is requested anew."
+                    )
+                )
             await self._clock.sleep(self._poll_seconds)
             call = self._batches.retrieve(str(batch["id"]))
             try:

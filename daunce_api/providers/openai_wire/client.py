@@ -14,7 +14,7 @@ import httpx2
 
 from ...errors import ContractError, StopError
 from ..base import Closing, ScorerCapabilities
-from ..calls import Calls
+from ..calls import Calls, connections
 from ..contract import by_index, check_model, json_of, part_of
 from ..endpoint import ANONYMOUS, Endpoint
 from ..options import ScorerOptions
@@ -53,22 +53,18 @@ class WireClient(Closing):
         *,
         http_client: httpx2.AsyncClient | None = None,
         timeout: float = 600.0,
-        connections: int = 100,
+        most: int = 100,
     ) -> WireClient:
         """A client of an endpoint, on an ``AsyncOpenAI`` without retries of its own.
 
-        Organisation and project of the environment go to OpenAI alone, and requests to loopback addresses do not go
-        through a proxy of the environment. ``timeout`` is in seconds, for one request.
+        Organization and project of the environment go to OpenAI alone. ``timeout`` is in seconds, for one request;
+        ``most`` connections are open at once.
         """
         import openai
 
         if http_client is None:
-            http_client = openai.DefaultAsyncHttpxClient(
-                timeout=httpx2.Timeout(timeout, connect=10.0),
-                limits=httpx2.Limits(max_connections=connections, max_keepalive_connections=connections),
-                trust_env=not endpoint.loopback,
-                follow_redirects=False,  # a training file goes where the config says, and nowhere else
-            )
+            limits = httpx2.Limits(max_connections=most, max_keepalive_connections=most)
+            http_client = connections(openai, endpoint, timeout=httpx2.Timeout(timeout, connect=10.0), limits=limits)
         sdk = openai.AsyncOpenAI(
             api_key=endpoint.api_key,
             base_url=endpoint.base_url,
@@ -99,12 +95,8 @@ class WireClient(Closing):
         answer it must be: its ``object``, and fields that have these values wherever the answer holds them. An answer
         that says otherwise belongs to another request and is malformed.
         """
-        answer = json_of(await self.content(call, doing=doing, submit=submit))
-        if not isinstance(answer, dict):
-            raise self.calls.malformed(doing, submit, "a body that is not a JSON object")
-        for name, wanted in (needs or {}).items():
-            if not isinstance(answer.get(name), wanted) or answer[name] == "":
-                raise self.calls.malformed(doing, submit, f"no usable field {name!r}")
+        content = await self.content(call, doing=doing, submit=submit)
+        answer = self.calls.checked(json_of(content), doing, submit, needs)
         said = answer.get("object")
         if kind is not None and said != kind and isinstance(said, str) and said in OBJECT_KINDS:
             raise self.calls.malformed(doing, submit, f"an object of another kind, {said!r} instead of {kind!r}")
@@ -191,7 +183,7 @@ def open_client(context: Context, options: ScorerOptions, *, concurrency: int | 
         context.wire_endpoint,
         http_client=context.http_client,
         timeout=options.timeout,
-        connections=max(concurrency or options.concurrency, context.config.scoring.concurrency or 1),
+        most=max(concurrency or options.concurrency, context.config.scoring.concurrency or 1),
     )
 
 
@@ -233,8 +225,7 @@ class WireScorer(Closing):
         plain = isinstance(asked, str)
         path = "/completions" if plain else "/chat/completions"
         question = {"prompt": asked} if plain else {"messages": list(asked)}
-        body = {"model": model, **question, "max_tokens": max_tokens, "temperature": 0}
-        answer = await self.client.post(path, body, doing="generating an answer")
+        answer = await self.ask(path, model, {**question, "max_tokens": max_tokens}, doing="generating an answer")
         text = part_of(answer, "choices", 0, *(["text"] if plain else ["message", "content"]))
         if not isinstance(text, str) or not text:
             raise ContractError(f"{self.provider} generated no text. Give the answer instead.")

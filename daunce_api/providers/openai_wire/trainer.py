@@ -29,6 +29,7 @@ from ..base import (
     mark_of,
 )
 from ..calls import NO_REASON, cancelled
+from ..contract import part_of
 from ..identity import count, key_in, of_run
 from ..options import TrainerOptions
 from ..registry import Context
@@ -78,10 +79,6 @@ class WireTrainerOptions(TrainerOptions):
     key_in: frozenset[KeyPlace] = Field(
         METADATA, min_length=1, description="where a job carries its key; default: metadata (OpenAI), both elsewhere"
     )
-
-    def own_fields(self) -> dict[str, Any]:
-        """Fields of the provider's own in the request for a job."""
-        return dict(self.extra_body)
 
     def capabilities(self, config: RunConfig, provider: str, jobs: int, **differences: Any) -> TrainerCapabilities:
         """What a trainer on OpenAI's wire can do."""
@@ -206,8 +203,8 @@ class WireTrainer(Closing):
                 body["metadata"][SEQUENCE_FIELD] = str(request.sequence)
         if request.validation_file_id is not None:
             body["validation_file"] = request.validation_file_id
-        if extra := self._options.own_fields():
-            body["extra_body"] = extra
+        if self._options.extra_body:
+            body["extra_body"] = self._options.extra_body
         return body
 
     def _recipe(self, hyperparameters: dict[str, Any]) -> dict[str, Any]:
@@ -326,8 +323,10 @@ class WireTrainer(Closing):
             events = (await self._client.json(call, doing=doing, needs={"data": list}))["data"]
         except RejectedError:
             return None  # a server without events
-        withheld = [e.get("message") for e in events if isinstance(e, dict) and e.get("type") == "moderation_checks"]
-        return f"the provider withholds the model: {withheld[0]}" if withheld else None
+        checks = [e for e in events if isinstance(e, dict) and e.get("type") == "moderation_checks"]
+        # A check that was passed is an event too.
+        withheld = [e for e in checks if part_of(e, "data", "blocked") is True or e.get("level") in ("warn", "error")]
+        return f"the provider withholds the model: {withheld[0].get('message')}" if withheld else None
 
     async def close(self) -> None:
         await self._client.close()

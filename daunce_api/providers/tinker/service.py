@@ -1,7 +1,7 @@
 """Tinker's client (SDK ``tinker``), shared by the trainer and the scorer of a run.
 
-Tinker's own service and servers that speak its wire (SkyRL, Baseten Loops, OpenRL, ...) are of different ages, and each
-works with SDKs of its own age. So what an SDK offers is looked up, never taken for granted by its version.
+Tinker's own service and the servers that speak its wire (SkyRL, Baseten Loops, OpenRL, ...) are of different ages, and
+each works with SDKs of its own age. What an SDK offers is therefore detected, never inferred from its version.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ NO_KEY = "tml-no-key"
 _SHARED = "tinker"
 _PAGE = 100
 _FULL = re.compile(r"maximum number of .{0,40}(reached|exceeded)|no free (slot|adapter)", re.IGNORECASE)
-"""What a server says that holds as many models as it can; those of a process that was killed go after a while."""
+"""What a full server says; the models of a killed process are removed after a while."""
 
 
 def is_tinker(base_url: str | None) -> bool:
@@ -42,11 +42,11 @@ def name_of(base_url: str | None) -> str:
 
 
 class Service:
-    """A ``tinker.ServiceClient``, opened at its first use, which closes when its last user does."""
+    """A ``tinker.ServiceClient``, opened at its first use and closed with its last user."""
 
     def __init__(self, connect: Callable[[], Any], calls: Calls, look_up: Callable[[], Any] | None = None) -> None:
-        """``connect`` makes the client of a session, ``look_up`` the one of what the service keeps, where the SDK has
-        one without a session. Both send requests and wait for them."""
+        """``connect`` creates the client of a session; ``look_up`` the one for training runs and checkpoints, where the
+        SDK has one that needs no session. Both send requests and block."""
         self.calls = calls
         self._connect = connect
         self._look_up = look_up
@@ -68,7 +68,7 @@ class Service:
         return self._client
 
     async def rest(self) -> Any:
-        """The SDK's client of what the service keeps: training runs and checkpoints."""
+        """The SDK's client for training runs and checkpoints."""
         look_up = self._look_up
         if look_up is None:
             client = await self.client()
@@ -79,7 +79,7 @@ class Service:
         return self._rest
 
     async def models(self) -> list[Any]:
-        """What the service says of the models that it trains; older SDKs ask through the session's client."""
+        """The models that the service lists; older SDKs ask through the session's client."""
         owner = await self.rest()
         if not hasattr(owner, "get_server_capabilities"):
             owner = await self.client()
@@ -89,14 +89,13 @@ class Service:
     async def training_runs(self, doing: str) -> list[Any]:
         """Every training run that the service lists."""
         rest = await self.rest()
-        found: list[Any] = []
-        offset, total = 0, 1
-        while offset < total:
-            page = await self.start(partial(rest.list_training_runs, limit=_PAGE, offset=offset), doing=doing)
-            found += page.training_runs
-            total = page.cursor.total_count
-            offset += _PAGE
-        return found
+        found: dict[str, Any] = {}
+        while True:  # a server may send fewer than requested, or the same ones again
+            page = await self.start(partial(rest.list_training_runs, limit=_PAGE, offset=len(found)), doing=doing)
+            known = len(found)
+            found |= {str(run.training_run_id): run for run in page.training_runs}
+            if len(found) in (known, page.cursor.total_count):
+                return list(found.values())
 
     async def start(self, create: Callable[[], Any], *, doing: str, submit: bool = False) -> Any:
         """The result of an SDK method. The method itself may open a session, which blocks, so it runs in a thread."""
@@ -113,11 +112,11 @@ class Service:
         raise full
 
     async def result(self, future: Any, *, doing: str) -> Any:
-        """The result of an SDK method that was called already."""
+        """The result of an SDK method that was already called."""
         return await self.calls.call(_settled(future), doing=doing)
 
     def enter(self) -> Self:
-        """This client for one more user, who has to :meth:`leave`."""
+        """Register one more user, who must call :meth:`leave`."""
         self._users += 1
         return self
 
@@ -126,19 +125,19 @@ class Service:
         if self._users == 0 and self._client is not None:
             client, self._client = self._client, None
             if hasattr(client, "close"):
-                with suppress(ProviderError):  # a session that is not closed ends by itself
+                with suppress(ProviderError):  # an unclosed session expires
                     await self.start(lambda: client.close("success"), doing="closing the session")
 
 
 async def _settled(value: Any) -> Any:
-    """What an SDK method gives: a plain value, a future of a thread, or something to await."""
-    if inspect.isawaitable(value):  # some are futures of a thread besides, which the SDK gives up
+    """The result of an SDK method, which may be a plain value, a concurrent future or an awaitable."""
+    if inspect.isawaitable(value):  # some are concurrent futures as well, a use that the SDK deprecates
         return await value
     return await asyncio.wrap_future(value) if isinstance(value, concurrent.futures.Future) else value
 
 
 def accepts(function: Callable[..., Any], name: str) -> bool:
-    """Whether a method of the SDK at hand takes a keyword argument by name."""
+    """Whether a method of the installed SDK takes a keyword argument of this name."""
     try:
         return name in inspect.signature(function).parameters
     except (TypeError, ValueError):
@@ -165,12 +164,14 @@ def open_service(context: Context) -> Service:
             f"every other key. Give the server a key that does, or leave backend.api_key_env out: {NO_KEY!r} is then "
             "sent."
         )
+    calls = Calls(name_of(endpoint.base_url), [key], tinker)
+    calls.longest = None  # steps and samples wait in the service's queues for as long as it takes
     where = {"api_key": key, "base_url": endpoint.base_url}
     shown = {"display_name": name} if accepts(tinker.ServiceClient, "display_name") else {}
     rest = getattr(tinker, "RestClient", None)
     service = Service(
         lambda: tinker.ServiceClient(**where, **shown),
-        Calls(name_of(endpoint.base_url), [key], tinker),
+        calls,
         None if rest is None else lambda: rest(**where),
     )
     context.shared[_SHARED] = service

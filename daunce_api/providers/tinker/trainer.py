@@ -1,14 +1,15 @@
-"""Members trained on Tinker's wire: the loop runs here, its forward, backward and optimiser steps run there.
+"""Members trained on Tinker's wire: the loop runs here, its forward, backward and optimizer steps run there.
 
 Subset, order, seed and the weight of every token are the run's own. Each example counts by its mean loss, as it is
-measured. A loop ends with the process that runs it; the next process goes on after the last epoch whose optimiser state
-was saved, and a member without one is trained again.
+measured. A loop ends with its process; the next process resumes it after the last epoch whose optimizer state was
+saved, and trains a member without one again.
 """
 
 from __future__ import annotations
 
 import asyncio
-from functools import partial
+from collections import Counter
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +18,8 @@ from pydantic import Field
 from ..._util.files import replacing
 from ...config import RunConfig
 from ...data.dataset import Dataset
-from ...data.tokenizers import EncodedExample, encode_example
-from ...errors import DaunceError, RejectedError, StopError
+from ...data.tokenizers import EncodedExample, Tokenizer, encode_example
+from ...errors import RejectedError, TransientError
 from ..base import Closing, EchoField, Job, JobEcho, JobRequest, JobStatus, ModelInfo, TrainerCapabilities
 from ..calls import gone_already
 from ..identity import of_run
@@ -32,7 +33,6 @@ from .loops import (
     HYPERPARAMETERS,
     INTERRUPTED,
     SCHEME,
-    Keeping,
     Loop,
     LoopRecord,
     LoopRecords,
@@ -47,6 +47,8 @@ from .service import Service, is_tinker, name_of, open_service
 
 ECHOES: frozenset[EchoField] = frozenset(("key", "file_id"))
 MOST_CHECKPOINTS = 100
+MOST_RESUMES = 3
+"""Times that a process resumes one loop that fails, before the job counts as failed and is paid for from its start."""
 KEY_FIELD, FILE_FIELD, SEQUENCE_FIELD = "daunce_key", "daunce_file", "daunce_seq"
 """In the metadata of a training run."""
 FILES_FOLDER = "tinker"
@@ -103,16 +105,11 @@ class TinkerTrainer(Closing):
         self._service = service.enter()
         self.capabilities = trainer_capabilities(config)
         self._layers = TinkerOptions.of(config).model_dump(exclude={"models_persist"})
-        self._tokenizer = tokenizer_of(config)
+        self._config = config
         self._folder = config.run_dir / FILES_FOLDER
         self._records = LoopRecords(self._folder)
-        self._base_model = config.backend.model
-        days = config.ensemble.keep_days
-        seconds = None if days is None else days * DAY
-        self._keeping = Keeping(config.ensemble.checkpoints, seconds, state=not self.capabilities.models_persist)
-        # Members start from a target that is trained from the base model: its training state is kept.
-        self._needs_target = config.ensemble.start_from == "target"
         self._loops: dict[str, asyncio.Task[str]] = {}
+        self._resumes: Counter[str] = Counter()
 
     async def model_info(self, model: str) -> ModelInfo:
         """Raises RejectedError where the service does not train this model."""
@@ -130,7 +127,7 @@ class TinkerTrainer(Closing):
         return ModelInfo(model)
 
     async def upload(self, name: str, content: bytes) -> str:
-        """Keep a training file in the run folder; its name."""
+        """Keep a training file in the run folder; returns its name."""
         with replacing(self._path(name)) as part:
             part.write_bytes(content)
         return name
@@ -149,7 +146,7 @@ class TinkerTrainer(Closing):
             metadata[SEQUENCE_FIELD] = str(request.sequence)
         client = await self._service.client()
         doing = f"creating the training run of {request.key}"
-        if request.model == self._base_model:
+        if request.model == self._config.backend.model:
             create = partial(
                 client.create_lora_training_client,
                 base_model=request.model,
@@ -169,23 +166,27 @@ class TinkerTrainer(Closing):
             file_id=request.file_id,
             seed=request.seed,
             hyperparameters=dict(request.hyperparameters),
-            runs=[await self._run_id(training)],
+            runs=[str(training.model_id)],
             tokens=recipe.n_epochs * sum(len(e.ids) for e in examples),
         )
         self._records.save(record)
         self._run(record, examples, training)
         return record.job(JobStatus.RUNNING)
 
-    async def _run_id(self, training: Any) -> str:
-        info = await self._service.start(training.get_info, doing="reading the new training run")
-        return str(info.model_id)
-
     def _run(self, record: LoopRecord, examples: list[EncodedExample], training: Any | None) -> asyncio.Task[str]:
-        """Start a loop; without a training client, from the record's saved state."""
-        keeping = self._keeping
-        if self._needs_target and record.model == self._base_model:
-            keeping = Keeping(1, keeping.seconds, state=True)  # its models from before the end are not scored
-        loop = Loop(self._service, record, keeping, self._records.save, examples)
+        """Start a loop, from the record's saved state where there is no training client."""
+        ensemble = self._config.ensemble
+        # Members start from the target's training state; its models from before the end are not scored.
+        is_target = ensemble.start_from == "target" and record.model == self._config.backend.model
+        loop = Loop(
+            self._service,
+            self._records,
+            record,
+            examples,
+            models=1 if is_target else ensemble.checkpoints,
+            seconds=None if ensemble.keep_days is None else ensemble.keep_days * DAY,
+            keeps_state=is_target or not self.capabilities.models_persist,
+        )
 
         async def run() -> str:
             return await loop.train(training if training is not None else await self._resumed(record))
@@ -194,15 +195,15 @@ class TinkerTrainer(Closing):
         return task
 
     async def _resumed(self, record: LoopRecord) -> Any:
-        """A training client at the record's saved state, with its optimiser."""
+        """A training client at the record's saved state, with its optimizer."""
         client = await self._service.client()
         create = partial(
             client.create_training_client_from_state_with_optimizer,
             record.state,
             user_metadata={KEY_FIELD: record.key, FILE_FIELD: record.file_id},
         )
-        training = await self._service.start(create, doing=f"taking up {record.key} after epoch {record.epoch}")
-        record.runs.append(await self._run_id(training))
+        training = await self._service.start(create, doing=f"resuming {record.key} after epoch {record.epoch}")
+        record.runs.append(str(training.model_id))
         self._records.save(record)
         return training
 
@@ -216,8 +217,8 @@ class TinkerTrainer(Closing):
         return next((job for job in jobs if job.status is JobStatus.SUCCEEDED), jobs[-1] if jobs else None)
 
     async def jobs_of(self, run_key: str) -> list[Job]:
-        """Every job of a run: those whose loops this run folder knows, and training runs of others that carry one of
-        its keys. One without a checkpoint beside another of its key was made by a request that the SDK repeated."""
+        """Every job of a run: those whose loops this run folder knows, and other training runs that carry one of its
+        keys. A run without a checkpoint beside another of the same key comes from a request that the SDK repeated."""
         records = [record for record in self._records.all() if of_run(record.key, run_key)]
         alive = {job_id for job_id, task in self._loops.items() if not task.done()}
         jobs = [record.job(JobStatus.RUNNING) if record.job_id in alive else record.left() for record in records]
@@ -236,7 +237,8 @@ class TinkerTrainer(Closing):
         return jobs
 
     async def get(self, job_id: str) -> Job:
-        """The job's state. A loop that an earlier process left after a whole epoch is taken up again."""
+        """The job's state. A loop that an earlier process left after a whole epoch is resumed from there, and so is one
+        that failed, up to ``MOST_RESUMES`` times."""
         record, task = self._records.load(job_id), self._loops.get(job_id)
         if record is None:
             rest = await self._service.rest()
@@ -252,9 +254,15 @@ class TinkerTrainer(Closing):
         if task.cancelled():
             return record.job(JobStatus.CANCELLED)
         error = task.exception()
-        if isinstance(error, StopError) or (error is not None and not isinstance(error, DaunceError)):
+        if error is None:
+            return record.left()
+        if not isinstance(error, TransientError | RejectedError):
             raise error
-        return record.left() if error is None else record.job(JobStatus.FAILED, error=str(error))
+        if record.state is None or self._resumes[job_id] == MOST_RESUMES:
+            return record.job(JobStatus.FAILED, error=str(error))
+        self._resumes[job_id] += 1
+        self._run(record, self._examples(record.file_id), None)
+        return record.job(JobStatus.RUNNING)
 
     async def checkpoints(self, job_id: str) -> list[str]:
         """Paths of the sampler's weights after the epochs before the last, in order."""
@@ -273,7 +281,7 @@ class TinkerTrainer(Closing):
         return list(answer.checkpoints)
 
     async def cancel(self, job_id: str) -> Job:
-        """Stop the loop; what was trained so far stays at the service for some days, or until it is cleaned up."""
+        """Stop the loop; what was trained so far stays at the service for some days, or until `daunce clean`."""
         task = self._loops.get(job_id)
         if task is not None:
             task.cancel()
@@ -319,6 +327,10 @@ class TinkerTrainer(Closing):
         dataset = Dataset.from_jsonl(self._path(file_id))
         return [encode_example(example, self._tokenizer, "all") for example in dataset]
 
+    @cached_property
+    def _tokenizer(self) -> Tokenizer:
+        return tokenizer_of(self._config)
+
     async def close(self) -> None:
         for task in self._loops.values():
             task.cancel()
@@ -327,7 +339,7 @@ class TinkerTrainer(Closing):
 
 
 def ended(run: Any) -> Job:
-    """A training run that no loop of this process works on and no record knows."""
+    """The job of a training run that neither a loop of this process nor a record knows."""
     run_id, checkpoint = str(run.training_run_id), run.last_sampler_checkpoint
     echo = JobEcho(key=key_of(run), file_id=(run.user_metadata or {}).get(FILE_FIELD))
     if checkpoint is not None and listed_name(checkpoint) == FINAL:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 from pydantic import Field
@@ -29,7 +30,7 @@ from ..polling import Answer
 from ..probe import GENERATED, compare, not_generating
 from ..registry import Context
 from ..tokenizers import tokenizer_of
-from .trainer import open_sdk, weights_of
+from .trainer import maker_of, open_together
 
 IGNORED = (
     "It did not echo the prompt. Check that the model runs on a dedicated endpoint that returns log-probabilities."
@@ -65,7 +66,7 @@ def open_scorer(context: Context) -> Scorer:
     scorer = TogetherScorer(open_client(context, options), config)
     if options.endpoint_id is None:
         return scorer
-    sdk, calls = open_sdk(context, timeout=options.timeout, project_id=options.project_id)
+    sdk, calls = open_together(context, timeout=options.timeout, project_id=options.project_id)
     return HostedScorer(scorer, AdapterHost(sdk, calls, options))
 
 
@@ -99,10 +100,13 @@ class TogetherScorer(WireScorer):
     def __init__(self, client: WireClient, config: RunConfig) -> None:
         super().__init__(client, scorer_capabilities(config))
         self._limit = self.capabilities.max_context_tokens
-        self._tokenizer = tokenizer_of(config)
-        self._base = config.backend.model
+        self._config = config
         self._front: object = None
         """Id that the server puts in front of every text, once an answer has shown that it doubles the example's."""
+
+    @cached_property
+    def _tokenizer(self) -> Tokenizer:
+        return tokenizer_of(self._config)
 
     async def score(self, model: str, batch: Sequence[EncodedExample]) -> list[TokenScores]:
         """Log-probabilities (nats) of each example's targets, a request each.
@@ -131,7 +135,7 @@ class TogetherScorer(WireScorer):
         Raises as :meth:`score`, ContractError where the values differ, and RejectedError for the base model: what
         answers for it, if anything does, is not the endpoint that fine-tunes answer on.
         """
-        if model == self._base:
+        if model == self._config.backend.model:
             raise RejectedError(
                 f"Together serves fine-tunes on endpoints of their own, of which {model} tells nothing."
             )
@@ -148,10 +152,11 @@ class TogetherScorer(WireScorer):
             return not_generating(error)
         again = await self._read(model, prompt + "".join(said for _, _, said in first.made), doing=doing)
         pairs = []
+        read = list(zip(again.ids, again.values, strict=False))
         for position, (token, value, _) in enumerate(first.made, start=len(first.ids)):
-            if position >= len(again.ids) or again.ids[position] != token:
+            if position >= len(read) or read[position][0] != token:
                 break  # its own text is read as other tokens from here on
-            pairs.append((position, value, again.values[position]))
+            pairs.append((position, value, read[position][1]))
         if not pairs or list(again.ids[: len(first.ids)]) != list(first.ids):
             return ProbeReport(False, "the endpoint reads the text that it generates as other tokens than it made")
         return compare(self.provider, pairs)
@@ -217,12 +222,12 @@ class AdapterHost(Host):
         self._where = {"endpoint_id": options.endpoint_id, "deployment_id": options.deployment_id}
 
     async def create(self, model: str) -> tuple[str, str, Answer]:
-        weights = await weights_of(self._sdk, self._calls, model)
-        if weights is None or weights.adapter is None:
+        job = await maker_of(self._sdk, self._calls, model)
+        if not job.get("adapter_object_id"):
             raise RejectedError(f"Together knows no adapter of {model!r}: it was deleted, or is another project's.")
-        call = self._adapters.create(adapter_model_id=weights.adapter, **self._where)
-        answer = await self._calls.fields(call, doing=f"attaching {model}")
-        return weights.name, str(answer.get("id") or ""), answer
+        call = self._adapters.create(adapter_model_id=job["adapter_object_id"], **self._where)
+        answer = await self._calls.fields(call, doing=f"attaching {model}", needs={"id": str})
+        return str(job.get("adapter_object_name") or model), answer["id"], answer
 
     async def read(self, loaded: str, model: str) -> Answer:
         call = self._adapters.retrieve(id=loaded, **self._where)
@@ -240,11 +245,11 @@ class AdapterHost(Host):
         await self._calls.call(call, doing=f"detaching {model}")
 
     async def listed(self, model: str) -> list[str]:
-        weights = await weights_of(self._sdk, self._calls, model)
-        if weights is None or weights.adapter is None:
+        adapter = (await maker_of(self._sdk, self._calls, model)).get("adapter_object_id")
+        if not adapter:
             return []
         attached = await self._calls.listed(self._adapters.list(**self._where), doing="listing what is attached")
-        return [str(a.id) for a in attached if a.adapter_model_id == weights.adapter]
+        return [str(a.id) for a in attached if a.adapter_model_id == adapter]
 
     async def close(self) -> None:
         await self._sdk.close()

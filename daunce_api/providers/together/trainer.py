@@ -9,14 +9,12 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Awaitable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pydantic import Field
 
 from ...config import RunConfig
-from ...errors import MissingExtraError
 from ..base import (
     EchoField,
     Hyperparameters,
@@ -28,7 +26,7 @@ from ..base import (
     TrainerCapabilities,
     mark_of,
 )
-from ..calls import NO_REASON, Calls, SdkTrainer, cancelled, known_hyperparameters, plain
+from ..calls import NO_REASON, Calls, SdkTrainer, cancelled, open_sdk
 from ..identity import count, key_in, of_run
 from ..options import TrainerOptions
 from ..registry import Context
@@ -108,46 +106,23 @@ def _defaults_note(config: RunConfig) -> tuple[str, ...]:
 def open_trainer(context: Context) -> TogetherTrainer:
     """A trainer on the SDK's own client, without its retries."""
     options = TogetherOptions.of(context.config)
-    sdk, calls = open_sdk(context, timeout=options.timeout, project_id=options.project_id)
+    sdk, calls = open_together(context, timeout=options.timeout, project_id=options.project_id)
     return TogetherTrainer(sdk, calls, context.config)
 
 
-def open_sdk(context: Context, *, timeout: float, project_id: str | None = None) -> tuple[AsyncTogether, Calls]:
+def open_together(context: Context, *, timeout: float, project_id: str | None) -> tuple[AsyncTogether, Calls]:
     """The SDK's client for the config's endpoint. Raises MissingExtraError where the SDK is not installed."""
-    try:
-        import together
-    except ImportError as error:
-        raise MissingExtraError("Together's fine-tuning", "together") from error
     endpoint = context.wire_endpoint
-    sdk = together.AsyncTogether(
-        api_key=endpoint.api_key,
-        project_id=project_id,
-        base_url=endpoint.base_url.removesuffix("/v1"),
-        max_retries=0,
-        timeout=timeout,
-    )
-    return sdk, Calls("Together", [endpoint.api_key], together)
+    own = {"project_id": project_id, "base_url": endpoint.base_url.removesuffix("/v1")}
+    return open_sdk("together", "AsyncTogether", "Together", endpoint, timeout=timeout, **own)
 
 
-@dataclass(frozen=True, slots=True)
-class Weights:
-    """What Together's registry keeps of a fine-tune: ids of the model and of its adapter, and the adapter's name."""
-
-    name: str
-    model: str | None
-    adapter: str | None
-
-
-async def weights_of(sdk: AsyncTogether, calls: Calls, model: str) -> Weights | None:
-    """The objects of a fine-tune, by the job that made it; None where no job did."""
-    answer = await calls.fields(sdk.fine_tuning.list(), doing=f"looking for the job of {model}")
-    for item in objects(answer.get("data")):
+async def maker_of(sdk: AsyncTogether, calls: Calls, model: str) -> dict[str, Any]:
+    """The job that made a fine-tune, with the ids of the model and its adapter; empty where no job did."""
+    for item in await listed(calls, sdk.fine_tuning.list(), doing=f"looking for the job of {model}"):
         if item.get("model_output_name") == model:
-            job = await calls.fields(sdk.fine_tuning.retrieve(str(item["id"])), doing=f"reading job {item['id']}")
-            ids = [job.get(name) for name in ("model_object_id", "adapter_object_id")]
-            made, adapter = (value if isinstance(value, str) and value else None for value in ids)
-            return Weights(str(job.get("adapter_object_name") or model), made, adapter)
-    return None
+            return await calls.fields(sdk.fine_tuning.retrieve(item["id"]), doing=f"reading job {item['id']}")
+    return {}
 
 
 class TogetherTrainer(SdkTrainer):
@@ -170,13 +145,12 @@ class TogetherTrainer(SdkTrainer):
             path = Path(folder) / name
             path.write_bytes(content)
             call = self._sdk.files.upload(path, purpose="fine-tune", check=False)
-            answer = await self._calls.fields(call, doing=f"uploading {name}")
+            answer = await self._calls.fields(call, doing=f"uploading {name}", needs={"id": str})
         return str(answer["id"])
 
     async def find_file(self, name: str, size: int) -> str | None:
         """Id of a file with this name and number of bytes; one that failed the provider's check does not count."""
-        answer = await self._calls.fields(self._sdk.files.list(), doing="listing files")
-        for item in objects(answer.get("data")):
+        for item in await listed(self._calls, self._sdk.files.list(), doing="listing files"):
             broken = item.get("processing_status") in ("FAILED", "INVALID_FORMAT")
             if item.get("filename") == name and item.get("bytes") == size and not broken:
                 return str(item["id"])
@@ -198,19 +172,15 @@ class TogetherTrainer(SdkTrainer):
             **options,
         )
         # The SDK asks for an estimate of the price first; only the request after that one makes a job.
-        answer = await self._calls.fields(call, doing=f"creating job {request.key}", submit="/fine-tunes")
-        if not isinstance(answer.get("id"), str):
-            raise self._calls.malformed(f"creating job {request.key}", True, "no job id")
-        return self._job(answer)
+        return await self._one(call, f"creating job {request.key}", submit="/fine-tunes")
 
     async def find_job(self, key: str) -> Job | None:
         """The job whose model carries the hash of this key; of two, the older one."""
-        listed, mark = await self._listed(f"looking up job {key}"), mark_of(key)
-        found = [item for item in listed if any(mark in name for name in _names(item))]
+        jobs, mark = await self._listed(f"looking up job {key}"), mark_of(key)
+        found = [item for item in jobs if any(mark in name for name in _names(item))]
         if not found:
             return None
-        oldest = min(found, key=lambda item: str(item.get("created_at") or ""))
-        return await self.get(str(oldest["id"]))
+        return await self.get(min(found, key=lambda item: str(item.get("created_at") or ""))["id"])
 
     async def jobs_of(self, run_key: str) -> list[Job]:
         """Every job of a run, by the suffixes of their models."""
@@ -218,8 +188,7 @@ class TogetherTrainer(SdkTrainer):
         return [job for job in jobs if of_run(job.echo.key, run_key)]
 
     async def _listed(self, doing: str) -> list[dict[str, Any]]:
-        answer = await self._calls.fields(self._sdk.fine_tuning.list(), doing=doing)
-        return objects(answer.get("data"))
+        return await listed(self._calls, self._sdk.fine_tuning.list(), doing=doing)
 
     async def get(self, job_id: str) -> Job:
         return await self._one(self._sdk.fine_tuning.retrieve(job_id), f"reading job {job_id}")
@@ -229,8 +198,9 @@ class TogetherTrainer(SdkTrainer):
         call = self._sdk.fine_tuning.cancel(job_id)
         return await cancelled(self._one(call, f"cancelling job {job_id}"), lambda: self.get(job_id))
 
-    async def _one(self, call: Awaitable[Any], doing: str) -> Job:
-        return self._job(await self._calls.fields(call, doing=doing))
+    async def _one(self, call: Awaitable[Any], doing: str, submit: bool | str = False) -> Job:
+        needs = {"id": str, "status": str}
+        return self._job(await self._calls.fields(call, doing=doing, submit=submit, needs=needs))
 
     async def delete_file(self, file_id: str) -> bool:
         return await self._calls.delete(self._sdk.files.delete(file_id), doing=f"deleting file {file_id}")
@@ -238,8 +208,8 @@ class TogetherTrainer(SdkTrainer):
     async def delete_model(self, model: str) -> bool:
         """Deletes a fine-tune and its adapter from the project's registry, by their ids; False without ``project_id``,
         for which Together asks, and where a deployment still uses it."""
-        weights = await weights_of(self._sdk, self._calls, model) if self._sdk.project_id else None
-        ids = [] if weights is None else [i for i in (weights.adapter, weights.model) if i is not None]
+        job = await maker_of(self._sdk, self._calls, model) if self._sdk.project_id else {}
+        ids = [i for name in ("adapter_object_id", "model_object_id") if isinstance(i := job.get(name), str) and i]
         gone = [await self._calls.delete(self._sdk.models.delete(i), doing=f"deleting model {model}") for i in ids]
         return bool(gone) and all(gone)
 
@@ -260,7 +230,9 @@ class TogetherTrainer(SdkTrainer):
             trained_tokens=count(answer.get("token_count")) or None,
             refused=answer.get("status") == "user_error",
             echo=JobEcho(
-                key=key_in(_names(answer)), file_id=answer.get("training_file"), seed=answer.get("random_seed")
+                key=key_in(_names(answer)),
+                file_id=answer.get("training_file"),
+                seed=count(answer.get("random_seed")),
             ),
         )
 
@@ -271,19 +243,16 @@ def _names(item: dict[str, Any]) -> list[str]:
 
 def _typed(hyperparameters: Hyperparameters) -> dict[str, Any]:
     """Hyperparameters by the SDK's names, with :data:`DEFAULTS`; switches arrive as 0 and 1."""
-    known = {**DEFAULTS, **known_hyperparameters("Together", hyperparameters, HYPERPARAMETERS)}
-    return {k: bool(v) if k in SWITCHES else v for k, v in known.items()}
+    return {k: bool(v) if k in SWITCHES else v for k, v in {**DEFAULTS, **hyperparameters}.items()}
 
 
 def _reason(answer: dict[str, Any]) -> str:
-    messages = [
-        str(event["message"])
-        for event in objects(answer.get("events"))
-        if str(event.get("type", "")).endswith("ERROR") and event.get("message")
-    ]
-    return messages[-1] if messages else NO_REASON
+    events = [event for event in answer.get("events") or () if isinstance(event, dict)]
+    errors = [event for event in events if str(event.get("type", "")).endswith("ERROR") and event.get("message")]
+    return str(errors[-1]["message"]) if errors else NO_REASON
 
 
-def objects(value: object) -> list[dict[str, Any]]:
-    found = [plain(item) for item in value] if isinstance(value, list) else []
-    return [item for item in found if item is not None]
+async def listed(calls: Calls, call: Awaitable[Any], *, doing: str) -> list[dict[str, Any]]:
+    """The jobs or files in a list. An answer without a list is no empty one: what it does not show may be there."""
+    answer = await calls.fields(call, doing=doing, needs={"data": list})
+    return [item for item in answer["data"] if isinstance(item, dict) and isinstance(item.get("id"), str)]
