@@ -29,8 +29,8 @@ class Host(Closing, ABC):
     """Puts models on a server and takes them off. ``limit`` is how many it holds at once; a model that is being loaded
     is looked at by ``poll`` until it is there.
 
-    A subclass makes the provider's requests. What this process loaded is remembered by its id; what another process left
-    is found by :meth:`listed`.
+    A subclass makes the provider's requests. What this process loaded is remembered by its id; what another process
+    left is found by :meth:`listed`.
     """
 
     poll = Poll(5.0, 240)
