@@ -62,8 +62,8 @@ class Calls:
 
     def __init__(self, provider: str, secrets: Sequence[str] = (), sdk: ModuleType | None = None) -> None:
         self.provider = provider
-        self.longest: float | None = LONGEST_REQUEST
-        """Seconds that a request may take in all; None where its answer may take any time (Tinker's queues)."""
+        self.longest = LONGEST_REQUEST
+        """Seconds that a request may take in all."""
         self._sdk: Any = sdk
         self._secrets = tuple(s for s in secrets if s)
 

@@ -183,13 +183,20 @@ def service(fake: FakeService) -> Service:
 
 
 def make(
-    fake: FakeService, folder: Path, *, checkpoints: int = 1, forgets: bool = False, target: bool = False, **days: Any
+    fake: FakeService,
+    folder: Path,
+    *,
+    checkpoints: int = 1,
+    forgets: bool = False,
+    target: bool = False,
+    tokenizer: str = "daunce-tiny",
+    **days: Any,
 ) -> TinkerTrainer:
     config = run_config(
         "tinker",
         model=BASE,
         base_url=None,
-        tokenizer="daunce-tiny",
+        tokenizer=tokenizer,
         run_dir=str(folder),
         trainer_options={"models_persist": not forgets},
         ensemble={"checkpoints": checkpoints, "start_from": "target" if target else "base", **days},
@@ -435,7 +442,9 @@ async def test_a_cancelled_loop_is_not_taken_up_again(tmp_path: Path) -> None:
         await trainer.submit(request())
         await asyncio.wait([trainer._loops["run-1"]])
     fake = FakeService(FakeTraining("run-2", gate=asyncio.Event()))
-    async with make(fake, tmp_path) as trainer:
+    async with make(fake, tmp_path, tokenizer="/gone") as trainer:
+        assert (await trainer.get("run-1")).status is JobStatus.RUNNING
+        await asyncio.wait([trainer._loops["run-1"]])
         assert (await trainer.cancel("run-1")).status is JobStatus.CANCELLED
     async with make(fake, tmp_path) as trainer:
         assert (await trainer.get("run-1")).status is JobStatus.CANCELLED

@@ -91,7 +91,7 @@ async def test_a_nebius_member_is_trained_registered_scored_and_deleted(nebius: 
         assert found is not None
         assert found.id == job.id
         assert [j.id for j in await trainer.jobs_of("abc")] == [job.id]
-        for _ in range(1200):
+        for _ in range(4800):
             job = await trainer.get(job.id)
             if job.status.final and (job.model is not None or job.status is not JobStatus.SUCCEEDED):
                 break

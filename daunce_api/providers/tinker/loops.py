@@ -21,11 +21,10 @@ from ..._util.files import replacing
 from ...data.tokenizers import EncodedExample
 from ...errors import RejectedError, StoreError
 from ..base import Job, JobEcho, JobStatus
-from .service import Service
+from .service import DAY, Service
 
 IN_FLIGHT = 2
 """Optimizer steps that are sent before the first of them is awaited, so that the service never waits for us."""
-DAY = 86_400
 STATE_SECONDS = 7 * DAY
 """How long the optimizer's state after an epoch is kept: it is for resuming a loop that was interrupted."""
 INTERRUPTED = "its training loop ended with the process that ran it"

@@ -17,8 +17,8 @@ from ..contract import BEFORE_TARGETS, refuse_long, scores_of
 from ..options import ScorerOptions
 from ..probe import GENERATED, Generated, generated, probe_generated
 from ..registry import Context
-from .loops import AGAIN, DAY, path_of, state_path
-from .service import Service, accepts, is_tinker, name_of, open_service
+from .loops import AGAIN, path_of, state_path
+from .service import DAY, Service, accepts, is_tinker, name_of, open_service
 
 Answer = TypeVar("Answer")
 _TAIL = "prompt_logprobs_last_n"

@@ -21,6 +21,7 @@ from ..calls import Calls
 from ..endpoint import ANONYMOUS
 from ..registry import TINKER_BASE_URL, Context
 
+DAY = 86_400
 KEY_PREFIX = "tml-"
 """Every key that the SDK sends begins so; it refuses others."""
 NO_KEY = "tml-no-key"
@@ -165,7 +166,7 @@ def open_service(context: Context) -> Service:
             "sent."
         )
     calls = Calls(name_of(endpoint.base_url), [key], tinker)
-    calls.longest = None  # steps and samples wait in the service's queues for as long as it takes
+    calls.longest = DAY  # steps and samples wait in the service's queues
     where = {"api_key": key, "base_url": endpoint.base_url}
     shown = {"display_name": name} if accepts(tinker.ServiceClient, "display_name") else {}
     rest = getattr(tinker, "RestClient", None)

@@ -27,7 +27,6 @@ from ..options import Options
 from ..registry import Context
 from ..tokenizers import tokenizer_of
 from .loops import (
-    DAY,
     EPOCH,
     FINAL,
     HYPERPARAMETERS,
@@ -43,7 +42,7 @@ from .loops import (
     path_of,
     state_path,
 )
-from .service import Service, is_tinker, name_of, open_service
+from .service import DAY, Service, is_tinker, name_of, open_service
 
 ECHOES: frozenset[EchoField] = frozenset(("key", "file_id"))
 MOST_CHECKPOINTS = 100
@@ -170,29 +169,29 @@ class TinkerTrainer(Closing):
             tokens=recipe.n_epochs * sum(len(e.ids) for e in examples),
         )
         self._records.save(record)
-        self._run(record, examples, training)
+        self._run(record, training, examples)
         return record.job(JobStatus.RUNNING)
 
-    def _run(self, record: LoopRecord, examples: list[EncodedExample], training: Any | None) -> asyncio.Task[str]:
+    def _run(self, record: LoopRecord, training: Any = None, examples: list[EncodedExample] | None = None) -> None:
         """Start a loop, from the record's saved state where there is no training client."""
         ensemble = self._config.ensemble
         # Members start from the target's training state; its models from before the end are not scored.
         is_target = ensemble.start_from == "target" and record.model == self._config.backend.model
-        loop = Loop(
-            self._service,
-            self._records,
-            record,
-            examples,
-            models=1 if is_target else ensemble.checkpoints,
-            seconds=None if ensemble.keep_days is None else ensemble.keep_days * DAY,
-            keeps_state=is_target or not self.capabilities.models_persist,
-        )
 
         async def run() -> str:
-            return await loop.train(training if training is not None else await self._resumed(record))
+            loop = Loop(
+                self._service,
+                self._records,
+                record,
+                # Not before: whoever cancels a loop that was interrupted needs neither its file nor the tokenizer.
+                self._examples(record.file_id) if examples is None else examples,
+                models=1 if is_target else ensemble.checkpoints,
+                seconds=None if ensemble.keep_days is None else ensemble.keep_days * DAY,
+                keeps_state=is_target or not self.capabilities.models_persist,
+            )
+            return await loop.train(await self._resumed(record) if training is None else training)
 
-        task = self._loops[record.job_id] = asyncio.create_task(run())
-        return task
+        self._loops[record.job_id] = asyncio.create_task(run())
 
     async def _resumed(self, record: LoopRecord) -> Any:
         """A training client at the record's saved state, with its optimizer."""
@@ -245,23 +244,19 @@ class TinkerTrainer(Closing):
             return ended(
                 await self._service.start(lambda: rest.get_training_run(job_id), doing=f"reading run {job_id}")
             )
-        if task is None:
-            if record.final is not None or record.cancelled or record.state is None:
-                return record.left()
-            task = self._run(record, self._examples(record.file_id), None)
-        if not task.done():
-            return record.job(JobStatus.RUNNING)
-        if task.cancelled():
-            return record.job(JobStatus.CANCELLED)
-        error = task.exception()
-        if error is None:
+        if record.final is not None or record.cancelled or (task is None and record.state is None):
             return record.left()
-        if not isinstance(error, TransientError | RejectedError):
+        if task is None:
+            self._run(record)
+        if task is None or not task.done():
+            return record.job(JobStatus.RUNNING)
+        error = task.exception()
+        if error is not None and not isinstance(error, TransientError | RejectedError):
             raise error
         if record.state is None or self._resumes[job_id] == MOST_RESUMES:
             return record.job(JobStatus.FAILED, error=str(error))
         self._resumes[job_id] += 1
-        self._run(record, self._examples(record.file_id), None)
+        self._run(record)
         return record.job(JobStatus.RUNNING)
 
     async def checkpoints(self, job_id: str) -> list[str]:
