@@ -19,7 +19,7 @@ from .attribution.cause import Cause, cause_of
 from .attribution.from_store import assemble, question_groups, too_few_members
 from .config import RunConfig
 from .core import segment_losses
-from .data.dataset import Dataset
+from .data.dataset import Dataset, Example
 from .data.example import Verdict
 from .data.kept import kept_dataset
 from .data.questions import Questions
@@ -188,11 +188,7 @@ class Run(RunInputs):
         )
 
     def _attribute(self, store: RunStore) -> tuple[Attribution, ...]:
-        if self.questions_only:
-            raise ConfigurationError(
-                f"{self.run_dir} holds models that are scored on the questions alone: there are losses and no "
-                "attribution. It belongs to an evaluation of another run."
-            )
+        self.check_attributed()
         groups = question_groups(store, self.material, self.questions)
         if not groups:
             raise too_few_members(len(self.trained_members(store)), self.material)
@@ -243,16 +239,18 @@ class Run(RunInputs):
         generates. A run of prompt/completion examples gets such a question where there is a single user message.
         Raises DataError; CapabilityError where there is no target, or its endpoint does not generate.
         """
-        turns = [dict(message) for message in messages]
-        if answer is None and turns and turns[-1].get("role") == "assistant":
-            answer = turns.pop()["content"]
-        plain = not self.train[0].is_chat and len(turns) == 1
-        if answer is None:
-            answer = run_blocking(Work(self).generate([turns[0]["content"] if plain else turns]))[0][0]
-        record: dict[str, Any] = {"messages": [*turns, {"role": "assistant", "content": answer}]}
-        if plain:
-            record = {"prompt": turns[0]["content"], "completion": answer}
-        (example,) = Dataset.from_records([record], name="question")
+        turns, plain = [dict(message) for message in messages], not self.train[0].is_chat
+        if answer is None and (not turns or turns[-1].get("role") != "assistant"):
+            _example({"messages": [*turns, {"role": "assistant", "content": "?"}]})  # what is wrong is not sent
+            prompt = turns[0]["content"] if plain and len(turns) == 1 else turns
+            answer = run_blocking(Work(self).generate([prompt]))[0][0]
+        if answer is not None:
+            turns.append({"role": "assistant", "content": answer})
+        record: dict[str, Any] = {"messages": turns}
+        example = _example(record)
+        if plain and len(turns) == 2 and all(isinstance(turn.get("content"), str) for turn in turns):
+            record = {"prompt": turns[0]["content"], "completion": turns[1]["content"]}
+            example = _example(record)
         known = [e for batch in self.questions for e in batch.examples if e.content_hash == example.content_hash]
         if known:
             return Dataset(known[:1], name="question")
@@ -324,7 +322,10 @@ class Run(RunInputs):
         except DaunceError as error:  # a notebook shows what can be said, no traceback
             return rows_html("Run", [("folder", str(self.run_dir)), (type(error).__name__, str(error))])
 
-    # -- what is kept ---------------------------------------------------------------------------------------------
+
+def _example(record: Mapping[str, Any]) -> Example:
+    """One question as it is read from a file. Raises DataError."""
+    return Dataset.from_records([record], name="question")[0]
 
 
 def attribute(

@@ -216,6 +216,12 @@ def _table_csv(table: pd.DataFrame) -> str:
 
 
 def _table_json(table: pd.DataFrame) -> str:
-    # pandas turns NaN into null; json.dumps would write the non-standard NaN.
-    rows = json.loads(table.to_json(orient="records", double_precision=15))
-    return json.dumps({**table.attrs, "rows": rows}) + "\n"
+    return json.dumps({**table.attrs, "rows": table_rows(table)}, allow_nan=False) + "\n"
+
+
+def table_rows(table: pd.DataFrame) -> list[dict[str, Any]]:
+    """The rows of a table as plain data with every digit, None for NaN, which JSON has not."""
+    return [
+        {str(name): None if isinstance(cell, float) and math.isnan(cell) else cell for name, cell in row.items()}
+        for row in table.to_dict("records")
+    ]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from . import running, looking, asking, viewing, fixing, endpoint  # isort: skip - the order of the commands in `daunce --help`
+from . import running, looking, asking, fixing, endpoint  # isort: skip - the order of the commands in `daunce --help`
 from .common import app, main
 
-__all__ = ["app", "asking", "endpoint", "fixing", "looking", "main", "running", "viewing"]
+__all__ = ["app", "asking", "endpoint", "fixing", "looking", "main", "running"]

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import sys
 import tempfile
-from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -63,8 +62,9 @@ def ask(
         raise ConfigurationError("--wanted and --unwanted exclude each other.")
     job = Run.open(run)
     if remove:
-        if any(other is not None for other in (questions, prompt, messages)):
-            raise ConfigurationError("--remove goes with no question.")
+        others = (questions, prompt, messages, answer, system, record, replay, max_usd)
+        if wanted or unwanted or any(other is not None for other in others):
+            raise ConfigurationError("--remove goes with nothing else: ask in a command of its own.")
         job.remove(remove)
         removed = f"Removed {', '.join(remove)} from the tables. The scores are kept; asking again shows them again."
         show(as_json, {"removed": remove, "questions": job.test.ids}, lambda: terminal.say(removed))
@@ -139,9 +139,11 @@ def _from_file(path: Path) -> Dataset:
 
 def _content(job: Run, question: str, k: int) -> dict[str, Any]:
     """One answer as --json prints it."""
+    from ..attribution.score_files import table_rows
+
     attribution = job.attribution(question)
-    tables: Mapping[str, Any] = {
-        name: json.loads(attribution.top(question, k, opponents=name == "opponents", fdr=FDR).to_json(orient="records"))
+    tables = {
+        name: table_rows(attribution.top(question, k, opponents=name == "opponents", fdr=FDR))
         for name in ("proponents", "opponents")
     }
     return {
@@ -158,7 +160,7 @@ def _print(job: Run, asked: Dataset, k: int) -> None:
         attribution = job.attribution(question)
         proponents = attribution.top(question, k, fdr=FDR)
         terminal.say("")
-        terminal.sentence(_first_line(job, question, bool(proponents["distinguishable"].any())), style="bold")
+        terminal.say(_first_line(job, question, bool(proponents["distinguishable"].any())), "bold")
         tables = {
             "Proponents: they made it more likely": proponents,
             "Opponents: they made it less likely": attribution.top(question, k, opponents=True, fdr=FDR),

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
 import typer
-from typer.core import TyperCommand
+from typer.core import TyperCommand, TyperGroup
 
 from .._util.exhausted import exhausted
 from .._util.text import dollars, terminal_text
@@ -28,18 +28,6 @@ EXIT_CODES = (
 
 INTERRUPTED = 130
 """What typer returns after Ctrl-C."""
-
-app = typer.Typer(
-    name="daunce",
-    help="Which of my fine-tuning examples made the model answer this? Found with API calls alone.\n\n"
-    "It fine-tunes small members on random parts of the training data, asks each for the log-probabilities of all "
-    "examples, and turns these losses into scores. In order: init, plan, run, top, report. To see it work without a "
-    "key: demo.",
-    epilog=EXIT_CODES,
-    no_args_is_help=True,
-    pretty_exceptions_enable=False,
-    add_completion=False,
-)
 
 MAKE, LOOK, ENDPOINT = "Make a run", "Look at a run", "Endpoints"
 """Headings of the commands in `daunce --help`."""
@@ -89,15 +77,37 @@ YesOption = Annotated[bool, typer.Option("--yes", "-y", help="do not ask before 
 Command = TypeVar("Command", bound=Callable[..., None])
 
 
-class _Command(TyperCommand):
+class _Switches:
     """Help without a type after plain switches."""
 
     def get_params(self, ctx: Any) -> list[Any]:
-        params = super().get_params(ctx)
+        params: list[Any] = super().get_params(ctx)  # type: ignore[misc]
         for param in params:
             if getattr(param, "is_flag", False):
                 param.metavar = ""
         return params
+
+
+class _Command(_Switches, TyperCommand):
+    pass
+
+
+class _Group(_Switches, TyperGroup):
+    pass
+
+
+app = typer.Typer(
+    name="daunce",
+    help="Which of my fine-tuning examples made the model answer this? Found with API calls alone.\n\n"
+    "It fine-tunes small members on random parts of the training data, asks each for the log-probabilities of all "
+    "examples, and turns these losses into scores. In order: init, plan, run, top, report. To see it work without a "
+    "key: demo.",
+    epilog=EXIT_CODES,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    add_completion=False,
+    cls=_Group,
+)
 
 
 def command(panel: str) -> Callable[[Command], Command]:
@@ -131,6 +141,19 @@ def confirm_price(what: str, *usd: float | None, bound: bool = False) -> None:
     known = [price for price in usd if price is not None]
     amount = f"{'at most' if bound else 'about'} {dollars(sum(known))}"
     confirm(f"{what} for {amount if len(known) == len(usd) else 'an unknown price'}?")
+
+
+def only_with(other: str, chosen: bool, **options: object) -> None:
+    """Raises ConfigurationError for an option that was set and does nothing without another one."""
+    for name, value in options.items():
+        if value is not None and not chosen:
+            flag = f"-{name}" if len(name) == 1 else "--" + name.replace("_", "-")
+            raise ConfigurationError(f"{flag} goes with {other}: add that, or leave {flag} out.")
+
+
+def without_none(**options: Any) -> dict[str, Any]:
+    """The options that were set; the others have the defaults of whatever takes them."""
+    return {name: value for name, value in options.items() if value is not None}
 
 
 def show(as_json: bool, content: dict[str, Any], show: Callable[[], None]) -> None:

@@ -2,24 +2,33 @@
 
 from __future__ import annotations
 
-import json
 import math
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.table import Table
 from rich.text import Text
 
 from .._util.text import command_line, phrase, rich_text, terminal_text
 from ..errors import ConfigurationError
 from . import terminal
-from .common import HERE, LOOK, JsonOption, MaxUsdOption, RunArgument, YesOption, command, confirm_price, show
+from .common import (
+    HERE,
+    LOOK,
+    JsonOption,
+    MaxUsdOption,
+    RunArgument,
+    YesOption,
+    command,
+    confirm_price,
+    only_with,
+    show,
+    without_none,
+)
 
 if TYPE_CHECKING:
     from ..fix import Proposal
     from ..fix.retraining import Outcome
 
-DEFAULT_FDR = 0.1
 _SHOWN, _SAID = 20, 5
 
 
@@ -28,10 +37,10 @@ def fix(
     run: RunArgument = HERE,
     unwanted: Annotated[list[str] | None, typer.Option(help="id of an answer that the model should not give")] = None,
     wanted: Annotated[list[str] | None, typer.Option(help="id of an answer that it should keep giving")] = None,
-    fdr: Annotated[float, typer.Option(help="expected share of false entries of the list")] = DEFAULT_FDR,
+    fdr: Annotated[float | None, typer.Option(help="expected share of false entries of the list; default: 0.1")] = None,
     top: Annotated[int | None, typer.Option(min=1, help="take out this many, whatever their significance")] = None,
     retrain: Annotated[bool, typer.Option("--retrain", help="fine-tune without them and compare the answers")] = False,
-    seeds: Annotated[int, typer.Option(min=2, help="models of each kind with --retrain")] = 3,
+    seeds: Annotated[int | None, typer.Option(min=2, help="with --retrain: models of each kind; default: 3")] = None,
     yes: YesOption = False,
     max_usd: MaxUsdOption = None,
     as_json: JsonOption = False,
@@ -48,6 +57,8 @@ def fix(
     from ..fix.retraining import outcome, retraining_of
     from ..run import Run
 
+    only_with("--retrain", retrain, seeds=seeds, max_usd=max_usd)
+    only_with("no --top, which takes out so many whatever their significance", top is None, fdr=fdr)
     if both := set(unwanted or ()) & set(wanted or ()):
         raise ConfigurationError(f"{min(both)} is marked as both wanted and unwanted: choose one.")
     job = Run.open(run)
@@ -55,15 +66,16 @@ def fix(
         job.mark(unwanted, "unwanted")
     if wanted:
         job.mark(wanted, "wanted")
-    proposal = propose_for(job, fdr=fdr, top=top)
+    rule = without_none(fdr=fdr, top=top)
+    proposal = propose_for(job, **rule)
     folder = keep(job, proposal)
     content = _content(proposal) | {"folder": None if folder is None else str(folder)}
     if not as_json:
-        chosen = ["--top", str(top)] if top is not None else ["--fdr", str(fdr)] if fdr != DEFAULT_FDR else []
-        again = command_line("fix", str(job.run_dir), *chosen, "--retrain")
+        words = [word for name, value in rule.items() for word in (f"--{name}", str(value))]
+        again = command_line("fix", str(job.run_dir), *words, "--retrain")
         _show(proposal, str(folder), "" if retrain else again)
     if retrain and folder is not None:
-        retrained = retraining_of(job, proposal, seeds=seeds)
+        retrained = retraining_of(job, proposal, **without_none(seeds=seeds))
         plan = retrained.plan(max_usd=max_usd)
         plan.check()
         if not as_json:
@@ -86,13 +98,15 @@ def fix(
 
 
 def _content(proposal: Proposal) -> dict[str, Any]:
+    from ..attribution.score_files import table_rows
+
     rows = proposal.table().drop(columns=["prompt", "completion"])
     return {
         "unwanted": list(proposal.unwanted),
         "wanted": list(proposal.wanted),
         "removed": proposal.ids,
         "reason": proposal.reason,
-        "groups": json.loads(rows.to_json(orient="records", double_precision=15)),
+        "groups": table_rows(rows),
         "changes": [change.to_json() for change in proposal.changes],
     }
 
@@ -100,69 +114,49 @@ def _content(proposal: Proposal) -> dict[str, Any]:
 def _show(proposal: Proposal, folder: str, following: str) -> None:
     from ..attribution.texts import conversation
 
-    out = terminal.out
-    count, total = len(proposal.positions), len(proposal.attribution.train)
+    out, train, test = terminal.out, proposal.attribution.train, proposal.attribution.test
     if not proposal.removed:
-        terminal.sentence(f"Nothing is proposed: {proposal.reason}")
+        terminal.say(f"Nothing is proposed: {proposal.reason}")
         return
-    terminal.sentence(f"Take out {count:,} of {total:,} training examples ({proposal.reason})", style="bold")
+    count = len(proposal.positions)
+    terminal.say(f"Take out {count:,} of {len(train):,} training examples ({proposal.reason})", "bold")
     scale = terminal.Scale(g.effect for g in proposal.removed)
     view = terminal.grid("", f"effect{scale.unit}", "z", text="training example")
     for rank, group in enumerate(proposal.removed[:_SHOWN], start=1):
-        example = proposal.attribution.train[group.positions[0]]
-        shown = conversation(example)
-        more = len(group.positions) - 1
-        aside = f" · {terminal_text(example.id, 24)}" + (f" and {more} near-duplicates" if more else "")
-        width = max(out.width - 24, 24)
-        text = Text(phrase(shown.answer, width))
-        text.append("\n" + phrase(shown.question, max(width - len(aside), 12)) + aside, style="dim")
+        first, more = train[group.positions[0]], len(group.positions) - 1
+        name = terminal_text(first.id, 24) + (f" and {more} near-duplicates" if more else "")
+        shown = conversation(first)
+        text = terminal.example(shown.answer, shown.question, max(out.width - 24, 24), name)
         view.add_row(str(rank), scale.number(group.effect), f"{group.z:.1f}", text)
     out.print(view, soft_wrap=False)
     if len(proposal.removed) > _SHOWN:
-        terminal.sentence(f"and {len(proposal.removed) - _SHOWN} more in removed.jsonl", style="dim")
+        terminal.say(f"and {len(proposal.removed) - _SHOWN} more in removed.jsonl", "dim")
     known = [c for c in proposal.changes if not math.isnan(c.expected)]
     if known:
-        out.print(Text("\nExpected change of each marked answer's loss without them (nats a token)", style="bold"))
-        _rows(((c.verdict, c.expected, c.low, c.high, c.id) for c in known), proposal)
+        terminal.say("\nExpected change of each marked answer's loss without them (nats a token)", "bold")
+        view = terminal.grid("", "", "95 % interval", text="answer")
+        for change in known:
+            answer = phrase(test[test.position(change.id)].completion_text(), max(out.width - 36, 20))
+            interval = f"{change.low:+.2f} to {change.high:+.2f}"
+            view.add_row(change.verdict, f"{change.expected:+.2f}", interval, Text(answer))
+        out.print(view, soft_wrap=False)
     out.print()
-    terminal.lines_of(("wrote", terminal_text(folder)), ("next", following))
-
-
-def _rows(rows: Any, proposal: Proposal) -> None:
-    table = Table(box=None, pad_edge=False, show_header=False, expand=True)
-    for width in (8, 6, 16):
-        table.add_column(no_wrap=True, min_width=width)
-    table.add_column(no_wrap=True, overflow="ellipsis", ratio=1)
-    test = proposal.attribution.test
-    for verdict, value, low, high, identity in rows:
-        table.add_row(
-            Text(verdict, style="dim"),
-            Text(f"{value:+.2f}"),
-            Text(f"{low:+.2f} to {high:+.2f}"),
-            Text(phrase(test[test.position(identity)].completion_text(), max(terminal.out.width - 36, 20))),
-        )
-    terminal.out.print(table, soft_wrap=False)
+    terminal.lines_of(("wrote", folder), ("next", following))
 
 
 def _show_outcome(found: Outcome) -> None:
     from ..fix.retraining import ALL, CLEANED, RANDOM
 
     out = terminal.out
-    out.print()
-    terminal.sentence(terminal_text(found.verdict), style="bold")
-    table = Table(box=None, pad_edge=False, header_style="dim")
-    for name in ("probability a token", "before", "after", "random", "loss"):
-        table.add_column(name, justify="left" if name.startswith("prob") else "right", no_wrap=True)
+    terminal.say(f"\n{found.verdict}", "bold")
+    view = terminal.grid("before", "after", "random", "loss", text="probability a token of")
     for answer in found.answers:
-        table.add_row(
-            rich_text(f"{answer.verdict} {answer.id}", 40),
-            *(f"{answer.probability(arm):.3f}" for arm in (ALL, CLEANED, RANDOM)),
-            f"{answer.change:+.2f}",
-        )
-    out.print(table)
-    kinds = f"{found.seeds} models of each kind; before: all data; random: without as many others"
-    terminal.sentence(kinds, style="dim")
+        known = not math.isnan(answer.change)
+        numbers = [f"{answer.probability(arm):.3f}" for arm in (ALL, CLEANED, RANDOM)] + [f"{answer.change:+.2f}"]
+        view.add_row(*(numbers if known else ["-"] * len(numbers)), rich_text(f"{answer.verdict} {answer.id}"))
+    out.print(view, soft_wrap=False)
+    terminal.say(f"{found.seeds} models of each kind; before: all data; random: without as many others", "dim")
     for answer in found.answers[:_SAID] if any(a.said for a in found.answers) else ():
-        out.print(Text(f"\n{terminal_text(answer.id, 40)}, as one model of each answers by itself", style="dim"))
+        terminal.say(f"\n{terminal_text(answer.id, 40)}, as one model of each answers by itself", "dim")
         for name, arm in (("before", ALL), ("after", CLEANED)):
             out.print(Text(f"  {name:<8}{phrase(answer.said.get(arm, '-'), max(out.width - 10, 20))}"))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import webbrowser
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
@@ -11,7 +12,19 @@ import typer
 
 from ..errors import ConfigurationError
 from . import terminal
-from .common import HERE, LOOK, JsonOption, RunArgument, YesOption, command, confirm_price, file_named, show
+from .common import (
+    HERE,
+    LOOK,
+    JsonOption,
+    RunArgument,
+    YesOption,
+    command,
+    confirm_price,
+    file_named,
+    only_with,
+    show,
+    without_none,
+)
 
 if TYPE_CHECKING:
     from ..evaluation.table import Table
@@ -79,11 +92,12 @@ def top(
     from ..attribution.tables import top_folded
     from ..run import Run
 
+    if as_json:
+        only_with("--format json", form in ("table", "json"), json=True)
+        form = "json"
     attribution = Run.open(run).attribution(test)
     if estimator is not None:
         attribution = attribution.with_estimator(estimator)
-    if as_json:
-        form = "json"
     test = attribution.test.ids[0] if test is None else test
     ranked = top_folded if form == "table" and output is None else Attribution.top
     table = (
@@ -128,6 +142,7 @@ def export(
     from ..evaluation import experiments
     from ..run import Run
 
+    only_with("--format dattri", form == "dattri", seeds=seeds)
     job = Run.open(run)
     attribution = job.attribution()
     if estimator is not None:
@@ -163,12 +178,35 @@ def report(
     """
     from ..report.page import write_report_of
     from ..run import Run
-    from .viewing import candidates_of
 
     job = Run.open(run)
-    page = write_report_of(job, job.attribution(), output, candidates=candidates_of)
+    page = write_report_of(job, job.attribution(), output)
     _name_other_groups(job, "on a page of their own")
     show(as_json, {"report": str(page)}, lambda: terminal.say(f"Wrote {page}"))
+
+
+@command(LOOK)
+def view(
+    folder: Annotated[
+        Path, typer.Argument(help="all runs in it are shown, live", metavar="FOLDER", exists=True, file_okay=False)
+    ] = HERE,
+    host: Annotated[str, typer.Option(help="a loopback address")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=0, max=65535, help="0 takes any that is free")] = 0,
+    browser: Annotated[bool, typer.Option(help="open the page in a browser")] = True,
+) -> None:
+    """A local page over all runs in a folder: progress while they run, money, quality, every report, two side by side.
+
+    Mark answers as wanted or unwanted there, ask about more of them, and see what to take out. It answers on this
+    machine only; the address carries a secret token. Needs the extra `view`, and no PyTorch.
+    """
+    from ..report.view import Runs, serve
+
+    def started(address: str) -> None:
+        terminal.say(f"daunce view: {address}\nCtrl-C stops it.")
+        if browser:
+            webbrowser.open(address)
+
+    serve(Runs(folder), host=host, port=port, on_start=started)
 
 
 def _name_other_groups(job: Run, where: str = "not in it") -> None:
@@ -195,9 +233,9 @@ def evaluate(
     removal: Annotated[
         bool, typer.Option("--removal", help="loss after retraining without each answer's top k, against random k")
     ] = False,
-    subsets: Annotated[int, typer.Option(help="for --lds: random subsets to retrain on")] = 100,
-    seeds: Annotated[int, typer.Option(help="for --lds: fine-tunes on each subset")] = 1,
-    k: Annotated[int, typer.Option("-k", help="for --removal: examples left out")] = 10,
+    subsets: Annotated[int | None, typer.Option(help="for --lds: random subsets to retrain on; default: 100")] = None,
+    seeds: Annotated[int | None, typer.Option(help="for --lds: fine-tunes on each subset; default: 1")] = None,
+    k: Annotated[int | None, typer.Option("-k", help="for --removal: examples left out; default: 10")] = None,
     test: Annotated[
         list[str] | None, typer.Option(help="for --removal: id of an answer; may be repeated; default: the first five")
     ] = None,
@@ -216,8 +254,9 @@ def evaluate(
 
     if retrieval is None and not lds and not removal:
         raise ConfigurationError("Nothing to evaluate: add --retrieval LABELS, --lds or --removal.")
-    if truth is not None and not lds:
-        raise ConfigurationError("--truth FILE is what --lds compares with: add --lds.")
+    only_with("--lds", lds, truth=truth)
+    only_with("--lds without --truth", lds and truth is None, subsets=subsets, seeds=seeds)
+    only_with("--removal", removal, k=k, test=test)
     job = Run.open(run)
     if truth is None:  # which has answers of its own
         _name_other_groups(job)
@@ -229,10 +268,10 @@ def evaluate(
     if truth is not None:
         tables.append(experiments.lds_table_of_file(job, truth))
     elif lds:
-        retrained = experiments.lds_truth(job, subsets=subsets, seeds=seeds)
+        retrained = experiments.lds_truth(job, **without_none(subsets=subsets, seeds=seeds))
         work["lds"] = retrained, partial(experiments.lds_table, job, retrained)
     if removal:
-        experiment = experiments.removal_truth(job, k=k, tests=test or ())
+        experiment = experiments.removal_truth(job, **without_none(k=k, tests=test))
         work["removal"] = experiment.truth, partial(experiments.removal_table, experiment)
     plans = {name: models.plan() for name, (models, _) in work.items()}
     unfinished = [name for name, plan in plans.items() if not plan.nothing_missing]

@@ -23,6 +23,7 @@ from .common import (
     confirm,
     confirm_price,
     error_content,
+    only_with,
     show,
 )
 
@@ -80,8 +81,7 @@ def plan(
     from ..plan.advice import advise
     from ..run import Run
 
-    if noise is not None and not advice:
-        raise ConfigurationError("--noise belongs to --advise: add it, or leave --noise out.")
+    only_with("--advise", advice, noise=noise)
     job = Run.create(config)
     if advice:
         advised = advise(job, max_usd, noise)
@@ -122,7 +122,6 @@ def run(
     from ..run import Run
     from ..score import health
     from ..store import RunStore
-    from .viewing import candidates_of
 
     job = Run.create(config, adopt=adopt)
     planned = job.plan(max_usd=max_usd)
@@ -141,7 +140,7 @@ def run(
         attribution = job.execute(
             on_event=progress.event, on_progress=progress.scored, session=session, max_usd=max_usd
         )
-    page = write_report_of(job, attribution, candidates=candidates_of) if report else None
+    page = write_report_of(job, attribution) if report else None
     status = job.status()  # after the report, which computes the quality
     content = status.to_json() | {"report": None if page is None else str(page)}
     show(as_json, content, lambda: terminal.finished(status, attribution, page))
@@ -190,7 +189,6 @@ def demo(
     """
     from ..report.page import write_report_of
     from .demo import screen
-    from .viewing import candidates_of
 
     guess = DEMO_SECONDS[0] + DEMO_SECONDS[1] * members
     if not as_json:
@@ -199,7 +197,7 @@ def demo(
         from .demo.experiment import run_demo
 
         result = run_demo(folder, members=members, on_event=progress.event, on_progress=progress.scored)
-    page = write_report_of(result.run, result.attribution, candidates=candidates_of)
+    page = write_report_of(result.run, result.attribution)
     content = result.to_json() | {"report": str(page)}
     show(as_json, content, lambda: screen.found(result, page))
 

@@ -40,11 +40,13 @@ _FINDINGS, _FIRST = 3, 3
 """Answers, and proponents of each, at the end of a run."""
 
 
-def say(text: str) -> None:
-    """A plain result; paths and ids in it are escaped. In a terminal, what follows a name is indented."""
+def say(text: str, style: str = "") -> None:
+    """Plain text; paths and ids in it are escaped. In a terminal lines break between words, and what follows a name is
+    indented."""
     for line in text.split("\n"):
         name = _NAME.match(line)
-        out.print(Text("\n".join(_broken(out, terminal_text(line), len(name[0]) if name else 0))))
+        lines = _broken(out, terminal_text(line), len(name[0]) if name else 0)
+        out.print(Text("\n".join(lines), style=style))
 
 
 def _broken(console: Console, line: str, indent: int) -> list[str]:
@@ -202,25 +204,21 @@ class Scale:
 
 def status(state: RunStatus) -> None:
     """``daunce status``: how far the run is, and what changed last."""
-    summary(state)
-    changes = Table(show_header=False, box=None, pad_edge=False, style="dim")
-    changes.add_column(no_wrap=True)
-    changes.add_column(overflow="fold")
-    for line in state.recent:
-        time, _, change = line.partition(" ")
-        changes.add_row(Text(time[:19].replace("T", " ")), rich_text(change))
+    out.print(_named(state.rows()))
     if state.recent:
-        out.print()
-        out.print(Text("last changes (UTC)", style="dim"))
-        out.print(changes)
+        say("\nlast changes (UTC)", "dim")
+        changes = [line.partition(" ") for line in state.recent]
+        out.print(_named((time[:19].replace("T", " "), change) for time, _, change in changes))
 
 
-def summary(state: RunStatus) -> None:
-    """How far a run is."""
+def _named(rows: Iterable[tuple[str, str]]) -> Table:
+    """Names and values, below each other."""
     table = Table(show_header=False, box=None, pad_edge=False)
-    for name, value in state.rows():
-        table.add_row(Text(name, style="dim"), rich_text(value))
-    out.print(table)
+    table.add_column(no_wrap=True, style="dim")
+    table.add_column(overflow="fold")
+    for name, value in rows:
+        table.add_row(rich_text(name), rich_text(value))
+    return table
 
 
 def finished(state: RunStatus, attribution: Attribution, page: Path | None) -> None:
@@ -234,11 +232,11 @@ def finished(state: RunStatus, attribution: Attribution, page: Path | None) -> N
     more = len(attribution.test) - _FINDINGS
     footer(attribution, f"and {more:,} more answers in the report" if more > 0 else "")
     out.print()
-    summary(state)
+    out.print(_named(state.rows()))
     out.print()
     folder = str(state.run_dir)
     lines_of(
-        ("report", "" if page is None else terminal_text(str(page))),
+        ("report", "" if page is None else str(page)),
         ("next", command_line("view", folder)),
         ("", command_line("top", folder, "--test", attribution.test.ids[0])),
     )
@@ -248,7 +246,7 @@ def lines_of(*lines: tuple[str, str]) -> None:
     """Names and values that can be copied whole; those without a value are left out."""
     for name, value in lines:
         if value:
-            out.print(Text.assemble((f"{name:<8}", "dim"), value))
+            out.print(Text.assemble((f"{name:<8}", "dim"), terminal_text(value)))
 
 
 def rankings(attribution: Attribution, tables: Mapping[str, pd.DataFrame], *, test: str, fdr: float | None) -> None:
@@ -257,7 +255,7 @@ def rankings(attribution: Attribution, tables: Mapping[str, pd.DataFrame], *, te
 
     answer(attribution, test)
     if all(table.empty for table in tables.values()):
-        sentence(terminal_text(why_no_scores(attribution, test) or "No training example has a score for it."))
+        say(why_no_scores(attribution, test) or "No training example has a score for it.")
         return
     for title, table in tables.items():
         out.print(Text(f"  {title}", style="bold"))
@@ -280,10 +278,14 @@ def answer(attribution: Attribution, test: str) -> None:
     from ..attribution.texts import conversation
 
     shown = conversation(attribution.test[attribution.test.position(test)])
-    width = out.width
-    out.print(Text(phrase(shown.answer, width), style="bold"))
-    aside = f" · {terminal_text(test, 40)}"
-    out.print(Text(phrase(shown.question, max(width - cell_len(aside), 20)) + aside, style="dim"))
+    out.print(example(shown.answer, shown.question, out.width, terminal_text(test, 40), style="bold"))
+
+
+def example(answer: str, question: str, width: int, *names: str, style: str = "") -> Text:
+    """An example on two lines: its answer, and below it its question and names."""
+    aside = "".join(f" · {name}" for name in names)
+    below = phrase(question, max(width - cell_len(aside), 12)) + aside
+    return Text.assemble((phrase(answer, width), style), ("\n" + below, "dim"))
 
 
 def ranked(attribution: Attribution, table: pd.DataFrame) -> None:
@@ -298,7 +300,7 @@ def ranked(attribution: Attribution, table: pd.DataFrame) -> None:
     scale = Scale(v for row in rows for v in (row["score"], row["low"], row["high"]))
     train = attribution.train
     examples = [conversation(train[train.position(str(row["id"]))]) for row in rows]
-    systems = {example.system for example in (*examples, *map(conversation, attribution.test))}
+    systems = {shown.system for shown in (*examples, *map(conversation, attribution.test))}
     view = grid("", f"score{scale.unit}", "95 % interval" if correlation else "± 95 %", text="training example")
     numbers = [
         (
@@ -311,17 +313,15 @@ def ranked(attribution: Attribution, table: pd.DataFrame) -> None:
     ]
     head = max(5 + len(scale.unit), *(len(n) for n, _ in numbers)), max(6, *(len(n) for _, n in numbers))
     width = max(out.width - sum(head) - len(str(len(rows))) - 6, 24)
-    for row, (score, interval), example in zip(rows, numbers, examples, strict=True):
+    for row, (score, interval), shown in zip(rows, numbers, examples, strict=True):
         copies = int(row.get("copies", 1))
         names = [terminal_text(str(row["id"]), 24)]
         if isinstance(row["source"], str) and row["source"]:
             names.append(terminal_text(row["source"], 16))
         if copies > 1:
             names.append(f"{copies} copies")
-        aside = " · " + " · ".join(names)
-        asked = example.question if len(systems) == 1 else f"[{phrase(example.system, 24)}] {example.question}"
-        text = Text(phrase(example.answer, width))
-        text.append("\n" + phrase(asked, max(width - cell_len(aside), 12)) + aside, style="dim")
+        asked = shown.question if len(systems) == 1 else f"[{phrase(shown.system, 24)}] {shown.question}"
+        text = example(shown.answer, asked, width, *names)
         view.add_row(str(row["rank"]), score, interval, text, style="" if row["distinguishable"] else "dim")
     out.print(view, soft_wrap=False)
 
@@ -329,20 +329,18 @@ def ranked(attribution: Attribution, table: pd.DataFrame) -> None:
 def _groups(table: pd.DataFrame) -> None:
     rows = table.to_dict("records")
     scale = Scale(v for row in rows for v in (row["score"], row["low"], row["high"]))
-    view = grid("", f"score{scale.unit}", "± 95 %")
     name = "source" if "source" in table else "group"
-    view.add_column(name, no_wrap=True)
-    view.add_column("examples", justify="right", no_wrap=True)
+    view = grid("", f"score{scale.unit}", "± 95 %", "examples", text=name)
     for row in rows:
         view.add_row(
             str(row["rank"]),
             scale.number(row["score"]),
             scale.half((row["high"] - row["low"]) / 2),
-            rich_text(str(row[name]), 40),
             f"{row['examples']:,}",
+            rich_text(str(row[name])),
             style="" if row["distinguishable"] else "dim",
         )
-    out.print(view)
+    out.print(view, soft_wrap=False)
 
 
 def footer(attribution: Attribution, more: str = "", *, estimator: str = "", fdr: float | None = None) -> None:
@@ -356,28 +354,23 @@ def footer(attribution: Attribution, more: str = "", *, estimator: str = "", fdr
     ]
     if attribution.measured != "completion":
         words.append(f"measured: {attribution.measured}")
-    sentence(" · ".join([*words, *([more] if more else [])]), style="dim")
-
-
-def sentence(text: str, *, style: str = "") -> None:
-    """Prose, broken between words in a terminal; paths and commands are printed whole, to be copied."""
-    out.print(Text(text, style=style), soft_wrap=not out.is_terminal)
+    say(" · ".join([*words, *([more] if more else [])]), "dim")
 
 
 def cancelled(report: CancelReport) -> None:
     """``daunce cancel``."""
     if report.cancelled or report.already_final or report.kept:
-        out.print(Text(f"Cancelled {len(report.cancelled)} jobs; {len(report.already_final)} had ended before."))
+        say(f"Canceled {len(report.cancelled)} jobs; {len(report.already_final)} had ended before.")
     else:
-        out.print(Text("No job was going on."))
+        say("No job was running.")
     _left(report)
 
 
 def cleaned(report: CleanReport) -> None:
     """``daunce clean``."""
-    out.print(Text(f"Deleted {len(report.models)} models and {len(report.files)} files."))
+    say(f"Deleted {len(report.models)} models and {len(report.files)} files.")
     if report.unloaded:
-        out.print(Text(f"Took {len(report.unloaded)} models off the scoring server."))
+        say(f"Took {len(report.unloaded)} models off the scoring server.")
     _left(report)
 
 

@@ -218,6 +218,8 @@ def _call_problems(message: Mapping[Any, Any], role: Any) -> Iterator[str]:
 
 
 def _tools_problems(record: Mapping[Any, Any]) -> Iterator[str]:
+    if not isinstance(record.get("chat_template_kwargs"), Mapping | None):
+        yield "chat_template_kwargs must be an object"
     for key in ("tools", "functions"):
         value = record.get(key)
         if value is None:

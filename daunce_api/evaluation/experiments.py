@@ -221,7 +221,7 @@ class Removal:
     measured: str = "completion"
 
 
-def removal_truth(run: Run, *, k: int, tests: Sequence[str] = (), randoms: int = 5) -> Removal:
+def removal_truth(run: Run, *, k: int = 10, tests: Sequence[str] = (), randoms: int = 5) -> Removal:
     """The models that a removal experiment needs.
 
     Args:
@@ -291,7 +291,8 @@ def removal_table(
 
 
 def _kept(truth: Run) -> str:
-    return f"The models belong to {truth.run_dir}, a run folder of its own: `daunce clean` deletes them."
+    clean = command_line("clean", str(truth.run_dir))
+    return f"The models belong to {truth.run_dir}, a run folder of its own: `{clean}` deletes them."
 
 
 def _measured(measured: str) -> tuple[str, ...]:

@@ -83,4 +83,4 @@ def lds(
     means = np.nanmean(correlation, axis=1)
     low, high = np.quantile(means[1:] - np.median(means[1:]), [0.025, 0.975])
     value = float(means[0])
-    return LDS(value, value + float(low), min(1.0, value + float(high)), correlation[0])
+    return LDS(value, max(-1.0, value + float(low)), min(1.0, value + float(high)), correlation[0])

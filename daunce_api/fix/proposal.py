@@ -62,7 +62,7 @@ class Change:
 
     def to_json(self) -> dict[str, Any]:
         """As plain data, null for NaN."""
-        return {name: finite(value) for name, value in asdict(self).items()}
+        return dict(finite(asdict(self)))
 
 
 @dataclass(frozen=True)
@@ -90,6 +90,14 @@ class Proposal:
     def ids(self) -> list[str]:
         """Of the examples to remove, in the training set's order."""
         return [self.attribution.train[i].id for i in self.positions]
+
+    @property
+    def z_N(self) -> Floats:
+        """(N,) how many standard errors the effect of each training example's group is from zero; NaN: not known."""
+        z_N = np.full(len(self.attribution.train), np.nan)
+        for group in self.ranked:
+            z_N[list(group.positions)] = group.z
+        return z_N
 
     def table(self, k: int | None = None) -> pd.DataFrame:
         """The strongest ``k`` groups (default: those on the list), one row each.
@@ -246,7 +254,11 @@ def marked(run: Run, attribution: Attribution) -> tuple[list[str], list[str]]:
 
 
 def finite(value: Any) -> Any:
-    """JSON has no NaN."""
+    """Plain data as JSON, which has no NaN: None takes its place."""
+    if isinstance(value, dict):
+        return {name: finite(inner) for name, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [finite(inner) for inner in value]
     return None if isinstance(value, float) and not np.isfinite(value) else value
 
 

@@ -35,7 +35,8 @@ class Answer:
     """A marked answer under the arms' models: mean losses in nats per token, and how much the removal changed it.
 
     ``change``: mean loss of the cleaned arm less that of all data, paired by seed, with a 95 % interval from ``low`` to
-    ``high`` (Student's t over seeds); positive = the answer became less likely. NaN where seeds are missing.
+    ``high`` (Student's t over seeds); positive = the answer became less likely. All are NaN where a model gives only a
+    lower bound of the loss, since its provider does not list the answer's token.
     ``said``: what the first model of an arm answers to the question by itself, where the endpoint generates.
     """
 
@@ -57,7 +58,8 @@ class Outcome:
     """What the retrained models say.
 
     ``seeds``: models of each arm that are scored. ``unwanted``, ``wanted``: the mean change over the answers of a
-    verdict as (mean, low, high), or None where there are none. ``verdict``: the result in a sentence.
+    verdict whose losses are known, as (mean, low, high), or None where there are none. ``verdict``: the result in a
+    sentence.
     """
 
     seeds: int
@@ -67,17 +69,11 @@ class Outcome:
     verdict: str
 
     def to_json(self) -> dict[str, Any]:
-        """As plain data."""
-        answers = [
-            {name: finite(value) for name, value in asdict(a).items()}
-            | {"probability": {arm: a.probability(arm) for arm in a.loss}}
-            for a in self.answers
-        ]
-        ranges = {
-            name: None if value is None else [finite(x) for x in value]
-            for name, value in (("unwanted", self.unwanted), ("wanted", self.wanted))
-        }
-        return {"seeds": self.seeds, "answers": answers, **ranges, "verdict": self.verdict}
+        """As plain data, null for NaN."""
+        plain = asdict(self)
+        for answer, row in zip(self.answers, plain["answers"], strict=True):
+            row["probability"] = {arm: answer.probability(arm) for arm in answer.loss}
+        return dict(finite(plain))
 
 
 def retraining_of(run: Run, proposal: Proposal, *, seeds: int = SEEDS) -> Run:
@@ -144,11 +140,12 @@ def outcome(
     for j, (identity, verdict) in enumerate(marked):
         means = {arm: float(loss_SAM[:, a, j].mean()) for a, arm in enumerate(ARMS)}
         answers.append(Answer(identity, verdict, means, *_interval(change_SM[:, j]), said.get(identity, {})))
+    known_M = np.isfinite(loss_SAM).all(axis=(0, 1))
     spans = {}
     for verdict in ("unwanted", "wanted"):
-        of_verdict = [j for j, (_, v) in enumerate(marked) if v == verdict]
+        of_verdict = [j for j, (_, v) in enumerate(marked) if v == verdict and known_M[j]]
         spans[verdict] = _interval(change_SM[:, of_verdict].mean(axis=1)) if of_verdict else None
-    sentence = _sentence(len(proposal.positions), answers, spans["unwanted"], spans["wanted"])
+    sentence = _sentence(len(proposal.positions), answers, spans)
     return Outcome(len(whole), tuple(answers), spans["unwanted"], spans["wanted"], sentence)
 
 
@@ -174,20 +171,21 @@ def _interval(values_S: Floats) -> tuple[float, float, float]:
     return mean, mean - width, mean + width
 
 
-def _sentence(
-    removed: int,
-    answers: list[Answer],
-    unwanted: tuple[float, float, float] | None,
-    wanted: tuple[float, float, float] | None,
-) -> str:
+def _sentence(removed: int, answers: list[Answer], spans: Mapping[str, tuple[float, float, float] | None]) -> str:
     parts = []
-    for verdict, span in (("unwanted", unwanted), ("wanted", wanted)):
+    for verdict, span in spans.items():
+        of_verdict = [a for a in answers if a.verdict == verdict]
+        known = [a for a in of_verdict if np.isfinite(a.change)]
+        if unknown := len(of_verdict) - len(known):
+            parts.append(
+                f"the change of {unknown} of {len(of_verdict)} {verdict} answers is not known, since some models give "
+                "only a lower bound of the loss"
+            )
         if span is None:
             continue
         mean, low, high = span
         became = "less likely" if low > 0 else "more likely" if high < 0 else "not significantly more or less likely"
-        of_verdict = [a for a in answers if a.verdict == verdict]
-        p = {arm: float(np.mean([a.probability(arm) for a in of_verdict])) for arm in ARMS}
+        p = {arm: float(np.mean([a.probability(arm) for a in known])) for arm in ARMS}
         parts.append(
             f"{verdict} answers became {became}: {p[ALL]:.3f} before, {p[CLEANED]:.3f} after, {p[RANDOM]:.3f} without "
             f"as many random examples (probability a token; loss {mean:+.2f} nats [{low:+.2f}, {high:+.2f}])"

@@ -222,8 +222,10 @@ class RunInputs:
         """What asking these questions costs, and why it may be refused; nothing is sent. ``members_only``: not of the
         base and the target.
 
-        Raises StoreError where the run was not started, DataError where a question cannot be encoded.
+        Raises StoreError where the run was not started, DataError where a question cannot be encoded,
+        ConfigurationError where members are scored on their questions alone.
         """
+        self.check_attributed()
         encoded = self.encoded_questions(questions)
         with RunStore.open(self.run_dir, read_only=True) as store:
             trained = self.trained_members(store)
@@ -245,6 +247,14 @@ class RunInputs:
             spent_usd=spent,
             untested={k: sum(m not in tested for m in checkpoints.values()) for k, checkpoints in models.items()},
         )
+
+    def check_attributed(self) -> None:
+        """Raises ConfigurationError for a run of an evaluation, which has losses and no attribution."""
+        if self.questions_only:
+            raise ConfigurationError(
+                f"{self.run_dir} holds models that are scored on the questions alone: there are losses and no "
+                "attribution. It belongs to an evaluation or a fix of another run: name that."
+            )
 
     def encoded_questions(self, questions: Dataset) -> tuple[EncodedExample, ...]:
         """Questions as the scorer measures them; one that it cannot measure as it is, for the plan to name."""

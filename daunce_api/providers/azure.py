@@ -19,11 +19,11 @@ from pydantic import Field
 from ..config import RunConfig
 from ..errors import ConfigurationError, MissingExtraError, RejectedError, StopError, TransientError
 from .base import Job, JobRequest, Scorer, ScorerCapabilities, TrainerCapabilities
-from .calls import Calls
+from .calls import Calls, connections
 from .contract import json_of, part_of
 from .endpoint import Endpoint, api_key_from
 from .hosting import Host, HostedScorer
-from .openai_wire.chat_token import ChatTokenOptions, open_tokenizer, scorer_on
+from .openai_wire.chat_token import ChatTokenOptions, ChatTokenScorer, open_tokenizer
 from .openai_wire.client import WireClient
 from .openai_wire.trainer import OPENAI_GRACE_SECONDS, WireTrainer, WireTrainerOptions
 from .polling import Answer, Poll, file_in_time
@@ -153,7 +153,7 @@ class AzureScorerOptions(ChatTokenOptions):
 
 
 def azure_options(config: RunConfig) -> AzureScorerOptions:
-    """The scorer's options, checked. Raises ConfigurationError where the resource is named by halves."""
+    """The scorer's options, checked. Raises ConfigurationError where the resource is only partly named."""
     options = AzureScorerOptions.of(config)
     if options.batch_api:
         raise ConfigurationError(
@@ -181,7 +181,7 @@ def open_scorer(context: Context) -> Scorer:
     client = _client(context, options.api_version, options.timeout)
     # A deployment answers as its base model.
     plain = options.model_copy(update={"check_model_name": False})
-    scorer = scorer_on(client, config, plain, scorer_capabilities(config))
+    scorer = ChatTokenScorer(client, config, scorer_capabilities(config), plain)
     if options.subscription is None:
         return scorer
     management_token(options)  # where there is none, nothing is started
@@ -322,6 +322,6 @@ def _client(context: Context, api_version: str, timeout: float) -> WireClient:
         api_key=endpoint.api_key,
         max_retries=0,
         timeout=timeout,
-        http_client=context.http_client,
+        http_client=context.http_client or connections(openai, endpoint, timeout=timeout),
     )
     return WireClient(sdk, provider="Azure OpenAI")

@@ -89,7 +89,8 @@ class Job:
     """A provider's view of one job. ``error`` is set for failed jobs only; ``trained_tokens`` when it is reported.
 
     ``refused`` says of a failed job that what was requested is at fault (its file, a hyperparameter): another attempt
-    would fail in the same way.
+    would fail in the same way. ``blocked``: why nothing more becomes of this job, nor of another one, until a person
+    acts; whoever waits for it stops with this sentence.
     """
 
     id: str
@@ -98,6 +99,7 @@ class Job:
     error: str | None = None
     trained_tokens: int | None = None
     refused: bool = False
+    blocked: str | None = None
     echo: JobEcho = JobEcho()
 
 

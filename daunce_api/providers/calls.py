@@ -62,8 +62,8 @@ class Calls:
 
     def __init__(self, provider: str, secrets: Sequence[str] = (), sdk: ModuleType | None = None) -> None:
         self.provider = provider
-        self.longest: float | None = LONGEST_REQUEST
-        """Seconds that a request may take in all; None where its answer may take any time (Tinker's queues)."""
+        self.longest = LONGEST_REQUEST
+        """Seconds that a request may take in all."""
         self._sdk: Any = sdk
         self._secrets = tuple(s for s in secrets if s)
 
@@ -267,11 +267,8 @@ def _error_of(response: httpx2.Response) -> tuple[str, str]:
     return str(inner), ""
 
 
-def retry_after(headers: Mapping[str, str], *, wall_clock: float | None = None) -> float | None:
-    """Seconds that ``retry-after-ms`` or ``retry-after`` (seconds or a date) ask to wait; None if they say nothing.
-
-    ``wall_clock`` is the present as a Unix time, for tests.
-    """
+def retry_after(headers: Mapping[str, str]) -> float | None:
+    """Seconds that ``retry-after-ms`` or ``retry-after`` (seconds or a date) ask to wait; None if they say nothing."""
     for name, unit in (("retry-after-ms", 1000.0), ("retry-after", 1.0)):
         try:
             seconds = float(headers[name]) / unit
@@ -286,7 +283,7 @@ def retry_after(headers: Mapping[str, str], *, wall_clock: float | None = None) 
         moment = email.utils.mktime_tz(date)
     except (OverflowError, ValueError):
         return None
-    return max(moment - (time.time() if wall_clock is None else wall_clock), 0.0)
+    return max(moment - time.time(), 0.0)
 
 
 @contextmanager
@@ -299,17 +296,24 @@ def gone_already() -> Iterator[None]:
             raise
 
 
-async def cancelled(call: Awaitable[Job], read: Callable[[], Awaitable[Job]]) -> Job:
-    """The job after a request to cancel it; where that is refused because it is final already, as ``read`` gives it."""
+async def refusal(call: Awaitable[object]) -> ProviderError | None:
+    """Why a request was refused, for a conflict (409) too; None where it was not."""
     try:
-        return await call
+        await call
     except ProviderError as error:
         if error.status != 409 and not isinstance(error, RejectedError):
             raise
-        job = await read()
-        if job.status.final:
-            return job
-        raise
+        return error
+    return None
+
+
+async def cancelled(request: Awaitable[object], read: Callable[[], Awaitable[Job]]) -> Job:
+    """The job after a request to cancel it, which may be refused because the job is final already."""
+    refused = await refusal(request)
+    job = await read()
+    if refused is not None and not job.status.final:
+        raise refused
+    return job
 
 
 @contextmanager
@@ -342,16 +346,22 @@ class SdkTrainer(Closing):
         await self._sdk.close()
 
 
+def connections(sdk: Any, endpoint: Endpoint, **how: Any) -> Any:
+    """The HTTP client of an SDK's client. It follows no redirect, since a training file goes where the config says and
+    nowhere else, and takes no proxy of the environment to this machine itself."""
+    return sdk.DefaultAsyncHttpxClient(trust_env=not endpoint.loopback, follow_redirects=False, **how)
+
+
 def open_sdk(
     package: str, client: str, provider: str, endpoint: Endpoint, *, timeout: float, **own: Any
 ) -> tuple[Any, Calls]:
-    """The client of a provider's SDK and the calls on it: without the SDK's retries, and without redirects, since a
-    training file goes where the config says and nowhere else. Raises MissingExtraError where it is not installed."""
+    """The client of a provider's SDK, without its retries, and the calls on it. Raises MissingExtraError where it is
+    not installed."""
     try:
         sdk: Any = importlib.import_module(package)
     except ImportError as error:
         raise MissingExtraError(f"{provider}'s fine-tuning", package) from error
-    http = sdk.DefaultAsyncHttpxClient(timeout=timeout, trust_env=not endpoint.loopback, follow_redirects=False)
+    http = connections(sdk, endpoint, timeout=timeout)
     own |= {"api_key": endpoint.api_key, "max_retries": 0, "timeout": timeout, "http_client": http}
     return getattr(sdk, client)(**own), Calls(provider, [endpoint.api_key], sdk)
 

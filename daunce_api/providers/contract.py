@@ -168,12 +168,17 @@ def check_top(provider: str, example: EncodedExample, scores: TokenScores, liste
         if not isinstance(entry, dict) or not entry:
             continue
         top = max([v for v in entry.values() if type(v) in _NUMBERS], default=math.inf)
-        if value > top + TOP_TOLERANCE:
-            raise ContractError(
-                f"{provider} lists {top:.4f} as the highest log-probability at token {position} of "
-                f"{_name(example)} and {value:.4f} for the token itself: values and positions are shifted against "
-                "each other. Nothing of the answer was used."
-            )
+        refuse_shifted(provider, example, position, value, top)
+
+
+def refuse_shifted(provider: str, example: EncodedExample, position: int, value: object, top: object) -> None:
+    """Raises ContractError where a token is more likely than the most likely one at its position."""
+    if isinstance(value, float) and isinstance(top, int | float) and value > top + TOP_TOLERANCE:
+        raise ContractError(
+            f"{provider} lists {top:.4f} as the highest log-probability at token {position} of {_name(example)} and "
+            f"{value:.4f} for the token itself: values and positions are shifted against each other. Nothing of the "
+            "answer was used."
+        )
 
 
 def _checked(provider: str, example: EncodedExample, position: int, value: object) -> float:

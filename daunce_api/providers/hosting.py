@@ -22,15 +22,15 @@ from .calls import gone_already, noted_in
 from .polling import Answer, Poll
 
 UNLOADING = RetryPolicy(first=2.0, longest=10.0, attempts=3, total=60.0)
-"""How often a model that could not be unloaded is tried again: what stays may be paid for by the hour."""
+"""Retries of a model that could not be unloaded: what stays may be billed by the hour."""
 
 
 class Host(Closing, ABC):
     """Puts models on a server and takes them off. ``limit`` is how many it holds at once; a model that is being loaded
     is looked at by ``poll`` until it is there.
 
-    A subclass is the provider's own requests. What this process loaded is remembered by its id, what another one left
-    is found by :meth:`listed`.
+    A subclass makes the provider's requests. What this process loaded is remembered by its id; what another process
+    left is found by :meth:`listed`.
     """
 
     poll = Poll(5.0, 240)
@@ -90,16 +90,16 @@ class _Held:
 
 @dataclass
 class Pool:
-    """The models on a host, least recently used first. What does not load is taken off again."""
+    """The models on a host, least recently used first. A model that fails to load is unloaded again."""
 
     host: Host
     clock: Clock = field(default_factory=SystemClock)
     records: HostRecords | None = None
     _held: OrderedDict[str, _Held] = field(default_factory=OrderedDict)
     _left: dict[str, None] = field(default_factory=dict)
-    """Models of which something may be on the server although nobody holds them."""
+    """Models that may still be on the server although nobody uses them."""
     _leaving: dict[str, asyncio.Task[None]] = field(default_factory=dict)
-    """Models that are being taken off. They take up room until they are gone; requests for others go on."""
+    """Models that are being unloaded. They occupy their place until they are gone; requests for others go on."""
     _free: asyncio.Condition = field(default_factory=asyncio.Condition)
 
     @asynccontextmanager
@@ -146,7 +146,7 @@ class Pool:
             await asyncio.shield(leaving)
 
     async def _leave(self, model: str, held: _Held) -> None:
-        """Take a model off without keeping others from theirs."""
+        """Unload a model while requests for others go on."""
         try:
             await self._drop(model, held)
         finally:
@@ -155,18 +155,18 @@ class Pool:
                 self._free.notify_all()
 
     async def _load(self, model: str) -> str:
-        """Load a model, written down before; whatever ends this early (a failure, a closing pool) undoes it."""
+        """Load a model after recording the intent; a failure or a closing pool undoes it."""
         if self.records is not None:
             self.records.load_intent(model)
         try:
             return await self.host.load(model)
         except BaseException:
-            with suppress(DaunceError):  # it stays written down, and closing tries again
+            with suppress(DaunceError):  # it stays recorded, and closing tries again
                 await self._put_off(model)
             raise
 
     async def take_off(self, model: str) -> None:
-        """Take a model off the server, whoever put it there. Raises the last failure after some tries."""
+        """Unload a model, whoever loaded it. Raises the last failure after a few tries."""
         await Retrier(UNLOADING, self.clock)(lambda: self.host.unload(model), f"unload {model}")
         if self.records is not None:
             self.records.unloaded(model)
@@ -201,7 +201,7 @@ class Pool:
 
 
 class HostedScorer(Closing):
-    """A scorer of models that a host has to load first. Closing it unloads them and closes the scorer."""
+    """A scorer whose models a host has to load first. Closing it unloads them and closes the scorer."""
 
     def __init__(self, scorer: Scorer, host: Host, *, clock: Clock | None = None) -> None:
         self.inner = scorer

@@ -13,7 +13,9 @@ from urllib.parse import quote
 from pydantic import Field
 
 from ..config import RunConfig
+from ..errors import RejectedError
 from .base import Job, JobStatus, ScorerCapabilities, TrainerCapabilities
+from .calls import NO_REASON
 from .contract import json_of
 from .openai_wire.client import WireClient, open_client
 from .openai_wire.echo import EchoScorer, echo_options
@@ -93,15 +95,24 @@ class NebiusTrainer(WireTrainer):
         return []
 
     async def _job(self, answer: dict[str, Any]) -> Job:
-        """As OpenAI's; the model of a succeeded job is there once its registration is active."""
+        """As OpenAI's; the model of a succeeded job is there once its registration is active. Where it is refused, the
+        other members' would be too."""
         job = await super()._job(answer)
         if job.status is not JobStatus.SUCCEEDED or job.model is None:
             return job
         source = job.model
-        model = await self._registered(source) or await self._register(source)
-        if model.get("status") == "error":
-            reason = self._client.calls.clean(str(model.get("status_reason") or "no reason given"))
-            return replace(job, status=JobStatus.FAILED, model=None, error=f"Nebius does not serve {source}: {reason}")
+        try:
+            model = await self._registered(source) or await self._register(source)
+            reason = str(model.get("status_reason") or NO_REASON) if model.get("status") == "error" else None
+        except RejectedError as error:
+            reason = str(error)
+        if reason is not None:
+            blocked = (
+                f"Nebius does not serve {source}: {self._client.calls.clean(reason)} The other members' models would "
+                "be refused too. Everything so far is kept. Find out why in its console and delete that model there, "
+                "then run the same command again; or train with other hyperparameters in a new run folder."
+            )
+            return replace(job, model=None, blocked=blocked)
         return replace(job, model=str(model["name"]) if model.get("status") == "active" else None)
 
     async def _registered(self, source: str) -> dict[str, Any] | None:

@@ -1,8 +1,8 @@
-"""What members minimise, and how much each of them therefore weighs each example. Needs no PyTorch.
+"""What members minimize, and how much each of them therefore weighs each example. Needs no PyTorch.
 
 With L the mean nats per completion token of an example (its own count), z the logits, theta_0 the start, g the
 gradient of L with respect to the logits at theta_0, and xi ~ U(0, 1) drawn once per example and member, a member
-minimises the sum over its subset of (Pan et al. 2025, arXiv 2505.23223, and its reference code):
+minimizes the sum over its subset of (Pan et al. 2025, arXiv 2505.23223, and its reference code):
 
     subset      L(theta)
     influence   gamma (L(theta) - L(theta_0)) - (1 + rho (2 xi - 1)) <g, z(theta) - z(theta_0)>

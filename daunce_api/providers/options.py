@@ -66,12 +66,20 @@ class ScorerOptions(Options):
 
     def capabilities(self, provider: str, **differences: Any) -> ScorerCapabilities:
         """What a scorer with these options can do: any completion, exactly, but for the provider's ``differences``."""
-        known = {
-            "scope": "any",
-            "max_context_tokens": self.max_context_tokens,
-            "max_concurrent_requests": self.concurrency,
-        }
-        return ScorerCapabilities(provider, **{**known, **differences})
+        known = {"max_context_tokens": self.max_context_tokens, "max_concurrent_requests": self.concurrency}
+        return ScorerCapabilities(provider, **{"scope": "any", **known, **differences})
+
+
+class BatchOptions(ScorerOptions):
+    """What scorers of several prompts a request can be given besides."""
+
+    prompts_per_request: int = Field(32, ge=1, le=2048)
+    tokens_per_request: int = Field(16_384, ge=1)
+
+    def capabilities(self, provider: str, **differences: Any) -> ScorerCapabilities:
+        """Any completion, exactly, in batches of prompts."""
+        most = {"max_prompts_per_request": self.prompts_per_request, "max_tokens_per_request": self.tokens_per_request}
+        return super().capabilities(provider, **most, **differences)
 
 
 OptionsT = TypeVar("OptionsT", bound=Options)

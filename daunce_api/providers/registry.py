@@ -101,7 +101,7 @@ BACKENDS: Mapping[str, BackendKind] = {
 
 SCORERS: Mapping[str, str] = {
     "echo": f"{_HERE}.openai_wire.echo",
-    "chat_token": f"{_HERE}.openai_wire.chat_token",
+    "chat_token": f"{_HERE}.openai_wire.batch_api",
     "local": f"{_HERE}.local.backend",
     "vllm": f"{_HERE}.vllm",
     "prompt_logprobs": f"{_HERE}.vllm",

@@ -19,7 +19,7 @@ from ..errors import MissingExtraError, StopError
 from .server_settings import ServerSettings
 
 LOG_NAME = "server.log"
-STOP_SECONDS = 10
+START_SECONDS, STOP_SECONDS = 180.0, 10
 _LOG_TAIL = 2000
 _READY = TypeAdapter(dict[str, str])
 
@@ -38,9 +38,8 @@ class EmbeddedServer:
     hold one.
     """
 
-    def __init__(self, settings: ServerSettings, *, start_timeout: float = 180.0) -> None:
+    def __init__(self, settings: ServerSettings) -> None:
         self._settings = settings
-        self._start_timeout = start_timeout
         self._process: subprocess.Popen[bytes] | None = None
         self.api_key = settings.api_key or secrets.token_urlsafe(32)
         self.base_url = ""
@@ -122,7 +121,7 @@ class EmbeddedServer:
             process.stdin.flush()
         with selectors.DefaultSelector() as selector:
             selector.register(process.stdout, selectors.EVENT_READ)
-            if not selector.select(self._start_timeout):
+            if not selector.select(START_SECONDS):
                 return None
         line = process.stdout.readline()
         if not line:

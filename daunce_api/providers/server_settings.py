@@ -1,4 +1,4 @@
-"""What `daunce serve` is started with."""
+"""Settings of `daunce serve`."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ BASE_LEARNING_RATE = 1e-3
 
 
 class InjectSettings(Options):
-    """Faults that the server commits on purpose, so that clients can be tested against them.
+    """Faults that the server makes on purpose, so that clients can be tested against them.
 
     Rates are probabilities from 0 to 1. Which request is hit depends on ``seed`` and on how many requests to the same
     route came before it, and on nothing else: the same requests in the same order meet the same faults. Job faults
@@ -94,18 +94,20 @@ REQUEST_FAULTS = (
 
 
 class ServerSettings(Options):
-    """What is served, where its state is kept, and who may ask. ``inject`` may be a text as on the command line."""
+    """What is served, where its state is kept, and who may use it. ``inject`` may be a string, as in a command."""
 
     model: str = Field("daunce-tiny", description="daunce-tiny, a Hugging Face id or model folder")
     state_dir: Path = Field(
         default_factory=lambda: platformdirs.user_state_path("daunce-api") / "server",
-        description="files, jobs and adapters; survives",
+        description="files, jobs and adapters; kept between starts",
     )
     api_key: str | None = Field(
         None, pattern="^[!-~]+$", repr=False, description="key that clients must send; None: loopback only"
     )
     inject: InjectSettings | None = None
-    dialect: Literal["openai", "vllm", "nebius"] = Field("openai", description="whose differences to speak")
+    dialect: Literal["openai", "vllm", "nebius"] = Field(
+        "openai", description="the service whose wire format is spoken"
+    )
     workers: int = Field(1, ge=1, le=64, description="jobs trained at once, one process each")
     threads: int = Field(1, ge=1, description="torch threads of each process")
     device: str = "cpu"

@@ -12,7 +12,6 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from pydantic import Field
 
@@ -20,10 +19,10 @@ from ..config import RunConfig
 from ..data.tokenizers import EncodedExample
 from ..errors import ContractError, RejectedError
 from .base import ProbeReport, Scorer, ScorerCapabilities, TokenScores
-from .contract import TOP_TOLERANCE, check_ids, refuse_long, scores_of
+from .contract import check_ids, refuse_long, refuse_shifted, scores_of
 from .hosting import Host, HostedScorer
 from .openai_wire.client import WireClient, WireScorer, open_client
-from .options import ScorerOptions
+from .options import BatchOptions
 from .polling import Answer
 from .probe import GENERATED, Generated, generated, probe_generated, values_of
 from .registry import Context
@@ -42,7 +41,7 @@ IGNORED = (
 )
 
 
-class VllmOptions(ScorerOptions):
+class VllmOptions(BatchOptions):
     """``backend.scorer.options`` of the vLLM scorer."""
 
     together = ("local_root", "server_root")
@@ -59,8 +58,6 @@ class VllmOptions(ScorerOptions):
     ranks: bool = Field(
         True, description="list the most likely token of each position too, which shows shifted values; false: shorter"
     )
-    prompts_per_request: int = Field(32, ge=1, le=2048)
-    tokens_per_request: int = Field(16_384, ge=1)
 
 
 def vllm_options(config: RunConfig) -> VllmOptions:
@@ -70,13 +67,7 @@ def vllm_options(config: RunConfig) -> VllmOptions:
 
 def scorer_capabilities(config: RunConfig) -> ScorerCapabilities:
     """Any completion, exactly; no network."""
-    options = vllm_options(config)
-    return options.capabilities(
-        "vLLM prompt_logprobs",
-        max_prompts_per_request=options.prompts_per_request,
-        max_tokens_per_request=options.tokens_per_request,
-        notes=(LARGE_VOCABULARY,),
-    )
+    return vllm_options(config).capabilities("vLLM prompt_logprobs", notes=(LARGE_VOCABULARY,))
 
 
 def open_scorer(context: Context) -> Scorer:
@@ -149,25 +140,11 @@ def table_scores(provider: str, example: EncodedExample, tables: object, read: o
                 f"{example.example.id!r}: its template or tokenizer differs, or it truncates. Nothing was used. Point "
                 "backend.tokenizer to the served model's own folder."
             )
-        _check_rank(provider, example, position, entry, table)
+        for first in (e for e in table.values() if isinstance(e, dict) and e.get("rank") == 1):
+            refuse_shifted(provider, example, position, entry.get("logprob"), first.get("logprob"))
         values.append(entry.get("logprob"))
     values += [None] * (len(tables) - len(values))
     return scores_of(provider, example, values, hint=IGNORED)
-
-
-def _check_rank(
-    provider: str, example: EncodedExample, position: int, entry: dict[str, Any], table: dict[str, Any]
-) -> None:
-    """The token's value may not exceed that of rank 1. Costs nothing: every table lists that one too."""
-    value = entry.get("logprob")
-    first = [e.get("logprob") for e in table.values() if isinstance(e, dict) and e.get("rank") == 1]
-    for top in first:
-        if isinstance(value, float) and isinstance(top, int | float) and value > top + TOP_TOLERANCE:
-            raise ContractError(
-                f"{provider} ranks a token of log-probability {top:.4f} first at position {position} of example "
-                f"{example.example.id!r}, and gives {value:.4f} to the token itself: values and positions are shifted "
-                "against each other. Nothing of the answer was used."
-            )
 
 
 class AdapterHost(Host):

@@ -7,22 +7,23 @@ the hashes of what it carries. Texts reach the page only as text nodes, never as
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from html import unescape
 from importlib.resources import files
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any
 
 import jinja2
 import numpy as np
-from numpy.typing import NDArray
 
 from .._util.files import write
 from ..attribution import Attribution
 from ..attribution.texts import Conversation, conversation
 from ..data.dataset import Dataset
+from ..fix import Proposal, marked, propose
+from ..fix.folder import kept_fixes, kept_outcome
 from ..run import Run
 from ..status import RunStatus
 from .glance import first_notes, glance, more_notes, state_of, unit
@@ -44,36 +45,8 @@ _STATE = re.compile(r'<meta name="daunce-state" content="([^"]*)">')
 _HEAD = 20_000
 
 
-@dataclass(frozen=True, eq=False)
-class Candidates:
-    """Training examples by what taking them out would do, most useful removal first.
-
-    Attributes:
-        effect_N: by how much the example favors unwanted over wanted answers, in the unit of the ranking; NaN where it
-            is not known.
-        proposed_N: whether the ranking proposes to remove it.
-        label: name of the column, two or three words.
-        words: one or two sentences on how the ranking was made.
-        outcome: what retraining without proposed examples did, as :meth:`daunce_api.fix.retraining.Outcome.to_json`
-            has it; None where nothing was retrained.
-    """
-
-    effect_N: NDArray[np.float64]
-    proposed_N: NDArray[np.bool_]
-    label: str
-    words: str
-    outcome: Mapping[str, Any] | None = None
-
-
 REPORT_NAME = "report.html"
 """Inside the run folder."""
-
-Ranked: TypeAlias = Callable[[Run, Attribution], Candidates | None]
-
-
-def no_candidates(run: Run, attribution: Attribution) -> Candidates | None:
-    """Where nobody ranks what to remove."""
-    return None
 
 
 @dataclass(frozen=True, eq=False)
@@ -85,7 +58,7 @@ class _Parts:
     train: TrainView
     sources: SourceScores
     tokens: TokenView | None
-    candidates: Candidates | None
+    proposal: Proposal | None
 
 
 def write_report(
@@ -94,7 +67,8 @@ def write_report(
     *,
     run: RunStatus | None = None,
     warnings: Sequence[str] = (),
-    candidates: Candidates | None = None,
+    proposal: Proposal | None = None,
+    outcome: Mapping[str, Any] | None = None,
     others: Sequence[tuple[str, Attribution]] = (),
 ) -> Path:
     """Write the report of an attribution.
@@ -105,7 +79,9 @@ def write_report(
             not comparable.
         run: state of the run; without it the provider and model in ``attribution.facts`` are shown.
         warnings: what was noticed in the data, one sentence each.
-        candidates: a removal ranking, where answers are marked as wanted or unwanted.
+        proposal: what to remove, where answers are marked as unwanted.
+        outcome: what retraining without those examples did, as :meth:`daunce_api.fix.retraining.Outcome.to_json` has
+            it; shown with a proposal.
         others: pages of other answers of the run, which other members have scored: addresses and attributions.
 
     Returns:
@@ -115,29 +91,19 @@ def write_report(
         NotEnoughMembersError: fewer than two members are scored.
         StoreError: the file cannot be written.
     """
-    state = _state_in(Path(path))
-    page = report_html(attribution, run, warnings, candidates=candidates, others=others, previous=state)
-    write(Path(path), page)
-    return Path(path)
+    path = Path(path)
+    state = _state_in(path)
+    page = report_html(attribution, run, warnings, proposal=proposal, outcome=outcome, others=others, previous=state)
+    write(path, page)
+    return path
 
 
-def write_report_of(
-    run: Run,
-    attribution: Attribution,
-    output: Path | None = None,
-    *,
-    candidates: Ranked = no_candidates,
-) -> Path:
+def write_report_of(run: Run, attribution: Attribution, output: Path | None = None) -> Path:
     """Write the HTML report of a run and return its path (default: ``report.html`` in the run folder).
 
     Answers that fewer members have scored form groups of their own, with other scales: each of these groups has its own
-    page beside (``report-2.html``, ...), and the pages link to each other.
-
-    Args:
-        attribution: of the group on the first page.
-        candidates: makes the removal ranking of a group, where answers in it are marked.
-
-    Raises StoreError where a page cannot be written.
+    page beside (``report-2.html``, ...), and the pages link to each other. ``attribution``: of the group on the first
+    page. Raises StoreError where a page cannot be written.
     """
     path = output or run.run_dir / REPORT_NAME
     status = run.status()
@@ -146,9 +112,17 @@ def write_report_of(
     paths = [path if n == 1 else path.with_name(f"{path.stem}-{n}{path.suffix}") for n in range(1, len(groups) + 1)]
     for group, page in zip(groups, paths, strict=True):
         others = [(p.name, other) for p, other in zip(paths, groups, strict=True) if other is not group]
-        shown = candidates(run, group)
-        write_report(group, page, run=status, warnings=run.warnings, candidates=shown, others=others)
+        write_report(group, page, run=status, warnings=run.warnings, others=others, **removal_of(run, group))
     return path
+
+
+def removal_of(run: Run, attribution: Attribution) -> dict[str, Any]:
+    """``proposal`` and ``outcome`` of :func:`write_report` for a group of a run's answers; neither where none of them
+    is marked as unwanted."""
+    unwanted, wanted = marked(run, attribution)
+    if not unwanted:
+        return {}
+    return {"proposal": propose(attribution, unwanted, wanted), "outcome": kept_outcome(*kept_fixes(run.run_dir))}
 
 
 def report_html(
@@ -156,7 +130,8 @@ def report_html(
     run: RunStatus | None = None,
     warnings: Sequence[str] = (),
     *,
-    candidates: Candidates | None = None,
+    proposal: Proposal | None = None,
+    outcome: Mapping[str, Any] | None = None,
     others: Sequence[tuple[str, Attribution]] = (),
     previous: str = "",
 ) -> str:
@@ -169,7 +144,7 @@ def report_html(
         train_view(attribution),
         source_scores(attribution, columns),
         token_view(attribution, columns, ranked.proponents.index_Mk, ranked.opponents.index_Mk),
-        candidates,
+        proposal,
     )
     content, arrays = _content(attribution, run, parts)
     texts = [content[side][name] for side in ("train", "test") for name in ("prompt", "answer")]
@@ -186,8 +161,9 @@ def report_html(
         attribution=attribution,
         tiles=glance(attribution, run, parts.train.significant, ranked.overlap),
         state=state_of(attribution),
-        candidates=candidates,
-        retrained=_retrained(attribution, candidates),
+        removal="" if proposal is None else _removal_text(proposal),
+        outcome=outcome,
+        retrained=[] if proposal is None or outcome is None else _retrained(attribution, outcome),
         others=others,
         unit=unit(attribution),
         heat_note=parts.sources.note,
@@ -203,6 +179,20 @@ def report_html(
         numbers=numbers,
         provider=str(attribution.facts.get("provider", "")) if run is None else run.provider,
         model=str(attribution.facts.get("model", "")) if run is None else run.model,
+    )
+
+
+def _removal_text(proposal: Proposal) -> str:
+    """How the training examples are ranked for removal, and what is proposed."""
+    against = f" against {len(proposal.wanted)} wanted" if proposal.wanted else ""
+    proposed = (
+        f"Proposed for removal: {len(proposal.positions)} ({proposal.reason}); daunce fix writes the cleaned file."
+        if proposal.removed
+        else f"Nothing is proposed for removal: {proposal.reason}"
+    )
+    return (
+        f"By how much each example pushes the {len(proposal.unwanted)} unwanted{against} answers, in standard errors; "
+        f"near-duplicates count together. {proposed}"
     )
 
 
@@ -230,9 +220,9 @@ def _content(attribution: Attribution, run: RunStatus | None, parts: _Parts) -> 
             arrays.add(f"{name}_prior", listing.prior_Mk, "f")
     arrays.add("mean_score", parts.train.mean_score_N[shown], "f")
     arrays.add("self_influence", parts.train.self_influence_N[shown], "f")
-    if parts.candidates is not None:
-        arrays.add("effect", parts.candidates.effect_N[shown], "f")
-        arrays.add("proposed", parts.candidates.proposed_N[shown], "b")
+    if parts.proposal is not None:
+        arrays.add("effect", parts.proposal.z_N[shown], "f")
+        arrays.add("proposed", np.isin(shown, parts.proposal.positions), "b")
     arrays.add("included", parts.train.included_N[shown], "i")
     partners = {"helps": _partners(attribution, opponents=False), "hurts": _partners(attribution, opponents=True)}
     found = np.unique(np.concatenate([index[shown] for index, _ in partners.values()]))
@@ -254,7 +244,6 @@ def _content(attribution: Attribution, run: RunStatus | None, parts: _Parts) -> 
         "elsewhere": [attribution.test[int(j)].id for j in elsewhere],
         "sources": sources,
         "systems": list(systems),
-        "effect_label": None if parts.candidates is None else parts.candidates.label,
         "tokens": tokens,
         "curve": quality_curve(attribution),
         "expected": _expected(attribution),
@@ -278,15 +267,15 @@ def _content(attribution: Attribution, run: RunStatus | None, parts: _Parts) -> 
 
 
 def _shown_train(attribution: Attribution, parts: _Parts) -> np.ndarray[Any, np.dtype[np.int64]]:
-    """Positions of the training examples in the page: all, or those that are listed, are candidates for
-    removal, or have the highest self-influence."""
+    """Positions of the training examples in the page: all, or those that are listed, and those that come first for
+    removal or have the highest self-influence."""
     count = len(attribution.train)
     if count <= MAX_TRAIN:
         return np.arange(count)
     listed = np.unique(
         np.concatenate([x.index_Mk.ravel() for x in (parts.listings.proponents, parts.listings.opponents)])
     )
-    order = parts.train.self_influence_N if parts.candidates is None else parts.candidates.effect_N
+    order = parts.train.self_influence_N if parts.proposal is None else parts.proposal.z_N
     worst = np.argsort(-np.nan_to_num(order, nan=-np.inf), kind="stable")[:MAX_TRAIN]
     return np.union1d(listed[listed >= 0], worst)
 
@@ -321,11 +310,10 @@ def _examples(dataset: Dataset, picks: Any, labels: list[str], systems: dict[str
     }
 
 
-def _retrained(attribution: Attribution, candidates: Candidates | None) -> list[tuple[Mapping[str, Any], Conversation]]:
+def _retrained(attribution: Attribution, outcome: Mapping[str, Any]) -> list[tuple[Mapping[str, Any], Conversation]]:
     """The answers of this page before and after a retraining, with their texts."""
-    outcome = None if candidates is None else candidates.outcome
     known, test = set(attribution.test.ids), attribution.test
-    found = [answer for answer in (() if outcome is None else outcome["answers"]) if answer["id"] in known]
+    found = [answer for answer in outcome["answers"] if answer["id"] in known]
     return [(answer, conversation(test[test.position(answer["id"])])) for answer in found]
 
 

@@ -11,10 +11,10 @@ Where it differs from OpenAI's service:
 * the end token counts as generated and is among the log-probabilities, as in vLLM.
 * ``learning_rate_multiplier: 1`` is AdamW at 1e-3 on rank-8 LoRA; ``auto`` is 3 epochs, batches of 8, multiplier 1.
 * one choice a prompt (``n: 1``), no streaming, no validation file; each is refused with a 400.
-* a batch (``/v1/batches``) is answered at once, in the background; nothing of it expires.
-* ``dialect: vllm`` sends vLLM's leading null in echoed values and knows ``prompt_logprobs``; ``dialect: nebius`` is
+* a batch (``/v1/batches``) starts at once, in the background, and never expires.
+* ``dialect: vllm`` sends vLLM's leading null in echoed values and supports ``prompt_logprobs``; ``dialect: nebius`` is
   described in :mod:`daunce_api.server.nebius`.
-* deleting a fine-tune deletes its checkpoints; cancelling a cancelled job is no error.
+* deleting a fine-tune deletes its checkpoints; cancelling a cancelled job is not an error.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ def run_server(
 ) -> None:
     """Serve until interrupted; ``on_ready`` is called with the base URL once requests are answered.
 
-    Without ``settings.api_key`` only loopback hosts are allowed, and requests from this machine alone. Raises
+    Without ``settings.api_key`` only loopback hosts are allowed, and only requests from this machine. Raises
     ConfigurationError, MissingExtraError, RunLockedError (another server uses the state folder).
     """
     require_server_extra()

@@ -1,5 +1,5 @@
-"""The child process of :class:`~daunce_api.server.EmbeddedServer`: settings come in as the first line of the input,
-so that the key stands in no argument list and no environment; the process ends when the input does."""
+"""The child process of :class:`~daunce_api.server.EmbeddedServer`: the settings are the first line of its standard
+input, so that the key is in no argument list and no environment. The process ends when its input does."""
 
 from __future__ import annotations
 

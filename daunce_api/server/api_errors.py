@@ -49,7 +49,7 @@ def unavailable(message: str, *, code: str) -> ApiError:
 
 
 def rate_limited(message: str, wait: float | None) -> ApiError:
-    """429, with the seconds after which the next request is let through, where the answer is to say so."""
+    """429; ``wait``: the seconds in its Retry-After headers, or None for an answer without them."""
     headers = {} if wait is None else {"retry-after": str(ceil(wait)), "retry-after-ms": str(ceil(1000 * wait))}
     return ApiError(429, message, type="requests", code="rate_limit_exceeded", headers=headers)
 

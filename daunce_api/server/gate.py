@@ -30,7 +30,8 @@ MULTIPART_OVERHEAD = 64 * 1024
 
 
 class Gate:
-    """Outermost ASGI layer. Nothing of a request, and no key, is ever logged; a failure is logged by its place."""
+    """The outermost ASGI layer. No part of a request, and no key, is ever logged; a failure is logged by its place in
+    the code."""
 
     def __init__(self, app: ASGIApp, settings: ServerSettings) -> None:
         self._app = app
@@ -38,13 +39,20 @@ class Gate:
         self._limit = _RequestLimit(settings.requests_per_minute)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "lifespan":
+            await self._app(scope, receive, send)
         if scope["type"] != "http":
-            if scope["type"] == "lifespan":
-                await self._app(scope, receive, send)
             return
-        response = _Response(send, time.perf_counter())
+        response = _Response(send)
         try:
-            await self._pass(scope, receive, response)
+            if scope["path"].startswith(("/v1/", "/v0/")):
+                headers = Headers(scope=scope)
+                self._identify(headers)
+                response.headers |= self._limit.take()
+                is_file = scope["path"] == "/v1/files"
+                limit = MAX_FILE_BYTES + MULTIPART_OVERHEAD if is_file else MAX_BODY_BYTES
+                receive = _limit_body(headers, receive, limit)
+            await self._app(scope, receive, response.send)
         except (BrokenConnectionError, ClientDisconnect):
             # Returning with the response unfinished makes the HTTP server close the connection.
             return
@@ -53,20 +61,9 @@ class Gate:
         except Exception as error:
             await response.finish(_failure(error), scope, receive)
 
-    async def _pass(self, scope: Scope, receive: Receive, response: _Response) -> None:
-        if not scope["path"].startswith(("/v1/", "/v0/")):
-            await self._app(scope, receive, response.send)
-            return
-        headers = Headers(scope=scope)
-        self._identify(headers)
-        response.headers |= self._limit.take()
-        is_file = scope["path"] == "/v1/files"
-        limit = MAX_FILE_BYTES + MULTIPART_OVERHEAD if is_file else MAX_BODY_BYTES
-        await self._app(scope, _limit_body(headers, receive, limit), response.send)
-
     def _identify(self, headers: Headers) -> None:
         if self._key is None:
-            # Without a key only programs of this machine may ask, and no web page through their browser.
+            # Without a key only programs on this machine are answered, and no web page in a browser.
             if "origin" in headers or not is_loopback(_host_of(headers)):
                 raise ApiError(403, "This server has no API key and answers requests to the local machine only.")
             return
@@ -92,7 +89,7 @@ def _host_of(headers: Headers) -> str | None:
 
 
 class _RequestLimit:
-    """A token bucket over all clients; its state is what the ``x-ratelimit-*`` headers say."""
+    """A token bucket for all clients together; the ``x-ratelimit-*`` headers show its state."""
 
     def __init__(self, per_minute: int) -> None:
         self._capacity = per_minute
@@ -100,7 +97,7 @@ class _RequestLimit:
         self._time = time.monotonic()
 
     def take(self) -> dict[str, str]:
-        """Count one request. Raises ApiError 429 with the time until the next one is let through."""
+        """Count one request. Raises ApiError 429 with the time until the next one is allowed."""
         moment = time.monotonic()
         rate = self._capacity / 60
         self._level = min(self._capacity, self._level + (moment - self._time) * rate)
@@ -119,12 +116,10 @@ class _RequestLimit:
 
 
 class _Response:
-    """Adds the common headers to whatever is sent, and knows whether anything was."""
+    """Adds the common headers to a response, and knows whether it has begun."""
 
-    def __init__(self, send: Send, started: float) -> None:
-        self._send = send
-        self._started_at = started
-        self._started = False
+    def __init__(self, send: Send) -> None:
+        self._send, self._started_at, self._started = send, time.perf_counter(), False
         self.headers = {"x-request-id": f"req_{secrets.token_hex(16)}", "openai-version": "2020-10-01"}
 
     async def send(self, message: Message) -> None:
@@ -137,7 +132,7 @@ class _Response:
         await self._send(message)
 
     async def finish(self, error: JSONResponse, scope: Scope, receive: Receive) -> None:
-        """Send an error, unless part of another response is out already; then the connection is cut."""
+        """Send an error, unless another response has begun; then the connection is closed."""
         if not self._started:
             await error(scope, receive, self.send)
 

@@ -45,7 +45,7 @@ class Injector:
         return self._choose(f"job#{ordinal}", ("job_failure", "job_stuck", "model_deleted"))
 
     def accept_job(self) -> bool:
-        """False when the daily limit is reached; it counts the jobs accepted since the server started."""
+        """False once the daily limit is reached, which counts the jobs since the server started."""
         limit = self.settings.daily_limit_after
         if limit is not None and self._jobs_accepted >= limit:
             return False
@@ -53,12 +53,12 @@ class Injector:
         return True
 
     def vanishes_now(self, model: str) -> bool:
-        """True at the second use of a model that is to be deleted under its users."""
+        """True from the second use on of a model that is to be deleted while it is in use."""
         self._uses[model] += 1
         return self._uses[model] >= 2
 
     def born(self, identity: str) -> None:
-        """A job, file or model comes into being now; what an earlier server made is old enough to be seen."""
+        """Note that a job, file or model was made now. What an earlier server made is never hidden."""
         if self.settings.lags:
             self._born[identity] = time.monotonic()
 

@@ -1,7 +1,7 @@
 """``/v1/batches``: the lines of an uploaded file, answered in the background into a file of answers.
 
-Every line passes through the same handlers as a single request. A batch that a server was working on when it ended is
-answered again from its start by the next one.
+Every line passes through the same handlers as a single request. A batch that was in progress when a server
+ended is answered again from its start by the next one.
 """
 
 from __future__ import annotations
@@ -94,7 +94,7 @@ def _batch(service: Service, request: Request) -> Batch:
 
 
 def start(service: Service) -> None:
-    """Take up the batches that an earlier server left."""
+    """Resume the batches that an earlier server left."""
     for row in service.state.rows("SELECT * FROM batches ORDER BY seq"):
         batch = json.loads(row["body"])
         if batch["status"] not in ENDED:
@@ -108,7 +108,7 @@ def _spawn(service: Service, batch: Batch) -> None:
 
 
 async def _run(service: Service, batch: Batch) -> None:
-    """Answer a batch into files that are kept where it completes."""
+    """Write the answers to a batch into files, which are kept if it completes."""
     state = service.state
     files = {name: new_id("file") for name in ("output", "error")}
     try:
@@ -133,7 +133,7 @@ async def _run(service: Service, batch: Batch) -> None:
 
 async def _answer_all(service: Service, batch: Batch, files: Mapping[str, str]) -> dict[str, int]:
     """Write the answers to ``files`` (``output`` and ``error``); how many each has. Raises ApiError for a file that is
-    no batch."""
+    not a batch."""
     state, endpoint = service.state, batch["endpoint"]
     path, counts = state.file_path(batch["input_file_id"]), dict.fromkeys(files, 0)
     await in_thread(_check, path, endpoint)
@@ -179,7 +179,7 @@ async def _answer(service: Service, endpoint: str, line: dict[str, Any]) -> dict
 
 
 def _check(path: Path, endpoint: str) -> None:
-    """Raises ApiError that names the first line of a file that is no request of a batch."""
+    """Raises ApiError that names the first line of a file that is not a request of a batch."""
     known: set[str] = set()
     try:
         file = path.open("rb")
@@ -199,5 +199,5 @@ def _check(path: Path, endpoint: str) -> None:
             if request != ("POST", endpoint):
                 raise invalid(f"Line {number} is not a POST to {endpoint}.")
             if not isinstance(identity, str) or identity in known:
-                raise invalid(f"The custom_id of line {number} is not a text of its own.")
+                raise invalid(f"The custom_id of line {number} is not a unique string.")
             known.add(identity)

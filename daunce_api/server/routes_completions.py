@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import secrets
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from starlette.requests import Request
@@ -25,51 +25,46 @@ MAX_PROMPT_TOKENS = 131_072
 """Of all prompts of one completions request."""
 
 
-class _Tokens:
-    """Ids with their log-probabilities and most likely alternatives, and the words for them in an answer."""
+Scored = tuple[int, float, list[tuple[int, float]]]
+"""A token, its log-probability, and the most likely tokens in its place with theirs."""
 
-    def __init__(self, service: Service, as_ids: bool) -> None:
-        self._text = service.text
-        self._as_ids = as_ids
-        self.ids: list[int] = []
-        self.logprobs: list[float] = []
-        self.top: list[list[tuple[int, float]]] = []
 
-    def add(self, ids: Sequence[int], read: Read, top: int) -> None:
-        """Add ids, each with its ``top`` most likely alternatives."""
-        self.ids += ids
-        self.logprobs += read["logprobs"]
-        self.top += [
-            list(zip(*row, strict=True))[:top] for row in zip(read["top_ids"], read["top_logprobs"], strict=True)
-        ]
+def _rows(ids: Sequence[int], read: Read, top: int) -> list[Scored]:
+    tops = zip(read["top_ids"], read["top_logprobs"], strict=True)
+    rows = zip(ids, read["logprobs"], tops, strict=True)
+    return [(token, logprob, list(zip(*row, strict=True))[:top]) for token, logprob, row in rows]
 
-    def label(self, token: int) -> str:
-        return f"token_id:{token}" if self._as_ids else self._text.label(token)
 
-    def legacy(self) -> dict[str, Any]:
-        """The ``logprobs`` of a completion; each list has one entry a token."""
-        return {
-            "tokens": [self.label(i) for i in self.ids],
-            "token_logprobs": self.logprobs,
-            "top_logprobs": [self._top_of(*at) for at in zip(self.ids, self.logprobs, self.top, strict=True)],
-            "text_offset": self._text.offsets(self.ids),
-        }
+def _label(service: Service, body: CreateCompletion | CreateChatCompletion) -> Callable[[int], str]:
+    """What stands for a token in an answer."""
+    return "token_id:{}".format if body.return_tokens_as_token_ids else service.text.label
 
-    def _top_of(self, token: int, logprob: float, row: list[tuple[int, float]]) -> dict[str, float]:
+
+def _completion_logprobs(service: Service, rows: list[Scored], label: Callable[[int], str]) -> dict[str, Any]:
+    """The ``logprobs`` of a completion; each list has one entry a token."""
+    alternatives = []
+    for token, logprob, row in rows:
         # Two tokens can print alike: the chosen one has the first claim, then the more likely one.
         best: dict[str, float] = {}
         for other, value in row:
-            best.setdefault(self.label(other), value)
-        best[self.label(token)] = logprob
-        return best
+            best.setdefault(label(other), value)
+        best[label(token)] = logprob
+        alternatives.append(best)
+    return {
+        "tokens": [label(token) for token, _, _ in rows],
+        "token_logprobs": [logprob for _, logprob, _ in rows],
+        "top_logprobs": alternatives,
+        "text_offset": service.text.offsets([token for token, _, _ in rows]),
+    }
 
-    def chat(self) -> list[dict[str, Any]]:
-        """The ``logprobs.content`` of a chat completion."""
-        pairs = zip(self.ids, self.logprobs, self.top, strict=True)
-        return [{**self._entry(i, lp), "top_logprobs": [self._entry(*t) for t in row]} for i, lp, row in pairs]
 
-    def _entry(self, token: int, logprob: float) -> dict[str, Any]:
-        return {"token": self.label(token), "logprob": logprob, "bytes": list(self._text.token_bytes(token))}
+def _chat_logprobs(service: Service, rows: list[Scored], label: Callable[[int], str]) -> list[dict[str, Any]]:
+    """The ``logprobs.content`` of a chat completion."""
+
+    def entry(token: int, logprob: float) -> dict[str, Any]:
+        return {"token": label(token), "logprob": logprob, "bytes": list(service.text.token_bytes(token))}
+
+    return [{**entry(token, logprob), "top_logprobs": [entry(*other) for other in row]} for token, logprob, row in rows]
 
 
 async def complete(service: Service, request: Request) -> Response:
@@ -89,23 +84,21 @@ async def complete(service: Service, request: Request) -> Response:
     scores: list[Read] = []
     if (body.echo and body.logprobs is not None) or body.prompt_logprobs is not None:
         scores = await _score(service, model, prompts, max(top, body.prompt_logprobs or 0))
-    choices, generated = [], 0
+    choices, generated, label = [], 0, _label(service, body)
     for index, ids in enumerate(prompts):
         await asyncio.sleep(0)  # many alternatives can take seconds of this thread: others get their turn
-        tokens = _Tokens(service, body.return_tokens_as_token_ids)
-        if body.echo and scores:
-            tokens.add(ids, scores[index], top)
+        rows = _rows(ids, scores[index], top) if body.echo and scores else []
         made: list[int] = []
         reason, text = "length", ""
         if max_tokens:
             options = {**body.sampling, "max_tokens": max_tokens, "top": top}
             made, reason, text, read = await _generate(service, model, ids, body.stops, options)
-            tokens.add(made, read, top)
+            rows += _rows(made, read, top)
             generated += len(made)
         choice: dict[str, Any] = {
             "index": index,
             "text": (service.text.text(ids) if body.echo else "") + text,
-            "logprobs": tokens.legacy() if body.logprobs is not None else None,
+            "logprobs": _completion_logprobs(service, rows, label) if body.logprobs is not None else None,
             "finish_reason": reason,
         }
         if vllm and body.echo and choice["logprobs"] is not None:
@@ -133,12 +126,11 @@ async def chat(service: Service, request: Request) -> Response:
     top = body.top_logprobs or 0
     options = {**body.sampling, "max_tokens": wanted or service.base.max_context - len(ids), "top": top}
     made, reason, text, read = await _generate(service, model, ids, body.stops, options)
-    tokens = _Tokens(service, body.return_tokens_as_token_ids)
-    tokens.add(made, read, top)
+    content = _chat_logprobs(service, _rows(made, read, top), _label(service, body)) if body.logprobs else None
     choice: dict[str, Any] = {
         "index": 0,
         "message": {"role": "assistant", "content": text, "refusal": None, "annotations": []},
-        "logprobs": {"content": tokens.chat(), "refusal": None} if body.logprobs else None,
+        "logprobs": {"content": content, "refusal": None} if body.logprobs else None,
         "finish_reason": reason,
     }
     extra = {}

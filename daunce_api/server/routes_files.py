@@ -40,7 +40,7 @@ async def create(service: Service, request: Request) -> Response:
         if purpose is None:
             raise missing("purpose")
         if purpose not in PURPOSES:
-            raise invalid(f"This server takes files with purpose {' or '.join(PURPOSES)} only.", param="purpose")
+            raise invalid(f"This server accepts files with purpose {' or '.join(PURPOSES)} only.", param="purpose")
         unknown = sorted(set(form) - {"file", "purpose"})
         if unknown:
             name = unknown[0][:100]
@@ -51,8 +51,8 @@ async def create(service: Service, request: Request) -> Response:
             raise ApiError(413, f"The file has {upload.size} bytes; the limit is {MAX_FILE_BYTES}.", param="file")
         identity = new_id("file")
         path = service.state.file_path(identity)
-        await asyncio.to_thread(_keep, upload.file, path)
         try:
+            await asyncio.to_thread(_write, upload.file, path)
             row = service.state.add_file(identity, _display_name(upload.filename), str(purpose))
         except BaseException:
             path.unlink(missing_ok=True)
@@ -106,17 +106,12 @@ def _file(service: Service, request: Request) -> Row:
     return row
 
 
-def _keep(source: BinaryIO, path: Path) -> None:
-    """Copy an upload to its place: under another name, forced to the disk, then renamed."""
-    part = path.with_suffix(".part")
-    try:
-        with part.open("wb") as target:
-            shutil.copyfileobj(source, target, _COPY_BYTES)
-            target.flush()
-            os.fsync(target.fileno())
-        part.rename(path)
-    finally:
-        part.unlink(missing_ok=True)
+def _write(source: BinaryIO, path: Path) -> None:
+    """Copy an upload to its place, and to the disk. It becomes a file when it gets its row."""
+    with path.open("wb") as target:
+        shutil.copyfileobj(source, target, _COPY_BYTES)
+        target.flush()
+        os.fsync(target.fileno())
 
 
 def _display_name(given: str | None) -> str:

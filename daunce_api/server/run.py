@@ -1,4 +1,4 @@
-"""Serving: bind, run, and end when asked to."""
+"""Serving: bind, run, and shut down."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from ..providers.server_settings import ServerSettings
 from .app import create_app
 
 GRACE_SECONDS = 5
-"""How long requests in progress may take when the server is asked to end."""
+"""How long requests in progress may take while the server shuts down."""
 
 
 def serve(
@@ -43,12 +43,12 @@ def serve(
     config = uvicorn.Config(
         app,
         log_config=None,
-        # Its errors are those of the application, which our own layers log without anybody's text in them.
+        # Its errors are the application's, which the gate logs without any text of a request.
         log_level="critical",
         access_log=False,
         server_header=False,
         timeout_graceful_shutdown=GRACE_SECONDS,
-        # Longer than any client keeps idle connections (httpx2: 5 s), so that none is reused as it closes.
+        # Longer than clients keep idle connections (httpx2: 5 s), so that none is reused as it closes.
         timeout_keep_alive=75,
     )
 
@@ -63,7 +63,7 @@ def serve(
     try:
         asyncio.run(server.serve(sockets=[listener]))
     except KeyboardInterrupt:
-        # Ctrl-C is how a server is meant to be ended; everything is closed by now.
+        # Ctrl-C is how a server is stopped; everything is closed by now.
         return
     except SystemExit:
         # How newer versions of uvicorn end where the application does not start; older ones return.

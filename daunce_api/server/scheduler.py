@@ -104,8 +104,6 @@ class Scheduler:
         path = self._state.file_path(row["training_file"])
         try:
             await in_thread(read_training_file, path, self._tokenizer, self._base.max_context)
-        except OSError:
-            raise
         except Exception as error:
             self._fail(row, error)
             return

@@ -29,7 +29,7 @@ MAX_QUEUE = 1024
 
 @dataclass(frozen=True)
 class ServedModel:
-    """A model that a request named: the base, a fine-tune or a checkpoint of one."""
+    """A model as requests name it: the base, a fine-tune or a checkpoint of one."""
 
     id: str
     adapter: Path | None
@@ -49,16 +49,13 @@ class Service:
     text: TokenText
     scheduler: Scheduler = field(init=False)
     batches: dict[str, asyncio.Task[None]] = field(default_factory=dict)
-    """Those that are being answered, by id."""
+    """Batches in progress, by id."""
     waiting: int = 0
 
     @classmethod
     async def start(cls, settings: ServerSettings, injector: Injector) -> Service:
-        """Open the state and load the model, then take up what an earlier server left.
-
-        Raises DaunceError with the words of the process where the model cannot be loaded.
-        """
-        await asyncio.to_thread(resolve_model, settings.model)  # a process takes seconds to say that there is none
+        """Open the state and load the model. Raises DaunceError where the model cannot be loaded."""
+        await asyncio.to_thread(resolve_model, settings.model)  # a process would report a missing model seconds later
         state = State(settings.state_dir)
         spec = ModelSpec.of(settings.model, device=settings.device, dtype=settings.dtype, threads=settings.threads)
         scorer = Worker(spec)
@@ -102,11 +99,11 @@ class Service:
         return row
 
     def answers(self, row: Row) -> bool:
-        """Whether a model can be asked: at Nebius only those that were made of a checkpoint can."""
+        """Whether requests may use a model; at Nebius only one that was made from a checkpoint."""
         return self.settings.dialect != "nebius" or ":" in row["job"]
 
     def for_inference(self, model: str) -> ServedModel:
-        """As :meth:`served`; here a model that is to vanish under its users does so."""
+        """As :meth:`served`; a model with the fault ``model_deleted`` disappears here."""
         found = self.served(model)
         if found.adapter is not None:
             job = self.state.one("jobs", self.fine_tune(model)["job"])

@@ -1,6 +1,6 @@
-"""The server's memory: one SQLite file (WAL) beside the folders of uploaded files and adapters.
+"""The server's persistent state: one SQLite file (WAL), and folders of uploaded files and adapters.
 
-Committed changes survive the end of the process by whatever signal. Used from one thread, the event loop's.
+Committed changes survive any signal that ends the process. Used from one thread, the event loop's.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ Table = Literal["files", "jobs", "events", "models", "batches"]
 
 
 def new_id(prefix: str) -> str:
-    """An identifier of OpenAI's look: a prefix and 24 random hexadecimal digits."""
+    """An identifier like OpenAI's: a prefix and 24 random hexadecimal digits."""
     return f"{prefix}-{secrets.token_hex(12)}"
 
 
@@ -127,17 +127,17 @@ class State:
         return None if row is None or row["deleted"] else row
 
     def file_path(self, identity: str) -> Path:
-        """Where the content of a file lies; ids are made here, never taken from a request."""
+        """Where the content of a file is. Ids are made here, never taken from a request."""
         return self.files_dir / identity
 
     def add_file(self, identity: str, filename: str, purpose: str) -> Row:
-        """Make what lies at :meth:`file_path` a file."""
+        """Make the content at :meth:`file_path` a file."""
         size = self.file_path(identity).stat().st_size
         self.insert("files", id=identity, filename=filename, bytes=size, purpose=purpose, created_at=now())
         return self.rows("SELECT * FROM files WHERE id=?", [identity])[0]
 
     def delete_file(self, identity: str) -> None:
-        """Hide a file; its bytes go when no unfinished job needs them."""
+        """Hide a file; its bytes are removed when no unfinished job needs them."""
         self._db.execute("UPDATE files SET deleted=1 WHERE id=?", (identity,))
         self.drop_unused_bytes(identity)
 
@@ -230,7 +230,7 @@ class State:
 
 
 def _locked(path: Path, timeout: float) -> FileLock:
-    """An exclusive lock that ends with the process. A server that was just asked to end gets ``timeout`` seconds."""
+    """An exclusive lock that ends with the process. A server that is shutting down gets ``timeout`` seconds."""
     lock = FileLock(path, timeout=timeout, mode=0o600, thread_local=False, fallback_to_soft=False)
     try:
         lock.acquire()

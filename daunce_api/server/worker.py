@@ -1,4 +1,4 @@
-"""The processes that hold the model, and what they do for the server: plain functions of picklable values.
+"""The processes that hold the model, and what they run for the server: plain functions of picklable values.
 
 Nothing here imports PyTorch before a process calls it.
 """
@@ -29,7 +29,7 @@ Read = dict[str, list[Any]]
 
 
 class Worker:
-    """One process with the model, for the event loop: one call at a time, in the order of arrival."""
+    """One process with the model, for use from the event loop: one call at a time, in the order of arrival."""
 
     def __init__(self, spec: ModelSpec) -> None:
         self._spec = spec
@@ -48,18 +48,18 @@ class Worker:
         return await loop.run_in_executor(self._thread, call, function, self._spec, *arguments)
 
     def stop(self) -> None:
-        """Have a job that trains end at its next step."""
+        """End the training that is in progress at its next step."""
         self._process.stop()
 
     async def close(self) -> None:
-        """End the process for good; a job in it is done again from its start when the server comes back."""
+        """End the process for good; the next server starts its job again."""
         self._process.end()
         await asyncio.to_thread(self._thread.shutdown, cancel_futures=True)
 
 
 @dataclass(frozen=True)
 class BaseModelFacts:
-    """What the base model says of itself when it is loaded; ``end`` is the id of the token that ends an answer."""
+    """Facts about the base model, known once it is loaded; ``end`` is the id of the token that ends an answer."""
 
     id: str
     folder: Path
@@ -128,7 +128,7 @@ def generate(
 
 @dataclass(frozen=True)
 class Step:
-    """An optimiser step of a job was made."""
+    """A job made an optimizer step."""
 
     step: int
     total_steps: int
@@ -137,7 +137,7 @@ class Step:
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """An epoch of a job ended with ``step``."""
+    """A job finished an epoch with ``step``."""
 
     step: Step
     folder: Path
@@ -146,7 +146,7 @@ class Checkpoint:
 
 @dataclass(frozen=True)
 class Trained:
-    """What a job left: a loss a step, and the digest of the weights."""
+    """The result of a job: one loss per step, and the digest of the weights."""
 
     losses: tuple[float, ...]
     trained_tokens: int

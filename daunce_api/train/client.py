@@ -169,6 +169,7 @@ class JobClient(Patient):
 
         A succeeded job has a model here: one that shows none in time counts as failed. A job that the provider does
         not show after the grace period, and one that takes too long (it is cancelled first), count as failed too.
+        Raises StopError for a job that is blocked.
         """
         polls, clock = self._polls, self.clock
         own_queue = self.trainer.capabilities.own_queue
@@ -177,6 +178,8 @@ class JobClient(Patient):
         last: JobStatus | None = None
         while True:
             job = await self._look(row)
+            if job.blocked is not None:
+                raise StopError(job.blocked)
             if job.status is JobStatus.SUCCEEDED and job.model is None:
                 finished = clock.now() if finished is None else finished
                 if clock.now() - finished >= polls.withheld:

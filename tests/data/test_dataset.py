@@ -105,6 +105,10 @@ def test_every_problem_of_a_file_is_reported_in_one_pass_in_order(tmp_path: Path
         ({"prompt": "\ud800", "completion": "c"}, "prompt holds half of a surrogate pair at character 1"),
         ({**GOOD, "id": "a\udfff"}, "id holds half of a surrogate pair at character 2"),
         (chat(("user", "\udc80"), ("assistant", "a")), "messages[0].content holds half of a surrogate pair"),
+        (
+            {**chat(("user", "u"), ("assistant", "a")), "chat_template_kwargs": "x"},
+            "chat_template_kwargs must be an object",
+        ),
     ],
 )
 def test_what_is_refused_and_in_which_words(record: Any, problem: str) -> None:

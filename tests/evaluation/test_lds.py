@@ -67,6 +67,15 @@ def test_the_interval_covers_what_other_subsets_say() -> None:
     assert 0.9 <= np.mean(hits) <= 0.985
 
 
+@pytest.mark.parametrize("sign", [1, -1])
+def test_the_interval_of_few_subsets_stays_within_a_correlations_range(sign: int) -> None:
+    score, inclusion, loss = _problem(noise=0.5)
+    for first in range(0, 40, 4):
+        part = slice(first, first + 4)
+        judged = lds(sign * score[:, :1], inclusion[part], loss[part, :1])
+        assert -1 <= judged.low <= judged.value <= judged.high <= 1 or np.isnan(judged.value)
+
+
 def test_a_test_example_that_does_not_vary_is_left_out_of_the_mean() -> None:
     score, inclusion, loss = _problem()
     loss[:, 1] = 3.0

@@ -11,7 +11,8 @@ from typing import Any
 import httpx2
 import pytest
 from provider_support import Server, run_config
-from test_provider_chat_token import TOKENIZER, answer, entry, example
+from test_provider_chat_token import answer, entry, example
+from test_provider_chat_token import make as one_by_one
 
 from daunce_api._util.clock import InstantClock
 from daunce_api.attribution.matrices import measure_noise
@@ -19,7 +20,7 @@ from daunce_api.cli.doctor import Findings, examine_backend
 from daunce_api.data.tokenizers import EncodedExample, encode_example
 from daunce_api.errors import ConfigurationError, ContractError, RejectedError, StopError, TransientError
 from daunce_api.providers.base import JobStatus, TrainerCapabilities
-from daunce_api.providers.openai_wire import batches, chat_token
+from daunce_api.providers.openai_wire import batch_api, batches, chat_token
 from daunce_api.providers.openai_wire.batch_api import ROUNDS, BatchScorer
 from daunce_api.providers.openai_wire.trainer import WireTrainer, WireTrainerOptions
 from daunce_api.providers.registry import Backend, capabilities_of, open_backend, open_tokenizer
@@ -133,18 +134,12 @@ class OpenAI:
                 batch[name] = file
 
 
-def make(service: OpenAI, **options: Any) -> tuple[BatchScorer, Server, InstantClock]:
+def make(service: OpenAI) -> tuple[BatchScorer, Server, InstantClock]:
     server, clock = Server(service), InstantClock()
-    single = run_config(scorer="chat_token")
     config = run_config(scorer="chat_token", options={"batch_api": True})
-    scorer = chat_token.ChatTokenScorer(
-        server.client(),
-        chat_token.scorer_capabilities(single),
-        chat_token.ChatTokenOptions.of(config),
-        tokenizer=lambda: TOKENIZER,
-    )
     capabilities = chat_token.scorer_capabilities(config)
-    return BatchScorer(scorer, capabilities, poll_seconds=60, clock=clock, **options), server, clock
+    scorer = one_by_one(server)
+    return BatchScorer(scorer, capabilities, poll_seconds=60, clock=clock), server, clock
 
 
 TRUTH = [(-2.0,), (-3.0,), (-4.0,), (-5.0,)]
@@ -418,9 +413,10 @@ async def test_a_cancelled_batch_keeps_what_it_answered_and_the_rest_is_asked_ag
     assert len(service.batches) == 2
 
 
-async def test_lines_beyond_the_limit_on_bytes_go_into_further_batches() -> None:
+async def test_lines_beyond_the_limit_on_bytes_go_into_further_batches(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(batch_api, "MAX_BYTES", 700)
     service = OpenAI()
-    scorer, _, clock = make(service, max_bytes=700)
+    scorer, _, clock = make(service)
     assert await values(scorer) == TRUTH
     assert len(service.batches) > 1
     assert all(len(content) <= 700 for name, content in service.files.items() if name.startswith("file-"))
@@ -428,7 +424,7 @@ async def test_lines_beyond_the_limit_on_bytes_go_into_further_batches() -> None
     assert asked.count(b"custom_id") == 4
     # All were submitted before the first was waited for.
     assert clock.now() <= 120.0 * len(service.batches)
-    assert await values(make(service, max_bytes=700)[0]) == TRUTH
+    assert await values(make(service)[0]) == TRUTH
     assert len(service.batches) == len({b["metadata"]["daunce_batch"] for b in service.batches.values()})
 
 

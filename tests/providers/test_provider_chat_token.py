@@ -52,13 +52,10 @@ TOKENIZER = HiddenTemplateTokenizer(Words())
 
 def make(server: Server, **options: Any) -> chat_token.ChatTokenScorer:
     config = run_config(scorer="chat_token", options=options)
-    parsed = chat_token.ChatTokenOptions.of(config)
-    return chat_token.ChatTokenScorer(
-        server.client(),
-        chat_token.scorer_capabilities(config),
-        parsed,
-        tokenizer=lambda: TOKENIZER,
-    )
+    parsed, capabilities = chat_token.ChatTokenOptions.of(config), chat_token.scorer_capabilities(config)
+    scorer = chat_token.ChatTokenScorer(server.client(), config, capabilities, parsed)
+    scorer.tokenizer = TOKENIZER
+    return scorer
 
 
 def example(*contents: str, name: str = "c") -> EncodedExample:
@@ -245,7 +242,7 @@ async def test_a_token_that_is_part_of_a_character_is_refused() -> None:
             return ["\ufffd" for _ in ids]
 
     scorer = make(Server(lambda _: answer(LISTED)))
-    scorer._tokenizer = lambda: HiddenTemplateTokenizer(Halves())
+    scorer.tokenizer = HiddenTemplateTokenizer(Halves())
     with pytest.raises(CapabilityError, match="part of a character"):
         await scorer.score("ft:m", [example("a", "yes")])
 
@@ -273,8 +270,7 @@ def part(number: int, logprob: float, raw: Any) -> dict[str, Any]:
 
 async def emoji(listed: list[dict[str, Any]], chosen: dict[str, Any] | None = None) -> Any:
     scorer = make(Server(lambda _: answer(listed, chosen)), first_token=True)
-    tokenizer = HiddenTemplateTokenizer(Spelled())
-    scorer._tokenizer = lambda: tokenizer
+    scorer.tokenizer = tokenizer = HiddenTemplateTokenizer(Spelled())
     question = encode_example(chat("Well?", "🙂 yes"), tokenizer)
     assert tokenizer.bytes_of(question.ids[question.targets[0]]) == b"\xf0"
     (scores,) = await scorer.score("ft:m", [within_scope(question, scorer.capabilities)])

@@ -21,6 +21,8 @@ from daunce_api.providers.fireworks import scorer as fireworks_scorer
 from daunce_api.providers.fireworks import trainer as fireworks_trainer
 from daunce_api.providers.fireworks.trainer import FireworksTrainer, dataset_id_of, job_id_of, trainer_capabilities
 from daunce_api.providers.tokenizers import chat_template, embedded_folder
+from daunce_api.store import RunStore
+from daunce_api.train import JobClient, cancel_jobs
 
 fireworks = pytest.importorskip("fireworks")
 
@@ -201,22 +203,21 @@ class SlowData:
         return job() if self.looks < 0 else error(400, "dataset is not in a READY state")
 
 
-async def test_a_paused_job_stops_the_run_with_advice() -> None:
+async def test_a_paused_job_stops_the_run_with_advice_and_can_be_cancelled(tmp_path: Path) -> None:
     i = job_id_of(REQUEST.key)
-    answer = job("JOB_STATE_PAUSED", status={"code": "OK", "message": f"suspended {KEY}"})
-    with pytest.raises(StopError, match=r"paused job .*suspended.*settle that at Fireworks") as info:
-        await make(Service().on(f"GET {JOBS}/{i}", answer)).get(i)
-    assert KEY not in str(info.value)
-
-
-async def test_a_paused_job_can_be_listed_and_cancelled() -> None:
-    i = job_id_of(REQUEST.key)
-    paused = job("JOB_STATE_PAUSED", displayName=f"abc-m0-{mark_of(REQUEST.key)}")
-    stub = Service().on(f"GET {JOBS}/{i}", paused).on(f"POST {JOBS}/{i}:cancel", {})
-    trainer = make(stub.on(f"GET {JOBS}", {"supervisedFineTuningJobs": [paused]}))
+    said = {"code": "OK", "message": f"suspended {KEY}"}
+    paused = job("JOB_STATE_PAUSED", displayName=f"abc-m0-{mark_of(REQUEST.key)}", status=said)
+    stub = Service().on(f"POST {JOBS}", job()).on(f"GET {JOBS}", {"supervisedFineTuningJobs": [paused]})
+    trainer = make(stub.on(f"GET {JOBS}/{i}", paused).on(f"POST {JOBS}/{i}:cancel", {}))
     assert [found.id for found in await trainer.jobs_of("abc")] == [i]
-    assert (await trainer.cancel(i)).id == i
-    assert not (await trainer.get(i)).status.final
+    with RunStore.create_or_open(tmp_path, {"config": {}}, run_key="abc") as store:
+        client = JobClient(trainer, store, clock=InstantClock())
+        await client.submit(REQUEST, 0, 1)
+        with pytest.raises(StopError, match=r"paused job .*suspended.*settle that at Fireworks") as info:
+            await client.watch(store.jobs.rows()[0])
+        assert KEY not in str(info.value)
+        stub.on(f"GET {JOBS}/{i}", [paused, paused, job("JOB_STATE_CANCELLED")])
+        assert (await cancel_jobs(client)).cancelled == [REQUEST.key]
 
 
 async def test_a_job_that_fails_for_its_file_is_not_tried_again() -> None:
@@ -295,7 +296,7 @@ async def test_an_upload_is_validated_and_waited_for_before_a_job_is_submitted()
     trainer = make(slow.stub, clock)
     assert await trainer.upload(NAME, CONTENT) == DATASET
     assert slow.stub.paths.count(f"POST {DATASETS}/{ID}:validateUpload") == 1
-    assert clock.now() == 20.0
+    assert clock.now() == 25.0
     assert (await trainer.submit(REQUEST)).status is JobStatus.QUEUED
 
 
@@ -312,14 +313,15 @@ async def test_a_job_on_data_that_is_not_ready_is_tried_again() -> None:
         await make(gone).submit(REQUEST)
 
 
-async def test_what_is_refused_while_an_earlier_upload_is_validated_is_no_failure() -> None:
-    refusals = {"upload": error(400, "has a file"), "validateUpload": error(400, "is being validated")}
+@pytest.mark.parametrize("status", [400, 409])
+async def test_what_is_refused_while_an_earlier_upload_is_validated_is_no_failure(status: int) -> None:
+    refusals = {"upload": error(status, "has a file"), "validateUpload": error(status, "is being validated")}
     slow = SlowData(4, **refusals)
     slow.stub.on(f"POST {DATASETS}", error(409))
     assert await make(slow.stub).upload(NAME, CONTENT) == DATASET
     never = SlowData(1000, **refusals)
     never.stub.on(f"POST {DATASETS}", error(409))
-    with pytest.raises(RejectedError, match="has a file"):
+    with pytest.raises(RejectedError if status == 400 else TransientError, match="has a file"):
         await make(never.stub).upload(NAME, CONTENT)
     fresh = SlowData(4, upload=error(400, "too big"))
     with pytest.raises(RejectedError, match="too big"):

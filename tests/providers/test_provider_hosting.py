@@ -179,7 +179,7 @@ async def test_a_load_that_failed_or_was_interrupted_is_undone() -> None:
     task.cancel()
     await asyncio.gather(task, return_exceptions=True)
     assert records.models == ["a"]
-    await asyncio.wait_for(pool.close(), 5)
+    await asyncio.wait_for(pool.close(), 30.0)
     assert (host.held, host.unloads, records.models) == (set(), ["a"], [])
     host.stuck, host.failing = None, {"b"}
     with pytest.raises(RejectedError, match="b does not load"):

@@ -6,12 +6,15 @@ import json
 import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
 import pytest
 from provider_support import BATCH, run_config, sequence, truth
 
+from daunce_api._util.clock import InstantClock
+from daunce_api.errors import StopError
 from daunce_api.plan.planning import trainer_refusals
 from daunce_api.plan.tokens import epochs_of
 from daunce_api.providers import nebius
@@ -19,6 +22,8 @@ from daunce_api.providers.base import JobRequest, JobStatus, mark_of
 from daunce_api.providers.endpoint import Endpoint
 from daunce_api.providers.openai_wire import trainer as openai_wire
 from daunce_api.providers.registry import Context
+from daunce_api.store import RunStore
+from daunce_api.train import JobClient, cancel_jobs
 
 KEY = "nebius-marked-0123456789"
 BASE = "meta-llama/Meta-Llama-3.1-8B-Instruct"
@@ -57,6 +62,8 @@ class Nebius:
         if route == "GET /v0/models":
             return 200, self.models
         if route == "POST /v0/models":
+            if self.status == "refused":
+                return 400, {"detail": "no such base"}
             model = {**body, "name": f"{BASE}-LoRa:{body['name']}-udpd", "created_at": 1, "status": self.status}
             self.models.append(model)
             return 200, model
@@ -135,14 +142,23 @@ async def test_a_job_becomes_a_model_that_is_served_by_the_token(service: Nebius
         assert service.models == []
 
 
-async def test_an_adapter_that_nebius_does_not_serve_fails_its_job(service: Nebius) -> None:
-    service.status = "error"
+@pytest.mark.parametrize(("state", "why"), [("error", "the provider gave no reason"), ("refused", "no such base")])
+async def test_an_adapter_that_nebius_does_not_serve_stops_the_run_and_can_be_cleaned(
+    service: Nebius, state: str, why: str, tmp_path: Path
+) -> None:
+    """The next member's would not be served either, and costs as much."""
+    service.status = state
     async with nebius.open_trainer(context(service)) as trainer:
-        await trainer.submit(REQUEST)
-        service.jobs[0]["status"] = "succeeded"
-        job = await trainer.get("ftjob-0")
-    assert job.status is JobStatus.FAILED
-    assert "does not serve ftjob-0:ftckpt_20" in str(job.error)
+        with RunStore.create_or_open(tmp_path, {"config": {}}, run_key="abc") as store:
+            client = JobClient(trainer, store, clock=InstantClock())
+            await client.submit(REQUEST, 0, 1)
+            service.jobs[0]["status"] = "succeeded"
+            with pytest.raises(
+                StopError, match=rf"does not serve ftjob-0:ftckpt_20: .*{why}.*Everything so far is kept"
+            ):
+                await client.watch(store.jobs.rows()[0])
+            assert (await cancel_jobs(client)).already_final == [REQUEST.key]
+    assert len(service.jobs) == 1
 
 
 async def test_echo_is_exact_and_not_taken_for_granted_of_a_fine_tune(service: Nebius) -> None:

@@ -76,7 +76,7 @@ WRONG: dict[str, tuple[Change, str]] = {
     "positive": (at(9, {"10": {"logprob": 0.5}}), "never above 0"),
     "above rank 1": (
         at(9, {"39": {"logprob": -1.0, "rank": 1}, "10": {"logprob": -0.5, "rank": 2}}),
-        "ranks a token of log-probability -1.0000 first at position 9",
+        "lists -1.0000 as the highest log-probability at token 9",
     ),
     "truncated": (lambda t: t[:-1], "adds, drops or truncates"),
     "truncated at the left": (lambda t: [None, *t[2:]], "another token"),

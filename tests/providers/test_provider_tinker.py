@@ -183,13 +183,20 @@ def service(fake: FakeService) -> Service:
 
 
 def make(
-    fake: FakeService, folder: Path, *, checkpoints: int = 1, forgets: bool = False, target: bool = False, **days: Any
+    fake: FakeService,
+    folder: Path,
+    *,
+    checkpoints: int = 1,
+    forgets: bool = False,
+    target: bool = False,
+    tokenizer: str = "daunce-tiny",
+    **days: Any,
 ) -> TinkerTrainer:
     config = run_config(
         "tinker",
         model=BASE,
         base_url=None,
-        tokenizer="daunce-tiny",
+        tokenizer=tokenizer,
         run_dir=str(folder),
         trainer_options={"models_persist": not forgets},
         ensemble={"checkpoints": checkpoints, "start_from": "target" if target else "base", **days},
@@ -204,12 +211,10 @@ def request(**changes: Any) -> JobRequest:
 
 
 async def finished(trainer: TinkerTrainer, job_id: str) -> Any:
-    for _ in range(400):
-        job = await trainer.get(job_id)
-        if job.status.final:
-            return job
-        await asyncio.sleep(0.005)
-    raise TimeoutError
+    async with asyncio.timeout(30):
+        while not (job := await trainer.get(job_id)).status.final:
+            await asyncio.wait([trainer._loops[job_id]])
+    return job
 
 
 async def test_a_member_is_trained_on_its_subset_with_its_seed(tmp_path: Path) -> None:
@@ -389,7 +394,7 @@ async def test_a_loop_that_was_interrupted_goes_on_after_its_last_epoch(tmp_path
     async with make(FakeService(first), tmp_path, checkpoints=3) as trainer:
         await trainer.upload("f.jsonl", CONTENT)
         await trainer.submit(request(hyperparameters={"n_epochs": 3, "batch_size": 2}))
-        await asyncio.sleep(0.1)
+        await asyncio.wait([trainer._loops["run-1"]])
     assert first.saved == [*(f"{kind}/daunce-{name}-000{epoch}" for epoch in (1, 2) for kind, name in KINDS)]
     second, fake = FakeTraining("run-2"), None
     fake = FakeService(second)
@@ -435,9 +440,11 @@ async def test_a_cancelled_loop_is_not_taken_up_again(tmp_path: Path) -> None:
     async with make(FakeService(training), tmp_path) as trainer:
         await trainer.upload("f.jsonl", CONTENT)
         await trainer.submit(request())
-        await asyncio.sleep(0.05)
+        await asyncio.wait([trainer._loops["run-1"]])
     fake = FakeService(FakeTraining("run-2", gate=asyncio.Event()))
-    async with make(fake, tmp_path) as trainer:
+    async with make(fake, tmp_path, tokenizer="/gone") as trainer:
+        assert (await trainer.get("run-1")).status is JobStatus.RUNNING
+        await asyncio.wait([trainer._loops["run-1"]])
         assert (await trainer.cancel("run-1")).status is JobStatus.CANCELLED
     async with make(fake, tmp_path) as trainer:
         assert (await trainer.get("run-1")).status is JobStatus.CANCELLED

@@ -52,11 +52,10 @@ async def trained(backend: Backend, key: str = "run-m0-a0", epochs: int = 2) -> 
     file = await trainer.upload("train-abc.jsonl", CONTENT)
     hyperparameters: dict[str, Any] = {"n_epochs": epochs, "batch_size": 2, "learning_rate": 1e-3, "rank": 4}
     job = await trainer.submit(JobRequest(key, BASE, file, 7, hyperparameters, "daunce"))
-    for _ in range(400):
-        if (job := await trainer.get(job.id)).status.final:
-            return job
-        await asyncio.sleep(0.05)
-    raise TimeoutError
+    async with asyncio.timeout(60):
+        while not (job := await trainer.get(job.id)).status.final:  # noqa: ASYNC110
+            await asyncio.sleep(0.02)
+    return job
 
 
 async def test_what_is_scored_agrees_with_what_is_sampled(stub: TinkerStub, tmp_path: Path) -> None:

@@ -9,6 +9,8 @@ import numpy as np
 
 from daunce_api.attribution import Attribution, Side, TokenTable
 from daunce_api.data.dataset import Dataset
+from daunce_api.fix import Proposal
+from daunce_api.fix.proposal import Group
 from daunce_api.status import RunStatus
 
 EVIL = "</script><script>window.broken = 1</script><img src=x onerror='window.broken = 2'>"
@@ -117,6 +119,12 @@ def made_attribution(
         tokens=table,
         facts=facts or {},
     )
+
+
+def made_proposal(attribution: Attribution, z_N: np.ndarray[Any, Any], remove: int, reason: str) -> Proposal:
+    """A ranking by these effects in standard errors, which takes the first ``remove`` examples out."""
+    ranked = tuple(Group((i,), float(z_N[i]), 1.0, 0.01) for i in np.argsort(-z_N).tolist())
+    return Proposal(attribution, ("q-planted-0",), (), ranked, ranked[:remove], (), reason)
 
 
 def _tokens(rng: np.random.Generator, data: Dataset, loss_KX: np.ndarray[Any, Any]) -> TokenTable:

@@ -11,13 +11,13 @@ from typing import Any
 
 import numpy as np
 import pytest
-from made_attribution import demo_data, file_data, made_attribution, status_of
+from made_attribution import demo_data, file_data, made_attribution, made_proposal, status_of
 
 from daunce_api.attribution import Attribution
 from daunce_api.attribution.similarity import bm25_scores, example_texts
 from daunce_api.attribution.tokens import Split
 from daunce_api.data.dataset import Dataset
-from daunce_api.report import Candidates, write_report
+from daunce_api.report import write_report
 
 
 def test_opens_from_disk_without_network_error_or_refusal(report: Path, open_page: Any) -> None:
@@ -339,11 +339,10 @@ def test_training_examples_are_sorted_by_a_column(report: Path, open_page: Any) 
 
 
 def test_candidates_for_removal_come_first(attribution: Attribution, tmp_path: Path, open_page: Any) -> None:
-    effect = np.arange(60.0)
-    made = Candidates(effect, effect > 55, "Unwanted minus wanted", "Made by a test.")
-    page = open_page(write_report(attribution, tmp_path / "c.html", candidates=made))
+    made = made_proposal(attribution, np.arange(60.0), 4, "made by a test")
+    page = open_page(write_report(attribution, tmp_path / "c.html", proposal=made))
     assert page.locator("#train-list .row .id").first.inner_text() == attribution.train.ids[-1]
-    assert "Unwanted minus wanted" in page.locator("#train-head").inner_text()
+    assert "Unwanted (z)" in page.locator("#train-head").inner_text()
     assert "proposed for removal" in page.locator("#train-detail").inner_text()
     page.evaluate("window.dispatchEvent(new Event('beforeprint'))")
     assert page.locator("#print").text_content().count("effect +") == 4

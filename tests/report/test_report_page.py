@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from made_attribution import EVIL, FACTS, WARNINGS, demo_data, file_data, made_attribution
+from made_attribution import EVIL, FACTS, WARNINGS, demo_data, file_data, made_attribution, made_proposal
 
 from daunce_api import core
 from daunce_api._util.text import duration
@@ -24,7 +24,7 @@ from daunce_api.attribution import Attribution, Side
 from daunce_api.attribution.notebook import checkpoints, notebook_html
 from daunce_api.attribution.similarity import bm25_scores, example_texts
 from daunce_api.data.dataset import Dataset
-from daunce_api.report import Candidates, write_report
+from daunce_api.report import write_report
 from daunce_api.report.overview import loss_picture, quality_curve, train_view
 from daunce_api.report.pack import Arrays, deflate, fit_texts, fitting_block, json_block, policy
 from daunce_api.report.ranked import listings
@@ -252,14 +252,18 @@ def test_without_verdicts_the_page_names_no_suspects(report: Path) -> None:
 
 def test_with_verdicts_the_page_shows_the_ranking_of_what_to_remove(attribution: Attribution, tmp_path: Path) -> None:
     effect = np.linspace(1, -1, len(attribution.train))
-    candidates = Candidates(effect, effect > 0.9, "Unwanted minus wanted", "Ranked by <b>effect</b>.")
-    page = write_report(attribution, tmp_path / "r.html", candidates=candidates).read_text()
-    assert "Ranked by &lt;b&gt;effect" in page
+    proposal = made_proposal(attribution, effect, 3, "by <b>effect</b>")
+    page = write_report(attribution, tmp_path / "r.html", proposal=proposal).read_text()
+    assert "pushes the 1 unwanted answers" in page
+    assert "Proposed for removal: 3 (by &lt;b&gt;effect&lt;/b&gt;)" in page
     blocks = _blocks(page)
-    content = json.loads(blocks["data"])
-    assert content["effect_label"] == "Unwanted minus wanted"
-    entry = content["arrays"]["effect"]
-    np.testing.assert_allclose(np.frombuffer(blocks["numbers"], "<f4", entry["count"], entry["at"]), effect, rtol=1e-6)
+    arrays = json.loads(blocks["data"])["arrays"]
+    effects, proposed = (
+        np.frombuffer(blocks["numbers"], kind, arrays[name]["count"], arrays[name]["at"])
+        for name, kind in (("effect", "<f4"), ("proposed", "i1"))
+    )
+    np.testing.assert_allclose(effects, effect, rtol=1e-6)
+    assert np.flatnonzero(proposed).tolist() == [0, 1, 2]
 
 
 def _chat(name: str, *turns: tuple[str, str, int | None], source: str | None = None) -> dict[str, Any]:

@@ -139,7 +139,7 @@ def test_other_methods_change_nothing(address: str) -> None:
         ("ask", '{"prompt": "p", "answer": ["a"]}', "answer is missing"),
         ("ask", '{"prompt": "p", "answer": "a", "usd": true}', "number or null"),
         ("ask", "x" * 1_000_001, "larger than"),
-        ("fix", "{}", "not available"),
+        ("fix", "{}", "no answer is marked as unwanted"),
         ("delete", "{}", "no such action"),
     ],
 )
@@ -161,13 +161,7 @@ def test_forms_of_other_pages_cannot_post(address: str) -> None:
 def test_a_question_is_priced_asked_marked_and_fixed(tmp_path: Path) -> None:
     """With the models that the run's own embedded provider kept."""
     shutil.copytree(FIXTURE / "run", tmp_path / "run", ignore=shutil.ignore_patterns("lock"))
-    proposed: list[Any] = []
-
-    def fix(run: Any) -> dict[str, Any]:
-        proposed.append(dict(run.questions.verdicts))
-        return {"reason": "a test", "groups": []}
-
-    runs = Runs(tmp_path, fix=fix)
+    runs = Runs(tmp_path)
     (row,) = runs.listed()
     turns = [{"role": "user", "content": "What is a baker?"}]
     price = runs.price(row["id"], turns, "A person who bakes bread.")
@@ -178,8 +172,10 @@ def test_a_question_is_priced_asked_marked_and_fixed(tmp_path: Path) -> None:
     assert found["id"] in runs.attributions(row["id"])[0].test.ids
     runs.mark(row["id"], found["id"], "unwanted")
     assert {q["id"]: q["verdict"] for q in runs.questions(row["id"])}[found["id"]] == "unwanted"
-    assert runs.fix(row["id"])["reason"] == "a test"
-    assert proposed == [{found["id"]: "unwanted"}]
+    proposal = runs.fix(row["id"])
+    assert "passes a false-discovery rate" in proposal["reason"]
+    assert (proposal["count"], proposal["folder"], proposal["groups"]) == (0, None, [])
+    assert not (tmp_path / "run" / "fix").exists(), "nothing is proposed, so nothing is kept"
     runs.mark(row["id"], found["id"], None)
     assert {q["verdict"] for q in runs.questions(row["id"])} == {None}
 
@@ -378,7 +374,6 @@ def test_texts_of_a_run_are_never_markup(browser: Any, tmp_path: Path, folder: P
         page.wait_for_selector(".facts")
         assert page.locator(".questions").inner_text().count(EVIL) == 3
         assert page.locator("main img").count() == 0
-        assert page.locator("#fix").count() == 0, "nobody passed in a fix"
         assert page.evaluate("window.broken") is None
         page.close()
 
@@ -407,7 +402,7 @@ def test_ticks_fix_and_ask_from_the_page(browser: Any, folder: Path) -> None:
             group = {"id": "t1", "examples": 2, "question": "Q", "answer": EVIL, "effect": 0.0123, "z": 4.2}
             return {"reason": "rule", "folder": "fix/1", "count": 2, "of": 24, "groups": [group]}
 
-    with served(lambda hosts: view_app(Acting(folder, fix=lambda run: {}), "token", hosts)) as base:
+    with served(lambda hosts: view_app(Acting(folder), "token", hosts)) as base:
         page = browser.new_page()
         page.goto(f"{base}/token/")
         page.locator("table.runs tr:last-child a").first.click()

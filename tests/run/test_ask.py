@@ -291,6 +291,8 @@ def test_questions_come_from_files_and_from_standard_input(
     assert [a["id"] for a in content["answers"]] == ["a", "b"]
     assert content["plan"]["requests"] == 10
     assert {"cause", "members", "proponents", "opponents"} <= content["answers"][0].keys()
+    scores = Run.open(run.run_dir).attribution("a").top("a", 5)["score"]
+    assert [row["score"] for row in content["answers"][0]["proponents"]] == scores.tolist()  # to the last digit
     (tmp_path / "messages.json").write_text(json.dumps([{"role": "user", "content": "x"}]))
     code, out, _ = cli("ask", run.run_dir, "--messages", tmp_path / "messages.json", "--answer", "y", "--json")
     assert code == 0
@@ -308,6 +310,18 @@ def test_questions_come_from_files_and_from_standard_input(
     assert json.loads(out) == {"removed": ["a"], "questions": [*Run.open(run.run_dir).test.ids]}
 
 
+def test_an_answer_may_be_a_tool_call_and_messages_that_are_wrong_are_not_sent(run: Run) -> None:
+    call = {"id": "c", "type": "function", "function": {"name": "look", "arguments": "{}"}}
+    turns = [{"role": "user", "content": PROMPT}, {"role": "assistant", "tool_calls": [call]}]
+    (example,) = run.question(turns)
+    assert example.completion_text() == "look()"
+    (example,) = run.question([turns[0], {"role": "assistant", "content": ANSWER}])
+    assert (example.prompt_text(), example.completion_text()) == (PROMPT, ANSWER)
+    for wrong in ({"role": "user"}, {"role": "user", "content": 5}, {"role": "nobody", "content": "x"}):
+        with pytest.raises(DataError, match=r"messages\[0\]"):
+            run.question([wrong])
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
@@ -315,7 +329,8 @@ def test_questions_come_from_files_and_from_standard_input(
         (("--prompt", "x", "--messages", "y"), "Ask one thing"),
         (("--prompt", "x", "--wanted", "--unwanted"), "exclude each other"),
         (("--messages", "/nonexistent"), "cannot be read"),
-        (("--prompt", "x", "--remove", "q0"), "goes with no question"),
+        (("--prompt", "x", "--remove", "q0"), "goes with nothing else"),
+        (("--unwanted", "--remove", "q0"), "goes with nothing else"),
         (("--remove", "q9"), "has no example"),
         (("--prompt", "x"), "no target model"),
     ],

@@ -146,7 +146,13 @@ def test_help_shows_no_types_of_switches_and_lists_estimators(cli: Cli) -> None:
         (["export", "{run}", "--format", "npy", "--estimator", "guess"], 2, "Unknown estimator 'guess'"),
         (["export", "{run}", "--format", "dattri"], 2, "daunce evaluate"),
         (["export", "{tmp}/nothing", "--format", "npy"], 4, "holds no run"),
-        (["evaluate", "{run}", "--retrieval", "x", "--truth", "{tmp}/t.npz"], 2, "add --lds"),
+        (["evaluate", "{run}", "--retrieval", "x", "--truth", "{tmp}/t.npz"], 2, "--truth goes with --lds: add"),
+        (["evaluate", "{run}", "--lds", "--truth", "x", "--seeds", "2"], 2, "--seeds goes with --lds without --truth"),
+        (["evaluate", "{run}", "--lds", "-k", "3"], 2, "-k goes with --removal"),
+        (["export", "{run}", "--seeds", "2"], 2, "--seeds goes with --format dattri"),
+        (["top", "{run}", "--format", "csv", "--json"], 2, "--json goes with --format json"),
+        (["fix", "{run}", "--max-usd", "2"], 2, "--max-usd goes with --retrain"),
+        (["fix", "{run}", "--top", "2", "--fdr", "0.2"], 2, "--fdr goes with no --top"),
         (["evaluate", "{run}", "--lds", "--truth", "{tmp}/t.npz"], 2, "cannot be read as a truth"),
         (["status", "{tmp}/nothing"], 4, "holds no run"),
         (["status", "{run}/run.sqlite"], 4, "run_dir"),
@@ -222,7 +228,7 @@ def test_a_run_whose_jobs_have_ended_has_none_to_cancel(
     finished: Path, server: EmbeddedServer, monkeypatch: pytest.MonkeyPatch, cli: Cli
 ) -> None:
     monkeypatch.setenv("TEST_SERVER_KEY", server.api_key)
-    assert cli("cancel", finished) == (0, "No job was going on.\n", "")
+    assert cli("cancel", finished) == (0, "No job was running.\n", "")
 
 
 @pytest.mark.filterwarnings("ignore:Mean of empty slice", "ignore:invalid value")  # the data have no planted source
@@ -282,6 +288,7 @@ def test_an_endpoint_that_cannot_be_used_is_no_success(cli: Cli, make_config: Ma
 
 def test_the_help_names_every_command_and_the_exit_codes(cli: Cli) -> None:
     out = cli("--help")[1]
+    assert "bool" not in out
     commands = set(_commands())
     assert commands == {
         *("init", "plan", "run", "cancel", "clean", "demo"),

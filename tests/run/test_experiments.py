@@ -226,6 +226,8 @@ def test_status_of_an_experiment_is_that_of_its_own_design(judged: Run) -> None:
     assert "3 of 3 scored" in dict(status.rows())["members"]
     with pytest.raises(ConfigurationError, match="scored on the questions alone"):
         Run.open(truth.run_dir).attribution()
+    with pytest.raises(ConfigurationError, match="scored on the questions alone"):
+        Run.open(truth.run_dir).ask(prompt="What is cedar?", answer="A kind of wave.")
 
 
 def test_an_experiment_is_cleaned_like_a_run(make_config: MakeConfig) -> None:

@@ -189,7 +189,7 @@ def test_the_time_left_is_shown_from_the_first_second(monkeypatch: pytest.Monkey
 def test_sources_have_no_ids(attribution: Attribution, screen: io.StringIO) -> None:
     terminal.rankings(attribution, {"t": attribution.top_groups("q0")}, test="q0", fdr=None)
     head = screen.getvalue().splitlines()[3].split()
-    assert head == ["score", "±", "95", "%", "source", "examples"]
+    assert head == ["score", "±", "95", "%", "examples", "source"]
 
 
 @pytest.mark.parametrize("width", [8, 20, 33, 80])
@@ -230,7 +230,7 @@ def judged(members: int) -> SelfLDS:
 def test_status_says_what_more_members_would_add(finished: object, screen: io.StringIO) -> None:
     quality = judged(40)
     state = replace(Run.open(str(finished)).status(), self_lds=quality)
-    terminal.summary(state)
+    terminal.status(state)
     text = " ".join(screen.getvalue().split())
     gain, low, high = quality.gain(20)
     assert f"20 more members would be expected to add {gain:.2f} [{low:.2f}, {high:.2f}]" in text
@@ -243,7 +243,7 @@ def test_status_says_what_more_members_would_add(finished: object, screen: io.St
 
 def test_status_says_that_few_members_tell_little(finished: object, screen: io.StringIO) -> None:
     state = replace(Run.open(str(finished)).status(), self_lds=replace(judged(12), curve=None, draws=None))
-    terminal.summary(state)
+    terminal.status(state)
     text = " ".join(screen.getvalue().split())
     assert "a rough guess below 20 members" in text
     assert "more members" not in text

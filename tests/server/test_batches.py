@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import errno
 import json
 import threading
@@ -33,7 +34,7 @@ def _batch(sdk: openai.OpenAI, lines: list[Any], endpoint: Any = "/v1/chat/compl
     batch = sdk.batches.create(
         input_file_id=file.id, endpoint=endpoint, completion_window="24h", metadata={"mark": "m-1"}
     )
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 240
     while batch.status not in ("completed", "failed", "cancelled") and time.monotonic() < deadline:
         time.sleep(0.05)
         batch = sdk.batches.retrieve(batch.id)
@@ -146,11 +147,14 @@ async def test_a_batch_is_checked_beside_other_requests_and_waits_for_room(
     """The file is read in a thread. While the disk is full the batch is in progress; then it is answered once more, and
     nothing is left of the first time."""
     app, service = offline(tmp_path)
-    checked, failures = threading.Event(), [OSError(errno.ENOSPC, "No space left on device")]
+    begun, checked = asyncio.Event(), threading.Event()
+    failures = [OSError(errno.ENOSPC, "No space left on device")]
+    loop = asyncio.get_running_loop()
     check, answer = routes_batches._check, routes_batches._answer
 
     def slow_check(*arguments: Any) -> None:
-        assert checked.wait(60)
+        loop.call_soon_threadsafe(begun.set)
+        assert checked.wait(10)
         check(*arguments)
 
     async def answer_or_fail(*arguments: Any) -> Any:
@@ -167,6 +171,7 @@ async def test_a_batch_is_checked_beside_other_requests_and_waits_for_room(
         body = {"input_file_id": file, "endpoint": "/v1/chat/completions", "completion_window": "24h"}
         batch = (await http.post("/v1/batches", json=body)).json()
         [task] = service.batches.values()
+        await begun.wait()
         assert (await http.get(f"/v1/batches/{batch['id']}")).json()["status"] == "in_progress"
         checked.set()
         await task
@@ -174,6 +179,28 @@ async def test_a_batch_is_checked_beside_other_requests_and_waits_for_room(
     assert (batch["status"], batch["request_counts"]["failed"]) == ("completed", 2)
     assert batch["output_file_id"] is None
     assert {path.name for path in service.state.files_dir.iterdir()} == {file, batch["error_file_id"]}
+    service.state.close()
+
+
+async def test_batches_that_a_server_left_are_answered_by_the_next_one(tmp_path: Path) -> None:
+    _, service = offline(tmp_path)
+    service.state.file_path("file-a").write_bytes(jsonl([_question("a", n=2)]))
+    service.state.add_file("file-a", "b.jsonl", "batch")
+    left = {"endpoint": "/v1/chat/completions", "output_file_id": None, "error_file_id": None}
+    batches = {"left": ("file-a", "in_progress"), "bare": ("file-b", "in_progress"), "over": ("file-a", "cancelled")}
+    for identity, (file, status) in batches.items():
+        body = {**left, "id": identity, "input_file_id": file, "status": status}
+        service.state.insert("batches", id=identity, body=json.dumps(body))
+    routes_batches.start(service)
+    await asyncio.gather(*service.batches.values())
+    found = {r["id"]: json.loads(r["body"]) for r in service.state.rows("SELECT * FROM batches")}
+    assert {identity: batch["status"] for identity, batch in found.items()} == {
+        "left": "completed",
+        "bare": "failed",
+        "over": "cancelled",
+    }
+    assert found["left"]["request_counts"] == {"total": 1, "completed": 0, "failed": 1}
+    assert found["bare"]["errors"]["data"][0]["message"] == "The input file was deleted."
     service.state.close()
 
 

@@ -124,7 +124,7 @@ def test_the_server_dies_with_its_parent(state_dir: Path) -> None:
         "from daunce_api.server import EmbeddedServer, ServerSettings\n"
         "server = EmbeddedServer(ServerSettings(state_dir=Path(sys.argv[1]))).start()\n"
         "print(json.dumps([server.pid, server.base_url]), flush=True)\n"
-        "time.sleep(60)\n"
+        "time.sleep(600)\n"
     )
     parent = subprocess.Popen(
         [sys.executable, "-c", script, str(state_dir)], stdout=subprocess.PIPE, env=worker_environment()

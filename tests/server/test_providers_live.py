@@ -14,7 +14,7 @@ from daunce_api.errors import RejectedError
 from daunce_api.providers import nebius as kind
 from daunce_api.providers.base import JobRequest, JobStatus
 from daunce_api.providers.endpoint import Endpoint
-from daunce_api.providers.openai_wire import chat_token, echo
+from daunce_api.providers.openai_wire import batch_api, echo
 from daunce_api.providers.openai_wire.batch_api import BatchScorer
 from daunce_api.providers.registry import Context, open_tokenizer
 from daunce_api.providers.tokenizers import embedded_folder
@@ -58,7 +58,7 @@ async def test_a_batch_measures_what_single_requests_do_and_leaves_no_file(serve
             return {f["id"] for f in http.get("/v1/files").json()["data"]}
 
     before = files()
-    async with chat_token.open_scorer(given) as scorer:
+    async with batch_api.open_scorer(given) as scorer:
         assert isinstance(scorer, BatchScorer)
         single = await scorer.immediate.score(MODEL, examples)
         batched = await scorer.score(MODEL, examples)
@@ -71,7 +71,7 @@ async def test_a_batch_measures_what_single_requests_do_and_leaves_no_file(serve
             await scorer.score("no-such-model", examples)
         # What an interrupted process left is found by the model that it asked.
         await scorer.score_replicate(MODEL, examples, 1)
-        async with chat_token.open_scorer(given) as other:
+        async with batch_api.open_scorer(given) as other:
             assert isinstance(other, BatchScorer)
             swept = await other.sweep([MODEL, "no-such-model"])
     assert swept.kept == {}
@@ -91,7 +91,7 @@ async def test_a_nebius_member_is_trained_registered_scored_and_deleted(nebius: 
         assert found is not None
         assert found.id == job.id
         assert [j.id for j in await trainer.jobs_of("abc")] == [job.id]
-        for _ in range(1200):
+        for _ in range(4800):
             job = await trainer.get(job.id)
             if job.status.final and (job.model is not None or job.status is not JobStatus.SUCCEEDED):
                 break

@@ -190,8 +190,9 @@ async def test_control_characters_of_a_server_do_not_reach_the_terminal() -> Non
         ({"retry-after": "tomorrow"}, None),
     ],
 )
-def test_retry_after(headers: dict[str, str], seconds: float | None) -> None:
-    assert retry_after(headers, wall_clock=784111740.0) == seconds
+def test_retry_after(headers: dict[str, str], seconds: float | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(time, "time", lambda: 784111740.0)
+    assert retry_after(headers) == seconds
 
 
 async def test_retry_after_reaches_the_caller() -> None:

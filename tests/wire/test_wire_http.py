@@ -164,8 +164,12 @@ async def test_faults_change_no_score_and_start_no_storm(
     assert needed < sent <= 2 * needed
 
 
-async def _small_run(run_dir: Path, session: Any, train: Dataset, encoded: list[EncodedExample]) -> dict[int, Any]:
-    run_config = config(run_dir, kind="embedded")
+async def _small_run(
+    run_dir: Path, session: Any, train: Dataset, encoded: list[EncodedExample], base_url: str
+) -> dict[int, Any]:
+    run_config = config(
+        run_dir, kind="openai_wire", base_url=base_url, api_key_env="DAUNCE_TEST_KEY", model=MODEL, tokenizer=MODEL
+    )
     with RunStore.create_or_open(run_dir, {"config": {}}, run_key=session.run_key) as store, session:
         async with open_backend(run_config, replaying=session.replaying) as backend:
             scoring = ScoringClient(backend.scorer, store, clock=session.clock)
@@ -184,11 +188,18 @@ async def _small_run(run_dir: Path, session: Any, train: Dataset, encoded: list[
         return {k: by_key(store, k) for k in range(2)}
 
 
-async def test_a_recording_of_the_embedded_server_replays_without_it(
-    train: Dataset, encoded: list[EncodedExample], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+async def test_a_recording_of_a_server_replays_without_it(
+    server: EmbeddedServer,
+    train: Dataset,
+    encoded: list[EncodedExample],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    """`tests/run` replays one of a server of the run's own."""
     folder = tmp_path / "recording"
-    scores = await _small_run(tmp_path / "first", record(folder), train, encoded)
+    monkeypatch.setenv("DAUNCE_TEST_KEY", server.api_key)
+    scores = await _small_run(tmp_path / "first", record(folder), train, encoded, server.base_url)
+    monkeypatch.delenv("DAUNCE_TEST_KEY")
     assert json.loads((folder / "recording.json").read_text())["server"] == "local emulator"
     assert sum(path.stat().st_size for path in folder.iterdir()) < 2_000_000
 
@@ -199,6 +210,7 @@ async def test_a_recording_of_the_embedded_server_replays_without_it(
     monkeypatch.setattr(asyncio.get_running_loop(), "sock_connect", blocked)
     monkeypatch.setattr(os, "posix_spawn", blocked)
     monkeypatch.setattr("subprocess.Popen", blocked)
-    assert await _small_run(tmp_path / "second", replay(folder), train, encoded) == scores
+    elsewhere = "http://127.0.0.1:1/v1"  # all of this machine's ports are one
+    assert await _small_run(tmp_path / "second", replay(folder), train, encoded, elsewhere) == scores
     with pytest.raises(ReplayError):
-        await _small_run(tmp_path / "third", replay(folder), train, encoded[:-1])
+        await _small_run(tmp_path / "third", replay(folder), train, encoded[:-1], elsewhere)

@@ -31,30 +31,25 @@ MEMBERS = 12
 class DemoResult:
     """What the demo measured.
 
-    ``average_precision``: per method, mean over the answers of the average precision with which the training examples
-    in capitals are found. ``seconds``: wall time of training and scoring in this call (0 if all was there already).
+    ``seconds``: wall time of training and scoring in this call, 0 if all was there already. ``shouted_N``: which
+    training answers are in capitals, which is what the answers to explain have in common with them.
+    ``average_precision``: per method, mean over the answers of the average precision with which these are found.
     """
 
     run: Run
     attribution: Attribution
     seconds: float
+    shouted_N: NDArray[np.bool_]
     average_precision: dict[str, float]
-
-    @property
-    def shouted_N(self) -> NDArray[np.bool_]:
-        """(N,) which training answers are in capitals: what the answers to explain have in common with them."""
-        return np.array([example.completion_text().isupper() for example in self.attribution.train])
 
     def to_json(self) -> dict[str, Any]:
         """The fields of ``daunce demo --json``."""
-        quality = self.attribution.self_lds
+        quality, precision = self.attribution.self_lds, self.average_precision
         return {
             "members": len(self.attribution.members),
             "seconds": round(self.seconds, 2),
-            "average_precision": self.average_precision["attribution"],
-            "average_precision_covariance": self.average_precision["covariance"],
-            "average_precision_bm25": self.average_precision["bm25"],
-            "average_precision_random": self.average_precision["random"],
+            "average_precision": precision["attribution"],
+            **{f"average_precision_{name}": precision[name] for name in ("covariance", "bm25", "random")},
             "estimator": self.attribution.choice.estimator.name,
             "self_lds": None if quality is None else quality.value,
             "run_dir": str(self.run.run_dir),
@@ -85,9 +80,8 @@ def run_demo(
     start = time.monotonic()
     attribution = run.execute(on_event=on_event, on_progress=on_progress)
     seconds = 0.0 if made_before else time.monotonic() - start
-    result = DemoResult(run, attribution, seconds, {})
-    result.average_precision.update(_precisions(attribution, result.shouted_N))
-    return result
+    shouted_N = np.array([example.completion_text().isupper() for example in attribution.train])
+    return DemoResult(run, attribution, seconds, shouted_N, _precisions(attribution, shouted_N))
 
 
 def _precisions(attribution: Attribution, shouted_N: NDArray[np.bool_]) -> dict[str, float]:

@@ -30,21 +30,21 @@ def begins(members: int, folder: Path, *, first_guess: float) -> None:
     terminal.err.print(Text(f"Folder: {terminal_text(str(folder))}. Ctrl-C keeps what is done.\n", style="dim"))
 
 
-def found(result: DemoResult, page: Path | None) -> None:
+def found(result: DemoResult, page: Path) -> None:
     """``daunce demo``: the finding beside text search, and what to do next."""
     from ...attribution.tables import top_folded
 
     attribution, precision, capitals = result.attribution, result.average_precision, result.shouted_N
     test = attribution.test.ids[0]
     terminal.answer(attribution, test)
-    terminal.out.print(Text("  training examples behind it", style="bold"))
+    terminal.say("  training examples behind it", "bold")
     terminal.ranked(attribution, top_folded(attribution, test, 5))
     terminal.footer(attribution)
     first = attribution.ranking(int(capitals.sum()), stderr=False).index_Mk
     hits = float(capitals[first].mean())
     terminal.out.print()
     took = f" in {result.seconds:.0f} s" if result.seconds else " by an earlier call"
-    terminal.sentence(
+    terminal.say(
         f"{capitals.sum()} of the {len(capitals)} training answers are in capitals. Of the first {capitals.sum()} "
         f"proponents of each answer, {100 * hits:.0f} % are among them. Average precision over the "
         f"{len(attribution.test)} answers:"
@@ -62,7 +62,7 @@ def found(result: DemoResult, page: Path | None) -> None:
     asking = command_line("ask", folder, "--prompt", "What is tea?", "--answer", "A DRINK OF DRIED LEAVES.")
     terminal.lines_of(
         ("made by", f"{len(attribution.members)} fine-tunes on random halves{took}"),
-        ("report", "" if page is None else terminal_text(_near(page))),
+        ("report", _near(page)),
         ("next", command_line("view", folder)),
         ("", asking),
         ("", command_line("fix", folder)),

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Awaitable, Mapping
+from collections.abc import Awaitable
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -17,9 +17,9 @@ import httpx2
 from pydantic import Field
 
 from ...config import RunConfig
-from ...errors import ConfigurationError, ProviderError, RejectedError, StopError, TransientError
+from ...errors import ConfigurationError, RejectedError, TransientError
 from ..base import EchoField, Job, JobEcho, JobRequest, JobStatus, ModelInfo, TrainerCapabilities
-from ..calls import NO_REASON, Calls, SdkTrainer, cancelled, gone_already, open_sdk, plain
+from ..calls import NO_REASON, Calls, SdkTrainer, cancelled, gone_already, open_sdk, plain, refusal
 from ..contract import part_of
 from ..identity import key_in, of_run
 from ..options import TrainerOptions
@@ -137,8 +137,6 @@ class FireworksTrainer(SdkTrainer):
         self._jobs = sdk.supervised_fine_tuning_jobs
         sends_template = FireworksOptions.of(config).send_template
         self._template = chat_template(config.backend.tokenizer) if sends_template else None
-        self._cancelled: set[str] = set()
-        """Jobs that may be found paused: nobody waits for them."""
 
     async def model_info(self, model: str) -> ModelInfo:
         """Raises RejectedError where the model (``accounts/ACCOUNT/models/ID``) does not exist."""
@@ -159,22 +157,32 @@ class FireworksTrainer(SdkTrainer):
             dataset_id=dataset,
             dataset={"user_uploaded": {}, "example_count": str(lines), "format": "CHAT" if chat else "COMPLETION"},
         )
-        exists = False
+        conflict = await refusal(self._calls.call(create, doing=f"creating data set {dataset}"))
+        if conflict is not None and conflict.status != 409:
+            raise conflict
+        # A conflict: it exists, from an upload that was interrupted. Its file is sent again, and may be there already.
+        unsent = await refusal(self._send(dataset, name, content))
+        if unsent is not None and conflict is None:
+            raise unsent
+        validate = self._sdk.datasets.validate_upload(dataset, body={})
+        unchecked = await refusal(self._calls.call(validate, doing=f"validating data set {dataset}"))
+
+        def ready(latest: Answer) -> bool:
+            code = part_of(latest, "status", "code")
+            if latest.get("state") != READY and code in FILE_FAULTS:
+                reason = self._calls.clean(str(part_of(latest, "status", "message") or code))
+                raise RejectedError(f"Fireworks finds fault with data set {dataset}: {reason}")
+            return latest.get("state") == READY
+
+        answer, late = await self._read(dataset), unsent or unchecked
         try:
-            await self._calls.call(create, doing=f"creating data set {dataset}")
-        except ProviderError as error:
-            # 409: it exists, from an upload that was interrupted; its file is sent again.
-            if error.status != 409:
-                raise
-            exists = True
-        refused: RejectedError | None = None
-        try:
-            await self._send(dataset, name, content)
-        except RejectedError as error:
-            if not exists:
-                raise
-            refused = error  # its file may have arrived the first time
-        await self._until_ready(dataset, refused)
+            await self.poll.until(
+                ready, answer, lambda: self._read(dataset), f"data set {dataset}", late=TransientError
+            )
+        except TransientError:
+            if late is not None:
+                raise late from None
+            raise
         return self._resource("datasets", dataset)
 
     async def _send(self, dataset: str, name: str, content: bytes) -> None:
@@ -193,33 +201,6 @@ class FireworksTrainer(SdkTrainer):
         headers = {"content-type": "application/octet-stream", "x-goog-content-length-range": f"{size},{size}"}
         async with httpx2.AsyncClient(timeout=UPLOAD_TIMEOUT) as http:
             await self._calls.request(http, "PUT", url, doing=doing, content=content, headers=headers)
-
-    async def _until_ready(self, dataset: str, refused: RejectedError | None) -> None:
-        """Have the upload validated and wait until the data set is ready: before that, jobs on it are refused."""
-        answer = await self._read(dataset)
-        if answer.get("state") != READY:
-            try:
-                call = self._sdk.datasets.validate_upload(dataset, body={})
-                await self._calls.call(call, doing=f"validating data set {dataset}")
-            except RejectedError as error:
-                refused = refused or error  # also said of one that is being validated already
-            answer = await self._read(dataset)
-
-        def ready(latest: Answer) -> bool:
-            code = part_of(latest, "status", "code")
-            if latest.get("state") != READY and code in FILE_FAULTS:
-                reason = self._calls.clean(str(part_of(latest, "status", "message") or code))
-                raise RejectedError(f"Fireworks finds fault with data set {dataset}: {reason}")
-            return latest.get("state") == READY
-
-        try:
-            await self.poll.until(
-                ready, answer, lambda: self._read(dataset), f"data set {dataset}", late=TransientError
-            )
-        except TransientError:
-            if refused is not None:
-                raise refused from None
-            raise
 
     async def _read(self, dataset: str) -> dict[str, Any]:
         return await self._calls.fields(self._sdk.datasets.get(dataset), doing=f"reading data set {dataset}")
@@ -278,25 +259,12 @@ class FireworksTrainer(SdkTrainer):
         answer = await self._calls.fields(call, doing=doing, submit=submit, needs={"name": str})
         if id_of(answer["name"]) != job_id:
             raise self._calls.malformed(doing, submit, f"the job {id_of(answer['name'])}")
-        said = part_of(answer, "status", "message")
-        if _state_of(answer) == "PAUSED" and job_id not in self._cancelled:
-            why = self._calls.clean(f" ({said})" if said else "")
-            raise StopError(
-                f"Fireworks has paused job {job_id}{why}: the account is suspended, or somebody paused it. Everything "
-                "so far is kept; settle that at Fireworks (billing, or resume the job), then run the same command "
-                "again."
-            )
         return self._job(job_id, answer)
 
     async def cancel(self, job_id: str) -> Job:
         """Ask for cancellation; a job that is already final is returned as it is."""
-        return await cancelled(self._cancel(job_id), lambda: self.get(job_id))
-
-    async def _cancel(self, job_id: str) -> Job:
-        self._cancelled.add(job_id)
-        call = self._jobs.cancel(job_id, body={})
-        await self._calls.call(call, doing=f"cancelling job {job_id}")
-        return await self.get(job_id)
+        call = self._calls.call(self._jobs.cancel(job_id, body={}), doing=f"cancelling job {job_id}")
+        return await cancelled(call, lambda: self.get(job_id))
 
     async def delete_file(self, file_id: str) -> bool:
         dataset = id_of(file_id)
@@ -312,22 +280,24 @@ class FireworksTrainer(SdkTrainer):
         return f"accounts/{self._sdk.account_id}/{kind}/{name}"
 
     def _job(self, job_id: str, answer: dict[str, Any]) -> Job:
-        state, said = _state_of(answer), part_of(answer, "status", "message")
+        state = str(answer.get("state") or "").removeprefix("JOB_STATE_")
+        reason = self._calls.clean(str(part_of(answer, "status", "message") or NO_REASON))
+        paused = (
+            f"Fireworks has paused job {job_id} ({reason}): the account is suspended, or somebody paused it. "
+            "Everything so far is kept; settle that at Fireworks (billing, or resume the job), then run the same "
+            "command again."
+        )
         status = _FINAL.get(state, JobStatus.QUEUED if state in _QUEUED else JobStatus.RUNNING)
         model = answer.get("outputModel") or self._resource("models", job_id)
-        reason = self._calls.clean(str(said or NO_REASON))
         return Job(
             id=job_id,
             status=status,
             model=str(model) if status is JobStatus.SUCCEEDED else None,
             error=reason if status is JobStatus.FAILED else None,
             refused=status is JobStatus.FAILED and part_of(answer, "status", "code") in FILE_FAULTS,
+            blocked=paused if state == "PAUSED" else None,
             echo=JobEcho(key=key_in([answer.get("displayName")]), file_id=answer.get("dataset")),
         )
-
-
-def _state_of(answer: Mapping[str, Any]) -> str:
-    return str(answer.get("state") or "").removeprefix("JOB_STATE_")
 
 
 def id_of(resource: object) -> str:

@@ -1,4 +1,4 @@
-"""One-token chat scoring through OpenAI's Batch API: half the list price, an answer within 24 hours.
+"""One-token chat scoring by single requests or through OpenAI's Batch API: half the price, an answer within 24 hours.
 
 A batch holds one model's requests and is found again by a mark, so a run that was interrupted reads the batch it paid
 for instead of sending another. Lines that fail are asked again in a batch of their own; the others are kept.
@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -18,10 +17,14 @@ import httpx2
 from ..._util.clock import Clock, SystemClock
 from ...data.tokenizers import EncodedExample
 from ...errors import CapabilityError, ContractError, DaunceError, ProviderError, RejectedError, TransientError
-from ..base import Closing, ScorerCapabilities, Swept, TokenScores
+from ..base import Closing, Scorer, ScorerCapabilities, Swept, TokenScores
 from ..contract import part_of
+from ..registry import Context
 from .batches import ENDPOINT, Batch, Batches, files_of
-from .client import WireScorer
+from .chat_token import ChatTokenOptions, ChatTokenScorer, open_tokenizer, scorer_capabilities
+from .client import open_client
+
+__all__ = ["open_scorer", "open_tokenizer", "scorer_capabilities"]
 
 ROUNDS = 3
 """Times that requests which fail are submitted before a call gives up."""
@@ -48,28 +51,15 @@ class _Left:
     open: set[Question]
 
 
-class SingleRequests(WireScorer, ABC):
-    """A scorer whose requests, one an example, may also be the lines of a batch. Closing it closes the client."""
-
-    fingerprint: str
-
-    @abstractmethod
-    def request(self, model: str, example: EncodedExample) -> dict[str, Any]:
-        """The body of the request. Raises CapabilityError for an example that cannot be asked about."""
-
-    @abstractmethod
-    def read(self, model: str, example: EncodedExample, answer: dict[str, Any]) -> TokenScores:
-        """The scores in an answer's body. Raises ContractError where it does not hold what was requested."""
-
-    async def score(self, model: str, batch: Sequence[EncodedExample]) -> list[TokenScores]:
-        """Log-probabilities (nats) of each example's target, a request each. Raises as :meth:`request` and
-        :meth:`read` do."""
-        scores = []
-        for example in batch:
-            doing = f"scoring example {example.example.id!r} under {model}"
-            answer = await self.client.post("/chat/completions", self.request(model, example), doing=doing)
-            scores.append(self.read(model, example, answer))
-        return scores
+def open_scorer(context: Context) -> Scorer:
+    """A one-token scorer of the config's endpoint, by single requests or through the Batch API."""
+    options, capabilities = ChatTokenOptions.of(context.config), scorer_capabilities(context.config)
+    client = open_client(context, options, concurrency=capabilities.max_concurrent_requests)
+    if not options.batch_api:
+        return ChatTokenScorer(client, context.config, capabilities, options)
+    options = options.model_copy(update={"batch_api": False})
+    scorer = ChatTokenScorer(client, context.config, options.capabilities(capabilities.provider), options)
+    return BatchScorer(scorer, capabilities, poll_seconds=options.batch_poll_seconds)
 
 
 class BatchScorer(Closing):
@@ -81,25 +71,23 @@ class BatchScorer(Closing):
 
     def __init__(
         self,
-        scorer: SingleRequests,
+        scorer: ChatTokenScorer,
         capabilities: ScorerCapabilities,
         *,
         poll_seconds: float = 60.0,
         clock: Clock | None = None,
-        max_bytes: int = MAX_BYTES,
     ) -> None:
         self._scorer = scorer
         self.fingerprint = scorer.fingerprint
         self.capabilities = capabilities
         self._client = scorer.client
         self._batches = Batches(scorer.client, poll_seconds=poll_seconds, clock=clock or SystemClock())
-        self._max_bytes = max_bytes
         self._known: dict[Question, TokenScores] = {}
         self._refused: dict[Question, DaunceError] = {}
         self._left: list[_Left] = []
 
     @property
-    def immediate(self) -> SingleRequests:
+    def immediate(self) -> ChatTokenScorer:
         """The scorer of the same numbers by single requests, at their full price."""
         return self._scorer
 
@@ -204,7 +192,7 @@ class BatchScorer(Closing):
                 "body": self._scorer.request(model, example),
             }
             line = (json.dumps(record, ensure_ascii=False) + "\n").encode()
-            if lines and size + len(line) > self._max_bytes:
+            if lines and size + len(line) > MAX_BYTES:
                 yield _part(lines, replicate)
                 lines, size = [], 0
             lines.append(line)

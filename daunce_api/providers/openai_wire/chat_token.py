@@ -7,8 +7,8 @@ log-probability is at most that of the last one listed. What is listed as -9999 
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from functools import cache, partial
+from collections.abc import Sequence
+from functools import cached_property
 from typing import Any, Literal
 
 from pydantic import Field
@@ -16,14 +16,12 @@ from pydantic import Field
 from ...config import RunConfig
 from ...data.tokenizers import EncodedExample
 from ...errors import CapabilityError, ContractError
-from ..base import Scorer, ScorerCapabilities, TokenScores
+from ..base import ScorerCapabilities, TokenScores
 from ..contract import IMPOSSIBLE, ROUNDING, by_index, check_model, part_of
 from ..hidden_template import HiddenTemplateTokenizer
 from ..options import ScorerOptions
-from ..registry import Context
 from ..tokenizers import tokenizer_of
-from .batch_api import BatchScorer, SingleRequests
-from .client import WireClient, open_client
+from .client import WireClient, WireScorer
 
 _SENT = ("tools", "functions", "parallel_tool_calls", "tool_choice", "reasoning_effort")
 """Fields of a chat record that the endpoint takes."""
@@ -81,45 +79,36 @@ def open_tokenizer(config: RunConfig) -> HiddenTemplateTokenizer:
     return HiddenTemplateTokenizer(tokenizer_of(config))
 
 
-def open_scorer(context: Context) -> Scorer:
-    """A one-token scorer of the config's endpoint, through single requests or through the Batch API."""
-    options = ChatTokenOptions.of(context.config)
-    capabilities = scorer_capabilities(context.config)
-    client = open_client(context, options, concurrency=capabilities.max_concurrent_requests)
-    return scorer_on(client, context.config, options, capabilities)
-
-
-def scorer_on(
-    client: WireClient, config: RunConfig, options: ChatTokenOptions, capabilities: ScorerCapabilities
-) -> Scorer:
-    """The same on a client that is already open (Azure's has its own)."""
-    tokenizer = cache(partial(open_tokenizer, config))  # `daunce cancel` works where it is gone
-    if not options.batch_api:
-        return ChatTokenScorer(client, capabilities, options, tokenizer=tokenizer)
-    single = options.model_copy(update={"batch_api": False})
-    scorer = ChatTokenScorer(client, single.capabilities(capabilities.provider), single, tokenizer=tokenizer)
-    return BatchScorer(scorer, capabilities, poll_seconds=options.batch_poll_seconds)
-
-
-class ChatTokenScorer(SingleRequests):
+class ChatTokenScorer(WireScorer):
     """``Scorer`` over ``POST /chat/completions`` with ``top_logprobs``. Closing it closes the client."""
 
     def __init__(
-        self,
-        client: WireClient,
-        capabilities: ScorerCapabilities,
-        options: ChatTokenOptions,
-        *,
-        tokenizer: Callable[[], HiddenTemplateTokenizer],
+        self, client: WireClient, config: RunConfig, capabilities: ScorerCapabilities, options: ChatTokenOptions
     ) -> None:
         super().__init__(client, capabilities)
         self.checks_model = options.check_model_name
         self.fingerprint = f"chat-{capabilities.scope} top={options.top_logprobs}"
+        self._config = config
         self._options = options
-        self._tokenizer = tokenizer
+
+    @cached_property
+    def tokenizer(self) -> HiddenTemplateTokenizer:
+        """Opened when the first answer is read: `daunce cancel` works where it is gone."""
+        return open_tokenizer(self._config)
+
+    async def score(self, model: str, batch: Sequence[EncodedExample]) -> list[TokenScores]:
+        """Log-probabilities (nats) of each example's target, a request each. Raises as :meth:`request` and
+        :meth:`read` do."""
+        scores = []
+        for example in batch:
+            doing = f"scoring example {example.example.id!r} under {model}"
+            answer = await self.client.post("/chat/completions", self.request(model, example), doing=doing)
+            scores.append(self.read(model, example, answer))
+        return scores
 
     def request(self, model: str, example: EncodedExample) -> dict[str, Any]:
-        """The body of the request: all messages before the measured turn, one token, greedy."""
+        """The body of the request: all messages before the measured turn, one token, greedy. Raises CapabilityError for
+        an example that cannot be asked about."""
         turn = measured_turn(example)
         chat = example.example
         messages = [{k: v for k, v in m.to_record().items() if k != "weight"} for m in chat.messages[:turn]]
@@ -138,7 +127,7 @@ class ChatTokenScorer(SingleRequests):
         if self.checks_model:
             check_model(self.provider, model, answer.get("model"))
         (choice,) = by_index(self.provider, answer.get("choices"), 1)
-        wanted = self._tokenizer().bytes_of(example.ids[example.targets[0]])
+        wanted = self.tokenizer.bytes_of(example.ids[example.targets[0]])
         if wanted is None:
             raise CapabilityError(
                 f"the first token of the completion of example {example.example.id!r} is a part of a character whose "

@@ -14,7 +14,7 @@ import httpx2
 
 from ...errors import ContractError, StopError
 from ..base import Closing, ScorerCapabilities
-from ..calls import Calls
+from ..calls import Calls, connections
 from ..contract import by_index, check_model, json_of, part_of
 from ..endpoint import ANONYMOUS, Endpoint
 from ..options import ScorerOptions
@@ -53,22 +53,18 @@ class WireClient(Closing):
         *,
         http_client: httpx2.AsyncClient | None = None,
         timeout: float = 600.0,
-        connections: int = 100,
+        most: int = 100,
     ) -> WireClient:
         """A client of an endpoint, on an ``AsyncOpenAI`` without retries of its own.
 
-        Organisation and project of the environment go to OpenAI alone, and requests to loopback addresses do not go
-        through a proxy of the environment. ``timeout`` is in seconds, for one request.
+        Organization and project of the environment go to OpenAI alone. ``timeout`` is in seconds, for one request;
+        ``most`` connections are open at once.
         """
         import openai
 
         if http_client is None:
-            http_client = openai.DefaultAsyncHttpxClient(
-                timeout=httpx2.Timeout(timeout, connect=10.0),
-                limits=httpx2.Limits(max_connections=connections, max_keepalive_connections=connections),
-                trust_env=not endpoint.loopback,
-                follow_redirects=False,  # a training file goes where the config says, and nowhere else
-            )
+            limits = httpx2.Limits(max_connections=most, max_keepalive_connections=most)
+            http_client = connections(openai, endpoint, timeout=httpx2.Timeout(timeout, connect=10.0), limits=limits)
         sdk = openai.AsyncOpenAI(
             api_key=endpoint.api_key,
             base_url=endpoint.base_url,
@@ -187,7 +183,7 @@ def open_client(context: Context, options: ScorerOptions, *, concurrency: int | 
         context.wire_endpoint,
         http_client=context.http_client,
         timeout=options.timeout,
-        connections=max(concurrency or options.concurrency, context.config.scoring.concurrency or 1),
+        most=max(concurrency or options.concurrency, context.config.scoring.concurrency or 1),
     )
 
 

@@ -19,7 +19,7 @@ from ...data.tokenizers import EncodedExample
 from ...errors import ConfigurationError, ContractError, ProviderError, RejectedError
 from ..base import ProbeReport, ScorerCapabilities, TokenScores
 from ..contract import check_ids, check_top, part_of, refuse_long, scores_of
-from ..options import ScorerOptions
+from ..options import BatchOptions
 from ..probe import GENERATED, Generated, compare, generated, is_number, probe_generated, values_of
 from ..registry import Context
 from .client import WireClient, WireScorer, open_client
@@ -51,11 +51,9 @@ _PRESETS: dict[str, dict[str, Any]] = {
 }
 
 
-class EchoOptions(ScorerOptions):
+class EchoOptions(BatchOptions):
     """``backend.scorer.options`` of the echo scorer."""
 
-    prompts_per_request: int = Field(32, ge=1, le=2048)
-    tokens_per_request: int = Field(16_384, ge=1)
     max_tokens: Literal[0, 1] = Field(0, description="1 for servers that refuse 0; the generated token is dropped")
     logprobs: int = Field(1, ge=0, le=20, description="most likely tokens listed; some servers read 0 as off")
     return_token_ids: bool = Field(False, description="ask for the ids that the server read, and compare them")
@@ -65,14 +63,6 @@ class EchoOptions(ScorerOptions):
     check_model_name: bool = Field(True, description="the answer must name the model that was asked")
     extra_body: dict[str, Any] = Field(default_factory=dict, description="fields of the server's own, sent besides")
     dialect: Dialect = Field("auto", description="presets for a kind of server: auto goes by its address")
-
-    def capabilities(self, provider: str, **differences: Any) -> ScorerCapabilities:
-        """Any completion, exactly, in batches of prompts."""
-        batches = {
-            "max_prompts_per_request": self.prompts_per_request,
-            "max_tokens_per_request": self.tokens_per_request,
-        }
-        return super().capabilities(provider, **batches, **differences)
 
 
 def echo_options(config: RunConfig) -> EchoOptions:

@@ -77,7 +77,7 @@ def request_body(body: bytes, content_type: str) -> bytes:
 
 
 def without_secrets(body: bytes, secrets: Iterable[bytes]) -> bytes:
-    """An answer's body without the given secrets, organisation, project and user ids."""
+    """An answer's body without the given secrets, organization, project and user ids."""
     for secret in secrets:
         body = body.replace(secret, b"key-removed")
     for pattern, replacement in _IDENTITIES:

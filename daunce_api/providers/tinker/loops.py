@@ -1,9 +1,8 @@
 """The training loop of one member: its recipe, the checkpoints that it saves, and the record in the run folder from
-which a later process takes it up again.
+which a later process resumes it.
 
-Paths of checkpoints are written in the one form that every service takes: ``tinker://RUN/KIND/NAME``. Servers write
-them differently: without ``sampler_weights/`` in the path of a saved sampler, with or without it in the id of a listed
-checkpoint.
+Checkpoint paths are written in the one form that every service accepts, ``tinker://RUN/KIND/NAME``. Servers differ in
+what they return: the path of a saved sampler may lack ``sampler_weights/``, and the id of a listed checkpoint too.
 """
 
 from __future__ import annotations
@@ -22,19 +21,18 @@ from ..._util.files import replacing
 from ...data.tokenizers import EncodedExample
 from ...errors import RejectedError, StoreError
 from ..base import Job, JobEcho, JobStatus
-from .service import Service
+from .service import DAY, Service
 
 IN_FLIGHT = 2
-"""Optimiser steps that are sent before the first of them is awaited, so that the service never waits for us."""
-STATE_DAYS = 7
-"""Days that the optimiser's state after an epoch is kept: it is for taking up a loop that was interrupted."""
-DAY = 86_400
+"""Optimizer steps that are sent before the first of them is awaited, so that the service never waits for us."""
+STATE_SECONDS = 7 * DAY
+"""How long the optimizer's state after an epoch is kept: it is for resuming a loop that was interrupted."""
 INTERRUPTED = "its training loop ended with the process that ran it"
 Kind = Literal["weights", "sampler_weights"]
 SCHEME = "tinker://"
 FINAL, EPOCH, STATE, AGAIN = "daunce-final", "daunce-epoch-", "daunce-state-", "daunce-again"
-"""Names: of a member's end, of its models before that and its optimiser states by epoch, of weights that were loaded
-again to be scored."""
+"""Names of checkpoints: a member's final weights, its models and optimizer states by epoch, and weights that were
+reloaded to be scored."""
 
 
 def path_of(run: str, kind: Kind, name: str) -> str:
@@ -52,13 +50,13 @@ def parts_of(path: str) -> tuple[str, str]:
 
 
 def state_path(path: str) -> str:
-    """The path of the training state that was saved beside the sampler's weights, of a member's end or of an epoch."""
+    """The path of the training state that was saved beside a sampler's weights, final ones or an epoch's."""
     run, name = parts_of(path)
     return path_of(run, "weights", name.replace(EPOCH, STATE, 1) if name.startswith(EPOCH) else name)
 
 
 def epoch_name(prefix: str, epoch: int) -> str:
-    """Name of what is saved after an epoch, from 1; zeros in front make names sort as epochs do."""
+    """Name of a checkpoint after an epoch, counted from 1 and zero-padded so that names sort as epochs do."""
     return f"{prefix}{epoch:04}"
 
 
@@ -98,7 +96,7 @@ HYPERPARAMETERS = frozenset(Recipe.__dataclass_fields__)
 
 
 def batches_of(n_examples: int, recipe: Recipe, seed: int) -> list[list[int]]:
-    """Example indices of every optimiser step: a fresh order each epoch, from the seed; the last batch may be short."""
+    """Example indices of every optimizer step: a fresh order each epoch, from the seed; the last batch may be short."""
     random = np.random.default_rng(np.random.SeedSequence(seed))
     batches = []
     for _ in range(recipe.n_epochs):
@@ -119,8 +117,9 @@ def datum(tinker: Any, example: EncodedExample, share: float) -> Any:
 
 
 class LoopRecord(BaseModel):
-    """What is known of a member's loop. ``runs`` are its training runs at the service, the present one last: loading a
-    state makes a new one. ``epochs`` are models before the end, by epoch; ``state`` is the latest optimiser state."""
+    """State of a member's loop. ``runs`` are its training runs at the service, the current one last (loading a state
+    creates a new run). ``epochs`` are the models before the final one, by epoch; ``state`` is the latest optimizer
+    state."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -151,7 +150,7 @@ class LoopRecord(BaseModel):
         return Job(self.job_id, status, echo=JobEcho(key=self.key, file_id=self.file_id), **more)
 
     def left(self) -> Job:
-        """The job where no loop of this process works on it."""
+        """The job while no loop of this process is running it."""
         if self.final is not None:
             return self.job(JobStatus.SUCCEEDED, model=self.final, trained_tokens=self.tokens)
         if self.cancelled:
@@ -160,7 +159,7 @@ class LoopRecord(BaseModel):
 
 
 class LoopRecords:
-    """The records of a run's loops, a file each."""
+    """The records of a run's loops, one file each."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
@@ -189,27 +188,23 @@ class LoopRecords:
 
 
 @dataclass(frozen=True, slots=True)
-class Keeping:
-    """What a member's loop saves: ``models`` of it that are scored, their seconds at the service (None: until they are
-    deleted), and whether the final training state is kept too."""
-
-    models: int = 1
-    seconds: int | None = None
-    state: bool = False
-
-
-@dataclass(frozen=True, slots=True)
 class Loop:
-    """The steps of one member at a training client."""
+    """The steps of one member at a training client.
+
+    ``models`` of it are scored and saved for ``seconds`` (None: until they are deleted); ``keeps_state``: their
+    training states are too.
+    """
 
     service: Service
-    record: LoopRecord
-    keeping: Keeping
     records: LoopRecords
+    record: LoopRecord
     examples: list[EncodedExample]
+    models: int
+    seconds: int | None
+    keeps_state: bool
 
     async def train(self, training: Any) -> str:
-        """Run from the record's epoch to the end: the path of the sampler's weights."""
+        """Train from the record's epoch to the end; returns the path of the sampler's weights."""
         import tinker
 
         record, recipe, service = self.record, Recipe.of(self.record.hyperparameters), self.service
@@ -236,24 +231,22 @@ class Loop:
                 await settle()
             if rest == 0 and epoch < recipe.n_epochs:
                 await self._save_epoch(training, epoch, recipe)
-        keeping = self.keeping
-        if keeping.state:
-            await self._saved(training.save_state, FINAL, keeping.seconds)
-        await self._saved(training.save_weights_for_sampler, FINAL, keeping.seconds)
+        if self.keeps_state:
+            await self._saved(training.save_state, FINAL, self.seconds)
+        await self._saved(training.save_weights_for_sampler, FINAL, self.seconds)
         record.final = path_of(record.run, "sampler_weights", FINAL)
         self.records.save(record)
         return record.final
 
     async def _save_epoch(self, training: Any, epoch: int, recipe: Recipe) -> None:
-        record, keeping = self.record, self.keeping
-        is_model, state_seconds = epoch > recipe.n_epochs - keeping.models, STATE_DAYS * DAY
+        record, is_model = self.record, epoch > recipe.n_epochs - self.models
         if is_model:
             name = epoch_name(EPOCH, epoch)
-            await self._saved(training.save_weights_for_sampler, name, keeping.seconds)
+            await self._saved(training.save_weights_for_sampler, name, self.seconds)
             record.epochs[str(epoch)] = path_of(record.run, "sampler_weights", name)
         name = epoch_name(STATE, epoch)
         # Where models are forgotten, one of an epoch is loaded from this state for as long as it is kept.
-        await self._saved(training.save_state, name, keeping.seconds if is_model and keeping.state else state_seconds)
+        await self._saved(training.save_state, name, self.seconds if is_model and self.keeps_state else STATE_SECONDS)
         record.epoch, record.state = epoch, path_of(record.run, "weights", name)
         self.records.save(record)
 

@@ -17,8 +17,8 @@ from ..contract import BEFORE_TARGETS, refuse_long, scores_of
 from ..options import ScorerOptions
 from ..probe import GENERATED, Generated, generated, probe_generated
 from ..registry import Context
-from .loops import AGAIN, DAY, path_of, state_path
-from .service import Service, accepts, is_tinker, name_of, open_service
+from .loops import AGAIN, path_of, state_path
+from .service import DAY, Service, accepts, is_tinker, name_of, open_service
 
 Answer = TypeVar("Answer")
 _TAIL = "prompt_logprobs_last_n"
@@ -47,9 +47,9 @@ def open_scorer(context: Context) -> TinkerScorer:
 class TinkerScorer(Closing):
     """``Scorer`` on Tinker's wire. Its models are ``tinker://`` paths, or the base model's name.
 
-    A server that is not Tinker's own may leave out the first position, which has no log-probability, instead of sending
-    null for it (SkyRL does). Its answers are then one value shorter; the test of the endpoint against a sample tells
-    that from values that are shifted.
+    Other servers than Tinker's own may omit the first position, which has no log-probability, instead of sending null
+    for it (SkyRL does). Their answers are then one value shorter; the probe against a sample distinguishes that from
+    shifted values.
     """
 
     fingerprint = "tinker-compute-logprobs"
@@ -75,15 +75,17 @@ class TinkerScorer(Closing):
         return [await self._with_client(model, partial(self._asked, model, example)) for example in batch]
 
     async def _with_client(self, model: str, ask: Callable[[Any], Awaitable[Answer]]) -> Answer:
-        """What ``ask`` gives for the model's sampling client, loaded again where the server has forgotten the model."""
-        client = await self._client(model)
+        """The answer of ``ask`` for the model's sampling client; a model that the server has forgotten is reloaded."""
+        opening = self._opening(model)
         try:
-            return await ask(client)
+            return await ask(await self._opened(model, opening))
         except RejectedError as error:
-            if not _is_forgotten(error) or model == self._base_model:
+            if "not loaded" not in str(error).lower() or model == self._base_model:
                 raise
             forgotten = error
-        return await ask(await self._loaded_again(model, client, forgotten))
+        if self._clients.get(model) is opening:  # otherwise another request has done it
+            self._clients[model] = asyncio.create_task(self._open_again(model, forgotten))
+        return await ask(await self._opened(model, self._opening(model)))
 
     async def _asked(self, model: str, example: EncodedExample, client: Any) -> TokenScores:
         import tinker
@@ -110,21 +112,15 @@ class TinkerScorer(Closing):
             listed = [None, *listed]
         return scores_of(self._service.name, example, listed, asked_from=1)
 
-    async def _loaded_again(self, model: str, forgotten: Any, error: RejectedError) -> Any:
-        """A client of a model that the server forgot with its session, from the training state beside it."""
-        if self._clients.get(model) is not None and await self._clients[model] is not forgotten:
-            return await self._client(model)  # another request has done it
-        self._clients[model] = asyncio.create_task(self._open_again(model, error))
-        return await self._client(model)
-
     async def _open_again(self, model: str, error: RejectedError) -> Any:
+        """A client of a model that the server forgot with its session, reloaded from the training state beside it."""
         service, client = self._service, await self._service.client()
         try:
             state = state_path(model)
             training = await service.start(
                 lambda: client.create_training_client_from_state(state), doing=f"loading {state}"
             )
-            self._held.append(training)  # the server keeps the model for as long as the session is there
+            self._held.append(training)  # the server keeps the model as long as the session lives
             save = partial(training.save_weights_for_sampler, AGAIN, ttl_seconds=DAY)
             await service.start(save, doing=f"saving {state} to be scored")
             return await self._open({"model_path": path_of(str(training.model_id), "sampler_weights", AGAIN)}, model)
@@ -155,15 +151,17 @@ class TinkerScorer(Closing):
         made = answer.sequences[0] if answer.sequences else None
         return None if made is None else generated(made.tokens, made.logprobs)
 
-    async def _client(self, model: str) -> Any:
+    def _opening(self, model: str) -> asyncio.Task[Any]:
         if model not in self._clients:
             which = {"base_model": model} if model == self._base_model else {"model_path": model}
             self._clients[model] = asyncio.create_task(self._open(which, model))
-        task = self._clients[model]
+        return self._clients[model]
+
+    async def _opened(self, model: str, opening: asyncio.Task[Any]) -> Any:
         try:
-            return await asyncio.shield(task)
+            return await asyncio.shield(opening)
         except Exception:
-            if self._clients.get(model) is task:
+            if self._clients.get(model) is opening:
                 del self._clients[model]
             raise
 
@@ -179,8 +177,3 @@ class TinkerScorer(Closing):
 
     async def close(self) -> None:
         await self._service.leave()
-
-
-def _is_forgotten(error: RejectedError) -> bool:
-    """Whether a server says that it does not hold a model at the moment."""
-    return "not loaded" in str(error).lower()

@@ -1,7 +1,7 @@
 """Tinker's client (SDK ``tinker``), shared by the trainer and the scorer of a run.
 
-Tinker's own service and servers that speak its wire (SkyRL, Baseten Loops, OpenRL, ...) are of different ages, and each
-works with SDKs of its own age. So what an SDK offers is looked up, never taken for granted by its version.
+Tinker's own service and the servers that speak its wire (SkyRL, Baseten Loops, OpenRL, ...) are of different ages, and
+each works with SDKs of its own age. What an SDK offers is therefore detected, never inferred from its version.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from ..calls import Calls
 from ..endpoint import ANONYMOUS
 from ..registry import TINKER_BASE_URL, Context
 
+DAY = 86_400
 KEY_PREFIX = "tml-"
 """Every key that the SDK sends begins so; it refuses others."""
 NO_KEY = "tml-no-key"
@@ -28,7 +29,7 @@ NO_KEY = "tml-no-key"
 _SHARED = "tinker"
 _PAGE = 100
 _FULL = re.compile(r"maximum number of .{0,40}(reached|exceeded)|no free (slot|adapter)", re.IGNORECASE)
-"""What a server says that holds as many models as it can; those of a process that was killed go after a while."""
+"""What a full server says; the models of a killed process are removed after a while."""
 
 
 def is_tinker(base_url: str | None) -> bool:
@@ -42,11 +43,11 @@ def name_of(base_url: str | None) -> str:
 
 
 class Service:
-    """A ``tinker.ServiceClient``, opened at its first use, which closes when its last user does."""
+    """A ``tinker.ServiceClient``, opened at its first use and closed with its last user."""
 
     def __init__(self, connect: Callable[[], Any], calls: Calls, look_up: Callable[[], Any] | None = None) -> None:
-        """``connect`` makes the client of a session, ``look_up`` the one of what the service keeps, where the SDK has
-        one without a session. Both send requests and wait for them."""
+        """``connect`` creates the client of a session; ``look_up`` the one for training runs and checkpoints, where the
+        SDK has one that needs no session. Both send requests and block."""
         self.calls = calls
         self._connect = connect
         self._look_up = look_up
@@ -68,7 +69,7 @@ class Service:
         return self._client
 
     async def rest(self) -> Any:
-        """The SDK's client of what the service keeps: training runs and checkpoints."""
+        """The SDK's client for training runs and checkpoints."""
         look_up = self._look_up
         if look_up is None:
             client = await self.client()
@@ -79,7 +80,7 @@ class Service:
         return self._rest
 
     async def models(self) -> list[Any]:
-        """What the service says of the models that it trains; older SDKs ask through the session's client."""
+        """The models that the service lists; older SDKs ask through the session's client."""
         owner = await self.rest()
         if not hasattr(owner, "get_server_capabilities"):
             owner = await self.client()
@@ -112,11 +113,11 @@ class Service:
         raise full
 
     async def result(self, future: Any, *, doing: str) -> Any:
-        """The result of an SDK method that was called already."""
+        """The result of an SDK method that was already called."""
         return await self.calls.call(_settled(future), doing=doing)
 
     def enter(self) -> Self:
-        """This client for one more user, who has to :meth:`leave`."""
+        """Register one more user, who must call :meth:`leave`."""
         self._users += 1
         return self
 
@@ -125,19 +126,19 @@ class Service:
         if self._users == 0 and self._client is not None:
             client, self._client = self._client, None
             if hasattr(client, "close"):
-                with suppress(ProviderError):  # a session that is not closed ends by itself
+                with suppress(ProviderError):  # an unclosed session expires
                     await self.start(lambda: client.close("success"), doing="closing the session")
 
 
 async def _settled(value: Any) -> Any:
-    """What an SDK method gives: a plain value, a future of a thread, or something to await."""
-    if inspect.isawaitable(value):  # some are futures of a thread besides, which the SDK gives up
+    """The result of an SDK method, which may be a plain value, a concurrent future or an awaitable."""
+    if inspect.isawaitable(value):  # some are concurrent futures as well, a use that the SDK deprecates
         return await value
     return await asyncio.wrap_future(value) if isinstance(value, concurrent.futures.Future) else value
 
 
 def accepts(function: Callable[..., Any], name: str) -> bool:
-    """Whether a method of the SDK at hand takes a keyword argument by name."""
+    """Whether a method of the installed SDK takes a keyword argument of this name."""
     try:
         return name in inspect.signature(function).parameters
     except (TypeError, ValueError):
@@ -165,7 +166,7 @@ def open_service(context: Context) -> Service:
             "sent."
         )
     calls = Calls(name_of(endpoint.base_url), [key], tinker)
-    calls.longest = None  # steps and samples wait in the service's queues for as long as it takes
+    calls.longest = DAY  # steps and samples wait in the service's queues
     where = {"api_key": key, "base_url": endpoint.base_url}
     shown = {"display_name": name} if accepts(tinker.ServiceClient, "display_name") else {}
     rest = getattr(tinker, "RestClient", None)

@@ -1,8 +1,8 @@
-"""Members trained on Tinker's wire: the loop runs here, its forward, backward and optimiser steps run there.
+"""Members trained on Tinker's wire: the loop runs here, its forward, backward and optimizer steps run there.
 
 Subset, order, seed and the weight of every token are the run's own. Each example counts by its mean loss, as it is
-measured. A loop ends with the process that runs it; the next process goes on after the last epoch whose optimiser state
-was saved, and a member without one is trained again.
+measured. A loop ends with its process; the next process resumes it after the last epoch whose optimizer state was
+saved, and trains a member without one again.
 """
 
 from __future__ import annotations
@@ -27,13 +27,11 @@ from ..options import Options
 from ..registry import Context
 from ..tokenizers import tokenizer_of
 from .loops import (
-    DAY,
     EPOCH,
     FINAL,
     HYPERPARAMETERS,
     INTERRUPTED,
     SCHEME,
-    Keeping,
     Loop,
     LoopRecord,
     LoopRecords,
@@ -44,7 +42,7 @@ from .loops import (
     path_of,
     state_path,
 )
-from .service import Service, is_tinker, name_of, open_service
+from .service import DAY, Service, is_tinker, name_of, open_service
 
 ECHOES: frozenset[EchoField] = frozenset(("key", "file_id"))
 MOST_CHECKPOINTS = 100
@@ -109,12 +107,6 @@ class TinkerTrainer(Closing):
         self._config = config
         self._folder = config.run_dir / FILES_FOLDER
         self._records = LoopRecords(self._folder)
-        self._base_model = config.backend.model
-        days = config.ensemble.keep_days
-        seconds = None if days is None else days * DAY
-        self._keeping = Keeping(config.ensemble.checkpoints, seconds, state=not self.capabilities.models_persist)
-        # Members start from a target that is trained from the base model: its training state is kept.
-        self._needs_target = config.ensemble.start_from == "target"
         self._loops: dict[str, asyncio.Task[str]] = {}
         self._resumes: Counter[str] = Counter()
 
@@ -134,7 +126,7 @@ class TinkerTrainer(Closing):
         return ModelInfo(model)
 
     async def upload(self, name: str, content: bytes) -> str:
-        """Keep a training file in the run folder; its name."""
+        """Keep a training file in the run folder; returns its name."""
         with replacing(self._path(name)) as part:
             part.write_bytes(content)
         return name
@@ -153,7 +145,7 @@ class TinkerTrainer(Closing):
             metadata[SEQUENCE_FIELD] = str(request.sequence)
         client = await self._service.client()
         doing = f"creating the training run of {request.key}"
-        if request.model == self._base_model:
+        if request.model == self._config.backend.model:
             create = partial(
                 client.create_lora_training_client,
                 base_model=request.model,
@@ -177,31 +169,39 @@ class TinkerTrainer(Closing):
             tokens=recipe.n_epochs * sum(len(e.ids) for e in examples),
         )
         self._records.save(record)
-        self._run(record, examples, training)
+        self._run(record, training, examples)
         return record.job(JobStatus.RUNNING)
 
-    def _run(self, record: LoopRecord, examples: list[EncodedExample], training: Any | None) -> asyncio.Task[str]:
-        """Start a loop; without a training client, from the record's saved state."""
-        keeping = self._keeping
-        if self._needs_target and record.model == self._base_model:
-            keeping = Keeping(1, keeping.seconds, state=True)  # its models from before the end are not scored
-        loop = Loop(self._service, record, keeping, self._records, examples)
+    def _run(self, record: LoopRecord, training: Any = None, examples: list[EncodedExample] | None = None) -> None:
+        """Start a loop, from the record's saved state where there is no training client."""
+        ensemble = self._config.ensemble
+        # Members start from the target's training state; its models from before the end are not scored.
+        is_target = ensemble.start_from == "target" and record.model == self._config.backend.model
 
         async def run() -> str:
-            return await loop.train(training if training is not None else await self._resumed(record))
+            loop = Loop(
+                self._service,
+                self._records,
+                record,
+                # Not before: whoever cancels a loop that was interrupted needs neither its file nor the tokenizer.
+                self._examples(record.file_id) if examples is None else examples,
+                models=1 if is_target else ensemble.checkpoints,
+                seconds=None if ensemble.keep_days is None else ensemble.keep_days * DAY,
+                keeps_state=is_target or not self.capabilities.models_persist,
+            )
+            return await loop.train(await self._resumed(record) if training is None else training)
 
-        task = self._loops[record.job_id] = asyncio.create_task(run())
-        return task
+        self._loops[record.job_id] = asyncio.create_task(run())
 
     async def _resumed(self, record: LoopRecord) -> Any:
-        """A training client at the record's saved state, with its optimiser."""
+        """A training client at the record's saved state, with its optimizer."""
         client = await self._service.client()
         create = partial(
             client.create_training_client_from_state_with_optimizer,
             record.state,
             user_metadata={KEY_FIELD: record.key, FILE_FIELD: record.file_id},
         )
-        training = await self._service.start(create, doing=f"taking up {record.key} after epoch {record.epoch}")
+        training = await self._service.start(create, doing=f"resuming {record.key} after epoch {record.epoch}")
         record.runs.append(str(training.model_id))
         self._records.save(record)
         return training
@@ -216,8 +216,8 @@ class TinkerTrainer(Closing):
         return next((job for job in jobs if job.status is JobStatus.SUCCEEDED), jobs[-1] if jobs else None)
 
     async def jobs_of(self, run_key: str) -> list[Job]:
-        """Every job of a run: those whose loops this run folder knows, and training runs of others that carry one of
-        its keys. One without a checkpoint beside another of its key was made by a request that the SDK repeated."""
+        """Every job of a run: those whose loops this run folder knows, and other training runs that carry one of its
+        keys. A run without a checkpoint beside another of the same key comes from a request that the SDK repeated."""
         records = [record for record in self._records.all() if of_run(record.key, run_key)]
         alive = {job_id for job_id, task in self._loops.items() if not task.done()}
         jobs = [record.job(JobStatus.RUNNING) if record.job_id in alive else record.left() for record in records]
@@ -244,23 +244,19 @@ class TinkerTrainer(Closing):
             return ended(
                 await self._service.start(lambda: rest.get_training_run(job_id), doing=f"reading run {job_id}")
             )
-        if task is None:
-            if record.final is not None or record.cancelled or record.state is None:
-                return record.left()
-            task = self._run(record, self._examples(record.file_id), None)
-        if not task.done():
-            return record.job(JobStatus.RUNNING)
-        if task.cancelled():
-            return record.job(JobStatus.CANCELLED)
-        error = task.exception()
-        if error is None:
+        if record.final is not None or record.cancelled or (task is None and record.state is None):
             return record.left()
-        if not isinstance(error, TransientError | RejectedError):
+        if task is None:
+            self._run(record)
+        if task is None or not task.done():
+            return record.job(JobStatus.RUNNING)
+        error = task.exception()
+        if error is not None and not isinstance(error, TransientError | RejectedError):
             raise error
         if record.state is None or self._resumes[job_id] == MOST_RESUMES:
             return record.job(JobStatus.FAILED, error=str(error))
         self._resumes[job_id] += 1
-        self._run(record, self._examples(record.file_id), None)
+        self._run(record)
         return record.job(JobStatus.RUNNING)
 
     async def checkpoints(self, job_id: str) -> list[str]:
@@ -280,7 +276,7 @@ class TinkerTrainer(Closing):
         return list(answer.checkpoints)
 
     async def cancel(self, job_id: str) -> Job:
-        """Stop the loop; what was trained so far stays at the service for some days, or until it is cleaned up."""
+        """Stop the loop; what was trained so far stays at the service for some days, or until `daunce clean`."""
         task = self._loops.get(job_id)
         if task is not None:
             task.cancel()
@@ -338,7 +334,7 @@ class TinkerTrainer(Closing):
 
 
 def ended(run: Any) -> Job:
-    """A training run that no loop of this process works on and no record knows."""
+    """The job of a training run that neither a loop of this process nor a record knows."""
     run_id, checkpoint = str(run.training_run_id), run.last_sampler_checkpoint
     echo = JobEcho(key=key_of(run), file_id=(run.user_metadata or {}).get(FILE_FIELD))
     if checkpoint is not None and listed_name(checkpoint) == FINAL:

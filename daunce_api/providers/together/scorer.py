@@ -30,7 +30,7 @@ from ..polling import Answer
 from ..probe import GENERATED, compare, not_generating
 from ..registry import Context
 from ..tokenizers import tokenizer_of
-from .trainer import open_together, weights_of
+from .trainer import maker_of, open_together
 
 IGNORED = (
     "It did not echo the prompt. Check that the model runs on a dedicated endpoint that returns log-probabilities."
@@ -222,12 +222,12 @@ class AdapterHost(Host):
         self._where = {"endpoint_id": options.endpoint_id, "deployment_id": options.deployment_id}
 
     async def create(self, model: str) -> tuple[str, str, Answer]:
-        weights = await weights_of(self._sdk, self._calls, model)
-        if weights is None or weights.adapter is None:
+        job = await maker_of(self._sdk, self._calls, model)
+        if not job.get("adapter_object_id"):
             raise RejectedError(f"Together knows no adapter of {model!r}: it was deleted, or is another project's.")
-        call = self._adapters.create(adapter_model_id=weights.adapter, **self._where)
-        answer = await self._calls.fields(call, doing=f"attaching {model}")
-        return weights.name, str(answer.get("id") or ""), answer
+        call = self._adapters.create(adapter_model_id=job["adapter_object_id"], **self._where)
+        answer = await self._calls.fields(call, doing=f"attaching {model}", needs={"id": str})
+        return str(job.get("adapter_object_name") or model), answer["id"], answer
 
     async def read(self, loaded: str, model: str) -> Answer:
         call = self._adapters.retrieve(id=loaded, **self._where)
@@ -245,11 +245,11 @@ class AdapterHost(Host):
         await self._calls.call(call, doing=f"detaching {model}")
 
     async def listed(self, model: str) -> list[str]:
-        weights = await weights_of(self._sdk, self._calls, model)
-        if weights is None or weights.adapter is None:
+        adapter = (await maker_of(self._sdk, self._calls, model)).get("adapter_object_id")
+        if not adapter:
             return []
         attached = await self._calls.listed(self._adapters.list(**self._where), doing="listing what is attached")
-        return [str(a.id) for a in attached if a.adapter_model_id == weights.adapter]
+        return [str(a.id) for a in attached if a.adapter_model_id == adapter]
 
     async def close(self) -> None:
         await self._sdk.close()

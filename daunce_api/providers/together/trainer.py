@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Awaitable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -118,24 +117,12 @@ def open_together(context: Context, *, timeout: float, project_id: str | None) -
     return open_sdk("together", "AsyncTogether", "Together", endpoint, timeout=timeout, **own)
 
 
-@dataclass(frozen=True, slots=True)
-class Weights:
-    """What Together's registry keeps of a fine-tune: ids of the model and of its adapter, and the adapter's name."""
-
-    name: str
-    model: str | None
-    adapter: str | None
-
-
-async def weights_of(sdk: AsyncTogether, calls: Calls, model: str) -> Weights | None:
-    """The objects of a fine-tune, by the job that made it; None where no job did."""
+async def maker_of(sdk: AsyncTogether, calls: Calls, model: str) -> dict[str, Any]:
+    """The job that made a fine-tune, with the ids of the model and its adapter; empty where no job did."""
     for item in await listed(calls, sdk.fine_tuning.list(), doing=f"looking for the job of {model}"):
         if item.get("model_output_name") == model:
-            job = await calls.fields(sdk.fine_tuning.retrieve(item["id"]), doing=f"reading job {item['id']}")
-            ids = [job.get(name) for name in ("model_object_id", "adapter_object_id")]
-            made, adapter = (value if isinstance(value, str) and value else None for value in ids)
-            return Weights(str(job.get("adapter_object_name") or model), made, adapter)
-    return None
+            return await calls.fields(sdk.fine_tuning.retrieve(item["id"]), doing=f"reading job {item['id']}")
+    return {}
 
 
 class TogetherTrainer(SdkTrainer):
@@ -208,8 +195,8 @@ class TogetherTrainer(SdkTrainer):
 
     async def cancel(self, job_id: str) -> Job:
         """Ask for cancellation; a job that is already final is returned as it is."""
-        call = self._sdk.fine_tuning.cancel(job_id)
-        return await cancelled(self._one(call, f"cancelling job {job_id}"), lambda: self.get(job_id))
+        call = self._calls.call(self._sdk.fine_tuning.cancel(job_id), doing=f"cancelling job {job_id}")
+        return await cancelled(call, lambda: self.get(job_id))
 
     async def _one(self, call: Awaitable[Any], doing: str, submit: bool | str = False) -> Job:
         needs = {"id": str, "status": str}
@@ -221,8 +208,8 @@ class TogetherTrainer(SdkTrainer):
     async def delete_model(self, model: str) -> bool:
         """Deletes a fine-tune and its adapter from the project's registry, by their ids; False without ``project_id``,
         for which Together asks, and where a deployment still uses it."""
-        weights = await weights_of(self._sdk, self._calls, model) if self._sdk.project_id else None
-        ids = [] if weights is None else [i for i in (weights.adapter, weights.model) if i is not None]
+        job = await maker_of(self._sdk, self._calls, model) if self._sdk.project_id else {}
+        ids = [i for name in ("adapter_object_id", "model_object_id") if isinstance(i := job.get(name), str) and i]
         gone = [await self._calls.delete(self._sdk.models.delete(i), doing=f"deleting model {model}") for i in ids]
         return bool(gone) and all(gone)
 

@@ -4,7 +4,7 @@ const training = { list: null, order: 'self_influence' };
 const ORDERS = {
   id: { label: 'Example', value: (i) => -i },
   text: { label: 'Answer', value: null },
-  effect: { label: 'Effect', value: (i) => numbers.effect[i], num: true },
+  effect: { label: 'Unwanted (z)', value: (i) => numbers.effect[i], num: true },
   mean_score: { label: 'Mean score', value: (i) => -numbers.mean_score[i], num: true },
   self_influence: { label: 'Self-influence', value: (i) => numbers.self_influence[i], num: true },
   included: { label: 'Subsets', value: (i) => numbers.included[i], num: true },
@@ -15,10 +15,8 @@ function startTraining() {
   const mean = aligned(largest('mean_score'));
   const effect = numbers.effect ? aligned(largest('effect')) : digits;
   const plus = (v, number) => (v > 0 ? '+' : '') + number(v);
-  if (numbers.effect) {
-    ORDERS.effect.label = data.effect_label;
-    training.order = 'effect';
-  } else delete ORDERS.effect;
+  if (numbers.effect) training.order = 'effect';
+  else delete ORDERS.effect;
   byId('training').classList.toggle('ranked', Boolean(numbers.effect));
   shareButtons(byId('train-share'), 'training', 'the listed examples');
   fillSources(byId('train-source'), data.train);
@@ -73,7 +71,7 @@ function showTraining(i) {
     element('p', { class: 'prompt' }, data.train.prompt[i]),
     system(data.train, i, false),
     element('dl', { class: 'facts' },
-      ...(numbers.effect ? [element('dt', {}, data.effect_label), element('dd', {}, signed(numbers.effect[i]) + (numbers.proposed[i] ? ', proposed for removal' : ''))] : []),
+      ...(numbers.effect ? [element('dt', {}, ORDERS.effect.label), element('dd', {}, signed(numbers.effect[i]) + (numbers.proposed[i] ? ', proposed for removal' : ''))] : []),
       element('dt', {}, 'Mean score'), element('dd', {}, signed(numbers.mean_score[i])),
       element('dt', {}, 'Self-influence'), element('dd', {}, digits(numbers.self_influence[i]) + ' nats'),
       element('dt', {}, 'In subsets'), element('dd', {}, numbers.included[i] + ' of ' + data.picture.members)),

@@ -8,18 +8,24 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, TypeVar
 
+from ..._util.text import command_line
 from ...attribution import Attribution
 from ...attribution.texts import conversation
 from ...data.example import Verdict
 from ...errors import ConfigurationError, DaunceError, NotEnoughMembersError
+from ...fix import propose_for
+from ...fix.folder import keep, kept_fixes, kept_outcome
+from ...fix.proposal import finite
 from ...run import Run
 from ...store.run import FILE_NAME
-from ..page import Ranked, no_candidates, report_html
+from ..page import removal_of, report_html
 from .compare import side_by_side
 
 _DEPTH = 4
 _MAX_RUNS = 500
 _BRIEF = 400
+_GROUPS = 100
+"""Groups of a removal list that the page shows."""
 
 T = TypeVar("T")
 
@@ -48,22 +54,10 @@ def _walk(folder: Path, depth: int) -> Iterator[Path]:
 class Runs:
     """The runs of a folder by short ids. The methods may be called from several threads.
 
-    ``fix`` proposes what to take out of a run with marked answers (plain data: ``reason``, ``folder``, ``groups``),
-    ``candidates`` is the same ranking for the report, and ``outcome`` says what a retraining without them did; they
-    stand above this package and are passed in.
-
     Raises KeyError for an id that is not (or no longer) among the runs, and what opening a run raises.
     """
 
-    def __init__(
-        self,
-        folder: Path,
-        *,
-        fix: Callable[[Run], dict[str, Any]] | None = None,
-        candidates: Ranked = no_candidates,
-        outcome: Callable[[Run], dict[str, Any] | None] = lambda run: None,
-    ) -> None:
-        self._fix, self._candidates, self._outcome = fix, candidates, outcome
+    def __init__(self, folder: Path) -> None:
         self.folder = folder.expanduser().resolve()
         self._kept: dict[tuple[str, str], tuple[tuple[float, ...], Any]] = {}
         self._paths: dict[str, Path] = {}
@@ -88,8 +82,8 @@ class Runs:
             status = self._run(identity).status()
         except (DaunceError, OSError) as error:
             return row | {"name": path.name, "problem": str(error)}
-        fixed = (self._outcome(self._run(identity)) or {}).get("verdict", "")
-        shown = {"title": status.title, "rows": status.rows(), "fixable": self._fix is not None, "fixed": fixed}
+        fixed = (kept_outcome(*kept_fixes(path)) or {}).get("verdict", "")
+        shown = {"title": status.title, "rows": status.rows(), "fixed": fixed}
         return row | status.to_json() | shown
 
     def questions(self, identity: str) -> list[dict[str, Any]]:
@@ -138,10 +132,32 @@ class Runs:
         return {"id": asked, "group": groups[0] if groups else None}
 
     def fix(self, identity: str) -> dict[str, Any]:
-        """What to take out, as the command line's ``fix`` finds it."""
-        if self._fix is None:
-            raise ConfigurationError("daunce fix is not available here.")
-        return self._fix(Run.open(self._path(identity)))
+        """What to take out of a run with marked answers, as `daunce fix` finds and keeps it."""
+        run = Run.open(self._path(identity))
+        proposal = propose_for(run)
+        train, folder = proposal.attribution.train, keep(run, proposal)
+        groups = []
+        for group in proposal.removed[:_GROUPS]:
+            example = train[group.positions[0]]
+            parts = conversation(example)
+            groups.append(
+                {
+                    "id": example.id,
+                    "examples": len(group.positions),
+                    "question": parts.question[:_BRIEF],
+                    "answer": parts.answer[:_BRIEF],
+                    "effect": group.effect,
+                    "z": finite(group.z),
+                }
+            )
+        return {
+            "reason": proposal.reason,
+            "folder": None if folder is None else str(folder),
+            "count": len(proposal.positions),
+            "of": len(train),
+            "groups": groups,
+            "command": command_line("fix", str(run.run_dir), "--retrain"),
+        }
 
     def report(self, identity: str, group: int = 1) -> str:
         """The report's page, for the first or another group of answers that the same members have scored.
@@ -157,8 +173,7 @@ class Runs:
         shown = groups[group - 1]
         addresses = [identity, *(f"{identity}-{n}" for n in range(2, len(groups) + 1))]
         others = [(address, other) for address, other in zip(addresses, groups, strict=True) if other is not shown]
-        candidates = self._candidates(run, shown)
-        return report_html(shown, run.status(), run.warnings, candidates=candidates, others=others)
+        return report_html(shown, run.status(), run.warnings, others=others, **removal_of(run, shown))
 
     def attributions(self, identity: str) -> tuple[Attribution, ...]:
         """See :meth:`daunce_api.Run.attributions`."""

@@ -6,7 +6,6 @@ Pages and scripts are files of this package; texts of runs reach them as JSON an
 from __future__ import annotations
 
 import asyncio
-import ipaddress
 import json
 import secrets
 import socket
@@ -15,6 +14,7 @@ from importlib.resources import files
 from typing import Any
 
 from ...errors import ConfigurationError, DaunceError, MissingExtraError
+from ...providers.endpoint import is_loopback
 from .runs import Runs
 
 try:
@@ -208,7 +208,7 @@ def serve(runs: Runs, *, host: str = "127.0.0.1", port: int = 0, on_start: Calla
 
     Raises ConfigurationError for another than a loopback address or a port that is taken.
     """
-    if not _is_loopback(host):
+    if not is_loopback(host):
         raise ConfigurationError(f"daunce view serves this machine only: {host} is no loopback address.")
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     listening = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)  # named, so that asyncio turns Nagle off
@@ -229,10 +229,3 @@ def serve(runs: Runs, *, host: str = "127.0.0.1", port: int = 0, on_start: Calla
         listening.listen()
         on_start(f"http://{shown}:{port}/{token}/")
         uvicorn.Server(config).run(sockets=[listening])
-
-
-def _is_loopback(host: str) -> bool:
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False

@@ -122,7 +122,7 @@ function drawRun(run) {
       verdicts(run, q),
       q.group ? element('a', { href: 'report/' + run.id + (q.group > 1 ? '-' + q.group : '') + '#answer=' + encodeURIComponent(q.id) }, q.answer) : element('span', {}, q.answer),
       element('span', { class: 'under' }, q.question), element('span', { class: 'under id' }, q.id)))),
-    ...(run.members_scored >= 2 && run.fixable ? [fixPart(run)] : []),
+    ...(run.members_scored >= 2 ? [fixPart(run)] : []),
     run.fixed ? element('p', { id: 'fixed' }, element('b', {}, 'Retrained: '), run.fixed + ' ', element('a', { href: 'report/' + run.id + '#fixed' }, 'Before and after')) : '',
     ...(run.members_scored >= 2 ? [askPart(run)] : []),
     run.recent.length ? element('h2', {}, 'Last changes (UTC)') : '',
