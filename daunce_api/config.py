@@ -248,7 +248,7 @@ class TrainingConfig(_Section):
     hyperparameters: dict[str, HyperparameterValue] = Field(default_factory=dict)
     """by the provider's own names; those left out are the provider's defaults"""
     target_hyperparameters: dict[str, HyperparameterValue] | None = None
-    """for the target fine-tune of start_from: target; default: the same"""
+    """for the target, also as `evaluate` and `fix` train it again; default: the same as for members"""
     max_attempts: int = Field(3, ge=1, le=10)
     """jobs tried for one member before it is left out"""
     min_members: int = Field(2, ge=2)

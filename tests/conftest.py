@@ -25,14 +25,18 @@ settings.register_profile(
 )
 settings.load_profile("shared machine")
 
-SHARING = {"reliability": "reliability", "run": "run", "server": "server", "examples": "wire", "wire": "wire"}
-"""The part for xdist that a folder belongs to, where tests share the servers of the session. Elsewhere each file is a
-part."""
+SHARING = {
+    **{"reliability": "reliability", "run": "run", "server": "server", "examples": "wire", "wire": "wire"},
+    **{"local/test_chats.py": "wire", "local/test_whole_run.py": "wire"},
+}
+"""The part for xdist that a folder or file belongs to, where tests share the servers of the session. Elsewhere each
+file is a part."""
 
 
 def part_of(nodeid: str) -> str:
     path = nodeid.partition("::")[0]
-    return SHARING.get(path.removeprefix("tests/").partition("/")[0], path)
+    place = path.removeprefix("tests/")
+    return SHARING.get(place) or SHARING.get(place.partition("/")[0], path)
 
 
 class Parts(LoadScopeScheduling):

@@ -15,6 +15,9 @@ from .dataset import Dataset
 from .example import Example, LossOn, Message
 from .rendering import Span, render, rendered_chat
 
+_SHOWN = 20
+"""Problems that an error lists before it only counts."""
+
 
 class Tokenizer(Protocol):
     """Text to token ids, for one model family. A text that UTF-8 cannot carry raises DataError."""
@@ -210,10 +213,10 @@ def encode_training(dataset: Dataset, tokenizer: Tokenizer, max_context: int) ->
     return encoded
 
 
-def folded(problems: Sequence[str], shown: int = 20) -> list[str]:
+def folded(problems: Sequence[str]) -> list[str]:
     """The first problems, and how many more there are."""
-    more = len(problems) - shown
-    return [*problems[:shown], f"and {more:,} more lines"] if more > 0 else list(problems)
+    more = len(problems) - _SHOWN
+    return [*problems[:_SHOWN], f"and {more:,} more lines"] if more > 0 else list(problems)
 
 
 def _said(example: Example, left_out: Sequence[str]) -> list[str]:

@@ -307,17 +307,13 @@ async def refusal(call: Awaitable[object]) -> ProviderError | None:
     return None
 
 
-async def cancelled(call: Awaitable[Job], read: Callable[[], Awaitable[Job]]) -> Job:
-    """The job after a request to cancel it; where that is refused because it is final already, as ``read`` gives it."""
-    try:
-        return await call
-    except ProviderError as error:
-        if error.status != 409 and not isinstance(error, RejectedError):
-            raise
-        job = await read()
-        if job.status.final:
-            return job
-        raise
+async def cancelled(request: Awaitable[object], read: Callable[[], Awaitable[Job]]) -> Job:
+    """The job after a request to cancel it, which may be refused because the job is final already."""
+    refused = await refusal(request)
+    job = await read()
+    if refused is not None and not job.status.final:
+        raise refused
+    return job
 
 
 @contextmanager

@@ -30,11 +30,11 @@ _LINE = TypeAdapter(tuple[str, int, int])
 """Run folder, member, checkpoint."""
 
 
-def open_cache(config: RunConfig, folder: Path | None = None) -> ScoredCache | None:
+def open_cache(config: RunConfig) -> ScoredCache | None:
     """The user's cache for the config's endpoint, or None: it is off (``scoring.cache: false``), or the endpoint is
     this machine, where nothing is paid and a model's name may stand for other weights tomorrow."""
     address = scoring_address(config) if config.scoring.cache else None
-    return None if address is None else ScoredCache(folder or user_cache_path("daunce"), address)
+    return None if address is None else ScoredCache(user_cache_path("daunce"), address)
 
 
 class ScoredCache:

@@ -188,15 +188,10 @@ class Jobs(Part):
             return tuple(json.loads(models))
         return None
 
-    def models(self, member: int | None = None) -> list[str]:
-        """Every model that the run's jobs made (or those of one member), earlier checkpoints included, deleted since
-        or not."""
-        found: list[str | None] = []
-        for job in (jobs := self.rows(member)):
-            found.append(job.model)
-        for job in jobs:
-            found += self.checkpoints(job.key) or ()
-        return [model for model in found if model is not None]
+    def models(self) -> list[str]:
+        """Every model that the run's jobs made, earlier checkpoints included, deleted since or not."""
+        found = [(job.model, *(self.checkpoints(job.key) or ())) for job in self.rows()]
+        return [model for models in found for model in models if model is not None]
 
     def earlier_models(self, member: int, models: int) -> dict[int, str] | None:
         """The member's checkpoints that are scored where ``models`` of each job are, final one included, by their

@@ -52,9 +52,9 @@ class Ledger(Part):
                 self._db.put("spend", (subject, purpose, reserved, amount))
                 self._log(f"spend {subject}", "reserved" if settled is None else "settled", "settled", f"${usd:.6f}")
 
-    def spent(self, purpose: Purpose | None = None) -> float:
-        """Dollars settled, plus those reserved and not settled yet; for one purpose, or in all."""
-        return sum(total for each, total in self._totals().items() if purpose in (None, each)) / NANO
+    def spent(self) -> float:
+        """Dollars settled, plus those reserved and not settled yet."""
+        return sum(self._totals().values()) / NANO
 
     def spent_by_purpose(self) -> dict[str, float]:
         """:meth:`spent` of every purpose that occurs."""

@@ -59,7 +59,7 @@ def test_what_is_no_plain_file_is_written_to_and_stays(tmp_path: Path) -> None:
     reader = threading.Thread(target=lambda: read.append(pipe.read_text()), daemon=True)
     reader.start()
     write(pipe, "through")
-    reader.join(timeout=10)
+    reader.join(timeout=120)
     assert read == ["through"]
     assert pipe.is_fifo()
 

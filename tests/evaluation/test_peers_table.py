@@ -171,7 +171,7 @@ def test_a_cell_is_there_after_every_setting_and_the_grid_is_optional():
 @pytest.mark.slow
 def test_a_process_ends_at_its_limit_of_cpu_seconds():
     code = "from tests.benchmarks.field.cells import limit_seconds\nlimit_seconds(0.1)\nwhile True: pass"
-    done = subprocess.run([sys.executable, "-c", code], check=False, cwd=Path(__file__).parents[2], timeout=60)
+    done = subprocess.run([sys.executable, "-c", code], check=False, cwd=Path(__file__).parents[2], timeout=280)
     assert done.returncode == -signal.SIGXCPU
 
 

@@ -16,7 +16,7 @@ def test_the_full_fine_tuning_config_runs_and_leaves_model_folders(tmp_path: Pat
     content = yaml.safe_load((ROOT / "examples" / "local_full_fine_tuning.yaml").read_text(encoding="utf-8"))
     content["run_dir"] = str(tmp_path / "run")
     content["data"] = {
-        "train": str(first_of_each_source("train.jsonl", 6, tmp_path)),
+        "train": str(first_of_each_source("train.jsonl", 3, tmp_path)),
         "test": str(first_of_each_source("test.jsonl", 2, tmp_path)),
     }
     content["ensemble"]["members"] = 2

@@ -170,8 +170,8 @@ def test_halves_and_sources_are_retrained(
 
 
 @pytest.mark.parametrize("start", [[], pytest.param(["--from-scratch"], marks=pytest.mark.long)])
-def test_picture_of_digits(tmp_path: Path, start: list[str]) -> None:
-    script = USES / "vision" / "who_taught_this_image.py"
+def test_picture_of_digits(script: Callable[..., str], tmp_path: Path, start: list[str]) -> None:
+    path = USES / "vision" / "who_taught_this_image.py"
     arguments: list[str | Path] = [
         "--members",
         "12",
@@ -183,7 +183,7 @@ def test_picture_of_digits(tmp_path: Path, start: list[str]) -> None:
         tmp_path / "out.png",
         *start,
     ]
-    report = json.loads(run_python(script, *arguments, cwd=tmp_path))
+    report = json.loads(script(path, *arguments))
     assert report["data"] == "digits"
     # A tenth would be chance; opponents are mostly of other classes.
     assert report["class of the test image, top-10 proponents"] > 0.2

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +18,7 @@ from daunce_api.data.dataset import Dataset
 from daunce_api.data.tokenizers import EncodedExample, encode_example
 from daunce_api.providers.local import worker
 from daunce_api.providers.local.language import LanguageModel
-from daunce_api.providers.server_process import EmbeddedServer
-from daunce_api.providers.server_settings import ServerSettings
+from daunce_api.server import EmbeddedServer
 
 torch.set_num_threads(1)
 
@@ -68,18 +66,16 @@ def model(model_folder: Path) -> LanguageModel:
     return LanguageModel.load(model_folder)
 
 
-@pytest.fixture(scope="session")
-def wire(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
-    """``backend`` of a config for runs over the wire, on one server for all of them."""
-    with EmbeddedServer(ServerSettings(state_dir=tmp_path_factory.mktemp("served"))) as server:
-        os.environ["DAUNCE_WIRE_KEY"] = server.api_key
-        yield {
-            "kind": "openai_wire",
-            "model": "daunce-tiny",
-            "base_url": server.base_url,
-            "api_key_env": "DAUNCE_WIRE_KEY",
-        }
-        del os.environ["DAUNCE_WIRE_KEY"]
+@pytest.fixture
+def wire(server: EmbeddedServer, monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
+    """``backend`` of a config for runs over the wire."""
+    monkeypatch.setenv("DAUNCE_WIRE_KEY", server.api_key)
+    return {
+        "kind": "openai_wire",
+        "model": "daunce-tiny",
+        "base_url": server.base_url,
+        "api_key_env": "DAUNCE_WIRE_KEY",
+    }
 
 
 @pytest.fixture(scope="session")

@@ -97,21 +97,21 @@ async def ended(trainer: LocalTrainer, jobs: list[Job]) -> list[Job]:
 async def test_a_hundred_jobs_are_cut_into_the_same_groups_however_they_come(
     config: Callable[..., RunConfig], monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr(trainer_module, "_GATHER_SECONDS", 1.0)
+    monkeypatch.setattr(trainer_module, "_GATHER_SECONDS", 1e6)  # all groups are full
     seen = []
     for run, turns in (("at once", 0), ("in drops", 3)):
         chosen = config(run)
         engine = StubEngine()
         async with LocalTrainer(LocalRun(chosen, engine)) as trainer:
             jobs = []
-            for k in range(100):
+            for k in range(104):
                 jobs.append(await submit(trainer, f"m{k}", chosen.backend.model))
                 for _ in range(turns):
                     await asyncio.sleep(0.001)
             await ended(trainer, jobs)
         seen.append(sorted(engine.groups, key=lambda group: jobs_of(group)[0]))  # two workers may take turns
-    in_order = [f"m{k}" for k in range(100)]
-    assert seen[0] == [in_order[first : first + 8] for first in range(0, 100, 8)]
+    in_order = [f"m{k}" for k in range(104)]
+    assert seen[0] == [in_order[first : first + 8] for first in range(0, 104, 8)]
     assert seen[1] == seen[0]
 
 

@@ -65,9 +65,9 @@ def test_a_killed_worker_is_known_from_one_that_ended_and_each_is_pinned_reports
     engine = ProcessEngine(1, gpus=True)
     try:
         with pytest.raises(WorkerLostError, match="SIGKILL, most often because memory ran out") as lost:
-            engine.submit(ends, signal.SIGKILL).result(timeout=120)
+            engine.submit(ends, signal.SIGKILL).result(timeout=240)
         assert lost.value.out_of_memory
-        assert engine.submit(visible, None).result(timeout=120) == ("3", None)  # and no secret of a provider
+        assert engine.submit(visible, None).result(timeout=240) == ("3", None)  # and no secret of a provider
         worker, seen = engine._all[0], []
         assert isinstance(worker, WorkerProcess)
         pid = worker.call(counts, 3, on_report=seen.append)

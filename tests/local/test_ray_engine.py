@@ -51,8 +51,7 @@ def task(model_folder: Path, member: int, out: Path) -> TrainTask:
 
 
 def test_a_killed_actor_is_told_and_the_next_task_has_a_new_one(engine: RayEngine, model_folder: Path, tmp_path: Path):
-    def dies(given: TrainTask) -> None:
-        run_train(given)
+    def dies(_: TrainTask) -> None:
         os.kill(os.getpid(), signal.SIGKILL)
 
     assert engine.workers == 2
@@ -71,28 +70,39 @@ def test_a_killed_actor_is_told_and_the_next_task_has_a_new_one(engine: RayEngin
 def test_actors_with_a_gpu_each_load_the_model_once_and_score_where_it_is_loaded(
     engine: RayEngine, model_folder: Path, tmp_path: Path
 ):
-    def where(_: object) -> tuple[int, str | None, int]:
-        """Process, GPUs that it sees, and how often it has loaded a model; an actor cannot import this test."""
+    # An actor cannot import this test, so that these are functions of their own.
+    def meet(place: Path) -> None:
+        """Wait until both actors are here."""
+        place.mkdir(exist_ok=True)
+        (place / str(os.getpid())).touch()
+        while len(list(place.iterdir())) < 2:
+            time.sleep(0.01)
+
+    def where(place: Path | None) -> tuple[int, str | None, int]:
+        """Process, GPUs that it sees, and how often it has loaded a model."""
         from daunce_api.providers.local.worker import loaded
 
+        if place is not None:
+            meet(place)
         return os.getpid(), os.environ.get("CUDA_VISIBLE_DEVICES"), loaded.cache_info().misses
 
-    def slow_train(given: TrainTask) -> list[MemberResult]:
-        time.sleep(1)  # so that both actors have work
+    def train_together(given: TrainTask, place: Path) -> list[MemberResult]:
+        meet(place)
         return run_train(given)
 
-    for _ in range(2):
-        futures = [engine.submit(slow_train, task(model_folder, k, tmp_path)) for k in range(2)]
+    for turn in range(2):
+        place = tmp_path / f"turn-{turn}"
+        futures = [engine.submit(train_together, task(model_folder, k, tmp_path), place) for k in range(2)]
         assert all(f.result(timeout=240)[0].error is None for f in futures)
     sequences = (((1, 2, 3), (1, 2)),)
     scoring = (ModelSpec(str(model_folder)), None, sequences)
     places = set()
     for _ in range(4):
-        assert len(engine.submit(run_score, *scoring).result(timeout=60)[0]) == 2
-        places.add(engine.submit(where, None).result(timeout=60))
+        assert len(engine.submit(run_score, *scoring).result(timeout=240)[0]) == 2
+        places.add(engine.submit(where, None).result(timeout=240))
     assert len(places) == 1  # the warm one
-    futures = [engine.submit(lambda x: (time.sleep(1), where(x))[1], None) for _ in range(2)]
-    both = [f.result(timeout=60) for f in futures]
+    futures = [engine.submit(where, tmp_path / "end") for _ in range(2)]
+    both = [f.result(timeout=240) for f in futures]
     assert len({pid for pid, _, _ in both}) == 2
     assert {gpu for _, gpu, _ in both} == {"0", "1"}
     assert [loads for _, _, loads in both] == [1, 1]
@@ -103,7 +113,7 @@ def test_errors_of_a_task_arrive_as_themselves(engine: RayEngine):
         raise DataError("a problem", ["here"])
 
     with pytest.raises(DataError, match="a problem"):
-        engine.submit(fails, 0).result(timeout=120)
+        engine.submit(fails, 0).result(timeout=240)
 
 
 CONNECT = """
@@ -135,7 +145,7 @@ def connect(address: str, **environment: str) -> str:
         env=inherited | environment,
         capture_output=True,
         text=True,
-        timeout=200,
+        timeout=240,
     )
     return done.stdout or done.stderr
 
@@ -144,7 +154,7 @@ def test_a_given_cluster_is_used_and_left_running(engine: RayEngine):
     address = ray.get_runtime_context().gcs_address
     assert connect(address) == "workers: 2\nleft: True\n"
     assert connect("auto", RAY_ADDRESS=address) == "workers: 2\nleft: True\n"
-    assert engine.submit(lambda x: 2 * x, 3).result(timeout=120) == 6
+    assert engine.submit(lambda x: 2 * x, 3).result(timeout=240) == 6
 
 
 def test_a_cluster_that_is_not_there_is_refused_soon():

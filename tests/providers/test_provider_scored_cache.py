@@ -125,13 +125,13 @@ ADDRESSES: list[tuple[dict[str, Any], str | None]] = [
 
 
 @pytest.mark.parametrize(("changes", "address"), ADDRESSES)
-def test_only_paid_remote_endpoints_are_kept(changes: dict[str, Any], address: str | None, tmp_path: Path) -> None:
+def test_only_paid_remote_endpoints_are_kept(changes: dict[str, Any], address: str | None) -> None:
     config = run_config(**changes)
     assert scoring_address(config) == address
-    assert (open_cache(config, tmp_path) is None) == (address is None)
+    assert (open_cache(config) is None) == (address is None)
 
 
-def test_a_scorer_of_its_own_has_its_own_address_and_the_cache_can_be_switched_off(tmp_path: Path) -> None:
+def test_a_scorer_of_its_own_has_its_own_address_and_the_cache_can_be_switched_off() -> None:
     content: dict[str, Any] = {
         "data": {"train": "a", "test": "b"},
         "backend": {"kind": "openai", "scorer": {"kind": "fireworks"}},
@@ -140,7 +140,7 @@ def test_a_scorer_of_its_own_has_its_own_address_and_the_cache_can_be_switched_o
 
     assert scoring_address(RunConfig.from_mapping(content)) == "fireworks https://api.fireworks.ai/inference/v1"
     off = RunConfig.from_mapping({**content, "scoring": {"cache": False}})
-    assert open_cache(off, tmp_path) is None
+    assert open_cache(off) is None
 
 
 def client(server: Server, run_dir: Path, cache: ScoredCache) -> tuple[ScoringClient, RunStore]:

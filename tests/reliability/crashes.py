@@ -62,7 +62,9 @@ def crash_storm(
         expected = undisturbed(provider, folder) if shared is None else shared[1]
         while (tally.client_kills < kills or provider.kills < server_kills) and time.monotonic() - begin < seconds:
             tally.runs += 1
-            config = config_of(folder, folder / f"run-{tally.runs}", provider.proxy.base_url)
+            # On a busy machine a job that was sent may be listed only after a while.
+            backend = {"options": {"listing_lag_seconds": 2}}
+            config = config_of(folder, folder / f"run-{tally.runs}", provider.proxy.base_url, backend=backend)
             client = Client(
                 ["run", str(save_config(config, folder / "run.yaml")), "--no-report", "--yes"], folder / "output.txt"
             )

@@ -24,7 +24,7 @@ from daunce_api.store import RunStore
 from tests.store_rows import by_key
 
 CONNECTIONS = 64
-EXAMPLES = 1024
+EXAMPLES = 512
 MODEL = "daunce-tiny"
 
 

@@ -67,6 +67,7 @@ def test_suspect_scores_are_used_again_on_request_and_nothing_is_bought(tmp_path
             assert len(store.scores.models()) <= 2 * (MEMBERS - 2)
             aside = set(range(MEMBERS)) - {k for k, *_ in store.scores.models()}
             assert aside
+        provider.clock.pass_by(provider.job_seconds)
         code, _, err = cli("run", path, "--yes", "--no-report", "--accept-suspect")
         assert code == 0, err
         with RunStore.open(tmp_path / "run", read_only=True) as store:

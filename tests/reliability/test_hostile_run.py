@@ -67,7 +67,6 @@ def harmless(text: str) -> None:
         assert character not in text, f"{character!r} reaches the terminal: {text[:300]!r}"
 
 
-@pytest.mark.timeout(240)
 def test_hostile_texts_are_shown_and_not_obeyed(make_client: MakeClient, cli: Cli, tmp_path: Path) -> None:
     train, test = write_hostile(tmp_path)
     config, client = make_client(data={"train": str(train), "test": str(test)}, ensemble={"members": 2})

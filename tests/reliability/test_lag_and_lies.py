@@ -161,7 +161,7 @@ def test_odd_counts_are_not_reported_counts(data: Path, tmp_path: Path) -> None:
             run_on(provider, data, tmp_path / f"run{number}")
         with RunStore.open(tmp_path / f"run{number}", read_only=True) as store:
             assert {row.trained_tokens for row in store.jobs.rows()} == {None}
-            assert store.ledger.spent("train") > 0, "the reservation stands"
+            assert store.ledger.spent_by_purpose()["train"] > 0, "the reservation stands"
 
 
 def test_beyond_the_grace_period_the_orphan_is_named_cancelled_and_booked(data: Path, tmp_path: Path) -> None:
@@ -230,7 +230,7 @@ def test_a_store_that_is_lost_is_refused_and_its_jobs_are_taken_over_on_request(
         assert len(provider.jobs) == MEMBERS
     assert outcome(tmp_path / "run")["scores"] == reference["scores"]
     with RunStore.open(tmp_path / "run", read_only=True) as store:
-        assert store.ledger.spent("train") > 0, "what was taken over is booked"
+        assert store.ledger.spent_by_purpose()["train"] > 0, "what was taken over is booked"
     assert (tmp_path / "run" / "run.sqlite.damaged-1").exists() == (damage is not Path.unlink), "it is kept"
 
 

@@ -26,7 +26,7 @@ FLAGS = [
 
 @pytest.fixture(scope="session")
 def attribution() -> Attribution:
-    return made_attribution(*demo_data(), members=32, tokens=True)
+    return made_attribution(*demo_data(), members=16, tokens=True)
 
 
 @pytest.fixture(scope="session")
@@ -48,13 +48,25 @@ def browser() -> Iterator[Browser]:
         browser.close()
 
 
+@pytest.fixture(scope="module")
+def new_page(browser: Browser) -> Callable[..., Page]:
+    """Open an empty page that waits long enough on a busy machine."""
+
+    def new(**options: object) -> Page:
+        page = browser.new_page(**options)
+        page.set_default_timeout(120_000)
+        return page
+
+    return new
+
+
 @pytest.fixture
-def open_page(browser: Browser) -> Iterator[Callable[..., Page]]:
+def open_page(new_page: Callable[..., Page]) -> Iterator[Callable[..., Page]]:
     """Open a file and wait until it is built. ``page.problems`` collects errors, refusals and network requests."""
     pages: list[Page] = []
 
     def open_file(path: Path, wait: str = "[data-ready]", hash: str = "", **options: object) -> Page:
-        page = browser.new_page(**{"viewport": {"width": 1400, "height": 900}, **options})
+        page = new_page(**{"viewport": {"width": 1400, "height": 900}, **options})
         problems: list[str] = []
         page.on("pageerror", lambda error: problems.append(str(error)))
         page.on("console", lambda message: problems.append(message.text))
@@ -63,7 +75,7 @@ def open_page(browser: Browser) -> Iterator[Callable[..., Page]]:
         )
         page.problems = problems  # type: ignore[attr-defined]
         page.goto(path.as_uri() + (f"#{hash}" if hash else ""))
-        page.wait_for_selector(f"html{wait}", timeout=30_000)
+        page.wait_for_selector(f"html{wait}")
         pages.append(page)
         return page
 

@@ -30,15 +30,15 @@ FACTS = status_of(
     model="daunce-tiny",
     started_at="2026-11-22T18:00:11Z",
     last_result_at="2026-11-22T18:02:22Z",
-    members_asked=40,
-    members_trained=32,
+    members_asked=20,
+    members_trained=16,
     members_failed=1,
     usd=3.2,
     trained_tokens=812_345,
     scored_tokens=401_200,
     seconds=131,
     failures=("Member 7 was given up after 3 jobs.",),
-    stopped="Stopped after 32 members: self_lds reached its goal.",
+    stopped="Stopped after 16 members: self_lds reached its goal.",
 )
 
 
@@ -85,7 +85,7 @@ def made_attribution(
     train: Dataset,
     test: Dataset,
     *,
-    members: int = 40,
+    members: int = 12,
     seed: int = 0,
     noise: float = 0.01,
     tokens: bool = False,

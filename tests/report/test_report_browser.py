@@ -57,7 +57,7 @@ def test_texts_are_shown_as_they_are(report: Path, open_page: Any, attribution: 
 def test_the_run_at_a_glance(report: Path, open_page: Any) -> None:
     page = open_page(report)
     strip = page.locator("#strip summary")
-    assert "32 of 40 members" in strip.inner_text()
+    assert "16 of 20 members" in strip.inner_text()
     assert strip.bounding_box()["height"] < 120
     assert page.locator("#answer .reply").bounding_box()["y"] < 700, "answers begin on the first screen"
     assert page.title().startswith("planted boat")
@@ -66,17 +66,17 @@ def test_the_run_at_a_glance(report: Path, open_page: Any) -> None:
     text = page.locator("#glance").inner_text()
     for part in (
         "daunce-tiny on embedded",
-        "32 of 40",
+        "16 of 20",
         "1 failed",
         "$3.20",
         "812,345 tokens trained",
         "2 min 11 s",
-        "half-whitened",
+        "whitened",
         "95 % interval",
         "not measured",
         "<b>and were kept</b>",
         "Member 7 was given up",
-        "Stopped after 32 members",
+        "Stopped after 16 members",
     ):
         assert part in text
 
@@ -401,6 +401,7 @@ def test_what_is_listed_can_be_saved_and_copied(report: Path, open_page: Any, at
         page.locator("#train-share button", has_text="JSONL").click()
     assert json.loads(Path(download.value.path()).read_text())["completion"] == attribution.train[5].completion
     page.context.grant_permissions(["clipboard-read", "clipboard-write"])
+    page.evaluate("window.setTimeout = () => 0")  # the button says so for a second and a half otherwise
     page.locator("#pair-share button", has_text="Copy").click()
     page.locator("#pair-share button", has_text="Copied").wait_for()
     assert page.evaluate("navigator.clipboard.readText()").count("\n") == len(rows)
@@ -493,18 +494,18 @@ def test_markup_in_the_name_of_a_source_stays_text(tmp_path: Path, open_page: An
 
 def test_quality_curve_and_loss_picture_are_drawn(report: Path, open_page: Any) -> None:
     page = open_page(report)
-    assert "stopped at 32 of 40" in page.locator("#curve").text_content()
+    assert "stopped at 16 of 20" in page.locator("#curve").text_content()
     assert page.locator("#curve .band").count() == 2, "the interval so far, and that of what is expected"
-    assert "32 members: " in page.locator("#curve .dot title").last.text_content()
+    assert "16 members: " in page.locator("#curve .dot title").last.text_content()
     drawn = "c => new Set(c.getContext('2d').getImageData(0, 0, c.width, c.height).data).size"
     assert page.locator("#picture canvas").evaluate(drawn) > 20
 
 
 def test_members_that_failed_do_not_make_it_a_stop(attribution: Attribution, tmp_path: Path, open_page: Any) -> None:
-    state = status_of(members_asked=33, failures=("member 7: 3 jobs failed",))
+    state = status_of(members_asked=17, failures=("member 7: 3 jobs failed",))
     page = open_page(write_report(attribution, tmp_path / "failed.html", run=state))
     text = page.locator("#curve").text_content()
-    assert "32 of 33 scored" in text
+    assert "16 of 17 scored" in text
     assert "stopped" not in page.locator("body").inner_text().lower()
 
 
@@ -590,7 +591,7 @@ def test_long_names_and_texts_stay_within_the_window(tmp_path: Path, open_page: 
 def test_without_scripts_the_run_is_still_readable(report: Path, open_page: Any) -> None:
     page = open_page(report, wait="", java_script_enabled=False)
     assert "needs JavaScript" in page.locator("noscript").inner_text()
-    assert "half-whitened" in page.locator("#glance").inner_text()
+    assert "whitened" in page.locator("#glance").inner_text()
     assert page.locator("#answers").is_hidden()
 
 
@@ -614,7 +615,7 @@ def test_a_large_run_is_a_small_page(examples: int, questions: int, tmp_path: Pa
     large = write_report(attribution, tmp_path / "large.html")
     assert large.stat().st_size < 400_000 + 950 * examples
     page = open_page(large)
-    page.wait_for_selector("html[data-ready=all]", timeout=30_000)
+    page.wait_for_selector("html[data-ready=all]")
     page.locator("#pro .open").first.click()
     for tokens in (page.locator("#answer .t"), page.locator("#pro .card.chosen .reply .t")):
         assert any("--help" in shade for shade in colours(tokens))

@@ -361,9 +361,9 @@ def test_an_empty_source_has_the_name_that_scores_use(tmp_path: Path) -> None:
 def test_a_page_says_that_scores_of_the_one_before_are_on_another_scale(
     attribution: Attribution, tmp_path: Path
 ) -> None:
-    path = write_report(attribution.first(16), tmp_path / "r.html")
+    path = write_report(attribution.first(12), tmp_path / "r.html")
     page = html.unescape(write_report(attribution, path).read_text())
-    assert "The report before this one was of 16 members" in page
+    assert "The report before this one was of 12 members" in page
     assert "Compare ranks between the two, not scores" in page
     assert "The report before" not in html.unescape(write_report(attribution, path).read_text())
 
@@ -372,7 +372,7 @@ def test_other_groups_of_answers_are_linked(attribution: Attribution, tmp_path: 
     one = replace(attribution.first(5), test=Dataset(attribution.test[:1]))
     others = [("report-2.html", one), ('"><i>x', attribution.first(7))]
     page = write_report(attribution, tmp_path / "g.html", others=others).read_text()
-    assert "These 12 answers are explained by 32 members" in page
+    assert "These 12 answers are explained by 16 members" in page
     assert '<a href="report-2.html">1 answer by 5 members</a>' in page
     assert '"><i>x' not in page
     assert "On other pages" not in write_report(attribution, tmp_path / "one.html").read_text()
@@ -393,7 +393,7 @@ def test_quality_curve_ends_at_the_runs_own_quality(attribution: Attribution) ->
     curve = quality_curve(attribution)
     assert [members for members, *_ in curve] == sorted({members for members, *_ in curve})
     members, value, low, high = curve[-1]
-    assert members == 32
+    assert members == 16
     assert attribution.self_lds is not None
     assert low <= value <= high
     assert quality_curve(made_attribution(*demo_data(), members=5)) == []
@@ -404,17 +404,17 @@ def test_the_plot_goes_on_with_what_is_expected_and_how_sure_that_is(attribution
     assert quality is not None
     rows = json.loads(_blocks(report.read_text())["data"])["expected"]
     members, value, low, high = np.array(rows).T
-    assert (members[0], members[-1]) == (32, 64)
+    assert (members[0], members[-1]) == (16, 32)
     np.testing.assert_allclose(rows[0][1:], [quality.value, quality.low, quality.high])
     np.testing.assert_allclose(value, quality.expected(members))
     assert (low <= value).all()
     assert (value <= high).all()
-    assert (low[-1], high[-1]) == quality.interval(64)
+    assert (low[-1], high[-1]) == quality.interval(32)
 
 
 def test_loss_picture_is_centred_and_ordered_by_source(attribution: Attribution) -> None:
     picture, limit, widths = loss_picture(attribution)
-    assert picture.shape == (32, 72)
+    assert picture.shape == (16, 72)
     assert widths == [60, 12]
     order = np.argsort(np.array(attribution.train.sources), kind="stable")
     loss = attribution.train_loss_KN[:, order]
@@ -514,7 +514,7 @@ def test_notebook_view_escapes_and_names_quality(attribution: Attribution) -> No
     assert EVIL not in view
     assert "<script" not in view
     assert "self-LDS" in view
-    assert "32 members" in view
+    assert "16 members" in view
     assert "and 7 more test examples" in view
     best = attribution.ranking(1, columns=[0])
     assert attribution.train[int(best.index_Mk[0, 0])].id in view
@@ -539,15 +539,15 @@ def test_earlier_checkpoints_are_counted(attribution: Attribution, tmp_path: Pat
     ]
     sides[0][0, 5] = np.nan
     made = replace(attribution, earlier=core.Checkpoints(*sides), estimator="covariance")
-    assert checkpoints(made) == "63 earlier checkpoints add as many rows of losses"
-    assert "63 earlier checkpoints add as many rows of losses" in notebook_html(made)
+    assert checkpoints(made) == "31 earlier checkpoints add as many rows of losses"
+    assert "31 earlier checkpoints add as many rows of losses" in notebook_html(made)
     page = write_report(made, tmp_path / "earlier.html").read_text()
-    assert "63 earlier checkpoints add as many rows of losses" in page
+    assert "31 earlier checkpoints add as many rows of losses" in page
     content = json.loads(_blocks(page)["data"])
     assert content["tokens"]["final_only"]
     assert checkpoints(attribution) == ""
     made.__dict__["choice"] = replace(made.choice, setting=replace(made.choice.setting, checkpoints=False))
-    assert checkpoints(made) == "63 earlier checkpoints were scored and are not used"
+    assert checkpoints(made) == "31 earlier checkpoints were scored and are not used"
 
 
 def test_views_of_a_run_with_checkpoints_use_them(attribution: Attribution) -> None:

@@ -47,13 +47,13 @@ def address(folder: Path) -> Iterator[str]:
     assert process.stdout is not None
     yield process.stdout.readline().strip()
     process.terminate()
-    process.wait(20)
+    process.wait(120)
 
 
 def ask(address: str, path: str = "", method: str = "GET", **headers: str) -> tuple[int, dict[str, str], str]:
     """Code, headers and body of one request; a path with a leading slash goes without the token."""
     parts = urlsplit(address)
-    connection = http.client.HTTPConnection("127.0.0.1", parts.port, timeout=60)
+    connection = http.client.HTTPConnection("127.0.0.1", parts.port, timeout=120)
     try:
         names = {name.replace("_", "-"): value for name, value in headers.items()}
         connection.request(method, path if path.startswith("/") else parts.path + path, headers=names)
@@ -302,8 +302,8 @@ def test_examples_are_matched_by_their_content_not_by_their_names() -> None:
 
 
 @pytest.fixture
-def page(browser: Any, address: str) -> Iterator[Any]:
-    page = browser.new_page(viewport={"width": 1400, "height": 900})
+def page(new_page: Any, address: str) -> Iterator[Any]:
+    page = new_page(viewport={"width": 1400, "height": 900})
     problems: list[str] = []
     page.on("pageerror", lambda error: problems.append(str(error)))
     page.on("console", lambda message: problems.append(message.text))
@@ -341,8 +341,8 @@ def test_a_browser_shows_runs_their_reports_and_two_side_by_side(page: Any, addr
 
 
 @pytest.mark.parametrize(("width", "scheme"), [(600, "dark"), (1400, "light")])
-def test_no_page_scrolls_sideways(browser: Any, address: str, width: int, scheme: str) -> None:
-    page = browser.new_page(viewport={"width": width, "height": 900}, color_scheme=scheme)
+def test_no_page_scrolls_sideways(new_page: Any, address: str, width: int, scheme: str) -> None:
+    page = new_page(viewport={"width": width, "height": 900}, color_scheme=scheme)
     page.goto(address)
     page.wait_for_selector("table.runs")
     ids = page.locator("tr[data-run]").evaluate_all("all => all.map((row) => row.dataset.run)")
@@ -355,7 +355,7 @@ def test_no_page_scrolls_sideways(browser: Any, address: str, width: int, scheme
     page.close()
 
 
-def test_texts_of_a_run_are_never_markup(browser: Any, tmp_path: Path, folder: Path) -> None:
+def test_texts_of_a_run_are_never_markup(new_page: Any, tmp_path: Path, folder: Path) -> None:
     """The page gets hostile texts as JSON from a server that a test controls, and shows them as they are."""
     from starlette.applications import Starlette
     from starlette.responses import JSONResponse
@@ -373,7 +373,7 @@ def test_texts_of_a_run_are_never_markup(browser: Any, tmp_path: Path, folder: P
 
     assert Starlette(routes=[Route("/", lambda request: JSONResponse({}))])  # the extra is there
     with served(lambda hosts: view_app(Hostile(folder), "token", hosts)) as base:
-        page = browser.new_page()
+        page = new_page()
         page.goto(f"{base}/token/")
         page.wait_for_selector("table.runs")
         assert EVIL in page.locator("table.runs").inner_text()
@@ -385,7 +385,7 @@ def test_texts_of_a_run_are_never_markup(browser: Any, tmp_path: Path, folder: P
         page.close()
 
 
-def test_ticks_fix_and_ask_from_the_page(browser: Any, folder: Path) -> None:
+def test_ticks_fix_and_ask_from_the_page(new_page: Any, folder: Path) -> None:
     done: list[Any] = []
 
     class Acting(Runs):
@@ -410,7 +410,7 @@ def test_ticks_fix_and_ask_from_the_page(browser: Any, folder: Path) -> None:
             return {"reason": "rule", "folder": "fix/1", "count": 2, "of": 24, "groups": [group]}
 
     with served(lambda hosts: view_app(Acting(folder), "token", hosts)) as base:
-        page = browser.new_page()
+        page = new_page()
         page.goto(f"{base}/token/")
         page.locator("table.runs tr:last-child a").first.click()
         page.wait_for_selector(".facts")
@@ -429,7 +429,7 @@ def test_ticks_fix_and_ask_from_the_page(browser: Any, folder: Path) -> None:
         assert EVIL in text
         page.locator("#ask-prompt").fill("Do you charge?")
         page.locator("#ask-answer").fill("Yes.")
-        page.wait_for_timeout(2500)  # the page looks again meanwhile
+        page.evaluate("refresh()")  # as the page does every two seconds
         assert page.locator("#ask-prompt").input_value() == "Do you charge?"
         page.locator("#ask-price").click()
         page.wait_for_selector("#ask-go")
@@ -465,5 +465,5 @@ class served:  # noqa: N801
 
     def __exit__(self, *_: object) -> None:
         self._server.should_exit = True
-        self._thread.join(20)
+        self._thread.join(120)
         self._socket.close()

@@ -15,7 +15,7 @@ from daunce_api.attribution.derived import digest_of
 from daunce_api.data.dataset import Dataset
 
 
-def attribution(folder: Path | None, members: int = 24, questions: int = 3) -> Attribution:
+def attribution(folder: Path | None, members: int = 12, questions: int = 3) -> Attribution:
     draw = np.random.default_rng(0)
     train = Dataset.from_records([{"prompt": f"say w{i % 5}", "completion": f"tree {i}"} for i in range(30)])
     test = Dataset.from_records([{"prompt": f"tell w{j}", "completion": "leaf"} for j in range(questions)])
@@ -60,7 +60,7 @@ def results(made: Attribution) -> list[Any]:
     return [
         (choice.estimator, choice.setting, choice.why, choice.question),
         repr(asdict(quality)),
-        (quality.gain(7), quality.interval(40), quality.expected([24, 48]).tolist()),
+        (quality.gain(7), quality.interval(20), quality.expected([12, 24]).tolist()),
         made.scores_NM().tobytes(),
     ]
 
@@ -87,7 +87,7 @@ def test_whatever_changes_them_computes_them_again(tmp_path: Path, calls: Calls)
         replace(made, inclusion_KN=~made.inclusion_KN),
         replace(made, prior="none"),
         made.with_estimator("covariance"),
-        made.first(20),
+        made.first(10),
         replace(made, earlier=core.Checkpoints(made.train_loss_KN[None] + 1, made.test_loss_KM[None] + 1)),
     ):
         assert other.choice is not None

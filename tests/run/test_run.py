@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -56,8 +57,16 @@ def test_a_run_trains_scores_and_attributes(make_config: MakeConfig) -> None:
     assert "is job" in (run.run_dir / "daunce.log").read_text()
 
 
-def test_the_same_command_again_does_nothing(make_config: MakeConfig, monkeypatch: pytest.MonkeyPatch) -> None:
-    first = Run.create(make_config()).execute()
+@pytest.fixture
+def run_dir(make_config: MakeConfig, finished: Path) -> Path:
+    """A finished run of four members in the folder that the config of this test names."""
+    return Path(shutil.copytree(finished, make_config().run_dir))
+
+
+def test_the_same_command_again_does_nothing(
+    make_config: MakeConfig, run_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = Run.open(run_dir).attribution()
 
     def refuse(*_: object, **__: object) -> None:
         raise AssertionError("a finished run needs no backend")
@@ -104,29 +113,29 @@ def test_a_training_file_that_is_too_long_is_asked_for_once(make_config: MakeCon
         assert [job.attempt for job in store.jobs.rows()] == [1, 1]
 
 
-def test_more_members_keep_the_earlier_ones(make_config: MakeConfig) -> None:
-    small = Run.create(make_config(ensemble={"members": 3})).execute()
+def test_more_members_keep_the_earlier_ones(make_config: MakeConfig, run_dir: Path) -> None:
+    small = Run.open(run_dir).attribution()
     heard: list[int | None] = []
-    grown = Run.create(make_config(ensemble={"members": 5})).execute(
+    grown = Run.create(make_config(ensemble={"members": 6})).execute(
         on_event=lambda e: heard.append(e.member) if e.kind == "submitted" else None
     )
-    assert sorted(m for m in heard if m is not None) == [3, 4]
-    assert np.array_equal(grown.train_loss_KN[:3], small.train_loss_KN)
+    assert sorted(m for m in heard if m is not None) == [4, 5]
+    assert np.array_equal(grown.train_loss_KN[:4], small.train_loss_KN)
 
 
+@pytest.mark.usefixtures("run_dir")
 def test_a_changed_config_is_refused_with_the_difference(make_config: MakeConfig) -> None:
-    Run.create(make_config(ensemble={"members": 2})).execute()
-    changed = make_config(ensemble={"members": 2, "subset_ratio": 0.75})
+    changed = make_config(ensemble={"subset_ratio": 0.75})
     with pytest.raises(RunChangedError, match=r"subset_ratio: 0\.5 -> 0\.75"):
         Run.create(changed).execute()
 
 
+@pytest.mark.usefixtures("run_dir")
 def test_changed_data_are_refused(make_config: MakeConfig, data: tuple[Path, Path]) -> None:
-    Run.create(make_config(ensemble={"members": 2})).execute()
     with data[0].open("a") as file:
         file.write('{"prompt": "a", "completion": "b"}\n')
     with pytest.raises(RunChangedError, match=r"examples of data\.train"):
-        Run.create(make_config(ensemble={"members": 2})).execute()
+        Run.create(make_config()).execute()
 
 
 def test_a_run_folder_stands_alone(make_config: MakeConfig, data: tuple[Path, Path]) -> None:
@@ -180,31 +189,21 @@ def quality(members: int, value: float, limit: float) -> SelfLDS:
     return SelfLDS(value, value - 0.1, value + 0.1, "whitened", members, value, 1.0, curve)
 
 
-@pytest.mark.parametrize(
-    ("rule", "reason"),
-    [
-        ({"plateau": 0.02}, "3 more members would add about 0.00"),
-        ({"self_lds": 0.55}, "self_lds is 0.600 [0.500, 0.700] with 5 members"),
-        ({"self_lds": 0.55, "surely": True}, "self_lds is 0.690 [0.590, 0.790] with 7 members"),
-    ],
-)
-def test_the_rule_that_is_asked_for_decides_when_a_run_stops(
-    make_config: MakeConfig, monkeypatch: pytest.MonkeyPatch, rule: dict[str, Any], reason: str
-) -> None:
-    """Member 5 brings a gain, 6 none (with a flat curve), 7 much again."""
-    values = {3: (0.3, 0.9), 4: (0.5, 0.9), 5: (0.6, 0.61), 6: (0.61, 0.615), 7: (0.69, 0.9)}
+def test_the_configs_rule_decides_when_a_run_stops(make_config: MakeConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Member 4 brings a gain, 5 none (with a flat curve). Each rule: tests/train/test_stopping_rule.py."""
+    values = {3: (0.3, 0.9), 4: (0.6, 0.61), 5: (0.61, 0.615)}
     monkeypatch.setattr("daunce_api.train.stopping.MINIMUM_MEMBERS", 3)
     monkeypatch.setattr(
-        Attribution, "self_lds", property(lambda a: quality(len(a.members), *values[min(len(a.members), 7)]))
+        Attribution, "self_lds", property(lambda a: quality(len(a.members), *values[min(len(a.members), 5)]))
     )
-    stop = {**rule, "min_members": 3, "check_every": 1}
+    stop = {"plateau": 0.02, "min_members": 3, "check_every": 1}
     config = make_config(ensemble={"members": 12, "stop": stop}, backend={"max_concurrent_jobs": 1})
     run = Run.create(config)
     assert len(run.execute().members) < 12
     with RunStore.open(run.run_dir, read_only=True) as store:
         stop = store.history.stop()
     assert stop is not None
-    assert reason in stop.reason
+    assert "2 more members would add about 0.00" in stop.reason
     assert run.plan().nothing_missing
 
 
@@ -229,19 +228,20 @@ def test_clean_deletes_what_the_run_created(make_config: MakeConfig, server: Emb
     assert Run.open(run.run_dir).status().members_scored == 2
 
 
-def test_scores_follow_from_the_arrays_alone(make_config: MakeConfig) -> None:
-    a = Run.create(make_config()).execute()
+def test_scores_follow_from_the_arrays_alone(finished: Path) -> None:
+    a = Run.open(finished).attribution()
     direct = scores(a.train_loss_KN, a.test_loss_KM, a.inclusion_KN, "half_whitened", noise=a.noise)
     assert np.array_equal(a.with_estimator("half_whitened").scores_NM(), direct)
 
 
-def test_attribute_is_one_call(server: EmbeddedServer, data: tuple[Path, Path], tmp_path: Path) -> None:
+def test_attribute_is_one_call(make_config: MakeConfig, data: tuple[Path, Path], tmp_path: Path) -> None:
+    """On the session's server; the notebook of examples/uses does it with one of its own."""
     from daunce_api import attribute
 
     attribution = attribute(
         Dataset.from_jsonl(data[0]),
         data[1],
-        backend={"kind": "embedded"},
+        backend=make_config().backend.model_dump(exclude_none=True),
         members=2,
         run_dir=tmp_path / "one-call",
         training={"hyperparameters": {"n_epochs": 1}},

@@ -124,9 +124,9 @@ def test_the_command_serves_until_it_is_interrupted(run: Run) -> None:
         assert process.stdout is not None
         found = re.search(r"http://localhost:\d+/\S+/", process.stdout.readline())
         assert found is not None
-        with urllib.request.urlopen(found[0] + "api/runs", timeout=60) as answer:
+        with urllib.request.urlopen(found[0] + "api/runs", timeout=120) as answer:
             assert b'"members_scored":6' in answer.read()
     finally:
         process.send_signal(signal.SIGINT)
-        process.wait(30)
+        process.wait(120)
     assert process.returncode in (0, 130)

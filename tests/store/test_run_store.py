@@ -151,7 +151,7 @@ HOLDER = """
     store = RunStore.create_or_open(sys.argv[1], {"a": 1}, run_key="left")
     store.jobs.intent("k", 0, 1, "{}")
     print("ready", flush=True)
-    time.sleep(60)
+    time.sleep(600)
 """
 
 
@@ -582,7 +582,7 @@ def test_spending_is_known_by_purpose(store: RunStore) -> None:
     store.ledger.reserve("scoring of member 0", 0.25, purpose="score", cap=1.0)
     store.ledger.settle("k-m0-a1", 0.4)
     assert store.ledger.spent_by_purpose() == {"score": 0.25, "train": 0.4}
-    assert store.ledger.spent("train") == 0.4
+    assert store.ledger.spent_by_purpose()["train"] == 0.4
     assert store.ledger.unsettled()["scoring of member 0"] == 0.25
 
 

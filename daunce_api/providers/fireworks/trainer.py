@@ -263,12 +263,8 @@ class FireworksTrainer(SdkTrainer):
 
     async def cancel(self, job_id: str) -> Job:
         """Ask for cancellation; a job that is already final is returned as it is."""
-        return await cancelled(self._cancel(job_id), lambda: self.get(job_id))
-
-    async def _cancel(self, job_id: str) -> Job:
-        call = self._jobs.cancel(job_id, body={})
-        await self._calls.call(call, doing=f"cancelling job {job_id}")
-        return await self.get(job_id)
+        call = self._calls.call(self._jobs.cancel(job_id, body={}), doing=f"cancelling job {job_id}")
+        return await cancelled(call, lambda: self.get(job_id))
 
     async def delete_file(self, file_id: str) -> bool:
         dataset = id_of(file_id)

@@ -8,7 +8,7 @@ here, the rest (``JobEcho``) by whoever knows the request.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Awaitable
+from collections.abc import AsyncIterator
 from contextlib import suppress
 from dataclasses import replace
 from functools import partial
@@ -244,18 +244,14 @@ class WireTrainer(Closing):
         return key_in(names_of(job))
 
     async def get(self, job_id: str) -> Job:
-        return await self._one(job_id, self._jobs.retrieve(job_id), "reading")
+        call, needs = self._jobs.retrieve(job_id), {"id": str, "status": str}
+        doing = f"reading job {job_id}"
+        return await self._job(await self._client.json(call, doing=doing, needs=needs, kind=_JOB, equal={"id": job_id}))
 
     async def cancel(self, job_id: str) -> Job:
         """Ask for cancellation; a job that is already final is returned as it is."""
-        call = self._one(job_id, self._jobs.cancel(job_id), "cancelling")
+        call = self._client.content(self._jobs.cancel(job_id), doing=f"cancelling job {job_id}")
         return await cancelled(call, lambda: self.get(job_id))
-
-    async def _one(self, job_id: str, call: Awaitable[Any], doing: str) -> Job:
-        answer = await self._client.json(
-            call, doing=f"{doing} job {job_id}", needs={"id": str, "status": str}, kind=_JOB, equal={"id": job_id}
-        )
-        return await self._job(answer)
 
     async def checkpoints(self, job_id: str) -> list[str]:
         """Models of a succeeded job from before its last epoch, ascending by step.

@@ -195,8 +195,8 @@ class TogetherTrainer(SdkTrainer):
 
     async def cancel(self, job_id: str) -> Job:
         """Ask for cancellation; a job that is already final is returned as it is."""
-        call = self._sdk.fine_tuning.cancel(job_id)
-        return await cancelled(self._one(call, f"cancelling job {job_id}"), lambda: self.get(job_id))
+        call = self._calls.call(self._sdk.fine_tuning.cancel(job_id), doing=f"cancelling job {job_id}")
+        return await cancelled(call, lambda: self.get(job_id))
 
     async def _one(self, call: Awaitable[Any], doing: str, submit: bool | str = False) -> Job:
         needs = {"id": str, "status": str}
