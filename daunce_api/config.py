@@ -45,7 +45,7 @@ version keeps the recipe that it was started with."""
 
 _RETIRED = {
     "backend.options.job_events": "progress comes from the job itself",
-    "backend.options.ray.retries": "Ray starts a lost actor again by itself",
+    "backend.options.ray.retries": "the tasks of a lost actor are retried",
     "backend.scorer.options.leading_tokens": "serve a tokenizer that adds none, or name it in backend.tokenizer",
     "backend.scorer.options.route": "echo is backend.scorer.kind: echo, and vLLM is always sent token ids",
     "backend.scorer.options.return_tokens_as_token_ids": "return_token_ids: true does the same",
@@ -248,7 +248,7 @@ class TrainingConfig(_Section):
     hyperparameters: dict[str, HyperparameterValue] = Field(default_factory=dict)
     """by the provider's own names; those left out are the provider's defaults"""
     target_hyperparameters: dict[str, HyperparameterValue] | None = None
-    """for the target fine-tune of start_from: target; default: the same"""
+    """for the target, also as `evaluate` and `fix` train it again; default: the same as for members"""
     max_attempts: int = Field(3, ge=1, le=10)
     """jobs tried for one member before it is left out"""
     min_members: int = Field(2, ge=2)
@@ -282,7 +282,7 @@ class AttributionConfig(_Section):
     """per example: nats per completion token, their sum, or minus the mean log-odds"""
     prior: Literal["auto", "none", "text", "gradient"] = "auto"
     """added to scores of few members, as far as the members bear it out: text similarity, or that of the base model's
-    gradients (needs prior_model); auto takes what there is"""
+    gradients (needs prior_model); auto uses what is available"""
     prior_model: str | None = None
     """folder with the base model's weights and tokenizer, for prior: gradient (extra: local)"""
 
@@ -313,7 +313,7 @@ class BudgetConfig(_Section):
     """What the run may cost."""
 
     max_usd: float | None = Field(None, ge=0)
-    """the run refuses to start or go on above this"""
+    """the run does not start or continue above this"""
     price: PriceConfig | None = None
     """overrides the price table"""
     hosting_hours: float | None = Field(None, gt=0)

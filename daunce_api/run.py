@@ -299,9 +299,8 @@ class Run(RunInputs):
             except NotEnoughMembersError:
                 groups = ()
             scored = self.finished_members(store)
-            status = status_of(store, self.material, self.config, groups, scored)
-        retrained = {} if self.purpose == "retrain" else self.spent_elsewhere()
-        return status.with_spent(retrained) if retrained else status
+            retrained = {} if self.purpose == "retrain" else self.spent_elsewhere()
+            return status_of(store, self.material, self.config, groups, scored, retrained)
 
     def cancel(self) -> CancelReport:
         """Stop the jobs of the run that are not final; what is trained and scored is kept."""

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -80,12 +81,6 @@ class RunStatus:
     stopped: str
     recent: tuple[str, ...]
     models_until: str | None = None
-
-    def with_spent(self, by_purpose: Mapping[str, float]) -> RunStatus:
-        """With the money of runs within this one (retraining)."""
-        purposes = sorted({*self.usd_by_purpose, *by_purpose})
-        together = {p: self.usd_by_purpose.get(p, 0.0) + by_purpose.get(p, 0.0) for p in purposes}
-        return replace(self, usd=None if self.usd is None else sum(together.values()), usd_by_purpose=together)
 
     @property
     def title(self) -> str:
@@ -195,10 +190,18 @@ class RunStatus:
 
 
 def status_of(
-    store: RunStore, material: Material, config: RunConfig, groups: Sequence[Attribution], scored: Sequence[int]
+    store: RunStore,
+    material: Material,
+    config: RunConfig,
+    groups: Sequence[Attribution],
+    scored: Sequence[int],
+    elsewhere: Mapping[str, float],
 ) -> RunStatus:
     """Read the state of a run. ``groups``: the attribution of each group of questions, the largest first; none where
-    there are too few members. ``scored``: members that lack nothing."""
+    there are too few members. ``scored``: members that lack nothing. ``elsewhere``: dollars by purpose of runs within
+    this one (retraining)."""
+    spent = Counter(store.ledger.spent_by_purpose())
+    spent.update(elsewhere)
     attribution = groups[0] if groups else None
     judged = attribution if attribution is not None and attribution.judged else None
     last = {job.member: job for job in store.jobs.rows()}  # attempts are in order
@@ -223,8 +226,8 @@ def status_of(
         trained_tokens=sum(job.trained_tokens or 0 for job in store.jobs.rows()),
         scored_tokens=store.scores.tokens_scored(material.encoded_test, material.encoded_train),
         cached_scores=store.scores.cached(),
-        usd=store.ledger.spent() if material.priced else None,
-        usd_by_purpose=store.ledger.spent_by_purpose(),
+        usd=sum(spent.values()) if material.priced else None,
+        usd_by_purpose=dict(sorted(spent.items())),
         max_usd=config.budget.max_usd,
         **asdict(store.history.times()),
         self_lds=None if judged is None else judged.self_lds,

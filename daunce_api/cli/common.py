@@ -21,7 +21,7 @@ from . import terminal
 
 EXIT_CODES = (
     "Exit codes: 0 done; 1 an unexpected failure; 2 config, data or arguments are wrong; 3 refused before spending "
-    "(budget, capability, shut-down date); 4 the run folder cannot be used; 5 the provider refused; 6 parked until a "
+    "(budget, capability, closing date); 4 the run folder cannot be used; 5 the provider refused; 6 parked until a "
     "daily quota returns; 7 too few members are scored; 8 a recording does not cover the run; 130 interrupted with "
     "Ctrl-C, and the same command resumes it."
 )
@@ -131,7 +131,7 @@ def _root(version: Annotated[bool, typer.Option("--version", help="print the ver
 
 def confirm(question: str) -> None:
     if not sys.stdin.isatty():
-        raise ConfigurationError(f"{question} There is no terminal to ask on: add --yes to confirm beforehand.")
+        raise ConfigurationError(f"{question} There is no terminal to ask on: add --yes to confirm in advance.")
     typer.confirm(question, abort=True, err=True)
 
 
@@ -192,7 +192,7 @@ def main(arguments: list[str] | None = None) -> None:
     except typer.TyperException as error:
         said = error.format_message().replace("Value error, ", "").rstrip(".")
         if said:  # nothing where no command was named: the help is what is shown then
-            terminal.error(f"{said}. `daunce --help` and `daunce COMMAND --help` show what there is.")
+            terminal.error(f"{said}. `daunce --help` and `daunce COMMAND --help` list commands and options.")
         code = 2
     except BrokenPipeError:
         code = 0

@@ -136,7 +136,7 @@ async def examine_backend(
         findings.add("base model", False, str(error))
     else:
         late = f"; it shuts down on {info.shutdown_date}" if info.shutdown_date else ""
-        findings.add("base model", True, f"{info.id} is there{late}")
+        findings.add("base model", True, f"{info.id} is available{late}")
     await _jobs_route(backend.trainer, findings)
     scorer = backend.scorer
     if isinstance(scorer, Deferred):

@@ -75,16 +75,16 @@ def doctor(
 
     run = Run.create(config)
     check_keys(run.config)
-    usd, allowance = price_of(run), Allowance(config)
+    usd, ledger = price_of(run), config.with_name(config.name + ".doctor.jsonl")
     tiny = tiny_job(run) if train_one else None
     if tiny is not None:
         usd = None if usd is None or tiny.usd is None else usd + tiny.usd
     if usd != 0.0:
-        allowance.check(usd or 0.0, max_usd)
+        _check_allowance(ledger, usd or 0.0, max_usd)
         if not yes:
             job = "" if tiny is None else f", and train one job of {len(tiny.positions)} examples"
             confirm_price(f"Ask {run.config.backend.kind} for one short example, a few times{job},", usd, bound=True)
-        allowance.book(usd or 0.0)
+        _book(ledger, usd or 0.0)
     findings = examine(run, tiny=tiny)
     content = findings.to_json() | {"max_price_usd": usd}
     show(as_json, content, lambda: terminal.say(findings.text()))
@@ -92,37 +92,32 @@ def doctor(
         raise typer.Exit(ProviderError.exit_code)
 
 
-class Allowance:
-    """``CONFIG.doctor.jsonl``: a line a look, with the time and the dollars that it may have cost."""
+def _spent(ledger: Path) -> float:
+    """Dollars of all looks so far: a line each, with the time. Raises StoreError where the ledger is damaged."""
+    try:
+        lines = ledger.read_text(encoding="utf-8").splitlines()
+    except FileNotFoundError:
+        return 0.0
+    except (OSError, UnicodeDecodeError) as error:
+        raise StoreError(f"{ledger} cannot be read. Nothing was sent. Repair or delete it.") from error
+    try:
+        return sum(float(json.loads(line)["usd"]) for line in lines)
+    except (ValueError, KeyError, TypeError) as error:
+        raise StoreError(f"{ledger} is damaged. Nothing was sent. Repair or delete it.") from error
 
-    def __init__(self, config: Path) -> None:
-        self.path = config.with_name(config.name + ".doctor.jsonl")
 
-    def spent(self) -> float:
-        """Dollars of all looks so far. Raises StoreError where the ledger is damaged."""
-        try:
-            lines = self.path.read_text(encoding="utf-8").splitlines()
-        except FileNotFoundError:
-            return 0.0
-        except (OSError, UnicodeDecodeError) as error:
-            raise StoreError(f"{self.path} cannot be read. Nothing was sent. Repair or delete it.") from error
-        try:
-            return sum(float(json.loads(line)["usd"]) for line in lines)
-        except (ValueError, KeyError, TypeError) as error:
-            raise StoreError(f"{self.path} is damaged. Nothing was sent. Repair or delete it.") from error
+def _check_allowance(ledger: Path, usd: float, max_usd: float) -> None:
+    """Raises BudgetError where a look of this price would exceed the cap together with the earlier ones."""
+    spent = _spent(ledger)
+    if spent + usd > max_usd:
+        raise BudgetError(
+            f"a look at the endpoint costs up to {dollars(usd)}, and {dollars(spent)} of the {dollars(max_usd)} "
+            f"that `daunce doctor` may spend on this config are used ({ledger}). Nothing was sent. Raise --max-usd."
+        )
 
-    def check(self, usd: float, max_usd: float) -> None:
-        """Raises BudgetError where a look of this price would exceed the cap together with the earlier ones."""
-        spent = self.spent()
-        if spent + usd > max_usd:
-            raise BudgetError(
-                f"a look at the endpoint costs up to {dollars(usd)}, and {dollars(spent)} of the {dollars(max_usd)} "
-                f"that `daunce doctor` may spend on this config are used ({self.path}). Nothing was sent. Raise "
-                "--max-usd."
-            )
 
-    def book(self, usd: float) -> None:
-        """Write a look down before anything is sent. Raises StoreError where that cannot be done."""
-        line = json.dumps({"time": datetime.now(UTC).isoformat(timespec="seconds"), "usd": usd})
-        with writing(self.path), self.path.open("a", encoding="utf-8") as file:
-            file.write(line + "\n")
+def _book(ledger: Path, usd: float) -> None:
+    """Write a look down before anything is sent. Raises StoreError where that cannot be done."""
+    line = json.dumps({"time": datetime.now(UTC).isoformat(timespec="seconds"), "usd": usd})
+    with writing(ledger), ledger.open("a", encoding="utf-8") as file:
+        file.write(line + "\n")

@@ -46,6 +46,6 @@ class Findings:
         marks = {True: "ok  ", False: "FAIL", None: "-   "}
         lines = [f"{marks[c.ok]}  {c.name}: {terminal_text(c.detail)}" for c in self.checks]
         lines += ["", *(f"Change: {terminal_text(a)}" for a in self.advice)] if self.advice else []
-        usable = "This endpoint can be used." if self.tried else "Nothing speaks against a run so far."
+        usable = "This endpoint can be used." if self.tried else "No problems found; log-probabilities were not tested."
         lines += ["", usable if self.ok else "This endpoint cannot be used as it is configured."]
         return "\n".join(lines)

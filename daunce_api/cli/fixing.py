@@ -58,7 +58,8 @@ def fix(
     from ..run import Run
 
     only_with("--retrain", retrain, seeds=seeds, max_usd=max_usd)
-    only_with("no --top, which takes out so many whatever their significance", top is None, fdr=fdr)
+    if fdr is not None and top is not None:
+        raise ConfigurationError("--top takes out that many whatever their significance: leave --top or --fdr out.")
     if both := set(unwanted or ()) & set(wanted or ()):
         raise ConfigurationError(f"{min(both)} is marked as both wanted and unwanted: choose one.")
     job = Run.open(run)

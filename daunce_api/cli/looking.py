@@ -49,7 +49,7 @@ EstimatorOption = Annotated[str | None, typer.Option(help=f"another estimator th
 
 @command(LOOK)
 def status(run: RunArgument = HERE, as_json: JsonOption = False) -> None:
-    """How far a run is, also while it is going on.
+    """How far a run is, also while it is running.
 
     Members trained and scored, tokens, money and time spent, scoring noise, the estimator and why it was chosen, and
     self_lds, an estimate of the ranking's quality without further fine-tunes.

@@ -61,7 +61,7 @@ async def burst(
 ) -> None:
     """Several requests at once, as a run sends them: how fast they are, and how noisy an example is among others.
 
-    A server that batches may give an example other values in company than alone. A rate limit is a finding, not a
+    A server that batches may give an example other values beside others than alone. A rate limit is a finding, not a
     failure.
     """
     count = min(BURST, scorer.capabilities.max_concurrent_requests)
@@ -88,16 +88,16 @@ async def burst(
             f"{max(1, answered)}."
         )
     same = [a[0] for e, a in zip(sent, answers, strict=True) if e is examples[0] and isinstance(a, list)]
-    _noise_in_company([alone, *same], findings)
+    _noise_under_load([alone, *same], findings)
 
 
-def _noise_in_company(answers: Sequence[TokenScores], findings: Findings) -> None:
+def _noise_under_load(answers: Sequence[TokenScores], findings: Findings) -> None:
     """Add the noise of one example over requests that were sent together, where it was measured alone before."""
     if findings.sigma_example is None or len(answers) < 3 or any(a.any_censored for a in answers):
         return
     token, example = _sigmas(answers)
     findings.add(
-        "noise in company",
+        "noise under load",
         True,
         f"the same example {len(answers)} times among others: standard deviation {example:.2g} nats of its loss, "
         f"{token:.2g} of the noisiest token",

@@ -148,7 +148,7 @@ def run(
 
 @command(MAKE)
 def cancel(run: RunArgument = HERE, as_json: JsonOption = False) -> None:
-    """Stop the jobs of a run that are still going on. What is trained and scored is kept.
+    """Stop the jobs of a run that are still running. What is trained and scored is kept.
 
     `daunce run` with the run's config resumes it.
     """
@@ -163,7 +163,7 @@ def clean(run: RunArgument = HERE, yes: YesOption = False, as_json: JsonOption =
     """Delete the files and models that a run created at the provider, and what it left on the scoring server
     (deployments, adapters); nothing else. Scores are kept.
 
-    Rankings and reports go on working; members that are not scored yet would have to be trained again.
+    Rankings and reports keep working; members that are not scored yet would have to be trained again.
     """
     from ..score.cleaning import clean_run
     from ..store import RunStore

@@ -63,8 +63,8 @@ def write_template(
     ``train.jsonl`` and ``test.jsonl`` are written. With few examples members see a larger share of them, so that
     their subsets are large enough.
 
-    Raises ConfigurationError where the file is there already (it is left as it is), a given data file is not, or the
-    folder cannot be written. ``backend`` is taken as it is: an unknown kind is found when the config is used.
+    Raises ConfigurationError where run.yaml exists (it is left as it is), a data file that was named does not, or the
+    folder cannot be written. ``backend`` is not checked: an unknown kind is found when the config is used.
     """
     folder = Path(folder)
     path = folder / FILE_NAME
@@ -201,7 +201,7 @@ def _seen_from(folder: Path, given: str | Path) -> str:
     """A data file as the config names it: relative to its folder if it lies in there, otherwise absolute."""
     path = Path(given).expanduser().resolve()
     if not path.exists():
-        raise ConfigurationError(f"{given} is no file. Check the path; nothing was written.")
+        raise ConfigurationError(f"{given} does not exist. Check the path; nothing was written.")
     if not _writable(str(path)):
         raise ConfigurationError(f"the name of {str(path)!r} is not UTF-8. Rename it; nothing was written.")
     return str(path.relative_to(folder.resolve())) if path.is_relative_to(folder.resolve()) else str(path)

@@ -6,6 +6,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Unpack
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,8 +16,7 @@ from ..attribution import Attribution
 from ..data.subsets import Ensemble, plan_ensemble
 from ..errors import ConfigurationError, DataError
 from ..run import Run
-from ..score.client import Progress
-from ..train import OnEvent
+from ..score.work import Options
 from . import lds, load_truth, save_truth
 from .methods import method_scores
 from .removal import removal_rise
@@ -120,12 +120,12 @@ def _shares_a_subset(run: Run, inclusion_SN: NDArray[np.bool_]) -> bool:
     return any(row.tobytes() in member for row in inclusion_SN)
 
 
-def lds_table(run: Run, truth: Run, *, on_event: OnEvent | None = None, on_progress: Progress | None = None) -> Table:
+def lds_table(run: Run, truth: Run, **options: Unpack[Options]) -> Table:
     """Train what is missing, then compare each method's predictions with the retrained models' losses.
 
-    Raises any DaunceError; the same call again resumes.
+    ``options``: of :meth:`daunce_api.Run.execute`. Raises any DaunceError; the same call again resumes.
     """
-    truth.measure(on_event=on_event, on_progress=on_progress)
+    truth.measure(**options)
     measured = question_losses(truth)
     attribution = run.attribution()
     subset, loss = _of(attribution, run, measured.by_subset())
@@ -137,7 +137,7 @@ def lds_table_of_file(run: Run, path: str | Path) -> Table:
     """Compare each method's predictions with a truth from elsewhere (`daunce_api.evaluation.load_truth`); nothing is
     trained.
 
-    Raises DataError where the file is no truth for this run, or one of its subsets is also a member's.
+    Raises DataError where the file is not a truth for this run, or one of its subsets is also a member's.
     """
     subset, loss = load_truth(path, run.train.ids, run.test.ids)
     if _shares_a_subset(run, subset):
@@ -252,22 +252,22 @@ def removal_truth(run: Run, *, k: int = 10, tests: Sequence[str] = (), randoms: 
     )
 
 
-def removal_table(
-    experiment: Removal, *, on_event: OnEvent | None = None, on_progress: Progress | None = None
-) -> Table:
+def removal_table(experiment: Removal, **options: Unpack[Options]) -> Table:
     """Train what is missing, then compare losses without a method's top k with losses without k random examples.
 
     ``rise``: mean over test examples, nats; higher = the removed ones mattered more. Its interval is that of
-    :func:`~daunce_api.evaluation.removal.removal_rise`. Raises any DaunceError.
+    :func:`~daunce_api.evaluation.removal.removal_rise`. ``options`` as in :func:`lds_table`. Raises any DaunceError.
     """
-    experiment.truth.measure(on_event=on_event, on_progress=on_progress)
+    experiment.truth.measure(**options)
     measured = question_losses(experiment.truth)
     loss_of = dict(zip(measured.models, measured.loss_SM, strict=True))
     columns = list(experiment.columns)
     chosen = len(experiment.methods) * len(columns)
     random = [loss_of[m][columns] for m in range(chosen, experiment.truth.material.ensemble.members) if m in loss_of]
     if not random:
-        raise DataError("No model without random examples is there, so there is nothing to compare with; run it again.")
+        raise DataError(
+            "No model without random examples is scored, so there is nothing to compare with. Run the command again."
+        )
     random_RT = np.stack(random)
     known_T = np.isfinite(random_RT).all(axis=0)  # of the others a model gave only a lower bound
     known_T &= np.isfinite([loss_of.get(p, measured.loss_SM[0])[columns[p]] for p in range(len(columns))])

@@ -126,7 +126,7 @@ def load_truth(path: str | Path, train_ids: Sequence[str], test_ids: Sequence[st
                 f"{len(test_ids)}"
             )
     except (DataError, TypeError, ValueError) as error:
-        raise DataError(f"{path} is no truth for this run: {error}") from error
+        raise DataError(f"{path} is not a truth for this run: {error}") from error
     return inclusion, loss
 
 

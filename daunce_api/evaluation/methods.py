@@ -15,7 +15,7 @@ from ..errors import MissingExtraError
 Scores = NDArray[np.float64]
 
 
-def method_scores(attribution: Attribution, *, seed: int = 0) -> dict[str, Scores]:
+def method_scores(attribution: Attribution) -> dict[str, Scores]:
     """(N, M) scores by method, ours first; higher = earlier.
 
     ``attribution`` is the run's own estimator, ``correlation`` what "retrieval" ranks by (once, where they are the
@@ -30,5 +30,5 @@ def method_scores(attribution: Attribution, *, seed: int = 0) -> dict[str, Score
     out["BM25"] = bm25_scores(train, test)
     with suppress(MissingExtraError):  # a light install compares without them
         out["embeddings"] = embedding_scores(train, test)
-    out["random"] = random_scores(len(train), len(test), seed=seed)
+    out["random"] = random_scores(len(train), len(test))
     return out

@@ -22,8 +22,9 @@ def keep(run: Run, proposal: Proposal) -> Path | None:
     """Write a proposal and return its folder; one that was kept before is found again. None with nothing to remove.
 
     ``removed.jsonl`` holds each removed example with the reason. ``train.cleaned.*`` is the original file without them,
-    in its format; where the original has changed since or holds several examples in one record, the run's own copy
-    (JSONL) takes its place. Raises StoreError where the folder cannot be written.
+    in its format; where the original has changed since, holds several examples in one record, or reads otherwise than
+    the examples that stay, the run's own copy (JSONL) takes its place. Raises StoreError where the folder cannot be
+    written.
     """
     if not proposal.removed:
         return None
@@ -74,10 +75,14 @@ def _same(folder: Path, content: dict[str, Any]) -> bool:
 
 
 def _cleaned(run: Run, proposal: Proposal, folder: Path) -> Path:
-    removed, original = set(proposal.positions), run.config.data.train
+    removed, original, columns = set(proposal.positions), run.config.data.train, run.config.data.columns
     try:
-        if Dataset.from_file(original, run.config.data.columns).digest == run.train.digest:
-            return write_cleaned(original, run.train, removed, folder)
+        if Dataset.from_file(original, columns).digest == run.train.digest:
+            path = write_cleaned(original, run.train, removed, folder)
+            kept = [content for i, content in enumerate(run.train.content_hashes) if i not in removed]
+            if not kept or list(Dataset.from_file(path, columns).content_hashes) == kept:
+                return path
+            path.unlink()  # a form that cannot be cut by lines, such as CSV whose lines end in a carriage return
     except DataError:
         pass  # it is gone, has changed, or holds several examples in one record
     return write_cleaned(run.run_dir / "data" / "train.jsonl", run.train, removed, folder)
@@ -102,10 +107,9 @@ def _read(folder: Path) -> dict[str, Any]:
     if not path.exists():
         return {}
     try:
-        content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+        return dict(json.loads(path.read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError, RecursionError) as error:
         raise StoreError(f"{path} cannot be read: {error}. Delete its folder and run daunce fix again.") from error
-    return content
 
 
 def _write(folder: Path, content: dict[str, Any]) -> None:

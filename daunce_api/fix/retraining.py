@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from typing import Any, Unpack
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,9 +15,7 @@ from ..data.subsets import Ensemble, plan_ensemble
 from ..errors import BudgetError, CapabilityError, ConfigurationError, NotEnoughMembersError, ProviderError
 from ..evaluation.retraining import question_losses, retraining
 from ..run import Run
-from ..score.client import Progress
-from ..score.work import Work
-from ..train import OnEvent
+from ..score.work import Options, Work
 from .proposal import Proposal, finite
 
 SEEDS = 3
@@ -104,20 +102,16 @@ def retraining_of(run: Run, proposal: Proposal, *, seeds: int = SEEDS) -> Run:
 
 
 def outcome(
-    retrained: Run,
-    proposal: Proposal,
-    *,
-    known: Mapping[str, Any] | None = None,
-    on_event: OnEvent | None = None,
-    on_progress: Progress | None = None,
+    retrained: Run, proposal: Proposal, *, known: Mapping[str, Any] | None = None, **options: Unpack[Options]
 ) -> Outcome:
     """Train and score what is missing, then compare the arms; the same call again resumes.
 
     ``known``: an earlier outcome of the same models (:meth:`Outcome.to_json`), whose generated answers are kept.
+    ``options``: of :meth:`daunce_api.Run.execute`.
 
     Raises NotEnoughMembersError where fewer than two seeds have a model in every arm, and any other DaunceError.
     """
-    retrained.measure(on_event=on_event, on_progress=on_progress)
+    retrained.measure(**options)
     losses = question_losses(retrained)
     row_of = {model: row for row, model in enumerate(losses.models)}
     groups = range(retrained.material.ensemble.members // len(ARMS))

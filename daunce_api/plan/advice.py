@@ -25,8 +25,15 @@ from .plan import Plan
 from .prices import table_of
 from .tokens import EPOCHS
 
-SHAPES = (("base", 0.5, 1), ("base", 0.5, 3), ("target", 0.3, 1))
-"""start_from, subset_ratio and checkpoints that were measured; members from the target train for one epoch."""
+FAST = "learning rate of members: the target's times its epochs; self_lds underrates them by about .1"
+SHAPES = (
+    ("base", "base", 0.5, None, 1, ""),
+    ("base", "base", 0.5, None, 3, ""),
+    ("short", "base", 0.3, 1, 1, FAST),
+    ("target", "target", 0.3, 1, 1, ""),
+)
+"""What was measured: its kind in measured.json, start_from, subset_ratio, epochs of members (None: the config's),
+checkpoints, and what else its members need."""
 BARGAIN = 0.9
 """Share of the best expected LDS that the cheaper recipe has to keep."""
 
@@ -114,29 +121,29 @@ def advise(inputs: RunInputs, max_usd: float | None = None, noise: float | None 
     last: list[Recipe] = []
     refused: list[DaunceError] = []
     smallest = math.inf
-    for start, ratio, checkpoints in SHAPES:
-        plan = _plan(inputs, start, ratio, checkpoints)
+    for kind, start, ratio, epochs, checkpoints, needs in SHAPES:
+        plan = _plan(inputs, start, ratio, epochs, checkpoints)
         if refusals := (*plan.about_jobs, *plan.about_scoring):
             refused.append(refusals[0])
             notes.append(f"start_from: {start} with checkpoints: {checkpoints} is left out. {refusals[0]}".rstrip("."))
             continue
         fixed, each = _costs(plan)
-        epochs = 1 if start == "target" else None
         planted = table_of("measured.json")["planted"]
-        if (start, ratio, checkpoints) == (planted["start"], 0.5, 1) and fixed + planted["members"] * each <= budget:
+        if (kind, checkpoints) == (planted["kind"], 1) and fixed + planted["members"] * each <= budget:
             usd = fixed + planted["members"] * each
             note = f"finds a planted group by --question retrieval (average precision {planted['average_precision']})"
-            last.append(Recipe("Cheapest for one cause", start, ratio, None, planted["members"], 1, usd, {}, note))
-        counts = _rows().query("start == @start and noise == @level")["members"]
+            note = f"{note}; {needs}"
+            last.append(Recipe("Cheapest for one cause", start, ratio, epochs, planted["members"], 1, usd, {}, note))
+        counts = _rows().query("kind == @kind and noise == @level")["members"]
         least, most = int(counts.min()), int(counts.max())
         smallest = min(smallest, fixed + least * each)
         members = most if each == 0 else min(most, int((budget - fixed) // each))
         numbers = range(least, members + 1)
-        expected = _lds(start, level, numbers, "auto" if checkpoints == 1 else "auto_3_models")
+        expected = _lds(kind, level, numbers, "auto" if checkpoints == 1 else "auto_3_models")
         for count, lds in zip(numbers, expected, strict=True):
-            found.append(Recipe("", start, ratio, epochs, count, checkpoints, fixed + count * each, lds))
-        if start == "target" and members >= least:
-            paper = replace(found[-1], name="The paper's", lds=_lds(start, level, [members], "covariance")[0])
+            found.append(Recipe("", start, ratio, epochs, count, checkpoints, fixed + count * each, lds, needs))
+        if kind == "target" and members >= least:
+            paper = replace(found[-1], name="The paper's", lds=_lds(kind, level, [members], "covariance")[0])
             last.append(replace(paper, note="estimator: covariance"))
     if len(refused) == len(SHAPES):
         raise refused[0]
@@ -151,18 +158,18 @@ def advise(inputs: RunInputs, max_usd: float | None = None, noise: float | None 
     return Advice(budget, noise, (*first, *last), tuple(notes))
 
 
-def _plan(inputs: RunInputs, start: str, ratio: float, checkpoints: int) -> Plan:
+def _plan(inputs: RunInputs, start: str, ratio: float, epochs: int | None, checkpoints: int) -> Plan:
     """Of two such members."""
     config = inputs.config
     shape = {"start_from": start, "subset_ratio": ratio, "checkpoints": checkpoints, "members": 2, "stop": None}
     target = config.ensemble.target_model if start == "target" else None
     training = config.training
-    if start == "target":
+    if epochs is not None:
         known = capabilities_of(config)[0].hyperparameters
         name = next((n for n in EPOCHS if n in training.hyperparameters or n in known), EPOCHS[0])
         training = training.model_copy(
             update={
-                "hyperparameters": {**training.hyperparameters, name: 1},
+                "hyperparameters": {**training.hyperparameters, name: epochs},
                 "target_hyperparameters": training.of_target,
             }
         )
@@ -208,10 +215,10 @@ def _level(noise: float | None) -> tuple[float, list[str]]:
     return above[0], [] if above[0] == noise else [f"taken from measurements with noise of {above[0]} nats"]
 
 
-def _lds(start: str, noise: float, members: Sequence[int], column: str) -> list[dict[str, float]]:
+def _lds(kind: str, noise: float, members: Sequence[int], column: str) -> list[dict[str, float]]:
     """By task, for each of these numbers of members."""
     by_task = {}
-    for task, rows in _rows().query("start == @start and noise == @noise").groupby("task"):
+    for task, rows in _rows().query("kind == @kind and noise == @noise").groupby("task"):
         by_task[str(task)] = np.interp(np.log(members), np.log(rows["members"]), rows[column])
     return [{task: round(float(lds[n]), 3) for task, lds in by_task.items()} for n in range(len(members))]
 

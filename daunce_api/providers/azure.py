@@ -248,7 +248,14 @@ class DeploymentHost(Host):
                 json=body,
             )
         except StopError as error:
-            raise (_with_advice(error, name, options) if error.status is not None else error) from None
+            if error.status is not None:  # a refused token: it is not the API key that failed
+                source = options.management_token_file or options.management_token_env
+                error.args = (
+                    f"{error} Here it is the token of {source} that counts, not the API key: it lasts for about an "
+                    f"hour. Deployment {name} may be up, and is paid for by the hour: renew the token, then run the "
+                    "same command again or `daunce clean`, which delete it.",
+                )
+            raise
         answer = json_of(response.content or b"{}")
         if not isinstance(answer, dict):
             raise calls.malformed(doing, False, "a body that is not a JSON object")
@@ -258,18 +265,6 @@ class DeploymentHost(Host):
 def name_of(model: str) -> str:
     """The name of a model's deployment."""
     return f"daunce-{hashlib.sha256(model.encode()).hexdigest()[:24]}"
-
-
-def _with_advice(failure: StopError, name: str, options: AzureScorerOptions) -> StopError:
-    """A refused token in words of its own: it is not the API key that failed, and a deployment may be left."""
-    source = options.management_token_file or options.management_token_env
-    advised = StopError(
-        f"{failure} Here it is the token of {source} that counts, not the API key: it lasts for about an hour. "
-        f"Deployment {name} may be up, and is paid for by the hour: renew the token, then run the same command again "
-        "or `daunce clean`, which delete it."
-    )
-    advised.status = failure.status
-    return advised
 
 
 def management_token(options: AzureScorerOptions) -> str:

@@ -12,8 +12,6 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from pydantic import TypeAdapter
-
 from .._util.environment import worker_environment
 from ..errors import MissingExtraError, StopError
 from .server_settings import ServerSettings
@@ -21,7 +19,6 @@ from .server_settings import ServerSettings
 LOG_NAME = "server.log"
 START_SECONDS, STOP_SECONDS = 180.0, 10
 _LOG_TAIL = 2000
-_READY = TypeAdapter(dict[str, str])
 
 
 def require_server_extra() -> None:
@@ -113,7 +110,7 @@ class EmbeddedServer:
         self.stop()
 
     def _handshake(self, process: subprocess.Popen[bytes], settings: ServerSettings) -> str | None:
-        """Give the settings, get the base URL; None where the child ended or took too long."""
+        """Send the settings and read the base URL; None where the child ended or took too long."""
         if process.stdin is None or process.stdout is None:
             return None
         with contextlib.suppress(BrokenPipeError):
@@ -128,7 +125,7 @@ class EmbeddedServer:
             with contextlib.suppress(subprocess.TimeoutExpired):
                 process.wait(STOP_SECONDS)
             return None
-        return _READY.validate_json(line)["base_url"]
+        return line.decode().strip()
 
     def _tail(self, offset: int) -> str:
         text = self.log_path.read_bytes()[offset:][-_LOG_TAIL:].decode(errors="replace")

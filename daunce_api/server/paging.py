@@ -11,6 +11,7 @@ from starlette.responses import JSONResponse, Response
 
 from .api_errors import invalid
 from .inject import Kind
+from .requests import MAX_METADATA
 from .service import Service
 from .state import Row, Table
 
@@ -72,4 +73,6 @@ def metadata_filter(request: Request) -> tuple[str, list[str]]:
             if value != "null":
                 raise invalid("Invalid value for 'metadata': use metadata[key]=value, or null.", param="metadata")
             conditions.append("metadata IS NULL")
+    if len(conditions) > MAX_METADATA + 1:
+        raise invalid(f"Invalid value for 'metadata': at most {MAX_METADATA} conditions.", param="metadata")
     return " AND ".join(conditions), values

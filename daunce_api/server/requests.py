@@ -13,6 +13,7 @@ from starlette.requests import Request
 from .api_errors import ApiError, invalid, missing
 
 MAX_SEED = 2**31 - 1
+MAX_METADATA = 16
 MAX_TOP_LOGPROBS = 20
 LEAST_TEMPERATURE = 1e-4
 
@@ -60,7 +61,7 @@ class _Method(StrictBody):
 
 
 Metadata = Annotated[
-    dict[Annotated[Str, Field(max_length=64)], Annotated[Str, Field(max_length=512)]], Field(max_length=16)
+    dict[Annotated[Str, Field(max_length=64)], Annotated[Str, Field(max_length=512)]], Field(max_length=MAX_METADATA)
 ]
 
 

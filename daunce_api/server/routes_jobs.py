@@ -24,22 +24,13 @@ ORGANIZATION = "org-daunce"
 def job_object(service: Service, row: Row) -> dict[str, Any]:
     """OpenAI's ``fine_tuning.job``."""
     hyperparameters = {name: row[name] for name in ("n_epochs", "batch_size", "learning_rate_multiplier")}
-    job = {
-        "id": row["id"],
+    names = ("id", "status", "created_at", "finished_at", "estimated_finish", "model", "fine_tuned_model")
+    job = {name: row[name] for name in (*names, "training_file", "trained_tokens", "seed")} | {
         "object": "fine_tuning.job",
-        "created_at": row["created_at"],
-        "finished_at": row["finished_at"],
-        "estimated_finish": row["estimated_finish"],
-        "status": row["status"],
         "error": json.loads(row["error"]) if row["error"] else None,
-        "model": row["model"],
-        "fine_tuned_model": row["fine_tuned_model"],
         "organization_id": ORGANIZATION,
-        "training_file": row["training_file"],
         "validation_file": None,
         "result_files": [row["result_file"]] if row["result_file"] else [],
-        "trained_tokens": row["trained_tokens"],
-        "seed": row["seed"],
         "hyperparameters": hyperparameters,
         "method": {"type": "supervised", "supervised": {"hyperparameters": hyperparameters}},
         "integrations": [],

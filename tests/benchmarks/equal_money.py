@@ -53,8 +53,9 @@ def table(task: Task, budgets: list[int], draws: int) -> None:
     if truth is None:
         return
     tests = truth["test"].shape[1]
-    arms = [("target", "covariance"), ("target", "auto"), ("target", "prior"), ("base", "covariance")]
-    arms += [("base", "auto"), ("base", "checkpoints"), ("base", "prior")]
+    arms = [("target", "covariance"), ("target", "auto"), ("target", "prior")]
+    arms += [("short", "covariance"), ("short", "auto"), ("short", "prior")]
+    arms += [("base", "covariance"), ("base", "auto"), ("base", "checkpoints"), ("base", "prior")]
     known: dict[tuple[str, str, int], np.ndarray] = {}
     for name, prices in PRICES.items():
         for paper in budgets:

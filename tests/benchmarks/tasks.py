@@ -1,7 +1,8 @@
 """Real fine-tunes for the estimator study: many members at once, raw losses cached outside the repository.
 
-Four tasks, each with two kinds of ensemble (members from the base on halves with the target's own recipe; short
-members from the target) and a truth (models on random halves that are never members, several seeds each):
+Tasks, each with kinds of ensemble (members from the base on halves with the target's own recipe; members from the
+target for one pass; short members from the base, see `short_members`) and a truth (models on random halves that are
+never members, several seeds each):
 
 * digits: a two-layer network (64-32-10) fine-tuned on 1,000 8x8 digits, 10 % of the labels wrong, from a base that saw
   497 others; 300 test examples. SGD.
@@ -78,6 +79,13 @@ class Kind:
     count: int
     seeds: int = 1
     checkpoints: bool = True
+
+
+def short_members(target: Recipe, count: int, *, checkpoints: bool = True) -> Kind:
+    """Members from the base that take one pass over .3 of the examples at the target's rate times its passes, so that
+    an example moves them as far as it moves the target."""
+    recipe = replace(target, epochs=1, rate=target.rate * target.epochs)
+    return Kind("base", 0.3, recipe, count, checkpoints=checkpoints)
 
 
 @dataclass(frozen=True)
@@ -389,6 +397,7 @@ def digits_task(name: str, target: Recipe, wrong: float = 0.1, members: int = 60
     kinds = {
         "base": Kind("base", 0.5, target, members),
         "target": Kind("target", 0.3, once, members),
+        "short": short_members(target, members),
         "truth": Kind("base", 0.5, target, 100, seeds=seeds),
     }
     return Task(name, 1000, target, kinds, digits.train)
@@ -407,6 +416,7 @@ def classifier_tasks() -> dict[str, Task]:
             {
                 "base": Kind("base", 0.5, fashion_target, 400),
                 "target": Kind("target", 0.3, Recipe(1, 50, 0.03, 0.9, "cosine"), 400),
+                "short": short_members(fashion_target, 400),
                 "truth": Kind("base", 0.5, fashion_target, 100, seeds=5),
             },
             fashion.train,

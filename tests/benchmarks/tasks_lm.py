@@ -23,7 +23,7 @@ import torch
 from torch import Tensor, nn
 
 import daunce_api
-from tests.benchmarks.tasks import Kind, Recipe, Task
+from tests.benchmarks.tasks import Kind, Recipe, Task, short_members
 
 RANK = 8
 GROUP = 10  # members trained side by side; more do not fit a cache
@@ -254,6 +254,7 @@ def _text_task(name: str, load: Callable[[], Pairs], size: int, members: int, tr
     kinds = {
         "base": Kind("base", 0.5, TARGET, members, checkpoints=False),
         "target": Kind("target", 0.3, Recipe(1, 8, 2.5e-3, decay="linear"), members, checkpoints=False),
+        "short": short_members(TARGET, members, checkpoints=False),
         "truth": truth,
     }
     return Task(name, size, TARGET, kinds, _LanguageModel(load).train, load)

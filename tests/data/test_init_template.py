@@ -158,7 +158,7 @@ def test_what_cannot_be_written_is_said(tmp_path: Path) -> None:
         write_template("/proc/none")
     with pytest.raises(ConfigurationError, match="cannot be written: embedded null byte"):
         write_template("a\0b")
-    with pytest.raises(ConfigurationError, match=r"typo\.jsonl is no file"):
+    with pytest.raises(ConfigurationError, match=r"typo\.jsonl does not exist"):
         write_template(tmp_path, train=tmp_path / "typo.jsonl")
     assert list(tmp_path.iterdir()) == []
 

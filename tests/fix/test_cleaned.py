@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pandas as pd
@@ -14,8 +15,11 @@ from hypothesis import strategies as st
 
 from daunce_api import Dataset
 from daunce_api.errors import DataError
+from daunce_api.fix import Proposal
 from daunce_api.fix.cleaned import write_cleaned
+from daunce_api.fix.folder import keep
 from daunce_api.fix.near_duplicates import near_duplicates
+from daunce_api.fix.proposal import Group
 
 RECORDS: list[dict[str, Any]] = [
     {"prompt": f"question {i}, é", "completion": f'answer "{i}"\nsecond line', "source": "s"} for i in range(5)
@@ -109,6 +113,23 @@ def test_a_file_that_changed_since_is_refused(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="has changed since the run: it holds 4 records"):
         write_cleaned(path, data, {1}, tmp_path / "fix")
     assert not (tmp_path / "fix").exists()
+
+
+def test_a_file_that_cannot_be_cut_by_lines_is_replaced_by_the_runs_own_copy(tmp_path: Path) -> None:
+    """CSV whose lines end in a carriage return alone: cut at line feeds it would be written whole."""
+    path = tmp_path / "train.csv"
+    path.write_bytes(b"prompt,completion\r" + b"".join(f"question {i},answer {i}\r".encode() for i in range(5)))
+    data = Dataset.from_file(path)
+    data.to_jsonl(tmp_path / "run" / "data" / "train.jsonl")
+    source = SimpleNamespace(data=SimpleNamespace(train=path, columns=None))
+    run: Any = SimpleNamespace(run_dir=tmp_path / "run", train=data, config=source)
+    groups = tuple(Group((i,), 1.0, 0.1, 0.01) for i in (1, 3))
+    attribution: Any = SimpleNamespace(train=data, members=(0, 1))
+    folder = keep(run, Proposal(attribution, ("q",), (), groups, groups, (), "a test"))
+    assert folder is not None
+    assert [e.prompt for e in Dataset.from_file(folder / "train.cleaned.jsonl")] == [f"question {i}" for i in (0, 2, 4)]
+    assert not list(folder.glob("*.csv"))
+    assert json.loads((folder / "fix.json").read_text())["cleaned"] == "train.cleaned.jsonl"
 
 
 def test_near_duplicates_are_linked_and_others_are_not() -> None:

@@ -35,16 +35,23 @@ def test_the_table_is_that_of_the_study() -> None:
     part = text[text.index("## Tables, with earlier checkpoints") : text.index("## Tables, final models alone")]
     rows = []
     for section in part.split("\n### ")[1:]:
-        task, start = section.split()[0].strip(","), section.split()[3].strip(",")
+        task, kind = section.split()[0].strip(","), section.split()[3].strip(",")
         for line in section.splitlines():
             cells = [cell.strip() for cell in line.strip("|").split("|")]
             if task in ("digits", "lm") and re.fullmatch(r"0\.\d+", cells[0]):
-                rows.append([task, start, *(float(cells[i]) for i in (0, 1, 3, 4, 6))])
+                places = (0, 1, 2, 3) if kind == "short" else (0, 1, 3, 4, 6)
+                missing = [None] if kind == "short" else []
+                rows.append([task, kind, *(float(cells[i]) for i in places), *missing])
     assert table["lds"] == rows
-    assert len(rows) == 60
+    assert len(rows) == 60 + 24
     planted = table["planted"]
-    line = next(line for line in text.splitlines() if line.startswith(f"| {planted['members']} |"))
-    assert float(line.split("|")[3]) == planted["average_precision"]
+    part = text[text.index("## Planted groups, by where members start") : text.index("## Tables, short members")]
+    place = part.split("|").index(f" K = {planted['members']} ")
+    found = [
+        float(line.split("|")[place].split()[0]) for line in part.splitlines() if f" | {planted['kind']} |" in line
+    ]
+    assert len(found) == 2
+    assert min(found) == planted["average_precision"]
 
 
 def test_recipes_cost_what_their_runs_would() -> None:
@@ -73,6 +80,20 @@ def test_quality_is_what_was_measured() -> None:
     assert recipe(noisy, "The paper's").lds == {"digits": 0.495, "lm": 0.491}, "the next larger noise"
     assert "measurements with noise of 0.03 nats" in noisy.text()
     assert "above 0.03 nats was not measured" in advise(inputs(free), max_usd=0.0, noise=0.2).text()
+
+
+def test_short_members_from_the_base_are_priced_and_say_what_they_need() -> None:
+    noisy = advise(inputs(), max_usd=0.5, noise=0.03)
+    cheap = recipe(noisy, "Best")
+    assert (cheap.start, cheap.ratio, cheap.epochs, cheap.checkpoints) == ("base", 0.3, 1, 1)
+    assert "start_from: base, subset_ratio: 0.3" in noisy.text()
+    assert "epochs of members: 1\n" in noisy.text()
+    assert "learning rate of members: the target's times its epochs" in noisy.text()
+    settings = config(
+        ensemble={"members": cheap.members, "subset_ratio": 0.3},
+        training={"hyperparameters": {"n_epochs": 1}, "target_hyperparameters": {"n_epochs": 2}},
+    )
+    assert inputs(settings).plan().usd == pytest.approx(cheap.usd, rel=0.01)
 
 
 def test_between_measured_numbers_of_members_the_logarithm_decides() -> None:

@@ -83,7 +83,7 @@ def check(findings: Findings, name: str) -> doctor.Check:
 async def test_an_honest_endpoint_is_found_usable() -> None:
     findings = await look(Echo())
     assert findings.ok
-    assert check(findings, "base model").detail == "m is there; it shuts down on 2027-01-14"
+    assert check(findings, "base model").detail == "m is available; it shuts down on 2027-01-14"
     assert findings.sigma_example == 0.0
     assert check(findings, "batches").ok
     assert check(findings, "alignment").ok
@@ -245,7 +245,7 @@ async def test_noise_in_company_is_measured_beside_other_examples() -> None:
 
     findings = await look(Batching())
     assert "standard deviation 0 nats" in check(findings, "noise").detail
-    assert "nats of its loss" in check(findings, "noise in company").detail
+    assert "nats of its loss" in check(findings, "noise under load").detail
     assert findings.sigma_example is not None
     assert findings.sigma_example > noise.NOISY
     assert any("noisy" in a for a in findings.advice)

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import json
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from threading import Thread
 from typing import Any
 
 import pytest
+from http_stub import serving
 from provider_support import BATCH, Server, body_of, polling, run_config, sequence, truth
 from sdk_support import KEY, Service, error, httpx
 
@@ -241,21 +240,15 @@ async def test_chats_are_rendered_by_the_template_that_they_are_measured_with(tm
 async def test_a_large_file_goes_to_the_address_that_fireworks_signs(monkeypatch: pytest.MonkeyPatch) -> None:
     sent: list[Any] = []
 
-    class Bucket(BaseHTTPRequestHandler):
-        def do_PUT(self) -> None:
-            content = self.rfile.read(int(self.headers["content-length"]))
-            sent.append((self.path, self.headers["x-goog-content-length-range"], content))
-            self.send_response(200 if len(sent) == 1 else 403)
-            self.end_headers()
+    def bucket(request: Any) -> Any:
+        path = request.url.raw_path.decode()
+        sent.append((path, request.headers["x-goog-content-length-range"], request.content))
+        return httpx.Response(200 if len(sent) == 1 else 403)
 
-        def log_message(self, *_: Any) -> None: ...
-
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Bucket)
-    Thread(target=server.serve_forever, daemon=True).start()
-    try:
-        monkeypatch.setattr(fireworks_trainer, "LARGEST_UPLOAD", 3)
-        address = f"http://127.0.0.1:{server.server_port}/b?signature=secret"
-        stub = SlowData(0).stub.on(f"POST {DATASETS}/{ID}:getUploadEndpoint", {"filenameToSignedUrls": {NAME: address}})
+    monkeypatch.setattr(fireworks_trainer, "LARGEST_UPLOAD", 3)
+    with serving(bucket) as url:
+        signed = {"filenameToSignedUrls": {NAME: f"{url}/b?signature=secret"}}
+        stub = SlowData(0).stub.on(f"POST {DATASETS}/{ID}:getUploadEndpoint", signed)
         assert await make(stub).upload(NAME, CONTENT) == DATASET
         size = len(CONTENT)
         assert sent == [("/b?signature=secret", f"{size},{size}", CONTENT)]
@@ -263,9 +256,6 @@ async def test_a_large_file_goes_to_the_address_that_fireworks_signs(monkeypatch
         with pytest.raises(StopError) as info:
             await make(stub).upload(NAME, CONTENT)
         assert "secret" not in str(info.value)
-    finally:
-        server.shutdown()
-        server.server_close()
 
 
 async def test_files_are_data_sets() -> None:

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import json
-import threading
 from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
-from urllib.parse import unquote, urlsplit
+from urllib.parse import unquote
 
+import httpx2
 import pytest
+from http_stub import serving
 from provider_support import BATCH, run_config, sequence, truth
 
 from daunce_api._util.clock import InstantClock
@@ -86,28 +86,15 @@ class Nebius:
 def service() -> Iterator[Nebius]:
     nebius_ = Nebius()
 
-    class Handler(BaseHTTPRequestHandler):
-        def _serve(self) -> None:
-            content = self.rfile.read(int(self.headers.get("content-length") or 0))
-            assert self.headers["authorization"] == f"Bearer {KEY}"
-            status, body = nebius_.answer(self.command, urlsplit(self.path).path, json.loads(content or b"null"))
-            sent = json.dumps(body).encode()
-            self.send_response(status)
-            self.send_header("content-type", "application/json")
-            self.send_header("content-length", str(len(sent)))
-            self.end_headers()
-            self.wfile.write(sent)
+    def answered(request: httpx2.Request) -> httpx2.Response:
+        assert request.headers["authorization"] == f"Bearer {KEY}"
+        body = json.loads(request.content or b"null")
+        status, answer = nebius_.answer(request.method, request.url.path, body)
+        return httpx2.Response(status, json=answer)
 
-        do_GET = do_POST = do_DELETE = _serve
-
-        def log_message(self, *_: Any) -> None: ...
-
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    nebius_.url = f"http://127.0.0.1:{server.server_port}/v1"
-    threading.Thread(target=lambda: server.serve_forever(poll_interval=0.05), daemon=True).start()
-    yield nebius_
-    server.shutdown()
-    server.server_close()
+    with serving(answered) as url:
+        nebius_.url = f"{url}/v1"
+        yield nebius_
 
 
 def context(service: Nebius, **options: Any) -> Context:

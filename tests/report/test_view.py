@@ -226,6 +226,11 @@ def test_a_damaged_run_is_named_and_hides_no_other(folder: Path, tmp_path: Path)
     shutil.copytree(folder / "first", tmp_path / "good")
     (tmp_path / "bad").mkdir()
     (tmp_path / "bad" / "run.sqlite").write_bytes(b"no database" * 100)
+    shutil.copytree(folder / "first", tmp_path / "fixed")
+    for content in ("[1]", "{", '"text"'):
+        (tmp_path / "fixed" / "fix" / "1").mkdir(parents=True, exist_ok=True)
+        (tmp_path / "fixed" / "fix" / "1" / "fix.json").write_text(content)
+        assert "fix.json cannot be read" in Runs(tmp_path / "fixed").listed()[0]["problem"]
     rows = {row["folder"]: row for row in Runs(tmp_path).listed()}
     assert rows["bad"]["problem"]
     assert rows["good"]["complete"]
@@ -319,7 +324,9 @@ def test_no_page_scrolls_sideways(new_page: Any, address: str, width: int, schem
     page.goto(address)
     page.wait_for_selector("table.runs")
     ids = page.locator("tr[data-run]").evaluate_all("all => all.map((row) => row.dataset.run)")
-    for place, wait in (("#", "table.runs"), (f"#run/{ids[0]}", ".facts"), (f"#compare/{ids[0]}/{ids[1]}", "h1")):
+    run, compared = f"#run/{ids[0]}", f"#compare/{ids[0]}/{ids[1]}"
+    places = ("#", "table.runs"), (run, ".facts"), ("#run/%", "table.runs"), (compared, "h1")  # one is none of ours
+    for place, wait in places:
         page.evaluate("place => { location.hash = place; }", place)
         page.wait_for_selector(wait)
         assert page.evaluate("document.documentElement.scrollWidth") <= width

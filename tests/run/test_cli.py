@@ -152,7 +152,7 @@ def test_help_shows_no_types_of_switches_and_lists_estimators(cli: Cli) -> None:
         (["export", "{run}", "--seeds", "2"], 2, "--seeds goes with --format dattri"),
         (["top", "{run}", "--format", "csv", "--json"], 2, "--json goes with --format json"),
         (["fix", "{run}", "--max-usd", "2"], 2, "--max-usd goes with --retrain"),
-        (["fix", "{run}", "--top", "2", "--fdr", "0.2"], 2, "--fdr goes with no --top"),
+        (["fix", "{run}", "--top", "2", "--fdr", "0.2"], 2, "leave --top or --fdr out"),
         (["evaluate", "{run}", "--lds", "--truth", "{tmp}/t.npz"], 2, "cannot be read as a truth"),
         (["status", "{tmp}/nothing"], 4, "holds no run"),
         (["status", "{run}/run.sqlite"], 4, "run_dir"),

@@ -187,6 +187,11 @@ def test_random_queries_never_break_the_server(http: httpx2.Client, path: str, q
         check_response("GET", f"/v1/{path}", response.status_code, response.content)
 
 
+def test_more_conditions_than_a_job_has_metadata_are_refused(http: httpx2.Client) -> None:
+    response = http.get("/v1/fine_tuning/jobs", params={f"metadata[{i}]": "x" for i in range(2000)})
+    assert (response.status_code, response.json()["error"]["param"]) == (400, "metadata")
+
+
 @settings(max_examples=40)
 @given(name=st.text(max_size=20), content=st.binary(max_size=40), purpose=st.text(max_size=9) | st.just("fine-tune"))
 def test_random_uploads_never_break_the_server(http: httpx2.Client, name: str, content: bytes, purpose: str) -> None:

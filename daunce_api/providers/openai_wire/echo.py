@@ -142,9 +142,7 @@ class EchoScorer(WireScorer):
             )
         except RejectedError as error:
             if fields["max_tokens"] == 0 and "max_tokens" in str(error).partition(":")[2]:
-                advised = RejectedError(f"{error} Set backend.scorer.options.max_tokens: 1.")
-                advised.status = error.status
-                raise advised from None
+                error.args = (f"{error} Set backend.scorer.options.max_tokens: 1.",)
             raise
         if echo and self.options.first_position == "left_out":
             choices = [_with_first_position(choice) for choice in choices]

@@ -184,7 +184,7 @@ function trainingLegend(pair) {
   return ['No token parts: ' + data.tokens.why + '.'];
 }
 
-// A second choice of the same pair folds it again. The cards are drawn anew, so the focus is carried over.
+// A second choice of the same pair folds it again. The cards are redrawn, so the focus is carried over.
 function choosePair(pair) {
   answers.chosen = isChosen(pair) ? null : pair;
   drawAnswer();

@@ -1,4 +1,4 @@
-"""The runs of a folder, and what the page shows of each: read from their stores, also while they are going on."""
+"""The runs of a folder, and what the page shows of each: read from their stores, also while they are running."""
 
 from __future__ import annotations
 
@@ -80,9 +80,9 @@ class Runs:
         row: dict[str, Any] = {"id": identity, "folder": str(path.relative_to(self.folder)) or "."}
         try:
             status = self._run(identity).status()
+            fixed = (kept_outcome(*kept_fixes(path)) or {}).get("verdict", "")
         except (DaunceError, OSError) as error:
             return row | {"name": path.name, "problem": str(error)}
-        fixed = (kept_outcome(*kept_fixes(path)) or {}).get("verdict", "")
         shown = {"title": status.title, "rows": status.rows(), "fixed": fixed}
         return row | status.to_json() | shown
 

@@ -209,7 +209,7 @@ def serve(runs: Runs, *, host: str = "127.0.0.1", port: int = 0, on_start: Calla
     Raises ConfigurationError for another than a loopback address or a port that is taken.
     """
     if not is_loopback(host):
-        raise ConfigurationError(f"daunce view serves this machine only: {host} is no loopback address.")
+        raise ConfigurationError(f"daunce view serves this machine only: {host} is not a loopback address.")
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     listening = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)  # named, so that asyncio turns Nagle off
     listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)

@@ -39,7 +39,11 @@ let turn = 0;
 
 function place() {
   const parts = location.hash.slice(1).split('/');
-  return { name: parts[0] || 'runs', rest: parts.slice(1).map(decodeURIComponent) };
+  try {
+    return { name: parts[0] || 'runs', rest: parts.slice(1).map(decodeURIComponent) };
+  } catch { // not an address of ours
+    return { name: 'runs', rest: [] };
+  }
 }
 
 async function refresh() {
@@ -147,7 +151,7 @@ function verdicts(run, q) {
   return box;
 }
 
-const parts = { run: '', fix: null, ask: null }; // what people typed and found survives when the rest is drawn anew
+const parts = { run: '', fix: null, ask: null }; // what people typed and found survives when the rest is redrawn
 
 function kept(run, name, make) {
   if (parts.run !== run.id) Object.assign(parts, { run: run.id, fix: null, ask: null });
