@@ -23,10 +23,7 @@ GROUP = [(MemberTask(f"m{k}", b"", k, Path()), k) for k in range(4)]
 
 
 @pytest.mark.parametrize(("fits", "cuts"), [((2, 100), 0), ((1, 30), 0), ((1, 30), 3), ((0, 0), 0), ((0, 0), 9)])
-def test_memory_that_runs_out_costs_members_then_tokens_then_is_said(
-    fits: tuple[int, int], cuts: int, monkeypatch: pytest.MonkeyPatch
-):
-    monkeypatch.setattr("gc.collect", lambda: 0)  # seconds of a test process
+def test_memory_that_runs_out_costs_members_then_tokens_then_is_said(fits: tuple[int, int], cuts: int):
     tried: list[tuple[int, int]] = []
     began = cuts
 

@@ -107,7 +107,6 @@ def test_rows_whose_positions_depend_on_padding_are_alone(
 def test_a_pass_that_does_not_fit_is_repeated_in_smaller_ones(
     model: LanguageModel, sequences: list[Scored], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ):
-    monkeypatch.setattr("gc.collect", lambda: 0)  # seconds of a test process
     expected = model.target_logprobs(sequences)
     own = LanguageModel(model.name, model.adapted, model.tokenizer)
     own.target_logprobs(sequences[:1], adapter=save(model, tmp_path / "a"))
