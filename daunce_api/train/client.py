@@ -348,7 +348,7 @@ class JobClient(Patient):
     async def checkpoint_is_gone(self, member: int, number: int, model: str, error: RejectedError) -> bool:
         """Whether a refused request means that the provider no longer has this checkpoint; then it is left out.
 
-        A checkpoint that is not visible yet is waited for first. False: the request was refused for another reason.
+        False: the request was refused for another reason. Whether it may only be late is :meth:`is_not_yet`'s question.
         """
         row = self.store.jobs.trained_by(member)
         if row is None or (error.status != 404 and await self.model_exists(model)):

@@ -117,7 +117,7 @@ def test_errors_of_a_task_arrive_as_themselves(engine: RayEngine):
 
 
 CONNECT = """
-import functools, sys
+import functools, os, sys
 import ray
 from ray._private import services
 from daunce_api.providers.local.engines import RayEngine
@@ -125,35 +125,33 @@ from daunce_api.errors import ConfigurationError
 
 services.find_gcs_addresses = functools.cache(set)
 services.find_bootstrap_address = lambda _: None
-try:
-    engine = RayEngine(address=sys.argv[1] or None, cpus=1, gpus=0)
-except ConfigurationError as error:
-    print("refused:", error)
-else:
-    print("workers:", engine.workers)
-    engine.close()
-    print("left:", not ray.is_initialized())
+for place in sys.argv[1:]:
+    address, _, named = place.partition(" ")
+    os.environ.pop("RAY_ADDRESS", None)
+    if named:
+        os.environ["RAY_ADDRESS"] = named
+    try:
+        engine = RayEngine(address=address, cpus=1, gpus=0)
+    except ConfigurationError as error:
+        print("refused:", error)
+    else:
+        engine.close()
+        print("workers:", engine.workers, "left:", not ray.is_initialized())
 """
 
 
-def connect(address: str, **environment: str) -> str:
-    """What a process without a cluster of its own says of an address. It finds no other cluster of this machine."""
-    inherited = {k: v for k, v in os.environ.items() if k != "RAY_ADDRESS"}
+def connect(*places: str) -> list[str]:
+    """What a process without a cluster of its own says of each address, which ``RAY_ADDRESS`` may follow. It finds no
+    other cluster of this machine."""
     done = subprocess.run(
-        [sys.executable, "-c", CONNECT, address],
-        check=False,
-        env=inherited | environment,
-        capture_output=True,
-        text=True,
-        timeout=240,
+        [sys.executable, "-c", CONNECT, *places], check=False, capture_output=True, text=True, timeout=240
     )
-    return done.stdout or done.stderr
+    return (done.stdout or done.stderr).splitlines()
 
 
 def test_a_given_cluster_is_used_and_left_running(engine: RayEngine):
     address = ray.get_runtime_context().gcs_address
-    assert connect(address) == "workers: 2\nleft: True\n"
-    assert connect("auto", RAY_ADDRESS=address) == "workers: 2\nleft: True\n"
+    assert connect(address, f"auto {address}") == 2 * ["workers: 2 left: True"]
     assert engine.submit(lambda x: 2 * x, 3).result(timeout=240) == 6
 
 
@@ -161,11 +159,13 @@ def test_a_cluster_that_is_not_there_is_refused_soon():
     with socket.socket() as taken:  # nothing listens there
         taken.bind(("127.0.0.1", 0))
         dead = f"127.0.0.1:{taken.getsockname()[1]}"
-        for answer in (connect(dead), connect(f"ray://{dead}"), connect("auto", RAY_ADDRESS=dead)):
+        *named, unnamed = connect(dead, f"ray://{dead}", f"auto {dead}", "auto")
+        assert len(named) == 3
+        for answer in named:
             assert answer.startswith("refused: the Ray cluster at '")
             assert dead in answer
             assert "Connection refused" in answer
-    assert connect("auto").startswith("refused: the Ray cluster at 'auto' cannot be reached")
+    assert unnamed.startswith("refused: the Ray cluster at 'auto' cannot be reached")
 
 
 def test_tasks_that_fit_nowhere_are_refused(engine: RayEngine):

@@ -158,28 +158,6 @@ def test_forms_of_other_pages_cannot_post(address: str) -> None:
     assert post(address, f"api/runs/{identity}/mark", body, Origin="http://evil.example")[0] == 403
 
 
-def test_a_question_is_priced_asked_marked_and_fixed(tmp_path: Path) -> None:
-    """With the models that the run's own embedded provider kept."""
-    shutil.copytree(FIXTURE / "run", tmp_path / "run", ignore=shutil.ignore_patterns("lock"))
-    runs = Runs(tmp_path)
-    (row,) = runs.listed()
-    turns = [{"role": "user", "content": "What is a baker?"}]
-    price = runs.price(row["id"], turns, "A person who bakes bread.")
-    assert price["costs"] is False
-    assert "short requests" in price["text"]
-    found = runs.ask(row["id"], turns, "A person who bakes bread.", 0)
-    assert found["id"] in [q["id"] for q in runs.questions(row["id"])]
-    assert found["id"] in runs.attributions(row["id"])[0].test.ids
-    runs.mark(row["id"], found["id"], "unwanted")
-    assert {q["id"]: q["verdict"] for q in runs.questions(row["id"])}[found["id"]] == "unwanted"
-    proposal = runs.fix(row["id"])
-    assert "passes a false-discovery rate" in proposal["reason"]
-    assert (proposal["count"], proposal["folder"], proposal["groups"]) == (0, None, [])
-    assert not (tmp_path / "run" / "fix").exists(), "nothing is proposed, so nothing is kept"
-    runs.mark(row["id"], found["id"], None)
-    assert {q["verdict"] for q in runs.questions(row["id"])} == {None}
-
-
 def test_the_token_is_long_and_another_each_time(address: str, tmp_path: Path) -> None:
     assert len(urlsplit(address).path.strip("/")) >= 32
     assert "frame-ancestors 'none'" in ask(address)[1]["content-security-policy"]

@@ -34,7 +34,7 @@ def test_status_and_report_say_what_a_run_has_used(finished: Path) -> None:
     assert status.seconds > 0
     assert status.job_seconds > 0
     assert status.busy_seconds > 0
-    assert 0 < status.seconds <= status.busy_seconds + 1
+    assert 0 < status.seconds <= status.busy_seconds + 60  # one execution
     time = dict(status.rows())["time"]
     assert "busy" in time
     assert "breaks included" in time

@@ -11,11 +11,13 @@ import signal
 import subprocess
 import sys
 import urllib.request
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from daunce_api import RunConfig
 from daunce_api.cli.fixing import _show_outcome
 from daunce_api.evaluation.retraining import RetrainedLosses
 from daunce_api.fix import propose
@@ -102,6 +104,29 @@ def test_a_loss_that_is_only_a_lower_bound_is_unknown_and_no_failure(
     assert page.count("unknown: some models give only a lower bound") == 1
     _show_outcome(found)
     assert "nan" not in capsys.readouterr().out
+
+
+def test_a_question_is_priced_asked_marked_and_fixed(
+    finished: Path, make_config: Callable[..., RunConfig], tmp_path: Path
+) -> None:
+    shutil.copytree(finished, make_config().run_dir)
+    runs = Runs(tmp_path)
+    (row,) = runs.listed()
+    turns = [{"role": "user", "content": "What is a baker?"}]
+    price = runs.price(row["id"], turns, "A person who bakes bread.")
+    assert price["costs"] is False
+    assert "short requests" in price["text"]
+    found = runs.ask(row["id"], turns, "A person who bakes bread.", 0)
+    assert found["id"] in [q["id"] for q in runs.questions(row["id"])]
+    assert found["id"] in runs.attributions(row["id"])[0].test.ids
+    runs.mark(row["id"], found["id"], "unwanted")
+    assert {q["id"]: q["verdict"] for q in runs.questions(row["id"])}[found["id"]] == "unwanted"
+    proposal = runs.fix(row["id"])
+    assert "passes a false-discovery rate" in proposal["reason"]
+    assert (proposal["count"], proposal["folder"], proposal["groups"]) == (0, None, [])
+    assert not (tmp_path / "run" / "fix").exists(), "nothing is proposed, so nothing is kept"
+    runs.mark(row["id"], found["id"], None)
+    assert {q["verdict"] for q in runs.questions(row["id"])} == {None}
 
 
 def test_the_command_serves_until_it_is_interrupted(run: Run) -> None:
