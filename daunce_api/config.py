@@ -46,9 +46,9 @@ version keeps the recipe that it was started with."""
 _RETIRED = {
     "backend.options.job_events": "progress comes from the job itself",
     "backend.options.ray.retries": "the members of a lost actor are trained again",
+    "backend.options.model_name": "the embedded server names its model itself",
     **dict.fromkeys(
-        [f"backend.options.{key}" for key in "model_name max_file_bytes max_body_bytes max_prompts max_queue".split()]
-        + ["backend.options.max_prompt_tokens"],
+        [f"backend.options.max_{what}" for what in ("file_bytes", "body_bytes", "prompts", "prompt_tokens", "queue")],
         "it is a constant of the embedded server",
     ),
     "backend.scorer.options.leading_tokens": "serve a tokenizer that adds none, or name it in backend.tokenizer",
