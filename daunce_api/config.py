@@ -45,7 +45,12 @@ version keeps the recipe that it was started with."""
 
 _RETIRED = {
     "backend.options.job_events": "progress comes from the job itself",
-    "backend.options.ray.retries": "the tasks of a lost actor are retried",
+    "backend.options.ray.retries": "the members of a lost actor are trained again",
+    "backend.options.model_name": "the embedded server names its model itself",
+    **dict.fromkeys(
+        [f"backend.options.max_{what}" for what in ("file_bytes", "body_bytes", "prompts", "prompt_tokens", "queue")],
+        "it is a constant of the embedded server",
+    ),
     "backend.scorer.options.leading_tokens": "serve a tokenizer that adds none, or name it in backend.tokenizer",
     "backend.scorer.options.route": "echo is backend.scorer.kind: echo, and vLLM is always sent token ids",
     "backend.scorer.options.return_tokens_as_token_ids": "return_token_ids: true does the same",

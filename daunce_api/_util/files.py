@@ -18,8 +18,10 @@ def writing(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
+        elsewhere = isinstance(error, IsADirectoryError | NotADirectoryError | FileExistsError)
+        advice = "Name another file." if elsewhere else WHAT_TO_DO
         raise StoreError(
-            f"{path} could not be written: {error.strerror or error}. What was stored before is kept. {WHAT_TO_DO}"
+            f"{path} could not be written: {error.strerror or error}. What was stored before is kept. {advice}"
         ) from error
 
 

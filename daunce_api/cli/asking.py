@@ -75,9 +75,11 @@ def ask(
         check_keys(job.config)
     verdict: Verdict | None = "wanted" if wanted else "unwanted" if unwanted else None
     turns = _turns(questions, prompt, answer, system, messages)
-    if turns and answer is None and turns[-1].get("role") != "assistant" and not yes and not replaying:
+    if turns and answer is None and turns[-1].get("role") != "assistant":
+        if session is not None:
+            raise ConfigurationError("What the target generates is not part of a recording: add --answer.")
         usd = generation_usd(job.config, turns)
-        if usd != 0:
+        if usd != 0 and not yes:
             confirm_price("Let the target generate its answer first,", usd, bound=True)
     asked = job.question(turns, answer) if questions is None else _from_file(questions)
     plan = job.asking(asked, max_usd=max_usd)

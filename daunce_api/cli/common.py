@@ -7,6 +7,7 @@ import io
 import json
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
@@ -163,36 +164,39 @@ def show(as_json: bool, content: dict[str, Any], show: Callable[[], None]) -> No
         show()
 
 
-def error_content(error: DaunceError) -> dict[str, Any]:
+def error_content(kind: str, message: str) -> dict[str, Any]:
     """An error as --json prints it."""
-    return {"error": {"type": type(error).__name__, "message": str(error)}}
+    return {"error": {"type": kind, "message": message}}
 
 
 def main(arguments: list[str] | None = None) -> None:
     """Run the command line and exit with its code; no traceback reaches a user for an error of this package."""
     as_json = "--json" in (sys.argv[1:] if arguments is None else arguments)
+
+    def failed(kind: str, message: str) -> None:
+        terminal.error(message)
+        if as_json:
+            with suppress(OSError):  # no room for standard output is one of the errors
+                typer.echo(json.dumps(error_content(kind, message)))
+
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # what the locale's encoding lacks is escaped
             stream.reconfigure(errors="backslashreplace")
     try:
         code = app(arguments, standalone_mode=False) or 0
         if code == INTERRUPTED:
-            terminal.error(
-                "Interrupted. Everything so far is kept: run the same command again to resume; "
-                "`daunce cancel` stops the jobs."
-            )
+            kept = "Everything so far is kept: run the same command again to resume; `daunce cancel` stops the jobs."
+            failed("Interrupted", f"Interrupted. {kept}")
     except DaunceError as error:
-        if as_json:
-            typer.echo(json.dumps(error_content(error)))
-        terminal.error(str(error))
+        failed(type(error).__name__, str(error))
         code = error.exit_code
     except typer.Abort:
-        terminal.error("Stopped; nothing was sent.")
+        failed("Aborted", "Stopped; nothing was sent.")
         code = INTERRUPTED
     except typer.TyperException as error:
         said = error.format_message().replace("Value error, ", "").rstrip(".")
         if said:  # nothing where no command was named: the help is what is shown then
-            terminal.error(f"{said}. `daunce --help` and `daunce COMMAND --help` list commands and options.")
+            failed("UsageError", f"{said}. `daunce --help` and `daunce COMMAND --help` list commands and options.")
         code = 2
     except BrokenPipeError:
         code = 0
@@ -200,6 +204,7 @@ def main(arguments: list[str] | None = None) -> None:
         limit = exhausted(error)
         if limit is None:
             raise
-        terminal.error(f"{limit}. What was stored is kept; once it is raised or freed, run the same command again.")
+        what_next = "What was stored is kept; once it is raised or freed, run the same command again."
+        failed(StoreError.__name__, f"{limit}. {what_next}")
         code = StoreError.exit_code
     sys.exit(code)

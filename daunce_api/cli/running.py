@@ -90,7 +90,7 @@ def plan(
     planned = job.plan(max_usd=max_usd)
     terminal.warn(job.warnings)
     refusal = next(iter(planned.refusals), None)
-    content = planned.to_json() | ({} if refusal is None else error_content(refusal))
+    content = planned.to_json() | ({} if refusal is None else error_content(type(refusal).__name__, str(refusal)))
     show(as_json, content, lambda: terminal.say(planned.text()))
     if refusal is not None:  # the plan says why
         raise typer.Exit(refusal.exit_code)

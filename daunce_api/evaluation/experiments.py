@@ -62,7 +62,7 @@ def retrieval_table(attribution: Attribution, known_NM: NDArray[np.bool_]) -> Ta
         )
         tests = found.tests
     share = float(known_NM[:, known_NM.any(axis=0)].mean())
-    notes = f"{tests} test examples; {share:.1%} of the training examples are known ones."
+    notes = f"{tests} test example{'s' * (tests != 1)}; {share:.1%} of the training examples are known ones."
     return Table("retrieval", tuple(rows), (notes, *_measured(attribution.measured)))
 
 
@@ -281,8 +281,9 @@ def removal_table(experiment: Removal, **options: Unpack[Options]) -> Table:
             figures = {"rise": found.value, "low": found.low, "high": found.high}
         rows.append(Row(method, figures))
     notes = [
-        f"{len(columns)} test examples; rise of the loss in nats over the mean of {len(random)} random removals, with "
-        "95 % intervals for the choice of answers, one fine-tune each, and the random removals that they share."
+        f"{len(columns)} test example{'s' * (len(columns) != 1)}; rise of the loss in nats over the mean of "
+        f"{len(random)} random removals, with 95 % intervals for the choice of answers, one fine-tune each, and the "
+        "random removals that they share."
     ]
     if len(random) > 1:
         spread = float(np.std(random_RT[:, known_T], axis=0, ddof=1).mean())

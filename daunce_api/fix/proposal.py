@@ -218,7 +218,7 @@ def propose(
     room = largest_share * len(attribution.train)
     if top is not None:
         removed = ranked[:top]
-        reason = f"the first {len(removed)} groups, whatever their significance (--top)"
+        reason = f"--top {len(removed)}, whatever their significance"
     else:
         passing = [group for group in ranked if group.q <= fdr and group.effect > 0]
         removed = ()

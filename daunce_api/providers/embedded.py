@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from typing import Any
 
 from ..config import RunConfig
 from ..errors import ConfigurationError
@@ -31,11 +30,10 @@ _OWN = {"state_dir": "it is RUN/server", "api_key": "a new one is made for every
 def trainer_capabilities(config: RunConfig) -> TrainerCapabilities:
     """As of any OpenAI-wire server; twice as many jobs as workers keep every worker busy."""
     trainer, server = _options(config)
-    workers = server.get("workers", 1)
     return trainer.capabilities(
         config,
         "embedded server",
-        2 * (workers if isinstance(workers, int) else 1),
+        2 * server.workers,
         epochs=3,
         max_context_tokens=context_tokens(config),
         notes=("trains and scores on this machine",),
@@ -60,18 +58,11 @@ def context_tokens(config: RunConfig) -> int | None:
 
 def start_server(config: RunConfig) -> tuple[Endpoint, Callable[[], None]]:
     """Start the server in a child process: its endpoint, and what stops it."""
-    server = EmbeddedServer(server_settings(config)).start()
+    server = EmbeddedServer(_options(config)[1]).start()
     return Endpoint(server.base_url, server.api_key, "the embedded server"), server.stop
 
 
-def server_settings(config: RunConfig) -> ServerSettings:
-    """Settings of the run's server, from ``backend.model`` and ``backend.options``."""
-    _, options = _options(config)
-    own = {"model": config.backend.model, "state_dir": config.run_dir / STATE_FOLDER}
-    return parse_options(ServerSettings, {**options, **own}, "backend.options")
-
-
-def _options(config: RunConfig) -> tuple[WireTrainerOptions, dict[str, Any]]:
+def _options(config: RunConfig) -> tuple[WireTrainerOptions, ServerSettings]:
     """``backend.options`` holds the trainer's and the server's options side by side. The server is never behind."""
     given = config.backend.options
     for name, why in _OWN.items():
@@ -79,5 +70,9 @@ def _options(config: RunConfig) -> tuple[WireTrainerOptions, dict[str, Any]]:
             raise ConfigurationError(f"backend.options.{name} cannot be set for kind embedded: {why}.")
     trainer = {k: v for k, v in given.items() if k in WireTrainerOptions.model_fields}
     server = {k: v for k, v in given.items() if k not in trainer}
+    server |= {"model": config.backend.model, "state_dir": config.run_dir / STATE_FOLDER}
     own = {"grace_seconds": 0.0, "listing_lag_seconds": 0.0}
-    return parse_options(WireTrainerOptions, {**own, **trainer}, "backend.options"), server
+    return (
+        parse_options(WireTrainerOptions, {**own, **trainer}, "backend.options"),
+        parse_options(ServerSettings, server, "backend.options"),
+    )

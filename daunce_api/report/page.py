@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from functools import cache
 from html import unescape
 from importlib.resources import files
@@ -17,6 +16,7 @@ from typing import Any
 
 import jinja2
 import numpy as np
+from numpy.typing import NDArray
 
 from .._util.files import write
 from ..attribution import Attribution
@@ -31,7 +31,7 @@ from .overview import TrainView, loss_picture, quality_curve, train_view
 from .pack import Arrays, fitting_block, policy
 from .ranked import Listings, listings
 from .sources import SourceScores, source_scores
-from .tokens import TokenView, add_tokens, token_view
+from .tokens import add_tokens, token_view
 
 MAX_TESTS = 500
 MAX_TRAIN = 20_000
@@ -47,18 +47,6 @@ _HEAD = 20_000
 
 REPORT_NAME = "report.html"
 """Inside the run folder."""
-
-
-@dataclass(frozen=True, eq=False)
-class _Parts:
-    """Everything that goes into the page, computed."""
-
-    columns: list[int]
-    listings: Listings
-    train: TrainView
-    sources: SourceScores
-    tokens: TokenView | None
-    proposal: Proposal | None
 
 
 def write_report(
@@ -137,16 +125,12 @@ def report_html(
 ) -> str:
     """The report as a string; see :func:`write_report`. ``previous``: state of an earlier report, to compare with."""
     columns = list(range(min(len(attribution.test), MAX_TESTS)))
-    ranked = listings(attribution, columns)
-    parts = _Parts(
-        columns,
-        ranked,
+    ranked, train, sources = (
+        listings(attribution, columns),
         train_view(attribution),
         source_scores(attribution, columns),
-        token_view(attribution, columns, ranked.proponents.index_Mk, ranked.opponents.index_Mk),
-        proposal,
     )
-    content, arrays = _content(attribution, run, parts)
+    content, arrays = _content(attribution, run, columns, ranked, train, sources, proposal)
     texts = [content[side][name] for side in ("train", "test") for name in ("prompt", "answer")]
     texts.append(content["systems"])
     if content["tokens"] is not None:
@@ -159,14 +143,14 @@ def report_html(
     return _template().render(
         title="attribution" if run is None else run.title,
         attribution=attribution,
-        tiles=glance(attribution, run, parts.train.significant, ranked.overlap),
+        tiles=glance(attribution, run, train.significant, ranked.overlap),
         state=state_of(attribution),
         removal="" if proposal is None else _removal_text(proposal),
         outcome=outcome,
         retrained=[] if proposal is None or outcome is None else _retrained(attribution, outcome),
         others=others,
         unit=unit(attribution),
-        heat_note=parts.sources.note,
+        heat_note=sources.note,
         most_notes=_NOTES,
         first_notes=first_notes(attribution, run, previous),
         more_notes=more_notes(
@@ -196,21 +180,29 @@ def _removal_text(proposal: Proposal) -> str:
     )
 
 
-def _content(attribution: Attribution, run: RunStatus | None, parts: _Parts) -> tuple[dict[str, Any], Arrays]:
-    shown = _shown_train(attribution, parts)
+def _content(
+    attribution: Attribution,
+    run: RunStatus | None,
+    columns: list[int],
+    ranked: Listings,
+    view: TrainView,
+    heat: SourceScores,
+    proposal: Proposal | None,
+) -> tuple[dict[str, Any], Arrays]:
+    tokens = token_view(attribution, columns, ranked.proponents.index_Mk, ranked.opponents.index_Mk)
+    shown = _shown_train(attribution, ranked, view.self_influence_N if proposal is None else proposal.z_N)
     position = np.full(len(attribution.train) + 1, -1)  # the last entry answers for index -1
     position[shown] = np.arange(shown.size)
     systems: dict[str, int] = {}
     train = _examples(attribution.train, shown, attribution.labels("train"), systems)
-    test = _examples(attribution.test, parts.columns, attribution.labels("test"), systems)
-    s = parts.sources
-    names = {name for name in (*s.rows, *s.columns) if isinstance(name, str)}
+    test = _examples(attribution.test, columns, attribution.labels("test"), systems)
+    names = {name for name in (*heat.rows, *heat.columns) if isinstance(name, str)}
     sources = sorted(names.union(train["source"], test["source"]))
     number: dict[Any, int | None] = {None: None} | {name: n for n, name in enumerate(sources)}
     for side in (train, test):
         side["source"] = [number[name] for name in side["source"]]
     arrays = Arrays()
-    for name, listing in (("pro", parts.listings.proponents), ("opp", parts.listings.opponents)):
+    for name, listing in (("pro", ranked.proponents), ("opp", ranked.opponents)):
         arrays.add(f"{name}_index", position[listing.index_Mk], "i")
         for what, numbers in (("score", listing.score_Mk), ("low", listing.low_Mk), ("high", listing.high_Mk)):
             arrays.add(f"{name}_{what}", numbers, "f")
@@ -218,33 +210,32 @@ def _content(attribution: Attribution, run: RunStatus | None, parts: _Parts) -> 
         arrays.add(f"{name}_bm25", listing.bm25_rank_Mk, "i")
         if listing.prior_Mk is not None:
             arrays.add(f"{name}_prior", listing.prior_Mk, "f")
-    arrays.add("mean_score", parts.train.mean_score_N[shown], "f")
-    arrays.add("self_influence", parts.train.self_influence_N[shown], "f")
-    if parts.proposal is not None:
-        arrays.add("effect", parts.proposal.z_N[shown], "f")
-        arrays.add("proposed", np.isin(shown, parts.proposal.positions), "b")
-    arrays.add("included", parts.train.included_N[shown], "i")
+    arrays.add("mean_score", view.mean_score_N[shown], "f")
+    arrays.add("self_influence", view.self_influence_N[shown], "f")
+    if proposal is not None:
+        arrays.add("effect", proposal.z_N[shown], "f")
+        arrays.add("proposed", np.isin(shown, proposal.positions), "b")
+    arrays.add("included", view.included_N[shown], "i")
     partners = {"helps": _partners(attribution, opponents=False), "hurts": _partners(attribution, opponents=True)}
     found = np.unique(np.concatenate([index[shown] for index, _ in partners.values()]))
-    elsewhere = found[found >= len(parts.columns)]  # answers that the page has no room for: their ids alone
+    elsewhere = found[found >= len(columns)]  # answers that the page has no room for: their ids alone
     place = np.concatenate([np.arange(len(attribution.test)), [-1]])
-    place[elsewhere] = len(parts.columns) + np.arange(elsewhere.size)
+    place[elsewhere] = len(columns) + np.arange(elsewhere.size)
     for name, (index, score) in partners.items():
         arrays.add(f"{name}_index", place[index[shown]], "i")
         arrays.add(f"{name}_score", score[shown], "f")
-    test_loss = np.ma.masked_invalid(attribution.test_loss_KM[:, parts.columns])
+    test_loss = np.ma.masked_invalid(attribution.test_loss_KM[:, columns])
     arrays.add("test_loss", test_loss.mean(axis=0).filled(np.nan), "f")
     arrays.add("test_spread", test_loss.std(axis=0).filled(np.nan), "f")
     picture, limit, widths = loss_picture(attribution)
     arrays.add("picture", picture, "b")
-    tokens = None if parts.tokens is None else add_tokens(arrays, parts.tokens, parts.columns, shown.tolist())
     content = {
         "train": train,
         "test": test,
         "elsewhere": [attribution.test[int(j)].id for j in elsewhere],
         "sources": sources,
         "systems": list(systems),
-        "tokens": tokens,
+        "tokens": None if tokens is None else add_tokens(arrays, tokens, columns, shown.tolist()),
         "curve": quality_curve(attribution),
         "expected": _expected(attribution),
         "members_asked": None if run is None else run.members_asked,
@@ -252,31 +243,28 @@ def _content(attribution: Attribution, run: RunStatus | None, parts: _Parts) -> 
         "picture": {"limit": limit, "widths": widths, "members": len(attribution.members)},
         "heat": {
             # Numbers of sources, or positions of answers; null for all others together.
-            "row_source": [number[name] for name in s.rows],
-            "column_source": [] if s.of_answers else [number[name] for name in s.columns],
-            "column_answer": s.columns if s.of_answers else [],
-            "total": _plain(s.total_ST),
-            "stderr": _plain(s.stderr_ST),
-            "rows_count": s.rows_count,
-            "columns_count": s.columns_count,
-            "threshold": s.threshold,
+            "row_source": [number[name] for name in heat.rows],
+            "column_source": [] if heat.of_answers else [number[name] for name in heat.columns],
+            "column_answer": heat.columns if heat.of_answers else [],
+            "total": _plain(heat.total_ST),
+            "stderr": _plain(heat.stderr_ST),
+            "rows_count": heat.rows_count,
+            "columns_count": heat.columns_count,
+            "threshold": heat.threshold,
         },
         "arrays": arrays.directory,
     }
     return content, arrays
 
 
-def _shown_train(attribution: Attribution, parts: _Parts) -> np.ndarray[Any, np.dtype[np.int64]]:
+def _shown_train(attribution: Attribution, ranked: Listings, first_N: NDArray[np.float64]) -> NDArray[np.int64]:
     """Positions of the training examples in the page: all, or those that are listed, and those that come first for
-    removal or have the highest self-influence."""
+    removal or by self-influence."""
     count = len(attribution.train)
     if count <= MAX_TRAIN:
         return np.arange(count)
-    listed = np.unique(
-        np.concatenate([x.index_Mk.ravel() for x in (parts.listings.proponents, parts.listings.opponents)])
-    )
-    order = parts.train.self_influence_N if parts.proposal is None else parts.proposal.z_N
-    worst = np.argsort(-np.nan_to_num(order, nan=-np.inf), kind="stable")[:MAX_TRAIN]
+    listed = np.unique(np.concatenate([x.index_Mk.ravel() for x in (ranked.proponents, ranked.opponents)]))
+    worst = np.argsort(-np.nan_to_num(first_N, nan=-np.inf), kind="stable")[:MAX_TRAIN]
     return np.union1d(listed[listed >= 0], worst)
 
 

@@ -65,5 +65,5 @@ def test_what_is_no_plain_file_is_written_to_and_stays(tmp_path: Path) -> None:
 
 
 def test_a_folder_in_the_place_is_an_error_that_says_so(tmp_path: Path) -> None:
-    with pytest.raises(StoreError, match=r"could not be written: Is a directory.*free space and permissions"):
+    with pytest.raises(StoreError, match=r"could not be written: Is a directory.*Name another file"):
         write(tmp_path, "text")

@@ -331,6 +331,7 @@ def test_an_answer_may_be_a_tool_call_and_messages_that_are_wrong_are_not_sent(r
         (("--messages", "/nonexistent"), "cannot be read"),
         (("--prompt", "x", "--remove", "q0"), "goes with nothing else"),
         (("--unwanted", "--remove", "q0"), "goes with nothing else"),
+        (("--prompt", "x", "--record", "new"), "not part of a recording: add --answer"),
         (("--remove", "q9"), "has no example"),
         (("--prompt", "x"), "no target model"),
     ],

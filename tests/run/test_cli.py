@@ -81,6 +81,9 @@ def test_everything_that_looks_at_a_run(finished: Path, cli: Cli, tmp_path: Path
 
     code, out, _ = cli("report", finished, "--json")
     assert (finished / "report.html").samefile(json.loads(out)["report"])
+    page = (finished / "report.html").read_text()
+    assert "small · attribution report" in page
+    assert "daunce-tiny" in page
 
 
 def test_scores_are_exported(finished: Path, cli: Cli, tmp_path: Path) -> None:
@@ -149,6 +152,7 @@ def test_help_shows_no_types_of_switches_and_lists_estimators(cli: Cli) -> None:
         (["evaluate", "{run}", "--retrieval", "x", "--truth", "{tmp}/t.npz"], 2, "--truth goes with --lds: add"),
         (["evaluate", "{run}", "--lds", "--truth", "x", "--seeds", "2"], 2, "--seeds goes with --lds without --truth"),
         (["evaluate", "{run}", "--lds", "-k", "3"], 2, "-k goes with --removal"),
+        (["export", "{run}", "--output", "{tmp}"], 4, "Is a directory. What was stored before is kept. Name another"),
         (["export", "{run}", "--seeds", "2"], 2, "--seeds goes with --format dattri"),
         (["top", "{run}", "--format", "csv", "--json"], 2, "--json goes with --format json"),
         (["fix", "{run}", "--max-usd", "2"], 2, "--max-usd goes with --retrain"),
@@ -174,6 +178,10 @@ def test_errors_are_json_too(cli: Cli, tmp_path: Path) -> None:
     code, out, _ = cli("status", tmp_path, "--json")
     assert code == 4
     assert json.loads(out)["error"]["type"] == "StoreError"
+    code, out, err = cli("status", tmp_path, "--json", "--bogus")
+    assert (code, json.loads(out)["error"]["type"]) == (2, "UsageError")
+    assert "--bogus" in json.loads(out)["error"]["message"]
+    assert "--bogus" in err
 
 
 def test_data_problems_are_listed_with_their_lines(cli: Cli, make_config: MakeConfig, tmp_path: Path) -> None:

@@ -371,7 +371,7 @@ def test_retrieval_by_labels(run: Run, tmp_path: Path) -> None:
     assert known.sum() == 2
     assert known[[0, 12], 0].all()
     table = retrieval_table(attribution, known)
-    assert table.notes == ("1 test examples; 8.3% of the training examples are known ones.",)
+    assert table.notes == ("1 test example; 8.3% of the training examples are known ones.",)
     by_name = {row.method: row.figures for row in table.rows}
     assert by_name["BM25"]["MRR"] == 1.0
     path.write_text('["t3"]')

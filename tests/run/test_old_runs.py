@@ -57,6 +57,7 @@ def test_a_half_done_run_is_finished_with_one_job_a_member(tmp_path: Path) -> No
     [
         ({"kind": "openai_wire", "base_url": "http://127.0.0.1:1/v1", "options": {"job_events": True}}, "job_events"),
         ({"kind": "local", "options": {"engine": "ray", "ray": {"retries": 3, "cpus": 1}}}, r"ray\.retries"),
+        ({"kind": "embedded", "options": {"max_queue": 9}}, r"max_queue: it is a constant of the embedded server"),
         (
             {
                 "kind": "local",
