@@ -66,9 +66,7 @@ async def _load(server: EmbeddedServer, seconds: float) -> Load:
     capabilities = ScorerCapabilities(
         provider="load", scope="any", max_prompts_per_request=4, max_concurrent_requests=CONNECTIONS
     )
-    client = WireClient.open(
-        Endpoint(server.base_url, server.api_key, "the server"), timeout=300, connections=CONNECTIONS
-    )
+    client = WireClient.open(Endpoint(server.base_url, server.api_key, "the server"), timeout=300, most=CONNECTIONS)
     begin = time.monotonic()
     answers = rounds = requests = 0
     settled: tuple[int, int] | None = None
