@@ -208,7 +208,7 @@ def propose(
         unwanted, wanted: ids of marked answers; unwanted ones alone suffice.
         fdr: expected share of false entries of the list.
         largest_share: the most of the training examples that the list takes out. Ignored with ``top``.
-        top: take out this many groups, whatever their significance.
+        top: take out this many groups, or as many as make unwanted answers likelier, whatever their significance.
 
     Raises ConfigurationError for values out of range; otherwise as :func:`candidates`.
     """
@@ -217,7 +217,7 @@ def propose(
     ranked = candidates(attribution, unwanted, wanted)
     room = largest_share * len(attribution.train)
     if top is not None:
-        removed = ranked[:top]
+        removed = tuple(group for group in ranked if group.effect > 0)[:top]
         reason = f"--top {len(removed)}, whatever their significance"
     else:
         passing = [group for group in ranked if group.q <= fdr and group.effect > 0]

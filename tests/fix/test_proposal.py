@@ -86,6 +86,13 @@ def test_top_overrides_the_rule() -> None:
     assert "--top" in found.reason
 
 
+def test_top_takes_out_no_example_that_helps() -> None:
+    found = propose(attribution(effect=0.0, members=10), ["q-0"], top=10_000)
+    assert 0 < len(found.removed) < len(found.ranked)
+    assert all(group.effect > 0 for group in found.removed)
+    assert all(group.effect <= 0 for group in found.ranked[len(found.removed) :])
+
+
 def test_the_contrast_is_unwanted_less_wanted() -> None:
     of = attribution(members=8)
     losses = contrast(of, ["q-0", "q-1"], ["q-2"])
