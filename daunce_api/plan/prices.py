@@ -93,8 +93,8 @@ class JobCosts:
             return None
         return (
             f"{trained_tokens:,} tokens are billed where {counted:,} are counted: the provider trains on another chat "
-            "template than is measured, for another number of epochs, or bills padding. `daunce doctor --train-one` "
-            "compares them for one small job"
+            "template than is measured, for another number of epochs, again after an interruption, or bills padding. "
+            "`daunce doctor --train-one` compares them for one small job"
         )
 
 

@@ -305,6 +305,12 @@ async def test_a_loop_that_fails_goes_on_from_its_saved_state_instead_of_being_p
         assert await trainer.delete_model(job.model)
     assert fake.created[1]["with optimiser"] == "tinker://run-1/weights/daunce-state-0001"
     assert len(resumed.steps) == 2
+    dataset, tokenizer = (
+        Dataset.from_jsonl(tmp_path / "tinker" / "f.jsonl"),
+        tokenizer_of(run_config(model="daunce-tiny")),
+    )
+    epoch = sum(len(encode_example(e, tokenizer, "all").ids) for e in dataset)
+    assert job.trained_tokens == 3 * epoch  # two epochs, and at most one that was sent twice
 
 
 async def test_a_loop_that_fails_wherever_it_is_resumed_is_given_up(tmp_path: Path) -> None:

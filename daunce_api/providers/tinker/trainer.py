@@ -179,16 +179,19 @@ class TinkerTrainer(Closing):
         is_target = ensemble.start_from == "target" and record.model == self._config.backend.model
 
         async def run() -> str:
+            # Not before: whoever cancels a loop that was interrupted needs neither its file nor the tokenizer.
+            own = self._examples(record.file_id) if examples is None else examples
             loop = Loop(
                 self._service,
                 self._records,
                 record,
-                # Not before: whoever cancels a loop that was interrupted needs neither its file nor the tokenizer.
-                self._examples(record.file_id) if examples is None else examples,
+                own,
                 models=1 if is_target else ensemble.checkpoints,
                 seconds=None if ensemble.keep_days is None else ensemble.keep_days * DAY,
                 keeps_state=is_target or not self.capabilities.models_persist,
             )
+            if training is None:  # what was sent after the saved state is trained again, at most an epoch
+                record.tokens += sum(len(e.ids) for e in own)
             return await loop.train(await self._resumed(record) if training is None else training)
 
         self._loops[record.job_id] = asyncio.create_task(run())
@@ -254,7 +257,7 @@ class TinkerTrainer(Closing):
         if error is not None and not isinstance(error, TransientError | RejectedError):
             raise error
         if record.state is None or self._resumes[job_id] == MOST_RESUMES:
-            return record.job(JobStatus.FAILED, error=str(error))
+            return record.job(JobStatus.FAILED, error=str(error), trained_tokens=record.tokens)
         self._resumes[job_id] += 1
         self._run(record)
         return record.job(JobStatus.RUNNING)
