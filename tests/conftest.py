@@ -5,6 +5,8 @@ from __future__ import annotations
 
 import gc
 import signal
+import socketserver
+import sys
 from collections import Counter
 from collections.abc import Callable, Generator, Iterator
 from typing import Any
@@ -18,6 +20,17 @@ from daunce_api.server import EmbeddedServer, ServerSettings
 
 # A shell starts `pytest &` with SIGINT ignored, and every process below it inherits that.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+
+_handle_error = socketserver.BaseServer.handle_error
+
+
+def _handle_error_of_a_server(server: socketserver.BaseServer, request: Any, client_address: Any) -> None:
+    """Python's servers print a traceback where a client has left before its answer, which clients may."""
+    if not isinstance(sys.exc_info()[1], ConnectionError):
+        _handle_error(server, request, client_address)
+
+
+socketserver.BaseServer.handle_error = _handle_error_of_a_server  # type: ignore[method-assign]
 
 # The time of one example says nothing on a shared machine. The examples are the same in every run of the same code;
 # `--hypothesis-profile=default` draws others.
