@@ -60,10 +60,10 @@ def test_a_killed_actor_is_told_and_the_next_task_has_a_new_one(engine: RayEngin
     tasks = [task(model_folder, k, tmp_path / "there") for k in range(2)]
     lost, other = engine.submit(dies, tasks[0]), engine.submit(run_train, tasks[1])
     with pytest.raises(WorkerLostError, match="an actor of the Ray cluster was lost in mid-task") as told:
-        lost.result(timeout=240)
+        lost.result(timeout=500)
     assert told.value.out_of_memory  # as with a process: SIGKILL is how a system takes memory back
     again = engine.submit(run_train, tasks[0])
-    for member, result in enumerate(f.result(timeout=240)[0] for f in (again, other)):
+    for member, result in enumerate(f.result(timeout=500)[0] for f in (again, other)):
         assert run_train(task(model_folder, member, tmp_path / "here"))[0] == result
         name = f"{member}/adapter_model.safetensors"
         assert (tmp_path / "here" / name).read_bytes() == (tmp_path / "there" / name).read_bytes()
@@ -95,16 +95,16 @@ def test_actors_with_a_gpu_each_load_the_model_once_and_score_where_it_is_loaded
     for turn in range(2):
         place = tmp_path / f"turn-{turn}"
         futures = [engine.submit(train_together, task(model_folder, k, tmp_path), place) for k in range(2)]
-        assert all(f.result(timeout=240)[0].error is None for f in futures)
+        assert all(f.result(timeout=500)[0].error is None for f in futures)
     sequences = (((1, 2, 3), (1, 2)),)
     scoring = (ModelSpec(str(model_folder)), None, sequences)
     places = set()
     for _ in range(4):
-        assert len(engine.submit(run_score, *scoring).result(timeout=240)[0]) == 2
-        places.add(engine.submit(where, None).result(timeout=240))
+        assert len(engine.submit(run_score, *scoring).result(timeout=500)[0]) == 2
+        places.add(engine.submit(where, None).result(timeout=500))
     assert len(places) == 1  # the warm one
     futures = [engine.submit(where, tmp_path / "end") for _ in range(2)]
-    both = [f.result(timeout=240) for f in futures]
+    both = [f.result(timeout=500) for f in futures]
     assert len({pid for pid, _, _ in both}) == 2
     assert {gpu for _, gpu, _ in both} == {"0", "1"}
     assert [loads for _, _, loads in both] == [1, 1]
@@ -115,7 +115,7 @@ def test_errors_of_a_task_arrive_as_themselves(engine: RayEngine):
         raise DataError("a problem", ["here"])
 
     with pytest.raises(DataError, match="a problem"):
-        engine.submit(fails, 0).result(timeout=240)
+        engine.submit(fails, 0).result(timeout=500)
 
 
 CONNECT = """
@@ -146,7 +146,7 @@ def connect(*places: str) -> list[str]:
     """What a process without a cluster of its own says of each address, which ``RAY_ADDRESS`` may follow. It finds no
     other cluster of this machine."""
     done = subprocess.run(
-        [sys.executable, "-c", CONNECT, *places], check=False, capture_output=True, text=True, timeout=240
+        [sys.executable, "-c", CONNECT, *places], check=False, capture_output=True, text=True, timeout=500
     )
     return (done.stdout or done.stderr).splitlines()
 
@@ -154,7 +154,7 @@ def connect(*places: str) -> list[str]:
 def test_a_given_cluster_is_used_and_left_running(engine: RayEngine):
     address = ray.get_runtime_context().gcs_address
     assert connect(address, f"auto {address}") == 2 * ["workers: 2 left: True"]
-    assert engine.submit(lambda x: 2 * x, 3).result(timeout=240) == 6
+    assert engine.submit(lambda x: 2 * x, 3).result(timeout=500) == 6
 
 
 def test_a_cluster_that_is_not_there_is_refused_soon():
@@ -188,13 +188,13 @@ async def test_a_run_on_ray_survives_a_killed_actor_and_keeps_everything_in_its_
         }
     )
     run = LocalRun(config, engine)
-    warm = engine.submit(os.getpid).result(timeout=240)  # the next task goes to the same actor
+    warm = engine.submit(os.getpid).result(timeout=500)  # the next task goes to the same actor
     async with LocalTrainer(run) as trainer, LocalScorer(run) as scorer:
         jobs = []
         for k in range(4):
             file_id = await trainer.upload(f"s{k}.jsonl", DATA.training_file(range(k, 20 + k), "last"))
             jobs.append(await trainer.submit(JobRequest(f"k{k}", str(model_folder), file_id, k, {"n_epochs": 1}, "s")))
-        async with asyncio.timeout(240):
+        async with asyncio.timeout(500):
             while (await trainer.get(jobs[0].id)).status != JobStatus.RUNNING:  # noqa: ASYNC110
                 await asyncio.sleep(0.01)
             os.kill(warm, signal.SIGKILL)
