@@ -131,8 +131,8 @@ def advise(inputs: RunInputs, max_usd: float | None = None, noise: float | None 
         planted = table_of("measured.json")["planted"]
         if (kind, checkpoints) == (planted["kind"], 1) and fixed + planted["members"] * each <= budget:
             usd = fixed + planted["members"] * each
-            note = f"finds a planted group by --question retrieval (average precision {planted['average_precision']})"
-            note = f"{note}; {needs}"
+            precision = planted["average_precision"]
+            note = f"finds a planted group by --question retrieval (average precision {precision}); {needs}"
             last.append(Recipe("Cheapest for one cause", start, ratio, epochs, planted["members"], 1, usd, {}, note))
         counts = _rows().query("kind == @kind and noise == @level")["members"]
         least, most = int(counts.min()), int(counts.max())

@@ -190,7 +190,8 @@ def _content(
     proposal: Proposal | None,
 ) -> tuple[dict[str, Any], Arrays]:
     tokens = token_view(attribution, columns, ranked.proponents.index_Mk, ranked.opponents.index_Mk)
-    shown = _shown_train(attribution, ranked, view.self_influence_N if proposal is None else proposal.z_N)
+    first_N = view.self_influence_N if proposal is None else proposal.z_N
+    shown = _shown_train(attribution, ranked, first_N)
     position = np.full(len(attribution.train) + 1, -1)  # the last entry answers for index -1
     position[shown] = np.arange(shown.size)
     systems: dict[str, int] = {}
@@ -213,7 +214,7 @@ def _content(
     arrays.add("mean_score", view.mean_score_N[shown], "f")
     arrays.add("self_influence", view.self_influence_N[shown], "f")
     if proposal is not None:
-        arrays.add("effect", proposal.z_N[shown], "f")
+        arrays.add("effect", first_N[shown], "f")
         arrays.add("proposed", np.isin(shown, proposal.positions), "b")
     arrays.add("included", view.included_N[shown], "i")
     partners = {"helps": _partners(attribution, opponents=False), "hurts": _partners(attribution, opponents=True)}
